@@ -1,0 +1,71 @@
+"""Which version of which OTA module does every device of a fleet run?
+
+    settings ──► audit ──────────────► run folder ──► Run ──► inventory
+    (TOML)       asks every device,    (plain files,   (reads it, running
+                 within the quota      resumable,      or sealed)
+                                       proven)
+
+    import auditor
+
+    settings = auditor.load_settings("nightly.toml")
+    result = anyio.run(auditor.run_audit, settings)  # a run folder, see Result
+    with auditor.Run(result.folder) as run:
+        for version in run.inventory():              # VersionCount
+            print(version.module_name, version.module_version, version.devices)
+
+To take outcomes as they come, without a folder, see ``outcomes``; what can go wrong is in ``auditor.errors``.
+Names are imported when they are first used, so that a program loads only what it needs.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from auditor import __about__
+
+if TYPE_CHECKING:
+    from auditor.audit.run import Progress as Progress
+    from auditor.audit.run import Result as Result
+    from auditor.audit.run import run_audit as run_audit
+    from auditor.audit.scheduler import Stop as Stop
+    from auditor.audit.stream import outcomes as outcomes
+    from auditor.config import Settings as Settings
+    from auditor.config import load_settings as load_settings
+    from auditor.config import settings_from as settings_from
+    from auditor.errors import AuditorError as AuditorError
+    from auditor.inventory.folder import DeviceCounts as DeviceCounts
+    from auditor.inventory.folder import Manifest as Manifest
+    from auditor.inventory.queries import Run as Run
+    from auditor.inventory.queries import VersionCount as VersionCount
+    from auditor.inventory.verify import verify as verify
+    from auditor.model import Answered as Answered
+    from auditor.model import Device as Device
+    from auditor.model import Failed as Failed
+    from auditor.model import ModuleVersion as ModuleVersion
+    from auditor.model import Outcome as Outcome
+
+_ROOMS = {
+    "auditor.audit.run": ("Progress", "Result", "run_audit"),
+    "auditor.audit.scheduler": ("Stop",),
+    "auditor.audit.stream": ("outcomes",),
+    "auditor.config": ("Settings", "load_settings", "settings_from"),
+    "auditor.errors": ("AuditorError",),
+    "auditor.inventory.folder": ("DeviceCounts", "Manifest"),
+    "auditor.inventory.queries": ("Run", "VersionCount"),
+    "auditor.inventory.verify": ("verify",),
+    "auditor.model": ("Answered", "Device", "Failed", "ModuleVersion", "Outcome"),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+
+__version__ = __about__.VERSION
+
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604  all of them are strings
+
+
+def __getattr__(name: str) -> object:
+    if (room := _HOME.get(name)) is None:
+        raise AttributeError(f"module 'auditor' has no attribute {name!r}")
+    return getattr(import_module(room), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,126 @@
+"""The nouns of an audit: frozen, slotted, without any I/O."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, Literal, NoReturn, TypeVar
+
+from auditor.errors import PlatformError
+
+T = TypeVar("T")
+
+Dialect = Literal["tuya", "alibaba"]
+"""How a platform spells its answers: camelCase (Tuya) or PascalCase (Alibaba Cloud IoT)."""
+
+Status = Literal["ok", "empty", "not_found"]
+"""A conclusive answer: modules reported; none reported; no such device."""
+
+
+class Secret:
+    """An access key secret that cannot be printed, formatted, compared, pickled or iterated by accident."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The secret itself; the signer is the one place that asks for it."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "***"
+
+    __str__ = __repr__
+
+    def __format__(self, _spec: str) -> str:
+        return "***"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret is never pickled or copied")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device as the fleet names it: by ``iot_id``, or by ``product_key`` and ``device_name``, or by both."""
+
+    account: str
+    product_key: str | None
+    device_name: str | None
+    iot_id: str | None
+
+    def __str__(self) -> str:
+        if self.product_key is not None and self.device_name is not None:
+            return f"{self.product_key}/{self.device_name}"
+        return str(self.iot_id)
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleVersion:
+    """What one OTA module of a device runs, as the device last reported it."""
+
+    module_name: str
+    module_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedModule:
+    """One entry of an answer (the platform's ``SimpleOTAModuleInfo``); None where the platform told nothing."""
+
+    module: ModuleVersion
+    product_key: str | None
+    device_name: str | None
+    iot_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a device's modules. Numbers are None where the platform told nothing."""
+
+    number: int | None
+    size: int | None
+    page_count: int | None
+    total: int | None
+    reported: tuple[ReportedModule, ...]
+    request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent(Generic[T]):
+    """What came of one question: its answer, or the error that ended it, after ``attempts`` requests."""
+
+    result: T | PlatformError
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A device's conclusive answer. ``audited_at`` is in seconds since 1970; ``attempts`` counts requests sent."""
+
+    device: Device
+    status: Status
+    modules: tuple[ModuleVersion, ...]
+    total: int
+    pages: int
+    attempts: int
+    request_id: str | None
+    audited_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A device that could not be answered, and why. ``failed_at`` is in seconds since 1970."""
+
+    device: Device
+    code: str
+    message: str
+    http_status: int | None
+    attempts: int
+    request_id: str | None
+    failed_at: float
+
+
+Outcome = Answered | Failed
+"""What became of one device."""
+
+DeviceSource = Iterator[Device]
+"""Devices, lazily; the workers of an account share one."""

@@ -1,0 +1,215 @@
+"""Answers of both dialects, read into fields and pages, or into the error that says what to do next. Pure.
+
+The codes and what they call for stand in Tuya's and Alibaba's error pages; codes differ in case between pages, so
+they are compared without case. Field names differ in case between dialects (``requestId``, ``RequestId``,
+``RequestID``), so they are read without case too, whatever the dialect.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+import orjson
+
+from auditor.errors import (
+    ClockSkewError,
+    ForbiddenDeviceError,
+    InconsistentPagesError,
+    NeverActivatedError,
+    NonceUsedError,
+    NotFoundError,
+    PlatformError,
+    RefusedAccountError,
+    RefusedRequestError,
+    ThrottledError,
+    TransientError,
+)
+from auditor.model import ModuleVersion, Page, ReportedModule
+from auditor.platform.operations import Operation
+
+MESSAGE_LENGTH = 300
+"""Characters kept of a platform's message."""
+
+_READ_LENGTH = 20 * MESSAGE_LENGTH
+"""Characters of a platform's message that are cleaned at most: a body's worth of them would hold up every request."""
+
+UNREADABLE = "auditor.UnreadableAnswer"
+"""Our code for an answer that is not one: HTML, half a body, JSON of another shape."""
+
+_BY_CODE: dict[str, type[PlatformError]] = {
+    "signaturenonceused": NonceUsedError,
+    "invalidtimestamp.expired": ClockSkewError,
+    "signaturedoesnotmatch": RefusedAccountError,
+    "incompletesignature": RefusedAccountError,
+    "invalidaccesskeyid.notfound": RefusedAccountError,
+    "invalidaccesskeyid.inactive": RefusedAccountError,
+    "iot.common.ramactionpermissiondeny": RefusedAccountError,
+    "iot.system.uidnotfound": RefusedAccountError,
+    "iot.system.billisoverdue": RefusedAccountError,
+    "iot.system.instancenotfound": RefusedAccountError,
+    "iot.common.authactionpermissiondeny": ForbiddenDeviceError,
+    "iot.device.notexisteddevice": NotFoundError,
+    "iot.device.invalidiotid": NotFoundError,
+    "iot.prod.notexistedproduct": NotFoundError,
+    "iot.device.inactivedevice": NeverActivatedError,
+}
+_BY_PATTERN: tuple[tuple[re.Pattern[str], type[PlatformError]], ...] = (
+    (re.compile(r"throttling(\.|$)"), ThrottledError),
+    (re.compile(r"forbidden(\.|$)"), RefusedAccountError),
+    (re.compile(r"iot\.common\.invalidpageparams$"), RefusedRequestError),
+    (re.compile(r"iot\.(device|prod)\.(invalidformatted|null)\w+$"), RefusedRequestError),
+)
+"""What no pattern knows is transient: retried as often as any fault, then that device fails with code and message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A successful answer's fields, their names in lower case.
+
+    ``http_date`` is the answer's ``Date`` in seconds since 1970, None if it had none that can be read.
+    """
+
+    fields: Mapping[str, object]
+    request_id: str | None
+    http_date: float | None
+
+
+def decipher(status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> Answer:
+    """An answer's fields, or the error that says what to do next.
+
+    Args:
+        status: the HTTP status.
+        headers: the answer's headers, looked up without case.
+        body: the whole body, decompressed.
+        now: seconds since 1970, for delays that are told as a date.
+
+    Raises:
+        PlatformError: of the kind that the answer calls for.
+    """
+    try:
+        fields = _lowered(orjson.loads(body))
+    except orjson.JSONDecodeError:
+        fields = {}
+    http_date = _seconds_of_date(headers.get("Date"))
+    request_id = one_line(_text(fields.get("requestid")) or "") or None
+    success = fields.get("success")
+    if 200 <= status < 300 and (success is True or (isinstance(success, str) and success.lower() == "true")):
+        return Answer(fields, request_id, http_date)
+
+    code = one_line(_text(fields.get("code")) or "")
+    message = one_line(_text(fields.get("errormessage") or fields.get("message")) or "")
+    kind = kind_of(code)
+    if not code:
+        code, message, kind = _nameless(status, message)
+    if status == 429:
+        kind = ThrottledError
+    error = kind(code, message, http_status=status, request_id=request_id)
+    if isinstance(error, ThrottledError):
+        error.retry_after = _wished_delay(headers, now)
+    elif isinstance(error, ClockSkewError):
+        error.server_time = http_date
+    raise error
+
+
+def kind_of(code: str) -> type[PlatformError]:
+    """The error that a platform's code calls for."""
+    lowered = code.lower()
+    if (known := _BY_CODE.get(lowered)) is not None:
+        return known
+    return next((kind for pattern, kind in _BY_PATTERN if pattern.match(lowered)), TransientError)
+
+
+def page_of(operation: Operation, answer: Answer) -> Page:
+    """The page of module versions in an answer.
+
+    ``data`` may be null, empty, hollow, the object of the example or the bare array that Tuya's table calls it.
+
+    Raises:
+        InconsistentPagesError: an entry is not an object with a module name and a version.
+    """
+    fields = answer.fields
+    data = fields.get("data")
+    entries = _lowered(data).get(operation.items) if isinstance(data, dict) else data
+    total, page_count = _whole(fields.get("total")), _whole(fields.get("pagecount"))
+    return Page(
+        number=_whole(fields.get("currentpage")),
+        size=_whole(fields.get("pagesize")),
+        page_count=page_count,
+        total=0 if total is None and page_count == 0 else total,
+        reported=tuple(_reported(entry) for entry in entries) if isinstance(entries, list) else (),
+        request_id=answer.request_id,
+    )
+
+
+def one_line(message: str) -> str:
+    """A platform's message fit for a log line.
+
+    The gateway's answer to a wrong signature quotes its whole string to sign; that part is dropped.
+    """
+    text = re.sub(r"server string to sign is.*", "", message, flags=re.IGNORECASE | re.DOTALL)[:_READ_LENGTH]
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MESSAGE_LENGTH]
+
+
+def _reported(entry: object) -> ReportedModule:
+    fields = _lowered(entry)
+    name, version = _text(fields.get("modulename")), _text(fields.get("moduleversion"))
+    if not name or version is None:
+        raise InconsistentPagesError("an entry of data has no module name or version")
+    return ReportedModule(
+        ModuleVersion(name, version),
+        product_key=_text(fields.get("productkey")) or None,
+        device_name=_text(fields.get("devicename")) or None,
+        iot_id=_text(fields.get("iotid")) or None,
+    )
+
+
+def _nameless(status: int, message: str) -> tuple[str, str, type[PlatformError]]:
+    """Code, message and kind of an answer without a code: a proxy's page, half a body, a bare status."""
+    if 200 <= status < 300:
+        return UNREADABLE, message or "the answer is not the JSON that was asked for", TransientError
+    return f"HTTP {status}", message or "the answer has no code", TransientError
+
+
+def _lowered(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        return {}
+    return {name.lower(): item for name, item in value.items()}
+
+
+def _text(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _whole(value: object) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        value = int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _wished_delay(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds that the platform asks to wait: ``x-acs-retry-after`` in ms, or ``Retry-After`` in s or as a date."""
+    milliseconds, wish = headers.get("x-acs-retry-after"), headers.get("Retry-After")
+    if milliseconds is not None and re.fullmatch(r"\d{1,9}", milliseconds.strip()):
+        return int(milliseconds) / 1000
+    if wish is not None and re.fullmatch(r"\d{1,6}", wish.strip()):
+        return float(wish)
+    date = _seconds_of_date(wish)
+    return None if date is None else max(0.0, date - now)
+
+
+def _seconds_of_date(date: str | None) -> float | None:
+    if date is None:
+        return None
+    try:
+        moment = parsedate_to_datetime(date)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,54 @@
+"""The platform's operations as data: names, parameters, page rules, and where an answer keeps its items."""
+
+from dataclasses import dataclass
+
+from auditor.model import Device
+
+API_VERSION = "2018-01-20"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation of the open API.
+
+    Attributes:
+        name: the value of ``Action``.
+        required: parameters that every request has.
+        optional: parameters that a request may have.
+        page_size: the most items that a page may hold.
+        items: the name, in lower case, of the array under ``data`` that holds the items.
+        per_second: the documented quota of an account, in calls per second.
+    """
+
+    name: str
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    page_size: int
+    items: str
+    per_second: float
+
+
+LIST_OTA_MODULE_VERSIONS_BY_DEVICE = Operation(
+    name="ListOTAModuleVersionsByDevice",
+    required=("CurrentPage", "PageSize"),
+    optional=("ProductKey", "DeviceName", "IotId"),
+    page_size=200,
+    items="simpleotamoduleinfo",
+    per_second=10,
+)
+
+
+def module_versions_of(device: Device, page: int, page_size: int) -> dict[str, str]:
+    """The parameters that ask for one page of a device's module versions.
+
+    A device with an ``iot_id`` is named by that alone: Alibaba documents that it wins when both ways are given,
+    Tuya does not say, so the request leaves nothing to decide. Tuya's English page prints ``IoTID``; the name
+    that works, in its Chinese original and in the vendor's SDK, is ``IotId``.
+    """
+    parameters = {"CurrentPage": str(page), "PageSize": str(page_size)}
+    if device.iot_id is not None:
+        parameters["IotId"] = device.iot_id
+    elif device.product_key is not None and device.device_name is not None:
+        parameters["ProductKey"] = device.product_key
+        parameters["DeviceName"] = device.device_name
+    return parameters

@@ -1,0 +1,27 @@
+"""A platform to practise on: a world of devices, and a server that answers for them as strictly as the real one.
+
+World(1_000_000)  ──►  Simulator(world)  ──►  http://127.0.0.1:PORT/
+a function of          signature, nonce,      for demonstrations, tests and measurements
+an index               quota, faults
+"""
+
+from auditor.simulator.faults import FaultKind, Faults
+from auditor.simulator.gateway import SimulatedAccount
+from auditor.simulator.lies import Lie
+from auditor.simulator.quota import WindowKind
+from auditor.simulator.server import DEFAULT_ACCOUNT, Counts, Simulator
+from auditor.simulator.world import FLEET_COLUMNS, SimulatedDevice, World
+
+__all__ = [
+    "DEFAULT_ACCOUNT",
+    "FLEET_COLUMNS",
+    "Counts",
+    "FaultKind",
+    "Faults",
+    "Lie",
+    "SimulatedAccount",
+    "SimulatedDevice",
+    "Simulator",
+    "WindowKind",
+    "World",
+]

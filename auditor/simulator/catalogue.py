@@ -1,0 +1,104 @@
+"""What the simulated products are: their keys, how they name devices, their OTA modules and who runs which version."""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from datetime import date, timedelta
+from hashlib import blake2b
+from itertools import accumulate
+
+from auditor.model import ModuleVersion
+
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+# Every mark that a device name may hold, since each of them is escaped differently in a signed query.
+_PREFIXES = ("dev-", "lamp_", "gw@hall:", "meter.")
+
+_OWN_MODULES = ("ble", "zigbee", "mcu", "wifi", "cat1", "Sensor-Hub", "z_wave", "display.2")
+
+_SHARE_SCALE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleCatalogue:
+    """One module of a product: how likely a device has reported it, and the versions in the field.
+
+    Attributes:
+        reported: the part of devices, in 1/65536, that reported this module.
+        versions: what a device may run, one object for all devices that run it.
+        bounds: for each version the upper end of its share, in 1/65536, rising.
+    """
+
+    reported: int
+    versions: tuple[ModuleVersion, ...]
+    bounds: tuple[int, ...]
+
+    def version(self, draw: int) -> ModuleVersion:
+        """The version of a device that drew ``draw``, 0 to 65535."""
+        return self.versions[bisect_right(self.bounds, draw)]
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One simulated product."""
+
+    product_key: str
+    prefix: str
+    modules: tuple[ModuleCatalogue, ...]
+
+
+def make_products(seed: int, count: int) -> tuple[Product, ...]:
+    """``count`` products with keys of their own: always the same ones for the same seed."""
+    made: dict[str, Product] = {}
+    number = 0
+    while len(made) < count:
+        product = _product(seed, number, _PREFIXES[len(made) % len(_PREFIXES)])
+        made.setdefault(product.product_key, product)
+        number += 1
+    return tuple(made.values())
+
+
+def _product(seed: int, number: int, prefix: str) -> Product:
+    dice = blake2b(f"product {seed} {number}".encode()).digest()
+    names = list(_OWN_MODULES)
+    own = [names.pop(dice[20 + turn] % len(names)) for turn in range(dice[19] % 5)]
+    return Product(
+        product_key="k1" + "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in dice[:8]),
+        prefix=prefix,
+        modules=tuple(
+            _module(name, blake2b(f"module {seed} {number} {name}".encode()).digest()) for name in ("default", *own)
+        ),
+    )
+
+
+def _module(name: str, dice: bytes) -> ModuleCatalogue:
+    """A module's versions with the skew of fleets in the field: one rules, one lags behind, and there is a tail."""
+    current = 60 + dice[0] % 21
+    lagging = 10 + dice[1] % 11
+    tail = 2 + dice[2] % 5
+    weights = [float(current), float(lagging), *((100 - current - lagging) / tail for _ in range(tail))]
+    shape = dice[3] % 6
+    newest = 12 + dice[4] % 20
+    bounds = [round(total / 100 * _SHARE_SCALE) for total in accumulate(weights)]
+    bounds[-1] = _SHARE_SCALE
+    return ModuleCatalogue(
+        reported=_SHARE_SCALE if name == "default" else round((0.8 + dice[5] % 20 / 100) * _SHARE_SCALE),
+        versions=tuple(ModuleVersion(name, version_text(shape, newest - age)) for age in range(len(weights))),
+        bounds=tuple(bounds),
+    )
+
+
+def version_text(shape: int, release: int) -> str:
+    """The text of a product's ``release``-th version (from 0) in one of the six shapes that vendors write."""
+    match shape:
+        case 0:
+            return f"{1 + release // 10}.{release % 10}"
+        case 1:
+            return f"1.{release // 4}.{release % 4}"
+        case 2:
+            return f"V2.0.{release // 5}.{release % 5}"
+        case 3:
+            return f"2.{release:02d}"
+        case 4:
+            return f"{date(2023, 1, 15) + timedelta(days=14 * release):%Y%m%d}"
+        case _:
+            return f"1.4.{release // 3}" + (f"-hotfix{release % 3}" if release % 3 else "")

@@ -1,0 +1,127 @@
+"""What goes wrong between a client and a platform, drawn by chance: the same seed, the same misfortunes."""
+
+import random
+from bisect import bisect_right
+from dataclasses import dataclass
+from email.utils import formatdate
+from itertools import accumulate
+from typing import Literal, get_args
+
+from auditor.model import Dialect
+from auditor.simulator.answers import HTML, JSON, Refused, Reply, refusal
+
+FaultKind = Literal[
+    "reset", "cut", "unavailable", "internal", "html", "garbage", "business", "throttle", "silence", "nonce"
+]
+"""See the attributes of ``Faults``."""
+
+KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+
+PROXY_PAGE = b"<!DOCTYPE html>\n<html><head><title>Bad gateway</title></head><body><h1>Try later</h1></body></html>\n"
+"""What a proxy in between answers instead of the platform."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """The probability of each fault per request, 0 to 1; together at most 1.
+
+    Attributes:
+        reset: the connection is aborted before the answer.
+        cut: the headers promise more bytes than come, then the connection is closed.
+        unavailable: HTTP 503 and the gateway's ``ServiceUnavailable``.
+        internal: HTTP 500, empty or with a proxy's page.
+        html: HTTP 200 and a proxy's page.
+        garbage: HTTP 200 and a body that is no JSON.
+        business: HTTP 200 and ``iot.system.SystemException``.
+        throttle: HTTP 429 or 400 and a ``Throttling`` code under the quota, with or without a hint when to return.
+        silence: no answer for ``silence_seconds``, then the connection is closed.
+        nonce: the gateway's ``SignatureNonceUsed``.
+    """
+
+    reset: float = 0.0
+    cut: float = 0.0
+    unavailable: float = 0.0
+    internal: float = 0.0
+    html: float = 0.0
+    garbage: float = 0.0
+    business: float = 0.0
+    throttle: float = 0.0
+    silence: float = 0.0
+    nonce: float = 0.0
+    silence_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if any(chance < 0 for chance in self.chances) or sum(self.chances) > 1 + 1e-9:
+            raise ValueError(f"the probabilities of faults are 0 to 1 and together at most 1: {self}")
+        if self.silence_seconds < 0:
+            raise ValueError(f"silence_seconds must not be negative: {self.silence_seconds}")
+
+    @property
+    def chances(self) -> tuple[float, ...]:
+        """The probabilities in the order of ``KINDS``."""
+        return tuple(getattr(self, kind) for kind in KINDS)
+
+    @classmethod
+    def evenly(cls, total: float, *, silence: float | None = None, silence_seconds: float = 30.0) -> "Faults":
+        """A total probability, split evenly over all kinds.
+
+        Args:
+            total: the probability, 0 to 1, that a request meets any fault.
+            silence: the part of ``total`` that silence gets, since it costs a client its whole timeout; None: as
+                much as the others.
+            silence_seconds: how long silence lasts.
+        """
+        quiet = total / len(KINDS) if silence is None else silence
+        if not 0 <= quiet <= total:
+            raise ValueError(f"silence is a part of the total {total}, not {silence}")
+        even = {kind: (total - quiet) / (len(KINDS) - 1) for kind in KINDS if kind != "silence"}
+        return cls(**even, silence=quiet, silence_seconds=silence_seconds)
+
+
+class FaultSource:
+    """Draws faults; one random sequence for all, so that a seed repeats a run request by request."""
+
+    def __init__(self, faults: Faults, seed: int) -> None:
+        self._bounds = tuple(accumulate(faults.chances))
+        self._random = random.Random(seed)  # noqa: S311  repeatable misfortune, no secret
+
+    def draw(self) -> FaultKind | None:
+        """The fault that the next request meets, or None."""
+        if not self._bounds[-1]:
+            return None
+        place = bisect_right(self._bounds, self._random.random())
+        return KINDS[place] if place < len(KINDS) else None
+
+    def reply(self, kind: FaultKind, *, request_id: str, dialect: Dialect, answer_format: str, now: float) -> Reply:
+        """The HTTP answer of a fault that has one (all but reset, cut and silence); ``now`` is the server's time."""
+        if kind in {"internal", "html", "garbage"}:
+            return self._proxy(kind)
+        refused, headers = self._platform(kind, now)
+        reply = refusal(refused, request_id, dialect, answer_format)
+        return Reply(reply.status, reply.body, reply.content_type, headers)
+
+    def _proxy(self, kind: FaultKind) -> Reply:
+        """What something between the client and the platform says."""
+        if kind == "internal":
+            return self._random.choice((Reply(500, b"", HTML), Reply(500, PROXY_PAGE, HTML)))
+        if kind == "html":
+            return Reply(200, PROXY_PAGE, HTML)
+        return Reply(200, b'{"success": true, "data": {"simpleOTAModuleInfo": [\xff\xfe', JSON)
+
+    def _platform(self, kind: FaultKind, now: float) -> tuple[Refused, dict[str, str]]:
+        """What the platform itself says, and its headers."""
+        if kind == "business":
+            return Refused("iot.system.SystemException", "A system exception occurred."), {}
+        if kind == "unavailable":
+            return Refused("ServiceUnavailable", "The request has failed due to a temporary failure.", 503), {}
+        if kind == "nonce":
+            return Refused("SignatureNonceUsed", "Specified signature nonce was used already.", 400), {}
+        code, status, headers = self._random.choice(
+            (
+                ("Throttling", 429, {"Retry-After": "1"}),
+                ("Throttling.Api", 429, {"Retry-After": formatdate(now + 1, usegmt=True)}),
+                ("Throttling.User", 400, {"x-acs-retry-after": "100"}),
+                ("Throttling", 400, {}),
+            )
+        )
+        return Refused(code, "Request was denied due to request throttling.", status), headers

@@ -1,0 +1,115 @@
+"""How the simulated platform counts a quota: calendar seconds, a sliding second, or a bucket. Time is an argument.
+
+The platform's documents give a number of calls per second and not the kind of window, so a client has to stay
+inside all three.
+"""
+
+import math
+from collections import deque
+from typing import Literal, Protocol
+
+WindowKind = Literal["fixed", "sliding", "bucket"]
+"""The kinds of window, see the classes."""
+
+
+class Window(Protocol):
+    """Counts the calls of one account to one operation."""
+
+    def admit(self, now: float) -> bool:
+        """Whether a call at ``now`` (seconds, never falling) is inside the quota; a refused call does not count."""
+
+    def wait(self, now: float) -> float:
+        """Seconds from ``now`` until a call would be admitted if no other comes before."""
+
+
+def window(kind: WindowKind, per_second: float) -> Window:
+    """A window of ``kind`` for a quota of ``per_second`` calls."""
+    if not per_second > 0 or not math.isfinite(per_second):
+        raise ValueError(f"per_second must be a positive number, not {per_second}")
+    match kind:
+        case "fixed":
+            return FixedWindow(per_second)
+        case "sliding":
+            return SlidingWindow(per_second)
+        case "bucket":
+            return Bucket(per_second)
+
+
+def calls_and_seconds(per_second: float) -> tuple[int, float]:
+    """The quota as whole calls in a span of seconds: 10 is 10 in 1 s, 0.5 is 1 in 2 s, 2.5 is 2 in 0.8 s."""
+    calls = max(1, math.floor(per_second))
+    return calls, calls / per_second
+
+
+class FixedWindow:
+    """Counts anew in every calendar second of the server's clock, so two bursts may meet at its turn."""
+
+    def __init__(self, per_second: float) -> None:
+        self._calls, self._seconds = calls_and_seconds(per_second)
+        self._number = -1
+        self._used = 0
+
+    def admit(self, now: float) -> bool:
+        """See ``Window``."""
+        number = math.floor(now / self._seconds)
+        if number != self._number:
+            self._number, self._used = number, 0
+        if self._used >= self._calls:
+            return False
+        self._used += 1
+        return True
+
+    def wait(self, now: float) -> float:
+        """See ``Window``."""
+        number = math.floor(now / self._seconds)
+        full = number == self._number and self._used >= self._calls
+        return max(0.0, (number + 1) * self._seconds - now) if full else 0.0
+
+
+class SlidingWindow:
+    """Admits a call if fewer than the quota were admitted in the second before it: no second ever holds more."""
+
+    def __init__(self, per_second: float) -> None:
+        calls, self._seconds = calls_and_seconds(per_second)
+        self._admitted: deque[float] = deque(maxlen=calls)
+
+    def admit(self, now: float) -> bool:
+        """See ``Window``."""
+        if self.wait(now) > 0:
+            return False
+        self._admitted.append(now)
+        return True
+
+    def wait(self, now: float) -> float:
+        """See ``Window``."""
+        if len(self._admitted) < (self._admitted.maxlen or 0):
+            return 0.0
+        return max(0.0, self._seconds - (now - self._admitted[0]))
+
+
+class Bucket:
+    """Holds one second's calls, full at first, and is refilled evenly: a full burst, then the bare rate."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._capacity = max(1.0, per_second)
+        self._level = self._capacity
+        self._at: float | None = None
+
+    def admit(self, now: float) -> bool:
+        """See ``Window``."""
+        self._refill(now)
+        if self._level < 1:
+            return False
+        self._level -= 1
+        return True
+
+    def wait(self, now: float) -> float:
+        """See ``Window``."""
+        self._refill(now)
+        return max(0.0, (1 - self._level) / self._per_second)
+
+    def _refill(self, now: float) -> None:
+        if self._at is not None:
+            self._level = min(self._capacity, self._level + (now - self._at) * self._per_second)
+        self._at = now

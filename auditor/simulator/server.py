@@ -1,0 +1,258 @@
+"""The simulated platform on a socket: signatures, nonces, quotas, faults and answers as the real one has them."""
+
+import asyncio
+import random
+import socket
+import ssl
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from types import MappingProxyType, TracebackType
+from typing import Self
+from uuid import uuid4
+
+from aiohttp import web
+
+from auditor.model import Dialect, Secret
+from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
+from auditor.simulator.answers import JSON, Document, Refused, Reply, refusal, success
+from auditor.simulator.faults import FaultKind, Faults, FaultSource
+from auditor.simulator.gateway import Gateway, SimulatedAccount, answer_format, read_parameters
+from auditor.simulator.lies import Lie
+from auditor.simulator.module_versions import ModuleVersions
+from auditor.simulator.quota import Window, WindowKind, window
+from auditor.simulator.world import World
+
+DEFAULT_ACCOUNT = SimulatedAccount("simulated-key", Secret("simulated-secret"))
+"""The one account, without a quota, of a simulator that is given none."""
+
+_SHUTDOWN_SECONDS = 0.2
+_NO_LINGERING = struct.pack("ii", 1, 0)
+_NO_LIES: Mapping[int, Lie] = MappingProxyType({})
+_NO_FAULTS = Faults()
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the simulator has seen since it started.
+
+    received = answered + all refusals + all faults + those still in progress or hung up on.
+
+    Attributes:
+        received: requests, whatever became of them.
+        answered: requests answered with a page, lies too.
+        refused_by_code: refusals by the platform's code, throttling too, faults not.
+        faults: faults by their kind.
+    """
+
+    received: int = 0
+    answered: int = 0
+    refused_by_code: Counter[str] = field(default_factory=Counter)
+    faults: Counter[FaultKind] = field(default_factory=Counter)
+
+    @property
+    def throttled(self) -> int:
+        """Requests refused because they were over the quota."""
+        return self.refused_by_code["Throttling.User"]
+
+
+class Simulator:
+    """A platform to practise on, on the running asyncio loop: ``async with Simulator(world) as platform: …``.
+
+    Args:
+        world: the devices that it knows.
+        accounts: who may call, and how fast.
+        dialect: how it spells its answers.
+        window: how it counts quotas, see ``auditor.simulator.quota``.
+        latency: the least and the most seconds that an answer takes, evenly drawn.
+        faults: what goes wrong by chance, after the quota has counted the request.
+        lies: by a device's index, what is wrong with its answers.
+        seed: of the faults and the latency.
+        clock_offset: seconds that the server's clock is ahead of this machine's.
+        port: 0 takes a free one.
+        ssl_context: given, the endpoint is HTTPS.
+        tells_retry_after: whether a throttled answer says by ``x-acs-retry-after``, in ms, when to come again.
+        record_arrivals: whether ``arrivals`` is kept; it grows with every request.
+
+    Attributes:
+        counts: what happened so far.
+        arrivals: ``time.monotonic()`` of each request that reached the quota, throttled ones too.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        accounts: Sequence[SimulatedAccount] = (DEFAULT_ACCOUNT,),
+        dialect: Dialect = "tuya",
+        window: WindowKind = "sliding",
+        latency: tuple[float, float] = (0.0, 0.0),
+        faults: Faults = _NO_FAULTS,
+        lies: Mapping[int, Lie] = _NO_LIES,
+        seed: int = 0,
+        clock_offset: float = 0.0,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        ssl_context: ssl.SSLContext | None = None,
+        tells_retry_after: bool = False,
+        record_arrivals: bool = False,
+    ) -> None:
+        self.counts = Counts()
+        self.arrivals: list[float] | None = [] if record_arrivals else None
+        self._dialect = dialect
+        self._latency = latency
+        self._faults = FaultSource(faults, seed)
+        self._silence_seconds = faults.silence_seconds
+        self._random = random.Random(seed)  # noqa: S311  latency, no secret
+        self._host, self._port, self._ssl_context = host, port, ssl_context
+        self._tells_retry_after = tells_retry_after
+        self._gateway = Gateway(accounts)
+        self._window_kind = window
+        self._windows: dict[tuple[str, str], Window] = {}
+        self._operations: dict[str, Callable[[Mapping[str, str]], Document]] = {
+            LIST_OTA_MODULE_VERSIONS_BY_DEVICE.name: ModuleVersions(world, lies).answer,
+        }
+        # One clock for timestamps, Date and quotas: it never jumps, and its seconds turn with the calendar's.
+        self._epoch = time.time() - time.monotonic() + clock_offset
+        self._date_second, self._date = -1, ""
+        self._request_id_end = str(uuid4())[8:]
+        self._runner: web.ServerRunner | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """``http://HOST:PORT/`` (or https) of the running simulator."""
+        scheme = "http" if self._ssl_context is None else "https"
+        return f"{scheme}://{self._host}:{self.port}/"
+
+    @property
+    def port(self) -> int:
+        """The port of the running simulator."""
+        if self._runner is None:
+            raise RuntimeError("the simulator is not running: use it with `async with`")
+        return int(self._runner.addresses[0][1])
+
+    async def __aenter__(self) -> Self:
+        # A client that hangs up ends its handler: silence must not outlive the connection.
+        server = web.Server(self._handle, handler_cancellation=True, access_log=None)
+        self._runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_SECONDS)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self._host, self._port, ssl_context=self._ssl_context, backlog=1024).start()
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.counts.received += 1
+        request_id = f"{self.counts.received & 0xFFFFFFFF:08x}{self._request_id_end}"
+        parameters: dict[str, str] = {}
+        try:
+            await _read(request, parameters)
+            now = time.monotonic() + self._epoch
+            account = self._gateway.check(request.method, parameters, now)
+            self._count(account, parameters["Action"], now)
+            kind = self._faults.draw()
+            if self._latency[1] > 0:
+                await asyncio.sleep(self._random.uniform(*self._latency))
+            if kind is not None:
+                return await self._fail(kind, request, parameters, request_id)
+            reply = self._answer(parameters, request_id)
+            self.counts.answered += 1
+        except Refused as refused:
+            self.counts.refused_by_code[refused.code] += 1
+            reply = refusal(refused, request_id, self._dialect, answer_format(parameters))
+            if isinstance(refused, _Throttled) and self._tells_retry_after:
+                wait = str(round(refused.wait * 1000) + 1)
+                reply = Reply(reply.status, reply.body, reply.content_type, {"x-acs-retry-after": wait})
+        return self._response(reply)
+
+    def _count(self, account: SimulatedAccount, action: str, now: float) -> None:
+        """Counts a request against its account's quota for the operation; raises Refused when it is used up."""
+        if self.arrivals is not None:
+            self.arrivals.append(now - self._epoch)
+        if account.per_second is None:
+            return
+        # All unknown operations share one window, or a client could fill the memory with windows.
+        key = (account.access_key_id, action if action in self._operations else "")
+        counted = self._windows.get(key)
+        if counted is None:
+            counted = self._windows[key] = window(self._window_kind, account.per_second)
+        if not counted.admit(now):
+            raise _Throttled(counted.wait(now))
+
+    def _answer(self, parameters: Mapping[str, str], request_id: str) -> Reply:
+        action = parameters["Action"]
+        operation = self._operations.get(action)
+        if operation is None:
+            message = "Specified api is not found, please check your url and method."
+            raise Refused("InvalidAction.NotFound", message, 404)
+        return success(action, operation(parameters), request_id, self._dialect, answer_format(parameters))
+
+    async def _fail(
+        self, kind: FaultKind, request: web.BaseRequest, parameters: Mapping[str, str], request_id: str
+    ) -> web.StreamResponse:
+        self.counts.faults[kind] += 1
+        if kind == "silence":
+            # A client that hangs up and a shutdown cancel it.
+            await asyncio.sleep(self._silence_seconds)
+        if kind in {"reset", "silence", "cut"}:
+            transport = request.transport
+            if transport is not None and kind == "cut":
+                self._send_half(transport)
+            elif transport is not None:
+                if kind == "reset":
+                    # Without lingering the kernel sends a reset; else the client would see an orderly end.
+                    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGERING)
+                transport.abort()
+            # Never sent: the connection is gone, but the server wants a response object.
+            return web.Response()
+        now = time.monotonic() + self._epoch
+        reply = self._faults.reply(
+            kind, request_id=request_id, dialect=self._dialect, answer_format=answer_format(parameters), now=now
+        )
+        return self._response(reply)
+
+    def _send_half(self, transport: asyncio.Transport) -> None:
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {JSON}\r\nDate: {self._now_as_date()}\r\nContent-Length: 600\r\n\r\n"
+        transport.write(head.encode() + b'{"code":"","currentPage":1,"data":{"simpleOTAModuleInfo":[{"device')
+        transport.close()
+
+    def _response(self, reply: Reply) -> web.Response:
+        headers = {"Content-Type": reply.content_type, "Date": self._now_as_date(), **reply.headers}
+        return web.Response(status=reply.status, body=reply.body, headers=headers)
+
+    def _now_as_date(self) -> str:
+        """The server's clock as ``Date`` has it, formatted once a second."""
+        second = int(time.monotonic() + self._epoch)
+        if second != self._date_second:
+            self._date_second, self._date = second, formatdate(second, usegmt=True)
+        return self._date
+
+
+class _Throttled(Refused):
+    """Over the quota; ``wait`` is in seconds."""
+
+    def __init__(self, wait: float) -> None:
+        super().__init__("Throttling.User", "Request was denied due to user flow control.", 400)
+        self.wait = wait
+
+
+async def _read(request: web.BaseRequest, into: dict[str, str]) -> None:
+    """Reads the parameters of the query and, of a POST, of its form; raises Refused."""
+    query = request.raw_path.partition("?")[2]
+    if not query.isascii():
+        # Unescaped bytes come as surrogates, which nothing can encode again.
+        query = query.encode(errors="surrogateescape").decode(errors="replace")
+    read_parameters(query, into)
+    if request.method == "POST":
+        if request.content_type == "application/x-www-form-urlencoded" and request.body_exists:
+            read_parameters((await request.read()).decode("utf-8", "replace"), into)
+    elif request.method != "GET":
+        raise Refused("UnsupportedHTTPMethod", "This http method is not supported.", 405)

@@ -1,0 +1,1 @@
+"""Tests of the simulated platform: real sockets, the vendor's SDK, properties."""

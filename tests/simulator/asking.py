@@ -1,0 +1,84 @@
+"""A client that signs one request and shows the bare answer."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from auditor.platform.operations import API_VERSION
+from auditor.platform.signing import Signer
+from auditor.simulator import DEFAULT_ACCOUNT, SimulatedAccount, SimulatedDevice, Simulator
+
+ACTION = "ListOTAModuleVersionsByDevice"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One HTTP answer as a client sees it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        document = self.json
+        return str(document.get("Code", document.get("code")))
+
+
+def stamp(seconds: float | None = None) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def named(device: SimulatedDevice, page: object = 1, size: object = 200) -> dict[str, str]:
+    return {
+        "ProductKey": device.product_key,
+        "DeviceName": device.device_name,
+        "CurrentPage": str(page),
+        "PageSize": str(size),
+    }
+
+
+def signed_query(
+    parameters: dict[str, str],
+    *,
+    method: str = "GET",
+    account: SimulatedAccount = DEFAULT_ACCOUNT,
+    nonce: str | None = None,
+    timestamp: str | None = None,
+    constants: dict[str, str] | None = None,
+) -> str:
+    """A rightly signed query; an empty value among ``constants`` leaves a constant out."""
+    whole = {"Format": "JSON", "Version": API_VERSION, "Action": ACTION, **(constants or {})}
+    signer = Signer(account.access_key_id, account.secret, {name: value for name, value in whole.items() if value})
+    query, _ = signer.sign(method, parameters, timestamp=timestamp or stamp(), nonce=nonce or f"{uuid4()}")
+    return query
+
+
+def url_of(platform: Simulator, query: str) -> URL:
+    return URL(f"{platform.endpoint}?{query}", encoded=True)
+
+
+def one_try() -> aiohttp.ClientSession:
+    """A session that sends once: aiohttp sends a GET again by itself, byte for byte, when the connection breaks."""
+    session = aiohttp.ClientSession()
+    session._retry_connection = False
+    return session
+
+
+async def get(platform: Simulator, query: str, *, method: str = "GET", data: str | None = None) -> Seen:
+    """The answer to a query sent byte for byte."""
+    headers = {"Content-Type": "application/x-www-form-urlencoded"} if data is not None else {}
+    async with (
+        one_try() as session,
+        session.request(method, url_of(platform, query), data=data, headers=headers) as answer,
+    ):
+        return Seen(answer.status, dict(answer.headers), await answer.read())

@@ -1,0 +1,23 @@
+"""A small world and its platform."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from auditor.simulator import Simulator, World
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def world() -> World:
+    return World(200, missing=0, silent=0, inactive=0, large=0, special={0: 450, 1: 3, 2: 0, 3: 200, 4: 201})
+
+
+@pytest.fixture
+async def platform(world: World) -> AsyncIterator[Simulator]:
+    async with Simulator(world) as running:
+        yield running
