@@ -1,0 +1,1 @@
+"""How fast: the quota as a gate, what answers teach, and repeats."""

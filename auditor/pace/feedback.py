@@ -1,0 +1,103 @@
+"""What an account's answers teach: whether it works at all, and how long to hold back after a refusal."""
+
+import random
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from auditor.errors import AccountStoppedError, ForbiddenDeviceError, PlatformError, RefusedAccountError, ThrottledError
+from auditor.pace.quota import Quota
+
+THROTTLED_PAUSE = 1.0
+"""Seconds an account holds back after a refusal that named no delay; doubled while refusals go on."""
+
+LONGEST_PAUSE = 60.0
+"""Seconds an account holds back at most, whatever delay the platform names."""
+
+PATIENCE = 600.0
+"""Seconds without one usable answer after which an account that did work is stopped; the run can be resumed."""
+
+FORBIDDEN_LIMIT = 5
+"""Devices denied in a row, with none ever answered, until the account is taken for the one that is denied."""
+
+
+class Feedback:
+    """Listens to every answer of one account, and stops it when going on would only burn its quota.
+
+    Attributes:
+        proven: whether the account ever gave a usable answer. Until then one request is sent at a time, so that a
+            dead key costs one call and not a crowd.
+    """
+
+    def __init__(
+        self,
+        account: str,
+        quota: Quota,
+        *,
+        give_up_after: float,
+        clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.proven = False
+        self._account = account
+        self._quota = quota
+        self._give_up_after = give_up_after
+        self._clock, self._draw = clock, draw
+        self._failing_since: float | None = None
+        self._throttled_in_a_row = 0
+        self._forbidden = 0
+        self._stopped: str | None = None
+
+    def check(self) -> None:
+        """Says before a request whether the account may still be asked.
+
+        Raises:
+            AccountStoppedError: the account was stopped; those who waited behind the last request learn it here.
+        """
+        if self._stopped is not None:
+            raise AccountStoppedError(self._account, self._stopped)
+
+    def succeeded(self) -> None:
+        """The platform accepted a request of this account, whatever it said of the device."""
+        self.proven = True
+        self._failing_since = None
+        self._throttled_in_a_row = 0
+
+    def failed(self, error: PlatformError) -> None:
+        """A request brought no usable answer.
+
+        Raises:
+            AccountStoppedError: the account is refused, or has given no usable answer for too long.
+        """
+        if isinstance(error, RefusedAccountError):
+            self._stop(f"the platform refuses it: {error}")
+        if isinstance(error, ForbiddenDeviceError) and not self.proven:
+            self._forbidden += 1
+            if self._forbidden >= FORBIDDEN_LIMIT:
+                self._stop(f"the platform denies it every device: {error}")
+            return
+        if isinstance(error, ThrottledError):
+            self._hold_back(error.retry_after)
+        self._give_up_in_the_end(error)
+
+    def _stop(self, why: str) -> NoReturn:
+        self._stopped = self._stopped or why
+        raise AccountStoppedError(self._account, why)
+
+    def _hold_back(self, wish: float | None) -> None:
+        # Requests that were in flight together are refused together: that is one refusal of the account, not many.
+        if self._quota.paused:
+            return
+        backoff = THROTTLED_PAUSE * 2 ** min(self._throttled_in_a_row, 6)
+        self._throttled_in_a_row += 1
+        # A wish for no delay at all (0, or a date gone by) tells nothing: obeyed, it would be asked again without end.
+        self._quota.pause(min((wish or backoff) * (1 + 0.1 * self._draw()), LONGEST_PAUSE))
+
+    def _give_up_in_the_end(self, error: PlatformError) -> None:
+        now = self._clock()
+        if self._failing_since is None:
+            self._failing_since = now
+        patience = PATIENCE if self.proven else self._give_up_after
+        if now - self._failing_since >= patience:
+            advice = "" if self.proven else "; is its endpoint right?"
+            self._stop(f"no usable answer for {patience:g} s, the last: {error}{advice}")
