@@ -1,0 +1,286 @@
+"""Settings: TOML into frozen values, or one sentence that says which key is wrong and what would do."""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from auditor.errors import SettingsError
+from auditor.model import Dialect, Secret
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the settings file; an unknown key is refused."""
+
+
+class SecretSource(_Table, frozen=True):
+    """Where a key lies: ``{ env = "NAME" }`` or ``{ file = "/run/secrets/eu" }``."""
+
+    env: str | None = None
+    file: str | None = None
+
+
+class FleetSource(_Table, frozen=True):
+    """Which devices: ``{ file = "fleet.csv" }``; ``-`` is standard input."""
+
+    file: str
+
+
+class Account(_Table, frozen=True):
+    """One account of a platform: where it is asked, with which key, how fast, and about which devices.
+
+    Attributes:
+        name: told in every file and message.
+        endpoint: ``https://HOST:PORT/``.
+        dialect: ``tuya`` or ``alibaba``.
+        region_id, instance_id: Alibaba's.
+        access_key_id, access_key_secret: where they lie; a secret written out is refused.
+        per_second: the account's quota for the operation in calls a second; ``"unlimited"`` on a platform of your own.
+        share: the part of the quota that is ours, above 0 and up to 1.
+        ca_file: a PEM file with the authorities to trust instead of the system's.
+        fleet: which devices.
+    """
+
+    name: str
+    endpoint: str
+    access_key_id: str | SecretSource
+    access_key_secret: SecretSource
+    dialect: Dialect = "tuya"
+    region_id: str | None = None
+    instance_id: str | None = None
+    per_second: float | Literal["unlimited"] = 10.0
+    share: float = 1.0
+    ca_file: str | None = None
+    fleet: FleetSource | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """Calls a second that are ours; None without a limit."""
+        return None if self.per_second == "unlimited" else self.per_second * self.share
+
+
+class Settings(_Table, frozen=True):
+    """Everything an audit needs to know but its devices.
+
+    Attributes:
+        name: a part of the run folder's name.
+        directory: where run folders are made.
+        at_once: requests in flight at most, all accounts together.
+        page_size: modules asked for in one request, 1 to 200.
+        attempts: requests for one page at most; refusals for the quota do not count.
+        timeout, connect_timeout: seconds for a whole request, and for connecting.
+        give_up_after: seconds without any usable answer until an account that never gave one is given up.
+        max_failed: devices that may fail or stay pending, as a number or as a part such as ``"0.1%"``.
+        account: the accounts, audited side by side.
+    """
+
+    account: tuple[Account, ...]
+    name: str = "audit"
+    directory: str = "audits"
+    at_once: int = 64
+    page_size: int = 200
+    attempts: int = 8
+    timeout: float = 30.0
+    connect_timeout: float = 10.0
+    give_up_after: float = 60.0
+    max_failed: int | str = 0
+
+    def failures_allowed(self, devices: int) -> int:
+        """``max_failed`` as a number of devices in a fleet of ``devices``."""
+        if isinstance(self.max_failed, int):
+            return self.max_failed
+        return int(devices * Fraction(self.max_failed.removesuffix("%")) / 100)
+
+
+def load_settings(path: str | os.PathLike[str]) -> Settings:
+    """The settings in a TOML file. Paths in it are relative to the file's own folder.
+
+    Raises:
+        SettingsError: the file, the key and what is wrong with it, in one sentence.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # tomllib's own, not UTF-8, a number or a nesting without end
+        raise SettingsError(f"{path}: is not TOML: {error}") from error
+    return settings_from(table, where=str(path), folder=path.parent)
+
+
+def settings_from(table: Mapping[str, Any], *, where: str = "settings", folder: Path = Path()) -> Settings:
+    """Settings from a table such as ``tomllib`` gives.
+
+    Args:
+        table: the keys and values.
+        where: named in errors.
+        folder: what relative paths are relative to.
+
+    Raises:
+        SettingsError: the key and what is wrong with it.
+    """
+    accounts = table.get("account")
+    if not isinstance(accounts, list | tuple) or not accounts:
+        raise SettingsError(f"{where}: has no [[account]]; add one with name, endpoint and keys")
+    read = tuple(_account(raw, f"{where}: {_place(raw, number)}", folder) for number, raw in enumerate(accounts, 1))
+    settings = _convert({**table, "account": ()}, Settings, where)
+    settings = msgspec.structs.replace(settings, account=read, directory=str(folder / settings.directory))
+    _check(settings, where)
+    return settings
+
+
+def read_secret(source: str | SecretSource, *, account: str, key: str) -> Secret:
+    """A key from where the settings say that it lies.
+
+    Raises:
+        SettingsError: the variable is not set, or the file cannot be read or is empty.
+    """
+    if isinstance(source, str):
+        return Secret(source)
+    where = f'account "{account}": {key}'
+    if source.env is not None:
+        place = f"the environment variable {source.env}"
+        text = os.environ.get(source.env, "").strip()
+        if not text:
+            raise SettingsError(f"{where}: {place} is not set, or empty")
+    else:
+        place = str(source.file)
+        try:
+            text = Path(source.file or "").read_text(encoding="utf-8-sig").strip()
+        except OSError as error:
+            raise SettingsError(f"{where}: {place} cannot be read: {error.strerror}") from error
+        except ValueError:  # its text would quote the bytes
+            raise SettingsError(f"{where}: {place} cannot be read: it is not UTF-8 text") from None
+        if not text:
+            raise SettingsError(f"{where}: {place} is empty")
+    if not text.isprintable():
+        raise SettingsError(f"{where}: {place} holds more than one line, or a control character; leave only the key")
+    return Secret(text)
+
+
+def _place(raw: object, number: int) -> str:
+    name = raw.get("name") if isinstance(raw, Mapping) else None
+    return f'account {number} ("{name}")' if isinstance(name, str) and name.isprintable() else f"account {number}"
+
+
+def _account(raw: object, where: str, folder: Path) -> Account:
+    if isinstance(raw, Mapping) and isinstance(raw.get("access_key_secret"), str):
+        raise SettingsError(
+            f"{where}: access_key_secret is written out; keep it out of the file: "
+            'access_key_secret = { env = "NAME" } or { file = "/path" }'
+        )
+    account = _convert(raw, Account, where)
+    if account.access_key_id == "":
+        raise SettingsError(f"{where}: access_key_id: is empty")
+    for key in ("access_key_id", "access_key_secret"):
+        source = getattr(account, key)
+        if isinstance(source, SecretSource) and (source.env is None) == (source.file is None):
+            raise SettingsError(f'{where}: {key}: give one of {{ env = "NAME" }} and {{ file = "/path" }}')
+
+    def located(source: str | SecretSource) -> str | SecretSource:
+        if isinstance(source, SecretSource) and source.file is not None:
+            return SecretSource(file=str(folder / source.file))
+        return source
+
+    fleet = account.fleet
+    if fleet is not None and fleet.file != "-":
+        fleet = FleetSource(file=str(folder / fleet.file))
+    return msgspec.structs.replace(
+        account,
+        access_key_id=located(account.access_key_id),
+        access_key_secret=located(account.access_key_secret),
+        ca_file=None if account.ca_file is None else str(folder / account.ca_file),
+        fleet=fleet,
+    )
+
+
+def _convert(raw: object, kind: type[T], where: str) -> T:
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{where}: {_sentence(str(error), kind)}") from None
+
+
+_WANTED = {
+    "dialect": 'give "tuya" or "alibaba"',
+    "per_second": 'give calls a second, or "unlimited"',
+    "fleet": 'give { file = "fleet.csv" }; "-" is standard input',
+    "access_key_secret": 'give { env = "NAME" } or { file = "/path" }',
+    "max_failed": 'give a number of devices, or a part of them such as "0.1%"',
+}
+
+
+def _sentence(text: str, kind: type[Any]) -> str:
+    """Msgspec's text with the path first, and for an unknown key the nearest known name."""
+    message, _, path = text.partition(" - at `$.")
+    at = f"{path.rstrip('`')}: " if path else ""
+    if (unknown := re.search(r"unknown field `(.*)`", message)) is None:
+        return at + _WANTED.get(path.rstrip("`"), message[0].lower() + message[1:])
+    if path:
+        kind = {"fleet": FleetSource}.get(path.rstrip("`"), SecretSource)
+    known = [field.name for field in msgspec.structs.fields(kind)]
+    near = difflib.get_close_matches(unknown[1], known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    return f"{at}{unknown[1]} is not a setting; {hint}"
+
+
+def _check(settings: Settings, where: str) -> None:
+    """Rules that types cannot say.
+
+    Raises:
+        SettingsError: the first that is broken.
+    """
+    for key, low, high in (("at_once", 1, 10_000), ("page_size", 1, 200), ("attempts", 1, 100)):
+        if not low <= getattr(settings, key) <= high:
+            raise SettingsError(f"{where}: {key}: give a whole number from {low} to {high:,}")
+    for key in ("timeout", "connect_timeout", "give_up_after"):
+        if not 0 < getattr(settings, key) <= 86_400:
+            raise SettingsError(f"{where}: {key}: give a number of seconds above 0, and 86,400 at most")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", settings.name):
+        raise SettingsError(f"{where}: name: use letters, digits, '.', '-' and '_', 64 at most; it names a folder")
+    _check_max_failed(settings.max_failed, where)
+    names = [account.name for account in settings.account]
+    for number, account in enumerate(settings.account, 1):
+        at = f"{where}: {_place({'name': account.name}, number)}"
+        if not account.name or not account.name.isprintable() or names.count(account.name) > 1:
+            raise SettingsError(f"{at}: name: give every account a name of its own, of letters that can be printed")
+        _check_account(account, at)
+
+
+def _check_max_failed(allowed: int | str, where: str) -> None:
+    if isinstance(allowed, int):
+        good = allowed >= 0
+    else:
+        good = re.fullmatch(r"\d+(\.\d+)?%", allowed) is not None and float(allowed[:-1]) <= 100
+    if not good:
+        raise SettingsError(f"{where}: max_failed: {_WANTED['max_failed']}")
+
+
+def _check_account(account: Account, at: str) -> None:
+    try:
+        parts = urlsplit(account.endpoint)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, a bracket without its other
+        good = False
+    # An endpoint is never quoted: it may hold a password.
+    if not good or re.search(r"[^!-~]", account.endpoint):
+        raise SettingsError(f"{at}: endpoint: is not an address such as https://HOST:PORT/")
+    if "@" in parts.netloc or parts.path not in {"", "/"} or re.search(r"[?#]", account.endpoint):
+        raise SettingsError(f"{at}: endpoint: leave out everything but https://HOST:PORT/")
+    if account.per_second != "unlimited" and not 0 < account.per_second <= 1_000_000:
+        raise SettingsError(f'{at}: per_second: give calls a second, above 0 and 1,000,000 at most, or "unlimited"')
+    if not 0 < account.share <= 1:
+        raise SettingsError(f"{at}: share: give a part above 0 and up to 1")
+    if account.dialect == "alibaba" and not account.region_id:
+        raise SettingsError(f'{at}: region_id: the dialect alibaba needs one, such as region_id = "cn-shanghai"')
+    if account.ca_file is not None and not Path(account.ca_file).is_file():
+        raise SettingsError(f"{at}: ca_file: {account.ca_file} is not a file")
