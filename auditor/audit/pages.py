@@ -1,0 +1,143 @@
+"""All pages of one device, read until the platform's own total is reached, or a named failure of that device.
+
+A page is not a law: the platform counts ``total`` anew for every page, a device may report in between, and a page
+may slide. So a reading counts only if it agrees with itself; one that does not is read again from page 1.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+from auditor.errors import InconsistentPagesError, NeverActivatedError, NotFoundError, PlatformError
+from auditor.model import Answered, Device, Failed, ModuleVersion, Outcome, Page, ReportedModule, Sent, Status
+from auditor.platform.answers import Answer, page_of
+from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, Operation, module_versions_of
+
+READINGS = 4
+"""How often a device is read until its pages agree."""
+
+MODULES_LIMIT = 5_000
+"""Modules of one device at most; a product defines about ten, so a larger total is a broken answer."""
+
+CHARACTERS_LIMIT = 100_000
+"""Characters of all of a device's module names and versions at most: a line that every reader can hold."""
+
+
+class Call(Protocol):
+    """Sends one operation's request within the account's quota, with repeats."""
+
+    def __call__(self, operation: Operation, parameters: Mapping[str, str], /) -> Awaitable[Sent[Answer]]:
+        """What came of it."""
+
+
+async def read_device(
+    call: Call,
+    device: Device,
+    *,
+    page_size: int = LIST_OTA_MODULE_VERSIONS_BY_DEVICE.page_size,
+    now: Callable[[], float] = time.time,
+) -> Outcome:
+    """What one device runs: its conclusive answer, or why there is none.
+
+    Args:
+        call: sends one request, paced and repeated.
+        device: whom to ask about.
+        page_size: modules a page, 1 to 200.
+        now: seconds since 1970.
+
+    Raises:
+        AccountStoppedError: passed on from ``call``.
+    """
+    attempts = 0
+    for _ in range(READINGS):
+        ledger = _Ledger(device)
+        end = await _read_once(call, ledger, page_size)
+        attempts += ledger.attempts
+        if not isinstance(end, InconsistentPagesError):
+            break
+    if isinstance(end, Page):
+        modules = tuple(ledger.modules.values())
+        status: Status = "ok" if modules else "empty"
+        return Answered(ledger.identity, status, modules, len(modules), ledger.pages, attempts, end.request_id, now())
+    if isinstance(end, NotFoundError | NeverActivatedError):
+        status = "not_found" if isinstance(end, NotFoundError) else "empty"
+        return Answered(device, status, (), 0, 0, attempts, end.request_id, now())
+    return Failed(device, end.code, end.message, end.http_status, attempts, end.request_id, now())
+
+
+async def _read_once(call: Call, ledger: "_Ledger", page_size: int) -> Page | PlatformError:
+    """The last page of a reading that is whole, or the error that ended it."""
+    operation = LIST_OTA_MODULE_VERSIONS_BY_DEVICE
+    while True:
+        sent = await call(operation, module_versions_of(ledger.asked, ledger.pages + 1, page_size))
+        ledger.attempts += sent.attempts
+        if isinstance(sent.result, PlatformError):
+            return sent.result
+        try:
+            page = page_of(operation, sent.result)
+            if ledger.complete_with(page):
+                return page
+        except InconsistentPagesError as disagreement:
+            disagreement.request_id = sent.result.request_id
+            return disagreement
+
+
+class _Ledger:
+    """One reading's account of what the pages said so far."""
+
+    def __init__(self, device: Device) -> None:
+        self.asked = device
+        self.identity = device
+        self.modules: dict[str, ModuleVersion] = {}
+        self.total: int | None = None
+        self.characters = 0
+        self.pages = 0
+        self.attempts = 0
+
+    def complete_with(self, page: Page) -> bool:
+        """Takes the next page; True when the device is complete.
+
+        Raises:
+            InconsistentPagesError: the page contradicts the request, the pages before, or itself.
+        """
+        self.pages += 1
+        if page.number not in {None, self.pages}:
+            raise InconsistentPagesError(f"asked for page {self.pages}, got page {page.number}")
+        if page.total is None:
+            raise InconsistentPagesError(f"page {self.pages} tells no total, so nothing proves that it is complete")
+        if page.total > MODULES_LIMIT:
+            raise InconsistentPagesError(f"a total of {page.total} modules, more than {MODULES_LIMIT}")
+        if self.total not in {None, page.total}:
+            raise InconsistentPagesError(f"the total changed from {self.total} to {page.total}")
+        self.total = page.total
+        for reported in page.reported:
+            self._add(reported)
+        have = len(self.modules)
+        if have > self.total:
+            raise InconsistentPagesError(f"{have} modules where the total is {self.total}")
+        if have < self.total and not page.reported:
+            raise InconsistentPagesError(f"page {self.pages} is empty at {have} of {self.total} modules")
+        return have == self.total
+
+    def _add(self, reported: ReportedModule) -> None:
+        for known, told in (
+            (self.identity.iot_id, reported.iot_id),
+            (self.identity.product_key, reported.product_key),
+            (self.identity.device_name, reported.device_name),
+        ):
+            if None not in {known, told} and known != told:
+                raise InconsistentPagesError(f"asked for {known}, got an answer about {told}")
+        self.identity = Device(
+            self.identity.account,
+            self.identity.product_key or reported.product_key,
+            self.identity.device_name or reported.device_name,
+            self.identity.iot_id or reported.iot_id,
+        )
+        # Module names are unique in a product regardless of case (Alibaba's page on OTA modules).
+        name = reported.module.module_name.casefold()
+        if name in self.modules:
+            raise InconsistentPagesError(f"module {reported.module.module_name} comes twice")
+        self.modules[name] = reported.module
+        self.characters += len(name) + len(reported.module.module_version)
+        if self.characters > CHARACTERS_LIMIT:
+            raise InconsistentPagesError(f"module names and versions of more than {CHARACTERS_LIMIT:,} characters")

@@ -1,0 +1,1 @@
+"""What the fleet runs: the run folder sealed, queried and proven, every number by a query over its files."""

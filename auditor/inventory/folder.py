@@ -1,0 +1,210 @@
+"""A run folder's files and its manifest: names that other programs read, so a change here is a change for them."""
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import orjson
+
+from auditor.errors import RunFolderError, RunNotWritableError
+
+SCHEMA_VERSION = 1
+
+MANIFEST = "run.json"
+FLEET = "fleet.parquet"
+ANSWERED = "devices.jsonl"
+FAILED = "failures.jsonl"
+DEVICES = "devices.parquet"
+MODULES = "modules.parquet"
+INVENTORY_CSV = "inventory.csv"
+INVENTORY_JSON = "inventory.json"
+
+SEALED = (DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)
+
+State = Literal["running", "complete", "partial", "aborted"]
+"""``complete``: every device has a conclusive answer. ``partial``: some failed or are pending. ``aborted``: stopped
+by an error. ``running``: at work, or killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountFacts:
+    """An account as it was asked; ``quota`` is in calls a second, None without one."""
+
+    name: str
+    endpoint: str
+    dialect: str
+    quota: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFacts:
+    """``sha256`` is that of ``fleet.parquet``; ``duplicates`` are rows of the source that were dropped."""
+
+    source: str
+    devices: int
+    duplicates: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCounts:
+    """Devices by state; they always add up to the fleet's."""
+
+    ok: int = 0
+    empty: int = 0
+    not_found: int = 0
+    failed: int = 0
+    pending: int = 0
+
+    @property
+    def unanswered(self) -> int:
+        """Devices without a conclusive answer."""
+        return self.failed + self.pending
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCounts:
+    """Requests sent, those of them that were repeats, and answers that said the quota was used up."""
+
+    sent: int = 0
+    retried: int = 0
+    throttled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Requests a second: what the quotas allow (None without a quota), and what was reached."""
+
+    target: float | None = None
+    achieved: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FailureFacts:
+    """Failed devices of one code, and one of them as an example."""
+
+    code: str
+    devices: int
+    example: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """A file of the folder, its size in bytes and its digest."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """``run.json``. Times are UTC such as ``2026-11-22T02:00:03.123Z``; ``error`` says why a run was stopped."""
+
+    auditor_version: str
+    name: str
+    state: State
+    started_at: str
+    accounts: tuple[AccountFacts, ...]
+    fleet: FleetFacts
+    finished_at: str | None = None
+    devices: DeviceCounts = field(default_factory=DeviceCounts)
+    requests: RequestCounts = field(default_factory=RequestCounts)
+    rate: Rate = field(default_factory=Rate)
+    failures: tuple[FailureFacts, ...] = ()
+    error: str | None = None
+    files: tuple[FileFacts, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a run folder.
+
+    Raises:
+        RunFolderError: there is none, or it is not one.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = msgspec.convert(orjson.loads(path.read_bytes()), Manifest)
+    except FileNotFoundError:
+        raise RunFolderError(f"{folder}: is not a run folder: it has no {MANIFEST}") from None
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
+    except (orjson.JSONDecodeError, msgspec.ValidationError) as error:
+        raise RunFolderError(f"{path}: is not a manifest: {error}") from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise RunFolderError(
+            f"{path}: has schema_version {manifest.schema_version}; this auditor reads {SCHEMA_VERSION}: use the "
+            f"auditor that wrote it ({manifest.auditor_version[:40]!r})"
+        )
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replaces the manifest atomically; a reader sees the old one or the new one, never a part.
+
+    Raises:
+        RunNotWritableError: the folder cannot be written.
+    """
+    first = {"schema_version": manifest.schema_version}
+    table = first | orjson.loads(orjson.dumps(manifest))
+    replace_file(folder / MANIFEST, orjson.dumps(table, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file anew beside itself and puts it in place once it is on disk.
+
+    Raises:
+        RunNotWritableError: the folder cannot be written.
+    """
+    new = path.with_name(path.name + ".new")
+    try:
+        with new.open("wb") as file:
+            file.write(content)
+        put_in_place(new, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise RunNotWritableError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Makes a finished file the one at ``path``, durably: its bytes first, then its name.
+
+    Raises:
+        OSError: what the operating system says.
+    """
+    _to_disk(new)
+    new.replace(path)
+    _to_disk(path.parent)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def find_run(path: Path) -> Path:
+    """The run folder that a path means: itself, or the newest run in a folder of runs.
+
+    Raises:
+        RunFolderError: neither.
+    """
+    try:
+        if (path / MANIFEST).is_file():
+            return path
+        if not path.is_dir():
+            raise RunFolderError(f"{path}: there is no such folder")
+        visible = (folder for folder in path.iterdir() if not folder.name.startswith("."))
+        runs = [folder for folder in visible if (folder / MANIFEST).is_file()]
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
+    if not runs:
+        raise RunFolderError(f"{path}: is not a run folder: it has no {MANIFEST}, and no run lies in it")
+    return max(runs, key=lambda folder: (read_manifest(folder).started_at, folder.name))

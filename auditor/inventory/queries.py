@@ -1,0 +1,117 @@
+"""Who runs what: a run opened for reading. Every number is a query over the run's files."""
+
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import gettempdir
+from types import TracebackType
+from typing import Literal, Self
+
+import duckdb
+import orjson
+
+from auditor.database import open_database, quoted
+from auditor.errors import RunFolderError, RunNotWritableError
+from auditor.inventory.folder import DEVICES, MODULES, DeviceCounts, Manifest, find_run, read_manifest
+from auditor.inventory.seal import count_devices, inventory_json, inventory_rows, write_inventory_csv
+from auditor.inventory.views import define_live_views, define_sealed_views
+
+InventoryFormat = Literal["csv", "json", "jsonl", "parquet"]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionCount:
+    """A version of a product's module: how many devices run it, and their share.
+
+    ``share`` is from 0 to 1, of the product's devices that report the module. ``product_key`` is None only for a
+    device that was asked by its iot_id and whose answer did not tell its product.
+    """
+
+    account: str
+    product_key: str | None
+    module_name: str
+    module_version: str
+    devices: int
+    share: float
+
+
+class Run:
+    """A run folder, open for reading. Use as a context manager.
+
+    A sealed run is read from its Parquet files; one that is running, or was killed, from its lines as they are now.
+
+    Attributes:
+        folder: the run folder.
+        manifest: what ``run.json`` says.
+        sealed: whether it is read from its Parquet files.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Opens a run folder, or the newest run in a folder of runs.
+
+        Raises:
+            RunFolderError: it is neither.
+        """
+        self.folder = find_run(Path(path))
+        self.manifest: Manifest = read_manifest(self.folder)
+        parquet = (self.folder / DEVICES, self.folder / MODULES)
+        self.sealed = self.manifest.state != "running" and all(path.is_file() for path in parquet)
+        # DuckDB makes this folder when it must, and removes it.
+        self._database = open_database(Path(gettempdir(), f"auditor-read-{secrets.token_hex(8)}"))
+        try:
+            (define_sealed_views if self.sealed else define_live_views)(self._database, self.folder)
+        except Exception as error:
+            self._database.close()
+            raise RunFolderError(f"{self.folder}: cannot be read: {str(error).splitlines()[0]}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._database.close()
+
+    @property
+    def devices(self) -> DeviceCounts:
+        """Devices by state."""
+        return count_devices(self._database.cursor())
+
+    def inventory(self) -> Iterator[VersionCount]:
+        """Every version of every module, by account, product and module, the most frequent version first."""
+        result = self._database.cursor().execute(
+            "SELECT account, product_key, module_name, module_version, devices, share FROM inventory"
+        )
+        while batch := result.fetchmany(1_000):
+            for row in batch:
+                yield VersionCount(*row)
+
+    def write_inventory(self, path: Path, form: InventoryFormat) -> None:
+        """Writes the inventory to a file.
+
+        CSV is safe to open in a spreadsheet: a name that would be a formula gets a ``'`` in front. JSON is what
+        ``inventory.json`` holds, JSON Lines and Parquet are its rows.
+
+        Raises:
+            RunNotWritableError: the file cannot be written.
+        """
+        database = self._database.cursor()
+        try:
+            match form:
+                case "csv":
+                    write_inventory_csv(database, path)
+                case "parquet":
+                    database.execute(f"COPY (FROM inventory) TO {quoted(path)} (FORMAT parquet)")
+                case "json":
+                    _write_parts(path, inventory_json(database, count_devices(database)))
+                case "jsonl":
+                    rows = inventory_rows(database)
+                    _write_parts(path, (orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows))
+        except (OSError, duckdb.IOException) as error:
+            raise RunNotWritableError(f"{path}: cannot be written: {error}") from error
+
+
+def _write_parts(path: Path, parts: Iterable[bytes]) -> None:
+    with path.open("wb") as file:
+        file.writelines(parts)

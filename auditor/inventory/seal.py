@@ -1,0 +1,138 @@
+"""Sealing: the live files into Parquet and the inventory, by DuckDB in bounded memory, each file put in place whole."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import duckdb
+import orjson
+
+from auditor.database import open_database, quoted
+from auditor.errors import RunNotWritableError
+from auditor.inventory.folder import (
+    ANSWERED,
+    FAILED,
+    FLEET,
+    INVENTORY_CSV,
+    INVENTORY_JSON,
+    MODULES,
+    SCHEMA_VERSION,
+    SEALED,
+    DeviceCounts,
+    FailureFacts,
+    FileFacts,
+    put_in_place,
+)
+from auditor.inventory.views import define_live_views, define_sealed_views, write_parquet
+
+FAILURES_SHOWN = 100
+"""Codes of failures that the manifest names."""
+
+FORMULA = r"^[=+@\t\r\n\x{FF1D}\x{FF0B}\x{FF20}\x{FF0D}-]"
+"""How a cell begins that a spreadsheet may take for a formula, in wide letters too (OWASP, CSV injection)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What sealing found in the files: devices by state, failures by code, and the files with their digests."""
+
+    devices: DeviceCounts
+    failures: tuple[FailureFacts, ...]
+    files: tuple[FileFacts, ...]
+
+
+def seal(folder: Path) -> Sealed:
+    """Writes the sealed files of a run folder from its live ones. Sealing again gives the same.
+
+    Raises:
+        RunNotWritableError: they cannot be written.
+    """
+    work = folder / ".sealing"
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        live = open_database(work)
+        try:
+            define_live_views(live, folder, work)
+            write_parquet(live, "FROM modules", work / MODULES)
+        finally:
+            live.close()
+        sealed = open_database(work)
+        try:
+            define_sealed_views(sealed, work)
+            devices, failures = count_devices(sealed), count_failures(sealed)
+            write_inventory_csv(sealed, work / INVENTORY_CSV)
+            with (work / INVENTORY_JSON).open("wb") as file:
+                file.writelines(inventory_json(sealed, devices))
+        finally:
+            sealed.close()
+        for name in SEALED:
+            put_in_place(work / name, folder / name)
+    except (OSError, duckdb.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise RunNotWritableError(f"{folder}: cannot be sealed: {reason}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    files = tuple(file_facts(folder / name) for name in (FLEET, ANSWERED, FAILED, *SEALED))
+    return Sealed(devices, failures, files)
+
+
+def count_devices(database: duckdb.DuckDBPyConnection) -> DeviceCounts:
+    """Devices by state, from the view ``devices``."""
+    states = [state.name for state in fields(DeviceCounts)]
+    counts = ", ".join(f"count(*) FILTER (status = '{state}')" for state in states)
+    row = database.execute(f"SELECT {counts} FROM devices").fetchone() or (0,) * len(states)
+    return DeviceCounts(**dict(zip(states, row, strict=True)))
+
+
+def count_failures(database: duckdb.DuckDBPyConnection) -> tuple[FailureFacts, ...]:
+    """Failed devices by code, the most frequent first, from the view ``devices``."""
+    rows = database.execute(
+        "SELECT code, count(*), min(coalesce(product_key || '/' || device_name, iot_id)) FROM devices "
+        f"WHERE status = 'failed' GROUP BY code ORDER BY count(*) DESC, code LIMIT {FAILURES_SHOWN}"
+    ).fetchall()
+    return tuple(FailureFacts(str(code), int(devices), str(example)) for code, devices, example in rows)
+
+
+def inventory_json(database: duckdb.DuckDBPyConnection, devices: DeviceCounts) -> Iterator[bytes]:
+    """``inventory.json`` in parts: how whole the run is, then a row for each version."""
+    head = {"schema_version": SCHEMA_VERSION, "complete": devices.unanswered == 0, "devices": asdict(devices)}
+    yield orjson.dumps(head)[:-1] + b',"inventory":['
+    between = b"\n"
+    for row in inventory_rows(database):
+        yield between + orjson.dumps(row)
+        between = b",\n"
+    yield b"\n]}\n"
+
+
+def inventory_rows(database: duckdb.DuckDBPyConnection) -> Iterator[dict[str, object]]:
+    """The view ``inventory`` as rows of account, product_key, module_name, module_version, devices, share."""
+    result = database.execute("FROM inventory")
+    names = [column[0] for column in result.description or ()]
+    while batch := result.fetchmany(1_000):
+        for row in batch:
+            yield dict(zip(names, row, strict=True))
+
+
+def write_inventory_csv(database: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """The view ``inventory`` as CSV with a header, safe to open in a spreadsheet.
+
+    Names and versions come from devices. One that a spreadsheet would take for a formula gets a ``'`` in front.
+    """
+    safe = ", ".join(
+        f"CASE WHEN regexp_matches({name}, '{FORMULA}') THEN '''' || {name} ELSE {name} END AS {name}"
+        for name in ("account", "product_key", "module_name", "module_version")
+    )
+    _copy(database, f"SELECT {safe}, devices, share FROM inventory", path, "FORMAT csv, HEADER")
+
+
+def file_facts(path: Path) -> FileFacts:
+    """A file's name, size and digest."""
+    with path.open("rb") as file:
+        return FileFacts(path.name, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _copy(database: duckdb.DuckDBPyConnection, query: str, path: Path, options: str) -> None:
+    database.execute(f"COPY ({query}) TO {quoted(path)} ({options})")

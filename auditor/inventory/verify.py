@@ -1,0 +1,155 @@
+"""The proof that a run is whole: everything recomputed from the files, compared with what the run says of itself."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import duckdb
+
+from auditor.database import open_database
+from auditor.inventory.folder import (
+    ANSWERED,
+    DEVICES,
+    FAILED,
+    FLEET,
+    INVENTORY_CSV,
+    INVENTORY_JSON,
+    MODULES,
+    SEALED,
+    DeviceCounts,
+    Manifest,
+    read_manifest,
+)
+from auditor.inventory.seal import count_devices, count_failures, file_facts, inventory_json, write_inventory_csv
+from auditor.inventory.views import define_live_views, define_sealed_views
+
+
+def verify(folder: Path) -> list[str]:
+    """What does not hold in a run folder, a sentence each; none when every number follows from the files.
+
+    Raises:
+        RunFolderError: the folder has no readable manifest.
+    """
+    return list(_problems(folder, read_manifest(folder)))
+
+
+def _problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    missing = [name for name in (FLEET, ANSWERED, FAILED) if not (folder / name).is_file()]
+    yield from (f"{name}: is missing" for name in missing)
+    if missing:
+        return
+    yield from _digests(folder, manifest)
+    with TemporaryDirectory(prefix="auditor-verify-") as spill:
+        database = open_database(Path(spill))
+        try:
+            define_live_views(database, folder, Path(spill))
+            yield from _states(database, folder, manifest)
+            if manifest.state == "running":
+                yield f"{folder.name}: is running or was killed; it is not sealed"
+            elif all((folder / name).is_file() for name in SEALED):
+                yield from _sealed(database, folder, Path(spill))
+        except duckdb.Error as error:
+            yield f"{folder.name}: a file cannot be read: {str(error).splitlines()[0]}"
+        finally:
+            with contextlib.suppress(duckdb.Error):
+                database.close()
+
+
+def _digests(folder: Path, manifest: Manifest) -> Iterator[str]:
+    listed = {facts.name: facts for facts in manifest.files}
+    known = (FLEET, ANSWERED, FAILED, *SEALED)
+    yield from (f"run.json: lists {name[:80]!r}, which is no file of a run" for name in listed if name not in known)
+    for name in known:
+        facts = listed.get(name)
+        if facts is None:
+            if manifest.state != "running":
+                yield f"{name}: is not listed in the manifest"
+        elif not (folder / name).is_file():
+            yield f"{name}: is missing"
+        elif file_facts(folder / name) != facts:
+            yield f"{name}: is not the file that was sealed (its digest differs)"
+    if file_facts(folder / FLEET).sha256 != manifest.fleet.sha256:
+        yield f"{FLEET}: is not the fleet that was asked for (its digest differs)"
+
+
+def _states(database: duckdb.DuckDBPyConnection, folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Every device of the fleet in exactly one state, every line about a device of the fleet, counts as stated."""
+    fleet = _number(database, "SELECT count(*) FROM fleet")
+    # In a fleet that names one device both ways, one row may be answered by the line of the other, failed itself.
+    failure = "code IS NOT NULL" if _mixed(database) else "status = 'failed'"
+    rows, answered, failed = (
+        _number(database, f"SELECT count(*) {condition} FROM devices")
+        for condition in ("", "FILTER (status IN ('ok', 'empty', 'not_found'))", f"FILTER ({failure})")
+    )
+    if fleet != manifest.fleet.devices:
+        yield f"{FLEET}: has {fleet} devices, the manifest says {manifest.fleet.devices}"
+    if rows != fleet:
+        yield f"{ANSWERED}, {FAILED}: {rows - fleet} more lines than devices: {_twice(database)}"
+    for name, view, found in ((ANSWERED, "answered", answered), (FAILED, "failures", failed)):
+        lines, read = _line_count(folder / name), _number(database, f"SELECT count(*) FROM {view}")
+        if lines > read:
+            yield f"{name}: {lines - read} of {lines} lines cannot be read"
+        if read > found:
+            yield f"{name}: {read - found} lines are about no device of the fleet, or one that was answered"
+    odd = "total <> modules OR (status = 'ok') <> (modules > 0)"
+    if wrong := _number(database, f"SELECT count(*) FROM answered WHERE ({odd}) IS NOT FALSE"):
+        yield f"{ANSWERED}: {wrong} lines contradict themselves (status, total and modules)"
+    if (counted := count_devices(database)) != manifest.devices and manifest.state != "running":
+        yield f"run.json: says {_shown(manifest.devices)}; the files say {_shown(counted)}"
+    if manifest.state != "running" and count_failures(database) != manifest.failures:
+        yield f"run.json: its failures by code do not follow from {FAILED}"
+    if manifest.state == "complete" and counted.unanswered:
+        yield f"run.json: says complete, but {counted.unanswered} devices failed or are pending"
+
+
+def _sealed(live: duckdb.DuckDBPyConnection, folder: Path, work: Path) -> Iterator[str]:
+    sealed = open_database(work)
+    try:
+        define_sealed_views(sealed, folder)
+        for name, view in ((DEVICES, "devices"), (MODULES, "modules")):
+            if _fingerprint(live, view) != _fingerprint(sealed, view):
+                yield f"{name}: does not follow from {ANSWERED} and {FAILED}"
+        # From the sealed rows: that these follow from the lines was just shown.
+        with (work / INVENTORY_JSON).open("wb") as file:
+            file.writelines(inventory_json(sealed, count_devices(sealed)))
+        write_inventory_csv(sealed, work / INVENTORY_CSV)
+        for name in (INVENTORY_JSON, INVENTORY_CSV):
+            if file_facts(work / name) != file_facts(folder / name):
+                yield f"{name}: does not follow from {MODULES}"
+    finally:
+        sealed.close()
+
+
+def _fingerprint(database: duckdb.DuckDBPyConnection, view: str) -> tuple[object, ...]:
+    """A view's rows as a multiset, in constant memory: how many, and the sum of their 64-bit hashes."""
+    columns = ", ".join(sorted(str(row[0]) for row in database.execute(f"DESCRIBE {view}").fetchall()))
+    return database.execute(f"SELECT count(*), sum(hash({columns})::HUGEINT) FROM {view}").fetchone() or ()
+
+
+def _line_count(path: Path) -> int:
+    """Lines of a file; a torn last one, without a line break, is not one yet."""
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+
+def _twice(database: duckdb.DuckDBPyConnection) -> str:
+    example = database.execute(
+        "SELECT coalesce(product_key || '/' || device_name, iot_id) FROM devices "
+        "GROUP BY ordinal, 1 HAVING count(*) > 1 LIMIT 1"
+    ).fetchall()
+    return f"{example[0][0]} stands there twice" if example else "a device stands there twice"
+
+
+def _mixed(database: duckdb.DuckDBPyConnection) -> bool:
+    return _number(database, "SELECT count(DISTINCT iot_id IS NULL) FROM fleet") > 1
+
+
+def _number(database: duckdb.DuckDBPyConnection, query: str) -> int:
+    (number,) = database.execute(query).fetchone() or (0,)
+    return int(number)
+
+
+def _shown(counts: DeviceCounts) -> str:
+    return ", ".join(f"{name} {count}" for name, count in asdict(counts).items())

@@ -1,0 +1,139 @@
+"""A run's files as DuckDB views, so that every number anywhere is a query over the same files.
+
+| view | from | a row |
+|---|---|---|
+| ``fleet`` | ``fleet.parquet`` | a device as it was asked for |
+| ``lines`` | ``devices.jsonl`` | a conclusive answer with its modules |
+| ``answered`` | ``lines`` | a conclusive answer and how many modules it has |
+| ``failures`` | ``failures.jsonl`` | a device that could not be answered |
+| ``devices`` | ``fleet``, ``answered``, ``failures`` | a device of the fleet and its state |
+| ``modules`` | ``lines`` | a device's module and its version |
+| ``inventory`` | ``modules`` | a version of a product's module, how many devices run it, and their share |
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import duckdb
+import orjson
+
+from auditor.database import ROW_GROUP, quoted, quoted_to_read, text_lines
+from auditor.inventory.folder import ANSWERED, DEVICES, FAILED, FLEET, MODULES
+
+_IDENTITY = dict.fromkeys(("account", "product_key", "device_name", "iot_id", "status"), "VARCHAR")
+_ANSWERED = {
+    **_IDENTITY,
+    "modules": [{"module_name": "VARCHAR", "module_version": "VARCHAR"}],
+    "total": "BIGINT",
+    "pages": "BIGINT",
+    "attempts": "BIGINT",
+    "request_id": "VARCHAR",
+    "audited_at": "TIMESTAMP",
+}
+_FAILED = {
+    **_IDENTITY,
+    "code": "VARCHAR",
+    "message": "VARCHAR",
+    "http_status": "BIGINT",
+    "attempts": "BIGINT",
+    "request_id": "VARCHAR",
+    "failed_at": "TIMESTAMP",
+}
+
+INVENTORY = """
+  SELECT account, product_key, module_name, module_version, devices,
+    round(devices / sum(devices) OVER (PARTITION BY account, product_key, module_name), 6) AS share
+  FROM (SELECT account, product_key, module_name, module_version, count(*) AS devices FROM modules GROUP BY ALL)
+  ORDER BY account, product_key, module_name, devices DESC, module_version"""
+"""``share`` is a version's part of the product's devices that report that module."""
+
+
+def define_live_views(database: duckdb.DuckDBPyConnection, folder: Path, work: Path | None = None) -> None:
+    """All views, from the files that a run appends to; a torn last line is passed over.
+
+    Args:
+        database: an empty one.
+        folder: the run folder.
+        work: a folder to put ``lines``, ``failures`` and ``devices`` into as Parquet, once, so that the memory for
+            reading lines and for joining is not needed at the same time; None reads the lines for every query.
+    """
+    states = ", ".join(f"'{state}'" for state in ("ok", "empty", "not_found"))
+    database.execute(f"CREATE VIEW fleet AS FROM read_parquet({quoted_to_read(folder / FLEET)})")
+    counted = f"SELECT *, len(modules) AS module_count FROM ({_lines(folder / ANSWERED, _ANSWERED)})"
+    _define(database, "lines", f"{counted} WHERE status IN ({states})", work)
+    database.execute(
+        "CREATE VIEW modules AS SELECT account, product_key, device_name, iot_id, module.module_name, "
+        "module.module_version FROM (SELECT *, unnest(modules) AS module FROM lines)"
+    )
+    database.execute(
+        "CREATE VIEW answered AS SELECT * EXCLUDE (modules, module_count), module_count AS modules FROM lines"
+    )
+    _define(database, "failures", f"{_lines(folder / FAILED, _FAILED)} AND status = 'failed'", work)
+    _define(database, "devices", _devices(database), work)
+    database.execute(f"CREATE VIEW inventory AS {INVENTORY}")
+
+
+def define_sealed_views(database: duckdb.DuckDBPyConnection, folder: Path) -> None:
+    """``devices``, ``modules`` and ``inventory``, from the sealed files."""
+    database.execute(f"CREATE VIEW devices AS FROM read_parquet({quoted_to_read(folder / DEVICES)})")
+    database.execute(f"CREATE VIEW modules AS FROM read_parquet({quoted_to_read(folder / MODULES)})")
+    database.execute(f"CREATE VIEW inventory AS {INVENTORY}")
+
+
+def _define(database: duckdb.DuckDBPyConnection, name: str, query: str, work: Path | None) -> None:
+    if work is not None:
+        write_parquet(database, query, work / f"{name}.parquet")
+        query = f"FROM read_parquet({quoted_to_read(work / f'{name}.parquet')})"
+    database.execute(f"CREATE VIEW {name} AS {query}")
+
+
+def write_parquet(database: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
+    """Writes what a query gives to a Parquet file, a few rows in memory at a time."""
+    options = f"FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}, COMPRESSION zstd"
+    database.execute(f"COPY ({query}) TO {quoted(path)} ({options})")
+
+
+def _lines(path: Path, columns: Mapping[str, object]) -> str:
+    """The records of a file of JSON Lines; what cannot be read as one, such as a torn last line, is left out."""
+    structure = orjson.dumps(columns).decode()
+    lines = text_lines(quoted_to_read(path), "store_rejects=true, rejects_limit=1")
+    record = f"CASE WHEN json_valid(line) THEN json_transform(line, '{structure}') END"
+    return f"SELECT * FROM (SELECT unnest({record}) FROM ({lines})) WHERE account IS NOT NULL"
+
+
+def _devices(database: duckdb.DuckDBPyConnection) -> str:
+    """Every device of the fleet with what became of it.
+
+    A line carries what was asked and, besides, what the platform told of the device's other name. So a device that
+    was asked by its iot_id is found by that, one that was asked by its names by those; only in a fleet that uses
+    both ways can two lines fit one row, when two rows are the same device, and then the later answer counts.
+    """
+    (by_iot, by_name) = database.execute(
+        "SELECT count(*) FILTER (iot_id IS NOT NULL), count(*) FILTER (iot_id IS NULL) FROM fleet"
+    ).fetchone() or (0, 0)
+    joins = []
+    if by_iot:
+        joins.append("FROM (FROM fleet WHERE iot_id IS NOT NULL) f LEFT JOIN answered a USING (account, iot_id)")
+    if by_name or not by_iot:
+        joins.append(
+            "FROM (FROM fleet WHERE iot_id IS NULL) f LEFT JOIN answered a USING (account, product_key, device_name)"
+        )
+    columns = """SELECT f.ordinal, f.account,
+      f.product_key AS asked_key, f.device_name AS asked_name, f.iot_id AS asked_id,
+      coalesce(f.product_key, a.product_key) AS product_key, coalesce(f.device_name, a.device_name) AS device_name,
+      coalesce(f.iot_id, a.iot_id) AS iot_id, a.status, a.modules, a.pages, a.attempts, a.request_id, a.audited_at"""
+    once = (
+        "QUALIFY row_number() OVER (PARTITION BY ordinal ORDER BY audited_at DESC, attempts, request_id) = 1"
+        if by_iot and by_name
+        else ""
+    )
+    known = " UNION ALL ".join(f"{columns} {join}" for join in joins)
+    return f"""
+      SELECT k.ordinal, k.account, k.product_key, k.device_name, k.iot_id,
+        coalesce(k.status, f.status, 'pending') AS status,
+        coalesce(k.modules, 0) AS modules, coalesce(k.pages, 0) AS pages,
+        coalesce(k.attempts, f.attempts, 0) AS attempts, coalesce(k.request_id, f.request_id) AS request_id,
+        k.audited_at, f.code, f.message, f.http_status, f.failed_at
+      FROM (SELECT * FROM ({known}) {once}) k LEFT JOIN failures f ON k.account = f.account
+        AND k.asked_key IS NOT DISTINCT FROM f.product_key AND k.asked_name IS NOT DISTINCT FROM f.device_name
+        AND k.asked_id IS NOT DISTINCT FROM f.iot_id"""

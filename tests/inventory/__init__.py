@@ -1,0 +1,1 @@
+"""What a fleet runs: folders built from outcomes, sealed, read and proven."""
