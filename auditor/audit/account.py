@@ -1,0 +1,82 @@
+"""One account made ready to be asked: its client, its quota, what its answers teach, and its repeats."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import structlog
+
+from auditor import __about__
+from auditor.audit.pages import read_device
+from auditor.config import Account, Settings, read_secret
+from auditor.model import Device, Outcome, Secret, Sent
+from auditor.pace.feedback import Feedback
+from auditor.pace.quota import Quota
+from auditor.pace.retry import Backoff, Pacer, Tally
+from auditor.platform.answers import Answer
+from auditor.platform.client import Client, Endpoint
+from auditor.platform.operations import Operation
+
+log = structlog.get_logger()
+
+Keys = tuple[str, Secret]
+"""An access key id and its secret."""
+
+
+def read_keys(account: Account) -> Keys:
+    """The account's keys, from where the settings say that they lie.
+
+    Raises:
+        SettingsError: one of them is not there.
+    """
+    key_id = read_secret(account.access_key_id, account=account.name, key="access_key_id").reveal()
+    return key_id, read_secret(account.access_key_secret, account=account.name, key="access_key_secret")
+
+
+class AskedAccount:
+    """An account with an open connection pool. ``tally`` counts its requests."""
+
+    def __init__(self, settings: Settings, account: Account, client: Client) -> None:
+        self.name = account.name
+        self.client = client
+        self._page_size = settings.page_size
+        quota = Quota(account.rate)
+        feedback = Feedback(account.name, quota, give_up_after=settings.give_up_after)
+        self._pacer = Pacer(quota, feedback, Backoff(attempts=settings.attempts))
+        self._offset = 0.0
+
+    @property
+    def tally(self) -> Tally:
+        """Requests so far."""
+        return self._pacer.tally
+
+    async def fetch(self, device: Device) -> Outcome:
+        """What became of one device.
+
+        Raises:
+            AccountStoppedError: the account is refused, or was never reached.
+        """
+        return await read_device(self._call, device, page_size=self._page_size)
+
+    async def _call(self, operation: Operation, parameters: Mapping[str, str]) -> Sent[Answer]:
+        sent = await self._pacer.send(lambda: self.client.call(operation, parameters))
+        if self.client.clock_offset != self._offset:
+            self._offset = self.client.clock_offset
+            log.warning("the platform's clock differs and is followed", account=self.name, seconds=round(self._offset))
+        return sent
+
+
+@asynccontextmanager
+async def open_account(settings: Settings, account: Account, keys: Keys, workers: int) -> AsyncIterator[AskedAccount]:
+    """Opens an account for ``workers`` requests at a time."""
+    endpoint = Endpoint(
+        url=account.endpoint,
+        region_id=account.region_id,
+        instance_id=account.instance_id,
+        ca_file=account.ca_file,
+        connect_timeout=settings.connect_timeout,
+        timeout=settings.timeout,
+        connections=workers,
+        user_agent=f"auditor/{__about__.VERSION}",
+    )
+    async with Client(endpoint, *keys) as client:
+        yield AskedAccount(settings, account, client)

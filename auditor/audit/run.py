@@ -1,0 +1,315 @@
+"""An audit from settings to a sealed run folder: joins the fleet, the accounts, the journal and the seal."""
+
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import anyio
+import msgspec
+import structlog
+
+from auditor import __about__
+from auditor.audit.account import AskedAccount, Keys, open_account, read_keys
+from auditor.audit.folder import held, new_run_folder
+from auditor.audit.journal import Journal, utc
+from auditor.audit.scheduler import Stop, fan_out
+from auditor.config import Account, FleetSource, Settings
+from auditor.errors import FleetError, RunNotWritableError, StoppedError
+from auditor.fleet.snapshot import read_snapshot, write_snapshot
+from auditor.inventory.folder import (
+    ANSWERED,
+    FAILED,
+    FLEET,
+    AccountFacts,
+    DeviceCounts,
+    FleetFacts,
+    Manifest,
+    Rate,
+    RequestCounts,
+    write_manifest,
+)
+from auditor.inventory.seal import seal
+from auditor.inventory.verify import verify
+
+log = structlog.get_logger()
+
+FLUSH_SECONDS = 0.1
+"""How long an answer may wait in memory."""
+
+WATCH_SECONDS = 0.5
+"""How often a watcher is told."""
+
+INTERRUPTED = 130
+"""Exit code of an audit that was asked to end before it was done."""
+
+MANIFEST_SECONDS = 5.0
+"""How often ``run.json`` is written anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where an audit stands. ``per_second`` is what the quotas allow in all, None without one."""
+
+    folder: Path
+    fleet: int
+    devices: DeviceCounts
+    requests: RequestCounts
+    in_flight: int
+    per_second: float | None
+    elapsed: float
+    sealing: bool = False
+
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What an audit came to. The folder is valid whatever happened.
+
+    Attributes:
+        folder: the run folder.
+        manifest: as it stands in ``run.json``.
+        exit_code: 0 done; 1 more devices failed or pending than ``max_failed`` allows; 3 an account was stopped;
+            130 interrupted.
+    """
+
+    folder: Path
+    manifest: Manifest
+    exit_code: int
+
+
+async def run_audit(
+    settings: Settings,
+    *,
+    fleet: str | None = None,
+    directory: str | Path | None = None,
+    limit: int | None = None,
+    watch: Watch | None = None,
+    stop: Stop | None = None,
+) -> Result:
+    """Asks about every device of the fleet and leaves a sealed run folder.
+
+    Args:
+        settings: see ``load_settings``.
+        fleet: a fleet file instead of the one in the settings (one account only); ``-`` is standard input.
+        directory: where to make the run folder, instead of the settings' ``directory``.
+        limit: only the first so many devices.
+        watch: told every half second where the audit stands.
+        stop: a wish to end early; what is not asked by then stays pending.
+
+    Raises:
+        SettingsError: a key is not there.
+        FleetError: the fleet cannot be used; no run folder is left.
+        RunNotWritableError: the run folder cannot be written; what was written stays valid.
+    """
+    settings = with_fleet(settings, fleet)
+    keys = [read_keys(account) for account in settings.account]
+    started = time.time()
+    manifest, folder = await anyio.to_thread.run_sync(
+        _prepare, settings, Path(directory or settings.directory), limit, started
+    )
+    with held(folder):
+        return await _Audit(settings, keys, folder, manifest=manifest, watch=watch, stop=stop or Stop()).run()
+
+
+def with_fleet(settings: Settings, fleet: str | None) -> Settings:
+    """The settings with every account's fleet known.
+
+    Raises:
+        FleetError: an account has no fleet, or one fleet was given for several accounts.
+    """
+    accounts = settings.account
+    if fleet is not None:
+        if len(accounts) > 1:
+            raise FleetError(f"{fleet}: there are {len(accounts)} accounts; give each its fleet in the settings")
+        accounts = (msgspec.structs.replace(accounts[0], fleet=FleetSource(file=fleet)),)
+    for account in accounts:
+        if account.fleet is None:
+            raise FleetError(f'account "{account.name}": has no fleet; set fleet = {{ file = "…" }} or give --fleet')
+    return msgspec.structs.replace(settings, account=accounts)
+
+
+def _prepare(settings: Settings, directory: Path, limit: int | None, started: float) -> tuple[Manifest, Path]:
+    """Reads the fleet and makes the run folder around it."""
+    manifests: list[Manifest] = []
+
+    def fill(folder: Path) -> None:
+        fleets = [(account.name, account.fleet.file) for account in settings.account if account.fleet is not None]
+        snapshot = write_snapshot(fleets, folder / FLEET, limit=limit)
+        manifest = Manifest(
+            auditor_version=__about__.VERSION,
+            name=settings.name,
+            state="running",
+            started_at=utc(started),
+            accounts=tuple(_facts(account) for account in settings.account),
+            fleet=FleetFacts(_utf8(snapshot.source), snapshot.devices, snapshot.duplicates, snapshot.sha256),
+            devices=DeviceCounts(pending=snapshot.devices),
+            rate=Rate(target=_target(settings)),
+        )
+        write_manifest(folder, manifest)
+        manifests.append(manifest)
+
+    folder = new_run_folder(directory, settings.name, fill, now=started)
+    return manifests[0], folder
+
+
+def _utf8(path: str) -> str:
+    """A path fit for JSON: bytes of a file name that are not UTF-8 are written out."""
+    return path.encode(errors="backslashreplace").decode()
+
+
+def _facts(account: Account) -> AccountFacts:
+    quota = None if account.per_second == "unlimited" else account.per_second
+    return AccountFacts(account.name, account.endpoint, account.dialect, quota)
+
+
+def _target(settings: Settings) -> float | None:
+    rates = [account.rate for account in settings.account]
+    return None if None in rates else sum(rate for rate in rates if rate is not None)
+
+
+class _Audit:
+    """One audit under way."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: list[Keys],
+        folder: Path,
+        *,
+        manifest: Manifest,
+        watch: Watch | None,
+        stop: Stop,
+    ) -> None:
+        self._settings, self._keys, self._folder, self._watch, self._stop = settings, keys, folder, watch, stop
+        self._manifest = manifest
+        self._began = time.monotonic()
+        self._accounts: list[AskedAccount] = []
+        self._stopped: list[StoppedError] = []
+        self._journal: Journal
+
+    async def run(self) -> Result:
+        with Journal(self._folder / ANSWERED, self._folder / FAILED) as self._journal:
+            try:
+                await self._ask()
+            except BaseException:
+                # Cancelled or broken: what was answered is kept, and the manifest says that it is not all.
+                self._journal.flush()
+                write_manifest(self._folder, replace(self._now(), state="partial", error="stopped at once"))
+                raise
+        return await self._finish()
+
+    async def _ask(self) -> None:
+        """Asks all accounts side by side, each with its part of ``at_once``; one that stops leaves the others alone."""
+        workers = max(1, self._settings.at_once // len(self._settings.account))
+        async with AsyncExitStack() as stack:
+            for account, keys in zip(self._settings.account, self._keys, strict=True):
+                opened = open_account(self._settings, account, keys, workers)
+                self._accounts.append(await stack.enter_async_context(opened))
+            async with anyio.create_task_group() as all_of_it:
+                all_of_it.start_soon(self._keep_up)
+                async with anyio.create_task_group() as asking:
+                    for asked in self._accounts:
+                        asking.start_soon(self._ask_account, asked, workers)
+                all_of_it.cancel_scope.cancel()
+
+    async def _ask_account(self, asked: AskedAccount, workers: int) -> None:
+        devices = read_snapshot(self._folder / FLEET, asked.name)
+        try:
+            await fan_out(devices, asked.fetch, self._journal.write, at_once=workers, stop=self._stop)
+        except StoppedError as error:
+            self._stopped.append(error)
+            # The sentence is for people; a trace would add nothing.
+            log.error("stopped", account=asked.name, reason=str(error))  # noqa: TRY400
+            if isinstance(error, RunNotWritableError):
+                self._stop.wish(str(error))
+
+    async def _keep_up(self) -> None:
+        """Hands answers to the operating system, tells the watcher, and writes the manifest, each in its rhythm."""
+        told = written = time.monotonic()
+        while True:
+            await anyio.sleep(FLUSH_SECONDS)
+            now = time.monotonic()
+            try:
+                self._journal.flush()
+                if now - written >= MANIFEST_SECONDS:
+                    written = now
+                    # In a thread: it waits for the disk, and requests that are due must not.
+                    await anyio.to_thread.run_sync(write_manifest, self._folder, self._now())
+            except RunNotWritableError as error:
+                self._stopped.append(error)
+                self._stop.wish(str(error))
+                return
+            if self._watch is not None and now - told >= WATCH_SECONDS:
+                told = now
+                self._watch(self._progress())
+
+    async def _finish(self) -> Result:
+        """Seals the folder, proves it, and says how it ended."""
+        if self._watch is not None:
+            self._watch(replace(self._progress(), sealing=True))
+        asked = replace(self._now(), finished_at=utc(time.time()))
+        try:
+            sealed = await anyio.to_thread.run_sync(seal, self._folder)
+        except RunNotWritableError as error:
+            write_manifest(self._folder, replace(asked, state="aborted", error=str(error)))
+            raise
+        reason = "; ".join(str(error) for error in self._stopped) or self._stop.reason
+        manifest = replace(
+            asked,
+            state="aborted" if self._stopped else "partial",
+            devices=sealed.devices,
+            failures=sealed.failures,
+            files=sealed.files,
+            error=reason,
+        )
+        write_manifest(self._folder, manifest)
+        problems = await anyio.to_thread.run_sync(verify, self._folder)
+        if problems:
+            manifest = replace(manifest, state="aborted", error="; ".join(problems))
+        elif not self._stopped and sealed.devices.unanswered == 0:
+            manifest = replace(manifest, state="complete")
+        write_manifest(self._folder, manifest)
+        return Result(self._folder, manifest, self._exit_code(manifest, whole=not problems))
+
+    def _exit_code(self, manifest: Manifest, *, whole: bool) -> int:
+        if self._stopped:
+            return StoppedError.exit_code
+        if self._stop.reason is not None and manifest.devices.pending:
+            return INTERRUPTED
+        allowed = self._settings.failures_allowed(manifest.fleet.devices)
+        return 0 if whole and manifest.devices.unanswered <= allowed else 1
+
+    def _now(self) -> Manifest:
+        """The manifest as the audit stands now."""
+        counts = self._counts()
+        requests = self._requests()
+        elapsed = max(time.monotonic() - self._began, 0.001)
+        rate = Rate(self._manifest.rate.target, round(requests.sent / elapsed, 3))
+        return replace(self._manifest, devices=counts, requests=requests, rate=rate)
+
+    def _counts(self) -> DeviceCounts:
+        written = self._journal.counts
+        return DeviceCounts(**written, pending=self._manifest.fleet.devices - sum(written.values()))
+
+    def _requests(self) -> RequestCounts:
+        tallies = [asked.tally for asked in self._accounts]
+        return RequestCounts(
+            sent=sum(tally.sent for tally in tallies),
+            retried=sum(tally.retried for tally in tallies),
+            throttled=sum(tally.throttled for tally in tallies),
+        )
+
+    def _progress(self) -> Progress:
+        return Progress(
+            folder=self._folder,
+            fleet=self._manifest.fleet.devices,
+            devices=self._counts(),
+            requests=self._requests(),
+            in_flight=sum(asked.tally.in_flight for asked in self._accounts),
+            per_second=self._manifest.rate.target,
+            elapsed=time.monotonic() - self._began,
+        )

@@ -1,0 +1,71 @@
+"""Outcomes as they come, for programs that want them in hand instead of in a folder."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from auditor.audit.account import open_account, read_keys
+from auditor.audit.run import with_fleet
+from auditor.audit.scheduler import Stop, fan_out
+from auditor.config import Settings
+from auditor.errors import FleetError, StoppedError
+from auditor.fleet.snapshot import read_snapshot, write_snapshot
+from auditor.inventory.folder import FLEET
+from auditor.model import Device, Outcome
+
+WAITING = 100
+"""Outcomes that wait for their reader at most; then the asking waits."""
+
+
+@asynccontextmanager
+async def outcomes(
+    settings: Settings, devices: Iterable[Device] | None = None
+) -> AsyncIterator[MemoryObjectReceiveStream[Outcome]]:
+    """Asks about every device and gives each outcome as it comes, in no order; nothing is written.
+
+        async with auditor.outcomes(settings) as stream:
+            async for outcome in stream:
+                ...
+
+    Args:
+        settings: see ``load_settings``.
+        devices: whom to ask about, instead of the fleet in the settings; pulled as they are asked. One account only.
+
+    Raises:
+        SettingsError, FleetError: before anything is asked.
+        StoppedError: from the block's end, when an account was stopped; its devices have no outcome.
+    """
+    keys = [read_keys(account) for account in settings.account]
+    if devices is not None and len(settings.account) > 1:
+        raise FleetError(f"devices were given for {len(settings.account)} accounts; open a stream for each account")
+    with TemporaryDirectory(prefix="auditor-") as temporary:
+        snapshot = Path(temporary, FLEET)
+        if devices is None:
+            named = with_fleet(settings, None)
+            fleets = [(account.name, account.fleet.file) for account in named.account if account.fleet is not None]
+            await anyio.to_thread.run_sync(write_snapshot, fleets, snapshot)
+        send, receive = anyio.create_memory_object_stream[Outcome](WAITING)
+        workers = max(1, settings.at_once // len(settings.account))
+        stopped: list[StoppedError] = []
+
+        async def ask(number: int, outlet: MemoryObjectSendStream[Outcome]) -> None:
+            account = settings.account[number]
+            source = read_snapshot(snapshot, account.name) if devices is None else iter(devices)
+            async with outlet, open_account(settings, account, keys[number], workers) as asked:
+                try:
+                    await fan_out(source, asked.fetch, outlet.send, at_once=workers, stop=Stop())
+                except StoppedError as error:
+                    stopped.append(error)
+
+        async with anyio.create_task_group() as group, receive:
+            async with send:
+                for number in range(len(settings.account)):
+                    group.start_soon(ask, number, send.clone())
+            yield receive
+            group.cancel_scope.cancel()
+        if stopped:
+            raise stopped[0]

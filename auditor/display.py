@@ -1,0 +1,169 @@
+"""What people see: tables on standard output, progress and talk on standard error. Names from devices are escaped."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from auditor.audit.check import AccountCheck
+from auditor.audit.run import Progress, Watch
+from auditor.inventory.folder import DeviceCounts, Manifest
+from auditor.inventory.queries import VersionCount
+
+PLAIN_SECONDS = 5.0
+"""How often a line is written where there is no terminal."""
+
+_MINUTE = 60
+
+SMOOTHING = 10.0
+"""Seconds over which the rate and the time left are taken."""
+
+
+def safe(text: object) -> str:
+    """Text with everything that a terminal would act on written out as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def say(sentence: str) -> None:
+    """One line of talk on standard error."""
+    sys.stderr.write(f"{sentence}\n")
+    sys.stderr.flush()
+
+
+def print_inventory(manifest: Manifest, devices: DeviceCounts, versions: Iterable[VersionCount]) -> None:
+    """The inventory as a table; repeated cells are left blank, and a run that is not whole is labelled."""
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 100)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    several = len(manifest.accounts) > 1
+    for name in ("account", "product", "module", "version")[0 if several else 1 :]:
+        table.add_column(name, overflow="fold")
+    table.add_column("devices", justify="right")
+    table.add_column("share", justify="right")
+    before: tuple[str, ...] = ()
+    for row in versions:
+        place = (safe(row.account), safe(row.product_key or "?"), safe(row.module_name))
+        same = 0
+        while same < len(before) and place[: same + 1] == before[: same + 1]:
+            same += 1
+        cells = ["" if at < same else cell for at, cell in enumerate(place)]
+        table.add_row(*cells[0 if several else 1 :], safe(row.module_version), f"{row.devices:,}", f"{row.share:.1%}")
+        before = place
+    console.print(table)
+    console.print(Text(f"\n{coverage(manifest, devices)}"))
+
+
+def coverage(manifest: Manifest, counts: DeviceCounts) -> str:
+    """How whole a run is, in one line."""
+    parts = [
+        f"{counts.ok:,} ok",
+        f"{counts.empty:,} empty",
+        f"{counts.not_found:,} not found",
+        f"{counts.failed:,} failed",
+        f"{counts.pending:,} pending",
+    ]
+    return f"{manifest.state}: {manifest.fleet.devices:,} devices: {', '.join(parts)}"
+
+
+def summary(manifest: Manifest, seconds: float) -> Iterator[str]:
+    """What an audit came to, for standard error."""
+    yield coverage(manifest, manifest.devices)
+    requests, rate = manifest.requests, manifest.rate
+    of_quota = "" if rate.target is None else f", {rate.achieved / rate.target:.1%} of the quota"
+    yield (
+        f"{requests.sent:,} requests in {_span(seconds)} ({rate.achieved:,.1f}/s{of_quota}), "
+        f"{requests.retried:,} repeated, {requests.throttled:,} over the quota"
+    )
+    for failure in manifest.failures[:5]:
+        yield f"failed: {failure.devices:,} with {safe(failure.code)}, such as {safe(failure.example)}"
+    if manifest.error is not None:
+        yield f"stopped: {safe(manifest.error)}"
+
+
+def print_checks(checks: Iterable[AccountCheck]) -> None:
+    """One line for each account that was checked."""
+    for check in checks:
+        repeats = f", {check.duplicates:,} repeats dropped" if check.duplicates else ""
+        clock = f", its clock is {check.clock_offset:+.0f} s off" if check.clock_offset else ""
+        said = check.problem or f"answers in {check.seconds * 1000:.0f} ms, the first device is {check.said}{clock}"
+        sys.stdout.write(
+            f"{'ok  ' if check.problem is None else 'FAIL'} {safe(check.account)} ({safe(check.endpoint)}): "
+            f"{check.devices:,} devices{repeats}; {safe(said)}\n"
+        )
+
+
+@contextmanager
+def watching() -> Iterator[Watch]:
+    """A watcher for an audit: a live line on a terminal, a plain line every few seconds elsewhere."""
+    recent = _Recent()
+    if not sys.stderr.isatty():
+        yield _plain(recent)
+        return
+    console = Console(stderr=True, highlight=False)
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+
+        def watch(progress: Progress) -> None:
+            bar = ProgressBar(total=progress.fleet, completed=_done(progress), width=30)
+            grid = Table.grid(padding=(0, 1))
+            grid.add_row(bar, Text(_line(progress, recent.rates(progress))))
+            live.update(grid)
+
+        yield watch
+
+
+def _plain(recent: "_Recent") -> Watch:
+    last = time.monotonic()
+
+    def watch(progress: Progress) -> None:
+        nonlocal last
+        rates = recent.rates(progress)
+        if progress.sealing or time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
+            say(_line(progress, rates))
+
+    return watch
+
+
+class _Recent:
+    """Rates over the last seconds: an average since the start hides what happens now."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)])
+
+    def rates(self, progress: Progress) -> tuple[float, float]:
+        """Requests and devices a second, lately."""
+        now = (progress.elapsed, progress.requests.sent, _done(progress))
+        self._seen.append(now)
+        while self._seen[0] is not now and self._seen[1][0] <= now[0] - SMOOTHING:
+            self._seen.popleft()
+        seconds = max(now[0] - self._seen[0][0], 0.001)
+        return (now[1] - self._seen[0][1]) / seconds, (now[2] - self._seen[0][2]) / seconds
+
+
+def _done(progress: Progress) -> int:
+    return progress.fleet - progress.devices.pending
+
+
+def _line(progress: Progress, rates: tuple[float, float]) -> str:
+    done = _done(progress)
+    if progress.sealing:
+        return f"{done:,}/{progress.fleet:,} devices in {_span(progress.elapsed)}, sealing"
+    requests, devices = rates
+    quota = "" if progress.per_second is None else f" ({requests / progress.per_second:.0%} of the quota)"
+    left = _span(progress.devices.pending / devices) if devices > 0 else "?"
+    throttled = f", {progress.requests.throttled:,} over the quota" if progress.requests.throttled else ""
+    return (
+        f"{done:,}/{progress.fleet:,} devices ({done / progress.fleet:.1%}), {requests:,.1f} requests/s{quota}, "
+        f"{progress.in_flight} in flight, {progress.devices.failed:,} failed{throttled}, {left} left"
+    )
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < _MINUTE else str(timedelta(seconds=round(seconds)))

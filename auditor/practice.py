@@ -1,0 +1,154 @@
+"""The simulated platform put to use: the demonstration, and a server to practise on."""
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import anyio
+
+from auditor.audit.run import Result, Watch, run_audit
+from auditor.audit.scheduler import Stop
+from auditor.config import settings_from
+from auditor.errors import StoppedError, UsageError
+from auditor.model import Dialect
+from auditor.simulator import DEFAULT_ACCOUNT, Faults, SimulatedAccount, Simulator, WindowKind, World
+
+DEMO_PER_SECOND = 500.0
+"""The demonstration's quota; a real account's 10 a second would take minutes to watch."""
+
+_LAST_PORT = 65_535
+
+DEMO_SHARE = 0.95
+"""A part of the quota is left to others, as an account's other users would have it."""
+
+DEMO_FAULTS = Faults(
+    reset=0.004, cut=0.004, unavailable=0.004, internal=0.004, html=0.004, garbage=0.004, business=0.004, nonce=0.004,
+    throttle=0.0002, silence=0.0003,
+)  # fmt: skip
+"""A few of each; a throttled answer holds the account back for a second and silence lasts a whole timeout."""
+
+
+async def demonstrate(devices: int, directory: Path, watch: Watch, stop: Stop) -> Result:
+    """Audits a simulated fleet on a simulated platform in this process.
+
+    Args:
+        devices: of the fleet.
+        directory: where to make the run folder.
+        watch: told where the audit stands.
+        stop: a wish to end early.
+    """
+    world = World(devices, large=0)
+    account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, DEMO_PER_SECOND)
+    with TemporaryDirectory(prefix="auditor-demo-") as temporary:
+        folder = Path(temporary)
+        async with Simulator(world, accounts=[account], latency=(0.02, 0.08), faults=DEMO_FAULTS) as platform:
+            _write_fleet_and_secret(folder, world, account)
+            own = _account_table(platform.endpoint, account, "tuya") | {"share": DEMO_SHARE}
+            table = {"name": "demo", "timeout": 2.0, "account": [own]}
+            settings = settings_from(table, where="demo", folder=folder)
+            return await run_audit(settings, directory=directory, watch=watch, stop=stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Practice:
+    """What to simulate; ``latency`` is in milliseconds, ``per_second`` None is no quota."""
+
+    devices: int
+    products: int
+    seed: int
+    dialect: Dialect
+    per_second: float | None
+    window: WindowKind
+    latency: tuple[float, float]
+    faults: float
+
+
+async def serve(practice: Practice, port: int, write: Path | None, tell: Callable[[str], None]) -> None:
+    """Answers on a port of this machine until SIGINT or SIGTERM.
+
+    Args:
+        practice: what to simulate.
+        port: 0 takes a free one.
+        write: a folder for settings, secret and fleet file that fit; None writes none.
+        tell: given each line to print.
+
+    Raises:
+        UsageError: the options do not fit together.
+        StoppedError: the port is taken, or ``write`` cannot be written.
+    """
+    least, most = practice.latency
+    if not 0 <= least <= most:
+        raise UsageError(f"--latency {least:g} {most:g}: give the least and the most milliseconds, from 0 up")
+    if practice.per_second is not None and practice.per_second < 0:
+        raise UsageError(f"--per-second {practice.per_second:g}: give calls a second, or 0 for no quota")
+    if not 0 <= port <= _LAST_PORT:
+        raise UsageError(f"--port {port}: give a port up to {_LAST_PORT}, or 0 for a free one")
+    try:
+        world = World(practice.devices, seed=practice.seed, products=practice.products)
+        account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, practice.per_second)
+        simulator = Simulator(
+            world,
+            accounts=[account],
+            dialect=practice.dialect,
+            window=practice.window,
+            latency=(least / 1000, most / 1000),
+            faults=Faults.evenly(practice.faults),
+            seed=practice.seed,
+            port=port,
+            tells_retry_after=True,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    try:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with simulator as platform:
+                tell(f"endpoint           {platform.endpoint}")
+                tell(f"access_key_id      {account.access_key_id}")
+                tell(f"access_key_secret  {account.secret.reveal()}")
+                if write is not None:
+                    tell(f"settings           {_write_settings(write, world, account, practice, platform.endpoint)}")
+                async for _ in signals:
+                    return
+    except OSError as error:
+        raise StoppedError(f"the simulated platform cannot start: {error.strerror or error}") from error
+
+
+def _write_settings(folder: Path, world: World, account: SimulatedAccount, practice: Practice, endpoint: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_fleet_and_secret(folder, world, account)
+    table = _account_table(endpoint, account, practice.dialect)
+    lines = ['name = "simulated"', "", "[[account]]"]
+    lines += [f"{key} = {_toml(value)}" for key, value in table.items()]
+    path = folder / "simulated.toml"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _write_fleet_and_secret(folder: Path, world: World, account: SimulatedAccount) -> None:
+    world.write_fleet(folder / "simulated-fleet.csv")
+    secret = folder / "simulated-secret"
+    secret.write_text(account.secret.reveal(), encoding="utf-8")
+    secret.chmod(0o600)
+
+
+def _account_table(endpoint: str, account: SimulatedAccount, dialect: Dialect) -> dict[str, Any]:
+    region = {"region_id": "cn-shanghai"} if dialect == "alibaba" else {}
+    return {
+        "name": "simulated",
+        "endpoint": endpoint,
+        "dialect": dialect,
+        **region,
+        "access_key_id": account.access_key_id,
+        "access_key_secret": {"file": "simulated-secret"},
+        "per_second": account.per_second or "unlimited",
+        "fleet": {"file": "simulated-fleet.csv"},
+    }
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -1,0 +1,30 @@
+"""Peak memory of `auditor run` for 20,000 and for 200,000 devices, without a quota: it must not grow with the fleet.
+
+python benchmarks/memory.py [DEVICES …]
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from measured import audit, platform
+
+
+def main(sizes: list[int]) -> None:
+    print(f"{'devices':>10} {'state':>9} {'peak MB':>8} {'ratio':>6} {'devices/s':>10} {'CPU µs each':>12}")
+    first = 0.0
+    for devices in sizes:
+        with tempfile.TemporaryDirectory(prefix="auditor-memory-") as temporary:
+            folder = Path(temporary)
+            with platform(folder, "--devices", devices, "--per-second", 0, "--latency", 0, 0) as settings:
+                run = audit(settings, folder / "runs")
+        first = first or run.peak
+        print(
+            f"{devices:>10,} {run.manifest['state']:>9} {run.peak:>8.0f} {run.peak / first:>6.2f} "
+            f"{devices / run.wall:>10,.0f} {run.cpu / devices * 1e6:>12,.0f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main([int(each) for each in sys.argv[1:]] or [20_000, 200_000])
