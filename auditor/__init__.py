@@ -61,10 +61,12 @@ __version__ = __about__.VERSION
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604  all of them are strings
 
 
-def __getattr__(name: str) -> object:
-    if (room := _HOME.get(name)) is None:
-        raise AttributeError(f"module 'auditor' has no attribute {name!r}")
-    return getattr(import_module(room), name)
+if not TYPE_CHECKING:  # a type checker that saw it would believe that every name exists
+
+    def __getattr__(name: str) -> object:
+        if (room := _HOME.get(name)) is None:
+            raise AttributeError(f"module 'auditor' has no attribute {name!r}")
+        return getattr(import_module(room), name)
 
 
 def __dir__() -> list[str]:

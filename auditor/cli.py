@@ -14,7 +14,8 @@ from cyclopts.help import DefaultFormatter, PanelSpec
 from rich.box import SIMPLE
 
 from auditor.__about__ import VERSION
-from auditor.errors import AuditorError, UsageError
+from auditor.errors import AuditorError, RunNotWritableError, StoppedAtOnceError, UsageError
+from auditor.terminal import open_standard_streams, safe, say, tell, to_nowhere
 
 if TYPE_CHECKING:
     from auditor.audit.run import Result, Watch
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 # A lone hyphen, for standard input or output, is a value.
 FleetFile = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 LogLevel = Literal["debug", "info", "warning", "error"]
-
-INTERRUPTED = 130
 
 app = App(
     name="auditor",
@@ -64,7 +63,7 @@ def run(
     out:
         Make the run folder in this directory instead of the settings' one.
     limit:
-        Ask only about the first so many devices.
+        Ask only about the first so many devices, of all accounts together.
     log_level:
         What is logged to standard error.
     """
@@ -78,7 +77,7 @@ def run(
         return run_audit(settings, fleet=fleet, directory=out, limit=first, watch=watch, stop=stop)
 
     result = _audit(start, log_level)
-    sys.stdout.write(f"{result.folder}\n")
+    tell(str(result.folder))
     return result.exit_code
 
 
@@ -129,7 +128,7 @@ def inventory(
     from auditor.inventory.queries import Run
 
     with Run(run) as opened:
-        if format == "table" and out is None:
+        if format == "table" and str(out or "-") == "-":
             from auditor.display import print_inventory
 
             print_inventory(opened.manifest, opened.devices, opened.inventory())
@@ -137,7 +136,7 @@ def inventory(
         if format == "table":
             raise UsageError("a table goes to standard output; choose --format csv, json, jsonl or parquet for a file")
         if opened.manifest.state != "complete":
-            _say(f"note: {opened.folder} is {opened.manifest.state}, so the inventory is not of the whole fleet")
+            say(f"note: {opened.folder} is {opened.manifest.state}, so the inventory is not of the whole fleet")
         if out is not None and str(out) != "-":
             opened.write_inventory(out, format)
             return 0
@@ -166,9 +165,9 @@ def verify(run: Path, /) -> int:
     folder = find_run(run)
     problems = prove(folder)
     for problem in problems:
-        sys.stdout.write(f"{problem}\n")
+        tell(safe(problem))
     if not problems:
-        _say(f"{folder}: every number follows from the files; the run is {read_manifest(folder).state}")
+        say(f"{folder}: every number follows from the files; the run is {read_manifest(folder).state}")
     return 1 if problems else 0
 
 
@@ -193,7 +192,7 @@ def demo(*, devices: int = 4000, out: Path = Path("audits"), log_level: LogLevel
     result = _audit(lambda watch, stop: demonstrate(devices, out, watch, stop), log_level)
     with Run(result.folder) as opened:
         print_inventory(opened.manifest, opened.devices, opened.inventory())
-    sys.stdout.write(f"\nThe run lies in {result.folder}: inventory.csv, modules.parquet, run.json and more.\n")
+    tell(f"\nThe run lies in {result.folder}: inventory.csv, modules.parquet, run.json and more.")
     return result.exit_code
 
 
@@ -242,7 +241,7 @@ def simulate(
     from auditor.process import in_loop
 
     practice = Practice(devices, products, seed, dialect, per_second or None, window, latency, faults)
-    in_loop(lambda: serve(practice, port, write, _tell))
+    in_loop(lambda: serve(practice, port, write, tell))
     return 0
 
 
@@ -261,21 +260,30 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code; what goes wrong is one sentence on standard error."""
+    open_standard_streams()
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
-        _say(f"auditor: {' '.join(str(error).split())}\nTry: auditor --help")
+        say(f"auditor: {' '.join(str(error).split())}\nTry: auditor --help")
         return UsageError.exit_code
+    except StoppedAtOnceError as error:
+        # A thread that still seals must not hold the process back; nothing is lost with it.
+        say(f"auditor: {error}")
+        os._exit(error.exit_code)
     except AuditorError as error:
-        _say(f"auditor: {error}")
+        say(f"auditor: {safe(error)}")
         return error.exit_code
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return StoppedAtOnceError.exit_code
     except BrokenPipeError:
         # The reader has gone (`auditor inventory RUN | head`); a second complaint at exit helps nobody.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        to_nowhere(1)
         return 0
+    except OSError as error:
+        say(f"auditor: {safe(error.filename or 'output')}: {error.strerror}")
+        to_nowhere(1)
+        return RunNotWritableError.exit_code
     return code if isinstance(code, int) else 0
 
 
@@ -289,7 +297,7 @@ def _audit(start: "Callable[[Watch, Stop], Awaitable[Result]]", log_level: str) 
     with watching() as watch:
         result = until_signal(lambda stop: start(watch, stop))
     for line in summary(result.manifest, time.monotonic() - began):
-        _say(line)
+        say(line)
     return result
 
 
@@ -297,13 +305,3 @@ def _at_least_one(flag: str, number: int | None) -> int | None:
     if number is not None and number < 1:
         raise UsageError(f"{flag} {number}: give a number of devices from 1 up")
     return number
-
-
-def _tell(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-def _say(sentence: str) -> None:
-    sys.stderr.write(f"{sentence}\n")
-    sys.stderr.flush()

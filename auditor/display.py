@@ -17,6 +17,7 @@ from auditor.audit.check import AccountCheck
 from auditor.audit.run import Progress, Watch
 from auditor.inventory.folder import DeviceCounts, Manifest
 from auditor.inventory.queries import VersionCount
+from auditor.terminal import safe, say, tell
 
 PLAIN_SECONDS = 5.0
 """How often a line is written where there is no terminal."""
@@ -25,17 +26,6 @@ _MINUTE = 60
 
 SMOOTHING = 10.0
 """Seconds over which the rate and the time left are taken."""
-
-
-def safe(text: object) -> str:
-    """Text with everything that a terminal would act on written out as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
-def say(sentence: str) -> None:
-    """One line of talk on standard error."""
-    sys.stderr.write(f"{sentence}\n")
-    sys.stderr.flush()
 
 
 def print_inventory(manifest: Manifest, devices: DeviceCounts, versions: Iterable[VersionCount]) -> None:
@@ -77,9 +67,11 @@ def summary(manifest: Manifest, seconds: float) -> Iterator[str]:
     yield coverage(manifest, manifest.devices)
     requests, rate = manifest.requests, manifest.rate
     of_quota = "" if rate.target is None else f", {rate.achieved / rate.target:.1%} of the quota"
+    asking = requests.sent / rate.achieved if rate.achieved else 0.0
     yield (
-        f"{requests.sent:,} requests in {_span(seconds)} ({rate.achieved:,.1f}/s{of_quota}), "
-        f"{requests.retried:,} repeated, {requests.throttled:,} over the quota"
+        f"{requests.sent:,} requests in {_span(asking)} ({rate.achieved:,.1f}/s{of_quota}), "
+        f"{requests.retried:,} repeated, {requests.throttled:,} over the quota; "
+        f"{_span(seconds)} in all"
     )
     for failure in manifest.failures[:5]:
         yield f"failed: {failure.devices:,} with {safe(failure.code)}, such as {safe(failure.example)}"
@@ -93,9 +85,9 @@ def print_checks(checks: Iterable[AccountCheck]) -> None:
         repeats = f", {check.duplicates:,} repeats dropped" if check.duplicates else ""
         clock = f", its clock is {check.clock_offset:+.0f} s off" if check.clock_offset else ""
         said = check.problem or f"answers in {check.seconds * 1000:.0f} ms, the first device is {check.said}{clock}"
-        sys.stdout.write(
+        tell(
             f"{'ok  ' if check.problem is None else 'FAIL'} {safe(check.account)} ({safe(check.endpoint)}): "
-            f"{check.devices:,} devices{repeats}; {safe(said)}\n"
+            f"{check.devices:,} devices{repeats}; {safe(said)}"
         )
 
 
@@ -159,9 +151,10 @@ def _line(progress: Progress, rates: tuple[float, float]) -> str:
     quota = "" if progress.per_second is None else f" ({requests / progress.per_second:.0%} of the quota)"
     left = _span(progress.devices.pending / devices) if devices > 0 else "?"
     throttled = f", {progress.requests.throttled:,} over the quota" if progress.requests.throttled else ""
+    trouble = "" if progress.trouble is None else f"; {safe(progress.trouble)}"
     return (
         f"{done:,}/{progress.fleet:,} devices ({done / progress.fleet:.1%}), {requests:,.1f} requests/s{quota}, "
-        f"{progress.in_flight} in flight, {progress.devices.failed:,} failed{throttled}, {left} left"
+        f"{progress.in_flight} in flight, {progress.devices.failed:,} failed{throttled}, {left} left{trouble}"
     )
 
 

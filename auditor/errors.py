@@ -1,24 +1,27 @@
 """What went wrong, grouped by what to do next.
 
-AuditorError
-├── UsageError               mend what was given, then run again          exit 2
-│   ├── SettingsError          the settings file
-│   ├── FleetError             the fleet file
-│   └── RunFolderError         the run folder that was named
-├── StoppedError             the audit cannot go on                       exit 3
-│   ├── AccountStoppedError    one account: refused, or never reached
-│   └── RunNotWritableError    the run folder cannot be written
-└── PlatformError            one request's answer
-├── TransientError         send it again, later, newly signed
-│   ├── NonceUsedError
-│   └── ClockSkewError       after learning the platform's time
-├── ThrottledError         slow the whole account down, then again
-├── NotFoundError          an answer: no such device
-├── NeverActivatedError    an answer: nothing was ever reported
-├── InconsistentPagesError read the device again from its first page
-├── RefusedRequestError    this device failed, do not repeat
-├── ForbiddenDeviceError   this device failed, or the account is refused
-└── RefusedAccountError    stop the account
+::
+
+    AuditorError
+        UsageError               mend what was given, then run again            exit 2
+            SettingsError        the settings file
+            FleetError           the fleet file
+            RunFolderError       the run folder that was named
+        StoppedError             the audit cannot go on                         exit 3
+            AccountStoppedError  one account: refused, or never reached
+            RunNotWritableError  the run folder cannot be written
+        StoppedAtOnceError       a second signal ended the process              exit 130
+        PlatformError            one request's answer
+            TransientError       send it again, later, newly signed
+                NonceUsedError
+                ClockSkewError   after learning the platform's time
+            ThrottledError       slow the whole account down, then again
+            NotFoundError        an answer: no such device
+            NeverActivatedError  an answer: nothing was ever reported
+            InconsistentPagesError  read the device again from its first page
+            RefusedRequestError  this device failed, do not repeat
+            ForbiddenDeviceError this device failed, or the account is refused
+            RefusedAccountError  stop the account
 """
 
 from typing import ClassVar
@@ -64,6 +67,12 @@ class AccountStoppedError(StoppedError):
 
 class RunNotWritableError(StoppedError):
     """The run folder cannot be written: permission, a full disk, an I/O error."""
+
+
+class StoppedAtOnceError(AuditorError):
+    """A second signal came: what was written is kept, what was in flight is lost."""
+
+    exit_code = 130
 
 
 class PlatformError(AuditorError):
@@ -128,7 +137,7 @@ class InconsistentPagesError(PlatformError):
     """A device's pages contradict each other, themselves or the request; the sentence says how."""
 
     def __init__(self, sentence: str) -> None:
-        super().__init__("auditor.InconsistentPages", sentence)
+        super().__init__("auditor.InconsistentPages", sentence[:300])
 
 
 class RefusedRequestError(PlatformError):

@@ -130,8 +130,8 @@ def _write_settings(folder: Path, world: World, account: SimulatedAccount, pract
 def _write_fleet_and_secret(folder: Path, world: World, account: SimulatedAccount) -> None:
     world.write_fleet(folder / "simulated-fleet.csv")
     secret = folder / "simulated-secret"
+    secret.touch(mode=0o600)
     secret.write_text(account.secret.reveal(), encoding="utf-8")
-    secret.chmod(0o600)
 
 
 def _account_table(endpoint: str, account: SimulatedAccount, dialect: Dialect) -> dict[str, Any]:

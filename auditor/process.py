@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -11,9 +10,9 @@ from typing import TypeVar
 import anyio
 import structlog
 
-from auditor.audit.run import INTERRUPTED
 from auditor.audit.scheduler import Stop
-from auditor.errors import AuditorError
+from auditor.errors import AuditorError, StoppedAtOnceError
+from auditor.terminal import say
 
 T = TypeVar("T")
 
@@ -24,10 +23,13 @@ class _StandardError:
     """Standard error as it is when something is written: a live progress line puts itself in its place."""
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
 
 
 def log_to_stderr(level: str) -> None:
@@ -57,6 +59,7 @@ def until_signal(start: Callable[[Stop], Awaitable[T]]) -> T:
 
     Raises:
         AuditorError: what ``start`` raised.
+        StoppedAtOnceError: a second signal came. A thread may still be at work: leave by ``os._exit``.
     """
 
     async def main() -> T:
@@ -73,10 +76,7 @@ def until_signal(start: Callable[[Stop], Awaitable[T]]) -> T:
         if failure is not None:
             raise failure
         if not ended:
-            # Stopped at once; a thread that still seals must not hold the process back, and is not needed to resume.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(INTERRUPTED)
+            raise StoppedAtOnceError("stopped at once; what was answered is kept")
         return ended[0]
 
     return in_loop(main)
@@ -89,6 +89,4 @@ async def _listen(stop: Stop, scope: anyio.CancelScope) -> None:
                 scope.cancel()
                 return
             stop.wish(f"interrupted by {received.name}")
-            with contextlib.suppress(OSError):
-                sys.stderr.write("stopping: what is in flight is finished and kept; once more stops at once\n")
-                sys.stderr.flush()
+            say("stopping: what is in flight is finished and kept; once more stops at once")

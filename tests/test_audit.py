@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 import auditor
-from auditor.errors import FleetError
+from auditor.audit import journal, run
+from auditor.audit.check import check
+from auditor.audit.journal import Journal
+from auditor.errors import FleetError, RunNotWritableError
 from auditor.model import Secret
 from auditor.platform.signing import Signer, percent_encode
 from auditor.process import log_to_stderr
@@ -71,8 +74,8 @@ def assert_true_to(world: Iterable[SimulatedDevice], folder: Path) -> None:
         assert line["total"] == len(line["modules"]) == len(modules)
         expected.update((device.product_key, *module) for module in modules)
     assert by_id == {}
-    with auditor.Run(folder) as run:
-        versions = list(run.inventory())
+    with auditor.Run(folder) as opened:
+        versions = list(opened.inventory())
     assert {(v.product_key, v.module_name, v.module_version): v.devices for v in versions} == expected
     reporting: Counter[tuple[str | None, str]] = Counter()
     for version in versions:
@@ -232,6 +235,79 @@ async def test_outcomes_come_as_a_stream_and_nothing_is_written(tmp_path: Path) 
             await auditor.outcomes(both, some).__aenter__()
     assert {outcome.device.iot_id for outcome in seen} == {device.iot_id for device in world}
     assert {outcome.device.iot_id for outcome in few} == {device.iot_id for device in some}
+    assert not (tmp_path / "audits").exists()
+
+
+async def test_an_error_in_the_block_of_a_stream_comes_out_as_it_is(tmp_path: Path) -> None:
+    world = World(100)
+    world.write_fleet(tmp_path / "fleet.csv")
+    async with Simulator(world) as platform:
+        settings = settings_for(tmp_path, account_table(platform.endpoint, tmp_path))
+
+        async def use() -> None:
+            async with auditor.outcomes(settings) as stream:
+                await stream.receive()
+                raise KeyError("mine")
+
+        with pytest.raises(KeyError, match="mine"):
+            await use()
+
+
+async def test_a_watcher_that_fails_is_not_told_again_and_the_audit_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "WATCH_SECONDS", 0.0)
+    told = []
+
+    def watch(progress: auditor.Progress) -> None:
+        told.append(progress)
+        raise OSError("nobody reads")
+
+    world = World(200)
+    world.write_fleet(tmp_path / "fleet.csv")
+    async with Simulator(world, latency=(0.05, 0.1)) as platform:
+        settings = settings_for(tmp_path, account_table(platform.endpoint, tmp_path))
+        result = await auditor.run_audit(settings, watch=watch)
+    assert result.manifest.state == "complete"
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("method", ["flush", "close"])
+async def test_a_disk_that_fills_up_ends_in_a_sealed_run_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def full(_: object) -> None:
+        raise RunNotWritableError("devices.jsonl cannot be written: No space left on device")
+
+    world = World(200)
+    world.write_fleet(tmp_path / "fleet.csv")
+    monkeypatch.setattr(Journal if method == "flush" else journal._Appender, method, full)
+    async with Simulator(world) as platform:
+        result = await auditor.run_audit(settings_for(tmp_path, account_table(platform.endpoint, tmp_path)))
+    assert result.exit_code == 3
+    assert result.manifest.state == "aborted"
+    assert str(result.manifest.error).count("No space left") == 1
+    manifest = json.loads((result.folder / "run.json").read_text())
+    assert manifest["state"] == "aborted"
+    assert sum(manifest["devices"].values()) == 200
+
+
+async def test_a_fleet_too_small_to_lose_patience_still_ends_as_never_reached(tmp_path: Path) -> None:
+    World(2).write_fleet(tmp_path / "fleet.csv")
+    settings = settings_for(tmp_path, account_table("http://127.0.0.1:1/", tmp_path), attempts=1)
+    result = await auditor.run_audit(settings, limit=1)
+    assert result.exit_code == 3
+    assert "127.0.0.1 cannot be reached" in str(result.manifest.error)
+    (looked,) = await check(settings)
+    assert "127.0.0.1 cannot be reached" in str(looked.problem)
+
+
+async def test_a_useless_ca_file_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    World(2).write_fleet(tmp_path / "fleet.csv")
+    (tmp_path / "ca.pem").write_text("no certificates")
+    table = account_table("https://127.0.0.1:1/", tmp_path, ca_file=str(tmp_path / "ca.pem"))
+    with pytest.raises(auditor.AuditorError, match="holds no certificates"):
+        await auditor.run_audit(settings_for(tmp_path, table))
     assert not (tmp_path / "audits").exists()
 
 

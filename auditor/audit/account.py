@@ -8,12 +8,13 @@ import structlog
 from auditor import __about__
 from auditor.audit.pages import read_device
 from auditor.config import Account, Settings, read_secret
+from auditor.errors import AccountStoppedError
 from auditor.model import Device, Outcome, Secret, Sent
 from auditor.pace.feedback import Feedback
 from auditor.pace.quota import Quota
 from auditor.pace.retry import Backoff, Pacer, Tally
 from auditor.platform.answers import Answer
-from auditor.platform.client import Client, Endpoint
+from auditor.platform.client import Client, Endpoint, trust
 from auditor.platform.operations import Operation
 
 log = structlog.get_logger()
@@ -22,12 +23,18 @@ Keys = tuple[str, Secret]
 """An access key id and its secret."""
 
 
+def workers_each(settings: Settings) -> int:
+    """Requests in flight of one account: an equal part of ``at_once``, one at the least."""
+    return max(1, settings.at_once // len(settings.account))
+
+
 def read_keys(account: Account) -> Keys:
-    """The account's keys, from where the settings say that they lie.
+    """The account's keys, from where the settings say that they lie, and a look at its ``ca_file``.
 
     Raises:
-        SettingsError: one of them is not there.
+        SettingsError: one of them is not there or cannot be used.
     """
+    trust(account.ca_file)
     key_id = read_secret(account.access_key_id, account=account.name, key="access_key_id").reveal()
     return key_id, read_secret(account.access_key_secret, account=account.name, key="access_key_secret")
 
@@ -40,14 +47,21 @@ class AskedAccount:
         self.client = client
         self._page_size = settings.page_size
         quota = Quota(account.rate)
-        feedback = Feedback(account.name, quota, give_up_after=settings.give_up_after)
-        self._pacer = Pacer(quota, feedback, Backoff(attempts=settings.attempts))
-        self._offset = 0.0
+        self._feedback = Feedback(account.name, quota, give_up_after=settings.give_up_after)
+        self._pacer = Pacer(quota, self._feedback, Backoff(attempts=settings.attempts))
+        self._offset = 0
 
     @property
     def tally(self) -> Tally:
         """Requests so far."""
         return self._pacer.tally
+
+    @property
+    def never_reached(self) -> AccountStoppedError | None:
+        """Why the account counts as never reached, when requests were sent and none was ever answered usably."""
+        if self._feedback.proven or self._feedback.last is None:
+            return None
+        return AccountStoppedError(self.name, f"no usable answer, the last: {self._feedback.last}")
 
     async def fetch(self, device: Device) -> Outcome:
         """What became of one device.
@@ -59,9 +73,9 @@ class AskedAccount:
 
     async def _call(self, operation: Operation, parameters: Mapping[str, str]) -> Sent[Answer]:
         sent = await self._pacer.send(lambda: self.client.call(operation, parameters))
-        if self.client.clock_offset != self._offset:
-            self._offset = self.client.clock_offset
-            log.warning("the platform's clock differs and is followed", account=self.name, seconds=round(self._offset))
+        if (offset := round(self.client.clock_offset)) != self._offset:
+            self._offset = offset
+            log.warning("the platform's clock differs and is followed", account=self.name, seconds=offset)
         return sent
 
 

@@ -62,6 +62,7 @@ async def check(settings: Settings, *, fleet: str | None = None) -> list[Account
                     problem = str(error)
                 else:
                     said = outcome.status if isinstance(outcome, Answered) else f"failed: {outcome.code}"
+                    problem = None if asked.never_reached is None else str(asked.never_reached)
                 checks.append(
                     AccountCheck(
                         account.name,

@@ -59,6 +59,7 @@ def held(folder: Path) -> Iterator[None]:
 
     Raises:
         RunFolderError: another process holds it, or it is not there.
+        RunNotWritableError: the file system knows no locks.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -69,6 +70,9 @@ def held(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(descriptor)
         raise RunFolderError(f"{folder}: another process is writing this run") from None
+    except OSError as error:
+        os.close(descriptor)
+        raise RunNotWritableError(f"{folder}: cannot be locked: {error.strerror}") from error
     try:
         yield
     finally:

@@ -19,6 +19,9 @@ READINGS = 4
 MODULES_LIMIT = 5_000
 """Modules of one device at most; a product defines about ten, so a larger total is a broken answer."""
 
+NAME_LIMIT = 256
+"""Characters of a product key, device name or iot_id in an answer at most, as in a fleet."""
+
 CHARACTERS_LIMIT = 100_000
 """Characters of all of a device's module names and versions at most: a line that every reader can hold."""
 
@@ -125,6 +128,8 @@ class _Ledger:
             (self.identity.product_key, reported.product_key),
             (self.identity.device_name, reported.device_name),
         ):
+            if told is not None and len(told) > NAME_LIMIT:
+                raise InconsistentPagesError(f"a name of {len(told):,} characters, more than {NAME_LIMIT}")
             if None not in {known, told} and known != told:
                 raise InconsistentPagesError(f"asked for {known}, got an answer about {told}")
         self.identity = Device(

@@ -1,5 +1,6 @@
 """An audit from settings to a sealed run folder: joins the fleet, the accounts, the journal and the seal."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -11,12 +12,12 @@ import msgspec
 import structlog
 
 from auditor import __about__
-from auditor.audit.account import AskedAccount, Keys, open_account, read_keys
+from auditor.audit.account import AskedAccount, Keys, open_account, read_keys, workers_each
 from auditor.audit.folder import held, new_run_folder
 from auditor.audit.journal import Journal, utc
 from auditor.audit.scheduler import Stop, fan_out
 from auditor.config import Account, FleetSource, Settings
-from auditor.errors import FleetError, RunNotWritableError, StoppedError
+from auditor.errors import FleetError, RunNotWritableError, StoppedError, UsageError
 from auditor.fleet.snapshot import read_snapshot, write_snapshot
 from auditor.inventory.folder import (
     ANSWERED,
@@ -28,6 +29,7 @@ from auditor.inventory.folder import (
     Manifest,
     Rate,
     RequestCounts,
+    State,
     write_manifest,
 )
 from auditor.inventory.seal import seal
@@ -50,7 +52,11 @@ MANIFEST_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where an audit stands. ``per_second`` is what the quotas allow in all, None without one."""
+    """Where an audit stands.
+
+    ``per_second`` is what the quotas allow in all, None without one; ``trouble`` names an account that gave no usable
+    answer yet, and says why.
+    """
 
     folder: Path
     fleet: int
@@ -59,6 +65,7 @@ class Progress:
     in_flight: int
     per_second: float | None
     elapsed: float
+    trouble: str | None = None
     sealing: bool = False
 
 
@@ -101,15 +108,18 @@ async def run_audit(
         stop: a wish to end early; what is not asked by then stays pending.
 
     Raises:
+        UsageError: ``limit`` is below 1.
         SettingsError: a key is not there.
         FleetError: the fleet cannot be used; no run folder is left.
         RunNotWritableError: the run folder cannot be written; what was written stays valid.
     """
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit {limit}: give a number of devices from 1 up")
     settings = with_fleet(settings, fleet)
     keys = [read_keys(account) for account in settings.account]
     started = time.time()
     manifest, folder = await anyio.to_thread.run_sync(
-        _prepare, settings, Path(directory or settings.directory), limit, started
+        _prepare, settings, Path(directory or settings.directory), limit, started, abandon_on_cancel=True
     )
     with held(folder):
         return await _Audit(settings, keys, folder, manifest=manifest, watch=watch, stop=stop or Stop()).run()
@@ -192,19 +202,25 @@ class _Audit:
         self._journal: Journal
 
     async def run(self) -> Result:
-        with Journal(self._folder / ANSWERED, self._folder / FAILED) as self._journal:
+        try:
             try:
-                await self._ask()
-            except BaseException:
-                # Cancelled or broken: what was answered is kept, and the manifest says that it is not all.
-                self._journal.flush()
-                write_manifest(self._folder, replace(self._now(), state="partial", error="stopped at once"))
-                raise
-        return await self._finish()
+                with Journal(self._folder / ANSWERED, self._folder / FAILED) as self._journal:
+                    await self._ask()
+            except RunNotWritableError as error:
+                self._stopped.append(error)
+            return await self._finish()
+        except BaseException as error:
+            # Cancelled or broken: what was answered is kept, and the manifest says that it is not all.
+            cancelled = isinstance(error, anyio.get_cancelled_exc_class())
+            state: State = "partial" if cancelled else "aborted"
+            with contextlib.suppress(RunNotWritableError):
+                why = "stopped at once" if cancelled else f"{type(error).__name__}: {error}"
+                write_manifest(self._folder, replace(self._now(), state=state, error=_utf8(why)))
+            raise
 
     async def _ask(self) -> None:
         """Asks all accounts side by side, each with its part of ``at_once``; one that stops leaves the others alone."""
-        workers = max(1, self._settings.at_once // len(self._settings.account))
+        workers = workers_each(self._settings)
         async with AsyncExitStack() as stack:
             for account, keys in zip(self._settings.account, self._keys, strict=True):
                 opened = open_account(self._settings, account, keys, workers)
@@ -220,10 +236,13 @@ class _Audit:
         devices = read_snapshot(self._folder / FLEET, asked.name)
         try:
             await fan_out(devices, asked.fetch, self._journal.write, at_once=workers, stop=self._stop)
+            if self._stop.reason is None and asked.never_reached is not None:
+                raise asked.never_reached
         except StoppedError as error:
             self._stopped.append(error)
-            # The sentence is for people; a trace would add nothing.
-            log.error("stopped", account=asked.name, reason=str(error))  # noqa: TRY400
+            if len(self._accounts) > 1:
+                # Said now, for the others may go on for hours. For people: a trace would add nothing.
+                log.error("stopped", account=asked.name, reason=str(error))  # noqa: TRY400
             if isinstance(error, RunNotWritableError):
                 self._stop.wish(str(error))
 
@@ -245,40 +264,45 @@ class _Audit:
                 return
             if self._watch is not None and now - told >= WATCH_SECONDS:
                 told = now
-                self._watch(self._progress())
+                self._tell_watcher()
 
     async def _finish(self) -> Result:
         """Seals the folder, proves it, and says how it ended."""
-        if self._watch is not None:
-            self._watch(replace(self._progress(), sealing=True))
+        self._tell_watcher(sealing=True)
         asked = replace(self._now(), finished_at=utc(time.time()))
-        try:
-            sealed = await anyio.to_thread.run_sync(seal, self._folder)
-        except RunNotWritableError as error:
-            write_manifest(self._folder, replace(asked, state="aborted", error=str(error)))
-            raise
-        reason = "; ".join(str(error) for error in self._stopped) or self._stop.reason
+        # Abandoned when a second signal cancels: the process ends then, and the files are only ever replaced whole.
+        sealed = await anyio.to_thread.run_sync(seal, self._folder, abandon_on_cancel=True)
+        reasons = list(dict.fromkeys(str(error) for error in self._stopped))
         manifest = replace(
             asked,
             state="aborted" if self._stopped else "partial",
             devices=sealed.devices,
             failures=sealed.failures,
             files=sealed.files,
-            error=reason,
+            error=_utf8("; ".join(reasons)) if reasons else self._stop.reason,
         )
         write_manifest(self._folder, manifest)
-        problems = await anyio.to_thread.run_sync(verify, self._folder)
+        problems = await anyio.to_thread.run_sync(verify, self._folder, self._folder, abandon_on_cancel=True)
         if problems:
-            manifest = replace(manifest, state="aborted", error="; ".join(problems))
+            manifest = replace(manifest, state="aborted", error=_utf8("; ".join(problems)))
         elif not self._stopped and sealed.devices.unanswered == 0:
-            manifest = replace(manifest, state="complete")
+            manifest = replace(manifest, state="complete", error=None)
         write_manifest(self._folder, manifest)
         return Result(self._folder, manifest, self._exit_code(manifest, whole=not problems))
+
+    def _tell_watcher(self, *, sealing: bool = False) -> None:
+        if self._watch is None:
+            return
+        try:
+            self._watch(replace(self._progress(), sealing=sealing))
+        except Exception as error:  # noqa: BLE001  whatever it is, an audit of hours does not end for it
+            log.warning("the watcher failed and is not told again", error=repr(error))
+            self._watch = None
 
     def _exit_code(self, manifest: Manifest, *, whole: bool) -> int:
         if self._stopped:
             return StoppedError.exit_code
-        if self._stop.reason is not None and manifest.devices.pending:
+        if whole and self._stop.reason is not None and manifest.devices.pending:
             return INTERRUPTED
         allowed = self._settings.failures_allowed(manifest.fleet.devices)
         return 0 if whole and manifest.devices.unanswered <= allowed else 1
@@ -312,4 +336,5 @@ class _Audit:
             in_flight=sum(asked.tally.in_flight for asked in self._accounts),
             per_second=self._manifest.rate.target,
             elapsed=time.monotonic() - self._began,
+            trouble=next((str(each) for asked in self._accounts if (each := asked.never_reached) is not None), None),
         )

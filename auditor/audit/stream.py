@@ -1,14 +1,14 @@
 """Outcomes as they come, for programs that want them in hand instead of in a folder."""
 
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from auditor.audit.account import open_account, read_keys
+from auditor.audit.account import AskedAccount, open_account, read_keys, workers_each
 from auditor.audit.run import with_fleet
 from auditor.audit.scheduler import Stop, fan_out
 from auditor.config import Settings
@@ -42,20 +42,24 @@ async def outcomes(
     keys = [read_keys(account) for account in settings.account]
     if devices is not None and len(settings.account) > 1:
         raise FleetError(f"devices were given for {len(settings.account)} accounts; open a stream for each account")
-    with TemporaryDirectory(prefix="auditor-") as temporary:
-        snapshot = Path(temporary, FLEET)
+    workers = workers_each(settings)
+    stopped: list[StoppedError] = []
+    failure: Exception | None = None
+    async with AsyncExitStack() as stack:
+        snapshot = Path(stack.enter_context(TemporaryDirectory(prefix="auditor-")), FLEET)
         if devices is None:
             named = with_fleet(settings, None)
             fleets = [(account.name, account.fleet.file) for account in named.account if account.fleet is not None]
             await anyio.to_thread.run_sync(write_snapshot, fleets, snapshot)
+        accounts = [
+            await stack.enter_async_context(open_account(settings, account, own_keys, workers))
+            for account, own_keys in zip(settings.account, keys, strict=True)
+        ]
         send, receive = anyio.create_memory_object_stream[Outcome](WAITING)
-        workers = max(1, settings.at_once // len(settings.account))
-        stopped: list[StoppedError] = []
 
-        async def ask(number: int, outlet: MemoryObjectSendStream[Outcome]) -> None:
-            account = settings.account[number]
-            source = read_snapshot(snapshot, account.name) if devices is None else iter(devices)
-            async with outlet, open_account(settings, account, keys[number], workers) as asked:
+        async def ask(asked: AskedAccount, outlet: MemoryObjectSendStream[Outcome]) -> None:
+            source = read_snapshot(snapshot, asked.name) if devices is None else iter(devices)
+            async with outlet:
                 try:
                     await fan_out(source, asked.fetch, outlet.send, at_once=workers, stop=Stop())
                 except StoppedError as error:
@@ -63,9 +67,14 @@ async def outcomes(
 
         async with anyio.create_task_group() as group, receive:
             async with send:
-                for number in range(len(settings.account)):
-                    group.start_soon(ask, number, send.clone())
-            yield receive
+                for asked in accounts:
+                    group.start_soon(ask, asked, send.clone())
+            try:
+                yield receive
+            except Exception as error:  # noqa: BLE001  raised again below, outside the group that would wrap it
+                failure = error
             group.cancel_scope.cancel()
-        if stopped:
-            raise stopped[0]
+    if failure is not None:
+        raise failure
+    if stopped:
+        raise stopped[0]

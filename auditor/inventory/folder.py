@@ -200,7 +200,7 @@ def find_run(path: Path) -> Path:
         if (path / MANIFEST).is_file():
             return path
         if not path.is_dir():
-            raise RunFolderError(f"{path}: there is no such folder")
+            raise RunFolderError(f"{path}: is no folder")
         visible = (folder for folder in path.iterdir() if not folder.name.startswith("."))
         runs = [folder for folder in visible if (folder / MANIFEST).is_file()]
     except OSError as error:

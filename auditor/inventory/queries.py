@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
@@ -76,16 +77,25 @@ class Run:
     @property
     def devices(self) -> DeviceCounts:
         """Devices by state."""
-        return count_devices(self._database.cursor())
+        with self._reading():
+            return count_devices(self._database.cursor())
 
     def inventory(self) -> Iterator[VersionCount]:
         """Every version of every module, by account, product and module, the most frequent version first."""
-        result = self._database.cursor().execute(
-            "SELECT account, product_key, module_name, module_version, devices, share FROM inventory"
-        )
-        while batch := result.fetchmany(1_000):
-            for row in batch:
-                yield VersionCount(*row)
+        with self._reading():
+            result = self._database.cursor().execute(
+                "SELECT account, product_key, module_name, module_version, devices, share FROM inventory"
+            )
+            while batch := result.fetchmany(1_000):
+                for row in batch:
+                    yield VersionCount(*row)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except duckdb.Error as error:
+            raise RunFolderError(f"{self.folder}: cannot be read: {str(error).splitlines()[0]}") from error
 
     def write_inventory(self, path: Path, form: InventoryFormat) -> None:
         """Writes the inventory to a file.
@@ -110,6 +120,8 @@ class Run:
                     _write_parts(path, (orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows))
         except (OSError, duckdb.IOException) as error:
             raise RunNotWritableError(f"{path}: cannot be written: {error}") from error
+        except duckdb.Error as error:
+            raise RunFolderError(f"{self.folder}: cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def _write_parts(path: Path, parts: Iterable[bytes]) -> None:

@@ -26,28 +26,41 @@ from auditor.inventory.seal import count_devices, count_failures, file_facts, in
 from auditor.inventory.views import define_live_views, define_sealed_views
 
 
-def verify(folder: Path) -> list[str]:
+def verify(folder: Path, spill: Path | None = None) -> list[str]:
     """What does not hold in a run folder, a sentence each; none when every number follows from the files.
+
+    Args:
+        folder: the run folder.
+        spill: where to put a temporary folder of about the size of the run's Parquet files, instead of the system's.
 
     Raises:
         RunFolderError: the folder has no readable manifest.
     """
-    return list(_problems(folder, read_manifest(folder)))
+    return list(_problems(folder, read_manifest(folder), spill))
 
 
-def _problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+def _problems(folder: Path, manifest: Manifest, spill: Path | None) -> Iterator[str]:
+    try:
+        yield from _checked(folder, manifest, spill)
+    except OSError as error:
+        yield f"{folder.name}: cannot be verified: {error.strerror}"
+
+
+def _checked(folder: Path, manifest: Manifest, where: Path | None) -> Iterator[str]:
     missing = [name for name in (FLEET, ANSWERED, FAILED) if not (folder / name).is_file()]
     yield from (f"{name}: is missing" for name in missing)
     if missing:
         return
     yield from _digests(folder, manifest)
-    with TemporaryDirectory(prefix="auditor-verify-") as spill:
+    with TemporaryDirectory(prefix=".verifying-", dir=where) as spill:
         database = open_database(Path(spill))
         try:
             define_live_views(database, folder, Path(spill))
             yield from _states(database, folder, manifest)
             if manifest.state == "running":
                 yield f"{folder.name}: is running or was killed; it is not sealed"
+            elif manifest.finished_at is None:
+                yield f"{folder.name}: was stopped before its end; it is not sealed"
             elif all((folder / name).is_file() for name in SEALED):
                 yield from _sealed(database, folder, Path(spill))
         except duckdb.Error as error:
@@ -64,7 +77,7 @@ def _digests(folder: Path, manifest: Manifest) -> Iterator[str]:
     for name in known:
         facts = listed.get(name)
         if facts is None:
-            if manifest.state != "running":
+            if manifest.finished_at is not None:
                 yield f"{name}: is not listed in the manifest"
         elif not (folder / name).is_file():
             yield f"{name}: is missing"
@@ -89,7 +102,7 @@ def _states(database: duckdb.DuckDBPyConnection, folder: Path, manifest: Manifes
         yield f"{ANSWERED}, {FAILED}: {rows - fleet} more lines than devices: {_twice(database)}"
     for name, view, found in ((ANSWERED, "answered", answered), (FAILED, "failures", failed)):
         lines, read = _line_count(folder / name), _number(database, f"SELECT count(*) FROM {view}")
-        if lines > read:
+        if lines > read and manifest.state != "running":  # lines may have come since
             yield f"{name}: {lines - read} of {lines} lines cannot be read"
         if read > found:
             yield f"{name}: {read - found} lines are about no device of the fleet, or one that was answered"
@@ -98,7 +111,7 @@ def _states(database: duckdb.DuckDBPyConnection, folder: Path, manifest: Manifes
         yield f"{ANSWERED}: {wrong} lines contradict themselves (status, total and modules)"
     if (counted := count_devices(database)) != manifest.devices and manifest.state != "running":
         yield f"run.json: says {_shown(manifest.devices)}; the files say {_shown(counted)}"
-    if manifest.state != "running" and count_failures(database) != manifest.failures:
+    if manifest.finished_at is not None and count_failures(database) != manifest.failures:
         yield f"run.json: its failures by code do not follow from {FAILED}"
     if manifest.state == "complete" and counted.unanswered:
         yield f"run.json: says complete, but {counted.unanswered} devices failed or are pending"

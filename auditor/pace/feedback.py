@@ -27,6 +27,7 @@ class Feedback:
     Attributes:
         proven: whether the account ever gave a usable answer. Until then one request is sent at a time, so that a
             dead key costs one call and not a crowd.
+        last: the last error that brought no usable answer.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Feedback:
         self._throttled_in_a_row = 0
         self._forbidden = 0
         self._stopped: str | None = None
+        self.last: PlatformError | None = None
 
     def check(self) -> None:
         """Says before a request whether the account may still be asked.
@@ -61,6 +63,7 @@ class Feedback:
         """The platform accepted a request of this account, whatever it said of the device."""
         self.proven = True
         self._failing_since = None
+        self._forbidden = 0
         self._throttled_in_a_row = 0
 
     def failed(self, error: PlatformError) -> None:
@@ -71,8 +74,10 @@ class Feedback:
         """
         if isinstance(error, RefusedAccountError):
             self._stop(f"the platform refuses it: {error}")
-        if isinstance(error, ForbiddenDeviceError) and not self.proven:
-            self._forbidden += 1
+        self.last = error
+        if isinstance(error, ForbiddenDeviceError):
+            # Once others were answered it is about the device, however many of them follow each other in the fleet.
+            self._forbidden += not self.proven
             if self._forbidden >= FORBIDDEN_LIMIT:
                 self._stop(f"the platform denies it every device: {error}")
             return
@@ -99,5 +104,5 @@ class Feedback:
             self._failing_since = now
         patience = PATIENCE if self.proven else self._give_up_after
         if now - self._failing_since >= patience:
-            advice = "" if self.proven else "; is its endpoint right?"
+            advice = "" if self.proven or isinstance(error, ThrottledError) else "; is its endpoint right?"
             self._stop(f"no usable answer for {patience:g} s, the last: {error}{advice}")

@@ -44,6 +44,18 @@ class Endpoint:
     user_agent: str = field(default="auditor")
 
 
+def trust(ca_file: str | None) -> ssl.SSLContext:
+    """The authorities in a PEM file, or the system's, as what TLS connections are verified with.
+
+    Raises:
+        SettingsError: the file holds no certificates.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise SettingsError(f"ca_file: {ca_file} holds no certificates to trust: {error}") from error
+
+
 class Client:
     """Asks one account's platform. Use as an asynchronous context manager; opening it raises SettingsError if the
     endpoint's ``ca_file`` cannot be used.
@@ -76,12 +88,10 @@ class Client:
 
     async def __aenter__(self) -> Self:
         endpoint = self._endpoint
-        try:
-            trusted = ssl.create_default_context(cafile=endpoint.ca_file)
-        except OSError as error:
-            raise SettingsError(f"ca_file: {endpoint.ca_file} holds no certificates to trust: {error}") from error
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=endpoint.connections, ssl=trusted, keepalive_timeout=30),
+            connector=aiohttp.TCPConnector(
+                limit=endpoint.connections, ssl=trust(endpoint.ca_file), keepalive_timeout=30
+            ),
             timeout=aiohttp.ClientTimeout(
                 total=endpoint.timeout,
                 connect=endpoint.connect_timeout,

@@ -6,6 +6,7 @@ import pty
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,59 @@ def test_a_reader_that_leaves_early_is_no_error(auditor: Auditor, tmp_path: Path
     done = subprocess.run(f"{piped} | head -n 1", shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert json.loads(done.stdout)["devices"] >= 1
+
+
+def test_a_reader_that_leaves_early_does_not_change_the_verdict(
+    auditor: Auditor, tmp_path: Path, platform: Platform
+) -> None:
+    folder = tmp_path / auditor("run", platform.settings).stdout.strip()
+    (folder / "inventory.csv").write_text("tampered")
+    piped = " ".join(command(("verify", folder)))
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {piped} | true"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+def test_a_damaged_run_and_a_full_disk_are_one_sentence(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:
+    folder = tmp_path / auditor("run", platform.settings).stdout.strip()
+    full = " ".join(command(("inventory", folder, "--format", "csv")))
+    done = subprocess.run(["bash", "-c", f"{full} > /dev/full"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "auditor: output: No space left on device\n")
+    whole = (folder / "modules.parquet").read_bytes()
+    (folder / "modules.parquet").write_bytes(whole[:20] + bytes(len(whole) - 40) + whole[-20:])
+    for form in ("table", "json", "csv"):
+        damaged = auditor("inventory", folder, "--format", form)
+        assert damaged.returncode == 2
+        assert "cannot be read" in damaged.stderr
+        assert "Traceback" not in damaged.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "2>/dev/full"])
+def test_streams_that_are_closed_or_full_do_not_hurt_an_audit(
+    tmp_path: Path, platform: Platform, auditor: Auditor, closed: str
+) -> None:
+    shown = " ".join(command(("run", platform.settings, "--out", "runs")))
+    done = subprocess.run(["bash", "-c", f"{shown} {closed}"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert auditor("verify", "runs").returncode == 0
+
+
+def test_two_signals_end_a_run_that_waits_for_its_fleet(tmp_path: Path, platform: Platform) -> None:
+    process = subprocess.Popen(
+        command(("run", platform.settings, "--fleet", "-", "--out", "runs")),
+        cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 20
+    while not list((tmp_path).glob("runs/.new-*/*.reading")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert "stopping" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    process.communicate()
 
 
 def test_a_secret_is_not_in_what_the_commands_show(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:

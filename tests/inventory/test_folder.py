@@ -213,5 +213,5 @@ def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path, name: str) 
 
 def test_a_file_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(RunFolderError, match="no such folder"):
+    with pytest.raises(RunFolderError, match="is no folder"):
         find_run(tmp_path / "file")

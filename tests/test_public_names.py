@@ -1,0 +1,48 @@
+"""What ``import auditor`` offers: every name is there, typed, and loaded only when it is used."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import assert_type
+
+import pytest
+
+import auditor
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in auditor.__all__:
+        thing = getattr(auditor, name)
+        assert name in dir(auditor)
+        assert name in {"__version__", "Outcome"} or thing.__doc__
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = auditor.no_such_name  # type: ignore[attr-defined]
+
+
+def test_reading_a_run_loads_no_network_and_help_loads_no_database() -> None:
+    for program, unwanted in (
+        ("import auditor; auditor.Run", {"aiohttp", "aiolimiter"}),
+        ("import auditor.cli", {"aiohttp", "duckdb", "anyio", "structlog", "msgspec"}),
+    ):
+        listing = f"{program}; import sys; print(*sys.modules)"
+        loaded = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True).stdout
+        assert not unwanted & set(loaded.split())
+
+
+def typed(settings: auditor.Settings, run: auditor.Run, path: Path) -> None:
+    """Never called: what the type checker must know of the public names."""
+    assert_type(auditor.load_settings(path), auditor.Settings)
+    assert_type(run.inventory(), Iterator[auditor.VersionCount])
+    assert_type(run.devices, auditor.DeviceCounts)
+    assert_type(run.manifest, auditor.Manifest)
+    assert_type(auditor.verify(path), list[str])
+
+
+async def typed_asynchronously(settings: auditor.Settings) -> None:
+    assert_type(await auditor.run_audit(settings), auditor.Result)
+    async with auditor.outcomes(settings) as stream:
+        assert_type(await stream.receive(), auditor.Answered | auditor.Failed)
