@@ -9,7 +9,7 @@ import anyio
 import msgspec
 
 from auditor.audit.account import open_account, read_keys
-from auditor.audit.run import with_fleet
+from auditor.audit.beginning import with_fleet
 from auditor.config import Settings
 from auditor.errors import AccountStoppedError
 from auditor.fleet.snapshot import read_snapshot, write_snapshot

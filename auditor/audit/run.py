@@ -8,24 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
-import msgspec
 import structlog
 
-from auditor import __about__
 from auditor.audit.account import AskedAccount, Keys, open_account, read_keys, workers_each
-from auditor.audit.folder import held, new_run_folder
+from auditor.audit.beginning import new_run, printable, with_fleet
+from auditor.audit.folder import held
 from auditor.audit.journal import Journal, utc
 from auditor.audit.scheduler import Stop, fan_out
-from auditor.config import Account, FleetSource, Settings
-from auditor.errors import FleetError, RunNotWritableError, StoppedError, UsageError
-from auditor.fleet.snapshot import read_snapshot, write_snapshot
+from auditor.config import Settings
+from auditor.errors import RunNotWritableError, StoppedError, UsageError
+from auditor.fleet.snapshot import read_snapshot
 from auditor.inventory.folder import (
     ANSWERED,
     FAILED,
     FLEET,
-    AccountFacts,
     DeviceCounts,
-    FleetFacts,
     Manifest,
     Rate,
     RequestCounts,
@@ -119,66 +116,10 @@ async def run_audit(
     keys = [read_keys(account) for account in settings.account]
     started = time.time()
     manifest, folder = await anyio.to_thread.run_sync(
-        _prepare, settings, Path(directory or settings.directory), limit, started, abandon_on_cancel=True
+        new_run, settings, Path(directory or settings.directory), limit, started, abandon_on_cancel=True
     )
     with held(folder):
         return await _Audit(settings, keys, folder, manifest=manifest, watch=watch, stop=stop or Stop()).run()
-
-
-def with_fleet(settings: Settings, fleet: str | None) -> Settings:
-    """The settings with every account's fleet known.
-
-    Raises:
-        FleetError: an account has no fleet, or one fleet was given for several accounts.
-    """
-    accounts = settings.account
-    if fleet is not None:
-        if len(accounts) > 1:
-            raise FleetError(f"{fleet}: there are {len(accounts)} accounts; give each its fleet in the settings")
-        accounts = (msgspec.structs.replace(accounts[0], fleet=FleetSource(file=fleet)),)
-    for account in accounts:
-        if account.fleet is None:
-            raise FleetError(f'account "{account.name}": has no fleet; set fleet = {{ file = "…" }} or give --fleet')
-    return msgspec.structs.replace(settings, account=accounts)
-
-
-def _prepare(settings: Settings, directory: Path, limit: int | None, started: float) -> tuple[Manifest, Path]:
-    """Reads the fleet and makes the run folder around it."""
-    manifests: list[Manifest] = []
-
-    def fill(folder: Path) -> None:
-        fleets = [(account.name, account.fleet.file) for account in settings.account if account.fleet is not None]
-        snapshot = write_snapshot(fleets, folder / FLEET, limit=limit)
-        manifest = Manifest(
-            auditor_version=__about__.VERSION,
-            name=settings.name,
-            state="running",
-            started_at=utc(started),
-            accounts=tuple(_facts(account) for account in settings.account),
-            fleet=FleetFacts(_utf8(snapshot.source), snapshot.devices, snapshot.duplicates, snapshot.sha256),
-            devices=DeviceCounts(pending=snapshot.devices),
-            rate=Rate(target=_target(settings)),
-        )
-        write_manifest(folder, manifest)
-        manifests.append(manifest)
-
-    folder = new_run_folder(directory, settings.name, fill, now=started)
-    return manifests[0], folder
-
-
-def _utf8(path: str) -> str:
-    """A path fit for JSON: bytes of a file name that are not UTF-8 are written out."""
-    return path.encode(errors="backslashreplace").decode()
-
-
-def _facts(account: Account) -> AccountFacts:
-    quota = None if account.per_second == "unlimited" else account.per_second
-    return AccountFacts(account.name, account.endpoint, account.dialect, quota)
-
-
-def _target(settings: Settings) -> float | None:
-    rates = [account.rate for account in settings.account]
-    return None if None in rates else sum(rate for rate in rates if rate is not None)
 
 
 class _Audit:
@@ -215,7 +156,7 @@ class _Audit:
             state: State = "partial" if cancelled else "aborted"
             with contextlib.suppress(RunNotWritableError):
                 why = "stopped at once" if cancelled else f"{type(error).__name__}: {error}"
-                write_manifest(self._folder, replace(self._now(), state=state, error=_utf8(why)))
+                write_manifest(self._folder, replace(self._now(), state=state, error=printable(why)))
             raise
 
     async def _ask(self) -> None:
@@ -279,12 +220,12 @@ class _Audit:
             devices=sealed.devices,
             failures=sealed.failures,
             files=sealed.files,
-            error=_utf8("; ".join(reasons)) if reasons else self._stop.reason,
+            error=printable("; ".join(reasons)) if reasons else self._stop.reason,
         )
         write_manifest(self._folder, manifest)
         problems = await anyio.to_thread.run_sync(verify, self._folder, self._folder, abandon_on_cancel=True)
         if problems:
-            manifest = replace(manifest, state="aborted", error=_utf8("; ".join(problems)))
+            manifest = replace(manifest, state="aborted", error=printable("; ".join(problems)))
         elif not self._stopped and sealed.devices.unanswered == 0:
             manifest = replace(manifest, state="complete", error=None)
         write_manifest(self._folder, manifest)

@@ -9,7 +9,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from auditor.audit.account import AskedAccount, open_account, read_keys, workers_each
-from auditor.audit.run import with_fleet
+from auditor.audit.beginning import with_fleet
 from auditor.audit.scheduler import Stop, fan_out
 from auditor.config import Settings
 from auditor.errors import FleetError, StoppedError
