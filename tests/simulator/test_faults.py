@@ -95,7 +95,7 @@ async def test_silence_answers_nothing_until_the_connection_is_closed(world: Wor
         before = time.monotonic()
         with pytest.raises(aiohttp.ClientConnectionError):
             await get(platform, signed_query(named(world.device(1))))
-        assert time.monotonic() - before > 0.24
+        assert time.monotonic() - before > 0.25
 
 
 async def test_silence_does_not_delay_the_shutdown(world: World) -> None:
@@ -105,7 +105,7 @@ async def test_silence_does_not_delay_the_shutdown(world: World) -> None:
         await asyncio.sleep(0.2)
         assert platform.counts.faults == {"silence": 5}
         before = time.monotonic()
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 1
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(isinstance(outcome, aiohttp.ClientError) for outcome in outcomes)
     assert asyncio.all_tasks() <= before_all
@@ -179,7 +179,7 @@ async def test_latency_delays_each_answer(world: World) -> None:
     async with Simulator(world, latency=(0.1, 0.15)) as platform:
         before = time.monotonic()
         await get(platform, signed_query(named(world.device(1))))
-        assert 0.09 < time.monotonic() - before < 5
+        assert 0.1 <= time.monotonic() - before < 1
 
 
 async def test_a_connection_is_kept_for_the_next_request(world: World) -> None:
