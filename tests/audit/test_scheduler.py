@@ -192,7 +192,7 @@ async def test_the_drain_is_bounded() -> None:
 
     began = time.monotonic()
     await fan_out(Source(1000), fetch, asking.write, at_once=3, stop=stop)
-    assert 0.03 < time.monotonic() - began < 30  # a loop rounds its timers to milliseconds
+    assert 0.048 <= time.monotonic() - began < 2  # a loop rounds its timers to milliseconds
     assert set(asking.written) == {"p1/device3"}
 
 
