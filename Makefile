@@ -1,9 +1,11 @@
 # On a fresh machine with Python alone: `make demo` shows the main job, `make test` runs every test.
 PYTHON ?= python3
+FUZZ_SECONDS ?= 60
+KILLS ?= 200
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check format readme bench bench-quota bench-memory clean
+.PHONY: demo test check format readme fuzz chaos bench bench-quota bench-memory bench-outages clean
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
@@ -25,13 +27,22 @@ format: .venv/.tests-installed
 readme: .venv/.tests-installed  ## write the help texts into the README
 	$(BIN)/python docs/readme_help.py README.md
 
-bench: bench-quota bench-memory  ## print the figures that the README quotes
+fuzz: .venv/.fuzz-installed  ## every reader against bytes that follow its branches, FUZZ_SECONDS each
+	$(BIN)/python -m tests.fuzz.long $(FUZZ_SECONDS)
+
+chaos: .venv/.tests-installed  ## audits killed KILLS times at random moments, and cut at every byte; prints figures
+	AUDITOR_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/chaos
+
+bench: bench-quota bench-memory bench-outages  ## print the figures that the README quotes
 
 bench-quota: .venv/.tests-installed
 	$(BIN)/python benchmarks/quota.py
 
 bench-memory: .venv/.tests-installed
 	$(BIN)/python benchmarks/memory.py
+
+bench-outages: .venv/.tests-installed
+	$(BIN)/python benchmarks/outages.py
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -42,5 +53,9 @@ bench-memory: .venv/.tests-installed
 	$(PIP) --editable '.[test,check]'
 	touch $@
 
+.venv/.fuzz-installed: .venv/.tests-installed
+	$(PIP) --editable '.[fuzz]'
+	touch $@
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache

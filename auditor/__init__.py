@@ -23,8 +23,11 @@ from typing import TYPE_CHECKING
 from auditor import __about__
 
 if TYPE_CHECKING:
-    from auditor.audit.run import Progress as Progress
-    from auditor.audit.run import Result as Result
+    from auditor.audit.progress import Progress as Progress
+    from auditor.audit.progress import Result as Result
+    from auditor.audit.prune import Pruned as Pruned
+    from auditor.audit.prune import prune as prune
+    from auditor.audit.run import resume_audit as resume_audit
     from auditor.audit.run import run_audit as run_audit
     from auditor.audit.scheduler import Stop as Stop
     from auditor.audit.stream import outcomes as outcomes
@@ -44,7 +47,9 @@ if TYPE_CHECKING:
     from auditor.model import Outcome as Outcome
 
 _ROOMS = {
-    "auditor.audit.run": ("Progress", "Result", "run_audit"),
+    "auditor.audit.progress": ("Progress", "Result"),
+    "auditor.audit.prune": ("Pruned", "prune"),
+    "auditor.audit.run": ("resume_audit", "run_audit"),
     "auditor.audit.scheduler": ("Stop",),
     "auditor.audit.stream": ("outcomes",),
     "auditor.config": ("Settings", "load_settings", "settings_from"),

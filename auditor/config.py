@@ -80,6 +80,8 @@ class Settings(_Table, frozen=True):
         timeout, connect_timeout: seconds for a whole request, and for connecting.
         give_up_after: seconds without any usable answer until an account that never gave one is given up.
         max_failed: devices that may fail or stay pending, as a number or as a part such as ``"0.1%"``.
+        fsync_every: seconds between syncs of what was answered to disk, which is what a power cut can take; 0: an
+            answer counts only once it is on disk.
         account: the accounts, audited side by side.
     """
 
@@ -93,6 +95,7 @@ class Settings(_Table, frozen=True):
     connect_timeout: float = 10.0
     give_up_after: float = 60.0
     max_failed: int | str = 0
+    fsync_every: float = 1.0
 
     def failures_allowed(self, devices: int) -> int:
         """``max_failed`` as a number of devices in a fleet of ``devices``."""
@@ -245,6 +248,8 @@ def _check(settings: Settings, where: str) -> None:
     for key in ("timeout", "connect_timeout", "give_up_after"):
         if not 0 < getattr(settings, key) <= 86_400:
             raise SettingsError(f"{where}: {key}: give a number of seconds above 0, and 86,400 at most")
+    if not 0 <= settings.fsync_every <= 3_600:
+        raise SettingsError(f"{where}: fsync_every: give a number of seconds from 0 (every answer) to 3,600")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", settings.name):
         raise SettingsError(f"{where}: name: use letters, digits, '.', '-' and '_', 64 at most; it names a folder")
     _check_max_failed(settings.max_failed, where)

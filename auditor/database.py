@@ -1,12 +1,17 @@
 """The one way to open DuckDB: bounded memory, spilling beside the data, reading local files and nothing else."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
+import orjson
 
-MEMORY = "64MB"
-"""What DuckDB may hold before it spills to disk."""
+MEMORY, AMPLE_MEMORY = "96MB", "2GB"
+"""What DuckDB may hold before it spills to disk; and where a block of very long lines alone does not fit into that."""
+
+T = TypeVar("T")
 
 ROW_GROUP = 20_480
 """Rows of a Parquet row group: a writer buffers one, so this is memory too."""
@@ -22,17 +27,32 @@ _NEVER = "\\x1f"
 """A delimiter that no line has: a line then is one column."""
 
 
-def open_database(spill: Path | None = None) -> duckdb.DuckDBPyConnection:
+def with_enough_memory(work: Callable[[str], T]) -> T:
+    """What ``work`` gives, called with the memory that it may take; once more with ample memory if that was too little.
+
+    Lines are read some thousand at a time: those of devices with hundreds of modules may be 100 MB together.
+
+    Raises:
+        duckdb.OutOfMemoryException: that was too little as well.
+    """
+    try:
+        return work(MEMORY)
+    except duckdb.OutOfMemoryException:
+        return work(AMPLE_MEMORY)
+
+
+def open_database(spill: Path | None = None, memory: str = MEMORY) -> duckdb.DuckDBPyConnection:
     """An empty in-memory database.
 
     Args:
         spill: a folder for what does not fit into memory; None: nothing spills.
+        memory: what it may hold before it spills.
 
     One thread keeps rows in their order and memory flat, and the platform's quota is slower than it anyway.
     """
     return duckdb.connect(
         config={
-            "memory_limit": MEMORY,
+            "memory_limit": memory,
             "threads": 1,
             "temp_directory": "" if spill is None else str(spill),
             "autoinstall_known_extensions": False,
@@ -40,6 +60,17 @@ def open_database(spill: Path | None = None) -> duckdb.DuckDBPyConnection:
             "allocator_flush_threshold": "1MB",
         }
     )
+
+
+def reason_of(error: OSError | duckdb.Error | UnicodeDecodeError) -> str:
+    """What went wrong with a file or a query, in one line."""
+    if isinstance(error, UnicodeDecodeError):  # of DuckDB's own sentence, which quotes the file's bytes
+        return "a file is not UTF-8 text"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    line = str(error).partition("\n")[0]
+    inner = re.search(r'"exception_message":("(?:[^"\\]|\\.)*")', line)  # of a thread of DuckDB's, told as JSON
+    return str(orjson.loads(inner[1])) if inner else line
 
 
 def quoted(path: Path) -> str:

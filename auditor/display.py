@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from auditor.audit.check import AccountCheck
-from auditor.audit.run import Progress, Watch
+from auditor.audit.progress import Progress, Watch
 from auditor.inventory.folder import DeviceCounts, Manifest
 from auditor.inventory.queries import VersionCount
 from auditor.terminal import safe, say, tell
@@ -71,7 +71,7 @@ def summary(manifest: Manifest, seconds: float) -> Iterator[str]:
     yield (
         f"{requests.sent:,} requests in {_span(asking)} ({rate.achieved:,.1f}/s{of_quota}), "
         f"{requests.retried:,} repeated, {requests.throttled:,} over the quota; "
-        f"{_span(seconds)} in all"
+        f"{_span(seconds)} {'this time' if manifest.resumed_at else 'in all'}"
     )
     for failure in manifest.failures[:5]:
         yield f"failed: {failure.devices:,} with {safe(failure.code)}, such as {safe(failure.example)}"
@@ -96,7 +96,7 @@ def watching() -> Iterator[Watch]:
     """A watcher for an audit: a live line on a terminal, a plain line every few seconds elsewhere."""
     recent = _Recent()
     if not sys.stderr.isatty():
-        yield _plain(recent)
+        yield _announced(_plain(recent))
         return
     console = Console(stderr=True, highlight=False)
     with Live(console=console, refresh_per_second=4, transient=True) as live:
@@ -107,7 +107,22 @@ def watching() -> Iterator[Watch]:
             grid.add_row(bar, Text(_line(progress, recent.rates(progress))))
             live.update(grid)
 
-        yield watch
+        yield _announced(watch)
+
+
+def _announced(watch: Watch) -> Watch:
+    """A watcher that says first which run is gone on with."""
+    told = False
+
+    def announced(progress: Progress) -> None:
+        nonlocal told
+        if progress.resumed and not told:
+            left = progress.devices.unanswered
+            say(f"going on with {safe(progress.folder)}: {left:,} of {progress.fleet:,} devices are left to ask")
+        told = True
+        watch(progress)
+
+    return announced
 
 
 def _plain(recent: "_Recent") -> Watch:
@@ -127,11 +142,13 @@ class _Recent:
     """Rates over the last seconds: an average since the start hides what happens now."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)])
+        self._seen: deque[tuple[float, int, int]] = deque()
 
     def rates(self, progress: Progress) -> tuple[float, float]:
         """Requests and devices a second, lately."""
         now = (progress.elapsed, progress.requests.sent, _done(progress))
+        if not self._seen:
+            self._seen.append((0.0, *progress.before))
         self._seen.append(now)
         while self._seen[0] is not now and self._seen[1][0] <= now[0] - SMOOTHING:
             self._seen.popleft()

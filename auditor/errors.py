@@ -10,7 +10,7 @@
         StoppedError             the audit cannot go on                         exit 3
             AccountStoppedError  one account: refused, or never reached
             RunNotWritableError  the run folder cannot be written
-        StoppedAtOnceError       a second signal ended the process              exit 130
+        StoppedAtOnceError       ended before it asked, or by a second signal   exit 130
         PlatformError            one request's answer
             TransientError       send it again, later, newly signed
                 NonceUsedError
@@ -24,7 +24,11 @@
             RefusedAccountError  stop the account
 """
 
+import errno
+import os
 from typing import ClassVar
+
+from auditor.terminal import safe
 
 
 class AuditorError(Exception):
@@ -66,11 +70,15 @@ class AccountStoppedError(StoppedError):
 
 
 class RunNotWritableError(StoppedError):
-    """The run folder cannot be written: permission, a full disk, an I/O error."""
+    """The run folder cannot be written: permission, a full disk, an I/O error. Of a full disk it says what to do."""
+
+    def __init__(self, sentence: str) -> None:
+        full = any(os.strerror(number) in sentence for number in (errno.ENOSPC, errno.EDQUOT))
+        super().__init__(f"{sentence}; free some space" if full else sentence)
 
 
 class StoppedAtOnceError(AuditorError):
-    """A second signal came: what was written is kept, what was in flight is lost."""
+    """The end was wished before anything was asked, or a second signal came: what was written is kept."""
 
     exit_code = 130
 
@@ -137,7 +145,8 @@ class InconsistentPagesError(PlatformError):
     """A device's pages contradict each other, themselves or the request; the sentence says how."""
 
     def __init__(self, sentence: str) -> None:
-        super().__init__("auditor.InconsistentPages", sentence[:300])
+        # It quotes names out of the answer, which may hold anything.
+        super().__init__("auditor.InconsistentPages", safe(sentence[:300])[:300])
 
 
 class RefusedRequestError(PlatformError):

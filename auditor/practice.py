@@ -9,7 +9,8 @@ from typing import Any
 
 import anyio
 
-from auditor.audit.run import Result, Watch, run_audit
+from auditor.audit.progress import Result, Watch
+from auditor.audit.run import run_audit
 from auditor.audit.scheduler import Stop
 from auditor.config import settings_from
 from auditor.errors import StoppedError, UsageError

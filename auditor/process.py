@@ -83,10 +83,15 @@ def until_signal(start: Callable[[Stop], Awaitable[T]]) -> T:
 
 
 async def _listen(stop: Stop, scope: anyio.CancelScope) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    ends = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
+        ends.append(signal.SIGHUP)
+    with anyio.open_signal_receiver(*ends) as signals:
+        before = False
         async for received in signals:
-            if stop.reason is not None:
+            if before:
                 scope.cancel()
                 return
+            before = True
             stop.wish(f"interrupted by {received.name}")
             say("stopping: what is in flight is finished and kept; once more stops at once")

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 import auditor
-from auditor.audit import journal, run
+from auditor.audit import stretch
 from auditor.audit.check import check
-from auditor.audit.journal import Journal
-from auditor.errors import FleetError, RunNotWritableError
+from auditor.errors import FleetError
 from auditor.model import Secret
 from auditor.platform.signing import Signer, percent_encode
 from auditor.process import log_to_stderr
@@ -25,9 +24,9 @@ pytestmark = pytest.mark.anyio
 MODULES = 3
 EVERY_FAULT = Faults(
     reset=0.0125, cut=0.0125, unavailable=0.0125, internal=0.0125, html=0.0125, garbage=0.0125, business=0.0125,
-    nonce=0.0105, throttle=0.001, silence=0.001,
+    http10=0.0125, nonce=0.0105, throttle=0.001, silence=0.001, drip=0.001,
 )  # fmt: skip
-"""A tenth of the requests; a throttled answer holds the account back and silence lasts a timeout, so fewer of those."""
+"""A ninth of the requests; a throttled answer holds the account back, silence and a drip last a timeout: fewer."""
 
 
 def account_table(endpoint: str, folder: Path, **changes: object) -> dict[str, Any]:
@@ -256,7 +255,7 @@ async def test_an_error_in_the_block_of_a_stream_comes_out_as_it_is(tmp_path: Pa
 async def test_a_watcher_that_fails_is_not_told_again_and_the_audit_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(stretch, "WATCH_SECONDS", 0.0)
     told = []
 
     def watch(progress: auditor.Progress) -> None:
@@ -270,26 +269,6 @@ async def test_a_watcher_that_fails_is_not_told_again_and_the_audit_goes_on(
         result = await auditor.run_audit(settings, watch=watch)
     assert result.manifest.state == "complete"
     assert len(told) == 1
-
-
-@pytest.mark.parametrize("method", ["flush", "close"])
-async def test_a_disk_that_fills_up_ends_in_a_sealed_run_that_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    def full(_: object) -> None:
-        raise RunNotWritableError("devices.jsonl cannot be written: No space left on device")
-
-    world = World(200)
-    world.write_fleet(tmp_path / "fleet.csv")
-    monkeypatch.setattr(Journal if method == "flush" else journal._Appender, method, full)
-    async with Simulator(world) as platform:
-        result = await auditor.run_audit(settings_for(tmp_path, account_table(platform.endpoint, tmp_path)))
-    assert result.exit_code == 3
-    assert result.manifest.state == "aborted"
-    assert str(result.manifest.error).count("No space left") == 1
-    manifest = json.loads((result.folder / "run.json").read_text())
-    assert manifest["state"] == "aborted"
-    assert sum(manifest["devices"].values()) == 200
 
 
 async def test_a_fleet_too_small_to_lose_patience_still_ends_as_never_reached(tmp_path: Path) -> None:

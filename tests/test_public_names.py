@@ -40,9 +40,11 @@ def typed(settings: auditor.Settings, run: auditor.Run, path: Path) -> None:
     assert_type(run.devices, auditor.DeviceCounts)
     assert_type(run.manifest, auditor.Manifest)
     assert_type(auditor.verify(path), list[str])
+    assert_type(auditor.prune(path, keep=7), auditor.Pruned)
 
 
 async def typed_asynchronously(settings: auditor.Settings) -> None:
-    assert_type(await auditor.run_audit(settings), auditor.Result)
+    assert_type(await auditor.run_audit(settings, resume=True, until=0.0), auditor.Result)
+    assert_type(await auditor.resume_audit("audits", settings=settings), auditor.Result)
     async with auditor.outcomes(settings) as stream:
         assert_type(await stream.receive(), auditor.Answered | auditor.Failed)

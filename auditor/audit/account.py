@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 
@@ -15,7 +16,7 @@ from auditor.pace.quota import Quota
 from auditor.pace.retry import Backoff, Pacer, Tally
 from auditor.platform.answers import Answer
 from auditor.platform.client import Client, Endpoint, trust
-from auditor.platform.operations import Operation
+from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, Operation, module_versions_of
 
 log = structlog.get_logger()
 
@@ -42,13 +43,16 @@ def read_keys(account: Account) -> Keys:
 class AskedAccount:
     """An account with an open connection pool. ``tally`` counts its requests."""
 
-    def __init__(self, settings: Settings, account: Account, client: Client) -> None:
+    def __init__(self, settings: Settings, account: Account, client: Client, known: Device | None = None) -> None:
         self.name = account.name
         self.client = client
         self._page_size = settings.page_size
         quota = Quota(account.rate)
-        self._feedback = Feedback(account.name, quota, give_up_after=settings.give_up_after)
-        self._pacer = Pacer(quota, self._feedback, Backoff(attempts=settings.attempts))
+        self._feedback = Feedback(
+            account.name, quota, give_up_after=settings.give_up_after, worked_before=known is not None
+        )
+        ask_known = None if known is None else partial(self._ask_once, known)
+        self._pacer = Pacer(quota, self._feedback, Backoff(attempts=settings.attempts), known=ask_known)
         self._offset = 0
 
     @property
@@ -62,6 +66,32 @@ class AskedAccount:
         if self._feedback.proven or self._feedback.last is None:
             return None
         return AccountStoppedError(self.name, f"no usable answer, the last: {self._feedback.last}")
+
+    @property
+    def sick(self) -> bool:
+        """Whether an account that did work has had nothing but failures for a stretch."""
+        return self._feedback.sick
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing comes from the account now, if so."""
+        if self.sick:
+            return f'account "{self.name}": nothing succeeds, it is probed; the last: {self._feedback.last}'
+        return None if self.never_reached is None else str(self.never_reached)
+
+    async def never_reached_at_all(self) -> AccountStoppedError | None:
+        """As ``never_reached``, after a last question about a device that has answered before.
+
+        Raises:
+            AccountStoppedError: the account is refused.
+        """
+        if self.never_reached is not None:
+            await self._pacer.ask_known()
+        return self.never_reached
+
+    async def _ask_once(self, device: Device) -> Answer:
+        operation = LIST_OTA_MODULE_VERSIONS_BY_DEVICE
+        return await self.client.call(operation, module_versions_of(device, 1, self._page_size))
 
     async def fetch(self, device: Device) -> Outcome:
         """What became of one device.
@@ -80,8 +110,10 @@ class AskedAccount:
 
 
 @asynccontextmanager
-async def open_account(settings: Settings, account: Account, keys: Keys, workers: int) -> AsyncIterator[AskedAccount]:
-    """Opens an account for ``workers`` requests at a time."""
+async def open_account(
+    settings: Settings, account: Account, keys: Keys, workers: int, known: Device | None = None
+) -> AsyncIterator[AskedAccount]:
+    """Opens an account for ``workers`` requests at a time; ``known`` is a device that it has answered about before."""
     endpoint = Endpoint(
         url=account.endpoint,
         region_id=account.region_id,
@@ -93,4 +125,4 @@ async def open_account(settings: Settings, account: Account, keys: Keys, workers
         user_agent=f"auditor/{__about__.VERSION}",
     )
     async with Client(endpoint, *keys) as client:
-        yield AskedAccount(settings, account, client)
+        yield AskedAccount(settings, account, client, known)

@@ -1,12 +1,17 @@
 """The beginning of an audit: the fleet read whole, and the run folder made around it."""
 
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import orjson
 
 from auditor import __about__
-from auditor.audit.folder import new_run_folder
+from auditor.audit.folder import Hold, new_run_folder
 from auditor.audit.journal import utc
+from auditor.audit.kept import table_of
 from auditor.config import Account, FleetSource, Settings
 from auditor.errors import FleetError
 from auditor.fleet.snapshot import write_snapshot
@@ -19,6 +24,32 @@ from auditor.inventory.folder import (
     Rate,
     write_manifest,
 )
+from auditor.model import Device
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A run folder ready for an audit.
+
+    Attributes:
+        folder: the run folder.
+        hold: what keeps other processes from writing it; to be released.
+        manifest: as it stands in ``run.json``.
+        devices: whom to ask: a Parquet file like the fleet's.
+        known: a device that was answered in an earlier stretch, for each account that has one.
+    """
+
+    folder: Path
+    hold: Hold
+    manifest: Manifest
+    devices: Path
+    known: Mapping[str, Device] = field(default_factory=dict)
+
+    def left_behind(self) -> None:
+        """Removes the file of devices to ask, unless it is the fleet itself: they were asked."""
+        if self.devices.name != FLEET:
+            with contextlib.suppress(OSError):  # the next resume removes it
+                self.devices.unlink(missing_ok=True)
 
 
 def with_fleet(settings: Settings, fleet: str | None) -> Settings:
@@ -38,8 +69,14 @@ def with_fleet(settings: Settings, fleet: str | None) -> Settings:
     return msgspec.structs.replace(settings, account=accounts)
 
 
-def new_run(settings: Settings, directory: Path, limit: int | None, started: float) -> tuple[Manifest, Path]:
-    """Reads the fleet and makes the run folder around it."""
+def new_run(settings: Settings, directory: Path, limit: int | None, started: float) -> Begun:
+    """Reads the fleet and makes the run folder around it.
+
+    Raises:
+        FleetError: the fleet cannot be used; no folder is left.
+        RunFolderError: a run of this name is being written.
+        RunNotWritableError: the directory cannot be written.
+    """
     manifests: list[Manifest] = []
 
     def fill(folder: Path) -> None:
@@ -50,16 +87,17 @@ def new_run(settings: Settings, directory: Path, limit: int | None, started: flo
             name=settings.name,
             state="running",
             started_at=utc(started),
-            accounts=tuple(_facts(account) for account in settings.account),
-            fleet=FleetFacts(printable(snapshot.source), snapshot.devices, snapshot.duplicates, snapshot.sha256),
+            accounts=facts_of(settings),
+            fleet=FleetFacts(printable(snapshot.source), snapshot.devices, snapshot.duplicates, snapshot.sha256, limit),
             devices=DeviceCounts(pending=snapshot.devices),
-            rate=Rate(target=_target(settings)),
+            rate=Rate(target=target_of(settings)),
+            settings=kept_of(settings),
         )
         write_manifest(folder, manifest)
         manifests.append(manifest)
 
-    folder = new_run_folder(directory, settings.name, fill, now=started)
-    return manifests[0], folder
+    folder, hold = new_run_folder(directory, settings.name, fill, now=started)
+    return Begun(folder, hold, manifests[0], folder / FLEET)
 
 
 def printable(path: str) -> str:
@@ -67,11 +105,27 @@ def printable(path: str) -> str:
     return path.encode(errors="backslashreplace").decode()
 
 
+def facts_of(settings: Settings) -> tuple[AccountFacts, ...]:
+    """The accounts as the manifest tells them."""
+    return tuple(_facts(account) for account in settings.account)
+
+
+def target_of(settings: Settings) -> float | None:
+    """Calls a second that all quotas allow together; None where one account has none."""
+    rates = [account.rate for account in settings.account]
+    return None if None in rates else sum(rate for rate in rates if rate is not None)
+
+
+def kept_of(settings: Settings) -> dict[str, object] | None:
+    """The settings as the manifest keeps them; None when a path in them is not UTF-8, which JSON cannot hold."""
+    table = table_of(settings)
+    try:
+        orjson.dumps(table)
+    except TypeError:
+        return None
+    return table
+
+
 def _facts(account: Account) -> AccountFacts:
     quota = None if account.per_second == "unlimited" else account.per_second
     return AccountFacts(account.name, account.endpoint, account.dialect, quota)
-
-
-def _target(settings: Settings) -> float | None:
-    rates = [account.rate for account in settings.account]
-    return None if None in rates else sum(rate for rate in rates if rate is not None)

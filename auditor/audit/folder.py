@@ -1,43 +1,185 @@
-"""Making a run folder and holding it: whole from its first moment, written by one process at a time."""
+"""Making run folders and holding them: whole from their first moment, each written by one process at a time."""
 
 import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from auditor.errors import RunFolderError, RunNotWritableError
-from auditor.inventory.folder import ANSWERED, FAILED
+from auditor.inventory.folder import ANSWERED, FAILED, read_manifest, to_disk
+
+BEGINNING = ".new-"
+"""How the name of a folder begins that is being filled."""
+
+LEAVING = ".pruned-"
+"""How the name of a folder begins that is being deleted."""
+
+_OURS = re.compile(r"\.(new-\d{8}T\d{6}Z-.+|pruned-.+)-[0-9a-f]{8}")
+"""The whole of such a name: nobody else's folder is swept away."""
+
+_TRIES, _BETWEEN = 3, 0.02
+"""A look whether a folder is held holds it for a moment itself: so a lock is tried again, so many seconds later."""
 
 
-def new_run_folder(directory: Path, name: str, fill: Callable[[Path], None], *, now: float) -> Path:
-    """Makes ``<directory>/<UTC time>-<name>`` with what ``fill`` puts into it; nothing stays if that fails.
+class Hold:
+    """A run folder held for writing, until released. The lock dies with its holder and leaves no file behind."""
 
-    Args:
-        directory: where runs lie; made when missing.
-        name: the run's name.
-        fill: given the folder under a name that no reader looks at.
-        now: seconds since 1970.
+    def __init__(self, folder: Path) -> None:
+        """Takes the folder.
+
+        Raises:
+            RunFolderError: another process holds it, or it is not there.
+            RunNotWritableError: the file system knows no locks.
+        """
+        try:
+            self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise RunFolderError(f"{folder}: cannot be opened: {error.strerror}") from error
+        try:
+            self._lock(folder)
+        except BaseException:
+            self.release()
+            raise
+
+    def _lock(self, folder: Path) -> None:
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not tries_left:
+                    raise RunFolderError(f"{folder}: another process is writing this run") from None
+            except OSError as error:
+                raise RunNotWritableError(f"{folder}: cannot be locked: {error.strerror}") from error
+            time.sleep(_BETWEEN)
+        return None
+
+    def release(self) -> None:
+        """Lets others have it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        # Of a caller that was cancelled while the folder was made for it in a thread.
+        if hasattr(self, "_descriptor"):
+            self.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is writing this folder now."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def new_run_folder(directory: Path, name: str, fill: Callable[[Path], None], *, now: float) -> tuple[Path, Hold]:
+    """Makes ``<directory>/<UTC time>-<name>`` with what ``fill`` puts into it, held; nothing stays if that fails.
 
     Raises:
+        RunFolderError: a run of this name is being written in this directory.
         RunNotWritableError: the directory cannot be written.
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
-    fresh = directory / f".new-{stamp}-{name}-{secrets.token_hex(4)}"
+    fresh = directory / f"{BEGINNING}{stamp}-{name}-{secrets.token_hex(4)}"
+    hold: Hold | None = None
     try:
-        fresh.mkdir(parents=True)
+        str(directory).encode()
+    except UnicodeEncodeError:
+        raise RunNotWritableError(f"{str(directory)!r}: its name is not UTF-8, so no run can lie in it") from None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with door(directory):
+            refuse_overlap(directory, name)
+            sweep(directory)
+            fresh.mkdir()
+            hold = Hold(fresh)
         for live in (ANSWERED, FAILED):
             (fresh / live).touch()
         fill(fresh)
-        return _named(fresh, directory / f"{stamp}-{name}")
-    except OSError as error:
-        raise RunNotWritableError(f"{directory} cannot be written: {error.strerror}") from error
-    finally:
+        for path in (*fresh.iterdir(), fresh):
+            to_disk(path)
+        with door(directory):  # or one who looks who is in could miss it under both names
+            folder = _named(fresh, directory / f"{stamp}-{name}")
+        to_disk(directory)
+    except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
+        if hold is not None:
+            hold.release()
+        if isinstance(error, OSError):
+            raise RunNotWritableError(f"{directory} cannot be written: {error.strerror}") from error
+        raise
+    return folder, hold
+
+
+@contextlib.contextmanager
+def door(directory: Path) -> Iterator[None]:
+    """Lets one process at a time look who is in a directory of runs, and enter or leave.
+
+    Raises:
+        RunFolderError: the directory is not there.
+        RunNotWritableError: the file system knows no locks.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise RunFolderError(f"{directory}: cannot be opened: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise RunNotWritableError(f"{directory}: cannot be locked: {error.strerror}") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def refuse_overlap(directory: Path, name: str, *, but: Path | None = None) -> None:
+    """Refuses to work beside another audit of the same name; to be called at the door.
+
+    Raises:
+        RunFolderError: a run of this name, other than ``but``, is being written in this directory.
+    """
+    for folder in directory.iterdir():
+        if folder != but and f"-{name}" in folder.name and is_held(folder) and not folder.name.startswith(LEAVING):
+            being_filled = _OURS.fullmatch(folder.name) is not None
+            own = folder.name.split("-", 2)[2].rpartition("-")[0] if being_filled else read_manifest(folder).name
+            if own == name:
+                where = "its fleet is being read" if being_filled else f"in {folder}"
+                raise RunFolderError(
+                    f'{directory}: an audit named "{name}" is under way, {where}; wait for it to end, '
+                    "or give this one another name or another directory"
+                )
+
+
+def sweep(directory: Path) -> None:
+    """Removes what killed processes left of run folders that they made or deleted; to be called at the door."""
+    for folder in directory.iterdir():
+        if _OURS.fullmatch(folder.name) and not folder.is_symlink() and not is_held(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _named(fresh: Path, wanted: Path) -> Path:
@@ -51,29 +193,3 @@ def _named(fresh: Path, wanted: Path) -> Path:
                 if error.errno not in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}:
                     raise
     raise RunNotWritableError(f"{wanted} exists already")
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Holds a run folder for writing; the lock dies with its holder and leaves no file behind.
-
-    Raises:
-        RunFolderError: another process holds it, or it is not there.
-        RunNotWritableError: the file system knows no locks.
-    """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise RunFolderError(f"{folder}: cannot be opened: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise RunFolderError(f"{folder}: another process is writing this run") from None
-    except OSError as error:
-        os.close(descriptor)
-        raise RunNotWritableError(f"{folder}: cannot be locked: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        os.close(descriptor)

@@ -12,17 +12,24 @@ Write = Callable[[Outcome], Awaitable[None]]
 
 
 class Stop:
-    """A wish to end early: nothing new is pulled, what is in flight may finish within ``drain_seconds``."""
+    """A wish to end early: nothing new is pulled, what is in flight may finish within ``drain_seconds``.
+
+    Attributes:
+        reason: why, once it is wished.
+        interrupted: whether somebody interrupted the audit, rather than its own plan.
+    """
 
     def __init__(self, drain_seconds: float = 5.0) -> None:
         self.drain_seconds = drain_seconds
         self.reason: str | None = None
+        self.interrupted = False
         self._wished = anyio.Event()
 
-    def wish(self, reason: str) -> None:
+    def wish(self, reason: str, *, interrupted: bool = True, drain_seconds: float | None = None) -> None:
         """Ends the fan-outs that listen; the first reason counts."""
         if self.reason is None:
-            self.reason = reason
+            self.reason, self.interrupted = reason, interrupted
+            self.drain_seconds = self.drain_seconds if drain_seconds is None else drain_seconds
             self._wished.set()
 
     async def wished(self) -> None:

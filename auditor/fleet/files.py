@@ -18,7 +18,7 @@ from typing import IO, Literal, cast
 
 import duckdb
 
-from auditor.database import BLOCKS, quoted_to_read, text_lines
+from auditor.database import BLOCKS, quoted_to_read, reason_of, text_lines
 from auditor.errors import FleetError
 
 Kind = Literal["csv", "tsv", "jsonl", "parquet", "list"]
@@ -127,7 +127,7 @@ def relation(file: FleetFile, database: duckdb.DuckDBPyConnection) -> str:
             try:
                 schema = database.execute(f"DESCRIBE SELECT * FROM read_parquet({source})").fetchall()
             except duckdb.Error as error:
-                raise FleetError(f"{file.shown}: is not a Parquet file: {_first_line(error)}") from error
+                raise FleetError(f"{file.shown}: is not a Parquet file: {reason_of(error)}") from error
             header = [str(row[0]) for row in schema]
             columns = ", ".join(
                 "NULL AS " + name
@@ -245,7 +245,3 @@ def _copy(stream: IO[bytes], keep: Path) -> None:
 def opened(path: Path, *, gzipped: bool) -> IO[bytes]:
     """The file's bytes, decompressed."""
     return cast("IO[bytes]", gzip.open(path, "rb")) if gzipped else path.open("rb")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import duckdb
 
-from auditor.database import ROW_GROUP, open_database, quoted, quoted_to_read
+from auditor.database import ROW_GROUP, open_database, quoted, quoted_to_read, reason_of
 from auditor.errors import FleetError, RunNotWritableError
 from auditor.fleet.files import COLUMNS, FleetFile, look_at, relation
 from auditor.fleet.lines import line_of_rejected, lines_of, odd_ending
@@ -74,7 +74,11 @@ def write_snapshot(fleets: Sequence[tuple[str, str]], out: Path, *, limit: int |
 
 
 def read_snapshot(path: Path, account: str) -> Iterator[Device]:
-    """The devices of one account, in the fleet's order, a batch of rows in memory at a time."""
+    """The devices of one account, in the fleet's order, a batch of rows in memory at a time.
+
+    Raises:
+        RunNotWritableError: the file has gone or is broken, so no run can go on.
+    """
     database = open_database()
     try:
         rows = database.execute(
@@ -84,6 +88,8 @@ def read_snapshot(path: Path, account: str) -> Iterator[Device]:
         while batch := rows.fetchmany(BATCH):
             for product_key, device_name, iot_id in batch:
                 yield Device(account, product_key, device_name, iot_id)
+    except duckdb.Error as error:
+        raise RunNotWritableError(f"{path} cannot be read: {reason_of(error)}") from error
     finally:
         database.close()
 
@@ -116,15 +122,14 @@ def _stage(database: duckdb.DuckDBPyConnection, file: FleetFile, path: Path) -> 
             f"FROM ({query}))) TO {quoted(path)} (FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP})"
         )
     except duckdb.Error as error:
-        told = str(error)
-        ours = isinstance(error, duckdb.IOException) and str(path) in told
+        ours = isinstance(error, duckdb.IOException) and str(path) in str(error)
         if isinstance(error, duckdb.OutOfMemoryException) or ours:
             raise
         if (line := odd_ending(file)) is not None:
             raise FleetError(
                 f"{file.shown}: line {line} ends unlike line 1; save it with one kind of line end"
             ) from error
-        raise FleetError(f"{file.shown}: cannot be read as {file.kind}: {told.splitlines()[0]}") from error
+        raise FleetError(f"{file.shown}: cannot be read as {file.kind}: {reason_of(error)}") from error
     stage = _Stage(file, path)
     _refuse_bad_rows(database, stage)
     return stage

@@ -8,8 +8,11 @@ from typing import Literal
 
 import msgspec
 import orjson
+import structlog
 
 from auditor.errors import RunFolderError, RunNotWritableError
+
+log = structlog.get_logger()
 
 SCHEMA_VERSION = 1
 
@@ -41,12 +44,16 @@ class AccountFacts:
 
 @dataclass(frozen=True, slots=True)
 class FleetFacts:
-    """``sha256`` is that of ``fleet.parquet``; ``duplicates`` are rows of the source that were dropped."""
+    """``sha256`` is that of ``fleet.parquet``; ``duplicates`` are rows of the source that were dropped.
+
+    ``limit``: only so many devices of the source were wanted; None: all.
+    """
 
     source: str
     devices: int
     duplicates: int
     sha256: str
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +109,11 @@ class FileFacts:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """``run.json``. Times are UTC such as ``2026-11-22T02:00:03.123Z``; ``error`` says why a run was stopped."""
+    """``run.json``. Times are UTC such as ``2026-11-22T02:00:03.123Z``; ``error`` says why a run was stopped.
+
+    ``settings`` are those of the run, so that it can be resumed: where its keys lie, and never a secret. Requests and
+    the rate are of all its stretches, from ``started_at`` and from each time in ``resumed_at``.
+    """
 
     auditor_version: str
     name: str
@@ -117,6 +128,8 @@ class Manifest:
     failures: tuple[FailureFacts, ...] = ()
     error: str | None = None
     files: tuple[FileFacts, ...] = ()
+    resumed_at: tuple[str, ...] = ()
+    settings: dict[str, object] | None = None
     schema_version: int = SCHEMA_VERSION
 
 
@@ -177,12 +190,17 @@ def put_in_place(new: Path, path: Path) -> None:
     Raises:
         OSError: what the operating system says.
     """
-    _to_disk(new)
+    to_disk(new)
     new.replace(path)
-    _to_disk(path.parent)
+    to_disk(path.parent)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, are on disk.
+
+    Raises:
+        OSError: what the operating system says.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -190,21 +208,47 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def runs_in(directory: Path) -> tuple[list[tuple[Manifest, Path]], list[RunFolderError]]:
+    """The runs in a directory, the newest first, and what is wrong with those whose manifest cannot be read.
+
+    Hidden folders are not looked at, and links are not followed.
+
+    Raises:
+        RunFolderError: the directory cannot be read.
+    """
+    runs, broken = [], []
+    try:
+        folders = [path for path in directory.iterdir() if not path.name.startswith(".") and not path.is_symlink()]
+    except OSError as error:
+        raise RunFolderError(f"{directory}: cannot be read: {error.strerror}") from error
+    for folder in folders:
+        if (folder / MANIFEST).is_file():  # and not gone since: another process may prune
+            try:
+                runs.append((read_manifest(folder), folder))
+            except RunFolderError as error:
+                broken.append(error)
+    runs.sort(key=lambda run: (run[0].started_at, run[1].name), reverse=True)
+    return runs, broken
+
+
 def find_run(path: Path) -> Path:
     """The run folder that a path means: itself, or the newest run in a folder of runs.
 
     Raises:
-        RunFolderError: neither.
+        RunFolderError: neither; or none of the runs in it can be read, and what is wrong with the first.
     """
     try:
         if (path / MANIFEST).is_file():
             return path
         if not path.is_dir():
             raise RunFolderError(f"{path}: is no folder")
-        visible = (folder for folder in path.iterdir() if not folder.name.startswith("."))
-        runs = [folder for folder in visible if (folder / MANIFEST).is_file()]
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
-    if not runs:
-        raise RunFolderError(f"{path}: is not a run folder: it has no {MANIFEST}, and no run lies in it")
-    return max(runs, key=lambda folder: (read_manifest(folder).started_at, folder.name))
+    runs, broken = runs_in(path)
+    for problem in broken:
+        log.warning("a run is passed over", reason=str(problem))
+    if runs:
+        return runs[0][1]
+    if broken:
+        raise broken[0]
+    raise RunFolderError(f"{path}: is not a run folder: it has no {MANIFEST}, and no run lies in it")

@@ -12,13 +12,20 @@ from typing import Literal, Self
 import duckdb
 import orjson
 
-from auditor.database import open_database, quoted
+from auditor.database import AMPLE_MEMORY, MEMORY, open_database, quoted, reason_of
 from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.inventory.folder import DEVICES, MODULES, DeviceCounts, Manifest, find_run, read_manifest
 from auditor.inventory.seal import count_devices, inventory_json, inventory_rows, write_inventory_csv
 from auditor.inventory.views import define_live_views, define_sealed_views
 
 InventoryFormat = Literal["csv", "json", "jsonl", "parquet"]
+
+_COLUMNS = [
+    *((name, "VARCHAR") for name in ("account", "product_key", "module_name", "module_version")),
+    ("devices", "BIGINT"),
+    ("share", "DOUBLE"),
+]
+"""The inventory's columns: a Parquet file that somebody else wrote may hold dates or bytes under these names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +66,13 @@ class Run:
         parquet = (self.folder / DEVICES, self.folder / MODULES)
         self.sealed = self.manifest.state != "running" and all(path.is_file() for path in parquet)
         # DuckDB makes this folder when it must, and removes it.
-        self._database = open_database(Path(gettempdir(), f"auditor-read-{secrets.token_hex(8)}"))
+        spill = Path(gettempdir(), f"auditor-read-{secrets.token_hex(8)}")
+        self._database = open_database(spill, MEMORY if self.sealed else AMPLE_MEMORY)
         try:
-            (define_sealed_views if self.sealed else define_live_views)(self._database, self.folder)
-        except Exception as error:
+            self._define_views()
+        except RunFolderError:
             self._database.close()
-            raise RunFolderError(f"{self.folder}: cannot be read: {str(error).splitlines()[0]}") from error
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -90,12 +98,22 @@ class Run:
                 for row in batch:
                     yield VersionCount(*row)
 
+    def _define_views(self) -> None:
+        with self._reading():
+            (define_sealed_views if self.sealed else define_live_views)(self._database, self.folder)
+            described = self._database.execute("DESCRIBE inventory").fetchall()
+        if [(name, kind) for name, kind, *_ in described] != _COLUMNS:
+            raise RunFolderError(f"{self.folder}: cannot be read: {MODULES} has not the columns of a run")
+
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _reading(self, but: type[duckdb.Error] | tuple[()] = ()) -> Iterator[None]:
+        """Tells what is wrong with the run's files; errors of the kind ``but`` are about another file."""
         try:
             yield
-        except duckdb.Error as error:
-            raise RunFolderError(f"{self.folder}: cannot be read: {str(error).splitlines()[0]}") from error
+        except but:
+            raise
+        except (duckdb.Error, UnicodeDecodeError) as error:
+            raise RunFolderError(f"{self.folder}: cannot be read: {reason_of(error)}") from error
 
     def write_inventory(self, path: Path, form: InventoryFormat) -> None:
         """Writes the inventory to a file.
@@ -108,20 +126,19 @@ class Run:
         """
         database = self._database.cursor()
         try:
-            match form:
-                case "csv":
-                    write_inventory_csv(database, path)
-                case "parquet":
-                    database.execute(f"COPY (FROM inventory) TO {quoted(path)} (FORMAT parquet)")
-                case "json":
-                    _write_parts(path, inventory_json(database, count_devices(database)))
-                case "jsonl":
-                    rows = inventory_rows(database)
-                    _write_parts(path, (orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows))
+            with self._reading(but=duckdb.IOException):
+                match form:
+                    case "csv":
+                        write_inventory_csv(database, path)
+                    case "parquet":
+                        database.execute(f"COPY (FROM inventory) TO {quoted(path)} (FORMAT parquet)")
+                    case "json":
+                        _write_parts(path, inventory_json(database, count_devices(database)))
+                    case "jsonl":
+                        rows = inventory_rows(database)
+                        _write_parts(path, (orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows))
         except (OSError, duckdb.IOException) as error:
-            raise RunNotWritableError(f"{path}: cannot be written: {error}") from error
-        except duckdb.Error as error:
-            raise RunFolderError(f"{self.folder}: cannot be read: {str(error).splitlines()[0]}") from error
+            raise RunNotWritableError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
 def _write_parts(path: Path, parts: Iterable[bytes]) -> None:

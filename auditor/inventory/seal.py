@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 import orjson
 
-from auditor.database import open_database, quoted
+from auditor.database import open_database, quoted, reason_of, with_enough_memory
 from auditor.errors import RunNotWritableError
 from auditor.inventory.folder import (
     ANSWERED,
@@ -30,8 +30,9 @@ from auditor.inventory.views import define_live_views, define_sealed_views, writ
 FAILURES_SHOWN = 100
 """Codes of failures that the manifest names."""
 
-FORMULA = r"^[=+@\t\r\n\x{FF1D}\x{FF0B}\x{FF20}\x{FF0D}-]"
-"""How a cell begins that a spreadsheet may take for a formula, in wide letters too (OWASP, CSV injection)."""
+FORMULA = r"^(\pC*[=+@\x{FF1D}\x{FF0B}\x{FF20}\x{FF0D}-]|[\t\r\n])"
+"""How a cell begins that a spreadsheet may take for a formula (OWASP, CSV injection): in wide letters too, and after
+characters that nobody sees and a spreadsheet may drop, such as NUL and a byte order mark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,32 +52,36 @@ def seal(folder: Path) -> Sealed:
     """
     work = folder / ".sealing"
     try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        live = open_database(work)
-        try:
-            define_live_views(live, folder, work)
-            write_parquet(live, "FROM modules", work / MODULES)
-        finally:
-            live.close()
-        sealed = open_database(work)
-        try:
-            define_sealed_views(sealed, work)
-            devices, failures = count_devices(sealed), count_failures(sealed)
-            write_inventory_csv(sealed, work / INVENTORY_CSV)
-            with (work / INVENTORY_JSON).open("wb") as file:
-                file.writelines(inventory_json(sealed, devices))
-        finally:
-            sealed.close()
+        devices, failures = with_enough_memory(lambda memory: _write_sealed(folder, work, memory))
         for name in SEALED:
             put_in_place(work / name, folder / name)
-    except (OSError, duckdb.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        raise RunNotWritableError(f"{folder}: cannot be sealed: {reason}") from error
+    except (OSError, duckdb.Error, UnicodeDecodeError) as error:
+        raise RunNotWritableError(f"{folder}: cannot be sealed: {reason_of(error)}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     files = tuple(file_facts(folder / name) for name in (FLEET, ANSWERED, FAILED, *SEALED))
     return Sealed(devices, failures, files)
+
+
+def _write_sealed(folder: Path, work: Path, memory: str) -> tuple[DeviceCounts, tuple[FailureFacts, ...]]:
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    live = open_database(work, memory)
+    try:
+        define_live_views(live, folder, work)
+        write_parquet(live, "FROM modules", work / MODULES)
+    finally:
+        live.close()
+    sealed = open_database(work, memory)
+    try:
+        define_sealed_views(sealed, work)
+        devices = count_devices(sealed)
+        write_inventory_csv(sealed, work / INVENTORY_CSV)
+        with (work / INVENTORY_JSON).open("wb") as file:
+            file.writelines(inventory_json(sealed, devices))
+        return devices, count_failures(sealed)
+    finally:
+        sealed.close()
 
 
 def count_devices(database: duckdb.DuckDBPyConnection) -> DeviceCounts:

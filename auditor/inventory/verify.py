@@ -1,6 +1,7 @@
 """The proof that a run is whole: everything recomputed from the files, compared with what the run says of itself."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +9,8 @@ from tempfile import TemporaryDirectory
 
 import duckdb
 
-from auditor.database import open_database
+from auditor.database import open_database, reason_of, with_enough_memory
+from auditor.errors import RunNotWritableError
 from auditor.inventory.folder import (
     ANSWERED,
     DEVICES,
@@ -23,7 +25,9 @@ from auditor.inventory.folder import (
     read_manifest,
 )
 from auditor.inventory.seal import count_devices, count_failures, file_facts, inventory_json, write_inventory_csv
-from auditor.inventory.views import define_live_views, define_sealed_views
+from auditor.inventory.views import define_live_views, define_sealed_views, number
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def verify(folder: Path, spill: Path | None = None) -> list[str]:
@@ -35,25 +39,27 @@ def verify(folder: Path, spill: Path | None = None) -> list[str]:
 
     Raises:
         RunFolderError: the folder has no readable manifest.
+        RunNotWritableError: the temporary folder cannot be written, so nothing is known.
     """
-    return list(_problems(folder, read_manifest(folder), spill))
-
-
-def _problems(folder: Path, manifest: Manifest, spill: Path | None) -> Iterator[str]:
+    manifest = read_manifest(folder)
     try:
-        yield from _checked(folder, manifest, spill)
+        return with_enough_memory(lambda memory: list(_problems(folder, manifest, spill, memory)))
+    except duckdb.OutOfMemoryException as error:
+        raise RunNotWritableError(f"{folder}: cannot be verified: {reason_of(error)}") from error
     except OSError as error:
-        yield f"{folder.name}: cannot be verified: {error.strerror}"
+        if error.errno in NO_ROOM:
+            raise RunNotWritableError(f"{folder}: cannot be verified: {error.strerror}") from error
+        return [f"{folder.name}: cannot be verified: {error.strerror}"]
 
 
-def _checked(folder: Path, manifest: Manifest, where: Path | None) -> Iterator[str]:
+def _problems(folder: Path, manifest: Manifest, where: Path | None, memory: str) -> Iterator[str]:
     missing = [name for name in (FLEET, ANSWERED, FAILED) if not (folder / name).is_file()]
     yield from (f"{name}: is missing" for name in missing)
     if missing:
         return
     yield from _digests(folder, manifest)
     with TemporaryDirectory(prefix=".verifying-", dir=where) as spill:
-        database = open_database(Path(spill))
+        database = open_database(Path(spill), memory)
         try:
             define_live_views(database, folder, Path(spill))
             yield from _states(database, folder, manifest)
@@ -62,9 +68,13 @@ def _checked(folder: Path, manifest: Manifest, where: Path | None) -> Iterator[s
             elif manifest.finished_at is None:
                 yield f"{folder.name}: was stopped before its end; it is not sealed"
             elif all((folder / name).is_file() for name in SEALED):
-                yield from _sealed(database, folder, Path(spill))
-        except duckdb.Error as error:
-            yield f"{folder.name}: a file cannot be read: {str(error).splitlines()[0]}"
+                yield from _sealed(database, folder, Path(spill), memory)
+        except duckdb.OutOfMemoryException:
+            raise
+        except (duckdb.Error, UnicodeDecodeError) as error:
+            if spill in str(error):  # what cannot be written there says nothing of the run
+                raise RunNotWritableError(f"{folder}: cannot be verified: {reason_of(error)}") from error
+            yield f"{folder.name}: a file cannot be read: {reason_of(error)}"
         finally:
             with contextlib.suppress(duckdb.Error):
                 database.close()
@@ -89,11 +99,11 @@ def _digests(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 def _states(database: duckdb.DuckDBPyConnection, folder: Path, manifest: Manifest) -> Iterator[str]:
     """Every device of the fleet in exactly one state, every line about a device of the fleet, counts as stated."""
-    fleet = _number(database, "SELECT count(*) FROM fleet")
+    fleet = number(database, "SELECT count(*) FROM fleet")
     # In a fleet that names one device both ways, one row may be answered by the line of the other, failed itself.
     failure = "code IS NOT NULL" if _mixed(database) else "status = 'failed'"
     rows, answered, failed = (
-        _number(database, f"SELECT count(*) {condition} FROM devices")
+        number(database, f"SELECT count(*) {condition} FROM devices")
         for condition in ("", "FILTER (status IN ('ok', 'empty', 'not_found'))", f"FILTER ({failure})")
     )
     if fleet != manifest.fleet.devices:
@@ -101,13 +111,13 @@ def _states(database: duckdb.DuckDBPyConnection, folder: Path, manifest: Manifes
     if rows != fleet:
         yield f"{ANSWERED}, {FAILED}: {rows - fleet} more lines than devices: {_twice(database)}"
     for name, view, found in ((ANSWERED, "answered", answered), (FAILED, "failures", failed)):
-        lines, read = _line_count(folder / name), _number(database, f"SELECT count(*) FROM {view}")
+        lines, read = _line_count(folder / name), number(database, f"SELECT count(*) FROM {view}")
         if lines > read and manifest.state != "running":  # lines may have come since
             yield f"{name}: {lines - read} of {lines} lines cannot be read"
         if read > found:
             yield f"{name}: {read - found} lines are about no device of the fleet, or one that was answered"
     odd = "total <> modules OR (status = 'ok') <> (modules > 0)"
-    if wrong := _number(database, f"SELECT count(*) FROM answered WHERE ({odd}) IS NOT FALSE"):
+    if wrong := number(database, f"SELECT count(*) FROM answered WHERE ({odd}) IS NOT FALSE"):
         yield f"{ANSWERED}: {wrong} lines contradict themselves (status, total and modules)"
     if (counted := count_devices(database)) != manifest.devices and manifest.state != "running":
         yield f"run.json: says {_shown(manifest.devices)}; the files say {_shown(counted)}"
@@ -117,13 +127,15 @@ def _states(database: duckdb.DuckDBPyConnection, folder: Path, manifest: Manifes
         yield f"run.json: says complete, but {counted.unanswered} devices failed or are pending"
 
 
-def _sealed(live: duckdb.DuckDBPyConnection, folder: Path, work: Path) -> Iterator[str]:
-    sealed = open_database(work)
+def _sealed(live: duckdb.DuckDBPyConnection, folder: Path, work: Path, memory: str) -> Iterator[str]:
+    sealed = open_database(work, memory)
     try:
         define_sealed_views(sealed, folder)
         for name, view in ((DEVICES, "devices"), (MODULES, "modules")):
             if _fingerprint(live, view) != _fingerprint(sealed, view):
                 yield f"{name}: does not follow from {ANSWERED} and {FAILED}"
+        if _columns(live, "inventory") != _columns(sealed, "inventory"):
+            return  # dates or bytes for text, which was just said: there is no inventory of them
         # From the sealed rows: that these follow from the lines was just shown.
         with (work / INVENTORY_JSON).open("wb") as file:
             file.writelines(inventory_json(sealed, count_devices(sealed)))
@@ -137,8 +149,15 @@ def _sealed(live: duckdb.DuckDBPyConnection, folder: Path, work: Path) -> Iterat
 
 def _fingerprint(database: duckdb.DuckDBPyConnection, view: str) -> tuple[object, ...]:
     """A view's rows as a multiset, in constant memory: how many, and the sum of their 64-bit hashes."""
-    columns = ", ".join(sorted(str(row[0]) for row in database.execute(f"DESCRIBE {view}").fetchall()))
-    return database.execute(f"SELECT count(*), sum(hash({columns})::HUGEINT) FROM {view}").fetchone() or ()
+    columns = _columns(database, view)
+    names = ", ".join('"' + name.replace('"', '""') + '"' for name, _ in columns)
+    counted = database.execute(f"SELECT count(*), sum(hash({names})::HUGEINT) FROM {view}").fetchone()
+    return (columns, counted)
+
+
+def _columns(database: duckdb.DuckDBPyConnection, view: str) -> list[tuple[str, str]]:
+    """A view's columns and their types, in the order of their names."""
+    return sorted((str(name), str(kind)) for name, kind, *_ in database.execute(f"DESCRIBE {view}").fetchall())
 
 
 def _line_count(path: Path) -> int:
@@ -156,12 +175,7 @@ def _twice(database: duckdb.DuckDBPyConnection) -> str:
 
 
 def _mixed(database: duckdb.DuckDBPyConnection) -> bool:
-    return _number(database, "SELECT count(DISTINCT iot_id IS NULL) FROM fleet") > 1
-
-
-def _number(database: duckdb.DuckDBPyConnection, query: str) -> int:
-    (number,) = database.execute(query).fetchone() or (0,)
-    return int(number)
+    return number(database, "SELECT count(DISTINCT iot_id IS NULL) FROM fleet") > 1
 
 
 def _shown(counts: DeviceCounts) -> str:

@@ -43,9 +43,19 @@ _FAILED = {
 INVENTORY = """
   SELECT account, product_key, module_name, module_version, devices,
     round(devices / sum(devices) OVER (PARTITION BY account, product_key, module_name), 6) AS share
-  FROM (SELECT account, product_key, module_name, module_version, count(*) AS devices FROM modules GROUP BY ALL)
-  ORDER BY account, product_key, module_name, devices DESC, module_version"""
-"""``share`` is a version's part of the product's devices that report that module."""
+  FROM (
+    SELECT account, product_key, module_name, module_version, sum(devices)::BIGINT AS devices
+    FROM (
+      SELECT account, product_key, module_version, devices,
+        max(module_name) OVER (PARTITION BY account, product_key, lower(module_name)) AS module_name
+      FROM (SELECT account, product_key, module_name, module_version, count(*) AS devices FROM modules GROUP BY ALL)
+    ) GROUP BY ALL
+  ) ORDER BY account, product_key, module_name, devices DESC, module_version"""
+"""``share`` is a version's part of the product's devices that report that module.
+
+Module names are unique in a product regardless of case (Alibaba's page on OTA modules): names that differ in nothing
+else are one module, under the one that sorts last, which is lower case. ``modules`` has them as devices report them.
+"""
 
 
 def define_live_views(database: duckdb.DuckDBPyConnection, folder: Path, work: Path | None = None) -> None:
@@ -91,6 +101,12 @@ def write_parquet(database: duckdb.DuckDBPyConnection, query: str, path: Path) -
     """Writes what a query gives to a Parquet file, a few rows in memory at a time."""
     options = f"FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}, COMPRESSION zstd"
     database.execute(f"COPY ({query}) TO {quoted(path)} ({options})")
+
+
+def number(database: duckdb.DuckDBPyConnection, query: str) -> int:
+    """The one whole number that a query gives."""
+    (found,) = database.execute(query).fetchone() or (0,)
+    return int(found)
 
 
 def _lines(path: Path, columns: Mapping[str, object]) -> str:

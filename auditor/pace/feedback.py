@@ -5,7 +5,14 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from auditor.errors import AccountStoppedError, ForbiddenDeviceError, PlatformError, RefusedAccountError, ThrottledError
+from auditor.errors import (
+    AccountStoppedError,
+    ForbiddenDeviceError,
+    PlatformError,
+    RefusedAccountError,
+    ThrottledError,
+    TransientError,
+)
 from auditor.pace.quota import Quota
 
 THROTTLED_PAUSE = 1.0
@@ -17,6 +24,9 @@ LONGEST_PAUSE = 60.0
 PATIENCE = 600.0
 """Seconds without one usable answer after which an account that did work is stopped; the run can be resumed."""
 
+SICK_FAILURES, SICK_SECONDS = 10, 2.0
+"""So many failures in a row, and so many seconds without a success, and the platform is sick, not the devices."""
+
 FORBIDDEN_LIMIT = 5
 """Devices denied in a row, with none ever answered, until the account is taken for the one that is denied."""
 
@@ -24,9 +34,17 @@ FORBIDDEN_LIMIT = 5
 class Feedback:
     """Listens to every answer of one account, and stops it when going on would only burn its quota.
 
+    Args:
+        account: its name, for errors.
+        quota: what refusals slow down.
+        give_up_after: seconds without a usable answer until an account that never gave one is stopped.
+        worked_before: whether the account has answered in an earlier stretch of the audit: then it is its devices that
+            are doubted first, and not the account.
+
     Attributes:
         proven: whether the account ever gave a usable answer. Until then one request is sent at a time, so that a
             dead key costs one call and not a crowd.
+        sick: whether an account that did work has had nothing but failures for a stretch. The next success ends it.
         last: the last error that brought no usable answer.
     """
 
@@ -36,15 +54,19 @@ class Feedback:
         quota: Quota,
         *,
         give_up_after: float,
+        worked_before: bool = False,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self.proven = False
+        self.proven = self.sick = False
         self._account = account
         self._quota = quota
-        self._give_up_after = give_up_after
+        self._worked_before = worked_before
+        self._patience = PATIENCE if worked_before else give_up_after
         self._clock, self._draw = clock, draw
         self._failing_since: float | None = None
+        self._failures_in_a_row = 0
+        self._succeeded_at = 0.0
         self._throttled_in_a_row = 0
         self._forbidden = 0
         self._stopped: str | None = None
@@ -62,7 +84,10 @@ class Feedback:
     def succeeded(self) -> None:
         """The platform accepted a request of this account, whatever it said of the device."""
         self.proven = True
+        self.sick = False
+        self._succeeded_at = self._clock()
         self._failing_since = None
+        self._failures_in_a_row = 0
         self._forbidden = 0
         self._throttled_in_a_row = 0
 
@@ -77,12 +102,16 @@ class Feedback:
         self.last = error
         if isinstance(error, ForbiddenDeviceError):
             # Once others were answered it is about the device, however many of them follow each other in the fleet.
-            self._forbidden += not self.proven
+            self._forbidden += not (self.proven or self._worked_before)
             if self._forbidden >= FORBIDDEN_LIMIT:
                 self._stop(f"the platform denies it every device: {error}")
             return
         if isinstance(error, ThrottledError):
             self._hold_back(error.retry_after)
+        elif isinstance(error, TransientError):
+            self._failures_in_a_row += 1
+            stretch = self._clock() - self._succeeded_at
+            self.sick = self.proven and self._failures_in_a_row >= SICK_FAILURES and stretch >= SICK_SECONDS
         self._give_up_in_the_end(error)
 
     def _stop(self, why: str) -> NoReturn:
@@ -102,7 +131,7 @@ class Feedback:
         now = self._clock()
         if self._failing_since is None:
             self._failing_since = now
-        patience = PATIENCE if self.proven else self._give_up_after
+        patience = PATIENCE if self.proven else self._patience
         if now - self._failing_since >= patience:
             advice = "" if self.proven or isinstance(error, ThrottledError) else "; is its endpoint right?"
             self._stop(f"no usable answer for {patience:g} s, the last: {error}{advice}")

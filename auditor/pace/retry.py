@@ -8,7 +8,6 @@ from typing import TypeVar
 import anyio
 
 from auditor.errors import (
-    ForbiddenDeviceError,
     NeverActivatedError,
     NotFoundError,
     PlatformError,
@@ -39,6 +38,13 @@ class Backoff:
         return min(self.longest, self.first * 2.0 ** min(failures - 1, 30)) * draw
 
 
+DOUBT = 3
+"""Failures of a request after which an account that did not answer yet is asked what is known to work."""
+
+PROBING = Backoff(first=1.0, longest=15.0)
+"""How soon a sick platform is asked again."""
+
+
 @dataclass(slots=True)
 class Tally:
     """Requests of one account so far: ``sent`` in all, of which ``retried`` were repeats; ``throttled`` answers."""
@@ -50,7 +56,17 @@ class Tally:
 
 
 class Pacer:
-    """Everything between a device's question and the wire: quota, feedback, repeats."""
+    """Everything between a device's question and the wire: quota, feedback, repeats, and the wait for a sick platform.
+
+    A failure uses up an attempt of its request only while others succeed. When nothing does for a stretch, it is the
+    platform that is sick: all requests wait, and one that is known to work is asked now and then until it does again.
+
+    Args:
+        quota: what every request passes.
+        feedback: what hears of every answer.
+        backoff: how often and how soon is repeated.
+        known: a request that was answered in an earlier stretch of the audit; later ones take its place.
+    """
 
     def __init__(
         self,
@@ -58,20 +74,22 @@ class Pacer:
         feedback: Feedback,
         backoff: Backoff,
         *,
+        known: Callable[[], Awaitable[object]] | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.tally = Tally()
         self._quota, self._feedback, self._backoff, self._draw = quota, feedback, backoff, draw
-        self._proving = anyio.Lock()
+        self._one_at_a_time = anyio.Lock()
+        self._known_to_work = known
 
     async def send(self, request: Callable[[], Awaitable[T]]) -> Sent[T]:
         """Calls ``request`` until it brings an answer or an error that no repeat would change.
 
         Raises:
-            AccountStoppedError: the account is refused, or was never reached.
+            AccountStoppedError: the account is refused, was never reached, or has been sick for too long.
         """
         if not self._feedback.proven:
-            async with self._proving:
+            async with self._one_at_a_time:
                 if not self._feedback.proven:
                     return await self._repeat(request)
         return await self._repeat(request)
@@ -79,38 +97,67 @@ class Pacer:
     async def _repeat(self, request: Callable[[], Awaitable[T]]) -> Sent[T]:
         attempts = failures = refusals = 0
         while True:
+            if self._feedback.sick:
+                await self._recovery(request)
             await self._quota.slot()
             self._feedback.check()
+            if self._feedback.sick:
+                continue
             attempts += 1
-            self.tally.sent += 1
-            self.tally.retried += attempts > 1
-            self.tally.in_flight += 1
-            try:
-                result = await request()
-            except (NotFoundError, NeverActivatedError, RefusedRequestError) as error:
-                self._feedback.succeeded()
-                return Sent(error, attempts)
-            except ForbiddenDeviceError as error:
-                self._feedback.failed(error)
-                return Sent(error, attempts)
-            except ThrottledError as error:
+            result = await self._once(request, repeated=attempts > 1)
+            if isinstance(result, ThrottledError):
                 # The account's trouble, not the device's: no attempt is used up, and the closed quota does the waiting.
-                self.tally.throttled += 1
-                self._feedback.failed(error)
                 refusals += 1
                 if refusals >= REFUSALS:
-                    return Sent(error, attempts)
-                continue
-            except PlatformError as error:
-                self._feedback.failed(error)
-                if not isinstance(error, TransientError):
-                    return Sent(error, attempts)
+                    return Sent(result, attempts)
+            elif not isinstance(result, TransientError):
+                return Sent(result, attempts)
+            elif not self._feedback.sick:
                 failures += 1
                 if failures >= self._backoff.attempts:
-                    return Sent(error, attempts)
-            else:
-                self._feedback.succeeded()
-                return Sent(result, attempts)
-            finally:
-                self.tally.in_flight -= 1
-            await anyio.sleep(self._backoff.delay(failures, self._draw()))
+                    return Sent(result, attempts)
+                if failures == DOUBT and not self._feedback.proven:
+                    await self.ask_known()
+                await anyio.sleep(self._backoff.delay(failures, self._draw()))
+
+    async def _once(self, request: Callable[[], Awaitable[T]], *, repeated: bool) -> T | PlatformError:
+        """One request, counted; what it teaches is told to the feedback."""
+        self.tally.sent += 1
+        self.tally.retried += repeated
+        self.tally.in_flight += 1
+        try:
+            result: T | PlatformError = await request()
+        except (NotFoundError, NeverActivatedError, RefusedRequestError) as error:
+            result = error
+        except PlatformError as error:
+            self.tally.throttled += isinstance(error, ThrottledError)
+            self._feedback.failed(error)
+            return error
+        finally:
+            self.tally.in_flight -= 1
+        self._feedback.succeeded()
+        self._known_to_work = request
+        return result
+
+    async def ask_known(self) -> None:
+        """Asks once what is known to work, if anything is: it tells a sick account from sick devices.
+
+        Raises:
+            AccountStoppedError: the account is refused.
+        """
+        if self._known_to_work is not None:
+            await self._quota.slot()
+            self._feedback.check()
+            await self._once(self._known_to_work, repeated=True)
+
+    async def _recovery(self, request: Callable[[], Awaitable[object]]) -> None:
+        """Returns when the platform answers again; whoever comes first probes, the others wait behind."""
+        async with self._one_at_a_time:
+            probes = 0
+            while self._feedback.sick:
+                probes += 1
+                await anyio.sleep(PROBING.delay(probes, 0.5 + 0.5 * self._draw()))
+                await self._quota.slot()
+                self._feedback.check()
+                if self._feedback.sick:
+                    await self._once(self._known_to_work or request, repeated=True)

@@ -181,7 +181,8 @@ def _lowered(value: object) -> dict[str, object]:
 def _text(value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    # Not a number with a point: 1.10 would become 1.1, another version.
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _whole(value: object) -> int | None:
@@ -196,17 +197,17 @@ def _whole(value: object) -> int | None:
 
 def _wished_delay(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds that the platform asks to wait: ``x-acs-retry-after`` in ms, or ``Retry-After`` in s or as a date."""
-    milliseconds, wish = headers.get("x-acs-retry-after"), headers.get("Retry-After")
-    if milliseconds is not None and re.fullmatch(r"\d{1,9}", milliseconds.strip()):
+    milliseconds, wish = (headers.get(name, "").strip() for name in ("x-acs-retry-after", "Retry-After"))
+    if re.fullmatch(r"[0-9]{1,9}", milliseconds):
         return int(milliseconds) / 1000
-    if wish is not None and re.fullmatch(r"\d{1,6}", wish.strip()):
+    if re.fullmatch(r"[0-9]{1,6}", wish):
         return float(wish)
     date = _seconds_of_date(wish)
     return None if date is None else max(0.0, date - now)
 
 
 def _seconds_of_date(date: str | None) -> float | None:
-    if date is None:
+    if not date:
         return None
     try:
         moment = parsedate_to_datetime(date)

@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import Self
 
 import aiohttp
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from yarl import URL
 
 from auditor.errors import ClockSkewError, PlatformError, SettingsError, TransientError
@@ -56,6 +58,27 @@ def trust(ca_file: str | None) -> ssl.SSLContext:
         raise SettingsError(f"ca_file: {ca_file} holds no certificates to trust: {error}") from error
 
 
+class _Connector(aiohttp.TCPConnector):
+    """A pool that gives out no connection on which something came that nobody asked for.
+
+    aiohttp looks for that when a connection goes back into the pool; what comes later, while it lies there, would be
+    taken for the answer to the next request: another device's answer.
+    """
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  aiohttp's own signature
+    ) -> Connection:
+        """See ``aiohttp.BaseConnector``."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
+
+
 class Client:
     """Asks one account's platform. Use as an asynchronous context manager; opening it raises SettingsError if the
     endpoint's ``ca_file`` cannot be used.
@@ -89,9 +112,7 @@ class Client:
     async def __aenter__(self) -> Self:
         endpoint = self._endpoint
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=endpoint.connections, ssl=trust(endpoint.ca_file), keepalive_timeout=30
-            ),
+            connector=_Connector(limit=endpoint.connections, ssl=trust(endpoint.ca_file), keepalive_timeout=30),
             timeout=aiohttp.ClientTimeout(
                 total=endpoint.timeout,
                 connect=endpoint.connect_timeout,

@@ -11,11 +11,25 @@ from auditor.model import Dialect
 from auditor.simulator.answers import HTML, JSON, Refused, Reply, refusal
 
 FaultKind = Literal[
-    "reset", "cut", "unavailable", "internal", "html", "garbage", "business", "throttle", "silence", "nonce"
+    "reset",
+    "cut",
+    "unavailable",
+    "internal",
+    "html",
+    "garbage",
+    "business",
+    "throttle",
+    "silence",
+    "nonce",
+    "drip",
+    "http10",
 ]
 """See the attributes of ``Faults``."""
 
 KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+
+STALLS: tuple[FaultKind, ...] = ("silence", "drip")
+"""The kinds that cost a client its whole timeout."""
 
 PROXY_PAGE = b"<!DOCTYPE html>\n<html><head><title>Bad gateway</title></head><body><h1>Try later</h1></body></html>\n"
 """What a proxy in between answers instead of the platform."""
@@ -36,6 +50,8 @@ class Faults:
         throttle: HTTP 429 or 400 and a ``Throttling`` code under the quota, with or without a hint when to return.
         silence: no answer for ``silence_seconds``, then the connection is closed.
         nonce: the gateway's ``SignatureNonceUsed``.
+        drip: a body that comes a byte at a time for ``silence_seconds``, then the connection is closed.
+        http10: the right answer, as HTTP/1.0 and without a length: the body ends with the connection.
     """
 
     reset: float = 0.0
@@ -48,6 +64,8 @@ class Faults:
     throttle: float = 0.0
     silence: float = 0.0
     nonce: float = 0.0
+    drip: float = 0.0
+    http10: float = 0.0
     silence_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -63,19 +81,21 @@ class Faults:
 
     @classmethod
     def evenly(cls, total: float, *, silence: float | None = None, silence_seconds: float = 30.0) -> "Faults":
-        """A total probability, split evenly over all kinds.
+        """A total probability, split evenly over all kinds, of which silence and drip count as one.
 
         Args:
             total: the probability, 0 to 1, that a request meets any fault.
-            silence: the part of ``total`` that silence gets, since it costs a client its whole timeout; None: as
-                much as the others.
-            silence_seconds: how long silence lasts.
+            silence: the part of ``total`` that silence and drip get together, since they cost a client its whole
+                timeout; None: as much as each of the others.
+            silence_seconds: how long they last.
         """
-        quiet = total / len(KINDS) if silence is None else silence
-        if not 0 <= quiet <= total:
+        others = [kind for kind in KINDS if kind not in STALLS]
+        stalls = total / (len(others) + 1) if silence is None else silence
+        if not 0 <= stalls <= total:
             raise ValueError(f"silence is a part of the total {total}, not {silence}")
-        even = {kind: (total - quiet) / (len(KINDS) - 1) for kind in KINDS if kind != "silence"}
-        return cls(**even, silence=quiet, silence_seconds=silence_seconds)
+        even = dict.fromkeys(others, (total - stalls) / len(others))
+        even |= dict.fromkeys(STALLS, stalls / len(STALLS))
+        return cls(**even, silence_seconds=silence_seconds)
 
 
 class FaultSource:
@@ -93,7 +113,7 @@ class FaultSource:
         return KINDS[place] if place < len(KINDS) else None
 
     def reply(self, kind: FaultKind, *, request_id: str, dialect: Dialect, answer_format: str, now: float) -> Reply:
-        """The HTTP answer of a fault that has one (all but reset, cut and silence); ``now`` is the server's time."""
+        """The HTTP answer of a fault that has one of its own; ``now`` is the server's time."""
         if kind in {"internal", "html", "garbage"}:
             return self._proxy(kind)
         refused, headers = self._platform(kind, now)

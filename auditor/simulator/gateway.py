@@ -79,7 +79,12 @@ class Gateway:
 
     def __init__(self, accounts: Sequence[SimulatedAccount]) -> None:
         self._accounts = {account.access_key_id: account for account in accounts}
+        self._revoked: set[str] = set()
         self._nonces = NonceMemory()
+
+    def revoke(self, access_key_id: str) -> None:
+        """Refuses a key from now on, as a platform does whose user has disabled it; raises KeyError if unknown."""
+        self._revoked.add(self._accounts[access_key_id].access_key_id)
 
     def check(self, method: str, parameters: Mapping[str, str], now: float) -> SimulatedAccount:
         """Whose request this is; raises Refused with the first thing that is wrong with it.
@@ -95,6 +100,8 @@ class Gateway:
         account = self._accounts.get(parameters["AccessKeyId"])
         if account is None:
             raise Refused("InvalidAccessKeyId.NotFound", "Specified access key is not found.", 404)
+        if account.access_key_id in self._revoked:
+            raise Refused("InvalidAccessKeyId.Inactive", "Specified access key is disabled.", 403)
         _check_versions(parameters)
         _check_timestamp(parameters["Timestamp"], now)
         _check_signature(method, parameters, account.secret)

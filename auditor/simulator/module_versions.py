@@ -4,6 +4,7 @@ Sources: Tuya's and Alibaba's pages of the operation; names and page rules as th
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
@@ -17,16 +18,25 @@ _PRODUCT_KEY = re.compile(r"[A-Za-z0-9]{1,64}")
 
 
 class ModuleVersions:
-    """Answers the operation. ``lies`` says by a device's index which of its answers are wrong, and how."""
+    """Answers the operation.
 
-    def __init__(self, world: World, lies: Mapping[int, Lie]) -> None:
+    Args:
+        world: the devices.
+        lies: says by a device's index which of its answers are wrong, and how.
+        answers: counts what is said about a device, pages and refusals, by what it was called and the page; or None.
+    """
+
+    def __init__(self, world: World, lies: Mapping[int, Lie], answers: Counter[tuple[str, int]] | None = None) -> None:
         self._world = world
         self._lies = lies
+        self._answers = answers
 
     def answer(self, parameters: Mapping[str, str]) -> Document:
         """The page that ``parameters`` ask for, without code and request id; raises Refused."""
         asked = _page_number(parameters, "CurrentPage")
         size = _page_number(parameters, "PageSize", LIST_OTA_MODULE_VERSIONS_BY_DEVICE.page_size)
+        if self._answers is not None:
+            self._answers[_called(parameters), asked] += 1
         device = self._named(parameters)
         lie = self._lies.get(device.index) if self._lies else None
         total = total_shown(lie, len(device.modules), asked)
@@ -80,6 +90,11 @@ class ModuleVersions:
         if device is None:
             raise Refused("iot.device.NotExistedDevice", "The specified device does not exist.")
         return device
+
+
+def _called(parameters: Mapping[str, str]) -> str:
+    """What a request calls its device: the iot_id, or else ``product_key/device_name``."""
+    return parameters.get("IotId") or f"{parameters.get('ProductKey', '')}/{parameters.get('DeviceName', '')}"
 
 
 def _page_number(parameters: Mapping[str, str], name: str, most: int | None = None) -> int:

@@ -113,3 +113,34 @@ class Bucket:
         if self._at is not None:
             self._level = min(self._capacity, self._level + (now - self._at) * self._per_second)
         self._at = now
+
+
+class Contended:
+    """A window that another client uses too: evenly, and taking no notice of its refusals.
+
+    Args:
+        window: what counts.
+        per_second: calls of the other client.
+        begin, end: when it asks, by the clock of ``now``.
+    """
+
+    def __init__(self, window: Window, *, per_second: float, begin: float, end: float) -> None:
+        self._window = window
+        self._every = 1 / per_second
+        self._next, self._end = begin, end
+
+    def admit(self, now: float) -> bool:
+        """See ``Window``."""
+        self._catch_up(now)
+        return self._window.admit(now)
+
+    def wait(self, now: float) -> float:
+        """See ``Window``."""
+        self._catch_up(now)
+        return self._window.wait(now)
+
+    def _catch_up(self, now: float) -> None:
+        # What the other one asked since the last call is counted now, at the moments when it asked.
+        while self._next <= min(now, self._end):
+            self._window.admit(self._next)
+            self._next += self._every

@@ -2,9 +2,7 @@
 
 import asyncio
 import random
-import socket
 import ssl
-import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,21 +16,22 @@ from aiohttp import web
 
 from auditor.model import Dialect, Secret
 from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
-from auditor.simulator.answers import JSON, Document, Refused, Reply, refusal, success
+from auditor.simulator.answers import Document, Refused, Reply, refusal, success
+from auditor.simulator.connections import answer_as_http10, fail_below_http
 from auditor.simulator.faults import FaultKind, Faults, FaultSource
 from auditor.simulator.gateway import Gateway, SimulatedAccount, answer_format, read_parameters
 from auditor.simulator.lies import Lie
 from auditor.simulator.module_versions import ModuleVersions
-from auditor.simulator.quota import Window, WindowKind, window
+from auditor.simulator.quota import Contended, Window, WindowKind, window
 from auditor.simulator.world import World
 
 DEFAULT_ACCOUNT = SimulatedAccount("simulated-key", Secret("simulated-secret"))
 """The one account, without a quota, of a simulator that is given none."""
 
 _SHUTDOWN_SECONDS = 0.2
-_NO_LINGERING = struct.pack("ii", 1, 0)
 _NO_LIES: Mapping[int, Lie] = MappingProxyType({})
 _NO_FAULTS = Faults()
+_BELOW_HTTP = {"reset", "cut", "silence", "drip", "http10"}
 
 
 @dataclass(slots=True)
@@ -43,7 +42,7 @@ class Counts:
 
     Attributes:
         received: requests, whatever became of them.
-        answered: requests answered with a page, lies too.
+        answered: requests answered with a page, lies too, ``http10`` not: that is among the faults.
         refused_by_code: refusals by the platform's code, throttling too, faults not.
         faults: faults by their kind.
     """
@@ -68,6 +67,9 @@ class Simulator:
         dialect: how it spells its answers.
         window: how it counts quotas, see ``auditor.simulator.quota``.
         latency: the least and the most seconds that an answer takes, evenly drawn.
+        jitter: the least and the most seconds that a request takes until the quota counts it, evenly drawn.
+        competitor: another client's calls a second on every quota, from when and until when, in seconds since the
+            first call that the quota counted.
         faults: what goes wrong by chance, after the quota has counted the request.
         lies: by a device's index, what is wrong with its answers.
         seed: of the faults and the latency.
@@ -76,9 +78,13 @@ class Simulator:
         ssl_context: given, the endpoint is HTTPS.
         tells_retry_after: whether a throttled answer says by ``x-acs-retry-after``, in ms, when to come again.
         record_arrivals: whether ``arrivals`` is kept; it grows with every request.
+        record_answers: whether ``answers`` is kept; it grows with every device.
 
     Attributes:
         counts: what happened so far.
+        outage: while it is set, every request that has passed gateway and quota meets this fault.
+        answers: how often each page of each device was answered, refusals of the device too: by the iot_id that it
+            was called by, or else ``product_key/device_name``, and the page.
         arrivals: ``time.monotonic()`` of each request that reached the quota, throttled ones too.
     """
 
@@ -90,6 +96,8 @@ class Simulator:
         dialect: Dialect = "tuya",
         window: WindowKind = "sliding",
         latency: tuple[float, float] = (0.0, 0.0),
+        jitter: tuple[float, float] = (0.0, 0.0),
+        competitor: tuple[float, float, float] | None = None,
         faults: Faults = _NO_FAULTS,
         lies: Mapping[int, Lie] = _NO_LIES,
         seed: int = 0,
@@ -99,11 +107,14 @@ class Simulator:
         ssl_context: ssl.SSLContext | None = None,
         tells_retry_after: bool = False,
         record_arrivals: bool = False,
+        record_answers: bool = False,
     ) -> None:
         self.counts = Counts()
+        self.outage: FaultKind | None = None
+        self.answers: Counter[tuple[str, int]] | None = Counter() if record_answers else None
         self.arrivals: list[float] | None = [] if record_arrivals else None
         self._dialect = dialect
-        self._latency = latency
+        self._latency, self._jitter, self._competitor = latency, jitter, competitor
         self._faults = FaultSource(faults, seed)
         self._silence_seconds = faults.silence_seconds
         self._random = random.Random(seed)  # noqa: S311  latency, no secret
@@ -113,7 +124,7 @@ class Simulator:
         self._window_kind = window
         self._windows: dict[tuple[str, str], Window] = {}
         self._operations: dict[str, Callable[[Mapping[str, str]], Document]] = {
-            LIST_OTA_MODULE_VERSIONS_BY_DEVICE.name: ModuleVersions(world, lies).answer,
+            LIST_OTA_MODULE_VERSIONS_BY_DEVICE.name: ModuleVersions(world, lies, self.answers).answer,
         }
         # One clock for timestamps, Date and quotas: it never jumps, and its seconds turn with the calendar's.
         self._epoch = time.time() - time.monotonic() + clock_offset
@@ -133,6 +144,10 @@ class Simulator:
         if self._runner is None:
             raise RuntimeError("the simulator is not running: use it with `async with`")
         return int(self._runner.addresses[0][1])
+
+    def revoke(self, access_key_id: str) -> None:
+        """From now on the key is refused as a disabled one; raises KeyError if no account has it."""
+        self._gateway.revoke(access_key_id)
 
     async def __aenter__(self) -> Self:
         # A client that hangs up ends its handler: silence must not outlive the connection.
@@ -157,8 +172,11 @@ class Simulator:
             await _read(request, parameters)
             now = time.monotonic() + self._epoch
             account = self._gateway.check(request.method, parameters, now)
+            if self._jitter[1] > 0:
+                await asyncio.sleep(self._random.uniform(*self._jitter))
+                now = time.monotonic() + self._epoch
             self._count(account, parameters["Action"], now)
-            kind = self._faults.draw()
+            kind = self.outage or self._faults.draw()
             if self._latency[1] > 0:
                 await asyncio.sleep(self._random.uniform(*self._latency))
             if kind is not None:
@@ -183,7 +201,11 @@ class Simulator:
         key = (account.access_key_id, action if action in self._operations else "")
         counted = self._windows.get(key)
         if counted is None:
-            counted = self._windows[key] = window(self._window_kind, account.per_second)
+            counted = window(self._window_kind, account.per_second)
+            if self._competitor is not None:
+                per_second, begin, end = self._competitor
+                counted = Contended(counted, per_second=per_second, begin=now + begin, end=now + end)
+            self._windows[key] = counted
         if not counted.admit(now):
             raise _Throttled(counted.wait(now))
 
@@ -199,18 +221,9 @@ class Simulator:
         self, kind: FaultKind, request: web.BaseRequest, parameters: Mapping[str, str], request_id: str
     ) -> web.StreamResponse:
         self.counts.faults[kind] += 1
-        if kind == "silence":
-            # A client that hangs up and a shutdown cancel it.
-            await asyncio.sleep(self._silence_seconds)
-        if kind in {"reset", "silence", "cut"}:
-            transport = request.transport
-            if transport is not None and kind == "cut":
-                self._send_half(transport)
-            elif transport is not None:
-                if kind == "reset":
-                    # Without lingering the kernel sends a reset; else the client would see an orderly end.
-                    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGERING)
-                transport.abort()
+        if kind in _BELOW_HTTP:
+            if (transport := request.transport) is not None:
+                await self._fail_below_http(kind, transport, parameters, request_id)
             # Never sent: the connection is gone, but the server wants a response object.
             return web.Response()
         now = time.monotonic() + self._epoch
@@ -219,10 +232,18 @@ class Simulator:
         )
         return self._response(reply)
 
-    def _send_half(self, transport: asyncio.Transport) -> None:
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: {JSON}\r\nDate: {self._now_as_date()}\r\nContent-Length: 600\r\n\r\n"
-        transport.write(head.encode() + b'{"code":"","currentPage":1,"data":{"simpleOTAModuleInfo":[{"device')
-        transport.close()
+    async def _fail_below_http(
+        self, kind: FaultKind, transport: asyncio.Transport, parameters: Mapping[str, str], request_id: str
+    ) -> None:
+        date = self._now_as_date()
+        if kind != "http10":
+            await fail_below_http(kind, transport, date=date, seconds=self._silence_seconds)
+            return
+        try:
+            reply = self._answer(parameters, request_id)
+        except Refused as refused:
+            reply = refusal(refused, request_id, self._dialect, answer_format(parameters))
+        answer_as_http10(transport, reply, date)
 
     def _response(self, reply: Reply) -> web.Response:
         headers = {"Content-Type": reply.content_type, "Date": self._now_as_date(), **reply.headers}

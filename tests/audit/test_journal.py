@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auditor.audit.journal import BUFFER, Journal, line_of, utc
+from auditor.audit.journal import Journal, line_of, utc
 from auditor.errors import RunNotWritableError
 from auditor.model import Answered, Device, Failed, ModuleVersion, Outcome
 
@@ -113,19 +113,20 @@ async def test_a_journal_appends_to_what_is_there(paths: tuple[Path, Path]) -> N
     assert paths[1].read_bytes() == b""
 
 
-async def test_lines_wait_for_a_flush_or_a_full_buffer(paths: tuple[Path, Path]) -> None:
-    line = line_of(answered(1))
+async def test_a_line_is_with_the_operating_system_before_it_counts(paths: tuple[Path, Path]) -> None:
     with Journal(*paths) as journal:
-        for _ in range(BUFFER // len(line)):
-            await journal.write(answered(1))
-        assert paths[0].stat().st_size == 0
+        for number in range(3):
+            await journal.write(answered(number))
+            assert paths[0].read_bytes() == b"".join(line_of(answered(before)) for before in range(number + 1))
+            assert journal.counts["empty"] == number + 1
+        await journal.write(failed(3))
+        assert paths[1].read_bytes() == line_of(failed(3))
+
+
+async def test_counts_of_earlier_stretches_are_gone_on_with(paths: tuple[Path, Path]) -> None:
+    with Journal(*paths, {"ok": 5, "empty": 1, "pending": 7}) as journal:
         await journal.write(answered(1))
-        assert paths[0].stat().st_size == (BUFFER // len(line) + 1) * len(line)
-        await journal.write(answered(1))
-        await journal.write(failed(1))
-        journal.flush()
-        assert paths[0].stat().st_size == (BUFFER // len(line) + 2) * len(line)
-        assert paths[1].stat().st_size == len(line_of(failed(1)))
+        assert journal.counts == {"ok": 5, "empty": 2, "not_found": 0, "failed": 0}
 
 
 async def test_a_reader_at_any_moment_sees_a_beginning_of_the_file(paths: tuple[Path, Path]) -> None:
@@ -142,7 +143,6 @@ async def test_a_reader_at_any_moment_sees_a_beginning_of_the_file(paths: tuple[
             for number in range(3000):
                 await journal.write(answered(number, (ModuleVersion("ble", "1" * (number % 200)),)))
                 if number % 100 == 0:
-                    journal.flush()
                     await anyio.sleep(0.001)
         finally:
             done.set()
@@ -157,34 +157,22 @@ async def test_a_reader_at_any_moment_sees_a_beginning_of_the_file(paths: tuple[
 async def test_a_full_disk_stops_the_run_with_advice(tmp_path: Path) -> None:
     async def write() -> None:
         with Journal(Path("/dev/full"), tmp_path / "failures.jsonl") as journal:
-            await journal.write(answered(1))
-            journal.flush()
-
-    with pytest.raises(RunNotWritableError, match=r"^/dev/full cannot be written: No space left.*; free some space$"):
-        await write()
-
-
-async def test_a_full_buffer_on_a_full_disk_stops_the_writing(tmp_path: Path) -> None:
-    written = 0
-
-    async def write() -> None:
-        nonlocal written
-        with Journal(Path("/dev/full"), tmp_path / "failures.jsonl") as journal:
-            while True:
+            with pytest.raises(RunNotWritableError, match=r"^/dev/full cannot be written: No space left.*; free some"):
                 await journal.write(answered(1))
-                written += 1
+            assert journal.counts["empty"] == 0
 
-    with pytest.raises(RunNotWritableError, match="free some space"):
+    # A device is no file: closing it says so as well, by EINVAL for the sync.
+    with pytest.raises(RunNotWritableError, match="/dev/full cannot be written"):
         await write()
-    assert written == BUFFER // len(line_of(answered(1)))
 
 
 @pytest.mark.parametrize("broken", [0, 1])
 async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, broken: int) -> None:
     places = [tmp_path / "devices.jsonl", tmp_path / "failures.jsonl"]
     places[broken].mkdir()
-    with pytest.raises(RunNotWritableError, match=rf"{places[broken].name} cannot be written: Is a directory"):
-        Journal(*places)
+    sentence = rf"{places[broken].name} cannot be written: Is a directory"
+    with pytest.raises(RunNotWritableError, match=sentence), Journal(places[0], places[1]):
+        pytest.fail("opened")
 
 
 @pytest.fixture
@@ -213,17 +201,37 @@ async def test_short_writes_are_gone_on_with(paths: tuple[Path, Path], small_wri
     assert paths[0].read_bytes() == line_of(answered(1)) + line_of(answered(2))
 
 
-async def test_a_disk_that_gets_room_again_leaves_no_torn_line_in_the_middle(
+async def test_a_line_that_the_disk_did_not_take_is_taken_back_and_nothing_follows_it(
     paths: tuple[Path, Path], small_writes: list[int]
 ) -> None:
-    small_writes.append(25)
     with Journal(*paths) as journal:
         await journal.write(answered(1))
-        with pytest.raises(RunNotWritableError):
-            journal.flush()
-        assert paths[0].stat().st_size == 25
-        await journal.write(answered(2))
-    assert paths[0].read_bytes() == line_of(answered(1)) + line_of(answered(2))
+        small_writes.append(25)
+        with pytest.raises(RunNotWritableError, match=r"devices\.jsonl cannot be written: No space left.*; free some"):
+            await journal.write(answered(2))
+        assert small_writes == []  # there is room again
+        with pytest.raises(RunNotWritableError, match="No space left"):
+            await journal.write(answered(3))
+        await journal.write(failed(4))
+        assert journal.counts == {"ok": 0, "empty": 1, "not_found": 0, "failed": 1}
+    assert paths[0].read_bytes() == line_of(answered(1))
+    assert paths[1].read_bytes() == line_of(failed(4))
+
+
+async def test_a_torn_line_that_cannot_be_taken_back_is_the_last_one(
+    paths: tuple[Path, Path], small_writes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(descriptor: int, size: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("auditor.audit.journal.os.ftruncate", broken)
+    with Journal(*paths) as journal:
+        await journal.write(answered(1))
+        small_writes.append(25)
+        for number in (2, 3):
+            with pytest.raises(RunNotWritableError, match="No space left"):
+                await journal.write(answered(number))
+    assert paths[0].read_bytes() == line_of(answered(1)) + line_of(answered(2))[:25]
 
 
 async def test_what_was_written_before_an_error_in_the_block_is_kept(paths: tuple[Path, Path]) -> None:

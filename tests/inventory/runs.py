@@ -105,7 +105,7 @@ def write_fleet(path: Path, fleet: Sequence[Device]) -> None:
     lines.unlink()
 
 
-def running(folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome]) -> Built:
+def running(folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome], *, name: str = "nightly") -> Built:
     """A run as it lies there before it is sealed."""
     folder.mkdir(parents=True, exist_ok=True)
     write_fleet(folder / FLEET, fleet)
@@ -115,7 +115,7 @@ def running(folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome]) 
         folder,
         Manifest(
             auditor_version="0",
-            name="nightly",
+            name=name,
             state="running",
             started_at=utc(START),
             accounts=tuple(AccountFacts(account, "https://example.com/", "tuya", 10) for account in accounts),

@@ -78,10 +78,10 @@ def test_the_keys_are_the_contract_s_and_begin_with_schema_version(tmp_path: Pat
     table = orjson.loads(content)
     assert set(table) == {
         *("schema_version", "auditor_version", "name", "state", "started_at", "finished_at", "accounts", "fleet"),
-        *("devices", "requests", "rate", "failures", "error", "files"),
+        *("devices", "requests", "rate", "failures", "error", "files", "resumed_at", "settings"),
     }
     assert list(table["devices"]) == ["ok", "empty", "not_found", "failed", "pending"]
-    assert list(table["fleet"]) == ["source", "devices", "duplicates", "sha256"]
+    assert list(table["fleet"]) == ["source", "devices", "duplicates", "sha256", "limit"]
     assert list(table["accounts"][0]) == ["name", "endpoint", "dialect", "quota"]
 
 

@@ -131,6 +131,24 @@ def test_a_broken_parquet_file_is_told_in_a_sentence(tmp_path: Path, name: str) 
         pytest.fail("opened")
 
 
+@pytest.mark.parametrize("odd", ["module_version::BLOB", "to_days(1)", "DATE '2026-11-22'", "[module_version]", "7"])
+def test_versions_that_are_not_text_are_told_in_a_sentence(tmp_path: Path, odd: str) -> None:
+    folder = every_status(tmp_path / "run").folder
+    query = f"SELECT * REPLACE ({odd} AS module_version) FROM '{folder / MODULES}'"
+    with duckdb.connect() as database:
+        database.execute(f"COPY ({query}) TO '{folder / 'new'}' (FORMAT parquet)")
+    (folder / "new").replace(folder / MODULES)
+    with pytest.raises(RunFolderError, match=r"modules\.parquet has not the columns of a run"), Run(folder):
+        pytest.fail("opened")
+
+
+def test_a_column_name_that_is_no_text_is_told_in_a_sentence(tmp_path: Path) -> None:
+    modules = every_status(tmp_path / "run").folder / MODULES
+    modules.write_bytes(modules.read_bytes().replace(b"product_key", b"\xedroduct_key"))
+    with pytest.raises(RunFolderError, match="cannot be read: a file is not UTF-8 text"), Run(tmp_path):
+        pytest.fail("opened")
+
+
 def test_an_unsealed_run_without_its_fleet_is_told_in_a_sentence(tmp_path: Path) -> None:
     folder = running(tmp_path / "run", [named(0)], []).folder
     (folder / FLEET).unlink()

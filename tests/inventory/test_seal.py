@@ -166,6 +166,7 @@ def cells(content: str) -> list[list[str]]:
 
 
 FORMULAS = ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1", "＝1", "＋1", "＠x", "－1", "=\nx", '="a"']
+FORMULAS += ["\0=1", "\ufeff@x"]  # a spreadsheet may drop what nobody sees
 
 
 def test_no_cell_of_the_csv_begins_like_a_formula_and_others_are_untouched(tmp_path: Path) -> None:

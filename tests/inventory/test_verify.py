@@ -119,6 +119,9 @@ CHANGES = [
     (MODULES, "REPLACE ('1.0' AS module_version)"),
     (MODULES, "REPLACE (CASE module_version WHEN '1.0' THEN '1.1' ELSE module_version END AS module_version)"),
     (MODULES, "EXCLUDE (iot_id)"),
+    (MODULES, "REPLACE (module_version::BLOB AS module_version)"),
+    (MODULES, "REPLACE (1.5::DECIMAL(9, 2) AS product_key)"),
+    (DEVICES, "REPLACE (request_id::BLOB AS request_id)"),
 ]
 
 
@@ -135,6 +138,14 @@ def test_a_parquet_row_too_few_or_too_many_is_found(folder: Path, name: str, que
     rewrite(folder / name, query)
     cover_up(folder)
     assert f"{name}: does not follow from {ANSWERED} and {FAILED}" in verify(folder)
+
+
+def test_a_column_whose_name_is_sql_is_a_name(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "stolen"
+    name = f"account)::HUGEINT) FROM devices; COPY (SELECT 1) TO '{target}' (FORMAT csv); --"
+    rewrite(folder / DEVICES, f'SELECT *, 1 AS "{name}" FROM old')
+    assert f"{DEVICES}: does not follow from {ANSWERED} and {FAILED}" in verify(folder)
+    assert not target.exists()
 
 
 def rewrite(path: Path, query: str) -> None:
@@ -209,6 +220,13 @@ def test_a_broken_parquet_file_is_found_and_named(folder: Path, name: str, conte
     (folder / name).write_bytes(content)
     cover_up(folder)
     assert any("a file cannot be read" in problem and name in problem for problem in verify(folder))
+
+
+@pytest.mark.parametrize("name", [FLEET, DEVICES, MODULES])
+def test_a_column_name_that_is_no_text_is_a_problem_not_an_accident(folder: Path, name: str) -> None:
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content.replace(b"product_key", b"\xedroduct_key"))
+    assert any(problem.startswith("run: a file cannot be read: ") for problem in verify(folder))
 
 
 def test_files_that_were_swapped_are_found(folder: Path) -> None:

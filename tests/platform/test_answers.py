@@ -132,7 +132,12 @@ def test_an_entry_may_leave_out_the_device() -> None:
     assert (reported.product_key, reported.device_name, reported.iot_id) == (None, None, None)
 
 
-@pytest.mark.parametrize(("version", "text"), [(2, "2"), (1.5, "1.5"), ("1.10", "1.10"), (" 1 ", " 1 ")])
+def test_a_version_that_is_a_number_with_a_point_is_not_guessed() -> None:
+    with pytest.raises(InconsistentPagesError):
+        page(data=[{"moduleName": "ble", "moduleVersion": 1.1}])  # or was it 1.10?
+
+
+@pytest.mark.parametrize(("version", "text"), [(2, "2"), ("1.10", "1.10"), (" 1 ", " 1 ")])
 def test_a_version_stays_what_it_is_as_text(version: object, text: str) -> None:
     (reported,) = page(data=[{**ENTRY, "moduleVersion": version}]).reported
     assert reported.module.module_version == text
@@ -231,6 +236,9 @@ WISHES: list[tuple[dict[str, str], float | None]] = [
     ({"Retry-After": "1e9"}, None),
     ({"Retry-After": "NaN"}, None),
     ({"Retry-After": "9" * 5000}, None),
+    ({"Retry-After": "\x1d3"}, 3.0),
+    ({"x-acs-retry-after": "\x1c250\x1f"}, 0.25),
+    ({"Retry-After": "\u0663"}, None),
     ({"x-acs-retry-after": "9" * 5000}, None),
     ({"Retry-After": "Mon, 99 Foo 2024 99:99:99 GMT"}, None),
 ]

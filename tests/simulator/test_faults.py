@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from auditor.model import Dialect, Secret
 from auditor.simulator import FaultKind, Faults, SimulatedAccount, Simulator, World
-from auditor.simulator.faults import KINDS, FaultSource
+from auditor.simulator.faults import KINDS, STALLS, FaultSource
 
 from .asking import Seen, get, named, one_try, signed_query, url_of
 
@@ -90,6 +90,36 @@ async def test_a_nonce_fault_is_the_gateways_refusal(world: World) -> None:
     assert (seen.status, seen.code) == (400, "SignatureNonceUsed")
 
 
+async def test_an_old_proxys_answer_is_right_and_ends_with_the_connection(world: World) -> None:
+    async with Simulator(world, faults=ALWAYS["http10"], record_answers=True) as platform:
+        reader, writer = await asyncio.open_connection("127.0.0.1", platform.port)
+        query = signed_query(named(world.device(1)))
+        writer.write(f"GET /?{query} HTTP/1.1\r\nHost: simulator\r\n\r\n".encode())
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        refused = await get(platform, signed_query({**named(world.device(1)), "DeviceName": "nobody"}))
+    assert head.startswith(b"HTTP/1.0 200 ")
+    assert b"content-length" not in head.lower()
+    assert orjson.loads(body)["total"] == 3
+    assert refused.code == "iot.device.NotExistedDevice"
+    assert (platform.counts.faults, platform.counts.answered) == ({"http10": 2}, 0)
+    assert platform.counts.refused_by_code == {}
+    assert platform.answers is not None
+    assert platform.answers.total() == 2
+
+
+async def test_a_drip_keeps_coming_and_never_ends(world: World) -> None:
+    async with Simulator(world, faults=Faults(drip=1, silence_seconds=0.5)) as platform, one_try() as session:
+        before = time.monotonic()
+        async with session.get(url_of(platform, signed_query(named(world.device(1))))) as answer:
+            parts = [await answer.content.readany() for _ in range(4)]
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await answer.read()
+        assert time.monotonic() - before > 0.4
+        assert all(parts)
+        assert platform.counts.faults == {"drip": 1}
+
+
 async def test_silence_answers_nothing_until_the_connection_is_closed(world: World) -> None:
     async with Simulator(world, faults=Faults(silence=1, silence_seconds=0.3)) as platform:
         before = time.monotonic()
@@ -98,12 +128,13 @@ async def test_silence_answers_nothing_until_the_connection_is_closed(world: Wor
         assert time.monotonic() - before > 0.25
 
 
-async def test_silence_does_not_delay_the_shutdown(world: World) -> None:
+@pytest.mark.parametrize("kind", STALLS)
+async def test_what_stalls_does_not_delay_the_shutdown(world: World, kind: FaultKind) -> None:
     before_all = asyncio.all_tasks()
-    async with Simulator(world, faults=ALWAYS["silence"]) as platform:
+    async with Simulator(world, faults=ALWAYS[kind]) as platform:
         waiting = [asyncio.create_task(get(platform, signed_query(named(world.device(1))))) for _ in range(5)]
         await asyncio.sleep(0.2)
-        assert platform.counts.faults == {"silence": 5}
+        assert platform.counts.faults == {kind: 5}
         before = time.monotonic()
     assert time.monotonic() - before < 1
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
@@ -111,8 +142,9 @@ async def test_silence_does_not_delay_the_shutdown(world: World) -> None:
     assert asyncio.all_tasks() <= before_all
 
 
-async def test_silence_ends_when_the_client_hangs_up(world: World) -> None:
-    async with Simulator(world, faults=ALWAYS["silence"]) as platform:
+@pytest.mark.parametrize("kind", STALLS)
+async def test_what_stalls_ends_when_the_client_hangs_up(world: World, kind: FaultKind) -> None:
+    async with Simulator(world, faults=ALWAYS[kind]) as platform:
         before = asyncio.all_tasks()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
@@ -127,6 +159,17 @@ async def test_a_faulty_request_counts_against_the_quota(world: World) -> None:
         first = await get(platform, signed_query(named(world.device(1)), account=account))
         second = await get(platform, signed_query(named(world.device(1)), account=account))
     assert [first.code, second.code] == ["ServiceUnavailable", "Throttling.User"]
+
+
+async def test_an_outage_begins_and_ends_while_the_platform_runs(world: World) -> None:
+    account = SimulatedAccount("key", Secret("secret"), per_second=4)
+    async with Simulator(world, accounts=[account], window="bucket") as platform:
+        codes = []
+        for outage in (None, "unavailable", "business", None, None):
+            platform.outage = outage
+            codes.append((await get(platform, signed_query(named(world.device(1)), account=account))).code)
+    assert codes == ["", "ServiceUnavailable", "iot.system.SystemException", "", "Throttling.User"]
+    assert platform.counts.faults == {"unavailable": 1, "business": 1}
 
 
 async def test_every_request_is_counted_once(world: World) -> None:
@@ -159,12 +202,12 @@ def test_faults_come_about_as_often_as_asked() -> None:
 
 
 @given(st.floats(0, 1), st.booleans())
-def test_an_even_split_adds_up_to_the_total(total: float, quiet: bool) -> None:  # noqa: FBT001
+def test_an_even_split_adds_up_to_the_total_and_what_stalls_counts_as_one(total: float, quiet: bool) -> None:  # noqa: FBT001
     faults = Faults.evenly(total, silence=0.0 if quiet else None)
     assert sum(faults.chances) == pytest.approx(total)
-    others = [chance for kind, chance in zip(KINDS, faults.chances, strict=True) if kind != "silence"]
+    others = [chance for kind, chance in zip(KINDS, faults.chances, strict=True) if kind not in STALLS]
     assert all(one == other for one, other in pairwise(others))
-    assert faults.silence == (0 if quiet else pytest.approx(total / len(KINDS)))
+    assert faults.silence == faults.drip == (0 if quiet else pytest.approx(others[0] / 2))
 
 
 def test_impossible_probabilities_are_refused() -> None:

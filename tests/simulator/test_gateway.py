@@ -247,6 +247,17 @@ async def test_unsigned_requests_do_not_use_up_the_quota(world: World) -> None:
         assert (await get(platform, signed_query(named(world.device(1)), account=account))).status == 200
 
 
+async def test_a_revoked_key_is_refused_from_then_on_and_the_others_are_not(world: World) -> None:
+    one, two = (SimulatedAccount(name, Secret("secret")) for name in ("one", "two"))
+    async with Simulator(world, accounts=[one, two]) as platform:
+        assert (await get(platform, signed_query(named(world.device(1)), account=one))).status == 200
+        platform.revoke("one")
+        await refused(platform, signed_query(named(world.device(1)), account=one), 403, "InvalidAccessKeyId.Inactive")
+        assert (await get(platform, signed_query(named(world.device(1)), account=two))).status == 200
+        with pytest.raises(KeyError):
+            platform.revoke("three")
+
+
 async def test_accounts_and_operations_have_quotas_of_their_own(world: World) -> None:
     accounts = [SimulatedAccount(name, Secret("secret"), per_second=0.01) for name in ("one", "two")]
     async with Simulator(world, accounts=accounts) as platform:

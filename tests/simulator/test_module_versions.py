@@ -134,3 +134,24 @@ async def test_the_lie_that_it_is_another_device(world: World) -> None:
     device = world.device(1)
     assert {entry["deviceName"] for entry in page["data"]["simpleOTAModuleInfo"]} == {"somebody-else"}
     assert device.iot_id not in {entry["iotId"] for entry in page["data"]["simpleOTAModuleInfo"]}
+
+
+async def test_answers_are_counted_by_device_and_page_and_only_when_something_was_said_about_a_device() -> None:
+    world = World(2, missing=0, silent=0, inactive=0, large=0, special={0: 450})
+    device = world.device(0)
+    by_id = {"IotId": device.iot_id, "CurrentPage": "1", "PageSize": "200"}
+    nobody = {**named(device), "DeviceName": "nobody"}
+    async with Simulator(world, record_answers=True) as platform:
+        for parameters in (named(device), named(device, 2), named(device, 2), by_id, nobody, named(device, "x")):
+            await get(platform, signed_query(parameters))
+        await get(platform, "Action=unsigned")
+        platform.outage = "business"
+        await get(platform, signed_query(named(device)))
+    name = f"{device.product_key}/{device.device_name}"
+    called = {(name, 1): 1, (name, 2): 2, (device.iot_id, 1): 1, (f"{device.product_key}/nobody", 1): 1}
+    assert platform.answers == called
+
+
+async def test_without_the_wish_no_answers_are_kept(platform: Simulator, world: World) -> None:
+    await get(platform, signed_query(named(world.device(1))))
+    assert platform.answers is None

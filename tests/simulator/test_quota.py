@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auditor.simulator.quota import Bucket, FixedWindow, SlidingWindow, calls_and_seconds, window
+from auditor.simulator.quota import Bucket, Contended, FixedWindow, SlidingWindow, calls_and_seconds, window
 
 RATES = st.one_of(st.integers(1, 30).map(float), st.floats(0.1, 30))
 # Times as whole sixty-fourths of a second, which floats hold exactly.
@@ -86,3 +86,18 @@ def test_a_quota_below_one_is_one_call_in_a_longer_time() -> None:
 def test_a_quota_must_be_a_positive_number(rate: float) -> None:
     with pytest.raises(ValueError, match="per_second"):
         window("sliding", rate)
+
+
+def test_another_client_takes_its_calls_between_its_begin_and_its_end() -> None:
+    counted = Contended(FixedWindow(10), per_second=4, begin=11.0, end=13.0)
+    # In a second that two clients fill, whoever comes when it is full is refused.
+    evenly = [10 + number / 10 for number in range(40)]
+    granted = admitted(counted, [each + 0.01 for each in evenly])
+    assert [sum(int(moment) == second for moment in granted) for second in (10, 11, 12, 13)] == [10, 7, 7, 9]
+
+
+def test_the_wait_that_is_told_counts_another_client_s_calls_too() -> None:
+    counted = Contended(SlidingWindow(2), per_second=1, begin=10.5, end=20.0)
+    assert counted.admit(10.0)
+    assert counted.wait(10.25) == 0
+    assert counted.wait(10.75) == pytest.approx(0.25)

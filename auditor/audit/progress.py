@@ -1,0 +1,52 @@
+"""What an audit tells: where it stands, to a watcher, and what it came to, to its caller."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from auditor.inventory.folder import DeviceCounts, Manifest, RequestCounts
+
+INTERRUPTED = 130
+"""Exit code of an audit that was asked to end before it was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where an audit stands.
+
+    ``devices`` and ``requests`` are of the whole run, ``before`` of them (requests
+    sent, devices done) from before it was ``resumed``. ``per_second`` is
+    what the quotas allow in all, None without one; ``trouble`` names an account that gives no usable answer, and says
+    why.
+    """
+
+    folder: Path
+    fleet: int
+    devices: DeviceCounts
+    requests: RequestCounts
+    in_flight: int
+    per_second: float | None
+    elapsed: float
+    trouble: str | None = None
+    sealing: bool = False
+    before: tuple[int, int] = (0, 0)
+    resumed: bool = False
+
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What an audit came to. The folder is valid whatever happened.
+
+    Attributes:
+        folder: the run folder.
+        manifest: as it stands in ``run.json``.
+        exit_code: 0 done; 1 more devices failed or pending than ``max_failed`` allows; 3 an account was stopped, or the
+            folder cannot be written; 130 interrupted.
+    """
+
+    folder: Path
+    manifest: Manifest
+    exit_code: int

@@ -1,0 +1,167 @@
+"""Commands that ask the platform, and that tidy up what audits left."""
+
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from auditor.commands.options import Flag, FleetFile, For, LogLevel, at_least_one, audit_and_tell, point_in_time
+from auditor.errors import RunNotWritableError
+from auditor.terminal import safe, say, tell
+
+if TYPE_CHECKING:
+    from auditor.audit.progress import Result, Watch
+    from auditor.audit.scheduler import Stop
+
+
+def run(
+    config: Path,
+    /,
+    *,
+    fleet: FleetFile = None,
+    out: Path | None = None,
+    limit: int | None = None,
+    resume: Flag = False,
+    deadline: str | None = None,
+    for_: For = None,
+    log_level: LogLevel = "warning",
+) -> int:
+    """Audit a fleet: ask about every device, leave a sealed run folder.
+
+    The folder's path goes to standard output, progress to standard error.
+    A second audit of the same name in the same directory is refused while one is under way.
+
+    Parameters
+    ----------
+    config:
+        The settings, a TOML file; see configs/ for examples.
+    fleet:
+        A fleet file instead of the one in the settings, for one account; - is standard input.
+    out:
+        Make the run folder in this directory instead of the settings' one.
+    limit:
+        Ask only about the first so many devices, of all accounts together.
+    resume:
+        Go on with the newest run of this name if devices are pending in it; else begin a new one.
+    deadline:
+        Be done by a time of day such as 06:00, or by 2026-11-23T06:00; what is not asked in time stays pending.
+    for_:
+        Be done in a length of time such as 4h or 1h30m.
+    log_level:
+        What is logged to standard error.
+    """
+    from auditor.config import load_settings
+
+    settings, first = load_settings(config), at_least_one("--limit", limit)
+    until = point_in_time(deadline, for_)
+
+    def start(watch: "Watch", stop: "Stop") -> "Awaitable[Result]":
+        from auditor.audit.run import run_audit
+
+        return run_audit(
+            settings, fleet=fleet, directory=out, limit=first, resume=resume, until=until, watch=watch, stop=stop
+        )
+
+    return audit_and_tell(start, log_level)
+
+
+def resume(
+    run: Path,
+    /,
+    *,
+    settings: Path | None = None,
+    deadline: str | None = None,
+    for_: For = None,
+    log_level: LogLevel = "warning",
+) -> int:
+    """Go on with a run that was killed, interrupted, out of time or disk, or left with failures.
+
+    What was answered is kept; devices that are pending or failed are asked.
+    Fleet and settings are the run's own. A run that is complete is left as it is.
+
+    Parameters
+    ----------
+    run:
+        A run folder, or a directory of runs, whose newest is meant.
+    settings:
+        Other settings for what is left, a TOML file: another pace or other keys, the same accounts.
+    deadline:
+        Be done by a time of day such as 06:00, or by 2026-11-23T06:00; what is not asked in time stays pending.
+    for_:
+        Be done in a length of time such as 4h or 1h30m.
+    log_level:
+        What is logged to standard error.
+    """
+    from auditor.config import load_settings
+    from auditor.inventory.folder import find_run, read_manifest
+
+    folder = find_run(run)
+    if read_manifest(folder).state == "complete":
+        say(f"{safe(folder)}: is complete; nothing is left to ask")
+        tell(str(folder))
+        return 0
+    others = None if settings is None else load_settings(settings)
+    until = point_in_time(deadline, for_)
+
+    def start(watch: "Watch", stop: "Stop") -> "Awaitable[Result]":
+        from auditor.audit.run import resume_audit
+
+        return resume_audit(folder, settings=others, until=until, watch=watch, stop=stop)
+
+    return audit_and_tell(start, log_level)
+
+
+def check(config: Path, /, *, fleet: FleetFile = None, log_level: LogLevel = "warning") -> int:
+    """Look before an audit: settings, keys, the whole fleet file, and one signed call per account.
+
+    Parameters
+    ----------
+    config:
+        The settings, a TOML file.
+    fleet:
+        A fleet file instead of the one in the settings.
+    log_level:
+        What is logged to standard error.
+    """
+    from auditor.audit.check import check as look
+    from auditor.config import load_settings
+    from auditor.display import print_checks
+    from auditor.process import in_loop, log_to_stderr
+
+    log_to_stderr(log_level)
+    settings = load_settings(config)
+    checks = in_loop(lambda: look(settings, fleet=fleet))
+    print_checks(checks)
+    return 3 if any(each.problem is not None for each in checks) else 0
+
+
+def prune(
+    directory: Path = Path("audits"),
+    /,
+    *,
+    keep: int,
+    dry_run: Flag = False,
+) -> int:
+    """Delete old runs; prints those that are gone.
+
+    Of each name the newest stay, and the newest complete one, however old it is. A run that is being written stays.
+
+    Parameters
+    ----------
+    directory:
+        A directory of runs.
+    keep:
+        How many runs of each name stay.
+    dry_run:
+        Print what would go, and delete nothing.
+    """
+    from auditor.audit.prune import prune as prune_runs
+
+    pruned = prune_runs(directory, keep=keep, dry_run=dry_run)
+    for folder in pruned.removed:
+        tell(safe(folder))
+    for sentence in pruned.skipped:
+        say(f"left alone: {safe(sentence)}")
+    for sentence in pruned.failed:
+        say(f"failed: {safe(sentence)}")
+    say(f"{len(pruned.removed)} runs {'would go' if dry_run else 'removed'}, {pruned.kept} kept")
+    return RunNotWritableError.exit_code if pruned.failed else 0

@@ -1,0 +1,85 @@
+"""What is left of a run: the devices of its fleet without a conclusive answer, by a query over its files."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import duckdb
+
+from auditor.database import open_database, reason_of, with_enough_memory
+from auditor.errors import RunFolderError, RunNotWritableError
+from auditor.inventory.folder import ANSWERED, DeviceCounts
+from auditor.inventory.seal import count_devices
+from auditor.inventory.views import define_live_views, number, write_parquet
+from auditor.model import Device
+
+WORK = ".resuming"
+"""A folder in the run folder for what does not fit into memory meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What is left, and what is there.
+
+    Attributes:
+        counts: devices by state; those that failed are pending again.
+        requests: how many the answers took.
+        known: a device that has answered, for each account that has one.
+    """
+
+    counts: DeviceCounts
+    requests: int
+    known: dict[str, Device]
+
+
+def write_pending(folder: Path, out: Path) -> Pending:
+    """Writes the devices that are pending or failed, as the fleet names them, into a Parquet file like the fleet's.
+
+    Raises:
+        RunFolderError: lines come twice or are about no device of the fleet, so that no audit could end well.
+        RunNotWritableError: it cannot be written.
+    """
+    work = folder / WORK
+    try:
+        return with_enough_memory(lambda memory: _write_pending(folder, out, work, memory))
+    except (OSError, duckdb.Error, UnicodeDecodeError) as error:
+        raise RunNotWritableError(f"{folder}: cannot be resumed: {reason_of(error)}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write_pending(folder: Path, out: Path, work: Path, memory: str) -> Pending:
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    database = open_database(work, memory)
+    try:
+        define_live_views(database, folder, work)
+        _refuse_odd_lines(database, folder)
+        left = "SELECT ordinal FROM devices WHERE status IN ('pending', 'failed')"
+        write_parquet(database, f"FROM fleet SEMI JOIN ({left}) USING (ordinal)", out)
+        counts = count_devices(database)
+        return Pending(
+            replace(counts, failed=0, pending=counts.unanswered),
+            number(database, "SELECT coalesce(sum(attempts), 0)::BIGINT FROM answered"),
+            _known(database),
+        )
+    finally:
+        database.close()
+
+
+def _refuse_odd_lines(database: duckdb.DuckDBPyConnection, folder: Path) -> None:
+    rows, fleet = (number(database, f"SELECT count(*) FROM {view}") for view in ("devices", "fleet"))
+    answered = number(database, "SELECT count(*) FROM devices WHERE status IN ('ok', 'empty', 'not_found')")
+    odd = max(rows - fleet, number(database, "SELECT count(*) FROM answered") - answered)
+    if odd > 0:
+        raise RunFolderError(
+            f"{folder}: {ANSWERED} was edited: {odd} of its lines come twice or are about no device of the fleet; "
+            "remove them, or begin a new run"
+        )
+
+
+def _known(database: duckdb.DuckDBPyConnection) -> dict[str, Device]:
+    rows = database.execute(
+        "SELECT DISTINCT ON (account) account, product_key, device_name, iot_id FROM answered WHERE status = 'ok'"
+    ).fetchall()
+    return {account: Device(account, *names) for account, *names in rows}

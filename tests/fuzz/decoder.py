@@ -1,0 +1,87 @@
+"""The decoder of answers: a status line, header lines, an empty line, then the body, whatever is in them."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+from multidict import CIMultiDict
+
+from auditor.errors import PlatformError
+from auditor.model import Page
+from auditor.platform.answers import MESSAGE_LENGTH, decipher, page_of
+from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
+
+NOW = 1_732_009_663.0
+SECONDS = 2.0
+"""Processor time that one answer may take, whatever its size."""
+
+SAMPLES = Path(__file__).parents[1] / "platform" / "samples"
+
+PIECES = [
+    b"\n\n", b"\nDate: ", b"\nRetry-After: ", b"\nx-acs-retry-after: ", b"429", b"200", b"Tue, 19 Nov 2024 09:47:43 GMT",
+    b"Fri, 31 Dec 9999 23:59:59 -2359", b"+9999", b"9" * 400, b"1e400", b"-0", b"1e308", b"18446744073709551616", b"NaN",
+    b'"\\ud800"', b'"\\u0000"', b"\\u202e", b"\xed\xa0\x80", b"\x00", b"\xff", b"\x1b[31m", b"\xe2\x80\xa8", b"[" * 300, b'{"a":' * 200,
+    b"null", b"true", b'"true"', b"[]", b"{}", b'"code":', b'"Code":', b'"success":true', b'"data":', b'"total":', b'"requestId":',
+    b'"errorMessage":', b'"simpleOTAModuleInfo":', b'"moduleName":', b"Throttling.User", b"InvalidTimeStamp.Expired",
+    b"server string to sign is",
+]  # fmt: skip
+
+
+def seeds() -> list[bytes]:
+    """The samples, as answers; the example of the vendor's page is one of them."""
+    return [_sample(folder) for folder in sorted(SAMPLES.iterdir()) if folder.is_dir()]
+
+
+def read(data: bytes) -> str:
+    """What came of an answer: a page, or the documented error's name."""
+    status, headers, body = _parts(data)
+    began = time.thread_time()
+    try:
+        answer = decipher(status, headers, body, now=NOW)
+        page = page_of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, answer)
+    except PlatformError as error:
+        _checked_error(error, status)
+        return type(error).__name__
+    finally:
+        assert time.thread_time() - began < SECONDS
+    assert 200 <= status < 300
+    assert answer.http_date is None or answer.http_date == answer.http_date // 1
+    _checked_page(page)
+    return "Page"
+
+
+def _sample(folder: Path) -> bytes:
+    head = json.loads((folder / "head.json").read_bytes())
+    lines = [str(head["status"]), *(f"{name}: {value}" for name, value in head["headers"].items())]
+    return "\n".join(lines).encode() + b"\n\n" + (folder / "body").read_bytes()
+
+
+def _parts(data: bytes) -> tuple[int, CIMultiDict[str], bytes]:
+    """Status, headers as aiohttp gives them (bytes that are no UTF-8 as surrogates), and body."""
+    head, _, body = data.partition(b"\n\n")
+    first, *lines = head.decode("utf-8", "surrogateescape").split("\n")
+    status = int(first) if re.fullmatch(r"[0-9]{1,3}", first) else 200
+    named = (line.partition(":") for line in lines)
+    return status, CIMultiDict([(name, value.strip(" \t")) for name, colon, value in named if colon]), body
+
+
+def _checked_error(error: PlatformError, status: int) -> None:
+    assert error.code
+    for text in (error.code, error.message, error.request_id or ""):
+        assert text.isprintable()
+        assert len(text) <= MESSAGE_LENGTH
+    assert str(error).isprintable()
+    assert error.http_status in {status, None}
+    wish = getattr(error, "retry_after", None)
+    assert wish is None or 0 <= wish < 1e12
+
+
+def _checked_page(page: Page) -> None:
+    assert all(number is None or number >= 0 for number in (page.number, page.size, page.page_count, page.total))
+    assert page.request_id is None or (page.request_id.isprintable() and len(page.request_id) <= MESSAGE_LENGTH)
+    for reported in page.reported:
+        names = (reported.product_key, reported.device_name, reported.iot_id)
+        assert reported.module.module_name
+        assert all(name is None or name for name in names)
+        json.dumps([reported.module.module_version, *names], ensure_ascii=False).encode()

@@ -1,0 +1,29 @@
+"""A simulated platform whose quota is reached late, and shared with another client."""
+
+import time
+
+import pytest
+
+from auditor.simulator import DEFAULT_ACCOUNT, SimulatedAccount, Simulator, World
+from tests.simulator.asking import get, named, signed_query
+
+pytestmark = pytest.mark.anyio
+
+ACCOUNT = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, 4)
+
+
+async def test_jitter_delays_a_request_before_its_quota_counts_it(world: World) -> None:
+    async with Simulator(world, jitter=(0.1, 0.15), record_arrivals=True) as platform:
+        before = time.monotonic()
+        await get(platform, signed_query(named(world.device(1))))
+        assert platform.arrivals is not None
+        assert 0.1 <= platform.arrivals[0] - before < 1
+
+
+async def test_another_client_uses_a_part_of_the_quota(world: World) -> None:
+    async with Simulator(world, accounts=[ACCOUNT], competitor=(100.0, 0.0, 60.0)) as platform:
+        for _ in range(3):
+            await get(platform, signed_query(named(world.device(1))))
+            time.sleep(0.05)  # noqa: ASYNC251  what the other one asks is counted afterwards
+        assert platform.counts.answered == 1
+        assert platform.counts.throttled == 2

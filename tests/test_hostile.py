@@ -1,0 +1,277 @@
+"""Hostile content, end to end: it is kept exactly and shown harmlessly, or refused by name; the run stays whole."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import anyio
+import duckdb
+import orjson
+import pytest
+from aiohttp import web
+
+import auditor
+
+pytestmark = pytest.mark.anyio
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\0=1", "\ufeff=1", '=HYPERLINK("https://evil.example")']
+TEXTS = [
+    *FORMULAS,
+    "\0", "a\0b", "\x1b[2J\x1b[H", "\x1b]8;;https://evil.example/\x1b\\click\x1b]8;;\x1b\\", "\x9b2J", "\x9d0;title\x9c",
+    "safe\u202egnp.exe", "\u2066\u2069", "over\rwrite", "back\b\b\bspace", "two\nlines", "two\r\nlines", "\x0b\x0c\x7f",
+    "a\u2028b\u2029c", "next\x85line", "\ufeffmark", "zero\u200bwidth", "\uffff\ufffe", "\U0001f600\U0010ffff",
+    "|cmd", "%0a", "a=1", "1-1", " =1",
+    "<script>alert(1)</script>", "<b>&amp;", "[bold]rich[/bold]", "[link=https://evil.example]x[/link]", ":smile:",
+    '"unpaired', "'", "a,b;c\td", "\\", "\\u0000", "\\n", "'; DROP TABLE modules; --", "{}", "%s%n", "${HOME}",
+    "\x1f", "\x1e", "\x1a", "\x04", " ", "  padded  ", "NULL", "nan", "true", "e\u0301" * 20, "x" * 40_000, "\0" * 5_000,
+]  # fmt: skip
+
+
+def answer(*entries: object, total: object = None, **fields: object) -> bytes:
+    document = {"success": True, "code": "", "total": len(entries) if total is None else total, **fields}
+    return orjson.dumps({**document, "data": {"simpleOTAModuleInfo": entries}})
+
+
+def module(name: object = "m", version: object = "1", **told: object) -> dict[str, object]:
+    return {"moduleName": name, "moduleVersion": version, **told}
+
+
+def raw(entry: str, total: str = "1") -> bytes:
+    """An answer with one entry's name as bare JSON text."""
+    text = f'{{"success":true,"total":{total},"data":{{"simpleOTAModuleInfo":[{{"moduleName":{entry},"moduleVersion":"1"}}]}}}}'
+    return text.encode("utf-8", "surrogatepass")
+
+
+@asynccontextmanager
+async def platform(bodies: Mapping[str, bytes], status: int = 200) -> AsyncIterator[str]:
+    """A server that answers each device, by its name or id, with its body; gives the endpoint."""
+
+    async def serve(request: web.BaseRequest) -> web.Response:
+        called = request.query.get("DeviceName") or request.query["IotId"]
+        return web.Response(status=status, body=bodies[called], content_type="application/json")
+
+    runner = web.ServerRunner(web.Server(serve, access_log=None), shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    finally:
+        await runner.cleanup()
+
+
+def write_settings(folder: Path, endpoint: str, fleet: str) -> Path:
+    (folder / "secret").write_text("secret")
+    (folder / "fleet.csv").write_bytes(fleet.encode())
+    path = folder / "settings.toml"
+    path.write_text(
+        f'directory = "audits"\nattempts = 2\nmax_failed = "100%"\n[[account]]\nname = "eu"\nendpoint = "{endpoint}"\n'
+        'access_key_id = "key"\naccess_key_secret = { file = "secret" }\nper_second = "unlimited"\n'
+        'fleet = { file = "fleet.csv" }\n'
+    )
+    return path
+
+
+def fleet_of(names: Mapping[str, object]) -> str:
+    return "\n".join(["product_key,device_name", *(f"k1,{name}" for name in names), ""])
+
+
+async def audited(folder: Path, bodies: Mapping[str, bytes], fleet: str | None = None) -> auditor.Result:
+    async with platform(bodies) as endpoint:
+        settings = auditor.load_settings(write_settings(folder, endpoint, fleet or fleet_of(bodies)))
+        return await auditor.run_audit(settings)
+
+
+def assert_whole(result: auditor.Result, devices: int) -> None:
+    manifest = json.loads((result.folder / "run.json").read_text())
+    assert sum(manifest["devices"].values()) == devices == manifest["fleet"]["devices"]
+    assert manifest["devices"]["pending"] == 0
+    assert asdict(result.manifest.devices) == manifest["devices"]
+    assert len(lines_of(result.folder / "failures.jsonl")) == manifest["devices"]["failed"]
+    assert sum(failure["devices"] for failure in manifest["failures"]) == manifest["devices"]["failed"]
+    assert auditor.verify(result.folder) == []
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+
+
+def unprintable(text: str) -> set[str]:
+    return {c for c in text if not c.isprintable()} - {"\n"}
+
+
+async def test_every_text_is_kept_exactly_in_every_file(tmp_path: Path) -> None:
+    bodies = {f"d-{number:03}": answer(module(text, text)) for number, text in enumerate(TEXTS)}
+    result = await audited(tmp_path, bodies)
+    assert result.manifest.state == "complete"
+    assert_whole(result, len(TEXTS))
+    pairs = [{"module_name": text, "module_version": text} for text in TEXTS]
+    lines = sorted(lines_of(result.folder / "devices.jsonl"), key=lambda line: str(line["device_name"]))
+    assert [line["modules"] for line in lines] == [[pair] for pair in pairs]
+    modules = f"SELECT module_name, module_version FROM '{result.folder}/modules.parquet' ORDER BY device_name"
+    with duckdb.connect() as database:
+        assert database.execute(modules).fetchall() == [(text, text) for text in TEXTS]
+    inventory = json.loads((result.folder / "inventory.json").read_bytes())["inventory"]
+    assert sorted(row["module_name"] for row in inventory) == sorted(TEXTS)
+    with auditor.Run(result.folder) as run:
+        assert sorted((row.module_name, row.module_version) for row in run.inventory()) == [
+            (t, t) for t in sorted(TEXTS)
+        ]
+
+
+async def test_the_csv_holds_every_text_and_no_cell_is_a_formula(tmp_path: Path) -> None:
+    bodies = {f"d-{number:03}": answer(module(text, text)) for number, text in enumerate(TEXTS)}
+    result = await audited(tmp_path, bodies)
+    table = list(csv.DictReader(io.StringIO((result.folder / "inventory.csv").read_bytes().decode(), newline="")))
+    cells = [row["module_version"] for row in table]
+    assert sorted(cells) == sorted(f"'{text}" if text in FORMULAS else text for text in TEXTS)
+
+
+async def test_the_longest_line_that_is_written_can_be_read_again(tmp_path: Path) -> None:
+    modules = {
+        fill: [module(f"{number:04}{fill * 6}", fill * 10) for number in range(5_000)] for fill in ("\0", "\U0001f600")
+    }
+    result = await audited(tmp_path, {f"d-{number}": answer(*each) for number, each in enumerate(modules.values())})
+    assert result.manifest.devices.ok == 2
+    assert_whole(result, 2)
+    assert max(len(line) for line in (result.folder / "devices.jsonl").read_bytes().split(b"\n")) > 650_000
+    with duckdb.connect() as database:
+        read = database.execute(f"SELECT module_name, module_version FROM '{result.folder}/modules.parquet'").fetchall()
+    assert set(read) == {(entry["moduleName"], entry["moduleVersion"]) for each in modules.values() for entry in each}
+
+
+async def test_names_that_the_platform_tells_are_kept_exactly(tmp_path: Path) -> None:
+    told = [text for text in TEXTS if len(text) <= 256]
+    bodies = {f"id-{number:03}": answer(module(productKey=text, deviceName=text)) for number, text in enumerate(told)}
+    result = await audited(tmp_path, bodies, "\n".join(["iot_id", *bodies, ""]))
+    assert result.manifest.state == "complete"
+    assert_whole(result, len(told))
+    with duckdb.connect() as database:
+        for file in ("devices.parquet", "modules.parquet"):
+            query = f"SELECT product_key, device_name FROM '{result.folder}/{file}' ORDER BY iot_id"
+            assert database.execute(query).fetchall() == [(text, text) for text in told]
+
+
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "lone-surrogate": (raw('"\\ud800"'), "auditor.UnreadableAnswer"),
+    "low-surrogate-first": (raw('"\\udc00\\ud800"'), "auditor.UnreadableAnswer"),
+    "surrogate-bytes": (raw('"\ud800"'), "auditor.UnreadableAnswer"),
+    "bare-control": (raw('"\x1b[2J"'), "auditor.UnreadableAnswer"),
+    "bare-nul": (raw('"\0"'), "auditor.UnreadableAnswer"),
+    "not-utf-8": (b'{"success":true,"code":"\xff\xfe"}', "auditor.UnreadableAnswer"),
+    "utf-16": (answer(module()).decode().encode("utf-16"), "auditor.UnreadableAnswer"),
+    "utf-32": (answer(module()).decode().encode("utf-32-le"), "auditor.UnreadableAnswer"),
+    "mark-in-front": (b"\xef\xbb\xbf" + answer(module()), "auditor.UnreadableAnswer"),
+    "deep-arrays": (b'{"success":true,"data":' + b"[" * 1_000_000, "auditor.UnreadableAnswer"),
+    "deep-objects": (b'{"a":' * 200_000 + b"1" + b"}" * 200_000, "auditor.UnreadableAnswer"),
+    "infinite": (raw('"m"', "1e999"), "auditor.UnreadableAnswer"),
+    "not-a-number": (raw('"m"', "NaN"), "auditor.UnreadableAnswer"),
+    "a-million-digits": (raw('"m"', "9" * 1_000_000), "auditor.UnreadableAnswer"),
+    "two-answers": (answer(module()) * 2, "auditor.UnreadableAnswer"),
+    "no-object": (b"[1]", "auditor.UnreadableAnswer"),
+    "nothing": (b"", "auditor.UnreadableAnswer"),
+    "nine-megabytes": (answer(module("x" * 9_000_000)), "auditor.OversizedAnswer"),
+    "long-name": (answer(module("x" * 7_000_000)), "auditor.InconsistentPages"),
+    "long-version": (answer(module("m", "\0" * 200_000)), "auditor.InconsistentPages"),
+    "huge-total": (raw('"m"', "9" * 30), "auditor.InconsistentPages"),
+    "negative-total": (raw('"m"', "-1"), "auditor.InconsistentPages"),
+    "fraction": (raw('"m"', "1.5"), "auditor.InconsistentPages"),
+    "total-in-words": (raw('"m"', '"one"'), "auditor.InconsistentPages"),
+    "total-twice": (raw('"m"', '1,"total":5'), "auditor.InconsistentPages"),
+    "many-entries": (answer(*[module(f"m{n}") for n in range(100_000)]), "auditor.InconsistentPages"),
+    "many-entries-of-3": (answer(*[module(f"m{n}") for n in range(100_000)], total=3), "auditor.InconsistentPages"),
+    "same-in-capitals": (answer(module("ble"), module("BLE")), "auditor.InconsistentPages"),
+    "odd-entries": (answer(1, "x", None, [], total=4), "auditor.InconsistentPages"),
+    "name-of-lists": (answer(module(["m"])), "auditor.InconsistentPages"),
+    "true-for-a-name": (answer(module(version=True)), "auditor.InconsistentPages"),
+    "data-is-text": (b'{"success":true,"total":1,"data":"\\u001b[2J"}', "auditor.InconsistentPages"),
+    "another-device": (answer(module(deviceName="\x1b[2J\r\n\u202e\0")), "auditor.InconsistentPages"),
+    "another-page": (answer(module(), currentPage=7), "auditor.InconsistentPages"),
+    "code": (b'{"success":false,"code":"\\u001b[2J\\u0000\\u009b\\u202e=x\\r\\n"}', "[2J =x"),
+    "long-code": (orjson.dumps({"success": False, "code": "c" * 1_000_000}), "c" * 300),
+    "long-message": (orjson.dumps({"success": False, "code": "odd", "errorMessage": "\x1b\n" * 900_000}), "odd"),
+}
+
+
+async def test_what_is_no_answer_is_a_failure_with_a_name_and_the_run_stays_whole(tmp_path: Path) -> None:
+    bodies = {"good": answer(module())} | {name: body for name, (body, _) in REFUSED.items()}
+    result = await audited(tmp_path, bodies)
+    assert (result.manifest.state, result.manifest.devices.ok) == ("partial", 1)
+    assert_whole(result, len(bodies))
+    failures = {line["device_name"]: line for line in lines_of(result.folder / "failures.jsonl")}
+    assert {name: line["code"] for name, line in failures.items()} == {
+        name: code for name, (_, code) in REFUSED.items()
+    }
+    for line in failures.values():
+        assert unprintable(line["code"] + line["message"]) == set()
+        assert len(line["message"]) <= 300
+
+
+def command(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONUTF8": "1", "COLUMNS": "200"}
+    words = [sys.executable, "-m", "auditor", *map(str, arguments)]
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, timeout=60, check=False)
+    return subprocess.CompletedProcess(words, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+async def test_no_command_shows_what_a_terminal_would_act_on(tmp_path: Path) -> None:
+    texts = {f"d-{number:03}": answer(module(text[:200], text[:200])) for number, text in enumerate(TEXTS)}
+    bodies = {name: REFUSED[name][0] for name in ("code", "another-device", "long-code", "long-message")} | texts
+    async with platform(bodies) as endpoint:
+        settings = write_settings(tmp_path, endpoint, fleet_of(bodies))
+        checked = await anyio.to_thread.run_sync(command, tmp_path, "check", settings)
+        ran = await anyio.to_thread.run_sync(command, tmp_path, "run", settings)
+    shown = [checked, ran, *(command(tmp_path, name, "audits") for name in ("inventory", "verify"))]
+    assert [done.returncode for done in shown[1:]] == [0, 0, 0]
+    assert [unprintable(done.stdout + done.stderr) for done in shown] == [set()] * 4
+    assert "[2J =x" in ran.stderr
+    assert "\\x1b[2J" in shown[2].stdout
+    assert "[bold]rich[/bold]" in shown[2].stdout
+    assert json.loads(command(tmp_path, "inventory", "audits", "--format", "json").stdout)["complete"] is False
+
+
+async def test_a_refusal_of_the_account_is_shown_harmlessly(tmp_path: Path) -> None:
+    text = "\x1b]0;owned\x07\x9b2J\u202e\r\n\b\0[link=https://evil.example]x[/link]"
+    body = orjson.dumps({"Code": f"Forbidden.{text}", "Message": text, "RequestId": text})
+    async with platform({"d-1": body}, status=403) as endpoint:
+        settings = write_settings(tmp_path, endpoint, fleet_of({"d-1": 1}))
+        shown = [await anyio.to_thread.run_sync(command, tmp_path, name, settings) for name in ("check", "run")]
+    assert [done.returncode for done in shown] == [3, 3]
+    assert [unprintable(done.stdout + done.stderr) for done in shown] == [set(), set()]
+    assert "]0;owned" in shown[1].stderr
+
+
+async def test_odd_names_in_a_fleet_are_shown_harmlessly(tmp_path: Path) -> None:
+    names = [
+        "bidi\u202e\u2066",
+        "line\u2028\u2029",
+        "zero\u200b\ufeffwidth",
+        "[bold red]x[/]",
+        "=1+1",
+        "<script>",
+        "\U000e0041",
+    ]
+    body = b'{"success":false,"code":"iot.device.NullDeviceName","errorMessage":"\\u001b[2J"}'
+    async with platform(dict.fromkeys(names, body)) as endpoint:
+        settings = write_settings(tmp_path, endpoint, fleet_of(dict.fromkeys(names)))
+        shown = [await anyio.to_thread.run_sync(command, tmp_path, name, settings) for name in ("check", "run")]
+    shown.append(command(tmp_path, "verify", "audits"))
+    assert [unprintable(done.stdout + done.stderr) for done in shown] == [set()] * 3
+    assert [done.returncode for done in shown[1:]] == [0, 0]
+    assert "failed: 7 with iot.device.NullDeviceName" in shown[1].stderr
+
+
+@pytest.mark.parametrize("name", ["nul\0", "esc\x1b[2J", "c1\x9b", "tab\t", '"two\nlines"', '"cr\r"', "del\x7f"])
+async def test_a_control_character_in_a_fleet_is_refused_and_shown_harmlessly(tmp_path: Path, name: str) -> None:
+    settings = write_settings(tmp_path, "http://127.0.0.1:1/", fleet_of({name: 1}))
+    done = await anyio.to_thread.run_sync(command, tmp_path, "run", settings)
+    assert done.returncode == 2
+    assert "fleet.csv: " in done.stderr
+    assert unprintable(done.stdout + done.stderr) == set()
