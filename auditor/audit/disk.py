@@ -43,6 +43,9 @@ def free_reserve(folder: Path) -> None:
 class SyncedJournal:
     """A journal whose lines are also put on disk, in a thread, so that requests that are due do not wait for it.
 
+    Whoever has an outcome to write waits as long: a file system that commits holds up every write to it, and a write on
+    the event loop would hold up the requests with it, whose slots then come too late or two at a time.
+
     Args:
         journal: what is written to.
         every: seconds between syncs; 0: an outcome counts only once it is on disk, and those that wait share a sync.
@@ -51,10 +54,13 @@ class SyncedJournal:
     def __init__(self, journal: Journal, every: float) -> None:
         self._journal = journal
         self._written = self._synced = 0
-        self._syncing = anyio.Lock()
+        self._syncing, self._disk = anyio.Lock(), anyio.Lock()
+        self._busy: anyio.Event | None = None
         self.write: Callable[[Outcome], Awaitable[None]] = self._write_through if every == 0 else self._write
 
     async def _write(self, outcome: Outcome) -> None:
+        while self._busy is not None:
+            await self._busy.wait()
         await self._journal.write(outcome)
         self._written += 1
 
@@ -73,5 +79,15 @@ class SyncedJournal:
             if self._synced >= mine:
                 return
             covered = self._written
-            await anyio.to_thread.run_sync(self._journal.sync)
+            await self.aside(self._journal.sync)
             self._synced = covered
+
+    async def aside(self, work: Callable[[], None]) -> None:
+        """Runs in a thread what waits for the disk; raises what ``work`` raises."""
+        async with self._disk:
+            busy = self._busy = anyio.Event()
+            try:
+                await anyio.to_thread.run_sync(work)
+            finally:
+                self._busy = None
+                busy.set()

@@ -4,6 +4,7 @@ import contextlib
 import time
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
+from functools import partial
 
 import anyio
 import structlog
@@ -161,13 +162,12 @@ class Stretch:
             self._log_sickness()
             now = time.monotonic()
             try:
-                # Both in a thread: they wait for the disk, and requests that are due must not.
                 if now - synced >= self._settings.fsync_every:
                     synced = now
                     await self._synced.sync()
                 if now - written >= MANIFEST_SECONDS:
                     written = now
-                    await anyio.to_thread.run_sync(write_manifest, self._folder, self._now())
+                    await self._synced.aside(partial(write_manifest, self._folder, self._now()))
             except RunNotWritableError as error:
                 self._stopped.append(error)
                 self._stop.wish(str(error))
