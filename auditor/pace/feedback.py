@@ -1,4 +1,4 @@
-"""What an account's answers teach: whether it works at all, and how long to hold back after a refusal."""
+"""What an account's answers teach: whether it works at all, and how long a refusal asks it to hold back."""
 
 import random
 import time
@@ -15,11 +15,8 @@ from auditor.errors import (
 )
 from auditor.pace.quota import Quota
 
-THROTTLED_PAUSE = 1.0
-"""Seconds an account holds back after a refusal that named no delay; doubled while refusals go on."""
-
 LONGEST_PAUSE = 60.0
-"""Seconds an account holds back at most, whatever delay the platform names."""
+"""Seconds an account holds back for one refusal at most, whatever delay the platform names."""
 
 PATIENCE = 600.0
 """Seconds without one usable answer after which an account that did work is stopped; the run can be resumed."""
@@ -67,7 +64,6 @@ class Feedback:
         self._failing_since: float | None = None
         self._failures_in_a_row = 0
         self._succeeded_at = 0.0
-        self._throttled_in_a_row = 0
         self._forbidden = 0
         self._stopped: str | None = None
         self.last: PlatformError | None = None
@@ -81,18 +77,26 @@ class Feedback:
         if self._stopped is not None:
             raise AccountStoppedError(self._account, self._stopped)
 
-    def succeeded(self) -> None:
-        """The platform accepted a request of this account, whatever it said of the device."""
+    def succeeded(self, sent_at: float | None = None) -> None:
+        """The platform accepted a request of this account, whatever it said of the device.
+
+        Args:
+            sent_at: the moment of its slot; None is now.
+        """
+        self._quota.admitted(self._clock() if sent_at is None else sent_at)
         self.proven = True
         self.sick = False
         self._succeeded_at = self._clock()
         self._failing_since = None
         self._failures_in_a_row = 0
         self._forbidden = 0
-        self._throttled_in_a_row = 0
 
-    def failed(self, error: PlatformError) -> None:
+    def failed(self, error: PlatformError, sent_at: float | None = None) -> None:
         """A request brought no usable answer.
+
+        Args:
+            error: why.
+            sent_at: the moment of its slot; None is now.
 
         Raises:
             AccountStoppedError: the account is refused, or has given no usable answer for too long.
@@ -107,7 +111,7 @@ class Feedback:
                 self._stop(f"the platform denies it every device: {error}")
             return
         if isinstance(error, ThrottledError):
-            self._hold_back(error.retry_after)
+            self._hold_back(error.retry_after, self._clock() if sent_at is None else sent_at)
         elif isinstance(error, TransientError):
             self._failures_in_a_row += 1
             stretch = self._clock() - self._succeeded_at
@@ -118,14 +122,11 @@ class Feedback:
         self._stopped = self._stopped or why
         raise AccountStoppedError(self._account, why)
 
-    def _hold_back(self, wish: float | None) -> None:
-        # Requests that were in flight together are refused together: that is one refusal of the account, not many.
-        if self._quota.paused:
-            return
-        backoff = THROTTLED_PAUSE * 2 ** min(self._throttled_in_a_row, 6)
-        self._throttled_in_a_row += 1
+    def _hold_back(self, wish: float | None, sent_at: float) -> None:
         # A wish for no delay at all (0, or a date gone by) tells nothing: obeyed, it would be asked again without end.
-        self._quota.pause(min((wish or backoff) * (1 + 0.1 * self._draw()), LONGEST_PAUSE))
+        # Chance parts those who were told the same.
+        obeyed = min(wish * (1 + 0.1 * self._draw()), LONGEST_PAUSE) if wish else None
+        self._quota.refused(sent_at, obeyed)
 
     def _give_up_in_the_end(self, error: PlatformError) -> None:
         now = self._clock()

@@ -99,12 +99,12 @@ class Pacer:
         while True:
             if self._feedback.sick:
                 await self._recovery(request)
-            await self._quota.slot()
+            sent_at = await self._quota.slot()
             self._feedback.check()
             if self._feedback.sick:
                 continue
             attempts += 1
-            result = await self._once(request, repeated=attempts > 1)
+            result = await self._once(request, sent_at, repeated=attempts > 1)
             if isinstance(result, ThrottledError):
                 # The account's trouble, not the device's: no attempt is used up, and the closed quota does the waiting.
                 refusals += 1
@@ -120,7 +120,7 @@ class Pacer:
                     await self.ask_known()
                 await anyio.sleep(self._backoff.delay(failures, self._draw()))
 
-    async def _once(self, request: Callable[[], Awaitable[T]], *, repeated: bool) -> T | PlatformError:
+    async def _once(self, request: Callable[[], Awaitable[T]], sent_at: float, *, repeated: bool) -> T | PlatformError:
         """One request, counted; what it teaches is told to the feedback."""
         self.tally.sent += 1
         self.tally.retried += repeated
@@ -131,11 +131,11 @@ class Pacer:
             result = error
         except PlatformError as error:
             self.tally.throttled += isinstance(error, ThrottledError)
-            self._feedback.failed(error)
+            self._feedback.failed(error, sent_at)
             return error
         finally:
             self.tally.in_flight -= 1
-        self._feedback.succeeded()
+        self._feedback.succeeded(sent_at)
         self._known_to_work = request
         return result
 
@@ -146,9 +146,9 @@ class Pacer:
             AccountStoppedError: the account is refused.
         """
         if self._known_to_work is not None:
-            await self._quota.slot()
+            sent_at = await self._quota.slot()
             self._feedback.check()
-            await self._once(self._known_to_work, repeated=True)
+            await self._once(self._known_to_work, sent_at, repeated=True)
 
     async def _recovery(self, request: Callable[[], Awaitable[object]]) -> None:
         """Returns when the platform answers again; whoever comes first probes, the others wait behind."""
@@ -157,7 +157,7 @@ class Pacer:
             while self._feedback.sick:
                 probes += 1
                 await anyio.sleep(PROBING.delay(probes, 0.5 + 0.5 * self._draw()))
-                await self._quota.slot()
+                sent_at = await self._quota.slot()
                 self._feedback.check()
                 if self._feedback.sick:
-                    await self._once(self._known_to_work or request, repeated=True)
+                    await self._once(self._known_to_work or request, sent_at, repeated=True)

@@ -14,8 +14,8 @@ from auditor.errors import (
     ThrottledError,
     TransientError,
 )
-from auditor.pace.feedback import FORBIDDEN_LIMIT, LONGEST_PAUSE, PATIENCE, THROTTLED_PAUSE, Feedback
-from auditor.pace.quota import Quota
+from auditor.pace.feedback import FORBIDDEN_LIMIT, LONGEST_PAUSE, PATIENCE, Feedback
+from auditor.pace.quota import FIRST_PAUSE, Quota
 
 
 @dataclass
@@ -129,7 +129,7 @@ def test_pauses_double_while_refusals_go_on_up_to_the_longest_and_begin_anew_aft
     pauses = [bench.pause_after() for _ in range(9)]
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     bench.feedback.succeeded()
-    assert bench.pause_after() == THROTTLED_PAUSE
+    assert bench.pause_after() == FIRST_PAUSE
 
 
 def test_a_wish_is_obeyed_and_capped() -> None:
@@ -156,9 +156,9 @@ def test_refusals_that_come_together_are_one_pause() -> None:
     bench = Bench()
     for _ in range(64):
         bench.feedback.failed(throttled())
-    assert bench.quota._open_at == bench.now + THROTTLED_PAUSE
-    bench.now += THROTTLED_PAUSE
-    assert bench.pause_after() == 2 * THROTTLED_PAUSE
+    assert bench.quota._open_at == bench.now + FIRST_PAUSE
+    bench.now += FIRST_PAUSE
+    assert bench.pause_after() == 2 * FIRST_PAUSE
 
 
 def test_failures_that_are_no_refusal_hold_nothing_back() -> None:

@@ -119,6 +119,106 @@ def test_a_longer_pause_stays_when_a_shorter_one_is_asked_for() -> None:
     assert not quota.paused
 
 
+async def test_the_end_of_a_pause_is_no_burst() -> None:
+    quota = Quota(50)
+    quota.pause(0.5)
+    grants = await grants_of(quota, 100, 1.5)
+    assert 40 <= len(grants) <= 51
+    assert min(later - earlier for earlier, later in zip(grants, grants[5:], strict=False)) >= 0.04
+
+
+async def test_an_idle_spell_is_not_made_up_for() -> None:
+    quota = Quota(100)
+    await quota.slot()
+    await anyio.sleep(0.5)
+    began = time.monotonic()
+    for _ in range(21):
+        await quota.slot()
+    assert time.monotonic() - began >= 0.14
+
+
+async def test_a_refusal_slows_the_account_down_and_answers_bring_it_back() -> None:
+    quota = Quota(200)
+    told = quota.rate
+    assert told is not None
+    assert 0.95 * 200 <= told < 200
+    for _ in range(20):
+        sent_at = await quota.slot()
+    quota.refused(sent_at)
+    assert quota.paused
+    slowed = quota.rate
+    assert slowed is not None
+    assert slowed < told
+    with anyio.move_on_after(1.0):
+        while True:
+            quota.admitted(await quota.slot())
+    risen = quota.rate
+    assert risen is not None
+    assert slowed < risen < 200
+
+
+async def test_an_answer_opens_the_gate_for_one_who_waits_at_a_much_slower_rate() -> None:
+    quota = Quota(1000)
+    assert quota._rate is not None
+    for _ in range(8):
+        sent_at = await quota.slot()
+        quota.refused(sent_at)
+        quota._open_at = 0.0  # the pauses themselves are not waited for here
+        quota._rate._slot_at = 0.0
+        quota._rate._sent.clear()
+    slow = quota.rate
+    assert slow is not None
+    assert slow < 20
+    sent_at = await quota.slot()
+    with anyio.fail_after(3):
+        async with anyio.create_task_group() as group:
+
+            async def wait() -> None:
+                for _ in range(3):
+                    await quota.slot()
+
+            group.start_soon(wait)
+            quota.admitted(sent_at)
+    rate = quota.rate
+    assert rate is not None
+    assert rate > slow
+
+
+@pytest.mark.parametrize("per_second", [None, 5.0])
+def test_a_longer_wish_extends_a_pause_that_is_under_way_and_a_shorter_one_does_not(per_second: float | None) -> None:
+    now = 100.0
+    quota = Quota(per_second, clock=lambda: now)
+    quota.refused(now, 5.0)
+    quota.refused(now, 20.0)
+    quota.refused(now, 1.0)
+    now = 119.9
+    assert quota.paused
+    now = 120.1
+    assert not quota.paused
+
+
+def test_without_a_quota_pauses_double_while_refusals_go_on() -> None:
+    now, pauses = 100.0, []
+    quota = Quota(None, clock=lambda: now)
+    for _ in range(8):
+        quota.refused(now)
+        quota.refused(now)
+        pauses.append(quota._open_at - now)
+        now = quota._open_at
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert quota.rate is None
+
+
+def test_an_unknown_quota_is_looked_for_from_ten_a_second_on() -> None:
+    now = 100.0
+    quota = Quota("auto", clock=lambda: now)
+    assert quota.rate == 10
+    for _ in range(2000):
+        quota.admitted(now)
+    assert quota.rate is not None
+    assert quota.rate > 20
+
+
 async def test_cancelled_waiters_take_nothing_and_hold_up_nobody() -> None:
     quota = Quota(50)
     await quota.slot()

@@ -40,9 +40,10 @@ class CountedQuota(Quota):
         super().__init__(None)
         self.passed = 0
 
-    async def slot(self) -> None:
-        await super().slot()
+    async def slot(self) -> float:
+        sent_at = await super().slot()
         self.passed += 1
+        return sent_at
 
 
 class Bench:

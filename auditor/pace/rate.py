@@ -1,0 +1,157 @@
+"""How many requests a second an account bears: told by the settings, learned from its refusals. Time is an argument."""
+
+import math
+from collections import deque
+
+MARGIN, LEAST_MARGIN, MOST_MARGIN = 0.028, 0.024, 0.25
+"""Seconds by which a second is stretched, at first, at least and at most: a quota of 10 is sent in 1.028 s.
+
+Requests of two seconds in a row that are jittered by J may fall into one of the server's seconds unless they are spread
+over 1 + J of ours. 0.85 of 0.024 holds 10 ms of the network's jitter, 3 ms of a late timer, and 7 ms of a busy machine.
+"""
+
+ROOM = 0.85
+"""The part of the margin that is kept free at any moment; the rest makes good for lateness, which else would add up."""
+
+WIDER, NARROWER = 1.25, 1 - 1 / 8000
+"""What a refusal at the ceiling makes of the margin, and what an answer there does: 1 refusal in some 1,800 is even."""
+
+CATCH_UP = 0.05
+"""Seconds that a timer may be late without its slots being lost; they go out together as far as there is room."""
+
+CUT = 0.05
+"""By what part the rate stays below the level that was refused, at first."""
+
+RISE = 0.25
+"""How steeply it rises beyond that level when a cycle has brought no refusal."""
+
+CYCLE_REQUESTS, CYCLE_SECONDS = 110, 3.0
+"""A cycle back up to the refused level takes so many answers, and so many seconds: one refusal in some 150 requests."""
+
+SPACINGS = 2.0
+"""How many requests' time is held back after a refusal; doubled while nothing but refusals comes."""
+
+SLOWEST = 1 / 15
+"""Requests a second that are sent even while nothing but refusals comes."""
+
+UNTOLD = 10.0
+"""Where a search for an unknown quota begins, in requests a second."""
+
+
+class Rate:
+    """The requests a second of one account, steered by what became of its requests.
+
+    Refused, it falls a little below what was admitted in the second before, rises back to that level in a curve that is
+    flat there, stays about it for a cycle, and rises beyond it ever faster while no refusal comes: the cubic curve that
+    TCP takes for the same reasons (RFC 9438). Cycles are counted in answers, so refusals stay rare at any rate.
+
+    Args:
+        told: requests a second that are never exceeded; None looks for the quota, beginning at ``UNTOLD``.
+
+    Attributes:
+        now: requests a second.
+        margin: seconds by which a second is stretched, learned from refusals at the ceiling.
+    """
+
+    def __init__(self, told: float | None) -> None:
+        self.margin = MARGIN
+        self._told = math.inf if told is None else told
+        self._level = UNTOLD if told is None else math.inf
+        self._cycles = 1.0
+        self.now = min(self._level, self.ceiling)
+        self._sent: deque[float] = deque()
+        self._slot_at = -math.inf
+        self._slowed_at = -math.inf
+        self._refusals_in_a_row = 0
+        self._least_level = 0.0
+
+    @property
+    def ceiling(self) -> float:
+        """Requests a second that are not exceeded, as the margin is now."""
+        return self._told / (1 + self.margin)
+
+    @property
+    def _second(self) -> float:
+        """Seconds to count requests in: one, or longer where there is less than one a second."""
+        return max(1.0, 1 / self.now)
+
+    def next_at(self) -> float:
+        """The moment from which on one request may be sent.
+
+        Slots have even distances, and those that were late are caught up with only as far as a sliding second would
+        have room for them: a crowd that was held up by a busy machine fits between the requests before and after it.
+        """
+        bound = self._told
+        if self._level < math.inf:
+            bound = min(bound, max(self.now, self._level) * (1 + self.margin))
+        calls = max(1, math.floor(bound))
+        even = self._slot_at + 1 / self.now
+        if len(self._sent) < calls:
+            return even
+        return max(even, self._sent[-calls] + (1 + ROOM * self.margin) * calls / bound)
+
+    def sent(self, now: float) -> None:
+        """A request was sent at ``now`` (seconds, never falling)."""
+        self._slot_at = max(self._slot_at + 1 / self.now, now - CATCH_UP)
+        self._sent.append(now)
+        kept_since = now - 2.5 * self._second
+        while self._sent[0] < kept_since:
+            self._sent.popleft()
+
+    def admitted(self, sent_at: float) -> None:
+        """The request that was sent at ``sent_at`` was not refused."""
+        if sent_at < self._slowed_at:
+            return
+        self._refusals_in_a_row = 0
+        if self._level == math.inf:
+            self.margin = max(LEAST_MARGIN, self.margin * NARROWER)
+            self.now = self.ceiling
+            return
+        self._cycles += min(1 / CYCLE_REQUESTS, 1 / (CYCLE_SECONDS * self.now))
+        beyond = self._cycles - 1
+        self.now = self._level * (1 + (RISE if beyond > 0 else CUT) * beyond**3)
+        if self.now >= self.ceiling:
+            self.now, self._level = self.ceiling, math.inf
+
+    def refused(self, sent_at: float, now: float) -> float:
+        """The request that was sent at ``sent_at`` was refused for the quota, as is known ``now``.
+
+        Returns:
+            The moment until which nothing should be sent.
+        """
+        if sent_at in self._sent:
+            self._sent.remove(sent_at)
+        second = self._second
+        stretched = second * (1 + self.margin)
+        # Half a request more, because a count of whole ones is uncertain by that.
+        admitted = (sum(sent_at - stretched < moment <= sent_at for moment in self._sent) + 0.5) / second
+        if sent_at < self._slowed_at:
+            # It went out before the rate fell, so it is no reason to fall again; but it was counted as admitted.
+            if self._least_level <= admitted < self._level:
+                self._level = admitted
+                self.now = min(self.now, self._level * (1 - CUT))
+            return now
+        again = self._refusals_in_a_row > 0 or now - self._slowed_at < second
+        if self._refusals_in_a_row == 0:
+            self._least_level = self.now / 2
+        if again:
+            level = min(self._level, admitted)
+        elif self.now >= 0.98 * self.ceiling:
+            # Perhaps it was jitter alone: the ceiling gives way a little, and what was admitted says whether more.
+            self.margin = min(MOST_MARGIN, self.margin * WIDER)
+            level = min(self.ceiling, admitted / (1 + self.margin))
+        else:
+            level = min(self.now, admitted) / (1 + self.margin)
+        self._level = max(level, self._least_level)
+        self.now = max(self._level * (1 - CUT) / 2**self._refusals_in_a_row, min(SLOWEST, self._least_level))
+        self._cycles = 0.0
+        self._slowed_at = now
+        self._refusals_in_a_row = min(self._refusals_in_a_row + 1, 60)
+        return max(now + SPACINGS / self.now, self._room())
+
+    def _room(self) -> float:
+        """When a sliding second that holds as many as the level has room for one more."""
+        calls = max(1, math.floor(self._level))
+        if len(self._sent) < calls:
+            return -math.inf
+        return self._sent[-calls] + (1 + self.margin) * calls / self._level
