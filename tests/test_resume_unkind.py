@@ -132,6 +132,16 @@ async def test_a_run_is_not_gone_on_with_beside_another_of_its_name(tmp_path: Pa
         assert_complete_and_true(world, await auditor.resume_audit(first.folder))
 
 
+async def test_a_run_is_gone_on_with_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = plain(60)
+    world.write_fleet(tmp_path / "fleet.csv")
+    async with Simulator(world, latency=SLOW) as platform:
+        first = await begun(platform, settings_at(tmp_path, platform))
+        monkeypatch.chdir(first.folder)
+        result = await auditor.resume_audit(".")
+    assert_complete_and_true(world, result)
+
+
 async def test_keys_may_lie_elsewhere_and_paths_be_written_otherwise(tmp_path: Path) -> None:
     world = plain(60)
     world.write_fleet(tmp_path / "fleet.csv")

@@ -85,10 +85,11 @@ def go_on(folder: Path, settings: Settings, now: float) -> Begun | None:
         RunFolderError: another process is writing it, or a run of its name beside it, or it is not what it was.
         RunNotWritableError: it cannot be written.
     """
-    with door(folder.parent):
+    place = folder.resolve()  # "." has no parent of its own
+    with door(place.parent):
         hold = Hold(folder)
         try:
-            refuse_overlap(folder.parent, read_manifest(folder).name, but=folder)
+            refuse_overlap(place.parent, read_manifest(folder).name, but=place)
         except BaseException:
             hold.release()
             raise
