@@ -3,8 +3,8 @@
 import math
 from collections import deque
 
-MARGIN, LEAST_MARGIN, MOST_MARGIN = 0.028, 0.024, 0.25
-"""Seconds by which a second is stretched, at first, at least and at most: a quota of 10 is sent in 1.028 s.
+MARGIN, LEAST_MARGIN, MOST_MARGIN = 0.03, 0.024, 0.25
+"""Seconds by which a second is stretched, at first, at least and at most: a quota of 10 is sent in 1.03 s.
 
 Requests of two seconds in a row that are jittered by J may fall into one of the server's seconds unless they are spread
 over 1 + J of ours. 0.85 of 0.024 holds 10 ms of the network's jitter, 3 ms of a late timer, and 7 ms of a busy machine.
