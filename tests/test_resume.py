@@ -168,13 +168,16 @@ async def test_an_account_whose_key_dies_stops_alone_and_is_gone_on_with_once_th
         assert "alive" not in str(first.manifest.error)
         assert_asked_once(alive, worlds[0])
         answered = [line["account"] for line in lines_of(first.folder / "devices.jsonl")]
-        assert (answered.count("alive"), answered.count("dying")) == (60, len(before))
+        assert answered.count("alive") == 60
+        # What was in flight beside the refusal is given up; whether the platform had answered it already is chance.
+        assert len(before) - 3 <= answered.count("dying") <= len(before)
+        asked_again = len(before) - answered.count("dying")
         assert auditor.verify(first.folder) == []
         async with Simulator(worlds[1], port=port, record_answers=True) as again:
             result = await auditor.resume_audit(first.folder)
             counts = before + asked(again)
         assert_asked_once(alive, worlds[0])
-    assert (len(counts), set(counts.values())) == (60, {1})
+    assert (len(counts), counts.total()) == (60, 60 + asked_again)
     assert_complete_and_true([*worlds[0], *worlds[1]], result)
 
 
