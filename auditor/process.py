@@ -1,11 +1,13 @@
 """What a command needs of its process: an event loop, an orderly end on signals, and logs on standard error."""
 
+import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import structlog
@@ -67,31 +69,61 @@ def until_signal(start: Callable[[Stop], Awaitable[T]]) -> T:
         failure: AuditorError | None = None
         stop = Stop()
         async with anyio.create_task_group() as group:
-            group.start_soon(_listen, stop, group.cancel_scope)
+            listener.begin(stop, group.cancel_scope)
             try:
                 ended.append(await start(stop))
             except AuditorError as error:
                 failure = error
-            group.cancel_scope.cancel()
         if failure is not None:
             raise failure
         if not ended:
             raise StoppedAtOnceError("stopped at once; what was answered is kept")
         return ended[0]
 
-    return in_loop(main)
+    listener = _Listener()
+    try:
+        return in_loop(main)
+    finally:
+        listener.end()
 
 
-async def _listen(stop: Stop, scope: anyio.CancelScope) -> None:
-    ends = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
-        ends.append(signal.SIGHUP)
-    with anyio.open_signal_receiver(*ends) as signals:
-        before = False
-        async for received in signals:
-            if before:
+class _Listener:
+    """Hears signals until the end of the process, for a second one may come while the first is being obeyed.
+
+    Handlers of the event loop are gone before it is: a signal in between would end the process amid its clean-up.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[signal.Signals, Any] = {}
+        self._heard = 0
+        self._over = False
+
+    def begin(self, stop: Stop, scope: anyio.CancelScope) -> None:
+        """Listens; the first signal is a wish to stop, the second cancels."""
+        loop = asyncio.get_running_loop()
+
+        def hear(number: int, _frame: object) -> None:
+            self._heard += 1
+            if self._over or loop.is_closed() or self._heard > 2:  # noqa: PLR2004  one more than there are wishes
+                os._exit(StoppedAtOnceError.exit_code)
+            loop.call_soon_threadsafe(obey, signal.Signals(number).name, self._heard)
+
+        def obey(name: str, times: int) -> None:
+            if times > 1:
                 scope.cancel()
                 return
-            before = True
-            stop.wish(f"interrupted by {received.name}")
+            stop.wish(f"interrupted by {name}")
             say("stopping: what is in flight is finished and kept; once more stops at once")
+
+        ends = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
+            ends.append(signal.SIGHUP)
+        for number in ends:
+            self._before[number] = signal.signal(number, hear)
+
+    def end(self) -> None:
+        """Listens no more; if a signal was heard, a further one ends the process as it is."""
+        self._over = True
+        if not self._heard:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
