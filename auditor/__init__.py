@@ -23,6 +23,9 @@ from typing import TYPE_CHECKING
 from auditor import __about__
 
 if TYPE_CHECKING:
+    from auditor.audit.plan import AccountPlan as AccountPlan
+    from auditor.audit.plan import Plan as Plan
+    from auditor.audit.planning import plan_audit as plan_audit
     from auditor.audit.progress import Progress as Progress
     from auditor.audit.progress import Result as Result
     from auditor.audit.prune import Pruned as Pruned
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
     from auditor.model import Outcome as Outcome
 
 _ROOMS = {
+    "auditor.audit.plan": ("AccountPlan", "Plan"),
+    "auditor.audit.planning": ("plan_audit",),
     "auditor.audit.progress": ("Progress", "Result"),
     "auditor.audit.prune": ("Pruned", "prune"),
     "auditor.audit.run": ("resume_audit", "run_audit"),

@@ -11,6 +11,7 @@ from rich.box import SIMPLE
 
 from auditor.__about__ import VERSION
 from auditor.commands.audits import check, prune, resume, run
+from auditor.commands.planning import plan
 from auditor.commands.practising import demo, simulate
 from auditor.commands.runs import inventory, verify
 from auditor.errors import AuditorError, RunNotWritableError, StoppedAtOnceError, UsageError
@@ -20,9 +21,9 @@ app = App(
     name="auditor",
     help="Which version of which OTA module does every device of an IoT fleet run?",
     help_epilogue=(
-        "Exit codes: 0 done; 1 devices failed or pending beyond max_failed, or a run that does not verify; "
-        "2 usage, settings or fleet file; 3 the platform refuses or was never reached, or the run cannot be written; "
-        "130 interrupted."
+        "Exit codes: 0 done; 1 devices failed or pending beyond max_failed, a run that does not verify, or a plan that "
+        "does not fit its window; 2 usage, settings or fleet file; 3 the platform refuses or was never reached, or the "
+        "run cannot be written; 130 interrupted."
     ),
     version=VERSION,
     help_formatter=DefaultFormatter(panel_spec=PanelSpec(box=SIMPLE, padding=(0, 0))),
@@ -30,7 +31,7 @@ app = App(
     result_action="return_value",
 )
 
-for command in (run, resume, check, inventory, verify, prune, demo, simulate):
+for command in (run, resume, check, plan, inventory, verify, prune, demo, simulate):
     app.command(command)
 
 

@@ -5,103 +5,28 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from auditor.errors import SettingsError
-from auditor.model import Dialect, Secret
+from auditor.model import Secret
+from auditor.settings import Account, Budget, FleetSource, SecretSource, Settings, SharedBudget
+
+__all__ = [
+    "Account",
+    "FleetSource",
+    "SecretSource",
+    "Settings",
+    "SharedBudget",
+    "load_settings",
+    "read_secret",
+    "settings_from",
+]
 
 T = TypeVar("T", bound=msgspec.Struct)
-
-
-class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of the settings file; an unknown key is refused."""
-
-
-class SecretSource(_Table, frozen=True):
-    """Where a key lies: ``{ env = "NAME" }`` or ``{ file = "/run/secrets/eu" }``."""
-
-    env: str | None = None
-    file: str | None = None
-
-
-class FleetSource(_Table, frozen=True):
-    """Which devices: ``{ file = "fleet.csv" }``; ``-`` is standard input."""
-
-    file: str
-
-
-class Account(_Table, frozen=True):
-    """One account of a platform: where it is asked, with which key, how fast, and about which devices.
-
-    Attributes:
-        name: told in every file and message.
-        endpoint: ``https://HOST:PORT/``.
-        dialect: ``tuya`` or ``alibaba``.
-        region_id, instance_id: Alibaba's.
-        access_key_id, access_key_secret: where they lie; a secret written out is refused.
-        per_second: the account's quota for the operation in calls a second; ``"unlimited"`` on a platform of your own.
-        share: the part of the quota that is ours, above 0 and up to 1.
-        ca_file: a PEM file with the authorities to trust instead of the system's.
-        fleet: which devices.
-    """
-
-    name: str
-    endpoint: str
-    access_key_id: str | SecretSource
-    access_key_secret: SecretSource
-    dialect: Dialect = "tuya"
-    region_id: str | None = None
-    instance_id: str | None = None
-    per_second: float | Literal["unlimited"] = 10.0
-    share: float = 1.0
-    ca_file: str | None = None
-    fleet: FleetSource | None = None
-
-    @property
-    def rate(self) -> float | None:
-        """Calls a second that are ours; None without a limit."""
-        return None if self.per_second == "unlimited" else self.per_second * self.share
-
-
-class Settings(_Table, frozen=True):
-    """Everything an audit needs to know but its devices.
-
-    Attributes:
-        name: a part of the run folder's name.
-        directory: where run folders are made.
-        at_once: requests in flight at most, all accounts together.
-        page_size: modules asked for in one request, 1 to 200.
-        attempts: requests for one page at most; refusals for the quota do not count.
-        timeout, connect_timeout: seconds for a whole request, and for connecting.
-        give_up_after: seconds without any usable answer until an account that never gave one is given up.
-        max_failed: devices that may fail or stay pending, as a number or as a part such as ``"0.1%"``.
-        fsync_every: seconds between syncs of what was answered to disk, which is what a power cut can take; 0: an
-            answer counts only once it is on disk.
-        account: the accounts, audited side by side.
-    """
-
-    account: tuple[Account, ...]
-    name: str = "audit"
-    directory: str = "audits"
-    at_once: int = 64
-    page_size: int = 200
-    attempts: int = 8
-    timeout: float = 30.0
-    connect_timeout: float = 10.0
-    give_up_after: float = 60.0
-    max_failed: int | str = 0
-    fsync_every: float = 1.0
-
-    def failures_allowed(self, devices: int) -> int:
-        """``max_failed`` as a number of devices in a fleet of ``devices``."""
-        if isinstance(self.max_failed, int):
-            return self.max_failed
-        return int(devices * Fraction(self.max_failed.removesuffix("%")) / 100)
 
 
 def load_settings(path: str | os.PathLike[str]) -> Settings:
@@ -136,20 +61,22 @@ def settings_from(table: Mapping[str, Any], *, where: str = "settings", folder: 
         raise SettingsError(f"{where}: has no [[account]]; add one with name, endpoint and keys")
     read = tuple(_account(raw, f"{where}: {_place(raw, number)}", folder) for number, raw in enumerate(accounts, 1))
     settings = _convert({**table, "account": ()}, Settings, where)
-    settings = msgspec.structs.replace(settings, account=read, directory=str(folder / settings.directory))
+    settings = msgspec.structs.replace(
+        settings, account=read, directory=str(folder / settings.directory), budget=_budget(settings.budget, folder)
+    )
     _check(settings, where)
     return settings
 
 
-def read_secret(source: str | SecretSource, *, account: str, key: str) -> Secret:
-    """A key from where the settings say that it lies.
+def read_secret(source: str | SecretSource, *, account: str | None, key: str) -> Secret:
+    """A key of an account, or of none, from where the settings say that it lies.
 
     Raises:
         SettingsError: the variable is not set, or the file cannot be read or is empty.
     """
     if isinstance(source, str):
         return Secret(source)
-    where = f'account "{account}": {key}'
+    where = key if account is None else f'account "{account}": {key}'
     if source.env is not None:
         place = f"the environment variable {source.env}"
         text = os.environ.get(source.env, "").strip()
@@ -185,25 +112,33 @@ def _account(raw: object, where: str, folder: Path) -> Account:
     if account.access_key_id == "":
         raise SettingsError(f"{where}: access_key_id: is empty")
     for key in ("access_key_id", "access_key_secret"):
-        source = getattr(account, key)
-        if isinstance(source, SecretSource) and (source.env is None) == (source.file is None):
-            raise SettingsError(f'{where}: {key}: give one of {{ env = "NAME" }} and {{ file = "/path" }}')
-
-    def located(source: str | SecretSource) -> str | SecretSource:
-        if isinstance(source, SecretSource) and source.file is not None:
-            return SecretSource(file=str(folder / source.file))
-        return source
-
-    fleet = account.fleet
+        if isinstance(source := getattr(account, key), SecretSource):
+            _check_source(source, f"{where}: {key}")
+    key_id, fleet = account.access_key_id, account.fleet
     if fleet is not None and fleet.file != "-":
         fleet = FleetSource(file=str(folder / fleet.file))
     return msgspec.structs.replace(
         account,
-        access_key_id=located(account.access_key_id),
-        access_key_secret=located(account.access_key_secret),
+        access_key_id=key_id if isinstance(key_id, str) else _located(key_id, folder),
+        access_key_secret=_located(account.access_key_secret, folder),
         ca_file=None if account.ca_file is None else str(folder / account.ca_file),
         fleet=fleet,
     )
+
+
+def _budget(budget: Budget, folder: Path) -> Budget:
+    """The budget with paths that are relative to the settings' folder found."""
+    if isinstance(budget, str):
+        return budget
+    return msgspec.structs.replace(
+        budget,
+        directory=None if budget.directory is None else str(folder / budget.directory),
+        password=None if budget.password is None else _located(budget.password, folder),
+    )
+
+
+def _located(source: SecretSource, folder: Path) -> SecretSource:
+    return source if source.file is None else msgspec.structs.replace(source, file=str(folder / source.file))
 
 
 def _convert(raw: object, kind: type[T], where: str) -> T:
@@ -215,7 +150,9 @@ def _convert(raw: object, kind: type[T], where: str) -> T:
 
 _WANTED = {
     "dialect": 'give "tuya" or "alibaba"',
-    "per_second": 'give calls a second, or "unlimited"',
+    "per_second": 'give calls a second, "unlimited", or "auto"',
+    "budget": 'give "machine", "alone", { directory = "/run/auditor" } or { redis = "redis://HOST:6379/0" }',
+    "budget.password": 'give { env = "NAME" } or { file = "/path" }',
     "fleet": 'give { file = "fleet.csv" }; "-" is standard input',
     "access_key_secret": 'give { env = "NAME" } or { file = "/path" }',
     "max_failed": 'give a number of devices, or a part of them such as "0.1%"',
@@ -229,7 +166,7 @@ def _sentence(text: str, kind: type[Any]) -> str:
     if (unknown := re.search(r"unknown field `(.*)`", message)) is None:
         return at + _WANTED.get(path.rstrip("`"), message[0].lower() + message[1:])
     if path:
-        kind = {"fleet": FleetSource}.get(path.rstrip("`"), SecretSource)
+        kind = {"fleet": FleetSource, "budget": SharedBudget}.get(path.rstrip("`"), SecretSource)
     known = [field.name for field in msgspec.structs.fields(kind)]
     near = difflib.get_close_matches(unknown[1], known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
@@ -250,6 +187,9 @@ def _check(settings: Settings, where: str) -> None:
             raise SettingsError(f"{where}: {key}: give a number of seconds above 0, and 86,400 at most")
     if not 0 <= settings.fsync_every <= 3_600:
         raise SettingsError(f"{where}: fsync_every: give a number of seconds from 0 (every answer) to 3,600")
+    if not 0 < settings.retry_budget <= 1:
+        raise SettingsError(f"{where}: retry_budget: give a part above 0 and up to 1, such as 0.1")
+    _check_budget(settings.budget, where)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", settings.name):
         raise SettingsError(f"{where}: name: use letters, digits, '.', '-' and '_', 64 at most; it names a folder")
     _check_max_failed(settings.max_failed, where)
@@ -270,6 +210,41 @@ def _check_max_failed(allowed: int | str, where: str) -> None:
         raise SettingsError(f"{where}: max_failed: {_WANTED['max_failed']}")
 
 
+def _check_budget(budget: Budget, where: str) -> None:
+    if isinstance(budget, str):
+        return
+    if (budget.directory is None) == (budget.redis is None):
+        raise SettingsError(f"{where}: budget: give one of directory and redis")
+    if budget.directory is not None and not Path(budget.directory).is_dir():
+        raise SettingsError(
+            f"{where}: budget: {budget.directory} is not a directory; make one that its users can write"
+        )
+    if budget.password is not None:
+        if budget.redis is None:
+            raise SettingsError(f"{where}: budget: password: is that of redis; leave it out")
+        _check_source(budget.password, f"{where}: budget: password")
+    if budget.redis is not None:
+        _check_redis(budget.redis, f"{where}: budget: redis")
+
+
+def _check_redis(address: str, at: str) -> None:
+    # Never quoted: it may hold a password.
+    if "@" in address:
+        raise SettingsError(f'{at}: leave the password out of the address: password = {{ env = "NAME" }}')
+    try:
+        parts = urlsplit(address)
+        good = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # as in an endpoint
+        good = False
+    if not good or not re.fullmatch(r"rediss?://[!-.0->A-~]+(/\d+)?", address):
+        raise SettingsError(f"{at}: is not an address such as redis://HOST:6379/0")
+
+
+def _check_source(source: SecretSource, at: str) -> None:
+    if (source.env is None) == (source.file is None):
+        raise SettingsError(f'{at}: give one of {{ env = "NAME" }} and {{ file = "/path" }}')
+
+
 def _check_account(account: Account, at: str) -> None:
     try:
         parts = urlsplit(account.endpoint)
@@ -281,11 +256,24 @@ def _check_account(account: Account, at: str) -> None:
         raise SettingsError(f"{at}: endpoint: is not an address such as https://HOST:PORT/")
     if "@" in parts.netloc or parts.path not in {"", "/"} or re.search(r"[?#]", account.endpoint):
         raise SettingsError(f"{at}: endpoint: leave out everything but https://HOST:PORT/")
-    if account.per_second != "unlimited" and not 0 < account.per_second <= 1_000_000:
-        raise SettingsError(f'{at}: per_second: give calls a second, above 0 and 1,000,000 at most, or "unlimited"')
-    if not 0 < account.share <= 1:
-        raise SettingsError(f"{at}: share: give a part above 0 and up to 1")
+    _check_quotas(account, at)
     if account.dialect == "alibaba" and not account.region_id:
         raise SettingsError(f'{at}: region_id: the dialect alibaba needs one, such as region_id = "cn-shanghai"')
     if account.ca_file is not None and not Path(account.ca_file).is_file():
         raise SettingsError(f"{at}: ca_file: {account.ca_file} is not a file")
+
+
+def _check_quotas(account: Account, at: str) -> None:
+    if not isinstance(account.per_second, str) and not 0 < account.per_second <= 1_000_000:
+        raise SettingsError(
+            f'{at}: per_second: give calls a second above 0 and up to 1,000,000, or "unlimited" or "auto"'
+        )
+    if account.per_second == "auto" and account.share != 1:
+        raise SettingsError(
+            f'{at}: share: a part of a quota needs one that is known; leave it out, or per_second = "auto"'
+        )
+    for operation, per_second in account.quotas.items():
+        if not 0 < per_second <= 1_000_000:
+            raise SettingsError(f"{at}: quotas: {operation}: give calls a second above 0 and up to 1,000,000")
+    if not 0 < account.share <= 1:
+        raise SettingsError(f"{at}: share: give a part above 0 and up to 1")

@@ -31,6 +31,9 @@ BEGIN = 1_000_000.0
 JITTER: dict[str, Callable[[random.Random], float]] = {
     "0-1 ms": lambda chance: chance.uniform(0, 0.001),
     "0-10 ms": lambda chance: chance.uniform(0, 0.010),
+    "hiccups": lambda chance: (
+        chance.uniform(0, 0.010) + (chance.uniform(0.010, 0.040) if chance.random() < 0.003 else 0)
+    ),
     "10-150 ms": lambda chance: chance.uniform(0.010, 0.150),
     "heavy tail": lambda chance: (
         0.002 + chance.expovariate(200) if chance.random() < 0.97 else chance.uniform(0.02, 0.3)
@@ -122,7 +125,7 @@ class PhaseLocked:
 class Learned:
     """The gate of ``auditor.pace``: even slots at a rate that is learned, which is the very code an audit runs."""
 
-    def __init__(self, quota: float | None) -> None:
+    def __init__(self, quota: float) -> None:
         self.rate = Rate(quota)
         self.open_at = -math.inf
 

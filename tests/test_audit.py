@@ -212,7 +212,43 @@ async def test_the_quota_holds_and_every_attempt_counts(tmp_path: Path) -> None:
         result = await auditor.run_audit(settings_for(tmp_path, table))
         assert platform.counts.received == result.manifest.requests.sent
         assert platform.counts.throttled == result.manifest.requests.throttled == 0
-    assert result.manifest.rate.target == pytest.approx(90)
+    rate = result.manifest.rate
+    assert rate.target == pytest.approx(90)
+    assert rate.allowed is not None
+    assert 0.95 * 90 <= rate.allowed < 90
+    assert rate.latency is not None
+    assert 0.01 <= rate.latency <= 0.1
+    assert rate.in_flight == pytest.approx(rate.latency * rate.achieved, rel=0.3)
+
+
+async def test_a_quota_that_nobody_told_is_found_and_not_run_over(tmp_path: Path) -> None:
+    world = World(1500, large=0)
+    world.write_fleet(tmp_path / "fleet.csv")
+    account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, per_second=150)
+    async with Simulator(world, accounts=[account], latency=(0.01, 0.03)) as platform:
+        table = account_table(platform.endpoint, tmp_path, per_second="auto")
+        result = await auditor.run_audit(settings_for(tmp_path, table))
+    rate, requests = result.manifest.rate, result.manifest.requests
+    assert (result.exit_code, rate.target, result.manifest.accounts[0].quota) == (0, None, None)
+    assert rate.allowed is not None
+    assert 0.8 * 150 <= rate.allowed <= 1.1 * 150
+    assert requests.throttled <= 0.03 * requests.sent
+
+
+async def test_two_accounts_of_one_key_share_its_quota(tmp_path: Path) -> None:
+    world = World(200, large=0)
+    halves = [list(world)[:100], list(world)[100:]]
+    tables = []
+    account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, per_second=50)
+    async with Simulator(world, accounts=[account], latency=(0.01, 0.03)) as platform:
+        for name, half in zip(("one", "two"), halves, strict=True):
+            path = tmp_path / f"{name}.csv"
+            path.write_text("\n".join(("iot_id", *(device.iot_id for device in half))) + "\n")
+            fleet = {"file": str(path)}
+            tables.append(account_table(platform.endpoint, tmp_path, name=name, per_second=50, fleet=fleet))
+        result = await auditor.run_audit(settings_for(tmp_path, *tables))
+    assert (result.exit_code, result.manifest.requests.throttled) == (0, 0)
+    assert result.manifest.rate.achieved == pytest.approx(48, rel=0.1)
 
 
 async def test_outcomes_come_as_a_stream_and_nothing_is_written(tmp_path: Path) -> None:

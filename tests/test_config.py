@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auditor.config import Account, FleetSource, SecretSource, Settings, load_settings, read_secret, settings_from
+from auditor.config import (
+    Account,
+    FleetSource,
+    SecretSource,
+    Settings,
+    SharedBudget,
+    load_settings,
+    read_secret,
+    settings_from,
+)
 from auditor.errors import SettingsError
 from auditor.model import Secret
 
@@ -215,6 +224,66 @@ def test_max_failed_that_is_neither_number_nor_part_is_refused(value: object) ->
 )
 def test_max_failed_becomes_a_number_of_devices_rounded_down(allowed: int | str, devices: int, failures: int) -> None:
     assert settings_from({"max_failed": allowed, "account": [account()]}).failures_allowed(devices) == failures
+
+
+def test_a_shared_budgets_paths_are_relative_to_the_settings_folder(tmp_path: Path) -> None:
+    table = {"account": [account()], "budget": {"redis": "rediss://cache.example:6380/2", "password": {"file": "key"}}}
+    budget = settings_from(table, folder=tmp_path).budget
+    assert budget == SharedBudget(
+        redis="rediss://cache.example:6380/2", password=SecretSource(file=str(tmp_path / "key"))
+    )
+    (tmp_path / "shared").mkdir()
+    table = {"account": [account()], "budget": {"directory": "shared"}}
+    assert settings_from(table, folder=tmp_path).budget == SharedBudget(directory=str(tmp_path / "shared"))
+
+
+@pytest.mark.parametrize(
+    "address", ["redis://cache", "redis://10.0.0.1:6379", "redis://[::1]:6379/0", "rediss://a.b/15"]
+)
+def test_a_redis_address_is_one(address: str) -> None:
+    assert settings_from({"account": [account()], "budget": {"redis": address}}).budget == SharedBudget(redis=address)
+
+
+@pytest.mark.parametrize(
+    ("budget", "says"),
+    [
+        ("everybody", "give"),
+        ({}, "give one of directory and redis"),
+        ({"directory": "/", "redis": "redis://cache"}, "give one of directory and redis"),
+        ({"directory": "/no/such/place"}, "is not a directory"),
+        ({"directory": "/", "password": {"env": "NAME"}}, "leave it out"),
+        ({"redis": "cache:6379"}, "is not an address"),
+        ({"redis": "http://cache:6379"}, "is not an address"),
+        ({"redis": "redis://cache:port"}, "is not an address"),
+        ({"redis": "redis://cache:99999/0"}, "is not an address"),
+        ({"redis": "redis://[::1"}, "is not an address"),
+        ({"redis": "redis://cache/0?ssl_cert_reqs=none"}, "is not an address"),
+        ({"redis": "redis://cache/zero"}, "is not an address"),
+        ({"redis": "redis:///0"}, "is not an address"),
+        ({"redis": "redis://cache", "password": {}}, "password: give one of"),
+        ({"redis": "redis://cache", "password": {"env": "NAME", "file": "key"}}, "password: give one of"),
+        ({"redis": "redis://cache", "password": {"nev": "NAME"}}, "did you mean env?"),
+        ({"reddis": "redis://cache"}, "did you mean redis?"),
+    ],
+)
+def test_a_budget_that_cannot_be_shared_is_refused(budget: object, says: str) -> None:
+    text = refused({"account": [account()], "budget": budget})
+    assert "budget" in text
+    assert says in text
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"redis": f"redis://:{HIDDEN}@cache:6379/0"},
+        {"redis": f"redis://{HIDDEN}@cache:port"},
+        {"redis": "redis://cache", "password": HIDDEN},
+    ],
+)
+def test_a_password_written_out_in_a_budget_is_refused_and_not_repeated(budget: object) -> None:
+    text = refused({"account": [account()], "budget": budget})
+    assert HIDDEN not in text
+    assert "{ env = " in text
 
 
 @pytest.mark.parametrize("accounts", [None, [], {}, "eu", 3])

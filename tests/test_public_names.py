@@ -41,6 +41,7 @@ def typed(settings: auditor.Settings, run: auditor.Run, path: Path) -> None:
     assert_type(run.manifest, auditor.Manifest)
     assert_type(auditor.verify(path), list[str])
     assert_type(auditor.prune(path, keep=7), auditor.Pruned)
+    assert_type(auditor.plan_audit(settings, fleet="fleet.csv", window=3600), auditor.Plan)
 
 
 async def typed_asynchronously(settings: auditor.Settings) -> None:

@@ -1,24 +1,51 @@
 """One account made ready to be asked: its client, its quota, what its answers teach, and its repeats."""
 
-from collections.abc import AsyncIterator, Mapping
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 
+import anyio
 import structlog
 
 from auditor import __about__
+from auditor.audit.gates import Gates
 from auditor.audit.pages import read_device
 from auditor.config import Account, Settings, read_secret
 from auditor.errors import AccountStoppedError
 from auditor.model import Device, Outcome, Secret, Sent
 from auditor.pace.feedback import Feedback
-from auditor.pace.quota import Quota
 from auditor.pace.retry import Backoff, Pacer, Tally
 from auditor.platform.answers import Answer
 from auditor.platform.client import Client, Endpoint, trust
 from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, Operation, module_versions_of
 
 log = structlog.get_logger()
+
+
+WARM_EVERY = 0.05
+"""Seconds between two looks whether connections are missing."""
+
+SPARE = 1.5
+"""How many connections are kept open, as a multiple of those that are needed on average."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast an account is asked.
+
+    ``told`` is its quota in requests a second (None without one, or with one that is looked for), ``rate`` what it
+    bears as far as was learned (None without one), ``others`` the processes that share it now; ``repeats_wait``:
+    repeats take more than their part of it.
+    """
+
+    told: float | None
+    rate: float | None
+    others: int
+    paused: bool
+    repeats_wait: bool
+
 
 Keys = tuple[str, Secret]
 """An access key id and its secret."""
@@ -41,24 +68,41 @@ def read_keys(account: Account) -> Keys:
 
 
 class AskedAccount:
-    """An account with an open connection pool. ``tally`` counts its requests."""
+    """An account with an open connection pool, and a gate and repeats for each operation, which has its own quota."""
 
-    def __init__(self, settings: Settings, account: Account, client: Client, known: Device | None = None) -> None:
-        self.name = account.name
+    def __init__(
+        self, settings: Settings, account: Account, client: Client, gates: Gates, known: Device | None = None
+    ) -> None:
+        self.name, self._told = account.name, account.rate
         self.client = client
-        self._page_size = settings.page_size
-        quota = Quota(account.rate)
-        self._feedback = Feedback(
-            account.name, quota, give_up_after=settings.give_up_after, worked_before=known is not None
-        )
+        self._settings, self._gates = settings, gates
+        self._feedback = Feedback(account.name, give_up_after=settings.give_up_after, worked_before=known is not None)
+        self._pacers: dict[str, Pacer] = {}
         ask_known = None if known is None else partial(self._ask_once, known)
-        self._pacer = Pacer(quota, self._feedback, Backoff(attempts=settings.attempts), known=ask_known)
+        self._pacer = self._pacer_of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, ask_known)
         self._offset = 0
+
+    def _pacer_of(self, operation: Operation, known: Callable[[], Awaitable[object]] | None = None) -> Pacer:
+        if operation.name not in self._pacers:
+            self._pacers[operation.name] = Pacer(
+                self._gates.of(operation),
+                self._feedback,
+                Backoff(attempts=self._settings.attempts),
+                retry_budget=self._settings.retry_budget,
+                known=known,
+            )
+        return self._pacers[operation.name]
 
     @property
     def tally(self) -> Tally:
-        """Requests so far."""
+        """Requests for module versions so far."""
         return self._pacer.tally
+
+    @property
+    def pace(self) -> Pace:
+        """How fast devices may be asked about now."""
+        gate = self._gates.of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE)
+        return Pace(self._told, gate.rate, gate.others, gate.paused, self._pacer.repeats.short)
 
     @property
     def never_reached(self) -> AccountStoppedError | None:
@@ -77,6 +121,9 @@ class AskedAccount:
         """Why nothing comes from the account now, if so."""
         if self.sick:
             return f'account "{self.name}": nothing succeeds, it is probed; the last: {self._feedback.last}'
+        if self._pacer.repeats.short:
+            part = f"{self._settings.retry_budget:.0%} of the quota"
+            return f'account "{self.name}": repeats take more than {part} and wait; the last: {self._feedback.last}'
         return None if self.never_reached is None else str(self.never_reached)
 
     async def never_reached_at_all(self) -> AccountStoppedError | None:
@@ -91,7 +138,16 @@ class AskedAccount:
 
     async def _ask_once(self, device: Device) -> Answer:
         operation = LIST_OTA_MODULE_VERSIONS_BY_DEVICE
-        return await self.client.call(operation, module_versions_of(device, 1, self._page_size))
+        return await self.client.call(operation, module_versions_of(device, 1, self._settings.page_size))
+
+    async def keep_warm(self) -> None:
+        """Keeps as many connections open as the pace needs, so that no slot is spent on a handshake; never returns."""
+        while True:
+            await anyio.sleep(WARM_EVERY)
+            rate, tally = self.pace.rate, self.tally
+            if rate is not None and tally.answered and not self.sick:
+                needed = rate * tally.seconds / tally.answered
+                await self.client.warm(math.ceil(SPARE * needed) + 1)
 
     async def fetch(self, device: Device) -> Outcome:
         """What became of one device.
@@ -99,10 +155,10 @@ class AskedAccount:
         Raises:
             AccountStoppedError: the account is refused, or was never reached.
         """
-        return await read_device(self._call, device, page_size=self._page_size)
+        return await read_device(self._call, device, page_size=self._settings.page_size)
 
     async def _call(self, operation: Operation, parameters: Mapping[str, str]) -> Sent[Answer]:
-        sent = await self._pacer.send(lambda: self.client.call(operation, parameters))
+        sent = await self._pacer_of(operation).send(lambda: self.client.call(operation, parameters))
         if (offset := round(self.client.clock_offset)) != self._offset:
             self._offset = offset
             log.warning("the platform's clock differs and is followed", account=self.name, seconds=offset)
@@ -111,9 +167,21 @@ class AskedAccount:
 
 @asynccontextmanager
 async def open_account(
-    settings: Settings, account: Account, keys: Keys, workers: int, known: Device | None = None
+    settings: Settings, account: Account, keys: Keys, workers: int, known: Device | None = None, *, first: bool = False
 ) -> AsyncIterator[AskedAccount]:
-    """Opens an account for ``workers`` requests at a time; ``known`` is a device that it has answered about before."""
+    """Opens an account.
+
+    Args:
+        settings: how to ask.
+        account: one of theirs.
+        keys: its keys.
+        workers: requests in flight at most.
+        known: a device that it has answered about before.
+        first: whether to go before others that share the account's quota.
+
+    Raises:
+        SettingsError: the place where quotas are shared cannot be used.
+    """
     endpoint = Endpoint(
         url=account.endpoint,
         region_id=account.region_id,
@@ -124,5 +192,5 @@ async def open_account(
         connections=workers,
         user_agent=f"auditor/{__about__.VERSION}",
     )
-    async with Client(endpoint, *keys) as client:
-        yield AskedAccount(settings, account, client, known)
+    async with Client(endpoint, *keys) as client, Gates(settings, account, keys[0], first=first) as gates:
+        yield AskedAccount(settings, account, client, gates, known)

@@ -12,6 +12,7 @@ from auditor import __about__
 from auditor.audit.folder import Hold, new_run_folder
 from auditor.audit.journal import utc
 from auditor.audit.kept import table_of
+from auditor.audit.plan import plan_for
 from auditor.config import Account, FleetSource, Settings
 from auditor.errors import FleetError
 from auditor.fleet.snapshot import write_snapshot
@@ -91,6 +92,7 @@ def new_run(settings: Settings, directory: Path, limit: int | None, started: flo
             fleet=FleetFacts(printable(snapshot.source), snapshot.devices, snapshot.duplicates, snapshot.sha256, limit),
             devices=DeviceCounts(pending=snapshot.devices),
             rate=Rate(target=target_of(settings)),
+            planned=plan_for(settings, folder / FLEET, directory).planned,
             settings=kept_of(settings),
         )
         write_manifest(folder, manifest)
@@ -111,7 +113,7 @@ def facts_of(settings: Settings) -> tuple[AccountFacts, ...]:
 
 
 def target_of(settings: Settings) -> float | None:
-    """Calls a second that all quotas allow together; None where one account has none."""
+    """Calls a second that all quotas allow together; None where one account has none, or none that is known."""
     rates = [account.rate for account in settings.account]
     return None if None in rates else sum(rate for rate in rates if rate is not None)
 
@@ -127,5 +129,5 @@ def kept_of(settings: Settings) -> dict[str, object] | None:
 
 
 def _facts(account: Account) -> AccountFacts:
-    quota = None if account.per_second == "unlimited" else account.per_second
+    quota = None if isinstance(account.per_second, str) else account.per_second
     return AccountFacts(account.name, account.endpoint, account.dialect, quota)

@@ -18,7 +18,7 @@ BESIDES = frozenset({"name", "directory", "access_key_id", "access_key_secret"})
 
 HOW = BESIDES | {
     "at_once", "page_size", "attempts", "timeout", "connect_timeout", "give_up_after", "max_failed", "fsync_every",
-    "per_second", "share", "ca_file", "fleet",
+    "per_second", "share", "quotas", "retry_budget", "budget", "ca_file", "fleet",
 }  # fmt: skip
 """Settings that say how an audit asks; the others say whom. The fleet is the run's own, whatever its source is now."""
 

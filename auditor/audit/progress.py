@@ -14,10 +14,10 @@ INTERRUPTED = 130
 class Progress:
     """Where an audit stands.
 
-    ``devices`` and ``requests`` are of the whole run, ``before`` of them (requests
-    sent, devices done) from before it was ``resumed``. ``per_second`` is
-    what the quotas allow in all, None without one; ``trouble`` names an account that gives no usable answer, and says
-    why.
+    ``devices`` and ``requests`` are of the whole run, ``before`` of them (requests sent, devices done) from before it
+    was ``resumed``. ``per_second`` is what the quotas allow in all, None without one, and ``allowed`` what they bear as
+    far as was learned; ``others`` are the audits that share one of them now. ``trouble`` names an account that gives no
+    usable answer, and says why.
     """
 
     folder: Path
@@ -27,6 +27,8 @@ class Progress:
     in_flight: int
     per_second: float | None
     elapsed: float
+    allowed: float | None = None
+    others: int = 0
     trouble: str | None = None
     sealing: bool = False
     before: tuple[int, int] = (0, 0)

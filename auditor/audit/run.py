@@ -9,6 +9,7 @@ import anyio
 
 from auditor.audit.account import read_keys
 from auditor.audit.beginning import Begun, new_run, with_fleet
+from auditor.audit.gates import try_budget
 from auditor.audit.kept import refuse_other_settings, settings_to_resume
 from auditor.audit.progress import Result, Watch
 from auditor.audit.resuming import go_on, unfinished
@@ -31,6 +32,7 @@ async def run_audit(
     until: float | None = None,
     watch: Watch | None = None,
     stop: Stop | None = None,
+    priority: bool = False,
 ) -> Result:
     """Asks about every device of the fleet and leaves a sealed run folder.
 
@@ -43,10 +45,11 @@ async def run_audit(
         until: when to be done, in seconds since 1970; what is not asked in time stays pending.
         watch: told every half second where the audit stands.
         stop: a wish to end early; what is not asked by then stays pending.
+        priority: go before other audits on this machine that share an account's quota.
 
     Raises:
         UsageError: ``limit`` is below 1.
-        SettingsError: a key is not there.
+        SettingsError: a key is not there, or the Redis server where quotas are shared cannot be used.
         FleetError: the fleet cannot be used; no run folder is left.
         RunFolderError: a run of this name is being written, or the one to resume was asked with other settings.
         RunNotWritableError: no run folder can be made, or the one to resume cannot be written.
@@ -56,6 +59,7 @@ async def run_audit(
         raise UsageError(f"limit {limit}: give a number of devices from 1 up")
     settings = with_fleet(settings, fleet)
     keys = [read_keys(account) for account in settings.account]
+    await try_budget(settings)
     where, now = Path(directory or settings.directory), time.time()
 
     def begin() -> Begun:
@@ -68,7 +72,7 @@ async def run_audit(
 
     stop = stop or Stop()
     begun = await _unless_stopped(begin, stop)
-    return await Stretch(settings, keys, begun, until=until, watch=watch, stop=stop).run()
+    return await Stretch(settings, keys, begun, until=until, watch=watch, stop=stop, priority=priority).run()
 
 
 async def resume_audit(
@@ -78,6 +82,7 @@ async def resume_audit(
     until: float | None = None,
     watch: Watch | None = None,
     stop: Stop | None = None,
+    priority: bool = False,
 ) -> Result:
     """Asks about the devices of a run that are pending or failed, and seals it anew.
 
@@ -88,12 +93,13 @@ async def resume_audit(
         until: as in ``run_audit``.
         watch: as in ``run_audit``.
         stop: as in ``run_audit``.
+        priority: as in ``run_audit``.
 
     Returns:
         What it came to; a run that is complete already is left as it is.
 
     Raises:
-        SettingsError: a key is not there.
+        SettingsError: a key is not there, or the Redis server where quotas are shared cannot be used.
         RunFolderError: it is no run, another process is writing it or one of its name, or it asked other accounts.
         RunNotWritableError: it cannot be written.
         StoppedAtOnceError: the end was wished before anything was asked.
@@ -104,11 +110,12 @@ async def resume_audit(
         return Result(folder, manifest, 0)
     own = settings_to_resume(folder, settings)
     keys = [read_keys(account) for account in own.account]
+    await try_budget(own)
     stop = stop or Stop()
     begun = await _unless_stopped(lambda: go_on(folder, own, time.time()), stop)
     if begun is None:
         return Result(folder, read_manifest(folder), 0)
-    return await Stretch(own, keys, begun, until=until, watch=watch, stop=stop).run()
+    return await Stretch(own, keys, begun, until=until, watch=watch, stop=stop, priority=priority).run()
 
 
 async def _unless_stopped(begin: Callable[[], T], stop: Stop) -> T:

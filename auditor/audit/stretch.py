@@ -13,6 +13,7 @@ from auditor.audit.account import AskedAccount, Keys, open_account, workers_each
 from auditor.audit.beginning import Begun, printable
 from auditor.audit.disk import SyncedJournal, free_reserve, reserve
 from auditor.audit.journal import Journal, utc
+from auditor.audit.notices import Notices
 from auditor.audit.progress import INTERRUPTED, Progress, Result, Watch
 from auditor.audit.scheduler import Stop, fan_out
 from auditor.config import Settings
@@ -59,6 +60,7 @@ class Stretch:
         until: when to be done, in seconds since 1970.
         watch: told every half second where the audit stands.
         stop: a wish to end early.
+        priority: whether to go before other audits that share an account's quota.
     """
 
     def __init__(
@@ -70,15 +72,16 @@ class Stretch:
         until: float | None,
         watch: Watch | None,
         stop: Stop,
+        priority: bool = False,
     ) -> None:
         self._settings, self._keys, self._watch, self._stop = settings, keys, watch, stop
+        self._priority = priority
         self._begun, self._folder, self._manifest = begun, begun.folder, begun.manifest
         self._began = time.monotonic()
         self._stop_at, self._drain_seconds = self._plan_the_end(until)
         self._journal = Journal(self._folder / ANSWERED, self._folder / FAILED, asdict(begun.manifest.devices))
         self._synced = SyncedJournal(self._journal, settings.fsync_every)
         self._accounts: list[AskedAccount] = []
-        self._sick: set[str] = set()
         self._stopped: list[StoppedError] = []
 
     async def run(self) -> Result:
@@ -123,7 +126,7 @@ class Stretch:
                 async with AsyncExitStack() as stack:
                     for account, keys in zip(self._settings.account, self._keys, strict=True):
                         known = self._begun.known.get(account.name)
-                        opened = open_account(self._settings, account, keys, workers, known)
+                        opened = open_account(self._settings, account, keys, workers, known, first=self._priority)
                         self._accounts.append(await stack.enter_async_context(opened))
                     await self._ask_accounts(workers)
         except RunNotWritableError as error:
@@ -134,6 +137,8 @@ class Stretch:
         self._tell_watcher()
         async with anyio.create_task_group() as all_of_it:
             all_of_it.start_soon(self._keep_up)
+            for asked in self._accounts:
+                all_of_it.start_soon(asked.keep_warm)
             async with anyio.create_task_group() as asking:
                 for asked in self._accounts:
                     asking.start_soon(self._ask_account, asked, workers)
@@ -156,10 +161,11 @@ class Stretch:
     async def _keep_up(self) -> None:
         """Syncs answers to disk, writes the manifest, tells the watcher, each in its rhythm; and minds the deadline."""
         told = written = synced = time.monotonic()
+        notices = Notices(self._accounts, workers_each(self._settings))
         while True:
             await anyio.sleep(LOOK_SECONDS)
             self._look_at_the_clock()
-            self._log_sickness()
+            notices.look()
             now = time.monotonic()
             try:
                 if now - synced >= self._settings.fsync_every:
@@ -175,15 +181,6 @@ class Stretch:
             if self._watch is not None and now - told >= WATCH_SECONDS:
                 told = now
                 self._tell_watcher()
-
-    def _log_sickness(self) -> None:
-        for asked in self._accounts:
-            if asked.sick and asked.name not in self._sick:
-                self._sick.add(asked.name)
-                log.warning("nothing succeeds, so the platform is probed", account=asked.name, reason=asked.trouble)
-            elif not asked.sick and asked.name in self._sick:
-                self._sick.remove(asked.name)
-                log.warning("the platform answers again", account=asked.name)
 
     def _look_at_the_clock(self) -> None:
         # The wall clock: a machine that slept has missed its deadline all the same.
@@ -246,8 +243,24 @@ class Stretch:
         elapsed = time.monotonic() - self._began
         if before.rate.achieved:
             elapsed += before.requests.sent / before.rate.achieved  # what earlier stretches took
-        rate = Rate(before.rate.target, round(requests.sent / max(elapsed, 0.001), 3))
-        return replace(before, devices=self._counts(), requests=requests, rate=rate)
+        achieved = round(requests.sent / max(elapsed, 0.001), 3)
+        return replace(before, devices=self._counts(), requests=requests, rate=self._rate(achieved))
+
+    def _rate(self, achieved: float) -> Rate:
+        before, tallies = self._manifest.rate, [asked.tally for asked in self._accounts]
+        answered, seconds = sum(tally.answered for tally in tallies), sum(tally.seconds for tally in tallies)
+        return Rate(
+            target=before.target,
+            achieved=achieved,
+            allowed=self._allowed(),
+            latency=round(seconds / answered, 6) if answered else before.latency,
+            in_flight=round(seconds / max(time.monotonic() - self._began, 0.001), 3),
+        )
+
+    def _allowed(self) -> float | None:
+        """Requests a second that all quotas bear together, as far as was learned; None where one account has none."""
+        rates = [asked.pace.rate for asked in self._accounts]
+        return None if None in rates or not rates else round(sum(rate for rate in rates if rate is not None), 3)
 
     def _counts(self) -> DeviceCounts:
         written = self._journal.counts
@@ -270,6 +283,8 @@ class Stretch:
             requests=self._requests(),
             in_flight=sum(asked.tally.in_flight for asked in self._accounts),
             per_second=before.rate.target,
+            allowed=self._allowed(),
+            others=max((asked.pace.others for asked in self._accounts), default=0),
             elapsed=time.monotonic() - self._began,
             trouble=next((said for asked in self._accounts if (said := asked.trouble) is not None), None),
             before=(before.requests.sent, before.fleet.devices - before.devices.pending),

@@ -94,6 +94,25 @@ def read_snapshot(path: Path, account: str) -> Iterator[Device]:
         database.close()
 
 
+def devices_by_account(path: Path) -> dict[str, int]:
+    """How many devices each account has in a file that ``write_snapshot`` wrote; accounts without one are left out.
+
+    Raises:
+        RunNotWritableError: the file has gone or is broken, so no run can go on.
+    """
+    database = open_database()
+    try:
+        return dict(
+            database.execute(
+                f"SELECT account, count(*) FROM read_parquet({quoted_to_read(path)}) GROUP BY account"
+            ).fetchall()
+        )
+    except duckdb.Error as error:
+        raise RunNotWritableError(f"{path} cannot be read: {reason_of(error)}") from error
+    finally:
+        database.close()
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

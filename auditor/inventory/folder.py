@@ -83,10 +83,29 @@ class RequestCounts:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Requests a second: what the quotas allow (None without a quota), and what was reached."""
+    """Requests a second: what the quotas allow (None without a quota), and what was reached.
+
+    ``allowed`` is what the quotas bear as far as was learned by now (None without one), ``latency`` the mean of the
+    seconds from a request to its answer (None before the first), and ``in_flight`` the requests in flight on average.
+    """
 
     target: float | None = None
     achieved: float = 0.0
+    allowed: float | None = None
+    latency: float | None = None
+    in_flight: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What was expected when the run began: requests, seconds at the quotas, and requests in flight that they need.
+
+    ``seconds`` and ``in_flight`` are None where a quota is not known.
+    """
+
+    requests: int
+    seconds: float | None
+    in_flight: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +131,8 @@ class Manifest:
     """``run.json``. Times are UTC such as ``2026-11-22T02:00:03.123Z``; ``error`` says why a run was stopped.
 
     ``settings`` are those of the run, so that it can be resumed: where its keys lie, and never a secret. Requests and
-    the rate are of all its stretches, from ``started_at`` and from each time in ``resumed_at``.
+    the rate are of all its stretches, from ``started_at`` and from each time in ``resumed_at``; ``planned`` is of the
+    whole fleet, as ``auditor plan`` told it at the start.
     """
 
     auditor_version: str
@@ -125,6 +145,7 @@ class Manifest:
     devices: DeviceCounts = field(default_factory=DeviceCounts)
     requests: RequestCounts = field(default_factory=RequestCounts)
     rate: Rate = field(default_factory=Rate)
+    planned: Planned | None = None
     failures: tuple[FailureFacts, ...] = ()
     error: str | None = None
     files: tuple[FileFacts, ...] = ()

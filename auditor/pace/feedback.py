@@ -1,6 +1,5 @@
-"""What an account's answers teach: whether it works at all, and how long a refusal asks it to hold back."""
+"""What an account's answers teach: whether it works at all, or is sick."""
 
-import random
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -13,10 +12,6 @@ from auditor.errors import (
     ThrottledError,
     TransientError,
 )
-from auditor.pace.quota import Quota
-
-LONGEST_PAUSE = 60.0
-"""Seconds an account holds back for one refusal at most, whatever delay the platform names."""
 
 PATIENCE = 600.0
 """Seconds without one usable answer after which an account that did work is stopped; the run can be resumed."""
@@ -33,7 +28,6 @@ class Feedback:
 
     Args:
         account: its name, for errors.
-        quota: what refusals slow down.
         give_up_after: seconds without a usable answer until an account that never gave one is stopped.
         worked_before: whether the account has answered in an earlier stretch of the audit: then it is its devices that
             are doubted first, and not the account.
@@ -48,19 +42,16 @@ class Feedback:
     def __init__(
         self,
         account: str,
-        quota: Quota,
         *,
         give_up_after: float,
         worked_before: bool = False,
         clock: Callable[[], float] = time.monotonic,
-        draw: Callable[[], float] = random.random,
     ) -> None:
         self.proven = self.sick = False
         self._account = account
-        self._quota = quota
         self._worked_before = worked_before
         self._patience = PATIENCE if worked_before else give_up_after
-        self._clock, self._draw = clock, draw
+        self._clock = clock
         self._failing_since: float | None = None
         self._failures_in_a_row = 0
         self._succeeded_at = 0.0
@@ -77,13 +68,8 @@ class Feedback:
         if self._stopped is not None:
             raise AccountStoppedError(self._account, self._stopped)
 
-    def succeeded(self, sent_at: float | None = None) -> None:
-        """The platform accepted a request of this account, whatever it said of the device.
-
-        Args:
-            sent_at: the moment of its slot; None is now.
-        """
-        self._quota.admitted(self._clock() if sent_at is None else sent_at)
+    def succeeded(self) -> None:
+        """The platform accepted a request of this account, whatever it said of the device."""
         self.proven = True
         self.sick = False
         self._succeeded_at = self._clock()
@@ -91,12 +77,8 @@ class Feedback:
         self._failures_in_a_row = 0
         self._forbidden = 0
 
-    def failed(self, error: PlatformError, sent_at: float | None = None) -> None:
+    def failed(self, error: PlatformError) -> None:
         """A request brought no usable answer.
-
-        Args:
-            error: why.
-            sent_at: the moment of its slot; None is now.
 
         Raises:
             AccountStoppedError: the account is refused, or has given no usable answer for too long.
@@ -110,9 +92,7 @@ class Feedback:
             if self._forbidden >= FORBIDDEN_LIMIT:
                 self._stop(f"the platform denies it every device: {error}")
             return
-        if isinstance(error, ThrottledError):
-            self._hold_back(error.retry_after, self._clock() if sent_at is None else sent_at)
-        elif isinstance(error, TransientError):
+        if isinstance(error, TransientError):
             self._failures_in_a_row += 1
             stretch = self._clock() - self._succeeded_at
             self.sick = self.proven and self._failures_in_a_row >= SICK_FAILURES and stretch >= SICK_SECONDS
@@ -122,11 +102,9 @@ class Feedback:
         self._stopped = self._stopped or why
         raise AccountStoppedError(self._account, why)
 
-    def _hold_back(self, wish: float | None, sent_at: float) -> None:
-        # A wish for no delay at all (0, or a date gone by) tells nothing: obeyed, it would be asked again without end.
-        # Chance parts those who were told the same.
-        obeyed = min(wish * (1 + 0.1 * self._draw()), LONGEST_PAUSE) if wish else None
-        self._quota.refused(sent_at, obeyed)
+    def spent(self) -> None:
+        """The account has used up what it may repeat; if nothing succeeds either, it is sick without more waiting."""
+        self.sick = self.sick or (self.proven and self._failures_in_a_row >= SICK_FAILURES)
 
     def _give_up_in_the_end(self, error: PlatformError) -> None:
         now = self._clock()

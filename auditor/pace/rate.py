@@ -1,9 +1,11 @@
 """How many requests a second an account bears: told by the settings, learned from its refusals. Time is an argument."""
 
 import math
-from collections import deque
+from collections.abc import Sequence
 
-MARGIN, LEAST_MARGIN, MOST_MARGIN = 0.03, 0.024, 0.25
+from auditor.pace.moments import Moments, room_for
+
+MARGIN, LEAST_MARGIN, MOST_MARGIN = 0.026, 0.022, 0.25
 """Seconds by which a second is stretched, at first, at least and at most: a quota of 10 is sent in 1.03 s.
 
 Requests of two seconds in a row that are jittered by J may fall into one of the server's seconds unless they are spread
@@ -13,8 +15,11 @@ over 1 + J of ours. 0.85 of 0.024 holds 10 ms of the network's jitter, 3 ms of a
 ROOM = 0.85
 """The part of the margin that is kept free at any moment; the rest makes good for lateness, which else would add up."""
 
-WIDER, NARROWER = 1.25, 1 - 1 / 8000
+WIDER, NARROWER = 1.2, 1 - 1 / 8000
 """What a refusal at the ceiling makes of the margin, and what an answer there does: 1 refusal in some 1,800 is even."""
+
+EXCUSED_REQUESTS, EXCUSED_SECONDS = 100, 2.0
+"""A second refusal at the ceiling within so many requests, or seconds, is no chance any more."""
 
 CATCH_UP = 0.05
 """Seconds that a timer may be late without its slots being lost; they go out together as far as there is room."""
@@ -34,6 +39,9 @@ SPACINGS = 2.0
 SLOWEST = 1 / 15
 """Requests a second that are sent even while nothing but refusals comes."""
 
+MOST_MOMENTS = 4_096
+"""Requests whose moments are remembered: two seconds at 2,000/s; faster, it is less than a second that is looked at."""
+
 UNTOLD = 10.0
 """Where a search for an unknown quota begins, in requests a second."""
 
@@ -46,24 +54,54 @@ class Rate:
     TCP takes for the same reasons (RFC 9438). Cycles are counted in answers, so refusals stay rare at any rate.
 
     Args:
-        told: requests a second that are never exceeded; None looks for the quota, beginning at ``UNTOLD``.
+        told: requests a second that are never exceeded; infinite looks for the quota, beginning at ``UNTOLD``.
+        moments: when requests were sent; those of this process alone if none are given.
 
     Attributes:
         now: requests a second.
         margin: seconds by which a second is stretched, learned from refusals at the ceiling.
     """
 
-    def __init__(self, told: float | None) -> None:
+    STATE = 9
+    """The numbers that ``state`` is."""
+
+    def __init__(self, told: float, moments: Moments | None = None) -> None:
         self.margin = MARGIN
-        self._told = math.inf if told is None else told
-        self._level = UNTOLD if told is None else math.inf
+        self._told = told
+        self._level = UNTOLD if told == math.inf else math.inf
         self._cycles = 1.0
         self.now = min(self._level, self.ceiling)
-        self._sent: deque[float] = deque()
+        self.moments = Moments(room_for(MOST_MOMENTS)) if moments is None else moments
         self._slot_at = -math.inf
-        self._slowed_at = -math.inf
-        self._refusals_in_a_row = 0
+        self._slowed_at = self._excused_at = -math.inf
+        self._refusals_in_a_row = 0.0
         self._least_level = 0.0
+
+    @property
+    def state(self) -> tuple[float, ...]:
+        """All that was learned, and where the slots are, in ``STATE`` numbers; what was told is not among them."""
+        learned = (self.now, self.margin, self._level, self._cycles, self._least_level)
+        return (*learned, self._slot_at, self._slowed_at, self._excused_at, self._refusals_in_a_row)
+
+    def restore(self, told: float, state: Sequence[float]) -> None:
+        """Takes over what another one of the same moments has learned, see ``state``."""
+        self._told = told
+        self.now, self.margin, self._level, self._cycles, self._least_level = state[:5]
+        self._slot_at, self._slowed_at, self._excused_at, self._refusals_in_a_row = state[5:]
+
+    @property
+    def told(self) -> float:
+        """Requests a second that are never exceeded."""
+        return self._told
+
+    @told.setter
+    def told(self, told: float) -> None:
+        if told == self._told:
+            return
+        if told == math.inf and self._level == math.inf:
+            self._level, self._cycles = self.now, 1.0  # from now on it is looked for
+        self._told = told
+        self.now = self.ceiling if self._level == math.inf else min(self.now, self.ceiling)
 
     @property
     def ceiling(self) -> float:
@@ -84,25 +122,22 @@ class Rate:
         bound = self._told
         if self._level < math.inf:
             bound = min(bound, max(self.now, self._level) * (1 + self.margin))
-        calls = max(1, math.floor(bound))
+        calls = min(max(1, math.floor(bound)), MOST_MOMENTS)
         even = self._slot_at + 1 / self.now
-        if len(self._sent) < calls:
+        if len(self.moments) < calls:
             return even
-        return max(even, self._sent[-calls] + (1 + ROOM * self.margin) * calls / bound)
+        return max(even, self.moments.latest(calls) + (1 + ROOM * self.margin) * calls / bound)
 
-    def sent(self, now: float) -> None:
-        """A request was sent at ``now`` (seconds, never falling)."""
-        self._slot_at = max(self._slot_at + 1 / self.now, now - CATCH_UP)
-        self._sent.append(now)
-        kept_since = now - 2.5 * self._second
-        while self._sent[0] < kept_since:
-            self._sent.popleft()
+    def sent(self, moment: float) -> int:
+        """A request is sent at ``moment`` (seconds, never much before the one before); gives its number."""
+        self._slot_at = max(self._slot_at + 1 / self.now, moment - CATCH_UP)
+        return self.moments.add(moment)
 
     def admitted(self, sent_at: float) -> None:
         """The request that was sent at ``sent_at`` was not refused."""
         if sent_at < self._slowed_at:
             return
-        self._refusals_in_a_row = 0
+        self._refusals_in_a_row = 0.0
         if self._level == math.inf:
             self.margin = max(LEAST_MARGIN, self.margin * NARROWER)
             self.now = self.ceiling
@@ -119,12 +154,17 @@ class Rate:
         Returns:
             The moment until which nothing should be sent.
         """
-        if sent_at in self._sent:
-            self._sent.remove(sent_at)
+        self.moments.refuse(sent_at)
         second = self._second
+        if self._level == math.inf and now - self._excused_at > max(EXCUSED_SECONDS, EXCUSED_REQUESTS / self.now):
+            # Perhaps it was jitter alone, so the ceiling gives way a little; the next one will say whether it was more.
+            self._excused_at = now
+            self.margin = min(MOST_MARGIN, self.margin * WIDER)
+            self.now = self.ceiling
+            return now
         stretched = second * (1 + self.margin)
         # Half a request more, because a count of whole ones is uncertain by that.
-        admitted = (sum(sent_at - stretched < moment <= sent_at for moment in self._sent) + 0.5) / second
+        admitted = (self.moments.admitted(sent_at - stretched, sent_at) + 0.5) / second
         if sent_at < self._slowed_at:
             # It went out before the rate fell, so it is no reason to fall again; but it was counted as admitted.
             if self._least_level <= admitted < self._level:
@@ -137,8 +177,6 @@ class Rate:
         if again:
             level = min(self._level, admitted)
         elif self.now >= 0.98 * self.ceiling:
-            # Perhaps it was jitter alone: the ceiling gives way a little, and what was admitted says whether more.
-            self.margin = min(MOST_MARGIN, self.margin * WIDER)
             level = min(self.ceiling, admitted / (1 + self.margin))
         else:
             level = min(self.now, admitted) / (1 + self.margin)
@@ -146,12 +184,12 @@ class Rate:
         self.now = max(self._level * (1 - CUT) / 2**self._refusals_in_a_row, min(SLOWEST, self._least_level))
         self._cycles = 0.0
         self._slowed_at = now
-        self._refusals_in_a_row = min(self._refusals_in_a_row + 1, 60)
+        self._refusals_in_a_row = min(self._refusals_in_a_row + 1, 60.0)
         return max(now + SPACINGS / self.now, self._room())
 
     def _room(self) -> float:
         """When a sliding second that holds as many as the level has room for one more."""
-        calls = max(1, math.floor(self._level))
-        if len(self._sent) < calls:
+        calls = min(max(1, math.floor(self._level)), MOST_MOMENTS)
+        if len(self.moments) < calls:
             return -math.inf
-        return self._sent[-calls] + (1 + self.margin) * calls / self._level
+        return self.moments.latest(calls) + (1 + self.margin) * calls / self._level

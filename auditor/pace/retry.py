@@ -1,6 +1,7 @@
 """Sends a request until it is answered or its attempts are used up; each attempt passes the account's quota."""
 
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,7 +18,7 @@ from auditor.errors import (
 )
 from auditor.model import Sent
 from auditor.pace.feedback import Feedback
-from auditor.pace.quota import Quota
+from auditor.pace.quota import Gate
 
 T = TypeVar("T")
 
@@ -45,14 +46,67 @@ PROBING = Backoff(first=1.0, longest=15.0)
 """How soon a sick platform is asked again."""
 
 
+LONGEST_PAUSE = 60.0
+"""Seconds an account holds back for one refusal at most, whatever delay the platform names."""
+
+REPEATS, REPEATS_SECONDS = 20, 10.0
+"""Repeats that an account may save up at most; or those of so many seconds, where that is more."""
+
+
 @dataclass(slots=True)
 class Tally:
-    """Requests of one account so far: ``sent`` in all, of which ``retried`` were repeats; ``throttled`` answers."""
+    """Requests of one account so far: ``sent`` in all, of which ``retried`` were repeats; ``throttled`` answers.
+
+    ``answered`` had a usable answer, which took ``seconds`` in all.
+    """
 
     sent: int = 0
     retried: int = 0
     throttled: int = 0
     in_flight: int = 0
+    answered: int = 0
+    seconds: float = 0.0
+
+
+class RetryBudget:
+    """The part of a quota that repeats may take: it comes with time, and waits to be used only so long.
+
+    Repeats beyond it wait, and the account's other devices go first: so a device that fails now and then costs little,
+    and a platform that fails for every fifth request is asked less. Without a quota there is no budget to keep.
+
+    Args:
+        part: of the quota.
+        gate: tells the quota.
+        clock: seconds.
+
+    Attributes:
+        short: whether a repeat waits for its part now.
+    """
+
+    def __init__(self, part: float, gate: Gate, clock: Callable[[], float] = time.monotonic) -> None:
+        self.short = False
+        self._part, self._gate, self._clock = part, gate, clock
+        self._saved: float = REPEATS
+        self._at = clock()
+        self._turn = anyio.Lock(fast_acquire=True)
+
+    def _refill(self, rate: float) -> None:
+        now, per_second = self._clock(), self._part * rate
+        self._saved = min(self._saved + (now - self._at) * per_second, max(REPEATS, REPEATS_SECONDS * per_second))
+        self._at = now
+
+    async def take(self, feedback: Feedback) -> None:
+        """Waits until one repeat may be sent, or the account is found to be sick; then it is not the devices' doing."""
+        async with self._turn:
+            while (rate := self._gate.rate) is not None and not feedback.sick:
+                rate /= 1 + self._gate.others  # each takes the part of its own requests
+                self._refill(rate)
+                self.short = self._saved < 1
+                if not self.short:
+                    self._saved -= 1
+                    return
+                feedback.spent()
+                await anyio.sleep(min((1 - self._saved) / (self._part * rate), 1.0))
 
 
 class Pacer:
@@ -65,19 +119,22 @@ class Pacer:
         quota: what every request passes.
         feedback: what hears of every answer.
         backoff: how often and how soon is repeated.
+        retry_budget: the part of the quota that repeats may take.
         known: a request that was answered in an earlier stretch of the audit; later ones take its place.
     """
 
     def __init__(
         self,
-        quota: Quota,
+        quota: Gate,
         feedback: Feedback,
         backoff: Backoff,
         *,
+        retry_budget: float = 0.1,
         known: Callable[[], Awaitable[object]] | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.tally = Tally()
+        self.repeats = RetryBudget(retry_budget, quota)
         self._quota, self._feedback, self._backoff, self._draw = quota, feedback, backoff, draw
         self._one_at_a_time = anyio.Lock()
         self._known_to_work = known
@@ -116,28 +173,46 @@ class Pacer:
                 failures += 1
                 if failures >= self._backoff.attempts:
                     return Sent(result, attempts)
-                if failures == DOUBT and not self._feedback.proven:
-                    await self.ask_known()
-                await anyio.sleep(self._backoff.delay(failures, self._draw()))
+                await self._wait_to_repeat(failures)
+
+    async def _wait_to_repeat(self, failures: int) -> None:
+        """Waits until a request that failed so often may be repeated."""
+        if failures == DOUBT and not self._feedback.proven:
+            await self.ask_known()
+        await anyio.sleep(self._backoff.delay(failures, self._draw()))
+        if not self._feedback.sick:
+            await self.repeats.take(self._feedback)
 
     async def _once(self, request: Callable[[], Awaitable[T]], sent_at: float, *, repeated: bool) -> T | PlatformError:
         """One request, counted; what it teaches is told to the feedback."""
         self.tally.sent += 1
         self.tally.retried += repeated
         self.tally.in_flight += 1
+        began = time.monotonic()
         try:
             result: T | PlatformError = await request()
         except (NotFoundError, NeverActivatedError, RefusedRequestError) as error:
             result = error
         except PlatformError as error:
-            self.tally.throttled += isinstance(error, ThrottledError)
-            self._feedback.failed(error, sent_at)
+            if isinstance(error, ThrottledError):
+                self._hold_back(error, sent_at)
+            self._feedback.failed(error)
             return error
         finally:
             self.tally.in_flight -= 1
-        self._feedback.succeeded(sent_at)
+        self.tally.answered += 1
+        self.tally.seconds += time.monotonic() - began
+        self._quota.admitted(sent_at)
+        self._feedback.succeeded()
         self._known_to_work = request
         return result
+
+    def _hold_back(self, error: ThrottledError, sent_at: float) -> None:
+        self.tally.throttled += 1
+        # A wish for no delay at all (0, or a date gone by) tells nothing: obeyed, it would be asked again without end.
+        # Chance parts those who were told the same.
+        wish = error.retry_after
+        self._quota.refused(sent_at, min(wish * (1 + 0.1 * self._draw()), LONGEST_PAUSE) if wish else None)
 
     async def ask_known(self) -> None:
         """Asks once what is known to work, if anything is: it tells a sick account from sick devices.

@@ -1,5 +1,6 @@
 """The wire: one pooled session for one account. Sends exactly the bytes that were signed, and reads a bounded body."""
 
+import asyncio
 import re
 import ssl
 import time
@@ -65,6 +66,8 @@ class _Connector(aiohttp.TCPConnector):
     taken for the answer to the next request: another device's answer.
     """
 
+    _like: aiohttp.ClientRequest | None = None
+
     async def connect(
         self,
         req: aiohttp.ClientRequest,
@@ -72,11 +75,30 @@ class _Connector(aiohttp.TCPConnector):
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  aiohttp's own signature
     ) -> Connection:
         """See ``aiohttp.BaseConnector``."""
+        self._like = req  # one account has one endpoint: connections for one request are good for all
         while True:
             connection = await super().connect(req, traces, timeout)
             if connection.protocol is None or not connection.protocol.should_close:
                 return connection
             connection.close()
+
+    async def warm(self, connections: int, timeout: aiohttp.ClientTimeout) -> None:  # noqa: ASYNC109  as above
+        """Opens as many connections as are missing, once a request has shown where to."""
+        idle = sum(len(pooled) for pooled in self._conns.values())
+        free = min(connections, self.limit) - len(self._acquired)
+        if self._like is None or free <= idle:
+            return
+        held: list[Connection] = []
+
+        async def hold(request: aiohttp.ClientRequest) -> None:
+            held.append(await self.connect(request, [], timeout))
+
+        try:
+            # All at once, those in the pool as well: so each of the others is new. What fails is told by requests.
+            await asyncio.gather(*(hold(self._like) for _ in range(free)), return_exceptions=True)
+        finally:
+            for connection in held:
+                connection.release()
 
 
 class Client:
@@ -107,16 +129,16 @@ class Client:
         self.host = url.host or endpoint.url
         self._wall_clock = wall_clock
         self.clock_offset = 0.0
+        self._timeout = aiohttp.ClientTimeout(total=endpoint.timeout, connect=endpoint.connect_timeout)
+        self._connector: _Connector | None = None
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         endpoint = self._endpoint
+        self._connector = _Connector(limit=endpoint.connections, ssl=trust(endpoint.ca_file), keepalive_timeout=30)
         self._session = aiohttp.ClientSession(
-            connector=_Connector(limit=endpoint.connections, ssl=trust(endpoint.ca_file), keepalive_timeout=30),
-            timeout=aiohttp.ClientTimeout(
-                total=endpoint.timeout,
-                connect=endpoint.connect_timeout,
-            ),
+            connector=self._connector,
+            timeout=self._timeout,
             headers={"User-Agent": endpoint.user_agent, "Accept": "application/json", "Accept-Encoding": "gzip"},
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -155,6 +177,14 @@ class Client:
             # of ours they would reach whoever walks it (`from None` only hides it). The old frames hold the URL too.
             raise _without(outcome, signed).with_traceback(None)
         return outcome
+
+    async def warm(self, connections: int) -> None:
+        """Opens connections until there are so many, idle or not, so that later requests wait for no handshake.
+
+        It does nothing before the first request, and never fails: requests tell what is wrong.
+        """
+        if self._connector is not None:
+            await self._connector.warm(connections, self._timeout)
 
     async def _exchange(self, session: aiohttp.ClientSession, url: URL) -> Answer | PlatformError:
         """What the platform answered, or what went wrong as our error."""

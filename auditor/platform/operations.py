@@ -15,9 +15,11 @@ class Operation:
         name: the value of ``Action``.
         required: parameters that every request has.
         optional: parameters that a request may have.
-        page_size: the most items that a page may hold.
+        page_size: the most items that a page may hold; 0: there are no pages.
         items: the name, in lower case, of the array under ``data`` that holds the items.
-        per_second: the documented quota of an account, in calls per second.
+        per_second: the documented quota of an account, in calls per second, shared by all of its users (Alibaba's
+            pages; Tuya's give none).
+        per_second_deep: the same for items past the first 100,000, where that is another one.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Operation:
     page_size: int
     items: str
     per_second: float
+    per_second_deep: float | None = None
 
 
 LIST_OTA_MODULE_VERSIONS_BY_DEVICE = Operation(
@@ -36,6 +39,62 @@ LIST_OTA_MODULE_VERSIONS_BY_DEVICE = Operation(
     items="simpleotamoduleinfo",
     per_second=10,
 )
+
+QUERY_PRODUCT_LIST = Operation(
+    name="QueryProductList",
+    required=("CurrentPage", "PageSize"),
+    optional=(),
+    page_size=200,
+    items="list.productinfo",
+    per_second=50,
+    per_second_deep=2,
+)
+
+QUERY_DEVICE = Operation(
+    name="QueryDevice",
+    required=("ProductKey", "PageSize"),
+    optional=("CurrentPage", "NextToken"),
+    page_size=50,
+    items="deviceinfo",
+    per_second=50,
+    per_second_deep=2,
+)
+
+BATCH_GET_DEVICE_STATE = Operation(
+    name="BatchGetDeviceState",
+    required=(),
+    optional=("ProductKey", "DeviceName.N", "IotId.N"),
+    page_size=50,
+    items="devicestatuslist.devicestatus",
+    per_second=50,
+)
+
+BATCH_QUERY_DEVICE_DETAIL = Operation(
+    name="BatchQueryDeviceDetail",
+    required=("ProductKey",),
+    optional=("DeviceName.N",),
+    page_size=100,
+    items="data",
+    per_second=5,
+)
+
+LIST_OTA_MODULE_BY_PRODUCT = Operation(
+    name="ListOTAModuleByProduct",
+    required=("ProductKey",),
+    optional=(),
+    page_size=0,
+    items="otamoduledto",
+    per_second=10,
+)
+
+OTHERS = (
+    QUERY_PRODUCT_LIST,
+    QUERY_DEVICE,
+    BATCH_GET_DEVICE_STATE,
+    BATCH_QUERY_DEVICE_DETAIL,
+    LIST_OTA_MODULE_BY_PRODUCT,
+)
+"""Operations that help an audit; each has a quota of its own."""
 
 
 def module_versions_of(device: Device, page: int, page_size: int) -> dict[str, str]:

@@ -18,6 +18,7 @@ from auditor.inventory.folder import (
     FileFacts,
     FleetFacts,
     Manifest,
+    Planned,
     Rate,
     RequestCounts,
     find_run,
@@ -39,7 +40,8 @@ manifests = st.builds(
     finished_at=st.none() | text,
     devices=st.builds(DeviceCounts, count, count, count, count, count),
     requests=st.builds(RequestCounts, count, count, count),
-    rate=st.builds(Rate, st.none() | rate, rate),
+    rate=st.builds(Rate, st.none() | rate, rate, st.none() | rate, st.none() | rate, rate),
+    planned=st.none() | st.builds(Planned, count, st.none() | rate, st.none() | count),
     failures=st.lists(st.builds(FailureFacts, text, count, text), max_size=2).map(tuple),
     error=st.none() | text,
     files=st.lists(st.builds(FileFacts, text, count, text), max_size=2).map(tuple),
@@ -78,10 +80,11 @@ def test_the_keys_are_the_contract_s_and_begin_with_schema_version(tmp_path: Pat
     table = orjson.loads(content)
     assert set(table) == {
         *("schema_version", "auditor_version", "name", "state", "started_at", "finished_at", "accounts", "fleet"),
-        *("devices", "requests", "rate", "failures", "error", "files", "resumed_at", "settings"),
+        *("devices", "requests", "rate", "planned", "failures", "error", "files", "resumed_at", "settings"),
     }
     assert list(table["devices"]) == ["ok", "empty", "not_found", "failed", "pending"]
     assert list(table["fleet"]) == ["source", "devices", "duplicates", "sha256", "limit"]
+    assert list(table["rate"]) == ["target", "achieved", "allowed", "latency", "in_flight"]
     assert list(table["accounts"][0]) == ["name", "endpoint", "dialect", "quota"]
 
 

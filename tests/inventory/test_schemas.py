@@ -103,6 +103,9 @@ WRONG: list[tuple[str, str, Any]] = [
     ("run", "access_key_secret", "x"),
     ("run", "files", [{"name": "../x", "bytes": 1, "sha256": "0" * 64}]),
     ("run", "accounts", [{"name": "a", "endpoint": "e", "dialect": "tuya", "quota": 1, "secret": "s"}]),
+    ("run", "planned", {"requests": 1, "seconds": 1.0}),
+    ("run", "planned", {"requests": None, "seconds": None, "in_flight": None}),
+    ("run", "rate", {"target": None, "achieved": 1.0}),
     ("device", "status", "failed"),
     ("device", "status", "empty"),  # with modules
     ("device", "modules", []),  # but ok

@@ -14,8 +14,9 @@ from auditor.errors import (
     ThrottledError,
     TransientError,
 )
-from auditor.pace.feedback import FORBIDDEN_LIMIT, LONGEST_PAUSE, PATIENCE, Feedback
-from auditor.pace.quota import FIRST_PAUSE, Quota
+from auditor.pace.feedback import FORBIDDEN_LIMIT, PATIENCE, Feedback
+from auditor.pace.quota import FIRST_PAUSE, NoQuota
+from auditor.pace.retry import LONGEST_PAUSE, Backoff, Pacer
 
 
 @dataclass
@@ -24,16 +25,20 @@ class Bench:
 
     draw: Callable[[], float] = lambda: 0.0
     now: float = 1000.0
-    quota: Quota = field(init=False)
+    quota: NoQuota = field(init=False)
     feedback: Feedback = field(init=False)
 
     def __post_init__(self) -> None:
-        self.quota = Quota(None, clock=lambda: self.now)
-        self.feedback = Feedback("eu", self.quota, give_up_after=60, clock=lambda: self.now, draw=self.draw)
+        self.quota = NoQuota(lambda: self.now)
+        self.feedback = Feedback("eu", give_up_after=60, clock=lambda: self.now)
+        self.pacer = Pacer(self.quota, self.feedback, Backoff(), draw=self.draw)
+
+    def throttle(self, wish: float | None = None) -> None:
+        self.pacer._hold_back(throttled(wish), self.now)
 
     def pause_after(self, wish: float | None = None) -> float:
         """How long the account holds back after one more refusal; then the pause is over."""
-        self.feedback.failed(throttled(wish))
+        self.throttle(wish)
         began = self.now
         opened = self.quota._open_at
         self.now = max(self.now, opened)
@@ -128,7 +133,7 @@ def test_pauses_double_while_refusals_go_on_up_to_the_longest_and_begin_anew_aft
     bench.feedback.succeeded()
     pauses = [bench.pause_after() for _ in range(9)]
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    bench.feedback.succeeded()
+    bench.quota.admitted(bench.now)
     assert bench.pause_after() == FIRST_PAUSE
 
 
@@ -155,7 +160,7 @@ def test_chance_lengthens_a_pause_by_a_tenth_at_most_and_never_beyond_the_longes
 def test_refusals_that_come_together_are_one_pause() -> None:
     bench = Bench()
     for _ in range(64):
-        bench.feedback.failed(throttled())
+        bench.throttle()
     assert bench.quota._open_at == bench.now + FIRST_PAUSE
     bench.now += FIRST_PAUSE
     assert bench.pause_after() == 2 * FIRST_PAUSE

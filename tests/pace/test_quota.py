@@ -1,12 +1,14 @@
 """The quota as a gate: never too many in any second, closed for everyone while paused."""
 
+import math
 import time
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from auditor.pace.quota import Quota
+from auditor.pace.ledger import Alone
+from auditor.pace.quota import Gate, NoQuota, Quota
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +61,7 @@ async def test_a_quota_of_less_than_one_a_second_lets_one_through_at_a_time() ->
 
 
 async def test_without_a_quota_everything_is_let_through_at_once() -> None:
-    quota = Quota(None)
+    quota = NoQuota()
     with anyio.fail_after(5):
         for _ in range(10_000):
             await quota.slot()
@@ -67,7 +69,7 @@ async def test_without_a_quota_everything_is_let_through_at_once() -> None:
 
 @pytest.mark.parametrize("per_second", [None, 1000.0])
 async def test_a_pause_closes_the_gate_for_those_who_wait_and_those_who_come(per_second: float | None) -> None:
-    quota = Quota(per_second)
+    quota: Gate = NoQuota() if per_second is None else Quota(per_second)
     granted: list[float] = []
 
     async def pass_often() -> None:
@@ -92,7 +94,7 @@ async def test_a_pause_closes_the_gate_for_those_who_wait_and_those_who_come(per
 
 
 async def test_a_pause_that_begins_while_a_waiter_sleeps_through_another_holds_him_too() -> None:
-    quota = Quota(None)
+    quota = NoQuota()
     quota.pause(0.1)
     async with anyio.create_task_group() as crowd:
         began = time.monotonic()
@@ -110,7 +112,7 @@ async def test_a_pause_that_begins_while_a_waiter_sleeps_through_another_holds_h
 
 def test_a_longer_pause_stays_when_a_shorter_one_is_asked_for() -> None:
     now = 100.0
-    quota = Quota(5, clock=lambda: now)
+    quota = Quota(5, ledger=Alone(5, lambda: now))
     quota.pause(10)
     quota.pause(1)
     now = 109.9
@@ -142,13 +144,16 @@ async def test_a_refusal_slows_the_account_down_and_answers_bring_it_back() -> N
     told = quota.rate
     assert told is not None
     assert 0.95 * 200 <= told < 200
-    for _ in range(20):
-        sent_at = await quota.slot()
-    quota.refused(sent_at)
+    sent = [await quota.slot() for _ in range(20)]
+    quota.refused(sent[-2])
+    excused = quota.rate
+    assert 0.98 * told < excused < told
+    assert not quota.paused
+    quota.refused(sent[-1])
     assert quota.paused
     slowed = quota.rate
     assert slowed is not None
-    assert slowed < told
+    assert slowed < 0.98 * told
     with anyio.move_on_after(1.0):
         while True:
             quota.admitted(await quota.slot())
@@ -159,13 +164,12 @@ async def test_a_refusal_slows_the_account_down_and_answers_bring_it_back() -> N
 
 async def test_an_answer_opens_the_gate_for_one_who_waits_at_a_much_slower_rate() -> None:
     quota = Quota(1000)
-    assert quota._rate is not None
+    budget = quota._ledger.budget
     for _ in range(8):
         sent_at = await quota.slot()
         quota.refused(sent_at)
-        quota._open_at = 0.0  # the pauses themselves are not waited for here
-        quota._rate._slot_at = 0.0
-        quota._rate._sent.clear()
+        budget.open_at = 0.0  # the pauses themselves are not waited for here
+        budget.rate._slot_at = 0.0
     slow = quota.rate
     assert slow is not None
     assert slow < 20
@@ -187,7 +191,9 @@ async def test_an_answer_opens_the_gate_for_one_who_waits_at_a_much_slower_rate(
 @pytest.mark.parametrize("per_second", [None, 5.0])
 def test_a_longer_wish_extends_a_pause_that_is_under_way_and_a_shorter_one_does_not(per_second: float | None) -> None:
     now = 100.0
-    quota = Quota(per_second, clock=lambda: now)
+    quota: Gate = (
+        NoQuota(lambda: now) if per_second is None else Quota(per_second, ledger=Alone(per_second, lambda: now))
+    )
     quota.refused(now, 5.0)
     quota.refused(now, 20.0)
     quota.refused(now, 1.0)
@@ -199,7 +205,7 @@ def test_a_longer_wish_extends_a_pause_that_is_under_way_and_a_shorter_one_does_
 
 def test_without_a_quota_pauses_double_while_refusals_go_on() -> None:
     now, pauses = 100.0, []
-    quota = Quota(None, clock=lambda: now)
+    quota = NoQuota(lambda: now)
     for _ in range(8):
         quota.refused(now)
         quota.refused(now)
@@ -211,7 +217,7 @@ def test_without_a_quota_pauses_double_while_refusals_go_on() -> None:
 
 def test_an_unknown_quota_is_looked_for_from_ten_a_second_on() -> None:
     now = 100.0
-    quota = Quota("auto", clock=lambda: now)
+    quota = Quota(math.inf, ledger=Alone(math.inf, lambda: now))
     assert quota.rate == 10
     for _ in range(2000):
         quota.admitted(now)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from auditor.pace.rate import LEAST_MARGIN, MARGIN, MOST_MARGIN, UNTOLD, Rate
+from auditor.pace.rate import LEAST_MARGIN, MARGIN, MOST_MARGIN, UNTOLD, WIDER, Rate
 from auditor.simulator.quota import Contended, Window, WindowKind, window
 
 WINDOWS: list[WindowKind] = ["fixed", "sliding", "bucket"]
@@ -115,7 +115,7 @@ def test_a_second_that_bears_one_call_is_learned_though_one_and_a_half_were_told
 
 @pytest.mark.parametrize("quota", [4, 50, 300])
 def test_a_quota_that_nobody_told_is_looked_for(quota: int) -> None:
-    account = Account(Rate(None), window("sliding", quota))
+    account = Account(Rate(math.inf), window("sliding", quota))
     assert account.rate.now == UNTOLD
     account.run(60)
     settled = account.now
@@ -161,9 +161,31 @@ def sent_evenly(rate: Rate, requests: int, every: float, begin: float = 100.0) -
     return moments
 
 
+def test_one_refusal_at_the_ceiling_is_excused_but_for_a_wider_margin_and_the_next_is_not() -> None:
+    rate = Rate(50)
+    moments = sent_evenly(rate, 100, 0.02)
+    assert rate.refused(moments[-2], 102.1) == 102.1
+    assert rate.margin == pytest.approx(MARGIN * WIDER)
+    assert rate.now == rate.ceiling
+    opened = rate.refused(moments[-1], 102.2)
+    assert rate.now < 0.97 * rate.ceiling
+    assert opened > 102.2
+
+
+def test_chance_is_believed_once_in_a_hundred_requests() -> None:
+    rate = Rate(10)
+    moments = sent_evenly(rate, 300, 0.1)
+    rate.refused(moments[100], 110.1)
+    rate.refused(moments[205], 120.6)
+    assert rate.now == rate.ceiling
+    rate.refused(moments[295], 129.6)
+    assert rate.now < rate.ceiling
+
+
 def test_refusals_of_requests_sent_before_the_slow_down_slow_down_no_further() -> None:
     rate = Rate(50)
     moments = sent_evenly(rate, 100, 0.02)
+    rate.refused(moments[-4], 102.09)
     rate.refused(moments[-3], 102.1)
     slowed = rate.now
     assert 0.85 * 50 <= slowed < 50
@@ -191,6 +213,7 @@ def test_while_nothing_but_refusals_comes_the_wait_doubles_and_one_answer_ends_i
 def test_half_a_second_of_refusals_says_how_much_was_admitted() -> None:
     rate = Rate(50)
     sent_evenly(rate, 25, 0.02)
+    rate.refused(100.48, 100.49)
     rate.sent(100.5)
     opens = rate.refused(100.5, 100.51)
     assert rate.now == pytest.approx(25, rel=0.1)

@@ -12,7 +12,7 @@ from auditor.model import Sent
 from auditor.pace import feedback as feedback_room
 from auditor.pace import retry
 from auditor.pace.feedback import PATIENCE, SICK_FAILURES, SICK_SECONDS, Feedback
-from auditor.pace.quota import Quota
+from auditor.pace.quota import NoQuota
 from auditor.pace.retry import Backoff, Pacer
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +28,7 @@ class Bench:
     feedback: Feedback = field(init=False)
 
     def __post_init__(self) -> None:
-        self.feedback = Feedback("eu", Quota(None), give_up_after=60, clock=lambda: self.now)
+        self.feedback = Feedback("eu", give_up_after=60, clock=lambda: self.now)
 
     def fail(self, times: int, error: PlatformError = DOWN) -> None:
         for _ in range(times):
@@ -125,8 +125,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pacer(*, attempts: int = 8) -> Pacer:
-    quota = Quota(None)
-    return Pacer(quota, Feedback("eu", quota, give_up_after=60), Backoff(attempts=attempts, first=0.05, longest=0.1))
+    return Pacer(NoQuota(), Feedback("eu", give_up_after=60), Backoff(attempts=attempts, first=0.05, longest=0.1))
 
 
 async def ask_all(pacer: Pacer, platform: Platform, devices: range) -> dict[int, Sent[str]]:

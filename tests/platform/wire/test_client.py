@@ -85,6 +85,28 @@ async def test_a_connection_is_used_again() -> None:
     assert (len(seen.lines), seen.connections) == (5, 1)
 
 
+async def test_connections_are_opened_before_they_are_needed_and_then_used() -> None:
+    async with serving(answering(GOOD)) as seen, client_of(seen.url) as client:
+        await client.warm(4)
+        assert seen.connections == 0  # nothing has shown yet where to
+        await ask(client)
+        await client.warm(4)
+        assert (seen.connections, len(seen.lines)) == (4, 1)
+        await client.warm(3)
+        await asyncio.gather(*(ask(client) for _ in range(4)))
+        assert (seen.connections, len(seen.lines)) == (4, 5)
+
+
+async def test_connections_that_cannot_be_opened_in_advance_fail_no_one() -> None:
+    async with client_of("http://127.0.0.1:1/") as client:
+        async with serving(answering(GOOD)) as seen:
+            client._authority = seen.url.split("/")[2]
+            await ask(client)
+        await client.warm(4)
+        failure = await failure_of(client)
+    assert isinstance(failure, TransientError)
+
+
 async def test_a_refusal_leaves_the_connection_usable() -> None:
     whole = http(b'{"Code": "ServiceUnavailable"}', status="503 Busy")
     async with serving(answering(whole)) as seen, client_of(seen.url) as client:

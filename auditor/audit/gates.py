@@ -1,0 +1,121 @@
+"""The gates of one account: a quota for each operation, and where each is shared with others."""
+
+import hashlib
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import structlog
+
+from auditor.config import Account, Settings, SharedBudget, read_secret
+from auditor.errors import SettingsError
+from auditor.pace.ledger import SUFFIX, Alone, Ledger, SharedFile, place_on_this_machine
+from auditor.pace.quota import Gate, NoQuota, Quota
+from auditor.pace.redis_ledger import Server, SharedRedis
+from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, Operation
+
+log = structlog.get_logger()
+
+
+class Gates:
+    """An account's gates, each made when it is first needed. Use as an asynchronous context manager.
+
+    Args:
+        settings: say where quotas are shared.
+        account: whose quotas.
+        key_id: its access key id; processes with the same one, at the same endpoint, share.
+        first: whether to go before the others that share.
+    """
+
+    def __init__(self, settings: Settings, account: Account, key_id: str, *, first: bool) -> None:
+        self._settings, self._account, self._key_id, self._first = settings, account, key_id, first
+        self._gates: dict[str, Gate] = {}
+        self._server: Server | None = None
+
+    async def __aenter__(self) -> Self:
+        self._server = await _reached(self._settings)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            for gate in self._gates.values():
+                await gate.close()
+        finally:
+            if self._server is not None:
+                await self._server.close()
+
+    def of(self, operation: Operation) -> Gate:
+        """The gate that an operation's requests pass.
+
+        Raises:
+            SettingsError: the place where quotas are shared cannot be used.
+        """
+        if operation.name not in self._gates:
+            per_second = self._told(operation)
+            self._gates[operation.name] = (
+                NoQuota()
+                if per_second is None
+                else Quota(per_second, ledger=self._ledger(operation, per_second), first=self._first)
+            )
+        return self._gates[operation.name]
+
+    def _told(self, operation: Operation) -> float | None:
+        """Requests a second that are ours: None without a quota, infinite where it is to be looked for."""
+        account = self._account
+        if account.per_second == "unlimited":
+            return None
+        if operation is LIST_OTA_MODULE_VERSIONS_BY_DEVICE:
+            return math.inf if account.per_second == "auto" else account.rate
+        told = {str(name): per_second for name, per_second in account.quotas.items()}
+        return told.get(operation.name, operation.per_second) * account.share
+
+    def _ledger(self, operation: Operation, per_second: float) -> Ledger:
+        budget = self._settings.budget
+        if budget == "alone":
+            return Alone(per_second)
+        name = _name(self._account.endpoint, self._key_id, operation.name)
+        if self._server is not None:
+            return SharedRedis(self._server, name, per_second)
+        if isinstance(budget, SharedBudget) and budget.directory is not None:
+            try:
+                return SharedFile(Path(budget.directory, name + SUFFIX), per_second)
+            except OSError as error:
+                raise SettingsError(f"budget: {budget.directory}: cannot be used: {error.strerror}") from error
+        try:
+            return SharedFile(place_on_this_machine() / (name + SUFFIX), per_second)
+        except (OSError, SettingsError) as error:
+            # Better an audit that knows nothing of others than none.
+            reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+            log.warning("the quota is not shared with other audits here", account=self._account.name, reason=reason)
+            return Alone(per_second)
+
+
+async def try_budget(settings: Settings) -> None:
+    """Sees whether the Redis server where quotas are shared can be used, if one is named.
+
+    Raises:
+        SettingsError: it cannot.
+    """
+    if (server := await _reached(settings)) is not None:
+        await server.close()
+
+
+async def _reached(settings: Settings) -> Server | None:
+    budget = settings.budget
+    if not isinstance(budget, SharedBudget) or budget.redis is None:
+        return None
+    password = None if budget.password is None else read_secret(budget.password, account=None, key="budget: password")
+    server = Server(budget.redis, password)
+    await server.open()
+    return server
+
+
+def _name(endpoint: str, key_id: str, operation: str) -> str:
+    """A name for the budget of an operation of an account: the same for all who ask it, and telling no key."""
+    parts = urlsplit(endpoint)
+    whose = (parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80), key_id, operation)
+    return hashlib.sha256(repr(whose).encode()).hexdigest()[:32]

@@ -1,0 +1,116 @@
+"""The settings' tables, as values. Reading them from TOML, and their rules, are ``config``'s."""
+
+from fractions import Fraction
+from typing import Literal
+
+import msgspec
+
+from auditor.model import Dialect, OtherOperation
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the settings file; an unknown key is refused."""
+
+
+class SecretSource(Table, frozen=True):
+    """Where a key lies: ``{ env = "NAME" }`` or ``{ file = "/run/secrets/eu" }``."""
+
+    env: str | None = None
+    file: str | None = None
+
+
+class FleetSource(Table, frozen=True):
+    """Which devices: ``{ file = "fleet.csv" }``; ``-`` is standard input."""
+
+    file: str
+
+
+class SharedBudget(Table, frozen=True):
+    """Where auditors share what an account may send: ``{ directory = "/run/auditor" }``, which all of them can write
+    to, or ``{ redis = "redis://HOST:6379/0", password = { env = "NAME" } }``.
+    """
+
+    directory: str | None = None
+    redis: str | None = None
+    password: SecretSource | None = None
+
+
+Budget = SharedBudget | Literal["machine", "alone"]
+"""With whom quotas are shared."""
+
+
+class Account(Table, frozen=True):
+    """One account of a platform: where it is asked, with which key, how fast, and about which devices.
+
+    Attributes:
+        name: told in every file and message.
+        endpoint: ``https://HOST:PORT/``.
+        dialect: ``tuya`` or ``alibaba``.
+        region_id, instance_id: Alibaba's.
+        access_key_id, access_key_secret: where they lie; a secret written out is refused.
+        per_second: the account's quota for the operation in calls a second; ``"unlimited"`` on a platform of your own;
+            ``"auto"`` looks for it, beginning at 10.
+        share: the part of the quota that is ours, above 0 and up to 1.
+        quotas: calls a second of other operations, where they are not as documented: ``{ QueryDevice = 20 }``.
+        ca_file: a PEM file with the authorities to trust instead of the system's.
+        fleet: which devices.
+    """
+
+    name: str
+    endpoint: str
+    access_key_id: str | SecretSource
+    access_key_secret: SecretSource
+    dialect: Dialect = "tuya"
+    region_id: str | None = None
+    instance_id: str | None = None
+    per_second: float | Literal["unlimited", "auto"] = 10.0
+    share: float = 1.0
+    quotas: dict[OtherOperation, float] = {}
+    ca_file: str | None = None
+    fleet: FleetSource | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """Calls a second that are ours; None without a limit, or with one that is not known."""
+        return None if isinstance(self.per_second, str) else self.per_second * self.share
+
+
+class Settings(Table, frozen=True):
+    """Everything an audit needs to know but its devices.
+
+    Attributes:
+        name: a part of the run folder's name.
+        directory: where run folders are made.
+        at_once: requests in flight at most, all accounts together.
+        page_size: modules asked for in one request, 1 to 200.
+        attempts: requests for one page at most; refusals for the quota do not count.
+        timeout, connect_timeout: seconds for a whole request, and for connecting.
+        give_up_after: seconds without any usable answer until an account that never gave one is given up.
+        max_failed: devices that may fail or stay pending, as a number or as a part such as ``"0.1%"``.
+        fsync_every: seconds between syncs of what was answered to disk, which is what a power cut can take; 0: an
+            answer counts only once it is on disk.
+        retry_budget: the part of an account's requests that repeats may be; beyond it the account counts as sick.
+        budget: with whom an account's quota is shared: ``"machine"``, all auditors of this user on this machine;
+            ``"alone"``, nobody; or a place that others reach as well.
+        account: the accounts, audited side by side.
+    """
+
+    account: tuple[Account, ...]
+    name: str = "audit"
+    directory: str = "audits"
+    at_once: int = 64
+    page_size: int = 200
+    attempts: int = 8
+    timeout: float = 30.0
+    connect_timeout: float = 10.0
+    give_up_after: float = 60.0
+    max_failed: int | str = 0
+    fsync_every: float = 1.0
+    retry_budget: float = 0.1
+    budget: Budget = "machine"
+
+    def failures_allowed(self, devices: int) -> int:
+        """``max_failed`` as a number of devices in a fleet of ``devices``."""
+        if isinstance(self.max_failed, int):
+            return self.max_failed
+        return int(devices * Fraction(self.max_failed.removesuffix("%")) / 100)

@@ -1,0 +1,57 @@
+"""A real Redis server of a test's own, which can be killed and started again."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAM = shutil.which("redis-server")
+
+needs_redis = pytest.mark.skipif(
+    PROGRAM is None, reason="there is no redis-server here (Debian: apt install redis-server)"
+)
+
+
+class RedisServer:
+    """Listens on a port of its own; forgets everything when it ends."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._options = ("--dir", str(folder), "--save", "", "--appendonly", "no", "--bind", "127.0.0.1", *options)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def address(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        command = [str(PROGRAM), "--port", str(self.port), *self._options]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+            except OSError:
+                time.sleep(0.01)
+            else:
+                return
+        raise RuntimeError("redis-server does not listen")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stall(self) -> None:
+        """Connections stay, and nothing is answered."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
