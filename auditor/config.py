@@ -187,18 +187,30 @@ def _check(settings: Settings, where: str) -> None:
             raise SettingsError(f"{where}: {key}: give a number of seconds above 0, and 86,400 at most")
     if not 0 <= settings.fsync_every <= 3_600:
         raise SettingsError(f"{where}: fsync_every: give a number of seconds from 0 (every answer) to 3,600")
-    if not 0 < settings.retry_budget <= 1:
-        raise SettingsError(f"{where}: retry_budget: give a part above 0 and up to 1, such as 0.1")
+    if not 0.001 <= settings.retry_budget <= 1:
+        raise SettingsError(f"{where}: retry_budget: give a part from 0.001 to 1, such as 0.1")
     _check_budget(settings.budget, where)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", settings.name):
         raise SettingsError(f"{where}: name: use letters, digits, '.', '-' and '_', 64 at most; it names a folder")
     _check_max_failed(settings.max_failed, where)
+    _check_accounts(settings, where)
+
+
+def _check_accounts(settings: Settings, where: str) -> None:
     names = [account.name for account in settings.account]
+    quotas: dict[tuple[str, object], str] = {}
     for number, account in enumerate(settings.account, 1):
         at = f"{where}: {_place({'name': account.name}, number)}"
         if not account.name or not account.name.isprintable() or names.count(account.name) > 1:
             raise SettingsError(f"{at}: name: give every account a name of its own, of letters that can be printed")
         _check_account(account, at)
+        if account.per_second != "unlimited":
+            other = quotas.setdefault((account.endpoint.rstrip("/").lower(), account.access_key_id), account.name)
+            if other != account.name:
+                raise SettingsError(
+                    f'{at}: has the endpoint and key of account "{other}", so both would count on one quota; '
+                    "make them one account with one fleet"
+                )
 
 
 def _check_max_failed(allowed: int | str, where: str) -> None:
@@ -264,16 +276,11 @@ def _check_account(account: Account, at: str) -> None:
 
 
 def _check_quotas(account: Account, at: str) -> None:
-    if not isinstance(account.per_second, str) and not 0 < account.per_second <= 1_000_000:
-        raise SettingsError(
-            f'{at}: per_second: give calls a second above 0 and up to 1,000,000, or "unlimited" or "auto"'
-        )
+    if not isinstance(account.per_second, str) and not 0.001 <= account.per_second <= 1_000_000:
+        raise SettingsError(f'{at}: per_second: give calls a second from 0.001 to 1,000,000, or "unlimited" or "auto"')
     if account.per_second == "auto" and account.share != 1:
         raise SettingsError(
             f'{at}: share: a part of a quota needs one that is known; leave it out, or per_second = "auto"'
         )
-    for operation, per_second in account.quotas.items():
-        if not 0 < per_second <= 1_000_000:
-            raise SettingsError(f"{at}: quotas: {operation}: give calls a second above 0 and up to 1,000,000")
     if not 0 < account.share <= 1:
         raise SettingsError(f"{at}: share: give a part above 0 and up to 1")

@@ -272,7 +272,7 @@ def _pace(progress: Progress, requests: float) -> str:
     if told is not None:
         said.append(f"{requests / told:.0%} of the quota")
     if allowed is not None and (told is None or allowed < SLOWED * told):
-        said.append(f"{'slowed to' if told else 'at'} {allowed:,.1f}/s")
+        said.append(f"at {allowed:,.1f}/s")
     if progress.others:
         said.append(f"shared with {progress.others} other{'s' if progress.others > 1 else ''}")
     return f" ({', '.join(said)})" if said else ""

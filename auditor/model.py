@@ -11,11 +11,6 @@ T = TypeVar("T")
 Dialect = Literal["tuya", "alibaba"]
 """How a platform spells its answers: camelCase (Tuya) or PascalCase (Alibaba Cloud IoT)."""
 
-OtherOperation = Literal[
-    "QueryProductList", "QueryDevice", "BatchGetDeviceState", "BatchQueryDeviceDetail", "ListOTAModuleByProduct"
-]
-"""Operations that help an audit, beside the one that it is made of."""
-
 Status = Literal["ok", "empty", "not_found"]
 """A conclusive answer: modules reported; none reported; no such device."""
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from auditor.model import Dialect, OtherOperation
+from auditor.model import Dialect
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -51,7 +51,6 @@ class Account(Table, frozen=True):
         per_second: the account's quota for the operation in calls a second; ``"unlimited"`` on a platform of your own;
             ``"auto"`` looks for it, beginning at 10.
         share: the part of the quota that is ours, above 0 and up to 1.
-        quotas: calls a second of other operations, where they are not as documented: ``{ QueryDevice = 20 }``.
         ca_file: a PEM file with the authorities to trust instead of the system's.
         fleet: which devices.
     """
@@ -65,7 +64,6 @@ class Account(Table, frozen=True):
     instance_id: str | None = None
     per_second: float | Literal["unlimited", "auto"] = 10.0
     share: float = 1.0
-    quotas: dict[OtherOperation, float] = {}
     ca_file: str | None = None
     fleet: FleetSource | None = None
 
@@ -89,7 +87,7 @@ class Settings(Table, frozen=True):
         max_failed: devices that may fail or stay pending, as a number or as a part such as ``"0.1%"``.
         fsync_every: seconds between syncs of what was answered to disk, which is what a power cut can take; 0: an
             answer counts only once it is on disk.
-        retry_budget: the part of an account's requests that repeats may be; beyond it the account counts as sick.
+        retry_budget: the part of an account's quota that repeats may take; beyond it they wait.
         budget: with whom an account's quota is shared: ``"machine"``, all auditors of this user on this machine;
             ``"alone"``, nobody; or a place that others reach as well.
         account: the accounts, audited side by side.

@@ -235,22 +235,6 @@ async def test_a_quota_that_nobody_told_is_found_and_not_run_over(tmp_path: Path
     assert requests.throttled <= 0.03 * requests.sent
 
 
-async def test_two_accounts_of_one_key_share_its_quota(tmp_path: Path) -> None:
-    world = World(200, large=0)
-    halves = [list(world)[:100], list(world)[100:]]
-    tables = []
-    account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, per_second=50)
-    async with Simulator(world, accounts=[account], latency=(0.01, 0.03)) as platform:
-        for name, half in zip(("one", "two"), halves, strict=True):
-            path = tmp_path / f"{name}.csv"
-            path.write_text("\n".join(("iot_id", *(device.iot_id for device in half))) + "\n")
-            fleet = {"file": str(path)}
-            tables.append(account_table(platform.endpoint, tmp_path, name=name, per_second=50, fleet=fleet))
-        result = await auditor.run_audit(settings_for(tmp_path, *tables))
-    assert (result.exit_code, result.manifest.requests.throttled) == (0, 0)
-    assert result.manifest.rate.achieved == pytest.approx(48, rel=0.1)
-
-
 async def test_outcomes_come_as_a_stream_and_nothing_is_written(tmp_path: Path) -> None:
     world = World(100)
     world.write_fleet(tmp_path / "fleet.csv")

@@ -327,6 +327,14 @@ def test_a_missing_key_of_an_account_is_named(key: str) -> None:
     assert f"`{key}`" in refused({"account": [account(**{key: None})]})
 
 
+def test_accounts_that_would_count_on_one_quota_are_refused() -> None:
+    twice = [account(name="a"), account(name="b", endpoint=account()["endpoint"].rstrip("/"))]
+    with pytest.raises(SettingsError, match=r'account 2 \("b"\): has the endpoint and key of account "a"'):
+        settings_from({"account": twice})
+    settings_from({"account": [each | {"per_second": "unlimited"} for each in twice]})
+    settings_from({"account": [twice[0], twice[1] | {"access_key_id": "another"}]})
+
+
 def test_accounts_of_one_name_are_refused() -> None:
     text = refused({"account": [account(), account(name="us"), account()]})
     assert text.startswith('account 1 ("eu"): name: ')

@@ -31,7 +31,7 @@ def settings_of(*quotas: tuple[object, float], at_once: int = 64) -> auditor.Set
         {
             "name": f"a{number}",
             "endpoint": "https://example.com/",
-            "access_key_id": {"env": "NO_SUCH_VARIABLE"},
+            "access_key_id": {"env": f"NO_SUCH_VARIABLE_{number}"},
             "access_key_secret": {"env": "NO_SUCH_VARIABLE"},
             "per_second": quota,
             "share": share,
@@ -168,7 +168,8 @@ def test_advice_that_is_followed_makes_it_fit_and_less_would_not(
 
         def fits(some: int, share: float, alone: auditor.Settings = settings, account: Any = account) -> bool | None:
             changed = msgspec.structs.replace(account, share=share)
-            alone = msgspec.structs.replace(alone, account=(changed,))
+            at_once = max(1, settings.at_once // len(settings.account))  # its part stays the same
+            alone = msgspec.structs.replace(alone, account=(changed,), at_once=at_once)
             return plan_of(alone, {account.name: some}, before, window).fits
 
         share, fitting, windows = each.remedy.share, each.remedy.devices, each.remedy.windows
@@ -185,6 +186,17 @@ def test_advice_that_is_followed_makes_it_fit_and_less_would_not(
         else:
             assert fits(math.ceil(Fraction(each.devices, windows)), account.share) is True
             assert fits(math.ceil(Fraction(each.devices, windows - 1)), account.share) is False
+
+
+def test_too_few_requests_in_flight_take_longer_if_it_is_known_how_long_an_answer_takes() -> None:
+    settings = settings_of((10.0, 1.0), at_once=1)
+    told = known({}, 0.5)
+    plan = plan_of(settings, {"a0": 100}, told, window=60)
+    assert (plan.seconds, plan.fits, plan.at_once_advised) == (50.0, True, 5)
+    assert plan_of(settings, {"a0": 100}, None, window=60).seconds == pytest.approx(100 / 9.7, abs=0.01)
+    tight = plan_of(settings, {"a0": 100}, told, window=20).accounts[0]
+    assert tight.remedy is not None
+    assert (tight.fits, tight.remedy.share, tight.remedy.devices) == (False, None, 40)
 
 
 @examples(deadline=None)

@@ -24,8 +24,8 @@ from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, Oper
 log = structlog.get_logger()
 
 
-WARM_EVERY = 0.05
-"""Seconds between two looks whether connections are missing."""
+WARM_EVERY, WARM_SELDOM = 0.05, 30.0
+"""Seconds between two looks whether connections are missing; doubled up to the second while none can be opened."""
 
 SPARE = 1.5
 """How many connections are kept open, as a multiple of those that are needed on average."""
@@ -35,9 +35,9 @@ SPARE = 1.5
 class Pace:
     """How fast an account is asked.
 
-    ``told`` is its quota in requests a second (None without one, or with one that is looked for), ``rate`` what it
-    bears as far as was learned (None without one), ``others`` the processes that share it now; ``repeats_wait``:
-    repeats take more than their part of it.
+    ``told`` is its quota in requests a second, by the least that any of those who share it was told (None without one,
+    or with one that is looked for), ``rate`` what it bears as far as was learned (None without one), ``others`` the
+    processes that share it now; ``repeats_wait``: repeats take more than their part of it.
     """
 
     told: float | None
@@ -73,7 +73,7 @@ class AskedAccount:
     def __init__(
         self, settings: Settings, account: Account, client: Client, gates: Gates, known: Device | None = None
     ) -> None:
-        self.name, self._told = account.name, account.rate
+        self.name = account.name
         self.client = client
         self._settings, self._gates = settings, gates
         self._feedback = Feedback(account.name, give_up_after=settings.give_up_after, worked_before=known is not None)
@@ -102,7 +102,8 @@ class AskedAccount:
     def pace(self) -> Pace:
         """How fast devices may be asked about now."""
         gate = self._gates.of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE)
-        return Pace(self._told, gate.rate, gate.others, gate.paused, self._pacer.repeats.short)
+        told = None if gate.told == math.inf else gate.told
+        return Pace(told, gate.rate, gate.others, gate.paused, self._pacer.repeats.short)
 
     @property
     def never_reached(self) -> AccountStoppedError | None:
@@ -142,12 +143,14 @@ class AskedAccount:
 
     async def keep_warm(self) -> None:
         """Keeps as many connections open as the pace needs, so that no slot is spent on a handshake; never returns."""
+        pause = WARM_EVERY
         while True:
-            await anyio.sleep(WARM_EVERY)
+            await anyio.sleep(pause)
             rate, tally = self.pace.rate, self.tally
             if rate is not None and tally.answered and not self.sick:
                 needed = rate * tally.seconds / tally.answered
-                await self.client.warm(math.ceil(SPARE * needed) + 1)
+                opened = await self.client.warm(math.ceil(SPARE * needed) + 1)
+                pause = WARM_EVERY if opened else min(2 * pause, WARM_SELDOM)
 
     async def fetch(self, device: Device) -> Outcome:
         """What became of one device.

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
@@ -70,8 +71,7 @@ class Gates:
             return None
         if operation is LIST_OTA_MODULE_VERSIONS_BY_DEVICE:
             return math.inf if account.per_second == "auto" else account.rate
-        told = {str(name): per_second for name, per_second in account.quotas.items()}
-        return told.get(operation.name, operation.per_second) * account.share
+        return operation.per_second * account.share
 
     def _ledger(self, operation: Operation, per_second: float) -> Ledger:
         budget = self._settings.budget
@@ -95,11 +95,17 @@ class Gates:
 
 
 async def try_budget(settings: Settings) -> None:
-    """Sees whether the Redis server where quotas are shared can be used, if one is named.
+    """Sees whether the place where quotas are shared can be used, if one is named.
 
     Raises:
         SettingsError: it cannot.
     """
+    budget = settings.budget
+    if isinstance(budget, SharedBudget) and budget.directory is not None:
+        try:
+            TemporaryFile(dir=budget.directory).close()
+        except OSError as error:
+            raise SettingsError(f"budget: {budget.directory}: cannot be written: {error.strerror}") from error
     if (server := await _reached(settings)) is not None:
         await server.close()
 

@@ -18,7 +18,7 @@ BESIDES = frozenset({"name", "directory", "access_key_id", "access_key_secret"})
 
 HOW = BESIDES | {
     "at_once", "page_size", "attempts", "timeout", "connect_timeout", "give_up_after", "max_failed", "fsync_every",
-    "per_second", "share", "quotas", "retry_budget", "budget", "ca_file", "fleet",
+    "per_second", "share", "retry_budget", "budget", "ca_file", "fleet",
 }  # fmt: skip
 """Settings that say how an audit asks; the others say whom. The fleet is the run's own, whatever its source is now."""
 
@@ -88,7 +88,7 @@ def _absolute(value: Any) -> Any:  # noqa: ANN401  a table, a list or a leaf of 
     """A table without what is not set, and with absolute paths in place of relative ones."""
     if isinstance(value, dict):
         kept = {key: _absolute(each) for key, each in value.items() if each is not None}
-        paths = {key: kept[key] for key in ("file", "ca_file") if kept.get(key, "-") != "-"}
+        paths = {key: kept[key] for key in ("file", "ca_file", "directory") if kept.get(key, "-") != "-"}
         # Not Path.absolute, which keeps "..", nor Path.resolve, which follows links that may be turned on purpose.
         return kept | {key: os.path.abspath(path) for key, path in paths.items()}  # noqa: PTH100
     return [_absolute(each) for each in value] if isinstance(value, list | tuple) else value

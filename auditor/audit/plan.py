@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -142,7 +142,13 @@ def plan_of(
     latency = ASSUMED_LATENCY if measured is None else measured
     asked = {} if before is None else before.asked
     plans = tuple(
-        _account_plan(account, devices.get(account.name, 0), asked.get(account.name), latency, window)
+        _account_plan(
+            account,
+            devices.get(account.name, 0),
+            asked.get(account.name),
+            _Answers(latency, math.inf if measured is None else workers_each(settings) / max(measured, 1e-9)),
+            window,
+        )
         for account in settings.account
     )
     seconds, in_flight = _known(each.seconds for each in plans), _known(each.in_flight for each in plans)
@@ -164,13 +170,20 @@ def plan_of(
     )
 
 
+class _Answers(NamedTuple):
+    """Seconds that an answer takes, and how many come a second at most with as many requests in flight as may be."""
+
+    latency: float
+    per_second: float
+
+
 def _account_plan(
-    account: Account, devices: int, asked: Asked | None, latency: float, window: float | None
+    account: Account, devices: int, asked: Asked | None, answers: _Answers, window: float | None
 ) -> AccountPlan:
     calls = _calls(devices, asked)
     rate = account.rate
-    seconds = _seconds(calls, rate)
-    in_flight = 0 if not calls else None if rate is None else max(1, math.ceil(rate * latency))
+    seconds = _seconds(calls, rate, answers)
+    in_flight = 0 if not calls else None if rate is None else max(1, math.ceil(rate * answers.latency))
     fits = None if window is None or seconds is None else seconds <= window
     return AccountPlan(
         account=account.name,
@@ -183,15 +196,15 @@ def _account_plan(
         seconds=seconds,
         in_flight=in_flight,
         fits=fits,
-        remedy=_remedy(account, devices, asked, window) if window is not None and fits is False else None,
+        remedy=_remedy(account, devices, asked, answers, window) if window is not None and fits is False else None,
     )
 
 
-def _remedy(account: Account, devices: int, asked: Asked | None, window: float) -> Remedy:
+def _remedy(account: Account, devices: int, asked: Asked | None, answers: _Answers, window: float) -> Remedy:
     """What would make it fit, found by trying: so a plan that follows the advice does fit."""
 
     def seconds(devices: int, share: float) -> float:
-        known = _seconds(_calls(devices, asked), msgspec.structs.replace(account, share=share).rate)
+        known = _seconds(_calls(devices, asked), msgspec.structs.replace(account, share=share).rate, answers)
         return math.inf if known is None else known
 
     shares = (percent / 100 for percent in range(1, 101))
@@ -205,10 +218,10 @@ def _calls(devices: int, asked: Asked | None) -> int:
     return devices if asked is None else -(-devices * asked.requests // asked.devices)
 
 
-def _seconds(calls: int, rate: float | None) -> float | None:
+def _seconds(calls: int, rate: float | None, answers: _Answers) -> float | None:
     if not calls:
         return 0.0
-    return None if rate is None else round(calls / max(rate * REACHED, sys.float_info.min), 3)
+    return None if rate is None else round(calls / max(min(rate * REACHED, answers.per_second), sys.float_info.min), 3)
 
 
 def _at_once_advised(settings: Settings, plans: Iterable[AccountPlan]) -> int | None:

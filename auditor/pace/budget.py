@@ -32,6 +32,9 @@ YIELDS = 0.02
 FORGOTTEN = 60.0
 """Seconds without a slot after which what was learned counts no more."""
 
+LONGEST_AHEAD = 300.0
+"""Seconds ahead that a moment lies at most that can be true."""
+
 _FIXED = Struct(f"={9 + Rate.STATE}d")
 _ROW = Struct("=4d")
 _STAMP, _CELLS, _ROW_CELLS = 0, _FIXED.size // 8, _ROW.size // 8
@@ -112,21 +115,38 @@ class Budget:
         """
         memory = self._shared
         stamp, self._stamp = self._stamp, 0.0
-        if not stamp or stamp != memory[_STAMP]:  # else nobody else has written since
-            found, version, its_era, many, asked_at, self.open_at, self._last, self._firsts_in_a_row, bound, *state = (
-                _FIXED.unpack_from(memory)
-            )
-            if found > 0 and version == VERSION and its_era == era:
-                self._asked_at = asked_at
-                self.rate.restore(bound, state)
-                self._rows = list(_ROW.iter_unpack(memory[_CELLS : _CELLS + int(many) * _ROW_CELLS]))
-            else:
-                self._asked_at = -math.inf
-        if not now - FORGOTTEN <= self._asked_at <= now + FORGOTTEN:
+        known = stamp > 0 and stamp == memory[_STAMP]  # nobody else has written since
+        believed = known or self._read(memory, era, now + LONGEST_AHEAD)
+        last = max(self._asked_at, self.open_at)  # nobody asks in a long pause
+        if not believed or not now - FORGOTTEN <= last <= now + LONGEST_AHEAD:
             memory[:] = array("d", bytes(8 * len(memory)))
             self._rows = []
             self._asked_at = self.open_at = self._last = self._firsts_in_a_row = 0.0
             self.rate = Rate(told, self.rate.moments)
+
+    def _read(self, memory: "memoryview[float]", era: float, latest: float) -> bool:
+        """Reads what lies there, if it can be true; no moment in it is later than ``latest`` then."""
+        (
+            stamp,
+            version,
+            its_era,
+            many,
+            self._asked_at,
+            self.open_at,
+            self._last,
+            self._firsts_in_a_row,
+            bound,
+            *state,
+        ) = _FIXED.unpack_from(memory)
+        if not stamp > 0 or (version, its_era) != (VERSION, era):
+            return False
+        sent = memory[_MOMENTS]
+        if not 0 <= many <= PLACES or not 0 <= sent < math.inf or not bound > 0:
+            return False
+        if not self._asked_at <= latest or not self.open_at <= latest or not self.rate.restored(bound, state, latest):
+            return False
+        self._rows = list(_ROW.iter_unpack(memory[_CELLS : _CELLS + int(many) * _ROW_CELLS]))
+        return all(told > 0 and until <= latest and first <= latest for _, until, told, first in self._rows)
 
     def store(self, era: float) -> None:
         """Writes it for the others."""
@@ -188,6 +208,7 @@ class Budget:
 
     def refused(self, sent_at: float, now: float) -> None:
         """The request that was sent at ``sent_at`` was refused for the quota, as is known ``now``."""
+        self._asked_at = max(self._asked_at, now)
         self.open_at = max(self.open_at, self.rate.refused(sent_at, now))
 
     def pause(self, until: float) -> None:

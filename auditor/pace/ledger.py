@@ -1,6 +1,7 @@
 """Where a budget lies: in this process alone, or in a file that all processes of a machine share."""
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -30,8 +31,8 @@ BETWEEN = 0.001
 STUCK = 5.0
 """Seconds after which who holds the lock counts as stopped in the middle of it, and another file is begun."""
 
-LOOKED_AFTER = 0.5
-"""Seconds after which it is seen whether the file is still the one that others open."""
+LOOKED_AFTER, AGAIN_AFTER = 0.5, 5.0
+"""Seconds after which it is seen whether the file is still the one that others open; and if it could not be opened."""
 
 SUFFIX = ".budget"
 """How the names of shared files end."""
@@ -103,6 +104,7 @@ class SharedFile:
         self._news: list[News] = []
         self._descriptor = -1
         self._there_until = 0.0
+        self._warned = False
         self.clock = time.monotonic
         self._open()
 
@@ -110,8 +112,7 @@ class SharedFile:
         size = 8 * cells_for(MOST_MOMENTS)
         self._descriptor = _opened(self._path)
         try:
-            os.utime(self._descriptor)
-            os.posix_fallocate(self._descriptor, 0, size)  # a disk that is full kills whoever writes to mapped memory
+            _fill(self._descriptor, size)
             self._mapped = mmap.mmap(self._descriptor, size)
         except BaseException:
             os.close(self._descriptor)
@@ -124,7 +125,7 @@ class SharedFile:
         while not self._locked():
             if self.clock() - since > STUCK:
                 log.warning("another process holds the shared budget and does not go on", file=str(self._path))
-                self._replace()
+                self._leave()
                 since = self.clock()
             await anyio.sleep(BETWEEN)
         return self._work(work)
@@ -156,27 +157,35 @@ class SharedFile:
         if now < self._there_until:
             return True
         if os.fstat(self._descriptor).st_nlink > 0:
+            os.utime(self._descriptor)  # mapped memory leaves no trace of being used, and old files are tidied up
             self._there_until = now + LOOKED_AFTER
             return True
-        self._reopen()  # somebody tidied up, or began another one
-        return False
+        if self._reopened():  # somebody tidied up, or began another one
+            return False
+        self._there_until = now + AGAIN_AFTER  # until then it goes on with those who hold the old one too
+        return True
 
-    def _replace(self) -> None:
+    def _leave(self) -> None:
+        """Begins another file, and leaves this one to who stands still with it."""
         with contextlib.suppress(OSError):
             if self._path.stat().st_ino == os.fstat(self._descriptor).st_ino:
                 self._path.unlink()
-        self._reopen()
+        self._reopened()
 
-    def _reopen(self) -> None:
+    def _reopened(self) -> bool:
         self._there_until = 0.0
         before = self._descriptor
         try:
             self._open()
         except OSError as error:
             self._descriptor = before
-            log.warning("the shared budget cannot be opened anew", file=str(self._path), reason=error.strerror)
-        else:
-            os.close(before)
+            if not self._warned:
+                self._warned = True
+                log.warning("the shared budget cannot be opened anew", file=str(self._path), reason=error.strerror)
+            return False
+        os.close(before)
+        self._warned = False
+        return True
 
     async def close(self) -> None:
         """See ``Ledger``."""
@@ -195,12 +204,27 @@ def _opened(path: Path) -> int:
     try:
         found = os.fstat(descriptor)
         if found.st_uid == os.geteuid() and found.st_size == 0:
-            writable = path.parent.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            parent = path.parent.stat()
+            writable = parent.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            if found.st_gid != parent.st_gid:
+                with contextlib.suppress(PermissionError):  # he is not of that group, and may write as another
+                    os.fchown(descriptor, -1, parent.st_gid)
             os.fchmod(descriptor, 0o600 | writable | writable << 1)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _fill(descriptor: int, size: int) -> None:
+    """Makes a file as large as that, of bytes that are there: else a full disk kills who writes to mapped memory.
+
+    Raises:
+        OSError: there is no room.
+    """
+    there = os.fstat(descriptor).st_size
+    if there < size and os.pwrite(descriptor, bytes(size - there), there) < size - there:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _boot() -> float:

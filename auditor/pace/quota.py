@@ -30,12 +30,17 @@ class Gate(Protocol):
 
     Attributes:
         rate: requests a second that are let through now; None without a quota.
+        told: requests a second that are not exceeded, by the lowest that any of those who share it was told; None
+            without a quota; infinite where it is looked for.
         others: how many other processes take part in the quota now.
         paused: whether nothing is let through now.
     """
 
     @property
     def rate(self) -> float | None: ...  # noqa: D102  above
+
+    @property
+    def told(self) -> float | None: ...  # noqa: D102
 
     @property
     def others(self) -> int: ...  # noqa: D102
@@ -87,7 +92,7 @@ class Quota:
         self._turn = anyio.Lock(fast_acquire=True)
         self._waiting = 0
         self._taken: list[float] = []
-        self._next_at = 0.0
+        self._taken_at = self._next_at = 0.0
         self._guard: AsyncLimiter | None = None
         if per_second != math.inf:
             # The bucket holds what slots that are late together come to, and never less than one request.
@@ -98,6 +103,11 @@ class Quota:
     def rate(self) -> float:
         """See ``Gate``."""
         return self._ledger.budget.rate.now
+
+    @property
+    def told(self) -> float:
+        """See ``Gate``."""
+        return self._ledger.budget.rate.told
 
     @property
     def others(self) -> int:
@@ -116,7 +126,7 @@ class Quota:
             async with self._turn:
                 while True:
                     now = self._ledger.clock()
-                    if self._taken and now - self._taken[-1] <= USED_WITHIN:
+                    if self._taken and now - self._taken_at <= USED_WITHIN:
                         return self._taken.pop()
                     self._taken.clear()
                     if (closed_for := max(self._open_at, self._next_at) - now) > 0:
@@ -151,7 +161,7 @@ class Quota:
             await self._guard.acquire(min(slot.many, self._guard.max_rate))
             if self._open_at > clock():  # it did have to wait
                 return
-        self._taken = [moment] * slot.many
+        self._taken, self._taken_at = [moment] * slot.many, clock()
 
     def admitted(self, sent_at: float) -> None:
         """See ``Gate``."""
@@ -187,6 +197,7 @@ class NoQuota:
     """
 
     rate: float | None = None
+    told: float | None = None
     others = 0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -21,6 +21,12 @@ WIDER, NARROWER = 1.2, 1 - 1 / 8000
 EXCUSED_REQUESTS, EXCUSED_SECONDS = 100, 2.0
 """A second refusal at the ceiling within so many requests, or seconds, is no chance any more."""
 
+BUNCH = 0.06
+"""Seconds of sending whose refusals are one: what a busy machine holds up goes out together."""
+
+STILL, COUNTABLE = 0.98, 4.0
+"""The part of the level that stays where a refusal may be chance; and the least level, in requests a second, for it."""
+
 CATCH_UP = 0.05
 """Seconds that a timer may be late without its slots being lost; they go out together as far as there is room."""
 
@@ -83,11 +89,24 @@ class Rate:
         learned = (self.now, self.margin, self._level, self._cycles, self._least_level)
         return (*learned, self._slot_at, self._slowed_at, self._excused_at, self._refusals_in_a_row)
 
-    def restore(self, told: float, state: Sequence[float]) -> None:
-        """Takes over what another one of the same moments has learned, see ``state``."""
+    def restored(self, told: float, state: Sequence[float], latest: float) -> bool:
+        """Takes over what another one of the same moments has learned, see ``state``; if it can be true.
+
+        Args:
+            told: requests a second that are never exceeded.
+            state: as the other's.
+            latest: no moment in it can be later.
+        """
+        now, margin, level, cycles, least, *moments, in_a_row = state
+        positive = 0 < now < math.inf and 0 < margin <= MOST_MARGIN and level > 0 and 0 <= least < math.inf
+        if not positive or not math.isfinite(cycles) or not 0 <= in_a_row < math.inf:
+            return False
+        if not all(moment <= latest for moment in moments):
+            return False
         self._told = told
         self.now, self.margin, self._level, self._cycles, self._least_level = state[:5]
         self._slot_at, self._slowed_at, self._excused_at, self._refusals_in_a_row = state[5:]
+        return True
 
     @property
     def told(self) -> float:
@@ -156,11 +175,7 @@ class Rate:
         """
         self.moments.refuse(sent_at)
         second = self._second
-        if self._level == math.inf and now - self._excused_at > max(EXCUSED_SECONDS, EXCUSED_REQUESTS / self.now):
-            # Perhaps it was jitter alone, so the ceiling gives way a little; the next one will say whether it was more.
-            self._excused_at = now
-            self.margin = min(MOST_MARGIN, self.margin * WIDER)
-            self.now = self.ceiling
+        if self._level == math.inf and self._excused(sent_at):
             return now
         stretched = second * (1 + self.margin)
         # Half a request more, because a count of whole ones is uncertain by that.
@@ -179,13 +194,27 @@ class Rate:
         elif self.now >= 0.98 * self.ceiling:
             level = min(self.ceiling, admitted / (1 + self.margin))
         else:
-            level = min(self.now, admitted) / (1 + self.margin)
+            # Below what was borne until now a refusal is chance at first, if as many were admitted all the same.
+            borne = min(STILL * self._level, admitted / (1 + self.margin)) if self._level >= COUNTABLE else 0.0
+            level = max(min(self.now, admitted) / (1 + self.margin), borne)
         self._level = max(level, self._least_level)
         self.now = max(self._level * (1 - CUT) / 2**self._refusals_in_a_row, min(SLOWEST, self._least_level))
         self._cycles = 0.0
         self._slowed_at = now
         self._refusals_in_a_row = min(self._refusals_in_a_row + 1, 60.0)
         return max(now + SPACINGS / self.now, self._room())
+
+    def _excused(self, sent_at: float) -> bool:
+        """Whether a refusal at the ceiling may be chance; if so the ceiling gives way a little, and the next tells."""
+        since = sent_at - self._excused_at
+        if abs(since) < BUNCH:
+            return True
+        if since < max(EXCUSED_SECONDS, EXCUSED_REQUESTS / self.now):
+            return False
+        self._excused_at = sent_at
+        self.margin = min(MOST_MARGIN, self.margin * WIDER)
+        self.now = self.ceiling
+        return True
 
     def _room(self) -> float:
         """When a sliding second that holds as many as the level has room for one more."""

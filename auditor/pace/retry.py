@@ -98,15 +98,18 @@ class RetryBudget:
     async def take(self, feedback: Feedback) -> None:
         """Waits until one repeat may be sent, or the account is found to be sick; then it is not the devices' doing."""
         async with self._turn:
-            while (rate := self._gate.rate) is not None and not feedback.sick:
-                rate /= 1 + self._gate.others  # each takes the part of its own requests
-                self._refill(rate)
-                self.short = self._saved < 1
-                if not self.short:
-                    self._saved -= 1
-                    return
-                feedback.spent()
-                await anyio.sleep(min((1 - self._saved) / (self._part * rate), 1.0))
+            try:
+                while (rate := self._gate.rate) is not None and not feedback.sick:
+                    rate /= 1 + self._gate.others  # each takes the part of its own requests
+                    self._refill(rate)
+                    if self._saved >= 1:
+                        self._saved -= 1
+                        return
+                    self.short = True
+                    feedback.spent()
+                    await anyio.sleep(min((1 - self._saved) / (self._part * rate), 1.0))
+            finally:
+                self.short = self._turn.statistics().tasks_waiting > 0
 
 
 class Pacer:
@@ -136,7 +139,7 @@ class Pacer:
         self.tally = Tally()
         self.repeats = RetryBudget(retry_budget, quota)
         self._quota, self._feedback, self._backoff, self._draw = quota, feedback, backoff, draw
-        self._one_at_a_time = anyio.Lock()
+        self._one_at_a_time, self._probing = anyio.Lock(), anyio.Lock()
         self._known_to_work = known
 
     async def send(self, request: Callable[[], Awaitable[T]]) -> Sent[T]:
@@ -227,7 +230,7 @@ class Pacer:
 
     async def _recovery(self, request: Callable[[], Awaitable[object]]) -> None:
         """Returns when the platform answers again; whoever comes first probes, the others wait behind."""
-        async with self._one_at_a_time:
+        async with self._probing:
             probes = 0
             while self._feedback.sick:
                 probes += 1

@@ -82,23 +82,31 @@ class _Connector(aiohttp.TCPConnector):
                 return connection
             connection.close()
 
-    async def warm(self, connections: int, timeout: aiohttp.ClientTimeout) -> None:  # noqa: ASYNC109  as above
-        """Opens as many connections as are missing, once a request has shown where to."""
+    async def warm(self, connections: int, timeout: aiohttp.ClientTimeout) -> bool:  # noqa: ASYNC109  as above
+        """Opens as many connections as are missing, once a request has shown where to; False if none could be."""
         idle = sum(len(pooled) for pooled in self._conns.values())
-        free = min(connections, self.limit) - len(self._acquired)
-        if self._like is None or free <= idle:
-            return
-        held: list[Connection] = []
+        missing = min(connections, self.limit) - len(self._acquired) - idle
+        if self._like is None or missing <= 0:
+            return True
+        all_have_begun = asyncio.Event()
 
-        async def hold(request: aiohttp.ClientRequest) -> None:
-            held.append(await self.connect(request, [], timeout))
-
-        try:
-            # All at once, those in the pool as well: so each of the others is new. What fails is told by requests.
-            await asyncio.gather(*(hold(self._like) for _ in range(free)), return_exceptions=True)
-        finally:
-            for connection in held:
+        async def open_one(request: aiohttp.ClientRequest) -> None:
+            connection = await self.connect(request, [], timeout)
+            try:
+                await all_have_begun.wait()
+            finally:
                 connection.release()
+
+        # Those in the pool are taken as well, so that the others are new ones, and given back at once.
+        opening = [asyncio.ensure_future(open_one(self._like)) for _ in range(idle + missing)]
+        try:
+            await asyncio.sleep(0)
+            all_have_begun.set()
+            ends = await asyncio.gather(*opening, return_exceptions=True)  # what fails is told by requests
+        finally:
+            for each in opening:
+                each.cancel()
+        return sum(end is None for end in ends) > idle
 
 
 class Client:
@@ -178,13 +186,15 @@ class Client:
             raise _without(outcome, signed).with_traceback(None)
         return outcome
 
-    async def warm(self, connections: int) -> None:
+    async def warm(self, connections: int) -> bool:
         """Opens connections until there are so many, idle or not, so that later requests wait for no handshake.
 
-        It does nothing before the first request, and never fails: requests tell what is wrong.
+        It does nothing before the first request, and raises nothing: requests tell what is wrong.
+
+        Returns:
+            False if some were missing and none could be opened.
         """
-        if self._connector is not None:
-            await self._connector.warm(connections, self._timeout)
+        return self._connector is None or await self._connector.warm(connections, self._timeout)
 
     async def _exchange(self, session: aiohttp.ClientSession, url: URL) -> Answer | PlatformError:
         """What the platform answered, or what went wrong as our error."""

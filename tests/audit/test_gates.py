@@ -14,7 +14,6 @@ from auditor.pace.budget import cells_for
 from auditor.pace.quota import Gate, NoQuota, Quota
 from auditor.pace.rate import MARGIN, UNTOLD
 from auditor.platform.operations import (
-    BATCH_QUERY_DEVICE_DETAIL,
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
     OTHERS,
     QUERY_DEVICE,
@@ -72,12 +71,6 @@ async def test_every_operation_has_the_quota_that_the_documents_tell_and_a_gate_
         "BatchQueryDeviceDetail": 2.5,
         "ListOTAModuleByProduct": 5.0,
     }
-
-
-async def test_the_settings_may_tell_another_quota_of_an_operation() -> None:
-    async with gates_of(quotas={"QueryDevice": 20}) as gates:
-        assert told(gates.of(QUERY_DEVICE)) == 20
-        assert told(gates.of(BATCH_QUERY_DEVICE_DETAIL)) == 5
 
 
 async def test_an_account_without_a_quota_has_none_for_any_operation() -> None:

@@ -181,8 +181,8 @@ def test_what_was_learned_is_forgotten_after_a_while_and_in_another_era() -> Non
     memory = memory_for()
     one = Auditor(memory)
     run([one], 5)
-    for at in (2.0, 1.0):
-        one.budget.refused(one.sent[-1], 1005.0 - at)
+    for back in (20, 1):
+        one.budget.refused(one.sent[-back], 1005.0)
     one.budget.store(ERA)
     two = Auditor(memory)
     two.budget.load(50, ERA, 1006.0)
@@ -216,6 +216,22 @@ def test_what_a_killed_process_leaves_half_written_is_begun_anew(monkeypatch: py
     two = Auditor(memory, 10)
     two.budget.load(10, ERA, 1002.0)
     assert len(two.budget.rate.moments) == 0
+
+
+@given(
+    cell=st.integers(0, cells_for(64) - 66), number=st.sampled_from([math.nan, math.inf, -math.inf, -5.0, 0.0, 1e18])
+)
+def test_whatever_stands_in_the_memory_a_slot_comes_soon(cell: int, number: float) -> None:
+    memory = memory_for(64)
+    run([Auditor(memory, 10)], 2)
+    memory[cell] = number
+    one, now = Auditor(memory, 10), 1002.0
+    slot = one.reserve(now)
+    while slot.number is None and now < 1400:
+        now = max(now + 0.001, min(slot.at, now + 0.5))
+        slot = one.reserve(now)
+    assert now < 1400
+    assert now <= slot.at <= now + 1
 
 
 def test_what_another_wrote_is_read_and_what_was_not_written_is_not_kept() -> None:

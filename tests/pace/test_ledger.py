@@ -3,6 +3,7 @@
 import fcntl
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,8 +117,8 @@ async def test_a_pause_of_one_holds_the_other(tmp_path: Path) -> None:
 
 async def test_what_one_is_refused_slows_the_other(tmp_path: Path) -> None:
     one, other = (Quota(100, ledger=SharedFile(tmp_path / "shared", 100)) for _ in range(2))
-    sent = [await one.slot() for _ in range(5)]
-    for sent_at in sent:
+    sent = [await one.slot() for _ in range(20)]
+    for sent_at in (sent[0], sent[-1]):
         one.refused(sent_at)
     with anyio.fail_after(5):
         await other.slot()
@@ -136,6 +137,45 @@ async def test_a_file_that_is_removed_is_begun_anew(tmp_path: Path) -> None:
         await other.slot()
         await anyio.sleep(0.06)
     assert (one.others, other.others) == (1, 1)
+
+
+async def test_a_directory_that_is_removed_stops_nobody_and_is_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_room, "LOOKED_AFTER", 0.0)
+    monkeypatch.setattr(ledger_room, "AGAIN_AFTER", 0.1)
+    path = tmp_path / "directory" / "shared"
+    path.parent.mkdir()
+    one, other = (Quota(100, ledger=SharedFile(path, 100)) for _ in range(2))
+    for quota in (one, other):
+        await quota.slot()
+    shutil.rmtree(path.parent)
+    with structlog.testing.capture_logs() as logs:
+        with anyio.fail_after(5):
+            for _ in range(20):
+                await one.slot()
+                await other.slot()
+    assert [line["event"] for line in logs] == ["the shared budget cannot be opened anew"] * 2
+    assert (one.others, other.others) == (1, 1)
+    path.parent.mkdir()
+    await anyio.sleep(0.1)
+    for _ in range(2):
+        await one.slot()
+        await other.slot()
+    assert path.exists()
+
+
+async def test_a_long_wish_to_wait_is_no_reason_to_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("auditor.pace.budget.FORGOTTEN", 0.2)
+    quota = Quota(100, ledger=SharedFile(tmp_path / "shared", 100))
+    sent = [await quota.slot() for _ in range(20)]
+    for sent_at in sent:
+        quota.refused(sent_at)
+    slowed = quota.rate
+    quota.refused(sent[-1], 0.5)
+    await quota.slot()
+    assert quota.rate == pytest.approx(slowed, rel=0.1)
+    assert quota.rate < 90
 
 
 async def test_a_holder_that_stands_still_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

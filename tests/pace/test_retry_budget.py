@@ -35,7 +35,6 @@ class Clocked:
 async def test_some_repeats_are_saved_and_the_others_come_with_time() -> None:
     clocked = Clocked()
     assert await clocked.taken() == REPEATS
-    assert clocked.budget.short
     clocked.now += 5.5 / clocked.per_second
     assert await clocked.taken() == 5
     clocked.now += 1000
@@ -69,6 +68,19 @@ async def test_repeats_beyond_the_budget_are_the_breaker_s_once_nothing_succeeds
     with anyio.fail_after(5):
         await clocked.budget.take(clocked.feedback)
     assert clocked.feedback.sick
+
+
+async def test_nobody_waits_for_a_budget_once_the_platform_is_sick() -> None:
+    clocked = Clocked()
+    clocked.feedback.succeeded()
+    await clocked.taken()
+    async with anyio.create_task_group() as crowd:
+        for _ in range(3):
+            crowd.start_soon(clocked.budget.take, clocked.feedback)
+        await anyio.sleep(0.01)
+        assert clocked.budget.short
+        clocked.feedback.sick = True
+    assert not clocked.budget.short
 
 
 async def test_a_platform_that_fails_every_third_request_is_repeated_a_tenth_and_loses_no_device() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import socket
+from typing import NoReturn
 from urllib.parse import parse_qs, unquote
 
 import orjson
@@ -87,10 +88,10 @@ async def test_a_connection_is_used_again() -> None:
 
 async def test_connections_are_opened_before_they_are_needed_and_then_used() -> None:
     async with serving(answering(GOOD)) as seen, client_of(seen.url) as client:
-        await client.warm(4)
+        assert await client.warm(4)
         assert seen.connections == 0  # nothing has shown yet where to
         await ask(client)
-        await client.warm(4)
+        assert await client.warm(4)
         assert (seen.connections, len(seen.lines)) == (4, 1)
         await client.warm(3)
         await asyncio.gather(*(ask(client) for _ in range(4)))
@@ -102,7 +103,7 @@ async def test_connections_that_cannot_be_opened_in_advance_fail_no_one() -> Non
         async with serving(answering(GOOD)) as seen:
             client._authority = seen.url.split("/")[2]
             await ask(client)
-        await client.warm(4)
+        assert not await client.warm(4)
         failure = await failure_of(client)
     assert isinstance(failure, TransientError)
 
@@ -385,3 +386,27 @@ async def test_a_troubled_platform_brings_answers_and_platform_errors_and_one_re
         assert platform.counts.answered + platform.counts.faults["http10"] == answered
         assert platform.counts.faults["http10"] > 0
         assert 0 < answered < 150
+
+
+async def test_connections_that_do_not_come_about_hold_up_no_request() -> None:
+    async with serving(answering(GOOD)) as seen, client_of(seen.url) as client:
+        await asyncio.gather(ask(client), ask(client))
+        assert client._connector is not None
+        connect = client._connector._create_connection
+
+        async def never(*_: object) -> NoReturn:
+            await asyncio.sleep(60)
+            raise AssertionError
+
+        client._connector._create_connection = never  # type: ignore[assignment,method-assign]
+        warming = asyncio.create_task(client.warm(6))
+        await asyncio.sleep(0.02)
+        async with asyncio.timeout(2):
+            for _ in range(20):
+                await asyncio.gather(ask(client), ask(client))
+        warming.cancel()
+        await asyncio.wait([warming])
+        await asyncio.sleep(0.01)
+        client._connector._create_connection = connect  # type: ignore[method-assign]
+        assert await client.warm(6)
+    assert seen.connections == 6
