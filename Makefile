@@ -5,7 +5,7 @@ KILLS ?= 200
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check format readme fuzz chaos bench bench-quota bench-contention bench-gate bench-memory bench-outages bench-pacing bench-sharing clean
+.PHONY: demo test check format readme fuzz chaos bench bench-quota bench-contention bench-drift bench-gate bench-memory bench-outages bench-pacing bench-sharing clean
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
@@ -33,7 +33,7 @@ fuzz: .venv/.fuzz-installed  ## every reader against bytes that follow its branc
 chaos: .venv/.tests-installed  ## audits killed KILLS times at random moments, and cut at every byte; prints figures
 	AUDITOR_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/chaos
 
-bench: bench-quota bench-contention bench-sharing bench-gate bench-memory bench-outages bench-pacing  ## print the figures that the README quotes
+bench: bench-quota bench-contention bench-sharing bench-gate bench-memory bench-outages bench-pacing bench-drift  ## print the figures that the README quotes
 
 bench-quota: .venv/.tests-installed
 	$(BIN)/python benchmarks/quota.py
@@ -52,6 +52,9 @@ bench-pacing: .venv/.tests-installed
 
 bench-memory: .venv/.tests-installed
 	$(BIN)/python benchmarks/memory.py
+
+bench-drift: .venv/.tests-installed
+	$(BIN)/python benchmarks/drift.py
 
 bench-outages: .venv/.tests-installed
 	$(BIN)/python benchmarks/outages.py

@@ -1,9 +1,10 @@
 """Which version of which OTA module does every device of a fleet run?
 
     settings ──► audit ──────────────► run folder ──► Run ──► inventory
-    (TOML)       asks every device,    (plain files,   (reads it, running
-                 within the quota      resumable,      or sealed)
-                                       proven)
+    (TOML)       asks every device,    (plain files,   select_devices, query_run
+                 within the quota      resumable,      (read it, running or sealed)
+                                       proven)    ──► diff_runs
+                                                       (what changed between two)
 
     import auditor
 
@@ -38,11 +39,21 @@ if TYPE_CHECKING:
     from auditor.config import load_settings as load_settings
     from auditor.config import settings_from as settings_from
     from auditor.errors import AuditorError as AuditorError
+    from auditor.inventory.drift import Drift as Drift
+    from auditor.inventory.drift import DriftCounts as DriftCounts
+    from auditor.inventory.drift import diff_runs as diff_runs
     from auditor.inventory.folder import DeviceCounts as DeviceCounts
     from auditor.inventory.folder import Manifest as Manifest
     from auditor.inventory.queries import Run as Run
     from auditor.inventory.queries import VersionCount as VersionCount
+    from auditor.inventory.selection import Selected as Selected
+    from auditor.inventory.selection import Selection as Selection
+    from auditor.inventory.selection import select_devices as select_devices
+    from auditor.inventory.sql import Answer as Answer
+    from auditor.inventory.sql import query_run as query_run
+    from auditor.inventory.tables import Table as Table
     from auditor.inventory.verify import verify as verify
+    from auditor.inventory.versions import compare_versions as compare_versions
     from auditor.model import Answered as Answered
     from auditor.model import Device as Device
     from auditor.model import Failed as Failed
@@ -59,9 +70,14 @@ _ROOMS = {
     "auditor.audit.stream": ("outcomes",),
     "auditor.config": ("Settings", "load_settings", "settings_from"),
     "auditor.errors": ("AuditorError",),
+    "auditor.inventory.drift": ("Drift", "DriftCounts", "diff_runs"),
     "auditor.inventory.folder": ("DeviceCounts", "Manifest"),
     "auditor.inventory.queries": ("Run", "VersionCount"),
+    "auditor.inventory.selection": ("Selected", "Selection", "select_devices"),
+    "auditor.inventory.sql": ("Answer", "query_run"),
+    "auditor.inventory.tables": ("Table",),
     "auditor.inventory.verify": ("verify",),
+    "auditor.inventory.versions": ("compare_versions",),
     "auditor.model": ("Answered", "Device", "Failed", "ModuleVersion", "Outcome"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}

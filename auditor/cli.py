@@ -13,7 +13,7 @@ from auditor.__about__ import VERSION
 from auditor.commands.audits import check, prune, resume, run
 from auditor.commands.planning import plan
 from auditor.commands.practising import demo, simulate
-from auditor.commands.runs import inventory, verify
+from auditor.commands.runs import devices, diff, inventory, sql, verify
 from auditor.errors import AuditorError, RunNotWritableError, StoppedAtOnceError, UsageError
 from auditor.terminal import open_standard_streams, safe, say, to_nowhere
 
@@ -23,7 +23,7 @@ app = App(
     help_epilogue=(
         "Exit codes: 0 done; 1 devices failed or pending beyond max_failed, a run that does not verify, or a plan that "
         "does not fit its window; 2 usage, settings or fleet file; 3 the platform refuses or was never reached, or the "
-        "run cannot be written; 130 interrupted."
+        "run cannot be written; 4 drift that --fail-on names; 130 interrupted."
     ),
     version=VERSION,
     help_formatter=DefaultFormatter(panel_spec=PanelSpec(box=SIMPLE, padding=(0, 0))),
@@ -31,7 +31,7 @@ app = App(
     result_action="return_value",
 )
 
-for command in (run, resume, check, plan, inventory, verify, prune, demo, simulate):
+for command in (run, resume, check, plan, inventory, devices, sql, diff, verify, prune, demo, simulate):
     app.command(command)
 
 

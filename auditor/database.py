@@ -11,6 +11,9 @@ import orjson
 MEMORY, AMPLE_MEMORY = "96MB", "2GB"
 """What DuckDB may hold before it spills to disk; and where a block of very long lines alone does not fit into that."""
 
+READING_MEMORY, READING_THREADS = "512MB", 2
+"""The same for a question over one or two whole runs, which nothing else waits for."""
+
 T = TypeVar("T")
 
 ROW_GROUP = 20_480
@@ -41,22 +44,24 @@ def with_enough_memory(work: Callable[[str], T]) -> T:
         return work(AMPLE_MEMORY)
 
 
-def open_database(spill: Path | None = None, memory: str = MEMORY) -> duckdb.DuckDBPyConnection:
+def open_database(spill: Path | None = None, memory: str = MEMORY, threads: int = 1) -> duckdb.DuckDBPyConnection:
     """An empty in-memory database.
 
     Args:
         spill: a folder for what does not fit into memory; None: nothing spills.
         memory: what it may hold before it spills.
+        threads: how many compute; with more than one, rows without an ORDER BY may come in any order.
 
     One thread keeps rows in their order and memory flat, and the platform's quota is slower than it anyway.
     """
     return duckdb.connect(
         config={
             "memory_limit": memory,
-            "threads": 1,
+            "threads": threads,
             "temp_directory": "" if spill is None else str(spill),
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
+            "preserve_insertion_order": threads == 1,
             "allocator_flush_threshold": "1MB",
         }
     )

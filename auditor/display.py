@@ -18,6 +18,7 @@ from auditor.audit.check import AccountCheck
 from auditor.audit.notices import SLOWED
 from auditor.audit.plan import MOST_AT_ONCE, AccountPlan, Plan, Remedy
 from auditor.audit.progress import Progress, Watch
+from auditor.inventory.drift import FATES, MODULE_CHANGES, Drift, DriftCounts
 from auditor.inventory.folder import DeviceCounts, Manifest
 from auditor.inventory.queries import VersionCount
 from auditor.terminal import safe, say, tell
@@ -51,6 +52,19 @@ def print_inventory(manifest: Manifest, devices: DeviceCounts, versions: Iterabl
         before = place
     console.print(table)
     console.print(Text(f"\n{coverage(manifest, devices)}"))
+
+
+def drift_summary(drift: Drift) -> Iterator[str]:
+    """What changed between two runs, for standard error."""
+    found = drift.counts
+    runs = f"{safe(drift.old.folder.name)} to {safe(drift.new.folder.name)}"
+    yield f"{runs}: devices: {_named(found, ('compared', *FATES))}"
+    of_products = _named(found, ("added", "removed"))
+    yield f"modules of these: {_named(found, ('same', *MODULE_CHANGES))}; modules of products: {of_products}"
+
+
+def _named(counts: DriftCounts, names: Iterable[str]) -> str:
+    return ", ".join(f"{getattr(counts, name):,} {name.replace('_', ' ')}" for name in names)
 
 
 def coverage(manifest: Manifest, counts: DeviceCounts) -> str:

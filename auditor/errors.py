@@ -10,6 +10,7 @@
         StoppedError             the audit cannot go on                         exit 3
             AccountStoppedError  one account: refused, or never reached
             RunNotWritableError  the run folder cannot be written
+        DriftError               drift that was to fail                         exit 4
         StoppedAtOnceError       ended before it asked, or by a second signal   exit 130
         PlatformError            one request's answer
             TransientError       send it again, later, newly signed
@@ -75,6 +76,12 @@ class RunNotWritableError(StoppedError):
     def __init__(self, sentence: str) -> None:
         full = any(os.strerror(number) in sentence for number in (errno.ENOSPC, errno.EDQUOT))
         super().__init__(f"{sentence}; free some space" if full else sentence)
+
+
+class DriftError(AuditorError):
+    """What changed between two runs is among what was asked to fail."""
+
+    exit_code = 4
 
 
 class StoppedAtOnceError(AuditorError):

@@ -15,6 +15,10 @@ Status = Literal["ok", "empty", "not_found"]
 """A conclusive answer: modules reported; none reported; no such device."""
 
 
+DeviceState = Literal["ok", "empty", "not_found", "failed", "pending"]
+"""What became of a device in a run: a conclusive answer; no answer; not asked yet."""
+
+
 class Secret:
     """An access key secret that cannot be printed, formatted, compared, pickled or iterated by accident."""
 

@@ -39,6 +39,14 @@ def typed(settings: auditor.Settings, run: auditor.Run, path: Path) -> None:
     assert_type(run.inventory(), Iterator[auditor.VersionCount])
     assert_type(run.devices, auditor.DeviceCounts)
     assert_type(run.manifest, auditor.Manifest)
+    with auditor.diff_runs(path, path) as drift:
+        assert_type(drift.counts, auditor.DriftCounts)
+        assert_type(drift.modules, auditor.Table)
+    with auditor.select_devices(path, auditor.Selection(module_name="ble", below="1.2")) as selected:
+        assert_type(selected, auditor.Selected)
+    with auditor.query_run(path, "FROM inventory") as answer:
+        assert_type(answer, auditor.Answer)
+    assert_type(auditor.compare_versions("1.2", "1.10") == "older", bool)
     assert_type(auditor.verify(path), list[str])
     assert_type(auditor.prune(path, keep=7), auditor.Pruned)
     assert_type(auditor.plan_audit(settings, fleet="fleet.csv", window=3600), auditor.Plan)

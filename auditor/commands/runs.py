@@ -1,24 +1,20 @@
 """Commands that read runs."""
 
-import shutil
-import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from auditor.errors import UsageError
+from auditor.commands.options import Flag, at_least_one
+from auditor.commands.output import Format, Out, deliver, note, print_rows
+from auditor.errors import DriftError, UsageError
+from auditor.model import DeviceState
 from auditor.terminal import safe, say, tell
 
+Version = Annotated[str | None, Parameter(name="--version")]
 
-def inventory(
-    run: Path,
-    /,
-    *,
-    format: Literal["table", "csv", "json", "jsonl", "parquet"] = "table",  # noqa: A002  the flag's name
-    out: Annotated[Path | None, Parameter(alias="-o", allow_leading_hyphen=True)] = None,
-) -> int:
+
+def inventory(run: Path, /, *, format: Format = "table", out: Out = None) -> int:  # noqa: A002  the flag's name
     """Who runs what: every version of every module, how many devices run it, and their share.
 
     Parameters
@@ -30,27 +26,166 @@ def inventory(
     out:
         The file to write, instead of standard output.
     """
+    from auditor.display import print_inventory
     from auditor.inventory.queries import Run
 
     with Run(run) as opened:
-        if format == "table" and str(out or "-") == "-":
-            from auditor.display import print_inventory
-
-            print_inventory(opened.manifest, opened.devices, opened.inventory())
-            return 0
-        if format == "table":
-            raise UsageError("a table goes to standard output; choose --format csv, json, jsonl or parquet for a file")
-        if opened.manifest.state != "complete":
-            say(f"note: {opened.folder} is {opened.manifest.state}, so the inventory is not of the whole fleet")
-        if out is not None and str(out) != "-":
-            opened.write_inventory(out, format)
-            return 0
-        with TemporaryDirectory(prefix="auditor-") as temporary:
-            whole = Path(temporary, "inventory")
-            opened.write_inventory(whole, format)
-            with whole.open("rb") as file:
-                shutil.copyfileobj(file, sys.stdout.buffer)
+        if format != "table" and opened.manifest.state != "complete":
+            note([f"{opened.folder} is {opened.manifest.state}, so the inventory is not of the whole fleet"])
+        deliver(
+            format,
+            out,
+            show=lambda: print_inventory(opened.manifest, opened.devices, opened.inventory()),
+            write=opened.write_inventory,
+        )
     return 0
+
+
+def devices(
+    run: Path,
+    /,
+    *,
+    product: str | None = None,
+    module: str | None = None,
+    version: Version = None,
+    below: str | None = None,
+    above: str | None = None,
+    status: DeviceState | None = None,
+    name: str | None = None,
+    limit: int | None = None,
+    format: Format = "table",  # noqa: A002  the flag's name
+    out: Out = None,
+) -> int:
+    """Which devices: those that meet every condition, with what they run.
+
+    A row for each device and module; a device without modules has one row. Versions that no rule orders are neither
+    below nor above another; how many devices that concerns is told on standard error.
+
+    Parameters
+    ----------
+    run:
+        A run folder, or a directory of runs, whose newest is meant. One that is still running is read as it stands.
+    product:
+        Of this product_key.
+    module:
+        That report this module, in upper or lower case.
+    version:
+        That run exactly this version.
+    below:
+        That run a version of --module that is older than this one.
+    above:
+        That run a version of --module that is newer than this one.
+    status:
+        In this state.
+    name:
+        With this device_name or iot_id.
+    limit:
+        So many rows at most; a table has at most 1,000 without it.
+    format:
+        How to write it.
+    out:
+        The file to write, instead of standard output.
+    """
+    from auditor.inventory.selection import Selection, select_devices
+
+    wanted = Selection(
+        product_key=product, module_name=module, module_version=version, below=below, above=above,
+        status=status, name=name, limit=at_least_one("--limit", limit),
+    )  # fmt: skip
+    with select_devices(run, wanted) as selected:
+        note(selected.run.doubts)
+        deliver(format, out, show=lambda: print_rows(selected.table, limit, brief=True), write=selected.table.write)
+        if selected.uncompared:
+            bounds = " and ".join(each for each in (below, above) if each is not None)
+            say(f"note: {selected.uncompared:,} devices run a version that cannot be ordered against {safe(bounds)}")
+        if limit is not None and selected.rows > limit:
+            say(f"note: {limit:,} of {selected.rows:,} rows")
+    return 0
+
+
+def sql(run: Path, query: str, /, *, format: Format = "table", out: Out = None) -> int:  # noqa: A002  the flag's name
+    """Ask a run anything: one SELECT over its views fleet, devices, modules and inventory.
+
+    DuckDB's dialect, read-only: no other file, no network, no setting. auditor sql RUN "DESCRIBE devices" tells the
+    columns.
+
+    Parameters
+    ----------
+    run:
+        A run folder, or a directory of runs, whose newest is meant. One that is still running is read as it stands.
+    query:
+        The SELECT.
+    format:
+        How to write it; a table has at most 1,000 rows.
+    out:
+        The file to write, instead of standard output.
+    """
+    from auditor.inventory.sql import query_run
+
+    with query_run(run, query) as answer:
+        note(answer.run.doubts)
+        deliver(format, out, show=lambda: print_rows(answer.table), write=answer.table.write)
+    return 0
+
+
+def diff(
+    old: Path | None = None,
+    new: Path | None = None,
+    /,
+    *,
+    last: Flag = False,
+    devices: Flag = False,
+    fail_on: str | None = None,
+    format: Format = "table",  # noqa: A002  the flag's name
+    out: Out = None,
+) -> int:
+    """What changed between two runs: versions, modules and devices; never what was only not seen.
+
+    Parameters
+    ----------
+    old:
+        The earlier run folder; with --last a directory of runs, "audits" if none is given.
+    new:
+        The later run folder, or a directory of runs, whose newest is meant.
+    last:
+        Compare the newest run of a directory with the one of the same name before it.
+    devices:
+        A row for each change of each device, instead of sums by product and module.
+    fail_on:
+        Exit with 4 if any of these changes is found, with commas between, such as downgraded,vanished.
+    format:
+        How to write it.
+    out:
+        The file to write, instead of standard output.
+    """
+    from auditor.display import drift_summary
+    from auditor.inventory.drift import diff_runs, last_two
+
+    if last and new is None:
+        old, new = last_two(Path("audits") if old is None else old)
+    elif last or old is None or new is None:
+        raise UsageError("give two runs, OLD and NEW, or --last and a directory of runs")
+    wrong = _changes(fail_on)
+    with diff_runs(old, new) as drift:
+        note(drift.doubts)
+        table = drift.devices if devices else drift.modules
+        deliver(format, out, show=lambda: print_rows(table, brief=True), write=table.write)
+        for line in drift_summary(drift):
+            say(line)
+        found = [f"{getattr(drift.counts, change):,} {change}" for change in wrong if getattr(drift.counts, change)]
+    if found:
+        raise DriftError(f"drift that was to fail: {', '.join(found)}")
+    return 0
+
+
+def _changes(given: str | None) -> list[str]:
+    from auditor.inventory.drift import CHANGES
+
+    wanted = [] if given is None else [each.strip() for each in given.split(",")]
+    for each in wanted:
+        if each not in CHANGES:
+            raise UsageError(f"--fail-on {each!r}: is none of {', '.join(CHANGES)}")
+    return wanted
 
 
 def verify(run: Path, /) -> int:

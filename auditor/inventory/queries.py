@@ -1,24 +1,20 @@
 """Who runs what: a run opened for reading. Every number is a query over the run's files."""
 
 import secrets
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
-import duckdb
-import orjson
-
-from auditor.database import AMPLE_MEMORY, MEMORY, open_database, quoted, reason_of
-from auditor.errors import RunFolderError, RunNotWritableError
+from auditor.database import AMPLE_MEMORY, MEMORY, open_database
+from auditor.errors import RunFolderError
 from auditor.inventory.folder import DEVICES, MODULES, DeviceCounts, Manifest, find_run, read_manifest
-from auditor.inventory.seal import count_devices, inventory_json, inventory_rows, write_inventory_csv
+from auditor.inventory.seal import count_devices, coverage_of
+from auditor.inventory.tables import Table, TableFormat, reading
 from auditor.inventory.views import define_live_views, define_sealed_views
-
-InventoryFormat = Literal["csv", "json", "jsonl", "parquet"]
 
 _COLUMNS = [
     *((name, "VARCHAR") for name in ("account", "product_key", "module_name", "module_version")),
@@ -85,12 +81,12 @@ class Run:
     @property
     def devices(self) -> DeviceCounts:
         """Devices by state."""
-        with self._reading():
+        with reading(self.folder):
             return count_devices(self._database.cursor())
 
     def inventory(self) -> Iterator[VersionCount]:
         """Every version of every module, by account, product and module, the most frequent version first."""
-        with self._reading():
+        with reading(self.folder):
             result = self._database.cursor().execute(
                 "SELECT account, product_key, module_name, module_version, devices, share FROM inventory"
             )
@@ -99,23 +95,13 @@ class Run:
                     yield VersionCount(*row)
 
     def _define_views(self) -> None:
-        with self._reading():
+        with reading(self.folder):
             (define_sealed_views if self.sealed else define_live_views)(self._database, self.folder)
             described = self._database.execute("DESCRIBE inventory").fetchall()
         if [(name, kind) for name, kind, *_ in described] != _COLUMNS:
             raise RunFolderError(f"{self.folder}: cannot be read: {MODULES} has not the columns of a run")
 
-    @contextmanager
-    def _reading(self, but: type[duckdb.Error] | tuple[()] = ()) -> Iterator[None]:
-        """Tells what is wrong with the run's files; errors of the kind ``but`` are about another file."""
-        try:
-            yield
-        except but:
-            raise
-        except (duckdb.Error, UnicodeDecodeError) as error:
-            raise RunFolderError(f"{self.folder}: cannot be read: {reason_of(error)}") from error
-
-    def write_inventory(self, path: Path, form: InventoryFormat) -> None:
+    def write_inventory(self, path: Path, form: TableFormat) -> None:
         """Writes the inventory to a file.
 
         CSV is safe to open in a spreadsheet: a name that would be a formula gets a ``'`` in front. JSON is what
@@ -124,23 +110,7 @@ class Run:
         Raises:
             RunNotWritableError: the file cannot be written.
         """
-        database = self._database.cursor()
-        try:
-            with self._reading(but=duckdb.IOException):
-                match form:
-                    case "csv":
-                        write_inventory_csv(database, path)
-                    case "parquet":
-                        database.execute(f"COPY (FROM inventory) TO {quoted(path)} (FORMAT parquet)")
-                    case "json":
-                        _write_parts(path, inventory_json(database, count_devices(database)))
-                    case "jsonl":
-                        rows = inventory_rows(database)
-                        _write_parts(path, (orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows))
-        except (OSError, duckdb.IOException) as error:
-            raise RunNotWritableError(f"{path}: cannot be written: {reason_of(error)}") from error
-
-
-def _write_parts(path: Path, parts: Iterable[bytes]) -> None:
-    with path.open("wb") as file:
-        file.writelines(parts)
+        head = coverage_of(self.devices) if form == "json" else {}
+        Table(
+            self._database, "FROM inventory", name="inventory", head=head, reading=partial(reading, self.folder)
+        ).write(path, form)

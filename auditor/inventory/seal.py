@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import duckdb
-import orjson
 
-from auditor.database import open_database, quoted, reason_of, with_enough_memory
+from auditor.database import open_database, reason_of, with_enough_memory
 from auditor.errors import RunNotWritableError
 from auditor.inventory.folder import (
     ANSWERED,
@@ -25,14 +24,11 @@ from auditor.inventory.folder import (
     FileFacts,
     put_in_place,
 )
+from auditor.inventory.tables import json_parts, rows, write_csv
 from auditor.inventory.views import define_live_views, define_sealed_views, write_parquet
 
 FAILURES_SHOWN = 100
 """Codes of failures that the manifest names."""
-
-FORMULA = r"^(\pC*[=+@\x{FF1D}\x{FF0B}\x{FF20}\x{FF0D}-]|[\t\r\n])"
-"""How a cell begins that a spreadsheet may take for a formula (OWASP, CSV injection): in wide letters too, and after
-characters that nobody sees and a spreadsheet may drop, such as NUL and a byte order mark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +72,7 @@ def _write_sealed(folder: Path, work: Path, memory: str) -> tuple[DeviceCounts, 
     try:
         define_sealed_views(sealed, work)
         devices = count_devices(sealed)
-        write_inventory_csv(sealed, work / INVENTORY_CSV)
+        write_csv(sealed, "FROM inventory", work / INVENTORY_CSV)
         with (work / INVENTORY_JSON).open("wb") as file:
             file.writelines(inventory_json(sealed, devices))
         return devices, count_failures(sealed)
@@ -103,41 +99,15 @@ def count_failures(database: duckdb.DuckDBPyConnection) -> tuple[FailureFacts, .
 
 def inventory_json(database: duckdb.DuckDBPyConnection, devices: DeviceCounts) -> Iterator[bytes]:
     """``inventory.json`` in parts: how whole the run is, then a row for each version."""
-    head = {"schema_version": SCHEMA_VERSION, "complete": devices.unanswered == 0, "devices": asdict(devices)}
-    yield orjson.dumps(head)[:-1] + b',"inventory":['
-    between = b"\n"
-    for row in inventory_rows(database):
-        yield between + orjson.dumps(row)
-        between = b",\n"
-    yield b"\n]}\n"
+    return json_parts(coverage_of(devices), "inventory", rows(database, "FROM inventory"))
 
 
-def inventory_rows(database: duckdb.DuckDBPyConnection) -> Iterator[dict[str, object]]:
-    """The view ``inventory`` as rows of account, product_key, module_name, module_version, devices, share."""
-    result = database.execute("FROM inventory")
-    names = [column[0] for column in result.description or ()]
-    while batch := result.fetchmany(1_000):
-        for row in batch:
-            yield dict(zip(names, row, strict=True))
-
-
-def write_inventory_csv(database: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """The view ``inventory`` as CSV with a header, safe to open in a spreadsheet.
-
-    Names and versions come from devices. One that a spreadsheet would take for a formula gets a ``'`` in front.
-    """
-    safe = ", ".join(
-        f"CASE WHEN regexp_matches({name}, '{FORMULA}') THEN '''' || {name} ELSE {name} END AS {name}"
-        for name in ("account", "product_key", "module_name", "module_version")
-    )
-    _copy(database, f"SELECT {safe}, devices, share FROM inventory", path, "FORMAT csv, HEADER")
+def coverage_of(devices: DeviceCounts) -> dict[str, object]:
+    """What stands before rows in JSON: how whole the run is that they are of."""
+    return {"schema_version": SCHEMA_VERSION, "complete": devices.unanswered == 0, "devices": asdict(devices)}
 
 
 def file_facts(path: Path) -> FileFacts:
     """A file's name, size and digest."""
     with path.open("rb") as file:
         return FileFacts(path.name, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _copy(database: duckdb.DuckDBPyConnection, query: str, path: Path, options: str) -> None:
-    database.execute(f"COPY ({query}) TO {quoted(path)} ({options})")

@@ -24,7 +24,8 @@ from auditor.inventory.folder import (
     Manifest,
     read_manifest,
 )
-from auditor.inventory.seal import count_devices, count_failures, file_facts, inventory_json, write_inventory_csv
+from auditor.inventory.seal import count_devices, count_failures, file_facts, inventory_json
+from auditor.inventory.tables import write_csv
 from auditor.inventory.views import define_live_views, define_sealed_views, number
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -139,7 +140,7 @@ def _sealed(live: duckdb.DuckDBPyConnection, folder: Path, work: Path, memory: s
         # From the sealed rows: that these follow from the lines was just shown.
         with (work / INVENTORY_JSON).open("wb") as file:
             file.writelines(inventory_json(sealed, count_devices(sealed)))
-        write_inventory_csv(sealed, work / INVENTORY_CSV)
+        write_csv(sealed, "FROM inventory", work / INVENTORY_CSV)
         for name in (INVENTORY_JSON, INVENTORY_CSV):
             if file_facts(work / name) != file_facts(folder / name):
                 yield f"{name}: does not follow from {MODULES}"

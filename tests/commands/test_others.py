@@ -15,7 +15,10 @@ from auditor.cli import app
 
 from .conftest import SECRET, Auditor, Platform, StartPlatform, command, settings_file
 
-COMMANDS = ("check", "completion", "demo", "inventory", "plan", "prune", "resume", "run", "simulate", "verify")
+COMMANDS = (
+    "check", "completion", "demo", "devices", "diff", "inventory", "plan", "prune", "resume", "run", "simulate", "sql",
+    "verify",
+)  # fmt: skip
 
 
 def test_check_asks_once_per_account_and_tells_what_it_found(auditor: Auditor, platform: Platform) -> None:

@@ -11,6 +11,7 @@ import duckdb
 
 from auditor.database import quoted
 from auditor.errors import RunFolderError
+from auditor.inventory.drift import diff_runs
 from auditor.inventory.folder import (
     ANSWERED,
     DEVICES,
@@ -23,7 +24,9 @@ from auditor.inventory.folder import (
     find_run,
     read_manifest,
 )
-from auditor.inventory.queries import InventoryFormat, Run
+from auditor.inventory.queries import Run
+from auditor.inventory.selection import Selection, select_devices
+from auditor.inventory.tables import TableFormat
 from auditor.inventory.verify import verify
 from auditor.model import Outcome
 from tests.inventory.runs import both, build, by_id, every_status, failed, named, ok, running
@@ -107,9 +110,14 @@ def _opened(folder: Path, work: Path) -> None:
         assert counts.unanswered >= 0
         versions = list(run.inventory())
         assert all(version.devices > 0 and 0 < version.share <= 1 for version in versions)
-        for form in get_args(InventoryFormat):
+        for form in get_args(TableFormat):
             run.write_inventory(work / f"written.{form}", form)
         assert len((work / "written.jsonl").read_bytes().splitlines()) == len(versions)
+    with select_devices(folder, Selection(module_name="ble", below="1.1")) as selected:
+        assert len(list(selected.table)) == selected.rows
+    with diff_runs(folder, folder) as drift:
+        assert drift.counts.joined == drift.counts.left == drift.counts.upgraded == drift.counts.vanished == 0
+        assert len(list(drift.devices)) == drift.counts.not_seen
 
 
 def _checked(text: str) -> None:

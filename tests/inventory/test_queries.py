@@ -10,7 +10,8 @@ import pytest
 from auditor.audit.journal import line_of
 from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.inventory.folder import ANSWERED, DEVICES, FLEET, INVENTORY_CSV, INVENTORY_JSON, MODULES, DeviceCounts
-from auditor.inventory.queries import InventoryFormat, Run, VersionCount
+from auditor.inventory.queries import Run, VersionCount
+from auditor.inventory.tables import TableFormat
 
 from .runs import Built, build, by_id, edit_manifest, every_status, finish, named, ok, running
 
@@ -82,7 +83,7 @@ def test_a_half_read_inventory_holds_up_no_other_question(tmp_path: Path) -> Non
             assert 2 + sum(1 for _ in first) == 1 + sum(1 for _ in second) == 4000
 
 
-FORMATS: list[InventoryFormat] = ["csv", "json", "jsonl", "parquet"]
+FORMATS: list[TableFormat] = ["csv", "json", "jsonl", "parquet"]
 
 
 @pytest.mark.parametrize("make", [every_status, unsealed])
@@ -104,7 +105,7 @@ def test_a_written_inventory_equals_the_sealed_one_in_every_format(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_an_inventory_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Path, form: InventoryFormat) -> None:
+def test_an_inventory_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Path, form: TableFormat) -> None:
     with (
         Run(every_status(tmp_path / "run").folder) as run,
         pytest.raises(RunNotWritableError, match="cannot be written"),
@@ -113,7 +114,7 @@ def test_an_inventory_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Pat
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_an_inventory_that_meets_a_full_disk_is_said_in_a_sentence(tmp_path: Path, form: InventoryFormat) -> None:
+def test_an_inventory_that_meets_a_full_disk_is_said_in_a_sentence(tmp_path: Path, form: TableFormat) -> None:
     with Run(every_status(tmp_path / "run").folder) as run, pytest.raises(RunNotWritableError, match="/dev/full"):
         run.write_inventory(Path("/dev/full"), form)
 

@@ -1,0 +1,120 @@
+"""A run as it is now, in Parquet files that do not change: its own if it is sealed, else written from its lines."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import duckdb
+
+from auditor.database import open_database, quoted_to_read, reason_of, with_enough_memory
+from auditor.errors import RunFolderError, RunNotWritableError
+from auditor.inventory.folder import DEVICES, FLEET, MODULES, DeviceCounts, Manifest, read_manifest
+from auditor.inventory.seal import count_devices, coverage_of, file_facts
+from auditor.inventory.tables import reading
+from auditor.inventory.views import define_live_views, define_sealed_views, write_parquet
+
+_IDENTITY = ("account", "product_key", "device_name", "iot_id")
+_COLUMNS = {DEVICES: (*_IDENTITY, "status"), MODULES: (*_IDENTITY, "module_name", "module_version")}
+"""Columns that are text: a Parquet file that somebody else wrote may hold dates or bytes under these names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A run's rows in files that do not change while they are read.
+
+    Attributes:
+        folder: the run folder.
+        manifest: what ``run.json`` says.
+        counts: devices by state, counted from the files.
+        fleet: the fleet as it was asked for, Parquet.
+        devices: a row for each device, Parquet.
+        modules: a row for each module that a device reports, Parquet.
+        doubts: why numbers of this run are not of the whole fleet or not to be relied on, a sentence each.
+    """
+
+    folder: Path
+    manifest: Manifest
+    counts: DeviceCounts
+    fleet: Path
+    devices: Path
+    modules: Path
+    doubts: tuple[str, ...]
+
+    @property
+    def coverage(self) -> dict[str, object]:
+        """What stands before rows in JSON: which run, how whole, and what is to be doubted."""
+        about = {"run": self.folder.name, "state": self.manifest.state, "started_at": self.manifest.started_at}
+        return coverage_of(self.counts) | about | {"doubts": list(self.doubts)}
+
+
+def freeze(folder: Path, work: Path) -> Frozen:
+    """A run's rows as they are now.
+
+    Args:
+        folder: the run folder.
+        work: a folder for what is written of a run that is not sealed; it must last as long as the rows are read.
+
+    Raises:
+        RunFolderError: it is no run, or cannot be read.
+        RunNotWritableError: ``work`` cannot be written.
+    """
+    manifest = read_manifest(folder)
+    sealed = manifest.state != "running" and all((folder / name).is_file() for name in _COLUMNS)
+    if not sealed:
+        _write_rows(folder, work)
+    source = folder if sealed else work
+    with reading(folder):
+        database = open_database()
+        try:
+            define_sealed_views(database, source)
+            for name, columns in _COLUMNS.items():
+                _require_text(database, folder, source / name, columns)
+            counts = count_devices(database)
+        finally:
+            database.close()
+    doubts = (*_incomplete(folder, manifest, counts), *(_tampered(folder, manifest) if sealed else ()))
+    return Frozen(folder, manifest, counts, folder / FLEET, source / DEVICES, source / MODULES, doubts)
+
+
+def _write_rows(folder: Path, work: Path) -> None:
+    def write(memory: str) -> None:
+        # Apart from `work`, which is the caller's: the views' own files have the names of the sealed ones.
+        with TemporaryDirectory(dir=work) as views:
+            database = open_database(Path(views), memory)
+            try:
+                define_live_views(database, folder, Path(views))
+                for name, view in ((DEVICES, "devices"), (MODULES, "modules")):
+                    write_parquet(database, f"FROM {view}", work / name)
+            finally:
+                database.close()
+
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with_enough_memory(write)
+    except (OSError, duckdb.OutOfMemoryException) as error:
+        raise RunNotWritableError(f"{work}: {folder.name} cannot be read into it: {reason_of(error)}") from error
+    except (duckdb.Error, UnicodeDecodeError) as error:
+        if str(work) in str(error):
+            raise RunNotWritableError(f"{work}: cannot be written: {reason_of(error)}") from error
+        raise RunFolderError(f"{folder}: cannot be read: {reason_of(error)}") from error
+
+
+def _require_text(database: duckdb.DuckDBPyConnection, folder: Path, path: Path, columns: tuple[str, ...]) -> None:
+    described = database.execute(f"DESCRIBE FROM read_parquet({quoted_to_read(path)})").fetchall()
+    kinds = {name: kind for name, kind, *_ in described}
+    if any(kinds.get(column) != "VARCHAR" for column in columns):
+        raise RunFolderError(f"{folder}: cannot be read: {path.name} has not the columns of a run")
+
+
+def _incomplete(folder: Path, manifest: Manifest, counts: DeviceCounts) -> tuple[str, ...]:
+    if manifest.state == "complete" and not counts.unanswered:
+        return ()
+    without = f"{counts.failed:,} devices failed and {counts.pending:,} are pending"
+    return (f"{folder} is {manifest.state}: {without}",)
+
+
+def _tampered(folder: Path, manifest: Manifest) -> tuple[str, ...]:
+    """Files that are not those that were sealed; of those that are read here, ``auditor verify`` looks at all."""
+    sealed = {facts.name: facts for facts in manifest.files}
+    found = [name for name in _COLUMNS if sealed.get(name) != file_facts(folder / name)]
+    return tuple(f"{folder / name} is not the file that was sealed (its digest differs)" for name in found)
