@@ -15,8 +15,9 @@ from auditor.pace.rate import CATCH_UP
 TIMER = 0.004
 """Seconds, the shortest sleep: above 250/s a few slots share a timer, which is most of what a slot costs."""
 
-USED_WITHIN = 0.02
-"""Seconds within which slots that were taken together have to be used; those of waiters that are gone are lost."""
+TOGETHER, USED_WITHIN = 8, 0.02
+"""So many slots that are due are taken in one look, and have to be used within so many seconds: those of waiters that
+are gone meanwhile are lost, and a busy process sends no more than that in the time."""
 
 LONGEST_NAP = 0.5
 """Seconds after which a waiter looks again, for what is learned meanwhile may open the gate earlier."""
@@ -126,10 +127,11 @@ class Quota:
             async with self._turn:
                 while True:
                     now = self._ledger.clock()
-                    if self._taken and now - self._taken_at <= USED_WITHIN:
+                    paused_until = max(self._open_at, self._ledger.budget.open_at)
+                    if self._taken and now - self._taken_at <= USED_WITHIN and paused_until <= now:
                         return self._taken.pop()
                     self._taken.clear()
-                    if (closed_for := max(self._open_at, self._next_at) - now) > 0:
+                    if (closed_for := max(paused_until, self._next_at) - now) > 0:
                         await _nap(closed_for)
                         self._next_at = 0.0
                     else:
@@ -140,7 +142,7 @@ class Quota:
     async def _take(self) -> None:
         """Takes the slots that are due, as many as wait for one; or waits for a moment."""
         clock = self._ledger.clock
-        slot = await self._ledger.look(lambda budget: budget.reserve(self._self, clock(), self._waiting))
+        slot = await self._ledger.look(lambda budget: budget.reserve(self._self, clock(), min(self._waiting, TOGETHER)))
         if slot.number is None:
             await _nap(slot.at - clock())
             return

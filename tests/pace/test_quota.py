@@ -231,6 +231,24 @@ def test_an_unknown_quota_is_looked_for_from_ten_a_second_on() -> None:
     assert quota.rate > 20
 
 
+async def test_slots_that_were_due_together_are_held_by_a_pause_that_the_first_of_them_brings() -> None:
+    quota = Quota(1000)
+    await quota.slot()
+    await anyio.sleep(0.05)
+    granted: list[float] = []
+
+    async def wait() -> None:
+        await quota.slot()
+        granted.append(time.monotonic())
+        if len(granted) == 1:
+            quota.pause(0.3)
+
+    async with anyio.create_task_group() as crowd:
+        for _ in range(8):
+            crowd.start_soon(wait)
+    assert granted[1] - granted[0] >= 0.29
+
+
 class FarAway(Alone):
     """A budget that is a while away, as one in a Redis of another town is."""
 
