@@ -90,14 +90,17 @@ class Notices:
             self._full_since.pop(asked.name, None)
             return
         since = self._full_since.setdefault(asked.name, now)
+        latency = asked.tally.seconds / max(1, asked.tally.answered)
+        needed = round(pace.rate * latency) + 1
+        if needed <= self._workers:  # they wait for what does not come, and more of them would too
+            return
         if now - since >= FULL_SECONDS and self._begins(asked, "full", holds=True, ends=False):
-            latency = asked.tally.seconds / max(1, asked.tally.answered)
             log.warning(
                 "at_once is too small to use the quota at this latency",
                 account=asked.name,
                 in_flight=asked.tally.in_flight,
                 latency=round(latency, 3),
-                needed=round(pace.rate * latency) + 1,
+                needed=needed,
             )
 
 

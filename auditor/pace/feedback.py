@@ -19,6 +19,9 @@ PATIENCE = 600.0
 SICK_FAILURES, SICK_SECONDS = 10, 2.0
 """So many failures in a row, and so many seconds without a success, and the platform is sick, not the devices."""
 
+SPENT_SECONDS = 0.5
+"""The same seconds once an account has used up what it may repeat: answers on their way may still be good."""
+
 FORBIDDEN_LIMIT = 5
 """Devices denied in a row, with none ever answered, until the account is taken for the one that is denied."""
 
@@ -103,8 +106,10 @@ class Feedback:
         raise AccountStoppedError(self._account, why)
 
     def spent(self) -> None:
-        """The account has used up what it may repeat; if nothing succeeds either, it is sick without more waiting."""
-        self.sick = self.sick or (self.proven and self._failures_in_a_row >= SICK_FAILURES)
+        """The account has used up what it may repeat; if nothing succeeds either, it is sick that much sooner."""
+        stretch = self._clock() - self._succeeded_at
+        failing = self._failures_in_a_row >= SICK_FAILURES and stretch >= SPENT_SECONDS
+        self.sick = self.sick or (self.proven and failing)
 
     def _give_up_in_the_end(self, error: PlatformError) -> None:
         now = self._clock()

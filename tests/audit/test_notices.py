@@ -77,6 +77,13 @@ def test_too_few_requests_in_flight_are_told_with_what_is_needed() -> None:
     ]
 
 
+def test_a_platform_that_hangs_is_no_reason_to_have_more_in_flight() -> None:
+    stand = Stand(tally=Tally(in_flight=4, answered=100, seconds=5.0))
+    assert stand.said() == []
+    stand.now += FULL_SECONDS
+    assert stand.said() == []
+
+
 @pytest.mark.parametrize("changed", [{"rate": None, "told": None}, {}])
 def test_full_for_a_moment_or_without_a_quota_is_not_told(changed: dict[str, Any]) -> None:
     stand = Stand(tally=Tally(in_flight=4, answered=1, seconds=1.0))
