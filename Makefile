@@ -3,9 +3,10 @@ PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 KILLS ?= 200
 BIN := .venv/bin
+BENCHES := $(addprefix bench-,quota contention sharing gate memory outages pacing drift)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check format readme fuzz chaos bench bench-quota bench-contention bench-drift bench-gate bench-memory bench-outages bench-pacing bench-sharing clean
+.PHONY: demo test check format readme fuzz chaos bench clean $(BENCHES)
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
@@ -33,31 +34,10 @@ fuzz: .venv/.fuzz-installed  ## every reader against bytes that follow its branc
 chaos: .venv/.tests-installed  ## audits killed KILLS times at random moments, and cut at every byte; prints figures
 	AUDITOR_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/chaos
 
-bench: bench-quota bench-contention bench-sharing bench-gate bench-memory bench-outages bench-pacing bench-drift  ## print the figures that the README quotes
+bench: $(BENCHES)  ## print the figures that the README quotes
 
-bench-quota: .venv/.tests-installed
-	$(BIN)/python benchmarks/quota.py
-
-bench-contention: .venv/.tests-installed
-	$(BIN)/python benchmarks/contention.py
-
-bench-gate: .venv/.tests-installed
-	$(BIN)/python benchmarks/gate.py
-
-bench-sharing: .venv/.tests-installed
-	$(BIN)/python benchmarks/sharing.py
-
-bench-pacing: .venv/.tests-installed
-	$(BIN)/python benchmarks/pacing.py
-
-bench-memory: .venv/.tests-installed
-	$(BIN)/python benchmarks/memory.py
-
-bench-drift: .venv/.tests-installed
-	$(BIN)/python benchmarks/drift.py
-
-bench-outages: .venv/.tests-installed
-	$(BIN)/python benchmarks/outages.py
+$(BENCHES): bench-%: .venv/.tests-installed
+	$(BIN)/python benchmarks/$*.py
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -13,7 +13,8 @@ import pytest
 PROGRAM = shutil.which("redis-server")
 
 needs_redis = pytest.mark.skipif(
-    PROGRAM is None, reason="there is no redis-server here (Debian: apt install redis-server)"
+    PROGRAM is None,
+    reason="NOT TESTED: budgets in Redis, for there is no redis-server (Debian: apt install redis-server)",
 )
 
 

@@ -43,7 +43,6 @@ class Pace:
     told: float | None
     rate: float | None
     others: int
-    paused: bool
     repeats_wait: bool
 
 
@@ -103,7 +102,7 @@ class AskedAccount:
         """How fast devices may be asked about now."""
         gate = self._gates.of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE)
         told = None if gate.told == math.inf else gate.told
-        return Pace(told, gate.rate, gate.others, gate.paused, self._pacer.repeats.short)
+        return Pace(told, gate.rate, gate.others, self._pacer.repeats.short)
 
     @property
     def never_reached(self) -> AccountStoppedError | None:
@@ -170,7 +169,13 @@ class AskedAccount:
 
 @asynccontextmanager
 async def open_account(
-    settings: Settings, account: Account, keys: Keys, workers: int, known: Device | None = None, *, first: bool = False
+    settings: Settings,
+    account: Account,
+    keys: Keys,
+    workers: int,
+    known: Device | None = None,
+    *,
+    priority: bool = False,
 ) -> AsyncIterator[AskedAccount]:
     """Opens an account.
 
@@ -180,7 +185,7 @@ async def open_account(
         keys: its keys.
         workers: requests in flight at most.
         known: a device that it has answered about before.
-        first: whether to go before others that share the account's quota.
+        priority: whether to go before others that share the account's quota.
 
     Raises:
         SettingsError: the place where quotas are shared cannot be used.
@@ -195,5 +200,5 @@ async def open_account(
         connections=workers,
         user_agent=f"auditor/{__about__.VERSION}",
     )
-    async with Client(endpoint, *keys) as client, Gates(settings, account, keys[0], first=first) as gates:
+    async with Client(endpoint, *keys) as client, Gates(settings, account, keys[0], priority=priority) as gates:
         yield AskedAccount(settings, account, client, gates, known)

@@ -27,11 +27,11 @@ class Gates:
         settings: say where quotas are shared.
         account: whose quotas.
         key_id: its access key id; processes with the same one, at the same endpoint, share.
-        first: whether to go before the others that share.
+        priority: whether to go before the others that share.
     """
 
-    def __init__(self, settings: Settings, account: Account, key_id: str, *, first: bool) -> None:
-        self._settings, self._account, self._key_id, self._first = settings, account, key_id, first
+    def __init__(self, settings: Settings, account: Account, key_id: str, *, priority: bool) -> None:
+        self._settings, self._account, self._key_id, self._priority = settings, account, key_id, priority
         self._gates: dict[str, Gate] = {}
         self._server: Server | None = None
 
@@ -60,7 +60,7 @@ class Gates:
             self._gates[operation.name] = (
                 NoQuota()
                 if per_second is None
-                else Quota(per_second, ledger=self._ledger(operation, per_second), first=self._first)
+                else Quota(per_second, ledger=self._ledger(operation, per_second), priority=self._priority)
             )
         return self._gates[operation.name]
 

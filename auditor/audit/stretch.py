@@ -126,7 +126,7 @@ class Stretch:
                 async with AsyncExitStack() as stack:
                     for account, keys in zip(self._settings.account, self._keys, strict=True):
                         known = self._begun.known.get(account.name)
-                        opened = open_account(self._settings, account, keys, workers, known, first=self._priority)
+                        opened = open_account(self._settings, account, keys, workers, known, priority=self._priority)
                         self._accounts.append(await stack.enter_async_context(opened))
                     await self._ask_accounts(workers)
         except RunNotWritableError as error:

@@ -17,8 +17,8 @@ VERSION = 1.0
 PLACES = 16
 """Who can be known at a time; whoever comes beyond them takes his slots all the same."""
 
-PRESENT, FIRST = 1.5, 0.3
-"""Seconds after which one who asks for no slot any more does not count; and does not go first."""
+PRESENT, BEFORE = 1.5, 0.3
+"""Seconds after which one who asks for no slot any more does not count; and does not go before others."""
 
 AHEAD, AHEAD_AGAIN = 0.25, 0.02
 """How many seconds ahead a slot is taken where others take part; and by one who took the one before it as well."""
@@ -41,7 +41,7 @@ _STAMP, _CELLS, _ROW_CELLS = 0, _FIXED.size // 8, _ROW.size // 8
 _MOMENTS = _CELLS + PLACES * _ROW_CELLS
 
 Row = tuple[float, float, float, float]
-"""Who (0: nobody), present until when, requests a second that he was told, and until when he goes first (0: never)."""
+"""Who, present until when, requests a second that he was told, and until when he goes before others (0: never)."""
 
 
 def cells_for(moments: int) -> int:
@@ -57,10 +57,10 @@ def move(memory: "memoryview[float]", larger: "memoryview[float]") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Participant:
-    """One who takes part: ``told`` requests a second are his bound for all together; ``first``: before the others."""
+    """One who takes part: ``told`` requests a second are his bound for all; with ``priority`` he goes before others."""
 
     told: float
-    first: bool = False
+    priority: bool = False
     token: float = field(default_factory=lambda: float(1 + secrets.randbits(50)))
 
 
@@ -97,7 +97,7 @@ class Budget:
         self._rows: list[Row] = []
         self._asked_at = 0.0
         self._last = 0.0
-        self._firsts_in_a_row = 0.0
+        self._priority_in_a_row = 0.0
         self.open_at = 0.0
         self.others = 0
         self.bound = math.inf
@@ -121,7 +121,7 @@ class Budget:
         if not believed or not now - FORGOTTEN <= last <= now + LONGEST_AHEAD:
             memory[:] = array("d", bytes(8 * len(memory)))
             self._rows = []
-            self._asked_at = self.open_at = self._last = self._firsts_in_a_row = 0.0
+            self._asked_at = self.open_at = self._last = self._priority_in_a_row = 0.0
             self.rate = Rate(told, self.rate.moments)
 
     def _read(self, memory: "memoryview[float]", era: float, latest: float) -> bool:
@@ -134,7 +134,7 @@ class Budget:
             self._asked_at,
             self.open_at,
             self._last,
-            self._firsts_in_a_row,
+            self._priority_in_a_row,
             bound,
             *state,
         ) = _FIXED.unpack_from(memory)
@@ -146,13 +146,13 @@ class Budget:
         if not self._asked_at <= latest or not self.open_at <= latest or not self.rate.restored(bound, state, latest):
             return False
         self._rows = list(_ROW.iter_unpack(memory[_CELLS : _CELLS + int(many) * _ROW_CELLS]))
-        return all(told > 0 and until <= latest and first <= latest for _, until, told, first in self._rows)
+        return all(told > 0 and until <= latest and before <= latest for _, until, told, before in self._rows)
 
     def store(self, era: float) -> None:
         """Writes it for the others."""
         memory, rate = self._shared, self.rate
         memory[_STAMP] = 0.0  # who is killed before the end leaves this, and all is begun anew
-        own = (self._asked_at, self.open_at, self._last, self._firsts_in_a_row, rate.told)
+        own = (self._asked_at, self.open_at, self._last, self._priority_in_a_row, rate.told)
         _FIXED.pack_into(memory, 0, 0.0, VERSION, era, len(self._rows), *own, *rate.state)
         for number, row in enumerate(self._rows):
             _ROW.pack_into(memory, 8 * (_CELLS + number * _ROW_CELLS), *row)
@@ -176,21 +176,21 @@ class Budget:
         rows = [row for row in self._rows if row[0] != one.token and row[1] > now]
         self.others = len(rows)
         self.rate.told = min(self.bound, one.told, *(row[2] for row in rows))
-        slot = self._slot(one, now, most, somebody_first=any(row[3] > now for row in rows) if rows else False)
+        slot = self._slot(one, now, most, yields=any(row[3] > now for row in rows) if rows else False)
         until = max(now, slot.at)
-        rows.append((one.token, until + PRESENT, one.told, until + FIRST if one.first else 0.0))
+        rows.append((one.token, until + PRESENT, one.told, until + BEFORE if one.priority else 0.0))
         self._rows = rows[-PLACES:]
         return slot
 
-    def _slot(self, one: Participant, now: float, most: int, *, somebody_first: bool) -> Slot:
-        if somebody_first and not one.first and self._firsts_in_a_row < OTHERS_TURN - 1:
+    def _slot(self, one: Participant, now: float, most: int, *, yields: bool) -> Slot:
+        if yields and not one.priority and self._priority_in_a_row < OTHERS_TURN - 1:
             return Slot(now + YIELDS, None)
         at = max(self.rate.next_at(), self.open_at)
         ahead = 0.0 if not self.others else AHEAD_AGAIN if self._last == one.token else AHEAD
         if at > now + ahead:
             return Slot(at - ahead, None)
         self._last = one.token
-        self._firsts_in_a_row = self._firsts_in_a_row + 1 if one.first else 0.0
+        self._priority_in_a_row = self._priority_in_a_row + 1 if one.priority else 0.0
         at = max(at, now)
         number, many = self.rate.sent(at), 1
         while many < most and self.rate.next_at() <= now:

@@ -113,11 +113,11 @@ class SharedFile:
         self._descriptor = _opened(self._path)
         try:
             _fill(self._descriptor, size)
-            self._mapped = mmap.mmap(self._descriptor, size)
+            mapped = mmap.mmap(self._descriptor, size)
         except BaseException:
             os.close(self._descriptor)
             raise
-        self.budget = Budget(self._told, memoryview(self._mapped).cast("d"))
+        self.budget = Budget(self._told, memoryview(mapped).cast("d"))
 
     async def look(self, work: Callable[[Budget], T]) -> T:
         """See ``Ledger``."""

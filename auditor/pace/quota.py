@@ -83,12 +83,12 @@ class Quota:
     Args:
         per_second: requests a second at most; infinite looks for the quota.
         ledger: where the budget lies; None: nobody shares it.
-        first: whether it goes before others that share it.
+        priority: whether it goes before others that share it.
     """
 
-    def __init__(self, per_second: float, *, ledger: Ledger | None = None, first: bool = False) -> None:
+    def __init__(self, per_second: float, *, ledger: Ledger | None = None, priority: bool = False) -> None:
         self._ledger = Alone(per_second) if ledger is None else ledger
-        self._self = Participant(per_second, first)
+        self._self = Participant(per_second, priority)
         self._open_at = 0.0
         self._turn = anyio.Lock(fast_acquire=True)
         self._waiting = 0

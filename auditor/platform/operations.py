@@ -87,12 +87,22 @@ LIST_OTA_MODULE_BY_PRODUCT = Operation(
     per_second=10,
 )
 
+QUERY_DEVICE_BY_SQL = Operation(
+    name="QueryDeviceBySQL",
+    required=("SQL",),
+    optional=(),
+    page_size=50,
+    items="data",
+    per_second=10,
+)
+
 OTHERS = (
     QUERY_PRODUCT_LIST,
     QUERY_DEVICE,
     BATCH_GET_DEVICE_STATE,
     BATCH_QUERY_DEVICE_DETAIL,
     LIST_OTA_MODULE_BY_PRODUCT,
+    QUERY_DEVICE_BY_SQL,
 )
 """Operations that help an audit; each has a quota of its own."""
 

@@ -40,7 +40,7 @@ def gates_of(key_id: str = "key", *, budget: object = "machine", **account: Any)
         **account,
     }
     settings = settings_from({"account": [table], "budget": budget})
-    return Gates(settings, settings.account[0], key_id, first=False)
+    return Gates(settings, settings.account[0], key_id, priority=False)
 
 
 def contents(place: Path) -> dict[str, bytes]:
@@ -70,6 +70,7 @@ async def test_every_operation_has_the_quota_that_the_documents_tell_and_a_gate_
         "BatchGetDeviceState": 25.0,
         "BatchQueryDeviceDetail": 2.5,
         "ListOTAModuleByProduct": 5.0,
+        "QueryDeviceBySQL": 5.0,
     }
 
 

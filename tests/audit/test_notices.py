@@ -19,7 +19,7 @@ class Stand:
     now: float = 100.0
     sick: bool = False
     trouble: str | None = "why"
-    pace: Pace = Pace(told=10.0, rate=9.8, others=0, paused=False, repeats_wait=False)  # noqa: RUF009  it is frozen
+    pace: Pace = Pace(told=10.0, rate=9.8, others=0, repeats_wait=False)  # noqa: RUF009  it is frozen
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:

@@ -81,13 +81,14 @@ def test_an_audit_with_priority_is_done_long_before_the_other(start_platform: St
 
 
 def test_audits_that_are_told_to_be_alone_run_into_each_other(start_platform: StartPlatform, tmp_path: Path) -> None:
-    platform = start_platform("--devices", 120, "--per-second", 50)
+    platform = start_platform("--devices", 200, "--per-second", 50)
     fleet = fleet_of(platform)
     both = [
         settings_at(tmp_path / name, platform.endpoint, fleet, 50, budget='"alone"') for name in ("nightly", "export")
     ]
     told = [ended(process) for process in [started(settings) for settings in both]]
-    assert sum(manifest["requests"]["throttled"] for manifest, _ in told) > 2 * FEW
+    assert any(manifest["requests"]["throttled"] for manifest, _ in told)
+    assert not any("shared with another audit" in said for _, said in told)
 
 
 def test_a_directory_of_the_settings_is_found_again_from_wherever_a_run_is_resumed(

@@ -27,14 +27,14 @@ class Auditor:
 
     memory: "memoryview[float]"
     told: float = 50.0
-    first: bool = False
+    priority: bool = False
     begin: float = 0.0
     end: float = math.inf
     sent: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.budget = Budget(self.told, self.memory)
-        self.me = Participant(self.told, self.first)
+        self.me = Participant(self.told, self.priority)
 
     def reserve(self, now: float) -> Slot:
         self.budget.load(self.told, ERA, now)
@@ -114,7 +114,7 @@ def test_who_comes_later_has_his_part_at_once() -> None:
 
 def test_who_goes_first_has_nine_of_ten_slots_while_he_is_there() -> None:
     memory = memory_for()
-    nightly, urgent = Auditor(memory), Auditor(memory, first=True, begin=10, end=20)
+    nightly, urgent = Auditor(memory), Auditor(memory, priority=True, begin=10, end=20)
     run([nightly, urgent], 30)
     assert between(urgent, 11, 20) == pytest.approx(0.9 * 9 * 48.7, rel=0.05)
     assert between(nightly, 11, 20) == pytest.approx(0.1 * 9 * 48.7, rel=0.2)
@@ -123,7 +123,7 @@ def test_who_goes_first_has_nine_of_ten_slots_while_he_is_there() -> None:
 
 def test_two_who_go_first_take_turns() -> None:
     memory = memory_for()
-    auditors = [Auditor(memory, first=True) for _ in range(2)]
+    auditors = [Auditor(memory, priority=True) for _ in range(2)]
     run(auditors, 20)
     assert between(auditors[0], 2, 20) == pytest.approx(between(auditors[1], 2, 20), rel=0.05)
 

@@ -32,19 +32,19 @@ SENDS = textwrap.dedent(
     from auditor.pace.ledger import SharedFile
     from auditor.pace.quota import Quota
 
-    async def main(path, per_second, first):
-        quota = Quota(per_second, ledger=SharedFile(Path(path), per_second), first=first)
+    async def main(path, per_second, priority):
+        quota = Quota(per_second, ledger=SharedFile(Path(path), per_second), priority=priority)
         while True:
             print(repr(await quota.slot()), flush=True)
 
-    anyio.run(main, sys.argv[1], float(sys.argv[2]), sys.argv[3] == "first")
+    anyio.run(main, sys.argv[1], float(sys.argv[2]), sys.argv[3] == "priority")
     """
 )
 
 
-def start(path: Path, per_second: float, *, first: bool = False) -> "subprocess.Popen[str]":
+def start(path: Path, per_second: float, *, priority: bool = False) -> "subprocess.Popen[str]":
     """A process that takes slots and prints their moments."""
-    command = [sys.executable, "-c", SENDS, str(path), str(per_second), "first" if first else "-"]
+    command = [sys.executable, "-c", SENDS, str(path), str(per_second), "priority" if priority else "-"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -75,7 +75,7 @@ def test_two_processes_keep_one_quota_and_the_one_that_stays_has_all_of_it(tmp_p
 
 def test_a_process_that_goes_first_has_most_of_the_quota(tmp_path: Path) -> None:
     path = tmp_path / "shared"
-    usual, urgent = start(path, 50), start(path, 50, first=True)
+    usual, urgent = start(path, 50), start(path, 50, priority=True)
     assert urgent.stdout is not None
     urgent.stdout.readline()
     time.sleep(3)

@@ -195,6 +195,7 @@ async def test_what_lies_there_and_is_no_budget_is_replaced(server: Server) -> N
     with anyio.fail_after(1):
         for _ in range(3):
             await auditor.quota.slot()
+    assert len(auditor.ledger.budget.rate.moments) == 3
     await auditor.ledger.close()
 
 
