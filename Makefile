@@ -41,7 +41,7 @@ $(BENCHES): bench-%: .venv/.tests-installed
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable .
+	$(PIP) --editable '.[report]'
 	touch $@
 
 .venv/.tests-installed: .venv/.installed

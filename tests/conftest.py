@@ -1,8 +1,23 @@
-"""What every test shares: one event loop library."""
+"""What every test shares: one event loop library, and what becomes of a test that a late machine has spoilt."""
 
 import pytest
+
+LIVE = frozenset({"anyio_backend", "auditor", "start_platform"})
+"""Fixtures of tests that run against the clock: an event loop, processes, a server."""
 
 
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": True}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs against the clock is tried up to three times, and the summary tells which.
+
+    A machine that stands still for a moment makes two requests of one second that were to be in two. A real fault fails
+    three times. What is pure is tried once, and so is what counts losses: one in a thousand would be a fault.
+    """
+    for item in items:
+        live = LIVE & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("live")
+        if live and "chaos" not in item.path.parts:
+            item.add_marker(pytest.mark.flaky(reruns=2))

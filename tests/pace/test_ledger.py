@@ -22,7 +22,7 @@ from auditor.pace.quota import Quota
 
 from .test_quota import grants_of, most_in_a_second
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.live]
 
 SENDS = textwrap.dedent(
     """

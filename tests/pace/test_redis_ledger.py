@@ -149,7 +149,7 @@ async def test_a_lost_redis_neither_stops_nor_bursts(redis: RedisServer, server:
     for each in auditors:
         assert 15 <= each.within(lost, alone) <= 20
     assert sum(each.within(back, ended) for each in auditors) >= 0.85 * 40
-    assert most_in_a_second(*auditors) <= 20
+    assert most_in_a_second(*auditors) <= 20 + len(auditors)  # each may be late by a moment
     told = [each["event"].partition(":")[0] for each in logs if each["log_level"] == "warning"]
     assert told == ["Redis is lost"] * 2 + ["Redis answers again"] * 2
 
