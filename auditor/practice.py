@@ -32,16 +32,17 @@ DEMO_FAULTS = Faults(
 """A few of each; a throttled answer holds the account back for a second and silence lasts a whole timeout."""
 
 
-async def demonstrate(devices: int, directory: Path, watch: Watch, stop: Stop) -> Result:
+async def demonstrate(devices: int, day: int, directory: Path, watch: Watch, stop: Stop) -> Result:
     """Audits a simulated fleet on a simulated platform in this process.
 
     Args:
         devices: of the fleet.
+        day: of the fleet; see ``World``.
         directory: where to make the run folder.
         watch: told where the audit stands.
         stop: a wish to end early.
     """
-    world = World(devices, large=0)
+    world = World(devices, large=0, day=day)
     account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, DEMO_PER_SECOND)
     with TemporaryDirectory(prefix="auditor-demo-") as temporary:
         folder = Path(temporary)
@@ -65,6 +66,7 @@ class Practice:
     window: WindowKind
     latency: tuple[float, float]
     faults: float
+    day: int = 0
 
 
 async def serve(practice: Practice, port: int, write: Path | None, tell: Callable[[str], None]) -> None:
@@ -88,7 +90,7 @@ async def serve(practice: Practice, port: int, write: Path | None, tell: Callabl
     if not 0 <= port <= _LAST_PORT:
         raise UsageError(f"--port {port}: give a port up to {_LAST_PORT}, or 0 for a free one")
     try:
-        world = World(practice.devices, seed=practice.seed, products=practice.products)
+        world = World(practice.devices, seed=practice.seed, products=practice.products, day=practice.day)
         account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, practice.per_second)
         simulator = Simulator(
             world,

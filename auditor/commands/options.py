@@ -56,8 +56,8 @@ def point_in_time(deadline: str | None, length: str | None) -> float | None:
     return min(times, default=None)
 
 
-def at_least_one(flag: str, number: int | None) -> int | None:
+def at_least_one(flag: str, number: int | None, of: str = "devices") -> int | None:
     """The number that was given, if it was; raises UsageError below 1."""
     if number is not None and number < 1:
-        raise UsageError(f"{flag} {number}: give a number of devices from 1 up")
+        raise UsageError(f"{flag} {number}: give a number of {of} from 1 up")
     return number

@@ -1,36 +1,64 @@
 """Commands that need no account: the demonstration and the simulated platform."""
 
+import shlex
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from auditor.commands.options import LogLevel, at_least_one, audit
-from auditor.terminal import tell
+from auditor.terminal import say, tell
 
 
-def demo(*, devices: int = 4000, out: Path = Path("audits"), log_level: LogLevel = "error") -> int:
-    """Show all of it without an account: a simulated platform with a few faults, an audit, the inventory.
+def demo(*, devices: int = 2000, nights: int = 3, out: Path = Path("audits"), log_level: LogLevel = "error") -> int:
+    """Show all of it without an account: a simulated fleet is audited night after night, while updates reach it.
+
+    The platform has a few faults, as real ones have. Then the commands that read runs are shown at work.
 
     Parameters
     ----------
     devices:
         Devices of the simulated fleet.
+    nights:
+        Audits, each of them a simulated day after the one before.
     out:
-        Make the run folder in this directory.
+        Make the run folders in this directory.
     log_level:
         What is logged to standard error.
     """
-    from auditor.display import print_inventory
-    from auditor.inventory.queries import Run
     from auditor.practice import demonstrate
 
-    at_least_one("--devices", devices)
-    result = audit(lambda watch, stop: demonstrate(devices, out, watch, stop), log_level)
-    with Run(result.folder) as opened:
-        print_inventory(opened.manifest, opened.devices, opened.inventory())
-    tell(f"\nThe run lies in {result.folder}: inventory.csv, modules.parquet, run.json and more.")
+    at_least_one("--devices", devices, "devices")
+    at_least_one("--nights", nights, "nights")
+    runs: list[Path] = []
+    for day in range(nights):
+        say(f"night {day + 1} of {nights}")
+        result = audit(partial(demonstrate, devices, day, out), log_level)
+        if result.exit_code > 1:
+            return result.exit_code
+        runs.append(result.folder)
+    _read(runs)
+    tell(f"\nThe runs lie in {out}: inventory.csv, modules.parquet, run.json and more of each night.")
     return result.exit_code
+
+
+def _read(runs: list[Path]) -> None:
+    """Shows the commands that read runs, and what they print."""
+    from auditor.commands.runs import diff, inventory
+
+    newest = runs[-1]
+    _show(lambda: inventory(newest), "inventory", newest)
+    if len(runs) > 1:
+        _show(lambda: diff(runs[-2], newest), "diff", runs[-2], newest)
+
+
+def _show(command: Callable[[], object], *words: object) -> None:
+    tell(f"\n$ auditor {shlex.join(map(str, words))}")
+    sys.stdout.flush()
+    command()
 
 
 def simulate(
@@ -44,6 +72,7 @@ def simulate(
     window: Literal["fixed", "sliding", "bucket"] = "sliding",
     latency: Annotated[tuple[float, float], Parameter(negative=())] = (20.0, 80.0),
     faults: float = 0.0,
+    day: int = 0,
     write: Path | None = None,
 ) -> int:
     """A platform to practise on, as a server: as strict as the real one, until interrupted.
@@ -70,12 +99,14 @@ def simulate(
         The least and the most milliseconds that an answer takes.
     faults:
         The part of the requests that meet a fault: resets, 5xx, HTML, cut bodies, silence and more.
+    day:
+        The same fleet so many days later: updates reach more of its devices each day, and a few are rolled back.
     write:
         Write simulated.toml, its secret and its fleet file into this folder, ready for auditor run.
     """
     from auditor.practice import Practice, serve
     from auditor.process import in_loop
 
-    practice = Practice(devices, products, seed, dialect, per_second or None, window, latency, faults)
+    practice = Practice(devices, products, seed, dialect, per_second or None, window, latency, faults, day)
     in_loop(lambda: serve(practice, port, write, tell))
     return 0

@@ -16,6 +16,8 @@ _PREFIXES = ("dev-", "lamp_", "gw@hall:", "meter.")
 _OWN_MODULES = ("ble", "zigbee", "mcu", "wifi", "cat1", "Sensor-Hub", "z_wave", "display.2")
 
 _SHARE_SCALE = 1 << 16
+_STUCK, _BACK_EACH_DAY = _SHARE_SCALE // 50, _SHARE_SCALE // 500
+"""Devices that an update never reaches, and those of them that go back by a version each day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +26,29 @@ class ModuleCatalogue:
 
     Attributes:
         reported: the part of devices, in 1/65536, that reported this module.
-        versions: what a device may run, one object for all devices that run it.
+        versions: what a device may run, one object for all devices that run it; the newest first.
         bounds: for each version the upper end of its share, in 1/65536, rising.
+        coming: the release that is rolled out from day 1 on.
+        each_day: the part of devices, in 1/65536, that it reaches each day.
     """
 
     reported: int
     versions: tuple[ModuleVersion, ...]
     bounds: tuple[int, ...]
+    coming: ModuleVersion
+    each_day: int
 
-    def version(self, draw: int) -> ModuleVersion:
-        """The version of a device that drew ``draw``, 0 to 65535."""
-        return self.versions[bisect_right(self.bounds, draw)]
+    def version(self, draw: int, day: int = 0, turn: int = 0) -> ModuleVersion:
+        """What a device runs on a day that drew ``draw`` and is reached by updates at ``turn``, each 0 to 65535.
+
+        Of the devices at the end of the queue a few go back by a version each day.
+        """
+        if turn < min(day * self.each_day, _SHARE_SCALE - _STUCK):
+            return self.coming
+        place = bisect_right(self.bounds, draw)
+        if turn >= _SHARE_SCALE - min(day * _BACK_EACH_DAY, _STUCK):
+            place = min(place + 1, len(self.versions) - 1)
+        return self.versions[place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +98,8 @@ def _module(name: str, dice: bytes) -> ModuleCatalogue:
         reported=_SHARE_SCALE if name == "default" else round((0.8 + dice[5] % 20 / 100) * _SHARE_SCALE),
         versions=tuple(ModuleVersion(name, version_text(shape, newest - age)) for age in range(len(weights))),
         bounds=tuple(bounds),
+        coming=ModuleVersion(name, version_text(shape, newest + 1)),
+        each_day=dice[6] % 4 * _SHARE_SCALE // 20,
     )
 
 

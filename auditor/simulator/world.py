@@ -20,6 +20,9 @@ _STEP = 0x9E3779B97F | 1
 _STEP_BACK = pow(_STEP, -1, _ID_SPACE)
 _LONGEST_INDEX = 18
 _LARGE_FROM, _LARGE_TO = 201, 1000
+_TURNS = 10
+"""The first of the draws that say when updates reach a device, after two for each of five modules. The fifth is the
+very first: whether ``default`` was reported is not drawn."""
 
 FLEET_COLUMNS = ("product_key", "device_name", "iot_id")
 """The columns of a fleet file that a world can write."""
@@ -56,6 +59,7 @@ class World:
         inactive: the part of the rest that was never activated.
         large: the part of the rest with 201 to 1000 modules, which one page cannot hold.
         special: index to exact number of modules, above all other settings; 0 is a silent device.
+        day: the same fleet so many days later: updates reach more of its devices each day, and a few are rolled back.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class World:
         inactive: float = 0.005,
         large: float = 0.0005,
         special: Mapping[int, int] | None = None,
+        day: int = 0,
     ) -> None:
         if not 0 <= devices <= _ID_SPACE:
             raise ValueError(f"devices must be 0 to {_ID_SPACE}, not {devices}")
@@ -80,7 +85,9 @@ class World:
                 raise ValueError(f"{name} is a part, 0 to 1, not {part}")
         if any(count < 0 for count in (special or {}).values()):
             raise ValueError("special says how many modules a device has: no negative numbers")
-        self._devices = devices
+        if day < 0:
+            raise ValueError(f"day is a number of days, from 0 up, not {day}")
+        self._devices, self._day = devices, day
         self._special = dict(special or {})
         self._missing, self._silent, self._inactive, self._large = (round(part * _CERTAIN) for part in parts.values())
         self._products = make_products(seed, products)
@@ -122,7 +129,7 @@ class World:
         elif large < self._large:
             modules = _exactly(product, _LARGE_FROM + size % (_LARGE_TO - _LARGE_FROM + 1), draws)
         else:
-            modules = _reported(product, draws)
+            modules = _reported(product, draws, self._day)
         tail = (index * _STEP + self._id_offset) % _ID_SPACE
         return SimulatedDevice(
             index=index,
@@ -171,10 +178,10 @@ class World:
             writer.writerows([getattr(device, column) for column in columns] for device in self)
 
 
-def _reported(product: Product, draws: list[int]) -> tuple[ModuleVersion, ...]:
+def _reported(product: Product, draws: list[int], day: int) -> tuple[ModuleVersion, ...]:
     """What an ordinary device reported: ``default`` always, the product's other modules mostly."""
     return tuple(
-        module.version(draws[2 * place + 1])
+        module.version(draws[2 * place + 1], day, draws[(_TURNS + place) % len(draws)])
         for place, module in enumerate(product.modules)
         if draws[2 * place] < module.reported
     )

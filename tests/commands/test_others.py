@@ -43,14 +43,17 @@ def test_check_of_a_key_that_is_not_set_exits_with_2(auditor: Auditor, tmp_path:
     assert "the environment variable CANARY is not set" in done.stderr
 
 
-def test_the_demonstration_shows_an_inventory_and_where_the_files_lie(auditor: Auditor, tmp_path: Path) -> None:
-    done = auditor("demo", "--devices", 400)
+def test_the_demonstration_shows_what_the_commands_that_read_runs_print(auditor: Auditor, tmp_path: Path) -> None:
+    done = auditor("demo", "--devices", 400, "--nights", 2)
     assert done.returncode == 0, done.stderr
     assert "complete: 400 devices" in done.stdout
-    (folder,) = (tmp_path / "audits").iterdir()
-    assert f"The run lies in audits/{folder.name}" in done.stdout
-    assert auditor("verify", folder).returncode == 0
-    assert json.loads((folder / "run.json").read_text())["requests"]["retried"] > 0
+    first, last = sorted((tmp_path / "audits").iterdir())
+    assert f"$ auditor inventory audits/{last.name}\n" in done.stdout
+    assert f"$ auditor diff audits/{first.name} audits/{last.name}\n" in done.stdout
+    assert "upgraded" in done.stdout
+    assert "The runs lie in audits:" in done.stdout
+    assert all(auditor("verify", folder).returncode == 0 for folder in (first, last))
+    assert json.loads((last / "run.json").read_text())["requests"]["retried"] > 0
 
 
 def test_simulate_tells_how_to_reach_it_and_ends_on_a_signal(start_platform: StartPlatform) -> None:

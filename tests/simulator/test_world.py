@@ -195,3 +195,38 @@ def test_a_world_refuses_what_cannot_be() -> None:
     with pytest.raises(IndexError):
         World(1).device(1)
     assert list(World(0)) == []
+
+
+def test_days_pass_and_updates_reach_more_devices_while_few_go_back() -> None:
+    days = [World(4_000, day=day) for day in range(6)]
+    assert list(days[0]) == list(World(4_000))
+    ran: dict[tuple[str, str], list[Counter[str]]] = {}
+    for day, world in enumerate(days):
+        for device in world:
+            for module in device.modules[:5]:
+                counters = ran.setdefault((device.product_key, module.module_name), [Counter() for _ in days])
+                counters[day][module.module_version] += 1
+    reached = []
+    for counters in ran.values():
+        coming = set(counters[5]) - set(counters[0])
+        if coming:
+            (version,) = coming
+            counts = [counter[version] for counter in counters]
+            assert counts == sorted(counts)
+            assert counts[5] > counts[1] > 0
+            reached.append(counts[5] / counters[5].total())
+    assert 1 < len(reached) < len(ran)
+    assert all(0.15 < part <= 0.98 for part in reached)
+    still = [index for index in range(4_000) if days[0].device(index).modules == days[5].device(index).modules]
+    assert 400 < len(still) < 3_600
+
+
+def test_a_device_is_the_same_but_for_its_versions_on_any_day() -> None:
+    for before, after in zip(World(1_000), World(1_000, day=3), strict=True):
+        assert (before.device_name, before.iot_id, before.exists) == (after.device_name, after.iot_id, after.exists)
+        assert [each.module_name for each in before.modules] == [each.module_name for each in after.modules]
+
+
+def test_no_day_comes_before_the_first() -> None:
+    with pytest.raises(ValueError, match="day"):
+        World(1, day=-1)
