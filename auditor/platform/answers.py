@@ -66,14 +66,10 @@ _BY_PATTERN: tuple[tuple[re.Pattern[str], type[PlatformError]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A successful answer's fields, their names in lower case.
-
-    ``http_date`` is the answer's ``Date`` in seconds since 1970, None if it had none that can be read.
-    """
+    """A successful answer's fields, their names in lower case."""
 
     fields: Mapping[str, object]
     request_id: str | None
-    http_date: float | None
 
 
 def decipher(status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> Answer:
@@ -92,11 +88,10 @@ def decipher(status: int, headers: Mapping[str, str], body: bytes, *, now: float
         fields = _lowered(orjson.loads(body))
     except orjson.JSONDecodeError:
         fields = {}
-    http_date = _seconds_of_date(headers.get("Date"))
     request_id = one_line(_text(fields.get("requestid")) or "") or None
     success = fields.get("success")
     if 200 <= status < 300 and (success is True or (isinstance(success, str) and success.lower() == "true")):
-        return Answer(fields, request_id, http_date)
+        return Answer(fields, request_id)
 
     code = one_line(_text(fields.get("code")) or "")
     message = one_line(_text(fields.get("errormessage") or fields.get("message")) or "")
@@ -109,7 +104,7 @@ def decipher(status: int, headers: Mapping[str, str], body: bytes, *, now: float
     if isinstance(error, ThrottledError):
         error.retry_after = _wished_delay(headers, now)
     elif isinstance(error, ClockSkewError):
-        error.server_time = http_date
+        error.server_time = _seconds_of_date(headers.get("Date"))
     raise error
 
 

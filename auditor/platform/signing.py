@@ -5,26 +5,32 @@ Source: the platform's page on request signatures, which Tuya and Alibaba Cloud 
 """
 
 import hmac
+import re
 from base64 import b64encode
 from collections.abc import Mapping
 from urllib.parse import quote
 
 from auditor.model import Secret
 
+_PLAIN = re.compile(r"[A-Za-z0-9._~-]*")
+"""What needs no escaping, as nearly all that is sent: to see that takes a tenth of the time of escaping it."""
+
 
 def percent_encode(text: str) -> str:
     """``text`` as UTF-8 with everything but RFC 3986's unreserved characters escaped."""
-    return quote(text, safe="-_.~")
+    return text if _PLAIN.fullmatch(text) else quote(text, safe="-_.~")
 
 
 def canonical_query(parameters: Mapping[str, str]) -> str:
     """The parameters sorted by name, escaped, joined by ``=`` and ``&``: what is signed and what is sent."""
-    return "&".join(f"{percent_encode(name)}={percent_encode(parameters[name])}" for name in sorted(parameters))
+    return _joined(_pairs(parameters))
 
 
 def string_to_sign(method: str, query: str) -> str:
-    """The text under the signature. The path in it is always ``/``, whatever the endpoint's path."""
-    return f"{method}&%2F&{percent_encode(query)}"
+    """The text under the signature, of a canonical query. Its path is always ``/``, whatever the endpoint's path."""
+    # All that is left to escape in what is escaped already.
+    escaped = query.replace("%", "%25").replace("&", "%26").replace("=", "%3D")
+    return f"{method}&%2F&{escaped}"
 
 
 def signature(secret: Secret, text: str) -> str:
@@ -32,16 +38,21 @@ def signature(secret: Secret, text: str) -> str:
     return b64encode(hmac.digest(f"{secret.reveal()}&".encode(), text.encode(), "sha1")).decode()
 
 
+def _pairs(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Each parameter by its name as it stands in a query."""
+    return {name: f"{percent_encode(name)}={percent_encode(value)}" for name, value in parameters.items()}
+
+
+def _joined(pairs: Mapping[str, str]) -> str:
+    return "&".join([pairs[name] for name in sorted(pairs)])
+
+
 class Signer:
     """Signs the requests of one access key. ``constants`` are parameters that every request carries."""
 
     def __init__(self, access_key_id: str, secret: Secret, constants: Mapping[str, str]) -> None:
-        self._constants = {
-            **constants,
-            "AccessKeyId": access_key_id,
-            "SignatureMethod": "HMAC-SHA1",
-            "SignatureVersion": "1.0",
-        }
+        ours = {"AccessKeyId": access_key_id, "SignatureMethod": "HMAC-SHA1", "SignatureVersion": "1.0"}
+        self._constants = _pairs({**constants, **ours})
         self._secret = secret
 
     def sign(self, method: str, parameters: Mapping[str, str], *, timestamp: str, nonce: str) -> tuple[str, str]:
@@ -53,6 +64,7 @@ class Signer:
             timestamp: UTC, ``YYYY-MM-DDThh:mm:ssZ``.
             nonce: never used before with this key.
         """
-        query = canonical_query({**self._constants, **parameters, "Timestamp": timestamp, "SignatureNonce": nonce})
+        own = _pairs({**parameters, "Timestamp": timestamp, "SignatureNonce": nonce})
+        query = _joined(self._constants | own)
         signed = signature(self._secret, string_to_sign(method, query))
         return f"{query}&Signature={percent_encode(signed)}", signed

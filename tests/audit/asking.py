@@ -26,7 +26,7 @@ def page(data: object, total: object, number: object = None, **fields: object) -
     """An answer whose data holds the entries as the example does; other data stands as it is given."""
     if isinstance(data, list):
         data = {"simpleOTAModuleInfo": data}
-    return Answer({"data": data, "total": total, "currentpage": number, **fields}, "r-1", None)
+    return Answer({"data": data, "total": total, "currentpage": number, **fields}, "r-1")
 
 
 class Script:
@@ -70,4 +70,4 @@ class Catalogue:
             "pagecount": -(-self.modules // size),
         }
         self._lie(len(self.asked), fields)
-        return Sent(Answer(fields, f"r-{len(self.asked)}", None), 1)
+        return Sent(Answer(fields, f"r-{len(self.asked)}"), 1)

@@ -76,7 +76,7 @@ async def test_reading_ends_exactly_when_the_total_is_reached(modules: int, page
         page("", 0),
         page([], "0"),
         page(None, None, pagecount=0),
-        Answer({"total": 0}, "r-1", None),
+        Answer({"total": 0}, "r-1"),
     ],
 )
 async def test_a_device_that_reports_nothing_is_empty_after_one_request(answer: Answer) -> None:
@@ -86,7 +86,7 @@ async def test_a_device_that_reports_nothing_is_empty_after_one_request(answer: 
 
 
 async def test_data_may_be_the_bare_array() -> None:
-    bare = Answer({"data": [entry("ble")], "total": 1}, "r-1", None)
+    bare = Answer({"data": [entry("ble")], "total": 1}, "r-1")
     assert (await answered(Script(bare))).modules == (ModuleVersion("ble", "1.0"),)
 
 

@@ -342,7 +342,7 @@ def test_whatever_comes_is_an_answer_or_a_platform_error(status: int, headers: d
 @settings(max_examples=200, deadline=None)
 @given(document=st.dictionaries(FIELD_NAMES, documents, max_size=6))
 def test_whatever_an_answer_holds_is_a_page_or_inconsistent(document: dict[str, Any]) -> None:
-    answer = Answer({name.lower(): value for name, value in document.items()}, None, None)
+    answer = Answer({name.lower(): value for name, value in document.items()}, None)
     try:
         read_page = page_of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, answer)
     except InconsistentPagesError:
