@@ -3,7 +3,7 @@ PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 KILLS ?= 200
 BIN := .venv/bin
-BENCHES := $(addprefix bench-,quota contention sharing gate memory outages pacing drift)
+BENCHES := $(addprefix bench-,speed quota contention sharing gate memory outages pacing drift)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo test check format readme fuzz chaos bench clean $(BENCHES)
@@ -39,6 +39,13 @@ bench: $(BENCHES)  ## print the figures that the README quotes
 $(BENCHES): bench-%: .venv/.tests-installed
 	$(BIN)/python benchmarks/$*.py
 
+bench-speed: .bench/.installed
+
+.bench/.installed: benchmarks/requirements.txt
+	$(PYTHON) -m venv .bench
+	.bench/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	touch $@
+
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) --editable '.[report]'
@@ -53,4 +60,4 @@ $(BENCHES): bench-%: .venv/.tests-installed
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache
+	rm -rf .venv .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache

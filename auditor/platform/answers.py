@@ -143,6 +143,8 @@ def one_line(message: str) -> str:
 
     The gateway's answer to a wrong signature quotes its whole string to sign; that part is dropped.
     """
+    if len(message) <= MESSAGE_LENGTH and message.isascii() and message.isprintable() and " " not in message:
+        return message  # as every request id is, which comes with every answer
     text = re.sub(r"server string to sign is.*", "", message, flags=re.IGNORECASE | re.DOTALL)[:_READ_LENGTH]
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MESSAGE_LENGTH]
 

@@ -1,12 +1,14 @@
 """The wire: one pooled session for one account. Sends exactly the bytes that were signed, and reads a bounded body."""
 
 import asyncio
+import itertools
 import re
 import ssl
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import TracebackType
 from typing import Self
 
@@ -137,6 +139,8 @@ class Client:
         self.host = url.host or endpoint.url
         self._wall_clock = wall_clock
         self.clock_offset = 0.0
+        # A nonce is a UUID: nobody else draws the same beginning, and behind it every request has a number of its own.
+        self._nonce, self._numbers = str(uuid.uuid4())[:-12], itertools.count()
         self._timeout = aiohttp.ClientTimeout(total=endpoint.timeout, connect=endpoint.connect_timeout)
         self._connector: _Connector | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -172,8 +176,8 @@ class Client:
         query, signed = self._signer.sign(
             "GET",
             {"Action": operation.name, "Version": API_VERSION, **parameters},
-            timestamp=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._wall_clock() + self.clock_offset)),
-            nonce=str(uuid.uuid4()),
+            timestamp=_stamp(int(self._wall_clock() + self.clock_offset)),
+            nonce=f"{self._nonce}{next(self._numbers):012x}",
         )
         url = URL.build(
             scheme=self._scheme, authority=self._authority, path=self._path, query_string=query, encoded=True
@@ -212,6 +216,11 @@ class Client:
     def _learn(self, error: PlatformError) -> None:
         if isinstance(error, ClockSkewError) and error.server_time is not None:
             self.clock_offset = error.server_time - self._wall_clock()
+
+
+@lru_cache(maxsize=4)  # one a second, for as many requests as there are in it
+def _stamp(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:

@@ -67,4 +67,5 @@ class Signer:
         own = _pairs({**parameters, "Timestamp": timestamp, "SignatureNonce": nonce})
         query = _joined(self._constants | own)
         signed = signature(self._secret, string_to_sign(method, query))
-        return f"{query}&Signature={percent_encode(signed)}", signed
+        escaped = signed.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")
+        return f"{query}&Signature={escaped}", signed

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import socket
+import uuid
 from typing import NoReturn
 from urllib.parse import parse_qs, unquote
 
@@ -71,11 +72,15 @@ async def test_no_header_tells_of_keys_and_the_user_agent_is_ours() -> None:
     assert SECRET not in seen.heads[0]
 
 
-async def test_every_request_has_its_own_nonce() -> None:
-    async with serving(answering(GOOD)) as seen, client_of(seen.url) as client:
-        for _ in range(50):
-            await ask(client)
-    assert len({parameters_of(target)["SignatureNonce"] for target in seen.targets}) == 50
+async def test_every_request_has_a_uuid_of_its_own_as_nonce_whichever_client_sends_it() -> None:
+    async with serving(answering(GOOD)) as seen:
+        for _ in range(2):
+            async with client_of(seen.url) as client:
+                for _ in range(25):
+                    await ask(client)
+    nonces = {parameters_of(target)["SignatureNonce"] for target in seen.targets}
+    assert len(nonces) == 50
+    assert all(str(uuid.UUID(nonce)) == nonce for nonce in nonces)
     assert len(set(seen.signatures)) == 50
 
 

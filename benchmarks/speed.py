@@ -1,0 +1,162 @@
+"""auditor beside what people would use instead, against one fast local server: devices a second, CPU, memory.
+
+python benchmarks/speed.py [--rounds N] [--scale S] [--only NAME …] [--json FILE]
+
+The server has a core of its own and the client another. `auditor run` is measured as a whole process: start, fleet file
+in, sealed and proven run out. The others are measured from their first request on, which is to their advantage. Those
+that are slow ask about fewer devices. Prints medians, the spread of the rounds, and ratios.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+OTHERS = HERE.parent / ".bench" / "bin" / "python"
+"""An environment with the packages of others; `make bench-speed` makes it."""
+
+SERVER_CORE, CLIENT_CORE = 0, 1
+
+DEVICES = {
+    "auditor_run": 40_000,
+    "stream": 40_000,
+    "aiohttp_tuned": 40_000,
+    "aiohttp_plain": 20_000,
+    "sdk_core": 5_000,
+    "sdk_tea": 5_000,
+    "dlt": 4_000,
+}
+
+TITLES = {
+    "auditor_run": "`auditor run`, whole",
+    "stream": "auditor's stream, in a program",
+    "aiohttp_tuned": "bare loop: aiohttp tuned, on uvloop",
+    "aiohttp_plain": "bare loop: aiohttp as it comes",
+    "sdk_core": "vendor's SDK (aliyun-python-sdk-iot), 50 threads",
+    "sdk_tea": "vendor's SDK (alibabacloud-iot20180120), 50 threads",
+    "dlt": "dlt's REST client, 50 threads",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One contender's one round: devices a second, CPU microseconds a device, peak memory in MB."""
+
+    devices_per_second: float
+    cpu_microseconds: float
+    peak_megabytes: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of devices")
+    parser.add_argument("--only", nargs="*", choices=DEVICES, default=list(DEVICES))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    figures: dict[str, list[Figure]] = {name: [] for name in options.only}
+    with tempfile.TemporaryDirectory(prefix="auditor-speed-") as temporary, server() as port:
+        for number in range(options.rounds):
+            for name in options.only:
+                devices = max(100, int(DEVICES[name] * options.scale))
+                folder = Path(temporary, f"{number}-{name}")
+                figures[name].append(measured(name, port, devices, folder))
+                print(f"round {number + 1}: {name}: {figures[name][-1].devices_per_second:,.0f}/s", file=sys.stderr)
+    print(*table(figures), sep="\n")
+    if options.json is not None:
+        rounds = {name: [asdict(each) for each in found] for name, found in figures.items()}
+        options.json.write_text(json.dumps({"devices": DEVICES, "scale": options.scale, "rounds": rounds}, indent=2))
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """The fast local server on a core of its own; gives its port."""
+    command = [sys.executable, str(HERE / "echo_server.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        os.sched_setaffinity(process.pid, {SERVER_CORE})
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+def measured(name: str, port: str, devices: int, folder: Path) -> Figure:
+    """One contender on a fleet of its own."""
+    folder.mkdir()
+    fleet = folder / "fleet.csv"
+    with fleet.open("w") as file:
+        file.write("product_key,device_name\n")
+        file.writelines(f"k1h9drZble,device{number:07d}\n" for number in range(devices))
+    if name == "auditor_run":
+        command = [sys.executable, "-m", "auditor", "run", str(settings(folder, port)), "--log-level", "error"]
+    else:
+        python = OTHERS if name in {"sdk_core", "sdk_tea", "dlt"} else Path(sys.executable)
+        command = [str(python), str(HERE / "contender.py"), name, port, str(fleet), str(folder / "answers.jsonl")]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    os.sched_setaffinity(process.pid, {CLIENT_CORE})
+    assert process.stdout is not None
+    said = process.stdout.read().strip()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.stdout.close()
+    if process.returncode:
+        raise SystemExit(f"{name} failed with {process.returncode}: {' '.join(command)}")
+    seconds = time.perf_counter() - began if name == "auditor_run" else float(said)
+    answers = Path(said, "devices.jsonl") if name == "auditor_run" else folder / "answers.jsonl"
+    lines = sum(1 for _ in answers.open())
+    if lines != devices:
+        raise SystemExit(f"{name} wrote {lines} lines about {devices} devices")
+    cpu = usage.ru_utime + usage.ru_stime
+    return Figure(devices / seconds, 1e6 * cpu / devices, usage.ru_maxrss / 1024)
+
+
+def settings(folder: Path, port: str) -> Path:
+    (folder / "secret").write_text("bench-secret")
+    path = folder / "bench.toml"
+    path.write_text(
+        f"""at_once = 50
+[[account]]
+name = "bench"
+endpoint = "http://127.0.0.1:{port}/"
+access_key_id = "bench-key"
+access_key_secret = {{ file = "secret" }}
+per_second = "unlimited"
+fleet = {{ file = "fleet.csv" }}
+"""
+    )
+    return path
+
+
+def table(figures: dict[str, list[Figure]]) -> Iterator[str]:
+    """The medians as a Markdown table; ``spread`` is the slowest and the fastest round beside the median."""
+    ours = median(figures["auditor_run"]).devices_per_second if figures.get("auditor_run") else None
+    yield "| | devices/s | spread | CPU µs each | peak MB | `auditor run` is |"
+    yield "|---|---:|---|---:|---:|---:|"
+    for name, found in figures.items():
+        middle = median(found)
+        speeds = [each.devices_per_second / middle.devices_per_second - 1 for each in found]
+        ratio = "" if ours is None else f"{ours / middle.devices_per_second:.2f} x"
+        yield (
+            f"| {TITLES[name]} | {middle.devices_per_second:,.0f} | {min(speeds):+.0%} {max(speeds):+.0%} | "
+            f"{middle.cpu_microseconds:,.0f} | {middle.peak_megabytes:,.0f} | {ratio} |"
+        )
+
+
+def median(found: list[Figure]) -> Figure:
+    columns = zip(*(asdict(each).values() for each in found), strict=True)
+    return Figure(*map(statistics.median, columns))
+
+
+if __name__ == "__main__":
+    main()
