@@ -5,6 +5,8 @@
                  within the quota      resumable,      (read it, running or sealed)
                                        proven)    ──► diff_runs
                                                        (what changed between two)
+                                                   ──► read_history
+                                                       (how versions spread over time)
 
     import auditor
 
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
     from auditor.inventory.drift import diff_runs as diff_runs
     from auditor.inventory.folder import DeviceCounts as DeviceCounts
     from auditor.inventory.folder import Manifest as Manifest
+    from auditor.inventory.history import History as History
+    from auditor.inventory.history import RunPoint as RunPoint
+    from auditor.inventory.history import read_history as read_history
     from auditor.inventory.queries import Run as Run
     from auditor.inventory.queries import VersionCount as VersionCount
     from auditor.inventory.selection import Selected as Selected
@@ -72,6 +77,7 @@ _ROOMS = {
     "auditor.errors": ("AuditorError",),
     "auditor.inventory.drift": ("Drift", "DriftCounts", "diff_runs"),
     "auditor.inventory.folder": ("DeviceCounts", "Manifest"),
+    "auditor.inventory.history": ("History", "RunPoint", "read_history"),
     "auditor.inventory.queries": ("Run", "VersionCount"),
     "auditor.inventory.selection": ("Selected", "Selection", "select_devices"),
     "auditor.inventory.sql": ("Answer", "query_run"),

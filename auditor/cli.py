@@ -11,6 +11,7 @@ from rich.box import SIMPLE
 
 from auditor.__about__ import VERSION
 from auditor.commands.audits import check, prune, resume, run
+from auditor.commands.history import history
 from auditor.commands.planning import plan
 from auditor.commands.practising import demo, simulate
 from auditor.commands.runs import devices, diff, inventory, sql, verify
@@ -31,7 +32,7 @@ app = App(
     result_action="return_value",
 )
 
-for command in (run, resume, check, plan, inventory, devices, sql, diff, verify, prune, demo, simulate):
+for command in (run, resume, check, plan, inventory, devices, sql, diff, history, verify, prune, demo, simulate):
     app.command(command)
 
 

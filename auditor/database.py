@@ -88,7 +88,7 @@ def quoted_to_read(path: Path) -> str:
     return "'" + re.sub(r"([\[\]*?])", r"[\1]", str(path)).replace("'", "''") + "'"
 
 
-def text_lines(source: str, options: str = "") -> str:
+def text_lines(source: str, options: str = "", also: str = "") -> str:
     """The SQL that reads a text file's lines, unparsed, as the column ``line``.
 
     Lines go through the CSV reader as one column, in blocks of a few MB: the JSON reader takes 32 MB at the least.
@@ -96,8 +96,12 @@ def text_lines(source: str, options: str = "") -> str:
     Args:
         source: the file, as ``quoted_to_read`` gives it.
         options: more of ``read_csv``, such as what becomes of lines that cannot be read.
+        also: more columns that those give, such as ``filename``.
     """
+    columns = f"line, {also}" if also else "line"
+    # A folder named `line=3` must not give every line that value.
+    form = f"delim='{_NEVER}', quote='', escape='', header=false, auto_detect=false, hive_partitioning=false"
     return (
-        f"SELECT line FROM read_csv({source}, delim='{_NEVER}', quote='', escape='', header=false, auto_detect=false, "
-        f"columns={{'line': 'VARCHAR'}}, {BLOCKS}{options and ', '}{options})"
+        f"SELECT {columns} FROM read_csv({source}, {form}, columns={{'line': 'VARCHAR'}}, "
+        f"{BLOCKS}{options and ', '}{options})"
     )

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 from cyclopts import Parameter
 
@@ -13,9 +13,9 @@ from auditor.errors import UsageError
 from auditor.terminal import safe, say
 
 if TYPE_CHECKING:
-    from auditor.inventory.tables import Table
+    from auditor.inventory.tables import Table, TableFormat
 
-Format = Literal["table", "csv", "json", "jsonl", "parquet"]
+Format = Literal["table", "csv", "json", "jsonl", "parquet", "xlsx"]
 Out = Annotated[Path | None, Parameter(alias="-o", allow_leading_hyphen=True)]
 
 
@@ -23,24 +23,46 @@ TABLE_ROWS = 1_000
 """Rows that a table for people has: it is laid out in memory, and nobody reads more."""
 
 
+BINARY = ("parquet", "xlsx")
+
+
+def chosen(form: Format | None, out: Path | None) -> Format:
+    """The format that was asked for: if none was named, what the file's name ends with, or a table.
+
+    Raises:
+        UsageError: a table was to be written to a file, or something binary to a terminal.
+    """
+    to_stdout = out is None or str(out) == "-"
+    others = f"{', '.join(get_args(Format)[1:-1])} or {get_args(Format)[-1]}"
+    if to_stdout:
+        if form in BINARY and sys.stdout.isatty():
+            raise UsageError(f"{form} is nothing to read on a terminal: name a file with -o")
+        return form or "table"
+    if form == "table":
+        raise UsageError(f"a table goes to standard output; choose --format {others} for a file")
+    ending = "" if out is None else out.suffix.lower().removeprefix(".")
+    for each in get_args(Format)[1:]:
+        if form == each or (form is None and ending == each):
+            return cast("Format", each)
+    raise UsageError(f"{out}: its name tells no format; choose --format {others}")
+
+
 def deliver(
-    form: Format,
+    form: Format | None,
     out: Path | None,
     *,
     show: Callable[[], None],
-    write: Callable[[Path, Literal["csv", "json", "jsonl", "parquet"]], None],
+    write: "Callable[[Path, TableFormat], None]",
 ) -> None:
     """Shows a table, or writes a file; what goes to standard output is whole before its first byte is written.
 
     Raises:
-        UsageError: a table was to be written to a file.
+        UsageError: the format does not go there; see ``chosen``.
     """
-    to_stdout = out is None or str(out) == "-"
+    form = chosen(form, out)
     if form == "table":
-        if not to_stdout:
-            raise UsageError("a table goes to standard output; choose --format csv, json, jsonl or parquet for a file")
         show()
-    elif out is not None and not to_stdout:
+    elif out is not None and str(out) != "-":
         write(out, form)
     else:
         with TemporaryDirectory(prefix="auditor-") as temporary:
@@ -81,7 +103,7 @@ def print_rows(table: "Table", limit: int | None = None, *, brief: bool = False)
         shown.add_row(*(_shown(row[at]) for at in said))
     console.print(shown)
     if cut:
-        say(f"note: a table has {most:,} rows; --format csv, json, jsonl or parquet has all of them")
+        say(f"note: a table has {most:,} rows; --format csv, json, jsonl, parquet or xlsx has all of them")
 
 
 def _says(name: str, values: set[object]) -> bool:

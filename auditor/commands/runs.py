@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from auditor.commands.options import Flag, at_least_one
-from auditor.commands.output import Format, Out, deliver, note, print_rows
+from auditor.commands.output import Format, Out, chosen, deliver, note, print_rows
 from auditor.errors import DriftError, UsageError
 from auditor.model import DeviceState
 from auditor.terminal import safe, say, tell
@@ -14,7 +14,7 @@ from auditor.terminal import safe, say, tell
 Version = Annotated[str | None, Parameter(name="--version")]
 
 
-def inventory(run: Path, /, *, format: Format = "table", out: Out = None) -> int:  # noqa: A002  the flag's name
+def inventory(run: Path, /, *, format: Format | None = None, out: Out = None) -> int:  # noqa: A002  the flag's name
     """Who runs what: every version of every module, how many devices run it, and their share.
 
     Parameters
@@ -22,18 +22,18 @@ def inventory(run: Path, /, *, format: Format = "table", out: Out = None) -> int
     run:
         A run folder, or a directory of runs, whose newest is meant. One that is still running is read as it stands.
     format:
-        How to write it.
+        How to write it: a table, unless the name of a file tells another.
     out:
         The file to write, instead of standard output.
     """
-    from auditor.display import print_inventory
+    from auditor.findings import print_inventory
     from auditor.inventory.queries import Run
 
+    form = chosen(format, out)
     with Run(run) as opened:
-        if format != "table" and opened.manifest.state != "complete":
-            note([f"{opened.folder} is {opened.manifest.state}, so the inventory is not of the whole fleet"])
+        note(opened.doubts)
         deliver(
-            format,
+            form,
             out,
             show=lambda: print_inventory(opened.manifest, opened.devices, opened.inventory()),
             write=opened.write_inventory,
@@ -53,7 +53,7 @@ def devices(
     status: DeviceState | None = None,
     name: str | None = None,
     limit: int | None = None,
-    format: Format = "table",  # noqa: A002  the flag's name
+    format: Format | None = None,  # noqa: A002  the flag's name
     out: Out = None,
 ) -> int:
     """Which devices: those that meet every condition, with what they run.
@@ -82,19 +82,20 @@ def devices(
     limit:
         So many rows at most; a table has at most 1,000 without it.
     format:
-        How to write it.
+        How to write it: a table, unless the name of a file tells another.
     out:
         The file to write, instead of standard output.
     """
     from auditor.inventory.selection import Selection, select_devices
 
+    form = chosen(format, out)
     wanted = Selection(
         product_key=product, module_name=module, module_version=version, below=below, above=above,
         status=status, name=name, limit=at_least_one("--limit", limit),
     )  # fmt: skip
     with select_devices(run, wanted) as selected:
         note(selected.run.doubts)
-        deliver(format, out, show=lambda: print_rows(selected.table, limit, brief=True), write=selected.table.write)
+        deliver(form, out, show=lambda: print_rows(selected.table, limit, brief=True), write=selected.table.write)
         if selected.uncompared:
             bounds = " and ".join(each for each in (below, above) if each is not None)
             say(f"note: {selected.uncompared:,} devices run a version that cannot be ordered against {safe(bounds)}")
@@ -103,7 +104,7 @@ def devices(
     return 0
 
 
-def sql(run: Path, query: str, /, *, format: Format = "table", out: Out = None) -> int:  # noqa: A002  the flag's name
+def sql(run: Path, query: str, /, *, format: Format | None = None, out: Out = None) -> int:  # noqa: A002  the flag's name
     """Ask a run anything: one SELECT over its views fleet, devices, modules and inventory.
 
     DuckDB's dialect, read-only: no other file, no network, no setting. auditor sql RUN "DESCRIBE devices" tells the
@@ -116,15 +117,16 @@ def sql(run: Path, query: str, /, *, format: Format = "table", out: Out = None) 
     query:
         The SELECT.
     format:
-        How to write it; a table has at most 1,000 rows.
+        How to write it: a table of at most 1,000 rows, unless the name of a file tells another.
     out:
         The file to write, instead of standard output.
     """
     from auditor.inventory.sql import query_run
 
+    form = chosen(format, out)
     with query_run(run, query) as answer:
         note(answer.run.doubts)
-        deliver(format, out, show=lambda: print_rows(answer.table), write=answer.table.write)
+        deliver(form, out, show=lambda: print_rows(answer.table), write=answer.table.write)
     return 0
 
 
@@ -136,7 +138,7 @@ def diff(
     last: Flag = False,
     devices: Flag = False,
     fail_on: str | None = None,
-    format: Format = "table",  # noqa: A002  the flag's name
+    format: Format | None = None,  # noqa: A002  the flag's name
     out: Out = None,
 ) -> int:
     """What changed between two runs: versions, modules and devices; never what was only not seen.
@@ -154,13 +156,14 @@ def diff(
     fail_on:
         Exit with 4 if any of these changes is found, with commas between, such as downgraded,vanished.
     format:
-        How to write it.
+        How to write it: a table, unless the name of a file tells another.
     out:
         The file to write, instead of standard output.
     """
-    from auditor.display import drift_summary
+    from auditor.findings import drift_summary
     from auditor.inventory.drift import diff_runs, last_two
 
+    form = chosen(format, out)
     if last and new is None:
         old, new = last_two(Path("audits") if old is None else old)
     elif last or old is None or new is None:
@@ -169,7 +172,7 @@ def diff(
     with diff_runs(old, new) as drift:
         note(drift.doubts)
         table = drift.devices if devices else drift.modules
-        deliver(format, out, show=lambda: print_rows(table, brief=True), write=table.write)
+        deliver(form, out, show=lambda: print_rows(table, brief=True), write=table.write)
         for line in drift_summary(drift):
             say(line)
         found = [f"{getattr(drift.counts, change):,} {change}" for change in wrong if getattr(drift.counts, change)]

@@ -72,7 +72,7 @@ def freeze(folder: Path, work: Path) -> Frozen:
             counts = count_devices(database)
         finally:
             database.close()
-    doubts = (*_incomplete(folder, manifest, counts), *(_tampered(folder, manifest) if sealed else ()))
+    doubts = (*incomplete(folder, manifest, counts), *(tampered(folder, manifest) if sealed else ()))
     return Frozen(folder, manifest, counts, folder / FLEET, source / DEVICES, source / MODULES, doubts)
 
 
@@ -106,14 +106,15 @@ def _require_text(database: duckdb.DuckDBPyConnection, folder: Path, path: Path,
         raise RunFolderError(f"{folder}: cannot be read: {path.name} has not the columns of a run")
 
 
-def _incomplete(folder: Path, manifest: Manifest, counts: DeviceCounts) -> tuple[str, ...]:
+def incomplete(folder: Path, manifest: Manifest, counts: DeviceCounts) -> tuple[str, ...]:
+    """Why numbers of a run are not of the whole fleet, if they are not."""
     if manifest.state == "complete" and not counts.unanswered:
         return ()
     without = f"{counts.failed:,} devices failed and {counts.pending:,} are pending"
     return (f"{folder} is {manifest.state}: {without}",)
 
 
-def _tampered(folder: Path, manifest: Manifest) -> tuple[str, ...]:
+def tampered(folder: Path, manifest: Manifest) -> tuple[str, ...]:
     """Files that are not those that were sealed; of those that are read here, ``auditor verify`` looks at all."""
     sealed = {facts.name: facts for facts in manifest.files}
     found = [name for name in _COLUMNS if sealed.get(name) != file_facts(folder / name)]

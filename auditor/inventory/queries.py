@@ -12,6 +12,7 @@ from typing import Self
 from auditor.database import AMPLE_MEMORY, MEMORY, open_database
 from auditor.errors import RunFolderError
 from auditor.inventory.folder import DEVICES, MODULES, DeviceCounts, Manifest, find_run, read_manifest
+from auditor.inventory.frozen import incomplete, tampered
 from auditor.inventory.seal import count_devices, coverage_of
 from auditor.inventory.tables import Table, TableFormat, reading
 from auditor.inventory.views import define_live_views, define_sealed_views
@@ -84,6 +85,19 @@ class Run:
         with reading(self.folder):
             return count_devices(self._database.cursor())
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why numbers of this run are not of the whole fleet or not to be relied on, a sentence each."""
+        return (*incomplete(self.folder, self.manifest, self.devices), *self._tampered())
+
+    def _tampered(self) -> tuple[str, ...]:
+        if not self.sealed:
+            return ()
+        try:
+            return tampered(self.folder, self.manifest)
+        except OSError as error:  # gone since: another process may prune
+            raise RunFolderError(f"{self.folder}: cannot be read: {error.strerror}") from error
+
     def inventory(self) -> Iterator[VersionCount]:
         """Every version of every module, by account, product and module, the most frequent version first."""
         with reading(self.folder):
@@ -105,12 +119,25 @@ class Run:
         """Writes the inventory to a file.
 
         CSV is safe to open in a spreadsheet: a name that would be a formula gets a ``'`` in front. JSON is what
-        ``inventory.json`` holds, JSON Lines and Parquet are its rows.
+        ``inventory.json`` holds, with ``doubts`` besides if the run's files are not those that were sealed; JSON Lines
+        and Parquet are its rows, and an Excel file has a sheet that tells of which run and how whole that is.
 
         Raises:
             RunNotWritableError: the file cannot be written.
+            UsageError: Excel files need an extra that is not installed.
         """
-        head = coverage_of(self.devices) if form == "json" else {}
         Table(
-            self._database, "FROM inventory", name="inventory", head=head, reading=partial(reading, self.folder)
-        ).write(path, form)
+            self._database, "FROM inventory", name="inventory", head=self._head(form),
+            reading=partial(reading, self.folder),
+        ).write(path, form)  # fmt: skip
+
+    def _head(self, form: TableFormat) -> dict[str, object]:
+        match form:
+            case "json":  # how whole it is stands in the counts
+                doubts = self._tampered()
+                return coverage_of(self.devices) | ({"doubts": list(doubts)} if doubts else {})
+            case "xlsx":
+                manifest = self.manifest
+                about = {"run": self.folder.name, "state": manifest.state, "started_at": manifest.started_at}
+                return coverage_of(self.devices) | about | {"doubts": list(self.doubts)}
+        return {}

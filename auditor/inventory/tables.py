@@ -1,4 +1,4 @@
-"""A query's rows for the next program: as CSV that is safe in a spreadsheet, JSON, JSON Lines or Parquet."""
+"""A query's rows for the next program: as CSV that is safe in a spreadsheet, JSON, JSON Lines, Parquet or Excel."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,8 +11,9 @@ import orjson
 
 from auditor.database import quoted, reason_of
 from auditor.errors import RunFolderError, RunNotWritableError
+from auditor.inventory.workbook import write_workbook
 
-TableFormat = Literal["csv", "json", "jsonl", "parquet"]
+TableFormat = Literal["csv", "json", "jsonl", "parquet", "xlsx"]
 
 Reading = Callable[[type[duckdb.Error] | tuple[()]], AbstractContextManager[None]]
 """A context that tells what is wrong with what a query reads, errors of the kind that it is given excepted."""
@@ -51,7 +52,7 @@ class Table:
             reading: says what is wrong when the query fails; see ``reading``.
             staging: the one folder that the database may write to; None: any.
             name: what the rows are called in JSON.
-            head: what stands before them there.
+            head: what stands before them there, and in an Excel file on a sheet of its own.
 
         Raises:
             RunFolderError: the run cannot be read.
@@ -76,18 +77,18 @@ class Table:
             RunFolderError: the run cannot be read.
         """
         with self._reading(()):
-            result = self._database.cursor().execute(self._query)
-            while batch := result.fetchmany(1_000):
-                yield from batch
+            yield from _batches(self._database.cursor().execute(self._query))
 
     def write(self, path: Path, form: TableFormat) -> None:
         """Writes the rows to a file.
 
         CSV is safe to open in a spreadsheet: text that would be a formula gets a ``'`` in front. JSON is one object
-        that also says of which run the rows are and how whole that is; JSON Lines and Parquet are the rows alone.
+        that also says of which run the rows are and how whole that is, as a sheet of an Excel file does; JSON Lines and
+        Parquet are the rows alone.
 
         Raises:
             RunNotWritableError: the file cannot be written.
+            UsageError: Excel files need an extra that is not installed.
             RunFolderError: the run cannot be read.
         """
         database = self._database.cursor()
@@ -109,6 +110,9 @@ class Table:
                             orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows(database, self._query)
                         )
                         _write_parts(path, lines)
+                    case "xlsx":
+                        found = _batches(database.execute(self._query))
+                        write_workbook(path, name=self._name, columns=self.columns, rows=found, head=self._head)
         except (OSError, duckdb.IOException) as error:
             raise RunNotWritableError(f"{path}: cannot be written: {reason_of(error)}") from error
 
@@ -135,6 +139,11 @@ def rows(database: duckdb.DuckDBPyConnection, query: str) -> Iterator[dict[str, 
     while batch := result.fetchmany(1_000):
         for row in batch:
             yield dict(zip(names, row, strict=True))
+
+
+def _batches(result: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
+    while batch := result.fetchmany(1_000):
+        yield from batch
 
 
 def json_parts(head: Mapping[str, object], name: str, found: Iterable[Mapping[str, object]]) -> Iterator[bytes]:

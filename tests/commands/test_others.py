@@ -16,8 +16,8 @@ from auditor.cli import app
 from .conftest import SECRET, Auditor, Platform, StartPlatform, command, settings_file
 
 COMMANDS = (
-    "check", "completion", "demo", "devices", "diff", "inventory", "plan", "prune", "resume", "run", "simulate", "sql",
-    "verify",
+    "check", "completion", "demo", "devices", "diff", "history", "inventory", "plan", "prune",
+    "resume", "run", "simulate", "sql", "verify",
 )  # fmt: skip
 
 

@@ -1,9 +1,11 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import duckdb
+import jsonschema
 import orjson
 import pytest
 
@@ -117,6 +119,34 @@ def test_an_inventory_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Pat
 def test_an_inventory_that_meets_a_full_disk_is_said_in_a_sentence(tmp_path: Path, form: TableFormat) -> None:
     with Run(every_status(tmp_path / "run").folder) as run, pytest.raises(RunNotWritableError, match="/dev/full"):
         run.write_inventory(Path("/dev/full"), form)
+
+
+def test_a_run_whose_files_changed_is_labelled_and_its_json_too(tmp_path: Path) -> None:
+    folder = build(tmp_path / "run", [named(0), named(1)], [ok(named(0), ("ble", "1"))]).folder
+    partial = f"{folder} is partial: 0 devices failed and 1 are pending"
+    with Run(folder) as run:
+        assert run.doubts == (partial,)
+        run.write_inventory(tmp_path / "whole.json", "json")
+    with duckdb.connect() as database:
+        query = f"SELECT * REPLACE ('2' AS module_version) FROM '{folder / MODULES}'"
+        database.execute(f"COPY ({query}) TO '{folder / 'new'}' (FORMAT parquet)")
+    (folder / "new").replace(folder / MODULES)
+    tampered = f"{folder / MODULES} is not the file that was sealed (its digest differs)"
+    with Run(folder) as run:
+        assert run.doubts == (partial, tampered)
+        run.write_inventory(tmp_path / "tampered.json", "json")
+    before, after = (orjson.loads((tmp_path / f"{name}.json").read_bytes()) for name in ("whole", "tampered"))
+    assert "doubts" not in before
+    assert (after["doubts"], after["inventory"][0]["module_version"]) == ([tampered], "2")
+    schema = orjson.loads(resources.files("auditor").joinpath("schemas", "inventory.schema.json").read_bytes())
+    jsonschema.validate(after, schema)
+    assert list(after) == list(schema["properties"])
+
+
+def test_a_run_that_is_not_sealed_has_no_file_to_doubt(tmp_path: Path) -> None:
+    folder = running(tmp_path / "run", [named(0)], [ok(named(0), ("ble", "1"))]).folder
+    with Run(folder) as run:
+        assert run.doubts == (f"{folder} is running: 0 devices failed and 0 are pending",)
 
 
 def test_a_product_that_nobody_told_is_none(tmp_path: Path) -> None:
