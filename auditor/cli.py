@@ -13,6 +13,7 @@ from auditor.__about__ import VERSION
 from auditor.commands.audits import check, prune, resume, run
 from auditor.commands.history import history
 from auditor.commands.planning import plan
+from auditor.commands.policies import policy
 from auditor.commands.practising import demo, simulate
 from auditor.commands.runs import devices, diff, inventory, sql, verify
 from auditor.errors import AuditorError, RunNotWritableError, StoppedAtOnceError, UsageError
@@ -24,7 +25,7 @@ app = App(
     help_epilogue=(
         "Exit codes: 0 done; 1 devices failed or pending beyond max_failed, a run that does not verify, or a plan that "
         "does not fit its window; 2 usage, settings or fleet file; 3 the platform refuses or was never reached, or the "
-        "run cannot be written; 4 drift that --fail-on names; 130 interrupted."
+        "run cannot be written; 4 drift that --fail-on names, or a violated policy; 130 interrupted."
     ),
     version=VERSION,
     help_formatter=DefaultFormatter(panel_spec=PanelSpec(box=SIMPLE, padding=(0, 0))),
@@ -32,7 +33,9 @@ app = App(
     result_action="return_value",
 )
 
-for command in (run, resume, check, plan, inventory, devices, sql, diff, history, verify, prune, demo, simulate):
+for command in (
+    run, resume, check, plan, inventory, devices, sql, diff, history, policy, verify, prune, demo, simulate,
+):  # fmt: skip
     app.command(command)
 
 

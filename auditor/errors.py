@@ -11,6 +11,7 @@
             AccountStoppedError  one account: refused, or never reached
             RunNotWritableError  the run folder cannot be written
         DriftError               drift that was to fail                         exit 4
+        PolicyError              a rule of severity "error" is violated         exit 4
         StoppedAtOnceError       ended before it asked, or by a second signal   exit 130
         PlatformError            one request's answer
             TransientError       send it again, later, newly signed
@@ -80,6 +81,12 @@ class RunNotWritableError(StoppedError):
 
 class DriftError(AuditorError):
     """What changed between two runs is among what was asked to fail."""
+
+    exit_code = 4
+
+
+class PolicyError(AuditorError):
+    """A run violates rules of severity ``error``."""
 
     exit_code = 4
 

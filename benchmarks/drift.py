@@ -34,6 +34,7 @@ def build(folder: Path, first: int, devices: int, night: int) -> None:
     numbers = f"FROM range({first}, {first + devices}) t(i)"
     state = f"CASE WHEN hash(i, {night}) % 200 = 0 THEN 'failed' ELSE 'ok' END"
     chance = "hash(i, m) % 100"
+    answered = f"TIMESTAMP '2026-11-2{night} 02:00:00' + to_milliseconds(i) AS audited_at"
     drift = f"CASE WHEN {night} = 0 THEN 0 WHEN {chance} < 10 THEN 1 WHEN {chance} = 10 THEN -1 ELSE 0 END"
     answers = f"(SELECT i {numbers} WHERE {state} = 'ok' ORDER BY hash(i, {night}, 7)), range(4) n(m)"
     version = f"'1.' || (5 + i % 7 + {drift}) || '.0'"
@@ -41,7 +42,7 @@ def build(folder: Path, first: int, devices: int, night: int) -> None:
         database.execute("SET enable_progress_bar = false")
         for query, name in (
             (f"SELECT i AS ordinal, {identity} {numbers}", FLEET),
-            (f"SELECT i AS ordinal, {identity}, {state} AS status, 4 AS modules {numbers}", DEVICES),
+            (f"SELECT i AS ordinal, {identity}, {state} AS status, 4 AS modules, {answered} {numbers}", DEVICES),
             (f"SELECT {identity}, 'module' || m AS module_name, {version} AS module_version FROM {answers}", MODULES),
         ):
             database.execute(f"COPY ({query}) TO {quoted(folder / name)} {PARQUET}")

@@ -89,6 +89,17 @@ def compare_versions(version: str, other: str) -> Order:
     return _order(one.of_stage, two.of_stage)
 
 
+def can_be_ordered(version: str) -> bool:
+    """Whether a version is of the shape that is ordered against others at all."""
+    return _read(version) is not None
+
+
+def common_form(version: str) -> str:
+    """A text that all versions which are the same have in common, and no other has."""
+    read = _read(version)
+    return f"spelled {version}" if read is None else repr(read)
+
+
 @lru_cache(maxsize=4_096)
 def _read(version: str) -> _Version | None:
     found = _SHAPE.fullmatch(version)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from auditor.inventory.versions import Order, compare_versions
+from auditor.inventory.versions import Order, can_be_ordered, common_form, compare_versions
 
 from .runs import HOSTILE
 
@@ -203,3 +203,14 @@ def plain(version: str) -> str:
     while numbers.endswith(f"{mark}0"):
         numbers = numbers.removesuffix(f"{mark}0")
     return f"{numbers or '0'} {stage}"
+
+
+@given(
+    st.lists(st.sampled_from(["1.2", "v1.2.0", "1.2-rc1", "1.2RC1", "hot", "2.03", "2.3", "", *HOSTILE]), min_size=2)
+)
+def test_a_common_form_is_that_of_versions_that_are_the_same_alone(versions: list[str]) -> None:
+    for one in versions:
+        for other in versions:
+            assert (common_form(one) == common_form(other)) == (compare_versions(one, other) == "same")
+    assert can_be_ordered("1.2")
+    assert not can_be_ordered("hot")
