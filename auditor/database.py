@@ -23,8 +23,8 @@ ROW_GROUP = 20_480
 LINE_SIZE = 1_000_000
 """Bytes of a line of text that can be read."""
 
-BLOCKS = f"max_line_size={LINE_SIZE}, buffer_size={4 * LINE_SIZE}"
-"""Options of ``read_csv``: its own 32 MB a block would be most of an audit's memory."""
+BLOCKS = f"max_line_size={LINE_SIZE}, buffer_size={4 * LINE_SIZE}, hive_partitioning=false"
+"""Options of ``read_csv``: 32 MB a block, its own, are most of an audit's memory; the folders of a path are no columns."""
 
 _NEVER = "\\x1f"
 """A delimiter that no line has: a line then is one column."""
@@ -88,6 +88,17 @@ def quoted_to_read(path: Path) -> str:
     return "'" + re.sub(r"([\[\]*?])", r"[\1]", str(path)).replace("'", "''") + "'"
 
 
+def parquet(*paths: Path, options: str = "") -> str:
+    """The SQL that reads Parquet files as they are: that a folder is called ``account=eu`` makes no column.
+
+    Args:
+        paths: the files, which have the same columns.
+        options: more of ``read_parquet``.
+    """
+    files = ", ".join(quoted_to_read(path) for path in paths)
+    return f"read_parquet([{files}], hive_partitioning=false{options and ', '}{options})"
+
+
 def text_lines(source: str, options: str = "", also: str = "") -> str:
     """The SQL that reads a text file's lines, unparsed, as the column ``line``.
 
@@ -100,7 +111,7 @@ def text_lines(source: str, options: str = "", also: str = "") -> str:
     """
     columns = f"line, {also}" if also else "line"
     # A folder named `line=3` must not give every line that value.
-    form = f"delim='{_NEVER}', quote='', escape='', header=false, auto_detect=false, hive_partitioning=false"
+    form = f"delim='{_NEVER}', quote='', escape='', header=false, auto_detect=false"
     return (
         f"SELECT {columns} FROM read_csv({source}, {form}, columns={{'line': 'VARCHAR'}}, "
         f"{BLOCKS}{options and ', '}{options})"

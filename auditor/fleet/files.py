@@ -18,7 +18,7 @@ from typing import IO, Literal, cast
 
 import duckdb
 
-from auditor.database import BLOCKS, quoted_to_read, reason_of, text_lines
+from auditor.database import BLOCKS, parquet, quoted_to_read, reason_of, text_lines
 from auditor.errors import FleetError
 
 Kind = Literal["csv", "tsv", "jsonl", "parquet", "list"]
@@ -125,7 +125,7 @@ def relation(file: FleetFile, database: duckdb.DuckDBPyConnection) -> str:
             )
         case "parquet":
             try:
-                schema = database.execute(f"DESCRIBE SELECT * FROM read_parquet({source})").fetchall()
+                schema = database.execute(f"DESCRIBE SELECT * FROM {parquet(file.path)}").fetchall()
             except duckdb.Error as error:
                 raise FleetError(f"{file.shown}: is not a Parquet file: {reason_of(error)}") from error
             header = [str(row[0]) for row in schema]
@@ -135,7 +135,7 @@ def relation(file: FleetFile, database: duckdb.DuckDBPyConnection) -> str:
                 else f'CAST("{header[at].replace(chr(34), chr(34) * 2)}" AS VARCHAR) AS {name}'
                 for name, at in _picked(header, file.shown).items()
             )
-            return f"SELECT row_number() OVER () AS record, {columns} FROM read_parquet({source})"
+            return f"SELECT row_number() OVER () AS record, {columns} FROM {parquet(file.path)}"
         case "jsonl":
             columns = ", ".join(
                 f"coalesce({', '.join(f'texts[{3 * n + k}]' for k in (1, 2, 3))}) AS {name}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import duckdb
 
-from auditor.database import ROW_GROUP, open_database, quoted, quoted_to_read, reason_of
+from auditor.database import ROW_GROUP, open_database, parquet, quoted, reason_of
 from auditor.errors import FleetError, RunNotWritableError
 from auditor.fleet.files import COLUMNS, FleetFile, look_at, relation
 from auditor.fleet.lines import line_of_rejected, lines_of, odd_ending
@@ -82,7 +82,7 @@ def read_snapshot(path: Path, account: str) -> Iterator[Device]:
     database = open_database()
     try:
         rows = database.execute(
-            f"SELECT product_key, device_name, iot_id FROM read_parquet({quoted_to_read(path)}) WHERE account = ?",
+            f"SELECT product_key, device_name, iot_id FROM {parquet(path)} WHERE account = ?",
             [account],
         )
         while batch := rows.fetchmany(BATCH):
@@ -102,11 +102,7 @@ def devices_by_account(path: Path) -> dict[str, int]:
     """
     database = open_database()
     try:
-        return dict(
-            database.execute(
-                f"SELECT account, count(*) FROM read_parquet({quoted_to_read(path)}) GROUP BY account"
-            ).fetchall()
-        )
+        return dict(database.execute(f"SELECT account, count(*) FROM {parquet(path)} GROUP BY account").fetchall())
     except duckdb.Error as error:
         raise RunNotWritableError(f"{path} cannot be read: {reason_of(error)}") from error
     finally:
@@ -128,7 +124,7 @@ class _Stage:
 
     @property
     def rows(self) -> str:
-        return f"read_parquet({quoted_to_read(self.path)})"
+        return parquet(self.path)
 
 
 def _stage(database: duckdb.DuckDBPyConnection, file: FleetFile, path: Path) -> _Stage:
@@ -254,13 +250,12 @@ _CONTRADICTIONS = f"""
 
 def _join(database: duckdb.DuckDBPyConnection, kept: Sequence[Path], out: Path, limit: int | None) -> int:
     """Writes all accounts' devices, numbered from 0; how many there are."""
-    files = ", ".join(quoted_to_read(path) for path in kept)
     database.execute(
         f"COPY (SELECT row_number() OVER () - 1 AS ordinal, account, product_key, device_name, iot_id "
-        f"FROM read_parquet([{files}]) {'' if limit is None else f'LIMIT {limit}'}) "
+        f"FROM {parquet(*kept)} {'' if limit is None else f'LIMIT {limit}'}) "
         f"TO {quoted(out)} (FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP})"
     )
-    (devices,) = database.execute(f"SELECT count(*) FROM read_parquet({quoted_to_read(out)})").fetchone() or (0,)
+    (devices,) = database.execute(f"SELECT count(*) FROM {parquet(out)}").fetchone() or (0,)
     return int(devices)
 
 

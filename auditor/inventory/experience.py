@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 import structlog
 
-from auditor.database import open_database, quoted_to_read, reason_of
+from auditor.database import open_database, parquet, reason_of
 from auditor.errors import RunFolderError
 from auditor.inventory.folder import DEVICES, Manifest, runs_in
 
@@ -91,7 +91,7 @@ def _asked(devices: Path) -> dict[str, Asked]:
         rows = database.execute(
             # A device that failed before it was asked counts as one request: it will take one.
             "SELECT account, count(*), greatest(count(*), sum(attempts)::BIGINT) "
-            f"FROM read_parquet({quoted_to_read(devices)}) WHERE status <> 'pending' GROUP BY account"
+            f"FROM {parquet(devices)} WHERE status <> 'pending' GROUP BY account"
         ).fetchall()
     finally:
         database.close()

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import duckdb
 
-from auditor.database import open_database, quoted_to_read, reason_of, with_enough_memory
+from auditor.database import open_database, parquet, reason_of, with_enough_memory
 from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.inventory.folder import DEVICES, FLEET, MODULES, DeviceCounts, Manifest, read_manifest
 from auditor.inventory.seal import count_devices, coverage_of, file_facts
@@ -100,7 +100,7 @@ def _write_rows(folder: Path, work: Path) -> None:
 
 
 def _require_text(database: duckdb.DuckDBPyConnection, folder: Path, path: Path, columns: tuple[str, ...]) -> None:
-    described = database.execute(f"DESCRIBE FROM read_parquet({quoted_to_read(path)})").fetchall()
+    described = database.execute(f"DESCRIBE FROM {parquet(path)}").fetchall()
     kinds = {name: kind for name, kind, *_ in described}
     if any(kinds.get(column) != "VARCHAR" for column in columns):
         raise RunFolderError(f"{folder}: cannot be read: {path.name} has not the columns of a run")

@@ -22,7 +22,7 @@ from datetime import datetime
 
 import duckdb
 
-from auditor.database import quoted_to_read
+from auditor.database import parquet
 from auditor.inventory.frozen import Frozen
 from auditor.inventory.patterns import EVERYTHING, regex_of
 from auditor.inventory.rule import Rule, RuleException
@@ -40,7 +40,7 @@ def define_rows(database: duckdb.DuckDBPyConnection, run: Frozen) -> None:
     for view, path in (("device_rows", run.devices), ("module_rows", run.modules)):
         database.execute(
             f"CREATE VIEW {view} AS SELECT file_row_number AS line, * "
-            f"FROM read_parquet({quoted_to_read(path)}, file_row_number = true)"
+            f"FROM {parquet(path, options='file_row_number=true')}"
         )
     database.execute(
         "CREATE TABLE told AS SELECT account, product_key, module_name, module_version, count(*) AS devices "

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import duckdb
 
-from auditor.database import quoted_to_read
+from auditor.database import parquet
 from auditor.inventory.frozen import Frozen
 from auditor.inventory.views import number
 
@@ -93,9 +93,9 @@ def define_reported(database: duckdb.DuckDBPyConnection, old: Frozen, new: Froze
     ``names`` has the modules by every spelling, one number regardless of case; ``versions`` the versions, numbered as
     their texts sort; ``spelled`` what either run has of account, product_key, module_name and module_version.
     """
-    files = {side: quoted_to_read(run.modules) for side, run in zip(SIDES, (old, new), strict=True)}
+    files = {side: parquet(run.modules) for side, run in zip(SIDES, (old, new), strict=True)}
     spelled = "SELECT DISTINCT account, product_key, module_name, module_version FROM"
-    every = " UNION ALL ".join(f"{spelled} read_parquet({file})" for file in files.values())
+    every = " UNION ALL ".join(f"{spelled} {file}" for file in files.values())
     database.execute(f"CREATE TABLE spelled AS {spelled} ({every})")
     database.execute(
         "CREATE TABLE versions AS SELECT (row_number() OVER (ORDER BY module_version))::INTEGER AS version, "
@@ -109,7 +109,7 @@ def define_reported(database: duckdb.DuckDBPyConnection, old: Frozen, new: Froze
     for side, file in files.items():
         database.execute(
             f"INSERT INTO reported SELECT device, module, version, {side == 'new'} "
-            f"FROM (SELECT {_KEY} AS key, module_name, module_version FROM read_parquet({file})) "
+            f"FROM (SELECT {_KEY} AS key, module_name, module_version FROM {file}) "
             f"JOIN (SELECT {_KEY} AS key, line FROM {side}_devices WHERE status = 'ok') USING (key) "
             f"JOIN matched ON line = {side}_line JOIN names USING (module_name) JOIN versions USING (module_version)"
         )
@@ -117,9 +117,7 @@ def define_reported(database: duckdb.DuckDBPyConnection, old: Frozen, new: Froze
 
 def _define_devices(database: duckdb.DuckDBPyConnection, side: str, path: Path) -> None:
     columns = "account, product_key, device_name, iot_id, status"
-    rows = (
-        f"SELECT file_row_number AS line, {columns} FROM read_parquet({quoted_to_read(path)}, file_row_number = true)"
-    )
+    rows = f"SELECT file_row_number AS line, {columns} FROM {parquet(path, options='file_row_number=true')}"
     database.execute(f"CREATE VIEW {side}_rows AS {rows}")
     # Hashes that all differ prove that no device stands twice, at the price of numbers alone.
     ids = f"FROM {side}_rows WHERE iot_id IS NOT NULL"

@@ -10,7 +10,7 @@ import duckdb
 import msgspec
 import orjson
 
-from auditor.database import quoted_to_read, text_lines
+from auditor.database import parquet, quoted_to_read, text_lines
 from auditor.errors import RunFolderError
 from auditor.inventory.folder import DEVICES, INVENTORY_JSON, MODULES, DeviceCounts, Manifest
 from auditor.inventory.frozen import freeze, incomplete
@@ -169,8 +169,7 @@ def _recount(database: duckdb.DuckDBPyConnection, at: int, point: RunPoint, work
     try:
         frozen = freeze(point.folder, work)
         with reading(point.folder):
-            source = f"{quoted_to_read(frozen.modules)}, hive_partitioning=false"
-            database.execute(f"CREATE OR REPLACE VIEW modules AS FROM read_parquet({source})")
+            database.execute(f"CREATE OR REPLACE VIEW modules AS FROM {parquet(frozen.modules)}")
             database.execute(f"INSERT INTO counted SELECT {at}, {_COLUMNS} FROM ({INVENTORY})")
     except (RunFolderError, OSError) as error:
         return replace(point, doubts=(f"{doubt}, and its versions are not known: {error}",), tampered=True)

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import duckdb
 
-from auditor.database import READING_MEMORY, READING_THREADS, open_database, quoted, quoted_to_read, reason_of
+from auditor.database import READING_MEMORY, READING_THREADS, open_database, parquet, quoted, quoted_to_read, reason_of
 from auditor.errors import UsageError
 from auditor.inventory.folder import find_run
 from auditor.inventory.frozen import Frozen, freeze
@@ -60,7 +60,7 @@ def query_run(path: str | Path, sql: str) -> Iterator[Answer]:
         try:
             with reading(folder):
                 define_sealed_views(database, run.devices.parent)
-                database.execute(f"CREATE VIEW fleet AS FROM read_parquet({quoted_to_read(run.fleet)})")
+                database.execute(f"CREATE VIEW fleet AS FROM {parquet(run.fleet)}")
             _lock(database, run, out)
             with _asking():
                 database.execute(f"CREATE VIEW answer AS {statement}")

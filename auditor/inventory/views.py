@@ -17,7 +17,7 @@ from pathlib import Path
 import duckdb
 import orjson
 
-from auditor.database import ROW_GROUP, quoted, quoted_to_read, text_lines
+from auditor.database import ROW_GROUP, parquet, quoted, quoted_to_read, text_lines
 from auditor.inventory.folder import ANSWERED, DEVICES, FAILED, FLEET, MODULES
 
 _IDENTITY = dict.fromkeys(("account", "product_key", "device_name", "iot_id", "status"), "VARCHAR")
@@ -68,7 +68,7 @@ def define_live_views(database: duckdb.DuckDBPyConnection, folder: Path, work: P
             reading lines and for joining is not needed at the same time; None reads the lines for every query.
     """
     states = ", ".join(f"'{state}'" for state in ("ok", "empty", "not_found"))
-    database.execute(f"CREATE VIEW fleet AS FROM read_parquet({quoted_to_read(folder / FLEET)})")
+    database.execute(f"CREATE VIEW fleet AS FROM {parquet(folder / FLEET)}")
     counted = f"SELECT *, len(modules) AS module_count FROM ({_lines(folder / ANSWERED, _ANSWERED)})"
     _define(database, "lines", f"{counted} WHERE status IN ({states})", work)
     database.execute(
@@ -85,15 +85,15 @@ def define_live_views(database: duckdb.DuckDBPyConnection, folder: Path, work: P
 
 def define_sealed_views(database: duckdb.DuckDBPyConnection, folder: Path) -> None:
     """``devices``, ``modules`` and ``inventory``, from the sealed files."""
-    database.execute(f"CREATE VIEW devices AS FROM read_parquet({quoted_to_read(folder / DEVICES)})")
-    database.execute(f"CREATE VIEW modules AS FROM read_parquet({quoted_to_read(folder / MODULES)})")
+    database.execute(f"CREATE VIEW devices AS FROM {parquet(folder / DEVICES)}")
+    database.execute(f"CREATE VIEW modules AS FROM {parquet(folder / MODULES)}")
     database.execute(f"CREATE VIEW inventory AS {INVENTORY}")
 
 
 def _define(database: duckdb.DuckDBPyConnection, name: str, query: str, work: Path | None) -> None:
     if work is not None:
         write_parquet(database, query, work / f"{name}.parquet")
-        query = f"FROM read_parquet({quoted_to_read(work / f'{name}.parquet')})"
+        query = f"FROM {parquet(work / f'{name}.parquet')}"
     database.execute(f"CREATE VIEW {name} AS {query}")
 
 

@@ -101,7 +101,9 @@ def write_fleet(path: Path, fleet: Sequence[Device]) -> None:
     columns = {"ordinal": "BIGINT"} | dict.fromkeys(("account", "product_key", "device_name", "iot_id"), "VARCHAR")
     source, target = quoted_to_read(lines), quoted(path)
     with duckdb.connect() as database:
-        database.execute(f"COPY (FROM read_json({source}, columns = {columns})) TO {target} (FORMAT parquet)")
+        database.execute(
+            f"COPY (FROM read_json({source}, columns = {columns}, hive_partitioning = false)) TO {target} (FORMAT parquet)"
+        )
     lines.unlink()
 
 
