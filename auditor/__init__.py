@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from auditor.config import load_settings as load_settings
     from auditor.config import settings_from as settings_from
     from auditor.errors import AuditorError as AuditorError
+    from auditor.following import Followed as Followed
+    from auditor.following import Following as Following
+    from auditor.following import follow_run as follow_run
+    from auditor.following import prepare_following as prepare_following
     from auditor.inventory.drift import Drift as Drift
     from auditor.inventory.drift import DriftCounts as DriftCounts
     from auditor.inventory.drift import diff_runs as diff_runs
@@ -70,6 +74,7 @@ if TYPE_CHECKING:
     from auditor.model import Failed as Failed
     from auditor.model import ModuleVersion as ModuleVersion
     from auditor.model import Outcome as Outcome
+    from auditor.report.metrics import write_metrics as write_metrics
 
 _ROOMS = {
     "auditor.audit.plan": ("AccountPlan", "Plan"),
@@ -81,6 +86,7 @@ _ROOMS = {
     "auditor.audit.stream": ("outcomes",),
     "auditor.config": ("Settings", "load_settings", "settings_from"),
     "auditor.errors": ("AuditorError",),
+    "auditor.following": ("Followed", "Following", "follow_run", "prepare_following"),
     "auditor.inventory.drift": ("Drift", "DriftCounts", "diff_runs"),
     "auditor.inventory.folder": ("DeviceCounts", "Manifest"),
     "auditor.inventory.history": ("History", "RunPoint", "read_history"),
@@ -94,6 +100,7 @@ _ROOMS = {
     "auditor.inventory.verify": ("verify",),
     "auditor.inventory.versions": ("compare_versions",),
     "auditor.model": ("Answered", "Device", "Failed", "ModuleVersion", "Outcome"),
+    "auditor.report.metrics": ("write_metrics",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 from auditor.__about__ import VERSION
 from auditor.commands.audits import check, prune, resume, run
 from auditor.commands.history import history
+from auditor.commands.metrics import metrics
 from auditor.commands.planning import plan
 from auditor.commands.policies import policy
 from auditor.commands.practising import demo, simulate
@@ -34,7 +35,7 @@ app = App(
 )
 
 for command in (
-    run, resume, check, plan, inventory, devices, sql, diff, history, policy, verify, prune, demo, simulate,
+    run, resume, check, plan, inventory, devices, sql, diff, history, policy, metrics, verify, prune, demo, simulate,
 ):  # fmt: skip
     app.command(command)
 

@@ -13,11 +13,25 @@ import msgspec
 
 from auditor.errors import SettingsError
 from auditor.model import Secret
-from auditor.settings import Account, Budget, FleetSource, SecretSource, Settings, SharedBudget
+from auditor.settings import (
+    Account,
+    Budget,
+    FleetSource,
+    NotifySettings,
+    PolicySettings,
+    ReportSettings,
+    SecretSource,
+    Settings,
+    SharedBudget,
+)
+from auditor.settings_rules import check_accounts, check_following, check_source, place_of
 
 __all__ = [
     "Account",
     "FleetSource",
+    "NotifySettings",
+    "PolicySettings",
+    "ReportSettings",
     "SecretSource",
     "Settings",
     "SharedBudget",
@@ -59,10 +73,16 @@ def settings_from(table: Mapping[str, Any], *, where: str = "settings", folder: 
     accounts = table.get("account")
     if not isinstance(accounts, list | tuple) or not accounts:
         raise SettingsError(f"{where}: has no [[account]]; add one with name, endpoint and keys")
-    read = tuple(_account(raw, f"{where}: {_place(raw, number)}", folder) for number, raw in enumerate(accounts, 1))
+    read = tuple(_account(raw, f"{where}: {place_of(raw, number)}", folder) for number, raw in enumerate(accounts, 1))
     settings = _convert({**table, "account": ()}, Settings, where)
     settings = msgspec.structs.replace(
-        settings, account=read, directory=str(folder / settings.directory), budget=_budget(settings.budget, folder)
+        settings,
+        account=read,
+        directory=str(folder / settings.directory),
+        budget=_budget(settings.budget, folder),
+        policy=_policy(settings.policy, folder),
+        report=_report(settings.report, folder),
+        notify=_notify(settings.notify, folder),
     )
     _check(settings, where)
     return settings
@@ -97,11 +117,6 @@ def read_secret(source: str | SecretSource, *, account: str | None, key: str) ->
     return Secret(text)
 
 
-def _place(raw: object, number: int) -> str:
-    name = raw.get("name") if isinstance(raw, Mapping) else None
-    return f'account {number} ("{name}")' if isinstance(name, str) and name.isprintable() else f"account {number}"
-
-
 def _account(raw: object, where: str, folder: Path) -> Account:
     if isinstance(raw, Mapping) and isinstance(raw.get("access_key_secret"), str):
         raise SettingsError(
@@ -113,7 +128,7 @@ def _account(raw: object, where: str, folder: Path) -> Account:
         raise SettingsError(f"{where}: access_key_id: is empty")
     for key in ("access_key_id", "access_key_secret"):
         if isinstance(source := getattr(account, key), SecretSource):
-            _check_source(source, f"{where}: {key}")
+            check_source(source, f"{where}: {key}")
     key_id, fleet = account.access_key_id, account.fleet
     if fleet is not None and fleet.file != "-":
         fleet = FleetSource(file=str(folder / fleet.file))
@@ -137,6 +152,24 @@ def _budget(budget: Budget, folder: Path) -> Budget:
     )
 
 
+def _policy(policy: PolicySettings | None, folder: Path) -> PolicySettings | None:
+    return PolicySettings(file=str(folder / policy.file)) if policy is not None and policy.file else policy
+
+
+def _report(report: ReportSettings, folder: Path) -> ReportSettings:
+    paths = ((key, getattr(report, key)) for key in ("html", "excel", "metrics"))
+    located = {key: str(folder / path) for key, path in paths if isinstance(path, str) and path}
+    return msgspec.structs.replace(report, **located)
+
+
+def _notify(notify: NotifySettings | None, folder: Path) -> NotifySettings | None:
+    if notify is None:
+        return None
+    sources = ((key, getattr(notify, key)) for key in ("webhook", "secret"))
+    located = {key: _located(source, folder) for key, source in sources if isinstance(source, SecretSource)}
+    return msgspec.structs.replace(notify, **located)
+
+
 def _located(source: SecretSource, folder: Path) -> SecretSource:
     return source if source.file is None else msgspec.structs.replace(source, file=str(folder / source.file))
 
@@ -155,8 +188,25 @@ _WANTED = {
     "budget.password": 'give { env = "NAME" } or { file = "/path" }',
     "fleet": 'give { file = "fleet.csv" }; "-" is standard input',
     "access_key_secret": 'give { env = "NAME" } or { file = "/path" }',
+    "policy": 'give { file = "rules.toml" }',
+    "report.html": 'give true, or a path such as "fleet.html"',
+    "report.excel": 'give true, or a path such as "fleet.xlsx"',
+    "report.metrics": 'give a path such as "/var/lib/node_exporter/textfile/auditor.prom"',
+    "notify.webhook": 'give "https://HOST/PATH", { env = "NAME" } or { file = "/path" }',
+    "notify.secret": 'keep it out of the file: give { env = "NAME" } or { file = "/path" }',
+    "notify.when": 'give "always" or "trouble"',
     "max_failed": 'give a number of devices, or a part of them such as "0.1%"',
 }
+
+
+_TABLES: dict[str, type[msgspec.Struct]] = {
+    "fleet": FleetSource,
+    "budget": SharedBudget,
+    "policy": PolicySettings,
+    "report": ReportSettings,
+    "notify": NotifySettings,
+}
+"""The tables in which a key may be unknown; every other one says where a secret lies."""
 
 
 def _sentence(text: str, kind: type[Any]) -> str:
@@ -166,7 +216,7 @@ def _sentence(text: str, kind: type[Any]) -> str:
     if (unknown := re.search(r"unknown field `(.*)`", message)) is None:
         return at + _WANTED.get(path.rstrip("`"), message[0].lower() + message[1:])
     if path:
-        kind = {"fleet": FleetSource, "budget": SharedBudget}.get(path.rstrip("`"), SecretSource)
+        kind = _TABLES.get(path.rstrip("`"), SecretSource)
     known = [field.name for field in msgspec.structs.fields(kind)]
     near = difflib.get_close_matches(unknown[1], known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
@@ -193,24 +243,8 @@ def _check(settings: Settings, where: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", settings.name):
         raise SettingsError(f"{where}: name: use letters, digits, '.', '-' and '_', 64 at most; it names a folder")
     _check_max_failed(settings.max_failed, where)
-    _check_accounts(settings, where)
-
-
-def _check_accounts(settings: Settings, where: str) -> None:
-    names = [account.name for account in settings.account]
-    quotas: dict[tuple[str, object], str] = {}
-    for number, account in enumerate(settings.account, 1):
-        at = f"{where}: {_place({'name': account.name}, number)}"
-        if not account.name or not account.name.isprintable() or names.count(account.name) > 1:
-            raise SettingsError(f"{at}: name: give every account a name of its own, of letters that can be printed")
-        _check_account(account, at)
-        if account.per_second != "unlimited":
-            other = quotas.setdefault((account.endpoint.rstrip("/").lower(), account.access_key_id), account.name)
-            if other != account.name:
-                raise SettingsError(
-                    f'{at}: has the endpoint and key of account "{other}", so both would count on one quota; '
-                    "make them one account with one fleet"
-                )
+    check_accounts(settings, where)
+    check_following(settings, where)
 
 
 def _check_max_failed(allowed: int | str, where: str) -> None:
@@ -234,7 +268,7 @@ def _check_budget(budget: Budget, where: str) -> None:
     if budget.password is not None:
         if budget.redis is None:
             raise SettingsError(f"{where}: budget: password: is that of redis; leave it out")
-        _check_source(budget.password, f"{where}: budget: password")
+        check_source(budget.password, f"{where}: budget: password")
     if budget.redis is not None:
         _check_redis(budget.redis, f"{where}: budget: redis")
 
@@ -250,37 +284,3 @@ def _check_redis(address: str, at: str) -> None:
         good = False
     if not good or not re.fullmatch(r"rediss?://[!-.0->A-~]+(/\d+)?", address):
         raise SettingsError(f"{at}: is not an address such as redis://HOST:6379/0")
-
-
-def _check_source(source: SecretSource, at: str) -> None:
-    if (source.env is None) == (source.file is None):
-        raise SettingsError(f'{at}: give one of {{ env = "NAME" }} and {{ file = "/path" }}')
-
-
-def _check_account(account: Account, at: str) -> None:
-    try:
-        parts = urlsplit(account.endpoint)
-        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none, a bracket without its other
-        good = False
-    # An endpoint is never quoted: it may hold a password.
-    if not good or re.search(r"[^!-~]", account.endpoint):
-        raise SettingsError(f"{at}: endpoint: is not an address such as https://HOST:PORT/")
-    if "@" in parts.netloc or parts.path not in {"", "/"} or re.search(r"[?#]", account.endpoint):
-        raise SettingsError(f"{at}: endpoint: leave out everything but https://HOST:PORT/")
-    _check_quotas(account, at)
-    if account.dialect == "alibaba" and not account.region_id:
-        raise SettingsError(f'{at}: region_id: the dialect alibaba needs one, such as region_id = "cn-shanghai"')
-    if account.ca_file is not None and not Path(account.ca_file).is_file():
-        raise SettingsError(f"{at}: ca_file: {account.ca_file} is not a file")
-
-
-def _check_quotas(account: Account, at: str) -> None:
-    if not isinstance(account.per_second, str) and not 0.001 <= account.per_second <= 1_000_000:
-        raise SettingsError(f'{at}: per_second: give calls a second from 0.001 to 1,000,000, or "unlimited" or "auto"')
-    if account.per_second == "auto" and account.share != 1:
-        raise SettingsError(
-            f'{at}: share: a part of a quota needs one that is known; leave it out, or per_second = "auto"'
-        )
-    if not 0 < account.share <= 1:
-        raise SettingsError(f"{at}: share: give a part above 0 and up to 1")

@@ -24,6 +24,7 @@
             RefusedRequestError  this device failed, do not repeat
             ForbiddenDeviceError this device failed, or the account is refused
             RefusedAccountError  stop the account
+        WebhookError             a summary was not posted; the run is not touched
 """
 
 import errno
@@ -173,3 +174,7 @@ class ForbiddenDeviceError(PlatformError):
 
 class RefusedAccountError(PlatformError):
     """Credentials, permission or the account itself: every further request would be refused too."""
+
+
+class WebhookError(AuditorError):
+    """A summary could not be posted. Its text tells why, and never the address, which may hold a token."""

@@ -39,6 +39,40 @@ Budget = SharedBudget | Literal["machine", "alone"]
 """With whom quotas are shared."""
 
 
+class PolicySettings(Table, frozen=True):
+    """What is judged after each run: the rules in ``file``."""
+
+    file: str
+
+
+class ReportSettings(Table, frozen=True):
+    """What is written after each run.
+
+    Attributes:
+        html: the report; True: ``report.html`` in the run folder; a path: that file, replaced each time.
+        excel: the inventory as an Excel file; True: ``inventory.xlsx`` in the run folder; a path, likewise.
+        metrics: a file of Prometheus text, for node_exporter's textfile collector.
+    """
+
+    html: bool | str = False
+    excel: bool | str = False
+    metrics: str | None = None
+
+
+class NotifySettings(Table, frozen=True):
+    """Who is told of each run.
+
+    Attributes:
+        webhook: where the summary is posted; an address may be a secret, so one that is written out is never kept.
+        secret: signs what is posted.
+        when: always, or if there is trouble: an exit code other than 0, a violated rule, or numbers to be doubted.
+    """
+
+    webhook: str | SecretSource | None = None
+    secret: SecretSource | None = None
+    when: Literal["always", "trouble"] = "always"
+
+
 class Account(Table, frozen=True):
     """One account of a platform: where it is asked, with which key, how fast, and about which devices.
 
@@ -91,6 +125,7 @@ class Settings(Table, frozen=True):
         budget: with whom an account's quota is shared: ``"machine"``, all auditors of this user on this machine;
             ``"alone"``, nobody; or a place that others reach as well.
         account: the accounts, audited side by side.
+        policy, report, notify: what follows a run; see ``follow_run``.
     """
 
     account: tuple[Account, ...]
@@ -106,6 +141,9 @@ class Settings(Table, frozen=True):
     fsync_every: float = 1.0
     retry_budget: float = 0.1
     budget: Budget = "machine"
+    policy: PolicySettings | None = None
+    report: ReportSettings = ReportSettings()
+    notify: NotifySettings | None = None
 
     def failures_allowed(self, devices: int) -> int:
         """``max_failed`` as a number of devices in a fleet of ``devices``."""

@@ -13,14 +13,18 @@ from auditor.config import Settings, settings_from
 from auditor.errors import RunFolderError, SettingsError
 from auditor.inventory.folder import Manifest, read_manifest
 
-BESIDES = frozenset({"name", "directory", "access_key_id", "access_key_secret"})
-"""Settings that say where run folders and keys lie: a key may be mended or changed between two stretches."""
+BESIDES = frozenset({"name", "directory", "access_key_id", "access_key_secret", "policy", "report", "notify"})
+"""Settings that say where run folders and keys lie, for a key may be mended or changed between two stretches, and what
+follows a run, which changes nothing in it."""
 
 HOW = BESIDES | {
     "at_once", "page_size", "attempts", "timeout", "connect_timeout", "give_up_after", "max_failed", "fsync_every",
     "per_second", "share", "retry_budget", "budget", "ca_file", "fleet",
 }  # fmt: skip
 """Settings that say how an audit asks; the others say whom. The fleet is the run's own, whatever its source is now."""
+
+
+_PATHS = ("file", "ca_file", "directory", "html", "excel", "metrics")
 
 
 def settings_to_resume(folder: Path, given: Settings | None) -> Settings:
@@ -78,8 +82,11 @@ def refuse_other_settings(folder: Path, settings: Settings, limit: int | None) -
 def table_of(settings: Settings) -> dict[str, Any]:
     """The settings as a table that ``settings_from`` reads wherever it is: every path is absolute.
 
-    It says where keys lie, and holds no secret.
+    It says where keys lie, and holds no secret: the address of a webhook may be one, and is left out if it is written
+    out in the settings.
     """
+    if settings.notify is not None and isinstance(settings.notify.webhook, str):
+        settings = msgspec.structs.replace(settings, notify=msgspec.structs.replace(settings.notify, webhook=None))
     table: dict[str, Any] = _absolute(msgspec.to_builtins(settings))
     return table | {"directory": os.path.abspath(settings.directory)}  # noqa: PTH100  as below
 
@@ -88,7 +95,7 @@ def _absolute(value: Any) -> Any:  # noqa: ANN401  a table, a list or a leaf of 
     """A table without what is not set, and with absolute paths in place of relative ones."""
     if isinstance(value, dict):
         kept = {key: _absolute(each) for key, each in value.items() if each is not None}
-        paths = {key: kept[key] for key in ("file", "ca_file", "directory") if kept.get(key, "-") != "-"}
+        paths = {key: kept[key] for key in _PATHS if isinstance(kept.get(key), str) and kept[key] != "-"}
         # Not Path.absolute, which keeps "..", nor Path.resolve, which follows links that may be turned on purpose.
         return kept | {key: os.path.abspath(path) for key, path in paths.items()}  # noqa: PTH100
     return [_absolute(each) for each in value] if isinstance(value, list | tuple) else value

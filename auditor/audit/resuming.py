@@ -21,6 +21,7 @@ from auditor.inventory.folder import (
     FAILED,
     FLEET,
     SEALED,
+    SHOWN,
     Manifest,
     put_in_place,
     read_manifest,
@@ -135,7 +136,7 @@ def _reopened(folder: Path, manifest: Manifest, settings: Settings, now: float) 
     )
     write_manifest(folder, manifest)
     try:
-        for name in SEALED:
+        for name in (*SEALED, *SHOWN):
             (folder / name).unlink(missing_ok=True)
         _set_aside(folder / FAILED)
     except (OSError, RunNotWritableError) as error:

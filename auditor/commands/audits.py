@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auditor.commands.options import Flag, FleetFile, For, LogLevel, at_least_one, audit_and_tell, point_in_time
+from auditor.commands.output import note
 from auditor.errors import RunNotWritableError
 from auditor.terminal import safe, say, tell
 
@@ -30,6 +31,8 @@ def run(
 
     The folder's path goes to standard output, progress to standard error.
     A second audit of the same name in the same directory is refused while one is under way.
+    What [policy], [report] and [notify] in the settings ask for is done after it, whatever it came to.
+    Of that only the policy has a say in the exit code: 0 becomes 4 if it is violated.
 
     Parameters
     ----------
@@ -53,9 +56,11 @@ def run(
         What is logged to standard error.
     """
     from auditor.config import load_settings
+    from auditor.following import prepare_following
 
     settings, first = load_settings(config), at_least_one("--limit", limit)
     until = point_in_time(deadline, for_)
+    following = prepare_following(settings, where=str(config))
 
     def start(watch: "Watch", stop: "Stop") -> "Awaitable[Result]":
         from auditor.audit.run import run_audit
@@ -72,7 +77,7 @@ def run(
             priority=priority,
         )
 
-    return audit_and_tell(start, log_level)
+    return audit_and_tell(start, log_level, following)
 
 
 def resume(
@@ -88,7 +93,7 @@ def resume(
     """Go on with a run that was killed, interrupted, out of time or disk, or left with failures.
 
     What was answered is kept; devices that are pending or failed are asked.
-    Fleet and settings are the run's own. A run that is complete is left as it is.
+    Fleet and settings are the run's own, also for what follows a run. A run that is complete is left as it is.
 
     Parameters
     ----------
@@ -106,6 +111,7 @@ def resume(
         What is logged to standard error.
     """
     from auditor.config import load_settings
+    from auditor.following import prepare_again, prepare_following
     from auditor.inventory.folder import find_run, read_manifest
 
     folder = find_run(run)
@@ -115,17 +121,19 @@ def resume(
         return 0
     others = None if settings is None else load_settings(settings)
     until = point_in_time(deadline, for_)
+    following = prepare_again(folder) if others is None else prepare_following(others, where=str(settings))
+    note(following.notes)
 
     def start(watch: "Watch", stop: "Stop") -> "Awaitable[Result]":
         from auditor.audit.run import resume_audit
 
         return resume_audit(folder, settings=others, until=until, watch=watch, stop=stop, priority=priority)
 
-    return audit_and_tell(start, log_level)
+    return audit_and_tell(start, log_level, following)
 
 
 def check(config: Path, /, *, fleet: FleetFile = None, log_level: LogLevel = "warning") -> int:
-    """Look before an audit: settings, keys, the whole fleet file, and one signed call per account.
+    """Look before an audit: settings, what follows it, keys, the whole fleet, and one signed call per account.
 
     Parameters
     ----------
@@ -139,10 +147,12 @@ def check(config: Path, /, *, fleet: FleetFile = None, log_level: LogLevel = "wa
     from auditor.audit.check import check as look
     from auditor.config import load_settings
     from auditor.display import print_checks
+    from auditor.following import prepare_following
     from auditor.process import in_loop, log_to_stderr
 
     log_to_stderr(log_level)
     settings = load_settings(config)
+    prepare_following(settings, where=str(config))
     checks = in_loop(lambda: look(settings, fleet=fleet))
     print_checks(checks)
     return 3 if any(each.problem is not None for each in checks) else 0

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -13,11 +13,16 @@ from auditor.terminal import safe, say, tell
 if TYPE_CHECKING:
     from auditor.audit.progress import Result, Watch
     from auditor.audit.scheduler import Stop
+    from auditor.following import Followed, Following
+    from auditor.report.judgement import Judgement
 
 # A lone hyphen, for standard input or output, is a value.
 FleetFile = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 For = Annotated[str | None, Parameter(name="--for")]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+RULES_SAID = 20
+"""Rules that are named after a run; ``auditor policy`` names all."""
+
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -35,15 +40,55 @@ def audit(start: "Callable[[Watch, Stop], Awaitable[Result]]", log_level: str) -
     return result
 
 
-def audit_and_tell(start: "Callable[[Watch, Stop], Awaitable[Result]]", log_level: str) -> int:
-    """Runs an audit and tells where its folder is; and how to go on, if there is something left to do."""
+def audit_and_tell(
+    start: "Callable[[Watch, Stop], Awaitable[Result]]", log_level: str, following: "Following | None" = None
+) -> int:
+    """Runs an audit, does what is to follow it, and tells where its folder is.
+
+    If there is something left to ask, it says how to go on.
+    """
+    from auditor.following import follow_run
+
     result = audit(start, log_level)
-    counts = result.manifest.devices
-    if counts.unanswered or result.manifest.state == "aborted":
-        folder = safe(shlex.quote(str(result.folder)))
-        say(f"{counts.unanswered:,} devices are left to ask; go on with: auditor resume {folder}")
-    tell(str(result.folder))
-    return result.exit_code
+    counts, code = result.manifest.devices, result.exit_code
+    try:
+        if following is not None:
+            followed = follow_run(result.folder, following, exit_code=code)
+            code = followed.exit_code
+            _say_followed(followed)
+    finally:  # the run is sealed, even if somebody does not wait for the rest
+        if counts.unanswered or result.manifest.state == "aborted":
+            folder = safe(shlex.quote(str(result.folder)))
+            say(f"{counts.unanswered:,} devices are left to ask; go on with: auditor resume {folder}")
+        tell(str(result.folder))
+    return code
+
+
+def _say_followed(followed: "Followed") -> None:
+    """A line for each rule that is not met, for the policy as a whole, and for what could not be done."""
+    if followed.judgement is not None and followed.judgement.problem is None:
+        for line in _verdicts(followed.judgement):
+            say(safe(line))
+    for path in followed.written:
+        say(f"written: {safe(path)}")
+    for problem in followed.problems:
+        say(f"note: {safe(problem)}")
+    if followed.problems:
+        say("note: nothing of that touches the run itself")
+
+
+def _verdicts(judgement: "Judgement") -> Iterator[str]:
+    """The policy's verdict in lines: rules that are not met, those that are violated first, then a sum of all."""
+    others = [each for each in judgement.results if each.verdict not in {"violated", "compliant"}]
+    unmet = [*judgement.violated, *others]
+    for each in unmet[:RULES_SAID]:
+        yield f"policy: {each.verdict} ({each.rule.severity}): {each.rule.name}: {each.message}"
+    if len(unmet) > RULES_SAID:
+        yield f"policy: and {len(unmet) - RULES_SAID:,} rules more"
+    violated, rules = len(judgement.violated), len(judgement.results)
+    yield f"policy: {rules:,} rules, {violated:,} violated, {len(others):,} not known, {rules - len(unmet):,} compliant"
+    for doubt in judgement.doubts:
+        yield f"note: {doubt}"
 
 
 def point_in_time(deadline: str | None, length: str | None) -> float | None:

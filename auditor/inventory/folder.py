@@ -27,6 +27,12 @@ INVENTORY_JSON = "inventory.json"
 
 SEALED = (DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)
 
+REPORT_HTML = "report.html"
+INVENTORY_XLSX = "inventory.xlsx"
+
+SHOWN = (REPORT_HTML, INVENTORY_XLSX)
+"""What is made of a sealed run for people, if the settings say so; no part of its contract, and gone on resume."""
+
 State = Literal["running", "complete", "partial", "aborted"]
 """``complete``: every device has a conclusive answer. ``partial``: some failed or are pending. ``aborted``: stopped
 by an error. ``running``: at work, or killed."""

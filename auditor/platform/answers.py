@@ -102,7 +102,7 @@ def decipher(status: int, headers: Mapping[str, str], body: bytes, *, now: float
         kind = ThrottledError
     error = kind(code, message, http_status=status, request_id=request_id)
     if isinstance(error, ThrottledError):
-        error.retry_after = _wished_delay(headers, now)
+        error.retry_after = wished_delay(headers, now)
     elif isinstance(error, ClockSkewError):
         error.server_time = _seconds_of_date(headers.get("Date"))
     raise error
@@ -192,8 +192,8 @@ def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and value >= 0 else None
 
 
-def _wished_delay(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that the platform asks to wait: ``x-acs-retry-after`` in ms, or ``Retry-After`` in s or as a date."""
+def wished_delay(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds that whoever answered asks to wait: ``x-acs-retry-after`` in ms, or ``Retry-After`` in s or as a date."""
     milliseconds, wish = (headers.get(name, "").strip() for name in ("x-acs-retry-after", "Retry-After"))
     if re.fullmatch(r"[0-9]{1,9}", milliseconds):
         return int(milliseconds) / 1000

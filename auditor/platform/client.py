@@ -211,7 +211,7 @@ class Client:
         except TimeoutError:
             return TransientError("auditor.Timeout", f"{self.host} did not answer in time")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return TransientError(*_explained(error, self.host))
+            return TransientError(*explained(error, self.host))
 
     def _learn(self, error: PlatformError) -> None:
         if isinstance(error, ClockSkewError) and error.server_time is not None:
@@ -250,7 +250,7 @@ def _without(error: PlatformError, signed: str) -> PlatformError:
     return error
 
 
-def _explained(error: Exception, host: str) -> tuple[str, str]:
+def explained(error: Exception, host: str) -> tuple[str, str]:
     """Our code and one sentence for what went wrong below HTTP, without the URL that aiohttp's text may hold."""
     match error:
         case aiohttp.ClientConnectorCertificateError():

@@ -16,7 +16,7 @@ from auditor.cli import app
 from .conftest import SECRET, Auditor, Platform, StartPlatform, command, settings_file
 
 COMMANDS = (
-    "check", "completion", "demo", "devices", "diff", "history", "inventory", "plan", "policy", "prune",
+    "check", "completion", "demo", "devices", "diff", "history", "inventory", "metrics", "plan", "policy", "prune",
     "resume", "run", "simulate", "sql", "verify",
 )  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""A run for people and for machines: a page, metrics, a message."""

@@ -1,0 +1,45 @@
+"""What judging a run by rules came to, kept when its rows are closed again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from auditor.inventory.policy import RuleResult
+    from auditor.inventory.rules import Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What judging a run came to.
+
+    Attributes:
+        results: what each rule came to; none if the run could not be judged.
+        failed: a rule of severity ``error`` is violated.
+        doubts: why the run's numbers, or its rules, are to be doubted, a sentence each.
+        problem: why the run could not be judged; None if it was.
+    """
+
+    results: "tuple[RuleResult, ...]" = ()
+    failed: bool = False
+    doubts: tuple[str, ...] = ()
+    problem: str | None = None
+
+    @property
+    def violated(self) -> "tuple[RuleResult, ...]":
+        """The rules that are violated, the most severe ones first."""
+        found = (each for each in self.results if each.verdict == "violated")
+        return tuple(sorted(found, key=lambda each: ("error", "warning", "note").index(each.rule.severity)))
+
+
+def judge(run: str | Path, rules: "Rules") -> Judgement:
+    """What a run comes to by these rules.
+
+    Raises:
+        RunFolderError: it is no run, or cannot be read.
+        RunNotWritableError: the system's temporary folder cannot be written.
+    """
+    from auditor.inventory.policy import judge_run
+
+    with judge_run(run, rules) as judged:
+        return Judgement(judged.results, judged.failed, judged.doubts)

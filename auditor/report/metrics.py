@@ -1,0 +1,243 @@
+"""A run as Prometheus text for node_exporter's textfile collector; every count is a query over the run's files."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, get_args
+
+import duckdb
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from auditor.database import READING_MEMORY, READING_THREADS, open_database
+from auditor.errors import RunFolderError
+from auditor.inventory.folder import DeviceCounts, Manifest, State, find_run, runs_in
+from auditor.inventory.frozen import Frozen, freeze
+from auditor.inventory.seal import count_failures
+from auditor.inventory.tables import reading
+from auditor.inventory.views import define_sealed_views, number
+from auditor.report.judgement import Judgement, judge
+from auditor.report.placing import replacing
+from auditor.terminal import safe
+
+if TYPE_CHECKING:
+    from auditor.inventory.rules import Rules
+
+SERIES = 1_000
+"""Series of one name at most, those of the most devices: a device may call its version anything, and each is one."""
+
+LABEL_LENGTH = 200
+"""Characters of a label at most; what is cut to the same text is one series."""
+
+_HELP = {
+    "auditor_fleet_devices": "Devices of the fleet.",
+    "auditor_devices": "Devices by account and by what became of them: ok, empty, not_found, failed or pending.",
+    "auditor_failed_devices": "Devices that could not be answered, by code.",
+    "auditor_oldest_answer_timestamp_seconds": "When the oldest of the run's answers came.",
+    "auditor_module_devices": "Devices that report a module.",
+    "auditor_module_versions": "Versions of a module that devices run.",
+    "auditor_modules_left_out": "Modules of products that have no series, for there are too many.",
+    "auditor_module_version_devices": "Devices that run a version of a module.",
+    "auditor_module_versions_left_out": "Versions of modules that have no series, for there are too many.",
+    "auditor_run_state": "1 for the run's state: running, complete, partial or aborted; 0 for the others.",
+    "auditor_run_doubts": "Reasons to doubt these numbers: the run is incomplete, its files were tampered with, "
+    "or rules that match nothing.",
+    "auditor_run_duration_seconds": "From the run's start to its end, pauses between its stretches included.",
+    "auditor_run_requests": "Requests of the run: sent, those of them retried, and those throttled for the quota.",
+    "auditor_run_requests_per_second": "What the quotas allow (target), and what was achieved.",
+    "auditor_last_run_timestamp_seconds": "When the run ended; when it began, if it has not ended.",
+    "auditor_last_success_timestamp_seconds": "When the newest complete run of this name in the directory ended.",
+    "auditor_policy_judged": "1 if the run was judged by the rules; 0 if that was not possible.",
+    "auditor_policy_rule": "1 for a rule's verdict: compliant, violated, unparseable or not_seen; 0 for the others.",
+    "auditor_policy_rule_subjects": "Devices, or products' modules (unit), by what a rule says of them.",
+    "auditor_policy_violations": "Devices, or products' modules, that violate a rule, summed over rules by severity.",
+}
+_VERDICTS = ("compliant", "violated", "unparseable", "not_seen")
+_SEVERITIES = ("error", "warning", "note")
+
+
+def write_metrics(run: str | Path, path: str | Path, *, rules: "Rules | None" = None) -> None:
+    """Writes a run's metrics to a file, which is replaced whole and which everybody may read.
+
+    Args:
+        run: a run folder, or a directory of runs, whose newest is meant.
+        path: the file; node_exporter's textfile collector reads those that end in ``.prom``.
+        rules: to judge the run by; None: nothing is said of a policy.
+
+    Raises:
+        RunFolderError: it is no run, or cannot be read.
+        RunNotWritableError: the file, or the system's temporary folder, cannot be written.
+    """
+    folder = find_run(Path(run))
+    verdicts = None if rules is None else judge(folder, rules)
+    put_metrics(folder, Path(path), verdicts)
+
+
+def put_metrics(folder: Path, path: Path, verdicts: Judgement | None) -> None:
+    """``write_metrics`` of a run that was judged before.
+
+    Raises:
+        RunFolderError: the run cannot be read.
+        RunNotWritableError: the file, or the system's temporary folder, cannot be written.
+    """
+    text = metrics_of(folder, verdicts)
+    with replacing(path) as new:
+        new.write_bytes(text)
+
+
+def metrics_of(folder: Path, verdicts: Judgement | None = None) -> bytes:
+    """A run's metrics as text of the Prometheus exposition format.
+
+    Raises:
+        RunFolderError: the run cannot be read.
+        RunNotWritableError: the system's temporary folder cannot be written.
+    """
+    with TemporaryDirectory(prefix="auditor-metrics-") as temporary:
+        run = freeze(folder, Path(temporary, "rows"))
+        samples = _Samples(run.manifest.name)
+        with _opened(run, Path(temporary, "spill")) as database:
+            _add_devices(samples, database)
+            _add_modules(samples, database)
+    _add_run(samples, run, verdicts)
+    if verdicts is not None:
+        _add_policy(samples, verdicts)
+    registry = CollectorRegistry()
+    registry.register(samples)
+    return generate_latest(registry)
+
+
+class _Samples(Collector):
+    """Samples by metric and labels; not the library's gauges, which an environment variable makes write files."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+
+    def add(self, name: str, value: float, **labels: object) -> None:
+        """Adds a value to the sample with these labels: two names from devices may have one text in a label."""
+        key = tuple((label, _label(text)) for label, text in {"run": self._run, **labels}.items())
+        values = self._found.setdefault(name, {})
+        values[key] = values.get(key, 0) + value
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """See ``prometheus_client.registry.Collector``."""
+        for name, values in self._found.items():
+            family = GaugeMetricFamily(name, _HELP[name], labels=[label for label, _ in next(iter(values))])
+            for key, value in values.items():
+                family.add_metric([text for _, text in key], value)
+            yield family
+
+
+def _label(text: object) -> str:
+    """Text that no parser stumbles over: NUL ends some of them, and half a character is not UTF-8."""
+    shown = "" if text is None else safe(str(text)[:LABEL_LENGTH])
+    return shown[:LABEL_LENGTH]
+
+
+@contextmanager
+def _opened(run: Frozen, spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    database = open_database(spill, READING_MEMORY, READING_THREADS)
+    try:
+        with reading(run.folder):
+            define_sealed_views(database, run.devices.parent)
+            database.execute("CREATE TABLE counted AS SELECT * EXCLUDE (share) FROM inventory")
+            yield database
+    finally:
+        database.close()
+
+
+def _add_devices(samples: _Samples, database: duckdb.DuckDBPyConnection) -> None:
+    samples.add("auditor_fleet_devices", number(database, "SELECT count(*) FROM devices"))
+    by_account: dict[str, dict[str, int]] = {}
+    states = [state.name for state in fields(DeviceCounts)]
+    for account, state, devices in database.execute(
+        f"SELECT account, status, count(*) FROM devices GROUP BY ALL ORDER BY ALL LIMIT {SERIES}"
+    ).fetchall():
+        by_account.setdefault(account, dict.fromkeys(states, 0))[state] = devices
+    for account, counts in by_account.items():
+        for state, devices in counts.items():
+            samples.add("auditor_devices", devices, account=account, state=state)
+    for failure in count_failures(database):
+        samples.add("auditor_failed_devices", failure.devices, code=failure.code)
+    ((oldest,),) = database.execute("SELECT epoch(min(try_cast(audited_at AS TIMESTAMP))) FROM devices").fetchall()
+    if oldest is not None:
+        samples.add("auditor_oldest_answer_timestamp_seconds", oldest)
+
+
+def _add_modules(samples: _Samples, database: duckdb.DuckDBPyConnection) -> None:
+    module = ("account", "product_key", "module_name")
+    named = ", ".join(module)
+    sums = f"SELECT {named}, sum(devices)::BIGINT AS devices, count(*) AS versions FROM counted GROUP BY ALL"
+    for *names, devices, versions in _largest(database, sums, named):
+        labels = dict(zip(module, names, strict=True))
+        samples.add("auditor_module_devices", devices, **labels)
+        samples.add("auditor_module_versions", versions, **labels)
+    for *names, devices in _largest(database, "FROM counted", f"{named}, module_version"):
+        labels = dict(zip((*module, "module_version"), names, strict=True))
+        samples.add("auditor_module_version_devices", devices, **labels)
+    for name, rows in (("auditor_modules_left_out", sums), ("auditor_module_versions_left_out", "FROM counted")):
+        samples.add(name, max(0, number(database, f"SELECT count(*) FROM ({rows})") - SERIES))
+
+
+def _largest(database: duckdb.DuckDBPyConnection, rows: str, names: str) -> list[tuple[Any, ...]]:
+    query = f"FROM ({rows}) ORDER BY devices DESC, {names} LIMIT {SERIES}"
+    return database.execute(query).fetchall()
+
+
+def _add_run(samples: _Samples, run: Frozen, verdicts: Judgement | None) -> None:
+    manifest = run.manifest
+    for state in get_args(State):
+        samples.add("auditor_run_state", state == manifest.state, state=state)
+    incomplete = manifest.state != "complete" or run.counts.unanswered > 0
+    doubts = {"incomplete": int(incomplete), "tampered": len(run.doubts) - incomplete}
+    doubts["policy"] = len(set(verdicts.doubts) - set(run.doubts)) if verdicts is not None else 0
+    for kind, number_of in doubts.items():
+        samples.add("auditor_run_doubts", number_of, kind=kind)
+    began, ended = _seconds(manifest.started_at), _seconds(manifest.finished_at)
+    if began is not None and ended is not None:
+        samples.add("auditor_run_duration_seconds", round(ended - began, 3))
+    for kind, requests in asdict(manifest.requests).items():
+        samples.add("auditor_run_requests", requests, kind=kind)
+    for kind, rate in (("target", manifest.rate.target), ("achieved", manifest.rate.achieved)):
+        if rate is not None:
+            samples.add("auditor_run_requests_per_second", rate, kind=kind)
+    for name, at in (("run", began if ended is None else ended), ("success", _last_success(run.folder, manifest))):
+        if at is not None:
+            samples.add(f"auditor_last_{name}_timestamp_seconds", at)
+
+
+def _last_success(folder: Path, manifest: Manifest) -> float | None:
+    """When the newest complete run of a name ended: ``prune`` keeps it, however old it is."""
+    runs = [(manifest, folder)]
+    with suppress(RunFolderError):
+        runs += runs_in(folder.resolve().parent)[0]
+    ended = (_seconds(run.finished_at) for run, _ in runs if (run.name, run.state) == (manifest.name, "complete"))
+    return max((at for at in ended if at is not None), default=None)
+
+
+def _seconds(moment: str | None) -> float | None:
+    """A time of a manifest in seconds since 1970; None if it is none, which somebody else must have written."""
+    try:
+        return None if moment is None else datetime.fromisoformat(moment).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _add_policy(samples: _Samples, verdicts: Judgement) -> None:
+    samples.add("auditor_policy_judged", verdicts.problem is None)
+    if verdicts.problem is not None:
+        return
+    for severity in _SEVERITIES:
+        samples.add("auditor_policy_violations", 0, severity=severity)
+    for result in verdicts.results:
+        rule = {"rule": result.rule.name, "severity": result.rule.severity}
+        for verdict in _VERDICTS:
+            samples.add("auditor_policy_rule", verdict == result.verdict, **rule, verdict=verdict)
+        for verdict in (*_VERDICTS, "excepted"):
+            counted = getattr(result, verdict)
+            samples.add("auditor_policy_rule_subjects", counted, **rule, unit=result.unit, verdict=verdict)
+        samples.add("auditor_policy_violations", result.violated, severity=result.rule.severity)

@@ -1,0 +1,115 @@
+"""Rules of the settings that types cannot say: those of accounts, and of what follows a run."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from auditor.errors import SettingsError
+from auditor.settings import Account, NotifySettings, SecretSource, Settings
+
+
+def place_of(raw: object, number: int) -> str:
+    """How an account is called in errors: by its number from 1, and its name if it has one that can be printed."""
+    name = raw.get("name") if isinstance(raw, Mapping) else None
+    return f'account {number} ("{name}")' if isinstance(name, str) and name.isprintable() else f"account {number}"
+
+
+def check_accounts(settings: Settings, where: str) -> None:
+    """Rules of accounts, each and all together.
+
+    Raises:
+        SettingsError: the first that is broken.
+    """
+    names = [account.name for account in settings.account]
+    quotas: dict[tuple[str, object], str] = {}
+    for number, account in enumerate(settings.account, 1):
+        at = f"{where}: {place_of({'name': account.name}, number)}"
+        if not account.name or not account.name.isprintable() or names.count(account.name) > 1:
+            raise SettingsError(f"{at}: name: give every account a name of its own, of letters that can be printed")
+        _check_account(account, at)
+        if account.per_second != "unlimited":
+            other = quotas.setdefault((account.endpoint.rstrip("/").lower(), account.access_key_id), account.name)
+            if other != account.name:
+                raise SettingsError(
+                    f'{at}: has the endpoint and key of account "{other}", so both would count on one quota; '
+                    "make them one account with one fleet"
+                )
+
+
+def check_source(source: SecretSource, at: str) -> None:
+    """Refuses a place of a secret that names none, or two.
+
+    Raises:
+        SettingsError: it does.
+    """
+    if (source.env is None) == (source.file is None):
+        raise SettingsError(f'{at}: give one of {{ env = "NAME" }} and {{ file = "/path" }}')
+
+
+def _check_account(account: Account, at: str) -> None:
+    try:
+        parts = urlsplit(account.endpoint)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, a bracket without its other
+        good = False
+    # An endpoint is never quoted: it may hold a password.
+    if not good or re.search(r"[^!-~]", account.endpoint):
+        raise SettingsError(f"{at}: endpoint: is not an address such as https://HOST:PORT/")
+    if "@" in parts.netloc or parts.path not in {"", "/"} or re.search(r"[?#]", account.endpoint):
+        raise SettingsError(f"{at}: endpoint: leave out everything but https://HOST:PORT/")
+    _check_quotas(account, at)
+    if account.dialect == "alibaba" and not account.region_id:
+        raise SettingsError(f'{at}: region_id: the dialect alibaba needs one, such as region_id = "cn-shanghai"')
+    if account.ca_file is not None and not Path(account.ca_file).is_file():
+        raise SettingsError(f"{at}: ca_file: {account.ca_file} is not a file")
+
+
+def _check_quotas(account: Account, at: str) -> None:
+    if not isinstance(account.per_second, str) and not 0.001 <= account.per_second <= 1_000_000:
+        raise SettingsError(f'{at}: per_second: give calls a second from 0.001 to 1,000,000, or "unlimited" or "auto"')
+    if account.per_second == "auto" and account.share != 1:
+        raise SettingsError(
+            f'{at}: share: a part of a quota needs one that is known; leave it out, or per_second = "auto"'
+        )
+    if not 0 < account.share <= 1:
+        raise SettingsError(f"{at}: share: give a part above 0 and up to 1")
+
+
+def check_following(settings: Settings, where: str) -> None:
+    """Rules of [policy], [report] and [notify]. Whether files are there, and can be written, shows before a run.
+
+    Raises:
+        SettingsError: the first that is broken.
+    """
+    if settings.policy is not None and not settings.policy.file:
+        raise SettingsError(f'{where}: policy: file: is empty; give a file of rules such as "rules.toml"')
+    for key in ("html", "excel", "metrics"):
+        if getattr(settings.report, key) == "":
+            raise SettingsError(f"{where}: report: {key}: is empty; give a path, or leave it out")
+    if settings.notify is not None:
+        _check_notify(settings.notify, f"{where}: notify")
+
+
+def _check_notify(notify: NotifySettings, at: str) -> None:
+    if isinstance(notify.webhook, SecretSource):
+        check_source(notify.webhook, f"{at}: webhook")
+    elif notify.webhook is not None:
+        check_address(notify.webhook, f"{at}: webhook")
+    if notify.secret is not None:
+        check_source(notify.secret, f"{at}: secret")
+
+
+def check_address(address: str, at: str) -> None:
+    """Refuses what is no address to post to; it is never quoted, for it may hold a token.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    try:
+        parts = urlsplit(address)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # as in an endpoint
+        good = False
+    if not good or re.search(r"[^!-~]", address):
+        raise SettingsError(f"{at}: is not an address such as https://HOST/PATH")

@@ -1,0 +1,54 @@
+"""A webhook in a thread: for tests whose audits, and what follows them, have an event loop or a process of their own."""
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+TOKEN = "T0KEN-in-the-address"
+
+
+@dataclass
+class Receiver:
+    """Answers with one status after the other, the last one for ever, and keeps headers and bodies."""
+
+    statuses: Sequence[int]
+    address: str = ""
+    headers: list[dict[str, str]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What was posted last."""
+        loaded: dict[str, Any] = json.loads(self.bodies[-1])
+        return loaded
+
+
+@contextmanager
+def receiving(*statuses: int) -> Iterator[Receiver]:
+    receiver = Receiver(statuses or (200,))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            receiver.headers.append(dict(self.headers.items()))
+            receiver.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(receiver.statuses[min(len(receiver.bodies), len(receiver.statuses)) - 1])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  its own name
+            """Says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    receiver.address = f"http://127.0.0.1:{server.server_address[1]}/{TOKEN}?key={TOKEN}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
