@@ -3,10 +3,10 @@ PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 KILLS ?= 200
 BIN := .venv/bin
-BENCHES := $(addprefix bench-,speed quota contention sharing gate memory outages pacing drift)
+BENCHES := $(addprefix bench-,speed quota contention sharing gate memory outages pacing drift report)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check format readme fuzz chaos bench clean $(BENCHES)
+.PHONY: demo test check format help-texts fuzz chaos bench clean $(BENCHES)
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
@@ -14,19 +14,19 @@ demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inv
 test: .venv/.tests-installed  ## set up, then all tests
 	$(BIN)/python -m pytest
 
-check: .venv/.tests-installed  ## style, types, import rules, and the README's help texts
+check: .venv/.tests-installed  ## style, types, import rules, and the documents' help texts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python docs/readme_help.py --check README.md
+	$(BIN)/python docs/help_texts.py --check README.md docs/commands.md
 
 format: .venv/.tests-installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-readme: .venv/.tests-installed  ## write the help texts into the README
-	$(BIN)/python docs/readme_help.py README.md
+help-texts: .venv/.tests-installed  ## write what --help prints into the documents
+	$(BIN)/python docs/help_texts.py README.md docs/commands.md
 
 fuzz: .venv/.fuzz-installed  ## every reader against bytes that follow its branches, FUZZ_SECONDS each
 	$(BIN)/python -m tests.fuzz.long $(FUZZ_SECONDS)

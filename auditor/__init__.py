@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from auditor.model import Failed as Failed
     from auditor.model import ModuleVersion as ModuleVersion
     from auditor.model import Outcome as Outcome
+    from auditor.report.html import write_report as write_report
     from auditor.report.metrics import write_metrics as write_metrics
 
 _ROOMS = {
@@ -101,6 +102,7 @@ _ROOMS = {
     "auditor.inventory.versions": ("compare_versions",),
     "auditor.model": ("Answered", "Device", "Failed", "ModuleVersion", "Outcome"),
     "auditor.report.metrics": ("write_metrics",),
+    "auditor.report.html": ("write_report",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -16,6 +16,7 @@ from auditor.commands.metrics import metrics
 from auditor.commands.planning import plan
 from auditor.commands.policies import policy
 from auditor.commands.practising import demo, simulate
+from auditor.commands.reports import report
 from auditor.commands.runs import devices, diff, inventory, sql, verify
 from auditor.errors import AuditorError, RunNotWritableError, StoppedAtOnceError, UsageError
 from auditor.terminal import open_standard_streams, safe, say, to_nowhere
@@ -35,7 +36,8 @@ app = App(
 )
 
 for command in (
-    run, resume, check, plan, inventory, devices, sql, diff, history, policy, metrics, verify, prune, demo, simulate,
+    run, resume, check, plan, inventory, devices, sql, diff, history, policy, report, metrics, verify, prune,
+    demo, simulate,
 ):  # fmt: skip
     app.command(command)
 

@@ -24,7 +24,7 @@ LINE_SIZE = 1_000_000
 """Bytes of a line of text that can be read."""
 
 BLOCKS = f"max_line_size={LINE_SIZE}, buffer_size={4 * LINE_SIZE}, hive_partitioning=false"
-"""Options of ``read_csv``: 32 MB a block, its own, are most of an audit's memory; the folders of a path are no columns."""
+"""Options of ``read_csv``: its own blocks of 32 MB are most of an audit's memory; folders are no columns."""
 
 _NEVER = "\\x1f"
 """A delimiter that no line has: a line then is one column."""

@@ -218,10 +218,8 @@ def _put_metrics(judgement: "Judgement | None", folder: Path, path: Path) -> Non
 
 def _put_html(rules: "Rules | None", folder: Path, path: Path) -> None:
     from auditor.report.html import write_report
-    from auditor.report.placing import replacing
 
-    with replacing(path) as new:
-        write_report(folder, new, rules=rules)
+    write_report(folder, path, rules=rules)
 
 
 def _put_excel(folder: Path, path: Path) -> None:

@@ -32,6 +32,25 @@ DEMO_FAULTS = Faults(
 """A few of each; a throttled answer holds the account back for a second and silence lasts a whole timeout."""
 
 
+DEMO_RULES = """\
+# What the demonstration asks of its fleet; see also configs/rules.toml.
+[[rule]]
+name = "the rollout is done"
+severity = "warning"
+module = "default"
+newest = "95%"
+
+[[rule]]
+name = "few versions alive"
+severity = "warning"
+max_versions = 6
+
+[[rule]]
+name = "a fresh audit"
+max_age = "36h"
+"""
+
+
 async def demonstrate(devices: int, day: int, directory: Path, watch: Watch, stop: Stop) -> Result:
     """Audits a simulated fleet on a simulated platform in this process.
 

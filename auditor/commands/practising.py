@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from auditor.commands.options import LogLevel, at_least_one, audit
-from auditor.terminal import say, tell
+from auditor.terminal import safe, say, tell
 
 
 def demo(*, devices: int = 2000, nights: int = 3, out: Path = Path("audits"), log_level: LogLevel = "error") -> int:
@@ -40,19 +40,32 @@ def demo(*, devices: int = 2000, nights: int = 3, out: Path = Path("audits"), lo
         if result.exit_code > 1:
             return result.exit_code
         runs.append(result.folder)
-    _read(runs)
-    tell(f"\nThe runs lie in {out}: inventory.csv, modules.parquet, run.json and more of each night.")
+    _read(runs, out)
+    tell(f"\nThe runs lie in {safe(out)}: inventory.csv, modules.parquet, run.json and more of each night.")
     return result.exit_code
 
 
-def _read(runs: list[Path]) -> None:
+def _read(runs: list[Path], directory: Path) -> None:
     """Shows the commands that read runs, and what they print."""
-    from auditor.commands.runs import diff, inventory
+    from importlib.util import find_spec
 
-    newest = runs[-1]
+    from auditor.commands.history import history
+    from auditor.commands.policies import policy
+    from auditor.commands.reports import report
+    from auditor.commands.runs import diff, inventory
+    from auditor.practice import DEMO_RULES
+
+    newest, rules, page = runs[-1], directory / "rules.toml", directory / "fleet.html"
+    rules.write_text(DEMO_RULES, encoding="utf-8")
     _show(lambda: inventory(newest), "inventory", newest)
     if len(runs) > 1:
         _show(lambda: diff(runs[-2], newest), "diff", runs[-2], newest)
+        _show(lambda: history(directory, module="default"), "history", directory, "--module", "default")
+    _show(lambda: policy(newest, rules), "policy", newest, rules)
+    if find_spec("altair") and find_spec("jinja2"):
+        _show(lambda: report(newest, out=page, rules=rules), "report", newest, "--rules", rules, "-o", page)
+    else:
+        tell("\nThe report needs what make demo installs: pip install 'auditor[report]'")
 
 
 def _show(command: Callable[[], object], *words: object) -> None:

@@ -1,6 +1,6 @@
-"""Puts every command's help text into the README, or checks that it is there as `--help` prints it.
+"""Puts the commands' help texts into documents, or checks that they are there as `--help` prints them.
 
-python docs/readme_help.py [--check] README.md
+python docs/help_texts.py [--check] DOCUMENT …
 """
 
 import os
@@ -20,7 +20,7 @@ def help_of(command: str) -> str:
 
 
 def with_help(text: str) -> str:
-    """The README with every help block anew."""
+    """A document with every help block anew."""
     return BLOCK.sub(
         lambda found: (
             f"{found[1]}```console\n$ {found['command']} --help\n{help_of(found['command'])}\n```\n{found[3]}"
@@ -30,15 +30,16 @@ def with_help(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    path = Path(arguments[-1])
-    text = path.read_text()
-    wanted = with_help(text)
-    if "--check" not in arguments:
-        path.write_text(wanted)
-        return 0
-    if text != wanted:
-        sys.stderr.write(f"{path}: a help text is not what --help prints; run `make readme`\n")
-    return int(text != wanted)
+    wrong = 0
+    for path in map(Path, (each for each in arguments if each != "--check")):
+        text = path.read_text()
+        wanted = with_help(text)
+        if "--check" not in arguments:
+            path.write_text(wanted)
+        elif text != wanted:
+            sys.stderr.write(f"{path}: a help text is not what --help prints; run `make help-texts`\n")
+            wrong = 1
+    return wrong
 
 
 if __name__ == "__main__":

@@ -1,0 +1,168 @@
+"""What the pictures of the report show, told to Altair."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+from markupsafe import Markup
+
+from auditor.inventory.folder import DeviceCounts
+from auditor.report.data import Adoption, History, Module
+from auditor.report.drawing import INKS, drawn
+from auditor.report.text import day, part, shown
+
+STATES = {"ok": "ok", "empty": "empty", "not_found": "not-found", "failed": "failed", "pending": "pending"}
+"""The ink of each state of a device."""
+
+_AGES = {
+    0: (), 1: ("accent",), 2: ("accent", "c3"), 3: ("accent", "c1", "c3"), 4: ("accent", "c1", "c2", "c3"),
+    5: ("accent", "c1", "c2", "c3", "c4"),
+}  # fmt: skip
+"""Inks of versions by age, from cold to warm, for so many of them."""
+
+_KINDS = ("c5", "c1", "c2", "c3", "c4")
+"""Inks of versions whose age is not known; none is that of the newest."""
+
+_WIDTH = 320
+_ROW, _BAR = 34, 9
+_LEFT, _TOP, _COLUMNS, _BELOW, _WIDEST = 34, 6, 120, 32, 30
+_UP = alt.Scale(domain=[0, 1], range=[_TOP + _COLUMNS, _TOP])
+
+
+def states_picture(counts: DeviceCounts) -> Markup:
+    """The fleet as one bar, a part for each state."""
+    rows: list[dict[str, object]] = []
+    wide: list[float] = []
+    at = 0.0
+    fleet = sum(getattr(counts, state) for state in STATES)
+    gap = 0.0025  # of its width
+    for state, ink in STATES.items():
+        share = getattr(counts, state) / fleet if fleet else 0.0
+        if share:
+            rows.append({"ink": ink})
+            wide.append(max(share, 0.004))  # what is there is seen, however small it is
+    whole = sum(wide) + gap * (len(wide) - 1)
+    for row, share in zip(rows, wide, strict=True):
+        row.update({"left": at, "right": at + share / whole, "top": 0, "bottom": 1})
+        at += (share + gap) / whole
+    base = alt.Chart(_data(rows), width=1_000, height=10)
+    chart = base.mark_rect().encode(**_box(1_000, 1, 10), color=_inks([str(row["ink"]) for row in rows]))
+    return drawn(chart, 1_000, 10, stretch=True)
+
+
+def versions_picture(module: Module) -> Markup:
+    """A module's versions, the most frequent first: a bar for the part of its devices that runs each."""
+    rows: list[dict[str, object]] = []
+    for version in module.versions:
+        ink = "accent" if version.order == "newest" else "plain"
+        rows.append(_bar(shown(version.text, 24), version.devices, version.share, ink))
+    if module.others:
+        name = f"{module.others:,} other version{'' if module.others == 1 else 's'}"
+        rows.append(_bar(name, module.others_devices, module.others_devices / module.devices, "rest"))
+    for place, row in enumerate(rows):
+        row.update(
+            {"left": 0, "words": place * _ROW + 15, "top": place * _ROW + 21, "bottom": place * _ROW + 21 + _BAR}
+        )
+    height = len(rows) * _ROW
+    base = alt.Chart(_data(rows), width=_WIDTH, height=height)
+    box, words = _box(_WIDTH, height, height), alt.Y("words:Q", axis=None, scale=_downwards(height, height))
+    track = base.mark_rect(color=INKS["track"]).encode(**box | {"x2": alt.X2("whole:Q")})
+    bars = base.mark_rect().encode(**box, color=_inks([str(row["ink"]) for row in rows]))
+    names = base.mark_text(align="left", baseline="alphabetic", fontSize=13, color=INKS["ink"])
+    figures = base.mark_text(align="right", baseline="alphabetic", fontSize=12, color=INKS["muted"])
+    texts = (
+        names.encode(x=alt.value(0), y=words, text="name:N"),
+        figures.encode(x=alt.value(_WIDTH), y=words, text="figures:N"),
+    )
+    return drawn(alt.layer(track, bars, *texts), _WIDTH, height)
+
+
+def adoption_inks(adoption: Adoption) -> tuple[str, ...]:
+    """The inks of a module's versions over time: one stands for the newest, wherever it is known."""
+    inks: tuple[str, ...] = _KINDS
+    if adoption.module.newest is not None:
+        inks = _AGES[sum(text is not None for text in adoption.versions)]
+    return tuple("rest" if text is None else inks[at] for at, text in enumerate(adoption.versions))
+
+
+def adoption_picture(adoption: Adoption, history: History) -> Markup:
+    """A module over time: a column for each run, the newest version at the bottom; runs to be doubted are marked."""
+    inks = adoption_inks(adoption)
+    rows = [
+        {"run": run, "place": place, "share": share, "ink": inks[place]}
+        for run, shares in enumerate(adoption.shares)
+        for place, share in enumerate(shares or ())
+        if share
+    ]
+    marked = [{"run": run} for run, past in enumerate(history.runs) if past.label]
+    runs = len(history.runs)
+    across = alt.X(
+        "run:O",
+        axis=None,
+        scale=alt.Scale(domain=list(range(runs)), range=[_LEFT, _WIDTH], paddingInner=0.18, paddingOuter=0.1),
+    )
+    columns = _adopted(rows).mark_bar(size=min(_WIDEST, 0.82 * (_WIDTH - _LEFT) / runs))
+    shares = columns.encode(
+        x=across,
+        y=alt.Y("share:Q", axis=None, scale=_UP, stack="zero"),
+        order="place:Q",
+        color=_inks([str(row["ink"]) for row in rows]),
+    )
+    marks = _adopted(marked).mark_point(shape="diamond", size=56, filled=True, color=INKS["warn"], opacity=1)
+    doubted = marks.encode(x=across, y=alt.value(_TOP + _COLUMNS + 9))
+    return drawn(alt.layer(*_levels(), shares, doubted, *_ends(history)), _WIDTH, _TOP + _COLUMNS + _BELOW)
+
+
+def _adopted(rows: Sequence[Mapping[str, object]]) -> alt.Chart:
+    return alt.Chart(_data(rows), width=_WIDTH, height=_TOP + _COLUMNS + _BELOW)
+
+
+def _levels() -> tuple[alt.Chart, alt.Chart]:
+    """Lines at none, half and all of the devices."""
+    levels = _adopted([{"level": level, "name": part(level)} for level in (0, 0.5, 1)])
+    level = alt.Y("level:Q", axis=None, scale=_UP)
+    lines = levels.mark_rule(color=INKS["line"], strokeWidth=1)
+    names = levels.mark_text(align="right", baseline="middle", fontSize=11, color=INKS["muted"])
+    return (
+        lines.encode(x=alt.value(_LEFT), x2=alt.value(_WIDTH), y=level),
+        names.encode(x=alt.value(_LEFT - 5), y=level, text="name:N"),
+    )
+
+
+def _ends(history: History) -> list[alt.Chart]:
+    """The days of the first run and of the last."""
+    bottom = alt.value(_TOP + _COLUMNS + _BELOW - 4)
+    first, last = (_adopted([{"name": day(past.started_at)}]) for past in (history.runs[0], history.runs[-1]))
+    left = first.mark_text(align="left", baseline="alphabetic", fontSize=11, color=INKS["muted"])
+    right = last.mark_text(align="right", baseline="alphabetic", fontSize=11, color=INKS["muted"])
+    ends = [left.encode(x=alt.value(_LEFT), y=bottom, text="name:N")]
+    if len(history.runs) > 1:
+        ends.append(right.encode(x=alt.value(_WIDTH), y=bottom, text="name:N"))
+    return ends
+
+
+def _bar(name: str, devices: int, share: float, ink: str) -> dict[str, object]:
+    return {"name": name, "figures": f"{devices:,}  ·  {part(share)}", "right": share, "whole": 1, "ink": ink}
+
+
+def _box(width: int, tall: int, height: int) -> dict[str, Any]:
+    """Where a rectangle is: from ``left`` to ``right``, parts of the width, and from ``top`` to ``bottom``."""
+    return {
+        "x": alt.X("left:Q", axis=None, scale=alt.Scale(domain=[0, 1], range=[0, width])),
+        "x2": alt.X2("right:Q"),
+        "y": alt.Y("top:Q", axis=None, scale=_downwards(tall, height)),
+        "y2": alt.Y2("bottom:Q"),
+    }
+
+
+def _downwards(tall: int, height: int) -> alt.Scale:
+    return alt.Scale(domain=[0, tall], range=[0, height])
+
+
+def _data(rows: Sequence[Mapping[str, object]]) -> alt.InlineData:
+    return alt.InlineData(values=[dict(row) for row in rows])
+
+
+def _inks(names: Sequence[str]) -> alt.Color:
+    used = list(dict.fromkeys(names))
+    return alt.Color("ink:N", legend=None, scale=alt.Scale(domain=used, range=[INKS[name] for name in used]))

@@ -1,0 +1,235 @@
+"""The page in a real browser: quiet, alone, usable by keyboard, readable by everybody, and never more than text."""
+
+import contextlib
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from auditor.inventory.rules import load_rules
+from auditor.model import Outcome
+from auditor.report.html import write_report
+from tests.inventory.runs import build, edit_manifest, failed, named, not_found, ok
+
+from .fleets import EVIL
+
+sync_api = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="NOT TESTED: the report in a browser, for there is no chromium (Debian: apt install chromium)",
+)
+
+RULES = """
+[[rule]]
+name = "no 1.0"
+deny = ["1.0"]
+[[rule]]
+name = "ble is there"
+severity = "warning"
+module = "ble"
+required = true
+[[rule]]
+name = "fresh"
+max_age = "10h"
+"""
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with every section: hostile names, all states, two partial runs, rules; made before a browser runs."""
+    directory = tmp_path_factory.mktemp("browser")
+    fleet = [named(n, product=f"k{n % 3}") for n in range(60)]
+    fleet += [named(90, product=EVIL, account=EVIL), replace(named(91), device_name=EVIL), named(92), named(93)]
+    for night in range(2):
+        answers = [
+            ok(device, ("ble", f"1.{min(n % 7, 2 + 3 * night)}"), (f"mod{n % 2}", f"2.{n % 9}"))
+            for n, device in enumerate(fleet[:60])
+        ]
+        rest: list[Outcome] = [ok(fleet[60], (EVIL, EVIL)), failed(fleet[61], EVIL), not_found(fleet[62])]
+        run = build(directory / "runs" / f"night{night}", fleet, [*answers, *rest]).folder
+        began = f"2026-11-2{night}T02:00:00.000Z"
+        edit_manifest(run, lambda manifest, began=began: replace(manifest, started_at=began))  # type: ignore[misc]
+    (directory / "rules.toml").write_text(RULES)
+    rules = load_rules(directory / "rules.toml")
+    return write_report(run, directory / "page.html", rules=rules, now=datetime(2026, 11, 22, 9, tzinfo=UTC))
+
+
+@pytest.fixture(scope="module")
+def browser(page_file: Path) -> Iterator[Any]:
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield started
+        started.close()
+
+
+@dataclass
+class Watched:
+    """A page that was opened, and what it said and asked for meanwhile."""
+
+    page: Any
+    said: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    stopped: list[tuple[str, str]] = field(default_factory=list)
+
+
+@pytest.fixture
+def open_page(browser: Any, page_file: Path) -> Iterator[Any]:
+    contexts = []
+
+    def opened(width: int = 1280, **options: object) -> Watched:
+        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        contexts.append(context)
+        watched = Watched(context.new_page())
+        watched.page.on("console", lambda message: watched.said.append(message.text))
+        watched.page.on("pageerror", lambda error: watched.said.append(str(error)))
+        watched.page.on("dialog", lambda dialog: watched.said.append(f"dialog {dialog.message}"))
+        watched.page.on("request", lambda request: watched.asked.append(request.url))
+        watched.page.on("requestfailed", lambda request: watched.stopped.append((request.url, request.failure)))
+        watched.page.goto(page_file.as_uri())
+        return watched
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+def streams(pdf: bytes) -> Iterator[bytes]:
+    """What a PDF draws, with everything else that it compresses."""
+    for found in re.finditer(rb"stream\r?\n", pdf):
+        with contextlib.suppress(zlib.error):
+            yield zlib.decompressobj().decompress(pdf[found.end() :])
+
+
+def shown_rows(page: Any) -> list[list[str]]:
+    found: list[list[str]] = page.eval_on_selector_all(
+        "#rows tbody tr:not([hidden])", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+    return found
+
+
+def test_it_opens_without_a_word_and_asks_for_nothing_but_itself(open_page: Any, page_file: Path) -> None:
+    watched = open_page()
+    watched.page.emulate_media(color_scheme="dark")
+    watched.page.click("#theme")
+    for summary in watched.page.query_selector_all("summary"):
+        summary.click()
+    assert watched.said == []
+    assert watched.asked == [page_file.as_uri()]
+
+
+def test_its_policy_forbids_what_is_not_its_own(open_page: Any) -> None:
+    watched = open_page()
+    watched.page.evaluate(
+        "() => { const script = document.createElement('script'); script.textContent = 'document.title = 1';"
+        "document.body.append(script); const image = new Image(); image.src = 'https://example.com/x.png';"
+        "document.body.append(image); document.body.setAttribute('style', 'display: none'); }"
+    )
+    watched.page.wait_for_timeout(200)
+    assert watched.page.title() != "1"
+    assert watched.page.eval_on_selector("body", "body => getComputedStyle(body).display") == "block"
+    assert watched.stopped == [("https://example.com/x.png", "csp")]
+    assert len([said for said in watched.said if "Content Security Policy" in said]) >= 3
+
+
+def test_what_a_device_says_stays_text(open_page: Any) -> None:
+    watched = open_page()
+    assert watched.page.query_selector_all("img") == []
+    assert watched.page.title().startswith("nightly: fleet report")
+    assert watched.page.locator("td", has_text=EVIL).count() >= 3
+    text = watched.page.inner_text("main")
+    assert f"p1/{EVIL}" in text
+    svg = watched.page.eval_on_selector_all("svg text", "all => all.map(each => each.textContent)")
+    assert EVIL[:23] + "…" in svg
+
+
+def test_the_filter_narrows_the_table(open_page: Any) -> None:
+    page = open_page().page
+    whole = shown_rows(page)
+    assert page.inner_text("#found") == f"{len(whole)} of {len(whole)} rows"
+    page.fill("#find", "K1 ble")
+    narrowed = shown_rows(page)
+    assert narrowed == [row for row in whole if "k1" in "".join(row) and "ble" in "".join(row)]
+    assert 0 < len(narrowed) < len(whole)
+    assert page.inner_text("#found") == f"{len(narrowed)} of {len(whole)} rows"
+    page.select_option("#order", "newest")
+    assert [row[-1] for row in shown_rows(page)] == ["newest"]
+    page.fill("#find", EVIL)
+    assert [row[1] for row in shown_rows(page)] == [EVIL]
+    page.fill("#find", "no such thing")
+    assert shown_rows(page) == []
+
+
+def test_a_column_sorts_by_click_and_by_keyboard_and_says_so(open_page: Any) -> None:
+    page = open_page().page
+    heads = page.locator("#rows thead th")
+    assert heads.nth(4).get_attribute("aria-sort") == "descending"
+    heads.nth(4).locator("button").click()
+    assert heads.nth(4).get_attribute("aria-sort") == "ascending"
+    devices = [int(row[4].replace(",", "")) for row in shown_rows(page)]
+    assert devices == sorted(devices)
+    heads.nth(3).locator("button").focus()
+    page.keyboard.press("Enter")
+    assert heads.nth(3).get_attribute("aria-sort") == "ascending"
+    assert heads.nth(4).get_attribute("aria-sort") is None
+    versions = [row[3] for row in shown_rows(page) if row[3] != EVIL]
+    assert versions == sorted(versions)
+    page.keyboard.press("Space")
+    assert heads.nth(3).get_attribute("aria-sort") == "descending"
+    assert [row[3] for row in shown_rows(page) if row[3] != EVIL] == sorted(versions, reverse=True)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (375, "light"), (375, "dark")])
+def test_it_fits_and_axe_finds_no_serious_fault(open_page: Any, width: int, scheme: str) -> None:
+    page = open_page(width, color_scheme=scheme, bypass_csp=True).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.eval_on_selector_all("details", "all => all.forEach(each => { each.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    found = axe.Axe().run(page).response["violations"]
+    faults = {fault["id"]: [node["html"][:200] for node in fault["nodes"][:3]] for fault in found}
+    assert faults == {}
+
+
+def test_on_paper_it_is_light_whole_and_labelled(open_page: Any) -> None:
+    page = open_page(color_scheme="dark").page
+    page.click("#theme")
+    page.click("#theme")
+    page.emulate_media(media="print")
+    assert page.is_visible(".banner")
+    assert page.is_visible(".running-label")
+    assert "partial" in page.inner_text(".running-label")
+    assert page.is_hidden("#filter")
+    assert page.is_hidden("nav")
+    assert page.eval_on_selector("body", "body => getComputedStyle(body).backgroundColor") == "rgb(255, 255, 255)"
+    printed = page.pdf(format="A4")
+    labelled = [b".702 .1255 .102 rg" in stream for stream in streams(printed)]  # the colour of the running label
+    assert labelled.count(True) == len(re.findall(rb"/Type\s*/Page\b", printed)) > 2
+
+
+def test_without_scripts_it_is_whole(open_page: Any) -> None:
+    page = open_page(java_script_enabled=False).page
+    assert page.is_visible("#rows")
+    assert page.is_hidden("#filter")
+    assert page.is_hidden("#theme")
+    assert page.locator("#rows tbody tr").count() > 30
+    assert page.is_visible(".banner")
+
+
+def test_the_theme_is_switched_by_keyboard(open_page: Any) -> None:
+    page = open_page(color_scheme="light").page
+    background = "body => getComputedStyle(body).backgroundColor"
+    assert page.eval_on_selector("body", background) == "rgb(255, 255, 255)"
+    page.focus("#theme")
+    page.keyboard.press("Enter")
+    assert page.eval_on_selector("body", background) == "rgb(15, 21, 28)"
+    assert page.get_attribute("#theme", "aria-label") == "Show the page light"
