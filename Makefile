@@ -11,8 +11,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
 
-test: .venv/.tests-installed  ## set up, then all tests
-	$(BIN)/python -m pytest
+test: .venv/.tests-installed  ## set up, then all tests, as many side by side as there are cores, four at most
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: .venv/.tests-installed  ## style, types, import rules, and the documents' help texts
 	$(BIN)/ruff check

@@ -55,7 +55,7 @@ def _read(runs: list[Path], directory: Path) -> None:
     from auditor.commands.runs import diff, inventory
     from auditor.practice import DEMO_RULES
 
-    newest, rules, page = runs[-1], directory / "rules.toml", directory / "fleet.html"
+    newest, rules, page = runs[-1], directory / "demo-rules.toml", directory / "demo.html"
     rules.write_text(DEMO_RULES, encoding="utf-8")
     _show(lambda: inventory(newest), "inventory", newest)
     if len(runs) > 1:

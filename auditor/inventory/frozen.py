@@ -8,7 +8,7 @@ import duckdb
 
 from auditor.database import open_database, parquet, reason_of, with_enough_memory
 from auditor.errors import RunFolderError, RunNotWritableError
-from auditor.inventory.folder import DEVICES, FLEET, MODULES, DeviceCounts, Manifest, read_manifest
+from auditor.inventory.folder import ANSWERED, DEVICES, FAILED, FLEET, MODULES, DeviceCounts, Manifest, read_manifest
 from auditor.inventory.seal import count_devices, coverage_of, file_facts
 from auditor.inventory.tables import reading
 from auditor.inventory.views import define_live_views, define_sealed_views, write_parquet
@@ -30,6 +30,7 @@ class Frozen:
         devices: a row for each device, Parquet.
         modules: a row for each module that a device reports, Parquet.
         doubts: why numbers of this run are not of the whole fleet or not to be relied on, a sentence each.
+        tampered: whether one of them is that a file is not the one that was sealed.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class Frozen:
     devices: Path
     modules: Path
     doubts: tuple[str, ...]
+    tampered: bool
 
     @property
     def coverage(self) -> dict[str, object]:
@@ -59,7 +61,7 @@ def freeze(folder: Path, work: Path) -> Frozen:
         RunNotWritableError: ``work`` cannot be written.
     """
     manifest = read_manifest(folder)
-    sealed = manifest.state != "running" and all((folder / name).is_file() for name in _COLUMNS)
+    sealed = is_sealed(folder, manifest)
     if not sealed:
         _write_rows(folder, work)
     source = folder if sealed else work
@@ -72,8 +74,10 @@ def freeze(folder: Path, work: Path) -> Frozen:
             counts = count_devices(database)
         finally:
             database.close()
-    doubts = (*incomplete(folder, manifest, counts), *(tampered(folder, manifest) if sealed else ()))
-    return Frozen(folder, manifest, counts, folder / FLEET, source / DEVICES, source / MODULES, doubts)
+    strange = tampered(folder, manifest)
+    doubts = (*incomplete(folder, manifest, counts), *strange)
+    files = (folder / FLEET, source / DEVICES, source / MODULES)
+    return Frozen(folder, manifest, counts, *files, doubts, tampered=bool(strange))
 
 
 def _write_rows(folder: Path, work: Path) -> None:
@@ -114,8 +118,29 @@ def incomplete(folder: Path, manifest: Manifest, counts: DeviceCounts) -> tuple[
     return (f"{folder} is {manifest.state}: {without}",)
 
 
+def is_sealed(folder: Path, manifest: Manifest) -> bool:
+    """Whether a run is read from its Parquet files; else it is from its lines."""
+    return manifest.state != "running" and all((folder / name).is_file() for name in _COLUMNS)
+
+
 def tampered(folder: Path, manifest: Manifest) -> tuple[str, ...]:
-    """Files that are not those that were sealed; of those that are read here, ``auditor verify`` looks at all."""
-    sealed = {facts.name: facts for facts in manifest.files}
-    found = [name for name in _COLUMNS if sealed.get(name) != file_facts(folder / name)]
-    return tuple(f"{folder / name} is not the file that was sealed (its digest differs)" for name in found)
+    """Files that are not those that were sealed; of those that are read here, ``auditor verify`` looks at all.
+
+    Raises:
+        RunFolderError: a file cannot be read.
+    """
+    facts = {each.name: each for each in manifest.files}
+    read = tuple(_COLUMNS) if is_sealed(folder, manifest) else tuple({ANSWERED, FAILED} & set(facts))
+    try:
+        changed = [name for name in read if file_facts(folder / name) != facts.get(name)]
+        if file_facts(folder / FLEET).sha256 != manifest.fleet.sha256:
+            changed.append(FLEET)
+    except OSError as error:  # gone since: another process may prune
+        raise RunFolderError(f"{folder}: cannot be read: {error.strerror}") from error
+    gone = [name for name in _COLUMNS if name in facts and not (folder / name).is_file()]
+    if manifest.state == "running":  # resumed, so its files are set aside
+        gone, changed = [], [name for name in changed if name == FLEET]
+    return (
+        *(f"{folder / name} was sealed and is missing" for name in gone),
+        *(f"{folder / name} is not the file that was sealed (its digest differs)" for name in changed),
+    )

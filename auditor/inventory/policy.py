@@ -3,8 +3,9 @@
 A rule about versions (minimum, exact, deny) judges devices that report a matching module: one whose modules differ is
 as bad as the worst. ``required`` and ``max_age`` judge devices that answered and are known to the platform. A device
 that failed or is pending is ``not_seen``; one that the platform does not know is not judged at all. Rules about groups
-(max_versions, newest) judge the modules of products, by the devices that were seen: a product none of whose devices was
-seen is ``not_seen``, and one where no version is newer than, or the same as, every other one is ``unparseable``.
+(max_versions, newest) judge the modules of products: one that complies by the devices that were seen, but might not
+by those that were not, is ``not_seen``, as is a product none of whose devices was seen; and one where no version is
+newer than, or the same as, every other one is ``unparseable``.
 
 - ``exact`` compares texts: ``1.2`` is none of ``1.2.0``. ``deny`` compares both ways: ``v1.2`` is denied by ``1.2``.
   Either takes a doubt as a reason to look.
@@ -189,6 +190,9 @@ def _results(
     return tuple(results), tuple(unmatched)
 
 
+_UNSEEN_UNITS = {"devices": "were not seen", "modules": "may or may not, for devices that were not seen"}
+
+
 def _message(rule: Rule, counts: Mapping[str, int]) -> str:
     of = "devices" if rule.unit == "devices" else "modules of products"
     judged = counts["compliant"] + counts["violated"] + counts["unparseable"]
@@ -201,7 +205,7 @@ def _message(rule: Rule, counts: Mapping[str, int]) -> str:
     if counts["unparseable"]:
         told.append(f"{counts['unparseable']:,} cannot be judged")
     if counts["not_seen"]:
-        told.append(f"{counts['not_seen']:,} {'were' if rule.unit == 'devices' else 'products were'} not seen")
+        told.append(f"{counts['not_seen']:,} {_UNSEEN_UNITS[rule.unit]}")
     if counts["excepted"]:
         told.append(f"{counts['excepted']:,} excepted")
     return ", ".join(told)
@@ -219,8 +223,9 @@ def _expired(rules: tuple[Rule, ...], now: datetime) -> tuple[str, ...]:
 def _define_broken(database: duckdb.DuckDBPyConnection) -> None:
     """Defines the view ``broken``: a rule and a device that breaks it, with the combo or the time that does."""
     database.execute(
-        "CREATE VIEW broken AS SELECT p.rule, p.rank, line, combo, NULL::TIMESTAMP AS moment "
-        f"FROM reported r JOIN (FROM picked WHERE rank >= {UNPARSEABLE}) p USING (combo) "
+        # A device that stands twice in a run has the modules of both: each counts once.
+        "CREATE VIEW broken AS SELECT DISTINCT p.rule, p.rank, line, combo, NULL::TIMESTAMP AS moment "
+        f"FROM reported r JOIN (FROM picked WHERE {_WRONG}) p USING (combo) "
         "ANTI JOIN excused e ON e.rule = p.rule AND e.line = r.line AND e.row = r.row "
         "UNION ALL SELECT rule, rank, line, NULL, moment FROM found"
     )
@@ -267,7 +272,9 @@ def _reasons(rule: Rule) -> tuple[str, str]:
 
 _RESULTS = "SELECT * EXCLUDE (number) FROM results ORDER BY number"
 
-_LISTED = f"SELECT count(*) FROM groups WHERE listed AND rank >= {UNPARSEABLE}"
+_WRONG = f"rank IN ({UNPARSEABLE}, {VIOLATED})"
+
+_LISTED = f"SELECT count(*) FROM groups WHERE listed AND {_WRONG}"
 
 _VIOLATIONS = f"""SELECT r.rule, r.severity, w.verdict, v.account, v.product_key, v.device_name, v.iot_id,
     v.module_name, v.module_version, coalesce(v.reason, w.reason || coalesce(v.moment, '')) AS reason
@@ -280,7 +287,7 @@ _VIOLATIONS = f"""SELECT r.rule, r.severity, w.verdict, v.account, v.product_key
     SELECT g.rule, g.rank, account, product_key, NULL, NULL, title, NULL, NULL, g.reason
     FROM groups g JOIN products USING (product)
     JOIN (SELECT product, module, max(module_name) AS title FROM combos GROUP BY ALL) USING (product, module)
-    WHERE g.listed AND g.rank >= {UNPARSEABLE}
+    WHERE g.listed AND g.{_WRONG}
   ) v JOIN results r USING (number) JOIN reasons w ON w.number = v.number AND w.rank = v.rank"""
 """What breaks a rule, with the names of devices, which are read from the run's files only now."""
 

@@ -29,6 +29,9 @@ SARIF_RESULTS = 1_000
 
 SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
+TEXT = 200
+"""Characters of a name or version in any of these."""
+
 CHAT_RULES = 50
 """Rules in Markdown; the worst first."""
 
@@ -122,13 +125,17 @@ def _clean(values: dict[str, str]) -> dict[str, str]:
 
 
 def _examples(judged: Judged, limit: int) -> list[list[Row]]:
-    """Of each rule the first rows that break it."""
+    """Of each rule the first rows that break it, their texts cut: a device may call its version anything."""
     return [
-        [dict(zip(table.columns, row, strict=True)) for row in islice(table, limit)]
+        [dict(zip(table.columns, map(_cut, row), strict=True)) for row in islice(table, limit)]
         if result.violated + result.unparseable
         else []
         for result, table in zip(judged.results, judged.examples, strict=True)
     ]
+
+
+def _cut(cell: object) -> object:
+    return cell[:TEXT] + "…" if isinstance(cell, str) and len(cell) > TEXT else cell
 
 
 def _place(row: Row) -> str:

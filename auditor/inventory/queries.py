@@ -11,8 +11,8 @@ from typing import Self
 
 from auditor.database import AMPLE_MEMORY, MEMORY, open_database
 from auditor.errors import RunFolderError
-from auditor.inventory.folder import DEVICES, MODULES, DeviceCounts, Manifest, find_run, read_manifest
-from auditor.inventory.frozen import incomplete, tampered
+from auditor.inventory.folder import MODULES, DeviceCounts, Manifest, find_run, read_manifest
+from auditor.inventory.frozen import incomplete, is_sealed, tampered
 from auditor.inventory.seal import count_devices, coverage_of
 from auditor.inventory.tables import Table, TableFormat, reading
 from auditor.inventory.views import define_live_views, define_sealed_views
@@ -60,8 +60,7 @@ class Run:
         """
         self.folder = find_run(Path(path))
         self.manifest: Manifest = read_manifest(self.folder)
-        parquet = (self.folder / DEVICES, self.folder / MODULES)
-        self.sealed = self.manifest.state != "running" and all(path.is_file() for path in parquet)
+        self.sealed = is_sealed(self.folder, self.manifest)
         # DuckDB makes this folder when it must, and removes it.
         spill = Path(gettempdir(), f"auditor-read-{secrets.token_hex(8)}")
         self._database = open_database(spill, MEMORY if self.sealed else AMPLE_MEMORY)
@@ -88,15 +87,7 @@ class Run:
     @property
     def doubts(self) -> tuple[str, ...]:
         """Why numbers of this run are not of the whole fleet or not to be relied on, a sentence each."""
-        return (*incomplete(self.folder, self.manifest, self.devices), *self._tampered())
-
-    def _tampered(self) -> tuple[str, ...]:
-        if not self.sealed:
-            return ()
-        try:
-            return tampered(self.folder, self.manifest)
-        except OSError as error:  # gone since: another process may prune
-            raise RunFolderError(f"{self.folder}: cannot be read: {error.strerror}") from error
+        return (*incomplete(self.folder, self.manifest, self.devices), *tampered(self.folder, self.manifest))
 
     def inventory(self) -> Iterator[VersionCount]:
         """Every version of every module, by account, product and module, the most frequent version first."""
@@ -134,7 +125,7 @@ class Run:
     def _head(self, form: TableFormat) -> dict[str, object]:
         match form:
             case "json":  # how whole it is stands in the counts
-                doubts = self._tampered()
+                doubts = tampered(self.folder, self.manifest)
                 return coverage_of(self.devices) | ({"doubts": list(doubts)} if doubts else {})
             case "xlsx":
                 manifest = self.manifest

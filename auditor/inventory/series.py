@@ -13,7 +13,7 @@ import orjson
 from auditor.database import parquet, quoted_to_read, text_lines
 from auditor.errors import RunFolderError
 from auditor.inventory.folder import DEVICES, INVENTORY_JSON, MODULES, DeviceCounts, Manifest
-from auditor.inventory.frozen import freeze, incomplete
+from auditor.inventory.frozen import freeze, incomplete, is_sealed
 from auditor.inventory.tables import reading
 from auditor.inventory.views import INVENTORY
 
@@ -77,7 +77,7 @@ def read_series(
     runs = []
     for at, ((manifest, folder), head) in enumerate(zip(found, heads, strict=True)):
         point = RunPoint(folder, manifest.name, manifest.state, manifest.started_at, manifest.devices, False, (), False)
-        if not _is_sealed(folder, manifest):
+        if not is_sealed(folder, manifest):
             runs.append(_unsealed(point, manifest))
         elif head is not None and head.rows == read.get(at, 0):
             doubts = (*incomplete(folder, manifest, head.devices), *(strange := _strange(folder, manifest, head)))
@@ -86,10 +86,6 @@ def read_series(
             database.execute("DELETE FROM counted WHERE run = ?", [at])
             runs.append(_recount(database, at, point, work / str(at)))
     return tuple(runs)
-
-
-def _is_sealed(folder: Path, manifest: Manifest) -> bool:
-    return manifest.state != "running" and all((folder / name).is_file() for name in (DEVICES, MODULES))
 
 
 def _unsealed(point: RunPoint, manifest: Manifest) -> RunPoint:
@@ -103,7 +99,7 @@ def _unsealed(point: RunPoint, manifest: Manifest) -> RunPoint:
 def _head(folder: Path, manifest: Manifest) -> _Head | None:
     """What a run's inventory says of itself; None where it is not the file that was sealed, or there is none."""
     facts = next((facts for facts in manifest.files if facts.name == INVENTORY_JSON), None)
-    if facts is None or not _is_sealed(folder, manifest):
+    if facts is None or not is_sealed(folder, manifest):
         return None
     digest, lines, begin = hashlib.sha256(), 0, b""
     try:

@@ -28,6 +28,10 @@ many devices a rule is about that answered."""
 _ANSWERED = "status IN ('ok', 'empty')"
 _UNANSWERED = "status IN ('failed', 'pending')"
 
+_UNSEEN = f"""SELECT product, count(*) FILTER ({_UNANSWERED}) AS unseen FROM asked
+  ANTI JOIN (FROM spared WHERE rule = $1) USING (line) GROUP BY product"""
+"""How many devices of a product might make another verdict on its modules, had they been seen."""
+
 
 def define_verdicts(database: duckdb.DuckDBPyConnection, rules: Sequence[Rule], now: datetime, work: Path) -> None:
     """Defines the tables above; ``work`` is a folder for files that are written meanwhile."""
@@ -237,10 +241,11 @@ def _define_read(
 
 def _judge_variety(database: duckdb.DuckDBPyConnection, number: int, most: int) -> None:
     reason = f"format('{{:,}} versions are alive, at most {most:,} are allowed', alive)"
+    rank = f"CASE WHEN alive > $2 THEN {VIOLATED} WHEN unseen > 0 AND alive + unseen > $2 THEN {NOT_SEEN} "
     database.execute(
-        f"INSERT INTO groups SELECT $1, product, module, CASE WHEN alive > $2 THEN {VIOLATED} ELSE {COMPLIANT} END, "
-        f"true, {reason} FROM (SELECT product, module, count(DISTINCT form) AS alive FROM alive "
-        "JOIN forms USING (version) WHERE rule = $1 GROUP BY product, module)",
+        f"INSERT INTO groups SELECT $1, product, module, {rank} ELSE {COMPLIANT} END, true, {reason} "
+        "FROM (SELECT product, module, count(DISTINCT form) AS alive FROM alive "
+        f"JOIN forms USING (version) WHERE rule = $1 GROUP BY product, module) JOIN ({_UNSEEN}) USING (product)",
         [number, most],
     )
 
@@ -254,10 +259,12 @@ def _judge_newest(database: duckdb.DuckDBPyConnection, number: int, wanted: Newe
         f"CASE WHEN rank = {UNPARSEABLE} THEN format('{none}', versions) "
         f"ELSE format('{few}', newest, devices, module_version) || $4 END "
         f"FROM (SELECT *, CASE WHEN NOT whole THEN {UNPARSEABLE} WHEN newest::HUGEINT * $3::BIGINT "
-        f"< devices::HUGEINT * $2::BIGINT THEN {VIOLATED} ELSE {COMPLIANT} END AS rank "
+        f"< devices::HUGEINT * $2::BIGINT THEN {VIOLATED} WHEN newest::HUGEINT * $3::BIGINT "
+        f"< (devices + unseen)::HUGEINT * $2::BIGINT THEN {NOT_SEEN} ELSE {COMPLIANT} END AS rank "
         "FROM (SELECT product, module, best, bool_and(standing IN ('older', 'same')) AS whole, count(*) AS versions, "
         "sum(devices)::BIGINT AS devices, (sum(devices) FILTER (standing = 'same'))::BIGINT AS newest "
-        f"FROM {standing} WHERE rule = $1 GROUP BY product, module, best)) JOIN versions ON version = best",
+        f"FROM {standing} WHERE rule = $1 GROUP BY product, module, best) JOIN ({_UNSEEN}) USING (product)) "
+        "JOIN versions ON version = best",
         [number, wanted.share.numerator, wanted.share.denominator, wanted.text],
     )
     database.execute(

@@ -100,7 +100,7 @@ def common_form(version: str) -> str:
     return f"spelled {version}" if read is None else repr(read)
 
 
-@lru_cache(maxsize=4_096)
+@lru_cache(maxsize=16_384)
 def _read(version: str) -> _Version | None:
     found = _SHAPE.fullmatch(version)
     if found is None:

@@ -52,9 +52,9 @@ def test_the_demonstration_shows_what_the_commands_that_read_runs_print(auditor:
     assert f"$ auditor diff audits/{first.name} audits/{last.name}\n" in done.stdout
     assert "upgraded" in done.stdout
     assert "$ auditor history audits --module default\n" in done.stdout
-    assert f"$ auditor policy audits/{last.name} audits/rules.toml\n" in done.stdout
+    assert f"$ auditor policy audits/{last.name} audits/demo-rules.toml\n" in done.stdout
     assert "The runs lie in audits:" in done.stdout
-    assert (tmp_path / "audits" / "fleet.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "audits" / "demo.html").read_text().startswith("<!doctype html>")
     assert all(auditor("verify", folder).returncode == 0 for folder in (first, last))
     assert json.loads((last / "run.json").read_text())["requests"]["retried"] > 0
 

@@ -159,6 +159,14 @@ def group_verdicts(run: list[Seen], scope: list[tuple[Seen, Device]], one: Rule)
                     group.append((device, module))
     for key, group in groups.items():
         verdict, behind = group_verdict(one.condition, [version for _, (_, version) in group])
+        unseen = sum(
+            each.state in ("failed", "pending")
+            and (device.account, device.product_key) == key[:2]
+            and not any(excepts(exception, device, None) for exception in one.exceptions)
+            for each, device in scope
+        )
+        if verdict == "compliant" and unseen:
+            verdict = verdict_at_worst(one.condition, [version for _, (_, version) in group], unseen)
         counts[verdict] += 1
         if verdict == "unparseable" or (verdict == "violated" and isinstance(one.condition, MaxVersions)):
             rows[verdict, *key[:2], None, None, title(run, key), None] += 1
@@ -167,6 +175,20 @@ def group_verdicts(run: list[Seen], scope: list[tuple[Seen, Device]], one: Rule)
                 names = (device.account, device.product_key, device.device_name, device.iot_id)
                 rows[verdict, *names, *module] += 1
     return counts, rows
+
+
+def verdict_at_worst(condition: Condition, versions: list[str], unseen: int) -> str:
+    """What a group that complies would be if what was not seen were as bad as it can be."""
+    others = [f"{9_000_000 + number}!" for number in range(unseen)]
+    if isinstance(condition, MaxVersions):
+        return "not_seen" if group_verdict(condition, versions + others)[0] == "violated" else "compliant"
+    assert isinstance(condition, Newest)
+    on_newest = next(
+        sum(compare_versions(version, newest) == "same" for version in versions)
+        for newest in versions
+        if all(compare_versions(other, newest) in ("older", "same") for other in versions)
+    )
+    return "not_seen" if Fraction(on_newest, len(versions) + unseen) < condition.share else "compliant"
 
 
 def unseen_products(scope: list[tuple[Seen, Device]], one: Rule) -> int:
@@ -355,6 +377,25 @@ def test_a_product_without_any_answer_is_a_group_that_was_not_seen(tmp_path: Pat
     assert outcome(run, rule(MaxVersions(1), exceptions=(lab,))) == (1, 0, 0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("condition", "verdict"),
+    [
+        (Newest(Fraction(2, 3), "67%"), "compliant"),
+        (Newest(Fraction(95, 100), "95%"), "not_seen"),
+        (MaxVersions(2), "compliant"),
+        (MaxVersions(1), "not_seen"),
+    ],
+)
+def test_what_was_not_seen_never_makes_a_rollout_comply(tmp_path: Path, condition: Condition, verdict: str) -> None:
+    devices = [named(0), named(1), named(2)]
+    seen: list[Outcome] = [ok(each, ("ble", "2.0")) for each in devices[:2]]
+    run = build(tmp_path / "run", devices, [*seen, failed(devices[2])]).folder
+    (result,), rows, _ = judge(run, rule(condition))
+    assert (result.verdict, rows) == (verdict, [])
+    lab = RuleException(EVER, "bench", device="device0002")
+    assert outcome(run, rule(condition, exceptions=(lab,))) == (1, 0, 0, 0, 0)
+
+
 def test_a_product_that_is_not_known_is_matched_by_any_text_alone(tmp_path: Path) -> None:
     run = build(tmp_path / "run", [by_id(0)], [failed(by_id(0))]).folder
     assert outcome(run, rule(Deny(("x",)))) == (0, 0, 0, 1, 0)
@@ -406,6 +447,8 @@ def test_a_device_that_stands_twice_in_a_run_has_both_rows_judged(tmp_path: Path
     run = build(tmp_path / "run", [named(0), by_id(0), named(1)], outcomes).folder
     assert outcome(run, rule(Minimum("2"), modules=("ble",))) == (0, 2, 0, 0, 0)
     assert outcome(run, rule(Required(), modules=("ble",))) == (2, 1, 0, 0, 0)
+    (result,), rows, _ = judge(run, rule(Minimum("2"), modules=("ble",)))
+    assert len(rows) == result.violated == 2
 
 
 def test_hostile_names_are_judged_as_they_are(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from auditor.errors import RunNotWritableError
 from auditor.inventory.policy import judge_run
 from auditor.inventory.policy_formats import EXAMPLES, SARIF_RESULTS, junit, markdown, sarif, write_judged
-from auditor.inventory.rule import Deny, MaxVersions, Minimum, Newest, Rule, RuleException, Rules
+from auditor.inventory.rule import Deny, Exact, MaxVersions, Minimum, Newest, Rule, RuleException, Rules
 from auditor.model import Device
 
 from .runs import HOSTILE, build, every_status, named, ok
@@ -149,3 +149,16 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
             write_judged(judged, tmp_path / "none" / "f.xml", "junit")
         write_judged(judged, tmp_path / "f.md", "markdown")
         assert (tmp_path / "f.md").read_bytes() == markdown(judged)
+
+
+def test_long_texts_are_cut(tmp_path: Path) -> None:
+    devices = [named(number) for number in range(30)]
+    run = build(
+        tmp_path / "run",
+        devices,
+        [ok(each, ("ble", f"{number}" + "x" * 90_000)) for number, each in enumerate(devices)],
+    )
+    rules = Rules((Rule("few", "error", Exact(("1",)), modules=("ble",)),), "rules.toml")
+    with judge_run(run.folder, rules) as judged:
+        assert judged.rows == 30
+        assert all(len(write(judged)) < 100_000 for write in (junit, sarif, markdown))
