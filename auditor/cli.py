@@ -58,6 +58,9 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code; what goes wrong is one sentence on standard error."""
     open_standard_streams()
+    given = sys.argv[1:] if arguments is None else arguments
+    if not {"--help", "-h", "--version"}.intersection(given):
+        _log_to_standard_error()
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
@@ -73,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return StoppedAtOnceError.exit_code
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code != 1:  # with 1 Rich takes a broken pipe
+            raise
         # The reader has gone (`auditor inventory RUN | head`); a second complaint at exit helps nobody.
         to_nowhere(1)
         return 0
@@ -82,3 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         to_nowhere(1)
         return RunNotWritableError.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _log_to_standard_error() -> None:
+    """Logs are talk: structlog itself would write them between the data. Commands that ask set more."""
+    import structlog
+
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(file=sys.stderr))

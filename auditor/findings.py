@@ -5,6 +5,7 @@ Apart from the display of audits, which loads the network: that takes longer tha
 
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import astuple
 
 from rich.console import Console
 from rich.table import Table
@@ -13,12 +14,12 @@ from rich.text import Text
 from auditor.inventory.drift import FATES, MODULE_CHANGES, Drift, DriftCounts
 from auditor.inventory.folder import DeviceCounts, Manifest
 from auditor.inventory.queries import VersionCount
-from auditor.terminal import safe
+from auditor.terminal import PIPE_WIDTH, part, safe
 
 
 def print_inventory(manifest: Manifest, devices: DeviceCounts, versions: Iterable[VersionCount]) -> None:
     """The inventory as a table; repeated cells are left blank, and a run that is not whole is labelled."""
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 100)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     table = Table(box=None, pad_edge=False, header_style="bold")
     several = len(manifest.accounts) > 1
     for name in ("account", "product", "module", "version")[0 if several else 1 :]:
@@ -32,7 +33,9 @@ def print_inventory(manifest: Manifest, devices: DeviceCounts, versions: Iterabl
         while same < len(before) and place[: same + 1] == before[: same + 1]:
             same += 1
         cells = ["" if at < same else cell for at, cell in enumerate(place)]
-        table.add_row(*cells[0 if several else 1 :], safe(row.module_version), f"{row.devices:,}", f"{row.share:.1%}")
+        table.add_row(
+            *cells[0 if several else 1 :], safe(row.module_version), f"{row.devices:,}", part(row.share, aligned=True)
+        )
         before = place
     console.print(table)
     console.print(Text(f"\n{coverage(manifest, devices)}"))
@@ -60,4 +63,4 @@ def coverage(manifest: Manifest, counts: DeviceCounts) -> str:
         f"{counts.failed:,} failed",
         f"{counts.pending:,} pending",
     ]
-    return f"{manifest.state}: {manifest.fleet.devices:,} devices: {', '.join(parts)}"
+    return f"{manifest.state}: {sum(astuple(counts)):,} devices: {', '.join(parts)}"

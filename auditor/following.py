@@ -9,13 +9,13 @@ judged, for nobody knows then whether it may pass.
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
-import msgspec
 import structlog
 
 from auditor.audit.kept import settings_of
@@ -35,9 +35,15 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 _NOT_KEPT = (
-    "nothing will be posted: the webhook's address stands in the settings themselves, so the run does not keep it; "
-    "give the settings with --settings"
+    "nothing will be posted: the webhook's address stands in the settings themselves, so the run does not keep it"
 )
+
+_OTHERS = "give the settings with --settings"
+
+_INTERRUPTED = "Query interrupted"
+"""What DuckDB makes of a KeyboardInterrupt that comes while a query is at work."""
+
+_ENDINGS = {"html": (".html", ".htm"), "excel": (".xlsx",), "metrics": (".prom",)}
 
 _NEEDED = {"html": ("jinja2", "altair", "vl_convert"), "excel": ("xlsxwriter",)}
 """Packages that come with ``auditor[report]``."""
@@ -47,6 +53,7 @@ _NEEDED = {"html": ("jinja2", "altair", "vl_convert"), "excel": ("xlsxwriter",)}
 class Following:
     """What is to follow a run, looked at before it: rules read, files that can be written, secrets at hand.
 
+    ``unjudged``, ``untold``: why the run cannot be judged, or the webhook cannot be posted, though that is wished.
     ``notes``: what the settings ask for and will not be done, a sentence each.
     """
 
@@ -55,6 +62,8 @@ class Following:
     webhook: Secret | None = None
     secret: Secret | None = None
     only_trouble: bool = False
+    unjudged: str | None = None
+    untold: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -87,50 +96,76 @@ def prepare_following(settings: Settings, *, where: str = "settings") -> Followi
     Raises:
         SettingsError: rules that cannot be read, a file that cannot be written, a package or a secret that is missing.
     """
-    rules = None
-    if settings.policy is not None:
-        from auditor.inventory.rules import load_rules
-
-        rules = load_rules(settings.policy.file)
-    for key in ("html", "excel", "metrics"):
-        wanted = getattr(settings.report, key)
-        missing = [package for package in _NEEDED.get(key, ()) if find_spec(package) is None]
-        if wanted and missing:
-            raise SettingsError(f"{where}: report: {key}: needs {', '.join(missing)}: pip install 'auditor[report]'")
-        if isinstance(wanted, str):
-            _check_file(Path(wanted), f"{where}: report: {key}")
-    following = Following(rules, settings.report)
+    following = Following(_rules_of(settings), settings.report)
+    for problem in _hindrances(settings.report, where):
+        raise SettingsError(problem)
     return following if settings.notify is None else _with_webhook(following, settings.notify, f"{where}: notify")
 
 
 def prepare_again(run: str | Path) -> Following:
     """Looks before a run is resumed at what is to follow it by the settings that it keeps.
 
+    What is in the way of a step is a note, and that step fails later: files may have moved since, and are no reason to
+    leave devices unasked.
+
     Raises:
         RunFolderError: it is no run, or keeps no settings.
-        SettingsError: as ``prepare_following``.
     """
     folder = Path(run)
     settings = settings_of(folder, read_manifest(folder))
-    notes: tuple[str, ...] = ()
-    if settings.notify is not None and settings.notify.webhook is None:
-        settings = msgspec.structs.replace(settings, notify=None)
-        notes = (_NOT_KEPT,)
+    where = f"{folder}/run.json: settings"
+    following, notes = Following(report=settings.report), []
     try:
-        return replace(prepare_following(settings, where=f"{folder}/run.json: settings"), notes=notes)
+        following = replace(following, rules=_rules_of(settings))
     except SettingsError as error:
-        raise SettingsError(f"{error}; or give other settings with --settings") from error
+        following = replace(following, unjudged=str(error))
+        notes.append(f"the policy cannot be judged: {error}; {_OTHERS}")
+    notes += [f"{problem}; {_OTHERS}" for problem in _hindrances(settings.report, where)]
+    if settings.notify is not None and settings.notify.webhook is None:
+        notes.append(f"{_NOT_KEPT}; {_OTHERS}")
+    elif settings.notify is not None:
+        try:
+            following = _with_webhook(following, settings.notify, f"{where}: notify")
+        except SettingsError as error:
+            only_trouble = settings.notify.when == "trouble"
+            following = replace(following, untold=str(error), only_trouble=only_trouble)
+            notes.append(f"nothing will be posted: {error}; {_OTHERS}")
+    return replace(following, notes=tuple(notes))
 
 
-def _check_file(path: Path, at: str) -> None:
+def _rules_of(settings: Settings) -> "Rules | None":
+    if settings.policy is None:
+        return None
+    from auditor.inventory.rules import load_rules
+
+    return load_rules(settings.policy.file)
+
+
+def _hindrances(report: ReportSettings, where: str) -> Iterator[str]:
+    """What is in the way of the files that are wished, a sentence each."""
+    for key in ("html", "excel", "metrics"):
+        wanted = getattr(report, key)
+        missing = [package for package in _NEEDED.get(key, ()) if find_spec(package) is None]
+        if wanted and missing:
+            yield f"{where}: report: {key}: needs {', '.join(missing)}: pip install 'auditor[report]'"
+        problem = _hindrance(Path(wanted), _ENDINGS[key]) if isinstance(wanted, str) else None
+        if problem is not None:
+            yield f"{where}: report: {key}: {problem}"
+
+
+def _hindrance(path: Path, endings: tuple[str, ...]) -> str | None:
+    """Why a file cannot be replaced; None if nothing is in the way."""
+    if path.suffix.lower() not in endings:  # so that it is no fleet, no key and no settings
+        return f"{path.name} does not end with {' or '.join(endings)}; it is replaced after each run"
     path = Path(os.path.realpath(path))
     folder = path.parent
     if not folder.is_dir():
-        raise SettingsError(f"{at}: {folder} is not a directory; make it, or give another path")
+        return f"{folder} is not a directory; make it, or give another path"
     if path.exists() and not path.is_file():
-        raise SettingsError(f"{at}: {path} is not a file; give the path of one, in a directory that is there")
+        return f"{path} is not a file; give the path of one, in a directory that is there"
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise SettingsError(f"{at}: {folder} cannot be written; a file in it is replaced after each run")
+        return f"{folder} cannot be written; a file in it is replaced after each run"
+    return None
 
 
 def _with_webhook(following: Following, notify: NotifySettings, at: str) -> Following:
@@ -147,6 +182,8 @@ def _with_webhook(following: Following, notify: NotifySettings, at: str) -> Foll
 def follow_run(run: str | Path, following: Following, *, exit_code: int = 0) -> Followed:
     """Does what is to follow a run, as this module's docstring tells; call it outside of an event loop.
 
+    Everything is judged by one point in time, so that exit code, metrics and report say the same.
+
     Args:
         run: the run folder.
         following: from ``prepare_following``.
@@ -154,29 +191,37 @@ def follow_run(run: str | Path, following: Following, *, exit_code: int = 0) -> 
 
     Returns:
         What came of it; whatever goes wrong is in there, and nothing is raised.
+
+    Raises:
+        KeyboardInterrupt: somebody does not wait for it; what is left is not done.
     """
+    now = datetime.now(UTC)
     folder = Path(run)
     problems: list[str] = []
     judgement: Judgement | None = None
-    if following.rules is not None:
-        judgement, exit_code = _judged(folder, following.rules, exit_code, problems)
-    written = tuple(_write_all(folder, following, judgement, problems))
+    if following.rules is not None or following.unjudged is not None:
+        judgement = _judged(folder, following, now, problems)
+        exit_code = exit_code or (PolicyError.exit_code if judgement.failed else 0)
+    written = tuple(_write_all(folder, following, judgement, now, problems))
     followed = Followed(exit_code, judgement, tuple(problems), written)
     posted = _tried("the webhook could not be posted", partial(_tell, folder, following, followed), problems)
     return replace(followed, problems=tuple(problems), posted=bool(posted))
 
 
-def _judged(folder: Path, rules: "Rules", exit_code: int, problems: list[str]) -> "tuple[Judgement, int]":
+def _judged(folder: Path, following: Following, now: datetime, problems: list[str]) -> "Judgement":
     from auditor.report.judgement import Judgement, judge
 
-    judgement = _tried("the policy could not be judged", lambda: judge(folder, rules), problems)
-    if judgement is None:
-        judgement = Judgement(failed=True, problem=problems[-1].partition(": ")[2])
-    return judgement, exit_code or (PolicyError.exit_code if judgement.failed else 0)
+    def step() -> Judgement:
+        if following.rules is None:
+            raise SettingsError(following.unjudged or "")
+        return judge(folder, following.rules, now=now)
+
+    judgement = _tried("the policy could not be judged", step, problems)
+    return judgement or Judgement(failed=True, problem=problems[-1].partition(": ")[2])
 
 
 def _write_all(
-    folder: Path, following: Following, judgement: "Judgement | None", problems: list[str]
+    folder: Path, following: Following, judgement: "Judgement | None", now: datetime, problems: list[str]
 ) -> Iterator[Path]:
     """Writes the files that are wished, and gives the paths of those that could be written."""
     report = following.report
@@ -186,7 +231,7 @@ def _write_all(
     )
     for what, path, write in (
         ("metrics", None if report.metrics is None else Path(report.metrics), partial(_put_metrics, judgement)),
-        ("report", html, partial(_put_html, following.rules)),
+        ("report", html, partial(_put_html, following.rules, now)),
         ("Excel file", excel, _put_excel),
     ):
         if path is None:
@@ -204,6 +249,8 @@ def _tried(what: str, step: Callable[[], T], problems: list[str]) -> T | None:
     except AuditorError as error:
         why = str(error)
     except Exception as error:  # noqa: BLE001  whatever it is, an audit of hours is not lost for it
+        if str(error) == _INTERRUPTED:
+            raise KeyboardInterrupt from None
         why = f"{type(error).__name__}: {error}"
     log.info("a step after the run failed", step=what, reason=why)
     problems.append(f"{what}: {why}")
@@ -216,10 +263,10 @@ def _put_metrics(judgement: "Judgement | None", folder: Path, path: Path) -> Non
     put_metrics(folder, path, judgement)
 
 
-def _put_html(rules: "Rules | None", folder: Path, path: Path) -> None:
+def _put_html(rules: "Rules | None", now: datetime, folder: Path, path: Path) -> None:
     from auditor.report.html import write_report
 
-    write_report(folder, path, rules=rules)
+    write_report(folder, path, rules=rules, now=now)
 
 
 def _put_excel(folder: Path, path: Path) -> None:
@@ -232,7 +279,7 @@ def _put_excel(folder: Path, path: Path) -> None:
 
 def _tell(folder: Path, following: Following, followed: Followed) -> bool:
     """Posts what became of a run; whether that was wished."""
-    if following.webhook is None:
+    if following.webhook is None and following.untold is None:
         return False
     from auditor.report.message import message_of
     from auditor.webhook import post
@@ -240,5 +287,7 @@ def _tell(folder: Path, following: Following, followed: Followed) -> bool:
     message = message_of(folder, exit_code=followed.exit_code, judgement=followed.judgement, problems=followed.problems)
     if following.only_trouble and not message.trouble:
         return False
+    if following.webhook is None:
+        raise SettingsError(following.untold or "")
     anyio.run(partial(post, following.webhook, message.body, secret=following.secret))
     return True

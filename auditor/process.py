@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import anyio
@@ -87,6 +88,32 @@ def until_signal(start: Callable[[Stop], Awaitable[T]]) -> T:
         listener.end()
 
 
+@contextmanager
+def unwinding_on_signals() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP end what is in here as Ctrl-C does: temporary files go, what is to be told is told.
+
+    Raises:
+        KeyboardInterrupt: a signal came.
+    """
+
+    def hear(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, hear) for number in _ends()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ends() -> list[signal.Signals]:
+    ends = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
+        ends.append(signal.SIGHUP)
+    return ends
+
+
 class _Listener:
     """Hears signals until the end of the process, for a second one may come while the first is being obeyed.
 
@@ -104,6 +131,8 @@ class _Listener:
 
         def hear(number: int, _frame: object) -> None:
             self._heard += 1
+            if self._over and self._heard == 2:  # noqa: PLR2004  the audit has ended orderly; so does what follows it
+                raise KeyboardInterrupt
             if self._over or loop.is_closed() or self._heard > 2:  # noqa: PLR2004  one more than there are wishes
                 os._exit(StoppedAtOnceError.exit_code)
             loop.call_soon_threadsafe(obey, signal.Signals(number).name, self._heard)
@@ -115,14 +144,11 @@ class _Listener:
             stop.wish(f"interrupted by {name}")
             say("stopping: what is in flight is finished and kept; once more stops at once")
 
-        ends = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
-            ends.append(signal.SIGHUP)
-        for number in ends:
+        for number in _ends():
             self._before[number] = signal.signal(number, hear)
 
     def end(self) -> None:
-        """Listens no more; if a signal was heard, a further one ends the process as it is."""
+        """Listens no more; if one signal was heard, the next one interrupts, and after that one ends the process."""
         self._over = True
         if not self._heard:
             for number, handler in self._before.items():

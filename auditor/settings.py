@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from auditor.model import Dialect
+from auditor.model import Dialect, Secret
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -71,6 +71,15 @@ class NotifySettings(Table, frozen=True):
     webhook: str | SecretSource | None = None
     secret: SecretSource | None = None
     when: Literal["always", "trouble"] = "always"
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{key}={value!r}" for key, value in self.__rich_repr__())
+        return f"NotifySettings({shown})"
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        """What is shown of it: where the address lies, and not the address."""
+        webhook = Secret(self.webhook) if isinstance(self.webhook, str) else self.webhook
+        return [("webhook", webhook), ("secret", self.secret), ("when", self.when)]
 
 
 class Account(Table, frozen=True):

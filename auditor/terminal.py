@@ -3,10 +3,27 @@
 import os
 import sys
 
+PIPE_WIDTH = 5_000
+"""Columns of a table that goes to no terminal: a name that is broken in two is found by no search."""
+
 
 def safe(text: object) -> str:
     """Text with everything that a terminal would act on written out as an escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def part(share: float, *, aligned: bool = False) -> str:
+    """A part of a whole as per cent, cut to tenths; never all and never none of it unless it is.
+
+    Args:
+        share: from 0 to 1.
+        aligned: a tenth always, so that numbers below one another can be compared.
+    """
+    if 0 < share < 0.001:  # noqa: PLR2004  less than can be told with one decimal
+        return "<0.1%"
+    tenths = int(share * 1_000 + 1e-6)  # cut, not rounded: 99.96% is not 100%
+    tenths = min(tenths, 999) if share < 1 else tenths
+    return f"{tenths // 10}%" if tenths % 10 == 0 and not aligned else f"{tenths / 10:.1f}%"
 
 
 def say(sentence: str) -> None:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from auditor.inventory.adoption import ModuleLine, VersionLine
 from auditor.inventory.history import History, RunPoint
-from auditor.terminal import safe, say
+from auditor.terminal import part, safe, say
 
 LEVELS, PLAIN_LEVELS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 """Shares from above 0 up to 1, in eighths; the second for a terminal that shows no more than ASCII."""
@@ -108,7 +108,11 @@ def _lines(console: Console, module: ModuleLine, marks: Sequence[str]) -> Table:
         known = [share for share in line.shares if share is not None] or [0.0]
         devices = next((count for count in reversed(line.devices) if count is not None), 0)
         table.add_row(
-            _named(line), Text(drawn, style="cyan"), f"{known[-1]:.1%}", _change(known[-1] - known[0]), f"{devices:,}"
+            _named(line),
+            Text(drawn, style="cyan"),
+            part(known[-1], aligned=True),
+            _change(known[-1] - known[0]),
+            f"{devices:,}",
         )
     if any(marks[at] != " " for at in picked):
         table.add_row("", Text("").join(_marked(marks[at] * each) for at in picked))
@@ -150,6 +154,6 @@ def _shares(runs: Sequence[RunPoint], marks: Sequence[str], module: ModuleLine) 
         table.add_column(Text(_named(line)), justify="right", overflow="ellipsis", no_wrap=True, min_width=6)
     for at, (run, mark) in enumerate(zip(runs, marks, strict=True)):
         shares = (line.shares[at] for line in module.lines)
-        cells = ("?" if share is None else f"{share:.1%}" if share else "" for share in shares)
+        cells = ("?" if share is None else part(share, aligned=True) if share else "" for share in shares)
         table.add_row(_date(run), _marked(mark), *cells)
     return table

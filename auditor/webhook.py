@@ -6,9 +6,16 @@ follows ``sha256=`` in ``X-Auditor-Signature``, and refuses timestamps (seconds 
 ``Idempotency-Key`` is the same each time the same body is tried, so that one that came twice counts once.
 """
 
+import asyncio
+import contextlib
+import errno
 import hashlib
 import hmac
+import os
 import random
+import socket
+import ssl
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -18,13 +25,13 @@ from itertools import count
 
 import aiohttp
 import anyio
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from auditor.__about__ import VERSION
 from auditor.errors import WebhookError
 from auditor.model import Secret
 from auditor.pace.retry import Backoff
 from auditor.platform.answers import wished_delay
-from auditor.platform.client import explained
 
 SECONDS, SECONDS_EACH = 20.0, 10.0
 """How long all tries together may take, with the pauses between them, and how long one may."""
@@ -85,17 +92,19 @@ async def post(address: Secret, body: bytes, *, secret: Secret | None = None, cl
     """
     clock = clock or Clock()
     until = time.monotonic() + SECONDS
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
+    connector = aiohttp.TCPConnector(resolver=_Resolver())
+    async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
         for number in count(1):
+            left = max(0.05, until - time.monotonic())  # a pause may last longer than it should, and 0 is no limit
             send = partial(
                 session.post,
                 address.reveal(),
                 data=body,
                 headers=headers_for(body, secret, clock.now()),
-                timeout=aiohttp.ClientTimeout(total=min(SECONDS_EACH, until - time.monotonic())),
+                timeout=aiohttp.ClientTimeout(total=min(SECONDS_EACH, left)),
                 allow_redirects=False,
             )
-            failure = await _try(send, clock)
+            failure = await _try(send, clock, min(SECONDS_EACH, left))
             if failure is None:
                 return
             pause = BACKOFF.delay(number, clock.draw()) if failure.wished is None else failure.wished
@@ -110,23 +119,94 @@ def _sentence(failure: _Failure, tries: int) -> str:
 
 
 async def _try(
-    send: Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]], clock: Clock
+    send: Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]], clock: Clock, seconds: float
 ) -> _Failure | None:
     """Sends once; None if it was accepted. What is answered beside the status is not read: it may be hostile.
 
     Texts of aiohttp's errors hold the address, and so do errors that they are chained to: none leaves this function.
     """
     try:
-        async with send() as response:
-            return _judged(response, clock.now())
+        with anyio.fail_after(seconds):
+            async with send() as response:
+                return _judged(response, clock.now())
     except TimeoutError:
         return _Failure("the webhook did not answer in time")
     except aiohttp.ClientConnectorDNSError:
         return _Failure("the name of the webhook's host cannot be resolved")
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        return _Failure(explained(error, "the webhook")[1])
+        return _Failure(_why(error))
     except Exception as error:  # noqa: BLE001  whatever it is, its text may hold the address
         return _Failure(f"the webhook could not be asked ({type(error).__name__})", again=False)
+
+
+def _why(error: Exception) -> str:
+    """What went wrong below HTTP, without a word of the error's own: host, port and certificate may stand there."""
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return "the webhook is not trusted"
+        case aiohttp.ClientSSLError() | ssl.SSLError():
+            return "no TLS with the webhook"
+        case aiohttp.ClientConnectorError():
+            number = error.os_error.errno
+            known = f": {os.strerror(number)}" if number is not None and number in errno.errorcode else ""
+            return f"the webhook cannot be reached{known}"
+        case aiohttp.ClientOSError() | aiohttp.ServerDisconnectedError() | OSError():
+            return "the webhook closed the connection"
+    return f"the webhook sent what is no HTTP answer ({type(error).__name__})"
+
+
+class _Resolver(AbstractResolver):
+    """Asks the system for addresses, in a thread that neither the loop's end nor the process's waits for.
+
+    A resolver may stall for a minute, and threads of the loop's own are waited for.
+    """
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """See ``aiohttp.abc.AbstractResolver``."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[ResolveResult]] = loop.create_future()
+
+        def tell(found: list[ResolveResult] | Exception) -> None:
+            if answer.done():  # nobody waits any more
+                return
+            if isinstance(found, Exception):
+                answer.set_exception(found)
+            else:
+                answer.set_result(found)
+
+        def ask() -> None:
+            found: list[ResolveResult] | Exception
+            try:
+                found = _addresses(host, port, family)
+            except Exception as error:  # noqa: BLE001  it is raised where the answer is awaited
+                found = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(tell, found)
+
+        threading.Thread(target=ask, name="auditor-webhook-name", daemon=True).start()
+        return await answer
+
+    async def close(self) -> None:
+        """See ``aiohttp.abc.AbstractResolver``."""
+
+
+def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+    numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    found = socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    return [
+        ResolveResult(
+            hostname=host,
+            # With the interface's name where an address of IPv6 is one of its own.
+            host=socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0],
+            port=port,
+            family=kind,
+            proto=protocol,
+            flags=numeric,
+        )
+        for kind, _, protocol, _, address in found
+    ]
 
 
 def _judged(response: aiohttp.ClientResponse, now: float) -> _Failure | None:

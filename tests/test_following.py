@@ -16,7 +16,9 @@ from auditor.errors import SettingsError
 from auditor.following import Followed, follow_run, prepare_again, prepare_following
 from auditor.inventory.folder import DEVICES, MODULES
 from auditor.report import metrics
-from auditor.report.message import message_of
+from auditor.report.judgement import Judgement
+from auditor.report.message import for_chat, message_of
+from auditor.report.placing import replacing
 from auditor.simulator import Simulator
 from tests.inventory.runs import build, edit_manifest, every_status, failed, named, ok
 from tests.receiver import TOKEN, receiving
@@ -121,7 +123,7 @@ def test_a_policy_that_cannot_be_judged_is_not_met_and_everything_else_is_told(t
 
 
 def test_a_policy_that_could_not_be_judged_is_in_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ValueError("a fault of ours")
 
     monkeypatch.setattr("auditor.report.judgement.judge", broken)
@@ -251,7 +253,8 @@ def test_what_is_not_utf_8_is_written_out(tmp_path: Path) -> None:
         ({"policy": {"file": "none.toml"}}, "none.toml: cannot be read: No such file or directory"),
         ({"policy": {"file": "bad.toml"}}, "bad.toml: "),
         ({"report": {"html": "none/fleet.html"}}, "none is not a directory; make it, or give another path"),
-        ({"report": {"metrics": "folder"}}, "folder is not a file; give the path of one"),
+        ({"report": {"metrics": "folder.prom"}}, "folder.prom is not a file; give the path of one"),
+        ({"report": {"html": "fleet.csv"}}, "fleet.csv does not end with .html or .htm; it is replaced after each run"),
         ({"report": {"excel": "bad.toml/x.xlsx"}}, "bad.toml is not a directory; make it"),
         ({"notify": {"when": "always"}}, 'notify: webhook: is missing; give "https://HOST/PATH"'),
         (
@@ -266,7 +269,7 @@ def test_what_is_not_utf_8_is_written_out(tmp_path: Path) -> None:
     ],
 )
 def test_what_can_be_seen_before_a_run_is_refused_before_it(tmp_path: Path, tables: Any, sentence: str) -> None:
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.prom").mkdir()
     (tmp_path / "bad.toml").write_text("[[rule]]\nnam = 1\n")
     (tmp_path / "token").write_text(TOKEN)
     with pytest.raises(SettingsError) as caught:
@@ -331,5 +334,80 @@ def test_what_is_missing_when_a_run_is_resumed_names_the_way_out(tmp_path: Path)
     run = whole_run(tmp_path / "run")
     kept: dict[str, object] = {"account": [ACCOUNT], "policy": {"file": str(tmp_path / "gone.toml")}}
     edit_manifest(run, lambda manifest: replace(manifest, settings=kept))
-    with pytest.raises(SettingsError, match=r"gone.toml: cannot be read: .*; or give other settings with --settings"):
-        prepare_again(run)
+    again = prepare_again(run)
+    (note,) = again.notes
+    assert note.startswith("the policy cannot be judged: ")
+    assert note.endswith("gone.toml: cannot be read: No such file or directory; give the settings with --settings")
+    done = follow_run(run, again)
+    assert done.exit_code == 4
+    assert done.problems[0].endswith("gone.toml: cannot be read: No such file or directory")
+
+
+def test_each_step_that_a_resumed_run_cannot_take_is_a_note_and_fails_alone(tmp_path: Path) -> None:
+    run = whole_run(tmp_path / "run")
+    report = {"html": str(tmp_path / "gone" / "x.html"), "metrics": str(tmp_path / "m.prom")}
+    kept: dict[str, object] = {"account": [ACCOUNT], "report": report, "notify": {"webhook": {"env": "NO_SUCH_HOOK"}}}
+    edit_manifest(run, lambda manifest: replace(manifest, settings=kept))
+    again = prepare_again(run)
+    assert [note.partition(":")[0] for note in again.notes] == [f"{run}/run.json", "nothing will be posted"]
+    done = follow_run(run, again)
+    assert (done.exit_code, done.written, done.posted) == (0, (tmp_path / "m.prom",), False)
+    whats = ["the report could not be written", "the webhook could not be posted"]
+    assert [problem.partition(":")[0] for problem in done.problems] == whats
+    assert "NO_SUCH_HOOK is not set" in done.problems[1]
+
+
+def test_policy_and_report_are_judged_by_one_point_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times: list[object] = []
+
+    def judged(*_: object, now: object = None) -> Judgement:
+        times.append(now)
+        return Judgement()
+
+    def written(*_: object, rules: object, now: object = None) -> None:
+        times.append(now)
+
+    monkeypatch.setattr("auditor.report.judgement.judge", judged)
+    monkeypatch.setattr("auditor.report.html.write_report", written)
+    followed(tmp_path, whole_run(tmp_path / "run"), MET, report={"html": True})
+    assert times[0] is not None
+    assert times == [times[0]] * 2
+
+
+def test_a_query_that_is_interrupted_ends_what_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise RuntimeError("Query interrupted")
+
+    monkeypatch.setattr(metrics, "metrics_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        followed(tmp_path, whole_run(tmp_path / "run"), report={"metrics": "m.prom"})
+
+
+def test_the_webhook_is_told_though_the_run_before_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("1", "2"):
+        began = f"2026-11-2{name}T02:00:00.000Z"
+        edit_manifest(whole_run(tmp_path / name), lambda m, began=began: replace(m, started_at=began))  # type: ignore[misc]
+
+    def gone(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("auditor.report.message.diff_runs", gone)
+    assert orjson.loads(message_of(tmp_path / "2").body)["drift"] is None
+
+
+def test_a_chat_calls_nobody() -> None:
+    assert for_chat("@channel <!here>") == "@\u200bchannel &lt;!here&gt;"
+
+
+def test_what_is_shown_may_be_read_by_those_who_might_before(tmp_path: Path) -> None:
+    path, old = tmp_path / "x.html", os.umask(0o027)
+    try:
+        for mode, before in ((0o640, None), (0o600, 0o600), (0o664, 0o664)):
+            if before is not None:
+                path.chmod(before)
+            with replacing(path) as new:
+                assert new.stat().st_mode & 0o777 == mode
+                new.write_text("x")
+            assert path.stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(old)

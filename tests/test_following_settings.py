@@ -120,6 +120,8 @@ def test_an_address_that_is_written_out_is_not_kept(tmp_path: Path) -> None:
     settings = read(tmp_path, f'[notify]\nwebhook = "https://chat.example.com/{HIDDEN}"')
     assert settings.notify is not None
     assert str(settings.notify.webhook).endswith(HIDDEN)
+    assert HIDDEN not in repr(settings)
+    assert "webhook=***" in repr(settings)
     kept = table_of(settings)
     assert HIDDEN not in json.dumps(kept)
     assert kept["notify"] == {"when": "always"}

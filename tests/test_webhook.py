@@ -4,11 +4,14 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import anyio
 import pytest
 from aiohttp import web
 
@@ -230,3 +233,37 @@ async def test_an_answer_without_end_is_not_read() -> None:
     async with serving(endless) as seen:
         await post(Secret(seen.url), BODY)
     assert sent < 1_000
+
+
+def test_a_resolver_that_stalls_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    stalled = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: stalled.wait(10))
+    monkeypatch.setattr(webhook, "SECONDS", 0.4)
+    began = time.monotonic()
+    with pytest.raises(WebhookError, match="did not answer in time"):
+        anyio.run(post, Secret("http://some.host/x"), BODY)
+    assert time.monotonic() - began < 5
+    stalled.set()
+
+
+async def test_names_are_resolved() -> None:
+    async with receiving() as receiver:
+        await post(Secret(receiver.url.replace("127.0.0.1", "localhost")), BODY)
+    assert len(receiver.got) == 1
+
+
+async def test_a_pause_that_lasts_too_long_does_not_take_the_limit_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "SECONDS", 0.6)
+    monkeypatch.setattr(webhook, "SECONDS_EACH", 0.2)
+
+    async def oversleep(_seconds: float) -> None:
+        await asyncio.sleep(0.8)
+
+    async with serving(silent) as seen:
+        with anyio.fail_after(5), pytest.raises(WebhookError, match="after 2 tries"):
+            await post(Secret(seen.url), BODY, clock=Clock(sleep=oversleep, draw=lambda: 0))
+
+
+async def test_who_cannot_be_reached_is_not_told_by_address() -> None:
+    error = await failure_of(Secret("http://127.0.0.1:1/"))
+    assert str(error) == "the webhook cannot be reached: Connection refused, after 4 tries"

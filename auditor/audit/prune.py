@@ -32,8 +32,8 @@ class Pruned:
 def prune(directory: str | Path, *, keep: int, dry_run: bool = False) -> Pruned:
     """Deletes all but the newest runs of each name.
 
-    The newest complete run of a name stays too, however old it is: it is the last whole inventory. A run that is being
-    written stays, and so does every folder that is no run. One that was killed or is partial goes in its turn.
+    The newest complete run of a whole fleet stays too, however old it is: it is the last whole inventory. A run that is
+    being written stays, and so does every folder that is no run. One that was killed or is partial goes in its turn.
 
     Args:
         directory: a directory of runs.
@@ -68,7 +68,7 @@ def prune(directory: str | Path, *, keep: int, dry_run: bool = False) -> Pruned:
 
 
 def _beyond(runs: list[tuple[Manifest, Path]], keep: int) -> list[tuple[Manifest, Path]]:
-    newest_complete = next((run for run in runs if run[0].state == "complete"), None)
+    newest_complete = next((run for run in runs if run[0].state == "complete" and not run[0].fleet.cut), None)
     return [run for run in runs[keep:] if run is not newest_complete]
 
 

@@ -28,16 +28,27 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 def audit(start: "Callable[[Watch, Stop], Awaitable[Result]]", log_level: str) -> "Result":
     """Runs an audit with progress and signals, and says what it came to."""
-    from auditor.display import summary, watching
+    result, seconds = _audited(start, log_level)
+    _say_summary(result, seconds)
+    return result
+
+
+def _audited(start: "Callable[[Watch, Stop], Awaitable[Result]]", log_level: str) -> "tuple[Result, float]":
+    from auditor.display import watching
     from auditor.process import log_to_stderr, until_signal
 
     log_to_stderr(log_level)
     began = time.monotonic()
     with watching() as watch:
         result = until_signal(lambda stop: start(watch, stop))
-    for line in summary(result.manifest, time.monotonic() - began):
+    return result, time.monotonic() - began
+
+
+def _say_summary(result: "Result", seconds: float) -> None:
+    from auditor.display import summary
+
+    for line in summary(result.manifest, seconds):
         say(line)
-    return result
 
 
 def audit_and_tell(
@@ -47,11 +58,19 @@ def audit_and_tell(
 
     If there is something left to ask, it says how to go on.
     """
+    from auditor.process import unwinding_on_signals
+
+    with unwinding_on_signals():
+        result, seconds = _audited(start, log_level)
+        return _follow_and_tell(result, seconds, following)
+
+
+def _follow_and_tell(result: "Result", seconds: float, following: "Following | None") -> int:
     from auditor.following import follow_run
 
-    result = audit(start, log_level)
     counts, code = result.manifest.devices, result.exit_code
     try:
+        _say_summary(result, seconds)
         if following is not None:
             followed = follow_run(result.folder, following, exit_code=code)
             code = followed.exit_code

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 from cyclopts import Parameter
 
 from auditor.errors import UsageError
-from auditor.terminal import safe, say
+from auditor.terminal import PIPE_WIDTH, safe, say
 
 if TYPE_CHECKING:
     from auditor.inventory.tables import Table, TableFormat
@@ -63,6 +63,9 @@ def deliver(
     if form == "table":
         show()
     elif out is not None and str(out) != "-":
+        from auditor.inventory.folder import refuse_own_file
+
+        refuse_own_file(out)
         write(out, form)
     else:
         with TemporaryDirectory(prefix="auditor-") as temporary:
@@ -86,7 +89,7 @@ def print_rows(table: "Table", limit: int | None = None, *, brief: bool = False)
     from rich.console import Console
     from rich.table import Table as Shown
 
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 100)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     shown = Shown(box=None, pad_edge=False, header_style="bold")
     most, cut = TABLE_ROWS if limit is None else limit, False
     rows: list[tuple[object, ...]] = []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from auditor.commands.options import Flag
 from auditor.commands.output import Out, deliver, note, print_rows
 from auditor.errors import PolicyError, UsageError
-from auditor.terminal import safe, say
+from auditor.terminal import PIPE_WIDTH, safe, say
 
 if TYPE_CHECKING:
     from auditor.inventory.policy import Judged
@@ -79,7 +79,7 @@ def _print_results(judged: "Judged") -> None:
     from rich.text import Text
 
     styles = {"violated": "red", "unparseable": "yellow", "not_seen": "yellow", "compliant": "green"}
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("verdict", "severity", "rule", "found"):
         shown.add_column(name, overflow="fold", no_wrap=name in {"verdict", "severity"})

@@ -41,7 +41,7 @@ def report(
 
         policy = load_rules(rules)
     page = read_page(run, rules=policy, directory=history)
-    note((*page.doubts, *page.unread))
+    note(page.notes)
     if str(out) == "-":
         sys.stdout.buffer.write(render(page).encode())
         return 0

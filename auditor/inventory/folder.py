@@ -10,7 +10,7 @@ import msgspec
 import orjson
 import structlog
 
-from auditor.errors import RunFolderError, RunNotWritableError
+from auditor.errors import RunFolderError, RunNotWritableError, UsageError
 
 log = structlog.get_logger()
 
@@ -60,6 +60,11 @@ class FleetFacts:
     duplicates: int
     sha256: str
     limit: int | None = None
+
+    @property
+    def cut(self) -> bool:
+        """Whether there may be devices in the source that were not wanted."""
+        return self.limit is not None and self.devices >= self.limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +163,17 @@ class Manifest:
     resumed_at: tuple[str, ...] = ()
     settings: dict[str, object] | None = None
     schema_version: int = SCHEMA_VERSION
+
+
+def refuse_own_file(path: Path) -> None:
+    """Refuses to write what is a run's own, which nothing but an audit may change.
+
+    Raises:
+        UsageError: the path is a file of a run folder.
+    """
+    own = (MANIFEST, FLEET, ANSWERED, FAILED, *SEALED)
+    if path.name in own and (path.parent / MANIFEST).is_file():
+        raise UsageError(f"{path}: is a file of a run, which nothing may change; give another path")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -112,10 +112,13 @@ def _require_text(database: duckdb.DuckDBPyConnection, folder: Path, path: Path,
 
 def incomplete(folder: Path, manifest: Manifest, counts: DeviceCounts) -> tuple[str, ...]:
     """Why numbers of a run are not of the whole fleet, if they are not."""
-    if manifest.state == "complete" and not counts.unanswered:
-        return ()
-    without = f"{counts.failed:,} devices failed and {counts.pending:,} are pending"
-    return (f"{folder} is {manifest.state}: {without}",)
+    found = []
+    if manifest.state != "complete" or counts.unanswered:
+        without = f"{counts.failed:,} devices failed and {counts.pending:,} are pending"
+        found.append(f"{folder} is {manifest.state}: {without}")
+    if manifest.fleet.cut:
+        found.append(f"{folder} is of the first {manifest.fleet.devices:,} devices of its fleet alone (--limit)")
+    return tuple(found)
 
 
 def is_sealed(folder: Path, manifest: Manifest) -> bool:

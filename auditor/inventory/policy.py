@@ -11,7 +11,8 @@ newer than, or the same as, every other one is ``unparseable``.
   Either takes a doubt as a reason to look.
 - An exception takes out what it matches, of groups too, whatever it would have come to. A device that it takes out in
   part is ``excepted`` if nothing is wrong with the rest.
-- A rule is ``violated`` if anything is, else ``unparseable``, else ``not_seen``, else ``compliant``.
+- A rule is ``violated`` if anything is, else ``unparseable``, else ``not_seen``, else ``compliant``. One that is about
+  nothing in the run, misspelt probably, is ``not_seen``.
 """
 
 from collections.abc import Iterator, Mapping
@@ -183,6 +184,8 @@ def _results(
     for at, rule in enumerate(rules):
         counts = {name: found.get((at, rank), 0) for name, rank in _COUNTED.items()}
         worst: Verdict = next((verdict for verdict in _WORST if counts[verdict]), "compliant")
+        if not sum(counts.values()):  # a rule about nothing has not been kept
+            worst = "not_seen"
         results.append(RuleResult(rule, worst, **counts, unit=rule.unit, message=_message(rule, counts)))
         seen = sum(counts.values()) - counts["not_seen"]
         if not seen and (found.get((at, SEEN), 0) or not counts["not_seen"]):

@@ -14,11 +14,8 @@ from auditor.report.text import day, part, shown
 STATES = {"ok": "ok", "empty": "empty", "not_found": "not-found", "failed": "failed", "pending": "pending"}
 """The ink of each state of a device."""
 
-_AGES = {
-    0: (), 1: ("accent",), 2: ("accent", "c3"), 3: ("accent", "c1", "c3"), 4: ("accent", "c1", "c2", "c3"),
-    5: ("accent", "c1", "c2", "c3", "c4"),
-}  # fmt: skip
-"""Inks of versions by age, from cold to warm, for so many of them."""
+_AGES = {0: (), 1: ("c3",), 2: ("c1", "c3"), 3: ("c1", "c2", "c3"), 4: ("c1", "c2", "c3", "c4")}
+"""Inks of versions besides the newest by age, from cold to warm, for so many of them."""
 
 _KINDS = ("c5", "c1", "c2", "c3", "c4")
 """Inks of versions whose age is not known; none is that of the newest."""
@@ -78,15 +75,18 @@ def versions_picture(module: Module) -> Markup:
 
 
 def adoption_inks(adoption: Adoption) -> tuple[str, ...]:
-    """The inks of a module's versions over time: one stands for the newest, wherever it is known."""
-    inks: tuple[str, ...] = _KINDS
-    if adoption.module.newest is not None:
-        inks = _AGES[sum(text is not None for text in adoption.versions)]
-    return tuple("rest" if text is None else inks[at] for at, text in enumerate(adoption.versions))
+    """The inks of a module's versions over time: one stands for the newest that is alive, wherever it is known.
+
+    That is not always the first of them: one that was rolled back is newer, and alive in earlier runs alone.
+    """
+    newest = adoption.module.newest
+    others = [text for text in adoption.versions if text is not None and text != newest]
+    inks = dict(zip(others, _KINDS if newest is None else _AGES[len(others)], strict=False))
+    return tuple("rest" if text is None else inks.get(text, "accent") for text in adoption.versions)
 
 
 def adoption_picture(adoption: Adoption, history: History) -> Markup:
-    """A module over time: a column for each run, the newest version at the bottom; runs to be doubted are marked."""
+    """A module over time: a column for each run, newer versions at the bottom; runs to be doubted are marked."""
     inks = adoption_inks(adoption)
     rows = [
         {"run": run, "place": place, "share": share, "ink": inks[place]}

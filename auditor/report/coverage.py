@@ -32,10 +32,14 @@ def read_coverage(database: duckdb.DuckDBPyConnection, counts: DeviceCounts) -> 
     )
     rows = database.execute(
         f"SELECT left(account, {_LENGTH}), left(product_key, {_LENGTH}), {', '.join(_STATES)} FROM products "
+        "WHERE failed + pending > 0 "
         "ORDER BY (failed + pending) / devices DESC, (not_found + empty) / devices DESC, devices DESC, "
         f"account, product_key LIMIT {PRODUCTS}"
     ).fetchall()
-    first, last = database.execute("SELECT min(audited_at), max(audited_at) FROM devices").fetchone() or (None, None)
+    # Somebody else's file may hold anything under that name.
+    first, last = database.execute(
+        "SELECT min(point), max(point) FROM (SELECT try_cast(audited_at AS TIMESTAMP) AS point FROM devices)"
+    ).fetchone() or (None, None)
     return Coverage(
         counts=counts,
         products=tuple(Product(row[0], row[1], DeviceCounts(*row[2:])) for row in rows),
@@ -80,5 +84,6 @@ def read_trouble(database: duckdb.DuckDBPyConnection, manifest: Manifest) -> Tro
     )
 
 
-def _utc(point: datetime | None) -> datetime | None:
-    return None if point is None else point.replace(tzinfo=UTC)
+def _utc(point: object) -> datetime | None:
+    """A time of the database; None for one before or after all years of a calendar, which it gives as text."""
+    return point.replace(tzinfo=UTC) if isinstance(point, datetime) else None

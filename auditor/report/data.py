@@ -233,13 +233,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the rules say; ``examples`` are some violations: rule, where, and why."""
+    """What the rules say; ``examples`` are some violations: rule, where, and why; ``problem``: why they say nothing."""
 
     verdicts: tuple[Verdict, ...]
     more: int
     violated: int
     examples: tuple[tuple[str, str, str], ...]
     doubts: tuple[str, ...]
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +316,12 @@ class Page:
     trouble: Trouble
     unread: tuple[str, ...]
     written_at: datetime
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be known before any of it is believed, a sentence each."""
+        problem = None if self.policy is None else self.policy.problem
+        return (*self.doubts, *self.unread, *(() if problem is None else (problem,)))
 
 
 def fleet_of(counts: DeviceCounts) -> int:

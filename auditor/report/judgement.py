@@ -1,6 +1,7 @@
 """What judging a run by rules came to, kept when its rows are closed again."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,8 @@ class Judgement:
         return tuple(sorted(found, key=lambda each: ("error", "warning", "note").index(each.rule.severity)))
 
 
-def judge(run: str | Path, rules: "Rules") -> Judgement:
-    """What a run comes to by these rules.
+def judge(run: str | Path, rules: "Rules", *, now: datetime | None = None) -> Judgement:
+    """What a run comes to by these rules, by the time ``now``, which is the clock's if it is None.
 
     Raises:
         RunFolderError: it is no run, or cannot be read.
@@ -41,5 +42,5 @@ def judge(run: str | Path, rules: "Rules") -> Judgement:
     """
     from auditor.inventory.policy import judge_run
 
-    with judge_run(run, rules) as judged:
+    with judge_run(run, rules, now=now) as judged:
         return Judgement(judged.results, judged.failed, judged.doubts)

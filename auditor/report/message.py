@@ -97,8 +97,12 @@ def message_of(
 
 
 def for_chat(text: str) -> str:
-    """Text as Slack wants it: ``&``, ``<`` and ``>`` written out, so that nothing in it is a link or calls people."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Text as Slack wants it: ``&``, ``<`` and ``>`` written out, so that nothing in it is Slack's markup.
+
+    A space without a width after ``@`` keeps Mattermost, too, from calling people. A chat may still make
+    links of addresses.
+    """
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "@\u200b")
 
 
 def _read(folder: Path) -> tuple[Frozen, tuple[FailureFacts, ...]]:
@@ -123,6 +127,7 @@ def _read(folder: Path) -> tuple[Frozen, tuple[FailureFacts, ...]]:
             fleet=folder / FLEET,
             devices=folder / DEVICES,
             modules=folder / MODULES,
+            tampered=False,
             doubts=doubts,
         )
         return frozen, manifest.failures
@@ -142,7 +147,7 @@ def _change(run: Frozen) -> Change | None:
         )
         with diff_runs(before, run.folder) as drift:
             return Change(before.name, drift.counts, tuple(drift.doubts[:SENTENCES]))
-    except (AuditorError, StopIteration):  # the message is about this run
+    except (AuditorError, OSError, StopIteration):  # the message is about this run, and wanted most on a full disk
         return None
 
 

@@ -21,14 +21,15 @@ from auditor.inventory.seal import count_failures
 from auditor.inventory.tables import reading
 from auditor.inventory.views import define_sealed_views, number
 from auditor.report.judgement import Judgement, judge
-from auditor.report.placing import replacing
+from auditor.report.placing import READABLE, replacing
 from auditor.terminal import safe
 
 if TYPE_CHECKING:
     from auditor.inventory.rules import Rules
 
 SERIES = 1_000
-"""Series of one name at most, those of the most devices: a device may call its version anything, and each is one."""
+"""Series of one name at most, those of the most devices: a device may call its version anything, and each is one. Of
+accounts, which have a series for each state, so many."""
 
 LABEL_LENGTH = 200
 """Characters of a label at most; what is cut to the same text is one series."""
@@ -36,6 +37,7 @@ LABEL_LENGTH = 200
 _HELP = {
     "auditor_fleet_devices": "Devices of the fleet.",
     "auditor_devices": "Devices by account and by what became of them: ok, empty, not_found, failed or pending.",
+    "auditor_accounts_left_out": "Accounts that have no series, for there are too many.",
     "auditor_failed_devices": "Devices that could not be answered, by code.",
     "auditor_oldest_answer_timestamp_seconds": "When the oldest of the run's answers came.",
     "auditor_module_devices": "Devices that report a module.",
@@ -85,7 +87,7 @@ def put_metrics(folder: Path, path: Path, verdicts: Judgement | None) -> None:
         RunNotWritableError: the file, or the system's temporary folder, cannot be written.
     """
     text = metrics_of(folder, verdicts)
-    with replacing(path) as new:
+    with replacing(path, mode=READABLE) as new:
         new.write_bytes(text)
 
 
@@ -152,15 +154,13 @@ def _opened(run: Frozen, spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 def _add_devices(samples: _Samples, database: duckdb.DuckDBPyConnection) -> None:
     samples.add("auditor_fleet_devices", number(database, "SELECT count(*) FROM devices"))
-    by_account: dict[str, dict[str, int]] = {}
     states = [state.name for state in fields(DeviceCounts)]
-    for account, state, devices in database.execute(
-        f"SELECT account, status, count(*) FROM devices GROUP BY ALL ORDER BY ALL LIMIT {SERIES}"
-    ).fetchall():
-        by_account.setdefault(account, dict.fromkeys(states, 0))[state] = devices
-    for account, counts in by_account.items():
-        for state, devices in counts.items():
+    counted = ", ".join(f"count(*) FILTER (status = '{state}')" for state in states)
+    accounts = f"SELECT account, count(*) AS devices, {counted} FROM devices GROUP BY account"
+    for account, _, *counts in _largest(database, accounts, "account"):
+        for state, devices in zip(states, counts, strict=True):
             samples.add("auditor_devices", devices, account=account, state=state)
+    samples.add("auditor_accounts_left_out", _left_out(database, accounts))
     for failure in count_failures(database):
         samples.add("auditor_failed_devices", failure.devices, code=failure.code)
     ((oldest,),) = database.execute("SELECT epoch(min(try_cast(audited_at AS TIMESTAMP))) FROM devices").fetchall()
@@ -180,7 +180,7 @@ def _add_modules(samples: _Samples, database: duckdb.DuckDBPyConnection) -> None
         labels = dict(zip((*module, "module_version"), names, strict=True))
         samples.add("auditor_module_version_devices", devices, **labels)
     for name, rows in (("auditor_modules_left_out", sums), ("auditor_module_versions_left_out", "FROM counted")):
-        samples.add(name, max(0, number(database, f"SELECT count(*) FROM ({rows})") - SERIES))
+        samples.add(name, _left_out(database, rows))
 
 
 def _largest(database: duckdb.DuckDBPyConnection, rows: str, names: str) -> list[tuple[Any, ...]]:
@@ -188,12 +188,16 @@ def _largest(database: duckdb.DuckDBPyConnection, rows: str, names: str) -> list
     return database.execute(query).fetchall()
 
 
+def _left_out(database: duckdb.DuckDBPyConnection, rows: str) -> int:
+    return max(0, number(database, f"SELECT count(*) FROM ({rows})") - SERIES)
+
+
 def _add_run(samples: _Samples, run: Frozen, verdicts: Judgement | None) -> None:
     manifest = run.manifest
     for state in get_args(State):
         samples.add("auditor_run_state", state == manifest.state, state=state)
-    incomplete = manifest.state != "complete" or run.counts.unanswered > 0
-    doubts = {"incomplete": int(incomplete), "tampered": len(run.doubts) - incomplete}
+    incomplete = manifest.state != "complete" or run.counts.unanswered > 0 or manifest.fleet.cut
+    doubts = {"incomplete": int(incomplete), "tampered": int(run.tampered)}
     doubts["policy"] = len(set(verdicts.doubts) - set(run.doubts)) if verdicts is not None else 0
     for kind, number_of in doubts.items():
         samples.add("auditor_run_doubts", number_of, kind=kind)
@@ -211,11 +215,12 @@ def _add_run(samples: _Samples, run: Frozen, verdicts: Judgement | None) -> None
 
 
 def _last_success(folder: Path, manifest: Manifest) -> float | None:
-    """When the newest complete run of a name ended: ``prune`` keeps it, however old it is."""
+    """When the newest complete run of a name and a whole fleet ended: ``prune`` keeps it, however old it is."""
     runs = [(manifest, folder)]
     with suppress(RunFolderError):
         runs += runs_in(folder.resolve().parent)[0]
-    ended = (_seconds(run.finished_at) for run, _ in runs if (run.name, run.state) == (manifest.name, "complete"))
+    whole = (run for run, _ in runs if (run.name, run.state) == (manifest.name, "complete") and not run.fleet.cut)
+    ended = (_seconds(run.finished_at) for run in whole)
     return max((at for at in ended if at is not None), default=None)
 
 

@@ -1,6 +1,6 @@
 """What was before, for the report: the runs of a directory over time, and what changed since the last one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cmp_to_key
 from heapq import nlargest
 from pathlib import Path
@@ -11,7 +11,7 @@ from auditor.database import quoted_to_read
 from auditor.inventory.drift import diff_runs
 from auditor.inventory.folder import DeviceCounts, Manifest, runs_in
 from auditor.inventory.frozen import Frozen
-from auditor.inventory.history import read_history
+from auditor.inventory.history import RunPoint, read_history
 from auditor.inventory.versions import compare_versions
 from auditor.report.data import Adoption, Changes, History, Module, ModuleChange, Past
 
@@ -21,26 +21,29 @@ RUNS, ADOPTED, VERSIONS, CHANGED = 30, 6, 5, 10
 _LENGTH = 200
 
 
-def earlier_runs(run: Frozen, directory: Path) -> tuple[list[tuple[Manifest, Path]], int]:
-    """The ended runs of the same name before this one, the newest first; and how many runs of the name are later.
+def earlier_runs(run: Frozen, directory: Path) -> tuple[list[tuple[Manifest, Path]], int, tuple[str, ...]]:
+    """The ended runs of the same name that began before this one, the newest first.
+
+    Returns:
+        These; how many runs of the name did not begin before it, itself among them; and which runs of any name cannot
+        be read, a sentence each.
 
     Raises:
         RunFolderError: the directory cannot be read.
     """
     here = run.manifest
-    named = [(told, folder) for told, folder in runs_in(directory)[0] if told.name == here.name]
-    earlier = [each for each in named if each[0].started_at < here.started_at and each[0].state != "running"]
-    return earlier, sum(told.started_at > here.started_at for told, _ in named)
+    runs, broken = runs_in(directory)
+    named = [(told, folder) for told, folder in runs if told.name == here.name]
+    before = [each for each in named if each[0].started_at < here.started_at]
+    earlier = [each for each in before if each[0].state != "running"]
+    return earlier, len(named) - len(before), tuple(f"a run is passed over: {problem}" for problem in broken)
 
 
-def labels_of(state: str, counts: DeviceCounts, doubts: Sequence[str]) -> tuple[str, ...]:
-    """What is wrong with a run's numbers, in a word each: how far it came, and whether its files were changed.
-
-    One doubt says that a run is not whole; any other is about its files.
-    """
+def labels_of(state: str, counts: DeviceCounts, *, tampered: bool) -> tuple[str, ...]:
+    """What is wrong with a run's numbers, in a word each: how far it came, and whether its files were changed."""
     partial = state != "complete" or counts.unanswered > 0
     how_far = () if not partial else ("incomplete" if state == "complete" else state,)
-    return (*how_far, *(("tampered",) if len(doubts) > partial else ()))
+    return (*how_far, *(("tampered",) if tampered else ()))
 
 
 def read_changes(run: Frozen, before: Path) -> Changes:
@@ -60,7 +63,7 @@ def read_changes(run: Frozen, before: Path) -> Changes:
                 moved += 1
                 found = nlargest(CHANGED, (*found, change), key=lambda each: (each.moved, each.not_seen))
         told = drift.old.manifest
-        label = ", ".join(labels_of(told.state, drift.old.counts, drift.old.doubts)) or None
+        label = ", ".join(labels_of(told.state, drift.old.counts, tampered=drift.old.tampered)) or None
         doubts = tuple(doubt for doubt in drift.doubts if doubt not in run.doubts)
         return Changes(before.name, told.started_at, label, drift.counts, tuple(found), moved - len(found), doubts)
 
@@ -76,53 +79,70 @@ def read_past(
 ) -> History | None:
     """The runs up to this one, and what part of the devices ran which version in each; None without an earlier one.
 
+    This run is the last of them wherever it lies, and its numbers are those of the page.
+
     Args:
         database: with the tables ``versions`` and ``largest`` that ``read_shares`` makes.
         run: this one.
         modules: the modules of ``largest``.
         directory: where the runs lie.
-        later: how many runs of the name began after this one.
+        later: how many runs of the name in there did not begin before this one.
         work: a folder to write to meanwhile.
 
     Raises:
         RunFolderError: the directory cannot be read.
     """
     stored = work / "history.parquet"
-    with read_history(directory, name=run.manifest.name, limit=RUNS + later) as history:
-        points = [point for point in history.runs if point.started_at <= run.manifest.started_at][-RUNS:]
-        if not any(point.folder.name != run.folder.name for point in points):
+    here = run.manifest
+    with read_history(directory, name=here.name, limit=RUNS - 1 + later) as history:
+        points = [point for point in history.runs if point.started_at < here.started_at][1 - RUNS :]
+        if not points:
             return None
         history.table.write(stored, "parquet")
-        doubts = history.doubts
-    runs = tuple(
-        Past(
-            point.folder.name, point.started_at, point.devices,
-            ", ".join(labels_of(point.state, point.devices, point.doubts)) or None,
-        )
-        for point in points
-    )  # fmt: skip
+    earlier = [
+        _past(point.folder, point.started_at, point.state, point.devices, tampered=point.tampered) for point in points
+    ]
+    runs = (*earlier, _past(run.folder, here.started_at, here.state, run.counts, tampered=run.tampered))
     database.execute("CREATE TABLE runs (place BIGINT, run VARCHAR)")
-    database.executemany("INSERT INTO runs VALUES (?, ?)", [[place, past.run] for place, past in enumerate(runs)])
-    _define_adoption(database, stored, run.folder.name)
+    database.executemany("INSERT INTO runs VALUES (?, ?)", [[place, past.run] for place, past in enumerate(earlier)])
+    _define_adoption(database, stored, len(earlier))
     adopted = tuple(
         _adoption(database, place, module, len(runs)) for place, module in enumerate(modules[:ADOPTED], start=1)
     )
-    return History(runs, adopted, doubts)
+    return History(runs, adopted, tuple(_doubts(points)))
 
 
-def _define_adoption(database: duckdb.DuckDBPyConnection, stored: Path, current: str) -> None:
+def _past(folder: Path, started_at: str, state: str, counts: DeviceCounts, *, tampered: bool) -> Past:
+    return Past(folder.name, started_at, counts, ", ".join(labels_of(state, counts, tampered=tampered)) or None)
+
+
+def _doubts(points: Sequence[RunPoint]) -> Iterator[str]:
+    """Why numbers of earlier runs are to be doubted; of those that are only not whole one sentence for all."""
+    for point in points:
+        if point.tampered:
+            yield from point.doubts
+    partial = [point for point in points if point.doubts and not point.tampered]
+    if len(partial) == 1:
+        yield from partial[0].doubts
+    elif partial:
+        states = ", ".join(sorted({point.state for point in partial}))
+        yield f"{len(partial):,} of {len(points):,} earlier runs are not of the whole fleet ({states})"
+
+
+def _define_adoption(database: duckdb.DuckDBPyConnection, stored: Path, current: int) -> None:
     """Defines ``adoption``: of each module with a picture, in each run, what part of its devices ran which version.
 
-    This run's own numbers are those of the page, whatever another file of its folder tells.
+    Those of ``runs`` are read from what is stored; this run, whose place is ``current``, from the page's ``versions``.
     """
     columns = "account, product_key, module_name, module_version, devices"
     database.execute(
-        f"CREATE TABLE adoption AS WITH told AS (SELECT run, {columns} FROM read_parquet({quoted_to_read(stored)}) "
-        f"WHERE run <> $1 UNION ALL SELECT $1, {columns} FROM versions), "
+        f"CREATE TABLE adoption AS WITH told AS (SELECT place AS run, {columns} "
+        f"FROM read_parquet({quoted_to_read(stored)}) JOIN runs USING (run) "
+        f"UNION ALL SELECT $1, {columns} FROM versions), "
         "wanted AS (SELECT DISTINCT l.place AS module, account, product_key, lower(module_name) AS name FROM largest l "
         f"JOIN versions USING (module) WHERE l.place <= {ADOPTED}), "
-        "chosen AS (SELECT r.place AS run, w.module, t.module_version, sum(t.devices) AS devices FROM told t "
-        "JOIN runs r USING (run) JOIN wanted w ON t.account = w.account AND lower(t.module_name) = w.name "
+        "chosen AS (SELECT t.run, w.module, t.module_version, sum(t.devices) AS devices FROM told t "
+        "JOIN wanted w ON t.account = w.account AND lower(t.module_name) = w.name "
         "AND t.product_key IS NOT DISTINCT FROM w.product_key GROUP BY ALL), "
         "parts AS (SELECT *, devices / sum(devices) OVER (PARTITION BY run, module) AS share FROM chosen) "
         "SELECT run, module, module_version, share FROM parts",

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from auditor import terminal
 from auditor.terminal import safe
 
 NAME = 48
@@ -34,14 +35,8 @@ def number(value: float) -> str:
 
 
 def part(share: float | None) -> str:
-    """A part of a whole as per cent; never all and never none of it unless it is."""
-    if share is None:
-        return NOTHING
-    if 0 < share < 0.001:  # noqa: PLR2004  less than can be told with one decimal
-        return "<0.1%"
-    tenths = int(share * 1_000 + 1e-6)  # cut, not rounded: 99.96% is not 100%
-    tenths = min(tenths, 999) if share < 1 else tenths
-    return f"{tenths // 10}%" if tenths % 10 == 0 else f"{tenths / 10:.1f}%"
+    """A part of a whole as per cent, as terminals show it too; a dash where it is not known."""
+    return NOTHING if share is None else terminal.part(share)
 
 
 def moment(text: str | None) -> datetime | None:

@@ -1,11 +1,13 @@
 """What the rules say, for the report."""
 
+from collections.abc import Iterator
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
 from auditor.inventory.policy import judge_run
 from auditor.inventory.rules import Rules
+from auditor.inventory.tables import Table
 from auditor.report.data import Policy, Verdict
 
 RULES, EXAMPLES, EACH, READ = 60, 24, 3, 200
@@ -31,15 +33,23 @@ def read_policy(run: Path, rules: Rules, now: datetime) -> Policy:
         ]  # fmt: skip
         verdicts.sort(key=lambda each: (_ORDER.index(each.verdict), _SEVERITIES.index(each.severity)))
         examples = [
-            (result.rule.name, *_example(dict(zip(table.columns, row, strict=True))))
+            (result.rule.name, *_example(row))
             for result, table in zip(judged.results, judged.examples, strict=True)
             if result.verdict == "violated"
-            for row in islice((row for row in islice(table, READ) if "violated" in row), EACH)
+            for row in islice(_violations(table), EACH)
         ]
         violated = sum(each.verdict == "violated" for each in verdicts)
         doubts = tuple(doubt for doubt in judged.doubts if doubt not in judged.run.doubts)
         more = max(0, len(verdicts) - RULES)
         return Policy(tuple(verdicts[:RULES]), more, violated, tuple(examples[:EXAMPLES]), doubts)
+
+
+def _violations(table: Table) -> Iterator[dict[str, object]]:
+    """Those of a rule's first rows that violate it; a device may be called like a verdict."""
+    for values in islice(table, READ):
+        row = dict(zip(table.columns, values, strict=True))
+        if row["verdict"] == "violated":
+            yield row
 
 
 def _example(row: dict[str, object]) -> tuple[str, str]:

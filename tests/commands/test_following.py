@@ -186,7 +186,8 @@ def test_settings_that_differ_in_what_follows_do_not_refuse_to_go_on(
     assert (platform.settings.parent / "auditor.prom").is_file()
 
 
-def test_who_does_not_wait_for_the_webhook_still_has_the_run(platform: Platform) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_does_not_wait_for_the_webhook_still_has_the_run(platform: Platform, number: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(30)
         settings = settings_with(platform, notify(f'"http://127.0.0.1:{silent.getsockname()[1]}/{TOKEN}"'))
@@ -198,7 +199,7 @@ def test_who_does_not_wait_for_the_webhook_still_has_the_run(platform: Platform)
             env=os.environ | {"SIGNING": SIGNING},
         )
         connection, _ = silent.accept()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, said = process.communicate(timeout=10)
         connection.close()
     assert process.returncode == 130

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ Shown = dict[str, int]
 def run(tmp_path: Path) -> Path:
     (tmp_path / "rules.toml").write_text(RULES)
     return every_status(tmp_path / "runs" / "now").folder
+
+
+def words_of(words: tuple[str, ...], run: Path) -> list[object]:
+    """A command's words with the run in its place, the directory that it lies in, or a copy of it."""
+    places = {"RUN": run, "DIR": run.parent, "COPY": run.parent.parent / "copy"}
+    if "COPY" in words:
+        shutil.copytree(run, places["COPY"])
+    return [places.get(word, word) for word in words]
 
 
 def of_document(document: dict[str, Any]) -> Shown:
@@ -91,7 +100,7 @@ SOURCES: dict[str, tuple[tuple[str, ...], Callable[[str], Shown]]] = {
         lambda text: {f"devices.{row['status']}": row["n"] for row in map(json.loads, text.splitlines())},
     ),
     "history": (("history", "DIR", "--format", "json"), lambda text: of_document(json.loads(text)["runs"][0])),
-    "diff": (("diff", "RUN", "RUN", "--format", "json"), lambda text: of_document(json.loads(text)["old"])),
+    "diff": (("diff", "RUN", "COPY", "--format", "json"), lambda text: of_document(json.loads(text)["old"])),
     "policy": (
         ("policy", "RUN", "rules.toml", "--format", "json"),
         lambda text: of_results(json.loads(text)),
@@ -111,7 +120,7 @@ SOURCES: dict[str, tuple[tuple[str, ...], Callable[[str], Shown]]] = {
 @pytest.mark.parametrize("source", SOURCES)
 def test_what_a_command_counts_is_what_the_files_hold(auditor: Auditor, run: Path, source: str) -> None:
     words, counts = SOURCES[source]
-    done = auditor(*({"RUN": run, "DIR": run.parent}.get(word, word) for word in words))
+    done = auditor(*words_of(words, run))
     assert done.returncode == 0, done.stderr
     shown, expected = counts(done.stdout), counts_of(run)
     assert {name: shown[name] for name in shown} == {name: expected[name] for name in shown}
@@ -127,8 +136,8 @@ def test_manifest_and_webhook_tell_the_same(run: Path) -> None:
 
 @pytest.mark.parametrize("words", [("inventory", "RUN"), ("history", "DIR")])
 def test_versions_and_their_devices_are_those_of_the_files(auditor: Auditor, run: Path, words: tuple[str, ...]) -> None:
-    asked = ({"RUN": run, "DIR": run.parent}.get(word, word) for word in words)
-    found = [json.loads(line) for line in auditor(*asked, "--format", "jsonl").stdout.splitlines()]
+    done = auditor(*words_of(words, run), "--format", "jsonl")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
     names = ("account", "product_key", "module_name", "module_version", "devices")
     expected = {row[:5] for row in rows_of(run)}
     assert {tuple(str(row[name]) for name in names) for row in found} == expected
@@ -143,7 +152,7 @@ def test_a_partial_and_tampered_run_is_labelled_wherever_its_numbers_appear(
     same = run / "same.parquet"
     duckdb.sql(f"COPY (FROM read_parquet('{run / MODULES}')) TO '{same}' (FORMAT parquet, COMPRESSION uncompressed)")
     same.replace(run / MODULES)
-    done = auditor(*({"RUN": run, "DIR": run.parent}.get(word, word) for word in SOURCES[source][0]))
+    done = auditor(*words_of(SOURCES[source][0], run))
     assert done.returncode == 0, done.stderr
     if source == "metrics":
         assert 'auditor_run_doubts{kind="tampered",run="nightly"} 1.0' in done.stdout

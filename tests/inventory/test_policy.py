@@ -289,6 +289,7 @@ def test_a_policy_equals_a_judgement_in_plain_python(*, run: list[Seen], rules: 
         names = ("compliant", "violated", "unparseable", "not_seen", "excepted")
         assert {name: getattr(result, name) for name in names} == {name: counts[name] for name in names}
         worst = next((name for name in ("violated", "unparseable", "not_seen") if counts[name]), "compliant")
+        worst = worst if counts.total() else "not_seen"
         assert result.verdict == worst
         assert Counter(row[2:9] for row in found if row[0] == one.name) == rows
 

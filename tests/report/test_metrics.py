@@ -161,6 +161,20 @@ def test_only_the_largest_have_series_and_the_others_are_counted(
     assert ("demo", "p1", "m6") in modules
 
 
+def test_accounts_that_are_too_many_are_counted_and_the_others_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "SERIES", 2)
+    fleet = [replace(named(n), account=account) for n, account in enumerate("abbccc")]
+    outcomes: list[Outcome] = [failed(d) if n % 2 else ok(d, ("ble", "1")) for n, d in enumerate(fleet)]
+    samples = read(build(tmp_path / "run", fleet, outcomes).folder)
+    shown = samples.of("auditor_devices")
+    assert {key: value for key, value in shown.items() if value} == {
+        ("b", "ok"): 1, ("b", "failed"): 1, ("c", "ok"): 1, ("c", "failed"): 2,
+    }  # fmt: skip
+    assert samples.one("auditor_accounts_left_out") == 1
+
+
 def test_a_run_tells_how_it_went(tmp_path: Path) -> None:
     folder = every_status(tmp_path / "run").folder
     edit_manifest(

@@ -95,5 +95,12 @@ def test_the_ink_of_the_newest_is_of_no_other_version() -> None:
     assert adoption_inks(known)[-1] == adoption_inks(unknown)[-1] == "rest"
 
 
+def test_a_version_that_was_rolled_back_has_not_the_ink_of_the_newest_that_is_alive() -> None:
+    back = Adoption(module(("1.1", 1), ("1.0", 1), newest="1.1"), ("2.0", "1.1", "1.0", None), ())
+    assert adoption_inks(back) == ("c1", "accent", "c3", "rest")
+    five = Adoption(module(("3", 1), newest="3"), ("7", "6", "5", "4", "3"), ())
+    assert adoption_inks(five) == ("c1", "c2", "c3", "c4", "accent")
+
+
 def test_the_same_picture_has_the_same_bytes() -> None:
     assert versions_picture(module(("1", 1))) == versions_picture(module(("1", 1)))
