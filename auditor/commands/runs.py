@@ -162,12 +162,16 @@ def diff(
     """
     from auditor.findings import drift_summary
     from auditor.inventory.drift import diff_runs, last_two
+    from auditor.inventory.folder import find_run
 
     form = chosen(format, out)
     if last and new is None:
         old, new = last_two(Path("audits") if old is None else old)
     elif last or old is None or new is None:
         raise UsageError("give two runs, OLD and NEW, or --last and a directory of runs")
+    old, new = find_run(old), find_run(new)
+    if old.resolve() == new.resolve():
+        raise UsageError(f"{old}: is both the old run and the new one; give two, or --last and their directory")
     wrong = _changes(fail_on)
     with diff_runs(old, new) as drift:
         note(drift.doubts)

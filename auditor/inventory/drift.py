@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import duckdb
 
 from auditor.database import READING_MEMORY, READING_THREADS, open_database
-from auditor.errors import RunFolderError, UsageError
+from auditor.errors import RunFolderError
 from auditor.inventory.folder import SCHEMA_VERSION, find_run, runs_in
 from auditor.inventory.frozen import Frozen, freeze
 from auditor.inventory.matching import define_matched, define_reported
@@ -98,13 +98,10 @@ def diff_runs(old: str | Path, new: str | Path) -> Iterator[Drift]:
         new: the later one.
 
     Raises:
-        UsageError: both are the same run.
         RunFolderError: one is no run, or cannot be read.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
     folders = find_run(Path(old)), find_run(Path(new))
-    if folders[0].resolve() == folders[1].resolve():
-        raise UsageError(f"{folders[0]}: is both the old run and the new one; give two, or --last and their directory")
     with TemporaryDirectory(prefix="auditor-diff-") as temporary:
         work = Path(temporary)
         before, after = (freeze(folder, work / side) for side, folder in zip(("old", "new"), folders, strict=True))

@@ -135,11 +135,12 @@ def test_the_name_of_a_file_tells_its_format(auditor: Auditor, tmp_path: Path, e
         assert whole.startswith(b"account,product_key,module_name")
 
 
-@pytest.mark.parametrize("arguments", [("devices",), ("sql", "FROM inventory"), ("diff", "audits"), ("history",)])
+@pytest.mark.parametrize("arguments", [("devices",), ("sql", "FROM inventory"), ("diff", "other"), ("history",)])
 def test_every_command_that_reads_runs_writes_excel_files(
     auditor: Auditor, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     every_status(tmp_path / "audits" / "run")
+    every_status(tmp_path / "other")
     verb, *more = arguments
     done = auditor(verb, "audits", *more, "-o", "out.xlsx")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
