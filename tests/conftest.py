@@ -1,5 +1,8 @@
 """What every test shares: one event loop library, and what becomes of a test that a late machine has spoilt."""
 
+import contextlib
+import signal
+
 import pytest
 
 LIVE = frozenset({"anyio_backend", "auditor", "start_platform"})
@@ -9,6 +12,12 @@ LIVE = frozenset({"anyio_backend", "auditor", "start_platform"})
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": True}
+
+
+def pytest_configure() -> None:
+    """Programs that the tests start hear hang-ups, whether or not the tests themselves were started by nohup."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
