@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 import msgspec
 
 from auditor.errors import SettingsError
-from auditor.model import Secret
 from auditor.settings import (
     Account,
     Budget,
@@ -24,7 +23,7 @@ from auditor.settings import (
     Settings,
     SharedBudget,
 )
-from auditor.settings_rules import check_accounts, check_following, check_source, place_of
+from auditor.settings_rules import SOURCES, check_accounts, check_following, check_source, place_of
 
 __all__ = [
     "Account",
@@ -36,7 +35,6 @@ __all__ = [
     "Settings",
     "SharedBudget",
     "load_settings",
-    "read_secret",
     "settings_from",
 ]
 
@@ -88,54 +86,24 @@ def settings_from(table: Mapping[str, Any], *, where: str = "settings", folder: 
     return settings
 
 
-def read_secret(source: str | SecretSource, *, account: str | None, key: str) -> Secret:
-    """A key of an account, or of none, from where the settings say that it lies.
-
-    Raises:
-        SettingsError: the variable is not set, or the file cannot be read or is empty.
-    """
-    if isinstance(source, str):
-        return Secret(source)
-    where = key if account is None else f'account "{account}": {key}'
-    if source.env is not None:
-        place = f"the environment variable {source.env}"
-        text = os.environ.get(source.env, "").strip()
-        if not text:
-            raise SettingsError(f"{where}: {place} is not set, or empty")
-    else:
-        place = str(source.file)
-        try:
-            text = Path(source.file or "").read_text(encoding="utf-8-sig").strip()
-        except OSError as error:
-            raise SettingsError(f"{where}: {place} cannot be read: {error.strerror}") from error
-        except ValueError:  # its text would quote the bytes
-            raise SettingsError(f"{where}: {place} cannot be read: it is not UTF-8 text") from None
-        if not text:
-            raise SettingsError(f"{where}: {place} is empty")
-    if not text.isprintable():
-        raise SettingsError(f"{where}: {place} holds more than one line, or a control character; leave only the key")
-    return Secret(text)
-
-
 def _account(raw: object, where: str, folder: Path) -> Account:
     if isinstance(raw, Mapping) and isinstance(raw.get("access_key_secret"), str):
         raise SettingsError(
-            f"{where}: access_key_secret is written out; keep it out of the file: "
-            'access_key_secret = { env = "NAME" } or { file = "/path" }'
+            f"{where}: access_key_secret is written out; keep it out of the file: access_key_secret = {SOURCES}"
         )
     account = _convert(raw, Account, where)
     if account.access_key_id == "":
         raise SettingsError(f"{where}: access_key_id: is empty")
-    for key in ("access_key_id", "access_key_secret"):
-        if isinstance(source := getattr(account, key), SecretSource):
-            check_source(source, f"{where}: {key}")
-    key_id, fleet = account.access_key_id, account.fleet
+    sources = {key: getattr(account, key) for key in ("access_key_id", "access_key_secret", "proxy")}
+    sources = {key: source for key, source in sources.items() if isinstance(source, SecretSource)}
+    for key, source in sources.items():
+        check_source(source, f"{where}: {key}")
+    fleet = account.fleet
     if fleet is not None and fleet.file != "-":
         fleet = FleetSource(file=str(folder / fleet.file))
     return msgspec.structs.replace(
         account,
-        access_key_id=key_id if isinstance(key_id, str) else _located(key_id, folder),
-        access_key_secret=_located(account.access_key_secret, folder),
+        **{key: _located(source, folder) for key, source in sources.items()},
         ca_file=None if account.ca_file is None else str(folder / account.ca_file),
         fleet=fleet,
     )
@@ -171,7 +139,14 @@ def _notify(notify: NotifySettings | None, folder: Path) -> NotifySettings | Non
 
 
 def _located(source: SecretSource, folder: Path) -> SecretSource:
-    return source if source.file is None else msgspec.structs.replace(source, file=str(folder / source.file))
+    """The place of a secret, its path found: a file's, or that of a command whose program is named by one."""
+    if source.file is not None:
+        return msgspec.structs.replace(source, file=str(folder / source.file))
+    if source.command is not None and "/" in source.command[0]:
+        # Absolute, for "./key" in a folder "." would become "key", which is looked for elsewhere.
+        program = str((folder / source.command[0]).absolute())
+        return msgspec.structs.replace(source, command=(program, *source.command[1:]))
+    return source
 
 
 def _convert(raw: object, kind: type[T], where: str) -> T:
@@ -185,15 +160,16 @@ _WANTED = {
     "dialect": 'give "tuya" or "alibaba"',
     "per_second": 'give calls a second, "unlimited", or "auto"',
     "budget": 'give "machine", "alone", { directory = "/run/auditor" } or { redis = "redis://HOST:6379/0" }',
-    "budget.password": 'give { env = "NAME" } or { file = "/path" }',
+    "budget.password": f"give {SOURCES}",
     "fleet": 'give { file = "fleet.csv" }; "-" is standard input',
-    "access_key_secret": 'give { env = "NAME" } or { file = "/path" }',
+    "access_key_secret": f"give {SOURCES}",
+    "proxy": f'give "http://HOST:PORT", "environment", or where an address with a password lies: {SOURCES}',
     "policy": 'give { file = "rules.toml" }',
     "report.html": 'give true, or a path such as "fleet.html"',
     "report.excel": 'give true, or a path such as "fleet.xlsx"',
     "report.metrics": 'give a path such as "/var/lib/node_exporter/textfile/auditor.prom"',
-    "notify.webhook": 'give "https://HOST/PATH", { env = "NAME" } or { file = "/path" }',
-    "notify.secret": 'keep it out of the file: give { env = "NAME" } or { file = "/path" }',
+    "notify.webhook": f'give "https://HOST/PATH", {SOURCES}',
+    "notify.secret": f"keep it out of the file: give {SOURCES}",
     "notify.when": 'give "always" or "trouble"',
     "max_failed": 'give a number of devices, or a part of them such as "0.1%"',
 }
@@ -213,6 +189,8 @@ def _sentence(text: str, kind: type[Any]) -> str:
     """Msgspec's text with the path first, and for an unknown key the nearest known name."""
     message, _, path = text.partition(" - at `$.")
     at = f"{path.rstrip('`')}: " if path else ""
+    if re.search(r"\.command(\[|`)", path):
+        return f'{at}give the words of a command, such as ["pass", "show", "iot/eu"]'
     if (unknown := re.search(r"unknown field `(.*)`", message)) is None:
         return at + _WANTED.get(path.rstrip("`"), message[0].lower() + message[1:])
     if path:
@@ -276,7 +254,7 @@ def _check_budget(budget: Budget, where: str) -> None:
 def _check_redis(address: str, at: str) -> None:
     # Never quoted: it may hold a password.
     if "@" in address:
-        raise SettingsError(f'{at}: leave the password out of the address: password = {{ env = "NAME" }}')
+        raise SettingsError(f"{at}: leave the password out of the address: password = {SOURCES}")
     try:
         parts = urlsplit(address)
         good = bool(parts.hostname) and parts.port != 0

@@ -98,6 +98,10 @@ class StoppedAtOnceError(AuditorError):
     exit_code = 130
 
 
+PROXY = "auditor.Proxy"
+"""The code of a PlatformError that is a proxy's doing: it cannot be reached, refuses, or breaks."""
+
+
 class PlatformError(AuditorError):
     """One request was not answered with a page.
 

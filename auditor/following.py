@@ -19,12 +19,13 @@ import anyio
 import structlog
 
 from auditor.audit.kept import settings_of
-from auditor.config import Settings, read_secret
+from auditor.config import Settings
 from auditor.errors import AuditorError, PolicyError, SettingsError
 from auditor.inventory.folder import INVENTORY_XLSX, REPORT_HTML, read_manifest
+from auditor.keys import read_secret
 from auditor.model import Secret
 from auditor.settings import NotifySettings, ReportSettings
-from auditor.settings_rules import check_address
+from auditor.settings_rules import SOURCES, check_address
 
 if TYPE_CHECKING:
     from auditor.inventory.rules import Rules
@@ -170,9 +171,7 @@ def _hindrance(path: Path, endings: tuple[str, ...]) -> str | None:
 
 def _with_webhook(following: Following, notify: NotifySettings, at: str) -> Following:
     if notify.webhook is None:
-        raise SettingsError(
-            f'{at}: webhook: is missing; give "https://HOST/PATH", {{ env = "NAME" }} or {{ file = "/path" }}'
-        )
+        raise SettingsError(f'{at}: webhook: is missing; give "https://HOST/PATH", {SOURCES}')
     address = read_secret(notify.webhook, account=None, key=f"{at}: webhook")
     check_address(address.reveal(), f"{at}: webhook")
     secret = None if notify.secret is None else read_secret(notify.secret, account=None, key=f"{at}: secret")

@@ -1,10 +1,14 @@
 """The settings' tables, as values. Reading them from TOML, and their rules, are ``config``'s."""
 
+import difflib
+from collections.abc import Collection
 from fractions import Fraction
 from typing import Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
+from auditor.errors import UsageError
 from auditor.model import Dialect, Secret
 
 
@@ -13,10 +17,13 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class SecretSource(Table, frozen=True):
-    """Where a key lies: ``{ env = "NAME" }`` or ``{ file = "/run/secrets/eu" }``."""
+    """Where a key lies: ``{ env = "NAME" }``, ``{ file = "/run/secrets/eu" }``, or what a command prints:
+    ``{ command = ["pass", "show", "iot/eu"] }``.
+    """
 
     env: str | None = None
     file: str | None = None
+    command: tuple[str, ...] | None = None
 
 
 class FleetSource(Table, frozen=True):
@@ -95,6 +102,8 @@ class Account(Table, frozen=True):
             ``"auto"`` looks for it, beginning at 10.
         share: the part of the quota that is ours, above 0 and up to 1.
         ca_file: a PEM file with the authorities to trust instead of the system's.
+        proxy: what the platform is reached through: ``http://HOST:PORT``; where that lies, if it holds a password; or
+            ``"environment"``: what HTTPS_PROXY, HTTP_PROXY and NO_PROXY say. None ignores these.
         fleet: which devices.
     """
 
@@ -108,12 +117,19 @@ class Account(Table, frozen=True):
     per_second: float | Literal["unlimited", "auto"] = 10.0
     share: float = 1.0
     ca_file: str | None = None
+    proxy: str | SecretSource | None = None
     fleet: FleetSource | None = None
 
     @property
     def rate(self) -> float | None:
         """Calls a second that are ours; None without a limit, or with one that is not known."""
         return None if isinstance(self.per_second, str) else self.per_second * self.share
+
+    @property
+    def asked_at(self) -> tuple[str | None, int]:
+        """Host and port of the endpoint: with the key they say whose quota a request counts on."""
+        parts = urlsplit(self.endpoint)
+        return parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80)
 
 
 class Settings(Table, frozen=True):
@@ -153,6 +169,23 @@ class Settings(Table, frozen=True):
     policy: PolicySettings | None = None
     report: ReportSettings = ReportSettings()
     notify: NotifySettings | None = None
+
+    def only(self, names: Collection[str]) -> "Settings":
+        """The settings with these accounts alone, in their own order.
+
+        Raises:
+            UsageError: there is no account of such a name, or no name; it says which ones there are.
+        """
+        known = [account.name for account in self.account]
+        there = ", ".join(f'"{each}"' for each in known)
+        if not names:
+            raise UsageError(f"no account was picked: the settings have {there}")
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                meant = f'; did you mean "{near[0]}"?' if near else "; give one of these"
+                raise UsageError(f'account "{name}": is not in the settings, which have {there}{meant}')
+        return msgspec.structs.replace(self, account=tuple(each for each in self.account if each.name in names))
 
     def failures_allowed(self, devices: int) -> int:
         """``max_failed`` as a number of devices in a fleet of ``devices``."""

@@ -1,12 +1,16 @@
 """Rules of the settings that types cannot say: those of accounts, and of what follows a run."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from auditor.errors import SettingsError
+from auditor.proxies import check_proxy
 from auditor.settings import Account, NotifySettings, SecretSource, Settings
+
+SOURCES = '{ env = "NAME" }, { file = "/path" } or { command = ["PROGRAM", …] }'
+"""Where a secret may lie, as errors say it."""
 
 
 def place_of(raw: object, number: int) -> str:
@@ -22,19 +26,33 @@ def check_accounts(settings: Settings, where: str) -> None:
         SettingsError: the first that is broken.
     """
     names = [account.name for account in settings.account]
-    quotas: dict[tuple[str, object], str] = {}
-    for number, account in enumerate(settings.account, 1):
-        at = f"{where}: {place_of({'name': account.name}, number)}"
+    places = [f"{where}: {place_of({'name': each.name}, number)}" for number, each in enumerate(settings.account, 1)]
+    for at, account in zip(places, settings.account, strict=True):
         if not account.name or not account.name.isprintable() or names.count(account.name) > 1:
             raise SettingsError(f"{at}: name: give every account a name of its own, of letters that can be printed")
         _check_account(account, at)
-        if account.per_second != "unlimited":
-            other = quotas.setdefault((account.endpoint.rstrip("/").lower(), account.access_key_id), account.name)
-            if other != account.name:
-                raise SettingsError(
-                    f'{at}: has the endpoint and key of account "{other}", so both would count on one quota; '
-                    "make them one account with one fleet"
-                )
+    refuse_one_quota((at, each, each.access_key_id) for at, each in zip(places, settings.account, strict=True))
+
+
+def refuse_one_quota(accounts: Iterable[tuple[str, Account, object]]) -> None:
+    """Refuses accounts that would count on one quota without knowing of each other.
+
+    Args:
+        accounts: each with how errors call it, and with its access key id, or where that lies.
+
+    Raises:
+        SettingsError: two have the same endpoint and key.
+    """
+    quotas: dict[tuple[object, ...], str] = {}
+    for at, account, key_id in accounts:
+        if account.per_second == "unlimited":
+            continue
+        other = quotas.setdefault((*account.asked_at, key_id), account.name)
+        if other != account.name:
+            raise SettingsError(
+                f'{at}: has the endpoint and key of account "{other}", so both would count on one quota; '
+                "make them one account with one fleet"
+            )
 
 
 def check_source(source: SecretSource, at: str) -> None:
@@ -43,8 +61,10 @@ def check_source(source: SecretSource, at: str) -> None:
     Raises:
         SettingsError: it does.
     """
-    if (source.env is None) == (source.file is None):
-        raise SettingsError(f'{at}: give one of {{ env = "NAME" }} and {{ file = "/path" }}')
+    if sum(each is not None for each in (source.env, source.file, source.command)) != 1:
+        raise SettingsError(f"{at}: give one of {SOURCES}")
+    if source.command is not None and not (source.command and source.command[0]):
+        raise SettingsError(f"{at}: command: is empty; give a program and its arguments")
 
 
 def _check_account(account: Account, at: str) -> None:
@@ -63,6 +83,8 @@ def _check_account(account: Account, at: str) -> None:
         raise SettingsError(f'{at}: region_id: the dialect alibaba needs one, such as region_id = "cn-shanghai"')
     if account.ca_file is not None and not Path(account.ca_file).is_file():
         raise SettingsError(f"{at}: ca_file: {account.ca_file} is not a file")
+    if isinstance(account.proxy, str):
+        check_proxy(account.proxy, f"{at}: proxy")
 
 
 def _check_quotas(account: Account, at: str) -> None:

@@ -6,16 +6,12 @@ follows ``sha256=`` in ``X-Auditor-Signature``, and refuses timestamps (seconds 
 ``Idempotency-Key`` is the same each time the same body is tried, so that one that came twice counts once.
 """
 
-import asyncio
-import contextlib
 import errno
 import hashlib
 import hmac
 import os
 import random
-import socket
 import ssl
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -25,13 +21,13 @@ from itertools import count
 
 import aiohttp
 import anyio
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from auditor.__about__ import VERSION
 from auditor.errors import WebhookError
 from auditor.model import Secret
 from auditor.pace.retry import Backoff
 from auditor.platform.answers import wished_delay
+from auditor.platform.names import Resolver
 
 SECONDS, SECONDS_EACH = 20.0, 10.0
 """How long all tries together may take, with the pauses between them, and how long one may."""
@@ -92,7 +88,7 @@ async def post(address: Secret, body: bytes, *, secret: Secret | None = None, cl
     """
     clock = clock or Clock()
     until = time.monotonic() + SECONDS
-    connector = aiohttp.TCPConnector(resolver=_Resolver())
+    connector = aiohttp.TCPConnector(resolver=Resolver())
     async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
         for number in count(1):
             left = max(0.05, until - time.monotonic())  # a pause may last longer than it should, and 0 is no limit
@@ -153,60 +149,6 @@ def _why(error: Exception) -> str:
         case aiohttp.ClientOSError() | aiohttp.ServerDisconnectedError() | OSError():
             return "the webhook closed the connection"
     return f"the webhook sent what is no HTTP answer ({type(error).__name__})"
-
-
-class _Resolver(AbstractResolver):
-    """Asks the system for addresses, in a thread that neither the loop's end nor the process's waits for.
-
-    A resolver may stall for a minute, and threads of the loop's own are waited for.
-    """
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """See ``aiohttp.abc.AbstractResolver``."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[ResolveResult]] = loop.create_future()
-
-        def tell(found: list[ResolveResult] | Exception) -> None:
-            if answer.done():  # nobody waits any more
-                return
-            if isinstance(found, Exception):
-                answer.set_exception(found)
-            else:
-                answer.set_result(found)
-
-        def ask() -> None:
-            found: list[ResolveResult] | Exception
-            try:
-                found = _addresses(host, port, family)
-            except Exception as error:  # noqa: BLE001  it is raised where the answer is awaited
-                found = error
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(tell, found)
-
-        threading.Thread(target=ask, name="auditor-webhook-name", daemon=True).start()
-        return await answer
-
-    async def close(self) -> None:
-        """See ``aiohttp.abc.AbstractResolver``."""
-
-
-def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
-    numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-    found = socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
-    return [
-        ResolveResult(
-            hostname=host,
-            # With the interface's name where an address of IPv6 is one of its own.
-            host=socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0],
-            port=port,
-            family=kind,
-            proto=protocol,
-            flags=numeric,
-        )
-        for kind, _, protocol, _, address in found
-    ]
 
 
 def _judged(response: aiohttp.ClientResponse, now: float) -> _Failure | None:

@@ -1,7 +1,6 @@
 """Settings: TOML into frozen values, or one sentence that names the key, without ever telling a secret."""
 
 import copy
-import os
 import pickle
 import re
 from collections.abc import Callable
@@ -20,10 +19,9 @@ from auditor.config import (
     Settings,
     SharedBudget,
     load_settings,
-    read_secret,
     settings_from,
 )
-from auditor.errors import SettingsError
+from auditor.errors import SettingsError, UsageError
 from auditor.model import Secret
 
 HIDDEN = "s3cr3t-of-the-account"
@@ -311,6 +309,11 @@ def test_settings_without_an_account_are_refused(accounts: object) -> None:
         ({"access_key_id": 7}, "access_key_id"),
         ({"access_key_secret": {}}, "access_key_secret"),
         ({"access_key_secret": {"env": "A", "file": "b"}}, "access_key_secret"),
+        ({"access_key_secret": {"env": "A", "command": ["b"]}}, "access_key_secret"),
+        ({"access_key_secret": {"command": []}}, "access_key_secret: command"),
+        ({"access_key_secret": {"command": [""]}}, "access_key_secret: command"),
+        ({"access_key_secret": {"command": "pass show iot/eu"}}, "access_key_secret.command"),
+        ({"access_key_id": {"command": ["pass", 1]}}, "access_key_id.command[1]"),
         ({"access_key_secret": {"env": 3}}, "access_key_secret.env"),
         ({"dialect": "alibaba"}, "region_id"),
         ({"dialect": "alibaba", "region_id": ""}, "region_id"),
@@ -333,6 +336,48 @@ def test_accounts_that_would_count_on_one_quota_are_refused() -> None:
         settings_from({"account": twice})
     settings_from({"account": [each | {"per_second": "unlimited"} for each in twice]})
     settings_from({"account": [twice[0], twice[1] | {"access_key_id": "another"}]})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("https://si.tuyacloud.com/", "https://SI.tuyacloud.com:443"),
+        ("http://127.0.0.1/", "http://127.0.0.1:80"),
+        ("https://[::1]:8686", "https://[::1]:8686/"),
+    ],
+)
+def test_an_endpoint_that_is_spelled_in_another_way_is_the_same(one: str, other: str) -> None:
+    twice = [account(name="a", endpoint=one), account(name="b", endpoint=other)]
+    assert refused({"account": twice}).startswith('account 2 ("b"): has the endpoint and key of account "a"')
+    twice[1]["endpoint"] = "https://elsewhere.example/"
+    settings_from({"account": twice})
+
+
+def test_accounts_whose_key_lies_in_one_place_count_on_one_quota() -> None:
+    for place in ({"env": "ID"}, {"file": "id"}, {"command": ["pass", "show", "id"]}):
+        twice = [account(name=name, access_key_id=place) for name in ("a", "b")]
+        assert 'has the endpoint and key of account "a"' in refused({"account": twice})
+
+
+def test_some_of_the_accounts_are_picked_in_their_own_order() -> None:
+    read = settings_from({"account": [account(name=name, access_key_id=name) for name in ("eu", "us", "cn")]})
+    assert [each.name for each in read.only(["cn", "eu", "cn"]).account] == ["eu", "cn"]
+    assert read.only(["eu", "us", "cn"]) == read
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["us", "europe"], 'account "europe": is not in the settings, which have "eu-west", "us"; give one of these'),
+        (["eu_west"], 'account "eu_west": is not in the settings, which have "eu-west", "us"; did you mean "eu-west"?'),
+        ([], 'no account was picked: the settings have "eu-west", "us"'),
+    ],
+)
+def test_an_account_that_there_is_not_is_refused_with_those_that_there_are(names: list[str], says: str) -> None:
+    read = settings_from({"account": [account(name=name, access_key_id=name) for name in ("eu-west", "us")]})
+    with pytest.raises(UsageError) as caught:
+        read.only(names)
+    assert str(caught.value) == says
 
 
 def test_accounts_of_one_name_are_refused() -> None:
@@ -383,6 +428,8 @@ def test_a_password_in_an_endpoint_is_refused_and_not_repeated(form: str) -> Non
         {"env": [HIDDEN]},
         {"file": {HIDDEN: 1}},
         {"env": "A", "file": "b", "x": HIDDEN},
+        {"command": HIDDEN},
+        {"command": {"x": HIDDEN}},
     ],
 )
 def test_a_secret_written_out_is_refused_and_not_repeated(wrong: object) -> None:
@@ -398,51 +445,6 @@ def test_a_secret_in_a_wrong_place_is_not_repeated(table: dict[str, Any]) -> Non
     assert HIDDEN not in refused({**table, "account": [account()]})
     if "secret" in table:
         assert HIDDEN not in refused({"account": [account(**table)]})
-
-
-def test_a_secret_comes_from_the_environment_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EU_SECRET", f" {HIDDEN}\n")
-    (tmp_path / "key").write_text(f"\ufeff{HIDDEN}\r\n", encoding="utf-8")
-    for source in (SecretSource(env="EU_SECRET"), SecretSource(file=str(tmp_path / "key")), HIDDEN):
-        assert read_secret(source, account="eu", key="access_key_secret").reveal() == HIDDEN
-
-
-@pytest.mark.parametrize("text", [None, "", " \n"])
-def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
-    monkeypatch.delenv("EU_SECRET", raising=False)
-    if text is not None:
-        monkeypatch.setenv("EU_SECRET", text)
-    with pytest.raises(SettingsError, match=r'account "eu": access_key_id: .* EU_SECRET is not set'):
-        read_secret(SecretSource(env="EU_SECRET"), account="eu", key="access_key_id")
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (None, "No such file"),
-        (b"", "is empty"),
-        (b"\xef\xbb\xbf \n", "is empty"),
-        (HIDDEN.encode() + b"\xff", "not UTF-8"),
-        (HIDDEN.encode() + b"\nmore", "more than one line"),
-        (HIDDEN.encode("utf-16-le"), "control character"),
-    ],
-)
-def test_a_secret_file_without_a_secret_is_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
-    path = tmp_path / "key"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(SettingsError, match=says) as caught:
-        read_secret(SecretSource(file=str(path)), account="eu", key="access_key_secret")
-    assert str(path) in str(caught.value)
-    assert HIDDEN not in str(caught.value)
-    assert caught.value.__cause__ is None or HIDDEN not in repr(caught.value.__cause__)
-
-
-def test_a_variable_that_is_not_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(os.environ, "EU_SECRET", HIDDEN + "\udcff")
-    with pytest.raises(SettingsError, match="EU_SECRET holds") as caught:
-        read_secret(SecretSource(env="EU_SECRET"), account="eu", key="access_key_secret")
-    assert HIDDEN not in str(caught.value)
 
 
 @pytest.mark.parametrize(

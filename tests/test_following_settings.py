@@ -79,7 +79,7 @@ def test_without_them_nothing_follows_a_run(tmp_path: Path) -> None:
         ('[report]\nmetrics = ""', "report: metrics: is empty; give a path, or leave it out"),
         ("[notify]\nurl = 1", "notify: url is not a setting; known are webhook, secret, when"),
         ('[notify]\nwhen = "never"', 'notify.when: give "always" or "trouble"'),
-        ("[notify]\nwebhook = {}", 'notify: webhook: give one of { env = "NAME" } and { file = "/path" }'),
+        ("[notify]\nwebhook = {}", 'notify: webhook: give one of { env = "NAME" }, { file = "/path" } or { command ='),
         ('[notify]\nwebhook = { envv = "A" }', "notify.webhook: envv is not a setting; did you mean env?"),
         ("[notify]\nwebhook = 5", 'notify.webhook: give "https://HOST/PATH"'),
         (f'[notify]\nwebhook = "ftp://{HIDDEN}"', "notify: webhook: is not an address such as https://HOST/PATH"),

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import anyio
 import structlog
@@ -12,14 +13,18 @@ import structlog
 from auditor import __about__
 from auditor.audit.gates import Gates
 from auditor.audit.pages import read_device
-from auditor.config import Account, Settings, read_secret
+from auditor.config import Account, Settings, SharedBudget
 from auditor.errors import AccountStoppedError
+from auditor.keys import read_secret
 from auditor.model import Device, Outcome, Secret, Sent
 from auditor.pace.feedback import Feedback
 from auditor.pace.retry import Backoff, Pacer, Tally
 from auditor.platform.answers import Answer
-from auditor.platform.client import Client, Endpoint, trust
+from auditor.platform.client import Client, Endpoint
+from auditor.platform.connections import trust
 from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, Operation, module_versions_of
+from auditor.proxies import Proxy, proxy_of
+from auditor.settings_rules import refuse_one_quota
 
 log = structlog.get_logger()
 
@@ -46,8 +51,16 @@ class Pace:
     repeats_wait: bool
 
 
-Keys = tuple[str, Secret]
-"""An access key id and its secret."""
+class Keys(NamedTuple):
+    """What an account is asked with, read from where the settings say that it lies.
+
+    ``budget`` is the password of the Redis server where quotas are shared, if one is named.
+    """
+
+    key_id: str
+    secret: Secret
+    proxy: Proxy | None = None
+    budget: Secret | None = None
 
 
 def workers_each(settings: Settings) -> int:
@@ -55,15 +68,28 @@ def workers_each(settings: Settings) -> int:
     return max(1, settings.at_once // len(settings.account))
 
 
-def read_keys(account: Account) -> Keys:
-    """The account's keys, from where the settings say that they lie, and a look at its ``ca_file``.
+def read_keys(settings: Settings) -> list[Keys]:
+    """The keys of every account, in their order, and a look at their ``ca_file``; call it in a thread, for it may wait.
+
+    One account after the other: two commands that ask somebody for a password would ask at once.
 
     Raises:
-        SettingsError: one of them is not there or cannot be used.
+        SettingsError: one of them is not there or cannot be used, or two accounts have one quota.
     """
+    budget = settings.budget
+    password = budget.password if isinstance(budget, SharedBudget) else None
+    shared = None if password is None else read_secret(password, account=None, key="budget: password")
+    keys = [_keys_of(account, shared) for account in settings.account]
+    pairs = zip(settings.account, keys, strict=True)
+    refuse_one_quota((f'account "{account.name}"', account, own.key_id) for account, own in pairs)
+    return keys
+
+
+def _keys_of(account: Account, budget: Secret | None) -> Keys:
     trust(account.ca_file)
     key_id = read_secret(account.access_key_id, account=account.name, key="access_key_id").reveal()
-    return key_id, read_secret(account.access_key_secret, account=account.name, key="access_key_secret")
+    secret = read_secret(account.access_key_secret, account=account.name, key="access_key_secret")
+    return Keys(key_id, secret, proxy_of(account), budget)
 
 
 class AskedAccount:
@@ -199,6 +225,8 @@ async def open_account(
         timeout=settings.timeout,
         connections=workers,
         user_agent=f"auditor/{__about__.VERSION}",
+        proxy=keys.proxy,
     )
-    async with Client(endpoint, *keys) as client, Gates(settings, account, keys[0], priority=priority) as gates:
+    gates = Gates(settings, account, keys.key_id, priority=priority, password=keys.budget)
+    async with Client(endpoint, keys.key_id, keys.secret) as client, gates:
         yield AskedAccount(settings, account, client, gates, known)

@@ -45,7 +45,7 @@ async def check(settings: Settings, *, fleet: str | None = None) -> list[Account
     """
     settings = with_fleet(settings, fleet)
     settings = msgspec.structs.replace(settings, give_up_after=min(PATIENCE, settings.give_up_after))
-    keys = [read_keys(account) for account in settings.account]
+    keys = await anyio.to_thread.run_sync(read_keys, settings, abandon_on_cancel=True)
     checks: list[AccountCheck] = []
     with TemporaryDirectory(prefix="auditor-") as temporary:
         for account, own_keys in zip(settings.account, keys, strict=True):

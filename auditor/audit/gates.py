@@ -6,12 +6,12 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
 
 import structlog
 
-from auditor.config import Account, Settings, SharedBudget, read_secret
+from auditor.config import Account, Settings, SharedBudget
 from auditor.errors import SettingsError
+from auditor.model import Secret
 from auditor.pace.ledger import SUFFIX, Alone, Ledger, SharedFile, place_on_this_machine
 from auditor.pace.quota import Gate, NoQuota, Quota
 from auditor.pace.redis_ledger import Server, SharedRedis
@@ -28,15 +28,19 @@ class Gates:
         account: whose quotas.
         key_id: its access key id; processes with the same one, at the same endpoint, share.
         priority: whether to go before the others that share.
+        password: of the Redis server where quotas are shared, if one is named and wants it.
     """
 
-    def __init__(self, settings: Settings, account: Account, key_id: str, *, priority: bool) -> None:
+    def __init__(
+        self, settings: Settings, account: Account, key_id: str, *, priority: bool, password: Secret | None = None
+    ) -> None:
         self._settings, self._account, self._key_id, self._priority = settings, account, key_id, priority
+        self._password = password
         self._gates: dict[str, Gate] = {}
         self._server: Server | None = None
 
     async def __aenter__(self) -> Self:
-        self._server = await _reached(self._settings)
+        self._server = await _reached(self._settings, self._password)
         return self
 
     async def __aexit__(
@@ -77,7 +81,7 @@ class Gates:
         budget = self._settings.budget
         if budget == "alone":
             return Alone(per_second)
-        name = _name(self._account.endpoint, self._key_id, operation.name)
+        name = _name(self._account, self._key_id, operation.name)
         if self._server is not None:
             return SharedRedis(self._server, name, per_second)
         if isinstance(budget, SharedBudget) and budget.directory is not None:
@@ -94,8 +98,8 @@ class Gates:
             return Alone(per_second)
 
 
-async def try_budget(settings: Settings) -> None:
-    """Sees whether the place where quotas are shared can be used, if one is named.
+async def try_budget(settings: Settings, password: Secret | None = None) -> None:
+    """Sees whether the place where quotas are shared can be used, if one is named; ``password`` is that of Redis.
 
     Raises:
         SettingsError: it cannot.
@@ -106,22 +110,19 @@ async def try_budget(settings: Settings) -> None:
             TemporaryFile(dir=budget.directory).close()
         except OSError as error:
             raise SettingsError(f"budget: {budget.directory}: cannot be written: {error.strerror}") from error
-    if (server := await _reached(settings)) is not None:
+    if (server := await _reached(settings, password)) is not None:
         await server.close()
 
 
-async def _reached(settings: Settings) -> Server | None:
+async def _reached(settings: Settings, password: Secret | None) -> Server | None:
     budget = settings.budget
     if not isinstance(budget, SharedBudget) or budget.redis is None:
         return None
-    password = None if budget.password is None else read_secret(budget.password, account=None, key="budget: password")
     server = Server(budget.redis, password)
     await server.open()
     return server
 
 
-def _name(endpoint: str, key_id: str, operation: str) -> str:
+def _name(account: Account, key_id: str, operation: str) -> str:
     """A name for the budget of an operation of an account: the same for all who ask it, and telling no key."""
-    parts = urlsplit(endpoint)
-    whose = (parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80), key_id, operation)
-    return hashlib.sha256(repr(whose).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((*account.asked_at, key_id, operation)).encode()).hexdigest()[:32]

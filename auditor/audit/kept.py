@@ -19,7 +19,7 @@ follows a run, which changes nothing in it."""
 
 HOW = BESIDES | {
     "at_once", "page_size", "attempts", "timeout", "connect_timeout", "give_up_after", "max_failed", "fsync_every",
-    "per_second", "share", "retry_budget", "budget", "ca_file", "fleet",
+    "per_second", "share", "retry_budget", "budget", "ca_file", "proxy", "fleet",
 }  # fmt: skip
 """Settings that say how an audit asks; the others say whom. The fleet is the run's own, whatever its source is now."""
 
@@ -97,6 +97,9 @@ def _absolute(value: Any) -> Any:  # noqa: ANN401  a table, a list or a leaf of 
         kept = {key: _absolute(each) for key, each in value.items() if each is not None}
         paths = {key: kept[key] for key in _PATHS if isinstance(kept.get(key), str) and kept[key] != "-"}
         # Not Path.absolute, which keeps "..", nor Path.resolve, which follows links that may be turned on purpose.
+        command = kept.get("command")
+        if command and os.sep in command[0]:
+            kept["command"] = [os.path.abspath(command[0]), *command[1:]]  # noqa: PTH100
         return kept | {key: os.path.abspath(path) for key, path in paths.items()}  # noqa: PTH100
     return [_absolute(each) for each in value] if isinstance(value, list | tuple) else value
 

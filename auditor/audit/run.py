@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,8 +59,9 @@ async def run_audit(
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit}: give a number of devices from 1 up")
     settings = with_fleet(settings, fleet)
-    keys = [read_keys(account) for account in settings.account]
-    await try_budget(settings)
+    stop = stop or Stop()
+    keys = await _unless_stopped(partial(read_keys, settings), stop)
+    await try_budget(settings, keys[0].budget)
     where, now = Path(directory or settings.directory), time.time()
 
     def begin() -> Begun:
@@ -70,7 +72,6 @@ async def run_audit(
                 return begun
         return new_run(settings, where, limit, now)
 
-    stop = stop or Stop()
     begun = await _unless_stopped(begin, stop)
     return await Stretch(settings, keys, begun, until=until, watch=watch, stop=stop, priority=priority).run()
 
@@ -109,9 +110,9 @@ async def resume_audit(
     if manifest.state == "complete":
         return Result(folder, manifest, 0)
     own = settings_to_resume(folder, settings)
-    keys = [read_keys(account) for account in own.account]
-    await try_budget(own)
     stop = stop or Stop()
+    keys = await _unless_stopped(partial(read_keys, own), stop)
+    await try_budget(own, keys[0].budget)
     begun = await _unless_stopped(lambda: go_on(folder, own, time.time()), stop)
     if begun is None:
         return Result(folder, read_manifest(folder), 0)

@@ -39,7 +39,7 @@ async def outcomes(
         SettingsError, FleetError: before anything is asked.
         StoppedError: from the block's end, when an account was stopped; its devices have no outcome.
     """
-    keys = [read_keys(account) for account in settings.account]
+    keys = await anyio.to_thread.run_sync(read_keys, settings, abandon_on_cancel=True)
     if devices is not None and len(settings.account) > 1:
         raise FleetError(f"devices were given for {len(settings.account)} accounts; open a stream for each account")
     workers = workers_each(settings)

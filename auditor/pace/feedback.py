@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from auditor.errors import (
+    PROXY,
     AccountStoppedError,
     ForbiddenDeviceError,
     PlatformError,
@@ -87,7 +88,7 @@ class Feedback:
             AccountStoppedError: the account is refused, or has given no usable answer for too long.
         """
         if isinstance(error, RefusedAccountError):
-            self._stop(f"the platform refuses it: {error}")
+            self._stop(str(error) if error.code == PROXY else f"the platform refuses it: {error}")
         self.last = error
         if isinstance(error, ForbiddenDeviceError):
             # Once others were answered it is about the device, however many of them follow each other in the fleet.
@@ -117,5 +118,6 @@ class Feedback:
             self._failing_since = now
         patience = PATIENCE if self.proven else self._patience
         if now - self._failing_since >= patience:
-            advice = "" if self.proven or isinstance(error, ThrottledError) else "; is its endpoint right?"
+            which = "proxy" if error.code == PROXY else "endpoint"
+            advice = "" if self.proven or isinstance(error, ThrottledError) else f"; is its {which} right?"
             self._stop(f"no usable answer for {patience:g} s, the last: {error}{advice}")

@@ -109,7 +109,7 @@ async def resetting(writer: asyncio.StreamWriter, _target: str) -> None:
     writer.transport.abort()
 
 
-def client_of(url: str, *, timeout: float = 10.0, **settings: str | None) -> Client:
+def client_of(url: str, *, timeout: float = 10.0, **settings: object) -> Client:
     return Client(Endpoint(url, timeout=timeout, connect_timeout=timeout, **settings), KEY_ID, Secret(SECRET))  # type: ignore[arg-type]
 
 

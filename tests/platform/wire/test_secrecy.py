@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 from urllib.parse import quote, unquote
 
 import orjson
 import pytest
 
+from .proxying import PASSWORD, QUOTED_PASSWORD, TOKEN, proxying
 from .sockets import (
     SECRET,
     SUCCESS,
@@ -115,3 +117,41 @@ async def test_the_client_shows_no_secret() -> None:
         await ask(client)
         shown = repr(client) + repr(vars(client))
     assert SECRET not in shown
+
+
+PROXY_TROUBLES: dict[str, tuple[bool, bytes | None, str]] = {
+    "another password": (True, http(b"", "Proxy-Authenticate: Basic", status=f"407 {PASSWORD} {TOKEN}"), "http"),
+    "another password for a tunnel": (True, http(b"", status=f"407 {PASSWORD} {TOKEN}"), "https"),
+    "forbidden": (True, http(b"<html>", status="403 Forbidden"), "http"),
+    "no tunnel": (True, http(b"<html>", status=f"502 {TOKEN}"), "https"),
+    "quoting": (
+        True,
+        http(f'{{"Code": "{PASSWORD}", "Message": "x {TOKEN} Basic {TOKEN}"}}'.encode(), status="400 No"),
+        "http",
+    ),
+    "hanging up": (True, None, "http"),
+    "hanging up on a tunnel": (True, None, "https"),
+    "no HTTP": (True, b"SSH-2.0\r\n\r\n", "http"),
+    "no HTTP on a tunnel": (True, b"SSH-2.0\r\n\r\n", "https"),
+    "silence": (True, b"HTTP/1.1 200", "http"),
+    "silence on a tunnel": (True, b"HTTP/1.1 200", "https"),
+    "absence": (False, b"", "http"),
+    "absence on a tunnel": (False, b"", "https"),
+}
+
+
+@pytest.mark.parametrize("trouble", PROXY_TROUBLES)
+async def test_no_error_of_a_proxy_holds_what_must_not_be_seen(trouble: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    there, answer, scheme = PROXY_TROUBLES[trouble]
+    asyncio.get_running_loop().set_debug(True)
+    async with proxying(password=True, answer=answer) as by:
+        proxy = by.proxy if there else replace(by.proxy, url="http://127.0.0.1:1")
+        seconds = 0.2 if "silence" in trouble else 10.0
+        async with client_of(f"{scheme}://127.0.0.1:2/", timeout=seconds, proxy=proxy) as client:
+            error = await failure_of(client)
+            shown = repr([client, vars(client), proxy, client._endpoint])
+    for text in (everything_in(error), caplog.text, shown):
+        hidden = (SECRET, "Signature", "AccessKeyId", PASSWORD, QUOTED_PASSWORD, TOKEN)
+        assert [item for item in hidden if item in text] == []
+    assert (error.__cause__, error.__context__, getattr(error, "__notes__", [])) == (None, None, [])
