@@ -49,7 +49,7 @@ def load_settings(path: str | os.PathLike[str]) -> Settings:
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # tomllib's own, not UTF-8, a number or a nesting without end

@@ -160,6 +160,7 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     [
         (b"name = 'a'\nat_once = = 3\n", "at line 2"),
         (b"name = '\xff'\n", "is not TOML"),
+        (b"\rname = 'a'\n", "is not TOML"),
         (b"at_once = " + b"9" * 5000, "is not TOML"),
         (b"a = " + b"[" * 100_000, "is not TOML"),
         (b"", "has no [[account]]"),

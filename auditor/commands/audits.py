@@ -4,7 +4,17 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from auditor.commands.options import Flag, FleetFile, For, LogLevel, at_least_one, audit_and_tell, point_in_time
+from auditor.commands.options import (
+    Accounts,
+    Flag,
+    FleetFile,
+    For,
+    LogLevel,
+    at_least_one,
+    audit_and_tell,
+    picked,
+    point_in_time,
+)
 from auditor.commands.output import note
 from auditor.errors import RunNotWritableError
 from auditor.terminal import safe, say, tell
@@ -18,6 +28,7 @@ def run(
     config: Path,
     /,
     *,
+    account: Accounts = None,
     fleet: FleetFile = None,
     out: Path | None = None,
     limit: int | None = None,
@@ -38,6 +49,8 @@ def run(
     ----------
     config:
         The settings, a TOML file; see configs/ for examples.
+    account:
+        Only this account of the settings; may be given several times. The run is of their devices alone.
     fleet:
         A fleet file instead of the one in the settings, for one account; - is standard input.
     out:
@@ -58,7 +71,7 @@ def run(
     from auditor.config import load_settings
     from auditor.following import prepare_following
 
-    settings, first = load_settings(config), at_least_one("--limit", limit)
+    settings, first = picked(load_settings(config), account), at_least_one("--limit", limit)
     until = point_in_time(deadline, for_)
     following = prepare_following(settings, where=str(config))
 
@@ -132,15 +145,24 @@ def resume(
     return audit_and_tell(start, log_level, following)
 
 
-def check(config: Path, /, *, fleet: FleetFile = None, log_level: LogLevel = "warning") -> int:
+def check(
+    config: Path,
+    /,
+    *,
+    account: Accounts = None,
+    fleet: FleetFile = None,
+    log_level: LogLevel = "warning",
+) -> int:
     """Look before an audit: settings, what follows it, keys, the whole fleet, and one signed call per account.
 
     Parameters
     ----------
     config:
         The settings, a TOML file.
+    account:
+        Only this account of the settings; may be given several times.
     fleet:
-        A fleet file instead of the one in the settings.
+        A fleet file instead of the one in the settings, for one account.
     log_level:
         What is logged to standard error.
     """
@@ -151,7 +173,7 @@ def check(config: Path, /, *, fleet: FleetFile = None, log_level: LogLevel = "wa
     from auditor.process import in_loop, log_to_stderr
 
     log_to_stderr(log_level)
-    settings = load_settings(config)
+    settings = picked(load_settings(config), account)
     prepare_following(settings, where=str(config))
     checks = in_loop(lambda: look(settings, fleet=fleet))
     print_checks(checks)

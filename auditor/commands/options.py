@@ -13,11 +13,13 @@ from auditor.terminal import safe, say, tell
 if TYPE_CHECKING:
     from auditor.audit.progress import Result, Watch
     from auditor.audit.scheduler import Stop
+    from auditor.config import Settings
     from auditor.following import Followed, Following
     from auditor.report.judgement import Judgement
 
 # A lone hyphen, for standard input or output, is a value.
 FleetFile = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
+Accounts = Annotated[list[str] | None, Parameter(name="--account", negative=())]
 For = Annotated[str | None, Parameter(name="--for")]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 RULES_SAID = 20
@@ -118,6 +120,15 @@ def point_in_time(deadline: str | None, length: str | None) -> float | None:
     times = [next_time(deadline, now)] if deadline is not None else []
     times += [now + seconds_of(length)] if length is not None else []
     return min(times, default=None)
+
+
+def picked(settings: "Settings", accounts: "Accounts") -> "Settings":
+    """The settings with the accounts that were picked by --account, or with all of them if none was.
+
+    Raises:
+        UsageError: one is not among them.
+    """
+    return settings if not accounts else settings.only(accounts)
 
 
 def at_least_one(flag: str, number: int | None, of: str = "devices") -> int | None:

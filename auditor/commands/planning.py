@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from auditor.commands.options import FleetFile, at_least_one
+from auditor.commands.options import Accounts, FleetFile, at_least_one, picked
 from auditor.terminal import tell
 
 
@@ -11,6 +11,7 @@ def plan(
     config: Path,
     /,
     *,
+    account: Accounts = None,
     fleet: FleetFile = None,
     limit: int | None = None,
     window: str | None = None,
@@ -24,6 +25,8 @@ def plan(
     ----------
     config:
         The settings, a TOML file. The newest run of their name tells how many calls a device takes.
+    account:
+        Only this account of the settings; may be given several times.
     fleet:
         A fleet file instead of the one in the settings, for one account; - is standard input.
     limit:
@@ -39,7 +42,7 @@ def plan(
     from auditor.schedule import seconds_of
 
     log_to_stderr("warning")
-    settings, first = load_settings(config), at_least_one("--limit", limit)
+    settings, first = picked(load_settings(config), account), at_least_one("--limit", limit)
     planned = plan_audit(settings, fleet=fleet, limit=first, window=None if window is None else seconds_of(window))
     if format == "json":
         import orjson
