@@ -2,9 +2,14 @@
 
 import os
 import sys
+from datetime import timedelta
 
 PIPE_WIDTH = 5_000
 """Columns of a table that goes to no terminal: a name that is broken in two is found by no search."""
+
+
+MINUTE = 60
+"""Seconds."""
 
 
 def safe(text: object) -> str:
@@ -24,6 +29,11 @@ def part(share: float, *, aligned: bool = False) -> str:
     tenths = int(share * 1_000 + 1e-6)  # cut, not rounded: 99.96% is not 100%
     tenths = min(tenths, 999) if share < 1 else tenths
     return f"{tenths // 10}%" if tenths % 10 == 0 and not aligned else f"{tenths / 10:.1f}%"
+
+
+def span(seconds: float) -> str:
+    """A length of time, such as ``12.3 s`` or ``1:02:03``."""
+    return f"{seconds:.1f} s" if seconds < MINUTE else str(timedelta(seconds=round(seconds)))
 
 
 def say(sentence: str) -> None:

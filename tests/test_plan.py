@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import auditor
 from auditor.audit.plan import MOST_AT_ONCE, plan_of
+from auditor.audit.workers import workers_of
 from auditor.errors import SettingsError, UsageError
 from auditor.inventory.experience import Asked, Experience
 from auditor.inventory.folder import Rate, write_manifest
@@ -90,14 +91,16 @@ def test_the_time_of_an_account_without_a_known_quota_is_unknown(quota: str) -> 
     [
         (64, [(200, 1)], None),  # 60 are needed
         (64, [(400, 1)], 120),
-        (64, [(100, 1), (10, 1)], None),  # 30 and 3, of 32 each
-        (64, [(200, 1), (10, 1)], 120),  # 60 and 3, of 32 each
+        (64, [(200, 1), (10, 1)], None),  # 60 and 3, of 60 and 3
+        (64, [(210, 1), (10, 1)], 67),  # 63 and 3, of 60 and 3
+        (64, [(100, 1), (100, 0.1)], None),  # 30 and 3, of 32 each: a share may be changed
+        (64, [(200, 1), ("unlimited", 1)], 120),  # 60, of 32
         (1, [(1, 1), (1, 1)], None),  # each has one in any case
         (64, [("unlimited", 1)], None),
         (64, [(100_000, 1)], 30_000),  # more than there can be
     ],
 )
-def test_at_once_should_be_what_the_account_that_needs_most_needs_times_accounts(
+def test_at_once_should_be_enough_for_each_accounts_part_of_it(
     at_once: int, quotas: list[tuple[object, float]], advised: int | None
 ) -> None:
     settings = settings_of(*quotas, at_once=at_once)
@@ -168,7 +171,7 @@ def test_advice_that_is_followed_makes_it_fit_and_less_would_not(
 
         def fits(some: int, share: float, alone: auditor.Settings = settings, account: Any = account) -> bool | None:
             changed = msgspec.structs.replace(account, share=share)
-            at_once = max(1, settings.at_once // len(settings.account))  # its part stays the same
+            at_once = workers_of(settings)[settings.account.index(account)]  # its part stays the same
             alone = msgspec.structs.replace(alone, account=(changed,), at_once=at_once)
             return plan_of(alone, {account.name: some}, before, window).fits
 

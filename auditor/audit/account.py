@@ -13,10 +13,11 @@ import structlog
 from auditor import __about__
 from auditor.audit.gates import Gates
 from auditor.audit.pages import read_device
+from auditor.audit.progress import AccountProgress
 from auditor.config import Account, Settings, SharedBudget
 from auditor.errors import AccountStoppedError
 from auditor.keys import read_secret
-from auditor.model import Device, Outcome, Secret, Sent
+from auditor.model import Device, Failed, Outcome, Secret, Sent
 from auditor.pace.feedback import Feedback
 from auditor.pace.retry import Backoff, Pacer, Tally
 from auditor.platform.answers import Answer
@@ -63,11 +64,6 @@ class Keys(NamedTuple):
     budget: Secret | None = None
 
 
-def workers_each(settings: Settings) -> int:
-    """Requests in flight of one account: an equal part of ``at_once``, one at the least."""
-    return max(1, settings.at_once // len(settings.account))
-
-
 def read_keys(settings: Settings) -> list[Keys]:
     """The keys of every account, in their order, and a look at their ``ca_file``; call it in a thread, for it may wait.
 
@@ -93,13 +89,30 @@ def _keys_of(account: Account, budget: Secret | None) -> Keys:
 
 
 class AskedAccount:
-    """An account with an open connection pool, and a gate and repeats for each operation, which has its own quota."""
+    """An account with an open connection pool, and a gate and repeats for each operation, which has its own quota.
+
+    Attributes:
+        name: the account's.
+        client: asks its platform.
+        workers: requests that may be in flight.
+        ended: whether nothing more is asked of it; whoever asks sets it.
+        stopped: why, if it was stopped; likewise.
+    """
 
     def __init__(
-        self, settings: Settings, account: Account, client: Client, gates: Gates, known: Device | None = None
+        self,
+        settings: Settings,
+        account: Account,
+        client: Client,
+        gates: Gates,
+        *,
+        workers: int,
+        known: Device | None = None,
     ) -> None:
-        self.name = account.name
-        self.client = client
+        self.name, self.client, self.workers = account.name, client, workers
+        self.ended = False
+        self.stopped: str | None = None
+        self._done = self._failed = 0
         self._settings, self._gates = settings, gates
         self._feedback = Feedback(account.name, give_up_after=settings.give_up_after, worked_before=known is not None)
         self._pacers: dict[str, Pacer] = {}
@@ -152,6 +165,21 @@ class AskedAccount:
             return f'account "{self.name}": repeats take more than {part} and wait; the last: {self._feedback.last}'
         return None if self.never_reached is None else str(self.never_reached)
 
+    @property
+    def progress(self) -> AccountProgress:
+        """Where it stands."""
+        return AccountProgress(
+            name=self.name,
+            sent=self.tally.sent,
+            done=self._done,
+            failed=self._failed,
+            in_flight=self.tally.in_flight,
+            per_second=self.pace.rate,
+            ended=self.ended,
+            stopped=self.stopped,
+            trouble=None if self.ended else self.trouble,
+        )
+
     async def never_reached_at_all(self) -> AccountStoppedError | None:
         """As ``never_reached``, after a last question about a device that has answered before.
 
@@ -183,7 +211,10 @@ class AskedAccount:
         Raises:
             AccountStoppedError: the account is refused, or was never reached.
         """
-        return await read_device(self._call, device, page_size=self._settings.page_size)
+        outcome = await read_device(self._call, device, page_size=self._settings.page_size)
+        self._done += 1
+        self._failed += isinstance(outcome, Failed)
+        return outcome
 
     async def _call(self, operation: Operation, parameters: Mapping[str, str]) -> Sent[Answer]:
         sent = await self._pacer_of(operation).send(lambda: self.client.call(operation, parameters))
@@ -229,4 +260,4 @@ async def open_account(
     )
     gates = Gates(settings, account, keys.key_id, priority=priority, password=keys.budget)
     async with Client(endpoint, keys.key_id, keys.secret) as client, gates:
-        yield AskedAccount(settings, account, client, gates, known)
+        yield AskedAccount(settings, account, client, gates, workers=workers, known=known)

@@ -24,14 +24,11 @@ class Notices:
 
     Args:
         accounts: to look at.
-        workers: requests that each may have in flight.
         clock: seconds.
     """
 
-    def __init__(
-        self, accounts: Sequence[AskedAccount], workers: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._accounts, self._workers, self._clock = accounts, workers, clock
+    def __init__(self, accounts: Sequence[AskedAccount], clock: Callable[[], float] = time.monotonic) -> None:
+        self._accounts, self._clock = accounts, clock
         self._said: set[tuple[str, str]] = set()
         self._full_since: dict[str, float] = {}
         self._told_at = clock()
@@ -86,13 +83,13 @@ class Notices:
 
     def _in_flight(self, asked: AskedAccount, now: float) -> None:
         pace = asked.pace
-        if asked.tally.in_flight < self._workers or pace.rate is None:
+        if asked.tally.in_flight < asked.workers or pace.rate is None:
             self._full_since.pop(asked.name, None)
             return
         since = self._full_since.setdefault(asked.name, now)
         latency = asked.tally.seconds / max(1, asked.tally.answered)
         needed = round(pace.rate * latency) + 1
-        if needed <= self._workers:  # they wait for what does not come, and more of them would too
+        if needed <= asked.workers:  # they wait for what does not come, and more of them would too
             return
         if now - since >= FULL_SECONDS and self._begins(asked, "full", holds=True, ends=False):
             log.warning(

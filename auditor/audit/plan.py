@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from auditor.audit.account import workers_each
+from auditor.audit.workers import at_once_for, workers_of
 from auditor.config import Account, Settings
 from auditor.fleet.snapshot import devices_by_account
 from auditor.inventory.experience import Asked, Experience, newest_experience
@@ -146,10 +146,10 @@ def plan_of(
             account,
             devices.get(account.name, 0),
             asked.get(account.name),
-            _Answers(latency, math.inf if measured is None else workers_each(settings) / max(measured, 1e-9)),
+            _Answers(latency, math.inf if measured is None else workers / max(measured, 1e-9)),
             window,
         )
-        for account in settings.account
+        for account, workers in zip(settings.account, workers_of(settings), strict=True)
     )
     seconds, in_flight = _known(each.seconds for each in plans), _known(each.in_flight for each in plans)
     fits = [each.fits for each in plans]
@@ -225,9 +225,10 @@ def _seconds(calls: int, rate: float | None, answers: _Answers) -> float | None:
 
 
 def _at_once_advised(settings: Settings, plans: Iterable[AccountPlan]) -> int | None:
-    """What ``at_once`` should be: it is divided equally, so the account that needs most decides."""
-    most = max(plan.in_flight or 0 for plan in plans)
-    return None if most <= workers_each(settings) else most * len(settings.account)
+    """What ``at_once`` should be, if it leaves an account less than it needs."""
+    needed = [plan.in_flight or 0 for plan in plans]
+    enough = all(need <= workers for need, workers in zip(needed, workers_of(settings), strict=True))
+    return None if enough else at_once_for(settings, needed)
 
 
 def _known(values: Iterable[T | None]) -> list[T] | None:

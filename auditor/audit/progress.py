@@ -11,13 +11,39 @@ INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)
+class AccountProgress:
+    """Where one account of an audit stands, since this stretch of it began.
+
+    Attributes:
+        name: the account's.
+        sent: requests.
+        done: devices whose outcome is known, ``failed`` ones among them.
+        in_flight: requests without an answer yet.
+        per_second: requests a second that its quota bears as far as was learned; None without one.
+        ended: whether nothing more is asked of it.
+        stopped: why, if it was stopped.
+        trouble: why nothing comes of it now, if so.
+    """
+
+    name: str
+    sent: int
+    done: int
+    failed: int
+    in_flight: int
+    per_second: float | None
+    ended: bool
+    stopped: str | None
+    trouble: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Where an audit stands.
 
     ``devices`` and ``requests`` are of the whole run, ``before`` of them (requests sent, devices done) from before it
     was ``resumed``. ``per_second`` is what the quotas allow in all, None without one, and ``allowed`` what they bear as
     far as was learned; ``others`` are the audits that share one of them now. ``trouble`` names an account that gives no
-    usable answer, and says why.
+    usable answer, and says why. ``accounts`` are in the settings' order.
     """
 
     folder: Path
@@ -33,6 +59,7 @@ class Progress:
     sealing: bool = False
     before: tuple[int, int] = (0, 0)
     resumed: bool = False
+    accounts: tuple[AccountProgress, ...] = ()
 
 
 Watch = Callable[[Progress], None]

@@ -8,9 +8,10 @@ from tempfile import TemporaryDirectory
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from auditor.audit.account import AskedAccount, open_account, read_keys, workers_each
+from auditor.audit.account import AskedAccount, open_account, read_keys
 from auditor.audit.beginning import with_fleet
 from auditor.audit.scheduler import Stop, fan_out
+from auditor.audit.workers import workers_of
 from auditor.config import Settings
 from auditor.errors import FleetError, StoppedError
 from auditor.fleet.snapshot import read_snapshot, write_snapshot
@@ -42,7 +43,6 @@ async def outcomes(
     keys = await anyio.to_thread.run_sync(read_keys, settings, abandon_on_cancel=True)
     if devices is not None and len(settings.account) > 1:
         raise FleetError(f"devices were given for {len(settings.account)} accounts; open a stream for each account")
-    workers = workers_each(settings)
     stopped: list[StoppedError] = []
     failure: Exception | None = None
     async with AsyncExitStack() as stack:
@@ -53,7 +53,7 @@ async def outcomes(
             await anyio.to_thread.run_sync(write_snapshot, fleets, snapshot)
         accounts = [
             await stack.enter_async_context(open_account(settings, account, own_keys, workers))
-            for account, own_keys in zip(settings.account, keys, strict=True)
+            for account, own_keys, workers in zip(settings.account, keys, workers_of(settings), strict=True)
         ]
         send, receive = anyio.create_memory_object_stream[Outcome](WAITING)
 
@@ -61,7 +61,7 @@ async def outcomes(
             source = read_snapshot(snapshot, asked.name) if devices is None else iter(devices)
             async with outlet:
                 try:
-                    await fan_out(source, asked.fetch, outlet.send, at_once=workers, stop=Stop())
+                    await fan_out(source, asked.fetch, outlet.send, at_once=asked.workers, stop=Stop())
                 except StoppedError as error:
                     stopped.append(error)
 

@@ -9,13 +9,14 @@ from functools import partial
 import anyio
 import structlog
 
-from auditor.audit.account import AskedAccount, Keys, open_account, workers_each
+from auditor.audit.account import AskedAccount, Keys, open_account
 from auditor.audit.beginning import Begun, printable
 from auditor.audit.disk import SyncedJournal, free_reserve, reserve
 from auditor.audit.journal import Journal, utc
 from auditor.audit.notices import Notices
 from auditor.audit.progress import INTERRUPTED, Progress, Result, Watch
 from auditor.audit.scheduler import Stop, fan_out
+from auditor.audit.workers import workers_of
 from auditor.config import Settings
 from auditor.errors import AuditorError, RunNotWritableError, StoppedError
 from auditor.fleet.snapshot import read_snapshot
@@ -119,20 +120,20 @@ class Stretch:
 
     async def _ask(self) -> None:
         """Asks all accounts side by side, each with its part of ``at_once``; one that stops leaves the others alone."""
-        workers = workers_each(self._settings)
         try:
             with self._journal:
                 reserve(self._folder)
                 async with AsyncExitStack() as stack:
-                    for account, keys in zip(self._settings.account, self._keys, strict=True):
+                    parts = zip(self._settings.account, self._keys, workers_of(self._settings), strict=True)
+                    for account, keys, workers in parts:
                         known = self._begun.known.get(account.name)
                         opened = open_account(self._settings, account, keys, workers, known, priority=self._priority)
                         self._accounts.append(await stack.enter_async_context(opened))
-                    await self._ask_accounts(workers)
+                    await self._ask_accounts()
         except RunNotWritableError as error:
             self._stopped.append(error)
 
-    async def _ask_accounts(self, workers: int) -> None:
+    async def _ask_accounts(self) -> None:
         self._look_at_the_clock()
         self._tell_watcher()
         async with anyio.create_task_group() as all_of_it:
@@ -141,27 +142,29 @@ class Stretch:
                 all_of_it.start_soon(asked.keep_warm)
             async with anyio.create_task_group() as asking:
                 for asked in self._accounts:
-                    asking.start_soon(self._ask_account, asked, workers)
+                    asking.start_soon(self._ask_account, asked)
             all_of_it.cancel_scope.cancel()
 
-    async def _ask_account(self, asked: AskedAccount, workers: int) -> None:
+    async def _ask_account(self, asked: AskedAccount) -> None:
         devices = read_snapshot(self._begun.devices, asked.name)
         try:
-            await fan_out(devices, asked.fetch, self._synced.write, at_once=workers, stop=self._stop)
+            await fan_out(devices, asked.fetch, self._synced.write, at_once=asked.workers, stop=self._stop)
             if not self._stop.interrupted and (never := await asked.never_reached_at_all()) is not None:
                 raise never
         except StoppedError as error:
             self._stopped.append(error)
+            asked.stopped = str(error)
             if len(self._accounts) > 1:
                 # Said now, for the others may go on for hours. For people: a trace would add nothing.
                 log.error("stopped", account=asked.name, reason=str(error))  # noqa: TRY400
             if isinstance(error, RunNotWritableError):
                 self._stop.wish(str(error))
+        asked.ended = True
 
     async def _keep_up(self) -> None:
         """Syncs answers to disk, writes the manifest, tells the watcher, each in its rhythm; and minds the deadline."""
         told = written = synced = time.monotonic()
-        notices = Notices(self._accounts, workers_each(self._settings))
+        notices = Notices(self._accounts)
         while True:
             await anyio.sleep(LOOK_SECONDS)
             self._look_at_the_clock()
@@ -289,4 +292,5 @@ class Stretch:
             trouble=next((said for asked in self._accounts if (said := asked.trouble) is not None), None),
             before=(before.requests.sent, before.fleet.devices - before.devices.pending),
             resumed=bool(before.resumed_at),
+            accounts=tuple(asked.progress for asked in self._accounts),
         )

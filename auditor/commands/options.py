@@ -36,8 +36,8 @@ def audit(start: "Callable[[Watch, Stop], Awaitable[Result]]", log_level: str) -
 
 
 def _audited(start: "Callable[[Watch, Stop], Awaitable[Result]]", log_level: str) -> "tuple[Result, float]":
-    from auditor.display import watching
     from auditor.process import log_to_stderr, until_signal
+    from auditor.watching import watching
 
     log_to_stderr(log_level)
     began = time.monotonic()

@@ -20,10 +20,11 @@ class Stand:
     sick: bool = False
     trouble: str | None = "why"
     pace: Pace = Pace(told=10.0, rate=9.8, others=0, repeats_wait=False)  # noqa: RUF009  it is frozen
+    workers: int = 4
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
-        self.notices = Notices([cast("AskedAccount", self)], 4, lambda: self.now)
+        self.notices = Notices([cast("AskedAccount", self)], lambda: self.now)
 
     def said(self, **pace: Any) -> list[tuple[str, str]]:
         """What is logged once the pace has become so: levels and events."""

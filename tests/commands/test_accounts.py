@@ -16,7 +16,7 @@ def settings(tmp_path: Path, platform: Platform) -> Path:
     header, *rows = next(platform.settings.parent.glob("*.csv")).read_text().splitlines()
     lines = ['name = "three"', 'budget = "alone"']
     for name, key in (("eu-west", "simulated-key"), ("us", "simulated-key"), ("dead", "no-such-key")):
-        (tmp_path / f"{name}.csv").write_text("\n".join([header, rows.pop(), rows.pop()]) + "\n")
+        (tmp_path / f"{name}.csv").write_text(f"{header}\n{rows.pop()}\n{rows.pop()}\n")
         lines += [
             "[[account]]",
             f'name = "{name}"',

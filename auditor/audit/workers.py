@@ -1,0 +1,36 @@
+"""How the requests that may be in flight are divided among accounts: by their quotas, and for good.
+
+A part that an account does not need is lent to nobody: one whose platform falls silent would keep what it had
+borrowed, and delay the others with it.
+"""
+
+import math
+from collections.abc import Sequence
+
+from auditor.config import Settings
+
+_ROUNDING = 1e-9
+
+
+def workers_of(settings: Settings) -> list[int]:
+    """Requests in flight of each account, in the settings' order: its part of ``at_once``, one at the least."""
+    weights = _weights(settings)
+    free = max(0, settings.at_once - len(weights))
+    return [1 + math.floor(free * weight / math.fsum(weights) + _ROUNDING) for weight in weights]
+
+
+def at_once_for(settings: Settings, needed: Sequence[int]) -> int:
+    """What ``at_once`` has to be at the least for each account's part to be as much as it needs."""
+    weights = _weights(settings)
+    free = ((need - 1) * math.fsum(weights) / weight for need, weight in zip(needed, weights, strict=True) if need > 1)
+    return len(weights) + math.ceil(max(free, default=0.0) - _ROUNDING)
+
+
+def _weights(settings: Settings) -> list[float]:
+    """Quotas; one that is not known counts as the mean of those that are. The share of it that is ours does not count:
+    it may be changed at any time, and would change what the others have.
+    """
+    quotas = [None if isinstance(each.per_second, str) else each.per_second for each in settings.account]
+    known = [quota for quota in quotas if quota is not None]
+    mean = math.fsum(known) / len(known) if known else 1.0
+    return [mean if quota is None else quota for quota in quotas]
