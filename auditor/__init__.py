@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from auditor.audit.plan import AccountPlan as AccountPlan
     from auditor.audit.plan import Plan as Plan
     from auditor.audit.planning import plan_audit as plan_audit
+    from auditor.audit.progress import AccountProgress as AccountProgress
     from auditor.audit.progress import Progress as Progress
     from auditor.audit.progress import Result as Result
     from auditor.audit.prune import Pruned as Pruned
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "auditor.audit.plan": ("AccountPlan", "Plan"),
     "auditor.audit.planning": ("plan_audit",),
-    "auditor.audit.progress": ("Progress", "Result"),
+    "auditor.audit.progress": ("AccountProgress", "Progress", "Result"),
     "auditor.audit.prune": ("Pruned", "prune"),
     "auditor.audit.run": ("resume_audit", "run_audit"),
     "auditor.audit.scheduler": ("Stop",),

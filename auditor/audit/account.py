@@ -1,8 +1,8 @@
 """One account made ready to be asked: its client, its quota, what its answers teach, and its repeats."""
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from auditor.audit.gates import Gates
 from auditor.audit.pages import read_device
 from auditor.audit.progress import AccountProgress
 from auditor.config import Account, Settings, SharedBudget
-from auditor.errors import AccountStoppedError
+from auditor.errors import AccountStoppedError, SettingsError
 from auditor.keys import read_secret
 from auditor.model import Device, Failed, Outcome, Secret, Sent
 from auditor.pace.feedback import Feedback
@@ -261,3 +261,28 @@ async def open_account(
     gates = Gates(settings, account, keys.key_id, priority=priority, password=keys.budget)
     async with Client(endpoint, keys.key_id, keys.secret) as client, gates:
         yield AskedAccount(settings, account, client, gates, workers=workers, known=known)
+
+
+async def open_side_by_side(
+    stack: AsyncExitStack, opening: Iterable[AbstractAsyncContextManager[AskedAccount]]
+) -> list[AskedAccount]:
+    """Opens accounts at the same time, for what one waits for is no matter of the others; ``stack`` closes them.
+
+    Raises:
+        SettingsError: one cannot be opened; what was opened is closed by ``stack`` all the same.
+    """
+    opened: dict[int, AskedAccount] = {}
+    failures: list[SettingsError] = []
+
+    async def enter(number: int, account: AbstractAsyncContextManager[AskedAccount]) -> None:
+        try:
+            opened[number] = await stack.enter_async_context(account)
+        except SettingsError as error:  # raised below, outside the group that would wrap it
+            failures.append(error)
+
+    async with anyio.create_task_group() as group:
+        for number, account in enumerate(opening):
+            group.start_soon(enter, number, account)
+    if failures:
+        raise failures[0]
+    return [opened[number] for number in sorted(opened)]

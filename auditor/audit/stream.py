@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from auditor.audit.account import AskedAccount, open_account, read_keys
+from auditor.audit.account import AskedAccount, open_account, open_side_by_side, read_keys
 from auditor.audit.beginning import with_fleet
 from auditor.audit.scheduler import Stop, fan_out
 from auditor.audit.workers import workers_of
@@ -51,10 +51,8 @@ async def outcomes(
             named = with_fleet(settings, None)
             fleets = [(account.name, account.fleet.file) for account in named.account if account.fleet is not None]
             await anyio.to_thread.run_sync(write_snapshot, fleets, snapshot)
-        accounts = [
-            await stack.enter_async_context(open_account(settings, account, own_keys, workers))
-            for account, own_keys, workers in zip(settings.account, keys, workers_of(settings), strict=True)
-        ]
+        parts = zip(settings.account, keys, workers_of(settings), strict=True)
+        accounts = await open_side_by_side(stack, (open_account(settings, *each) for each in parts))
         send, receive = anyio.create_memory_object_stream[Outcome](WAITING)
 
         async def ask(asked: AskedAccount, outlet: MemoryObjectSendStream[Outcome]) -> None:

@@ -2,14 +2,15 @@
 
 import contextlib
 import time
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import starmap
 
 import anyio
 import structlog
 
-from auditor.audit.account import AskedAccount, Keys, open_account
+from auditor.audit.account import AskedAccount, Keys, open_account, open_side_by_side
 from auditor.audit.beginning import Begun, printable
 from auditor.audit.disk import SyncedJournal, free_reserve, reserve
 from auditor.audit.journal import Journal, utc
@@ -17,7 +18,7 @@ from auditor.audit.notices import Notices
 from auditor.audit.progress import INTERRUPTED, Progress, Result, Watch
 from auditor.audit.scheduler import Stop, fan_out
 from auditor.audit.workers import workers_of
-from auditor.config import Settings
+from auditor.config import Account, Settings
 from auditor.errors import AuditorError, RunNotWritableError, StoppedError
 from auditor.fleet.snapshot import read_snapshot
 from auditor.inventory.folder import (
@@ -125,13 +126,14 @@ class Stretch:
                 reserve(self._folder)
                 async with AsyncExitStack() as stack:
                     parts = zip(self._settings.account, self._keys, workers_of(self._settings), strict=True)
-                    for account, keys, workers in parts:
-                        known = self._begun.known.get(account.name)
-                        opened = open_account(self._settings, account, keys, workers, known, priority=self._priority)
-                        self._accounts.append(await stack.enter_async_context(opened))
+                    self._accounts += await open_side_by_side(stack, starmap(self._open, parts))
                     await self._ask_accounts()
         except RunNotWritableError as error:
             self._stopped.append(error)
+
+    def _open(self, account: Account, keys: Keys, workers: int) -> AbstractAsyncContextManager[AskedAccount]:
+        known = self._begun.known.get(account.name)
+        return open_account(self._settings, account, keys, workers, known, priority=self._priority)
 
     async def _ask_accounts(self) -> None:
         self._look_at_the_clock()
