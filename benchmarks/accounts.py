@@ -1,0 +1,114 @@
+"""Five accounts in one audit, one of them dead: how long the others take, beside how long each takes alone.
+
+python benchmarks/accounts.py [SECONDS]
+
+The simulated platform, in a process of its own, has four accounts of 1, 5, 20 and 50 calls a second, each with
+devices for so many seconds (40). The key of a fifth is refused in one audit; in another its endpoint takes connections
+and never answers. An account's time is from the beginning of the run to its last answer.
+"""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from measured import audit
+
+from auditor.simulator import DEFAULT_ACCOUNT, SimulatedAccount, Simulator, World
+
+QUOTAS = {"one": 1.0, "five": 5.0, "twenty": 20.0, "fifty": 50.0}
+LATENCY = (0.020, 0.300)
+DEAD = "dead"
+
+ACCOUNT = """
+[[account]]
+name = "{name}"
+endpoint = "{endpoint}"
+access_key_id = "{name}"
+access_key_secret = {{ file = "secret" }}
+per_second = {quota}
+fleet = {{ file = "{name}.csv" }}
+"""
+
+
+async def serve(devices: int) -> None:
+    """The platform, and an endpoint that never answers; prints where they are."""
+    accounts = [SimulatedAccount(name, DEFAULT_ACCOUNT.secret, quota) for name, quota in QUOTAS.items()]
+    silent = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+    async with Simulator(World(devices, large=0), accounts=accounts, latency=LATENCY) as platform:
+        print(platform.endpoint, f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}/", flush=True)
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+        await ended.wait()
+
+
+@contextmanager
+def platform(devices: int) -> Iterator[tuple[str, str]]:
+    """Starts the platform; gives its endpoint, and the one that never answers."""
+    process = subprocess.Popen([sys.executable, __file__, "serve", str(devices)], stdout=subprocess.PIPE, text=True)
+    try:
+        if process.stdout is None:
+            raise RuntimeError("no output to read the endpoints from")
+        endpoint, silent = process.stdout.readline().split()
+        yield endpoint, silent
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+
+
+def measure(folder: Path, names: Sequence[str], endpoints: dict[str, str]) -> dict[str, float]:
+    """One audit of these accounts: seconds until each had its last answer."""
+    text = 'budget = "alone"\n' + "".join(
+        ACCOUNT.format(name=name, endpoint=endpoints[name], quota=QUOTAS.get(name, 10.0)) for name in names
+    )
+    (folder / "settings.toml").write_text(text)
+    runs = folder / f"runs-{len(list(folder.glob('runs-*')))}"
+    began = datetime.fromisoformat(audit(folder / "settings.toml", runs).manifest["started_at"])
+    ends: dict[str, float] = {}
+    for path in runs.glob("*/devices.jsonl"):
+        for line in path.read_text().splitlines():
+            answer = json.loads(line)
+            seconds = (datetime.fromisoformat(answer["audited_at"]) - began).total_seconds()
+            ends[answer["account"]] = max(seconds, ends.get(answer["account"], 0.0))
+    return ends
+
+
+def main(seconds: float) -> None:
+    world = World(int(max(QUOTAS.values()) * seconds), large=0)
+    with (
+        tempfile.TemporaryDirectory(prefix="auditor-accounts-") as temporary,
+        platform(len(world)) as (endpoint, silent),
+    ):
+        folder = Path(temporary)
+        (folder / "secret").write_text(DEFAULT_ACCOUNT.secret.reveal())
+        for name, quota in {**QUOTAS, DEAD: 10.0}.items():
+            world.write_fleet(folder / f"{name}.csv")
+            rows = (folder / f"{name}.csv").read_text().splitlines(keepends=True)
+            (folder / f"{name}.csv").write_text("".join(rows[: 1 + int(quota * seconds)]))
+        endpoints = dict.fromkeys((*QUOTAS, DEAD), endpoint)
+        # The dead one first: what it holds up would be held up for all.
+        refused = measure(folder, (DEAD, *QUOTAS), endpoints)
+        hanging = measure(folder, (DEAD, *QUOTAS), {**endpoints, DEAD: silent})
+        alone = {name: measure(folder, (name,), endpoints)[name] for name in QUOTAS}
+    print(f"{'account':>8} {'quota/s':>8} {'alone':>8} {'beside a refused key':>24} {'beside a silent endpoint':>26}")
+    for name, quota in QUOTAS.items():
+        beside = "".join(
+            f"{ends[name]:>{width}.1f} s {ends[name] / alone[name]:>7.1%}"
+            for ends, width in ((refused, 14), (hanging, 16))
+        )
+        print(f"{name:>8} {quota:>8g} {alone[name]:>6.1f} s{beside}")
+    worst = max(ends[name] / alone[name] for ends in (refused, hanging) for name in QUOTAS)
+    print(f"at most {worst - 1:+.1%} by four others, one of them dead")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["serve"]:
+        asyncio.run(serve(int(sys.argv[2])))
+    else:
+        main(float(sys.argv[1]) if len(sys.argv) > 1 else 40.0)
