@@ -97,27 +97,34 @@ def _printed(command: tuple[str, ...], where: str) -> bytes:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # noqa: S603  no shell
     except (OSError, ValueError) as error:  # ValueError: a character that no argument may hold
         reason = error.strerror if isinstance(error, OSError) else "an argument holds what none may"
-        raise SettingsError(f"{where}: the command {program} cannot be started: {reason}") from None
+        raise SettingsError(f"{where}: the command {program} cannot be started: {reason}; name one that can") from None
     until = time.monotonic() + COMMAND_SECONDS
     try:
-        with process:
-            try:
-                text = b"" if process.stdout is None else _read_until(process.stdout, until)
-                endless = len(text) > LONGEST
-                code = 0 if endless else process.wait(max(0.0, until - time.monotonic()))
-            finally:
-                process.kill()
+        text = b"" if process.stdout is None else _read_until(process.stdout, until)
+        endless = len(text) > LONGEST
+        code = 0 if endless else process.wait(max(0.0, until - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired):
         sentence = (
             f"the command {program} was not done in {COMMAND_SECONDS:g} s; run it by hand to see what it waits for"
         )
         raise SettingsError(f"{where}: {sentence}") from None
+    finally:
+        _end(process)
     if endless:
         raise SettingsError(f"{where}: the command {program} prints without end; let it print the key alone")
     if code != 0:
         ended = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
         raise SettingsError(f"{where}: the command {program} {ended}; run it by hand to see why")
     return text
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process, if it has not ended, and does not wait for one that is another user's, as sudo's may be."""
+    if process.stdout is not None:
+        process.stdout.close()
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        process.kill()
+        process.wait(1.0)
 
 
 def _read_until(pipe: IO[bytes], until: float) -> bytes:

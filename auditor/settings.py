@@ -138,7 +138,7 @@ class Settings(Table, frozen=True):
     Attributes:
         name: a part of the run folder's name.
         directory: where run folders are made.
-        at_once: requests in flight at most, all accounts together.
+        at_once: requests in flight at most, all accounts together; each has its part, by its quota.
         page_size: modules asked for in one request, 1 to 200.
         attempts: requests for one page at most; refusals for the quota do not count.
         timeout, connect_timeout: seconds for a whole request, and for connecting.
