@@ -5,16 +5,20 @@ a function of          signature, nonce,      for demonstrations, tests and meas
 an index               quota, faults
 """
 
+from auditor.simulator.account import SimulatedAccount
 from auditor.simulator.faults import FaultKind, Faults
-from auditor.simulator.gateway import SimulatedAccount
 from auditor.simulator.lies import Lie
 from auditor.simulator.quota import WindowKind
+from auditor.simulator.records import DEVICE_SECRET_PREFIX
+from auditor.simulator.registry import Churn
 from auditor.simulator.server import DEFAULT_ACCOUNT, Counts, Simulator
 from auditor.simulator.world import FLEET_COLUMNS, SimulatedDevice, World
 
 __all__ = [
     "DEFAULT_ACCOUNT",
+    "DEVICE_SECRET_PREFIX",
     "FLEET_COLUMNS",
+    "Churn",
     "Counts",
     "FaultKind",
     "Faults",

@@ -56,6 +56,7 @@ class Product:
     """One simulated product."""
 
     product_key: str
+    product_name: str
     prefix: str
     modules: tuple[ModuleCatalogue, ...]
 
@@ -77,6 +78,7 @@ def _product(seed: int, number: int, prefix: str) -> Product:
     own = [names.pop(dice[20 + turn] % len(names)) for turn in range(dice[19] % 5)]
     return Product(
         product_key="k1" + "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in dice[:8]),
+        product_name=f"Simulated product {number + 1}",
         prefix=prefix,
         modules=tuple(
             _module(name, blake2b(f"module {seed} {number} {name}".encode()).digest()) for name in ("default", *own)

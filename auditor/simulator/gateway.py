@@ -7,7 +7,6 @@ for a repeated one are not documented by Tuya; these are named the way Alibaba's
 import hmac
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from urllib.parse import unquote_plus
@@ -15,6 +14,7 @@ from urllib.parse import unquote_plus
 from auditor.model import Secret
 from auditor.platform.operations import API_VERSION
 from auditor.platform.signing import percent_encode, signature
+from auditor.simulator.account import SimulatedAccount
 from auditor.simulator.answers import Refused
 
 MOST_SECONDS_OFF = 15 * 60
@@ -38,19 +38,6 @@ _NONCES_IN_A_GENERATION = 1 << 19
 # Most names and values come again in every request of a run, so escaping is looked up: it would be half the cost.
 _escaped = lru_cache(maxsize=4096)(percent_encode)
 _unescaped = lru_cache(maxsize=4096)(unquote_plus)
-
-
-@dataclass(frozen=True, slots=True)
-class SimulatedAccount:
-    """One access key of the simulated platform.
-
-    Attributes:
-        per_second: the account's quota for each operation, in calls per second; None: no quota.
-    """
-
-    access_key_id: str
-    secret: Secret
-    per_second: float | None = None
 
 
 def read_parameters(text: str, into: dict[str, str]) -> None:

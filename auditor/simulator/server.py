@@ -4,8 +4,9 @@ import asyncio
 import random
 import ssl
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from types import MappingProxyType, TracebackType
@@ -15,14 +16,16 @@ from uuid import uuid4
 from aiohttp import web
 
 from auditor.model import Dialect, Secret
-from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
-from auditor.simulator.answers import Document, Refused, Reply, refusal, success
+from auditor.simulator.account import SimulatedAccount
+from auditor.simulator.answers import Refused, Reply, refusal, success
 from auditor.simulator.connections import answer_as_http10, fail_below_http
 from auditor.simulator.faults import FaultKind, Faults, FaultSource
-from auditor.simulator.gateway import Gateway, SimulatedAccount, answer_format, read_parameters
+from auditor.simulator.gateway import Gateway, answer_format, read_parameters
 from auditor.simulator.lies import Lie
-from auditor.simulator.module_versions import ModuleVersions
-from auditor.simulator.quota import Contended, Window, WindowKind, window
+from auditor.simulator.meter import Meter, Throttled
+from auditor.simulator.quota import WindowKind
+from auditor.simulator.registry import NO_CHURN, Churn, Registry
+from auditor.simulator.service import Service
 from auditor.simulator.world import World
 
 DEFAULT_ACCOUNT = SimulatedAccount("simulated-key", Secret("simulated-secret"))
@@ -62,7 +65,7 @@ class Simulator:
     """A platform to practise on, on the running asyncio loop: ``async with Simulator(world) as platform: …``.
 
     Args:
-        world: the devices that it knows.
+        world: the devices that it knows, for accounts without a world of their own.
         accounts: who may call, and how fast.
         dialect: how it spells its answers.
         window: how it counts quotas, see ``auditor.simulator.quota``.
@@ -71,13 +74,14 @@ class Simulator:
         competitor: another client's calls a second on every quota, from when and until when, in seconds since the
             first call that the quota counted.
         faults: what goes wrong by chance, after the quota has counted the request.
-        lies: by a device's index, what is wrong with its answers.
+        lies: by a device's index, what is wrong with the answers about its modules.
+        churn: devices that are registered and removed, in each world from its first listing request on.
         seed: of the faults and the latency.
         clock_offset: seconds that the server's clock is ahead of this machine's.
         port: 0 takes a free one.
         ssl_context: given, the endpoint is HTTPS.
         tells_retry_after: whether a throttled answer says by ``x-acs-retry-after``, in ms, when to come again.
-        record_arrivals: whether ``arrivals`` is kept; it grows with every request.
+        record_arrivals: whether ``arrivals`` and ``arrivals_of`` are kept; they grow with every request.
         record_answers: whether ``answers`` is kept; it grows with every device.
 
     Attributes:
@@ -86,6 +90,7 @@ class Simulator:
         answers: how often each page of each device was answered, refusals of the device too: by the iot_id that it
             was called by, or else ``product_key/device_name``, and the page.
         arrivals: ``time.monotonic()`` of each request that reached the quota, throttled ones too.
+        arrivals_of: the same by the operation's name; unknown operations are under "".
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class Simulator:
         competitor: tuple[float, float, float] | None = None,
         faults: Faults = _NO_FAULTS,
         lies: Mapping[int, Lie] = _NO_LIES,
+        churn: Churn = NO_CHURN,
         seed: int = 0,
         clock_offset: float = 0.0,
         host: str = "127.0.0.1",
@@ -113,18 +119,22 @@ class Simulator:
         self.outage: FaultKind | None = None
         self.answers: Counter[tuple[str, int]] | None = Counter() if record_answers else None
         self.arrivals: list[float] | None = [] if record_arrivals else None
+        self.arrivals_of: dict[str, list[float]] = defaultdict(list)
         self._dialect = dialect
-        self._latency, self._jitter, self._competitor = latency, jitter, competitor
+        self._latency, self._jitter = latency, jitter
         self._faults = FaultSource(faults, seed)
         self._silence_seconds = faults.silence_seconds
         self._random = random.Random(seed)  # noqa: S311  latency, no secret
         self._host, self._port, self._ssl_context = host, port, ssl_context
         self._tells_retry_after = tells_retry_after
         self._gateway = Gateway(accounts)
-        self._window_kind = window
-        self._windows: dict[tuple[str, str], Window] = {}
-        self._operations: dict[str, Callable[[Mapping[str, str]], Document]] = {
-            LIST_OTA_MODULE_VERSIONS_BY_DEVICE.name: ModuleVersions(world, lies, self.answers).answer,
+        self._meter = Meter(window, competitor)
+        self._service = Service(Registry(world, churn), lies, self.answers)
+        self._operations = self._service.operations
+        self._services = {
+            account.access_key_id: Service(Registry(account.world, churn), lies, self.answers)
+            for account in accounts
+            if account.world is not None
         }
         # One clock for timestamps, Date and quotas: it never jumps, and its seconds turn with the calendar's.
         self._epoch = time.time() - time.monotonic() + clock_offset
@@ -148,6 +158,22 @@ class Simulator:
     def revoke(self, access_key_id: str) -> None:
         """From now on the key is refused as a disabled one; raises KeyError if no account has it."""
         self._gateway.revoke(access_key_id)
+
+    @property
+    def registered(self) -> int:
+        """How many devices of the simulator's world were registered since its first listing request."""
+        return self.registry_of().registered
+
+    @property
+    def removed(self) -> AbstractSet[int]:
+        """The indices of the devices of the simulator's world that were removed since its first listing request."""
+        return self.registry_of().removed
+
+    def registry_of(self, access_key_id: str = "") -> Registry:
+        """The devices that exist now for an account; of one without a world of its own, those of the simulator's."""
+        registry = self._services.get(access_key_id, self._service).registry
+        registry.catch_up(time.monotonic())
+        return registry
 
     async def __aenter__(self) -> Self:
         # A client that hangs up ends its handler: silence must not outlive the connection.
@@ -175,7 +201,7 @@ class Simulator:
             if self._jitter[1] > 0:
                 await asyncio.sleep(self._random.uniform(*self._jitter))
                 now = time.monotonic() + self._epoch
-            self._count(account, parameters["Action"], now)
+            self._count(account, parameters, now)
             kind = self.outage or self._faults.draw()
             if self._latency[1] > 0:
                 await asyncio.sleep(self._random.uniform(*self._latency))
@@ -186,36 +212,24 @@ class Simulator:
         except Refused as refused:
             self.counts.refused_by_code[refused.code] += 1
             reply = refusal(refused, request_id, self._dialect, answer_format(parameters))
-            if isinstance(refused, _Throttled) and self._tells_retry_after:
+            if isinstance(refused, Throttled) and self._tells_retry_after:
                 wait = str(round(refused.wait * 1000) + 1)
                 reply = Reply(reply.status, reply.body, reply.content_type, {"x-acs-retry-after": wait})
         return self._response(reply)
 
-    def _count(self, account: SimulatedAccount, action: str, now: float) -> None:
-        """Counts a request against its account's quota for the operation; raises Refused when it is used up."""
+    def _count(self, account: SimulatedAccount, parameters: Mapping[str, str], now: float) -> None:
+        """Counts a request against its account's quota for the operation; raises Throttled when it is used up."""
+        service = self._services.get(account.access_key_id, self._service)
         if self.arrivals is not None:
+            action = parameters["Action"]
             self.arrivals.append(now - self._epoch)
-        if account.per_second is None:
-            return
-        # All unknown operations share one window, or a client could fill the memory with windows.
-        key = (account.access_key_id, action if action in self._operations else "")
-        counted = self._windows.get(key)
-        if counted is None:
-            counted = window(self._window_kind, account.per_second)
-            if self._competitor is not None:
-                per_second, begin, end = self._competitor
-                counted = Contended(counted, per_second=per_second, begin=now + begin, end=now + end)
-            self._windows[key] = counted
-        if not counted.admit(now):
-            raise _Throttled(counted.wait(now))
+            self.arrivals_of[action if action in service.operations else ""].append(now - self._epoch)
+        self._meter.count(account, service.quota_name(parameters), now)
 
     def _answer(self, parameters: Mapping[str, str], request_id: str) -> Reply:
-        action = parameters["Action"]
-        operation = self._operations.get(action)
-        if operation is None:
-            message = "Specified api is not found, please check your url and method."
-            raise Refused("InvalidAction.NotFound", message, 404)
-        return success(action, operation(parameters), request_id, self._dialect, answer_format(parameters))
+        service = self._services.get(parameters["AccessKeyId"], self._service)
+        document = service.answer(parameters, time.monotonic())
+        return success(parameters["Action"], document, request_id, self._dialect, answer_format(parameters))
 
     async def _fail(
         self, kind: FaultKind, request: web.BaseRequest, parameters: Mapping[str, str], request_id: str
@@ -255,14 +269,6 @@ class Simulator:
         if second != self._date_second:
             self._date_second, self._date = second, formatdate(second, usegmt=True)
         return self._date
-
-
-class _Throttled(Refused):
-    """Over the quota; ``wait`` is in seconds."""
-
-    def __init__(self, wait: float) -> None:
-        super().__init__("Throttling.User", "Request was denied due to user flow control.", 400)
-        self.wait = wait
 
 
 async def _read(request: web.BaseRequest, into: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """A fleet as a function of an index: a million devices take no more memory than one."""
 
+import copy
 import csv
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
@@ -7,13 +8,15 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
+from typing import Self
 
 from auditor.model import ModuleVersion
 from auditor.simulator.catalogue import Product, make_products, version_text
+from auditor.simulator.layout import CERTAIN, Layout
 
-# 64 drawn bytes: what the device is (32 bits each), its product and modules (16 bits each), its iot_id's first part.
-_DRAWS = Struct("<4I16H16s")
-_CERTAIN = 1 << 32
+# 64 drawn bytes, six of them not used: what the device is (32 bits each), its modules (16 bits each), its iot_id's
+# first part.
+_DRAWS = Struct("<4x3I2x15H16s")
 _ID_SPACE = 1 << 40
 _ID_DIGITS = 10
 _STEP = 0x9E3779B97F | 1
@@ -60,6 +63,10 @@ class World:
         large: the part of the rest with 201 to 1000 modules, which one page cannot hold.
         special: index to exact number of modules, above all other settings; 0 is a silent device.
         day: the same fleet so many days later: updates reach more of its devices each day, and a few are rolled back.
+
+    Attributes:
+        products: what it has, in the order of their numbers.
+        layout: which index is which product's device.
     """
 
     def __init__(
@@ -87,11 +94,13 @@ class World:
             raise ValueError("special says how many modules a device has: no negative numbers")
         if day < 0:
             raise ValueError(f"day is a number of days, from 0 up, not {day}")
-        self._devices, self._day = devices, day
+        self.seed, self.day = seed, day
+        self._devices = devices
         self._special = dict(special or {})
-        self._missing, self._silent, self._inactive, self._large = (round(part * _CERTAIN) for part in parts.values())
-        self._products = make_products(seed, products)
-        self._by_key = {product.product_key: product for product in self._products}
+        lost, self._silent, self._inactive, self._large = (round(part * CERTAIN) for part in parts.values())
+        self.products = make_products(seed, products)
+        self.layout = Layout(seed, products, devices, lost, self._special)
+        self._by_key = {product.product_key: number for number, product in enumerate(self.products)}
         self._dice = blake2b(f"device {seed} ".encode())
         self._id_offset = int.from_bytes(blake2b(f"ids {seed}".encode(), digest_size=5).digest(), "big")
 
@@ -106,9 +115,15 @@ class World:
         """The keys of all products."""
         return tuple(self._by_key)
 
-    def product_exists(self, product_key: str) -> bool:
-        """Whether the platform knows the product."""
-        return product_key in self._by_key
+    def product_number(self, product_key: str) -> int | None:
+        """Which of the world's products that is, from 0; None if the platform does not know it."""
+        return self._by_key.get(product_key)
+
+    def endless(self) -> Self:
+        """The same world with devices that are registered after its own, without end: all of these exist."""
+        longer = copy.copy(self)
+        longer._devices = _ID_SPACE  # noqa: SLF001  of its own class
+        return longer
 
     def device(self, index: int) -> SimulatedDevice:
         """The device at ``index``; raises IndexError outside of the world."""
@@ -116,10 +131,11 @@ class World:
             raise IndexError(f"no device {index} in a world of {self._devices}")
         dice = self._dice.copy()
         dice.update(index.to_bytes(8, "big"))
-        missing, silent, inactive, large, which, size, *draws, letters = _DRAWS.unpack(dice.digest())
-        product = self._products[which % len(self._products)]
+        silent, inactive, large, size, *draws, letters = _DRAWS.unpack(dice.digest())
+        number, place = self.layout.place_of(index)
+        product = self.products[number]
         exact = self._special.get(index)
-        exists = exact is not None or missing >= self._missing
+        exists = self.layout.exists(index, number, place)
         activated = exact is not None or inactive >= self._inactive
         modules: tuple[ModuleVersion, ...] = ()
         if exact is not None:
@@ -129,7 +145,7 @@ class World:
         elif large < self._large:
             modules = _exactly(product, _LARGE_FROM + size % (_LARGE_TO - _LARGE_FROM + 1), draws)
         else:
-            modules = _reported(product, draws, self._day)
+            modules = _reported(product, draws, self.day)
         tail = (index * _STEP + self._id_offset) % _ID_SPACE
         return SimulatedDevice(
             index=index,
@@ -143,10 +159,10 @@ class World:
 
     def find(self, product_key: str, device_name: str) -> SimulatedDevice | None:
         """The device of that name if the platform knows it: read from the name itself, without any table."""
-        product = self._by_key.get(product_key)
-        if product is None or not device_name.startswith(product.prefix):
+        number = self._by_key.get(product_key)
+        if number is None or not device_name.startswith(prefix := self.products[number].prefix):
             return None
-        digits = device_name.removeprefix(product.prefix)
+        digits = device_name.removeprefix(prefix)
         if len(digits) > _LONGEST_INDEX or not (digits.isascii() and digits.isdigit()):
             return None
         found = self._existing(int(digits))

@@ -198,8 +198,8 @@ def test_a_world_refuses_what_cannot_be() -> None:
 
 
 def test_days_pass_and_updates_reach_more_devices_while_few_go_back() -> None:
-    days = [World(4_000, day=day) for day in range(6)]
-    assert list(days[0]) == list(World(4_000))
+    days = [World(12_000, day=day) for day in range(6)]
+    assert list(days[0]) == list(World(12_000))
     ran: dict[tuple[str, str], list[Counter[str]]] = {}
     for day, world in enumerate(days):
         for device in world:
@@ -217,8 +217,8 @@ def test_days_pass_and_updates_reach_more_devices_while_few_go_back() -> None:
             reached.append(counts[5] / counters[5].total())
     assert 1 < len(reached) < len(ran)
     assert all(0.15 < part <= 0.98 for part in reached)
-    still = [index for index in range(4_000) if days[0].device(index).modules == days[5].device(index).modules]
-    assert 400 < len(still) < 3_600
+    still = [index for index in range(12_000) if days[0].device(index).modules == days[5].device(index).modules]
+    assert 1_200 < len(still) < 10_800
 
 
 def test_a_device_is_the_same_but_for_its_versions_on_any_day() -> None:
