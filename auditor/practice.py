@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 
@@ -14,8 +14,8 @@ from auditor.audit.run import run_audit
 from auditor.audit.scheduler import Stop
 from auditor.config import settings_from
 from auditor.errors import StoppedError, UsageError
-from auditor.model import Dialect
-from auditor.simulator import DEFAULT_ACCOUNT, Faults, SimulatedAccount, Simulator, WindowKind, World
+from auditor.model import Dialect, Secret
+from auditor.simulator import DEFAULT_ACCOUNT, Churn, Faults, SimulatedAccount, Simulator, WindowKind, World
 
 DEMO_PER_SECOND = 500.0
 """The demonstration's quota; a real account's 10 a second would take minutes to watch."""
@@ -66,7 +66,8 @@ async def demonstrate(devices: int, day: int, directory: Path, watch: Watch, sto
     with TemporaryDirectory(prefix="auditor-demo-") as temporary:
         folder = Path(temporary)
         async with Simulator(world, accounts=[account], latency=(0.02, 0.08), faults=DEMO_FAULTS) as platform:
-            _write_fleet_and_secret(folder, world, account)
+            world.write_fleet(folder / "simulated-fleet.csv")
+            _write_secret(folder, account)
             own = _account_table(platform.endpoint, account, "tuya") | {"share": DEMO_SHARE}
             table = {"name": "demo", "timeout": 2.0, "account": [own]}
             settings = settings_from(table, where="demo", folder=folder)
@@ -75,7 +76,14 @@ async def demonstrate(devices: int, day: int, directory: Path, watch: Watch, sto
 
 @dataclass(frozen=True, slots=True)
 class Practice:
-    """What to simulate; ``latency`` is in milliseconds, ``per_second`` None is no quota."""
+    """What to simulate; ``latency`` is in milliseconds, ``per_second`` None is no quota.
+
+    Attributes:
+        accounts: how many, each with so many devices of its own.
+        register: devices a second that are registered while a fleet is listed.
+        remove: devices a second that are removed meanwhile.
+        fleet: what the written settings say of the devices: a fleet file, or all products.
+    """
 
     devices: int
     products: int
@@ -86,6 +94,10 @@ class Practice:
     latency: tuple[float, float]
     faults: float
     day: int = 0
+    accounts: int = 1
+    register: float = 0.0
+    remove: float = 0.0
+    fleet: Literal["file", "products"] = "file"
 
 
 async def serve(practice: Practice, port: int, write: Path | None, tell: Callable[[str], None]) -> None:
@@ -109,65 +121,92 @@ async def serve(practice: Practice, port: int, write: Path | None, tell: Callabl
     if not 0 <= port <= _LAST_PORT:
         raise UsageError(f"--port {port}: give a port up to {_LAST_PORT}, or 0 for a free one")
     try:
-        world = World(practice.devices, seed=practice.seed, products=practice.products, day=practice.day)
-        account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, practice.per_second)
-        simulator = Simulator(
-            world,
-            accounts=[account],
-            dialect=practice.dialect,
-            window=practice.window,
-            latency=(least / 1000, most / 1000),
-            faults=Faults.evenly(practice.faults),
-            seed=practice.seed,
-            port=port,
-            tells_retry_after=True,
-        )
+        accounts = _accounts(practice)
+        simulator = _simulator(practice, accounts, port)
     except ValueError as error:
         raise UsageError(str(error)) from error
     try:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with simulator as platform:
                 tell(f"endpoint           {platform.endpoint}")
-                tell(f"access_key_id      {account.access_key_id}")
-                tell(f"access_key_secret  {account.secret.reveal()}")
+                for account in accounts:
+                    tell(f"access_key_id      {account.access_key_id}")
+                    tell(f"access_key_secret  {account.secret.reveal()}")
                 if write is not None:
-                    tell(f"settings           {_write_settings(write, world, account, practice, platform.endpoint)}")
+                    tell(f"settings           {_write_settings(write, accounts, practice, platform.endpoint)}")
                 async for _ in signals:
                     return
     except OSError as error:
         raise StoppedError(f"the simulated platform cannot start: {error.strerror or error}") from error
 
 
-def _write_settings(folder: Path, world: World, account: SimulatedAccount, practice: Practice, endpoint: str) -> Path:
+def _accounts(practice: Practice) -> dict[SimulatedAccount, World]:
+    """The accounts and their worlds; the keys and secrets of all but the first are numbered."""
+    accounts: dict[SimulatedAccount, World] = {}
+    for number in range(practice.accounts):
+        world = World(practice.devices, seed=practice.seed + number, products=practice.products, day=practice.day)
+        suffix = f"-{number + 1}" if number else ""
+        key, secret = DEFAULT_ACCOUNT.access_key_id + suffix, Secret(DEFAULT_ACCOUNT.secret.reveal() + suffix)
+        accounts[SimulatedAccount(key, secret, practice.per_second, world)] = world
+    return accounts
+
+
+def _simulator(practice: Practice, accounts: dict[SimulatedAccount, World], port: int) -> Simulator:
+    least, most = practice.latency
+    return Simulator(
+        next(iter(accounts.values())),
+        accounts=list(accounts),
+        dialect=practice.dialect,
+        window=practice.window,
+        latency=(least / 1000, most / 1000),
+        faults=Faults.evenly(practice.faults),
+        churn=Churn(practice.register, practice.remove, practice.seed),
+        seed=practice.seed,
+        port=port,
+        tells_retry_after=True,
+    )
+
+
+def _write_settings(folder: Path, accounts: dict[SimulatedAccount, World], practice: Practice, endpoint: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    _write_fleet_and_secret(folder, world, account)
-    table = _account_table(endpoint, account, practice.dialect)
-    lines = ['name = "simulated"', "", "[[account]]"]
-    lines += [f"{key} = {_toml(value)}" for key, value in table.items()]
+    lines = ['name = "simulated"']
+    for account, world in accounts.items():
+        table = _account_table(endpoint, account, practice.dialect)
+        if practice.fleet == "products":
+            table["fleet"] = {"products": "all"}
+        else:
+            world.write_fleet(folder / table["fleet"]["file"])
+        _write_secret(folder, account)
+        lines += ["", "[[account]]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
     path = folder / "simulated.toml"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-def _write_fleet_and_secret(folder: Path, world: World, account: SimulatedAccount) -> None:
-    world.write_fleet(folder / "simulated-fleet.csv")
-    secret = folder / "simulated-secret"
+def _write_secret(folder: Path, account: SimulatedAccount) -> None:
+    secret = folder / f"simulated-secret{_suffix(account)}"
     secret.touch(mode=0o600)
     secret.write_text(account.secret.reveal(), encoding="utf-8")
 
 
 def _account_table(endpoint: str, account: SimulatedAccount, dialect: Dialect) -> dict[str, Any]:
     region = {"region_id": "cn-shanghai"} if dialect == "alibaba" else {}
+    suffix = _suffix(account)
     return {
-        "name": "simulated",
+        "name": f"simulated{suffix}",
         "endpoint": endpoint,
         "dialect": dialect,
         **region,
         "access_key_id": account.access_key_id,
-        "access_key_secret": {"file": "simulated-secret"},
+        "access_key_secret": {"file": f"simulated-secret{suffix}"},
         "per_second": account.per_second or "unlimited",
-        "fleet": {"file": "simulated-fleet.csv"},
+        "fleet": {"file": f"simulated-fleet{suffix}.csv"},
     }
+
+
+def _suffix(account: SimulatedAccount) -> str:
+    """What an account's name and files end in, as its key does."""
+    return account.access_key_id.removeprefix(DEFAULT_ACCOUNT.access_key_id)
 
 
 def _toml(value: object) -> str:

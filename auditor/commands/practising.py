@@ -86,11 +86,15 @@ def simulate(
     latency: Annotated[tuple[float, float], Parameter(negative=())] = (20.0, 80.0),
     faults: float = 0.0,
     day: int = 0,
+    accounts: int = 1,
+    register: float = 0.0,
+    remove: float = 0.0,
+    fleet: Literal["file", "products"] = "file",
     write: Path | None = None,
 ) -> int:
     """A platform to practise on, as a server: as strict as the real one, until interrupted.
 
-    Prints its endpoint, access key id and secret.
+    Prints its endpoint, access key id and secret, of each account if there are several.
 
     Parameters
     ----------
@@ -105,7 +109,7 @@ def simulate(
     dialect:
         How it spells its answers.
     per_second:
-        The account's quota in calls a second; 0 for none.
+        The account's quota for ListOTAModuleVersionsByDevice in calls a second; 0 for none for any operation.
     window:
         How it counts the quota: in calendar seconds, in the last second, or by a token bucket.
     latency:
@@ -114,12 +118,35 @@ def simulate(
         The part of the requests that meet a fault: resets, 5xx, HTML, cut bodies, silence and more.
     day:
         The same fleet so many days later: updates reach more of its devices each day, and a few are rolled back.
+    accounts:
+        Accounts, each with a fleet of its own, and all of the same size.
+    register:
+        Devices a second that are registered while a fleet is listed.
+    remove:
+        Devices a second that are removed while a fleet is listed.
+    fleet:
+        What the written settings say: a fleet file, or all products of the account.
     write:
         Write simulated.toml, its secret and its fleet file into this folder, ready for auditor run.
     """
     from auditor.practice import Practice, serve
     from auditor.process import in_loop
 
-    practice = Practice(devices, products, seed, dialect, per_second or None, window, latency, faults, day)
+    at_least_one("--accounts", accounts, "accounts")
+    practice = Practice(
+        devices,
+        products,
+        seed,
+        dialect,
+        per_second or None,
+        window,
+        latency,
+        faults,
+        day,
+        accounts,
+        register,
+        remove,
+        fleet,
+    )
     in_loop(lambda: serve(practice, port, write, tell))
     return 0

@@ -131,11 +131,13 @@ class Simulator:
         self._meter = Meter(window, competitor)
         self._service = Service(Registry(world, churn), lies, self.answers)
         self._operations = self._service.operations
-        self._services = {
-            account.access_key_id: Service(Registry(account.world, churn), lies, self.answers)
-            for account in accounts
-            if account.world is not None
-        }
+        self._services: dict[str, Service] = {}
+        of_world = {id(world): self._service}
+        for account in accounts:
+            own = world if account.world is None else account.world
+            if id(own) not in of_world:
+                of_world[id(own)] = Service(Registry(own, churn), lies, self.answers)
+            self._services[account.access_key_id] = of_world[id(own)]
         # One clock for timestamps, Date and quotas: it never jumps, and its seconds turn with the calendar's.
         self._epoch = time.time() - time.monotonic() + clock_offset
         self._date_second, self._date = -1, ""

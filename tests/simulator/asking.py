@@ -82,3 +82,31 @@ async def get(platform: Simulator, query: str, *, method: str = "GET", data: str
         session.request(method, url_of(platform, query), data=data, headers=headers) as answer,
     ):
         return Seen(answer.status, dict(answer.headers), await answer.read())
+
+
+async def ask(platform: Simulator, action: str, /, **sent: object) -> Any:
+    """The answer of an operation to parameters."""
+    return await ask_as(DEFAULT_ACCOUNT, platform, action, **sent)
+
+
+async def ask_as(account: SimulatedAccount, platform: Simulator, action: str, /, **sent: object) -> Any:
+    """The answer of an operation to parameters that an account sends."""
+    parameters = {name: str(value) for name, value in sent.items()}
+    return (await get(platform, signed_query(parameters, account=account, constants={"Action": action}))).json
+
+
+async def code_of(platform: Simulator, action: str, sent: dict[str, str]) -> str:
+    """The code of an operation's refusal, which is a whole answer under HTTP 200."""
+    seen = await get(platform, signed_query(sent, constants={"Action": action}))
+    document = {name[:1].lower() + name[1:]: value for name, value in seen.json.items()}
+    assert (seen.status, document["success"]) == (200, False)
+    assert document.keys() == {"success", "code", "errorMessage", "requestId"}
+    return str(document["code"])
+
+
+PRODUCT_REFUSALS = [
+    ("", "iot.prod.NullProductKey"),
+    ("k1 nonsense", "iot.prod.InvalidFormattedProductkey"),
+    ("k1nowhere", "iot.prod.NotExistedProduct"),
+]
+"""What every operation says to a product key that is none."""

@@ -3,17 +3,19 @@
 import gc
 import json
 import warnings
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import anyio.to_thread
 import pytest
 from aliyunsdkcore.acs_exception.exceptions import ServerException
 from aliyunsdkcore.client import AcsClient
-from aliyunsdkiot.request.v20180120 import (
-    ListOTAModuleVersionsByDeviceRequest as RequestOfSdk,
-)
+from aliyunsdkiot.request.v20180120.BatchGetDeviceStateRequest import BatchGetDeviceStateRequest
+from aliyunsdkiot.request.v20180120.BatchQueryDeviceDetailRequest import BatchQueryDeviceDetailRequest
+from aliyunsdkiot.request.v20180120.ListOTAModuleByProductRequest import ListOTAModuleByProductRequest
+from aliyunsdkiot.request.v20180120.ListOTAModuleVersionsByDeviceRequest import ListOTAModuleVersionsByDeviceRequest
+from aliyunsdkiot.request.v20180120.QueryDeviceRequest import QueryDeviceRequest
+from aliyunsdkiot.request.v20180120.QueryProductListRequest import QueryProductListRequest
 
 from auditor.model import Dialect
 from auditor.simulator import DEFAULT_ACCOUNT, SimulatedDevice, Simulator, World
@@ -30,23 +32,26 @@ def collected() -> Iterator[None]:
         gc.collect()
 
 
-def ask_by_sdk(port: int, secret: str, method: str, **parameters: str) -> Any:
+def ask_by_sdk(port: int, secret: str, request: Any, method: str, parameters: Mapping[str, object]) -> Any:
     client = AcsClient(DEFAULT_ACCOUNT.access_key_id, secret, "cn-shanghai", port=port, auto_retry=False)
-    request = RequestOfSdk.ListOTAModuleVersionsByDeviceRequest()
     request.set_endpoint("127.0.0.1")
     request.set_protocol_type("http")
     request.set_method(method)
-    request.set_CurrentPage("1")
-    request.set_PageSize("50")
     for name, value in parameters.items():
         getattr(request, f"set_{name}")(value)
     return json.loads(client.do_action_with_exception(request))
 
 
+async def send(platform: Simulator, request: Any, method: str = "POST", **parameters: object) -> Any:
+    right = DEFAULT_ACCOUNT.secret.reveal()
+    return await anyio.to_thread.run_sync(ask_by_sdk, platform.port, right, request, method, parameters)
+
+
 async def ask(platform: Simulator, *, secret: str | None = None, method: str = "POST", **parameters: str) -> Any:
     right = DEFAULT_ACCOUNT.secret.reveal()
-    call = partial(ask_by_sdk, platform.port, secret or right, method, **parameters)
-    return await anyio.to_thread.run_sync(call)
+    request = ListOTAModuleVersionsByDeviceRequest()
+    whole = {"CurrentPage": "1", "PageSize": "50", **parameters}
+    return await anyio.to_thread.run_sync(ask_by_sdk, platform.port, secret or right, request, method, whole)
 
 
 def names_of(device: SimulatedDevice) -> list[dict[str, str]]:
@@ -112,3 +117,50 @@ async def test_the_sdk_is_told_that_its_secret_is_wrong(world: World) -> None:
     assert caught.value.get_error_code() == "InvalidAccessKeySecret"
     assert caught.value.get_http_status() == 400
     assert platform.counts.refused_by_code == {"SignatureDoesNotMatch": 1}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_the_sdk_lists_a_products_devices_by_tokens(method: str) -> None:
+    world = World(150, missing=0.1)
+    product_key = world.product_keys[1]
+    own = [device.iot_id for device in world if device.product_key == product_key and device.exists]
+    async with Simulator(world) as platform:
+        request = QueryDeviceRequest()
+        page = await send(platform, request, method, ProductKey=product_key, PageSize="20", CurrentPage="1")
+        seen = [entry["iotId"] for entry in page["data"]["deviceInfo"]]
+        while token := page.get("nextToken"):
+            page = await send(
+                platform, QueryDeviceRequest(), method, ProductKey=product_key, PageSize="20", NextToken=token
+            )
+            assert page["total"] == len(own)
+            seen += [entry["iotId"] for entry in page["data"]["deviceInfo"]]
+    assert seen == own[::-1]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_the_sdk_lists_products_and_their_modules(world: World, method: str) -> None:
+    async with Simulator(world) as platform:
+        answer = await send(platform, QueryProductListRequest(), method, CurrentPage="1", PageSize="200")
+        products = answer["data"]["list"]["productInfo"]
+        assert [product["productKey"] for product in products] == list(world.product_keys)
+        assert answer["data"]["total"] == 4
+        assert sum(product["deviceCount"] for product in products) == 200
+        for product in world.products:
+            answer = await send(platform, ListOTAModuleByProductRequest(), method, ProductKey=product.product_key)
+            assert [each["moduleName"] for each in answer["data"]["otaModuleDTO"]] == [
+                module.versions[0].module_name for module in product.modules
+            ]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_the_sdk_gets_the_states_and_details_of_many_devices(world: World, method: str) -> None:
+    devices = [device for device in world if device.product_key == world.product_keys[2]][:40]
+    named = {"ProductKey": devices[0].product_key, "DeviceNames": [device.device_name for device in devices]}
+    async with Simulator(world) as platform:
+        by_name = await send(platform, BatchGetDeviceStateRequest(), method, **named)
+        iot_ids = [device.iot_id for device in devices]
+        by_id = await send(platform, BatchGetDeviceStateRequest(), method, IotIds=iot_ids)
+        details = await send(platform, BatchQueryDeviceDetailRequest(), method, **named)
+    assert by_name["deviceStatusList"] == by_id["deviceStatusList"]
+    assert [entry["iotId"] for entry in by_id["deviceStatusList"]["deviceStatus"]] == iot_ids
+    assert [entry["iotId"] for entry in details["data"]["data"]] == iot_ids

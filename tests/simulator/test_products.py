@@ -1,0 +1,83 @@
+import pytest
+
+from auditor.simulator import Churn, Simulator, World
+
+from .asking import PRODUCT_REFUSALS, ask, code_of
+
+pytestmark = pytest.mark.anyio
+
+PRODUCTS, MODULES = "QueryProductList", "ListOTAModuleByProduct"
+
+
+async def test_pages_join_to_all_products_and_the_one_after_is_empty() -> None:
+    world = World(300, products=7, missing=0.2)
+    async with Simulator(world) as platform:
+        pages = [(await ask(platform, PRODUCTS, CurrentPage=page, PageSize=3))["data"] for page in (1, 2, 3, 4)]
+    entries = [entry for page in pages for entry in page["list"]["productInfo"]]
+    assert [len(page["list"]["productInfo"]) for page in pages] == [3, 3, 1, 0]
+    assert [entry["productKey"] for entry in entries] == list(world.product_keys)
+    assert [page["currentPage"] for page in pages] == [1, 2, 3, 4]
+    assert {(page["pageCount"], page["pageSize"], page["total"]) for page in pages} == {(3, 3, 7)}
+    for entry in entries:
+        assert entry["deviceCount"] == sum(each.exists for each in world if each.product_key == entry["productKey"])
+
+
+async def test_an_entry_tells_what_the_platform_keeps(platform: Simulator) -> None:
+    answer = await ask(platform, PRODUCTS, CurrentPage=1, PageSize=200)
+    entries = answer["data"]["list"]["productInfo"]
+    assert all(
+        set(entry) == {
+            "productKey", "productName", "deviceCount", "nodeType", "dataFormat", "gmtCreate", "description",
+        }
+        for entry in entries
+    )  # fmt: skip
+    assert len({entry["productName"] for entry in entries}) == 4
+    assert answer["code"] == ""
+
+
+async def test_counts_follow_the_devices_that_come_and_go() -> None:
+    async with Simulator(World(100, missing=0), churn=Churn(300, 100)) as platform:
+        while platform.registered < 30:
+            page = (await ask(platform, PRODUCTS, CurrentPage=1, PageSize=200))["data"]["list"]["productInfo"]
+        assert sum(entry["deviceCount"] for entry in page) > 100
+        newer = platform.registry_of()
+        assert sum(map(newer.count, range(4))) == 100 + newer.registered - len(newer.removed)
+
+
+@pytest.mark.parametrize(
+    ("page", "size"), [("0", "10"), ("-1", "10"), ("x", "10"), ("", "10"), ("1", "0"), ("1", "201"), ("1", "")]
+)
+async def test_page_parameters_out_of_range_are_refused(platform: Simulator, page: str, size: str) -> None:
+    sent = {"CurrentPage": page, "PageSize": size}
+    assert await code_of(platform, PRODUCTS, sent) == "iot.common.InvalidPageParams"
+    given = {name: value for name, value in sent.items() if value}
+    assert await code_of(platform, PRODUCTS, given) == "iot.common.InvalidPageParams"
+
+
+async def test_a_product_defines_the_modules_of_its_catalogue(platform: Simulator, world: World) -> None:
+    for product in world.products:
+        entries = (await ask(platform, MODULES, ProductKey=product.product_key))["data"]["otaModuleDTO"]
+        names = [entry["moduleName"] for entry in entries]
+        reported = {
+            module.module_name for each in world if each.product_key == product.product_key for module in each.modules
+        }
+        assert names[0] == "default"
+        assert set(names) == {name for name in reported if not name.startswith("plugin-")}
+        assert all(
+            set(entry) == {"productKey", "moduleName", "aliasName", "desc", "gmtCreate", "gmtModified"}
+            and entry["productKey"] == product.product_key
+            for entry in entries
+        )
+
+
+@pytest.mark.parametrize(("product_key", "code"), PRODUCT_REFUSALS)
+async def test_modules_of_a_product_that_is_none_are_refused(platform: Simulator, product_key: str, code: str) -> None:
+    assert await code_of(platform, MODULES, {"ProductKey": product_key}) == code
+
+
+async def test_alibabas_dialect_is_in_pascal_case(world: World) -> None:
+    async with Simulator(world, dialect="alibaba") as platform:
+        products = await ask(platform, PRODUCTS, CurrentPage=1, PageSize=1)
+        modules = await ask(platform, MODULES, ProductKey=world.product_keys[0])
+    assert products["Data"]["List"]["ProductInfo"][0]["ProductKey"] == world.product_keys[0]
+    assert modules["Data"]["OtaModuleDTO"][0]["ModuleName"] == "default"
