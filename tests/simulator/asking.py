@@ -1,6 +1,7 @@
 """A client that signs one request and shows the bare answer."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -102,6 +103,14 @@ async def code_of(platform: Simulator, action: str, sent: dict[str, str]) -> str
     assert (seen.status, document["success"]) == (200, False)
     assert document.keys() == {"success", "code", "errorMessage", "requestId"}
     return str(document["code"])
+
+
+def wait_until(count: Callable[[], int], *, reaches: int) -> None:
+    """Holds up everything, the platform too, until a count is large enough."""
+    end = time.monotonic() + 10
+    while count() < reaches:
+        assert time.monotonic() < end, f"it never came to {reaches}"
+        time.sleep(0.001)
 
 
 PRODUCT_REFUSALS = [

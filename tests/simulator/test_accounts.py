@@ -8,7 +8,7 @@ from auditor.model import Secret
 from auditor.platform.operations import OTHERS
 from auditor.simulator import Churn, SimulatedAccount, Simulator, World
 
-from .asking import ask, ask_as, named
+from .asking import ask, ask_as, named, wait_until
 from .test_listing import key_of, token_at
 
 pytestmark = pytest.mark.anyio
@@ -50,8 +50,7 @@ async def test_devices_come_and_go_in_a_world_from_its_own_first_listing_on() ->
     plain = SimulatedAccount("plain", SECRET)
     async with Simulator(World(10), accounts=[own, plain], churn=Churn(1_000)) as platform:
         await ask_as(own, platform, PRODUCTS, CurrentPage=1, PageSize=1)
-        while platform.registry_of("own").registered < 10:
-            pass
+        wait_until(lambda: platform.registry_of("own").registered, reaches=10)
         assert platform.registered == platform.registry_of("plain").registered == 0
 
 

@@ -11,7 +11,7 @@ from auditor.simulator import DEVICE_SECRET_PREFIX, Churn, SimulatedAccount, Sim
 from auditor.simulator.listing import DeviceListing
 from auditor.simulator.registry import Registry
 
-from .asking import PRODUCT_REFUSALS, ask, ask_as, code_of, get, named, signed_query
+from .asking import PRODUCT_REFUSALS, ask, ask_as, code_of, get, named, signed_query, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +42,7 @@ def token_at(world: World, place: int, account: str = "simulated-key") -> str:
     return listing._token({"AccessKeyId": account, "ProductKey": key_of(world)}, place)
 
 
-@pytest.mark.parametrize("size", [7, 50])
+@pytest.mark.parametrize("size", [7, 36, 50])
 async def test_pages_join_to_all_devices_that_exist_the_newest_first(size: int) -> None:
     world = World(400, missing=0.1)
     async with Simulator(world) as platform:
@@ -188,17 +188,11 @@ async def test_alibabas_dialect_and_xml_hold_the_same(world: World) -> None:
     assert xml.tag == "QueryDeviceResponse"
 
 
-async def happened(platform: Simulator, devices: int) -> None:
-    """Waits until so many devices have come or gone."""
-    while platform.registered + len(platform.removed) < devices:
-        time.sleep(0.001)  # noqa: ASYNC251  nothing else is to happen meanwhile
-
-
 async def test_a_list_slides_back_while_devices_are_registered() -> None:
     world = World(200, products=1, missing=0, inactive=0)
     async with Simulator(world, churn=Churn(register_per_second=200)) as platform:
         first = await ask(platform, ACTION, ProductKey=key_of(world), PageSize=50)
-        await happened(platform, 10)
+        wait_until(lambda: platform.registered, reaches=10)
         second = await ask(platform, ACTION, ProductKey=key_of(world), PageSize=50, NextToken=first["nextToken"])
         again = set(names(first)) & set(names(second))
         assert again == set(names(first)[-len(again) :])
@@ -216,7 +210,7 @@ async def test_a_list_slides_forward_while_devices_are_removed_and_some_are_neve
         seen: set[str] = set()
         async for page in pages_of(platform, key_of(world)):
             seen.update(names(page))
-            await happened(platform, len(platform.removed) + 10)
+            wait_until(lambda: len(platform.removed), reaches=len(platform.removed) + 10)
             assert 400 >= page["total"] >= 400 - len(platform.removed)
         lasted = {device.device_name for device in world if device.index not in platform.removed}
         gone = world.device(next(iter(platform.removed)))

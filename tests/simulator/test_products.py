@@ -1,3 +1,4 @@
+import anyio
 import pytest
 
 from auditor.simulator import Churn, Simulator, World
@@ -37,8 +38,9 @@ async def test_an_entry_tells_what_the_platform_keeps(platform: Simulator) -> No
 
 async def test_counts_follow_the_devices_that_come_and_go() -> None:
     async with Simulator(World(100, missing=0), churn=Churn(300, 100)) as platform:
-        while platform.registered < 30:
-            page = (await ask(platform, PRODUCTS, CurrentPage=1, PageSize=200))["data"]["list"]["productInfo"]
+        await ask(platform, PRODUCTS, CurrentPage=1, PageSize=200)
+        await anyio.sleep(0.1)
+        page = (await ask(platform, PRODUCTS, CurrentPage=1, PageSize=200))["data"]["list"]["productInfo"]
         assert sum(entry["deviceCount"] for entry in page) > 100
         newer = platform.registry_of()
         assert sum(map(newer.count, range(4))) == 100 + newer.registered - len(newer.removed)
