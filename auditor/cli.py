@@ -11,6 +11,7 @@ from rich.box import SIMPLE
 
 from auditor.__about__ import VERSION
 from auditor.commands.audits import check, prune, resume, run
+from auditor.commands.fleets import fleet
 from auditor.commands.history import history
 from auditor.commands.metrics import metrics
 from auditor.commands.planning import plan
@@ -25,9 +26,10 @@ app = App(
     name="auditor",
     help="Which version of which OTA module does every device of an IoT fleet run?",
     help_epilogue=(
-        "Exit codes: 0 done; 1 devices failed or pending beyond max_failed, a run that does not verify, or a plan that "
-        "does not fit its window; 2 usage, settings or fleet file; 3 the platform refuses or was never reached, or the "
-        "run cannot be written; 4 drift that --fail-on names, or a violated policy; 130 interrupted."
+        "Exit codes: 0 done; 1 devices failed or pending beyond max_failed, a product that could not be listed, a run "
+        "that does not verify, or a plan that does not fit its window; 2 usage, settings or fleet file; 3 the platform "
+        "refuses or was never reached, or the run cannot be written; 4 drift or differences that --fail-on names, or a "
+        "violated policy; 130 interrupted."
     ),
     version=VERSION,
     help_formatter=DefaultFormatter(panel_spec=PanelSpec(box=SIMPLE, padding=(0, 0))),
@@ -36,7 +38,7 @@ app = App(
 )
 
 for command in (
-    run, resume, check, plan, inventory, devices, sql, diff, history, policy, report, metrics, verify, prune,
+    run, resume, check, plan, fleet, inventory, devices, sql, diff, history, policy, report, metrics, verify, prune,
     demo, simulate,
 ):  # fmt: skip
     app.command(command)

@@ -17,7 +17,9 @@ from auditor.settings import (
     Budget,
     FleetSource,
     NotifySettings,
+    Patterns,
     PolicySettings,
+    Quotas,
     ReportSettings,
     SecretSource,
     Settings,
@@ -99,8 +101,8 @@ def _account(raw: object, where: str, folder: Path) -> Account:
     for key, source in sources.items():
         check_source(source, f"{where}: {key}")
     fleet = account.fleet
-    if fleet is not None and fleet.file != "-":
-        fleet = FleetSource(file=str(folder / fleet.file))
+    if fleet is not None and fleet.file not in {None, "-"}:
+        fleet = msgspec.structs.replace(fleet, file=str(folder / str(fleet.file)))
     return msgspec.structs.replace(
         account,
         **{key: _located(source, folder) for key, source in sources.items()},
@@ -156,12 +158,27 @@ def _convert(raw: object, kind: type[T], where: str) -> T:
         raise SettingsError(f"{where}: {_sentence(str(error), kind)}") from None
 
 
+_NAMES = 'names in a list, in which * and ? stand for others, such as ["lamp-*"]'
+_PATTERNS = '{ product_key = ["k1*"], device_name = ["lamp-*"], status = ["ONLINE"] }, of which none is needed'
+
 _WANTED = {
     "dialect": 'give "tuya" or "alibaba"',
     "per_second": 'give calls a second, "unlimited", or "auto"',
     "budget": 'give "machine", "alone", { directory = "/run/auditor" } or { redis = "redis://HOST:6379/0" }',
     "budget.password": f"give {SOURCES}",
-    "fleet": 'give { file = "fleet.csv" }; "-" is standard input',
+    "fleet": 'give { file = "fleet.csv" }, where "-" is standard input, or { products = "all" }',
+    "fleet.products": 'give "all", or product keys such as ["k1h9drZble"]',
+    "fleet.include": f"give {_PATTERNS}",
+    "fleet.exclude": f"give {_PATTERNS}",
+    "fleet.include.product_key": f"give {_NAMES}",
+    "fleet.include.device_name": f"give {_NAMES}",
+    "fleet.exclude.product_key": f"give {_NAMES}",
+    "fleet.exclude.device_name": f"give {_NAMES}",
+    "fleet.ask_never_activated": "give true or false",
+    "expected_modules": "give true or false",
+    "quotas": "give calls a second by operation, such as { QueryDevice = 50 }",
+    "fleet.include.status": "give ONLINE, OFFLINE, UNACTIVE or DISABLE",
+    "fleet.exclude.status": "give ONLINE, OFFLINE, UNACTIVE or DISABLE",
     "access_key_secret": f"give {SOURCES}",
     "proxy": f'give "http://HOST:PORT", "environment", or where an address with a password lies: {SOURCES}',
     "policy": 'give { file = "rules.toml" }',
@@ -177,6 +194,9 @@ _WANTED = {
 
 _TABLES: dict[str, type[msgspec.Struct]] = {
     "fleet": FleetSource,
+    "fleet.include": Patterns,
+    "fleet.exclude": Patterns,
+    "quotas": Quotas,
     "budget": SharedBudget,
     "policy": PolicySettings,
     "report": ReportSettings,
@@ -192,10 +212,10 @@ def _sentence(text: str, kind: type[Any]) -> str:
     if re.search(r"\.command(\[|`)", path):
         return f'{at}give the words of a command, such as ["pass", "show", "iot/eu"]'
     if (unknown := re.search(r"unknown field `(.*)`", message)) is None:
-        return at + _WANTED.get(path.rstrip("`"), message[0].lower() + message[1:])
+        return at + _WANTED.get(re.sub(r"\[\d+\]|`", "", path), message[0].lower() + message[1:])
     if path:
         kind = _TABLES.get(path.rstrip("`"), SecretSource)
-    known = [field.name for field in msgspec.structs.fields(kind)]
+    known = [field.encode_name for field in msgspec.structs.fields(kind)]
     near = difflib.get_close_matches(unknown[1], known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
     return f"{at}{unknown[1]} is not a setting; {hint}"

@@ -19,6 +19,9 @@ T = TypeVar("T")
 ROW_GROUP = 20_480
 """Rows of a Parquet row group: a writer buffers one, so this is memory too."""
 
+AS_PARQUET = f"(FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP})"
+"""How a file is written that is read again by batches."""
+
 
 LINE_SIZE = 1_000_000
 """Bytes of a line of text that can be read."""

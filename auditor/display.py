@@ -11,13 +11,16 @@ from auditor.audit.check import AccountCheck
 from auditor.audit.plan import MOST_AT_ONCE, AccountPlan, Plan, Remedy
 from auditor.findings import coverage
 from auditor.inventory.folder import Manifest
-from auditor.terminal import MINUTE, safe, span, tell
+from auditor.inventory.listings import ListingFacts
+from auditor.terminal import MINUTE, counted, safe, span, tell
 
 _TEN_YEARS = 315_000_000
 
 
 def summary(manifest: Manifest, seconds: float) -> Iterator[str]:
     """What an audit came to, for standard error."""
+    for listing in manifest.listings:
+        yield listed(listing)
     yield coverage(manifest, manifest.devices)
     requests, rate = manifest.requests, manifest.rate
     of_quota = "" if rate.target is None else f", {rate.achieved / rate.target:.1%} of the quota"
@@ -31,19 +34,36 @@ def summary(manifest: Manifest, seconds: float) -> Iterator[str]:
     )
     for failure in manifest.failures[:5]:
         yield f"failed: {failure.devices:,} with {safe(failure.code)}, such as {safe(failure.example)}"
-    if manifest.error is not None:
+    told = "; ".join(doubt for listing in manifest.listings for doubt in listing.doubts())
+    if manifest.error is not None and manifest.error != told:
         yield f"stopped: {safe(manifest.error)}"
+
+
+def listed(listing: ListingFacts) -> str:
+    """What listing an account's fleet came to, in one line."""
+    if listing.state == "pending":
+        return f"{safe(listing.account)}: its fleet is not listed to the end; what was listed is kept for a resume"
+    name = f'account "{listing.account}": '
+    requests, products = counted(listing.requests.sent, "request"), counted(listing.products, "product")
+    never = listing.statuses.get("UNACTIVE", 0)
+    left_out = f", {listing.excluded:,} left out by the settings" if listing.excluded else ""
+    return (
+        f"{safe(listing.account)}: {counted(listing.devices, 'device')} of {products} listed in {requests}, "
+        f"{never:,} of them never activated{left_out}"
+        + "".join(f"; {safe(doubt.removeprefix(name))}" for doubt in listing.doubts())
+    )
 
 
 def print_checks(checks: Iterable[AccountCheck]) -> None:
     """One line for each account that was checked."""
     for check in checks:
         repeats = f", {check.duplicates:,} repeats dropped" if check.duplicates else ""
+        listed = "" if check.products is None else f" of {counted(check.products, 'product')}"
         clock = f", its clock is {check.clock_offset:+.0f} s off" if check.clock_offset else ""
         said = check.problem or f"answers in {check.seconds * 1000:.0f} ms, the first device is {check.said}{clock}"
         tell(
             f"{'ok  ' if check.problem is None else 'FAIL'} {safe(check.account)} ({safe(check.endpoint)}): "
-            f"{check.devices:,} devices{repeats}; {safe(said)}"
+            f"{counted(check.devices, 'device')}{listed}{repeats}; {safe(said)}"
         )
 
 
@@ -78,6 +98,12 @@ def _grounds(plan: Plan) -> Iterator[str]:
         for each in plan.accounts:
             if each.calls_assumed and each.devices:
                 yield f"{_account(each)}: no calls in that run: one call a device is assumed"
+    for each in plan.accounts:
+        if each.devices_assumed:
+            yield (
+                f"{_account(each)}: the platform lists its fleet; its devices are those that the newest run found, "
+                "and listing them comes first: about a call for 50 devices"
+            )
     took = "is assumed to take" if plan.latency_assumed else "took"
     yield f"an answer {took} {plan.latency:,.5g} s, which tells how many requests must be in flight"
     for each in plan.accounts:

@@ -69,7 +69,7 @@ class AccountStoppedError(StoppedError):
 
     def __init__(self, account: str, sentence: str) -> None:
         super().__init__(f'account "{account}": {sentence}')
-        self.account = account
+        self.account, self.sentence = account, sentence
 
 
 class RunNotWritableError(StoppedError):

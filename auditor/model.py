@@ -1,6 +1,5 @@
 """The nouns of an audit: frozen, slotted, without any I/O."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, Literal, NoReturn, TypeVar
 
@@ -17,6 +16,13 @@ Status = Literal["ok", "empty", "not_found"]
 
 DeviceState = Literal["ok", "empty", "not_found", "failed", "pending"]
 """What became of a device in a run: a conclusive answer; no answer; not asked yet."""
+
+
+DeviceStatus = Literal["ONLINE", "OFFLINE", "UNACTIVE", "DISABLE"]
+"""What the platform's listing says of a device; ``UNACTIVE``: it was never activated."""
+
+Reason = Literal["never_activated"]
+"""Why an answer is ``empty``, where that is known: the device was never activated, so it can have reported nothing."""
 
 
 class Secret:
@@ -89,6 +95,39 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Product:
+    """A product as the platform lists it; ``device_count`` is its own word for how many devices it has."""
+
+    product_key: str
+    product_name: str | None
+    device_count: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedDevice:
+    """A device as the platform lists it; None where it told nothing. Times are text as it was told, in UTC."""
+
+    device_name: str
+    iot_id: str | None
+    device_status: str | None
+    utc_create: str | None
+    utc_modified: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed(Generic[T]):
+    """One page of a list that the platform keeps. Numbers are None where it told nothing.
+
+    ``next_token`` leads to the page after this one.
+    """
+
+    items: tuple[T, ...]
+    number: int | None
+    total: int | None
+    next_token: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Sent(Generic[T]):
     """What came of one question: its answer, or the error that ended it, after ``attempts`` requests."""
 
@@ -98,7 +137,10 @@ class Sent(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A device's conclusive answer. ``audited_at`` is in seconds since 1970; ``attempts`` counts requests sent."""
+    """A device's conclusive answer. ``audited_at`` is in seconds since 1970; ``attempts`` counts requests sent.
+
+    ``attempts`` is 0 where no question was needed; ``reason`` tells why nothing was reported, where that is known.
+    """
 
     device: Device
     status: Status
@@ -108,6 +150,7 @@ class Answered:
     attempts: int
     request_id: str | None
     audited_at: float
+    reason: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +168,3 @@ class Failed:
 
 Outcome = Answered | Failed
 """What became of one device."""
-
-DeviceSource = Iterator[Device]
-"""Devices, lazily; the workers of an account share one."""

@@ -52,7 +52,7 @@ max_age = "36h"
 
 
 async def demonstrate(devices: int, day: int, directory: Path, watch: Watch, stop: Stop) -> Result:
-    """Audits a simulated fleet on a simulated platform in this process.
+    """Audits a simulated fleet, as a simulated platform in this process lists it.
 
     Args:
         devices: of the fleet.
@@ -66,9 +66,9 @@ async def demonstrate(devices: int, day: int, directory: Path, watch: Watch, sto
     with TemporaryDirectory(prefix="auditor-demo-") as temporary:
         folder = Path(temporary)
         async with Simulator(world, accounts=[account], latency=(0.02, 0.08), faults=DEMO_FAULTS) as platform:
-            world.write_fleet(folder / "simulated-fleet.csv")
             _write_secret(folder, account)
-            own = _account_table(platform.endpoint, account, "tuya") | {"share": DEMO_SHARE}
+            own = _account_table(platform.endpoint, account, "tuya")
+            own |= {"share": DEMO_SHARE, "fleet": {"products": "all"}}
             table = {"name": "demo", "timeout": 2.0, "account": [own]}
             settings = settings_from(table, where="demo", folder=folder)
             return await run_audit(settings, directory=directory, watch=watch, stop=stop)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from auditor.errors import UsageError
-from auditor.model import Dialect, Secret
+from auditor.model import DeviceStatus, Dialect, Secret
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -26,10 +26,64 @@ class SecretSource(Table, frozen=True):
     command: tuple[str, ...] | None = None
 
 
-class FleetSource(Table, frozen=True):
-    """Which devices: ``{ file = "fleet.csv" }``; ``-`` is standard input."""
+class Patterns(Table, frozen=True, omit_defaults=True):
+    """Which devices of a platform: patterns such as ``lamp_*`` on product keys and device names, in their letter case,
+    and statuses, in which ``UNACTIVE`` is a device that was never activated. A list that is empty asks nothing.
+    """
 
-    file: str
+    product_key: tuple[str, ...] = ()
+    device_name: tuple[str, ...] = ()
+    status: tuple[DeviceStatus, ...] = ()
+
+
+class FleetSource(Table, frozen=True, omit_defaults=True):
+    """Which devices: those in a file, or those that the platform lists; one of the two.
+
+    Attributes:
+        file: a fleet file; ``-`` is standard input.
+        products: ``"all"``, or product keys: every device of these products.
+        include: of those that are listed, the ones that fit every list of these patterns.
+        exclude: of these, not the ones that fit any of its lists.
+        ask_never_activated: spend a call on a device that was never activated, which can have reported nothing.
+    """
+
+    file: str | None = None
+    products: Literal["all"] | tuple[str, ...] | None = None
+    include: Patterns = Patterns()
+    exclude: Patterns = Patterns()
+    ask_never_activated: bool = False
+
+    @property
+    def picks(self) -> bool:
+        """Whether some devices of a product that is listed are not wanted."""
+        both = (self.include, self.exclude)
+        return any(patterns.device_name or patterns.status for patterns in both)
+
+
+class Quotas(
+    Table,
+    frozen=True,
+    omit_defaults=True,
+    rename={
+        "query_product_list": "QueryProductList",
+        "query_device": "QueryDevice",
+        "query_device_deep": "QueryDeviceDeep",
+        "list_ota_module_by_product": "ListOTAModuleByProduct",
+    },
+):
+    """Calls a second that an account has for the operations that list its fleet; None: what Alibaba documents.
+
+    Attributes:
+        query_product_list: ``QueryProductList``, 50.
+        query_device: ``QueryDevice``, 50.
+        query_device_deep: the same past the first 100,000 devices of a product, 2.
+        list_ota_module_by_product: ``ListOTAModuleByProduct``, 10.
+    """
+
+    query_product_list: float | None = None
+    query_device: float | None = None
+    query_device_deep: float | None = None
+    list_ota_module_by_product: float | None = None
 
 
 class SharedBudget(Table, frozen=True):
@@ -105,6 +159,8 @@ class Account(Table, frozen=True):
         proxy: what the platform is reached through: ``http://HOST:PORT``; where that lies, if it holds a password; or
             ``"environment"``: what HTTPS_PROXY, HTTP_PROXY and NO_PROXY say. None ignores these.
         fleet: which devices.
+        quotas: of the operations that list the fleet.
+        expected_modules: whether it is asked which modules each product defines; None: if the platform lists the fleet.
     """
 
     name: str
@@ -119,6 +175,18 @@ class Account(Table, frozen=True):
     ca_file: str | None = None
     proxy: str | SecretSource | None = None
     fleet: FleetSource | None = None
+    quotas: Quotas = Quotas()
+    expected_modules: bool | None = None
+
+    @property
+    def listed(self) -> bool:
+        """Whether its fleet is what the platform lists."""
+        return self.fleet is not None and self.fleet.products is not None
+
+    @property
+    def skips(self) -> bool:
+        """Whether no call is spent on a device of which the platform's list says that it was never activated."""
+        return self.listed and self.fleet is not None and not self.fleet.ask_never_activated
 
     @property
     def rate(self) -> float | None:

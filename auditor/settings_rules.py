@@ -5,9 +5,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
+
 from auditor.errors import SettingsError
 from auditor.proxies import check_proxy
-from auditor.settings import Account, NotifySettings, SecretSource, Settings
+from auditor.settings import Account, FleetSource, NotifySettings, SecretSource, Settings
 
 SOURCES = '{ env = "NAME" }, { file = "/path" } or { command = ["PROGRAM", …] }'
 """Where a secret may lie, as errors say it."""
@@ -81,6 +83,8 @@ def _check_account(account: Account, at: str) -> None:
     _check_quotas(account, at)
     if account.dialect == "alibaba" and not account.region_id:
         raise SettingsError(f'{at}: region_id: the dialect alibaba needs one, such as region_id = "cn-shanghai"')
+    if account.fleet is not None:
+        _check_fleet(account.fleet, f"{at}: fleet")
     if account.ca_file is not None and not Path(account.ca_file).is_file():
         raise SettingsError(f"{at}: ca_file: {account.ca_file} is not a file")
     if isinstance(account.proxy, str):
@@ -96,6 +100,24 @@ def _check_quotas(account: Account, at: str) -> None:
         )
     if not 0 < account.share <= 1:
         raise SettingsError(f"{at}: share: give a part above 0 and up to 1")
+    for operation, quota in msgspec.to_builtins(account.quotas).items():
+        if quota is not None and not 0.001 <= quota <= 1_000_000:
+            raise SettingsError(f"{at}: quotas: {operation}: give calls a second from 0.001 to 1,000,000")
+
+
+def _check_fleet(fleet: FleetSource, at: str) -> None:
+    if (fleet.file is None) == (fleet.products is None):
+        raise SettingsError(f'{at}: give one of file = "fleet.csv" and products = "all" or ["k1…"]')
+    if fleet.file is not None:
+        if fleet != FleetSource(file=fleet.file):
+            raise SettingsError(f"{at}: include, exclude and ask_never_activated go with products, not with a file")
+        return
+    keys = () if fleet.products == "all" else fleet.products or ("",)
+    if not all(keys) or len(set(keys)) < len(keys) or fleet.products == ():
+        raise SettingsError(f'{at}: products: give "all", or product keys, each of them once')
+    for key, patterns in (("include", fleet.include), ("exclude", fleet.exclude)):
+        if not all((*patterns.product_key, *patterns.device_name)):
+            raise SettingsError(f"{at}: {key}: a pattern is empty; leave it out, or give one such as lamp_*")
 
 
 def check_following(settings: Settings, where: str) -> None:

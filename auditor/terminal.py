@@ -70,3 +70,8 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, which is this one
             stream = os.fdopen(descriptor, mode, closefd=False)
             setattr(sys, ("stdin", "stdout", "stderr")[descriptor], stream)
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, such as ``1 product`` or ``2,000 products``."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

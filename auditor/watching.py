@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from auditor.audit.notices import SLOWED
-from auditor.audit.progress import AccountProgress, Progress, Watch
+from auditor.audit.progress import AccountProgress, ListingProgress, Progress, Watch
 from auditor.terminal import safe, say, span
 
 PLAIN_SECONDS = 5.0
@@ -64,8 +64,9 @@ def _announced(watch: Watch) -> Watch:
     def announced(progress: Progress) -> None:
         nonlocal told
         if progress.resumed and not told:
-            left = progress.devices.unanswered
-            say(f"going on with {safe(progress.folder)}: {left:,} of {progress.fleet:,} devices are left to ask")
+            left = f"{progress.devices.unanswered:,} of {progress.fleet:,} devices are left to ask"
+            fleets = "" if progress.listing is None else ", and fleets are left to list"
+            say(f"going on with {safe(progress.folder)}: {left}{fleets}")
         told = True
         watch(progress)
 
@@ -141,6 +142,8 @@ def _state(account: AccountProgress, rate: float) -> str:
 def _brief(account: AccountProgress, rate: float) -> str:
     """The same in a few words."""
     state = "stopped" if account.stopped is not None else "ended" if account.ended else f"{rate:,.1f} requests/s"
+    if account.listing is not None and account.stopped is None:
+        return f"listing {_listing(account.listing)}"
     trouble = ", in trouble" if account.trouble is not None else ""
     failed = f", {account.failed:,} failed" if account.failed else ""
     return f"{state}{trouble}, {account.done:,} done{failed}"
@@ -156,17 +159,28 @@ def _done(progress: Progress) -> int:
 
 def _line(progress: Progress, rates: tuple[float, float]) -> str:
     done = _done(progress)
+    if progress.listing is not None and not progress.fleet:
+        rate = f"{progress.listing.pages / max(progress.elapsed, 0.001):,.1f} requests/s"
+        trouble = "" if progress.trouble is None else f"; {safe(progress.trouble)}"
+        return f"listing: {_listing(progress.listing)}, {rate}{trouble}"
     if progress.sealing:
         return f"{done:,}/{progress.fleet:,} devices in {span(progress.elapsed)}, sealing"
     requests, devices = rates
     left = span(progress.devices.pending / devices) if devices > 0 else "?"
     throttled = f", {progress.requests.throttled:,} over the quota" if progress.requests.throttled else ""
     trouble = "" if progress.trouble is None else f"; {safe(progress.trouble)}"
+    listing = "" if progress.listing is None else f"; still listing: {_listing(progress.listing)}"
     return (
-        f"{done:,}/{progress.fleet:,} devices ({done / progress.fleet:.1%}), "
+        f"{done:,}/{progress.fleet:,} devices ({done / max(progress.fleet, 1):.1%}), "
         f"{requests:,.1f} requests/s{_pace(progress, requests)}, "
-        f"{progress.in_flight} in flight, {progress.devices.failed:,} failed{throttled}, {left} left{trouble}"
+        f"{progress.in_flight} in flight, {progress.devices.failed:,} failed{throttled}, {left} left{listing}{trouble}"
     )
+
+
+def _listing(listing: ListingProgress) -> str:
+    """How far the fleets are known that the platform lists."""
+    told = "" if listing.told is None else f" of about {max(listing.told, listing.devices):,}"
+    return f"{listing.done:,}/{listing.products:,} products, {listing.devices:,}{told} devices"
 
 
 def _pace(progress: Progress, requests: float) -> str:

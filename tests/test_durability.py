@@ -35,7 +35,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts[name_of(descriptor)] += 1
         fsync(descriptor)
 
-    monkeypatch.setattr("auditor.audit.journal.os.fsync", counted)
+    monkeypatch.setattr("auditor.appending.os.fsync", counted)
     return counts
 
 
@@ -78,7 +78,7 @@ async def test_a_sync_that_fails_ends_the_run_and_is_not_asked_again(
 
     async with Simulator(world, latency=SLOW) as platform:
         with monkeypatch.context() as patched:
-            patched.setattr("auditor.audit.journal.os.fsync", broken)
+            patched.setattr("auditor.appending.os.fsync", broken)
             first = await auditor.run_audit(settings_at(tmp_path, platform, fsync_every=0))
         assert len(asked_of) == 5
         assert (first.exit_code, first.manifest.state) == (3, "aborted")
@@ -121,9 +121,9 @@ async def test_a_disk_that_fills_up_in_a_line_leaves_whole_lines_and_a_resume_en
     world.write_fleet(tmp_path / "fleet.csv")
     async with Simulator(world, latency=SLOW, record_answers=True) as platform:
         with monkeypatch.context() as patched:
-            patched.setattr("auditor.audit.journal.os.write", a_disk_with_room_for(7_777))
+            patched.setattr("auditor.appending.os.write", a_disk_with_room_for(7_777))
             if taken_back == "torn":
-                patched.setattr("auditor.audit.journal.os.ftruncate", broken)
+                patched.setattr("auditor.appending.os.ftruncate", broken)
             first = await auditor.run_audit(settings_at(tmp_path, platform))
         live = first.folder / "devices.jsonl"
         told = json.loads((first.folder / "run.json").read_text())
@@ -156,7 +156,7 @@ async def test_failures_that_cannot_be_written_end_the_run_as_well(
     world.write_fleet(tmp_path / "fleet.csv")
     async with Simulator(world, latency=SLOW, lies={5: "other_device"}) as platform:
         with monkeypatch.context() as patched:
-            patched.setattr("auditor.audit.journal.os.write", full)
+            patched.setattr("auditor.appending.os.write", full)
             first = await auditor.run_audit(settings_at(tmp_path, platform))
         port = platform.port
     assert (first.exit_code, first.manifest.state) == (3, "aborted")
@@ -181,7 +181,7 @@ async def test_a_live_file_that_cannot_be_opened_frees_the_folder_for_a_resume(
 
     async with Simulator(world, record_answers=True) as platform:
         with monkeypatch.context() as patched:
-            patched.setattr("auditor.audit.journal.os.open", refused)
+            patched.setattr("auditor.appending.os.open", refused)
             first = await auditor.run_audit(settings_at(tmp_path, platform))
         assert (first.exit_code, first.manifest.state) == (3, "aborted")
         assert "failures.jsonl cannot be written: Permission denied" in str(first.manifest.error)

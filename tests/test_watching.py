@@ -10,7 +10,8 @@ from rich.console import Console
 import auditor
 from auditor import watching
 from auditor.audit.progress import AccountProgress, Progress
-from auditor.inventory.folder import DeviceCounts, RequestCounts
+from auditor.inventory.folder import DeviceCounts
+from auditor.inventory.listings import RequestCounts
 from auditor.simulator import DEFAULT_ACCOUNT, SimulatedAccount, Simulator, World
 from tests.test_audit import account_table, settings_for
 

@@ -1,31 +1,25 @@
 """One account made ready to be asked: its client, its quota, what its answers teach, and its repeats."""
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import anyio
 import structlog
 
-from auditor import __about__
 from auditor.audit.gates import Gates
 from auditor.audit.pages import read_device
 from auditor.audit.progress import AccountProgress
-from auditor.config import Account, Settings, SharedBudget
-from auditor.errors import AccountStoppedError, SettingsError
-from auditor.keys import read_secret
-from auditor.model import Device, Failed, Outcome, Secret, Sent
+from auditor.config import Account, Settings
+from auditor.errors import AccountStoppedError, RefusedAccountError, RefusedRequestError
+from auditor.model import Device, Failed, Outcome, Sent
 from auditor.pace.feedback import Feedback
 from auditor.pace.retry import Backoff, Pacer, Tally
 from auditor.platform.answers import Answer
-from auditor.platform.client import Client, Endpoint
-from auditor.platform.connections import trust
+from auditor.platform.client import Client
 from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, Operation, module_versions_of
-from auditor.proxies import Proxy, proxy_of
-from auditor.settings_rules import refuse_one_quota
 
 log = structlog.get_logger()
 
@@ -52,42 +46,6 @@ class Pace:
     repeats_wait: bool
 
 
-class Keys(NamedTuple):
-    """What an account is asked with, read from where the settings say that it lies.
-
-    ``budget`` is the password of the Redis server where quotas are shared, if one is named.
-    """
-
-    key_id: str
-    secret: Secret
-    proxy: Proxy | None = None
-    budget: Secret | None = None
-
-
-def read_keys(settings: Settings) -> list[Keys]:
-    """The keys of every account, in their order, and a look at their ``ca_file``; call it in a thread, for it may wait.
-
-    One account after the other: two commands that ask somebody for a password would ask at once.
-
-    Raises:
-        SettingsError: one of them is not there or cannot be used, or two accounts have one quota.
-    """
-    budget = settings.budget
-    password = budget.password if isinstance(budget, SharedBudget) else None
-    shared = None if password is None else read_secret(password, account=None, key="budget: password")
-    keys = [_keys_of(account, shared) for account in settings.account]
-    pairs = zip(settings.account, keys, strict=True)
-    refuse_one_quota((f'account "{account.name}"', account, own.key_id) for account, own in pairs)
-    return keys
-
-
-def _keys_of(account: Account, budget: Secret | None) -> Keys:
-    trust(account.ca_file)
-    key_id = read_secret(account.access_key_id, account=account.name, key="access_key_id").reveal()
-    secret = read_secret(account.access_key_secret, account=account.name, key="access_key_secret")
-    return Keys(key_id, secret, proxy_of(account), budget)
-
-
 class AskedAccount:
     """An account with an open connection pool, and a gate and repeats for each operation, which has its own quota.
 
@@ -97,6 +55,7 @@ class AskedAccount:
         workers: requests that may be in flight.
         ended: whether nothing more is asked of it; whoever asks sets it.
         stopped: why, if it was stopped; likewise.
+        unasked: devices of which all is known without a question; likewise.
     """
 
     def __init__(
@@ -112,6 +71,7 @@ class AskedAccount:
         self.name, self.client, self.workers = account.name, client, workers
         self.ended = False
         self.stopped: str | None = None
+        self.unasked = 0
         self._done = self._failed = 0
         self._settings, self._gates = settings, gates
         self._feedback = Feedback(account.name, give_up_after=settings.give_up_after, worked_before=known is not None)
@@ -121,15 +81,15 @@ class AskedAccount:
         self._offset = 0
 
     def _pacer_of(self, operation: Operation, known: Callable[[], Awaitable[object]] | None = None) -> Pacer:
-        if operation.name not in self._pacers:
-            self._pacers[operation.name] = Pacer(
+        if operation.quota_name not in self._pacers:
+            self._pacers[operation.quota_name] = Pacer(
                 self._gates.of(operation),
                 self._feedback,
                 Backoff(attempts=self._settings.attempts),
                 retry_budget=self._settings.retry_budget,
                 known=known,
             )
-        return self._pacers[operation.name]
+        return self._pacers[operation.quota_name]
 
     @property
     def tally(self) -> Tally:
@@ -171,7 +131,7 @@ class AskedAccount:
         return AccountProgress(
             name=self.name,
             sent=self.tally.sent,
-            done=self._done,
+            done=self._done + self.unasked,
             failed=self._failed,
             in_flight=self.tally.in_flight,
             per_second=self.pace.rate,
@@ -211,78 +171,61 @@ class AskedAccount:
         Raises:
             AccountStoppedError: the account is refused, or was never reached.
         """
-        outcome = await read_device(self._call, device, page_size=self._settings.page_size)
+        outcome = await read_device(self.call, device, page_size=self._settings.page_size)
         self._done += 1
         self._failed += isinstance(outcome, Failed)
         return outcome
 
-    async def _call(self, operation: Operation, parameters: Mapping[str, str]) -> Sent[Answer]:
+    async def call(self, operation: Operation, parameters: Mapping[str, str]) -> Sent[Answer]:
+        """One question within the operation's quota, with repeats.
+
+        Raises:
+            AccountStoppedError: the account is refused, or was never reached.
+        """
         sent = await self._pacer_of(operation).send(lambda: self.client.call(operation, parameters))
         if (offset := round(self.client.clock_offset)) != self._offset:
             self._offset = offset
             log.warning("the platform's clock differs and is followed", account=self.name, seconds=offset)
         return sent
 
+    async def call_aside(self, operation: Operation, parameters: Mapping[str, str]) -> Sent[Answer]:
+        """As ``call``, for what an audit can do without: a key that may not ask it is refused that, and no more."""
 
-@asynccontextmanager
-async def open_account(
-    settings: Settings,
-    account: Account,
-    keys: Keys,
-    workers: int,
-    known: Device | None = None,
-    *,
-    priority: bool = False,
-) -> AsyncIterator[AskedAccount]:
-    """Opens an account.
+        async def once() -> Answer:
+            try:
+                return await self.client.call(operation, parameters)
+            except RefusedAccountError as error:
+                if not _about_permission(error):
+                    raise
+                refused = RefusedRequestError(error.code, error.message, http_status=error.http_status)
+            raise refused
 
-    Args:
-        settings: how to ask.
-        account: one of theirs.
-        keys: its keys.
-        workers: requests in flight at most.
-        known: a device that it has answered about before.
-        priority: whether to go before others that share the account's quota.
+        return await self._pacer_of(operation).send(once)
 
-    Raises:
-        SettingsError: the place where quotas are shared cannot be used.
-    """
-    endpoint = Endpoint(
-        url=account.endpoint,
-        region_id=account.region_id,
-        instance_id=account.instance_id,
-        ca_file=account.ca_file,
-        connect_timeout=settings.connect_timeout,
-        timeout=settings.timeout,
-        connections=workers,
-        user_agent=f"auditor/{__about__.VERSION}",
-        proxy=keys.proxy,
-    )
-    gates = Gates(settings, account, keys.key_id, priority=priority, password=keys.budget)
-    async with Client(endpoint, keys.key_id, keys.secret) as client, gates:
-        yield AskedAccount(settings, account, client, gates, workers=workers, known=known)
+    def requests_of(self, *operations: Operation) -> Tally:
+        """Requests for some operations so far."""
+        tallies = [self._pacers[each.quota_name].tally for each in operations if each.quota_name in self._pacers]
+        return Tally(
+            sent=sum(each.sent for each in tallies),
+            retried=sum(each.retried for each in tallies),
+            throttled=sum(each.throttled for each in tallies),
+            answered=sum(each.answered for each in tallies),
+            seconds=sum(each.seconds for each in tallies),
+        )
+
+    def needed_for(self, operation: Operation, *alike: Operation) -> int:
+        """Requests in flight that an operation's quota needs at the latency by now; all that may be, without a quota.
+
+        Args:
+            operation: whose quota.
+            alike: others that tell of the latency.
+        """
+        rate, tally = self._gates.of(operation).rate, self.requests_of(operation, *alike)
+        if rate is None or not tally.answered:
+            return self.workers
+        return min(self.workers, math.ceil(SPARE * rate * tally.seconds / tally.answered) + 1)
 
 
-async def open_side_by_side(
-    stack: AsyncExitStack, opening: Iterable[AbstractAsyncContextManager[AskedAccount]]
-) -> list[AskedAccount]:
-    """Opens accounts at the same time, for what one waits for is no matter of the others; ``stack`` closes them.
-
-    Raises:
-        SettingsError: one cannot be opened; what was opened is closed by ``stack`` all the same.
-    """
-    opened: dict[int, AskedAccount] = {}
-    failures: list[SettingsError] = []
-
-    async def enter(number: int, account: AbstractAsyncContextManager[AskedAccount]) -> None:
-        try:
-            opened[number] = await stack.enter_async_context(account)
-        except SettingsError as error:  # raised below, outside the group that would wrap it
-            failures.append(error)
-
-    async with anyio.create_task_group() as group:
-        for number, account in enumerate(opening):
-            group.start_soon(enter, number, account)
-    if failures:
-        raise failures[0]
-    return [opened[number] for number in sorted(opened)]
+def _about_permission(error: RefusedAccountError) -> bool:
+    """Whether a refusal is about what a key may ask, and not about the key."""
+    return re.search("forbidden|permissiondeny", error.code, re.IGNORECASE) is not None

@@ -15,7 +15,7 @@ from auditor.audit.kept import table_of
 from auditor.audit.plan import plan_for
 from auditor.config import Account, FleetSource, Settings
 from auditor.errors import FleetError
-from auditor.fleet.snapshot import write_snapshot
+from auditor.fleet.snapshot import no_snapshot, write_snapshot
 from auditor.inventory.folder import (
     FLEET,
     AccountFacts,
@@ -25,6 +25,7 @@ from auditor.inventory.folder import (
     Rate,
     write_manifest,
 )
+from auditor.inventory.listings import ListingFacts, RequestCounts
 from auditor.model import Device
 
 
@@ -38,6 +39,7 @@ class Begun:
         manifest: as it stands in ``run.json``.
         devices: whom to ask: a Parquet file like the fleet's.
         known: a device that was answered in an earlier stretch, for each account that has one.
+        resumed: whether there was an earlier stretch.
     """
 
     folder: Path
@@ -45,6 +47,12 @@ class Begun:
     manifest: Manifest
     devices: Path
     known: Mapping[str, Device] = field(default_factory=dict)
+    resumed: bool = False
+
+    def requests_of(self, account: str) -> RequestCounts:
+        """Requests that listing an account's fleet took before."""
+        found = (each.requests for each in self.manifest.listings if each.account == account)
+        return next(found, RequestCounts())
 
     def left_behind(self) -> None:
         """Removes the file of devices to ask, unless it is the fleet itself: they were asked."""
@@ -66,12 +74,23 @@ def with_fleet(settings: Settings, fleet: str | None) -> Settings:
         accounts = (msgspec.structs.replace(accounts[0], fleet=FleetSource(file=fleet)),)
     for account in accounts:
         if account.fleet is None:
-            raise FleetError(f'account "{account.name}": has no fleet; set fleet = {{ file = "…" }} or give --fleet')
+            raise FleetError(
+                f'account "{account.name}": has no fleet; set fleet = {{ file = "…" }} or {{ products = "all" }}, '
+                "or give --fleet"
+            )
     return msgspec.structs.replace(settings, account=accounts)
 
 
-def new_run(settings: Settings, directory: Path, limit: int | None, started: float) -> Begun:
-    """Reads the fleet and makes the run folder around it.
+def fleet_files(settings: Settings) -> list[tuple[str, str]]:
+    """Account and fleet file of each account that has one; the others' fleets are what the platform lists."""
+    fleets = [(account.name, account.fleet) for account in settings.account if account.fleet is not None]
+    return [(name, fleet.file) for name, fleet in fleets if fleet.file is not None]
+
+
+def new_run(
+    settings: Settings, directory: Path, limit: int | None, started: float, left_out: tuple[str, ...] = ()
+) -> Begun:
+    """Reads the fleet files and makes the run folder around them; fleets that the platform lists come later.
 
     Raises:
         FleetError: the fleet cannot be used; no folder is left.
@@ -81,19 +100,23 @@ def new_run(settings: Settings, directory: Path, limit: int | None, started: flo
     manifests: list[Manifest] = []
 
     def fill(folder: Path) -> None:
-        fleets = [(account.name, account.fleet.file) for account in settings.account if account.fleet is not None]
-        snapshot = write_snapshot(fleets, folder / FLEET, limit=limit)
+        files, listed = fleet_files(settings), [account.name for account in settings.account if account.listed]
+        snapshot = write_snapshot(files, folder / FLEET, limit=limit) if files else no_snapshot(folder / FLEET)
+        source = ", ".join((*([snapshot.source] if files else []), *(["platform"] if listed else [])))
         manifest = Manifest(
             auditor_version=__about__.VERSION,
             name=settings.name,
             state="running",
             started_at=utc(started),
             accounts=facts_of(settings),
-            fleet=FleetFacts(printable(snapshot.source), snapshot.devices, snapshot.duplicates, snapshot.sha256, limit),
+            fleet=FleetFacts(
+                printable(source), snapshot.devices, snapshot.duplicates, snapshot.sha256, limit, left_out
+            ),
             devices=DeviceCounts(pending=snapshot.devices),
             rate=Rate(target=target_of(settings)),
             planned=plan_for(settings, folder / FLEET, directory).planned,
             settings=kept_of(settings),
+            listings=tuple(ListingFacts(name) for name in listed),
         )
         write_manifest(folder, manifest)
         manifests.append(manifest)

@@ -2,19 +2,28 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import anyio
 import msgspec
 
-from auditor.audit.account import open_account, read_keys
-from auditor.audit.beginning import with_fleet
-from auditor.config import Settings
+from auditor.audit.account import AskedAccount
+from auditor.audit.beginning import fleet_files, with_fleet
+from auditor.audit.listing import list_fleet
+from auditor.audit.opening import Keys, open_account, read_keys
+from auditor.audit.scheduler import Stop
+from auditor.config import Account, FleetSource, Settings
 from auditor.errors import AccountStoppedError
-from auditor.fleet.snapshot import read_snapshot, write_snapshot
-from auditor.inventory.folder import FLEET
+from auditor.fleet.listed import write_listed
+from auditor.fleet.listing import Listing
+from auditor.fleet.rows import read_snapshot
+from auditor.fleet.snapshot import write_snapshot
 from auditor.model import Answered
+
+LOOKED_AT = 1_000
+"""Devices of a fleet that the platform lists that are looked at for one that is wanted, about."""
 
 PATIENCE = 10.0
 """Seconds until an account that gives no usable answer is given up; somebody is waiting."""
@@ -24,6 +33,7 @@ PATIENCE = 10.0
 class AccountCheck:
     """What came of an account: how many devices it has, what one call said of the first, in how many seconds.
 
+    ``products`` is how many products the platform lists, by whose own numbers ``devices`` are then; None: of a file.
     ``problem`` is None when the account works; ``clock_offset`` is in seconds that the platform's clock is ahead.
     """
 
@@ -31,6 +41,7 @@ class AccountCheck:
     endpoint: str
     devices: int
     duplicates: int
+    products: int | None
     said: str
     seconds: float
     clock_offset: float
@@ -38,7 +49,7 @@ class AccountCheck:
 
 
 async def check(settings: Settings, *, fleet: str | None = None) -> list[AccountCheck]:
-    """Reads every account's fleet whole and asks about one device of each.
+    """Reads every account's fleet file whole, or the first that the platform lists, and asks about one device of each.
 
     Raises:
         SettingsError, FleetError: what is wrong with them, in one sentence.
@@ -49,30 +60,68 @@ async def check(settings: Settings, *, fleet: str | None = None) -> list[Account
     checks: list[AccountCheck] = []
     with TemporaryDirectory(prefix="auditor-") as temporary:
         for account, own_keys in zip(settings.account, keys, strict=True):
-            path = Path(temporary, FLEET)
-            source = account.fleet.file if account.fleet is not None else ""
-            snapshot = await anyio.to_thread.run_sync(write_snapshot, [(account.name, source)], path)
-            device = next(read_snapshot(path, account.name))
-            said, problem = "", None
-            began = time.monotonic()
-            async with open_account(settings, account, own_keys, 1) as asked:
-                try:
-                    outcome = await asked.fetch(device)
-                except AccountStoppedError as error:
-                    problem = str(error)
-                else:
-                    said = outcome.status if isinstance(outcome, Answered) else f"failed: {outcome.code}"
-                    problem = None if asked.never_reached is None else str(asked.never_reached)
-                checks.append(
-                    AccountCheck(
-                        account.name,
-                        account.endpoint,
-                        snapshot.devices,
-                        snapshot.duplicates,
-                        said,
-                        time.monotonic() - began,
-                        asked.client.clock_offset,
-                        problem,
-                    )
-                )
+            look = _Look(Path(temporary, f"{len(checks)}.parquet"))
+            checks.append(await _check_account(settings, account, own_keys, look))
     return checks
+
+
+async def _check_account(settings: Settings, account: Account, keys: Keys, look: "_Look") -> AccountCheck:
+    for name, file in fleet_files(settings):
+        if name == account.name:
+            snapshot = await anyio.to_thread.run_sync(write_snapshot, [(name, file)], look.fleet)
+            look.devices, look.duplicates = snapshot.devices, snapshot.duplicates
+    said, problem, began = "", None, time.monotonic()
+    async with open_account(settings, account, keys, 1) as asked:
+        try:
+            if account.fleet is not None and account.listed:
+                await _list_some(asked, account.fleet, look)
+            if (device := next(read_snapshot(look.fleet, account.name), None)) is None:
+                said = f"none of the first {LOOKED_AT:,} devices is wanted"
+                problem = f'account "{account.name}": no device is listed that is wanted' if look.over else None
+            else:
+                outcome = await asked.fetch(device)
+                said = outcome.status if isinstance(outcome, Answered) else f"failed: {outcome.code}"
+                problem = None if asked.never_reached is None else str(asked.never_reached)
+        except AccountStoppedError as error:
+            problem = str(error)
+        return AccountCheck(
+            account.name,
+            account.endpoint,
+            look.devices,
+            look.duplicates,
+            look.products,
+            said,
+            time.monotonic() - began,
+            asked.client.clock_offset,
+            problem,
+        )
+
+
+@dataclass(slots=True)
+class _Look:
+    """What is known of an account's fleet."""
+
+    fleet: Path
+    devices: int = 0
+    duplicates: int = 0
+    products: int | None = None
+    over: bool = True
+
+
+async def _list_some(asked: AskedAccount, source: FleetSource, look: _Look) -> None:
+    """All products, and devices until one is wanted, ``LOOKED_AT`` at most.
+
+    Raises:
+        AccountStoppedError: a product that is named is none of the account's.
+    """
+    with Listing(look.fleet.with_suffix(".jsonl"), source) as listing:
+        await list_fleet(asked, listing, stop=Stop(), enough=1)
+        if unknown := sorted(set(listing.products) - listing.keys) if listing.keys else []:
+            raise AccountStoppedError(asked.name, f"the platform lists no product {', '.join(unknown[:3])}")
+        write = partial(write_listed, listing.path, look.fleet, asked.name, source)
+        found = await anyio.to_thread.run_sync(write)
+        while not found.devices and not listing.over and listing.rows < LOOKED_AT:
+            await list_fleet(asked, listing, stop=Stop(), enough=2 * listing.rows)
+            found = await anyio.to_thread.run_sync(write)
+        look.products, look.over = len(listing.products), listing.over
+        look.devices = sum(each.product.device_count or each.rows for each in listing.products.values())

@@ -164,8 +164,9 @@ def refuse_overlap(directory: Path, name: str, *, but: Path | None = None) -> No
         RunFolderError: a run of this name, other than ``but``, is being written in this directory.
     """
     for folder in directory.iterdir():
-        if folder != but and f"-{name}" in folder.name and is_held(folder) and not folder.name.startswith(LEAVING):
-            being_filled = _OURS.fullmatch(folder.name) is not None
+        being_filled = _OURS.fullmatch(folder.name) is not None
+        other = folder.name.startswith(LEAVING) or (folder.name.startswith(".") and not being_filled)
+        if folder != but and f"-{name}" in folder.name and not other and is_held(folder):
             own = folder.name.split("-", 2)[2].rpartition("-")[0] if being_filled else read_manifest(folder).name
             if own == name:
                 where = "its fleet is being read" if being_filled else f"in {folder}"

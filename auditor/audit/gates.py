@@ -15,9 +15,24 @@ from auditor.model import Secret
 from auditor.pace.ledger import SUFFIX, Alone, Ledger, SharedFile, place_on_this_machine
 from auditor.pace.quota import Gate, NoQuota, Quota
 from auditor.pace.redis_ledger import Server, SharedRedis
-from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, Operation
+from auditor.platform.operations import (
+    LIST_OTA_MODULE_BY_PRODUCT,
+    LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
+    QUERY_DEVICE,
+    QUERY_DEVICE_DEEP,
+    QUERY_PRODUCT_LIST,
+    Operation,
+)
 
 log = structlog.get_logger()
+
+_QUOTAS = {
+    QUERY_PRODUCT_LIST.quota_name: "query_product_list",
+    QUERY_DEVICE.quota_name: "query_device",
+    QUERY_DEVICE_DEEP.quota_name: "query_device_deep",
+    LIST_OTA_MODULE_BY_PRODUCT.quota_name: "list_ota_module_by_product",
+}
+"""Where the settings tell the quota of an operation."""
 
 
 class Gates:
@@ -59,14 +74,14 @@ class Gates:
         Raises:
             SettingsError: the place where quotas are shared cannot be used.
         """
-        if operation.name not in self._gates:
+        if operation.quota_name not in self._gates:
             per_second = self._told(operation)
-            self._gates[operation.name] = (
+            self._gates[operation.quota_name] = (
                 NoQuota()
                 if per_second is None
                 else Quota(per_second, ledger=self._ledger(operation, per_second), priority=self._priority)
             )
-        return self._gates[operation.name]
+        return self._gates[operation.quota_name]
 
     def _told(self, operation: Operation) -> float | None:
         """Requests a second that are ours: None without a quota, infinite where it is to be looked for."""
@@ -75,13 +90,15 @@ class Gates:
             return None
         if operation is LIST_OTA_MODULE_VERSIONS_BY_DEVICE:
             return math.inf if account.per_second == "auto" else account.rate
-        return operation.per_second * account.share
+        key = _QUOTAS.get(operation.quota_name)
+        quota: float | None = None if key is None else getattr(account.quotas, key)
+        return (operation.per_second if quota is None else quota) * account.share
 
     def _ledger(self, operation: Operation, per_second: float) -> Ledger:
         budget = self._settings.budget
         if budget == "alone":
             return Alone(per_second)
-        name = _name(self._account, self._key_id, operation.name)
+        name = _name(self._account, self._key_id, operation.quota_name)
         if self._server is not None:
             return SharedRedis(self._server, name, per_second)
         if isinstance(budget, SharedBudget) and budget.directory is not None:

@@ -5,8 +5,6 @@ would save 2 of the about 200 microseconds that a device costs, and lose what it
 was synced to disk; see ``auditor.audit.disk``.
 """
 
-import contextlib
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Self
 
 import orjson
 
-from auditor.errors import RunNotWritableError
+from auditor.appending import Appender
 from auditor.model import Answered, Failed, Outcome
 
 _NOTHING: Mapping[str, int] = MappingProxyType({})
@@ -49,6 +47,8 @@ def line_of(outcome: Outcome) -> bytes:
             record["attempts"] = outcome.attempts
             record["request_id"] = outcome.request_id
             record["audited_at"] = utc(outcome.audited_at)
+            if outcome.reason is not None:
+                record["reason"] = outcome.reason
         case Failed():
             record["status"] = "failed"
             record["code"] = outcome.code
@@ -58,49 +58,6 @@ def line_of(outcome: Outcome) -> bytes:
             record["request_id"] = outcome.request_id
             record["failed_at"] = utc(outcome.failed_at)
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
-
-
-class _Appender:
-    """Appends whole lines to one file; a line that the disk did not take is taken back."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._broken: RunNotWritableError | None = None
-        self._unsynced: RunNotWritableError | None = None
-        try:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            self._end = os.fstat(self._descriptor).st_size
-        except OSError as error:
-            raise _not_writable(path, error) from error
-
-    def append(self, line: bytes) -> None:
-        if self._broken is not None:  # or a line could follow upon a part of one
-            raise self._broken
-        try:
-            written = os.write(self._descriptor, line)
-            while written < len(line):
-                written += os.write(self._descriptor, line[written:])
-        except OSError as error:
-            with contextlib.suppress(OSError):  # then the torn line stays, for readers to pass over and resume to cut
-                os.ftruncate(self._descriptor, self._end)
-            self._broken = _not_writable(self._path, error)
-            raise self._broken from error
-        self._end += written
-
-    def sync(self) -> None:
-        if self._unsynced is not None:  # asked again, it would say yes: what it could not write it has forgotten
-            raise self._unsynced
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            self._unsynced = _not_writable(self._path, error)
-            raise self._unsynced from error
-
-    def close(self) -> None:
-        try:
-            self.sync()
-        finally:
-            os.close(self._descriptor)
 
 
 class Journal:
@@ -119,14 +76,14 @@ class Journal:
     def __init__(self, answered: Path, failed: Path, before: Mapping[str, int] = _NOTHING) -> None:
         self.counts = {status: before.get(status, 0) for status in ("ok", "empty", "not_found", "failed")}
         self._paths = answered, failed
-        self._answered: _Appender
-        self._failed: _Appender
+        self._answered: Appender
+        self._failed: Appender
 
     def __enter__(self) -> Self:
         answered, failed = self._paths
-        self._answered = _Appender(answered)
+        self._answered = Appender(answered)
         try:
-            self._failed = _Appender(failed)
+            self._failed = Appender(failed)
         except BaseException:
             self._answered.close()
             raise
@@ -162,7 +119,3 @@ class Journal:
         """
         self._answered.sync()
         self._failed.sync()
-
-
-def _not_writable(path: Path, error: OSError) -> RunNotWritableError:
-    return RunNotWritableError(f"{path} cannot be written: {error.strerror}")

@@ -39,7 +39,7 @@ def settings_to_resume(folder: Path, given: Settings | None) -> Settings:
     if manifest.settings is None:
         known = {(account.name, account.endpoint, account.dialect) for account in manifest.accounts}
         other = ["its accounts are others"] if known != {(a.name, a.endpoint, a.dialect) for a in given.account} else []
-        fleets = {}
+        fleets = {account.name: account.fleet for account in given.account}
     else:
         before = settings_of(folder, _without_ca_files(manifest))
         other = differences(before, given, besides=HOW)
@@ -67,15 +67,17 @@ def refuse_other_settings(folder: Path, settings: Settings, limit: int | None) -
         RunFolderError: they differ, and in what.
     """
     manifest = read_manifest(folder)
-    other = differences(settings_of(folder, manifest), settings)
-    advice = f"take them for what is left: auditor resume {shlex.quote(str(folder))} --settings CONFIG"
+    before = settings_of(folder, manifest)
+    other = differences(before, settings)
+    advice = f"or take them for what is left: auditor resume {shlex.quote(str(folder))} --settings CONFIG"
+    if {each.name: each.fleet for each in before.account} != {each.name: each.fleet for each in settings.account}:
+        advice = "for a run keeps its fleet"
     if manifest.fleet.limit != limit:
         other.append(f"limit was {_told(manifest.fleet.limit)} and is {_told(limit)}")
-        advice = "give the same limit"
+        advice = "or give the same limit"
     if other:
         raise RunFolderError(
-            f"{folder}: was asked with other settings: {'; '.join(other)}. "
-            f"Leave out --resume to begin anew, or {advice}"
+            f"{folder}: was asked with other settings: {'; '.join(other)}. Leave out --resume to begin anew, {advice}"
         )
 
 
@@ -94,7 +96,7 @@ def table_of(settings: Settings) -> dict[str, Any]:
 def _absolute(value: Any) -> Any:  # noqa: ANN401  a table, a list or a leaf of one
     """A table without what is not set, and with absolute paths in place of relative ones."""
     if isinstance(value, dict):
-        kept = {key: _absolute(each) for key, each in value.items() if each is not None}
+        kept = {key: _absolute(each) for key, each in value.items() if each is not None and each != {}}
         paths = {key: kept[key] for key in _PATHS if isinstance(kept.get(key), str) and kept[key] != "-"}
         # Not Path.absolute, which keeps "..", nor Path.resolve, which follows links that may be turned on purpose.
         command = kept.get("command")

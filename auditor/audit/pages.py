@@ -63,9 +63,17 @@ async def read_device(
         status: Status = "ok" if modules else "empty"
         return Answered(ledger.identity, status, modules, len(modules), ledger.pages, attempts, end.request_id, now())
     if isinstance(end, NotFoundError | NeverActivatedError):
-        status = "not_found" if isinstance(end, NotFoundError) else "empty"
-        return Answered(device, status, (), 0, 0, attempts, end.request_id, now())
+        known = isinstance(end, NotFoundError)
+        return Answered(
+            device, "not_found" if known else "empty", (), 0, 0, attempts, end.request_id, now(),
+            None if known else "never_activated",
+        )  # fmt: skip
     return Failed(device, end.code, end.message, end.http_status, attempts, end.request_id, now())
+
+
+def never_activated(device: Device, now: float) -> Answered:
+    """What is known of a device without a question that the platform's list says was never activated."""
+    return Answered(device, "empty", (), 0, 0, 0, None, now, "never_activated")
 
 
 async def _read_once(call: Call, ledger: "_Ledger", page_size: int) -> Page | PlatformError:

@@ -12,7 +12,7 @@ import msgspec
 
 from auditor.audit.workers import at_once_for, workers_of
 from auditor.config import Account, Settings
-from auditor.fleet.snapshot import devices_by_account
+from auditor.fleet.rows import devices_to_ask
 from auditor.inventory.experience import Asked, Experience, newest_experience
 from auditor.inventory.folder import Planned
 from auditor.terminal import safe
@@ -52,6 +52,7 @@ class AccountPlan:
     Attributes:
         account: its name.
         devices: how many devices it is asked about.
+        devices_assumed: whether that is what the platform listed for an earlier run: a plan asks nobody.
         calls_each: calls a device, repeats among them: a mean.
         calls_assumed: whether no run tells, so that one call a device is assumed.
         calls: calls for all devices.
@@ -65,6 +66,7 @@ class AccountPlan:
 
     account: str
     devices: int
+    devices_assumed: bool
     calls_each: float
     calls_assumed: bool
     calls: int
@@ -124,7 +126,12 @@ def plan_for(settings: Settings, fleet: Path, directory: Path, window: float | N
         directory: where earlier runs lie.
         window: seconds that there are.
     """
-    return plan_of(settings, devices_by_account(fleet), newest_experience(directory, settings.name), window)
+    return plan_of(settings, devices_in(settings, fleet), newest_experience(directory, settings.name), window)
+
+
+def devices_in(settings: Settings, fleet: Path) -> dict[str, int]:
+    """How many devices of a fleet each account is to be asked about."""
+    return devices_to_ask(fleet, [account.name for account in settings.account if not account.skips])
 
 
 def plan_of(
@@ -188,6 +195,7 @@ def _account_plan(
     return AccountPlan(
         account=account.name,
         devices=devices,
+        devices_assumed=account.listed,
         calls_each=1.0 if asked is None else asked.requests / asked.devices,
         calls_assumed=asked is None,
         calls=calls,

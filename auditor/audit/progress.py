@@ -4,10 +4,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from auditor.inventory.folder import DeviceCounts, Manifest, RequestCounts
+from auditor.inventory.folder import DeviceCounts, Manifest
+from auditor.inventory.listings import RequestCounts
 
 INTERRUPTED = 130
 """Exit code of an audit that was asked to end before it was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListingProgress:
+    """How far the platform's listing is, of an account, or of ``accounts`` whose fleets are not known yet.
+
+    ``done`` of ``products`` are listed, and ``devices`` came of those that the products have by their own number:
+    ``told``, None where one told none. ``pages`` were answered in this stretch.
+    """
+
+    accounts: int
+    products: int
+    done: int
+    devices: int
+    told: int | None
+    pages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +40,7 @@ class AccountProgress:
         ended: whether nothing more is asked of it.
         stopped: why, if it was stopped.
         trouble: why nothing comes of it now, if so.
+        listing: how far its fleet is listed; None once it is, and where it is a file.
     """
 
     name: str
@@ -34,6 +52,7 @@ class AccountProgress:
     ended: bool
     stopped: str | None
     trouble: str | None
+    listing: ListingProgress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +62,8 @@ class Progress:
     ``devices`` and ``requests`` are of the whole run, ``before`` of them (requests sent, devices done) from before it
     was ``resumed``. ``per_second`` is what the quotas allow in all, None without one, and ``allowed`` what they bear as
     far as was learned; ``others`` are the audits that share one of them now. ``trouble`` names an account that gives no
-    usable answer, and says why. ``accounts`` are in the settings' order.
+    usable answer, and says why. ``accounts`` are in the settings' order. ``listing``: of fleets that are being listed;
+    ``fleet`` has the others.
     """
 
     folder: Path
@@ -59,6 +79,7 @@ class Progress:
     sealing: bool = False
     before: tuple[int, int] = (0, 0)
     resumed: bool = False
+    listing: ListingProgress | None = None
     accounts: tuple[AccountProgress, ...] = ()
 
 

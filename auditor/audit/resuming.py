@@ -1,7 +1,6 @@
 """Going on with a run that was killed, stopped or left with failures: mends its files and finds what is left."""
 
 import contextlib
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +9,14 @@ import orjson
 import structlog
 
 from auditor import __about__
+from auditor.appending import cut_torn_line
 from auditor.audit.beginning import Begun, facts_of, kept_of, target_of
 from auditor.audit.disk import RESERVE
 from auditor.audit.folder import Hold, door, refuse_overlap
 from auditor.audit.journal import utc
 from auditor.config import Settings
 from auditor.errors import RunFolderError, RunNotWritableError
+from auditor.fleet.rows import devices_to_ask
 from auditor.inventory.folder import (
     ANSWERED,
     FAILED,
@@ -41,15 +42,13 @@ LEFT = ".left.parquet"
 LEFT_OVERS = (".sealing", ".verifying-*", WORK, LEFT, RESERVE, "*.new")
 """What a process leaves in a run folder that is killed while it begins, asks, seals or verifies."""
 
-BLOCK = 1 << 20
-"""Bytes read at a time in search of the last whole line."""
-
 
 def unfinished(directory: Path, name: str) -> Path | None:
     """The newest run of a name in a directory, if there is one and something is left to do in it.
 
-    A run with devices pending is unfinished, and so is one that was not sealed or proven. One that was sealed and
-    whose every device was asked is done, even if some failed: to ask those again is a wish of its own, for ``resume``.
+    A run with devices pending is unfinished, or with a fleet that was not listed, and so is one that was not sealed or
+    proven. One that was sealed and whose every device was asked is done, even if some failed, or some products could
+    not be listed: to ask those again is a wish of its own, for ``resume``.
 
     Raises:
         RunFolderError: the directory cannot be read.
@@ -62,8 +61,10 @@ def unfinished(directory: Path, name: str) -> Path | None:
     for manifest, folder in runs:
         if manifest.name == name:
             counts = manifest.devices
-            proven = manifest.state != "partial" or counts.failed
-            done = manifest.finished_at is not None and not counts.pending and proven
+            in_part = counts.failed or any(listing.state == "partial" for listing in manifest.listings)
+            proven = manifest.state != "partial" or in_part
+            pending = counts.pending or any(listing.state == "pending" for listing in manifest.listings)
+            done = manifest.finished_at is not None and not pending and proven
             return None if done else folder
     return None
 
@@ -98,13 +99,13 @@ def go_on(folder: Path, settings: Settings, now: float) -> Begun | None:
         if manifest.state == "complete":
             hold.release()
             return None
-        _refuse_other_fleet(folder, manifest)
+        manifest = _with_its_fleet(folder, manifest)
         _mend(folder)
         left = write_pending(folder, folder / LEFT)
         # A killed process did not write down the requests of its last second; its answers tell of most.
         requests = replace(manifest.requests, sent=max(manifest.requests.sent, left.requests))
         manifest = replace(manifest, devices=left.counts, requests=requests)
-        return Begun(folder, hold, _reopened(folder, manifest, settings, now), folder / LEFT, left.known)
+        return Begun(folder, hold, _reopened(folder, manifest, settings, now), folder / LEFT, left.known, resumed=True)
     except BaseException as error:
         with contextlib.suppress(OSError):
             (folder / LEFT).unlink(missing_ok=True)
@@ -114,9 +115,20 @@ def go_on(folder: Path, settings: Settings, now: float) -> Begun | None:
         raise
 
 
-def _refuse_other_fleet(folder: Path, manifest: Manifest) -> None:
-    if not (folder / FLEET).is_file() or file_facts(folder / FLEET).sha256 != manifest.fleet.sha256:
+def _with_its_fleet(folder: Path, manifest: Manifest) -> Manifest:
+    """The manifest, of the fleet that is there: one that was growing may have grown since the manifest was written.
+
+    Raises:
+        RunFolderError: the fleet is missing, or is another one.
+    """
+    growing = any(listing.state != "complete" for listing in manifest.listings)
+    sha256 = file_facts(folder / FLEET).sha256 if (folder / FLEET).is_file() else ""
+    if not sha256 or (sha256 != manifest.fleet.sha256 and not growing):
         raise RunFolderError(f"{folder}: its {FLEET} is missing or was changed, so nothing tells what is left")
+    if not growing:
+        return manifest
+    devices = devices_to_ask(folder / FLEET, [account.name for account in manifest.accounts])
+    return replace(manifest, fleet=replace(manifest.fleet, devices=sum(devices.values()), sha256=sha256))
 
 
 def _reopened(folder: Path, manifest: Manifest, settings: Settings, now: float) -> Manifest:
@@ -155,24 +167,8 @@ def _mend(folder: Path) -> None:
                 path.unlink()
     for live in (ANSWERED, FAILED):
         (folder / live).touch()
-    _cut_torn_line(folder / ANSWERED)
+    cut_torn_line(folder / ANSWERED)
     _drop_unreadable_lines(folder / ANSWERED)
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Cuts what follows the last line break: a line that was being written when the process or the power went."""
-    with path.open("r+b") as file:
-        size = at = file.seek(0, os.SEEK_END)
-        found = -1
-        while at > 0 and found < 0:
-            start = max(0, at - BLOCK)
-            file.seek(start)
-            found = file.read(at - start).rfind(b"\n")
-            at = start
-        keep = at + found + 1
-        if keep < size:
-            file.truncate(keep)
-            os.fsync(file.fileno())
 
 
 def _drop_unreadable_lines(path: Path) -> None:

@@ -1,17 +1,17 @@
 """An audit from settings to a sealed run folder, begun anew or gone on with."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import anyio
 
-from auditor.audit.account import read_keys
 from auditor.audit.beginning import Begun, new_run, with_fleet
 from auditor.audit.gates import try_budget
 from auditor.audit.kept import refuse_other_settings, settings_to_resume
+from auditor.audit.opening import read_keys
 from auditor.audit.progress import Result, Watch
 from auditor.audit.resuming import go_on, unfinished
 from auditor.audit.scheduler import Stop
@@ -34,6 +34,7 @@ async def run_audit(
     watch: Watch | None = None,
     stop: Stop | None = None,
     priority: bool = False,
+    accounts: Collection[str] = (),
 ) -> Result:
     """Asks about every device of the fleet and leaves a sealed run folder.
 
@@ -47,9 +48,10 @@ async def run_audit(
         watch: told every half second where the audit stands.
         stop: a wish to end early; what is not asked by then stays pending.
         priority: go before other audits on this machine that share an account's quota.
+        accounts: only these of the settings' accounts, by their names; the run says that it leaves the others out.
 
     Raises:
-        UsageError: ``limit`` is below 1.
+        UsageError: ``limit`` is below 1, or there is no account of a name.
         SettingsError: a key is not there, or the Redis server where quotas are shared cannot be used.
         FleetError: the fleet cannot be used; no run folder is left.
         RunFolderError: a run of this name is being written, or the one to resume was asked with other settings.
@@ -58,7 +60,9 @@ async def run_audit(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit}: give a number of devices from 1 up")
-    settings = with_fleet(settings, fleet)
+    every = [account.name for account in settings.account]
+    settings = with_fleet(settings.only(accounts) if accounts else settings, fleet)
+    left_out = tuple(name for name in every if name not in {account.name for account in settings.account})
     stop = stop or Stop()
     keys = await _unless_stopped(partial(read_keys, settings), stop)
     await try_budget(settings, keys[0].budget)
@@ -70,7 +74,7 @@ async def run_audit(
             refuse_other_settings(old, settings, limit)
             if (begun := go_on(old, settings, now)) is not None:
                 return begun
-        return new_run(settings, where, limit, now)
+        return new_run(settings, where, limit, now, left_out)
 
     begun = await _unless_stopped(begin, stop)
     return await Stretch(settings, keys, begun, until=until, watch=watch, stop=stop, priority=priority).run()

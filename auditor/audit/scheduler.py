@@ -1,14 +1,14 @@
 """The fan-out: a fixed crowd of workers that pull one lazy source, ask, and write. It knows no network and no files."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
 
 import anyio
 
 from auditor.errors import StoppedError
-from auditor.model import Device, DeviceSource, Outcome
 
-Fetch = Callable[[Device], Awaitable[Outcome]]
-Write = Callable[[Outcome], Awaitable[None]]
+S = TypeVar("S")
+R = TypeVar("R")
 
 
 class Stop:
@@ -37,8 +37,17 @@ class Stop:
         await self._wished.wait()
 
 
-async def fan_out(devices: DeviceSource, fetch: Fetch, write: Write, *, at_once: int, stop: Stop) -> None:
+async def fan_out(
+    devices: Iterator[S],
+    fetch: Callable[[S], Awaitable[R]],
+    write: Callable[[R], Awaitable[None]],
+    *,
+    at_once: int,
+    stop: Stop,
+) -> None:
     """Asks about every device, ``at_once`` at a time, and writes each outcome as it comes.
+
+    Products and anything else that there are many of are asked about in the same way.
 
     Workers share one iterator, so memory does not depend on the number of devices. Failure is data: a device that
     cannot be answered is an outcome. A device whose outcome was not written is pending.

@@ -1,20 +1,26 @@
 """Outcomes as they come, for programs that want them in hand instead of in a folder."""
 
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from auditor.audit.account import AskedAccount, open_account, open_side_by_side, read_keys
-from auditor.audit.beginning import with_fleet
+from auditor.audit.account import AskedAccount
+from auditor.audit.beginning import fleet_files, with_fleet
+from auditor.audit.listing import list_part
+from auditor.audit.opening import open_account, open_side_by_side, read_keys
+from auditor.audit.pages import never_activated
 from auditor.audit.scheduler import Stop, fan_out
 from auditor.audit.workers import workers_of
-from auditor.config import Settings
+from auditor.config import Account, Settings
 from auditor.errors import FleetError, StoppedError
-from auditor.fleet.snapshot import read_snapshot, write_snapshot
+from auditor.fleet.listing import Listing
+from auditor.fleet.rows import read_never_activated, read_snapshot
+from auditor.fleet.snapshot import write_snapshot
 from auditor.inventory.folder import FLEET
 from auditor.model import Device, Outcome
 
@@ -46,27 +52,25 @@ async def outcomes(
     stopped: list[StoppedError] = []
     failure: Exception | None = None
     async with AsyncExitStack() as stack:
-        snapshot = Path(stack.enter_context(TemporaryDirectory(prefix="auditor-")), FLEET)
-        if devices is None:
-            named = with_fleet(settings, None)
-            fleets = [(account.name, account.fleet.file) for account in named.account if account.fleet is not None]
-            await anyio.to_thread.run_sync(write_snapshot, fleets, snapshot)
+        work = Path(stack.enter_context(TemporaryDirectory(prefix="auditor-")))
+        if devices is None and (files := fleet_files(with_fleet(settings, None))):
+            await anyio.to_thread.run_sync(write_snapshot, files, work / FLEET)
         parts = zip(settings.account, keys, workers_of(settings), strict=True)
         accounts = await open_side_by_side(stack, (open_account(settings, *each) for each in parts))
         send, receive = anyio.create_memory_object_stream[Outcome](WAITING)
 
-        async def ask(asked: AskedAccount, outlet: MemoryObjectSendStream[Outcome]) -> None:
-            source = read_snapshot(snapshot, asked.name) if devices is None else iter(devices)
+        async def ask(account: Account, asked: AskedAccount, outlet: MemoryObjectSendStream[Outcome]) -> None:
             async with outlet:
                 try:
-                    await fan_out(source, asked.fetch, outlet.send, at_once=asked.workers, stop=Stop())
+                    source = devices if devices is not None else await _fleet(account, asked, work, outlet.send)
+                    await fan_out(iter(source), asked.fetch, outlet.send, at_once=asked.workers, stop=Stop())
                 except StoppedError as error:
                     stopped.append(error)
 
         async with anyio.create_task_group() as group, receive:
             async with send:
-                for asked in accounts:
-                    group.start_soon(ask, asked, send.clone())
+                for account, asked in zip(settings.account, accounts, strict=True):
+                    group.start_soon(ask, account, asked, send.clone())
             try:
                 yield receive
             except Exception as error:  # noqa: BLE001  raised again below, outside the group that would wrap it
@@ -76,3 +80,18 @@ async def outcomes(
         raise failure
     if stopped:
         raise stopped[0]
+
+
+async def _fleet(
+    account: Account, asked: AskedAccount, work: Path, send: Callable[[Outcome], Awaitable[None]]
+) -> Iterator[Device]:
+    """The devices to ask about; of those that the platform lists, what is known without a question is sent at once."""
+    if account.fleet is None or not account.listed:
+        return read_snapshot(work / FLEET, account.name)
+    place = Path(mkdtemp(dir=work))
+    with Listing(place / "listing.jsonl", account.fleet) as listing:
+        await list_part(asked, listing, account.fleet, place / FLEET, stop=Stop())
+    if account.skips:
+        for device in read_never_activated(place / FLEET, asked.name):
+            await send(never_activated(device, time.time()))
+    return read_snapshot(place / FLEET, asked.name, ask_all=not account.skips)

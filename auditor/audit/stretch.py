@@ -4,33 +4,30 @@ import contextlib
 import time
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, replace
-from functools import partial
 from itertools import starmap
+from pathlib import Path
 
 import anyio
 import structlog
 
-from auditor.audit.account import AskedAccount, Keys, open_account, open_side_by_side
+from auditor.audit.account import AskedAccount
 from auditor.audit.beginning import Begun, printable
 from auditor.audit.disk import SyncedJournal, free_reserve, reserve
+from auditor.audit.fleets import Fleets
 from auditor.audit.journal import Journal, utc
 from auditor.audit.notices import Notices
-from auditor.audit.progress import INTERRUPTED, Progress, Result, Watch
+from auditor.audit.opening import Keys, open_account, open_side_by_side
+from auditor.audit.pages import never_activated
+from auditor.audit.plan import plan_for
+from auditor.audit.progress import INTERRUPTED, Result, Watch
 from auditor.audit.scheduler import Stop, fan_out
+from auditor.audit.standing import Standing
 from auditor.audit.workers import workers_of
 from auditor.config import Account, Settings
-from auditor.errors import AuditorError, RunNotWritableError, StoppedError
-from auditor.fleet.snapshot import read_snapshot
-from auditor.inventory.folder import (
-    ANSWERED,
-    FAILED,
-    DeviceCounts,
-    Manifest,
-    Rate,
-    RequestCounts,
-    State,
-    write_manifest,
-)
+from auditor.errors import AuditorError, FleetError, RunNotWritableError, StoppedError
+from auditor.fleet.rows import read_never_activated, read_snapshot
+from auditor.inventory.folder import ANSWERED, FAILED, FLEET, FleetFacts, Manifest, State, write_manifest
+from auditor.inventory.listings import ListingFacts
 from auditor.inventory.seal import seal
 from auditor.inventory.verify import verify
 
@@ -50,6 +47,9 @@ SEALING, SEALING_EACH = 0.5, 60e-6
 
 LAST_PART = 0.3
 """The part of the time until a deadline that may be kept free at most."""
+
+AT_A_TIME = 100
+"""Devices that need no question and are written before others get their turn."""
 
 
 class Stretch:
@@ -77,14 +77,14 @@ class Stretch:
         priority: bool = False,
     ) -> None:
         self._settings, self._keys, self._watch, self._stop = settings, keys, watch, stop
-        self._priority = priority
-        self._begun, self._folder, self._manifest = begun, begun.folder, begun.manifest
-        self._began = time.monotonic()
-        self._stop_at, self._drain_seconds = self._plan_the_end(until)
+        self._priority, self._until = priority, until
+        self._begun, self._folder = begun, begun.folder
         self._journal = Journal(self._folder / ANSWERED, self._folder / FAILED, asdict(begun.manifest.devices))
         self._synced = SyncedJournal(self._journal, settings.fsync_every)
         self._accounts: list[AskedAccount] = []
-        self._stopped: list[StoppedError] = []
+        self._standing = Standing(begun.folder, begun.manifest, self._journal, self._accounts)
+        self._stop_at, self._drain_seconds = self._plan_the_end()
+        self._stopped: list[AuditorError] = []
 
     async def run(self) -> Result:
         """Asks, seals and proves; gives the folder back whatever happens.
@@ -93,20 +93,22 @@ class Stretch:
         """
         with self._begun.hold:
             try:
+                self._fleets = Fleets(self._settings, self._begun, self._grown)
                 await self._ask()
                 return await self._finish()
             except RunNotWritableError as error:
                 free_reserve(self._folder)
-                return Result(self._folder, self._ended(self._now(), self._why(error)), error.exit_code)
+                return Result(self._folder, self._ended(self._standing.now(), self._why(error)), error.exit_code)
             except BaseException as error:
                 # Cancelled or broken: what was answered is kept, and the manifest says that it is not all.
                 free_reserve(self._folder)
                 cancelled = isinstance(error, anyio.get_cancelled_exc_class())
                 why = str(error) if isinstance(error, AuditorError) else f"{type(error).__name__}: {error}"
-                self._ended(self._now(), "stopped at once" if cancelled else why, "partial" if cancelled else "aborted")
+                state: State = "partial" if cancelled else "aborted"
+                self._ended(self._standing.now(), "stopped at once" if cancelled else why, state)
                 raise
 
-    def _why(self, *more: StoppedError) -> str:
+    def _why(self, *more: AuditorError) -> str:
         """Why the run was stopped. Of what could not be written the first counts: the rest follows from it."""
         errors = dict.fromkeys((*self._stopped, *more))
         follow = [error for error in errors if isinstance(error, RunNotWritableError)][1:]
@@ -128,6 +130,7 @@ class Stretch:
                     parts = zip(self._settings.account, self._keys, workers_of(self._settings), strict=True)
                     self._accounts += await open_side_by_side(stack, starmap(self._open, parts))
                     await self._ask_accounts()
+            await self._fleets.finish()
         except RunNotWritableError as error:
             self._stopped.append(error)
 
@@ -148,9 +151,12 @@ class Stretch:
             all_of_it.cancel_scope.cancel()
 
     async def _ask_account(self, asked: AskedAccount) -> None:
-        devices = read_snapshot(self._begun.devices, asked.name)
         try:
-            await fan_out(devices, asked.fetch, self._synced.write, at_once=asked.workers, stop=self._stop)
+            devices = await self._fleets.devices_of(asked, stop=self._stop)
+            if devices is not None:
+                await self._ask_devices(asked, devices)
+            if (refused := self._fleets.refused.get(asked.name)) is not None:
+                raise refused
             if not self._stop.interrupted and (never := await asked.never_reached_at_all()) is not None:
                 raise never
         except StoppedError as error:
@@ -162,6 +168,46 @@ class Stretch:
             if isinstance(error, RunNotWritableError):
                 self._stop.wish(str(error))
         asked.ended = True
+
+    async def _ask_devices(self, asked: AskedAccount, devices: Path) -> None:
+        """Asks about an account's devices, and beside them which modules its products define."""
+        self._standing.begin_asking()
+        failure: StoppedError | None = None
+        every = self._fleets.asks_all(asked.name)
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(self._fleets.ask_modules, asked, self._stop)
+            try:
+                if not every:
+                    await self._answer_never_activated(asked, devices)
+                source = read_snapshot(devices, asked.name, ask_all=every)
+                await fan_out(source, asked.fetch, self._synced.write, at_once=asked.workers, stop=self._stop)
+            except StoppedError as error:  # raised below, outside the group that would wrap it
+                failure = error
+                beside.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _answer_never_activated(self, asked: AskedAccount, devices: Path) -> None:
+        """Writes what is known without a question: a device that was never activated has reported nothing."""
+        for number, device in enumerate(read_never_activated(devices, asked.name)):
+            if self._stop.reason is not None:
+                return
+            await self._synced.write(never_activated(device, time.time()))
+            asked.unasked += 1
+            if number % AT_A_TIME == 0:
+                await anyio.lowlevel.checkpoint()
+
+    async def _grown(self, fleet: FleetFacts, listings: tuple[ListingFacts, ...]) -> None:
+        """The fleet has grown by what the platform listed: from now on the manifest says so."""
+        self._standing.grow(fleet, listings)
+        plan = await anyio.to_thread.run_sync(plan_for, self._settings, self._folder / FLEET, self._folder.parent)
+        self._standing.manifest = replace(self._standing.manifest, planned=plan.planned)
+        self._stop_at, self._drain_seconds = self._plan_the_end()
+        await self._write_manifest()
+
+    async def _write_manifest(self) -> None:
+        # Taken down in the thread: one that waited for the disk might be older than the one before it.
+        await self._synced.aside(lambda: write_manifest(self._folder, self._standing.now()))
 
     async def _keep_up(self) -> None:
         """Syncs answers to disk, writes the manifest, tells the watcher, each in its rhythm; and minds the deadline."""
@@ -178,7 +224,7 @@ class Stretch:
                     await self._synced.sync()
                 if now - written >= MANIFEST_SECONDS:
                     written = now
-                    await self._synced.aside(partial(write_manifest, self._folder, self._now()))
+                    await self._write_manifest()
             except RunNotWritableError as error:
                 self._stopped.append(error)
                 self._stop.wish(str(error))
@@ -192,35 +238,40 @@ class Stretch:
         if self._stop_at is not None and time.time() >= self._stop_at:
             self._stop.wish("its time was up", interrupted=False, drain_seconds=self._drain_seconds)
 
-    def _plan_the_end(self, until: float | None) -> tuple[float | None, float]:
+    def _plan_the_end(self) -> tuple[float | None, float]:
         """When nothing new is asked any more, and for how long what is in flight may finish; the rest is to seal."""
-        if until is None:
+        if self._until is None:
             return None, self._stop.drain_seconds
-        sealing = SEALING + SEALING_EACH * self._manifest.fleet.devices
-        free = max(0.0, min(LAST_PART * (until - time.time()), self._stop.drain_seconds + sealing))
-        return until - free, max(0.0, free - sealing)
+        sealing = SEALING + SEALING_EACH * self._standing.manifest.fleet.devices
+        free = max(0.0, min(LAST_PART * (self._until - time.time()), self._stop.drain_seconds + sealing))
+        return self._until - free, max(0.0, free - sealing)
 
     async def _finish(self) -> Result:
         """Seals the folder, proves it, and says how it ended."""
         self._tell_watcher(sealing=True)
-        asked = replace(self._now(), finished_at=utc(time.time()))
+        asked = replace(self._standing.now(), finished_at=utc(time.time()))
         free_reserve(self._folder)
         self._begun.left_behind()
+        known = all(listing.state == "complete" for listing in asked.listings)
+        if known and not asked.fleet.devices and not self._stopped and self._stop.reason is None:
+            self._stopped.append(FleetError("no device is listed that is wanted; see fleet in the settings"))
         # Abandoned when a second signal cancels: the process ends then, and the files are only ever replaced whole.
         sealed = await anyio.to_thread.run_sync(seal, self._folder, abandon_on_cancel=True)
+        unlisted = [doubt for listing in asked.listings if listing.state != "complete" for doubt in listing.doubts()]
         manifest = replace(
             asked,
             state="aborted" if self._stopped else "partial",
             devices=sealed.devices,
+            never_activated=sealed.never_activated,
             failures=sealed.failures,
             files=sealed.files,
-            error=self._why() if self._stopped else self._stop.reason,
+            error=self._why() if self._stopped else self._stop.reason or printable("; ".join(unlisted)) or None,
         )
         write_manifest(self._folder, manifest)
         problems = await anyio.to_thread.run_sync(verify, self._folder, self._folder, abandon_on_cancel=True)
         if problems:
             manifest = replace(manifest, state="aborted", error=self._why(RunNotWritableError("; ".join(problems))))
-        elif not self._stopped and sealed.devices.unanswered == 0:
+        elif not self._stopped and not unlisted and sealed.devices.unanswered == 0:
             manifest = replace(manifest, state="complete", error=None)
         write_manifest(self._folder, manifest)
         return Result(self._folder, manifest, self._exit_code(manifest, whole=not problems))
@@ -229,70 +280,19 @@ class Stretch:
         if self._watch is None:
             return
         try:
-            self._watch(replace(self._progress(), sealing=sealing))
+            self._watch(replace(self._standing.progress(self._fleets.progress), sealing=sealing))
         except Exception as error:  # noqa: BLE001  whatever it is, an audit of hours does not end for it
             log.warning("the watcher failed and is not told again", error=repr(error))
             self._watch = None
 
     def _exit_code(self, manifest: Manifest, *, whole: bool) -> int:
         if self._stopped:
-            return StoppedError.exit_code
-        if whole and self._stop.interrupted and manifest.devices.pending:
+            return self._stopped[0].exit_code
+        pending = any(listing.state == "pending" for listing in manifest.listings)
+        if whole and self._stop.interrupted and (manifest.devices.pending or pending):
             return INTERRUPTED
-        allowed = self._settings.failures_allowed(manifest.fleet.devices)
-        return 0 if whole and manifest.devices.unanswered <= allowed else 1
-
-    def _now(self) -> Manifest:
-        """The manifest as the audit stands now."""
-        requests, before = self._requests(), self._manifest
-        elapsed = time.monotonic() - self._began
-        if before.rate.achieved:
-            elapsed += before.requests.sent / before.rate.achieved  # what earlier stretches took
-        achieved = round(requests.sent / max(elapsed, 0.001), 3)
-        return replace(before, devices=self._counts(), requests=requests, rate=self._rate(achieved))
-
-    def _rate(self, achieved: float) -> Rate:
-        before, tallies = self._manifest.rate, [asked.tally for asked in self._accounts]
-        answered, seconds = sum(tally.answered for tally in tallies), sum(tally.seconds for tally in tallies)
-        return Rate(
-            target=before.target,
-            achieved=achieved,
-            allowed=self._allowed(),
-            latency=round(seconds / answered, 6) if answered else before.latency,
-            in_flight=round(seconds / max(time.monotonic() - self._began, 0.001), 3),
-        )
-
-    def _allowed(self) -> float | None:
-        """Requests a second that all quotas bear together, as far as was learned; None where one account has none."""
-        rates = [asked.pace.rate for asked in self._accounts]
-        return None if None in rates or not rates else round(sum(rate for rate in rates if rate is not None), 3)
-
-    def _counts(self) -> DeviceCounts:
-        written = self._journal.counts
-        return DeviceCounts(**written, pending=self._manifest.fleet.devices - sum(written.values()))
-
-    def _requests(self) -> RequestCounts:
-        tallies, before = [asked.tally for asked in self._accounts], self._manifest.requests
-        return RequestCounts(
-            sent=before.sent + sum(tally.sent for tally in tallies),
-            retried=before.retried + sum(tally.retried for tally in tallies),
-            throttled=before.throttled + sum(tally.throttled for tally in tallies),
-        )
-
-    def _progress(self) -> Progress:
-        before = self._manifest
-        return Progress(
-            folder=self._folder,
-            fleet=before.fleet.devices,
-            devices=self._counts(),
-            requests=self._requests(),
-            in_flight=sum(asked.tally.in_flight for asked in self._accounts),
-            per_second=before.rate.target,
-            allowed=self._allowed(),
-            others=max((asked.pace.others for asked in self._accounts), default=0),
-            elapsed=time.monotonic() - self._began,
-            trouble=next((said for asked in self._accounts if (said := asked.trouble) is not None), None),
-            before=(before.requests.sent, before.fleet.devices - before.devices.pending),
-            resumed=bool(before.resumed_at),
-            accounts=tuple(asked.progress for asked in self._accounts),
-        )
+        # A device that is known of and was not listed is one that did not answer; how many are not known is no number.
+        missing = sum(listing.missing for listing in manifest.listings)
+        countable = not pending and not any(listing.unlisted for listing in manifest.listings)
+        allowed = self._settings.failures_allowed(manifest.fleet.devices + missing)
+        return 0 if whole and countable and manifest.devices.unanswered + missing <= allowed else 1

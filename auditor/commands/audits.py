@@ -50,7 +50,7 @@ def run(
     config:
         The settings, a TOML file; see configs/ for examples.
     account:
-        Only this account of the settings; may be given several times. The run is of their devices alone.
+        Only this account of the settings; may be given several times. The run says that it leaves the others out.
     fleet:
         A fleet file instead of the one in the settings, for one account; - is standard input.
     out:
@@ -71,7 +71,8 @@ def run(
     from auditor.config import load_settings
     from auditor.following import prepare_following
 
-    settings, first = picked(load_settings(config), account), at_least_one("--limit", limit)
+    settings, first = load_settings(config), at_least_one("--limit", limit)
+    picked(settings, account)  # or what is wrong with it
     until = point_in_time(deadline, for_)
     following = prepare_following(settings, where=str(config))
 
@@ -88,6 +89,7 @@ def run(
             watch=watch,
             stop=stop,
             priority=priority,
+            accounts=account or (),
         )
 
     return audit_and_tell(start, log_level, following)
@@ -154,6 +156,8 @@ def check(
     log_level: LogLevel = "warning",
 ) -> int:
     """Look before an audit: settings, what follows it, keys, the whole fleet, and one signed call per account.
+
+    Where the platform lists the fleet, its products and a first page of devices are asked for besides.
 
     Parameters
     ----------

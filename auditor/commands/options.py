@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from auditor.errors import UsageError
+from auditor.errors import FleetError, UsageError
 from auditor.terminal import safe, say, tell
 
 if TYPE_CHECKING:
@@ -78,9 +78,11 @@ def _follow_and_tell(result: "Result", seconds: float, following: "Following | N
             code = followed.exit_code
             _say_followed(followed)
     finally:  # the run is sealed, even if somebody does not wait for the rest
-        if counts.unanswered or result.manifest.state == "aborted":
-            folder = safe(shlex.quote(str(result.folder)))
-            say(f"{counts.unanswered:,} devices are left to ask; go on with: auditor resume {folder}")
+        unlisted = any(listing.state != "complete" for listing in result.manifest.listings)
+        left = counts.unanswered or unlisted or result.manifest.state == "aborted"
+        if left and result.exit_code != FleetError.exit_code:  # a fleet of nobody is nothing to go on with
+            folder, fleets = safe(shlex.quote(str(result.folder))), " and fleets to list" if unlisted else ""
+            say(f"{counts.unanswered:,} devices are left to ask{fleets}; go on with: auditor resume {folder}")
         tell(str(result.folder))
     return code
 

@@ -52,12 +52,13 @@ def _read(runs: list[Path], directory: Path) -> None:
     from auditor.commands.history import history
     from auditor.commands.policies import policy
     from auditor.commands.reports import report
-    from auditor.commands.runs import diff, inventory
+    from auditor.commands.runs import devices, diff, inventory
     from auditor.practice import DEMO_RULES
 
     newest, rules, page = runs[-1], directory / "demo-rules.toml", directory / "demo.html"
     rules.write_text(DEMO_RULES, encoding="utf-8")
     _show(lambda: inventory(newest), "inventory", newest)
+    _show(lambda: devices(newest, missing=True, limit=5), "devices", newest, "--missing", "--limit", 5)
     if len(runs) > 1:
         _show(lambda: diff(runs[-2], newest), "diff", runs[-2], newest)
         _show(lambda: history(directory, module="default"), "history", directory, "--module", "default")

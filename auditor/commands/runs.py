@@ -52,6 +52,7 @@ def devices(
     above: str | None = None,
     status: DeviceState | None = None,
     name: str | None = None,
+    missing: Flag = False,
     limit: int | None = None,
     format: Format | None = None,  # noqa: A002  the flag's name
     out: Out = None,
@@ -79,6 +80,8 @@ def devices(
         In this state.
     name:
         With this device_name or iot_id.
+    missing:
+        With the modules that their product defines and they never reported, a row for each, instead of those reported.
     limit:
         So many rows at most; a table has at most 1,000 without it.
     format:
@@ -91,7 +94,7 @@ def devices(
     form = chosen(format, out)
     wanted = Selection(
         product_key=product, module_name=module, module_version=version, below=below, above=above,
-        status=status, name=name, limit=at_least_one("--limit", limit),
+        status=status, name=name, limit=at_least_one("--limit", limit), missing=missing,
     )  # fmt: skip
     with select_devices(run, wanted) as selected:
         note(selected.run.doubts)
@@ -105,7 +108,7 @@ def devices(
 
 
 def sql(run: Path, query: str, /, *, format: Format | None = None, out: Out = None) -> int:  # noqa: A002  the flag's name
-    """Ask a run anything: one SELECT over its views fleet, devices, modules and inventory.
+    """Ask a run anything: one SELECT over its views fleet, devices, modules, inventory, products, missing.
 
     DuckDB's dialect, read-only: no other file, no network, no setting. auditor sql RUN "DESCRIBE devices" tells the
     columns.

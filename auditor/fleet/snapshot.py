@@ -1,30 +1,23 @@
-"""The fleet as it was asked for: ``fleet.parquet``, validated, without duplicates, read back as a lazy source."""
+"""Fleet files into ``fleet.parquet``: the fleet as it was asked for, validated, without duplicates."""
 
-import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
-from auditor.database import ROW_GROUP, open_database, parquet, quoted, reason_of
+from auditor.database import AS_PARQUET, open_database, parquet, quoted, reason_of
 from auditor.errors import FleetError, RunNotWritableError
 from auditor.fleet.files import COLUMNS, FleetFile, look_at, relation
 from auditor.fleet.lines import line_of_rejected, lines_of, odd_ending
-from auditor.model import Device
+from auditor.fleet.rows import UNTOLD, define_twice, rows_of, sha256_of, slices_for, write_numbered
 
 NAME_LENGTH = 256
 """Characters of a name at most. Alibaba allows 32 for a device, Tuya documents no limit; this only stops nonsense."""
 
 SHOWN = 10
 """Bad rows that an error names; it counts them all."""
-
-BATCH = 1_000
-"""Devices read from the file at a time."""
-
-SLICE, SLICES = 50_000, 16
-"""Devices looked through for repeats at a time, and times at most: what is held at once is a slice, not the fleet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +55,7 @@ def write_snapshot(fleets: Sequence[tuple[str, str]], out: Path, *, limit: int |
                 stage = _stage(database, look_at(source, work / f"{number}.input"), work / f"{number}.parquet")
                 kept.append(work / f"{number}.kept.parquet")
                 duplicates += _keep(database, stage, account, kept[-1])
-            devices = _join(database, kept, work / "whole.parquet", limit)
+            devices = write_numbered(database, rows_of(kept), work / "whole.parquet", limit)
         finally:
             database.close()
         (work / "whole.parquet").replace(out)
@@ -71,48 +64,6 @@ def write_snapshot(fleets: Sequence[tuple[str, str]], out: Path, *, limit: int |
         raise RunNotWritableError(f"{out} cannot be written: {error}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def read_snapshot(path: Path, account: str) -> Iterator[Device]:
-    """The devices of one account, in the fleet's order, a batch of rows in memory at a time.
-
-    Raises:
-        RunNotWritableError: the file has gone or is broken, so no run can go on.
-    """
-    database = open_database()
-    try:
-        rows = database.execute(
-            f"SELECT product_key, device_name, iot_id FROM {parquet(path)} WHERE account = ?",
-            [account],
-        )
-        while batch := rows.fetchmany(BATCH):
-            for product_key, device_name, iot_id in batch:
-                yield Device(account, product_key, device_name, iot_id)
-    except duckdb.Error as error:
-        raise RunNotWritableError(f"{path} cannot be read: {reason_of(error)}") from error
-    finally:
-        database.close()
-
-
-def devices_by_account(path: Path) -> dict[str, int]:
-    """How many devices each account has in a file that ``write_snapshot`` wrote; accounts without one are left out.
-
-    Raises:
-        RunNotWritableError: the file has gone or is broken, so no run can go on.
-    """
-    database = open_database()
-    try:
-        return dict(database.execute(f"SELECT account, count(*) FROM {parquet(path)} GROUP BY account").fetchall())
-    except duckdb.Error as error:
-        raise RunNotWritableError(f"{path} cannot be read: {reason_of(error)}") from error
-    finally:
-        database.close()
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +85,7 @@ def _stage(database: duckdb.DuckDBPyConnection, file: FleetFile, path: Path) -> 
         query = relation(file, database)
         database.execute(
             f"COPY (SELECT *, {_FAULT} AS fault FROM (SELECT record, {malformed} AS malformed, {trimmed} "
-            f"FROM ({query}))) TO {quoted(path)} (FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP})"
+            f"FROM ({query}))) TO {quoted(path)} {AS_PARQUET}"
         )
     except duckdb.Error as error:
         ours = isinstance(error, duckdb.IOException) and str(path) in str(error)
@@ -184,11 +135,11 @@ def _keep(database: duckdb.DuckDBPyConnection, stage: _Stage, account: str, out:
     (count,) = database.execute(f"SELECT count(*) FROM {stage.rows}").fetchone() or (0,)
     if count == 0:
         raise FleetError(f"{stage.file.shown}: has no device; a fleet has at least one")
-    _find_repeats(database, stage, min(SLICES, count // SLICE + 1))
+    _find_repeats(database, stage, slices_for(count))
     database.execute(
-        f"COPY (SELECT $1 AS account, product_key, device_name, iot_id FROM {stage.rows} "
+        f"COPY (SELECT $1 AS account, {', '.join(COLUMNS)}, {UNTOLD} FROM {stage.rows} "
         f"WHERE record NOT IN (SELECT record FROM repeats)) TO {quoted(out)} "
-        f"(FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP})",
+        f"{AS_PARQUET}",
         [account],
     )
     (duplicates,) = database.execute("SELECT count(*) FROM repeats").fetchone() or (0,)
@@ -212,12 +163,7 @@ def _find_repeats(database: duckdb.DuckDBPyConnection, stage: _Stage, slices: in
         ("twice_by_iot_id", "hash(iot_id)", "iot_id IS NOT NULL"),
         ("twice_by_name", "hash(product_key, device_name)", _BOTH),
     ):
-        database.execute(f"CREATE OR REPLACE TABLE {table} (key UBIGINT)")
-        for number in range(slices):
-            database.execute(
-                f"INSERT INTO {table} SELECT {key} FROM {stage.rows} WHERE {given} AND {key} % {slices} = {number} "
-                "GROUP BY 1 HAVING count(*) > 1"
-            )
+        define_twice(database, table, f"{key} FROM {stage.rows} WHERE {given}", slices)
         suspect.append(f"({given} AND {key} IN (SELECT key FROM {table}))")
     database.execute(
         f"CREATE OR REPLACE TABLE suspects AS SELECT record, product_key, device_name, iot_id FROM {stage.rows} "
@@ -248,17 +194,6 @@ _CONTRADICTIONS = f"""
   ) WHERE bad GROUP BY record"""
 
 
-def _join(database: duckdb.DuckDBPyConnection, kept: Sequence[Path], out: Path, limit: int | None) -> int:
-    """Writes all accounts' devices, numbered from 0; how many there are."""
-    database.execute(
-        f"COPY (SELECT row_number() OVER () - 1 AS ordinal, account, product_key, device_name, iot_id "
-        f"FROM {parquet(*kept)} {'' if limit is None else f'LIMIT {limit}'}) "
-        f"TO {quoted(out)} (FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP})"
-    )
-    (devices,) = database.execute(f"SELECT count(*) FROM {parquet(out)}").fetchone() or (0,)
-    return int(devices)
-
-
 def _refuse(database: duckdb.DuckDBPyConnection, file: FleetFile, bad: str, rejected: dict[int, str]) -> None:
     """Raises FleetError when the query ``bad`` (record, fault) has rows or DuckDB has put records aside."""
     (count,) = database.execute(f"SELECT count(*) FROM ({bad})").fetchone() or (0,)
@@ -275,3 +210,18 @@ def _refuse(database: duckdb.DuckDBPyConnection, file: FleetFile, bad: str, reje
     more = f"; and {count - SHOWN} more" if count > SHOWN else ""
     total = "1 bad row" if count == 1 else f"{count} bad rows"
     raise FleetError(f"{file.shown}: {total}, so nothing was asked: {shown}{more}")
+
+
+def no_snapshot(out: Path) -> Snapshot:
+    """A fleet without a device yet, for accounts whose devices the platform will list.
+
+    Raises:
+        RunNotWritableError: ``out`` cannot be written.
+    """
+    database = open_database()
+    try:
+        return Snapshot("", write_numbered(database, rows_of(()), out), 0, sha256_of(out))
+    except (OSError, duckdb.IOException) as error:
+        raise RunNotWritableError(f"{out} cannot be written: {reason_of(error)}") from error
+    finally:
+        database.close()

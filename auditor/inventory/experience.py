@@ -91,7 +91,9 @@ def _asked(devices: Path) -> dict[str, Asked]:
         rows = database.execute(
             # A device that failed before it was asked counts as one request: it will take one.
             "SELECT account, count(*), greatest(count(*), sum(attempts)::BIGINT) "
-            f"FROM {parquet(devices)} WHERE status <> 'pending' GROUP BY account"
+            # One that was never activated took none, and will take none.
+            f"FROM {parquet(devices)} WHERE status NOT IN ('pending', 'empty') OR status = 'empty' AND attempts > 0 "
+            "GROUP BY account"
         ).fetchall()
     finally:
         database.close()

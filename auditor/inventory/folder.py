@@ -11,6 +11,7 @@ import orjson
 import structlog
 
 from auditor.errors import RunFolderError, RunNotWritableError, UsageError
+from auditor.inventory.listings import ListingFacts, RequestCounts
 
 log = structlog.get_logger()
 
@@ -20,6 +21,7 @@ MANIFEST = "run.json"
 FLEET = "fleet.parquet"
 ANSWERED = "devices.jsonl"
 FAILED = "failures.jsonl"
+PRODUCTS = "products.jsonl"
 DEVICES = "devices.parquet"
 MODULES = "modules.parquet"
 INVENTORY_CSV = "inventory.csv"
@@ -52,7 +54,8 @@ class AccountFacts:
 class FleetFacts:
     """``sha256`` is that of ``fleet.parquet``; ``duplicates`` are rows of the source that were dropped.
 
-    ``limit``: only so many devices of the source were wanted; None: all.
+    ``limit``: only so many devices of the source were wanted; None: all. ``left_out``: accounts of the settings that
+    were not wanted.
     """
 
     source: str
@@ -60,11 +63,12 @@ class FleetFacts:
     duplicates: int
     sha256: str
     limit: int | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def cut(self) -> bool:
         """Whether there may be devices in the source that were not wanted."""
-        return self.limit is not None and self.devices >= self.limit
+        return (self.limit is not None and self.devices >= self.limit) or bool(self.left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +85,6 @@ class DeviceCounts:
     def unanswered(self) -> int:
         """Devices without a conclusive answer."""
         return self.failed + self.pending
-
-
-@dataclass(frozen=True, slots=True)
-class RequestCounts:
-    """Requests sent, those of them that were repeats, and answers that said the quota was used up."""
-
-    sent: int = 0
-    retried: int = 0
-    throttled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +138,8 @@ class Manifest:
 
     ``settings`` are those of the run, so that it can be resumed: where its keys lie, and never a secret. Requests and
     the rate are of all its stretches, from ``started_at`` and from each time in ``resumed_at``; ``planned`` is of the
-    whole fleet, as ``auditor plan`` told it at the start.
+    whole fleet, as ``auditor plan`` told it at the start. ``never_activated`` are those of the ``empty`` devices of
+    which it is known that they never were; ``listings`` are of the accounts whose fleets the platform lists.
     """
 
     auditor_version: str
@@ -162,6 +158,8 @@ class Manifest:
     files: tuple[FileFacts, ...] = ()
     resumed_at: tuple[str, ...] = ()
     settings: dict[str, object] | None = None
+    never_activated: int = 0
+    listings: tuple[ListingFacts, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 
@@ -171,7 +169,7 @@ def refuse_own_file(path: Path) -> None:
     Raises:
         UsageError: the path is a file of a run folder.
     """
-    own = (MANIFEST, FLEET, ANSWERED, FAILED, *SEALED)
+    own = (MANIFEST, FLEET, ANSWERED, FAILED, PRODUCTS, *SEALED)
     if path.name in own and (path.parent / MANIFEST).is_file():
         raise UsageError(f"{path}: is a file of a run, which nothing may change; give another path")
 

@@ -8,7 +8,17 @@ import duckdb
 
 from auditor.database import open_database, parquet, reason_of, with_enough_memory
 from auditor.errors import RunFolderError, RunNotWritableError
-from auditor.inventory.folder import ANSWERED, DEVICES, FAILED, FLEET, MODULES, DeviceCounts, Manifest, read_manifest
+from auditor.inventory.folder import (
+    ANSWERED,
+    DEVICES,
+    FAILED,
+    FLEET,
+    MODULES,
+    PRODUCTS,
+    DeviceCounts,
+    Manifest,
+    read_manifest,
+)
 from auditor.inventory.seal import count_devices, coverage_of, file_facts
 from auditor.inventory.tables import reading
 from auditor.inventory.views import define_live_views, define_sealed_views, write_parquet
@@ -113,12 +123,15 @@ def _require_text(database: duckdb.DuckDBPyConnection, folder: Path, path: Path,
 def incomplete(folder: Path, manifest: Manifest, counts: DeviceCounts) -> tuple[str, ...]:
     """Why numbers of a run are not of the whole fleet, if they are not."""
     found = []
-    if manifest.state != "complete" or counts.unanswered:
+    unlisted = [f"{folder}: {doubt}" for listing in manifest.listings for doubt in listing.doubts()]
+    if counts.unanswered or (manifest.state != "complete" and not unlisted):
         without = f"{counts.failed:,} devices failed and {counts.pending:,} are pending"
         found.append(f"{folder} is {manifest.state}: {without}")
-    if manifest.fleet.cut:
+    if manifest.fleet.left_out:
+        found.append(f"{folder} is not of the accounts {', '.join(manifest.fleet.left_out)} (--account)")
+    elif manifest.fleet.cut:
         found.append(f"{folder} is of the first {manifest.fleet.devices:,} devices of its fleet alone (--limit)")
-    return tuple(found)
+    return (*found, *unlisted)
 
 
 def is_sealed(folder: Path, manifest: Manifest) -> bool:
@@ -133,16 +146,18 @@ def tampered(folder: Path, manifest: Manifest) -> tuple[str, ...]:
         RunFolderError: a file cannot be read.
     """
     facts = {each.name: each for each in manifest.files}
-    read = tuple(_COLUMNS) if is_sealed(folder, manifest) else tuple({ANSWERED, FAILED} & set(facts))
+    read = (*_COLUMNS,) if is_sealed(folder, manifest) else (*({ANSWERED, FAILED} & set(facts)),)
+    read += (PRODUCTS,) if PRODUCTS in facts and (folder / PRODUCTS).is_file() else ()
     try:
         changed = [name for name in read if file_facts(folder / name) != facts.get(name)]
         if file_facts(folder / FLEET).sha256 != manifest.fleet.sha256:
             changed.append(FLEET)
     except OSError as error:  # gone since: another process may prune
         raise RunFolderError(f"{folder}: cannot be read: {error.strerror}") from error
-    gone = [name for name in _COLUMNS if name in facts and not (folder / name).is_file()]
+    gone = [name for name in (*_COLUMNS, PRODUCTS) if name in facts and not (folder / name).is_file()]
     if manifest.state == "running":  # resumed, so its files are set aside
-        gone, changed = [], [name for name in changed if name == FLEET]
+        growing = not all(listing.state == "complete" for listing in manifest.listings)
+        gone, changed = [], [name for name in changed if name == FLEET and not growing]
     return (
         *(f"{folder / name} was sealed and is missing" for name in gone),
         *(f"{folder / name} is not the file that was sealed (its digest differs)" for name in changed),

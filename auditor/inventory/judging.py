@@ -24,9 +24,9 @@ import duckdb
 
 from auditor.database import parquet
 from auditor.inventory.frozen import Frozen
-from auditor.inventory.patterns import EVERYTHING, regex_of
 from auditor.inventory.rule import Rule, RuleException
 from auditor.inventory.views import number
+from auditor.patterns import EVERYTHING, regex_of
 
 _HASH = "hash(account, product_key, device_name, iot_id)"
 

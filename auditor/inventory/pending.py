@@ -32,8 +32,13 @@ class Pending:
     known: dict[str, Device]
 
 
-def write_pending(folder: Path, out: Path) -> Pending:
+def write_pending(folder: Path, out: Path, account: str | None = None) -> Pending:
     """Writes the devices that are pending or failed, as the fleet names them, into a Parquet file like the fleet's.
+
+    Args:
+        folder: the run folder.
+        out: the file to write.
+        account: whose devices are written; None: all.
 
     Raises:
         RunFolderError: lines come twice or are about no device of the fleet, so that no audit could end well.
@@ -41,14 +46,14 @@ def write_pending(folder: Path, out: Path) -> Pending:
     """
     work = folder / WORK
     try:
-        return with_enough_memory(lambda memory: _write_pending(folder, out, work, memory))
+        return with_enough_memory(lambda memory: _write_pending(folder, out, work, memory, account))
     except (OSError, duckdb.Error, UnicodeDecodeError) as error:
         raise RunNotWritableError(f"{folder}: cannot be resumed: {reason_of(error)}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _write_pending(folder: Path, out: Path, work: Path, memory: str) -> Pending:
+def _write_pending(folder: Path, out: Path, work: Path, memory: str, account: str | None) -> Pending:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     database = open_database(work, memory)
@@ -56,7 +61,8 @@ def _write_pending(folder: Path, out: Path, work: Path, memory: str) -> Pending:
         define_live_views(database, folder, work)
         _refuse_odd_lines(database, folder)
         left = "SELECT ordinal FROM devices WHERE status IN ('pending', 'failed')"
-        write_parquet(database, f"FROM fleet SEMI JOIN ({left}) USING (ordinal)", out)
+        whose = "" if account is None else f" WHERE account = '{account.replace(chr(39), chr(39) * 2)}'"
+        write_parquet(database, f"FROM fleet SEMI JOIN ({left}) USING (ordinal){whose}", out)
         counts = count_devices(database)
         return Pending(
             replace(counts, failed=0, pending=counts.unanswered),

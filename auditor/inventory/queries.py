@@ -13,9 +13,9 @@ from auditor.database import AMPLE_MEMORY, MEMORY, open_database
 from auditor.errors import RunFolderError
 from auditor.inventory.folder import MODULES, DeviceCounts, Manifest, find_run, read_manifest
 from auditor.inventory.frozen import incomplete, is_sealed, tampered
-from auditor.inventory.seal import count_devices, coverage_of
+from auditor.inventory.seal import count_devices, coverage_of, modules_missing
 from auditor.inventory.tables import Table, TableFormat, reading
-from auditor.inventory.views import define_live_views, define_sealed_views
+from auditor.inventory.views import define_live_views, define_products, define_sealed_views
 
 _COLUMNS = [
     *((name, "VARCHAR") for name in ("account", "product_key", "module_name", "module_version")),
@@ -102,6 +102,7 @@ class Run:
     def _define_views(self) -> None:
         with reading(self.folder):
             (define_sealed_views if self.sealed else define_live_views)(self._database, self.folder)
+            define_products(self._database, self.folder)
             described = self._database.execute("DESCRIBE inventory").fetchall()
         if [(name, kind) for name, kind, *_ in described] != _COLUMNS:
             raise RunFolderError(f"{self.folder}: cannot be read: {MODULES} has not the columns of a run")
@@ -126,7 +127,8 @@ class Run:
         match form:
             case "json":  # how whole it is stands in the counts
                 doubts = tampered(self.folder, self.manifest)
-                return coverage_of(self.devices) | ({"doubts": list(doubts)} if doubts else {})
+                missing = modules_missing(self._database.cursor())
+                return coverage_of(self.devices) | missing | ({"doubts": list(doubts)} if doubts else {})
             case "xlsx":
                 manifest = self.manifest
                 about = {"run": self.folder.name, "state": manifest.state, "started_at": manifest.started_at}

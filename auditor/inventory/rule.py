@@ -9,7 +9,7 @@ from datetime import date as Date  # noqa: N812  `date` alone is the name of a p
 from fractions import Fraction
 from typing import Literal
 
-from auditor.inventory.patterns import EVERYTHING
+from auditor.patterns import EVERYTHING
 
 Severity = Literal["error", "warning", "note"]
 

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from auditor.errors import SettingsError, UsageError
-from auditor.inventory.patterns import EVERYTHING
 from auditor.inventory.rule import (
     Condition,
     Deny,
@@ -29,6 +28,7 @@ from auditor.inventory.rule import (
     Severity,
 )
 from auditor.inventory.versions import can_be_ordered
+from auditor.patterns import EVERYTHING
 from auditor.schedule import seconds_of
 
 __all__ = ["CONDITIONS", "Rule", "RuleException", "Rules", "load_rules", "rules_from"]

@@ -17,6 +17,7 @@ from auditor.inventory.folder import (
     INVENTORY_CSV,
     INVENTORY_JSON,
     MODULES,
+    PRODUCTS,
     SCHEMA_VERSION,
     SEALED,
     DeviceCounts,
@@ -25,7 +26,7 @@ from auditor.inventory.folder import (
     put_in_place,
 )
 from auditor.inventory.tables import json_parts, rows, write_csv
-from auditor.inventory.views import define_live_views, define_sealed_views, write_parquet
+from auditor.inventory.views import define_live_views, define_products, define_sealed_views, number, write_parquet
 
 FAILURES_SHOWN = 100
 """Codes of failures that the manifest names."""
@@ -33,9 +34,13 @@ FAILURES_SHOWN = 100
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """What sealing found in the files: devices by state, failures by code, and the files with their digests."""
+    """What sealing found in the files: devices by state, failures by code, and the files with their digests.
+
+    ``never_activated`` are those of the empty ones of which it is known that they never were.
+    """
 
     devices: DeviceCounts
+    never_activated: int
     failures: tuple[FailureFacts, ...]
     files: tuple[FileFacts, ...]
 
@@ -48,18 +53,23 @@ def seal(folder: Path) -> Sealed:
     """
     work = folder / ".sealing"
     try:
-        devices, failures = with_enough_memory(lambda memory: _write_sealed(folder, work, memory))
+        devices, never_activated, failures = with_enough_memory(lambda memory: _write_sealed(folder, work, memory))
         for name in SEALED:
             put_in_place(work / name, folder / name)
     except (OSError, duckdb.Error, UnicodeDecodeError) as error:
         raise RunNotWritableError(f"{folder}: cannot be sealed: {reason_of(error)}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    files = tuple(file_facts(folder / name) for name in (FLEET, ANSWERED, FAILED, *SEALED))
-    return Sealed(devices, failures, files)
+    files = tuple(file_facts(folder / name) for name in files_of(folder))
+    return Sealed(devices, never_activated, failures, files)
 
 
-def _write_sealed(folder: Path, work: Path, memory: str) -> tuple[DeviceCounts, tuple[FailureFacts, ...]]:
+def files_of(folder: Path) -> tuple[str, ...]:
+    """The files that a sealed run has: one whose products nobody asked about has no list of them."""
+    return (FLEET, ANSWERED, FAILED, *((PRODUCTS,) if (folder / PRODUCTS).exists() else ()), *SEALED)
+
+
+def _write_sealed(folder: Path, work: Path, memory: str) -> tuple[DeviceCounts, int, tuple[FailureFacts, ...]]:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     live = open_database(work, memory)
@@ -71,11 +81,12 @@ def _write_sealed(folder: Path, work: Path, memory: str) -> tuple[DeviceCounts, 
     sealed = open_database(work, memory)
     try:
         define_sealed_views(sealed, work)
+        define_products(sealed, folder)
         devices = count_devices(sealed)
         write_csv(sealed, "FROM inventory", work / INVENTORY_CSV)
         with (work / INVENTORY_JSON).open("wb") as file:
             file.writelines(inventory_json(sealed, devices))
-        return devices, count_failures(sealed)
+        return devices, count_never_activated(sealed), count_failures(sealed)
     finally:
         sealed.close()
 
@@ -88,6 +99,11 @@ def count_devices(database: duckdb.DuckDBPyConnection) -> DeviceCounts:
     return DeviceCounts(**dict(zip(states, row, strict=True)))
 
 
+def count_never_activated(database: duckdb.DuckDBPyConnection) -> int:
+    """Devices that are known to have never been activated, from the view ``devices``."""
+    return number(database, "SELECT count(*) FROM devices WHERE reason = 'never_activated'")
+
+
 def count_failures(database: duckdb.DuckDBPyConnection) -> tuple[FailureFacts, ...]:
     """Failed devices by code, the most frequent first, from the view ``devices``."""
     rows = database.execute(
@@ -98,8 +114,18 @@ def count_failures(database: duckdb.DuckDBPyConnection) -> tuple[FailureFacts, .
 
 
 def inventory_json(database: duckdb.DuckDBPyConnection, devices: DeviceCounts) -> Iterator[bytes]:
-    """``inventory.json`` in parts: how whole the run is, then a row for each version."""
-    return json_parts(coverage_of(devices), "inventory", rows(database, "FROM inventory"))
+    """``inventory.json`` in parts: how whole the run is, what is missing, then a row for each version."""
+    return json_parts(coverage_of(devices) | modules_missing(database), "inventory", rows(database, "FROM inventory"))
+
+
+def modules_missing(database: duckdb.DuckDBPyConnection) -> dict[str, object]:
+    """Modules that products define and devices never reported, from the view ``missing``, as the key of that name.
+
+    Where no product's modules are known there is no such key.
+    """
+    if not number(database, "SELECT count(*) FROM products WHERE modules IS NOT NULL"):
+        return {}
+    return {"modules_missing": list(rows(database, "FROM missing"))}
 
 
 def coverage_of(devices: DeviceCounts) -> dict[str, object]:

@@ -16,7 +16,7 @@ from auditor.inventory.folder import find_run
 from auditor.inventory.frozen import Frozen, freeze
 from auditor.inventory.standings import define_standings
 from auditor.inventory.tables import Table, reading
-from auditor.inventory.views import define_sealed_views, number
+from auditor.inventory.views import LACKING, define_products, define_sealed_views, number
 from auditor.model import DeviceState
 
 _COLUMNS = "account, product_key, device_name, iot_id, status, module_name, module_version"
@@ -35,6 +35,7 @@ class Selection:
         status: in this state.
         name: with this device_name or iot_id.
         limit: so many rows at most.
+        missing: with the modules that their product defines and they never reported, instead of those that they did.
     """
 
     product_key: str | None = None
@@ -45,6 +46,7 @@ class Selection:
     status: DeviceState | None = None
     name: str | None = None
     limit: int | None = None
+    missing: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what has no meaning; raises UsageError."""
@@ -52,6 +54,8 @@ class Selection:
             raise UsageError("versions are ordered within one module: below and above need a module")
         if self.status is not None and self.status not in get_args(DeviceState):
             raise UsageError(f"{self.status!r} is no state of a device: {', '.join(get_args(DeviceState))}")
+        if self.missing and not self.module_version is self.below is self.above is None:
+            raise UsageError("a module that was never reported has no version: leave out version, below and above")
         if self.limit is not None and self.limit < 1:
             raise UsageError("a limit is a number of rows from 1 up")
 
@@ -96,6 +100,12 @@ def select_devices(path: str | Path, selection: Selection | None = None) -> Iter
         try:
             with reading(folder):
                 define_sealed_views(database, run.devices.parent)
+                define_products(database, folder)
+                if wanted.missing and not number(database, "SELECT count(modules) FROM products"):
+                    raise UsageError(
+                        f"{folder}: which modules its products define is not known; the settings' expected_modules "
+                        "has it asked"
+                    )
                 uncompared = _define_picked(database, wanted, work)
                 found = number(database, "SELECT count(*) FROM picked")
             limit = "" if wanted.limit is None else f" LIMIT {wanted.limit}"
@@ -118,6 +128,8 @@ def _define_picked(database: duckdb.DuckDBPyConnection, wanted: Selection, work:
     bare = f"SELECT {identity}, status, NULL, NULL FROM devices WHERE status <> 'ok'"
     if wanted.module_name is None and wanted.module_version is None:
         reported = f"{reported} UNION ALL {bare}"
+    if wanted.missing:
+        reported = LACKING
     columns = ", ".join(f"r.{column}" for column in _COLUMNS.split(", "))
     database.execute(
         f"CREATE VIEW eligible AS SELECT {columns} FROM ({reported}) r, wanted w "

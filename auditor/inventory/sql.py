@@ -21,9 +21,11 @@ from auditor.errors import UsageError
 from auditor.inventory.folder import find_run
 from auditor.inventory.frozen import Frozen, freeze
 from auditor.inventory.tables import Table, reading
-from auditor.inventory.views import define_sealed_views
+from auditor.inventory.views import define_products, define_sealed_views
 
-VIEWS_ALONE = "it reads the views fleet, devices, modules and inventory, and no file, network or setting"
+VIEWS_ALONE = (
+    "it reads the views fleet, devices, modules, inventory, products and missing, and no file, network or setting"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ def query_run(path: str | Path, sql: str) -> Iterator[Answer]:
         try:
             with reading(folder):
                 define_sealed_views(database, run.devices.parent)
+                define_products(database, run.folder)
                 database.execute(f"CREATE VIEW fleet AS FROM {parquet(run.fleet)}")
             _lock(database, run, out)
             with _asking():

@@ -16,10 +16,10 @@ from pathlib import Path
 import duckdb
 
 from auditor.database import BLOCKS, quoted_to_read
-from auditor.inventory.patterns import is_plain, regex_of
 from auditor.inventory.rule import Deny, Exact, MaxAge, MaxVersions, Minimum, Newest, Required, Rule
 from auditor.inventory.standings import define_standings
 from auditor.inventory.versions import common_form, compare_versions
+from auditor.patterns import is_plain, regex_of
 
 COMPLIANT, EXCEPTED, UNPARSEABLE, VIOLATED, NOT_SEEN, SEEN = range(6)
 """Ranks of a verdict: of a device's modules the highest of the first four is the device's. ``SEEN`` is none, but how

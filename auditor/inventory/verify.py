@@ -19,14 +19,22 @@ from auditor.inventory.folder import (
     INVENTORY_CSV,
     INVENTORY_JSON,
     MODULES,
+    PRODUCTS,
     SEALED,
     DeviceCounts,
     Manifest,
     read_manifest,
 )
-from auditor.inventory.seal import count_devices, count_failures, file_facts, inventory_json
+from auditor.inventory.seal import (
+    count_devices,
+    count_failures,
+    count_never_activated,
+    file_facts,
+    files_of,
+    inventory_json,
+)
 from auditor.inventory.tables import write_csv
-from auditor.inventory.views import define_live_views, define_sealed_views, number
+from auditor.inventory.views import define_live_views, define_products, define_sealed_views, number
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -83,7 +91,7 @@ def _problems(folder: Path, manifest: Manifest, where: Path | None, memory: str)
 
 def _digests(folder: Path, manifest: Manifest) -> Iterator[str]:
     listed = {facts.name: facts for facts in manifest.files}
-    known = (FLEET, ANSWERED, FAILED, *SEALED)
+    known = (*dict.fromkeys((*files_of(folder), *({PRODUCTS} & set(listed)))),)
     yield from (f"run.json: lists {name[:80]!r}, which is no file of a run" for name in listed if name not in known)
     for name in known:
         facts = listed.get(name)
@@ -124,14 +132,28 @@ def _states(database: duckdb.DuckDBPyConnection, folder: Path, manifest: Manifes
         yield f"run.json: says {_shown(manifest.devices)}; the files say {_shown(counted)}"
     if manifest.finished_at is not None and count_failures(database) != manifest.failures:
         yield f"run.json: its failures by code do not follow from {FAILED}"
+    yield from _listings(database, manifest)
     if manifest.state == "complete" and counted.unanswered:
         yield f"run.json: says complete, but {counted.unanswered} devices failed or are pending"
+
+
+def _listings(database: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterator[str]:
+    """What the manifest says of fleets that the platform listed, and of devices that were never activated."""
+    if manifest.finished_at is not None and count_never_activated(database) != manifest.never_activated:
+        yield f"run.json: says that {manifest.never_activated} were never activated; the files say otherwise"
+    for listing in manifest.listings:
+        by_status = database.execute(
+            "SELECT coalesce(device_status, ''), count(*) FROM fleet WHERE account = ? GROUP BY ALL", [listing.account]
+        ).fetchall()
+        if listing.state != "pending" and dict(by_status) != listing.statuses:
+            yield f'{FLEET}: has other devices of account "{listing.account}" than the manifest says were listed'
 
 
 def _sealed(live: duckdb.DuckDBPyConnection, folder: Path, work: Path, memory: str) -> Iterator[str]:
     sealed = open_database(work, memory)
     try:
         define_sealed_views(sealed, folder)
+        define_products(sealed, folder)
         for name, view in ((DEVICES, "devices"), (MODULES, "modules")):
             if _fingerprint(live, view) != _fingerprint(sealed, view):
                 yield f"{name}: does not follow from {ANSWERED} and {FAILED}"

@@ -9,6 +9,8 @@
 | ``devices`` | ``fleet``, ``answered``, ``failures`` | a device of the fleet and its state |
 | ``modules`` | ``lines`` | a device's module and its version |
 | ``inventory`` | ``modules`` | a version of a product's module, how many devices run it, and their share |
+| ``products`` | ``products.jsonl`` | a product of the fleet, as far as the platform was asked about it |
+| ``missing`` | ``products``, ``devices``, ``modules`` | a module of a product that devices never reported |
 """
 
 from collections.abc import Mapping
@@ -18,7 +20,7 @@ import duckdb
 import orjson
 
 from auditor.database import ROW_GROUP, parquet, quoted, quoted_to_read, text_lines
-from auditor.inventory.folder import ANSWERED, DEVICES, FAILED, FLEET, MODULES
+from auditor.inventory.folder import ANSWERED, DEVICES, FAILED, FLEET, MODULES, PRODUCTS
 
 _IDENTITY = dict.fromkeys(("account", "product_key", "device_name", "iot_id", "status"), "VARCHAR")
 _ANSWERED = {
@@ -29,6 +31,12 @@ _ANSWERED = {
     "attempts": "BIGINT",
     "request_id": "VARCHAR",
     "audited_at": "TIMESTAMP",
+    "reason": "VARCHAR",
+}
+_PRODUCT = {
+    **dict.fromkeys(("account", "product_key", "product_name"), "VARCHAR"),
+    **dict.fromkeys(("device_count", "devices"), "BIGINT"),
+    "modules": ["VARCHAR"],
 }
 _FAILED = {
     **_IDENTITY,
@@ -58,6 +66,32 @@ else are one module, under the one that sorts last, which is lower case. ``modul
 """
 
 
+_MISSING = """
+  SELECT p.account, p.product_key, p.module_name, answered - coalesce(reporting, 0) AS devices, answered,
+    never_activated
+  FROM (SELECT account, product_key, unnest(modules) AS module_name FROM products) p
+  JOIN (
+    SELECT account, product_key, count(*) AS answered,
+      count(*) FILTER (reason = 'never_activated') AS never_activated
+    FROM devices WHERE status IN ('ok', 'empty') GROUP BY ALL
+  ) a ON p.account = a.account AND p.product_key = a.product_key
+  LEFT JOIN (
+    SELECT account, product_key, lower(module_name) AS known_as, count(*) AS reporting FROM modules GROUP BY ALL
+  ) r ON p.account = r.account AND p.product_key = r.product_key AND lower(p.module_name) = r.known_as
+  WHERE answered > coalesce(reporting, 0) ORDER BY ALL"""
+"""``devices`` of the ``answered`` ones never reported the module; ``never_activated`` of those cannot have."""
+
+LACKING = """
+  SELECT d.account, d.product_key, d.device_name, d.iot_id, d.status, p.module_name, NULL::VARCHAR AS module_version
+  FROM devices d JOIN (SELECT account, product_key, unnest(modules) AS module_name FROM products) p
+    ON d.account = p.account AND d.product_key = p.product_key
+  ANTI JOIN modules m ON d.account = m.account AND d.product_key = m.product_key
+    AND d.device_name IS NOT DISTINCT FROM m.device_name AND d.iot_id IS NOT DISTINCT FROM m.iot_id
+    AND lower(p.module_name) = lower(m.module_name)
+  WHERE d.status IN ('ok', 'empty')"""
+"""A row for each device and module that its product defines and it never reported."""
+
+
 def define_live_views(database: duckdb.DuckDBPyConnection, folder: Path, work: Path | None = None) -> None:
     """All views, from the files that a run appends to; a torn last line is passed over.
 
@@ -85,9 +119,19 @@ def define_live_views(database: duckdb.DuckDBPyConnection, folder: Path, work: P
 
 def define_sealed_views(database: duckdb.DuckDBPyConnection, folder: Path) -> None:
     """``devices``, ``modules`` and ``inventory``, from the sealed files."""
-    database.execute(f"CREATE VIEW devices AS FROM {parquet(folder / DEVICES)}")
+    added = "SELECT NULL::VARCHAR AS reason WHERE false"  # a run that was sealed before reasons were told has none
+    database.execute(f"CREATE VIEW devices AS FROM {parquet(folder / DEVICES)} UNION ALL BY NAME {added}")
     database.execute(f"CREATE VIEW modules AS FROM {parquet(folder / MODULES)}")
     database.execute(f"CREATE VIEW inventory AS {INVENTORY}")
+
+
+def define_products(database: duckdb.DuckDBPyConnection, folder: Path) -> None:
+    """``products`` and ``missing``, beside the other views, from the run folder itself."""
+    path = folder / PRODUCTS
+    nothing = ", ".join(f"NULL::{kind} AS {name}" for name, kind in {**_PRODUCT, "modules": "VARCHAR[]"}.items())
+    lines = _lines(path, _PRODUCT) if path.is_file() else f"SELECT {nothing} WHERE false"
+    database.execute(f"CREATE TABLE products AS {lines}")
+    database.execute(f"CREATE VIEW missing AS {_MISSING}")
 
 
 def _define(database: duckdb.DuckDBPyConnection, name: str, query: str, work: Path | None) -> None:
@@ -137,7 +181,8 @@ def _devices(database: duckdb.DuckDBPyConnection) -> str:
     columns = """SELECT f.ordinal, f.account,
       f.product_key AS asked_key, f.device_name AS asked_name, f.iot_id AS asked_id,
       coalesce(f.product_key, a.product_key) AS product_key, coalesce(f.device_name, a.device_name) AS device_name,
-      coalesce(f.iot_id, a.iot_id) AS iot_id, a.status, a.modules, a.pages, a.attempts, a.request_id, a.audited_at"""
+      coalesce(f.iot_id, a.iot_id) AS iot_id, a.status, a.modules, a.pages, a.attempts, a.request_id, a.audited_at,
+      a.reason"""
     once = (
         "QUALIFY row_number() OVER (PARTITION BY ordinal ORDER BY audited_at DESC, attempts, request_id) = 1"
         if by_iot and by_name
@@ -149,7 +194,7 @@ def _devices(database: duckdb.DuckDBPyConnection) -> str:
         coalesce(k.status, f.status, 'pending') AS status,
         coalesce(k.modules, 0) AS modules, coalesce(k.pages, 0) AS pages,
         coalesce(k.attempts, f.attempts, 0) AS attempts, coalesce(k.request_id, f.request_id) AS request_id,
-        k.audited_at, f.code, f.message, f.http_status, f.failed_at
+        k.audited_at, f.code, f.message, f.http_status, f.failed_at, k.reason
       FROM (SELECT * FROM ({known}) {once}) k LEFT JOIN failures f ON k.account = f.account
         AND k.asked_key IS NOT DISTINCT FROM f.product_key AND k.asked_name IS NOT DISTINCT FROM f.device_name
         AND k.asked_id IS NOT DISTINCT FROM f.iot_id"""

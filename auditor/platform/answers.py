@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
+import msgspec
 import orjson
 
 from auditor.errors import (
@@ -28,6 +29,7 @@ from auditor.errors import (
 )
 from auditor.model import ModuleVersion, Page, ReportedModule
 from auditor.platform.operations import Operation
+from auditor.platform.shapes import read
 
 MESSAGE_LENGTH = 300
 """Characters kept of a platform's message."""
@@ -72,7 +74,9 @@ class Answer:
     request_id: str | None
 
 
-def decipher(status: int, headers: Mapping[str, str], body: bytes, *, now: float) -> Answer:
+def decipher(
+    status: int, headers: Mapping[str, str], body: bytes, *, now: float, kept: type[msgspec.Struct] | None = None
+) -> Answer:
     """An answer's fields, or the error that says what to do next.
 
     Args:
@@ -80,21 +84,22 @@ def decipher(status: int, headers: Mapping[str, str], body: bytes, *, now: float
         headers: the answer's headers, looked up without case.
         body: the whole body, decompressed.
         now: seconds since 1970, for delays that are told as a date.
+        kept: what is read of it, see ``shapes``; None: everything.
 
     Raises:
         PlatformError: of the kind that the answer calls for.
     """
     try:
-        fields = _lowered(orjson.loads(body))
-    except orjson.JSONDecodeError:
+        fields = lowered(orjson.loads(body)) if kept is None else read(body, kept)
+    except (ValueError, msgspec.MsgspecError, RecursionError):
         fields = {}
-    request_id = one_line(_text(fields.get("requestid")) or "") or None
+    request_id = one_line(text_of(fields.get("requestid")) or "") or None
     success = fields.get("success")
     if 200 <= status < 300 and (success is True or (isinstance(success, str) and success.lower() == "true")):
         return Answer(fields, request_id)
 
-    code = one_line(_text(fields.get("code")) or "")
-    message = one_line(_text(fields.get("errormessage") or fields.get("message")) or "")
+    code = one_line(text_of(fields.get("code")) or "")
+    message = one_line(text_of(fields.get("errormessage") or fields.get("message")) or "")
     kind = kind_of(code)
     if not code:
         code, message, kind = _nameless(status, message)
@@ -126,11 +131,11 @@ def page_of(operation: Operation, answer: Answer) -> Page:
     """
     fields = answer.fields
     data = fields.get("data")
-    entries = _lowered(data).get(operation.items) if isinstance(data, dict) else data
-    total, page_count = _whole(fields.get("total")), _whole(fields.get("pagecount"))
+    entries = lowered(data).get(operation.items) if isinstance(data, dict) else data
+    total, page_count = whole_of(fields.get("total")), whole_of(fields.get("pagecount"))
     return Page(
-        number=_whole(fields.get("currentpage")),
-        size=_whole(fields.get("pagesize")),
+        number=whole_of(fields.get("currentpage")),
+        size=whole_of(fields.get("pagesize")),
         page_count=page_count,
         total=0 if total is None and page_count == 0 else total,
         reported=tuple(_reported(entry) for entry in entries) if isinstance(entries, list) else (),
@@ -150,15 +155,15 @@ def one_line(message: str) -> str:
 
 
 def _reported(entry: object) -> ReportedModule:
-    fields = _lowered(entry)
-    name, version = _text(fields.get("modulename")), _text(fields.get("moduleversion"))
+    fields = lowered(entry)
+    name, version = text_of(fields.get("modulename")), text_of(fields.get("moduleversion"))
     if not name or version is None:
         raise InconsistentPagesError("an entry of data has no module name or version")
     return ReportedModule(
         ModuleVersion(name, version),
-        product_key=_text(fields.get("productkey")) or None,
-        device_name=_text(fields.get("devicename")) or None,
-        iot_id=_text(fields.get("iotid")) or None,
+        product_key=text_of(fields.get("productkey")) or None,
+        device_name=text_of(fields.get("devicename")) or None,
+        iot_id=text_of(fields.get("iotid")) or None,
     )
 
 
@@ -169,20 +174,23 @@ def _nameless(status: int, message: str) -> tuple[str, str, type[PlatformError]]
     return f"HTTP {status}", message or "the answer has no code", TransientError
 
 
-def _lowered(value: object) -> dict[str, object]:
+def lowered(value: object) -> dict[str, object]:
+    """An object's members, their names in lower case; of anything else none."""
     if not isinstance(value, dict):
         return {}
     return {name.lower(): item for name, item in value.items()}
 
 
-def _text(value: object) -> str | None:
+def text_of(value: object) -> str | None:
+    """A member as text; None where it is no text and no whole number."""
     if value is None or isinstance(value, str):
         return value
     # Not a number with a point: 1.10 would become 1.1, another version.
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _whole(value: object) -> int | None:
+def whole_of(value: object) -> int | None:
+    """A member as a whole number from 0 up; None where it is none."""
     if isinstance(value, bool):
         return None
     if isinstance(value, str):

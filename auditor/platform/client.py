@@ -126,7 +126,7 @@ class Client:
         url = URL.build(
             scheme=self._scheme, authority=self._authority, path=self._path, query_string=query, encoded=True
         )
-        outcome = await self._exchange(self._session, url)
+        outcome = await self._exchange(self._session, url, operation)
         if isinstance(outcome, PlatformError):
             self._learn(outcome)
             # Raised here, outside every `except`: the exceptions of aiohttp carry the signed URL, and as the context
@@ -144,14 +144,15 @@ class Client:
         """
         return self._connector is None or await self._connector.warm(connections, self._timeout)
 
-    async def _exchange(self, session: aiohttp.ClientSession, url: URL) -> Answer | PlatformError:
+    async def _exchange(self, session: aiohttp.ClientSession, url: URL, operation: Operation) -> Answer | PlatformError:
         """What the platform answered, or what went wrong as our error."""
         try:
             async with session.get(
                 url, allow_redirects=False, proxy=self._proxy, proxy_headers=self._told_the_proxy(url)
             ) as response:
                 body = await _bounded(response)
-                return decipher(response.status, response.headers, body, now=self._wall_clock())
+                now = self._wall_clock()
+                return decipher(response.status, response.headers, body, now=now, kept=operation.kept)
         except PlatformError as error:
             proxy = self._endpoint.proxy
             return error if proxy is None or self._scheme == "https" else of_proxy(error, proxy, self.host)

@@ -1,10 +1,16 @@
 """The platform's operations as data: names, parameters, page rules, and where an answer keeps its items."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from auditor.model import Device
+from auditor.platform.shapes import DEFINED_MODULES, DEVICES, PRODUCTS
 
 API_VERSION = "2018-01-20"
+
+DEEP = 100_000
+"""Items of a list past which some operations have a lower quota (Alibaba's pages)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +25,9 @@ class Operation:
         items: the name, in lower case, of the array under ``data`` that holds the items.
         per_second: the documented quota of an account, in calls per second, shared by all of its users (Alibaba's
             pages; Tuya's give none).
-        per_second_deep: the same for items past the first 100,000, where that is another one.
+        per_second_deep: the same for items past the first ``DEEP``, where that is another one.
+        kept: what is kept of its answers; None: everything.
+        counted_as: the name of its quota, where that is not the operation's own.
     """
 
     name: str
@@ -29,6 +37,13 @@ class Operation:
     items: str
     per_second: float
     per_second_deep: float | None = None
+    kept: type[msgspec.Struct] | None = None
+    counted_as: str | None = None
+
+    @property
+    def quota_name(self) -> str:
+        """What its requests are counted as: operations of one name share a quota."""
+        return self.counted_as or self.name
 
 
 LIST_OTA_MODULE_VERSIONS_BY_DEVICE = Operation(
@@ -48,6 +63,7 @@ QUERY_PRODUCT_LIST = Operation(
     items="list.productinfo",
     per_second=50,
     per_second_deep=2,
+    kept=PRODUCTS,
 )
 
 QUERY_DEVICE = Operation(
@@ -58,7 +74,11 @@ QUERY_DEVICE = Operation(
     items="deviceinfo",
     per_second=50,
     per_second_deep=2,
+    kept=DEVICES,
 )
+
+QUERY_DEVICE_DEEP = replace(QUERY_DEVICE, per_second=2, counted_as="QueryDevice past 100,000")
+"""QueryDevice for a page past the first ``DEEP`` devices of a product."""
 
 BATCH_GET_DEVICE_STATE = Operation(
     name="BatchGetDeviceState",
@@ -85,6 +105,7 @@ LIST_OTA_MODULE_BY_PRODUCT = Operation(
     page_size=0,
     items="otamoduledto",
     per_second=10,
+    kept=DEFINED_MODULES,
 )
 
 QUERY_DEVICE_BY_SQL = Operation(

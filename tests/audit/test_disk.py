@@ -47,7 +47,7 @@ class Disk:
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     watched = Disk()
-    monkeypatch.setattr("auditor.audit.journal.os.fsync", watched.fsync)
+    monkeypatch.setattr("auditor.appending.os.fsync", watched.fsync)
     yield watched
     watched.may_end.set()
 

@@ -190,7 +190,7 @@ def small_writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             room[0] -= taken
         return taken
 
-    monkeypatch.setattr("auditor.audit.journal.os.write", limited)
+    monkeypatch.setattr("auditor.appending.os.write", limited)
     return room
 
 
@@ -224,7 +224,7 @@ async def test_a_torn_line_that_cannot_be_taken_back_is_the_last_one(
     def broken(descriptor: int, size: int) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("auditor.audit.journal.os.ftruncate", broken)
+    monkeypatch.setattr("auditor.appending.os.ftruncate", broken)
     with Journal(*paths) as journal:
         await journal.write(answered(1))
         small_writes.append(25)

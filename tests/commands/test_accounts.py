@@ -44,6 +44,7 @@ def test_accounts_are_picked_by_name_for_run_check_and_plan(auditor: Auditor, tm
     done = auditor("run", settings, "--account", "us", "--account", "eu-west")
     assert done.returncode == 0, done.stderr
     assert accounts_of(tmp_path / done.stdout.strip()) == {"eu-west": 2, "us": 2}
+    assert "is not of the accounts dead (--account)" in auditor("inventory", done.stdout.strip()).stderr
     done = auditor("check", settings, "--account", "us")
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
     assert done.stdout.startswith("ok   us (")

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from auditor.cli import app
+from auditor.simulator import World
 
 from .conftest import SECRET, Auditor, Platform, StartPlatform, command, settings_file
 
 COMMANDS = (
-    "check", "completion", "demo", "devices", "diff", "history", "inventory", "metrics", "plan", "policy", "prune", "report",
-    "resume", "run", "simulate", "sql", "verify",
+    "check", "completion", "demo", "devices", "diff", "fleet", "history", "inventory", "metrics", "plan", "policy", "prune",
+    "report", "resume", "run", "simulate", "sql", "verify",
 )  # fmt: skip
 
 
@@ -46,11 +47,14 @@ def test_check_of_a_key_that_is_not_set_exits_with_2(auditor: Auditor, tmp_path:
 def test_the_demonstration_shows_what_the_commands_that_read_runs_print(auditor: Auditor, tmp_path: Path) -> None:
     done = auditor("demo", "--devices", 400, "--nights", 2)
     assert done.returncode == 0, done.stderr
-    assert "complete: 400 devices" in done.stdout
+    there = sum(device.exists for device in World(400, large=0))
+    assert f"complete: {there} devices" in done.stdout
+    assert f"simulated: {there} devices of 4 products listed in" in done.stderr
     first, last = sorted((tmp_path / "audits").glob("*-demo"))
     assert f"$ auditor inventory audits/{last.name}\n" in done.stdout
     assert f"$ auditor diff audits/{first.name} audits/{last.name}\n" in done.stdout
     assert "upgraded" in done.stdout
+    assert f"$ auditor devices audits/{last.name} --missing --limit 5\n" in done.stdout
     assert "$ auditor history audits --module default\n" in done.stdout
     assert f"$ auditor policy audits/{last.name} audits/demo-rules.toml\n" in done.stdout
     assert "The runs lie in audits:" in done.stdout

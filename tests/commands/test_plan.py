@@ -118,7 +118,7 @@ def test_json_has_these_keys_in_this_order(auditor: Auditor, settings: Path) -> 
     ]
     (account,) = table["accounts"]
     assert list(account) == [
-        *("account", "devices", "calls_each", "calls_assumed", "calls", "per_second", "share"),
+        *("account", "devices", "devices_assumed", "calls_each", "calls_assumed", "calls", "per_second", "share"),
         *("seconds", "in_flight", "fits", "remedy"),
     ]
     assert (table["devices"], account["remedy"]) == (2, None)

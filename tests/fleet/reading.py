@@ -1,12 +1,14 @@
 """What the tests of this room share: a fleet file in, its devices or its refusal out."""
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import duckdb
 import pytest
 
 from auditor.errors import FleetError
-from auditor.fleet.snapshot import Snapshot, read_snapshot, write_snapshot
+from auditor.fleet.rows import read_snapshot
+from auditor.fleet.snapshot import Snapshot, write_snapshot
 
 Names = tuple[str | None, str | None, str | None]
 
@@ -44,3 +46,8 @@ def refused(folder: Path, name: str, content: bytes) -> str:
     text = str(caught.value)
     assert text.startswith(f"{path}: ")
     return text.removeprefix(f"{path}: ")
+
+
+def fits(name: str, pattern: str) -> bool:
+    """Whether a name fits a pattern of * and ?, as the standard library has it when [ is a letter like others."""
+    return fnmatchcase(name, pattern.replace("[", "[[]"))

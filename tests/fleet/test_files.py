@@ -13,7 +13,8 @@ import duckdb
 import pytest
 
 from auditor.errors import FleetError, RunNotWritableError
-from auditor.fleet.snapshot import read_snapshot, sha256_of, write_snapshot
+from auditor.fleet.rows import read_snapshot, sha256_of
+from auditor.fleet.snapshot import write_snapshot
 
 from .reading import HEADER, Names, devices, refused, snapshot
 

@@ -9,7 +9,9 @@ import duckdb
 import orjson
 
 from auditor.audit.journal import Journal, utc
+from auditor.audit.products import ProductsFile
 from auditor.database import quoted, quoted_to_read
+from auditor.fleet.rows import FLEET_COLUMNS
 from auditor.inventory.folder import (
     ANSWERED,
     FAILED,
@@ -21,6 +23,7 @@ from auditor.inventory.folder import (
     read_manifest,
     write_manifest,
 )
+from auditor.inventory.listings import GapFacts, ListingFacts, ProductFacts, RequestCounts
 from auditor.inventory.seal import file_facts, seal
 from auditor.model import Answered, Device, Failed, ModuleVersion, Outcome
 
@@ -98,7 +101,7 @@ def write_fleet(path: Path, fleet: Sequence[Device]) -> None:
     """The file that ``write_snapshot`` would write, in a fraction of the time (a test compares them)."""
     lines = path.with_suffix(".jsonl")
     lines.write_bytes(b"".join(orjson.dumps({"ordinal": n} | asdict(d)) + b"\n" for n, d in enumerate(fleet)))
-    columns = {"ordinal": "BIGINT"} | dict.fromkeys(("account", "product_key", "device_name", "iot_id"), "VARCHAR")
+    columns = {"ordinal": "BIGINT"} | FLEET_COLUMNS
     source, target = quoted_to_read(lines), quoted(path)
     with duckdb.connect() as database:
         database.execute(
@@ -136,6 +139,7 @@ def finish(folder: Path) -> None:
         finished_at=utc(START + 60),
         state="complete" if sealed.devices.unanswered == 0 else "partial",
         devices=sealed.devices,
+        never_activated=sealed.never_activated,
         failures=sealed.failures,
         files=sealed.files,
     )
@@ -166,3 +170,32 @@ def every_status(folder: Path) -> Built:
         ok(fleet[8], ("ble", "9")),
     ]
     return build(folder, fleet, outcomes)
+
+
+def never_activated(device: Device) -> Answered:
+    return Answered(device, "empty", (), 0, 0, 0, None, START + 1, "never_activated")
+
+
+def listed(folder: Path) -> Built:
+    """A run whose fleet the platform listed: a device of each kind, products whose modules are known and are not."""
+    fleet = [*(named(n) for n in range(5)), named(5, product="p2")]
+    outcomes: list[Outcome] = [
+        ok(fleet[0], ("ble", "1.0"), ("default", "2.0")),
+        ok(fleet[1], ("BLE", "1.0")),
+        ok(fleet[2]),
+        never_activated(fleet[3]),
+        failed(fleet[4]),
+        ok(fleet[5], ("ble", "9")),
+    ]
+    built = running(folder, fleet, outcomes)
+    products = ProductsFile(folder)
+    names = (("p1", ("ble", "default", "mcu"), 5), ("p2", None, 1))
+    products.take(
+        "demo", [ProductFacts("demo", key, f"Product {key}", 5, devices, modules) for key, modules, devices in names]
+    )
+    products.write()
+    gap = GapFacts("p2", 1, 5, 5, "iot.odd: it could not be listed")
+    facts = ListingFacts("demo", "partial", 2, 6, 1, 0, {"": 6}, RequestCounts(4, 0, 0), 4, 1, 1, (gap,))
+    edit_manifest(folder, lambda manifest: replace(manifest, listings=(facts,)))
+    finish(folder)
+    return built

@@ -20,11 +20,11 @@ from auditor.inventory.folder import (
     Manifest,
     Planned,
     Rate,
-    RequestCounts,
     find_run,
     read_manifest,
     write_manifest,
 )
+from auditor.inventory.listings import RequestCounts
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 count = st.integers(0, 2**53)
@@ -81,9 +81,10 @@ def test_the_keys_are_the_contract_s_and_begin_with_schema_version(tmp_path: Pat
     assert set(table) == {
         *("schema_version", "auditor_version", "name", "state", "started_at", "finished_at", "accounts", "fleet"),
         *("devices", "requests", "rate", "planned", "failures", "error", "files", "resumed_at", "settings"),
+        *("never_activated", "listings"),
     }
     assert list(table["devices"]) == ["ok", "empty", "not_found", "failed", "pending"]
-    assert list(table["fleet"]) == ["source", "devices", "duplicates", "sha256", "limit"]
+    assert list(table["fleet"]) == ["source", "devices", "duplicates", "sha256", "limit", "left_out"]
     assert list(table["rate"]) == ["target", "achieved", "allowed", "latency", "in_flight"]
     assert list(table["accounts"][0]) == ["name", "endpoint", "dialect", "quota"]
 

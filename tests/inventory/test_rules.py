@@ -8,9 +8,9 @@ import pytest
 
 from auditor.database import open_database
 from auditor.errors import SettingsError
-from auditor.inventory.patterns import is_plain, regex_of
 from auditor.inventory.rule import Deny, Exact, MaxAge, MaxVersions, Minimum, Newest, Required, RuleException
 from auditor.inventory.rules import load_rules, rules_from
+from auditor.patterns import is_plain, regex_of
 
 from .runs import HOSTILE
 

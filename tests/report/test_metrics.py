@@ -15,7 +15,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from auditor.errors import RunFolderError, RunNotWritableError
-from auditor.inventory.folder import DEVICES, MODULES, RequestCounts
+from auditor.inventory.folder import DEVICES, MODULES
+from auditor.inventory.listings import RequestCounts
 from auditor.inventory.rules import load_rules
 from auditor.model import Outcome
 from auditor.report import metrics as room

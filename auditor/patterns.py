@@ -1,4 +1,4 @@
-"""Patterns as people write them in rules: ``*`` is any text and ``?`` one character; all else stands for itself."""
+"""Patterns as people write them: ``*`` is any text and ``?`` one character; all else stands for itself."""
 
 import re
 from collections.abc import Iterable
