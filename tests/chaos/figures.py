@@ -16,10 +16,17 @@ MANY = 100
 SEED = int(os.environ.get("AUDITOR_SEED", "1"))
 """Of everything that chance decides, but for the moments that the machine takes."""
 
-Phase = Literal["before the folder", "making the folder", "asking", "sealing or proving", "resuming"]
+Phase = Literal["before the folder", "making the folder", "listing", "asking", "sealing or proving", "resuming"]
 """What a process was at when it was killed, as its files tell: see ``Audit.phase``."""
 
-PHASES: tuple[Phase, ...] = ("before the folder", "making the folder", "asking", "sealing or proving", "resuming")
+PHASES: tuple[Phase, ...] = (
+    "before the folder",
+    "making the folder",
+    "listing",
+    "asking",
+    "sealing or proving",
+    "resuming",
+)
 
 
 @dataclass(slots=True)

@@ -14,10 +14,11 @@ import jsonschema
 import orjson
 
 import auditor
+from auditor.audit.fleets import LISTINGS
 from auditor.audit.folder import BEGINNING
 from auditor.audit.resuming import LEFT_OVERS
 from auditor.inventory.folder import ANSWERED, FAILED, MANIFEST, SEALED, Manifest, read_manifest
-from auditor.simulator import DEFAULT_ACCOUNT, World
+from auditor.simulator import DEFAULT_ACCOUNT, FLEET_COLUMNS, World
 from tests.chaos.counting import Platform, platform_for
 from tests.chaos.figures import Figures, Phase
 from tests.test_audit import assert_true_to, lines_of
@@ -51,7 +52,8 @@ class Audit:
         self._world, self._platform, self._chance, self._figures = world, platform, chance, figures
         self._directory = folder / "audits"
         self._told = folder / "told.txt"
-        self._settings = write_settings(folder, world, platform.endpoint, chance)
+        self._settings, listed = write_settings(folder, world, platform.endpoint, chance)
+        self._devices = [device for device in world if device.exists or not listed]
         self._written = b""
         self._in_flight = 0
 
@@ -93,18 +95,18 @@ class Audit:
         problems = auditor.verify(run)
         assert (manifest.state, manifest.devices.unanswered, problems) == ("complete", 0, []), (manifest, problems)
         self._check_lines(run)
-        assert_true_to(self._world, run)
+        assert_true_to(self._devices, run)
         assert [path.name for path in self._directory.iterdir()] == [run.name]
-        assert [path.name for pattern in LEFT_OVERS for path in run.glob(pattern)] == []
+        assert [path.name for pattern in (*LEFT_OVERS, LISTINGS) for path in run.glob(pattern)] == []
         self._count(run)
 
     def _count(self, run: Path) -> None:
         answers, figures = self._platform.answers(), self._figures
         lines = [line["iot_id"] for line in lines_of(run / ANSWERED)]
         figures.audits += 1
-        figures.devices += len(self._world)
+        figures.devices += len(self._devices)
         figures.answers += answers.total()
-        figures.lost += len({device.iot_id for device in self._world} - set(lines))
+        figures.lost += len({device.iot_id for device in self._devices} - set(lines))
         figures.written_twice += len(lines) - len(set(lines))
         asked_twice = answers.total() - len(answers)
         assert asked_twice <= self._in_flight, f"{asked_twice} asked twice, and {self._in_flight} in flight"
@@ -130,7 +132,7 @@ class Audit:
 
     def _wait_for_answers(self, process: subprocess.Popen[bytes]) -> None:
         """Until a part of what is left was asked, and a moment more."""
-        left = len(self._world) - self._written.count(b"\n")
+        left = len(self._devices) - self._written.count(b"\n")
         enough = self._platform.received + self._chance.randint(1, max(1, left // 2))
         wait_until(lambda: self._platform.received >= enough, process)
         time.sleep(self._chance.uniform(0, 0.02))
@@ -162,6 +164,8 @@ class Audit:
         signs = [path for name in (*SEALED, ".sealing", ".verifying-*") for path in run.glob(name)]
         if manifest.state != "running" or any(path.stat().st_ctime_ns > written for path in signs):
             return "sealing or proving"
+        if any(listing.state == "pending" for listing in manifest.listings):
+            return "listing"
         return "asking" if resumed is None or self._platform.received > received else "resuming"
 
     def _check_what_is_left(self, before: Counter[str]) -> None:
@@ -211,9 +215,13 @@ class Audit:
         return lines
 
 
-def write_settings(folder: Path, world: World, endpoint: str, chance: random.Random) -> Path:
-    """Settings, secret and fleet file; the fleet names its devices in all ways or by ``iot_id`` alone."""
-    columns = chance.choice([("product_key", "device_name", "iot_id"), ("iot_id",)])
+def write_settings(folder: Path, world: World, endpoint: str, chance: random.Random) -> tuple[Path, bool]:
+    """Settings, secret and fleet file; and whether it is the platform that lists the fleet.
+
+    A file names its devices in all ways or by ``iot_id`` alone.
+    """
+    columns, listed = chance.choice([(FLEET_COLUMNS, False), (("iot_id",), False), (FLEET_COLUMNS, True)])
+    fleet = 'products = "all"' if listed else 'file = "fleet.csv"'
     folder.mkdir(parents=True)
     world.write_fleet(folder / "fleet.csv", columns=columns)
     (folder / "secret").write_text(DEFAULT_ACCOUNT.secret.reveal())
@@ -221,9 +229,9 @@ def write_settings(folder: Path, world: World, endpoint: str, chance: random.Ran
     settings.write_text(
         f'name = "chaos"\nat_once = {AT_ONCE}\ntimeout = 10.0\n[[account]]\nname = "eu"\n'
         f'endpoint = "{endpoint}"\naccess_key_id = "{DEFAULT_ACCOUNT.access_key_id}"\n'
-        'access_key_secret = { file = "secret" }\nper_second = "unlimited"\nfleet = { file = "fleet.csv" }\n'
+        f'access_key_secret = {{ file = "secret" }}\nper_second = "unlimited"\nfleet = {{ {fleet} }}\n'
     )
-    return settings
+    return settings, listed
 
 
 def command(*arguments: object) -> list[str]:

@@ -3,14 +3,18 @@
 import json
 import re
 import time
+from dataclasses import asdict
 from pathlib import Path
 
+import orjson
 from multidict import CIMultiDict
 
 from auditor.errors import PlatformError
 from auditor.model import Page
 from auditor.platform.answers import MESSAGE_LENGTH, decipher, page_of
+from auditor.platform.listings import MOST, NAME_LENGTH, devices_of, modules_of, products_of
 from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
+from auditor.platform.shapes import DEFINED_MODULES, DEVICES, PRODUCTS
 
 NOW = 1_732_009_663.0
 SECONDS = 5.0
@@ -24,7 +28,8 @@ PIECES = [
     b'"\\ud800"', b'"\\u0000"', b"\\u202e", b"\xed\xa0\x80", b"\x00", b"\xff", b"\x1b[31m", b"\xe2\x80\xa8", b"[" * 300, b'{"a":' * 200,
     b"null", b"true", b'"true"', b"[]", b"{}", b'"code":', b'"Code":', b'"success":true', b'"data":', b'"total":', b'"requestId":',
     b'"errorMessage":', b'"simpleOTAModuleInfo":', b'"moduleName":', b"Throttling.User", b"InvalidTimeStamp.Expired",
-    b"server string to sign is",
+    b"server string to sign is", b'"deviceInfo":', b'"DeviceInfo":', b'"deviceName":', b'"deviceSecret":', b'"nextToken":', b'"list":',
+    b'"productInfo":', b'"productKey":', b'"deviceCount":', b'"otaModuleDTO":', b'"deviceStatus":', b'"UNACTIVE"',
 ]  # fmt: skip
 
 
@@ -36,6 +41,7 @@ def seeds() -> list[bytes]:
 def read(data: bytes) -> str:
     """What came of an answer: a page, or the documented error's name."""
     status, headers, body = _parts(data)
+    _read_lists(status, headers, body)
     began = time.thread_time()
     try:
         answer = decipher(status, headers, body, now=NOW)
@@ -48,6 +54,25 @@ def read(data: bytes) -> str:
     assert 200 <= status < 300
     _checked_page(page)
     return "Page"
+
+
+def _read_lists(status: int, headers: CIMultiDict[str], body: bytes) -> None:
+    """The same answer as one to each operation that lists a fleet."""
+    began = time.thread_time()
+    for kept in (PRODUCTS, DEVICES, DEFINED_MODULES):
+        try:
+            answer = decipher(status, headers, body, now=NOW, kept=kept)
+        except PlatformError as error:
+            _checked_error(error, status)
+            continue
+        products, devices = products_of(answer), devices_of(answer, "p1")
+        for page in (products, devices):
+            assert all(number is None or 0 <= number < MOST for number in (page.number, page.total))
+        names = [*modules_of(answer), *(product.product_key for product in products.items)]
+        names += [name for device in devices.items for name in (device.device_name, device.iot_id) if name is not None]
+        assert all(name.isprintable() and 0 < len(name) <= NAME_LENGTH for name in names)
+        orjson.dumps([asdict(page) for page in (products, devices)])
+    assert time.thread_time() - began < SECONDS
 
 
 def _sample(folder: Path) -> bytes:

@@ -9,7 +9,8 @@ from pathlib import Path
 import duckdb
 
 from auditor.errors import FleetError
-from auditor.fleet.snapshot import NAME_LENGTH, sha256_of, write_snapshot
+from auditor.fleet.rows import sha256_of
+from auditor.fleet.snapshot import NAME_LENGTH, write_snapshot
 from tests.fleet.reading import Names, devices
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".txt", "")

@@ -18,7 +18,8 @@ MESSAGE = 10_000
 
 PIECES = [
     b"[[account]]\n", b"[account]\n", b"account = ", b"name = ", b"endpoint = ", b"access_key_id = ", b"access_key_secret = ",
-    SECRET.encode(), b"{ env = ", b"{ file = ", b"{ command = [", b"proxy = ", b"fleet = ", b"dialect = ", b'"alibaba"', b"region_id = ", b"per_second = ",
+    SECRET.encode(), b"{ env = ", b"{ file = ", b"{ command = [", b"proxy = ", b"fleet = ", b"products = ", b'"all"', b"include = { device_name = [", b"exclude = ", b"quotas = { QueryDevice = ",
+    b"expected_modules = ", b"dialect = ", b'"alibaba"', b"region_id = ", b"per_second = ",
     b'"unlimited"', b"share = ", b"ca_file = ", b"max_failed = ", b'"0.1%"', b"at_once = ", b"timeout = ", b"page_size = ",
     b"inf", b"nan", b"-0.0", b"1e400", b"0x" + b"f" * 40, b"9" * 5000, b"1979-05-27T07:32:00Z", b"07:32:00", b"[" * 300, b"a." * 300,
     b'"""', b"'''", b'"', b"'", b"\\u0000", b"\\ud800", b"\\U00110000", b"\\e", b"\x00", b"\xff", b"\x1b[31m", b"\xe2\x80\xa8",

@@ -1,0 +1,123 @@
+"""Listing a fleet while devices come and go: whether any that was there throughout is missed, what of each quota is
+used, and the peak memory of 200,000 devices beside that of 20,000.
+
+python benchmarks/listing.py [DEVICES …]
+"""
+
+import asyncio
+import itertools
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+
+from auditor.platform.operations import LIST_OTA_MODULE_BY_PRODUCT, QUERY_DEVICE
+from auditor.simulator import DEFAULT_ACCOUNT, Churn, SimulatedAccount, Simulator, World
+
+PRODUCTS = 40
+EACH_WAY = 20.0
+"""Devices a second that are registered, and as many that are removed."""
+
+LATENCY = (0.02, 0.08)
+
+AUDITED = 400.0
+"""Devices a second that are asked about, once they are listed."""
+
+TITLES = (
+    "",
+    "devices",
+    "listed",
+    "came",
+    "went",
+    "missed",
+    "pages",
+    "used",
+    "modules",
+    "refused",
+    "seconds",
+    "MB",
+    "exit",
+)
+WIDTHS = (6, 9, 9, 6, 6, 6, 6, 6, 8, 7, 7, 6, 4)
+
+SETTINGS = """\
+name = "listing"
+budget = "alone"
+
+[[account]]
+name = "simulated"
+endpoint = "{endpoint}"
+access_key_id = "{key}"
+access_key_secret = {{ file = "secret" }}
+per_second = {per_second}
+fleet = {{ products = "all" }}
+"""
+
+
+async def run(*arguments: object) -> tuple[float, float, int]:
+    """Runs a command to its end: wall seconds, peak memory in MB, exit code."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "auditor", *map(str, arguments)]
+    pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=[(os.POSIX_SPAWN_CLOSE, 0)])
+    _, status, usage = await asyncio.to_thread(os.wait4, pid, 0)
+    return time.monotonic() - began, usage.ru_maxrss / 1024, os.waitstatus_to_exitcode(status)
+
+
+def used(arrivals: Sequence[float], quota: float) -> float:
+    """What of a quota was used between the first request and the last."""
+    return (len(arrivals) - 1) / (arrivals[-1] - arrivals[0]) / quota if len(arrivals) > 1 else 0.0
+
+
+def row(*cells: object) -> None:
+    print(" ".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True)), flush=True)
+
+
+async def measure(devices: int, folder: Path, command: str) -> float:
+    """Lists, or audits, so many devices; prints what came of it, and gives the peak memory in MB."""
+    world = World(devices, products=PRODUCTS, large=0)
+    account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, AUDITED)
+    churn = Churn(EACH_WAY, EACH_WAY, seed=1)
+    async with Simulator(world, accounts=[account], churn=churn, latency=LATENCY, record_arrivals=True) as platform:
+        (folder / "secret").write_text(account.secret.reveal())
+        (folder / "secret").chmod(0o600)
+        settings = folder / "settings.toml"
+        settings.write_text(SETTINGS.format(endpoint=platform.endpoint, key=account.access_key_id, per_second=AUDITED))
+        fleet = folder / "fleet.parquet"
+        if command == "fleet":
+            wall, peak, code = await run("fleet", settings, "-o", fleet)
+        else:
+            wall, peak, code = await run("run", settings, "--out", folder / "runs")
+            (fleet,) = (folder / "runs").glob("*/fleet.parquet")
+        with duckdb.connect() as database:
+            query = "SELECT device_name FROM read_parquet(?)"
+            names = {name for (name,) in database.execute(query, [str(fleet)]).fetchall()}
+        removed = platform.removed
+        there = (device for device in world if device.exists and device.index not in removed)
+        missed = sum(device.device_name not in names for device in there)
+        pages, modules = (
+            platform.arrivals_of.get(each.name, []) for each in (QUERY_DEVICE, LIST_OTA_MODULE_BY_PRODUCT)
+        )
+        seen = (f"{devices:,}", f"{len(names):,}", platform.registered, len(list(removed)), missed, len(pages))
+        parts = (f"{used(pages, 50):.1%}", f"{used(modules, 10):.1%}", platform.counts.throttled)
+        row(command, *seen, *parts, f"{wall:.1f}", f"{peak:.0f}", code)
+    return peak
+
+
+async def main(sizes: list[int]) -> None:
+    row(*TITLES)
+    # One audit tells how the modules' quota is used; the others are about listing alone.
+    for command, some in (("run", sizes[:1]), ("fleet", sizes)):
+        peaks = []
+        for devices in some:
+            with tempfile.TemporaryDirectory(prefix="auditor-listing-") as temporary:
+                peaks.append(await measure(devices, Path(temporary), command))
+        for small, large in itertools.pairwise(peaks):
+            print(f"{command:>6} peak memory: {large / small:.2f} times that of the size before")
+
+
+if __name__ == "__main__":
+    asyncio.run(main([int(each) for each in sys.argv[1:]] or [20_000, 200_000]))
