@@ -46,12 +46,12 @@ class FixedWindow:
 
     def __init__(self, per_second: float) -> None:
         self._calls, self._seconds = calls_and_seconds(per_second)
-        self._number = -1
+        self._number = -1.0
         self._used = 0
 
     def admit(self, now: float) -> bool:
         """See ``Window``."""
-        number = math.floor(now / self._seconds)
+        number = now // self._seconds
         if number != self._number:
             self._number, self._used = number, 0
         if self._used >= self._calls:
@@ -61,7 +61,7 @@ class FixedWindow:
 
     def wait(self, now: float) -> float:
         """See ``Window``."""
-        number = math.floor(now / self._seconds)
+        number = now // self._seconds
         full = number == self._number and self._used >= self._calls
         return max(0.0, (number + 1) * self._seconds - now) if full else 0.0
 
