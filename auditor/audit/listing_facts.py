@@ -94,7 +94,7 @@ def progress_of(listing: Listing | None) -> ListingProgress:
         accounts=1,
         products=len(listing.products),
         done=listing.done,
-        devices=listing.rows,
+        devices=sum(each.pager.reached for each in listing.products.values()),
         told=None if None in told or not told else sum(count for count in told if count is not None),
         pages=listing.pages - listing.pages_before,
     )

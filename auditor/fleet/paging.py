@@ -61,6 +61,11 @@ class Pager:
         self._newest: frozenset[Hashable] | None = None
         self._reach = self._taken = 0
 
+    @property
+    def reached(self) -> int:
+        """Up to where it is known: of the first so many items none is missing."""
+        return self._reach if self.total is None else min(self._reach, self.total)
+
     def take(self, page: Listed[Hashable]) -> None:
         """Takes the answer to ``place``, of each item what tells it from others, and finds the next place."""
         at, fallen = self.place.page, self._fallen(page.total)

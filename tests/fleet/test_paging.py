@@ -155,3 +155,13 @@ def test_without_totals_a_list_is_read_until_a_page_is_not_full() -> None:
     assert pager.place == Place(2)
     pager.take(Listed((6,), 2, None, None))
     assert pager.phase == "newest"
+
+
+def test_what_is_known_grows_page_by_page_falls_with_what_was_removed_and_ends_with_the_total() -> None:
+    pager = Pager(50, token_from=None, most=1_000)
+    known = []
+    for first, total in ((0, 180), (50, 180), (100, 120), (0, 120), (50, 120), (100, 120), (0, 120)):
+        assert pager.place.page == first // 50 + 1
+        pager.take(Listed(tuple(range(first, min(first + 50, total))), None, total, None))
+        known.append(pager.reached)
+    assert (known, pager.phase) == ([50, 100, 40, 50, 100, 120, 120], "ended")
