@@ -84,15 +84,15 @@ class Fleets:
         # Of a part of the fleets the first accounts come first.
         async with contextlib.nullcontext() if self._fleet.limit is None else self._in_turn:
             part, most = self._path(asked.name, ".parquet"), self._most(asked.name)
+            again = facts.state == "partial"
             with Listing(self._path(asked.name, ".jsonl"), source) as listing:
                 self._listings[asked.name] = listing
                 try:
-                    if facts.state == "partial":
+                    if again:
                         await anyio.to_thread.run_sync(list_gaps_anew, listing, asked.name, source, part)
-                    aside = facts.state == "partial"
-                    found = await list_part(asked, listing, source, part, stop=stop, most=most, aside=aside)
+                    found = await list_part(asked, listing, source, part, stop=stop, most=most, aside=again)
                 except AccountStoppedError as error:
-                    if facts.state != "partial":
+                    if not again:
                         raise
                     self.refused[asked.name] = error
                     return await self._left(asked.name)

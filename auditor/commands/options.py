@@ -81,8 +81,9 @@ def _follow_and_tell(result: "Result", seconds: float, following: "Following | N
         unlisted = any(listing.state != "complete" for listing in result.manifest.listings)
         left = counts.unanswered or unlisted or result.manifest.state == "aborted"
         if left and result.exit_code != FleetError.exit_code:  # a fleet of nobody is nothing to go on with
-            folder, fleets = safe(shlex.quote(str(result.folder))), " and fleets to list" if unlisted else ""
-            say(f"{counts.unanswered:,} devices are left to ask{fleets}; go on with: auditor resume {folder}")
+            to_ask = f"{counts.unanswered:,} devices are left to ask" if counts.unanswered or not unlisted else ""
+            what = " and ".join(filter(None, (to_ask, "fleets are left to list" if unlisted else "")))
+            say(f"{what}; go on with: auditor resume {safe(shlex.quote(str(result.folder)))}")
         tell(str(result.folder))
     return code
 
