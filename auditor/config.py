@@ -158,6 +158,9 @@ def _convert(raw: object, kind: type[T], where: str) -> T:
         raise SettingsError(f"{where}: {_sentence(str(error), kind)}") from None
 
 
+_KEY_LENGTH = 80
+"""Characters of an unknown key that are told at most."""
+
 _NAMES = 'names in a list, in which * and ? stand for others, such as ["lamp-*"]'
 _PATTERNS = '{ product_key = ["k1*"], device_name = ["lamp-*"], status = ["ONLINE"] }, of which none is needed'
 
@@ -216,9 +219,10 @@ def _sentence(text: str, kind: type[Any]) -> str:
     if path:
         kind = _TABLES.get(path.rstrip("`"), SecretSource)
     known = [field.encode_name for field in msgspec.structs.fields(kind)]
-    near = difflib.get_close_matches(unknown[1], known, n=1)
+    key = unknown[1] if len(unknown[1]) <= _KEY_LENGTH else f"{unknown[1][:_KEY_LENGTH]}…"
+    near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-    return f"{at}{unknown[1]} is not a setting; {hint}"
+    return f"{at}{key} is not a setting; {hint}"
 
 
 def _check(settings: Settings, where: str) -> None:
