@@ -6,10 +6,11 @@ they are compared without case. Field names differ in case between dialects (``r
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 
 import msgspec
 import orjson
@@ -28,6 +29,7 @@ from auditor.errors import (
     TransientError,
 )
 from auditor.model import ModuleVersion, Page, ReportedModule
+from auditor.platform.documented import is_plain
 from auditor.platform.operations import Operation
 from auditor.platform.shapes import read
 
@@ -66,16 +68,26 @@ _BY_PATTERN: tuple[tuple[re.Pattern[str], type[PlatformError]], ...] = (
 """What no pattern knows is transient: retried as often as any fault, then that device fails with code and message."""
 
 
+_NO_FIELDS: Mapping[str, object] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A successful answer's fields, their names in lower case."""
+    """A successful answer's fields, their names in lower case; or its page, which then is all that is kept of it."""
 
     fields: Mapping[str, object]
     request_id: str | None
+    page: Page | None = None
 
 
 def decipher(
-    status: int, headers: Mapping[str, str], body: bytes, *, now: float, kept: type[msgspec.Struct] | None = None
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    now: float,
+    kept: type[msgspec.Struct] | None = None,
+    documented: Callable[[bytes], Page | None] | None = None,
 ) -> Answer:
     """An answer's fields, or the error that says what to do next.
 
@@ -85,10 +97,13 @@ def decipher(
         body: the whole body, decompressed.
         now: seconds since 1970, for delays that are told as a date.
         kept: what is read of it, see ``shapes``; None: everything.
+        documented: reads the page of an answer that is just as the platform documents it.
 
     Raises:
         PlatformError: of the kind that the answer calls for.
     """
+    if documented is not None and 200 <= status < 300 and (page := documented(body)) is not None:
+        return Answer(_NO_FIELDS, page.request_id, page)
     try:
         fields = lowered(orjson.loads(body)) if kept is None else read(body, kept)
     except (ValueError, msgspec.MsgspecError, RecursionError):
@@ -129,6 +144,8 @@ def page_of(operation: Operation, answer: Answer) -> Page:
     Raises:
         InconsistentPagesError: an entry is not an object with a module name and a version.
     """
+    if answer.page is not None:
+        return answer.page
     fields = answer.fields
     data = fields.get("data")
     entries = lowered(data).get(operation.items) if isinstance(data, dict) else data
@@ -148,7 +165,7 @@ def one_line(message: str) -> str:
 
     The gateway's answer to a wrong signature quotes its whole string to sign; that part is dropped.
     """
-    if len(message) <= MESSAGE_LENGTH and message.isascii() and message.isprintable() and " " not in message:
+    if is_plain(message, MESSAGE_LENGTH):
         return message  # as every request id is, which comes with every answer
     text = re.sub(r"server string to sign is.*", "", message, flags=re.IGNORECASE | re.DOTALL)[:_READ_LENGTH]
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MESSAGE_LENGTH]

@@ -1,10 +1,12 @@
 """The platform's operations as data: names, parameters, page rules, and where an answer keeps its items."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import msgspec
 
-from auditor.model import Device
+from auditor.model import Device, Page
+from auditor.platform.documented import documented_page
 from auditor.platform.shapes import DEFINED_MODULES, DEVICES, PRODUCTS
 
 API_VERSION = "2018-01-20"
@@ -27,6 +29,7 @@ class Operation:
             pages; Tuya's give none).
         per_second_deep: the same for items past the first ``DEEP``, where that is another one.
         kept: what is kept of its answers; None: everything.
+        documented: reads the page of an answer that is just as documented, None of any other.
         counted_as: the name of its quota, where that is not the operation's own.
     """
 
@@ -39,6 +42,7 @@ class Operation:
     per_second_deep: float | None = None
     kept: type[msgspec.Struct] | None = None
     counted_as: str | None = None
+    documented: Callable[[bytes], Page | None] | None = None
 
     @property
     def quota_name(self) -> str:
@@ -53,6 +57,7 @@ LIST_OTA_MODULE_VERSIONS_BY_DEVICE = Operation(
     page_size=200,
     items="simpleotamoduleinfo",
     per_second=10,
+    documented=documented_page,
 )
 
 QUERY_PRODUCT_LIST = Operation(

@@ -12,6 +12,7 @@ from multidict import CIMultiDict
 from auditor.errors import PlatformError
 from auditor.model import Page
 from auditor.platform.answers import MESSAGE_LENGTH, decipher, page_of
+from auditor.platform.documented import documented_page
 from auditor.platform.listings import MOST, NAME_LENGTH, devices_of, modules_of, products_of
 from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
 from auditor.platform.shapes import DEFINED_MODULES, DEVICES, PRODUCTS
@@ -48,11 +49,13 @@ def read(data: bytes) -> str:
         page = page_of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, answer)
     except PlatformError as error:
         _checked_error(error, status)
+        assert not 200 <= status < 300 or documented_page(body) is None
         return type(error).__name__
     finally:
         assert time.thread_time() - began < SECONDS
     assert 200 <= status < 300
     _checked_page(page)
+    assert documented_page(body) in {None, page}
     return "Page"
 
 

@@ -119,6 +119,27 @@ def test_what_is_sent_is_the_signed_query_and_the_signature_behind_it(parameters
     }
 
 
+stamps = st.one_of(st.sampled_from(["2024-11-19T09:47:43Z", "2024-11-19T09:47:44Z", "%s", "%%"]), texts)
+SETS = st.lists(st.tuples(st.sampled_from(["GET", "POST"]), stamps, texts, st.dictionaries(names, texts, max_size=4)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(sent=SETS, constants=st.dictionaries(names, texts, max_size=3))
+@example(sent=[("GET", "t", "n", {"a%s": "%s"}), ("GET", "t", "n", {"a%s": "b"})], constants={"%d": "%(x)s"})
+@example(sent=[("GET", "t", "n", {"Timestamp": "other", "SignatureNonce": "other", "Format": "XML"})], constants={})
+def test_one_signer_signs_one_request_after_another_as_each_for_itself(
+    sent: list[tuple[str, str, str, dict[str, str]]], constants: dict[str, str]
+) -> None:
+    secret = Secret("s")
+    signer = Signer("id", secret, constants)
+    for method, stamp, nonce, parameters in sent:
+        query, signed = signer.sign(method, parameters, timestamp=stamp, nonce=nonce)
+        ours = {"AccessKeyId": "id", "SignatureMethod": "HMAC-SHA1", "SignatureVersion": "1.0"}
+        whole = {**constants, **ours, **parameters, "Timestamp": stamp, "SignatureNonce": nonce}
+        assert query == f"{canonical_query(whole)}&Signature={percent_encode(signed)}"
+        assert signed == signature(secret, string_to_sign(method, canonical_query(whole)))
+
+
 @given(text=texts)
 def test_only_unreserved_characters_stay_as_they_are(text: str) -> None:
     assert re.fullmatch(r"([A-Za-z0-9._~-]|%[0-9A-F]{2})*", percent_encode(text))
