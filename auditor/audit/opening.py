@@ -49,7 +49,8 @@ def read_keys(settings: Settings) -> list[Keys]:
 
 
 def _keys_of(account: Account, budget: Secret | None) -> Keys:
-    trust(account.ca_file)
+    if account.ca_file is not None:
+        trust(account.ca_file)
     key_id = read_secret(account.access_key_id, account=account.name, key="access_key_id").reveal()
     secret = read_secret(account.access_key_secret, account=account.name, key="access_key_secret")
     return Keys(key_id, secret, proxy_of(account), budget)

@@ -1,5 +1,6 @@
-"""The wire: one pooled session for one account. Sends exactly the bytes that were signed, and reads a bounded body."""
+"""One account's platform, asked: each request signed, sent once, and its answer read, or what went wrong told."""
 
+import asyncio
 import itertools
 import time
 import uuid
@@ -10,18 +11,17 @@ from types import TracebackType
 from typing import Self
 
 import aiohttp
+from aiohttp.http import HttpProcessingError
 from yarl import URL
 
-from auditor.errors import ClockSkewError, PlatformError, TransientError
+from auditor.errors import ClockSkewError, PlatformError
 from auditor.model import Secret
 from auditor.platform.answers import Answer, decipher
-from auditor.platform.connections import Connector, explained, of_proxy, without
+from auditor.platform.connections import Connector, explained, of_proxy, trust, without
+from auditor.platform.exchange import Exchange
 from auditor.platform.operations import API_VERSION, Operation
 from auditor.platform.signing import Signer
 from auditor.proxies import Proxy
-
-BODY_LIMIT = 8 * 1024 * 1024
-"""Bytes of a decompressed body that are read at most; 200 modules take about 40,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,43 +71,48 @@ class Client:
             constants["IotInstanceId"] = endpoint.instance_id
         self._signer = Signer(access_key_id, secret, constants)
         self._endpoint = endpoint
-        url = URL(endpoint.url)
-        self._authority, self._scheme, self._path = url.raw_authority, url.scheme, url.raw_path
-        self.host = url.host or endpoint.url
+        self._url = URL(endpoint.url)
+        self.host = self._url.host or endpoint.url
         self._wall_clock = wall_clock
         self.clock_offset = 0.0
         # A nonce is a UUID: nobody else draws the same beginning, and behind it every request has a number of its own.
         self._nonce, self._numbers = str(uuid.uuid4())[:-12], itertools.count()
-        self._timeout = aiohttp.ClientTimeout(total=endpoint.timeout, connect=endpoint.connect_timeout)
         self._connector: Connector | None = None
-        self._proxy = None if endpoint.proxy is None else URL(endpoint.proxy.url)
-        self._session: aiohttp.ClientSession | None = None
+        self._exchange: Exchange | None = None
 
     async def __aenter__(self) -> Self:
         endpoint = self._endpoint
-        self._connector = Connector(limit=endpoint.connections, ca_file=endpoint.ca_file)
-        self._session = aiohttp.ClientSession(
-            connector=self._connector,
-            timeout=self._timeout,
-            headers={
-                "User-Agent": endpoint.user_agent,
-                "Accept": "application/json",
-                "Accept-Encoding": "gzip",
-                # Where there is no TLS the proxy reads the request itself, and takes this line out.
-                **(_authorization(endpoint.proxy) if self._scheme == "http" else {}),
-            },
-            cookie_jar=aiohttp.DummyCookieJar(),
+        tls = trust(endpoint.ca_file) if self._url.scheme == "https" or endpoint.ca_file is not None else True
+        self._connector = Connector(limit=endpoint.connections, tls=tls)
+        self._exchange = Exchange(
+            self._connector, self._like(), connect_timeout=endpoint.connect_timeout, timeout=endpoint.timeout
         )
-        # aiohttp sends a GET again by itself when a kept connection turns out closed: the same bytes, so the same
-        # nonce, and past the quota. It has no public switch; its own test client sets this one.
-        self._session._retry_connection = False  # noqa: SLF001
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        if self._connector is not None:
+            await self._connector.close()
+
+    def _like(self) -> aiohttp.ClientRequest:
+        """A request such as all are, but for what is asked."""
+        endpoint, plain = self._endpoint, self._url.scheme == "http"
+        headers = {
+            "User-Agent": endpoint.user_agent,
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip",
+            # Where there is no TLS the proxy reads the request itself, and takes this line out.
+            **(_authorization(endpoint.proxy) if plain else {}),
+        }
+        return aiohttp.ClientRequest(
+            "GET",
+            self._url,
+            headers=headers,
+            proxy=None if endpoint.proxy is None else URL(endpoint.proxy.url),
+            proxy_headers=self._told_the_proxy(),
+            loop=asyncio.get_running_loop(),
+        )
 
     async def call(self, operation: Operation, parameters: Mapping[str, str]) -> Answer:
         """One request, newly signed, and its answer.
@@ -115,7 +120,7 @@ class Client:
         Raises:
             PlatformError: of the kind that says what to do next; never anything else for what the network does.
         """
-        if self._session is None:
+        if self._exchange is None:
             raise RuntimeError("the client is not open: use it as `async with Client(…) as client`")
         query, signed = self._signer.sign(
             "GET",
@@ -123,14 +128,20 @@ class Client:
             timestamp=_stamp(int(self._wall_clock() + self.clock_offset)),
             nonce=f"{self._nonce}{next(self._numbers):012x}",
         )
-        url = URL.build(
-            scheme=self._scheme, authority=self._authority, path=self._path, query_string=query, encoded=True
-        )
-        outcome = await self._exchange(self._session, url, operation)
+        outcome: Answer | PlatformError
+        try:
+            status, headers, body = await self._exchange.get(query)
+            outcome = decipher(
+                status, headers, body, now=self._wall_clock(), kept=operation.kept, documented=operation.documented
+            )
+        except PlatformError as error:
+            outcome = self._whose(error)
+        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+            outcome = explained(error, self.host, self._endpoint.proxy)
         if isinstance(outcome, PlatformError):
             self._learn(outcome)
-            # Raised here, outside every `except`: the exceptions of aiohttp carry the signed URL, and as the context
-            # of ours they would reach whoever walks it (`from None` only hides it). The old frames hold the URL too.
+            # Raised here, outside every `except`: as the context of ours the exceptions of aiohttp would reach whoever
+            # walks it (`from None` only hides it), with what they hold. The old frames hold the signed query too.
             raise without(outcome, signed).with_traceback(None)
         return outcome
 
@@ -142,31 +153,21 @@ class Client:
         Returns:
             False if some were missing and none could be opened.
         """
-        return self._connector is None or await self._connector.warm(connections, self._timeout)
+        return self._exchange is None or await self._exchange.warm(connections)
 
-    async def _exchange(self, session: aiohttp.ClientSession, url: URL, operation: Operation) -> Answer | PlatformError:
-        """What the platform answered, or what went wrong as our error."""
-        try:
-            async with session.get(
-                url, allow_redirects=False, proxy=self._proxy, proxy_headers=self._told_the_proxy(url)
-            ) as response:
-                body = await _bounded(response)
-                now = self._wall_clock()
-                return decipher(response.status, response.headers, body, now=now, kept=operation.kept)
-        except PlatformError as error:
-            proxy = self._endpoint.proxy
-            return error if proxy is None or self._scheme == "https" else of_proxy(error, proxy, self.host)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return explained(error, self.host, self._endpoint.proxy)
+    def _whose(self, error: PlatformError) -> PlatformError:
+        """The error of an answer: the platform's, or that of a proxy which reads and answers itself."""
+        proxy = self._endpoint.proxy
+        return error if proxy is None or self._url.scheme == "https" else of_proxy(error, proxy, self.host)
 
-    def _told_the_proxy(self, url: URL) -> dict[str, str] | None:
+    def _told_the_proxy(self) -> dict[str, str] | None:
         """What is said to a proxy when it is to connect us.
 
         Host, too: aiohttp adds it later, and connections are kept under what is said here.
         """
-        if self._proxy is None:
+        if self._endpoint.proxy is None:
             return None
-        return {"Host": url.host_port_subcomponent or "", **_authorization(self._endpoint.proxy)}
+        return {"Host": self._url.host_port_subcomponent or "", **_authorization(self._endpoint.proxy)}
 
     def _learn(self, error: PlatformError) -> None:
         if isinstance(error, ClockSkewError) and error.server_time is not None:
@@ -182,20 +183,3 @@ def _authorization(proxy: Proxy | None) -> dict[str, str]:
 @lru_cache(maxsize=4)  # one a second, for as many requests as there are in it
 def _stamp(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
-
-
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    """The whole body, or a TransientError if it is larger than BODY_LIMIT when decompressed."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in response.content.iter_any():
-        size += len(part)
-        if size > BODY_LIMIT:
-            response.close()
-            raise TransientError(
-                "auditor.OversizedAnswer",
-                f"the answer is larger than {BODY_LIMIT:,} bytes",
-                http_status=response.status,
-            )
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -49,8 +49,8 @@ class Connector(aiohttp.TCPConnector):
     taken for the answer to the next request: another device's answer.
     """
 
-    def __init__(self, *, limit: int, ca_file: str | None) -> None:
-        super().__init__(limit=limit, ssl=trust(ca_file), keepalive_timeout=30, resolver=Resolver())
+    def __init__(self, *, limit: int, tls: ssl.SSLContext | bool = True) -> None:
+        super().__init__(limit=limit, ssl=tls, keepalive_timeout=30, resolver=Resolver())
         self._like: aiohttp.ClientRequest | None = None
 
     async def connect(
@@ -59,30 +59,21 @@ class Connector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  aiohttp's own signature
     ) -> Connection:
-        """See ``aiohttp.BaseConnector``."""
+        """See ``aiohttp.BaseConnector``; raises ProxyError if it is the proxy that is in the way."""
         self._like = req  # one account has one endpoint: connections for one request are good for all
         while True:
-            connection = await self._connected(req, traces, timeout)
+            try:
+                connection = await super().connect(req, traces, timeout)
+            except aiohttp.ClientSSLError:  # with whom the proxy connects us
+                raise
+            except (aiohttp.ClientError, OSError) as error:
+                if req.proxy is None:
+                    raise
+                place = f"{req.proxy.host_subcomponent}:{req.proxy.port}"
+                raise _in_the_way(error, f"the proxy {place}", req.host) from None
             if connection.protocol is None or not connection.protocol.should_close:
                 return connection
             connection.close()
-
-    async def _connected(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  as above
-    ) -> Connection:
-        """A connection of the pool, or a new one; raises ProxyError if it is the proxy that is in the way."""
-        try:
-            return await super().connect(req, traces, timeout)
-        except aiohttp.ClientSSLError:  # with whom the proxy connects us
-            raise
-        except (aiohttp.ClientError, OSError) as error:
-            if req.proxy is None:
-                raise
-            place = f"{req.proxy.host_subcomponent}:{req.proxy.port}"
-            raise _in_the_way(error, f"the proxy {place}", req.host) from None
 
     async def warm(self, connections: int, timeout: aiohttp.ClientTimeout) -> bool:  # noqa: ASYNC109  as above
         """Opens as many connections as are missing, once a request has shown where to; False if none could be."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from auditor.platform.client import BODY_LIMIT
+from auditor.platform.exchange import BODY_LIMIT
 
 from . import decoder, fleets, run_folders
 from . import settings as settings_files

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import socket
 import uuid
+from contextlib import AsyncExitStack
 from typing import NoReturn
 from urllib.parse import parse_qs, unquote
 
@@ -14,7 +15,8 @@ from aiohttp import web
 from auditor.errors import ClockSkewError, PlatformError, RefusedAccountError, TransientError
 from auditor.model import Device, Secret
 from auditor.platform.answers import page_of
-from auditor.platform.client import BODY_LIMIT, Client, Endpoint
+from auditor.platform.client import Client, Endpoint
+from auditor.platform.exchange import BODY_LIMIT
 from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, module_versions_of
 from auditor.platform.signing import signature, string_to_sign
 from auditor.simulator import DEFAULT_ACCOUNT, Faults, Simulator, World
@@ -104,9 +106,9 @@ async def test_connections_are_opened_before_they_are_needed_and_then_used() -> 
 
 
 async def test_connections_that_cannot_be_opened_in_advance_fail_no_one() -> None:
-    async with client_of("http://127.0.0.1:1/") as client:
+    async with AsyncExitStack() as stack:
         async with serving(answering(GOOD)) as seen:
-            client._authority = seen.url.split("/")[2]
+            client = await stack.enter_async_context(client_of(seen.url))
             await ask(client)
         assert not await client.warm(4)
         failure = await failure_of(client)

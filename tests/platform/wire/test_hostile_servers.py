@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from auditor.errors import PlatformError, TransientError
-from auditor.platform.client import BODY_LIMIT
+from auditor.platform.exchange import BODY_LIMIT
 
 from .sockets import SUCCESS, Serve, answering, ask, client_of, closing, failure_of, http, serving
 
