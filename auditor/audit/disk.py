@@ -61,7 +61,7 @@ class SyncedJournal:
     async def _write(self, outcome: Outcome) -> None:
         while self._busy is not None:
             await self._busy.wait()
-        await self._journal.write(outcome)
+        self._journal.write(outcome)
         self._written += 1
 
     async def _write_through(self, outcome: Outcome) -> None:

@@ -7,6 +7,7 @@ was synced to disk; see ``auditor.audit.disk``.
 
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
@@ -22,7 +23,12 @@ _NOTHING: Mapping[str, int] = MappingProxyType({})
 def utc(seconds: float) -> str:
     """Seconds since 1970 as ``2026-11-22T02:00:03.123Z``."""
     whole, milliseconds = divmod(round(seconds * 1000), 1000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{milliseconds:03d}Z"
+    return f"{_to_the_second(whole)}.{milliseconds:03d}Z"
+
+
+@lru_cache(maxsize=4)  # of now, nearly always
+def _to_the_second(whole: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
 
 
 def line_of(outcome: Outcome) -> bytes:
@@ -36,27 +42,31 @@ def line_of(outcome: Outcome) -> bytes:
     }
     match outcome:
         case Answered():
-            record["status"] = outcome.status
-            # Plain dicts: orjson is ten times slower on slotted dataclasses.
-            record["modules"] = [
-                {"module_name": module.module_name, "module_version": module.module_version}
-                for module in outcome.modules
-            ]
-            record["total"] = outcome.total
-            record["pages"] = outcome.pages
-            record["attempts"] = outcome.attempts
-            record["request_id"] = outcome.request_id
-            record["audited_at"] = utc(outcome.audited_at)
+            record |= {
+                "status": outcome.status,
+                # Plain dicts: orjson is ten times slower on slotted dataclasses.
+                "modules": [
+                    {"module_name": module.module_name, "module_version": module.module_version}
+                    for module in outcome.modules
+                ],
+                "total": outcome.total,
+                "pages": outcome.pages,
+                "attempts": outcome.attempts,
+                "request_id": outcome.request_id,
+                "audited_at": utc(outcome.audited_at),
+            }
             if outcome.reason is not None:
                 record["reason"] = outcome.reason
         case Failed():
-            record["status"] = "failed"
-            record["code"] = outcome.code
-            record["message"] = outcome.message
-            record["http_status"] = outcome.http_status
-            record["attempts"] = outcome.attempts
-            record["request_id"] = outcome.request_id
-            record["failed_at"] = utc(outcome.failed_at)
+            record |= {
+                "status": "failed",
+                "code": outcome.code,
+                "message": outcome.message,
+                "http_status": outcome.http_status,
+                "attempts": outcome.attempts,
+                "request_id": outcome.request_id,
+                "failed_at": utc(outcome.failed_at),
+            }
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
@@ -97,7 +107,7 @@ class Journal:
         finally:
             self._failed.close()
 
-    async def write(self, outcome: Outcome) -> None:
+    def write(self, outcome: Outcome) -> None:
         """Appends one outcome; once this returns, killing the process cannot lose it.
 
         Raises:

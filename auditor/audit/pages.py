@@ -96,9 +96,12 @@ async def _read_once(call: Call, ledger: "_Ledger", page_size: int) -> Page | Pl
 class _Ledger:
     """One reading's account of what the pages said so far."""
 
+    __slots__ = ("_told", "asked", "attempts", "characters", "identity", "modules", "pages", "total")
+
     def __init__(self, device: Device) -> None:
         self.asked = device
         self.identity = device
+        self._told: tuple[str | None, ...] | None = None
         self.modules: dict[str, ModuleVersion] = {}
         self.total: int | None = None
         self.characters = 0
@@ -112,13 +115,13 @@ class _Ledger:
             InconsistentPagesError: the page contradicts the request, the pages before, or itself.
         """
         self.pages += 1
-        if page.number not in {None, self.pages}:
+        if page.number is not None and page.number != self.pages:
             raise InconsistentPagesError(f"asked for page {self.pages}, got page {page.number}")
         if page.total is None:
             raise InconsistentPagesError(f"page {self.pages} tells no total, so nothing proves that it is complete")
         if page.total > MODULES_LIMIT:
             raise InconsistentPagesError(f"a total of {page.total} modules, more than {MODULES_LIMIT}")
-        if self.total not in {None, page.total}:
+        if self.total is not None and self.total != page.total:
             raise InconsistentPagesError(f"the total changed from {self.total} to {page.total}")
         self.total = page.total
         for reported in page.reported:
@@ -131,21 +134,10 @@ class _Ledger:
         return have == self.total
 
     def _add(self, reported: ReportedModule) -> None:
-        for known, told in (
-            (self.identity.iot_id, reported.iot_id),
-            (self.identity.product_key, reported.product_key),
-            (self.identity.device_name, reported.device_name),
-        ):
-            if told is not None and len(told) > NAME_LIMIT:
-                raise InconsistentPagesError(f"a name of {len(told):,} characters, more than {NAME_LIMIT}")
-            if None not in {known, told} and known != told:
-                raise InconsistentPagesError(f"asked for {known}, got an answer about {told}")
-        self.identity = Device(
-            self.identity.account,
-            self.identity.product_key or reported.product_key,
-            self.identity.device_name or reported.device_name,
-            self.identity.iot_id or reported.iot_id,
-        )
+        told = (reported.product_key, reported.device_name, reported.iot_id)
+        if told != self._told:  # the modules of a page all tell the same
+            self._identify(*told)
+            self._told = told
         # Module names are unique in a product regardless of case (Alibaba's page on OTA modules).
         name = reported.module.module_name.casefold()
         if name in self.modules:
@@ -154,3 +146,22 @@ class _Ledger:
         self.characters += len(name) + len(reported.module.module_version)
         if self.characters > CHARACTERS_LIMIT:
             raise InconsistentPagesError(f"module names and versions of more than {CHARACTERS_LIMIT:,} characters")
+
+    def _identify(self, product_key: str | None, device_name: str | None, iot_id: str | None) -> None:
+        """Takes what an entry tells of whose it is."""
+        identity = self.identity
+        for known, told in (
+            (identity.iot_id, iot_id),
+            (identity.product_key, product_key),
+            (identity.device_name, device_name),
+        ):
+            if told is not None and len(told) > NAME_LIMIT:
+                raise InconsistentPagesError(f"a name of {len(told):,} characters, more than {NAME_LIMIT}")
+            if known is not None and told is not None and known != told:
+                raise InconsistentPagesError(f"asked for {known}, got an answer about {told}")
+        self.identity = Device(
+            identity.account,
+            identity.product_key or product_key,
+            identity.device_name or device_name,
+            identity.iot_id or iot_id,
+        )

@@ -2,9 +2,9 @@
 
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
@@ -142,16 +142,18 @@ class Pacer:
         self._one_at_a_time, self._probing = anyio.Lock(), anyio.Lock()
         self._known_to_work = known
 
-    async def send(self, request: Callable[[], Awaitable[T]]) -> Sent[T]:
+    def send(self, request: Callable[[], Awaitable[T]]) -> Coroutine[Any, Any, Sent[T]]:
         """Calls ``request`` until it brings an answer or an error that no repeat would change.
 
         Raises:
             AccountStoppedError: the account is refused, was never reached, or has been sick for too long.
         """
-        if not self._feedback.proven:
-            async with self._one_at_a_time:
-                if not self._feedback.proven:
-                    return await self._repeat(request)
+        return self._repeat(request) if self._feedback.proven else self._one_after_the_other(request)
+
+    async def _one_after_the_other(self, request: Callable[[], Awaitable[T]]) -> Sent[T]:
+        async with self._one_at_a_time:
+            if not self._feedback.proven:
+                return await self._repeat(request)
         return await self._repeat(request)
 
     async def _repeat(self, request: Callable[[], Awaitable[T]]) -> Sent[T]:

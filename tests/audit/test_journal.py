@@ -99,7 +99,7 @@ async def test_each_kind_goes_to_its_file_in_order_and_is_counted(paths: tuple[P
     ]
     with Journal(*paths) as journal:
         for outcome in outcomes:
-            await journal.write(outcome)
+            journal.write(outcome)
         assert journal.counts == {"ok": 1, "empty": 2, "not_found": 1, "failed": 2}
     assert paths[0].read_bytes() == b"".join(line_of(o) for o in outcomes if isinstance(o, Answered))
     assert paths[1].read_bytes() == b"".join(line_of(o) for o in outcomes if isinstance(o, Failed))
@@ -108,7 +108,7 @@ async def test_each_kind_goes_to_its_file_in_order_and_is_counted(paths: tuple[P
 async def test_a_journal_appends_to_what_is_there(paths: tuple[Path, Path]) -> None:
     for number in range(2):
         with Journal(*paths) as journal:
-            await journal.write(answered(number))
+            journal.write(answered(number))
     assert paths[0].read_bytes() == line_of(answered(0)) + line_of(answered(1))
     assert paths[1].read_bytes() == b""
 
@@ -116,16 +116,16 @@ async def test_a_journal_appends_to_what_is_there(paths: tuple[Path, Path]) -> N
 async def test_a_line_is_with_the_operating_system_before_it_counts(paths: tuple[Path, Path]) -> None:
     with Journal(*paths) as journal:
         for number in range(3):
-            await journal.write(answered(number))
+            journal.write(answered(number))
             assert paths[0].read_bytes() == b"".join(line_of(answered(before)) for before in range(number + 1))
             assert journal.counts["empty"] == number + 1
-        await journal.write(failed(3))
+        journal.write(failed(3))
         assert paths[1].read_bytes() == line_of(failed(3))
 
 
 async def test_counts_of_earlier_stretches_are_gone_on_with(paths: tuple[Path, Path]) -> None:
     with Journal(*paths, {"ok": 5, "empty": 1, "pending": 7}) as journal:
-        await journal.write(answered(1))
+        journal.write(answered(1))
         assert journal.counts == {"ok": 5, "empty": 2, "not_found": 0, "failed": 0}
 
 
@@ -141,7 +141,7 @@ async def test_a_reader_at_any_moment_sees_a_beginning_of_the_file(paths: tuple[
         reader.start()
         try:
             for number in range(3000):
-                await journal.write(answered(number, (ModuleVersion("ble", "1" * (number % 200)),)))
+                journal.write(answered(number, (ModuleVersion("ble", "1" * (number % 200)),)))
                 if number % 100 == 0:
                     await anyio.sleep(0.001)
         finally:
@@ -158,7 +158,7 @@ async def test_a_full_disk_stops_the_run_with_advice(tmp_path: Path) -> None:
     async def write() -> None:
         with Journal(Path("/dev/full"), tmp_path / "failures.jsonl") as journal:
             with pytest.raises(RunNotWritableError, match=r"^/dev/full cannot be written: No space left.*; free some"):
-                await journal.write(answered(1))
+                journal.write(answered(1))
             assert journal.counts["empty"] == 0
 
     # A device is no file: closing it says so as well, by EINVAL for the sync.
@@ -196,8 +196,8 @@ def small_writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 async def test_short_writes_are_gone_on_with(paths: tuple[Path, Path], small_writes: list[int]) -> None:
     with Journal(*paths) as journal:
-        await journal.write(answered(1))
-        await journal.write(answered(2))
+        journal.write(answered(1))
+        journal.write(answered(2))
     assert paths[0].read_bytes() == line_of(answered(1)) + line_of(answered(2))
 
 
@@ -205,14 +205,14 @@ async def test_a_line_that_the_disk_did_not_take_is_taken_back_and_nothing_follo
     paths: tuple[Path, Path], small_writes: list[int]
 ) -> None:
     with Journal(*paths) as journal:
-        await journal.write(answered(1))
+        journal.write(answered(1))
         small_writes.append(25)
         with pytest.raises(RunNotWritableError, match=r"devices\.jsonl cannot be written: No space left.*; free some"):
-            await journal.write(answered(2))
+            journal.write(answered(2))
         assert small_writes == []  # there is room again
         with pytest.raises(RunNotWritableError, match="No space left"):
-            await journal.write(answered(3))
-        await journal.write(failed(4))
+            journal.write(answered(3))
+        journal.write(failed(4))
         assert journal.counts == {"ok": 0, "empty": 1, "not_found": 0, "failed": 1}
     assert paths[0].read_bytes() == line_of(answered(1))
     assert paths[1].read_bytes() == line_of(failed(4))
@@ -226,19 +226,19 @@ async def test_a_torn_line_that_cannot_be_taken_back_is_the_last_one(
 
     monkeypatch.setattr("auditor.appending.os.ftruncate", broken)
     with Journal(*paths) as journal:
-        await journal.write(answered(1))
+        journal.write(answered(1))
         small_writes.append(25)
         for number in (2, 3):
             with pytest.raises(RunNotWritableError, match="No space left"):
-                await journal.write(answered(number))
+                journal.write(answered(number))
     assert paths[0].read_bytes() == line_of(answered(1)) + line_of(answered(2))[:25]
 
 
 async def test_what_was_written_before_an_error_in_the_block_is_kept(paths: tuple[Path, Path]) -> None:
     async def write() -> None:
         with Journal(*paths) as journal:
-            await journal.write(answered(1))
-            await journal.write(failed(2))
+            journal.write(answered(1))
+            journal.write(failed(2))
             raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):

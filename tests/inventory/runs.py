@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import anyio
 import duckdb
 import orjson
 
@@ -89,12 +88,9 @@ class Built:
 
 
 def journal(folder: Path, outcomes: Iterable[Outcome]) -> None:
-    async def write() -> None:
-        with Journal(folder / ANSWERED, folder / FAILED) as lines:
-            for outcome in outcomes:
-                await lines.write(outcome)
-
-    anyio.run(write)
+    with Journal(folder / ANSWERED, folder / FAILED) as lines:
+        for outcome in outcomes:
+            lines.write(outcome)
 
 
 def write_fleet(path: Path, fleet: Sequence[Device]) -> None:
