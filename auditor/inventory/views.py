@@ -154,11 +154,15 @@ def number(database: duckdb.DuckDBPyConnection, query: str) -> int:
 
 
 def _lines(path: Path, columns: Mapping[str, object]) -> str:
-    """The records of a file of JSON Lines; what cannot be read as one, such as a torn last line, is left out."""
+    """The records of a file of JSON Lines; what cannot be read as one, such as a torn last line, is left out.
+
+    A record goes through a list of one: straight from the line, DuckDB would parse it anew for each of its columns.
+    """
     structure = orjson.dumps(columns).decode()
     lines = text_lines(quoted_to_read(path), "store_rejects=true, rejects_limit=1")
     record = f"CASE WHEN json_valid(line) THEN json_transform(line, '{structure}') END"
-    return f"SELECT * FROM (SELECT unnest({record}) FROM ({lines})) WHERE account IS NOT NULL"
+    read = f"SELECT unnest(record) FROM (SELECT unnest([{record}]) AS record FROM ({lines}))"
+    return f"SELECT * FROM ({read}) WHERE account IS NOT NULL"
 
 
 def _devices(database: duckdb.DuckDBPyConnection) -> str:
