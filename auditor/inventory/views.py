@@ -21,6 +21,7 @@ import orjson
 
 from auditor.database import ROW_GROUP, parquet, quoted, quoted_to_read, text_lines
 from auditor.inventory.folder import ANSWERED, DEVICES, FAILED, FLEET, MODULES, PRODUCTS
+from auditor.inventory.states import devices_query, parts_of, write_devices
 
 _IDENTITY = dict.fromkeys(("account", "product_key", "device_name", "iot_id", "status"), "VARCHAR")
 _ANSWERED = {
@@ -103,8 +104,10 @@ def define_live_views(database: duckdb.DuckDBPyConnection, folder: Path, work: P
     """
     states = ", ".join(f"'{state}'" for state in ("ok", "empty", "not_found"))
     database.execute(f"CREATE VIEW fleet AS FROM {parquet(folder / FLEET)}")
-    counted = f"SELECT *, len(modules) AS module_count FROM ({_lines(folder / ANSWERED, _ANSWERED)})"
-    _define(database, "lines", f"{counted} WHERE status IN ({states})", work)
+    parts = parts_of(database)
+    counted = f"SELECT *, len(modules) AS module_count, {parts.number} AS part"
+    read = f"FROM ({_lines(folder / ANSWERED, _ANSWERED)}) WHERE status IN ({states})"
+    _define(database, "lines", f"{counted} {read}", work)
     database.execute(
         "CREATE VIEW modules AS SELECT account, product_key, device_name, iot_id, module.module_name, "
         "module.module_version FROM (SELECT *, unnest(modules) AS module FROM lines)"
@@ -113,7 +116,10 @@ def define_live_views(database: duckdb.DuckDBPyConnection, folder: Path, work: P
         "CREATE VIEW answered AS SELECT * EXCLUDE (modules, module_count), module_count AS modules FROM lines"
     )
     _define(database, "failures", f"{_lines(folder / FAILED, _FAILED)} AND status = 'failed'", work)
-    _define(database, "devices", _devices(database), work)
+    devices = (
+        devices_query(parts) if work is None else f"FROM {parquet(write_devices(database, parts, work, write_parquet))}"
+    )
+    database.execute(f"CREATE VIEW devices AS {devices}")
     database.execute(f"CREATE VIEW inventory AS {INVENTORY}")
 
 
@@ -163,42 +169,3 @@ def _lines(path: Path, columns: Mapping[str, object]) -> str:
     record = f"CASE WHEN json_valid(line) THEN json_transform(line, '{structure}') END"
     read = f"SELECT unnest(record) FROM (SELECT unnest([{record}]) AS record FROM ({lines}))"
     return f"SELECT * FROM ({read}) WHERE account IS NOT NULL"
-
-
-def _devices(database: duckdb.DuckDBPyConnection) -> str:
-    """Every device of the fleet with what became of it.
-
-    A line carries what was asked and, besides, what the platform told of the device's other name. So a device that
-    was asked by its iot_id is found by that, one that was asked by its names by those; only in a fleet that uses
-    both ways can two lines fit one row, when two rows are the same device, and then the later answer counts.
-    """
-    (by_iot, by_name) = database.execute(
-        "SELECT count(*) FILTER (iot_id IS NOT NULL), count(*) FILTER (iot_id IS NULL) FROM fleet"
-    ).fetchone() or (0, 0)
-    joins = []
-    if by_iot:
-        joins.append("FROM (FROM fleet WHERE iot_id IS NOT NULL) f LEFT JOIN answered a USING (account, iot_id)")
-    if by_name or not by_iot:
-        joins.append(
-            "FROM (FROM fleet WHERE iot_id IS NULL) f LEFT JOIN answered a USING (account, product_key, device_name)"
-        )
-    columns = """SELECT f.ordinal, f.account,
-      f.product_key AS asked_key, f.device_name AS asked_name, f.iot_id AS asked_id,
-      coalesce(f.product_key, a.product_key) AS product_key, coalesce(f.device_name, a.device_name) AS device_name,
-      coalesce(f.iot_id, a.iot_id) AS iot_id, a.status, a.modules, a.pages, a.attempts, a.request_id, a.audited_at,
-      a.reason"""
-    once = (
-        "QUALIFY row_number() OVER (PARTITION BY ordinal ORDER BY audited_at DESC, attempts, request_id) = 1"
-        if by_iot and by_name
-        else ""
-    )
-    known = " UNION ALL ".join(f"{columns} {join}" for join in joins)
-    return f"""
-      SELECT k.ordinal, k.account, k.product_key, k.device_name, k.iot_id,
-        coalesce(k.status, f.status, 'pending') AS status,
-        coalesce(k.modules, 0) AS modules, coalesce(k.pages, 0) AS pages,
-        coalesce(k.attempts, f.attempts, 0) AS attempts, coalesce(k.request_id, f.request_id) AS request_id,
-        k.audited_at, f.code, f.message, f.http_status, f.failed_at, k.reason
-      FROM (SELECT * FROM ({known}) {once}) k LEFT JOIN failures f ON k.account = f.account
-        AND k.asked_key IS NOT DISTINCT FROM f.product_key AND k.asked_name IS NOT DISTINCT FROM f.device_name
-        AND k.asked_id IS NOT DISTINCT FROM f.iot_id"""

@@ -5,6 +5,7 @@ import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import duckdb
 import orjson
@@ -251,6 +252,24 @@ def test_inventory_and_states_are_what_plain_python_counts(run: tuple[list[Devic
         ]
         assert [row[0] for row in rows(folder / DEVICES, "ordinal")] == list(range(len(fleet)))
         assert verify(folder) == []
+
+
+@settings(max_examples=8, deadline=None)
+@given(runs(), st.integers(1, 4))
+def test_a_fleet_that_is_joined_in_parts_is_sealed_and_proven_as_one(
+    run: tuple[list[Device], list[Outcome]], part: int
+) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        whole = build(Path(temporary, "whole"), *run).folder
+        with mock.patch("auditor.inventory.states.PART", part):
+            parts = build(Path(temporary, "parts"), *run).folder
+            assert verify(parts) == verify(whole) == []
+        assert verify(parts) == []
+        assert rows(parts / DEVICES) == rows(whole / DEVICES)
+        assert described(parts / DEVICES) == described(whole / DEVICES)
+        for name in (MODULES, "inventory.csv", "inventory.json"):
+            assert (parts / name).read_bytes() == (whole / name).read_bytes()
+        assert {path.name for path in parts.iterdir()} == {path.name for path in whole.iterdir()}
 
 
 def content(folder: Path) -> dict[str, bytes]:
