@@ -11,6 +11,9 @@ import orjson
 MEMORY, AMPLE_MEMORY = "96MB", "2GB"
 """What DuckDB may hold before it spills to disk; and where a block of very long lines alone does not fit into that."""
 
+LITTLE_MEMORY = "64MB", "256MB"
+"""What a whole run is read and sealed with, if that is enough."""
+
 READING_MEMORY, READING_THREADS = "512MB", 2
 """The same for a question over one or two whole runs, which nothing else waits for."""
 
@@ -34,17 +37,19 @@ _NEVER = "\\x1f"
 
 
 def with_enough_memory(work: Callable[[str], T]) -> T:
-    """What ``work`` gives, called with the memory that it may take; once more with ample memory if that was too little.
+    """What ``work`` gives, called with the memory that it may take; again with more if that was too little.
 
     Lines are read some thousand at a time: those of devices with hundreds of modules may be 100 MB together.
 
     Raises:
-        duckdb.OutOfMemoryException: that was too little as well.
+        duckdb.OutOfMemoryException: ample memory was too little as well.
     """
-    try:
-        return work(MEMORY)
-    except duckdb.OutOfMemoryException:
-        return work(AMPLE_MEMORY)
+    for memory in LITTLE_MEMORY:
+        try:
+            return work(memory)
+        except duckdb.OutOfMemoryException:
+            continue
+    return work(AMPLE_MEMORY)
 
 
 def open_database(spill: Path | None = None, memory: str = MEMORY, threads: int = 1) -> duckdb.DuckDBPyConnection:
