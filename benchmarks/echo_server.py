@@ -1,9 +1,10 @@
 """The fastest platform that Python makes: answers every question about two modules, without looking at a signature.
 
-It exists so that a client is what is measured. python benchmarks/echo_server.py prints its port.
+It exists so that a client is what is measured. python benchmarks/echo_server.py [MODULES] prints its port.
 """
 
 import asyncio
+import sys
 from typing import cast
 from urllib.parse import parse_qs
 
@@ -12,13 +13,16 @@ import uvloop
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n"
 BODY = (
-    b'{"RequestId":"47f85a55-2ffb-40d4-9d0a-efd41fac7380","Success":true,"Code":"","Total":2,"PageSize":200,'
-    b'"PageCount":1,"CurrentPage":1,"Data":{"SimpleOTAModuleInfo":['
-    b'{"ProductKey":"%(key)s","DeviceName":"%(name)s","IotId":"iot-%(name)s","ModuleName":"default",'
-    b'"ModuleVersion":"1.4.%(minor)s"},'
-    b'{"ProductKey":"%(key)s","DeviceName":"%(name)s","IotId":"iot-%(name)s","ModuleName":"ble","ModuleVersion":"1.0"}]}}'
+    b'{"RequestId":"47f85a55-2ffb-40d4-9d0a-efd41fac7380","Success":true,"Code":"","Total":%(modules)d,"PageSize":200,'
+    b'"PageCount":1,"CurrentPage":1,"Data":{"SimpleOTAModuleInfo":[%(entries)s]}}'
+)
+ENTRY = (
+    b'{"ProductKey":"%(key)s","DeviceName":"%(name)s","IotId":"iot-%(name)s","ModuleName":"%(module)s",'
+    b'"ModuleVersion":"1.4.%(minor)s"}'
 )
 """In Alibaba's spelling: the vendor's newer SDK understands no other."""
+
+MODULES = (b"default", b"ble", b"mcu", b"wifi", b"zigbee", b"nfc")[: int(sys.argv[1]) if len(sys.argv) > 1 else 2]
 
 
 class Connection(asyncio.Protocol):
@@ -41,7 +45,8 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         asked = parse_qs(self.url.partition(b"?")[2] + b"&" + self.body)
         key, name = asked[b"ProductKey"][0], asked[b"DeviceName"][0]
-        answer = BODY % {b"key": key, b"name": name, b"minor": name[-1:]}
+        told = [ENTRY % {b"key": key, b"name": name, b"module": module, b"minor": name[-1:]} for module in MODULES]
+        answer = BODY % {b"modules": len(MODULES), b"entries": b",".join(told)}
         self.transport.write(HEAD % len(answer) + answer)
 
 

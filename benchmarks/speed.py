@@ -1,6 +1,6 @@
 """auditor beside what people would use instead, against one fast local server: devices a second, CPU, memory.
 
-python benchmarks/speed.py [--rounds N] [--scale S] [--only NAME …] [--json FILE]
+python benchmarks/speed.py [--rounds N] [--scale S] [--only NAME …] [--json FILE]; docs/speed.md tells how to read it
 
 The server has a core of its own and the client another. `auditor run` is measured as a whole process: start, fleet file
 in, sealed and proven run out. The others are measured from their first request on, which is to their advantage. Those
@@ -27,10 +27,10 @@ OTHERS = HERE.parent / ".bench" / "bin" / "python"
 SERVER_CORE, CLIENT_CORE = 0, 1
 
 DEVICES = {
-    "auditor_run": 40_000,
-    "stream": 40_000,
-    "aiohttp_tuned": 40_000,
-    "aiohttp_plain": 20_000,
+    "auditor_run": 100_000,
+    "stream": 100_000,
+    "aiohttp_tuned": 100_000,
+    "aiohttp_plain": 50_000,
     "sdk_core": 5_000,
     "sdk_tea": 5_000,
     "dlt": 4_000,
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of devices")
     parser.add_argument("--only", nargs="*", choices=DEVICES, default=list(DEVICES))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=OTHERS.parents[1] / "speed.json", help="every round's figures")
     options = parser.parse_args()
     figures: dict[str, list[Figure]] = {name: [] for name in options.only}
     with tempfile.TemporaryDirectory(prefix="auditor-speed-") as temporary, server() as port:
@@ -72,15 +72,15 @@ def main() -> None:
                 figures[name].append(measured(name, port, devices, folder))
                 print(f"round {number + 1}: {name}: {figures[name][-1].devices_per_second:,.0f}/s", file=sys.stderr)
     print(*table(figures), sep="\n")
-    if options.json is not None:
-        rounds = {name: [asdict(each) for each in found] for name, found in figures.items()}
-        options.json.write_text(json.dumps({"devices": DEVICES, "scale": options.scale, "rounds": rounds}, indent=2))
+    rounds = {name: [asdict(each) for each in found] for name, found in figures.items()}
+    options.json.parent.mkdir(exist_ok=True)
+    options.json.write_text(json.dumps({"devices": DEVICES, "scale": options.scale, "rounds": rounds}, indent=2))
 
 
 @contextmanager
-def server() -> Iterator[str]:
+def server(modules: int = 2) -> Iterator[str]:
     """The fast local server on a core of its own; gives its port."""
-    command = [sys.executable, str(HERE / "echo_server.py")]
+    command = [sys.executable, str(HERE / "echo_server.py"), str(modules)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         os.sched_setaffinity(process.pid, {SERVER_CORE})
         assert process.stdout is not None
@@ -93,10 +93,7 @@ def server() -> Iterator[str]:
 def measured(name: str, port: str, devices: int, folder: Path) -> Figure:
     """One contender on a fleet of its own."""
     folder.mkdir()
-    fleet = folder / "fleet.csv"
-    with fleet.open("w") as file:
-        file.write("product_key,device_name\n")
-        file.writelines(f"k1h9drZble,device{number:07d}\n" for number in range(devices))
+    fleet = write_fleet(folder, devices)
     if name == "auditor_run":
         command = [sys.executable, "-m", "auditor", "run", str(settings(folder, port)), "--log-level", "error"]
     else:
@@ -119,6 +116,14 @@ def measured(name: str, port: str, devices: int, folder: Path) -> Figure:
         raise SystemExit(f"{name} wrote {lines} lines about {devices} devices")
     cpu = usage.ru_utime + usage.ru_stime
     return Figure(devices / seconds, 1e6 * cpu / devices, usage.ru_maxrss / 1024)
+
+
+def write_fleet(folder: Path, devices: int) -> Path:
+    fleet = folder / "fleet.csv"
+    with fleet.open("w") as file:
+        file.write("product_key,device_name\n")
+        file.writelines(f"k1h9drZble,device{number:07d}\n" for number in range(devices))
+    return fleet
 
 
 def settings(folder: Path, port: str) -> Path:
