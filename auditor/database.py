@@ -9,13 +9,15 @@ import duckdb
 import orjson
 
 MEMORY, AMPLE_MEMORY = "96MB", "2GB"
-"""What DuckDB may hold before it spills to disk; and where a block of very long lines alone does not fit into that."""
+"""What DuckDB may hold before it spills to disk; and where that cannot be enough."""
 
-LITTLE_MEMORY = "64MB", "256MB"
-"""What a whole run is read and sealed with, if that is enough."""
+SEALING_MEMORY = "64MB", "96MB", "256MB", AMPLE_MEMORY
+"""What a run is sealed, proven and resumed with: the first that is enough. More than the first is needed where a block
+of very long lines alone does not fit into it.
+"""
 
 READING_MEMORY, READING_THREADS = "512MB", 2
-"""The same for a question over one or two whole runs, which nothing else waits for."""
+"""Memory and threads for a question over one or two whole runs, which nothing else waits for."""
 
 T = TypeVar("T")
 
@@ -36,20 +38,27 @@ _NEVER = "\\x1f"
 """A delimiter that no line has: a line then is one column."""
 
 
+def write_parquet(database: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
+    """Writes what a query gives to a Parquet file, a few rows in memory at a time."""
+    options = f"FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}, COMPRESSION zstd"
+    database.execute(f"COPY ({query}) TO {quoted(path)} ({options})")
+
+
 def with_enough_memory(work: Callable[[str], T]) -> T:
     """What ``work`` gives, called with the memory that it may take; again with more if that was too little.
 
     Lines are read some thousand at a time: those of devices with hundreds of modules may be 100 MB together.
 
     Raises:
-        duckdb.OutOfMemoryException: ample memory was too little as well.
+        duckdb.OutOfMemoryException: the most was too little as well.
     """
-    for memory in LITTLE_MEMORY:
+    *less, most = SEALING_MEMORY
+    for memory in less:
         try:
             return work(memory)
         except duckdb.OutOfMemoryException:
             continue
-    return work(AMPLE_MEMORY)
+    return work(most)
 
 
 def open_database(spill: Path | None = None, memory: str = MEMORY, threads: int = 1) -> duckdb.DuckDBPyConnection:

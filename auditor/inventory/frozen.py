@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import duckdb
 
-from auditor.database import open_database, parquet, reason_of, with_enough_memory
+from auditor.database import open_database, parquet, reason_of, with_enough_memory, write_parquet
 from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.inventory.folder import (
     ANSWERED,
@@ -21,7 +21,7 @@ from auditor.inventory.folder import (
 )
 from auditor.inventory.seal import count_devices, coverage_of, file_facts
 from auditor.inventory.tables import reading
-from auditor.inventory.views import define_live_views, define_sealed_views, write_parquet
+from auditor.inventory.views import define_live_views, define_sealed_views
 
 _IDENTITY = ("account", "product_key", "device_name", "iot_id")
 _COLUMNS = {DEVICES: (*_IDENTITY, "status"), MODULES: (*_IDENTITY, "module_name", "module_version")}

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import duckdb
 
-from auditor.database import open_database, reason_of, with_enough_memory
+from auditor.database import open_database, reason_of, with_enough_memory, write_parquet
 from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.inventory.folder import ANSWERED, DeviceCounts
 from auditor.inventory.seal import count_devices
-from auditor.inventory.views import define_live_views, number, write_parquet
+from auditor.inventory.views import define_live_views, number
 from auditor.model import Device
 
 WORK = ".resuming"

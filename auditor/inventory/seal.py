@@ -8,7 +8,7 @@ from pathlib import Path
 
 import duckdb
 
-from auditor.database import open_database, reason_of, with_enough_memory
+from auditor.database import open_database, reason_of, with_enough_memory, write_parquet
 from auditor.errors import RunNotWritableError
 from auditor.inventory.folder import (
     ANSWERED,
@@ -26,7 +26,7 @@ from auditor.inventory.folder import (
     put_in_place,
 )
 from auditor.inventory.tables import json_parts, rows, write_csv
-from auditor.inventory.views import define_live_views, define_products, define_sealed_views, number, write_parquet
+from auditor.inventory.views import define_live_views, define_products, define_sealed_views, number
 
 FAILURES_SHOWN = 100
 """Codes of failures that the manifest names."""

@@ -19,9 +19,9 @@ from pathlib import Path
 import duckdb
 import orjson
 
-from auditor.database import ROW_GROUP, parquet, quoted, quoted_to_read, text_lines
+from auditor.database import parquet, quoted_to_read, text_lines, write_parquet
 from auditor.inventory.folder import ANSWERED, DEVICES, FAILED, FLEET, MODULES, PRODUCTS
-from auditor.inventory.states import devices_query, parts_of, write_devices
+from auditor.inventory.states import devices_query, write_devices
 
 _IDENTITY = dict.fromkeys(("account", "product_key", "device_name", "iot_id", "status"), "VARCHAR")
 _ANSWERED = {
@@ -104,10 +104,8 @@ def define_live_views(database: duckdb.DuckDBPyConnection, folder: Path, work: P
     """
     states = ", ".join(f"'{state}'" for state in ("ok", "empty", "not_found"))
     database.execute(f"CREATE VIEW fleet AS FROM {parquet(folder / FLEET)}")
-    parts = parts_of(database)
-    counted = f"SELECT *, len(modules) AS module_count, {parts.number} AS part"
-    read = f"FROM ({_lines(folder / ANSWERED, _ANSWERED)}) WHERE status IN ({states})"
-    _define(database, "lines", f"{counted} {read}", work)
+    counted = f"SELECT *, len(modules) AS module_count FROM ({_lines(folder / ANSWERED, _ANSWERED)})"
+    _define(database, "lines", f"{counted} WHERE status IN ({states})", work)
     database.execute(
         "CREATE VIEW modules AS SELECT account, product_key, device_name, iot_id, module.module_name, "
         "module.module_version FROM (SELECT *, unnest(modules) AS module FROM lines)"
@@ -116,10 +114,11 @@ def define_live_views(database: duckdb.DuckDBPyConnection, folder: Path, work: P
         "CREATE VIEW answered AS SELECT * EXCLUDE (modules, module_count), module_count AS modules FROM lines"
     )
     _define(database, "failures", f"{_lines(folder / FAILED, _FAILED)} AND status = 'failed'", work)
-    devices = (
-        devices_query(parts) if work is None else f"FROM {parquet(write_devices(database, parts, work, write_parquet))}"
-    )
-    database.execute(f"CREATE VIEW devices AS {devices}")
+    if work is None:
+        database.execute(f"CREATE VIEW devices AS {devices_query(database)}")
+    else:
+        devices = write_devices(database, work)
+        database.execute(f"CREATE VIEW devices AS FROM {parquet(devices)}")
     database.execute(f"CREATE VIEW inventory AS {INVENTORY}")
 
 
@@ -145,12 +144,6 @@ def _define(database: duckdb.DuckDBPyConnection, name: str, query: str, work: Pa
         write_parquet(database, query, work / f"{name}.parquet")
         query = f"FROM {parquet(work / f'{name}.parquet')}"
     database.execute(f"CREATE VIEW {name} AS {query}")
-
-
-def write_parquet(database: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
-    """Writes what a query gives to a Parquet file, a few rows in memory at a time."""
-    options = f"FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}, COMPRESSION zstd"
-    database.execute(f"COPY ({query}) TO {quoted(path)} ({options})")
 
 
 def number(database: duckdb.DuckDBPyConnection, query: str) -> int:
