@@ -1,7 +1,7 @@
 """The two live files of a run: one JSON line for each outcome, with the operating system before it counts.
 
 A line that was written survives the death of this process, whatever kills it: no buffer of ours holds it. A buffer
-would save 2 of the about 200 microseconds that a device costs, and lose what it holds. What a power cut leaves is what
+would save one of the about 50 microseconds that a device costs, and lose what it holds. What a power cut leaves is what
 was synced to disk; see ``auditor.audit.disk``.
 """
 

@@ -143,7 +143,7 @@ class Pacer:
         self._known_to_work = known
 
     def send(self, request: Callable[[], Awaitable[T]]) -> Coroutine[Any, Any, Sent[T]]:
-        """Calls ``request`` until it brings an answer or an error that no repeat would change.
+        """Calls ``request`` until it brings an answer or an error that no repeat would change; to be awaited at once.
 
         Raises:
             AccountStoppedError: the account is refused, was never reached, or has been sick for too long.

@@ -29,15 +29,9 @@ from auditor.errors import (
     TransientError,
 )
 from auditor.model import ModuleVersion, Page, ReportedModule
-from auditor.platform.documented import is_plain
 from auditor.platform.operations import Operation
 from auditor.platform.shapes import read
-
-MESSAGE_LENGTH = 300
-"""Characters kept of a platform's message."""
-
-_READ_LENGTH = 20 * MESSAGE_LENGTH
-"""Characters of a platform's message that are cleaned at most: a body's worth of them would hold up every request."""
+from auditor.platform.text import one_line
 
 UNREADABLE = "auditor.UnreadableAnswer"
 """Our code for an answer that is not one: HTML, half a body, JSON of another shape."""
@@ -158,17 +152,6 @@ def page_of(operation: Operation, answer: Answer) -> Page:
         reported=tuple(_reported(entry) for entry in entries) if isinstance(entries, list) else (),
         request_id=answer.request_id,
     )
-
-
-def one_line(message: str) -> str:
-    """A platform's message fit for a log line.
-
-    The gateway's answer to a wrong signature quotes its whole string to sign; that part is dropped.
-    """
-    if is_plain(message, MESSAGE_LENGTH):
-        return message  # as every request id is, which comes with every answer
-    text = re.sub(r"server string to sign is.*", "", message, flags=re.IGNORECASE | re.DOTALL)[:_READ_LENGTH]
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MESSAGE_LENGTH]
 
 
 def _reported(entry: object) -> ReportedModule:

@@ -77,23 +77,23 @@ class Client:
         self.clock_offset = 0.0
         # A nonce is a UUID: nobody else draws the same beginning, and behind it every request has a number of its own.
         self._nonce, self._numbers = str(uuid.uuid4())[:-12], itertools.count()
-        self._connector: Connector | None = None
         self._exchange: Exchange | None = None
 
     async def __aenter__(self) -> Self:
         endpoint = self._endpoint
         tls = trust(endpoint.ca_file) if self._url.scheme == "https" or endpoint.ca_file is not None else True
-        self._connector = Connector(limit=endpoint.connections, tls=tls)
+        connector = Connector(limit=endpoint.connections, tls=tls)
         self._exchange = Exchange(
-            self._connector, self._like(), connect_timeout=endpoint.connect_timeout, timeout=endpoint.timeout
+            connector, self._like(), connect_timeout=endpoint.connect_timeout, timeout=endpoint.timeout
         )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._connector is not None:
-            await self._connector.close()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            await exchange.close()
 
     def _like(self) -> aiohttp.ClientRequest:
         """A request such as all are, but for what is asked."""

@@ -8,12 +8,13 @@ import ssl
 
 import aiohttp
 from aiohttp.connector import Connection
+from aiohttp.http import HttpProcessingError
 from aiohttp.tracing import Trace
 
 from auditor.errors import PROXY, PlatformError, RefusedAccountError, SettingsError, TransientError
-from auditor.platform.answers import one_line
 from auditor.platform.names import Resolver
 from auditor.platform.signing import percent_encode
+from auditor.platform.text import one_line
 from auditor.proxies import Proxy
 
 WANTS_PASSWORD, _NO_WAY = 407, {403, 502, 503, 504}
@@ -61,19 +62,37 @@ class Connector(aiohttp.TCPConnector):
     ) -> Connection:
         """See ``aiohttp.BaseConnector``; raises ProxyError if it is the proxy that is in the way."""
         self._like = req  # one account has one endpoint: connections for one request are good for all
-        while True:
-            try:
-                connection = await super().connect(req, traces, timeout)
-            except aiohttp.ClientSSLError:  # with whom the proxy connects us
-                raise
-            except (aiohttp.ClientError, OSError) as error:
-                if req.proxy is None:
-                    raise
-                place = f"{req.proxy.host_subcomponent}:{req.proxy.port}"
-                raise _in_the_way(error, f"the proxy {place}", req.host) from None
-            if connection.protocol is None or not connection.protocol.should_close:
-                return connection
+        began = asyncio.get_running_loop().time()
+        connection = await self._connected(req, traces, timeout)
+        if not _spoken_on(connection):
+            return connection
+        until = None if timeout.connect is None else began + timeout.connect
+        try:
+            async with asyncio.timeout_at(until):  # or who speaks first would be called for ever
+                while _spoken_on(connection):
+                    connection.close()
+                    connection = await self._connected(req, traces, timeout)
+        except BaseException:
             connection.close()
+            raise
+        return connection
+
+    async def _connected(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  as above
+    ) -> Connection:
+        """A connection of the pool, or a new one; raises ProxyError if it is the proxy that is in the way."""
+        try:
+            return await super().connect(req, traces, timeout)
+        except aiohttp.ClientSSLError:  # with whom the proxy connects us
+            raise
+        except (aiohttp.ClientError, OSError) as error:
+            if req.proxy is None:
+                raise
+            place = f"{req.proxy.host_subcomponent}:{req.proxy.port}"
+            raise _in_the_way(error, f"the proxy {place}", req.host) from None
 
     async def warm(self, connections: int, timeout: aiohttp.ClientTimeout) -> bool:  # noqa: ASYNC109  as above
         """Opens as many connections as are missing, once a request has shown where to; False if none could be."""
@@ -100,6 +119,11 @@ class Connector(aiohttp.TCPConnector):
             for each in opening:
                 each.cancel()
         return sum(end is None for end in ends) > idle
+
+
+def _spoken_on(connection: Connection) -> bool:
+    """Whether something came on a connection that nobody asked for, or it cannot be used for another reason."""
+    return connection.protocol is not None and connection.protocol.should_close
 
 
 def _in_the_way(error: Exception, proxy: str, host: str) -> ProxyError:
@@ -152,6 +176,8 @@ def explained(error: Exception, host: str, proxy: Proxy | None = None) -> Platfo
             code, sentence = "auditor.DNS", f"the name {host} cannot be resolved"
         case aiohttp.ClientConnectorError():
             code, sentence = "auditor.Unreachable", f"{host} cannot be reached: {_reason(error.os_error)}"
+        case HttpProcessingError():
+            code, sentence = "auditor.BadAnswer", f"{host} sent what is no HTTP answer{by}"
         case aiohttp.ClientPayloadError():
             code, sentence = "auditor.CutBody", f"{host} closed in the middle of a body{by}"
         case aiohttp.ServerDisconnectedError() | ConnectionResetError() | aiohttp.ClientOSError():

@@ -10,9 +10,7 @@ from typing import Annotated, Any
 import msgspec
 
 from auditor.model import ModuleVersion, Page, ReportedModule
-
-REQUEST_ID_LENGTH = 100
-"""Characters of a request id at most, which is a UUID."""
+from auditor.platform.text import is_plain
 
 _Whole = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -25,12 +23,7 @@ def documented_page(body: bytes) -> Page | None:
         answer = decoder.decode(body)
     except (ValueError, msgspec.MsgspecError, RecursionError):
         return None
-    return _page(answer) if answer.success and is_plain(answer.request_id, REQUEST_ID_LENGTH) else None
-
-
-def is_plain(text: str, length: int) -> bool:
-    """Whether a text is ``length`` characters at most of which none has to be cleaned away."""
-    return len(text) <= length and text.isascii() and text.isprintable() and " " not in text
+    return _page(answer) if answer.success and is_plain(answer.request_id) else None
 
 
 def _page(answer: Any) -> Page:  # noqa: ANN401  of a type that is made below

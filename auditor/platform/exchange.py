@@ -35,9 +35,10 @@ class Exchange:
     """Asks one place for one thing after another, as many at a time as the connector has connections.
 
     Args:
-        connector: gives connections.
+        connector: gives connections; closed by ``close``.
         like: a request such as all are: whom it is sent to, through which proxy, with which headers.
-        connect_timeout, timeout: seconds, for a connection and for the whole of a request.
+        connect_timeout, timeout: seconds, for getting a connection, of the pool or a new one, and for the whole of a
+            request. The connector minds the first, the watchdog the second once there is a connection.
     """
 
     def __init__(
@@ -71,6 +72,11 @@ class Exchange:
         if watched.late:  # whatever is said of a connection that was cut; a body that ends with it even looks whole
             raise TimeoutError
         return received
+
+    async def close(self) -> None:
+        """Closes all connections, those in use as well."""
+        self._watchdog.close()
+        await self._connector.close()
 
     async def warm(self, connections: int) -> bool:
         """See ``Connector.warm``."""
@@ -153,6 +159,10 @@ class _Watchdog:
 
     def leave(self, watched: _Watched) -> None:
         self._going.pop(watched, None)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _look(self) -> None:
         self._timer = None

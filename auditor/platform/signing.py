@@ -87,7 +87,10 @@ class Signer:
         return f"{query}&Signature={escaped}", signed
 
     def _framed(self, names: tuple[str, ...]) -> "_Frame":
-        """The frame of this second's requests that have parameters of these names."""
+        """The frame of this second's requests that have parameters of these names.
+
+        A parameter goes before a constant of its name, and the time and nonce of the request before a parameter.
+        """
         changing = tuple(sorted(set(names) - {"Timestamp"}))
         alike = _pairs({**self._constants, "Timestamp": self._second})
         pairs = {name: pair.replace("%", "%%") for name, pair in alike.items()}

@@ -11,11 +11,12 @@ from multidict import CIMultiDict
 
 from auditor.errors import PlatformError
 from auditor.model import Page
-from auditor.platform.answers import MESSAGE_LENGTH, decipher, page_of
+from auditor.platform.answers import decipher, page_of
 from auditor.platform.documented import documented_page
 from auditor.platform.listings import MOST, NAME_LENGTH, devices_of, modules_of, products_of
 from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
 from auditor.platform.shapes import DEFINED_MODULES, DEVICES, PRODUCTS
+from auditor.platform.text import MESSAGE_LENGTH
 
 NOW = 1_732_009_663.0
 SECONDS = 5.0

@@ -24,8 +24,9 @@ from auditor.errors import (
     TransientError,
 )
 from auditor.model import ModuleVersion, Page
-from auditor.platform.answers import MESSAGE_LENGTH, UNREADABLE, Answer, decipher, kind_of, one_line, page_of
+from auditor.platform.answers import UNREADABLE, Answer, decipher, kind_of, page_of
 from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
+from auditor.platform.text import MESSAGE_LENGTH, one_line
 
 NOW = 1_732_009_663.0
 ENTRY = {

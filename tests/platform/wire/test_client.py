@@ -398,14 +398,15 @@ async def test_a_troubled_platform_brings_answers_and_platform_errors_and_one_re
 async def test_connections_that_do_not_come_about_hold_up_no_request() -> None:
     async with serving(answering(GOOD)) as seen, client_of(seen.url) as client:
         await asyncio.gather(ask(client), ask(client))
-        assert client._connector is not None
-        connect = client._connector._create_connection
+        assert client._exchange is not None
+        connector = client._exchange._connector
+        connect = connector._create_connection
 
         async def never(*_: object) -> NoReturn:
             await asyncio.sleep(60)
             raise AssertionError
 
-        client._connector._create_connection = never  # type: ignore[assignment,method-assign]
+        connector._create_connection = never  # type: ignore[assignment,method-assign]
         warming = asyncio.create_task(client.warm(6))
         await asyncio.sleep(0.02)
         async with asyncio.timeout(2):
@@ -414,6 +415,6 @@ async def test_connections_that_do_not_come_about_hold_up_no_request() -> None:
         warming.cancel()
         await asyncio.wait([warming])
         await asyncio.sleep(0.01)
-        client._connector._create_connection = connect  # type: ignore[method-assign]
+        connector._create_connection = connect  # type: ignore[method-assign]
         assert await client.warm(6)
     assert seen.connections == 6

@@ -2,8 +2,11 @@
 
 import asyncio
 import time
+from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp.connector import Connection
 
 from auditor.errors import PlatformError, TransientError
 
@@ -80,6 +83,47 @@ async def test_a_client_is_closed_while_requests_are_in_flight() -> None:
                 await asyncio.sleep(0.01)
         ends = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), 10)
     assert all(isinstance(end, PlatformError) for end in ends), ends
+
+
+async def test_a_client_that_is_closed_sends_nothing_and_leaves_no_timer() -> None:
+    async with serving(silence) as seen:
+        client = client_of(seen.url, timeout=0.2)
+        async with client:
+            asking = asyncio.ensure_future(failure_of(client))
+            while not seen.lines:  # noqa: ASYNC110  a server that tells nobody
+                await asyncio.sleep(0.01)
+            assert client._exchange is not None
+            timer = client._exchange._watchdog._timer
+            assert timer is not None
+        assert timer.cancelled()
+        assert (await asking).code == "auditor.Disconnected"
+        with pytest.raises(RuntimeError, match="not open"):
+            await ask(client)
+        assert await client.warm(3)
+    assert seen.connections == 1
+
+
+async def test_a_server_that_speaks_first_on_every_connection_is_called_no_longer_than_a_request_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving(answering(GOOD)) as seen, client_of(seen.url, timeout=0.4) as client:
+        connect = aiohttp.TCPConnector.connect
+
+        async def spoken_on(self: aiohttp.TCPConnector, *arguments: Any) -> Connection:
+            await asyncio.sleep(0.01)
+            connection = await connect(self, *arguments)
+            assert connection.protocol is not None
+            connection.protocol.force_close()
+            return connection
+
+        monkeypatch.setattr(aiohttp.TCPConnector, "connect", spoken_on)
+        began = time.monotonic()
+        errors = await asyncio.wait_for(asyncio.gather(*(failure_of(client) for _ in range(3))), 10)
+        assert time.monotonic() - began < 5
+        monkeypatch.undo()
+        assert {error.code for error in errors} == {"auditor.Timeout"}
+        assert seen.lines == []
+        assert (await ask(client)).request_id == "R"
 
 
 async def test_an_answer_that_comes_before_its_question_is_not_taken() -> None:
