@@ -33,7 +33,7 @@ print(time.perf_counter() - began)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--devices", type=int, default=1_000_000)
-    parser.add_argument("--modules", type=int, default=4)
+    parser.add_argument("--modules", type=int, choices=range(1, 7), default=4)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="auditor-sealing-") as temporary:
         folder = Path(temporary)

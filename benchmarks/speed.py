@@ -24,6 +24,9 @@ HERE = Path(__file__).parent
 OTHERS = HERE.parent / ".bench" / "bin" / "python"
 """An environment with the packages of others; `make bench-speed` makes it."""
 
+OF_OURS = frozenset({"auditor_run", "stream", "aiohttp_tuned", "aiohttp_plain"})
+"""Contenders that need nothing that is not installed with this project."""
+
 SERVER_CORE, CLIENT_CORE = 0, 1
 
 DEVICES = {
@@ -63,6 +66,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=DEVICES, default=list(DEVICES))
     parser.add_argument("--json", type=Path, default=OTHERS.parents[1] / "speed.json", help="every round's figures")
     options = parser.parse_args()
+    if not OTHERS.exists() and not OF_OURS.issuperset(options.only):
+        parser.error(f"{OTHERS} is missing: `make bench-speed` makes it, or name some of --only {' '.join(OF_OURS)}")
     figures: dict[str, list[Figure]] = {name: [] for name in options.only}
     with tempfile.TemporaryDirectory(prefix="auditor-speed-") as temporary, server() as port:
         for number in range(options.rounds):
@@ -97,7 +102,7 @@ def measured(name: str, port: str, devices: int, folder: Path) -> Figure:
     if name == "auditor_run":
         command = [sys.executable, "-m", "auditor", "run", str(settings(folder, port)), "--log-level", "error"]
     else:
-        python = OTHERS if name in {"sdk_core", "sdk_tea", "dlt"} else Path(sys.executable)
+        python = Path(sys.executable) if name in OF_OURS else OTHERS
         command = [str(python), str(HERE / "contender.py"), name, port, str(fleet), str(folder / "answers.jsonl")]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
