@@ -71,7 +71,7 @@ def open_database(spill: Path | None = None, memory: str = MEMORY, threads: int 
 
     One thread keeps rows in their order and memory flat, and the platform's quota is slower than it anyway.
     """
-    return duckdb.connect(
+    database = duckdb.connect(
         config={
             "memory_limit": memory,
             "threads": threads,
@@ -82,6 +82,8 @@ def open_database(spill: Path | None = None, memory: str = MEMORY, threads: int 
             "allocator_flush_threshold": "1MB",
         }
     )
+    database.execute("SET enable_progress_bar = false")  # which it draws on standard output, where data goes
+    return database
 
 
 def reason_of(error: OSError | duckdb.Error | UnicodeDecodeError) -> str:
