@@ -78,7 +78,7 @@ class AskedAccount:
         self._pacers: dict[str, Pacer] = {}
         ask_known = None if known is None else partial(self._ask_once, known)
         self._pacer = self._pacer_of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, ask_known)
-        self._offset = 0.0
+        self._offset = 0
 
     def _pacer_of(self, operation: Operation, known: Callable[[], Awaitable[object]] | None = None) -> Pacer:
         if operation.quota_name not in self._pacers:
@@ -183,10 +183,9 @@ class AskedAccount:
             AccountStoppedError: the account is refused, or was never reached.
         """
         sent = await self._pacer_of(operation).send(lambda: self.client.call(operation, parameters))
-        if self.client.clock_offset != self._offset:
-            if (seconds := round(self.client.clock_offset)) != round(self._offset):
-                log.warning("the platform's clock differs and is followed", account=self.name, seconds=seconds)
-            self._offset = self.client.clock_offset
+        if (offset := round(self.client.clock_offset)) != self._offset:
+            self._offset = offset
+            log.warning("the platform's clock differs and is followed", account=self.name, seconds=offset)
         return sent
 
     async def call_aside(self, operation: Operation, parameters: Mapping[str, str]) -> Sent[Answer]:

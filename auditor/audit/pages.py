@@ -135,7 +135,7 @@ class _Ledger:
 
     def _add(self, reported: ReportedModule) -> None:
         told = (reported.product_key, reported.device_name, reported.iot_id)
-        if told != self._told:  # as they do once for a page: all of its modules tell the same, or are refused
+        if told != self._told:  # nearly always the first module alone: the others tell the same, and need no look
             self._identify(*told)
             self._told = told
         # Module names are unique in a product regardless of case (Alibaba's page on OTA modules).

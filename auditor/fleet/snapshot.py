@@ -61,7 +61,7 @@ def write_snapshot(fleets: Sequence[tuple[str, str]], out: Path, *, limit: int |
         (work / "whole.parquet").replace(out)
         return Snapshot(", ".join(dict.fromkeys(source for _, source in fleets)), devices, duplicates, sha256_of(out))
     except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
-        raise RunNotWritableError(f"{out} cannot be written: {error}") from error
+        raise RunNotWritableError(f"{out} cannot be written: {reason_of(error)}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -29,7 +29,9 @@ def write_devices(database: duckdb.DuckDBPyConnection, work: Path) -> Path:
     written = []
     for first in range(0, devices, PART):
         written.append(work / f"devices-{first}.parquet")
-        part = f"(FROM fleet WHERE ordinal BETWEEN {first} AND {first + PART - 1})"
+        # The last part has no end: in a fleet whose ordinals have gaps no device may be left out.
+        end = "" if first + PART >= devices else f" AND ordinal < {first + PART}"
+        part = f"(FROM fleet WHERE ordinal >= {first}{end})"
         write_parquet(database, f"{devices_query(database, part)} ORDER BY ordinal", written[-1])
     write_parquet(database, f"FROM {parquet(*written)}", path)
     for each in written:

@@ -52,7 +52,7 @@ class Signer:
     """Signs the requests of one access key. ``constants`` are parameters that every request carries.
 
     Requests of one operation in one second differ in few values. So what is alike, the sorted query with places for
-    those values, is put together once a second; and the keyed hash once, to be copied. It is a third of the work.
+    those values, is put together once a second; and the keyed hash once, to be copied. That halves the work.
     """
 
     def __init__(self, access_key_id: str, secret: Secret, constants: Mapping[str, str]) -> None:

@@ -275,6 +275,18 @@ def test_a_fleet_that_is_joined_in_parts_is_sealed_and_proven_as_one(
         assert {path.name for path in parts.iterdir()} == {path.name for path in whole.iterdir()}
 
 
+def test_no_device_is_left_out_of_the_parts_of_a_fleet_whose_ordinals_have_gaps(tmp_path: Path) -> None:
+    fleet = [named(number) for number in range(9)]
+    folder = running(tmp_path / "run", fleet, [ok(device, ("ble", "1")) for device in fleet]).folder
+    with duckdb.connect() as database:
+        gaps = "SELECT * REPLACE (ordinal * 7 AS ordinal) FROM read_parquet(?)"
+        database.execute(f"CREATE TABLE fleet AS {gaps}", [str(folder / FLEET)])
+        database.execute(f"COPY fleet TO '{folder / FLEET}' (FORMAT parquet)")
+    with mock.patch("auditor.inventory.states.PART", 2):
+        assert seal(folder).devices == DeviceCounts(9, 0, 0, 0, 0)
+    assert [ordinal for (ordinal,) in rows(folder / DEVICES, "ordinal")] == list(range(0, 63, 7))
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
