@@ -8,6 +8,7 @@ an index               quota, faults
 from auditor.simulator.account import SimulatedAccount
 from auditor.simulator.faults import FaultKind, Faults
 from auditor.simulator.lies import Lie
+from auditor.simulator.life import ORDINARY_LIFE, Life
 from auditor.simulator.quota import WindowKind
 from auditor.simulator.records import DEVICE_SECRET_PREFIX
 from auditor.simulator.registry import Churn
@@ -18,11 +19,13 @@ __all__ = [
     "DEFAULT_ACCOUNT",
     "DEVICE_SECRET_PREFIX",
     "FLEET_COLUMNS",
+    "ORDINARY_LIFE",
     "Churn",
     "Counts",
     "FaultKind",
     "Faults",
     "Lie",
+    "Life",
     "SimulatedAccount",
     "SimulatedDevice",
     "Simulator",

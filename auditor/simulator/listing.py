@@ -83,7 +83,7 @@ class DeviceListing:
         return place
 
     def _entry(self, device: SimulatedDevice) -> Document:
-        record = record_of(device, self._registry.world.day)
+        record = record_of(device, self._registry.world.began)
         return {
             "deviceId": device.iot_id[:20],
             "deviceName": device.device_name,

@@ -6,10 +6,11 @@ Sources: Tuya's and Alibaba's pages of the operations.
 from auditor.platform.operations import QUERY_PRODUCT_LIST
 from auditor.simulator.answers import Document
 from auditor.simulator.parameters import Parameters, page_number, product_of
-from auditor.simulator.records import FIRST_REGISTERED, utc_text
+from auditor.simulator.records import utc_text
 from auditor.simulator.registry import Registry
+from auditor.simulator.world import DAY, FIRST_REGISTERED
 
-_OPENED = FIRST_REGISTERED - 30 * 86_400_000
+_OPENED = FIRST_REGISTERED - 30 * DAY
 """When the products were made, in milliseconds since 1970: before their devices."""
 
 

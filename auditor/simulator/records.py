@@ -1,35 +1,30 @@
 """What the simulated platform keeps about a device beside its versions: its secret, its status and its dates.
 
-All of it is a function of the device, so nothing is stored. Devices are registered one after another, and have been
-online once more on each simulated day: a device reports new versions while it is connected.
+All of it is a function of the device and of when its world began, so nothing is stored. Devices are registered one
+after another, and were online before the world's first day.
 """
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from hashlib import blake2b
 from struct import Struct
-from typing import Literal
 
-from auditor.simulator.world import SimulatedDevice
+from auditor.simulator.life import DeviceStatus
+from auditor.simulator.world import DAY, FIRST_REGISTERED, SimulatedDevice
 
 DEVICE_SECRET_PREFIX = "device-secret-"  # noqa: S105  a mark to look for, no secret
 """Every device's secret begins with this, so that a search tells whether any was kept."""
 
-DeviceStatus = Literal["ONLINE", "OFFLINE", "UNACTIVE", "DISABLE"]
-"""As the platform spells them."""
-
-FIRST_REGISTERED = round(datetime(2025, 3, 1, tzinfo=UTC).timestamp() * 1000)
-"""When the first device of every world was registered, in milliseconds since 1970."""
-
 _APART = 211
-"""Milliseconds from a device's registration to the next: the largest possible world ends before the year 9999."""
+"""Milliseconds from a device's registration to the next."""
 
-_DAY = 86_400_000
-_MONTH = 30 * _DAY
+_MONTH = 30 * DAY
 _CHINA = timezone(timedelta(hours=8))
-_DRAWS = Struct("<H3I4B8s")
-_SHARE_SCALE = 1 << 16
-_DISABLED, _OFFLINE = _SHARE_SCALE // 100, _SHARE_SCALE * 3 // 10
+_DRAWS = Struct("<2x3I4B8s")
+
+_MOMENT = 500
+"""Milliseconds within which the devices of a day come online, and within which they go offline then: an audit of that
+day, which takes longer, ends after all that happened on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +35,7 @@ class Record:
         created: when it was registered.
         modified: when its record was changed.
         changed: when it came to be in this status.
-        online: when it was online last; None if never.
+        online: when it came online last; None if never.
         address: where it was online from.
         secret: what it shows to the platform; clients of the API get it and must not keep it.
     """
@@ -54,20 +49,20 @@ class Record:
     secret: str
 
 
-def record_of(device: SimulatedDevice, day: int) -> Record:
-    """What the platform keeps about a device on a simulated day."""
+def record_of(device: SimulatedDevice, began: int) -> Record:
+    """What the platform keeps about a device of a world whose day 0 is ``began``, in milliseconds since 1970."""
     dice = blake2b(device.iot_id.encode(), digest_size=_DRAWS.size).digest()
-    drawn, modified, online, offline, *host, secret = _DRAWS.unpack(dice)
-    created = FIRST_REGISTERED + device.index * _APART
-    status: DeviceStatus = "ONLINE"
-    changed = seen = created + online % _MONTH + day * _DAY
-    if not device.activated:
-        status, changed = "UNACTIVE", created
-    elif drawn < _OFFLINE:
-        status = "DISABLE" if drawn < _DISABLED else "OFFLINE"
-        changed = seen + offline % _DAY
+    modified, online, offline, *host, secret = _DRAWS.unpack(dice)
+    created = min(FIRST_REGISTERED + device.index * _APART, began - _MONTH - 2 * DAY)
+    if device.connected:
+        seen = began + device.connected * DAY + online % _MOMENT
+        left = seen + 1 + offline % _MOMENT
+    else:
+        seen = began - 2 * DAY - online % _MONTH
+        left = seen + offline % DAY
+    changed = {"ONLINE": seen, "UNACTIVE": created}.get(device.status, left)
     return Record(
-        status=status,
+        status=device.status,
         created=created,
         modified=created + modified % _MONTH,
         changed=changed,

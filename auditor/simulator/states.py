@@ -30,7 +30,7 @@ class DeviceStates:
         return devices_named(parameters, self._registry, most)
 
     def _entry(self, device: SimulatedDevice) -> Document:
-        record = record_of(device, self._registry.world.day)
+        record = record_of(device, self._registry.world.began)
         entry: Document = {
             "deviceName": device.device_name,
             "iotId": device.iot_id,
@@ -54,7 +54,7 @@ class DeviceDetails:
         return {"data": {"data": [self._entry(device) for device in devices]}}
 
     def _entry(self, device: SimulatedDevice) -> Document:
-        record = record_of(device, self._registry.world.day)
+        record = record_of(device, self._registry.world.began)
         product = self._registry.world.products[self._registry.world.layout.place_of(device.index)[0]]
         default = [module.module_version for module in device.modules if module.module_name == "default"]
         return {

@@ -2,9 +2,11 @@
 
 import copy
 import csv
+import math
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
@@ -13,10 +15,21 @@ from typing import Self
 from auditor.model import ModuleVersion
 from auditor.simulator.catalogue import Product, make_products, version_text
 from auditor.simulator.layout import CERTAIN, Layout
+from auditor.simulator.life import ORDINARY_LIFE, DeviceStatus, Life, Timetable
 
-# 64 drawn bytes, six of them not used: what the device is (32 bits each), its modules (16 bits each), its iot_id's
-# first part.
-_DRAWS = Struct("<4x3I2x15H16s")
+FIRST_REGISTERED = round(datetime(2025, 3, 1, tzinfo=UTC).timestamp() * 1000)
+"""When the first device of every world was registered, in milliseconds since 1970."""
+
+DAY = 86_400_000
+"""Milliseconds of a simulated day."""
+
+# Late enough for twelve million devices to be registered and then connected before.
+_BEGAN = FIRST_REGISTERED + 61 * DAY
+_LAST_TODAY = 1 << 37
+
+# 64 drawn bytes: how the device lives, what it is (32 bits each), when it connects, its modules (16 bits each), its
+# iot_id's first part.
+_DRAWS = Struct("<I3IH15H16s")
 _ID_SPACE = 1 << 40
 _ID_DIGITS = 10
 _STEP = 0x9E3779B97F | 1
@@ -40,6 +53,11 @@ class SimulatedDevice:
         exists: False: a fleet file names it but the platform does not know it.
         activated: False: the platform answers ``iot.device.InactiveDevice``.
         modules: what it has reported; empty if it is silent, inactive or does not exist.
+        status: what the platform says of it.
+        connected: the last day on which it connected, up to the world's; 0 if that was before day 1. So it connected
+            after day 3 if this is above 3.
+        reported: the last day on which it reported what it ran then, likewise; later than ``connected`` if it did so
+            without a connection.
     """
 
     index: int
@@ -49,6 +67,9 @@ class SimulatedDevice:
     exists: bool
     activated: bool
     modules: tuple[ModuleVersion, ...]
+    status: DeviceStatus
+    connected: int
+    reported: int
 
 
 class World:
@@ -63,8 +84,15 @@ class World:
         large: the part of the rest with 201 to 1000 modules, which one page cannot hold.
         special: index to exact number of modules, above all other settings; 0 is a silent device.
         day: the same fleet so many days later: updates reach more of its devices each day, and a few are rolled back.
+            What a device reports are its versions on the last day on which it reported.
+        life: which of its devices connect as the days pass, and which report without it.
+        today: when ``day`` begins, in seconds since 1970, so that the platform's times compare with a clock's. Days
+            are 24 hours apart, and connections of a day are told as of its first second, so that they are later
+            than an audit that ended before. What was before day 1 is told as a day or more before day 0. None: day 0
+            is the same moment of 2025 in every world.
 
     Attributes:
+        began: when day 0 begins, in milliseconds since 1970.
         products: what it has, in the order of their numbers.
         layout: which index is which product's device.
     """
@@ -81,6 +109,8 @@ class World:
         large: float = 0.0005,
         special: Mapping[int, int] | None = None,
         day: int = 0,
+        life: Life = ORDINARY_LIFE,
+        today: float | None = None,
     ) -> None:
         if not 0 <= devices <= _ID_SPACE:
             raise ValueError(f"devices must be 0 to {_ID_SPACE}, not {devices}")
@@ -94,13 +124,18 @@ class World:
             raise ValueError("special says how many modules a device has: no negative numbers")
         if day < 0:
             raise ValueError(f"day is a number of days, from 0 up, not {day}")
+        if today is not None and not 0 <= today < _LAST_TODAY:
+            raise ValueError(f"today is in seconds since 1970, not {today}")
         self.seed, self.day = seed, day
+        # What was read before this moment must not look as if it were read after it: never rounded down.
+        self.began = _BEGAN if today is None else math.ceil(today * 1000) - day * DAY
         self._devices = devices
         self._special = dict(special or {})
         lost, self._silent, self._inactive, self._large = (round(part * CERTAIN) for part in parts.values())
         self.products = make_products(seed, products)
         self.layout = Layout(seed, products, devices, lost, self._special)
         self._by_key = {product.product_key: number for number, product in enumerate(self.products)}
+        self._timetable = Timetable(life, day)
         self._dice = blake2b(f"device {seed} ".encode())
         self._id_offset = int.from_bytes(blake2b(f"ids {seed}".encode(), digest_size=5).digest(), "big")
 
@@ -131,12 +166,15 @@ class World:
             raise IndexError(f"no device {index} in a world of {self._devices}")
         dice = self._dice.copy()
         dice.update(index.to_bytes(8, "big"))
-        silent, inactive, large, size, *draws, letters = _DRAWS.unpack(dice.digest())
+        kind, silent, inactive, large, phase, size, *draws, letters = _DRAWS.unpack(dice.digest())
         number, place = self.layout.place_of(index)
         product = self.products[number]
         exact = self._special.get(index)
         exists = self.layout.exists(index, number, place)
         activated = exact is not None or inactive >= self._inactive
+        status, connected, reported = self._timetable.presence(kind, phase)
+        if not activated:
+            status, connected, reported = "UNACTIVE", 0, 0
         modules: tuple[ModuleVersion, ...] = ()
         if exact is not None:
             modules = _exactly(product, exact, draws)
@@ -145,7 +183,7 @@ class World:
         elif large < self._large:
             modules = _exactly(product, _LARGE_FROM + size % (_LARGE_TO - _LARGE_FROM + 1), draws)
         else:
-            modules = _reported(product, draws, self.day)
+            modules = _reported(product, draws, reported)
         tail = (index * _STEP + self._id_offset) % _ID_SPACE
         return SimulatedDevice(
             index=index,
@@ -155,6 +193,9 @@ class World:
             exists=exists,
             activated=activated,
             modules=modules,
+            status=status,
+            connected=connected,
+            reported=reported,
         )
 
     def find(self, product_key: str, device_name: str) -> SimulatedDevice | None:

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from auditor.simulator import DEVICE_SECRET_PREFIX, SimulatedDevice, Simulator, World
+from auditor.simulator import DEVICE_SECRET_PREFIX, Life, SimulatedDevice, Simulator, World
 
 from .asking import PRODUCT_REFUSALS, ask, code_of
 
@@ -61,11 +61,17 @@ async def test_ids_of_several_products_go_into_one_request_and_win_over_names(
     assert [entry["iotId"] for entry in await states(platform, sent)] == [world.device(i).iot_id for i in range(4)]
 
 
-async def test_a_devices_state_is_the_status_it_is_listed_with(platform: Simulator, world: World) -> None:
-    listed = await ask(platform, "QueryDevice", ProductKey=world.product_keys[0], PageSize=50)
-    expected = {entry["iotId"]: entry["deviceStatus"] for entry in listed["data"]["deviceInfo"]}
-    shown = await states(platform, numbered("IotId", expected))
+@pytest.mark.parametrize("day", [0, 3])
+async def test_a_devices_state_is_the_status_it_is_listed_with(day: int) -> None:
+    world = World(50, products=1, missing=0, day=day, life=Life(connecting=0.4, always_online=0.3))
+    async with Simulator(world) as platform:
+        listed = await ask(platform, "QueryDevice", ProductKey=world.product_keys[0], PageSize=50)
+        expected = {entry["iotId"]: entry["deviceStatus"] for entry in listed["data"]["deviceInfo"]}
+        shown = await states(platform, numbered("IotId", expected))
+        detailed = await details(platform, by_name(list(world)))
     assert {entry["iotId"]: entry["status"] for entry in shown} == expected
+    assert {entry["iotId"]: entry["status"] for entry in detailed} == expected
+    assert expected == {device.iot_id: device.status for device in world}
     assert set(expected.values()) >= {"ONLINE", "OFFLINE"}
 
 
@@ -78,13 +84,22 @@ async def test_a_device_that_was_never_activated_was_never_online() -> None:
         assert (detail["status"], detail["firmwareVersion"]) == ("UNACTIVE", "")
 
 
-async def test_a_day_later_every_device_was_online_again() -> None:
-    seen = []
-    for day in (0, 1):
-        world = World(20, products=1, missing=0, inactive=0, day=day)
+async def test_a_day_later_those_that_connected_show_it_and_the_others_are_as_they_were() -> None:
+    life, today = Life(connecting=0.3, always_online=0.2), 1_800_000_000
+    seen: list[list[Any]] = []
+    worlds = [World(50, products=1, missing=0, inactive=0, day=day, life=life, today=today) for day in (4, 5)]
+    for world in worlds:
         async with Simulator(world) as platform:
-            seen.append([entry["lastOnlineTime"] for entry in await states(platform, by_name(list(world)))])
-    assert [new - old for old, new in zip(*seen, strict=True)] == [86_400_000] * 20
+            seen.append(await states(platform, by_name(list(world))))
+    for device, old, new in zip(worlds[1], *seen, strict=True):
+        if device.connected == 5:
+            assert 0 <= new["lastOnlineTime"] - today * 1000 <= new["timestamp"] - today * 1000 <= 1_000
+        else:
+            assert new["lastOnlineTime"] == old["lastOnlineTime"] - 86_400_000
+            assert new["timestamp"] < today * 1000 - 86_000_000
+            assert new["status"] == ("OFFLINE" if device.connected == 4 else old["status"])
+    assert {entry["status"] for entry in seen[1]} >= {"ONLINE", "OFFLINE"}
+    assert 5 < sum(device.connected == 5 for device in worlds[1]) < 25
 
 
 async def test_who_does_not_exist_is_left_out() -> None:
