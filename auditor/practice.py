@@ -1,6 +1,7 @@
 """The simulated platform put to use: the demonstration, and a server to practise on."""
 
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,17 @@ from auditor.audit.scheduler import Stop
 from auditor.config import settings_from
 from auditor.errors import StoppedError, UsageError
 from auditor.model import Dialect, Secret
-from auditor.simulator import DEFAULT_ACCOUNT, Churn, Faults, SimulatedAccount, Simulator, WindowKind, World
+from auditor.simulator import (
+    DEFAULT_ACCOUNT,
+    ORDINARY_LIFE,
+    Churn,
+    Faults,
+    Life,
+    SimulatedAccount,
+    Simulator,
+    WindowKind,
+    World,
+)
 
 DEMO_PER_SECOND = 500.0
 """The demonstration's quota; a real account's 10 a second would take minutes to watch."""
@@ -31,6 +42,8 @@ DEMO_FAULTS = Faults(
 )  # fmt: skip
 """A few of each; a throttled answer holds the account back for a second and silence lasts a whole timeout."""
 
+DEMO_LIFE = Life(connecting=0.4, always_online=0.4)
+"""Most devices report each night, so that three nights show updates on their way, and some are met offline."""
 
 DEMO_RULES = """\
 # What the demonstration asks of its fleet; see also configs/rules.toml.
@@ -61,7 +74,7 @@ async def demonstrate(devices: int, day: int, directory: Path, watch: Watch, sto
         watch: told where the audit stands.
         stop: a wish to end early.
     """
-    world = World(devices, large=0, day=day)
+    world = World(devices, large=0, day=day, life=DEMO_LIFE, today=time.time())
     account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, DEMO_PER_SECOND)
     with TemporaryDirectory(prefix="auditor-demo-") as temporary:
         folder = Path(temporary)
@@ -83,6 +96,7 @@ class Practice:
         register: devices a second that are registered while a fleet is listed.
         remove: devices a second that are removed meanwhile.
         fleet: what the written settings say of the devices: a fleet file, or all products.
+        life: of the devices.
     """
 
     devices: int
@@ -98,6 +112,7 @@ class Practice:
     register: float = 0.0
     remove: float = 0.0
     fleet: Literal["file", "products"] = "file"
+    life: Life = ORDINARY_LIFE
 
 
 async def serve(practice: Practice, port: int, write: Path | None, tell: Callable[[str], None]) -> None:
@@ -143,8 +158,16 @@ async def serve(practice: Practice, port: int, write: Path | None, tell: Callabl
 def _accounts(practice: Practice) -> dict[SimulatedAccount, World]:
     """The accounts and their worlds; the keys and secrets of all but the first are numbered."""
     accounts: dict[SimulatedAccount, World] = {}
+    today = time.time()
     for number in range(practice.accounts):
-        world = World(practice.devices, seed=practice.seed + number, products=practice.products, day=practice.day)
+        world = World(
+            practice.devices,
+            seed=practice.seed + number,
+            products=practice.products,
+            day=practice.day,
+            life=practice.life,
+            today=today,
+        )
         suffix = f"-{number + 1}" if number else ""
         key, secret = DEFAULT_ACCOUNT.access_key_id + suffix, Secret(DEFAULT_ACCOUNT.secret.reveal() + suffix)
         accounts[SimulatedAccount(key, secret, practice.per_second, world)] = world

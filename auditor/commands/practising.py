@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from auditor.commands.options import LogLevel, at_least_one, audit
+from auditor.errors import UsageError
 from auditor.terminal import safe, say, tell
 
 
@@ -87,6 +88,10 @@ def simulate(
     latency: Annotated[tuple[float, float], Parameter(negative=())] = (20.0, 80.0),
     faults: float = 0.0,
     day: int = 0,
+    connecting: float = 0.2,
+    always_online: float = 0.7,
+    restarting: float = 0.0,
+    offline_reports: float = 0.0,
     accounts: int = 1,
     register: float = 0.0,
     remove: float = 0.0,
@@ -119,6 +124,15 @@ def simulate(
         The part of the requests that meet a fault: resets, 5xx, HTML, cut bodies, silence and more.
     day:
         The same fleet so many days later: updates reach more of its devices each day, and a few are rolled back.
+        Devices report that when they connect, or as the next four options say.
+    connecting:
+        The part of the devices that connects on a day, of those that are not always online.
+    always_online:
+        The part of the devices that is always online, and reports new versions without connecting anew.
+    restarting:
+        The part of those that reports new versions only when it restarts, as often as the others connect.
+    offline_reports:
+        The part of the devices that reports new versions while it is offline, so that no state tells of it.
     accounts:
         Accounts, each with a fleet of its own, and all of the same size.
     register:
@@ -132,8 +146,13 @@ def simulate(
     """
     from auditor.practice import Practice, serve
     from auditor.process import in_loop
+    from auditor.simulator import Life
 
     at_least_one("--accounts", accounts, "accounts")
+    try:
+        life = Life(connecting, always_online, restarting, offline_reports)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     practice = Practice(
         devices,
         products,
@@ -148,6 +167,7 @@ def simulate(
         register,
         remove,
         fleet,
+        life,
     )
     in_loop(lambda: serve(practice, port, write, tell))
     return 0

@@ -1,17 +1,24 @@
 """`auditor simulate` with several accounts and devices that come and go, in a process of its own."""
 
 import csv
+import inspect
 import signal
 import subprocess
 import sys
+import time
 import tomllib
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import orjson
 import pytest
 
-from auditor.simulator import World
+from auditor.commands.practising import simulate
+from auditor.simulator import ORDINARY_LIFE, Life, World
+
+from .asking import signed_query
 
 
 @contextmanager
@@ -56,9 +63,43 @@ def test_settings_can_name_the_products_instead_of_a_file(tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"simulated.toml", "simulated-secret"}
 
 
-@pytest.mark.parametrize("option", [("--accounts", 0), ("--register", -1), ("--remove", "inf"), ("--fleet", "all")])
+def test_a_fleet_lives_as_told_and_its_times_are_those_of_the_clock(tmp_path: Path) -> None:
+    parts = ("--connecting", 1, "--always-online", 0.5, "--restarting", 0.5, "--offline-reports", 0.25)
+    before = time.time()
+    with simulated("--day", 3, "--products", 1, *parts, "--write", tmp_path) as lines:
+        world = World(20, products=1, day=3, life=Life(1, 0.5, 0.5, 0.25))
+        ids = {f"IotId.{number}": device.iot_id for number, device in enumerate(world, 1)}
+        query = signed_query(ids, constants={"Action": "BatchGetDeviceState"})
+        with urllib.request.urlopen(f"{lines[0].split()[1]}?{query}") as answer:
+            entries = orjson.loads(answer.read())["deviceStatusList"]["deviceStatus"]
+    devices = [device for device in world if device.exists]
+    assert [entry["status"] for entry in entries] == [device.status for device in devices]
+    assert {device.connected for device in devices} == {0, 3}
+    for device, entry in zip(devices, entries, strict=True):
+        if device.connected == 3:
+            assert before < entry["lastOnlineTime"] / 1000 < time.time() + 1
+        else:
+            assert entry["lastOnlineTime"] / 1000 < time.time() - 4 * 86_400
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--accounts", 0),
+        ("--register", -1),
+        ("--remove", "inf"),
+        ("--fleet", "all"),
+        ("--connecting", 1.5),
+        ("--always-online", 0.8, "--offline-reports", 0.8),
+    ],
+)
 def test_options_that_make_no_sense_are_refused(option: tuple[object, ...]) -> None:
     command = [sys.executable, "-m", "auditor", "simulate", "--port", "0", *map(str, option)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_simulates_an_ordinary_life_unless_it_is_told_otherwise() -> None:
+    defaults = {name: each.default for name, each in inspect.signature(simulate).parameters.items()}
+    assert Life(**{name: defaults[name] for name in Life.__slots__}) == ORDINARY_LIFE
