@@ -3,7 +3,7 @@ PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 KILLS ?= 200
 BIN := .venv/bin
-BENCHES := $(addprefix bench-,speed sealing memory quota listing contention sharing accounts gate outages pacing drift report)
+BENCHES := $(addprefix bench-,speed sealing memory quota listing contention sharing accounts gate outages pacing drift report sampling)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo test check format help-texts fuzz chaos bench clean $(BENCHES)
