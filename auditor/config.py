@@ -25,7 +25,7 @@ from auditor.settings import (
     Settings,
     SharedBudget,
 )
-from auditor.settings_rules import SOURCES, check_accounts, check_following, check_source, place_of
+from auditor.settings_rules import SOURCES, check_accounts, check_choosing, check_following, check_source, place_of
 
 __all__ = [
     "Account",
@@ -79,6 +79,7 @@ def settings_from(table: Mapping[str, Any], *, where: str = "settings", folder: 
         settings,
         account=read,
         directory=str(folder / settings.directory),
+        since=settings.since if settings.since in {None, "last", "none", ""} else str(folder / str(settings.since)),
         budget=_budget(settings.budget, folder),
         policy=_policy(settings.policy, folder),
         report=_report(settings.report, folder),
@@ -191,6 +192,13 @@ _WANTED = {
     "notify.webhook": f'give "https://HOST/PATH", {SOURCES}',
     "notify.secret": f"keep it out of the file: give {SOURCES}",
     "notify.when": 'give "always" or "trouble"',
+    "since": 'give "last", a run folder, or "none"',
+    "since_rule": 'give "strict" or "reconnected"',
+    "precision_of": 'give "fleet", "module" or "product"',
+    "max_age": 'give a length of time such as "30d"',
+    "recheck": 'give a part such as "1%"',
+    "guaranteed": 'give a part such as "90%"',
+    "precision": 'give a part such as "1%"',
     "max_failed": 'give a number of devices, or a part of them such as "0.1%"',
 }
 
@@ -246,6 +254,7 @@ def _check(settings: Settings, where: str) -> None:
         raise SettingsError(f"{where}: name: use letters, digits, '.', '-' and '_', 64 at most; it names a folder")
     _check_max_failed(settings.max_failed, where)
     check_accounts(settings, where)
+    check_choosing(settings, where)
     check_following(settings, where)
 
 

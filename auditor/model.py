@@ -24,6 +24,13 @@ DeviceStatus = Literal["ONLINE", "OFFLINE", "UNACTIVE", "DISABLE"]
 Reason = Literal["never_activated"]
 """Why an answer is ``empty``, where that is known: the device was never activated, so it can have reported nothing."""
 
+SinceRule = Literal["strict", "reconnected"]
+"""When a device is asked again: it is online or has been since it was read; it came online since."""
+
+Level = Literal["fleet", "module", "product"]
+"""Of whom a version's share is one: of all devices of the fleet; of those that report the module, of all products; of
+those of one product that report it."""
+
 
 class Secret:
     """An access key secret that cannot be printed, formatted, compared, pickled or iterated by accident."""
@@ -112,6 +119,20 @@ class ListedDevice:
     device_status: str | None
     utc_create: str | None
     utc_modified: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ToldState:
+    """What a device is doing, as the platform tells it; None where it told nothing. Times are ms since 1970.
+
+    ``changed``: when it came to be in this status; ``online``: when it was online last, or came online last.
+    """
+
+    device_name: str | None
+    iot_id: str | None
+    status: str | None
+    changed: int | None
+    online: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,14 @@ from datetime import datetime, timedelta
 
 from auditor.errors import UsageError
 
-_LENGTH = re.compile(r"(?:(?P<hours>\d{1,4})h)?(?:(?P<minutes>\d{1,5})m)?(?:(?P<seconds>\d{1,6})s)?")
+_LENGTH = re.compile(
+    r"(?:(?P<days>\d{1,4})d)?(?:(?P<hours>\d{1,4})h)?(?:(?P<minutes>\d{1,5})m)?(?:(?P<seconds>\d{1,6})s)?"
+)
 _CLOCK = re.compile(r"(\d\d?):(\d\d)(?::(\d\d))?")
 
 
 def seconds_of(text: str) -> float:
-    """The seconds of ``4h``, ``90m``, ``45s`` or ``1h30m``.
+    """The seconds of ``4h``, ``90m``, ``45s``, ``1h30m`` or ``7d``.
 
     Raises:
         UsageError: it is not a length of time, or none at all.

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from auditor.errors import UsageError
-from auditor.model import DeviceStatus, Dialect, Secret
+from auditor.model import DeviceStatus, Dialect, Level, Secret, SinceRule
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -69,21 +69,24 @@ class Quotas(
         "query_device": "QueryDevice",
         "query_device_deep": "QueryDeviceDeep",
         "list_ota_module_by_product": "ListOTAModuleByProduct",
+        "batch_get_device_state": "BatchGetDeviceState",
     },
 ):
-    """Calls a second that an account has for the operations that list its fleet; None: what Alibaba documents.
+    """Calls a second that an account has for operations beside the main one; None: what Alibaba documents.
 
     Attributes:
         query_product_list: ``QueryProductList``, 50.
         query_device: ``QueryDevice``, 50.
         query_device_deep: the same past the first 100,000 devices of a product, 2.
         list_ota_module_by_product: ``ListOTAModuleByProduct``, 10.
+        batch_get_device_state: ``BatchGetDeviceState``, 50.
     """
 
     query_product_list: float | None = None
     query_device: float | None = None
     query_device_deep: float | None = None
     list_ota_module_by_product: float | None = None
+    batch_get_device_state: float | None = None
 
 
 class SharedBudget(Table, frozen=True):
@@ -200,7 +203,49 @@ class Account(Table, frozen=True):
         return parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80)
 
 
-class Settings(Table, frozen=True):
+class Choosing(Table, frozen=True):
+    """Which devices of a fleet are asked, where that is not all of them; see ``auditor.fleet.choosing``.
+
+    Attributes:
+        since: an earlier run whose answers are carried where nothing can have changed: ``"last"``, or a run folder;
+            ``"none"``: no answer is carried, though there is a budget.
+        since_rule: when something can have changed: ``strict``, if a device is online or has been since it was read;
+            ``reconnected``, if it came online since.
+        max_age: how old a carried answer may be, such as ``"30d"``; None: as old as it is.
+        recheck: the part of the carried that is asked all the same, at random.
+        calls: a budget: so many calls at most, of all accounts together, by their quotas.
+        guaranteed: the part of a budget that each product has by its size, for those of its devices that were not read
+            for the longest time; the rest goes where it is worth most.
+        sample: ask so many devices, at random.
+        precision: ask as many devices, at random, as it takes to know shares so well, such as ``"1%"``.
+        precision_of: of which shares that holds: of the fleet's devices, of those that report a module, or of those of
+            a product that report it.
+        seed: of everything that is drawn at random; None: another one each time, which the run tells.
+    """
+
+    since: str | None = None
+    since_rule: SinceRule = "strict"
+    max_age: str | None = None
+    recheck: str = "1%"
+    calls: int | None = None
+    guaranteed: str = "90%"
+    sample: int | None = None
+    precision: str | None = None
+    precision_of: Level = "fleet"
+    seed: int | None = None
+
+    @property
+    def samples(self) -> bool:
+        """Whether a random sample is asked."""
+        return self.sample is not None or self.precision is not None
+
+
+def part_of(text: str) -> float:
+    """The part, 0 to 1, that a text such as ``"0.1%"`` means."""
+    return float(Fraction(text.removesuffix("%")) / 100)
+
+
+class Settings(Choosing, frozen=True, kw_only=True):
     """Everything an audit needs to know but its devices.
 
     Attributes:

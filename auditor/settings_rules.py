@@ -1,4 +1,4 @@
-"""Rules of the settings that types cannot say: those of accounts, and of what follows a run."""
+"""Rules of the settings that types cannot say: of accounts, of which devices are asked, and of what follows a run."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,9 +7,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from auditor.errors import SettingsError
+from auditor.errors import SettingsError, UsageError
 from auditor.proxies import check_proxy
-from auditor.settings import Account, FleetSource, NotifySettings, SecretSource, Settings
+from auditor.schedule import seconds_of
+from auditor.settings import Account, Choosing, FleetSource, NotifySettings, SecretSource, Settings, part_of
 
 SOURCES = '{ env = "NAME" }, { file = "/path" } or { command = ["PROGRAM", …] }'
 """Where a secret may lie, as errors say it."""
@@ -118,6 +119,43 @@ def _check_fleet(fleet: FleetSource, at: str) -> None:
     for key, patterns in (("include", fleet.include), ("exclude", fleet.exclude)):
         if not all((*patterns.product_key, *patterns.device_name)):
             raise SettingsError(f"{at}: {key}: a pattern is empty; leave it out, or give one such as lamp_*")
+
+
+def check_choosing(settings: Choosing, where: str) -> None:
+    """Rules of what says which devices are asked.
+
+    Raises:
+        SettingsError: the first that is broken.
+    """
+    for key, least, most in (("calls", 1, 10**12), ("sample", 1, 10**12), ("seed", 0, 2**63 - 1)):
+        given = getattr(settings, key)
+        if given is not None and not least <= given <= most:
+            raise SettingsError(f"{where}: {key}: give a whole number from {least} up")
+    if settings.since == "":
+        raise SettingsError(f'{where}: since: is empty; give "last", a run folder, or "none"')
+    if settings.max_age is not None:
+        try:
+            seconds_of(settings.max_age)
+        except UsageError:
+            raise SettingsError(f'{where}: max_age: is no length of time; give one such as "30d" or "36h"') from None
+    for key in ("recheck", "guaranteed", "precision"):
+        if (part := getattr(settings, key)) is not None and not _is_part(part):
+            raise SettingsError(f'{where}: {key}: is no part; give one such as "1%"')
+    _check_sample(settings, where)
+
+
+def _check_sample(settings: Choosing, where: str) -> None:
+    if settings.precision is not None and not 0 < part_of(settings.precision) < 0.5:
+        raise SettingsError(f'{where}: precision: give one above 0% and below 50%, such as "1%"')
+    if settings.sample is not None and settings.precision is not None:
+        raise SettingsError(f"{where}: precision: there is a sample, which says how many devices; give one of both")
+    if settings.samples and (settings.calls is not None or settings.since not in {None, "none"}):
+        key = "precision" if settings.sample is None else "sample"
+        raise SettingsError(f"{where}: {key}: is drawn anew, from the whole fleet; leave since and calls out")
+
+
+def _is_part(text: str) -> bool:
+    return re.fullmatch(r"\d+(\.\d+)?%", text, re.ASCII) is not None and float(text[:-1]) <= 100
 
 
 def check_following(settings: Settings, where: str) -> None:

@@ -183,8 +183,8 @@ def test_a_path_that_is_no_file_is_refused(tmp_path: Path, name: str, says: str)
     ("table", "says"),
     [
         ({"at_onse": 3, "account": [account()]}, "at_onse is not a setting; did you mean at_once?"),
-        ({"zzz": 3, "account": [account()]}, "zzz is not a setting; known are account, name, directory"),
-        ({"9" * 20_000: 3, "account": [account()]}, f"{'9' * 80}… is not a setting; known are account"),
+        ({"zzz": 3, "account": [account()]}, "zzz is not a setting; known are since, since_rule, max_age"),
+        ({"9" * 20_000: 3, "account": [account()]}, f"{'9' * 80}… is not a setting; known are since"),
         ({"account": [account(per_secnd=3)]}, 'account 1 ("eu"): per_secnd is not a setting; did you mean per_second?'),
         ({"account": [account(), account(name="b", regionid="x")]}, 'account 2 ("b"): regionid is not a setting'),
         ({"account": [account(access_key_id={"evn": "x"})]}, "access_key_id: evn is not a setting; did you mean env?"),

@@ -154,7 +154,7 @@ def test_a_length_as_people_write_it(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "0s", "0h0m", "5", "30m1h", "1d", "-1h", "1.5h", "h", "1 h", "99999h", "1h1h"]
+    "text", ["", "0", "0s", "0h0m", "5", "30m1h", "1h1d", "-1h", "1.5h", "h", "1 h", "99999h", "1h1h"]
 )
 def test_what_is_no_length_is_refused_with_what_to_give(text: str) -> None:
     with pytest.raises(UsageError, match="give one such as 4h, 90m or 1h30m"):

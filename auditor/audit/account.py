@@ -97,6 +97,16 @@ class AskedAccount:
         return self._pacer.tally
 
     @property
+    def fetched(self) -> int:
+        """Devices whose outcome is known by asking, since this stretch began."""
+        return self._done
+
+    @property
+    def all_sent(self) -> int:
+        """Requests so far, of all operations."""
+        return sum(pacer.tally.sent for pacer in self._pacers.values())
+
+    @property
     def pace(self) -> Pace:
         """How fast devices may be asked about now."""
         gate = self._gates.of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE)

@@ -1,6 +1,7 @@
 """The beginning of an audit: the fleet read whole, and the run folder made around it."""
 
 import contextlib
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from auditor.audit.plan import plan_for
 from auditor.config import Account, FleetSource, Settings
 from auditor.errors import FleetError
 from auditor.fleet.snapshot import no_snapshot, write_snapshot
+from auditor.inventory.choices import Choice, Strategy
 from auditor.inventory.folder import (
     FLEET,
     AccountFacts,
@@ -25,8 +27,10 @@ from auditor.inventory.folder import (
     Rate,
     write_manifest,
 )
+from auditor.inventory.known import run_to_carry_from
 from auditor.inventory.listings import ListingFacts, RequestCounts
 from auditor.model import Device
+from auditor.settings import part_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +92,31 @@ def fleet_files(settings: Settings) -> list[tuple[str, str]]:
 
 
 def new_run(
-    settings: Settings, directory: Path, limit: int | None, started: float, left_out: tuple[str, ...] = ()
+    settings: Settings,
+    directory: Path,
+    limit: int | None,
+    started: float,
+    left_out: tuple[str, ...] = (),
+    *,
+    timed: bool = False,
 ) -> Begun:
     """Reads the fleet files and makes the run folder around them; fleets that the platform lists come later.
 
+    Args:
+        settings: of the audit.
+        directory: where to make the folder.
+        limit: only the first so many devices.
+        started: seconds since 1970.
+        left_out: accounts that are not wanted.
+        timed: whether there is a point in time when it has to be done.
+
     Raises:
         FleetError: the fleet cannot be used; no folder is left.
-        RunFolderError: a run of this name is being written.
+        RunFolderError: a run of this name is being written, or the one whose answers are to be carried cannot be used.
         RunNotWritableError: the directory cannot be written.
     """
     manifests: list[Manifest] = []
+    choice = choice_of(settings, directory, timed=timed)
 
     def fill(folder: Path) -> None:
         files, listed = fleet_files(settings), [account.name for account in settings.account if account.listed]
@@ -117,12 +136,48 @@ def new_run(
             planned=plan_for(settings, folder / FLEET, directory).planned,
             settings=kept_of(settings),
             listings=tuple(ListingFacts(name) for name in listed),
+            choice=choice,
         )
         write_manifest(folder, manifest)
         manifests.append(manifest)
 
     folder, hold = new_run_folder(directory, settings.name, fill, now=started)
     return Begun(folder, hold, manifests[0], folder / FLEET)
+
+
+def choice_of(settings: Settings, directory: Path, *, timed: bool) -> Choice | None:
+    """How a run is to choose whom it asks; None: it asks the whole fleet.
+
+    Args:
+        settings: of the audit.
+        directory: where runs lie.
+        timed: whether there is a point in time when it has to be done.
+
+    Raises:
+        RunFolderError: the run whose answers are to be carried cannot be used.
+    """
+    seed = secrets.randbits(32) if settings.seed is None else settings.seed
+    if settings.samples:
+        precise = None if settings.precision is None else part_of(settings.precision)
+        level = None if precise is None else settings.precision_of
+        return Choice("sample", seed=seed, sample=settings.sample, precision=precise, precision_of=level)
+    if settings.since is None and settings.calls is None and not timed:
+        return None
+    strategy: Strategy = "rolling" if settings.since in {None, "none"} else "since"
+    folder = None
+    if settings.since != "none":
+        folder = run_to_carry_from(directory, settings.name, settings.since or "last")
+    if folder is None and strategy == "rolling" and settings.calls is None:
+        return None  # whoever has time for a part of a fleet of which nothing is known asks as always
+    since = None if folder is None else printable(_seen_from(directory, folder))
+    rule = settings.since_rule if strategy == "since" else None
+    return Choice(strategy, since=since, rule=rule, seed=seed, calls=settings.calls)
+
+
+def _seen_from(directory: Path, folder: Path) -> str:
+    """A run folder's name, or its path where it does not lie in the directory."""
+    place = folder.resolve()
+    return place.name if place.parent == directory.resolve() else str(place)
 
 
 def printable(path: str) -> str:

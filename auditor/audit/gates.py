@@ -16,6 +16,7 @@ from auditor.pace.ledger import SUFFIX, Alone, Ledger, SharedFile, place_on_this
 from auditor.pace.quota import Gate, NoQuota, Quota
 from auditor.pace.redis_ledger import Server, SharedRedis
 from auditor.platform.operations import (
+    BATCH_GET_DEVICE_STATE,
     LIST_OTA_MODULE_BY_PRODUCT,
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
     QUERY_DEVICE,
@@ -31,6 +32,7 @@ _QUOTAS = {
     QUERY_DEVICE.quota_name: "query_device",
     QUERY_DEVICE_DEEP.quota_name: "query_device_deep",
     LIST_OTA_MODULE_BY_PRODUCT.quota_name: "list_ota_module_by_product",
+    BATCH_GET_DEVICE_STATE.quota_name: "batch_get_device_state",
 }
 """Where the settings tell the quota of an operation."""
 

@@ -19,9 +19,11 @@ follows a run, which changes nothing in it."""
 
 HOW = BESIDES | {
     "at_once", "page_size", "attempts", "timeout", "connect_timeout", "give_up_after", "max_failed", "fsync_every",
-    "per_second", "share", "retry_budget", "budget", "ca_file", "proxy", "fleet",
+    "per_second", "share", "retry_budget", "budget", "ca_file", "proxy", "fleet", "since", "since_rule", "max_age",
+    "recheck", "calls", "guaranteed", "sample", "precision", "precision_of", "seed",
 }  # fmt: skip
-"""Settings that say how an audit asks; the others say whom. The fleet is the run's own, whatever its source is now."""
+"""Settings that say how an audit asks; the others say whom. The fleet is the run's own, whatever its source is now, and so
+is whom it chose to ask."""
 
 
 _PATHS = ("file", "ca_file", "directory", "html", "excel", "metrics")

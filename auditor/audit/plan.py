@@ -177,6 +177,22 @@ def plan_of(
     )
 
 
+def calls_within(settings: Settings, account: Account, before: Experience | None, seconds: float) -> int | None:
+    """How many calls of an account fit into a length of time; None: that is not known.
+
+    Args:
+        settings: of the audit.
+        account: one of theirs.
+        before: what an earlier run tells.
+        seconds: that there are.
+    """
+    measured = None if before is None else before.latency
+    workers = workers_of(settings)[settings.account.index(account)]
+    rates = [] if account.rate is None else [account.rate * REACHED]
+    rates += [] if measured is None else [workers / max(measured, 1e-9)]
+    return math.floor(min(rates) * seconds) if rates else None
+
+
 class _Answers(NamedTuple):
     """Seconds that an answer takes, and how many come a second at most with as many requests in flight as may be."""
 

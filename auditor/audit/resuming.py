@@ -16,11 +16,14 @@ from auditor.audit.folder import Hold, door, refuse_overlap
 from auditor.audit.journal import utc
 from auditor.config import Settings
 from auditor.errors import RunFolderError, RunNotWritableError
+from auditor.fleet.parts import keep_accounts
 from auditor.fleet.rows import devices_to_ask
 from auditor.inventory.folder import (
     ANSWERED,
+    CARRIED,
     FAILED,
     FLEET,
+    PLAN,
     SEALED,
     SHOWN,
     Manifest,
@@ -61,9 +64,10 @@ def unfinished(directory: Path, name: str) -> Path | None:
     for manifest, folder in runs:
         if manifest.name == name:
             counts = manifest.devices
+            to_ask = counts.pending - manifest.unsampled
             in_part = counts.failed or any(listing.state == "partial" for listing in manifest.listings)
             proven = manifest.state != "partial" or in_part
-            pending = counts.pending or any(listing.state == "pending" for listing in manifest.listings)
+            pending = to_ask or any(listing.state == "pending" for listing in manifest.listings)
             done = manifest.finished_at is not None and not pending and proven
             return None if done else folder
     return None
@@ -101,6 +105,7 @@ def go_on(folder: Path, settings: Settings, now: float) -> Begun | None:
             return None
         manifest = _with_its_fleet(folder, manifest)
         _mend(folder)
+        _drop_choices(folder, manifest)
         left = write_pending(folder, folder / LEFT)
         # A killed process did not write down the requests of its last second; its answers tell of most.
         requests = replace(manifest.requests, sent=max(manifest.requests.sent, left.requests))
@@ -169,6 +174,14 @@ def _mend(folder: Path) -> None:
         (folder / live).touch()
     cut_torn_line(folder / ANSWERED)
     _drop_unreadable_lines(folder / ANSWERED)
+
+
+def _drop_choices(folder: Path, manifest: Manifest) -> None:
+    """Leaves out what was chosen of an account and not said in the manifest: it chooses anew."""
+    known = [] if manifest.choice is None else [account.account for account in manifest.choice.accounts]
+    for name in (PLAN, CARRIED):
+        if (folder / name).exists():
+            keep_accounts(folder / name, known)
 
 
 def _drop_unreadable_lines(path: Path) -> None:

@@ -74,7 +74,7 @@ async def run_audit(
             refuse_other_settings(old, settings, limit)
             if (begun := go_on(old, settings, now)) is not None:
                 return begun
-        return new_run(settings, where, limit, now, left_out)
+        return new_run(settings, where, limit, now, left_out, timed=until is not None)
 
     begun = await _unless_stopped(begin, stop)
     return await Stretch(settings, keys, begun, until=until, watch=watch, stop=stop, priority=priority).run()

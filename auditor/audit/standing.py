@@ -31,6 +31,13 @@ class Standing:
         self._before = (manifest.requests.sent, manifest.fleet.devices - manifest.devices.pending)
 
     @property
+    def requests_before(self) -> int:
+        """Requests for module versions and states that earlier stretches sent."""
+        choice = self.manifest.choice
+        states = () if choice is None else (account.requests.sent for account in choice.accounts)
+        return self._before[0] + sum(states)
+
+    @property
     def elapsed(self) -> float:
         """Seconds since the stretch began."""
         return time.monotonic() - self._began

@@ -2,8 +2,10 @@
 
 import contextlib
 import time
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import starmap
 from pathlib import Path
 
@@ -12,21 +14,39 @@ import structlog
 
 from auditor.audit.account import AskedAccount
 from auditor.audit.beginning import Begun, printable
+from auditor.audit.budget import CallBudget
+from auditor.audit.choosing import Choices
 from auditor.audit.disk import SyncedJournal, free_reserve, reserve
+from auditor.audit.ending import exit_code, proven, sealed_manifest, unlisted
 from auditor.audit.fleets import Fleets
 from auditor.audit.journal import Journal, utc
 from auditor.audit.notices import Notices
 from auditor.audit.opening import Keys, open_account, open_side_by_side
 from auditor.audit.pages import never_activated
-from auditor.audit.plan import plan_for
-from auditor.audit.progress import INTERRUPTED, Result, Watch
+from auditor.audit.plan import plan_for, plan_of
+from auditor.audit.precision import Precision
+from auditor.audit.progress import Result, Watch
 from auditor.audit.scheduler import Stop, fan_out
 from auditor.audit.standing import Standing
 from auditor.audit.workers import workers_of
 from auditor.config import Account, Settings
 from auditor.errors import AuditorError, FleetError, RunNotWritableError, StoppedError
 from auditor.fleet.rows import read_never_activated, read_snapshot
-from auditor.inventory.folder import ANSWERED, FAILED, FLEET, FleetFacts, Manifest, State, write_manifest
+from auditor.inventory.choices import Choice
+from auditor.inventory.experience import newest_experience
+from auditor.inventory.folder import (
+    ANSWERED,
+    CARRIED,
+    FAILED,
+    FLEET,
+    PLAN,
+    FleetFacts,
+    Manifest,
+    State,
+    put_in_place,
+    write_manifest,
+)
+from auditor.inventory.known import settle
 from auditor.inventory.listings import ListingFacts
 from auditor.inventory.seal import seal
 from auditor.inventory.verify import verify
@@ -84,6 +104,10 @@ class Stretch:
         self._accounts: list[AskedAccount] = []
         self._standing = Standing(begun.folder, begun.manifest, self._journal, self._accounts)
         self._stop_at, self._drain_seconds = self._plan_the_end()
+        self._before = newest_experience(self._folder.parent, settings.name)
+        self._choices = Choices(settings, begun, self._chosen, until=until, before=self._before)
+        self._budget = CallBudget(settings, self._accounts, self._standing.requests_before)
+        self._precision = Precision(settings, begun.folder, begun.manifest.choice)
         self._stopped: list[AuditorError] = []
 
     async def run(self) -> Result:
@@ -153,8 +177,10 @@ class Stretch:
     async def _ask_account(self, asked: AskedAccount) -> None:
         try:
             devices = await self._fleets.devices_of(asked, stop=self._stop)
-            if devices is not None:
-                await self._ask_devices(asked, devices)
+            every = self._fleets.asks_all(asked.name)
+            chosen = devices and await self._choices.of(asked, devices, every=every, stop=self._stop)
+            if devices is not None and chosen is not None:
+                await self._ask_devices(asked, devices, chosen)
             if (refused := self._fleets.refused.get(asked.name)) is not None:
                 raise refused
             if not self._stop.interrupted and (never := await asked.never_reached_at_all()) is not None:
@@ -169,8 +195,8 @@ class Stretch:
                 self._stop.wish(str(error))
         asked.ended = True
 
-    async def _ask_devices(self, asked: AskedAccount, devices: Path) -> None:
-        """Asks about an account's devices, and beside them which modules its products define."""
+    async def _ask_devices(self, asked: AskedAccount, devices: Path, chosen: Path) -> None:
+        """Asks about those of an account's devices that were chosen, and beside them which modules products define."""
         self._standing.begin_asking()
         failure: StoppedError | None = None
         every = self._fleets.asks_all(asked.name)
@@ -179,8 +205,10 @@ class Stretch:
             try:
                 if not every:
                     await self._answer_never_activated(asked, devices)
-                source = read_snapshot(devices, asked.name, ask_all=every)
-                await fan_out(source, asked.fetch, self._synced.write, at_once=asked.workers, stop=self._stop)
+                self._precision.begin(asked.name)
+                source = self._budget.within(read_snapshot(chosen, asked.name, ask_all=every))
+                source, fetch = self._precision.until_known(source), self._precision.counting(asked.fetch)
+                await fan_out(source, fetch, self._synced.write, at_once=asked.workers, stop=self._stop)
             except StoppedError as error:  # raised below, outside the group that would wrap it
                 failure = error
                 beside.cancel_scope.cancel()
@@ -203,6 +231,15 @@ class Stretch:
         plan = await anyio.to_thread.run_sync(plan_for, self._settings, self._folder / FLEET, self._folder.parent)
         self._standing.manifest = replace(self._standing.manifest, planned=plan.planned)
         self._stop_at, self._drain_seconds = self._plan_the_end()
+        await self._write_manifest()
+
+    async def _chosen(self, choice: Choice, carried: Mapping[str, int]) -> None:
+        """Some devices were chosen to be asked, and others have an answer without: from now on the manifest says so."""
+        for status, devices in carried.items():
+            self._journal.counts[status] += devices
+        settings, asked = self._settings, {each.account: sum(each.asked.values()) for each in choice.accounts}
+        planned = plan_of(settings, asked, self._before).planned
+        self._standing.manifest = replace(self._standing.manifest, choice=choice, planned=planned)
         await self._write_manifest()
 
     async def _write_manifest(self) -> None:
@@ -249,32 +286,51 @@ class Stretch:
     async def _finish(self) -> Result:
         """Seals the folder, proves it, and says how it ended."""
         self._tell_watcher(sealing=True)
-        asked = replace(self._standing.now(), finished_at=utc(time.time()))
         free_reserve(self._folder)
         self._begun.left_behind()
+        await self._settle()
+        asked = replace(self._standing.now(), finished_at=utc(time.time()))
         known = all(listing.state == "complete" for listing in asked.listings)
         if known and not asked.fleet.devices and not self._stopped and self._stop.reason is None:
             self._stopped.append(FleetError("no device is listed that is wanted; see fleet in the settings"))
         # Abandoned when a second signal cancels: the process ends then, and the files are only ever replaced whole.
-        sealed = await anyio.to_thread.run_sync(seal, self._folder, abandon_on_cancel=True)
-        unlisted = [doubt for listing in asked.listings if listing.state != "complete" for doubt in listing.doubts()]
-        manifest = replace(
-            asked,
-            state="aborted" if self._stopped else "partial",
-            devices=sealed.devices,
-            never_activated=sealed.never_activated,
-            failures=sealed.failures,
-            files=sealed.files,
-            error=self._why() if self._stopped else self._stop.reason or printable("; ".join(unlisted)) or None,
-        )
+        sealed = await anyio.to_thread.run_sync(seal, self._folder, asked.choice, abandon_on_cancel=True)
+        manifest = sealed_manifest(asked, sealed, stopped=bool(self._stopped))
+        why = self._why() if self._stopped else self._stop.reason or self._budget.why
+        manifest = replace(manifest, error=why or printable("; ".join(unlisted(manifest))) or None)
         write_manifest(self._folder, manifest)
         problems = await anyio.to_thread.run_sync(verify, self._folder, self._folder, abandon_on_cancel=True)
         if problems:
             manifest = replace(manifest, state="aborted", error=self._why(RunNotWritableError("; ".join(problems))))
-        elif not self._stopped and not unlisted and sealed.devices.unanswered == 0:
-            manifest = replace(manifest, state="complete", error=None)
+        elif not self._stopped:
+            manifest = proven(manifest)
         write_manifest(self._folder, manifest)
-        return Result(self._folder, manifest, self._exit_code(manifest, whole=not problems))
+        code = (
+            self._stopped[0].exit_code
+            if self._stopped
+            else exit_code(manifest, self._settings, whole=not problems, interrupted=self._stop.interrupted)
+        )
+        return Result(self._folder, manifest, code)
+
+    async def _settle(self) -> None:
+        """Ends the choice where the budget did: what was to be asked and was not is not any more."""
+        choice = self._standing.manifest.choice
+        timed_out = self._stop.reason is not None and not self._stop.interrupted
+        if choice is None or self._stopped or self._stop.interrupted:
+            return
+        sample = choice.strategy == "sample"
+        reached = self._precision.reached
+        if timed_out or self._budget.spent or reached is not None:
+            name = PLAN if sample else CARRIED
+            if (self._folder / name).exists():
+                new = self._folder / f"{name}.new"
+                carried = await anyio.to_thread.run_sync(partial(settle, self._folder, new, sample=sample))
+                await anyio.to_thread.run_sync(put_in_place, new, self._folder / name)
+                for status, devices in carried.items():
+                    self._journal.counts[status] += devices
+            choice = replace(choice, spent=timed_out or self._budget.spent)
+        self._standing.manifest = replace(self._standing.manifest, choice=replace(choice, reached=reached))
+        self._choices.finish()
 
     def _tell_watcher(self, *, sealing: bool = False) -> None:
         if self._watch is None:
@@ -284,15 +340,3 @@ class Stretch:
         except Exception as error:  # noqa: BLE001  whatever it is, an audit of hours does not end for it
             log.warning("the watcher failed and is not told again", error=repr(error))
             self._watch = None
-
-    def _exit_code(self, manifest: Manifest, *, whole: bool) -> int:
-        if self._stopped:
-            return self._stopped[0].exit_code
-        pending = any(listing.state == "pending" for listing in manifest.listings)
-        if whole and self._stop.interrupted and (manifest.devices.pending or pending):
-            return INTERRUPTED
-        # A device that is known of and was not listed is one that did not answer; how many are not known is no number.
-        missing = sum(listing.missing for listing in manifest.listings)
-        countable = not pending and not any(listing.unlisted for listing in manifest.listings)
-        allowed = self._settings.failures_allowed(manifest.fleet.devices + missing)
-        return 0 if whole and countable and manifest.devices.unanswered + missing <= allowed else 1

@@ -26,6 +26,12 @@ def at_once_for(settings: Settings, needed: Sequence[int]) -> int:
     return len(weights) + math.ceil(max(free, default=0.0) - _ROUNDING)
 
 
+def parts_of(settings: Settings) -> list[float]:
+    """The part of a budget of calls that each account has, in the settings' order: by its quota."""
+    weights = _weights(settings)
+    return [weight / math.fsum(weights) for weight in weights]
+
+
 def _weights(settings: Settings) -> list[float]:
     """Quotas; one that is not known counts as the mean of those that are. The share of it that is ours does not count:
     it may be changed at any time, and would change what the others have.

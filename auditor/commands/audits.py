@@ -10,10 +10,12 @@ from auditor.commands.options import (
     FleetFile,
     For,
     LogLevel,
+    PartFlags,
     at_least_one,
     audit_and_tell,
     picked,
     point_in_time,
+    with_part,
 )
 from auditor.commands.output import note
 from auditor.errors import RunNotWritableError
@@ -36,9 +38,10 @@ def run(
     deadline: str | None = None,
     for_: For = None,
     priority: Flag = False,
+    part: PartFlags = None,
     log_level: LogLevel = "warning",
 ) -> int:
-    """Audit a fleet: ask about every device, leave a sealed run folder.
+    """Audit a fleet: ask about every device, or about those that are worth it, and leave a sealed run folder.
 
     The folder's path goes to standard output, progress to standard error.
     A second audit of the same name in the same directory is refused while one is under way.
@@ -60,18 +63,21 @@ def run(
     resume:
         Go on with the newest run of this name if devices are pending in it; else begin a new one.
     deadline:
-        Be done by a time of day such as 06:00, or by 2026-11-23T06:00; what is not asked in time stays pending.
+        Be done by a time of day such as 06:00, or by 2026-11-23T06:00; of what is not asked in time the answers of the
+        run before are carried, if there is one, and the rest stays pending.
     for_:
-        Be done in a length of time such as 4h or 1h30m.
+        Be done in a length of time such as 4h or 1h30m; likewise.
     priority:
         Go before other audits that share the account's quota; they get a tenth of it meanwhile.
+    part:
+        Which devices, if not the whole fleet.
     log_level:
         What is logged to standard error.
     """
     from auditor.config import load_settings
     from auditor.following import prepare_following
 
-    settings, first = load_settings(config), at_least_one("--limit", limit)
+    settings, first = with_part(load_settings(config), part, where=str(config)), at_least_one("--limit", limit)
     picked(settings, account)  # or what is wrong with it
     until = point_in_time(deadline, for_)
     following = prepare_following(settings, where=str(config))

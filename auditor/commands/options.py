@@ -3,11 +3,13 @@
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from auditor.errors import FleetError, UsageError
+from auditor.model import Level, SinceRule
 from auditor.terminal import safe, say, tell
 
 if TYPE_CHECKING:
@@ -24,6 +26,58 @@ For = Annotated[str | None, Parameter(name="--for")]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 RULES_SAID = 20
 """Rules that are named after a run; ``auditor policy`` names all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Which devices are asked, if not the whole fleet; each flag goes before the settings' key of its name."""
+
+    since: str | None = None
+    """Ask only whom a run cannot tell of any more, "last" or a run folder; carry its answers about the others."""
+
+    since_rule: SinceRule | None = None
+    """Who is asked since: strict, who is online or has been; reconnected, who came online."""
+
+    max_age: str | None = None
+    """How old a carried answer may be, such as 30d."""
+
+    recheck: str | None = None
+    """The part of the carried that is asked all the same, at random, such as 1%."""
+
+    calls: int | None = None
+    """Send so many calls at most, where they are worth most; carry what is known of the others, if there is a run."""
+
+    sample: int | None = None
+    """Ask so many devices, drawn at random from each product by its size."""
+
+    precision: str | None = None
+    """Ask as many devices, drawn so, as it takes to know versions' shares to plus or minus so much, such as 1%."""
+
+    precision_of: Level | None = None
+    """Of which shares: of the fleet's devices, of those with the module, or of a product's with it."""
+
+    seed: int | None = None
+    """Of what is drawn at random: the same seed draws the same devices."""
+
+
+PartFlags = Annotated[Part | None, Parameter(name="*", group="Not the whole fleet")]
+
+
+def with_part(settings: "Settings", part: Part | None, *, where: str) -> "Settings":
+    """The settings with what flags say of which devices are asked.
+
+    Raises:
+        SettingsError: they do not fit together.
+    """
+    import msgspec
+
+    from auditor.settings_rules import check_choosing
+
+    given = {} if part is None else {key: value for key, value in asdict(part).items() if value is not None}
+    settings = msgspec.structs.replace(settings, **given)
+    check_choosing(settings, where)
+    return settings
+
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -70,7 +124,7 @@ def audit_and_tell(
 def _follow_and_tell(result: "Result", seconds: float, following: "Following | None") -> int:
     from auditor.following import follow_run
 
-    counts, code = result.manifest.devices, result.exit_code
+    manifest, code = result.manifest, result.exit_code
     try:
         _say_summary(result, seconds)
         if following is not None:
@@ -78,10 +132,10 @@ def _follow_and_tell(result: "Result", seconds: float, following: "Following | N
             code = followed.exit_code
             _say_followed(followed)
     finally:  # the run is sealed, even if somebody does not wait for the rest
-        unlisted = any(listing.state != "complete" for listing in result.manifest.listings)
-        left = counts.unanswered or unlisted or result.manifest.state == "aborted"
+        unlisted = any(listing.state != "complete" for listing in manifest.listings)
+        left = manifest.to_ask or unlisted or manifest.state == "aborted"
         if left and result.exit_code != FleetError.exit_code:  # a fleet of nobody is nothing to go on with
-            to_ask = f"{counts.unanswered:,} devices are left to ask" if counts.unanswered or not unlisted else ""
+            to_ask = f"{manifest.to_ask:,} devices are left to ask" if manifest.to_ask or not unlisted else ""
             what = " and ".join(filter(None, (to_ask, "fleets are left to list" if unlisted else "")))
             say(f"{what}; go on with: auditor resume {safe(shlex.quote(str(result.folder)))}")
         tell(str(result.folder))

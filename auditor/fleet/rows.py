@@ -110,7 +110,7 @@ def write_grown(
         try:
             parts = [work / f"{number}.parquet" for number in range(len(order))]
             for name, kept in zip(order, parts, strict=True):
-                there = f"SELECT {columns} FROM {_rows(fleet)} WHERE account = $1"
+                there = f"SELECT {columns} FROM {fleet_rows(fleet)} WHERE account = $1"
                 database.execute(f"COPY ({there}) TO {quoted(kept)} {AS_PARQUET}", [name])
             own, new = parts[list(order).index(account)], work / "new.parquet"
             known = f"(SELECT product_key, device_name FROM {parquet(own)})"
@@ -155,7 +155,7 @@ def read_never_activated(path: Path, account: str) -> Iterator[Device]:
 def _devices(path: Path, account: str, condition: str) -> Iterator[Device]:
     with _reading(path) as database:
         rows = database.execute(
-            f"SELECT {', '.join(COLUMNS)} FROM {_rows(path)} WHERE account = ? AND {condition}", [account]
+            f"SELECT {', '.join(COLUMNS)} FROM {fleet_rows(path)} WHERE account = ? AND {condition}", [account]
         )
         while batch := rows.fetchmany(BATCH):
             for product_key, device_name, iot_id in batch:
@@ -172,7 +172,7 @@ def devices_to_ask(path: Path, ask_all: Collection[str]) -> dict[str, int]:
     Raises:
         RunNotWritableError: the file has gone or is broken, so no run can go on.
     """
-    counted = f"SELECT account, count(*), count(*) FILTER ({_TO_ASK}) FROM {_rows(path)} GROUP BY account"
+    counted = f"SELECT account, count(*), count(*) FILTER ({_TO_ASK}) FROM {fleet_rows(path)} GROUP BY account"
     with _reading(path) as database:
         rows = database.execute(counted).fetchall()
     return {account: devices if account in ask_all else activated for account, devices, activated in rows}
@@ -184,9 +184,8 @@ def devices_by_status(path: Path, account: str) -> dict[str, int]:
     Raises:
         RunNotWritableError: the file has gone or is broken, so no run can go on.
     """
-    counted = (
-        f"SELECT coalesce(device_status, ''), count(*) FROM {_rows(path)} WHERE account = ? GROUP BY ALL ORDER BY ALL"
-    )
+    status = "coalesce(device_status, '')"
+    counted = f"SELECT {status}, count(*) FROM {fleet_rows(path)} WHERE account = ? GROUP BY ALL ORDER BY ALL"
     with _reading(path) as database:
         return dict(database.execute(counted, [account]).fetchall())
 
@@ -198,11 +197,29 @@ def devices_by_product(path: Path, account: str) -> dict[str, int]:
         RunNotWritableError: the file has gone or is broken, so no run can go on.
     """
     counted = (
-        f"SELECT product_key, count(*) FROM {_rows(path)} WHERE account = ? AND product_key IS NOT NULL "
+        f"SELECT product_key, count(*) FROM {fleet_rows(path)} WHERE account = ? AND product_key IS NOT NULL "
         "GROUP BY ALL ORDER BY ALL"
     )
     with _reading(path) as database:
         return dict(database.execute(counted, [account]).fetchall())
+
+
+def devices_by_stratum(path: Path, skip: Collection[str]) -> dict[tuple[str, str | None], tuple[int, int]]:
+    """How many devices each account and product has that can be asked, and of how many nothing has to be asked.
+
+    Args:
+        path: ``fleet.parquet``.
+        skip: accounts in which those that were never activated are not asked.
+
+    Raises:
+        RunNotWritableError: the file has gone or is broken, so no run can go on.
+    """
+    spared = f"list_contains(?::VARCHAR[], account) AND {_NOT_TO_ASK}"
+    columns = f"account, product_key, count(*), count(*) FILTER (({spared}) IS TRUE)"
+    counted = f"SELECT {columns} FROM {fleet_rows(path)} GROUP BY ALL"
+    with _reading(path) as database:
+        rows = database.execute(counted, [list(skip)]).fetchall()
+    return {(account, key): (devices - certain, certain) for account, key, devices, certain in rows}
 
 
 @contextmanager
@@ -222,6 +239,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _rows(path: Path) -> str:
-    """A fleet's rows with all columns: one that was written before they were known has nothing in the last ones."""
-    return f"(SELECT {_ALL_UNTOLD} WHERE false UNION ALL BY NAME FROM {parquet(path)})"
+def fleet_rows(path: Path, *, numbered: bool = False) -> str:
+    """A fleet's rows with all columns: one that was written before they were known has nothing in the last ones.
+
+    Args:
+        path: ``fleet.parquet``, or a file like it.
+        numbered: whether each row's place in the file is among them, as ``file_row_number``.
+    """
+    source = parquet(path, options="file_row_number=true" if numbered else "")
+    return f"(SELECT {_ALL_UNTOLD} WHERE false UNION ALL BY NAME FROM {source})"

@@ -92,7 +92,10 @@ def _asked(devices: Path) -> dict[str, Asked]:
             # A device that failed before it was asked counts as one request: it will take one.
             "SELECT account, count(*), greatest(count(*), sum(attempts)::BIGINT) "
             # One that was never activated took none, and will take none.
-            f"FROM {parquet(devices)} WHERE status NOT IN ('pending', 'empty') OR status = 'empty' AND attempts > 0 "
+            # Nor did one take any whose answer is carried from an earlier run.
+            f"FROM (FROM {parquet(devices)} UNION ALL BY NAME SELECT NULL::VARCHAR AS source WHERE false) "
+            "WHERE source IS DISTINCT FROM 'carried' AND (status NOT IN ('pending', 'empty') "
+            "OR status = 'empty' AND attempts > 0) "
             "GROUP BY account"
         ).fetchall()
     finally:

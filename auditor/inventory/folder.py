@@ -11,6 +11,7 @@ import orjson
 import structlog
 
 from auditor.errors import RunFolderError, RunNotWritableError, UsageError
+from auditor.inventory.choices import Choice
 from auditor.inventory.listings import ListingFacts, RequestCounts
 
 log = structlog.get_logger()
@@ -22,6 +23,8 @@ FLEET = "fleet.parquet"
 ANSWERED = "devices.jsonl"
 FAILED = "failures.jsonl"
 PRODUCTS = "products.jsonl"
+PLAN = "plan.parquet"
+CARRIED = "carried.parquet"
 DEVICES = "devices.parquet"
 MODULES = "modules.parquet"
 INVENTORY_CSV = "inventory.csv"
@@ -160,7 +163,16 @@ class Manifest:
     settings: dict[str, object] | None = None
     never_activated: int = 0
     listings: tuple[ListingFacts, ...] = ()
+    choice: Choice | None = None
+    carried: int = 0
+    unsampled: int = 0
+    oldest: str | None = None
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def to_ask(self) -> int:
+        """Devices without a conclusive answer that are to have one."""
+        return self.devices.unanswered - self.unsampled
 
 
 def refuse_own_file(path: Path) -> None:
@@ -169,7 +181,7 @@ def refuse_own_file(path: Path) -> None:
     Raises:
         UsageError: the path is a file of a run folder.
     """
-    own = (MANIFEST, FLEET, ANSWERED, FAILED, PRODUCTS, *SEALED)
+    own = (MANIFEST, FLEET, ANSWERED, FAILED, PRODUCTS, PLAN, CARRIED, *SEALED)
     if path.name in own and (path.parent / MANIFEST).is_file():
         raise UsageError(f"{path}: is a file of a run, which nothing may change; give another path")
 

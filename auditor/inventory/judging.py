@@ -19,6 +19,7 @@ the pattern ``*`` matches it, and hardly another.
 
 from collections.abc import Iterable
 from datetime import datetime
+from pathlib import Path
 
 import duckdb
 
@@ -34,10 +35,31 @@ _KEY = """length(account) || ':' || account || '/' || coalesce(length(product_ke
   coalesce(length(device_name) || ':' || device_name, '') || '/' || coalesce(iot_id, '')"""
 """One text for a device; lengths keep apart what separators would not."""
 
+_SAME_PRODUCT = "p.account = t.account AND p.product_key IS NOT DISTINCT FROM t.product_key"
+
 
 def define_rows(database: duckdb.DuckDBPyConnection, run: Frozen) -> None:
     """Defines what the run has: ``products``, ``asked``, ``combos``, ``versions`` and ``reported``."""
-    for view, path in (("device_rows", run.devices), ("module_rows", run.modules)):
+    define_combos(database, run.devices, run.modules)
+    database.execute(
+        f"CREATE TABLE asked AS SELECT line, product, status FROM device_rows t JOIN products p ON {_SAME_PRODUCT}"
+    )
+    # Hashes that all differ prove that none stands for two devices; joining texts takes three times as long.
+    collisions = f"SELECT count(*) - count(DISTINCT {_HASH}) FROM device_rows WHERE status = 'ok'"
+    key = _KEY if number(database, collisions) else _HASH
+    database.execute(
+        "CREATE TABLE reported AS SELECT d.line, m.line AS row, combo "
+        f"FROM (SELECT *, {key} AS key FROM module_rows) m "
+        "JOIN (FROM combos JOIN products USING (product)) c ON c.account = m.account "
+        "AND c.product_key IS NOT DISTINCT FROM m.product_key AND c.module_name = m.module_name "
+        "AND c.module_version = m.module_version "
+        f"JOIN (SELECT line, {key} AS key FROM device_rows WHERE status = 'ok') d USING (key)"
+    )
+
+
+def define_combos(database: duckdb.DuckDBPyConnection, devices: Path, modules: Path) -> None:
+    """Defines of that what takes no join of devices: ``products``, ``combos`` and ``versions``."""
+    for view, path in (("device_rows", devices), ("module_rows", modules)):
         database.execute(
             f"CREATE VIEW {view} AS SELECT file_row_number AS line, * "
             f"FROM {parquet(path, options='file_row_number=true')}"
@@ -50,29 +72,14 @@ def define_rows(database: duckdb.DuckDBPyConnection, run: Frozen) -> None:
         "CREATE TABLE products AS SELECT (row_number() OVER (ORDER BY account, product_key))::INTEGER AS product, * "
         "FROM (SELECT account, product_key FROM device_rows UNION SELECT account, product_key FROM told)"
     )
-    same_product = "p.account = t.account AND p.product_key IS NOT DISTINCT FROM t.product_key"
-    database.execute(
-        f"CREATE TABLE asked AS SELECT line, product, status FROM device_rows t JOIN products p ON {same_product}"
-    )
     database.execute(
         "CREATE TABLE combos AS SELECT (row_number() OVER ())::INTEGER AS combo, product, "
         "(dense_rank() OVER (ORDER BY lower(module_name)))::INTEGER AS module, module_name, module_version, devices "
-        f"FROM told t JOIN products p ON {same_product}"
+        f"FROM told t JOIN products p ON {_SAME_PRODUCT}"
     )
     database.execute(
         "CREATE TABLE versions AS SELECT (row_number() OVER (ORDER BY module_version))::INTEGER AS version, "
         "module_version FROM (SELECT DISTINCT module_version FROM combos)"
-    )
-    # Hashes that all differ prove that none stands for two devices; joining texts takes three times as long.
-    collisions = f"SELECT count(*) - count(DISTINCT {_HASH}) FROM device_rows WHERE status = 'ok'"
-    key = _KEY if number(database, collisions) else _HASH
-    database.execute(
-        "CREATE TABLE reported AS SELECT d.line, m.line AS row, combo "
-        f"FROM (SELECT *, {key} AS key FROM module_rows) m "
-        "JOIN (FROM combos JOIN products USING (product)) c ON c.account = m.account "
-        "AND c.product_key IS NOT DISTINCT FROM m.product_key AND c.module_name = m.module_name "
-        "AND c.module_version = m.module_version "
-        f"JOIN (SELECT line, {key} AS key FROM device_rows WHERE status = 'ok') d USING (key)"
     )
 
 

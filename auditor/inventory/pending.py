@@ -6,12 +6,15 @@ from pathlib import Path
 
 import duckdb
 
-from auditor.database import open_database, reason_of, with_enough_memory, write_parquet
+from auditor.database import open_database, parquet, reason_of, with_enough_memory, write_parquet
 from auditor.errors import RunFolderError, RunNotWritableError
-from auditor.inventory.folder import ANSWERED, DeviceCounts
+from auditor.inventory.folder import ANSWERED, PLAN, DeviceCounts
 from auditor.inventory.seal import count_devices
+from auditor.inventory.states import device_key
 from auditor.inventory.views import define_live_views, number
 from auditor.model import Device
+
+_NUMBERED = "file_row_number=true"
 
 WORK = ".resuming"
 """A folder in the run folder for what does not fit into memory meanwhile."""
@@ -60,9 +63,17 @@ def _write_pending(folder: Path, out: Path, work: Path, memory: str, account: st
     try:
         define_live_views(database, folder, work)
         _refuse_odd_lines(database, folder)
-        left = "SELECT ordinal FROM devices WHERE status IN ('pending', 'failed')"
-        whose = "" if account is None else f" WHERE account = '{account.replace(chr(39), chr(39) * 2)}'"
-        write_parquet(database, f"FROM fleet SEMI JOIN ({left}) USING (ordinal){whose}", out)
+        left = (
+            "SELECT ordinal FROM devices WHERE status IN ('pending', 'failed') AND source IS DISTINCT FROM 'unsampled'"
+        )
+        whose = "true" if account is None else f"account = '{account.replace(chr(39), chr(39) * 2)}'"
+        query = f"SELECT * FROM fleet SEMI JOIN ({left}) USING (ordinal) WHERE {whose}"
+        if number(database, "SELECT count(*) FROM planned"):  # in its order first, then whom it left for another time
+            places = (
+                f"SELECT {device_key()} AS key, file_row_number AS at FROM {parquet(folder / PLAN, options=_NUMBERED)}"
+            )
+            query = f"SELECT f.* FROM ({query}) f LEFT JOIN ({places}) ON {device_key()} = key ORDER BY at, ordinal"
+        write_parquet(database, query, out)
         counts = count_devices(database)
         return Pending(
             replace(counts, failed=0, pending=counts.unanswered),
@@ -86,6 +97,7 @@ def _refuse_odd_lines(database: duckdb.DuckDBPyConnection, folder: Path) -> None
 
 def _known(database: duckdb.DuckDBPyConnection) -> dict[str, Device]:
     rows = database.execute(
-        "SELECT DISTINCT ON (account) account, product_key, device_name, iot_id FROM answered WHERE status = 'ok'"
+        "SELECT DISTINCT ON (account) account, product_key, device_name, iot_id FROM answered "
+        "WHERE status = 'ok' AND source = 'asked'"
     ).fetchall()
     return {account: Device(account, *names) for account, *names in rows}

@@ -3,20 +3,23 @@
 import hashlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import duckdb
 
 from auditor.database import open_database, reason_of, with_enough_memory, write_parquet
 from auditor.errors import RunNotWritableError
+from auditor.inventory.choices import Choice, Recheck
 from auditor.inventory.folder import (
     ANSWERED,
+    CARRIED,
     FAILED,
     FLEET,
     INVENTORY_CSV,
     INVENTORY_JSON,
     MODULES,
+    PLAN,
     PRODUCTS,
     SCHEMA_VERSION,
     SEALED,
@@ -25,6 +28,7 @@ from auditor.inventory.folder import (
     FileFacts,
     put_in_place,
 )
+from auditor.inventory.rechecked import count_rechecked
 from auditor.inventory.tables import json_parts, rows, write_csv
 from auditor.inventory.views import define_live_views, define_products, define_sealed_views, number
 
@@ -36,24 +40,34 @@ FAILURES_SHOWN = 100
 class Sealed:
     """What sealing found in the files: devices by state, failures by code, and the files with their digests.
 
-    ``never_activated`` are those of the empty ones of which it is known that they never were.
+    ``never_activated`` are those of the empty ones of which it is known that they never were; ``carried``,
+    ``unsampled`` and ``oldest`` are what the manifest tells under these names; ``recheck`` is how often it was wrong to
+    carry.
     """
 
     devices: DeviceCounts
     never_activated: int
     failures: tuple[FailureFacts, ...]
     files: tuple[FileFacts, ...]
+    carried: int = 0
+    unsampled: int = 0
+    oldest: str | None = None
+    recheck: Recheck | None = None
 
 
-def seal(folder: Path) -> Sealed:
+def seal(folder: Path, choice: Choice | None = None) -> Sealed:
     """Writes the sealed files of a run folder from its live ones. Sealing again gives the same.
+
+    Args:
+        folder: the run folder.
+        choice: whom the run chose to ask; None: the whole fleet.
 
     Raises:
         RunNotWritableError: they cannot be written.
     """
     work = folder / ".sealing"
     try:
-        devices, never_activated, failures = with_enough_memory(lambda memory: _write_sealed(folder, work, memory))
+        found = with_enough_memory(lambda memory: _write_sealed(folder, work, memory, choice))
         for name in SEALED:
             put_in_place(work / name, folder / name)
     except (OSError, duckdb.Error, UnicodeDecodeError) as error:
@@ -61,21 +75,23 @@ def seal(folder: Path) -> Sealed:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     files = tuple(file_facts(folder / name) for name in files_of(folder))
-    return Sealed(devices, never_activated, failures, files)
+    return replace(found, files=files)
 
 
 def files_of(folder: Path) -> tuple[str, ...]:
-    """The files that a sealed run has: one whose products nobody asked about has no list of them."""
-    return (FLEET, ANSWERED, FAILED, *((PRODUCTS,) if (folder / PRODUCTS).exists() else ()), *SEALED)
+    """The files that a sealed run has: one whose products nobody asked about has no list of them, and so on."""
+    some = tuple(name for name in (PRODUCTS, PLAN, CARRIED) if (folder / name).exists())
+    return (FLEET, ANSWERED, FAILED, *some, *SEALED)
 
 
-def _write_sealed(folder: Path, work: Path, memory: str) -> tuple[DeviceCounts, int, tuple[FailureFacts, ...]]:
+def _write_sealed(folder: Path, work: Path, memory: str, choice: Choice | None) -> Sealed:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     live = open_database(work, memory)
     try:
         define_live_views(live, folder, work)
         write_parquet(live, "FROM modules", work / MODULES)
+        recheck = count_rechecked(live, carried_of(choice))
     finally:
         live.close()
     sealed = open_database(work, memory)
@@ -86,7 +102,9 @@ def _write_sealed(folder: Path, work: Path, memory: str) -> tuple[DeviceCounts, 
         write_csv(sealed, "FROM inventory", work / INVENTORY_CSV)
         with (work / INVENTORY_JSON).open("wb") as file:
             file.writelines(inventory_json(sealed, devices))
-        return devices, count_never_activated(sealed), count_failures(sealed)
+        return Sealed(
+            devices, count_never_activated(sealed), count_failures(sealed), (), *count_sources(sealed), recheck
+        )
     finally:
         sealed.close()
 
@@ -102,6 +120,23 @@ def count_devices(database: duckdb.DuckDBPyConnection) -> DeviceCounts:
 def count_never_activated(database: duckdb.DuckDBPyConnection) -> int:
     """Devices that are known to have never been activated, from the view ``devices``."""
     return number(database, "SELECT count(*) FROM devices WHERE reason = 'never_activated'")
+
+
+def count_sources(database: duckdb.DuckDBPyConnection) -> tuple[int, int, str | None]:
+    """Devices that were carried, those that were not drawn, and when the oldest carried answer was given.
+
+    From the view ``devices``.
+    """
+    carried, unsampled, oldest = database.execute(
+        "SELECT count(*) FILTER (source = 'carried'), count(*) FILTER (source = 'unsampled'), "
+        "strftime(min(audited_at) FILTER (source = 'carried'), '%Y-%m-%dT%H:%M:%S.%gZ') FROM devices"
+    ).fetchone() or (0, 0, None)
+    return int(carried), int(unsampled), oldest
+
+
+def carried_of(choice: Choice | None) -> int:
+    """Devices whose answers a run chose to carry, by what it knew when it chose."""
+    return 0 if choice is None else sum(account.carried for account in choice.accounts)
 
 
 def count_failures(database: duckdb.DuckDBPyConnection) -> tuple[FailureFacts, ...]:

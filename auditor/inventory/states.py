@@ -53,7 +53,7 @@ def devices_query(database: duckdb.DuckDBPyConnection, fleet: str = "fleet") -> 
       f.product_key AS asked_key, f.device_name AS asked_name, f.iot_id AS asked_id,
       coalesce(f.product_key, a.product_key) AS product_key, coalesce(f.device_name, a.device_name) AS device_name,
       coalesce(f.iot_id, a.iot_id) AS iot_id, a.status, a.modules, a.pages, a.attempts, a.request_id, a.audited_at,
-      a.reason"""
+      a.reason, a.source"""
     joins = []
     if by_id:
         joins.append(f"FROM (FROM {fleet} WHERE iot_id IS NOT NULL) f LEFT JOIN answered a USING (account, iot_id)")
@@ -61,6 +61,7 @@ def devices_query(database: duckdb.DuckDBPyConnection, fleet: str = "fleet") -> 
         joins.append(
             f"FROM (FROM {fleet} WHERE iot_id IS NULL) f LEFT JOIN answered a USING (account, product_key, device_name)"
         )
+    undrawn = _undrawn(database)
     once = (
         "QUALIFY row_number() OVER (PARTITION BY ordinal ORDER BY audited_at DESC, attempts, request_id) = 1"
         if by_id and by_names
@@ -72,7 +73,25 @@ def devices_query(database: duckdb.DuckDBPyConnection, fleet: str = "fleet") -> 
         coalesce(k.status, f.status, 'pending') AS status,
         coalesce(k.modules, 0) AS modules, coalesce(k.pages, 0) AS pages,
         coalesce(k.attempts, f.attempts, 0) AS attempts, coalesce(k.request_id, f.request_id) AS request_id,
-        k.audited_at, f.code, f.message, f.http_status, f.failed_at, k.reason
+        k.audited_at, f.code, f.message, f.http_status, f.failed_at, k.reason,
+        CASE WHEN k.status IS NOT NULL THEN k.source WHEN f.status IS NOT NULL THEN 'asked' {undrawn} END AS source
       FROM (SELECT * FROM ({known}) {once}) k LEFT JOIN failures f ON k.account = f.account
         AND k.asked_key IS NOT DISTINCT FROM f.product_key AND k.asked_name IS NOT DISTINCT FROM f.device_name
         AND k.asked_id IS NOT DISTINCT FROM f.iot_id"""
+
+
+def _undrawn(database: duckdb.DuckDBPyConnection) -> str:
+    """The case of a device that was not drawn into the sample of its account, if samples were drawn."""
+    accounts = "SELECT DISTINCT account FROM planned WHERE why = 'sample'"
+    if not database.execute(f"SELECT count(*) FROM ({accounts})").fetchall()[0][0]:
+        return ""
+    device, drawn = device_key("k.account", "k.asked_key", "k.asked_name", "k.asked_id"), device_key()
+    return f"WHEN k.account IN ({accounts}) AND {device} NOT IN (SELECT {drawn} FROM planned) THEN 'unsampled'"
+
+
+def device_key(
+    account: str = "account", product_key: str = "product_key", device_name: str = "device_name", iot_id: str = "iot_id"
+) -> str:
+    """One text for a device as a fleet names it; lengths keep apart what separators would not."""
+    names = f"'n' || length({product_key}) || '/' || {product_key} || '/' || {device_name}"
+    return f"length({account}) || '/' || {account} || coalesce('i' || {iot_id}, {names})"

@@ -13,22 +13,27 @@ from auditor.database import open_database, reason_of, with_enough_memory
 from auditor.errors import RunNotWritableError
 from auditor.inventory.folder import (
     ANSWERED,
+    CARRIED,
     DEVICES,
     FAILED,
     FLEET,
     INVENTORY_CSV,
     INVENTORY_JSON,
     MODULES,
+    PLAN,
     PRODUCTS,
     SEALED,
     DeviceCounts,
     Manifest,
     read_manifest,
 )
+from auditor.inventory.rechecked import count_rechecked
 from auditor.inventory.seal import (
+    carried_of,
     count_devices,
     count_failures,
     count_never_activated,
+    count_sources,
     file_facts,
     files_of,
     inventory_json,
@@ -91,7 +96,7 @@ def _problems(folder: Path, manifest: Manifest, where: Path | None, memory: str)
 
 def _digests(folder: Path, manifest: Manifest) -> Iterator[str]:
     listed = {facts.name: facts for facts in manifest.files}
-    known = (*dict.fromkeys((*files_of(folder), *({PRODUCTS} & set(listed)))),)
+    known = (*dict.fromkeys((*files_of(folder), *({PRODUCTS, PLAN, CARRIED} & set(listed)))),)
     yield from (f"run.json: lists {name[:80]!r}, which is no file of a run" for name in listed if name not in known)
     for name in known:
         facts = listed.get(name)
@@ -111,16 +116,23 @@ def _states(database: duckdb.DuckDBPyConnection, folder: Path, manifest: Manifes
     fleet = number(database, "SELECT count(*) FROM fleet")
     # In a fleet that names one device both ways, one row may be answered by the line of the other, failed itself.
     failure = "code IS NOT NULL" if _mixed(database) else "status = 'failed'"
-    rows, answered, failed = (
-        number(database, f"SELECT count(*) {condition} FROM devices")
-        for condition in ("", "FILTER (status IN ('ok', 'empty', 'not_found'))", f"FILTER ({failure})")
+    known = "status IN ('ok', 'empty', 'not_found') AND source"
+    conditions = ("true", f"{known} = 'asked'", f"{known} = 'carried'", failure)
+    rows, answered, carried, failed = (
+        number(database, f"SELECT count(*) FILTER ({condition}) FROM devices") for condition in conditions
     )
     if fleet != manifest.fleet.devices:
         yield f"{FLEET}: has {fleet} devices, the manifest says {manifest.fleet.devices}"
     if rows != fleet:
         yield f"{ANSWERED}, {FAILED}: {rows - fleet} more lines than devices: {_twice(database)}"
-    for name, view, found in ((ANSWERED, "answered", answered), (FAILED, "failures", failed)):
-        lines, read = _line_count(folder / name), number(database, f"SELECT count(*) FROM {view}")
+    came = (
+        (ANSWERED, "answered WHERE source = 'asked'", answered),
+        (CARRIED, "answered WHERE source = 'carried'", carried),
+        (FAILED, "failures", failed),
+    )
+    for name, view, found in came:
+        read = number(database, f"SELECT count(*) FROM {view}")
+        lines = read if name == CARRIED else _line_count(folder / name)
         if lines > read and manifest.state != "running":  # lines may have come since
             yield f"{name}: {lines - read} of {lines} lines cannot be read"
         if read > found:
@@ -133,6 +145,7 @@ def _states(database: duckdb.DuckDBPyConnection, folder: Path, manifest: Manifes
     if manifest.finished_at is not None and count_failures(database) != manifest.failures:
         yield f"run.json: its failures by code do not follow from {FAILED}"
     yield from _listings(database, manifest)
+    yield from _choice(database, manifest)
     if manifest.state == "complete" and counted.unanswered:
         yield f"run.json: says complete, but {counted.unanswered} devices failed or are pending"
 
@@ -147,6 +160,17 @@ def _listings(database: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterat
         ).fetchall()
         if listing.state != "pending" and dict(by_status) != listing.statuses:
             yield f'{FLEET}: has other devices of account "{listing.account}" than the manifest says were listed'
+
+
+def _choice(database: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterator[str]:
+    """What the manifest says of answers that were carried, of devices that were not drawn, and of rechecks."""
+    if manifest.finished_at is None:
+        return
+    if count_sources(database) != (manifest.carried, manifest.unsampled, manifest.oldest):
+        yield f"run.json: says that {manifest.carried} were carried and {manifest.unsampled} not drawn; the files do not"
+    told = None if manifest.choice is None else manifest.choice.recheck
+    if count_rechecked(database, carried_of(manifest.choice)) != told:
+        yield f"run.json: how often carrying was wrong does not follow from {PLAN} and {ANSWERED}"
 
 
 def _sealed(live: duckdb.DuckDBPyConnection, folder: Path, work: Path, memory: str) -> Iterator[str]:

@@ -3,7 +3,8 @@
 | view | from | a row |
 |---|---|---|
 | ``fleet`` | ``fleet.parquet`` | a device as it was asked for |
-| ``lines`` | ``devices.jsonl`` | a conclusive answer with its modules |
+| ``planned`` | ``plan.parquet`` | a device that was chosen to be asked, in order, where not all are |
+| ``lines`` | ``devices.jsonl``, ``carried.parquet`` | a conclusive answer with its modules, of this run or carried |
 | ``answered`` | ``lines`` | a conclusive answer and how many modules it has |
 | ``failures`` | ``failures.jsonl`` | a device that could not be answered |
 | ``devices`` | ``fleet``, ``answered``, ``failures`` | a device of the fleet and its state |
@@ -20,7 +21,7 @@ import duckdb
 import orjson
 
 from auditor.database import parquet, quoted_to_read, text_lines, write_parquet
-from auditor.inventory.folder import ANSWERED, DEVICES, FAILED, FLEET, MODULES, PRODUCTS
+from auditor.inventory.folder import ANSWERED, CARRIED, DEVICES, FAILED, FLEET, MODULES, PLAN, PRODUCTS
 from auditor.inventory.states import devices_query, write_devices
 
 _IDENTITY = dict.fromkeys(("account", "product_key", "device_name", "iot_id", "status"), "VARCHAR")
@@ -48,6 +49,11 @@ _FAILED = {
     "request_id": "VARCHAR",
     "failed_at": "TIMESTAMP",
 }
+
+_NO_PLAN = (
+    "NULL::VARCHAR AS account, NULL::VARCHAR AS product_key, NULL::VARCHAR AS device_name, "
+    "NULL::VARCHAR AS iot_id, NULL::VARCHAR AS why"
+)
 
 INVENTORY = """
   SELECT account, product_key, module_name, module_version, devices,
@@ -102,18 +108,7 @@ def define_live_views(database: duckdb.DuckDBPyConnection, folder: Path, work: P
         work: a folder to put ``lines``, ``failures`` and ``devices`` into as Parquet, once, so that the memory for
             reading lines and for joining is not needed at the same time; None reads the lines for every query.
     """
-    states = ", ".join(f"'{state}'" for state in ("ok", "empty", "not_found"))
-    database.execute(f"CREATE VIEW fleet AS FROM {parquet(folder / FLEET)}")
-    counted = f"SELECT *, len(modules) AS module_count FROM ({_lines(folder / ANSWERED, _ANSWERED)})"
-    _define(database, "lines", f"{counted} WHERE status IN ({states})", work)
-    database.execute(
-        "CREATE VIEW modules AS SELECT account, product_key, device_name, iot_id, module.module_name, "
-        "module.module_version FROM (SELECT *, unnest(modules) AS module FROM lines)"
-    )
-    database.execute(
-        "CREATE VIEW answered AS SELECT * EXCLUDE (modules, module_count), module_count AS modules FROM lines"
-    )
-    _define(database, "failures", f"{_lines(folder / FAILED, _FAILED)} AND status = 'failed'", work)
+    define_lines(database, folder, work)
     if work is None:
         database.execute(f"CREATE VIEW devices AS {devices_query(database)}")
     else:
@@ -122,10 +117,44 @@ def define_live_views(database: duckdb.DuckDBPyConnection, folder: Path, work: P
     database.execute(f"CREATE VIEW inventory AS {INVENTORY}")
 
 
+def define_lines(database: duckdb.DuckDBPyConnection, folder: Path, work: Path | None = None) -> None:
+    """Of the views those that tell what was asked for and what came: all but ``devices`` and ``inventory``.
+
+    Args:
+        database: an empty one.
+        folder: the run folder.
+        work: as above.
+    """
+    states = ", ".join(f"'{state}'" for state in ("ok", "empty", "not_found"))
+    database.execute(f"CREATE VIEW fleet AS FROM {parquet(folder / FLEET)}")
+    planned = parquet(folder / PLAN) if (folder / PLAN).is_file() else f"(SELECT {_NO_PLAN} WHERE false)"
+    database.execute(f"CREATE VIEW planned AS FROM {planned}")
+    lines = f"SELECT *, 'asked' AS source FROM ({_lines(folder / ANSWERED, _ANSWERED)}) WHERE status IN ({states})"
+    if (folder / CARRIED).is_file():
+        # Never about a device that was asked: what is carried, and what is asked, are parts of one fleet.
+        lines += (
+            f" UNION ALL BY NAME SELECT *, 0::BIGINT AS attempts, 'carried' AS source FROM {parquet(folder / CARRIED)}"
+        )
+    _define(database, "lines", f"SELECT *, len(modules) AS module_count FROM ({lines})", work)
+    database.execute(
+        "CREATE VIEW modules AS SELECT account, product_key, device_name, iot_id, module.module_name, "
+        "module.module_version FROM (SELECT *, unnest(modules) AS module FROM lines)"
+    )
+    database.execute(
+        "CREATE VIEW answered AS SELECT * EXCLUDE (modules, module_count), module_count AS modules FROM lines"
+    )
+    _define(database, "failures", f"{_lines(folder / FAILED, _FAILED)} AND status = 'failed'", work)
+
+
 def define_sealed_views(database: duckdb.DuckDBPyConnection, folder: Path) -> None:
     """``devices``, ``modules`` and ``inventory``, from the sealed files."""
-    added = "SELECT NULL::VARCHAR AS reason WHERE false"  # a run that was sealed before reasons were told has none
-    database.execute(f"CREATE VIEW devices AS FROM {parquet(folder / DEVICES)} UNION ALL BY NAME {added}")
+    # A run that was sealed before reasons and sources were told has none; all of it was asked.
+    added = "SELECT NULL::VARCHAR AS reason, NULL::VARCHAR AS source WHERE false"
+    source = "coalesce(source, CASE WHEN status::VARCHAR <> 'pending' THEN 'asked' END) AS source"
+    database.execute(
+        f"CREATE VIEW devices AS SELECT * REPLACE ({source}) FROM "
+        f"(FROM {parquet(folder / DEVICES)} UNION ALL BY NAME {added})"
+    )
     database.execute(f"CREATE VIEW modules AS FROM {parquet(folder / MODULES)}")
     database.execute(f"CREATE VIEW inventory AS {INVENTORY}")
 

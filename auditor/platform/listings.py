@@ -1,11 +1,11 @@
-"""Answers of the operations that list a fleet, read into pages of products, devices and modules. Pure.
+"""Answers of the operations that list a fleet, read into products, devices, modules and states. Pure.
 
 An entry that cannot be used is left out: the list is then shorter than its own total says, which is told as a gap.
 """
 
 from typing import TypeVar, get_args
 
-from auditor.model import DeviceStatus, Listed, ListedDevice, Product
+from auditor.model import DeviceStatus, Listed, ListedDevice, Product, ToldState
 from auditor.platform.answers import Answer, lowered, text_of, whole_of
 
 T = TypeVar("T")
@@ -18,6 +18,9 @@ TOKEN_LENGTH, TIME_LENGTH = 4_096, 64
 
 MOST = 10**12
 """What a number of items is below; a larger one is none."""
+
+MOST_MILLISECONDS = 253_402_300_800_000
+"""What a time in milliseconds since 1970 is below: the year 10000."""
 
 OTHER = "OTHER"
 """What a device's status is called that the documents do not name."""
@@ -43,6 +46,31 @@ def modules_of(answer: Answer) -> tuple[str, ...]:
     names = (_name(lowered(entry), "modulename") for entry in _entries(answer.fields.get("data"), "otamoduledto"))
     # Names are unique in a product regardless of case (Alibaba's page on OTA modules).
     return tuple({name.casefold(): name for name in names if name is not None}.values())
+
+
+def states_of(answer: Answer) -> tuple[ToldState, ...]:
+    """The states in an answer of BatchGetDeviceState: ``deviceStatusList.deviceStatus``, beside ``data`` or in it."""
+    fields = answer.fields
+    data = lowered(fields.get("data"))
+    entries = (
+        _entries(fields.get("devicestatuslist"), "devicestatus")
+        or _entries(data.get("devicestatuslist"), "devicestatus")
+        or _entries(fields.get("data"), "devicestatus")
+    )
+    return tuple(_state(lowered(entry)) for entry in entries)
+
+
+def _state(entry: dict[str, object]) -> ToldState:
+    status = _short(entry.get("status"), TIME_LENGTH)
+    changed, online = (_milliseconds(entry.get(key)) for key in ("timestamp", "lastonlinetime"))
+    told = None if status is None else status.strip().upper()
+    return ToldState(_name(entry, "devicename"), _name(entry, "iotid"), told, changed, online)
+
+
+def _milliseconds(value: object) -> int | None:
+    """A time in milliseconds since 1970; one that is past all calendars is none."""
+    number = whole_of(value)
+    return number if number is not None and 0 < number < MOST_MILLISECONDS else None
 
 
 def _page(answer: Answer, data: dict[str, object], items: tuple[T, ...]) -> Listed[T]:

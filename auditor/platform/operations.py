@@ -1,13 +1,13 @@
 """The platform's operations as data: names, parameters, page rules, and where an answer keeps its items."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from auditor.model import Device, Page
 from auditor.platform.documented import documented_page
-from auditor.platform.shapes import DEFINED_MODULES, DEVICES, PRODUCTS
+from auditor.platform.shapes import DEFINED_MODULES, DEVICES, PRODUCTS, STATES
 
 API_VERSION = "2018-01-20"
 
@@ -92,6 +92,7 @@ BATCH_GET_DEVICE_STATE = Operation(
     page_size=50,
     items="devicestatuslist.devicestatus",
     per_second=50,
+    kept=STATES,
 )
 
 BATCH_QUERY_DEVICE_DETAIL = Operation(
@@ -147,3 +148,11 @@ def module_versions_of(device: Device, page: int, page_size: int) -> dict[str, s
         parameters["ProductKey"] = device.product_key
         parameters["DeviceName"] = device.device_name
     return parameters
+
+
+def states_of_devices(devices: Sequence[Device]) -> dict[str, str]:
+    """The parameters that ask for the states of devices: of 50 at most, all by their iot_id or all of one product."""
+    if devices[0].iot_id is not None:
+        return {f"IotId.{number}": str(device.iot_id) for number, device in enumerate(devices, 1)}
+    names = {f"DeviceName.{number}": str(device.device_name) for number, device in enumerate(devices, 1)}
+    return {"ProductKey": str(devices[0].product_key)} | names

@@ -112,3 +112,17 @@ DEFINED_MODULES = keeping(
     }
 )
 """Of an answer of ListOTAModuleByProduct."""
+
+_STATE = ("productKey", "deviceName", "iotId", "status", "timestamp", "lastOnlineTime")
+
+STATES = keeping(
+    {
+        **_TOLD,
+        "deviceStatusList": {"deviceStatus": [dict.fromkeys(_STATE)]},
+        "data": {
+            "deviceStatusList": {"deviceStatus": [dict.fromkeys(_STATE)]},
+            "deviceStatus": [dict.fromkeys(_STATE)],
+        },
+    }
+)
+"""Of an answer of BatchGetDeviceState: never ``asAddress``, where a device was online from."""

@@ -81,7 +81,7 @@ def test_the_keys_are_the_contract_s_and_begin_with_schema_version(tmp_path: Pat
     assert set(table) == {
         *("schema_version", "auditor_version", "name", "state", "started_at", "finished_at", "accounts", "fleet"),
         *("devices", "requests", "rate", "planned", "failures", "error", "files", "resumed_at", "settings"),
-        *("never_activated", "listings"),
+        *("never_activated", "listings", "choice", "carried", "unsampled", "oldest"),
     }
     assert list(table["devices"]) == ["ok", "empty", "not_found", "failed", "pending"]
     assert list(table["fleet"]) == ["source", "devices", "duplicates", "sha256", "limit", "left_out"]

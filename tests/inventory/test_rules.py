@@ -69,7 +69,7 @@ def test_the_example_has_every_condition_and_says_what_it_asks() -> None:
         ("newest = '101%'", "newest: '101%' is no part"),
         ("newest = '> 95%'", "newest: '> 95%' is no part"),
         ("max_age = '3 days'", "max_age: '3 days' is no length of time"),
-        ("max_age = '7d'", "max_age: '7d' is no length of time; give one such as "),
+        ("max_age = '7w'", "max_age: '7w' is no length of time; give one such as "),
         ("max_age = '1h'\nmodule = 'ble'", "module: max_age judges devices"),
         ("severity = 'fatal'\nminimum = '1'", "severity: invalid enum value 'fatal'"),
         ("product = []\nminimum = '1'", "product: is empty"),

@@ -1,0 +1,209 @@
+"""Whom a run asks, where that is not the whole fleet: chosen account by account, once its devices are known.
+
+What was chosen is in the run folder before anybody is asked: ``plan.parquet``, whom to ask, in order, and
+``carried.parquet``, what is known of others. A process that is killed before that chooses anew, and asks for no state
+twice; one that is killed later goes on with the plan.
+"""
+
+import hashlib
+import math
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+
+from auditor.audit.account import AskedAccount
+from auditor.audit.beginning import Begun
+from auditor.audit.plan import calls_within
+from auditor.audit.scheduler import Stop
+from auditor.audit.states import ask_states
+from auditor.audit.workers import parts_of
+from auditor.config import Account, Settings
+from auditor.errors import RunFolderError, RunNotWritableError, SettingsError
+from auditor.fleet.choosing import Choosing, Since
+from auditor.fleet.parts import count_chosen, put_part
+from auditor.fleet.ranking import Budget, Sample
+from auditor.fleet.rows import devices_to_ask
+from auditor.inventory.choices import AccountChoice, Choice
+from auditor.inventory.experience import Experience
+from auditor.inventory.folder import CARRIED, FLEET, PLAN
+from auditor.inventory.intervals import Z
+from auditor.inventory.known import write_known
+from auditor.inventory.listings import RequestCounts
+from auditor.inventory.rules import load_rules
+from auditor.platform.operations import BATCH_GET_DEVICE_STATE
+from auditor.schedule import seconds_of
+from auditor.settings import part_of
+
+T = TypeVar("T")
+
+WORK = ".choosing"
+"""A folder in the run folder for what is known and told, until the run has ended."""
+
+SPARE, SPARE_DEVICES = 1.25, 200
+"""What a sample may take beyond what the precision takes of one that is not stratified: some fail, for one thing."""
+
+Chosen = Callable[[Choice, Mapping[str, int]], Awaitable[None]]
+
+
+class Choices:
+    """Chooses whom a run asks.
+
+    Args:
+        settings: of the audit.
+        begun: the run folder.
+        chosen: told the choice when an account has chosen, and how many devices by status have an answer by that; it
+            writes that down before it returns.
+        until: when to be done, in seconds since 1970; None: whenever.
+        before: what an earlier run tells of calls and latency.
+    """
+
+    def __init__(
+        self, settings: Settings, begun: Begun, chosen: Chosen, *, until: float | None, before: Experience | None
+    ) -> None:
+        self._settings, self._begun, self._chosen, self._until, self._before = settings, begun, chosen, until, before
+        self._accounts = {account.name: account for account in settings.account}
+        self._parts = dict(zip(self._accounts, parts_of(settings), strict=True))
+        self._choice = begun.manifest.choice
+        self._work = begun.folder / WORK
+        self._knowing, self._putting = anyio.Lock(), anyio.Lock()
+
+    async def of(self, asked: AskedAccount, devices: Path, *, every: bool, stop: Stop) -> Path | None:
+        """A file of the devices that are asked, in order; None if the end was wished before that was known.
+
+        Args:
+            asked: the account.
+            devices: its devices.
+            every: whether those are asked, too, that were never activated.
+            stop: a wish to end early.
+
+        Raises:
+            AccountStoppedError: the account is refused, or was never reached.
+            RunNotWritableError: the run folder cannot be written, or the earlier run cannot be read.
+        """
+        if self._choice is None or any(each.account == asked.name for each in self._choice.accounts):
+            return devices
+        place = self._work / hashlib.sha256(asked.name.encode()).hexdigest()[:16]
+        account = self._accounts[asked.name]
+        choosing = await _aside(partial(Choosing, place, asked.name, devices, ask_all=every, seed=self._choice.seed))
+        with choosing:
+            facts = await self._choose(asked, account, choosing, place, stop)
+        if facts is None:
+            return None
+        await self._put(facts, place)
+        return place / PLAN
+
+    async def _choose(
+        self, asked: AskedAccount, account: Account, choosing: Choosing, place: Path, stop: Stop
+    ) -> AccountChoice | None:
+        choice, facts = self._choice, AccountChoice(asked.name)
+        if choice is None:
+            return None
+        if choice.strategy == "sample":
+            await _aside(partial(choosing.write_sample, place / PLAN, self._sample(asked)))
+            return facts
+        known = await self._known()
+        await _aside(partial(choosing.match, known))
+        if choice.strategy == "since":
+            since = self._since()
+            questions, states = place / "questions.parquet", place / "states.parquet"
+            number = await _aside(partial(choosing.write_questions, questions, since))
+            await ask_states(asked, questions, place / "states.jsonl", states, stop=stop)
+            if stop.reason is not None:
+                return None
+            untold = await _aside(partial(choosing.take_states, states, since))
+            tally = asked.requests_of(BATCH_GET_DEVICE_STATE)
+            requests = RequestCounts(tally.sent, tally.retried, tally.throttled)
+            facts = replace(facts, states=number, untold=untold, requests=requests)
+        else:
+            await _aside(choosing.take_all)
+        budget = self._budget(account, asked.all_sent)
+        await _aside(partial(choosing.write, place / PLAN, place / CARRIED, budget))
+        return facts
+
+    async def _known(self) -> Path | None:
+        """What the earlier run knows, read once for all accounts; None: there is none."""
+        path = self._work / "known.parquet"
+        if self._choice is None or self._choice.since is None:
+            return None
+        async with self._knowing:
+            if not path.exists():
+                rules = None if self._settings.policy is None else load_rules(self._settings.policy.file)
+                new = path.with_suffix(".new")
+                await _aside(partial(write_known, self._begun.folder.parent / self._choice.since, new, rules))
+                new.replace(path)
+        return path
+
+    def _since(self) -> Since:
+        settings = self._settings
+        age = None if settings.max_age is None else seconds_of(settings.max_age)
+        expired = None if age is None else datetime.fromtimestamp(max(0.0, time.time() - age), UTC)
+        return Since(settings.since_rule, expired, part_of(settings.recheck))
+
+    def _sample(self, asked: AskedAccount) -> Sample:
+        settings = self._settings
+        if settings.precision is None:
+            wanted = 0 if settings.sample is None else settings.sample
+            return Sample(max(1, round(wanted * self._part_of_sample(asked.name))))
+        most = math.ceil(SPARE * (Z / 2 / part_of(settings.precision)) ** 2) + SPARE_DEVICES
+        if settings.precision_of == "product":
+            return Sample(None, each=most, alike=True)
+        return Sample(most)
+
+    def _part_of_sample(self, account: str) -> float:
+        """The part of a sample that an account has: by its devices, or by its quota while not all fleets are known."""
+        if self._begun.manifest.listings:
+            return self._parts[account]
+        devices = devices_to_ask(self._begun.folder / FLEET, [each.name for each in self._settings.account])
+        return devices.get(account, 0) / max(1, sum(devices.values()))
+
+    def _budget(self, account: Account, spent: int) -> Budget | None:
+        """What the budget bears of an account, once ``spent`` calls of it are."""
+        calls = None
+        if self._settings.calls is not None:
+            calls = max(0, math.floor(self._settings.calls * self._parts[account.name]) - spent)
+        timed = None
+        if self._until is not None:
+            timed = calls_within(self._settings, account, self._before, max(0.0, self._until - time.time()))
+        if calls is None and self._until is None:
+            return None
+        known = [each for each in (calls, timed) if each is not None]
+        asked = None if self._before is None else self._before.asked.get(account.name)
+        each = 1.0 if asked is None else asked.requests / asked.devices
+        devices = None if not known else math.floor(min(known) / each)
+        return Budget(devices, part_of(self._settings.guaranteed), ends=calls is not None)
+
+    def finish(self) -> None:
+        """Removes what is not needed once everybody was asked."""
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    async def _put(self, facts: AccountChoice, place: Path) -> None:
+        """Puts what was chosen into the run folder, then tells it."""
+        async with self._putting:
+            choice = self._choice
+            if choice is None:
+                return
+            for name in (CARRIED, PLAN) if (place / CARRIED).exists() else (PLAN,):
+                await _aside(partial(put_part, place / name, self._begun.folder / name, facts.account))
+            asked, carried = await _aside(partial(count_chosen, place / PLAN, place / CARRIED))
+            facts = replace(facts, asked=asked, carried=sum(carried.values()))
+            self._choice = replace(choice, accounts=(*choice.accounts, facts))
+            await self._chosen(self._choice, carried)
+
+
+async def _aside(work: Callable[[], T]) -> T:
+    """What ``work`` gives, in a thread.
+
+    Raises:
+        RunNotWritableError: what was known cannot be read, or rules.
+    """
+    try:
+        return await anyio.to_thread.run_sync(work)
+    except (RunFolderError, SettingsError) as error:
+        raise RunNotWritableError(str(error)) from error

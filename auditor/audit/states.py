@@ -1,0 +1,70 @@
+"""Asking what devices are doing, fifty at a time: it tells which of them can have reported anything new."""
+
+from functools import partial
+from pathlib import Path
+
+import anyio
+import structlog
+
+from auditor.audit.account import AskedAccount
+from auditor.audit.scheduler import Stop, fan_out
+from auditor.errors import NotFoundError, PlatformError
+from auditor.fleet.states import StatesJournal, read_questions, write_states, write_untold
+from auditor.model import Device
+from auditor.platform.listings import states_of
+from auditor.platform.operations import BATCH_GET_DEVICE_STATE, states_of_devices
+
+log = structlog.get_logger()
+
+REFUSALS = 3
+"""Questions that may be refused before any was answered: then no more are asked, for all will be refused."""
+
+
+async def ask_states(asked: AskedAccount, questions: Path, journal: Path, out: Path, *, stop: Stop) -> None:
+    """Asks for the states of devices, and writes what was told; of what was not, whoever plans thinks the worst.
+
+    Args:
+        asked: the account.
+        questions: the devices, as ``Choosing.write_questions`` writes them.
+        journal: a file that is appended to; what it holds already is not asked again.
+        out: the states, Parquet.
+        stop: a wish to end early.
+
+    Raises:
+        AccountStoppedError: the account is refused, or was never reached.
+        RunNotWritableError: a file cannot be written.
+    """
+    left = out.with_suffix(".left.parquet")
+    if await anyio.to_thread.run_sync(write_states, journal, out):
+        await anyio.to_thread.run_sync(write_untold, questions, out, left)
+        questions = left
+    refused: list[PlatformError] = []
+    answered = 0
+
+    with StatesJournal(journal) as told:
+
+        async def ask(devices: list[Device]) -> None:
+            nonlocal answered
+            if len(refused) >= REFUSALS and not answered:
+                return
+            sent = await asked.call_aside(BATCH_GET_DEVICE_STATE, states_of_devices(devices))
+            if isinstance(sent.result, NotFoundError):  # their product is gone, and they with it
+                told.write(devices, ())
+            elif isinstance(sent.result, PlatformError):
+                refused.append(sent.result)
+            else:
+                told.write(devices, states_of(sent.result))
+                answered += 1
+
+        await fan_out(read_questions(questions), ask, _written, at_once=asked.workers, stop=stop)
+    if refused:
+        log.warning(
+            "states of devices are not known, so these are asked", account=asked.name, questions=len(refused),
+            reason=str(refused[0]),
+        )  # fmt: skip
+    await anyio.to_thread.run_sync(partial(write_states, journal, out))
+    left.unlink(missing_ok=True)
+
+
+async def _written(_: None) -> None:
+    """What was told is written as it comes."""

@@ -1,0 +1,157 @@
+"""What a random sample tells of a fleet: for every version its share, and how far that may be from the fleet's.
+
+Strata are the products, as the fleet names them; devices that are named by their iot_id alone are one stratum of their
+account. Devices that were never activated, as the platform lists them, are known without a question, and so certain.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import duckdb
+
+from auditor.inventory.intervals import Interval, Stratum, share_over
+from auditor.model import Level
+
+THIN = 2
+"""A stratum of which less devices were drawn tells of those that are like it, even if none reports a module."""
+
+Place = tuple[str, str | None]
+"""An account and a product key of it: of a stratum, or of the devices of one product."""
+
+
+Module = tuple[str | None, str | None, str]
+"""A module, as a ``Version`` without its version."""
+
+
+class Version(NamedTuple):
+    """A version of a module, and of whom it is one: None is every account, or product."""
+
+    account: str | None
+    product_key: str | None
+    module_name: str
+    module_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A version's share by a sample: of ``reporting`` devices that were seen ``running`` run it."""
+
+    version: Version
+    running: int
+    reporting: int
+    interval: Interval
+
+
+class Tallies:
+    """Counts of what a sample showed.
+
+    Attributes:
+        devices: how many devices each stratum has.
+        sampled: how many of them were drawn and answered.
+        certain: devices of which it is certain that they report nothing.
+    """
+
+    def __init__(self) -> None:
+        self.devices: Counter[Place] = Counter()
+        self.sampled: Counter[Place] = Counter()
+        self.certain = 0
+        self._reporting: Counter[tuple[Place, Place, str]] = Counter()
+        self._running: Counter[tuple[Place, Place, str, str]] = Counter()
+        self._spelled: dict[str, str] = {}
+
+    def add(self, stratum: Place, place: Place, module_name: str, module_version: str, devices: int = 1) -> None:
+        """Devices of a stratum and a product were seen to run a version."""
+        module = module_name.lower()
+        # As in the inventory: names that differ in letter case alone are one, under the one that sorts last.
+        self._spelled[module] = max(self._spelled.get(module, ""), module_name)
+        self._reporting[stratum, place, module] += devices
+        self._running[stratum, place, module, module_version] += devices
+
+    def shares(self, level: Level, most: int | None = None) -> Iterator[Share]:
+        """Every version's share.
+
+        Args:
+            level: of whom.
+            most: only so many of them, those of which most is uncertain, so that the widest interval is among them.
+        """
+        running: dict[tuple[Module, str], Counter[Place]] = {}
+        for (stratum, place, name, version), devices in self._running.items():
+            running.setdefault((_module(level, place, name), version), Counter())[stratum] += devices
+        reporting: dict[Module, Counter[Place]] = {}
+        for (stratum, place, name), devices in self._reporting.items():
+            reporting.setdefault(_module(level, place, name), Counter())[stratum] += devices
+        every = sum(self.sampled.values()) + self.certain
+        totals = {module: every if level == "fleet" else sum(each.values()) for module, each in reporting.items()}
+        found = list(running.items())
+        if most is not None:
+            found.sort(key=lambda each: abs(0.5 - sum(each[1].values()) / totals[each[0][0]]))
+            found = found[:most]
+        for (module, version), counts in found:
+            interval = share_over(list(self._strata(level, reporting[module], counts)))
+            account, product_key, name = module
+            shown = Version(account, product_key, self._spelled[name], version)
+            yield Share(shown, sum(counts.values()), totals[module], interval)
+
+    def widest(self, level: Level, most: int | None = None) -> float | None:
+        """Half the widest interval of a level; None where nothing was seen."""
+        return max((each.interval.half for each in self.shares(level, most)), default=None)
+
+    def _strata(self, level: Level, reporting: Counter[Place], running: Counter[Place]) -> Iterator[Stratum]:
+        for stratum, sampled in self.sampled.items():
+            if level == "fleet":
+                yield Stratum(self.devices[stratum], sampled, sampled, running[stratum])
+            elif reporting[stratum] or (level == "module" and sampled < THIN):
+                yield Stratum(self.devices[stratum], sampled, reporting[stratum], running[stratum])
+        if level == "fleet" and self.certain:
+            yield Stratum(self.certain, self.certain, self.certain, 0)
+
+
+def _module(level: Level, place: Place, name: str) -> Module:
+    account, product_key = place if level == "product" else (None, None)
+    return account, product_key, name
+
+
+def read_tallies(database: duckdb.DuckDBPyConnection, fleet: str | None = None) -> Tallies:
+    """The tallies of a run, from its views ``devices`` and ``modules``.
+
+    Args:
+        database: with these views.
+        fleet: the SQL that reads ``fleet.parquet``; needed where devices are named by their iot_id alone.
+    """
+    tallies = Tallies()
+    stratum = "product_key"
+    if fleet is not None and database.execute(f"SELECT 1 FROM {fleet} WHERE product_key IS NULL LIMIT 1").fetchall():
+        stratum = "stratum"
+        database.execute(
+            f"CREATE OR REPLACE TEMP VIEW strata AS SELECT d.*, f.product_key AS stratum FROM devices d "
+            f"JOIN (SELECT ordinal, product_key FROM {fleet}) f USING (ordinal)"
+        )
+    else:
+        database.execute("CREATE OR REPLACE TEMP VIEW strata AS FROM devices")
+    certain = "reason IS NOT DISTINCT FROM 'never_activated' AND attempts = 0"
+    answered = "status IN ('ok', 'empty', 'not_found')"
+    rows = database.execute(
+        f"SELECT account, {stratum}, count(*) FILTER (NOT ({certain})), "
+        f"count(*) FILTER ({answered} AND NOT ({certain})), count(*) FILTER ({certain}) FROM strata GROUP BY ALL"
+    ).fetchall()
+    for account, key, devices, sampled, known in rows:
+        tallies.certain += known
+        if devices:
+            tallies.devices[account, key] = devices
+            tallies.sampled[account, key] = sampled
+    same = " AND ".join(f"d.{name} IS NOT DISTINCT FROM m.{name}" for name in ("product_key", "device_name", "iot_id"))
+    counted = (
+        f"SELECT m.account, {'m.product_key' if stratum == 'product_key' else 'd.stratum'}, m.product_key, "
+        "m.module_name, m.module_version, count(*) FROM modules m "
+        + (
+            ""
+            if stratum == "product_key"
+            else f"JOIN (FROM strata WHERE status = 'ok') d ON d.account = m.account AND {same} "
+        )
+        + "GROUP BY ALL ORDER BY ALL"
+    )
+    for account, key, product_key, module_name, module_version, devices in database.execute(counted).fetchall():
+        tallies.add((account, key), (account, product_key), module_name, module_version, devices)
+    return tallies

@@ -1,0 +1,40 @@
+"""How often it was wrong to carry an answer: of the carried some are asked all the same, and compared."""
+
+from dataclasses import replace
+
+import duckdb
+
+from auditor.inventory.choices import Recheck
+from auditor.inventory.intervals import error_rate
+
+VERSIONS = (
+    "list_sort(list_transform({0}, lambda module: lower(module.module_name) || chr(0) || module.module_version))"
+)  # fmt: skip
+"""Modules of an answer as a list that is the same if they are; names are the same regardless of case."""
+
+
+def count_rechecked(database: duckdb.DuckDBPyConnection, carried: int) -> Recheck | None:
+    """How often carrying was wrong, from the views ``planned`` and ``lines``; None where nothing was to be checked.
+
+    Args:
+        database: with the live views of a run.
+        carried: devices whose answers were chosen to be carried, without those that were asked all the same.
+    """
+    asked = database.execute("SELECT count(*) FROM planned WHERE why = 'recheck'").fetchall()[0][0]
+    if not asked:
+        return None
+    other = f"p.status <> l.status OR {VERSIONS.format('p.modules')} <> {VERSIONS.format('l.modules')}"
+    checked = "(FROM planned WHERE why = 'recheck' AND iot_id IS {0}NULL) p JOIN (FROM lines WHERE source = 'asked') l"
+    parts = " UNION ALL ".join(
+        f"SELECT {other} AS wrong FROM {checked.format(word)} ON p.account = l.account AND {on}"
+        for word, on in (
+            ("NOT ", "p.iot_id = l.iot_id"),
+            ("", "p.product_key = l.product_key AND p.device_name = l.device_name"),
+        )
+    )
+    answered, wrong = database.execute(f"SELECT count(*), count(*) FILTER (wrong) FROM ({parts})").fetchone() or (0, 0)
+    found = Recheck(carried + asked, asked, answered, wrong)
+    if not answered:
+        return found
+    rate = error_rate(carried + asked, answered, wrong)
+    return replace(found, rate=round(rate.share, 8), low=round(rate.low, 8), high=round(rate.high, 8))
