@@ -43,6 +43,9 @@ from auditor.settings import part_of
 
 T = TypeVar("T")
 
+ASK = "ask.parquet"
+"""Whom to ask, in order, beside the other files of an account."""
+
 WORK = ".choosing"
 """A folder in the run folder for what is known and told, until the run has ended."""
 
@@ -97,7 +100,7 @@ class Choices:
         if facts is None:
             return None
         await self._put(facts, place)
-        return place / PLAN
+        return place / ASK
 
     async def _choose(
         self, asked: AskedAccount, account: Account, choosing: Choosing, place: Path, stop: Stop
@@ -106,7 +109,7 @@ class Choices:
         if choice is None:
             return None
         if choice.strategy == "sample":
-            await _aside(partial(choosing.write_sample, place / PLAN, self._sample(asked)))
+            await _aside(partial(choosing.write_sample, place / ASK, place / PLAN, self._sample(asked)))
             return facts
         known = await self._known()
         await _aside(partial(choosing.match, known))
@@ -124,7 +127,7 @@ class Choices:
         else:
             await _aside(choosing.take_all)
         budget = self._budget(account, asked.all_sent)
-        await _aside(partial(choosing.write, place / PLAN, place / CARRIED, budget))
+        await _aside(partial(choosing.write, place / ASK, place / PLAN, place / CARRIED, budget))
         return facts
 
     async def _known(self) -> Path | None:
@@ -165,19 +168,20 @@ class Choices:
 
     def _budget(self, account: Account, spent: int) -> Budget | None:
         """What the budget bears of an account, once ``spent`` calls of it are."""
-        calls = None
+        calls = timed = most = None
         if self._settings.calls is not None:
-            calls = max(0, math.floor(self._settings.calls * self._parts[account.name]) - spent)
-        timed = None
+            calls = most = max(0, math.floor(self._settings.calls * self._parts[account.name]) - spent)
         if self._until is not None:
-            timed = calls_within(self._settings, account, self._before, max(0.0, self._until - time.time()))
+            seconds = max(0.0, self._until - time.time())
+            timed = calls_within(self._settings, account, self._before, seconds)
+            if account.rate is not None:  # not one call more can be sent, so nobody else can be asked
+                most = math.ceil(min(seconds * account.rate, math.inf if most is None else most))
         if calls is None and self._until is None:
             return None
         known = [each for each in (calls, timed) if each is not None]
         asked = None if self._before is None else self._before.asked.get(account.name)
         each = 1.0 if asked is None else asked.requests / asked.devices
-        devices = None if not known else math.floor(min(known) / each)
-        return Budget(devices, part_of(self._settings.guaranteed), ends=calls is not None)
+        return Budget(math.floor(min(known) / each) if known else None, part_of(self._settings.guaranteed), most)
 
     def finish(self) -> None:
         """Removes what is not needed once everybody was asked."""

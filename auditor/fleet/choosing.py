@@ -111,7 +111,11 @@ class Choosing:
         source = f"(SELECT {_NOTHING} WHERE false)"
         if known is not None:
             source = f"(FROM {parquet(known, options='file_row_number=true')} WHERE account = {_text(self._account)})"
-        columns = "k.file_row_number AS row, k.status, k.audited_at, k.failed_at, k.changes, k.violating"
+        columns = "k.file_row_number AS row, k.status, k.audited_at, k.failed_at, k.changes, k.violating, "
+        columns += " OR ".join(
+            f"coalesce(d.{name} IS DISTINCT FROM k.{name} AND d.{name} IS NOT NULL, false)" for name in COLUMNS
+        )
+        columns += " AS renamed"
         by_names = "d.product_key = k.product_key AND d.device_name = k.device_name"
         with self._telling():
             self._database.execute(f"CREATE VIEW known AS FROM {source}")
@@ -146,18 +150,22 @@ class Choosing:
         """
         expired = "false" if since.expired is None else f"audited_at < TIMESTAMP '{since.expired:%Y-%m-%d %H:%M:%S}'"
         with self._telling():
-            self._database.execute(
-                f"CREATE TABLE asking AS SELECT place, row, status, audited_at, failed_at, changes, violating, "
-                f"CASE WHEN row IS NULL THEN 'new' WHEN status = 'failed' THEN 'failed' WHEN {expired} THEN 'expired' "
-                "END AS why FROM (SELECT place FROM wanted) LEFT JOIN matched USING (place)"
-            )
+            self._ask(f"WHEN {expired} THEN 'expired'")
             write_parquet(
                 self._database,
-                f"SELECT account, {', '.join(COLUMNS)} FROM wanted JOIN (SELECT place FROM asking WHERE why IS NULL) "
-                "USING (place) ORDER BY iot_id IS NULL, product_key, place",
+                f"SELECT account, {', '.join(COLUMNS)} FROM wanted SEMI JOIN (FROM asking WHERE why IS NULL) USING (place)",
                 path,
             )
             return self._number("SELECT count(*) FROM asking WHERE why IS NULL")
+
+    def _ask(self, cases: str) -> None:
+        """Makes ``asking``: every device that is wanted, what is known of it, and why it is to be asked, if it is."""
+        self._database.execute(
+            "CREATE TABLE asking AS SELECT place, row, status, audited_at, failed_at, changes, violating, renamed, "
+            f"CASE WHEN row IS NULL THEN 'new' WHEN status = 'failed' THEN 'failed' {cases} END AS why "
+            "FROM (SELECT place FROM wanted) LEFT JOIN matched USING (place)"
+        )
+        self._database.execute("DROP TABLE matched")
 
     def take_states(self, states: Path, since: Since) -> int:
         """Decides by what the platform told of its devices' states who can have changed; how many it told nothing of.
@@ -174,34 +182,29 @@ class Choosing:
         known, told = "epoch_ms(audited_at) - " + str(1000 * CLOCKS_APART), "s.status"
         came = f"s.online > {known} OR ({told} = 'ONLINE' AND s.changed > {known})"
         connected = came if since.rule == "reconnected" else f"{told} = 'ONLINE' OR {came} OR s.changed > {known}"
-        named = "d.product_key = s.product_key AND d.device_name = s.device_name"
+        case = f"""CASE WHEN why IS NOT NULL THEN why WHEN s.found IS NULL THEN 'unknown'
+          WHEN s.status IS NULL THEN CASE WHEN a.status <> 'not_found' THEN 'connected' END
+          WHEN a.status = 'not_found' THEN 'connected'
+          WHEN s.status NOT IN ('ONLINE', 'OFFLINE', 'UNACTIVE', 'DISABLE') THEN 'unknown'
+          WHEN {connected} THEN 'connected' END"""
+        drawn = f"{self._draw('recheck')} / {TWO_TO_64} < {since.recheck!r}"
+        parts = " UNION ALL ".join(
+            f"SELECT a.*, {case} AS found_out, product_key, device_name, iot_id "
+            f"FROM (FROM wanted WHERE iot_id IS {word}NULL) d JOIN asking a USING (place) "
+            f"LEFT JOIN (SELECT * RENAME (product_key AS key, device_name AS name, iot_id AS id), true AS found FROM states) s ON {on}"
+            for word, on in (
+                ("NOT ", "d.iot_id = s.id"),
+                ("", "s.id IS NULL AND d.product_key = s.key AND d.device_name = s.name"),
+            )
+        )
         with self._telling():
             self._database.execute(f"CREATE VIEW states AS FROM {parquet(states)}")
             self._database.execute(
-                f"""CREATE TABLE told AS
-                SELECT place, s.* FROM (FROM wanted WHERE iot_id IS NOT NULL) d JOIN states s ON d.iot_id = s.iot_id
-                UNION ALL SELECT place, s.* FROM (FROM wanted WHERE iot_id IS NULL) d
-                JOIN (FROM states WHERE iot_id IS NULL) s ON {named}"""
+                "CREATE TABLE found_out AS SELECT place, row, status, audited_at, failed_at, changes, violating, renamed, "
+                f"CASE WHEN found_out IS NULL AND {drawn} THEN 'recheck' ELSE found_out END AS why FROM ({parts})"
             )
-            self._database.execute(
-                f"""CREATE OR REPLACE TABLE asking AS SELECT place, row, a.status, audited_at, failed_at, changes,
-                  violating, CASE WHEN why IS NOT NULL THEN why WHEN s.place IS NULL THEN 'unknown'
-                    WHEN s.status IS NULL THEN CASE WHEN a.status <> 'not_found' THEN 'connected' END
-                    WHEN a.status = 'not_found' THEN 'connected'
-                    WHEN s.status NOT IN ('ONLINE', 'OFFLINE', 'UNACTIVE', 'DISABLE') THEN 'unknown'
-                    WHEN {connected} THEN 'connected' END AS why
-                FROM asking a LEFT JOIN told s USING (place)"""
-            )
-            self._database.execute("DROP TABLE told")
-            drawn = f"({self._draw('recheck')}) / {TWO_TO_64} < {since.recheck!r}"
-            self._database.execute(
-                f"CREATE TABLE rechecked AS SELECT place FROM wanted JOIN (SELECT place FROM asking WHERE why IS NULL) "
-                f"USING (place) WHERE {drawn}"
-            )
-            self._database.execute(
-                "CREATE OR REPLACE TABLE asking AS SELECT a.* REPLACE (CASE WHEN why IS NULL AND r.place IS NOT NULL "
-                "THEN 'recheck' ELSE why END AS why) FROM asking a LEFT JOIN rechecked r USING (place)"
-            )
+            self._database.execute("DROP TABLE asking")
+            self._database.execute("ALTER TABLE found_out RENAME TO asking")
             return self._number("SELECT count(*) FROM asking WHERE why = 'unknown'")
 
     def take_all(self) -> None:
@@ -211,66 +214,70 @@ class Choosing:
             RunNotWritableError: a file cannot be read or written.
         """
         with self._telling():
-            self._database.execute(
-                "CREATE TABLE asking AS SELECT place, row, status, audited_at, failed_at, changes, violating, "
-                "CASE WHEN row IS NULL THEN 'new' WHEN status = 'failed' THEN 'failed' WHEN violating THEN 'violating' "
-                "WHEN changes > 0 THEN 'changed' ELSE 'oldest' END AS why "
-                "FROM (SELECT place FROM wanted) LEFT JOIN matched USING (place)"
-            )
+            self._ask("WHEN violating THEN 'violating' WHEN changes > 0 THEN 'changed' ELSE 'oldest'")
 
-    def write_sample(self, plan: Path, sample: Sample) -> None:
-        """Writes who is asked, in an order of which every beginning is a sample; the columns are those of ``write``.
+    def write_sample(self, ask: Path, plan: Path, sample: Sample) -> None:
+        """Writes who is asked, in an order of which every beginning is a sample; files and columns are those of ``write``.
 
-        Devices that were never activated are in it too, at its end: they need no question.
+        Devices that were never activated are in the plan too: they need no question.
 
         Raises:
-            RunNotWritableError: it cannot be written.
+            RunNotWritableError: they cannot be written.
         """
-        unknown = ", ".join(f"k.{name}" for name in ANSWER)
-        names = ", ".join(f"k.{name} AS known_{name}" for name in COLUMNS)
-        device = ", ".join(f"d.{name}" for name in COLUMNS)
         self.match(None)
         with self._telling():
             rank_sample(self._database, sample, draw=self._draw("sample"), draw_product=self._draw_product())
-            write_parquet(
-                self._database,
-                f"SELECT d.account, {device}, device_status, why, {unknown}, {names} FROM (SELECT d.*, why, rank "
-                "FROM wanted d JOIN ranked USING (place) UNION ALL SELECT *, 'never_activated', 1e300 FROM spared) d "
-                "LEFT JOIN known k ON false ORDER BY rank, place",
-                plan,
-            )
+            self._write_plan(ask, plan, "UNION ALL SELECT *, NULL, 'never_activated', NULL FROM spared")
 
-    def write(self, plan: Path, carried: Path, budget: Budget | None) -> None:
-        """Writes who is asked, in order, with what is known of them, and what is known of the others.
+    def write(self, ask: Path, plan: Path, carried: Path, budget: Budget | None) -> None:
+        """Writes who is asked, with what is known of them, and what is known of the others.
 
         Args:
-            plan: columns: account, product_key, device_name, iot_id, device_status (as the fleet has the device), why,
-                then the known answer's ``ANSWER`` columns, and known_product_key, known_device_name and known_iot_id.
-            carried: columns: account, product_key, device_name, iot_id, and ``ANSWER``.
+            ask: who is asked, in order; columns: account, product_key, device_name, iot_id, device_status.
+            plan: the same in no order; columns: those, why, rank, then the known answer's ``ANSWER`` columns, and
+                known_product_key, known_device_name and known_iot_id.
+            carried: the others; columns: account, product_key, device_name, iot_id, and ``ANSWER``.
             budget: what it bears; None: everyone who is to be asked.
 
         Raises:
             RunNotWritableError: they cannot be written.
         """
-        answer = ", ".join(f"CASE WHEN k.status <> 'failed' THEN k.{name} END AS {name}" for name in ANSWER)
-        names = ", ".join(f"k.{name} AS known_{name}" for name in COLUMNS)
-        device = ", ".join(f"d.{name}" for name in COLUMNS)
+        answer = ", ".join(f"k.{name}" for name in ANSWER)
         with self._telling():
             rank_by_worth(self._database, budget)
-            write_parquet(
-                self._database,
-                f"SELECT d.account, {device}, device_status, why, {answer}, {names} FROM wanted d "
-                "JOIN ranked r USING (place) LEFT JOIN known k ON r.row = k.file_row_number ORDER BY rank",
-                plan,
+            self._write_plan(ask, plan)
+            self._database.execute(
+                "CREATE TABLE kept AS SELECT place, row, renamed FROM asking ANTI JOIN ranked USING (place) "
+                "WHERE status <> 'failed'"
             )
             told = ", ".join(f"coalesce(d.{name}, k.{name}) AS {name}" for name in COLUMNS)
-            kept = "SELECT a.place, a.row FROM asking a ANTI JOIN ranked USING (place) WHERE a.status <> 'failed'"
+            same = ", ".join(f"k.{name}" for name in COLUMNS)
+            # Names are joined where they differ alone: they are most of what a join of the whole fleet would hold.
             write_parquet(
                 self._database,
-                f"SELECT d.account, {told}, {', '.join(f'k.{name}' for name in ANSWER)} FROM known k "
-                f"JOIN ({kept}) a ON a.row = k.file_row_number JOIN wanted d USING (place) ORDER BY place",
+                f"SELECT account, {same}, {answer} FROM known k "
+                "JOIN (FROM kept WHERE NOT renamed) a ON a.row = k.file_row_number "
+                f"UNION ALL SELECT k.account, {told}, {answer} FROM known k "
+                "JOIN (FROM kept WHERE renamed) a ON a.row = k.file_row_number JOIN wanted d USING (place)",
                 carried,
             )
+
+    def _write_plan(self, ask: Path, plan: Path, also: str = "") -> None:
+        answer = ", ".join(f"CASE WHEN k.status <> 'failed' THEN k.{name} END AS {name}" for name in ANSWER)
+        names = ", ".join(f"k.{name} AS known_{name}" for name in COLUMNS)
+        device = ", ".join(("account", *COLUMNS, "device_status"))
+        write_parquet(
+            self._database,
+            f"SELECT {device} FROM wanted JOIN (SELECT place, rank FROM ranked) USING (place) ORDER BY rank",
+            ask,
+        )
+        asked = f"SELECT d.*, row, why, rank FROM wanted d JOIN ranked USING (place) {also}"
+        write_parquet(
+            self._database,
+            f"SELECT {', '.join(f'd.{name}' for name in device.split(', '))}, why, rank, {answer}, {names} "
+            f"FROM ({asked}) d LEFT JOIN known k ON d.row = k.file_row_number",
+            plan,
+        )
 
     def _number(self, query: str) -> int:
         (found,) = self._database.execute(query).fetchone() or (0,)

@@ -22,12 +22,12 @@ class Budget:
     Attributes:
         devices: so many of the account; None: that is not known.
         guaranteed: the part, 0 to 1, of it that each product has by its size.
-        ends: whether no more than these are in the plan; else the rest follows, to be asked as long as there is time.
+        most: no more than so many can be asked, and are in the plan; None: all are, to be asked as long as there is time.
     """
 
     devices: int | None
     guaranteed: float
-    ends: bool
+    most: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,12 @@ def rank_by_worth(database: duckdb.DuckDBPyConnection, budget: Budget | None) ->
     if budget is not None:
         part = "asked" if budget.devices is None else f"{budget.devices} * asked / every"
         guaranteed = f"turn <= ceil({budget.guaranteed!r} * {part})"
-        most = f" LIMIT {budget.devices}" if budget.ends and budget.devices is not None else ""
+        most = "" if budget.most is None else f" LIMIT {budget.most}"
     database.execute(f"""
       CREATE TABLE ranked AS SELECT place, row, why,
-        row_number() OVER (ORDER BY NOT guaranteed, CASE WHEN guaranteed THEN turn / asked END,
-          CASE WHEN why = 'new' THEN 0 WHEN why = 'failed' THEN 1 WHEN violating THEN 2 WHEN changes > 0 THEN 3
-            ELSE 4 END, changes DESC, touched NULLS FIRST, place) AS rank
+        row_number() OVER (ORDER BY NOT guaranteed, CASE WHEN guaranteed THEN turn / asked
+          WHEN why = 'new' THEN 0 WHEN why = 'failed' THEN 1 WHEN violating THEN 2 WHEN changes > 0 THEN 3 ELSE 4 END,
+          CASE WHEN NOT guaranteed THEN changes END DESC, touched NULLS FIRST, place) AS rank
       FROM (SELECT *, {guaranteed} AS guaranteed FROM (
         SELECT place, row, why, violating, changes, coalesce(audited_at, failed_at) AS touched,
           row_number() OVER (PARTITION BY product_key ORDER BY why <> 'new', coalesce(audited_at, failed_at), place)
@@ -75,7 +75,7 @@ def rank_by_worth(database: duckdb.DuckDBPyConnection, budget: Budget | None) ->
 
 
 def rank_sample(database: duckdb.DuckDBPyConnection, sample: Sample, *, draw: str, draw_product: str) -> None:
-    """Makes the table ``ranked`` (place, why, rank) of ``wanted``: a random sample stratified by product.
+    """Makes the table ``ranked`` (place, row, why, rank) of ``wanted``: a random sample stratified by product.
 
     In each product devices come in a random order, the same in every run of one seed. The j-th of a product's N
     devices has the rank (j + u) / N, with one u from 0 to 1 for each product: so of every beginning of the order each
@@ -104,7 +104,7 @@ def rank_sample(database: duckdb.DuckDBPyConnection, sample: Sample, *, draw: st
     rank = "turn + shift" if sample.alike else "(turn + shift) / size"
     most = "" if sample.devices is None else f" LIMIT {wanted}"
     database.execute(f"""
-      CREATE TABLE ranked AS SELECT place, 'sample' AS why, row_number() OVER (ORDER BY turn >= {alike}, {rank}, place)
+      CREATE TABLE ranked AS SELECT place, NULL::BIGINT AS row, 'sample' AS why, row_number() OVER (ORDER BY turn >= {alike}, {rank}, place)
         AS rank
       FROM (SELECT place, size, shift, row_number() OVER (PARTITION BY product ORDER BY draw, place) - 1 AS turn
         FROM drawn JOIN sizes USING (product)

@@ -95,22 +95,24 @@ def write_states(journal: Path, out: Path) -> int:
 
 
 def write_untold(questions: Path, states: Path, out: Path) -> None:
-    """Writes the devices of a file of questions that nothing was told of yet, in their order.
+    """Writes the devices of a file of questions that nothing was told of yet.
 
     Raises:
         RunNotWritableError: it cannot be written.
     """
-    source = f"(FROM {parquet(questions, options='file_row_number=true')})"
+    source = parquet(questions)
     told = parquet(states)
     left = f"""SELECT * FROM (FROM {source} WHERE iot_id IS NOT NULL) ANTI JOIN {told} USING (iot_id)
       UNION ALL SELECT * FROM (FROM {source} WHERE iot_id IS NULL)
       ANTI JOIN (FROM {told} WHERE iot_id IS NULL) USING (product_key, device_name)"""
     with _Opened(out.with_suffix(".reading"), out) as database:
-        write_parquet(database, f"SELECT * EXCLUDE (file_row_number) FROM ({left}) ORDER BY file_row_number", out)
+        write_parquet(database, left, out)
 
 
 def read_questions(path: Path) -> Iterator[list[Device]]:
     """The devices of a file of questions, as many as one question may be about: by iot_id, or of one product.
+
+    A few devices of each product are in memory at a time.
 
     Raises:
         RunNotWritableError: the file has gone or is broken.
@@ -118,21 +120,16 @@ def read_questions(path: Path) -> Iterator[list[Device]]:
     database = open_database()
     try:
         rows = database.execute(f"SELECT account, {', '.join(COLUMNS)} FROM {parquet(path)}")
-        batch: list[Device] = []
+        batches: dict[str | None, list[Device]] = {}
         while some := rows.fetchmany(BATCH):
             for row in some:
                 device = Device(*row)
-                alike = not batch or (
-                    device.iot_id is not None
-                    if batch[0].iot_id is not None
-                    else device.iot_id is None and device.product_key == batch[0].product_key
-                )
-                if not alike or len(batch) == AT_ONCE:
-                    yield batch
-                    batch = []
+                alike = None if device.iot_id is not None else device.product_key
+                batch = batches.setdefault(alike, [])
                 batch.append(device)
-        if batch:
-            yield batch
+                if len(batch) == AT_ONCE:
+                    yield batches.pop(alike)
+        yield from batches.values()
     except duckdb.Error as error:
         raise RunNotWritableError(f"{path} cannot be read: {reason_of(error)}") from error
     finally:

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import duckdb
 
-from auditor.database import open_database, parquet, reason_of, with_enough_memory, write_parquet
+from auditor.database import open_database, reason_of, with_enough_memory, write_parquet
 from auditor.errors import RunFolderError, RunNotWritableError
-from auditor.inventory.folder import ANSWERED, PLAN, DeviceCounts
+from auditor.inventory.folder import ANSWERED, DeviceCounts
 from auditor.inventory.seal import count_devices
 from auditor.inventory.states import device_key
 from auditor.inventory.views import define_live_views, number
 from auditor.model import Device
-
-_NUMBERED = "file_row_number=true"
 
 WORK = ".resuming"
 """A folder in the run folder for what does not fit into memory meanwhile."""
@@ -69,10 +67,8 @@ def _write_pending(folder: Path, out: Path, work: Path, memory: str, account: st
         whose = "true" if account is None else f"account = '{account.replace(chr(39), chr(39) * 2)}'"
         query = f"SELECT * FROM fleet SEMI JOIN ({left}) USING (ordinal) WHERE {whose}"
         if number(database, "SELECT count(*) FROM planned"):  # in its order first, then whom it left for another time
-            places = (
-                f"SELECT {device_key()} AS key, file_row_number AS at FROM {parquet(folder / PLAN, options=_NUMBERED)}"
-            )
-            query = f"SELECT f.* FROM ({query}) f LEFT JOIN ({places}) ON {device_key()} = key ORDER BY at, ordinal"
+            places = f"SELECT {device_key()} AS key, rank AS at FROM planned"
+            query = f"SELECT f.* FROM ({query}) f LEFT JOIN ({places}) ON {device_key()} = key ORDER BY at NULLS LAST, ordinal"
         write_parquet(database, query, out)
         counts = count_devices(database)
         return Pending(

@@ -52,7 +52,7 @@ _FAILED = {
 
 _NO_PLAN = (
     "NULL::VARCHAR AS account, NULL::VARCHAR AS product_key, NULL::VARCHAR AS device_name, "
-    "NULL::VARCHAR AS iot_id, NULL::VARCHAR AS why"
+    "NULL::VARCHAR AS iot_id, NULL::VARCHAR AS why, NULL::BIGINT AS rank"
 )
 
 INVENTORY = """

@@ -1,0 +1,181 @@
+"""How long a fleet is planned, and in what memory: everything but the asking, by each strategy.
+
+python benchmarks/planning.py [--devices N] [--modules N]
+
+A run folder of so many devices is made (by DuckDB, so that making it is quick), and a journal of as many states, of
+which 5% tell of a connection since. Then each strategy chooses in a process of its own, as an audit does: it reads what
+the run knows (its lines, as they were journaled), and the states, joins and ranks the fleet, and writes the plan and
+what is carried into a run folder. `auditor plan` is measured as a whole command.
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import duckdb
+import orjson
+
+DONE = """
+import resource
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+KNOW = """
+from auditor.inventory.known import write_known
+write_known(run, work / "known.parquet")
+chosen.match(work / "known.parquet")
+"""
+
+WRITE = """
+from auditor.fleet.parts import count_chosen, put_part
+for name in ("plan.parquet", "carried.parquet"):
+    if (work / name).exists():
+        put_part(work / name, work / f"put-{name}", "eu")
+asked, carried = count_chosen(work / "plan.parquet", work / "carried.parquet")
+print(sum(asked.values()), sum(carried.values()))
+"""
+
+BEGIN = """
+import sys, time
+from pathlib import Path
+from auditor.fleet.choosing import Choosing, Since
+from auditor.fleet.ranking import Budget, Sample
+run, work = map(Path, sys.argv[1:])
+chosen = Choosing(work, "eu", run / "fleet.parquet", ask_all=True, seed=1)
+"""
+
+SINCE = """
+from auditor.fleet.states import write_states
+since = Since("{rule}", None, 0.01)
+chosen.write_questions(work / "questions.parquet", since)
+write_states(run / "states.jsonl", work / "states.parquet")
+chosen.take_states(work / "states.parquet", since)
+chosen.write(work / "ask.parquet", work / "plan.parquet", work / "carried.parquet", {budget})
+"""
+
+ROLLING = """
+chosen.take_all()
+chosen.write(work / "ask.parquet", work / "plan.parquet", work / "carried.parquet", {budget})
+"""
+
+SAMPLE = 'chosen.write_sample(work / "ask.parquet", work / "plan.parquet", {sample})\n'
+
+
+def strategies(devices: int) -> dict[str, str]:
+    third = f"Budget({devices // 3}, 0.9, {devices // 3})"
+    timed = f"Budget(None, 0.9, None)"
+    return {
+        "since, strict": KNOW + SINCE.format(rule="strict", budget="None"),
+        "since, reconnected": KNOW + SINCE.format(rule="reconnected", budget="None"),
+        "since, budget": KNOW + SINCE.format(rule="strict", budget=third),
+        "rolling, calls": KNOW + ROLLING.format(budget=third),
+        "rolling, time": KNOW + ROLLING.format(budget=timed),
+        "sample of 10,000": SAMPLE.format(sample="Sample(10_000)"),
+        "precision, fleet": SAMPLE.format(sample="Sample(12_205)"),
+        "precision, product": SAMPLE.format(sample="Sample(None, alike=True)"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--devices", type=int, default=10_000_000)
+    parser.add_argument("--modules", type=int, choices=range(1, 9), default=4)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="auditor-planning-") as temporary:
+        run = Path(temporary, "audits", "20261123T020000Z-planned")
+        run.mkdir(parents=True)
+        # In a process of its own: what this one held would count as the peak of those that it starts.
+        process = multiprocessing.get_context("spawn").Process(
+            target=make_run, args=(run, options.devices, options.modules)
+        )
+        process.start()
+        process.join()
+        print(f"{options.devices:,} devices with {options.modules} modules each, on {os.cpu_count()} cores")
+        print(f"{'strategy':<20}{'seconds':>9}{'MB':>8}{'asked':>13}{'carried':>13}")
+        for name, steps in strategies(options.devices).items():
+            with tempfile.TemporaryDirectory(dir=temporary) as work:
+                seconds, said = timed(["-c", BEGIN + steps + WRITE + DONE, str(run), work])
+            asked, carried, peak = said.split()
+            print(f"{name:<20}{seconds:>9.1f}{float(peak):>8.0f}{int(asked):>13,}{int(carried):>13,}", flush=True)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        seconds, _ = timed(["-m", "auditor", "plan", str(settings(Path(temporary))), "--window", "8h"], fails=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        peak = f"{after / 1024:.0f}" if after > before else f"<{before / 1024:.0f}"
+        print(f"{'auditor plan':<20}{seconds:>9.1f}{peak:>8}")
+
+
+def timed(arguments: list[str], *, fails: bool = False) -> tuple[float, str]:
+    """The seconds that a Python process takes as a whole, and what it prints."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, *arguments], check=not fails, stdout=subprocess.PIPE, text=True)
+    return time.perf_counter() - began, done.stdout
+
+
+def settings(folder: Path) -> Path:
+    database = duckdb.connect()
+    run = next((folder / "audits").iterdir())
+    fleet, csv = run / "fleet.parquet", folder / "fleet.csv"
+    database.execute(f"COPY (SELECT product_key, device_name FROM '{fleet}') TO '{csv}' (FORMAT csv, HEADER)")
+    (folder / "secret").write_text("x")
+    path = folder / "planned.toml"
+    path.write_text(
+        f'name = "planned"\ndirectory = "{folder / "audits"}"\n[[account]]\nname = "eu"\n'
+        'endpoint = "https://127.0.0.1:1/"\naccess_key_id = "x"\naccess_key_secret = { file = "secret" }\n'
+        'fleet = { file = "fleet.csv" }\n'
+    )
+    return path
+
+
+def make_run(run: Path, devices: int, modules: int) -> None:
+    """A run folder as far as a plan reads it, and a journal of states."""
+    database = duckdb.connect()
+    database.execute("SET threads = 2; SET memory_limit = '4GB'")
+    fleet = run / "fleet.parquet"
+    names = "'k1h9drZbl' || (i % 7) AS product_key, 'dev-' || lpad(((i * 7919) % $n)::VARCHAR, 9, '0') AS device_name"
+    database.execute(
+        f"COPY (SELECT i AS ordinal, 'eu' AS account, {names.replace('$n', str(devices))}, NULL::VARCHAR AS iot_id, "
+        "NULL::VARCHAR AS device_status, NULL::TIMESTAMP AS utc_create, NULL::TIMESTAMP AS utc_modified "
+        f"FROM range({devices}) t(i)) TO '{fleet}' (FORMAT parquet, ROW_GROUP_SIZE 20480)"
+    )
+    told = ", ".join(
+        f"""{{"module_name":"module{number}","module_version":"{number}.' || (ordinal % {number + 3}) || '"}}"""
+        for number in range(modules)
+    ).replace("}, {", "},{")
+    line = (
+        """'{"account":"eu","product_key":"' || product_key || '","device_name":"' || device_name || '","iot_id":"' """
+        """|| md5(device_name) || '","status":"ok","modules":["""
+        + told
+        + f"""],"total":{modules},"pages":1,"attempts":1,"request_id":"' || md5(ordinal::VARCHAR) || '","audited_at":"""
+        """"2026-11-23T02:' || lpad((ordinal % 60)::VARCHAR, 2, '0') || ':03.123Z"}'"""
+    )
+    text = r"(FORMAT csv, DELIMITER '\x1f', QUOTE '', ESCAPE '', HEADER false)"
+    database.execute(f"COPY (SELECT {line} FROM '{fleet}') TO '{run / 'devices.jsonl'}' {text}")
+    (run / "failures.jsonl").touch()
+    since = 1_795_399_200_000  # 2026-11-23 02:00
+    state = (
+        "{'product_key': product_key, 'device_name': device_name, 'iot_id': NULL, 'status': 'OFFLINE', "
+        f"'changed': {since} + CASE WHEN ordinal % 20 = 0 THEN 9000000 ELSE -9000000 END, 'online': {since} - 99000000}}"
+    )
+    rows = database.execute(f"SELECT to_json(list({state})) FROM '{fleet}' GROUP BY product_key, ordinal // 350")
+    with (run / "states.jsonl").open("w") as file:
+        while some := rows.fetchmany(1_000):
+            file.writelines(f"{row}\n" for (row,) in some)
+    manifest = {
+        "schema_version": 1, "auditor_version": "0", "name": "planned", "state": "complete",
+        "started_at": "2026-11-23T02:00:00.000Z", "finished_at": "2026-11-23T10:00:00.000Z", "accounts": [],
+        "fleet": {"source": "fleet.csv", "devices": devices, "duplicates": 0, "sha256": "0" * 64},
+        "devices": {"ok": devices, "empty": 0, "not_found": 0, "failed": 0, "pending": 0},
+    }  # fmt: skip
+    (run / "run.json").write_bytes(orjson.dumps(manifest))
+    columns = "ordinal, account, product_key, device_name, iot_id, 'ok' AS status, 1 AS attempts"
+    database.execute(f"COPY (SELECT {columns} FROM '{fleet}') TO '{run / 'devices.parquet'}' (FORMAT parquet)")
+
+
+if __name__ == "__main__":
+    main()
