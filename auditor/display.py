@@ -9,6 +9,7 @@ from rich.table import Table
 
 from auditor.audit.check import AccountCheck
 from auditor.audit.plan import MOST_AT_ONCE, AccountPlan, Plan, Remedy
+from auditor.audit.strategies import StrategyPlan
 from auditor.findings import coverage
 from auditor.inventory.folder import Manifest
 from auditor.inventory.listings import ListingFacts
@@ -87,6 +88,8 @@ def print_plan(plan: Plan) -> None:
     tell("")
     for sentence in (*_grounds(plan), *_verdict(plan)):
         tell(sentence)
+    if plan.strategies:
+        print_strategies(plan, console)
 
 
 def _grounds(plan: Plan) -> Iterator[str]:
@@ -140,6 +143,97 @@ def _advice(plan: AccountPlan, remedy: Remedy) -> str:
         f"{part:g}% of the devices fit, {remedy.devices:,} of {plan.devices:,} a window; "
         f"all of them take {remedy.windows:,} windows, or {remedy.windows:,} accounts with this quota instead of 1"
     )
+
+
+def print_strategies(plan: Plan, console: Console) -> None:
+    """What strategies take, a row for each, then what that rests on, and which of them fit."""
+    tell("")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("strategy", overflow="fold")
+    for name in ("calls", "time", "oldest", "mean", "error"):
+        table.add_column(name, justify="right")
+    for each in plan.strategies:
+        least = each.calls is None and each.calls_least is not None
+        calls = f"{each.calls_least:,} + ?" if least else _number(each.calls)
+        seconds = f"{_time(each.seconds_least)} + ?" if least else _time(each.seconds)
+        mean = "" if each.mean_nights is None or not each.oldest_nights else f"{each.mean_nights:.1f}"
+        table.add_row(_strategy(each), calls, seconds, _oldest(each), mean, _error(each))
+    console.print(table)
+    tell("")
+    for sentence in (*_since_rests_on(plan), *_nights_rest_on(plan), *_fitting(plan)):
+        tell(sentence)
+
+
+def _strategy(row: StrategyPlan) -> str:
+    """A strategy's name."""
+    if row.strategy == "full":
+        return "every device"
+    if row.strategy == "since":
+        return f"since, {row.rule}"
+    if row.strategy == "sample":
+        return f"sample of {row.sample:,}" if row.precision is None else f"sample for +-{100 * row.precision:g}%"
+    calls = [] if row.budget is None else [f"{row.budget:,} calls"]
+    times = [] if row.window is None else [f"in {_time(row.window)}"]
+    return f"rolling, {' '.join((*calls, *times))}"
+
+
+def _oldest(row: StrategyPlan) -> str:
+    if row.oldest_nights is None:
+        return "last seen" if row.strategy == "since" else "?"
+    return counted(row.oldest_nights, "night") if row.oldest_nights else "tonight"
+
+
+def _error(row: StrategyPlan) -> str:
+    if row.half_width is not None:
+        return f"+-{100 * row.half_width:.2g}%"
+    if row.strategy != "since" or row.oldest_nights == 0:
+        return ""
+    if row.recheck_rate is None or row.recheck_low is None or row.recheck_high is None:
+        return "?"
+    return f"{100 * row.recheck_rate:.2g}% ({100 * row.recheck_low:.2g}-{100 * row.recheck_high:.2g}%)"
+
+
+def _since_rests_on(plan: Plan) -> Iterator[str]:
+    """What is known of those that carry answers."""
+    since = [each for each in plan.strategies if each.strategy == "since"]
+    if any(each.oldest_nights == 0 for each in since):
+        yield "since: no run yet has answers to carry, so the first one asks every device"
+    else:
+        yield "since: an answer that is carried is as old as its device's last connection"
+    for each in since:
+        told = [] if each.run is None else [f"as large a part is asked as in the run {each.run}"]
+        if each.recheck_run is not None:
+            told.append(f"the error is the part of the carried that the recheck of {each.recheck_run} found changed")
+        if told:
+            yield f"{_strategy(each)}: {'; '.join(told)}"
+    untold = " and ".join(_strategy(each) for each in since if each.calls_least is not None)
+    if untold:
+        yield f"{untold}: at least states, recheck, new and failed devices; how many connected, only such a run tells"
+
+
+def _nights_rest_on(plan: Plan) -> Iterator[str]:
+    """What the ages and errors of those rest on that ask a part of the fleet."""
+    rolling = [each for each in plan.strategies if each.strategy == "rolling"]
+    if any(each.oldest_nights for each in rolling):
+        yield "rolling: ages in nights at most, with one run a night, once every device has had its turn"
+    elif not rolling and plan.seconds is None:
+        yield "rolling: how old answers get is unknown without a quota; give --calls"
+    for each in rolling:
+        if each.calls is not None and each.oldest_nights is None:
+            yield f"{_strategy(each)}: not every product is sure of a turn, so nothing bounds the oldest answer's age"
+    if any(each.half_width is not None for each in plan.strategies):
+        yield "sample: +- is half the 95% interval of a share of the fleet at worst, which is that of 50%"
+
+
+def _fitting(plan: Plan) -> Iterator[str]:
+    """Which strategies fit into a window that is too short for every device."""
+    if plan.fits is not False or plan.window is None:
+        return
+    fit = [_strategy(each) for each in plan.strategies if each.fits]
+    may = [_strategy(each) for each in plan.strategies if each.fits is None and each.seconds_least is not None]
+    told = [f"what would fit: {'; '.join(fit)}"] if fit else []
+    told += [f"what may fit: {'; '.join(may)}"] if may else []
+    yield "; ".join(told) or "no other strategy is known to fit either"
 
 
 def _account(plan: AccountPlan) -> str:

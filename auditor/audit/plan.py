@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from auditor.audit.strategies import StrategyPlan
 from auditor.audit.workers import at_once_for, workers_of
 from auditor.config import Account, Settings
 from auditor.fleet.rows import devices_to_ask
@@ -95,6 +96,7 @@ class Plan:
         window: seconds that there are; None: not told.
         fits: whether all accounts fit into it; None: not known, or no window was given.
         accounts: what each takes, in the settings' order.
+        strategies: what asking every device takes, and what asking less does, side by side; empty: not compared.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Plan:
     window: float | None
     fits: bool | None
     accounts: tuple[AccountPlan, ...]
+    strategies: tuple[StrategyPlan, ...] = ()
 
     @property
     def planned(self) -> Planned:
@@ -146,19 +149,18 @@ def plan_of(
         window: seconds that there are.
     """
     measured = None if before is None else before.latency
-    latency = ASSUMED_LATENCY if measured is None else measured
     asked = {} if before is None else before.asked
     plans = tuple(
         _account_plan(
             account,
             devices.get(account.name, 0),
             asked.get(account.name),
-            _Answers(latency, math.inf if measured is None else workers / max(measured, 1e-9)),
+            answers,
             window,
         )
-        for account, workers in zip(settings.account, workers_of(settings), strict=True)
+        for account, answers in zip(settings.account, answers_of(settings, before), strict=True)
     )
-    seconds, in_flight = _known(each.seconds for each in plans), _known(each.in_flight for each in plans)
+    seconds, in_flight = all_known(each.seconds for each in plans), all_known(each.in_flight for each in plans)
     fits = [each.fits for each in plans]
     return Plan(
         name=settings.name,
@@ -167,7 +169,7 @@ def plan_of(
         calls=sum(each.calls for each in plans),
         seconds=None if seconds is None else max(seconds),
         in_flight=None if in_flight is None else sum(in_flight),
-        latency=latency,
+        latency=ASSUMED_LATENCY if measured is None else measured,
         latency_assumed=measured is None,
         at_once=settings.at_once,
         at_once_advised=_at_once_advised(settings, plans),
@@ -193,19 +195,27 @@ def calls_within(settings: Settings, account: Account, before: Experience | None
     return math.floor(min(rates) * seconds) if rates else None
 
 
-class _Answers(NamedTuple):
+class Answers(NamedTuple):
     """Seconds that an answer takes, and how many come a second at most with as many requests in flight as may be."""
 
     latency: float
     per_second: float
 
 
+def answers_of(settings: Settings, before: Experience | None) -> list[Answers]:
+    """How fast each account answers, in the settings' order, as far as an earlier run tells."""
+    measured = None if before is None else before.latency
+    if measured is None:
+        return [Answers(ASSUMED_LATENCY, math.inf) for _ in settings.account]
+    return [Answers(measured, workers / max(measured, 1e-9)) for workers in workers_of(settings)]
+
+
 def _account_plan(
-    account: Account, devices: int, asked: Asked | None, answers: _Answers, window: float | None
+    account: Account, devices: int, asked: Asked | None, answers: Answers, window: float | None
 ) -> AccountPlan:
-    calls = _calls(devices, asked)
+    calls = calls_for(devices, asked)
     rate = account.rate
-    seconds = _seconds(calls, rate, answers)
+    seconds = seconds_for(calls, rate, answers)
     in_flight = 0 if not calls else None if rate is None else max(1, math.ceil(rate * answers.latency))
     fits = None if window is None or seconds is None else seconds <= window
     return AccountPlan(
@@ -224,11 +234,11 @@ def _account_plan(
     )
 
 
-def _remedy(account: Account, devices: int, asked: Asked | None, answers: _Answers, window: float) -> Remedy:
+def _remedy(account: Account, devices: int, asked: Asked | None, answers: Answers, window: float) -> Remedy:
     """What would make it fit, found by trying: so a plan that follows the advice does fit."""
 
     def seconds(devices: int, share: float) -> float:
-        known = _seconds(_calls(devices, asked), msgspec.structs.replace(account, share=share).rate, answers)
+        known = seconds_for(calls_for(devices, asked), msgspec.structs.replace(account, share=share).rate, answers)
         return math.inf if known is None else known
 
     shares = (percent / 100 for percent in range(1, 101))
@@ -237,12 +247,13 @@ def _remedy(account: Account, devices: int, asked: Asked | None, answers: _Answe
     return Remedy(share, fitting, -(-devices // fitting) if fitting else None)
 
 
-def _calls(devices: int, asked: Asked | None) -> int:
+def calls_for(devices: int, asked: Asked | None) -> int:
     """Calls for so many devices; whole numbers, rounded up."""
     return devices if asked is None else -(-devices * asked.requests // asked.devices)
 
 
-def _seconds(calls: int, rate: float | None, answers: _Answers) -> float | None:
+def seconds_for(calls: int, rate: float | None, answers: Answers) -> float | None:
+    """How long so many calls take at a quota; None: it is not known."""
     if not calls:
         return 0.0
     return None if rate is None else round(calls / max(min(rate * REACHED, answers.per_second), sys.float_info.min), 3)
@@ -255,7 +266,7 @@ def _at_once_advised(settings: Settings, plans: Iterable[AccountPlan]) -> int | 
     return None if enough else at_once_for(settings, needed)
 
 
-def _known(values: Iterable[T | None]) -> list[T] | None:
+def all_known(values: Iterable[T | None]) -> list[T] | None:
     """The values, if all of them are known."""
     found = list(values)
     known = [value for value in found if value is not None]

@@ -15,11 +15,15 @@ def plan(
     fleet: FleetFile = None,
     limit: int | None = None,
     window: str | None = None,
+    calls: int | None = None,
+    sample: int | None = None,
+    precision: str | None = None,
     format: Literal["table", "json"] = "table",  # noqa: A002  the flag's name
 ) -> int:
     """Tell what an audit will take: calls, time at the quotas, and whether it fits into a window.
 
-    Nothing is asked and no key is needed. With --window the exit code is 0 if it is known to fit, else 1.
+    Below that, strategies that ask less are compared: what they take, and how old or how wrong what they tell may be.
+    Nothing is asked and no key is needed. With --window the exit code is 0 if asking all is known to fit, else 1.
 
     Parameters
     ----------
@@ -33,6 +37,12 @@ def plan(
         Plan for the first so many devices only, of all accounts together.
     window:
         The length of time that there is, such as 8h or 1h30m; what does not fit is told with what would.
+    calls:
+        A budget of calls a night to compare with.
+    sample:
+        A sample of so many devices to compare with. Without it one of 10,000.
+    precision:
+        A sample to compare with that knows versions' shares to plus or minus so much. Without it 1%.
     format:
         How to write it.
     """
@@ -43,7 +53,15 @@ def plan(
 
     log_to_stderr("warning")
     settings, first = picked(load_settings(config), account), at_least_one("--limit", limit)
-    planned = plan_audit(settings, fleet=fleet, limit=first, window=None if window is None else seconds_of(window))
+    planned = plan_audit(
+        settings,
+        fleet=fleet,
+        limit=first,
+        window=None if window is None else seconds_of(window),
+        calls=calls,
+        sample=sample,
+        precision=precision,
+    )
     if format == "json":
         import orjson
 

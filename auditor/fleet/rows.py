@@ -178,6 +178,28 @@ def devices_to_ask(path: Path, ask_all: Collection[str]) -> dict[str, int]:
     return {account: devices if account in ask_all else activated for account, devices, activated in rows}
 
 
+def product_sizes(path: Path, ask_all: Collection[str]) -> dict[str, dict[int, int]]:
+    """How many products of each account have how many devices to be asked about; products without one are left out.
+
+    Args:
+        path: ``fleet.parquet``.
+        ask_all: as for ``devices_to_ask``.
+
+    Raises:
+        RunNotWritableError: the file has gone or is broken, so no run can go on.
+    """
+    sizes = (
+        f"SELECT account, count(*) FILTER (list_contains(?::VARCHAR[], account) OR {_TO_ASK}) AS size "
+        f"FROM {fleet_rows(path)} GROUP BY account, product_key"
+    )
+    found: dict[str, dict[int, int]] = {}
+    with _reading(path) as database:
+        counted = f"SELECT account, size, count(*) FROM ({sizes}) WHERE size > 0 GROUP BY ALL ORDER BY ALL"
+        for account, size, products in database.execute(counted, [list(ask_all)]).fetchall():
+            found.setdefault(account, {})[size] = products
+    return found
+
+
 def devices_by_status(path: Path, account: str) -> dict[str, int]:
     """How many devices of an account have each status, ``""`` where none was told.
 

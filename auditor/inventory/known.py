@@ -48,6 +48,12 @@ def run_to_carry_from(directory: Path, name: str, since: str) -> Path | None:
     runs, broken = runs_in(directory)
     for error in broken:
         log.warning("a run is passed over", reason=str(error))
+    found = newest_to_carry_from(runs, name)
+    return None if found is None else _unchanged(found)
+
+
+def newest_to_carry_from(runs: Sequence[tuple[Manifest, Path]], name: str) -> Path | None:
+    """The run folder that ``last`` means among runs, the newest first; its files are not looked into."""
     ended = [
         (manifest, folder)
         for manifest, folder in runs
@@ -55,7 +61,7 @@ def run_to_carry_from(directory: Path, name: str, since: str) -> Path | None:
         if not _sampled(manifest) and manifest.devices.ok + manifest.devices.empty + manifest.devices.not_found
     ]
     whole = [folder for manifest, folder in ended if not manifest.devices.pending]
-    return next((_unchanged(folder) for folder in (*whole, *(folder for _, folder in ended))), None)
+    return next(iter((*whole, *(folder for _, folder in ended))), None)
 
 
 def _sampled(manifest: Manifest) -> bool:

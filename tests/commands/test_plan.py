@@ -114,7 +114,7 @@ def test_json_has_these_keys_in_this_order(auditor: Auditor, settings: Path) -> 
     table = json.loads(done.stdout)
     assert list(table) == [
         *("name", "run", "devices", "calls", "seconds", "in_flight", "latency", "latency_assumed"),
-        *("at_once", "at_once_advised", "window", "fits", "accounts"),
+        *("at_once", "at_once_advised", "window", "fits", "accounts", "strategies"),
     ]
     (account,) = table["accounts"]
     assert list(account) == [
@@ -124,6 +124,31 @@ def test_json_has_these_keys_in_this_order(auditor: Auditor, settings: Path) -> 
     assert (table["devices"], account["remedy"]) == (2, None)
     unfit = json.loads(auditor("plan", settings, "--window", "38s", "--format", "json").stdout)
     assert unfit["accounts"][0]["remedy"] == {"share": None, "devices": 368, "windows": 3}
+
+
+def test_below_the_plan_strategies_that_ask_less_are_compared(auditor: Auditor, settings: Path) -> None:
+    done = auditor("plan", settings, "--window", "38s", "--sample", 97, "--precision", "5%")
+    lines = done.stdout.splitlines()
+    rows = {cells[0]: cells[1:] for cells in (re.split(r"\s{2,}", line.strip()) for line in lines) if len(cells) > 3}
+    assert rows["strategy"] == ["calls", "time", "oldest", "mean", "error"]
+    assert rows["every device"] == ["970", "0:01:40", "tonight"]
+    assert rows["rolling, in 38.0 s"] == ["368", "38.0 s", "2 nights", "1.0"]
+    assert rows["sample of 97"] == ["97", "10.0 s", "tonight", "+-9.8%"]
+    assert lines[-1] == "what would fit: rolling, in 38.0 s; sample of 97; sample for +-5%"
+
+
+def test_strategies_are_the_same_as_json(auditor: Auditor, settings: Path) -> None:
+    table = json.loads(auditor("plan", settings, "--calls", 100, "--format", "json").stdout)
+    assert [(each["strategy"], each["rule"]) for each in table["strategies"]] == [
+        *(("full", None), ("since", "strict"), ("since", "reconnected"), ("rolling", None), ("sample", None)),
+    ]
+    rolling = table["strategies"][3]
+    assert list(rolling) == [
+        *("strategy", "rule", "sample", "precision", "budget", "window", "devices", "calls", "calls_least", "seconds"),
+        *("seconds_least", "oldest_nights", "mean_nights", "half_width", "recheck_rate", "recheck_low", "recheck_high"),
+        *("recheck_run", "run", "fits"),
+    ]
+    assert (rolling["budget"], rolling["calls"], rolling["oldest_nights"]) == (100, 100, 10)
 
 
 def test_an_audit_tells_what_was_planned_and_the_next_plan_rests_on_it(
