@@ -69,7 +69,7 @@ SAMPLE = 'chosen.write_sample(work / "ask.parquet", work / "plan.parquet", {samp
 
 def strategies(devices: int) -> dict[str, str]:
     third = f"Budget({devices // 3}, 0.9, {devices // 3})"
-    timed = f"Budget(None, 0.9, None)"
+    timed = "Budget(None, 0.9, None)"
     return {
         "since, strict": KNOW + SINCE.format(rule="strict", budget="None"),
         "since, reconnected": KNOW + SINCE.format(rule="reconnected", budget="None"),
@@ -160,7 +160,8 @@ def make_run(run: Path, devices: int, modules: int) -> None:
     since = 1_795_399_200_000  # 2026-11-23 02:00
     state = (
         "{'product_key': product_key, 'device_name': device_name, 'iot_id': NULL, 'status': 'OFFLINE', "
-        f"'changed': {since} + CASE WHEN ordinal % 20 = 0 THEN 9000000 ELSE -9000000 END, 'online': {since} - 99000000}}"
+        f"'changed': {since} + CASE WHEN ordinal % 20 = 0 THEN 9000000 ELSE -9000000 END, "
+        f"'online': {since} - 99000000}}"
     )
     rows = database.execute(f"SELECT to_json(list({state})) FROM '{fleet}' GROUP BY product_key, ordinal // 350")
     with (run / "states.jsonl").open("w") as file:

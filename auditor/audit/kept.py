@@ -22,8 +22,8 @@ HOW = BESIDES | {
     "per_second", "share", "retry_budget", "budget", "ca_file", "proxy", "fleet", "since", "since_rule", "max_age",
     "recheck", "calls", "guaranteed", "sample", "precision", "precision_of", "seed",
 }  # fmt: skip
-"""Settings that say how an audit asks; the others say whom. The fleet is the run's own, whatever its source is now, and so
-is whom it chose to ask."""
+"""Settings that say how an audit asks; the others say whom. The fleet is the run's own, whatever its source is now,
+and so is whom it chose to ask."""
 
 
 _PATHS = ("file", "ca_file", "directory", "html", "excel", "metrics")

@@ -153,7 +153,8 @@ class Choosing:
             self._ask(f"WHEN {expired} THEN 'expired'")
             write_parquet(
                 self._database,
-                f"SELECT account, {', '.join(COLUMNS)} FROM wanted SEMI JOIN (FROM asking WHERE why IS NULL) USING (place)",
+                f"SELECT account, {', '.join(COLUMNS)} FROM wanted "
+                "SEMI JOIN (FROM asking WHERE why IS NULL) USING (place)",
                 path,
             )
             return self._number("SELECT count(*) FROM asking WHERE why IS NULL")
@@ -188,10 +189,11 @@ class Choosing:
           WHEN s.status NOT IN ('ONLINE', 'OFFLINE', 'UNACTIVE', 'DISABLE') THEN 'unknown'
           WHEN {connected} THEN 'connected' END"""
         drawn = f"{self._draw('recheck')} / {TWO_TO_64} < {since.recheck!r}"
+        told = "SELECT * RENAME (product_key AS key, device_name AS name, iot_id AS id), true AS found FROM states"
         parts = " UNION ALL ".join(
             f"SELECT a.*, {case} AS found_out, product_key, device_name, iot_id "
             f"FROM (FROM wanted WHERE iot_id IS {word}NULL) d JOIN asking a USING (place) "
-            f"LEFT JOIN (SELECT * RENAME (product_key AS key, device_name AS name, iot_id AS id), true AS found FROM states) s ON {on}"
+            f"LEFT JOIN ({told}) s ON {on}"
             for word, on in (
                 ("NOT ", "d.iot_id = s.id"),
                 ("", "s.id IS NULL AND d.product_key = s.key AND d.device_name = s.name"),
@@ -200,7 +202,8 @@ class Choosing:
         with self._telling():
             self._database.execute(f"CREATE VIEW states AS FROM {parquet(states)}")
             self._database.execute(
-                "CREATE TABLE found_out AS SELECT place, row, status, audited_at, failed_at, changes, violating, renamed, "
+                "CREATE TABLE found_out AS "
+                "SELECT place, row, status, audited_at, failed_at, changes, violating, renamed, "
                 f"CASE WHEN found_out IS NULL AND {drawn} THEN 'recheck' ELSE found_out END AS why FROM ({parts})"
             )
             self._database.execute("DROP TABLE asking")
@@ -217,7 +220,7 @@ class Choosing:
             self._ask("WHEN violating THEN 'violating' WHEN changes > 0 THEN 'changed' ELSE 'oldest'")
 
     def write_sample(self, ask: Path, plan: Path, sample: Sample) -> None:
-        """Writes who is asked, in an order of which every beginning is a sample; files and columns are those of ``write``.
+        """Writes who is asked, in an order of which every beginning is a sample; the files are those of ``write``.
 
         Devices that were never activated are in the plan too: they need no question.
 

@@ -22,7 +22,7 @@ class Budget:
     Attributes:
         devices: so many of the account; None: that is not known.
         guaranteed: the part, 0 to 1, of it that each product has by its size.
-        most: no more than so many can be asked, and are in the plan; None: all are, to be asked as long as there is time.
+        most: no more than so many can be asked, and are in the plan; None: all are, asked as long as there is time.
     """
 
     devices: int | None
@@ -104,7 +104,8 @@ def rank_sample(database: duckdb.DuckDBPyConnection, sample: Sample, *, draw: st
     rank = "turn + shift" if sample.alike else "(turn + shift) / size"
     most = "" if sample.devices is None else f" LIMIT {wanted}"
     database.execute(f"""
-      CREATE TABLE ranked AS SELECT place, NULL::BIGINT AS row, 'sample' AS why, row_number() OVER (ORDER BY turn >= {alike}, {rank}, place)
+      CREATE TABLE ranked AS SELECT place, NULL::BIGINT AS row, 'sample' AS why,
+        row_number() OVER (ORDER BY turn >= {alike}, {rank}, place)
         AS rank
       FROM (SELECT place, size, shift, row_number() OVER (PARTITION BY product ORDER BY draw, place) - 1 AS turn
         FROM drawn JOIN sizes USING (product)

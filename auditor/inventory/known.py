@@ -161,7 +161,8 @@ def _write_known(
         "false AS violating FROM failures"
     )
     database.execute(
-        f"COPY ({known} UNION ALL {failed}) TO {quoted(out)} (FORMAT parquet, ROW_GROUP_SIZE 20480, COMPRESSION lz4_raw)"
+        f"COPY ({known} UNION ALL {failed}) TO {quoted(out)} "
+        "(FORMAT parquet, ROW_GROUP_SIZE 20480, COMPRESSION lz4_raw)"  # read once, and soon
     )
 
 

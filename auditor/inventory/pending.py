@@ -68,7 +68,8 @@ def _write_pending(folder: Path, out: Path, work: Path, memory: str, account: st
         query = f"SELECT * FROM fleet SEMI JOIN ({left}) USING (ordinal) WHERE {whose}"
         if number(database, "SELECT count(*) FROM planned"):  # in its order first, then whom it left for another time
             places = f"SELECT {device_key()} AS key, rank AS at FROM planned"
-            query = f"SELECT f.* FROM ({query}) f LEFT JOIN ({places}) ON {device_key()} = key ORDER BY at NULLS LAST, ordinal"
+            ranked = f"({query}) f LEFT JOIN ({places}) ON {device_key()} = key"
+            query = f"SELECT f.* FROM {ranked} ORDER BY at NULLS LAST, ordinal"
         write_parquet(database, query, out)
         counts = count_devices(database)
         return Pending(

@@ -167,7 +167,7 @@ def _choice(database: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterator
     if manifest.finished_at is None:
         return
     if count_sources(database) != (manifest.carried, manifest.unsampled, manifest.oldest):
-        yield f"run.json: says that {manifest.carried} were carried and {manifest.unsampled} not drawn; the files do not"
+        yield f"run.json: says that {manifest.carried} were carried, {manifest.unsampled} not drawn; the files do not"
     told = None if manifest.choice is None else manifest.choice.recheck
     if count_rechecked(database, carried_of(manifest.choice)) != told:
         yield f"run.json: how often carrying was wrong does not follow from {PLAN} and {ANSWERED}"

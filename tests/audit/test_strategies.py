@@ -85,7 +85,7 @@ def test_no_answer_gets_older_than_is_told_by_the_order_in_which_devices_are_ask
             "NULL::TIMESTAMP AS failed_at, why FROM (SELECT place, worth AS violating, 0 AS changes, "
             "TIMESTAMP '2026-01-02' + to_days(night) AS audited_at, 'oldest' AS why FROM read)"
         )
-        rank_by_worth(database, Budget(asked, guaranteed, ends=True))
+        rank_by_worth(database, Budget(asked, guaranteed, asked))
         database.execute("UPDATE read SET night = $1 WHERE place IN (SELECT place FROM ranked)", [night])
         database.execute("DROP TABLE ranked")
         if night > oldest:
