@@ -154,10 +154,9 @@ class Choices:
         if settings.precision is None:
             wanted = 0 if settings.sample is None else settings.sample
             return Sample(max(1, round(wanted * self._part_of_sample(asked.name))))
-        most = math.ceil(SPARE * (Z / 2 / part_of(settings.precision)) ** 2) + SPARE_DEVICES
-        if settings.precision_of == "product":
-            return Sample(None, each=most, alike=True)
-        return Sample(most)
+        if settings.precision_of == "fleet":  # which every device tells of: it is known how many it takes at most
+            return Sample(math.ceil(SPARE * (Z / 2 / part_of(settings.precision)) ** 2) + SPARE_DEVICES)
+        return Sample(None, alike=settings.precision_of == "product")
 
     def _part_of_sample(self, account: str) -> float:
         """The part of a sample that an account has: by its devices, or by its quota while not all fleets are known."""

@@ -6,10 +6,11 @@ from pathlib import Path
 from auditor.config import Settings
 from auditor.fleet.rows import devices_by_stratum
 from auditor.inventory.choices import Choice
-from auditor.inventory.estimates import Tallies
+from auditor.inventory.estimates import Place, Tallies
 from auditor.inventory.folder import FLEET
+from auditor.inventory.intervals import unseen
 from auditor.inventory.known import tally_sample
-from auditor.model import Answered, Device, Outcome
+from auditor.model import Answered, Device, Level, Outcome
 
 LEAST, STEP = 100, 1.02
 """Devices that are answered before it is looked how well shares are known, and by what factor more between two looks.
@@ -32,18 +33,24 @@ class Precision:
         choice: whom the run chose to ask; None, or without a precision: nothing is counted.
 
     Attributes:
-        reached: half the widest interval once it was narrow enough; None: not yet.
+        enough: whether all shares are known well enough, so that no more devices are asked.
     """
 
     def __init__(self, settings: Settings, folder: Path, choice: Choice | None) -> None:
         self._wanted = None if choice is None else choice.precision
-        self._level = "fleet" if choice is None or choice.precision_of is None else choice.precision_of
+        self._level: Level = "fleet" if choice is None or choice.precision_of is None else choice.precision_of
         self._skips = {account.name for account in settings.account if account.skips}
         self._folder, self._accounts = folder, len(settings.account)
         self._tallies = Tallies()
         self._begun: set[str] = set()
+        self._known: set[Place] = set()
         self._next = LEAST
-        self.reached: float | None = None
+        self.enough = False
+
+    @property
+    def reached(self) -> float | None:
+        """Half the widest interval of the shares in question; None where no precision is asked, or nothing was seen."""
+        return None if self._wanted is None else self._tallies.widest(self._level)
 
     def begin(self, account: str) -> None:
         """An account's devices are known, and those that earlier stretches asked are in the run folder.
@@ -55,18 +62,21 @@ class Precision:
             return
         tallies = tally_sample(self._folder)
         tallies.devices.clear()
-        for (name, key), (asked, certain) in devices_by_stratum(self._folder / FLEET, self._skips).items():
-            tallies.devices[name, key] = asked
+        tallies.certain = 0
+        for stratum, (asked, certain) in devices_by_stratum(self._folder / FLEET, self._skips).items():
+            if asked:
+                tallies.devices[stratum] = asked
             tallies.certain += certain
         self._tallies = tallies
         self._begun.add(account)
 
     def until_known(self, devices: Iterator[Device]) -> Iterator[Device]:
-        """The devices, until shares are known well enough."""
+        """The devices, until shares are known well enough; of a product whose own are, none more."""
         for device in devices:
-            if self.reached is not None:
+            if self.enough:
                 return
-            yield device
+            if (device.account, device.product_key) not in self._known:
+                yield device
 
     def counting(self, fetch: Fetch) -> Fetch:
         """``fetch``, whose outcomes are counted."""
@@ -87,15 +97,36 @@ class Precision:
         for module in answered.modules:
             self._tallies.add(stratum, place, module.module_name, module.module_version)
         number = sum(self._tallies.sampled.values())
-        if self.reached is None and number >= self._next and len(self._begun) == self._accounts:
+        if not self.enough and number >= self._next:
             self._next = int(number * STEP) + 1
-            self._look()
+            if self._level == "product":
+                self._look_at_products()
+            elif len(self._begun) == self._accounts:  # or a part of the fleet is not known of
+                self._look()
 
     def _look(self) -> None:
-        if self._wanted is None:
-            return
-        for most in (LOOKED_AT, None):
-            widest = self._tallies.widest(self._level, most)
-            if widest is None or widest > self._wanted:
-                return
-        self.reached = widest
+        # Most often the widest of a few is too wide already.
+        widest = (self._tallies.widest(self._level, most) for most in (LOOKED_AT, None))
+        self.enough = all(each is not None and each <= (self._wanted or 0.0) for each in widest)
+
+    def _look_at_products(self) -> None:
+        """Each product on its own: what is known well enough is not asked, so that the others are known sooner."""
+        tallies, halves = self._tallies, dict[Place, float]()
+        for stratum, devices in tallies.devices.items():
+            seen = tallies.sampled[stratum]
+            # Of a product that shows no module it is known how many devices can report one at most.
+            halves[stratum] = unseen(devices, seen) / 2 if seen else 1.0
+        shown = dict[Place, float]()
+        for share in tallies.shares("product"):
+            if tallies.is_rare(share):
+                continue
+            place = (str(share.version.account), share.version.product_key)
+            stratum = place if place in halves else (place[0], None)
+            shown[stratum] = max(shown.get(stratum, 0.0), share.interval.half)
+        halves |= shown
+        self._known = {
+            stratum
+            for stratum, half in halves.items()
+            if half <= (self._wanted or 0.0) and tallies.sampled[stratum] >= min(LEAST, tallies.devices[stratum])
+        }
+        self.enough = len(self._known) == len(halves) and len(self._begun) == self._accounts

@@ -319,8 +319,7 @@ class Stretch:
         if choice is None or self._stopped or self._stop.interrupted:
             return
         sample = choice.strategy == "sample"
-        reached = self._precision.reached
-        if timed_out or self._budget.spent or reached is not None:
+        if timed_out or self._budget.spent or (sample and choice.precision is not None):
             name = PLAN if sample else CARRIED
             if (self._folder / name).exists():
                 new = self._folder / f"{name}.new"
@@ -329,7 +328,9 @@ class Stretch:
                 for status, devices in carried.items():
                     self._journal.counts[status] += devices
             choice = replace(choice, spent=timed_out or self._budget.spent)
-        self._standing.manifest = replace(self._standing.manifest, choice=replace(choice, reached=reached))
+        self._standing.manifest = replace(
+            self._standing.manifest, choice=replace(choice, reached=self._precision.reached)
+        )
         self._choices.finish()
 
     def _tell_watcher(self, *, sealing: bool = False) -> None:

@@ -35,13 +35,11 @@ class Sample:
     """How many devices are drawn.
 
     Attributes:
-        devices: so many, of all products together; None: ``each``.
-        each: so many of each product; None: ``devices``.
+        devices: so many, of all products together; None: all of them, in the order of a sample.
         alike: whether products are asked alike, whatever their size, rather than by it.
     """
 
     devices: int | None
-    each: int | None = None
     alike: bool = False
 
 
@@ -98,9 +96,8 @@ def rank_sample(database: duckdb.DuckDBPyConnection, sample: Sample, *, draw: st
     )
     wanted = every if sample.devices is None else min(sample.devices, every)
     alike = 0 if sample.devices is None or not products else int(_SPREAD * wanted / products)
-    each = sample.each if sample.each is not None else wanted
     # Whoever draws a number that high is not among the first of its product: it needs no place in the order.
-    enough = f"least(size, {each}, greatest({alike}, {2.0 * wanted / max(every, 1)!r} * size + 100))"
+    enough = f"least(size, greatest({alike}, {2.0 * wanted / max(every, 1)!r} * size + 100))"
     rank = "turn + shift" if sample.alike else "(turn + shift) / size"
     most = "" if sample.devices is None else f" LIMIT {wanted}"
     database.execute(f"""
@@ -110,5 +107,5 @@ def rank_sample(database: duckdb.DuckDBPyConnection, sample: Sample, *, draw: st
       FROM (SELECT place, size, shift, row_number() OVER (PARTITION BY product ORDER BY draw, place) - 1 AS turn
         FROM drawn JOIN sizes USING (product)
         WHERE draw / {TWO_TO_64} <= (2 * {enough} + 100) / size)
-      WHERE turn < {each} ORDER BY rank{most}""")
+      ORDER BY rank{most}""")
     database.execute("DROP TABLE drawn")

@@ -71,7 +71,7 @@ class Choice:
         sample: so many devices were to be drawn; None: as many as the precision takes.
         precision: how well shares were to be known, as a part; None: that was not asked.
         precision_of: of which shares.
-        reached: half the widest 95% confidence interval of these shares at the end; None: not known.
+        reached: half the widest 95% confidence interval of these shares at the end; None: not asked, or nothing seen.
         spent: whether the budget ended before all that were chosen were asked.
         accounts: of each account that has chosen.
         recheck: how often it was wrong to carry; None where nothing was checked.

@@ -17,6 +17,9 @@ from auditor.model import Level
 THIN = 2
 """A stratum of which less devices were drawn tells of those that are like it, even if none reports a module."""
 
+RARE = 0.01
+"""The part of the devices that must report a module for its versions to have a say in how precise a sample is."""
+
 Place = tuple[str, str | None]
 """An account and a product key of it: of a stratum, or of the devices of one product."""
 
@@ -95,8 +98,17 @@ class Tallies:
             yield Share(shown, sum(counts.values()), totals[module], interval)
 
     def widest(self, level: Level, most: int | None = None) -> float | None:
-        """Half the widest interval of a level; None where nothing was seen."""
-        return max((each.interval.half for each in self.shares(level, most)), default=None)
+        """Half the widest interval of a level; None where nothing was seen. ``RARE`` modules do not count."""
+        return max((each.interval.half for each in self.shares(level, most) if not self.is_rare(each)), default=None)
+
+    def is_rare(self, share: Share) -> bool:
+        """Whether its module is reported by so few that a sample can hardly tell who of them runs what."""
+        version = share.version
+        if version.account is None:
+            return share.reporting < RARE * sum(self.sampled.values())
+        place = (version.account, version.product_key)
+        stratum = place if place in self.devices else (version.account, None)
+        return share.reporting < RARE * self.sampled[stratum]
 
     def _strata(self, level: Level, reporting: Counter[Place], running: Counter[Place]) -> Iterator[Stratum]:
         for stratum, sampled in self.sampled.items():

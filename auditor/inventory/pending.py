@@ -67,9 +67,9 @@ def _write_pending(folder: Path, out: Path, work: Path, memory: str, account: st
         whose = "true" if account is None else f"account = '{account.replace(chr(39), chr(39) * 2)}'"
         query = f"SELECT * FROM fleet SEMI JOIN ({left}) USING (ordinal) WHERE {whose}"
         if number(database, "SELECT count(*) FROM planned"):  # in its order first, then whom it left for another time
-            places = f"SELECT {device_key()} AS key, rank AS at FROM planned"
+            places = f"SELECT {device_key()} AS key, rank AS turn FROM planned"
             ranked = f"({query}) f LEFT JOIN ({places}) ON {device_key()} = key"
-            query = f"SELECT f.* FROM {ranked} ORDER BY at NULLS LAST, ordinal"
+            query = f"SELECT f.* FROM {ranked} ORDER BY turn NULLS LAST, ordinal"
         write_parquet(database, query, out)
         counts = count_devices(database)
         return Pending(

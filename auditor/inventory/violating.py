@@ -28,7 +28,9 @@ def violating_versions(folder: Path, rules: Rules, now: datetime) -> list[tuple[
         try:
             with reading(folder):
                 define_combos(database, folder / DEVICES, folder / MODULES)
-                database.execute("CREATE TABLE asked (line BIGINT, product INTEGER, status VARCHAR)")
+                # Of no device of a product it is known here that it was not seen.
+                asked = "SELECT -1::BIGINT AS line, product, 'ok' AS status FROM products"
+                database.execute(f"CREATE TABLE asked AS {asked}")
                 database.execute("CREATE TABLE reported (line BIGINT, row BIGINT, combo INTEGER)")
                 define_scopes(database, rules.rules, now)
                 define_verdicts(database, rules.rules, now, work)

@@ -1,0 +1,72 @@
+"""Nights of a simulated fleet, each a day after the one before: what the benchmarks of whom a run asks have in common."""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from auditor.audit.progress import Result
+from auditor.audit.run import run_audit
+from auditor.config import settings_from
+from auditor.simulator import DEFAULT_ACCOUNT, SimulatedAccount, Simulator, World
+from auditor.simulator.life import Life
+
+Modules = frozenset[tuple[str, str]]
+
+
+async def night(
+    devices: int, fleet: int, day: int, life: Life, directory: Path, *, rules: str | None = None, **table: Any
+) -> Result:
+    """An audit of one night, without a quota, against a platform of its own in this process; ``fleet`` is its seed."""
+    world = World(devices, seed=fleet, day=day, life=life, today=time.time())
+    account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, None)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "secret").write_text(account.secret.reveal())
+        world.write_fleet(folder / "fleet.csv", columns=("product_key", "device_name"))
+        if rules is not None:
+            (folder / "rules.toml").write_text(rules)
+            table["policy"] = {"file": "rules.toml"}
+        async with Simulator(world, accounts=[account], latency=(0, 0)) as platform:
+            own = {
+                "name": "simulated",
+                "endpoint": platform.endpoint,
+                "access_key_id": account.access_key_id,
+                "access_key_secret": {"file": "secret"},
+                "per_second": "unlimited",
+                "fleet": {"file": "fleet.csv"},
+            }
+            settings = settings_from({"name": "nights", "account": [own], **table}, folder=folder)
+            return await run_audit(settings, directory=directory)
+
+
+def calls_of(result: Result) -> int:
+    """All calls of a run, those for states among them."""
+    choice = result.manifest.choice
+    states = 0 if choice is None else sum(account.requests.sent for account in choice.accounts)
+    return result.manifest.requests.sent + states
+
+
+def truth(world: World) -> Iterator[tuple[str, str, Modules]]:
+    """What a full audit would find now: product_key, device_name and modules of each device."""
+    for device in world:
+        modules = {(module.module_name, module.module_version) for module in device.modules}
+        yield device.product_key, device.device_name, frozenset(modules if device.exists else ())
+
+
+def snapshot(folder: Path) -> Iterator[tuple[str, str, Modules]]:
+    """What a sealed run says: product_key, device_name and modules of each device, in the fleet's order."""
+    with contextlib.closing(duckdb.connect()) as database:
+        rows = database.execute(
+            "SELECT d.product_key, d.device_name, coalesce(m.names, []), coalesce(m.versions, []) "
+            f"FROM '{folder / 'devices.parquet'}' d LEFT JOIN (SELECT product_key, device_name, "
+            f"list(module_name) AS names, list(module_version) AS versions FROM '{folder / 'modules.parquet'}' "
+            "GROUP BY ALL) m USING (product_key, device_name) ORDER BY ordinal"
+        )
+        while some := rows.fetchmany(10_000):
+            for product_key, device_name, names, versions in some:
+                yield product_key, device_name, frozenset(zip(names, versions, strict=True))
