@@ -55,12 +55,12 @@ if TYPE_CHECKING:
     from auditor.inventory.history import RunPoint as RunPoint
     from auditor.inventory.history import read_history as read_history
     from auditor.inventory.policy import Judged as Judged
-    from auditor.inventory.policy import RuleResult as RuleResult
     from auditor.inventory.policy import judge_run as judge_run
     from auditor.inventory.queries import Run as Run
     from auditor.inventory.queries import VersionCount as VersionCount
     from auditor.inventory.rule import Rule as Rule
     from auditor.inventory.rule import Rules as Rules
+    from auditor.inventory.rule_results import RuleResult as RuleResult
     from auditor.inventory.rules import load_rules as load_rules
     from auditor.inventory.selection import Selected as Selected
     from auditor.inventory.selection import Selection as Selection
@@ -92,9 +92,10 @@ _ROOMS = {
     "auditor.inventory.drift": ("Drift", "DriftCounts", "diff_runs"),
     "auditor.inventory.folder": ("DeviceCounts", "Manifest"),
     "auditor.inventory.history": ("History", "RunPoint", "read_history"),
-    "auditor.inventory.policy": ("Judged", "RuleResult", "judge_run"),
+    "auditor.inventory.policy": ("Judged", "judge_run"),
     "auditor.inventory.queries": ("Run", "VersionCount"),
     "auditor.inventory.rule": ("Rule", "Rules"),
+    "auditor.inventory.rule_results": ("RuleResult",),
     "auditor.inventory.rules": ("load_rules",),
     "auditor.inventory.selection": ("Selected", "Selection", "select_devices"),
     "auditor.inventory.sql": ("Answer", "query_run"),

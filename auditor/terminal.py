@@ -31,6 +31,16 @@ def part(share: float, *, aligned: bool = False) -> str:
     return f"{tenths // 10}%" if tenths % 10 == 0 and not aligned else f"{tenths / 10:.1f}%"
 
 
+def fine_part(share: float) -> str:
+    """A part of a whole as per cent, rounded, with as many digits as tell it from all and from none."""
+    if share in {0.0, 1.0}:
+        return f"{100 * share:.0f}%"
+    digits = 1
+    while digits < 6 and float(f"{100 * share:.{digits}f}") in {0.0, 100.0}:  # noqa: PLR2004  less is next to nothing
+        digits += 1
+    return f"{100 * share:.{digits}f}%"
+
+
 def span(seconds: float) -> str:
     """A length of time, such as ``12.3 s`` or ``1:02:03``."""
     return f"{seconds:.1f} s" if seconds < MINUTE else str(timedelta(seconds=round(seconds)))

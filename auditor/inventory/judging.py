@@ -3,7 +3,7 @@
 | table | a row |
 |---|---|
 | ``products`` | an account's product |
-| ``asked`` | a device of the fleet (``line``): its product and status |
+| ``asked`` | a device of the fleet (``line``): its product and status, and whether a sample passed it over |
 | ``combos`` | a product's module, version, and its devices; ``module`` is one number regardless of case |
 | ``versions`` | a version |
 | ``reported`` | a device (``line``) that reports a combo, in one row (``row``) of ``modules.parquet`` |
@@ -42,7 +42,8 @@ def define_rows(database: duckdb.DuckDBPyConnection, run: Frozen) -> None:
     """Defines what the run has: ``products``, ``asked``, ``combos``, ``versions`` and ``reported``."""
     define_combos(database, run.devices, run.modules)
     database.execute(
-        f"CREATE TABLE asked AS SELECT line, product, status FROM device_rows t JOIN products p ON {_SAME_PRODUCT}"
+        "CREATE TABLE asked AS SELECT line, product, status, source IS NOT DISTINCT FROM 'unsampled' AS undrawn "
+        f"FROM device_rows t JOIN products p ON {_SAME_PRODUCT}"
     )
     # Hashes that all differ prove that none stands for two devices; joining texts takes three times as long.
     collisions = f"SELECT count(*) - count(DISTINCT {_HASH}) FROM device_rows WHERE status = 'ok'"
@@ -59,10 +60,12 @@ def define_rows(database: duckdb.DuckDBPyConnection, run: Frozen) -> None:
 
 def define_combos(database: duckdb.DuckDBPyConnection, devices: Path, modules: Path) -> None:
     """Defines of that what takes no join of devices: ``products``, ``combos`` and ``versions``."""
+    # A run that was sealed before sources were told has none.
+    added = {"device_rows": "UNION ALL BY NAME SELECT NULL::VARCHAR AS source WHERE false", "module_rows": ""}
     for view, path in (("device_rows", devices), ("module_rows", modules)):
         database.execute(
             f"CREATE VIEW {view} AS SELECT file_row_number AS line, * "
-            f"FROM {parquet(path, options='file_row_number=true')}"
+            f"FROM {parquet(path, options='file_row_number=true')} {added[view]}"
         )
     database.execute(
         "CREATE TABLE told AS SELECT account, product_key, module_name, module_version, count(*) AS devices "

@@ -11,18 +11,20 @@ newer than, or the same as, every other one is ``unparseable``.
   Either takes a doubt as a reason to look.
 - An exception takes out what it matches, of groups too, whatever it would have come to. A device that it takes out in
   part is ``excepted`` if nothing is wrong with the rest.
+- Of a sample (see ``sampled_policy``) a device that was not drawn is counted as ``unsampled``, apart from those that
+  are ``not_seen``; but the verdict is ``not_seen`` where none that was drawn violates a rule: that proves nothing.
+  ``newest`` is judged by the interval of the share.
 - A rule is ``violated`` if anything is, else ``unparseable``, else ``not_seen``, else ``compliant``. One that is about
   nothing in the run, misspelt probably, is ``not_seen``.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 import duckdb
 
@@ -30,57 +32,16 @@ from auditor.database import READING_MEMORY, READING_THREADS, open_database
 from auditor.inventory.folder import find_run
 from auditor.inventory.frozen import Frozen, freeze
 from auditor.inventory.judging import define_rows, define_scopes
+from auditor.inventory.ranks import UNPARSEABLE, VIOLATED
 from auditor.inventory.rule import Deny, Exact, MaxAge, Minimum, Required, Rule, Rules, listed
+from auditor.inventory.rule_results import RuleResult, results_of
+from auditor.inventory.sampled_policy import define_sample, is_sampled, sample_doubt
 from auditor.inventory.tables import Table, reading
-from auditor.inventory.verdicts import (
-    COMPLIANT,
-    EXCEPTED,
-    NOT_SEEN,
-    SEEN,
-    UNPARSEABLE,
-    VIOLATED,
-    define_verdicts,
-)
+from auditor.inventory.verdicts import define_verdicts
 from auditor.inventory.views import number
 
 EXAMPLES = 1_000
 """Rows of a rule's examples."""
-
-Verdict = Literal["compliant", "violated", "unparseable", "not_seen"]
-
-
-_WORST: tuple[Verdict, ...] = ("violated", "unparseable", "not_seen")
-
-_COUNTED = {
-    "compliant": COMPLIANT,
-    "violated": VIOLATED,
-    "unparseable": UNPARSEABLE,
-    "not_seen": NOT_SEEN,
-    "excepted": EXCEPTED,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class RuleResult:
-    """What a rule came to.
-
-    Attributes:
-        rule: the rule.
-        verdict: the worst that was found.
-        compliant, violated, unparseable, not_seen, excepted: how many devices, or modules of products; none is in two.
-        unit: which of both.
-        message: what was found, in one sentence.
-    """
-
-    rule: Rule
-    verdict: Verdict
-    compliant: int
-    violated: int
-    unparseable: int
-    not_seen: int
-    excepted: int
-    unit: Literal["devices", "modules"]
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +53,7 @@ class Judged:
         rules: the policy.
         results: what each rule came to, in the order of the rules.
         table: the same as rows: verdict, severity, rule, unit, violated, unparseable, not_seen, excepted, compliant,
-            asked (what is asked), message (what was found).
+            asked (what is asked), message (what was found), unsampled, share, low, high.
         violations: a row for each device, module and rule that is violated or unparseable; of a rule about groups each
             device that is behind the newest version, and else a row for the group, without a device. Columns: rule,
             severity, verdict, account, product_key, device_name, iot_id, module_name, module_version, reason.
@@ -143,12 +104,16 @@ def judge_run(run: str | Path, rules: Rules, *, now: datetime | None = None) -> 
             with source():
                 define_rows(database, frozen)
                 define_scopes(database, rules.rules, moment)
-                define_verdicts(database, rules.rules, moment, work)
-                results, unmatched = _results(database, rules.rules)
+                sampled = is_sampled(database)
+                if sampled:
+                    define_sample(database, frozen.fleet)
+                define_verdicts(database, rules.rules, moment, work, sampled=sampled)
+                results, unmatched = results_of(database, rules.rules, sampled=sampled)
+                drawn = sample_doubt(database) if sampled else ()
                 _define_told(database, results)
                 _define_broken(database)
                 listed_rows = number(database, "SELECT count(*) FROM broken") + number(database, _LISTED)
-            doubts = (*frozen.doubts, *_expired(rules.rules, moment), *unmatched)
+            doubts = (*frozen.doubts, *drawn, *_expired(rules.rules, moment), *unmatched)
             head = frozen.coverage | {"doubts": list(doubts)}
 
             def table(query: str, name: str = "violations") -> Table:
@@ -169,49 +134,6 @@ def judge_run(run: str | Path, rules: Rules, *, now: datetime | None = None) -> 
             )
         finally:
             database.close()
-
-
-def _results(
-    database: duckdb.DuckDBPyConnection, rules: tuple[Rule, ...]
-) -> tuple[tuple[RuleResult, ...], tuple[str, ...]]:
-    """What each rule came to, and a sentence for each that is about nothing."""
-    found: dict[tuple[int, int], int] = {}
-    for at, rank, devices in database.execute(
-        "SELECT rule, rank, sum(number)::BIGINT FROM tally GROUP BY rule, rank"
-    ).fetchall():
-        found[at, rank] = devices
-    results, unmatched = [], []
-    for at, rule in enumerate(rules):
-        counts = {name: found.get((at, rank), 0) for name, rank in _COUNTED.items()}
-        worst: Verdict = next((verdict for verdict in _WORST if counts[verdict]), "compliant")
-        if not sum(counts.values()):  # a rule about nothing has not been kept
-            worst = "not_seen"
-        results.append(RuleResult(rule, worst, **counts, unit=rule.unit, message=_message(rule, counts)))
-        seen = sum(counts.values()) - counts["not_seen"]
-        if not seen and (found.get((at, SEEN), 0) or not counts["not_seen"]):
-            unmatched.append(f'rule "{rule.name}" is about nothing that was seen in this run: are its patterns right?')
-    return tuple(results), tuple(unmatched)
-
-
-_UNSEEN_UNITS = {"devices": "were not seen", "modules": "may or may not, for devices that were not seen"}
-
-
-def _message(rule: Rule, counts: Mapping[str, int]) -> str:
-    of = "devices" if rule.unit == "devices" else "modules of products"
-    judged = counts["compliant"] + counts["violated"] + counts["unparseable"]
-    if counts["violated"]:
-        told = [f"{counts['violated']:,} of {judged:,} {of} violate it"]
-    elif judged:
-        told = [f"{counts['compliant']:,} of {judged:,} {of} comply"]
-    else:
-        told = [f"no {of} to judge"]
-    if counts["unparseable"]:
-        told.append(f"{counts['unparseable']:,} cannot be judged")
-    if counts["not_seen"]:
-        told.append(f"{counts['not_seen']:,} {_UNSEEN_UNITS[rule.unit]}")
-    if counts["excepted"]:
-        told.append(f"{counts['excepted']:,} excepted")
-    return ", ".join(told)
 
 
 def _expired(rules: tuple[Rule, ...], now: datetime) -> tuple[str, ...]:
@@ -239,15 +161,16 @@ def _define_told(database: duckdb.DuckDBPyConnection, results: tuple[RuleResult,
     database.execute(
         "CREATE TABLE results (number INTEGER, verdict VARCHAR, severity VARCHAR, rule VARCHAR, unit VARCHAR, "
         "violated BIGINT, unparseable BIGINT, not_seen BIGINT, excepted BIGINT, compliant BIGINT, asked VARCHAR, "
-        "message VARCHAR)"
+        "message VARCHAR, unsampled BIGINT, share DOUBLE, low DOUBLE, high DOUBLE)"
     )
     database.execute("CREATE TABLE reasons (number INTEGER, rank TINYINT, verdict VARCHAR, reason VARCHAR)")
     for at, result in enumerate(results):
         rule = result.rule
         database.execute(
-            f"INSERT INTO results VALUES ({', '.join('?' * 12)})",
+            f"INSERT INTO results VALUES ({', '.join('?' * 16)})",
             [at, result.verdict, rule.severity, rule.name, result.unit, result.violated, result.unparseable,
-             result.not_seen, result.excepted, result.compliant, rule.text, result.message],
+             result.not_seen, result.excepted, result.compliant, rule.text, result.message,
+             result.unsampled, result.share, result.low, result.high],
         )  # fmt: skip
         broken, odd = _reasons(rule)
         database.executemany(

@@ -16,7 +16,8 @@ import orjson
 
 from auditor.__about__ import VERSION
 from auditor.errors import RunNotWritableError
-from auditor.inventory.policy import Judged, RuleResult
+from auditor.inventory.policy import Judged
+from auditor.inventory.rule_results import RuleResult
 from auditor.terminal import safe
 
 JudgedFormat = Literal["junit", "sarif", "markdown"]
@@ -111,9 +112,14 @@ def _properties(parent: ET.Element, values: dict[str, str]) -> None:
         ET.SubElement(inside, "property", _clean({"name": name, "value": value}))
 
 
-def _numbers(result: RuleResult) -> dict[str, int]:
+def _numbers(result: RuleResult) -> dict[str, int | float]:
+    """Counts; what a sample alone has stands there for a sample alone."""
     names = ("compliant", "violated", "unparseable", "not_seen", "excepted")
-    return {name: getattr(result, name) for name in names}
+    found = {name: getattr(result, name) for name in names}
+    if result.unsampled:
+        found["unsampled"] = result.unsampled
+    shares = {"share": result.share, "low": result.low, "high": result.high}
+    return found | {name: share for name, share in shares.items() if share is not None}
 
 
 def _xml(text: str) -> str:

@@ -1,5 +1,6 @@
 """How versions stand to each other, for a query: each distinct pair is compared once, outside of the database."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import duckdb
@@ -20,13 +21,34 @@ def define_standings(database: duckdb.DuckDBPyConnection, pairs: str, path: Path
         OSError: the file cannot be written.
     """
     result = database.cursor().execute(f"SELECT one, other, version, against FROM ({pairs})")
-    with path.open("w", encoding="ascii") as file:
+
+    def lines() -> Iterator[str]:
         while batch := result.fetchmany(1_000):
-            file.writelines(
-                f"{one} {other} {compare_versions(version, against)}\n" for one, other, version, against in batch
-            )
+            for one, other, version, against in batch:
+                yield f"{one} {other} {compare_versions(version, against)}\n"
+
     columns = "{'one': 'BIGINT', 'other': 'BIGINT', 'standing': 'VARCHAR'}"
+    define_read(database, "standings", columns, path, lines())
+
+
+def define_read(
+    database: duckdb.DuckDBPyConnection, table: str, columns: str, path: Path, lines: Iterable[str]
+) -> None:
+    """Defines a table of what is computed outside of the database.
+
+    Args:
+        database: where to define it; a table of that name is replaced.
+        table: its name.
+        columns: its columns and their types, as a struct of SQL.
+        path: a file to write meanwhile.
+        lines: its rows: words of ASCII with a space between.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with path.open("w", encoding="ascii") as file:
+        file.writelines(lines)
     database.execute(
-        f"CREATE OR REPLACE TABLE standings AS FROM read_csv({quoted_to_read(path)}, delim=' ', header=false, "
+        f"CREATE OR REPLACE TABLE {table} AS FROM read_csv({quoted_to_read(path)}, delim=' ', header=false, "
         f"auto_detect=false, columns={columns}, {BLOCKS})"
     )

@@ -8,39 +8,45 @@
 | ``tally`` | a rule, a rank, and how many devices or groups have it |
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from pathlib import Path
 
 import duckdb
 
-from auditor.database import BLOCKS, quoted_to_read
-from auditor.inventory.rule import Deny, Exact, MaxAge, MaxVersions, Minimum, Newest, Required, Rule
+from auditor.inventory.group_verdicts import judge_groups
+from auditor.inventory.ranks import (
+    ANSWERED,
+    COMPLIANT,
+    EXCEPTED,
+    NOT_SEEN,
+    RANKS_BY_ANSWERS,
+    RANKS_BY_VERSIONS,
+    SEEN,
+    UNANSWERED,
+    UNPARSEABLE,
+    UNSAMPLED,
+    VIOLATED,
+)
+from auditor.inventory.rule import Deny, Exact, MaxAge, Minimum, Required, Rule
 from auditor.inventory.standings import define_standings
-from auditor.inventory.versions import common_form, compare_versions
 from auditor.patterns import is_plain, regex_of
 
-COMPLIANT, EXCEPTED, UNPARSEABLE, VIOLATED, NOT_SEEN, SEEN = range(6)
-"""Ranks of a verdict: of a device's modules the highest of the first four is the device's. ``SEEN`` is none, but how
-many devices a rule is about that answered."""
 
-_ANSWERED = "status IN ('ok', 'empty')"
-_UNANSWERED = "status IN ('failed', 'pending')"
+def define_verdicts(
+    database: duckdb.DuckDBPyConnection, rules: Sequence[Rule], now: datetime, work: Path, *, sampled: bool = False
+) -> None:
+    """Defines the tables above.
 
-_UNSEEN = f"""SELECT product, count(*) FILTER ({_UNANSWERED}) AS unseen FROM asked
-  ANTI JOIN (FROM spared WHERE rule = $1) USING (line) GROUP BY product"""
-"""How many devices of a product might make another verdict on its modules, had they been seen."""
-
-
-def define_verdicts(database: duckdb.DuckDBPyConnection, rules: Sequence[Rule], now: datetime, work: Path) -> None:
-    """Defines the tables above; ``work`` is a folder for files that are written meanwhile."""
+    Args:
+        database: with what ``judging`` defines, and of a sample what ``sampled_policy`` does.
+        rules: the rules.
+        now: the time by which ages are judged.
+        work: a folder for files that are written meanwhile.
+        sampled: whether there are devices that were not drawn.
+    """
     database.execute("CREATE TABLE picked (rule INTEGER, combo INTEGER, rank TINYINT)")
     database.execute("CREATE TABLE found (rule INTEGER, line BIGINT, rank TINYINT, moment TIMESTAMP)")
-    database.execute(
-        "CREATE TABLE groups (rule INTEGER, product INTEGER, module INTEGER, rank TINYINT, listed BOOLEAN, "
-        "reason VARCHAR)"
-    )
     database.execute("CREATE TABLE tally (rule INTEGER, rank TINYINT, number BIGINT)")
     _define_bounds(database, rules, work)
     for number, rule in enumerate(rules):
@@ -54,20 +60,9 @@ def define_verdicts(database: duckdb.DuckDBPyConnection, rules: Sequence[Rule], 
             case _:
                 continue
         _tally_unseen(database, number)
-    _define_alive(database, rules)
-    _define_forms(database, work)
-    _define_best(database, rules, work)
-    for number, rule in enumerate(rules):
-        match rule.condition:
-            case MaxVersions(versions):
-                _judge_variety(database, number, versions)
-            case Newest():
-                _judge_newest(database, number, rule.condition)
-            case _:
-                continue
-        _tally_groups(database, number)
+    judge_groups(database, rules, work, sampled=sampled)
     database.execute(
-        f"INSERT INTO tally SELECT rule, {SEEN}, count(*) FROM scope JOIN asked USING (product) WHERE {_ANSWERED} "
+        f"INSERT INTO tally SELECT rule, {SEEN}, count(*) FROM scope JOIN asked USING (product) WHERE {ANSWERED} "
         "GROUP BY rule"
     )
 
@@ -111,14 +106,7 @@ def _judge_versions(database: duckdb.DuckDBPyConnection, number: int, rule: Rule
         "LEFT JOIN pardoned p USING (rule, combo) WHERE rule = $1",
         [number, given],
     )
-    database.execute(
-        f"INSERT INTO tally SELECT $1, rank, count(*) FROM ("
-        f"SELECT r.line, max(CASE WHEN x.line IS NULL THEN rank ELSE {EXCEPTED} END) AS rank "
-        "FROM reported r JOIN (FROM picked WHERE rule = $1) p USING (combo) "
-        "LEFT JOIN (FROM excused WHERE rule = $1) x ON x.line = r.line AND x.row = r.row "
-        "GROUP BY r.line) GROUP BY rank",
-        [number],
-    )
+    _tally_devices(database, number, RANKS_BY_VERSIONS)
 
 
 def _has_order(rule: Rule) -> bool:
@@ -130,10 +118,10 @@ def _judge_reports(database: duckdb.DuckDBPyConnection, number: int) -> None:
         f"INSERT INTO found SELECT $1, line, {VIOLATED}, NULL FROM asked "
         "SEMI JOIN (FROM scope WHERE rule = $1) USING (product) ANTI JOIN (FROM spared WHERE rule = $1) USING (line) "
         "ANTI JOIN (FROM reported SEMI JOIN (FROM chosen WHERE rule = $1) USING (combo)) USING (line) "
-        f"WHERE {_ANSWERED}",
+        f"WHERE {ANSWERED}",
         [number],
     )
-    _tally_answered(database, number)
+    _tally_devices(database, number, RANKS_BY_ANSWERS)
 
 
 def _judge_answers(database: duckdb.DuckDBPyConnection, number: int, oldest: datetime) -> None:
@@ -142,152 +130,22 @@ def _judge_answers(database: duckdb.DuckDBPyConnection, number: int, oldest: dat
         f"INSERT INTO found SELECT $1, line, CASE WHEN moment IS NULL THEN {UNPARSEABLE} ELSE {VIOLATED} END, moment "
         f"FROM (SELECT line, {moment} AS moment FROM asked "
         "SEMI JOIN (FROM scope WHERE rule = $1) USING (product) ANTI JOIN (FROM spared WHERE rule = $1) USING (line) "
-        f"JOIN (SELECT line, audited_at FROM device_rows) USING (line) WHERE {_ANSWERED}) "
+        f"JOIN (SELECT line, audited_at FROM device_rows) USING (line) WHERE {ANSWERED}) "
         "WHERE moment IS NULL OR moment < $2::TIMESTAMP",
         [number, oldest.astimezone(UTC).replace(tzinfo=None)],
     )
-    _tally_answered(database, number)
+    _tally_devices(database, number, RANKS_BY_ANSWERS)
 
 
-def _tally_answered(database: duckdb.DuckDBPyConnection, number: int) -> None:
-    database.execute(
-        "INSERT INTO tally SELECT $1, rank, count(*) FROM ("
-        f"SELECT coalesce(f.rank, CASE WHEN s.line IS NULL THEN {COMPLIANT} ELSE {EXCEPTED} END) AS rank FROM asked a "
-        "SEMI JOIN (FROM scope WHERE rule = $1) USING (product) "
-        "LEFT JOIN (FROM found WHERE rule = $1) f USING (line) LEFT JOIN (FROM spared WHERE rule = $1) s USING (line) "
-        f"WHERE {_ANSWERED}) GROUP BY rank",
-        [number],
-    )
+def _tally_devices(database: duckdb.DuckDBPyConnection, number: int, ranks: str) -> None:
+    database.execute(f"INSERT INTO tally SELECT $1, rank, count(*) FROM ({ranks}) GROUP BY rank", [number])
 
 
 def _tally_unseen(database: duckdb.DuckDBPyConnection, number: int) -> None:
+    rank = f"CASE WHEN s.line IS NOT NULL THEN {EXCEPTED} WHEN undrawn THEN {UNSAMPLED} ELSE {NOT_SEEN} END"
     database.execute(
-        "INSERT INTO tally SELECT $1, rank, count(*) FROM ("
-        f"SELECT CASE WHEN s.line IS NULL THEN {NOT_SEEN} ELSE {EXCEPTED} END AS rank FROM asked "
+        f"INSERT INTO tally SELECT $1, rank, count(*) FROM (SELECT {rank} AS rank FROM asked "
         "SEMI JOIN (FROM scope WHERE rule = $1) USING (product) LEFT JOIN (FROM spared WHERE rule = $1) s USING (line) "
-        f"WHERE {_UNANSWERED}) GROUP BY rank",
-        [number],
-    )
-
-
-def _define_alive(database: duckdb.DuckDBPyConnection, rules: Sequence[Rule]) -> None:
-    """Defines ``alive``: for a rule about groups, the versions that are left to it, and on how many devices."""
-    database.execute(
-        "CREATE TABLE alive AS SELECT rule, product, module, version, sum(devices - coalesce(gone, 0))::BIGINT "
-        "AS devices FROM chosen ANTI JOIN pardoned USING (rule, combo) JOIN combos USING (combo) "
-        "JOIN versions USING (module_version) LEFT JOIN "
-        "(SELECT rule, combo, count(DISTINCT row) AS gone FROM excused GROUP BY rule, combo) USING (rule, combo) "
-        "WHERE list_contains($1::INTEGER[], rule) GROUP BY rule, product, module, version "
-        "HAVING sum(devices - coalesce(gone, 0)) > 0",
-        [[number for number, rule in enumerate(rules) if rule.unit == "modules"]],
-    )
-
-
-def _define_forms(database: duckdb.DuckDBPyConnection, work: Path) -> None:
-    """Defines ``forms``: for each version that is alive a text that it shares with those that are the same."""
-    result = database.cursor().execute("SELECT version, module_version FROM versions SEMI JOIN alive USING (version)")
-
-    def lines() -> Iterator[str]:
-        while batch := result.fetchmany(1_000):
-            for version, text in batch:
-                yield f"{version} {blake2b(common_form(text).encode(), digest_size=16).hexdigest()}\n"
-
-    _define_read(database, "forms", "{'version': 'INTEGER', 'form': 'VARCHAR'}", work / "forms", lines())
-
-
-def _define_best(database: duckdb.DuckDBPyConnection, rules: Sequence[Rule], work: Path) -> None:
-    """Defines ``best``: of each group the one version that can be the newest; and how all others stand to it."""
-    result = database.cursor().execute(
-        "SELECT rule, product, module, version, module_version FROM alive JOIN versions USING (version) "
-        "WHERE list_contains($1::INTEGER[], rule) ORDER BY rule, product, module, version",
-        [[number for number, rule in enumerate(rules) if isinstance(rule.condition, Newest)]],
-    )
-
-    def lines() -> Iterator[str]:
-        group: tuple[int, int, int] | None = None
-        best, newest = 0, ""
-        while batch := result.fetchmany(1_000):
-            for rule, product, module, version, text in batch:
-                if group != (rule, product, module):
-                    if group is not None:
-                        yield f"{' '.join(map(str, group))} {best}\n"
-                    group, best, newest = (rule, product, module), version, text
-                # The newest of all, if there is one, is newer than whatever is held when it comes.
-                elif compare_versions(text, newest) == "newer":
-                    best, newest = version, text
-        if group is not None:
-            yield f"{' '.join(map(str, group))} {best}\n"
-
-    columns = "{'rule': 'INTEGER', 'product': 'INTEGER', 'module': 'INTEGER', 'best': 'INTEGER'}"
-    _define_read(database, "best", columns, work / "best", lines())
-    pairs = (
-        "SELECT DISTINCT version AS one, best AS other, v.module_version AS version, b.module_version AS against "
-        "FROM alive JOIN best USING (rule, product, module) JOIN versions v USING (version) "
-        "JOIN versions b ON b.version = best"
-    )
-    define_standings(database, pairs, work / "standings")
-
-
-def _define_read(
-    database: duckdb.DuckDBPyConnection, table: str, columns: str, path: Path, lines: Iterator[str]
-) -> None:
-    with path.open("w", encoding="ascii") as file:
-        file.writelines(lines)
-    database.execute(
-        f"CREATE TABLE {table} AS FROM read_csv({quoted_to_read(path)}, delim=' ', header=false, auto_detect=false, "
-        f"columns={columns}, {BLOCKS})"
-    )
-
-
-def _judge_variety(database: duckdb.DuckDBPyConnection, number: int, most: int) -> None:
-    reason = f"format('{{:,}} versions are alive, at most {most:,} are allowed', alive)"
-    rank = f"CASE WHEN alive > $2 THEN {VIOLATED} WHEN unseen > 0 AND alive + unseen > $2 THEN {NOT_SEEN} "
-    database.execute(
-        f"INSERT INTO groups SELECT $1, product, module, {rank} ELSE {COMPLIANT} END, true, {reason} "
-        "FROM (SELECT product, module, count(DISTINCT form) AS alive FROM alive "
-        f"JOIN forms USING (version) WHERE rule = $1 GROUP BY product, module) JOIN ({_UNSEEN}) USING (product)",
-        [number, most],
-    )
-
-
-def _judge_newest(database: duckdb.DuckDBPyConnection, number: int, wanted: Newest) -> None:
-    few = "{:,} of {:,} devices run the newest, {}; asked for: "
-    none = "of {:,} versions none is newer than, or the same as, every other one"
-    standing = "alive JOIN best USING (rule, product, module) JOIN standings ON one = version AND other = best"
-    database.execute(
-        f"INSERT INTO groups SELECT $1, product, module, rank, rank <> {VIOLATED}, "
-        f"CASE WHEN rank = {UNPARSEABLE} THEN format('{none}', versions) "
-        f"ELSE format('{few}', newest, devices, module_version) || $4 END "
-        f"FROM (SELECT *, CASE WHEN NOT whole THEN {UNPARSEABLE} WHEN newest::HUGEINT * $3::BIGINT "
-        f"< devices::HUGEINT * $2::BIGINT THEN {VIOLATED} WHEN newest::HUGEINT * $3::BIGINT "
-        f"< (devices + unseen)::HUGEINT * $2::BIGINT THEN {NOT_SEEN} ELSE {COMPLIANT} END AS rank "
-        "FROM (SELECT product, module, best, bool_and(standing IN ('older', 'same')) AS whole, count(*) AS versions, "
-        "sum(devices)::BIGINT AS devices, (sum(devices) FILTER (standing = 'same'))::BIGINT AS newest "
-        f"FROM {standing} WHERE rule = $1 GROUP BY product, module, best) JOIN ({_UNSEEN}) USING (product)) "
-        "JOIN versions ON version = best",
-        [number, wanted.share.numerator, wanted.share.denominator, wanted.text],
-    )
-    database.execute(
-        f"INSERT INTO picked SELECT $1, combo, {VIOLATED} FROM (SELECT product, module, version FROM {standing} "
-        f"JOIN groups USING (rule, product, module) WHERE rule = $1 AND rank = {VIOLATED} AND standing = 'older') "
-        "JOIN versions USING (version) JOIN combos USING (product, module, module_version) "
-        "ANTI JOIN (FROM pardoned WHERE rule = $1) USING (combo)",
-        [number],
-    )
-
-
-def _tally_groups(database: duckdb.DuckDBPyConnection, number: int) -> None:
-    database.execute(
-        "INSERT INTO tally SELECT rule, rank, count(*) FROM groups WHERE rule = $1 GROUP BY rule, rank", [number]
-    )
-    database.execute(
-        f"INSERT INTO tally SELECT $1, {EXCEPTED}, count(*) FROM (SELECT DISTINCT product, module FROM chosen "
-        "JOIN combos USING (combo) WHERE rule = $1) ANTI JOIN (FROM groups WHERE rule = $1) USING (product, module)",
-        [number],
-    )
-    database.execute(
-        f"INSERT INTO tally SELECT $1, {NOT_SEEN}, count(*) FROM (SELECT product FROM asked "
-        "SEMI JOIN (FROM scope WHERE rule = $1) USING (product) ANTI JOIN (FROM spared WHERE rule = $1) USING (line) "
-        f"GROUP BY product HAVING bool_or({_UNANSWERED}) AND NOT bool_or({_ANSWERED}))",
+        f"WHERE {UNANSWERED}) GROUP BY rank",
         [number],
     )

@@ -7,9 +7,10 @@ from tempfile import TemporaryDirectory
 from auditor.database import READING_MEMORY, READING_THREADS, open_database
 from auditor.inventory.folder import DEVICES, MODULES
 from auditor.inventory.judging import define_combos, define_scopes
+from auditor.inventory.ranks import VIOLATED
 from auditor.inventory.rule import Rules
 from auditor.inventory.tables import reading
-from auditor.inventory.verdicts import VIOLATED, define_verdicts
+from auditor.inventory.verdicts import define_verdicts
 
 
 def violating_versions(folder: Path, rules: Rules, now: datetime) -> list[tuple[str, str | None, str, str]]:
@@ -29,7 +30,7 @@ def violating_versions(folder: Path, rules: Rules, now: datetime) -> list[tuple[
             with reading(folder):
                 define_combos(database, folder / DEVICES, folder / MODULES)
                 # Of no device of a product it is known here that it was not seen.
-                asked = "SELECT -1::BIGINT AS line, product, 'ok' AS status FROM products"
+                asked = "SELECT -1::BIGINT AS line, product, 'ok' AS status, false AS undrawn FROM products"
                 database.execute(f"CREATE TABLE asked AS {asked}")
                 database.execute("CREATE TABLE reported (line BIGINT, row BIGINT, combo INTEGER)")
                 define_scopes(database, rules.rules, now)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from auditor.inventory.policy import RuleResult
+    from auditor.inventory.rule_results import RuleResult
     from auditor.inventory.rules import Rules
 
 
