@@ -3,7 +3,8 @@
 Of a device that answered in both runs, each module is the ``same``, ``upgraded``, ``downgraded``, ``changed`` (the
 versions differ and cannot be ordered, or mean the same), ``appeared`` or ``vanished``. A device that is present in one
 run alone has ``joined`` or ``left``: it is not in the other run's fleet, or the platform knows no such device. One that
-failed or is pending in either run was ``not_seen``, which is none of these. Which devices are the same is told in
+failed or is pending in either run was ``not_seen``, and one that a sample passed over ``unsampled``, which are none of
+these. What samples tell of fleets stands in ``auditor.inventory.sampled_drift``. Which devices are the same is told in
 ``auditor.inventory.matching``.
 """
 
@@ -20,14 +21,15 @@ from auditor.database import READING_MEMORY, READING_THREADS, open_database
 from auditor.errors import RunFolderError
 from auditor.inventory.folder import SCHEMA_VERSION, find_run, runs_in
 from auditor.inventory.frozen import Frozen, freeze
-from auditor.inventory.matching import define_matched, define_reported
+from auditor.inventory.matching import count_carried, define_matched, define_reported, is_sampled
+from auditor.inventory.sampled_drift import ShareDrift, read_shares, sample_doubt
 from auditor.inventory.standings import define_standings
 from auditor.inventory.tables import Table, reading
 
 MODULE_CHANGES = ("upgraded", "downgraded", "changed", "appeared", "vanished")
-FATES = ("joined", "left", "not_seen")
-CHANGES = (*MODULE_CHANGES, "added", "removed", *FATES)
-"""Everything that may be found, as ``DriftCounts`` names it."""
+FATES = ("joined", "left", "not_seen", "unsampled")
+CHANGES = (*MODULE_CHANGES, "added", "removed", "joined", "left", "not_seen")
+"""Everything that may be found in devices, as ``DriftCounts`` names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,9 @@ class DriftCounts:
         vanished: modules that compared devices report in the old run alone.
         added: modules of a product that no device reported in the old run.
         removed: modules of a product that no device reports in the new run, none having been not seen.
+        unsampled: devices that a sample passed over, in either run; no module of their products is added or removed.
+        carried: devices of ``compared`` that were not read again: the new run carries an answer that is no later than
+            that of the old run, so that nothing can have changed.
     """
 
     compared: int
@@ -61,6 +66,8 @@ class DriftCounts:
     vanished: int
     added: int
     removed: int
+    unsampled: int = 0
+    carried: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +80,13 @@ class Drift:
         counts: how much changed.
         modules: a row for each product and module: account, product_key, module_name, presence (``added``,
             ``removed`` or ``kept``), then numbers of devices: old_devices and new_devices report it, and of these it is
-            same, upgraded, downgraded, changed, appeared, vanished, or the device has joined, left, or was not_seen.
+            same, upgraded, downgraded, changed, appeared, vanished, or the device has joined, left, or was not_seen or
+            unsampled.
         devices: a row for each change: account, product_key, device_name, iot_id, module_name, change, old_version,
-            new_version; a device that joined, left or was not seen has one row, without a module.
+            new_version; a device that joined, left or was not seen has one row, without a module. Devices that a sample
+            passed over have none.
         doubts: why numbers are not of whole fleets or not to be relied on, a sentence each.
+        shares: what became of the versions' shares, if a run is a sample; None: both are of whole fleets.
     """
 
     old: Frozen
@@ -85,6 +95,7 @@ class Drift:
     modules: Table
     devices: Table
     doubts: tuple[str, ...]
+    shares: ShareDrift | None = None
 
 
 @contextmanager
@@ -113,11 +124,14 @@ def diff_runs(old: str | Path, new: str | Path) -> Iterator[Drift]:
                 define_reported(database, before, after)
                 _define_changes(database, work)
                 counts = _counts(database)
+                sampled = is_sampled(database)
             head = {"schema_version": SCHEMA_VERSION, "old": before.coverage, "new": after.coverage}
             modules = Table(database, "FROM drift ORDER BY ALL", reading=source, name="modules", head=head)
             devices = Table(database, f"{_DEVICES} ORDER BY ALL", reading=source, name="changes", head=head)
             doubts = (*before.doubts, *after.doubts, *_order(before, after))
-            yield Drift(before, after, counts, modules, devices, doubts)
+            shares = read_shares(database, before, after, work, reading=source, head=head) if sampled else None
+            told = () if shares is None else (sample_doubt(counts.compared),)
+            yield Drift(before, after, counts, modules, devices, (*doubts, *told), shares)
         finally:
             database.close()
 
@@ -176,20 +190,22 @@ def _define_changes(database: duckdb.DuckDBPyConnection, work: Path) -> None:
     sums = ", ".join(
         f"coalesce(sum(devices) FILTER ({condition}), 0)::BIGINT AS {name}" for name, condition in conditions.items()
     )
+    # Of a product that a sample did not draw whole, nobody knows what those report that were not drawn.
     database.execute(f"""
       CREATE TABLE drift AS SELECT account, product_key, module_name,
-        CASE WHEN old_devices = 0 AND unseen_before = 0 THEN 'added'
-          WHEN new_devices = 0 AND unseen_after = 0 THEN 'removed' ELSE 'kept' END AS presence,
-        * EXCLUDE (product, module, account, product_key, module_name, unseen_before, unseen_after)
+        CASE WHEN old_devices = 0 AND unseen_before = 0 AND before IS NOT TRUE THEN 'added'
+          WHEN new_devices = 0 AND unseen_after = 0 AND after IS NOT TRUE THEN 'removed' ELSE 'kept' END AS presence,
+        * EXCLUDE (product, module, account, product_key, module_name, unseen_before, unseen_after, before, after)
       FROM (SELECT product, module, {sums} FROM verdicts GROUP BY product, module)
-      JOIN products USING (product) JOIN titles USING (product, module)""")
+      JOIN products USING (product) JOIN titles USING (product, module) LEFT JOIN passed_over USING (product)""")
 
 
 def _counts(database: duckdb.DuckDBPyConnection) -> DriftCounts:
     devices = dict(database.execute("SELECT fate::VARCHAR, count(*) FROM matched GROUP BY fate").fetchall())
     changes = dict(database.execute("SELECT change, sum(devices)::BIGINT FROM verdicts GROUP BY change").fetchall())
     modules = dict(database.execute("SELECT presence, count(*) FROM drift GROUP BY presence").fetchall())
-    found = changes | devices | modules  # of joined, left and not_seen the devices, not their modules
+    # Of joined, left, not_seen and unsampled the devices, not their modules.
+    found = changes | devices | modules | {"carried": count_carried(database)}
     return DriftCounts(**{field.name: int(found.get(field.name, 0)) for field in fields(DriftCounts)})
 
 

@@ -5,7 +5,7 @@ account. Devices that were never activated, as the platform lists them, are know
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,6 +35,11 @@ class Version(NamedTuple):
     product_key: str | None
     module_name: str
     module_version: str
+
+    @property
+    def module(self) -> Module:
+        """The module that it is a version of; names that differ in letter case alone are one."""
+        return self.account, self.product_key, self.module_name.lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +115,29 @@ class Tallies:
         stratum = place if place in self.devices else (version.account, None)
         return share.reporting < RARE * self.sampled[stratum]
 
+    def unseen(self, level: Level, modules: Iterable[Module]) -> dict[Module, Interval]:
+        """Of each module the share of a version that no sampled device runs; not of one that none of them reports.
+
+        In the fleet that is a part of all devices, whatever they report, and so the same for every module.
+        """
+        if level == "fleet":
+            strata = list(self._strata(level, Counter(), Counter()))
+            return dict.fromkeys(modules, share_over(strata)) if any(each.sampled for each in strata) else {}
+        reporting: dict[Module, Counter[Place]] = {}
+        for (stratum, place, name), devices in self._reporting.items():
+            reporting.setdefault(_module(level, place, name), Counter())[stratum] += devices
+        return {
+            module: share_over(list(self._strata(level, reporting[module], Counter())))
+            for module in modules
+            if module in reporting
+        }
+
     def _strata(self, level: Level, reporting: Counter[Place], running: Counter[Place]) -> Iterator[Stratum]:
         for stratum, sampled in self.sampled.items():
-            if level == "fleet":
-                yield Stratum(self.devices[stratum], sampled, sampled, running[stratum])
-            elif reporting[stratum] or (level == "module" and sampled < THIN):
-                yield Stratum(self.devices[stratum], sampled, reporting[stratum], running[stratum])
+            # A device that spells a module in two ways has reported it twice.
+            seen = sampled if level == "fleet" else min(sampled, reporting[stratum])
+            if level == "fleet" or seen or (level == "module" and sampled < THIN):
+                yield Stratum(self.devices[stratum], sampled, seen, min(seen, running[stratum]))
         if level == "fleet" and self.certain:
             yield Stratum(self.certain, self.certain, self.certain, 0)
 

@@ -11,6 +11,8 @@ is known by its iot_id alone in the other may be the same: where an account has 
 they are ``not_seen`` rather than joined or left.
 
 A device that stands twice in one run, named both ways, counts once.
+
+A device that a sample passed over was not to be seen: that is ``unsampled``, whatever the other run knows of it.
 """
 
 from pathlib import Path
@@ -26,7 +28,7 @@ SIDES = ("old", "new")
 _UNSEEN = "('failed', 'pending')"
 _PRESENT = "('ok', 'empty')"
 _NAMED = "product_key IS NOT NULL AND device_name IS NOT NULL"
-_LATER = "array_position(['ok', 'empty', 'not_found', 'failed', 'pending'], status), line"
+_LATER = "array_position(['ok', 'empty', 'not_found', 'failed', 'pending', 'unsampled'], status), line"
 """Which of two rows for one device counts: the one that tells more."""
 
 _KEY = """length(account) || ':' || account || CASE WHEN iot_id IS NULL
@@ -40,7 +42,9 @@ def define_matched(database: duckdb.DuckDBPyConnection, old: Frozen, new: Frozen
 
     ``matched`` has a row for each device of either run: device (a number), old_line and new_line (its row in either
     run's ``devices.parquet``, NULL if it has none), product (a number in ``products``) and fate: ``compared`` (present
-    in both), ``joined``, ``left``, ``not_seen``, or ``absent`` (in neither). Of ``products`` each has account and
+    in both), ``joined``, ``left``, ``not_seen``, ``unsampled``, or ``absent`` (in neither). ``passed_over`` has the
+    products of which a sample did not draw all devices, and whether that is the old run's or the new one's (before,
+    after). Of ``products`` each has account and
     product_key. ``old_devices`` and ``new_devices`` are the rows that ``line`` numbers, each device once.
     """
     for side, run in zip(SIDES, (old, new), strict=True):
@@ -72,7 +76,7 @@ def define_matched(database: duckdb.DuckDBPyConnection, old: Frozen, new: Frozen
     )
     alone = "CASE WHEN side = '{0}' THEN {1} END AS {0}_{1}"
     alone_columns = ", ".join(alone.format(side, what) for what in ("line", "status") for side in SIDES)
-    fate = f"""CASE
+    fate = f"""CASE WHEN 'unsampled' IN (old_status, new_status) THEN 'unsampled'
       WHEN old_status IN {_UNSEEN} OR new_status IN {_UNSEEN} OR unsure THEN 'not_seen'
       WHEN old_status IN {_PRESENT} AND new_status IN {_PRESENT} THEN 'compared'
       WHEN old_status IN {_PRESENT} THEN 'left'
@@ -80,10 +84,37 @@ def define_matched(database: duckdb.DuckDBPyConnection, old: Frozen, new: Frozen
       ELSE 'absent' END"""
     database.execute(
         "CREATE TABLE matched AS SELECT row_number() OVER () AS device, old_line, new_line, product, "
-        f"({fate})::ENUM ('compared', 'joined', 'left', 'not_seen', 'absent') AS fate "
+        f"({fate})::ENUM ('compared', 'joined', 'left', 'not_seen', 'unsampled', 'absent') AS fate "
         "FROM (SELECT old_line, new_line, old_status, new_status, account, product_key, false AS unsure FROM pairs "
         f"UNION ALL SELECT {alone_columns}, account, product_key, unsure FROM alone) m "
         "JOIN products p ON m.account = p.account AND m.product_key IS NOT DISTINCT FROM p.product_key"
+    )
+    # A device that is named by its iot_id alone, and was not asked, may be of any product of its account.
+    undrawn = " UNION ALL ".join(
+        f"SELECT '{side}' AS side, account, product_key FROM {side}_devices WHERE status = 'unsampled' GROUP BY ALL"
+        for side in SIDES
+    )
+    database.execute(
+        "CREATE TABLE passed_over AS SELECT product, bool_or(side = 'old') AS before, bool_or(side = 'new') AS after "
+        f"FROM ({undrawn}) u JOIN products p ON u.account = p.account "
+        "AND (u.product_key IS NULL OR u.product_key = p.product_key) GROUP BY product"
+    )
+
+
+def is_sampled(database: duckdb.DuckDBPyConnection) -> bool:
+    """Whether either run is a sample."""
+    return number(database, "SELECT count(*) FROM matched WHERE fate = 'unsampled'") > 0
+
+
+def count_carried(database: duckdb.DuckDBPyConnection) -> int:
+    """Devices in both runs whose answer in the new one is carried, and no later than that in the old one."""
+    if not number(database, "SELECT count(*) FROM new_rows WHERE source = 'carried'"):
+        return 0
+    return number(
+        database,
+        "SELECT count(*) FROM matched JOIN old_rows o ON old_line = o.line JOIN new_rows n ON new_line = n.line "
+        "WHERE fate = 'compared' AND n.source = 'carried' "
+        "AND try_cast(n.audited_at AS TIMESTAMP) <= try_cast(o.audited_at AS TIMESTAMP)",
     )
 
 
@@ -116,9 +147,15 @@ def define_reported(database: duckdb.DuckDBPyConnection, old: Frozen, new: Froze
 
 
 def _define_devices(database: duckdb.DuckDBPyConnection, side: str, path: Path) -> None:
-    columns = "account, product_key, device_name, iot_id, status"
-    rows = f"SELECT file_row_number AS line, {columns} FROM {parquet(path, options='file_row_number=true')}"
-    database.execute(f"CREATE VIEW {side}_rows AS {rows}")
+    # A run that was sealed before sources were told has none.
+    rows = (
+        f"SELECT file_row_number AS line, * FROM {parquet(path, options='file_row_number=true')} "
+        "UNION ALL BY NAME SELECT NULL::VARCHAR AS source WHERE false"
+    )
+    database.execute(
+        f"CREATE VIEW {side}_rows AS SELECT line, account, product_key, device_name, iot_id, "
+        f"CASE WHEN source = 'unsampled' THEN source ELSE status END AS status, source, audited_at FROM ({rows})"
+    )
     # Hashes that all differ prove that no device stands twice, at the price of numbers alone.
     ids = f"FROM {side}_rows WHERE iot_id IS NOT NULL"
     names = f"FROM {side}_rows WHERE {_NAMED}"
