@@ -14,7 +14,11 @@ from rich.text import Text
 from auditor.inventory.drift import FATES, MODULE_CHANGES, Drift, DriftCounts
 from auditor.inventory.folder import DeviceCounts, Manifest
 from auditor.inventory.queries import VersionCount
-from auditor.terminal import PIPE_WIDTH, part, safe
+from auditor.inventory.sampled_drift import ShareCounts, ShareDrift
+from auditor.terminal import PIPE_WIDTH, part, points, safe, say, within
+
+SHARES_SHOWN = 1_000
+"""Rows of shares that a table has."""
 
 
 def print_inventory(manifest: Manifest, devices: DeviceCounts, versions: Iterable[VersionCount]) -> None:
@@ -45,9 +49,55 @@ def drift_summary(drift: Drift) -> Iterator[str]:
     """What changed between two runs, for standard error."""
     found = drift.counts
     runs = f"{safe(drift.old.folder.name)} to {safe(drift.new.folder.name)}"
-    yield f"{runs}: devices: {_named(found, ('compared', *FATES))}"
+    if drift.shares is not None:
+        yield f"{runs}: {shares_summary(drift.shares.counts)}"
+    fates = FATES if drift.shares is not None else tuple(fate for fate in FATES if fate != "unsampled")
+    yield f"{runs}: devices: {_named(found, ('compared', *fates))}"
+    if found.carried:
+        oldest = drift.new.manifest.oldest
+        age = "" if oldest is None else f"; the oldest that the new run carries is of {safe(oldest)}"
+        told = f"{found.carried:,} of the {found.compared:,} compared devices were not read again"
+        yield f"{told}, their answers were carried, so they are the same{age}"
     of_products = _named(found, ("added", "removed"))
     yield f"modules of these: {_named(found, ('same', *MODULE_CHANGES))}; modules of products: {of_products}"
+
+
+def shares_summary(counts: ShareCounts) -> str:
+    """What became of shares, in words: of how many more can be said than that samples differ."""
+    changed = f"{counts.grew + counts.shrank:,} changed ({counts.grew:,} grew, {counts.shrank:,} shrank)"
+    noise = f"{counts.noise:,} differ by no more than the samples may (95%)"
+    unknown = f", {counts.unknown:,} cannot be compared" if counts.unknown else ""
+    return f"of {counts.shares:,} shares {changed}, {noise}{unknown}"
+
+
+def print_shares(shares: ShareDrift) -> None:
+    """Shares before and after as a table, those that changed first; what a sample leaves open stands in brackets."""
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    rows = [
+        dict(zip(shares.table.columns, row, strict=True))
+        for row, _ in zip(shares.table, range(SHARES_SHOWN), strict=False)
+    ]
+    several = len({row["account"] for row in rows if row["level"] == "product"}) > 1
+    for name in ("account", "product", "module", "version")[0 if several else 1 :]:
+        table.add_column(name, overflow="fold")
+    for name in ("before", "after", "change"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for row in rows:
+        fleet = row["level"] == "fleet"
+        place = (safe(row["account"] or ""), "whole fleet" if fleet else safe(row["product_key"] or "?"))
+        table.add_row(
+            *place[0 if several else 1 :],
+            safe(row["module_name"]),
+            safe(row["module_version"]),
+            *(within(row[f"{side}_share"], row[f"{side}_low"], row[f"{side}_high"]) for side in ("old", "new")),
+            points(row["change"], row["change_low"], row["change_high"]),
+            row["verdict"],
+        )
+    console.print(table)
+    if shares.counts.shares > SHARES_SHOWN:
+        say(f"note: a table has {SHARES_SHOWN:,} rows; --format csv, json, jsonl, parquet or xlsx has all of them")
 
 
 def _named(counts: DriftCounts, names: Iterable[str]) -> str:

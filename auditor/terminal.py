@@ -41,6 +41,20 @@ def fine_part(share: float) -> str:
     return f"{100 * share:.{digits}f}%"
 
 
+def within(share: float | None, low: float | None, high: float | None) -> str:
+    """A share and the limits of its interval, if it has any width; nothing where it is not known."""
+    if share is None or low is None or high is None:
+        return ""
+    return fine_part(share) if low == high else f"{fine_part(share)} ({fine_part(low)} to {fine_part(high)})"
+
+
+def points(change: float | None, low: float | None, high: float | None) -> str:
+    """A change of a share in points of a per cent."""
+    if change is None or low is None or high is None:
+        return ""
+    return f"{100 * change:+.1f}" if low == high else f"{100 * change:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
 def span(seconds: float) -> str:
     """A length of time, such as ``12.3 s`` or ``1:02:03``."""
     return f"{seconds:.1f} s" if seconds < MINUTE else str(timedelta(seconds=round(seconds)))

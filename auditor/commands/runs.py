@@ -1,7 +1,7 @@
 """Commands that read runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -10,6 +10,9 @@ from auditor.commands.output import Format, Out, chosen, deliver, note, print_ro
 from auditor.errors import DriftError, UsageError
 from auditor.model import DeviceState
 from auditor.terminal import safe, say, tell
+
+if TYPE_CHECKING:
+    from auditor.inventory.drift import Drift
 
 Version = Annotated[str | None, Parameter(name="--version")]
 
@@ -146,6 +149,8 @@ def diff(
 ) -> int:
     """What changed between two runs: versions, modules and devices; never what was only not seen.
 
+    Where a run is a sample: the share of each version before and after, and whether it changed by more than chance.
+
     Parameters
     ----------
     old:
@@ -157,13 +162,14 @@ def diff(
     devices:
         A row for each change of each device, instead of sums by product and module.
     fail_on:
-        Exit with 4 if any of these changes is found, with commas between, such as downgraded,vanished.
+        Exit with 4 if any of these changes is found, with commas between, such as downgraded,vanished. Between samples
+        those of shares count, grew and shrank, and no others; between whole fleets all others.
     format:
         How to write it: a table, unless the name of a file tells another.
     out:
         The file to write, instead of standard output.
     """
-    from auditor.findings import drift_summary
+    from auditor.findings import drift_summary, print_shares
     from auditor.inventory.drift import diff_runs, last_two
     from auditor.inventory.folder import find_run
 
@@ -177,24 +183,43 @@ def diff(
         raise UsageError(f"{old}: is both the old run and the new one; give two, or --last and their directory")
     wrong = _changes(fail_on)
     with diff_runs(old, new) as drift:
+        counts = _counts(drift, wrong)
         note(drift.doubts)
-        table = drift.devices if devices else drift.modules
-        deliver(form, out, show=lambda: print_rows(table, brief=True), write=table.write)
+        shares = None if devices else drift.shares
+        table = drift.devices if devices else drift.modules if shares is None else shares.table
+        show = (lambda: print_rows(table, brief=True)) if shares is None else (lambda: print_shares(shares))
+        deliver(form, out, show=show, write=table.write)
         for line in drift_summary(drift):
             say(line)
-        found = [f"{getattr(drift.counts, change):,} {change}" for change in wrong if getattr(drift.counts, change)]
+        found = [f"{count:,} {change}" for change, count in counts.items() if count]
     if found:
         raise DriftError(f"drift that was to fail: {', '.join(found)}")
     return 0
 
 
+def _counts(drift: "Drift", wanted: list[str]) -> dict[str, int]:
+    """How often the changes were found that are to fail, as far as they are told between such runs."""
+    told = drift.counts if drift.shares is None else drift.shares.counts
+    counts = {change: getattr(told, change) for change in wanted if hasattr(told, change)}
+    if wanted and not counts:
+        sampled = (
+            "is not told between samples, which have few devices in common; grew and shrank are, of shares"
+            if drift.shares is not None
+            else "is told of samples alone; of whole fleets every change of a device is"
+        )
+        raise UsageError(f"--fail-on {','.join(wanted)}: {sampled}")
+    return counts
+
+
 def _changes(given: str | None) -> list[str]:
     from auditor.inventory.drift import CHANGES
+    from auditor.inventory.sampled_drift import SHARE_CHANGES
 
+    known = (*CHANGES, *SHARE_CHANGES)
     wanted = [] if given is None else [each.strip() for each in given.split(",")]
     for each in wanted:
-        if each not in CHANGES:
-            raise UsageError(f"--fail-on {each!r}: is none of {', '.join(CHANGES)}")
+        if each not in known:
+            raise UsageError(f"--fail-on {each!r}: is none of {', '.join(known)}")
     return wanted
 
 

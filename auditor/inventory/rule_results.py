@@ -106,7 +106,8 @@ def _message(rule: Rule, counts: Mapping[str, int], sample: Sampled | None) -> s
     if counts["unparseable"]:
         told.append(f"{counts['unparseable']:,} cannot be judged")
     if counts["not_seen"]:
-        told.append(f"{counts['not_seen']:,} {_UNSEEN_UNITS[rule.unit]}")
+        drawn = " or not drawn" if sample is not None and rule.unit == "modules" else ""
+        told.append(f"{counts['not_seen']:,} {_UNSEEN_UNITS[rule.unit]}{drawn}")
     if counts["unsampled"]:
         told.append(f"{counts['unsampled']:,} {_UNDRAWN_UNITS[rule.unit]}")
     if counts["excepted"]:

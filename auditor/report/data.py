@@ -6,6 +6,7 @@ from typing import Literal
 
 from auditor.inventory.drift import DriftCounts
 from auditor.inventory.folder import DeviceCounts, Manifest
+from auditor.report.share_changes import ShareChanges
 
 Order = Literal["newest", "older", "unordered"]
 """How a version stands among those of its module; ``unordered``: no rule says which of them is the newest."""
@@ -203,7 +204,7 @@ class ModuleChange:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changed since an earlier run: counts, and the modules with the most changes."""
+    """What changed since an earlier run: counts, the modules with the most changes, and shares if a run is a sample."""
 
     run: str
     started_at: str
@@ -212,6 +213,7 @@ class Changes:
     modules: tuple[ModuleChange, ...]
     more: int
     doubts: tuple[str, ...]
+    shares: ShareChanges | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +231,7 @@ class Verdict:
     unparseable: int
     not_seen: int
     excepted: int
+    unsampled: int = 0
 
 
 @dataclass(frozen=True, slots=True)

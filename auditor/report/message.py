@@ -21,6 +21,7 @@ from auditor.inventory.folder import (
     runs_in,
 )
 from auditor.inventory.frozen import Frozen, freeze
+from auditor.inventory.sampled_drift import ShareCounts
 from auditor.inventory.seal import count_failures
 from auditor.inventory.tables import reading
 from auditor.inventory.views import define_sealed_views
@@ -38,11 +39,15 @@ NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What changed since an earlier run of the same name, which is ``since``; why to doubt that, a sentence each."""
+    """What changed since an earlier run of the same name, which is ``since``; why to doubt that, a sentence each.
+
+    ``shares`` are those of versions, where a run is a sample; None: none is.
+    """
 
     since: str
     counts: DriftCounts
     doubts: tuple[str, ...]
+    shares: ShareCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +151,8 @@ def _change(run: Frozen) -> Change | None:
             and (manifest.started_at, folder.name) < own
         )
         with diff_runs(before, run.folder) as drift:
-            return Change(before.name, drift.counts, tuple(drift.doubts[:SENTENCES]))
+            shares = None if drift.shares is None else drift.shares.counts
+            return Change(before.name, drift.counts, tuple(drift.doubts[:SENTENCES]), shares)
     except (AuditorError, OSError, StopIteration):  # the message is about this run, and wanted most on a full disk
         return None
 
@@ -188,7 +194,13 @@ def _paragraph(run: Frozen, told: Mapping[str, Any], judgement: Judgement | None
         parts.append(f"Stopped: {run.manifest.error}.")
     if judgement is not None:
         parts.append(_of_policy(judgement))
-    if change is not None:
+    if change is not None and change.shares is not None:
+        shares = change.shares
+        parts.append(
+            f"Since {change.since}, by samples: {shares.grew:,} of {shares.shares:,} shares of versions grew and "
+            f"{shares.shrank:,} shrank by more than chance."
+        )
+    elif change is not None:
         names = ("upgraded", "downgraded", "changed", "joined", "left")
         found = [f"{getattr(change.counts, name):,} {name}" for name in names if getattr(change.counts, name)]
         parts.append(f"Since {change.since}: {', '.join(found) or 'no change'}.")

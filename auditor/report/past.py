@@ -14,6 +14,7 @@ from auditor.inventory.frozen import Frozen
 from auditor.inventory.history import RunPoint, read_history
 from auditor.inventory.versions import compare_versions
 from auditor.report.data import Adoption, Changes, History, Module, ModuleChange, Past
+from auditor.report.share_changes import read_share_changes
 
 RUNS, ADOPTED, VERSIONS, CHANGED = 30, 6, 5, 10
 """Runs in a picture, modules that get one, versions that stand for themselves in one, and rows of changes."""
@@ -65,7 +66,10 @@ def read_changes(run: Frozen, before: Path) -> Changes:
         told = drift.old.manifest
         label = ", ".join(labels_of(told.state, drift.old.counts, tampered=drift.old.tampered)) or None
         doubts = tuple(doubt for doubt in drift.doubts if doubt not in run.doubts)
-        return Changes(before.name, told.started_at, label, drift.counts, tuple(found), moved - len(found), doubts)
+        shares = read_share_changes(drift.shares)
+        return Changes(
+            before.name, told.started_at, label, drift.counts, tuple(found), moved - len(found), doubts, shares
+        )
 
 
 def read_past(

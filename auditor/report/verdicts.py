@@ -28,6 +28,7 @@ def read_policy(run: Path, rules: Rules, now: datetime) -> Policy:
             Verdict(
                 result.rule.name, result.rule.text, result.rule.severity, result.verdict, result.unit, result.message,
                 result.compliant, result.violated, result.unparseable, result.not_seen, result.excepted,
+                result.unsampled,
             )
             for result in judged.results
         ]  # fmt: skip
