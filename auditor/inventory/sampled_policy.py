@@ -15,6 +15,7 @@ Devices that were drawn and failed are taken for like those that answered.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from math import ceil
 from operator import itemgetter
 from pathlib import Path
 
@@ -156,7 +157,8 @@ def sampled_rule(database: duckdb.DuckDBPyConnection, at: int, rule: Rule) -> Sa
         return Sampled()
     interval = share_over(strata)
     if not violated:
-        most = f"at most {fine_part(interval.high)} of those that it is about may (95%)"
+        at_most = ceil(1_000 * interval.high) / 1_000  # rounded down, it would not be the most
+        most = f"at most {fine_part(at_most)} of those that it is about may (95%)"
         return Sampled(interval, f"none of {judged:,} sampled devices violates it: {most}")
     text = (
         f"{violated:,} of {judged:,} sampled devices violate it: {fine_part(interval.share)} of those that it is about"
