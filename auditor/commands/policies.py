@@ -29,7 +29,7 @@ def policy(
     """Whether a run is as a policy asks: minimum versions, denied ones, a rollout's share, the age of answers.
 
     Exits with 4 if a rule of severity error is violated. What could not be judged is told apart from what complies:
-    versions that no rule orders, and devices that failed or are pending.
+    versions that no rule orders, and devices that failed, are pending or were not drawn into a sample.
 
     Parameters
     ----------

@@ -162,8 +162,7 @@ def diff(
     devices:
         A row for each change of each device, instead of sums by product and module.
     fail_on:
-        Exit with 4 if any of these changes is found, with commas between, such as downgraded,vanished. Between samples
-        those of shares count, grew and shrank, and no others; between whole fleets all others.
+        Exit with 4 if any of these changes is found, such as downgraded,vanished; between samples, of grew,shrank.
     format:
         How to write it: a table, unless the name of a file tells another.
     out:

@@ -150,7 +150,7 @@ def read_shares(
     names: tuple[ShareVerdict, ...] = ("grew", "shrank", "noise", "unknown")
     counts = ShareCounts(len(pairs), *(verdicts.count(name) for name in names))
     query = (
-        "FROM shares ORDER BY verdict NOT IN ('grew', 'shrank'), abs(change) DESC NULLS LAST, level, account, "
+        "FROM shares ORDER BY verdict NOT IN ('grew', 'shrank'), abs(change) DESC NULLS LAST, level DESC, account, "
         "product_key, module_name, module_version"
     )
     by_verdict = {name: verdicts.count(name) for name in names}

@@ -171,6 +171,10 @@ def _policy(judgement: Judgement) -> dict[str, object]:
             "unparseable": each.unparseable,
             "not_seen": each.not_seen,
             "excepted": each.excepted,
+            "unsampled": each.unsampled,
+            "share": each.share,
+            "low": each.low,
+            "high": each.high,
             "message": each.message,
         }
         for each in ordered[:RULES]
