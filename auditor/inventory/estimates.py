@@ -187,5 +187,6 @@ def read_tallies(database: duckdb.DuckDBPyConnection, fleet: str | None = None) 
         + "GROUP BY ALL ORDER BY ALL"
     )
     for account, key, product_key, module_name, module_version, devices in database.execute(counted).fetchall():
-        tallies.add((account, key), (account, product_key), module_name, module_version, devices)
+        if tallies.sampled[account, key]:  # else these are answers about a product that the fleet has not
+            tallies.add((account, key), (account, product_key), module_name, module_version, devices)
     return tallies

@@ -242,7 +242,7 @@ def _add_policy(samples: _Samples, verdicts: Judgement) -> None:
         rule = {"rule": result.rule.name, "severity": result.rule.severity}
         for verdict in _VERDICTS:
             samples.add("auditor_policy_rule", verdict == result.verdict, **rule, verdict=verdict)
-        for verdict in (*_VERDICTS, "excepted"):
+        for verdict in (*_VERDICTS, "excepted", *(("unsampled",) if result.unsampled else ())):
             counted = getattr(result, verdict)
             samples.add("auditor_policy_rule_subjects", counted, **rule, unit=result.unit, verdict=verdict)
         samples.add("auditor_policy_violations", result.violated, severity=result.rule.severity)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from auditor.database import open_database
 from auditor.errors import RunFolderError
 from auditor.inventory.folder import DEVICES
-from auditor.inventory.policy import RuleResult, judge_run
+from auditor.inventory.policy import judge_run
 from auditor.inventory.rule import (
     Condition,
     Deny,
@@ -30,6 +30,7 @@ from auditor.inventory.rule import (
     RuleException,
     Rules,
 )
+from auditor.inventory.rule_results import RuleResult
 from auditor.inventory.versions import compare_versions
 from auditor.model import Device, Outcome
 

@@ -163,6 +163,17 @@ def test_what_devices_call_their_versions_comes_through(tmp_path: Path) -> None:
         assert {str(row["module_version"]) for row in rows(drift)} == versions | {"1", "2"}
 
 
+def test_answers_about_a_product_that_is_not_in_the_fleet_tell_nothing_of_it(tmp_path: Path) -> None:
+    fleet = [named(number) for number in range(20)]
+    stray = ok(named(99, product="stray"), ("ble", "9"))
+    runs = [
+        sample(tmp_path / name, fleet, fleet[:10], [*(ok(device, ("ble", "1")) for device in fleet[:10]), stray]).folder
+        for name in ("old", "new")
+    ]
+    with diff_runs(*runs) as drift:
+        assert {row["module_version"] for row in rows(drift)} == {"1"}
+
+
 def test_answers_that_were_carried_since_are_counted_as_not_read_again(tmp_path: Path) -> None:
     fleet = [named(number) for number in range(4)]
     old = build(tmp_path / "old", fleet, [ok(device, ("ble", "1")) for device in fleet])
