@@ -165,6 +165,10 @@ def _line(progress: Progress, rates: tuple[float, float]) -> str:
         return f"listing: {_listing(progress.listing)}, {rate}{trouble}"
     if progress.sealing:
         return f"{done:,}/{progress.fleet:,} devices in {span(progress.elapsed)}, sealing"
+    if progress.states is not None:
+        told, every = progress.states
+        trouble = "" if progress.trouble is None else f"; {safe(progress.trouble)}"
+        return f"asking who was connected: {told:,}/{every:,} devices ({told / max(every, 1):.1%}){trouble}"
     requests, devices = rates
     left = span(progress.devices.pending / devices) if devices > 0 else "?"
     throttled = f", {progress.requests.throttled:,} over the quota" if progress.requests.throttled else ""

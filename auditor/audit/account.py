@@ -56,6 +56,7 @@ class AskedAccount:
         ended: whether nothing more is asked of it; whoever asks sets it.
         stopped: why, if it was stopped; likewise.
         unasked: devices of which all is known without a question; likewise.
+        states: of how many devices it is known what they are doing, and of how many that is asked; None: of none now.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class AskedAccount:
         self.ended = False
         self.stopped: str | None = None
         self.unasked = 0
+        self.states: tuple[int, int] | None = None
         self._done = self._failed = 0
         self._settings, self._gates = settings, gates
         self._feedback = Feedback(account.name, give_up_after=settings.give_up_after, worked_before=known is not None)

@@ -15,12 +15,13 @@ from auditor.audit.listing import list_fleet
 from auditor.audit.opening import Keys, open_account, read_keys
 from auditor.audit.scheduler import Stop
 from auditor.config import Account, FleetSource, Settings
-from auditor.errors import AccountStoppedError
+from auditor.errors import AccountStoppedError, NotFoundError, PlatformError
 from auditor.fleet.listed import write_listed
 from auditor.fleet.listing import Listing
 from auditor.fleet.rows import read_snapshot
 from auditor.fleet.snapshot import write_snapshot
-from auditor.model import Answered
+from auditor.model import Answered, Device
+from auditor.platform.operations import BATCH_GET_DEVICE_STATE, states_of_devices
 
 LOOKED_AT = 1_000
 """Devices of a fleet that the platform lists that are looked at for one that is wanted, about."""
@@ -82,6 +83,8 @@ async def _check_account(settings: Settings, account: Account, keys: Keys, look:
                 outcome = await asked.fetch(device)
                 said = outcome.status if isinstance(outcome, Answered) else f"failed: {outcome.code}"
                 problem = None if asked.never_reached is None else str(asked.never_reached)
+                if problem is None and settings.since not in {None, "none"}:
+                    problem = await _state_problem(asked, device)
         except AccountStoppedError as error:
             problem = str(error)
         return AccountCheck(
@@ -95,6 +98,18 @@ async def _check_account(settings: Settings, account: Account, keys: Keys, look:
             asked.client.clock_offset,
             problem,
         )
+
+
+async def _state_problem(asked: AskedAccount, device: Device) -> str | None:
+    """Why states of devices cannot be asked, which tell who can have changed since an earlier run; None: they can.
+
+    Raises:
+        AccountStoppedError: the account is refused.
+    """
+    sent = await asked.call_aside(BATCH_GET_DEVICE_STATE, states_of_devices([device]))
+    if not isinstance(sent.result, PlatformError) or isinstance(sent.result, NotFoundError):
+        return None
+    return f'account "{asked.name}": since needs {BATCH_GET_DEVICE_STATE.name}, which fails: {sent.result}'
 
 
 @dataclass(slots=True)

@@ -52,7 +52,7 @@ WORK = ".choosing"
 SPARE, SPARE_DEVICES = 1.25, 200
 """What a sample may take beyond what the precision takes of one that is not stratified: some fail, for one thing."""
 
-Chosen = Callable[[Choice, Mapping[str, int]], Awaitable[None]]
+Tell = Callable[[Choice, Mapping[str, int], int], Awaitable[None]]
 
 
 class Choices:
@@ -61,14 +61,14 @@ class Choices:
     Args:
         settings: of the audit.
         begun: the run folder.
-        chosen: told the choice when an account has chosen, and how many devices by status have an answer by that; it
-            writes that down before it returns.
+        chosen: told the choice when an account has chosen, how many devices by status have an answer by that, and how
+            many were not drawn; it writes that down before it returns.
         until: when to be done, in seconds since 1970; None: whenever.
         before: what an earlier run tells of calls and latency.
     """
 
     def __init__(
-        self, settings: Settings, begun: Begun, chosen: Chosen, *, until: float | None, before: Experience | None
+        self, settings: Settings, begun: Begun, chosen: Tell, *, until: float | None, before: Experience | None
     ) -> None:
         self._settings, self._begun, self._chosen, self._until, self._before = settings, begun, chosen, until, before
         self._accounts = {account.name: account for account in settings.account}
@@ -99,25 +99,26 @@ class Choices:
             facts = await self._choose(asked, account, choosing, place, stop)
         if facts is None:
             return None
-        await self._put(facts, place)
+        await self._put(*facts, place)
         return place / ASK
 
     async def _choose(
         self, asked: AskedAccount, account: Account, choosing: Choosing, place: Path, stop: Stop
-    ) -> AccountChoice | None:
+    ) -> tuple[AccountChoice, int] | None:
+        """What an account chose, and how many of its devices were not drawn."""
         choice, facts = self._choice, AccountChoice(asked.name)
         if choice is None:
             return None
         if choice.strategy == "sample":
-            await _aside(partial(choosing.write_sample, place / ASK, place / PLAN, self._sample(asked)))
-            return facts
+            undrawn = await _aside(partial(choosing.write_sample, place / ASK, place / PLAN, self._sample(asked)))
+            return facts, undrawn
         known = await self._known()
         await _aside(partial(choosing.match, known))
         if choice.strategy == "since":
             since = self._since()
             questions, states = place / "questions.parquet", place / "states.parquet"
             number = await _aside(partial(choosing.write_questions, questions, since))
-            await ask_states(asked, questions, place / "states.jsonl", states, stop=stop)
+            await ask_states(asked, questions, place / "states.jsonl", states, devices=number, stop=stop)
             if stop.reason is not None:
                 return None
             untold = await _aside(partial(choosing.take_states, states, since))
@@ -128,7 +129,7 @@ class Choices:
             await _aside(choosing.take_all)
         budget = self._budget(account, asked.all_sent)
         await _aside(partial(choosing.write, place / ASK, place / PLAN, place / CARRIED, budget))
-        return facts
+        return facts, 0
 
     async def _known(self) -> Path | None:
         """What the earlier run knows, read once for all accounts; None: there is none."""
@@ -186,7 +187,7 @@ class Choices:
         """Removes what is not needed once everybody was asked."""
         shutil.rmtree(self._work, ignore_errors=True)
 
-    async def _put(self, facts: AccountChoice, place: Path) -> None:
+    async def _put(self, facts: AccountChoice, undrawn: int, place: Path) -> None:
         """Puts what was chosen into the run folder, then tells it."""
         async with self._putting:
             choice = self._choice
@@ -197,7 +198,7 @@ class Choices:
             asked, carried = await _aside(partial(count_chosen, place / PLAN, place / CARRIED))
             facts = replace(facts, asked=asked, carried=sum(carried.values()))
             self._choice = replace(choice, accounts=(*choice.accounts, facts))
-            await self._chosen(self._choice, carried)
+            await self._chosen(self._choice, carried, undrawn)
 
 
 async def _aside(work: Callable[[], T]) -> T:

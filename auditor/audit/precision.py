@@ -9,7 +9,7 @@ from auditor.inventory.choices import Choice
 from auditor.inventory.estimates import Place, Tallies
 from auditor.inventory.folder import FLEET
 from auditor.inventory.intervals import unseen
-from auditor.inventory.known import tally_sample
+from auditor.inventory.planned import tally_sample
 from auditor.model import Answered, Device, Level, Outcome
 
 LEAST, STEP = 100, 1.02
@@ -30,17 +30,18 @@ class Precision:
     Args:
         settings: of the audit.
         folder: the run folder.
+        resumed: whether earlier stretches have asked some devices.
         choice: whom the run chose to ask; None, or without a precision: nothing is counted.
 
     Attributes:
         enough: whether all shares are known well enough, so that no more devices are asked.
     """
 
-    def __init__(self, settings: Settings, folder: Path, choice: Choice | None) -> None:
+    def __init__(self, settings: Settings, folder: Path, choice: Choice | None, *, resumed: bool) -> None:
         self._wanted = None if choice is None else choice.precision
         self._level: Level = "fleet" if choice is None or choice.precision_of is None else choice.precision_of
         self._skips = {account.name for account in settings.account if account.skips}
-        self._folder, self._accounts = folder, len(settings.account)
+        self._folder, self._resumed, self._accounts = folder, resumed, len(settings.account)
         self._tallies = Tallies()
         self._begun: set[str] = set()
         self._known: set[Place] = set()
@@ -53,22 +54,22 @@ class Precision:
         return None if self._wanted is None else self._tallies.widest(self._level)
 
     def begin(self, account: str) -> None:
-        """An account's devices are known, and those that earlier stretches asked are in the run folder.
+        """An account's devices are known.
 
         Raises:
             RunNotWritableError: the run folder cannot be read.
         """
         if self._wanted is None:
             return
-        tallies = tally_sample(self._folder)
-        tallies.devices.clear()
-        tallies.certain = 0
-        for stratum, (asked, certain) in devices_by_stratum(self._folder / FLEET, self._skips).items():
-            if asked:
-                tallies.devices[stratum] = asked
-            tallies.certain += certain
-        self._tallies = tallies
+        if self._resumed and not self._begun:
+            self._tallies = tally_sample(self._folder)
         self._begun.add(account)
+        self._tallies.devices.clear()
+        self._tallies.certain = 0
+        for stratum, (devices, certain) in devices_by_stratum(self._folder / FLEET, self._skips).items():
+            if devices:
+                self._tallies.devices[stratum] = devices
+            self._tallies.certain += certain
 
     def until_known(self, devices: Iterator[Device]) -> Iterator[Device]:
         """The devices, until shares are known well enough; of a product whose own are, none more."""

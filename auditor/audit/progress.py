@@ -63,7 +63,8 @@ class Progress:
     was ``resumed``. ``per_second`` is what the quotas allow in all, None without one, and ``allowed`` what they bear as
     far as was learned; ``others`` are the audits that share one of them now. ``trouble`` names an account that gives no
     usable answer, and says why. ``accounts`` are in the settings' order. ``listing``: of fleets that are being listed;
-    ``fleet`` has the others.
+    ``fleet`` has the others. ``states``: of how many devices it is known what they are doing, and of how many that is
+    being asked; None: that is not asked now. Devices that were not drawn into a sample are none of the fleet here.
     """
 
     folder: Path
@@ -80,6 +81,7 @@ class Progress:
     before: tuple[int, int] = (0, 0)
     resumed: bool = False
     listing: ListingProgress | None = None
+    states: tuple[int, int] | None = None
     accounts: tuple[AccountProgress, ...] = ()
 
 

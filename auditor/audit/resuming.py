@@ -109,7 +109,7 @@ def go_on(folder: Path, settings: Settings, now: float) -> Begun | None:
         left = write_pending(folder, folder / LEFT)
         # A killed process did not write down the requests of its last second; its answers tell of most.
         requests = replace(manifest.requests, sent=max(manifest.requests.sent, left.requests))
-        manifest = replace(manifest, devices=left.counts, requests=requests)
+        manifest = replace(manifest, devices=left.counts, unsampled=left.unsampled, requests=requests)
         return Begun(folder, hold, _reopened(folder, manifest, settings, now), folder / LEFT, left.known, resumed=True)
     except BaseException as error:
         with contextlib.suppress(OSError):

@@ -25,7 +25,7 @@ class Standing:
 
     def __init__(self, folder: Path, manifest: Manifest, journal: Journal, accounts: Sequence[AskedAccount]) -> None:
         self.manifest = manifest
-        self._folder, self._journal, self._accounts = folder, journal, accounts
+        self._folder, self._journal, self.accounts = folder, journal, accounts
         self._began = time.monotonic()
         self._asking_since: float | None = None
         self._before = (manifest.requests.sent, manifest.fleet.devices - manifest.devices.pending)
@@ -66,27 +66,29 @@ class Standing:
 
     def progress(self, listings: Mapping[str, ListingProgress]) -> Progress:
         """What a watcher is told; ``listings`` are of the accounts whose fleets are not known yet."""
-        before, ended = self.manifest, {asked.name for asked in self._accounts if asked.ended}
+        before, ended = self.manifest, {asked.name for asked in self.accounts if asked.ended}
         listings = {name: each for name, each in listings.items() if name not in ended}
+        counts, states = self._counts(), [asked.states for asked in self.accounts if asked.states is not None]
         return Progress(
             folder=self._folder,
-            fleet=before.fleet.devices,
-            devices=self._counts(),
+            fleet=before.fleet.devices - before.unsampled,
+            devices=replace(counts, pending=counts.pending - before.unsampled),
             requests=self._requests(),
-            in_flight=sum(asked.tally.in_flight for asked in self._accounts),
+            in_flight=sum(asked.tally.in_flight for asked in self.accounts),
             per_second=before.rate.target,
             allowed=self._allowed(),
-            others=max((asked.pace.others for asked in self._accounts), default=0),
+            others=max((asked.pace.others for asked in self.accounts), default=0),
             elapsed=self.elapsed,
-            trouble=next((said for asked in self._accounts if (said := asked.trouble) is not None), None),
+            trouble=next((said for asked in self.accounts if (said := asked.trouble) is not None), None),
             before=self._before,
             resumed=bool(before.resumed_at),
-            accounts=tuple(replace(asked.progress, listing=listings.get(asked.name)) for asked in self._accounts),
+            accounts=tuple(replace(asked.progress, listing=listings.get(asked.name)) for asked in self.accounts),
             listing=together(listings.values()),
+            states=(sum(told for told, _ in states), sum(every for _, every in states)) if states else None,
         )
 
     def _rate(self, achieved: float) -> Rate:
-        before, tallies = self.manifest.rate, [asked.tally for asked in self._accounts]
+        before, tallies = self.manifest.rate, [asked.tally for asked in self.accounts]
         answered, seconds = sum(tally.answered for tally in tallies), sum(tally.seconds for tally in tallies)
         return Rate(
             target=before.target,
@@ -98,7 +100,7 @@ class Standing:
 
     def _allowed(self) -> float | None:
         """Requests a second that all quotas bear together, as far as was learned; None where one account has none."""
-        rates = [asked.pace.rate for asked in self._accounts]
+        rates = [asked.pace.rate for asked in self.accounts]
         return None if None in rates or not rates else round(sum(rate for rate in rates if rate is not None), 3)
 
     def _counts(self) -> DeviceCounts:
@@ -106,7 +108,7 @@ class Standing:
         return DeviceCounts(**written, pending=self.manifest.fleet.devices - sum(written.values()))
 
     def _requests(self) -> RequestCounts:
-        tallies, before = [asked.tally for asked in self._accounts], self.manifest.requests
+        tallies, before = [asked.tally for asked in self.accounts], self.manifest.requests
         return RequestCounts(
             sent=before.sent + sum(tally.sent for tally in tallies),
             retried=before.retried + sum(tally.retried for tally in tallies),

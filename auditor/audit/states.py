@@ -20,7 +20,9 @@ REFUSALS = 3
 """Questions that may be refused before any was answered: then no more are asked, for all will be refused."""
 
 
-async def ask_states(asked: AskedAccount, questions: Path, journal: Path, out: Path, *, stop: Stop) -> None:
+async def ask_states(
+    asked: AskedAccount, questions: Path, journal: Path, out: Path, *, devices: int, stop: Stop
+) -> None:
     """Asks for the states of devices, and writes what was told; of what was not, whoever plans thinks the worst.
 
     Args:
@@ -28,6 +30,7 @@ async def ask_states(asked: AskedAccount, questions: Path, journal: Path, out: P
         questions: the devices, as ``Choosing.write_questions`` writes them.
         journal: a file that is appended to; what it holds already is not asked again.
         out: the states, Parquet.
+        devices: how many there are in ``questions``.
         stop: a wish to end early.
 
     Raises:
@@ -35,7 +38,7 @@ async def ask_states(asked: AskedAccount, questions: Path, journal: Path, out: P
         RunNotWritableError: a file cannot be written.
     """
     left = out.with_suffix(".left.parquet")
-    if await anyio.to_thread.run_sync(write_states, journal, out):
+    if known := await anyio.to_thread.run_sync(write_states, journal, out):
         await anyio.to_thread.run_sync(write_untold, questions, out, left)
         questions = left
     refused: list[PlatformError] = []
@@ -43,20 +46,26 @@ async def ask_states(asked: AskedAccount, questions: Path, journal: Path, out: P
 
     with StatesJournal(journal) as told:
 
-        async def ask(devices: list[Device]) -> None:
-            nonlocal answered
+        async def ask(some: list[Device]) -> None:
+            nonlocal answered, known
             if len(refused) >= REFUSALS and not answered:
                 return
-            sent = await asked.call_aside(BATCH_GET_DEVICE_STATE, states_of_devices(devices))
+            sent = await asked.call_aside(BATCH_GET_DEVICE_STATE, states_of_devices(some))
             if isinstance(sent.result, NotFoundError):  # their product is gone, and they with it
-                told.write(devices, ())
+                told.write(some, ())
             elif isinstance(sent.result, PlatformError):
                 refused.append(sent.result)
             else:
-                told.write(devices, states_of(sent.result))
+                told.write(some, states_of(sent.result))
                 answered += 1
+            known += len(some)
+            asked.states = known, devices
 
-        await fan_out(read_questions(questions), ask, _written, at_once=asked.workers, stop=stop)
+        asked.states = known, devices
+        try:
+            await fan_out(read_questions(questions), ask, _written, at_once=asked.workers, stop=stop)
+        finally:
+            asked.states = None
     if refused:
         log.warning(
             "states of devices are not known, so these are asked", account=asked.name, questions=len(refused),

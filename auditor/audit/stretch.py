@@ -2,10 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, replace
-from functools import partial
 from itertools import starmap
 from pathlib import Path
 
@@ -14,8 +12,7 @@ import structlog
 
 from auditor.audit.account import AskedAccount
 from auditor.audit.beginning import Begun, printable
-from auditor.audit.budget import CallBudget
-from auditor.audit.choosing import Choices
+from auditor.audit.chosen import Chosen
 from auditor.audit.disk import SyncedJournal, free_reserve, reserve
 from auditor.audit.ending import exit_code, proven, sealed_manifest, unlisted
 from auditor.audit.fleets import Fleets
@@ -23,8 +20,7 @@ from auditor.audit.journal import Journal, utc
 from auditor.audit.notices import Notices
 from auditor.audit.opening import Keys, open_account, open_side_by_side
 from auditor.audit.pages import never_activated
-from auditor.audit.plan import plan_for, plan_of
-from auditor.audit.precision import Precision
+from auditor.audit.plan import plan_for
 from auditor.audit.progress import Result, Watch
 from auditor.audit.scheduler import Stop, fan_out
 from auditor.audit.standing import Standing
@@ -32,21 +28,15 @@ from auditor.audit.workers import workers_of
 from auditor.config import Account, Settings
 from auditor.errors import AuditorError, FleetError, RunNotWritableError, StoppedError
 from auditor.fleet.rows import read_never_activated, read_snapshot
-from auditor.inventory.choices import Choice
-from auditor.inventory.experience import newest_experience
 from auditor.inventory.folder import (
     ANSWERED,
-    CARRIED,
     FAILED,
     FLEET,
-    PLAN,
     FleetFacts,
     Manifest,
     State,
-    put_in_place,
     write_manifest,
 )
-from auditor.inventory.known import settle
 from auditor.inventory.listings import ListingFacts
 from auditor.inventory.seal import seal
 from auditor.inventory.verify import verify
@@ -104,10 +94,7 @@ class Stretch:
         self._accounts: list[AskedAccount] = []
         self._standing = Standing(begun.folder, begun.manifest, self._journal, self._accounts)
         self._stop_at, self._drain_seconds = self._plan_the_end()
-        self._before = newest_experience(self._folder.parent, settings.name)
-        self._choices = Choices(settings, begun, self._chosen, until=until, before=self._before)
-        self._budget = CallBudget(settings, self._accounts, self._standing.requests_before)
-        self._precision = Precision(settings, begun.folder, begun.manifest.choice)
+        self._chosen = Chosen(settings, begun, self._standing, self._journal, self._write_manifest, until=until)
         self._stopped: list[AuditorError] = []
 
     async def run(self) -> Result:
@@ -178,7 +165,7 @@ class Stretch:
         try:
             devices = await self._fleets.devices_of(asked, stop=self._stop)
             every = self._fleets.asks_all(asked.name)
-            chosen = devices and await self._choices.of(asked, devices, every=every, stop=self._stop)
+            chosen = devices and await self._chosen.of(asked, devices, every=every, stop=self._stop)
             if devices is not None and chosen is not None:
                 await self._ask_devices(asked, devices, chosen)
             if (refused := self._fleets.refused.get(asked.name)) is not None:
@@ -205,9 +192,7 @@ class Stretch:
             try:
                 if not every:
                     await self._answer_never_activated(asked, devices)
-                self._precision.begin(asked.name)
-                source = self._budget.within(read_snapshot(chosen, asked.name, ask_all=every))
-                source, fetch = self._precision.until_known(source), self._precision.counting(asked.fetch)
+                source, fetch = self._chosen.asking(asked, read_snapshot(chosen, asked.name, ask_all=every))
                 await fan_out(source, fetch, self._synced.write, at_once=asked.workers, stop=self._stop)
             except StoppedError as error:  # raised below, outside the group that would wrap it
                 failure = error
@@ -231,15 +216,6 @@ class Stretch:
         plan = await anyio.to_thread.run_sync(plan_for, self._settings, self._folder / FLEET, self._folder.parent)
         self._standing.manifest = replace(self._standing.manifest, planned=plan.planned)
         self._stop_at, self._drain_seconds = self._plan_the_end()
-        await self._write_manifest()
-
-    async def _chosen(self, choice: Choice, carried: Mapping[str, int]) -> None:
-        """Some devices were chosen to be asked, and others have an answer without: from now on the manifest says so."""
-        for status, devices in carried.items():
-            self._journal.counts[status] += devices
-        settings, asked = self._settings, {each.account: sum(each.asked.values()) for each in choice.accounts}
-        planned = plan_of(settings, asked, self._before).planned
-        self._standing.manifest = replace(self._standing.manifest, choice=choice, planned=planned)
         await self._write_manifest()
 
     async def _write_manifest(self) -> None:
@@ -288,7 +264,8 @@ class Stretch:
         self._tell_watcher(sealing=True)
         free_reserve(self._folder)
         self._begun.left_behind()
-        await self._settle()
+        if not self._stopped:
+            await self._chosen.settle(self._stop)
         asked = replace(self._standing.now(), finished_at=utc(time.time()))
         known = all(listing.state == "complete" for listing in asked.listings)
         if known and not asked.fleet.devices and not self._stopped and self._stop.reason is None:
@@ -296,7 +273,7 @@ class Stretch:
         # Abandoned when a second signal cancels: the process ends then, and the files are only ever replaced whole.
         sealed = await anyio.to_thread.run_sync(seal, self._folder, asked.choice, abandon_on_cancel=True)
         manifest = sealed_manifest(asked, sealed, stopped=bool(self._stopped))
-        why = self._why() if self._stopped else self._stop.reason or self._budget.why
+        why = self._why() if self._stopped else self._stop.reason or self._chosen.why
         manifest = replace(manifest, error=why or printable("; ".join(unlisted(manifest))) or None)
         write_manifest(self._folder, manifest)
         problems = await anyio.to_thread.run_sync(verify, self._folder, self._folder, abandon_on_cancel=True)
@@ -311,27 +288,6 @@ class Stretch:
             else exit_code(manifest, self._settings, whole=not problems, interrupted=self._stop.interrupted)
         )
         return Result(self._folder, manifest, code)
-
-    async def _settle(self) -> None:
-        """Ends the choice where the budget did: what was to be asked and was not is not any more."""
-        choice = self._standing.manifest.choice
-        timed_out = self._stop.reason is not None and not self._stop.interrupted
-        if choice is None or self._stopped or self._stop.interrupted:
-            return
-        sample = choice.strategy == "sample"
-        if timed_out or self._budget.spent or (sample and choice.precision is not None):
-            name = PLAN if sample else CARRIED
-            if (self._folder / name).exists():
-                new = self._folder / f"{name}.new"
-                carried = await anyio.to_thread.run_sync(partial(settle, self._folder, new, sample=sample))
-                await anyio.to_thread.run_sync(put_in_place, new, self._folder / name)
-                for status, devices in carried.items():
-                    self._journal.counts[status] += devices
-            choice = replace(choice, spent=timed_out or self._budget.spent)
-        self._standing.manifest = replace(
-            self._standing.manifest, choice=replace(choice, reached=self._precision.reached)
-        )
-        self._choices.finish()
 
     def _tell_watcher(self, *, sealing: bool = False) -> None:
         if self._watch is None:

@@ -219,8 +219,10 @@ class Choosing:
         with self._telling():
             self._ask("WHEN violating THEN 'violating' WHEN changes > 0 THEN 'changed' ELSE 'oldest'")
 
-    def write_sample(self, ask: Path, plan: Path, sample: Sample) -> None:
-        """Writes who is asked, in an order of which every beginning is a sample; the files are those of ``write``.
+    def write_sample(self, ask: Path, plan: Path, sample: Sample) -> int:
+        """Writes who is asked, in an order of which every beginning is a sample; how many were not drawn.
+
+        The files are those of ``write``.
 
         Devices that were never activated are in the plan too: they need no question.
 
@@ -231,6 +233,7 @@ class Choosing:
         with self._telling():
             rank_sample(self._database, sample, draw=self._draw("sample"), draw_product=self._draw_product())
             self._write_plan(ask, plan, "UNION ALL SELECT *, NULL, 'never_activated', NULL FROM spared")
+            return self._number("SELECT (SELECT count(*) FROM wanted) - (SELECT count(*) FROM ranked)")
 
     def write(self, ask: Path, plan: Path, carried: Path, budget: Budget | None) -> None:
         """Writes who is asked, with what is known of them, and what is known of the others.

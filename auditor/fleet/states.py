@@ -8,7 +8,7 @@ from typing import Self
 import duckdb
 import orjson
 
-from auditor.appending import Appender
+from auditor.appending import Appender, cut_torn_line
 from auditor.database import (
     READING_MEMORY,
     READING_THREADS,
@@ -36,7 +36,7 @@ class StatesJournal:
     """Appends what was told: a line for each question. Use as a context manager.
 
     Args:
-        path: the file; a line that a process was killed in writing is passed over.
+        path: the file; a line that a process was killed in writing is cut off.
 
     Raises:
         RunNotWritableError: it cannot be written.
@@ -46,6 +46,11 @@ class StatesJournal:
         self._path = path
 
     def __enter__(self) -> Self:
+        try:
+            self._path.touch()
+            cut_torn_line(self._path)
+        except OSError as error:
+            raise RunNotWritableError(f"{self._path} cannot be written: {error.strerror}") from error
         self._file = Appender(self._path)
         return self
 

@@ -8,20 +8,17 @@ from pathlib import Path
 import duckdb
 import structlog
 
-from auditor.database import READING_MEMORY, READING_THREADS, open_database, parquet, quoted, reason_of
+from auditor.database import READING_MEMORY, READING_THREADS, open_database, quoted, reason_of
 from auditor.errors import RunFolderError, RunNotWritableError
-from auditor.inventory.estimates import Tallies, read_tallies
-from auditor.inventory.folder import ANSWERED, CARRIED, FAILED, FLEET, PLAN, Manifest, find_run, read_manifest, runs_in
+from auditor.inventory.folder import ANSWERED, CARRIED, FAILED, Manifest, find_run, read_manifest, runs_in
 from auditor.inventory.frozen import is_sealed
 from auditor.inventory.rechecked import VERSIONS
 from auditor.inventory.rules import Rules
 from auditor.inventory.seal import file_facts
-from auditor.inventory.views import define_lines, define_live_views, number
+from auditor.inventory.views import define_lines, number
 from auditor.inventory.violating import violating_versions
 
 log = structlog.get_logger()
-
-_NAMES = ("product_key", "device_name", "iot_id")
 
 
 def run_to_carry_from(directory: Path, name: str, since: str) -> Path | None:
@@ -168,78 +165,3 @@ def _write_known(
 
 def _columns(database: duckdb.DuckDBPyConnection, view: str) -> list[str]:
     return [str(name) for name, *_ in database.execute(f"DESCRIBE {view}").fetchall()]
-
-
-def tally_sample(folder: Path) -> Tallies:
-    """What a sample has shown so far, from the lines of its run folder.
-
-    Raises:
-        RunNotWritableError: they cannot be read, so the run cannot go on.
-    """
-    database = open_database(None, READING_MEMORY, READING_THREADS)
-    try:
-        define_live_views(database, folder)
-        return read_tallies(database, parquet(folder / FLEET))
-    except (OSError, duckdb.Error, UnicodeDecodeError) as error:
-        raise RunNotWritableError(f"{folder}: cannot be read: {reason_of(error)}") from error
-    finally:
-        database.close()
-
-
-def settle(folder: Path, out: Path, *, sample: bool) -> dict[str, int]:
-    """Ends a run's choice where its budget did: what was to be asked and was not.
-
-    Returns:
-        how many devices have an answer now that had none, by status.
-
-    Of a sample nothing more is to be asked: the plan keeps those that were. Else the answer that is known of a device
-    is carried, however old it is; a device of which nothing is known stays pending.
-
-    Args:
-        folder: the run folder.
-        out: a file of the run folder to write first, of another name.
-        sample: which of both.
-
-    Raises:
-        RunNotWritableError: it cannot be written.
-    """
-    work = out.with_suffix(".settling")
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        database = open_database(work, READING_MEMORY, READING_THREADS)
-        try:
-            define_lines(database, folder)
-            return _settle(database, folder, out, sample=sample)
-        finally:
-            database.close()
-    except (OSError, duckdb.Error, UnicodeDecodeError) as error:
-        raise RunNotWritableError(f"{folder}: its plan cannot be ended: {reason_of(error)}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _settle(database: duckdb.DuckDBPyConnection, folder: Path, out: Path, *, sample: bool) -> dict[str, int]:
-    outcomes = (
-        "SELECT account, product_key, device_name, iot_id FROM lines WHERE source = 'asked' "
-        "UNION ALL SELECT account, product_key, device_name, iot_id FROM failures"
-    )
-    database.execute(f"CREATE TABLE outcomes AS {outcomes}")
-    numbered = f"(FROM {parquet(folder / PLAN, options='file_row_number=true')})"
-    database.execute(
-        f"CREATE TABLE met AS SELECT file_row_number FROM {numbered} p JOIN outcomes o "
-        "ON p.account = o.account AND p.iot_id = o.iot_id "
-        f"UNION SELECT file_row_number FROM (FROM {numbered} WHERE iot_id IS NULL) p JOIN outcomes o "
-        "ON p.account = o.account AND p.product_key = o.product_key AND p.device_name = o.device_name"
-    )
-    options = "(FORMAT parquet, ROW_GROUP_SIZE 20480, COMPRESSION zstd)"
-    if sample:
-        kept = f"SELECT * EXCLUDE (file_row_number) FROM {numbered} SEMI JOIN met USING (file_row_number) "
-        database.execute(f"COPY ({kept} ORDER BY file_row_number) TO {quoted(out)} {options}")
-        return {}
-    told = ", ".join(f"coalesce({name}, known_{name}) AS {name}" for name in _NAMES)
-    answer = "status, modules, total, pages, request_id, audited_at, reason, run, changes"
-    left = f"{numbered} ANTI JOIN met USING (file_row_number) WHERE status IS NOT NULL"
-    rows = f"SELECT account, {told}, {answer} FROM (FROM {left} ORDER BY file_row_number)"
-    database.execute(f"COPY (FROM {parquet(folder / CARRIED)} UNION ALL {rows}) TO {quoted(out)} {options}")
-    return dict(database.execute(f"SELECT status, count(*) FROM {left} GROUP BY status").fetchall())

@@ -24,11 +24,13 @@ class Pending:
 
     Attributes:
         counts: devices by state; those that failed are pending again.
+        unsampled: those of the pending that were not drawn into a sample, and are not to be asked.
         requests: how many the answers took.
         known: a device that has answered, for each account that has one.
     """
 
     counts: DeviceCounts
+    unsampled: int
     requests: int
     known: dict[str, Device]
 
@@ -74,6 +76,7 @@ def _write_pending(folder: Path, out: Path, work: Path, memory: str, account: st
         counts = count_devices(database)
         return Pending(
             replace(counts, failed=0, pending=counts.unanswered),
+            number(database, "SELECT count(*) FROM devices WHERE source = 'unsampled'"),
             number(database, "SELECT coalesce(sum(attempts), 0)::BIGINT FROM answered"),
             _known(database),
         )
