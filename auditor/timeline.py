@@ -16,8 +16,13 @@ LEVELS, PLAIN_LEVELS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 
 NOTHING, PLAIN_NOTHING = "·", " "
 
-MARKS = {"~": "not of the whole fleet", "!": "not to be relied on, see the notes", "?": "no versions: it is not sealed"}
-_STYLES = {"~": "yellow", "!": "bold red", "?": "dim"}
+MARKS = {
+    "s": "a random sample: its shares are estimates",
+    "~": "not of the whole fleet",
+    "!": "not to be relied on, see the notes",
+    "?": "no versions: it is not sealed",
+}
+_STYLES = {"s": "cyan", "~": "yellow", "!": "bold red", "?": "dim"}
 
 _VERSION_WIDTH, _NUMBERS_WIDTH, _RUN_WIDTH, _NARROWEST = 18, 32, 4, 8
 """Characters: what a version may take, what the numbers beside a line take, what one run may take in a line."""
@@ -36,7 +41,7 @@ def print_history(history: History) -> None:
     adoption = history.adoption()
     for module in adoption.modules:
         console.print()
-        console.print(_title(module))
+        console.print(_title(module, history.runs))
         console.print(_lines(console, module, marks))
         if len(adoption.modules) == 1:
             console.print()
@@ -55,6 +60,8 @@ def _mark(run: RunPoint) -> str:
         return "!"
     if not run.sealed:
         return "?"
+    if run.label == "sample" and len(run.doubts) == 1:
+        return "s"
     return "~" if run.doubts else " "
 
 
@@ -71,24 +78,29 @@ def _runs(runs: Sequence[RunPoint], marks: Sequence[str]) -> Table:
     table.add_column("started", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("state")
-    for name in ("devices", "answered", "failed", "pending"):
+    sampled = any(run.unsampled for run in runs)
+    for name in ("devices", "answered", "failed", "pending", *(("not drawn",) if sampled else ())):
         table.add_column(name, justify="right")
     for run, mark in zip(runs, marks, strict=True):
         counts = run.devices
         answered = counts.ok + counts.empty + counts.not_found
-        numbers = (answered + counts.unanswered, answered, counts.failed, counts.pending)
+        numbers = (answered + counts.unanswered, answered, counts.failed, counts.pending - run.unsampled, run.unsampled)
         style = _STYLES.get(mark, "")
         table.add_row(
-            _date(run), _marked(mark), Text(safe(run.state), style=style), *(f"{number:,}" for number in numbers)
+            _date(run),
+            _marked(mark),
+            Text(safe(run.label), style=style),
+            *(f"{number:,}" for number in numbers[: 5 if sampled else 4]),
         )
     return table
 
 
-def _title(module: ModuleLine) -> Text:
+def _title(module: ModuleLine, runs: Sequence[RunPoint]) -> Text:
     product = safe(module.product_key or "?")
-    devices = next((each for each in reversed(module.devices) if each is not None), 0)
+    told = [(devices, run) for devices, run in zip(module.devices, runs, strict=True) if devices is not None]
+    devices, sampled = (told[-1][0], told[-1][1].unsampled > 0) if told else (0, False)
     return Text(f"{safe(module.account)} {product} {safe(module.module_name)}", style="bold") + Text(
-        f"  {devices:,} devices report it", style="not bold"
+        f"  {devices:,} devices{' of a sample' if sampled else ''} report it", style="not bold"
     )
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import duckdb
 
-from auditor.inventory.intervals import Interval, Stratum, share_over
+from auditor.inventory.intervals import Interval, Stratum, share_over, unseen_over
 from auditor.model import Level
 
 THIN = 2
@@ -44,12 +44,16 @@ class Version(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A version's share by a sample: of ``reporting`` devices that were seen ``running`` run it."""
+    """A version's share by a sample: of ``reporting`` devices that were seen ``running`` run it.
+
+    ``known_as`` is the module's name in lower case, as the database has it.
+    """
 
     version: Version
     running: int
     reporting: int
     interval: Interval
+    known_as: str
 
 
 class Tallies:
@@ -69,20 +73,35 @@ class Tallies:
         self._running: Counter[tuple[Place, Place, str, str]] = Counter()
         self._spelled: dict[str, str] = {}
 
-    def add(self, stratum: Place, place: Place, module_name: str, module_version: str, devices: int = 1) -> None:
-        """Devices of a stratum and a product were seen to run a version."""
-        module = module_name.lower()
+    @property
+    def versions(self) -> int:
+        """How many versions of modules were seen, over all products."""
+        return len({(module, version) for _, _, module, version in self._running})
+
+    def add(
+        self,
+        stratum: Place,
+        place: Place,
+        module_name: str,
+        module_version: str,
+        devices: int = 1,
+        *,
+        known_as: str | None = None,
+    ) -> None:
+        """Devices of a stratum and a product were seen to run a version; ``known_as``: the module in lower case."""
+        module = module_name.lower() if known_as is None else known_as
         # As in the inventory: names that differ in letter case alone are one, under the one that sorts last.
         self._spelled[module] = max(self._spelled.get(module, ""), module_name)
         self._reporting[stratum, place, module] += devices
         self._running[stratum, place, module, module_version] += devices
 
-    def shares(self, level: Level, most: int | None = None) -> Iterator[Share]:
+    def shares(self, level: Level, most: int | None = None, *, frequent: bool = False) -> Iterator[Share]:
         """Every version's share.
 
         Args:
             level: of whom.
             most: only so many of them, those of which most is uncertain, so that the widest interval is among them.
+            frequent: the most frequent ones instead, in this order, which is the same of the fleet and of a module.
         """
         running: dict[tuple[Module, str], Counter[Place]] = {}
         for (stratum, place, name, version), devices in self._running.items():
@@ -90,17 +109,28 @@ class Tallies:
         reporting: dict[Module, Counter[Place]] = {}
         for (stratum, place, name), devices in self._reporting.items():
             reporting.setdefault(_module(level, place, name), Counter())[stratum] += devices
-        every = sum(self.sampled.values()) + self.certain
+        every = self.sampled.total() + self.certain
         totals = {module: every if level == "fleet" else sum(each.values()) for module, each in reporting.items()}
         found = list(running.items())
-        if most is not None:
+        if frequent:
+            found.sort(key=lambda each: (-each[1].total(), each[0][0][2], each[0][1]))
+        elif most is not None:
             found.sort(key=lambda each: abs(0.5 - sum(each[1].values()) / totals[each[0][0]]))
-            found = found[:most]
-        for (module, version), counts in found:
-            interval = share_over(list(self._strata(level, reporting[module], counts)))
+        for (module, version), counts in found[:most]:
+            strata = list(self._strata(level, reporting[module], counts))
+            if not any(each.reporting for each in strata):
+                continue  # of devices that are no part of the fleet, as somebody else's file may tell
             account, product_key, name = module
             shown = Version(account, product_key, self._spelled[name], version)
-            yield Share(shown, sum(counts.values()), totals[module], interval)
+            yield Share(shown, sum(counts.values()), totals[module], share_over(strata), name)
+
+    def unseen_in_fleet(self) -> float | None:
+        """The most that is likely to be the part of the fleet that runs what no sampled device shows.
+
+        None where no device was sampled.
+        """
+        strata = list(self._strata("fleet", Counter(), Counter()))
+        return unseen_over(strata) if any(each.sampled for each in strata) else None
 
     def widest(self, level: Level, most: int | None = None) -> float | None:
         """Half the widest interval of a level; None where nothing was seen. ``RARE`` modules do not count."""
@@ -133,8 +163,9 @@ class Tallies:
         }
 
     def _strata(self, level: Level, reporting: Counter[Place], running: Counter[Place]) -> Iterator[Stratum]:
-        for stratum, sampled in self.sampled.items():
-            # A device that spells a module in two ways has reported it twice.
+        for stratum in reporting if level == "product" else self.sampled:
+            sampled = self.sampled[stratum]
+            # A device may report a module in two spellings, and counts as one of those that were sampled all the same.
             seen = sampled if level == "fleet" else min(sampled, reporting[stratum])
             if level == "fleet" or seen or (level == "module" and sampled < THIN):
                 yield Stratum(self.devices[stratum], sampled, seen, min(seen, running[stratum]))
@@ -168,7 +199,8 @@ def read_tallies(database: duckdb.DuckDBPyConnection, fleet: str | None = None) 
     answered = "status IN ('ok', 'empty', 'not_found')"
     rows = database.execute(
         f"SELECT account, {stratum}, count(*) FILTER (NOT ({certain})), "
-        f"count(*) FILTER ({answered} AND NOT ({certain})), count(*) FILTER ({certain}) FROM strata GROUP BY ALL"
+        f"count(*) FILTER ({answered} AND NOT ({certain})), count(*) FILTER ({certain}) FROM strata GROUP BY ALL "
+        "ORDER BY ALL"  # sums of fractions depend on it in the last digit
     ).fetchall()
     for account, key, devices, sampled, known in rows:
         tallies.certain += known
@@ -178,7 +210,7 @@ def read_tallies(database: duckdb.DuckDBPyConnection, fleet: str | None = None) 
     same = " AND ".join(f"d.{name} IS NOT DISTINCT FROM m.{name}" for name in ("product_key", "device_name", "iot_id"))
     counted = (
         f"SELECT m.account, {'m.product_key' if stratum == 'product_key' else 'd.stratum'}, m.product_key, "
-        "m.module_name, m.module_version, count(*) FROM modules m "
+        "max(m.module_name), lower(m.module_name) AS known_as, m.module_version, count(*) FROM modules m "
         + (
             ""
             if stratum == "product_key"
@@ -186,7 +218,8 @@ def read_tallies(database: duckdb.DuckDBPyConnection, fleet: str | None = None) 
         )
         + "GROUP BY ALL ORDER BY ALL"
     )
-    for account, key, product_key, module_name, module_version, devices in database.execute(counted).fetchall():
+    for account, key, product_key, name, known_as, version, devices in database.execute(counted).fetchall():
         if tallies.sampled[account, key]:  # else these are answers about a product that the fleet has not
-            tallies.add((account, key), (account, product_key), module_name, module_version, devices)
+            tallies.add((account, key), (account, product_key), name, version, devices, known_as=known_as)
+    database.execute("DROP VIEW strata")
     return tallies

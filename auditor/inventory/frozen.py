@@ -1,6 +1,6 @@
 """A run as it is now, in Parquet files that do not change: its own if it is sealed, else written from its lines."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +19,7 @@ from auditor.inventory.folder import (
     Manifest,
     read_manifest,
 )
-from auditor.inventory.seal import count_devices, coverage_of, file_facts
+from auditor.inventory.seal import Sources, count_devices, count_sources, coverage_of, file_facts
 from auditor.inventory.tables import reading
 from auditor.inventory.views import define_live_views, define_sealed_views
 
@@ -41,6 +41,7 @@ class Frozen:
         modules: a row for each module that a device reports, Parquet.
         doubts: why numbers of this run are not of the whole fleet or not to be relied on, a sentence each.
         tampered: whether one of them is that a file is not the one that was sealed.
+        sources: devices whose answers are carried, those that were not drawn, and when the oldest answer was given.
     """
 
     folder: Path
@@ -51,12 +52,13 @@ class Frozen:
     modules: Path
     doubts: tuple[str, ...]
     tampered: bool
+    sources: Sources = field(default_factory=Sources)
 
     @property
     def coverage(self) -> dict[str, object]:
         """What stands before rows in JSON: which run, how whole, and what is to be doubted."""
         about = {"run": self.folder.name, "state": self.manifest.state, "started_at": self.manifest.started_at}
-        return coverage_of(self.counts) | about | {"doubts": list(self.doubts)}
+        return coverage_of(self.counts, self.sources) | about | {"doubts": list(self.doubts)}
 
 
 def freeze(folder: Path, work: Path) -> Frozen:
@@ -81,13 +83,13 @@ def freeze(folder: Path, work: Path) -> Frozen:
             define_sealed_views(database, source)
             for name, columns in _COLUMNS.items():
                 _require_text(database, folder, source / name, columns)
-            counts = count_devices(database)
+            counts, sources = count_devices(database), count_sources(database)
         finally:
             database.close()
     strange = tampered(folder, manifest)
-    doubts = (*incomplete(folder, manifest, counts), *strange)
+    doubts = (*incomplete(folder, manifest, counts, sources.unsampled), *strange)
     files = (folder / FLEET, source / DEVICES, source / MODULES)
-    return Frozen(folder, manifest, counts, *files, doubts, tampered=bool(strange))
+    return Frozen(folder, manifest, counts, *files, doubts, bool(strange), sources)
 
 
 def _write_rows(folder: Path, work: Path) -> None:
@@ -120,18 +122,46 @@ def _require_text(database: duckdb.DuckDBPyConnection, folder: Path, path: Path,
         raise RunFolderError(f"{folder}: cannot be read: {path.name} has not the columns of a run")
 
 
-def incomplete(folder: Path, manifest: Manifest, counts: DeviceCounts) -> tuple[str, ...]:
-    """Why numbers of a run are not of the whole fleet, if they are not."""
+def incomplete(folder: Path, manifest: Manifest, counts: DeviceCounts, unsampled: int | None = None) -> tuple[str, ...]:
+    """Why numbers of a run are not of the whole fleet, if they are not.
+
+    Args:
+        folder: the run folder.
+        manifest: what ``run.json`` says.
+        counts: devices by state.
+        unsampled: devices that were not drawn, as was counted; None: as ``run.json`` says.
+    """
     found = []
+    unsampled = manifest.unsampled if unsampled is None else unsampled
+    left = counts.pending - unsampled
     unlisted = [f"{folder}: {doubt}" for listing in manifest.listings for doubt in listing.doubts()]
-    if counts.unanswered or (manifest.state != "complete" and not unlisted):
-        without = f"{counts.failed:,} devices failed and {counts.pending:,} are pending"
-        found.append(f"{folder} is {manifest.state}: {without}")
+    if unsampled:
+        found.append(sampled(folder, counts, unsampled))
+    usual = manifest.state == "complete" or bool(unlisted) or (manifest.state == "partial" and unsampled > 0)
+    if counts.failed or left or not usual:
+        without = f"{counts.failed:,} devices failed and {left:,} are pending"
+        found.append(f"{folder} is {manifest.state}: {without}{' of those that were drawn' if unsampled else ''}")
     if manifest.fleet.left_out:
         found.append(f"{folder} is not of the accounts {', '.join(manifest.fleet.left_out)} (--account)")
     elif manifest.fleet.cut:
         found.append(f"{folder} is of the first {manifest.fleet.devices:,} devices of its fleet alone (--limit)")
     return (*found, *unlisted)
+
+
+def sampled(folder: Path, counts: DeviceCounts, unsampled: int) -> str:
+    """The sentence that a run is a random sample."""
+    fleet = counts.ok + counts.empty + counts.not_found + counts.unanswered
+    return (
+        f"{folder} is a random sample of {fleet - unsampled:,} of {fleet:,} devices: its shares are estimates with 95% "
+        "intervals, and its counts are of the sample alone"
+    )
+
+
+def label_of(state: str, counts: DeviceCounts, unsampled: int) -> str:
+    """How far a run came, in a word: its state, or that it is a sample, of which all that were drawn have an answer."""
+    if not unsampled or state not in ("complete", "partial"):
+        return state
+    return "sample" if counts.unanswered == unsampled else "partial sample"
 
 
 def is_sealed(folder: Path, manifest: Manifest) -> bool:

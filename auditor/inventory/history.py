@@ -150,12 +150,12 @@ def _doubts(runs: Sequence[RunPoint]) -> Iterator[str]:
     if len(partial_runs) == 1:
         yield from partial_runs[0].doubts
     elif partial_runs:
-        states = ", ".join(sorted({run.state for run in partial_runs}))
+        states = ", ".join(sorted({run.label for run in partial_runs}))
         yield f"{len(partial_runs):,} of {len(runs):,} runs are not of the whole fleet ({states})"
 
 
 def _told(run: RunPoint) -> dict[str, object]:
-    return {
+    told = {
         "run": run.folder.name,
         "state": run.state,
         "started_at": run.started_at,
@@ -163,6 +163,7 @@ def _told(run: RunPoint) -> dict[str, object]:
         "devices": asdict(run.devices),
         "doubts": list(run.doubts),
     }
+    return told | ({"unsampled": run.unsampled} if run.unsampled else {})
 
 
 _TABLE = """SELECT r.started_at, r.folder AS run, r.state, h.account, h.product_key, h.module_name, h.module_version,

@@ -11,9 +11,12 @@ from typing import Self
 
 from auditor.database import AMPLE_MEMORY, MEMORY, open_database
 from auditor.errors import RunFolderError
+from auditor.inventory.ages import Ages, read_ages
+from auditor.inventory.estimates import Tallies
 from auditor.inventory.folder import MODULES, DeviceCounts, Manifest, find_run, read_manifest
 from auditor.inventory.frozen import incomplete, is_sealed, tampered
-from auditor.inventory.seal import count_devices, coverage_of, modules_missing
+from auditor.inventory.samples import Sample, define_estimates, may_be_sample, sample_of
+from auditor.inventory.seal import count_devices, count_sources, coverage_of, inventory_head
 from auditor.inventory.tables import Table, TableFormat, reading
 from auditor.inventory.views import define_live_views, define_products, define_sealed_views
 
@@ -25,12 +28,18 @@ _COLUMNS = [
 """The inventory's columns: a Parquet file that somebody else wrote may hold dates or bytes under these names."""
 
 
+_LIMITS = [("low", "DOUBLE"), ("high", "DOUBLE")]
+"""Columns that the inventory of a sample has besides."""
+
+
 @dataclass(frozen=True, slots=True)
 class VersionCount:
     """A version of a product's module: how many devices run it, and their share.
 
     ``share`` is from 0 to 1, of the product's devices that report the module. ``product_key`` is None only for a
-    device that was asked by its iot_id and whose answer did not tell its product.
+    device that was asked by its iot_id and whose answer did not tell its product. In a run that asked a sample
+    ``devices`` are those that were seen to run it, and the product's share is between ``low`` and ``high``, 95 times of
+    a hundred; else these are None.
     """
 
     account: str
@@ -39,6 +48,8 @@ class VersionCount:
     module_version: str
     devices: int
     share: float
+    low: float | None = None
+    high: float | None = None
 
 
 class Run:
@@ -64,6 +75,7 @@ class Run:
         # DuckDB makes this folder when it must, and removes it.
         spill = Path(gettempdir(), f"auditor-read-{secrets.token_hex(8)}")
         self._database = open_database(spill, MEMORY if self.sealed else AMPLE_MEMORY)
+        self._tallies: Tallies | None = None
         try:
             self._define_views()
         except RunFolderError:
@@ -87,14 +99,29 @@ class Run:
     @property
     def doubts(self) -> tuple[str, ...]:
         """Why numbers of this run are not of the whole fleet or not to be relied on, a sentence each."""
-        return (*incomplete(self.folder, self.manifest, self.devices), *tampered(self.folder, self.manifest))
+        with reading(self.folder):
+            unsampled = count_sources(self._database.cursor()).unsampled
+        lacking = incomplete(self.folder, self.manifest, self.devices, unsampled)
+        return (*lacking, *tampered(self.folder, self.manifest))
+
+    @property
+    def sample(self) -> Sample | None:
+        """What the run tells of the whole fleet where it asked a random sample of it; else None."""
+        if self._tallies is None:
+            return None
+        with reading(self.folder):
+            return sample_of(self._database.cursor(), self._tallies)
+
+    @property
+    def ages(self) -> Ages:
+        """How old the answers are."""
+        with reading(self.folder):
+            return read_ages(self._database.cursor(), self.manifest.started_at)
 
     def inventory(self) -> Iterator[VersionCount]:
         """Every version of every module, by account, product and module, the most frequent version first."""
         with reading(self.folder):
-            result = self._database.cursor().execute(
-                "SELECT account, product_key, module_name, module_version, devices, share FROM inventory"
-            )
+            result = self._database.cursor().execute("FROM inventory")
             while batch := result.fetchmany(1_000):
                 for row in batch:
                     yield VersionCount(*row)
@@ -106,6 +133,9 @@ class Run:
             described = self._database.execute("DESCRIBE inventory").fetchall()
         if [(name, kind) for name, kind, *_ in described] != _COLUMNS:
             raise RunFolderError(f"{self.folder}: cannot be read: {MODULES} has not the columns of a run")
+        if may_be_sample(self.folder, sealed=self.sealed):
+            with reading(self.folder):
+                self._tallies = define_estimates(self._database, self.folder)
 
     def write_inventory(self, path: Path, form: TableFormat) -> None:
         """Writes the inventory to a file.
@@ -127,10 +157,11 @@ class Run:
         match form:
             case "json":  # how whole it is stands in the counts
                 doubts = tampered(self.folder, self.manifest)
-                missing = modules_missing(self._database.cursor())
-                return coverage_of(self.devices) | missing | ({"doubts": list(doubts)} if doubts else {})
+                head = inventory_head(self._database.cursor(), self._tallies)
+                return head | ({"doubts": list(doubts)} if doubts else {})
             case "xlsx":
                 manifest = self.manifest
                 about = {"run": self.folder.name, "state": manifest.state, "started_at": manifest.started_at}
-                return coverage_of(self.devices) | about | {"doubts": list(self.doubts)}
+                whole = coverage_of(self.devices, count_sources(self._database.cursor()))
+                return whole | about | {"doubts": list(self.doubts)}
         return {}

@@ -4,13 +4,16 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 
 from auditor.database import open_database, reason_of, with_enough_memory, write_parquet
 from auditor.errors import RunNotWritableError
 from auditor.inventory.choices import Choice, Recheck
+from auditor.inventory.estimates import Tallies
 from auditor.inventory.folder import (
     ANSWERED,
     CARRIED,
@@ -29,11 +32,20 @@ from auditor.inventory.folder import (
     put_in_place,
 )
 from auditor.inventory.rechecked import count_rechecked
+from auditor.inventory.samples import define_estimates, sample_of
 from auditor.inventory.tables import json_parts, rows, write_csv
 from auditor.inventory.views import define_live_views, define_products, define_sealed_views, number
 
 FAILURES_SHOWN = 100
 """Codes of failures that the manifest names."""
+
+
+class Sources(NamedTuple):
+    """Devices whose answers are carried, those that were not drawn, and when the oldest carried answer was given."""
+
+    carried: int = 0
+    unsampled: int = 0
+    oldest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +110,9 @@ def _write_sealed(folder: Path, work: Path, memory: str, choice: Choice | None) 
     try:
         define_sealed_views(sealed, work)
         define_products(sealed, folder)
-        devices = count_devices(sealed)
-        write_csv(sealed, "FROM inventory", work / INVENTORY_CSV)
-        with (work / INVENTORY_JSON).open("wb") as file:
-            file.writelines(inventory_json(sealed, devices))
-        return Sealed(
-            devices, count_never_activated(sealed), count_failures(sealed), (), *count_sources(sealed), recheck
-        )
+        devices, sources = count_devices(sealed), count_sources(sealed)
+        write_inventories(sealed, folder, work)
+        return Sealed(devices, count_never_activated(sealed), count_failures(sealed), (), *sources, recheck)
     finally:
         sealed.close()
 
@@ -122,16 +130,29 @@ def count_never_activated(database: duckdb.DuckDBPyConnection) -> int:
     return number(database, "SELECT count(*) FROM devices WHERE reason = 'never_activated'")
 
 
-def count_sources(database: duckdb.DuckDBPyConnection) -> tuple[int, int, str | None]:
-    """Devices that were carried, those that were not drawn, and when the oldest carried answer was given.
+def write_inventories(database: duckdb.DuckDBPyConnection, folder: Path, work: Path) -> None:
+    """Writes ``inventory.csv`` and ``inventory.json``.
 
-    From the view ``devices``.
+    Args:
+        database: with the sealed views of a run, its products among them.
+        folder: the run folder.
+        work: where to write them.
     """
+    tallies = define_estimates(database, folder)
+    write_csv(database, "FROM inventory", work / INVENTORY_CSV)
+    with (work / INVENTORY_JSON).open("wb") as file:
+        file.writelines(inventory_json(database, tallies))
+
+
+def count_sources(database: duckdb.DuckDBPyConnection) -> Sources:
+    """Where what a run has of its devices comes from, by the view ``devices``."""
     carried, unsampled, oldest = database.execute(
         "SELECT count(*) FILTER (source = 'carried'), count(*) FILTER (source = 'unsampled'), "
-        "strftime(min(audited_at) FILTER (source = 'carried'), '%Y-%m-%dT%H:%M:%S.%gZ') FROM devices"
+        # Somebody else's file may hold anything under that name.
+        "min(try_cast(audited_at AS TIMESTAMP)) FILTER (source = 'carried') FROM devices"
     ).fetchone() or (0, 0, None)
-    return int(carried), int(unsampled), oldest
+    told = f"{oldest.isoformat(timespec='milliseconds')}Z" if isinstance(oldest, datetime) else None
+    return Sources(int(carried), int(unsampled), told)
 
 
 def carried_of(choice: Choice | None) -> int:
@@ -148,9 +169,20 @@ def count_failures(database: duckdb.DuckDBPyConnection) -> tuple[FailureFacts, .
     return tuple(FailureFacts(str(code), int(devices), str(example)) for code, devices, example in rows)
 
 
-def inventory_json(database: duckdb.DuckDBPyConnection, devices: DeviceCounts) -> Iterator[bytes]:
-    """``inventory.json`` in parts: how whole the run is, what is missing, then a row for each version."""
-    return json_parts(coverage_of(devices) | modules_missing(database), "inventory", rows(database, "FROM inventory"))
+def inventory_json(database: duckdb.DuckDBPyConnection, tallies: Tallies | None) -> Iterator[bytes]:
+    """``inventory.json`` in parts: its head, then a row for each version."""
+    return json_parts(inventory_head(database, tallies), "inventory", rows(database, "FROM inventory"))
+
+
+def inventory_head(database: duckdb.DuckDBPyConnection, tallies: Tallies | None) -> dict[str, object]:
+    """How whole the run is, what a sample tells of the fleet, and which modules are missing.
+
+    Args:
+        database: with the views of a run.
+        tallies: what ``define_estimates`` gave.
+    """
+    sample = {} if tallies is None else {"sample": sample_of(database, tallies).told}
+    return coverage_of(count_devices(database), count_sources(database)) | sample | modules_missing(database)
 
 
 def modules_missing(database: duckdb.DuckDBPyConnection) -> dict[str, object]:
@@ -163,9 +195,14 @@ def modules_missing(database: duckdb.DuckDBPyConnection) -> dict[str, object]:
     return {"modules_missing": list(rows(database, "FROM missing"))}
 
 
-def coverage_of(devices: DeviceCounts) -> dict[str, object]:
-    """What stands before rows in JSON: how whole the run is that they are of."""
-    return {"schema_version": SCHEMA_VERSION, "complete": devices.unanswered == 0, "devices": asdict(devices)}
+def coverage_of(devices: DeviceCounts, sources: Sources) -> dict[str, object]:
+    """What stands before rows in JSON: how whole the run is that they are of, and how much of it is carried or drawn.
+
+    Of a run that asked its whole fleet there is nothing of the latter.
+    """
+    whole = {"schema_version": SCHEMA_VERSION, "complete": devices.unanswered == 0, "devices": asdict(devices)}
+    carried = {"carried": sources.carried, "oldest": sources.oldest} if sources.carried else {}
+    return whole | carried | ({"unsampled": sources.unsampled} if sources.unsampled else {})
 
 
 def file_facts(path: Path) -> FileFacts:

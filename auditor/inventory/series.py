@@ -13,12 +13,15 @@ import orjson
 from auditor.database import parquet, quoted_to_read, text_lines
 from auditor.errors import RunFolderError
 from auditor.inventory.folder import DEVICES, INVENTORY_JSON, MODULES, DeviceCounts, Manifest
-from auditor.inventory.frozen import freeze, incomplete, is_sealed
+from auditor.inventory.frozen import freeze, incomplete, is_sealed, label_of
 from auditor.inventory.tables import reading
 from auditor.inventory.views import INVENTORY
 
 _BLOCK = 1 << 18
-"""Bytes of a file that are read at a time; its first line, the head, is far shorter."""
+"""Bytes of a file that are read at a time."""
+
+_HEAD = 1 << 21
+"""Bytes that the first line of an inventory, its head, has at most; what is longer was written by somebody else."""
 
 _ROW = orjson.dumps(
     {
@@ -43,6 +46,7 @@ class RunPoint:
         sealed: whether it has versions; one that is at work, or was killed, has none yet.
         doubts: why its numbers are not of the whole fleet or not to be relied on, a sentence each.
         tampered: whether that is more than that some devices did not answer.
+        unsampled: devices that were not drawn, where only a random sample was asked.
     """
 
     folder: Path
@@ -53,6 +57,12 @@ class RunPoint:
     sealed: bool
     doubts: tuple[str, ...]
     tampered: bool
+    unsampled: int = 0
+
+    @property
+    def label(self) -> str:
+        """How far it came, in a word: what it is called in sentences."""
+        return label_of(self.state, self.devices, self.unsampled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +86,8 @@ def read_series(
     read = _insert_sealed(database, [(at, found[at][1] / INVENTORY_JSON) for at in whole])
     runs = []
     for at, ((manifest, folder), head) in enumerate(zip(found, heads, strict=True)):
-        point = RunPoint(folder, manifest.name, manifest.state, manifest.started_at, manifest.devices, False, (), False)
+        facts = (manifest.name, manifest.state, manifest.started_at, manifest.devices)
+        point = RunPoint(folder, *facts, False, (), False, manifest.unsampled)
         if not is_sealed(folder, manifest):
             runs.append(_unsealed(point, manifest))
         elif head is not None and head.rows == read.get(at, 0):
@@ -101,11 +112,12 @@ def _head(folder: Path, manifest: Manifest) -> _Head | None:
     facts = next((facts for facts in manifest.files if facts.name == INVENTORY_JSON), None)
     if facts is None or not is_sealed(folder, manifest):
         return None
-    digest, lines, begin = hashlib.sha256(), 0, b""
+    digest, lines = hashlib.sha256(), 0
     try:
         with (folder / INVENTORY_JSON).open("rb") as file:
+            begin = file.readline(_HEAD).rstrip(b"\n")
+            file.seek(0)
             while block := file.read(_BLOCK):
-                begin = begin or block.partition(b"\n")[0]
                 digest.update(block)
                 lines += block.count(b"\n")
         if digest.hexdigest() != facts.sha256:
@@ -170,4 +182,5 @@ def _recount(database: duckdb.DuckDBPyConnection, at: int, point: RunPoint, work
     except (RunFolderError, OSError) as error:
         return replace(point, doubts=(f"{doubt}, and its versions are not known: {error}",), tampered=True)
     doubts = (*frozen.doubts, f"{doubt}: its versions are counted from {MODULES}")
-    return replace(point, devices=frozen.counts, sealed=True, doubts=doubts, tampered=True)
+    counted = replace(point, devices=frozen.counts, unsampled=frozen.sources.unsampled)
+    return replace(counted, sealed=True, doubts=doubts, tampered=True)

@@ -5,7 +5,7 @@
 | ``fleet`` | a device as it was asked for: ordinal, account, product_key, device_name, iot_id |
 | ``devices`` | a device and what became of it: those, status, modules, pages, attempts, code, message and more |
 | ``modules`` | a module that a device reports: account, product_key, device_name, iot_id, module_name, module_version |
-| ``inventory`` | account, product_key, module_name, module_version, devices, share |
+| ``inventory`` | account, product_key, module_name, module_version, devices, share; of a sample also low and high |
 """
 
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ from auditor.database import READING_MEMORY, READING_THREADS, open_database, par
 from auditor.errors import UsageError
 from auditor.inventory.folder import find_run
 from auditor.inventory.frozen import Frozen, freeze
+from auditor.inventory.samples import define_estimates
 from auditor.inventory.tables import Table, reading
 from auditor.inventory.views import define_products, define_sealed_views
 
@@ -63,6 +64,7 @@ def query_run(path: str | Path, sql: str) -> Iterator[Answer]:
             with reading(folder):
                 define_sealed_views(database, run.devices.parent)
                 define_products(database, run.folder)
+                define_estimates(database, run.folder)
                 database.execute(f"CREATE VIEW fleet AS FROM {parquet(run.fleet)}")
             _lock(database, run, out)
             with _asking():

@@ -36,9 +36,8 @@ from auditor.inventory.seal import (
     count_sources,
     file_facts,
     files_of,
-    inventory_json,
+    write_inventories,
 )
-from auditor.inventory.tables import write_csv
 from auditor.inventory.views import define_live_views, define_products, define_sealed_views, number
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -167,9 +166,10 @@ def _choice(database: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterator
     if manifest.finished_at is None:
         return
     if count_sources(database) != (manifest.carried, manifest.unsampled, manifest.oldest):
-        yield f"run.json: says that {manifest.carried} were carried, {manifest.unsampled} not drawn; the files do not"
-    told = None if manifest.choice is None else manifest.choice.recheck
-    if count_rechecked(database, carried_of(manifest.choice)) != told:
+        told = f"{manifest.carried} were carried and {manifest.unsampled} not drawn"
+        yield f"run.json: says that {told}; the files do not"
+    recheck = None if manifest.choice is None else manifest.choice.recheck
+    if count_rechecked(database, carried_of(manifest.choice)) != recheck:
         yield f"run.json: how often carrying was wrong does not follow from {PLAN} and {ANSWERED}"
 
 
@@ -184,9 +184,7 @@ def _sealed(live: duckdb.DuckDBPyConnection, folder: Path, work: Path, memory: s
         if _columns(live, "inventory") != _columns(sealed, "inventory"):
             return  # dates or bytes for text, which was just said: there is no inventory of them
         # From the sealed rows: that these follow from the lines was just shown.
-        with (work / INVENTORY_JSON).open("wb") as file:
-            file.writelines(inventory_json(sealed, count_devices(sealed)))
-        write_csv(sealed, "FROM inventory", work / INVENTORY_CSV)
+        write_inventories(sealed, folder, work)
         for name in (INVENTORY_JSON, INVENTORY_CSV):
             if file_facts(work / name) != file_facts(folder / name):
                 yield f"{name}: does not follow from {MODULES}"

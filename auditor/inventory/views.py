@@ -150,7 +150,8 @@ def define_sealed_views(database: duckdb.DuckDBPyConnection, folder: Path) -> No
     """``devices``, ``modules`` and ``inventory``, from the sealed files."""
     # A run that was sealed before reasons and sources were told has none; all of it was asked.
     added = "SELECT NULL::VARCHAR AS reason, NULL::VARCHAR AS source WHERE false"
-    source = "coalesce(source, CASE WHEN status::VARCHAR <> 'pending' THEN 'asked' END) AS source"
+    # Not by coalesce: where all are pending, DuckDB fails on a condition on that.
+    source = "CASE WHEN source IS NULL AND status::VARCHAR <> 'pending' THEN 'asked' ELSE source END AS source"
     database.execute(
         f"CREATE VIEW devices AS SELECT * REPLACE ({source}) FROM "
         f"(FROM {parquet(folder / DEVICES)} UNION ALL BY NAME {added})"
