@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.table import Table
@@ -10,16 +11,24 @@ from rich.table import Table
 from auditor.audit.check import AccountCheck
 from auditor.audit.plan import MOST_AT_ONCE, AccountPlan, Plan, Remedy
 from auditor.audit.strategies import StrategyPlan
-from auditor.findings import coverage
+from auditor.findings import age_lines, coverage
+from auditor.inventory.ages import Ages
 from auditor.inventory.folder import Manifest
 from auditor.inventory.listings import ListingFacts
+from auditor.inventory.telling import choice_lines
 from auditor.terminal import MINUTE, counted, safe, span, tell
 
 _TEN_YEARS = 315_000_000
 
 
-def summary(manifest: Manifest, seconds: float) -> Iterator[str]:
-    """What an audit came to, for standard error."""
+def summary(manifest: Manifest, seconds: float, ages: Ages | None = None) -> Iterator[str]:
+    """What an audit came to, for standard error.
+
+    Args:
+        manifest: of its run.
+        seconds: that it took this time.
+        ages: how old its answers are; None: that is not told.
+    """
     for listing in manifest.listings:
         yield listed(listing)
     yield coverage(manifest, manifest.devices)
@@ -33,6 +42,8 @@ def summary(manifest: Manifest, seconds: float) -> Iterator[str]:
         f"{requests.retried:,} repeated, {requests.throttled:,} over the quota; "
         f"{span(seconds)} {'this time' if manifest.resumed_at else 'in all'}"
     )
+    yield from choice_lines(manifest.choice) if manifest.choice is not None else ()
+    yield from age_lines(manifest, ages, datetime.now(UTC)) if ages is not None else ()
     for failure in manifest.failures[:5]:
         yield f"failed: {failure.devices:,} with {safe(failure.code)}, such as {safe(failure.example)}"
     told = "; ".join(doubt for listing in manifest.listings for doubt in listing.doubts())

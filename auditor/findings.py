@@ -6,23 +6,45 @@ Apart from the display of audits, which loads the network: that takes longer tha
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
+from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from auditor.inventory.ages import Ages
 from auditor.inventory.drift import FATES, MODULE_CHANGES, Drift, DriftCounts
 from auditor.inventory.folder import DeviceCounts, Manifest
+from auditor.inventory.frozen import label_of
 from auditor.inventory.queries import VersionCount
 from auditor.inventory.sampled_drift import ShareCounts, ShareDrift
+from auditor.inventory.samples import Sample
+from auditor.inventory.telling import age_line, limits, recheck_line, sample_lines
 from auditor.terminal import PIPE_WIDTH, part, points, safe, say, within
 
 SHARES_SHOWN = 1_000
 """Rows of shares that a table has."""
 
 
-def print_inventory(manifest: Manifest, devices: DeviceCounts, versions: Iterable[VersionCount]) -> None:
-    """The inventory as a table; repeated cells are left blank, and a run that is not whole is labelled."""
+def print_inventory(
+    manifest: Manifest,
+    devices: DeviceCounts,
+    versions: Iterable[VersionCount],
+    *,
+    sample: Sample | None = None,
+    ages: Ages | None = None,
+    now: datetime | None = None,
+) -> None:
+    """The inventory as a table; repeated cells are left blank, and a run that is not whole is labelled.
+
+    Args:
+        manifest: the run's.
+        devices: devices by state.
+        versions: the rows.
+        sample: what it tells of the fleet, if it is a sample.
+        ages: how old its answers are; None: that is not told.
+        now: since when; None: now.
+    """
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     table = Table(box=None, pad_edge=False, header_style="bold")
     several = len(manifest.accounts) > 1
@@ -30,19 +52,39 @@ def print_inventory(manifest: Manifest, devices: DeviceCounts, versions: Iterabl
         table.add_column(name, overflow="fold")
     table.add_column("devices", justify="right")
     table.add_column("share", justify="right")
+    if sample is not None:
+        table.add_column("95% interval", justify="right")
     before: tuple[str, ...] = ()
     for row in versions:
         place = (safe(row.account), safe(row.product_key or "?"), safe(row.module_name))
         same = 0
         while same < len(before) and place[: same + 1] == before[: same + 1]:
             same += 1
+        between = [] if row.low is None or row.high is None else [limits(row.low, row.high)]
         cells = ["" if at < same else cell for at, cell in enumerate(place)]
         table.add_row(
-            *cells[0 if several else 1 :], safe(row.module_version), f"{row.devices:,}", part(row.share, aligned=True)
+            *cells[0 if several else 1 :],
+            safe(row.module_version),
+            f"{row.devices:,}",
+            part(row.share, aligned=True),
+            *between,
         )
         before = place
     console.print(table)
-    console.print(Text(f"\n{coverage(manifest, devices)}"))
+    unsampled = manifest.unsampled if sample is None else sample.devices - sample.drawn - sample.known
+    console.print(Text(f"\n{coverage(manifest, devices, unsampled)}"))
+    for line in sample_lines(sample) if sample is not None else ():
+        console.print(Text(line))
+    for line in age_lines(manifest, ages, now or datetime.now(UTC)) if ages is not None else ():
+        console.print(Text(line))
+
+
+def age_lines(manifest: Manifest, ages: Ages, now: datetime) -> Iterator[str]:
+    """How old a run's answers are, and how often it was wrong to carry one."""
+    if (line := age_line(ages, now)) is not None:
+        yield line
+    if manifest.choice is not None and manifest.choice.recheck is not None:
+        yield recheck_line(manifest.choice.recheck)
 
 
 def drift_summary(drift: Drift) -> Iterator[str]:
@@ -104,13 +146,15 @@ def _named(counts: DriftCounts, names: Iterable[str]) -> str:
     return ", ".join(f"{getattr(counts, name):,} {name.replace('_', ' ')}" for name in names)
 
 
-def coverage(manifest: Manifest, counts: DeviceCounts) -> str:
-    """How whole a run is, in one line."""
+def coverage(manifest: Manifest, counts: DeviceCounts, unsampled: int | None = None) -> str:
+    """How whole a run is, in one line; ``unsampled``: devices that were not drawn, None: as its manifest says."""
+    unsampled = manifest.unsampled if unsampled is None else unsampled
     parts = [
         f"{counts.ok:,} ok",
         f"{counts.empty:,} empty",
         f"{counts.not_found:,} not found",
         f"{counts.failed:,} failed",
-        f"{counts.pending:,} pending",
+        f"{counts.pending - unsampled:,} pending",
+        *([f"{unsampled:,} not drawn"] if unsampled else []),
     ]
-    return f"{manifest.state}: {sum(astuple(counts)):,} devices: {', '.join(parts)}"
+    return f"{label_of(manifest.state, counts, unsampled)}: {sum(astuple(counts)):,} devices: {', '.join(parts)}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from auditor.errors import FleetError, UsageError
+from auditor.errors import FleetError, RunFolderError, UsageError
 from auditor.model import Level, SinceRule
 from auditor.terminal import safe, say, tell
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from auditor.audit.scheduler import Stop
     from auditor.config import Settings
     from auditor.following import Followed, Following
+    from auditor.inventory.ages import Ages
     from auditor.report.judgement import Judgement
 
 # A lone hyphen, for standard input or output, is a value.
@@ -103,8 +104,21 @@ def _audited(start: "Callable[[Watch, Stop], Awaitable[Result]]", log_level: str
 def _say_summary(result: "Result", seconds: float) -> None:
     from auditor.display import summary
 
-    for line in summary(result.manifest, seconds):
+    for line in summary(result.manifest, seconds, _ages(result)):
         say(line)
+
+
+def _ages(result: "Result") -> "Ages | None":
+    """How old a run's answers are, where that is worth a word: some are carried."""
+    from auditor.inventory.queries import Run
+
+    try:
+        if result.manifest.carried:
+            with Run(result.folder) as run:
+                return run.ages
+    except RunFolderError:  # which says nothing of what the audit came to
+        pass
+    return None
 
 
 def audit_and_tell(

@@ -38,7 +38,9 @@ def inventory(run: Path, /, *, format: Format | None = None, out: Out = None) ->
         deliver(
             form,
             out,
-            show=lambda: print_inventory(opened.manifest, opened.devices, opened.inventory()),
+            show=lambda: print_inventory(
+                opened.manifest, opened.devices, opened.inventory(), sample=opened.sample, ages=opened.ages
+            ),
             write=opened.write_inventory,
         )
     return 0
