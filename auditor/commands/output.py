@@ -112,7 +112,7 @@ def print_rows(table: "Table", limit: int | None = None, *, brief: bool = False)
 def _says(name: str, values: set[object]) -> bool:
     if len(values) > 1:
         return True
-    return name != "account" and values not in ({0}, {None}) and (name != "presence" or values != {"kept"})
+    return name != "account" and values not in ({0}, {None}, {"asked"}) and (name != "presence" or values != {"kept"})
 
 
 def _shown(cell: object) -> str:

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from auditor.commands.options import Flag, at_least_one
 from auditor.commands.output import Format, Out, chosen, deliver, note, print_rows
 from auditor.errors import DriftError, UsageError
+from auditor.inventory.choices import Source
 from auditor.model import DeviceState
 from auditor.terminal import safe, say, tell
 
@@ -56,6 +57,7 @@ def devices(
     below: str | None = None,
     above: str | None = None,
     status: DeviceState | None = None,
+    source: Source | None = None,
     name: str | None = None,
     missing: Flag = False,
     limit: int | None = None,
@@ -83,6 +85,8 @@ def devices(
         That run a version of --module that is newer than this one.
     status:
         In this state.
+    source:
+        Of which what is known was asked, or is carried from an earlier run; or that were not drawn into the sample.
     name:
         With this device_name or iot_id.
     missing:
@@ -99,7 +103,7 @@ def devices(
     form = chosen(format, out)
     wanted = Selection(
         product_key=product, module_name=module, module_version=version, below=below, above=above,
-        status=status, name=name, limit=at_least_one("--limit", limit), missing=missing,
+        status=status, source=source, name=name, limit=at_least_one("--limit", limit), missing=missing,
     )  # fmt: skip
     with select_devices(run, wanted) as selected:
         note(selected.run.doubts)

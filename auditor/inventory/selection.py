@@ -12,6 +12,7 @@ import duckdb
 
 from auditor.database import READING_MEMORY, READING_THREADS, open_database
 from auditor.errors import UsageError
+from auditor.inventory.choices import Source
 from auditor.inventory.folder import find_run
 from auditor.inventory.frozen import Frozen, freeze
 from auditor.inventory.standings import define_standings
@@ -19,7 +20,8 @@ from auditor.inventory.tables import Table, reading
 from auditor.inventory.views import LACKING, define_products, define_sealed_views, number
 from auditor.model import DeviceState
 
-_COLUMNS = "account, product_key, device_name, iot_id, status, module_name, module_version"
+_IDENTITY = "account, product_key, device_name, iot_id"
+_COLUMNS = f"{_IDENTITY}, status, module_name, module_version, source, audited_at"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,7 @@ class Selection:
         below: that run an older version of the module; as ``compare_versions`` orders them.
         above: that run a newer version of the module.
         status: in this state.
+        source: of which what is known comes from there.
         name: with this device_name or iot_id.
         limit: so many rows at most.
         missing: with the modules that their product defines and they never reported, instead of those that they did.
@@ -44,6 +47,7 @@ class Selection:
     below: str | None = None
     above: str | None = None
     status: DeviceState | None = None
+    source: Source | None = None
     name: str | None = None
     limit: int | None = None
     missing: bool = False
@@ -54,6 +58,8 @@ class Selection:
             raise UsageError("versions are ordered within one module: below and above need a module")
         if self.status is not None and self.status not in get_args(DeviceState):
             raise UsageError(f"{self.status!r} is no state of a device: {', '.join(get_args(DeviceState))}")
+        if self.source is not None and self.source not in get_args(Source):
+            raise UsageError(f"{self.source!r} is no source of an answer: {', '.join(get_args(Source))}")
         if self.missing and not self.module_version is self.below is self.above is None:
             raise UsageError("a module that was never reported has no version: leave out version, below and above")
         if self.limit is not None and self.limit < 1:
@@ -68,7 +74,8 @@ class Selected:
         run: the run that they are of.
         table: a row for each device and module, by account and device; a device without modules, unless one is asked
             for, has a row without. Columns: account, product_key, device_name, iot_id, status, module_name,
-            module_version.
+            module_version, source (asked, carried from an earlier run, or unsampled, that is not drawn), audited_at
+            (when it was answered).
         rows: how many there are, without a limit.
         uncompared: devices that are not among them because their version cannot be ordered against a bound.
     """
@@ -120,12 +127,17 @@ def _define_picked(database: duckdb.DuckDBPyConnection, wanted: Selection, work:
     """Defines the view ``picked``; gives the number of devices that could not be compared."""
     database.execute(
         "CREATE TABLE wanted AS SELECT $1 AS product_key, lower($2) AS module_name, $3 AS module_version, "
-        "$4 AS status, $5 AS name",
-        [wanted.product_key, wanted.module_name, wanted.module_version, wanted.status, wanted.name],
+        "$4 AS status, $5 AS name, $6 AS source",
+        [wanted.product_key, wanted.module_name, wanted.module_version, wanted.status, wanted.name, wanted.source],
     )
-    identity = "account, product_key, device_name, iot_id"
-    reported = f"SELECT {identity}, 'ok' AS status, module_name, module_version FROM modules"
-    bare = f"SELECT {identity}, status, NULL, NULL FROM devices WHERE status <> 'ok'"
+    # Two rows of a fleet that names a device in both ways are one device.
+    times = f"SELECT {_IDENTITY}, any_value(source) AS source, any_value(audited_at) AS audited_at FROM devices"
+    same = " AND ".join(f"m.{name} IS NOT DISTINCT FROM d.{name}" for name in _IDENTITY.split(", "))
+    reported = (
+        "SELECT m.account, m.product_key, m.device_name, m.iot_id, 'ok' AS status, module_name, module_version, "
+        f"source, audited_at FROM modules m LEFT JOIN ({times} WHERE status = 'ok' GROUP BY ALL) d ON {same}"
+    )
+    bare = f"SELECT {_IDENTITY}, status, NULL, NULL, source, audited_at FROM devices WHERE status <> 'ok'"
     if wanted.module_name is None and wanted.module_version is None:
         reported = f"{reported} UNION ALL {bare}"
     if wanted.missing:
@@ -136,7 +148,7 @@ def _define_picked(database: duckdb.DuckDBPyConnection, wanted: Selection, work:
         "WHERE (w.product_key IS NULL OR r.product_key = w.product_key) "
         "AND (w.module_name IS NULL OR lower(r.module_name) = w.module_name) "
         "AND (w.module_version IS NULL OR r.module_version = w.module_version) "
-        "AND (w.status IS NULL OR r.status = w.status) "
+        "AND (w.status IS NULL OR r.status = w.status) AND (w.source IS NULL OR r.source = w.source) "
         "AND (w.name IS NULL OR r.device_name = w.name OR r.iot_id = w.name)"
     )
     bounds = [(wanted.below, "older"), (wanted.above, "newer")]

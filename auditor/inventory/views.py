@@ -89,7 +89,8 @@ _MISSING = """
 """``devices`` of the ``answered`` ones never reported the module; ``never_activated`` of those cannot have."""
 
 LACKING = """
-  SELECT d.account, d.product_key, d.device_name, d.iot_id, d.status, p.module_name, NULL::VARCHAR AS module_version
+  SELECT d.account, d.product_key, d.device_name, d.iot_id, d.status, p.module_name, NULL::VARCHAR AS module_version,
+    d.source, d.audited_at
   FROM devices d JOIN (SELECT account, product_key, unnest(modules) AS module_name FROM products) p
     ON d.account = p.account AND d.product_key = p.product_key
   ANTI JOIN modules m ON d.account = m.account AND d.product_key = m.product_key

@@ -1,7 +1,7 @@
 """What a webhook is told of a run: an object for programs, with one paragraph for people in it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,9 +20,9 @@ from auditor.inventory.folder import (
     read_manifest,
     runs_in,
 )
-from auditor.inventory.frozen import Frozen, freeze
+from auditor.inventory.frozen import Frozen, freeze, label_of, sampled
 from auditor.inventory.sampled_drift import ShareCounts
-from auditor.inventory.seal import count_failures
+from auditor.inventory.seal import Sources, count_failures
 from auditor.inventory.tables import reading
 from auditor.inventory.views import define_sealed_views
 from auditor.report.judgement import Judgement
@@ -87,7 +87,9 @@ def message_of(
         "started_at": manifest.started_at,
         "finished_at": manifest.finished_at,
         "error": manifest.error,
-        "devices": asdict(run.counts),
+        "devices": _devices(run),
+        "carried": run.sources.carried,
+        "oldest": run.sources.oldest,
         "requests": asdict(manifest.requests),
         "rate": {"target": manifest.rate.target, "achieved": manifest.rate.achieved},
         "failures": [{"code": failure.code, "devices": failure.devices} for failure in failures],
@@ -98,7 +100,8 @@ def message_of(
     }
     text = for_chat(_paragraph(run, told, judgement, change))
     violated = judgement is not None and bool(judgement.violated or judgement.problem)
-    return Message(orjson.dumps(_clean(told | {"text": text})), bool(exit_code or doubts or problems or violated))
+    trouble = [doubt for doubt in doubts if doubt != _sampled(run)]  # which was asked for
+    return Message(orjson.dumps(_clean(told | {"text": text})), bool(exit_code or trouble or problems or violated))
 
 
 def for_chat(text: str) -> str:
@@ -134,8 +137,22 @@ def _read(folder: Path) -> tuple[Frozen, tuple[FailureFacts, ...]]:
             modules=folder / MODULES,
             tampered=False,
             doubts=doubts,
+            sources=Sources(manifest.carried, manifest.unsampled, manifest.oldest),
         )
         return frozen, manifest.failures
+
+
+def _devices(run: Frozen) -> dict[str, int]:
+    """Devices by state; those that were not drawn into a sample are none that are pending."""
+    counts, unsampled = run.counts, run.sources.unsampled
+    drawn = asdict(replace(counts, pending=counts.pending - unsampled))
+    return drawn | ({"unsampled": unsampled} if unsampled else {})
+
+
+def _sampled(run: Frozen) -> str | None:
+    """The sentence among the doubts that the run is a sample; None where it is none."""
+    unsampled = run.sources.unsampled
+    return sampled(run.folder, run.counts, unsampled) if unsampled else None
 
 
 def _change(run: Frozen) -> Change | None:
@@ -186,11 +203,17 @@ def _policy(judgement: Judgement) -> dict[str, object]:
 def _paragraph(run: Frozen, told: Mapping[str, Any], judgement: Judgement | None, change: Change | None) -> str:
     counts, code, failures = run.counts, told["exit_code"], told["failures"]
     answered = counts.ok + counts.empty + counts.not_found
-    sums = (
-        f"{answered:,} of {answered + counts.unanswered:,} devices answered, {counts.failed:,} failed, "
-        f"{counts.pending:,} pending"
-    )
-    parts = [f"{run.manifest.name} is {run.manifest.state}{f' (exit code {code})' if code else ''}: {sums}."]
+    unsampled = run.sources.unsampled
+    fleet = answered + counts.unanswered
+    whom = f"{fleet - unsampled:,} devices drawn from {fleet:,}" if unsampled else f"{fleet:,} devices"
+    pending = counts.pending - unsampled
+    sums = f"{answered:,} of {whom} answered, {counts.failed:,} failed, {pending:,} pending"
+    state = label_of(run.manifest.state, counts, unsampled)
+    state = f"a {state}, and its shares are estimates" if unsampled and "sample" in state else state
+    parts = [f"{run.manifest.name} is {state}{f' (exit code {code})' if code else ''}: {sums}."]
+    if run.sources.carried:
+        oldest = f", the oldest of {run.sources.oldest}" if run.sources.oldest else ""
+        parts.append(f"Carried: {run.sources.carried:,} of these answers{oldest}.")
     if failures:
         named = (f"{each['devices']:,} with {each['code']}" for each in failures)
         parts.append(f"Failed: {_some(named)}.")
@@ -209,7 +232,8 @@ def _paragraph(run: Frozen, told: Mapping[str, Any], judgement: Judgement | None
         found = [f"{getattr(change.counts, name):,} {name}" for name in names if getattr(change.counts, name)]
         parts.append(f"Since {change.since}: {', '.join(found) or 'no change'}.")
     said = f"{run.folder} is {run.manifest.state}: "  # so does the first sentence
-    notes = [each for each in (*told["doubts"], *told["problems"]) if not each.startswith(said)]
+    known = (_sampled(run),)
+    notes = [each for each in (*told["doubts"], *told["problems"]) if not each.startswith(said) and each not in known]
     if notes:
         parts.append(f"Note: {_some(notes, '; ')}.")
     return safe(" ".join(part[:LENGTH] for part in parts))

@@ -16,7 +16,8 @@ from prometheus_client.registry import Collector
 from auditor.database import READING_MEMORY, READING_THREADS, open_database
 from auditor.errors import RunFolderError
 from auditor.inventory.folder import DeviceCounts, Manifest, State, find_run, runs_in
-from auditor.inventory.frozen import Frozen, freeze
+from auditor.inventory.frozen import Frozen, freeze, label_of
+from auditor.inventory.samples import define_estimates
 from auditor.inventory.seal import count_failures
 from auditor.inventory.tables import reading
 from auditor.inventory.views import define_sealed_views, number
@@ -36,7 +37,10 @@ LABEL_LENGTH = 200
 
 _HELP = {
     "auditor_fleet_devices": "Devices of the fleet.",
-    "auditor_devices": "Devices by account and by what became of them: ok, empty, not_found, failed or pending.",
+    "auditor_devices": "Devices by account and by what became of them: ok, empty, not_found, failed, pending or "
+    "unsampled, which were not drawn.",
+    "auditor_source_devices": "Devices by where what is known of them comes from: asked by the run, carried from an "
+    "earlier one, or unsampled, which were not drawn.",
     "auditor_accounts_left_out": "Accounts that have no series, for there are too many.",
     "auditor_failed_devices": "Devices that could not be answered, by code.",
     "auditor_oldest_answer_timestamp_seconds": "When the oldest of the run's answers came.",
@@ -44,10 +48,12 @@ _HELP = {
     "auditor_module_versions": "Versions of a module that devices run.",
     "auditor_modules_left_out": "Modules of products that have no series, for there are too many.",
     "auditor_module_version_devices": "Devices that run a version of a module.",
+    "auditor_module_version_share": "Of a run that asked a random sample: the part of the devices reporting a module "
+    "that runs a version, with its 95% confidence interval (bound): estimate, low and high.",
     "auditor_module_versions_left_out": "Versions of modules that have no series, for there are too many.",
     "auditor_run_state": "1 for the run's state: running, complete, partial or aborted; 0 for the others.",
     "auditor_run_doubts": "Reasons to doubt these numbers: the run is incomplete, its files were tampered with, "
-    "or rules that match nothing.",
+    "rules that match nothing, or that it is a random sample, whose counts are not the fleet's.",
     "auditor_run_duration_seconds": "From the run's start to its end, pauses between its stretches included.",
     "auditor_run_requests": "Requests of the run: sent, those of them retried, and those throttled for the quota.",
     "auditor_run_requests_per_second": "What the quotas allow (target), and what was achieved.",
@@ -146,7 +152,8 @@ def _opened(run: Frozen, spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     try:
         with reading(run.folder):
             define_sealed_views(database, run.devices.parent)
-            database.execute("CREATE TABLE counted AS SELECT * EXCLUDE (share) FROM inventory")
+            define_estimates(database, run.folder)
+            database.execute("CREATE TABLE counted AS FROM inventory")
             yield database
     finally:
         database.close()
@@ -154,15 +161,21 @@ def _opened(run: Frozen, spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 def _add_devices(samples: _Samples, database: duckdb.DuckDBPyConnection) -> None:
     samples.add("auditor_fleet_devices", number(database, "SELECT count(*) FROM devices"))
-    states = [state.name for state in fields(DeviceCounts)]
-    counted = ", ".join(f"count(*) FILTER (status = '{state}')" for state in states)
+    undrawn = "source IS NOT DISTINCT FROM 'unsampled'"
+    conditions = {each.name: f"status = '{each.name}' AND NOT ({undrawn})" for each in fields(DeviceCounts)}
+    if sampled := number(database, f"SELECT count(*) FROM devices WHERE {undrawn}"):
+        conditions["unsampled"] = undrawn
+    counted = ", ".join(f"count(*) FILTER ({condition})" for condition in conditions.values())
     accounts = f"SELECT account, count(*) AS devices, {counted} FROM devices GROUP BY account"
     for account, _, *counts in _largest(database, accounts, "account"):
-        for state, devices in zip(states, counts, strict=True):
+        for state, devices in zip(conditions, counts, strict=True):
             samples.add("auditor_devices", devices, account=account, state=state)
     samples.add("auditor_accounts_left_out", _left_out(database, accounts))
     for failure in count_failures(database):
         samples.add("auditor_failed_devices", failure.devices, code=failure.code)
+    for source in ("asked", "carried", *(("unsampled",) if sampled else ())):
+        devices = number(database, f"SELECT count(*) FILTER (source = '{source}') FROM devices")
+        samples.add("auditor_source_devices", devices, source=source)
     ((oldest,),) = database.execute("SELECT epoch(min(try_cast(audited_at AS TIMESTAMP))) FROM devices").fetchall()
     if oldest is not None:
         samples.add("auditor_oldest_answer_timestamp_seconds", oldest)
@@ -176,9 +189,12 @@ def _add_modules(samples: _Samples, database: duckdb.DuckDBPyConnection) -> None
         labels = dict(zip(module, names, strict=True))
         samples.add("auditor_module_devices", devices, **labels)
         samples.add("auditor_module_versions", versions, **labels)
-    for *names, devices in _largest(database, "FROM counted", f"{named}, module_version"):
-        labels = dict(zip((*module, "module_version"), names, strict=True))
+    for row in _largest(database, "FROM counted", f"{named}, module_version"):
+        labels = dict(zip((*module, "module_version"), row, strict=False))
+        devices, *bounds = row[len(labels) :]
         samples.add("auditor_module_version_devices", devices, **labels)
+        for bound, value in zip(("estimate", "low", "high"), bounds, strict=True) if len(bounds) > 1 else ():
+            samples.add("auditor_module_version_share", value, **labels, bound=bound)
     for name, rows in (("auditor_modules_left_out", sums), ("auditor_module_versions_left_out", "FROM counted")):
         samples.add(name, _left_out(database, rows))
 
@@ -196,8 +212,10 @@ def _add_run(samples: _Samples, run: Frozen, verdicts: Judgement | None) -> None
     manifest = run.manifest
     for state in get_args(State):
         samples.add("auditor_run_state", state == manifest.state, state=state)
-    incomplete = manifest.state != "complete" or run.counts.unanswered > 0 or manifest.fleet.cut
-    doubts = {"incomplete": int(incomplete), "tampered": int(run.tampered)}
+    unsampled = run.sources.unsampled
+    whole = label_of(manifest.state, run.counts, unsampled) in ("complete", "sample")
+    incomplete = not whole or run.counts.unanswered > unsampled or manifest.fleet.cut
+    doubts = {"incomplete": int(incomplete), "tampered": int(run.tampered), "sample": int(unsampled > 0)}
     doubts["policy"] = len(set(verdicts.doubts) - set(run.doubts)) if verdicts is not None else 0
     for kind, number_of in doubts.items():
         samples.add("auditor_run_doubts", number_of, kind=kind)
