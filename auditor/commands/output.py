@@ -98,6 +98,8 @@ def print_rows(table: "Table", limit: int | None = None, *, brief: bool = False)
             break
         rows.append(row)
     said = [at for at, name in enumerate(table.columns) if not brief or _says(name, {row[at] for row in rows})]
+    if brief and "source" in table.columns and table.columns.index("source") not in said:
+        said = [at for at in said if table.columns[at] != "audited_at"]  # as if the whole run had been asked at once
     for at in said:
         name = table.columns[at].replace("_", " ") if brief else table.columns[at]
         numbers = any(isinstance(row[at], int | float) for row in rows)

@@ -6,13 +6,16 @@ from typing import Any
 import altair as alt
 from markupsafe import Markup
 
-from auditor.inventory.folder import DeviceCounts
+from auditor.inventory.telling import limits
 from auditor.report.data import Adoption, History, Module
 from auditor.report.drawing import INKS, drawn
 from auditor.report.text import day, part, shown
 
-STATES = {"ok": "ok", "empty": "empty", "not_found": "not-found", "failed": "failed", "pending": "pending"}
-"""The ink of each state of a device."""
+STATES = {
+    "ok": "ok", "empty": "empty", "not_found": "not-found", "failed": "failed", "pending": "pending",
+    "unsampled": "undrawn",
+}  # fmt: skip
+"""The ink of each state of a device, and of those that were not drawn."""
 
 _AGES = {0: (), 1: ("c3",), 2: ("c1", "c3"), 3: ("c1", "c2", "c3"), 4: ("c1", "c2", "c3", "c4")}
 """Inks of versions besides the newest by age, from cold to warm, for so many of them."""
@@ -26,15 +29,15 @@ _LEFT, _TOP, _COLUMNS, _BELOW, _WIDEST = 34, 6, 120, 32, 30
 _UP = alt.Scale(domain=[0, 1], range=[_TOP + _COLUMNS, _TOP])
 
 
-def states_picture(counts: DeviceCounts) -> Markup:
+def states_picture(parts: Mapping[str, int]) -> Markup:
     """The fleet as one bar, a part for each state."""
     rows: list[dict[str, object]] = []
     wide: list[float] = []
     at = 0.0
-    fleet = sum(getattr(counts, state) for state in STATES)
+    fleet = sum(parts.get(state, 0) for state in STATES)
     gap = 0.0025  # of its width
     for state, ink in STATES.items():
-        share = getattr(counts, state) / fleet if fleet else 0.0
+        share = parts.get(state, 0) / fleet if fleet else 0.0
         if share:
             rows.append({"ink": ink})
             wide.append(max(share, 0.004))  # what is there is seen, however small it is
@@ -48,11 +51,18 @@ def states_picture(counts: DeviceCounts) -> Markup:
 
 
 def versions_picture(module: Module) -> Markup:
-    """A module's versions, the most frequent first: a bar for the part of its devices that runs each."""
+    """A module's versions, the most frequent first: a bar for the part of its devices that runs each.
+
+    Where that is an estimate by a sample, a line from end to end of its interval crosses the end of the bar.
+    """
     rows: list[dict[str, object]] = []
     for version in module.versions:
         ink = "accent" if version.order == "newest" else "plain"
-        rows.append(_bar(shown(version.text, 24), version.devices, version.share, ink))
+        row = _bar(shown(version.text, 24), version.devices, version.share, ink)
+        if version.low is not None and version.high is not None:
+            figures = f"{part(version.share)}  ·  {limits(version.low, version.high)}"
+            row |= {"figures": figures, "low": version.low, "high": version.high}
+        rows.append(row)
     if module.others:
         name = f"{module.others:,} other version{'' if module.others == 1 else 's'}"
         rows.append(_bar(name, module.others_devices, module.others_devices / module.devices, "rest"))
@@ -71,7 +81,12 @@ def versions_picture(module: Module) -> Markup:
         names.encode(x=alt.value(0), y=words, text="name:N"),
         figures.encode(x=alt.value(_WIDTH), y=words, text="figures:N"),
     )
-    return drawn(alt.layer(track, bars, *texts), _WIDTH, height)
+    between = [row | {"middle": place * _ROW + 21 + _BAR / 2} for place, row in enumerate(rows) if "low" in row]
+    lines = alt.Chart(_data(between), width=_WIDTH, height=height).mark_rule(color=INKS["ink"], strokeWidth=2)
+    across = alt.X("low:Q", axis=None, scale=alt.Scale(domain=[0, 1], range=[0, _WIDTH]))
+    middle = alt.Y("middle:Q", axis=None, scale=_downwards(height, height))
+    uncertain = [lines.encode(x=across, x2="high:Q", y=middle)] if between else []
+    return drawn(alt.layer(track, bars, *uncertain, *texts), _WIDTH, height)
 
 
 def adoption_inks(adoption: Adoption) -> tuple[str, ...]:

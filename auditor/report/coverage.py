@@ -1,13 +1,17 @@
 """Whom a run's numbers are of, and what was slow or failed: queries over the view ``devices``."""
 
 from dataclasses import fields
-from datetime import UTC, datetime
 
 import duckdb
 
+from auditor.inventory.ages import read_ages
+from auditor.inventory.estimates import Tallies
 from auditor.inventory.folder import DeviceCounts, Manifest
+from auditor.inventory.frozen import Frozen
+from auditor.inventory.samples import sample_of
 from auditor.inventory.views import number
-from auditor.report.data import Account, Coverage, Effort, Failure, Product, Trouble
+from auditor.report.data import Account, Effort, Failure, Trouble
+from auditor.report.whom import Coverage, Product
 
 PRODUCTS, FAILURES, ACCOUNTS, EFFORTS = 8, 8, 12, 5
 """Rows that the page has of each."""
@@ -16,37 +20,37 @@ _LENGTH = 400
 """Characters of a text that are read: a device, or whoever wrote the file, may have made it longer than memory."""
 
 _STATES = tuple(state.name for state in fields(DeviceCounts))
+_UNDRAWN = "count(*) FILTER (source = 'unsampled')"
 _BY_STATE = ", ".join(f"count(*) FILTER (status = '{state}') AS {state}" for state in _STATES)
 
 
-def read_coverage(database: duckdb.DuckDBPyConnection, counts: DeviceCounts) -> Coverage:
-    """Devices by state, and the products of which the greatest part has no answer.
+def read_coverage(database: duckdb.DuckDBPyConnection, run: Frozen, tallies: Tallies | None = None) -> Coverage:
+    """Devices by state, how old their answers are, and the products of which the greatest part has no answer.
 
     Args:
         database: with the view ``devices``.
-        counts: devices by state, as the run was frozen.
+        run: as it was frozen.
+        tallies: what a sample showed, if the run is one.
     """
     database.execute(
-        f"CREATE TEMP TABLE products AS SELECT account, product_key, count(*) AS devices, {_BY_STATE} "
+        f"CREATE TEMP TABLE products AS SELECT account, product_key, count(*) AS devices, {_BY_STATE}, "
+        f"{_UNDRAWN} AS unsampled, failed + pending - unsampled AS left_over, count(*) - unsampled AS wanted "
         "FROM devices GROUP BY account, product_key"
     )
     rows = database.execute(
-        f"SELECT left(account, {_LENGTH}), left(product_key, {_LENGTH}), {', '.join(_STATES)} FROM products "
-        "WHERE failed + pending > 0 "
-        "ORDER BY (failed + pending) / devices DESC, (not_found + empty) / devices DESC, devices DESC, "
+        f"SELECT left(account, {_LENGTH}), left(product_key, {_LENGTH}), {', '.join(_STATES)}, unsampled FROM products "
+        "WHERE left_over > 0 "
+        "ORDER BY left_over / wanted DESC, (not_found + empty) / wanted DESC, devices DESC, "
         f"account, product_key LIMIT {PRODUCTS}"
     ).fetchall()
-    # Somebody else's file may hold anything under that name.
-    first, last = database.execute(
-        "SELECT min(point), max(point) FROM (SELECT try_cast(audited_at AS TIMESTAMP) AS point FROM devices)"
-    ).fetchone() or (None, None)
     return Coverage(
-        counts=counts,
-        products=tuple(Product(row[0], row[1], DeviceCounts(*row[2:])) for row in rows),
+        counts=run.counts,
+        products=tuple(Product(row[0], row[1], DeviceCounts(*row[2:-1]), row[-1]) for row in rows),
         all_products=number(database, "SELECT count(*) FROM products"),
-        lacking=number(database, "SELECT count(*) FROM products WHERE failed + pending > 0"),
-        first=_utc(first),
-        last=_utc(last),
+        lacking=number(database, "SELECT count(*) FROM products WHERE left_over > 0"),
+        ages=read_ages(database, run.manifest.started_at),
+        unsampled=run.sources.unsampled,
+        sample=None if tallies is None else sample_of(database, tallies),
     )
 
 
@@ -66,7 +70,7 @@ def read_trouble(database: duckdb.DuckDBPyConnection, manifest: Manifest) -> Tro
     ).fetchall()
     quotas = {account.name: account.quota for account in manifest.accounts}
     accounts = database.execute(
-        f"SELECT left(account, {_LENGTH}) AS name, count(*) AS number, "
+        f"SELECT left(account, {_LENGTH}) AS name, count(*) - {_UNDRAWN} AS number, "
         "count(*) FILTER (status NOT IN ('failed', 'pending')), coalesce(sum(attempts), 0)::BIGINT FROM devices "
         f"GROUP BY name ORDER BY number DESC, name LIMIT {ACCOUNTS}"
     ).fetchall()
@@ -82,8 +86,3 @@ def read_trouble(database: duckdb.DuckDBPyConnection, manifest: Manifest) -> Tro
         all_accounts=number(database, f"SELECT count(DISTINCT left(account, {_LENGTH})) FROM devices"),
         products=tuple(Effort(*row) for row in efforts),
     )
-
-
-def _utc(point: object) -> datetime | None:
-    """A time of the database; None for one before or after all years of a calendar, which it gives as text."""
-    return point.replace(tzinfo=UTC) if isinstance(point, datetime) else None

@@ -7,6 +7,7 @@ from typing import Literal
 from auditor.inventory.drift import DriftCounts
 from auditor.inventory.folder import DeviceCounts, Manifest
 from auditor.report.share_changes import ShareChanges
+from auditor.report.whom import Coverage
 
 Order = Literal["newest", "older", "unordered"]
 """How a version stands among those of its module; ``unordered``: no rule says which of them is the newest."""
@@ -16,63 +17,18 @@ ENOUGH = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """A product's devices by state."""
-
-    account: str
-    product_key: str | None
-    counts: DeviceCounts
-
-    @property
-    def devices(self) -> int:
-        """All of them."""
-        return fleet_of(self.counts)
-
-    @property
-    def answered(self) -> float:
-        """The part that has a conclusive answer."""
-        return 1 - self.counts.unanswered / self.devices
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """Whom the numbers are of.
-
-    Attributes:
-        counts: devices by state.
-        products: those with the greatest part unanswered, the worst first.
-        all_products: how many there are.
-        lacking: how many of them have a device without an answer.
-        first: when the oldest answer was given, None without any.
-        last: the newest.
-    """
-
-    counts: DeviceCounts
-    products: tuple[Product, ...]
-    all_products: int
-    lacking: int
-    first: datetime | None
-    last: datetime | None
-
-    @property
-    def fleet(self) -> int:
-        """Devices that were asked for."""
-        return fleet_of(self.counts)
-
-    @property
-    def answered(self) -> float:
-        """The part of the fleet that has a conclusive answer."""
-        return 1 - self.counts.unanswered / self.fleet if self.fleet else 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class Version:
-    """A version of a product's module; ``share`` is of the devices that report the module."""
+    """A version of a product's module; ``share`` is of the devices that report the module.
+
+    ``low`` and ``high`` are the limits of the share where it is an estimate by a sample, else None.
+    """
 
     text: str
     devices: int
     share: float
     order: Order
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +68,7 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the inventory."""
+    """A row of the inventory; ``low`` and ``high`` are as in a ``Version``."""
 
     account: str
     product_key: str | None
@@ -121,6 +77,8 @@ class Row:
     devices: int
     share: float
     order: Order
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,8 +283,3 @@ class Page:
         """What is to be known before any of it is believed, a sentence each."""
         problem = None if self.policy is None else self.policy.problem
         return (*self.doubts, *self.unread, *(() if problem is None else (problem,)))
-
-
-def fleet_of(counts: DeviceCounts) -> int:
-    """All devices of a fleet."""
-    return counts.ok + counts.empty + counts.not_found + counts.unanswered

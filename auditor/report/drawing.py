@@ -16,8 +16,8 @@ from markupsafe import Markup
 INKS = {
     name: f"#0a00{place:02x}"
     for place, name in enumerate(
-        ("ok", "empty", "not-found", "failed", "pending", "c1", "c2", "c3", "c4", "c5", "rest", "accent", "plain",
-         "track", "ink", "muted", "line", "warn")
+        ("ok", "empty", "not-found", "failed", "pending", "undrawn", "c1", "c2", "c3", "c4", "c5", "rest", "accent",
+         "plain", "track", "ink", "muted", "line", "warn")
     )
 }  # fmt: skip
 """Colours that stand for a class of the page's style, while a chart is drawn."""

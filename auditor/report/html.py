@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from functools import cache
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from auditor.__about__ import VERSION
 from auditor.errors import UsageError
-from auditor.inventory.folder import DeviceCounts
-from auditor.report.data import ENOUGH, ModuleChange, Page, Row, fleet_of
+from auditor.inventory.telling import age_line, limits, recheck_line, sample_line, unseen_line
+from auditor.report.data import ENOUGH, ModuleChange, Page, Row, Version
 from auditor.report.page import read_page
 from auditor.report.placing import replacing
 from auditor.report.text import NOTHING, SENTENCE, age, clock, day, moment, number, part, shown
@@ -34,6 +34,7 @@ _STATES = (
     ("failed", "failed", "Failed", "could not be answered"),
     ("pending", "pending", "Pending", "not asked yet"),
 )
+_UNDRAWN = ("unsampled", "undrawn", "Not drawn", "no part of the random sample")
 _DRIFT = (
     (
         ("upgraded", "Upgraded", "modules with a newer version"),
@@ -52,6 +53,7 @@ _WARNINGS = {
     "tampered": "These numbers are not to be relied on.",
     "running": "The audit is under way or was killed: these numbers are not of the whole fleet.",
     "aborted": "The audit was stopped: these numbers are not of the whole fleet.",
+    "sample": "A random sample of the fleet: shares are estimates with 95% intervals.",
 }
 _MOVES = (("upgraded", "accent"), ("downgraded", "failed"), ("changed", "c3"), ("appeared", "empty"),
           ("vanished", "not-found"),
@@ -128,14 +130,16 @@ def render(page: Page) -> str:
             page=page,
             version=VERSION,
             enough=ENOUGH,
-            states=_STATES,
+            states=(*_STATES, *((_UNDRAWN,) if page.coverage.unsampled else ())),
             drift_tiles=_DRIFT,
-            states_picture=states_picture(page.coverage.counts),
+            states_picture=states_picture(page.coverage.parts),
             modules=[(module, versions_picture(module)) for module in page.shares.modules],
             adoptions=adoptions,
             doubtful=sum(run.label is not None for run in history.runs) if history else 0,
+            sampled=any("sample" in (run.label or "") for run in history.runs) if history else False,
             rows=_rows(page.shares.rows),
             warning=_warning(page.labels),
+            ages=_ages(page),
             data_of=_data_of(page),
             took=_took(page),
         )
@@ -186,9 +190,27 @@ def _took(page: Page) -> str:
     return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
 
 
-def _parts(counts: DeviceCounts) -> list[tuple[str, float]]:
-    fleet = fleet_of(counts)
-    return [(ink, 100 * getattr(counts, state) / fleet) for state, ink, _, _ in _STATES] if fleet else []
+def _ages(page: Page) -> list[tuple[str, str, str, int]]:
+    """Where the answers come from and how old they were when the run began, where some of them are carried."""
+    ages = page.coverage.ages
+    if not ages.carried:
+        return []
+    return [
+        ("asked", "Asked", "answered in this run", ages.asked),
+        ("day", "Up to 1 day", "carried, so old when it began", ages.day),
+        ("week", "Up to 7 days", "carried from earlier runs", ages.week),
+        ("older", "Older", "carried from earlier runs", ages.older),
+    ]
+
+
+def _parts(parts: Mapping[str, int]) -> list[tuple[str, float]]:
+    fleet = sum(parts.values())
+    return [(ink, 100 * parts[state] / fleet) for state, ink, _, _ in (*_STATES, _UNDRAWN)] if fleet else []
+
+
+def _between(each: Row | Version) -> str:
+    """The interval of a share; nothing where it is no estimate."""
+    return "" if each.low is None or each.high is None else limits(each.low, each.high)
 
 
 def _moves(change: ModuleChange) -> list[tuple[str, float]]:
@@ -207,7 +229,10 @@ def _environment() -> "Environment":
     )  # fmt: skip
     made.filters |= {
         "shown": shown, "sentence": lambda text: shown(text, SENTENCE), "number": number, "part": part, "day": day,
-        "clock": lambda text: clock(moment(text)), "point": clock, "parts": _parts, "moves": _moves,
+        "limits": lambda interval: limits(interval.low, interval.high), "recheck": recheck_line,
+        "aged": age_line, "sampled": sample_line, "unseen": unseen_line,
+        "clock": lambda text: clock(moment(text)), "point": clock, "parts": _parts, "between": _between,
+        "moves": _moves, "begun": lambda text: text[:1].upper() + text[1:],
     }  # fmt: skip
     style, script = (_own(name) for name in ("style.css", "script.js"))
     made.globals |= {"style": Markup(style), "script": Markup(script), "csp": Markup(_policy(style, script))}  # noqa: S704  our own files

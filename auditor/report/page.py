@@ -14,11 +14,13 @@ from auditor.database import AMPLE_MEMORY, READING_MEMORY, READING_THREADS, open
 from auditor.errors import AuditorError, RunFolderError, RunNotWritableError
 from auditor.inventory.folder import find_run
 from auditor.inventory.frozen import Frozen, freeze
+from auditor.inventory.samples import define_estimates
 from auditor.inventory.views import define_sealed_views
 from auditor.report.coverage import read_coverage, read_trouble
-from auditor.report.data import Coverage, History, Page, Policy, Shares, Trouble
+from auditor.report.data import History, Page, Policy, Shares, Trouble
 from auditor.report.past import earlier_runs, labels_of, read_changes, read_past
 from auditor.report.shares import read_shares
+from auditor.report.whom import Coverage
 
 if TYPE_CHECKING:
     from auditor.inventory.rules import Rules
@@ -62,7 +64,8 @@ def read_page(
         policy = Policy((), 0, 0, (), ())
         with _or_told(problem, "the policy could not be judged: "):
             policy = read_policy(folder, rules, written)
-    labels = labels_of(frozen.manifest.state, frozen.counts, tampered=frozen.tampered)
+    unsampled = frozen.sources.unsampled
+    labels = labels_of(frozen.manifest.state, frozen.counts, tampered=frozen.tampered, unsampled=unsampled)
 
     def near(doubts: Iterable[str]) -> tuple[str, ...]:
         """The same without the folders that the runs lie in: a page travels, and these mean nothing elsewhere."""
@@ -101,7 +104,8 @@ def _read(run: Frozen, around: Path, work: Path, memory: str, unread: list[str])
     database = open_database(work / "spill", memory, READING_THREADS)
     try:
         define_sealed_views(database, run.devices.parent)
-        coverage = read_coverage(database, run.counts)
+        tallies = define_estimates(database, run.folder)
+        coverage = read_coverage(database, run, tallies)
         trouble = read_trouble(database, run.manifest)
         shares = read_shares(database, work)
         with _or_told(unread):

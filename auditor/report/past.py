@@ -40,10 +40,20 @@ def earlier_runs(run: Frozen, directory: Path) -> tuple[list[tuple[Manifest, Pat
     return earlier, len(named) - len(before), tuple(f"a run is passed over: {problem}" for problem in broken)
 
 
-def labels_of(state: str, counts: DeviceCounts, *, tampered: bool) -> tuple[str, ...]:
-    """What is wrong with a run's numbers, in a word each: how far it came, and whether its files were changed."""
+def labels_of(state: str, counts: DeviceCounts, *, tampered: bool, unsampled: int = 0) -> tuple[str, ...]:
+    """What is to be known of a run's numbers, in a word each: of whom they are, and whether its files were changed.
+
+    Args:
+        state: how far it came.
+        counts: devices by state.
+        tampered: whether its files were changed.
+        unsampled: devices that were not drawn, if it is a sample.
+    """
     partial = state != "complete" or counts.unanswered > 0
     how_far = () if not partial else ("incomplete" if state == "complete" else state,)
+    if unsampled:  # of which those that were drawn may all have answered
+        how_far = () if state in ("complete", "partial") and counts.unanswered == unsampled else how_far
+        how_far = ("sample", *how_far)
     return (*how_far, *(("tampered",) if tampered else ()))
 
 
@@ -64,7 +74,9 @@ def read_changes(run: Frozen, before: Path) -> Changes:
                 moved += 1
                 found = nlargest(CHANGED, (*found, change), key=lambda each: (each.moved, each.not_seen))
         told = drift.old.manifest
-        label = ", ".join(labels_of(told.state, drift.old.counts, tampered=drift.old.tampered)) or None
+        unsampled = drift.old.sources.unsampled
+        labels = labels_of(told.state, drift.old.counts, tampered=drift.old.tampered, unsampled=unsampled)
+        label = ", ".join(labels) or None
         doubts = tuple(doubt for doubt in drift.doubts if doubt not in run.doubts)
         shares = read_share_changes(drift.shares)
         return Changes(
@@ -104,9 +116,12 @@ def read_past(
             return None
         history.table.write(stored, "parquet")
     earlier = [
-        _past(point.folder, point.started_at, point.state, point.devices, tampered=point.tampered) for point in points
-    ]
-    runs = (*earlier, _past(run.folder, here.started_at, here.state, run.counts, tampered=run.tampered))
+        _past(point.folder, point.started_at, labels_of(point.state, point.devices, tampered=point.tampered,
+              unsampled=point.unsampled), point.devices)
+        for point in points
+    ]  # fmt: skip
+    labels = labels_of(here.state, run.counts, tampered=run.tampered, unsampled=run.sources.unsampled)
+    runs = (*earlier, _past(run.folder, here.started_at, labels, run.counts))
     database.execute("CREATE TABLE runs (place BIGINT, run VARCHAR)")
     database.executemany("INSERT INTO runs VALUES (?, ?)", [[place, past.run] for place, past in enumerate(earlier)])
     _define_adoption(database, stored, len(earlier))
@@ -116,8 +131,8 @@ def read_past(
     return History(runs, adopted, tuple(_doubts(points)))
 
 
-def _past(folder: Path, started_at: str, state: str, counts: DeviceCounts, *, tampered: bool) -> Past:
-    return Past(folder.name, started_at, counts, ", ".join(labels_of(state, counts, tampered=tampered)) or None)
+def _past(folder: Path, started_at: str, labels: Sequence[str], counts: DeviceCounts) -> Past:
+    return Past(folder.name, started_at, counts, ", ".join(labels) or None)
 
 
 def _doubts(points: Sequence[RunPoint]) -> Iterator[str]:
@@ -129,7 +144,7 @@ def _doubts(points: Sequence[RunPoint]) -> Iterator[str]:
     if len(partial) == 1:
         yield from partial[0].doubts
     elif partial:
-        states = ", ".join(sorted({point.state for point in partial}))
+        states = ", ".join(sorted({point.label for point in partial}))
         yield f"{len(partial):,} of {len(points):,} earlier runs are not of the whole fleet ({states})"
 
 

@@ -7,7 +7,7 @@ import duckdb
 from auditor.database import BLOCKS, quoted_to_read
 from auditor.inventory.standings import define_standings
 from auditor.inventory.versions import compare_versions
-from auditor.inventory.views import INVENTORY, number
+from auditor.inventory.views import number
 from auditor.report.data import ENOUGH, Module, Row, Shares, Version
 
 MODULES, VERSIONS, ROWS = 12, 8, 3_000
@@ -24,7 +24,7 @@ def read_shares(database: duckdb.DuckDBPyConnection, work: Path) -> Shares:
     name), and ``standing``: newest, older or unordered. ``largest`` has the ``module`` of those with a picture.
 
     Args:
-        database: with the view ``modules``.
+        database: with the view ``inventory``.
         work: a folder to write to meanwhile.
 
     Raises:
@@ -33,7 +33,7 @@ def read_shares(database: duckdb.DuckDBPyConnection, work: Path) -> Shares:
     database.execute(
         "CREATE TABLE counted AS SELECT row_number() OVER (ORDER BY account, product_key, module_name, devices DESC, "
         "module_version) AS line, dense_rank() OVER (ORDER BY account, product_key, module_name) AS module, * "
-        f"FROM ({INVENTORY})"
+        "FROM (FROM inventory UNION ALL BY NAME SELECT NULL::DOUBLE AS low, NULL::DOUBLE AS high WHERE false)"
     )
     _define_standings(database, work)
     database.execute(
@@ -46,8 +46,8 @@ def read_shares(database: duckdb.DuckDBPyConnection, work: Path) -> Shares:
         f"place FROM sums ORDER BY place LIMIT {MODULES}"
     )
     rows = database.execute(
-        f"SELECT {_texts('account', 'product_key', 'module_name', 'module_version')}, devices, share, standing "
-        f"FROM versions ORDER BY devices DESC, line LIMIT {ROWS}"
+        f"SELECT {_texts('account', 'product_key', 'module_name', 'module_version')}, devices, share, standing, "
+        f"low, high FROM versions ORDER BY devices DESC, line LIMIT {ROWS}"
     ).fetchall()
     return Shares(
         modules=_modules(database),
@@ -108,7 +108,7 @@ def _modules(database: duckdb.DuckDBPyConnection) -> tuple[Module, ...]:
     ).fetchall()
     found: dict[int, list[Version]] = {}
     for module, *row in database.execute(
-        f"SELECT module, {_texts('module_version')}, devices, share, standing FROM versions "
+        f"SELECT module, {_texts('module_version')}, devices, share, standing, low, high FROM versions "
         "SEMI JOIN largest USING (module) QUALIFY row_number() OVER "
         f"(PARTITION BY module ORDER BY standing = 'newest' DESC, line) <= {VERSIONS} ORDER BY line"
     ).fetchall():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from auditor.inventory.folder import DeviceCounts
 from auditor.report.charts import adoption_inks, adoption_picture, states_picture, versions_picture
 from auditor.report.data import Adoption, History, Module, Past, Version
+from auditor.report.whom import parts_of
 
 from .fleets import EVIL
 
@@ -65,10 +66,14 @@ def test_whatever_a_version_is_called_is_text(names: list[str]) -> None:
 
 def test_states_are_parts_of_one_bar_and_a_small_one_is_seen() -> None:
     counts = DeviceCounts(ok=999_990, failed=10)
-    parts = {each.get("class"): each.get("d", "") for each in elements(states_picture(counts)) if each.tag == "path"}
+    parts = {
+        each.get("class"): each.get("d", "")
+        for each in elements(states_picture(parts_of(counts, 0)))
+        if each.tag == "path"
+    }
     assert set(parts) == {"fill-ok", "fill-failed"}
     assert float(re.findall(r"h(\d+(?:\.\d+)?)", parts["fill-failed"])[0]) > 3
-    assert [each.tag for each in elements(states_picture(DeviceCounts()))] == ["svg"]
+    assert [each.tag for each in elements(states_picture(parts_of(DeviceCounts(), 0)))] == ["svg"]
 
 
 def past(number: int, label: str | None = None) -> Past:
