@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from auditor.__about__ import VERSION
 from auditor.errors import UsageError
+from auditor.inventory.frozen import label_of
 from auditor.inventory.telling import age_line, limits, recheck_line, sample_line, unseen_line
 from auditor.report.data import ENOUGH, ModuleChange, Page, Row, Version
 from auditor.report.page import read_page
@@ -142,6 +143,7 @@ def render(page: Page) -> str:
             ages=_ages(page),
             data_of=_data_of(page),
             took=_took(page),
+            how_far=label_of(page.manifest.state, page.coverage.counts, page.coverage.unsampled),
         )
     )
     return whole

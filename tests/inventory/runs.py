@@ -13,8 +13,10 @@ from auditor.database import quoted, quoted_to_read
 from auditor.fleet.rows import FLEET_COLUMNS
 from auditor.inventory.folder import (
     ANSWERED,
+    CARRIED,
     FAILED,
     FLEET,
+    PLAN,
     AccountFacts,
     DeviceCounts,
     FleetFacts,
@@ -138,6 +140,9 @@ def finish(folder: Path) -> None:
         never_activated=sealed.never_activated,
         failures=sealed.failures,
         files=sealed.files,
+        carried=sealed.carried,
+        unsampled=sealed.unsampled,
+        oldest=sealed.oldest,
     )
     write_manifest(folder, manifest)
 
@@ -195,3 +200,52 @@ def listed(folder: Path) -> Built:
     edit_manifest(folder, lambda manifest: replace(manifest, listings=(facts,)))
     finish(folder)
     return built
+
+
+def under_way_sampled(
+    folder: Path, fleet: Sequence[Device], drawn: Sequence[Device], outcomes: Sequence[Outcome]
+) -> Built:
+    """A run that asks a random sample, before it is sealed."""
+    built = running(folder, fleet, outcomes)
+    _write_rows(folder / PLAN, [asdict(device) | {"why": "sample"} for device in drawn], "'VARCHAR'")
+    return built
+
+
+def sampled(folder: Path, fleet: Sequence[Device], drawn: Sequence[Device], outcomes: Sequence[Outcome]) -> Built:
+    """A run that asked a random sample, sealed."""
+    built = under_way_sampled(folder, fleet, drawn, outcomes)
+    finish(folder)
+    return built
+
+
+def carrying(
+    folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome], known: Sequence[tuple[Answered, str]]
+) -> Built:
+    """A run that carried answers, which were given at these times."""
+    built = running(folder, fleet, outcomes)
+    rows = [
+        {name: getattr(each.device, name) for name in ("account", "product_key", "device_name", "iot_id")}
+        | {"status": each.status, "modules": [asdict(module) for module in each.modules]}
+        | {"total": each.total, "pages": each.pages, "request_id": None, "audited_at": at, "reason": None}
+        for each, at in known
+    ]
+    kinds = (
+        "CASE name WHEN 'modules' THEN 'STRUCT(module_name VARCHAR, module_version VARCHAR)[]' "
+        "WHEN 'total' THEN 'BIGINT' WHEN 'pages' THEN 'BIGINT' WHEN 'audited_at' THEN 'TIMESTAMP' ELSE 'VARCHAR' END"
+    )
+    _write_rows(folder / CARRIED, rows, kinds)
+    finish(folder)
+    return built
+
+
+def _write_rows(path: Path, rows: Sequence[dict[str, object]], kind: str) -> None:
+    """Parquet of such rows; ``kind`` is the SQL of the type of a column ``name``."""
+    lines = path.with_suffix(".jsonl")
+    lines.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    with duckdb.connect() as database:
+        names = list(rows[0])
+        kinds = dict(database.execute(f"SELECT name, {kind} FROM (SELECT unnest(?) AS name)", [names]).fetchall())
+        columns = {name: kinds[name] for name in names}
+        query = f"FROM read_json({quoted_to_read(lines)}, columns = {columns}, hive_partitioning = false)"
+        database.execute(f"COPY ({query}) TO {quoted(path)} (FORMAT parquet)")
+    lines.unlink()

@@ -17,7 +17,18 @@ from auditor.inventory.versions import compare_versions
 
 from .runs import HOSTILE, build, by_id, edit_manifest, every_status, named, ok, running
 
-COLUMNS = ["account", "product_key", "device_name", "iot_id", "status", "module_name", "module_version"]
+COLUMNS = [
+    "account",
+    "product_key",
+    "device_name",
+    "iot_id",
+    "status",
+    "module_name",
+    "module_version",
+    "source",
+    "audited_at",
+]
+TIME = "2026-11-22 02:00:03.123"
 
 
 def names(folder: Path, **conditions: object) -> list[str]:
@@ -47,7 +58,7 @@ def test_every_condition_picks_its_devices(tmp_path: Path, *, sealed: bool) -> N
 def test_a_device_is_found_by_its_iot_id_too(tmp_path: Path) -> None:
     folder = build(tmp_path / "run", [by_id(0), by_id(1)], [ok(by_id(0), ("ble", "1"))]).folder
     with select_devices(folder, Selection(name="iot0000")) as selected:
-        assert list(selected.table) == [("demo", None, None, "iot0000", "ok", "ble", "1")]
+        assert list(selected.table) == [("demo", None, None, "iot0000", "ok", "ble", "1", "asked", TIME)]
 
 
 def test_devices_that_cannot_be_compared_are_counted_and_not_picked(tmp_path: Path) -> None:
@@ -90,9 +101,12 @@ def test_every_format_holds_the_same_rows_and_csv_is_safe_in_a_spreadsheet(tmp_p
     with select_devices(folder, Selection(module_name="=cmd")) as selected:
         for form in forms:
             selected.table.write(tmp_path / f"it's.{form}", form)
-        assert list(selected.table) == [("demo", "p1", "device0002", None, "ok", "=cmd", "@evil")]
+        assert list(selected.table) == [("demo", "p1", "device0002", None, "ok", "=cmd", "@evil", "asked", TIME)]
     with (tmp_path / "it's.csv").open(newline="") as file:
-        assert list(csv.reader(file)) == [COLUMNS, ["demo", "p1", "device0002", "", "ok", "'=cmd", "'@evil"]]
+        assert list(csv.reader(file)) == [
+            COLUMNS,
+            ["demo", "p1", "device0002", "", "ok", "'=cmd", "'@evil", "asked", TIME],
+        ]
     document = orjson.loads((tmp_path / "it's.json").read_bytes())
     row = orjson.loads((tmp_path / "it's.jsonl").read_bytes())
     assert document["rows"] == [row]

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from auditor.inventory.choices import Choice, Recheck
 from auditor.inventory.rules import load_rules
 from auditor.model import Outcome
 from auditor.report.html import write_report
-from tests.inventory.runs import build, edit_manifest, failed, named, not_found, ok
+from tests.inventory.runs import build, carrying, edit_manifest, failed, named, not_found, ok, sampled
 
 from .fleets import EVIL
 
@@ -65,7 +66,22 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser(page_file: Path) -> Iterator[Any]:
+def other_pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Pages of a sample and of a run that carries answers."""
+    directory = tmp_path_factory.mktemp("others")
+    fleet = [named(n, product=f"k{n % 3}") for n in range(60)]
+    answers = [ok(device, ("ble", f"1.{n % 7}")) for n, device in enumerate(fleet)]
+    sample = sampled(directory / "sample" / "run", fleet, fleet[:30], [*answers[:29], failed(fleet[29])]).folder
+    known = [(answer, "2026-11-10 02:00:00") for answer in answers[30:]]
+    carried = carrying(directory / "carried" / "run", fleet, answers[:30], known).folder
+    recheck = Choice("since", recheck=Recheck(30, 3, 3, 1, 0.3333, 0.01, 0.9))
+    edit_manifest(carried, lambda manifest: replace(manifest, choice=recheck))
+    now = datetime(2026, 11, 22, 9, tzinfo=UTC)
+    return [write_report(run, directory / f"{run.parent.name}.html", now=now) for run in (sample, carried)]
+
+
+@pytest.fixture(scope="module")
+def browser(page_file: Path, other_pages: list[Path]) -> Iterator[Any]:
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
@@ -198,6 +214,19 @@ def test_it_fits_and_axe_finds_no_serious_fault(open_page: Any, width: int, sche
     found = axe.Axe().run(page).response["violations"]
     faults = {fault["id"]: [node["html"][:200] for node in fault["nodes"][:3]] for fault in found}
     assert faults == {}
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
+def test_so_do_pages_of_samples_and_of_carried_answers(
+    open_page: Any, other_pages: list[Path], width: int, scheme: str
+) -> None:
+    for path in other_pages:
+        page = open_page(width, color_scheme=scheme, bypass_csp=True).page
+        page.goto(path.as_uri())
+        page.eval_on_selector_all("details", "all => all.forEach(each => { each.open = true; })")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        found = axe.Axe().run(page).response["violations"]
+        assert {fault["id"]: [node["html"][:200] for node in fault["nodes"][:3]] for fault in found} == {}
 
 
 def test_on_paper_it_is_light_whole_and_labelled(open_page: Any) -> None:

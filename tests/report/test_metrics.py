@@ -196,9 +196,19 @@ def test_incomplete_and_tampered_runs_are_labelled(tmp_path: Path) -> None:
     whole = build(tmp_path / "a" / "run", [named(0)], [ok(named(0), ("ble", "1"))]).folder
     assert set(read(whole).of("auditor_run_doubts").values()) == {0}
     partial = every_status(tmp_path / "b" / "run").folder
-    assert read(partial).of("auditor_run_doubts") == {("incomplete",): 1, ("tampered",): 0, ("policy",): 0}
+    assert read(partial).of("auditor_run_doubts") == {
+        ("incomplete",): 1,
+        ("tampered",): 0,
+        ("sample",): 0,
+        ("policy",): 0,
+    }
     (partial / MODULES).write_bytes((whole / MODULES).read_bytes())
-    assert read(partial).of("auditor_run_doubts") == {("incomplete",): 1, ("tampered",): 1, ("policy",): 0}
+    assert read(partial).of("auditor_run_doubts") == {
+        ("incomplete",): 1,
+        ("tampered",): 1,
+        ("sample",): 0,
+        ("policy",): 0,
+    }
 
 
 def test_a_run_that_is_under_way_is_counted_as_it_stands(tmp_path: Path) -> None:
@@ -277,7 +287,8 @@ def test_without_rules_nothing_is_said_of_a_policy(tmp_path: Path) -> None:
 def test_every_metric_is_documented_and_a_gauge(tmp_path: Path) -> None:
     samples = read(every_status(tmp_path / "run").folder, POLICY)
     names = {family.name for family in samples.families}
-    assert names | {"auditor_last_success_timestamp_seconds"} == set(room._HELP)
+    some = {"auditor_last_success_timestamp_seconds", "auditor_module_version_share"}
+    assert names | some == set(room._HELP)
     for family in samples.families:
         assert family.name.startswith("auditor_")
         assert family.documentation.endswith(".")
