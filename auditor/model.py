@@ -27,6 +27,9 @@ Reason = Literal["never_activated"]
 SinceRule = Literal["strict", "reconnected"]
 """When a device is asked again: it is online or has been since it was read; it came online since."""
 
+Source = Literal["asked", "carried", "unsampled"]
+"""Where what a run has of a device comes from: it was asked; an earlier answer is carried; it was not drawn."""
+
 Level = Literal["fleet", "module", "product"]
 """Of whom a version's share is one: of all devices of the fleet; of those that report the module, of all products; of
 those of one product that report it."""

@@ -8,8 +8,7 @@ from cyclopts import Parameter
 from auditor.commands.options import Flag, at_least_one
 from auditor.commands.output import Format, Out, chosen, deliver, note, print_rows
 from auditor.errors import DriftError, UsageError
-from auditor.inventory.choices import Source
-from auditor.model import DeviceState
+from auditor.model import DeviceState, Source
 from auditor.terminal import safe, say, tell
 
 if TYPE_CHECKING:

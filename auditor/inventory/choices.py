@@ -10,9 +10,6 @@ Strategy = Literal["since", "rolling", "sample"]
 """``since``: whoever can have changed since an earlier run. ``rolling``: as many as a budget bears. ``sample``: some at
 random."""
 
-Source = Literal["asked", "carried", "unsampled"]
-"""Where what a run has of a device comes from: it was asked; an earlier answer is carried; it was not drawn."""
-
 _NO_REQUESTS = RequestCounts()
 
 

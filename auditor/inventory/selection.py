@@ -12,13 +12,12 @@ import duckdb
 
 from auditor.database import READING_MEMORY, READING_THREADS, open_database
 from auditor.errors import UsageError
-from auditor.inventory.choices import Source
 from auditor.inventory.folder import find_run
 from auditor.inventory.frozen import Frozen, freeze
 from auditor.inventory.standings import define_standings
 from auditor.inventory.tables import Table, reading
 from auditor.inventory.views import LACKING, define_products, define_sealed_views, number
-from auditor.model import DeviceState
+from auditor.model import DeviceState, Source
 
 _IDENTITY = "account, product_key, device_name, iot_id"
 _COLUMNS = f"{_IDENTITY}, status, module_name, module_version, source, audited_at"
