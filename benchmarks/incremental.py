@@ -13,12 +13,14 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import anyio
 import duckdb
 from measured import audit, platform
 from nights import calls_of, night, snapshot, truth
 
+from auditor.audit.progress import Result
 from auditor.simulator import World
 from auditor.simulator.life import Life
 
@@ -69,11 +71,10 @@ def costs(folder: Path, devices: int) -> None:
             print(f"  asked: {account['asked']}; checked: {choice['recheck']}")
     world = World(devices, day=1, life=FEW, today=time.time())
     connected = sum(device.connected == 1 for device in world)
-    newest = sorted((folder / "runs").iterdir())[-1]
+    newest = max((folder / "runs").iterdir())
     wrong = sum(one != other for one, other in zip(snapshot(newest), truth(world), strict=True))
-    print(
-        f"connected since: {connected:,}, {connected / devices:.2%}; calls: {calls[1] / calls[0]:.2%} of the full audit's"
-    )
+    part = calls[1] / calls[0]
+    print(f"connected since: {connected:,}, {connected / devices:.2%}; calls: {part:.2%} of the full audit's")
     print(f"devices of the snapshot that differ from the truth: {wrong:,} of {devices:,}", flush=True)
 
 
@@ -82,7 +83,7 @@ def covered(folder: Path, seeds: int) -> None:
     for seed in range(seeds):
         directory = folder / f"seed{seed}"
         for day in range(2):
-            table = {"since": "last", "recheck": RECHECK, "seed": seed} if day else {}
+            table: dict[str, Any] = {"since": "last", "recheck": RECHECK, "seed": seed} if day else {}
             result = anyio.run(_night, seed, day, directory, table)
         before, now = (World(SMALL, seed=seed, day=day, life=BREAKING) for day in range(2))
         known = {(key, name): modules for key, name, modules in truth(before)}
@@ -101,13 +102,13 @@ def covered(folder: Path, seeds: int) -> None:
         rates.append((rate, recheck.high - recheck.low, calls_of(result)))
     mean, width, calls = (sum(column) / len(rates) for column in zip(*rates, strict=True))
     print(
-        f"{seeds} seeds of {SMALL:,} devices with {BREAKING.offline_reports:.0%} that break the rule, {RECHECK} checked: "
+        f"{seeds} seeds of {SMALL:,} devices, {BREAKING.offline_reports:.0%} of which break the rule, {RECHECK} checked: "
         f"{mean:.2%} of the carried are wrong on average, the 95% interval is {width:.2%} wide, {calls:,.0f} calls"
     )
     print(f"the interval covers the true part in {hits} of {seeds} seeds")
 
 
-async def _night(seed: int, day: int, directory: Path, table: dict[str, object]):  # noqa: ANN202
+async def _night(seed: int, day: int, directory: Path, table: dict[str, Any]) -> Result:
     return await night(SMALL, seed, day, BREAKING, directory, **table)
 
 

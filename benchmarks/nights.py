@@ -1,11 +1,10 @@
-"""Nights of a simulated fleet, each a day after the one before: what the benchmarks of whom a run asks have in common."""
+"""Nights of a simulated fleet, each a day after the one before: what benchmarks of whom a run asks have in common."""
 
 import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
@@ -19,7 +18,7 @@ Modules = frozenset[tuple[str, str]]
 
 
 async def night(
-    devices: int, fleet: int, day: int, life: Life, directory: Path, *, rules: str | None = None, **table: Any
+    devices: int, fleet: int, day: int, life: Life, directory: Path, *, rules: str | None = None, **table: object
 ) -> Result:
     """An audit of one night, without a quota, against a platform of its own in this process; ``fleet`` is its seed."""
     world = World(devices, seed=fleet, day=day, life=life, today=time.time())

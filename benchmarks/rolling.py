@@ -10,11 +10,13 @@ best possible mean is that of a fleet whose oldest are asked each night, and not
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import anyio
 import duckdb
 from nights import calls_of, night
 
+from auditor.audit.progress import Result
 from auditor.simulator.life import Life
 
 LIFE = Life(connecting=0.2, always_online=0.4)
@@ -52,7 +54,7 @@ def main() -> None:
                 + ", ".join(f"{count:,} {why}" for why, count in asked.items()),
                 flush=True,
             )
-            oldest = max(oldest, max(ages))
+            oldest = max(oldest, *ages)
             means += [mean] if day >= FIRST else []
         best = best_mean(options.devices, budget * options.devices / calls_of(full))
         mean = sum(means) / len(means)
@@ -84,7 +86,7 @@ def best_mean(devices: int, a_night: float) -> float:
     return total / devices
 
 
-async def _night(devices: int, day: int, directory: Path, table: dict[str, object]):  # noqa: ANN202
+async def _night(devices: int, day: int, directory: Path, table: dict[str, Any]) -> Result:
     rules = RULES if "calls" in table else None
     return await night(devices, 7, day, LIFE, directory, rules=rules, **table)
 

@@ -149,7 +149,8 @@ def ranked(tmp_path: Path, budget: Budget, *, products: dict[str, int], known: s
         choosing.take_all()
         choosing.write(tmp_path / "ask.parquet", tmp_path / "plan.parquet", tmp_path / "carried.parquet", budget)
     found = rows(tmp_path, "SELECT product_key, device_name, why FROM plan ORDER BY rank")
-    asked = duckdb.sql(f"SELECT device_name FROM '{tmp_path / 'ask.parquet'}'").fetchall()
+    with duckdb.connect() as database:
+        asked = database.execute(f"SELECT device_name FROM '{tmp_path / 'ask.parquet'}'").fetchall()
     assert [name for _, name, _ in found] == [name for (name,) in asked]
     return [(key, int(name.rpartition("-")[2]), why) for key, name, why in found]
 

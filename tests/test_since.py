@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import anyio
 import duckdb
 import pytest
 
@@ -234,7 +235,7 @@ async def test_an_answer_that_is_too_old_is_asked_anew(tmp_path: Path) -> None:
     await night(tmp_path, world_of(0))
     result = await night(tmp_path, world_of(0), since="last", max_age="1h", recheck="0%")
     assert result.manifest.carried == DEVICES
-    time.sleep(1.1)
+    await anyio.sleep(1.1)
     result = await night(tmp_path, world_of(0), since="last", max_age="1s", recheck="0%")
     assert result.manifest.choice is not None
     assert result.manifest.choice.accounts[0].asked == {"expired": DEVICES}

@@ -156,7 +156,7 @@ def sample_of(database: duckdb.DuckDBPyConnection, tallies: Tallies) -> Sample:
         if each.version in of_module and (room := room - sum(map(len, names))) >= 0:
             of_fleet, within = _rounded(each.interval), _rounded(of_module[each.version])
             shares.append(FleetShare(*names, each.running, of_fleet, within))
-    unseen = tallies.unseen()
+    unseen = tallies.unseen_in_fleet()
     return Sample(
         devices=devices,
         drawn=drawn - tallies.certain,
