@@ -3,7 +3,8 @@ PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 KILLS ?= 200
 BIN := .venv/bin
-BENCHES := $(addprefix bench-,speed sealing memory quota listing contention sharing accounts gate outages pacing drift report sampling)
+BENCHES := $(addprefix bench-,speed sealing memory quota listing contention sharing accounts gate outages pacing drift report \
+	sampling precision incremental rolling planning)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo test check format help-texts fuzz chaos bench clean $(BENCHES)
