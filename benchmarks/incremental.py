@@ -102,7 +102,8 @@ def covered(folder: Path, seeds: int) -> None:
         rates.append((rate, recheck.high - recheck.low, calls_of(result)))
     mean, width, calls = (sum(column) / len(rates) for column in zip(*rates, strict=True))
     print(
-        f"{seeds} seeds of {SMALL:,} devices, {BREAKING.offline_reports:.0%} of which break the rule, {RECHECK} checked: "
+        f"{seeds} seeds of {SMALL:,} devices, of which {BREAKING.offline_reports:.0%} break the rule; "
+        f"{RECHECK} checked: "
         f"{mean:.2%} of the carried are wrong on average, the 95% interval is {width:.2%} wide, {calls:,.0f} calls"
     )
     print(f"the interval covers the true part in {hits} of {seeds} seeds")

@@ -68,6 +68,7 @@ async def test_what_is_not_asked_in_time_is_carried_and_the_run_is_whole(tmp_pat
     assert result.manifest.choice is not None
     assert (result.manifest.choice.strategy, result.manifest.choice.since) == ("rolling", first.folder.name)
     assert result.manifest.choice.spent
+    assert result.manifest.choice.unreached == result.manifest.carried
     assert auditor.verify(result.folder) == []
     assert not differing(result.folder, world)
 

@@ -16,6 +16,9 @@ def sealed_manifest(asked: Manifest, sealed: Sealed, *, stopped: bool) -> Manife
         sealed: what is in the files.
         stopped: whether it was stopped by an error.
     """
+    choice = asked.choice
+    if choice is not None:
+        choice = replace(choice, recheck=sealed.recheck, unreached=sealed.unreached)
     return replace(
         asked,
         state="aborted" if stopped else "partial",
@@ -23,7 +26,7 @@ def sealed_manifest(asked: Manifest, sealed: Sealed, *, stopped: bool) -> Manife
         never_activated=sealed.never_activated,
         failures=sealed.failures,
         files=sealed.files,
-        choice=None if asked.choice is None else replace(asked.choice, recheck=sealed.recheck),
+        choice=choice,
         carried=sealed.carried,
         unsampled=sealed.unsampled,
         oldest=sealed.oldest,

@@ -70,6 +70,7 @@ class Choice:
         precision_of: of which shares.
         reached: half the widest 95% confidence interval of these shares at the end; None: not asked, or nothing seen.
         spent: whether the budget ended before all that were chosen were asked.
+        unreached: those of them that were not asked, and whose known answers are carried all the same.
         accounts: of each account that has chosen.
         recheck: how often it was wrong to carry; None where nothing was checked.
     """
@@ -84,5 +85,6 @@ class Choice:
     precision_of: Level | None = None
     reached: float | None = None
     spent: bool = False
+    unreached: int = 0
     accounts: tuple[AccountChoice, ...] = ()
     recheck: Recheck | None = None

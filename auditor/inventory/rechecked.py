@@ -1,4 +1,4 @@
-"""How often it was wrong to carry an answer: of the carried some are asked all the same, and compared."""
+"""How often it was wrong to carry an answer, by some that were asked all the same; and what is carried unasked."""
 
 from dataclasses import replace
 
@@ -24,17 +24,31 @@ def count_rechecked(database: duckdb.DuckDBPyConnection, carried: int) -> Rechec
     if not asked:
         return None
     other = f"p.status <> l.status OR {VERSIONS.format('p.modules')} <> {VERSIONS.format('l.modules')}"
-    checked = "(FROM planned WHERE why = 'recheck' AND iot_id IS {0}NULL) p JOIN (FROM lines WHERE source = 'asked') l"
-    parts = " UNION ALL ".join(
-        f"SELECT {other} AS wrong FROM {checked.format(word)} ON p.account = l.account AND {on}"
-        for word, on in (
-            ("NOT ", "p.iot_id = l.iot_id"),
-            ("", "p.product_key = l.product_key AND p.device_name = l.device_name"),
-        )
-    )
+    parts = _met(f"{other} AS wrong", "why = 'recheck'", "asked")
     answered, wrong = database.execute(f"SELECT count(*), count(*) FILTER (wrong) FROM ({parts})").fetchone() or (0, 0)
     found = Recheck(carried + asked, asked, answered, wrong)
     if not answered:
         return found
     rate = error_rate(carried + asked, answered, wrong)
     return replace(found, rate=round(rate.share, 8), low=round(rate.low, 8), high=round(rate.high, 8))
+
+
+def count_unreached(database: duckdb.DuckDBPyConnection) -> int:
+    """Devices that were to be asked and were not, and whose known answers are carried all the same.
+
+    From the views ``planned`` and ``lines``.
+    """
+    found: int = database.execute(f"SELECT count(*) FROM ({_met('1', 'true', 'carried')})").fetchall()[0][0]
+    return found
+
+
+def _met(columns: str, condition: str, source: str) -> str:
+    """The SQL of the devices of a plan (``p``) that have an answer (``l``) of a source."""
+    return " UNION ALL ".join(
+        f"SELECT {columns} FROM (FROM planned WHERE {condition} AND iot_id IS {word}NULL) p "
+        f"JOIN (FROM lines WHERE source = '{source}') l ON p.account = l.account AND {on}"
+        for word, on in (
+            ("NOT ", "p.iot_id = l.iot_id"),
+            ("", "p.product_key = l.product_key AND p.device_name = l.device_name"),
+        )
+    )

@@ -31,7 +31,7 @@ from auditor.inventory.folder import (
     FileFacts,
     put_in_place,
 )
-from auditor.inventory.rechecked import count_rechecked
+from auditor.inventory.rechecked import count_rechecked, count_unreached
 from auditor.inventory.samples import define_estimates, sample_of
 from auditor.inventory.tables import json_parts, rows, write_csv
 from auditor.inventory.views import define_live_views, define_products, define_sealed_views, number
@@ -54,7 +54,7 @@ class Sealed:
 
     ``never_activated`` are those of the empty ones of which it is known that they never were; ``carried``,
     ``unsampled`` and ``oldest`` are what the manifest tells under these names; ``recheck`` is how often it was wrong to
-    carry.
+    carry, and ``unreached`` how many are carried that were to be asked.
     """
 
     devices: DeviceCounts
@@ -65,6 +65,7 @@ class Sealed:
     unsampled: int = 0
     oldest: str | None = None
     recheck: Recheck | None = None
+    unreached: int = 0
 
 
 def seal(folder: Path, choice: Choice | None = None) -> Sealed:
@@ -103,7 +104,7 @@ def _write_sealed(folder: Path, work: Path, memory: str, choice: Choice | None) 
     try:
         define_live_views(live, folder, work)
         write_parquet(live, "FROM modules", work / MODULES)
-        recheck = count_rechecked(live, carried_of(choice))
+        recheck, unreached = count_rechecked(live, carried_of(choice)), count_unreached(live)
     finally:
         live.close()
     sealed = open_database(work, memory)
@@ -112,7 +113,7 @@ def _write_sealed(folder: Path, work: Path, memory: str, choice: Choice | None) 
         define_products(sealed, folder)
         devices, sources = count_devices(sealed), count_sources(sealed)
         write_inventories(sealed, folder, work)
-        return Sealed(devices, count_never_activated(sealed), count_failures(sealed), (), *sources, recheck)
+        return Sealed(devices, count_never_activated(sealed), count_failures(sealed), (), *sources, recheck, unreached)
     finally:
         sealed.close()
 

@@ -27,7 +27,7 @@ from auditor.inventory.folder import (
     Manifest,
     read_manifest,
 )
-from auditor.inventory.rechecked import count_rechecked
+from auditor.inventory.rechecked import count_rechecked, count_unreached
 from auditor.inventory.seal import (
     carried_of,
     count_devices,
@@ -168,8 +168,11 @@ def _choice(database: duckdb.DuckDBPyConnection, manifest: Manifest) -> Iterator
     if count_sources(database) != (manifest.carried, manifest.unsampled, manifest.oldest):
         told = f"{manifest.carried} were carried and {manifest.unsampled} not drawn"
         yield f"run.json: says that {told}; the files do not"
-    recheck = None if manifest.choice is None else manifest.choice.recheck
-    if count_rechecked(database, carried_of(manifest.choice)) != recheck:
+    choice = manifest.choice
+    recheck, unreached = (None, 0) if choice is None else (choice.recheck, choice.unreached)
+    if count_unreached(database) != unreached:
+        yield f"run.json: says that {unreached} were chosen and not reached; {PLAN} and {CARRIED} do not"
+    if count_rechecked(database, carried_of(choice)) != recheck:
         yield f"run.json: how often carrying was wrong does not follow from {PLAN} and {ANSWERED}"
 
 
