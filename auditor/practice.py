@@ -64,7 +64,9 @@ max_age = "36h"
 """
 
 
-async def demonstrate(devices: int, day: int, directory: Path, watch: Watch, stop: Stop) -> Result:
+async def demonstrate(
+    devices: int, day: int, directory: Path, watch: Watch, stop: Stop, *, since: str | None = None
+) -> Result:
     """Audits a simulated fleet, as a simulated platform in this process lists it.
 
     Args:
@@ -73,6 +75,7 @@ async def demonstrate(devices: int, day: int, directory: Path, watch: Watch, sto
         directory: where to make the run folder.
         watch: told where the audit stands.
         stop: a wish to end early.
+        since: ``last`` asks only devices that can have changed since the night before; None: all.
     """
     world = World(devices, large=0, day=day, life=DEMO_LIFE, today=time.time())
     account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, DEMO_PER_SECOND)
@@ -82,7 +85,7 @@ async def demonstrate(devices: int, day: int, directory: Path, watch: Watch, sto
             _write_secret(folder, account)
             own = _account_table(platform.endpoint, account, "tuya")
             own |= {"share": DEMO_SHARE, "fleet": {"products": "all"}}
-            table = {"name": "demo", "timeout": 2.0, "account": [own]}
+            table = {"name": "demo", "timeout": 2.0, "account": [own]} | ({} if since is None else {"since": since})
             settings = settings_from(table, where="demo", folder=folder)
             return await run_audit(settings, directory=directory, watch=watch, stop=stop)
 

@@ -17,7 +17,7 @@ from auditor.terminal import safe, say, tell
 def demo(*, devices: int = 2000, nights: int = 3, out: Path = Path("audits"), log_level: LogLevel = "error") -> int:
     """Show all of it without an account: a simulated fleet is audited night after night, while updates reach it.
 
-    The platform has a few faults, as real ones have. Then the commands that read runs are shown at work.
+    The last night asks only devices that can have changed, and carries what is known of the others. The platform has a few faults, as real ones have. Then the commands that read runs are shown at work.
 
     Parameters
     ----------
@@ -36,8 +36,9 @@ def demo(*, devices: int = 2000, nights: int = 3, out: Path = Path("audits"), lo
     at_least_one("--nights", nights, "nights")
     runs: list[Path] = []
     for day in range(nights):
-        say(f"night {day + 1} of {nights}")
-        result = audit(partial(demonstrate, devices, day, out), log_level)
+        since = "last" if 0 < day == nights - 1 else None
+        say(f"night {day + 1} of {nights}{'' if since is None else ', only who can have changed since the last'}")
+        result = audit(partial(demonstrate, devices, day, out, since=since), log_level)
         if result.exit_code > 1:
             return result.exit_code
         runs.append(result.folder)
