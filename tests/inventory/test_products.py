@@ -73,7 +73,7 @@ def lacking(folder: Path, **conditions: Any) -> list[Row]:
     with select_devices(folder, Selection(missing=True, **conditions)) as selected:
         rows = [tuple(row) for row in selected.table]
         assert selected.uncompared == 0
-    assert all(row[-1] is None for row in rows)
+    assert all(row[6] is None for row in rows)
     return [(row[2] or row[3], row[4], row[5]) for row in rows]
 
 
