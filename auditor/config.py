@@ -255,6 +255,8 @@ def _check(settings: Settings, where: str) -> None:
     _check_max_failed(settings.max_failed, where)
     check_accounts(settings, where)
     check_choosing(settings, where)
+    if settings.calls is not None and settings.calls < len(settings.account):
+        raise SettingsError(f"{where}: calls: give at least one for each of the {len(settings.account)} accounts")
     check_following(settings, where)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -177,13 +178,17 @@ class AskedAccount:
                 opened = await self.client.warm(math.ceil(SPARE * needed) + 1)
                 pause = WARM_EVERY if opened else min(2 * pause, WARM_SELDOM)
 
+    def _now(self) -> float:
+        """Seconds since 1970 by the platform's clock, as far as it is known to differ: its states are told by that."""
+        return time.time() + self.client.clock_offset
+
     async def fetch(self, device: Device) -> Outcome:
         """What became of one device.
 
         Raises:
             AccountStoppedError: the account is refused, or was never reached.
         """
-        outcome = await read_device(self.call, device, page_size=self._settings.page_size)
+        outcome = await read_device(self.call, device, page_size=self._settings.page_size, now=self._now)
         self._done += 1
         self._failed += isinstance(outcome, Failed)
         return outcome

@@ -17,19 +17,22 @@ from pathlib import Path
 from typing import TypeVar
 
 import anyio
+import structlog
 
 from auditor.audit.account import AskedAccount
 from auditor.audit.beginning import Begun
+from auditor.audit.journal import utc
 from auditor.audit.plan import calls_within
 from auditor.audit.scheduler import Stop
 from auditor.audit.states import ask_states
-from auditor.audit.workers import parts_of
+from auditor.audit.workers import allotted, parts_of
 from auditor.config import Account, Settings
 from auditor.errors import RunFolderError, RunNotWritableError, SettingsError
-from auditor.fleet.choosing import Choosing, Since
+from auditor.fleet.choosing import CLOCKS_APART, Choosing, Since
 from auditor.fleet.parts import count_chosen, put_part
 from auditor.fleet.ranking import Budget, Sample
 from auditor.fleet.rows import devices_to_ask
+from auditor.fleet.states import AT_ONCE
 from auditor.inventory.choices import AccountChoice, Choice
 from auditor.inventory.experience import Experience
 from auditor.inventory.folder import CARRIED, FLEET, PLAN
@@ -40,6 +43,8 @@ from auditor.inventory.rules import load_rules
 from auditor.platform.operations import BATCH_GET_DEVICE_STATE
 from auditor.schedule import seconds_of
 from auditor.settings import part_of
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 
@@ -73,6 +78,7 @@ class Choices:
         self._settings, self._begun, self._chosen, self._until, self._before = settings, begun, chosen, until, before
         self._accounts = {account.name: account for account in settings.account}
         self._parts = dict(zip(self._accounts, parts_of(settings), strict=True))
+        self._allotted = dict(zip(self._accounts, allotted(settings), strict=True)) if settings.calls else {}
         self._choice = begun.manifest.choice
         self._work = begun.folder / WORK
         self._knowing, self._putting = anyio.Lock(), anyio.Lock()
@@ -111,25 +117,37 @@ class Choices:
             return None
         if choice.strategy == "sample":
             undrawn = await _aside(partial(choosing.write_sample, place / ASK, place / PLAN, self._sample(asked)))
-            return facts, undrawn
+            return replace(facts, chosen_at=utc(time.time())), undrawn
         known = await self._known()
         await _aside(partial(choosing.match, known))
         if choice.strategy == "since":
             since = self._since()
-            questions, states = place / "questions.parquet", place / "states.parquet"
+            questions = place / "questions.parquet"
+            states: Path | None = place / "states.parquet"
             number = await _aside(partial(choosing.write_questions, questions, since))
-            await ask_states(asked, questions, place / "states.jsonl", states, devices=number, stop=stop)
-            if stop.reason is not None:
-                return None
-            untold = await _aside(partial(choosing.take_states, states, since))
+            if not self._bears(account, asked.all_sent + number // AT_ONCE):
+                log.warning("the budget is too small to ask who was connected", account=asked.name, devices=number)
+                await _aside(choosing.take_rest)
+                number = untold = 0
+            else:
+                await ask_states(
+                    asked, questions, place / "states.jsonl", place / "states.parquet", devices=number, stop=stop
+                )
+                if stop.interrupted:
+                    return None
+                if abs(asked.client.clock_offset) > CLOCKS_APART:
+                    log.warning("clocks are too far apart to tell who was connected since", account=asked.name)
+                    states = None
+                untold = await _aside(partial(choosing.take_states, states, since))
             tally = asked.requests_of(BATCH_GET_DEVICE_STATE)
             requests = RequestCounts(tally.sent, tally.retried, tally.throttled)
             facts = replace(facts, states=number, untold=untold, requests=requests)
         else:
             await _aside(choosing.take_all)
         budget = self._budget(account, asked.all_sent)
-        await _aside(partial(choosing.write, place / ASK, place / PLAN, place / CARRIED, budget))
-        return facts, 0
+        beyond = await _aside(partial(choosing.write, place / ASK, place / PLAN, place / CARRIED, budget))
+        beyond = beyond if choice.strategy == "since" else 0
+        return replace(facts, beyond=beyond, chosen_at=utc(time.time())), 0
 
     async def _known(self) -> Path | None:
         """What the earlier run knows, read once for all accounts; None: there is none."""
@@ -140,9 +158,19 @@ class Choices:
             if not path.exists():
                 rules = None if self._settings.policy is None else load_rules(self._settings.policy.file)
                 new = path.with_suffix(".new")
+                if not (self._begun.folder.parent / self._choice.since).is_dir():
+                    log.warning(
+                        "the run whose answers are carried has gone, so everybody is asked", run=self._choice.since
+                    )
+                    return None
                 await _aside(partial(write_known, self._begun.folder.parent / self._choice.since, new, rules))
                 new.replace(path)
         return path
+
+    def _bears(self, account: Account, calls: int) -> bool:
+        """Whether an account's budget bears so many calls, and some more."""
+        allotted = self._allotted.get(account.name)
+        return allotted is None or calls < allotted
 
     def _since(self) -> Since:
         settings = self._settings
@@ -170,7 +198,7 @@ class Choices:
         """What the budget bears of an account, once ``spent`` calls of it are."""
         calls = timed = most = None
         if self._settings.calls is not None:
-            calls = most = max(0, math.floor(self._settings.calls * self._parts[account.name]) - spent)
+            calls = most = max(0, self._allotted[account.name] - spent)
         if self._until is not None:
             seconds = max(0.0, self._until - time.time())
             timed = calls_within(self._settings, account, self._before, seconds)

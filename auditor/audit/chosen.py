@@ -64,13 +64,13 @@ class Chosen:
         """A file of the devices that are asked, in order; see ``Choices.of``."""
         return await self._choices.of(asked, devices, every=every, stop=stop)
 
-    def asking(self, asked: AskedAccount, devices: Iterator[Device]) -> tuple[Iterator[Device], Fetch]:
+    async def asking(self, asked: AskedAccount, devices: Iterator[Device]) -> tuple[Iterator[Device], Fetch]:
         """An account's chosen devices as long as there is a reason to ask, and how each is asked.
 
         Raises:
             RunNotWritableError: the run folder cannot be read.
         """
-        self._precision.begin(asked.name)
+        await self._precision.begin(asked.name)
         return self._precision.until_known(self._budget.within(devices)), self._precision.counting(asked.fetch)
 
     async def _chosen(self, choice: Choice, carried: Mapping[str, int], undrawn: int) -> None:
@@ -86,7 +86,7 @@ class Chosen:
     async def settle(self, stop: Stop) -> None:
         """Ends the choice where budget, time or precision did: what was to be asked and was not is not any more.
 
-        One that was interrupted, or whose accounts have not all chosen, is left for a resume.
+        One that was interrupted is left for a resume, and so are accounts that were stopped.
 
         Raises:
             RunNotWritableError: the run folder cannot be written.
@@ -99,13 +99,18 @@ class Chosen:
         spent, name = timed_out or self._budget.spent, PLAN if sample else CARRIED
         if (spent or choice.precision is not None) and (self._folder / name).exists():
             new = self._folder / f"{name}.new"
-            carried = await anyio.to_thread.run_sync(partial(settle, self._folder, new, sample=sample))
+            ended = [asked.name for asked in self._standing.accounts if asked.stopped is None]
+            carried = await anyio.to_thread.run_sync(partial(settle, self._folder, new, ended, sample=sample))
             try:
                 await anyio.to_thread.run_sync(put_in_place, new, self._folder / name)
             except OSError as error:
                 raise RunNotWritableError(f"{self._folder} cannot be written: {error.strerror}") from error
             for status, devices in carried.items():
                 self._journal.counts[status] += devices
+        spent = spent or any(each.beyond for each in choice.accounts)
         choice = replace(choice, spent=spent, reached=self._precision.reached)
         self._standing.manifest = replace(self._standing.manifest, choice=choice)
+
+    def finish(self) -> None:
+        """Removes what only a resume needs, where nothing is left to ask."""
         self._choices.finish()

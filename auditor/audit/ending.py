@@ -49,12 +49,14 @@ def proven(manifest: Manifest) -> Manifest:
 
 
 def exit_code(manifest: Manifest, settings: Settings, *, whole: bool, interrupted: bool) -> int:
-    """0 done; 1 more devices failed or are pending than is allowed, or the run is not whole; 130 interrupted."""
+    """0 done; 1 more failed or are pending than is allowed, the run is not whole, or not precise; 130 interrupted."""
     pending = any(listing.state == "pending" for listing in manifest.listings)
     if whole and interrupted and (manifest.devices.pending > manifest.unsampled or pending):
         return INTERRUPTED
     # A device that is known of and was not listed is one that did not answer; how many are not known is no number.
     missing = sum(listing.missing for listing in manifest.listings)
     countable = not pending and not any(listing.unlisted for listing in manifest.listings)
-    allowed = settings.failures_allowed(manifest.fleet.devices + missing)
+    if (choice := manifest.choice) is not None and choice.precision is not None:
+        countable = countable and choice.reached is not None and choice.reached <= choice.precision
+    allowed = settings.failures_allowed(manifest.fleet.devices - manifest.unsampled + missing)
     return 0 if whole and countable and manifest.to_ask + missing <= allowed else 1

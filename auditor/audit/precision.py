@@ -1,7 +1,10 @@
 """A sample that ends as soon as shares are known well enough."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+
+import anyio
 
 from auditor.config import Settings
 from auditor.fleet.rows import devices_by_stratum
@@ -12,10 +15,10 @@ from auditor.inventory.intervals import unseen
 from auditor.inventory.planned import tally_sample
 from auditor.model import Answered, Device, Level, Outcome
 
-LEAST, STEP = 100, 1.02
+LEAST, STEP, PRODUCT_STEP = 100, 1.02, 1.1
 """Devices that are answered before it is looked how well shares are known, and by what factor more between two looks.
 
-A look now and then, for each look is a chance to end by luck.
+A look now and then, for each look is a chance to end by luck; and one at all products takes longer.
 """
 
 LOOKED_AT = 8
@@ -53,7 +56,7 @@ class Precision:
         """Half the widest interval of the shares in question; None where no precision is asked, or nothing was seen."""
         return None if self._wanted is None else self._tallies.widest(self._level)
 
-    def begin(self, account: str) -> None:
+    async def begin(self, account: str) -> None:
         """An account's devices are known.
 
         Raises:
@@ -62,7 +65,7 @@ class Precision:
         if self._wanted is None:
             return
         if self._resumed and not self._begun:
-            self._tallies = tally_sample(self._folder)
+            self._tallies = await anyio.to_thread.run_sync(tally_sample, self._folder)
         self._begun.add(account)
         self._tallies.devices.clear()
         self._tallies.certain = 0
@@ -99,11 +102,21 @@ class Precision:
             self._tallies.add(stratum, place, module.module_name, module.module_version)
         number = sum(self._tallies.sampled.values())
         if not self.enough and number >= self._next:
-            self._next = int(number * STEP) + 1
+            self._next = int(number * (PRODUCT_STEP if self._level == "product" else STEP)) + 1
             if self._level == "product":
                 self._look_at_products()
-            elif len(self._begun) == self._accounts:  # or a part of the fleet is not known of
+            elif self._each_has_begun():
                 self._look()
+
+    def _each_has_begun(self) -> bool:
+        """Whether every account's devices are known, and some of them: or a part of the fleet is not."""
+        seen, there = Counter[str](), Counter[str]()
+        for (account, _), devices in self._tallies.devices.items():
+            there[account] += devices
+        for (account, _), devices in self._tallies.sampled.items():
+            seen[account] += devices
+        enough = (seen[account] >= min(LEAST, devices) for account, devices in there.items())
+        return len(self._begun) == self._accounts and all(enough)
 
     def _look(self) -> None:
         # Most often the widest of a few is too wide already.

@@ -42,7 +42,7 @@ log = structlog.get_logger()
 LEFT = ".left.parquet"
 """The devices that a resumed audit asks, while it does."""
 
-LEFT_OVERS = (".sealing", ".verifying-*", WORK, LEFT, RESERVE, "*.new")
+LEFT_OVERS = ("*.settling", ".sealing", ".verifying-*", WORK, LEFT, RESERVE, "*.new")
 """What a process leaves in a run folder that is killed while it begins, asks, seals or verifies."""
 
 
@@ -66,7 +66,7 @@ def unfinished(directory: Path, name: str) -> Path | None:
             counts = manifest.devices
             to_ask = counts.pending - manifest.unsampled
             in_part = counts.failed or any(listing.state == "partial" for listing in manifest.listings)
-            proven = manifest.state != "partial" or in_part
+            proven = manifest.state != "partial" or in_part or manifest.unsampled > 0
             pending = to_ask or any(listing.state == "pending" for listing in manifest.listings)
             done = manifest.finished_at is not None and not pending and proven
             return None if done else folder

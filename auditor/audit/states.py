@@ -1,5 +1,7 @@
 """Asking what devices are doing, fifty at a time: it tells which of them can have reported anything new."""
 
+import contextlib
+import time
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from auditor.platform.listings import states_of
 from auditor.platform.operations import BATCH_GET_DEVICE_STATE, states_of_devices
 
 log = structlog.get_logger()
+
+STALE = 3_600
+"""Seconds after which a state that was told is asked again, when an audit is resumed."""
 
 REFUSALS = 3
 """Questions that may be refused before any was answered: then no more are asked, for all will be refused."""
@@ -38,6 +43,7 @@ async def ask_states(
         RunNotWritableError: a file cannot be written.
     """
     left = out.with_suffix(".left.parquet")
+    await anyio.to_thread.run_sync(_drop_stale, journal)
     if known := await anyio.to_thread.run_sync(write_states, journal, out):
         await anyio.to_thread.run_sync(write_untold, questions, out, left)
         questions = left
@@ -77,3 +83,9 @@ async def ask_states(
 
 async def _written(_: None) -> None:
     """What was told is written as it comes."""
+
+
+def _drop_stale(journal: Path) -> None:
+    with contextlib.suppress(OSError):
+        if time.time() - journal.stat().st_mtime > STALE:
+            journal.unlink()

@@ -192,7 +192,7 @@ class Stretch:
             try:
                 if not every:
                     await self._answer_never_activated(asked, devices)
-                source, fetch = self._chosen.asking(asked, read_snapshot(chosen, asked.name, ask_all=every))
+                source, fetch = await self._chosen.asking(asked, read_snapshot(chosen, asked.name, ask_all=every))
                 await fan_out(source, fetch, self._synced.write, at_once=asked.workers, stop=self._stop)
             except StoppedError as error:  # raised below, outside the group that would wrap it
                 failure = error
@@ -264,7 +264,7 @@ class Stretch:
         self._tell_watcher(sealing=True)
         free_reserve(self._folder)
         self._begun.left_behind()
-        if not self._stopped:
+        if not any(isinstance(error, RunNotWritableError) for error in self._stopped):
             await self._chosen.settle(self._stop)
         asked = replace(self._standing.now(), finished_at=utc(time.time()))
         known = all(listing.state == "complete" for listing in asked.listings)
@@ -282,6 +282,8 @@ class Stretch:
         elif not self._stopped:
             manifest = proven(manifest)
         write_manifest(self._folder, manifest)
+        if not manifest.to_ask:
+            self._chosen.finish()
         code = (
             self._stopped[0].exit_code
             if self._stopped

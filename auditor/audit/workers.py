@@ -6,6 +6,7 @@ borrowed, and delay the others with it.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from auditor.config import Settings
 
@@ -30,6 +31,14 @@ def parts_of(settings: Settings) -> list[float]:
     """The part of a budget of calls that each account has, in the settings' order: by its quota."""
     weights = _weights(settings)
     return [weight / math.fsum(weights) for weight in weights]
+
+
+def allotted(settings: Settings) -> list[int]:
+    """Calls of the budget that each account has, in the settings' order: one at the least, the rest by its quota."""
+    free = max(0, (settings.calls or 0) - len(settings.account))
+    parts = parts_of(settings)
+    ends = [math.floor(free * math.fsum(parts[:number]) + _ROUNDING) for number in range(len(parts) + 1)]
+    return [1 + end - begin for begin, end in pairwise(ends)]
 
 
 def _weights(settings: Settings) -> list[float]:

@@ -17,7 +17,8 @@ from auditor.terminal import safe, say, tell
 def demo(*, devices: int = 2000, nights: int = 3, out: Path = Path("audits"), log_level: LogLevel = "error") -> int:
     """Show all of it without an account: a simulated fleet is audited night after night, while updates reach it.
 
-    The last night asks only devices that can have changed, and carries what is known of the others. The platform has a few faults, as real ones have. Then the commands that read runs are shown at work.
+    The last night asks only devices that can have changed, and carries what is known of the others.
+    The platform has a few faults, as real ones have. Then the commands that read runs are shown at work.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
@@ -43,6 +43,11 @@ _NOTHING = """NULL::BIGINT AS file_row_number, NULL::VARCHAR AS account, NULL::V
   NULL::VARCHAR AS reason, NULL::VARCHAR AS run, NULL::BIGINT AS changes, NULL::TIMESTAMP AS failed_at,
   NULL::BOOLEAN AS violating"""
 """The columns of what is known, of nothing."""
+
+_NO_STATE = """NULL::VARCHAR AS product_key, NULL::VARCHAR AS device_name, NULL::VARCHAR AS iot_id,
+  NULL::VARCHAR AS status, NULL::BIGINT AS changed, NULL::BIGINT AS online, NULL::VARCHAR AS told_id"""
+
+_BY_WORTH = "WHEN violating THEN 'violating' WHEN changes > 0 THEN 'changed' ELSE 'oldest'"
 
 _NAMED = "length(coalesce(product_key, '')) || '/' || coalesce(product_key, '') || '/' || coalesce(device_name, iot_id)"
 
@@ -112,6 +117,7 @@ class Choosing:
         if known is not None:
             source = f"(FROM {parquet(known, options='file_row_number=true')} WHERE account = {_text(self._account)})"
         columns = "k.file_row_number AS row, k.status, k.audited_at, k.failed_at, k.changes, k.violating, "
+        columns += "CASE WHEN k.iot_id IS NOT NULL THEN hash(k.iot_id) END AS known_id, "
         columns += " OR ".join(
             f"coalesce(d.{name} IS DISTINCT FROM k.{name} AND d.{name} IS NOT NULL, false)" for name in COLUMNS
         )
@@ -162,18 +168,29 @@ class Choosing:
     def _ask(self, cases: str) -> None:
         """Makes ``asking``: every device that is wanted, what is known of it, and why it is to be asked, if it is."""
         self._database.execute(
-            "CREATE TABLE asking AS SELECT place, row, status, audited_at, failed_at, changes, violating, renamed, "
+            "CREATE TABLE asking AS "
+            "SELECT place, row, status, audited_at, failed_at, changes, violating, renamed, known_id, "
             f"CASE WHEN row IS NULL THEN 'new' WHEN status = 'failed' THEN 'failed' {cases} END AS why "
             "FROM (SELECT place FROM wanted) LEFT JOIN matched USING (place)"
         )
         self._database.execute("DROP TABLE matched")
 
-    def take_states(self, states: Path, since: Since) -> int:
+    def take_rest(self) -> None:
+        """Every device may be asked, for nothing is known of states: the budget decides.
+
+        Raises:
+            RunNotWritableError: a file cannot be read or written.
+        """
+        with self._telling():
+            self._database.execute(f"UPDATE asking SET why = CASE {_BY_WORTH} END WHERE why IS NULL")
+
+    def take_states(self, states: Path | None, since: Since) -> int:
         """Decides by what the platform told of its devices' states who can have changed; how many it told nothing of.
 
         Args:
             states: Parquet: product_key, device_name, iot_id (as the fleet names the device), status (NULL: the
-                platform does not know it), changed and online, in milliseconds since 1970.
+                platform does not know it), changed and online, in milliseconds since 1970, and told_id, the iot_id
+                that was told; None: nothing was told.
             since: the rule. A device whose state was not told is asked, and so is one whose state is none that the
                 documents name.
 
@@ -183,10 +200,15 @@ class Choosing:
         known, told = "epoch_ms(audited_at) - " + str(1000 * CLOCKS_APART), "s.status"
         came = f"s.online > {known} OR ({told} = 'ONLINE' AND s.changed > {known})"
         connected = came if since.rule == "reconnected" else f"{told} = 'ONLINE' OR {came} OR s.changed > {known}"
-        case = f"""CASE WHEN why IS NOT NULL THEN why WHEN s.found IS NULL THEN 'unknown'
+        # Of an answer from the future nothing tells when it was read: a clock was wrong.
+        future = f"audited_at > TIMESTAMP '{datetime.now(UTC) + timedelta(seconds=60):%Y-%m-%d %H:%M:%S}'"
+        case = f"""CASE WHEN why IS NOT NULL THEN why WHEN s.found IS NULL OR {future} THEN 'unknown'
           WHEN s.status IS NULL THEN CASE WHEN a.status <> 'not_found' THEN 'connected' END
           WHEN a.status = 'not_found' THEN 'connected'
           WHEN s.status NOT IN ('ONLINE', 'OFFLINE', 'UNACTIVE', 'DISABLE') THEN 'unknown'
+          WHEN s.changed IS NULL AND NOT (s.status = 'UNACTIVE' AND a.status = 'empty') THEN 'unknown'
+          WHEN s.status = 'UNACTIVE' AND a.status = 'ok' OR (s.told_id IS NOT NULL AND hash(s.told_id) <> known_id)
+            THEN 'connected'
           WHEN {connected} THEN 'connected' END"""
         drawn = f"{self._draw('recheck')} / {TWO_TO_64} < {since.recheck!r}"
         told = "SELECT * RENAME (product_key AS key, device_name AS name, iot_id AS id), true AS found FROM states"
@@ -200,10 +222,11 @@ class Choosing:
             )
         )
         with self._telling():
-            self._database.execute(f"CREATE VIEW states AS FROM {parquet(states)}")
+            told_states = f"(SELECT {_NO_STATE} WHERE false)" if states is None else parquet(states)
+            self._database.execute(f"CREATE VIEW states AS FROM {told_states}")
             self._database.execute(
                 "CREATE TABLE found_out AS "
-                "SELECT place, row, status, audited_at, failed_at, changes, violating, renamed, "
+                "SELECT place, row, status, audited_at, failed_at, changes, violating, renamed, known_id, "
                 f"CASE WHEN found_out IS NULL AND {drawn} THEN 'recheck' ELSE found_out END AS why FROM ({parts})"
             )
             self._database.execute("DROP TABLE asking")
@@ -217,7 +240,7 @@ class Choosing:
             RunNotWritableError: a file cannot be read or written.
         """
         with self._telling():
-            self._ask("WHEN violating THEN 'violating' WHEN changes > 0 THEN 'changed' ELSE 'oldest'")
+            self._ask(_BY_WORTH)
 
     def write_sample(self, ask: Path, plan: Path, sample: Sample) -> int:
         """Writes who is asked, in an order of which every beginning is a sample; how many were not drawn.
@@ -235,8 +258,11 @@ class Choosing:
             self._write_plan(ask, plan, "UNION ALL SELECT *, NULL, 'never_activated', NULL FROM spared")
             return self._number("SELECT (SELECT count(*) FROM wanted) - (SELECT count(*) FROM ranked)")
 
-    def write(self, ask: Path, plan: Path, carried: Path, budget: Budget | None) -> None:
+    def write(self, ask: Path, plan: Path, carried: Path, budget: Budget | None) -> int:
         """Writes who is asked, with what is known of them, and what is known of the others.
+
+        Returns:
+            how many devices there was a reason to ask, and no budget for.
 
         Args:
             ask: who is asked, in order; columns: account, product_key, device_name, iot_id, device_status.
@@ -251,6 +277,7 @@ class Choosing:
         answer = ", ".join(f"k.{name}" for name in ANSWER)
         with self._telling():
             rank_by_worth(self._database, budget)
+            self._join_twins()
             self._write_plan(ask, plan)
             self._database.execute(
                 "CREATE TABLE kept AS SELECT place, row, renamed FROM asking ANTI JOIN ranked USING (place) "
@@ -266,6 +293,15 @@ class Choosing:
                 f"UNION ALL SELECT k.account, {told}, {answer} FROM known k "
                 "JOIN (FROM kept WHERE renamed) a ON a.row = k.file_row_number JOIN wanted d USING (place)",
                 carried,
+            )
+            return self._number("SELECT count(*) FROM asking ANTI JOIN ranked USING (place) WHERE why IS NOT NULL")
+
+    def _join_twins(self) -> None:
+        """A device that the fleet names in both ways is asked by both names or by none: it has one answer."""
+        if self._number("SELECT count(row) - count(DISTINCT row) FROM asking"):
+            self._database.execute(
+                "INSERT INTO ranked SELECT a.place, row, any_value(r.why), max(rank) FROM asking a "
+                "JOIN ranked r USING (row) WHERE a.place NOT IN (SELECT place FROM ranked) GROUP BY ALL"
             )
 
     def _write_plan(self, ask: Path, plan: Path, also: str = "") -> None:

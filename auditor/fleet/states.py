@@ -28,7 +28,7 @@ AT_ONCE = 50
 """Devices that one question may be about (Tuya's and Alibaba's pages of BatchGetDeviceState)."""
 
 _TOLD = orjson.dumps(
-    [dict.fromkeys((*COLUMNS, "status"), "VARCHAR") | dict.fromkeys(("changed", "online"), "BIGINT")]
+    [dict.fromkeys((*COLUMNS, "told_id", "status"), "VARCHAR") | dict.fromkeys(("changed", "online"), "BIGINT")]
 ).decode()
 
 
@@ -73,6 +73,7 @@ class StatesJournal:
                     "product_key": device.product_key,
                     "device_name": device.device_name,
                     "iot_id": device.iot_id,
+                    "told_id": None if state is None else state.iot_id,
                     "status": None if state is None else state.status or "",
                     "changed": None if state is None else state.changed,
                     "online": None if state is None else state.online,

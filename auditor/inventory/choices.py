@@ -20,17 +20,21 @@ class AccountChoice:
     Attributes:
         account: its name.
         asked: devices that were chosen to be asked, by reason.
+        beyond: devices that can have changed and for which the budget was too small from the first.
         carried: devices whose known answers were chosen to be carried.
         states: devices whose states were asked, ``untold`` of them without an answer.
         requests: that this took.
+        chosen_at: when that was, UTC; what is carried is so old news at the least.
     """
 
     account: str
     asked: dict[str, int] = field(default_factory=dict)
+    beyond: int = 0
     carried: int = 0
     states: int = 0
     untold: int = 0
     requests: RequestCounts = _NO_REQUESTS
+    chosen_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

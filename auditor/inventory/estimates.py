@@ -163,7 +163,7 @@ class Tallies:
         }
 
     def _strata(self, level: Level, reporting: Counter[Place], running: Counter[Place]) -> Iterator[Stratum]:
-        for stratum in reporting if level == "product" else self.sampled:
+        for stratum in reporting if level == "product" else self.devices:
             sampled = self.sampled[stratum]
             # A device may report a module in two spellings, and counts as one of those that were sampled all the same.
             seen = sampled if level == "fleet" else min(sampled, reporting[stratum])

@@ -25,7 +25,8 @@ def run_to_carry_from(directory: Path, name: str, since: str) -> Path | None:
     """The run whose answers are carried; None: there is none yet.
 
     Of the runs of a name the newest that ended is meant in which no device is left to ask; where there is none, the
-    newest that ended at all. A sample knows too little, and a run in which nothing was answered nothing.
+    newest that ended at all. A sample knows too little, so does a run of a part of a fleet (``--limit``,
+    ``--account``), and a run in which nothing was answered knows nothing.
 
     Args:
         directory: where runs lie.
@@ -55,7 +56,9 @@ def newest_to_carry_from(runs: Sequence[tuple[Manifest, Path]], name: str) -> Pa
         (manifest, folder)
         for manifest, folder in runs
         if manifest.name == name and manifest.finished_at is not None and is_sealed(folder, manifest)
-        if not _sampled(manifest) and manifest.devices.ok + manifest.devices.empty + manifest.devices.not_found
+        if not _sampled(manifest)
+        and not manifest.fleet.cut
+        and manifest.devices.ok + manifest.devices.empty + manifest.devices.not_found
     ]
     whole = [folder for manifest, folder in ended if not manifest.devices.pending]
     return next(iter((*whole, *(folder for _, folder in ended))), None)

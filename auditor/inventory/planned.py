@@ -1,6 +1,7 @@
 """A plan while it is followed: what a sample has shown so far, and how one ends that was not followed to its end."""
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import duckdb
@@ -50,18 +51,19 @@ def tally_sample(folder: Path) -> Tallies:
     return tallies
 
 
-def settle(folder: Path, out: Path, *, sample: bool) -> dict[str, int]:
+def settle(folder: Path, out: Path, accounts: Collection[str], *, sample: bool) -> dict[str, int]:
     """Ends a run's choice where its budget did: what was to be asked and was not.
 
     Returns:
         how many devices have an answer now that had none, by status.
 
-    Of a sample nothing more is to be asked: the plan keeps those that were. Else the answer that is known of a device
-    is carried, however old it is; a device of which nothing is known stays pending.
+    Of a sample nothing more is to be asked: the plan keeps those that were, unless none was. Else the answer that is
+    known of a device is carried, however old it is; a device of which nothing is known stays pending.
 
     Args:
         folder: the run folder.
         out: a file of the run folder to write first, of another name.
+        accounts: whose budget ended; the others' devices stay to be asked.
         sample: which of both.
 
     Raises:
@@ -74,7 +76,7 @@ def settle(folder: Path, out: Path, *, sample: bool) -> dict[str, int]:
         database = open_database(work, READING_MEMORY, READING_THREADS)
         try:
             define_lines(database, folder)
-            return _settle(database, folder, out, sample=sample)
+            return _settle(database, folder, out, accounts, sample=sample)
         finally:
             database.close()
     except (OSError, duckdb.Error, UnicodeDecodeError) as error:
@@ -83,27 +85,37 @@ def settle(folder: Path, out: Path, *, sample: bool) -> dict[str, int]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _settle(database: duckdb.DuckDBPyConnection, folder: Path, out: Path, *, sample: bool) -> dict[str, int]:
+def _settle(
+    database: duckdb.DuckDBPyConnection, folder: Path, out: Path, accounts: Collection[str], *, sample: bool
+) -> dict[str, int]:
     outcomes = (
         "SELECT account, product_key, device_name, iot_id FROM lines WHERE source = 'asked' "
         "UNION ALL SELECT account, product_key, device_name, iot_id FROM failures"
     )
     database.execute(f"CREATE TABLE outcomes AS {outcomes}")
     numbered = f"(FROM {parquet(folder / PLAN, options='file_row_number=true')})"
+    # A fleet that names a device in both ways has asked about both rows, if about one.
+    ways = ("{0}iot_id = o.iot_id", "{0}product_key = o.product_key AND p.{0}device_name = o.device_name")
     database.execute(
-        f"CREATE TABLE met AS SELECT file_row_number FROM {numbered} p JOIN outcomes o "
-        "ON p.account = o.account AND p.iot_id = o.iot_id "
-        f"UNION SELECT file_row_number FROM (FROM {numbered} WHERE iot_id IS NULL) p JOIN outcomes o "
-        "ON p.account = o.account AND p.product_key = o.product_key AND p.device_name = o.device_name"
+        "CREATE TABLE met AS "
+        + " UNION ".join(
+            f"SELECT file_row_number FROM {numbered} p "
+            f"JOIN outcomes o ON p.account = o.account AND p.{way.format(known)}"
+            for known in ("", "known_")
+            for way in ways
+        )
     )
+    database.execute("CREATE TABLE ended AS SELECT unnest($1::VARCHAR[]) AS account", [list(accounts)])
     options = "(FORMAT parquet, ROW_GROUP_SIZE 20480, COMPRESSION zstd)"
     if sample:
-        kept = f"SELECT * EXCLUDE (file_row_number) FROM {numbered} SEMI JOIN met USING (file_row_number) "
+        asked = f"SELECT DISTINCT account FROM {numbered} SEMI JOIN met USING (file_row_number) WHERE why = 'sample'"
+        stays = f"account NOT IN (FROM ended) OR account NOT IN ({asked}) OR why <> 'sample'"
+        kept = f"SELECT * EXCLUDE (file_row_number) FROM {numbered} WHERE file_row_number IN (FROM met) OR {stays}"
         database.execute(f"COPY ({kept} ORDER BY file_row_number) TO {quoted(out)} {options}")
         return {}
     told = ", ".join(f"coalesce({name}, known_{name}) AS {name}" for name in _NAMES)
     answer = "status, modules, total, pages, request_id, audited_at, reason, run, changes"
-    left = f"{numbered} ANTI JOIN met USING (file_row_number) WHERE status IS NOT NULL"
+    left = f"{numbered} ANTI JOIN met USING (file_row_number) WHERE status IS NOT NULL AND account IN (FROM ended)"
     rows = f"SELECT account, {told}, {answer} FROM (FROM {left} ORDER BY file_row_number)"
     database.execute(f"COPY (FROM {parquet(folder / CARRIED)} UNION ALL {rows}) TO {quoted(out)} {options}")
     return dict(database.execute(f"SELECT status, count(*) FROM {left} GROUP BY status").fetchall())

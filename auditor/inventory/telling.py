@@ -83,6 +83,8 @@ def choice_lines(choice: Choice) -> Iterator[str]:
         )
     if choice.spent and choice.calls is not None:
         yield f"the budget of {counted(choice.calls, 'call')} was spent before all that were chosen were asked"
+    if beyond := sum(account.beyond for account in choice.accounts):
+        yield f"{counted(beyond, 'device')} that can have changed were beyond the budget; their answers are carried"
     if choice.unreached:
         known = "" if choice.strategy != "since" else ", though they can have changed"
         yield f"{counted(choice.unreached, 'device')} to be asked were not reached; their answers are carried{known}"

@@ -45,7 +45,7 @@ def of_document(document: dict[str, Any]) -> Shown:
 
 
 def of_terminal(text: str) -> Shown:
-    last = text.strip().splitlines()[-1]
+    last = next(line for line in reversed(text.splitlines()) if " devices: " in line)
     found = re.search(r"(\d+) devices: (\d+) ok, (\d+) empty, (\d+) not found, (\d+) failed, (\d+) pending", last)
     assert found is not None, last
     fleet, *by_state = map(int, found.groups())

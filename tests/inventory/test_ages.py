@@ -72,7 +72,14 @@ def test_what_was_checked_and_chosen_is_told_in_numbers() -> None:
         "wrong"
     )
     assert recheck_line(Recheck(10, 2, 0, 0)).endswith("none answered")
-    account = AccountChoice("eu", {"connected": 967, "never_seen": 3}, 18_831, 20_000, 2, RequestCounts(400, 0, 0))
+    account = AccountChoice(
+        "eu",
+        {"connected": 967, "never_seen": 3},
+        carried=18_831,
+        states=20_000,
+        untold=2,
+        requests=RequestCounts(400, 0, 0),
+    )
     choice = Choice(
         "since", calls=1_500, precision=0.02, precision_of="fleet", reached=0.0199, spent=True, accounts=(account,)
     )
