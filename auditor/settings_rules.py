@@ -140,7 +140,7 @@ def check_choosing(settings: Choosing, where: str) -> None:
             raise SettingsError(f'{where}: max_age: is no length of time; give one such as "30d" or "36h"') from None
     for key in ("recheck", "guaranteed", "precision"):
         if (part := getattr(settings, key)) is not None and not _is_part(part):
-            raise SettingsError(f'{where}: {key}: is no part; give one such as "1%"')
+            raise SettingsError(f'{where}: {key}: {part!r} is no percentage from 0% to 100%; give one such as "1%"')
     _check_sample(settings, where)
 
 

@@ -146,7 +146,6 @@ class Choices:
             await _aside(choosing.take_all)
         budget = self._budget(account, asked.all_sent)
         beyond = await _aside(partial(choosing.write, place / ASK, place / PLAN, place / CARRIED, budget))
-        beyond = beyond if choice.strategy == "since" else 0
         return replace(facts, beyond=beyond, chosen_at=utc(time.time())), 0
 
     async def _known(self) -> Path | None:
@@ -206,6 +205,8 @@ class Choices:
                 most = math.ceil(min(seconds * account.rate, math.inf if most is None else most))
         if calls is None and self._until is None:
             return None
+        if calls == 0:
+            log.warning("the budget bears no question beside what was sent by now", account=account.name, calls=spent)
         known = [each for each in (calls, timed) if each is not None]
         asked = None if self._before is None else self._before.asked.get(account.name)
         each = 1.0 if asked is None else asked.requests / asked.devices

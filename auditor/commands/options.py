@@ -68,6 +68,7 @@ def with_part(settings: "Settings", part: Part | None, *, where: str) -> "Settin
     """The settings with what flags say of which devices are asked.
 
     Raises:
+        UsageError: a flag goes with another one that is not there.
         SettingsError: they do not fit together.
     """
     import msgspec
@@ -76,7 +77,16 @@ def with_part(settings: "Settings", part: Part | None, *, where: str) -> "Settin
 
     given = {} if part is None else {key: value for key, value in asdict(part).items() if value is not None}
     settings = msgspec.structs.replace(settings, **given)
-    check_choosing(settings, where)
+    check_choosing(settings, "the flags" if given else where)
+    carries = settings.since not in {None, "none"}
+    for key, needs, there in (
+        ("since_rule", "--since", carries),
+        ("max_age", "--since", carries),
+        ("recheck", "--since", carries),
+        ("precision_of", "--precision", settings.precision is not None),
+    ):
+        if key in given and not there:
+            raise UsageError(f"--{key.replace('_', '-')} goes with {needs}, which was not given")
     return settings
 
 
@@ -151,7 +161,9 @@ def _follow_and_tell(result: "Result", seconds: float, following: "Following | N
         if left and result.exit_code != FleetError.exit_code:  # a fleet of nobody is nothing to go on with
             to_ask = f"{manifest.to_ask:,} devices are left to ask" if manifest.to_ask or not unlisted else ""
             what = " and ".join(filter(None, (to_ask, "fleets are left to list" if unlisted else "")))
-            say(f"{what}; go on with: auditor resume {safe(shlex.quote(str(result.folder)))}")
+            go_on = f"go on with: auditor resume {safe(shlex.quote(str(result.folder)))}"
+            calls_spent = manifest.choice is not None and manifest.choice.calls is not None and manifest.choice.spent
+            say(f"{what}; {'the next run asks them first' if calls_spent and not unlisted else go_on}")
         tell(str(result.folder))
     return code
 

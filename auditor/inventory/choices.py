@@ -20,7 +20,7 @@ class AccountChoice:
     Attributes:
         account: its name.
         asked: devices that were chosen to be asked, by reason.
-        beyond: devices that can have changed and for which the budget was too small from the first.
+        beyond: devices with a reason to be asked for which the budget was too small from the first.
         carried: devices whose known answers were chosen to be carried.
         states: devices whose states were asked, ``untold`` of them without an answer.
         requests: that this took.

@@ -1,5 +1,6 @@
 """A run as it is now, in Parquet files that do not change: its own if it is sealed, else written from its lines."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +27,10 @@ from auditor.inventory.views import define_live_views, define_sealed_views
 _IDENTITY = ("account", "product_key", "device_name", "iot_id")
 _COLUMNS = {DEVICES: (*_IDENTITY, "status"), MODULES: (*_IDENTITY, "module_name", "module_version")}
 """Columns that are text: a Parquet file that somebody else wrote may hold dates or bytes under these names."""
+
+
+WRONG = 0.01
+"""The part of carried answers that is proven to be wrong from which on all numbers of a run are doubted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +146,20 @@ def incomplete(folder: Path, manifest: Manifest, counts: DeviceCounts, unsampled
     if counts.failed or left or not usual:
         without = f"{counts.failed:,} devices failed and {left:,} are pending"
         found.append(f"{folder} is {manifest.state}: {without}{' of those that were drawn' if unsampled else ''}")
+    found += _wrong(folder, manifest)
     if manifest.fleet.left_out:
         found.append(f"{folder} is not of the accounts {', '.join(manifest.fleet.left_out)} (--account)")
     elif manifest.fleet.cut:
         found.append(f"{folder} is of the first {manifest.fleet.devices:,} devices of its fleet alone (--limit)")
     return (*found, *unlisted)
+
+
+def _wrong(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """That what is carried is wrong too often to be passed over, if rechecks prove it."""
+    recheck = None if manifest.choice is None else manifest.choice.recheck
+    if recheck is not None and recheck.low is not None and recheck.high is not None and recheck.low > WRONG:
+        part = f"{recheck.low:.1%} to {recheck.high:.1%}"
+        yield f"{folder}: of the answers that it carries {part} are others by now, as those tell that were asked again"
 
 
 def sampled(folder: Path, counts: DeviceCounts, unsampled: int) -> str:

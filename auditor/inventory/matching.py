@@ -8,7 +8,8 @@ A device is the same in two runs if its account is, and
 A run knows what its fleet named, and what answers told besides: a device that was asked by its iot_id and reported
 modules is known by its names too, and the other way round. One that is known by its names alone in one run and one that
 is known by its iot_id alone in the other may be the same: where an account has such on both sides that match nothing,
-they are ``not_seen`` rather than joined or left.
+they are ``not_seen`` rather than joined or left. So is one whose answer the new run carries from before the old one
+read it.
 
 A device that stands twice in one run, named both ways, counts once.
 
@@ -30,6 +31,12 @@ _PRESENT = "('ok', 'empty')"
 _NAMED = "product_key IS NOT NULL AND device_name IS NOT NULL"
 _LATER = "array_position(['ok', 'empty', 'not_found', 'failed', 'pending', 'unsampled'], status), line"
 """Which of two rows for one device counts: the one that tells more."""
+
+_CARRIED = """SELECT device FROM matched JOIN old_rows o ON old_line = o.line JOIN new_rows n ON new_line = n.line
+  WHERE fate = 'compared' AND n.source = 'carried'
+    AND try_cast(n.audited_at AS TIMESTAMP) {} try_cast(o.audited_at AS TIMESTAMP)"""
+"""Devices that are present in both runs, and whose answer in the new one is carried: from before the old one read them
+(``<``), or the same (``=``)."""
 
 _KEY = """length(account) || ':' || account || CASE WHEN iot_id IS NULL
   THEN 'n' || coalesce(length(product_key) || ':' || product_key, '') || '/' || coalesce(device_name, '')
@@ -89,6 +96,9 @@ def define_matched(database: duckdb.DuckDBPyConnection, old: Frozen, new: Frozen
         f"UNION ALL SELECT {alone_columns}, account, product_key, unsure FROM alone) m "
         "JOIN products p ON m.account = p.account AND m.product_key IS NOT DISTINCT FROM p.product_key"
     )
+    if number(database, "SELECT count(*) FROM new_rows WHERE source = 'carried'"):
+        # What the new run carries from before the old one read the device tells nothing of what came since.
+        database.execute(f"UPDATE matched SET fate = 'not_seen' WHERE device IN ({_CARRIED.format('<')})")
     # A device that is named by its iot_id alone, and was not asked, may be of any product of its account.
     undrawn = " UNION ALL ".join(
         f"SELECT '{side}' AS side, account, product_key FROM {side}_devices WHERE status = 'unsampled' GROUP BY ALL"
@@ -107,15 +117,8 @@ def is_sampled(database: duckdb.DuckDBPyConnection) -> bool:
 
 
 def count_carried(database: duckdb.DuckDBPyConnection) -> int:
-    """Devices in both runs whose answer in the new one is carried, and no later than that in the old one."""
-    if not number(database, "SELECT count(*) FROM new_rows WHERE source = 'carried'"):
-        return 0
-    return number(
-        database,
-        "SELECT count(*) FROM matched JOIN old_rows o ON old_line = o.line JOIN new_rows n ON new_line = n.line "
-        "WHERE fate = 'compared' AND n.source = 'carried' "
-        "AND try_cast(n.audited_at AS TIMESTAMP) <= try_cast(o.audited_at AS TIMESTAMP)",
-    )
+    """Devices that are compared and whose answer in the new run is carried: it is the one in the old run."""
+    return number(database, f"SELECT count(*) FROM ({_CARRIED.format('=')})")
 
 
 def define_reported(database: duckdb.DuckDBPyConnection, old: Frozen, new: Frozen) -> None:

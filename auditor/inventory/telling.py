@@ -74,23 +74,29 @@ def recheck_line(recheck: Recheck) -> str:
 
 def choice_lines(choice: Choice) -> Iterator[str]:
     """Whom a run chose to ask, and why."""
+    if choice.since is not None:
+        yield f"answers are carried from {safe(choice.since)}"
+    elif choice.strategy == "since":
+        yield "no earlier run of this name has ended whose answers could be carried, so everybody is asked"
     for account in choice.accounts:
-        yield f"{safe(account.account)}: {_chosen(account)}"
+        yield f"{safe(account.account)}: {_chosen(account, precise=choice.precision is not None)}"
     if choice.precision is not None and choice.reached is not None:
         yield (
-            f"precision: shares of the {choice.precision_of} are known to {_per_cent(choice.reached)} either way; "
+            f"precision: shares ({choice.precision_of}) are known to {_per_cent(choice.reached)} either way; "
             f"{_per_cent(choice.precision)} was wanted"
         )
     if choice.spent and choice.calls is not None:
         yield f"the budget of {counted(choice.calls, 'call')} was spent before all that were chosen were asked"
-    if beyond := sum(account.beyond for account in choice.accounts):
+    if choice.strategy == "since" and (beyond := sum(account.beyond for account in choice.accounts)):
         yield f"{counted(beyond, 'device')} that can have changed were beyond the budget; their answers are carried"
     if choice.unreached:
         known = "" if choice.strategy != "since" else ", though they can have changed"
         yield f"{counted(choice.unreached, 'device')} to be asked were not reached; their answers are carried{known}"
 
 
-def _chosen(account: AccountChoice) -> str:
+def _chosen(account: AccountChoice, *, precise: bool = False) -> str:
+    if set(account.asked) == {"sample"}:
+        return f"drawn at random: {'up to ' if precise else ''}{counted(account.asked['sample'], 'device')}"
     reasons = ", ".join(f"{devices:,} {reason.replace('_', ' ')}" for reason, devices in account.asked.items())
     states = f"; states of {counted(account.states, 'device')} in {counted(account.requests.sent, 'request')}"
     untold = f", {account.untold:,} of them not told" if account.untold else ""
@@ -99,7 +105,7 @@ def _chosen(account: AccountChoice) -> str:
 
 
 def _per_cent(share: float) -> str:
-    return f"{ceil(share * 10_000 - 1e-6) / 100:g}%"
+    return f"{ceil(share * 1e6 - 1e-6) / 1e4:g}%"
 
 
 def length(seconds: float) -> str:

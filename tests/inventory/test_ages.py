@@ -81,12 +81,20 @@ def test_what_was_checked_and_chosen_is_told_in_numbers() -> None:
         requests=RequestCounts(400, 0, 0),
     )
     choice = Choice(
-        "since", calls=1_500, precision=0.02, precision_of="fleet", reached=0.0199, spent=True, accounts=(account,)
+        "since",
+        since="20261123T020000Z-n",
+        calls=1_500,
+        precision=0.02,
+        precision_of="fleet",
+        reached=0.0199,
+        spent=True,
+        accounts=(account,),
     )
     asked = "eu: chosen to be asked: 967 connected, 3 never seen"
     assert list(choice_lines(choice)) == [
+        "answers are carried from 20261123T020000Z-n",
         f"{asked}; 18,831 to be carried; states of 20,000 devices in 400 requests, 2 of them not told",
-        "precision: shares of the fleet are known to 1.99% either way; 2% was wanted",
+        "precision: shares (fleet) are known to 1.99% either way; 2% was wanted",
         "the budget of 1,500 calls was spent before all that were chosen were asked",
     ]
 
