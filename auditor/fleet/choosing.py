@@ -23,6 +23,7 @@ import duckdb
 
 from auditor.database import READING_MEMORY, READING_THREADS, open_database, parquet, reason_of, write_parquet
 from auditor.errors import RunNotWritableError
+from auditor.fleet.chosen import join_twins, write_carried, write_plan
 from auditor.fleet.files import COLUMNS
 from auditor.fleet.ranking import TWO_TO_64, Budget, Sample, rank_by_worth, rank_sample
 from auditor.fleet.rows import fleet_rows
@@ -30,11 +31,6 @@ from auditor.model import SinceRule
 
 CLOCKS_APART = 900
 """Seconds that the platform's clock and ours may be apart: it refuses a request beyond that (Alibaba's pages)."""
-
-ANSWER = (
-    "status", "modules", "total", "pages", "request_id", "audited_at", "reason", "run", "changes",
-)  # fmt: skip
-"""Columns of an answer that is known, beside the names of its device."""
 
 _NOTHING = """NULL::BIGINT AS file_row_number, NULL::VARCHAR AS account, NULL::VARCHAR AS product_key,
   NULL::VARCHAR AS device_name, NULL::VARCHAR AS iot_id, NULL::VARCHAR AS status,
@@ -255,7 +251,7 @@ class Choosing:
         self.match(None)
         with self._telling():
             rank_sample(self._database, sample, draw=self._draw("sample"), draw_product=self._draw_product())
-            self._write_plan(ask, plan, "UNION ALL SELECT *, NULL, 'never_activated', NULL FROM spared")
+            write_plan(self._database, ask, plan, also="SELECT *, NULL, 'never_activated', NULL FROM spared")
             return self._number("SELECT (SELECT count(*) FROM wanted) - (SELECT count(*) FROM ranked)")
 
     def write(self, ask: Path, plan: Path, carried: Path, budget: Budget | None) -> int:
@@ -274,52 +270,12 @@ class Choosing:
         Raises:
             RunNotWritableError: they cannot be written.
         """
-        answer = ", ".join(f"k.{name}" for name in ANSWER)
         with self._telling():
             rank_by_worth(self._database, budget)
-            self._join_twins()
-            self._write_plan(ask, plan)
-            self._database.execute(
-                "CREATE TABLE kept AS SELECT place, row, renamed FROM asking ANTI JOIN ranked USING (place) "
-                "WHERE status <> 'failed'"
-            )
-            told = ", ".join(f"coalesce(d.{name}, k.{name}) AS {name}" for name in COLUMNS)
-            same = ", ".join(f"k.{name}" for name in COLUMNS)
-            # Names are joined where they differ alone: they are most of what a join of the whole fleet would hold.
-            write_parquet(
-                self._database,
-                f"SELECT account, {same}, {answer} FROM known k "
-                "JOIN (FROM kept WHERE NOT renamed) a ON a.row = k.file_row_number "
-                f"UNION ALL SELECT k.account, {told}, {answer} FROM known k "
-                "JOIN (FROM kept WHERE renamed) a ON a.row = k.file_row_number JOIN wanted d USING (place)",
-                carried,
-            )
+            join_twins(self._database)
+            write_plan(self._database, ask, plan)
+            write_carried(self._database, carried)
             return self._number("SELECT count(*) FROM asking ANTI JOIN ranked USING (place) WHERE why IS NOT NULL")
-
-    def _join_twins(self) -> None:
-        """A device that the fleet names in both ways is asked by both names or by none: it has one answer."""
-        if self._number("SELECT count(row) - count(DISTINCT row) FROM asking"):
-            self._database.execute(
-                "INSERT INTO ranked SELECT a.place, row, any_value(r.why), max(rank) FROM asking a "
-                "JOIN ranked r USING (row) WHERE a.place NOT IN (SELECT place FROM ranked) GROUP BY ALL"
-            )
-
-    def _write_plan(self, ask: Path, plan: Path, also: str = "") -> None:
-        answer = ", ".join(f"CASE WHEN k.status <> 'failed' THEN k.{name} END AS {name}" for name in ANSWER)
-        names = ", ".join(f"k.{name} AS known_{name}" for name in COLUMNS)
-        device = ", ".join(("account", *COLUMNS, "device_status"))
-        write_parquet(
-            self._database,
-            f"SELECT {device} FROM wanted JOIN (SELECT place, rank FROM ranked) USING (place) ORDER BY rank",
-            ask,
-        )
-        asked = f"SELECT d.*, row, why, rank FROM wanted d JOIN ranked USING (place) {also}"
-        write_parquet(
-            self._database,
-            f"SELECT {', '.join(f'd.{name}' for name in device.split(', '))}, why, rank, {answer}, {names} "
-            f"FROM ({asked}) d LEFT JOIN known k ON d.row = k.file_row_number",
-            plan,
-        )
 
     def _number(self, query: str) -> int:
         (found,) = self._database.execute(query).fetchone() or (0,)

@@ -44,7 +44,7 @@ class Sample:
 
 
 def rank_by_worth(database: duckdb.DuckDBPyConnection, budget: Budget | None) -> None:
-    """Makes the table ``ranked`` (place, row, why, rank) of ``asking``: devices with a reason to be asked.
+    """Makes the table ``ranked`` (place, row, renamed, why, rank) of ``asking``: devices with a reason to be asked.
 
     Worth most are devices that were never read, then those that failed, violate a policy, changed often, and were not
     read for the longest time. Of a budget each product has a guaranteed part by its size, in which its oldest come
@@ -60,12 +60,12 @@ def rank_by_worth(database: duckdb.DuckDBPyConnection, budget: Budget | None) ->
         guaranteed = f"turn <= ceil({budget.guaranteed!r} * {part})"
         most = "" if budget.most is None else f" LIMIT {budget.most}"
     database.execute(f"""
-      CREATE TABLE ranked AS SELECT place, row, why,
+      CREATE TABLE ranked AS SELECT place, row, renamed, why,
         row_number() OVER (ORDER BY NOT guaranteed, CASE WHEN guaranteed THEN turn / asked
           WHEN why = 'new' THEN 0 WHEN why = 'failed' THEN 1 WHEN violating THEN 2 WHEN changes > 0 THEN 3 ELSE 4 END,
           CASE WHEN NOT guaranteed THEN changes END DESC, touched NULLS FIRST, place) AS rank
       FROM (SELECT *, {guaranteed} AS guaranteed FROM (
-        SELECT place, row, why, violating, changes, coalesce(audited_at, failed_at) AS touched,
+        SELECT place, row, renamed, why, violating, changes, coalesce(audited_at, failed_at) AS touched,
           row_number() OVER (PARTITION BY product_key ORDER BY why <> 'new', coalesce(audited_at, failed_at), place)
             AS turn, count(*) OVER (PARTITION BY product_key) AS asked, count(*) OVER () AS every
         FROM asking JOIN (SELECT place, product_key FROM wanted) USING (place) WHERE why IS NOT NULL
@@ -73,7 +73,7 @@ def rank_by_worth(database: duckdb.DuckDBPyConnection, budget: Budget | None) ->
 
 
 def rank_sample(database: duckdb.DuckDBPyConnection, sample: Sample, *, draw: str, draw_product: str) -> None:
-    """Makes the table ``ranked`` (place, row, why, rank) of ``wanted``: a random sample stratified by product.
+    """Makes the table ``ranked`` (place, row, renamed, why, rank) of ``wanted``: a random sample stratified by product.
 
     In each product devices come in a random order, the same in every run of one seed. The j-th of a product's N
     devices has the rank (j + u) / N, with one u from 0 to 1 for each product: so of every beginning of the order each
@@ -101,7 +101,7 @@ def rank_sample(database: duckdb.DuckDBPyConnection, sample: Sample, *, draw: st
     rank = "turn + shift" if sample.alike else "(turn + shift) / size"
     most = "" if sample.devices is None else f" LIMIT {wanted}"
     database.execute(f"""
-      CREATE TABLE ranked AS SELECT place, NULL::BIGINT AS row, 'sample' AS why,
+      CREATE TABLE ranked AS SELECT place, NULL::BIGINT AS row, false AS renamed, 'sample' AS why,
         row_number() OVER (ORDER BY turn >= {alike}, {rank}, place)
         AS rank
       FROM (SELECT place, size, shift, row_number() OVER (PARTITION BY product ORDER BY draw, place) - 1 AS turn

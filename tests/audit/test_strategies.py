@@ -81,7 +81,7 @@ def test_no_answer_gets_older_than_is_told_by_the_order_in_which_devices_are_ask
     )
     for night in range(2 * oldest + 3):
         database.execute(
-            "CREATE OR REPLACE TABLE asking AS SELECT place, place AS row, 'ok' AS status, violating, changes, audited_at, "
+            "CREATE OR REPLACE TABLE asking AS SELECT place, place AS row, false AS renamed, 'ok' AS status, violating, changes, audited_at, "
             "NULL::TIMESTAMP AS failed_at, why FROM (SELECT place, worth AS violating, 0 AS changes, "
             "TIMESTAMP '2026-01-02' + to_days(night) AS audited_at, 'oldest' AS why FROM read)"
         )
