@@ -43,7 +43,8 @@ def write_plan(database: duckdb.DuckDBPyConnection, ask: Path, plan: Path, *, al
     columns = ", ".join(_DEVICE)
     ordered = f"SELECT {columns} FROM wanted JOIN (SELECT place, rank FROM ranked) USING (place) ORDER BY rank"
     write_parquet(database, ordered, ask)
-    answer = ", ".join(f"CASE WHEN k.status <> 'failed' THEN k.{name} END AS {name}" for name in ANSWER)
+    # Of one that failed nothing else is known; a CASE around all of it would copy every list of modules.
+    answer = ", ".join(f"nullif(k.{name}, 'failed') AS {name}" if name == "status" else f"k.{name}" for name in ANSWER)
     known = ", ".join(f"k.{name} AS known_{name}" for name in COLUMNS)
     named = _named_as_known(database)
     asked = f"SELECT d.*, row, why, rank FROM wanted d JOIN (FROM ranked WHERE {'true' if named is None else _APART}) "
