@@ -2,8 +2,9 @@
 
 python benchmarks/precision.py [--devices N] [--precision 1%] [--seeds N]
 
-Real audits as whole processes, over sockets, without a quota: `auditor run --precision`. Of every version that a sample
-shows it is seen whether its interval holds the share in the platform's truth.
+Real audits as whole processes, over sockets, without a quota: `auditor run --precision`. Of every version that
+the platform has it is seen whether the interval holds its true share: of one that the sample does not show, the one
+from none to the most that such a version may have.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from measured import audit, platform
 
 from auditor.inventory.estimates import read_tallies
+from auditor.inventory.intervals import Interval
 from auditor.inventory.queries import Run
 from auditor.simulator import World
 
@@ -34,17 +36,19 @@ def main() -> None:
                 newest = max((folder / "runs").iterdir())
                 manifest = json.loads((newest / "run.json").read_text())
                 with Run(newest) as opened:
-                    shares = list(read_tallies(opened._database).shares("fleet"))  # noqa: SLF001
-                held = sum(
-                    share.interval.low
-                    <= true[share.version.module_name.lower(), share.version.module_version] / options.devices
-                    <= share.interval.high
-                    for share in shares
-                )
+                    tallies = read_tallies(opened._database)  # noqa: SLF001
+                shares = {
+                    (share.version.module_name.lower(), share.version.module_version): share.interval
+                    for share in tallies.shares("fleet")
+                }
+                none = Interval(0.0, 0.0, tallies.unseen_in_fleet() or 0.0)
+                intervals = ((shares.get(version, none), count / options.devices) for version, count in true.items())
+                held = sum(interval.low <= share <= interval.high for interval, share in intervals)
                 print(
                     f"{options.devices:,} devices to +-{options.precision}, seed {seed}: "
                     f"{manifest['requests']['sent']:,} calls, reached +-{manifest['choice']['reached']:.3%}; "
-                    f"{held} of {len(shares)} shares hold the truth; {run.wall:.0f} s, {run.peak:.0f} MB",
+                    f"{held:,} of {len(true):,} versions are within their intervals, {len(shares):,} of them shown; "
+                    f"{run.wall:.0f} s, {run.peak:.0f} MB",
                     flush=True,
                 )
 
