@@ -25,7 +25,7 @@ from auditor.settings import (
     Settings,
     SharedBudget,
 )
-from auditor.settings_rules import SOURCES, check_accounts, check_choosing, check_following, check_source, place_of
+from auditor.settings_rules import SOURCES, check_accounts, check_following, check_source, check_which_devices, place_of
 
 __all__ = [
     "Account",
@@ -254,7 +254,7 @@ def _check(settings: Settings, where: str) -> None:
         raise SettingsError(f"{where}: name: use letters, digits, '.', '-' and '_', 64 at most; it names a folder")
     _check_max_failed(settings.max_failed, where)
     check_accounts(settings, where)
-    check_choosing(settings, where)
+    check_which_devices(settings, where)
     if settings.calls is not None and settings.calls < len(settings.account):
         raise SettingsError(f"{where}: calls: give at least one for each of the {len(settings.account)} accounts")
     check_following(settings, where)

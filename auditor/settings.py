@@ -203,7 +203,7 @@ class Account(Table, frozen=True):
         return parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80)
 
 
-class Choosing(Table, frozen=True):
+class WhichDevices(Table, frozen=True):
     """Which devices of a fleet are asked, where that is not all of them; see ``auditor.fleet.choosing``.
 
     Attributes:
@@ -245,7 +245,7 @@ def part_of(text: str) -> float:
     return float(Fraction(text.removesuffix("%")) / 100)
 
 
-class Settings(Choosing, frozen=True, kw_only=True):
+class Settings(WhichDevices, frozen=True, kw_only=True):
     """Everything an audit needs to know but its devices.
 
     Attributes:

@@ -10,7 +10,7 @@ import msgspec
 from auditor.errors import SettingsError, UsageError
 from auditor.proxies import check_proxy
 from auditor.schedule import seconds_of
-from auditor.settings import Account, Choosing, FleetSource, NotifySettings, SecretSource, Settings, part_of
+from auditor.settings import Account, FleetSource, NotifySettings, SecretSource, Settings, WhichDevices, part_of
 
 SOURCES = '{ env = "NAME" }, { file = "/path" } or { command = ["PROGRAM", …] }'
 """Where a secret may lie, as errors say it."""
@@ -121,7 +121,7 @@ def _check_fleet(fleet: FleetSource, at: str) -> None:
             raise SettingsError(f"{at}: {key}: a pattern is empty; leave it out, or give one such as lamp_*")
 
 
-def check_choosing(settings: Choosing, where: str) -> None:
+def check_which_devices(settings: WhichDevices, where: str) -> None:
     """Rules of what says which devices are asked.
 
     Raises:
@@ -144,7 +144,7 @@ def check_choosing(settings: Choosing, where: str) -> None:
     _check_sample(settings, where)
 
 
-def _check_sample(settings: Choosing, where: str) -> None:
+def _check_sample(settings: WhichDevices, where: str) -> None:
     if settings.precision is not None and not 0 < part_of(settings.precision) < 0.5:
         raise SettingsError(f'{where}: precision: give one above 0% and below 50%, such as "1%"')
     if settings.sample is not None and settings.precision is not None:

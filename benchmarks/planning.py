@@ -33,10 +33,10 @@ chosen.match(work / "known.parquet")
 """
 
 WRITE = """
-from auditor.fleet.parts import count_chosen, put_part
+from auditor.fleet.parts import count_chosen, write_with_part
 for name in ("plan.parquet", "carried.parquet"):
     if (work / name).exists():
-        put_part(work / name, work / f"put-{name}", "eu")
+        write_with_part(work / name, work / f"put-{name}", "eu", work / f"new-{name}")
 asked, carried = count_chosen(work / "plan.parquet", work / "carried.parquet")
 print(sum(asked.values()), sum(carried.values()))
 """

@@ -337,6 +337,10 @@ async def test_an_audit_that_is_ended_before_its_plan_asks_no_state_twice(tmp_pa
         asked = len(platform.arrivals_of[BATCH_GET_DEVICE_STATE.name])
     assert not differing(result.folder, world)
     assert asked <= sum(-(-count // 50) for count in batches(world, "names").values()) + 1
+    assert result.manifest.choice is not None
+    assert result.manifest.choice.accounts[0].requests.sent == sum(
+        -(-count // 50) for count in batches(world, "names").values()
+    )
     assert result.manifest.state == "complete"
 
 

@@ -29,13 +29,13 @@ from auditor.audit.workers import allotted, parts_of
 from auditor.config import Account, Settings
 from auditor.errors import RunFolderError, RunNotWritableError, SettingsError
 from auditor.fleet.choosing import CLOCKS_APART, Choosing, Since
-from auditor.fleet.parts import count_chosen, put_part
+from auditor.fleet.parts import count_chosen, write_with_part
 from auditor.fleet.ranking import Budget, Sample
 from auditor.fleet.rows import devices_to_ask
 from auditor.fleet.states import AT_ONCE
 from auditor.inventory.choices import AccountChoice, Choice
 from auditor.inventory.experience import Experience
-from auditor.inventory.folder import CARRIED, FLEET, PLAN
+from auditor.inventory.folder import CARRIED, FLEET, PLAN, put_in_place
 from auditor.inventory.intervals import Z
 from auditor.inventory.known import write_known
 from auditor.inventory.listings import RequestCounts
@@ -124,13 +124,13 @@ class Choices:
             since = self._since()
             questions = place / "questions.parquet"
             states: Path | None = place / "states.parquet"
-            number = await _aside(partial(choosing.write_questions, questions, since))
+            number, before = await _aside(partial(choosing.write_questions, questions, since)), 0
             if not self._bears(account, asked.all_sent + number // AT_ONCE):
                 log.warning("the budget is too small to ask who was connected", account=asked.name, devices=number)
                 await _aside(choosing.take_rest)
                 number = untold = 0
             else:
-                await ask_states(
+                before = await ask_states(
                     asked, questions, place / "states.jsonl", place / "states.parquet", devices=number, stop=stop
                 )
                 if stop.interrupted:
@@ -140,11 +140,12 @@ class Choices:
                     states = None
                 untold = await _aside(partial(choosing.take_states, states, since))
             tally = asked.requests_of(BATCH_GET_DEVICE_STATE)
-            requests = RequestCounts(tally.sent, tally.retried, tally.throttled)
+            requests = RequestCounts(before + tally.sent, tally.retried, tally.throttled)
             facts = replace(facts, states=number, untold=untold, requests=requests)
         else:
+            before = 0
             await _aside(choosing.take_all)
-        budget = self._budget(account, asked.all_sent)
+        budget = self._budget(account, before + asked.all_sent)
         beyond = await _aside(partial(choosing.write, place / ASK, place / PLAN, place / CARRIED, budget))
         return replace(facts, beyond=beyond, chosen_at=utc(time.time())), 0
 
@@ -223,11 +224,25 @@ class Choices:
             if choice is None:
                 return
             for name in (CARRIED, PLAN) if (place / CARRIED).exists() else (PLAN,):
-                await _aside(partial(put_part, place / name, self._begun.folder / name, facts.account))
+                await _aside(partial(_put_part, place / name, self._begun.folder / name, facts.account))
             asked, carried = await _aside(partial(count_chosen, place / PLAN, place / CARRIED))
             facts = replace(facts, asked=asked, carried=sum(carried.values()))
             self._choice = replace(choice, accounts=(*choice.accounts, facts))
             await self._chosen(self._choice, carried, undrawn)
+
+
+def _put_part(part: Path, target: Path, account: str) -> None:
+    """Puts an account's part into a file of the run folder, where no power cut can take it once the manifest tells it.
+
+    Raises:
+        RunNotWritableError: it cannot be written.
+    """
+    new = target.with_name(f"{target.name}.new")
+    write_with_part(part, target, account, new)
+    try:
+        put_in_place(new, target)
+    except OSError as error:
+        raise RunNotWritableError(f"{target} cannot be written: {error.strerror}") from error
 
 
 async def _aside(work: Callable[[], T]) -> T:

@@ -17,8 +17,8 @@ from auditor.fleet.snapshot import write_snapshot
 from auditor.inventory.carrying import carrying_from
 from auditor.inventory.experience import newest_experience
 from auditor.inventory.folder import FLEET, runs_in
-from auditor.settings import Choosing
-from auditor.settings_rules import check_choosing
+from auditor.settings import WhichDevices
+from auditor.settings_rules import check_which_devices
 
 
 def plan_audit(
@@ -77,7 +77,7 @@ def _compared(settings: Settings, calls: int | None, sample: int | None, precisi
     given = {"calls": calls, "sample": sample, "precision": precision}
     given = {key: value for key, value in given.items() if value is not None}
     for key, value in given.items():
-        check_choosing(msgspec.convert({key: value}, Choosing), "plan")
+        check_which_devices(msgspec.convert({key: value}, WhichDevices), "plan")
     return msgspec.structs.replace(settings, **given)
 
 

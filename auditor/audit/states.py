@@ -27,8 +27,11 @@ REFUSALS = 3
 
 async def ask_states(
     asked: AskedAccount, questions: Path, journal: Path, out: Path, *, devices: int, stop: Stop
-) -> None:
+) -> int:
     """Asks for the states of devices, and writes what was told; of what was not, whoever plans thinks the worst.
+
+    Returns:
+        how many questions earlier stretches had an answer to.
 
     Args:
         asked: the account.
@@ -43,7 +46,7 @@ async def ask_states(
         RunNotWritableError: a file cannot be written.
     """
     left = out.with_suffix(".left.parquet")
-    await anyio.to_thread.run_sync(_drop_stale, journal)
+    before = await anyio.to_thread.run_sync(_questions_before, journal)
     if known := await anyio.to_thread.run_sync(write_states, journal, out):
         await anyio.to_thread.run_sync(write_untold, questions, out, left)
         questions = left
@@ -79,13 +82,19 @@ async def ask_states(
         )  # fmt: skip
     await anyio.to_thread.run_sync(partial(write_states, journal, out))
     left.unlink(missing_ok=True)
+    return before
 
 
 async def _written(_: None) -> None:
     """What was told is written as it comes."""
 
 
-def _drop_stale(journal: Path) -> None:
+def _questions_before(journal: Path) -> int:
+    """How many questions a journal has an answer to; one that is too old is removed."""
     with contextlib.suppress(OSError):
         if time.time() - journal.stat().st_mtime > STALE:
             journal.unlink()
+        else:
+            with journal.open("rb") as file:
+                return sum(1 for _ in file)
+    return 0

@@ -73,11 +73,11 @@ def with_part(settings: "Settings", part: Part | None, *, where: str) -> "Settin
     """
     import msgspec
 
-    from auditor.settings_rules import check_choosing
+    from auditor.settings_rules import check_which_devices
 
     given = {} if part is None else {key: value for key, value in asdict(part).items() if value is not None}
     settings = msgspec.structs.replace(settings, **given)
-    check_choosing(settings, "the flags" if given else where)
+    check_which_devices(settings, "the flags" if given else where)
     carries = settings.since not in {None, "none"}
     for key, needs, there in (
         ("since_rule", "--since", carries),

@@ -23,8 +23,8 @@ import duckdb
 
 from auditor.database import READING_MEMORY, READING_THREADS, open_database, parquet, reason_of, write_parquet
 from auditor.errors import RunNotWritableError
-from auditor.fleet.chosen import join_twins, write_carried, write_plan
 from auditor.fleet.files import COLUMNS
+from auditor.fleet.plan_files import join_twins, write_carried, write_plan
 from auditor.fleet.ranking import TWO_TO_64, Budget, Sample, rank_by_worth, rank_sample
 from auditor.fleet.rows import fleet_rows
 from auditor.model import SinceRule

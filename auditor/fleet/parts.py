@@ -11,19 +11,23 @@ from auditor.database import AS_PARQUET, READING_MEMORY, READING_THREADS, open_d
 from auditor.errors import RunNotWritableError
 
 
-def put_part(part: Path, target: Path, account: str) -> None:
-    """Puts an account's part into a file that has those of others; it is replaced whole.
+def write_with_part(part: Path, target: Path, account: str, out: Path) -> None:
+    """Writes what a file is to be that has parts of several accounts, with an account's part in it.
+
+    Args:
+        part: the account's.
+        target: the file as it is, if it is there.
+        account: whose part is replaced.
+        out: the file to write.
 
     Raises:
         RunNotWritableError: it cannot be written.
     """
-    new = target.with_suffix(".new")
     try:
         if target.exists():
-            _write(f"SELECT * FROM {parquet(target)} WHERE account <> $1 UNION ALL FROM {parquet(part)}", account, new)
+            _write(f"SELECT * FROM {parquet(target)} WHERE account <> $1 UNION ALL FROM {parquet(part)}", account, out)
         else:
-            shutil.copyfile(part, new)
-        new.replace(target)
+            shutil.copyfile(part, out)
     except (OSError, duckdb.Error) as error:
         raise RunNotWritableError(f"{target} cannot be written: {reason_of(error)}") from error
 

@@ -166,8 +166,8 @@ def sampled(folder: Path, counts: DeviceCounts, unsampled: int) -> str:
     """The sentence that a run is a random sample."""
     fleet = counts.ok + counts.empty + counts.not_found + counts.unanswered
     return (
-        f"{folder} is a random sample of {fleet - unsampled:,} of {fleet:,} devices: its shares are estimates with 95% "
-        "intervals, and its counts are of the sample alone"
+        f"{folder} is a random sample: of {fleet:,} devices {unsampled:,} were not drawn; its shares are estimates "
+        "with 95% intervals, and its counts are of the others alone"
     )
 
 

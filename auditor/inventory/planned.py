@@ -6,7 +6,7 @@ from pathlib import Path
 
 import duckdb
 
-from auditor.database import READING_MEMORY, READING_THREADS, open_database, parquet, quoted, reason_of
+from auditor.database import READING_MEMORY, READING_THREADS, open_database, parquet, reason_of, write_parquet
 from auditor.errors import RunNotWritableError
 from auditor.inventory.estimates import Tallies
 from auditor.inventory.folder import CARRIED, PLAN
@@ -106,16 +106,15 @@ def _settle(
         )
     )
     database.execute("CREATE TABLE ended AS SELECT unnest($1::VARCHAR[]) AS account", [list(accounts)])
-    options = "(FORMAT parquet, ROW_GROUP_SIZE 20480, COMPRESSION zstd)"
     if sample:
         asked = f"SELECT DISTINCT account FROM {numbered} SEMI JOIN met USING (file_row_number) WHERE why = 'sample'"
         stays = f"account NOT IN (FROM ended) OR account NOT IN ({asked}) OR why <> 'sample'"
         kept = f"SELECT * EXCLUDE (file_row_number) FROM {numbered} WHERE file_row_number IN (FROM met) OR {stays}"
-        database.execute(f"COPY ({kept} ORDER BY file_row_number) TO {quoted(out)} {options}")
+        write_parquet(database, f"{kept} ORDER BY file_row_number", out)
         return {}
     told = ", ".join(f"coalesce({name}, known_{name}) AS {name}" for name in _NAMES)
     answer = "status, modules, total, pages, request_id, audited_at, reason, run, changes"
     left = f"{numbered} ANTI JOIN met USING (file_row_number) WHERE status IS NOT NULL AND account IN (FROM ended)"
     rows = f"SELECT account, {told}, {answer} FROM (FROM {left} ORDER BY file_row_number)"
-    database.execute(f"COPY (FROM {parquet(folder / CARRIED)} UNION ALL {rows}) TO {quoted(out)} {options}")
+    write_parquet(database, f"FROM {parquet(folder / CARRIED)} UNION ALL {rows}", out)
     return dict(database.execute(f"SELECT status, count(*) FROM {left} GROUP BY status").fetchall())

@@ -6,6 +6,7 @@ import duckdb
 
 from auditor.inventory.choices import Recheck
 from auditor.inventory.intervals import error_rate
+from auditor.inventory.states import device_key
 
 VERSIONS = (
     "list_sort(list_transform({0}, lambda module: lower(module.module_name) || chr(0) || module.module_version))"
@@ -24,7 +25,14 @@ def count_rechecked(database: duckdb.DuckDBPyConnection, carried: int) -> Rechec
     if not asked:
         return None
     other = f"p.status <> l.status OR {VERSIONS.format('p.modules')} <> {VERSIONS.format('l.modules')}"
-    parts = _met(f"{other} AS wrong", "why = 'recheck'", "asked")
+    # A device that the fleet names in both ways has a line of either name, and is one in the plan by each.
+    met = _met(
+        "JOIN",
+        f"{device_key('p.account', 'p.product_key', 'p.device_name', 'p.iot_id')} AS key, {other} AS wrong",
+        "why = 'recheck'",
+        "asked",
+    )
+    parts = f"SELECT key, bool_or(wrong) AS wrong FROM ({met}) GROUP BY key"
     answered, wrong = database.execute(f"SELECT count(*), count(*) FILTER (wrong) FROM ({parts})").fetchone() or (0, 0)
     found = Recheck(carried + asked, asked, answered, wrong)
     if not answered:
@@ -38,15 +46,16 @@ def count_unreached(database: duckdb.DuckDBPyConnection) -> int:
 
     From the views ``planned`` and ``lines``.
     """
-    found: int = database.execute(f"SELECT count(*) FROM ({_met('1', 'true', 'carried')})").fetchall()[0][0]
+    met = _met("SEMI JOIN", "p.account", "true", "carried")
+    found: int = database.execute(f"SELECT count(*) FROM ({met})").fetchall()[0][0]
     return found
 
 
-def _met(columns: str, condition: str, source: str) -> str:
+def _met(join: str, columns: str, condition: str, source: str) -> str:
     """The SQL of the devices of a plan (``p``) that have an answer (``l``) of a source."""
     return " UNION ALL ".join(
         f"SELECT {columns} FROM (FROM planned WHERE {condition} AND iot_id IS {word}NULL) p "
-        f"JOIN (FROM lines WHERE source = '{source}') l ON p.account = l.account AND {on}"
+        f"{join} (FROM lines WHERE source = '{source}') l ON p.account = l.account AND {on}"
         for word, on in (
             ("NOT ", "p.iot_id = l.iot_id"),
             ("", "p.product_key = l.product_key AND p.device_name = l.device_name"),

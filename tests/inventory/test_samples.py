@@ -113,15 +113,15 @@ def test_a_sample_that_is_under_way_has_intervals_too(tmp_path: Path, folder: Pa
             assert width > high - low
         first, second = run.doubts
         assert first == (
-            f"{half} is a random sample of 80 of 400 devices: its shares are estimates with 95% intervals, and its "
-            "counts are of the sample alone"
+            f"{half} is a random sample: of 400 devices 320 were not drawn; its shares are estimates with 95% intervals, "
+            "and its counts are of the others alone"
         )
         assert second == f"{half} is running: 0 devices failed and 50 are pending of those that were drawn"
 
 
 def test_devices_that_were_not_drawn_are_no_doubt_of_their_own(folder: Path, tmp_path: Path) -> None:
     (doubt,) = freeze(folder, tmp_path / "work").doubts
-    assert "is a random sample of 80 of 400 devices" in doubt
+    assert "is a random sample: of 400 devices 320 were not drawn" in doubt
     assert "pending" not in doubt
 
 
@@ -214,5 +214,5 @@ def test_history_labels_a_sample_and_counts_none_of_the_rest_as_pending(
     out = capsys.readouterr().out
     (line,) = (line for line in out.splitlines() if " sample " in line and line.startswith("2026"))
     assert line.split()[2:] == ["s", "sample", "400", "80", "0", "0", "320"]
-    assert "is a random sample of 80 of 400 devices" in doubt
+    assert "is a random sample: of 400 devices 320 were not drawn" in doubt
     assert "54 devices of a sample report it" in out

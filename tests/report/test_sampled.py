@@ -118,7 +118,7 @@ def test_a_sample_that_went_well_is_no_trouble_and_its_message_says_what_it_is(s
     assert told["text"] == (
         "nightly is a sample, and its shares are estimates: 100 of 100 devices drawn from 1,000 answered, 0 failed, 0 pending."
     )
-    assert any("is a random sample of 100 of 1,000 devices" in doubt for doubt in told["doubts"])
+    assert any("is a random sample: of 1,000 devices 900 were not drawn" in doubt for doubt in told["doubts"])
 
 
 def test_a_sample_of_which_devices_failed_is_trouble(tmp_path: Path) -> None:
