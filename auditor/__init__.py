@@ -26,85 +26,87 @@ from typing import TYPE_CHECKING
 from auditor import __about__
 
 if TYPE_CHECKING:
-    from auditor.audit.plan import AccountPlan as AccountPlan
-    from auditor.audit.plan import Plan as Plan
-    from auditor.audit.planning import plan_audit as plan_audit
-    from auditor.audit.progress import AccountProgress as AccountProgress
-    from auditor.audit.progress import Progress as Progress
-    from auditor.audit.progress import Result as Result
-    from auditor.audit.prune import Pruned as Pruned
-    from auditor.audit.prune import prune as prune
-    from auditor.audit.run import resume_audit as resume_audit
-    from auditor.audit.run import run_audit as run_audit
-    from auditor.audit.scheduler import Stop as Stop
+    from auditor.analysis.drift import Drift as Drift
+    from auditor.analysis.drift import DriftCounts as DriftCounts
+    from auditor.analysis.drift import diff_runs as diff_runs
+    from auditor.analysis.history import History as History
+    from auditor.analysis.history import RunPoint as RunPoint
+    from auditor.analysis.history import read_history as read_history
+    from auditor.audit.runner import resume_audit as resume_audit
+    from auditor.audit.runner import run_audit as run_audit
     from auditor.audit.stream import outcomes as outcomes
-    from auditor.config import Settings as Settings
-    from auditor.config import load_settings as load_settings
-    from auditor.config import settings_from as settings_from
+    from auditor.config.loader import load_settings as load_settings
+    from auditor.config.loader import settings_from as settings_from
+    from auditor.config.settings import Settings as Settings
+    from auditor.engine.progress import AccountProgress as AccountProgress
+    from auditor.engine.progress import Progress as Progress
+    from auditor.engine.progress import Result as Result
+    from auditor.engine.worker_pool import Stop as Stop
     from auditor.errors import AuditorError as AuditorError
-    from auditor.following import Followed as Followed
-    from auditor.following import Following as Following
-    from auditor.following import follow_run as follow_run
-    from auditor.following import prepare_following as prepare_following
-    from auditor.inventory.drift import Drift as Drift
-    from auditor.inventory.drift import DriftCounts as DriftCounts
-    from auditor.inventory.drift import diff_runs as diff_runs
-    from auditor.inventory.folder import DeviceCounts as DeviceCounts
-    from auditor.inventory.folder import Manifest as Manifest
-    from auditor.inventory.history import History as History
-    from auditor.inventory.history import RunPoint as RunPoint
-    from auditor.inventory.history import read_history as read_history
-    from auditor.inventory.policy import Judged as Judged
-    from auditor.inventory.policy import judge_run as judge_run
-    from auditor.inventory.queries import Run as Run
-    from auditor.inventory.queries import VersionCount as VersionCount
-    from auditor.inventory.rule import Rule as Rule
-    from auditor.inventory.rule import Rules as Rules
-    from auditor.inventory.rule_results import RuleResult as RuleResult
-    from auditor.inventory.rules import load_rules as load_rules
-    from auditor.inventory.selection import Selected as Selected
-    from auditor.inventory.selection import Selection as Selection
-    from auditor.inventory.selection import select_devices as select_devices
-    from auditor.inventory.sql import Answer as Answer
-    from auditor.inventory.sql import query_run as query_run
-    from auditor.inventory.tables import Table as Table
-    from auditor.inventory.verify import verify as verify
-    from auditor.inventory.versions import compare_versions as compare_versions
-    from auditor.model import Answered as Answered
-    from auditor.model import Device as Device
-    from auditor.model import Failed as Failed
-    from auditor.model import ModuleVersion as ModuleVersion
-    from auditor.model import Outcome as Outcome
-    from auditor.report.html import write_report as write_report
-    from auditor.report.metrics import write_metrics as write_metrics
+    from auditor.hooks.prepare import Following as Following
+    from auditor.hooks.prepare import prepare_following as prepare_following
+    from auditor.hooks.prometheus import write_metrics as write_metrics
+    from auditor.hooks.runner import Followed as Followed
+    from auditor.hooks.runner import follow_run as follow_run
+    from auditor.models import Answered as Answered
+    from auditor.models import Device as Device
+    from auditor.models import Failed as Failed
+    from auditor.models import ModuleVersion as ModuleVersion
+    from auditor.models import Outcome as Outcome
+    from auditor.planning.models import AccountPlan as AccountPlan
+    from auditor.planning.models import Plan as Plan
+    from auditor.planning.planner import plan_audit as plan_audit
+    from auditor.policy.evaluate import Judged as Judged
+    from auditor.policy.evaluate import judge_run as judge_run
+    from auditor.policy.loader import load_rules as load_rules
+    from auditor.policy.model import Rule as Rule
+    from auditor.policy.model import Rules as Rules
+    from auditor.policy.results import RuleResult as RuleResult
+    from auditor.query.devices import Selected as Selected
+    from auditor.query.devices import Selection as Selection
+    from auditor.query.devices import select_devices as select_devices
+    from auditor.query.run import Run as Run
+    from auditor.query.run import VersionCount as VersionCount
+    from auditor.query.sql import Answer as Answer
+    from auditor.query.sql import query_run as query_run
+    from auditor.query.versions import compare_versions as compare_versions
+    from auditor.report.render import write_report as write_report
+    from auditor.runs.manifest import DeviceCounts as DeviceCounts
+    from auditor.runs.manifest import Manifest as Manifest
+    from auditor.runs.retention import Pruned as Pruned
+    from auditor.runs.retention import prune as prune
+    from auditor.runs.verify import verify as verify
+    from auditor.storage.tables import Table as Table
 
 _ROOMS = {
-    "auditor.audit.plan": ("AccountPlan", "Plan"),
-    "auditor.audit.planning": ("plan_audit",),
-    "auditor.audit.progress": ("AccountProgress", "Progress", "Result"),
-    "auditor.audit.prune": ("Pruned", "prune"),
-    "auditor.audit.run": ("resume_audit", "run_audit"),
-    "auditor.audit.scheduler": ("Stop",),
+    "auditor.analysis.drift": ("Drift", "DriftCounts", "diff_runs"),
+    "auditor.analysis.history": ("History", "RunPoint", "read_history"),
+    "auditor.audit.runner": ("resume_audit", "run_audit"),
     "auditor.audit.stream": ("outcomes",),
-    "auditor.config": ("Settings", "load_settings", "settings_from"),
+    "auditor.config.loader": ("load_settings", "settings_from"),
+    "auditor.config.settings": ("Settings",),
+    "auditor.engine.progress": ("AccountProgress", "Progress", "Result"),
+    "auditor.engine.worker_pool": ("Stop",),
     "auditor.errors": ("AuditorError",),
-    "auditor.following": ("Followed", "Following", "follow_run", "prepare_following"),
-    "auditor.inventory.drift": ("Drift", "DriftCounts", "diff_runs"),
-    "auditor.inventory.folder": ("DeviceCounts", "Manifest"),
-    "auditor.inventory.history": ("History", "RunPoint", "read_history"),
-    "auditor.inventory.policy": ("Judged", "judge_run"),
-    "auditor.inventory.queries": ("Run", "VersionCount"),
-    "auditor.inventory.rule": ("Rule", "Rules"),
-    "auditor.inventory.rule_results": ("RuleResult",),
-    "auditor.inventory.rules": ("load_rules",),
-    "auditor.inventory.selection": ("Selected", "Selection", "select_devices"),
-    "auditor.inventory.sql": ("Answer", "query_run"),
-    "auditor.inventory.tables": ("Table",),
-    "auditor.inventory.verify": ("verify",),
-    "auditor.inventory.versions": ("compare_versions",),
-    "auditor.model": ("Answered", "Device", "Failed", "ModuleVersion", "Outcome"),
-    "auditor.report.metrics": ("write_metrics",),
-    "auditor.report.html": ("write_report",),
+    "auditor.hooks.prepare": ("Following", "prepare_following"),
+    "auditor.hooks.prometheus": ("write_metrics",),
+    "auditor.hooks.runner": ("Followed", "follow_run"),
+    "auditor.models": ("Answered", "Device", "Failed", "ModuleVersion", "Outcome"),
+    "auditor.planning.models": ("AccountPlan", "Plan"),
+    "auditor.planning.planner": ("plan_audit",),
+    "auditor.policy.evaluate": ("Judged", "judge_run"),
+    "auditor.policy.loader": ("load_rules",),
+    "auditor.policy.model": ("Rule", "Rules"),
+    "auditor.policy.results": ("RuleResult",),
+    "auditor.query.devices": ("Selected", "Selection", "select_devices"),
+    "auditor.query.run": ("Run", "VersionCount"),
+    "auditor.query.sql": ("Answer", "query_run"),
+    "auditor.query.versions": ("compare_versions",),
+    "auditor.report.render": ("write_report",),
+    "auditor.runs.manifest": ("DeviceCounts", "Manifest"),
+    "auditor.runs.retention": ("Pruned", "prune"),
+    "auditor.runs.verify": ("verify",),
+    "auditor.storage.tables": ("Table",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

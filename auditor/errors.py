@@ -31,7 +31,7 @@ import errno
 import os
 from typing import ClassVar
 
-from auditor.terminal import safe
+from auditor.text.formatting import safe
 
 
 class AuditorError(Exception):

@@ -20,7 +20,9 @@ from pathlib import Path
 
 from measured import audit
 
-from auditor.simulator import DEFAULT_ACCOUNT, SimulatedAccount, Simulator, World
+from auditor.simulator.quotas import SimulatedAccount
+from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
+from auditor.simulator.world import World
 
 QUOTAS = {"one": 1.0, "five": 5.0, "twenty": 20.0, "fifty": 50.0}
 LATENCY = (0.020, 0.300)

@@ -129,8 +129,8 @@ def aiohttp_tuned(port: int, devices: Iterator[Device], out: Path) -> float:
     import uvloop
     from yarl import URL
 
-    from auditor.model import Secret
-    from auditor.platform.signing import Signer
+    from auditor.client.signing import Signer
+    from auditor.models import Secret
 
     signer = Signer(KEY, Secret(SECRET), {"Format": "JSON"})
     nonce, number = uuid.uuid4().hex, 0

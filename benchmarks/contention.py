@@ -15,7 +15,9 @@ from pathlib import Path
 
 import anyio
 
-from auditor.simulator import DEFAULT_ACCOUNT, SimulatedAccount, Simulator, WindowKind, World
+from auditor.simulator.quotas import SimulatedAccount, WindowKind
+from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
+from auditor.simulator.world import World
 
 LATENCY, JITTER = (0.020, 0.300), (0.0, 0.010)
 SAMPLE = 0.25

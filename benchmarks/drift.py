@@ -14,9 +14,9 @@ from pathlib import Path
 
 import duckdb
 
-from auditor.database import ROW_GROUP, quoted
-from auditor.inventory.folder import DEVICES, FLEET, MODULES, AccountFacts, FleetFacts, Manifest, write_manifest
-from auditor.inventory.seal import file_facts
+from auditor.runs.folder import DEVICES, FLEET, MODULES
+from auditor.runs.manifest import AccountFacts, FleetFacts, Manifest, file_facts, write_manifest
+from auditor.storage.database import ROW_GROUP, quoted
 
 PARQUET = f"(FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}, COMPRESSION zstd)"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import anyio
 from measured import audit, platform
 
-from auditor.pace.ledger import SharedFile
-from auditor.pace.quota import Quota
+from auditor.resilience.quota_backends import SharedFile
+from auditor.resilience.rate_limiter import Quota
 
 WAITERS = 200
 RATES = (10.0, 100.0, 1000.0, 2000.0)

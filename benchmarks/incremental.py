@@ -20,9 +20,9 @@ import duckdb
 from measured import audit, platform
 from nights import calls_of, night, snapshot, truth
 
-from auditor.audit.progress import Result
-from auditor.simulator import World
-from auditor.simulator.life import Life
+from auditor.engine.progress import Result
+from auditor.simulator.lifecycle import Life
+from auditor.simulator.world import World
 
 FEW = Life(connecting=0.0513, always_online=0.0)
 BREAKING = Life(connecting=0.3, always_online=0.0, offline_reports=0.3)

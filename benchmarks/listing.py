@@ -15,8 +15,11 @@ from pathlib import Path
 
 import duckdb
 
-from auditor.platform.operations import LIST_OTA_MODULE_BY_PRODUCT, QUERY_DEVICE
-from auditor.simulator import DEFAULT_ACCOUNT, Churn, SimulatedAccount, Simulator, World
+from auditor.client.operations import LIST_OTA_MODULE_BY_PRODUCT, QUERY_DEVICE
+from auditor.simulator.quotas import SimulatedAccount
+from auditor.simulator.registry import Churn
+from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
+from auditor.simulator.world import World
 
 PRODUCTS = 40
 EACH_WAY = 20.0

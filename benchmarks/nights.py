@@ -8,11 +8,13 @@ from pathlib import Path
 
 import duckdb
 
-from auditor.audit.progress import Result
-from auditor.audit.run import run_audit
-from auditor.config import settings_from
-from auditor.simulator import DEFAULT_ACCOUNT, SimulatedAccount, Simulator, World
-from auditor.simulator.life import Life
+from auditor.audit.runner import run_audit
+from auditor.config.loader import settings_from
+from auditor.engine.progress import Result
+from auditor.simulator.lifecycle import Life
+from auditor.simulator.quotas import SimulatedAccount
+from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
+from auditor.simulator.world import World
 
 Modules = frozenset[tuple[str, str]]
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import anyio
 
 import auditor
-from auditor.simulator import DEFAULT_ACCOUNT, SimulatedAccount, Simulator, World
+from auditor.simulator.quotas import SimulatedAccount
+from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
+from auditor.simulator.world import World
 
 QUOTA = 50.0
 BEFORE = 10.0

@@ -17,7 +17,7 @@ from itertools import count
 
 from shapes import SHAPES, Shape
 
-from auditor.simulator.quota import WindowKind, window
+from auditor.simulator.quotas import WindowKind, window
 
 WINDOWS: tuple[WindowKind, ...] = ("fixed", "sliding", "bucket")
 LATENCY = (0.020, 0.300)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from measured import audit, platform
 
-from auditor.inventory.estimates import read_tallies
-from auditor.inventory.intervals import Interval
-from auditor.inventory.queries import Run
-from auditor.simulator import World
+from auditor.query.run import Run
+from auditor.simulator.world import World
+from auditor.stats.intervals import Interval
+from auditor.stats.stratified import read_tallies
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import duckdb
 from drift import PARQUET, build, measured
 
-from auditor.database import quoted
-from auditor.inventory.folder import DEVICES, read_manifest, write_manifest
-from auditor.inventory.seal import file_facts
+from auditor.runs.folder import DEVICES
+from auditor.runs.manifest import file_facts, read_manifest, write_manifest
+from auditor.storage.database import quoted
 
 RULES = """
 [[rule]]

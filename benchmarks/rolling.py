@@ -16,8 +16,8 @@ import anyio
 import duckdb
 from nights import calls_of, night
 
-from auditor.audit.progress import Result
-from auditor.simulator.life import Life
+from auditor.engine.progress import Result
+from auditor.simulator.lifecycle import Life
 
 LIFE = Life(connecting=0.2, always_online=0.4)
 RULES = """

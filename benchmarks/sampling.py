@@ -23,7 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from auditor.inventory.intervals import Interval, Stratum, share_over, share_within, unseen, unseen_over
+from auditor.stats.intervals import Interval, Stratum, share_within, unseen
+from auditor.stats.ratio_estimator import share_over, unseen_over
 
 LEAST, MOST = 0.93, 0.98
 """Of all cases so many must be covered at least, and of those that must not be padded so many at most."""

@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from auditor.pace.rate import Rate
-from auditor.simulator.quota import calls_and_seconds
+from auditor.resilience.adaptive_rate import Rate
+from auditor.simulator.quotas import calls_and_seconds
 
 
 class Shape(Protocol):

@@ -20,7 +20,9 @@ from pathlib import Path
 import anyio
 from contention import JITTER, LATENCY, SAMPLE, SETTINGS, WINDOWS, Case
 
-from auditor.simulator import DEFAULT_ACCOUNT, SimulatedAccount, Simulator, WindowKind, World
+from auditor.simulator.quotas import SimulatedAccount, WindowKind
+from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
+from auditor.simulator.world import World
 
 TOGETHER, ALONE = 70.0, 20.0
 

@@ -9,20 +9,18 @@ from tempfile import TemporaryDirectory, mkdtemp
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from auditor.audit.account import AskedAccount
-from auditor.audit.beginning import fleet_files, with_fleet
-from auditor.audit.listing import list_part
-from auditor.audit.opening import open_account, open_side_by_side, read_keys
-from auditor.audit.pages import never_activated
-from auditor.audit.scheduler import Stop, fan_out
-from auditor.audit.workers import workers_of
-from auditor.config import Account, Settings
+from auditor.config.settings import Account, Settings
+from auditor.engine.account_session import AskedAccount, open_account, open_side_by_side, read_keys
+from auditor.engine.allocation import workers_of
+from auditor.engine.device_reader import never_activated
+from auditor.engine.worker_pool import Stop, fan_out
 from auditor.errors import FleetError, StoppedError
-from auditor.fleet.listing import Listing
-from auditor.fleet.rows import read_never_activated, read_snapshot
-from auditor.fleet.snapshot import write_snapshot
-from auditor.inventory.folder import FLEET
-from auditor.model import Device, Outcome
+from auditor.fleet.crawler import list_part
+from auditor.fleet.discovery_journal import Listing
+from auditor.fleet.snapshot import fleet_files, with_fleet, write_snapshot
+from auditor.fleet.table import read_never_activated, read_snapshot
+from auditor.models import Device, Outcome
+from auditor.runs.folder import FLEET
 
 WAITING = 100
 """Outcomes that wait for their reader at most; then the asking waits."""

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import msgspec
 
-from auditor.database import AS_PARQUET, open_database, parquet, quoted, reason_of
+from auditor.config.settings import FleetSource, Settings
 from auditor.errors import FleetError, RunNotWritableError
-from auditor.fleet.files import COLUMNS, FleetFile, look_at, relation
-from auditor.fleet.lines import line_of_rejected, lines_of, odd_ending
-from auditor.fleet.rows import UNTOLD, define_twice, rows_of, sha256_of, slices_for, write_numbered
+from auditor.fleet.readers import COLUMNS, FleetFile, line_of_rejected, lines_of, look_at, odd_ending, relation
+from auditor.fleet.table import UNTOLD, define_twice, rows_of, sha256_of, slices_for, write_numbered
+from auditor.storage.database import AS_PARQUET, open_database, parquet, quoted, reason_of
 
 NAME_LENGTH = 256
 """Characters of a name at most. Alibaba allows 32 for a device, Tuya documents no limit; this only stops nonsense."""
+
 
 SHOWN = 10
 """Bad rows that an error names; it counts them all."""
@@ -225,3 +227,29 @@ def no_snapshot(out: Path) -> Snapshot:
         raise RunNotWritableError(f"{out} cannot be written: {reason_of(error)}") from error
     finally:
         database.close()
+
+
+def with_fleet(settings: Settings, fleet: str | None) -> Settings:
+    """The settings with every account's fleet known.
+
+    Raises:
+        FleetError: an account has no fleet, or one fleet was given for several accounts.
+    """
+    accounts = settings.account
+    if fleet is not None:
+        if len(accounts) > 1:
+            raise FleetError(f"{fleet}: there are {len(accounts)} accounts; give each its fleet in the settings")
+        accounts = (msgspec.structs.replace(accounts[0], fleet=FleetSource(file=fleet)),)
+    for account in accounts:
+        if account.fleet is None:
+            raise FleetError(
+                f'account "{account.name}": has no fleet; set fleet = {{ file = "…" }} or {{ products = "all" }}, '
+                "or give --fleet"
+            )
+    return msgspec.structs.replace(settings, account=accounts)
+
+
+def fleet_files(settings: Settings) -> list[tuple[str, str]]:
+    """Account and fleet file of each account that has one; the others' fleets are what the platform lists."""
+    fleets = [(account.name, account.fleet) for account in settings.account if account.fleet is not None]
+    return [(name, fleet.file) for name, fleet in fleets if fleet.file is not None]

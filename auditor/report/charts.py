@@ -1,15 +1,25 @@
-"""What the pictures of the report show, told to Altair."""
+"""What the pictures of the report show, told to Altair.
 
+Pictures made safe for the page: a chart as SVG of a few plain elements, coloured by the page's style alone.
+
+Altair says what is drawn, vl-convert draws it when the page is written. Of that SVG only shapes and text are kept:
+nothing that acts, links, or styles itself, so that the page's policy can forbid all of it, and so that dark, light and
+print colour one and the same picture.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import altair as alt
+import vl_convert
 from markupsafe import Markup
 
-from auditor.inventory.telling import limits
-from auditor.report.data import Adoption, History, Module
-from auditor.report.drawing import INKS, drawn
-from auditor.report.text import day, part, shown
+from auditor.query.describe import limits
+from auditor.report.filters import day, part, shown
+from auditor.report.model import Adoption, History, Module
 
 STATES = {
     "ok": "ok", "empty": "empty", "not_found": "not-found", "failed": "failed", "pending": "pending",
@@ -17,15 +27,24 @@ STATES = {
 }  # fmt: skip
 """The ink of each state of a device, and of those that were not drawn."""
 
+
 _AGES = {0: (), 1: ("c3",), 2: ("c1", "c3"), 3: ("c1", "c2", "c3"), 4: ("c1", "c2", "c3", "c4")}
 """Inks of versions besides the newest by age, from cold to warm, for so many of them."""
+
 
 _KINDS = ("c5", "c1", "c2", "c3", "c4")
 """Inks of versions whose age is not known; none is that of the newest."""
 
+
 _WIDTH = 320
+
+
 _ROW, _BAR = 34, 9
+
+
 _LEFT, _TOP, _COLUMNS, _BELOW, _WIDEST = 34, 6, 120, 32, 30
+
+
 _UP = alt.Scale(domain=[0, 1], range=[_TOP + _COLUMNS, _TOP])
 
 
@@ -181,3 +200,78 @@ def _data(rows: Sequence[Mapping[str, object]]) -> alt.InlineData:
 def _inks(names: Sequence[str]) -> alt.Color:
     used = list(dict.fromkeys(names))
     return alt.Color("ink:N", legend=None, scale=alt.Scale(domain=used, range=[INKS[name] for name in used]))
+
+
+INKS = {
+    name: f"#0a00{place:02x}"
+    for place, name in enumerate(
+        ("ok", "empty", "not-found", "failed", "pending", "undrawn", "c1", "c2", "c3", "c4", "c5", "rest", "accent",
+         "plain", "track", "ink", "muted", "line", "warn")
+    )
+}  # fmt: skip
+"""Colours that stand for a class of the page's style, while a chart is drawn."""
+
+
+_CLASSES = {colour: name for name, colour in INKS.items()}
+
+
+_SHAPES = {"path": ("d", "transform"), "rect": ("x", "y", "width", "height", "transform"),
+           "line": ("x1", "y1", "x2", "y2", "transform"), "text": ("transform", "text-anchor", "font-size",
+           "font-weight")}  # fmt: skip
+
+
+_DRAWN = ("opacity", "fill-opacity", "stroke-width", "stroke-dasharray")
+
+
+_DECIMALS = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
+
+
+def drawn(
+    chart: alt.LayerChart | alt.FacetChart | alt.Chart, width: int, height: int, *, stretch: bool = False
+) -> Markup:
+    """A chart as an SVG element without words for those who do not see it; the page has these beside it.
+
+    Args:
+        chart: what to draw, in the colours of ``INKS``.
+        width: of the whole, in the page's pixels.
+        height: the same.
+        stretch: whether it is as wide as there is room, at its height.
+    """
+    whole = chart.configure_view(stroke=None).configure(padding=0, background="transparent", autosize="none")
+    svg = vl_convert.vegalite_to_svg(whole.to_dict(), vl_version=_version(), allowed_base_urls=[])
+    parts = "".join(_kept(ET.fromstring(svg)))  # noqa: S314  our own library's SVG, without entities
+    how = 'class="stretch" preserveAspectRatio="none"' if stretch else 'class="picture"'
+    return Markup(  # noqa: S704  every text in it was escaped again
+        f'<svg {how} viewBox="0 0 {width} {height}" aria-hidden="true" focusable="false">{parts}</svg>'
+    )
+
+
+@cache
+def _version() -> str:
+    """The Vega-Lite that Altair writes for, as vl-convert names it."""
+    return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+
+
+def _kept(element: ET.Element) -> list[str]:
+    kind = element.tag.rpartition("}")[2]
+    if kind in _SHAPES:
+        return _shape(kind, element)
+    inner = [part for child in element if child.tag.rpartition("}")[2] != "defs" for part in _kept(child)]
+    moved = element.get("transform", "")
+    if not inner or kind != "g" or moved in ("", "translate(0,0)"):
+        return inner
+    return [f'<g transform="{Markup.escape(_short(moved))}">', *inner, "</g>"]
+
+
+def _shape(kind: str, element: ET.Element) -> list[str]:
+    classes = [f"{how}-{_CLASSES[ink]}" for how in ("fill", "stroke") if (ink := element.get(how, "")) in _CLASSES]
+    if not classes or element.get("display") == "none":
+        return []
+    kept = [(name, value) for name in (*_SHAPES[kind], *_DRAWN) if (value := element.get(name)) is not None]
+    attributes = "".join(f' {name}="{Markup.escape(_short(value))}"' for name, value in kept)
+    text = Markup.escape("".join(element.itertext())) if kind == "text" else ""
+    return [f'<{kind} class="{" ".join(classes)}"{attributes}>{text}</{kind}>']
+
+
+def _short(value: str) -> str:
+    return _DECIMALS.sub(lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), value)

@@ -4,23 +4,28 @@ from dataclasses import fields
 
 import duckdb
 
-from auditor.inventory.ages import read_ages
-from auditor.inventory.estimates import Tallies
-from auditor.inventory.folder import DeviceCounts, Manifest
-from auditor.inventory.frozen import Frozen
-from auditor.inventory.samples import sample_of
-from auditor.inventory.views import number
-from auditor.report.data import Account, Effort, Failure, Trouble
-from auditor.report.whom import Coverage, Product
+from auditor.query.freshness import read_ages
+from auditor.query.snapshot import Frozen
+from auditor.report.model import Account, Coverage, Effort, Failure, Product, Trouble
+from auditor.runs.estimates import sample_of
+from auditor.runs.manifest import DeviceCounts, Manifest
+from auditor.runs.views import number
+from auditor.stats.stratified import Tallies
 
 PRODUCTS, FAILURES, ACCOUNTS, EFFORTS = 8, 8, 12, 5
 """Rows that the page has of each."""
 
+
 _LENGTH = 400
 """Characters of a text that are read: a device, or whoever wrote the file, may have made it longer than memory."""
 
+
 _STATES = tuple(state.name for state in fields(DeviceCounts))
+
+
 _UNDRAWN = "count(*) FILTER (source = 'unsampled')"
+
+
 _BY_STATE = ", ".join(f"count(*) FILTER (status = '{state}') AS {state}" for state in _STATES)
 
 

@@ -5,13 +5,10 @@ a function of          signature, nonce,      for demonstrations, tests and meas
 an index               quota, faults
 """
 
-from auditor.simulator.account import SimulatedAccount
-from auditor.simulator.faults import FaultKind, Faults
-from auditor.simulator.lies import Lie
-from auditor.simulator.life import ORDINARY_LIFE, Life
-from auditor.simulator.quota import WindowKind
-from auditor.simulator.records import DEVICE_SECRET_PREFIX
-from auditor.simulator.registry import Churn
+from auditor.simulator.faults import FaultKind, Faults, Lie
+from auditor.simulator.lifecycle import ORDINARY_LIFE, Life
+from auditor.simulator.quotas import SimulatedAccount, WindowKind
+from auditor.simulator.registry import DEVICE_SECRET_PREFIX, Churn
 from auditor.simulator.server import DEFAULT_ACCOUNT, Counts, Simulator
 from auditor.simulator.world import FLEET_COLUMNS, SimulatedDevice, World
 

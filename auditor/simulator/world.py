@@ -12,33 +12,52 @@ from pathlib import Path
 from struct import Struct
 from typing import Self
 
-from auditor.model import ModuleVersion
-from auditor.simulator.catalogue import Product, make_products, version_text
-from auditor.simulator.layout import CERTAIN, Layout
-from auditor.simulator.life import ORDINARY_LIFE, DeviceStatus, Life, Timetable
+from auditor.models import ModuleVersion
+from auditor.simulator.catalog import CERTAIN, Layout, Product, make_products, version_text
+from auditor.simulator.lifecycle import ORDINARY_LIFE, DeviceStatus, Life, Timetable
 
 FIRST_REGISTERED = round(datetime(2025, 3, 1, tzinfo=UTC).timestamp() * 1000)
 """When the first device of every world was registered, in milliseconds since 1970."""
 
+
 DAY = 86_400_000
 """Milliseconds of a simulated day."""
 
+
 # Late enough for twelve million devices to be registered and then connected before.
 _BEGAN = FIRST_REGISTERED + 61 * DAY
+
+
 _LAST_TODAY = 1 << 37
+
 
 # 64 drawn bytes: how the device lives, what it is (32 bits each), when it connects, its modules (16 bits each), its
 # iot_id's first part.
 _DRAWS = Struct("<I3IH15H16s")
+
+
 _ID_SPACE = 1 << 40
+
+
 _ID_DIGITS = 10
+
+
 _STEP = 0x9E3779B97F | 1
+
+
 _STEP_BACK = pow(_STEP, -1, _ID_SPACE)
+
+
 _LONGEST_INDEX = 18
+
+
 _LARGE_FROM, _LARGE_TO = 201, 1000
+
+
 _TURNS = 10
 """The first of the draws that say when updates reach a device, after two for each of five modules. The fifth is the
 very first: whether ``default`` was reported is not drawn."""
+
 
 FLEET_COLUMNS = ("product_key", "device_name", "iot_id")
 """The columns of a fleet file that a world can write."""

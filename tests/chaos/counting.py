@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from aiohttp import web
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from auditor.simulator import Faults, Simulator, World
+from auditor.simulator.faults import Faults
+from auditor.simulator.server import Simulator
+from auditor.simulator.world import World
 
 FAULTS = Faults(
     reset=0.004, cut=0.004, unavailable=0.004, internal=0.004, html=0.004, garbage=0.004, business=0.004, http10=0.004,

@@ -14,14 +14,16 @@ import jsonschema
 import orjson
 
 import auditor
-from auditor.audit.fleets import LISTINGS
-from auditor.audit.folder import BEGINNING
-from auditor.audit.resuming import LEFT_OVERS
-from auditor.inventory.folder import ANSWERED, FAILED, MANIFEST, SEALED, Manifest, read_manifest
-from auditor.simulator import DEFAULT_ACCOUNT, FLEET_COLUMNS, World
+from auditor.audit.device_source import LISTINGS
+from auditor.runs.folder import ANSWERED, FAILED, SEALED
+from auditor.runs.locking import BEGINNING
+from auditor.runs.manifest import MANIFEST, Manifest, read_manifest
+from auditor.runs.recovery import LEFT_OVERS
+from auditor.simulator.server import DEFAULT_ACCOUNT
+from auditor.simulator.world import FLEET_COLUMNS, World
 from tests.chaos.counting import Platform, platform_for
 from tests.chaos.figures import Figures, Phase
-from tests.test_audit import assert_true_to, lines_of
+from tests.integration.test_audit import assert_true_to, lines_of
 
 AT_ONCE = 32
 EARLY_SECONDS = 1.6

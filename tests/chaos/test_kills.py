@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 import auditor
-from auditor.inventory.folder import read_manifest, write_manifest
-from auditor.simulator import Simulator, World
+from auditor.runs.manifest import read_manifest, write_manifest
+from auditor.simulator.server import Simulator
+from auditor.simulator.world import World
 from tests.chaos.figures import KILLS, MANY, SEED, show
 from tests.chaos.killing import AT_ONCE, audit_under_fire
-from tests.test_audit import account_table, assert_true_to, settings_for
+from tests.integration.test_audit import account_table, assert_true_to, settings_for
 
 DEVICES = 5_000 if KILLS >= MANY else 600
 """Of each fleet."""

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 import auditor
-from auditor.audit.resuming import _mend as mend
-from auditor.inventory.folder import ANSWERED, INVENTORY_CSV, SEALED, DeviceCounts, read_manifest, write_manifest
-from auditor.simulator import Simulator, World
+from auditor.runs.folder import ANSWERED, INVENTORY_CSV, SEALED
+from auditor.runs.manifest import DeviceCounts, read_manifest, write_manifest
+from auditor.runs.recovery import _mend as mend
+from auditor.simulator.server import Simulator
+from auditor.simulator.world import World
 from tests.chaos.figures import KILLS, MANY, show
-from tests.test_audit import account_table, assert_true_to, lines_of, settings_for
+from tests.integration.test_audit import account_table, assert_true_to, lines_of, settings_for
 
 pytestmark = pytest.mark.anyio
 

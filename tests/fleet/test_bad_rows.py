@@ -8,8 +8,7 @@ import pytest
 
 from auditor.errors import FleetError
 from auditor.fleet.snapshot import write_snapshot
-
-from .reading import HEADER, Names, refused, snapshot
+from tests.fleet.snapshots import HEADER, Names, refused, snapshot
 
 ALL = b"product_key,device_name,iot_id\n"
 

@@ -9,20 +9,18 @@ from pathlib import Path
 import orjson
 from multidict import CIMultiDict
 
+from auditor.client.decoders import DEFINED_MODULES, DEVICES, MESSAGE_LENGTH, PRODUCTS, documented_page
+from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
+from auditor.client.parsers import MOST, NAME_LENGTH, devices_of, modules_of, products_of
+from auditor.client.responses import decipher, page_of
 from auditor.errors import PlatformError
-from auditor.model import Page
-from auditor.platform.answers import decipher, page_of
-from auditor.platform.documented import documented_page
-from auditor.platform.listings import MOST, NAME_LENGTH, devices_of, modules_of, products_of
-from auditor.platform.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
-from auditor.platform.shapes import DEFINED_MODULES, DEVICES, PRODUCTS
-from auditor.platform.text import MESSAGE_LENGTH
+from auditor.models import Page
 
 NOW = 1_732_009_663.0
 SECONDS = 5.0
 """Processor time that one answer may take, whatever its size."""
 
-SAMPLES = Path(__file__).parents[1] / "platform" / "samples"
+SAMPLES = Path(__file__).parents[1] / "client" / "samples"
 
 PIECES = [
     b"\n\n", b"\nDate: ", b"\nRetry-After: ", b"\nx-acs-retry-after: ", b"429", b"200", b"Tue, 19 Nov 2024 09:47:43 GMT",

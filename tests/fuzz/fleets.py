@@ -9,9 +9,9 @@ from pathlib import Path
 import duckdb
 
 from auditor.errors import FleetError
-from auditor.fleet.rows import sha256_of
 from auditor.fleet.snapshot import NAME_LENGTH, write_snapshot
-from tests.fleet.reading import Names, devices
+from auditor.fleet.table import sha256_of
+from tests.fleet.snapshots import Names, devices
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".txt", "")
 

@@ -9,27 +9,17 @@ from typing import get_args
 
 import duckdb
 
-from auditor.database import quoted
+from auditor.analysis.drift import diff_runs
 from auditor.errors import RunFolderError
-from auditor.inventory.drift import diff_runs
-from auditor.inventory.folder import (
-    ANSWERED,
-    DEVICES,
-    FAILED,
-    FLEET,
-    INVENTORY_CSV,
-    INVENTORY_JSON,
-    MANIFEST,
-    MODULES,
-    find_run,
-    read_manifest,
-)
-from auditor.inventory.queries import Run
-from auditor.inventory.selection import Selection, select_devices
-from auditor.inventory.tables import TableFormat
-from auditor.inventory.verify import verify
-from auditor.model import Outcome
-from tests.inventory.runs import both, build, by_id, every_status, failed, named, ok, running
+from auditor.models import Outcome
+from auditor.query.devices import Selection, select_devices
+from auditor.query.run import Run
+from auditor.runs.folder import ANSWERED, DEVICES, FAILED, FLEET, INVENTORY_CSV, INVENTORY_JSON, MODULES, find_run
+from auditor.runs.manifest import MANIFEST, read_manifest
+from auditor.runs.verify import verify
+from auditor.storage.database import quoted
+from auditor.storage.tables import TableFormat
+from tests.runs.run_folders import both, build, by_id, every_status, failed, named, ok, running
 
 FILES = (MANIFEST, FLEET, ANSWERED, FAILED, DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)
 KINDS = ("sealed", "mixed", "running")

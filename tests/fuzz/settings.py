@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from auditor.config import load_settings, settings_from
+from auditor.config.loader import load_settings, settings_from
 from auditor.errors import SettingsError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

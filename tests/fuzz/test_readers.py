@@ -7,10 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from auditor.platform.exchange import BODY_LIMIT
-
-from . import decoder, fleets, run_folders
-from . import settings as settings_files
+from auditor.client.transport import BODY_LIMIT
+from tests.fuzz import decoder, fleets, run_folders
+from tests.fuzz import settings as settings_files
 
 TARGETS = [(decoder, 400), (fleets, 25), (settings_files, 150), (run_folders, 25)]
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import duckdb
 
-from auditor.database import quoted
-from auditor.inventory.folder import DEVICES, FLEET, MODULES, AccountFacts, FleetFacts, Manifest, write_manifest
-from auditor.inventory.seal import file_facts
+from auditor.runs.folder import DEVICES, FLEET, MODULES
+from auditor.runs.manifest import AccountFacts, FleetFacts, Manifest, file_facts, write_manifest
+from auditor.storage.database import quoted
 
 EVIL = '<img src=x onerror="document.title=1">'
 

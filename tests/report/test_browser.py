@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 
-from auditor.inventory.choices import Choice, Recheck
-from auditor.inventory.rules import load_rules
-from auditor.model import Outcome
-from auditor.report.html import write_report
-from tests.inventory.runs import build, carrying, edit_manifest, failed, named, not_found, ok, sampled
-
-from .fleets import EVIL
+from auditor.models import Outcome
+from auditor.policy.loader import load_rules
+from auditor.report.render import write_report
+from auditor.runs.manifest import Choice, Recheck
+from tests.report.fleets import EVIL
+from tests.runs.run_folders import build, carrying, edit_manifest, failed, named, not_found, ok, sampled
 
 sync_api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")

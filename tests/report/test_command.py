@@ -5,9 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.inventory.runs import every_status
-
-from .pages import read, read_text
+from tests.report.pages import read, read_text
+from tests.runs.run_folders import every_status
 
 
 def auditor(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -5,12 +5,11 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from auditor.inventory.folder import DEVICES, MODULES
-from auditor.inventory.rules import load_rules
-from auditor.report.html import write_report
-from tests.inventory.runs import every_status
-
-from .pages import Read, read
+from auditor.policy.loader import load_rules
+from auditor.report.render import write_report
+from auditor.runs.folder import DEVICES, MODULES
+from tests.report.pages import Read, read
+from tests.runs.run_folders import every_status
 
 STATES = ("ok", "empty", "not_found", "failed", "pending")
 RULES = '[[rule]]\nname = "recalled"\ndeny = ["1.0"]\n'

@@ -9,13 +9,12 @@ import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from auditor.inventory.choices import Choice, Recheck
-from auditor.report.html import write_report
-from auditor.report.message import message_of
-from auditor.report.metrics import metrics_of
-from tests.inventory.runs import carrying, edit_manifest, failed, named, ok, sampled
-
-from .pages import Read, read
+from auditor.hooks.payload import message_of
+from auditor.hooks.prometheus import metrics_of
+from auditor.report.render import write_report
+from auditor.runs.manifest import Choice, Recheck
+from tests.report.pages import Read, read
+from tests.runs.run_folders import carrying, edit_manifest, failed, named, ok, sampled
 
 NOW = datetime(2026, 11, 22, 9, tzinfo=UTC)
 FLEET = [named(n, product=f"p{n % 2}") for n in range(1_000)]

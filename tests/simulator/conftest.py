@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from auditor.simulator import Simulator, World
+from auditor.simulator.server import Simulator
+from auditor.simulator.world import World
 
 
 @pytest.fixture

@@ -4,12 +4,14 @@ import math
 
 import pytest
 
-from auditor.model import Secret
-from auditor.platform.operations import OTHERS
-from auditor.simulator import Churn, SimulatedAccount, Simulator, World
-
-from .asking import ask, ask_as, named, wait_until
-from .test_listing import key_of, token_at
+from auditor.client.operations import OTHERS
+from auditor.models import Secret
+from auditor.simulator.quotas import SimulatedAccount
+from auditor.simulator.registry import Churn
+from auditor.simulator.server import Simulator
+from auditor.simulator.world import World
+from tests.simulator.api_requests import ask, ask_as, named, wait_until
+from tests.simulator.test_list_operations import key_of, token_at
 
 pytestmark = pytest.mark.anyio
 

@@ -4,8 +4,10 @@ import time
 
 import pytest
 
-from auditor.simulator import DEFAULT_ACCOUNT, SimulatedAccount, Simulator, World
-from tests.simulator.asking import get, named, signed_query
+from auditor.simulator.quotas import SimulatedAccount
+from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
+from auditor.simulator.world import World
+from tests.simulator.api_requests import get, named, signed_query
 
 pytestmark = pytest.mark.anyio
 

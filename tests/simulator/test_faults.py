@@ -14,11 +14,12 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auditor.model import Dialect, Secret
-from auditor.simulator import FaultKind, Faults, SimulatedAccount, Simulator, World
-from auditor.simulator.faults import KINDS, STALLS, FaultSource
-
-from .asking import Seen, get, named, one_try, signed_query, url_of
+from auditor.models import Dialect, Secret
+from auditor.simulator.faults import KINDS, STALLS, FaultKind, Faults, FaultSource
+from auditor.simulator.quotas import SimulatedAccount
+from auditor.simulator.server import Simulator
+from auditor.simulator.world import World
+from tests.simulator.api_requests import Seen, get, named, one_try, signed_query, url_of
 
 pytestmark = pytest.mark.anyio
 

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auditor.model import Dialect, Secret
-from auditor.platform.signing import canonical_query, string_to_sign
-from auditor.simulator import DEFAULT_ACCOUNT, SimulatedAccount, Simulator, World
+from auditor.client.signing import canonical_query, string_to_sign
+from auditor.models import Dialect, Secret
 from auditor.simulator.gateway import NonceMemory, read_parameters, text_under_signature
-
-from .asking import ACTION, get, named, signed_query, stamp
+from auditor.simulator.quotas import SimulatedAccount
+from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
+from auditor.simulator.world import World
+from tests.simulator.api_requests import ACTION, get, named, signed_query, stamp
 
 pytestmark = pytest.mark.anyio
 

@@ -2,10 +2,11 @@ from typing import Any
 
 import pytest
 
-from auditor.model import Dialect
-from auditor.simulator import Lie, Simulator, World
-
-from .asking import get, named, signed_query
+from auditor.models import Dialect
+from auditor.simulator.faults import Lie
+from auditor.simulator.server import Simulator
+from auditor.simulator.world import World
+from tests.simulator.api_requests import get, named, signed_query
 
 pytestmark = pytest.mark.anyio
 

@@ -1,9 +1,10 @@
 import anyio
 import pytest
 
-from auditor.simulator import Churn, Simulator, World
-
-from .asking import PRODUCT_REFUSALS, ask, code_of
+from auditor.simulator.registry import Churn
+from auditor.simulator.server import Simulator
+from auditor.simulator.world import World
+from tests.simulator.api_requests import PRODUCT_REFUSALS, ask, code_of
 
 pytestmark = pytest.mark.anyio
 

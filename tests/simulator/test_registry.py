@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auditor.simulator import Churn, World
-from auditor.simulator.registry import Registry
+from auditor.simulator.registry import Churn, Registry
+from auditor.simulator.world import World
 
 WORLDS = st.builds(
     World, st.integers(0, 120), products=st.integers(1, 5), missing=st.sampled_from([0, 0.2, 1]), seed=st.integers(0, 9)

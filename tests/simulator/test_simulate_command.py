@@ -15,10 +15,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from auditor.commands.practising import simulate
-from auditor.simulator import ORDINARY_LIFE, Life, World
-
-from .asking import signed_query
+from auditor.cli.commands.simulate import simulate
+from auditor.simulator.lifecycle import ORDINARY_LIFE, Life
+from auditor.simulator.world import World
+from tests.simulator.api_requests import signed_query
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from aliyunsdkiot.request.v20180120.ListOTAModuleVersionsByDeviceRequest import 
 from aliyunsdkiot.request.v20180120.QueryDeviceRequest import QueryDeviceRequest
 from aliyunsdkiot.request.v20180120.QueryProductListRequest import QueryProductListRequest
 
-from auditor.model import Dialect
-from auditor.simulator import DEFAULT_ACCOUNT, SimulatedDevice, Simulator, World
+from auditor.models import Dialect
+from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
+from auditor.simulator.world import SimulatedDevice, World
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auditor.simulator import World
-from auditor.simulator.catalogue import version_text
+from auditor.simulator.catalog import version_text
+from auditor.simulator.world import World
 
 SEEDS = st.integers(-5, 2**40)
 INDICES = st.integers(0, 999_999)

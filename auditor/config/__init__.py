@@ -1,0 +1,1 @@
+"""Settings: what an audit is configured to do."""

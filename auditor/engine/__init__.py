@@ -1,0 +1,1 @@
+"""The worker pool, and what each account needs while it is queried."""

@@ -1,0 +1,1 @@
+"""DuckDB and durable files."""

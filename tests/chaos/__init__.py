@@ -1,1 +1,0 @@
-"""Audits that are killed and files that are cut: whatever is left, going on ends in the whole truth."""

@@ -1,0 +1,231 @@
+"""`auditor fleet`: the devices that the platform lists, as a file, by product, and beside a fleet file."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from auditor.simulator.world import World
+from tests.cli.conftest import Auditor, Platform, StartPlatform, command
+
+THERE = sum(device.exists for device in World(400, products=3))
+
+
+@pytest.fixture
+def platform(start_platform: StartPlatform) -> Platform:
+    return start_platform("--devices", 400, "--products", 3, "--per-second", 0, "--fleet", "products")
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+def listing(folder: Path) -> list[str]:
+    return [path.name for path in (folder / "audits").glob(".listing-*")]
+
+
+def test_without_options_products_are_shown_with_their_devices_by_status(auditor: Auditor, platform: Platform) -> None:
+    done = auditor("fleet", platform.settings)
+    assert done.returncode == 0
+    header, *rows = done.stdout.splitlines()
+    assert header.split("  ")[0] == "product key"
+    assert "offline" in header
+    assert len(rows) == 3
+    assert f"{THERE} devices of 3 products listed in" in done.stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["fleet.csv", "fleet.jsonl", "fleet.parquet"])
+def test_the_file_that_is_written_is_a_fleet_that_can_be_audited(
+    auditor: Auditor, platform: Platform, tmp_path: Path, name: str
+) -> None:
+    assert auditor("fleet", platform.settings, "-o", name).returncode == 0
+    assert listing(platform.settings.parent) == []
+    done = auditor("run", platform.settings, "--fleet", name)
+    assert done.returncode == 0
+    manifest = json.loads((tmp_path / done.stdout.strip() / "run.json").read_bytes())
+    assert (manifest["state"], manifest["fleet"]["devices"], manifest["devices"]["not_found"]) == ("complete", THERE, 0)
+    with duckdb.connect() as database:
+        read = {"csv": "read_csv", "jsonl": "read_json", "parquet": "read_parquet"}[name.split(".")[1]]
+        found = database.execute(
+            f"SELECT count(DISTINCT iot_id), count(utc_create) FROM {read}(?)", [str(tmp_path / name)]
+        )
+        assert found.fetchone() == (THERE, THERE)
+
+
+def test_a_hyphen_is_standard_output_and_talk_is_not_in_it(auditor: Auditor, platform: Platform) -> None:
+    done = auditor("fleet", platform.settings, "-o", "-")
+    rows = rows_of(done.stdout)
+    assert len(rows) == THERE
+    assert list(rows[0]) == [
+        "account", "product_key", "device_name", "iot_id", "device_status", "utc_create", "utc_modified",
+    ]  # fmt: skip
+    assert {row["device_status"] for row in rows} <= {"ONLINE", "OFFLINE", "UNACTIVE", "DISABLE"}
+    assert "device-secret-" not in done.stdout + done.stderr
+
+
+def test_a_fleet_file_is_compared_with_the_platform(auditor: Auditor, platform: Platform, tmp_path: Path) -> None:
+    rows = rows_of(auditor("fleet", platform.settings, "-o", "-").stdout)
+    left_out, *kept = rows
+    text = "".join(f"{row['product_key']},{row['device_name']}\n" for row in kept)
+    (tmp_path / "mine.csv").write_text(f"product_key,device_name\n{text}{left_out['product_key']},dev-99999999\n")
+    done = auditor("fleet", platform.settings, "--against", "mine.csv", "-o", "differences.csv")
+    assert done.returncode == 0
+    assert (
+        f"1 of {THERE} devices of the file are unknown to the platform, 1 of {THERE} that it lists are missing"
+        in done.stderr
+    )
+    found = {row["difference"]: row["device_name"] for row in rows_of((tmp_path / "differences.csv").read_text())}
+    assert found == {"unknown": "dev-99999999", "missing": left_out["device_name"]}
+    failed = auditor("fleet", platform.settings, "--against", "mine.csv", "--fail-on", "unknown,missing")
+    assert failed.returncode == 4
+    assert failed.stderr.splitlines()[-1] == "auditor: differences that were to fail: 1 unknown, 1 missing"
+    assert auditor("fleet", platform.settings, "--against", "mine.csv", "--fail-on", "not_seen").returncode == 0
+    as_json = auditor("fleet", platform.settings, "--against", "mine.csv", "--format", "json")
+    assert {row["device_name"] for row in json.loads(as_json.stdout)["differences"]} == set(found.values())
+    assert listing(platform.settings.parent) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("-o", "fleet.txt"), "fleet.txt: its name tells no format; choose --format csv, jsonl or parquet"),
+        (("--format", "csv"), "--format csv is for the fleet: name a file with -o, or -o - for standard output"),
+        (("--summary", "-o", "-"), "--summary and -o - both go to standard output"),
+        (("--fail-on", "missing"), "--fail-on is about differences: give a fleet file with --against"),
+        (("--against", "x", "--fail-on", "lost"), "--fail-on 'lost': is none of unknown, missing, not_seen"),
+        (("--against", "nowhere.csv"), "nowhere.csv: cannot be read: No such file or directory"),
+        (("-o", "no/such/fleet.csv"), "no/such/fleet.csv: there is no folder no/such; name a file with -o"),
+        (("-o", ".", "--format", "csv"), ".: is a folder; name a file with -o"),
+        (("-o", "-", "--format", "xlsx"), "--format xlsx: a fleet file is csv, jsonl or parquet; choose one of these"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    auditor: Auditor, platform: Platform, options: tuple[str, ...], said: str
+) -> None:
+    done = auditor("fleet", platform.settings, *options)
+    assert done.returncode == 2
+    assert listing(platform.settings.parent) == []  # and nothing was asked
+    assert said in done.stderr.splitlines()[-1] or said in done.stderr.splitlines()[-2]
+
+
+def pages_in(journal: Path) -> int:
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+@pytest.mark.live
+def test_a_listing_that_is_killed_or_interrupted_is_gone_on_with(
+    auditor: Auditor, start_platform: StartPlatform, tmp_path: Path
+) -> None:
+    platform = start_platform("--devices", 12_000, "--per-second", 10, "--fleet", "products")
+    folder, settings = platform.settings.parent, platform.settings
+    journal = folder / "audits" / ".listing-simulated" / "0.jsonl"
+    pages = 0
+    for ending, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
+        more = () if ending == signal.SIGKILL else ("--resume",)
+        process = subprocess.Popen(
+            command(("fleet", settings, "-o", tmp_path / "fleet.csv", *more)), stderr=subprocess.PIPE, text=True
+        )
+        while pages_in(journal) < pages + 20:
+            time.sleep(0.02)
+        os.kill(process.pid, ending)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == code
+        assert listing(folder) == [".listing-simulated"]
+        assert not (tmp_path / "fleet.csv").exists()
+        pages = pages_in(journal)
+    assert "nothing is written; to go on, give --resume too: auditor fleet" in said
+    done = auditor("fleet", settings, "-o", tmp_path / "fleet.csv", "--resume")
+    assert done.returncode == 0
+    assert re.search(r"going on with the listing that began at 20\S+Z", done.stderr.splitlines()[0])
+    rows = rows_of((tmp_path / "fleet.csv").read_text())
+    assert len({row["iot_id"] for row in rows}) == len(rows) == sum(device.exists for device in World(12_000))
+    assert listing(folder) == []
+
+
+def test_a_listing_of_other_settings_is_not_gone_on_with(
+    auditor: Auditor, start_platform: StartPlatform, tmp_path: Path
+) -> None:
+    platform = start_platform("--devices", 3000, "--per-second", 10, "--fleet", "products")
+    process = subprocess.Popen(command(("fleet", platform.settings)), stderr=subprocess.PIPE, text=True)
+    while not listing(platform.settings.parent):
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.kill()
+    process.communicate(timeout=20)
+    platform.settings.write_text(platform.settings.read_text().replace('"all"', '["k1nowhere"]'))
+    done = auditor("fleet", platform.settings, "--resume")
+    assert done.returncode == 2
+    assert "was listed with other settings; leave out --resume to begin anew" in done.stderr
+
+
+def test_while_a_fleet_is_listed_a_second_listing_is_refused_and_an_audit_is_not(
+    auditor: Auditor, start_platform: StartPlatform
+) -> None:
+    platform = start_platform("--devices", 40_000, "--per-second", 10, "--fleet", "products")
+    process = subprocess.Popen(command(("fleet", platform.settings)), stderr=subprocess.PIPE, text=True)
+    try:
+        while pages_in(platform.settings.parent / "audits" / ".listing-simulated" / "0.jsonl") < 2:
+            time.sleep(0.02)
+        second = auditor("fleet", platform.settings)
+        assert second.returncode == 2
+        assert "another process is listing this fleet; wait for it to end" in second.stderr
+        assert auditor("run", platform.settings, "--for", "1s").returncode in {0, 1}
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate(timeout=20)
+
+
+def test_what_was_listed_is_kept_if_it_cannot_be_written(auditor: Auditor, platform: Platform, tmp_path: Path) -> None:
+    full = auditor("fleet", platform.settings, "-o", "/dev/full", "--format", "csv")
+    assert full.returncode == 3
+    assert listing(platform.settings.parent) == [".listing-simulated"]
+    picked = auditor("fleet", platform.settings, "--account", "simulated")
+    assert picked.returncode == 0
+    assert listing(platform.settings.parent) == [".listing-simulated"]  # of all accounts: that is another one
+    done = auditor("fleet", platform.settings, "-o", "fleet.csv", "--resume")
+    assert (done.returncode, len(rows_of((tmp_path / "fleet.csv").read_text()))) == (0, THERE)
+    assert listing(platform.settings.parent) == []
+
+
+def test_a_fleet_of_nobody_is_an_error_of_the_settings(auditor: Auditor, platform: Platform, tmp_path: Path) -> None:
+    text = platform.settings.read_text().replace(
+        '{ products = "all" }', '{ products = "all", include = { device_name = ["nobody*"] } }'
+    )
+    assert "nobody" in text
+    platform.settings.write_text(text)
+    done = auditor("fleet", platform.settings, "-o", "fleet.csv")
+    assert done.returncode == 2
+    assert "no device is listed that is wanted, so nothing is written; see fleet in the settings" in done.stderr
+    assert not (tmp_path / "fleet.csv").exists()
+
+
+def test_what_could_not_be_listed_is_listed_again_by_a_resume(
+    auditor: Auditor, platform: Platform, tmp_path: Path
+) -> None:
+    whole = platform.settings.read_text()
+    platform.settings.write_text(whole.replace('"all"', '["k1nowhere"]'))
+    first = auditor("fleet", platform.settings)
+    assert first.returncode in {1, 2}
+    assert "product k1nowhere: 0 devices listed" in first.stderr
+    assert listing(platform.settings.parent) == [".listing-simulated"]
+    again = auditor("fleet", platform.settings, "--resume")
+    assert again.returncode == first.returncode
+    platform.settings.write_text(whole)
+    assert auditor("fleet", platform.settings, "-o", "fleet.csv").returncode == 0
+    assert listing(platform.settings.parent) == []
+
+
+def test_a_refused_account_ends_with_3_and_writes_nothing(auditor: Auditor, platform: Platform, tmp_path: Path) -> None:
+    (platform.settings.parent / "simulated-secret").write_text("wrong")
+    done = auditor("fleet", platform.settings, "-o", "fleet.csv")
+    assert done.returncode == 3
+    assert "its fleet cannot be listed: the platform refuses it: SignatureDoesNotMatch" in done.stderr
+    assert not (tmp_path / "fleet.csv").exists()

@@ -1,0 +1,242 @@
+"""`auditor run` and `auditor resume` with [policy], [report] and [notify]; and `auditor metrics`."""
+
+import hashlib
+import hmac
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.cli.conftest import Auditor, Platform, StartPlatform, command
+from tests.hooks.receiver import TOKEN, Receiver, receiving
+
+SIGNING = "S3CRET-that-signs"
+
+VIOLATED = """
+[[rule]]
+name = "nobody is that new"
+module = "*"
+minimum = "99999.0"
+"""
+
+REPORT = """
+[report]
+html = "fleet.html"
+excel = true
+metrics = "auditor.prom"
+"""
+
+
+def settings_with(platform: Platform, *tables: str, rules: str | None = None) -> Path:
+    """The settings that the platform wrote, with more tables."""
+    path = platform.settings.with_name("with.toml")
+    tables = (*tables, '[policy]\nfile = "rules.toml"\n') if rules is not None else tables
+    (path.parent / "rules.toml").write_text(rules or "")
+    path.write_text("\n".join((platform.settings.read_text(), *tables)))
+    return path
+
+
+def notify(webhook: str, when: str = "always") -> str:
+    return f'[notify]\nwebhook = {webhook}\nsecret = {{ env = "SIGNING" }}\nwhen = "{when}"\n'
+
+
+def everything_under(*folders: Path) -> bytes:
+    return b"".join(path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_run_is_judged_counted_shown_and_told(auditor: Auditor, platform: Platform) -> None:
+    with receiving(503, 200) as receiver:
+        settings = settings_with(platform, REPORT, notify('{ env = "HOOK" }'), rules=VIOLATED)
+        env = {"HOOK": receiver.address, "SIGNING": SIGNING}
+        done = auditor("run", settings, "--log-level", "debug", env=env)
+    assert done.returncode == 4, done.stderr
+    folder = settings.parent.parent / done.stdout.strip()
+    assert "policy: violated (error): nobody is that new: " in done.stderr
+    assert "policy: 1 rules, 1 violated" in done.stderr
+    assert auditor("verify", folder).returncode == 0
+    assert (folder / "inventory.xlsx").is_file()
+    assert (settings.parent / "fleet.html").is_file()
+    text = (settings.parent / "auditor.prom").read_text()
+    manifest = json.loads((folder / "run.json").read_text())
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    states = {s.labels["state"]: s.value for s in samples if s.name == "auditor_devices"}
+    assert states == manifest["devices"]
+    (violations,) = [
+        s.value for s in samples if s.name == "auditor_policy_violations" and s.labels["severity"] == "error"
+    ]
+    assert_told_and_signed(receiver, manifest, violations)
+    said = done.stdout + done.stderr
+    shown = everything_under(folder, settings.parent) + said.encode()
+    assert TOKEN.encode() not in shown
+    assert SIGNING.encode() not in shown
+
+
+def assert_told_and_signed(receiver: Receiver, manifest: dict[str, object], violations: float) -> None:
+    """Twice the same, for the first was refused; and signed as the documentation says."""
+    assert len(receiver.bodies) == 2
+    assert receiver.bodies[0] == receiver.bodies[1]
+    assert receiver.headers[0]["Idempotency-Key"] == receiver.headers[1]["Idempotency-Key"]
+    head = receiver.headers[1]
+    signed = head["X-Auditor-Timestamp"].encode() + b"." + receiver.bodies[1]
+    expected = hmac.new(SIGNING.encode(), signed, hashlib.sha256).hexdigest()
+    assert head["X-Auditor-Signature"] == f"sha256={expected}"
+    told = receiver.told
+    assert (told["exit_code"], told["state"], told["devices"]) == (4, manifest["state"], manifest["devices"])
+    assert told["requests"] == manifest["requests"]
+    assert told["policy"]["rules"][0]["violated"] == violations > 0
+
+
+def test_nothing_that_follows_fails_the_audit(auditor: Auditor, platform: Platform) -> None:
+    with receiving(401) as receiver:
+        settings = settings_with(platform, notify(f'"{receiver.address}"'))
+        done = auditor("run", settings, "--log-level", "debug", env={"SIGNING": SIGNING})
+        assert len(receiver.bodies) == 1
+    assert done.returncode == 0, done.stderr
+    told = "note: the webhook could not be posted: the webhook answered 401: it does not accept this"
+    assert told in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+    folder = Path(settings.parent.parent, done.stdout.strip())
+    assert auditor("verify", folder).returncode == 0
+    assert TOKEN not in done.stdout + done.stderr
+    assert TOKEN.encode() not in everything_under(folder)
+
+
+def test_no_news_is_good_news_when_only_trouble_is_told(auditor: Auditor, platform: Platform) -> None:
+    with receiving() as receiver:
+        settings = settings_with(platform, notify(f'"{receiver.address}"', "trouble"))
+        assert auditor("run", settings, env={"SIGNING": SIGNING}).returncode == 0
+        assert receiver.bodies == []
+        settings = settings_with(platform, notify(f'"{receiver.address}"', "trouble"), rules=VIOLATED)
+        assert auditor("run", settings, env={"SIGNING": SIGNING}).returncode == 4
+        assert len(receiver.bodies) == 1
+
+
+@pytest.mark.parametrize("name", ["run", "check"])
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ('[policy]\nfile = "none.toml"', "none.toml: cannot be read: No such file or directory"),
+        ('[report]\nhtml = "none/fleet.html"', "none is not a directory; make it, or give another path"),
+        (notify('{ env = "HOOK" }'), "with.toml: notify: webhook: the environment variable HOOK is not set, or empty"),
+    ],
+)
+def test_what_can_be_seen_before_is_refused_before_anything_is_asked(
+    auditor: Auditor, platform: Platform, name: str, table: str, sentence: str
+) -> None:
+    done = auditor(name, settings_with(platform, table), env={"SIGNING": SIGNING})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr
+    assert not list(platform.settings.parents[1].rglob("run.json"))
+
+
+def test_a_resumed_run_is_followed_by_what_its_own_settings_say(
+    auditor: Auditor, start_platform: StartPlatform
+) -> None:
+    platform = start_platform("--devices", 60, "--per-second", 20)
+    with receiving() as receiver:
+        report = '[report]\nexcel = true\nmetrics = "auditor.prom"\n'
+        settings = settings_with(platform, report, notify('{ env = "HOOK" }'), rules=VIOLATED)
+        env = {"HOOK": receiver.address, "SIGNING": SIGNING}
+        first = auditor("run", settings, "--for", "1s", env=env)
+        assert first.returncode == 1, first.stderr
+        assert receiver.told["state"] == "partial"
+        assert receiver.told["exit_code"] == 1
+        folder = Path(settings.parent.parent, first.stdout.strip())
+        assert "go on with: auditor resume" in first.stderr
+        again = auditor("resume", folder, env=env)
+    assert again.returncode == 4, again.stderr
+    assert len(receiver.bodies) == 2
+    assert (receiver.told["state"], receiver.told["devices"]["pending"]) == ("complete", 0)
+    text = (settings.parent / "auditor.prom").read_text()
+    assert 'state="complete"} 1.0' in text
+    assert "auditor_last_success_timestamp_seconds" in text
+    assert auditor("verify", folder).returncode == 0
+
+
+def test_an_address_that_was_not_kept_is_asked_for_again(auditor: Auditor, start_platform: StartPlatform) -> None:
+    platform = start_platform("--devices", 60, "--per-second", 20)
+    with receiving() as receiver:
+        settings = settings_with(platform, notify(f'"{receiver.address}"'))
+        env = {"SIGNING": SIGNING}
+        folder = Path(settings.parent.parent, auditor("run", settings, "--for", "1s", env=env).stdout.strip())
+        assert len(receiver.bodies) == 1
+        assert TOKEN.encode() not in everything_under(folder)
+        other = auditor("resume", folder, "--for", "1s", env=env)
+        assert "note: nothing will be posted: the webhook's address stands in the settings themselves" in other.stderr
+        assert len(receiver.bodies) == 1
+        done = auditor("resume", folder, "--settings", settings, env=env)
+        assert done.returncode == 0, done.stderr
+        assert (len(receiver.bodies), receiver.told["state"]) == (2, "complete")
+
+
+def test_settings_that_differ_in_what_follows_do_not_refuse_to_go_on(
+    auditor: Auditor, start_platform: StartPlatform
+) -> None:
+    platform = start_platform("--devices", 60, "--per-second", 20)
+    first = auditor("run", settings_with(platform), "--for", "1s")
+    assert first.returncode == 1, first.stderr
+    done = auditor("run", settings_with(platform, '[report]\nmetrics = "auditor.prom"\n'), "--resume")
+    assert (done.returncode, done.stdout) == (0, first.stdout)
+    assert (platform.settings.parent / "auditor.prom").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_does_not_wait_for_the_webhook_still_has_the_run(platform: Platform, number: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        settings = settings_with(platform, notify(f'"http://127.0.0.1:{silent.getsockname()[1]}/{TOKEN}"'))
+        process = subprocess.Popen(
+            command(("run", settings, "--out", settings.parent / "runs")),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"SIGNING": SIGNING},
+        )
+        connection, _ = silent.accept()
+        process.send_signal(number)
+        out, said = process.communicate(timeout=10)
+        connection.close()
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert json.loads(Path(out.strip(), "run.json").read_text())["state"] == "complete"
+
+
+def test_metrics_of_a_run_go_to_a_file_or_to_standard_output(
+    auditor: Auditor, tmp_path: Path, platform: Platform
+) -> None:
+    folder = auditor("run", platform.settings).stdout.strip()
+    shown = auditor("metrics", folder)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert auditor("metrics", Path(folder).parent, "-o", "-").stdout == shown.stdout
+    assert auditor("metrics", folder, "-o", "auditor.prom").stdout == ""
+    assert (tmp_path / "auditor.prom").read_text() == shown.stdout
+    assert "auditor_policy" not in shown.stdout
+    (tmp_path / "rules.toml").write_text(VIOLATED)
+    judged = auditor("metrics", folder, "--rules", "rules.toml")
+    assert judged.returncode == 0
+    assert 'auditor_policy_rule{rule="nobody is that new",run="simulated",severity="error",verdict="violated"} 1.0' in (
+        judged.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("nowhere",), 2, "nowhere: is no folder"),
+        (("audits", "--rules", "none.toml"), 2, "none.toml: cannot be read"),
+        (("audits", "-o", "none/auditor.prom"), 3, "none/auditor.prom: cannot be written: No such file or directory"),
+    ],
+)
+def test_metrics_that_cannot_be_had_are_one_sentence(
+    auditor: Auditor, platform: Platform, arguments: tuple[str, ...], code: int, sentence: str
+) -> None:
+    assert auditor("run", platform.settings, "--out", "audits").returncode == 0
+    done = auditor("metrics", *arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1

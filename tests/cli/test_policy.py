@@ -1,0 +1,114 @@
+"""The command that judges a run by a policy."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from tests.cli.conftest import Auditor
+from tests.runs.run_folders import every_status
+
+RULES = """
+[[rule]]
+name = "old ble"
+module = "BLE"
+minimum = "1.1"
+severity = "{severity}"
+
+[[rule]]
+name = "required"
+required = true
+module = ["ble", "zigbee"]
+severity = "note"
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "error.toml").write_text(RULES.format(severity="error"))
+    (tmp_path / "warning.toml").write_text(RULES.format(severity="warning"))
+    return every_status(tmp_path / "run").folder
+
+
+def test_a_violated_error_exits_with_4_and_a_warning_does_not(auditor: Auditor, run: Path) -> None:
+    done = auditor("policy", run, "error.toml")
+    assert done.returncode == 4, done.stderr
+    header, first, second = done.stdout.splitlines()
+    assert header.split() == ["verdict", "severity", "rule", "found"]
+    assert first.rstrip().endswith("2 of 4 devices violate it, 4 were not seen")
+    assert second.split()[:3] == ["violated", "note", "required"]
+    talk = done.stderr.splitlines()
+    assert talk[0] == f"note: {run} is partial: 2 devices failed and 2 are pending"
+    assert talk[1] == "run by error.toml: 2 rules: 2 violated"
+    assert talk[2] == "auditor: the policy is violated: old ble"
+    assert auditor("policy", run, "warning.toml").returncode == 0
+
+
+def test_rules_and_devices_are_written_in_every_form(auditor: Auditor, tmp_path: Path, run: Path) -> None:
+    document = json.loads(auditor("policy", run, "error.toml", "--format", "json").stdout)
+    assert document["schema_version"] == 1
+    assert document["devices"]["failed"] == 2
+    assert document["doubts"]
+    assert [(each["rule"], each["violated"]) for each in document["results"]] == [("old ble", 2), ("required", 1)]
+    listed = auditor("policy", run, "error.toml", "--devices", "--format", "csv").stdout
+    rows = list(csv.DictReader(io.StringIO(listed)))
+    assert [(row["rule"], row["device_name"], row["reason"]) for row in rows] == [
+        ("old ble", "device0000", "is older than 1.1"),
+        ("old ble", "device0001", "is older than 1.1"),
+        ("required", "device0003", "reports no module ble or zigbee"),
+    ]
+    shown = auditor("policy", run, "error.toml", "--devices").stdout
+    assert "device0003" in shown
+    written = auditor("policy", run, "error.toml", "--format", "parquet", "-o", "rules.parquet")
+    assert written.returncode == 4
+    assert (tmp_path / "rules.parquet").read_bytes()[:4] == b"PAR1"
+
+
+def test_forms_for_ci_and_chat_go_to_standard_output_or_a_file(auditor: Auditor, tmp_path: Path, run: Path) -> None:
+    top = ET.fromstring(auditor("policy", run, "error.toml", "--format", "junit").stdout)
+    assert top.get("failures") == "1"
+    assert auditor("policy", run, "error.toml", "--format", "sarif", "-o", "f.sarif").returncode == 4
+    assert json.loads((tmp_path / "f.sarif").read_text())["version"] == "2.1.0"
+    assert auditor("policy", run, "error.toml", "--format", "markdown").stdout.startswith("**Failed**: `run`")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("error.toml", "--devices", "--format", "junit"), "--devices is for tables"),
+        (("error.toml", "-o", "f.txt"), "f.txt: its name tells no format"),
+        (("error.toml", "--devices", "-o", "f.sarif"), "--devices is for tables"),
+        (("none.toml",), "none.toml: cannot be read: No such file or directory"),
+        (("broken.toml",), "broken.toml: rule 1: has no name"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(
+    auditor: Auditor, tmp_path: Path, run: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    (tmp_path / "broken.toml").write_text("[[rule]]\nminimum = '1'\n")
+    done = auditor("policy", run, *arguments)
+    assert done.returncode == 2
+    assert sentence in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_is_not_told_what_a_device_or_a_rule_says(auditor: Auditor, tmp_path: Path, run: Path) -> None:
+    (tmp_path / "hostile.toml").write_text('[[rule]]\nname = "[red]x"\ndeny = "\\u001b[31m*"\nmodule = "="\n')
+    done = auditor("policy", run, "hostile.toml")
+    assert "[red]x" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+    assert 'note: rule "[red]x" is about nothing that was seen' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "beginning"), [("p.xml", b"<?xml"), ("p.sarif", b"{"), ("p.md", b"**"), ("p.xlsx", b"PK")]
+)
+def test_the_name_of_a_file_tells_its_format(
+    auditor: Auditor, tmp_path: Path, run: Path, name: str, beginning: bytes
+) -> None:
+    done = auditor("policy", run, "warning.toml", "-o", name)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / name).read_bytes().lstrip().startswith(beginning)

@@ -1,0 +1,353 @@
+"""Answers and refusals of both dialects, good, bad and broken, read without a socket."""
+
+from collections.abc import Mapping
+from email.utils import formatdate
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from auditor.client.decoders import MESSAGE_LENGTH, one_line
+from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
+from auditor.client.responses import UNREADABLE, Answer, decipher, kind_of, page_of
+from auditor.errors import (
+    ClockSkewError,
+    ForbiddenDeviceError,
+    InconsistentPagesError,
+    NeverActivatedError,
+    NonceUsedError,
+    NotFoundError,
+    PlatformError,
+    RefusedAccountError,
+    RefusedRequestError,
+    ThrottledError,
+    TransientError,
+)
+from auditor.models import ModuleVersion, Page
+
+NOW = 1_732_009_663.0
+ENTRY = {
+    "deviceName": "device001",
+    "iotId": "OZs5",
+    "moduleName": "ble",
+    "moduleVersion": "1.0",
+    "productKey": "k1h9drZble",
+}
+DOCUMENT: dict[str, object] = {
+    "code": "",
+    "currentPage": 1,
+    "data": {"simpleOTAModuleInfo": [ENTRY]},
+    "pageCount": 1,
+    "pageSize": 10,
+    "requestId": "47f85a55",
+    "success": True,
+    "total": 1,
+}
+
+
+def read(document: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+    return decipher(status, CIMultiDict(headers or {}), orjson.dumps(document), now=NOW)
+
+
+def page(**changes: object) -> Page:
+    document = {name: value for name, value in {**DOCUMENT, **changes}.items() if value is not ...}
+    return page_of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, read(document))
+
+
+def refused(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> PlatformError:
+    raw = body if isinstance(body, bytes) else orjson.dumps(body)
+    with pytest.raises(PlatformError) as caught:
+        decipher(status, CIMultiDict(headers or {}), raw, now=NOW)
+    return caught.value
+
+
+def gateway(code: str, message: str = "No.") -> dict[str, object]:
+    return {"RequestId": "ID-1", "HostId": "iot.example", "Code": code, "Message": message}
+
+
+def business(code: str, message: str = "No.") -> dict[str, object]:
+    return {"success": False, "code": code, "errorMessage": message, "requestId": "ID-1"}
+
+
+@pytest.mark.parametrize(
+    "data", [None, {}, [], {"simpleOTAModuleInfo": []}, {"simpleOTAModuleInfo": None}, {"other": [ENTRY]}, "", 7, ...]
+)
+def test_data_without_entries_is_a_page_without_modules(data: object) -> None:
+    assert page(data=data, total=0, pageCount=0).reported == ()
+
+
+@pytest.mark.parametrize("data", [[ENTRY], {"SIMPLEOTAMODULEINFO": [ENTRY]}, {"SimpleOTAModuleInfo": [ENTRY]}])
+def test_data_is_read_as_a_bare_array_and_in_any_case(data: object) -> None:
+    assert page(data=data) == page()
+
+
+def test_no_entries_never_turn_a_total_into_nothing() -> None:
+    assert page(data=None, total=3).total == 3
+    assert page(data=None, total=..., pageCount=...).total is None
+
+
+@pytest.mark.parametrize(
+    ("told", "total"),
+    [
+        (450, 450), ("450", 450), (450.0, 450), (0, 0), ("0", 0), (0.0, 0), (..., None), (None, None), ("", None),
+        ("many", None), (-1, None), ("-1", None), (1.5, None), (1e300, int(1e300)), (True, None), ([1], None), ("\u0663", None),
+        ("1" * 40, None),
+    ],
+)  # fmt: skip
+def test_a_total_is_read_from_any_spelling_of_a_whole_number_and_from_nothing_else(told: object, total: object) -> None:
+    assert page(total=told).total == total
+
+
+@pytest.mark.parametrize("name", ["currentPage", "pageSize", "pageCount"])
+def test_other_numbers_are_read_alike(name: str) -> None:
+    for told in (7, "7", 7.0):
+        read_page = page(**{name: told})
+        numbers = {"currentPage": read_page.number, "pageSize": read_page.size, "pageCount": read_page.page_count}
+        assert numbers[name] == 7
+
+
+def test_a_missing_total_beside_no_pages_is_none_at_all() -> None:
+    assert page(total=..., pageCount=0, data={}).total == 0
+
+
+@pytest.mark.parametrize("name", ["moduleName", "moduleVersion"])
+@pytest.mark.parametrize("value", [None, [], {}, ...])
+def test_an_entry_without_a_name_or_version_is_no_page(name: str, value: object) -> None:
+    entry = {key: item for key, item in {**ENTRY, name: value}.items() if item is not ...}
+    with pytest.raises(InconsistentPagesError):
+        page(data={"simpleOTAModuleInfo": [ENTRY, entry]}, total=2)
+
+
+@pytest.mark.parametrize("entry", [None, "ble", 1, [], {}, [ENTRY], {**ENTRY, "moduleName": ""}])
+def test_an_entry_that_is_no_module_is_no_page(entry: object) -> None:
+    with pytest.raises(InconsistentPagesError):
+        page(data={"simpleOTAModuleInfo": [entry]})
+
+
+def test_an_entry_may_leave_out_the_device() -> None:
+    (reported,) = page(data=[{"moduleName": "ble", "moduleVersion": ""}]).reported
+    assert reported.module == ModuleVersion("ble", "")
+    assert (reported.product_key, reported.device_name, reported.iot_id) == (None, None, None)
+
+
+def test_a_version_that_is_a_number_with_a_point_is_not_guessed() -> None:
+    with pytest.raises(InconsistentPagesError):
+        page(data=[{"moduleName": "ble", "moduleVersion": 1.1}])  # or was it 1.10?
+
+
+@pytest.mark.parametrize(("version", "text"), [(2, "2"), ("1.10", "1.10"), (" 1 ", " 1 ")])
+def test_a_version_stays_what_it_is_as_text(version: object, text: str) -> None:
+    (reported,) = page(data=[{**ENTRY, "moduleVersion": version}]).reported
+    assert reported.module.module_version == text
+
+
+@pytest.mark.parametrize("success", [True, "true", "True", "TRUE"])
+def test_success_may_be_spelled(success: object) -> None:
+    assert read({**DOCUMENT, "success": success}).request_id == "47f85a55"
+
+
+@pytest.mark.parametrize("success", [False, "false", None, 1, 0, [], "yes", ...])
+def test_what_does_not_say_success_is_none(success: object) -> None:
+    document = {name: value for name, value in {**DOCUMENT, "success": success}.items() if value is not ...}
+    assert type(refused(document)) is TransientError
+    assert refused(document).code == UNREADABLE
+
+
+@pytest.mark.parametrize("status", [199, 300, 302, 400, 404, 500, 503])
+def test_success_counts_only_under_a_status_of_success(status: int) -> None:
+    assert refused(DOCUMENT, status=status).code == f"HTTP {status}"
+
+
+CODES: dict[type[PlatformError], list[str]] = {
+    ThrottledError: ["Throttling", "Throttling.User", "Throttling.Api"],
+    TransientError: [
+        "ServiceUnavailable", "InternalError", "iot.system.SystemException", "iot.common.QueryDeviceActionError",
+        "iot.common.QueryOTAModuleActionError", "Something.Unheard", "ThrottlingLess", "iot.device.Other",
+    ],
+    NonceUsedError: ["SignatureNonceUsed"],
+    ClockSkewError: ["InvalidTimeStamp.Expired"],
+    RefusedAccountError: [
+        "SignatureDoesNotMatch", "IncompleteSignature", "InvalidAccessKeyId.NotFound", "InvalidAccessKeyId.Inactive",
+        "Forbidden", "Forbidden.RAM", "Forbidden.AccessKeyDisabled", "iot.common.RamActionPermissionDeny",
+        "iot.system.UidNotFound", "iot.system.BillIsOverDue", "iot.system.InstanceNotFound",
+    ],
+    ForbiddenDeviceError: ["iot.common.AuthActionPermissionDeny"],
+    NotFoundError: ["iot.device.NotExistedDevice", "iot.device.InvalidIoTId", "iot.prod.NotExistedProduct"],
+    NeverActivatedError: ["iot.device.InactiveDevice"],
+    RefusedRequestError: [
+        "iot.common.InvalidPageParams", "iot.device.InvalidFormattedDeviceName", "iot.prod.InvalidFormattedProductkey",
+        "iot.device.NullDeviceName", "iot.prod.NullProductKey",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "kind"), [(code, kind) for kind, codes in CODES.items() for code in codes])
+@pytest.mark.parametrize("shape", ["gateway", "business"])
+def test_every_code_is_the_error_that_its_row_asks_for_in_any_case_and_shape(
+    code: str, kind: type[PlatformError], shape: str
+) -> None:
+    for spelled in (code, code.lower(), code.upper(), code[:1].upper() + code[1:], code.swapcase()):
+        error = refused(gateway(spelled), status=400) if shape == "gateway" else refused(business(spelled))
+        assert type(error) is kind
+        assert (error.code, error.message, error.request_id) == (spelled, "No.", "ID-1")
+        assert str(error) == f"{spelled}: No."
+        assert kind_of(spelled) is kind
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 500, 503])
+@pytest.mark.parametrize("code", ["Throttling.User", "Forbidden.RAM", "ServiceUnavailable"])
+def test_the_code_says_more_than_the_status(status: int, code: str) -> None:
+    assert type(refused(gateway(code), status=status)) is kind_of(code)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", gateway("ServiceUnavailable"), business("Unknown"), DOCUMENT, b"[]"])
+def test_429_is_throttling_whatever_else_is_said(body: object) -> None:
+    assert type(refused(body, status=429)) is ThrottledError
+
+
+@pytest.mark.parametrize("body", [b"", b" ", b"<html><h1>Bad gateway</h1>", b'{"success": tr', b"\xff\xfe", b"null",
+                                  b"[]", b"1", b'"x"', b"[" * 100_000, b"\x00" * 10, b"{}"])  # fmt: skip
+@pytest.mark.parametrize("status", [200, 204, 302, 404, 500, 502, 503])
+def test_what_is_no_answer_is_transient_and_says_so(status: int, body: bytes) -> None:
+    error = refused(body, status=status)
+    assert type(error) is TransientError
+    assert error.code == (UNREADABLE if status < 300 else f"HTTP {status}")
+    assert error.http_status == status
+    assert error.message
+
+
+WISHES: list[tuple[dict[str, str], float | None]] = [
+    ({}, None),
+    ({"Retry-After": "3"}, 3.0),
+    ({"Retry-After": " 3 "}, 3.0),
+    ({"retry-after": "120"}, 120.0),
+    ({"Retry-After": formatdate(NOW + 5, usegmt=True)}, 5.0),
+    ({"Retry-After": formatdate(NOW - 50, usegmt=True)}, 0.0),
+    ({"x-acs-retry-after": "1500"}, 1.5),
+    ({"X-Acs-Retry-After": "250"}, 0.25),
+    ({"x-acs-retry-after": "100", "Retry-After": "9"}, 0.1),
+    ({"x-acs-retry-after": "soon", "Retry-After": "9"}, 9.0),
+    ({"Retry-After": "soon"}, None),
+    ({"Retry-After": ""}, None),
+    ({"Retry-After": "-1"}, None),
+    ({"Retry-After": "1.5"}, None),
+    ({"Retry-After": "1e9"}, None),
+    ({"Retry-After": "NaN"}, None),
+    ({"Retry-After": "9" * 5000}, None),
+    ({"Retry-After": "\x1d3"}, 3.0),
+    ({"x-acs-retry-after": "\x1c250\x1f"}, 0.25),
+    ({"Retry-After": "\u0663"}, None),
+    ({"x-acs-retry-after": "9" * 5000}, None),
+    ({"Retry-After": "Mon, 99 Foo 2024 99:99:99 GMT"}, None),
+]
+
+
+@pytest.mark.parametrize(("headers", "seconds"), WISHES)
+def test_the_wished_delay_is_read_in_all_its_spellings(headers: dict[str, str], seconds: float | None) -> None:
+    error = refused(gateway("Throttling.User"), status=400, headers=headers)
+    assert isinstance(error, ThrottledError)
+    assert error.retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [({"Date": formatdate(NOW + 1200, usegmt=True)}, NOW + 1200), ({"date": "Sunday"}, None), ({}, None)],
+)
+def test_a_clock_that_differs_learns_the_answers_date(headers: dict[str, str], seconds: float | None) -> None:
+    error = refused(gateway("InvalidTimeStamp.Expired"), status=400, headers=headers)
+    assert isinstance(error, ClockSkewError)
+    assert error.server_time == seconds
+
+
+@pytest.mark.parametrize("code", ["", " ", "\x00", "\u200b", "\ue000"])
+def test_a_code_of_nothing_that_can_be_seen_is_none(code: str) -> None:
+    assert refused(business(code, "why")).code == UNREADABLE
+    assert refused(gateway(code, "why"), status=500).code == "HTTP 500"
+    assert refused(gateway(code, "why"), status=500).message == "why"
+
+
+def test_the_string_to_sign_is_dropped_from_a_message() -> None:
+    message = "Specified signature is not matched. Server String To Sign is:GET&%2F&AccessKeyId%3Dx\n%26Signature"
+    assert (
+        refused(gateway("SignatureDoesNotMatch", message), status=400).message == "Specified signature is not matched."
+    )
+
+
+def test_messages_and_codes_and_request_ids_are_one_clean_bounded_line() -> None:
+    nasty = "a\r\nb\x1b[31m\x00c\u2028d\u202ee\t f" + "x" * 10_000
+    error = refused({"Code": nasty, "Message": nasty, "RequestId": nasty}, status=400)
+    for text in (error.code, error.message, error.request_id):
+        assert text is not None
+        assert text.startswith("a b [31m c d e fxxx")
+        assert len(text) == MESSAGE_LENGTH
+        assert text.isprintable()
+
+
+@given(text=st.text())
+def test_any_message_becomes_one_printable_bounded_line(text: str) -> None:
+    line = one_line(text)
+    assert line.isprintable()
+    assert len(line) <= MESSAGE_LENGTH
+    assert line == line.strip()
+    assert "  " not in line
+
+
+FIELD_NAMES = st.sampled_from(
+    ["code", "Code", "message", "errorMessage", "success", "Success", "requestId", "RequestID", "data", "Data", "total",
+     "Total", "pageCount", "currentPage", "pageSize", "simpleOTAModuleInfo", "SimpleOTAModuleInfo", "moduleName",
+     "ModuleVersion", "moduleVersion", "iotId", "IoTID", "deviceName", "productKey"]
+)  # fmt: skip
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**64 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    st.sampled_from(["true", "Throttling", "InvalidTimeStamp.Expired", "iot.device.InvalidIoTId"]),
+)
+documents: st.SearchStrategy[Any] = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELD_NAMES, inner, max_size=5), max_leaves=12
+)
+header_values = st.one_of(
+    st.text(max_size=20),
+    st.sampled_from([formatdate(NOW, usegmt=True), "3", "-0001", "Fri, 31 Dec 9999 23:59:59 -2359", "1 1 1 1 1 +9999"]),
+    st.from_regex(
+        r"[A-Z][a-z]{2}, \d{1,5} (Jan|Feb|Foo) \d{1,6} \d{1,3}:\d\d:\d\d ([+-]\d{1,6}|GMT|X)", fullmatch=True
+    ),
+)
+headers_of_any_kind = st.dictionaries(st.sampled_from(["Date", "Retry-After", "x-acs-retry-after"]), header_values)
+statuses = st.sampled_from([200, 204, 302, 400, 404, 429, 500, 503]) | st.integers(0, 999)
+
+
+@settings(max_examples=200, deadline=None)
+@given(status=statuses, headers=headers_of_any_kind, body=st.binary(max_size=60) | documents.map(orjson.dumps))
+def test_whatever_comes_is_an_answer_or_a_platform_error(status: int, headers: dict[str, str], body: bytes) -> None:
+    came: Answer | PlatformError
+    try:
+        came = decipher(status, headers, body, now=NOW)
+    except PlatformError as error:
+        came = error
+    assert came.request_id is None or came.request_id.isprintable()
+    if isinstance(came, Answer):
+        assert 200 <= status < 300
+        return
+    assert came.code
+    assert str(came).isprintable()
+    wish = getattr(came, "retry_after", None)
+    assert wish is None or wish >= 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(document=st.dictionaries(FIELD_NAMES, documents, max_size=6))
+def test_whatever_an_answer_holds_is_a_page_or_inconsistent(document: dict[str, Any]) -> None:
+    answer = Answer({name.lower(): value for name, value in document.items()}, None)
+    try:
+        read_page = page_of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, answer)
+    except InconsistentPagesError:
+        return
+    for number in (read_page.number, read_page.size, read_page.page_count, read_page.total):
+        assert number is None or number >= 0
+    assert all(reported.module.module_name for reported in read_page.reported)

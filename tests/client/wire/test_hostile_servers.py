@@ -1,0 +1,203 @@
+"""Servers that mean harm or are badly broken: a call ends with a named error, in bounded time and memory."""
+
+import asyncio
+import gzip
+import socket
+import ssl
+import time
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import orjson
+import pytest
+import trustme
+
+from auditor.client.transport import BODY_LIMIT
+from auditor.errors import PlatformError, TransientError
+from tests.client.wire.sockets import SUCCESS, Serve, answering, ask, client_of, closing, failure_of, http, serving
+
+pytestmark = pytest.mark.anyio
+
+GOOD = http(SUCCESS)
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+MEMORY = 4 * BODY_LIMIT
+"""Bytes that one call may take at its height, whatever comes: a body, its parts, and what a library keeps of it."""
+
+
+def flooding(head: bytes, part: bytes) -> Serve:
+    """A server that sends ``part`` as fast as it is taken, for ever."""
+
+    async def serve(writer: asyncio.StreamWriter, _target: str) -> None:
+        writer.write(head)
+        while not writer.is_closing():
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    return serve
+
+
+def endless_gzip() -> tuple[bytes, bytes]:
+    """The beginning of a compressed body, and a part that can follow it for ever: 1 MB of blanks in about 1 KB."""
+    packer = zlib.compressobj(wbits=31)
+    first = packer.compress(b" " * 1_000_000) + packer.flush(zlib.Z_FULL_FLUSH)
+    again = packer.compress(b" " * 1_000_000) + packer.flush(zlib.Z_FULL_FLUSH)
+    return first, again
+
+
+GZIP_HEAD = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
+FLOODS: dict[str, tuple[Serve, set[str]]] = {
+    "body without end": (flooding(b"HTTP/1.1 200 OK\r\n\r\n", b" " * 65_536), {"auditor.OversizedAnswer"}),
+    "chunks without end": (flooding(CHUNKED, b"10000\r\n" + b" " * 65_536 + b"\r\n"), {"auditor.OversizedAnswer"}),
+    "chunks of a byte": (flooding(CHUNKED, b"1\r\n \r\n" * 1000), {"auditor.OversizedAnswer", "auditor.Timeout"}),
+    "gzip without end": (flooding(GZIP_HEAD + endless_gzip()[0], endless_gzip()[1]), {"auditor.OversizedAnswer"}),
+    "one header line": (flooding(b"HTTP/1.1 200 OK\r\nX: ", b"x" * 65_536), {"auditor.BadAnswer"}),
+    "many headers": (flooding(b"HTTP/1.1 200 OK\r\n", b"X-A: " + b"b" * 500 + b"\r\n"), {"auditor.BadAnswer"}),
+    "trailers": (flooding(CHUNKED + b"0\r\n", b"X-A: b\r\n" * 500), {"auditor.BadAnswer", "auditor.CutBody"}),
+    "chunk extension": (flooding(CHUNKED + b"1;", b"x" * 65_536), {"auditor.Timeout", "auditor.BadAnswer"}),
+    "no line at all": (flooding(b"", b"x" * 65_536), {"auditor.BadAnswer"}),
+    "100 Continue": (flooding(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 20), {"auditor.Timeout", "auditor.BadAnswer"}),
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+async def test_a_flood_ends_in_a_named_error_within_time_and_memory(name: str) -> None:
+    serve, codes = FLOODS[name]
+    async with serving(serve) as seen, client_of(seen.url, timeout=2.0) as client:
+        tracemalloc.start()
+        try:
+            before = time.monotonic()
+            error = await asyncio.wait_for(failure_of(client), 10)
+            seconds, (_, height) = time.monotonic() - before, tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert type(error) is TransientError
+    assert error.code in codes
+    assert seconds < 5
+    assert height < MEMORY
+
+
+BODIES: dict[str, tuple[bytes, set[str]]] = {
+    "length too long": (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + SUCCESS, {"auditor.CutBody"}),
+    "length too short": (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n" + SUCCESS, {"auditor.BadAnswer"}),
+    "length negative": (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n" + SUCCESS, {"auditor.BadAnswer"}),
+    "length no number": (b"HTTP/1.1 200 OK\r\nContent-Length: 0x9\r\n\r\n" + SUCCESS, {"auditor.BadAnswer"}),
+    "length twice": (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 9\r\n\r\n" + SUCCESS,
+        {"auditor.BadAnswer"},
+    ),
+    "length of exabytes": (b"HTTP/1.1 200 OK\r\nContent-Length: 9000000000000000000\r\n\r\n{", {"auditor.CutBody"}),
+    "chunks end early": (CHUNKED + b'5\r\n{"a":\r\n', {"auditor.CutBody"}),
+    "chunk cut": (CHUNKED + b"ff\r\n{", {"auditor.CutBody"}),
+    "chunk size no number": (CHUNKED + b"zz\r\n{\r\n0\r\n\r\n", {"auditor.CutBody", "auditor.BadAnswer"}),
+    "chunk longer than told": (CHUNKED + b"1\r\n{}}}}\r\n0\r\n\r\n", {"auditor.CutBody", "auditor.BadAnswer"}),
+    "gzip cut": (
+        http(gzip.compress(SUCCESS)[:-12], "Content-Encoding: gzip"),
+        {"auditor.CutBody", "auditor.UnreadableAnswer", "auditor.BadAnswer"},
+    ),
+    "gzip damaged": (
+        http(gzip.compress(SUCCESS)[:12] + b"\xff" * 40, "Content-Encoding: gzip"),
+        {"auditor.CutBody", "auditor.BadAnswer"},
+    ),
+    "unknown coding": (http(b"\x00\x01\x02", "Content-Encoding: x-odd"), {"auditor.UnreadableAnswer"}),
+    "UTF-16": (http(SUCCESS.decode().encode("utf-16")), {"auditor.UnreadableAnswer"}),
+    "byte order mark": (http(b"\xef\xbb\xbf" + SUCCESS[:-1]), {"auditor.UnreadableAnswer"}),
+    "switching protocols": (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+        {"HTTP 101", "auditor.Disconnected", "auditor.BadAnswer"},
+    ),
+    "status of four digits": (b"HTTP/1.1 2000 OK\r\n\r\n", {"auditor.BadAnswer"}),
+    "only noise": (b"HTTP/1.1 100 Continue\r\n\r\n" * 50, {"auditor.Disconnected"}),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+async def test_a_broken_body_is_transient_and_named(name: str) -> None:
+    whole, codes = BODIES[name]
+    async with serving(closing(whole)) as seen, client_of(seen.url, timeout=5.0) as client:
+        error = await asyncio.wait_for(failure_of(client), 10)
+    assert type(error) is TransientError
+    assert error.code in codes
+    assert len(seen.lines) == 1
+
+
+async def test_noise_before_an_answer_is_passed_over() -> None:
+    noise = b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + b"HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n"
+    async with serving(answering(noise + GOOD)) as seen, client_of(seen.url) as client:
+        assert (await ask(client)).request_id == "R"
+
+
+@pytest.mark.parametrize("extra", [b"\r\n", b"noise", http(orjson.dumps({"success": True, "requestId": "STALE"}))])
+@pytest.mark.parametrize("later", [False, True])
+async def test_an_answer_to_nothing_is_never_taken_for_the_next_one(extra: bytes, later: bool) -> None:  # noqa: FBT001
+    sent = 0
+
+    async def serve(writer: asyncio.StreamWriter, _target: str) -> None:
+        nonlocal sent
+        writer.write(GOOD)
+        if later:
+            await writer.drain()
+            await asyncio.sleep(0.05)
+        writer.write(extra)
+        sent += 1
+
+    async with serving(serve) as seen, client_of(seen.url, timeout=2.0) as client:
+        for calls in range(1, 6):
+            try:
+                assert (await ask(client)).request_id == "R"
+            except PlatformError as error:
+                assert isinstance(error, TransientError)  # noqa: PT017  either is right, a stale answer is not
+            assert len(seen.lines) <= calls
+            while sent < len(seen.lines):  # noqa: ASYNC110  a count, not an event
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.02)
+    assert sent > 1
+
+
+async def test_a_redirect_to_itself_is_one_request() -> None:
+    async def serve(writer: asyncio.StreamWriter, target: str) -> None:
+        writer.write(http(b"", f"Location: {target}", status="307 Temporary Redirect"))
+
+    async with serving(serve) as seen, client_of(seen.url) as client:
+        error = await failure_of(client)
+    assert (type(error), error.code, len(seen.lines)) == (TransientError, "HTTP 307", 1)
+
+
+async def test_a_server_that_takes_no_connections_is_a_timeout() -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        async with client_of(f"http://127.0.0.1:{full.getsockname()[1]}/", timeout=0.3) as client:
+            error = await asyncio.wait_for(failure_of(client), 10)
+        for one in waiting:
+            one.close()
+    assert (type(error), error.code) == (TransientError, "auditor.Timeout")
+
+
+async def test_a_handshake_that_hangs_is_a_timeout() -> None:
+    with socket.socket() as listening:  # the kernel takes the connection, nobody ever reads from it
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        async with client_of(f"https://127.0.0.1:{listening.getsockname()[1]}/", timeout=0.3) as client:
+            error = await asyncio.wait_for(failure_of(client), 10)
+    assert (type(error), error.code) == (TransientError, "auditor.Timeout")
+
+
+async def test_tls_that_fails_for_a_while_is_transient_and_then_all_is_well(tmp_path: Path) -> None:
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+    async with (
+        serving(answering(GOOD), tls=tls) as seen,
+        client_of(seen.url, ca_file=str(tmp_path / "ca.pem")) as client,
+    ):
+        errors = [await failure_of(client) for _ in range(3)]
+        assert {(type(error), error.code) for error in errors} == {(TransientError, "auditor.TLS")}
+        assert seen.lines == []
+        authority.issue_cert("127.0.0.1").configure_cert(tls)
+        assert (await ask(client)).request_id == "R"

@@ -1,0 +1,496 @@
+"""Settings: TOML into frozen values, or one sentence that names the key, without ever telling a secret."""
+
+import copy
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from auditor.config.loader import load_settings, settings_from
+from auditor.config.settings import Account, FleetSource, SecretSource, Settings, SharedBudget
+from auditor.errors import SettingsError, UsageError
+from auditor.models import Secret
+
+HIDDEN = "s3cr3t-of-the-account"
+
+TUYA = """
+name = "nightly"
+directory = "runs"
+at_once = 32
+page_size = 100
+attempts = 5
+timeout = 20
+connect_timeout = 5.5
+give_up_after = 30
+max_failed = "0.5%"
+
+[[account]]
+name = "eu"
+endpoint = "https://si-d1.tuyacloud.com:8686/"
+dialect = "tuya"
+access_key_id = { env = "EU_ID" }
+access_key_secret = { file = "keys/eu" }
+per_second = 10
+share = 0.8
+ca_file = "ca.pem"
+fleet = { file = "fleets/eu.csv" }
+
+[[account]]
+name = "us"
+endpoint = "http://127.0.0.1:8080"
+access_key_id = "LTAI"
+access_key_secret = { env = "US_SECRET" }
+per_second = "unlimited"
+fleet = { file = "-" }
+"""
+
+ALIBABA = """
+[[account]]
+name = "cn"
+endpoint = "https://iot.cn-shanghai.aliyuncs.com/"
+dialect = "alibaba"
+region_id = "cn-shanghai"
+instance_id = "iot-060a"
+access_key_id = { file = "/run/id" }
+access_key_secret = { file = "/run/secret" }
+"""
+
+
+def account(**changed: Any) -> dict[str, Any]:
+    table = {
+        "name": "eu",
+        "endpoint": "https://si.tuyacloud.com:8686/",
+        "access_key_id": "LTAI",
+        "access_key_secret": {"env": "EU_SECRET"},
+    }
+    return {key: value for key, value in {**table, **changed}.items() if value is not None}
+
+
+def refused(table: dict[str, Any]) -> str:
+    with pytest.raises(SettingsError) as caught:
+        settings_from(table, where="nightly.toml")
+    text = str(caught.value)
+    assert text.startswith("nightly.toml: ")
+    assert "\n" not in text
+    return text.removeprefix("nightly.toml: ")
+
+
+def test_a_full_tuya_file_is_read_with_paths_relative_to_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("a certificate")
+    path = tmp_path / "nightly.toml"
+    path.write_text(TUYA)
+    read = load_settings(path)
+    assert read == Settings(
+        name="nightly",
+        directory=str(tmp_path / "runs"),
+        at_once=32,
+        page_size=100,
+        attempts=5,
+        timeout=20.0,
+        connect_timeout=5.5,
+        give_up_after=30.0,
+        max_failed="0.5%",
+        account=(
+            Account(
+                name="eu",
+                endpoint="https://si-d1.tuyacloud.com:8686/",
+                access_key_id=SecretSource(env="EU_ID"),
+                access_key_secret=SecretSource(file=str(tmp_path / "keys/eu")),
+                share=0.8,
+                ca_file=str(tmp_path / "ca.pem"),
+                fleet=FleetSource(file=str(tmp_path / "fleets/eu.csv")),
+            ),
+            Account(
+                name="us",
+                endpoint="http://127.0.0.1:8080",
+                access_key_id="LTAI",
+                access_key_secret=SecretSource(env="US_SECRET"),
+                per_second="unlimited",
+                fleet=FleetSource(file="-"),
+            ),
+        ),
+    )
+    assert [each.rate for each in read.account] == [8.0, None]
+
+
+def test_a_full_alibaba_file_is_read_and_absolute_paths_stay(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(ALIBABA)
+    (read,) = load_settings(str(path)).account
+    assert (read.dialect, read.region_id, read.instance_id) == ("alibaba", "cn-shanghai", "iot-060a")
+    assert read.access_key_id == SecretSource(file="/run/id")
+    assert read.access_key_secret == SecretSource(file="/run/secret")
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    read = settings_from({"account": [account()]})
+    assert (read.name, read.directory, read.at_once, read.page_size, read.attempts) == ("audit", "audits", 64, 200, 8)
+    assert (read.timeout, read.connect_timeout, read.give_up_after, read.max_failed) == (30.0, 10.0, 60.0, 0)
+    (only,) = read.account
+    assert (only.dialect, only.per_second, only.share, only.rate, only.fleet) == ("tuya", 10.0, 1.0, 10.0, None)
+
+
+def test_settings_are_frozen() -> None:
+    read = settings_from({"account": [account()]})
+    with pytest.raises(AttributeError):
+        read.at_once = 3  # type: ignore[misc]
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + ALIBABA.encode())
+    assert load_settings(path).account[0].name == "cn"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"name = 'a'\nat_once = = 3\n", "at line 2"),
+        (b"name = '\xff'\n", "is not TOML"),
+        (b"\rname = 'a'\n", "is not TOML"),
+        (b"at_once = " + b"9" * 5000, "is not TOML"),
+        (b"a = " + b"[" * 100_000, "is not TOML"),
+        (b"", "has no [[account]]"),
+    ],
+)
+def test_a_file_that_is_no_toml_is_refused_with_its_name(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=rf"bad\.toml: .*{re.escape(says)}"):
+        load_settings(path)
+
+
+@pytest.mark.parametrize(("name", "says"), [("absent.toml", "No such file"), (".", "directory")])
+def test_a_path_that_is_no_file_is_refused(tmp_path: Path, name: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=f"cannot be read: .*{says}"):
+        load_settings(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"at_onse": 3, "account": [account()]}, "at_onse is not a setting; did you mean at_once?"),
+        ({"zzz": 3, "account": [account()]}, "zzz is not a setting; known are since, since_rule, max_age"),
+        ({"9" * 20_000: 3, "account": [account()]}, f"{'9' * 80}… is not a setting; known are since"),
+        ({"account": [account(per_secnd=3)]}, 'account 1 ("eu"): per_secnd is not a setting; did you mean per_second?'),
+        ({"account": [account(), account(name="b", regionid="x")]}, 'account 2 ("b"): regionid is not a setting'),
+        ({"account": [account(access_key_id={"evn": "x"})]}, "access_key_id: evn is not a setting; did you mean env?"),
+        ({"account": [account(access_key_secret={"fil": "x"})]}, "access_key_secret: fil is not a setting"),
+        ({"account": [account(fleet={"fyle": "x"})]}, "fleet: fyle is not a setting; did you mean file?"),
+    ],
+)
+def test_an_unknown_setting_is_refused_with_its_path_and_the_nearest_name(table: dict[str, Any], says: str) -> None:
+    assert says in refused(table)
+
+
+@pytest.mark.parametrize("key", ["at_once", "page_size", "attempts"])
+@pytest.mark.parametrize("value", [0, -1, 10_001, 10**400, "8", True, 1.5])
+def test_a_count_out_of_range_or_of_another_type_is_refused(key: str, value: object) -> None:
+    assert refused({key: value, "account": [account()]}).startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize("key", ["timeout", "connect_timeout", "give_up_after"])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), 86_401, 10**400, "8", True, None])
+def test_seconds_that_are_none_are_refused(key: str, value: object) -> None:
+    assert refused({key: value, "account": [account()]}).startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize("value", ["", "../a", "a/b", ".hidden", "a b", "x" * 65, "ä", "a\n", 5])
+def test_a_name_that_cannot_be_a_folder_is_refused(value: object) -> None:
+    assert refused({"name": value, "account": [account()]}).startswith("name: ")
+
+
+@pytest.mark.parametrize("value", [-1, -(10**400), 0.1, True, "", "5", "-1%", "101%", "0,1%", "nan%", "0.1 %", []])
+def test_max_failed_that_is_neither_number_nor_part_is_refused(value: object) -> None:
+    assert refused({"max_failed": value, "account": [account()]}).startswith("max_failed: ")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "devices", "failures"),
+    [(0, 10, 0), (7, 5, 7), ("0%", 9, 0), ("0.1%", 999, 0), ("0.1%", 1000, 1), ("100%", 12, 12), ("0.57%", 10_000, 57)],
+)
+def test_max_failed_becomes_a_number_of_devices_rounded_down(allowed: int | str, devices: int, failures: int) -> None:
+    assert settings_from({"max_failed": allowed, "account": [account()]}).failures_allowed(devices) == failures
+
+
+def test_a_shared_budgets_paths_are_relative_to_the_settings_folder(tmp_path: Path) -> None:
+    table = {"account": [account()], "budget": {"redis": "rediss://cache.example:6380/2", "password": {"file": "key"}}}
+    budget = settings_from(table, folder=tmp_path).budget
+    assert budget == SharedBudget(
+        redis="rediss://cache.example:6380/2", password=SecretSource(file=str(tmp_path / "key"))
+    )
+    (tmp_path / "shared").mkdir()
+    table = {"account": [account()], "budget": {"directory": "shared"}}
+    assert settings_from(table, folder=tmp_path).budget == SharedBudget(directory=str(tmp_path / "shared"))
+
+
+@pytest.mark.parametrize(
+    "address", ["redis://cache", "redis://10.0.0.1:6379", "redis://[::1]:6379/0", "rediss://a.b/15"]
+)
+def test_a_redis_address_is_one(address: str) -> None:
+    assert settings_from({"account": [account()], "budget": {"redis": address}}).budget == SharedBudget(redis=address)
+
+
+@pytest.mark.parametrize(
+    ("budget", "says"),
+    [
+        ("everybody", "give"),
+        ({}, "give one of directory and redis"),
+        ({"directory": "/", "redis": "redis://cache"}, "give one of directory and redis"),
+        ({"directory": "/no/such/place"}, "is not a directory"),
+        ({"directory": "/", "password": {"env": "NAME"}}, "leave it out"),
+        ({"redis": "cache:6379"}, "is not an address"),
+        ({"redis": "http://cache:6379"}, "is not an address"),
+        ({"redis": "redis://cache:port"}, "is not an address"),
+        ({"redis": "redis://cache:99999/0"}, "is not an address"),
+        ({"redis": "redis://[::1"}, "is not an address"),
+        ({"redis": "redis://cache/0?ssl_cert_reqs=none"}, "is not an address"),
+        ({"redis": "redis://cache/zero"}, "is not an address"),
+        ({"redis": "redis:///0"}, "is not an address"),
+        ({"redis": "redis://cache", "password": {}}, "password: give one of"),
+        ({"redis": "redis://cache", "password": {"env": "NAME", "file": "key"}}, "password: give one of"),
+        ({"redis": "redis://cache", "password": {"nev": "NAME"}}, "did you mean env?"),
+        ({"reddis": "redis://cache"}, "did you mean redis?"),
+    ],
+)
+def test_a_budget_that_cannot_be_shared_is_refused(budget: object, says: str) -> None:
+    text = refused({"account": [account()], "budget": budget})
+    assert "budget" in text
+    assert says in text
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"redis": f"redis://:{HIDDEN}@cache:6379/0"},
+        {"redis": f"redis://{HIDDEN}@cache:port"},
+        {"redis": "redis://cache", "password": HIDDEN},
+    ],
+)
+def test_a_password_written_out_in_a_budget_is_refused_and_not_repeated(budget: object) -> None:
+    text = refused({"account": [account()], "budget": budget})
+    assert HIDDEN not in text
+    assert "{ env = " in text
+
+
+@pytest.mark.parametrize("accounts", [None, [], {}, "eu", 3])
+def test_settings_without_an_account_are_refused(accounts: object) -> None:
+    assert refused({"account": accounts}).startswith("has no [[account]]")
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": 5}, "name"),
+        ({"dialect": "aws"}, "dialect"),
+        ({"per_second": 0}, "per_second"),
+        ({"per_second": -1}, "per_second"),
+        ({"per_second": float("nan")}, "per_second"),
+        ({"per_second": float("inf")}, "per_second"),
+        ({"per_second": "fast"}, "per_second"),
+        ({"share": 0}, "share"),
+        ({"share": 1.01}, "share"),
+        ({"share": float("nan")}, "share"),
+        ({"access_key_id": ""}, "access_key_id"),
+        ({"access_key_id": {}}, "access_key_id"),
+        ({"access_key_id": 7}, "access_key_id"),
+        ({"access_key_secret": {}}, "access_key_secret"),
+        ({"access_key_secret": {"env": "A", "file": "b"}}, "access_key_secret"),
+        ({"access_key_secret": {"env": "A", "command": ["b"]}}, "access_key_secret"),
+        ({"access_key_secret": {"command": []}}, "access_key_secret: command"),
+        ({"access_key_secret": {"command": [""]}}, "access_key_secret: command"),
+        ({"access_key_secret": {"command": "pass show iot/eu"}}, "access_key_secret.command"),
+        ({"access_key_id": {"command": ["pass", 1]}}, "access_key_id.command[1]"),
+        ({"access_key_secret": {"env": 3}}, "access_key_secret.env"),
+        ({"dialect": "alibaba"}, "region_id"),
+        ({"dialect": "alibaba", "region_id": ""}, "region_id"),
+        ({"ca_file": "/nowhere/ca.pem"}, "ca_file"),
+        ({"fleet": "eu.csv"}, "fleet"),
+    ],
+)
+def test_a_wrong_value_of_an_account_is_refused_with_its_key(changed: dict[str, Any], key: str) -> None:
+    assert re.match(rf"account 1( \(.*\))?: {re.escape(key)}: .", refused({"account": [account(**changed)]}))
+
+
+@pytest.mark.parametrize("key", ["name", "endpoint", "access_key_id", "access_key_secret"])
+def test_a_missing_key_of_an_account_is_named(key: str) -> None:
+    assert f"`{key}`" in refused({"account": [account(**{key: None})]})
+
+
+def test_accounts_that_would_count_on_one_quota_are_refused() -> None:
+    twice = [account(name="a"), account(name="b", endpoint=account()["endpoint"].rstrip("/"))]
+    with pytest.raises(SettingsError, match=r'account 2 \("b"\): has the endpoint and key of account "a"'):
+        settings_from({"account": twice})
+    settings_from({"account": [each | {"per_second": "unlimited"} for each in twice]})
+    settings_from({"account": [twice[0], twice[1] | {"access_key_id": "another"}]})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("https://si.tuyacloud.com/", "https://SI.tuyacloud.com:443"),
+        ("http://127.0.0.1/", "http://127.0.0.1:80"),
+        ("https://[::1]:8686", "https://[::1]:8686/"),
+    ],
+)
+def test_an_endpoint_that_is_spelled_in_another_way_is_the_same(one: str, other: str) -> None:
+    twice = [account(name="a", endpoint=one), account(name="b", endpoint=other)]
+    assert refused({"account": twice}).startswith('account 2 ("b"): has the endpoint and key of account "a"')
+    twice[1]["endpoint"] = "https://elsewhere.example/"
+    settings_from({"account": twice})
+
+
+def test_accounts_whose_key_lies_in_one_place_count_on_one_quota() -> None:
+    for place in ({"env": "ID"}, {"file": "id"}, {"command": ["pass", "show", "id"]}):
+        twice = [account(name=name, access_key_id=place) for name in ("a", "b")]
+        assert 'has the endpoint and key of account "a"' in refused({"account": twice})
+
+
+def test_some_of_the_accounts_are_picked_in_their_own_order() -> None:
+    read = settings_from({"account": [account(name=name, access_key_id=name) for name in ("eu", "us", "cn")]})
+    assert [each.name for each in read.only(["cn", "eu", "cn"]).account] == ["eu", "cn"]
+    assert read.only(["eu", "us", "cn"]) == read
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["us", "europe"], 'account "europe": is not in the settings, which have "eu-west", "us"; give one of these'),
+        (["eu_west"], 'account "eu_west": is not in the settings, which have "eu-west", "us"; did you mean "eu-west"?'),
+        ([], 'no account was picked: the settings have "eu-west", "us"'),
+    ],
+)
+def test_an_account_that_there_is_not_is_refused_with_those_that_there_are(names: list[str], says: str) -> None:
+    read = settings_from({"account": [account(name=name, access_key_id=name) for name in ("eu-west", "us")]})
+    with pytest.raises(UsageError) as caught:
+        read.only(names)
+    assert str(caught.value) == says
+
+
+def test_accounts_of_one_name_are_refused() -> None:
+    text = refused({"account": [account(), account(name="us"), account()]})
+    assert text.startswith('account 1 ("eu"): name: ')
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://h",
+        "https://h/",
+        "http://127.0.0.1:80/",
+        "https://[::1]:8686/",
+        "HTTPS://H:1/",
+        "https://a-b.example:8686",
+    ],
+)
+def test_an_endpoint_is_an_address(endpoint: str) -> None:
+    assert settings_from({"account": [account(endpoint=endpoint)]}).account[0].endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "", "h:8686", "//h/", "ftp://h/", "https://", "https://:8686/", "https://h:0/", "https://h:70000/", "https://h:x/",
+        "https://[::1/", "https://h/path", "https://h/?a=b", "https://h/?", "https://h/#a", "https://@h/", "https://h o/",
+        "https://h\n/", "https://ü.example/",
+    ],
+)  # fmt: skip
+def test_an_endpoint_that_is_none_is_refused(endpoint: str) -> None:
+    assert refused({"account": [account(endpoint=endpoint)]}).startswith('account 1 ("eu"): endpoint: ')
+
+
+@pytest.mark.parametrize("form", ["https://u:{}@h/", "ftp://u:{}@h/", "https://u:{}@h:x/", "https://{}@[h/", "{}"])
+def test_a_password_in_an_endpoint_is_refused_and_not_repeated(form: str) -> None:
+    text = refused({"account": [account(endpoint=form.format(HIDDEN))]})
+    assert "endpoint: " in text
+    assert HIDDEN not in text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        HIDDEN,
+        [HIDDEN],
+        {"value": HIDDEN},
+        {"env": [HIDDEN]},
+        {"file": {HIDDEN: 1}},
+        {"env": "A", "file": "b", "x": HIDDEN},
+        {"command": HIDDEN},
+        {"command": {"x": HIDDEN}},
+    ],
+)
+def test_a_secret_written_out_is_refused_and_not_repeated(wrong: object) -> None:
+    text = refused({"account": [account(access_key_secret=wrong)]})
+    assert "access_key_secret" in text
+    assert HIDDEN not in text
+
+
+@pytest.mark.parametrize(
+    "table", [{"secret": HIDDEN}, {"access_key_secret": HIDDEN}, {"access_key_secret": {"env": HIDDEN}}]
+)
+def test_a_secret_in_a_wrong_place_is_not_repeated(table: dict[str, Any]) -> None:
+    assert HIDDEN not in refused({**table, "account": [account()]})
+    if "secret" in table:
+        assert HIDDEN not in refused({"account": [account(**table)]})
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [repr, str, lambda each: f"{each}", lambda each: f"{each!r:>60}", "{0} {0!r}".format, lambda each: repr([each])],
+)  # fmt: skip
+def test_a_secret_prints_as_stars(shown: Callable[[object], str]) -> None:
+    assert "***" in shown(Secret(HIDDEN))
+    assert HIDDEN not in shown(Secret(HIDDEN))
+
+
+@pytest.mark.parametrize("taken", [pickle.dumps, copy.copy, copy.deepcopy, vars, msgspec.json.encode, iter, len])
+def test_a_secret_is_never_copied_pickled_or_taken_apart(taken: Callable[[Any], object]) -> None:
+    with pytest.raises(TypeError) as caught:
+        taken(Secret(HIDDEN))
+    assert HIDDEN not in str(caught.value)
+
+
+def test_settings_never_hold_the_secret_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EU_SECRET", HIDDEN)
+    read = settings_from({"account": [account()]})
+    assert HIDDEN not in repr(read)
+    assert HIDDEN.encode() not in msgspec.json.encode(read)
+
+
+_leaf = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    | st.sampled_from(["eu", "https://h/", "tuya", "alibaba", "unlimited", "1%", "-", 10**400])
+)  # fmt: skip
+_KEYS = [
+    "name", "endpoint", "access_key_id", "access_key_secret", "dialect", "region_id", "per_second", "share", "ca_file",
+    "fleet", "file", "env", "max_failed", "at_once", "timeout", "directory", "account",
+]  # fmt: skip
+_value = st.recursive(
+    _leaf,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS) | st.text(max_size=5), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+_table = st.dictionaries(st.sampled_from(_KEYS) | st.text(max_size=5), _value, max_size=3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(_table, st.lists(_table.map(lambda changed: {**account(), **changed}), max_size=2))
+def test_whatever_the_table_holds_it_is_settings_or_a_settings_error(
+    table: dict[str, Any], accounts: list[dict[str, Any]]
+) -> None:
+    try:
+        read = settings_from({**table, "account": accounts} if accounts else table)
+    except SettingsError as error:
+        assert str(error)  # noqa: PT017  either outcome is right
+    else:
+        assert read.failures_allowed(100) >= 0

@@ -1,0 +1,254 @@
+"""Every kind of fleet file gives its devices, in order."""
+
+import gzip
+import io
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from auditor.errors import FleetError, RunNotWritableError
+from auditor.fleet.snapshot import write_snapshot
+from auditor.fleet.table import read_snapshot, sha256_of
+from tests.fleet.snapshots import HEADER, Names, devices, refused, snapshot
+
+TWO: list[Names] = [("k", "a", None), ("k", "b", None)]
+
+
+def parquet(folder: Path, query: str) -> bytes:
+    path = folder / "made.parquet"
+    with duckdb.connect() as database:
+        database.execute(f"COPY ({query}) TO '{path}' (FORMAT parquet)")
+    return path.read_bytes()
+
+
+KINDS = {
+    "a.csv": HEADER + b"k,a\nk,b\n",
+    "semicolon.csv": b'"x,y,z";product_key;device_name\n"1,2";k;a\n;k;b\n',
+    "tabs.csv": b"product_key\tdevice_name\nk\ta\nk\tb\n",
+    "crlf.csv": HEADER.replace(b"\n", b"\r\n") + b"k,a\r\nk,b\r\n",
+    "old-mac.csv": HEADER.replace(b"\n", b"\r") + b"k,a\rk,b",
+    "no-last-newline.csv": HEADER + b"k,a\nk,b",
+    "bom.csv": b"\xef\xbb\xbf" + HEADER + b"k,a\nk,b\n",
+    "bom-quoted.csv": b'\xef\xbb\xbf"product_key","device_name"\n"k","a"\n"k","b"\n',
+    "blank-lines.csv": HEADER + b"\nk,a\n\n\nk,b\n\n",
+    "padded.csv": b" product_key , device_name \n k , a \nk,b \n",
+    "quoted-header.csv": b'product_key,"note,\nof two",device_name\nk,"x, ""y""\n\nz",a\nk,,b\n',
+    "latin-1-ignored.csv": b"product_key,caf\xe9,device_name\nk,\xe9,a\nk,x,b\n",
+    "camel.csv": b"productKey,deviceName\nk,a\nk,b\n",
+    "pascal.csv": b"DeviceName,ProductKey\na,k\nb,k\n",
+    "spaced.csv": b"Product Key,DEVICE_NAME\nk,a\nk,b\n",
+    "UPPER.CSV": HEADER + b"k,a\nk,b\n",
+    "a.tsv": b"product_key\tnote, or not\tdevice_name\nk\t1;2\ta\nk\t\tb\n",
+    "a.tab": b"device_name\tproduct_key\na\tk\nb\tk\n",
+    "a.jsonl": b'{"product_key":"k","device_name":"a","more":{"x":[1]}}\n\n{"deviceName":"b","ProductKey":"k"}\n',
+    "a.ndjson": b'\xef\xbb\xbf {"product_key":"k","device_name":"a"}\r\n{"product_key":"k","device_name":"b"}\r\n',
+    "a.json": b'{"product_key":"k","device_name":"a"}\n{"product_key":"k","device_name":"b","iot_id":null}',
+    "a.txt": b"# the hall\nk/a\n\n  k b  \n",
+    "a.list": b"\xef\xbb\xbfk,a\r\nk;b\r\n",
+    "tabs.txt": b"\tk\ta\n\tk\tb\n",
+    "unknown-csv.fleet": HEADER + b"k,a\nk,b\n",
+    "unknown-semicolon": b"device_name;product_key\na;k\nb;k\n",
+    "unknown-tsv": b"\xef\xbb\xbfproductKey\tdeviceName\nk\ta\nk\tb\n",
+    "unknown-jsonl": b'\n{"product_key":"k","device_name":"a"}\n{"product_key":"k","device_name":"b"}\n',
+    "unknown-list": b"k/a\nk/b\n",
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> tuple[str, bytes]:
+    return request.param, KINDS[request.param]
+
+
+def test_every_kind_of_file_gives_the_same_two_devices(tmp_path: Path, kind: tuple[str, bytes]) -> None:
+    taken, read = snapshot(tmp_path, *kind)
+    assert read == TWO
+    assert (taken.source, taken.duplicates) == (str(tmp_path / kind[0]), 0)
+    assert taken.sha256 == sha256_of(tmp_path / "out" / "fleet.parquet")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "bom-quoted.csv", "UPPER.CSV", "a.tsv", "a.jsonl", "a.txt", "unknown-list"])
+def test_text_of_every_kind_may_be_compressed(tmp_path: Path, name: str) -> None:
+    assert snapshot(tmp_path, name + ".gz", gzip.compress(KINDS[name]))[1] == TWO
+
+
+def test_compression_is_seen_in_the_bytes_not_in_the_name(tmp_path: Path) -> None:
+    assert snapshot(tmp_path, "a.csv", gzip.compress(KINDS["a.csv"]))[1] == TWO
+    assert snapshot(tmp_path, "b.csv.gz", KINDS["a.csv"])[1] == TWO
+
+
+class Stdin:
+    def __init__(self, content: bytes) -> None:
+        self.buffer = io.BytesIO(content)
+
+
+SNIFFED = [name for name in KINDS if Path(name).suffix not in {".tsv", ".tab", ".txt", ".list"} or name == "tabs.txt"]
+
+
+@pytest.mark.parametrize("name", [each for each in SNIFFED if not each.startswith("quoted-header")])
+def test_standard_input_may_be_any_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    content = gzip.compress(KINDS[name]) if name.startswith("unknown") else KINDS[name]
+    monkeypatch.setattr(sys, "stdin", Stdin(content))
+    taken = write_snapshot([("eu", "-")], tmp_path / "fleet.parquet")
+    assert taken.source == "-"
+    assert devices(tmp_path / "fleet.parquet") == TWO
+    assert [each.name for each in tmp_path.iterdir()] == ["fleet.parquet"]
+
+
+def test_standard_input_may_be_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = parquet(tmp_path, "SELECT 'k' AS product_key, unnest(['a', 'b']) AS device_name")
+    monkeypatch.setattr(sys, "stdin", Stdin(content))
+    write_snapshot([("eu", "-")], tmp_path / "fleet.parquet")
+    assert devices(tmp_path / "fleet.parquet") == TWO
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xef\xbb\xbf", HEADER])
+def test_standard_input_without_devices_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(content))
+    with pytest.raises(FleetError, match=r"^standard input: .*a fleet has at least one"):
+        write_snapshot([("eu", "-")], tmp_path / "fleet.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    content = HEADER + b"".join(b"k,%d\n" % number for number in range(20_000))
+    writer = threading.Thread(target=(tmp_path / "pipe.csv").write_bytes, args=[content])
+    writer.start()
+    taken = write_snapshot([("eu", str(tmp_path / "pipe.csv"))], tmp_path / "fleet.parquet")
+    writer.join()
+    assert taken.devices == 20_000
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT 'k' AS product_key, unnest(['a', 'b']) AS device_name",
+        "SELECT unnest(['a', 'b']) AS \"Device Name\", {'x': 1} AS more, 'k' AS \"productKey\"",
+        "SELECT 'k'::BLOB AS ProductKey, unnest(['a', 'b'])::ENUM('a', 'b') AS DeviceName, NULL::INT AS iotId",
+    ],
+)
+@pytest.mark.parametrize("name", ["f.parquet", "unknown", "f.PARQUET"])
+def test_parquet_gives_its_devices_whatever_its_types(tmp_path: Path, query: str, name: str) -> None:
+    assert snapshot(tmp_path, name, parquet(tmp_path, query))[1] == TWO
+
+
+def test_names_may_be_whole_numbers(tmp_path: Path) -> None:
+    content = parquet(tmp_path, "SELECT 18446744073709551615::UBIGINT AS iot_id")
+    assert snapshot(tmp_path, "f.parquet", content)[1] == [(None, None, "18446744073709551615")]
+    content = b'{"iot_id":18446744073709551615}\n{"iot_id":"x","device_name":7}\n'
+    assert snapshot(tmp_path, "f.jsonl", content)[1] == [(None, None, "18446744073709551615"), (None, "7", "x")]
+
+
+def test_devices_may_be_named_by_iot_id_alone_or_by_both(tmp_path: Path) -> None:
+    both: list[Names] = [("k", "a", "1"), (None, None, "2"), ("k", "c", None), (None, "d", "4")]
+    text = b"iot_id,product_key,device_name\n1,k,a\n2,,\n,k,c\n4,,d\n"
+    assert snapshot(tmp_path, "a.csv", text)[1] == both
+    rows = [dict(zip(("product_key", "DeviceName", "iotId"), each, strict=True)) for each in both]
+    assert snapshot(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)).encode())[1] == both
+    for name, content in (("b.csv", b"iotId\nx\n\ny\n"), ("b.txt", b"x\n#\n y\n"), ("c.csv", b"n,IotId\n,x\n,y\n")):
+        assert snapshot(tmp_path, name, content)[1] == [(None, None, "x"), (None, None, "y")]
+
+
+@pytest.mark.parametrize(
+    "name", ["it's.csv", "a b.csv", "[ab].csv", "*.csv", "a?.csv", 'say "a".csv', "中文🎛.csv", "{a}.csv"]
+)
+def test_a_path_is_taken_as_it_is_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.csv").write_bytes(HEADER + b"wrong,wrong\n")
+    folder = tmp_path / f"in {name.removesuffix('.csv')}"
+    folder.mkdir()
+    assert snapshot(folder, name, KINDS["a.csv"])[1] == TWO
+
+
+def test_several_accounts_share_a_snapshot_and_are_read_apart_in_order(tmp_path: Path) -> None:
+    for name, count in (("eu", 2500), ("us", 3)):
+        (tmp_path / f"{name}.csv").write_bytes(HEADER + b"".join(b"k,%d\n" % n for n in range(count)) + b"k,0\n")
+    out = tmp_path / "fleet.parquet"
+    us, eu = str(tmp_path / "us.csv"), str(tmp_path / "eu.csv")
+    taken = write_snapshot([("us", us), ("eu", eu), ('it\'s "x"', us)], out)
+    assert (taken.devices, taken.duplicates, taken.source) == (2506, 3, f"{us}, {eu}")
+    assert devices(out, "eu") == [("k", str(n), None) for n in range(2500)]
+    assert devices(out, "us") == devices(out, 'it\'s "x"') == [("k", str(n), None) for n in range(3)]
+    assert devices(out, "absent") == []
+    assert [each.account for each in read_snapshot(out, "us")] == ["us"] * 3
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, 1), (2, 2), (3, 3), (99, 3)])
+def test_a_limit_keeps_the_first_devices(tmp_path: Path, limit: int, kept: int) -> None:
+    (tmp_path / "a.csv").write_bytes(HEADER + b"k,a\nk,a\nk,b\nk,c\n")
+    out = tmp_path / "fleet.parquet"
+    taken = write_snapshot([("eu", str(tmp_path / "a.csv"))], out, limit=limit)
+    assert taken.devices == kept
+    assert [name for _, name, _ in devices(out)] == ["a", "b", "c"][:kept]
+
+
+def test_one_empty_fleet_among_several_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(KINDS["a.csv"])
+    (tmp_path / "empty.csv").write_bytes(HEADER)
+    with pytest.raises(FleetError, match=r"empty\.csv: has no device"):
+        write_snapshot([("eu", str(tmp_path / "a.csv")), ("us", str(tmp_path / "empty.csv"))], tmp_path / "f.parquet")
+    with pytest.raises(FleetError, match="no account"):
+        write_snapshot([], tmp_path / "f.parquet")
+    assert {each.name for each in tmp_path.iterdir()} == {"a.csv", "empty.csv"}
+
+
+def test_reading_is_lazy_and_may_stop_early(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(HEADER + b"".join(b"k,%d\n" % number for number in range(50_000)))
+    out = tmp_path / "fleet.parquet"
+    write_snapshot([("eu", str(tmp_path / "a.csv"))], out)
+    source = read_snapshot(out, "eu")
+    assert isinstance(source, Iterator)
+    assert [str(next(source)) for _ in range(3)] == ["k/0", "k/1", "k/2"]
+    del source
+    assert sum(1 for _ in read_snapshot(out, "eu")) == 50_000
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / "out" / "fleet.reading").mkdir(parents=True)
+    (tmp_path / "out" / "fleet.reading" / "0.parquet").write_bytes(b"half")
+    assert snapshot(tmp_path, "a.csv", KINDS["a.csv"])[1] == TWO
+
+
+def test_a_refused_fleet_leaves_the_snapshot_before_as_it_was(tmp_path: Path) -> None:
+    snapshot(tmp_path, "a.csv", KINDS["a.csv"])
+    with pytest.raises(FleetError):
+        write_snapshot([("eu", str(tmp_path / "absent"))], tmp_path / "out" / "fleet.parquet")
+    assert devices(tmp_path / "out" / "fleet.parquet") == TWO
+
+
+def test_a_folder_that_cannot_be_written_is_not_the_fleets_fault(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(KINDS["a.csv"])
+    with pytest.raises(RunNotWritableError, match="cannot be written"):
+        write_snapshot([("eu", str(tmp_path / "a.csv"))], tmp_path / "absent" / "fleet.parquet")
+
+
+def test_a_full_disk_is_not_the_fleets_fault(tmp_path: Path) -> None:
+    import resource
+
+    (tmp_path / "a.csv").write_bytes(HEADER + b"".join(b"k,%d\n" % number for number in range(100_000)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(RunNotWritableError, match="cannot be written"):
+            write_snapshot([("eu", str(tmp_path / "a.csv"))], tmp_path / "fleet.parquet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [each.name for each in tmp_path.iterdir()] == ["a.csv"]
+
+
+@pytest.mark.parametrize("cut", [60, 5000, -4])
+def test_a_compressed_file_that_is_cut_is_refused(tmp_path: Path, cut: int) -> None:
+    whole = gzip.compress(b"".join(b"%d\n" % (number * number) for number in range(20_000)))
+    assert "cannot be read" in refused(tmp_path, "a.txt.gz", whole[:cut])
+
+
+def test_a_compressed_file_whose_checksum_does_not_fit_is_refused(tmp_path: Path) -> None:
+    stored = gzip.compress(HEADER + b"k,aaaa\nk,bbbb\n", compresslevel=0)
+    assert "CRC check failed" in refused(tmp_path, "a.csv.gz", stored.replace(b"bbbb", b"cccc"))

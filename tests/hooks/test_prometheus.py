@@ -1,0 +1,356 @@
+"""Metrics of runs: every count equals a query over the run's files, and any parser can read the text."""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from auditor.errors import RunFolderError, RunNotWritableError
+from auditor.hooks import prometheus as room
+from auditor.hooks.prometheus import metrics_of, write_metrics
+from auditor.models import Outcome
+from auditor.policy.loader import load_rules
+from auditor.runs.folder import DEVICES, MODULES
+from auditor.runs.manifest import RequestCounts
+from auditor.text.formatting import safe
+from tests.runs.run_folders import (
+    HOSTILE,
+    START,
+    build,
+    edit_manifest,
+    every_status,
+    failed,
+    named,
+    not_found,
+    ok,
+    running,
+)
+
+ORDER = (
+    "account", "product_key", "module_name", "module_version", "rule", "severity", "unit", "verdict", "code", "kind",
+    "state",
+)  # fmt: skip
+"""How the tests order labels; in the text they are sorted."""
+
+
+class Samples:
+    """A metrics text as an independent parser reads it."""
+
+    def __init__(self, text: bytes) -> None:
+        self.families = list(text_string_to_metric_families(text.decode()))
+        found = [
+            (sample.name, tuple(sample.labels.items()), sample.value) for f in self.families for sample in f.samples
+        ]
+        self.values = {(name, labels): value for name, labels, value in found}
+        assert len(self.values) == len(found), "a series twice: node_exporter refuses the file"
+
+    def of(self, name: str) -> dict[tuple[str, ...], float]:
+        """Values by labels, but for the run."""
+        return {
+            tuple(dict(labels)[label] for label in ORDER if label in dict(labels)): value
+            for (found, labels), value in self.values.items()
+            if found == name
+        }
+
+    def one(self, name: str) -> float:
+        (value,) = self.of(name).values()
+        return value
+
+
+def read(folder: Path, rules: str | None = None) -> Samples:
+    path = folder.parent / "auditor.prom"
+    loaded = None
+    if rules is not None:
+        (folder.parent / "rules.toml").write_text(rules)
+        loaded = load_rules(folder.parent / "rules.toml")
+    write_metrics(folder, path, rules=loaded)
+    return Samples(path.read_bytes())
+
+
+def asked(folder: Path, query: str) -> list[tuple[object, ...]]:
+    """A query of the test's own over the run's Parquet files."""
+    with duckdb.connect() as database:
+        for view, name in (("devices", DEVICES), ("modules", MODULES)):
+            database.execute(f"CREATE VIEW {view} AS FROM read_parquet('{folder / name}')")
+        return database.execute(query).fetchall()
+
+
+def test_every_count_is_a_query_over_the_files_and_equals_the_outcomes(tmp_path: Path) -> None:
+    built = every_status(tmp_path / "run")
+    samples = read(built.folder)
+    assert samples.one("auditor_fleet_devices") == len(built.fleet) == 10
+    by_state = {
+        (account, state): devices
+        for account, state, devices in asked(built.folder, "SELECT account, status, count(*) FROM devices GROUP BY ALL")
+    }
+    shown = samples.of("auditor_devices")
+    assert {key: value for key, value in shown.items() if value} == by_state
+    assert len(shown) == 2 * 5
+    assert by_state["demo", "pending"] == 1
+    versions = {
+        (account, product, name, version): devices
+        for account, product, name, version, devices in asked(
+            built.folder,
+            "SELECT account, product_key, module_name, module_version, count(*) FROM modules GROUP BY ALL",
+        )
+    }
+    assert samples.of("auditor_module_version_devices") == versions
+    assert versions["demo", "p1", "ble", "1.0"] == 2
+    alive = Counter(key[:3] for key in versions)
+    assert samples.of("auditor_module_versions") == alive
+    per_module: Counter[tuple[object, ...]] = Counter()
+    for key, devices in versions.items():
+        per_module[key[:3]] += int(str(devices))
+    assert samples.of("auditor_module_devices") == per_module
+    codes = asked(built.folder, "SELECT code, count(*) FROM devices WHERE status = 'failed' GROUP BY ALL")
+    assert samples.of("auditor_failed_devices") == {(code,): devices for code, devices in codes}
+    assert samples.one("auditor_oldest_answer_timestamp_seconds") == START + 3.123
+    assert samples.one("auditor_module_versions_left_out") == samples.one("auditor_modules_left_out") == 0
+
+
+def test_names_that_differ_in_case_alone_are_one_module(tmp_path: Path) -> None:
+    fleet = [named(n) for n in range(3)]
+    folder = build(
+        tmp_path / "run", fleet, [ok(d, (m, "1")) for d, m in zip(fleet, ("BLE", "ble", "Ble"), strict=True)]
+    )
+    assert read(folder.folder).of("auditor_module_version_devices") == {("demo", "p1", "ble", "1"): 3}
+
+
+def test_whatever_devices_call_their_versions_the_file_can_be_read(tmp_path: Path) -> None:
+    texts = [*HOSTILE, "\x85next\u2028line", "\ud7ff\uffff", "x" * 5_000, "x" * 4_000, "\0" * 300, "# HELP x y", '"} 1']
+    fleet = [named(n) for n in range(len(texts))]
+    built = build(
+        tmp_path / "run", fleet, [ok(d, ("ble", t), (t or "m", "1")) for d, t in zip(fleet, texts, strict=True)]
+    )
+    samples = read(built.folder)
+    found = samples.of("auditor_module_version_devices")
+    assert sum(found.values()) == len(texts) * 2
+    expected = Counter(safe(text[:200])[:200] for text in texts)
+    assert Counter({key[3]: int(value) for key, value in found.items() if key[2] == "ble"}) == expected
+    assert expected["x" * 200] == 2
+    assert all(text.isprintable() for key in found for text in key)
+    raw = (tmp_path / "auditor.prom").read_bytes()
+    assert b"\0" not in raw
+    assert b"\r" not in raw
+
+
+def test_only_the_largest_have_series_and_the_others_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "SERIES", 5)
+    fleet = [named(n) for n in range(20)]
+    outcomes: list[Outcome] = [ok(d, (f"m{n % 7}", f"1.{n // 2}")) for n, d in enumerate(fleet)]
+    outcomes[0] = ok(fleet[0], ("m6", "big"))
+    outcomes[1] = ok(fleet[1], ("m6", "big"))
+    folder = build(tmp_path / "run", fleet, outcomes).folder
+    samples = read(folder)
+    versions, modules = samples.of("auditor_module_version_devices"), samples.of("auditor_module_versions")
+    (total,) = asked(folder, "SELECT count(DISTINCT (module_name, module_version)) FROM modules")
+    assert (len(versions), len(modules)) == (5, 5)
+    assert samples.one("auditor_module_versions_left_out") == int(str(total[0])) - 5
+    assert samples.one("auditor_modules_left_out") == 7 - 5
+    assert versions["demo", "p1", "m6", "big"] == 2
+    assert ("demo", "p1", "m6") in modules
+
+
+def test_accounts_that_are_too_many_are_counted_and_the_others_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "SERIES", 2)
+    fleet = [replace(named(n), account=account) for n, account in enumerate("abbccc")]
+    outcomes: list[Outcome] = [failed(d) if n % 2 else ok(d, ("ble", "1")) for n, d in enumerate(fleet)]
+    samples = read(build(tmp_path / "run", fleet, outcomes).folder)
+    shown = samples.of("auditor_devices")
+    assert {key: value for key, value in shown.items() if value} == {
+        ("b", "ok"): 1, ("b", "failed"): 1, ("c", "ok"): 1, ("c", "failed"): 2,
+    }  # fmt: skip
+    assert samples.one("auditor_accounts_left_out") == 1
+
+
+def test_a_run_tells_how_it_went(tmp_path: Path) -> None:
+    folder = every_status(tmp_path / "run").folder
+    edit_manifest(
+        folder,
+        lambda m: replace(m, requests=RequestCounts(12, 3, 2), rate=replace(m.rate, target=10.0, achieved=8.5)),
+    )
+    samples = read(folder)
+    assert samples.of("auditor_run_requests") == {("sent",): 12, ("retried",): 3, ("throttled",): 2}
+    assert samples.of("auditor_run_requests_per_second") == {("target",): 10, ("achieved",): 8.5}
+    assert samples.one("auditor_run_duration_seconds") == 60
+    assert samples.one("auditor_last_run_timestamp_seconds") == START + 60
+    states = {("running",): 0, ("complete",): 0, ("partial",): 1, ("aborted",): 0}
+    assert samples.of("auditor_run_state") == states
+    assert {dict(labels)["run"] for _, labels in samples.values} == {"nightly"}
+
+
+def test_incomplete_and_tampered_runs_are_labelled(tmp_path: Path) -> None:
+    whole = build(tmp_path / "a" / "run", [named(0)], [ok(named(0), ("ble", "1"))]).folder
+    assert set(read(whole).of("auditor_run_doubts").values()) == {0}
+    partial = every_status(tmp_path / "b" / "run").folder
+    assert read(partial).of("auditor_run_doubts") == {
+        ("incomplete",): 1,
+        ("tampered",): 0,
+        ("sample",): 0,
+        ("policy",): 0,
+    }
+    (partial / MODULES).write_bytes((whole / MODULES).read_bytes())
+    assert read(partial).of("auditor_run_doubts") == {
+        ("incomplete",): 1,
+        ("tampered",): 1,
+        ("sample",): 0,
+        ("policy",): 0,
+    }
+
+
+def test_a_run_that_is_under_way_is_counted_as_it_stands(tmp_path: Path) -> None:
+    fleet = [named(0), named(1)]
+    samples = read(running(tmp_path / "run", fleet, [ok(fleet[0], ("ble", "1"))]).folder)
+    counts = samples.of("auditor_devices")
+    assert (counts["demo", "ok"], counts["demo", "pending"]) == (1, 1)
+    assert samples.of("auditor_module_version_devices") == {("demo", "p1", "ble", "1"): 1}
+    assert samples.one("auditor_last_run_timestamp_seconds") == START
+    assert samples.of("auditor_run_duration_seconds") == {}
+    assert samples.of("auditor_run_state")["running",] == 1
+
+
+def test_the_last_success_is_that_of_the_newest_complete_run_of_the_name(tmp_path: Path) -> None:
+    def run(name: str, *, whole: bool, ended: str, of: str = "nightly") -> Path:
+        outcome = not_found(named(0)) if whole else failed(named(0))
+        folder = build(tmp_path / name, [named(0)], [outcome]).folder
+        edit_manifest(folder, lambda m: replace(m, name=of, started_at=ended, finished_at=ended))
+        return folder
+
+    now = run("5", whole=False, ended="2026-11-25T02:00:00.000Z")
+    assert read(now).of("auditor_last_success_timestamp_seconds") == {}
+    run("1", whole=True, ended="2026-11-21T02:00:00.000Z")
+    run("2", whole=True, ended="2026-11-22T02:00:00.000Z")
+    run("3", whole=False, ended="2026-11-23T02:00:00.000Z")
+    run("4", whole=True, ended="2026-11-24T02:00:00.000Z", of="other")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    assert read(now).one("auditor_last_success_timestamp_seconds") == START
+
+
+def test_times_that_are_none_are_left_out(tmp_path: Path) -> None:
+    folder = every_status(tmp_path / "run").folder
+    edit_manifest(folder, lambda m: replace(m, started_at="yesterday", finished_at="\0"))
+    samples = read(folder)
+    assert samples.of("auditor_run_duration_seconds") == samples.of("auditor_last_run_timestamp_seconds") == {}
+    assert samples.one("auditor_fleet_devices") == 10
+
+
+POLICY = """
+[[rule]]
+name = 'ble "at least" 1.1'
+module = "ble"
+minimum = "1.1"
+[[rule]]
+name = "no 9"
+severity = "warning"
+module = "ble"
+deny = "9"
+[[rule]]
+name = "never seen"
+severity = "note"
+module = "nothing"
+minimum = "1"
+"""
+
+
+def test_what_the_rules_say_is_counted(tmp_path: Path) -> None:
+    samples = read(every_status(tmp_path / "run").folder, POLICY)
+    assert samples.one("auditor_policy_judged") == 1
+    assert samples.of("auditor_policy_violations") == {("error",): 2, ("warning",): 1, ("note",): 0}
+    subjects = samples.of("auditor_policy_rule_subjects")
+    rule = ('ble "at least" 1.1', "error", "devices")
+    told = {verdict: subjects[(*rule, verdict)] for verdict in ("compliant", "violated", "unparseable", "excepted")}
+    assert told == {"compliant": 2, "violated": 2, "unparseable": 0, "excepted": 0}
+    verdicts = samples.of("auditor_policy_rule")
+    assert verdicts[(*rule[:2], "violated")] == 1
+    assert verdicts[(*rule[:2], "compliant")] == 0
+    assert samples.of("auditor_run_doubts")["policy",] == 1
+
+
+def test_without_rules_nothing_is_said_of_a_policy(tmp_path: Path) -> None:
+    assert b"auditor_policy" not in metrics_of(every_status(tmp_path / "run").folder)
+
+
+def test_every_metric_is_documented_and_a_gauge(tmp_path: Path) -> None:
+    samples = read(every_status(tmp_path / "run").folder, POLICY)
+    names = {family.name for family in samples.families}
+    some = {"auditor_last_success_timestamp_seconds", "auditor_module_version_share"}
+    assert names | some == set(room._HELP)
+    for family in samples.families:
+        assert family.name.startswith("auditor_")
+        assert family.documentation.endswith(".")
+        assert family.type == "gauge"
+
+
+@pytest.fixture
+def strict_umask() -> Iterator[None]:
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("strict_umask")
+def test_the_file_is_replaced_whole_and_everybody_may_read_it(tmp_path: Path) -> None:
+    folder = every_status(tmp_path / "run").folder
+    path = tmp_path / "auditor.prom"
+    path.write_text("old")
+    with path.open() as old:
+        write_metrics(folder, path)
+        assert old.read() == "old"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert {each.name for each in tmp_path.iterdir()} == {"run", "auditor.prom"}
+
+
+def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
+    folder = every_status(tmp_path / "run").folder
+    (tmp_path / "link.prom").symlink_to(tmp_path / "real.prom")
+    write_metrics(folder, tmp_path / "link.prom")
+    assert (tmp_path / "link.prom").is_symlink()
+    assert b"auditor_fleet_devices" in (tmp_path / "real.prom").read_bytes()
+
+
+def test_what_is_no_file_is_left_as_it_is(tmp_path: Path) -> None:
+    folder = every_status(tmp_path / "run").folder
+    os.mkfifo(tmp_path / "pipe.prom")
+    for name in ("pipe.prom", "run", "no/such/folder.prom"):
+        with pytest.raises(RunNotWritableError, match="cannot be"):
+            write_metrics(folder, tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "pipe.prom").stat().st_mode)
+    assert {each.name for each in tmp_path.iterdir()} == {"run", "pipe.prom"}
+
+
+def test_a_run_that_cannot_be_read_leaves_the_old_file(tmp_path: Path) -> None:
+    folder = every_status(tmp_path / "run").folder
+    (folder / DEVICES).write_bytes(b"PAR1 no more")
+    (tmp_path / "auditor.prom").write_text("old")
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        write_metrics(folder, tmp_path / "auditor.prom")
+    assert (tmp_path / "auditor.prom").read_text() == "old"
+
+
+@given(st.dictionaries(st.text(max_size=12), st.integers(1, 1_000_000), max_size=6), st.text(max_size=12))
+def test_any_text_is_a_label_that_any_parser_reads_back(values: dict[str, int], run: str) -> None:
+    gathered = room._Samples(run)
+    for text, value in values.items():
+        gathered.add("auditor_failed_devices", value, code=text)
+    registry = CollectorRegistry()
+    registry.register(gathered)
+    found = Samples(generate_latest(registry)).values
+    expected: Counter[str] = Counter()
+    for text, value in values.items():
+        expected[safe(text)] += value
+    assert {dict(labels)["code"]: value for (_, labels), value in found.items()} == expected
+    assert {dict(labels)["run"] for _, labels in found} <= {safe(run)}

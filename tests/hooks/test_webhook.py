@@ -1,0 +1,269 @@
+"""A summary posted over a real socket: signed, tried again while that may help, and its address never told."""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import anyio
+import pytest
+from aiohttp import web
+
+from auditor.errors import WebhookError
+from auditor.hooks import webhook
+from auditor.hooks.webhook import Clock, post
+from auditor.models import Secret
+from tests.client.wire.sockets import Serve, answering, closing, everything_in, http, resetting, serving
+
+pytestmark = pytest.mark.anyio
+
+BODY = '{"text":"ü & <b>"}'.encode()
+SECRET = Secret("S3CRET-that-signs")
+TOKEN = "T0KEN-in-the-address"
+
+
+@dataclass
+class Receiver:
+    """A webhook that answers with one status after the other, the last one for ever, and keeps what came."""
+
+    statuses: Sequence[int] = (200,)
+    headers: dict[str, str] = field(default_factory=dict)
+    got: list[tuple[web.BaseRequest, bytes]] = field(default_factory=list)
+    url: str = ""
+
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        self.got.append((request, await request.read()))
+        status = self.statuses[min(len(self.got), len(self.statuses)) - 1]
+        return web.Response(status=status, headers=self.headers, text=f"no such thing as {request.url}")
+
+    @property
+    def address(self) -> Secret:
+        return Secret(f"{self.url}hooks/{TOKEN}?token={TOKEN}")
+
+
+@asynccontextmanager
+async def receiving(*statuses: int, **headers: str) -> AsyncIterator[Receiver]:
+    receiver = Receiver(statuses or (200,), {name.replace("_", "-"): value for name, value in headers.items()})
+    runner = web.ServerRunner(web.Server(receiver.answer, access_log=None), shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+        yield receiver
+    finally:
+        await runner.cleanup()
+
+
+@dataclass
+class Pauses:
+    """A clock whose pauses take no time and are kept."""
+
+    draw: float = 0.5
+    seconds: list[float] = field(default_factory=list)
+
+    async def sleep(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(now=lambda: 1_795_312_800.7 + len(self.seconds), sleep=self.sleep, draw=lambda: self.draw)
+
+
+async def failure_of(address: Secret, pauses: Pauses | None = None) -> WebhookError:
+    with pytest.raises(WebhookError) as caught:
+        await post(address, BODY, secret=SECRET, clock=(pauses or Pauses()).clock)
+    return caught.value
+
+
+async def test_what_is_posted_arrives_and_its_signature_can_be_verified_as_documented() -> None:
+    async with receiving() as receiver:
+        await post(receiver.address, BODY, secret=SECRET)
+    ((request, body),) = receiver.got
+    assert (request.method, body, request.headers["Content-Type"]) == ("POST", BODY, "application/json")
+    assert request.path_qs == f"/hooks/{TOKEN}?token={TOKEN}"
+    moment = request.headers["X-Auditor-Timestamp"]
+    assert abs(int(moment) - time.time()) < 60
+    expected = hmac.new(SECRET.reveal().encode(), f"{moment}.".encode() + body, hashlib.sha256).hexdigest()
+    assert request.headers["X-Auditor-Signature"] == f"sha256={expected}"
+    assert request.headers["User-Agent"].startswith("auditor/")
+
+
+async def test_without_a_secret_nothing_is_signed() -> None:
+    async with receiving() as receiver:
+        await post(receiver.address, BODY)
+    assert "X-Auditor-Signature" not in receiver.got[0][0].headers
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+async def test_what_may_pass_is_tried_again_newly_signed_under_the_same_key(status: int) -> None:
+    pauses = Pauses()
+    async with receiving(status, status, 204) as receiver:
+        await post(receiver.address, BODY, secret=SECRET, clock=pauses.clock)
+    assert [body for _, body in receiver.got] == [BODY] * 3
+    assert pauses.seconds == [0.5, 1.0]
+    heads = [request.headers for request, _ in receiver.got]
+    assert len({head["Idempotency-Key"] for head in heads}) == 1
+    assert len({head["X-Auditor-Signature"] for head in heads}) == 3
+
+
+async def test_other_bodies_have_other_keys() -> None:
+    async with receiving() as receiver:
+        await post(receiver.address, BODY)
+        await post(receiver.address, BODY + b" ")
+    assert len({request.headers["Idempotency-Key"] for request, _ in receiver.got}) == 2
+
+
+async def test_after_four_tries_it_is_told() -> None:
+    pauses = Pauses(draw=1.0)
+    async with receiving(500) as receiver:
+        error = await failure_of(receiver.address, pauses)
+    assert (len(receiver.got), pauses.seconds) == (4, [1.0, 2.0, 4.0])
+    assert str(error) == "the webhook answered 500, after 4 tries"
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 413])
+async def test_what_will_not_pass_is_told_at_once(status: int) -> None:
+    async with receiving(status) as receiver:
+        error = await failure_of(receiver.address)
+    assert len(receiver.got) == 1
+    assert str(error) == f"the webhook answered {status}: it does not accept this"
+
+
+async def test_the_pause_that_the_receiver_wants_is_kept() -> None:
+    pauses = Pauses()
+    async with receiving(429, 200, Retry_After="3") as receiver:
+        await post(receiver.address, BODY, clock=pauses.clock)
+    assert (len(receiver.got), pauses.seconds) == (2, [3.0])
+
+
+async def test_a_pause_that_is_too_long_ends_it_at_once() -> None:
+    pauses = Pauses()
+    async with receiving(503, Retry_After="3600") as receiver:
+        error = await failure_of(receiver.address, pauses)
+    assert (len(receiver.got), pauses.seconds) == (1, [])
+    assert str(error) == "the webhook answered 503, and wants to be asked again in 3,600 s"
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+async def test_a_redirect_is_not_followed(status: int) -> None:
+    async with receiving() as elsewhere, receiving(status, Location=elsewhere.url) as receiver:
+        error = await failure_of(receiver.address)
+    assert (len(receiver.got), elsewhere.got) == (1, [])
+    assert "a redirect, which is not followed" in str(error)
+
+
+async def test_all_tries_together_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "SECONDS", 0.5)
+    monkeypatch.setattr(webhook, "SECONDS_EACH", 0.2)
+    began = time.monotonic()
+    async with serving(silent) as seen:
+        error = await failure_of(Secret(f"{seen.url}{TOKEN}"), Pauses(draw=0))
+    assert 0.4 < time.monotonic() - began < 2
+    assert 2 <= seen.connections <= 4
+    assert str(error).startswith("the webhook did not answer in time, after ")
+
+
+async def silent(_writer: asyncio.StreamWriter, _target: str) -> None:
+    await asyncio.Event().wait()
+
+
+TROUBLES: dict[str, Serve] = {
+    "reset": resetting,
+    "closed": closing(b""),
+    "no HTTP": closing(b"SSH-2.0\r\n\r\n"),
+    "cut head": closing(b"HTTP/1.1 200 OK\r\nContent-"),
+    "silence": silent,
+    "refused": answering(http(b"no hook " + TOKEN.encode(), status="404 Not Found")),
+    "sick": answering(http(TOKEN.encode(), status="500 Internal Server Error")),
+    "redirect": answering(http(b"", f"Location: http://127.0.0.1:1/{TOKEN}", status="302 Found")),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+async def test_whatever_goes_wrong_the_address_and_the_secret_are_told_nowhere(
+    trouble: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(webhook, "SECONDS_EACH", 0.1)
+    caplog.set_level(logging.DEBUG)
+    async with serving(TROUBLES[trouble]) as seen:
+        error = await failure_of(Secret(f"{seen.url}hooks/{TOKEN}?{TOKEN}"))
+    assert len(seen.heads) in {1, 4}
+    assert TOKEN in seen.heads[0]
+    told = everything_in(error) + caplog.text
+    assert str(error) in told
+    assert TOKEN not in told
+    assert SECRET.reveal() not in told
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"http://127.0.0.1:1/{TOKEN}",
+        f"https://127.0.0.1:1/{TOKEN}",
+        f"http://no-such-host.invalid/{TOKEN}",
+        f"http://[::1/{TOKEN}",
+        f"gopher://x/{TOKEN}",
+        TOKEN,
+    ],
+)
+async def test_an_address_where_nobody_is_is_not_told_either(address: str) -> None:
+    error = await failure_of(Secret(address))
+    assert str(error)
+    assert TOKEN not in everything_in(error)
+
+
+async def test_an_answer_without_end_is_not_read() -> None:
+    sent = 0
+
+    async def endless(writer: asyncio.StreamWriter, _target: str) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while not writer.is_closing() and sent < 1_000:
+            writer.write(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
+            await writer.drain()
+            await asyncio.sleep(0)
+            sent += 1
+
+    async with serving(endless) as seen:
+        await post(Secret(seen.url), BODY)
+    assert sent < 1_000
+
+
+def test_a_resolver_that_stalls_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    stalled = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: stalled.wait(10))
+    monkeypatch.setattr(webhook, "SECONDS", 0.4)
+    began = time.monotonic()
+    with pytest.raises(WebhookError, match="did not answer in time"):
+        anyio.run(post, Secret("http://some.host/x"), BODY)
+    assert time.monotonic() - began < 5
+    stalled.set()
+
+
+async def test_names_are_resolved() -> None:
+    async with receiving() as receiver:
+        await post(Secret(receiver.url.replace("127.0.0.1", "localhost")), BODY)
+    assert len(receiver.got) == 1
+
+
+async def test_a_pause_that_lasts_too_long_does_not_take_the_limit_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "SECONDS", 0.6)
+    monkeypatch.setattr(webhook, "SECONDS_EACH", 0.2)
+
+    async def oversleep(_seconds: float) -> None:
+        await asyncio.sleep(0.8)
+
+    async with serving(silent) as seen:
+        with anyio.fail_after(5), pytest.raises(WebhookError, match="after 2 tries"):
+            await post(Secret(seen.url), BODY, clock=Clock(sleep=oversleep, draw=lambda: 0))
+
+
+async def test_who_cannot_be_reached_is_not_told_by_address() -> None:
+    error = await failure_of(Secret("http://127.0.0.1:1/"))
+    assert str(error) == "the webhook cannot be reached: Connection refused, after 4 tries"

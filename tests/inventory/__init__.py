@@ -1,1 +1,0 @@
-"""What a fleet runs: folders built from outcomes, sealed, read and proven."""

@@ -1,0 +1,219 @@
+"""The page as a file: whole, bounded, the same for the same, without anything that acts but its own script."""
+
+import base64
+import builtins
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from auditor.analysis.drift import diff_runs
+from auditor.analysis.history import read_history
+from auditor.errors import RunFolderError, RunNotWritableError, UsageError
+from auditor.policy.loader import load_rules
+from auditor.report.builder import read_page
+from auditor.report.render import write_report
+from auditor.runs.folder import MODULES
+from auditor.runs.manifest import State
+from tests.report.fleets import EVIL, wide
+from tests.report.pages import Read, read
+from tests.runs.run_folders import HOSTILE, build, edit_manifest, every_status, failed, named, not_found, ok, running
+
+NOW = datetime(2026, 11, 22, 5, 30, tzinfo=UTC)
+SECTIONS = 5
+"""Headings of a page with neither history nor policy."""
+
+RULES = """
+[[rule]]
+name = "no 1.0 <b>"
+deny = ["1.0"]
+[[rule]]
+name = "ble is there"
+severity = "warning"
+module = "ble"
+required = true
+"""
+
+
+def nights(directory: Path, states: Sequence[State] = ("complete", "complete", "complete")) -> list[Path]:
+    """Runs of ten devices: each night three more are upgraded; a device fails in a run that is partial."""
+    fleet = [named(number) for number in range(10)]
+    folders = []
+    for night, state in enumerate(states):
+        answers = [ok(device, ("ble", "1.1" if n < 3 * night else "1.0")) for n, device in enumerate(fleet[:9])]
+        last = failed(fleet[9]) if state == "partial" else ok(fleet[9], ("ble", "0.9"))
+        folder = directory / f"night{night}"
+        (running if state == "running" else build)(folder, fleet, [*answers, last])
+        began = f"2026-11-{20 + night}T02:00:00.000Z"
+        edit_manifest(folder, lambda manifest, began=began: replace(manifest, started_at=began))  # type: ignore[misc]
+        folders.append(folder)
+    return folders
+
+
+def page_of(run: Path, **options: object) -> Read:
+    return read(write_report(run, run.parent / "page.html", now=NOW, **options))  # type: ignore[arg-type]
+
+
+def test_the_same_run_and_time_give_the_same_bytes(tmp_path: Path) -> None:
+    folders = nights(tmp_path / "runs")
+    first, second = (write_report(folders[-1], tmp_path / name, now=NOW).read_bytes() for name in ("a", "b"))
+    assert first == second
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "runs"]
+
+
+def test_the_policy_of_the_page_names_its_own_style_and_script_alone(tmp_path: Path) -> None:
+    text = write_report(nights(tmp_path / "runs")[-1], tmp_path / "page.html", now=NOW).read_text()
+    policy = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)[0]
+    assert policy.startswith("default-src 'none'; ")
+    for kind in ("style", "script"):
+        (inside,) = re.findall(rf"<{kind}>(.*?)</{kind}>", text, re.DOTALL)
+        assert f"{kind}-src 'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'" in policy
+    assert "unsafe" not in policy
+    assert "http:" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+
+
+def test_whatever_devices_say_is_text(tmp_path: Path) -> None:
+    fleet = [*(named(n, product=EVIL, account="<i>") for n in range(len(HOSTILE))), named(99, account="</style>")]
+    outcomes = [ok(device, (EVIL, name)) for device, name in zip(fleet, HOSTILE, strict=False)]
+    run = build(tmp_path / "runs" / "now", fleet, [*outcomes, failed(fleet[-1], "</script><script>alert(1)</script>")])
+    edit_manifest(run.folder, lambda manifest: replace(manifest, name=EVIL, error="<b>"))
+    page = page_of(run.folder)
+    assert page.unclosed == []
+    assert EVIL in page.text
+    assert "</script><script>alert(1)</script>" in page.text
+    assert [tag for tag, _ in page.tags if tag in {"img", "i", "b"}] == []
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") or name == "style" for name in attributes), tag
+        assert all(attributes.get(name) in (None, "data:,") or tag == "a" for name in ("src", "href"))
+    assert all(character.isprintable() for row in page.rows for cell in row for character in cell)
+
+
+@pytest.mark.parametrize(
+    ("products", "modules", "versions", "prefix"),
+    [(300, 4, 200, "k" * 20), (300, 4, 20, "<&\"'😀" * 20), (1, 2, 2, '"<😀' * 1_750_000)],
+    ids=["a wide fleet", "hostile names", "names of 10 MB"],
+)
+def test_a_page_is_smaller_than_2_mb(tmp_path: Path, products: int, modules: int, versions: int, prefix: str) -> None:
+    nightly = range(1 if versions == 200 else 2)  # the widest alone is enough to wait for
+    runs = [wide(tmp_path / f"run{n}", products, modules, versions, prefix=prefix, night=n) for n in nightly]
+    page = write_report(runs[-1], tmp_path / "page.html", now=NOW)
+    assert page.stat().st_size < 2_000_000
+    shown = read(page)
+    assert shown.figures["devices.fleet"] == str(products * versions)
+    assert int(shown.figures["inventory.rows"]) == products * modules * (versions - 1)
+    assert 0 < len(shown.rows) <= 3_000
+    more = int(shown.figures["inventory.rows"]) - len(shown.rows)
+    assert f"the other {more:,} are in inventory.csv" in shown.text or more == 0
+
+
+@pytest.mark.parametrize("state", ["partial", "running", "aborted"])
+def test_a_run_that_is_not_whole_is_labelled_wherever_its_numbers_appear(tmp_path: Path, state: State) -> None:
+    fleet = [named(0), named(1)]
+    folder = tmp_path / "runs" / "now"
+    (running if state == "running" else build)(folder, fleet, [ok(fleet[0], ("ble", "1"))])
+    edit_manifest(folder, lambda manifest: replace(manifest, state=state))
+    page = page_of(folder)
+    labels = [
+        attributes for tag, attributes in page.tags if tag == "span" and attributes.get("class") == f"label {state}"
+    ]
+    assert len(labels) == 1 + SECTIONS
+    assert f"({state})" in page.text
+    assert f" now is {state}: 0 devices failed and 1 are pending" in page.text
+    assert str(tmp_path) not in page.text  # a page travels; where the run lay means nothing elsewhere
+
+
+def test_a_run_whose_files_were_changed_is_labelled(tmp_path: Path) -> None:
+    whole, other = nights(tmp_path / "runs")[:2]
+    assert "tampered" not in page_of(whole).text
+    (whole / MODULES).write_bytes((other / MODULES).read_bytes())
+    page = page_of(whole)
+    assert page.text.count("tampered") >= 1 + SECTIONS
+    assert "These numbers are not to be relied on." in page.text
+    assert "partial" not in page.text
+    after = page_of(other)
+    assert "tampered" in after.text  # the run that it is compared with
+    assert "These numbers are not to be relied on." not in after.text
+
+
+def test_what_changed_is_what_diff_says_of_the_run_before(tmp_path: Path) -> None:
+    folders = nights(tmp_path / "runs", ("complete", "partial", "partial", "running"))
+    figures = page_of(folders[2]).figures
+    with diff_runs(folders[1], folders[2]) as drift:
+        for name in ("compared", "same", "upgraded", "downgraded", "changed", "appeared", "vanished", "joined", "left"):
+            assert figures[f"drift.{name}"] == str(getattr(drift.counts, name)), name
+    assert figures["drift.upgraded"] == "3"
+    assert figures["drift.not_seen"] == "1"
+
+
+def test_adoption_is_that_of_the_history_up_to_this_run(tmp_path: Path) -> None:
+    folders = nights(tmp_path / "runs", ("complete", "partial", "complete", "complete"))
+    page = read_page(folders[2], now=NOW)
+    assert page.history is not None
+    assert [run.run for run in page.history.runs] == ["night0", "night1", "night2"]
+    assert [run.label for run in page.history.runs] == [None, "partial", None]
+    (adoption,) = page.history.modules
+    assert adoption.versions == ("1.1", "1.0", "0.9")
+    told: dict[tuple[str, str], float] = {}
+    with read_history(tmp_path / "runs") as history:
+        at = {name: place for place, name in enumerate(history.table.columns)}
+        for row in history.table:
+            told[row[at["run"]], row[at["module_version"]]] = row[at["share"]]
+    for run, parts in zip(page.history.runs, adoption.shares, strict=True):
+        assert parts == pytest.approx([told.get((run.run, text or ""), 0.0) for text in adoption.versions], abs=1e-6)
+
+
+def test_a_past_that_cannot_be_read_is_told_and_takes_nothing_away(tmp_path: Path) -> None:
+    folders = nights(tmp_path / "runs")
+    (folders[1] / MODULES).write_bytes(b"PAR1")
+    page = page_of(folders[2])
+    assert "Not all of the past could be read" in page.text
+    assert page.figures["devices.ok"] == "10"
+    alone = page_of(folders[2], directory=tmp_path / "nowhere")
+    assert "nowhere: cannot be read" in alone.text
+
+
+def test_rules_are_judged_and_shown_as_text(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(RULES)
+    page = page_of(every_status(tmp_path / "runs" / "now").folder, rules=load_rules(rules))
+    assert page.figures["policy.rules"] == "2"
+    assert page.figures["rule.no 1.0 <b>.violated"] == "2"
+    assert page.figures["rule.ble is there.violated"] == "1"
+    assert "2 rules are violated." in page.text
+    assert "p1/device0000" in page.text
+
+
+def test_a_fleet_of_which_nothing_is_known_is_a_page(tmp_path: Path) -> None:
+    fleet = [named(0), named(1)]
+    page = page_of(build(tmp_path / "runs" / "now", fleet, [not_found(fleet[0])]).folder)
+    assert "No device reported a module" in page.text
+    empty = page_of(running(tmp_path / "other" / "now", [], []).folder)
+    assert empty.figures["devices.fleet"] == "0"
+
+
+def test_where_a_page_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    folder = build(tmp_path / "runs" / "now", [named(0)], []).folder
+    for path in (tmp_path / "none" / "page.html", tmp_path):
+        with pytest.raises(RunNotWritableError, match=r"cannot be (written|replaced)"):
+            write_report(folder, path, now=NOW)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+    with pytest.raises(RunFolderError):
+        write_report(tmp_path / "none", tmp_path / "page.html")
+
+
+def test_without_the_extra_the_way_to_get_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: object) -> object:
+        if name == "altair":
+            raise ImportError(name=name)
+        return real(name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UsageError, match=re.escape("the report needs altair: pip install 'auditor[report]'")):
+        write_report(tmp_path, tmp_path / "page.html")

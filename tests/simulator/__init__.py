@@ -1,1 +1,0 @@
-"""Tests of the simulated platform: real sockets, the vendor's SDK, properties."""
