@@ -1,26 +1,27 @@
-# On a fresh machine with Python alone: `make demo` shows the main job, `make test` runs every test.
+# These need only Python: `make demo` shows a complete audit, `make test` runs all tests.
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 KILLS ?= 200
 BIN := .venv/bin
-BENCHES := $(addprefix bench-,speed sealing memory quota listing contention sharing accounts gate outages pacing drift report \
+BENCHES := $(addprefix bench-,speed sealing memory quota discovery contention sharing accounts rate_limiter outages rate_control drift report \
 	sampling precision incremental rolling planning)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check format help-texts fuzz chaos bench clean $(BENCHES)
+.PHONY: demo test check format help-texts schemas fuzz chaos bench clean $(BENCHES)
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
 
-test: .venv/.tests-installed  ## set up, then all tests, as many side by side as there are cores, four at most
+test: .venv/.tests-installed  ## set up, then run all tests, one process per core, at most four
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-check: .venv/.tests-installed  ## style, types, import rules, and the documents' help texts
+check: .venv/.tests-installed  ## check style, types, import layers, help texts and schemas
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/help_texts.py --check README.md docs/commands.md
+	$(BIN)/python docs/schemas.py --check
 
 format: .venv/.tests-installed
 	$(BIN)/ruff check --fix
@@ -29,13 +30,16 @@ format: .venv/.tests-installed
 help-texts: .venv/.tests-installed  ## write what --help prints into the documents
 	$(BIN)/python docs/help_texts.py README.md docs/commands.md
 
-fuzz: .venv/.fuzz-installed  ## every reader against bytes that follow its branches, FUZZ_SECONDS each
+schemas: .venv/.tests-installed  ## write the JSON Schemas that the types describe
+	$(BIN)/python docs/schemas.py
+
+fuzz: .venv/.fuzz-installed  ## fuzz every reader, guided by coverage, FUZZ_SECONDS each
 	$(BIN)/python -m tests.fuzz.long $(FUZZ_SECONDS)
 
-chaos: .venv/.tests-installed  ## audits killed KILLS times at random moments, and cut at every byte; prints figures
+chaos: .venv/.tests-installed  ## kill audits KILLS times at random moments, cut files at every byte, and print figures
 	AUDITOR_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/chaos
 
-bench: $(BENCHES)  ## print the figures that the README quotes
+bench: $(BENCHES)  ## print the figures that the documents quote
 
 $(BENCHES): bench-%: .venv/.tests-installed
 	$(BIN)/python benchmarks/$*.py

@@ -1,22 +1,23 @@
-"""Which version of which OTA module does every device of a fleet run?
+"""Inventory the firmware versions of an IoT fleet: which version of which OTA module does every device run?
 
     settings ──► audit ──────────────► run folder ──► Run ──► inventory
-    (TOML)       asks every device,    (plain files,   select_devices, query_run
-                 within the quota      resumable,      (read it, running or sealed)
-                                       proven)    ──► diff_runs
-                                                       (what changed between two)
+    (TOML)       queries every         (plain files,   select_devices, query_run
+                 device, within        resumable,      (also while it is running)
+                 the quota             verified)   ──► diff_runs
+                                                       (changes between two runs)
                                                    ──► read_history
-                                                       (how versions spread over time)
+                                                       (versions over time)
 
+    import anyio
     import auditor
 
     settings = auditor.load_settings("nightly.toml")
-    result = anyio.run(auditor.run_audit, settings)  # a run folder, see Result
+    result = anyio.run(auditor.run_audit, settings)  # AuditResult, with the run folder
     with auditor.Run(result.folder) as run:
         for version in run.inventory():              # VersionCount
             print(version.module_name, version.module_version, version.devices)
 
-To take outcomes as they come, without a folder, see ``outcomes``; what can go wrong is in ``auditor.errors``.
+``stream_outcomes`` yields outcomes without a run folder. ``auditor.errors`` lists the errors.
 Names are imported when they are first used, so that a program loads only what it needs.
 """
 
@@ -30,97 +31,98 @@ if TYPE_CHECKING:
     from auditor.analysis.drift import DriftCounts as DriftCounts
     from auditor.analysis.drift import diff_runs as diff_runs
     from auditor.analysis.history import History as History
-    from auditor.analysis.history import RunPoint as RunPoint
+    from auditor.analysis.history import RunSummary as RunSummary
     from auditor.analysis.history import read_history as read_history
     from auditor.audit.runner import resume_audit as resume_audit
     from auditor.audit.runner import run_audit as run_audit
-    from auditor.audit.stream import outcomes as outcomes
+    from auditor.audit.stream import stream_outcomes as stream_outcomes
+    from auditor.concurrency import StopToken as StopToken
     from auditor.config.loader import load_settings as load_settings
-    from auditor.config.loader import settings_from as settings_from
+    from auditor.config.loader import parse_settings as parse_settings
     from auditor.config.settings import Settings as Settings
     from auditor.engine.progress import AccountProgress as AccountProgress
+    from auditor.engine.progress import AuditResult as AuditResult
     from auditor.engine.progress import Progress as Progress
-    from auditor.engine.progress import Result as Result
-    from auditor.engine.worker_pool import Stop as Stop
     from auditor.errors import AuditorError as AuditorError
-    from auditor.hooks.prepare import Following as Following
-    from auditor.hooks.prepare import prepare_following as prepare_following
+    from auditor.hooks.prepare import HookConfig as HookConfig
+    from auditor.hooks.prepare import prepare_hooks as prepare_hooks
     from auditor.hooks.prometheus import write_metrics as write_metrics
-    from auditor.hooks.runner import Followed as Followed
-    from auditor.hooks.runner import follow_run as follow_run
-    from auditor.models import Answered as Answered
+    from auditor.hooks.runner import HookResults as HookResults
+    from auditor.hooks.runner import run_hooks as run_hooks
     from auditor.models import Device as Device
-    from auditor.models import Failed as Failed
+    from auditor.models import DeviceFailure as DeviceFailure
+    from auditor.models import DeviceResult as DeviceResult
     from auditor.models import ModuleVersion as ModuleVersion
     from auditor.models import Outcome as Outcome
+    from auditor.models import RunWarning as RunWarning
     from auditor.planning.models import AccountPlan as AccountPlan
     from auditor.planning.models import Plan as Plan
     from auditor.planning.planner import plan_audit as plan_audit
-    from auditor.policy.evaluate import Judged as Judged
-    from auditor.policy.evaluate import judge_run as judge_run
-    from auditor.policy.loader import load_rules as load_rules
+    from auditor.policy.evaluate import PolicyReport as PolicyReport
+    from auditor.policy.evaluate import evaluate_policy as evaluate_policy
+    from auditor.policy.loader import load_policy as load_policy
+    from auditor.policy.model import Policy as Policy
     from auditor.policy.model import Rule as Rule
-    from auditor.policy.model import Rules as Rules
     from auditor.policy.results import RuleResult as RuleResult
-    from auditor.query.devices import Selected as Selected
-    from auditor.query.devices import Selection as Selection
+    from auditor.query.devices import DeviceFilter as DeviceFilter
+    from auditor.query.devices import FilteredDevices as FilteredDevices
     from auditor.query.devices import select_devices as select_devices
     from auditor.query.run import Run as Run
     from auditor.query.run import VersionCount as VersionCount
-    from auditor.query.sql import Answer as Answer
+    from auditor.query.sql import QueryResult as QueryResult
     from auditor.query.sql import query_run as query_run
     from auditor.query.versions import compare_versions as compare_versions
     from auditor.report.render import write_report as write_report
     from auditor.runs.manifest import DeviceCounts as DeviceCounts
     from auditor.runs.manifest import Manifest as Manifest
-    from auditor.runs.retention import Pruned as Pruned
-    from auditor.runs.retention import prune as prune
-    from auditor.runs.verify import verify as verify
-    from auditor.storage.tables import Table as Table
+    from auditor.runs.retention import PruneResult as PruneResult
+    from auditor.runs.retention import prune_runs as prune_runs
+    from auditor.runs.verify import verify_run as verify_run
+    from auditor.storage.tables import ResultTable as ResultTable
 
-_ROOMS = {
+_EXPORTS = {
     "auditor.analysis.drift": ("Drift", "DriftCounts", "diff_runs"),
-    "auditor.analysis.history": ("History", "RunPoint", "read_history"),
+    "auditor.analysis.history": ("History", "RunSummary", "read_history"),
     "auditor.audit.runner": ("resume_audit", "run_audit"),
-    "auditor.audit.stream": ("outcomes",),
-    "auditor.config.loader": ("load_settings", "settings_from"),
+    "auditor.audit.stream": ("stream_outcomes",),
+    "auditor.config.loader": ("load_settings", "parse_settings"),
     "auditor.config.settings": ("Settings",),
-    "auditor.engine.progress": ("AccountProgress", "Progress", "Result"),
-    "auditor.engine.worker_pool": ("Stop",),
+    "auditor.engine.progress": ("AccountProgress", "Progress", "AuditResult"),
+    "auditor.concurrency": ("StopToken",),
     "auditor.errors": ("AuditorError",),
-    "auditor.hooks.prepare": ("Following", "prepare_following"),
+    "auditor.hooks.prepare": ("HookConfig", "prepare_hooks"),
     "auditor.hooks.prometheus": ("write_metrics",),
-    "auditor.hooks.runner": ("Followed", "follow_run"),
-    "auditor.models": ("Answered", "Device", "Failed", "ModuleVersion", "Outcome"),
+    "auditor.hooks.runner": ("HookResults", "run_hooks"),
+    "auditor.models": ("Device", "DeviceFailure", "DeviceResult", "ModuleVersion", "Outcome", "RunWarning"),
     "auditor.planning.models": ("AccountPlan", "Plan"),
     "auditor.planning.planner": ("plan_audit",),
-    "auditor.policy.evaluate": ("Judged", "judge_run"),
-    "auditor.policy.loader": ("load_rules",),
-    "auditor.policy.model": ("Rule", "Rules"),
+    "auditor.policy.evaluate": ("PolicyReport", "evaluate_policy"),
+    "auditor.policy.loader": ("load_policy",),
+    "auditor.policy.model": ("Rule", "Policy"),
     "auditor.policy.results": ("RuleResult",),
-    "auditor.query.devices": ("Selected", "Selection", "select_devices"),
+    "auditor.query.devices": ("FilteredDevices", "DeviceFilter", "select_devices"),
     "auditor.query.run": ("Run", "VersionCount"),
-    "auditor.query.sql": ("Answer", "query_run"),
+    "auditor.query.sql": ("QueryResult", "query_run"),
     "auditor.query.versions": ("compare_versions",),
     "auditor.report.render": ("write_report",),
     "auditor.runs.manifest": ("DeviceCounts", "Manifest"),
-    "auditor.runs.retention": ("Pruned", "prune"),
-    "auditor.runs.verify": ("verify",),
-    "auditor.storage.tables": ("Table",),
+    "auditor.runs.retention": ("PruneResult", "prune_runs"),
+    "auditor.runs.verify": ("verify_run",),
+    "auditor.storage.tables": ("ResultTable",),
 }
-_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
 __version__ = __about__.VERSION
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604  all of them are strings
+__all__ = ["__version__", *_MODULE_OF]  # noqa: PLE0604  all of them are strings
 
 
 if not TYPE_CHECKING:  # a type checker that saw it would believe that every name exists
 
     def __getattr__(name: str) -> object:
-        if (room := _HOME.get(name)) is None:
+        if (module := _MODULE_OF.get(name)) is None:
             raise AttributeError(f"module 'auditor' has no attribute {name!r}")
-        return getattr(import_module(room), name)
+        return getattr(import_module(module), name)
 
 
 def __dir__() -> list[str]:

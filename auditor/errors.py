@@ -1,30 +1,31 @@
-"""What went wrong, grouped by what to do next.
+"""Errors, grouped by what to do next.
 
 ::
 
     AuditorError
-        UsageError               mend what was given, then run again            exit 2
+        UsageError               correct the input, then run again              exit 2
             SettingsError        the settings file
             FleetError           the fleet file
-            RunFolderError       the run folder that was named
-        StoppedError             the audit cannot go on                         exit 3
-            AccountStoppedError  one account: refused, or never reached
+            RunFolderError       the run folder
+        AuditStoppedError        the audit cannot continue                      exit 3
+            AccountStoppedError  one account: access denied, or never reached
             RunNotWritableError  the run folder cannot be written
-        DriftError               drift that was to fail                         exit 4
+        DriftError               drift that --fail-on names                     exit 4
         PolicyError              a rule of severity "error" is violated         exit 4
-        StoppedAtOnceError       ended before it asked, or by a second signal   exit 130
-        PlatformError            one request's answer
-            TransientError       send it again, later, newly signed
+        AuditInterruptedError    interrupted before the first request, or by a
+                                 second signal                                  exit 130
+        PlatformError            one request failed
+            TransientError       retry later, newly signed
                 NonceUsedError
-                ClockSkewError   after learning the platform's time
-            ThrottledError       slow the whole account down, then again
-            NotFoundError        an answer: no such device
-            NeverActivatedError  an answer: nothing was ever reported
-            InconsistentPagesError  read the device again from its first page
-            RefusedRequestError  this device failed, do not repeat
-            ForbiddenDeviceError this device failed, or the account is refused
-            RefusedAccountError  stop the account
-        WebhookError             a summary was not posted; the run is not touched
+                ClockSkewError   after adopting the platform's time
+            ThrottledError       slow the whole account down, then retry
+            NotFoundError        conclusive: no such device
+            NeverActivatedError  conclusive: nothing was ever reported
+            InconsistentResponseError  read the device again from its first page
+            InvalidRequestError  this device failed, do not retry
+            DeviceDeniedError    this device failed, or the account is denied
+            AccountDeniedError   stop the account
+        WebhookError             a summary was not posted; the run is unaffected
 """
 
 import errno
@@ -35,53 +36,53 @@ from auditor.text.formatting import safe
 
 
 class AuditorError(Exception):
-    """The root of everything that auditor raises on purpose. Its text is one sentence for people."""
+    """Base class of all errors of auditor. Its text is one sentence for people."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(AuditorError):
-    """What the caller gave is wrong; nothing was asked and nothing was lost."""
+    """The input is wrong. No request was sent and nothing was lost."""
 
     exit_code = 2
 
 
 class SettingsError(UsageError):
-    """The settings cannot be used: says which file and which key, and what would do."""
+    """The settings cannot be used. The text says which file and key, and what is valid."""
 
 
 class FleetError(UsageError):
-    """The fleet cannot be used: says which file and lines, and what is wrong with each."""
+    """The fleet cannot be used. The text says which file and lines, and what is wrong with each."""
 
 
 class RunFolderError(UsageError):
-    """The folder that was named is not a run, or another process holds it."""
+    """A run cannot be found, read or resumed: it is no run, damaged, locked, or does not have what was requested."""
 
 
-class StoppedError(AuditorError):
-    """The audit cannot go on; what was written stays valid."""
+class AuditStoppedError(AuditorError):
+    """The audit cannot continue. What was written stays valid."""
 
     exit_code = 3
 
 
-class AccountStoppedError(StoppedError):
-    """One account cannot be asked any more: its key is refused, or its endpoint was never reached."""
+class AccountStoppedError(AuditStoppedError):
+    """One account cannot be queried any more: its key is denied, or its endpoint was never reached."""
 
     def __init__(self, account: str, sentence: str) -> None:
         super().__init__(f'account "{account}": {sentence}')
         self.account, self.sentence = account, sentence
 
 
-class RunNotWritableError(StoppedError):
-    """The run folder cannot be written: permission, a full disk, an I/O error. Of a full disk it says what to do."""
+class RunNotWritableError(AuditStoppedError):
+    """The run folder cannot be written: permission, a full disk or an I/O error."""
 
     def __init__(self, sentence: str) -> None:
-        full = any(os.strerror(number) in sentence for number in (errno.ENOSPC, errno.EDQUOT))
-        super().__init__(f"{sentence}; free some space" if full else sentence)
+        disk_full = any(os.strerror(number) in sentence for number in (errno.ENOSPC, errno.EDQUOT))
+        super().__init__(f"{sentence}; free some space" if disk_full else sentence)
 
 
 class DriftError(AuditorError):
-    """What changed between two runs is among what was asked to fail."""
+    """Two runs differ in a way that the caller declared a failure."""
 
     exit_code = 4
 
@@ -92,35 +93,30 @@ class PolicyError(AuditorError):
     exit_code = 4
 
 
-class StoppedAtOnceError(AuditorError):
-    """The end was wished before anything was asked, or a second signal came: what was written is kept."""
+class AuditInterruptedError(AuditorError):
+    """The audit was interrupted before its first request, or by a second signal. What was written is kept."""
 
     exit_code = 130
 
 
 PROXY = "auditor.Proxy"
-"""The code of a PlatformError that is a proxy's doing: it cannot be reached, refuses, or breaks."""
+"""Code of a PlatformError that a proxy caused: it cannot be reached, denies access, or breaks."""
 
 
 class PlatformError(AuditorError):
-    """One request was not answered with a page.
+    """One request failed.
 
     Attributes:
-        code: the platform's code as it was sent, or a name of ours such as ``auditor.Timeout``.
+        code: the platform's code as received, or one of ours such as ``auditor.Timeout``.
         message: the platform's message, without line breaks, at most 300 characters.
-        http_status: None when no HTTP answer came.
-        request_id: the platform's id of the request, if it told one.
+        http_status: None without an HTTP response.
+        request_id: the platform's id of the request, if it sent one.
     """
 
     exit_code = 3
 
     def __init__(
-        self,
-        code: str,
-        message: str = "",
-        *,
-        http_status: int | None = None,
-        request_id: str | None = None,
+        self, code: str, message: str = "", *, http_status: int | None = None, request_id: str | None = None
     ) -> None:
         super().__init__(f"{code}: {message}" if message else code)
         self.code = code
@@ -130,55 +126,55 @@ class PlatformError(AuditorError):
 
 
 class TransientError(PlatformError):
-    """Send the request again after a backoff, newly signed. Unknown codes are of this kind too."""
+    """Retry the request after a backoff, newly signed. Unknown codes are of this class too."""
 
 
 class NonceUsedError(TransientError):
-    """A nonce came twice."""
+    """The platform has seen this nonce before."""
 
 
 class ClockSkewError(TransientError):
     """The request's timestamp was too far from the platform's clock (more than 15 minutes).
 
-    ``server_time`` is the answer's ``Date`` in seconds since 1970, if it had one.
+    ``server_time`` is the response's ``Date`` in seconds since 1970, if it has one.
     """
 
     server_time: float | None = None
 
 
 class ThrottledError(PlatformError):
-    """The account is over its quota. ``retry_after`` is the platform's wish in seconds, if it told one."""
+    """The account is over its quota. ``retry_after`` is the requested delay in seconds, if there is one."""
 
     retry_after: float | None = None
 
 
 class NotFoundError(PlatformError):
-    """The platform knows no such device or product: a conclusive answer."""
+    """There is no such device or product. This is conclusive."""
 
 
 class NeverActivatedError(PlatformError):
-    """The device was never activated, so it has reported nothing: a conclusive answer."""
+    """The device was never activated, so it has reported nothing. This is conclusive."""
 
 
-class InconsistentPagesError(PlatformError):
-    """A device's pages contradict each other, themselves or the request; the sentence says how."""
+class InconsistentResponseError(PlatformError):
+    """A device's pages contradict each other, themselves or the request. The sentence says how."""
 
     def __init__(self, sentence: str) -> None:
-        # It quotes names out of the answer, which may hold anything.
+        # It quotes names of the response, which may contain anything.
         super().__init__("auditor.InconsistentPages", safe(sentence[:300])[:300])
 
 
-class RefusedRequestError(PlatformError):
-    """The platform will never accept this request; the device failed and is not asked again."""
+class InvalidRequestError(PlatformError):
+    """The platform never accepts this request. The device failed and is not retried."""
 
 
-class ForbiddenDeviceError(PlatformError):
-    """Permission for this device was denied; whether the account is dead shows in the other devices."""
+class DeviceDeniedError(PlatformError):
+    """Access to this device was denied. The other devices show whether the whole account is denied."""
 
 
-class RefusedAccountError(PlatformError):
-    """Credentials, permission or the account itself: every further request would be refused too."""
+class AccountDeniedError(PlatformError):
+    """Credentials, permission or the account are invalid, so all further requests would fail too."""
 
 
 class WebhookError(AuditorError):
-    """A summary could not be posted. Its text tells why, and never the address, which may hold a token."""
+    """A summary was not posted. The text says why and omits the URL, which may contain a token."""

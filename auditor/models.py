@@ -1,4 +1,4 @@
-"""The nouns of an audit: frozen, slotted, without any I/O."""
+"""Data types of an audit: frozen and slotted, without I/O."""
 
 from dataclasses import dataclass
 from typing import Generic, Literal, NoReturn, TypeVar
@@ -7,38 +7,68 @@ from auditor.errors import PlatformError
 
 T = TypeVar("T")
 
-
 Dialect = Literal["tuya", "alibaba"]
-"""How a platform spells its answers: camelCase (Tuya) or PascalCase (Alibaba Cloud IoT)."""
-
+"""Spelling of a platform's responses: camelCase (Tuya) or PascalCase (Alibaba Cloud IoT)."""
 
 Status = Literal["ok", "empty", "not_found"]
-"""A conclusive answer: modules reported; none reported; no such device."""
-
+"""Status of a conclusive answer: modules reported; no module reported; no such device."""
 
 DeviceState = Literal["ok", "empty", "not_found", "failed", "pending"]
-"""What became of a device in a run: a conclusive answer; no answer; not asked yet."""
-
+"""Status of a device in a run: one of the conclusive answers; no conclusive answer; not queried yet."""
 
 DeviceStatus = Literal["ONLINE", "OFFLINE", "UNACTIVE", "DISABLE"]
-"""What the platform's listing says of a device; ``UNACTIVE``: it was never activated."""
-
+"""Status of a device in the platform's device list; ``UNACTIVE``: it was never activated."""
 
 Reason = Literal["never_activated"]
-"""Why an answer is ``empty``, where that is known: the device was never activated, so it can have reported nothing."""
+"""Why a result is ``empty``: the device was never activated, so it cannot have reported a module."""
 
+ChangeDetection = Literal["strict", "reconnected"]
+"""Which devices may have changed since their last result: those online since then; those that came online since."""
 
-SinceRule = Literal["strict", "reconnected"]
-"""When a device is asked again: it is online or has been since it was read; it came online since."""
-
-
-Source = Literal["asked", "carried", "unsampled"]
-"""Where what a run has of a device comes from: it was asked; an earlier answer is carried; it was not drawn."""
-
+Source = Literal["queried", "carried", "unsampled"]
+"""Origin of a device's result in a run: queried; carried forward from an earlier run; not in the sample."""
 
 Level = Literal["fleet", "module", "product"]
-"""Of whom a version's share is one: of all devices of the fleet; of those that report the module, of all products; of
-those of one product that report it."""
+"""Population that a version's share refers to.
+
+The complete fleet; all devices with the module; or the devices of one product with the module.
+"""
+
+WarningKind = Literal[
+    "partial", "running", "aborted", "incomplete", "unsealed", "limited", "accounts", "sample", "recheck",
+    "discovery_gap", "tampered", "unreadable", "order", "partial_runs", "sample_comparison", "policy_sample",
+    "expired_exception", "unmatched_rule",
+]  # fmt: skip
+"""Why numbers do not cover a whole fleet, or are not reliable.
+
+| kind | meaning |
+|---|---|
+| ``partial``, ``running``, ``aborted``, ``incomplete`` | state of a run in which devices have no answer |
+| ``unsealed`` | the run has no versions yet |
+| ``limited``, ``accounts`` | the run covers the first devices (``--limit``) or some accounts (``--account``) only |
+| ``sample``, ``sample_comparison``, ``policy_sample`` | a run, comparison or policy result is based on a sample |
+| ``recheck`` | too many carried answers are outdated |
+| ``discovery_gap`` | the platform's device list is incomplete |
+| ``tampered``, ``unreadable`` | files differ from those that were sealed, or cannot be read |
+| ``order`` | the older of two compared runs is the newer one |
+| ``partial_runs`` | several runs of a history do not cover the whole fleet |
+| ``expired_exception``, ``unmatched_rule`` | an exception has expired, or a rule matches nothing in the run |
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunWarning:
+    """Why numbers do not cover a whole fleet, or are not reliable.
+
+    Attributes:
+        kind: the reason.
+        run: folder of the run as it was given; empty where no single run is meant.
+        detail: the reason in a sentence that does not name the folder.
+    """
+
+    kind: WarningKind
+    run: str
+    detail: str
 
 
 class Secret:
@@ -50,7 +80,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """The secret itself; the signer is the one place that asks for it."""
+        """Return the secret itself; only the signer calls this."""
         return self._text
 
     def __repr__(self) -> str:
@@ -67,7 +97,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device as the fleet names it: by ``iot_id``, or by ``product_key`` and ``device_name``, or by both."""
+    """A device as the fleet names it: by ``iot_id``, or by ``product_key`` and ``device_name``, or by all three."""
 
     account: str
     product_key: str | None
@@ -82,7 +112,12 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class ModuleVersion:
-    """What one OTA module of a device runs, as the device last reported it."""
+    """Version of one OTA module of a device, as the device last reported it.
+
+    Attributes:
+        module_name: name of the module; unique in a device, regardless of case.
+        module_version: its version; may be empty.
+    """
 
     module_name: str
     module_version: str
@@ -90,7 +125,7 @@ class ModuleVersion:
 
 @dataclass(frozen=True, slots=True)
 class ReportedModule:
-    """One entry of an answer (the platform's ``SimpleOTAModuleInfo``); None where the platform told nothing."""
+    """One entry of a response (``SimpleOTAModuleInfo``); None where the platform reported no value."""
 
     module: ModuleVersion
     product_key: str | None
@@ -100,11 +135,9 @@ class ReportedModule:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a device's modules. Numbers are None where the platform told nothing."""
+    """One page of a device's modules; None where the platform reported no value."""
 
     number: int | None
-    size: int | None
-    page_count: int | None
     total: int | None
     reported: tuple[ReportedModule, ...]
     request_id: str | None
@@ -112,7 +145,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A product as the platform lists it; ``device_count`` is its own word for how many devices it has."""
+    """A product in the platform's product list; ``device_count`` is the number of devices that the platform reports."""
 
     product_key: str
     product_name: str | None
@@ -121,7 +154,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class ListedDevice:
-    """A device as the platform lists it; None where it told nothing. Times are text as it was told, in UTC."""
+    """A device in the platform's device list; None where no value was reported. Times are the reported text, in UTC."""
 
     device_name: str
     iot_id: str | None
@@ -131,10 +164,10 @@ class ListedDevice:
 
 
 @dataclass(frozen=True, slots=True)
-class ToldState:
-    """What a device is doing, as the platform tells it; None where it told nothing. Times are ms since 1970.
+class ConnectionState:
+    """Connection state of a device as the platform reports it; None where no value was reported.
 
-    ``changed``: when it came to be in this status; ``online``: when it was online last, or came online last.
+    ``changed``: when it entered this status; ``online``: when it was last online, or came online. In ms since 1970.
     """
 
     device_name: str | None
@@ -145,11 +178,8 @@ class ToldState:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed(Generic[T]):
-    """One page of a list that the platform keeps. Numbers are None where it told nothing.
-
-    ``next_token`` leads to the page after this one.
-    """
+class ListPage(Generic[T]):
+    """One page of one of the platform's lists; None where it reported no value. The token requests the next page."""
 
     items: tuple[T, ...]
     number: int | None
@@ -158,18 +188,18 @@ class Listed(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Sent(Generic[T]):
-    """What came of one question: its answer, or the error that ended it, after ``attempts`` requests."""
+class CallResult(Generic[T]):
+    """Result of one call: its value, or the error that ended it, after ``attempts`` requests."""
 
     result: T | PlatformError
     attempts: int
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class DeviceResult:
     """A device's conclusive answer. ``audited_at`` is in seconds since 1970; ``attempts`` counts requests sent.
 
-    ``attempts`` is 0 where no question was needed; ``reason`` tells why nothing was reported, where that is known.
+    ``attempts`` is 0 where no request was needed; ``reason`` says why no module was reported.
     """
 
     device: Device
@@ -184,8 +214,8 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """A device that could not be answered, and why. ``failed_at`` is in seconds since 1970."""
+class DeviceFailure:
+    """A device without a conclusive answer, and why. ``failed_at`` is in seconds since 1970."""
 
     device: Device
     code: str
@@ -196,5 +226,5 @@ class Failed:
     failed_at: float
 
 
-Outcome = Answered | Failed
-"""What became of one device."""
+Outcome = DeviceResult | DeviceFailure
+"""Outcome of the query of one device."""

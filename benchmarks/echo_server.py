@@ -1,6 +1,6 @@
-"""The fastest platform that Python makes: answers every question about two modules, without looking at a signature.
+"""The fastest possible platform in Python: reports two modules for every device, and checks no signature.
 
-It exists so that a client is what is measured. python benchmarks/echo_server.py [MODULES] prints its port.
+So benchmarks measure the client. python benchmarks/echo_server.py [MODULES] prints its port.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ ENTRY = (
     b'{"ProductKey":"%(key)s","DeviceName":"%(name)s","IotId":"iot-%(name)s","ModuleName":"%(module)s",'
     b'"ModuleVersion":"1.4.%(minor)s"}'
 )
-"""In Alibaba's spelling: the vendor's newer SDK understands no other."""
+"""Alibaba's spelling, because the vendor's newer SDK accepts no other."""
 
 MODULES = (b"default", b"ble", b"mcu", b"wifi", b"zigbee", b"nfc")[: int(sys.argv[1]) if len(sys.argv) > 1 else 2]
 
@@ -43,10 +43,10 @@ class Connection(asyncio.Protocol):
         self.body += body
 
     def on_message_complete(self) -> None:
-        asked = parse_qs(self.url.partition(b"?")[2] + b"&" + self.body)
-        key, name = asked[b"ProductKey"][0], asked[b"DeviceName"][0]
-        told = [ENTRY % {b"key": key, b"name": name, b"module": module, b"minor": name[-1:]} for module in MODULES]
-        answer = BODY % {b"modules": len(MODULES), b"entries": b",".join(told)}
+        parameters = parse_qs(self.url.partition(b"?")[2] + b"&" + self.body)
+        key, name = parameters[b"ProductKey"][0], parameters[b"DeviceName"][0]
+        entries = [ENTRY % {b"key": key, b"name": name, b"module": module, b"minor": name[-1:]} for module in MODULES]
+        answer = BODY % {b"modules": len(MODULES), b"entries": b",".join(entries)}
         self.transport.write(HEAD % len(answer) + answer)
 
 

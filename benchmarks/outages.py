@@ -1,4 +1,4 @@
-"""What an outage costs: the platform fails for minutes in the middle of an audit with the settings' defaults.
+"""Cost of an outage: the platform fails for minutes in the middle of an audit with default settings.
 
 python benchmarks/outages.py [SECONDS [KIND …]]
 """
@@ -22,10 +22,10 @@ BEFORE = 10.0
 
 
 async def main(seconds: float, kinds: list[str]) -> None:
-    print(f"an outage of {seconds:g} s in an audit of 25 s at {QUOTA:g}/s, all settings at their defaults")
+    print(f"an outage of {seconds:g} s in an audit of 25 s at {QUOTA:g}/s, with default settings")
     print(
-        f"{'outage':>12} {'state':>9} {'failed':>7} {'asked in it':>12} {'back after':>11} "
-        f"{'busiest second after':>21} {'refused':>8}"
+        f"{'outage':>12} {'state':>9} {'failed':>7} {'sent in it':>12} {'back after':>11} "
+        f"{'busiest second after':>21} {'throttled':>9}"
     )
     for kind in kinds:
         with tempfile.TemporaryDirectory(prefix="auditor-outages-") as temporary:
@@ -44,32 +44,32 @@ async def measure(kind: str, seconds: float, folder: Path) -> None:
             "endpoint": platform.endpoint,
             "access_key_id": account.access_key_id,
             "access_key_secret": {"file": "secret"},
-            "per_second": QUOTA,
+            "calls_per_second": QUOTA,
             "fleet": {"file": "fleet.csv"},
         }
-        settings = auditor.settings_from({"account": [own]}, folder=folder)
+        settings = auditor.parse_settings({"account": [own]}, folder=folder)
 
-        async def play() -> None:
+        async def simulate_outage() -> None:
             await anyio.sleep(BEFORE)
-            platform.outage = kind  # type: ignore[assignment]  # a wrong one is a KeyError at once
+            platform.outage = kind  # type: ignore[assignment]  # an unknown one is a KeyError
             ends.append(time.monotonic())
             await anyio.sleep(seconds)
             platform.outage = None
             ends.append(time.monotonic())
 
         async with anyio.create_task_group() as group:
-            group.start_soon(play)
+            group.start_soon(simulate_outage)
             result = await auditor.run_audit(settings)
             group.cancel_scope.cancel()
-        began, ended = ends
+        started, ended = ends
         arrivals = platform.arrivals or []
-        within = sum(began <= at < ended for at in arrivals)
+        within = sum(started <= at < ended for at in arrivals)
         after = [at for at in arrivals if at >= ended]
         busiest = max(Counter(int(at - ended) for at in after).values())
         back = next((a for a, b in zip(after, after[5:], strict=False) if b - a < 1.0), after[0]) - ended
     print(
         f"{kind:>12} {result.manifest.state:>9} {result.manifest.devices.failed:>7} {within:>12,} {back:>9.1f} s "
-        f"{busiest:>21} {result.manifest.requests.throttled:>8}",
+        f"{busiest:>21} {result.manifest.requests.throttled:>9}",
         flush=True,
     )
 

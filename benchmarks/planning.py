@@ -1,11 +1,10 @@
-"""How long a fleet is planned, and in what memory: everything but the asking, by each strategy.
+"""Time and memory of the selection, by strategy: everything but the queries.
 
 python benchmarks/planning.py [--devices N] [--modules N]
 
-A run folder of so many devices is made (by DuckDB, so that making it is quick), and a journal of as many states, of
-which 5% tell of a connection since. Then each strategy chooses in a process of its own, as an audit does: it reads what
-the run knows (its lines, as they were journaled), and the states, joins and ranks the fleet, and writes the plan and
-what is carried into a run folder. `auditor plan` is measured as a whole command.
+DuckDB creates a run folder of the given size, and a journal of as many states, of which 5% show a later connection.
+Each strategy then selects devices in its own process, as an audit does. It reads the results of the run and the states,
+joins and ranks the fleet, and writes the plan and the carried results. `auditor plan` is measured as a command.
 """
 
 import argparse
@@ -26,59 +25,57 @@ import resource
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
-KNOW = """
-from auditor.inventory.known import write_known
-write_known(run, work / "known.parquet")
-chosen.match(work / "known.parquet")
+BASELINE = """
+from auditor.selection.baseline import write_baseline
+write_baseline(run, work / "baseline.parquet")
+baseline = work / "baseline.parquet"
 """
 
-WRITE = """
-from auditor.fleet.parts import count_chosen, write_with_part
-for name in ("plan.parquet", "carried.parquet"):
-    if (work / name).exists():
-        write_with_part(work / name, work / f"put-{name}", "eu", work / f"new-{name}")
-asked, carried = count_chosen(work / "plan.parquet", work / "carried.parquet")
-print(sum(asked.values()), sum(carried.values()))
+MERGE = """
+from auditor.selection.plan_files import count_selected, merge_account
+for path in (files.plan, files.carried):
+    if path.exists():
+        merge_account(path, work / f"merged-{path.name}", "eu", work / f"new-{path.name}")
+selected, carried = count_selected(files.plan, files.carried)
+print(sum(selected.values()), sum(carried.values()))
 """
 
 BEGIN = """
-import sys, time
+import sys
 from pathlib import Path
-from auditor.fleet.choosing import Choosing, Since
-from auditor.fleet.ranking import Budget, Sample
+from auditor.selection.plan_files import SelectionFiles
+from auditor.selection.ranking import SampleSpec, SelectionBudget
+from auditor.selection.selector import DeviceSelector, IncrementalRule
 run, work = map(Path, sys.argv[1:])
-chosen = Choosing(work, "eu", run / "fleet.parquet", ask_all=True, seed=1)
+files = SelectionFiles(work / "queue.parquet", work / "plan.parquet", work / "carried.parquet")
+selector = DeviceSelector(work, "eu", run / "fleet.parquet", include_never_activated=True, seed=1)
 """
 
-SINCE = """
-from auditor.fleet.states import write_states
-since = Since("{rule}", None, 0.01)
-chosen.write_questions(work / "questions.parquet", since)
+INCREMENTAL = """
+from auditor.selection.connectivity import write_states
+rule = IncrementalRule("{rule}", None, 0.01)
+selector.write_state_queries(baseline, rule, work / "state-queries.parquet")
 write_states(run / "states.jsonl", work / "states.parquet")
-chosen.take_states(work / "states.parquet", since)
-chosen.write(work / "ask.parquet", work / "plan.parquet", work / "carried.parquet", {budget})
+selector.select_changed(work / "states.parquet", rule, lambda: {budget}, files)
 """
 
-ROLLING = """
-chosen.take_all()
-chosen.write(work / "ask.parquet", work / "plan.parquet", work / "carried.parquet", {budget})
-"""
+ROLLING = "selector.select_rolling(baseline, lambda: {budget}, files)\n"
 
-SAMPLE = 'chosen.write_sample(work / "ask.parquet", work / "plan.parquet", {sample})\n'
+SAMPLE = "selector.select_sample(files, {sample})\n"
 
 
 def strategies(devices: int) -> dict[str, str]:
-    third = f"Budget({devices // 3}, 0.9, {devices // 3})"
-    timed = "Budget(None, 0.9, None)"
+    third = f"SelectionBudget({devices // 3}, 0.9, {devices // 3})"
+    timed = "SelectionBudget(None, 0.9, None)"
     return {
-        "since, strict": KNOW + SINCE.format(rule="strict", budget="None"),
-        "since, reconnected": KNOW + SINCE.format(rule="reconnected", budget="None"),
-        "since, budget": KNOW + SINCE.format(rule="strict", budget=third),
-        "rolling, calls": KNOW + ROLLING.format(budget=third),
-        "rolling, time": KNOW + ROLLING.format(budget=timed),
-        "sample of 10,000": SAMPLE.format(sample="Sample(10_000)"),
-        "precision, fleet": SAMPLE.format(sample="Sample(12_205)"),
-        "precision, product": SAMPLE.format(sample="Sample(None, alike=True)"),
+        "incremental, strict": BASELINE + INCREMENTAL.format(rule="strict", budget="None"),
+        "incremental, reconnected": BASELINE + INCREMENTAL.format(rule="reconnected", budget="None"),
+        "incremental, budget": BASELINE + INCREMENTAL.format(rule="strict", budget=third),
+        "rolling, calls": BASELINE + ROLLING.format(budget=third),
+        "rolling, time": BASELINE + ROLLING.format(budget=timed),
+        "sample of 10,000": SAMPLE.format(sample="SampleSpec(10_000)"),
+        "precision, fleet": SAMPLE.format(sample="SampleSpec(12_205)"),
+        "precision, product": SAMPLE.format(sample="SampleSpec(None, equal_per_product=True)"),
     }
 
 
@@ -90,31 +87,31 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="auditor-planning-") as temporary:
         run = Path(temporary, "audits", "20261123T020000Z-planned")
         run.mkdir(parents=True)
-        # In a process of its own: what this one held would count as the peak of those that it starts.
+        # In a separate process, since a command starts with the peak memory of this one.
         process = multiprocessing.get_context("spawn").Process(
             target=make_run, args=(run, options.devices, options.modules)
         )
         process.start()
         process.join()
         print(f"{options.devices:,} devices with {options.modules} modules each, on {os.cpu_count()} cores")
-        print(f"{'strategy':<20}{'seconds':>9}{'MB':>8}{'asked':>13}{'carried':>13}")
+        print(f"{'strategy':<26}{'seconds':>9}{'MB':>8}{'selected':>13}{'carried':>13}")
         for name, steps in strategies(options.devices).items():
             with tempfile.TemporaryDirectory(dir=temporary) as work:
-                seconds, said = timed(["-c", BEGIN + steps + WRITE + DONE, str(run), work])
-            asked, carried, peak = said.split()
-            print(f"{name:<20}{seconds:>9.1f}{float(peak):>8.0f}{int(asked):>13,}{int(carried):>13,}", flush=True)
+                seconds, output = timed(["-c", BEGIN + steps + MERGE + DONE, str(run), work])
+            selected, carried, peak = output.split()
+            print(f"{name:<26}{seconds:>9.1f}{float(peak):>8.0f}{int(selected):>13,}{int(carried):>13,}", flush=True)
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         seconds, _ = timed(["-m", "auditor", "plan", str(settings(Path(temporary))), "--window", "8h"], fails=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         peak = f"{after / 1024:.0f}" if after > before else f"<{before / 1024:.0f}"
-        print(f"{'auditor plan':<20}{seconds:>9.1f}{peak:>8}")
+        print(f"{'auditor plan':<26}{seconds:>9.1f}{peak:>8}")
 
 
 def timed(arguments: list[str], *, fails: bool = False) -> tuple[float, str]:
-    """The seconds that a Python process takes as a whole, and what it prints."""
-    began = time.perf_counter()
+    """Return the seconds that a Python process takes, and its output."""
+    started = time.perf_counter()
     done = subprocess.run([sys.executable, *arguments], check=not fails, stdout=subprocess.PIPE, text=True)
-    return time.perf_counter() - began, done.stdout
+    return time.perf_counter() - started, done.stdout
 
 
 def settings(folder: Path) -> Path:
@@ -133,7 +130,7 @@ def settings(folder: Path) -> Path:
 
 
 def make_run(run: Path, devices: int, modules: int) -> None:
-    """A run folder as far as a plan reads it, and a journal of states."""
+    """Make the files of a run folder that a selection reads, and a journal of states."""
     database = duckdb.connect()
     database.execute("SET threads = 2; SET memory_limit = '4GB'")
     fleet = run / "fleet.parquet"
@@ -143,14 +140,14 @@ def make_run(run: Path, devices: int, modules: int) -> None:
         "NULL::VARCHAR AS device_status, NULL::TIMESTAMP AS utc_create, NULL::TIMESTAMP AS utc_modified "
         f"FROM range({devices}) t(i)) TO '{fleet}' (FORMAT parquet, ROW_GROUP_SIZE 20480)"
     )
-    told = ", ".join(
+    modules_json = ", ".join(
         f"""{{"module_name":"module{number}","module_version":"{number}.' || (ordinal % {number + 3}) || '"}}"""
         for number in range(modules)
     ).replace("}, {", "},{")
     line = (
         """'{"account":"eu","product_key":"' || product_key || '","device_name":"' || device_name || '","iot_id":"' """
         """|| md5(device_name) || '","status":"ok","modules":["""
-        + told
+        + modules_json
         + f"""],"total":{modules},"pages":1,"attempts":1,"request_id":"' || md5(ordinal::VARCHAR) || '","audited_at":"""
         """"2026-11-23T02:' || lpad((ordinal % 60)::VARCHAR, 2, '0') || ':03.123Z"}'"""
     )
@@ -168,13 +165,13 @@ def make_run(run: Path, devices: int, modules: int) -> None:
         while some := rows.fetchmany(1_000):
             file.writelines(f"{row}\n" for (row,) in some)
     manifest = {
-        "schema_version": 1, "auditor_version": "0", "name": "planned", "state": "complete",
+        "schema_version": 2, "auditor_version": "0", "name": "planned", "state": "complete",
         "started_at": "2026-11-23T02:00:00.000Z", "finished_at": "2026-11-23T10:00:00.000Z", "accounts": [],
         "fleet": {"source": "fleet.csv", "devices": devices, "duplicates": 0, "sha256": "0" * 64},
         "devices": {"ok": devices, "empty": 0, "not_found": 0, "failed": 0, "pending": 0},
     }  # fmt: skip
     (run / "run.json").write_bytes(orjson.dumps(manifest))
-    columns = "ordinal, account, product_key, device_name, iot_id, 'ok' AS status, 1 AS attempts"
+    columns = "ordinal, account, product_key, device_name, iot_id, 'ok' AS status, 1 AS attempts, 'queried' AS source"
     database.execute(f"COPY (SELECT {columns} FROM '{fleet}') TO '{run / 'devices.parquet'}' (FORMAT parquet)")
 
 

@@ -1,10 +1,10 @@
-"""How many calls it takes to know the versions of a fleet to a percent, whatever its size.
+"""Calls that an audit needs to measure the versions of a fleet to a given precision.
 
 python benchmarks/precision.py [--devices N] [--precision 1%] [--seeds N]
 
-Real audits as whole processes, over sockets, without a quota: `auditor run --precision`. Of every version that
-the platform has it is seen whether the interval holds its true share: of one that the sample does not show, the one
-from none to the most that such a version may have.
+Real audits as processes, over sockets, without a quota: `auditor run --precision`. For every version of the platform
+the benchmark checks whether the interval covers the true share. A version without a sampled device has the interval
+from 0 to the largest likely share of such a version.
 """
 
 import argparse
@@ -13,12 +13,12 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from measured import audit, platform
+from harness import audit, platform
 
 from auditor.query.run import Run
+from auditor.runs.estimates import read_stratified_counts
 from auditor.simulator.world import World
 from auditor.stats.intervals import Interval
-from auditor.stats.stratified import read_tallies
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--precision", default="1%")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    true = truth(options.devices)
+    true_counts = truth(options.devices)
     with tempfile.TemporaryDirectory(prefix="auditor-precision-") as temporary:
         folder = Path(temporary)
         with platform(folder, "--devices", options.devices, "--per-second", 0, "--latency", 0, 0) as settings:
@@ -36,25 +36,29 @@ def main() -> None:
                 newest = max((folder / "runs").iterdir())
                 manifest = json.loads((newest / "run.json").read_text())
                 with Run(newest) as opened:
-                    tallies = read_tallies(opened._database)  # noqa: SLF001
+                    counts = read_stratified_counts(opened._database)  # noqa: SLF001
                 shares = {
                     (share.version.module_name.lower(), share.version.module_version): share.interval
-                    for share in tallies.shares("fleet")
+                    for share in counts.shares("fleet")
                 }
-                none = Interval(0.0, 0.0, tallies.unseen_in_fleet() or 0.0)
-                intervals = ((shares.get(version, none), count / options.devices) for version, count in true.items())
-                held = sum(interval.low <= share <= interval.high for interval, share in intervals)
+                none = Interval(0.0, 0.0, counts.unseen_fleet_share() or 0.0)
+                intervals = (
+                    (shares.get(version, none), count / options.devices) for version, count in true_counts.items()
+                )
+                covered = sum(interval.low <= share <= interval.high for interval, share in intervals)
                 print(
                     f"{options.devices:,} devices to +-{options.precision}, seed {seed}: "
-                    f"{manifest['requests']['sent']:,} calls, reached +-{manifest['choice']['reached']:.3%}; "
-                    f"{held:,} of {len(true):,} versions are within their intervals, {len(shares):,} of them shown; "
+                    f"{manifest['requests']['sent']:,} calls, "
+                    f"achieved +-{manifest['selection']['achieved_precision']:.3%}; "
+                    f"{covered:,} of {len(true_counts):,} versions are within their intervals, "
+                    f"{len(shares):,} of them sampled; "
                     f"{run.wall:.0f} s, {run.peak:.0f} MB",
                     flush=True,
                 )
 
 
 def truth(devices: int) -> Counter[tuple[str, str]]:
-    """How many devices run each version of a module."""
+    """Return how many devices run each version of a module."""
     return Counter(
         (module.module_name.lower(), module.module_version)
         for device in World(devices)

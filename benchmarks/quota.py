@@ -1,4 +1,4 @@
-"""How much of a quota an audit uses in 30 s, against the simulated platform's strict windows, and what is refused.
+"""Fraction of a quota that an audit uses in 30 s, against the simulated platform's windows, and throttled requests.
 
 python benchmarks/quota.py [PER_SECOND …]
 """
@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measured import audit, platform
+from harness import audit, platform
 
 SECONDS = 30
 LATENCY = (20, 80)
@@ -15,7 +15,7 @@ WINDOWS = ("sliding", "fixed", "bucket")
 
 
 def main(quotas: list[float]) -> None:
-    print(f"{'quota/s':>8} {'window':>8} {'sent':>7} {'seconds':>8} {'used':>7} {'refused':>8}")
+    print(f"{'quota/s':>8} {'window':>8} {'sent':>7} {'seconds':>8} {'used':>7} {'throttled':>9}")
     for quota in quotas:
         for window in WINDOWS:
             devices = int(quota * SECONDS)
@@ -28,7 +28,7 @@ def main(quotas: list[float]) -> None:
             seconds = requests["sent"] / rate["achieved"]
             print(
                 f"{quota:>8g} {window:>8} {requests['sent']:>7,} {seconds:>8.1f} {rate['achieved'] / quota:>7.1%} "
-                f"{requests['throttled']:>8}",
+                f"{requests['throttled']:>9}",
                 flush=True,
             )
 

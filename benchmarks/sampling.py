@@ -1,20 +1,19 @@
-"""Whether the intervals of sampled shares hold what they say: how often the true share lies within, over 400 seeds.
+"""Coverage of the intervals of sampled shares, over 400 seeds.
 
 python benchmarks/sampling.py [SEEDS]
 
-Fleets of three kinds are made up and sampled: products of 40 to 300 devices, products of 100,000 and more, and one
-product of half a million beside three of thousands and sixteen small ones. Their modules are reported by all devices,
-or by some of some products. Versions are rolled out by one share in all products or by many, are of one product alone,
-run on all devices but a few, or on 0.1% of them. Of each product as many devices are sampled as its size tells, and in
-other fleets at least 1, 5 or 30, so that products are sampled at unequal rates. What is drawn are numbers of devices,
-which is the same as devices, and quicker.
+Three kinds of fleets are simulated: products of 40 to 300 devices; products of 100,000 and more; and one product of
+half a million with three of thousands and sixteen small ones. All devices report a module, or some devices of some
+products. Versions have one share in all products or different ones, belong to one product, run on all devices but a
+few, or on 0.1% of them. Products are sampled by size, and in other fleets with at least 1, 5 or 30 devices, so that
+sampling rates differ. The simulation draws numbers of devices, which is equivalent to devices, and faster.
 
-Every version that a product runs is a case, for the product, for its module over products, and for the fleet if all
-devices report the module. A version that the sample does not show has the interval from none to what may be unseen.
+Every version of a product is a case, for the product, for its module over products, and for the fleet if all devices
+report the module. A version without a sampled device has the interval from 0 to the unseen share.
 
-Columns: of all cases how many, how often the share was in the interval, and half of the mean width; how often where the
-share is 0.2% at most, and where it is 95% at least; and the same three figures of the cases that must not be padded,
-whose share is 5% to 95% and whose sample has 400 devices or more that report the module.
+Columns: the number of cases, how often the interval covers the share, and its mean half-width; the coverage for shares
+up to 0.2%, and from 95%; and the first three figures for the cases whose interval must not be too wide: shares of 5% to
+95%, and at least 400 sampled devices that report the module.
 """
 
 import sys
@@ -23,50 +22,50 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from auditor.stats.intervals import Interval, Stratum, share_within, unseen
-from auditor.stats.ratio_estimator import share_over, unseen_over
+from auditor.stats.intervals import Interval, Stratum, share_interval, unseen_share_limit
+from auditor.stats.ratio_estimator import combined_share_interval, combined_unseen_share_limit
 
-LEAST, MOST = 0.93, 0.98
-"""Of all cases so many must be covered at least, and of those that must not be padded so many at most."""
+MIN_COVERAGE, MAX_COVERAGE = 0.93, 0.98
+"""Minimum coverage of all cases, and maximum coverage of those whose interval must not be too wide."""
 
 SETTINGS = {"small": (0, 1, 5, 30), "large": (0, 30), "skewed": (0, 1, 5, 30)}
-"""Kinds of fleets, and of how many devices each product's sample is at least."""
+"""Kinds of fleets, and the minimum sample of each product."""
 
 RARE = 0.001
 NEARLY_ALL = 0.995
 ROUNDING = 1e-12
 
 Numbers = Mapping[str | None, int]
-"""Of a product, how many devices run each version of a module, and under None how many do not report it."""
+"""Devices of a product by version of a module; None: those that do not report the module."""
 
 
 @dataclass
-class Tally:
-    """Cases, those covered, and the sum of half widths."""
+class Coverage:
+    """Number of cases, of covered cases, and sum of half-widths."""
 
     cases: int = 0
     covered: int = 0
-    halves: float = 0.0
+    half_widths: float = 0.0
 
     def add(self, interval: Interval, share: float) -> None:
         self.cases += 1
         self.covered += interval.low - ROUNDING <= share <= interval.high + ROUNDING
-        self.halves += interval.half
+        self.half_widths += interval.half_width
 
     @property
     def coverage(self) -> float:
         return self.covered / self.cases if self.cases else float("nan")
 
-    def part(self) -> str:
+    def percentage(self) -> str:
         return f"{self.coverage:>8.2%}" if self.cases else f"{'-':>8}"
 
     def figures(self) -> str:
-        return f"{self.cases:>9,} {self.part()} {self.halves / max(1, self.cases):>8.4f}"
+        return f"{self.cases:>9,} {self.percentage()} {self.half_widths / max(1, self.cases):>8.4f}"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A version's true share at a level, its interval, and of how many sampled devices that is."""
+    """A version's true share at a level, its interval, and the number of sampled devices with the module."""
 
     level: str
     interval: Interval
@@ -76,25 +75,25 @@ class Case:
 
 @dataclass
 class Row:
-    """The cases of one kind of fleet, of one way to sample it, at one level."""
+    """Coverage for one kind of fleet, one minimum sample, and one level."""
 
-    every: Tally = field(default_factory=Tally)
-    rare: Tally = field(default_factory=Tally)
-    universal: Tally = field(default_factory=Tally)
-    unpadded: Tally = field(default_factory=Tally)
+    overall: Coverage = field(default_factory=Coverage)
+    rare: Coverage = field(default_factory=Coverage)
+    universal: Coverage = field(default_factory=Coverage)
+    moderate: Coverage = field(default_factory=Coverage)
 
     def add(self, case: Case) -> None:
-        self.every.add(case.interval, case.share)
+        self.overall.add(case.interval, case.share)
         if case.share <= 2 * RARE:
             self.rare.add(case.interval, case.share)
         if case.share >= 0.95:
             self.universal.add(case.interval, case.share)
         if 0.05 <= case.share <= 0.95 and case.reporting >= 400:
-            self.unpadded.add(case.interval, case.share)
+            self.moderate.add(case.interval, case.share)
 
 
 def sizes_of(kind: str, random: Random) -> list[int]:
-    """The numbers of devices of a fleet's products."""
+    """Return the number of devices of each product of a fleet."""
     if kind == "small":
         return [random.randint(40, 300) for _ in range(20)]
     if kind == "large":
@@ -103,17 +102,17 @@ def sizes_of(kind: str, random: Random) -> list[int]:
 
 
 def sample_of(kind: str, devices: int, random: Random) -> int:
-    """How many devices are sampled."""
+    """Return the sample size."""
     if kind == "small":
         return round(devices * random.choice((0.1, 0.3, 0.6)))
     return random.choice((1500, 4000, 10_000))
 
 
 def allotted(sizes: Sequence[int], sample: int, random: Random, minimum: int = 0) -> list[int]:
-    """How many devices of each product are sampled: its own minimum, or those with the smallest ranks of all.
+    """Return the sample size of each product: its minimum, or its devices with the smallest ranks of all.
 
     A product's device number j, in random order, has the rank (j + u) / devices, with one random u for the product. So
-    the first devices of the whole order are of all products, as many of each as its size tells, but for one.
+    the first devices of the order are of all products by their size, up to one device.
     """
     starts = [random.random() for _ in sizes]
 
@@ -128,7 +127,7 @@ def allotted(sizes: Sequence[int], sample: int, random: Random, minimum: int = 0
 
 
 def modules_of(sizes: Sequence[int], random: Random) -> Iterator[list[Numbers]]:
-    """Four modules of a fleet, two of them reported by all devices; of each its numbers in every product."""
+    """Yield the numbers of four modules in each product; all devices report two of them."""
     for everywhere in (True, True, False, False):
         style = random.choice(("rollout", "mix", "any"))
         rolled_out = random.random()
@@ -145,7 +144,7 @@ def modules_of(sizes: Sequence[int], random: Random) -> Iterator[list[Numbers]]:
 
 
 def versions_of(devices: int, place: int, style: str, rolled_out: float, random: Random) -> dict[str | None, int]:
-    """How many of a product's devices run which version of a module."""
+    """Return the devices of a product by version of a module."""
     found: Counter[str | None] = Counter()
     if not devices:
         return {}
@@ -174,14 +173,14 @@ def versions_of(devices: int, place: int, style: str, rolled_out: float, random:
     return {version: number for version, number in found.items() if number}
 
 
-def drawn(numbers: Numbers, sampled: int, random: Random) -> Counter[str | None]:
-    """The numbers of so many devices of a product, drawn at random without replacement."""
+def draw_sample(numbers: Numbers, sampled: int, random: Random) -> Counter[str | None]:
+    """Return the numbers of a random sample of a product's devices, without replacement."""
     return Counter(random.sample(list(numbers), sampled, counts=list(numbers.values())))
 
 
 def examine(sizes: Sequence[int], taken: Sequence[int], numbers: Sequence[Numbers], random: Random) -> Iterator[Case]:
-    """Draws a sample of one module; every version that there is, at every level."""
-    seen = [drawn(each, sampled, random) for each, sampled in zip(numbers, taken, strict=True)]
+    """Draw a sample of one module, and yield a case for every version at every level."""
+    seen = [draw_sample(each, sampled, random) for each, sampled in zip(numbers, taken, strict=True)]
     reporting = [each.total() - each[None] for each in seen]
     reports = [size - each.get(None, 0) for each, size in zip(numbers, sizes, strict=True)]
     for size, sampled, answered, domain, true, shown in zip(
@@ -203,21 +202,21 @@ def examine(sizes: Sequence[int], taken: Sequence[int], numbers: Sequence[Number
 
 
 def within(devices: int, sampled: int, reporting: int, running: int) -> Interval:
-    """The interval of a product, for a version that its sample shows or does not show."""
+    """Return the interval of a version of one product, sampled or not."""
     if running or reporting < sampled:
-        return share_within(devices, sampled, reporting, running)
-    return Interval(0.0, 0.0, unseen(devices, sampled))
+        return share_interval(devices, sampled, reporting, running)
+    return Interval(0.0, 0.0, unseen_share_limit(devices, sampled))
 
 
 def over(strata: Sequence[Stratum]) -> Interval:
-    """The interval over products, for a version that the sample shows or does not show."""
-    if any(each.running for each in strata):
-        return share_over(strata)
-    return Interval(0.0, 0.0, unseen_over(strata))
+    """Return the interval of a version over products, sampled or not."""
+    if any(each.on_version for each in strata):
+        return combined_share_interval(strata)
+    return Interval(0.0, 0.0, combined_unseen_share_limit(strata))
 
 
-def measured(kind: str, minimum: int, seeds: int) -> dict[str, Row]:
-    """The cases of so many fleets of a kind, by level."""
+def measure(kind: str, minimum: int, seeds: int) -> dict[str, Row]:
+    """Return the coverage for a number of fleets of a kind, by level."""
     rows: dict[str, Row] = defaultdict(Row)
     for seed in range(seeds):
         random = Random(f"{kind} {minimum} {seed}")
@@ -235,17 +234,20 @@ def main(seeds: int) -> None:
     print(f"{'fleet':<7} {'at least':>8} {'level':<8} {figures} {'to 0.2%':>8} {'from 95%':>8} | {figures}")
     for kind, minimums in SETTINGS.items():
         for minimum in minimums:
-            found = measured(kind, minimum, seeds)
+            found = measure(kind, minimum, seeds)
             for level in ("product", "module", "fleet"):
                 row = found[level]
                 rows.append(row)
-                print(f"{kind:<7} {minimum:>8} {level:<8} {row.every.figures()}", end=" ")
-                print(f"{row.rare.part()} {row.universal.part()} | {row.unpadded.figures()}", flush=True)
-    least = min(row.every.coverage for row in rows)
-    most = max(row.unpadded.coverage for row in rows if row.unpadded.cases)
-    print(f"covered {least:.2%} at least (to be {LEAST:.0%}); where not to be padded {most:.2%} at most ({MOST:.0%})")
-    if least < LEAST or most > MOST:
-        sys.exit("the intervals do not hold what they say")
+                print(f"{kind:<7} {minimum:>8} {level:<8} {row.overall.figures()}", end=" ")
+                print(f"{row.rare.percentage()} {row.universal.percentage()} | {row.moderate.figures()}", flush=True)
+    lowest = min(row.overall.coverage for row in rows)
+    highest = max(row.moderate.coverage for row in rows if row.moderate.cases)
+    print(
+        f"minimum coverage {lowest:.2%} (required {MIN_COVERAGE:.0%}); "
+        f"maximum of moderate shares {highest:.2%} (allowed {MAX_COVERAGE:.0%})"
+    )
+    if lowest < MIN_COVERAGE or highest > MAX_COVERAGE:
+        sys.exit("the intervals do not have the required coverage")
 
 
 if __name__ == "__main__":

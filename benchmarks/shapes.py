@@ -1,113 +1,113 @@
-"""Shapes of a gate, without a clock of their own: what others do, and what an audit does."""
+"""Limiters without a clock: common ones, and the one of an audit."""
 
 import heapq
 import math
 from collections.abc import Callable
 from typing import Protocol
 
-from auditor.resilience.adaptive_rate import Rate
-from auditor.simulator.quotas import calls_and_seconds
+from auditor.resilience.adaptive_rate import CubicRateController
+from auditor.simulator.quotas import window_size
 
 
 class Shape(Protocol):
-    """A gate without a clock of its own."""
+    """A limiter without a clock."""
 
-    def next_at(self, now: float) -> float: ...
-    def sent(self, now: float) -> None: ...
-    def answered(self, sent_at: float, now: float) -> None: ...
-    def refused(self, sent_at: float, now: float, wish: float | None) -> None: ...
+    def next_permit_at(self, now: float) -> float: ...
+    def on_sent(self, now: float) -> None: ...
+    def on_success(self, sent_at: float, now: float) -> None: ...
+    def on_throttled(self, sent_at: float, now: float, delay: float | None) -> None: ...
 
 
 class Bucket:
-    """aiolimiter's ``AsyncLimiter(size, size / leak)``, with this project's former pause of a second or more."""
+    """aiolimiter's ``AsyncLimiter(size, size / leak)``, with a pause of a second or more."""
 
     def __init__(self, size: float, leak: float) -> None:
         self.size, self.leak = size, leak
-        self.level, self.at, self.open_at, self.in_a_row = 0.0, 0.0, 0.0, 0
+        self.level, self.at, self.paused_until, self.in_a_row = 0.0, 0.0, 0.0, 0
 
-    def next_at(self, now: float) -> float:
+    def next_permit_at(self, now: float) -> float:
         level = max(0.0, self.level - (now - self.at) * self.leak)
-        return max(self.open_at, now + max(0.0, level + 1 - self.size) / self.leak)
+        return max(self.paused_until, now + max(0.0, level + 1 - self.size) / self.leak)
 
-    def sent(self, now: float) -> None:
+    def on_sent(self, now: float) -> None:
         self.level, self.at = max(0.0, self.level - (now - self.at) * self.leak) + 1, now
 
-    def answered(self, sent_at: float, now: float) -> None:  # noqa: ARG002
+    def on_success(self, sent_at: float, now: float) -> None:  # noqa: ARG002
         self.in_a_row = 0
 
-    def refused(self, sent_at: float, now: float, wish: float | None) -> None:  # noqa: ARG002
-        if now >= self.open_at:
-            self.open_at = now + min(60.0, wish or 2.0**self.in_a_row)
+    def on_throttled(self, sent_at: float, now: float, delay: float | None) -> None:  # noqa: ARG002
+        if now >= self.paused_until:
+            self.paused_until = now + min(60.0, delay or 2.0**self.in_a_row)
             self.in_a_row += 1
 
 
 class CreditBack:
-    """A slot is free again one second after its answer: never refused, whatever the window."""
+    """A permit is free again one second after its response: never throttled, whatever the window."""
 
     def __init__(self, quota: float) -> None:
-        self.free, self.seconds = calls_and_seconds(quota)
-        self.back: list[float] = []
+        self.free, self.seconds = window_size(quota)
+        self.returning: list[float] = []
 
-    def next_at(self, now: float) -> float:
-        while self.back and self.back[0] <= now + 1e-9:
-            heapq.heappop(self.back)
+    def next_permit_at(self, now: float) -> float:
+        while self.returning and self.returning[0] <= now + 1e-9:
+            heapq.heappop(self.returning)
             self.free += 1
-        return now if self.free else min(self.back, default=math.inf)
+        return now if self.free else min(self.returning, default=math.inf)
 
-    def sent(self, now: float) -> None:  # noqa: ARG002
+    def on_sent(self, now: float) -> None:  # noqa: ARG002
         self.free -= 1
 
-    def answered(self, sent_at: float, now: float) -> None:  # noqa: ARG002
-        heapq.heappush(self.back, now + self.seconds)
+    def on_success(self, sent_at: float, now: float) -> None:  # noqa: ARG002
+        heapq.heappush(self.returning, now + self.seconds)
 
-    def refused(self, sent_at: float, now: float, wish: float | None) -> None:  # noqa: ARG002
-        self.answered(sent_at, now)
+    def on_throttled(self, sent_at: float, now: float, delay: float | None) -> None:  # noqa: ARG002
+        self.on_success(sent_at, now)
 
 
 class PhaseLocked:
-    """Spreads each of the server's seconds over its slots, ``guard`` before its end; knows the phase exactly."""
+    """Spread permits over each of the server's seconds, ``guard`` before its end, with a known phase."""
 
     def __init__(self, quota: float, phase: float, guard: float = 0.015) -> None:
-        self.calls, self.seconds = calls_and_seconds(quota)
+        self.calls, self.seconds = window_size(quota)
         self.phase, self.guard = phase, guard
         self.number, self.used = -1, 0
 
-    def next_at(self, now: float) -> float:
+    def next_permit_at(self, now: float) -> float:
         number = math.floor((now + self.phase) / self.seconds)
         if number > self.number:
             self.number, self.used = number, 0
-        while self.used < self.calls and self.slot(self.number, self.used) < now - 0.02:
+        while self.used < self.calls and self.permit_at(self.number, self.used) < now - 0.02:
             self.used += 1
-        return self.slot(self.number, self.used) if self.used < self.calls else self.slot(self.number + 1, 0)
+        return self.permit_at(self.number, self.used) if self.used < self.calls else self.permit_at(self.number + 1, 0)
 
-    def slot(self, number: int, used: int) -> float:
+    def permit_at(self, number: int, used: int) -> float:
         return number * self.seconds - self.phase + 0.0005 + (self.seconds - self.guard) * used / self.calls
 
-    def sent(self, now: float) -> None:  # noqa: ARG002
+    def on_sent(self, now: float) -> None:  # noqa: ARG002
         self.used += 1
 
-    def answered(self, sent_at: float, now: float) -> None: ...
-    def refused(self, sent_at: float, now: float, wish: float | None) -> None: ...
+    def on_success(self, sent_at: float, now: float) -> None: ...
+    def on_throttled(self, sent_at: float, now: float, delay: float | None) -> None: ...
 
 
 class Learned:
-    """The gate of ``auditor.pace``: even slots at a rate that is learned, which is the very code an audit runs."""
+    """The limiter of audits: even permits at a learned rate, with the code that an audit runs."""
 
     def __init__(self, quota: float) -> None:
-        self.rate = Rate(quota)
-        self.open_at = -math.inf
+        self.rate = CubicRateController(quota)
+        self.paused_until = -math.inf
 
-    def next_at(self, now: float) -> float:  # noqa: ARG002
-        return max(self.rate.next_at(), self.open_at)
+    def next_permit_at(self, now: float) -> float:  # noqa: ARG002
+        return max(self.rate.next_permit_at(), self.paused_until)
 
-    def sent(self, now: float) -> None:
-        self.rate.sent(now)
+    def on_sent(self, now: float) -> None:
+        self.rate.on_sent(now)
 
-    def answered(self, sent_at: float, now: float) -> None:  # noqa: ARG002
-        self.rate.admitted(sent_at)
+    def on_success(self, sent_at: float, now: float) -> None:  # noqa: ARG002
+        self.rate.on_success(sent_at)
 
-    def refused(self, sent_at: float, now: float, wish: float | None) -> None:
-        self.open_at = max(self.open_at, self.rate.refused(sent_at, now), now + (wish or 0.0))
+    def on_throttled(self, sent_at: float, now: float, delay: float | None) -> None:
+        self.paused_until = max(self.paused_until, self.rate.on_throttled(sent_at, now), now + (delay or 0.0))
 
 
 SHAPES: dict[str, Callable[[float, float], Shape]] = {

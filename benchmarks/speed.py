@@ -1,10 +1,10 @@
-"""auditor beside what people would use instead, against one fast local server: devices a second, CPU, memory.
+"""Speed of auditor and its alternatives against one fast local server: devices a second, CPU, memory.
 
-python benchmarks/speed.py [--rounds N] [--scale S] [--only NAME …] [--json FILE]; docs/speed.md tells how to read it
+python benchmarks/speed.py [--rounds N] [--scale S] [--only NAME …] [--json FILE]; docs/speed.md explains the figures
 
-The server has a core of its own and the client another. `auditor run` is measured as a whole process: start, fleet file
-in, sealed and proven run out. The others are measured from their first request on, which is to their advantage. Those
-that are slow ask about fewer devices. Prints medians, the spread of the rounds, and ratios.
+Server and client each have their own core. `auditor run` is measured as a complete process, from start and fleet file
+to sealed and verified run. The others are measured from their first request on, which is an advantage for them. Slow
+ones query fewer devices. Print medians, the spread of the rounds, and ratios.
 """
 
 import argparse
@@ -22,15 +22,17 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 OTHERS = HERE.parent / ".bench" / "bin" / "python"
-"""An environment with the packages of others; `make bench-speed` makes it."""
+"""An environment with the packages of others, from `make bench-speed`."""
 
-OF_OURS = frozenset({"auditor_run", "stream", "aiohttp_tuned", "aiohttp_plain"})
-"""Contenders that need nothing that is not installed with this project."""
+OWN = frozenset({"auditor_run", "auditor_limited", "auditor_session", "stream", "aiohttp_tuned", "aiohttp_plain"})
+"""Contenders that need only packages of this project."""
 
 SERVER_CORE, CLIENT_CORE = 0, 1
 
 DEVICES = {
     "auditor_run": 100_000,
+    "auditor_limited": 100_000,
+    "auditor_session": 100_000,
     "stream": 100_000,
     "aiohttp_tuned": 100_000,
     "aiohttp_plain": 50_000,
@@ -40,19 +42,40 @@ DEVICES = {
 }
 
 TITLES = {
-    "auditor_run": "`auditor run`, whole",
+    "auditor_run": "`auditor run`, complete",
+    "auditor_limited": "`auditor run`, complete, with a limit of 1,000,000 calls/s that is never reached",
+    "auditor_session": "`auditor run`, complete, with aiohttp's session as below 500 calls/s",
     "stream": "auditor's stream, in a program",
     "aiohttp_tuned": "bare loop: aiohttp tuned, on uvloop",
-    "aiohttp_plain": "bare loop: aiohttp as it comes",
+    "aiohttp_plain": "bare loop: aiohttp with its defaults",
     "sdk_core": "vendor's SDK (aliyun-python-sdk-iot), 50 threads",
     "sdk_tea": "vendor's SDK (alibabacloud-iot20180120), 50 threads",
     "dlt": "dlt's REST client, 50 threads",
 }
 
 
+SESSION_ONLY = """
+import math
+from auditor.cli.app import main
+from auditor.client import transport
+transport.FAST_TRANSPORT_RATE = math.inf
+main()
+"""
+
+COMPLETE_RUNS = {
+    "auditor_run": ("-m", "auditor"),
+    "auditor_limited": ("-m", "auditor"),
+    "auditor_session": ("-c", SESSION_ONLY),
+}
+"""Contenders that run the complete program; the last one without the fast transport."""
+
+LIMITS = {"auditor_limited": "1_000_000"}
+"""Calls per second of an account, where it has a limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One contender's one round: devices a second, CPU microseconds a device, peak memory in MB."""
+    """One round of one contender: devices a second, CPU microseconds a device, peak memory in MB."""
 
     devices_per_second: float
     cpu_microseconds: float
@@ -62,19 +85,21 @@ class Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of devices")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor for the numbers of devices")
     parser.add_argument("--only", nargs="*", choices=DEVICES, default=list(DEVICES))
-    parser.add_argument("--json", type=Path, default=OTHERS.parents[1] / "speed.json", help="every round's figures")
+    parser.add_argument(
+        "--json", type=Path, default=OTHERS.parents[1] / "speed.json", help="file for every round's figures"
+    )
     options = parser.parse_args()
-    if not OTHERS.exists() and not OF_OURS.issuperset(options.only):
-        parser.error(f"{OTHERS} is missing: `make bench-speed` makes it, or name some of --only {' '.join(OF_OURS)}")
+    if not OTHERS.exists() and not OWN.issuperset(options.only):
+        parser.error(f"{OTHERS} is missing: run `make bench-speed`, or select with --only {' '.join(OWN)}")
     figures: dict[str, list[Figure]] = {name: [] for name in options.only}
     with tempfile.TemporaryDirectory(prefix="auditor-speed-") as temporary, server() as port:
         for number in range(options.rounds):
             for name in options.only:
                 devices = max(100, int(DEVICES[name] * options.scale))
                 folder = Path(temporary, f"{number}-{name}")
-                figures[name].append(measured(name, port, devices, folder))
+                figures[name].append(measure(name, port, devices, folder))
                 print(f"round {number + 1}: {name}: {figures[name][-1].devices_per_second:,.0f}/s", file=sys.stderr)
     print(*table(figures), sep="\n")
     rounds = {name: [asdict(each) for each in found] for name, found in figures.items()}
@@ -84,7 +109,7 @@ def main() -> None:
 
 @contextmanager
 def server(modules: int = 2) -> Iterator[str]:
-    """The fast local server on a core of its own; gives its port."""
+    """Start the fast local server on its own core; yield its port."""
     command = [sys.executable, str(HERE / "echo_server.py"), str(modules)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         os.sched_setaffinity(process.pid, {SERVER_CORE})
@@ -95,30 +120,37 @@ def server(modules: int = 2) -> Iterator[str]:
             process.terminate()
 
 
-def measured(name: str, port: str, devices: int, folder: Path) -> Figure:
-    """One contender on a fleet of its own."""
+def measure(name: str, port: str, devices: int, folder: Path) -> Figure:
+    """Run one contender on its own fleet."""
     folder.mkdir()
     fleet = write_fleet(folder, devices)
-    if name == "auditor_run":
-        command = [sys.executable, "-m", "auditor", "run", str(settings(folder, port)), "--log-level", "error"]
+    if name in COMPLETE_RUNS:
+        command = [
+            sys.executable,
+            *COMPLETE_RUNS[name],
+            "run",
+            str(settings(folder, port, LIMITS.get(name))),
+            "--log-level",
+            "error",
+        ]
     else:
-        python = Path(sys.executable) if name in OF_OURS else OTHERS
+        python = Path(sys.executable) if name in OWN else OTHERS
         command = [str(python), str(HERE / "contender.py"), name, port, str(fleet), str(folder / "answers.jsonl")]
-    began = time.perf_counter()
+    started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     os.sched_setaffinity(process.pid, {CLIENT_CORE})
     assert process.stdout is not None
-    said = process.stdout.read().strip()
+    output = process.stdout.read().strip()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     process.stdout.close()
     if process.returncode:
         raise SystemExit(f"{name} failed with {process.returncode}: {' '.join(command)}")
-    seconds = time.perf_counter() - began if name == "auditor_run" else float(said)
-    answers = Path(said, "devices.jsonl") if name == "auditor_run" else folder / "answers.jsonl"
+    seconds = time.perf_counter() - started if name in COMPLETE_RUNS else float(output)
+    answers = Path(output, "devices.jsonl") if name in COMPLETE_RUNS else folder / "answers.jsonl"
     lines = sum(1 for _ in answers.open())
     if lines != devices:
-        raise SystemExit(f"{name} wrote {lines} lines about {devices} devices")
+        raise SystemExit(f"{name} wrote {lines} lines for {devices} devices")
     cpu = usage.ru_utime + usage.ru_stime
     return Figure(devices / seconds, 1e6 * cpu / devices, usage.ru_maxrss / 1024)
 
@@ -131,17 +163,17 @@ def write_fleet(folder: Path, devices: int) -> Path:
     return fleet
 
 
-def settings(folder: Path, port: str) -> Path:
+def settings(folder: Path, port: str, limit: str | None = None) -> Path:
     (folder / "secret").write_text("bench-secret")
     path = folder / "bench.toml"
     path.write_text(
-        f"""at_once = 50
+        f"""concurrency = 50
 [[account]]
 name = "bench"
 endpoint = "http://127.0.0.1:{port}/"
 access_key_id = "bench-key"
 access_key_secret = {{ file = "secret" }}
-per_second = "unlimited"
+calls_per_second = {limit or '"unlimited"'}
 fleet = {{ file = "fleet.csv" }}
 """
     )
@@ -149,7 +181,7 @@ fleet = {{ file = "fleet.csv" }}
 
 
 def table(figures: dict[str, list[Figure]]) -> Iterator[str]:
-    """The medians as a Markdown table; ``spread`` is the slowest and the fastest round beside the median."""
+    """Yield the medians as a Markdown table; ``spread`` compares the slowest and the fastest round with them."""
     ours = median(figures["auditor_run"]).devices_per_second if figures.get("auditor_run") else None
     yield "| | devices/s | spread | CPU µs each | peak MB | `auditor run` is |"
     yield "|---|---:|---|---:|---:|---:|"

@@ -41,19 +41,19 @@ def typed(settings: auditor.Settings, run: auditor.Run, path: Path) -> None:
     assert_type(run.manifest, auditor.Manifest)
     with auditor.diff_runs(path, path) as drift:
         assert_type(drift.counts, auditor.DriftCounts)
-        assert_type(drift.modules, auditor.Table)
-    with auditor.select_devices(path, auditor.Selection(module_name="ble", below="1.2")) as selected:
-        assert_type(selected, auditor.Selected)
+        assert_type(drift.modules, auditor.ResultTable)
+    with auditor.select_devices(path, auditor.DeviceFilter(module_name="ble", below="1.2")) as selected:
+        assert_type(selected, auditor.FilteredDevices)
     with auditor.query_run(path, "FROM inventory") as answer:
-        assert_type(answer, auditor.Answer)
+        assert_type(answer, auditor.QueryResult)
     assert_type(auditor.compare_versions("1.2", "1.10") == "older", bool)
-    assert_type(auditor.verify(path), list[str])
-    assert_type(auditor.prune(path, keep=7), auditor.Pruned)
+    assert_type(auditor.verify_run(path), list[str])
+    assert_type(auditor.prune_runs(path, keep=7), auditor.PruneResult)
     assert_type(auditor.plan_audit(settings, fleet="fleet.csv", window=3600), auditor.Plan)
 
 
 async def typed_asynchronously(settings: auditor.Settings) -> None:
-    assert_type(await auditor.run_audit(settings, resume=True, until=0.0), auditor.Result)
-    assert_type(await auditor.resume_audit("audits", settings=settings), auditor.Result)
-    async with auditor.outcomes(settings) as stream:
-        assert_type(await stream.receive(), auditor.Answered | auditor.Failed)
+    assert_type(await auditor.run_audit(settings, resume=True, until=0.0), auditor.AuditResult)
+    assert_type(await auditor.resume_audit("audits", settings=settings), auditor.AuditResult)
+    async with auditor.stream_outcomes(settings) as stream:
+        assert_type(await stream.receive(), auditor.DeviceResult | auditor.DeviceFailure)

@@ -1,1 +1,1 @@
-"""What changed between runs, and over many."""
+"""Compare runs: drift between two runs, and the history of versions over many."""

@@ -1,11 +1,11 @@
-"""What changed between two runs of a fleet: by module, by device, and never what was only not seen.
+"""Drift between two runs of a fleet, by module and by device. Devices without an answer are not counted as changed.
 
-Of a device that answered in both runs, each module is the ``same``, ``upgraded``, ``downgraded``, ``changed`` (the
+Each module of a device that answered in both runs is the ``same``, ``upgraded``, ``downgraded``, ``changed`` (the
 versions differ and cannot be ordered, or mean the same), ``appeared`` or ``vanished``. A device that is present in one
-run alone has ``joined`` or ``left``: it is not in the other run's fleet, or the platform knows no such device. One that
-failed or is pending in either run was ``not_seen``, and one that a sample passed over ``unsampled``, which are none of
-these. What samples tell of fleets stands in ``auditor.inventory.sampled_drift``. Which devices are the same is told in
-``auditor.inventory.matching``.
+run only has ``joined`` or ``left``: it is not in the other run's fleet, or the platform does not know it. A device
+without an answer in either run is ``not_seen``, and one outside a sample is ``unsampled``; neither counts as changed.
+
+``device_matching`` says which devices are the same; ``sample_drift`` compares samples.
 """
 
 from collections.abc import Iterator
@@ -13,50 +13,45 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import duckdb
-
-from auditor.analysis.device_matching import count_carried, define_matched, define_reported, is_sampled
-from auditor.analysis.sample_drift import ShareDrift, read_shares, sample_doubt
+from auditor.analysis.device_matching import SIDES, count_carried, define_reported_versions, match_devices
+from auditor.analysis.sample_drift import ShareDrift, read_share_drift, sample_comparison_warning
 from auditor.errors import RunFolderError
-from auditor.query.snapshot import Frozen, freeze
-from auditor.query.version_order import define_standings
-from auditor.runs.folder import find_run, runs_in
+from auditor.models import RunWarning
+from auditor.query.snapshot import RunSnapshot, open_snapshot
+from auditor.query.version_order import define_version_order
+from auditor.runs.folder import RunCatalog, find_run
 from auditor.runs.manifest import SCHEMA_VERSION
-from auditor.storage.database import READING_MEMORY, READING_THREADS, open_database
-from auditor.storage.tables import Table, reading
+from auditor.storage.database import Database, temporary_database
+from auditor.storage.tables import ResultTable, translate_read_errors
 
 MODULE_CHANGES = ("upgraded", "downgraded", "changed", "appeared", "vanished")
 
-
-FATES = ("joined", "left", "not_seen", "unsampled")
-
+PRESENCES = ("joined", "left", "not_seen", "unsampled")
 
 CHANGES = (*MODULE_CHANGES, "added", "removed", "joined", "left", "not_seen")
-"""Everything that may be found in devices, as ``DriftCounts`` names it."""
+"""Changes of devices and modules, as ``DriftCounts`` names them."""
 
 
 @dataclass(frozen=True, slots=True)
 class DriftCounts:
-    """How much changed.
+    """Numbers of changes.
 
     Attributes:
         compared: devices that are present in both runs.
-        joined: devices present in the new run alone.
-        left: devices present in the old run alone.
+        joined: devices present in the new run only.
+        left: devices present in the old run only.
         not_seen: devices that failed or are pending in either run.
         same: modules of compared devices with one version in both runs.
         upgraded: modules of compared devices with a newer version.
         downgraded: modules of compared devices with an older version.
         changed: modules of compared devices with another version that is neither.
-        appeared: modules that compared devices report in the new run alone.
-        vanished: modules that compared devices report in the old run alone.
+        appeared: modules that compared devices report in the new run only.
+        vanished: modules that compared devices report in the old run only.
         added: modules of a product that no device reported in the old run.
-        removed: modules of a product that no device reports in the new run, none having been not seen.
-        unsampled: devices that a sample passed over, in either run; no module of their products is added or removed.
-        carried: devices of ``compared`` that were not read again: the new run carries an answer that is no later than
-            that of the old run, so that nothing can have changed.
+        removed: modules of a product that no device reports in the new run, in which all its devices answered.
+        unsampled: devices outside the sample of either run; no module of their products is added or removed.
+        carried: compared devices that were not queried again: the new run carries the old run's answer forward.
     """
 
     compared: int
@@ -77,154 +72,144 @@ class DriftCounts:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What changed between two runs.
+    """The changes between two runs.
 
     Attributes:
-        old: the earlier run.
-        new: the later run.
-        counts: how much changed.
         modules: a row for each product and module: account, product_key, module_name, presence (``added``,
-            ``removed`` or ``kept``), then numbers of devices: old_devices and new_devices report it, and of these it is
-            same, upgraded, downgraded, changed, appeared, vanished, or the device has joined, left, or was not_seen or
-            unsampled.
+            ``removed`` or ``kept``), then numbers of devices: those that report the module (old_devices, new_devices),
+            and by change (same, upgraded, downgraded, changed, appeared, vanished, joined, left, not_seen, unsampled).
         devices: a row for each change: account, product_key, device_name, iot_id, module_name, change, old_version,
-            new_version; a device that joined, left or was not seen has one row, without a module. Devices that a sample
-            passed over have none.
-        doubts: why numbers are not of whole fleets or not to be relied on, a sentence each.
-        shares: what became of the versions' shares, if a run is a sample; None: both are of whole fleets.
+            new_version. A device that joined, left or was not seen has one row, without a module. Unsampled devices
+            have none.
+        warnings: why the numbers do not cover whole fleets, or are not reliable.
+        shares: changes of the versions' shares, if a run is a sample; None: both runs cover whole fleets.
     """
 
-    old: Frozen
-    new: Frozen
+    old: RunSnapshot
+    new: RunSnapshot
     counts: DriftCounts
-    modules: Table
-    devices: Table
-    doubts: tuple[str, ...]
+    modules: ResultTable
+    devices: ResultTable
+    warnings: tuple[RunWarning, ...]
     shares: ShareDrift | None = None
 
 
 @contextmanager
 def diff_runs(old: str | Path, new: str | Path) -> Iterator[Drift]:
-    """What changed from one run to another; runs that are not sealed are read as they are now.
+    """Compare two runs, each a run folder or a directory of runs (its newest run). Unsealed ones are read as they are.
 
     Memory is bounded; what does not fit goes to the system's temporary folder.
 
-    Args:
-        old: the earlier run folder, or a folder of runs, whose newest is meant.
-        new: the later one.
-
     Raises:
-        RunFolderError: one is no run, or cannot be read.
+        RunFolderError: a path is no run, or cannot be read.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
     folders = find_run(Path(old)), find_run(Path(new))
-    with TemporaryDirectory(prefix="auditor-diff-") as temporary:
-        work = Path(temporary)
-        before, after = (freeze(folder, work / side) for side, folder in zip(("old", "new"), folders, strict=True))
-        database = open_database(work / "spill", READING_MEMORY, READING_THREADS)
-        source = partial(reading, f"{before.folder}, {after.folder}")
-        try:
-            with source():
-                define_matched(database, before, after)
-                define_reported(database, before, after)
-                _define_changes(database, work)
-                counts = _counts(database)
-                sampled = is_sampled(database)
-            head = {"schema_version": SCHEMA_VERSION, "old": before.coverage, "new": after.coverage}
-            modules = Table(database, "FROM drift ORDER BY ALL", reading=source, name="modules", head=head)
-            devices = Table(database, f"{_DEVICES} ORDER BY ALL", reading=source, name="changes", head=head)
-            doubts = (*before.doubts, *after.doubts, *_order(before, after))
-            shares = read_shares(database, before, after, work, reading=source, head=head) if sampled else None
-            told = () if shares is None else (sample_doubt(counts.compared),)
-            yield Drift(before, after, counts, modules, devices, (*doubts, *told), shares)
-        finally:
-            database.close()
+    with temporary_database("diff") as (database, work):
+        before, after = (open_snapshot(folder, work / side) for side, folder in zip(SIDES, folders, strict=True))
+        source = partial(translate_read_errors, f"{before.folder}, {after.folder}")
+        with source():
+            match_devices(database, before, after)
+            define_reported_versions(database, before, after)
+            _define_changes(database, work)
+            counts = _read_counts(database)
+        head = {"schema_version": SCHEMA_VERSION, "old": before.coverage, "new": after.coverage}
+        modules = ResultTable(database, "FROM module_drift ORDER BY ALL", reading=source, name="modules", head=head)
+        devices = ResultTable(database, f"{_DEVICES} ORDER BY ALL", reading=source, name="changes", head=head)
+        warnings = [*before.warnings, *after.warnings, *_order_warnings(before, after)]
+        shares = None
+        if counts.unsampled:
+            shares = read_share_drift(database, before, after, work, reading=source, head=head)
+            warnings.append(sample_comparison_warning(counts.compared))
+        yield Drift(before, after, counts, modules, devices, tuple(warnings), shares)
 
 
-def last_two(directory: str | Path) -> tuple[Path, Path]:
-    """The newest run in a directory that is not under way, and the one of the same name before it, the older first.
+def latest_pair(directory: str | Path) -> tuple[Path, Path]:
+    """Return the newest ended run of a directory and the one of the same name before it, the older first.
 
     Raises:
         RunFolderError: there are no two such runs.
     """
-    runs, _ = runs_in(Path(directory))
-    ended = [(manifest.name, folder) for manifest, folder in runs if manifest.state != "running"]
-    named = [folder for name, folder in ended if name == ended[0][0]]
-    if len(named) < 2:  # noqa: PLR2004  old and new
-        raise RunFolderError(f"{directory}: has no two runs of one name to compare that have ended")
-    return named[1], named[0]
+    catalog = RunCatalog(Path(directory))
+    new = catalog.latest(ended=True)
+    old = None if new is None else catalog.previous(new.manifest, new.folder)
+    if new is None or old is None:
+        raise RunFolderError(f"{directory}: no two ended runs of one name to compare")
+    return old.folder, new.folder
 
 
-def _define_changes(database: duckdb.DuckDBPyConnection, work: Path) -> None:
-    """Defines ``verdicts``, what became of each version of each product's module, and ``drift``, their sums."""
+def _define_changes(database: Database, work: Path) -> None:
+    """Define ``version_changes``, the changes of a product's module by version, and ``module_drift``, their sums."""
     # A module that a device reports twice, spelled in two ways or by two lines, counts once, with the greater text.
     database.execute(
-        "CREATE TABLE changes AS SELECT device, module, max(version) FILTER (NOT later) AS old_version, "
-        "max(version) FILTER (later) AS new_version FROM reported GROUP BY device, module"
+        "CREATE TABLE changes AS SELECT device, module, max(version) FILTER (NOT in_new) AS old_version, "
+        "max(version) FILTER (in_new) AS new_version FROM reported GROUP BY device, module"
     )
     database.execute("DROP TABLE reported")
     database.execute(
-        "CREATE TABLE counted AS SELECT product, module, fate, old_version, new_version, count(*) AS devices "
-        "FROM changes JOIN matched USING (device) GROUP BY ALL"
+        "CREATE TABLE change_counts AS SELECT product, module, presence, old_version, new_version, "
+        "count(*) AS devices FROM changes JOIN matched USING (device) GROUP BY ALL"
     )
-    define_standings(
+    define_version_order(
         database,
         "SELECT p.old_version AS one, p.new_version AS other, o.module_version AS version, n.module_version AS against "
-        "FROM (SELECT DISTINCT old_version, new_version FROM counted WHERE fate = 'compared') p "
+        "FROM (SELECT DISTINCT old_version, new_version FROM change_counts WHERE presence = 'compared') p "
         "JOIN versions o ON p.old_version = o.version JOIN versions n ON p.new_version = n.version "
         "WHERE p.old_version <> p.new_version",
-        work / "standings",
+        work / "version_order",
     )
     database.execute(
-        f"CREATE VIEW verdicts AS SELECT c.*, {_CHANGE} AS change FROM counted c "
-        "LEFT JOIN standings s ON c.old_version = s.one AND c.new_version = s.other"
+        f"CREATE VIEW version_changes AS SELECT c.*, {_CHANGE} AS change FROM change_counts c "
+        "LEFT JOIN version_order v ON c.old_version = v.one AND c.new_version = v.other"
     )
     database.execute(
-        "CREATE TABLE titles AS SELECT product, module, coalesce(max(s.module_name), max(n.module_name)) "
-        "AS module_name FROM (SELECT DISTINCT product, module FROM counted) JOIN products p USING (product) "
-        "JOIN names n USING (module) LEFT JOIN (SELECT DISTINCT account, product_key, module_name FROM spelled) s "
+        "CREATE TABLE module_titles AS SELECT product, module, coalesce(max(s.module_name), max(n.module_name)) "
+        "AS module_name FROM (SELECT DISTINCT product, module FROM change_counts) JOIN products p USING (product) "
+        "JOIN module_names n USING (module) "
+        "LEFT JOIN (SELECT DISTINCT account, product_key, module_name FROM spellings) s "
         "ON s.account = p.account AND s.product_key IS NOT DISTINCT FROM p.product_key "
         "AND s.module_name = n.module_name GROUP BY product, module"
     )
     conditions = {"old_devices": "old_version IS NOT NULL", "new_devices": "new_version IS NOT NULL"}
-    conditions |= {change: f"change = '{change}'" for change in ("same", *MODULE_CHANGES, *FATES)}
+    conditions |= {change: f"change = '{change}'" for change in ("same", *MODULE_CHANGES, *PRESENCES)}
     conditions |= {
-        "unseen_before": "change = 'not_seen' AND old_version IS NULL",
-        "unseen_after": "change = 'not_seen' AND new_version IS NULL",
+        "old_not_seen": "change = 'not_seen' AND old_version IS NULL",
+        "new_not_seen": "change = 'not_seen' AND new_version IS NULL",
     }
     sums = ", ".join(
         f"coalesce(sum(devices) FILTER ({condition}), 0)::BIGINT AS {name}" for name, condition in conditions.items()
     )
-    # Of a product that a sample did not draw whole, nobody knows what those report that were not drawn.
+    # The modules of a product's unsampled devices are unknown.
     database.execute(f"""
-      CREATE TABLE drift AS SELECT account, product_key, module_name,
-        CASE WHEN old_devices = 0 AND unseen_before = 0 AND before IS NOT TRUE THEN 'added'
-          WHEN new_devices = 0 AND unseen_after = 0 AND after IS NOT TRUE THEN 'removed' ELSE 'kept' END AS presence,
-        * EXCLUDE (product, module, account, product_key, module_name, unseen_before, unseen_after, before, after)
-      FROM (SELECT product, module, {sums} FROM verdicts GROUP BY product, module)
-      JOIN products USING (product) JOIN titles USING (product, module) LEFT JOIN passed_over USING (product)""")
+      CREATE TABLE module_drift AS SELECT account, product_key, module_name,
+        CASE WHEN old_devices = 0 AND old_not_seen = 0 AND in_old IS NOT TRUE THEN 'added'
+          WHEN new_devices = 0 AND new_not_seen = 0 AND in_new IS NOT TRUE THEN 'removed' ELSE 'kept' END AS presence,
+        * EXCLUDE (product, module, account, product_key, module_name, old_not_seen, new_not_seen, in_old, in_new)
+      FROM (SELECT product, module, {sums} FROM version_changes GROUP BY product, module)
+      JOIN products USING (product) JOIN module_titles USING (product, module)
+      LEFT JOIN unsampled_products USING (product)""")
 
 
-def _counts(database: duckdb.DuckDBPyConnection) -> DriftCounts:
-    devices = dict(database.execute("SELECT fate::VARCHAR, count(*) FROM matched GROUP BY fate").fetchall())
-    changes = dict(database.execute("SELECT change, sum(devices)::BIGINT FROM verdicts GROUP BY change").fetchall())
-    modules = dict(database.execute("SELECT presence, count(*) FROM drift GROUP BY presence").fetchall())
-    # Of joined, left, not_seen and unsampled the devices, not their modules.
-    found = changes | devices | modules | {"carried": count_carried(database)}
-    return DriftCounts(**{field.name: int(found.get(field.name, 0)) for field in fields(DriftCounts)})
+def _read_counts(database: Database) -> DriftCounts:
+    devices = dict(database.execute("SELECT presence::VARCHAR, count(*) FROM matched GROUP BY presence").fetchall())
+    by_change = "SELECT change, sum(devices)::BIGINT FROM version_changes GROUP BY change"
+    changes = dict(database.execute(by_change).fetchall())
+    modules = dict(database.execute("SELECT presence, count(*) FROM module_drift GROUP BY presence").fetchall())
+    # joined, left, not_seen and unsampled count devices, not their modules.
+    counts = changes | devices | modules | {"carried": count_carried(database)}
+    return DriftCounts(**{field.name: int(counts.get(field.name, 0)) for field in fields(DriftCounts)})
 
 
-def _order(old: Frozen, new: Frozen) -> tuple[str, ...]:
+def _order_warnings(old: RunSnapshot, new: RunSnapshot) -> tuple[RunWarning, ...]:
     if old.manifest.started_at <= new.manifest.started_at:
         return ()
-    return (f"{old.folder} began after {new.folder}: the old run is the newer one",)
+    return (RunWarning("order", str(old.folder), f"started after {new.folder.name}: the old run is the newer one"),)
 
 
-_CHANGE = """CASE WHEN c.fate <> 'compared' THEN c.fate::VARCHAR
+_CHANGE = """CASE WHEN c.presence <> 'compared' THEN c.presence::VARCHAR
   WHEN c.old_version IS NULL THEN 'appeared' WHEN c.new_version IS NULL THEN 'vanished'
   WHEN c.old_version = c.new_version THEN 'same'
-  WHEN s.standing = 'older' THEN 'upgraded' WHEN s.standing = 'newer' THEN 'downgraded' ELSE 'changed' END"""
-
+  WHEN v.ordering = 'older' THEN 'upgraded' WHEN v.ordering = 'newer' THEN 'downgraded' ELSE 'changed' END"""
 
 _DEVICES = f"""SELECT coalesce(n.account, o.account) AS account,
     coalesce(n.product_key, o.product_key) AS product_key, coalesce(n.device_name, o.device_name) AS device_name,
@@ -232,14 +217,14 @@ _DEVICES = f"""SELECT coalesce(n.account, o.account) AS account,
     ov.module_version AS old_version, nv.module_version AS new_version
   FROM (
     SELECT old_line, new_line, product, module, c.old_version, c.new_version, {_CHANGE} AS change
-    FROM (FROM changes JOIN matched USING (device) WHERE fate = 'compared'
+    FROM (FROM changes JOIN matched USING (device) WHERE presence = 'compared'
       AND old_version IS DISTINCT FROM new_version) c
-    LEFT JOIN standings s ON c.old_version = s.one AND c.new_version = s.other
+    LEFT JOIN version_order v ON c.old_version = v.one AND c.new_version = v.other
     UNION ALL
-    SELECT old_line, new_line, product, NULL, NULL, NULL, fate::VARCHAR FROM matched
-    WHERE fate IN ('joined', 'left', 'not_seen')
+    SELECT old_line, new_line, product, NULL, NULL, NULL, presence::VARCHAR FROM matched
+    WHERE presence IN ('joined', 'left', 'not_seen')
   ) d
-  LEFT JOIN titles USING (product, module)
+  LEFT JOIN module_titles USING (product, module)
   LEFT JOIN old_devices o ON d.old_line = o.line LEFT JOIN new_devices n ON d.new_line = n.line
   LEFT JOIN versions ov ON d.old_version = ov.version LEFT JOIN versions nv ON d.new_version = nv.version"""
-"""Every change of every device, with the names of the devices, which are read from the runs' files only now."""
+"""All changes of devices. The names of the devices are read from the runs' files only here."""

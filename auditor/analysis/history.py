@@ -1,10 +1,8 @@
-"""The runs of one directory as a series: how whole each is, and how many devices ran each version then.
+"""The runs of one directory over time: the completeness of each, and its devices by version.
 
-The numbers of a sealed run are those of its ``inventory.json``, which is small, and which ``auditor verify`` proves to
-be a query over ``modules.parquet``. Where that file is not the one that was sealed they are counted from the Parquet
-files instead, and the run is labelled. A run that is not sealed has its devices by state, and no versions yet.
-
-The runs of a series and what each counted, read from their small inventories, and how far each is to be trusted.
+The numbers of a sealed run are read from its ``inventory.json``, a small file that ``auditor verify`` proves to be a
+query over ``modules.parquet``. If it differs from the sealed file, the numbers are counted from the Parquet files
+instead, and the run is labelled. An unsealed run has its devices by state, and no versions yet.
 """
 
 import contextlib
@@ -14,39 +12,35 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import duckdb
 import msgspec
 import orjson
 
-from auditor.analysis.adoption import Adoption, adoption_of
+from auditor.analysis.adoption import Adoption, read_adoption
 from auditor.errors import RunFolderError, UsageError
-from auditor.query.snapshot import freeze
-from auditor.query.warnings import incomplete, label_of
-from auditor.runs.folder import DEVICES, INVENTORY_JSON, MODULES, is_sealed, runs_in
+from auditor.models import RunWarning
+from auditor.query.describe import warning_objects
+from auditor.query.snapshot import open_snapshot
+from auditor.query.warnings import completeness_warnings, state_label
+from auditor.runs.folder import DEVICES, INVENTORY_JSON, MODULES, RunCatalog, StoredRun, is_sealed
 from auditor.runs.manifest import MANIFEST, SCHEMA_VERSION, DeviceCounts, Manifest
 from auditor.runs.views import INVENTORY
-from auditor.storage.database import READING_MEMORY, READING_THREADS, open_database, parquet, quoted_to_read, text_lines
-from auditor.storage.tables import Table, reading
-
-__all__ = ["History", "RunPoint", "read_history"]
+from auditor.storage.database import Database, parquet, sql_read_path, temporary_database, text_lines
+from auditor.storage.tables import ResultTable, translate_read_errors
 
 
 @dataclass(frozen=True, slots=True)
-class RunPoint:
-    """A run of the series.
+class RunSummary:
+    """A run of the history.
 
     Attributes:
-        folder: the run folder.
-        name: what the runs of the series are called.
-        state: what ``run.json`` says: ``complete``, ``partial``, ``aborted``, or ``running``.
+        state: state in ``run.json``: ``complete``, ``partial``, ``aborted`` or ``running``.
         started_at: UTC such as ``2026-11-22T02:00:03.123Z``.
-        devices: devices by state.
-        sealed: whether it has versions; one that is at work, or was killed, has none yet.
-        doubts: why its numbers are not of the whole fleet or not to be relied on, a sentence each.
-        tampered: whether that is more than that some devices did not answer.
-        unsampled: devices that were not drawn, where only a random sample was asked.
+        sealed: whether it has versions; a run in progress, or a killed one, has none yet.
+        warnings: why its numbers do not cover the whole fleet, or are not reliable.
+        tampered: whether files differ from those that were sealed.
+        unsampled: devices outside the sample.
     """
 
     folder: Path
@@ -55,14 +49,14 @@ class RunPoint:
     started_at: str
     devices: DeviceCounts
     sealed: bool
-    doubts: tuple[str, ...]
+    warnings: tuple[RunWarning, ...]
     tampered: bool
     unsampled: int = 0
 
     @property
     def label(self) -> str:
-        """How far it came, in a word: what it is called in sentences."""
-        return label_of(self.state, self.devices, self.unsampled)
+        """Its state in one word, as sentences name it."""
+        return state_label(self.state, self.devices, self.unsampled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,32 +64,26 @@ class History:
     """The runs of one name, the oldest first.
 
     Attributes:
-        name: that name.
-        runs: every run of the series, those without versions too.
+        runs: all runs, including those without versions.
         table: a row for each run and version of each product's module, by run, account, product and module, the most
             frequent version first. Columns: started_at, run (its folder's name), state, account, product_key,
             module_name, module_version, devices, share.
-        doubts: why numbers are not of whole fleets or not to be relied on, a sentence each.
+        warnings: why the numbers do not cover whole fleets, or are not reliable.
     """
 
     name: str
-    runs: tuple[RunPoint, ...]
-    table: Table
-    doubts: tuple[str, ...]
-    _database: duckdb.DuckDBPyConnection = field(repr=False)
+    runs: tuple[RunSummary, ...]
+    table: ResultTable
+    warnings: tuple[RunWarning, ...]
+    _database: Database = field(repr=False)
 
     def adoption(self, modules: int = 20, versions: int = 5) -> Adoption:
-        """The shares of the products' modules over time, those of most devices first.
+        """Return the shares of the products' modules over time, those with the most devices first.
 
-        Args:
-            modules: so many modules of products at most.
-            versions: so many versions of each; the others are one line together.
-
-        Raises:
-            RunFolderError: a run cannot be read.
+        At most so many modules have so many versions each; the others are combined in one series.
         """
-        with reading(self.runs[-1].folder.parent):
-            return adoption_of(self._database.cursor(), len(self.runs), modules, versions)
+        with translate_read_errors(self.runs[-1].folder.parent):
+            return read_adoption(self._database.cursor(), len(self.runs), modules, versions)
 
 
 @contextmanager
@@ -107,70 +95,62 @@ def read_history(
     module_name: str | None = None,
     limit: int | None = None,
 ) -> Iterator[History]:
-    """The runs of a directory as a series.
+    """Open the history of a directory of runs.
 
     Memory is bounded; what does not fit goes to the system's temporary folder.
 
     Args:
-        directory: a folder of runs.
-        name: of the runs of this name; None: of the newest run's.
-        product_key: versions of this product's modules alone.
-        module_name: versions of this module alone, regardless of case.
-        limit: the newest so many runs; None: all.
+        directory: a directory of runs.
+        name: name of the runs; None: that of the newest run.
+        product_key: only versions of this product's modules.
+        module_name: only versions of this module, regardless of case.
+        limit: maximum number of runs, the newest ones; None: all.
 
     Raises:
-        UsageError: the limit is no number of runs.
+        UsageError: the limit is less than 1.
         RunFolderError: the directory cannot be read, or has no such run.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
     if limit is not None and limit < 1:
-        raise UsageError("a limit is a number of runs from 1 up")
-    found, broken = _series(Path(directory), name)
-    with TemporaryDirectory(prefix="auditor-history-") as temporary:
-        work = Path(temporary)
-        database = open_database(work / "spill", READING_MEMORY, READING_THREADS)
-        source = partial(reading, directory)
-        try:
-            with source():
-                runs = read_series(database, found[:limit][::-1], work)
-                _define_history(database, runs, product_key, module_name)
-            doubts = (*(f"a run is passed over: {problem}" for problem in broken), *_doubts(runs))
-            head = {
-                "schema_version": SCHEMA_VERSION,
-                "name": runs[0].name,
-                "runs": [_told(run) for run in runs],
-                "doubts": list(doubts),
-            }
-            table = Table(database, _TABLE, reading=source, head=head)
-            yield History(runs[0].name, runs, table, doubts, database)
-        finally:
-            database.close()
+        raise UsageError("limit: give a number of runs from 1 up")
+    stored, unreadable = _find_runs(Path(directory), name)
+    source = partial(translate_read_errors, directory)
+    with temporary_database("history") as (database, work):
+        with source():
+            runs = _read_runs(database, stored[:limit][::-1], work)
+            _define_history(database, runs, product_key, module_name)
+        skipped = (RunWarning("unreadable", "", f"run skipped: {problem}") for problem in unreadable)
+        warnings = (*skipped, *summarize_warnings(runs))
+        head = {"schema_version": SCHEMA_VERSION, "name": runs[0].name, "runs": [_run_object(run) for run in runs]}
+        head |= {"warnings": warning_objects(warnings)}
+        table = ResultTable(database, _TABLE, reading=source, head=head)
+        yield History(runs[0].name, runs, table, warnings, database)
 
 
-def _series(directory: Path, name: str | None) -> tuple[list[tuple[Manifest, Path]], list[RunFolderError]]:
-    """The runs of one name, the newest first."""
+def _find_runs(directory: Path, name: str | None) -> tuple[list[StoredRun], list[RunFolderError]]:
+    """Return the runs of one name, the newest first, and the errors of unreadable runs."""
     if (directory / MANIFEST).is_file():
-        raise RunFolderError(f"{directory}: is one run; name the folder that it lies in")
-    runs, broken = runs_in(directory)
+        raise RunFolderError(f"{directory}: is one run; give the directory that contains it")
+    catalog = RunCatalog(directory)
+    if not catalog.runs:
+        raise catalog.unreadable[0] if catalog.unreadable else RunFolderError(f"{directory}: contains no run")
+    name = catalog.runs[0].manifest.name if name is None else name
+    runs = catalog.named(name)
     if not runs:
-        raise broken[0] if broken else RunFolderError(f"{directory}: no run lies in it")
-    wanted = runs[0][0].name if name is None else name
-    series = [(manifest, folder) for manifest, folder in runs if manifest.name == wanted]
-    if not series:
-        names = ", ".join(repr(each) for each in sorted({manifest.name for manifest, _ in runs})[:10])
-        raise RunFolderError(f"{directory}: has no run named {wanted!r}; there are runs named {names}")
-    return series, broken
+        names = ", ".join(repr(each) for each in sorted({run.manifest.name for run in catalog.runs})[:10])
+        raise RunFolderError(f"{directory}: has no run named {name!r}; there are runs named {names}")
+    return runs, catalog.unreadable
 
 
 def _define_history(
-    database: duckdb.DuckDBPyConnection, runs: Sequence[RunPoint], product_key: str | None, module_name: str | None
+    database: Database, runs: Sequence[RunSummary], product_key: str | None, module_name: str | None
 ) -> None:
-    """Defines the tables ``runs`` and ``history``, in which a module has one spelling in all of them."""
-    facts = [[run.folder.name, run.state, run.started_at, run.sealed] for run in runs]
+    """Define the tables ``runs`` and ``history``; in ``history`` a module has one spelling in all runs."""
+    columns = [[run.folder.name, run.state, run.started_at, run.sealed] for run in runs]
     database.execute(
         "CREATE TABLE runs AS SELECT unnest($1) AS run, unnest($2) AS folder, unnest($3) AS state, "
         "unnest($4) AS started_at, unnest($5) AS sealed",
-        [list(range(len(runs))), *map(list, zip(*facts, strict=True))],
+        [list(range(len(runs))), *map(list, zip(*columns, strict=True))],
     )
     database.execute(
         "CREATE TABLE history AS SELECT run, account, product_key, "
@@ -182,29 +162,24 @@ def _define_history(
     database.execute("DROP TABLE counted")
 
 
-def _doubts(runs: Sequence[RunPoint]) -> Iterator[str]:
-    """Sentences of single runs where more is wrong than that they are not whole; those are told together."""
+def summarize_warnings(runs: Sequence[RunSummary], noun: str = "runs") -> Iterator[RunWarning]:
+    """Yield the warnings about tampered runs, then one for all runs that are only incomplete, called ``noun``."""
     for run in runs:
         if run.tampered:
-            yield from run.doubts
-    partial_runs = [run for run in runs if run.doubts and not run.tampered]
+            yield from run.warnings
+    partial_runs = [run for run in runs if run.warnings and not run.tampered]
     if len(partial_runs) == 1:
-        yield from partial_runs[0].doubts
+        yield from partial_runs[0].warnings
     elif partial_runs:
         states = ", ".join(sorted({run.label for run in partial_runs}))
-        yield f"{len(partial_runs):,} of {len(runs):,} runs are not of the whole fleet ({states})"
+        detail = f"{len(partial_runs):,} of {len(runs):,} {noun} do not cover the whole fleet ({states})"
+        yield RunWarning("partial_runs", "", detail)
 
 
-def _told(run: RunPoint) -> dict[str, object]:
-    told = {
-        "run": run.folder.name,
-        "state": run.state,
-        "started_at": run.started_at,
-        "sealed": run.sealed,
-        "devices": asdict(run.devices),
-        "doubts": list(run.doubts),
-    }
-    return told | ({"unsampled": run.unsampled} if run.unsampled else {})
+def _run_object(run: RunSummary) -> dict[str, object]:
+    found = {"run": run.folder.name, "state": run.state, "started_at": run.started_at, "sealed": run.sealed}
+    found |= {"devices": asdict(run.devices), "warnings": warning_objects(run.warnings)}
+    return found | ({"unsampled": run.unsampled} if run.unsampled else {})
 
 
 _TABLE = """SELECT r.started_at, r.folder AS run, r.state, h.account, h.product_key, h.module_name, h.module_version,
@@ -212,110 +187,102 @@ _TABLE = """SELECT r.started_at, r.folder AS run, r.state, h.account, h.product_
   FROM history h JOIN runs r ON h.run = r.run
   ORDER BY h.run, h.account, h.product_key, h.module_name, h.devices DESC, h.module_version"""
 
-
 _BLOCK = 1 << 18
-"""Bytes of a file that are read at a time."""
+"""Bytes read at a time."""
 
+_MAX_HEAD = 1 << 21
+"""Longest first line of an inventory, its head, in bytes; a longer one was not written by auditor."""
 
-_HEAD = 1 << 21
-"""Bytes that the first line of an inventory, its head, has at most; what is longer was written by somebody else."""
+_ROW = dict.fromkeys(("account", "product_key", "module_name", "module_version"), "VARCHAR")
+_ROW |= {"devices": "BIGINT", "share": "DOUBLE"}
 
-
-_ROW = orjson.dumps(
-    {
-        "account": "VARCHAR", "product_key": "VARCHAR", "module_name": "VARCHAR", "module_version": "VARCHAR",
-        "devices": "BIGINT", "share": "DOUBLE",
-    }
-).decode()  # fmt: skip
-
-
-_COLUMNS = "account, product_key, module_name, module_version, devices, share"
+_COLUMNS = ", ".join(_ROW)
 
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """What ``inventory.json`` says of its run, and how many rows follow."""
+    """The devices in the head of an ``inventory.json``, and its number of rows."""
 
     devices: DeviceCounts
     rows: int
 
 
-def read_series(
-    database: duckdb.DuckDBPyConnection, found: Sequence[tuple[Manifest, Path]], work: Path
-) -> tuple[RunPoint, ...]:
-    """Fills the table ``counted`` with the runs' inventories, by the number of the run; gives the runs."""
-    database.execute(
-        "CREATE TABLE counted (run INTEGER, account VARCHAR, product_key VARCHAR, module_name VARCHAR, "
-        "module_version VARCHAR, devices BIGINT, share DOUBLE)"
-    )
-    heads = [_head(folder, manifest) for manifest, folder in found]
-    whole = [at for at, head in enumerate(heads) if head is not None]
-    read = _insert_sealed(database, [(at, found[at][1] / INVENTORY_JSON) for at in whole])
+def _read_runs(database: Database, stored: Sequence[StoredRun], work: Path) -> tuple[RunSummary, ...]:
+    """Fill the table ``counted`` with the runs' inventories, by the number of the run; return the runs."""
+    columns = ", ".join(f"{name} {kind}" for name, kind in _ROW.items())
+    database.execute(f"CREATE TABLE counted (run INTEGER, {columns})")
+    heads = [_read_head(folder, manifest) for manifest, folder in stored]
+    intact = [at for at, head in enumerate(heads) if head is not None]
+    rows = _insert_sealed(database, [(at, stored[at].folder / INVENTORY_JSON) for at in intact])
     runs = []
-    for at, ((manifest, folder), head) in enumerate(zip(found, heads, strict=True)):
-        facts = (manifest.name, manifest.state, manifest.started_at, manifest.devices)
-        point = RunPoint(folder, *facts, False, (), False, manifest.unsampled)
+    for at, ((manifest, folder), head) in enumerate(zip(stored, heads, strict=True)):
+        run = RunSummary(
+            folder, manifest.name, manifest.state, manifest.started_at, manifest.devices,
+            sealed=False, warnings=(), tampered=False, unsampled=manifest.unsampled,
+        )  # fmt: skip
         if not is_sealed(folder, manifest):
-            runs.append(_unsealed(point, manifest))
-        elif head is not None and head.rows == read.get(at, 0):
-            doubts = (*incomplete(folder, manifest, head.devices), *(strange := _strange(folder, manifest, head)))
-            runs.append(replace(point, devices=head.devices, sealed=True, doubts=doubts, tampered=bool(strange)))
+            runs.append(_unsealed(run, manifest))
+        elif head is not None and head.rows == rows.get(at, 0):
+            integrity = _quick_integrity_warnings(folder, manifest, head)
+            warnings = (*completeness_warnings(folder, manifest, head.devices), *integrity)
+            runs.append(replace(run, devices=head.devices, sealed=True, warnings=warnings, tampered=bool(integrity)))
         else:
             database.execute("DELETE FROM counted WHERE run = ?", [at])
-            runs.append(_recount(database, at, point, work / str(at)))
+            runs.append(_recount(database, at, run, work / str(at)))
     return tuple(runs)
 
 
-def _unsealed(point: RunPoint, manifest: Manifest) -> RunPoint:
-    gone = [facts.name for facts in manifest.files if not (point.folder / facts.name).is_file()]
-    if gone and point.state != "running":
-        doubt = f"{point.folder} was sealed, but {', '.join(gone)[:200]} is missing: its versions are not known"
-        return replace(point, doubts=(doubt,), tampered=True)
-    return replace(point, doubts=(f"{point.folder} is {point.state} and not sealed: it has no versions yet",))
+def _unsealed(run: RunSummary, manifest: Manifest) -> RunSummary:
+    missing = [file.name for file in manifest.files if not (run.folder / file.name).is_file()]
+    if missing and run.state != "running":
+        detail = f"sealed, but {', '.join(missing)[:200]} is missing: its versions are unknown"
+        return replace(run, warnings=(RunWarning("tampered", str(run.folder), detail),), tampered=True)
+    unsealed = f"{run.state} and not sealed: it has no versions yet"
+    return replace(run, warnings=(RunWarning("unsealed", str(run.folder), unsealed),))
 
 
-def _head(folder: Path, manifest: Manifest) -> _Head | None:
-    """What a run's inventory says of itself; None where it is not the file that was sealed, or there is none."""
-    facts = next((facts for facts in manifest.files if facts.name == INVENTORY_JSON), None)
-    if facts is None or not is_sealed(folder, manifest):
+def _read_head(folder: Path, manifest: Manifest) -> _Head | None:
+    """Read the head of a run's inventory; None if there is none, or it is not the file that was sealed."""
+    sealed = next((file for file in manifest.files if file.name == INVENTORY_JSON), None)
+    if sealed is None or not is_sealed(folder, manifest):
         return None
     digest, lines = hashlib.sha256(), 0
     try:
         with (folder / INVENTORY_JSON).open("rb") as file:
-            begin = file.readline(_HEAD).rstrip(b"\n")
+            first_line = file.readline(_MAX_HEAD).rstrip(b"\n")
             file.seek(0)
             while block := file.read(_BLOCK):
                 digest.update(block)
                 lines += block.count(b"\n")
-        if digest.hexdigest() != facts.sha256:
+        if digest.hexdigest() != sealed.sha256:
             return None
-        said = orjson.loads(begin + b"]}")
-        return _Head(msgspec.convert(said["devices"], DeviceCounts), lines - 2)
+        head = orjson.loads(first_line + b"]}")
+        return _Head(msgspec.convert(head["devices"], DeviceCounts), lines - 2)
     except (OSError, orjson.JSONDecodeError, msgspec.ValidationError, KeyError, TypeError):
         return None
 
 
-def _insert_sealed(database: duckdb.DuckDBPyConnection, files: Sequence[tuple[int, Path]]) -> dict[int, int]:
-    """Reads the rows of inventories; gives how many each run has that make sense."""
+def _insert_sealed(database: Database, files: Sequence[tuple[int, Path]]) -> dict[int, int]:
+    """Read the rows of inventories; return the number of valid rows by run."""
     if not files:
         return {}
     numbers, names = [at for at, _ in files], [str(path) for _, path in files]
     database.execute("CREATE TABLE files AS SELECT unnest($1) AS run, unnest($2) AS path", [numbers, names])
     _insert(database, [path for _, path in files])
-    # Not in the query that inserts, which would read the JSON anew for each of them.
-    whole = "account IS NOT NULL AND module_name IS NOT NULL AND module_version IS NOT NULL AND devices > 0"
-    whole = f"{whole} AND share BETWEEN 0 AND 1"
-    return dict(database.execute(f"SELECT run, count(*) FILTER ({whole}) FROM counted GROUP BY run").fetchall())
+    # Not in the query that inserts, which would parse the JSON again for each condition.
+    valid = "account IS NOT NULL AND module_name IS NOT NULL AND module_version IS NOT NULL AND devices > 0"
+    valid = f"{valid} AND share BETWEEN 0 AND 1"
+    return dict(database.execute(f"SELECT run, count(*) FILTER ({valid}) FROM counted GROUP BY run").fetchall())
 
 
-def _insert(database: duckdb.DuckDBPyConnection, paths: Sequence[Path]) -> None:
-    """Reads the rows of inventories, each a line of its file, by one query; one by one if one of them spoils it."""
+def _insert(database: Database, paths: Sequence[Path]) -> None:
+    """Read the rows of inventories, each a line of its file, in one query; one by one if that fails."""
     if not paths:
         return
-    listed = ", ".join(quoted_to_read(path) for path in paths)
-    row = f"CASE WHEN json_valid(line) THEN json_transform(line, '{_ROW}') END"
+    files = ", ".join(sql_read_path(path) for path in paths)
+    row = f"CASE WHEN json_valid(line) THEN json_transform(line, '{orjson.dumps(_ROW).decode()}') END"
     options = "filename=true, store_rejects=true, rejects_limit=1"
-    lines = f"SELECT filename, rtrim(line, ',') AS line FROM ({text_lines(f'[{listed}]', options, 'filename')})"
+    lines = f"SELECT filename, rtrim(line, ',') AS line FROM ({text_lines(f'[{files}]', options, 'filename')})"
     rows = f"SELECT filename, unnest({row}) FROM ({lines}) WHERE line LIKE '{{\"account\"%'"
     try:
         database.execute(f"INSERT INTO counted SELECT run, {_COLUMNS} FROM ({rows}) JOIN files ON filename = path")
@@ -324,30 +291,32 @@ def _insert(database: duckdb.DuckDBPyConnection, paths: Sequence[Path]) -> None:
             _insert(database, [path])
 
 
-def _strange(folder: Path, manifest: Manifest, head: _Head) -> tuple[str, ...]:
-    """What shows, without reading them, that a run's other files are not those that were sealed."""
-    found = []
-    for facts in manifest.files:
-        if facts.name in (DEVICES, MODULES):
+def _quick_integrity_warnings(folder: Path, manifest: Manifest, head: _Head) -> tuple[RunWarning, ...]:
+    """Return warnings for files whose size differs from the sealed one, and for counts that contradict each other."""
+    details = []
+    for file in manifest.files:
+        if file.name in (DEVICES, MODULES):
             with contextlib.suppress(OSError):
-                if (folder / facts.name).stat().st_size != facts.bytes:
-                    found.append(f"{folder / facts.name} is not the file that was sealed (its size differs)")
+                if (folder / file.name).stat().st_size != file.bytes:
+                    details.append(f"{file.name} is not the file that was sealed (its size differs)")
     if head.devices != manifest.devices:
-        found.append(f"{folder}: its run.json and its {INVENTORY_JSON} differ on the devices by state")
-    return tuple(found)
+        details.append(f"{MANIFEST} and {INVENTORY_JSON} differ in their devices by state")
+    return tuple(RunWarning("tampered", str(folder), detail) for detail in details)
 
 
-def _recount(database: duckdb.DuckDBPyConnection, at: int, point: RunPoint, work: Path) -> RunPoint:
-    """A run whose inventory is not the file that was sealed, counted from its Parquet files."""
-    path = point.folder / INVENTORY_JSON
-    doubt = f"{path} is not the inventory that was sealed" if path.is_file() else f"{path} is missing"
+def _recount(database: Database, at: int, run: RunSummary, work: Path) -> RunSummary:
+    """Count a run from its Parquet files, as its inventory is not the file that was sealed."""
+    folder = str(run.folder)
+    found = (run.folder / INVENTORY_JSON).is_file()
+    problem = f"{INVENTORY_JSON} is {'not the file that was sealed' if found else 'missing'}"
     try:
-        frozen = freeze(point.folder, work)
-        with reading(point.folder):
-            database.execute(f"CREATE OR REPLACE VIEW modules AS FROM {parquet(frozen.modules)}")
+        snapshot = open_snapshot(run.folder, work)
+        with translate_read_errors(run.folder):
+            database.execute(f"CREATE OR REPLACE VIEW modules AS FROM {parquet(snapshot.modules)}")
             database.execute(f"INSERT INTO counted SELECT {at}, {_COLUMNS} FROM ({INVENTORY})")
     except (RunFolderError, OSError) as error:
-        return replace(point, doubts=(f"{doubt}, and its versions are not known: {error}",), tampered=True)
-    doubts = (*frozen.doubts, f"{doubt}: its versions are counted from {MODULES}")
-    counted = replace(point, devices=frozen.counts, unsampled=frozen.sources.unsampled)
-    return replace(counted, sealed=True, doubts=doubts, tampered=True)
+        unknown = f"{problem}, and its versions are unknown: {str(error).removeprefix(f'{folder}: ')}"
+        return replace(run, warnings=(RunWarning("tampered", folder, unknown),), tampered=True)
+    recounted = RunWarning("tampered", folder, f"{problem}: its versions are counted from {MODULES}")
+    warnings, unsampled = (*snapshot.warnings, recounted), snapshot.sources.unsampled
+    return replace(run, devices=snapshot.counts, sealed=True, warnings=warnings, tampered=True, unsampled=unsampled)

@@ -1,1 +1,1 @@
-"""The fan-out: many devices asked at once, each read whole, every outcome written as it comes."""
+"""One audit, from settings to a sealed run folder: preflight, setup or resume, the session, and its end."""

@@ -1,187 +1,193 @@
-"""The fleets of a run: those that are known at the start, and those that the platform lists while others are audited.
+"""Devices of each account in a run: from a fleet file, or discovered on the platform while other accounts are queried.
 
-An account is asked about its devices as soon as its own fleet is listed. The run's ``fleet.parquet`` grows by one
-account at a time: the file is replaced first, then the manifest says so; the journals go once all is listed. Whatever
-is killed in between is found again by a resume, which lists on from the journal, or puts its devices in once more.
+An account is queried as soon as its own devices are known. The run's ``fleet.parquet`` grows by one account at a time:
+the file is replaced first, then the manifest records it. Journals are removed once all accounts are complete. A resume
+continues an interrupted discovery from its journal, or adds its devices once more.
 """
 
-import contextlib
 import hashlib
 import shutil
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 import structlog
 
-from auditor.config.settings import Settings
-from auditor.engine.account_session import AskedAccount
-from auditor.engine.progress import ListingProgress
-from auditor.engine.worker_pool import Stop
+from auditor.concurrency import StopToken, run_in_thread
+from auditor.config.settings import FleetSource, Settings
+from auditor.engine.account_session import AccountSession
+from auditor.engine.progress import DiscoveryProgress
+from auditor.engine.run_state import RunState
 from auditor.errors import AccountStoppedError, RunFolderError, RunNotWritableError
-from auditor.fleet.crawler import ask_defined_modules, list_part
-from auditor.fleet.discovery_journal import Listing
-from auditor.fleet.gaps import facts_of, list_gaps_anew, products_of, progress_of
-from auditor.fleet.materialize import ListedFleet
-from auditor.fleet.table import devices_by_product, devices_by_status, sha256_of, write_grown
+from auditor.fleet.crawler import discover_account, fetch_product_modules
+from auditor.fleet.discovery_journal import DiscoveryJournal
+from auditor.fleet.gaps import discovery_info, discovery_progress, product_infos, retry_gaps
+from auditor.fleet.table import devices_by_product, devices_by_status, sha256_of, write_extended_fleet
+from auditor.planning.capacity import plan_fleet
 from auditor.runs.folder import FLEET
-from auditor.runs.locking import Begun
-from auditor.runs.manifest import FleetFacts, ListingFacts
-from auditor.runs.products import ProductFacts, ProductsFile
-from auditor.runs.recovery import write_pending
+from auditor.runs.locking import PreparedRun
+from auditor.runs.manifest import DiscoveryInfo
+from auditor.runs.products import ProductInfo, ProductsFile
+from auditor.runs.recovery import write_remaining_devices
 from auditor.storage.files import put_in_place
 
 log = structlog.get_logger()
 
+DISCOVERY_FOLDER = ".listing"
+"""Folder in the run folder that holds discovered devices until they are in the fleet."""
 
-LISTINGS = ".listing"
-"""A folder in the run folder for what is listed, until it is in the fleet."""
-
-
-MODULES_AT_ONCE = 8
-"""Products that are asked about at a time while devices are: enough for their quota, and few beside those."""
+MODULES_CONCURRENCY = 8
+"""Products whose modules are fetched concurrently with devices: enough for their quota, and few beside the devices."""
 
 
-Grown = Callable[[FleetFacts, tuple[ListingFacts, ...]], Awaitable[None]]
+class AccountDevices(NamedTuple):
+    """A file of an account's devices to query; ``retry_error``: why gaps of its discovery could not be retried."""
+
+    path: Path
+    retry_error: AccountStoppedError | None = None
 
 
-class Fleets:
-    """Finds out whom to ask.
+class DeviceSource:
+    """Provides the devices of each account, and lets ``state`` record the growing fleet.
 
-    Args:
-        settings: of the audit.
-        begun: the run folder.
-        grown: told when the fleet has grown; it writes that down before it returns.
-
-    Attributes:
-        refused: why an account's gaps could not be listed once more; what is in the fleet is asked about all the same.
+    Methods raise RunNotWritableError if the run folder cannot be written.
     """
 
-    def __init__(self, settings: Settings, begun: Begun, grown: Grown) -> None:
-        self._settings, self._begun, self._grown = settings, begun, grown
-        self._folder, self._work = begun.folder, begun.folder / LISTINGS
-        self._fleet, self._facts = begun.manifest.fleet, {each.account: each for each in begun.manifest.listings}
-        self._of_files = self._fleet.duplicates - sum(each.repeats for each in self._facts.values())
+    def __init__(self, settings: Settings, prepared: PreparedRun, state: RunState) -> None:
+        self._settings, self._prepared, self._state = settings, prepared, state
+        self._folder, self._work = prepared.folder, prepared.folder / DISCOVERY_FOLDER
+        self._fleet = prepared.manifest.fleet
+        self._discovery = {each.account: each for each in prepared.manifest.discovery}
+        self._file_duplicates = self._fleet.duplicates - sum(each.duplicates for each in self._discovery.values())
         self._accounts = {account.name: account for account in settings.account}
-        self._listings: dict[str, Listing] = {}
-        self.refused: dict[str, AccountStoppedError] = {}
-        self._growing, self._in_turn = anyio.Lock(), anyio.Lock()
-        self._products = ProductsFile(self._folder)
-        if self._facts:
-            try:
-                self._work.mkdir(exist_ok=True)
-            except OSError as error:
-                raise RunNotWritableError(f"{self._work} cannot be written: {error.strerror}") from error
+        self._journals: dict[str, DiscoveryJournal] = {}
+        self._fleet_lock, self._limit_lock = anyio.Lock(), anyio.Lock()
 
-    async def devices_of(self, asked: AskedAccount, *, stop: Stop) -> Path | None:
-        """A file of the devices that an account is to be asked about; None if the end was wished before it was listed.
+    @cached_property
+    def _products(self) -> ProductsFile:
+        """The run's products, read when they are first needed, so that an unreadable file ends the audit."""
+        return ProductsFile(self._folder)
+
+    async def open_account(self, session: AccountSession, *, stop: StopToken) -> AccountDevices | None:
+        """Return an account's devices that are to be queried; None if the end was requested during their discovery.
 
         Raises:
-            AccountStoppedError: the account is refused, was never reached, or may not list its fleet.
+            AccountStoppedError: the account is denied, was never reached, or may not list its devices.
             RunNotWritableError: the run folder cannot be written.
         """
-        facts, source = self._facts.get(asked.name), self._accounts[asked.name].fleet
-        if facts is None or source is None or facts.state == "complete":
-            return self._begun.devices
-        # Of a part of the fleets the first accounts come first.
-        async with contextlib.nullcontext() if self._fleet.limit is None else self._in_turn:
-            part, most = self._path(asked.name, ".parquet"), self._most(asked.name)
-            again = facts.state == "partial"
-            with Listing(self._path(asked.name, ".jsonl"), source) as listing:
-                self._listings[asked.name] = listing
-                try:
-                    if again:
-                        await anyio.to_thread.run_sync(list_gaps_anew, listing, asked.name, source, part)
-                    found = await list_part(asked, listing, source, part, stop=stop, most=most, aside=again)
-                except AccountStoppedError as error:
-                    if not again:
-                        raise
-                    self.refused[asked.name] = error
-                    return await self._left(asked.name)
+        discovery, source = self._discovery.get(session.name), self._accounts[session.name].fleet
+        if discovery is None or source is None or discovery.state == "complete":
+            return AccountDevices(self._prepared.devices)
+        if self._fleet.limit is None:
+            return await self._discover(session, discovery, source, stop)
+        async with self._limit_lock:  # one account after the other: the first accounts use up the limit first
+            return await self._discover(session, discovery, source, stop)
+
+    async def _discover(
+        self, session: AccountSession, discovery: DiscoveryInfo, source: FleetSource, stop: StopToken
+    ) -> AccountDevices | None:
+        name, retry = session.name, discovery.state == "partial"
+        try:
+            self._work.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunNotWritableError(f"{self._work} cannot be written: {error.strerror}") from error
+        out, limit = self._path(name, ".parquet"), await run_in_thread(self._limit_for, name)
+        with DiscoveryJournal(self._path(name, ".jsonl"), source) as journal:
+            self._journals[name] = journal
+            try:
+                if retry:
+                    await run_in_thread(retry_gaps, journal, name, source, out)
+                found = await discover_account(
+                    session, journal, source, out, stop=stop, max_devices=limit, optional=retry
+                )
+            except AccountStoppedError as error:
+                if not retry:
+                    raise
+                return AccountDevices(await self._write_remaining(name), error)
             if found is None:
                 return None
-            if not found.devices and most != 0:
-                log.warning("no device is listed that is wanted", account=asked.name, products=len(listing.products))
-            cut = most is not None and found.devices >= most
-            before = self._begun.requests_of(asked.name)
-            facts = facts_of(asked, listing, found, before, cut=cut)
-            await self._grow(facts, listing, found, part, most)
-            return await self._left(asked.name) if self._begun.resumed else part
+            if not found.devices and limit != 0:
+                log.warning("no device matches the fleet settings", account=name, products=len(journal.products))
+            cut = limit is not None and found.devices >= limit
+            before = self._prepared.discovery_requests(name)
+            discovery = discovery_info(session, journal, found, before, limited=cut)
+            await self._add_to_fleet(discovery, product_infos(name, journal, found), out, limit)
+        return AccountDevices(await self._write_remaining(name) if self._prepared.resumed else out)
 
-    async def _left(self, account: str) -> Path:
-        """A file of the devices of an account that are in the fleet and have no answer."""
-        left = self._path(account, ".left.parquet")
+    async def _write_remaining(self, account: str) -> Path:
+        """Write a file of an account's devices that are in the fleet and have no answer, and return its path."""
+        remaining = self._path(account, ".left.parquet")
         try:
-            await anyio.to_thread.run_sync(partial(write_pending, self._folder, left, account=account))
+            await run_in_thread(write_remaining_devices, self._folder, remaining, account=account)
         except RunFolderError as error:
             raise AccountStoppedError(account, str(error)) from error
-        return left
+        return remaining
 
-    async def _grow(
-        self, facts: ListingFacts, listing: Listing, found: ListedFleet, part: Path, most: int | None
+    async def _add_to_fleet(
+        self, discovery: DiscoveryInfo, products: list[ProductInfo], out: Path, limit: int | None
     ) -> None:
-        """Puts an account's devices into the fleet."""
-        run, name, new = anyio.to_thread.run_sync, facts.account, self._work / FLEET
-        async with self._growing:
+        """Add an account's devices to the fleet, then record that in the manifest."""
+        name, fleet, new = discovery.account, self._folder / FLEET, self._work / FLEET
+        async with self._fleet_lock:
             try:
-                grown = partial(write_grown, self._folder / FLEET, part, name, list(self._accounts), new, most=most)
-                devices = await run(grown)
-                await run(put_in_place, new, self._folder / FLEET)
-                sha256 = await run(sha256_of, self._folder / FLEET)
+                total = await run_in_thread(
+                    write_extended_fleet, fleet, out, name, list(self._accounts), new, max_devices=limit
+                )
+                await run_in_thread(put_in_place, new, fleet)
+                sha256 = await run_in_thread(sha256_of, fleet)
             except OSError as error:
                 raise RunNotWritableError(f"{self._folder} cannot be written: {error.strerror}") from error
-            # Of what is in the fleet: some may have been there before and are not listed any more.
-            statuses = await run(devices_by_status, self._folder / FLEET, name)
-            self._facts[name] = replace(facts, devices=sum(statuses.values()), statuses=statuses)
-            self._products.take(name, products_of(name, listing, found))
-            await run(self._products.write)
-            repeats = sum(each.repeats for each in self._facts.values())
-            self._fleet = replace(self._fleet, devices=devices, duplicates=self._of_files + repeats, sha256=sha256)
-            await self._grown(self._fleet, tuple(self._facts.values()))
+            # Counted in the fleet: devices of an earlier discovery may be in it that are not listed any more.
+            statuses = await run_in_thread(devices_by_status, fleet, name)
+            self._discovery[name] = replace(discovery, devices=sum(statuses.values()), statuses=statuses)
+            self._products.replace_products(name, products)
+            await run_in_thread(self._products.write)
+            duplicates = self._file_duplicates + sum(each.duplicates for each in self._discovery.values())
+            self._fleet = replace(self._fleet, devices=total, duplicates=duplicates, sha256=sha256)
+            self._state.record_fleet(self._fleet, tuple(self._discovery.values()))
+            plan = await run_in_thread(plan_fleet, self._settings, fleet, self._folder.parent)
+            self._state.record_plan(plan.planned)
+            await self._state.persist()
 
-    def asks_all(self, account: str) -> bool:
-        """Whether devices of an account are asked about that were never activated, too."""
-        return not self._accounts[account].skips
+    def includes_never_activated(self, account: str) -> bool:
+        """Return whether an account's devices are queried even if they were never activated."""
+        return not self._accounts[account].skips_never_activated
 
-    async def ask_modules(self, asked: AskedAccount, stop: Stop) -> None:
-        """Asks which modules the products of an account's fleet define, if that is wanted."""
-        account = self._accounts[asked.name]
-        if account.expected_modules is False or not (account.listed or account.expected_modules):
+    async def fetch_modules(self, session: AccountSession, stop: StopToken) -> None:
+        """Fetch which modules an account's products define, if that is configured."""
+        account = self._accounts[session.name]
+        if account.fetch_product_modules is False or not (account.uses_discovery or account.fetch_product_modules):
             return
-        if not account.listed:
-            counted = await anyio.to_thread.run_sync(devices_by_product, self._folder / FLEET, asked.name)
-            rows = (ProductFacts(asked.name, key, None, None, devices) for key, devices in counted.items())
-            self._products.take(asked.name, rows)
-        define = partial(self._products.define, asked.name)
-        keys = self._products.undefined(asked.name)
-        await ask_defined_modules(asked, keys, define, workers=MODULES_AT_ONCE, stop=stop)
+        if not account.uses_discovery:
+            counts = await run_in_thread(devices_by_product, self._folder / FLEET, session.name)
+            products = (ProductInfo(session.name, key, None, None, devices) for key, devices in counts.items())
+            self._products.replace_products(session.name, products)
+        set_modules = partial(self._products.set_modules, session.name)
+        product_keys = self._products.products_without_modules(session.name)
+        await fetch_product_modules(session, product_keys, set_modules, workers=MODULES_CONCURRENCY, stop=stop)
 
     async def finish(self) -> None:
-        """Writes what was learned of products, and removes what is in the fleet by now.
-
-        Raises:
-            RunNotWritableError: the run folder cannot be written.
-        """
-        await anyio.to_thread.run_sync(self._products.write)
-        if all(each.state == "complete" for each in self._facts.values()):
+        """Write what is known about products, and remove files whose devices are in the fleet."""
+        await run_in_thread(self._products.write)
+        if all(each.state == "complete" for each in self._discovery.values()):
             shutil.rmtree(self._work, ignore_errors=True)
         for path in self._work.glob("*.parquet"):
             path.unlink(missing_ok=True)
 
     @property
-    def progress(self) -> dict[str, ListingProgress]:
-        """How far listing is, of each account whose fleet is not known yet."""
-        under_way = [name for name, each in self._facts.items() if each.state == "pending"]
-        return {name: progress_of(self._listings.get(name)) for name in under_way}
+    def progress(self) -> dict[str, DiscoveryProgress]:
+        """Progress of the accounts whose discovery has not finished, by name."""
+        pending = [name for name, each in self._discovery.items() if each.state == "pending"]
+        return {name: discovery_progress(self._journals.get(name)) for name in pending}
 
-    def _path(self, account: str, ending: str) -> Path:
-        """A file for an account, whatever is in its name."""
-        return self._work / (hashlib.sha256(account.encode()).hexdigest()[:16] + ending)
+    def _path(self, account: str, suffix: str) -> Path:
+        """Return the path of a file for an account, whatever characters its name has."""
+        return self._work / (hashlib.sha256(account.encode()).hexdigest()[:16] + suffix)
 
-    def _most(self, account: str) -> int | None:
-        """How many devices of an account are wanted at most; those count that are in the file, whatever is told."""
+    def _limit_for(self, account: str) -> int | None:
+        """Return how many devices an account may have, including those that it already has in the fleet."""
         if self._fleet.limit is None:
             return None
         own = sum(devices_by_status(self._folder / FLEET, account).values())

@@ -1,40 +1,38 @@
-"""A look before the audit: settings, keys, fleet, and one signed call per account."""
+"""Preflight checks before an audit: settings, credentials, fleet, and one signed call per account."""
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import anyio
 import msgspec
 
-from auditor.client.operations import BATCH_GET_DEVICE_STATE, states_of_devices
+from auditor.client.operations import BATCH_GET_DEVICE_STATE, device_state_params
+from auditor.concurrency import StopToken, run_in_abandonable_thread, run_in_thread
 from auditor.config.settings import Account, FleetSource, Settings
-from auditor.engine.account_session import AskedAccount, Keys, open_account, read_keys
-from auditor.engine.worker_pool import Stop
+from auditor.engine.account_session import AccountSession, Credentials, open_account, read_credentials
 from auditor.errors import AccountStoppedError, NotFoundError, PlatformError
-from auditor.fleet.crawler import list_fleet
-from auditor.fleet.discovery_journal import Listing
-from auditor.fleet.materialize import write_listed
-from auditor.fleet.snapshot import fleet_files, with_fleet, write_snapshot
+from auditor.fleet.crawler import crawl
+from auditor.fleet.discovery_journal import DiscoveryJournal
+from auditor.fleet.materialize import materialize
+from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_snapshot
 from auditor.fleet.table import read_snapshot
-from auditor.models import Answered, Device
+from auditor.models import Device, DeviceResult
 
-LOOKED_AT = 1_000
-"""Devices of a fleet that the platform lists that are looked at for one that is wanted, about."""
+MAX_LISTED_DEVICES = 1_000
+"""Approximate number of devices that are discovered to find one that matches the fleet settings."""
 
-
-PATIENCE = 10.0
-"""Seconds until an account that gives no usable answer is given up; somebody is waiting."""
+MAX_UNREACHABLE_SECONDS = 10.0
+"""Seconds until an account that gives no usable answer is abandoned; a person is waiting."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccountCheck:
-    """What came of an account: how many devices it has, what one call said of the first, in how many seconds.
+    """Result of the checks of one account.
 
-    ``products`` is how many products the platform lists, by whose own numbers ``devices`` are then; None: of a file.
-    ``problem`` is None when the account works; ``clock_offset`` is in seconds that the platform's clock is ahead.
+    With ``products`` (None for a fleet file), ``devices`` are those of the platform's counts. ``result`` is what the
+    call for the first device returned, in ``seconds``; ``clock_offset`` is how many seconds the platform's clock is
+    ahead; ``problem`` is why the account does not work, if it does not.
     """
 
     account: str
@@ -42,100 +40,88 @@ class AccountCheck:
     devices: int
     duplicates: int
     products: int | None
-    said: str
+    result: str
     seconds: float
     clock_offset: float
     problem: str | None
 
 
-async def check(settings: Settings, *, fleet: str | None = None) -> list[AccountCheck]:
-    """Reads every account's fleet file whole, or the first that the platform lists, and asks about one device of each.
+@dataclass(frozen=True, slots=True)
+class _FleetPreview:
+    """What is known about an account's fleet; ``complete``: it holds all devices, not only the first ones."""
 
-    Raises:
-        SettingsError, FleetError: what is wrong with them, in one sentence.
-    """
-    settings = with_fleet(settings, fleet)
-    settings = msgspec.structs.replace(settings, give_up_after=min(PATIENCE, settings.give_up_after))
-    keys = await anyio.to_thread.run_sync(read_keys, settings, abandon_on_cancel=True)
-    checks: list[AccountCheck] = []
-    with TemporaryDirectory(prefix="auditor-") as temporary:
-        for account, own_keys in zip(settings.account, keys, strict=True):
-            look = _Look(Path(temporary, f"{len(checks)}.parquet"))
-            checks.append(await _check_account(settings, account, own_keys, look))
-    return checks
-
-
-async def _check_account(settings: Settings, account: Account, keys: Keys, look: "_Look") -> AccountCheck:
-    for name, file in fleet_files(settings):
-        if name == account.name:
-            snapshot = await anyio.to_thread.run_sync(write_snapshot, [(name, file)], look.fleet)
-            look.devices, look.duplicates = snapshot.devices, snapshot.duplicates
-    said, problem, began = "", None, time.monotonic()
-    async with open_account(settings, account, keys, 1) as asked:
-        try:
-            if account.fleet is not None and account.listed:
-                await _list_some(asked, account.fleet, look)
-            if (device := next(read_snapshot(look.fleet, account.name), None)) is None:
-                said = f"none of the first {LOOKED_AT:,} devices is wanted"
-                problem = f'account "{account.name}": no device is listed that is wanted' if look.over else None
-            else:
-                outcome = await asked.fetch(device)
-                said = outcome.status if isinstance(outcome, Answered) else f"failed: {outcome.code}"
-                problem = None if asked.never_reached is None else str(asked.never_reached)
-                if problem is None and settings.since not in {None, "none"}:
-                    problem = await _state_problem(asked, device)
-        except AccountStoppedError as error:
-            problem = str(error)
-        return AccountCheck(
-            account.name,
-            account.endpoint,
-            look.devices,
-            look.duplicates,
-            look.products,
-            said,
-            time.monotonic() - began,
-            asked.client.clock_offset,
-            problem,
-        )
-
-
-async def _state_problem(asked: AskedAccount, device: Device) -> str | None:
-    """Why states of devices cannot be asked, which tell who can have changed since an earlier run; None: they can.
-
-    Raises:
-        AccountStoppedError: the account is refused.
-    """
-    sent = await asked.call_aside(BATCH_GET_DEVICE_STATE, states_of_devices([device]))
-    if not isinstance(sent.result, PlatformError) or isinstance(sent.result, NotFoundError):
-        return None
-    return f'account "{asked.name}": since needs {BATCH_GET_DEVICE_STATE.name}, which fails: {sent.result}'
-
-
-@dataclass(slots=True)
-class _Look:
-    """What is known of an account's fleet."""
-
-    fleet: Path
     devices: int = 0
     duplicates: int = 0
     products: int | None = None
-    over: bool = True
+    complete: bool = True
 
 
-async def _list_some(asked: AskedAccount, source: FleetSource, look: _Look) -> None:
-    """All products, and devices until one is wanted, ``LOOKED_AT`` at most.
+async def preflight(settings: Settings, *, fleet: str | None = None) -> list[AccountCheck]:
+    """Read each account's fleet file, or discover its first devices, and query one device of each account.
 
     Raises:
-        AccountStoppedError: a product that is named is none of the account's.
+        SettingsError, FleetError: the settings or the fleet cannot be used.
     """
-    with Listing(look.fleet.with_suffix(".jsonl"), source) as listing:
-        await list_fleet(asked, listing, stop=Stop(), enough=1)
-        if unknown := sorted(set(listing.products) - listing.keys) if listing.keys else []:
-            raise AccountStoppedError(asked.name, f"the platform lists no product {', '.join(unknown[:3])}")
-        write = partial(write_listed, listing.path, look.fleet, asked.name, source)
-        found = await anyio.to_thread.run_sync(write)
-        while not found.devices and not listing.over and listing.rows < LOOKED_AT:
-            await list_fleet(asked, listing, stop=Stop(), enough=2 * listing.rows)
-            found = await anyio.to_thread.run_sync(write)
-        look.products, look.over = len(listing.products), listing.over
-        look.devices = sum(each.product.device_count or each.rows for each in listing.products.values())
+    settings = apply_fleet_option(settings, fleet)
+    settings = msgspec.structs.replace(settings, give_up_after=min(MAX_UNREACHABLE_SECONDS, settings.give_up_after))
+    credentials = await run_in_abandonable_thread(read_credentials, settings)
+    checks: list[AccountCheck] = []
+    with TemporaryDirectory(prefix="auditor-") as work:
+        for account, own in zip(settings.account, credentials, strict=True):
+            checks.append(await _check_account(settings, account, own, Path(work, f"{len(checks)}.parquet")))
+    return checks
+
+
+async def _check_account(settings: Settings, account: Account, credentials: Credentials, fleet: Path) -> AccountCheck:
+    preview = _FleetPreview()
+    for name, file in fleet_files(settings):
+        if name == account.name:
+            snapshot = await run_in_thread(write_snapshot, [(name, file)], fleet)
+            preview = _FleetPreview(snapshot.devices, snapshot.duplicates)
+    result, problem, started_at = "", None, time.monotonic()
+    async with open_account(settings, account, credentials, 1) as session:
+        try:
+            if account.fleet is not None and account.uses_discovery:
+                preview = await _discover_first_devices(session, account.fleet, fleet)
+            if (device := next(read_snapshot(fleet, account.name), None)) is not None:
+                result, problem = await _check_device(session, device, states=settings.since not in {None, "none"})
+            else:
+                result = f"none of the first {MAX_LISTED_DEVICES:,} devices matches the fleet settings"
+                if preview.complete:
+                    problem = f'account "{account.name}": no device matches the fleet settings'
+        except AccountStoppedError as error:
+            problem = str(error)
+        counts = preview.devices, preview.duplicates, preview.products
+        seconds, clock_offset = time.monotonic() - started_at, session.client.clock_offset
+        return AccountCheck(account.name, account.endpoint, *counts, result, seconds, clock_offset, problem)
+
+
+async def _check_device(session: AccountSession, device: Device, *, states: bool) -> tuple[str, str | None]:
+    """Return what a query of one device resulted in, and the problem of the account, if there is one.
+
+    ``states``: the audit needs connection states, too, to find devices that may have changed.
+    """
+    outcome = await session.fetch(device)
+    result = outcome.status if isinstance(outcome, DeviceResult) else f"failed: {outcome.code}"
+    if session.unreached_error is not None:
+        return result, str(session.unreached_error)
+    if states:
+        sent = await session.call_optional(BATCH_GET_DEVICE_STATE, device_state_params([device]))
+        if isinstance(sent.result, PlatformError) and not isinstance(sent.result, NotFoundError):
+            operation = BATCH_GET_DEVICE_STATE.name
+            return result, f'account "{session.name}": since needs {operation}, which fails: {sent.result}'
+    return result, None
+
+
+async def _discover_first_devices(session: AccountSession, source: FleetSource, fleet: Path) -> _FleetPreview:
+    """Discover all products, and about ``MAX_LISTED_DEVICES`` devices or fewer until one matches the fleet settings."""
+    with DiscoveryJournal(fleet.with_suffix(".jsonl"), source) as journal:
+        await crawl(session, journal, stop=StopToken(), enough_devices=1)
+        if unknown := sorted(set(journal.products) - journal.keys) if journal.keys else []:
+            raise AccountStoppedError(session.name, f"the platform lists no product {', '.join(unknown[:3])}")
+        found = await run_in_thread(materialize, journal.path, fleet, session.name, source)
+        while not found.devices and not journal.finished and journal.rows < MAX_LISTED_DEVICES:
+            await crawl(session, journal, stop=StopToken(), enough_devices=2 * journal.rows)
+            found = await run_in_thread(materialize, journal.path, fleet, session.name, source)
+        devices = sum(each.product.device_count or each.rows for each in journal.products.values())
+        return _FleetPreview(devices, products=len(journal.products), complete=journal.finished)

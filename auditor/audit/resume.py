@@ -1,4 +1,4 @@
-"""Going on with a run that was killed, stopped or left with failures: mends its files and finds what is left."""
+"""Resumes a run that was killed, stopped or left with failures: repair its files and find its remaining devices."""
 
 import contextlib
 import shlex
@@ -9,132 +9,114 @@ import msgspec
 import structlog
 
 from auditor import __about__
-from auditor.audit.setup import facts_of, kept_of, target_of
-from auditor.config.loader import settings_from
-from auditor.config.serialization import HOW, _told, differences
+from auditor.audit.setup import account_infos, stored_settings, target_rate
+from auditor.config.loader import parse_settings
+from auditor.config.serialization import RUN_INDEPENDENT_KEYS, diff_settings, format_setting
 from auditor.config.settings import Settings
 from auditor.errors import RunFolderError, RunNotWritableError, SettingsError
-from auditor.fleet.table import devices_to_ask
-from auditor.runs.folder import CARRIED, FAILED, FLEET, PLAN, SEALED, SHOWN, runs_in
-from auditor.runs.locking import Begun, Hold, door, refuse_overlap
-from auditor.runs.manifest import Manifest, file_facts, read_manifest, write_manifest
-from auditor.runs.recovery import LEFT, _mend, _set_aside, write_pending
+from auditor.fleet.table import count_devices_to_query
+from auditor.runs.folder import CARRIED, FAILURES, FLEET, PLAN, PRESENTATION_FILES, SEALED, RunCatalog
+from auditor.runs.locking import PreparedRun, RunLock, directory_lock, refuse_overlap
+from auditor.runs.manifest import Manifest, file_info, read_manifest, write_manifest
+from auditor.runs.recovery import REMAINING, repair, rotate_failures, write_remaining_devices
 from auditor.selection.plan_files import keep_accounts
-from auditor.text.formatting import utc
+from auditor.text.formatting import format_utc
 
 log = structlog.get_logger()
 
 
-def unfinished(directory: Path, name: str) -> Path | None:
-    """The newest run of a name in a directory, if there is one and something is left to do in it.
+def find_unfinished(directory: Path, name: str) -> Path | None:
+    """Return the newest run of a name in a directory if it is unfinished; None if it is finished, or there is none.
 
-    A run with devices pending is unfinished, or with a fleet that was not listed, and so is one that was not sealed or
-    proven. One that was sealed and whose every device was asked is done, even if some failed, or some products could
-    not be listed: to ask those again is a wish of its own, for ``resume``.
-
-    Raises:
-        RunFolderError: the directory cannot be read.
+    A run is unfinished if devices are pending, if a discovery is pending, or if it was not sealed or verified. A sealed
+    run without pending devices is finished, even if devices or products failed: ``resume`` retries those on request.
     """
-    if not directory.exists():
+    catalog = RunCatalog(directory, missing_ok=True)
+    catalog.log_unreadable()
+    if (run := catalog.latest(name)) is None:
         return None
-    runs, broken = runs_in(directory)
-    for error in broken:
-        log.warning("a run is passed over", reason=str(error))
-    for manifest, folder in runs:
-        if manifest.name == name:
-            counts = manifest.devices
-            to_ask = counts.pending - manifest.unsampled
-            in_part = counts.failed or any(listing.state == "partial" for listing in manifest.listings)
-            proven = manifest.state != "partial" or in_part or manifest.unsampled > 0
-            pending = to_ask or any(listing.state == "pending" for listing in manifest.listings)
-            done = manifest.finished_at is not None and not pending and proven
-            return None if done else folder
-    return None
+    manifest, folder = run
+    pending = manifest.devices.pending > manifest.unsampled
+    pending = pending or any(discovery.state == "pending" for discovery in manifest.discovery)
+    failed = manifest.devices.failed or any(discovery.state == "partial" for discovery in manifest.discovery)
+    verified = manifest.state != "partial" or failed or manifest.unsampled > 0
+    finished = manifest.finished_at is not None and not pending and verified
+    return None if finished else folder
 
 
-def go_on(folder: Path, settings: Settings, now: float) -> Begun | None:
-    """Takes a run folder, mends it, and finds what is left; answers that were written stay as they are.
+def reopen(folder: Path, settings: Settings, now: float) -> PreparedRun | None:
+    """Lock a run folder, repair its files, and find its remaining devices; None if another process has completed it.
 
-    Nothing of it is changed but what is torn or spoilt until it is known what is left, and that there is room for that.
-
-    Args:
-        folder: the run folder.
-        settings: to go on with; that they fit the run was looked at before.
-        now: seconds since 1970.
-
-    Returns:
-        The run folder ready; None if another process has completed it by now.
+    Results that were written are kept. Apart from damaged lines nothing is changed until the remaining devices are
+    written. The caller has checked that the settings fit the run.
 
     Raises:
-        RunFolderError: another process is writing it, or a run of its name beside it, or it is not what it was.
+        RunFolderError: another process is writing it or a run of its name in the same directory, or it was changed.
         RunNotWritableError: it cannot be written.
     """
-    place = folder.resolve()  # "." has no parent of its own
-    with door(place.parent):
-        hold = Hold(folder)
+    path = folder.resolve()  # "." has no parent of its own
+    with directory_lock(path.parent):
+        lock = RunLock(folder)
         try:
-            refuse_overlap(place.parent, read_manifest(folder).name, but=place)
+            refuse_overlap(path.parent, read_manifest(folder).name, except_folder=path)
         except BaseException:
-            hold.release()
+            lock.release()
             raise
     try:
         manifest = read_manifest(folder)
         if manifest.state == "complete":
-            hold.release()
+            lock.release()
             return None
-        manifest = _with_its_fleet(folder, manifest)
-        _mend(folder)
-        _drop_choices(folder, manifest)
-        left = write_pending(folder, folder / LEFT)
-        # A killed process did not write down the requests of its last second; its answers tell of most.
-        requests = replace(manifest.requests, sent=max(manifest.requests.sent, left.requests))
-        manifest = replace(manifest, devices=left.counts, unsampled=left.unsampled, requests=requests)
-        return Begun(folder, hold, _reopened(folder, manifest, settings, now), folder / LEFT, left.known, resumed=True)
+        manifest = _with_current_fleet(folder, manifest)
+        repair(folder)
+        _drop_unrecorded_selections(folder, manifest)
+        remaining = write_remaining_devices(folder, folder / REMAINING)
+        # A killed process did not record the requests of its last second; most of them can be counted in its results.
+        requests = replace(manifest.requests, sent=max(manifest.requests.sent, remaining.requests))
+        manifest = replace(manifest, devices=remaining.counts, unsampled=remaining.unsampled, requests=requests)
+        manifest = _mark_running(folder, manifest, settings, now)
+        return PreparedRun(folder, lock, manifest, folder / REMAINING, remaining.successful_devices, resumed=True)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            (folder / LEFT).unlink(missing_ok=True)
-        hold.release()
+            (folder / REMAINING).unlink(missing_ok=True)
+        lock.release()
         if isinstance(error, OSError):
             raise RunNotWritableError(f"{folder}: cannot be resumed: {error.strerror}") from error
         raise
 
 
-def _with_its_fleet(folder: Path, manifest: Manifest) -> Manifest:
-    """The manifest, of the fleet that is there: one that was growing may have grown since the manifest was written.
-
-    Raises:
-        RunFolderError: the fleet is missing, or is another one.
-    """
-    growing = any(listing.state != "complete" for listing in manifest.listings)
-    sha256 = file_facts(folder / FLEET).sha256 if (folder / FLEET).is_file() else ""
+def _with_current_fleet(folder: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest with the current fleet, to which devices may have been added after it was written."""
+    growing = any(discovery.state != "complete" for discovery in manifest.discovery)
+    sha256 = file_info(folder / FLEET).sha256 if (folder / FLEET).is_file() else ""
     if not sha256 or (sha256 != manifest.fleet.sha256 and not growing):
-        raise RunFolderError(f"{folder}: its {FLEET} is missing or was changed, so nothing tells what is left")
+        raise RunFolderError(f"{folder}: its {FLEET} is missing or was changed, so the remaining devices are not known")
     if not growing:
         return manifest
-    devices = devices_to_ask(folder / FLEET, [account.name for account in manifest.accounts])
+    devices = count_devices_to_query(folder / FLEET, [account.name for account in manifest.accounts])
     return replace(manifest, fleet=replace(manifest.fleet, devices=sum(devices.values()), sha256=sha256))
 
 
-def _reopened(folder: Path, manifest: Manifest, settings: Settings, now: float) -> Manifest:
-    """Says that the run is at work again, before a sealed file is gone: whoever reads it now reads its lines."""
+def _mark_running(folder: Path, manifest: Manifest, settings: Settings, now: float) -> Manifest:
+    """Write that the run is running before sealed files are removed, so that readers use its journals from now on."""
     manifest = replace(
         manifest,
         auditor_version=__about__.VERSION,
         state="running",
-        accounts=facts_of(settings),
+        accounts=account_infos(settings),
         finished_at=None,
-        rate=replace(manifest.rate, target=target_of(settings), allowed=None),
+        rate=replace(manifest.rate, target=target_rate(settings), learned=None),
         failures=(),
         error=None,
         files=(),
-        resumed_at=(*manifest.resumed_at, utc(now)),
-        settings=kept_of(settings),
+        resumed_at=(*manifest.resumed_at, format_utc(now)),
+        settings=stored_settings(settings),
     )
     write_manifest(folder, manifest)
     try:
-        for name in (*SEALED, *SHOWN):
+        for name in (*SEALED, *PRESENTATION_FILES):
             (folder / name).unlink(missing_ok=True)
-        _set_aside(folder / FAILED)
+        rotate_failures(folder / FAILURES)
     except (OSError, RunNotWritableError) as error:
         with contextlib.suppress(RunNotWritableError):
             write_manifest(folder, replace(manifest, state="aborted", error=f"cannot be resumed: {error}"))
@@ -142,39 +124,40 @@ def _reopened(folder: Path, manifest: Manifest, settings: Settings, now: float) 
     return manifest
 
 
-def _drop_choices(folder: Path, manifest: Manifest) -> None:
-    """Leaves out what was chosen of an account and not said in the manifest: it chooses anew."""
-    known = [] if manifest.choice is None else [account.account for account in manifest.choice.accounts]
+def _drop_unrecorded_selections(folder: Path, manifest: Manifest) -> None:
+    """Remove selections that a killed process did not record in the manifest: their accounts select again."""
+    recorded = [] if manifest.selection is None else [account.account for account in manifest.selection.accounts]
     for name in (PLAN, CARRIED):
         if (folder / name).exists():
-            keep_accounts(folder / name, known)
+            keep_accounts(folder / name, recorded)
 
 
 def settings_to_resume(folder: Path, given: Settings | None) -> Settings:
-    """The settings for a run's next stretch: its own, or given ones that ask the same accounts.
+    """Return the settings to resume a run with: its own, or given ones with the same accounts.
 
     Raises:
-        RunFolderError: the run keeps none that can be used, or those that were given ask another platform.
+        RunFolderError: the run has no settings that can be used, or the given ones have other accounts.
     """
     manifest = read_manifest(folder)
     if given is None:
         return settings_of(folder, manifest)
     if manifest.settings is None:
-        known = {(account.name, account.endpoint, account.dialect) for account in manifest.accounts}
-        other = ["its accounts are others"] if known != {(a.name, a.endpoint, a.dialect) for a in given.account} else []
+        recorded = {(account.name, account.endpoint, account.dialect) for account in manifest.accounts}
+        same = recorded == {(account.name, account.endpoint, account.dialect) for account in given.account}
+        changes = [] if same else ["the run has other accounts"]
         fleets = {account.name: account.fleet for account in given.account}
     else:
         before = settings_of(folder, _without_ca_files(manifest))
-        other = differences(before, given, besides=HOW)
+        changes = diff_settings(before, given, ignore=RUN_INDEPENDENT_KEYS)
         fleets = {account.name: account.fleet for account in before.account}
-    if other:
-        raise RunFolderError(f"{folder}: cannot be resumed with these settings: {'; '.join(other)}")
+    if changes:
+        raise RunFolderError(f"{folder}: cannot be resumed with these settings: {'; '.join(changes)}")
     accounts = tuple(msgspec.structs.replace(each, fleet=fleets.get(each.name)) for each in given.account)
     return msgspec.structs.replace(given, account=accounts)
 
 
 def _without_ca_files(manifest: Manifest) -> Manifest:
-    """A manifest whose settings can be read though an authority's file has moved: other settings name another one."""
+    """Return the manifest without ``ca_file`` settings: a file may have moved, and given settings name the new one."""
     table = manifest.settings or {}
     accounts = table.get("account")
     if not isinstance(accounts, list):
@@ -183,36 +166,29 @@ def _without_ca_files(manifest: Manifest) -> Manifest:
     return replace(manifest, settings={**table, "account": kept})
 
 
-def refuse_other_settings(folder: Path, settings: Settings, limit: int | None) -> None:
-    """Refuses settings that are not those that a run was asked with last; where keys lie may differ.
-
-    Raises:
-        RunFolderError: they differ, and in what.
-    """
+def refuse_changed_settings(folder: Path, settings: Settings, limit: int | None) -> None:
+    """Raise RunFolderError if settings differ from those of a run; the places of credentials may differ."""
     manifest = read_manifest(folder)
     before = settings_of(folder, manifest)
-    other = differences(before, settings)
-    advice = f"or take them for what is left: auditor resume {shlex.quote(str(folder))} --settings CONFIG"
+    changes = diff_settings(before, settings)
+    advice = f"finish it with the new ones: auditor resume {shlex.quote(str(folder))} --settings CONFIG"
     if {each.name: each.fleet for each in before.account} != {each.name: each.fleet for each in settings.account}:
-        advice = "for a run keeps its fleet"
+        advice = "restore its fleet settings"
     if manifest.fleet.limit != limit:
-        other.append(f"limit was {_told(manifest.fleet.limit)} and is {_told(limit)}")
-        advice = "or give the same limit"
-    if other:
+        changes.append(f"limit changed from {format_setting(manifest.fleet.limit)} to {format_setting(limit)}")
+        advice = "give the same limit"
+    if changes:
         raise RunFolderError(
-            f"{folder}: was asked with other settings: {'; '.join(other)}. Leave out --resume to begin anew, {advice}"
+            f"{folder}: settings changed since this run started: {'; '.join(changes)}. "
+            f"Drop --resume to start a new run, or {advice}"
         )
 
 
 def settings_of(folder: Path, manifest: Manifest) -> Settings:
-    """The settings that a run was begun with.
-
-    Raises:
-        RunFolderError: the run has none, or none that can be used.
-    """
+    """Return the settings that a run stores; raise RunFolderError if it has none that can be used."""
     if manifest.settings is None:
-        raise RunFolderError(f"{folder}: its run.json keeps no settings; give them with --settings")
+        raise RunFolderError(f"{folder}: its run.json has no settings; give them with --settings")
     try:
-        return settings_from(manifest.settings, where=f"{folder}/run.json: settings")
+        return parse_settings(manifest.settings, where=f"{folder}/run.json: settings")
     except SettingsError as error:
         raise RunFolderError(f"{error}; give other settings with --settings") from error

@@ -1,28 +1,23 @@
-"""An audit from settings to a sealed run folder, begun anew or gone on with."""
+"""Entry points of an audit: from settings to a sealed run folder, new or resumed."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
-import anyio
-
-from auditor.audit.resume import go_on, refuse_other_settings, settings_to_resume, unfinished
-from auditor.audit.session import Stretch
-from auditor.audit.setup import new_run
+from auditor.audit.resume import find_unfinished, refuse_changed_settings, reopen, settings_to_resume
+from auditor.audit.session import AuditSession
+from auditor.audit.setup import create_run
+from auditor.concurrency import StopToken, run_cancellable
 from auditor.config.settings import Settings
-from auditor.engine.account_session import read_keys
-from auditor.engine.limiters import try_budget
-from auditor.engine.progress import Result, Watch
-from auditor.engine.worker_pool import Stop
-from auditor.errors import AuditorError, StoppedAtOnceError, UsageError
-from auditor.fleet.snapshot import with_fleet
+from auditor.engine.account_session import read_credentials
+from auditor.engine.limiters import check_quota_sharing
+from auditor.engine.progress import AuditResult, ProgressCallback
+from auditor.errors import UsageError
+from auditor.fleet.snapshot import apply_fleet_option
 from auditor.runs.folder import find_run
-from auditor.runs.locking import Begun
+from auditor.runs.locking import PreparedRun
 from auditor.runs.manifest import read_manifest
-
-T = TypeVar("T")
 
 
 async def run_audit(
@@ -33,53 +28,55 @@ async def run_audit(
     limit: int | None = None,
     resume: bool = False,
     until: float | None = None,
-    watch: Watch | None = None,
-    stop: Stop | None = None,
+    on_progress: ProgressCallback | None = None,
+    stop: StopToken | None = None,
     priority: bool = False,
     accounts: Collection[str] = (),
-) -> Result:
-    """Asks about every device of the fleet and leaves a sealed run folder.
+) -> AuditResult:
+    """Query all devices of the fleet and write a sealed run folder.
 
     Args:
         settings: see ``load_settings``.
         fleet: a fleet file instead of the one in the settings (one account only); ``-`` is standard input.
-        directory: where to make the run folder, instead of the settings' ``directory``.
-        limit: only the first so many devices.
-        resume: go on with the newest run of this name, if devices are pending in it, instead of beginning a new one.
-        until: when to be done, in seconds since 1970; what is not asked in time stays pending.
-        watch: told every half second where the audit stands.
-        stop: a wish to end early; what is not asked by then stays pending.
-        priority: go before other audits on this machine that share an account's quota.
-        accounts: only these of the settings' accounts, by their names; the run says that it leaves the others out.
+        directory: where to create the run folder, instead of the settings' ``directory``.
+        limit: query only the first so many devices.
+        resume: continue the newest run of this name if it is unfinished, instead of starting a new one.
+        until: when to be done, in seconds since 1970; devices that are not queried in time stay pending.
+        on_progress: called every half second with the progress.
+        stop: a request to end early; devices that are not queried before that stay pending.
+        priority: take precedence over other audits on this machine that share an account's quota.
+        accounts: names of the only accounts to query; the run records that the others are excluded.
 
     Raises:
-        UsageError: ``limit`` is below 1, or there is no account of a name.
-        SettingsError: a key is not there, or the Redis server where quotas are shared cannot be used.
+        UsageError: ``limit`` is below 1, or an account name is unknown.
+        SettingsError: a credential is missing, or the Redis server through which quotas are shared cannot be used.
         FleetError: the fleet cannot be used; no run folder is left.
-        RunFolderError: a run of this name is being written, or the one to resume was asked with other settings.
-        RunNotWritableError: no run folder can be made, or the one to resume cannot be written.
-        StoppedAtOnceError: the end was wished before anything was asked.
+        RunFolderError: a run of this name is being written, or the settings of the run to resume have changed.
+        RunNotWritableError: no run folder can be created, or the one to resume cannot be written.
+        AuditInterruptedError: the end was requested before any device was queried.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"limit {limit}: give a number of devices from 1 up")
-    every = [account.name for account in settings.account]
-    settings = with_fleet(settings.only(accounts) if accounts else settings, fleet)
-    left_out = tuple(name for name in every if name not in {account.name for account in settings.account})
-    stop = stop or Stop()
-    keys = await _unless_stopped(partial(read_keys, settings), stop)
-    await try_budget(settings, keys[0].budget)
-    where, now = Path(directory or settings.directory), time.time()
+        raise UsageError(f"limit {limit}: must be at least 1")
+    names = [account.name for account in settings.account]
+    settings = apply_fleet_option(settings.restrict_to_accounts(accounts) if accounts else settings, fleet)
+    excluded = tuple(name for name in names if name not in {account.name for account in settings.account})
+    stop = stop or StopToken()
+    credentials = await run_cancellable(partial(read_credentials, settings), stop)
+    await check_quota_sharing(settings, credentials[0].redis_password)
+    target, now = Path(directory or settings.directory), time.time()
 
-    def begin() -> Begun:
-        old = unfinished(where, settings.name) if resume else None
-        if old is not None:
-            refuse_other_settings(old, settings, limit)
-            if (begun := go_on(old, settings, now)) is not None:
-                return begun
-        return new_run(settings, where, limit, now, left_out, timed=until is not None)
+    def prepare() -> PreparedRun:
+        unfinished = find_unfinished(target, settings.name) if resume else None
+        if unfinished is not None:
+            refuse_changed_settings(unfinished, settings, limit)
+            if (reopened := reopen(unfinished, settings, now)) is not None:
+                return reopened
+        return create_run(settings, target, limit, now, excluded, timed=until is not None)
 
-    begun = await _unless_stopped(begin, stop)
-    return await Stretch(settings, keys, begun, until=until, watch=watch, stop=stop, priority=priority).run()
+    prepared = await run_cancellable(prepare, stop)
+    return await AuditSession(
+        settings, credentials, prepared, until=until, on_progress=on_progress, stop=stop, priority=priority
+    ).run()
 
 
 async def resume_audit(
@@ -87,66 +84,33 @@ async def resume_audit(
     *,
     settings: Settings | None = None,
     until: float | None = None,
-    watch: Watch | None = None,
-    stop: Stop | None = None,
+    on_progress: ProgressCallback | None = None,
+    stop: StopToken | None = None,
     priority: bool = False,
-) -> Result:
-    """Asks about the devices of a run that are pending or failed, and seals it anew.
+) -> AuditResult:
+    """Query the devices of a run that are pending or failed, and seal it again; a complete run is left unchanged.
 
-    Args:
-        run: a run folder, or a directory of runs, whose newest is meant.
-        settings: other ones than the run's own. Pace, timeouts and keys may differ; accounts and endpoints may not,
-            and the fleet is the run's.
-        until: as in ``run_audit``.
-        watch: as in ``run_audit``.
-        stop: as in ``run_audit``.
-        priority: as in ``run_audit``.
-
-    Returns:
-        What it came to; a run that is complete already is left as it is.
+    ``run`` is a run folder, or a directory of runs (its newest run is used). ``settings`` replace the run's own: rates,
+    timeouts and credentials may differ; accounts and endpoints may not, and the fleet is the run's. The other arguments
+    are those of ``run_audit``.
 
     Raises:
-        SettingsError: a key is not there, or the Redis server where quotas are shared cannot be used.
-        RunFolderError: it is no run, another process is writing it or one of its name, or it asked other accounts.
+        SettingsError: a credential is missing, or the Redis server through which quotas are shared cannot be used.
+        RunFolderError: it is no run, its accounts differ, or another process is writing it or a run of its name.
         RunNotWritableError: it cannot be written.
-        StoppedAtOnceError: the end was wished before anything was asked.
+        AuditInterruptedError: the end was requested before any device was queried.
     """
     folder = find_run(Path(run))
     manifest = read_manifest(folder)
     if manifest.state == "complete":
-        return Result(folder, manifest, 0)
+        return AuditResult(folder, manifest, 0)
     own = settings_to_resume(folder, settings)
-    stop = stop or Stop()
-    keys = await _unless_stopped(partial(read_keys, own), stop)
-    await try_budget(own, keys[0].budget)
-    begun = await _unless_stopped(lambda: go_on(folder, own, time.time()), stop)
-    if begun is None:
-        return Result(folder, read_manifest(folder), 0)
-    return await Stretch(own, keys, begun, until=until, watch=watch, stop=stop, priority=priority).run()
-
-
-async def _unless_stopped(begin: Callable[[], T], stop: Stop) -> T:
-    """What ``begin`` gives, in a thread; a wish to stop leaves it alone, for nothing was asked yet.
-
-    Raises:
-        StoppedAtOnceError: the end was wished meanwhile.
-    """
-    made: list[T] = []
-    failures: list[AuditorError] = []
-
-    async def wait() -> None:
-        try:
-            made.append(await anyio.to_thread.run_sync(begin, abandon_on_cancel=True))
-        except AuditorError as error:  # raised below, outside the group that would wrap it
-            failures.append(error)
-        group.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(wait)
-        await stop.wished()
-        group.cancel_scope.cancel()
-    if failures:
-        raise failures[0]
-    if not made:
-        raise StoppedAtOnceError(f"stopped before anything was asked: {stop.reason}")
-    return made[0]
+    stop = stop or StopToken()
+    credentials = await run_cancellable(partial(read_credentials, own), stop)
+    await check_quota_sharing(own, credentials[0].redis_password)
+    prepared = await run_cancellable(lambda: reopen(folder, own, time.time()), stop)
+    if prepared is None:  # another process has completed it
+        return AuditResult(folder, read_manifest(folder), 0)
+    return await AuditSession(
+        own, credentials, prepared, until=until, on_progress=on_progress, stop=stop, priority=priority
+    ).run()

@@ -1,354 +1,252 @@
-"""One stretch of an audit: from a run folder that is ready to the same folder sealed. A resume is another stretch.
-
-How a stretch of an audit ended, for its manifest and for whoever waits for its exit code.
-"""
+"""One session of an audit: from a prepared run folder to the sealed one. A resumed run has several sessions."""
 
 import contextlib
 import time
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
-from itertools import starmap
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import structlog
 
-from auditor.audit.device_source import Fleets
-from auditor.config.settings import Account, Settings
-from auditor.engine.account_session import AskedAccount, Keys, open_account, open_side_by_side
-from auditor.engine.allocation import workers_of
-from auditor.engine.device_reader import never_activated
-from auditor.engine.monitor import Notices
-from auditor.engine.progress import INTERRUPTED, Result, Watch
-from auditor.engine.run_state import Standing
-from auditor.engine.worker_pool import Stop, fan_out
-from auditor.errors import AuditorError, FleetError, RunNotWritableError, StoppedError
+from auditor.audit.deadline import Deadline
+from auditor.audit.device_source import DeviceSource
+from auditor.audit.finalize import describe_errors, exit_code, seal_and_verify
+from auditor.concurrency import StopToken, background_tasks, repeat, unwrapping_task_group
+from auditor.config.settings import Settings
+from auditor.engine.account_session import AccountSession, Credentials, open_accounts
+from auditor.engine.allocation import CallBudget, concurrency_per_account
+from auditor.engine.device_reader import never_activated_result
+from auditor.engine.monitor import HealthMonitor
+from auditor.engine.progress import AuditResult, ProgressCallback, ProgressReporter
+from auditor.engine.run_state import RunState
+from auditor.engine.worker_pool import run_workers
+from auditor.errors import AuditorError, AuditStoppedError, FleetError, RunNotWritableError
 from auditor.fleet.table import read_never_activated, read_snapshot
-from auditor.planning.capacity import plan_for
-from auditor.runs.folder import ANSWERED, FAILED, FLEET
-from auditor.runs.journal import Journal, SyncedJournal, free_reserve, reserve
-from auditor.runs.locking import Begun
-from auditor.runs.manifest import FleetFacts, ListingFacts, Manifest, State, write_manifest
-from auditor.runs.seal import Sealed, seal
-from auditor.runs.verify import verify
-from auditor.selection.coordinator import Chosen
-from auditor.text.formatting import printable, utc
+from auditor.models import Device, Outcome
+from auditor.runs.folder import FAILURES, RESULTS
+from auditor.runs.journal import DiskReserve, Journal
+from auditor.runs.locking import PreparedRun
+from auditor.runs.manifest import Manifest, State, write_manifest
+from auditor.selection.coordinator import SelectionCoordinator
+from auditor.selection.strategies import SelectionResult
+from auditor.text.formatting import escape_undecodable, format_utc
 
 log = structlog.get_logger()
 
+CHECK_SECONDS = 0.1
+"""Seconds between two checks of the deadline and of the accounts' health."""
 
-LOOK_SECONDS = 0.1
-"""How often it is looked at what is due: the deadline, a sync, the manifest, the watcher."""
-
-
-WATCH_SECONDS = 0.5
-"""How often a watcher is told."""
-
+PROGRESS_SECONDS = 0.5
+"""Seconds between two progress reports."""
 
 MANIFEST_SECONDS = 1.0
-"""How often ``run.json`` is written anew."""
+"""Seconds between two writes of ``run.json``."""
+
+RESULTS_PER_TURN = 100
+"""Number of results without a request that are written before other tasks get their turn."""
 
 
-SEALING, SEALING_EACH = 0.5, 60e-6
-"""Seconds that sealing and proving take, about, and how many more for each device: kept free before a deadline."""
+class AuditSession:
+    """Queries the devices of a prepared run folder, and seals it; then the folder's lock is released.
 
-
-LAST_PART = 0.3
-"""The part of the time until a deadline that may be kept free at most."""
-
-
-AT_A_TIME = 100
-"""Devices that need no question and are written before others get their turn."""
-
-
-class Stretch:
-    """Asks the devices of a run folder that is ready, and seals it.
-
-    Args:
-        settings: how to ask.
-        keys: of each account, in the settings' order.
-        begun: the run folder; it is released at the end.
-        until: when to be done, in seconds since 1970.
-        watch: told every half second where the audit stands.
-        stop: a wish to end early.
-        priority: whether to go before other audits that share an account's quota.
+    ``credentials`` are in the settings' order; ``until`` is in seconds since 1970, None without a deadline.
+    ``priority`` takes precedence over other processes that share an account's quota.
     """
 
     def __init__(
         self,
         settings: Settings,
-        keys: list[Keys],
-        begun: Begun,
+        credentials: list[Credentials],
+        prepared: PreparedRun,
         *,
         until: float | None,
-        watch: Watch | None,
-        stop: Stop,
+        on_progress: ProgressCallback | None,
+        stop: StopToken,
         priority: bool = False,
     ) -> None:
-        self._settings, self._keys, self._watch, self._stop = settings, keys, watch, stop
-        self._priority, self._until = priority, until
-        self._begun, self._folder = begun, begun.folder
-        self._journal = Journal(self._folder / ANSWERED, self._folder / FAILED, asdict(begun.manifest.devices))
-        self._synced = SyncedJournal(self._journal, settings.fsync_every)
-        self._accounts: list[AskedAccount] = []
-        self._standing = Standing(begun.folder, begun.manifest, self._journal, self._accounts)
-        self._stop_at, self._drain_seconds = self._plan_the_end()
-        self._chosen = Chosen(settings, begun, self._standing, self._journal, self._write_manifest, until=until)
-        self._stopped: list[AuditorError] = []
+        self._settings, self._credentials, self._priority = settings, credentials, priority
+        self._prepared, self._folder, self._stop = prepared, prepared.folder, stop
+        counts = asdict(prepared.manifest.devices)
+        self._journal = Journal(
+            self._folder / RESULTS, self._folder / FAILURES, counts, fsync_interval=settings.fsync_interval
+        )
+        self._reserve = DiskReserve(self._folder)
+        self._accounts: list[AccountSession] = []
+        self._state = RunState(self._folder, prepared.manifest, self._journal, self._accounts)
+        self._source = DeviceSource(settings, prepared, self._state)
+        self._deadline = Deadline(until, stop, prepared.manifest.fleet.devices)
+        self._reporter = ProgressReporter(on_progress)
+        self._selection: SelectionCoordinator | None = None  # all devices are queried
+        if (selection := prepared.manifest.selection) is not None:
+            self._selection = SelectionCoordinator(
+                settings, prepared, selection, self._accounts, calls_before=self._state.requests_before, until=until
+            )
+        self._budget: CallBudget | None = None  # a selection has its own
+        if self._selection is None and settings.max_calls is not None:
+            self._budget = CallBudget(settings, self._accounts, self._state.requests_before)
+        self._errors: list[AuditorError] = []
 
-    async def run(self) -> Result:
-        """Asks, seals and proves; gives the folder back whatever happens.
+    async def run(self) -> AuditResult:
+        """Query the devices, then seal and verify the run; release the run folder in every case.
 
-        A run that cannot be written any more is a result as well: what was written is valid.
+        A run folder that cannot be written any more is a result too, since all outcomes written so far are valid.
         """
-        with self._begun.hold:
+        with self._prepared.lock:
             try:
-                self._fleets = Fleets(self._settings, self._begun, self._grown)
-                await self._ask()
-                return await self._finish()
+                await self._query_accounts()
+                return await self._finalize()
             except RunNotWritableError as error:
-                free_reserve(self._folder)
-                return Result(self._folder, self._ended(self._standing.now(), self._why(error)), error.exit_code)
+                return AuditResult(self._folder, self._abort(describe_errors([*self._errors, error])), error.exit_code)
+            except anyio.get_cancelled_exc_class():
+                self._abort("interrupted immediately", state="partial")
+                raise
             except BaseException as error:
-                # Cancelled or broken: what was answered is kept, and the manifest says that it is not all.
-                free_reserve(self._folder)
-                cancelled = isinstance(error, anyio.get_cancelled_exc_class())
-                why = str(error) if isinstance(error, AuditorError) else f"{type(error).__name__}: {error}"
-                state: State = "partial" if cancelled else "aborted"
-                self._ended(self._standing.now(), "stopped at once" if cancelled else why, state)
+                self._abort(str(error) if isinstance(error, AuditorError) else f"{type(error).__name__}: {error}")
                 raise
 
-    def _why(self, *more: AuditorError) -> str:
-        """Why the run was stopped. Of what could not be written the first counts: the rest follows from it."""
-        errors = dict.fromkeys((*self._stopped, *more))
-        follow = [error for error in errors if isinstance(error, RunNotWritableError)][1:]
-        return printable("; ".join(dict.fromkeys(str(error) for error in errors if error not in follow)))
-
-    def _ended(self, manifest: Manifest, why: str, state: State = "aborted") -> Manifest:
-        """The manifest of a run that ended unsealed, written if that can be."""
-        manifest = replace(manifest, state=state, error=printable(why))
+    def _abort(self, reason: str, state: State = "aborted") -> Manifest:
+        """Return the manifest of a run that ends unsealed, after writing it if possible."""
+        self._reserve.release()
+        manifest = replace(self._state.manifest(), state=state, error=escape_undecodable(reason))
         with contextlib.suppress(RunNotWritableError):
             write_manifest(self._folder, manifest)
         return manifest
 
-    async def _ask(self) -> None:
-        """Asks all accounts side by side, each with its part of ``at_once``; one that stops leaves the others alone."""
+    async def _query_accounts(self) -> None:
+        """Query all accounts concurrently, each with its fraction of ``concurrency``."""
         try:
-            with self._journal:
-                reserve(self._folder)
-                async with AsyncExitStack() as stack:
-                    parts = zip(self._settings.account, self._keys, workers_of(self._settings), strict=True)
-                    self._accounts += await open_side_by_side(stack, starmap(self._open, parts))
-                    await self._ask_accounts()
-            await self._fleets.finish()
+            async with AsyncExitStack() as stack:
+                stack.enter_context(self._journal)
+                self._reserve.allocate()
+                workers, probe_devices = concurrency_per_account(self._settings), self._prepared.successful_devices
+                self._accounts += await open_accounts(
+                    stack, self._settings, self._credentials, workers, probe_devices, priority=self._priority
+                )
+                self._check_deadline()
+                self._report_progress()
+                await stack.enter_async_context(background_tasks(*self._tickers()))
+                async with unwrapping_task_group() as group:
+                    for session in self._accounts:
+                        group.start_soon(self._query_account, session)
+            await self._source.finish()
         except RunNotWritableError as error:
-            self._stopped.append(error)
+            self._errors.append(error)
 
-    def _open(self, account: Account, keys: Keys, workers: int) -> AbstractAsyncContextManager[AskedAccount]:
-        known = self._begun.known.get(account.name)
-        return open_account(self._settings, account, keys, workers, known, priority=self._priority)
+    def _tickers(self) -> Iterator[Callable[[], Coroutine[Any, Any, None]]]:
+        """Yield what runs in the background while devices are queried."""
+        yield partial(repeat, CHECK_SECONDS, self._check_deadline)
+        yield partial(repeat, CHECK_SECONDS, HealthMonitor(self._accounts).check)
+        yield partial(self._repeat_write, max(CHECK_SECONDS, self._settings.fsync_interval), self._journal.sync)
+        yield partial(self._repeat_write, MANIFEST_SECONDS, self._state.persist)
+        yield partial(repeat, PROGRESS_SECONDS, self._report_progress)
+        for session in self._accounts:
+            yield session.keep_warm
 
-    async def _ask_accounts(self) -> None:
-        self._look_at_the_clock()
-        self._tell_watcher()
-        async with anyio.create_task_group() as all_of_it:
-            all_of_it.start_soon(self._keep_up)
-            for asked in self._accounts:
-                all_of_it.start_soon(asked.keep_warm)
-            async with anyio.create_task_group() as asking:
-                for asked in self._accounts:
-                    asking.start_soon(self._ask_account, asked)
-            all_of_it.cancel_scope.cancel()
-
-    async def _ask_account(self, asked: AskedAccount) -> None:
+    async def _repeat_write(self, seconds: float, write: Callable[[], Awaitable[None]]) -> None:
+        """Write at an interval; the audit ends if that fails."""
         try:
-            devices = await self._fleets.devices_of(asked, stop=self._stop)
-            every = self._fleets.asks_all(asked.name)
-            chosen = devices and await self._chosen.of(asked, devices, every=every, stop=self._stop)
-            if devices is not None and chosen is not None:
-                await self._ask_devices(asked, devices, chosen)
-            if (refused := self._fleets.refused.get(asked.name)) is not None:
-                raise refused
-            if not self._stop.interrupted and (never := await asked.never_reached_at_all()) is not None:
-                raise never
-        except StoppedError as error:
-            self._stopped.append(error)
-            asked.stopped = str(error)
+            await repeat(seconds, write)
+        except RunNotWritableError as error:
+            self._errors.append(error)
+            self._stop.request(str(error))
+
+    def _check_deadline(self) -> None:
+        self._deadline.check(self._state.fleet_devices)
+
+    def _report_progress(self, *, sealing: bool = False) -> None:
+        self._reporter.report(lambda: replace(self._state.progress(self._source.progress), sealing=sealing))
+
+    async def _query_account(self, session: AccountSession) -> None:
+        """Query one account; if it is stopped, the other accounts continue."""
+        try:
+            devices = await self._source.open_account(session, stop=self._stop)
+            if devices is not None:
+                await self._query_devices(session, devices.path)
+                if devices.retry_error is not None:
+                    raise devices.retry_error
+            if not self._stop.interrupted:
+                await session.require_reached()
+        except AuditStoppedError as error:
+            self._errors.append(error)
+            session.finish(error)
             if len(self._accounts) > 1:
-                # Said now, for the others may go on for hours. For people: a trace would add nothing.
-                log.error("stopped", account=asked.name, reason=str(error))  # noqa: TRY400
+                # Logged now, since the others may continue for hours. For people: a traceback would add nothing.
+                log.error("account stopped", account=session.name, reason=str(error))  # noqa: TRY400
             if isinstance(error, RunNotWritableError):
-                self._stop.wish(str(error))
-        asked.ended = True
+                self._stop.request(str(error))
+        else:
+            session.finish()
 
-    async def _ask_devices(self, asked: AskedAccount, devices: Path, chosen: Path) -> None:
-        """Asks about those of an account's devices that were chosen, and beside them which modules products define."""
-        self._standing.begin_asking()
-        failure: StoppedError | None = None
-        every = self._fleets.asks_all(asked.name)
-        async with anyio.create_task_group() as beside:
-            beside.start_soon(self._fleets.ask_modules, asked, self._stop)
-            try:
-                if not every:
-                    await self._answer_never_activated(asked, devices)
-                source, fetch = await self._chosen.asking(asked, read_snapshot(chosen, asked.name, ask_all=every))
-                await fan_out(source, fetch, self._synced.write, at_once=asked.workers, stop=self._stop)
-            except StoppedError as error:  # raised below, outside the group that would wrap it
-                failure = error
-                beside.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+    async def _query_devices(self, session: AccountSession, devices: Path) -> None:
+        """Query the devices of one account, and concurrently the modules that its products define."""
+        include_never_activated = self._source.includes_never_activated(session.name)
+        selected = devices
+        if self._selection is not None:
+            result = await self._selection.select(
+                session, devices, include_never_activated=include_never_activated, stop=self._stop
+            )
+            if result is None:  # interrupted first
+                return
+            await self._record_selection(self._selection, result)
+            selected = result.queue
+        self._state.start_querying()
+        async with unwrapping_task_group() as group:
+            group.start_soon(self._source.fetch_modules, session, self._stop)
+            if not include_never_activated:
+                await self._write_never_activated(session, devices)
+            queue = read_snapshot(selected, session.name, include_never_activated=include_never_activated)
+            fetch: Callable[[Device], Awaitable[Outcome]] = session.fetch
+            if self._budget is not None:
+                queue = self._budget.limit(queue)
+            elif self._selection is not None:
+                queue, fetch = await self._selection.limit_queries(session, queue)
+            await run_workers(queue, fetch, self._journal.append, concurrency=session.workers, stop=self._stop)
 
-    async def _answer_never_activated(self, asked: AskedAccount, devices: Path) -> None:
-        """Writes what is known without a question: a device that was never activated has reported nothing."""
-        for number, device in enumerate(read_never_activated(devices, asked.name)):
+    async def _record_selection(self, coordinator: SelectionCoordinator, result: SelectionResult) -> None:
+        """Record the selected devices of one account in the manifest, before they are queried."""
+        if result.account is not None:
+            selection = self._state.record_selection(result.account, result.carried, unsampled=result.unsampled)
+            self._state.record_plan(coordinator.plan(selection))
+            await self._state.persist()
+
+    async def _write_never_activated(self, session: AccountSession, devices: Path) -> None:
+        """Write the results of devices that were never activated, which need no request."""
+        for number, device in enumerate(read_never_activated(devices, session.name)):
             if self._stop.reason is not None:
                 return
-            await self._synced.write(never_activated(device, time.time()))
-            asked.unasked += 1
-            if number % AT_A_TIME == 0:
+            await self._journal.append(never_activated_result(device, time.time()))
+            session.count_unqueried()
+            if number % RESULTS_PER_TURN == 0:
                 await anyio.lowlevel.checkpoint()
 
-    async def _grown(self, fleet: FleetFacts, listings: tuple[ListingFacts, ...]) -> None:
-        """The fleet has grown by what the platform listed: from now on the manifest says so."""
-        self._standing.grow(fleet, listings)
-        plan = await anyio.to_thread.run_sync(plan_for, self._settings, self._folder / FLEET, self._folder.parent)
-        self._standing.manifest = replace(self._standing.manifest, planned=plan.planned)
-        self._stop_at, self._drain_seconds = self._plan_the_end()
-        await self._write_manifest()
-
-    async def _write_manifest(self) -> None:
-        # Taken down in the thread: one that waited for the disk might be older than the one before it.
-        await self._synced.aside(lambda: write_manifest(self._folder, self._standing.now()))
-
-    async def _keep_up(self) -> None:
-        """Syncs answers to disk, writes the manifest, tells the watcher, each in its rhythm; and minds the deadline."""
-        told = written = synced = time.monotonic()
-        notices = Notices(self._accounts)
-        while True:
-            await anyio.sleep(LOOK_SECONDS)
-            self._look_at_the_clock()
-            notices.look()
-            now = time.monotonic()
-            try:
-                if now - synced >= self._settings.fsync_every:
-                    synced = now
-                    await self._synced.sync()
-                if now - written >= MANIFEST_SECONDS:
-                    written = now
-                    await self._write_manifest()
-            except RunNotWritableError as error:
-                self._stopped.append(error)
-                self._stop.wish(str(error))
-                return
-            if self._watch is not None and now - told >= WATCH_SECONDS:
-                told = now
-                self._tell_watcher()
-
-    def _look_at_the_clock(self) -> None:
-        # The wall clock: a machine that slept has missed its deadline all the same.
-        if self._stop_at is not None and time.time() >= self._stop_at:
-            self._stop.wish("its time was up", interrupted=False, drain_seconds=self._drain_seconds)
-
-    def _plan_the_end(self) -> tuple[float | None, float]:
-        """When nothing new is asked any more, and for how long what is in flight may finish; the rest is to seal."""
-        if self._until is None:
-            return None, self._stop.drain_seconds
-        sealing = SEALING + SEALING_EACH * self._standing.manifest.fleet.devices
-        free = max(0.0, min(LAST_PART * (self._until - time.time()), self._stop.drain_seconds + sealing))
-        return self._until - free, max(0.0, free - sealing)
-
-    async def _finish(self) -> Result:
-        """Seals the folder, proves it, and says how it ended."""
-        self._tell_watcher(sealing=True)
-        free_reserve(self._folder)
-        self._begun.left_behind()
-        if not any(isinstance(error, RunNotWritableError) for error in self._stopped):
-            await self._chosen.settle(self._stop)
-        asked = replace(self._standing.now(), finished_at=utc(time.time()))
-        known = all(listing.state == "complete" for listing in asked.listings)
-        if known and not asked.fleet.devices and not self._stopped and self._stop.reason is None:
-            self._stopped.append(FleetError("no device is listed that is wanted; see fleet in the settings"))
-        # Abandoned when a second signal cancels: the process ends then, and the files are only ever replaced whole.
-        sealed = await anyio.to_thread.run_sync(seal, self._folder, asked.choice, abandon_on_cancel=True)
-        manifest = sealed_manifest(asked, sealed, stopped=bool(self._stopped))
-        why = self._why() if self._stopped else self._stop.reason or self._chosen.why
-        manifest = replace(manifest, error=why or printable("; ".join(unlisted(manifest))) or None)
-        write_manifest(self._folder, manifest)
-        problems = await anyio.to_thread.run_sync(verify, self._folder, self._folder, abandon_on_cancel=True)
-        if problems:
-            manifest = replace(manifest, state="aborted", error=self._why(RunNotWritableError("; ".join(problems))))
-        elif not self._stopped:
-            manifest = proven(manifest)
-        write_manifest(self._folder, manifest)
-        if not manifest.to_ask:
-            self._chosen.finish()
-        code = (
-            self._stopped[0].exit_code
-            if self._stopped
-            else exit_code(manifest, self._settings, whole=not problems, interrupted=self._stop.interrupted)
-        )
-        return Result(self._folder, manifest, code)
-
-    def _tell_watcher(self, *, sealing: bool = False) -> None:
-        if self._watch is None:
+    async def _finalize_selection(self) -> None:
+        """Finalize the selection, if there is one and the run folder can be written."""
+        selection = self._state.selection
+        not_writable = any(isinstance(error, RunNotWritableError) for error in self._errors)
+        if self._selection is None or selection is None or not_writable:
             return
-        try:
-            self._watch(replace(self._standing.progress(self._fleets.progress), sealing=sealing))
-        except Exception as error:  # noqa: BLE001  whatever it is, an audit of hours does not end for it
-            log.warning("the watcher failed and is not told again", error=repr(error))
-            self._watch = None
+        final = await self._selection.finalize(selection, self._stop)
+        if final is not None:
+            self._state.finalize_selection(*final)
 
-
-def sealed_manifest(asked: Manifest, sealed: Sealed, *, stopped: bool) -> Manifest:
-    """The manifest of a run that was sealed and is not proven yet.
-
-    Args:
-        asked: as the audit ended.
-        sealed: what is in the files.
-        stopped: whether it was stopped by an error.
-    """
-    choice = asked.choice
-    if choice is not None:
-        choice = replace(choice, recheck=sealed.recheck, unreached=sealed.unreached)
-    return replace(
-        asked,
-        state="aborted" if stopped else "partial",
-        devices=sealed.devices,
-        never_activated=sealed.never_activated,
-        failures=sealed.failures,
-        files=sealed.files,
-        choice=choice,
-        carried=sealed.carried,
-        unsampled=sealed.unsampled,
-        oldest=sealed.oldest,
-    )
-
-
-def unlisted(manifest: Manifest) -> list[str]:
-    """Why the fleet may not be whole, a sentence each."""
-    return [doubt for listing in manifest.listings if listing.state != "complete" for doubt in listing.doubts()]
-
-
-def proven(manifest: Manifest) -> Manifest:
-    """The manifest of a run whose numbers follow from its files: complete, if every device has an answer.
-
-    Of a sample all that was to be asked may have been; it is not the fleet, and never complete.
-    """
-    if unlisted(manifest) or manifest.to_ask:
-        return manifest
-    return replace(manifest, state="partial" if manifest.unsampled else "complete", error=None)
-
-
-def exit_code(manifest: Manifest, settings: Settings, *, whole: bool, interrupted: bool) -> int:
-    """0 done; 1 more failed or are pending than is allowed, the run is not whole, or not precise; 130 interrupted."""
-    pending = any(listing.state == "pending" for listing in manifest.listings)
-    if whole and interrupted and (manifest.devices.pending > manifest.unsampled or pending):
-        return INTERRUPTED
-    # A device that is known of and was not listed is one that did not answer; how many are not known is no number.
-    missing = sum(listing.missing for listing in manifest.listings)
-    countable = not pending and not any(listing.unlisted for listing in manifest.listings)
-    if (choice := manifest.choice) is not None and choice.precision is not None:
-        countable = countable and choice.reached is not None and choice.reached <= choice.precision
-    allowed = settings.failures_allowed(manifest.fleet.devices - manifest.unsampled + missing)
-    return 0 if whole and countable and manifest.to_ask + missing <= allowed else 1
+    async def _finalize(self) -> AuditResult:
+        """Finalize the selection, seal the folder, verify it, and conclude the exit code."""
+        self._report_progress(sealing=True)
+        self._reserve.release()
+        self._prepared.remove_remaining()
+        await self._finalize_selection()
+        manifest = replace(self._state.manifest(), finished_at=format_utc(time.time()))
+        discovered = all(discovery.state == "complete" for discovery in manifest.discovery)
+        if discovered and not manifest.fleet.devices and not self._errors and self._stop.reason is None:
+            self._errors.append(FleetError("no device matches the fleet settings"))
+        limited = self._selection or self._budget
+        reason = self._stop.reason or (None if limited is None else limited.reason)
+        manifest, verified = await seal_and_verify(self._folder, manifest, self._errors, reason)
+        if self._selection is not None and not manifest.remaining_devices:
+            self._selection.cleanup()
+        code = exit_code(manifest, self._settings, verified=verified, interrupted=self._stop.interrupted)
+        return AuditResult(self._folder, manifest, self._errors[0].exit_code if self._errors else code)

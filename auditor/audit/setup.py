@@ -1,4 +1,4 @@
-"""The beginning of an audit: the fleet read whole, and the run folder made around it."""
+"""Setup of a new run: read the fleet files, choose the strategy, and create the run folder."""
 
 import secrets
 from pathlib import Path
@@ -6,136 +6,118 @@ from pathlib import Path
 import orjson
 
 from auditor import __about__
-from auditor.config.serialization import table_of
-from auditor.config.settings import Account, Settings, part_of
-from auditor.fleet.snapshot import fleet_files, no_snapshot, write_snapshot
-from auditor.planning.capacity import plan_for
-from auditor.runs.folder import FLEET, run_to_carry_from
-from auditor.runs.locking import Begun, new_run_folder
+from auditor.config.serialization import settings_to_dict
+from auditor.config.settings import Settings, parse_percentage
+from auditor.fleet.snapshot import fleet_files, write_empty_snapshot, write_snapshot
+from auditor.planning.capacity import plan_fleet
+from auditor.runs.folder import FLEET, find_baseline
+from auditor.runs.locking import PreparedRun, create_run_folder
 from auditor.runs.manifest import (
-    AccountFacts,
-    Choice,
+    AccountInfo,
     DeviceCounts,
-    FleetFacts,
-    ListingFacts,
+    DiscoveryInfo,
+    FleetInfo,
     Manifest,
     Rate,
+    SelectionInfo,
     Strategy,
     write_manifest,
 )
-from auditor.text.formatting import printable, utc
+from auditor.text.formatting import escape_undecodable, format_utc
 
 
-def new_run(
+def create_run(
     settings: Settings,
     directory: Path,
     limit: int | None,
     started: float,
-    left_out: tuple[str, ...] = (),
+    excluded_accounts: tuple[str, ...] = (),
     *,
     timed: bool = False,
-) -> Begun:
-    """Reads the fleet files and makes the run folder around them; fleets that the platform lists come later.
+) -> PreparedRun:
+    """Read the fleet files and create a run folder with them; discovered devices are added later.
 
-    Args:
-        settings: of the audit.
-        directory: where to make the folder.
-        limit: only the first so many devices.
-        started: seconds since 1970.
-        left_out: accounts that are not wanted.
-        timed: whether there is a point in time when it has to be done.
+    Only the first ``limit`` devices are used. ``started`` is in seconds since 1970, ``excluded_accounts`` are names of
+    configured accounts that are not queried, and ``timed`` is whether the audit has a deadline.
 
     Raises:
         FleetError: the fleet cannot be used; no folder is left.
-        RunFolderError: a run of this name is being written, or the one whose answers are to be carried cannot be used.
+        RunFolderError: a run of this name is being written, or the baseline run cannot be used.
         RunNotWritableError: the directory cannot be written.
     """
     manifests: list[Manifest] = []
-    choice = choice_of(settings, directory, timed=timed)
+    selection = choose_strategy(settings, directory, timed=timed)
 
     def fill(folder: Path) -> None:
-        files, listed = fleet_files(settings), [account.name for account in settings.account if account.listed]
-        snapshot = write_snapshot(files, folder / FLEET, limit=limit) if files else no_snapshot(folder / FLEET)
-        source = ", ".join((*([snapshot.source] if files else []), *(["platform"] if listed else [])))
+        files = fleet_files(settings)
+        discovered = [account.name for account in settings.account if account.uses_discovery]
+        snapshot = write_snapshot(files, folder / FLEET, limit=limit) if files else write_empty_snapshot(folder / FLEET)
+        source = ", ".join((*([snapshot.source] if files else []), *(["platform"] if discovered else [])))
+        fleet = FleetInfo(
+            escape_undecodable(source), snapshot.devices, snapshot.duplicates, snapshot.sha256, limit, excluded_accounts
+        )
         manifest = Manifest(
             auditor_version=__about__.VERSION,
             name=settings.name,
             state="running",
-            started_at=utc(started),
-            accounts=facts_of(settings),
-            fleet=FleetFacts(
-                printable(source), snapshot.devices, snapshot.duplicates, snapshot.sha256, limit, left_out
-            ),
+            started_at=format_utc(started),
+            accounts=account_infos(settings),
+            fleet=fleet,
             devices=DeviceCounts(pending=snapshot.devices),
-            rate=Rate(target=target_of(settings)),
-            planned=plan_for(settings, folder / FLEET, directory).planned,
-            settings=kept_of(settings),
-            listings=tuple(ListingFacts(name) for name in listed),
-            choice=choice,
+            rate=Rate(target=target_rate(settings)),
+            planned=plan_fleet(settings, folder / FLEET, directory).planned,
+            settings=stored_settings(settings),
+            discovery=tuple(DiscoveryInfo(name) for name in discovered),
+            selection=selection,
         )
         write_manifest(folder, manifest)
         manifests.append(manifest)
 
-    folder, hold = new_run_folder(directory, settings.name, fill, now=started)
-    return Begun(folder, hold, manifests[0], folder / FLEET)
+    folder, lock = create_run_folder(directory, settings.name, fill, now=started)
+    return PreparedRun(folder, lock, manifests[0], folder / FLEET)
 
 
-def choice_of(settings: Settings, directory: Path, *, timed: bool) -> Choice | None:
-    """How a run is to choose whom it asks; None: it asks the whole fleet.
-
-    Args:
-        settings: of the audit.
-        directory: where runs lie.
-        timed: whether there is a point in time when it has to be done.
-
-    Raises:
-        RunFolderError: the run whose answers are to be carried cannot be used.
-    """
+def choose_strategy(settings: Settings, directory: Path, *, timed: bool) -> SelectionInfo | None:
+    """Return how a run selects the devices to query; None: it queries the complete fleet."""
     seed = secrets.randbits(32) if settings.seed is None else settings.seed
-    if settings.samples:
-        precise = None if settings.precision is None else part_of(settings.precision)
-        level = None if precise is None else settings.precision_of
-        return Choice("sample", seed=seed, sample=settings.sample, precision=precise, precision_of=level)
-    if settings.since is None and settings.calls is None and not timed:
+    if settings.is_sample:
+        precision = None if settings.precision is None else parse_percentage(settings.precision)
+        level = None if precision is None else settings.precision_of
+        return SelectionInfo(
+            "sample", seed=seed, sample_size=settings.sample_size, precision=precision, precision_of=level
+        )
+    if settings.since is None and settings.max_calls is None and not timed:
         return None
-    strategy: Strategy = "rolling" if settings.since in {None, "none"} else "since"
-    folder = None
-    if settings.since != "none":
-        folder = run_to_carry_from(directory, settings.name, settings.since or "last")
-    if folder is None and strategy == "rolling" and settings.calls is None:
-        return None  # whoever has time for a part of a fleet of which nothing is known asks as always
-    since = None if folder is None else printable(_seen_from(directory, folder))
-    rule = settings.since_rule if strategy == "since" else None
-    return Choice(strategy, since=since, rule=rule, seed=seed, calls=settings.calls)
+    strategy: Strategy = "rolling" if settings.since in {None, "none"} else "incremental"
+    folder = None if settings.since == "none" else find_baseline(directory, settings.name, settings.since or "last")
+    if folder is None and strategy == "rolling" and settings.max_calls is None:
+        return None  # a deadline alone needs a baseline; without one the complete fleet is queried
+    run = None
+    if folder is not None:  # its path, if it is outside of the directory
+        path = folder.resolve()
+        run = escape_undecodable(path.name if path.parent == directory.resolve() else str(path))
+    rule = settings.change_detection if strategy == "incremental" else None
+    return SelectionInfo(strategy, baseline_run=run, change_detection=rule, seed=seed, max_calls=settings.max_calls)
 
 
-def _seen_from(directory: Path, folder: Path) -> str:
-    """A run folder's name, or its path where it does not lie in the directory."""
-    place = folder.resolve()
-    return place.name if place.parent == directory.resolve() else str(place)
+def account_infos(settings: Settings) -> tuple[AccountInfo, ...]:
+    """Return the accounts as recorded in the manifest."""
+    quotas = [None if isinstance(each.calls_per_second, str) else each.calls_per_second for each in settings.account]
+    accounts = zip(settings.account, quotas, strict=True)
+    return tuple(AccountInfo(each.name, each.endpoint, each.dialect, quota) for each, quota in accounts)
 
 
-def facts_of(settings: Settings) -> tuple[AccountFacts, ...]:
-    """The accounts as the manifest tells them."""
-    return tuple(_facts(account) for account in settings.account)
-
-
-def target_of(settings: Settings) -> float | None:
-    """Calls a second that all quotas allow together; None where one account has none, or none that is known."""
+def target_rate(settings: Settings) -> float | None:
+    """Return the requests a second that all configured quotas allow together; None if an account has none."""
     rates = [account.rate for account in settings.account]
     return None if None in rates else sum(rate for rate in rates if rate is not None)
 
 
-def kept_of(settings: Settings) -> dict[str, object] | None:
-    """The settings as the manifest keeps them; None when a path in them is not UTF-8, which JSON cannot hold."""
-    table = table_of(settings)
+def stored_settings(settings: Settings) -> dict[str, object] | None:
+    """Return the settings as stored in the manifest; None if a path in them is not UTF-8, which JSON cannot hold."""
+    table = settings_to_dict(settings)
     try:
         orjson.dumps(table)
     except TypeError:
         return None
     return table
-
-
-def _facts(account: Account) -> AccountFacts:
-    quota = None if isinstance(account.per_second, str) else account.per_second
-    return AccountFacts(account.name, account.endpoint, account.dialect, quota)

@@ -1,12 +1,13 @@
-"""The command line: every command by its name, and what goes wrong as one sentence and an exit code."""
+"""Command-line application: the commands by task, and errors as one sentence and an exit code."""
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import cleandoc
 from typing import Literal
 
-from cyclopts import App, CycloptsError
-from cyclopts.help import DefaultFormatter, PanelSpec
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, UnknownOptionError
+from cyclopts.help import DefaultFormatter, PanelSpec, format_usage
 from rich.box import SIMPLE
 
 from auditor.__about__ import VERSION
@@ -16,36 +17,46 @@ from auditor.cli.commands.fleet import fleet
 from auditor.cli.commands.query import devices, diff, history, inventory, sql, verify
 from auditor.cli.commands.report import metrics, policy, report
 from auditor.cli.commands.simulate import simulate
-from auditor.cli.console import open_standard_streams, say, to_nowhere
-from auditor.errors import AuditorError, RunNotWritableError, StoppedAtOnceError, UsageError
+from auditor.cli.console import open_standard_streams, print_error, redirect_to_devnull
+from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, UsageError
 from auditor.text.formatting import safe
+
+EXIT_CODES = """\
+Exit codes:
+  0    success
+  1    more devices failed or are pending than max_failed allows, a product
+       could not be listed, a run does not verify, or a plan does not fit
+  2    usage, settings or fleet file
+  3    the platform refuses an account or was never reached, or the run
+       cannot be written
+  4    --fail-on matched, or a policy is violated
+  130  interrupted"""
+
+
+AUDIT = Group("Audit", sort_key=1)
+READ = Group("Read", sort_key=2)
+PUBLISH = Group("Publish", sort_key=3)
+PRACTISE = Group("Practise", sort_key=4)
+OTHER = Group("Other", sort_key=5)
+
+RENAMED_FLAGS = {"--calls": "--max-calls", "--since-rule": "--change-detection"}
+"""Flags of versions before 0.1.0, and their names today."""
 
 app = App(
     name="auditor",
-    help="Which version of which OTA module does every device of an IoT fleet run?",
-    help_epilogue=(
-        "Exit codes: 0 done; 1 devices failed or pending beyond max_failed, a product that could not be listed, a run "
-        "that does not verify, or a plan that does not fit its window; 2 usage, settings or fleet file; 3 the platform "
-        "refuses or was never reached, or the run cannot be written; 4 drift or differences that --fail-on names, or a "
-        "violated policy; 130 interrupted."
-    ),
+    help="Report which version of which OTA module every device of an IoT fleet runs.",
+    help_epilogue=EXIT_CODES,
     version=VERSION,
     help_formatter=DefaultFormatter(panel_spec=PanelSpec(box=SIMPLE, padding=(0, 0))),
     help_format="plaintext",
+    group_commands=OTHER,
+    group_parameters=Group("Options"),
     result_action="return_value",
 )
 
 
-for command in (
-    run, resume, check, plan, fleet, inventory, devices, sql, diff, history, policy, report, metrics, verify, prune,
-    demo, simulate,
-):  # fmt: skip
-    app.command(command)
-
-
-@app.command
 def completion(shell: Literal["bash", "zsh", "fish"], /) -> int:
-    """Print a completion script, such as for: auditor completion bash > /etc/bash_completion.d/auditor
+    """Print a completion script.
 
     Parameters
     ----------
@@ -56,42 +67,103 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> int:
     return 0
 
 
+_COMMANDS: dict[Group, tuple[tuple[Callable[..., int], str], ...]] = {
+    AUDIT: (
+        (check, "auditor check nightly.toml"),
+        (plan, "auditor plan nightly.toml --window 6h"),
+        (run, "auditor run nightly.toml --for 6h"),
+        (resume, "auditor resume audits"),
+        (fleet, "auditor fleet nightly.toml --account eu -o fleet.csv"),
+        (prune, "auditor prune audits --keep 30"),
+    ),
+    READ: (
+        (inventory, "auditor inventory audits -o inventory.csv"),
+        (devices, "auditor devices audits --module ble --below 1.2.0"),
+        (sql, 'auditor sql audits "SELECT status, count(*) FROM devices GROUP BY status"'),
+        (diff, "auditor diff audits --last --fail-on downgraded,vanished"),
+        (history, "auditor history audits --module ble"),
+        (policy, "auditor policy audits rules.toml -o policy.xml"),
+        (verify, "auditor verify audits"),
+    ),
+    PUBLISH: (
+        (report, "auditor report audits --rules rules.toml -o fleet.html"),
+        (metrics, "auditor metrics audits -o /var/lib/node_exporter/textfile/auditor.prom"),
+    ),
+    PRACTISE: (
+        (demo, "auditor demo --devices 500"),
+        (simulate, "auditor simulate --devices 1000 --write simulated"),
+    ),
+    OTHER: ((completion, "auditor completion bash > /etc/bash_completion.d/auditor"),),
+}
+"""Each command with an example, in the order of the help."""
+
+
+def _description(command: Callable[..., int]) -> str:
+    """Return a command's docstring without its parameters, and with each paragraph in one line."""
+    text = cleandoc(command.__doc__ or "").partition("\n\nParameters\n")[0]
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+for _group, _commands in _COMMANDS.items():
+    for _order, (_command, _example) in enumerate(_commands):
+        app.command(
+            _command, group=_group, sort_key=_order, help=_description(_command), help_epilogue=f"Example: {_example}"
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and gives its exit code; what goes wrong is one sentence on standard error."""
+    """Run one command and return its exit code. Errors become one sentence on standard error.
+
+    Args:
+        arguments: command-line arguments; None: those of the process.
+    """
     open_standard_streams()
     given = sys.argv[1:] if arguments is None else arguments
     if not {"--help", "-h", "--version"}.intersection(given):
-        _log_to_standard_error()
+        import structlog
+
+        # Its default is standard output, which is for data.
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(file=sys.stderr))
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
-        say(f"auditor: {' '.join(str(error).split())}\nTry: auditor --help")
+        print_error(f"auditor: {_describe_usage_error(error)}")
         return UsageError.exit_code
-    except StoppedAtOnceError as error:
-        # A thread that still seals must not hold the process back; nothing is lost with it.
-        say(f"auditor: {error}")
+    except AuditInterruptedError as error:
+        # A thread that still seals must not delay the exit; it loses nothing.
+        print_error(f"auditor: {error}")
         os._exit(error.exit_code)
     except AuditorError as error:
-        say(f"auditor: {safe(error)}")
+        print_error(f"auditor: {safe(error)}")
         return error.exit_code
     except KeyboardInterrupt:
-        return StoppedAtOnceError.exit_code
+        return AuditInterruptedError.exit_code
     except (BrokenPipeError, SystemExit) as error:
-        if isinstance(error, SystemExit) and error.code != 1:  # with 1 Rich takes a broken pipe
+        if isinstance(error, SystemExit) and error.code != 1:  # Rich exits with 1 on a broken pipe
             raise
-        # The reader has gone (`auditor inventory RUN | head`); a second complaint at exit helps nobody.
-        to_nowhere(1)
+        # The reader has closed the pipe (`auditor inventory RUN | head`); do not complain again at exit.
+        redirect_to_devnull(1)
         return 0
     except OSError as error:
-        say(f"auditor: {safe(error.filename or 'output')}: {error.strerror}")
-        to_nowhere(1)
+        print_error(f"auditor: {safe(error.filename or 'output')}: {error.strerror}")
+        redirect_to_devnull(1)
         return RunNotWritableError.exit_code
     return code if isinstance(code, int) else 0
 
 
-def _log_to_standard_error() -> None:
-    """Logs are talk: structlog itself would write them between the data. Commands that ask set more."""
-    import structlog
-
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(file=sys.stderr))
+def _describe_usage_error(error: CycloptsError) -> str:
+    """Return a sentence for wrong arguments, with the help to read."""
+    command = " ".join(("auditor", *(error.command_chain or ())))
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        name = error.keyword or error.argument.name
+        if error.keyword is not None or error.argument.tokens:
+            return f"{name} needs a value ({command} --help)"
+        usage = str(format_usage(app, error.command_chain or ())).strip()
+        return f"Missing {name}. Usage: {usage} ({command} --help)"
+    sentence = " ".join(str(error).split())
+    if isinstance(error, UnknownOptionError):
+        flag = (error.token.keyword or error.token.value).partition("=")[0]
+        if flag in RENAMED_FLAGS:
+            sentence = f"{flag} is now called {RENAMED_FLAGS[flag]}"
+    return f"{sentence} ({command} --help)"

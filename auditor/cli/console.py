@@ -1,36 +1,36 @@
-"""What the command line writes to its streams."""
+"""Write to the standard streams: data to standard output, everything else to standard error."""
 
 import os
 import sys
 
 
-def say(sentence: str) -> None:
-    """One line of talk on standard error; an audit goes on when nobody reads it."""
+def print_error(sentence: str) -> None:
+    """Print a line to standard error. An audit continues if it cannot be written."""
     try:
         sys.stderr.write(f"{sentence}\n")
         sys.stderr.flush()
     except OSError:
-        to_nowhere(2)
+        redirect_to_devnull(2)
 
 
-def tell(line: str) -> None:
-    """One line of data on standard output; a reader who has left does not change what a command came to."""
+def print_line(line: str) -> None:
+    """Print a line to standard output. A reader that has closed the pipe does not change a command's exit code."""
     try:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        to_nowhere(1)
+        redirect_to_devnull(1)
 
 
-def to_nowhere(descriptor: int) -> None:
-    """Lets a stream whose reader has gone end in nothing, so that its last flush does not complain again."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+def redirect_to_devnull(descriptor: int) -> None:
+    """Redirect a stream whose reader has closed it, so that the last flush does not fail again."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, descriptor)
+    os.close(devnull)
 
 
 def open_standard_streams() -> None:
-    """Puts nothing in the place of standard streams that were closed, or files opened later would take it."""
+    """Open closed standard streams as ``/dev/null``. Otherwise files opened later would get their descriptors."""
     for descriptor, mode in enumerate(("r", "w", "w")):
         try:
             os.fstat(descriptor)

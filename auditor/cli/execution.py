@@ -1,124 +1,128 @@
-"""Audits as the command line runs them, and what it prints of them."""
+"""Run an audit for a command: progress, signals, summary, hooks, and how to resume."""
 
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING
 
-from auditor.cli.console import say, tell
+from auditor.cli.console import print_error, print_line
+from auditor.cli.output import print_warnings
 from auditor.errors import FleetError, RunFolderError
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
-    from auditor.engine.progress import Result, Watch
-    from auditor.engine.worker_pool import Stop
-    from auditor.hooks.prepare import Following
-    from auditor.hooks.runner import Followed
-    from auditor.policy.evaluate import Judgement
-    from auditor.query.freshness import Ages
+    from auditor.concurrency import StopToken
+    from auditor.engine.progress import AuditResult, ProgressCallback
+    from auditor.hooks.prepare import HookConfig
+    from auditor.hooks.runner import HookResults
+    from auditor.policy.evaluate import PolicySummary
+    from auditor.query.freshness import AnswerAges
+
+    Start = Callable[[ProgressCallback, StopToken], Awaitable[AuditResult]]
+
+MAX_RULES = 20
+"""Rules that are printed after a run; ``auditor policy`` prints all."""
 
 
-RULES_SAID = 20
-"""Rules that are named after a run; ``auditor policy`` names all."""
-
-
-def audit(start: "Callable[[Watch, Stop], Awaitable[Result]]", log_level: str) -> "Result":
-    """Runs an audit with progress and signals, and says what it came to."""
-    result, seconds = _audited(start, log_level)
-    _say_summary(result, seconds)
+def run_with_progress(start: "Start", log_level: str) -> "AuditResult":
+    """Run an audit with progress and signal handling, and print its summary."""
+    result, seconds = _run_timed(start, log_level)
+    _print_summary(result, seconds)
     return result
 
 
-def _audited(start: "Callable[[Watch, Stop], Awaitable[Result]]", log_level: str) -> "tuple[Result, float]":
-    from auditor.cli.progress import watching
-    from auditor.cli.runtime import log_to_stderr, until_signal
+def run_audit_command(start: "Start", log_level: str, hooks: "HookConfig") -> int:
+    """Run an audit and its hooks, print the summary and the run folder, and return the exit code."""
+    from auditor.cli.runtime import interrupt_on_signals
+
+    with interrupt_on_signals():
+        result, seconds = _run_timed(start, log_level)
+        return _finish(result, seconds, hooks)
+
+
+def _run_timed(start: "Start", log_level: str) -> "tuple[AuditResult, float]":
+    from auditor.cli.progress import show_progress
+    from auditor.cli.runtime import log_to_stderr, run_until_signal
 
     log_to_stderr(log_level)
-    began = time.monotonic()
-    with watching() as watch:
-        result = until_signal(lambda stop: start(watch, stop))
-    return result, time.monotonic() - began
+    started = time.monotonic()
+    with show_progress() as watch:
+        result = run_until_signal(lambda stop: start(watch, stop))
+    return result, time.monotonic() - started
 
 
-def _say_summary(result: "Result", seconds: float) -> None:
-    from auditor.cli.render_run import summary
+def _print_summary(result: "AuditResult", seconds: float) -> None:
+    from auditor.cli.render_run import summarize_audit
 
-    for line in summary(result.manifest, seconds, _ages(result)):
-        say(line)
+    for line in summarize_audit(result.manifest, seconds, _read_ages(result)):
+        print_error(line)
 
 
-def _ages(result: "Result") -> "Ages | None":
-    """How old a run's answers are, where that is worth a word: some are carried."""
+def _read_ages(result: "AuditResult") -> "AnswerAges | None":
+    """Return the ages of a run's results, if some are carried forward."""
     from auditor.query.run import Run
 
     try:
         if result.manifest.carried:
             with Run(result.folder) as run:
                 return run.ages
-    except RunFolderError:  # which says nothing of what the audit came to
+    except RunFolderError:  # the audit itself succeeded
         pass
     return None
 
 
-def audit_and_tell(
-    start: "Callable[[Watch, Stop], Awaitable[Result]]", log_level: str, following: "Following | None" = None
-) -> int:
-    """Runs an audit, does what is to follow it, and tells where its folder is.
+def _finish(result: "AuditResult", seconds: float, hooks: "HookConfig") -> int:
+    from auditor.hooks.runner import run_hooks
 
-    If there is something left to ask, it says how to go on.
-    """
-    from auditor.cli.runtime import unwinding_on_signals
-
-    with unwinding_on_signals():
-        result, seconds = _audited(start, log_level)
-        return _follow_and_tell(result, seconds, following)
-
-
-def _follow_and_tell(result: "Result", seconds: float, following: "Following | None") -> int:
-    from auditor.hooks.runner import follow_run
-
-    manifest, code = result.manifest, result.exit_code
     try:
-        _say_summary(result, seconds)
-        if following is not None:
-            followed = follow_run(result.folder, following, exit_code=code)
-            code = followed.exit_code
-            _say_followed(followed)
-    finally:  # the run is sealed, even if somebody does not wait for the rest
-        unlisted = any(listing.state != "complete" for listing in manifest.listings)
-        left = manifest.to_ask or unlisted or manifest.state == "aborted"
-        if left and result.exit_code != FleetError.exit_code:  # a fleet of nobody is nothing to go on with
-            to_ask = f"{manifest.to_ask:,} devices are left to ask" if manifest.to_ask or not unlisted else ""
-            what = " and ".join(filter(None, (to_ask, "fleets are left to list" if unlisted else "")))
-            go_on = f"go on with: auditor resume {safe(shlex.quote(str(result.folder)))}"
-            calls_spent = manifest.choice is not None and manifest.choice.calls is not None and manifest.choice.spent
-            say(f"{what}; {'the next run asks them first' if calls_spent and not unlisted else go_on}")
-        tell(str(result.folder))
-    return code
+        _print_summary(result, seconds)
+        results = run_hooks(result.folder, hooks, exit_code=result.exit_code)
+        _print_hook_results(results)
+    finally:  # the run is sealed, even if the user interrupts its hooks
+        if result.exit_code != FleetError.exit_code:  # an empty fleet cannot be resumed
+            _print_remaining(result)
+        print_line(str(result.folder))
+    return results.exit_code
 
 
-def _say_followed(followed: "Followed") -> None:
-    """A line for each rule that is not met, for the policy as a whole, and for what could not be done."""
-    if followed.judgement is not None and followed.judgement.problem is None:
-        for line in _verdicts(followed.judgement):
-            say(safe(line))
-    for path in followed.written:
-        say(f"written: {safe(path)}")
-    for problem in followed.problems:
-        say(f"note: {safe(problem)}")
-    if followed.problems:
-        say("note: nothing of that touches the run itself")
+def _print_remaining(result: "AuditResult") -> None:
+    """Print what is left to do, and how, if anything is."""
+    manifest = result.manifest
+    unlisted = any(discovery.state != "complete" for discovery in manifest.discovery)
+    remaining = manifest.remaining_devices
+    if not remaining and not unlisted and manifest.state != "aborted":
+        return
+    parts = [f"{remaining:,} devices remain"] if remaining or not unlisted else []
+    parts += ["fleets are not completely listed"] if unlisted else []
+    advice = f"resume with: auditor resume {safe(shlex.quote(str(result.folder)))}"
+    selection = None if unlisted else manifest.selection
+    if selection is not None and selection.max_calls is not None and selection.budget_exhausted:
+        advice = "the next run queries them first"
+    print_error(f"{' and '.join(parts)}; {advice}")
 
 
-def _verdicts(judgement: "Judgement") -> Iterator[str]:
-    """The policy's verdict in lines: rules that are not met, those that are violated first, then a sum of all."""
-    others = [each for each in judgement.results if each.verdict not in {"violated", "compliant"}]
-    unmet = [*judgement.violated, *others]
-    for each in unmet[:RULES_SAID]:
+def _print_hook_results(results: "HookResults") -> None:
+    """Print unmet rules, written files, and failed hooks."""
+    if results.policy is not None and results.policy.problem is None:
+        for line in _describe_policy(results.policy):
+            print_error(safe(line))
+        print_warnings(results.policy.warnings)
+    for path in results.written:
+        print_error(f"wrote {safe(path)}")
+    for problem in results.problems:
+        print_error(f"note: {safe(problem)}")
+    if results.problems:
+        print_error("note: the run itself is fine")
+
+
+def _describe_policy(policy: "PolicySummary") -> Iterator[str]:
+    """Yield a line for each unmet rule, violated ones first, then the counts."""
+    undecided = [each for each in policy.results if each.verdict not in {"violated", "compliant"}]
+    unmet = [*policy.violated, *undecided]
+    for each in unmet[:MAX_RULES]:
         yield f"policy: {each.verdict} ({each.rule.severity}): {each.rule.name}: {each.message}"
-    if len(unmet) > RULES_SAID:
-        yield f"policy: and {len(unmet) - RULES_SAID:,} rules more"
-    violated, rules = len(judgement.violated), len(judgement.results)
-    yield f"policy: {rules:,} rules, {violated:,} violated, {len(others):,} not known, {rules - len(unmet):,} compliant"
-    for doubt in judgement.doubts:
-        yield f"note: {doubt}"
+    if len(unmet) > MAX_RULES:
+        yield f"policy: and {len(unmet) - MAX_RULES:,} more rules"
+    violated, rules = len(policy.violated), len(policy.results)
+    compliant = rules - len(unmet)
+    yield f"policy: {rules:,} rules, {violated:,} violated, {len(undecided):,} undecided, {compliant:,} compliant"

@@ -1,116 +1,186 @@
-"""What several commands have in common: their options, and an audit with progress, signals and a verdict."""
+"""Options that several commands share, with their help, and what they mean."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from auditor.errors import UsageError
-from auditor.models import Level, SinceRule
+from auditor.models import ChangeDetection, Level
 
 if TYPE_CHECKING:
     from auditor.config.settings import Settings
 
+DEVICES = Group("Devices", sort_key=1)
+SELECTION = Group("Selection (query only some devices of the fleet)", sort_key=2)
+LIMITS = Group("Time and quota", sort_key=3)
+OUTPUT = Group("Output", sort_key=4)
+
+Config = Annotated[Path, Parameter(help="Settings, a TOML file; see configs/ for examples.")]
+
+RunPath = Annotated[
+    Path, Parameter(help="Run folder, or directory of runs (uses its newest run). Works on a run in progress.")
+]
+
+Accounts = Annotated[
+    list[str] | None,
+    Parameter(name="--account", negative=(), group=DEVICES, help="Use only this account of the settings; repeatable."),
+]
+
 
 # A lone hyphen, for standard input or output, is a value.
-FleetFile = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
+FleetFile = Annotated[
+    str | None,
+    Parameter(
+        allow_leading_hyphen=True,
+        group=DEVICES,
+        help="Use this fleet file instead of the one in the settings (one account only); - is standard input.",
+    ),
+]
 
+Limit = Annotated[
+    int | None, Parameter(group=DEVICES, help="Use only the first INT devices, of all accounts together.")
+]
 
-Accounts = Annotated[list[str] | None, Parameter(name="--account", negative=())]
+Deadline = Annotated[
+    str | None,
+    Parameter(
+        group=LIMITS, help="Stop at a time of day such as 06:00, or at a date and time such as 2026-11-23T06:00."
+    ),
+]
 
-
-For = Annotated[str | None, Parameter(name="--for")]
-
+Duration = Annotated[
+    str | None, Parameter(name="--for", group=LIMITS, help="Stop after this long, such as 4h or 1h30m.")
+]
 
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
+Priority = Annotated[
+    bool,
+    Parameter(
+        negative=(),
+        show_default=False,
+        group=LIMITS,
+        help="Take 90% of a quota that other audits share, while they leave it.",
+    ),
+]
+
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"],
+    Parameter(group=OUTPUT, help="Log messages of at least this level to standard error."),
+]
+
+OutputPath = Annotated[
+    Path | None,
+    Parameter(
+        alias="-o", allow_leading_hyphen=True, group=OUTPUT, help="Write to this file instead of standard output."
+    ),
+]
+
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """Which devices are asked, if not the whole fleet; each flag goes before the settings' key of its name."""
+class SelectionFlags:
+    """Flags that select the devices to query. Each overrides the settings' key of its name."""
 
     since: str | None = None
-    """Ask only whom a run cannot tell of any more, "last" or a run folder; carry its answers about the others."""
+    """Query only devices that may have changed since this run ("last" or a folder); reuse its other results."""
 
-    since_rule: SinceRule | None = None
-    """Who is asked since: strict, who is online or has been; reconnected, who came online."""
+    change_detection: ChangeDetection | None = None
+    """When a device may have changed: strict, it is or was online since; reconnected, it came online since."""
 
     max_age: str | None = None
-    """How old a carried answer may be, such as 30d."""
+    """Maximum age of a reused result, such as 30d."""
 
     recheck: str | None = None
-    """The part of the carried that is asked all the same, at random, such as 1%."""
+    """Percentage of the reused results to query anyway, at random, such as 1%."""
 
-    calls: int | None = None
-    """Send so many calls at most, where they are worth most; carry what is known of the others, if there is a run."""
+    max_calls: int | None = None
+    """Make at most INT calls, for the devices with the highest priority; reuse the results of the others."""
 
-    sample: int | None = None
-    """Ask so many devices, drawn at random from each product by its size."""
+    sample_size: Annotated[int | None, Parameter(name="--sample")] = None
+    """Query a random sample of INT devices, from each product by its size."""
 
     precision: str | None = None
-    """Ask as many devices, drawn so, as it takes to know versions' shares to plus or minus so much, such as 1%."""
+    """Query a random sample that gives versions' shares to plus or minus this much, such as 1%."""
 
     precision_of: Level | None = None
-    """Of which shares: of the fleet's devices, of those with the module, or of a product's with it."""
+    """Population of these shares: the fleet, all devices with the module, or those of one product."""
 
     seed: int | None = None
-    """Of what is drawn at random: the same seed draws the same devices."""
+    """Random seed; same seed, same devices."""
 
 
-PartFlags = Annotated[Part | None, Parameter(name="*", group="Not the whole fleet")]
+SelectionOptions = Annotated[SelectionFlags | None, Parameter(name="*", group=SELECTION)]
 
 
-def with_part(settings: "Settings", part: Part | None, *, where: str) -> "Settings":
-    """The settings with what flags say of which devices are asked.
+def apply_selection_flags(settings: "Settings", flags: SelectionFlags | None, *, where: str) -> "Settings":
+    """Return the settings, which errors call ``where``, with the flags applied.
 
     Raises:
-        UsageError: a flag goes with another one that is not there.
-        SettingsError: they do not fit together.
+        UsageError: a flag needs another one.
+        SettingsError: the result is inconsistent.
     """
     import msgspec
 
-    from auditor.config.validation import check_which_devices
+    from auditor.config.validation import validate_selection
 
-    given = {} if part is None else {key: value for key, value in asdict(part).items() if value is not None}
+    given = {} if flags is None else {key: value for key, value in asdict(flags).items() if value is not None}
     settings = msgspec.structs.replace(settings, **given)
-    check_which_devices(settings, "the flags" if given else where)
-    carries = settings.since not in {None, "none"}
-    for key, needs, there in (
-        ("since_rule", "--since", carries),
-        ("max_age", "--since", carries),
-        ("recheck", "--since", carries),
+    validate_selection(settings, "the flags" if given else where)
+    incremental = settings.since not in {None, "none"}
+    for key, needs, present in (
+        ("change_detection", "--since", incremental),
+        ("max_age", "--since", incremental),
+        ("recheck", "--since", incremental),
         ("precision_of", "--precision", settings.precision is not None),
     ):
-        if key in given and not there:
-            raise UsageError(f"--{key.replace('_', '-')} goes with {needs}, which was not given")
+        if key in given and not present:
+            raise UsageError(f"--{key.replace('_', '-')} needs {needs}")
     return settings
 
 
-LogLevel = Literal["debug", "info", "warning", "error"]
-
-
-def point_in_time(deadline: str | None, length: str | None) -> float | None:
-    """The point in time that --deadline or --for means, the earlier of both."""
-    from auditor.text.durations import next_time, seconds_of
+def resolve_deadline(deadline: str | None, duration: str | None) -> float | None:
+    """Return the earlier of the times, in seconds since 1970, that --deadline and --for mean."""
+    from auditor.text.durations import parse_deadline
 
     now = time.time()
-    times = [next_time(deadline, now)] if deadline is not None else []
-    times += [now + seconds_of(length)] if length is not None else []
+    times = [] if duration is None else [now + parse_duration_flag("--for", duration)]
+    try:
+        times += [] if deadline is None else [parse_deadline(deadline, now)]
+    except ValueError as error:
+        raise UsageError(f"--deadline {error}") from None
     return min(times, default=None)
 
 
-def picked(settings: "Settings", accounts: "Accounts") -> "Settings":
-    """The settings with the accounts that were picked by --account, or with all of them if none was.
+def parse_duration_flag(flag: str, text: str) -> float:
+    """Return the seconds of a flag's duration. Raise UsageError if the text is not one."""
+    from auditor.text.durations import parse_duration
 
-    Raises:
-        UsageError: one is not among them.
-    """
-    return settings if not accounts else settings.only(accounts)
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{flag} {error}") from None
 
 
-def at_least_one(flag: str, number: int | None, of: str = "devices") -> int | None:
-    """The number that was given, if it was; raises UsageError below 1."""
+def restrict_accounts(settings: "Settings", accounts: "Accounts") -> "Settings":
+    """Return the settings with the accounts that --account names, or all. Raise UsageError if one does not exist."""
+    return settings if not accounts else settings.restrict_to_accounts(accounts)
+
+
+def require_positive(flag: str, number: int | None, of: str = "devices") -> int | None:
+    """Return a flag's number. Raise UsageError if it is below 1."""
     if number is not None and number < 1:
         raise UsageError(f"{flag} {number}: give a number of {of} from 1 up")
     return number
+
+
+def parse_names(flag: str, text: str | None, allowed: Sequence[str]) -> list[str]:
+    """Return the names in a flag's comma-separated text. Raise UsageError if one is not allowed."""
+    names = [] if text is None else [each.strip() for each in text.split(",")]
+    for name in names:
+        if name not in allowed:
+            raise UsageError(f"{flag} {name!r}: use {', '.join(allowed)}")
+    return names

@@ -1,128 +1,150 @@
-"""How commands that read runs write: a table for people, a file or standard output for the next program."""
+"""Write command results: a table for people, a file or standard output for other programs."""
 
-import shutil
 import sys
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 from cyclopts import Parameter
 
-from auditor.cli.console import say
+from auditor.cli.console import print_error
+from auditor.cli.options import OUTPUT
 from auditor.errors import UsageError
 from auditor.text.formatting import PIPE_WIDTH, safe
 
 if TYPE_CHECKING:
-    from auditor.storage.tables import Table, TableFormat
+    from rich.console import Console
+
+    from auditor.models import RunWarning
+    from auditor.storage.tables import ResultTable, TableFormat
 
 
 Format = Literal["table", "csv", "json", "jsonl", "parquet", "xlsx"]
 
+FormatOption = Annotated[
+    Format | None, Parameter(group=OUTPUT, help="Write this format; default: table, or as the file's name ends.")
+]
 
-Out = Annotated[Path | None, Parameter(alias="-o", allow_leading_hyphen=True)]
+MAX_TABLE_ROWS = 1_000
+"""Rows of a table for people. It is laid out in memory."""
+
+BINARY_FORMATS = ("parquet", "xlsx")
+
+ALL_ROWS = "--format csv, json, jsonl, parquet or xlsx writes all of them"
+"""Advice beside a table that is cut."""
 
 
-TABLE_ROWS = 1_000
-"""Rows that a table for people has: it is laid out in memory, and nobody reads more."""
-
-
-BINARY = ("parquet", "xlsx")
-
-
-def chosen(form: Format | None, out: Path | None) -> Format:
-    """The format that was asked for: if none was named, what the file's name ends with, or a table.
+def resolve_format(format_: Format | None, out: Path | None) -> Format:
+    """Return the format to write: the given one, or that of the file's name, or a table.
 
     Raises:
-        UsageError: a table was to be written to a file, or something binary to a terminal.
+        UsageError: a table cannot be written to a file, nor a binary format to a terminal, or the name gives no format.
     """
-    to_stdout = out is None or str(out) == "-"
-    others = f"{', '.join(get_args(Format)[1:-1])} or {get_args(Format)[-1]}"
-    if to_stdout:
-        if form in BINARY and sys.stdout.isatty():
-            raise UsageError(f"{form} is nothing to read on a terminal: name a file with -o")
-        return form or "table"
-    if form == "table":
-        raise UsageError(f"a table goes to standard output; choose --format {others} for a file")
+    formats = get_args(Format)[1:]
+    names = f"{', '.join(formats[:-1])} or {formats[-1]}"
+    if is_stdout(out):
+        if format_ in BINARY_FORMATS and sys.stdout.isatty():
+            raise UsageError(f"{format_} cannot be shown on a terminal; name a file with -o")
+        return format_ or "table"
+    if format_ == "table":
+        raise UsageError(f"a table cannot be written to a file; use --format {names}")
     ending = "" if out is None else out.suffix.lower().removeprefix(".")
-    for each in get_args(Format)[1:]:
-        if form == each or (form is None and ending == each):
+    for each in formats:
+        if format_ == each or (format_ is None and ending == each):
             return cast("Format", each)
-    raise UsageError(f"{out}: its name tells no format; choose --format {others}")
+    raise UsageError(f"{out}: the name does not give a format; use --format {names}")
 
 
-def deliver(
-    form: Format | None,
-    out: Path | None,
-    *,
-    show: Callable[[], None],
-    write: "Callable[[Path, TableFormat], None]",
+def emit(
+    format_: Format | None, out: Path | None, *, show: Callable[[], None], write: "Callable[[Path, TableFormat], None]"
 ) -> None:
-    """Shows a table, or writes a file; what goes to standard output is whole before its first byte is written.
-
-    Raises:
-        UsageError: the format does not go there; see ``chosen``.
-    """
-    form = chosen(form, out)
-    if form == "table":
+    """Show a table, or write a file in the format of ``resolve_format``."""
+    resolved = resolve_format(format_, out)
+    if resolved == "table":
         show()
-    elif out is not None and str(out) != "-":
-        from auditor.runs.folder import refuse_own_file
-
-        refuse_own_file(out)
-        write(out, form)
     else:
-        with TemporaryDirectory(prefix="auditor-") as temporary:
-            whole = Path(temporary, "whole")
-            write(whole, form)
-            with whole.open("rb") as file:
-                shutil.copyfileobj(file, sys.stdout.buffer)
+        emit_file(out, lambda path: write(path, resolved))
 
 
-def note(doubts: Iterable[str]) -> None:
-    """Says on standard error why numbers are not of a whole fleet, or not to be relied on."""
-    for doubt in doubts:
-        say(f"note: {safe(doubt)}")
+def emit_file(out: Path | None, write: Callable[[Path], None]) -> None:
+    """Write a file, or its content to standard output. Nothing is printed before the content is complete."""
+    if out is not None and not is_stdout(out):
+        from auditor.runs.folder import refuse_run_file
+
+        refuse_run_file(out)
+        write(out)
+        return
+    import shutil
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory(prefix="auditor-") as temporary:
+        path = Path(temporary, "output")
+        write(path)
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
 
 
-def print_rows(table: "Table", limit: int | None = None, *, brief: bool = False) -> None:
-    """Rows as a table, ``TABLE_ROWS`` of them or as many as are wished; more are told of on standard error.
+def is_stdout(out: Path | None) -> bool:
+    """Return whether an output path means standard output."""
+    return out is None or str(out) == "-"
 
-    ``brief`` leaves out columns that say nothing: zeros, nothing, one account, modules that are all kept.
-    """
+
+def print_warnings(warnings: "Iterable[RunWarning]") -> None:
+    """Print warnings to standard error."""
+    from auditor.query.describe import describe_warning
+
+    print_notes(map(describe_warning, warnings))
+
+
+def print_notes(sentences: Iterable[str]) -> None:
+    """Print sentences to standard error, one a line."""
+    for sentence in sentences:
+        print_error(f"note: {safe(sentence)}")
+
+
+def open_console(pipe_width: int = PIPE_WIDTH) -> "Console":
+    """Return a console for standard output. A pipe gets wide lines, so that no name is broken."""
     from rich.console import Console
-    from rich.table import Table as Shown
 
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    shown = Shown(box=None, pad_edge=False, header_style="bold")
-    most, cut = TABLE_ROWS if limit is None else limit, False
-    rows: list[tuple[object, ...]] = []
-    for row in table:
-        if cut := len(rows) == most:
-            break
-        rows.append(row)
-    said = [at for at, name in enumerate(table.columns) if not brief or _says(name, {row[at] for row in rows})]
-    if brief and "source" in table.columns and table.columns.index("source") not in said:
-        said = [at for at in said if table.columns[at] != "audited_at"]  # as if the whole run had been asked at once
-    for at in said:
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else pipe_width)
+
+
+def print_rows(table: "ResultTable", limit: int | None = None, *, brief: bool = False) -> None:
+    """Print rows as a table, at most ``limit`` or ``MAX_TABLE_ROWS`` of them.
+
+    With ``brief``, leave out columns without information, such as zeros or a single account.
+    """
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    max_rows = MAX_TABLE_ROWS if limit is None else limit
+    rows = list(islice(table, max_rows + 1))
+    cut = len(rows) > max_rows
+    del rows[max_rows:]
+    indices = [
+        at for at, name in enumerate(table.columns) if not brief or _is_informative(name, {row[at] for row in rows})
+    ]
+    if brief and "source" in table.columns and table.columns.index("source") not in indices:
+        indices = [at for at in indices if table.columns[at] != "audited_at"]  # every row is from this run
+    for at in indices:
         name = table.columns[at].replace("_", " ") if brief else table.columns[at]
         numbers = any(isinstance(row[at], int | float) for row in rows)
         shown.add_column(safe(name), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(_shown(row[at]) for at in said))
-    console.print(shown)
+        shown.add_row(*(_format_cell(row[at]) for at in indices))
+    open_console().print(shown)
     if cut:
-        say(f"note: a table has {most:,} rows; --format csv, json, jsonl, parquet or xlsx has all of them")
+        print_error(f"note: the table shows {max_rows:,} rows; {ALL_ROWS}")
 
 
-def _says(name: str, values: set[object]) -> bool:
+def _is_informative(name: str, values: set[object]) -> bool:
     if len(values) > 1:
         return True
-    return name != "account" and values not in ({0}, {None}, {"asked"}) and (name != "presence" or values != {"kept"})
+    return name != "account" and values not in ({0}, {None}, {"queried"}) and (name != "presence" or values != {"kept"})
 
 
-def _shown(cell: object) -> str:
-    """A cell of a table: what a device told is made harmless, and nothing is an empty cell."""
+def _format_cell(cell: object) -> str:
     if isinstance(cell, int) and not isinstance(cell, bool):
         return f"{cell:,}"
     return "" if cell is None else safe(f"{cell:.6g}" if isinstance(cell, float) else cell)

@@ -1,4 +1,4 @@
-"""What people see of an audit under way: a live view on a terminal, plain lines elsewhere, all on standard error."""
+"""Show the progress of an audit on standard error: live on a terminal, as plain lines elsewhere."""
 
 import sys
 import time
@@ -12,191 +12,201 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from auditor.cli.console import say
-from auditor.engine.monitor import SLOWED
-from auditor.engine.progress import AccountProgress, ListingProgress, Progress, Watch
-from auditor.text.formatting import safe, span
+from auditor.cli.console import print_error
+from auditor.engine.monitor import SLOWED_FRACTION
+from auditor.engine.progress import AccountProgress, DiscoveryProgress, Progress, ProgressCallback
+from auditor.text.formatting import format_count, format_duration, safe
 
-PLAIN_SECONDS = 5.0
-"""How often it is told where there is no terminal."""
+PLAIN_INTERVAL = 5.0
+"""Seconds between plain lines."""
 
+RATE_WINDOW = 10.0
+"""Seconds over which rates and the remaining time are averaged."""
 
-SMOOTHING = 10.0
-"""Seconds over which rates and the time left are taken."""
-
-
-MOST_ACCOUNTS = 20
-"""Accounts that are shown, those in trouble first."""
+MAX_ACCOUNTS = 20
+"""Accounts that are shown, those with problems first."""
 
 
 @contextmanager
-def watching() -> Iterator[Watch]:
-    """A watcher for an audit: a live view on a terminal, a plain line or two every few seconds elsewhere."""
-    view = _View()
+def show_progress() -> Iterator[ProgressCallback]:
+    """Yield a callback that shows an audit's progress."""
+    view = _ProgressView()
     if not sys.stderr.isatty():
-        yield _announced(_plain(view))
+        yield _announce_resume(_print_lines(view))
         return
     console = Console(stderr=True, highlight=False)
     with Live(console=console, refresh_per_second=4, transient=True) as live:
 
         def watch(progress: Progress) -> None:
-            line, accounts = view.of(progress)
-            live.update(_drawn(progress, line, accounts))
+            line, accounts = view.describe(progress)
+            live.update(_render(progress, line, accounts))
 
-        yield _announced(watch)
+        yield _announce_resume(watch)
 
 
-def _drawn(progress: Progress, line: str, accounts: list[tuple[AccountProgress, float]]) -> RenderableType:
-    """A bar and a line for the whole, and a line for each account that is cut where the terminal ends."""
+def _render(progress: Progress, line: str, accounts: list[tuple[AccountProgress, float]]) -> RenderableType:
+    """Render a bar and a line for the audit, and a line for each account, cut at the terminal's width."""
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(ProgressBar(total=progress.fleet, completed=_done(progress), width=30), Text(line))
+    grid.add_row(ProgressBar(total=progress.fleet, completed=_completed(progress), width=30), Text(line))
     if not accounts:
         return grid
-    shown = [(safe(account.name), _state(account, rate)) for account, rate in accounts[:MOST_ACCOUNTS]]
+    shown = [(safe(account.name), _describe_account(account, rate)) for account, rate in accounts[:MAX_ACCOUNTS]]
     width = max(len(name) for name, _ in shown)
-    lines = [f"{name:<{width}}  {state}" for name, state in shown]
-    if len(accounts) > MOST_ACCOUNTS:
-        lines.append(f"and {len(accounts) - MOST_ACCOUNTS:,} more")
+    lines = [f"{name:<{width}}  {description}" for name, description in shown]
+    if len(accounts) > MAX_ACCOUNTS:
+        lines.append(f"and {len(accounts) - MAX_ACCOUNTS:,} more")
     return Group(grid, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
 
 
-def _announced(watch: Watch) -> Watch:
-    """A watcher that says first which run is gone on with."""
-    told = False
+def _announce_resume(watch: ProgressCallback) -> ProgressCallback:
+    """Wrap a callback to print first which run is resumed."""
+    announced = False
 
-    def announced(progress: Progress) -> None:
-        nonlocal told
-        if progress.resumed and not told:
-            left = f"{progress.devices.unanswered:,} of {progress.fleet:,} devices are left to ask"
-            fleets = "" if progress.listing is None else ", and fleets are left to list"
-            say(f"going on with {safe(progress.folder)}: {left}{fleets}")
-        told = True
+    def announce(progress: Progress) -> None:
+        nonlocal announced
+        if progress.resumed and not announced:
+            remaining = f"{progress.devices.unanswered:,} of {progress.fleet:,} devices remain"
+            discovery = "" if progress.discovery is None else ", and fleets are not completely listed"
+            print_error(f"resuming {safe(progress.folder)}: {remaining}{discovery}")
+        announced = True
         watch(progress)
 
-    return announced
+    return announce
 
 
-def _plain(view: "_View") -> Watch:
+def _print_lines(view: "_ProgressView") -> ProgressCallback:
     last = time.monotonic()
 
     def watch(progress: Progress) -> None:
         nonlocal last
-        line, accounts = view.of(progress)
-        if progress.sealing or time.monotonic() - last >= PLAIN_SECONDS:
+        line, accounts = view.describe(progress)
+        if progress.sealing or time.monotonic() - last >= PLAIN_INTERVAL:
             last = time.monotonic()
-            say(line)
+            print_error(line)
             if accounts:
-                more = f"; and {len(accounts) - MOST_ACCOUNTS:,} more" if len(accounts) > MOST_ACCOUNTS else ""
-                shown = (f"{safe(account.name)}: {_brief(account, rate)}" for account, rate in accounts[:MOST_ACCOUNTS])
-                say(f"  {'; '.join(shown)}{more}")
+                more = f"; and {len(accounts) - MAX_ACCOUNTS:,} more" if len(accounts) > MAX_ACCOUNTS else ""
+                shown = (
+                    f"{safe(account.name)}: {_summarize_account(account, rate)}"
+                    for account, rate in accounts[:MAX_ACCOUNTS]
+                )
+                print_error(f"  {'; '.join(shown)}{more}")
 
     return watch
 
 
-class _Recent:
-    """Rates over the last seconds: an average since the start hides what happens now."""
+class _RateWindow:
+    """Rates over the last seconds. An average since the start would hide what happens now."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int, int]] = deque()
+        self._samples: deque[tuple[float, int, int]] = deque()
 
     def rates(self, elapsed: float, sent: int, done: int, before: tuple[int, int] = (0, 0)) -> tuple[float, float]:
-        """Requests and devices a second, lately; ``before``: how many there were when it began."""
+        """Return requests and devices per second over the last ``RATE_WINDOW`` seconds, or fewer after the start.
+
+        ``sent`` and ``done`` are the totals ``elapsed`` seconds after the start, ``before`` those at the start.
+        """
         now = (elapsed, sent, done)
-        if not self._seen:
-            self._seen.append((0.0, *before))
-        self._seen.append(now)
-        while self._seen[0] is not now and self._seen[1][0] <= elapsed - SMOOTHING:
-            self._seen.popleft()
-        seconds = max(elapsed - self._seen[0][0], 0.001)
-        return (sent - self._seen[0][1]) / seconds, (done - self._seen[0][2]) / seconds
+        if not self._samples:
+            self._samples.append((0.0, *before))
+        self._samples.append(now)
+        while self._samples[0] is not now and self._samples[1][0] <= elapsed - RATE_WINDOW:
+            self._samples.popleft()
+        seconds = max(elapsed - self._samples[0][0], 0.001)
+        return (sent - self._samples[0][1]) / seconds, (done - self._samples[0][2]) / seconds
 
 
-class _View:
-    """An audit in words, with what must be remembered for the rates of it and of each account."""
+class _ProgressView:
+    """Describes an audit, and keeps what its rates need."""
 
     def __init__(self) -> None:
-        self._all = _Recent()
-        self._each: dict[str, _Recent] = {}
+        self._total = _RateWindow()
+        self._accounts: dict[str, _RateWindow] = {}
 
-    def of(self, progress: Progress) -> tuple[str, list[tuple[AccountProgress, float]]]:
-        """A line for the whole, and where there are several accounts, each with its requests a second lately: those in
-        trouble first.
+    def describe(self, progress: Progress) -> tuple[str, list[tuple[AccountProgress, float]]]:
+        """Return a line for the audit, and its accounts with their requests per second if there are several.
+
+        Accounts with problems come first.
         """
-        rates = self._all.rates(progress.elapsed, progress.requests.sent, _done(progress), progress.before)
+        rates = self._total.rates(progress.elapsed, progress.requests.sent, _completed(progress), progress.before)
         accounts = [(each, self._rate(each, progress.elapsed)) for each in progress.accounts]
-        accounts.sort(key=lambda pair: pair[0].stopped is None and pair[0].trouble is None)
-        return _line(progress, rates), [] if progress.sealing or len(accounts) < 2 else accounts  # noqa: PLR2004
+        accounts.sort(key=lambda pair: pair[0].stopped is None and pair[0].problem is None)
+        several = len(accounts) > 1 and not progress.sealing
+        return _describe_progress(progress, rates), accounts if several else []
 
     def _rate(self, account: AccountProgress, elapsed: float) -> float:
-        requests, _ = self._each.setdefault(account.name, _Recent()).rates(elapsed, account.sent, account.done)
+        window = self._accounts.setdefault(account.name, _RateWindow())
+        requests, _ = window.rates(elapsed, account.sent, account.done)
         return requests
 
 
-def _state(account: AccountProgress, rate: float) -> str:
-    """Where an account stands; why it is in trouble last, for that may be long."""
+def _describe_account(account: AccountProgress, rate: float) -> str:
+    """Return a line for an account, with the reason of a problem at its end, for that may be long."""
     if account.stopped is not None:
-        return f"{_brief(account, rate)}; {_reason(account, account.stopped)}"
-    if account.ended:
-        return _brief(account, rate)
-    trouble = "" if account.trouble is None else f"; {_reason(account, account.trouble)}"
-    return f"{_brief(account, rate)}, {account.in_flight} in flight{trouble}"
+        return f"{_summarize_account(account, rate)}; {_account_error(account, account.stopped)}"
+    if account.finished:
+        return _summarize_account(account, rate)
+    problem = "" if account.problem is None else f"; {_account_error(account, account.problem)}"
+    return f"{_summarize_account(account, rate)}, {account.in_flight} in flight{problem}"
 
 
-def _brief(account: AccountProgress, rate: float) -> str:
-    """The same in a few words."""
-    state = "stopped" if account.stopped is not None else "ended" if account.ended else f"{rate:,.1f} requests/s"
-    if account.listing is not None and account.stopped is None:
-        return f"listing {_listing(account.listing)}"
-    trouble = ", in trouble" if account.trouble is not None else ""
+def _summarize_account(account: AccountProgress, rate: float) -> str:
+    """Return the account's state in a few words."""
+    if account.discovery is not None and account.stopped is None:
+        return f"listing {_describe_discovery(account.discovery)}"
+    state = "stopped" if account.stopped is not None else "done" if account.finished else f"{rate:,.1f} requests/s"
+    problem = ", unhealthy" if account.problem is not None else ""
     failed = f", {account.failed:,} failed" if account.failed else ""
-    return f"{state}{trouble}, {account.done:,} done{failed}"
+    return f"{state}{problem}, {format_count(account.done, 'device')}{failed}"
 
 
-def _reason(account: AccountProgress, sentence: str) -> str:
+def _account_error(account: AccountProgress, sentence: str) -> str:
     return safe(sentence.removeprefix(f'account "{account.name}": '))
 
 
-def _done(progress: Progress) -> int:
+def _completed(progress: Progress) -> int:
     return progress.fleet - progress.devices.pending
 
 
-def _line(progress: Progress, rates: tuple[float, float]) -> str:
-    done = _done(progress)
-    if progress.listing is not None and not progress.fleet:
-        rate = f"{progress.listing.pages / max(progress.elapsed, 0.001):,.1f} requests/s"
-        trouble = "" if progress.trouble is None else f"; {safe(progress.trouble)}"
-        return f"listing: {_listing(progress.listing)}, {rate}{trouble}"
+def _describe_progress(progress: Progress, rates: tuple[float, float]) -> str:
+    done = _completed(progress)
+    problem = "" if progress.problem is None else f"; {safe(progress.problem)}"
+    if progress.discovery is not None and not progress.fleet:
+        rate = f"{progress.discovery.pages / max(progress.elapsed, 0.001):,.1f} requests/s"
+        return f"listing: {_describe_discovery(progress.discovery)}, {rate}{problem}"
     if progress.sealing:
-        return f"{done:,}/{progress.fleet:,} devices in {span(progress.elapsed)}, sealing"
+        return f"{done:,}/{progress.fleet:,} devices in {format_duration(progress.elapsed)}, sealing"
     if progress.states is not None:
-        told, every = progress.states
-        trouble = "" if progress.trouble is None else f"; {safe(progress.trouble)}"
-        return f"asking who was connected: {told:,}/{every:,} devices ({told / max(every, 1):.1%}){trouble}"
+        read, requested = progress.states
+        share = f"{read / max(requested, 1):.1%}"
+        return f"reading connection states: {read:,}/{requested:,} devices ({share}){problem}"
     requests, devices = rates
-    left = span(progress.devices.pending / devices) if devices > 0 else "?"
-    throttled = f", {progress.requests.throttled:,} over the quota" if progress.requests.throttled else ""
-    trouble = "" if progress.trouble is None else f"; {safe(progress.trouble)}"
-    listing = "" if progress.listing is None else f"; still listing: {_listing(progress.listing)}"
+    remaining = format_duration(progress.devices.pending / devices) if devices > 0 else "?"
+    throttled = f", {progress.requests.throttled:,} throttled" if progress.requests.throttled else ""
+    discovery = "" if progress.discovery is None else f"; still listing: {_describe_discovery(progress.discovery)}"
     return (
         f"{done:,}/{progress.fleet:,} devices ({done / max(progress.fleet, 1):.1%}), "
-        f"{requests:,.1f} requests/s{_pace(progress, requests)}, "
-        f"{progress.in_flight} in flight, {progress.devices.failed:,} failed{throttled}, {left} left{listing}{trouble}"
+        f"{requests:,.1f} requests/s{_describe_quota(progress, requests)}, "
+        f"{progress.in_flight} in flight, {progress.devices.failed:,} failed{throttled}, {remaining} left"
+        f"{discovery}{problem}"
     )
 
 
-def _listing(listing: ListingProgress) -> str:
-    """How far the fleets are known that the platform lists."""
-    told = "" if listing.told is None else f" of about {max(listing.told, listing.devices):,}"
-    return f"{listing.done:,}/{listing.products:,} products, {listing.devices:,}{told} devices"
+def _describe_discovery(discovery: DiscoveryProgress) -> str:
+    """Return how many products and devices are listed."""
+    total = ""
+    if discovery.devices_reported is not None:
+        total = f" of about {max(discovery.devices_reported, discovery.devices):,}"
+    products = f"{discovery.products_done:,}/{discovery.products:,} products"
+    return f"{products}, {discovery.devices:,}{total} devices"
 
 
-def _pace(progress: Progress, requests: float) -> str:
-    """What of the quota that is, what is known of the quota beyond what was told, and who shares it."""
-    told, allowed, said = progress.per_second, progress.allowed, []
-    if told is not None:
-        said.append(f"{requests / told:.0%} of the quota")
-    if allowed is not None and (told is None or allowed < SLOWED * told):
-        said.append(f"at {allowed:,.1f}/s")
-    if progress.others:
-        said.append(f"shared with {progress.others} other{'s' if progress.others > 1 else ''}")
-    return f" ({', '.join(said)})" if said else ""
+def _describe_quota(progress: Progress, requests: float) -> str:
+    """Return the fraction of the quota in use, a learned limit below the quota, and who shares it."""
+    target, learned, parts = progress.target_rate, progress.learned_rate, []
+    if target is not None:
+        parts.append(f"{requests / target:.0%} of the quota")
+    if learned is not None and (target is None or learned < SLOWED_FRACTION * target):
+        parts.append(f"limited to {learned:,.1f}/s")
+    if progress.other_processes:
+        parts.append(f"shared with {format_count(progress.other_processes, 'other')}")
+    return f" ({', '.join(parts)})" if parts else ""

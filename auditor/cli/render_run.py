@@ -1,32 +1,36 @@
-"""What people see of runs: the inventory, what changed, how whole a run is. Names from devices are escaped.
+"""Render runs for people: inventory, drift, coverage, audit summary and checks. Names from devices are escaped."""
 
-Apart from the display of audits, which loads the network: that takes longer than to read an inventory.
-"""
-
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from auditor.analysis.drift import FATES, MODULE_CHANGES, Drift, DriftCounts
+from auditor.analysis.drift import MODULE_CHANGES, PRESENCES, Drift, DriftCounts
 from auditor.analysis.sample_drift import ShareCounts, ShareDrift
-from auditor.audit.preflight import AccountCheck
-from auditor.cli.console import say, tell
-from auditor.cli.render_plan import _time
-from auditor.query.describe import age_line, choice_lines, limits, recheck_line, sample_lines
-from auditor.query.freshness import Ages
+from auditor.cli.console import print_error, print_line
+from auditor.cli.output import ALL_ROWS, open_console
+from auditor.query.describe import (
+    describe_ages,
+    describe_recheck,
+    describe_sample_estimates,
+    describe_selection,
+    format_limits,
+)
+from auditor.query.freshness import AnswerAges
 from auditor.query.run import VersionCount
-from auditor.query.warnings import label_of
-from auditor.runs.estimates import Sample
-from auditor.runs.manifest import DeviceCounts, ListingFacts, Manifest
-from auditor.text.formatting import PIPE_WIDTH, counted, part, points, safe, span, within
+from auditor.query.warnings import state_label
+from auditor.runs.estimates import SampleSummary
+from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, Manifest
+from auditor.text.formatting import format_change, format_count, format_duration, format_interval, format_share, safe
 
-SHARES_SHOWN = 1_000
-"""Rows of shares that a table has."""
+if TYPE_CHECKING:
+    from auditor.audit.preflight import AccountCheck
+
+MAX_SHARE_ROWS = 1_000
+"""Maximum number of rows in a table of shares."""
 
 
 def print_inventory(
@@ -34,21 +38,15 @@ def print_inventory(
     devices: DeviceCounts,
     versions: Iterable[VersionCount],
     *,
-    sample: Sample | None = None,
-    ages: Ages | None = None,
+    sample: SampleSummary | None = None,
+    ages: AnswerAges | None = None,
     now: datetime | None = None,
 ) -> None:
-    """The inventory as a table; repeated cells are left blank, and a run that is not whole is labelled.
+    """Print the inventory as a table. Repeated cells are blank, and a label says whether the run is complete.
 
-    Args:
-        manifest: the run's.
-        devices: devices by state.
-        versions: the rows.
-        sample: what it tells of the fleet, if it is a sample.
-        ages: how old its answers are; None: that is not told.
-        now: since when; None: now.
+    With ``sample``, print its estimates for the fleet; with ``ages``, the ages of the results at ``now``.
     """
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console = open_console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     several = len(manifest.accounts) > 1
     for name in ("account", "product", "module", "version")[0 if several else 1 :]:
@@ -57,71 +55,71 @@ def print_inventory(
     table.add_column("share", justify="right")
     if sample is not None:
         table.add_column("95% interval", justify="right")
-    before: tuple[str, ...] = ()
+    previous: tuple[str, ...] = ()
     for row in versions:
         place = (safe(row.account), safe(row.product_key or "?"), safe(row.module_name))
         same = 0
-        while same < len(before) and place[: same + 1] == before[: same + 1]:
+        while same < len(previous) and place[: same + 1] == previous[: same + 1]:
             same += 1
-        between = [] if row.low is None or row.high is None else [limits(row.low, row.high)]
+        interval = [] if row.low is None or row.high is None else [format_limits(row.low, row.high)]
         cells = ["" if at < same else cell for at, cell in enumerate(place)]
         table.add_row(
             *cells[0 if several else 1 :],
             safe(row.module_version),
             f"{row.devices:,}",
-            part(row.share, aligned=True),
-            *between,
+            format_share(row.share, aligned=True),
+            *interval,
         )
-        before = place
+        previous = place
     console.print(table)
-    unsampled = manifest.unsampled if sample is None else sample.devices - sample.drawn - sample.known
-    console.print(Text(f"\n{coverage(manifest, devices, unsampled)}"))
-    for line in sample_lines(sample) if sample is not None else ():
-        console.print(Text(line))
-    for line in age_lines(manifest, ages, now or datetime.now(UTC)) if ages is not None else ():
+    unsampled = manifest.unsampled if sample is None else sample.devices - sample.sampled - sample.never_activated
+    console.print(Text(f"\n{describe_coverage(manifest, devices, unsampled)}"))
+    estimates = () if sample is None else describe_sample_estimates(sample)
+    for line in (*estimates, *_describe_freshness(manifest, ages, now)):
         console.print(Text(line))
 
 
-def age_lines(manifest: Manifest, ages: Ages, now: datetime) -> Iterator[str]:
-    """How old a run's answers are, and how often it was wrong to carry one."""
-    if (line := age_line(ages, now)) is not None:
+def _describe_freshness(manifest: Manifest, ages: AnswerAges | None, now: datetime | None = None) -> Iterator[str]:
+    """Yield a line about the ages of a run's results, and one about its spot check."""
+    if ages is None:
+        return
+    if (line := describe_ages(ages, now or datetime.now(UTC))) is not None:
         yield line
-    if manifest.choice is not None and manifest.choice.recheck is not None:
-        yield recheck_line(manifest.choice.recheck)
+    if manifest.selection is not None and manifest.selection.recheck is not None:
+        yield describe_recheck(manifest.selection.recheck)
 
 
-def drift_summary(drift: Drift) -> Iterator[str]:
-    """What changed between two runs, for standard error."""
-    found = drift.counts
+def describe_drift(drift: Drift) -> Iterator[str]:
+    """Yield lines about what changed between two runs."""
+    counts = drift.counts
     runs = f"{safe(drift.old.folder.name)} to {safe(drift.new.folder.name)}"
     if drift.shares is not None:
-        yield f"{runs}: {shares_summary(drift.shares.counts)}"
-    fates = FATES if drift.shares is not None else tuple(fate for fate in FATES if fate != "unsampled")
-    yield f"{runs}: devices: {_named(found, ('compared', *fates))}"
-    if found.carried:
-        oldest = drift.new.manifest.oldest
-        age = "" if oldest is None else f"; the oldest that the new run carries is of {safe(oldest)}"
-        told = f"{found.carried:,} of the {found.compared:,} compared devices were not read again"
-        yield f"{told}, their answers were carried, so they are the same{age}"
-    of_products = _named(found, ("added", "removed"))
-    yield f"modules of these: {_named(found, ('same', *MODULE_CHANGES))}; modules of products: {of_products}"
+        yield f"{runs}: {describe_share_counts(drift.shares.counts)}"
+    fates = PRESENCES if drift.shares is not None else tuple(fate for fate in PRESENCES if fate != "unsampled")
+    yield f"{runs}: devices: {_name_counts(counts, ('compared', *fates))}"
+    if counts.carried:
+        oldest = drift.new.manifest.oldest_answer_at
+        age = "" if oldest is None else f"; the oldest result is of {safe(oldest)}"
+        yield f"{counts.carried:,} of {counts.compared:,} compared devices have reused results: the same{age}"
+    of_products = _name_counts(counts, ("added", "removed"))
+    yield f"their modules: {_name_counts(counts, ('same', *MODULE_CHANGES))}; modules of products: {of_products}"
 
 
-def shares_summary(counts: ShareCounts) -> str:
-    """What became of shares, in words: of how many more can be said than that samples differ."""
+def describe_share_counts(counts: ShareCounts) -> str:
+    """Return how many shares changed significantly, did not, or cannot be compared."""
     changed = f"{counts.grew + counts.shrank:,} changed ({counts.grew:,} grew, {counts.shrank:,} shrank)"
-    noise = f"{counts.noise:,} differ by no more than the samples may (95%)"
+    not_significant = f"{counts.not_significant:,} did not change significantly (95%)"
     unknown = f", {counts.unknown:,} cannot be compared" if counts.unknown else ""
-    return f"of {counts.shares:,} shares {changed}, {noise}{unknown}"
+    return f"of {counts.shares:,} shares {changed}, {not_significant}{unknown}"
 
 
 def print_shares(shares: ShareDrift) -> None:
-    """Shares before and after as a table, those that changed first; what a sample leaves open stands in brackets."""
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    """Print shares before and after as a table, changed ones first, with confidence intervals in brackets."""
+    console = open_console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     rows = [
         dict(zip(shares.table.columns, row, strict=True))
-        for row, _ in zip(shares.table, range(SHARES_SHOWN), strict=False)
+        for row, _ in zip(shares.table, range(MAX_SHARE_ROWS), strict=False)
     ]
     several = len({row["account"] for row in rows if row["level"] == "product"}) > 1
     for name in ("account", "product", "module", "version")[0 if several else 1 :]:
@@ -131,91 +129,89 @@ def print_shares(shares: ShareDrift) -> None:
     table.add_column("verdict")
     for row in rows:
         fleet = row["level"] == "fleet"
-        place = (safe(row["account"] or ""), "whole fleet" if fleet else safe(row["product_key"] or "?"))
+        place = (safe(row["account"] or ""), "complete fleet" if fleet else safe(row["product_key"] or "?"))
         table.add_row(
             *place[0 if several else 1 :],
             safe(row["module_name"]),
             safe(row["module_version"]),
-            *(within(row[f"{side}_share"], row[f"{side}_low"], row[f"{side}_high"]) for side in ("old", "new")),
-            points(row["change"], row["change_low"], row["change_high"]),
+            *(
+                format_interval(row[f"{side}_share"], row[f"{side}_low"], row[f"{side}_high"])
+                for side in ("old", "new")
+            ),
+            format_change(row["change"], row["change_low"], row["change_high"]),
             row["verdict"],
         )
     console.print(table)
-    if shares.counts.shares > SHARES_SHOWN:
-        say(f"note: a table has {SHARES_SHOWN:,} rows; --format csv, json, jsonl, parquet or xlsx has all of them")
+    if shares.counts.shares > MAX_SHARE_ROWS:
+        print_error(f"note: the table shows {MAX_SHARE_ROWS:,} rows; {ALL_ROWS}")
 
 
-def _named(counts: DriftCounts, names: Iterable[str]) -> str:
+def _name_counts(counts: DriftCounts, names: Iterable[str]) -> str:
     return ", ".join(f"{getattr(counts, name):,} {name.replace('_', ' ')}" for name in names)
 
 
-def coverage(manifest: Manifest, counts: DeviceCounts, unsampled: int | None = None) -> str:
-    """How whole a run is, in one line; ``unsampled``: devices that were not drawn, None: as its manifest says."""
+def describe_coverage(manifest: Manifest, counts: DeviceCounts, unsampled: int | None = None) -> str:
+    """Return a line with a run's label and its devices by state; ``unsampled`` defaults to the manifest's."""
     unsampled = manifest.unsampled if unsampled is None else unsampled
-    parts = [
+    states = [
         f"{counts.ok:,} ok",
         f"{counts.empty:,} empty",
         f"{counts.not_found:,} not found",
         f"{counts.failed:,} failed",
         f"{counts.pending - unsampled:,} pending",
-        *([f"{unsampled:,} not drawn"] if unsampled else []),
+        *([f"{unsampled:,} not sampled"] if unsampled else []),
     ]
-    return f"{label_of(manifest.state, counts, unsampled)}: {sum(astuple(counts)):,} devices: {', '.join(parts)}"
+    return f"{state_label(manifest.state, counts, unsampled)}: {sum(astuple(counts)):,} devices: {', '.join(states)}"
 
 
-def summary(manifest: Manifest, seconds: float, ages: Ages | None = None) -> Iterator[str]:
-    """What an audit came to, for standard error.
-
-    Args:
-        manifest: of its run.
-        seconds: that it took this time.
-        ages: how old its answers are; None: that is not told.
-    """
-    for listing in manifest.listings:
-        yield listed(listing)
-    yield coverage(manifest, manifest.devices)
+def summarize_audit(manifest: Manifest, seconds: float, ages: AnswerAges | None = None) -> Iterator[str]:
+    """Yield the lines of an audit's summary: its session took ``seconds``, and its results have these ages."""
+    for discovery in manifest.discovery:
+        yield describe_discovery(discovery)
+    yield describe_coverage(manifest, manifest.devices)
     requests, rate = manifest.requests, manifest.rate
     of_quota = "" if rate.target is None else f", {rate.achieved / rate.target:.1%} of the quota"
-    asking = requests.sent / rate.achieved if rate.achieved else 0.0
+    querying = requests.sent / rate.achieved if rate.achieved else 0.0
     expected = None if manifest.planned is None else manifest.planned.seconds
-    planned = "" if expected is None else f", planned {_time(expected)}"
+    from auditor.cli.render_plan import format_planned_duration
+
+    planned = "" if expected is None else f", planned {format_planned_duration(expected)}"
     yield (
-        f"{requests.sent:,} requests in {span(asking)}{planned} ({rate.achieved:,.1f}/s{of_quota}), "
-        f"{requests.retried:,} repeated, {requests.throttled:,} over the quota; "
-        f"{span(seconds)} {'this time' if manifest.resumed_at else 'in all'}"
+        f"{requests.sent:,} requests in {format_duration(querying)}{planned} ({rate.achieved:,.1f}/s{of_quota}), "
+        f"{requests.retried:,} retries, {requests.throttled:,} throttled; "
+        f"{format_duration(seconds)} {'in this session' if manifest.resumed_at else 'in total'}"
     )
-    yield from choice_lines(manifest.choice) if manifest.choice is not None else ()
-    yield from age_lines(manifest, ages, datetime.now(UTC)) if ages is not None else ()
+    yield from describe_selection(manifest.selection) if manifest.selection is not None else ()
+    yield from _describe_freshness(manifest, ages)
     for failure in manifest.failures[:5]:
         yield f"failed: {failure.devices:,} with {safe(failure.code)}, such as {safe(failure.example)}"
-    told = "; ".join(doubt for listing in manifest.listings for doubt in listing.doubts())
-    if manifest.error is not None and manifest.error != told:
+    gaps = "; ".join(warning.detail for discovery in manifest.discovery for warning in discovery.warnings())
+    if manifest.error is not None and manifest.error != gaps:
         yield f"stopped: {safe(manifest.error)}"
 
 
-def listed(listing: ListingFacts) -> str:
-    """What listing an account's fleet came to, in one line."""
-    if listing.state == "pending":
-        return f"{safe(listing.account)}: its fleet is not listed to the end; what was listed is kept for a resume"
-    name = f'account "{listing.account}": '
-    requests, products = counted(listing.requests.sent, "request"), counted(listing.products, "product")
-    never = listing.statuses.get("UNACTIVE", 0)
-    left_out = f", {listing.excluded:,} left out by the settings" if listing.excluded else ""
+def describe_discovery(discovery: DiscoveryInfo) -> str:
+    """Return a line about the discovery of an account's fleet."""
+    account = safe(discovery.account)
+    if discovery.state == "pending":
+        return f"{account}: device list incomplete; resume will continue it"
+    devices, products = format_count(discovery.devices, "device"), format_count(discovery.products, "product")
+    never = discovery.statuses.get("UNACTIVE", 0)
+    excluded = f", {discovery.excluded:,} excluded by the settings" if discovery.excluded else ""
     return (
-        f"{safe(listing.account)}: {counted(listing.devices, 'device')} of {products} listed in {requests}, "
-        f"{never:,} of them never activated{left_out}"
-        + "".join(f"; {safe(doubt.removeprefix(name))}" for doubt in listing.doubts())
+        f"{account}: {devices} of {products} listed in {format_count(discovery.requests.sent, 'request')}, "
+        f"{never:,} of them never activated{excluded}" + "".join(f"; {safe(gap)}" for gap in discovery.describe_gaps())
     )
 
 
-def print_checks(checks: Iterable[AccountCheck]) -> None:
-    """One line for each account that was checked."""
+def print_checks(checks: "Iterable[AccountCheck]") -> None:
+    """Print one line for each account that was checked."""
     for check in checks:
-        repeats = f", {check.duplicates:,} repeats dropped" if check.duplicates else ""
-        listed = "" if check.products is None else f" of {counted(check.products, 'product')}"
+        duplicates = f", {format_count(check.duplicates, 'duplicate')} dropped" if check.duplicates else ""
+        products = "" if check.products is None else f" of {format_count(check.products, 'product')}"
         clock = f", its clock is {check.clock_offset:+.0f} s off" if check.clock_offset else ""
-        said = check.problem or f"answers in {check.seconds * 1000:.0f} ms, the first device is {check.said}{clock}"
-        tell(
+        outcome = check.problem or f"answers in {check.seconds * 1000:.0f} ms, first device: {check.result}{clock}"
+        print_line(
             f"{'ok  ' if check.problem is None else 'FAIL'} {safe(check.account)} ({safe(check.endpoint)}): "
-            f"{counted(check.devices, 'device')}{listed}{repeats}; {safe(said)}"
+            f"{format_count(check.devices, 'device')}{products}{duplicates}; {safe(outcome)}"
         )

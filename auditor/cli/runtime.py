@@ -1,4 +1,4 @@
-"""What a command needs of its process: an event loop, an orderly end on signals, and logs on standard error."""
+"""Process environment of a command: event loop, signals, and logs on standard error."""
 
 import asyncio
 import contextlib
@@ -13,18 +13,17 @@ from typing import Any, TypeVar
 import anyio
 import structlog
 
-from auditor.cli.console import say
-from auditor.engine.worker_pool import Stop
-from auditor.errors import AuditorError, StoppedAtOnceError
+from auditor.cli.console import print_error
+from auditor.concurrency import StopToken
+from auditor.errors import AuditInterruptedError
 
 T = TypeVar("T")
-
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
-class _StandardError:
-    """Standard error as it is when something is written: a live progress line puts itself in its place."""
+class _CurrentStderr:
+    """Standard error at the time of writing: a live progress display replaces ``sys.stderr``."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
@@ -37,8 +36,8 @@ class _StandardError:
 
 
 def log_to_stderr(level: str) -> None:
-    """Logs from ``level`` up: for people on a terminal, as JSON lines elsewhere."""
-    stream = _StandardError()
+    """Log messages of at least ``level`` to standard error: readable on a terminal, JSON lines elsewhere."""
+    stream = _CurrentStderr()
     logging.basicConfig(level=_LEVELS[level], stream=stream, format="%(levelname)s %(name)s: %(message)s", force=True)
     renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     structlog.configure(
@@ -48,109 +47,95 @@ def log_to_stderr(level: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             renderer,
         ],
-        logger_factory=structlog.PrintLoggerFactory(file=stream),  # type: ignore[arg-type]  # all that it calls is there
+        logger_factory=structlog.PrintLoggerFactory(file=stream),  # type: ignore[arg-type]  # has all methods it calls
         cache_logger_on_first_use=False,
     )
 
 
-def in_loop(main: Callable[[], Awaitable[T]]) -> T:
-    """Runs ``main`` to its end on uvloop."""
+def run_in_loop(main: Callable[[], Awaitable[T]]) -> T:
+    """Run ``main`` on uvloop and return its result."""
     return anyio.run(main, backend_options={"use_uvloop": True})
 
 
-def until_signal(start: Callable[[Stop], Awaitable[T]]) -> T:
-    """Runs ``start`` to its end; SIGINT or SIGTERM wishes it to stop, and a second one ends the process at once.
+def run_until_signal(start: Callable[[StopToken], Awaitable[T]]) -> T:
+    """Run ``start`` and return its result. SIGINT or SIGTERM requests a stop, and a second one cancels.
 
     Raises:
-        AuditorError: what ``start`` raised.
-        StoppedAtOnceError: a second signal came. A thread may still be at work: leave by ``os._exit``.
+        AuditInterruptedError: a second signal came. A thread may still run: leave by ``os._exit``.
     """
 
     async def main() -> T:
-        ended: list[T] = []
-        failure: AuditorError | None = None
-        stop = Stop()
-        async with anyio.create_task_group() as group:
-            listener.begin(stop, group.cancel_scope)
-            try:
-                ended.append(await start(stop))
-            except AuditorError as error:
-                failure = error
-        if failure is not None:
-            raise failure
-        if not ended:
-            raise StoppedAtOnceError("stopped at once; what was answered is kept")
-        return ended[0]
+        stop = StopToken()
+        with anyio.CancelScope() as scope:
+            handler.start(stop, scope)
+            return await start(stop)
+        raise AuditInterruptedError("stopped immediately; results that were received are kept")
 
-    listener = _Listener()
+    handler = _SignalHandler()
     try:
-        return in_loop(main)
+        return run_in_loop(main)
     finally:
-        listener.end()
+        handler.finish()
 
 
 @contextmanager
-def unwinding_on_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP end what is in here as Ctrl-C does: temporary files go, what is to be told is told.
+def interrupt_on_signals() -> Iterator[None]:
+    """Make SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt, so that temporary files are removed."""
 
-    Raises:
-        KeyboardInterrupt: a signal came.
-    """
-
-    def hear(_number: int, _frame: object) -> None:
+    def handle(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, hear) for number in _ends()}
+    previous = {number: signal.signal(number, handle) for number in _stop_signals()}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _ends() -> list[signal.Signals]:
-    ends = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
-        ends.append(signal.SIGHUP)
-    return ends
+def _stop_signals() -> list[signal.Signals]:
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+        signals.append(signal.SIGHUP)
+    return signals
 
 
-class _Listener:
-    """Hears signals until the end of the process, for a second one may come while the first is being obeyed.
+class _SignalHandler:
+    """Handles signals until the process exits, for a second one may come while the first is being handled.
 
-    Handlers of the event loop are gone before it is: a signal in between would end the process amid its clean-up.
+    Handlers of the event loop end before the loop does; a signal in between would kill the process in its clean-up.
     """
 
     def __init__(self) -> None:
-        self._before: dict[signal.Signals, Any] = {}
-        self._heard = 0
-        self._over = False
+        self._previous: dict[signal.Signals, Any] = {}
+        self._received = 0
+        self._finished = False
 
-    def begin(self, stop: Stop, scope: anyio.CancelScope) -> None:
-        """Listens; the first signal is a wish to stop, the second cancels."""
+    def start(self, stop: StopToken, scope: anyio.CancelScope) -> None:
+        """Handle signals: the first one requests a stop, the second one cancels, the third one exits."""
         loop = asyncio.get_running_loop()
 
-        def hear(number: int, _frame: object) -> None:
-            self._heard += 1
-            if self._over and self._heard == 2:  # noqa: PLR2004  the audit has ended orderly; so does what follows it
+        def receive(number: int, _frame: object) -> None:
+            self._received += 1
+            if self._finished and self._received == 2:  # noqa: PLR2004  the audit has ended; interrupt its hooks
                 raise KeyboardInterrupt
-            if self._over or loop.is_closed() or self._heard > 2:  # noqa: PLR2004  one more than there are wishes
-                os._exit(StoppedAtOnceError.exit_code)
-            loop.call_soon_threadsafe(obey, signal.Signals(number).name, self._heard)
+            if self._finished or loop.is_closed() or self._received > 2:  # noqa: PLR2004  neither stop nor cancel helped
+                os._exit(AuditInterruptedError.exit_code)
+            loop.call_soon_threadsafe(handle, signal.Signals(number).name, self._received)
 
-        def obey(name: str, times: int) -> None:
-            if times > 1:
+        def handle(name: str, count: int) -> None:
+            if count > 1:
                 scope.cancel()
                 return
-            stop.wish(f"interrupted by {name}")
-            say("stopping: what is in flight is finished and kept; once more stops at once")
+            stop.request(f"interrupted by {name}")
+            print_error("stopping after open requests finish (5 s at most); Ctrl-C again stops now")
 
-        for number in _ends():
-            self._before[number] = signal.signal(number, hear)
+        for number in _stop_signals():
+            self._previous[number] = signal.signal(number, receive)
 
-    def end(self) -> None:
-        """Listens no more; if one signal was heard, the next one interrupts, and after that one ends the process."""
-        self._over = True
-        if not self._heard:
-            for number, handler in self._before.items():
+    def finish(self) -> None:
+        """Stop requesting stops. If a signal came, the next one interrupts, and the one after that exits."""
+        self._finished = True
+        if not self._received:
+            for number, handler in self._previous.items():
                 signal.signal(number, handler)

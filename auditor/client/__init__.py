@@ -1,1 +1,1 @@
-"""The wire: requests signed as they are sent, answers deciphered into pages or into what to do next."""
+"""Client of the platform's HTTP API: signs requests, sends them, and parses responses into results or errors."""

@@ -1,123 +1,139 @@
-"""Connections to one account's platform, straight or through a proxy, and what goes wrong below HTTP in a sentence.
-
-Names of hosts into addresses, without a wait of one host's for another's.
-"""
+"""Connections to one account's platform, direct or through a proxy, and the resolution of host names."""
 
 import asyncio
 import contextlib
 import socket
 import ssl
 import threading
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.connector import Connection
-from aiohttp.tracing import Trace
 
-from auditor.client.transport_errors import _in_the_way
+from auditor.client.transport_errors import proxy_error
 from auditor.errors import SettingsError
 
 
-def trust(ca_file: str | None) -> ssl.SSLContext:
-    """The authorities in a PEM file, or the system's, as what TLS connections are verified with.
-
-    Raises:
-        SettingsError: the file holds no certificates.
-    """
+def ssl_context(ca_file: str | None) -> ssl.SSLContext:
+    """Return a context that trusts a PEM file's authorities, or the system's; raise SettingsError if it has none."""
     try:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as error:
         raise SettingsError(f"ca_file: {ca_file} holds no certificates to trust: {error}") from error
 
 
-class Connector(aiohttp.TCPConnector):
-    """A pool that gives out no connection on which something came that nobody asked for.
+class AccountConnector(aiohttp.TCPConnector):
+    """A pool of connections to one endpoint. It never gives out a connection with unexpected data.
 
-    aiohttp looks for that when a connection goes back into the pool; what comes later, while it lies there, would be
-    taken for the answer to the next request: another device's answer.
+    aiohttp checks for such data when a connection returns to the pool. Data that arrives later, while the connection is
+    idle, would be taken for the response to the next request: another device's response.
+
+    Args:
+        limit: maximum number of connections.
+        tls: what TLS connections are verified with.
+        connect_timeout: seconds for getting a connection.
     """
 
-    def __init__(self, *, limit: int, tls: ssl.SSLContext | bool = True) -> None:
+    def __init__(self, *, limit: int, tls: ssl.SSLContext | bool, connect_timeout: float) -> None:
         super().__init__(limit=limit, ssl=tls, keepalive_timeout=30, resolver=Resolver())
-        self._like: aiohttp.ClientRequest | None = None
+        self._connect_timeout = connect_timeout
+        self._last_request: tuple[aiohttp.ClientRequest, tuple[Any, ...], dict[str, Any]] | None = None
+        self._transports: set[asyncio.Transport] = set()
+        self._opened = 0
 
-    async def connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  aiohttp's own signature
-    ) -> Connection:
-        """See ``aiohttp.BaseConnector``; raises ProxyError if it is the proxy that is in the way."""
-        self._like = req  # one account has one endpoint: connections for one request are good for all
-        began = asyncio.get_running_loop().time()
-        connection = await self._connected(req, traces, timeout)
-        if not _spoken_on(connection):
+    async def connect(self, req: aiohttp.ClientRequest, *args: Any, **options: Any) -> Connection:  # noqa: ANN401
+        """See ``aiohttp.BaseConnector``; raise ProxyError if the proxy gives no connection."""
+        self._last_request = req, args, options
+        started = asyncio.get_running_loop().time()
+        connection = await self._connect(req, *args, **options)
+        if self._is_usable(connection):
             return connection
-        until = None if timeout.connect is None else began + timeout.connect
         try:
-            async with asyncio.timeout_at(until):  # or who speaks first would be called for ever
-                while _spoken_on(connection):
+            # Without the limit, a server that sends first on all connections would be called forever.
+            async with asyncio.timeout_at(started + self._connect_timeout):
+                while True:
                     connection.close()
-                    connection = await self._connected(req, traces, timeout)
+                    connection = await self._connect(req, *args, **options)
+                    if self._is_usable(connection):
+                        return connection
         except BaseException:
             connection.close()
             raise
-        return connection
 
-    async def _connected(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  as above
-    ) -> Connection:
-        """A connection of the pool, or a new one; raises ProxyError if it is the proxy that is in the way."""
+    async def prewarm(self, connections: int, *, in_flight: int) -> bool:
+        """Open connections until there are as many, idle or in use, so that later requests need no handshake.
+
+        It does nothing before the first request, which shows where to connect. Errors are left to later requests.
+
+        Args:
+            connections: wanted number of connections.
+            in_flight: requests that have a connection or wait for one.
+
+        Returns:
+            False if connections were missing and none could be opened.
+        """
+        wanted = min(connections, self.limit)
+        self._forget_closed()
+        if self._last_request is None or len(self._transports) >= wanted:
+            return True
+        request, args, options = self._last_request
+        opened = self._opened
+        all_started = asyncio.Event()
+
+        async def open_one() -> None:
+            connection = await self.connect(request, *args, **options)
+            try:
+                await all_started.wait()
+            finally:
+                connection.release()
+
+        # Idle connections are taken too, so that the others are new; all return to the pool immediately.
+        tasks = [asyncio.ensure_future(open_one()) for _ in range(wanted - in_flight)]
         try:
-            return await super().connect(req, traces, timeout)
-        except aiohttp.ClientSSLError:  # with whom the proxy connects us
+            await asyncio.sleep(0)
+            all_started.set()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return not tasks or self._opened > opened
+
+    async def _connect(self, req: aiohttp.ClientRequest, *args: Any, **options: Any) -> Connection:  # noqa: ANN401
+        """Return a connection of the pool or a new one."""
+        try:
+            return await super().connect(req, *args, **options)
+        except aiohttp.ClientSSLError:  # of the host that the proxy connects to
             raise
         except (aiohttp.ClientError, OSError) as error:
             if req.proxy is None:
                 raise
             place = f"{req.proxy.host_subcomponent}:{req.proxy.port}"
-            raise _in_the_way(error, f"the proxy {place}", req.host) from None
+            raise proxy_error(error, f"the proxy {place}", req.host) from None
 
-    async def warm(self, connections: int, timeout: aiohttp.ClientTimeout) -> bool:  # noqa: ASYNC109  as above
-        """Opens as many connections as are missing, once a request has shown where to; False if none could be."""
-        idle = sum(len(pooled) for pooled in self._conns.values())
-        missing = min(connections, self.limit) - len(self._acquired) - idle
-        if self._like is None or missing <= 0:
-            return True
-        all_have_begun = asyncio.Event()
+    def _is_usable(self, connection: Connection) -> bool:
+        """Return True for a connection without unexpected data that is not about to close."""
+        transport = connection.transport
+        if transport is None:
+            return True  # closed in this moment, which the request itself reports
+        new = transport not in self._transports
+        if new:
+            if len(self._transports) >= 2 * self.limit:
+                self._forget_closed()
+            self._transports.add(transport)
+            self._opened += 1
+        # `should_close` is not documented. Should it be gone one day, connections are used once.
+        return not getattr(connection.protocol, "should_close", not new)
 
-        async def open_one(request: aiohttp.ClientRequest) -> None:
-            connection = await self.connect(request, [], timeout)
-            try:
-                await all_have_begun.wait()
-            finally:
-                connection.release()
-
-        # Those in the pool are taken as well, so that the others are new ones, and given back at once.
-        opening = [asyncio.ensure_future(open_one(self._like)) for _ in range(idle + missing)]
-        try:
-            await asyncio.sleep(0)
-            all_have_begun.set()
-            ends = await asyncio.gather(*opening, return_exceptions=True)  # what fails is told by requests
-        finally:
-            for each in opening:
-                each.cancel()
-        return sum(end is None for end in ends) > idle
-
-
-def _spoken_on(connection: Connection) -> bool:
-    """Whether something came on a connection that nobody asked for, or it cannot be used for another reason."""
-    return connection.protocol is not None and connection.protocol.should_close
+    def _forget_closed(self) -> None:
+        self._transports = {transport for transport in self._transports if not transport.is_closing()}
 
 
 class Resolver(AbstractResolver):
-    """Asks the system for addresses, each time in a thread that neither the loop's end nor the process's waits for.
+    """Resolves names in threads of its own, which neither the loop's end nor the process's waits for.
 
-    The loop's own threads are few and waited for. Where the servers of some names are silent, which the system bears
-    for a minute, all others would wait behind them, and so would the end.
+    The loop's own threads are few, and waited for. If the name servers of one host are silent, which the system accepts
+    for a minute, all other names would wait, and so would the end.
     """
 
     async def resolve(
@@ -125,44 +141,44 @@ class Resolver(AbstractResolver):
     ) -> list[ResolveResult]:
         """See ``aiohttp.abc.AbstractResolver``."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[ResolveResult]] = loop.create_future()
+        result: asyncio.Future[list[ResolveResult]] = loop.create_future()
 
-        def tell(found: list[ResolveResult] | Exception) -> None:
-            if answer.done():  # nobody waits any more
+        def set_result(found: list[ResolveResult] | Exception) -> None:
+            if result.done():  # the request was cancelled
                 return
             if isinstance(found, Exception):
-                answer.set_exception(found)
+                result.set_exception(found)
             else:
-                answer.set_result(found)
+                result.set_result(found)
 
-        def ask() -> None:
+        def resolve() -> None:
             found: list[ResolveResult] | Exception
             try:
-                found = _addresses(host, port, family)
-            except Exception as error:  # noqa: BLE001  it is raised where the answer is awaited
+                found = _resolve_addresses(host, port, family)
+            except Exception as error:  # noqa: BLE001  it is raised where the result is awaited
                 found = error
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(tell, found)
+                loop.call_soon_threadsafe(set_result, found)
 
-        threading.Thread(target=ask, name="auditor-name", daemon=True).start()
-        return await answer
+        threading.Thread(target=resolve, name="auditor-name", daemon=True).start()
+        return await result
 
     async def close(self) -> None:
         """See ``aiohttp.abc.AbstractResolver``."""
 
 
-def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+def _resolve_addresses(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
     numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
     found = socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     return [
         ResolveResult(
             hostname=host,
-            # With the interface's name where an address of IPv6 is one of its own.
+            # Includes the interface's name if an IPv6 address is link-local.
             host=socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0],
             port=port,
-            family=kind,
+            family=address_family,
             proto=protocol,
             flags=numeric,
         )
-        for kind, _, protocol, _, address in found
+        for address_family, _, protocol, _, address in found
     ]

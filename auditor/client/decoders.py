@@ -1,13 +1,13 @@
-"""What platforms and networks say, as text that is fit for a line of a log. Pure.
+"""Decoding of response bodies. Pure.
 
-What is kept of an answer, as types to decode it with: a member that no shape names is passed over while it is read.
+Three things, from the general to the special:
 
-So a device's secret and its address, which come with lists of devices, never become an object of this process.
-
-A page of module versions that is just as the platform documents it, decoded straight into the fields that count.
-
-Nearly every answer of an audit is such a page. To read it takes less than half the time of reading whatever may come,
-which ``auditor.platform.answers`` does; and what is only nearly such a page is left to that.
+- ``clean_message`` makes text of the platform fit for a log line.
+- ``response_struct`` builds a type for each list operation that names the members to keep. The decoder skips all other
+  members while it parses. So a device's secret and its address never become an object of this process.
+- ``decode_documented_page`` decodes a page of module versions that is exactly as documented, straight into the fields
+  that matter. Nearly every response of an audit is such a page, and this takes less than half the time of the general
+  path in ``auditor.client.responses``. Any other body is left to that.
 """
 
 import re
@@ -18,181 +18,146 @@ import msgspec
 
 from auditor.models import ModuleVersion, Page, ReportedModule
 
-MESSAGE_LENGTH = 300
-"""Characters kept of a platform's message."""
+MAX_MESSAGE_LENGTH = 300
+"""Characters kept of a message of the platform."""
+
+_MAX_CLEANED_LENGTH = 20 * MAX_MESSAGE_LENGTH
+"""Characters of a message that are cleaned: cleaning a whole body would hold up all other requests."""
 
 
-_READ_LENGTH = 20 * MESSAGE_LENGTH
-"""Characters of a platform's message that are cleaned at most: a body's worth of them would hold up every request."""
+def clean_message(message: str) -> str:
+    """Return a message of the platform as one printable line.
 
-
-def one_line(message: str) -> str:
-    """A platform's message fit for a log line.
-
-    The gateway's answer to a wrong signature quotes its whole string to sign; that part is dropped.
+    The gateway's response to a wrong signature quotes its whole string to sign; that part is dropped.
     """
-    if is_plain(message):  # as every request id is, which comes with every answer
+    if is_plain(message):  # true of all request ids, which come with every response
         return message
-    text = re.sub(r"server string to sign is.*", "", message, flags=re.IGNORECASE | re.DOTALL)[:_READ_LENGTH]
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MESSAGE_LENGTH]
+    text = re.sub(r"server string to sign is.*", "", message, flags=re.IGNORECASE | re.DOTALL)[:_MAX_CLEANED_LENGTH]
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_MESSAGE_LENGTH]
 
 
 def is_plain(message: str) -> bool:
-    """Whether a message is one word that ``one_line`` would leave as it is."""
-    return len(message) <= MESSAGE_LENGTH and message.isascii() and message.isprintable() and " " not in message
+    """Return True if ``clean_message`` would return the message unchanged because it is one printable ASCII word."""
+    return len(message) <= MAX_MESSAGE_LENGTH and message.isascii() and message.isprintable() and " " not in message
 
 
-class _Nothing(msgspec.Struct):
-    """An object of which nothing is kept."""
+class _IgnoredObject(msgspec.Struct):
+    """An object without any member that is kept."""
 
 
-Leaf = str | int | float | bool | _Nothing | list[str | int | float | bool | _Nothing | None] | None
-"""A value; an object in the place of one is passed over."""
-
+Leaf = str | int | float | bool | _IgnoredObject | list[str | int | float | bool | _IgnoredObject | None] | None
+"""A scalar; an object in its place is ignored."""
 
 Shape = Mapping[str, Any]
-"""Members by their names in camelCase: None for a leaf, a shape for an object, ``[shape]`` for an array of them."""
+"""Members by their camelCase names: None for a leaf, a shape for an object, ``[shape]`` for an array of objects."""
 
 
-def keeping(shape: Shape, name: str = "Answer") -> type[msgspec.Struct]:
-    """A type that ``msgspec.json.decode`` reads an object into, with the members that a shape names and no other.
+def response_struct(shape: Shape, name: str = "Response") -> type[msgspec.Struct]:
+    """Return a type for ``msgspec.json.decode`` that keeps the members named by a shape and no others.
 
-    A member is found in camelCase (Tuya), in PascalCase (Alibaba), and with ``ID`` for ``Id`` and ``IoT`` for ``Iot``,
-    as pages of both have it. An object may be null, empty, or the bare array that it holds elsewhere. What has another
-    type than it should is left out, and never text: that could be JSON itself, with all in it.
+    It accepts camelCase (Tuya), PascalCase (Alibaba), and ``ID`` for ``Id`` and ``IoT`` for ``Iot``, as pages of both
+    have them. An object may be null, empty, or the bare array that it holds elsewhere. A member of another type is
+    dropped. It is never kept as text, which could be JSON with all its members.
     """
-    fields = [(spelled, _kind(inner, spelled), None) for known, inner in shape.items() for spelled in _spellings(known)]
+    fields = [
+        (spelling, _field_type(inner, spelling), None) for key, inner in shape.items() for spelling in _spellings(key)
+    ]
     return msgspec.defstruct(name, fields)
 
 
-def read(body: bytes, kept: type[msgspec.Struct]) -> dict[str, object]:
-    """An answer's members that are kept, their names in lower case; of one of another shape, whether it is a refusal.
+def decode_members(body: bytes, response_type: type[msgspec.Struct]) -> dict[str, object]:
+    """Return the kept members of a response by their lower-case names.
+
+    Of an error response with another shape, only the members of an error are returned.
 
     Raises:
-        ValueError, msgspec.MsgspecError: it is not JSON, or no object, or a success of another shape.
+        ValueError, msgspec.MsgspecError: it is not JSON, not an object, or a success with another shape.
     """
     try:
-        members: dict[str, object] = _members(msgspec.json.decode(body, type=kept))
+        members: dict[str, object] = _to_members(msgspec.json.decode(body, type=response_type))
     except msgspec.ValidationError:
-        members = _members(msgspec.json.decode(body, type=_REFUSAL))
+        members = _to_members(msgspec.json.decode(body, type=_ERROR_RESPONSE))
         if "success" in members and members["success"] is not False:
             raise
     return members
 
 
-def _kind(inner: Shape | Sequence[Shape] | None, name: str) -> Any:  # noqa: ANN401  a type, which has no better name
+def _field_type(inner: Shape | Sequence[Shape] | None, name: str) -> Any:  # noqa: ANN401  a type built at run time
     if inner is None:
         return Leaf
-    odd = Literal[""] | int | float | bool | None
+    other = Literal[""] | int | float | bool | None
     if isinstance(inner, Mapping):
         arrays = [each for each in inner.values() if isinstance(each, list)]
-        return keeping(inner, name) | odd | list[_entry(arrays[0][0], name) if arrays else odd]  # type: ignore[misc]
-    return list[_entry(inner[0], name)] | odd | _Nothing  # type: ignore[misc]  # types that are made here
+        item = _item_type(arrays[0][0], name) if arrays else other
+        return response_struct(inner, name) | other | list[item]  # type: ignore[valid-type]
+    return list[_item_type(inner[0], name)] | other | _IgnoredObject  # type: ignore[misc]  # types built at run time
 
 
-def _entry(shape: Shape, name: str) -> Any:  # noqa: ANN401  as above
-    return keeping(shape, name) | str | int | float | bool | None
+def _item_type(shape: Shape, name: str) -> Any:  # noqa: ANN401  as above
+    return response_struct(shape, name) | str | int | float | bool | None
 
 
 def _spellings(name: str) -> list[str]:
-    known = {name, name.replace("Id", "ID"), name.replace("Id", "ID").replace("iot", "ioT")}
-    return sorted(known | {each[0].upper() + each[1:] for each in known})
+    camel = {name, name.replace("Id", "ID"), name.replace("Id", "ID").replace("iot", "ioT")}
+    return sorted(camel | {each[0].upper() + each[1:] for each in camel})
 
 
-def _members(value: object) -> Any:  # noqa: ANN401  JSON has any type
-    if isinstance(value, _Nothing):
+def _to_members(value: object) -> Any:  # noqa: ANN401  JSON has any type
+    if isinstance(value, _IgnoredObject):
         return None
     if isinstance(value, msgspec.Struct):
-        told = ((name, getattr(value, name)) for name in value.__struct_fields__)
-        return {name.lower(): _members(member) for name, member in told if member is not None}
-    return [_members(each) for each in value] if isinstance(value, list) else value
+        members = ((name, getattr(value, name)) for name in value.__struct_fields__)
+        return {name.lower(): _to_members(member) for name, member in members if member is not None}
+    return [_to_members(each) for each in value] if isinstance(value, list) else value
 
 
-_TOLD = dict.fromkeys(("success", "code", "errorMessage", "message", "requestId"))
+_STATUS = dict.fromkeys(("success", "code", "errorMessage", "message", "requestId"))
+_ERROR_RESPONSE = response_struct(_STATUS)
+_PAGING = dict.fromkeys(("currentPage", "page", "pageSize", "pageCount", "total", "nextToken"))
 
+_PRODUCTS = {"productInfo": [dict.fromkeys(("productKey", "productName", "deviceCount"))]}
 
-_REFUSAL = keeping(_TOLD)
+PRODUCT_LIST_RESPONSE = response_struct({**_STATUS, **_PAGING, "data": {**_PAGING, "list": _PRODUCTS, **_PRODUCTS}})
+"""What is kept of a response of QueryProductList."""
 
+_DEVICE = ("productKey", "deviceName", "iotId", "deviceStatus", "utcCreate", "utcModified")
 
-_PAGED = dict.fromkeys(("currentPage", "page", "pageSize", "pageCount", "total", "nextToken"))
-
-
-PRODUCTS = keeping(
-    {
-        **_TOLD,
-        **_PAGED,
-        "data": {
-            **_PAGED,
-            "list": {"productInfo": [dict.fromkeys(("productKey", "productName", "deviceCount"))]},
-            "productInfo": [dict.fromkeys(("productKey", "productName", "deviceCount"))],
-        },
-    }
+DEVICE_LIST_RESPONSE = response_struct(
+    {**_STATUS, **_PAGING, "data": {**_PAGING, "deviceInfo": [dict.fromkeys(_DEVICE)]}}
 )
-"""Of an answer of QueryProductList."""
+"""What is kept of a response of QueryDevice: never ``deviceSecret``."""
 
+_MODULES = [dict.fromkeys(("moduleName", "productKey"))]
 
-DEVICES = keeping(
-    {
-        **_TOLD,
-        **_PAGED,
-        "data": {
-            **_PAGED,
-            "deviceInfo": [
-                dict.fromkeys(("productKey", "deviceName", "iotId", "deviceStatus", "utcCreate", "utcModified"))
-            ],
-        },
-    }
+PRODUCT_MODULES_RESPONSE = response_struct({**_STATUS, "data": {"otaModuleDTO": _MODULES, "otaModuleDto": _MODULES}})
+"""What is kept of a response of ListOTAModuleByProduct."""
+
+_DEVICE_STATE = ("productKey", "deviceName", "iotId", "status", "timestamp", "lastOnlineTime")
+_STATES = {"deviceStatus": [dict.fromkeys(_DEVICE_STATE)]}
+
+DEVICE_STATES_RESPONSE = response_struct(
+    {**_STATUS, "deviceStatusList": _STATES, "data": {"deviceStatusList": _STATES, **_STATES}}
 )
-"""Of an answer of QueryDevice: never ``deviceSecret``."""
+"""What is kept of a response of BatchGetDeviceState: never ``asAddress``, the address a device connected from."""
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
 
 
-DEFINED_MODULES = keeping(
-    {
-        **_TOLD,
-        "data": {name: [dict.fromkeys(("moduleName", "productKey"))] for name in ("otaModuleDTO", "otaModuleDto")},
-    }
-)
-"""Of an answer of ListOTAModuleByProduct."""
-
-
-_STATE = ("productKey", "deviceName", "iotId", "status", "timestamp", "lastOnlineTime")
-
-
-STATES = keeping(
-    {
-        **_TOLD,
-        "deviceStatusList": {"deviceStatus": [dict.fromkeys(_STATE)]},
-        "data": {
-            "deviceStatusList": {"deviceStatus": [dict.fromkeys(_STATE)]},
-            "deviceStatus": [dict.fromkeys(_STATE)],
-        },
-    }
-)
-"""Of an answer of BatchGetDeviceState: never ``asAddress``, where a device was online from."""
-
-
-_Whole = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-
-
-_Text = Annotated[str, msgspec.Meta(min_length=1)]
-
-
-def documented_page(body: bytes) -> Page | None:
-    """The page in an answer that is just as documented, in Tuya's spelling or in Alibaba's; None in any other."""
-    decoder = _PASCAL if b'"Success"' in body else _CAMEL
+def decode_documented_page(body: bytes) -> Page | None:
+    """Return the page in a body that is exactly as documented, in Tuya's or Alibaba's spelling; None for any other."""
+    decoder = _PASCAL_CASE if b'"Success"' in body else _CAMEL_CASE
     try:
-        answer = decoder.decode(body)
+        response = decoder.decode(body)
     except (ValueError, msgspec.MsgspecError, RecursionError):
         return None
-    return _page(answer) if answer.success and is_plain(answer.request_id) else None
+    return _to_page(response) if response.success and is_plain(response.request_id) else None
 
 
-def _page(answer: Any) -> Page:  # noqa: ANN401  of a type that is made below
+def _to_page(response: Any) -> Page:  # noqa: ANN401  of a type built below
     return Page(
-        number=answer.current_page,
-        size=answer.page_size,
-        page_count=answer.page_count,
-        total=answer.total,
+        number=response.current_page,
+        total=response.total,
         reported=tuple(
             [
                 ReportedModule(
@@ -201,38 +166,42 @@ def _page(answer: Any) -> Page:  # noqa: ANN401  of a type that is made below
                     entry.device_name or None,
                     entry.iot_id or None,
                 )
-                for entry in answer.data.modules
+                for entry in response.data.modules
             ]
         ),
-        request_id=answer.request_id or None,
+        request_id=response.request_id or None,
     )
 
 
-def _decoder(spelled: Callable[[str], str]) -> "msgspec.json.Decoder[Any]":
-    """A decoder of answers whose names are ``spelled`` so, and that have no others."""
+def _build_decoder(spelling: Callable[[str], str]) -> "msgspec.json.Decoder[Any]":
+    """Build a decoder of pages whose member names have one spelling. It rejects members that are not documented."""
 
     def struct(name: str, *fields: tuple[str, Any] | tuple[str, Any, Any]) -> type[msgspec.Struct]:
-        return msgspec.defstruct(name, fields, rename=spelled, forbid_unknown_fields=True, gc=False)
+        return msgspec.defstruct(name, fields, rename=spelling, forbid_unknown_fields=True, gc=False)
 
-    def may_have(kind: object, *names: str) -> list[tuple[str, Any, None]]:
-        return [(name, kind | None, None) for name in names]  # type: ignore[operator]  # a type, which knows `|`
+    def optional(kind: object, *names: str) -> list[tuple[str, Any, None]]:
+        return [(name, kind | None, None) for name in names]  # type: ignore[operator]  # a type, which has `|`
 
-    named = may_have(str, "product_key", "device_name", "iot_id")
-    entry = struct("Entry", ("module_name", _Text), ("module_version", str), *named)
+    entry = struct(
+        "Entry",
+        ("module_name", _NonEmpty),
+        ("module_version", str),
+        *optional(str, "product_key", "device_name", "iot_id"),
+    )
     data = struct("Data", ("modules", list[entry]))  # type: ignore[valid-type]  # as above
-    told = may_have(str, "code", "error_message") + may_have(_Whole, "current_page", "page_size", "page_count")
-    needed = ("success", bool), ("total", _Whole), ("data", data), ("request_id", str)
-    return msgspec.json.Decoder(struct("Answer", *needed, *told))
+    required = ("success", bool), ("total", _Count), ("data", data), ("request_id", str)
+    numbers = optional(_Count, "current_page", "page_size", "page_count")
+    return msgspec.json.Decoder(struct("Response", *required, *optional(str, "code", "error_message"), *numbers))
 
 
-def _in_camel_case(name: str) -> str:
+def _to_camel_case(name: str) -> str:
     first, *more = ["simple", "OTA", "module", "info"] if name == "modules" else name.split("_")
     return first + "".join(each[0].upper() + each[1:] for each in more)
 
 
-def _in_pascal_case(name: str) -> str:
-    camel = _in_camel_case(name)
+def _to_pascal_case(name: str) -> str:
+    camel = _to_camel_case(name)
     return camel[0].upper() + camel[1:]
 
 
-_CAMEL, _PASCAL = _decoder(_in_camel_case), _decoder(_in_pascal_case)
+_CAMEL_CASE, _PASCAL_CASE = _build_decoder(_to_camel_case), _build_decoder(_to_pascal_case)

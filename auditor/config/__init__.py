@@ -1,1 +1,1 @@
-"""Settings: what an audit is configured to do."""
+"""Settings of an audit: types, loading, rules, secrets and proxies, and how a run stores them."""

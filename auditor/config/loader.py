@@ -1,187 +1,194 @@
-"""Settings: TOML into frozen values, or one sentence that says which key is wrong and what would do."""
+"""Load settings from TOML into immutable values, or refuse them in one sentence that names the key."""
 
-import difflib
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 
 from auditor.config.settings import (
     Account,
-    Budget,
     FleetSource,
     NotifySettings,
     Patterns,
     PolicySettings,
     Quotas,
+    QuotaSharing,
     ReportSettings,
     SecretSource,
     Settings,
-    SharedBudget,
+    SharedQuotaSettings,
+    split_url,
 )
+from auditor.config.toml_tables import describe_validation_error, read_toml
 from auditor.config.validation import (
-    SOURCES,
-    check_accounts,
-    check_following,
-    check_source,
-    check_which_devices,
-    place_of,
+    SOURCE_FORMS,
+    account_label,
+    check_secret_source,
+    validate_accounts,
+    validate_hooks,
+    validate_selection,
 )
 from auditor.errors import SettingsError
-
-__all__ = [
-    "Account",
-    "FleetSource",
-    "NotifySettings",
-    "PolicySettings",
-    "ReportSettings",
-    "SecretSource",
-    "Settings",
-    "SharedBudget",
-    "load_settings",
-    "settings_from",
-]
-
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
 def load_settings(path: str | os.PathLike[str]) -> Settings:
-    """The settings in a TOML file. Paths in it are relative to the file's own folder.
+    """Load the settings in a TOML file. Paths in it are relative to the file's folder.
 
     Raises:
-        SettingsError: the file, the key and what is wrong with it, in one sentence.
+        SettingsError: the settings cannot be used. The message names the file, the key and what to do.
     """
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # tomllib's own, not UTF-8, a number or a nesting without end
-        raise SettingsError(f"{path}: is not TOML: {error}") from error
-    return settings_from(table, where=str(path), folder=path.parent)
+    return parse_settings(read_toml(path), where=str(path), folder=path.parent)
 
 
-def settings_from(table: Mapping[str, Any], *, where: str = "settings", folder: Path = Path()) -> Settings:
-    """Settings from a table such as ``tomllib`` gives.
+def parse_settings(table: Mapping[str, Any], *, where: str = "settings", folder: Path = Path()) -> Settings:
+    """Return the settings in a table, such as ``tomllib`` returns it.
 
     Args:
-        table: the keys and values.
-        where: named in errors.
-        folder: what relative paths are relative to.
+        table: keys and values.
+        where: name of the source, for errors.
+        folder: folder that relative paths are relative to.
 
     Raises:
-        SettingsError: the key and what is wrong with it.
+        SettingsError: the settings cannot be used. The message names the key and what to do.
     """
     accounts = table.get("account")
     if not isinstance(accounts, list | tuple) or not accounts:
         raise SettingsError(f"{where}: has no [[account]]; add one with name, endpoint and keys")
-    read = tuple(_account(raw, f"{where}: {place_of(raw, number)}", folder) for number, raw in enumerate(accounts, 1))
+    parsed = tuple(
+        _parse_account(raw, f"{where}: {account_label(raw, number)}", folder) for number, raw in enumerate(accounts, 1)
+    )
+    _refuse_renamed(table, RENAMED_KEYS, where)
+    _refuse_renamed_values(table, where)
     settings = _convert({**table, "account": ()}, Settings, where)
     settings = msgspec.structs.replace(
         settings,
-        account=read,
+        account=parsed,
         directory=str(folder / settings.directory),
         since=settings.since if settings.since in {None, "last", "none", ""} else str(folder / str(settings.since)),
-        budget=_budget(settings.budget, folder),
-        policy=_policy(settings.policy, folder),
-        report=_report(settings.report, folder),
-        notify=_notify(settings.notify, folder),
+        quota_sharing=_resolve_quota_sharing(settings.quota_sharing, folder),
+        policy=None if settings.policy is None else _resolve(settings.policy, folder, "file"),
+        report=_resolve(settings.report, folder, "html", "excel", "metrics"),
+        notify=None if settings.notify is None else _resolve(settings.notify, folder),
     )
-    _check(settings, where)
+    _validate(settings, where)
     return settings
 
 
-def _account(raw: object, where: str, folder: Path) -> Account:
-    if isinstance(raw, Mapping) and isinstance(raw.get("access_key_secret"), str):
-        raise SettingsError(
-            f"{where}: access_key_secret is written out; keep it out of the file: access_key_secret = {SOURCES}"
-        )
+RENAMED_KEYS = {
+    "at_once": "concurrency",
+    "attempts": "max_attempts",
+    "fsync_every": "fsync_interval",
+    "budget": "quota_sharing",
+    "since_rule": "change_detection",
+    "calls": "max_calls",
+    "guaranteed": "fair_share",
+    "sample": "sample_size",
+}
+
+RENAMED_ACCOUNT_KEYS = {
+    "per_second": "calls_per_second",
+    "share": "quota_share",
+    "expected_modules": "fetch_product_modules",
+}
+
+RENAMED_FLEET_KEYS = {"ask_never_activated": "query_never_activated"}
+
+
+def _refuse_renamed(table: object, renamed: Mapping[str, str], where: str) -> None:
+    """Refuse keys of settings that were written before 0.1.0, and give their new names."""
+    for key in table if isinstance(table, Mapping) else ():
+        if key in renamed:
+            raise SettingsError(f"{where}: {key}: this key is now called {renamed[key]}")
+
+
+def _refuse_renamed_values(table: Mapping[str, Any], where: str) -> None:
+    if table.get("quota_sharing") == "alone":
+        raise SettingsError(f'{where}: quota_sharing: the value "alone" is now called "none"')
+    notify = table.get("notify")
+    if isinstance(notify, Mapping) and notify.get("when") == "trouble":
+        raise SettingsError(f'{where}: notify: when: the value "trouble" is now called "problems"')
+
+
+def _parse_account(raw: object, where: str, folder: Path) -> Account:
+    if isinstance(raw, Mapping):
+        if isinstance(raw.get("access_key_secret"), str):
+            raise SettingsError(
+                f"{where}: access_key_secret: keep the secret out of the settings: access_key_secret = {SOURCE_FORMS}"
+            )
+        _refuse_renamed(raw, RENAMED_ACCOUNT_KEYS, where)
+        _refuse_renamed(raw.get("fleet"), RENAMED_FLEET_KEYS, f"{where}: fleet")
     account = _convert(raw, Account, where)
     if account.access_key_id == "":
         raise SettingsError(f"{where}: access_key_id: is empty")
-    sources = {key: getattr(account, key) for key in ("access_key_id", "access_key_secret", "proxy")}
-    sources = {key: source for key, source in sources.items() if isinstance(source, SecretSource)}
-    for key, source in sources.items():
-        check_source(source, f"{where}: {key}")
+    for key in ("access_key_id", "access_key_secret", "proxy"):
+        if isinstance(source := getattr(account, key), SecretSource):
+            check_secret_source(source, f"{where}: {key}")
     fleet = account.fleet
     if fleet is not None and fleet.file not in {None, "-"}:
         fleet = msgspec.structs.replace(fleet, file=str(folder / str(fleet.file)))
-    return msgspec.structs.replace(
-        account,
-        **{key: _located(source, folder) for key, source in sources.items()},
-        ca_file=None if account.ca_file is None else str(folder / account.ca_file),
-        fleet=fleet,
-    )
+    ca_file = None if account.ca_file is None else str(folder / account.ca_file)
+    return msgspec.structs.replace(_resolve(account, folder), ca_file=ca_file, fleet=fleet)
 
 
-def _budget(budget: Budget, folder: Path) -> Budget:
-    """The budget with paths that are relative to the settings' folder found."""
-    if isinstance(budget, str):
-        return budget
-    return msgspec.structs.replace(
-        budget,
-        directory=None if budget.directory is None else str(folder / budget.directory),
-        password=None if budget.password is None else _located(budget.password, folder),
-    )
+def _resolve_quota_sharing(sharing: QuotaSharing, folder: Path) -> QuotaSharing:
+    if isinstance(sharing, str):
+        return sharing
+    directory = None if sharing.directory is None else str(folder / sharing.directory)
+    return msgspec.structs.replace(_resolve(sharing, folder), directory=directory)
 
 
-def _policy(policy: PolicySettings | None, folder: Path) -> PolicySettings | None:
-    return PolicySettings(file=str(folder / policy.file)) if policy is not None and policy.file else policy
+def _resolve(table: T, folder: Path, *paths: str) -> T:
+    """Return a table with its secrets, and those of its ``paths`` that are not empty, relative to a folder."""
+    resolved: dict[str, object] = {}
+    for key, value in msgspec.structs.asdict(table).items():
+        if isinstance(value, SecretSource):
+            resolved[key] = _resolve_secret_source(value, folder)
+        elif key in paths and isinstance(value, str) and value:
+            resolved[key] = str(folder / value)
+    return msgspec.structs.replace(table, **resolved)
 
 
-def _report(report: ReportSettings, folder: Path) -> ReportSettings:
-    paths = ((key, getattr(report, key)) for key in ("html", "excel", "metrics"))
-    located = {key: str(folder / path) for key, path in paths if isinstance(path, str) and path}
-    return msgspec.structs.replace(report, **located)
-
-
-def _notify(notify: NotifySettings | None, folder: Path) -> NotifySettings | None:
-    if notify is None:
-        return None
-    sources = ((key, getattr(notify, key)) for key in ("webhook", "secret"))
-    located = {key: _located(source, folder) for key, source in sources if isinstance(source, SecretSource)}
-    return msgspec.structs.replace(notify, **located)
-
-
-def _located(source: SecretSource, folder: Path) -> SecretSource:
-    """The place of a secret, its path found: a file's, or that of a command whose program is named by one."""
+def _resolve_secret_source(source: SecretSource, folder: Path) -> SecretSource:
+    """Resolve the path of a secret's file, or that of a command's program if it is given by its path."""
     if source.file is not None:
         return msgspec.structs.replace(source, file=str(folder / source.file))
-    if source.command is not None and "/" in source.command[0]:
-        # Absolute, for "./key" in a folder "." would become "key", which is looked for elsewhere.
+    if source.command and "/" in source.command[0]:
+        # Absolute, for "./key" in a folder "." would become "key", which is searched for in PATH.
         program = str((folder / source.command[0]).absolute())
         return msgspec.structs.replace(source, command=(program, *source.command[1:]))
     return source
 
 
-def _convert(raw: object, kind: type[T], where: str) -> T:
+def _convert(raw: object, struct: type[T], where: str) -> T:
     try:
-        return msgspec.convert(raw, kind)
+        return msgspec.convert(raw, struct)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"{where}: {_sentence(str(error), kind)}") from None
+        sentence = describe_validation_error(
+            error,
+            lambda path: _TABLES.get(path, SecretSource) if path else struct,
+            noun=lambda _: "a setting",
+            expected=_EXPECTED,
+        )
+        raise SettingsError(f"{where}: {sentence}") from None
 
 
-_KEY_LENGTH = 80
-"""Characters of an unknown key that are told at most."""
+_NAMES = 'glob patterns, such as ["lamp-*"]'
 
+_PATTERNS = '{ product_key = ["k1*"], device_name = ["lamp-*"], status = ["ONLINE"] }, each of them optional'
 
-_NAMES = 'names in a list, in which * and ? stand for others, such as ["lamp-*"]'
+_COMMAND = 'give the words of a command, such as ["pass", "show", "iot/eu"]'
 
-
-_PATTERNS = '{ product_key = ["k1*"], device_name = ["lamp-*"], status = ["ONLINE"] }, of which none is needed'
-
-
-_WANTED = {
+_EXPECTED = {
     "dialect": 'give "tuya" or "alibaba"',
-    "per_second": 'give calls a second, "unlimited", or "auto"',
-    "budget": 'give "machine", "alone", { directory = "/run/auditor" } or { redis = "redis://HOST:6379/0" }',
-    "budget.password": f"give {SOURCES}",
+    "calls_per_second": 'give calls a second, "unlimited" or "auto"',
+    "quota_sharing": 'give "machine", "none", { directory = "/run/auditor" } or { redis = "redis://HOST:6379/0" }',
+    "quota_sharing.password": f"give {SOURCE_FORMS}",
     "fleet": 'give { file = "fleet.csv" }, where "-" is standard input, or { products = "all" }',
     "fleet.products": 'give "all", or product keys such as ["k1h9drZble"]',
     "fleet.include": f"give {_PATTERNS}",
@@ -190,122 +197,102 @@ _WANTED = {
     "fleet.include.device_name": f"give {_NAMES}",
     "fleet.exclude.product_key": f"give {_NAMES}",
     "fleet.exclude.device_name": f"give {_NAMES}",
-    "fleet.ask_never_activated": "give true or false",
-    "expected_modules": "give true or false",
+    "fleet.query_never_activated": "give true or false",
+    "fetch_product_modules": "give true or false",
     "quotas": "give calls a second by operation, such as { QueryDevice = 50 }",
     "fleet.include.status": "give ONLINE, OFFLINE, UNACTIVE or DISABLE",
     "fleet.exclude.status": "give ONLINE, OFFLINE, UNACTIVE or DISABLE",
-    "access_key_secret": f"give {SOURCES}",
-    "proxy": f'give "http://HOST:PORT", "environment", or where an address with a password lies: {SOURCES}',
+    "access_key_secret": f"give {SOURCE_FORMS}",
+    "proxy": f'give "http://HOST:PORT", "environment", or for an address with a password: {SOURCE_FORMS}',
     "policy": 'give { file = "rules.toml" }',
     "report.html": 'give true, or a path such as "fleet.html"',
     "report.excel": 'give true, or a path such as "fleet.xlsx"',
     "report.metrics": 'give a path such as "/var/lib/node_exporter/textfile/auditor.prom"',
-    "notify.webhook": f'give "https://HOST/PATH", {SOURCES}',
-    "notify.secret": f"keep it out of the file: give {SOURCES}",
-    "notify.when": 'give "always" or "trouble"',
+    "notify.webhook": f'give "https://HOST/PATH", {SOURCE_FORMS}',
+    "notify.secret": f"keep it out of the settings: give {SOURCE_FORMS}",
+    "notify.when": 'give "always" or "problems"',
     "since": 'give "last", a run folder, or "none"',
-    "since_rule": 'give "strict" or "reconnected"',
+    "change_detection": 'give "strict" or "reconnected"',
     "precision_of": 'give "fleet", "module" or "product"',
-    "max_age": 'give a length of time such as "30d"',
-    "recheck": 'give a part such as "1%"',
-    "guaranteed": 'give a part such as "90%"',
-    "precision": 'give a part such as "1%"',
-    "max_failed": 'give a number of devices, or a part of them such as "0.1%"',
-}
-
+    "max_age": 'give a duration such as "30d"',
+    "recheck": 'give a percentage such as "1%"',
+    "fair_share": 'give a percentage such as "90%"',
+    "precision": 'give a percentage such as "1%"',
+    "max_failed": 'give a number of devices, or a percentage of them such as "0.1%"',
+} | {
+    f"{key}.command": _COMMAND
+    for key in (
+        "access_key_id", "access_key_secret", "proxy", "quota_sharing.password", "notify.webhook", "notify.secret",
+    )
+}  # fmt: skip
+"""What to give for a key whose value has the wrong type."""
 
 _TABLES: dict[str, type[msgspec.Struct]] = {
     "fleet": FleetSource,
     "fleet.include": Patterns,
     "fleet.exclude": Patterns,
     "quotas": Quotas,
-    "budget": SharedBudget,
+    "quota_sharing": SharedQuotaSettings,
     "policy": PolicySettings,
     "report": ReportSettings,
     "notify": NotifySettings,
 }
-"""The tables in which a key may be unknown; every other one says where a secret lies."""
+"""Tables by path. Every other table is the source of a secret."""
 
 
-def _sentence(text: str, kind: type[Any]) -> str:
-    """Msgspec's text with the path first, and for an unknown key the nearest known name."""
-    message, _, path = text.partition(" - at `$.")
-    at = f"{path.rstrip('`')}: " if path else ""
-    if re.search(r"\.command(\[|`)", path):
-        return f'{at}give the words of a command, such as ["pass", "show", "iot/eu"]'
-    if (unknown := re.search(r"unknown field `(.*)`", message)) is None:
-        return at + _WANTED.get(re.sub(r"\[\d+\]|`", "", path), message[0].lower() + message[1:])
-    if path:
-        kind = _TABLES.get(path.rstrip("`"), SecretSource)
-    known = [field.encode_name for field in msgspec.structs.fields(kind)]
-    key = unknown[1] if len(unknown[1]) <= _KEY_LENGTH else f"{unknown[1][:_KEY_LENGTH]}…"
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-    return f"{at}{key} is not a setting; {hint}"
-
-
-def _check(settings: Settings, where: str) -> None:
-    """Rules that types cannot say.
-
-    Raises:
-        SettingsError: the first that is broken.
-    """
-    for key, low, high in (("at_once", 1, 10_000), ("page_size", 1, 200), ("attempts", 1, 100)):
+def _validate(settings: Settings, where: str) -> None:
+    """Check the rules that types cannot express."""
+    for key, low, high in (("concurrency", 1, 10_000), ("page_size", 1, 200), ("max_attempts", 1, 100)):
         if not low <= getattr(settings, key) <= high:
             raise SettingsError(f"{where}: {key}: give a whole number from {low} to {high:,}")
     for key in ("timeout", "connect_timeout", "give_up_after"):
         if not 0 < getattr(settings, key) <= 86_400:
-            raise SettingsError(f"{where}: {key}: give a number of seconds above 0, and 86,400 at most")
-    if not 0 <= settings.fsync_every <= 3_600:
-        raise SettingsError(f"{where}: fsync_every: give a number of seconds from 0 (every answer) to 3,600")
+            raise SettingsError(f"{where}: {key}: give a number of seconds above 0, at most 86,400")
+    if not 0 <= settings.fsync_interval <= 3_600:
+        raise SettingsError(f"{where}: fsync_interval: give a number of seconds from 0 (every result) to 3,600")
     if not 0.001 <= settings.retry_budget <= 1:
-        raise SettingsError(f"{where}: retry_budget: give a part from 0.001 to 1, such as 0.1")
-    _check_budget(settings.budget, where)
+        raise SettingsError(f"{where}: retry_budget: give a fraction from 0.001 to 1, such as 0.1")
+    _check_quota_sharing(settings.quota_sharing, where)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", settings.name):
-        raise SettingsError(f"{where}: name: use letters, digits, '.', '-' and '_', 64 at most; it names a folder")
-    _check_max_failed(settings.max_failed, where)
-    check_accounts(settings, where)
-    check_which_devices(settings, where)
-    if settings.calls is not None and settings.calls < len(settings.account):
-        raise SettingsError(f"{where}: calls: give at least one for each of the {len(settings.account)} accounts")
-    check_following(settings, where)
-
-
-def _check_max_failed(allowed: int | str, where: str) -> None:
-    if isinstance(allowed, int):
-        good = allowed >= 0
-    else:
-        good = re.fullmatch(r"\d+(\.\d+)?%", allowed) is not None and float(allowed[:-1]) <= 100
-    if not good:
-        raise SettingsError(f"{where}: max_failed: {_WANTED['max_failed']}")
-
-
-def _check_budget(budget: Budget, where: str) -> None:
-    if isinstance(budget, str):
-        return
-    if (budget.directory is None) == (budget.redis is None):
-        raise SettingsError(f"{where}: budget: give one of directory and redis")
-    if budget.directory is not None and not Path(budget.directory).is_dir():
         raise SettingsError(
-            f"{where}: budget: {budget.directory} is not a directory; make one that its users can write"
+            f"{where}: name: use up to 64 letters, digits, '.', '-' and '_'; it is part of a folder's name"
         )
-    if budget.password is not None:
-        if budget.redis is None:
-            raise SettingsError(f"{where}: budget: password: is that of redis; leave it out")
-        check_source(budget.password, f"{where}: budget: password")
-    if budget.redis is not None:
-        _check_redis(budget.redis, f"{where}: budget: redis")
+    _check_max_failed(settings.max_failed, where)
+    validate_accounts(settings, where)
+    validate_selection(settings, where)
+    if settings.max_calls is not None and settings.max_calls < len(settings.account):
+        raise SettingsError(f"{where}: max_calls: give at least one for each of the {len(settings.account)} accounts")
+    validate_hooks(settings, where)
 
 
-def _check_redis(address: str, at: str) -> None:
-    # Never quoted: it may hold a password.
-    if "@" in address:
-        raise SettingsError(f"{at}: leave the password out of the address: password = {SOURCES}")
-    try:
-        parts = urlsplit(address)
-        good = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # as in an endpoint
-        good = False
-    if not good or not re.fullmatch(r"rediss?://[!-.0->A-~]+(/\d+)?", address):
+def _check_max_failed(max_failed: int | str, where: str) -> None:
+    if isinstance(max_failed, int):
+        valid = max_failed >= 0
+    else:
+        valid = re.fullmatch(r"\d+(\.\d+)?%", max_failed) is not None and float(max_failed[:-1]) <= 100
+    if not valid:
+        raise SettingsError(f"{where}: max_failed: {_EXPECTED['max_failed']}")
+
+
+def _check_quota_sharing(sharing: QuotaSharing, where: str) -> None:
+    if isinstance(sharing, str):
+        return
+    at = f"{where}: quota_sharing"
+    if (sharing.directory is None) == (sharing.redis is None):
+        raise SettingsError(f"{at}: give one of directory and redis")
+    if sharing.directory is not None and not Path(sharing.directory).is_dir():
+        raise SettingsError(f"{at}: {sharing.directory} is not a directory; create one that its users can write to")
+    if sharing.password is not None:
+        if sharing.redis is None:
+            raise SettingsError(f"{at}: password: only redis has one; leave it out")
+        check_secret_source(sharing.password, f"{at}: password")
+    if sharing.redis is not None:
+        _check_redis_url(sharing.redis, f"{at}: redis")
+
+
+def _check_redis_url(url: str, at: str) -> None:
+    # The address is never quoted: it may contain a password.
+    if "@" in url:
+        raise SettingsError(f"{at}: leave the password out of the address: password = {SOURCE_FORMS}")
+    if split_url(url) is None or not re.fullmatch(r"rediss?://[!-.0->A-~]+(/\d+)?", url):
         raise SettingsError(f"{at}: is not an address such as redis://HOST:6379/0")

@@ -1,4 +1,4 @@
-"""Secrets, from where the settings say that they lie: the environment, a file, or what a command prints."""
+"""Read secrets from where they are stored: the environment, a file, or what a command prints."""
 
 import contextlib
 import os
@@ -19,20 +19,23 @@ from auditor.models import Secret
 
 log = structlog.get_logger()
 
+COMMAND_TIMEOUT = 30.0
+"""Seconds that a command may take to print a secret. A person may have to unlock it first."""
 
-COMMAND_SECONDS = 30.0
-"""Seconds that a command may take to print a secret; somebody may have to unlock it first."""
-
-
-LONGEST = 65_536
-"""Bytes that are read of what a command prints: no key is so long, and a program may print without end."""
+MAX_OUTPUT_BYTES = 65_536
+"""Maximum bytes to read of a command's output. No key is longer, and a program may print forever."""
 
 
 def read_secret(source: str | SecretSource, *, account: str | None, key: str) -> Secret:
-    """A secret of an account, or of none, from where the settings say that it lies. It may wait for a command.
+    """Read a secret from where it is stored. This may wait for a command.
+
+    Args:
+        source: where it is stored, or the text itself.
+        account: name of the account, for errors; None: it belongs to no account.
+        key: settings key, for errors.
 
     Raises:
-        SettingsError: the variable is not set, the file cannot be read or is empty, or the command gives no secret.
+        SettingsError: the variable is not set, the file cannot be read or is empty, or the command prints no secret.
     """
     if isinstance(source, str):
         return Secret(source)
@@ -44,29 +47,29 @@ def read_secret(source: str | SecretSource, *, account: str | None, key: str) ->
             raise SettingsError(f"{where}: {place} is not set, or empty")
     elif source.command is not None:
         place = f"what the command {source.command[0]} prints"
-        text = _decoded(_printed(source.command, where), where, place)
+        text = _decode(_run_command(source.command, where), where, place)
         if not text:
-            raise SettingsError(f"{where}: {place} is empty; let it print the key alone")
+            raise SettingsError(f"{where}: {place} is empty; make it print only the key")
     else:
         place = str(source.file)
-        text = _decoded(_content(place, where), where, place)
+        text = _decode(_read_file(place, where), where, place)
         if not text:
             raise SettingsError(f"{where}: {place} is empty")
     if not text.isprintable():
-        raise SettingsError(f"{where}: {place} holds more than one line, or a control character; leave only the key")
+        raise SettingsError(f"{where}: {place} contains several lines or a control character; leave only the key")
     return Secret(text)
 
 
-def _decoded(content: bytes, where: str, place: str) -> str:
+def _decode(content: bytes, where: str, place: str) -> str:
     text = None
-    with contextlib.suppress(ValueError):  # it holds the bytes, and would go along as the context of ours
+    with contextlib.suppress(ValueError):  # it contains the bytes, and would become the context of our error
         text = content.decode("utf-8-sig").strip()
     if text is None:
         raise SettingsError(f"{where}: {place} cannot be read: it is not UTF-8 text")
     return text
 
 
-def _content(file: str, where: str) -> bytes:
+def _read_file(file: str, where: str) -> bytes:
     try:
         content = Path(file).read_bytes()
     except OSError as error:
@@ -75,53 +78,47 @@ def _content(file: str, where: str) -> bytes:
     return content
 
 
-@cache  # said once in a process, however many read it
+@cache  # once in a process
 def _warn_if_others_can_read(file: str) -> None:
-    """Warns of a file that any user of the machine can read: its mode lets him, and so does every folder above it."""
+    """Warn if any user of the machine can read a file: its mode and that of each folder above it allow it."""
     path = Path(file)
     try:
         readable = path.stat().st_mode & stat.S_IROTH
         open_to_all = readable and all(folder.stat().st_mode & stat.S_IXOTH for folder in path.parents)
-    except OSError:  # it was read all the same
+    except OSError:  # reading it worked, and that is enough
         return
     if open_to_all:
-        log.warning("others can read a secret", file=file, advice=f"chmod o-rwx {shlex.quote(file)}")
+        log.warning("all users of this machine can read a secret", file=file, advice=f"chmod o-rwx {shlex.quote(file)}")
 
 
-def _printed(command: tuple[str, ...], where: str) -> bytes:
-    """What a command prints. It is told to nobody, not even in errors; its standard error is ours.
-
-    Raises:
-        SettingsError: it cannot be started, does not end in time, or ends with anything but 0.
-    """
-    program = command[0]
+def _run_command(command: tuple[str, ...], where: str) -> bytes:
+    """Return what a command prints. Errors do not quote it. Its standard error is ours."""
+    at = f"{where}: the command {command[0]}"
     try:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # noqa: S603  no shell
-    except (OSError, ValueError) as error:  # ValueError: a character that no argument may hold
-        reason = error.strerror if isinstance(error, OSError) else "an argument holds what none may"
-        raise SettingsError(f"{where}: the command {program} cannot be started: {reason}; name one that can") from None
-    until = time.monotonic() + COMMAND_SECONDS
+    except (OSError, ValueError) as error:  # ValueError: an argument with a null character
+        reason = error.strerror if isinstance(error, OSError) else "an argument contains a null character"
+        raise SettingsError(f"{at} cannot be started: {reason}; give one that can") from None
+    deadline = time.monotonic() + COMMAND_TIMEOUT
     try:
-        text = b"" if process.stdout is None else _read_until(process.stdout, until)
-        endless = len(text) > LONGEST
-        code = 0 if endless else process.wait(max(0.0, until - time.monotonic()))
+        text = b"" if process.stdout is None else _read_output(process.stdout, deadline)
+        too_long = len(text) > MAX_OUTPUT_BYTES
+        code = 0 if too_long else process.wait(max(0.0, deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired):
-        sentence = (
-            f"the command {program} was not done in {COMMAND_SECONDS:g} s; run it by hand to see what it waits for"
-        )
-        raise SettingsError(f"{where}: {sentence}") from None
+        advice = "run it by hand to see what it waits for"
+        raise SettingsError(f"{at} did not end within {COMMAND_TIMEOUT:g} s; {advice}") from None
     finally:
-        _end(process)
-    if endless:
-        raise SettingsError(f"{where}: the command {program} prints without end; let it print the key alone")
+        _kill(process)
+    if too_long:
+        raise SettingsError(f"{at} prints more than {MAX_OUTPUT_BYTES:,} bytes; make it print only the key")
     if code != 0:
-        ended = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
-        raise SettingsError(f"{where}: the command {program} {ended}; run it by hand to see why")
+        ended = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
+        raise SettingsError(f"{at} {ended}; run it by hand to see why")
     return text
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process, if it has not ended, and does not wait for one that is another user's, as sudo's may be."""
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that still runs. Do not wait for one of another user, as sudo's may be."""
     if process.stdout is not None:
         process.stdout.close()
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -129,16 +126,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(1.0)
 
 
-def _read_until(pipe: IO[bytes], until: float) -> bytes:
-    """What comes out of a pipe until it ends, or until it is longer than any secret; raises TimeoutError."""
+def _read_output(pipe: IO[bytes], deadline: float) -> bytes:
+    """Read a pipe until it ends, or until more than ``MAX_OUTPUT_BYTES`` came; raise TimeoutError at the deadline."""
     text = b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
-        while len(text) <= LONGEST:
-            if not selector.select(max(0.0, until - time.monotonic())):
+        while len(text) <= MAX_OUTPUT_BYTES:
+            if not selector.select(max(0.0, deadline - time.monotonic())):
                 raise TimeoutError
-            part = os.read(pipe.fileno(), LONGEST)
-            if not part:
+            chunk = os.read(pipe.fileno(), MAX_OUTPUT_BYTES)
+            if not chunk:
                 break
-            text += part
+            text += chunk
     return text

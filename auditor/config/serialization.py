@@ -1,4 +1,4 @@
-"""The settings that a run keeps so that it can be resumed, and where other settings differ from them."""
+"""Settings as a run stores them, so that it can be resumed, and how other settings differ from them."""
 
 import os
 from collections.abc import Collection
@@ -8,28 +8,26 @@ import msgspec
 
 from auditor.config.settings import Settings
 
-BESIDES = frozenset({"name", "directory", "access_key_id", "access_key_secret", "policy", "report", "notify"})
-"""Settings that say where run folders and keys lie, for a key may be mended or changed between two stretches, and what
-follows a run, which changes nothing in it."""
+LOCATION_KEYS = frozenset({"name", "directory", "access_key_id", "access_key_secret", "policy", "report", "notify"})
+"""Settings that may differ when a run is resumed: where folders and keys are, and hooks, which do not change a run."""
 
-
-HOW = BESIDES | {
-    "at_once", "page_size", "attempts", "timeout", "connect_timeout", "give_up_after", "max_failed", "fsync_every",
-    "per_second", "share", "retry_budget", "budget", "ca_file", "proxy", "fleet", "since", "since_rule", "max_age",
-    "recheck", "calls", "guaranteed", "sample", "precision", "precision_of", "seed",
+RUN_INDEPENDENT_KEYS = LOCATION_KEYS | {
+    "concurrency", "page_size", "max_attempts", "timeout", "connect_timeout", "give_up_after", "max_failed",
+    "fsync_interval", "calls_per_second", "quota_share", "retry_budget", "quota_sharing", "ca_file", "proxy", "fleet",
+    "since", "change_detection", "max_age", "recheck", "max_calls", "fair_share", "sample_size", "precision",
+    "precision_of", "seed",
 }  # fmt: skip
-"""Settings that say how an audit asks; the others say whom. The fleet is the run's own, whatever its source is now,
-and so is whom it chose to ask."""
-
+"""Settings that do not change which devices a run covers. Its fleet and its selection are already stored in the run,
+whatever the settings say now."""
 
 _PATHS = ("file", "ca_file", "directory", "html", "excel", "metrics")
 
 
-def table_of(settings: Settings) -> dict[str, Any]:
-    """The settings as a table that ``settings_from`` reads wherever it is: every path is absolute.
+def settings_to_dict(settings: Settings) -> dict[str, Any]:
+    """Return the settings as a table for ``parse_settings``. Every path is absolute.
 
-    It says where keys lie, and holds no secret: the address of a webhook may be one, and is left out if it is written
-    out in the settings.
+    The table says where secrets are stored and contains none. The address of a webhook may contain a token, so it is
+    left out unless it is stored elsewhere.
     """
     if settings.notify is not None and isinstance(settings.notify.webhook, str):
         settings = msgspec.structs.replace(settings, notify=msgspec.structs.replace(settings.notify, webhook=None))
@@ -38,11 +36,11 @@ def table_of(settings: Settings) -> dict[str, Any]:
 
 
 def _absolute(value: Any) -> Any:  # noqa: ANN401  a table, a list or a leaf of one
-    """A table without what is not set, and with absolute paths in place of relative ones."""
+    """Return a value without unset keys, and with absolute paths."""
     if isinstance(value, dict):
         kept = {key: _absolute(each) for key, each in value.items() if each is not None and each != {}}
         paths = {key: kept[key] for key in _PATHS if isinstance(kept.get(key), str) and kept[key] != "-"}
-        # Not Path.absolute, which keeps "..", nor Path.resolve, which follows links that may be turned on purpose.
+        # Path.absolute would keep "..", and Path.resolve would follow links that an operator may want to change.
         command = kept.get("command")
         if command and os.sep in command[0]:
             kept["command"] = [os.path.abspath(command[0]), *command[1:]]  # noqa: PTH100
@@ -50,34 +48,29 @@ def _absolute(value: Any) -> Any:  # noqa: ANN401  a table, a list or a leaf of 
     return [_absolute(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def differences(before: Settings, now: Settings, *, besides: Collection[str] = BESIDES) -> list[str]:
-    """Where settings differ, such as ``account "eu": per_second was 10.0 and is 5.0``.
-
-    Args:
-        before: what was.
-        now: what is to be.
-        besides: keys that do not count.
-    """
-    old, new = table_of(before), table_of(now)
-    accounts, now_accounts = ({each["name"]: each for each in table.pop("account")} for table in (old, new))
-    found = [f'account "{name}" is gone' for name in accounts if name not in now_accounts]
-    found += [f'account "{name}" is new' for name in now_accounts if name not in accounts]
-    found += _between("", old, new, besides)
-    for name, account in accounts.items():
-        if name in now_accounts:
-            found += _between(f'account "{name}": ', account, now_accounts[name], besides)
-    return found
+def diff_settings(stored: Settings, other: Settings, *, ignore: Collection[str] = LOCATION_KEYS) -> list[str]:
+    """List differences in keys not in ``ignore``, such as ``account "eu": quota_share changed from 1.0 to 0.5``."""
+    old, new = settings_to_dict(stored), settings_to_dict(other)
+    old_accounts, new_accounts = ({each["name"]: each for each in table.pop("account")} for table in (old, new))
+    differences = [f'account "{name}" was removed' for name in old_accounts if name not in new_accounts]
+    differences += [f'account "{name}" was added' for name in new_accounts if name not in old_accounts]
+    differences += _diff_tables("", old, new, ignore)
+    for name, account in old_accounts.items():
+        if name in new_accounts:
+            differences += _diff_tables(f'account "{name}": ', account, new_accounts[name], ignore)
+    return differences
 
 
-def _between(where: str, old: dict[str, Any], new: dict[str, Any], besides: Collection[str]) -> list[str]:
+def _diff_tables(where: str, old: dict[str, Any], new: dict[str, Any], ignore: Collection[str]) -> list[str]:
     return [
-        f"{where}{key} was {_told(old.get(key))} and is {_told(new.get(key))}"
+        f"{where}{key} changed from {format_setting(old.get(key))} to {format_setting(new.get(key))}"
         for key in dict.fromkeys((*old, *new))
-        if old.get(key) != new.get(key) and key not in besides
+        if old.get(key) != new.get(key) and key not in ignore
     ]
 
 
-def _told(value: object) -> str:
+def format_setting(value: object) -> str:
+    """Format a value as in TOML."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_told(each)}" for key, each in value.items()) + " }"
+        return "{ " + ", ".join(f"{key} = {format_setting(each)}" for key, each in value.items()) + " }"
     return "not set" if value is None else f'"{value}"' if isinstance(value, str) else str(value)

@@ -1,24 +1,28 @@
-"""The settings' tables, as values. Reading them from TOML, and their rules, are ``config``'s."""
+"""The settings' tables as immutable values. ``loader`` reads them from TOML, ``validation`` checks them."""
 
 import difflib
 from collections.abc import Collection
 from fractions import Fraction
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
 from auditor.errors import UsageError
-from auditor.models import DeviceStatus, Dialect, Level, Secret, SinceRule
+from auditor.models import ChangeDetection, DeviceStatus, Dialect, Level, Secret
 
 
-class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of the settings file; an unknown key is refused."""
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the settings file. Unknown keys are refused."""
 
 
-class SecretSource(Table, frozen=True):
-    """Where a key lies: ``{ env = "NAME" }``, ``{ file = "/run/secrets/eu" }``, or what a command prints:
-    ``{ command = ["pass", "show", "iot/eu"] }``.
+class SecretSource(_Section, frozen=True):
+    """Where a secret is stored: in an environment variable, in a file, or in what a command prints.
+
+    Attributes:
+        env: name of the variable.
+        file: path of the file.
+        command: program and arguments, such as ``["pass", "show", "iot/eu"]``.
     """
 
     env: str | None = None
@@ -26,9 +30,12 @@ class SecretSource(Table, frozen=True):
     command: tuple[str, ...] | None = None
 
 
-class Patterns(Table, frozen=True, omit_defaults=True):
-    """Which devices of a platform: patterns such as ``lamp_*`` on product keys and device names, in their letter case,
-    and statuses, in which ``UNACTIVE`` is a device that was never activated. A list that is empty asks nothing.
+class Patterns(_Section, frozen=True, omit_defaults=True):
+    """Filter for devices of a discovered fleet. An empty list matches every device.
+
+    Attributes:
+        product_key, device_name: glob patterns such as ``lamp_*``; case counts.
+        status: reported statuses; ``UNACTIVE`` is a device that was never activated.
     """
 
     product_key: tuple[str, ...] = ()
@@ -36,32 +43,31 @@ class Patterns(Table, frozen=True, omit_defaults=True):
     status: tuple[DeviceStatus, ...] = ()
 
 
-class FleetSource(Table, frozen=True, omit_defaults=True):
-    """Which devices: those in a file, or those that the platform lists; one of the two.
+class FleetSource(_Section, frozen=True, omit_defaults=True):
+    """Source of an account's devices: either a fleet file, or discovery on the platform.
 
     Attributes:
         file: a fleet file; ``-`` is standard input.
-        products: ``"all"``, or product keys: every device of these products.
-        include: of those that are listed, the ones that fit every list of these patterns.
-        exclude: of these, not the ones that fit any of its lists.
-        ask_never_activated: spend a call on a device that was never activated, which can have reported nothing.
+        products: ``"all"``, or product keys; every device of these products.
+        include: keep only discovered devices that match every list of these patterns.
+        exclude: drop discovered devices that match any list of these patterns.
+        query_never_activated: query devices that were never activated, too; they cannot have reported a version.
     """
 
     file: str | None = None
     products: Literal["all"] | tuple[str, ...] | None = None
     include: Patterns = Patterns()
     exclude: Patterns = Patterns()
-    ask_never_activated: bool = False
+    query_never_activated: bool = False
 
     @property
-    def picks(self) -> bool:
-        """Whether some devices of a product that is listed are not wanted."""
-        both = (self.include, self.exclude)
-        return any(patterns.device_name or patterns.status for patterns in both)
+    def filters_devices(self) -> bool:
+        """True if some devices of a discovered product may be excluded."""
+        return any(patterns.device_name or patterns.status for patterns in (self.include, self.exclude))
 
 
 class Quotas(
-    Table,
+    _Section,
     frozen=True,
     omit_defaults=True,
     rename={
@@ -72,14 +78,14 @@ class Quotas(
         "batch_get_device_state": "BatchGetDeviceState",
     },
 ):
-    """Calls a second that an account has for operations beside the main one; None: what Alibaba documents.
+    """An account's quotas for the other operations, in calls a second. None means the default that Alibaba documents.
 
     Attributes:
-        query_product_list: ``QueryProductList``, 50.
-        query_device: ``QueryDevice``, 50.
-        query_device_deep: the same past the first 100,000 devices of a product, 2.
-        list_ota_module_by_product: ``ListOTAModuleByProduct``, 10.
-        batch_get_device_state: ``BatchGetDeviceState``, 50.
+        query_product_list: ``QueryProductList``, default 50.
+        query_device: ``QueryDevice``, default 50.
+        query_device_deep: ``QueryDevice`` past the first 100,000 devices of a product, default 2.
+        list_ota_module_by_product: ``ListOTAModuleByProduct``, default 10.
+        batch_get_device_state: ``BatchGetDeviceState``, default 50.
     """
 
     query_product_list: float | None = None
@@ -89,9 +95,13 @@ class Quotas(
     batch_get_device_state: float | None = None
 
 
-class SharedBudget(Table, frozen=True):
-    """Where auditors share what an account may send: ``{ directory = "/run/auditor" }``, which all of them can write
-    to, or ``{ redis = "redis://HOST:6379/0", password = { env = "NAME" } }``.
+class SharedQuotaSettings(_Section, frozen=True):
+    """A place where several processes share an account's quota: either a directory or a Redis server.
+
+    Attributes:
+        directory: a directory that all of them can write to.
+        redis: an address such as ``redis://HOST:6379/0``.
+        password: of the Redis server.
     """
 
     directory: str | None = None
@@ -99,23 +109,27 @@ class SharedBudget(Table, frozen=True):
     password: SecretSource | None = None
 
 
-Budget = SharedBudget | Literal["machine", "alone"]
-"""With whom quotas are shared."""
+QuotaSharing = SharedQuotaSettings | Literal["machine", "none"]
+"""Which processes share an account's quota."""
 
 
-class PolicySettings(Table, frozen=True):
-    """What is judged after each run: the rules in ``file``."""
+class PolicySettings(_Section, frozen=True):
+    """The policy that is evaluated after each run.
+
+    Attributes:
+        file: file of rules.
+    """
 
     file: str
 
 
-class ReportSettings(Table, frozen=True):
-    """What is written after each run.
+class ReportSettings(_Section, frozen=True):
+    """Files that are written after each run.
 
     Attributes:
-        html: the report; True: ``report.html`` in the run folder; a path: that file, replaced each time.
-        excel: the inventory as an Excel file; True: ``inventory.xlsx`` in the run folder; a path, likewise.
-        metrics: a file of Prometheus text, for node_exporter's textfile collector.
+        html: the report. True: ``report.html`` in the run folder; a path: that file, replaced by each run.
+        excel: the inventory as an Excel workbook. True: ``inventory.xlsx`` in the run folder; a path: that file.
+        metrics: a file of Prometheus metrics for node_exporter's textfile collector.
     """
 
     html: bool | str = False
@@ -123,47 +137,47 @@ class ReportSettings(Table, frozen=True):
     metrics: str | None = None
 
 
-class NotifySettings(Table, frozen=True):
-    """Who is told of each run.
+class NotifySettings(_Section, frozen=True):
+    """Webhook that receives a summary of each run.
 
     Attributes:
-        webhook: where the summary is posted; an address may be a secret, so one that is written out is never kept.
-        secret: signs what is posted.
-        when: always, or if there is trouble: an exit code other than 0, a violated rule, or numbers to be doubted.
+        webhook: address to post to. It may contain a token, so an address in the settings is never stored.
+        secret: signs the request.
+        when: ``always``, or ``problems``: exit code other than 0, a violated rule, or a warning about the numbers.
     """
 
     webhook: str | SecretSource | None = None
     secret: SecretSource | None = None
-    when: Literal["always", "trouble"] = "always"
+    when: Literal["always", "problems"] = "always"
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{key}={value!r}" for key, value in self.__rich_repr__())
         return f"NotifySettings({shown})"
 
     def __rich_repr__(self) -> list[tuple[str, object]]:
-        """What is shown of it: where the address lies, and not the address."""
+        """Return the fields to show, without the address itself."""
         webhook = Secret(self.webhook) if isinstance(self.webhook, str) else self.webhook
         return [("webhook", webhook), ("secret", self.secret), ("when", self.when)]
 
 
-class Account(Table, frozen=True):
-    """One account of a platform: where it is asked, with which key, how fast, and about which devices.
+class Account(_Section, frozen=True):
+    """One account of a platform: endpoint, keys, quota and fleet.
 
     Attributes:
-        name: told in every file and message.
+        name: label of the account in files and messages.
         endpoint: ``https://HOST:PORT/``.
-        dialect: ``tuya`` or ``alibaba``.
-        region_id, instance_id: Alibaba's.
-        access_key_id, access_key_secret: where they lie; a secret written out is refused.
-        per_second: the account's quota for the operation in calls a second; ``"unlimited"`` on a platform of your own;
-            ``"auto"`` looks for it, beginning at 10.
-        share: the part of the quota that is ours, above 0 and up to 1.
-        ca_file: a PEM file with the authorities to trust instead of the system's.
-        proxy: what the platform is reached through: ``http://HOST:PORT``; where that lies, if it holds a password; or
-            ``"environment"``: what HTTPS_PROXY, HTTP_PROXY and NO_PROXY say. None ignores these.
-        fleet: which devices.
-        quotas: of the operations that list the fleet.
-        expected_modules: whether it is asked which modules each product defines; None: if the platform lists the fleet.
+        dialect: spelling of the platform's answers, ``tuya`` or ``alibaba``.
+        region_id, instance_id: Alibaba only.
+        access_key_id, access_key_secret: where they are stored; a secret in the settings themselves is refused.
+        calls_per_second: the account's quota for the main operation; ``"unlimited"`` for a platform of your own;
+            ``"auto"`` finds the limit, starting at 10.
+        quota_share: fraction of the quota to use, above 0 and up to 1.
+        ca_file: PEM file with the authorities to trust instead of the system's.
+        proxy: ``http://HOST:PORT``; where the address is stored, if it contains a password; or ``"environment"``, which
+            honours HTTPS_PROXY, HTTP_PROXY and NO_PROXY. None ignores these variables.
+        fleet: source of the devices.
+        quotas: quotas of the other operations.
+        fetch_product_modules: fetch the modules that each product defines; None: only for discovered fleets.
     """
 
     name: str
@@ -173,135 +187,143 @@ class Account(Table, frozen=True):
     dialect: Dialect = "tuya"
     region_id: str | None = None
     instance_id: str | None = None
-    per_second: float | Literal["unlimited", "auto"] = 10.0
-    share: float = 1.0
+    calls_per_second: float | Literal["unlimited", "auto"] = 10.0
+    quota_share: float = 1.0
     ca_file: str | None = None
     proxy: str | SecretSource | None = None
     fleet: FleetSource | None = None
     quotas: Quotas = Quotas()
-    expected_modules: bool | None = None
+    fetch_product_modules: bool | None = None
 
     @property
-    def listed(self) -> bool:
-        """Whether its fleet is what the platform lists."""
+    def uses_discovery(self) -> bool:
+        """True if the fleet is discovered on the platform."""
         return self.fleet is not None and self.fleet.products is not None
 
     @property
-    def skips(self) -> bool:
-        """Whether no call is spent on a device of which the platform's list says that it was never activated."""
-        return self.listed and self.fleet is not None and not self.fleet.ask_never_activated
+    def skips_never_activated(self) -> bool:
+        """Whether devices that the platform reports as never activated are not queried."""
+        return self.uses_discovery and self.fleet is not None and not self.fleet.query_never_activated
 
     @property
     def rate(self) -> float | None:
-        """Calls a second that are ours; None without a limit, or with one that is not known."""
-        return None if isinstance(self.per_second, str) else self.per_second * self.share
+        """Calls a second to use; None if there is no quota, or an unknown one."""
+        return None if isinstance(self.calls_per_second, str) else self.calls_per_second * self.quota_share
 
     @property
-    def asked_at(self) -> tuple[str | None, int]:
-        """Host and port of the endpoint: with the key they say whose quota a request counts on."""
+    def host_and_port(self) -> tuple[str | None, int]:
+        """Host and port of the endpoint. Together with the key they identify a quota."""
         parts = urlsplit(self.endpoint)
         return parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80)
 
 
-class WhichDevices(Table, frozen=True):
-    """Which devices of a fleet are asked, where that is not all of them; see ``auditor.fleet.choosing``.
+class SelectionSettings(_Section, frozen=True):
+    """Selection of the devices to query, if that is not the complete fleet.
 
     Attributes:
-        since: an earlier run whose answers are carried where nothing can have changed: ``"last"``, or a run folder;
-            ``"none"``: no answer is carried, though there is a budget.
-        since_rule: when something can have changed: ``strict``, if a device is online or has been since it was read;
-            ``reconnected``, if it came online since.
-        max_age: how old a carried answer may be, such as ``"30d"``; None: as old as it is.
-        recheck: the part of the carried that is asked all the same, at random.
-        calls: a budget: so many calls at most, of all accounts together, by their quotas.
-        guaranteed: the part of a budget that each product has by its size, for those of its devices that were not read
-            for the longest time; the rest goes where it is worth most.
-        sample: ask so many devices, at random.
-        precision: ask as many devices, at random, as it takes to know shares so well, such as ``"1%"``.
-        precision_of: of which shares that holds: of the fleet's devices, of those that report a module, or of those of
-            a product that report it.
-        seed: of everything that is drawn at random; None: another one each time, which the run tells.
+        since: earlier run whose results are carried forward for devices that cannot have changed: ``"last"``, or a run
+            folder. ``"none"``: carry nothing forward, even with a budget.
+        change_detection: when a device may have changed. ``strict``: it is online, or was since its last result;
+            ``reconnected``: it came online since then.
+        max_age: maximum age of a result that is carried forward, such as ``"30d"``; None: no limit.
+        recheck: percentage of the carried results that are queried anyway, at random.
+        max_calls: budget of calls, for all accounts together, divided by their quotas.
+        fair_share: percentage of a budget that is divided among products by size, for their oldest results. The rest
+            goes to the devices with the highest priority.
+        sample_size: query this many devices, at random.
+        precision: query as many devices, at random, as shares of this precision need, such as ``"1%"``.
+        precision_of: population of these shares: all devices, the devices with a module, or those of one product.
+        seed: random seed; None: a new one for each run, which the run stores.
     """
 
     since: str | None = None
-    since_rule: SinceRule = "strict"
+    change_detection: ChangeDetection = "strict"
     max_age: str | None = None
     recheck: str = "1%"
-    calls: int | None = None
-    guaranteed: str = "90%"
-    sample: int | None = None
+    max_calls: int | None = None
+    fair_share: str = "90%"
+    sample_size: int | None = None
     precision: str | None = None
     precision_of: Level = "fleet"
     seed: int | None = None
 
     @property
-    def samples(self) -> bool:
-        """Whether a random sample is asked."""
-        return self.sample is not None or self.precision is not None
+    def is_sample(self) -> bool:
+        """True if a random sample is queried."""
+        return self.sample_size is not None or self.precision is not None
 
 
-def part_of(text: str) -> float:
-    """The part, 0 to 1, that a text such as ``"0.1%"`` means."""
+def parse_percentage(text: str) -> float:
+    """Return the fraction, 0 to 1, of a percentage such as ``"0.1%"``."""
     return float(Fraction(text.removesuffix("%")) / 100)
 
 
-class Settings(WhichDevices, frozen=True, kw_only=True):
-    """Everything an audit needs to know but its devices.
+def split_url(url: str) -> SplitResult | None:
+    """Return the parts of an address; None if it has no host, or its port is not one."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.hostname and parts.port != 0
+    except ValueError:  # a malformed port, or an unbalanced bracket
+        return None
+    return parts if valid else None
+
+
+class Settings(SelectionSettings, frozen=True, kw_only=True):
+    """Settings of an audit.
 
     Attributes:
-        name: a part of the run folder's name.
-        directory: where run folders are made.
-        at_once: requests in flight at most, all accounts together; each has its part, by its quota.
-        page_size: modules asked for in one request, 1 to 200.
-        attempts: requests for one page at most; refusals for the quota do not count.
-        timeout, connect_timeout: seconds for a whole request, and for connecting.
-        give_up_after: seconds without any usable answer until an account that never gave one is given up.
-        max_failed: devices that may fail or stay pending, as a number or as a part such as ``"0.1%"``.
-        fsync_every: seconds between syncs of what was answered to disk, which is what a power cut can take; 0: an
-            answer counts only once it is on disk.
-        retry_budget: the part of an account's quota that repeats may take; beyond it they wait.
-        budget: with whom an account's quota is shared: ``"machine"``, all auditors of this user on this machine;
-            ``"alone"``, nobody; or a place that others reach as well.
-        account: the accounts, audited side by side.
-        policy, report, notify: what follows a run; see ``follow_run``.
+        account: the accounts, audited concurrently.
+        name: part of the run folder's name.
+        directory: where run folders are created.
+        concurrency: maximum number of requests in flight, divided among the accounts by their quotas.
+        page_size: modules per request, 1 to 200.
+        max_attempts: maximum number of requests for one page; throttling responses do not count.
+        timeout, connect_timeout: seconds for a complete request, and for connecting.
+        give_up_after: seconds without a usable answer until an account that never gave one is abandoned.
+        max_failed: devices that may fail or stay pending, as a number or a percentage such as ``"0.1%"``.
+        fsync_interval: seconds between syncs of results to disk, the most that a power cut can lose; 0: sync each one.
+        retry_budget: fraction of an account's quota that retries may use; retries over budget wait.
+        quota_sharing: ``"machine"``: all processes of this user on this machine share an account's quota; ``"none"``:
+            nothing is shared; or a place that other users and machines reach, too.
+        policy, report, notify: hooks that run after each run; see ``run_hooks``.
     """
 
     account: tuple[Account, ...]
     name: str = "audit"
     directory: str = "audits"
-    at_once: int = 64
+    concurrency: int = 64
     page_size: int = 200
-    attempts: int = 8
+    max_attempts: int = 8
     timeout: float = 30.0
     connect_timeout: float = 10.0
     give_up_after: float = 60.0
     max_failed: int | str = 0
-    fsync_every: float = 1.0
+    fsync_interval: float = 1.0
     retry_budget: float = 0.1
-    budget: Budget = "machine"
+    quota_sharing: QuotaSharing = "machine"
     policy: PolicySettings | None = None
     report: ReportSettings = ReportSettings()
     notify: NotifySettings | None = None
 
-    def only(self, names: Collection[str]) -> "Settings":
-        """The settings with these accounts alone, in their own order.
+    def restrict_to_accounts(self, names: Collection[str]) -> "Settings":
+        """Return the settings with only these accounts, in the order of the settings.
 
         Raises:
-            UsageError: there is no account of such a name, or no name; it says which ones there are.
+            UsageError: an account does not exist, or ``names`` is empty. The message lists the accounts that exist.
         """
-        known = [account.name for account in self.account]
-        there = ", ".join(f'"{each}"' for each in known)
+        configured = [account.name for account in self.account]
+        quoted = ", ".join(f'"{each}"' for each in configured)
         if not names:
-            raise UsageError(f"no account was picked: the settings have {there}")
+            raise UsageError(f"no account was named; the settings have {quoted}")
         for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                meant = f'; did you mean "{near[0]}"?' if near else "; give one of these"
-                raise UsageError(f'account "{name}": is not in the settings, which have {there}{meant}')
+            if name not in configured:
+                near = difflib.get_close_matches(name, configured, n=1)
+                hint = f'; did you mean "{near[0]}"?' if near else "; give one of these"
+                raise UsageError(f'account "{name}": is not in the settings, which have {quoted}{hint}')
         return msgspec.structs.replace(self, account=tuple(each for each in self.account if each.name in names))
 
-    def failures_allowed(self, devices: int) -> int:
-        """``max_failed`` as a number of devices in a fleet of ``devices``."""
+    def max_failures(self, devices: int) -> int:
+        """Return ``max_failed`` as a number of devices, for a fleet of ``devices``."""
         if isinstance(self.max_failed, int):
             return self.max_failed
         return int(devices * Fraction(self.max_failed.removesuffix("%")) / 100)

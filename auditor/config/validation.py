@@ -1,4 +1,4 @@
-"""Rules of the settings that types cannot say: of accounts, of which devices are asked, and of what follows a run."""
+"""Rules of the settings that types cannot express: accounts, selection, and hooks."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,78 +7,74 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from auditor.config.proxy import check_proxy
-from auditor.config.settings import Account, FleetSource, NotifySettings, SecretSource, Settings, WhichDevices, part_of
-from auditor.errors import SettingsError, UsageError
-from auditor.text.durations import seconds_of
+from auditor.config.proxy import validate_proxy
+from auditor.config.settings import (
+    Account,
+    FleetSource,
+    NotifySettings,
+    SecretSource,
+    SelectionSettings,
+    Settings,
+    parse_percentage,
+    split_url,
+)
+from auditor.errors import SettingsError
+from auditor.text.durations import parse_duration
 
-SOURCES = '{ env = "NAME" }, { file = "/path" } or { command = ["PROGRAM", …] }'
-"""Where a secret may lie, as errors say it."""
+SOURCE_FORMS = '{ env = "NAME" }, { file = "/path" } or { command = ["PROGRAM", …] }'
+"""Where a secret may be stored, as errors say it."""
 
 
-def place_of(raw: object, number: int) -> str:
-    """How an account is called in errors: by its number from 1, and its name if it has one that can be printed."""
+def account_label(raw: object, number: int) -> str:
+    """Return how errors call an account: by its number, from 1, and its name if that is printable."""
     name = raw.get("name") if isinstance(raw, Mapping) else None
     return f'account {number} ("{name}")' if isinstance(name, str) and name.isprintable() else f"account {number}"
 
 
-def check_accounts(settings: Settings, where: str) -> None:
-    """Rules of accounts, each and all together.
-
-    Raises:
-        SettingsError: the first that is broken.
-    """
+def validate_accounts(settings: Settings, where: str) -> None:
+    """Raise SettingsError for the first rule that an account, or all of them together, breaks."""
     names = [account.name for account in settings.account]
-    places = [f"{where}: {place_of({'name': each.name}, number)}" for number, each in enumerate(settings.account, 1)]
+    places = [f"{where}: {account_label({'name': name}, number)}" for number, name in enumerate(names, 1)]
     for at, account in zip(places, settings.account, strict=True):
-        if not account.name or not account.name.isprintable() or names.count(account.name) > 1:
-            raise SettingsError(f"{at}: name: give every account a name of its own, of letters that can be printed")
+        if not account.name or not account.name.isprintable():
+            raise SettingsError(f"{at}: name: give a name of printable characters")
+        if names.count(account.name) > 1:
+            raise SettingsError(f'{where}: two accounts are named "{account.name}"; names must be unique')
         _check_account(account, at)
-    refuse_one_quota((at, each, each.access_key_id) for at, each in zip(places, settings.account, strict=True))
+    check_distinct_quotas((at, each, each.access_key_id) for at, each in zip(places, settings.account, strict=True))
 
 
-def refuse_one_quota(accounts: Iterable[tuple[str, Account, object]]) -> None:
-    """Refuses accounts that would count on one quota without knowing of each other.
+def check_distinct_quotas(accounts: Iterable[tuple[str, Account, object]]) -> None:
+    """Raise SettingsError if two accounts have the same endpoint and key, for they would use the same quota.
 
     Args:
-        accounts: each with how errors call it, and with its access key id, or where that lies.
-
-    Raises:
-        SettingsError: two have the same endpoint and key.
+        accounts: label for errors, account, and access key id (or where that is stored).
     """
     quotas: dict[tuple[object, ...], str] = {}
     for at, account, key_id in accounts:
-        if account.per_second == "unlimited":
+        if account.calls_per_second == "unlimited":
             continue
-        other = quotas.setdefault((*account.asked_at, key_id), account.name)
+        other = quotas.setdefault((*account.host_and_port, key_id), account.name)
         if other != account.name:
             raise SettingsError(
-                f'{at}: has the endpoint and key of account "{other}", so both would count on one quota; '
-                "make them one account with one fleet"
+                f'{at}: has the same endpoint and key as account "{other}", so both would use one quota; '
+                "merge them into one account with one fleet"
             )
 
 
-def check_source(source: SecretSource, at: str) -> None:
-    """Refuses a place of a secret that names none, or two.
-
-    Raises:
-        SettingsError: it does.
-    """
+def check_secret_source(source: SecretSource, at: str) -> None:
+    """Raise SettingsError if the source of a secret has no place, several, or an empty command."""
     if sum(each is not None for each in (source.env, source.file, source.command)) != 1:
-        raise SettingsError(f"{at}: give one of {SOURCES}")
+        raise SettingsError(f"{at}: give one of {SOURCE_FORMS}")
     if source.command is not None and not (source.command and source.command[0]):
         raise SettingsError(f"{at}: command: is empty; give a program and its arguments")
 
 
 def _check_account(account: Account, at: str) -> None:
-    try:
-        parts = urlsplit(account.endpoint)
-        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none, a bracket without its other
-        good = False
-    # An endpoint is never quoted: it may hold a password.
-    if not good or re.search(r"[^!-~]", account.endpoint):
+    # An endpoint is never quoted: it may contain a password.
+    if not _is_http_url(account.endpoint):
         raise SettingsError(f"{at}: endpoint: is not an address such as https://HOST:PORT/")
+    parts = urlsplit(account.endpoint)
     if "@" in parts.netloc or parts.path not in {"", "/"} or re.search(r"[?#]", account.endpoint):
         raise SettingsError(f"{at}: endpoint: leave out everything but https://HOST:PORT/")
     _check_quotas(account, at)
@@ -89,18 +85,20 @@ def _check_account(account: Account, at: str) -> None:
     if account.ca_file is not None and not Path(account.ca_file).is_file():
         raise SettingsError(f"{at}: ca_file: {account.ca_file} is not a file")
     if isinstance(account.proxy, str):
-        check_proxy(account.proxy, f"{at}: proxy")
+        validate_proxy(account.proxy, f"{at}: proxy")
 
 
 def _check_quotas(account: Account, at: str) -> None:
-    if not isinstance(account.per_second, str) and not 0.001 <= account.per_second <= 1_000_000:
-        raise SettingsError(f'{at}: per_second: give calls a second from 0.001 to 1,000,000, or "unlimited" or "auto"')
-    if account.per_second == "auto" and account.share != 1:
+    if not isinstance(account.calls_per_second, str) and not 0.001 <= account.calls_per_second <= 1_000_000:
         raise SettingsError(
-            f'{at}: share: a part of a quota needs one that is known; leave it out, or per_second = "auto"'
+            f'{at}: calls_per_second: give calls a second from 0.001 to 1,000,000, or "unlimited" or "auto"'
         )
-    if not 0 < account.share <= 1:
-        raise SettingsError(f"{at}: share: give a part above 0 and up to 1")
+    if account.calls_per_second == "auto" and account.quota_share != 1:
+        raise SettingsError(
+            f'{at}: quota_share: needs a known quota; leave out quota_share, or calls_per_second = "auto"'
+        )
+    if not 0 < account.quota_share <= 1:
+        raise SettingsError(f"{at}: quota_share: give a fraction above 0 and up to 1")
     for operation, quota in msgspec.to_builtins(account.quotas).items():
         if quota is not None and not 0.001 <= quota <= 1_000_000:
             raise SettingsError(f"{at}: quotas: {operation}: give calls a second from 0.001 to 1,000,000")
@@ -111,7 +109,7 @@ def _check_fleet(fleet: FleetSource, at: str) -> None:
         raise SettingsError(f'{at}: give one of file = "fleet.csv" and products = "all" or ["k1…"]')
     if fleet.file is not None:
         if fleet != FleetSource(file=fleet.file):
-            raise SettingsError(f"{at}: include, exclude and ask_never_activated go with products, not with a file")
+            raise SettingsError(f"{at}: include, exclude and query_never_activated need products, not a file")
         return
     keys = () if fleet.products == "all" else fleet.products or ("",)
     if not all(keys) or len(set(keys)) < len(keys) or fleet.products == ():
@@ -121,48 +119,43 @@ def _check_fleet(fleet: FleetSource, at: str) -> None:
             raise SettingsError(f"{at}: {key}: a pattern is empty; leave it out, or give one such as lamp_*")
 
 
-def check_which_devices(settings: WhichDevices, where: str) -> None:
-    """Rules of what says which devices are asked.
-
-    Raises:
-        SettingsError: the first that is broken.
-    """
-    for key, least, most in (("calls", 1, 10**12), ("sample", 1, 10**12), ("seed", 0, 2**63 - 1)):
-        given = getattr(settings, key)
-        if given is not None and not least <= given <= most:
-            raise SettingsError(f"{where}: {key}: give a whole number from {least} up")
+def validate_selection(settings: SelectionSettings, where: str) -> None:
+    """Raise SettingsError for the first rule that the settings of the selection break."""
+    for key, low, high in (("max_calls", 1, 10**12), ("sample_size", 1, 10**12), ("seed", 0, 2**63 - 1)):
+        value = getattr(settings, key)
+        if value is not None and not low <= value <= high:
+            raise SettingsError(f"{where}: {key}: give a whole number from {low} up")
     if settings.since == "":
         raise SettingsError(f'{where}: since: is empty; give "last", a run folder, or "none"')
     if settings.max_age is not None:
         try:
-            seconds_of(settings.max_age)
-        except UsageError:
-            raise SettingsError(f'{where}: max_age: is no length of time; give one such as "30d" or "36h"') from None
-    for key in ("recheck", "guaranteed", "precision"):
-        if (part := getattr(settings, key)) is not None and not _is_part(part):
-            raise SettingsError(f'{where}: {key}: {part!r} is no percentage from 0% to 100%; give one such as "1%"')
+            parse_duration(settings.max_age)
+        except ValueError as error:
+            raise SettingsError(f"{where}: max_age: {error}") from None
+    for key in ("recheck", "fair_share", "precision"):
+        if (text := getattr(settings, key)) is not None and not _is_percentage(text):
+            raise SettingsError(f'{where}: {key}: {text!r} is not a percentage from 0% to 100%; give one such as "1%"')
     _check_sample(settings, where)
 
 
-def _check_sample(settings: WhichDevices, where: str) -> None:
-    if settings.precision is not None and not 0 < part_of(settings.precision) < 0.5:
+def _check_sample(settings: SelectionSettings, where: str) -> None:
+    if settings.precision is not None and not 0 < parse_percentage(settings.precision) < 0.5:
         raise SettingsError(f'{where}: precision: give one above 0% and below 50%, such as "1%"')
-    if settings.sample is not None and settings.precision is not None:
-        raise SettingsError(f"{where}: precision: there is a sample, which says how many devices; give one of both")
-    if settings.samples and (settings.calls is not None or settings.since not in {None, "none"}):
-        key = "precision" if settings.sample is None else "sample"
-        raise SettingsError(f"{where}: {key}: is drawn anew, from the whole fleet; leave since and calls out")
+    if settings.sample_size is not None and settings.precision is not None:
+        raise SettingsError(f"{where}: precision: sample_size already says how many devices; give one of both")
+    if settings.is_sample and (settings.max_calls is not None or settings.since not in {None, "none"}):
+        key = "precision" if settings.sample_size is None else "sample_size"
+        raise SettingsError(f"{where}: {key}: a sample is of the complete fleet; leave out since and max_calls")
 
 
-def _is_part(text: str) -> bool:
+def _is_percentage(text: str) -> bool:
     return re.fullmatch(r"\d+(\.\d+)?%", text, re.ASCII) is not None and float(text[:-1]) <= 100
 
 
-def check_following(settings: Settings, where: str) -> None:
-    """Rules of [policy], [report] and [notify]. Whether files are there, and can be written, shows before a run.
+def validate_hooks(settings: Settings, where: str) -> None:
+    """Raise SettingsError for the first rule that [policy], [report] or [notify] breaks.
 
-    Raises:
-        SettingsError: the first that is broken.
+    Whether their files can be used is checked before a run.
     """
     if settings.policy is not None and not settings.policy.file:
         raise SettingsError(f'{where}: policy: file: is empty; give a file of rules such as "rules.toml"')
@@ -175,23 +168,19 @@ def check_following(settings: Settings, where: str) -> None:
 
 def _check_notify(notify: NotifySettings, at: str) -> None:
     if isinstance(notify.webhook, SecretSource):
-        check_source(notify.webhook, f"{at}: webhook")
+        check_secret_source(notify.webhook, f"{at}: webhook")
     elif notify.webhook is not None:
-        check_address(notify.webhook, f"{at}: webhook")
+        check_webhook_url(notify.webhook, f"{at}: webhook")
     if notify.secret is not None:
-        check_source(notify.secret, f"{at}: secret")
+        check_secret_source(notify.secret, f"{at}: secret")
 
 
-def check_address(address: str, at: str) -> None:
-    """Refuses what is no address to post to; it is never quoted, for it may hold a token.
-
-    Raises:
-        SettingsError: it is none.
-    """
-    try:
-        parts = urlsplit(address)
-        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # as in an endpoint
-        good = False
-    if not good or re.search(r"[^!-~]", address):
+def check_webhook_url(url: str, at: str) -> None:
+    """Raise SettingsError if this is not an HTTP address. It is never quoted, for it may contain a token."""
+    if not _is_http_url(url):
         raise SettingsError(f"{at}: is not an address such as https://HOST/PATH")
+
+
+def _is_http_url(url: str) -> bool:
+    parts = split_url(url)
+    return parts is not None and parts.scheme in {"http", "https"} and re.search(r"[^!-~]", url) is None

@@ -1,1 +1,1 @@
-"""The worker pool, and what each account needs while it is queried."""
+"""Queries devices: the worker pool, one session per account, its rate limiters, and the state of the run."""

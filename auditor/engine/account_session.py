@@ -1,13 +1,14 @@
-"""One account made ready to be asked: its client, its quota, what its answers teach, and its repeats.
+"""One account during an audit: its credentials, connections, rate limiters, retries and circuit breaker.
 
-Accounts made ready: their keys read, their connections and quotas opened, side by side.
+``read_credentials`` reads the credentials of all accounts, ``open_account`` opens one ``AccountSession``, and
+``open_accounts`` opens all of them.
 """
 
 import math
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -16,308 +17,286 @@ import anyio
 import structlog
 
 from auditor import __about__
-from auditor.client.client import Client, Endpoint
-from auditor.client.connector import trust
-from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, Operation, module_versions_of
-from auditor.client.responses import Answer
-from auditor.config.proxy import Proxy, proxy_of
+from auditor.client.client import ApiClient
+from auditor.client.connector import ssl_context
+from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, Operation, module_version_params
+from auditor.client.responses import ApiResponse
+from auditor.client.transport import Endpoint
+from auditor.concurrency import unwrapping_task_group
+from auditor.config.proxy import Proxy, resolve_proxy
 from auditor.config.secrets import read_secret
-from auditor.config.settings import Account, Settings, SharedBudget
-from auditor.config.validation import refuse_one_quota
-from auditor.engine.device_reader import read_device
-from auditor.engine.limiters import Gates
+from auditor.config.settings import Account, Settings, SharedQuotaSettings
+from auditor.config.validation import check_distinct_quotas
+from auditor.engine.device_reader import fetch_device
+from auditor.engine.limiters import AccountLimiters
 from auditor.engine.progress import AccountProgress
-from auditor.errors import AccountStoppedError, RefusedAccountError, RefusedRequestError, SettingsError
-from auditor.models import Device, Failed, Outcome, Secret, Sent
-from auditor.resilience.circuit_breaker import Feedback
-from auditor.resilience.retry import Backoff, Pacer, Tally
+from auditor.errors import AccountDeniedError, AccountStoppedError, AuditStoppedError, InvalidRequestError
+from auditor.models import CallResult, Device, DeviceFailure, Outcome, Secret
+from auditor.resilience.circuit_breaker import CircuitBreaker
+from auditor.resilience.retry import Backoff, RequestStats, RetryingCaller
 
 log = structlog.get_logger()
 
+MIN_PREWARM_INTERVAL, MAX_PREWARM_INTERVAL = 0.05, 30.0
+"""Seconds between two checks for missing connections; doubled up to the maximum while none can be opened."""
 
-WARM_EVERY, WARM_SELDOM = 0.05, 30.0
-"""Seconds between two looks whether connections are missing; doubled up to the second while none can be opened."""
+CONNECTION_HEADROOM = 1.5
+"""Number of connections that are kept open, as a multiple of the number that is needed on average."""
 
 
-SPARE = 1.5
-"""How many connections are kept open, as a multiple of those that are needed on average."""
+class Credentials(NamedTuple):
+    """How to authenticate as an account, and at the Redis server through which quotas are shared, if there is one."""
+
+    key_id: str
+    secret: Secret
+    proxy: Proxy | None = None
+    redis_password: Secret | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How fast an account is asked.
+class QuotaStatus:
+    """How fast an account may be queried, in requests a second.
 
-    ``told`` is its quota in requests a second, by the least that any of those who share it was told (None without one,
-    or with one that is looked for), ``rate`` what it bears as far as was learned (None without one), ``others`` the
-    processes that share it now; ``repeats_wait``: repeats take more than their part of it.
+    ``configured_rate`` is the lowest that a sharing process has configured (None without a quota, or where it is found
+    by measurement), ``rate`` what the quota currently allows, as learned (None without a quota). ``retries_waiting``:
+    retries exceed their fraction of the quota and wait.
     """
 
-    told: float | None
+    configured_rate: float | None
     rate: float | None
-    others: int
-    repeats_wait: bool
+    other_processes: int
+    retries_waiting: bool
 
 
-class AskedAccount:
-    """An account with an open connection pool, and a gate and repeats for each operation, which has its own quota.
+class AccountSession:
+    """One account while it is queried: a connection pool, and a rate limiter and retries for each operation's quota.
 
-    Attributes:
-        name: the account's.
-        client: asks its platform.
-        workers: requests that may be in flight.
-        ended: whether nothing more is asked of it; whoever asks sets it.
-        stopped: why, if it was stopped; likewise.
-        unasked: devices of which all is known without a question; likewise.
-        states: of how many devices it is known what they are doing, and of how many that is asked; None: of none now.
+    ``fetched`` counts devices whose outcome was fetched by this process. ``finished``: the account is queried no more;
+    ``stopped`` is why, if it was stopped. ``states_progress``: for how many devices, of how many, the state is known.
+
+    Methods that send requests raise AccountStoppedError if the account is denied, or was never reached.
     """
 
     def __init__(
         self,
         settings: Settings,
         account: Account,
-        client: Client,
-        gates: Gates,
+        client: ApiClient,
+        limiters: AccountLimiters,
         *,
         workers: int,
-        known: Device | None = None,
+        probe_device: Device | None = None,
     ) -> None:
         self.name, self.client, self.workers = account.name, client, workers
-        self.ended = False
+        self.finished = False
         self.stopped: str | None = None
-        self.unasked = 0
-        self.states: tuple[int, int] | None = None
-        self._done = self._failed = 0
-        self._settings, self._gates = settings, gates
-        self._feedback = Feedback(account.name, give_up_after=settings.give_up_after, worked_before=known is not None)
-        self._pacers: dict[str, Pacer] = {}
-        ask_known = None if known is None else partial(self._ask_once, known)
-        self._pacer = self._pacer_of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, ask_known)
-        self._offset = 0
+        self.states_progress: tuple[int, int] | None = None
+        self.fetched = self._failed = self._unqueried = 0
+        self._settings, self._limiters = settings, limiters
+        self._breaker = CircuitBreaker(
+            account.name, give_up_after=settings.give_up_after, worked_before=probe_device is not None
+        )
+        self._callers: dict[str, RetryingCaller] = {}
+        probe = None if probe_device is None else partial(self._probe, probe_device)
+        self._caller = self._caller_for(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, probe)
+        self._logged_offset = 0
 
-    def _pacer_of(self, operation: Operation, known: Callable[[], Awaitable[object]] | None = None) -> Pacer:
-        if operation.quota_name not in self._pacers:
-            self._pacers[operation.quota_name] = Pacer(
-                self._gates.of(operation),
-                self._feedback,
-                Backoff(attempts=self._settings.attempts),
+    def _caller_for(self, operation: Operation, probe: Callable[[], Awaitable[object]] | None = None) -> RetryingCaller:
+        if operation.quota_name not in self._callers:
+            self._callers[operation.quota_name] = RetryingCaller(
+                self._limiters.for_operation(operation),
+                self._breaker,
+                Backoff(max_attempts=self._settings.max_attempts),
                 retry_budget=self._settings.retry_budget,
-                known=known,
+                probe=probe,
             )
-        return self._pacers[operation.quota_name]
+        return self._callers[operation.quota_name]
+
+    async def _probe(self, device: Device) -> ApiResponse:
+        operation = LIST_OTA_MODULE_VERSIONS_BY_DEVICE
+        return await self.client.call(operation, module_version_params(device, 1, self._settings.page_size))
+
+    async def fetch(self, device: Device) -> Outcome:
+        """Return the outcome of one device."""
+        outcome = await fetch_device(self.call, device, page_size=self._settings.page_size, now=self._platform_time)
+        self.fetched += 1
+        self._failed += isinstance(outcome, DeviceFailure)
+        return outcome
+
+    def _platform_time(self) -> float:
+        """Return seconds since 1970 by the platform's clock, since the platform's states carry its time."""
+        return time.time() + self.client.clock_offset
+
+    async def call(self, operation: Operation, parameters: Mapping[str, str]) -> CallResult[ApiResponse]:
+        """Send one request within the operation's quota, with retries."""
+        sent = await self._caller_for(operation).send(lambda: self.client.call(operation, parameters))
+        if (offset := round(self.client.clock_offset)) != self._logged_offset:
+            self._logged_offset = offset
+            log.warning("the platform's clock differs; using its time", account=self.name, seconds=offset)
+        return sent
+
+    async def call_optional(self, operation: Operation, parameters: Mapping[str, str]) -> CallResult[ApiResponse]:
+        """Do the same as ``call`` for an operation that an audit can do without.
+
+        An access key without permission for this operation gets an ``InvalidRequestError``, and the account continues.
+        """
+
+        async def request() -> ApiResponse:
+            try:
+                return await self.client.call(operation, parameters)
+            except AccountDeniedError as error:
+                if not re.search("forbidden|permissiondeny", error.code, re.IGNORECASE):  # the key itself is denied
+                    raise
+                denied = InvalidRequestError(error.code, error.message, http_status=error.http_status)
+            raise denied
+
+        return await self._caller_for(operation).send(request)
+
+    async def keep_warm(self) -> None:
+        """Keep as many connections open as the rate needs, so that no request waits for a handshake; never return."""
+        pause = MIN_PREWARM_INTERVAL
+        while True:
+            await anyio.sleep(pause)
+            rate, stats = self.quota_status.rate, self.stats
+            if rate is not None and stats.answered and not self.is_unhealthy:
+                needed = rate * stats.seconds / stats.answered
+                opened = await self.client.prewarm(math.ceil(CONNECTION_HEADROOM * needed) + 1)
+                pause = MIN_PREWARM_INTERVAL if opened else min(2 * pause, MAX_PREWARM_INTERVAL)
+
+    async def require_reached(self) -> None:
+        """Check that the platform gave a usable answer at least once; if not, probe it one last time."""
+        if self.unreached_error is not None:
+            await self._caller.probe_account()
+        if (error := self.unreached_error) is not None:
+            raise error
+
+    def finish(self, error: AuditStoppedError | None = None) -> None:
+        """Record that the account is queried no more, and the error that stopped it."""
+        self.finished, self.stopped = True, None if error is None else str(error)
+
+    def count_unqueried(self) -> None:
+        """Count one device whose result needed no request."""
+        self._unqueried += 1
+
+    def report_states(self, progress: tuple[int, int] | None) -> None:
+        """Record for how many devices, of how many, the connection state is known; None: no states are requested."""
+        self.states_progress = progress
 
     @property
-    def tally(self) -> Tally:
+    def stats(self) -> RequestStats:
         """Requests for module versions so far."""
-        return self._pacer.tally
+        return self._caller.stats
 
     @property
-    def fetched(self) -> int:
-        """Devices whose outcome is known by asking, since this stretch began."""
-        return self._done
+    def total_sent(self) -> int:
+        """Number of requests of all operations so far."""
+        return sum(caller.stats.sent for caller in self._callers.values())
+
+    def request_stats(self, *operations: Operation) -> RequestStats:
+        """Return the sum of the requests of some operations so far."""
+        stats = [self._callers[each.quota_name].stats for each in operations if each.quota_name in self._callers]
+        return RequestStats(
+            sent=sum(each.sent for each in stats),
+            retried=sum(each.retried for each in stats),
+            throttled=sum(each.throttled for each in stats),
+            answered=sum(each.answered for each in stats),
+            seconds=sum(each.seconds for each in stats),
+        )
+
+    def concurrency_for(self, operation: Operation, *similar: Operation) -> int:
+        """Return how many requests in flight use an operation's quota at its latency; ``workers`` without a quota.
+
+        Requests of ``similar`` operations count for the mean latency, too.
+        """
+        rate, stats = self._limiters.for_operation(operation).rate, self.request_stats(operation, *similar)
+        if rate is None or not stats.answered:
+            return self.workers
+        return min(self.workers, math.ceil(CONNECTION_HEADROOM * rate * stats.seconds / stats.answered) + 1)
 
     @property
-    def all_sent(self) -> int:
-        """Requests so far, of all operations."""
-        return sum(pacer.tally.sent for pacer in self._pacers.values())
+    def quota_status(self) -> QuotaStatus:
+        """How fast devices may be queried now."""
+        limiter = self._limiters.for_operation(LIST_OTA_MODULE_VERSIONS_BY_DEVICE)
+        configured = None if limiter.configured_rate == math.inf else limiter.configured_rate
+        return QuotaStatus(configured, limiter.rate, limiter.other_participants, self._caller.retry_budget.exhausted)
 
     @property
-    def pace(self) -> Pace:
-        """How fast devices may be asked about now."""
-        gate = self._gates.of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE)
-        told = None if gate.told == math.inf else gate.told
-        return Pace(told, gate.rate, gate.others, self._pacer.repeats.short)
+    def is_unhealthy(self) -> bool:
+        """Whether the circuit is open: the account worked before, and now every request fails."""
+        return self._breaker.is_open
 
     @property
-    def never_reached(self) -> AccountStoppedError | None:
-        """Why the account counts as never reached, when requests were sent and none was ever answered usably."""
-        if self._feedback.proven or self._feedback.last is None:
+    def unreached_error(self) -> AccountStoppedError | None:
+        """The error of an account that was never reached: requests were sent, and none got a usable answer."""
+        if self._breaker.has_succeeded or self._breaker.last_error is None:
             return None
-        return AccountStoppedError(self.name, f"no usable answer, the last: {self._feedback.last}")
+        return AccountStoppedError(self.name, f"no usable answer; last error: {self._breaker.last_error}")
 
     @property
-    def sick(self) -> bool:
-        """Whether an account that did work has had nothing but failures for a stretch."""
-        return self._feedback.sick
-
-    @property
-    def trouble(self) -> str | None:
-        """Why nothing comes from the account now, if so."""
-        if self.sick:
-            return f'account "{self.name}": nothing succeeds, it is probed; the last: {self._feedback.last}'
-        if self._pacer.repeats.short:
-            part = f"{self._settings.retry_budget:.0%} of the quota"
-            return f'account "{self.name}": repeats take more than {part} and wait; the last: {self._feedback.last}'
-        return None if self.never_reached is None else str(self.never_reached)
+    def problem(self) -> str | None:
+        """Why no results arrive from the account now, if there is a reason."""
+        last = f"last error: {self._breaker.last_error}"
+        if self.is_unhealthy:
+            return f'account "{self.name}": every request fails, probing the platform; {last}'
+        if self._caller.retry_budget.exhausted:
+            fraction = f"{self._settings.retry_budget:.0%} of the quota"
+            return f'account "{self.name}": retries exceed {fraction} and wait; {last}'
+        return None if self.unreached_error is None else str(self.unreached_error)
 
     @property
     def progress(self) -> AccountProgress:
-        """Where it stands."""
+        """Progress of this process with the account."""
         return AccountProgress(
             name=self.name,
-            sent=self.tally.sent,
-            done=self._done + self.unasked,
+            sent=self.stats.sent,
+            done=self.fetched + self._unqueried,
             failed=self._failed,
-            in_flight=self.tally.in_flight,
-            per_second=self.pace.rate,
-            ended=self.ended,
+            in_flight=self.stats.in_flight,
+            rate=self.quota_status.rate,
+            finished=self.finished,
             stopped=self.stopped,
-            trouble=None if self.ended else self.trouble,
+            problem=None if self.finished else self.problem,
         )
 
-    async def never_reached_at_all(self) -> AccountStoppedError | None:
-        """As ``never_reached``, after a last question about a device that has answered before.
 
-        Raises:
-            AccountStoppedError: the account is refused.
-        """
-        if self.never_reached is not None:
-            await self._pacer.ask_known()
-        return self.never_reached
+def read_credentials(settings: Settings) -> list[Credentials]:
+    """Read the credentials of all accounts, in their order, and check their ``ca_file``; may block: use a thread.
 
-    async def _ask_once(self, device: Device) -> Answer:
-        operation = LIST_OTA_MODULE_VERSIONS_BY_DEVICE
-        return await self.client.call(operation, module_versions_of(device, 1, self._settings.page_size))
-
-    async def keep_warm(self) -> None:
-        """Keeps as many connections open as the pace needs, so that no slot is spent on a handshake; never returns."""
-        pause = WARM_EVERY
-        while True:
-            await anyio.sleep(pause)
-            rate, tally = self.pace.rate, self.tally
-            if rate is not None and tally.answered and not self.sick:
-                needed = rate * tally.seconds / tally.answered
-                opened = await self.client.warm(math.ceil(SPARE * needed) + 1)
-                pause = WARM_EVERY if opened else min(2 * pause, WARM_SELDOM)
-
-    def _now(self) -> float:
-        """Seconds since 1970 by the platform's clock, as far as it is known to differ: its states are told by that."""
-        return time.time() + self.client.clock_offset
-
-    async def fetch(self, device: Device) -> Outcome:
-        """What became of one device.
-
-        Raises:
-            AccountStoppedError: the account is refused, or was never reached.
-        """
-        outcome = await read_device(self.call, device, page_size=self._settings.page_size, now=self._now)
-        self._done += 1
-        self._failed += isinstance(outcome, Failed)
-        return outcome
-
-    async def call(self, operation: Operation, parameters: Mapping[str, str]) -> Sent[Answer]:
-        """One question within the operation's quota, with repeats.
-
-        Raises:
-            AccountStoppedError: the account is refused, or was never reached.
-        """
-        sent = await self._pacer_of(operation).send(lambda: self.client.call(operation, parameters))
-        if (offset := round(self.client.clock_offset)) != self._offset:
-            self._offset = offset
-            log.warning("the platform's clock differs and is followed", account=self.name, seconds=offset)
-        return sent
-
-    async def call_aside(self, operation: Operation, parameters: Mapping[str, str]) -> Sent[Answer]:
-        """As ``call``, for what an audit can do without: a key that may not ask it is refused that, and no more."""
-
-        async def once() -> Answer:
-            try:
-                return await self.client.call(operation, parameters)
-            except RefusedAccountError as error:
-                if not _about_permission(error):
-                    raise
-                refused = RefusedRequestError(error.code, error.message, http_status=error.http_status)
-            raise refused
-
-        return await self._pacer_of(operation).send(once)
-
-    def requests_of(self, *operations: Operation) -> Tally:
-        """Requests for some operations so far."""
-        tallies = [self._pacers[each.quota_name].tally for each in operations if each.quota_name in self._pacers]
-        return Tally(
-            sent=sum(each.sent for each in tallies),
-            retried=sum(each.retried for each in tallies),
-            throttled=sum(each.throttled for each in tallies),
-            answered=sum(each.answered for each in tallies),
-            seconds=sum(each.seconds for each in tallies),
-        )
-
-    def needed_for(self, operation: Operation, *alike: Operation) -> int:
-        """Requests in flight that an operation's quota needs at the latency by now; all that may be, without a quota.
-
-        Args:
-            operation: whose quota.
-            alike: others that tell of the latency.
-        """
-        rate, tally = self._gates.of(operation).rate, self.requests_of(operation, *alike)
-        if rate is None or not tally.answered:
-            return self.workers
-        return min(self.workers, math.ceil(SPARE * rate * tally.seconds / tally.answered) + 1)
-
-
-def _about_permission(error: RefusedAccountError) -> bool:
-    """Whether a refusal is about what a key may ask, and not about the key."""
-    return re.search("forbidden|permissiondeny", error.code, re.IGNORECASE) is not None
-
-
-class Keys(NamedTuple):
-    """What an account is asked with, read from where the settings say that it lies.
-
-    ``budget`` is the password of the Redis server where quotas are shared, if one is named.
-    """
-
-    key_id: str
-    secret: Secret
-    proxy: Proxy | None = None
-    budget: Secret | None = None
-
-
-def read_keys(settings: Settings) -> list[Keys]:
-    """The keys of every account, in their order, and a look at their ``ca_file``; call it in a thread, for it may wait.
-
-    One account after the other: two commands that ask somebody for a password would ask at once.
+    Accounts are read one after the other, so that two password commands never prompt at the same time.
 
     Raises:
-        SettingsError: one of them is not there or cannot be used, or two accounts have one quota.
+        SettingsError: a credential is missing or cannot be used, or two accounts have the same quota.
     """
-    budget = settings.budget
-    password = budget.password if isinstance(budget, SharedBudget) else None
-    shared = None if password is None else read_secret(password, account=None, key="budget: password")
-    keys = [_keys_of(account, shared) for account in settings.account]
-    pairs = zip(settings.account, keys, strict=True)
-    refuse_one_quota((f'account "{account.name}"', account, own.key_id) for account, own in pairs)
-    return keys
+    sharing = settings.quota_sharing
+    password = sharing.password if isinstance(sharing, SharedQuotaSettings) else None
+    redis_password = None if password is None else read_secret(password, account=None, key="quota_sharing: password")
+    credentials = [_read_account_credentials(account, redis_password) for account in settings.account]
+    pairs = zip(settings.account, credentials, strict=True)
+    check_distinct_quotas((f'account "{account.name}"', account, own.key_id) for account, own in pairs)
+    return credentials
 
 
-def _keys_of(account: Account, budget: Secret | None) -> Keys:
+def _read_account_credentials(account: Account, redis_password: Secret | None) -> Credentials:
     if account.ca_file is not None:
-        trust(account.ca_file)
+        ssl_context(account.ca_file)
     key_id = read_secret(account.access_key_id, account=account.name, key="access_key_id").reveal()
     secret = read_secret(account.access_key_secret, account=account.name, key="access_key_secret")
-    return Keys(key_id, secret, proxy_of(account), budget)
+    return Credentials(key_id, secret, resolve_proxy(account), redis_password)
 
 
 @asynccontextmanager
 async def open_account(
     settings: Settings,
     account: Account,
-    keys: Keys,
+    credentials: Credentials,
     workers: int,
-    known: Device | None = None,
+    probe_device: Device | None = None,
     *,
     priority: bool = False,
-) -> AsyncIterator[AskedAccount]:
-    """Opens an account.
+) -> AsyncIterator[AccountSession]:
+    """Open one account, for up to ``workers`` requests in flight; raise SettingsError if its quota cannot be shared.
 
-    Args:
-        settings: how to ask.
-        account: one of theirs.
-        keys: its keys.
-        workers: requests in flight at most.
-        known: a device that it has answered about before.
-        priority: whether to go before others that share the account's quota.
-
-    Raises:
-        SettingsError: the place where quotas are shared cannot be used.
+    The account has answered about ``probe_device`` before. With ``priority`` it precedes others that share its quota.
     """
     endpoint = Endpoint(
         url=account.endpoint,
@@ -328,33 +307,34 @@ async def open_account(
         timeout=settings.timeout,
         connections=workers,
         user_agent=f"auditor/{__about__.VERSION}",
-        proxy=keys.proxy,
+        proxy=credentials.proxy,
+        calls_per_second=math.inf if account.calls_per_second == "unlimited" else account.rate,
     )
-    gates = Gates(settings, account, keys.key_id, priority=priority, password=keys.budget)
-    async with Client(endpoint, keys.key_id, keys.secret) as client, gates:
-        yield AskedAccount(settings, account, client, gates, workers=workers, known=known)
+    limiters = AccountLimiters(
+        settings, account, credentials.key_id, priority=priority, password=credentials.redis_password
+    )
+    async with ApiClient(endpoint, credentials.key_id, credentials.secret) as client, limiters:
+        yield AccountSession(settings, account, client, limiters, workers=workers, probe_device=probe_device)
 
 
-async def open_side_by_side(
-    stack: AsyncExitStack, opening: Iterable[AbstractAsyncContextManager[AskedAccount]]
-) -> list[AskedAccount]:
-    """Opens accounts at the same time, for what one waits for is no matter of the others; ``stack`` closes them.
+async def open_accounts(
+    stack: AsyncExitStack,
+    settings: Settings,
+    credentials: Iterable[Credentials],
+    workers: Iterable[int],
+    probe_devices: Mapping[str, Device] | None = None,
+    *,
+    priority: bool = False,
+) -> list[AccountSession]:
+    """Open all accounts concurrently, see ``open_account``; ``stack`` closes them, even after an error."""
+    opened: dict[str, AccountSession] = {}
 
-    Raises:
-        SettingsError: one cannot be opened; what was opened is closed by ``stack`` all the same.
-    """
-    opened: dict[int, AskedAccount] = {}
-    failures: list[SettingsError] = []
+    async def enter(account: Account, own: Credentials, limit: int) -> None:
+        probe_device = (probe_devices or {}).get(account.name)
+        context = open_account(settings, account, own, limit, probe_device, priority=priority)
+        opened[account.name] = await stack.enter_async_context(context)
 
-    async def enter(number: int, account: AbstractAsyncContextManager[AskedAccount]) -> None:
-        try:
-            opened[number] = await stack.enter_async_context(account)
-        except SettingsError as error:  # raised below, outside the group that would wrap it
-            failures.append(error)
-
-    async with anyio.create_task_group() as group:
-        for number, account in enumerate(opening):
-            group.start_soon(enter, number, account)
-    if failures:
-        raise failures[0]
-    return [opened[number] for number in sorted(opened)]
+    async with unwrapping_task_group() as group:
+        for each in zip(settings.account, credentials, workers, strict=True):
+            group.start_soon(enter, *each)
+    return [opened[account.name] for account in settings.account]

@@ -1,118 +1,116 @@
-"""What is logged of accounts while they are asked: that one is sick, slowed down, shared, or has too few in flight."""
+"""Logs changes of an account's health: circuit open, slowed down, quota shared, or too few requests in flight."""
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import structlog
 
-from auditor.engine.account_session import AskedAccount
+from auditor.engine.account_session import AccountSession
 
 log = structlog.get_logger()
 
+STATUS_LOG_SECONDS = 60.0
+"""Seconds between two status lines, at level info."""
 
-EVERY = 60.0
-"""Seconds between two lines of figures, at level info."""
+SLOWED_FRACTION, RECOVERED_FRACTION = 0.9, 0.95
+"""Fractions of the configured rate: below the first an account counts as slowed down, above the second as recovered."""
 
-
-SLOWED, RECOVERED = 0.9, 0.95
-"""The parts of the told rate below which an account is said to be slowed down, and above which it is no more."""
-
-
-FULL_SECONDS = 5.0
-"""Seconds in a row with every request that may be in flight in flight, until that is said."""
+SATURATED_SECONDS = 5.0
+"""Seconds during which all permitted requests are in flight before a warning is logged."""
 
 
-class Notices:
-    """Looks at accounts now and then, and logs what has changed; each thing once while it lasts.
+class HealthMonitor:
+    """Checks accounts at intervals and logs each change once."""
 
-    Args:
-        accounts: to look at.
-        clock: seconds.
-    """
-
-    def __init__(self, accounts: Sequence[AskedAccount], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, accounts: Sequence[AccountSession], clock: Callable[[], float] = time.monotonic) -> None:
         self._accounts, self._clock = accounts, clock
-        self._said: set[tuple[str, str]] = set()
-        self._full_since: dict[str, float] = {}
-        self._told_at = clock()
+        self._reported: set[tuple[str, str]] = set()
+        self._saturated_since: dict[str, float] = {}
+        self._logged_at = clock()
 
-    def look(self) -> None:
-        """Logs what has changed since the last look."""
+    def check(self) -> None:
+        """Log what has changed since the last check."""
         now = self._clock()
-        for asked in self._accounts:
-            self._sickness(asked)
-            self._pace(asked)
-            self._in_flight(asked, now)
-        if now - self._told_at >= EVERY:
-            self._told_at = now
-            for asked in self._accounts:
-                log.info("pace", **figures(asked))
+        for session in self._accounts:
+            self._check_health(session)
+            self._check_rate(session)
+            self._check_concurrency(session, now)
+        if now - self._logged_at >= STATUS_LOG_SECONDS:
+            self._logged_at = now
+            for session in self._accounts:
+                log.info("status", **rate_figures(session))
 
-    def _begins(self, asked: AskedAccount, what: str, holds: bool, ends: bool) -> str | None:  # noqa: FBT001
-        """``begins`` or ``ends`` when that is new."""
-        key = (asked.name, what)
-        if holds and key not in self._said:
-            self._said.add(key)
+    def _transition(
+        self, session: AccountSession, condition: str, *, begins: bool, ends: bool
+    ) -> Literal["begins", "ends"] | None:
+        """Return ``begins`` or ``ends`` when a condition has changed so; remember it."""
+        key = (session.name, condition)
+        if begins and key not in self._reported:
+            self._reported.add(key)
             return "begins"
-        if ends and key in self._said:
-            self._said.remove(key)
+        if ends and key in self._reported:
+            self._reported.remove(key)
             return "ends"
         return None
 
-    def _sickness(self, asked: AskedAccount) -> None:
-        match self._begins(asked, "sick", asked.sick, not asked.sick):
+    def _check_health(self, session: AccountSession) -> None:
+        match self._transition(session, "unhealthy", begins=session.is_unhealthy, ends=not session.is_unhealthy):
             case "begins":
-                log.warning("nothing succeeds, so the platform is probed", account=asked.name, reason=asked.trouble)
+                log.warning("every request fails; probing the platform", account=session.name, reason=session.problem)
             case "ends":
-                log.warning("the platform answers again", account=asked.name)
-        waits = asked.pace.repeats_wait and not asked.sick
-        if self._begins(asked, "repeats", waits, not waits) == "begins":
-            log.warning("more repeats than the budget for them allows", account=asked.name, reason=asked.trouble)
+                log.warning("the platform answers again", account=session.name)
+        waiting = session.quota_status.retries_waiting and not session.is_unhealthy
+        if self._transition(session, "retries", begins=waiting, ends=not waiting) == "begins":
+            log.warning("retries exceed their budget and wait", account=session.name, reason=session.problem)
 
-    def _pace(self, asked: AskedAccount) -> None:
-        pace = asked.pace
-        if pace.rate is not None and pace.told is not None:
-            slow, well = pace.rate < SLOWED * pace.told, pace.rate > RECOVERED * pace.told
-            match self._begins(asked, "slow", slow, well):
+    def _check_rate(self, session: AccountSession) -> None:
+        status = session.quota_status
+        if status.rate is not None and status.configured_rate is not None:
+            slowed = status.rate < SLOWED_FRACTION * status.configured_rate
+            recovered = status.rate > RECOVERED_FRACTION * status.configured_rate
+            match self._transition(session, "slowed", begins=slowed, ends=recovered):
                 case "begins":
-                    log.warning("refused for the quota: slowed down below what the settings tell", **figures(asked))
+                    log.warning("quota exceeded: slowed down below the configured rate", **rate_figures(session))
                 case "ends":
-                    log.warning("the quota is there again", **figures(asked))
-        match self._begins(asked, "shared", pace.others > 0, pace.others == 0):
+                    log.warning("quota recovered", **rate_figures(session))
+        others = status.other_processes
+        match self._transition(session, "shared", begins=others > 0, ends=others == 0):
             case "begins":
-                log.info("the quota is shared with another audit", account=asked.name, others=pace.others)
+                log.info("the quota is shared with another audit", account=session.name, others=others)
             case "ends":
-                log.info("the quota is shared no more", account=asked.name)
+                log.info("the quota is no longer shared", account=session.name)
 
-    def _in_flight(self, asked: AskedAccount, now: float) -> None:
-        pace = asked.pace
-        if asked.tally.in_flight < asked.workers or pace.rate is None:
-            self._full_since.pop(asked.name, None)
+    def _check_concurrency(self, session: AccountSession, now: float) -> None:
+        rate, stats = session.quota_status.rate, session.stats
+        if stats.in_flight < session.workers or rate is None:
+            self._saturated_since.pop(session.name, None)
             return
-        since = self._full_since.setdefault(asked.name, now)
-        latency = asked.tally.seconds / max(1, asked.tally.answered)
-        needed = round(pace.rate * latency) + 1
-        if needed <= asked.workers:  # they wait for what does not come, and more of them would too
+        since = self._saturated_since.setdefault(session.name, now)
+        latency = stats.seconds / max(1, stats.answered)
+        needed = round(rate * latency) + 1
+        if needed <= session.workers:  # the platform does not answer; more requests in flight would not be answered too
             return
-        if now - since >= FULL_SECONDS and self._begins(asked, "full", holds=True, ends=False):
+        saturated = now - since >= SATURATED_SECONDS
+        if saturated and self._transition(session, "saturated", begins=True, ends=False):
             log.warning(
-                "at_once is too small to use the quota at this latency",
-                account=asked.name,
-                in_flight=asked.tally.in_flight,
+                "concurrency is too small to use the quota at this latency",
+                account=session.name,
+                in_flight=stats.in_flight,
                 latency=round(latency, 3),
                 needed=needed,
             )
 
 
-def figures(asked: AskedAccount) -> dict[str, object]:
-    """An account's pace in figures, as they are logged."""
-    pace, tally = asked.pace, asked.tally
+def rate_figures(session: AccountSession) -> dict[str, object]:
+    """Return the fields of an account's status line."""
+    status, stats = session.quota_status, session.stats
     return {
-        "account": asked.name,
-        "rate": None if pace.rate is None else round(pace.rate, 2),
-        "sent": tally.sent,
-        "retried": tally.retried,
-        "throttled": tally.throttled,
-        "in_flight": tally.in_flight,
-        "others": pace.others,
+        "account": session.name,
+        "rate": None if status.rate is None else round(status.rate, 2),
+        "sent": stats.sent,
+        "retried": stats.retried,
+        "throttled": stats.throttled,
+        "in_flight": stats.in_flight,
+        "others": status.other_processes,
     }

@@ -1,45 +1,45 @@
-"""What an audit tells: where it stands, to a watcher, and what it came to, to its caller."""
+"""Progress of a running audit, as reported to a callback, and the result of a finished one."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from auditor.runs.manifest import DeviceCounts, Manifest, RequestCounts
 
-INTERRUPTED = 130
-"""Exit code of an audit that was asked to end before it was done."""
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class ListingProgress:
-    """How far the platform's listing is, of an account, or of ``accounts`` whose fleets are not known yet.
+class DiscoveryProgress:
+    """How far the discovery of devices is, of one account or of several that have not finished.
 
-    ``done`` of ``products`` are listed, and ``devices`` came of those that the products have by their own number:
-    ``told``, None where one told none. ``pages`` were answered in this stretch.
+    ``products_done`` of ``products`` are completely listed. They have ``devices_reported`` by the platform's own
+    count, None if a product has none. ``pages`` were received by this process.
     """
 
     accounts: int
     products: int
-    done: int
+    products_done: int
     devices: int
-    told: int | None
+    devices_reported: int | None
     pages: int
 
 
 @dataclass(frozen=True, slots=True)
 class AccountProgress:
-    """Where one account of an audit stands, since this stretch of it began.
+    """How far one account is, counted since this process started or resumed the run.
 
     Attributes:
-        name: the account's.
-        sent: requests.
-        done: devices whose outcome is known, ``failed`` ones among them.
+        sent: requests sent.
+        done: devices with an outcome, including the ``failed`` ones.
         in_flight: requests without an answer yet.
-        per_second: requests a second that its quota bears as far as was learned; None without one.
-        ended: whether nothing more is asked of it.
-        stopped: why, if it was stopped.
-        trouble: why nothing comes of it now, if so.
-        listing: how far its fleet is listed; None once it is, and where it is a file.
+        rate: requests a second that the account's quota currently allows, as learned; None without a quota.
+        finished: whether the account is queried no more.
+        stopped: why the account was stopped, if it was.
+        problem: why no results arrive from it now, if there is a reason.
+        discovery: progress of its discovery; None once it has finished, and for a fleet file.
     """
 
     name: str
@@ -47,23 +47,31 @@ class AccountProgress:
     done: int
     failed: int
     in_flight: int
-    per_second: float | None
-    ended: bool
+    rate: float | None
+    finished: bool
     stopped: str | None
-    trouble: str | None
-    listing: ListingProgress | None = None
+    problem: str | None
+    discovery: DiscoveryProgress | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where an audit stands.
+    """How far an audit is. Devices outside of a sample do not count here.
 
-    ``devices`` and ``requests`` are of the whole run, ``before`` of them (requests sent, devices done) from before it
-    was ``resumed``. ``per_second`` is what the quotas allow in all, None without one, and ``allowed`` what they bear as
-    far as was learned; ``others`` are the audits that share one of them now. ``trouble`` names an account that gives no
-    usable answer, and says why. ``accounts`` are in the settings' order. ``listing``: of fleets that are being listed;
-    ``fleet`` has the others. ``states``: of how many devices it is known what they are doing, and of how many that is
-    being asked; None: that is not asked now. Devices that were not drawn into a sample are none of the fleet here.
+    Attributes:
+        fleet: devices whose discovery has finished.
+        devices, requests: of the complete run.
+        target_rate: requests a second that all quotas allow as configured; None where an account has no quota.
+        elapsed: seconds since this process started or resumed the run.
+        learned_rate: requests a second that all quotas currently allow, as learned.
+        other_processes: number of other processes that share one of the quotas now.
+        problem: the problem of an account that gives no usable answer, if there is one.
+        sealing: whether all queries have ended and the run is being sealed.
+        before: requests sent and devices done by earlier processes.
+        resumed: whether the run was resumed.
+        discovery: progress of the accounts whose discovery has not finished.
+        states: for how many devices, of how many, the connection state is known; None: of none now.
+        accounts: progress of each account, in the settings' order.
     """
 
     folder: Path
@@ -71,31 +79,45 @@ class Progress:
     devices: DeviceCounts
     requests: RequestCounts
     in_flight: int
-    per_second: float | None
+    target_rate: float | None
     elapsed: float
-    allowed: float | None = None
-    others: int = 0
-    trouble: str | None = None
+    learned_rate: float | None = None
+    other_processes: int = 0
+    problem: str | None = None
     sealing: bool = False
     before: tuple[int, int] = (0, 0)
     resumed: bool = False
-    listing: ListingProgress | None = None
+    discovery: DiscoveryProgress | None = None
     states: tuple[int, int] | None = None
     accounts: tuple[AccountProgress, ...] = ()
 
 
-Watch = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]
+
+
+class ProgressReporter:
+    """Reports progress to a callback, if there is one; a callback that fails is not called again."""
+
+    def __init__(self, callback: ProgressCallback | None) -> None:
+        self._callback = callback
+
+    def report(self, progress: Callable[[], Progress]) -> None:
+        """Pass the progress on, which is computed only if there is a callback."""
+        if self._callback is None:
+            return
+        try:
+            self._callback(progress())
+        except Exception as error:  # noqa: BLE001  an audit of hours does not end for a display
+            log.warning("the progress callback failed and is not called again", error=repr(error))
+            self._callback = None
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What an audit came to. The folder is valid whatever happened.
+class AuditResult:
+    """The result of an audit. The run folder is valid in every case.
 
-    Attributes:
-        folder: the run folder.
-        manifest: as it stands in ``run.json``.
-        exit_code: 0 done; 1 more devices failed or pending than ``max_failed`` allows; 3 an account was stopped, or the
-            folder cannot be written; 130 interrupted.
+    ``exit_code``: 0 done; 1 more devices failed or pending than ``max_failed`` allows; 3 an account was stopped, or the
+    folder cannot be written; 130 interrupted.
     """
 
     folder: Path
@@ -103,16 +125,16 @@ class Result:
     exit_code: int
 
 
-def together(listings: Collection[ListingProgress]) -> ListingProgress | None:
-    """How far some listings are together; None where there is none."""
-    if not listings:
+def combine_discovery_progress(parts: Collection[DiscoveryProgress]) -> DiscoveryProgress | None:
+    """Return the sum of the progress of several accounts; None if there are none."""
+    if not parts:
         return None
-    told = [each.told for each in listings]
-    return ListingProgress(
-        accounts=sum(each.accounts for each in listings),
-        products=sum(each.products for each in listings),
-        done=sum(each.done for each in listings),
-        devices=sum(each.devices for each in listings),
-        told=None if None in told else sum(count for count in told if count is not None),
-        pages=sum(each.pages for each in listings),
+    reported = [each.devices_reported for each in parts]
+    return DiscoveryProgress(
+        accounts=sum(each.accounts for each in parts),
+        products=sum(each.products for each in parts),
+        products_done=sum(each.products_done for each in parts),
+        devices=sum(each.devices for each in parts),
+        devices_reported=None if None in reported else sum(count for count in reported if count is not None),
+        pages=sum(each.pages for each in parts),
     )

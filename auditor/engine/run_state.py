@@ -1,114 +1,158 @@
-"""Where an audit stands, in numbers: for its manifest, and for whoever watches."""
+"""The state of a live run: the only owner of its manifest, with the counts that this process adds to it."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from auditor.engine.account_session import AskedAccount
-from auditor.engine.progress import ListingProgress, Progress, together
+from auditor.engine.account_session import AccountSession
+from auditor.engine.progress import DiscoveryProgress, Progress, combine_discovery_progress
 from auditor.runs.journal import Journal
-from auditor.runs.manifest import DeviceCounts, FleetFacts, ListingFacts, Manifest, Rate, RequestCounts
+from auditor.runs.manifest import (
+    AccountSelection,
+    DeviceCounts,
+    DiscoveryInfo,
+    FleetInfo,
+    Manifest,
+    Planned,
+    Rate,
+    RequestCounts,
+    SelectionInfo,
+    write_manifest,
+)
 
 
-class Standing:
-    """Counts what a stretch of an audit has done, on top of what was done before it.
+class RunState:
+    """Counts what this process has done for a run, in addition to what earlier processes did.
 
-    Args:
-        folder: the run folder.
-        manifest: as the stretch began.
-        journal: what is written.
-        accounts: who is asked.
+    ``manifest`` is the one at the start of this process; ``accounts`` are the open accounts, whose list may grow.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, journal: Journal, accounts: Sequence[AskedAccount]) -> None:
-        self.manifest = manifest
-        self._folder, self._journal, self.accounts = folder, journal, accounts
-        self._began = time.monotonic()
-        self._asking_since: float | None = None
+    def __init__(self, folder: Path, manifest: Manifest, journal: Journal, accounts: Sequence[AccountSession]) -> None:
+        self._folder, self._journal, self._accounts = folder, journal, accounts
+        self._recorded = manifest
+        self._carried: Counter[str] = Counter()
+        self._started_at = time.monotonic()
+        self._querying_since: float | None = None
         self._before = (manifest.requests.sent, manifest.fleet.devices - manifest.devices.pending)
+
+    def manifest(self) -> Manifest:
+        """Return the current manifest."""
+        recorded, requests, elapsed = self._recorded, self._requests(), self._query_seconds
+        if recorded.rate.achieved:
+            elapsed += recorded.requests.sent / recorded.rate.achieved  # the time of earlier processes
+        achieved = round(requests.sent / max(elapsed, 0.001), 3)
+        return replace(recorded, devices=self._device_counts(), requests=requests, rate=self._rate(achieved))
+
+    async def persist(self) -> None:
+        """Write the current manifest to ``run.json``; raise RunNotWritableError if that fails."""
+        # Computed in the thread: a manifest that was computed before the wait for the disk could be outdated.
+        await self._journal.run_disk_work(lambda: write_manifest(self._folder, self.manifest()))
+
+    def record_fleet(self, fleet: FleetInfo, discovery: tuple[DiscoveryInfo, ...]) -> None:
+        """Record a fleet to which discovered devices were added."""
+        self._recorded = replace(self._recorded, fleet=fleet, discovery=discovery)
+
+    def record_plan(self, planned: Planned | None) -> None:
+        """Record the new plan."""
+        self._recorded = replace(self._recorded, planned=planned)
+
+    @property
+    def selection(self) -> SelectionInfo | None:
+        """The selection so far; None: the run queries all devices."""
+        return self._recorded.selection
+
+    def record_selection(
+        self, account: AccountSelection, carried: Mapping[str, int], *, unsampled: int
+    ) -> SelectionInfo:
+        """Record which devices of an account were selected; return the selection so far.
+
+        ``carried`` counts the previous results that are now carried forward, by status, and ``unsampled`` the devices
+        that are now known to be outside of the sample.
+        """
+        recorded = self._recorded
+        if recorded.selection is None:
+            raise ValueError("the run has no selection strategy")
+        selection = replace(recorded.selection, accounts=(*recorded.selection.accounts, account))
+        self._carried.update(carried)
+        self._recorded = replace(recorded, selection=selection, unsampled=recorded.unsampled + unsampled)
+        return selection
+
+    def finalize_selection(self, selection: SelectionInfo, carried: Mapping[str, int]) -> None:
+        """Record the final selection, and the results that are carried in addition, by status."""
+        self._carried.update(carried)
+        self._recorded = replace(self._recorded, selection=selection)
+
+    def start_querying(self) -> None:
+        """Start the clock of the request rate, when the first devices are about to be queried."""
+        self._querying_since = self._querying_since or time.monotonic()
+
+    @property
+    def fleet_devices(self) -> int:
+        """Number of devices in the fleet so far."""
+        return self._recorded.fleet.devices
 
     @property
     def requests_before(self) -> int:
-        """Requests for module versions and states that earlier stretches sent."""
-        choice = self.manifest.choice
-        states = () if choice is None else (account.requests.sent for account in choice.accounts)
+        """Requests for module versions and states that earlier processes sent."""
+        selection = self._recorded.selection
+        states = () if selection is None else (account.requests.sent for account in selection.accounts)
         return self._before[0] + sum(states)
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the stretch began."""
-        return time.monotonic() - self._began
-
-    def begin_asking(self) -> None:
-        """From now on devices are asked about: only from then on there is a rate."""
-        self._asking_since = self._asking_since or time.monotonic()
-
-    @property
-    def _asking(self) -> float:
-        """Seconds in which devices were asked about."""
-        return 0.0 if self._asking_since is None else time.monotonic() - self._asking_since
-
-    def grow(self, fleet: FleetFacts, listings: tuple[ListingFacts, ...]) -> None:
-        """The fleet has grown."""
-        self.manifest = replace(self.manifest, fleet=fleet, listings=listings)
-
-    def now(self) -> Manifest:
-        """The manifest as the audit stands now."""
-        requests, before = self._requests(), self.manifest
-        elapsed = self._asking
-        if before.rate.achieved:
-            elapsed += before.requests.sent / before.rate.achieved  # what earlier stretches took
-        achieved = round(requests.sent / max(elapsed, 0.001), 3)
-        return replace(before, devices=self._counts(), requests=requests, rate=self._rate(achieved))
-
-    def progress(self, listings: Mapping[str, ListingProgress]) -> Progress:
-        """What a watcher is told; ``listings`` are of the accounts whose fleets are not known yet."""
-        before, ended = self.manifest, {asked.name for asked in self.accounts if asked.ended}
-        listings = {name: each for name, each in listings.items() if name not in ended}
-        counts, states = self._counts(), [asked.states for asked in self.accounts if asked.states is not None]
+    def progress(self, discovery: Mapping[str, DiscoveryProgress]) -> Progress:
+        """Return the progress; ``discovery`` is that of the accounts whose discovery has not finished, by name."""
+        recorded, finished = self._recorded, {session.name for session in self._accounts if session.finished}
+        discovery = {name: each for name, each in discovery.items() if name not in finished}
+        counts = self._device_counts()
+        states = [session.states_progress for session in self._accounts if session.states_progress is not None]
         return Progress(
             folder=self._folder,
-            fleet=before.fleet.devices - before.unsampled,
-            devices=replace(counts, pending=counts.pending - before.unsampled),
+            fleet=recorded.fleet.devices - recorded.unsampled,
+            devices=replace(counts, pending=counts.pending - recorded.unsampled),
             requests=self._requests(),
-            in_flight=sum(asked.tally.in_flight for asked in self.accounts),
-            per_second=before.rate.target,
-            allowed=self._allowed(),
-            others=max((asked.pace.others for asked in self.accounts), default=0),
-            elapsed=self.elapsed,
-            trouble=next((said for asked in self.accounts if (said := asked.trouble) is not None), None),
+            in_flight=sum(session.stats.in_flight for session in self._accounts),
+            target_rate=recorded.rate.target,
+            learned_rate=self._learned_rate(),
+            other_processes=max((session.quota_status.other_processes for session in self._accounts), default=0),
+            elapsed=time.monotonic() - self._started_at,
+            problem=next((problem for session in self._accounts if (problem := session.problem) is not None), None),
             before=self._before,
-            resumed=bool(before.resumed_at),
-            accounts=tuple(replace(asked.progress, listing=listings.get(asked.name)) for asked in self.accounts),
-            listing=together(listings.values()),
-            states=(sum(told for told, _ in states), sum(every for _, every in states)) if states else None,
+            resumed=bool(recorded.resumed_at),
+            accounts=tuple(replace(each.progress, discovery=discovery.get(each.name)) for each in self._accounts),
+            discovery=combine_discovery_progress(discovery.values()),
+            states=(sum(done for done, _ in states), sum(total for _, total in states)) if states else None,
         )
 
+    @property
+    def _query_seconds(self) -> float:
+        """Seconds in which this process has queried devices."""
+        return 0.0 if self._querying_since is None else time.monotonic() - self._querying_since
+
     def _rate(self, achieved: float) -> Rate:
-        before, tallies = self.manifest.rate, [asked.tally for asked in self.accounts]
-        answered, seconds = sum(tally.answered for tally in tallies), sum(tally.seconds for tally in tallies)
+        before, stats = self._recorded.rate, [session.stats for session in self._accounts]
+        answered, seconds = sum(each.answered for each in stats), sum(each.seconds for each in stats)
         return Rate(
             target=before.target,
             achieved=achieved,
-            allowed=self._allowed(),
+            learned=self._learned_rate(),
             latency=round(seconds / answered, 6) if answered else before.latency,
-            in_flight=round(seconds / max(self._asking, 0.001), 3),
+            in_flight=round(seconds / max(self._query_seconds, 0.001), 3),
         )
 
-    def _allowed(self) -> float | None:
-        """Requests a second that all quotas bear together, as far as was learned; None where one account has none."""
-        rates = [asked.pace.rate for asked in self.accounts]
+    def _learned_rate(self) -> float | None:
+        """Return the requests a second that all quotas allow, as learned; None where one account has no quota."""
+        rates = [session.quota_status.rate for session in self._accounts]
         return None if None in rates or not rates else round(sum(rate for rate in rates if rate is not None), 3)
 
-    def _counts(self) -> DeviceCounts:
-        written = self._journal.counts
-        return DeviceCounts(**written, pending=self.manifest.fleet.devices - sum(written.values()))
+    def _device_counts(self) -> DeviceCounts:
+        counts = {status: devices + self._carried[status] for status, devices in self._journal.counts.items()}
+        return DeviceCounts(**counts, pending=self._recorded.fleet.devices - sum(counts.values()))
 
     def _requests(self) -> RequestCounts:
-        tallies, before = [asked.tally for asked in self.accounts], self.manifest.requests
+        stats, before = [session.stats for session in self._accounts], self._recorded.requests
         return RequestCounts(
-            sent=before.sent + sum(tally.sent for tally in tallies),
-            retried=before.retried + sum(tally.retried for tally in tallies),
-            throttled=before.throttled + sum(tally.throttled for tally in tallies),
+            sent=before.sent + sum(each.sent for each in stats),
+            retried=before.retried + sum(each.retried for each in stats),
+            throttled=before.throttled + sum(each.throttled for each in stats),
         )

@@ -1,7 +1,4 @@
-"""A fleet as a file that ``--fleet`` reads, and where a fleet file and the platform differ.
-
-Tables of what was listed: products with their devices by status, and where a fleet file differs.
-"""
+"""Results of a discovery: as a fleet file, as a table of products, and compared with an existing fleet file."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,103 +8,88 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, get_args
 
-import duckdb
-
-from auditor.errors import RunFolderError, RunNotWritableError
-from auditor.fleet.discovery import EnumeratedAccount, Enumeration
+from auditor.errors import RunFolderError
+from auditor.fleet.discovery import DiscoveredAccount, DiscoveryResult
 from auditor.fleet.snapshot import write_snapshot
 from auditor.fleet.table import FLEET_COLUMNS
 from auditor.models import DeviceStatus
 from auditor.storage.database import (
+    PARQUET_OPTIONS,
     READING_MEMORY,
     READING_THREADS,
-    ROW_GROUP,
     open_database,
     parquet,
-    quoted,
-    reason_of,
+    scratch_database,
+    sql_literal,
 )
-from auditor.storage.tables import Table, reading
+from auditor.storage.tables import ResultTable, translate_read_errors
 
 FleetFormat = Literal["csv", "jsonl", "parquet"]
 
-
 _TIMES = [name for name, kind in FLEET_COLUMNS.items() if kind == "TIMESTAMP"]
 
-
-_OPTIONS: dict[FleetFormat, str] = {
-    "csv": "FORMAT csv, HEADER",
-    "jsonl": "FORMAT json",
-    "parquet": f"FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}",
-}
+_OPTIONS: dict[FleetFormat, str] = {"csv": "(FORMAT csv, HEADER)", "jsonl": "(FORMAT json)", "parquet": PARQUET_OPTIONS}
 
 
 def write_fleet(fleet: Sequence[Path], out: Path, form: FleetFormat) -> None:
-    """Writes a fleet with all that was listed of it; names stand there as they are, so that they can be asked for.
-
-    Args:
-        fleet: files like ``fleet.parquet``, one after another.
-        out: the file to write.
-        form: how.
+    """Write discovered fleets, files like ``fleet.parquet``, as one that ``--fleet`` reads; names are not escaped.
 
     Raises:
         RunNotWritableError: it cannot be written.
     """
     texts = ", ".join(f"strftime({name}, '%Y-%m-%dT%H:%M:%S.%gZ') AS {name}" for name in _TIMES)
     times = "" if form == "parquet" else f"REPLACE ({texts})"
-    database = open_database()
-    try:
+    with scratch_database(failure=f"{out} cannot be written") as database:
         database.execute(
             f"COPY (SELECT {', '.join(FLEET_COLUMNS)} FROM (SELECT * {times} FROM {parquet(*fleet)})) "
-            f"TO {quoted(out)} ({_OPTIONS[form]})"
+            f"TO {sql_literal(out)} {_OPTIONS[form]}"
         )
-    except duckdb.Error as error:
-        raise RunNotWritableError(f"{out} cannot be written: {reason_of(error)}") from error
-    finally:
-        database.close()
 
 
-def differences(
-    given: Path, wanted: Path, listed: Path, unsure: Collection[str], *, asked: Collection[str] | None
+def comparison_sql(
+    given: Path,
+    matching: Path,
+    discovered: Path,
+    incomplete_products: Collection[str],
+    *,
+    requested_products: Collection[str] | None,
 ) -> str:
-    """The SQL for where a fleet file and the platform differ: a row for each device that is not in both.
+    """Return the SQL of the differences between a fleet file and the platform: a row for each device not in both.
 
-    A device of the file is known if what it would be asked by is: its iot_id, or else both names. ``unknown``: the
-    platform does not list it. ``missing``: listed and wanted, and not in the file. ``not_seen``: not listed, and of a
-    product that was not listed whole, or was not asked for, so nothing is known.
+    A device of the file matches by what it is queried with: its iot_id, or else both names. ``unknown``: the platform
+    does not list it. ``missing``: discovered and matching the settings, but not in the file. ``not_seen``: not
+    discovered, but its product was not listed completely or not requested, so its state is undetermined.
 
-    Args:
-        given: the file, as ``write_snapshot`` wrote it.
-        wanted: what is listed and wanted.
-        listed: what is listed.
-        unsure: products of which devices are missing in the list.
-        asked: products that were asked for; None: all.
+    ``given`` is the file as ``write_snapshot`` wrote it. ``requested_products`` is None if all were requested.
     """
-    file, all_listed, by_id, by_name = parquet(given), parquet(listed), "(iot_id)", "(product_key, device_name)"
+    file, all_devices, by_id, by_name = parquet(given), parquet(discovered), "(iot_id)", "(product_key, device_name)"
     with_id, without = f"(FROM {file} WHERE iot_id IS NOT NULL)", f"(FROM {file} WHERE iot_id IS NULL)"
-    not_listed = (
-        f"FROM {with_id} ANTI JOIN {all_listed} USING {by_id} UNION ALL BY NAME "
-        f"FROM {without} ANTI JOIN {all_listed} USING {by_name}"
+    not_discovered = (
+        f"FROM {with_id} ANTI JOIN {all_devices} USING {by_id} UNION ALL BY NAME "
+        f"FROM {without} ANTI JOIN {all_devices} USING {by_name}"
     )
-    missing = f"FROM {parquet(wanted)} ANTI JOIN {with_id} USING {by_id} ANTI JOIN {without} USING {by_name}"
-    doubtful = [f"product_key IN ({_literals(unsure)}) OR product_key IS NULL"] if unsure else []
-    if asked is not None:
-        among = f"product_key NOT IN ({_literals(asked)})" if asked else "true"
-        doubtful.append(f"product_key IS NULL OR {among}")
-    verdict = f"CASE WHEN {' OR '.join(doubtful)} THEN 'not_seen' ELSE 'unknown' END" if doubtful else "'unknown'"
+    missing = f"FROM {parquet(matching)} ANTI JOIN {with_id} USING {by_id} ANTI JOIN {without} USING {by_name}"
+    undetermined = (
+        [f"product_key IN ({_literals(incomplete_products)}) OR product_key IS NULL"] if incomplete_products else []
+    )
+    if requested_products is not None:
+        among = f"product_key NOT IN ({_literals(requested_products)})" if requested_products else "true"
+        undetermined.append(f"product_key IS NULL OR {among}")
+    condition = " OR ".join(undetermined)
+    difference = f"CASE WHEN {condition} THEN 'not_seen' ELSE 'unknown' END" if undetermined else "'unknown'"
     columns = "account, product_key, device_name, iot_id"
     return (
-        f"SELECT {verdict} AS difference, {columns}, NULL::VARCHAR AS device_status FROM ({not_listed}) UNION ALL "
-        f"SELECT 'missing', {columns}, device_status FROM ({missing}) ORDER BY ALL"
+        f"SELECT {difference} AS difference, {columns}, NULL::VARCHAR AS device_status FROM ({not_discovered}) "
+        f"UNION ALL SELECT 'missing', {columns}, device_status FROM ({missing}) ORDER BY ALL"
     )
 
 
 def _literals(names: Collection[str]) -> str:
-    return ", ".join("'" + each.replace("'", "''") + "'" for each in names)
+    return ", ".join(map(sql_literal, names))
 
 
-def counts_by_product(fleet: Sequence[Path]) -> str:
-    """The SQL for how many devices each product has, by status."""
+def product_counts_sql(fleet: Sequence[Path]) -> str:
+    """Return the SQL of the number of devices of each product, in total and by status."""
     by_status = ", ".join(
         f"count(*) FILTER (device_status = '{each}') AS {each.lower()}" for each in get_args(DeviceStatus)
     )
@@ -115,32 +97,27 @@ def counts_by_product(fleet: Sequence[Path]) -> str:
 
 
 DIFFERENCES = ("unknown", "missing", "not_seen")
-"""Where a fleet file and the platform may differ; see ``auditor.fleet.export.differences``."""
+"""Kinds of differences between a fleet file and the platform; see ``comparison_sql``."""
 
 
 @contextmanager
-def summarize(enumeration: Enumeration, work: Path) -> Iterator[Table]:
-    """A row for each product: its name, its own number of devices, those in the fleet, and these by status.
-
-    Args:
-        enumeration: every account listed.
-        work: a folder for what does not fit into memory.
-    """
-    database = open_database(work / "spill", READING_MEMORY, READING_THREADS)
-    try:
-        with reading(work):
+def summarize_products(result: DiscoveryResult, work: Path) -> Iterator[ResultTable]:
+    """Open a table with a row for each product: its name, devices in the fleet by status, and its own count."""
+    reading = partial(translate_read_errors, work)
+    with open_database(work / "spill", READING_MEMORY, READING_THREADS) as database:
+        with reading():
             database.execute(
                 "CREATE TABLE products (account VARCHAR, product_key VARCHAR, "
                 "product_name VARCHAR, device_count BIGINT)"
             )
             rows = [
                 (each.account, each.product_key, each.product_name, each.device_count)
-                for account in enumeration.accounts
+                for account in result.accounts
                 for each in account.products
             ]
             if rows:
                 database.executemany("INSERT INTO products VALUES (?, ?, ?, ?)", rows)
-        counted = counts_by_product([each.wanted for each in enumeration.accounts if each.wanted is not None])
+        counted = product_counts_sql([each.matching for each in result.accounts if each.matching is not None])
         names = ("devices", *(each.lower() for each in get_args(DeviceStatus)))
         counts = ", ".join(f"coalesce({name}, 0) AS {name}" for name in names)
         query = (
@@ -148,74 +125,60 @@ def summarize(enumeration: Enumeration, work: Path) -> Iterator[Table]:
             f"FROM products LEFT JOIN ({counted}) USING (account, product_key) "
             "ORDER BY account, devices DESC, product_key"
         )
-        yield Table(database, query, reading=partial(reading, work), name="products", head=_head(enumeration))
-    finally:
-        database.close()
+        yield ResultTable(database, query, reading=reading, name="products", head=_head(result))
 
 
-def _head(enumeration: Enumeration) -> dict[str, object]:
-    devices = sum(each.facts.devices for each in enumeration.accounts)
-    doubts = [doubt for each in enumeration.accounts for doubt in each.facts.doubts()]
-    return {"devices": devices, "doubts": doubts}
+def _head(result: DiscoveryResult) -> dict[str, object]:
+    devices = sum(each.info.devices for each in result.accounts)
+    warnings = [
+        {"kind": warning.kind, "message": warning.detail}
+        for each in result.accounts
+        for warning in each.info.warnings()
+    ]
+    return {"devices": devices, "warnings": warnings}
 
 
 @dataclass(frozen=True, slots=True)
-class Differences:
-    """Where a fleet file differs from the platform.
+class FleetComparison:
+    """Differences between a fleet file and the platform: a row for each device not in both, and numbers of devices."""
 
-    Attributes:
-        table: a row for each device that is not in both. Columns: difference, account, product_key, device_name,
-            iot_id, device_status.
-        counts: by difference, each of ``DIFFERENCES``.
-    """
-
-    table: Table
+    table: ResultTable
     counts: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class GivenFleet:
-    """A fleet file, read: a file like ``fleet.parquet``, and its devices, each once."""
+    """A fleet file after reading: a file like ``fleet.parquet``, and its number of devices."""
 
     path: Path
     devices: int
 
 
 @contextmanager
-def given_fleet(account: str, file: str) -> Iterator[GivenFleet]:
-    """Reads a fleet file of an account, for a while; ``-`` is standard input.
-
-    Raises:
-        FleetError: the file cannot be used.
-    """
+def read_given_fleet(account: str, file: str) -> Iterator[GivenFleet]:
+    """Read a fleet file of an account into a temporary file; ``-`` is standard input. Raise FleetError if it is bad."""
     with TemporaryDirectory(prefix="auditor-") as temporary:
         path = Path(temporary, "given.parquet")
         yield GivenFleet(path, write_snapshot([(account, file)], path).devices)
 
 
 @contextmanager
-def compare(account: EnumeratedAccount, given: GivenFleet, work: Path) -> Iterator[Differences]:
-    """Where a fleet file differs from what the platform lists of one account.
-
-    Args:
-        account: listed to its end.
-        given: the fleet file.
-        work: a folder for what does not fit into memory.
+def compare_fleet(account: DiscoveredAccount, given: GivenFleet, work: Path) -> Iterator[FleetComparison]:
+    """Compare a fleet file with the discovered devices of one account; what does not fit into memory is in ``work``.
 
     Raises:
-        RunFolderError: the account is not listed to its end.
+        RunFolderError: the account's discovery is incomplete.
     """
-    if account.wanted is None or account.listed is None:
-        raise RunFolderError(f"{work}: the fleet was not listed to its end, so nothing can be compared with it")
-    asked = None if account.everything else [product.product_key for product in account.products]
-    query = differences(given.path, account.wanted, account.listed, account.unsure, asked=asked)
-    database = open_database(work / "spill", READING_MEMORY, READING_THREADS)
-    try:
-        with reading(work):
-            counted = dict(database.execute(f"SELECT difference, count(*) FROM ({query}) GROUP BY ALL").fetchall())
-        counts = {each: int(counted.get(each, 0)) for each in DIFFERENCES}
-        head = _head(Enumeration((account,)))
-        table = Table(database, query, reading=partial(reading, work), name="differences", head=counts | head)
-        yield Differences(table, counts)
-    finally:
-        database.close()
+    if account.matching is None or account.discovered is None:
+        raise RunFolderError(f"{work}: the discovery is incomplete, so the fleet file cannot be compared with it")
+    requested = None if account.all_products else [product.product_key for product in account.products]
+    query = comparison_sql(
+        given.path, account.matching, account.discovered, account.incomplete_products, requested_products=requested
+    )
+    reading = partial(translate_read_errors, work)
+    with open_database(work / "spill", READING_MEMORY, READING_THREADS) as database:
+        with reading():
+            rows = dict(database.execute(f"SELECT difference, count(*) FROM ({query}) GROUP BY ALL").fetchall())
+        counts = {each: int(rows.get(each, 0)) for each in DIFFERENCES}
+        head = counts | _head(DiscoveryResult((account,)))
+        yield FleetComparison(ResultTable(database, query, reading=reading, name="differences", head=head), counts)

@@ -1,6 +1,6 @@
-"""Asking for one account's fleet: its products, then the devices of each, page after page, products side by side."""
+"""Discovery of one account's devices: its products, then the pages of each product, several products concurrently."""
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -9,259 +9,236 @@ import anyio
 import structlog
 
 from auditor.client.operations import (
-    DEEP,
+    DEEP_LIST_ITEMS,
     LIST_OTA_MODULE_BY_PRODUCT,
     QUERY_DEVICE,
     QUERY_DEVICE_DEEP,
     QUERY_PRODUCT_LIST,
     Operation,
 )
-from auditor.client.parsers import devices_of, modules_of, products_of
-from auditor.client.responses import Answer
+from auditor.client.parsers import parse_devices, parse_modules, parse_products
+from auditor.client.responses import ApiResponse
+from auditor.concurrency import StopToken, run_in_thread
 from auditor.config.settings import FleetSource
-from auditor.engine.account_session import AskedAccount
-from auditor.engine.worker_pool import Stop, fan_out
+from auditor.engine.account_session import AccountSession
+from auditor.engine.device_reader import MAX_READINGS, CallOperation
+from auditor.engine.worker_pool import discard, run_workers
 from auditor.errors import (
     AccountStoppedError,
-    InconsistentPagesError,
+    InconsistentResponseError,
+    InvalidRequestError,
     NotFoundError,
     PlatformError,
-    RefusedRequestError,
 )
-from auditor.fleet.discovery_journal import DEVICES_A_PAGE, MOST, PRODUCTS_A_PAGE, Listing, ProductListing
-from auditor.fleet.materialize import ListedFleet, write_listed
-from auditor.fleet.pager import Pager, Place
-from auditor.models import Listed, ListedDevice, Sent
+from auditor.fleet.discovery_journal import DEVICES_PER_PAGE, DiscoveryJournal, ProductDiscovery, products_pager
+from auditor.fleet.materialize import MaterializedFleet, materialize
+from auditor.fleet.pager import PageReference
+from auditor.models import ListedDevice, ListPage, Product
 
 log = structlog.get_logger()
 
-
 T = TypeVar("T")
 
+MAX_REJECTED_TOKENS = 3
+"""Number of tokens that may be rejected without progress; each makes the reading go back to where none is needed."""
 
-READINGS = 4
-"""How often a page is asked for that answers with the number of another one."""
-
-
-REFUSALS = 3
-"""Tokens that may be refused, each of which costs reading from where none is needed, without one page more."""
-
-
-LISTING = (QUERY_PRODUCT_LIST, QUERY_DEVICE, QUERY_DEVICE_DEEP)
+DISCOVERY_OPERATIONS = (QUERY_PRODUCT_LIST, QUERY_DEVICE, QUERY_DEVICE_DEEP)
 """The operations that list a fleet."""
 
-
-_NOTHING: Listed[ListedDevice] = Listed((), None, 0, None)
-"""The devices of a product that has been deleted since its name was listed."""
-
-
-Call = Callable[[Operation, Mapping[str, str]], Awaitable[Sent[Answer]]]
+_NO_DEVICES: ListPage[ListedDevice] = ListPage((), None, 0, None)
+"""The devices of a product that was deleted after it was listed."""
 
 
-async def list_part(
-    asked: AskedAccount,
-    listing: Listing,
+async def discover_account(
+    session: AccountSession,
+    journal: DiscoveryJournal,
     source: FleetSource,
     out: Path,
     *,
-    stop: Stop,
-    most: int | None = None,
-    aside: bool = False,
-) -> ListedFleet | None:
-    """Lists an account's fleet, or the first of it, into a file like ``fleet.parquet``; None if it was ended before.
+    stop: StopToken,
+    max_devices: int | None = None,
+    optional: bool = False,
+) -> MaterializedFleet | None:
+    """Discover an account's devices, up to ``max_devices``, and write them to a file like ``fleet.parquet``.
 
-    Args:
-        asked: the account.
-        listing: its journal, open.
-        source: which devices are wanted.
-        out: the file.
-        stop: a wish to end early.
-        most: so many devices are enough.
-        aside: whether the account's devices can be asked about without it, see ``AskedAccount.call_aside``.
+    ``optional``: the account's devices can be queried without it, see ``AccountSession.call_optional``. Returns what
+    was written; None if the end was requested first.
 
     Raises:
-        AccountStoppedError: the account is refused, was never reached, or may not list its fleet.
+        AccountStoppedError: the account is denied, was never reached, or may not list its devices.
         RunNotWritableError: the journal or the file cannot be written.
     """
-    enough = most
+    enough_devices = max_devices
     while True:
-        await list_fleet(asked, listing, stop=stop, enough=enough, aside=aside)
-        if stop.reason is not None and not listing.over:
+        await crawl(session, journal, stop=stop, enough_devices=enough_devices, optional=optional)
+        if stop.reason is not None and not journal.finished:
             return None
-        write = partial(write_listed, listing.path, out, asked.name, source, limit=most)
-        found = await anyio.to_thread.run_sync(write)
-        if most is None or found.devices >= most or listing.over:
+        found = await run_in_thread(materialize, journal.path, out, session.name, source, limit=max_devices)
+        if max_devices is None or found.devices >= max_devices or journal.finished:
             return found
-        # Some came twice, or are not wanted: then more have to come.
-        enough = listing.rows + max(most - found.devices, listing.rows if found.excluded else 0)
+        # Some are duplicates or excluded, so more have to be read.
+        enough_devices = journal.rows + max(max_devices - found.devices, journal.rows if found.excluded else 0)
 
 
-async def list_fleet(
-    asked: AskedAccount, listing: Listing, *, stop: Stop, enough: int | None = None, aside: bool = False
+async def crawl(
+    session: AccountSession,
+    journal: DiscoveryJournal,
+    *,
+    stop: StopToken,
+    enough_devices: int | None = None,
+    optional: bool = False,
 ) -> None:
-    """Lists what is left of an account's fleet; a product that cannot be listed is noted, and the others go on.
+    """Read the remaining pages of an account; a product that cannot be listed is recorded, and the others continue.
 
-    Args:
-        asked: the account.
-        listing: its journal, open.
-        stop: a wish to end early.
-        enough: ends once so many devices have come.
-        aside: as above.
-
-    Raises:
-        AccountStoppedError: the account is refused, was never reached, or may not list its fleet.
-        RunNotWritableError: the journal cannot be written.
+    It ends once ``enough_devices`` have been read. ``optional`` and the errors are those of ``discover_account``.
     """
 
-    def over() -> bool:
-        return stop.reason is not None or (enough is not None and listing.rows >= enough)
+    def is_done() -> bool:
+        return stop.reason is not None or (enough_devices is not None and journal.rows >= enough_devices)
 
-    crowd, workers = _Crowd(asked, asked.call_aside if aside else asked.call), asked.workers
-    if enough is not None:
-        workers = max(1, min(workers, (enough - listing.rows) // DEVICES_A_PAGE))
+    call, workers = session.call_optional if optional else session.call, session.workers
+    limiter = anyio.CapacityLimiter(max(1, session.concurrency_for(QUERY_DEVICE, QUERY_PRODUCT_LIST)))
+    if enough_devices is not None:
+        workers = max(1, min(workers, (enough_devices - journal.rows) // DEVICES_PER_PAGE))
+    call_products = session.call_optional if journal.has_configured_products else call
     try:
-        while not listing.told and not over():
-            await _take_products(asked, listing, asked.call_aside if listing.named else crowd.call)
-        list_one = partial(_list_product, asked, listing, over, crowd)
-        await fan_out(iter(listing.left()), list_one, _written, at_once=workers, stop=stop)
-        if not over() and any(each.shrunk for each in listing.products.values()):
-            await _count_again(asked, listing)
+        while not journal.products_complete and not is_done():
+            await _read_products_page(session, journal, call_products)
+        discover = partial(_discover_product, session, journal, is_done, limiter, call=call)
+        await run_workers(iter(journal.remaining()), discover, discard, concurrency=workers, stop=stop)
+        if not is_done() and any(each.shrunk for each in journal.products.values()):
+            await _recount_products(session, journal)
     except AccountStoppedError as error:
-        raise AccountStoppedError(asked.name, f"its fleet cannot be listed: {error.sentence}") from error
+        raise AccountStoppedError(session.name, f"its devices cannot be listed: {error.sentence}") from error
 
 
-class _Crowd:
-    """How many products are listed side by side: as many as the quota needs at the latency, and no more.
-
-    What is listed quickly changes less meanwhile, so that fewer pages are read again. ``call`` asks.
-    """
-
-    def __init__(self, asked: AskedAccount, call: Call) -> None:
-        self._asked, self.call = asked, call
-        self.limiter = anyio.CapacityLimiter(asked.workers)
-        self.adjust()
-
-    def adjust(self) -> None:
-        """Follows the latency."""
-        self.limiter.total_tokens = max(1, self._asked.needed_for(QUERY_DEVICE, QUERY_PRODUCT_LIST))
-
-
-async def _written(_: None) -> None:
-    """Pages are written as they come."""
-
-
-async def _take_products(asked: AskedAccount, listing: Listing, call: Call) -> None:
-    """The next page of the list of products; where they are named, a key that may not list them does without."""
-    place = listing.pager.place
-    parameters = {"CurrentPage": str(place.page), "PageSize": str(PRODUCTS_A_PAGE)}
-    page = await _page(call, QUERY_PRODUCT_LIST, parameters, place, products_of)
+async def _read_products_page(session: AccountSession, journal: DiscoveryJournal, call: CallOperation) -> None:
+    """Read the next page of the list of products; a key that may not list them uses the configured products."""
+    page = await _fetch_products(call, journal.pager.next_page)
     if not isinstance(page, PlatformError):
-        listing.take_products(page)
-    elif listing.named:
-        log.warning("products are not listed, so those that are named are taken", account=asked.name, reason=str(page))
-        listing.no_products(page.code, page.message)
+        journal.record_products(page)
+    elif journal.has_configured_products:
+        log.warning("products cannot be listed; using the configured ones", account=session.name, reason=str(page))
+        journal.record_products_denied(page.code, page.message)
     else:
-        raise AccountStoppedError(asked.name, str(page))
+        raise AccountStoppedError(session.name, str(page))
 
 
-async def _count_again(asked: AskedAccount, listing: Listing) -> None:
-    """Asks for the products' own numbers once more: what was removed while devices were listed is no gap."""
-    again, seen = Pager(PRODUCTS_A_PAGE, token_from=None, most=MOST), set[str]()
-    while again.phase == "forward":
-        parameters = {"CurrentPage": str(again.place.page), "PageSize": str(PRODUCTS_A_PAGE)}
-        page = await _page(asked.call_aside, QUERY_PRODUCT_LIST, parameters, again.place, products_of)
+async def _fetch_products(call: CallOperation, place: PageReference) -> ListPage[Product] | PlatformError:
+    parameters = {"CurrentPage": str(place.page), "PageSize": str(QUERY_PRODUCT_LIST.page_size)}
+    return await _fetch_page(call, QUERY_PRODUCT_LIST, parameters, place, parse_products)
+
+
+async def _recount_products(session: AccountSession, journal: DiscoveryJournal) -> None:
+    """Read the products' own device counts once more: devices that were removed in the meantime are no gap."""
+    pager, seen = products_pager(), set[str]()
+    while pager.phase == "forward":
+        page = await _fetch_products(session.call_optional, pager.next_page)
         if isinstance(page, PlatformError):
             return
-        listing.count_again(page)
+        journal.record_final_counts({each.product_key: each.device_count for each in page.items})
         seen.update(each.product_key for each in page.items)
-        again.take(Listed(tuple(each.product_key for each in page.items), None, page.total, None))
-    if again.doubt is None and len(seen) >= (again.least or 0):
-        listing.count_rest(seen)
+        pager.add_page(ListPage(tuple(each.product_key for each in page.items), None, page.total, None))
+    if pager.problem is None and len(seen) >= (pager.least_total or 0):
+        journal.record_final_counts({key: 0 for key in journal.products if key not in seen})
 
 
-async def _list_product(
-    asked: AskedAccount, listing: Listing, over: Callable[[], bool], crowd: _Crowd, product: ProductListing
+async def _discover_product(
+    session: AccountSession,
+    journal: DiscoveryJournal,
+    is_done: Callable[[], bool],
+    limiter: anyio.CapacityLimiter,
+    product: ProductDiscovery,
+    *,
+    call: CallOperation,
 ) -> None:
-    def begun_deep() -> bool:
-        return (product.pager.place.page - 1) * DEVICES_A_PAGE >= DEEP
+    """Read the pages of a product; as many products are read concurrently as the quota needs at the current latency.
 
-    async def read_while(goes_on: Callable[[], bool]) -> None:
-        while product.pager.phase != "ended" and product.failure is None and not over() and goes_on():
-            await _take_devices(asked, listing, product, crowd.call)
-            crowd.adjust()
+    A product that is read quickly changes less in the meantime, so that fewer pages are read again.
+    """
 
-    async with crowd.limiter:
-        await read_while(lambda: not begun_deep())
-    await read_while(lambda: True)  # deep in a product its own quota lasts long, and others may go on meanwhile
+    def is_deep() -> bool:
+        return (product.pager.next_page.page - 1) * DEVICES_PER_PAGE >= DEEP_LIST_ITEMS
+
+    async def read_while(condition: Callable[[], bool]) -> None:
+        while product.pager.phase != "ended" and product.failure is None and not is_done() and condition():
+            await _read_devices_page(session, journal, product, call)
+            limiter.total_tokens = max(1, session.concurrency_for(QUERY_DEVICE, QUERY_PRODUCT_LIST))
+
+    async with limiter:
+        await read_while(lambda: not is_deep())
+    await read_while(lambda: True)  # deep pages have a quota of their own and take long, so that others may proceed
 
 
-async def _take_devices(asked: AskedAccount, listing: Listing, product: ProductListing, call: Call) -> None:
-    """The next page of a product's devices."""
-    key, place = product.product.product_key, product.pager.place
-    parameters = {"ProductKey": key, "CurrentPage": str(place.page), "PageSize": str(DEVICES_A_PAGE)}
-    # The page number too: the documents do not say whether a token makes it needless.
+async def _read_devices_page(
+    session: AccountSession, journal: DiscoveryJournal, product: ProductDiscovery, call: CallOperation
+) -> None:
+    """Read the next page of a product's devices."""
+    key, place = product.product.product_key, product.pager.next_page
+    parameters = {"ProductKey": key, "CurrentPage": str(place.page), "PageSize": str(DEVICES_PER_PAGE)}
+    # The page number too: the documentation does not say whether a token makes it needless.
     parameters |= {} if place.token is None else {"NextToken": place.token}
-    operation = QUERY_DEVICE if (place.page - 1) * DEVICES_A_PAGE < DEEP else QUERY_DEVICE_DEEP
-    page = await _page(call, operation, parameters, place, partial(devices_of, product_key=key))
-    if isinstance(page, NotFoundError) and not listing.named:
-        page = _NOTHING
+    operation = QUERY_DEVICE if (place.page - 1) * DEVICES_PER_PAGE < DEEP_LIST_ITEMS else QUERY_DEVICE_DEEP
+    page = await _fetch_page(call, operation, parameters, place, partial(parse_devices, product_key=key))
+    if isinstance(page, NotFoundError) and not journal.has_configured_products:
+        page = _NO_DEVICES
     if not isinstance(page, PlatformError):
-        listing.take_devices(key, page)
-    elif isinstance(page, RefusedRequestError) and place.token is not None and product.refusals < REFUSALS:
-        listing.refuse_token(key)
+        journal.record_devices(key, page)
+    elif (
+        isinstance(page, InvalidRequestError)
+        and place.token is not None
+        and product.rejected_tokens < MAX_REJECTED_TOKENS
+    ):
+        journal.record_rejected_token(key)
     else:
-        log.warning("a product cannot be listed", account=asked.name, product_key=key, reason=str(page))
-        listing.fail(key, page.code, page.message)
+        log.warning("a product cannot be listed", account=session.name, product_key=key, reason=str(page))
+        journal.fail(key, page.code, page.message)
 
 
-async def _page(
-    call: Call, operation: Operation, parameters: Mapping[str, str], place: Place, read: Callable[[Answer], Listed[T]]
-) -> Listed[T] | PlatformError:
-    """A page, or why there is none. One that was asked for by token may have any number."""
-    told: int | None = None
-    for _ in range(READINGS):
+async def _fetch_page(
+    call: CallOperation,
+    operation: Operation,
+    parameters: Mapping[str, str],
+    place: PageReference,
+    parse: Callable[[ApiResponse], ListPage[T]],
+) -> ListPage[T] | PlatformError:
+    """Return a page, or why there is none. A page that was requested by token may have any number."""
+    number: int | None = None
+    for _ in range(MAX_READINGS):
         sent = await call(operation, parameters)
         if isinstance(sent.result, PlatformError):
             return sent.result
-        page = read(sent.result)
-        told = page.number
-        if place.token is not None or told in {None, place.page}:
+        page = parse(sent.result)
+        number = page.number
+        if place.token is not None or number in {None, place.page}:
             return page
-    return InconsistentPagesError(f"asked for page {place.page}, got page {told}")
+    return InconsistentResponseError(f"requested page {place.page}, got page {number}")
 
 
-async def ask_defined_modules(
-    asked: AskedAccount,
+async def fetch_product_modules(
+    session: AccountSession,
     product_keys: Iterable[str],
-    define: Callable[[str, tuple[str, ...]], None],
+    set_modules: Callable[[str, tuple[str, ...]], None],
     *,
     workers: int,
-    stop: Stop,
+    stop: StopToken,
 ) -> None:
-    """Asks once for each product which modules it defines. What cannot be answered stays unknown, and is logged once.
+    """Fetch which modules products define, once for each product; ``set_modules`` receives them.
 
-    Args:
-        asked: the account.
-        product_keys: of which products.
-        define: told the modules of a product.
-        workers: requests in flight at most.
-        stop: a wish to end early.
+    Modules that cannot be fetched remain unknown, and the first reason is logged.
     """
-    unknown: list[str] = []
+    errors: list[str] = []
 
-    async def ask(key: str) -> None:
-        sent = await asked.call_aside(LIST_OTA_MODULE_BY_PRODUCT, {"ProductKey": key})
+    async def fetch(key: str) -> None:
+        sent = await session.call_optional(LIST_OTA_MODULE_BY_PRODUCT, {"ProductKey": key})
         if isinstance(sent.result, PlatformError):
-            unknown.append(str(sent.result))
-        elif modules := modules_of(sent.result):  # every product has one, so an answer without any tells nothing
-            define(key, modules)
+            errors.append(str(sent.result))
+        elif modules := parse_modules(sent.result):  # every product has a module, so an empty list means nothing
+            set_modules(key, modules)
 
-    keys: Iterator[str] = iter(product_keys)
     try:
-        await fan_out(keys, ask, _written, at_once=workers, stop=stop)
-    except AccountStoppedError as error:  # whoever asks about devices learns it too
-        unknown.append(error.sentence)
-    if unknown:
-        log.warning(
-            "which modules products define is not known", account=asked.name, products=len(unknown), reason=unknown[0]
-        )
+        await run_workers(iter(product_keys), fetch, discard, concurrency=workers, stop=stop)
+    except AccountStoppedError as error:  # the query of its devices raises it too
+        errors.append(error.sentence)
+    if errors:
+        log.warning("modules of products are unknown", account=session.name, products=len(errors), reason=errors[0])

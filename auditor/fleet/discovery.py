@@ -1,4 +1,4 @@
-"""The accounts' fleets as the platform lists them, without an audit: into files that last until they are not needed."""
+"""Discovery of the accounts' fleets without an audit, into files of a folder that is kept until it is complete."""
 
 import shutil
 from collections.abc import Iterator
@@ -13,244 +13,227 @@ import msgspec
 import orjson
 import structlog
 
-from auditor.config.serialization import table_of
+from auditor.concurrency import (
+    StopToken,
+    background_tasks,
+    repeat,
+    run_in_abandonable_thread,
+    run_in_thread,
+    unwrapping_task_group,
+)
+from auditor.config.serialization import settings_to_dict
 from auditor.config.settings import Account, FleetSource, Settings
-from auditor.engine.account_session import AskedAccount, open_account, open_side_by_side, read_keys
-from auditor.engine.allocation import workers_of
-from auditor.engine.limiters import try_budget
-from auditor.engine.progress import INTERRUPTED, Progress, Watch, together
-from auditor.engine.worker_pool import Stop
-from auditor.errors import RunFolderError, RunNotWritableError, StoppedError, UsageError
-from auditor.fleet.crawler import list_part
-from auditor.fleet.discovery_journal import Listing
-from auditor.fleet.gaps import facts_of, gaps_of, list_gaps_anew, products_of, progress_of
-from auditor.fleet.materialize import write_listed
-from auditor.runs.locking import Hold, is_held
-from auditor.runs.manifest import DeviceCounts, ListingFacts, RequestCounts
-from auditor.runs.products import ProductFacts
+from auditor.engine.account_session import AccountSession, open_accounts, read_credentials
+from auditor.engine.allocation import concurrency_per_account
+from auditor.engine.limiters import check_quota_sharing
+from auditor.engine.progress import Progress, ProgressCallback, ProgressReporter, combine_discovery_progress
+from auditor.errors import AuditInterruptedError, AuditStoppedError, RunFolderError, RunNotWritableError, UsageError
+from auditor.fleet.crawler import discover_account
+from auditor.fleet.discovery_journal import DiscoveryJournal
+from auditor.fleet.gaps import discovery_info, discovery_progress, find_gaps, product_infos, retry_gaps
+from auditor.fleet.materialize import materialize
+from auditor.runs.locking import RunLock, is_locked
+from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, RequestCounts
+from auditor.runs.products import ProductInfo
 from auditor.storage.files import replace_file
 
 log = structlog.get_logger()
 
+PROGRESS_SECONDS = 0.5
+"""Seconds between two progress reports."""
 
-WATCH_SECONDS = 0.5
-"""How often a watcher is told."""
+_SETTINGS_FILE = "listing.json"
+"""File of the folder with the settings that determine what is discovered."""
 
-
-_WHAT = "listing.json"
-"""What is listed in a folder: the settings that say so."""
-
-
-EVERYTHING = FleetSource(products="all")
-"""What is listed of an account whose fleet is a file, or that has none."""
+ALL_PRODUCTS = FleetSource(products="all")
+"""Source of an account that has a fleet file, or no fleet."""
 
 
 @dataclass(frozen=True, slots=True)
-class EnumeratedAccount:
-    """An account's fleet as the platform lists it.
+class DiscoveredAccount:
+    """An account's discovered devices, in files like ``fleet.parquet``: those that match the settings, and all.
 
-    Attributes:
-        facts: how that went; ``pending``: it was not listed to its end, and there are no files.
-        products: that are wanted.
-        wanted: its devices, a file like ``fleet.parquet``.
-        listed: those too that the settings leave out.
-        unsure: products of which devices are missing in the list.
-        everything: whether every product of the account was asked for, as far as is known.
+    ``info`` is ``pending`` if the discovery was interrupted; then there are no files. ``products`` match the settings.
+    ``incomplete_products`` have missing devices. ``all_products``: all that the account has, as far as is known.
     """
 
-    facts: ListingFacts
-    products: tuple[ProductFacts, ...] = ()
-    wanted: Path | None = None
-    listed: Path | None = None
-    unsure: frozenset[str] = frozenset()
-    everything: bool = True
+    info: DiscoveryInfo
+    products: tuple[ProductInfo, ...] = ()
+    matching: Path | None = None
+    discovered: Path | None = None
+    incomplete_products: frozenset[str] = frozenset()
+    all_products: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Enumeration:
-    """What listing fleets came to.
+class DiscoveryResult:
+    """Result of a discovery: its accounts in the settings' order, and why accounts were stopped.
 
-    Attributes:
-        accounts: in the settings' order.
-        errors: why accounts were stopped.
-        exit_code: 0 done; 1 a product could not be listed; 3 an account was stopped; 130 interrupted.
+    ``exit_code``: 0 done; 1 a product could not be listed; 3 an account was stopped; 130 interrupted.
     """
 
-    accounts: tuple[EnumeratedAccount, ...]
-    errors: tuple[StoppedError, ...] = ()
+    accounts: tuple[DiscoveredAccount, ...]
+    errors: tuple[AuditStoppedError, ...] = ()
     exit_code: int = 0
 
 
 @dataclass(slots=True)
 class _State:
-    """What is under way, and what has come of it."""
+    """A running discovery, and its results so far."""
 
     work: Path
-    stop: Stop
-    again: bool
-    listings: dict[str, Listing] = field(default_factory=dict)
-    found: dict[str, EnumeratedAccount] = field(default_factory=dict)
-    errors: list[StoppedError] = field(default_factory=list)
+    stop: StopToken
+    resumed: bool
+    journals: dict[str, DiscoveryJournal] = field(default_factory=dict)
+    found: dict[str, DiscoveredAccount] = field(default_factory=dict)
+    errors: list[AuditStoppedError] = field(default_factory=list)
 
 
-async def enumerate_fleets(
-    settings: Settings, work: Path, *, resume: bool = False, watch: Watch | None = None, stop: Stop | None = None
-) -> Enumeration:
-    """Lists the devices of every account; an account whose fleet is a file, or that has none, is listed whole.
+async def discover_fleets(
+    settings: Settings,
+    work: Path,
+    *,
+    resume: bool = False,
+    on_progress: ProgressCallback | None = None,
+    stop: StopToken | None = None,
+) -> DiscoveryResult:
+    """Discover the devices of all accounts; of an account with a fleet file, or without a fleet, all devices.
 
-    Args:
-        settings: see ``load_settings``.
-        work: a folder for what is listed, which the caller holds; see ``held``.
-        resume: go on with what is there instead of beginning anew; what was listed with a gap is listed once more.
-        watch: told every half second how far it is.
-        stop: a wish to end early.
+    The caller has locked the folder ``work`` with ``lock_folder``. ``resume`` continues with its content and retries
+    gaps, instead of starting again. ``on_progress`` is called every half second.
 
     Raises:
-        SettingsError: a key is not there.
-        UsageError: what is there was listed with other settings.
+        SettingsError: a credential is missing.
+        UsageError: the content of the folder was discovered with other settings.
         RunNotWritableError: the folder cannot be written.
     """
     accounts = tuple(
-        each if each.listed else msgspec.structs.replace(each, fleet=EVERYTHING) for each in settings.account
+        each if each.uses_discovery else msgspec.structs.replace(each, fleet=ALL_PRODUCTS) for each in settings.account
     )
     settings = msgspec.structs.replace(settings, account=accounts)
-    keys = await anyio.to_thread.run_sync(read_keys, settings, abandon_on_cancel=True)
-    await try_budget(settings, keys[0].budget)
-    state = _State(work, stop or Stop(), resume)
-    _begin(work, settings, resume=resume)
+    credentials = await run_in_abandonable_thread(read_credentials, settings)
+    await check_quota_sharing(settings, credentials[0].redis_password)
+    state = _State(work, stop or StopToken(), resume)
+    _prepare_folder(work, settings, resume=resume)
     async with AsyncExitStack() as stack:
-        parts = zip(accounts, keys, workers_of(settings), strict=True)
-        asked = await open_side_by_side(stack, (open_account(settings, *each) for each in parts))
-        await _list_all(state, list(zip(accounts, asked, strict=True)), watch)
-    found = tuple(state.found.get(each.name, EnumeratedAccount(ListingFacts(each.name))) for each in accounts)
-    return Enumeration(found, tuple(state.errors), _exit_code(found, state))
+        sessions = await open_accounts(stack, settings, credentials, concurrency_per_account(settings))
+        reporter, started_at = ProgressReporter(on_progress), anyio.current_time()
+        report = partial(reporter.report, lambda: _progress(state, sessions, anyio.current_time() - started_at))
+        report()
+        await stack.enter_async_context(background_tasks(partial(repeat, PROGRESS_SECONDS, report)))
+        async with unwrapping_task_group() as group:
+            for number, (account, session) in enumerate(zip(accounts, sessions, strict=True)):
+                group.start_soon(_discover, state, state.work / str(number), account, session)
+    found = tuple(state.found.get(each.name, DiscoveredAccount(DiscoveryInfo(each.name))) for each in accounts)
+    return DiscoveryResult(found, tuple(state.errors), _exit_code(found, state))
 
 
 @contextmanager
-def held(work: Path) -> Iterator[None]:
-    """Makes a folder for what is listed, and holds it while that is listed and read.
+def lock_folder(work: Path) -> Iterator[None]:
+    """Create a folder for a discovery, and lock it while it is written and read.
 
     Raises:
-        RunFolderError: another process lists into it.
+        RunFolderError: another process writes it.
         RunNotWritableError: it cannot be written.
     """
     try:
         work.mkdir(parents=True, exist_ok=True)
-        hold = Hold(work)
+        lock = RunLock(work)
     except OSError as error:
         raise RunNotWritableError(f"{work} cannot be written: {error.strerror}") from error
     except RunFolderError:
-        if not is_held(work):
+        if not is_locked(work):
             raise
         raise RunFolderError(f"{work}: another process is listing this fleet; wait for it to end") from None
-    with hold:
+    with lock:
         try:
             yield
         finally:
-            with suppress(OSError):  # nothing was begun
+            with suppress(OSError):  # only an empty folder is removed
                 work.rmdir()
 
 
-def begun_at(work: Path) -> float | None:
-    """When the listing began that a folder holds, in seconds since 1970; None: it holds none."""
+def discovery_started_at(work: Path) -> float | None:
+    """Return when the discovery in a folder was started, in seconds since 1970; None: the folder has none."""
     try:
-        return (work / _WHAT).stat().st_mtime
+        return (work / _SETTINGS_FILE).stat().st_mtime
     except OSError:
         return None
 
 
-def _begin(work: Path, settings: Settings, *, resume: bool) -> None:
-    """Empties the folder, or sees that what is there can be gone on with."""
-    what = {"account": [_asked(each) for each in table_of(settings)["account"]]}
-    kept = work / _WHAT
-    if resume and kept.exists():
-        if kept.read_bytes() != orjson.dumps(what):
-            raise UsageError(f"{work}: was listed with other settings; leave out --resume to begin anew")
+def _prepare_folder(work: Path, settings: Settings, *, resume: bool) -> None:
+    """Empty the folder, or check that its content can be continued."""
+    keys = ("name", "endpoint", "dialect", "region_id", "instance_id", "fleet")
+    accounts: list[dict[str, Any]] = settings_to_dict(settings)["account"]
+    content = orjson.dumps({"account": [{key: account.get(key) for key in keys} for account in accounts]})
+    path = work / _SETTINGS_FILE
+    if resume and path.exists():
+        if path.read_bytes() != content:
+            raise UsageError(f"{work}: was listed with other settings; drop --resume to start again")
         return
-    for path in work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
+    for entry in work.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
         else:
-            path.unlink()
-    replace_file(kept, orjson.dumps(what))
+            entry.unlink()
+    replace_file(path, content)
 
 
-def _asked(account: dict[str, Any]) -> dict[str, Any]:
-    return {key: account.get(key) for key in ("name", "endpoint", "dialect", "region_id", "instance_id", "fleet")}
+async def _discover(state: _State, path: Path, account: Account, session: AccountSession) -> None:
+    """Discover the devices of one account; if it is stopped, the other accounts continue."""
+    try:
+        await _discover_devices(state, path, account.fleet or ALL_PRODUCTS, session)
+    except AuditStoppedError as error:
+        state.errors.append(error)
+        log.error("account stopped", account=session.name, reason=str(error))  # noqa: TRY400  for people
+        if isinstance(error, RunNotWritableError):
+            state.stop.request(str(error))
 
 
-async def _list_all(state: _State, accounts: list[tuple[Account, AskedAccount]], watch: Watch | None) -> None:
-    async def list_one(number: int, account: Account, asked: AskedAccount) -> None:
-        try:
-            await _list_account(state, state.work / str(number), account, asked)
-        except StoppedError as error:
-            state.errors.append(error)
-            log.error("stopped", account=account.name, reason=str(error))  # noqa: TRY400  for people
-            if isinstance(error, RunNotWritableError):
-                state.stop.wish(str(error))
-
-    async with anyio.create_task_group() as together_it:
-        if watch is not None:
-            together_it.start_soon(_tell, state, [asked for _, asked in accounts], watch)
-        async with anyio.create_task_group() as listing:
-            for number, (account, asked) in enumerate(accounts):
-                listing.start_soon(list_one, number, account, asked)
-        together_it.cancel_scope.cancel()
-
-
-async def _list_account(state: _State, place: Path, account: Account, asked: AskedAccount) -> None:
-    source = account.fleet or EVERYTHING
-    wanted, listed = place.with_suffix(".parquet"), place.with_suffix(".all.parquet")
-    run = anyio.to_thread.run_sync
-    with Listing(place.with_suffix(".jsonl"), source) as listing:
-        state.listings[account.name] = listing
-        if state.again and listing.pages:
-            await run(list_gaps_anew, listing, account.name, source, wanted)
-        found = await list_part(asked, listing, source, wanted, stop=state.stop)
+async def _discover_devices(state: _State, path: Path, source: FleetSource, session: AccountSession) -> None:
+    name = session.name
+    matching, discovered = path.with_suffix(".parquet"), path.with_suffix(".all.parquet")
+    with DiscoveryJournal(path.with_suffix(".jsonl"), source) as journal:
+        state.journals[name] = journal
+        if state.resumed and journal.pages:
+            await run_in_thread(retry_gaps, journal, name, source, matching)
+        found = await discover_account(session, journal, source, matching, stop=state.stop)
     if found is None:
         return
-    if source.picks:
-        await run(partial(write_listed, listing.path, listed, account.name, source, wanted=False))
-    gaps = gaps_of(listing, found)
-    every = source.products == "all" and not (source.include.product_key or source.exclude.product_key)
-    state.found[account.name] = EnumeratedAccount(
-        facts_of(asked, listing, found, RequestCounts()),
-        tuple(products_of(account.name, listing, found)),
-        wanted,
-        listed if source.picks else wanted,
+    if source.filters_devices:
+        await run_in_thread(materialize, journal.path, discovered, name, source, filtered=False)
+    gaps = find_gaps(journal, found)
+    unfiltered = source.products == "all" and not (source.include.product_key or source.exclude.product_key)
+    state.found[name] = DiscoveredAccount(
+        discovery_info(session, journal, found, RequestCounts()),
+        tuple(product_infos(name, journal, found)),
+        matching,
+        discovered if source.filters_devices else matching,
         frozenset(gap.product_key for gap in gaps if gap.product_key is not None),
-        everything=every and all(gap.product_key is not None for gap in gaps),
+        all_products=unfiltered and all(gap.product_key is not None for gap in gaps),
     )
 
 
-async def _tell(state: _State, accounts: list[AskedAccount], watch: Watch) -> None:
-    began = anyio.current_time()
-    while True:
-        listings = {name: progress_of(each) for name, each in state.listings.items()}
-        progress = Progress(
-            folder=state.work,
-            fleet=0,
-            devices=DeviceCounts(),
-            requests=RequestCounts(),
-            in_flight=0,
-            per_second=None,
-            elapsed=anyio.current_time() - began,
-            trouble=next((said for asked in accounts if (said := asked.trouble) is not None), None),
-            accounts=tuple(replace(asked.progress, listing=listings.get(asked.name)) for asked in accounts),
-            listing=together(listings.values()),
-        )
-        try:
-            watch(progress)
-        except Exception as error:  # noqa: BLE001  whatever it is, a listing does not end for it
-            log.warning("the watcher failed and is not told again", error=repr(error))
-            return
-        await anyio.sleep(WATCH_SECONDS)
+def _progress(state: _State, sessions: list[AccountSession], elapsed: float) -> Progress:
+    discovery = {name: discovery_progress(journal) for name, journal in state.journals.items()}
+    return Progress(
+        folder=state.work,
+        fleet=0,
+        devices=DeviceCounts(),
+        requests=RequestCounts(),
+        in_flight=0,
+        target_rate=None,
+        elapsed=elapsed,
+        problem=next((problem for session in sessions if (problem := session.problem) is not None), None),
+        accounts=tuple(replace(session.progress, discovery=discovery.get(session.name)) for session in sessions),
+        discovery=combine_discovery_progress(discovery.values()),
+    )
 
 
-def _exit_code(found: tuple[EnumeratedAccount, ...], state: _State) -> int:
+def _exit_code(found: tuple[DiscoveredAccount, ...], state: _State) -> int:
     if state.errors:
-        return StoppedError.exit_code
-    states = {each.facts.state for each in found}
+        return AuditStoppedError.exit_code
+    states = {each.info.state for each in found}
     if "pending" in states:
-        return INTERRUPTED
+        return AuditInterruptedError.exit_code
     return int("partial" in states)

@@ -1,11 +1,11 @@
-"""Reading a list that changes while it is read, so that nothing that was in it throughout is missed. Pure.
+"""Reads a list that changes while it is read, without missing an item that is in it throughout. Pure.
 
-The platform keeps devices newest first and counts ``total`` anew for every page. What is registered meanwhile pushes
-the rest down: that comes twice, which does no harm. What is removed pulls the rest up, past the page that is asked for
-next: those would be missed. But nothing can have slid up by more than the total has fallen. So it is known up to where
-everything that was there throughout has come: each page reaches on if it begins there or before, each fall takes that
-much back, and what is asked for next is the page with the first item that may be missing. At the end the newest are
-looked at once more.
+The platform sorts devices newest first and counts ``total`` for each page. A device that is registered meanwhile shifts
+the others down: they are listed twice, which is harmless. A device that is removed shifts the others up, before the
+page that is requested next: they would be missed. But no item can shift up further than the total has decreased. So the
+pager tracks the reach, the number of first items that are complete. A page extends the reach if it starts within
+it, and each decrease of the total reduces it. The next page is the one with the first item that may be missing. At the
+end the newest items are read once more.
 """
 
 from collections import OrderedDict
@@ -13,134 +13,130 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
-from auditor.models import Listed
+from auditor.models import ListPage
 
-TOKENS = 256
-"""Pages to which reading can go back where only the token of the page before leads."""
+MAX_TOKENS = 256
+"""Number of tokens that are kept, for pages to which reading may go back by token only."""
 
-
-PATIENCE, TIMES = 100, 3
-"""So many pages are asked for, and so many for each page of a list, while it goes back: one may change too fast."""
+MIN_PAGE_BUDGET, PAGE_BUDGET_FACTOR = 100, 3
+"""Pages that may be read while reading goes back: a minimum, and a multiple of the list's pages."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A page to ask for: its number from 1, and the token that leads to it where one is known."""
+class PageReference:
+    """A page to request: its number from 1, and its token if one was received."""
 
     page: int = 1
     token: str | None = None
 
 
 Phase = Literal["forward", "newest", "ended"]
-"""Reading to the end; looking at the newest once more; done."""
+"""Reading to the end; reading the newest items once more; done."""
 
 
 class Pager:
-    """Says which page of a list to ask for next. The same pages, taken in the same order, make the same pager.
+    """Determines the next page of a list to request. The same pages in the same order give the same state.
 
-    Args:
-        size: items a page.
-        token_from: items past which a page is asked for by token; None: never.
-        most: items that are read at most.
+    Items after the first ``max_by_page_number`` (None: all) are requested by token, and none after ``max_items``.
 
     Attributes:
-        place: the page to ask for.
-        phase: what for; ``ended``: nothing is left to ask.
-        total: items, by the last page that was taken.
-        least: items by the page that told the fewest: no more can have been there throughout; None: none told it.
-        doubt: why the list may not be whole although it was read to its end; None if it is.
+        next_page: the page to request.
+        phase: its purpose; ``ended``: no page is left.
+        total: number of items by the last page.
+        least_total: lowest total of all pages: no more items can have been there throughout; None: no page had one.
+        problem: why the list may be incomplete although it was read to its end.
     """
 
-    def __init__(self, size: int, *, token_from: int | None, most: int) -> None:
-        self.place = Place()
+    def __init__(self, size: int, *, max_by_page_number: int | None, max_items: int) -> None:
+        self.next_page = PageReference()
         self.phase: Phase = "forward"
         self.total: int | None = None
-        self.least: int | None = None
-        self.doubt: str | None = None
-        self._size, self._token_from, self._most = size, token_from, most
+        self.least_total: int | None = None
+        self.problem: str | None = None
+        self._size, self._max_by_page_number, self._max_items = size, max_by_page_number, max_items
         self._tokens: OrderedDict[int, str] = OrderedDict()
         self._newest: frozenset[Hashable] | None = None
-        self._reach = self._taken = 0
+        self._reach = self._pages_read = 0
 
     @property
     def reached(self) -> int:
-        """Up to where it is known: of the first so many items none is missing."""
+        """Number of first items that are complete."""
         return self._reach if self.total is None else min(self._reach, self.total)
 
-    def take(self, page: Listed[Hashable]) -> None:
-        """Takes the answer to ``place``, of each item what tells it from others, and finds the next place."""
-        at, fallen = self.place.page, self._fallen(page.total)
+    def add_page(self, page: ListPage[Hashable]) -> None:
+        """Add the response to ``next_page``, with a key for each item, and determine the next one."""
+        at, fallen = self.next_page.page, self._total_decrease(page.total)
         if page.next_token is not None:
             self._tokens[at + 1] = page.next_token
-            if len(self._tokens) > TOKENS:
+            if len(self._tokens) > MAX_TOKENS:
                 self._tokens.popitem(last=False)
         keys = frozenset(page.items)
         self._newest = keys if self._newest is None else self._newest
-        self._taken += 1
+        self._pages_read += 1
         if self.phase == "newest":
-            if not keys & self._newest and self._more(at * self._size, page) and self._leads_to(at + 1):
+            if not keys & self._newest and self._has_more(at * self._size, page) and self._can_request(at + 1):
                 self._go_to(at + 1)
             else:
                 self.phase = "ended"
             return
-        if self._patient():
+        if self._within_budget():
             self._reach = max(0, self._reach - fallen)
         if (at - 1) * self._size <= self._reach:
             self._reach = max(self._reach, at * self._size)
-        if self._more(self._reach, page) and self._leads_to(self._reach // self._size + 1):
+        if self._has_more(self._reach, page) and self._can_request(self._reach // self._size + 1):
             self._go_to(self._reach // self._size + 1)
         elif at > 1:
-            self.phase, self.place = "newest", Place()
+            self.phase, self.next_page = "newest", PageReference()
         else:
             self.phase = "ended"
 
     def forget_tokens(self) -> bool:
-        """The platform refused the token: goes back to where none is needed; False if none was sent."""
-        if self.place.token is None:
+        """Go back to where no token is needed, after one was rejected; return False if none was sent."""
+        if self.next_page.token is None:
             return False
         self._tokens.clear()
-        self._go_to(self.place.page)
+        self._go_to(self.next_page.page)
         return True
 
-    def _fallen(self, total: int | None) -> int:
-        """How many items fewer there are than when the page before was read."""
+    def _total_decrease(self, total: int | None) -> int:
+        """Return by how many items the total has decreased since the previous page."""
         before, self.total = self.total, total
         if total is not None:
-            self.least = total if self.least is None else min(self.least, total)
+            self.least_total = total if self.least_total is None else min(self.least_total, total)
         return 0 if before is None or total is None else max(0, before - total)
 
-    def _patient(self) -> bool:
-        """Whether reading still goes back; else it goes on to the end, with a doubt."""
-        if self._taken <= PATIENCE + TIMES * (self.total or 0) // self._size:
+    def _within_budget(self) -> bool:
+        """Return whether reading still goes back; otherwise it continues to the end with a problem."""
+        if self._pages_read <= MIN_PAGE_BUDGET + PAGE_BUDGET_FACTOR * (self.total or 0) // self._size:
             return True
-        self.doubt = "it changed faster than it could be read"
+        self.problem = "it changed faster than it could be read"
         return False
 
-    def _more(self, reach: int, page: Listed[Hashable]) -> bool:
-        """Whether there is more than the first ``reach`` items."""
-        if reach >= self._most:
-            if page.total is None or page.total > self._most:
-                self.doubt = f"no more than {self._most:,} can be listed"
+    def _has_more(self, reach: int, page: ListPage[Hashable]) -> bool:
+        """Return whether there are more than the first ``reach`` items."""
+        if reach >= self._max_items:
+            if page.total is None or page.total > self._max_items:
+                self.problem = f"no more than {self._max_items:,} can be listed"
             return False
         if page.items and page.next_token is not None:
-            return True  # a token may lead on from an item instead of a position, and then tells more than the total
+            return True  # a token may refer to an item instead of a position, and is then better than the total
         if page.total is None:
             return len(page.items) >= self._size
-        return reach < page.total and bool(page.items or reach < self.place.page * self._size)
+        return reach < page.total and bool(page.items or reach < self.next_page.page * self._size)
 
-    def _leads_to(self, page: int) -> bool:
-        """Whether a page can be asked for."""
-        if not self._by_token(page) or page in self._tokens or page <= self.place.page:
+    def _can_request(self, page: int) -> bool:
+        """Return whether a page can be requested."""
+        if not self._needs_token(page) or page in self._tokens or page <= self.next_page.page:
             return True
-        if not self._tokens:  # where others had one, none means that the list ends here
-            self.doubt = f"the platform told no NextToken past the first {self._token_from:,}"
+        if not self._tokens:  # if earlier pages had a token, none means that the list ends here
+            self.problem = f"the platform returned no NextToken beyond the first {self._max_by_page_number:,}"
         return False
 
-    def _by_token(self, page: int) -> bool:
-        return self._token_from is not None and page * self._size > self._token_from
+    def _needs_token(self, page: int) -> bool:
+        return self._max_by_page_number is not None and page * self._size > self._max_by_page_number
 
     def _go_to(self, page: int) -> None:
-        if self._by_token(page) and page not in self._tokens:
-            page = (self._token_from or 0) // self._size  # the last that needs none; from there on page after page
+        if self._needs_token(page) and page not in self._tokens:
+            page = (self._max_by_page_number or 0) // self._size  # the last page without a token
             self._reach = min(self._reach, (page - 1) * self._size)
-        self.place = Place(page, self._tokens.get(page))
+        self.next_page = PageReference(page, self._tokens.get(page))

@@ -1,9 +1,9 @@
-"""Fleet files of every accepted kind, as one relation of DuckDB: record, product_key, device_name, iot_id.
+"""Fleet files of all accepted kinds, as one relation of DuckDB: record, product_key, device_name, iot_id.
 
-``record`` counts from 1 and leads back to the line in the file. Columns are found by name, in the spelling of the
-files (``product_key``) or of the platform (``productKey``, ``ProductKey``); others are ignored.
+``record`` counts from 1 and identifies the line in the file. Columns are found by name, in the spelling of the files
+(``product_key``) or of the platform (``productKey``, ``ProductKey``); others are ignored.
 
-Where in a fleet file a record stands: for messages only, so it is read again, by Python, when something is wrong.
+Error messages need the line of a record. Only for them, the file is read again, by Python.
 """
 
 import csv
@@ -21,13 +21,11 @@ from typing import IO, Literal, cast
 import duckdb
 
 from auditor.errors import FleetError
-from auditor.storage.database import BLOCKS, parquet, quoted_to_read, reason_of, text_lines
+from auditor.storage.database import CSV_BLOCK_OPTIONS, error_reason, parquet, sql_identifier, sql_read_path, text_lines
 
 Kind = Literal["csv", "tsv", "jsonl", "parquet", "list"]
 
-
 COLUMNS = ("product_key", "device_name", "iot_id")
-
 
 _SUFFIXES: dict[str, Kind] = {
     ".csv": "csv",
@@ -41,106 +39,99 @@ _SUFFIXES: dict[str, Kind] = {
     ".list": "list",
 }
 
-
 _REJECTS = "store_rejects=true, rejects_limit=0"
-
 
 _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
 class FleetFile:
-    """A fleet file, looked at but not yet read.
+    """A fleet file whose format was detected but whose records were not read.
 
-    Attributes:
-        path: the file; what came on standard input has been kept in one.
-        shown: how messages name it.
-        kind: how its records are written.
-        gzipped: whether it is compressed, whatever its name says.
-        delimiter: between the fields of csv and tsv.
-        header: its column names as they stand there, for csv and tsv.
+    ``path`` may be a copy of standard input; ``label`` is its name in messages. ``gzipped`` is about its content,
+    whatever its name. ``delimiter`` and ``header`` are those of csv and tsv.
     """
 
     path: Path
-    shown: str
+    label: str
     kind: Kind
     gzipped: bool = False
     delimiter: str = ","
     header: tuple[str, ...] = ()
 
 
-def look_at(source: str, keep: Path) -> FleetFile:
-    """Finds out what kind of file a fleet is: by its suffix, else by its first line.
+def open_fleet_file(source: str, copy_to: Path) -> FleetFile:
+    """Detect the format of a fleet file: by its suffix, else by its first line.
 
-    Args:
-        source: a path; ``-`` is standard input.
-        keep: where standard input is written to, so that it can be read more than once.
+    ``-`` is standard input; it is copied to ``copy_to``, so that it can be read more than once.
 
     Raises:
-        FleetError: it cannot be read, is not UTF-8, or has no column that names a device.
+        FleetError: it cannot be read, is not UTF-8, or has no column that identifies a device.
     """
-    shown = "standard input" if source == "-" else source
-    path = keep if source == "-" else Path(source)
+    label = "standard input" if source == "-" else source
+    path = copy_to if source == "-" else Path(source)
     try:
         if source == "-":
-            _copy(sys.stdin.buffer, keep)
-        elif path.exists() and not path.is_file() and not path.is_dir():  # a pipe, which is read but once
+            _copy(sys.stdin.buffer, copy_to)
+        elif path.exists() and not path.is_file() and not path.is_dir():  # a pipe, which can be read once only
             with path.open("rb") as pipe:
-                _copy(pipe, keep)
-            path = keep
+                _copy(pipe, copy_to)
+            path = copy_to
         with path.open("rb") as raw:
             gzipped = raw.read(2) == b"\x1f\x8b"
-        with opened(path, gzipped=gzipped) as file:
+        with open_bytes(path, gzipped=gzipped) as file:
             start = file.read(1 << 16)
             while gzipped and file.read(1 << 20):
-                pass  # to its checksum, which DuckDB does not look at
+                pass  # to its checksum, which DuckDB does not check
     except (OSError, EOFError, zlib.error, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise FleetError(f"{shown}: cannot be read: {reason}") from error
+        raise FleetError(f"{label}: cannot be read: {reason}") from error
     if not start.removeprefix(_BOM).strip():
-        raise FleetError(f"{shown}: is empty; a fleet has at least one device")
+        raise FleetError(f"{label}: is empty; a fleet has at least one device")
     if start[:2] in {b"\xff\xfe", b"\xfe\xff"} or (b"\x00" in start and start[:4] != b"PAR1"):
-        raise FleetError(f"{shown}: is not UTF-8 text; save it as UTF-8 CSV")
-    kind = _kind_of(Path(source), start)
+        raise FleetError(f"{label}: is not UTF-8 text; save it as UTF-8 CSV")
+    kind = _detect_kind(Path(source), start)
     if kind in {"csv", "tsv"}:
-        return _with_header(FleetFile(path, shown, kind, gzipped), start)
+        return _read_header(FleetFile(path, label, kind, gzipped), start)
     if start.removeprefix(_BOM).lstrip()[:1] == b"[":
-        raise FleetError(f"{shown}: line 1: is a JSON array; write a JSON object a line, without the brackets")
-    return FleetFile(path, shown, kind, gzipped)
+        raise FleetError(f"{label}: line 1: is a JSON array; write a JSON object a line, without the brackets")
+    return FleetFile(path, label, kind, gzipped)
 
 
-def relation(file: FleetFile, database: duckdb.DuckDBPyConnection) -> str:
-    """The SQL that gives the file's records; malformed ones go to the database's ``reject_errors``.
+def records_sql(file: FleetFile, database: duckdb.DuckDBPyConnection) -> str:
+    """Return the SQL of the file's records; malformed ones go to the database's ``reject_errors``.
 
     Raises:
-        FleetError: a Parquet file that is none, or without a column that names a device.
+        FleetError: the file is not Parquet although its name says so, or has no column that identifies a device.
     """
-    source = quoted_to_read(file.path)
+    source = sql_read_path(file.path)
     options = f"compression='{'gzip' if file.gzipped else 'none'}', {_REJECTS}"
     match file.kind:
         case "csv" | "tsv":
             names = ", ".join(f"'c{n}': 'VARCHAR'" for n in range(len(file.header)))
-            picked = _picked(file.header, file.shown)
-            columns = ", ".join(f"{'NULL' if at is None else f'c{at}'} AS {name}" for name, at in picked.items())
-            blank = "WHERE c0 IS NOT NULL" if len(file.header) == 1 else ""  # elsewhere DuckDB leaves blank lines out
+            positions = _locate_columns(file.header, file.label)
+            columns = ", ".join(f"{'NULL' if at is None else f'c{at}'} AS {name}" for name, at in positions.items())
+            # With more columns, DuckDB skips blank lines.
+            blank = "WHERE c0 IS NOT NULL" if len(file.header) == 1 else ""
             delimiter = file.delimiter.replace("\t", "\\t")
             return (
                 f"SELECT row_number() OVER () AS record, {columns} FROM read_csv({source}, delim='{delimiter}', "
                 f"quote='\"', escape='\"', header=true, auto_detect=false, allow_quoted_nulls=false, "
-                f"columns={{{names}}}, {BLOCKS}, {options}) {blank}"
+                f"columns={{{names}}}, {CSV_BLOCK_OPTIONS}, {options}) {blank}"
             )
         case "parquet":
             try:
                 schema = database.execute(f"DESCRIBE SELECT * FROM {parquet(file.path)}").fetchall()
             except duckdb.Error as error:
-                raise FleetError(f"{file.shown}: is not a Parquet file: {reason_of(error)}") from error
+                raise FleetError(f"{file.label}: is not a Parquet file: {error_reason(error)}") from error
             header = [str(row[0]) for row in schema]
-            columns = ", ".join(
-                "NULL AS " + name
-                if at is None
-                else f'CAST("{header[at].replace(chr(34), chr(34) * 2)}" AS VARCHAR) AS {name}'
-                for name, at in _picked(header, file.shown).items()
-            )
+            positions = _locate_columns(header, file.label)
+            casts = {
+                name: f"CAST({sql_identifier(header[at])} AS VARCHAR)"
+                for name, at in positions.items()
+                if at is not None
+            }
+            columns = ", ".join(f"{casts.get(name, 'NULL')} AS {name}" for name in COLUMNS)
             return f"SELECT row_number() OVER () AS record, {columns} FROM {parquet(file.path)}"
         case "jsonl":
             columns = ", ".join(
@@ -148,7 +139,7 @@ def relation(file: FleetFile, database: duckdb.DuckDBPyConnection) -> str:
                 for n, name in enumerate(COLUMNS)
             )
             return (
-                f"SELECT record, {columns}, kind IS DISTINCT FROM 'OBJECT' OR list_has_any(kinds, {_NO_NAMES}) "
+                f"SELECT record, {columns}, kind IS DISTINCT FROM 'OBJECT' OR list_has_any(kinds, {_INVALID_TYPES}) "
                 "AS malformed FROM (SELECT record, CASE WHEN json_valid(line) THEN json_type(line) END AS kind, "
                 f"CASE WHEN kind = 'OBJECT' THEN json_extract_string(line, [{_PATHS}]) END AS texts, "
                 f"CASE WHEN kind = 'OBJECT' THEN json_type(line, [{_PATHS}]) END AS kinds "
@@ -164,67 +155,59 @@ def relation(file: FleetFile, database: duckdb.DuckDBPyConnection) -> str:
             )
 
 
-def _kind_of(path: Path, start: bytes) -> Kind:
+def _detect_kind(path: Path, start: bytes) -> Kind:
     name = re.sub(r"\.gz$", "", path.name, flags=re.IGNORECASE)
-    if (known := _SUFFIXES.get(Path(name).suffix.lower())) is not None:
-        return known
+    if (kind := _SUFFIXES.get(Path(name).suffix.lower())) is not None:
+        return kind
     if start[:4] == b"PAR1":
         return "parquet"
     first = start.removeprefix(_BOM).lstrip()
     if first.startswith(b"{"):
         return "jsonl"
-    words = {_plain(word.decode("utf-8", "replace")) for word in re.split(rb"[,;\t\"]+", first.splitlines()[0])}
-    if words & {_plain(name) for name in COLUMNS}:
+    words = {_normalize(word.decode("utf-8", "replace")) for word in re.split(rb"[,;\t\"]+", first.splitlines()[0])}
+    if words & {_normalize(name) for name in COLUMNS}:
         return "csv"
     return "list"
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     return name.strip().lower().replace("_", "").replace(" ", "")
 
 
-def _with_header(file: FleetFile, start: bytes) -> FleetFile:
-    """The file with its columns, split by the delimiter that finds most of ours.
-
-    Raises:
-        FleetError: no column names a device, or one of them stands there twice.
-    """
+def _read_header(file: FleetFile, start: bytes) -> FleetFile:
+    """Return the file with its header, split by the delimiter that finds most of our columns."""
     text = start.removeprefix(_BOM).decode("utf-8", "replace")
-    ours = {_plain(name) for name in COLUMNS}
+    ours = {_normalize(name) for name in COLUMNS}
     found: dict[str, tuple[str, ...]] = {}
     for delimiter in "\t" if file.kind == "tsv" else ",;\t":
         try:
             found[delimiter] = tuple(next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)))
         except csv.Error as error:
-            raise FleetError(f"{file.shown}: line 1: is not a header: {error}") from error
-    delimiter = max(found, key=lambda each: (sum(_plain(name) in ours for name in found[each]), len(found[each])))
+            raise FleetError(f"{file.label}: line 1: is not a header: {error}") from error
+    delimiter = max(found, key=lambda each: (sum(_normalize(name) in ours for name in found[each]), len(found[each])))
     header = tuple(name.strip() for name in found[delimiter])
-    _picked(header, file.shown)
-    return FleetFile(file.path, file.shown, file.kind, file.gzipped, delimiter, header)
+    _locate_columns(header, file.label)
+    return FleetFile(file.path, file.label, file.kind, file.gzipped, delimiter, header)
 
 
-def _picked(header: Iterable[str], shown: str) -> dict[str, int | None]:
-    """Where each of our columns stands in a header.
-
-    Raises:
-        FleetError: no column names a device, or one of them stands there twice.
-    """
+def _locate_columns(header: Iterable[str], label: str) -> dict[str, int | None]:
+    """Return the position of each of our columns in a header; None without one."""
     header = list(header)
-    plain = [_plain(name) for name in header]
-    picked: dict[str, int | None] = {}
+    names = [_normalize(name) for name in header]
+    positions: dict[str, int | None] = {}
     for name in COLUMNS:
-        key = _plain(name)
-        if plain.count(key) > 1:
-            raise FleetError(f"{shown}: line 1: the column {name} stands there twice")
-        picked[name] = plain.index(key) if key in plain else None
-    if picked["iot_id"] is None and None in {picked["product_key"], picked["device_name"]}:
+        key = _normalize(name)
+        if names.count(key) > 1:
+            raise FleetError(f"{label}: line 1: the column {name} occurs twice")
+        positions[name] = names.index(key) if key in names else None
+    if positions["iot_id"] is None and None in {positions["product_key"], positions["device_name"]}:
         has = repr(", ".join(header)[:200]) if any(header) else "none"
-        raise FleetError(f"{shown}: line 1: needs the columns product_key and device_name, or iot_id; it has {has}")
-    return picked
+        raise FleetError(f"{label}: line 1: needs the columns product_key and device_name, or iot_id; it has {has}")
+    return positions
 
 
 def _lines(source: str, options: str) -> str:
-    """The lines of a text file as records, trimmed; blank ones count but do not appear."""
+    """Return the SQL of a text file's lines as records, trimmed; blank lines are counted but dropped."""
     return (
         "SELECT record, line FROM (SELECT row_number() OVER () AS record, trim(trim(line), e' \\t') AS line FROM "
         f"({text_lines(source, options)})) WHERE line <> ''"
@@ -239,69 +222,58 @@ def _spellings(name: str) -> tuple[str, str, str]:
 
 _PATHS = ", ".join(f"'$.{spelling}'" for name in COLUMNS for spelling in _spellings(name))
 
+_INVALID_TYPES = ["OBJECT", "ARRAY", "BOOLEAN", "DOUBLE"]
+"""JSON types that cannot identify a device; text and integers can."""
 
-_NO_NAMES = ["OBJECT", "ARRAY", "BOOLEAN", "DOUBLE"]
-"""Kinds of JSON that name no device; text and whole numbers do."""
 
-
-def _copy(stream: IO[bytes], keep: Path) -> None:
-    with keep.open("wb") as copy:
+def _copy(stream: IO[bytes], target: Path) -> None:
+    with target.open("wb") as copy:
         shutil.copyfileobj(stream, copy, 1 << 20)
 
 
-def opened(path: Path, *, gzipped: bool) -> IO[bytes]:
-    """The file's bytes, decompressed."""
+def open_bytes(path: Path, *, gzipped: bool) -> IO[bytes]:
+    """Open the file for reading its decompressed bytes."""
     return cast("IO[bytes]", gzip.open(path, "rb")) if gzipped else path.open("rb")
 
 
-def lines_of(file: FleetFile, records: Iterable[int], rejected: frozenset[int]) -> dict[int, int]:
-    """The line on which each of some records starts (a row number for Parquet).
+def find_lines(file: FleetFile, records: Iterable[int], rejected: frozenset[int]) -> dict[int, int]:
+    """Return the line on which each record starts (a row number for Parquet).
 
-    Args:
-        file: as it was looked at.
-        records: the ``record`` numbers of the relation.
-        rejected: the record numbers, counting the header and blank lines, that DuckDB put aside.
+    ``rejected`` are numbers of records that DuckDB rejected; unlike ``records`` they count the header and blank lines.
     """
     wanted = set(records)
+    if file.kind in {"csv", "tsv"}:
+        starts = (start for number, start, fields in _records(file) if number > 1 and number not in rejected and fields)
+        return {record: start for record, start in enumerate(starts, 1) if record in wanted}
     found: dict[int, int] = {}
-    if file.kind not in {"csv", "tsv"}:
-        put_aside = sorted(rejected)
-        for record in sorted(wanted):
-            line = record
-            for number in put_aside:
-                line += number <= line
-            found[record] = line
-        return found
-    record = 0
-    for number, start, fields in _records(file):
-        if number == 1 or number in rejected or not fields:
-            continue
-        record += 1
-        if record in wanted:
-            found[record] = start
+    numbers = sorted(rejected)
+    for record in wanted:
+        line = record
+        for number in numbers:
+            line += number <= line
+        found[record] = line
     return found
 
 
-def line_of_rejected(file: FleetFile, numbers: Iterable[int]) -> dict[int, int]:
-    """The line on which each record starts that DuckDB put aside; it counts records, with header and blank lines."""
+def find_rejected_lines(file: FleetFile, numbers: Iterable[int]) -> dict[int, int]:
+    """Return the line on which each record starts that DuckDB rejected; their numbers count header and blank lines."""
     wanted = set(numbers)
     if file.kind not in {"csv", "tsv"}:
         return {number: number for number in wanted}
     return {number: start for number, start, _ in _records(file) if number in wanted}
 
 
-def odd_ending(file: FleetFile) -> int | None:
-    """The first line that ends otherwise than line 1 does, if there is one: DuckDB takes one kind of ending a file."""
+def find_mixed_line_ending(file: FleetFile) -> int | None:
+    """Return the first line whose line ending differs from line 1, or None: DuckDB accepts one kind per file."""
     if file.kind == "parquet":
         return None
     with _text(file) as text:
         try:
-            ending = re.compile(r"[\r\n]*\Z")
             first = ""
             for number, line in enumerate(text, 1):
-                this = ending.search(line)
-                first = first or (this[0] if this else "")
-                if this and this[0] not in {"", first}:
+                ending = line[len(line.rstrip("\r\n")) :]
+                first = first or ending
+                if ending not in {"", first}:
                     return number
         except (OSError, EOFError, zlib.error):
             return None
@@ -309,7 +281,7 @@ def odd_ending(file: FleetFile) -> int | None:
 
 
 def _records(file: FleetFile) -> Iterator[tuple[int, int, list[str]]]:
-    """A csv's or tsv's records: number, first line, fields. For messages only: DuckDB does the reading."""
+    """Yield number, first line and fields of each record of a csv or tsv file."""
     limit = csv.field_size_limit(sys.maxsize)
     try:
         with _text(file) as text:
@@ -325,5 +297,5 @@ def _records(file: FleetFile) -> Iterator[tuple[int, int, list[str]]]:
 
 
 def _text(file: FleetFile) -> io.TextIOWrapper:
-    raw = opened(file.path, gzipped=file.gzipped)
+    raw = open_bytes(file.path, gzipped=file.gzipped)
     return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")

@@ -1,1 +1,1 @@
-"""What follows a run: report, metrics, webhook."""
+"""Hooks after a run: evaluate the policy, write metrics, report and Excel file, post a webhook."""

@@ -1,9 +1,8 @@
-"""What a webhook is told of a run: an object for programs, with one paragraph for people in it."""
+"""Build the webhook's JSON payload: an object for programs that contains one paragraph for people."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import orjson
@@ -11,70 +10,69 @@ import orjson
 from auditor.analysis.drift import DriftCounts, diff_runs
 from auditor.analysis.sample_drift import ShareCounts
 from auditor.errors import AuditorError
-from auditor.policy.evaluate import Judgement
-from auditor.query.snapshot import Frozen, freeze
-from auditor.query.warnings import label_of, sampled
-from auditor.runs.folder import DEVICES, FLEET, MODULES, runs_in
-from auditor.runs.manifest import MANIFEST, FailureFacts, read_manifest
-from auditor.runs.seal import Sources, count_failures
+from auditor.models import RunWarning
+from auditor.policy.evaluate import PolicySummary
+from auditor.query.describe import describe_warning, warning_objects
+from auditor.query.snapshot import RunSnapshot, open_snapshot
+from auditor.query.warnings import state_label
+from auditor.runs.folder import DEVICES, FLEET, MODULES, RunCatalog
+from auditor.runs.inventory import SourceCounts, count_failures
+from auditor.runs.manifest import MANIFEST, SCHEMA_VERSION, FailureInfo, read_manifest
 from auditor.runs.views import define_sealed_views
-from auditor.storage.database import READING_MEMORY, READING_THREADS, open_database
-from auditor.storage.tables import reading
+from auditor.storage.database import temporary_database
+from auditor.storage.tables import translate_read_errors
 from auditor.text.formatting import safe
 
-SCHEMA_VERSION = 1
+MAX_RULES, MAX_SENTENCES, MAX_TEXT_LENGTH = 50, 20, 5_000
+"""Rules; warnings, and problems; and characters of any text in a payload. Chats reject large messages."""
 
+MAX_NAMED, MAX_SENTENCE_LENGTH = 3, 500
+"""Failures, rules and warnings that the paragraph names, and characters of a sentence in it."""
 
-RULES, SENTENCES, LENGTH = 50, 20, 500
-"""Rules and sentences that a message has at most, and characters of a sentence: chats refuse what is large."""
-
-
-NAMED = 3
-"""Failures, rules and doubts that the paragraph names."""
+_STATED = frozenset({"partial", "running", "aborted", "incomplete", "sample"})
+"""Warnings that the paragraph's first sentence states."""
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """What changed since an earlier run of the same name, which is ``since``; why to doubt that, a sentence each.
+class DriftSummary:
+    """Changes since the run ``since``, an earlier run of the same name, with warnings about the comparison.
 
-    ``shares`` are those of versions, where a run is a sample; None: none is.
+    ``shares`` counts changes of versions' shares if one of the runs is a sample, and is None otherwise.
     """
 
     since: str
     counts: DriftCounts
-    doubts: tuple[str, ...]
+    warnings: tuple[RunWarning, ...]
     shares: ShareCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """``body`` is JSON; ``trouble``: the run has an exit code, a violated rule, a doubt, or something else went wrong
-    after it.
-    """
+class Payload:
+    """JSON to post; the run has problems if it has an exit code, a violated rule, a warning, or a failed hook."""
 
     body: bytes
-    trouble: bool
+    has_problems: bool
 
 
-def message_of(
-    folder: Path, *, exit_code: int = 0, judgement: Judgement | None = None, problems: Sequence[str] = ()
-) -> Message:
-    """What is told of a run; if its rows cannot be read, what its manifest says.
+def build_payload(
+    folder: Path, *, exit_code: int = 0, policy: PolicySummary | None = None, problems: Sequence[str] = ()
+) -> Payload:
+    """Build the payload of a run; if its rows cannot be read, from its manifest.
 
     Args:
         folder: the run folder.
-        exit_code: what the audit came to.
-        judgement: what judging it came to, if it was to be judged.
-        problems: what else went wrong after the run, a sentence each.
+        exit_code: the exit code of the audit and its policy.
+        policy: the result of the policy, if one is configured.
+        problems: failures of other hooks, a sentence each.
 
     Raises:
-        RunFolderError: it is no run.
+        RunFolderError: the folder is no run.
     """
-    run, failures = _read(folder)
-    change = _change(run)
-    doubts = list(dict.fromkeys((*run.doubts, *(judgement.doubts if judgement is not None else ()))))
+    run, failures = _read_run(folder)
+    drift = _read_drift(run)
+    warnings = list(dict.fromkeys((*run.warnings, *(policy.warnings if policy is not None else ()))))
     manifest = run.manifest
-    told: dict[str, Any] = {
+    content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": manifest.name,
         "run": folder.name,
@@ -83,48 +81,46 @@ def message_of(
         "started_at": manifest.started_at,
         "finished_at": manifest.finished_at,
         "error": manifest.error,
-        "devices": _devices(run),
+        "devices": _devices_by_state(run),
         "carried": run.sources.carried,
-        "oldest": run.sources.oldest,
+        "oldest_answer_at": run.sources.oldest_answer_at,
         "requests": asdict(manifest.requests),
         "rate": {"target": manifest.rate.target, "achieved": manifest.rate.achieved},
         "failures": [{"code": failure.code, "devices": failure.devices} for failure in failures],
-        "policy": None if judgement is None else _policy(judgement),
-        "drift": None if change is None else asdict(change),
-        "doubts": doubts[:SENTENCES],
-        "problems": list(problems)[:SENTENCES],
+        "policy": None if policy is None else _policy_object(policy),
+        "drift": None if drift is None else asdict(drift) | {"warnings": warning_objects(drift.warnings)},
+        "warnings": warning_objects(warnings[:MAX_SENTENCES]),
+        "problems": list(problems)[:MAX_SENTENCES],
     }
-    text = for_chat(_paragraph(run, told, judgement, change))
-    violated = judgement is not None and bool(judgement.violated or judgement.problem)
-    trouble = [doubt for doubt in doubts if doubt != _sampled(run)]  # which was asked for
-    return Message(orjson.dumps(_clean(told | {"text": text})), bool(exit_code or trouble or problems or violated))
+    text = escape_chat_markup(_paragraph(run, content, warnings[:MAX_SENTENCES], policy, drift))
+    has_problems = bool(exit_code or problems or any(warning.kind != "sample" for warning in warnings))
+    has_problems |= policy is not None and bool(policy.violated or policy.problem)
+    return Payload(orjson.dumps(_clean(content | {"text": text})), has_problems)
 
 
-def for_chat(text: str) -> str:
-    """Text as Slack wants it: ``&``, ``<`` and ``>`` written out, so that nothing in it is Slack's markup.
+def escape_chat_markup(text: str) -> str:
+    """Escape ``&``, ``<`` and ``>`` as Slack requires, so that nothing in the text is Slack's markup.
 
-    A space without a width after ``@`` keeps Mattermost, too, from calling people. A chat may still make
-    links of addresses.
+    A zero-width space after ``@`` prevents mentions in Mattermost too. A chat may still turn addresses into links.
     """
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "@\u200b")
 
 
-def _read(folder: Path) -> tuple[Frozen, tuple[FailureFacts, ...]]:
-    """The run, counted, and its failures by code; the files of a run that is not sealed are gone by then."""
+def _read_run(folder: Path) -> tuple[RunSnapshot, tuple[FailureInfo, ...]]:
+    """Return the run, counted, and its failures by code."""
     try:
-        with TemporaryDirectory(prefix="auditor-message-") as temporary:
-            run = freeze(folder, Path(temporary, "rows"))
-            database = open_database(Path(temporary, "spill"), READING_MEMORY, READING_THREADS)
-            try:
-                with reading(folder):
-                    define_sealed_views(database, run.devices.parent)
-                    return run, count_failures(database)
-            finally:
-                database.close()
-    except (AuditorError, OSError) as error:  # somebody wants to hear of just that
+        with temporary_database("payload") as (database, work):
+            run = open_snapshot(folder, work / "rows")
+            with translate_read_errors(folder):
+                define_sealed_views(database, run.devices.parent)
+                return run, count_failures(database)
+    except (AuditorError, OSError) as error:  # exactly what the payload must report
         manifest = read_manifest(folder)
-        doubts = (str(error), f"figures are those that {MANIFEST} tells, not counted from the files")
-        frozen = Frozen(
+        warnings = (
+            RunWarning("unreadable", str(folder), str(error).removeprefix(f"{folder}: ")),
+            RunWarning("unreadable", str(folder), f"figures are those of {MANIFEST}, not counted from the files"),
+        )
+        snapshot = RunSnapshot(
             folder=folder,
             manifest=manifest,
             counts=manifest.devices,
@@ -132,47 +128,35 @@ def _read(folder: Path) -> tuple[Frozen, tuple[FailureFacts, ...]]:
             devices=folder / DEVICES,
             modules=folder / MODULES,
             tampered=False,
-            doubts=doubts,
-            sources=Sources(manifest.carried, manifest.unsampled, manifest.oldest),
+            warnings=warnings,
+            sources=SourceCounts(manifest.carried, manifest.unsampled, manifest.oldest_answer_at),
         )
-        return frozen, manifest.failures
+        return snapshot, manifest.failures
 
 
-def _devices(run: Frozen) -> dict[str, int]:
-    """Devices by state; those that were not drawn into a sample are none that are pending."""
+def _devices_by_state(run: RunSnapshot) -> dict[str, int]:
+    """Return devices by state; devices that were not sampled are not pending."""
     counts, unsampled = run.counts, run.sources.unsampled
-    drawn = asdict(replace(counts, pending=counts.pending - unsampled))
-    return drawn | ({"unsampled": unsampled} if unsampled else {})
+    devices = asdict(replace(counts, pending=counts.pending - unsampled))
+    return devices | ({"unsampled": unsampled} if unsampled else {})
 
 
-def _sampled(run: Frozen) -> str | None:
-    """The sentence among the doubts that the run is a sample; None where it is none."""
-    unsampled = run.sources.unsampled
-    return sampled(run.folder, run.counts, unsampled) if unsampled else None
-
-
-def _change(run: Frozen) -> Change | None:
-    """What changed since the run of the same name before, if there is one that has ended and can be read."""
+def _read_drift(run: RunSnapshot) -> DriftSummary | None:
+    """Return the changes since the previous ended run of the same name; None if there is none that can be read."""
     try:
-        runs, _ = runs_in(run.folder.resolve().parent)
-        own = (run.manifest.started_at, run.folder.name)
-        before = next(
-            folder
-            for manifest, folder in runs
-            if manifest.name == run.manifest.name
-            and manifest.state != "running"
-            and (manifest.started_at, folder.name) < own
-        )
-        with diff_runs(before, run.folder) as drift:
+        previous = RunCatalog(run.folder.resolve().parent).previous(run.manifest, run.folder)
+        if previous is None:
+            return None
+        with diff_runs(previous.folder, run.folder) as drift:
             shares = None if drift.shares is None else drift.shares.counts
-            return Change(before.name, drift.counts, tuple(drift.doubts[:SENTENCES]), shares)
-    except (AuditorError, OSError, StopIteration):  # the message is about this run, and wanted most on a full disk
+            return DriftSummary(previous.folder.name, drift.counts, tuple(drift.warnings[:MAX_SENTENCES]), shares)
+    except (AuditorError, OSError):  # the payload is about this run, and matters most when the disk is full
         return None
 
 
-def _policy(judgement: Judgement) -> dict[str, object]:
-    """The rules' judgement, violated ones first; ``left_out`` of them are not told."""
-    ordered = (*judgement.violated, *(each for each in judgement.results if each.verdict != "violated"))
+def _policy_object(policy: PolicySummary) -> dict[str, object]:
+    """Return the results of the policy, violated rules first; ``omitted`` counts those that do not fit."""
+    ordered = (*policy.violated, *(each for each in policy.results if each.verdict != "violated"))
     rules = [
         {
             "rule": each.rule.name,
@@ -183,81 +167,89 @@ def _policy(judgement: Judgement) -> dict[str, object]:
             "violated": each.violated,
             "unparseable": each.unparseable,
             "not_seen": each.not_seen,
-            "excepted": each.excepted,
+            "exempt": each.exempt,
             "unsampled": each.unsampled,
             "share": each.share,
             "low": each.low,
             "high": each.high,
             "message": each.message,
         }
-        for each in ordered[:RULES]
+        for each in ordered[:MAX_RULES]
     ]
-    problem = judgement.problem
-    return {"failed": judgement.failed, "problem": problem, "rules": rules, "left_out": len(ordered) - len(rules)}
+    omitted = len(ordered) - len(rules)
+    return {"failed": policy.failed, "problem": policy.problem, "rules": rules, "omitted": omitted}
 
 
-def _paragraph(run: Frozen, told: Mapping[str, Any], judgement: Judgement | None, change: Change | None) -> str:
-    counts, code, failures = run.counts, told["exit_code"], told["failures"]
+def _paragraph(
+    run: RunSnapshot,
+    content: Mapping[str, Any],
+    warnings: Sequence[RunWarning],
+    policy: PolicySummary | None,
+    drift: DriftSummary | None,
+) -> str:
+    counts, code, failures = run.counts, content["exit_code"], content["failures"]
     answered = counts.ok + counts.empty + counts.not_found
     unsampled = run.sources.unsampled
     fleet = answered + counts.unanswered
-    whom = f"{fleet - unsampled:,} devices drawn from {fleet:,}" if unsampled else f"{fleet:,} devices"
+    scope = f"{fleet - unsampled:,} devices sampled from {fleet:,}" if unsampled else f"{fleet:,} devices"
     pending = counts.pending - unsampled
-    sums = f"{answered:,} of {whom} answered, {counts.failed:,} failed, {pending:,} pending"
-    state = label_of(run.manifest.state, counts, unsampled)
+    figures = f"{answered:,} of {scope} answered, {counts.failed:,} failed, {pending:,} pending"
+    state = state_label(run.manifest.state, counts, unsampled)
     state = f"a {state}, and its shares are estimates" if unsampled and "sample" in state else state
-    parts = [f"{run.manifest.name} is {state}{f' (exit code {code})' if code else ''}: {sums}."]
+    sentences = [f"{run.manifest.name} is {state}{f' (exit code {code})' if code else ''}: {figures}."]
     if run.sources.carried:
-        oldest = f", the oldest of {run.sources.oldest}" if run.sources.oldest else ""
-        parts.append(f"Carried: {run.sources.carried:,} of these answers{oldest}.")
+        oldest = f", the oldest from {run.sources.oldest_answer_at}" if run.sources.oldest_answer_at else ""
+        sentences.append(f"Reused: {run.sources.carried:,} of these answers{oldest}.")
     if failures:
-        named = (f"{each['devices']:,} with {each['code']}" for each in failures)
-        parts.append(f"Failed: {_some(named)}.")
+        by_code = (f"{each['devices']:,} with {each['code']}" for each in failures)
+        sentences.append(f"Failed: {_join_first(by_code)}.")
     if run.manifest.error is not None:
-        parts.append(f"Stopped: {run.manifest.error}.")
-    if judgement is not None:
-        parts.append(_of_policy(judgement))
-    if change is not None and change.shares is not None:
-        shares = change.shares
-        parts.append(
-            f"Since {change.since}, by samples: {shares.grew:,} of {shares.shares:,} shares of versions grew and "
-            f"{shares.shrank:,} shrank by more than chance."
-        )
-    elif change is not None:
-        names = ("upgraded", "downgraded", "changed", "joined", "left")
-        found = [f"{getattr(change.counts, name):,} {name}" for name in names if getattr(change.counts, name)]
-        parts.append(f"Since {change.since}: {', '.join(found) or 'no change'}.")
-    said = f"{run.folder} is {run.manifest.state}: "  # so does the first sentence
-    known = (_sampled(run),)
-    notes = [each for each in (*told["doubts"], *told["problems"]) if not each.startswith(said) and each not in known]
+        sentences.append(f"Stopped: {run.manifest.error}.")
+    if policy is not None:
+        sentences.append(_policy_sentence(policy))
+    if drift is not None:
+        sentences.append(_drift_sentence(drift))
+    notes = [describe_warning(each) for each in warnings if each.kind not in _STATED] + content["problems"]
     if notes:
-        parts.append(f"Note: {_some(notes, '; ')}.")
-    return safe(" ".join(part[:LENGTH] for part in parts))
+        sentences.append(f"Note: {_join_first(notes, '; ')}.")
+    return safe(" ".join(sentence[:MAX_SENTENCE_LENGTH] for sentence in sentences))
 
 
-def _of_policy(judgement: Judgement) -> str:
-    if judgement.problem is not None:
-        return f"Policy: could not be judged: {judgement.problem}."
-    rules = len(judgement.results)
-    if not judgement.violated:
+def _policy_sentence(policy: PolicySummary) -> str:
+    if policy.problem is not None:
+        return f"Policy: could not be evaluated: {policy.problem}."
+    rules = len(policy.results)
+    if not policy.violated:
         return f"Policy: none of {rules:,} rules is violated."
-    named = _some(
-        f"{each.rule.name} ({each.rule.severity}, {each.violated:,} {each.unit})" for each in judgement.violated
+    violations = _join_first(
+        f"{each.rule.name} ({each.rule.severity}, {each.violated:,} {each.unit})" for each in policy.violated
     )
-    return f"Policy: {len(judgement.violated):,} of {rules:,} rules violated: {named}."
+    return f"Policy: {len(policy.violated):,} of {rules:,} rules violated: {violations}."
 
 
-def _some(found: Iterable[str], between: str = ", ") -> str:
-    """The first of some texts, and how many more there are."""
-    texts = list(found)
-    more = [f"{len(texts) - NAMED:,} more"] if len(texts) > NAMED else []
-    return between.join([*texts[:NAMED], *more])
+def _drift_sentence(drift: DriftSummary) -> str:
+    if drift.shares is not None:
+        shares = drift.shares
+        return (
+            f"Since {drift.since}, by samples: {shares.grew:,} of {shares.shares:,} shares of versions grew and "
+            f"{shares.shrank:,} shrank significantly."
+        )
+    names = ("upgraded", "downgraded", "changed", "joined", "left")
+    changes = [f"{getattr(drift.counts, name):,} {name}" for name in names if getattr(drift.counts, name)]
+    return f"Since {drift.since}: {', '.join(changes) or 'no change'}."
+
+
+def _join_first(texts: Iterable[str], separator: str = ", ") -> str:
+    """Join the first texts, and add how many more there are."""
+    found = list(texts)
+    more = [f"{len(found) - MAX_NAMED:,} more"] if len(found) > MAX_NAMED else []
+    return separator.join([*found[:MAX_NAMED], *more])
 
 
 def _clean(value: object) -> object:
-    """A value that is JSON whatever devices and file names hold: what is not UTF-8 is written out, long text is cut."""
+    """Return a value that is valid JSON: text that is not UTF-8 is escaped, and long text is cut."""
     if isinstance(value, str):
-        return value[: 10 * LENGTH].encode(errors="backslashreplace").decode()
+        return value[:MAX_TEXT_LENGTH].encode(errors="backslashreplace").decode()
     if isinstance(value, dict):
         return {key: _clean(each) for key, each in value.items()}
     return [_clean(each) for each in value] if isinstance(value, list | tuple) else value

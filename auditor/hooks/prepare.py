@@ -1,4 +1,4 @@
-"""Which hooks follow a run, and whether they can."""
+"""Check before a run that its hooks can run afterwards: rules, paths, packages, secrets."""
 
 import os
 from collections.abc import Iterator
@@ -10,134 +10,134 @@ from typing import TYPE_CHECKING
 from auditor.audit.resume import settings_of
 from auditor.config.secrets import read_secret
 from auditor.config.settings import NotifySettings, ReportSettings, Settings
-from auditor.config.validation import SOURCES, check_address
+from auditor.config.validation import SOURCE_FORMS, check_webhook_url
 from auditor.errors import SettingsError
 from auditor.models import Secret
 from auditor.runs.manifest import read_manifest
 
 if TYPE_CHECKING:
-    from auditor.policy.model import Rules
+    from auditor.policy.model import Policy
 
 
-_NOT_KEPT = (
-    "nothing will be posted: the webhook's address stands in the settings themselves, so the run does not keep it"
-)
+_NEXT_STEP = "give the settings with --settings"
 
+_SUFFIXES = {"html": (".html", ".htm"), "excel": (".xlsx",), "metrics": (".prom",)}
 
-_OTHERS = "give the settings with --settings"
-
-
-_ENDINGS = {"html": (".html", ".htm"), "excel": (".xlsx",), "metrics": (".prom",)}
-
-
-_NEEDED = {"html": ("jinja2", "altair", "vl_convert"), "excel": ("xlsxwriter",)}
-"""Packages that come with ``auditor[report]``."""
+_REQUIRED_PACKAGES = {"html": ("jinja2", "altair", "vl_convert"), "excel": ("xlsxwriter",)}
+"""Packages of the extra ``report``, by setting."""
 
 
 @dataclass(frozen=True, slots=True)
-class Following:
-    """What is to follow a run, looked at before it: rules read, files that can be written, secrets at hand.
+class HookConfig:
+    """Hooks of a run, checked before it starts.
 
-    ``unjudged``, ``untold``: why the run cannot be judged, or the webhook cannot be posted, though that is wished.
-    ``notes``: what the settings ask for and will not be done, a sentence each.
+    Attributes:
+        policy: the policy to evaluate.
+        report: the files to write.
+        webhook: the address of the webhook.
+        secret: signs what is posted.
+        only_problems: post only runs that have problems.
+        policy_error: why the configured policy cannot be evaluated.
+        webhook_error: why nothing can be posted to the configured webhook.
+        notes: configured steps that will fail, a sentence each.
     """
 
-    rules: "Rules | None" = None
+    policy: "Policy | None" = None
     report: ReportSettings = field(default_factory=ReportSettings)
     webhook: Secret | None = None
     secret: Secret | None = None
-    only_trouble: bool = False
-    unjudged: str | None = None
-    untold: str | None = None
+    only_problems: bool = False
+    policy_error: str | None = None
+    webhook_error: str | None = None
     notes: tuple[str, ...] = ()
 
 
-def prepare_following(settings: Settings, *, where: str = "settings") -> Following:
-    """Looks before a run at what is to follow it, so that hours later nothing is in the way that could be seen now.
+def prepare_hooks(settings: Settings, *, source: str = "settings") -> HookConfig:
+    """Check the hooks of a new run, so that a mistake is reported before the audit and not hours later.
 
     Args:
-        settings: those of the run.
-        where: named in errors.
+        settings: the settings of the run.
+        source: where the settings come from, for error messages.
 
     Raises:
-        SettingsError: rules that cannot be read, a file that cannot be written, a package or a secret that is missing.
+        SettingsError: rules cannot be read, a file cannot be written, or a package or a secret is missing.
     """
-    following = Following(_rules_of(settings), settings.report)
-    for problem in _hindrances(settings.report, where):
+    config = HookConfig(_load_policy(settings), settings.report)
+    for problem in _report_problems(settings.report, source):
         raise SettingsError(problem)
-    return following if settings.notify is None else _with_webhook(following, settings.notify, f"{where}: notify")
+    return config if settings.notify is None else _with_webhook(config, settings.notify, f"{source}: notify")
 
 
-def prepare_again(run: str | Path) -> Following:
-    """Looks before a run is resumed at what is to follow it by the settings that it keeps.
+def prepare_resume_hooks(run: str | Path) -> HookConfig:
+    """Check the hooks of a run that is resumed, by the settings stored in it.
 
-    What is in the way of a step is a note, and that step fails later: files may have moved since, and are no reason to
-    leave devices unasked.
+    A hook that cannot run is a note, and fails later: files may have moved, which is no reason to skip devices.
 
     Raises:
-        RunFolderError: it is no run, or keeps no settings.
+        RunFolderError: the folder is no run, or stores no settings.
     """
     folder = Path(run)
     settings = settings_of(folder, read_manifest(folder))
-    where = f"{folder}/run.json: settings"
-    following, notes = Following(report=settings.report), []
+    source = f"{folder}/run.json: settings"
+    config, notes = HookConfig(report=settings.report), []
     try:
-        following = replace(following, rules=_rules_of(settings))
+        config = replace(config, policy=_load_policy(settings))
     except SettingsError as error:
-        following = replace(following, unjudged=str(error))
-        notes.append(f"the policy cannot be judged: {error}; {_OTHERS}")
-    notes += [f"{problem}; {_OTHERS}" for problem in _hindrances(settings.report, where)]
+        config = replace(config, policy_error=str(error))
+        notes.append(f"the policy cannot be evaluated: {error}; {_NEXT_STEP}")
+    notes += [f"{problem}; {_NEXT_STEP}" for problem in _report_problems(settings.report, source)]
     if settings.notify is not None and settings.notify.webhook is None:
-        notes.append(f"{_NOT_KEPT}; {_OTHERS}")
+        reason = "the webhook address was written out in the settings, so the run does not store it"
+        notes.append(f"nothing will be posted: {reason}; {_NEXT_STEP}")
     elif settings.notify is not None:
         try:
-            following = _with_webhook(following, settings.notify, f"{where}: notify")
+            config = _with_webhook(config, settings.notify, f"{source}: notify")
         except SettingsError as error:
-            only_trouble = settings.notify.when == "trouble"
-            following = replace(following, untold=str(error), only_trouble=only_trouble)
-            notes.append(f"nothing will be posted: {error}; {_OTHERS}")
-    return replace(following, notes=tuple(notes))
+            only_problems = settings.notify.when == "problems"
+            config = replace(config, webhook_error=str(error), only_problems=only_problems)
+            notes.append(f"nothing will be posted: {error}; {_NEXT_STEP}")
+    return replace(config, notes=tuple(notes))
 
 
-def _rules_of(settings: Settings) -> "Rules | None":
+def _load_policy(settings: Settings) -> "Policy | None":
     if settings.policy is None:
         return None
-    from auditor.policy.loader import load_rules
+    from auditor.policy.loader import load_policy
 
-    return load_rules(settings.policy.file)
+    return load_policy(settings.policy.file)
 
 
-def _hindrances(report: ReportSettings, where: str) -> Iterator[str]:
-    """What is in the way of the files that are wished, a sentence each."""
+def _report_problems(report: ReportSettings, source: str) -> Iterator[str]:
+    """Yield why configured files cannot be written, a sentence each."""
     for key in ("html", "excel", "metrics"):
-        wanted = getattr(report, key)
-        missing = [package for package in _NEEDED.get(key, ()) if find_spec(package) is None]
-        if wanted and missing:
-            yield f"{where}: report: {key}: needs {', '.join(missing)}: pip install 'auditor[report]'"
-        problem = _hindrance(Path(wanted), _ENDINGS[key]) if isinstance(wanted, str) else None
+        setting = getattr(report, key)
+        missing = [package for package in _REQUIRED_PACKAGES.get(key, ()) if find_spec(package) is None]
+        if setting and missing:
+            yield f"{source}: report: {key}: needs {', '.join(missing)}: pip install 'auditor[report]'"
+        problem = _path_problem(Path(setting), _SUFFIXES[key]) if isinstance(setting, str) else None
         if problem is not None:
-            yield f"{where}: report: {key}: {problem}"
+            yield f"{source}: report: {key}: {problem}"
 
 
-def _hindrance(path: Path, endings: tuple[str, ...]) -> str | None:
-    """Why a file cannot be replaced; None if nothing is in the way."""
-    if path.suffix.lower() not in endings:  # so that it is no fleet, no key and no settings
-        return f"{path.name} does not end with {' or '.join(endings)}; it is replaced after each run"
+def _path_problem(path: Path, suffixes: tuple[str, ...]) -> str | None:
+    """Return why a file cannot be replaced; None if it can."""
+    if path.suffix.lower() not in suffixes:  # it must not be a fleet file, a key or the settings
+        return f"{path.name} does not end with {' or '.join(suffixes)}; it is replaced after each run"
     path = Path(os.path.realpath(path))
     folder = path.parent
     if not folder.is_dir():
         return f"{folder} is not a directory; make it, or give another path"
     if path.exists() and not path.is_file():
-        return f"{path} is not a file; give the path of one, in a directory that is there"
+        return f"{path} is not a file; give the path of a file in an existing directory"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"{folder} cannot be written; a file in it is replaced after each run"
     return None
 
 
-def _with_webhook(following: Following, notify: NotifySettings, at: str) -> Following:
+def _with_webhook(config: HookConfig, notify: NotifySettings, source: str) -> HookConfig:
     if notify.webhook is None:
-        raise SettingsError(f'{at}: webhook: is missing; give "https://HOST/PATH", {SOURCES}')
-    address = read_secret(notify.webhook, account=None, key=f"{at}: webhook")
-    check_address(address.reveal(), f"{at}: webhook")
-    secret = None if notify.secret is None else read_secret(notify.secret, account=None, key=f"{at}: secret")
-    return replace(following, webhook=address, secret=secret, only_trouble=notify.when == "trouble")
+        raise SettingsError(f'{source}: webhook: is missing; give "https://HOST/PATH", {SOURCE_FORMS}')
+    address = read_secret(notify.webhook, account=None, key=f"{source}: webhook")
+    check_webhook_url(address.reveal(), f"{source}: webhook")
+    secret = None if notify.secret is None else read_secret(notify.secret, account=None, key=f"{source}: secret")
+    return replace(config, webhook=address, secret=secret, only_problems=notify.when == "problems")

@@ -1,9 +1,8 @@
-"""What follows a run: it is judged, counted, shown and told. The run is sealed by then, and none of it can touch that.
+"""Run the hooks after a run: policy, metrics, report, Excel file, webhook, in this order.
 
-In this order: the policy is judged, the metrics, the report and the Excel file are written, the webhook is posted. What
-goes wrong is a sentence; the next step is taken all the same, and the audit's exit code stays. Only the policy has a
-say in that: a run that ended with 0 ends with 4 if a rule of severity ``error`` is violated, or if it could not be
-judged, for nobody knows then whether it may pass.
+The run is sealed before the first hook starts, and no hook changes it. A hook that fails is reported, and the next one
+starts. Only the policy affects the exit code: a run that ended with 0 ends with 4 if a rule of severity ``error`` is
+violated, or if the policy could not be evaluated, because then no result allows the run to pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,160 +10,185 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import anyio
 import structlog
 
 from auditor.errors import AuditorError, PolicyError, SettingsError
-from auditor.hooks.prepare import Following
+from auditor.hooks.prepare import HookConfig
 from auditor.runs.folder import INVENTORY_XLSX, REPORT_HTML
 
 if TYPE_CHECKING:
-    from auditor.policy.evaluate import Judgement
-    from auditor.policy.model import Rules
+    from auditor.policy.evaluate import PolicySummary
+    from auditor.policy.model import Policy
 
 
 T = TypeVar("T")
 
-
 log = structlog.get_logger()
 
+HookName = Literal["policy", "metrics", "report", "excel", "webhook"]
+
+_FAILURES: dict[HookName, str] = {
+    "policy": "the policy could not be evaluated",
+    "metrics": "the metrics could not be written",
+    "report": "the report could not be written",
+    "excel": "the Excel file could not be written",
+    "webhook": "the webhook could not be posted",
+}
 
 _INTERRUPTED = "Query interrupted"
-"""What DuckDB makes of a KeyboardInterrupt that comes while a query is at work."""
+"""DuckDB's message for a KeyboardInterrupt that arrives during a query."""
 
 
 @dataclass(frozen=True, slots=True)
-class Followed:
-    """What came of it.
+class HookOutcome:
+    """Outcome of one hook: the file that it wrote, if any, or why it failed."""
+
+    name: HookName
+    path: Path | None = None
+    error: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """The failure as a sentence; None if the hook succeeded."""
+        return None if self.error is None else f"{_FAILURES[self.name]}: {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
+class HookResults:
+    """Outcomes of all hooks that ran.
 
     Attributes:
-        exit_code: the audit's; or 4 if that was 0, and the policy is violated or could not be judged.
-        judgement: what judging the run came to; None if there is no policy.
-        problems: what could not be done, a sentence each.
-        written: the files that were written.
-        posted: whether the webhook was posted.
+        exit_code: the audit's; or 4 if that was 0, and the policy is violated or could not be evaluated.
+        outcomes: one for each hook that ran. A webhook that is posted only for problems has none if there was none.
+        policy: the result of the policy; None if none is configured.
     """
 
     exit_code: int
-    judgement: "Judgement | None" = None
-    problems: tuple[str, ...] = ()
-    written: tuple[Path, ...] = ()
-    posted: bool = False
+    outcomes: tuple[HookOutcome, ...] = ()
+    policy: "PolicySummary | None" = None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Failures, a sentence each."""
+        return tuple(each.problem for each in self.outcomes if each.problem is not None)
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The files that were written."""
+        return tuple(each.path for each in self.outcomes if each.path is not None)
 
 
-def follow_run(run: str | Path, following: Following, *, exit_code: int = 0) -> Followed:
-    """Does what is to follow a run, as this module's docstring tells; call it outside of an event loop.
+def run_hooks(run: str | Path, config: HookConfig, *, exit_code: int = 0) -> HookResults:
+    """Run the configured hooks, in the order of this module's docstring; call it outside of an event loop.
 
-    Everything is judged by one point in time, so that exit code, metrics and report say the same.
+    All hooks use one point in time, so that exit code, metrics and report agree.
 
     Args:
         run: the run folder.
-        following: from ``prepare_following``.
-        exit_code: what the audit came to.
+        config: from ``prepare_hooks``.
+        exit_code: the audit's exit code.
 
     Returns:
-        What came of it; whatever goes wrong is in there, and nothing is raised.
+        The outcomes. Errors of hooks are part of them and are not raised.
 
     Raises:
-        KeyboardInterrupt: somebody does not wait for it; what is left is not done.
+        KeyboardInterrupt: the user interrupted a hook; the hooks after it do not run.
     """
     now = datetime.now(UTC)
     folder = Path(run)
-    problems: list[str] = []
-    judgement: Judgement | None = None
-    if following.rules is not None or following.unjudged is not None:
-        judgement = _judged(folder, following, now, problems)
-        exit_code = exit_code or (PolicyError.exit_code if judgement.failed else 0)
-    written = tuple(_write_all(folder, following, judgement, now, problems))
-    followed = Followed(exit_code, judgement, tuple(problems), written)
-    posted = _tried("the webhook could not be posted", partial(_tell, folder, following, followed), problems)
-    return replace(followed, problems=tuple(problems), posted=bool(posted))
+    outcomes: list[HookOutcome] = []
+    policy: PolicySummary | None = None
+    if config.policy is not None or config.policy_error is not None:
+        policy, outcome = _evaluate(folder, config, now)
+        outcomes.append(outcome)
+        exit_code = exit_code or (PolicyError.exit_code if policy.failed else 0)
+    for name, path, write in _file_hooks(folder, config, policy, now):
+        _, outcome = _attempt(name, partial(write, folder, path))
+        outcomes.append(replace(outcome, path=path if outcome.error is None else None))
+    results = HookResults(exit_code, tuple(outcomes), policy)
+    posted, outcome = _attempt("webhook", partial(_post, folder, config, results))
+    return replace(results, outcomes=(*outcomes, outcome)) if posted or outcome.error is not None else results
 
 
-def _judged(folder: Path, following: Following, now: datetime, problems: list[str]) -> "Judgement":
-    from auditor.policy.evaluate import Judgement, judge
-
-    def step() -> Judgement:
-        if following.rules is None:
-            raise SettingsError(following.unjudged or "")
-        return judge(folder, following.rules, now=now)
-
-    judgement = _tried("the policy could not be judged", step, problems)
-    return judgement or Judgement(failed=True, problem=problems[-1].partition(": ")[2])
-
-
-def _write_all(
-    folder: Path, following: Following, judgement: "Judgement | None", now: datetime, problems: list[str]
-) -> Iterator[Path]:
-    """Writes the files that are wished, and gives the paths of those that could be written."""
-    report = following.report
-    html, excel = (
-        folder / name if wanted is True else Path(wanted) if wanted else None
-        for wanted, name in ((report.html, REPORT_HTML), (report.excel, INVENTORY_XLSX))
-    )
-    for what, path, write in (
-        ("metrics", None if report.metrics is None else Path(report.metrics), partial(_put_metrics, judgement)),
-        ("report", html, partial(_put_html, following.rules, now)),
-        ("Excel file", excel, _put_excel),
-    ):
-        if path is None:
-            continue
-        before = len(problems)
-        _tried(f"the {what} could not be written", partial(write, folder, path), problems)
-        if len(problems) == before:
-            yield path
-
-
-def _tried(what: str, step: Callable[[], T], problems: list[str]) -> T | None:
-    """What a step gives; None, and a sentence more, if it fails."""
+def _attempt(name: HookName, hook: Callable[[], T]) -> tuple[T | None, HookOutcome]:
+    """Return the result of a hook and its outcome; the result is None if the hook fails."""
     try:
-        return step()
+        return hook(), HookOutcome(name)
     except AuditorError as error:
-        why = str(error)
-    except Exception as error:  # noqa: BLE001  whatever it is, an audit of hours is not lost for it
+        reason = str(error)
+    except Exception as error:  # noqa: BLE001  an audit of hours is not lost for any error after it
         if str(error) == _INTERRUPTED:
             raise KeyboardInterrupt from None
-        why = f"{type(error).__name__}: {error}"
-    log.info("a step after the run failed", step=what, reason=why)
-    problems.append(f"{what}: {why}")
-    return None
+        reason = f"{type(error).__name__}: {error}"
+    log.info("hook failed", hook=name, reason=reason)
+    return None, HookOutcome(name, error=reason)
 
 
-def _put_metrics(judgement: "Judgement | None", folder: Path, path: Path) -> None:
-    from auditor.hooks.prometheus import put_metrics
+def _evaluate(folder: Path, config: HookConfig, now: datetime) -> "tuple[PolicySummary, HookOutcome]":
+    from auditor.policy.evaluate import PolicySummary, summarize_policy
 
-    put_metrics(folder, path, judgement)
+    def evaluate() -> PolicySummary:
+        if config.policy is None:
+            raise SettingsError(config.policy_error or "")
+        return summarize_policy(folder, config.policy, now=now)
+
+    summary, outcome = _attempt("policy", evaluate)
+    return summary or PolicySummary(failed=True, problem=outcome.error), outcome
 
 
-def _put_html(rules: "Rules | None", now: datetime, folder: Path, path: Path) -> None:
+def _file_hooks(
+    folder: Path, config: HookConfig, policy: "PolicySummary | None", now: datetime
+) -> Iterator[tuple[HookName, Path, Callable[[Path, Path], None]]]:
+    """Yield the configured hooks that write a file: name, path, and the function that writes a run to a path."""
+    report = config.report
+    if report.metrics is not None:
+        yield "metrics", Path(report.metrics), partial(_write_metrics, policy)
+    if report.html:
+        yield "report", _output_path(folder, report.html, REPORT_HTML), partial(_write_report, config.policy, now)
+    if report.excel:
+        yield "excel", _output_path(folder, report.excel, INVENTORY_XLSX), _write_excel
+
+
+def _output_path(folder: Path, setting: str | bool, default_name: str) -> Path:  # noqa: FBT001  a setting's value
+    return folder / default_name if setting is True else Path(str(setting))
+
+
+def _write_metrics(policy: "PolicySummary | None", folder: Path, path: Path) -> None:
+    from auditor.hooks.prometheus import write_metrics_file
+
+    write_metrics_file(folder, path, policy)
+
+
+def _write_report(policy: "Policy | None", now: datetime, folder: Path, path: Path) -> None:
     from auditor.report.render import write_report
 
-    write_report(folder, path, rules=rules, now=now)
+    write_report(folder, path, policy=policy, now=now)
 
 
-def _put_excel(folder: Path, path: Path) -> None:
+def _write_excel(folder: Path, path: Path) -> None:
     from auditor.query.run import Run
-    from auditor.runs.folder import refuse_own_file
-    from auditor.storage.files import replacing
+    from auditor.runs.folder import refuse_run_file
+    from auditor.storage.files import atomic_replace
 
-    refuse_own_file(path)
-    with Run(folder) as opened, replacing(path) as new:
+    refuse_run_file(path)
+    with Run(folder) as opened, atomic_replace(path) as new:
         opened.write_inventory(new, "xlsx")
 
 
-def _tell(folder: Path, following: Following, followed: Followed) -> bool:
-    """Posts what became of a run; whether that was wished."""
-    if following.webhook is None and following.untold is None:
+def _post(folder: Path, config: HookConfig, results: HookResults) -> bool:
+    """Post the summary of a run, if configured; return whether it was posted."""
+    if config.webhook is None and config.webhook_error is None:
         return False
-    from auditor.hooks.payload import message_of
-    from auditor.hooks.webhook import post
+    from auditor.hooks.payload import build_payload
+    from auditor.hooks.webhook import post_webhook
 
-    message = message_of(folder, exit_code=followed.exit_code, judgement=followed.judgement, problems=followed.problems)
-    if following.only_trouble and not message.trouble:
+    payload = build_payload(folder, exit_code=results.exit_code, policy=results.policy, problems=results.problems)
+    if config.only_problems and not payload.has_problems:
         return False
-    if following.webhook is None:
-        raise SettingsError(following.untold or "")
-    anyio.run(partial(post, following.webhook, message.body, secret=following.secret))
+    if config.webhook is None:
+        raise SettingsError(config.webhook_error or "")
+    anyio.run(partial(post_webhook, config.webhook, payload.body, secret=config.secret))
     return True

@@ -1,9 +1,9 @@
-"""Posts a summary to a webhook: signed, tried again while that may help, and its address told to nobody.
+"""Post a summary to a webhook: signed, with retries, and without disclosing the webhook's address.
 
-A receiver proves who sent a body as it does with GitHub's and Stripe's webhooks: it computes the HMAC-SHA256 of
-``X-Auditor-Timestamp``, a dot and the body's bytes with the shared secret, compares that in constant time with what
-follows ``sha256=`` in ``X-Auditor-Signature``, and refuses timestamps (seconds since 1970) that are minutes old.
-``Idempotency-Key`` is the same each time the same body is tried, so that one that came twice counts once.
+A receiver verifies the sender as with GitHub's and Stripe's webhooks: it computes the HMAC-SHA256 of
+``X-Auditor-Timestamp``, a dot and the body's bytes with the shared secret. It compares that in constant time with the
+text after ``sha256=`` in ``X-Auditor-Signature``, and rejects timestamps (seconds since 1970) that are minutes old.
+All attempts to post one body have the same ``Idempotency-Key``, so that a body that arrives twice counts once.
 """
 
 import errno
@@ -24,60 +24,60 @@ import anyio
 
 from auditor.__about__ import VERSION
 from auditor.client.connector import Resolver
-from auditor.client.responses import wished_delay
+from auditor.client.responses import retry_after_seconds
 from auditor.errors import WebhookError
 from auditor.models import Secret
 from auditor.resilience.retry import Backoff
 
-SECONDS, SECONDS_EACH = 20.0, 10.0
-"""How long all tries together may take, with the pauses between them, and how long one may."""
+MAX_SECONDS, MAX_ATTEMPT_SECONDS = 20.0, 10.0
+"""Seconds for all attempts with the pauses between them, and for one attempt."""
 
+BACKOFF = Backoff(max_attempts=4, initial_delay=1.0, max_delay=8.0)
+"""Number of attempts, and the pauses between them where the receiver requests none."""
 
-BACKOFF = Backoff(attempts=4, first=1.0, longest=8.0)
-"""How often a body is tried, and the pauses between, where the receiver wishes none."""
-
-
-_AGAIN = {408, 429}
-"""Answers below 500 that may be others later."""
+_RETRIED_STATUSES = {408, 429}
+"""Statuses below 500 after which a retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
-    """What time it is, how to wait, and chance; for tests."""
+class WebhookClock:
+    """Time, pauses and randomness; replaced in tests."""
 
     now: Callable[[], float] = time.time
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep
-    draw: Callable[[], float] = random.random
+    random: Callable[[], float] = random.random
 
 
 @dataclass(frozen=True, slots=True)
-class _Failure:
-    """Why a try failed; whether another may succeed, and after how many seconds the receiver wants it."""
+class _AttemptFailure:
+    """Why an attempt failed, whether a retry may succeed, and the pause in seconds that the receiver requested."""
 
-    why: str
-    again: bool = True
-    wished: float | None = None
+    reason: str
+    retryable: bool = True
+    retry_after: float | None = None
 
 
-def headers_for(body: bytes, secret: Secret | None, now: float) -> dict[str, str]:
-    """The headers of a try; see this module's docstring."""
-    moment = str(int(now))
+def build_headers(body: bytes, secret: Secret | None, now: float) -> dict[str, str]:
+    """Return the headers of one attempt; see this module's docstring."""
+    timestamp = str(int(now))
     headers = {
         "Content-Type": "application/json",
         "User-Agent": f"auditor/{VERSION}",
         "Idempotency-Key": hashlib.sha256(body).hexdigest()[:32],
-        "X-Auditor-Timestamp": moment,
+        "X-Auditor-Timestamp": timestamp,
     }
     if secret is not None:
-        signed = hmac.new(secret.reveal().encode(), moment.encode() + b"." + body, hashlib.sha256)
-        headers["X-Auditor-Signature"] = f"sha256={signed.hexdigest()}"
+        signature = hmac.new(secret.reveal().encode(), timestamp.encode() + b"." + body, hashlib.sha256)
+        headers["X-Auditor-Signature"] = f"sha256={signature.hexdigest()}"
     return headers
 
 
-async def post(address: Secret, body: bytes, *, secret: Secret | None = None, clock: Clock | None = None) -> None:
-    """Posts JSON; again after a failure that may pass (no connection, no answer in time, 408, 429, 5xx).
+async def post_webhook(
+    address: Secret, body: bytes, *, secret: Secret | None = None, clock: WebhookClock | None = None
+) -> None:
+    """Post JSON; retry after failures that may pass (no connection, timeout, 408, 429, 5xx).
 
-    A redirect is not followed: it would take the body, and the signature, to where nobody asked for them.
+    Redirects are not allowed: they would send the body and its signature to an address that is not configured.
 
     Args:
         address: an HTTP or HTTPS URL.
@@ -86,80 +86,81 @@ async def post(address: Secret, body: bytes, *, secret: Secret | None = None, cl
         clock: for tests.
 
     Raises:
-        WebhookError: it was not accepted, and why; the address is not told.
+        WebhookError: the body was not accepted. The message has the reason, and never the address.
     """
-    clock = clock or Clock()
-    until = time.monotonic() + SECONDS
+    clock = clock or WebhookClock()
+    deadline = time.monotonic() + MAX_SECONDS
     connector = aiohttp.TCPConnector(resolver=Resolver())
     async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
-        for number in count(1):
-            left = max(0.05, until - time.monotonic())  # a pause may last longer than it should, and 0 is no limit
+        for attempt in count(1):
+            # A pause may last longer than requested, and 0 would mean no timeout.
+            seconds = min(MAX_ATTEMPT_SECONDS, max(0.05, deadline - time.monotonic()))
             send = partial(
                 session.post,
                 address.reveal(),
                 data=body,
-                headers=headers_for(body, secret, clock.now()),
-                timeout=aiohttp.ClientTimeout(total=min(SECONDS_EACH, left)),
+                headers=build_headers(body, secret, clock.now()),
+                timeout=aiohttp.ClientTimeout(total=seconds),
                 allow_redirects=False,
             )
-            failure = await _try(send, clock, min(SECONDS_EACH, left))
+            failure = await _attempt(send, clock, seconds)
             if failure is None:
                 return
-            pause = BACKOFF.delay(number, clock.draw()) if failure.wished is None else failure.wished
-            if not failure.again or number == BACKOFF.attempts or time.monotonic() + pause >= until:
-                raise WebhookError(_sentence(failure, number))
+            pause = BACKOFF.delay(attempt, clock.random()) if failure.retry_after is None else failure.retry_after
+            if not failure.retryable or attempt == BACKOFF.max_attempts or time.monotonic() + pause >= deadline:
+                raise WebhookError(_failure_message(failure, attempt))
             await clock.sleep(pause)
 
 
-def _sentence(failure: _Failure, tries: int) -> str:
-    wished = "" if failure.wished is None else f", and wants to be asked again in {failure.wished:,.0f} s"
-    return f"{failure.why}{wished}{f', after {tries} tries' if tries > 1 else ''}"
+def _failure_message(failure: _AttemptFailure, attempts: int) -> str:
+    pause = "" if failure.retry_after is None else f" and requested a retry after {failure.retry_after:,.0f} s"
+    return f"{failure.reason}{pause}{f', after {attempts} attempts' if attempts > 1 else ''}"
 
 
-async def _try(
-    send: Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]], clock: Clock, seconds: float
-) -> _Failure | None:
-    """Sends once; None if it was accepted. What is answered beside the status is not read: it may be hostile.
+async def _attempt(
+    send: Callable[[], AbstractAsyncContextManager[aiohttp.ClientResponse]], clock: WebhookClock, seconds: float
+) -> _AttemptFailure | None:
+    """Send once; return None if the body was accepted. The response body may be hostile and is not read.
 
-    Texts of aiohttp's errors hold the address, and so do errors that they are chained to: none leaves this function.
+    Messages of aiohttp's errors, and of the errors chained to them, contain the address: none leaves this function.
     """
     try:
         with anyio.fail_after(seconds):
             async with send() as response:
-                return _judged(response, clock.now())
+                return _check_response(response, clock.now())
     except TimeoutError:
-        return _Failure("the webhook did not answer in time")
+        return _AttemptFailure("the webhook did not answer in time")
     except aiohttp.ClientConnectorDNSError:
-        return _Failure("the name of the webhook's host cannot be resolved")
+        return _AttemptFailure("the host name of the webhook cannot be resolved")
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        return _Failure(_why(error))
-    except Exception as error:  # noqa: BLE001  whatever it is, its text may hold the address
-        return _Failure(f"the webhook could not be asked ({type(error).__name__})", again=False)
+        return _AttemptFailure(_describe_error(error))
+    except Exception as error:  # noqa: BLE001  the text of any error may contain the address
+        return _AttemptFailure(f"the webhook could not be called ({type(error).__name__})", retryable=False)
 
 
-def _why(error: Exception) -> str:
-    """What went wrong below HTTP, without a word of the error's own: host, port and certificate may stand there."""
+def _describe_error(error: Exception) -> str:
+    """Describe an error below HTTP without its own text, which may contain host, port and certificate."""
     match error:
         case aiohttp.ClientConnectorCertificateError():
-            return "the webhook is not trusted"
+            return "the certificate of the webhook is not trusted"
         case aiohttp.ClientSSLError() | ssl.SSLError():
-            return "no TLS with the webhook"
+            return "the TLS handshake with the webhook failed"
         case aiohttp.ClientConnectorError():
             number = error.os_error.errno
-            known = f": {os.strerror(number)}" if number is not None and number in errno.errorcode else ""
-            return f"the webhook cannot be reached{known}"
+            detail = f": {os.strerror(number)}" if number is not None and number in errno.errorcode else ""
+            return f"the webhook cannot be reached{detail}"
         case aiohttp.ClientOSError() | aiohttp.ServerDisconnectedError() | OSError():
             return "the webhook closed the connection"
-    return f"the webhook sent what is no HTTP answer ({type(error).__name__})"
+    return f"the webhook did not send a valid HTTP response ({type(error).__name__})"
 
 
-def _judged(response: aiohttp.ClientResponse, now: float) -> _Failure | None:
+def _check_response(response: aiohttp.ClientResponse, now: float) -> _AttemptFailure | None:
     status = response.status
-    said = f"the webhook answered {status}"
+    reason = f"the webhook answered {status}"
     if 200 <= status < 300:
         return None
-    if status >= 500 or status in _AGAIN:
-        return _Failure(said, wished=wished_delay(response.headers, now))
+    if status >= 500 or status in _RETRIED_STATUSES:
+        return _AttemptFailure(reason, retry_after=retry_after_seconds(response.headers, now))
     if status < 400:
-        return _Failure(f"{said}, a redirect, which is not followed", again=False)
-    return _Failure(f"{said}: it does not accept this", again=False)
+        return _AttemptFailure(f"{reason}: redirects are not allowed", retryable=False)
+    return _AttemptFailure(f"{reason}: the request was rejected", retryable=False)

@@ -1,7 +1,4 @@
-"""What an audit will take: calls, time at the quotas, requests in flight, and what would make it fit into a window.
-
-The part of a plan that each account has: its devices, what they take at its quotas, and what all take together.
-"""
+"""Calls, time and requests in flight of an audit at its quotas, and what would make it fit into a time window."""
 
 import math
 import sys
@@ -15,219 +12,189 @@ import msgspec
 
 from auditor.client.operations import BATCH_GET_DEVICE_STATE
 from auditor.config.settings import Account, Settings
-from auditor.engine.allocation import at_once_for, workers_of
-from auditor.fleet.table import devices_to_ask
-from auditor.planning.measurements import Asked, Experience, newest_experience
+from auditor.engine.allocation import concurrency_per_account, min_concurrency_for
+from auditor.fleet.table import count_devices_to_query
+from auditor.planning.measurements import QueriedDevices, RunMeasurements, latest_measurements
 from auditor.planning.models import AccountPlan, Plan, Remedy
 from auditor.text.formatting import safe
 
 T = TypeVar("T")
 
-
-REACHED = 0.97
-"""The part of a quota that pacing reaches, as benchmarks show: it keeps a margin for jitter."""
-
+ACHIEVED_QUOTA_FRACTION = 0.97
+"""Fraction of a quota that the rate limiter achieves in benchmarks: it keeps a margin for jitter."""
 
 ASSUMED_LATENCY = 0.3
-"""Seconds from a request to its answer that are assumed where no run tells."""
+"""Seconds from a request to its response, if no run measured it."""
+
+MAX_CONCURRENCY = 10_000
+"""Maximum of the setting ``concurrency``."""
 
 
-MOST_AT_ONCE = 10_000
-"""What ``at_once`` may be at most, as the settings have it."""
+def plan_fleet(settings: Settings, fleet: Path, directory: Path) -> Plan:
+    """Return the plan for the devices in a file that ``write_snapshot`` wrote; earlier runs are in ``directory``."""
+    included = [account.name for account in settings.account if not account.skips_never_activated]
+    devices = count_devices_to_query(fleet, included)
+    return plan_devices(settings, devices, latest_measurements(directory, settings.name))
 
 
-def plan_for(settings: Settings, fleet: Path, directory: Path, window: float | None = None) -> Plan:
-    """The plan for a fleet.
-
-    Args:
-        settings: of the audit.
-        fleet: the file that ``write_snapshot`` wrote.
-        directory: where earlier runs lie.
-        window: seconds that there are.
-    """
-    return plan_of(settings, devices_in(settings, fleet), newest_experience(directory, settings.name), window)
-
-
-def devices_in(settings: Settings, fleet: Path) -> dict[str, int]:
-    """How many devices of a fleet each account is to be asked about."""
-    return devices_to_ask(fleet, [account.name for account in settings.account if not account.skips])
-
-
-def plan_of(
-    settings: Settings, devices: Mapping[str, int], before: Experience | None, window: float | None = None
+def plan_devices(
+    settings: Settings, devices: Mapping[str, int], measurements: RunMeasurements | None, window: float | None = None
 ) -> Plan:
-    """The plan for so many devices of each account.
-
-    Args:
-        settings: of the audit.
-        devices: how many devices each account has.
-        before: what an earlier run tells.
-        window: seconds that there are.
-    """
-    measured = None if before is None else before.latency
-    asked = {} if before is None else before.asked
+    """Return the plan for a number of devices per account; ``window`` is in seconds."""
+    latency = None if measurements is None else measurements.latency
+    queried = {} if measurements is None else measurements.queried
     plans = tuple(
-        _account_plan(
-            account,
-            devices.get(account.name, 0),
-            asked.get(account.name),
-            answers,
-            window,
-        )
-        for account, answers in zip(settings.account, answers_of(settings, before), strict=True)
+        _account_plan(account, devices.get(account.name, 0), queried.get(account.name), throughput, window)
+        for account, throughput in zip(settings.account, account_throughputs(settings, measurements), strict=True)
     )
-    seconds, in_flight = all_known(each.seconds for each in plans), all_known(each.in_flight for each in plans)
+    seconds, in_flight = all_or_none(each.seconds for each in plans), all_or_none(each.in_flight for each in plans)
     fits = [each.fits for each in plans]
     return Plan(
         name=settings.name,
-        run=None if before is None else safe(before.folder.name),
+        run=None if measurements is None else safe(measurements.folder.name),
         devices=sum(each.devices for each in plans),
         calls=sum(each.calls for each in plans),
         seconds=None if seconds is None else max(seconds),
         in_flight=None if in_flight is None else sum(in_flight),
-        latency=ASSUMED_LATENCY if measured is None else measured,
-        latency_assumed=measured is None,
-        at_once=settings.at_once,
-        at_once_advised=_at_once_advised(settings, plans),
+        latency=ASSUMED_LATENCY if latency is None else latency,
+        latency_assumed=latency is None,
+        concurrency=settings.concurrency,
+        concurrency_advised=_advised_concurrency(settings, plans),
         window=window,
         fits=False if False in fits else None if None in fits else True,
         accounts=plans,
     )
 
 
-def calls_within(settings: Settings, account: Account, before: Experience | None, seconds: float) -> int | None:
-    """How many calls of an account fit into a length of time; None: that is not known.
-
-    Args:
-        settings: of the audit.
-        account: one of theirs.
-        before: what an earlier run tells.
-        seconds: that there are.
-    """
-    measured = None if before is None else before.latency
-    workers = workers_of(settings)[settings.account.index(account)]
-    rates = [] if account.rate is None else [account.rate * REACHED]
-    rates += [] if measured is None else [workers / max(measured, 1e-9)]
+def max_calls_within(
+    settings: Settings, account: Account, measurements: RunMeasurements | None, seconds: float
+) -> int | None:
+    """Return how many calls of an account fit into a time; None: unknown."""
+    latency = None if measurements is None else measurements.latency
+    workers = concurrency_per_account(settings)[settings.account.index(account)]
+    rates = [] if account.rate is None else [account.rate * ACHIEVED_QUOTA_FRACTION]
+    rates += [] if latency is None else [workers / max(latency, 1e-9)]
     return math.floor(min(rates) * seconds) if rates else None
 
 
-class Answers(NamedTuple):
-    """Seconds that an answer takes, and how many come a second at most with as many requests in flight as may be."""
+class Throughput(NamedTuple):
+    """Latency of an account in seconds, and its maximum call rate at the configured concurrency."""
 
     latency: float
-    per_second: float
+    max_calls_per_second: float
 
 
-def answers_of(settings: Settings, before: Experience | None) -> list[Answers]:
-    """How fast each account answers, in the settings' order, as far as an earlier run tells."""
-    measured = None if before is None else before.latency
-    if measured is None:
-        return [Answers(ASSUMED_LATENCY, math.inf) for _ in settings.account]
-    return [Answers(measured, workers / max(measured, 1e-9)) for workers in workers_of(settings)]
+def account_throughputs(settings: Settings, measurements: RunMeasurements | None) -> list[Throughput]:
+    """Return the throughput of each account, in the settings' order, as far as an earlier run measured it."""
+    latency = None if measurements is None else measurements.latency
+    if latency is None:
+        return [Throughput(ASSUMED_LATENCY, math.inf) for _ in settings.account]
+    return [Throughput(latency, workers / max(latency, 1e-9)) for workers in concurrency_per_account(settings)]
 
 
 def _account_plan(
-    account: Account, devices: int, asked: Asked | None, answers: Answers, window: float | None
+    account: Account, devices: int, queried: QueriedDevices | None, throughput: Throughput, window: float | None
 ) -> AccountPlan:
-    calls = calls_for(devices, asked)
+    calls = estimate_calls(devices, queried)
     rate = account.rate
-    seconds = seconds_for(calls, rate, answers)
-    in_flight = 0 if not calls else None if rate is None else max(1, math.ceil(rate * answers.latency))
+    seconds = estimate_seconds(calls, rate, throughput)
+    in_flight = 0 if not calls else None if rate is None else max(1, math.ceil(rate * throughput.latency))
     fits = None if window is None or seconds is None else seconds <= window
     return AccountPlan(
         account=account.name,
         devices=devices,
-        devices_assumed=account.listed,
-        calls_each=1.0 if asked is None else asked.requests / asked.devices,
-        calls_assumed=asked is None,
+        devices_assumed=account.uses_discovery,
+        calls_per_device=1.0 if queried is None else queried.requests / queried.devices,
+        calls_assumed=queried is None,
         calls=calls,
-        per_second=rate,
-        share=account.share,
+        calls_per_second=rate,
+        quota_share=account.quota_share,
         seconds=seconds,
         in_flight=in_flight,
         fits=fits,
-        remedy=_remedy(account, devices, asked, answers, window) if window is not None and fits is False else None,
+        remedy=_remedy(account, devices, queried, throughput, window) if window is not None and fits is False else None,
     )
 
 
-def _remedy(account: Account, devices: int, asked: Asked | None, answers: Answers, window: float) -> Remedy:
-    """What would make it fit, found by trying: so a plan that follows the advice does fit."""
+def _remedy(
+    account: Account, devices: int, queried: QueriedDevices | None, throughput: Throughput, window: float
+) -> Remedy:
+    """Return what makes an account fit into ``window`` seconds; found by trial, so a plan that follows it does fit."""
 
     def seconds(devices: int, share: float) -> float:
-        known = seconds_for(calls_for(devices, asked), msgspec.structs.replace(account, share=share).rate, answers)
-        return math.inf if known is None else known
+        rate = msgspec.structs.replace(account, quota_share=share).rate
+        estimate = estimate_seconds(estimate_calls(devices, queried), rate, throughput)
+        return math.inf if estimate is None else estimate
 
     shares = (percent / 100 for percent in range(1, 101))
     share = next((share for share in shares if seconds(devices, share) <= window), None)
-    fitting = bisect_right(range(devices + 1), window, key=lambda some: seconds(some, account.share)) - 1
+    fitting = bisect_right(range(devices + 1), window, key=lambda count: seconds(count, account.quota_share)) - 1
     return Remedy(share, fitting, -(-devices // fitting) if fitting else None)
 
 
-def calls_for(devices: int, asked: Asked | None) -> int:
-    """Calls for so many devices; whole numbers, rounded up."""
-    return devices if asked is None else -(-devices * asked.requests // asked.devices)
+def estimate_calls(devices: int, queried: QueriedDevices | None) -> int:
+    """Return the calls for a number of devices, rounded up; one call per device if nothing was measured."""
+    return devices if queried is None else -(-devices * queried.requests // queried.devices)
 
 
-def seconds_for(calls: int, rate: float | None, answers: Answers) -> float | None:
-    """How long so many calls take at a quota; None: it is not known."""
+def estimate_seconds(calls: int, rate: float | None, throughput: Throughput) -> float | None:
+    """Return how long calls take at a rate in calls per second; None: unknown."""
     if not calls:
         return 0.0
-    return None if rate is None else round(calls / max(min(rate * REACHED, answers.per_second), sys.float_info.min), 3)
+    if rate is None:
+        return None
+    achieved = min(rate * ACHIEVED_QUOTA_FRACTION, throughput.max_calls_per_second)
+    return round(calls / max(achieved, sys.float_info.min), 3)
 
 
-def _at_once_advised(settings: Settings, plans: Iterable[AccountPlan]) -> int | None:
-    """What ``at_once`` should be, if it leaves an account less than it needs."""
+def _advised_concurrency(settings: Settings, plans: Iterable[AccountPlan]) -> int | None:
+    """Return the ``concurrency`` that gives each account as much as it needs; None: the setting is enough."""
     needed = [plan.in_flight or 0 for plan in plans]
-    enough = all(need <= workers for need, workers in zip(needed, workers_of(settings), strict=True))
-    return None if enough else at_once_for(settings, needed)
+    enough = all(need <= workers for need, workers in zip(needed, concurrency_per_account(settings), strict=True))
+    return None if enough else min_concurrency_for(settings, needed)
 
 
-def all_known(values: Iterable[T | None]) -> list[T] | None:
-    """The values, if all of them are known."""
+def all_or_none(values: Iterable[T | None]) -> list[T] | None:
+    """Return the values; None if one of them is None."""
     found = list(values)
-    known = [value for value in found if value is not None]
-    return known if len(known) == len(found) else None
+    present = [value for value in found if value is not None]
+    return present if len(present) == len(found) else None
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """An account's part of the fleet, and how fast it answers."""
-
-    account: Account
-    devices: int
-    sizes: Mapping[int, int]
-    asked: Asked | None
-    answers: Answers
-    budgeted: float
-
-    def calls(self, devices: int) -> int:
-        """Calls for so many of its devices."""
-        return calls_for(devices, self.asked)
-
-    def seconds(self, devices: int, states: int = 0) -> float | None:
-        """How long it takes to ask about so many devices, after so many calls for states."""
-        asking = seconds_for(self.calls(devices), self.account.rate, self.answers)
-        quota = self.account.quotas.batch_get_device_state or BATCH_GET_DEVICE_STATE.per_second
-        known = seconds_for(states, quota * self.account.share, self.answers)
-        if self.account.rate is None and states:
-            return None
-        return None if asking is None or known is None else asking + known
-
-
-class Taken(NamedTuple):
-    """What an account takes, or all of them: devices that are asked, all calls, and seconds (None: not known)."""
+class Cost(NamedTuple):
+    """Devices to query, all calls, and seconds (None: unknown), of one account or of all."""
 
     devices: int
     calls: int
     seconds: float | None
 
 
-def sum_of(taken: Iterable[Taken]) -> Taken:
-    """What accounts take together: calls add up, and the longest tells the time."""
-    each = list(taken)
-    seconds = all_known(one.seconds for one in each)
-    return Taken(
-        sum(one.devices for one in each),
-        sum(one.calls for one in each),
-        None if seconds is None else round(max(seconds, default=0.0), 3),
-    )
+def total_cost(costs: Iterable[Cost]) -> Cost:
+    """Return the cost of all accounts: calls add up, and the slowest account determines the time."""
+    devices, calls, times = zip(*costs, strict=True)
+    seconds = all_or_none(times)
+    return Cost(sum(devices), sum(calls), None if seconds is None else round(max(seconds), 3))
+
+
+@dataclass(frozen=True, slots=True)
+class AccountLoad:
+    """An account's devices, and what determines their cost.
+
+    ``products_by_size``: number of products by their number of devices; ``quota_fraction``: fraction of a call budget.
+    """
+
+    account: Account
+    devices: int
+    products_by_size: Mapping[int, int]
+    queried: QueriedDevices | None
+    throughput: Throughput
+    quota_fraction: float
+
+    def cost(self, devices: int, state_calls: int = 0) -> Cost:
+        """Return the cost of a number of its devices, after a number of calls for connection states."""
+        calls = estimate_calls(devices, self.queried)
+        quota = self.account.quotas.batch_get_device_state or BATCH_GET_DEVICE_STATE.calls_per_second
+        state_rate = None if self.account.rate is None else quota * self.account.quota_share
+        rates = (calls, self.account.rate), (state_calls, state_rate)
+        seconds = all_or_none(estimate_seconds(count, rate, self.throughput) for count, rate in rates)
+        return Cost(devices, calls + state_calls, None if seconds is None else sum(seconds))

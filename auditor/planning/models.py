@@ -1,55 +1,54 @@
-"""Strategies by which a run asks a fleet, and how old answers get by the one that asks a part of it each night."""
+"""Plans as data: the cost of a complete audit by account, and of each strategy (``auditor plan --format json``)."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from auditor.models import SinceRule
+from auditor.models import ChangeDetection
 from auditor.runs.manifest import Planned
 
-Kind = Literal["full", "since", "rolling", "sample"]
-"""``full``: every device. The others are as a run's ``choice`` has them."""
+PlanStrategy = Literal["full", "incremental", "rolling", "sample"]
+"""``full``: every device. The others are those of ``selection.strategy`` in ``run.json``."""
 
 
 @dataclass(frozen=True, slots=True)
 class StrategyPlan:
-    """What one strategy takes in one run, and how old or how wrong what it tells may be. None: not known, or not told.
+    """Cost of one run with one strategy, and the age or error of its results. None: unknown, or not applicable.
 
     Attributes:
-        strategy: how devices are chosen.
-        rule: when an answer is carried, for ``since``.
-        sample: so many devices are drawn, for ``sample``.
-        precision: how well shares are to be known, as a part, for ``sample``.
-        budget: calls that there are, for ``rolling``.
-        window: seconds that there are a night, for ``rolling``.
-        devices: how many are asked.
-        calls: for these, and for the states of devices.
-        calls_least: what it takes at the least, where only that is known.
-        seconds: how long that takes, for the longest account.
-        seconds_least: likewise, at the least.
-        oldest_nights: how many nights the oldest answer is old at most when a run ends, if each night has one run; 0:
-            all are of this run.
-        mean_nights: how many they are old on average at most.
-        half_width: half the 95% confidence interval of a share of the fleet's devices at worst, which is that of 50%.
-        recheck_rate, recheck_low, recheck_high: the part of the carried whose answers were other ones by now, with its
-            95% confidence interval, as an earlier run measured.
-        recheck_run: the name of that run's folder.
-        run: the name of the run folder that tells how many devices are asked.
-        fits: whether it fits into the window.
+        strategy: how devices are selected.
+        change_detection: which devices may have changed, for ``incremental``.
+        sample_size: number of sampled devices, for ``sample``.
+        precision: required half-width of intervals as a fraction, for ``sample``.
+        max_calls: call budget of a run, for ``rolling``.
+        window: seconds available for a run, for ``rolling``.
+        devices: number of devices to query.
+        calls: calls for these devices, and for connection states.
+        min_calls: lower bound of the calls, if only that is known.
+        seconds: duration, for the slowest account.
+        min_seconds: lower bound of the duration, if only that is known.
+        max_age_runs: maximum age of the oldest result at the end of a run, in runs; 0: every result is of this run.
+        mean_age_runs: maximum mean age of the results, in runs.
+        half_width: half the 95% interval of a share of the fleet in the worst case, a share of 50%.
+        recheck_rate, recheck_low, recheck_high: fraction of the carried results that were outdated, with its 95%
+            interval, as measured by an earlier run.
+        recheck_run: name of that run's folder.
+        run: name of the run folder that the number of devices is estimated from.
+        fits: whether it fits into the plan's window.
     """
 
-    strategy: Kind
-    rule: SinceRule | None = None
-    sample: int | None = None
+    strategy: PlanStrategy
+    change_detection: ChangeDetection | None = None
+    sample_size: int | None = None
     precision: float | None = None
-    budget: int | None = None
+    max_calls: int | None = None
     window: float | None = None
     devices: int | None = None
     calls: int | None = None
-    calls_least: int | None = None
+    min_calls: int | None = None
     seconds: float | None = None
-    seconds_least: float | None = None
-    oldest_nights: int | None = None
-    mean_nights: float | None = None
+    min_seconds: float | None = None
+    max_age_runs: int | None = None
+    mean_age_runs: float | None = None
     half_width: float | None = None
     recheck_rate: float | None = None
     recheck_low: float | None = None
@@ -61,47 +60,47 @@ class StrategyPlan:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """What would make an account's devices fit into a window that is too short for them; either is enough.
+    """Changes that make an account fit into a window that is too short for it; either one is enough.
 
     Attributes:
-        share: the share of the quota, in hundredths; None: the whole quota is too little.
-        devices: how many of the devices fit into one window as things are.
-        windows: how many such windows all devices take, and so how many accounts with the same quota and share would
-            do it in one; None: not one device fits.
+        quota_share: smallest sufficient share of the quota, a multiple of 0.01; None: the complete quota is not enough.
+        devices: number of devices that fit into one window with the current settings.
+        windows: number of windows for all devices, or of accounts with the same quota and share for one window; None:
+            not even one device fits.
     """
 
-    share: float | None
+    quota_share: float | None
     devices: int
     windows: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class AccountPlan:
-    """What an account will take.
+    """Cost of one account.
 
     Attributes:
         account: its name.
-        devices: how many devices it is asked about.
-        devices_assumed: whether that is what the platform listed for an earlier run: a plan asks nobody.
-        calls_each: calls a device, repeats among them: a mean.
-        calls_assumed: whether no run tells, so that one call a device is assumed.
+        devices: number of devices to query.
+        devices_assumed: whether that number is from an earlier run, because the platform lists the fleet.
+        calls_per_device: mean number of calls for a device, with retries.
+        calls_assumed: whether one call per device is assumed, because no run measured it.
         calls: calls for all devices.
-        per_second: calls a second that are ours; None: no quota, or none that is known.
-        share: the part of the quota that is ours.
-        seconds: how long it takes at that rate; None: not known.
-        in_flight: requests in flight that the rate needs; None: not known.
-        fits: whether it fits into the window; None: not known, or no window was given.
+        calls_per_second: configured rate; None: no quota, or an unknown one.
+        quota_share: configured share of the quota.
+        seconds: duration at that rate; None: unknown.
+        in_flight: requests in flight that the rate requires; None: unknown.
+        fits: whether it fits into the window; None: unknown, or no window was given.
         remedy: what would make it fit; None if it does.
     """
 
     account: str
     devices: int
     devices_assumed: bool
-    calls_each: float
+    calls_per_device: float
     calls_assumed: bool
     calls: int
-    per_second: float | None
-    share: float
+    calls_per_second: float | None
+    quota_share: float
     seconds: float | None
     in_flight: int | None
     fits: bool | None
@@ -110,22 +109,22 @@ class AccountPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an audit will take, as an earlier run of its name and the quotas tell.
+    """Cost of an audit, estimated from the quotas and an earlier run of the same name.
 
     Attributes:
-        name: the audit's.
-        run: the name of the run folder that tells of calls and latency; None: there is none.
-        devices, calls: of all accounts.
-        seconds: how long the longest account takes, for they are audited side by side; None: one is not known.
-        in_flight: requests in flight that all rates need together; None: one is not known.
-        latency: seconds from a request to its answer.
-        latency_assumed: whether no run tells that.
-        at_once: the settings' own.
-        at_once_advised: what it should be to use the quotas that are known; None: it is enough.
-        window: seconds that there are; None: not told.
-        fits: whether all accounts fit into it; None: not known, or no window was given.
-        accounts: what each takes, in the settings' order.
-        strategies: what asking every device takes, and what asking less does, side by side; empty: not compared.
+        name: the audit's name.
+        run: name of the run folder that calls and latency are estimated from; None: there is none.
+        devices, calls: sums over all accounts.
+        seconds: duration of the slowest account, as accounts are audited concurrently; None: one is unknown.
+        in_flight: requests in flight that all rates require together; None: one is unknown.
+        latency: seconds from a request to its response.
+        latency_assumed: whether no run measured the latency.
+        concurrency: the setting.
+        concurrency_advised: value of the setting that the known quotas require; None: the setting is enough.
+        window: seconds available; None: not given.
+        fits: whether all accounts fit into the window; None: unknown, or no window was given.
+        accounts: cost of each account, in the settings' order.
+        strategies: cost of querying every device, and of each other strategy; empty: not compared.
     """
 
     name: str
@@ -136,8 +135,8 @@ class Plan:
     in_flight: int | None
     latency: float
     latency_assumed: bool
-    at_once: int
-    at_once_advised: int | None
+    concurrency: int
+    concurrency_advised: int | None
     window: float | None
     fits: bool | None
     accounts: tuple[AccountPlan, ...]
@@ -145,5 +144,5 @@ class Plan:
 
     @property
     def planned(self) -> Planned:
-        """The figures that a run's manifest keeps."""
+        """The figures that are stored in a run's manifest."""
         return Planned(self.calls, self.seconds, self.in_flight)

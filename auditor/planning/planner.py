@@ -1,4 +1,4 @@
-"""A plan before the audit: the fleet is read whole, and nobody is asked anything."""
+"""Plan an audit: the complete fleet is read, and no request is sent."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,16 +7,16 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
-from auditor.config.settings import Settings, WhichDevices
-from auditor.config.validation import check_which_devices
+from auditor.config.settings import SelectionSettings, Settings
+from auditor.config.validation import validate_selection
 from auditor.errors import FleetError, UsageError
-from auditor.fleet.snapshot import fleet_files, with_fleet, write_snapshot
+from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_snapshot
 from auditor.fleet.table import product_sizes
-from auditor.planning.capacity import plan_of
-from auditor.planning.measurements import carrying_from, newest_experience
+from auditor.planning.capacity import plan_devices
+from auditor.planning.measurements import latest_measurements, measure_carry
 from auditor.planning.models import Plan
-from auditor.planning.strategies import Known, compare
-from auditor.runs.folder import FLEET, runs_in
+from auditor.planning.strategies import PlanningInputs, compare_strategies
+from auditor.runs.folder import FLEET, RunCatalog
 
 
 def plan_audit(
@@ -26,90 +26,85 @@ def plan_audit(
     directory: str | Path | None = None,
     limit: int | None = None,
     window: float | None = None,
-    calls: int | None = None,
-    sample: int | None = None,
+    max_calls: int | None = None,
+    sample_size: int | None = None,
     precision: str | None = None,
 ) -> Plan:
-    """How many calls an audit will take, how long, and whether that fits; no key is read and nothing is asked.
+    """Estimate the calls and the duration of an audit, and whether it fits. No key is read and no request is sent.
 
-    The plan is of asking every device; its ``strategies`` say what asking less takes, whatever the settings do.
-    A fleet that the platform lists is taken to have as many devices as the newest run of the same name found.
+    The plan is for querying every device, whatever the settings select; its ``strategies`` give the cost of the others.
+    A fleet that the platform lists is assumed to have as many devices as in the newest run of the same name.
 
     Args:
         settings: see ``load_settings``.
-        fleet: a fleet file instead of the one in the settings (one account only); ``-`` is standard input.
-        directory: where earlier runs lie, instead of the settings' ``directory``; they tell of calls and latency.
-        limit: only the first so many devices.
-        window: the seconds that there are; of strategies, a night.
-        calls: a budget of calls a night to compare with, instead of the settings' ``calls``.
-        sample: so many devices to compare with, drawn at random, instead of the settings' ``sample``.
-        precision: how well shares are to be known by a sample to compare with, instead of the settings' ``precision``.
+        fleet: fleet file that replaces the one in the settings (one account only); ``-`` is standard input.
+        directory: directory of earlier runs, instead of the settings' ``directory``; calls and latency are from these.
+        limit: maximum number of devices.
+        window: seconds available for a run.
+        max_calls: call budget of a run to compare, instead of the setting.
+        sample_size: sample to compare, instead of the setting.
+        precision: precision of a sample to compare, instead of the setting.
 
     Raises:
         UsageError: ``limit`` is below 1, or ``window`` is not above 0.
-        SettingsError: ``calls``, ``sample`` or ``precision`` is none.
-        RunFolderError: the settings' ``since`` names no run folder.
-        FleetError: the fleet cannot be used, or the platform lists it and no run tells how many devices it has.
+        SettingsError: ``max_calls``, ``sample_size`` or ``precision`` is invalid.
+        RunFolderError: the settings' ``since`` is not a run folder.
+        FleetError: the fleet cannot be used, or the platform lists it and no run has recorded its devices.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit}: give a number of devices from 1 up")
     if window is not None and not window > 0:
         raise UsageError(f"window {window:g}: give a number of seconds above 0")
-    settings = _compared(with_fleet(settings, fleet), calls, sample, precision)
+    settings = _override(apply_fleet_option(settings, fleet), max_calls, sample_size, precision)
     runs = Path(directory or settings.directory)
-    before, sizes = newest_experience(runs, settings.name), _listed_before(settings, runs)
+    measurements, by_size = latest_measurements(runs, settings.name), _discovered_products(settings, runs)
     if files := fleet_files(settings):
         with TemporaryDirectory(prefix="auditor-") as temporary:
             snapshot = Path(temporary, FLEET)
             write_snapshot(files, snapshot, limit=limit)
-            sizes = _sizes_in(settings, snapshot) | sizes
-    devices = {name: sum(size * number for size, number in found.items()) for name, found in sizes.items()}
-    devices = devices if limit is None else _first(settings, devices, limit)
-    plan = plan_of(settings, devices, before, window)
-    known = Known(devices, sizes, before, carrying_from(runs, settings.name, settings.since))
-    return replace(plan, strategies=tuple(compare(settings, plan, known)))
+            by_size = _products_by_size(settings, snapshot) | by_size
+    devices = {name: sum(size * products for size, products in found.items()) for name, found in by_size.items()}
+    devices = devices if limit is None else _limited(settings, devices, limit)
+    plan = plan_devices(settings, devices, measurements, window)
+    inputs = PlanningInputs(devices, by_size, measurements, measure_carry(runs, settings.name, settings.since))
+    return replace(plan, strategies=tuple(compare_strategies(settings, plan, inputs)))
 
 
-def _compared(settings: Settings, calls: int | None, sample: int | None, precision: str | None) -> Settings:
-    """The settings with what to compare with; a sample and a budget exclude each other in a run, but not here."""
-    given = {"calls": calls, "sample": sample, "precision": precision}
+def _override(settings: Settings, max_calls: int | None, sample_size: int | None, precision: str | None) -> Settings:
+    """Return the settings with what to compare; a sample excludes a call budget in a run, but not here."""
+    given = {"max_calls": max_calls, "sample_size": sample_size, "precision": precision}
     given = {key: value for key, value in given.items() if value is not None}
     for key, value in given.items():
-        check_which_devices(msgspec.convert({key: value}, WhichDevices), "plan")
+        validate_selection(msgspec.convert({key: value}, SelectionSettings), "plan")
     return msgspec.structs.replace(settings, **given)
 
 
-def _sizes_in(settings: Settings, fleet: Path) -> dict[str, dict[int, int]]:
-    """How many products of how many devices each account is to be asked about."""
-    return product_sizes(fleet, [account.name for account in settings.account if not account.skips])
+def _products_by_size(settings: Settings, fleet: Path) -> dict[str, dict[int, int]]:
+    """Return the number of products of each account by their number of devices to query."""
+    return product_sizes(fleet, [account.name for account in settings.account if not account.skips_never_activated])
 
 
-def _listed_before(settings: Settings, directory: Path) -> dict[str, dict[int, int]]:
-    """Products by size, as the newest run found them in each fleet that is listed; a part of a fleet tells nothing.
-
-    Raises:
-        FleetError: no run tells of one of them.
-    """
-    left = {account.name for account in settings.account if account.listed}
-    known: dict[str, dict[int, int]] = {}
-    runs, _ = runs_in(directory) if left and directory.exists() else ([], [])
-    for manifest, folder in runs:
-        tells = left & {each.account for each in manifest.listings if each.state != "pending"}
-        if tells and manifest.name == settings.name and not manifest.fleet.cut and (folder / FLEET).is_file():
-            found = _sizes_in(settings, folder / FLEET)
-            known |= {name: found.get(name, {}) for name in tells}
-            left -= tells
-    for name in sorted(left):
+def _discovered_products(settings: Settings, directory: Path) -> dict[str, dict[int, int]]:
+    """Return the products by size of each fleet that the platform lists, from the newest run with a complete fleet."""
+    missing = {account.name for account in settings.account if account.uses_discovery}
+    found: dict[str, dict[int, int]] = {}
+    for manifest, folder in RunCatalog(directory, missing_ok=True).named(settings.name) if missing else ():
+        recorded = missing & {each.account for each in manifest.discovery if each.state != "pending"}
+        if recorded and not manifest.fleet.cut and (folder / FLEET).is_file():
+            by_size = _products_by_size(settings, folder / FLEET)
+            found |= {name: by_size.get(name, {}) for name in recorded}
+            missing -= recorded
+    for name in sorted(missing):
         raise FleetError(
-            f'account "{name}": the platform lists its fleet, and no earlier run tells how many devices it has; '
+            f'account "{name}": the platform lists its fleet, and no earlier run has recorded its devices; '
             "audit it once, or write the fleet with: auditor fleet CONFIG -o fleet.csv, and plan with --fleet"
         )
-    return known
+    return found
 
 
-def _first(settings: Settings, devices: Mapping[str, int], limit: int) -> dict[str, int]:
-    """The first so many devices: those of fleet files, then those that are listed."""
+def _limited(settings: Settings, devices: Mapping[str, int], limit: int) -> dict[str, int]:
+    """Return the number of devices of each account within a limit: those of fleet files first."""
     kept: dict[str, int] = {}
-    for account in sorted(settings.account, key=lambda each: each.listed):
+    for account in sorted(settings.account, key=lambda each: each.uses_discovery):
         kept[account.name] = min(devices.get(account.name, 0), limit - sum(kept.values()))
     return kept

@@ -1,4 +1,4 @@
-"""What each strategy takes of one fleet, side by side: calls, time, and how old or how wrong what it tells may be."""
+"""Comparison of all strategies for one fleet: calls, time, and the age or error of their results."""
 
 import math
 import sys
@@ -6,55 +6,45 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from auditor.config.settings import Settings, part_of
-from auditor.engine.allocation import parts_of
-from auditor.models import SinceRule
-from auditor.planning.capacity import Part, Taken, all_known, answers_of, calls_within, sum_of
-from auditor.planning.measurements import Carrying, Experience, SinceTold
+from auditor.client.operations import BATCH_GET_DEVICE_STATE
+from auditor.config.settings import Settings, parse_percentage
+from auditor.engine.allocation import quota_fractions
+from auditor.models import ChangeDetection
+from auditor.planning.capacity import AccountLoad, Cost, account_throughputs, all_or_none, max_calls_within, total_cost
+from auditor.planning.measurements import CHANGE_DETECTION_RULES, CarryMeasurements, IncrementalStats, RunMeasurements
 from auditor.planning.models import Plan, StrategyPlan
-from auditor.planning.sample_size import samples
-from auditor.selection.connectivity import AT_ONCE
+from auditor.planning.sample_size import sample_plans
 from auditor.text.formatting import safe
 
-OLDEST = 1, 3, 7
-"""Nights that the oldest answer may be old, where nobody says how much time or how many calls there are."""
+DEFAULT_AGES = 1, 3, 7
+"""Maximum ages, in runs, that are compared if neither a window nor a call budget is given."""
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of a fleet and of earlier runs.
+class PlanningInputs:
+    """Everything that a comparison is based on: the devices to query of each account, and earlier runs.
 
-    Attributes:
-        devices: how many devices of each account are to be asked about.
-        sizes: how many products of each account have how many of them; an account whose do not add up counts as one.
-        before: what an earlier run tells of calls and latency.
-        carrying: what there is to carry.
+    ``products_by_size`` is the number of products of each account by their number of devices. An account whose numbers
+    do not add up counts as one product.
     """
 
     devices: Mapping[str, int]
-    sizes: Mapping[str, Mapping[int, int]]
-    before: Experience | None
-    carrying: Carrying
+    products_by_size: Mapping[str, Mapping[int, int]]
+    measurements: RunMeasurements | None
+    carry: CarryMeasurements
 
 
-def compare(settings: Settings, plan: Plan, known: Known) -> Iterator[StrategyPlan]:
-    """What strategies take, beginning with asking every device.
+def compare_strategies(settings: Settings, plan: Plan, inputs: PlanningInputs) -> Iterator[StrategyPlan]:
+    """Yield the cost of each strategy; the first one, ``plan``, queries every device.
 
-    Args:
-        settings: their ``calls``, ``sample`` and ``precision`` say what is compared, else it is what people may want.
-        plan: of asking every device.
-        known: what is known.
+    ``max_calls``, ``sample_size`` and ``precision`` of the settings determine what is compared; defaults replace them.
     """
-    parts = _parts(settings, known)
-    rows = [
-        StrategyPlan(
-            "full", devices=plan.devices, calls=plan.calls, seconds=plan.seconds, oldest_nights=0, mean_nights=0.0
-        )
-    ]
-    rules: tuple[SinceRule, ...] = ("strict", "reconnected")
-    rows += [_since(settings, parts, rule, known.carrying) for rule in rules]
-    rows += _rolling_rows(settings, plan, parts, known.before)
-    rows += samples(settings, parts)
+    loads = _account_loads(settings, inputs)
+    full = StrategyPlan("full", devices=plan.devices, calls=plan.calls, seconds=plan.seconds)
+    rows = [replace(full, max_age_runs=0, mean_age_runs=0.0)]
+    rows += [_incremental_row(settings, loads, rule, inputs.carry) for rule in CHANGE_DETECTION_RULES]
+    rows += _rolling_rows(settings, plan, loads, inputs.measurements)
+    rows += sample_plans(settings, loads)
     for row in rows:
         yield replace(row, fits=_fits(row, plan.window))
 
@@ -63,136 +53,140 @@ def _fits(row: StrategyPlan, window: float | None) -> bool | None:
     if window is None:
         return None
     if row.seconds is None:
-        return False if row.seconds_least is not None and row.seconds_least > window else None
+        return False if row.min_seconds is not None and row.min_seconds > window else None
     return row.seconds <= window
 
 
-def _parts(settings: Settings, known: Known) -> list[Part]:
-    asked = {} if known.before is None else known.before.asked
-    found = []
-    accounts = zip(settings.account, answers_of(settings, known.before), parts_of(settings), strict=True)
-    for account, answers, budgeted in accounts:
-        devices = known.devices.get(account.name, 0)
-        sizes = known.sizes.get(account.name, {})
-        if sum(size * products for size, products in sizes.items()) != devices:
-            sizes = {devices: 1}
-        found.append(Part(account, devices, sizes, asked.get(account.name), answers, budgeted))
-    return found
+def _account_loads(settings: Settings, inputs: PlanningInputs) -> list[AccountLoad]:
+    queried = {} if inputs.measurements is None else inputs.measurements.queried
+    throughputs, fractions = account_throughputs(settings, inputs.measurements), quota_fractions(settings)
+    loads = []
+    for account, throughput, fraction in zip(settings.account, throughputs, fractions, strict=True):
+        devices = inputs.devices.get(account.name, 0)
+        by_size = inputs.products_by_size.get(account.name, {})
+        if sum(size * products for size, products in by_size.items()) != devices:
+            by_size = {devices: 1}
+        loads.append(AccountLoad(account, devices, by_size, queried.get(account.name), throughput, fraction))
+    return loads
 
 
-def _since(settings: Settings, parts: list[Part], rule: SinceRule, carrying: Carrying) -> StrategyPlan:
-    row = StrategyPlan("since", rule=rule)
-    if carrying.run is None:  # nothing is known, so everybody is asked, and no state
-        taken = sum_of(Taken(part.devices, part.calls(part.devices), part.seconds(part.devices)) for part in parts)
-        return replace(
-            row, devices=taken.devices, calls=taken.calls, seconds=taken.seconds, oldest_nights=0, mean_nights=0.0
-        )
-    told = carrying.told.get(rule, SinceTold())
-    recheck = part_of(settings.recheck)
-    sums = sum_of(_carried(part, carrying, told.asked.get(part.account.name), recheck) for part in parts)
-    if told.recheck is not None:
+def _incremental_row(
+    settings: Settings, loads: list[AccountLoad], rule: ChangeDetection, carry: CarryMeasurements
+) -> StrategyPlan:
+    row = StrategyPlan("incremental", change_detection=rule)
+    if carry.run is None:  # without a baseline every device is queried, and no state
+        cost = total_cost(load.cost(load.devices) for load in loads)
+        return replace(row, **cost._asdict(), max_age_runs=0, mean_age_runs=0.0)
+    stats = carry.by_rule.get(rule, IncrementalStats())
+    recheck = parse_percentage(settings.recheck)
+    cost = total_cost(_incremental_cost(load, carry, stats, recheck) for load in loads)
+    if stats.recheck is not None:
         row = replace(
             row,
-            recheck_rate=told.recheck.rate,
-            recheck_low=told.recheck.low,
-            recheck_high=told.recheck.high,
-            recheck_run=None if told.recheck_run is None else safe(told.recheck_run),
+            recheck_rate=stats.recheck.rate,
+            recheck_low=stats.recheck.low,
+            recheck_high=stats.recheck.high,
+            recheck_run=None if stats.recheck_run is None else safe(stats.recheck_run),
         )
-    if all(part.account.name in told.asked for part in parts if part.devices):
-        run = None if told.run is None else safe(told.run)
-        return replace(row, devices=sums.devices, calls=sums.calls, seconds=sums.seconds, run=run)
-    return replace(row, calls_least=sums.calls, seconds_least=sums.seconds)
+    if all(load.account.name in stats.selected_fraction for load in loads if load.devices):
+        run = None if stats.run is None else safe(stats.run)
+        return replace(row, **cost._asdict(), run=run)
+    return replace(row, min_calls=cost.calls, min_seconds=cost.seconds)
 
 
-def _carried(part: Part, carrying: Carrying, told: float | None, recheck: float) -> Taken:
-    """What an account takes; without ``told`` the least: as if nothing had connected."""
-    answered = part.devices if carrying.answered is None else carrying.answered.get(part.account.name, 0)
-    new = max(0, part.devices - answered)
-    asked = max(new, math.ceil(part.devices * (told or 0.0) - 1e-6))
-    asked += math.floor(recheck * (part.devices - asked))
-    states = -(-(part.devices - new) // AT_ONCE)
-    return Taken(asked, part.calls(asked) + states, part.seconds(asked, states))
+def _incremental_cost(load: AccountLoad, carry: CarryMeasurements, stats: IncrementalStats, recheck: float) -> Cost:
+    """Return the cost of an account; without a measured fraction the lower bound, as if no device had reconnected."""
+    answered = load.devices if carry.answered is None else carry.answered.get(load.account.name, 0)
+    new = max(0, load.devices - answered)
+    fraction = stats.selected_fraction.get(load.account.name, 0.0)
+    selected = max(new, math.ceil(load.devices * fraction - 1e-6))
+    selected += math.floor(recheck * (load.devices - selected))
+    state_calls = -(-(load.devices - new) // BATCH_GET_DEVICE_STATE.page_size)
+    return load.cost(selected, state_calls)
 
 
 def _rolling_rows(
-    settings: Settings, plan: Plan, parts: list[Part], before: Experience | None
+    settings: Settings, plan: Plan, loads: list[AccountLoad], measurements: RunMeasurements | None
 ) -> Iterator[StrategyPlan]:
-    """A row for what there is, or, where nobody says, one for each of several ages; none if no time is known."""
-    if plan.window is not None or settings.calls is not None:
-        yield _rolling(settings, parts, before, plan.window)
+    """Yield the plan for the given window and budget; without them one for each default age, if times are known."""
+    if plan.window is not None or settings.max_calls is not None:
+        yield _rolling_row(settings, loads, measurements, plan.window)
     elif plan.seconds is not None and plan.devices:
-        last = math.ceil(plan.seconds) + 1
+        end = math.ceil(plan.seconds) + 1
 
-        def oldest(window: int) -> int:
-            nights = _rolling(settings, parts, before, window).oldest_nights
-            return sys.maxsize if nights is None else nights
+        def max_age(window: int) -> int:
+            age = _rolling_row(settings, loads, measurements, window).max_age_runs
+            return sys.maxsize if age is None else age
 
-        # Found by trying, so that a plan with this window says the same.
-        windows = [bisect_left(range(1, last), -nights, key=lambda some: -oldest(some)) + 1 for nights in OLDEST]
-        rows = [_rolling(settings, parts, before, window) for window in dict.fromkeys(windows)]
-        yield from (row for row in rows if row.oldest_nights)  # 0 is every device
+        # Found by trying, so that a plan with this window gives the same age.
+        windows = [bisect_left(range(1, end), -age, key=lambda window: -max_age(window)) + 1 for age in DEFAULT_AGES]
+        rows = [_rolling_row(settings, loads, measurements, window) for window in dict.fromkeys(windows)]
+        yield from (row for row in rows if row.max_age_runs)  # 0 is every device
 
 
-def _rolling(settings: Settings, parts: list[Part], before: Experience | None, window: float | None) -> StrategyPlan:
-    row = StrategyPlan("rolling", budget=settings.calls, window=window)
-    asked = all_known(_borne(settings, part, before, window) for part in parts)
-    if asked is None:
+def _rolling_row(
+    settings: Settings, loads: list[AccountLoad], measurements: RunMeasurements | None, window: float | None
+) -> StrategyPlan:
+    row = StrategyPlan("rolling", max_calls=settings.max_calls, window=window)
+    counts = all_or_none(_devices_per_run(settings, load, measurements, window) for load in loads)
+    if counts is None:
         return row
-    guaranteed = part_of(settings.guaranteed)
-    taken = sum_of(Taken(some, part.calls(some), part.seconds(some)) for part, some in zip(parts, asked, strict=True))
-    row = replace(row, devices=taken.devices, calls=taken.calls, seconds=taken.seconds)
-    old = all_known(ages(part.sizes, some, guaranteed) for part, some in zip(parts, asked, strict=True))
-    if old is None:
+    fair_share = parse_percentage(settings.fair_share)
+    cost = total_cost(load.cost(count) for load, count in zip(loads, counts, strict=True))
+    row = replace(row, **cost._asdict())
+    ages = all_or_none(
+        answer_ages(load.products_by_size, count, fair_share) for load, count in zip(loads, counts, strict=True)
+    )
+    if ages is None:
         return row
-    weighted = sum(part.devices * mean for part, (_, mean) in zip(parts, old, strict=True))
+    weighted = sum(load.devices * mean for load, (_, mean) in zip(loads, ages, strict=True))
     return replace(
         row,
-        oldest_nights=max((oldest for oldest, _ in old), default=0),
-        mean_nights=round(weighted / max(1, sum(part.devices for part in parts)), 3),
+        max_age_runs=max((oldest for oldest, _ in ages), default=0),
+        mean_age_runs=round(weighted / max(1, sum(load.devices for load in loads)), 3),
     )
 
 
-def _borne(settings: Settings, part: Part, before: Experience | None, window: float | None) -> int | None:
-    """How many devices of an account are asked a night; None: not known. Listing them counts on a budget of calls."""
-    if not part.devices:
+def _devices_per_run(
+    settings: Settings, load: AccountLoad, measurements: RunMeasurements | None, window: float | None
+) -> int | None:
+    """Return how many devices of an account a run queries; None: unknown. A call budget also pays for discovery."""
+    if not load.devices:
         return 0
     calls = []
-    if window is not None and (timed := calls_within(settings, part.account, before, window)) is not None:
+    if window is not None and (timed := max_calls_within(settings, load.account, measurements, window)) is not None:
         calls.append(timed)
-    if settings.calls is not None:
-        listing = -(-part.devices // AT_ONCE) if part.account.listed else 0
-        calls.append(max(0, math.floor(settings.calls * part.budgeted) - listing))
-    each = 1.0 if part.asked is None else part.asked.requests / part.asked.devices
-    return min(part.devices, math.floor(min(calls) / each)) if calls else None
+    if settings.max_calls is not None:
+        discovery = -(-load.devices // BATCH_GET_DEVICE_STATE.page_size) if load.account.uses_discovery else 0
+        calls.append(max(0, math.floor(settings.max_calls * load.quota_fraction) - discovery))
+    per_device = 1.0 if load.queried is None else load.queried.requests / load.queried.devices
+    return min(load.devices, math.floor(min(calls) / per_device)) if calls else None
 
 
-def ages(sizes: Mapping[int, int], asked: int, guaranteed: float) -> tuple[int, float] | None:
-    """How many nights answers are old when a run ends, at most: the oldest, and on average; None: there is no bound.
+def answer_ages(products_by_size: Mapping[int, int], budget: int, fair_share: float) -> tuple[int, float] | None:
+    """Return upper bounds for the age of results at the end of a run, in runs: of the oldest, and of the mean.
 
-    Each night a product of n devices has a turn of t for those that were not read for the longest time: its part of
-    what is guaranteed, rounded up, or down where rounding up gives all products together more than there is. What was
-    in a turn is the newest of its product, so turns of C = ceil(n / t) nights have every device: it was asked C - 1
-    nights ago at most. At the end of a run k turns, those of the nights 0 to k - 1, are k * t devices that are younger
-    than k nights. So n - k * t at most are k nights old or older, and these for k from 1 to C - 1 add up to all ages:
-    on average n * (C - 1) - t * C * (C - 1) / 2 nights by n, which is (C - 1) / 2 where t divides n. What is not
-    guaranteed can only make them younger.
+    Each run gives a product of n devices a turn of t devices, those with the oldest results. The turn is its part of
+    the fair share, rounded up; it is rounded down if rounding up gives all products together more than there is. The
+    devices of a turn become the newest of their product, so C = ceil(n / t) turns contain every device: each was
+    queried C - 1 runs ago at most. At the end of a run the turns of the runs 0 to k - 1 are k * t devices younger than
+    k runs. So at most n - k * t devices are k runs old or older. The sum over k from 1 to C - 1 is the sum of all ages:
+    n * (C - 1) - t * C * (C - 1) / 2, which is n * (C - 1) / 2 if t divides n. The part of a run that is not shared
+    fairly can only make results younger. There is no bound, None, if a product has no turn.
 
-    Args:
-        sizes: how many products have how many devices.
-        asked: devices asked a night, of all products together.
-        guaranteed: the part, 0 to 1, that products have by their size.
+    ``budget`` are queried of all products together; ``fair_share`` of them, 0 to 1, is divided by size.
     """
-    devices = sum(size * products for size, products in sizes.items())
-    if asked >= devices:
+    devices = sum(size * products for size, products in products_by_size.items())
+    if budget >= devices:
         return 0, 0.0
-    parts = {size: guaranteed * (asked * size / devices) for size in sizes}
-    enough = sum(math.ceil(parts[size]) * products for size, products in sizes.items()) <= asked
+    parts = {size: fair_share * (budget * size / devices) for size in products_by_size}
+    enough = sum(math.ceil(parts[size]) * products for size, products in products_by_size.items()) <= budget
     oldest, total = 0, 0.0
-    for size, products in sizes.items():
+    for size, products in products_by_size.items():
         turn = math.ceil(parts[size]) if enough else math.floor(parts[size])
         if not turn:
             return None
-        nights = -(-size // turn)
-        oldest = max(oldest, nights - 1)
-        total += products * (size * (nights - 1) - turn * nights * (nights - 1) / 2)
+        turns = -(-size // turn)
+        oldest = max(oldest, turns - 1)
+        total += products * (size * (turns - 1) - turn * turns * (turns - 1) / 2)
     return oldest, total / devices

@@ -1,1 +1,1 @@
-"""Rules, and whether a run complies."""
+"""Policies: rules about versions and devices, their evaluation on a run, and reports for CI and chat."""

@@ -1,23 +1,19 @@
-"""Whether a run is as a policy asks: a verdict on each rule, and every device and module that breaks one.
+"""Evaluate a policy on a run: a verdict for each rule, and all devices and modules that violate one.
 
-A rule about versions (minimum, exact, deny) judges devices that report a matching module: one whose modules differ is
-as bad as the worst. ``required`` and ``max_age`` judge devices that answered and are known to the platform. A device
-that failed or is pending is ``not_seen``; one that the platform does not know is not judged at all. Rules about groups
-(max_versions, newest) judge the modules of products: one that complies by the devices that were seen, but might not
-by those that were not, is ``not_seen``, as is a product none of whose devices was seen; and one where no version is
-newer than, or the same as, every other one is ``unparseable``.
+Rules about versions (minimum, exact, deny) apply to devices that report a matching module; the worst of a device's
+modules decides. ``required`` and ``max_age`` apply to devices that answered. A device that failed or is pending is
+``not_seen``; one that the platform does not know has no verdict. Rules about groups (max_versions, newest) apply to the
+modules of products. A module is ``not_seen`` if it complies, but devices without an answer might change that. So is a
+product without any answer. A module is ``unparseable`` if no version is newer than, or the same as, all others.
 
-- ``exact`` compares texts: ``1.2`` is none of ``1.2.0``. ``deny`` compares both ways: ``v1.2`` is denied by ``1.2``.
-  Either takes a doubt as a reason to look.
-- An exception takes out what it matches, of groups too, whatever it would have come to. A device that it takes out in
-  part is ``excepted`` if nothing is wrong with the rest.
-- Of a sample (see ``sampled_policy``) a device that was not drawn is counted as ``unsampled``, apart from those that
-  are ``not_seen``; but the verdict is ``not_seen`` where none that was drawn violates a rule: that proves nothing.
-  ``newest`` is judged by the interval of the share.
-- A rule is ``violated`` if anything is, else ``unparseable``, else ``not_seen``, else ``compliant``. One that is about
-  nothing in the run, misspelt probably, is ``not_seen``.
-
-What judging a run by rules came to, kept when its rows are closed again.
+- ``exact`` compares texts: ``1.2`` differs from ``1.2.0``. ``deny`` compares texts and versions: ``1.2`` denies
+  ``v1.2``. Both reject a version that might violate them.
+- An exception exempts what it matches, whatever its verdict would be, from rules about groups too. A device that is
+  exempt in part is ``exempt`` if the rest of it complies.
+- Unsampled devices (see ``sampled``) are counted apart from ``not_seen`` ones. The verdict is ``not_seen`` if no
+  sampled device violates the rule, as that proves nothing. ``newest`` is decided by the interval of the share.
+- A rule is ``violated`` if any verdict is, else ``unparseable``, else ``not_seen``, else ``compliant``. A rule that
+  matches nothing in the run, probably by a typing error, is ``not_seen``.
 """
 
 from collections.abc import Iterator
@@ -26,52 +22,47 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import duckdb
-
-from auditor.policy.device_rules import define_verdicts
-from auditor.policy.model import Deny, Exact, MaxAge, Minimum, Required, Rule, Rules, listed
-from auditor.policy.results import RuleResult, results_of
-from auditor.policy.sampled import define_sample, is_sampled, sample_doubt
-from auditor.policy.scope import UNPARSEABLE, VIOLATED, define_rows, define_scopes
-from auditor.query.snapshot import Frozen, freeze
+from auditor.models import RunWarning
+from auditor.policy.device_rules import evaluate_rules
+from auditor.policy.model import Deny, Exact, MaxAge, Minimum, Policy, Required, Rule, join_texts
+from auditor.policy.results import RuleResult, collect_results
+from auditor.policy.sampled import define_strata, has_unsampled, sample_warnings
+from auditor.policy.scope import UNPARSEABLE, VIOLATED, define_run_tables, define_scopes
+from auditor.query.describe import warning_objects
+from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.runs.folder import find_run
-from auditor.runs.views import number
-from auditor.storage.database import READING_MEMORY, READING_THREADS, open_database
-from auditor.storage.tables import Table, reading
+from auditor.storage.database import Database, scalar, temporary_database
+from auditor.storage.tables import ResultTable, translate_read_errors
 
-EXAMPLES = 1_000
-"""Rows of a rule's examples."""
+MAX_EXAMPLES = 1_000
+"""Rows in the examples of a rule."""
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """A run as a policy sees it.
+class PolicyReport:
+    """The results of a policy on a run.
 
     Attributes:
-        run: the run.
-        rules: the policy.
-        results: what each rule came to, in the order of the rules.
-        table: the same as rows: verdict, severity, rule, unit, violated, unparseable, not_seen, excepted, compliant,
-            asked (what is asked), message (what was found), unsampled, share, low, high.
-        violations: a row for each device, module and rule that is violated or unparseable; of a rule about groups each
-            device that is behind the newest version, and else a row for the group, without a device. Columns: rule,
-            severity, verdict, account, product_key, device_name, iot_id, module_name, module_version, reason.
-        rows: how many rows that is.
-        examples: the same of each rule, in the order of the rules, ``EXAMPLES`` rows at most.
-        doubts: why numbers are not of the whole fleet or not to be relied on, which exceptions have ended, and which
-            rules are about nothing in the run, a sentence each.
+        results: the result of each rule, in the order of the rules.
+        table: the results as rows: verdict, severity, rule, unit, violated, unparseable, not_seen, exempt, compliant,
+            requirement, message, unsampled, share, low, high.
+        violations: a row for each rule and module of a device that is violated or unparseable. A rule about groups has
+            rows for devices with older versions than the newest, or else one for the group. Columns: rule, severity,
+            verdict, account, product_key, device_name, iot_id, module_name, module_version, reason.
+        examples: the first rows of ``violations`` for each rule.
+        warnings: why numbers do not cover the whole fleet or are not reliable, which exceptions have expired, and
+            which rules match nothing in the run.
     """
 
-    run: Frozen
-    rules: Rules
+    run: RunSnapshot
+    policy: Policy
     results: tuple[RuleResult, ...]
-    table: Table
-    violations: Table
-    rows: int
-    examples: tuple[Table, ...]
-    doubts: tuple[str, ...]
+    table: ResultTable
+    violations: ResultTable
+    violation_count: int
+    examples: tuple[ResultTable, ...]
+    warnings: tuple[RunWarning, ...]
 
     @property
     def failed(self) -> bool:
@@ -80,88 +71,73 @@ class Judged:
 
 
 @contextmanager
-def judge_run(run: str | Path, rules: Rules, *, now: datetime | None = None) -> Iterator[Judged]:
-    """What a run comes to by a policy; of a run that is still running, as it is now.
+def evaluate_policy(run: str | Path, policy: Policy, *, now: datetime | None = None) -> Iterator[PolicyReport]:
+    """Evaluate a policy on a run. A run in progress is read as it is now.
 
-    Memory is bounded; what does not fit goes to the system's temporary folder.
-
-    Args:
-        run: a run folder, or a folder of runs, whose newest is meant.
-        rules: the policy.
-        now: the time by which ages and exceptions are judged, with its offset; None: the clock's.
+    Memory is bounded; what does not fit goes to the system's temporary folder. ``run`` is a run folder, or a directory
+    of runs (its newest run). Ages and exceptions refer to the time ``now``, with its offset; None: the current time.
 
     Raises:
-        RunFolderError: it is no run, or cannot be read.
+        RunFolderError: the path is no run, or cannot be read.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
-    moment = datetime.now(UTC) if now is None else now.astimezone(UTC)
+    now = datetime.now(UTC) if now is None else now.astimezone(UTC)
     folder = find_run(Path(run))
-    with TemporaryDirectory(prefix="auditor-policy-") as temporary:
-        work = Path(temporary)
-        frozen = freeze(folder, work)
-        database = open_database(work / "spill", READING_MEMORY, READING_THREADS)
-        source = partial(reading, folder)
-        try:
-            with source():
-                define_rows(database, frozen)
-                define_scopes(database, rules.rules, moment)
-                sampled = is_sampled(database)
-                if sampled:
-                    define_sample(database, frozen.fleet)
-                define_verdicts(database, rules.rules, moment, work, sampled=sampled)
-                results, unmatched = results_of(database, rules.rules, sampled=sampled)
-                drawn = sample_doubt(database) if sampled else ()
-                _define_told(database, results)
-                _define_broken(database)
-                listed_rows = number(database, "SELECT count(*) FROM broken") + number(database, _LISTED)
-            doubts = (*frozen.doubts, *drawn, *_expired(rules.rules, moment), *unmatched)
-            head = frozen.coverage | {"doubts": list(doubts)}
+    source = partial(translate_read_errors, folder)
+    with temporary_database("policy") as (database, work):
+        snapshot = open_snapshot(folder, work)
+        with source():
+            define_run_tables(database, snapshot)
+            define_scopes(database, policy.rules, now)
+            sampled = has_unsampled(database)
+            if sampled:
+                define_strata(database, snapshot.fleet)
+            evaluate_rules(database, policy.rules, now, work, sampled=sampled)
+            results, unmatched = collect_results(database, policy.rules, sampled=sampled)
+            by_sample = sample_warnings(database) if sampled else ()
+            _define_results(database, results)
+            _define_violations(database)
+            count = scalar(database, "SELECT count(*) FROM violations")
+            count += scalar(database, f"SELECT count(*) FROM group_verdicts WHERE has_row AND {_IS_LISTED}")
+        warnings = (*snapshot.warnings, *by_sample, *_expired_exceptions(policy.rules, now), *unmatched)
+        head = snapshot.coverage | {"warnings": warning_objects(warnings)}
 
-            def table(query: str, name: str = "violations") -> Table:
-                return Table(database, query, reading=source, name=name, head=head)
+        def table(query: str, name: str = "violations") -> ResultTable:
+            return ResultTable(database, query, reading=source, name=name, head=head)
 
-            yield Judged(
-                run=frozen,
-                rules=rules,
-                results=results,
-                table=table(_RESULTS, "results"),
-                violations=table(f"{_VIOLATIONS} {_ORDER}"),
-                rows=listed_rows,
-                examples=tuple(
-                    table(f"{_VIOLATIONS} WHERE v.number = {at} {_ORDER} LIMIT {EXAMPLES}")
-                    for at in range(len(results))
-                ),
-                doubts=doubts,
-            )
-        finally:
-            database.close()
+        by_rule = (f"{_VIOLATIONS} WHERE v.number = {at} {_ORDER} LIMIT {MAX_EXAMPLES}" for at in range(len(results)))
+        examples = tuple(map(table, by_rule))
+        verdicts = table("SELECT * EXCLUDE (number) FROM results ORDER BY number", "results")
+        violations = table(f"{_VIOLATIONS} {_ORDER}")
+        yield PolicyReport(snapshot, policy, results, verdicts, violations, count, examples, warnings)
 
 
-def _expired(rules: tuple[Rule, ...], now: datetime) -> tuple[str, ...]:
-    return tuple(
-        f'rule "{rule.name}": the exception of {each.text} ended with {each.until} and excepts nothing ({each.reason})'
-        for rule in rules
-        for each in rule.exceptions
-        if each.expired(now)
+def _expired_exceptions(rules: tuple[Rule, ...], now: datetime) -> tuple[RunWarning, ...]:
+    expired = [(f'rule "{rule.name}"', each) for rule in rules for each in rule.exceptions if each.expired(now)]
+    details = (
+        f"{rule}: the exception for {each.description} expired on {each.until} and exempts nothing ({each.reason})"
+        for rule, each in expired
     )
+    return tuple(RunWarning("expired_exception", "", detail) for detail in details)
 
 
-def _define_broken(database: duckdb.DuckDBPyConnection) -> None:
-    """Defines the view ``broken``: a rule and a device that breaks it, with the combo or the time that does."""
+def _define_violations(database: Database) -> None:
+    """Define the view ``violations``: a rule, a device, and the module_version_id or the time that violates it."""
     database.execute(
-        # A device that stands twice in a run has the modules of both: each counts once.
-        "CREATE VIEW broken AS SELECT DISTINCT p.rule, p.rank, line, combo, NULL::TIMESTAMP AS moment "
-        f"FROM reported r JOIN (FROM picked WHERE {_WRONG}) p USING (combo) "
-        "ANTI JOIN excused e ON e.rule = p.rule AND e.line = r.line AND e.row = r.row "
-        "UNION ALL SELECT rule, rank, line, NULL, moment FROM found"
+        # A device that a run lists twice has the modules of both rows: each counts once.
+        "CREATE VIEW violations AS "
+        "SELECT DISTINCT v.rule, v.rank, line, module_version_id, NULL::TIMESTAMP AS answered_at "
+        f"FROM reported r JOIN (FROM version_verdicts WHERE {_IS_LISTED}) v USING (module_version_id) "
+        "ANTI JOIN exempt_rows e ON e.rule = v.rule AND e.line = r.line AND e.row = r.row "
+        "UNION ALL SELECT rule, rank, line, NULL, answered_at FROM device_verdicts"
     )
 
 
-def _define_told(database: duckdb.DuckDBPyConnection, results: tuple[RuleResult, ...]) -> None:
-    """Defines ``results``, and ``reasons``: what is to say of what a rule finds, by its rank."""
+def _define_results(database: Database, results: tuple[RuleResult, ...]) -> None:
+    """Define ``results``, and ``reasons``: the text for a device that a rule finds, by its rank."""
     database.execute(
         "CREATE TABLE results (number INTEGER, verdict VARCHAR, severity VARCHAR, rule VARCHAR, unit VARCHAR, "
-        "violated BIGINT, unparseable BIGINT, not_seen BIGINT, excepted BIGINT, compliant BIGINT, asked VARCHAR, "
+        "violated BIGINT, unparseable BIGINT, not_seen BIGINT, exempt BIGINT, compliant BIGINT, requirement VARCHAR, "
         "message VARCHAR, unsampled BIGINT, share DOUBLE, low DOUBLE, high DOUBLE)"
     )
     database.execute("CREATE TABLE reasons (number INTEGER, rank TINYINT, verdict VARCHAR, reason VARCHAR)")
@@ -170,91 +146,78 @@ def _define_told(database: duckdb.DuckDBPyConnection, results: tuple[RuleResult,
         database.execute(
             f"INSERT INTO results VALUES ({', '.join('?' * 16)})",
             [at, result.verdict, rule.severity, rule.name, result.unit, result.violated, result.unparseable,
-             result.not_seen, result.excepted, result.compliant, rule.text, result.message,
+             result.not_seen, result.exempt, result.compliant, rule.description, result.message,
              result.unsampled, result.share, result.low, result.high],
         )  # fmt: skip
-        broken, odd = _reasons(rule)
+        violated, unparseable = _reasons(rule)
         database.executemany(
             "INSERT INTO reasons VALUES (?, ?, ?, ?)",
-            [(at, VIOLATED, "violated", broken), (at, UNPARSEABLE, "unparseable", odd)],
+            [(at, VIOLATED, "violated", violated), (at, UNPARSEABLE, "unparseable", unparseable)],
         )
 
 
 def _reasons(rule: Rule) -> tuple[str, str]:
-    """Of what violates a rule, and of what cannot be judged by it."""
+    """Return the texts for what violates a rule, and for what it cannot evaluate."""
     match rule.condition:
         case Minimum(version):
             return f"is older than {version}", f"cannot be ordered against {version}"
         case Exact(versions):
-            return f"is not {listed(versions)}, spelled so", ""
+            return f"is not exactly {join_texts(versions)}", ""
         case Deny(patterns):
-            return f"is denied by {listed(patterns)}", ""
+            return f"is denied by {join_texts(patterns)}", ""
         case Required():
-            return f"reports no module {listed(rule.modules)}", ""
+            return f"reports no module {join_texts(rule.modules)}", ""
         case MaxAge(_, age):
-            return f"was answered more than {age} ago, at ", "the time of its answer is not known"
-        case _:  # groups have reasons of their own
+            return f"was answered more than {age} ago, at ", "the time of its answer is unknown"
+        case _:  # rules about groups write their own reasons
             return "", ""
 
 
-_RESULTS = "SELECT * EXCLUDE (number) FROM results ORDER BY number"
-
-
-_WRONG = f"rank IN ({UNPARSEABLE}, {VIOLATED})"
-
-
-_LISTED = f"SELECT count(*) FROM groups WHERE listed AND {_WRONG}"
-
+_IS_LISTED = f"rank IN ({UNPARSEABLE}, {VIOLATED})"
 
 _VIOLATIONS = f"""SELECT r.rule, r.severity, w.verdict, v.account, v.product_key, v.device_name, v.iot_id,
-    v.module_name, v.module_version, coalesce(v.reason, w.reason || coalesce(v.moment, '')) AS reason
+    v.module_name, v.module_version, coalesce(v.reason, w.reason || coalesce(v.answered_at, '')) AS reason
   FROM (
-    SELECT b.rule AS number, b.rank, d.account, d.product_key, d.device_name, d.iot_id, c.module_name,
-      c.module_version, strftime(b.moment, '%Y-%m-%dT%H:%M:%SZ') AS moment, g.reason
-    FROM broken b JOIN device_rows d USING (line) LEFT JOIN combos c USING (combo)
-    LEFT JOIN groups g ON g.rule = b.rule AND g.product = c.product AND g.module = c.module
+    SELECT b.rule AS number, b.rank, d.account, d.product_key, d.device_name, d.iot_id, m.module_name,
+      m.module_version, strftime(b.answered_at, '%Y-%m-%dT%H:%M:%SZ') AS answered_at, g.reason
+    FROM violations b JOIN device_rows d USING (line) LEFT JOIN module_versions m USING (module_version_id)
+    LEFT JOIN group_verdicts g ON g.rule = b.rule AND g.product = m.product AND g.module = m.module
     UNION ALL
     SELECT g.rule, g.rank, account, product_key, NULL, NULL, title, NULL, NULL, g.reason
-    FROM groups g JOIN products USING (product)
-    JOIN (SELECT product, module, max(module_name) AS title FROM combos GROUP BY ALL) USING (product, module)
-    WHERE g.listed AND g.{_WRONG}
+    FROM group_verdicts g JOIN products USING (product)
+    JOIN (SELECT product, module, max(module_name) AS title FROM module_versions GROUP BY ALL) USING (product, module)
+    WHERE g.has_row AND g.{_IS_LISTED}
   ) v JOIN results r USING (number) JOIN reasons w ON w.number = v.number AND w.rank = v.rank"""
-"""What breaks a rule, with the names of devices, which are read from the run's files only now."""
-
+"""What violates a rule. The names of the devices are read from the run's files only here."""
 
 _ORDER = """ORDER BY r.number, w.verdict DESC, v.account, v.product_key, v.device_name, v.iot_id, v.module_name,
   v.module_version"""
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """What judging a run came to.
+class PolicySummary:
+    """The results of a policy, without its rows.
 
     Attributes:
-        results: what each rule came to; none if the run could not be judged.
-        failed: a rule of severity ``error`` is violated.
-        doubts: why the run's numbers, or its rules, are to be doubted, a sentence each.
-        problem: why the run could not be judged; None if it was.
+        results: the result of each rule; none if the policy could not be evaluated.
+        failed: whether a rule of severity ``error`` is violated.
+        warnings: see ``PolicyReport``.
+        problem: why the policy could not be evaluated; None if it was.
     """
 
-    results: "tuple[RuleResult, ...]" = ()
+    results: tuple[RuleResult, ...] = ()
     failed: bool = False
-    doubts: tuple[str, ...] = ()
+    warnings: tuple[RunWarning, ...] = ()
     problem: str | None = None
 
     @property
-    def violated(self) -> "tuple[RuleResult, ...]":
-        """The rules that are violated, the most severe ones first."""
-        found = (each for each in self.results if each.verdict == "violated")
-        return tuple(sorted(found, key=lambda each: ("error", "warning", "note").index(each.rule.severity)))
+    def violated(self) -> tuple[RuleResult, ...]:
+        """The violated rules, the most severe ones first."""
+        violated = (result for result in self.results if result.verdict == "violated")
+        return tuple(sorted(violated, key=lambda result: ("error", "warning", "note").index(result.rule.severity)))
 
 
-def judge(run: str | Path, rules: "Rules", *, now: datetime | None = None) -> Judgement:
-    """What a run comes to by these rules, by the time ``now``, which is the clock's if it is None.
-
-    Raises:
-        RunFolderError: it is no run, or cannot be read.
-        RunNotWritableError: the system's temporary folder cannot be written.
-    """
-    with judge_run(run, rules, now=now) as judged:
-        return Judgement(judged.results, judged.failed, judged.doubts)
+def summarize_policy(run: str | Path, policy: Policy, *, now: datetime | None = None) -> PolicySummary:
+    """Evaluate a policy and return its results without their rows; see ``evaluate_policy``."""
+    with evaluate_policy(run, policy, now=now) as report:
+        return PolicySummary(report.results, report.failed, report.warnings)

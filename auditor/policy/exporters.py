@@ -1,7 +1,7 @@
-"""A judged run for CI and chat: JUnit XML, SARIF 2.1.0 and Markdown. Bounded; names from devices do no harm.
+"""Policy reports for CI and chat: JUnit XML, SARIF 2.1.0 and Markdown. Of bounded size; names from devices are escaped.
 
-JUnit as its readers have it (https://github.com/testmoapp/junitxml); SARIF: OASIS, "Static Analysis Results Interchange
-Format (SARIF) Version 2.1.0", with paragraphs named below.
+JUnit as its readers expect it (https://github.com/testmoapp/junitxml); SARIF: OASIS, "Static Analysis Results
+Interchange Format (SARIF) Version 2.1.0", with the sections named below.
 """
 
 import re
@@ -15,94 +15,81 @@ from xml.etree import ElementTree as ET
 import orjson
 
 from auditor.__about__ import VERSION
-from auditor.errors import RunNotWritableError
-from auditor.policy.evaluate import Judged
-from auditor.policy.results import RuleResult
-from auditor.text.formatting import safe
+from auditor.policy.evaluate import PolicyReport
+from auditor.policy.results import RuleResult, Verdict
+from auditor.query.describe import describe_warning, warning_objects
+from auditor.storage.files import translate_os_errors
+from auditor.text.formatting import format_count, safe
 
-JudgedFormat = Literal["junit", "sarif", "markdown"]
+PolicyReportFormat = Literal["junit", "sarif", "markdown"]
 
+MAX_EXAMPLES = 20
+"""Rows in a test case of JUnit."""
 
-EXAMPLES = 20
-"""Rows that a test case of JUnit shows."""
-
-
-SARIF_RESULTS = 1_000
-"""Results in SARIF; GitHub takes 5,000 of a file, and nobody reads more."""
-
+MAX_SARIF_RESULTS = 1_000
+"""Results in SARIF; GitHub accepts 5,000 in a file."""
 
 SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
+MAX_TEXT = 200
+"""Characters of a name or version in a report."""
 
-TEXT = 200
-"""Characters of a name or version in any of these."""
+MAX_CHAT_RULES = 50
+"""Rules in Markdown, the worst first."""
 
-
-CHAT_RULES = 50
-"""Rules in Markdown; the worst first."""
-
+_ORDER: tuple[Verdict, ...] = ("violated", "unparseable", "not_seen", "compliant")
 
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
-"""Characters that XML 1.0 forbids, however they are written (https://www.w3.org/TR/xml/#charsets)."""
-
+"""Characters that XML 1.0 forbids, even escaped (https://www.w3.org/TR/xml/#charsets)."""
 
 Row = dict[str, Any]
 
 
-def write_judged(judged: Judged, path: Path, form: JudgedFormat) -> None:
-    """Writes what a run comes to by a policy.
+def export_policy_report(report: PolicyReport, path: Path, form: PolicyReportFormat) -> None:
+    """Write a policy report to a file.
 
     Raises:
         RunNotWritableError: the file cannot be written.
         RunFolderError: the run cannot be read.
     """
-    write = {"junit": junit, "sarif": sarif, "markdown": markdown}[form]
-    content = write(judged)
-    try:
+    content = {"junit": junit_xml, "sarif": sarif, "markdown": markdown}[form](report)
+    with translate_os_errors(f"{path}: cannot be written"):
         path.write_bytes(content)
-    except OSError as error:
-        raise RunNotWritableError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def junit(judged: Judged) -> bytes:
-    """A test case for each rule: a failure where one of severity error or warning is violated.
+def junit_xml(report: PolicyReport) -> bytes:
+    """Return JUnit XML with a test case for each rule; a violated rule of severity error or warning is a failure.
 
-    Skipped is what was not judged for good: nothing seen, versions that cannot be ordered, or a note.
+    A test case is skipped if its rule is undecided, or is a violated note.
     """
-    examples = _examples(judged, EXAMPLES)
-    results = judged.results
+    examples = _examples(report, MAX_EXAMPLES)
+    results = report.results
     verdicts = [_outcome(result) for result in results]
-    facts = {
-        "name": f"auditor policy {judged.run.folder.name}",
+    attributes = {
+        "name": f"auditor policy {report.run.folder.name}",
         "tests": str(len(results)),
         "failures": str(verdicts.count("failure")),
         "errors": "0",
         "skipped": str(verdicts.count("skipped")),
         "time": "0",
     }
-    top = ET.Element("testsuites", _clean(facts))
-    suite = ET.SubElement(top, "testsuite", _clean(facts | {"timestamp": judged.run.manifest.started_at[:19]}))
-    about = {"run": judged.run.folder.name, "state": judged.run.manifest.state, "policy": judged.rules.source}
-    _properties(suite, about | {f"doubt {number}": doubt for number, doubt in enumerate(judged.doubts, 1)})
+    top = ET.Element("testsuites", _clean(attributes))
+    suite = ET.SubElement(top, "testsuite", _clean(attributes | {"timestamp": report.run.manifest.started_at[:19]}))
+    about = {"run": report.run.folder.name, "state": report.run.manifest.state, "policy": report.policy.source}
+    about |= {f"warning {at}": describe_warning(warning) for at, warning in enumerate(report.warnings, 1)}
+    _properties(suite, about)
     for result, outcome, rows in zip(results, verdicts, examples, strict=True):
         case = ET.SubElement(suite, "testcase", _clean({"classname": "policy", "name": result.rule.name, "time": "0"}))
-        _properties(
-            case,
-            {
-                "severity": result.rule.severity,
-                "verdict": result.verdict,
-                "unit": result.unit,
-                **{name: str(count) for name, count in _numbers(result).items()},
-            },
-        )
-        text = f"{result.rule.text}\n{result.message}\n" + "\n".join(map(_line, rows))
+        properties = {"severity": result.rule.severity, "verdict": result.verdict, "unit": result.unit}
+        _properties(case, properties | {name: str(count) for name, count in _numbers(result).items()})
+        text = f"{result.rule.description}\n{result.message}\n" + "\n".join(map(_line, rows))
         if outcome == "passed":
             ET.SubElement(case, "system-out").text = _xml(text)
         else:
-            facts = {"message": f"{result.verdict}: {result.message}"}
+            attributes = {"message": f"{result.verdict}: {result.message}"}
             if outcome == "failure":
-                facts["type"] = result.rule.severity
-            ET.SubElement(case, outcome, _clean(facts)).text = _xml(text)
+                attributes["type"] = result.rule.severity
+            ET.SubElement(case, outcome, _clean(attributes)).text = _xml(text)
     ET.indent(top)
     return bytes(ET.tostring(top, encoding="utf-8", xml_declaration=True)) + b"\n"
 
@@ -114,19 +101,19 @@ def _outcome(result: RuleResult) -> Literal["passed", "failure", "skipped"]:
 
 
 def _properties(parent: ET.Element, values: dict[str, str]) -> None:
-    inside = ET.SubElement(parent, "properties")
+    properties = ET.SubElement(parent, "properties")
     for name, value in values.items():
-        ET.SubElement(inside, "property", _clean({"name": name, "value": value}))
+        ET.SubElement(properties, "property", _clean({"name": name, "value": value}))
 
 
 def _numbers(result: RuleResult) -> dict[str, int | float]:
-    """Counts; what a sample alone has stands there for a sample alone."""
-    names = ("compliant", "violated", "unparseable", "not_seen", "excepted")
-    found = {name: getattr(result, name) for name in names}
+    """Return the counts of a result, and the numbers of a sample if it has any."""
+    names = ("compliant", "violated", "unparseable", "not_seen", "exempt")
+    numbers = {name: getattr(result, name) for name in names}
     if result.unsampled:
-        found["unsampled"] = result.unsampled
+        numbers["unsampled"] = result.unsampled
     shares = {"share": result.share, "low": result.low, "high": result.high}
-    return found | {name: share for name, share in shares.items() if share is not None}
+    return numbers | {name: share for name, share in shares.items() if share is not None}
 
 
 def _xml(text: str) -> str:
@@ -137,71 +124,62 @@ def _clean(values: dict[str, str]) -> dict[str, str]:
     return {name: _xml(value) for name, value in values.items()}
 
 
-def _examples(judged: Judged, limit: int) -> list[list[Row]]:
-    """Of each rule the first rows that break it, their texts cut: a device may call its version anything."""
+def _examples(report: PolicyReport, limit: int) -> list[list[Row]]:
+    """Return the first violations of each rule, with texts cut: a device may report any text as its version."""
     return [
         [dict(zip(table.columns, map(_cut, row), strict=True)) for row in islice(table, limit)]
         if result.violated + result.unparseable
         else []
-        for result, table in zip(judged.results, judged.examples, strict=True)
+        for result, table in zip(report.results, report.examples, strict=True)
     ]
 
 
 def _cut(cell: object) -> object:
-    return cell[:TEXT] + "…" if isinstance(cell, str) and len(cell) > TEXT else cell
+    return cell[:MAX_TEXT] + "…" if isinstance(cell, str) and len(cell) > MAX_TEXT else cell
 
 
 def _place(row: Row) -> str:
-    """Where it is: account/product/device, or account/product of a group."""
+    """Return account/product/device of a violation, or account/product of a group's."""
     device = row["device_name"] or row["iot_id"]
     return "/".join(safe(part) for part in (row["account"], row["product_key"] or "?", device) if part is not None)
 
 
 def _line(row: Row) -> str:
-    ran = " ".join(safe(part) for part in (row["module_name"], row["module_version"]) if part is not None)
-    return ": ".join(part for part in (_place(row), ran, safe(row["reason"])) if part)
+    version = " ".join(safe(part) for part in (row["module_name"], row["module_version"]) if part is not None)
+    return ": ".join(part for part in (_place(row), version, safe(row["reason"])) if part)
 
 
-def sarif(judged: Judged) -> bytes:
-    """One SARIF run: a result for each violation, ``SARIF_RESULTS`` at most, and how many more there are.
+def sarif(report: PolicyReport) -> bytes:
+    """Return one SARIF run: a result for each violation, up to a limit, and the number of omitted ones.
 
-    A result's place is the device; as code scanning wants a file, it is also the rules'.
+    The location of a result is the device, and the rules file, as code scanning requires a file.
     """
-    broken = sum(1 for result in judged.results if result.violated + result.unparseable)
-    rows = list(chain.from_iterable(_examples(judged, max(1, SARIF_RESULTS // max(1, broken)))))[:SARIF_RESULTS]
-    said = [(doubt, "warning") for doubt in judged.doubts]
-    if judged.rows > len(rows):
-        said.append(
-            (f"{judged.rows - len(rows):,} more results are left out: auditor policy --devices has all", "note")
-        )
-    said += [
-        (f'rule "{result.rule.name}": {result.message}', "note")
-        for result in judged.results
-        if result.verdict == "not_seen"
-    ]
-    numbers = {result.rule.name: at for at, result in enumerate(judged.results)}
+    rules_with_rows = sum(1 for result in report.results if result.violated + result.unparseable)
+    limit = max(1, MAX_SARIF_RESULTS // max(1, rules_with_rows))
+    rows = list(chain.from_iterable(_examples(report, limit)))[:MAX_SARIF_RESULTS]
+    notifications = [(describe_warning(warning), "warning") for warning in report.warnings]
+    if (omitted := report.violation_count - len(rows)) > 0:
+        notifications.append((f"{omitted:,} more results are omitted: auditor policy --devices has all", "note"))
+    not_seen = (result for result in report.results if result.verdict == "not_seen")
+    notifications += [(f'rule "{result.rule.name}": {result.message}', "note") for result in not_seen]
+    numbers = {result.rule.name: at for at, result in enumerate(report.results)}
+    messages = [{"level": level, "message": _message(text)} for text, level in notifications]
     run = {
-        "tool": {"driver": {"name": "auditor", "version": VERSION, "rules": list(map(_descriptor, judged.results))}},
-        "invocations": [  # section 3.20: what the tool came to, whatever it found
-            {
-                "executionSuccessful": True,
-                "toolExecutionNotifications": [{"level": level, "message": _message(text)} for text, level in said],
-            }
-        ],
-        "properties": judged.run.coverage | {"doubts": list(judged.doubts)},
+        "tool": {"driver": {"name": "auditor", "version": VERSION, "rules": list(map(_descriptor, report.results))}},
+        # section 3.20: whether the tool worked, whatever it found
+        "invocations": [{"executionSuccessful": True, "toolExecutionNotifications": messages}],
+        "properties": report.run.coverage | {"warnings": warning_objects(report.warnings)},
         "columnKind": "unicodeCodePoints",
-        "results": [_result(row, numbers, _address(judged.rules.source)) for row in rows],
+        "results": [_result(row, numbers, _address(report.policy.source)) for row in rows],
     }
-    return orjson.dumps(
-        {"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]},
-        option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
-    )
+    document = {"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def _descriptor(result: RuleResult) -> dict[str, object]:
     return {
         "id": result.rule.name,
-        "shortDescription": _message(result.rule.text),
+        "shortDescription": _message(result.rule.description),
         "defaultConfiguration": {"level": result.rule.severity},
         "properties": {"verdict": result.verdict, "unit": result.unit, "message": result.message} | _numbers(result),
     }
@@ -226,7 +204,7 @@ def _result(row: Row, numbers: dict[str, int], rules: str) -> dict[str, object]:
 
 
 def _message(text: str) -> dict[str, str]:
-    """A message in which nothing is a placeholder (section 3.11.5) or a link (3.11.6)."""
+    """Return a message without placeholders (section 3.11.5) and links (3.11.6)."""
     doubled = safe(text).replace("{", "{{").replace("}", "}}")
     return {"text": re.sub(r"([\\\[\]])", r"\\\1", doubled)}
 
@@ -235,37 +213,34 @@ def _address(path: str) -> str:
     return Path(path).as_uri() if Path(path).is_absolute() else quote(Path(path).as_posix())
 
 
-def markdown(judged: Judged) -> bytes:
-    """A few lines for a chat: the verdict, what is to be doubted, and a table of the rules, the worst first."""
-    order = ("violated", "unparseable", "not_seen", "compliant")
-    results = sorted(judged.results, key=lambda result: order.index(result.verdict))
-    lines = [f"**{'Failed' if judged.failed else 'Passed'}**: {_code(judged.run.folder.name)}, {summary(judged)}", ""]
-    lines += [f"- {_code(doubt)}" for doubt in judged.doubts[:CHAT_RULES]]
-    lines += [""] if judged.doubts else []
-    lines += ["| verdict | severity | rule | asked | found |", "|---|---|---|---|---|"]
-    for result in results[:CHAT_RULES]:
+def markdown(report: PolicyReport) -> bytes:
+    """Return Markdown for a chat: the verdict, warnings, and a table of the rules, the worst first."""
+    results = sorted(report.results, key=lambda result: _ORDER.index(result.verdict))
+    verdict = "Failed" if report.failed else "Passed"
+    lines = [f"**{verdict}**: {_code(report.run.folder.name)}, {summarize_verdicts(report)}", ""]
+    lines += [f"- {_code(describe_warning(warning))}" for warning in report.warnings[:MAX_CHAT_RULES]]
+    lines += [""] if report.warnings else []
+    lines += ["| verdict | severity | rule | requirement | result |", "|---|---|---|---|---|"]
+    for result in results[:MAX_CHAT_RULES]:
         verdict = "compliant" if result.verdict == "compliant" else f"**{result.verdict.replace('_', ' ')}**"
         rule = result.rule
-        cells = (verdict, rule.severity, _code(rule.name), _code(rule.text), result.message)
+        cells = (verdict, rule.severity, _code(rule.name), _code(rule.description), result.message)
         lines.append(f"| {' | '.join(cells)} |")
-    if len(results) > CHAT_RULES:
-        lines.append(f"\n{len(results) - CHAT_RULES:,} more rules are left out.")
+    if len(results) > MAX_CHAT_RULES:
+        lines.append(f"\n{len(results) - MAX_CHAT_RULES:,} more rules are omitted.")
     return ("\n".join(lines) + "\n").encode()
 
 
-def summary(judged: Judged) -> str:
-    """How many rules came to what, such as ``8 rules: 2 violated, 6 compliant``."""
-    verdicts = [result.verdict for result in judged.results]
-    told = [
-        f"{verdicts.count(verdict):,} {verdict.replace('_', ' ')}"
-        for verdict in ("violated", "unparseable", "not_seen", "compliant")
-        if verdict in verdicts
-    ]
-    return f"{len(verdicts):,} rule{'' if len(verdicts) == 1 else 's'}: {', '.join(told)}"
+def summarize_verdicts(report: PolicyReport) -> str:
+    """Return the number of rules by verdict, such as ``8 rules: 2 violated, 6 compliant``."""
+    verdicts = [result.verdict for result in report.results]
+    found = [verdict for verdict in _ORDER if verdict in verdicts]
+    counts = [f"{verdicts.count(verdict):,} {verdict.replace('_', ' ')}" for verdict in found]
+    return f"{format_count(len(verdicts), 'rule')}: {', '.join(counts)}"
 
 
 def _code(text: str) -> str:
-    """Text as code, in which no mention, link, mark or HTML is read; ``|`` is for the table that it may stand in."""
+    """Return text as inline code, without mentions, links, marks or HTML; ``|`` is escaped for a table."""
     shown = safe(text).replace("|", "\\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     pad = " " if shown.startswith("`") or shown.endswith("`") or not shown.strip() else ""

@@ -1,169 +1,152 @@
-"""What rules about groups find in a run's rows: verdicts on the modules of products (see ``verdicts``)."""
+"""Verdicts of rules about groups (``max_versions``, ``newest``) on the modules of products; see ``device_rules``."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
-import duckdb
-
 from auditor.policy.model import MaxVersions, Newest, Rule
-from auditor.policy.sampled import define_intervals
-from auditor.policy.scope import ANSWERED, COMPLIANT, EXCEPTED, NOT_SEEN, UNANSWERED, UNPARSEABLE, UNSAMPLED, VIOLATED
-from auditor.query.version_order import define_standings
-from auditor.query.versions import common_form, compare_versions
-from auditor.storage.database import define_read
+from auditor.policy.sampled import define_rollout_intervals
+from auditor.policy.scope import ANSWERED, COMPLIANT, EXEMPT, NOT_SEEN, UNANSWERED, UNPARSEABLE, UNSAMPLED, VIOLATED
+from auditor.query.version_order import define_newest_versions
+from auditor.query.versions import equivalence_key
+from auditor.storage.database import Database, load_rows, result_rows
 
-_UNSEEN = f"""SELECT product, unseen + coalesce(nameless, 0) AS unseen FROM (
-    SELECT product, count(*) FILTER ({UNANSWERED}) AS unseen FROM asked
-    ANTI JOIN (FROM spared WHERE rule = $1) USING (line) GROUP BY product
+_NOT_SEEN = f"""SELECT product, not_seen + coalesce(unassigned, 0) AS not_seen FROM (
+    SELECT product, count(*) FILTER ({UNANSWERED}) AS not_seen FROM policy_devices
+    ANTI JOIN (FROM exempt_devices WHERE rule = $1) USING (line) GROUP BY product
   ) JOIN products USING (product) LEFT JOIN (
-    SELECT account, count(*) AS nameless FROM asked JOIN products USING (product)
-    WHERE undrawn AND product_key IS NULL GROUP BY account
+    SELECT account, count(*) AS unassigned FROM policy_devices JOIN products USING (product)
+    WHERE unsampled AND product_key IS NULL GROUP BY account
   ) USING (account)"""
-"""How many devices of a product might make another verdict on its modules, had they been seen. A device that is named
-by its iot_id alone, and was not drawn, may be of any product."""
+"""Devices of a product without an answer, which might change the verdict. An unsampled device that is named by its
+iot_id only may belong to any product."""
+
+_COMPARED = """versions_in_use JOIN newest_groups USING (rule, product, module) JOIN newest_candidates USING (group_id)
+  JOIN version_order ON one = version AND other = newest"""
 
 
-def judge_groups(database: duckdb.DuckDBPyConnection, rules: Sequence[Rule], work: Path, *, sampled: bool) -> None:
-    """Defines ``groups``, and adds to ``picked`` and ``tally``.
-
-    Args:
-        database: with what ``judging`` defines, and of a sample what ``sampled_policy`` does.
-        rules: the rules.
-        work: a folder for files that are written meanwhile.
-        sampled: whether there are devices that were not drawn.
-    """
+def evaluate_group_rules(database: Database, rules: Sequence[Rule], work: Path, *, sampled: bool) -> None:
+    """Define ``group_verdicts``, and add to ``version_verdicts``. Arguments as in ``evaluate_rules``."""
     database.execute(
-        "CREATE TABLE groups (rule INTEGER, product INTEGER, module INTEGER, rank TINYINT, listed BOOLEAN, "
+        "CREATE TABLE group_verdicts (rule INTEGER, product INTEGER, module INTEGER, rank TINYINT, has_row BOOLEAN, "
         "reason VARCHAR)"
     )
-    _define_alive(database, rules)
-    _define_forms(database, work)
-    _define_best(database, rules, work)
-    define_intervals(database, work, sampled=sampled)
+    _define_versions_in_use(database, rules)
+    _define_equivalence_keys(database, work)
+    _define_newest(database, rules, work)
+    define_rollout_intervals(database, work, sampled=sampled)
     for number, rule in enumerate(rules):
-        match rule.condition:
-            case MaxVersions(versions):
-                _judge_variety(database, number, versions)
-            case Newest():
-                _judge_newest(database, number, rule.condition)
-            case _:
-                continue
-        _tally_groups(database, number)
+        if isinstance(rule.condition, MaxVersions):
+            _evaluate_max_versions(database, number, rule.condition.versions)
+        elif isinstance(rule.condition, Newest):
+            _evaluate_newest(database, number, rule.condition)
 
 
-def _define_alive(database: duckdb.DuckDBPyConnection, rules: Sequence[Rule]) -> None:
-    """Defines ``alive``: for a rule about groups, the versions that are left to it, and on how many devices."""
+def _define_versions_in_use(database: Database, rules: Sequence[Rule]) -> None:
+    """Define ``versions_in_use``: the versions in scope that are not exempt, and their devices, by rule."""
     database.execute(
-        "CREATE TABLE alive AS SELECT rule, product, module, version, sum(devices - coalesce(gone, 0))::BIGINT "
-        "AS devices FROM chosen ANTI JOIN pardoned USING (rule, combo) JOIN combos USING (combo) "
-        "JOIN versions USING (module_version) LEFT JOIN "
-        "(SELECT rule, combo, count(DISTINCT row) AS gone FROM excused GROUP BY rule, combo) USING (rule, combo) "
+        "CREATE TABLE versions_in_use AS "
+        "SELECT rule, product, module, version, sum(devices - coalesce(exempt, 0))::BIGINT AS devices "
+        "FROM in_scope ANTI JOIN exempt_versions USING (rule, module_version_id) "
+        "JOIN module_versions USING (module_version_id) JOIN versions USING (module_version) LEFT JOIN "
+        "(SELECT rule, module_version_id, count(DISTINCT row) AS exempt FROM exempt_rows GROUP BY ALL) "
+        "USING (rule, module_version_id) "
         "WHERE list_contains($1::INTEGER[], rule) GROUP BY rule, product, module, version "
-        "HAVING sum(devices - coalesce(gone, 0)) > 0",
+        "HAVING sum(devices - coalesce(exempt, 0)) > 0",
         [[number for number, rule in enumerate(rules) if rule.unit == "modules"]],
     )
 
 
-def _define_forms(database: duckdb.DuckDBPyConnection, work: Path) -> None:
-    """Defines ``forms``: for each version that is alive a text that it shares with those that are the same."""
-    result = database.cursor().execute("SELECT version, module_version FROM versions SEMI JOIN alive USING (version)")
+def _define_equivalence_keys(database: Database, work: Path) -> None:
+    """Define ``equivalence_keys``: a key for each version in use, equal for versions that are the same."""
+    query = "SELECT version, module_version FROM versions SEMI JOIN versions_in_use USING (version)"
+    lines = (
+        f"{version} {blake2b(equivalence_key(text).encode(), digest_size=16).hexdigest()}\n"
+        for version, text in result_rows(database.cursor().execute(query))
+    )
+    columns = "{'version': 'INTEGER', 'key': 'VARCHAR'}"
+    load_rows(database, "equivalence_keys", columns, work / "equivalence_keys", lines)
 
-    def lines() -> Iterator[str]:
-        while batch := result.fetchmany(1_000):
-            for version, text in batch:
-                yield f"{version} {blake2b(common_form(text).encode(), digest_size=16).hexdigest()}\n"
 
-    define_read(database, "forms", "{'version': 'INTEGER', 'form': 'VARCHAR'}", work / "forms", lines())
-
-
-def _define_best(database: duckdb.DuckDBPyConnection, rules: Sequence[Rule], work: Path) -> None:
-    """Defines ``best``: of each group the one version that can be the newest; and how all others stand to it."""
-    result = database.cursor().execute(
-        "SELECT rule, product, module, version, module_version FROM alive JOIN versions USING (version) "
-        "WHERE list_contains($1::INTEGER[], rule) ORDER BY rule, product, module, version",
+def _define_newest(database: Database, rules: Sequence[Rule], work: Path) -> None:
+    """Define ``newest_groups``, the modules in the scope of rules ``newest``, and the newest version of each."""
+    database.execute(
+        "CREATE TABLE newest_groups AS SELECT row_number() OVER () AS group_id, rule, product, module "
+        "FROM versions_in_use WHERE list_contains($1::INTEGER[], rule) GROUP BY rule, product, module",
         [[number for number, rule in enumerate(rules) if isinstance(rule.condition, Newest)]],
     )
-
-    def lines() -> Iterator[str]:
-        group: tuple[int, int, int] | None = None
-        best, newest = 0, ""
-        while batch := result.fetchmany(1_000):
-            for rule, product, module, version, text in batch:
-                if group != (rule, product, module):
-                    if group is not None:
-                        yield f"{' '.join(map(str, group))} {best}\n"
-                    group, best, newest = (rule, product, module), version, text
-                # The newest of all, if there is one, is newer than whatever is held when it comes.
-                elif compare_versions(text, newest) == "newer":
-                    best, newest = version, text
-        if group is not None:
-            yield f"{' '.join(map(str, group))} {best}\n"
-
-    columns = "{'rule': 'INTEGER', 'product': 'INTEGER', 'module': 'INTEGER', 'best': 'INTEGER'}"
-    define_read(database, "best", columns, work / "best", lines())
-    pairs = (
-        "SELECT DISTINCT version AS one, best AS other, v.module_version AS version, b.module_version AS against "
-        "FROM alive JOIN best USING (rule, product, module) JOIN versions v USING (version) "
-        "JOIN versions b ON b.version = best"
+    versions = (
+        "SELECT group_id, version, module_version FROM versions_in_use "
+        "JOIN newest_groups USING (rule, product, module) JOIN versions USING (version)"
     )
-    define_standings(database, pairs, work / "standings")
+    define_newest_versions(database, versions, work)
 
 
-def _judge_variety(database: duckdb.DuckDBPyConnection, number: int, most: int) -> None:
-    reason = f"format('{{:,}} versions are alive, at most {most:,} are allowed', alive)"
-    rank = f"CASE WHEN alive > $2 THEN {VIOLATED} WHEN unseen > 0 AND alive + unseen > $2 THEN {NOT_SEEN} "
+def _evaluate_max_versions(database: Database, number: int, limit: int) -> None:
+    reason = f"format('{{:,}} versions are in use, at most {limit:,} are allowed', in_use)"
+    rank = (
+        f"CASE WHEN in_use > $2 THEN {VIOLATED} "
+        f"WHEN coalesce(not_seen, 0) > 0 AND in_use + not_seen > $2 THEN {NOT_SEEN} ELSE {COMPLIANT} END"
+    )
     database.execute(
-        f"INSERT INTO groups SELECT $1, product, module, {rank} ELSE {COMPLIANT} END, true, {reason} "
-        "FROM (SELECT product, module, count(DISTINCT form) AS alive FROM alive "
-        f"JOIN forms USING (version) WHERE rule = $1 GROUP BY product, module) JOIN ({_UNSEEN}) USING (product)",
-        [number, most],
+        f"INSERT INTO group_verdicts SELECT $1, product, module, {rank}, true, {reason} "
+        "FROM (SELECT product, module, count(DISTINCT key) AS in_use FROM versions_in_use "
+        "JOIN equivalence_keys USING (version) WHERE rule = $1 GROUP BY product, module) "
+        f"LEFT JOIN ({_NOT_SEEN}) USING (product)",
+        [number, limit],
     )
 
 
-def _judge_newest(database: duckdb.DuckDBPyConnection, number: int, wanted: Newest) -> None:
-    few = "{:,} of {:,} devices run the newest, {}{}; asked for: "
-    none = "of {:,} versions none is newer than, or the same as, every other one"
-    standing = "alive JOIN best USING (rule, product, module) JOIN standings ON one = version AND other = best"
-    # Of a sample by the interval of the share; else by what the devices that were not seen can make of it at most.
+def _evaluate_newest(database: Database, number: int, condition: Newest) -> None:
+    few = "{:,} of {:,} devices run the newest, {}{}; required: "
+    none = "none of {:,} versions is newer than, or the same as, all others"
+    # Of a sample by the interval of the share; else by the most that devices without an answer can change.
     sampled = f"WHEN low IS NOT NULL THEN CASE WHEN high < $5 THEN {VIOLATED} WHEN low < $5 THEN {NOT_SEEN} "
     database.execute(
-        f"INSERT INTO groups SELECT $1, product, module, rank, rank <> {VIOLATED}, "
+        f"INSERT INTO group_verdicts SELECT $1, product, module, rank, rank <> {VIOLATED}, "
         f"CASE WHEN rank = {UNPARSEABLE} THEN format('{none}', versions) "
-        f"ELSE format('{few}', newest, devices, module_version, "
-        "coalesce(': ' || told_low || ' to ' || told_high || ' of all by the sample', '')) || $4 END "
-        f"FROM (SELECT *, CASE WHEN NOT whole THEN {UNPARSEABLE} {sampled} ELSE {COMPLIANT} END "
-        f"WHEN newest::HUGEINT * $3::BIGINT < devices::HUGEINT * $2::BIGINT THEN {VIOLATED} "
-        f"WHEN newest::HUGEINT * $3::BIGINT < (devices + unseen)::HUGEINT * $2::BIGINT THEN {NOT_SEEN} "
-        f"ELSE {COMPLIANT} END AS rank "
-        "FROM (SELECT product, module, best, bool_and(standing IN ('older', 'same')) AS whole, count(*) AS versions, "
-        "sum(devices)::BIGINT AS devices, (sum(devices) FILTER (standing = 'same'))::BIGINT AS newest "
-        f"FROM {standing} WHERE rule = $1 GROUP BY product, module, best) JOIN ({_UNSEEN}) USING (product) "
-        "LEFT JOIN (FROM intervals WHERE rule = $1) USING (product, module)) JOIN versions ON version = best",
-        [number, wanted.share.numerator, wanted.share.denominator, wanted.text, float(wanted.share)],
+        f"ELSE format('{few}', on_newest, devices, module_version, "
+        "coalesce(': ' || low_text || ' to ' || high_text || ' of all by the sample', '')) || $4 END "
+        f"FROM (SELECT *, CASE WHEN NOT ordered THEN {UNPARSEABLE} {sampled} ELSE {COMPLIANT} END "
+        f"WHEN on_newest::HUGEINT * $3::BIGINT < devices::HUGEINT * $2::BIGINT THEN {VIOLATED} "
+        "WHEN on_newest::HUGEINT * $3::BIGINT < (devices + coalesce(not_seen, 0))::HUGEINT * $2::BIGINT "
+        f"THEN {NOT_SEEN} ELSE {COMPLIANT} END AS rank "
+        "FROM (SELECT product, module, newest, bool_and(ordering IN ('older', 'same')) AS ordered, "
+        "count(*) AS versions, sum(devices)::BIGINT AS devices, "
+        "(sum(devices) FILTER (ordering = 'same'))::BIGINT AS on_newest "
+        f"FROM {_COMPARED} WHERE rule = $1 GROUP BY product, module, newest) "
+        f"LEFT JOIN ({_NOT_SEEN}) USING (product) "
+        "LEFT JOIN (FROM rollout_intervals WHERE rule = $1) USING (product, module)) JOIN versions ON version = newest",
+        [number, condition.share.numerator, condition.share.denominator, condition.text, float(condition.share)],
     )
     database.execute(
-        f"INSERT INTO picked SELECT $1, combo, {VIOLATED} FROM (SELECT product, module, version FROM {standing} "
-        f"JOIN groups USING (rule, product, module) WHERE rule = $1 AND rank = {VIOLATED} AND standing = 'older') "
-        "JOIN versions USING (version) JOIN combos USING (product, module, module_version) "
-        "ANTI JOIN (FROM pardoned WHERE rule = $1) USING (combo)",
+        f"INSERT INTO version_verdicts SELECT $1, module_version_id, {VIOLATED} "
+        f"FROM (SELECT product, module, version FROM {_COMPARED} "
+        "JOIN group_verdicts USING (rule, product, module) "
+        f"WHERE rule = $1 AND rank = {VIOLATED} AND ordering = 'older') "
+        "JOIN versions USING (version) JOIN module_versions USING (product, module, module_version) "
+        "ANTI JOIN (FROM exempt_versions WHERE rule = $1) USING (module_version_id)",
         [number],
     )
 
 
-def _tally_groups(database: duckdb.DuckDBPyConnection, number: int) -> None:
+def count_group_verdicts(database: Database, number: int) -> None:
+    """Add a rule's verdicts on groups to ``verdict_counts``."""
     database.execute(
-        "INSERT INTO tally SELECT rule, rank, count(*) FROM groups WHERE rule = $1 GROUP BY rule, rank", [number]
-    )
-    database.execute(
-        f"INSERT INTO tally SELECT $1, {EXCEPTED}, count(*) FROM (SELECT DISTINCT product, module FROM chosen "
-        "JOIN combos USING (combo) WHERE rule = $1) ANTI JOIN (FROM groups WHERE rule = $1) USING (product, module)",
+        "INSERT INTO verdict_counts SELECT rule, rank, count(*) FROM group_verdicts WHERE rule = $1 GROUP BY ALL",
         [number],
     )
     database.execute(
-        f"INSERT INTO tally SELECT $1, CASE WHEN undrawn THEN {UNSAMPLED} ELSE {NOT_SEEN} END, count(*) FROM ("
-        f"SELECT product, bool_and(undrawn) FILTER ({UNANSWERED}) AS undrawn FROM asked "
-        "SEMI JOIN (FROM scope WHERE rule = $1) USING (product) ANTI JOIN (FROM spared WHERE rule = $1) USING (line) "
+        f"INSERT INTO verdict_counts SELECT $1, {EXEMPT}, count(*) FROM (SELECT DISTINCT product, module FROM in_scope "
+        "JOIN module_versions USING (module_version_id) WHERE rule = $1) "
+        "ANTI JOIN (FROM group_verdicts WHERE rule = $1) USING (product, module)",
+        [number],
+    )
+    database.execute(
+        f"INSERT INTO verdict_counts SELECT $1, CASE WHEN unsampled THEN {UNSAMPLED} ELSE {NOT_SEEN} END, count(*) "
+        f"FROM (SELECT product, bool_and(unsampled) FILTER ({UNANSWERED}) AS unsampled FROM policy_devices "
+        "SEMI JOIN (FROM product_scope WHERE rule = $1) USING (product) "
+        "ANTI JOIN (FROM exempt_devices WHERE rule = $1) USING (line) "
         f"GROUP BY product HAVING bool_or({UNANSWERED}) AND NOT bool_or({ANSWERED})) GROUP BY ALL",
         [number],
     )

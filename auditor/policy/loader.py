@@ -1,18 +1,16 @@
 """Rules of a policy: TOML into values, or one sentence that says which rule and which key is wrong."""
 
-import difflib
 import os
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
-from datetime import date as Date  # noqa: N812  `date` alone is the name of a parameter
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from auditor.errors import SettingsError, UsageError
+from auditor.config.toml_tables import describe_validation_error, read_toml
+from auditor.errors import SettingsError
 from auditor.policy.model import (
     Condition,
     Deny,
@@ -21,48 +19,47 @@ from auditor.policy.model import (
     MaxVersions,
     Minimum,
     Newest,
+    Policy,
     Required,
     Rule,
     RuleException,
-    Rules,
     Severity,
 )
 from auditor.query.versions import can_be_ordered
-from auditor.text.durations import seconds_of
-from auditor.text.globs import EVERYTHING
+from auditor.text.durations import parse_duration
+from auditor.text.globs import MATCH_ALL
 
-__all__ = ["CONDITIONS", "Rule", "RuleException", "Rules", "load_rules", "rules_from"]
+MAX_LIST_ENTRIES, MAX_LIST_LENGTH = 1_000, 10_000
+"""Entries of a list, and characters of all entries together: they become regular expressions, in bounded memory."""
 
-
-CONDITIONS = ("minimum", "exact", "deny", "required", "max_versions", "newest", "max_age")
-
-
-LIST, LENGTH = 1_000, 10_000
-"""Entries of a list, and characters of all of them: regular expressions are made of them, in bounded memory."""
-
-
-NAME = 100
-"""Characters of a rule's name."""
-
+MAX_NAME = 100
+"""Characters in a rule's name."""
 
 _SHARE = re.compile(r"(?:>=\s*)?(\d{1,3}(?:\.\d{1,6})?)\s*%", re.ASCII)
 
 
-class _ExceptionTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    until: Date
-    reason: str
-    device: str | None = None
-    product: str | None = None
-    module: str | None = None
-    version: str | None = None
+class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A policy rule: a scope and one condition.
 
+    Attributes:
+        name: name of the rule.
+        severity: severity of a violation.
+        account, product, module: patterns of what the rule covers.
+        minimum: lowest version allowed.
+        exact: the only versions allowed.
+        deny: versions that are not allowed.
+        required: whether every device must report the module.
+        max_versions: maximum number of versions of a product's module.
+        newest: share of devices that must run the newest version, such as ``>= 95%``.
+        max_age: maximum age of an answer, such as ``7d``.
+        exception: exceptions from the rule.
+    """
 
-class _RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: str
     severity: Severity = "error"
-    account: str | tuple[str, ...] = EVERYTHING
-    product: str | tuple[str, ...] = EVERYTHING
-    module: str | tuple[str, ...] = EVERYTHING
+    account: str | tuple[str, ...] = MATCH_ALL
+    product: str | tuple[str, ...] = MATCH_ALL
+    module: str | tuple[str, ...] = MATCH_ALL
     minimum: str | None = None
     exact: str | tuple[str, ...] | None = None
     deny: str | tuple[str, ...] | None = None
@@ -70,147 +67,129 @@ class _RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     max_versions: int | None = None
     newest: str | None = None
     max_age: str | None = None
-    exception: tuple[_ExceptionTable, ...] = ()
+    exception: tuple[RuleException, ...] = ()
 
 
-def load_rules(path: str | os.PathLike[str]) -> Rules:
-    """The rules in a TOML file.
-
-    Raises:
-        SettingsError: the file, the rule, the key and what is wrong with it, in one sentence.
-    """
+def load_policy(path: str | os.PathLike[str]) -> Policy:
+    """Load the rules in a TOML file; raise SettingsError if it is invalid."""
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # tomllib's own, not UTF-8, a number or a nesting without end
-        raise SettingsError(f"{path}: is not TOML: {error}") from error
-    return Rules(rules_from(table, str(path)), str(path))
+    return Policy(parse_policy(read_toml(path), str(path)), str(path))
 
 
-def rules_from(table: Mapping[str, Any], where: str) -> tuple[Rule, ...]:
-    """Rules from a table such as ``tomllib`` gives; ``where`` is named in errors.
-
-    Raises:
-        SettingsError: the rule, the key and what is wrong with it.
-    """
+def parse_policy(table: Mapping[str, Any], where: str) -> tuple[Rule, ...]:
+    """Return the rules in a parsed TOML table; a SettingsError names the file ``where``, the rule and the key."""
     for key in table:
         if key != "rule":
             raise SettingsError(f"{where}: {key!r} is not a key of a rules file; each rule is a table [[rule]]")
-    given = table.get("rule")
-    if not isinstance(given, list) or not given:
+    tables = table.get("rule")
+    if not isinstance(tables, list) or not tables:
         raise SettingsError(f"{where}: has no [[rule]]; add one with a name and a condition, such as minimum")
     rules: list[Rule] = []
-    for number, raw in enumerate(given, 1):
-        at = f"{where}: {_place(raw, number)}"
-        rule = _rule(_convert(raw, at), at)
+    for number, raw in enumerate(tables, 1):
+        at = f"{where}: {_title(raw, number)}"
+        rule = _parse_rule(_convert(raw, at), at)
         if any(rule.name == other.name for other in rules):
-            raise SettingsError(f"{at}: name: another rule has it; give every rule a name of its own")
+            raise SettingsError(f"{at}: name: another rule has this name; names must be unique")
         rules.append(rule)
     return tuple(rules)
 
 
-def _place(raw: object, number: int) -> str:
+def _title(raw: object, number: int) -> str:
     name = raw.get("name") if isinstance(raw, Mapping) else None
-    return f'rule {number} ("{name[:NAME]}")' if isinstance(name, str) and name.isprintable() else f"rule {number}"
+    return f'rule {number} ("{name[:MAX_NAME]}")' if isinstance(name, str) and name.isprintable() else f"rule {number}"
 
 
-def _convert(raw: object, at: str) -> _RuleTable:
+def _convert(raw: object, at: str) -> RuleTable:
     try:
-        return msgspec.convert(raw, _RuleTable)
+        return msgspec.convert(raw, RuleTable)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$.")
-    path = re.sub(r"\[(\d+)\]", lambda found: f" {int(found[1]) + 1}", path.rstrip("`")).replace(".", ": ")
-    if (unknown := re.search(r"unknown field `(.*)`", message)) is not None:
-        kind = _ExceptionTable if path.startswith("exception") else _RuleTable
-        known = [field.name for field in msgspec.structs.fields(kind)]
-        near = difflib.get_close_matches(unknown[1], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-        message = f"{unknown[1]!r} is not a key of {'an exception' if kind is _ExceptionTable else 'a rule'}; {hint}"
-    elif (missing := re.search(r"missing required field `(.*)`", message)) is not None:
-        message = f"has no {missing[1]}"
-    else:
-        message = message[0].lower() + message[1:]
-    raise SettingsError(f"{at}: {path and f'{path}: '}{message}")
+        sentence = describe_validation_error(
+            error,
+            lambda path: RuleException if path == "exception" else RuleTable,
+            noun=lambda path: "a key of an exception" if path == "exception" else "a key of a rule",
+        )
+    raise SettingsError(f"{at}: {sentence}")
 
 
-def _rule(table: _RuleTable, at: str) -> Rule:
-    if not table.name.strip() or not table.name.isprintable() or len(table.name) > NAME:
-        raise SettingsError(f"{at}: name: give one of up to {NAME} characters that can be printed")
-    given = [name for name in CONDITIONS if getattr(table, name) is not None]
-    if len(given) != 1:
-        found = f"has {' and '.join(given)}" if given else "has no condition"
+def _parse_rule(table: RuleTable, at: str) -> Rule:
+    if not table.name.strip() or not table.name.isprintable() or len(table.name) > MAX_NAME:
+        raise SettingsError(f"{at}: name: give 1 to {MAX_NAME} printable characters")
+    names = [name for name in CONDITIONS if getattr(table, name) is not None]
+    if len(names) != 1:
+        found = f"has {' and '.join(names)}" if names else "has no condition"
         raise SettingsError(f"{at}: {found}; give exactly one of {', '.join(CONDITIONS)}")
-    accounts, products, modules = (
-        _texts(getattr(table, key), f"{at}: {key}") for key in ("account", "product", "module")
-    )
-    condition = _condition(table, at)
-    if isinstance(condition, MaxAge) and modules != (EVERYTHING,):
-        raise SettingsError(f"{at}: module: max_age judges devices, whatever they report; leave module out")
-    exceptions = tuple(
-        _exception(each, condition, f"{at}: exception {number}") for number, each in enumerate(table.exception, 1)
-    )
-    return Rule(table.name, table.severity, condition, accounts, products, modules, exceptions)
+    keys = ("account", "product", "module")
+    accounts, products, modules = (_texts(getattr(table, key), f"{at}: {key}") for key in keys)
+    condition = CONDITIONS[names[0]](getattr(table, names[0]), f"{at}: {names[0]}")
+    if isinstance(condition, MaxAge) and modules != (MATCH_ALL,):
+        raise SettingsError(f"{at}: module: max_age applies to whole devices; leave module out")
+    for number, exception in enumerate(table.exception, 1):
+        _check_exception(exception, condition, f"{at}: exception {number}")
+    return Rule(table.name, table.severity, condition, accounts, products, modules, table.exception)
 
 
-def _condition(table: _RuleTable, at: str) -> Condition:  # noqa: PLR0911  one for each
-    if table.minimum is not None:
-        if not can_be_ordered(table.minimum):
-            raise SettingsError(f"{at}: minimum: {table.minimum!r} is not a version that others are ordered against")
-        return Minimum(table.minimum)
-    if table.exact is not None:
-        return Exact(_texts(table.exact, f"{at}: exact", empty=True))
-    if table.deny is not None:
-        return Deny(_texts(table.deny, f"{at}: deny"))
-    if table.required is not None:
-        if not table.required:
-            raise SettingsError(f"{at}: required: give true, or leave the rule out")
-        return Required()
-    if table.max_versions is not None:
-        if not 1 <= table.max_versions <= 1_000_000:  # noqa: PLR2004  a limit of settings
-            raise SettingsError(f"{at}: max_versions: give a whole number from 1 up")
-        return MaxVersions(table.max_versions)
-    if table.newest is not None:
-        return _newest(table.newest, f"{at}: newest")
-    return _max_age(table.max_age or "", f"{at}: max_age")
+def _parse_minimum(version: str, at: str) -> Minimum:
+    if not can_be_ordered(version):
+        raise SettingsError(f"{at}: {version!r} has no order; give a version such as 1.2.0")
+    return Minimum(version)
 
 
-def _newest(text: str, at: str) -> Newest:
-    found = _SHARE.fullmatch(text.strip())
-    share = Fraction(found[1]) / 100 if found else Fraction(0)
-    if found is None or not 0 < share <= 1:
-        raise SettingsError(f'{at}: {text!r} is no part of the devices; give one such as "95%"')
-    return Newest(share, f"{found[1]}%")
+def _parse_required(value: bool, at: str) -> Required:  # noqa: FBT001  a value of the file
+    if not value:
+        raise SettingsError(f"{at}: give true, or leave the rule out")
+    return Required()
 
 
-def _max_age(text: str, at: str) -> MaxAge:
+def _parse_max_versions(number: int, at: str) -> MaxVersions:
+    if not 1 <= number <= 1_000_000:  # noqa: PLR2004  a limit of settings
+        raise SettingsError(f"{at}: give a whole number from 1 up")
+    return MaxVersions(number)
+
+
+def _parse_newest(text: str, at: str) -> Newest:
+    match = _SHARE.fullmatch(text.strip())
+    share = Fraction(match[1]) / 100 if match else Fraction(0)
+    if match is None or not 0 < share <= 1:
+        raise SettingsError(f'{at}: {text!r} is not a share; give one such as "95%"')
+    return Newest(share, f"{match[1]}%")
+
+
+def _parse_max_age(text: str, at: str) -> MaxAge:
     try:
-        seconds = seconds_of(text)
-    except UsageError:
-        raise SettingsError(f'{at}: {text!r} is no length of time; give one such as "36h" or "90m"') from None
-    return MaxAge(seconds, text.strip())
+        return MaxAge(parse_duration(text), text.strip())
+    except ValueError as error:
+        raise SettingsError(f"{at}: {error}") from None
 
 
-def _exception(table: _ExceptionTable, condition: Condition, at: str) -> RuleException:
-    found = RuleException(**{field: getattr(table, field) for field in table.__struct_fields__})
-    if not found.text:
-        raise SettingsError(f"{at}: is for everything; give device, product, module or version")
+CONDITIONS: dict[str, Callable[[Any, str], Condition]] = {
+    "minimum": _parse_minimum,
+    "exact": lambda value, at: Exact(_texts(value, at, empty=True)),
+    "deny": lambda value, at: Deny(_texts(value, at)),
+    "required": _parse_required,
+    "max_versions": _parse_max_versions,
+    "newest": _parse_newest,
+    "max_age": _parse_max_age,
+}
+"""The condition of each key, from its value and the place that errors name."""
+
+
+def _check_exception(exception: RuleException, condition: Condition, at: str) -> None:
+    if not exception.description:
+        raise SettingsError(f"{at}: matches everything; give device, product, module or version")
     for key in ("device", "product", "module", "version"):
-        if (pattern := getattr(table, key)) is not None:
+        if (pattern := getattr(exception, key)) is not None:
             _texts(pattern, f"{at}: {key}")
-    if not table.reason.strip():
-        raise SettingsError(f"{at}: reason: is empty; say why, for those who read it later")
-    if isinstance(condition, Required | MaxAge) and not found.whole_devices:
-        raise SettingsError(f"{at}: the rule judges devices as a whole; leave module and version out")
-    return found
+    if not exception.reason.strip():
+        raise SettingsError(f"{at}: reason: is empty; give the reason of the exception")
+    if isinstance(condition, Required | MaxAge) and not exception.whole_devices:
+        raise SettingsError(f"{at}: the rule applies to whole devices; leave module and version out")
 
 
-def _texts(given: str | Iterable[str], at: str, *, empty: bool = False) -> tuple[str, ...]:
-    """One text or a list of them, as a tuple; ``empty``: texts may be empty, as a version may be."""
-    texts = (given,) if isinstance(given, str) else tuple(given)
+def _texts(value: str | Iterable[str], at: str, *, empty: bool = False) -> tuple[str, ...]:
+    """Return one text or a list of texts as a tuple; ``empty``: texts may be empty, as a version may be."""
+    texts = (value,) if isinstance(value, str) else tuple(value)
     if not texts or (not empty and not all(texts)):
-        raise SettingsError(f'{at}: is empty; give a text such as "ble", or a list of them')
-    if len(texts) > LIST or sum(map(len, texts)) > LENGTH:
-        raise SettingsError(f"{at}: give {LIST:,} at most, of {LENGTH:,} characters together")
+        raise SettingsError(f'{at}: is empty; give a text such as "ble", or a list of texts')
+    if len(texts) > MAX_LIST_ENTRIES or sum(map(len, texts)) > MAX_LIST_LENGTH:
+        raise SettingsError(f"{at}: give at most {MAX_LIST_ENTRIES:,} texts, {MAX_LIST_LENGTH:,} characters in total")
     return texts

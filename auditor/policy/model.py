@@ -1,7 +1,4 @@
-"""A rule of a policy, as values. Reading them from TOML is ``rules``'s, judging a run by them ``policy``'s.
-
-Patterns are those of ``auditor.inventory.patterns``; those on modules are read regardless of case.
-"""
+"""Rules of a policy as values. Patterns are those of ``auditor.text.globs``; on modules they ignore case."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,12 +6,13 @@ from datetime import date as Date  # noqa: N812  `date` alone is the name of a p
 from fractions import Fraction
 from typing import Literal
 
-from auditor.text.globs import EVERYTHING
+import msgspec
+
+from auditor.text.globs import MATCH_ALL
 
 Severity = Literal["error", "warning", "note"]
 
-
-_NAMED = 5
+_MAX_LISTED = 5
 """Patterns or versions that a sentence lists."""
 
 
@@ -27,7 +25,7 @@ class Minimum:
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """No version that is not spelled as one of these is."""
+    """Only versions whose text is one of these."""
 
     versions: tuple[str, ...]
 
@@ -41,19 +39,19 @@ class Deny:
 
 @dataclass(frozen=True, slots=True)
 class Required:
-    """A module that the rule's patterns match is reported."""
+    """The device reports a module that the rule's patterns match."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaxVersions:
-    """At most so many versions of a module in a product; those that are the same are one."""
+    """At most this number of versions of a module in a product; versions that are the same count once."""
 
     versions: int
 
 
 @dataclass(frozen=True, slots=True)
 class Newest:
-    """At least this part of a product's devices with the module runs the newest version; ``text`` as in ``95%``."""
+    """At least this share of a product's devices with the module runs the newest version; ``text`` as in ``95%``."""
 
     share: Fraction
     text: str
@@ -61,7 +59,7 @@ class Newest:
 
 @dataclass(frozen=True, slots=True)
 class MaxAge:
-    """No answer older than so many seconds; ``text`` as it was written, such as ``36h``."""
+    """No answer older than this; ``text`` as in the rules file, such as ``36h``."""
 
     seconds: float
     text: str
@@ -70,17 +68,14 @@ class MaxAge:
 Condition = Minimum | Exact | Deny | Required | MaxVersions | Newest | MaxAge
 
 
-@dataclass(frozen=True, slots=True)
-class RuleException:
-    """What a rule does not apply to, until the end of a day (UTC). Patterns that are None match everything.
+class RuleException(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An exception from a rule. What all its patterns match is exempt.
 
     Attributes:
-        until: the last day.
-        reason: why.
-        device: a pattern on device_name or iot_id.
-        product: a pattern on product_key.
-        module: a pattern on module names.
-        version: a pattern on versions.
+        until: last day of the exception, in UTC.
+        reason: why it exists.
+        device: pattern on device_name or iot_id; default: everything.
+        product, module, version: patterns on product_key, module names and versions; default: everything.
     """
 
     until: Date
@@ -91,67 +86,66 @@ class RuleException:
     version: str | None = None
 
     def expired(self, now: datetime) -> bool:
-        """Whether its last day is over."""
+        """Return whether its last day is over."""
         return now.astimezone(UTC).date() > self.until
 
     @property
     def whole_devices(self) -> bool:
-        """Whether devices are meant as a whole, whatever they report."""
+        """Whether it matches devices as a whole, whatever they report."""
         return self.module is None and self.version is None
 
     @property
-    def text(self) -> str:
-        """What it is for, in words."""
+    def description(self) -> str:
+        """Its patterns in words."""
         given = (("device", self.device), ("product", self.product), ("module", self.module), ("version", self.version))
         return ", ".join(f"{name} {pattern}" for name, pattern in given if pattern is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is asked of devices, or of products' modules.
+    """A requirement on devices, or on the modules of products.
 
     Attributes:
         name: unique in its file.
-        severity: what a violation means: an ``error`` fails.
-        condition: what is asked.
-        accounts, products, modules: patterns; what one of each matches is judged.
-        exceptions: what is not.
+        severity: of a violation; only an ``error`` fails.
+        accounts, products, modules: patterns; the rule's scope is what one of each matches.
+        exceptions: what is exempt.
     """
 
     name: str
     severity: Severity
     condition: Condition
-    accounts: tuple[str, ...] = (EVERYTHING,)
-    products: tuple[str, ...] = (EVERYTHING,)
-    modules: tuple[str, ...] = (EVERYTHING,)
+    accounts: tuple[str, ...] = (MATCH_ALL,)
+    products: tuple[str, ...] = (MATCH_ALL,)
+    modules: tuple[str, ...] = (MATCH_ALL,)
     exceptions: tuple[RuleException, ...] = ()
 
     @property
     def unit(self) -> Literal["devices", "modules"]:
-        """What is judged: devices, or the modules of products."""
+        """What has a verdict: devices, or the modules of products."""
         return "modules" if isinstance(self.condition, MaxVersions | Newest) else "devices"
 
     @property
-    def text(self) -> str:  # noqa: PLR0911  one for each
-        """One sentence that says what is asked."""
+    def description(self) -> str:  # noqa: PLR0911  one for each
+        """The requirement in one sentence."""
         place = "".join(
-            f" {word} {listed(patterns)}"
+            f" {word} {join_texts(patterns)}"
             for word, patterns in (("of product", self.products), ("in account", self.accounts))
-            if patterns != (EVERYTHING,)
+            if patterns != (MATCH_ALL,)
         )
-        module = "every module" if self.modules == (EVERYTHING,) else f"module {listed(self.modules)}"
+        module = "every module" if self.modules == (MATCH_ALL,) else f"module {join_texts(self.modules)}"
         match self.condition:
             case Minimum(version):
                 return f"{module}{place} runs {version} or newer"
             case Exact(versions):
-                return f"{module}{place} runs {listed(versions)}, spelled so"
+                return f"{module}{place} runs exactly {join_texts(versions)}"
             case Deny(patterns):
-                return f"{module}{place} runs nothing like {listed(patterns)}"
+                return f"{module}{place} runs nothing like {join_texts(patterns)}"
             case Required():
-                any_module = "a module" if self.modules == (EVERYTHING,) else module
+                any_module = "a module" if self.modules == (MATCH_ALL,) else module
                 return f"every device{place} reports {any_module}"
             case MaxVersions(versions):
-                return f"{module}{place} has at most {versions:,} versions alive in a product"
+                return f"{module}{place} has at most {versions:,} versions in use in a product"
             case Newest(_, share):
                 return f"{module}{place} runs its newest version on {share} of a product's devices or more"
             case MaxAge(_, age):
@@ -159,14 +153,14 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """A policy: its rules in the order of the file, and the file."""
+class Policy:
+    """The rules in the order of their file, and the file."""
 
     rules: tuple[Rule, ...]
     source: str
 
 
-def listed(texts: tuple[str, ...]) -> str:
-    """A few texts, and how many more there are."""
-    more = len(texts) - _NAMED
-    return " or ".join([*texts[:_NAMED], *([f"{more:,} more"] if more > 0 else [])])
+def join_texts(texts: tuple[str, ...]) -> str:
+    """Join the first texts, and add how many more there are."""
+    more = len(texts) - _MAX_LISTED
+    return " or ".join([*texts[:_MAX_LISTED], *([f"{more:,} more"] if more > 0 else [])])

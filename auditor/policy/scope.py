@@ -1,178 +1,163 @@
-"""A run's rows as a policy sees them: numbered, and which rule is about which of them; DuckDB tables, out of core.
+"""The rows of a run and the scope of each rule, as DuckDB tables, out of core.
 
 | table | a row |
 |---|---|
 | ``products`` | an account's product |
-| ``asked`` | a device of the fleet (``line``): its product and status, and whether a sample passed it over |
-| ``combos`` | a product's module, version, and its devices; ``module`` is one number regardless of case |
+| ``policy_devices`` | a device of the fleet (``line``): its product and status, and whether it is unsampled |
+| ``module_versions`` | a product's module and version, and its devices; ``module`` is one number regardless of case |
 | ``versions`` | a version |
-| ``reported`` | a device (``line``) that reports a combo, in one row (``row``) of ``modules.parquet`` |
-| ``scope`` | a rule and a product that it is about |
-| ``chosen`` | a rule and a combo that it is about |
-| ``pardoned`` | a rule and a combo that an exception takes out whole |
-| ``excused`` | a rule and a row of ``reported`` that an exception takes out |
-| ``spared`` | a rule and a device that an exception takes out, whatever it reports |
+| ``reported`` | a device (``line``) and a module_version_id that it reports; ``row`` is that of ``modules.parquet`` |
+| ``product_scope`` | a rule and a product in its scope |
+| ``in_scope`` | a rule and a module_version_id in its scope |
+| ``exempt_versions`` | a rule and a module_version_id that an exception exempts on all devices |
+| ``exempt_rows`` | a rule and a row of ``reported`` that an exception exempts |
+| ``exempt_devices`` | a rule and a device that an exception exempts, whatever it reports |
 
-A product that is not known (of a device that was asked by its iot_id and told nothing) is one whose name is empty:
-the pattern ``*`` matches it, and hardly another.
-
-What a rule finds, as numbers by how bad it is; its tables hold these.
+An unknown product (of a device without an answer that was queried by its iot_id) has an empty name: the pattern ``*``
+matches it, and hardly another.
 """
 
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
-import duckdb
-
 from auditor.policy.model import Rule, RuleException
-from auditor.query.snapshot import Frozen
-from auditor.runs.views import number
-from auditor.storage.database import parquet
-from auditor.text.globs import EVERYTHING, regex_of
+from auditor.query.snapshot import RunSnapshot
+from auditor.storage.database import Database, parquet, scalar
+from auditor.text.globs import MATCH_ALL, glob_regex
 
 _HASH = "hash(account, product_key, device_name, iot_id)"
 
-
 _KEY = """length(account) || ':' || account || '/' || coalesce(length(product_key) || ':' || product_key, '') || '/' ||
   coalesce(length(device_name) || ':' || device_name, '') || '/' || coalesce(iot_id, '')"""
-"""One text for a device; lengths keep apart what separators would not."""
-
+"""One text per device and its names; lengths keep apart what a separator alone would not."""
 
 _SAME_PRODUCT = "p.account = t.account AND p.product_key IS NOT DISTINCT FROM t.product_key"
 
 
-def define_rows(database: duckdb.DuckDBPyConnection, run: Frozen) -> None:
-    """Defines what the run has: ``products``, ``asked``, ``combos``, ``versions`` and ``reported``."""
-    define_combos(database, run.devices, run.modules)
+def define_run_tables(database: Database, run: RunSnapshot) -> None:
+    """Define the tables of a run's rows, from ``products`` to ``reported``."""
+    define_module_versions(database, run.devices, run.modules)
     database.execute(
-        "CREATE TABLE asked AS SELECT line, product, status, source IS NOT DISTINCT FROM 'unsampled' AS undrawn "
+        "INSERT INTO policy_devices SELECT line, product, status, source IS NOT DISTINCT FROM 'unsampled' "
         f"FROM device_rows t JOIN products p ON {_SAME_PRODUCT}"
     )
-    # Hashes that all differ prove that none stands for two devices; joining texts takes three times as long.
+    # Hashes that all differ prove that no two devices share one; joining texts takes three times as long.
     collisions = f"SELECT count(*) - count(DISTINCT {_HASH}) FROM device_rows WHERE status = 'ok'"
-    key = _KEY if number(database, collisions) else _HASH
+    key = _KEY if scalar(database, collisions) else _HASH
     database.execute(
-        "CREATE TABLE reported AS SELECT d.line, m.line AS row, combo "
+        "INSERT INTO reported SELECT d.line, m.line, module_version_id "
         f"FROM (SELECT *, {key} AS key FROM module_rows) m "
-        "JOIN (FROM combos JOIN products USING (product)) c ON c.account = m.account "
-        "AND c.product_key IS NOT DISTINCT FROM m.product_key AND c.module_name = m.module_name "
-        "AND c.module_version = m.module_version "
+        "JOIN (FROM module_versions JOIN products USING (product)) v ON v.account = m.account "
+        "AND v.product_key IS NOT DISTINCT FROM m.product_key AND v.module_name = m.module_name "
+        "AND v.module_version = m.module_version "
         f"JOIN (SELECT line, {key} AS key FROM device_rows WHERE status = 'ok') d USING (key)"
     )
 
 
-def define_combos(database: duckdb.DuckDBPyConnection, devices: Path, modules: Path) -> None:
-    """Defines of that what takes no join of devices: ``products``, ``combos`` and ``versions``."""
-    # A run that was sealed before sources were told has none.
-    added = {"device_rows": "UNION ALL BY NAME SELECT NULL::VARCHAR AS source WHERE false", "module_rows": ""}
+def define_module_versions(database: Database, devices: Path, modules: Path) -> None:
+    """Define ``products``, ``module_versions`` and ``versions``, which need no join; the devices' tables are empty."""
+    database.execute("CREATE TABLE policy_devices (line BIGINT, product INTEGER, status VARCHAR, unsampled BOOLEAN)")
+    database.execute("CREATE TABLE reported (line BIGINT, row BIGINT, module_version_id INTEGER)")
     for view, path in (("device_rows", devices), ("module_rows", modules)):
-        database.execute(
-            f"CREATE VIEW {view} AS SELECT file_row_number AS line, * "
-            f"FROM {parquet(path, options='file_row_number=true')} {added[view]}"
-        )
+        rows = parquet(path, options="file_row_number=true")
+        database.execute(f"CREATE VIEW {view} AS SELECT file_row_number AS line, * FROM {rows}")
     database.execute(
-        "CREATE TABLE told AS SELECT account, product_key, module_name, module_version, count(*) AS devices "
-        "FROM module_rows GROUP BY ALL"
+        "CREATE TABLE reported_versions AS "
+        "SELECT account, product_key, module_name, module_version, count(*) AS devices FROM module_rows GROUP BY ALL"
     )
     database.execute(
         "CREATE TABLE products AS SELECT (row_number() OVER (ORDER BY account, product_key))::INTEGER AS product, * "
-        "FROM (SELECT account, product_key FROM device_rows UNION SELECT account, product_key FROM told)"
+        "FROM (SELECT account, product_key FROM device_rows UNION SELECT account, product_key FROM reported_versions)"
     )
     database.execute(
-        "CREATE TABLE combos AS SELECT (row_number() OVER ())::INTEGER AS combo, product, "
+        "CREATE TABLE module_versions AS SELECT (row_number() OVER ())::INTEGER AS module_version_id, product, "
         "(dense_rank() OVER (ORDER BY lower(module_name)))::INTEGER AS module, module_name, module_version, devices "
-        f"FROM told t JOIN products p ON {_SAME_PRODUCT}"
+        f"FROM reported_versions t JOIN products p ON {_SAME_PRODUCT}"
     )
     database.execute(
         "CREATE TABLE versions AS SELECT (row_number() OVER (ORDER BY module_version))::INTEGER AS version, "
-        "module_version FROM (SELECT DISTINCT module_version FROM combos)"
+        "module_version FROM (SELECT DISTINCT module_version FROM module_versions)"
     )
 
 
-def define_scopes(database: duckdb.DuckDBPyConnection, rules: Iterable[Rule], now: datetime) -> None:
-    """Defines which rule, by its number, is about what, and what its exceptions take out."""
-    database.execute("CREATE TABLE scope (rule INTEGER, product INTEGER)")
-    for table in ("chosen", "pardoned"):
-        database.execute(f"CREATE TABLE {table} (rule INTEGER, combo INTEGER)")
-    database.execute("CREATE TABLE excused (rule INTEGER, line BIGINT, row BIGINT, combo INTEGER)")
-    database.execute("CREATE TABLE spared (rule INTEGER, line BIGINT)")
+def define_scopes(database: Database, rules: Iterable[Rule], now: datetime) -> None:
+    """Define the scope of each rule, by its number, and what its exceptions exempt."""
+    database.execute("CREATE TABLE product_scope (rule INTEGER, product INTEGER)")
+    for table in ("in_scope", "exempt_versions"):
+        database.execute(f"CREATE TABLE {table} (rule INTEGER, module_version_id INTEGER)")
+    database.execute("CREATE TABLE exempt_rows (rule INTEGER, line BIGINT, row BIGINT, module_version_id INTEGER)")
+    database.execute("CREATE TABLE exempt_devices (rule INTEGER, line BIGINT)")
     for at, rule in enumerate(rules):
         database.execute(
-            "INSERT INTO scope SELECT $1::INTEGER, product FROM products "
+            "INSERT INTO product_scope SELECT $1::INTEGER, product FROM products "
             "WHERE regexp_full_match(account, $2) AND regexp_full_match(coalesce(product_key, ''), $3)",
-            [at, regex_of(rule.accounts), regex_of(rule.products)],
+            [at, glob_regex(rule.accounts), glob_regex(rule.products)],
         )
-        modules = regex_of(_lowered(database, rule.modules))
+        modules = glob_regex(_lower(database, rule.modules))
         database.execute(
-            "INSERT INTO chosen SELECT rule, combo FROM scope JOIN combos USING (product) "
-            "WHERE rule = $1 AND regexp_full_match(lower(module_name), $2)",
+            "INSERT INTO in_scope SELECT rule, module_version_id FROM product_scope "
+            "JOIN module_versions USING (product) WHERE rule = $1 AND regexp_full_match(lower(module_name), $2)",
             [at, modules],
         )
         for exception in rule.exceptions:
             if not exception.expired(now):
-                _take_out(database, at, exception)
-    for table in ("pardoned", "excused", "spared"):  # two exceptions may take out the same
+                _exempt(database, at, exception)
+    for table in ("exempt_versions", "exempt_rows", "exempt_devices"):  # two exceptions may exempt the same
         database.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT DISTINCT * FROM {table}")
 
 
-def _take_out(database: duckdb.DuckDBPyConnection, at: int, exception: RuleException) -> None:
-    product = regex_of([exception.product or EVERYTHING])
-    module = regex_of(_lowered(database, [exception.module or EVERYTHING]))
-    version = regex_of([exception.version or EVERYTHING])
+def _exempt(database: Database, at: int, exception: RuleException) -> None:
+    product = glob_regex([exception.product or MATCH_ALL])
+    module = glob_regex(_lower(database, [exception.module or MATCH_ALL]))
+    version = glob_regex([exception.version or MATCH_ALL])
     database.execute(
-        "CREATE OR REPLACE TEMP TABLE meant AS SELECT rule, combo "
-        "FROM chosen JOIN combos USING (combo) JOIN products USING (product) "
+        "CREATE OR REPLACE TEMP TABLE excepted_versions AS SELECT rule, module_version_id "
+        "FROM in_scope JOIN module_versions USING (module_version_id) JOIN products USING (product) "
         "WHERE rule = $1 AND regexp_full_match(coalesce(product_key, ''), $2) "
         "AND regexp_full_match(lower(module_name), $3) AND regexp_full_match(module_version, $4)",
         [at, product, module, version],
     )
-    device = regex_of([exception.device or EVERYTHING])
+    device = glob_regex([exception.device or MATCH_ALL])
     database.execute(
-        "CREATE OR REPLACE TEMP TABLE lines AS SELECT rule, line FROM device_rows d "
+        "CREATE OR REPLACE TEMP TABLE excepted_devices AS SELECT rule, line FROM device_rows d "
         "JOIN products p ON p.account = d.account AND p.product_key IS NOT DISTINCT FROM d.product_key "
-        "JOIN scope USING (product) WHERE rule = $1 AND regexp_full_match(coalesce(p.product_key, ''), $2) "
+        "JOIN product_scope USING (product) WHERE rule = $1 AND regexp_full_match(coalesce(p.product_key, ''), $2) "
         "AND (regexp_full_match(device_name, $3) OR regexp_full_match(iot_id, $3))",
         [at, product, device],
     )
     if exception.device is None:
-        database.execute("INSERT INTO pardoned FROM meant")
+        database.execute("INSERT INTO exempt_versions FROM excepted_versions")
     else:
         database.execute(
-            "INSERT INTO excused SELECT rule, line, row, combo FROM reported JOIN meant USING (combo) "
-            "JOIN lines USING (rule, line)"
+            "INSERT INTO exempt_rows SELECT rule, line, row, module_version_id FROM reported "
+            "JOIN excepted_versions USING (module_version_id) JOIN excepted_devices USING (rule, line)"
         )
     if exception.whole_devices:
-        database.execute("INSERT INTO spared FROM lines")
+        database.execute("INSERT INTO exempt_devices FROM excepted_devices")
 
 
-def _lowered(database: duckdb.DuckDBPyConnection, patterns: Iterable[str]) -> list[str]:
-    """Patterns in lower case, as the database has it: names are compared in it."""
-    return [
-        str(text) for (text,) in database.execute("SELECT lower(unnest($1::VARCHAR[]))", [list(patterns)]).fetchall()
-    ]
+def _lower(database: Database, patterns: Iterable[str]) -> list[str]:
+    """Return patterns in the database's lower case, in which names are compared."""
+    query = "SELECT lower(unnest($1::VARCHAR[]))"
+    return [str(text) for (text,) in database.execute(query, [list(patterns)]).fetchall()]
 
 
-COMPLIANT, EXCEPTED, UNPARSEABLE, VIOLATED, NOT_SEEN, SEEN, UNSAMPLED = range(7)
-"""Ranks of a verdict: of a device's modules the highest of the first four is the device's. ``NOT_SEEN`` failed or is
-pending, ``UNSAMPLED`` was not drawn into a sample. ``SEEN`` is none, but how many devices a rule is about that
-answered."""
-
+COMPLIANT, EXEMPT, UNPARSEABLE, VIOLATED, NOT_SEEN, SEEN, UNSAMPLED = range(7)
+"""Ranks of verdicts. The highest of the first four over a device's modules is the device's. ``NOT_SEEN``: it failed or
+is pending; ``UNSAMPLED``: it is outside the sample. ``SEEN`` is no verdict: devices in scope that answered."""
 
 ANSWERED = "status IN ('ok', 'empty')"
 
-
 UNANSWERED = "status IN ('failed', 'pending')"
-"""Devices that rules judge, and those that they would."""
+"""Devices that have a verdict, and those that are not seen."""
 
+RANKS_BY_VERSIONS = f"""SELECT r.line, max(CASE WHEN x.line IS NULL THEN rank ELSE {EXEMPT} END) AS rank
+  FROM reported r JOIN (FROM version_verdicts WHERE rule = $1) v USING (module_version_id)
+  LEFT JOIN (FROM exempt_rows WHERE rule = $1) x ON x.line = r.line AND x.row = r.row GROUP BY r.line"""
 
-RANKS_BY_VERSIONS = f"""SELECT r.line, max(CASE WHEN x.line IS NULL THEN rank ELSE {EXCEPTED} END) AS rank
-  FROM reported r JOIN (FROM picked WHERE rule = $1) p USING (combo)
-  LEFT JOIN (FROM excused WHERE rule = $1) x ON x.line = r.line AND x.row = r.row GROUP BY r.line"""
-
-
-RANKS_BY_ANSWERS = f"""SELECT line, coalesce(f.rank, CASE WHEN s.line IS NULL THEN {COMPLIANT} ELSE {EXCEPTED} END)
-  AS rank FROM asked a SEMI JOIN (FROM scope WHERE rule = $1) USING (product)
-  LEFT JOIN (FROM found WHERE rule = $1) f USING (line) LEFT JOIN (FROM spared WHERE rule = $1) s USING (line)
-  WHERE {ANSWERED}"""
-"""The rank of each device that a rule judges: of one about versions, and of one about whole devices."""
+RANKS_BY_ANSWERS = f"""SELECT line, coalesce(v.rank, CASE WHEN e.line IS NULL THEN {COMPLIANT} ELSE {EXEMPT} END)
+  AS rank FROM policy_devices SEMI JOIN (FROM product_scope WHERE rule = $1) USING (product)
+  LEFT JOIN (FROM device_verdicts WHERE rule = $1) v USING (line)
+  LEFT JOIN (FROM exempt_devices WHERE rule = $1) e USING (line) WHERE {ANSWERED}"""
+"""Rank of each device with a verdict: by a rule about versions, and by a rule about devices."""

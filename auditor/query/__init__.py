@@ -1,1 +1,1 @@
-"""What the fleet runs: the run folder sealed, queried and proven, every number by a query over its files."""
+"""Read one run: version counts, devices that match a filter, SQL, warnings, and the order of versions."""

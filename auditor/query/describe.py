@@ -1,118 +1,126 @@
-"""How a run's own numbers about its numbers are worded: what a sample is, how old answers are, whom it chose to ask."""
+"""Sentences about a run's numbers: warnings, sample, age of results, spot checks, selection of devices."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from math import ceil, floor
 
-from auditor.query.freshness import Ages
-from auditor.runs.estimates import Sample
-from auditor.runs.manifest import AccountChoice, Choice, Recheck
-from auditor.text.formatting import counted, part, safe
+from auditor.models import RunWarning
+from auditor.query.freshness import AnswerAges
+from auditor.runs.estimates import SampleSummary
+from auditor.runs.manifest import AccountSelection, Recheck, SelectionInfo
+from auditor.text.formatting import format_count, format_rough_duration, format_share, safe
 
-_MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
+MAX_SAMPLE_VERSIONS = 5
+"""Versions that the description of a sample lists."""
 
 
-_SHOWN = 5
+def describe_warning(warning: RunWarning, run: str | None = None) -> str:
+    """Return a warning as one sentence, which names its run as ``run``; None: by its folder as it was given."""
+    name = warning.run if run is None else run
+    return f"{name}: {warning.detail}" if name else warning.detail
 
 
-def limits(low: float, high: float, digits: int = 1) -> str:
-    """An interval of parts of a whole as per cent, its limits rounded away from each other."""
+def warning_objects(warnings: Iterable[RunWarning]) -> list[dict[str, str]]:
+    """Return warnings as they are written to JSON."""
+    return [{"kind": warning.kind, "message": describe_warning(warning)} for warning in warnings]
+
+
+def format_limits(low: float, high: float, digits: int = 1) -> str:
+    """Format the limits of a share as percentages, rounded away from each other."""
     scale = 10.0**digits
-    # What a product of two numbers that are not exact adds in its last digits moves no limit.
+    # The last digits of a product of two inexact numbers move no limit.
     lowest, highest = floor(low * 100 * scale + 1e-6) / scale, ceil(high * 100 * scale - 1e-6) / scale
     return f"{lowest:.{digits}f} to {highest:.{digits}f}%"
 
 
-def sample_line(sample: Sample) -> str:
-    """That a run is a sample, and of whom."""
-    known = f", {sample.known:,} more are known never to have been activated" if sample.known else ""
+def describe_sample(sample: SampleSummary) -> str:
+    """Return a sentence that a run is a sample, with its size."""
+    inactive = f", {sample.never_activated:,} more were never activated" if sample.never_activated else ""
     return (
-        f"a sample: {sample.drawn:,} of {sample.devices:,} devices were drawn and {sample.answered:,} answered{known}; "
-        "shares are estimates with 95% intervals"
+        f"random sample: {sample.answered:,} of {sample.sampled:,} sampled devices answered, the fleet has "
+        f"{sample.devices:,}{inactive}; shares are estimates with 95% intervals"
     )
 
 
-def sample_lines(sample: Sample) -> Iterator[str]:
-    """What a sample tells of its fleet."""
-    yield sample_line(sample)
-    for each in sample.fleet[:_SHOWN]:
+def describe_sample_estimates(sample: SampleSummary) -> Iterator[str]:
+    """Yield lines that describe a sample, its most frequent versions, and what it cannot show."""
+    yield describe_sample(sample)
+    for each in sample.fleet[:MAX_SAMPLE_VERSIONS]:
         version = safe(each.module_version) or '""'
-        shares = (
-            f"{part(interval.share)} ({limits(interval.low, interval.high)})" for interval in (each.fleet, each.module)
+        of_fleet, of_module = (
+            f"{format_share(interval.share)} ({format_limits(interval.low, interval.high)})"
+            for interval in (each.of_fleet, each.of_module)
         )
-        of_fleet, of_module = shares
-        yield f"{safe(each.module_name)} {version}: {of_fleet} of the fleet, {of_module} of what reports the module"
-    if (line := unseen_line(sample)) is not None:
+        yield f"{safe(each.module_name)} {version}: {of_fleet} of the fleet, {of_module} of the devices with the module"
+    if (line := describe_unseen_versions(sample)) is not None:
         yield line
 
 
-def unseen_line(sample: Sample) -> str | None:
-    """How much a version may have that no answer shows; None where nothing was answered."""
+def describe_unseen_versions(sample: SampleSummary) -> str | None:
+    """Return the largest share of a version that is not in the sample; None if no device answered."""
     if sample.unseen is None:
         return None
-    return f"a version that is not shown is held by at most {ceil(sample.unseen * 10_000) / 100:g}% of the fleet"
+    return f"a version that is not listed runs on at most {ceil(sample.unseen * 10_000) / 100:g}% of the fleet"
 
 
-def age_line(ages: Ages, now: datetime) -> str | None:
-    """How old a run's answers are; None without any."""
+def describe_ages(ages: AnswerAges, now: datetime) -> str | None:
+    """Return a sentence about the age of a run's results; None if it has none."""
     if ages.first is None or ages.median is None or ages.last is None:
         return None
     first, last = (f"{point:%Y-%m-%d %H:%M}" for point in (ages.first, ages.last))
-    carried = f"carried: {ages.carried:,} of {ages.fleet:,} devices; " if ages.carried else ""
-    until = f"of {first} UTC" if first == last else f"from {first} to {last} UTC"
-    return f"{carried}answers are {until}, half of them younger than {length((now - ages.median).total_seconds())}"
+    reused = f"{ages.carried:,} of {ages.fleet:,} devices have reused results; " if ages.carried else ""
+    span = f"of {first} UTC" if first == last else f"from {first} to {last} UTC"
+    half = format_rough_duration((now - ages.median).total_seconds())
+    return f"{reused}results are {span}, half of them younger than {half}"
 
 
-def recheck_line(recheck: Recheck) -> str:
-    """How often it was wrong to carry an answer."""
+def describe_recheck(recheck: Recheck) -> str:
+    """Return a sentence about how many reused results a spot check found outdated."""
     if recheck.rate is None or recheck.low is None or recheck.high is None:
-        return f"checked: of {recheck.asked:,} carried that were asked all the same none answered"
-    rate = f"{100 * recheck.rate:.2f}% ({limits(recheck.low, recheck.high, 2)})"
+        return f"spot check: none of {format_count(recheck.checked, 'queried device')} answered"
     return (
-        f"checked: of {recheck.answered:,} carried that were asked all the same {recheck.wrong:,} had changed: {rate} "
-        "of what is carried is wrong"
+        f"spot check: {recheck.changed:,} of {format_count(recheck.answered, 'reused result')} were outdated: "
+        f"{100 * recheck.rate:.2f}% ({format_limits(recheck.low, recheck.high, 2)})"
     )
 
 
-def choice_lines(choice: Choice) -> Iterator[str]:
-    """Whom a run chose to ask, and why."""
-    if choice.since is not None:
-        yield f"answers are carried from {safe(choice.since)}"
-    elif choice.strategy == "since":
-        yield "no earlier run of this name has ended whose answers could be carried, so everybody is asked"
-    for account in choice.accounts:
-        yield f"{safe(account.account)}: {_chosen(account, precise=choice.precision is not None)}"
-    if choice.precision is not None and choice.reached is not None:
+def describe_selection(selection: SelectionInfo) -> Iterator[str]:
+    """Yield lines about which devices a run selected for querying, and why."""
+    incremental = selection.strategy == "incremental"
+    if selection.baseline_run is not None:
+        yield f"results are reused from {safe(selection.baseline_run)}"
+    elif incremental:
+        yield "no earlier run of this name to reuse results from: all devices are queried"
+    for account in selection.accounts:
+        yield f"{safe(account.account)}: {_describe_account(account, precise=selection.precision is not None)}"
+    if selection.precision is not None and selection.achieved_precision is not None:
         yield (
-            f"precision: shares ({choice.precision_of}) are known to {_per_cent(choice.reached)} either way; "
-            f"{_per_cent(choice.precision)} was wanted"
+            f"precision: ±{_percent(selection.achieved_precision)} for the shares ({selection.precision_of}), "
+            f"±{_percent(selection.precision)} required"
         )
-    if choice.spent and choice.calls is not None:
-        yield f"the budget of {counted(choice.calls, 'call')} was spent before all that were chosen were asked"
-    if choice.strategy == "since" and (beyond := sum(account.beyond for account in choice.accounts)):
-        yield f"{counted(beyond, 'device')} that can have changed were beyond the budget; their answers are carried"
-    if choice.unreached:
-        known = "" if choice.strategy != "since" else ", though they can have changed"
-        yield f"{counted(choice.unreached, 'device')} to be asked were not reached; their answers are carried{known}"
+    if selection.budget_exhausted and selection.max_calls is not None:
+        yield f"the budget of {format_count(selection.max_calls, 'call')} was exhausted before all were queried"
+    if incremental and (over_budget := sum(account.over_budget for account in selection.accounts)):
+        yield f"{format_count(over_budget, 'device')} that may have changed were over budget; their results are reused"
+    if selection.not_reached:
+        may_differ = ", though they may have changed" if incremental else ""
+        devices = format_count(selection.not_reached, "selected device")
+        yield f"{devices} were not reached; their results are reused{may_differ}"
 
 
-def _chosen(account: AccountChoice, *, precise: bool = False) -> str:
-    if set(account.asked) == {"sample"}:
-        return f"drawn at random: {'up to ' if precise else ''}{counted(account.asked['sample'], 'device')}"
-    reasons = ", ".join(f"{devices:,} {reason.replace('_', ' ')}" for reason, devices in account.asked.items())
-    states = f"; states of {counted(account.states, 'device')} in {counted(account.requests.sent, 'request')}"
-    untold = f", {account.untold:,} of them not told" if account.untold else ""
-    carried = f"; {account.carried:,} to be carried" if account.carried else ""
-    return f"chosen to be asked: {reasons or 'nobody'}{carried}{f'{states}{untold}' if account.states else ''}"
+def _describe_account(account: AccountSelection, *, precise: bool = False) -> str:
+    if set(account.selected) == {"sample"}:
+        return f"random sample of {'up to ' if precise else ''}{format_count(account.selected['sample'], 'device')}"
+    reasons = ", ".join(f"{devices:,} {reason.replace('_', ' ')}" for reason, devices in account.selected.items())
+    parts = [f"{format_count(sum(account.selected.values()), 'device')} to query{f' ({reasons})' if reasons else ''}"]
+    if account.carried:
+        parts.append(f"{account.carried:,} reused")
+    if account.states_requested:
+        unknown = f", {account.states_unknown:,} of them unknown" if account.states_unknown else ""
+        states = format_count(account.states_requested, "connection state")
+        parts.append(f"{states} read in {format_count(account.requests.sent, 'request')}{unknown}")
+    return "; ".join(parts)
 
 
-def _per_cent(share: float) -> str:
+def _percent(share: float) -> str:
     return f"{ceil(share * 1e6 - 1e-6) / 1e4:g}%"
-
-
-def length(seconds: float) -> str:
-    """A length of time, rounded up, in the unit that says it best."""
-    for unit, size in (("days", _DAY), ("h", _HOUR)):
-        if seconds > 2 * size:
-            return f"{ceil(seconds / size):,} {unit}"
-    return f"{max(1, ceil(seconds / _MINUTE)):,} min"

@@ -1,45 +1,38 @@
-"""Which devices: those of a run that a few conditions pick, with what they run."""
+"""Devices of a run that match a filter, with their modules and versions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import get_args
-
-import duckdb
 
 from auditor.errors import UsageError
 from auditor.models import DeviceState, Source
-from auditor.query.snapshot import Frozen, freeze
-from auditor.query.version_order import define_standings
+from auditor.query.snapshot import RunSnapshot, open_snapshot
+from auditor.query.version_order import define_version_order
 from auditor.runs.folder import find_run
-from auditor.runs.views import LACKING, define_products, define_sealed_views, number
-from auditor.storage.database import READING_MEMORY, READING_THREADS, open_database
-from auditor.storage.tables import Table, reading
+from auditor.runs.views import MISSING_DEVICE_MODULES, define_products, define_sealed_views
+from auditor.storage.database import Database, scalar, temporary_database
+from auditor.storage.tables import ResultTable, translate_read_errors
 
 _IDENTITY = "account, product_key, device_name, iot_id"
-
 
 _COLUMNS = f"{_IDENTITY}, status, module_name, module_version, source, audited_at"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Which devices of a run are meant: those that meet every condition that is not None.
+class DeviceFilter:
+    """Conditions on devices; a device matches if it meets every condition that is not None.
 
     Attributes:
-        product_key: of this product.
-        module_name: that report this module, regardless of case.
-        module_version: that run this version, spelled so.
-        below: that run an older version of the module; as ``compare_versions`` orders them.
-        above: that run a newer version of the module.
-        status: in this state.
-        source: of which what is known comes from there.
-        name: with this device_name or iot_id.
-        limit: so many rows at most.
-        missing: with the modules that their product defines and they never reported, instead of those that they did.
+        module_name: name of a module that the device reports, regardless of case.
+        module_version: exact version of the module.
+        below, above: the module's version is older, or newer, than this; ``compare_versions`` orders them.
+        source: where its result comes from.
+        name: its device_name or iot_id.
+        limit: maximum number of rows.
+        missing: return modules that the product defines and the device never reported, instead of reported ones.
     """
 
     product_key: str | None = None
@@ -54,84 +47,75 @@ class Selection:
     missing: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses what has no meaning; raises UsageError."""
+        """Refuse conditions without a meaning; raise UsageError."""
         if self.module_name is None and (self.below is not None or self.above is not None):
-            raise UsageError("versions are ordered within one module: below and above need a module")
-        if self.status is not None and self.status not in get_args(DeviceState):
-            raise UsageError(f"{self.status!r} is no state of a device: {', '.join(get_args(DeviceState))}")
-        if self.source is not None and self.source not in get_args(Source):
-            raise UsageError(f"{self.source!r} is no source of an answer: {', '.join(get_args(Source))}")
+            raise UsageError("below and above need a module: versions are ordered within one module")
+        for name, value, values in (("status", self.status, DeviceState), ("source", self.source, Source)):
+            if value is not None and value not in get_args(values):
+                raise UsageError(f"{name}: {value!r} is not one of {', '.join(get_args(values))}")
         if self.missing and not self.module_version is self.below is self.above is None:
-            raise UsageError("a module that was never reported has no version: leave out version, below and above")
+            raise UsageError("a missing module has no version: leave out version, below and above")
         if self.limit is not None and self.limit < 1:
-            raise UsageError("a limit is a number of rows from 1 up")
+            raise UsageError("limit: give a number of rows from 1 up")
 
 
 @dataclass(frozen=True, slots=True)
-class Selected:
-    """The devices that were picked.
+class FilteredDevices:
+    """Devices that match a filter.
 
     Attributes:
-        run: the run that they are of.
-        table: a row for each device and module, by account and device; a device without modules, unless one is asked
-            for, has a row without. Columns: account, product_key, device_name, iot_id, status, module_name,
-            module_version, source (asked, carried from an earlier run, or unsampled, that is not drawn), audited_at
-            (when it was answered).
-        rows: how many there are, without a limit.
-        uncompared: devices that are not among them because their version cannot be ordered against a bound.
+        table: a row for each device and module, by account and device. A device without modules has one row, unless
+            the filter names a module. Columns: account, product_key, device_name, iot_id, status, module_name,
+            module_version, source (queried, carried or unsampled), audited_at (when it was answered).
+        rows: number of rows, ignoring the limit.
+        uncompared: rows left out because their version cannot be ordered against a bound.
     """
 
-    run: Frozen
-    table: Table
+    run: RunSnapshot
+    table: ResultTable
     rows: int
     uncompared: int
 
 
 @contextmanager
-def select_devices(path: str | Path, selection: Selection | None = None) -> Iterator[Selected]:
-    """The devices of a run that a selection picks; of a run that is still running, as it is now.
+def select_devices(path: str | Path, device_filter: DeviceFilter | None = None) -> Iterator[FilteredDevices]:
+    """Open the devices of a run that match a filter. A run in progress is read as it is now.
 
-    Args:
-        path: a run folder, or a folder of runs, whose newest is meant.
-        selection: which devices; None: all.
+    ``path`` is a run folder, or a directory of runs (its newest run).
 
     Raises:
-        RunFolderError: it is no run, or cannot be read.
+        RunFolderError: the path is no run, or cannot be read.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
-    wanted = selection or Selection()
+    criteria = device_filter or DeviceFilter()
     folder = find_run(Path(path))
-    with TemporaryDirectory(prefix="auditor-devices-") as temporary:
-        work = Path(temporary)
-        run = freeze(folder, work)
-        database = open_database(work / "spill", READING_MEMORY, READING_THREADS)
-        try:
-            with reading(folder):
-                define_sealed_views(database, run.devices.parent)
-                define_products(database, folder)
-                if wanted.missing and not number(database, "SELECT count(modules) FROM products"):
-                    raise UsageError(
-                        f"{folder}: which modules its products define is not known; the settings' expected_modules "
-                        "has it asked"
-                    )
-                uncompared = _define_picked(database, wanted, work)
-                found = number(database, "SELECT count(*) FROM picked")
-            limit = "" if wanted.limit is None else f" LIMIT {wanted.limit}"
-            query = f"SELECT {_COLUMNS} FROM picked ORDER BY ALL{limit}"
-            table = Table(database, query, reading=partial(reading, folder), head=run.coverage)
-            yield Selected(run, table, found, uncompared)
-        finally:
-            database.close()
+    with temporary_database("devices") as (database, work):
+        run = open_snapshot(folder, work)
+        with translate_read_errors(folder):
+            define_sealed_views(database, run.devices.parent)
+            define_products(database, folder)
+            if criteria.missing and not scalar(database, "SELECT count(modules) FROM products"):
+                raise UsageError(
+                    f"{folder}: the run has no list of its products' modules; "
+                    "set fetch_product_modules = true in the settings"
+                )
+            uncompared = _define_filtered(database, criteria, work)
+            rows = scalar(database, "SELECT count(*) FROM filtered")
+        limit = "" if criteria.limit is None else f" LIMIT {criteria.limit}"
+        query = f"SELECT {_COLUMNS} FROM filtered ORDER BY ALL{limit}"
+        table = ResultTable(database, query, reading=partial(translate_read_errors, folder), head=run.coverage)
+        yield FilteredDevices(run, table, rows, uncompared)
 
 
-def _define_picked(database: duckdb.DuckDBPyConnection, wanted: Selection, work: Path) -> int:
-    """Defines the view ``picked``; gives the number of devices that could not be compared."""
+def _define_filtered(database: Database, criteria: DeviceFilter, work: Path) -> int:
+    """Define the view ``filtered``; return the number of rows that could not be compared."""
+    values = (criteria.product_key, criteria.module_name, criteria.module_version, criteria.status, criteria.name)
     database.execute(
-        "CREATE TABLE wanted AS SELECT $1 AS product_key, lower($2) AS module_name, $3 AS module_version, "
+        "CREATE TABLE criteria AS SELECT $1 AS product_key, lower($2) AS module_name, $3 AS module_version, "
         "$4 AS status, $5 AS name, $6 AS source",
-        [wanted.product_key, wanted.module_name, wanted.module_version, wanted.status, wanted.name, wanted.source],
+        [*values, criteria.source],
     )
-    # Two rows of a fleet that names a device in both ways are one device.
+    # Two rows of a fleet that name one device in two ways are one device.
     times = f"SELECT {_IDENTITY}, any_value(source) AS source, any_value(audited_at) AS audited_at FROM devices"
     same = " AND ".join(f"m.{name} IS NOT DISTINCT FROM d.{name}" for name in _IDENTITY.split(", "))
     reported = (
@@ -139,38 +123,38 @@ def _define_picked(database: duckdb.DuckDBPyConnection, wanted: Selection, work:
         f"source, audited_at FROM modules m LEFT JOIN ({times} WHERE status = 'ok' GROUP BY ALL) d ON {same}"
     )
     bare = f"SELECT {_IDENTITY}, status, NULL, NULL, source, audited_at FROM devices WHERE status <> 'ok'"
-    if wanted.module_name is None and wanted.module_version is None:
+    if criteria.module_name is None and criteria.module_version is None:
         reported = f"{reported} UNION ALL {bare}"
-    if wanted.missing:
-        reported = LACKING
+    if criteria.missing:
+        reported = MISSING_DEVICE_MODULES
     columns = ", ".join(f"r.{column}" for column in _COLUMNS.split(", "))
     database.execute(
-        f"CREATE VIEW eligible AS SELECT {columns} FROM ({reported}) r, wanted w "
-        "WHERE (w.product_key IS NULL OR r.product_key = w.product_key) "
-        "AND (w.module_name IS NULL OR lower(r.module_name) = w.module_name) "
-        "AND (w.module_version IS NULL OR r.module_version = w.module_version) "
-        "AND (w.status IS NULL OR r.status = w.status) AND (w.source IS NULL OR r.source = w.source) "
-        "AND (w.name IS NULL OR r.device_name = w.name OR r.iot_id = w.name)"
+        f"CREATE VIEW eligible AS SELECT {columns} FROM ({reported}) r, criteria c "
+        "WHERE (c.product_key IS NULL OR r.product_key = c.product_key) "
+        "AND (c.module_name IS NULL OR lower(r.module_name) = c.module_name) "
+        "AND (c.module_version IS NULL OR r.module_version = c.module_version) "
+        "AND (c.status IS NULL OR r.status = c.status) AND (c.source IS NULL OR r.source = c.source) "
+        "AND (c.name IS NULL OR r.device_name = c.name OR r.iot_id = c.name)"
     )
-    bounds = [(wanted.below, "older"), (wanted.above, "newer")]
-    given = [(at, bound, standing) for at, (bound, standing) in enumerate(bounds) if bound is not None]
-    if not given:
-        database.execute("CREATE VIEW picked AS FROM eligible")
+    limits = [(criteria.below, "older"), (criteria.above, "newer")]
+    bounds = [(at, bound, ordering) for at, (bound, ordering) in enumerate(limits) if bound is not None]
+    if not bounds:
+        database.execute("CREATE VIEW filtered AS FROM eligible")
         return 0
     database.execute(
         "CREATE TABLE versions AS SELECT row_number() OVER () AS id, module_version "
         "FROM (SELECT DISTINCT module_version FROM eligible)"
     )
-    database.execute("CREATE TABLE bounds (id BIGINT, bound VARCHAR, standing VARCHAR)")
-    database.executemany("INSERT INTO bounds VALUES (?, ?, ?)", given)
+    database.execute("CREATE TABLE bounds (id BIGINT, bound VARCHAR, ordering VARCHAR)")
+    database.executemany("INSERT INTO bounds VALUES (?, ?, ?)", bounds)
     pairs = "SELECT v.id AS one, b.id AS other, module_version AS version, bound AS against FROM versions v, bounds b"
-    define_standings(database, pairs, work / "standings")
-    # A version that one bound rules out is out, whether or not it can be compared with the other.
+    define_version_order(database, pairs, work / "version_order")
+    # A version that one bound excludes is excluded, whether or not it can be compared with the other bound.
     database.execute(
-        "CREATE TABLE verdicts AS SELECT module_version, bool_and(s.standing = b.standing) AS fits "
-        "FROM standings s JOIN bounds b ON s.other = b.id JOIN versions v ON s.one = v.id "
-        "GROUP BY module_version HAVING bool_and(s.standing IN (b.standing, 'unordered'))"
+        "CREATE TABLE matches AS SELECT module_version, bool_and(o.ordering = b.ordering) AS fits "
+        "FROM version_order o JOIN bounds b ON o.other = b.id JOIN versions v ON o.one = v.id "
+        "GROUP BY module_version HAVING bool_and(o.ordering IN (b.ordering, 'unordered'))"
     )
-    judged = "eligible SEMI JOIN (FROM verdicts WHERE {}) USING (module_version)"
-    database.execute(f"CREATE VIEW picked AS FROM {judged.format('fits')}")
-    return number(database, f"SELECT count(*) FROM {judged.format('NOT fits')}")
+    matching = "eligible SEMI JOIN (FROM matches WHERE {}) USING (module_version)"
+    database.execute(f"CREATE VIEW filtered AS FROM {matching.format('fits')}")
+    return scalar(database, f"SELECT count(*) FROM {matching.format('NOT fits')}")

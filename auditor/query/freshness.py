@@ -1,29 +1,27 @@
-"""How old a run's answers are: those that it asked for itself, and those that it carried from earlier runs."""
+"""The age of a run's results: those that it queried itself, and those carried forward from earlier runs."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import duckdb
-
-_DAY = 86_400
+from auditor.storage.database import Database
+from auditor.text.formatting import SECONDS_PER_DAY as _DAY
 
 
 @dataclass(frozen=True, slots=True)
-class Ages:
-    """Devices with a conclusive answer, by when it was given.
+class AnswerAges:
+    """Devices with a conclusive answer, by its age.
 
     Attributes:
-        fleet: all devices, those without an answer too.
-        asked: devices that the run asked itself.
-        day: devices whose answer is carried, and was at most a day old when the run began.
-        week: those whose answer was older, and at most seven days old.
-        older: those whose answer was older than that, or has no time that can be read.
-        first, median, last: when the oldest answer was given, that which half of them are younger than, and the newest;
-            None without any.
+        fleet: all devices, including those without an answer.
+        queried: devices that the run queried itself.
+        day: devices with a carried answer that was at most one day old when the run started.
+        week: devices with an older carried answer, at most seven days old.
+        older: devices with a still older carried answer, or one without a readable time.
+        first, median, last: times of the oldest answer, of the median and of the newest; None without any answer.
     """
 
     fleet: int
-    asked: int
+    queried: int
     day: int
     week: int
     older: int
@@ -33,39 +31,34 @@ class Ages:
 
     @property
     def carried(self) -> int:
-        """Devices whose answer is carried."""
+        """Devices with a carried answer."""
         return self.day + self.week + self.older
 
 
-def read_ages(database: duckdb.DuckDBPyConnection, began: str) -> Ages:
-    """The ages of a run's answers, from the view ``devices``.
-
-    Args:
-        database: with this view.
-        began: when the run began, as its manifest has it.
-    """
-    # Somebody else's file may hold anything under that name.
+def read_ages(database: Database, started_at: str) -> AnswerAges:
+    """Read the ages of a run's answers from the view ``devices``; ``started_at`` is the start of the run."""
+    # A file that another program wrote may hold any text under these names.
     read = (
         "SELECT source, status IN ('ok', 'empty', 'not_found') AS answered, "
-        "epoch(try_cast(audited_at AS TIMESTAMP)) AS point, epoch(try_cast($1 AS TIMESTAMP)) AS began FROM devices"
+        "epoch(try_cast(audited_at AS TIMESTAMP)) AS point, epoch(try_cast($1 AS TIMESTAMP)) AS started FROM devices"
     )
-    carried = "FILTER (answered AND source = 'carried' AND coalesce(began - point, 'inf') {})"
+    carried = "FILTER (answered AND source = 'carried' AND coalesce(started - point, 'inf') {})"
     row = database.execute(
-        "SELECT count(*), count(*) FILTER (answered AND source = 'asked'), "
+        "SELECT count(*), count(*) FILTER (answered AND source = 'queried'), "
         f"count(*) {carried.format(f'<= {_DAY}')}, "
-        f"count(*) {carried.format(f'> {_DAY} AND began - point <= {7 * _DAY}')}, "
+        f"count(*) {carried.format(f'> {_DAY} AND started - point <= {7 * _DAY}')}, "
         f"count(*) {carried.format(f'> {7 * _DAY}')}, "
         "min(point) FILTER (answered), quantile_disc(point, 0.5) FILTER (answered), max(point) FILTER (answered) "
         f"FROM ({read})",
-        [began],
+        [started_at],
     ).fetchone()
     if row is None:
-        return Ages(0, 0, 0, 0, 0, None, None, None)
-    return Ages(*row[:5], *(_point(seconds) for seconds in row[5:]))
+        return AnswerAges(0, 0, 0, 0, 0, None, None, None)
+    return AnswerAges(*row[:5], *(_point(seconds) for seconds in row[5:]))
 
 
 def _point(seconds: float | None) -> datetime | None:
-    """A time of the database; None for one before or after all years of a calendar."""
+    """Return a time of the database; None outside the years of the calendar."""
     try:
         return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):

@@ -1,9 +1,9 @@
-"""Any question about a run, in SQL: over its views alone, which reach no other file and no network.
+"""SQL queries about a run. They reach the run's views only: no other file and no network.
 
 | view | a row |
 |---|---|
-| ``fleet`` | a device as it was asked for: ordinal, account, product_key, device_name, iot_id |
-| ``devices`` | a device and what became of it: those, status, modules, pages, attempts, code, message and more |
+| ``fleet`` | a device as it was configured: ordinal, account, product_key, device_name, iot_id |
+| ``devices`` | a device and its result: the columns above, status, modules, pages, attempts, code, message and more |
 | ``modules`` | a module that a device reports: account, product_key, device_name, iot_id, module_name, module_version |
 | ``inventory`` | account, product_key, module_name, module_version, devices, share; of a sample also low and high |
 """
@@ -12,108 +12,94 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import duckdb
 
 from auditor.errors import UsageError
-from auditor.query.snapshot import Frozen, freeze
+from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.runs.estimates import define_estimates
 from auditor.runs.folder import find_run
 from auditor.runs.views import define_products, define_sealed_views
-from auditor.storage.database import (
-    READING_MEMORY,
-    READING_THREADS,
-    open_database,
-    parquet,
-    quoted,
-    quoted_to_read,
-    reason_of,
-)
-from auditor.storage.tables import Table, reading
+from auditor.storage.database import Database, error_reason, parquet, sql_literal, sql_read_path, temporary_database
+from auditor.storage.tables import ResultTable, translate_read_errors
 
-VIEWS_ALONE = (
-    "it reads the views fleet, devices, modules, inventory, products and missing, and no file, network or setting"
+QUERY_SCOPE = (
+    "it reads the views fleet, devices, modules, inventory, products and missing_modules, "
+    "and no file, network or setting"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a query gave: its rows, and the run that they are of."""
+class QueryResult:
+    """The rows of a query, and their run."""
 
-    run: Frozen
-    table: Table
+    run: RunSnapshot
+    table: ResultTable
 
 
 @contextmanager
-def query_run(path: str | Path, sql: str) -> Iterator[Answer]:
-    """What one SELECT gives over a run's views ``fleet``, ``devices``, ``modules`` and ``inventory``.
+def query_run(path: str | Path, sql: str) -> Iterator[QueryResult]:
+    """Run one SELECT over a run's views ``fleet``, ``devices``, ``modules`` and ``inventory``.
 
-    Memory is bounded, what does not fit goes to the system's temporary folder. Nothing can be written, and nothing
-    read but the run's rows.
-
-    Args:
-        path: a run folder, or a folder of runs, whose newest is meant.
-        sql: one SELECT (or WITH, FROM, VALUES, DESCRIBE, SUMMARIZE) in DuckDB's dialect.
+    Memory is bounded; what does not fit goes to the system's temporary folder. The query can write nothing, and can
+    read the run's rows only. ``path`` is a run folder, or a directory of runs (its newest run). ``sql`` is one SELECT
+    (or WITH, FROM, VALUES, DESCRIBE, SUMMARIZE) in DuckDB's dialect.
 
     Raises:
-        UsageError: it is not one SELECT, is wrong, or reaches beyond the views.
-        RunFolderError: it is no run, or cannot be read.
+        UsageError: the query is not one SELECT, fails, or reads anything but the views.
+        RunFolderError: the path is no run, or cannot be read.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
-    statement = _one_select(sql)
+    statement = _parse_select(sql)
     folder = find_run(Path(path))
-    with TemporaryDirectory(prefix="auditor-sql-") as temporary:
-        run = freeze(folder, Path(temporary))
-        out = Path(temporary, "out")
+    with temporary_database("sql") as (database, work):
+        run = open_snapshot(folder, work)
+        out = work / "out"
         out.mkdir()
-        database = open_database(Path(temporary, "spill"), READING_MEMORY, READING_THREADS)
-        try:
-            with reading(folder):
-                define_sealed_views(database, run.devices.parent)
-                define_products(database, run.folder)
-                define_estimates(database, run.folder)
-                database.execute(f"CREATE VIEW fleet AS FROM {parquet(run.fleet)}")
-            _lock(database, run, out)
-            with _asking():
-                database.execute(f"CREATE VIEW answer AS {statement}")
-            yield Answer(run, Table(database, "FROM answer", reading=_asking, staging=out, head=run.coverage))
-        finally:
-            database.close()
+        with translate_read_errors(folder):
+            define_sealed_views(database, run.devices.parent)
+            define_products(database, run.folder)
+            define_estimates(database, run.folder)
+            database.execute(f"CREATE VIEW fleet AS FROM {parquet(run.fleet)}")
+        _restrict_access(database, run, out)
+        with _translate_query_errors():
+            database.execute(f"CREATE VIEW result AS {statement}")
+        table = ResultTable(database, "FROM result", reading=_translate_query_errors, staging=out, head=run.coverage)
+        yield QueryResult(run, table)
 
 
-def _lock(database: duckdb.DuckDBPyConnection, run: Frozen, out: Path) -> None:
-    """Leaves a database nothing but the run's own files, which is for good: the configuration is locked."""
-    # Both as it is and as the views spell it, where the folder's name would be a pattern.
+def _restrict_access(database: Database, run: RunSnapshot, out: Path) -> None:
+    """Allow a database the run's own files only, and lock its configuration."""
+    # Paths both as they are and as the views write them, where the folder's name would be a pattern.
     allowed = ", ".join(
-        spell(path) for path in (run.fleet, run.devices, run.modules) for spell in (quoted, quoted_to_read)
+        spell(path) for path in (run.fleet, run.devices, run.modules) for spell in (sql_literal, sql_read_path)
     )
     for setting in (
         f"allowed_paths = [{allowed}]",
-        f"allowed_directories = [{quoted(out)}]",
-        "python_enable_replacements = false",  # a table is never a variable of ours
+        f"allowed_directories = [{sql_literal(out)}]",
+        "python_enable_replacements = false",  # a table is never a Python variable
         "enable_external_access = false",
         "lock_configuration = true",
     ):
         database.execute(f"SET {setting}")
 
 
-def _one_select(sql: str) -> str:
-    with _asking():
+def _parse_select(sql: str) -> str:
+    with _translate_query_errors():
         statements = duckdb.extract_statements(sql)
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-        raise UsageError(f"the query must be one SELECT: {VIEWS_ALONE}")
+        raise UsageError(f"the query must be one SELECT: {QUERY_SCOPE}")
     return str(statements[0].query)
 
 
 @contextmanager
-def _asking(but: type[duckdb.Error] | tuple[()] = ()) -> Iterator[None]:
-    """Tells what is wrong with a query; errors of the kind ``but`` are about another file."""
+def _translate_query_errors(except_: type[duckdb.Error] | tuple[()] = ()) -> Iterator[None]:
+    """Raise UsageError for an error of a query; errors of the class ``except_`` concern another file and pass."""
     try:
         yield
     except duckdb.PermissionException as error:
-        raise UsageError(f"the query reaches beyond the run: {VIEWS_ALONE}") from error
-    except but:
+        raise UsageError(f"the query reads more than the run: {QUERY_SCOPE}") from error
+    except except_:
         raise
     except (duckdb.Error, UnicodeDecodeError) as error:
-        raise UsageError(f"the query fails: {reason_of(error)}") from error
+        raise UsageError(f"the query fails: {error_reason(error)}") from error

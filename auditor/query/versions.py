@@ -1,28 +1,27 @@
-"""Which of two versions of one module is older: only where a documented rule says so, and else they are unordered.
+"""The order of two versions of one module. Versions are ordered only where a documented rule orders them.
 
-Firmware versions are not semantic versions, they are whatever a vendor wrote. A version is read as
+Firmware versions are not semantic versions: vendors write what they like. A version is parsed as
 
     [letters] numbers [suffix]        V1.2.3   2.03   R12   20240115   2024-01-15   1.4.2-hotfix2   1.0rc1   FW_1.2
 
-and what is not of that shape is unordered against all but itself. Of what is:
+A version of another shape is unordered against every other version. For versions of this shape:
 
-1. The letters must be the same, to the case; only ``v``, ``V`` and none are one (``v1.2`` and ``1.2``).
-2. Numbers are joined by dots, or three and more by ``-`` or by ``_``, which must be the same in both; they are
-   compared from the left, as numbers (``1.9`` is older than ``1.10``), and missing ones are zeros (``1.2`` is older
+1. The letters must be equal, including their case. Only ``v``, ``V`` and no letters are equal (``v1.2`` and ``1.2``).
+2. Numbers are joined by dots, or three and more by ``-`` or by ``_``; the separator must be equal in both versions.
+   Numbers are compared from the left (``1.9`` is older than ``1.10``). Missing numbers are zeros (``1.2`` is older
    than ``1.2.1``, and the same as ``1.2.0``).
-3. A number with a zero in front may be meant as a number or as the digits of a decimal fraction: it is ordered where
-   both say the same (``2.03`` is older than ``2.10``), and else not (``2.03`` and ``2.1``, ``2.03`` and ``2.3``).
-4. A number of six digits or more may be a date or a counter: it is ordered against numbers of as many digits, and
-   zero (``20240115`` and ``20240116``, but not ``20240115`` and ``1.2.3``).
-5. ``alpha``, ``beta`` and ``rc``, in any case and with or without ``-``, ``_`` or ``.`` around, come in this order
-   before the version without a suffix, as semantic versioning and PEP 440 both have it; those of one word by their
-   number.
+3. A number with a leading zero may be a number or the digits of a decimal fraction. It is ordered where both readings
+   agree (``2.03`` is older than ``2.10``), and otherwise not (``2.03`` and ``2.1``, ``2.03`` and ``2.3``).
+4. A number of six digits or more may be a date or a counter. It is ordered against numbers of equal length and zero
+   (``20240115`` and ``20240116``, but not ``20240115`` and ``1.2.3``).
+5. ``alpha``, ``beta`` and ``rc`` come in this order before the version without a suffix, as in semantic versioning and
+   PEP 440. Their case does not matter, nor ``-``, ``_`` or ``.`` around them. Equal words are ordered by their number.
 6. Any other suffix, ``-word2`` or ``-2``, is ordered against the same word with another number (``-hotfix1`` and
-   ``-hotfix2``), and against nothing else behind the same numbers: a hotfix comes after what it mends, and semantic
-   versioning says before.
+   ``-hotfix2``), and against no other suffix behind the same numbers. A hotfix comes after the version that it fixes,
+   but semantic versioning puts it before.
 
-Only ASCII letters and digits count. By these rules "older" is a strict partial order, and "same" an equivalence that it
-respects: places are compared lexicographically, and in one place the numbers are partially ordered.
+Only ASCII letters and digits count. By these rules "older" is a strict partial order, and "same" is an equivalence that
+it respects: components are compared lexicographically, and the numbers of one component are partially ordered.
 """
 
 import re
@@ -32,115 +31,109 @@ from itertools import zip_longest
 from typing import Literal
 
 Order = Literal["older", "same", "newer", "unordered"]
-"""How a version stands to another one. ``same``: equal strings, or such as ``1.2``, ``v1.2`` and ``1.2.0``."""
+"""How a version compares to another one. ``same``: equal strings, or such as ``1.2``, ``v1.2`` and ``1.2.0``."""
 
-
-COUNTER_DIGITS = 6
-"""From so many digits on a number may be a date, and is ordered against numbers of as many digits alone."""
-
+MIN_COUNTER_DIGITS = 6
+"""A number with at least this many digits may be a date. It is ordered against numbers of equal length only."""
 
 _SHAPE = re.compile(
     r"(?P<letters>(?:[A-Za-z]+[-_. ]?)?)"
     r"(?P<numbers>[0-9]+(?:\.[0-9]+)*|[0-9]+(?:-[0-9]+){2,}|[0-9]+(?:_[0-9]+){2,})"
-    r"(?:[-_.]?(?P<stage>(?i:alpha|beta|rc))[-_.]?(?P<of_stage>[0-9]*)"
-    r"|(?P<word>[-_.][A-Za-z]+[-_.]?|[-_](?=[0-9]))(?P<of_word>[0-9]*))?",
+    r"(?:[-_.]?(?P<stage>(?i:alpha|beta|rc))[-_.]?(?P<stage_number>[0-9]*)"
+    r"|(?P<word>[-_.][A-Za-z]+[-_.]?|[-_](?=[0-9]))(?P<word_number>[0-9]*))?",
     re.ASCII,
 )
-
 
 _STAGES = ("alpha", "beta", "rc", "")
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """A number of a version, or the suffix that ends its numbers: nothing stands behind that."""
+class _Component:
+    """A number of a version, or the suffix that ends its numbers."""
 
     word: str
     digits: str
 
 
-_ZERO = _Place("", "0")
+_ZERO = _Component("", "0")
 
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """A version as it is compared. Zeros at the end are left out: every place that is missing is one."""
+    """A parsed version. Trailing zeros are dropped, as a missing component is a zero."""
 
     kind: tuple[str, str]
-    places: tuple[_Place, ...]
+    components: tuple[_Component, ...]
     stage: int
-    of_stage: _Place
+    stage_number: _Component
 
 
 def compare_versions(version: str, other: str) -> Order:
-    """How ``version`` stands to ``other``, of the same module: older, newer, the same, or unordered.
-
-    The rules are in this module's docstring. Both may be any strings.
-    """
+    """Return how ``version`` compares to ``other`` by the rules of this module's docstring. Both may be any strings."""
     if version == other:
         return "same"
-    one, two = _read(version), _read(other)
+    one, two = _parse(version), _parse(other)
     if one is None or two is None or one.kind != two.kind:
         return "unordered"
     if one == two:
         return "same"
-    for place, against in zip_longest(one.places, two.places, fillvalue=_ZERO):
+    for place, against in zip_longest(one.components, two.components, fillvalue=_ZERO):
         if place != against:
-            return _order(place, against)
+            return _compare_components(place, against)
     if one.stage != two.stage:
         return "older" if one.stage < two.stage else "newer"
-    return _order(one.of_stage, two.of_stage)
+    return _compare_components(one.stage_number, two.stage_number)
 
 
 def can_be_ordered(version: str) -> bool:
-    """Whether a version is of the shape that is ordered against others at all."""
-    return _read(version) is not None
+    """Return whether a version has the shape that can be ordered against others."""
+    return _parse(version) is not None
 
 
-def common_form(version: str) -> str:
-    """A text that all versions which are the same have in common, and no other has."""
-    read = _read(version)
-    return f"spelled {version}" if read is None else repr(read)
+def equivalence_key(version: str) -> str:
+    """Return a text that two versions share if, and only if, they are the same."""
+    parsed = _parse(version)
+    return f"text {version}" if parsed is None else repr(parsed)
 
 
 @lru_cache(maxsize=16_384)
-def _read(version: str) -> _Version | None:
-    found = _SHAPE.fullmatch(version)
-    if found is None:
+def _parse(version: str) -> _Version | None:
+    match = _SHAPE.fullmatch(version)
+    if match is None:
         return None
-    letters, numbers = found["letters"], found["numbers"]
-    between = next((mark for mark in "-_" if mark in numbers), ".")
-    places = [_Place("", digits) for digits in numbers.split(between)]
-    if found["word"] is not None:
-        places.append(_Place(found["word"], found["of_word"]))
-    while places and places[-1] == _ZERO:
-        places.pop()
+    letters, numbers = match["letters"], match["numbers"]
+    separator = next((mark for mark in "-_" if mark in numbers), ".")
+    components = [_Component("", digits) for digits in numbers.split(separator)]
+    if match["word"] is not None:
+        components.append(_Component(match["word"], match["word_number"]))
+    while components and components[-1] == _ZERO:
+        components.pop()
     return _Version(
-        ("" if letters in {"v", "V"} else letters, between),
-        tuple(places),
-        _STAGES.index((found["stage"] or "").lower()),
-        _Place("", found["of_stage"] or "0"),
+        ("" if letters in {"v", "V"} else letters, separator),
+        tuple(components),
+        _STAGES.index((match["stage"] or "").lower()),
+        _Component("", match["stage_number"] or "0"),
     )
 
 
-def _order(place: _Place, other: _Place) -> Order:
-    if place.word == other.word:
-        if _before(place.digits, other.digits):
+def _compare_components(component: _Component, other: _Component) -> Order:
+    if component.word == other.word:
+        if _is_less(component.digits, other.digits):
             return "older"
-        if _before(other.digits, place.digits):
+        if _is_less(other.digits, component.digits):
             return "newer"
     return "unordered"
 
 
-def _before(digits: str, other: str) -> bool:
-    """Whether a number is less than another one in every way that it may be meant."""
-    if not digits or not other.strip("0"):  # no number at all, or nothing is less than zero
+def _is_less(digits: str, other: str) -> bool:
+    """Return whether a number is less than another one in all its possible readings."""
+    if not digits or not other.strip("0"):  # no number, or compared to zero
         return False
     if not digits.strip("0"):
         return True
-    if max(len(digits), len(other)) >= COUNTER_DIGITS:  # never made a number, however long
+    if max(len(digits), len(other)) >= MIN_COUNTER_DIGITS:  # compared as text: a number may have any length
         return len(digits) == len(other) and digits < other
     less = int(digits) < int(other)
     if digits[0] == "0" or other[0] == "0":
-        return less and digits.rstrip("0") < other.rstrip("0")  # as fractions too
+        return less and digits.rstrip("0") < other.rstrip("0")  # also as fractions
     return less

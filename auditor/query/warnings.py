@@ -1,87 +1,86 @@
-"""What readers of a run are warned of."""
+"""Warnings about a run: its numbers do not cover the whole fleet, or are not reliable."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from auditor.errors import RunFolderError
-from auditor.runs.folder import _COLUMNS, ANSWERED, FAILED, FLEET, PRODUCTS, is_sealed
-from auditor.runs.manifest import DeviceCounts, Manifest, file_facts
+from auditor.models import RunWarning, WarningKind
+from auditor.runs.folder import FAILURES, FLEET, PRODUCTS, RESULTS, TEXT_COLUMNS, is_sealed
+from auditor.runs.manifest import DeviceCounts, Manifest, file_info
+from auditor.storage.files import translate_os_errors
 
-WRONG = 0.01
-"""The part of carried answers that is proven to be wrong from which on all numbers of a run are doubted."""
+MAX_OUTDATED = 0.01
+"""Fraction of carried answers that may be outdated before the run's numbers are labelled as unreliable."""
 
 
-def incomplete(folder: Path, manifest: Manifest, counts: DeviceCounts, unsampled: int | None = None) -> tuple[str, ...]:
-    """Why numbers of a run are not of the whole fleet, if they are not.
+def completeness_warnings(
+    folder: Path, manifest: Manifest, counts: DeviceCounts, unsampled: int | None = None
+) -> tuple[RunWarning, ...]:
+    """Return why a run's numbers do not cover the whole fleet; nothing if they do.
 
-    Args:
-        folder: the run folder.
-        manifest: what ``run.json`` says.
-        counts: devices by state.
-        unsampled: devices that were not drawn, as was counted; None: as ``run.json`` says.
+    ``unsampled`` is the number of devices that were not sampled, as counted; None: as in ``run.json``.
     """
-    found = []
+    run = str(folder)
+    found: list[RunWarning] = []
     unsampled = manifest.unsampled if unsampled is None else unsampled
-    left = counts.pending - unsampled
-    unlisted = [f"{folder}: {doubt}" for listing in manifest.listings for doubt in listing.doubts()]
+    pending = counts.pending - unsampled
+    gaps = [warning for discovery in manifest.discovery for warning in discovery.warnings(run)]
     if unsampled:
-        found.append(sampled(folder, counts, unsampled))
-    usual = manifest.state == "complete" or bool(unlisted) or (manifest.state == "partial" and unsampled > 0)
-    if counts.failed or left or not usual:
-        without = f"{counts.failed:,} devices failed and {left:,} are pending"
-        found.append(f"{folder} is {manifest.state}: {without}{' of those that were drawn' if unsampled else ''}")
-    found += _wrong(folder, manifest)
-    if manifest.fleet.left_out:
-        found.append(f"{folder} is not of the accounts {', '.join(manifest.fleet.left_out)} (--account)")
+        found.append(_sample_warning(run, counts, unsampled))
+    finished = manifest.state == "complete" or bool(gaps) or (manifest.state == "partial" and unsampled > 0)
+    if counts.failed or pending or not finished:
+        kind: WarningKind = "incomplete" if manifest.state == "complete" else manifest.state
+        unanswered = f"{counts.failed:,} devices failed, {pending:,} pending{' in the sample' if unsampled else ''}"
+        found.append(RunWarning(kind, run, f"{manifest.state}: {unanswered}"))
+    found += _recheck_warnings(run, manifest)
+    if manifest.fleet.excluded_accounts:
+        excluded = ", ".join(manifest.fleet.excluded_accounts)
+        found.append(RunWarning("accounts", run, f"excludes the accounts {excluded} (--account)"))
     elif manifest.fleet.cut:
-        found.append(f"{folder} is of the first {manifest.fleet.devices:,} devices of its fleet alone (--limit)")
-    return (*found, *unlisted)
+        covered = f"covers only the first {manifest.fleet.devices:,} devices of its fleet (--limit)"
+        found.append(RunWarning("limited", run, covered))
+    return (*found, *gaps)
 
 
-def _wrong(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """That what is carried is wrong too often to be passed over, if rechecks prove it."""
-    recheck = None if manifest.choice is None else manifest.choice.recheck
-    if recheck is not None and recheck.low is not None and recheck.high is not None and recheck.low > WRONG:
-        part = f"{recheck.low:.1%} to {recheck.high:.1%}"
-        yield f"{folder}: of the answers that it carries {part} are others by now, as those tell that were asked again"
+def _recheck_warnings(run: str, manifest: Manifest) -> Iterator[RunWarning]:
+    """Yield a warning if the recheck proves that too many carried answers are outdated."""
+    recheck = None if manifest.selection is None else manifest.selection.recheck
+    if recheck is not None and recheck.low is not None and recheck.high is not None and recheck.low > MAX_OUTDATED:
+        outdated = f"the recheck shows that {recheck.low:.1%} to {recheck.high:.1%} of the carried answers are outdated"
+        yield RunWarning("recheck", run, outdated)
 
 
-def sampled(folder: Path, counts: DeviceCounts, unsampled: int) -> str:
-    """The sentence that a run is a random sample."""
+def _sample_warning(run: str, counts: DeviceCounts, unsampled: int) -> RunWarning:
+    """Return the warning that a run is a random sample."""
     fleet = counts.ok + counts.empty + counts.not_found + counts.unanswered
-    return (
-        f"{folder} is a random sample: of {fleet:,} devices {unsampled:,} were not drawn; its shares are estimates "
-        "with 95% intervals, and its counts are of the others alone"
-    )
+    meaning = "shares are estimates with 95% intervals, and counts cover the sampled devices only"
+    detail = f"random sample: {unsampled:,} of {fleet:,} devices were not sampled; {meaning}"
+    return RunWarning("sample", run, detail)
 
 
-def label_of(state: str, counts: DeviceCounts, unsampled: int) -> str:
-    """How far a run came, in a word: its state, or that it is a sample, of which all that were drawn have an answer."""
+def state_label(state: str, counts: DeviceCounts, unsampled: int) -> str:
+    """Return a run's state in one word: ``sample`` if every sampled device has an answer."""
     if not unsampled or state not in ("complete", "partial"):
         return state
     return "sample" if counts.unanswered == unsampled else "partial sample"
 
 
-def tampered(folder: Path, manifest: Manifest) -> tuple[str, ...]:
-    """Files that are not those that were sealed; of those that are read here, ``auditor verify`` looks at all.
+def integrity_warnings(folder: Path, manifest: Manifest) -> tuple[RunWarning, ...]:
+    """Return a warning for each file that differs from the one that was sealed.
 
-    Raises:
-        RunFolderError: a file cannot be read.
+    Only files that are read here are checked; ``auditor verify`` checks all. An unreadable one raises RunFolderError.
     """
-    facts = {each.name: each for each in manifest.files}
-    read = (*_COLUMNS,) if is_sealed(folder, manifest) else (*({ANSWERED, FAILED} & set(facts)),)
-    read += (PRODUCTS,) if PRODUCTS in facts and (folder / PRODUCTS).is_file() else ()
-    try:
-        changed = [name for name in read if file_facts(folder / name) != facts.get(name)]
-        if file_facts(folder / FLEET).sha256 != manifest.fleet.sha256:
+    sealed = {each.name: each for each in manifest.files}
+    read = (*TEXT_COLUMNS,) if is_sealed(folder, manifest) else (*({RESULTS, FAILURES} & set(sealed)),)
+    read += (PRODUCTS,) if PRODUCTS in sealed and (folder / PRODUCTS).is_file() else ()
+    with translate_os_errors(f"{folder}: cannot be read", RunFolderError):  # gone since: another process may prune
+        changed = [name for name in read if file_info(folder / name) != sealed.get(name)]
+        if file_info(folder / FLEET).sha256 != manifest.fleet.sha256:
             changed.append(FLEET)
-    except OSError as error:  # gone since: another process may prune
-        raise RunFolderError(f"{folder}: cannot be read: {error.strerror}") from error
-    gone = [name for name in (*_COLUMNS, PRODUCTS) if name in facts and not (folder / name).is_file()]
+    missing = [name for name in (*TEXT_COLUMNS, PRODUCTS) if name in sealed and not (folder / name).is_file()]
     if manifest.state == "running":  # resumed, so its files are set aside
-        growing = not all(listing.state == "complete" for listing in manifest.listings)
-        gone, changed = [], [name for name in changed if name == FLEET and not growing]
-    return (
-        *(f"{folder / name} was sealed and is missing" for name in gone),
-        *(f"{folder / name} is not the file that was sealed (its digest differs)" for name in changed),
-    )
+        growing = not all(discovery.state == "complete" for discovery in manifest.discovery)
+        missing, changed = [], [name for name in changed if name == FLEET and not growing]
+    details = [f"{name} was sealed and is missing" for name in missing]
+    details += [f"{name} is not the file that was sealed (its digest differs)" for name in changed]
+    return tuple(RunWarning("tampered", str(folder), detail) for detail in details)

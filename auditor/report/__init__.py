@@ -1,1 +1,1 @@
-"""A run for people and for machines: a page, metrics, a message."""
+"""The report: a self-contained HTML page of a run, its history, its changes and its policy."""

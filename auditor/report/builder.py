@@ -1,183 +1,151 @@
-"""All that the report shows, read from a run, the runs before it and the rules.
+"""Build a report from a run, the earlier runs of the same name, and a policy."""
 
-What the rules say, for the report.
-"""
-
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import duckdb
 
 from auditor.errors import AuditorError, RunFolderError, RunNotWritableError
-from auditor.policy.evaluate import judge_run
-from auditor.policy.model import Rules
-from auditor.query.snapshot import Frozen, freeze
-from auditor.report.coverage import read_coverage, read_trouble
-from auditor.report.history import earlier_runs, labels_of, read_changes, read_past
-from auditor.report.model import Coverage, History, Page, Policy, Shares, Trouble, Verdict
-from auditor.report.versions import read_shares
+from auditor.policy.model import Policy
+from auditor.query.snapshot import RunSnapshot, open_snapshot
+from auditor.report.changes import read_changes
+from auditor.report.coverage import read_coverage, read_problems, run_labels
+from auditor.report.history import read_history_section
+from auditor.report.model import CoverageSection, HistorySection, PolicySection, ProblemSection, Report, VersionSection
+from auditor.report.policy import read_policy
+from auditor.report.versions import read_versions
 from auditor.runs.estimates import define_estimates
-from auditor.runs.folder import find_run
+from auditor.runs.folder import RunCatalog, find_run
 from auditor.runs.views import define_sealed_views
-from auditor.storage.database import AMPLE_MEMORY, READING_MEMORY, READING_THREADS, open_database, reason_of
-from auditor.storage.tables import Table
-
-_Found = tuple[Coverage, Trouble, Shares, History | None, Path | None]
+from auditor.storage.database import LARGE_MEMORY, READING_MEMORY, READING_THREADS, error_reason, open_database
 
 
-def read_page(
+class _RunSections(NamedTuple):
+    """Sections read from the run's own database, and the folder of the previous run."""
+
+    coverage: CoverageSection
+    problems: ProblemSection
+    versions: VersionSection
+    history: HistorySection | None
+    previous: Path | None
+
+
+def build_report(
     run: str | Path,
     *,
-    rules: "Rules | None" = None,
+    policy: Policy | None = None,
     directory: str | Path | None = None,
     now: datetime | None = None,
-) -> Page:
-    """What the report of a run shows; of one that is still running, as it is now.
+) -> Report:
+    """Build the report of a run; a run in progress is reported as it is now.
 
-    Memory is bounded; what does not fit goes to the system's temporary folder.
+    Memory is bounded; larger data goes to the system's temporary folder.
 
     Args:
-        run: a run folder, or a folder of runs, whose newest is meant.
-        rules: what is asked of the fleet; None: nothing.
-        directory: where the runs before it lie; None: where it lies itself.
-        now: when the page is written; None: now.
+        run: a run folder, or a directory of runs, which means its newest run.
+        policy: the policy to evaluate; None: the report has no policy section.
+        directory: the directory of the earlier runs; None: the run's own.
+        now: time of the report, for ages and rules; None: the current time.
 
     Raises:
-        RunFolderError: it is no run, or cannot be read.
+        RunFolderError: the folder is no run, or cannot be read.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
     folder = find_run(Path(run)).absolute()
-    around = folder.parent if directory is None else Path(directory).absolute()
-    written = (now or datetime.now(UTC)).astimezone(UTC)
-    unread: list[str] = []
-    problem: list[str] = []
-    changes = policy = None
-    frozen, (coverage, trouble, shares, history, before) = _read_frozen(folder, around, unread)
-    with _or_told(unread):
-        changes = None if before is None else read_changes(frozen, before)
-    if rules is not None:
-        policy = Policy((), 0, 0, (), ())
-        with _or_told(problem, "the policy could not be judged: "):
-            policy = read_policy(folder, rules, written)
-    unsampled = frozen.sources.unsampled
-    labels = labels_of(frozen.manifest.state, frozen.counts, tampered=frozen.tampered, unsampled=unsampled)
+    directory = folder.parent if directory is None else Path(directory).absolute()
+    written_at = (now or datetime.now(UTC)).astimezone(UTC)
+    unreadable: list[str] = []
+    snapshot, sections = _read_run(folder, directory, unreadable)
+    changes = None
+    if sections.previous is not None:
+        with _collect_errors(unreadable):
+            changes = read_changes(snapshot, sections.previous)
+    policy_section = None
+    if policy is not None:
+        problems: list[str] = []
+        with _collect_errors(problems):
+            policy_section = read_policy(folder, policy, written_at)
+        if problems:
+            problem = _without_directories(
+                f"the policy could not be evaluated: {problems[0]}", folder.parent, directory
+            )
+            policy_section = PolicySection(problem=problem)
+    unsampled = snapshot.sources.unsampled
+    return Report(
+        folder=folder.name,
+        manifest=snapshot.manifest,
+        labels=run_labels(snapshot.manifest.state, snapshot.counts, tampered=snapshot.tampered, unsampled=unsampled),
+        warnings=snapshot.warnings,
+        coverage=sections.coverage,
+        versions=sections.versions,
+        history=sections.history,
+        changes=changes,
+        policy=policy_section,
+        problems=sections.problems,
+        unreadable=tuple(_without_directories(each, folder.parent, directory) for each in unreadable),
+        written_at=written_at,
+    )
 
-    def near(doubts: Iterable[str]) -> tuple[str, ...]:
-        """The same without the folders that the runs lie in: a page travels, and these mean nothing elsewhere."""
-        return tuple(doubt.replace(f"{folder.parent}/", "").replace(f"{around}/", "") for doubt in doubts)
 
-    return Page(
-        folder=folder.name, manifest=frozen.manifest, labels=labels, doubts=near(frozen.doubts), coverage=coverage,
-        shares=shares, history=history and replace(history, doubts=near(history.doubts)),
-        changes=changes and replace(changes, doubts=near(changes.doubts)),
-        policy=policy and replace(policy, doubts=near(policy.doubts), problem=next(iter(near(problem)), None)),
-        trouble=trouble, unread=near(unread), written_at=written,
-    )  # fmt: skip
-
-
-def _read_frozen(folder: Path, around: Path, unread: list[str]) -> tuple[Frozen, _Found]:
-    """The run as it is now, and what ``_read`` finds."""
+def _read_run(folder: Path, directory: Path, unreadable: list[str]) -> tuple[RunSnapshot, _RunSections]:
+    """Read a run, with more memory if names of many megabytes need it."""
     try:
         with TemporaryDirectory(prefix="auditor-report-") as temporary:
             work = Path(temporary)
-            frozen = freeze(folder, work / "run")
+            snapshot = open_snapshot(folder, work / "run")
             try:
-                return frozen, _read(frozen, around, work, READING_MEMORY, unread)
-            except duckdb.OutOfMemoryException:  # of names of many MB, that is
-                unread.clear()
-                return frozen, _read(frozen, around, work, AMPLE_MEMORY, unread)
+                return snapshot, _read_sections(snapshot, directory, work, READING_MEMORY, unreadable)
+            except duckdb.OutOfMemoryException:
+                unreadable.clear()
+                return snapshot, _read_sections(snapshot, directory, work, LARGE_MEMORY, unreadable)
     except OSError as error:
-        where = error.filename or "the system's temporary folder"
-        raise RunNotWritableError(f"{where}: cannot be written: {reason_of(error)}") from error
+        path = error.filename or "the system's temporary folder"
+        raise RunNotWritableError(f"{path}: cannot be written: {error_reason(error)}") from error
     except (duckdb.Error, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{folder}: cannot be read: {reason_of(error)}") from error
+        raise RunFolderError(f"{folder}: cannot be read: {error_reason(error)}") from error
 
 
-def _read(run: Frozen, around: Path, work: Path, memory: str, unread: list[str]) -> _Found:
-    """What the run's files say, the runs before it, and the last one of these."""
-    history = before = None
-    database = open_database(work / "spill", memory, READING_THREADS)
-    try:
+def _read_sections(run: RunSnapshot, directory: Path, work: Path, memory: str, unreadable: list[str]) -> _RunSections:
+    with open_database(work / "spill", memory, READING_THREADS) as database:
         define_sealed_views(database, run.devices.parent)
-        tallies = define_estimates(database, run.folder)
-        coverage = read_coverage(database, run, tallies)
-        trouble = read_trouble(database, run.manifest)
-        shares = read_shares(database, work)
-        with _or_told(unread):
-            earlier, later, broken = earlier_runs(run, around)
-            unread.extend(broken)
-            if earlier:
-                before = earlier[0][1]
-                history = read_past(database, run, shares.modules, around, later=later, work=work)
-    finally:
-        database.close()
-    return coverage, trouble, shares, history, before
+        sample = define_estimates(database, run.folder)
+        coverage = read_coverage(database, run, sample)
+        problems = read_problems(database, run.manifest)
+        versions = read_versions(database, work)
+        history = previous = None
+        with _collect_errors(unreadable):
+            catalog = RunCatalog(directory)
+            unreadable.extend(f"run skipped: {error}" for error in catalog.unreadable)
+            previous = _find_previous(catalog, run)
+            if previous is not None:
+                history = read_history_section(database, run, versions.modules, catalog, work)
+        return _RunSections(coverage, problems, versions, history, previous)
+
+
+def _find_previous(catalog: RunCatalog, run: RunSnapshot) -> Path | None:
+    """Return the newest ended run of the same name that began before this one; the catalog may have a copy of it."""
+    started_at = run.manifest.started_at
+    earlier = (each for each in catalog.named(run.manifest.name) if each.manifest.started_at < started_at)
+    return next((each.folder for each in earlier if each.ended), None)
 
 
 @contextmanager
-def _or_told(told: list[str], what: str = "") -> Iterator[None]:
-    """A past that cannot be read, or rules that cannot be judged, are told of; the page of this run is not lost."""
+def _collect_errors(sentences: list[str]) -> Iterator[None]:
+    """Append an error as a sentence, so that the report has the sections that can be read."""
     try:
         yield
     except AuditorError as error:
-        told.append(f"{what}{error}")
-    except OSError as error:  # such as of a run that is pruned meanwhile
-        told.append(f"{what}{error.filename or 'a file'}: cannot be read: {reason_of(error)}")
+        sentences.append(str(error))
+    except OSError as error:  # such as of a run that is deleted meanwhile
+        sentences.append(f"{error.filename or 'a file'}: cannot be read: {error_reason(error)}")
 
 
-RULES, EXAMPLES, EACH, READ = 60, 24, 3, 200
-"""Rules and violations that the page has, violations of one rule, and rows that are read to find these."""
-
-
-_ORDER = ("violated", "unparseable", "not_seen", "compliant")
-
-
-_SEVERITIES = ("error", "warning", "note")
-
-
-def read_policy(run: Path, rules: Rules, now: datetime) -> Policy:
-    """Verdicts of all rules, the violated ones first, and some violations of each.
-
-    Raises:
-        RunFolderError: the run cannot be read.
-    """
-    with judge_run(run, rules, now=now) as judged:
-        verdicts = [
-            Verdict(
-                result.rule.name, result.rule.text, result.rule.severity, result.verdict, result.unit, result.message,
-                result.compliant, result.violated, result.unparseable, result.not_seen, result.excepted,
-                result.unsampled,
-            )
-            for result in judged.results
-        ]  # fmt: skip
-        verdicts.sort(key=lambda each: (_ORDER.index(each.verdict), _SEVERITIES.index(each.severity)))
-        examples = [
-            (result.rule.name, *_example(row))
-            for result, table in zip(judged.results, judged.examples, strict=True)
-            if result.verdict == "violated"
-            for row in islice(_violations(table), EACH)
-        ]
-        violated = sum(each.verdict == "violated" for each in verdicts)
-        doubts = tuple(doubt for doubt in judged.doubts if doubt not in judged.run.doubts)
-        more = max(0, len(verdicts) - RULES)
-        return Policy(tuple(verdicts[:RULES]), more, violated, tuple(examples[:EXAMPLES]), doubts)
-
-
-def _violations(table: Table) -> Iterator[dict[str, object]]:
-    """Those of a rule's first rows that violate it; a device may be called like a verdict."""
-    for values in islice(table, READ):
-        row = dict(zip(table.columns, values, strict=True))
-        if row["verdict"] == "violated":
-            yield row
-
-
-def _example(row: dict[str, object]) -> tuple[str, str]:
-    """Where a rule is violated, and why."""
-    names = [row[name] for name in ("product_key", "device_name") if row[name] is not None]
-    ran = [row[name] for name in ("module_name", "module_version") if row[name] is not None]
-    return " ".join(("/".join(map(str, names)) or str(row["iot_id"]), *map(str, ran))), str(row["reason"])
+def _without_directories(sentence: str, *directories: Path) -> str:
+    """Remove directories from an error message: the report may be sent to people who do not know them."""
+    for directory in directories:
+        sentence = sentence.replace(f"{directory}/", "")
+    return sentence

@@ -1,76 +1,64 @@
-"""How a page words what it is told: text that is cut and made harmless, numbers, parts, times and ages."""
+"""Format values for a page: bounded and printable text, numbers, percentages, times and ages."""
 
 from datetime import UTC, datetime
 
-from auditor.text import formatting as terminal
-from auditor.text.formatting import safe
+from auditor.text.formatting import format_rough_duration, format_share, safe
 
-NAME = 48
-"""Characters of a name or a version that a page shows; a device may call it whatever it wants, at any length."""
+MAX_NAME_LENGTH = 48
+"""Characters of a name or a version on a page; devices may report any text of any length."""
 
+MAX_SENTENCE_LENGTH = 300
+"""Characters of a sentence, such as a warning."""
 
-SENTENCE = 300
-"""Characters of a sentence, such as why numbers are to be doubted."""
-
-
-NOTHING = "\N{EN DASH}"
-"""What stands for a number that is not known."""
+UNKNOWN = "\N{EN DASH}"
+"""Placeholder for an unknown number."""
 
 
-_MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
-
-
-def shown(text: object, most: int = NAME) -> str:
-    """Text in one line of at most ``most`` characters, what nobody can see written out; nothing is told as such."""
+def display_text(text: object, limit: int = MAX_NAME_LENGTH) -> str:
+    """Format text as one line of at most ``limit`` characters, with escapes for characters that are not printable."""
     if text is None:
         return "unknown"
-    whole = str(text)
-    if not whole.strip():
+    full = str(text)
+    if not full.strip():
         return "(empty)"
-    line = safe(whole[: most + 1])
-    return line if len(line) <= most and len(whole) <= most else line[: most - 1] + "…"
+    line = safe(full[: limit + 1])
+    return line if len(line) <= limit and len(full) <= limit else line[: limit - 1] + "…"
 
 
-def number(value: float) -> str:
-    """A number with commas between thousands, and a decimal where it is small and not whole."""
-    whole = float(value).is_integer() or abs(value) >= 100  # noqa: PLR2004  from there on decimals say nothing
-    return f"{value:,.0f}" if whole else f"{value:,.1f}"
+def format_number(value: float) -> str:
+    """Format a number with thousands separators, and with one decimal if it is small and not an integer."""
+    integer = float(value).is_integer() or abs(value) >= 100  # noqa: PLR2004  decimals do not matter from there on
+    return f"{value:,.0f}" if integer else f"{value:,.1f}"
 
 
-def part(share: float | None) -> str:
-    """A part of a whole as per cent, as terminals show it too; a dash where it is not known."""
-    return NOTHING if share is None else terminal.part(share)
+def format_percent(share: float | None) -> str:
+    """Format a share as a percentage; a dash if it is unknown."""
+    return UNKNOWN if share is None else format_share(share)
 
 
-def moment(text: str | None) -> datetime | None:
-    """The point in time that a manifest tells, or None where it tells none."""
+def parse_time(text: str | None) -> datetime | None:
+    """Parse a time of a manifest; None if there is none or it cannot be parsed."""
     if text is None:
         return None
     try:
-        point = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return point if point.tzinfo else point.replace(tzinfo=UTC)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def clock(point: datetime | None) -> str:
-    """A point in time for people, UTC."""
-    return "an unknown time" if point is None else f"{point.astimezone(UTC):%-d %b %Y, %H:%M} UTC"
+def format_time(time: datetime | None) -> str:
+    """Format a time in UTC, such as ``22 Nov 2026, 02:00 UTC``."""
+    return "an unknown time" if time is None else f"{time.astimezone(UTC):%-d %b %Y, %H:%M} UTC"
 
 
-def day(text: str) -> str:
-    """The day and hour of a manifest's time, as short as it stands under a picture."""
-    point = moment(text)
-    return shown(text, 16) if point is None else f"{point.astimezone(UTC):%-d %b}"
+def format_day(text: str) -> str:
+    """Format the day of a manifest's time, such as ``22 Nov``."""
+    time = parse_time(text)
+    return display_text(text, 16) if time is None else f"{time.astimezone(UTC):%-d %b}"
 
 
-def age(since: datetime, now: datetime) -> str:
-    """How long ago something was, in the unit that says it best."""
+def format_age(since: datetime, now: datetime) -> str:
+    """Format the age of something, such as ``3 h old``."""
     seconds = (now - since).total_seconds()
-    if seconds < 0:
-        return "from the future, as the clocks say"
-    for unit, length in (("day", _DAY), ("hour", _HOUR), ("minute", _MINUTE)):
-        if seconds >= (2 * length if unit == "day" else length):
-            count = int(seconds // length)
-            return f"{count:,} {unit}{'' if count == 1 else 's'} old"
-    return "less than a minute old"
+    return "dated in the future" if seconds < 0 else f"{format_rough_duration(seconds)} old"

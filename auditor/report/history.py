@@ -1,228 +1,136 @@
-"""What was before, for the report: the runs of a directory over time, and what changed since the last one.
+"""Earlier runs of the same name, for the report: which there are, and the adoption of versions over time."""
 
-What changed between samples, for the report: shares, and no change that may be chance.
-"""
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cmp_to_key
-from heapq import nlargest
-from itertools import islice
 from pathlib import Path
 
 import duckdb
 
-from auditor.analysis.drift import diff_runs
-from auditor.analysis.history import RunPoint, read_history
-from auditor.analysis.sample_drift import SHARE_CHANGES, ShareDrift
-from auditor.query.snapshot import Frozen
+from auditor.analysis.history import read_history, summarize_warnings
+from auditor.query.snapshot import RunSnapshot
 from auditor.query.versions import compare_versions
-from auditor.report.model import Adoption, Changes, History, Module, ModuleChange, Past, ShareChange, ShareChanges
-from auditor.runs.folder import runs_in
-from auditor.runs.manifest import DeviceCounts, Manifest
-from auditor.storage.database import quoted_to_read
-from auditor.text.formatting import points, within
+from auditor.report.coverage import run_labels
+from auditor.report.model import HistorySection, ModuleAdoption, ModuleShares, PastRun
+from auditor.runs.folder import RunCatalog
+from auditor.storage.database import sql_read_path
 
-RUNS, ADOPTED, VERSIONS, MODULE_CHANGE_ROWS = 30, 6, 5, 10
-"""Runs in a picture, modules that get one, versions that stand for themselves in one, and rows of changes."""
+MAX_RUNS, MAX_MODULES, MAX_VERSIONS = 30, 6, 5
+"""Runs in a chart, modules with a chart, and versions with a share of their own."""
 
-
-_LENGTH = 200
-
-
-def earlier_runs(run: Frozen, directory: Path) -> tuple[list[tuple[Manifest, Path]], int, tuple[str, ...]]:
-    """The ended runs of the same name that began before this one, the newest first.
-
-    Returns:
-        These; how many runs of the name did not begin before it, itself among them; and which runs of any name cannot
-        be read, a sentence each.
-
-    Raises:
-        RunFolderError: the directory cannot be read.
-    """
-    here = run.manifest
-    runs, broken = runs_in(directory)
-    named = [(told, folder) for told, folder in runs if told.name == here.name]
-    before = [each for each in named if each[0].started_at < here.started_at]
-    earlier = [each for each in before if each[0].state != "running"]
-    return earlier, len(named) - len(before), tuple(f"a run is passed over: {problem}" for problem in broken)
+_MAX_LENGTH = 200
+"""Characters of a version that are read."""
 
 
-def labels_of(state: str, counts: DeviceCounts, *, tampered: bool, unsampled: int = 0) -> tuple[str, ...]:
-    """What is to be known of a run's numbers, in a word each: of whom they are, and whether its files were changed.
-
-    Args:
-        state: how far it came.
-        counts: devices by state.
-        tampered: whether its files were changed.
-        unsampled: devices that were not drawn, if it is a sample.
-    """
-    partial = state != "complete" or counts.unanswered > 0
-    how_far = () if not partial else ("incomplete" if state == "complete" else state,)
-    if unsampled:  # of which those that were drawn may all have answered
-        how_far = () if state in ("complete", "partial") and counts.unanswered == unsampled else how_far
-        how_far = ("sample", *how_far)
-    return (*how_far, *(("tampered",) if tampered else ()))
-
-
-def read_changes(run: Frozen, before: Path) -> Changes:
-    """What changed since an earlier run, and the modules of which most devices changed.
-
-    Raises:
-        RunFolderError: the earlier run cannot be read.
-    """
-    with diff_runs(before, run.folder) as drift:
-        at = {name: place for place, name in enumerate(drift.modules.columns)}
-        names = list(ModuleChange.__dataclass_fields__)
-        found: list[ModuleChange] = []
-        moved = 0
-        for row in drift.modules:
-            change = ModuleChange(*(row[at[name]] for name in names))
-            if change.moved:
-                moved += 1
-                found = nlargest(MODULE_CHANGE_ROWS, (*found, change), key=lambda each: (each.moved, each.not_seen))
-        told = drift.old.manifest
-        unsampled = drift.old.sources.unsampled
-        labels = labels_of(told.state, drift.old.counts, tampered=drift.old.tampered, unsampled=unsampled)
-        label = ", ".join(labels) or None
-        doubts = tuple(doubt for doubt in drift.doubts if doubt not in run.doubts)
-        shares = read_share_changes(drift.shares)
-        return Changes(
-            before.name, told.started_at, label, drift.counts, tuple(found), moved - len(found), doubts, shares
-        )
-
-
-def read_past(
+def read_history_section(
     database: duckdb.DuckDBPyConnection,
-    run: Frozen,
-    modules: Sequence[Module],
-    directory: Path,
-    *,
-    later: int,
+    run: RunSnapshot,
+    modules: Sequence[ModuleShares],
+    catalog: RunCatalog,
     work: Path,
-) -> History | None:
-    """The runs up to this one, and what part of the devices ran which version in each; None without an earlier one.
+) -> HistorySection | None:
+    """Read the runs up to the reported one and the adoption of its largest modules; None if no run is earlier.
 
-    This run is the last of them wherever it lies, and its numbers are those of the page.
+    The reported run is the last one, in whichever directory it is, with the numbers of the report.
 
     Args:
-        database: with the tables ``versions`` and ``largest`` that ``read_shares`` makes.
-        run: this one.
+        database: with the tables ``versions`` and ``largest`` of ``read_versions``.
+        run: the reported run.
         modules: the modules of ``largest``.
-        directory: where the runs lie.
-        later: how many runs of the name in there did not begin before this one.
-        work: a folder to write to meanwhile.
+        catalog: the directory with the earlier runs.
+        work: a folder for intermediate files.
 
     Raises:
         RunFolderError: the directory cannot be read.
     """
-    stored = work / "history.parquet"
-    here = run.manifest
-    with read_history(directory, name=here.name, limit=RUNS - 1 + later) as history:
-        points = [point for point in history.runs if point.started_at < here.started_at][1 - RUNS :]
-        if not points:
+    rows = work / "history.parquet"
+    manifest = run.manifest
+    later = sum(not each.manifest.started_at < manifest.started_at for each in catalog.named(manifest.name))
+    with read_history(catalog.directory, name=manifest.name, limit=MAX_RUNS - 1 + later) as history:
+        earlier = [each for each in history.runs if each.started_at < manifest.started_at][1 - MAX_RUNS :]
+        if not earlier:
             return None
-        history.table.write(stored, "parquet")
-    earlier = [
-        _past(point.folder, point.started_at, labels_of(point.state, point.devices, tampered=point.tampered,
-              unsampled=point.unsampled), point.devices)
-        for point in points
-    ]  # fmt: skip
-    labels = labels_of(here.state, run.counts, tampered=run.tampered, unsampled=run.sources.unsampled)
-    runs = (*earlier, _past(run.folder, here.started_at, labels, run.counts))
-    database.execute("CREATE TABLE runs (place BIGINT, run VARCHAR)")
-    database.executemany("INSERT INTO runs VALUES (?, ?)", [[place, past.run] for place, past in enumerate(earlier)])
-    _define_adoption(database, stored, len(earlier))
-    adopted = tuple(
-        _adoption(database, place, module, len(runs)) for place, module in enumerate(modules[:ADOPTED], start=1)
+        history.table.write(rows, "parquet")
+    labels = [
+        *(run_labels(r.state, r.devices, tampered=r.tampered, unsampled=r.unsampled) for r in earlier),
+        run_labels(manifest.state, run.counts, tampered=run.tampered, unsampled=run.sources.unsampled),
+    ]
+    started = [(each.folder.name, each.started_at) for each in earlier] + [(run.folder.name, manifest.started_at)]
+    runs = tuple(PastRun(*each, ", ".join(words) or None) for each, words in zip(started, labels, strict=True))
+    _define_adoption(database, rows, [each.folder.name for each in earlier])
+    adoptions = tuple(
+        _read_adoption(database, rank, module, len(runs)) for rank, module in enumerate(modules[:MAX_MODULES], start=1)
     )
-    return History(runs, adopted, tuple(_doubts(points)))
+    return HistorySection(runs, adoptions, tuple(summarize_warnings(earlier, "earlier runs")))
 
 
-def _past(folder: Path, started_at: str, labels: Sequence[str], counts: DeviceCounts) -> Past:
-    return Past(folder.name, started_at, counts, ", ".join(labels) or None)
+def _define_adoption(database: duckdb.DuckDBPyConnection, rows: Path, earlier: Sequence[str]) -> None:
+    """Define ``adoption``: the share of each version of each module with a chart, by run.
 
-
-def _doubts(points: Sequence[RunPoint]) -> Iterator[str]:
-    """Why numbers of earlier runs are to be doubted; of those that are only not whole one sentence for all."""
-    for point in points:
-        if point.tampered:
-            yield from point.doubts
-    partial = [point for point in points if point.doubts and not point.tampered]
-    if len(partial) == 1:
-        yield from partial[0].doubts
-    elif partial:
-        states = ", ".join(sorted({point.label for point in partial}))
-        yield f"{len(partial):,} of {len(points):,} earlier runs are not of the whole fleet ({states})"
-
-
-def _define_adoption(database: duckdb.DuckDBPyConnection, stored: Path, current: int) -> None:
-    """Defines ``adoption``: of each module with a picture, in each run, what part of its devices ran which version.
-
-    Those of ``runs`` are read from what is stored; this run, whose place is ``current``, from the page's ``versions``.
+    Args:
+        database: as above.
+        rows: Parquet file with the rows of the history.
+        earlier: folder names of the earlier runs; their positions are their numbers. The next number is the reported
+            run's, whose rows are in ``versions``.
     """
+    database.execute("CREATE TABLE earlier_runs (number BIGINT, run VARCHAR)")
+    database.executemany("INSERT INTO earlier_runs VALUES (?, ?)", [list(each) for each in enumerate(earlier)])
     columns = "account, product_key, module_name, module_version, devices"
     database.execute(
-        f"CREATE TABLE adoption AS WITH told AS (SELECT place AS run, {columns} "
-        f"FROM read_parquet({quoted_to_read(stored)}) JOIN runs USING (run) "
-        f"UNION ALL SELECT $1, {columns} FROM versions), "
-        "wanted AS (SELECT DISTINCT l.place AS module, account, product_key, lower(module_name) AS name FROM largest l "
-        f"JOIN versions USING (module) WHERE l.place <= {ADOPTED}), "
-        "chosen AS (SELECT t.run, w.module, t.module_version, sum(t.devices) AS devices FROM told t "
-        "JOIN wanted w ON t.account = w.account AND lower(t.module_name) = w.name "
-        "AND t.product_key IS NOT DISTINCT FROM w.product_key GROUP BY ALL), "
-        "parts AS (SELECT *, devices / sum(devices) OVER (PARTITION BY run, module) AS share FROM chosen) "
-        "SELECT run, module, module_version, share FROM parts",
-        [current],
+        f"""
+      CREATE TABLE adoption AS
+      WITH counts AS (
+        SELECT number AS run, {columns} FROM read_parquet({sql_read_path(rows)}) JOIN earlier_runs USING (run)
+        UNION ALL SELECT $1, {columns} FROM versions
+      ),
+      charted AS (
+        SELECT DISTINCT rank, account, product_key, lower(module_name) AS name
+        FROM largest JOIN versions USING (module) WHERE rank <= {MAX_MODULES}
+      ),
+      by_version AS (
+        SELECT c.run, m.rank, c.module_version, sum(c.devices) AS devices
+        FROM counts c JOIN charted m ON c.account = m.account AND lower(c.module_name) = m.name
+          AND c.product_key IS NOT DISTINCT FROM m.product_key
+        GROUP BY ALL
+      )
+      SELECT run, rank, module_version, devices / sum(devices) OVER (PARTITION BY run, rank) AS share
+      FROM by_version""",
+        [len(earlier)],
     )
 
 
-def _adoption(database: duckdb.DuckDBPyConnection, place: int, module: Module, runs: int) -> Adoption:
-    named = [
+def _read_adoption(
+    database: duckdb.DuckDBPyConnection, rank: int, module: ModuleShares, run_count: int
+) -> ModuleAdoption:
+    """Read the shares of a module's main versions: the newest, and those with the largest shares over all runs."""
+    versions = [
         text
         for (text,) in database.execute(
-            f"SELECT left(module_version, {_LENGTH + 1}) AS text FROM adoption WHERE module = ? GROUP BY text "
-            f"ORDER BY text IS NOT DISTINCT FROM ? DESC, sum(share) DESC, text LIMIT {VERSIONS}",
-            [place, module.newest],
+            f"SELECT left(module_version, {_MAX_LENGTH + 1}) AS text FROM adoption WHERE rank = ? GROUP BY text "
+            f"ORDER BY text IS NOT DISTINCT FROM ? DESC, sum(share) DESC, text LIMIT {MAX_VERSIONS}",
+            [rank, module.newest],
         ).fetchall()
     ]
     if module.newest is not None:
-        named.sort(key=cmp_to_key(_newest_first))
-    database.execute("CREATE OR REPLACE TEMP TABLE named (place BIGINT, text VARCHAR)")
-    database.executemany("INSERT INTO named VALUES (?, ?)", [[at, text] for at, text in enumerate(named)])
-    found: dict[int, list[float]] = {}
-    for run, at, share in database.execute(
-        f"SELECT run, place, sum(share) FROM adoption LEFT JOIN named ON left(module_version, {_LENGTH + 1}) = text "
-        "WHERE module = ? GROUP BY run, place ORDER BY run, place",
-        [place],
+        versions.sort(key=cmp_to_key(_compare_newest_first))
+    database.execute("CREATE OR REPLACE TEMP TABLE main_versions (position BIGINT, text VARCHAR)")
+    database.executemany("INSERT INTO main_versions VALUES (?, ?)", [list(each) for each in enumerate(versions)])
+    by_run: dict[int, list[float]] = {}
+    for run, position, share in database.execute(
+        "SELECT run, position, sum(share) FROM adoption "
+        f"LEFT JOIN main_versions ON left(module_version, {_MAX_LENGTH + 1}) = text "
+        "WHERE rank = ? GROUP BY run, position ORDER BY run, position",
+        [rank],
     ).fetchall():
-        found.setdefault(run, [0.0] * (len(named) + 1))[len(named) if at is None else at] = float(share)
-    rest = any(parts[-1] for parts in found.values())
-    shares = tuple(tuple(found[run] if rest else found[run][:-1]) if run in found else None for run in range(runs))
-    return Adoption(module, (*named, *((None,) if rest else ())), shares)
-
-
-def _newest_first(version: str, other: str) -> int:
-    return {"newer": -1, "older": 1}.get(compare_versions(version, other), 0)
-
-
-SHARE_CHANGE_ROWS = 12
-"""Rows of shares that the page has."""
-
-
-def read_share_changes(drift: ShareDrift | None) -> ShareChanges | None:
-    """The shares that changed most; None where no run is a sample."""
-    if drift is None:
-        return None
-    first = (dict(zip(drift.table.columns, row, strict=True)) for row in islice(drift.table, SHARE_CHANGE_ROWS))
-    rows = tuple(
-        ShareChange(
-            **{name: row[name] for name in ("level", "account", "product_key", "module_name", "module_version")},
-            before=within(row["old_share"], row["old_low"], row["old_high"]),
-            after=within(row["new_share"], row["new_low"], row["new_high"]),
-            change=points(row["change"], row["change_low"], row["change_high"]),
-            verdict=row["verdict"],
-        )
-        for row in first
-        if row["verdict"] in SHARE_CHANGES
+        shares = by_run.setdefault(run, [0.0] * (len(versions) + 1))
+        shares[len(versions) if position is None else position] = float(share)
+    has_others = any(shares[-1] for shares in by_run.values())
+    length = len(versions) + has_others
+    return ModuleAdoption(
+        module,
+        (*versions, *((None,) if has_others else ())),
+        tuple(tuple(by_run[run][:length]) if run in by_run else None for run in range(run_count)),
     )
-    return ShareChanges(drift.counts, rows)
+
+
+def _compare_newest_first(version: str, other: str) -> int:
+    return {"newer": -1, "older": 1}.get(compare_versions(version, other), 0)

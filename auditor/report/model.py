@@ -1,250 +1,254 @@
-"""What the report shows, as plain values: every count comes from a query over the run's files.
+"""The contents of a report as plain values; each count is the result of a query over the run's files."""
 
-Whom the report's numbers are of, as plain values: devices by state, how many were drawn, and how old answers are.
-"""
-
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from auditor.analysis.drift import DriftCounts
 from auditor.analysis.sample_drift import ShareCounts
-from auditor.query.freshness import Ages
-from auditor.runs.estimates import Sample
+from auditor.models import RunWarning
+from auditor.policy.results import RuleResult
+from auditor.query.describe import describe_warning
+from auditor.query.freshness import AnswerAges
+from auditor.query.run import VersionCount
+from auditor.runs.estimates import SampleSummary
 from auditor.runs.manifest import DeviceCounts, Manifest
 
-Order = Literal["newest", "older", "unordered"]
-"""How a version stands among those of its module; ``unordered``: no rule says which of them is the newest."""
+VersionOrder = Literal["newest", "older", "unordered"]
+"""Order of a version in its module; ``unordered``: no rule decides which version is the newest."""
 
-
-ENOUGH = 0.95
-"""The part of a module's devices from which on its rollout counts as done."""
+COMPLETE_ROLLOUT = 0.95
+"""Fraction of a module's devices on the newest version from which its rollout counts as complete."""
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
-    """A version of a product's module; ``share`` is of the devices that report the module.
+class ProductCoverage:
+    """Devices of a product by state; ``unsampled`` counts the pending devices that were not sampled."""
 
-    ``low`` and ``high`` are the limits of the share where it is an estimate by a sample, else None.
+    account: str
+    product_key: str | None
+    counts: DeviceCounts
+    unsampled: int = 0
+
+    @property
+    def devices(self) -> int:
+        """All devices of the product."""
+        return count_fleet(self.counts)
+
+    @property
+    def by_state(self) -> dict[str, int]:
+        """Devices by state; devices that were not sampled are not pending."""
+        return count_by_state(self.counts, self.unsampled)
+
+    @property
+    def answered(self) -> float | None:
+        """Fraction of the devices to query that has a conclusive answer; None if there was none to query."""
+        return _answered_fraction(self.counts, self.unsampled)
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageSection:
+    """The devices that the report's numbers cover.
+
+    Attributes:
+        counts: devices by state.
+        products: the products with the largest fraction of unanswered devices, the worst first.
+        product_count: number of all products.
+        incomplete_products: number of products with a device that has no answer.
+        ages: ages of the answers.
+        unsampled: devices that were not sampled.
+        sample: estimates for the fleet; None if the run is not a sample.
     """
 
-    text: str
-    devices: int
-    share: float
-    order: Order
-    low: float | None = None
-    high: float | None = None
+    counts: DeviceCounts
+    products: tuple[ProductCoverage, ...]
+    product_count: int
+    incomplete_products: int
+    ages: AnswerAges
+    unsampled: int = 0
+    sample: SampleSummary | None = None
+
+    @property
+    def fleet(self) -> int:
+        """All devices in scope."""
+        return count_fleet(self.counts)
+
+    @property
+    def sampled(self) -> int:
+        """Devices to query: the sample, or the fleet if the run is not a sample."""
+        return self.fleet - self.unsampled
+
+    @property
+    def by_state(self) -> dict[str, int]:
+        """Devices by state; devices that were not sampled are not pending."""
+        return count_by_state(self.counts, self.unsampled)
+
+    @property
+    def answered(self) -> float:
+        """Fraction of the fleet, or of the sample, that has a conclusive answer."""
+        return _answered_fraction(self.counts, self.unsampled) or 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
-    """A product's module and what its devices run.
+class VersionShare(VersionCount):
+    """A version of a product's module, and its order among the versions of the module."""
+
+    order: VersionOrder = "unordered"
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleShares:
+    """A product's module and the versions that its devices run.
 
     Attributes:
         account: the account of the product.
-        product_key: the product; None where the platform did not tell it.
+        product_key: the product; None if the platform did not report it.
         module_name: the module.
-        devices: how many devices report it.
-        all_versions: how many versions of it are alive.
-        versions: the most frequent ones.
-        newest: the version that is newer than every other one, or None where no rule says which.
-        on_newest: the part of the devices that run it, None where it is not known.
+        devices: number of devices that report the module.
+        version_count: number of versions in use.
+        versions: the most frequent versions.
+        newest: the version that is newer than all others in use; None if no rule decides.
+        on_newest: fraction of the devices that run it; None if it is unknown.
     """
 
     account: str
     product_key: str | None
     module_name: str
     devices: int
-    all_versions: int
-    versions: tuple[Version, ...]
+    version_count: int
+    versions: tuple[VersionShare, ...]
     newest: str | None
     on_newest: float | None
 
     @property
-    def others(self) -> int:
-        """Versions that are not among ``versions``."""
-        return self.all_versions - len(self.versions)
+    def other_versions(self) -> int:
+        """Number of versions that are not among ``versions``."""
+        return self.version_count - len(self.versions)
 
     @property
-    def others_devices(self) -> int:
-        """How many devices run these."""
+    def other_devices(self) -> int:
+        """Number of devices that run one of these."""
         return self.devices - sum(version.devices for version in self.versions)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A row of the inventory; ``low`` and ``high`` are as in a ``Version``."""
-
-    account: str
-    product_key: str | None
-    module_name: str
-    module_version: str
-    devices: int
-    share: float
-    order: Order
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """Who runs what.
+class VersionSection:
+    """Versions in use.
 
     Attributes:
         modules: the modules with the most devices.
-        all_modules: how many modules there are; the same name in two products is two.
-        done: modules with at least ``ENOUGH`` of their devices on the newest version.
-        unknown: modules of which no rule says which version is the newest.
+        module_count: number of modules; a module of two products counts twice.
+        complete_rollouts: modules with at least ``COMPLETE_ROLLOUT`` of their devices on the newest version.
+        unordered_modules: modules whose newest version is unknown.
         rows: the rows of the inventory with the most devices.
-        all_rows: how many rows it has.
+        row_count: number of all rows.
     """
 
-    modules: tuple[Module, ...]
-    all_modules: int
-    done: int
-    unknown: int
-    rows: tuple[Row, ...]
-    all_rows: int
+    modules: tuple[ModuleShares, ...]
+    module_count: int
+    complete_rollouts: int
+    unordered_modules: int
+    rows: tuple[VersionShare, ...]
+    row_count: int
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
-    """A run of the past: ``label`` says what is wrong with its numbers, None if nothing is."""
+class PastRun:
+    """A run in the history: its folder's name, its start, and what limits its numbers, None if nothing does."""
 
     run: str
     started_at: str
-    counts: DeviceCounts
     label: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Adoption:
-    """A module over time.
+class ModuleAdoption:
+    """Shares of a module's versions over time.
 
     Attributes:
-        module: the module as it is in the run that the page is of.
-        versions: the versions that stand for themselves, the newest first where it is known; the last one may be None,
-            which stands for all others.
-        shares: for each run of the past, the part of the devices that runs each of ``versions``; None where the run
-            tells nothing of the module.
+        module: the module in the reported run.
+        versions: the versions with a share of their own, the newest first if it is known. A last one that is None
+            means all others.
+        shares: for each run, the fraction of the devices that runs each of ``versions``; None if the run has no
+            device with the module.
     """
 
-    module: Module
+    module: ModuleShares
     versions: tuple[str | None, ...]
     shares: tuple[tuple[float, ...] | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class History:
-    """The runs up to this one, the oldest first, and the largest modules in them."""
+class HistorySection:
+    """The runs up to the reported one, the oldest first, and the largest modules in them."""
 
-    runs: tuple[Past, ...]
-    modules: tuple[Adoption, ...]
-    doubts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleChange:
-    """What became of a product's module since an earlier run, in devices."""
-
-    account: str
-    product_key: str | None
-    module_name: str
-    presence: str
-    same: int
-    upgraded: int
-    downgraded: int
-    changed: int
-    appeared: int
-    vanished: int
-    not_seen: int
-
-    @property
-    def moved(self) -> int:
-        """Devices of which something is known to have changed."""
-        return self.upgraded + self.downgraded + self.changed + self.appeared + self.vanished
-
-
-@dataclass(frozen=True, slots=True)
-class ShareChange:
-    """A version's share that changed, in words; ``level`` is ``product``, or ``fleet`` for all devices of the run."""
-
-    level: str
-    account: str | None
-    product_key: str | None
-    module_name: str
-    module_version: str
-    before: str
-    after: str
-    change: str
-    verdict: str
+    runs: tuple[PastRun, ...]
+    modules: tuple[ModuleAdoption, ...]
+    warnings: tuple[RunWarning, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ShareChanges:
-    """How many shares came to what, and those that changed most."""
+    """Numbers of shares by verdict, and the rows of ``ShareDrift.table`` with the largest significant changes."""
 
     counts: ShareCounts
-    rows: tuple[ShareChange, ...]
+    rows: tuple[Mapping[str, Any], ...]
 
     @property
-    def changed(self) -> int:
-        """Shares that changed by more than chance."""
-        return self.counts.grew + self.counts.shrank
-
-    @property
-    def more(self) -> int:
-        """Those of them that are not among ``rows``."""
-        return self.changed - len(self.rows)
+    def omitted(self) -> int:
+        """Number of significant changes that are not among ``rows``."""
+        return self.counts.grew + self.counts.shrank - len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
-    """What changed since an earlier run: counts, the modules with the most changes, and shares if a run is a sample."""
+class ChangeSection:
+    """Changes since an earlier run.
 
-    run: str
+    Attributes:
+        started_at: start of the earlier run.
+        label: what limits its numbers; None if nothing does.
+        counts: changes in devices and modules.
+        modules: the rows of ``Drift.modules`` with the most changes.
+        omitted: number of changed modules that are not among ``modules``.
+        warnings: warnings about the earlier run and the comparison.
+        shares: changes of shares; None unless one of the runs is a sample.
+    """
+
     started_at: str
     label: str | None
     counts: DriftCounts
-    modules: tuple[ModuleChange, ...]
-    more: int
-    doubts: tuple[str, ...]
+    modules: tuple[Mapping[str, Any], ...]
+    omitted: int
+    warnings: tuple[RunWarning, ...]
     shares: ShareChanges | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """A rule and what was found."""
+class PolicySection:
+    """Results of a policy.
 
-    name: str
-    text: str
-    severity: str
-    verdict: str
-    unit: str
-    message: str
-    compliant: int
-    violated: int
-    unparseable: int
-    not_seen: int
-    excepted: int
-    unsampled: int = 0
+    Attributes:
+        results: a result for each rule, violated rules first.
+        omitted: number of rules that are not among ``results``.
+        violated: number of violated rules.
+        examples: some violations: rule, where, and why.
+        warnings: warnings about the policy.
+        problem: why the policy could not be evaluated; None if it was.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What the rules say; ``examples`` are some violations: rule, where, and why; ``problem``: why they say nothing."""
-
-    verdicts: tuple[Verdict, ...]
-    more: int
-    violated: int
-    examples: tuple[tuple[str, str, str], ...]
-    doubts: tuple[str, ...]
+    results: tuple[RuleResult, ...] = ()
+    omitted: int = 0
+    violated: int = 0
+    examples: tuple[tuple[str, str, str], ...] = ()
+    warnings: tuple[RunWarning, ...] = ()
     problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Failed devices of one code, one of them and what was told of it."""
+class FailureGroup:
+    """Failed devices with one error code; ``example`` is one of them, with its ``message``."""
 
     code: str
     devices: int
@@ -253,8 +257,8 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """An account and what asking it took; ``quota`` is in calls a second as it was told, None without one."""
+class AccountEffort:
+    """Devices and attempts of an account; ``quota`` is its configured calls a second, None without one."""
 
     name: str
     quota: float | None
@@ -264,8 +268,8 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
-    """A product and how often its devices were asked."""
+class RequestEffort:
+    """Devices of a product that were queried, and the attempts they took."""
 
     account: str
     product_key: str | None
@@ -274,143 +278,66 @@ class Effort:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """Slow or failing parts of the audit, the worst first, and how many codes and accounts there are in all."""
+class ProblemSection:
+    """Slow or failing parts of the audit, the worst first, and the numbers of all error codes and accounts."""
 
-    failures: tuple[Failure, ...]
-    all_failures: int
-    accounts: tuple[Account, ...]
-    all_accounts: int
-    products: tuple[Effort, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A product's devices by state; ``unsampled`` of those that are pending were not drawn into the sample."""
-
-    account: str
-    product_key: str | None
-    counts: DeviceCounts
-    unsampled: int = 0
-
-    @property
-    def devices(self) -> int:
-        """All of them."""
-        return fleet_of(self.counts)
-
-    @property
-    def parts(self) -> dict[str, int]:
-        """By what became of them."""
-        return parts_of(self.counts, self.unsampled)
-
-    @property
-    def answered(self) -> float | None:
-        """The part that has a conclusive answer, of those that were to have one; None where none was."""
-        return _answered(self.counts, self.unsampled)
+    failures: tuple[FailureGroup, ...]
+    failure_count: int
+    accounts: tuple[AccountEffort, ...]
+    account_count: int
+    products: tuple[RequestEffort, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Coverage:
-    """Whom the numbers are of.
+class Report:
+    """All contents of a report.
 
     Attributes:
-        counts: devices by state.
-        products: those with the greatest part unanswered, the worst first.
-        all_products: how many there are.
-        lacking: how many of them have a device without an answer.
-        ages: how old the answers are.
-        unsampled: devices that were not drawn into the sample.
-        sample: what the sample tells of the fleet; None where the run is none.
-    """
-
-    counts: DeviceCounts
-    products: tuple[Product, ...]
-    all_products: int
-    lacking: int
-    ages: Ages
-    unsampled: int = 0
-    sample: Sample | None = None
-
-    @property
-    def fleet(self) -> int:
-        """Devices that were asked for."""
-        return fleet_of(self.counts)
-
-    @property
-    def wanted(self) -> int:
-        """Devices that were to be answered: all, or those that were drawn."""
-        return self.fleet - self.unsampled
-
-    @property
-    def parts(self) -> dict[str, int]:
-        """Devices by what became of them."""
-        return parts_of(self.counts, self.unsampled)
-
-    @property
-    def answered(self) -> float:
-        """The part of the fleet, or of what was drawn of it, that has a conclusive answer."""
-        return _answered(self.counts, self.unsampled) or 0.0
-
-    @property
-    def first(self) -> datetime | None:
-        """When the oldest answer was given, None without any."""
-        return self.ages.first
-
-    @property
-    def last(self) -> datetime | None:
-        """When the newest was."""
-        return self.ages.last
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """All of the report.
-
-    Attributes:
-        folder: the name of the run folder.
-        manifest: what ``run.json`` says.
-        labels: words for what is wrong with the numbers, such as ``partial`` and ``tampered``; none if nothing is.
-        doubts: the same in sentences.
-        coverage: whom the numbers are of.
-        shares: who runs what.
-        history: over time; None where no earlier run lies with this one.
-        changes: since the run before; None where there is none.
-        policy: what the rules say; None without rules.
-        trouble: what was slow or failed.
-        unread: what of the past could not be read, a sentence each.
-        written_at: when the page was written.
+        folder: name of the run folder.
+        manifest: its ``run.json``.
+        labels: what limits the numbers in a word each, such as ``partial`` and ``tampered``.
+        warnings: why the numbers do not cover the whole fleet, or are not reliable.
+        coverage: the devices that the numbers cover.
+        versions: versions in use.
+        history: earlier runs; None if the directory has none.
+        changes: changes since the previous run; None if there is none.
+        policy: results of the policy; None without one.
+        problems: slow or failing parts of the audit.
+        unreadable: earlier runs that could not be read, a sentence each.
+        written_at: when the report was written.
     """
 
     folder: str
     manifest: Manifest
     labels: tuple[str, ...]
-    doubts: tuple[str, ...]
-    coverage: Coverage
-    shares: Shares
-    history: History | None
-    changes: Changes | None
-    policy: Policy | None
-    trouble: Trouble
-    unread: tuple[str, ...]
+    warnings: tuple[RunWarning, ...]
+    coverage: CoverageSection
+    versions: VersionSection
+    history: HistorySection | None
+    changes: ChangeSection | None
+    policy: PolicySection | None
+    problems: ProblemSection
+    unreadable: tuple[str, ...]
     written_at: datetime
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What is to be known before any of it is believed, a sentence each."""
+    def caveats(self) -> tuple[str, ...]:
+        """Sentences on everything that limits the report."""
         problem = None if self.policy is None else self.policy.problem
-        return (*self.doubts, *self.unread, *(() if problem is None else (problem,)))
+        warnings = (describe_warning(each, Path(each.run).name) for each in self.warnings)
+        return (*warnings, *self.unreadable, *(() if problem is None else (problem,)))
 
 
-def parts_of(counts: DeviceCounts, unsampled: int) -> dict[str, int]:
-    """Devices by what became of them: those that were not drawn into a sample are none that are pending."""
+def count_by_state(counts: DeviceCounts, unsampled: int) -> dict[str, int]:
+    """Return devices by state; devices that were not sampled are not pending."""
     return asdict(counts) | {"pending": counts.pending - unsampled, "unsampled": unsampled}
 
 
-def fleet_of(counts: DeviceCounts) -> int:
-    """All devices of a fleet."""
+def count_fleet(counts: DeviceCounts) -> int:
+    """Return the number of devices of a fleet."""
     return counts.ok + counts.empty + counts.not_found + counts.unanswered
 
 
-def _answered(counts: DeviceCounts, unsampled: int) -> float | None:
-    wanted = fleet_of(counts) - unsampled
-    return 1 - (counts.unanswered - unsampled) / wanted if wanted else None
+def _answered_fraction(counts: DeviceCounts, unsampled: int) -> float | None:
+    sampled = count_fleet(counts) - unsampled
+    return 1 - (counts.unanswered - unsampled) / sampled if sampled else None

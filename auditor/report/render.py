@@ -1,4 +1,4 @@
-"""The report as one HTML file that asks nothing of any network: style, script and pictures are in it."""
+"""Render a report as one HTML file that needs no network: style, script and charts are in it."""
 
 import base64
 import hashlib
@@ -9,99 +9,116 @@ from datetime import datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from auditor.__about__ import VERSION
 from auditor.errors import UsageError
-from auditor.query.describe import age_line, limits, recheck_line, sample_line, unseen_line
-from auditor.query.warnings import label_of
-from auditor.report.builder import read_page
-from auditor.report.filters import NOTHING, SENTENCE, age, clock, day, moment, number, part, shown
-from auditor.report.model import ENOUGH, ModuleChange, Page, Row, Version
-from auditor.runs.folder import refuse_own_file
-from auditor.storage.files import replacing
+from auditor.query.describe import (
+    describe_ages,
+    describe_recheck,
+    describe_sample,
+    describe_unseen_versions,
+    describe_warning,
+    format_limits,
+)
+from auditor.query.warnings import state_label
+from auditor.report.builder import build_report
+from auditor.report.changes import count_changes
+from auditor.report.filters import (
+    MAX_SENTENCE_LENGTH,
+    UNKNOWN,
+    display_text,
+    format_age,
+    format_day,
+    format_number,
+    format_percent,
+    format_time,
+    parse_time,
+)
+from auditor.report.model import COMPLETE_ROLLOUT, Report, VersionShare
+from auditor.runs.folder import refuse_run_file
+from auditor.stats.intervals import Interval
+from auditor.storage.files import atomic_replace
+from auditor.text.formatting import format_change, format_duration, format_interval
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from auditor.policy.model import Rules
+    from auditor.policy.model import Policy
 
 
-_TABLE = 900_000
-"""Bytes that the rows of the table take at most: what is left of 2 MB is more than the rest of the page needs."""
-
+MAX_TABLE_BYTES = 900_000
+"""Bytes of the table's rows; the rest of a page is smaller than what is left of 2 MB."""
 
 _STATES = (
-    ("ok", "ok", "With modules", "answered, and told what they run"),
-    ("empty", "empty", "Silent", "answered, and reported no module"),
-    ("not_found", "not-found", "Not found", "the platform knows no such device"),
-    ("failed", "failed", "Failed", "could not be answered"),
-    ("pending", "pending", "Pending", "not asked yet"),
+    ("ok", "ok", "Reporting", "answered with modules and versions"),
+    ("empty", "empty", "No modules reported", "answered without a module"),
+    ("not_found", "not-found", "Not found", "unknown to the platform"),
+    ("failed", "failed", "Failed", "could not be queried"),
+    ("pending", "pending", "Pending", "not queried yet"),
 )
+"""States of devices: name, color, title, hint."""
 
-
-_UNDRAWN = ("unsampled", "undrawn", "Not drawn", "no part of the random sample")
-
+_UNSAMPLED = ("unsampled", "unsampled", "Not sampled", "not in the random sample")
 
 _DRIFT = (
     (
         ("upgraded", "Upgraded", "modules with a newer version"),
         ("downgraded", "Downgraded", "modules with an older version"),
-        ("changed", "Changed", "another version, in no order"),
-        ("appeared", "Appeared", "modules of known devices that are new"),
-        ("vanished", "Vanished", "modules not reported any more"),
+        ("changed", "Changed", "modules with a version of unknown order"),
+        ("appeared", "Appeared", "modules newly reported by a device"),
+        ("vanished", "Vanished", "modules no longer reported by a device"),
     ),
     (
-        ("joined", "Joined", "devices that are new"),
-        ("left", "Left", "devices that are gone"),
-        ("not_seen", "Not seen", "devices without an answer in one of the two"),
+        ("joined", "Joined", "new devices"),
+        ("left", "Left", "removed devices"),
+        ("not_seen", "Not seen", "devices without an answer in one of the runs"),
     ),
 )
+"""Counts of changes in two groups: name, title, hint."""
 
-
-_WARNINGS = {
-    "tampered": "These numbers are not to be relied on.",
-    "running": "The audit is under way or was killed: these numbers are not of the whole fleet.",
-    "aborted": "The audit was stopped: these numbers are not of the whole fleet.",
+_BANNERS = {
+    "tampered": "Files of this run were changed: do not rely on these numbers.",
+    "running": "The audit is in progress or was killed: these numbers do not cover the whole fleet.",
+    "aborted": "The audit was aborted: these numbers do not cover the whole fleet.",
     "sample": "A random sample of the fleet: shares are estimates with 95% intervals.",
 }
+"""Banner by label, the most important first."""
 
-
-_MOVES = (("upgraded", "accent"), ("downgraded", "failed"), ("changed", "c3"), ("appeared", "empty"),
-          ("vanished", "not-found"),
-          ("same", "plain"))  # fmt: skip
+_CHANGE_COLORS = (("upgraded", "accent"), ("downgraded", "failed"), ("changed", "c3"), ("appeared", "empty"),
+                  ("vanished", "not-found"), ("same", "plain"))  # fmt: skip
 
 
 def write_report(
     run: str | Path,
     path: str | Path,
     *,
-    rules: "Rules | None" = None,
+    policy: "Policy | None" = None,
     directory: str | Path | None = None,
     now: datetime | None = None,
 ) -> Path:
-    """Writes the report of a run to a file, which is replaced at once; gives its path.
+    """Write the report of a run to a file, which is replaced atomically, and return its path.
 
     The same files and the same ``now`` give the same bytes, fewer than 2 MB for any fleet.
 
     Args:
-        run: a run folder, or a folder of runs, whose newest is meant; one that is still running is read as it is now.
+        run: a run folder, or a directory of runs, which means its newest run. A run in progress is reported as it is.
         path: the file.
-        rules: what is asked of the fleet; None: nothing.
-        directory: where older runs of the same name lie; None: where the run lies.
-        now: when the page is written, for the age of the data; None: now.
+        policy: the policy to evaluate; None: the report has no policy section.
+        directory: the directory of earlier runs of the same name; None: the run's own.
+        now: time of the report, for ages and rules; None: the current time.
 
     Raises:
         UsageError: the extra ``report`` is not installed.
-        RunFolderError: it is no run, or cannot be read.
+        RunFolderError: the folder is no run, or cannot be read.
         RunNotWritableError: the file cannot be written.
     """
     require_extra()
-    return write_page(read_page(run, rules=rules, directory=directory, now=now), Path(path))
+    return write_html(build_report(run, policy=policy, directory=directory, now=now), Path(path))
 
 
 def require_extra() -> None:
-    """Raises UsageError where what the report needs is not installed."""
+    """Raise UsageError if a package that the report needs is not installed."""
     try:
         import altair as alt  # noqa: F401
         import jinja2  # noqa: F401
@@ -110,65 +127,65 @@ def require_extra() -> None:
         raise UsageError(f"the report needs {error.name}: pip install 'auditor[report]'") from None
 
 
-def write_page(page: Page, path: Path) -> Path:
-    """Writes a page to a file, which is replaced at once.
+def write_html(report: Report, path: Path) -> Path:
+    """Write a report to a file, which is replaced atomically, and return its path.
 
     Raises:
+        UsageError: the extra ``report`` is not installed.
         RunNotWritableError: the file cannot be written.
     """
-    text = render(page)
-    refuse_own_file(path)
-    with replacing(path) as new:
-        new.write_text(text, encoding="utf-8", newline="\n")
+    html = render_html(report)
+    refuse_run_file(path)
+    with atomic_replace(path) as new:
+        new.write_text(html, encoding="utf-8", newline="\n")
     return path
 
 
-def render(page: Page) -> str:
-    """A page as HTML.
+def render_html(report: Report) -> str:
+    """Render a report as HTML.
 
     Raises:
         UsageError: the extra ``report`` is not installed.
     """
     require_extra()
-    from auditor.report.charts import adoption_inks, adoption_picture, states_picture, versions_picture
+    from auditor.report.charts import adoption_colors, draw_adoption, draw_states, draw_versions
 
-    history = page.history
+    history = report.history
     adoptions = []
     if history is not None:
-        adoptions = [(each, adoption_picture(each, history), adoption_inks(each)) for each in history.modules]
-    whole: str = (
+        adoptions = [(each, draw_adoption(each, history), adoption_colors(each)) for each in history.modules]
+    html: str = (
         _environment()
         .get_template("page.html.j2")
         .render(
-            page=page,
-            version=VERSION,
-            enough=ENOUGH,
-            states=(*_STATES, *((_UNDRAWN,) if page.coverage.unsampled else ())),
-            drift_tiles=_DRIFT,
-            states_picture=states_picture(page.coverage.parts),
-            modules=[(module, versions_picture(module)) for module in page.shares.modules],
+            report=report,
+            auditor_version=VERSION,
+            complete_rollout=COMPLETE_ROLLOUT,
+            states=(*_STATES, *((_UNSAMPLED,) if report.coverage.unsampled else ())),
+            drift_groups=_DRIFT,
+            states_chart=draw_states(report.coverage.by_state),
+            modules=[(module, draw_versions(module)) for module in report.versions.modules],
             adoptions=adoptions,
-            doubtful=sum(run.label is not None for run in history.runs) if history else 0,
-            sampled=any("sample" in (run.label or "") for run in history.runs) if history else False,
-            rows=_rows(page.shares.rows),
-            warning=_warning(page.labels),
-            ages=_ages(page),
-            data_of=_data_of(page),
-            took=_took(page),
-            how_far=label_of(page.manifest.state, page.coverage.counts, page.coverage.unsampled),
+            labelled_runs=sum(run.label is not None for run in history.runs) if history else 0,
+            has_samples=any("sample" in (run.label or "") for run in history.runs) if history else False,
+            rows=_fitting_rows(report.versions.rows),
+            banner=_banner(report),
+            ages=_age_groups(report),
+            data_time=_data_time(report),
+            duration=_run_duration(report),
+            completeness=state_label(report.manifest.state, report.coverage.counts, report.coverage.unsampled),
         )
     )
-    return whole
+    return html
 
 
-def _rows(rows: Iterable[Row]) -> list[Row]:
-    """The rows as they are shown, as many as fit."""
-    fitting, room = [], _TABLE
+def _fitting_rows(rows: Iterable[VersionShare]) -> list[VersionShare]:
+    """Return the rows with bounded text, as many as fit into the table."""
+    fitting, room = [], MAX_TABLE_BYTES
     for row in rows:
-        texts = {
-            name: shown(getattr(row, name)) for name in ("account", "product_key", "module_name", "module_version")
-        }
-        # A character that HTML writes out takes five bytes at most, any other four.
+        columns = ("account", "product_key", "module_name", "module_version")
+        texts = {column: display_text(getattr(row, column)) for column in columns}
+        # A character that HTML escapes takes at most five bytes, any other four.
         room -= 180 + sum(len(text.encode()) + 4 * len(re.findall("[<>&'\"]", text)) for text in texts.values())
         if room < 0:
             break
@@ -176,60 +193,61 @@ def _rows(rows: Iterable[Row]) -> list[Row]:
     return fitting
 
 
-def _warning(labels: tuple[str, ...]) -> str:
-    for label in ("tampered", *_WARNINGS):
-        if label in labels:
-            return _WARNINGS[label]
-    return "These numbers are not of the whole fleet."
+def _banner(report: Report) -> str:
+    """Return the sentence of the page's banner; it is shown if the report has a label."""
+    for label, sentence in _BANNERS.items():
+        if label in report.labels:
+            return sentence
+    unanswered = report.coverage.counts.unanswered
+    if not unanswered:
+        return "These numbers do not cover the whole fleet."
+    return f"{unanswered:,} of {report.coverage.fleet:,} devices {'has' if unanswered == 1 else 'have'} no answer."
 
 
-def _data_of(page: Page) -> str:
-    first, last = page.coverage.first, page.coverage.last
+def _data_time(report: Report) -> str:
+    """Return when the answers were given, and how old the oldest is."""
+    first, last = report.coverage.ages.first, report.coverage.ages.last
     if first is None or last is None:
         return "no answer yet"
-    begin, end = clock(first).removesuffix(" UTC"), clock(last)
-    day_of_end, _, hour = end.partition(", ")
-    until = "" if f"{begin} UTC" == end else f" to {hour if begin.startswith(day_of_end) else end}"
-    return f"data of {begin}{until or ' UTC'}, {age(first, page.written_at)} when this was written"
+    begin, end = format_time(first).removesuffix(" UTC"), format_time(last)
+    end_day, _, end_hour = end.partition(", ")
+    until = "" if f"{begin} UTC" == end else f" to {end_hour if begin.startswith(end_day) else end}"
+    return f"data of {begin}{until or ' UTC'}, {format_age(first, report.written_at)} when this was written"
 
 
-def _took(page: Page) -> str:
-    began, ended = moment(page.manifest.started_at), moment(page.manifest.finished_at)
-    if began is None or ended is None:
-        return NOTHING
-    seconds = max(0, int((ended - began).total_seconds()))
-    hours, minutes = seconds // 3_600, seconds // 60 % 60
-    if hours:
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
+def _run_duration(report: Report) -> str:
+    started, finished = parse_time(report.manifest.started_at), parse_time(report.manifest.finished_at)
+    if started is None or finished is None:
+        return UNKNOWN
+    return format_duration(max(0.0, (finished - started).total_seconds()))
 
 
-def _ages(page: Page) -> list[tuple[str, str, str, int]]:
-    """Where the answers come from and how old they were when the run began, where some of them are carried."""
-    ages = page.coverage.ages
+def _age_groups(report: Report) -> list[tuple[str, str, str, int]]:
+    """Return devices by the age of their answer at the run's start, if some answers are reused."""
+    ages = report.coverage.ages
     if not ages.carried:
         return []
     return [
-        ("asked", "Asked", "answered in this run", ages.asked),
-        ("day", "Up to 1 day", "carried, so old when it began", ages.day),
-        ("week", "Up to 7 days", "carried from earlier runs", ages.week),
-        ("older", "Older", "carried from earlier runs", ages.older),
+        ("queried", "Queried", "answered in this run", ages.queried),
+        ("day", "Up to 1 day", "reused; age at the run's start", ages.day),
+        ("week", "Up to 7 days", "reused", ages.week),
+        ("older", "Older", "reused", ages.older),
     ]
 
 
-def _parts(parts: Mapping[str, int]) -> list[tuple[str, float]]:
-    fleet = sum(parts.values())
-    return [(ink, 100 * parts[state] / fleet) for state, ink, _, _ in (*_STATES, _UNDRAWN)] if fleet else []
+def _state_segments(by_state: Mapping[str, int]) -> list[tuple[str, float]]:
+    fleet = sum(by_state.values())
+    return [(color, 100 * by_state[state] / fleet) for state, color, _, _ in (*_STATES, _UNSAMPLED)] if fleet else []
 
 
-def _between(each: Row | Version) -> str:
-    """The interval of a share; nothing where it is no estimate."""
-    return "" if each.low is None or each.high is None else limits(each.low, each.high)
+def _change_segments(row: Mapping[str, Any]) -> list[tuple[str, float]]:
+    total = count_changes(row) + row["same"]
+    return [(color, 100 * row[name] / total) for name, color in _CHANGE_COLORS] if total else []
 
 
-def _moves(change: ModuleChange) -> list[tuple[str, float]]:
-    known = change.moved + change.same
-    return [(ink, 100 * getattr(change, name) / known) for name, ink in _MOVES] if known else []
+def _format_interval(estimate: VersionShare | Interval) -> str:
+    """Format the interval of an estimate; empty if the share is exact."""
+    return "" if estimate.low is None or estimate.high is None else format_limits(estimate.low, estimate.high)
 
 
 @cache
@@ -237,34 +255,39 @@ def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("auditor.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {
-        "shown": shown, "sentence": lambda text: shown(text, SENTENCE), "number": number, "part": part, "day": day,
-        "limits": lambda interval: limits(interval.low, interval.high), "recheck": recheck_line,
-        "aged": age_line, "sampled": sample_line, "unseen": unseen_line,
-        "clock": lambda text: clock(moment(text)), "point": clock, "parts": _parts, "between": _between,
-        "moves": _moves, "begun": lambda text: text[:1].upper() + text[1:],
+    environment.filters |= {
+        "text": display_text,
+        "sentence": lambda text: display_text(text, MAX_SENTENCE_LENGTH),
+        "warning": lambda warning: describe_warning(warning, Path(warning.run).name),
+        "number": format_number, "percent": format_percent, "interval": _format_interval, "day": format_day,
+        "time": lambda time: format_time(parse_time(time) if isinstance(time, str) else time),
+        "ages": describe_ages, "recheck": describe_recheck, "sample": describe_sample,
+        "unseen": describe_unseen_versions, "state_segments": _state_segments, "change_segments": _change_segments,
+        "upper_first": lambda text: text[:1].upper() + text[1:],
     }  # fmt: skip
-    style, script = (_own(name) for name in ("style.css", "script.js"))
-    made.globals |= {"style": Markup(style), "script": Markup(script), "csp": Markup(_policy(style, script))}  # noqa: S704  our own files
-    return made
+    style, script = (_read_asset(name) for name in ("style.css", "script.js"))
+    security_policy = _content_security_policy(style, script)
+    environment.globals |= {"format_interval": format_interval, "format_change": format_change}
+    environment.globals |= {"style": Markup(style), "script": Markup(script), "csp": Markup(security_policy)}  # noqa: S704  our own files
+    return environment
 
 
-def _own(name: str) -> str:
+def _read_asset(name: str) -> str:
     text = files("auditor.report").joinpath("templates", name).read_text(encoding="utf-8")
     if name != "style.css":
         return text
-    from auditor.report.charts import INKS
+    from auditor.report.charts import COLORS
 
     uses = (("fill", "fill"), ("stroke", "stroke"), ("bg", "background"))
-    return text + "".join(f".{word}-{ink} {{ {how}: var(--{ink}); }}\n" for ink in INKS for word, how in uses)
+    return text + "".join(f".{use}-{name} {{ {key}: var(--{name}); }}\n" for name in COLORS for use, key in uses)
 
 
-def _policy(style: str, script: str) -> str:
-    """What the page allows itself: this style and this script, and nothing else from anywhere."""
+def _content_security_policy(style: str, script: str) -> str:
+    """Return a policy that allows this style and this script, and nothing else."""
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
     return (
         f"default-src 'none'; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'; img-src data:; "

@@ -1,309 +1,357 @@
-"""How many requests a second an account bears: told by the settings, learned from its refusals. Time is an argument.
+"""Requests a second that an account accepts: configured, and learned from throttling responses. Time is an argument.
 
-The latest moments of sending, in a ring of numbers that several processes may share.
+Each throttling response lowers the rate; it then rises again along the cubic curve of TCP CUBIC (RFC 9438). The log of
+the latest sends is a ring of numbers that several processes can share.
 """
 
 import math
 from array import array
-from collections.abc import Sequence
+from bisect import bisect_left
+from typing import NamedTuple
 
-MARGIN, LEAST_MARGIN, MOST_MARGIN = 0.026, 0.022, 0.25
-"""Seconds by which a second is stretched, at first, at least and at most: a quota of 10 is sent in 1.03 s.
+INITIAL_MARGIN, MIN_MARGIN, MAX_MARGIN = 0.026, 0.022, 0.25
+"""Seconds by which a second is stretched: initially, at least and at most. A quota of 10 is sent in 1.03 s.
 
-Requests of two seconds in a row that are jittered by J may fall into one of the server's seconds unless they are spread
-over 1 + J of ours. 0.85 of 0.024 holds 10 ms of the network's jitter, 3 ms of a late timer, and 7 ms of a busy machine.
+Two successive seconds of requests with a jitter of J can fall into one second of the server, unless they are spread
+over 1 + J of ours. 0.85 of 0.024 covers 10 ms of network jitter, 3 ms of a late timer, and 7 ms of a busy machine.
 """
 
+FREE_FRACTION = 0.85
+"""Fraction of the margin that stays free at any moment. The rest absorbs delays, which would add up otherwise."""
 
-ROOM = 0.85
-"""The part of the margin that is kept free at any moment; the rest makes good for lateness, which else would add up."""
+MARGIN_GROWTH, MARGIN_DECAY = 1.2, 1 - 1 / 8000
+"""Factors of the margin per throttling response and per success at the maximum rate: 1 in some 1,800 is in balance."""
 
+TOLERATED_REQUESTS, TOLERATED_SECONDS = 100, 2.0
+"""A second throttling response at the maximum rate within so many requests, or seconds, is not chance any more."""
 
-WIDER, NARROWER = 1.2, 1 - 1 / 8000
-"""What a refusal at the ceiling makes of the margin, and what an answer there does: 1 refusal in some 1,800 is even."""
+BURST_SECONDS = 0.06
+"""Throttling responses to requests sent within so many seconds count as one: a busy machine sends them together."""
 
-
-EXCUSED_REQUESTS, EXCUSED_SECONDS = 100, 2.0
-"""A second refusal at the ceiling within so many requests, or seconds, is no chance any more."""
-
-
-BUNCH = 0.06
-"""Seconds of sending whose refusals are one: what a busy machine holds up goes out together."""
-
-
-STILL, COUNTABLE = 0.98, 4.0
-"""The part of the level that stays where a refusal may be chance; and the least level, in requests a second, for it."""
-
+CHANCE_FRACTION, MIN_COUNTABLE = 0.98, 4.0
+"""Fraction of ``w_max`` kept where throttling may be chance, and the smallest ``w_max`` for that, per second."""
 
 CATCH_UP = 0.05
-"""Seconds that a timer may be late without its slots being lost; they go out together as far as there is room."""
-
+"""Seconds that a timer may be late without a loss of its permits; they are sent together if there is room."""
 
 CUT = 0.05
-"""By what part the rate stays below the level that was refused, at first."""
-
+"""Fraction by which the rate initially stays below the throttled level."""
 
 RISE = 0.25
-"""How steeply it rises beyond that level when a cycle has brought no refusal."""
-
+"""Steepness of the rise above that level, when a cycle brought no throttling response."""
 
 CYCLE_REQUESTS, CYCLE_SECONDS = 110, 3.0
-"""A cycle back up to the refused level takes so many answers, and so many seconds: one refusal in some 150 requests."""
+"""Successes, and seconds, of a cycle back up to the throttled level: one throttling response in some 150 requests."""
+
+PAUSE_REQUESTS = 2.0
+"""Pause after a throttling response, in request intervals; doubled while only throttling responses arrive."""
+
+MIN_RATE = 1 / 15
+"""Requests a second that are sent even while only throttling responses arrive."""
+
+MAX_LOGGED_SENDS = 4_096
+"""Sends in the log: two seconds at 2,000/s. At higher rates the log covers less than a second."""
+
+INITIAL_SEARCH_RATE = 10.0
+"""Requests a second at the start of the search for an unknown quota."""
 
 
-SPACINGS = 2.0
-"""How many requests' time is held back after a refusal; doubled while nothing but refusals comes."""
+class SendLog:
+    """The moments of the latest sends, in seconds, each above 0. New ones overwrite the oldest.
 
-
-SLOWEST = 1 / 15
-"""Requests a second that are sent even while nothing but refusals comes."""
-
-
-MOST_MOMENTS = 4_096
-"""Requests whose moments are remembered: two seconds at 2,000/s; faster, it is less than a second that is looked at."""
-
-
-UNTOLD = 10.0
-"""Where a search for an unknown quota begins, in requests a second."""
-
-
-class Moments:
-    """The latest moments when requests were sent, in seconds, each above 0; the oldest are written over.
-
-    ``memory[0]`` counts all that ever were, the other cells are the ring. A moment that is negative is that of a
-    request that was refused.
-
-    Args:
-        memory: where they lie, of format ``d``.
+    ``memory[0]`` counts all sends ever, and the other cells are the ring. A send that was throttled is negative.
     """
 
     def __init__(self, memory: "memoryview[float]") -> None:
         self._memory = memory
-        self._places = len(memory) - 1
+        self.capacity = len(memory) - 1
 
     def __len__(self) -> int:
-        return min(int(self._memory[0]), self._places)
+        return min(int(self._memory[0]), self.capacity)
 
-    def add(self, moment: float) -> int:
-        """Adds the latest moment; gives its number, for ``correct``."""
+    @property
+    def count(self) -> int:
+        """Sends ever, which is the number of the next one."""
+        return int(self._memory[0])
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether the count can be one; shared memory may hold anything."""
+        return 0 <= self._memory[0] < math.inf
+
+    def append(self, moment: float) -> int:
+        """Append the latest send and return its number, for ``correct``."""
         number = int(self._memory[0])
-        self._memory[1 + number % self._places] = moment
+        self._memory[1 + number % self.capacity] = moment
         self._memory[0] = number + 1
         return number
 
+    def extend(self, moment: float, count: int) -> None:
+        """Append ``count`` sends at one moment; ``count`` is at most the capacity."""
+        number = int(self._memory[0])
+        first = 1 + number % self.capacity
+        before_end = min(count, self.capacity + 1 - first)
+        moments = array("d", (moment,)) * count
+        self._memory[first : first + before_end] = moments[:before_end]
+        self._memory[1 : 1 + count - before_end] = moments[before_end:]
+        self._memory[0] = number + count
+
     def correct(self, number: int, moment: float) -> None:
-        """Says when the request of a number was sent in truth."""
-        if 0 < self._memory[0] - number <= self._places:
-            self._memory[1 + number % self._places] = moment
+        """Replace the moment of a send by the actual one."""
+        if 0 < self._memory[0] - number <= self.capacity:
+            self._memory[1 + number % self.capacity] = moment
+
+    def at(self, number: int) -> float:
+        """Return the moment of a send that is in the log."""
+        return abs(self._memory[1 + number % self.capacity])
 
     def latest(self, back: int) -> float:
-        """The moment of the request before which there were ``back`` - 1 later ones; ``back`` from 1 to the length."""
-        return abs(float(self._memory[1 + (int(self._memory[0]) - back) % self._places]))
+        """Return the moment of the ``back``-th latest send; ``back`` is between 1 and the length."""
+        return self.at(int(self._memory[0]) - back)
 
-    def refuse(self, moment: float) -> None:
-        """Says that the request that was sent at a moment was refused."""
+    def mark_throttled(self, moment: float) -> None:
+        """Mark the request that was sent at a moment as throttled."""
         count = int(self._memory[0])
         for number in range(count - 1, count - 1 - len(self), -1):
-            at = 1 + number % self._places
-            if self._memory[at] == moment:
-                self._memory[at] = -moment
+            cell = 1 + number % self.capacity
+            if self._memory[cell] == moment:
+                self._memory[cell] = -moment
                 return
-            if abs(self._memory[at]) < moment - 1:  # neighbours may have changed places, but not by as much
+            if abs(self._memory[cell]) < moment - 1:  # sends may be out of order, but not by as much
                 return
 
-    def admitted(self, after: float, until: float) -> int:
-        """How many requests were sent later than ``after``, and not later than ``until``, and not refused."""
+    def count_accepted(self, after: float, until: float) -> int:
+        """Count the sends later than ``after``, not later than ``until``, that were not throttled."""
         count, found = int(self._memory[0]), 0
         for number in range(count - 1, count - 1 - len(self), -1):
-            moment = self._memory[1 + number % self._places]
+            moment = self._memory[1 + number % self.capacity]
             if abs(moment) < after - 1:
                 break
             found += after < moment <= until
         return found
 
 
-class Rate:
-    """The requests a second of one account, steered by what became of its requests.
-
-    Refused, it falls a little below what was admitted in the second before, rises back to that level in a curve that is
-    flat there, stays about it for a cycle, and rises beyond it ever faster while no refusal comes: the cubic curve that
-    TCP takes for the same reasons (RFC 9438). Cycles are counted in answers, so refusals stay rare at any rate.
-
-    Args:
-        told: requests a second that are never exceeded; infinite looks for the quota, beginning at ``UNTOLD``.
-        moments: when requests were sent; those of this process alone if none are given.
+class RateState(NamedTuple):
+    """All that a rate controller has learned, and the position of its schedule; the configured rate is not part of it.
 
     Attributes:
-        now: requests a second.
-        margin: seconds by which a second is stretched, learned from refusals at the ceiling.
+        margin: seconds by which a second is stretched.
+        w_max: requests a second at which the account was throttled last; infinite at the maximum rate.
+        cycle: position on the cubic curve: 0 after a throttling response, 1 when the rate is back at ``w_max``.
+        min_w_max: lower bound of ``w_max`` in a series of throttling responses.
+        last_permit_at: moment of the latest permit on the even schedule.
+        slowed_at: when the rate was lowered last.
+        tolerated_at: when a throttling response was last taken for chance.
     """
 
-    STATE = 9
-    """The numbers that ``state`` is."""
+    current_rate: float
+    margin: float
+    w_max: float
+    cycle: float
+    min_w_max: float
+    last_permit_at: float
+    slowed_at: float
+    tolerated_at: float
+    throttled_in_a_row: float
 
-    def __init__(self, told: float, moments: Moments | None = None) -> None:
-        self.margin = MARGIN
-        self._told = told
-        self._level = UNTOLD if told == math.inf else math.inf
-        self._cycles = 1.0
-        self.now = min(self._level, self.ceiling)
-        self.moments = Moments(room_for(MOST_MOMENTS)) if moments is None else moments
-        self._slot_at = -math.inf
-        self._slowed_at = self._excused_at = -math.inf
-        self._refusals_in_a_row = 0.0
-        self._least_level = 0.0
+    def is_plausible(self, latest: float) -> bool:
+        """Return whether the numbers can be a controller's, none of whose moments is later than ``latest``."""
+        rates = 0 < self.current_rate < math.inf and self.w_max > 0 and 0 <= self.min_w_max < math.inf
+        others = 0 < self.margin <= MAX_MARGIN and math.isfinite(self.cycle) and 0 <= self.throttled_in_a_row < math.inf
+        moments = (self.last_permit_at, self.slowed_at, self.tolerated_at)
+        return rates and others and all(moment <= latest for moment in moments)
+
+
+class CubicRateController:
+    """Requests a second of one account, controlled by the responses.
+
+    After a throttling response the rate drops a little below what was accepted in the second before. It rises back to
+    that level along a curve that is flat there, stays near it for a cycle, and then rises above it ever faster while no
+    throttling response arrives. This is the curve of TCP CUBIC, for the same reasons (RFC 9438). Cycles are counted in
+    successes, so throttling responses stay rare at any rate.
+
+    Args:
+        configured_rate: requests a second that are never exceeded; infinite searches for the quota, from
+            ``INITIAL_SEARCH_RATE`` on.
+        send_log: when requests were sent; by default a log of this process alone.
+
+    Attributes:
+        current_rate: requests a second.
+        margin: seconds by which a second is stretched, learned from throttling responses at the maximum rate.
+    """
+
+    def __init__(self, configured_rate: float, send_log: SendLog | None = None) -> None:
+        self.margin = INITIAL_MARGIN
+        self._configured_rate = configured_rate
+        self._w_max = INITIAL_SEARCH_RATE if configured_rate == math.inf else math.inf
+        self._cycle = 1.0
+        self.current_rate = min(self._w_max, self.max_rate)
+        self.send_log = SendLog(allocate_log(MAX_LOGGED_SENDS)) if send_log is None else send_log
+        self._last_permit_at = self._slowed_at = self._tolerated_at = -math.inf
+        self._throttled_in_a_row = self._min_w_max = 0.0
 
     @property
-    def state(self) -> tuple[float, ...]:
-        """All that was learned, and where the slots are, in ``STATE`` numbers; what was told is not among them."""
-        learned = (self.now, self.margin, self._level, self._cycles, self._least_level)
-        return (*learned, self._slot_at, self._slowed_at, self._excused_at, self._refusals_in_a_row)
+    def state(self) -> RateState:
+        """What was learned, for ``restore``."""
+        learned = (self.current_rate, self.margin, self._w_max, self._cycle, self._min_w_max)
+        return RateState(*learned, self._last_permit_at, self._slowed_at, self._tolerated_at, self._throttled_in_a_row)
 
-    def restored(self, told: float, state: Sequence[float], latest: float) -> bool:
-        """Takes over what another one of the same moments has learned, see ``state``; if it can be true.
-
-        Args:
-            told: requests a second that are never exceeded.
-            state: as the other's.
-            latest: no moment in it can be later.
-        """
-        now, margin, level, cycles, least, *moments, in_a_row = state
-        positive = 0 < now < math.inf and 0 < margin <= MOST_MARGIN and level > 0 and 0 <= least < math.inf
-        if not positive or not math.isfinite(cycles) or not 0 <= in_a_row < math.inf:
-            return False
-        if not all(moment <= latest for moment in moments):
-            return False
-        self._told = told
-        self.now, self.margin, self._level, self._cycles, self._least_level = state[:5]
-        self._slot_at, self._slowed_at, self._excused_at, self._refusals_in_a_row = state[5:]
-        return True
+    def restore(self, configured_rate: float, state: RateState) -> None:
+        """Take over what another controller of the same log has learned; ``state`` is plausible."""
+        self._configured_rate = configured_rate
+        self.current_rate, self.margin, self._w_max, self._cycle, self._min_w_max = state[:5]
+        self._last_permit_at, self._slowed_at, self._tolerated_at, self._throttled_in_a_row = state[5:]
 
     @property
-    def told(self) -> float:
+    def configured_rate(self) -> float:
         """Requests a second that are never exceeded."""
-        return self._told
+        return self._configured_rate
 
-    @told.setter
-    def told(self, told: float) -> None:
-        if told == self._told:
+    @configured_rate.setter
+    def configured_rate(self, configured_rate: float) -> None:
+        if configured_rate == self._configured_rate:
             return
-        if told == math.inf and self._level == math.inf:
-            self._level, self._cycles = self.now, 1.0  # from now on it is looked for
-        self._told = told
-        self.now = self.ceiling if self._level == math.inf else min(self.now, self.ceiling)
+        if configured_rate == math.inf and self._w_max == math.inf:
+            self._w_max, self._cycle = self.current_rate, 1.0  # search for the quota from here on
+        self._configured_rate = configured_rate
+        self.current_rate = self.max_rate if self._w_max == math.inf else min(self.current_rate, self.max_rate)
 
     @property
-    def ceiling(self) -> float:
-        """Requests a second that are not exceeded, as the margin is now."""
-        return self._told / (1 + self.margin)
+    def max_rate(self) -> float:
+        """The configured rate less the current margin."""
+        return self._configured_rate / (1 + self.margin)
 
-    @property
-    def _second(self) -> float:
-        """Seconds to count requests in: one, or longer where there is less than one a second."""
-        return max(1.0, 1 / self.now)
+    def _window_limit(self) -> tuple[int, float]:
+        """Return how many sends a sliding window may hold, and its seconds."""
+        limit = self._configured_rate
+        if self._w_max < math.inf:
+            limit = min(limit, max(self.current_rate, self._w_max) * (1 + self.margin))
+        calls = min(max(1, math.floor(limit)), MAX_LOGGED_SENDS)
+        return calls, (1 + FREE_FRACTION * self.margin) * calls / limit
 
-    def next_at(self) -> float:
-        """The moment from which on one request may be sent.
+    def next_permit_at(self) -> float:
+        """Return the moment from which one request may be sent.
 
-        Slots have even distances, and those that were late are caught up with only as far as a sliding second would
-        have room for them: a crowd that was held up by a busy machine fits between the requests before and after it.
+        Permits are evenly spaced. Late ones are made up for only as far as a sliding second has room for them: requests
+        that were delayed by a busy machine fit between those before and after them.
         """
-        bound = self._told
-        if self._level < math.inf:
-            bound = min(bound, max(self.now, self._level) * (1 + self.margin))
-        calls = min(max(1, math.floor(bound)), MOST_MOMENTS)
-        even = self._slot_at + 1 / self.now
-        if len(self.moments) < calls:
-            return even
-        return max(even, self.moments.latest(calls) + (1 + ROOM * self.margin) * calls / bound)
+        calls, seconds = self._window_limit()
+        evenly = self._last_permit_at + 1 / self.current_rate
+        if len(self.send_log) < calls:
+            return evenly
+        return max(evenly, self.send_log.latest(calls) + seconds)
 
-    def sent(self, moment: float) -> int:
-        """A request is sent at ``moment`` (seconds, never much before the one before); gives its number."""
-        self._slot_at = max(self._slot_at + 1 / self.now, moment - CATCH_UP)
-        return self.moments.add(moment)
+    def on_sent(self, moment: float) -> int:
+        """Record that a request is sent at ``moment``, never much before the previous one; return its number."""
+        self._last_permit_at = max(self._last_permit_at + 1 / self.current_rate, moment - CATCH_UP)
+        return self.send_log.append(moment)
 
-    def admitted(self, sent_at: float) -> None:
-        """The request that was sent at ``sent_at`` was not refused."""
+    def send_due(self, moment: float, now: float, limit: int) -> int:
+        """Record up to ``limit`` more requests as sent at ``moment``: those due ``now``. Return how many.
+
+        It is ``on_sent`` repeated while ``next_permit_at`` is not after ``now``, at the cost of one. ``moment`` is that
+        of the request that ``on_sent`` recorded last.
+        """
+        count = min(limit, math.floor((now - self._last_permit_at) * self.current_rate), self.send_log.capacity)
+        if count < 1:
+            return 0
+        calls, seconds = self._window_limit()
+        if calls <= self.send_log.capacity:
+            count = min(count, self._room_in_window(calls, now - seconds))
+            if count < 1:
+                return 0
+        self._last_permit_at += count / self.current_rate
+        self.send_log.extend(moment, count)
+        return count
+
+    def _room_in_window(self, calls: int, begin: float) -> int:
+        """Return how many sends fit into a window that begins then and may hold ``calls``."""
+        log = self.send_log
+        first = log.count - min(calls, len(log))
+        inside = first + bisect_left(range(first, log.count), True, key=lambda number: log.at(number) > begin)
+        return inside + calls - log.count
+
+    def on_success(self, sent_at: float, count: int = 1) -> None:
+        """Record that ``count`` requests sent at ``sent_at`` were not throttled."""
         if sent_at < self._slowed_at:
             return
-        self._refusals_in_a_row = 0.0
-        if self._level == math.inf:
-            self.margin = max(LEAST_MARGIN, self.margin * NARROWER)
-            self.now = self.ceiling
-            return
-        self._cycles += min(1 / CYCLE_REQUESTS, 1 / (CYCLE_SECONDS * self.now))
-        beyond = self._cycles - 1
-        self.now = self._level * (1 + (RISE if beyond > 0 else CUT) * beyond**3)
-        if self.now >= self.ceiling:
-            self.now, self._level = self.ceiling, math.inf
+        self._throttled_in_a_row = 0.0
+        for remaining in range(count, 0, -1):
+            if self._w_max == math.inf:
+                self.margin = max(MIN_MARGIN, self.margin * MARGIN_DECAY**remaining)
+                self.current_rate = self.max_rate
+                return
+            self._cycle += min(1 / CYCLE_REQUESTS, 1 / (CYCLE_SECONDS * self.current_rate))
+            offset = self._cycle - 1
+            self.current_rate = self._w_max * (1 + (RISE if offset > 0 else CUT) * offset**3)
+            if self.current_rate >= self.max_rate:
+                self.current_rate, self._w_max = self.max_rate, math.inf
 
-    def refused(self, sent_at: float, now: float) -> float:
-        """The request that was sent at ``sent_at`` was refused for the quota, as is known ``now``.
-
-        Returns:
-            The moment until which nothing should be sent.
-        """
-        self.moments.refuse(sent_at)
-        second = self._second
-        if self._level == math.inf and self._excused(sent_at):
+    def on_throttled(self, sent_at: float, now: float) -> float:
+        """Record a throttling response to the request sent at ``sent_at``; return until when nothing should be sent."""
+        self.send_log.mark_throttled(sent_at)
+        window = max(1.0, 1 / self.current_rate)  # longer than a second at less than one request a second
+        if self._w_max == math.inf and self._tolerate(sent_at):
             return now
-        stretched = second * (1 + self.margin)
+        stretched = window * (1 + self.margin)
         # Half a request more, because a count of whole ones is uncertain by that.
-        admitted = (self.moments.admitted(sent_at - stretched, sent_at) + 0.5) / second
+        accepted = (self.send_log.count_accepted(sent_at - stretched, sent_at) + 0.5) / window
         if sent_at < self._slowed_at:
-            # It went out before the rate fell, so it is no reason to fall again; but it was counted as admitted.
-            if self._least_level <= admitted < self._level:
-                self._level = admitted
-                self.now = min(self.now, self._level * (1 - CUT))
+            # It was sent before the rate fell, so it is no reason to fall again. But it was counted as accepted.
+            if self._min_w_max <= accepted < self._w_max:
+                self._w_max = accepted
+                self.current_rate = min(self.current_rate, self._w_max * (1 - CUT))
             return now
-        again = self._refusals_in_a_row > 0 or now - self._slowed_at < second
-        if self._refusals_in_a_row == 0:
-            self._least_level = self.now / 2
-        if again:
-            level = min(self._level, admitted)
-        elif self.now >= 0.98 * self.ceiling:
-            level = min(self.ceiling, admitted / (1 + self.margin))
+        in_series = self._throttled_in_a_row > 0 or now - self._slowed_at < window
+        if self._throttled_in_a_row == 0:
+            self._min_w_max = self.current_rate / 2
+        if in_series:
+            w_max = min(self._w_max, accepted)
+        elif self.current_rate >= 0.98 * self.max_rate:
+            w_max = min(self.max_rate, accepted / (1 + self.margin))
         else:
-            # Below what was borne until now a refusal is chance at first, if as many were admitted all the same.
-            borne = min(STILL * self._level, admitted / (1 + self.margin)) if self._level >= COUNTABLE else 0.0
-            level = max(min(self.now, admitted) / (1 + self.margin), borne)
-        self._level = max(level, self._least_level)
-        self.now = max(self._level * (1 - CUT) / 2**self._refusals_in_a_row, min(SLOWEST, self._least_level))
-        self._cycles = 0.0
+            # Below the rate accepted so far, throttling is taken for chance first if as many were accepted.
+            proven = 0.0
+            if self._w_max >= MIN_COUNTABLE:
+                proven = min(CHANCE_FRACTION * self._w_max, accepted / (1 + self.margin))
+            w_max = max(min(self.current_rate, accepted) / (1 + self.margin), proven)
+        self._w_max = max(w_max, self._min_w_max)
+        self.current_rate = max(self._w_max * (1 - CUT) / 2**self._throttled_in_a_row, min(MIN_RATE, self._min_w_max))
+        self._cycle = 0.0
         self._slowed_at = now
-        self._refusals_in_a_row = min(self._refusals_in_a_row + 1, 60.0)
-        return max(now + SPACINGS / self.now, self._room())
+        self._throttled_in_a_row = min(self._throttled_in_a_row + 1, 60.0)
+        return max(now + PAUSE_REQUESTS / self.current_rate, self._window_free_at())
 
-    def _excused(self, sent_at: float) -> bool:
-        """Whether a refusal at the ceiling may be chance; if so the ceiling gives way a little, and the next tells."""
-        since = sent_at - self._excused_at
-        if abs(since) < BUNCH:
+    def _tolerate(self, sent_at: float) -> bool:
+        """Return whether throttling at the maximum rate may be chance; if so, widen the margin."""
+        since = sent_at - self._tolerated_at
+        if abs(since) < BURST_SECONDS:
             return True
-        if since < max(EXCUSED_SECONDS, EXCUSED_REQUESTS / self.now):
+        if since < max(TOLERATED_SECONDS, TOLERATED_REQUESTS / self.current_rate):
             return False
-        self._excused_at = sent_at
-        self.margin = min(MOST_MARGIN, self.margin * WIDER)
-        self.now = self.ceiling
+        self._tolerated_at = sent_at
+        self.margin = min(MAX_MARGIN, self.margin * MARGIN_GROWTH)
+        self.current_rate = self.max_rate
         return True
 
-    def _room(self) -> float:
-        """When a sliding second that holds as many as the level has room for one more."""
-        calls = min(max(1, math.floor(self._level)), MOST_MOMENTS)
-        if len(self.moments) < calls:
+    def _window_free_at(self) -> float:
+        """Return when a sliding second that may hold ``w_max`` requests has room for one more."""
+        calls = min(max(1, math.floor(self._w_max)), MAX_LOGGED_SENDS)
+        if len(self.send_log) < calls:
             return -math.inf
-        return self.moments.latest(calls) + (1 + self.margin) * calls / self._level
+        return self.send_log.latest(calls) + (1 + self.margin) * calls / self._w_max
 
 
-def move_moments(memory: "memoryview[float]", larger: "memoryview[float]") -> None:
-    """Writes moments into a memory with more room, under the same numbers."""
-    if not 0 <= memory[0] <= 2**53:  # nobody counted to that: it is broken
+def copy_log(memory: "memoryview[float]", larger: "memoryview[float]") -> None:
+    """Copy a log into a memory with more room; sends keep their numbers."""
+    if not 0 <= memory[0] <= 2**53:  # no log counts that far: it is corrupt
         return
     larger[0] = memory[0]
-    count, places, more_places = int(memory[0]), len(memory) - 1, len(larger) - 1
-    for number in range(max(0, count - places), count):
-        larger[1 + number % more_places] = memory[1 + number % places]
+    count, capacity, larger_capacity = int(memory[0]), len(memory) - 1, len(larger) - 1
+    for number in range(max(0, count - capacity), count):
+        larger[1 + number % larger_capacity] = memory[1 + number % capacity]
 
 
-def room_for(moments: int) -> "memoryview[float]":
-    """Memory of this process alone for so many moments."""
-    return memoryview(array("d", bytes(8 * (moments + 1))))
+def allocate_log(sends: int) -> "memoryview[float]":
+    """Return memory of this process alone for a log of so many sends."""
+    return memoryview(array("d", bytes(8 * (sends + 1))))

@@ -1,4 +1,9 @@
-"""What an account's answers teach: whether it works at all, or is sick."""
+"""The circuit breaker of an account: it learns from every response whether the account works at all.
+
+Closed: requests are sent. Open: nothing but failures for some time, so requests pause and no retry is used up.
+Half-open: one probe at a time is sent, at increasing intervals. The first success closes the circuit; after
+``MAX_FAILING_SECONDS`` the account is stopped. ``RetryingCaller`` does the pausing and probing.
+"""
 
 import time
 from collections.abc import Callable
@@ -6,44 +11,41 @@ from typing import NoReturn
 
 from auditor.errors import (
     PROXY,
+    AccountDeniedError,
     AccountStoppedError,
-    ForbiddenDeviceError,
+    DeviceDeniedError,
     PlatformError,
-    RefusedAccountError,
     ThrottledError,
     TransientError,
 )
 
-PATIENCE = 600.0
-"""Seconds without one usable answer after which an account that did work is stopped; the run can be resumed."""
+MAX_FAILING_SECONDS = 600.0
+"""Seconds without a usable response after which an account that has worked is stopped; the run can be resumed."""
+
+OPEN_AFTER_FAILURES, OPEN_AFTER_SECONDS = 10, 2.0
+"""The circuit opens after so many failures in a row and so many seconds without a success."""
+
+EXHAUSTED_SECONDS = 0.5
+"""The same seconds when the retry budget is exhausted: responses in flight may still be successes."""
+
+MAX_DENIED_DEVICES = 5
+"""Devices denied in a row, without any success, after which the account itself counts as denied."""
 
 
-SICK_FAILURES, SICK_SECONDS = 10, 2.0
-"""So many failures in a row, and so many seconds without a success, and the platform is sick, not the devices."""
-
-
-SPENT_SECONDS = 0.5
-"""The same seconds once an account has used up what it may repeat: answers on their way may still be good."""
-
-
-FORBIDDEN_LIMIT = 5
-"""Devices denied in a row, with none ever answered, until the account is taken for the one that is denied."""
-
-
-class Feedback:
-    """Listens to every answer of one account, and stops it when going on would only burn its quota.
+class CircuitBreaker:
+    """Record every response of one account, and stop the account when more requests would only use up its quota.
 
     Args:
         account: its name, for errors.
-        give_up_after: seconds without a usable answer until an account that never gave one is stopped.
-        worked_before: whether the account has answered in an earlier stretch of the audit: then it is its devices that
-            are doubted first, and not the account.
+        give_up_after: seconds without a usable response until an account that has never succeeded is stopped.
+        worked_before: whether the account succeeded in an earlier session of the run. Failures are then attributed to
+            devices first, and not to the account.
 
     Attributes:
-        proven: whether the account ever gave a usable answer. Until then one request is sent at a time, so that a
-            dead key costs one call and not a crowd.
-        sick: whether an account that did work has had nothing but failures for a stretch. The next success ends it.
-        last: the last error that brought no usable answer.
+        has_succeeded: whether the account has given a usable response. Until then one request is sent at a time, so an
+            invalid key costs one call.
+        is_open: whether an account that has worked fails for every request. The next success closes the circuit.
+        last_error: the last error without a usable response.
     """
 
     def __init__(
@@ -54,73 +56,68 @@ class Feedback:
         worked_before: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.proven = self.sick = False
+        self.has_succeeded = self.is_open = False
+        self.last_error: PlatformError | None = None
         self._account = account
         self._worked_before = worked_before
-        self._patience = PATIENCE if worked_before else give_up_after
+        self._give_up_after = MAX_FAILING_SECONDS if worked_before else give_up_after
         self._clock = clock
         self._failing_since: float | None = None
-        self._failures_in_a_row = 0
         self._succeeded_at = 0.0
-        self._forbidden = 0
-        self._stopped: str | None = None
-        self.last: PlatformError | None = None
+        self._failures_in_a_row = self._denied_devices = 0
+        self._stop_reason: str | None = None
 
     def check(self) -> None:
-        """Says before a request whether the account may still be asked.
+        """Raise AccountStoppedError if the account is stopped: checked before each request, after it has waited."""
+        if self._stop_reason is not None:
+            raise AccountStoppedError(self._account, self._stop_reason)
 
-        Raises:
-            AccountStoppedError: the account was stopped; those who waited behind the last request learn it here.
-        """
-        if self._stopped is not None:
-            raise AccountStoppedError(self._account, self._stopped)
-
-    def succeeded(self) -> None:
-        """The platform accepted a request of this account, whatever it said of the device."""
-        self.proven = True
-        self.sick = False
+    def record_success(self) -> None:
+        """Record that the platform accepted a request of the account, whatever it reported of the device."""
+        self.has_succeeded, self.is_open = True, False
         self._succeeded_at = self._clock()
         self._failing_since = None
-        self._failures_in_a_row = 0
-        self._forbidden = 0
+        self._failures_in_a_row = self._denied_devices = 0
 
-    def failed(self, error: PlatformError) -> None:
-        """A request brought no usable answer.
+    def record_failure(self, error: PlatformError) -> None:
+        """Record that a request brought no usable response.
 
         Raises:
-            AccountStoppedError: the account is refused, or has given no usable answer for too long.
+            AccountStoppedError: the account is denied, or has given no usable response for too long.
         """
-        if isinstance(error, RefusedAccountError):
+        if isinstance(error, AccountDeniedError):
             self._stop(str(error) if error.code == PROXY else f"the platform refuses it: {error}")
-        self.last = error
-        if isinstance(error, ForbiddenDeviceError):
-            # Once others were answered it is about the device, however many of them follow each other in the fleet.
-            self._forbidden += not (self.proven or self._worked_before)
-            if self._forbidden >= FORBIDDEN_LIMIT:
+        self.last_error = error
+        if isinstance(error, DeviceDeniedError):
+            # After a success it concerns the device, however many of them are adjacent in the fleet.
+            self._denied_devices += not (self.has_succeeded or self._worked_before)
+            if self._denied_devices >= MAX_DENIED_DEVICES:
                 self._stop(f"the platform denies it every device: {error}")
             return
         if isinstance(error, TransientError):
             self._failures_in_a_row += 1
-            stretch = self._clock() - self._succeeded_at
-            self.sick = self.proven and self._failures_in_a_row >= SICK_FAILURES and stretch >= SICK_SECONDS
-        self._give_up_in_the_end(error)
+            self.is_open = self._fails_for(OPEN_AFTER_SECONDS)
+        self._stop_after_timeout(error)
 
-    def _stop(self, why: str) -> NoReturn:
-        self._stopped = self._stopped or why
-        raise AccountStoppedError(self._account, why)
+    def on_retry_budget_exhausted(self) -> None:
+        """Open the circuit sooner, because the account has used up its retry budget, if nothing succeeds either."""
+        self.is_open = self.is_open or self._fails_for(EXHAUSTED_SECONDS)
 
-    def spent(self) -> None:
-        """The account has used up what it may repeat; if nothing succeeds either, it is sick that much sooner."""
-        stretch = self._clock() - self._succeeded_at
-        failing = self._failures_in_a_row >= SICK_FAILURES and stretch >= SPENT_SECONDS
-        self.sick = self.sick or (self.proven and failing)
+    def _fails_for(self, seconds: float) -> bool:
+        if not self.has_succeeded or self._failures_in_a_row < OPEN_AFTER_FAILURES:
+            return False
+        return self._clock() - self._succeeded_at >= seconds
 
-    def _give_up_in_the_end(self, error: PlatformError) -> None:
+    def _stop(self, reason: str) -> NoReturn:
+        self._stop_reason = self._stop_reason or reason
+        raise AccountStoppedError(self._account, reason)
+
+    def _stop_after_timeout(self, error: PlatformError) -> None:
         now = self._clock()
         if self._failing_since is None:
             self._failing_since = now
-        patience = PATIENCE if self.proven else self._patience
-        if now - self._failing_since >= patience:
-            which = "proxy" if error.code == PROXY else "endpoint"
-            advice = "" if self.proven or isinstance(error, ThrottledError) else f"; is its {which} right?"
-            self._stop(f"no usable answer for {patience:g} s, the last: {error}{advice}")
+        timeout = MAX_FAILING_SECONDS if self.has_succeeded else self._give_up_after
+        if now - self._failing_since >= timeout:
+            setting = "proxy" if error.code == PROXY else "endpoint"
+            advice = "" if self.has_succeeded or isinstance(error, ThrottledError) else f"; check its {setting}"
+            self._stop(f"no usable answer for {timeout:g} s, the last: {error}{advice}")

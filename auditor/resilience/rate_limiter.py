@@ -1,242 +1,268 @@
-"""An account's quota as a gate: every request passes it, first tries and repeats alike."""
+"""The rate limiter of an operation: every request of an account acquires a permit, first attempts and retries.
+
+The adaptive rate decides when requests are sent: evenly, below the configured rate, lower after throttling responses,
+and in turn with other processes. aiolimiter is the hard ceiling below it: it knows the configured rate alone, so no
+error in what was learned or shared can exceed the quota. It cannot replace the adaptive rate, because its rate is
+fixed, and a bucket that makes up for late timers leaves 5% to 14% of a strict quota unused.
+"""
 
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import anyio
 from aiolimiter import AsyncLimiter
 
 from auditor.resilience.adaptive_rate import CATCH_UP
-from auditor.resilience.quota_backends import Alone, Ledger
-from auditor.resilience.shared_quota import Participant
+from auditor.resilience.quota_backends import LocalBackend, QuotaBackend
+from auditor.resilience.shared_quota import Command, Participant, Permit, Retry, SharedQuota
 
-TIMER = 0.004
-"""Seconds, the shortest sleep: above 250/s a few slots share a timer, which is most of what a slot costs."""
+MIN_SLEEP = 0.004
+"""Seconds of the shortest sleep. Above 250/s several permits share a timer, which is most of a permit's cost."""
+
+MAX_BATCH, BATCH_SECONDS, MAX_PERMIT_AGE = 8, 0.002, 0.02
+"""Size of a batch of permits that are due, and seconds in which they must be used.
+
+A batch serves the waiting requests, up to ``MAX_BATCH``. At a high rate it holds the permits of ``BATCH_SECONDS`` even
+if fewer requests wait, so the quota costs one transaction for many of them. Permits that are not used in time are lost:
+they are only those of requests that were cancelled, or of a rate that is not reached.
+"""
+
+MAX_SLEEP = 0.5
+"""Seconds after which a waiting request checks again, because the rate may have risen in the meantime."""
+
+MIN_PAUSE, MAX_PAUSE = 1.0, 60.0
+"""Seconds that an account without a quota pauses after a throttling response without a delay, doubled in a series."""
 
 
-TOGETHER, USED_WITHIN = 8, 0.02
-"""So many slots that are due are taken in one look, and have to be used within so many seconds: those of waiters that
-are gone meanwhile are lost, and a busy process sends no more than that in the time."""
-
-
-LONGEST_NAP = 0.5
-"""Seconds after which a waiter looks again, for what is learned meanwhile may open the gate earlier."""
-
-
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-"""Seconds an account without a quota holds back after a refusal that named no delay: doubled while refusals go on."""
-
-
-class Gate(Protocol):
-    """What every request of an account passes. Moments are in seconds of the gate's own clock, as ``slot`` gives them.
+class RateLimiter(Protocol):
+    """Give permits to the requests of an operation. Moments are in seconds of the limiter's own clock.
 
     Attributes:
-        rate: requests a second that are let through now; None without a quota.
-        told: requests a second that are not exceeded, by the lowest that any of those who share it was told; None
-            without a quota; infinite where it is looked for.
-        others: how many other processes take part in the quota now.
-        paused: whether nothing is let through now.
+        rate: current requests a second; None without a quota.
+        configured_rate: requests a second that are never exceeded, the lowest of all participants; None without a
+            quota; infinite while the quota is searched for.
+        other_participants: how many other processes share the quota now.
+        paused: whether no permit is given now.
     """
 
     @property
     def rate(self) -> float | None: ...  # noqa: D102  above
 
     @property
-    def told(self) -> float | None: ...  # noqa: D102
+    def configured_rate(self) -> float | None: ...  # noqa: D102
 
     @property
-    def others(self) -> int: ...  # noqa: D102
+    def other_participants(self) -> int: ...  # noqa: D102
 
     @property
     def paused(self) -> bool: ...  # noqa: D102
 
-    async def slot(self) -> float:
-        """Waits until one request may be sent; gives the moment, for ``admitted`` or ``refused``."""
+    async def acquire(self) -> float:
+        """Wait until one request may be sent; return the moment, for ``on_success`` or ``on_throttled``."""
 
-    def admitted(self, sent_at: float) -> None:
-        """The request of the slot ``sent_at`` was not refused for the quota."""
+    def on_success(self, sent_at: float) -> None:
+        """Record that the request of a permit was not throttled."""
 
-    def refused(self, sent_at: float, wish: float | None = None) -> None:
-        """The request of the slot ``sent_at`` was refused for the quota, and ``wish`` seconds of delay were asked for.
-
-        It slows the account down and holds it back as long as was asked for, or as is needed.
-        """
+    def on_throttled(self, sent_at: float, retry_after: float | None = None) -> None:
+        """Record a throttling response: lower the rate, and pause for ``retry_after`` seconds, or as long as needed."""
 
     def pause(self, seconds: float) -> None:
-        """Lets nothing through for ``seconds`` from now; a longer pause that is under way stays."""
+        """Give no permit for ``seconds`` from now. A longer pause stays."""
 
     async def close(self) -> None:
-        """Leaves the quota to the others."""
+        """Leave the quota to the others."""
 
 
-class Quota:
-    """Lets as many requests through in every second as the account bears, evenly, and none while it is paused.
+@dataclass(slots=True)
+class PermitBatch:
+    """Permits that may be used now: ``remaining`` ones, for the moment ``sent_at``, until ``expires_at``."""
 
-    The rate is the told one less a margin for jitter, or less than that when refusals teach so, see ``Rate``; spent in
-    slots of even distance, so that nothing bursts after an idle spell or a pause. Who shares the account's budget takes
-    slots of the same chain, see ``Budget``.
+    sent_at: float = 0.0
+    remaining: int = 0
+    expires_at: float = 0.0
 
-    aiolimiter guards the told quota below that, whatever was learned. It cannot be the pace itself. In a strict second
-    a leaky bucket of size b leaves b - 1 requests unused: one of 1 request loses a slot by every late timer (measured
-    86% to 89% of 200/s, 68% to 75% of 1,000/s), one that makes good for 50 ms wastes 5%. Its rate is fixed. And its
-    timers spin on uvloop, whose clock counts milliseconds: 1,000/s took 26% to 57% of a core, here 9%.
+
+class AdaptiveRateLimiter:
+    """Give as many permits a second as the account accepts, evenly, and none during a pause.
+
+    The rate is the configured one less a margin for jitter, or a lower one learned from throttling responses, see
+    ``CubicRateController``. Permits are evenly spaced, so nothing bursts after an idle period or a pause. Participants
+    that share the quota take permits of the same schedule, see ``SharedQuota``.
 
     Args:
-        per_second: requests a second at most; infinite looks for the quota.
-        ledger: where the budget lies; None: nobody shares it.
-        priority: whether it goes before others that share it.
+        configured_rate: requests a second at most; infinite searches for the quota.
+        backend: where the quota is stored; by default in this process alone.
+        priority: whether it goes before other participants.
     """
 
-    def __init__(self, per_second: float, *, ledger: Ledger | None = None, priority: bool = False) -> None:
-        self._ledger = Alone(per_second) if ledger is None else ledger
-        self._self = Participant(per_second, priority)
-        self._open_at = 0.0
+    def __init__(self, configured_rate: float, *, backend: QuotaBackend | None = None, priority: bool = False) -> None:
+        self._backend = LocalBackend(configured_rate) if backend is None else backend
+        self._clock = self._backend.clock
+        self._participant = Participant(configured_rate, priority)
+        self._paused_until = self._next_at = 0.0
         self._turn = anyio.Lock(fast_acquire=True)
         self._waiting = 0
-        self._taken: list[float] = []
-        self._taken_at = self._next_at = 0.0
-        self._guard: AsyncLimiter | None = None
-        if per_second != math.inf:
-            # The bucket holds what slots that are late together come to, and never less than one request.
-            bucket = 1 + 2 * CATCH_UP * per_second
-            self._guard = AsyncLimiter(bucket, bucket / per_second)
+        self._batch = PermitBatch()
+        self._successes: list[float] = []
+        self._ceiling: AsyncLimiter | None = None
+        if configured_rate != math.inf:
+            # The bucket holds the permits that can be late together, and at least one request.
+            bucket = 1 + 2 * CATCH_UP * configured_rate
+            self._ceiling = AsyncLimiter(bucket, bucket / configured_rate)
 
     @property
     def rate(self) -> float:
-        """See ``Gate``."""
-        return self._ledger.budget.rate.now
+        """See ``RateLimiter``."""
+        return self._backend.quota.rate.current_rate
 
     @property
-    def told(self) -> float:
-        """See ``Gate``."""
-        return self._ledger.budget.rate.told
+    def configured_rate(self) -> float:
+        """See ``RateLimiter``."""
+        return self._backend.quota.rate.configured_rate
 
     @property
-    def others(self) -> int:
-        """See ``Gate``."""
-        return self._ledger.budget.others
+    def other_participants(self) -> int:
+        """See ``RateLimiter``."""
+        return self._backend.quota.other_participants
 
     @property
     def paused(self) -> bool:
-        """See ``Gate``."""
-        return max(self._open_at, self._ledger.budget.open_at) > self._ledger.clock()
+        """See ``RateLimiter``."""
+        return max(self._paused_until, self._backend.quota.paused_until) > self._clock()
 
-    async def slot(self) -> float:
-        """See ``Gate``."""
+    async def acquire(self) -> float:
+        """See ``RateLimiter``."""
+        if not self._waiting and (sent_at := self._take()) is not None:
+            return sent_at
         self._waiting += 1
         try:
             async with self._turn:
-                while True:
-                    now = self._ledger.clock()
-                    paused_until = max(self._open_at, self._ledger.budget.open_at)
-                    if self._taken and now - self._taken_at <= USED_WITHIN and paused_until <= now:
-                        return self._taken.pop()
-                    self._taken.clear()
-                    if (closed_for := max(paused_until, self._next_at) - now) > 0:
-                        await _nap(closed_for)
-                        self._next_at = 0.0
-                    else:
-                        await self._take()
+                return await self._wait_for_permit()
         finally:
             self._waiting -= 1
 
-    async def _take(self) -> None:
-        """Takes the slots that are due, as many as wait for one; or waits for a moment."""
-        clock = self._ledger.clock
-        slot = await self._ledger.look(lambda budget: budget.reserve(self._self, clock(), min(self._waiting, TOGETHER)))
-        if slot.number is None:
-            await _nap(slot.at - clock())
-            return
-        moment = slot.at
-        if not self.others:
-            self._next_at = self._ledger.budget.rate.next_at()  # nobody else takes it: a look would tell as much
-        if clock() < moment:
-            while (early := moment - clock()) > 0:
-                await _nap(early)
-            # Another one may have been refused meanwhile, which is no moment to send in.
-            if self._open_at > clock():
-                return
-            held = await self._ledger.look(lambda budget: budget.confirm(slot, clock()))
-            if held is None:
-                return
-            moment = held
-        if self._guard is not None:
-            await self._guard.acquire(min(slot.many, self._guard.max_rate))
-            if self._open_at > clock():  # it did have to wait
-                return
-        self._taken, self._taken_at = [moment] * slot.many, clock()
+    def _take(self) -> float | None:
+        """Return the moment of a permit of the batch, or None if there is no valid one."""
+        batch, now = self._batch, self._clock()
+        if not batch.remaining or now > batch.expires_at or self._backend.quota.paused_until > now:
+            return None
+        batch.remaining -= 1
+        return batch.sent_at
 
-    def admitted(self, sent_at: float) -> None:
-        """See ``Gate``."""
-        self._ledger.tell(lambda budget: budget.rate.admitted(sent_at))
+    async def _wait_for_permit(self) -> float:
+        while (sent_at := self._take()) is None:
+            wait = max(self._paused_until, self._backend.quota.paused_until, self._next_at) - self._clock()
+            if wait > 0:
+                await _sleep(wait)
+                self._next_at = 0.0
+                continue
+            permit = await self._next_permit()
+            if isinstance(permit, Retry):
+                await _sleep(permit.after - self._clock())
+            elif self._paused_until <= (now := self._clock()):
+                self._batch = PermitBatch(permit.at, permit.requests, now + MAX_PERMIT_AGE)
+        return sent_at
 
-    def refused(self, sent_at: float, wish: float | None = None) -> None:
-        """See ``Gate``."""
-        if wish is not None:
-            self.pause(wish)
-        now = self._ledger.clock()
-        self._ledger.tell(lambda budget: budget.refused(sent_at, now), at_once=True)
+    async def _next_permit(self) -> Permit | Retry:
+        """Return a permit that is due and within the ceiling, for all waiting requests, or when to try again."""
+        self._flush_successes()
+        limit = max(min(self._waiting, MAX_BATCH), int(self.rate * BATCH_SECONDS))
+        permit = await self._backend.transaction(Command(SharedQuota.reserve, (self._participant, limit)))
+        if isinstance(permit, Retry):
+            return permit
+        if not self.other_participants:
+            self._next_at = self._backend.quota.rate.next_permit_at()  # no other process can take it before
+        if self._clock() < permit.at:
+            while (early := permit.at - self._clock()) > 0:
+                await _sleep(early)
+            sent_at = None
+            if self._paused_until <= self._clock():
+                # Another participant may have been throttled in the meantime.
+                sent_at = await self._backend.transaction(Command(SharedQuota.confirm, (permit,)))
+            if sent_at is None:
+                return Retry(max(self._paused_until, self._backend.quota.paused_until))
+            permit = permit._replace(at=sent_at)
+        if self._ceiling is not None:
+            await self._ceiling.acquire(min(permit.requests, self._ceiling.max_rate))
+        return permit
+
+    def on_success(self, sent_at: float) -> None:
+        """See ``RateLimiter``. It takes effect with the next batch of permits."""
+        self._successes.append(sent_at)
+
+    def _flush_successes(self) -> None:
+        """Record the successes since the last batch. Those of one batch have one moment, so they are few commands."""
+        if self._successes:
+            for sent_at, same in groupby(self._successes):
+                self._backend.record(Command(SharedQuota.on_success, (sent_at, len(list(same)))))
+            self._successes.clear()
+
+    def on_throttled(self, sent_at: float, retry_after: float | None = None) -> None:
+        """See ``RateLimiter``."""
+        self._flush_successes()
+        if retry_after is not None:
+            self.pause(retry_after)
+        self._backend.record(Command(SharedQuota.on_throttled, (sent_at, self._clock())), immediately=True)
 
     def pause(self, seconds: float) -> None:
-        """See ``Gate``."""
-        until = self._ledger.clock() + seconds
-        self._open_at = max(self._open_at, until)
-        self._ledger.tell(lambda budget: budget.pause(until), at_once=True)
+        """See ``RateLimiter``."""
+        until = self._clock() + seconds
+        self._paused_until = max(self._paused_until, until)
+        self._batch.remaining = 0
+        self._backend.record(Command(SharedQuota.pause, (until,)), immediately=True)
 
     async def close(self) -> None:
-        """See ``Gate``."""
-        await self._ledger.close()
+        """See ``RateLimiter``."""
+        await self._backend.close()
 
 
-async def _nap(seconds: float) -> None:
-    await anyio.sleep(min(max(seconds, TIMER), LONGEST_NAP))
+async def _sleep(seconds: float) -> None:
+    await anyio.sleep(min(max(seconds, MIN_SLEEP), MAX_SLEEP))
 
 
-class NoQuota:
-    """Lets everything through, but while it is paused: the gate of a platform that counts no calls.
-
-    Args:
-        clock: seconds.
-    """
+class UnlimitedRateLimiter:
+    """Give every permit immediately, except during a pause: for a platform that counts no calls."""
 
     rate: float | None = None
-    told: float | None = None
-    others = 0
+    configured_rate: float | None = None
+    other_participants = 0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._open_at = 0.0
-        self._refusals_in_a_row = 0
+        self._paused_until = 0.0
+        self._throttled_in_a_row = 0
 
     @property
     def paused(self) -> bool:
-        """See ``Gate``."""
-        return self._open_at > self._clock()
+        """See ``RateLimiter``."""
+        return self._paused_until > self._clock()
 
-    async def slot(self) -> float:
-        """See ``Gate``."""
-        while (closed_for := self._open_at - self._clock()) > 0:  # noqa: ASYNC110  time is all that is waited for
-            await anyio.sleep(closed_for)
+    async def acquire(self) -> float:
+        """See ``RateLimiter``."""
+        while (wait := self._paused_until - self._clock()) > 0:  # noqa: ASYNC110  only time ends a pause
+            await anyio.sleep(wait)
         return self._clock()
 
-    def admitted(self, sent_at: float) -> None:  # noqa: ARG002  there is no rate to learn
-        """See ``Gate``."""
-        self._refusals_in_a_row = 0
+    def on_success(self, sent_at: float) -> None:  # noqa: ARG002  there is no rate to learn
+        """See ``RateLimiter``."""
+        self._throttled_in_a_row = 0
 
-    def refused(self, sent_at: float, wish: float | None = None) -> None:  # noqa: ARG002
-        """See ``Gate``."""
-        if wish is not None:
-            self.pause(wish)
+    def on_throttled(self, sent_at: float, retry_after: float | None = None) -> None:  # noqa: ARG002
+        """See ``RateLimiter``."""
+        if retry_after is not None:
+            self.pause(retry_after)
         elif not self.paused:
-            # Requests that were in flight together are refused together: that is one refusal, not many.
-            self.pause(min(FIRST_PAUSE * 2.0**self._refusals_in_a_row, LONGEST_PAUSE))
-            self._refusals_in_a_row = min(self._refusals_in_a_row + 1, 60)
+            # Requests that were in flight together are throttled together: that is one event.
+            self.pause(min(MIN_PAUSE * 2.0**self._throttled_in_a_row, MAX_PAUSE))
+            self._throttled_in_a_row = min(self._throttled_in_a_row + 1, 60)
 
     def pause(self, seconds: float) -> None:
-        """See ``Gate``."""
-        self._open_at = max(self._open_at, self._clock() + seconds)
+        """See ``RateLimiter``."""
+        self._paused_until = max(self._paused_until, self._clock() + seconds)
 
     async def close(self) -> None:
-        """See ``Gate``."""
+        """See ``RateLimiter``."""

@@ -1,4 +1,4 @@
-"""Sends a request until it is answered or its attempts are used up; each attempt passes the account's quota."""
+"""Sending a request until it succeeds or its attempts are used up. Each attempt passes the account's rate limiter."""
 
 import random
 import time
@@ -9,58 +9,54 @@ from typing import Any, TypeVar
 import anyio
 
 from auditor.errors import (
+    InvalidRequestError,
     NeverActivatedError,
     NotFoundError,
     PlatformError,
-    RefusedRequestError,
     ThrottledError,
     TransientError,
 )
-from auditor.models import Sent
-from auditor.resilience.circuit_breaker import Feedback
-from auditor.resilience.rate_limiter import Gate
+from auditor.models import CallResult
+from auditor.resilience.circuit_breaker import CircuitBreaker
+from auditor.resilience.rate_limiter import RateLimiter
 
 T = TypeVar("T")
 
-
-REFUSALS = 20
-"""Refusals for the quota that one request outlives: more, and it is about this request, not the account."""
+MAX_THROTTLED = 20
+"""Throttling responses to one request after which it fails: then they concern the request, not the account."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How often and how soon: full jitter below ``first * 2**n`` seconds, at most ``longest`` seconds."""
+    """Attempts and delays: full jitter below ``initial_delay * 2**n`` seconds, ``max_delay`` at most."""
 
-    attempts: int = 8
-    first: float = 0.5
-    longest: float = 30.0
+    max_attempts: int = 8
+    initial_delay: float = 0.5
+    max_delay: float = 30.0
 
-    def delay(self, failures: int, draw: float) -> float:
-        """Seconds to wait after the ``failures``-th failure; ``draw`` is random in [0, 1)."""
-        return min(self.longest, self.first * 2.0 ** min(failures - 1, 30)) * draw
-
-
-DOUBT = 3
-"""Failures of a request after which an account that did not answer yet is asked what is known to work."""
+    def delay(self, failures: int, random_fraction: float) -> float:
+        """Return the seconds to wait after the ``failures``-th failure; ``fraction`` is random in [0, 1)."""
+        return min(self.max_delay, self.initial_delay * 2.0 ** min(failures - 1, 30)) * random_fraction
 
 
-PROBING = Backoff(first=1.0, longest=15.0)
-"""How soon a sick platform is asked again."""
+PROBE_AFTER_FAILURES = 3
+"""Failures of a request after which an account that has not succeeded yet is probed."""
 
+PROBE_BACKOFF = Backoff(initial_delay=1.0, max_delay=15.0)
+"""Intervals of the probes while the circuit is open."""
 
-LONGEST_PAUSE = 60.0
-"""Seconds an account holds back for one refusal at most, whatever delay the platform names."""
+MAX_RETRY_AFTER = 60.0
+"""Seconds that an account pauses for one throttling response at most, whatever delay the platform requests."""
 
-
-REPEATS, REPEATS_SECONDS = 20, 10.0
-"""Repeats that an account may save up at most; or those of so many seconds, where that is more."""
+MIN_SAVED_RETRIES, SAVED_RETRIES_SECONDS = 20, 10.0
+"""Retries that an account can save up: so many, or those of so many seconds if that is more."""
 
 
 @dataclass(slots=True)
-class Tally:
-    """Requests of one account so far: ``sent`` in all, of which ``retried`` were repeats; ``throttled`` answers.
+class RequestStats:
+    """Requests of one account so far: ``sent`` in all, including ``retried`` retries; ``throttled`` responses.
 
-    ``answered`` had a usable answer, which took ``seconds`` in all.
+    ``answered`` requests had a usable response, which took ``seconds`` in all.
     """
 
     sent: int = 0
@@ -72,175 +68,168 @@ class Tally:
 
 
 class RetryBudget:
-    """The part of a quota that repeats may take: it comes with time, and waits to be used only so long.
+    """The fraction of a quota that retries may use. It accrues with time, and only so much can be saved.
 
-    Repeats beyond it wait, and the account's other devices go first: so a device that fails now and then costs little,
-    and a platform that fails for every fifth request is asked less. Without a quota there is no budget to keep.
-
-    Args:
-        part: of the quota.
-        gate: tells the quota.
-        clock: seconds.
+    Retries over budget wait, and first attempts go before them. So a device that fails now and then costs little, and
+    a platform that fails for every fifth request gets fewer requests. Without a quota there is no budget.
 
     Attributes:
-        short: whether a repeat waits for its part now.
+        exhausted: whether a retry waits for the budget now.
     """
 
-    def __init__(self, part: float, gate: Gate, clock: Callable[[], float] = time.monotonic) -> None:
-        self.short = False
-        self._part, self._gate, self._clock = part, gate, clock
-        self._saved: float = REPEATS
-        self._at = clock()
+    def __init__(self, fraction: float, limiter: RateLimiter, clock: Callable[[], float] = time.monotonic) -> None:
+        self.exhausted = False
+        self._fraction, self._limiter, self._clock = fraction, limiter, clock
+        self._saved: float = MIN_SAVED_RETRIES
+        self._refilled_at = clock()
         self._turn = anyio.Lock(fast_acquire=True)
 
-    def _refill(self, rate: float) -> None:
-        now, per_second = self._clock(), self._part * rate
-        self._saved = min(self._saved + (now - self._at) * per_second, max(REPEATS, REPEATS_SECONDS * per_second))
-        self._at = now
-
-    async def take(self, feedback: Feedback) -> None:
-        """Waits until one repeat may be sent, or the account is found to be sick; then it is not the devices' doing."""
+    async def acquire(self, breaker: CircuitBreaker) -> None:
+        """Wait until one retry may be sent, or the circuit opens, because the failures are then not the devices'."""
         async with self._turn:
             try:
-                while (rate := self._gate.rate) is not None and not feedback.sick:
-                    rate /= 1 + self._gate.others  # each takes the part of its own requests
-                    self._refill(rate)
+                while (rate := self._limiter.rate) is not None and not breaker.is_open:
+                    # Every participant uses the fraction of its own share.
+                    retries_per_second = self._fraction * rate / (1 + self._limiter.other_participants)
+                    maximum = max(MIN_SAVED_RETRIES, SAVED_RETRIES_SECONDS * retries_per_second)
+                    since, self._refilled_at = self._refilled_at, self._clock()
+                    self._saved = min(self._saved + (self._refilled_at - since) * retries_per_second, maximum)
                     if self._saved >= 1:
                         self._saved -= 1
                         return
-                    self.short = True
-                    feedback.spent()
-                    await anyio.sleep(min((1 - self._saved) / (self._part * rate), 1.0))
+                    self.exhausted = True
+                    breaker.on_retry_budget_exhausted()
+                    await anyio.sleep(min((1 - self._saved) / retries_per_second, 1.0))
             finally:
-                self.short = self._turn.statistics().tasks_waiting > 0
+                self.exhausted = self._turn.statistics().tasks_waiting > 0
 
 
-class Pacer:
-    """Everything between a device's question and the wire: quota, feedback, repeats, and the wait for a sick platform.
+class RetryingCaller:
+    """Send the requests of one operation: within its quota, with retries, and with probes while the circuit is open.
 
-    A failure uses up an attempt of its request only while others succeed. When nothing does for a stretch, it is the
-    platform that is sick: all requests wait, and one that is known to work is asked now and then until it does again.
+    A failure uses up an attempt of its request only while other requests succeed. If all requests fail for some time,
+    the circuit opens: all requests wait, and one that succeeded before is sent as a probe until it succeeds again.
 
     Args:
-        quota: what every request passes.
-        feedback: what hears of every answer.
-        backoff: how often and how soon is repeated.
-        retry_budget: the part of the quota that repeats may take.
-        known: a request that was answered in an earlier stretch of the audit; later ones take its place.
+        limiter: gives a permit for every request.
+        breaker: records every response.
+        backoff: number of attempts and delays.
+        retry_budget: fraction of the quota that retries may use.
+        probe: a request that succeeded in an earlier session of the run; later successes replace it.
+        jitter: random number in [0, 1).
     """
 
     def __init__(
         self,
-        quota: Gate,
-        feedback: Feedback,
+        limiter: RateLimiter,
+        breaker: CircuitBreaker,
         backoff: Backoff,
         *,
         retry_budget: float = 0.1,
-        known: Callable[[], Awaitable[object]] | None = None,
-        draw: Callable[[], float] = random.random,
+        probe: Callable[[], Awaitable[object]] | None = None,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
-        self.tally = Tally()
-        self.repeats = RetryBudget(retry_budget, quota)
-        self._quota, self._feedback, self._backoff, self._draw = quota, feedback, backoff, draw
+        self.stats = RequestStats()
+        self.retry_budget = RetryBudget(retry_budget, limiter)
+        self._limiter, self._breaker, self._backoff, self._jitter = limiter, breaker, backoff, jitter
         self._one_at_a_time, self._probing = anyio.Lock(), anyio.Lock()
-        self._known_to_work = known
+        self._last_successful = probe
 
-    def send(self, request: Callable[[], Awaitable[T]]) -> Coroutine[Any, Any, Sent[T]]:
-        """Calls ``request`` until it brings an answer or an error that no repeat would change; to be awaited at once.
+    def send(self, request: Callable[[], Awaitable[T]]) -> Coroutine[Any, Any, CallResult[T]]:
+        """Call ``request`` until it succeeds or fails with an error that no retry would change. Await it immediately.
 
         Raises:
-            AccountStoppedError: the account is refused, was never reached, or has been sick for too long.
+            AccountStoppedError: the account is denied, was never reached, or has failed for too long.
         """
-        return self._repeat(request) if self._feedback.proven else self._one_after_the_other(request)
+        return self._send(request) if self._breaker.has_succeeded else self._send_first(request)
 
-    async def _one_after_the_other(self, request: Callable[[], Awaitable[T]]) -> Sent[T]:
+    async def _send_first(self, request: Callable[[], Awaitable[T]]) -> CallResult[T]:
+        """Send one request at a time until the account has succeeded."""
         async with self._one_at_a_time:
-            if not self._feedback.proven:
-                return await self._repeat(request)
-        return await self._repeat(request)
+            if not self._breaker.has_succeeded:
+                return await self._send(request)
+        return await self._send(request)
 
-    async def _repeat(self, request: Callable[[], Awaitable[T]]) -> Sent[T]:
-        attempts = failures = refusals = 0
+    async def _send(self, request: Callable[[], Awaitable[T]]) -> CallResult[T]:
+        attempts = failures = throttled = 0
         while True:
-            if self._feedback.sick:
-                await self._recovery(request)
-            sent_at = await self._quota.slot()
-            self._feedback.check()
-            if self._feedback.sick:
+            if self._breaker.is_open:
+                await self._wait_until_closed(request)
+            sent_at = await self._limiter.acquire()
+            self._breaker.check()
+            if self._breaker.is_open:
                 continue
             attempts += 1
-            result = await self._once(request, sent_at, repeated=attempts > 1)
+            result = await self._attempt(request, sent_at, is_retry=attempts > 1)
             if isinstance(result, ThrottledError):
-                # The account's trouble, not the device's: no attempt is used up, and the closed quota does the waiting.
-                refusals += 1
-                if refusals >= REFUSALS:
-                    return Sent(result, attempts)
+                # It concerns the account, not the device: no attempt is used up, and the limiter does the waiting.
+                throttled += 1
+                if throttled >= MAX_THROTTLED:
+                    return CallResult(result, attempts)
             elif not isinstance(result, TransientError):
-                return Sent(result, attempts)
-            elif not self._feedback.sick:
+                return CallResult(result, attempts)
+            elif not self._breaker.is_open:
                 failures += 1
-                if failures >= self._backoff.attempts:
-                    return Sent(result, attempts)
-                await self._wait_to_repeat(failures)
+                if failures >= self._backoff.max_attempts:
+                    return CallResult(result, attempts)
+                await self._wait_to_retry(failures)
 
-    async def _wait_to_repeat(self, failures: int) -> None:
-        """Waits until a request that failed so often may be repeated."""
-        if failures == DOUBT and not self._feedback.proven:
-            await self.ask_known()
-        await anyio.sleep(self._backoff.delay(failures, self._draw()))
-        if not self._feedback.sick:
-            await self.repeats.take(self._feedback)
+    async def _wait_to_retry(self, failures: int) -> None:
+        if failures == PROBE_AFTER_FAILURES and not self._breaker.has_succeeded:
+            await self.probe_account()
+        await anyio.sleep(self._backoff.delay(failures, self._jitter()))
+        if not self._breaker.is_open:
+            await self.retry_budget.acquire(self._breaker)
 
-    async def _once(self, request: Callable[[], Awaitable[T]], sent_at: float, *, repeated: bool) -> T | PlatformError:
-        """One request, counted; what it teaches is told to the feedback."""
-        self.tally.sent += 1
-        self.tally.retried += repeated
-        self.tally.in_flight += 1
+    async def _attempt(
+        self, request: Callable[[], Awaitable[T]], sent_at: float, *, is_retry: bool
+    ) -> T | PlatformError:
+        """Send one request and record its outcome."""
+        self.stats.sent += 1
+        self.stats.retried += is_retry
+        self.stats.in_flight += 1
         began = time.monotonic()
         try:
             result: T | PlatformError = await request()
-        except (NotFoundError, NeverActivatedError, RefusedRequestError) as error:
+        except (NotFoundError, NeverActivatedError, InvalidRequestError) as error:
             result = error
         except PlatformError as error:
             if isinstance(error, ThrottledError):
-                self._hold_back(error, sent_at)
-            self._feedback.failed(error)
+                self._slow_down(error, sent_at)
+            self._breaker.record_failure(error)
             return error
         finally:
-            self.tally.in_flight -= 1
-        self.tally.answered += 1
-        self.tally.seconds += time.monotonic() - began
-        self._quota.admitted(sent_at)
-        self._feedback.succeeded()
-        self._known_to_work = request
+            self.stats.in_flight -= 1
+        self.stats.answered += 1
+        self.stats.seconds += time.monotonic() - began
+        self._limiter.on_success(sent_at)
+        self._breaker.record_success()
+        self._last_successful = request
         return result
 
-    def _hold_back(self, error: ThrottledError, sent_at: float) -> None:
-        self.tally.throttled += 1
-        # A wish for no delay at all (0, or a date gone by) tells nothing: obeyed, it would be asked again without end.
-        # Chance parts those who were told the same.
-        wish = error.retry_after
-        self._quota.refused(sent_at, min(wish * (1 + 0.1 * self._draw()), LONGEST_PAUSE) if wish else None)
+    def _slow_down(self, error: ThrottledError, sent_at: float) -> None:
+        self.stats.throttled += 1
+        # A delay of 0, or a date in the past, says nothing: to obey it would mean a retry without end.
+        # Jitter separates clients that got the same delay.
+        seconds = error.retry_after
+        delay = min(seconds * (1 + 0.1 * self._jitter()), MAX_RETRY_AFTER) if seconds else None
+        self._limiter.on_throttled(sent_at, delay)
 
-    async def ask_known(self) -> None:
-        """Asks once what is known to work, if anything is: it tells a sick account from sick devices.
+    async def probe_account(self) -> None:
+        """Send the last successful request once, if there is one, to distinguish a failing account from its devices."""
+        if self._last_successful is not None:
+            sent_at = await self._limiter.acquire()
+            self._breaker.check()
+            await self._attempt(self._last_successful, sent_at, is_retry=True)
 
-        Raises:
-            AccountStoppedError: the account is refused.
-        """
-        if self._known_to_work is not None:
-            sent_at = await self._quota.slot()
-            self._feedback.check()
-            await self._once(self._known_to_work, sent_at, repeated=True)
-
-    async def _recovery(self, request: Callable[[], Awaitable[object]]) -> None:
-        """Returns when the platform answers again; whoever comes first probes, the others wait behind."""
+    async def _wait_until_closed(self, request: Callable[[], Awaitable[object]]) -> None:
+        """Return when the circuit is closed. The first caller probes (half-open), and the others wait for it."""
         async with self._probing:
             probes = 0
-            while self._feedback.sick:
+            while self._breaker.is_open:
                 probes += 1
-                await anyio.sleep(PROBING.delay(probes, 0.5 + 0.5 * self._draw()))
-                sent_at = await self._quota.slot()
-                self._feedback.check()
-                if self._feedback.sick:
-                    await self._once(self._known_to_work or request, sent_at, repeated=True)
+                await anyio.sleep(PROBE_BACKOFF.delay(probes, 0.5 + 0.5 * self._jitter()))
+                sent_at = await self._limiter.acquire()
+                self._breaker.check()
+                if self._breaker.is_open:
+                    await self._attempt(self._last_successful or request, sent_at, is_retry=True)

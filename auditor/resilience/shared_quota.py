@@ -1,230 +1,274 @@
-"""An account's budget as all know it who take part in it: the rate, who is there, and whose turn it is. It is pure."""
+"""The quota of an account as all its participants see it: the rate, who is present, and whose turn it is. It is pure.
+
+Participants change a quota by commands: values whose effect depends on nothing but the quota and the time. So a backend
+may apply a command again when another process changed the quota in the meantime.
+"""
 
 import math
-import random
 import secrets
-from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from struct import Struct
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
-from auditor.resilience.adaptive_rate import MOST_MOMENTS, Moments, Rate, move_moments, room_for
+from auditor.resilience.adaptive_rate import (
+    MAX_LOGGED_SENDS,
+    CubicRateController,
+    RateState,
+    SendLog,
+    allocate_log,
+    copy_log,
+)
 
-VERSION = 1.0
-"""Of the layout of shared memory."""
+T = TypeVar("T")
 
+VERSION = 2
+"""Version of the layout of shared memory."""
 
-PLACES = 16
-"""Who can be known at a time; whoever comes beyond them takes his slots all the same."""
+MAX_PARTICIPANTS = 16
+"""Participants in the table. Any others take permits of the same schedule, but are not counted."""
 
+PRESENCE_TIMEOUT, PRIORITY_TIMEOUT = 1.5, 0.3
+"""Seconds after its last permit that a participant counts as present, and that its priority is respected."""
 
-PRESENT, BEFORE = 1.5, 0.3
-"""Seconds after which one who asks for no slot any more does not count; and does not go before others."""
+AHEAD, AHEAD_IN_A_ROW = 0.25, 0.02
+"""Seconds ahead that a permit is taken among several participants, and by the one that took the previous permit."""
 
+SHARE_WITHOUT_PRIORITY = 10
+"""One permit in so many stays for the others while a participant has priority."""
 
-AHEAD, AHEAD_AGAIN = 0.25, 0.02
-"""How many seconds ahead a slot is taken where others take part; and by one who took the one before it as well."""
+YIELD_SECONDS = 0.02
+"""Seconds after which a participant that yields to another tries again."""
 
+STATE_LIFETIME = 60.0
+"""Seconds without a permit after which what was learned is discarded."""
 
-OTHERS_TURN = 10
-"""While somebody goes first, one slot in so many is still for the others."""
-
-
-YIELDS = 0.02
-"""Seconds after which one who lets another go first looks again."""
-
-
-FORGOTTEN = 60.0
-"""Seconds without a slot after which what was learned counts no more."""
-
-
-LONGEST_AHEAD = 300.0
-"""Seconds ahead that a moment lies at most that can be true."""
-
-
-_FIXED = Struct(f"={9 + Rate.STATE}d")
-
-
-_ROW = Struct("=4d")
+MAX_AHEAD = 300.0
+"""Seconds ahead of now that a stored moment can be. Later ones are of another clock."""
 
 
-_STAMP, _CELLS, _ROW_CELLS = 0, _FIXED.size // 8, _ROW.size // 8
+class _Header(NamedTuple):
+    """The first fields of shared memory.
+
+    ``sequence`` counts writes by two and is odd while one is in progress, as in a seqlock. A process that is killed
+    then leaves an odd one, and the next reader starts from scratch. ``era`` differs where times mean something else.
+    """
+
+    sequence: int
+    version: int
+    participant_count: int
+    era: float
+    active_at: float
+    paused_until: float
+    last_token: int
+    priority_in_a_row: int
+    configured_rate: float
 
 
-_MOMENTS = _CELLS + PLACES * _ROW_CELLS
+class _Presence(NamedTuple):
+    """A row of the table of participants; ``priority_until`` is 0 without priority."""
+
+    token: int
+    until: float
+    configured_rate: float
+    priority_until: float
 
 
-Row = tuple[float, float, float, float]
-"""Who, present until when, requests a second that he was told, and until when he goes before others (0: never)."""
+_SEQUENCE, _HEADER, _RATE, _PRESENCE = Struct("=Q"), Struct("=QIIdddQQd"), Struct("=9d"), Struct("=Qddd")
+
+_TABLE_AT = _HEADER.size + _RATE.size
+_LOG_AT = _TABLE_AT + MAX_PARTICIPANTS * _PRESENCE.size
+_SEQUENCE_MASK = 2**64 - 1
 
 
-def cells_for(moments: int) -> int:
-    """Numbers of memory that a budget takes which remembers so many moments of sending."""
-    return _MOMENTS + 1 + moments
+def size_for(sends: int) -> int:
+    """Return the bytes of a shared quota whose log holds so many sends."""
+    return _LOG_AT + 8 * (1 + sends)
 
 
-def move(memory: "memoryview[float]", larger: "memoryview[float]") -> None:
-    """Writes what lies in a budget's memory into one with room for more moments."""
-    larger[:_MOMENTS] = memory[:_MOMENTS]
-    move_moments(memory[_MOMENTS:], larger[_MOMENTS:])
+def copy_quota(memory: "memoryview[int]", larger: "memoryview[int]") -> None:
+    """Copy a shared quota into a memory with room for more sends."""
+    larger[:_LOG_AT] = memory[:_LOG_AT]
+    copy_log(memory[_LOG_AT:].cast("d"), larger[_LOG_AT:].cast("d"))
 
 
 @dataclass(frozen=True, slots=True)
 class Participant:
-    """One who takes part: ``told`` requests a second are his bound for all; with ``priority`` he goes before others."""
+    """A process that takes permits: its ``configured_rate`` limits all; with ``priority`` it goes before others."""
 
-    told: float
+    configured_rate: float
     priority: bool = False
-    token: float = field(default_factory=lambda: float(1 + secrets.randbits(50)))
+    token: int = field(default_factory=lambda: 1 + secrets.randbits(50))
 
 
-class Slot(NamedTuple):
-    """A slot at a moment, under its number; or, without a number, the moment when to ask again.
-
-    ``many``: as many were due at that moment.
-    """
+class Permit(NamedTuple):
+    """Permission for some requests at a moment; ``number`` is that of the first in the log of sends."""
 
     at: float
-    number: int | None
-    many: int = 1
+    number: int
+    requests: int = 1
 
 
-class Budget:
-    """The budget of an account: whoever takes part takes slots of one chain, so that all together keep the quota.
+class Retry(NamedTuple):
+    """No permit yet: try again ``after`` a moment."""
 
-    Slots are taken one at a time, a moment ahead, so those who take part alternate, and one who dies leaves one slot
-    unused at most. The lowest rate that was told to any of them who is present counts, and what one learns by a
-    refusal, all know.
+    after: float
+
+
+class SharedQuota:
+    """The quota of an account. All participants take permits of one schedule, so together they stay within the quota.
+
+    Permits are taken a moment ahead, one at a time or those that are due, so participants alternate. One that dies
+    leaves one permit unused at most. The lowest configured rate of those present applies, and all learn from a
+    throttling response to one.
 
     Args:
-        told: requests a second at most; infinite looks for the quota.
-        memory: where it lies, of format ``d`` and ``cells_for`` cells; None is memory of this process alone.
+        configured_rate: requests a second at most; infinite searches for the quota.
+        memory: storage of ``size_for`` bytes; by default memory of this process alone.
 
     Attributes:
-        rate: how fast.
-        others: how many others are present.
-        bound: requests a second at most, whatever was told.
+        paused_until: moment until which nothing is sent.
+        other_participants: how many others are present.
+        rate_limit: requests a second at most, whatever is configured.
     """
 
-    def __init__(self, told: float, memory: "memoryview[float] | None" = None) -> None:
+    def __init__(self, configured_rate: float, memory: "memoryview[int] | None" = None) -> None:
         self._memory = memory
-        self._rows: list[Row] = []
-        self._asked_at = 0.0
-        self._last = 0.0
-        self._priority_in_a_row = 0.0
-        self.open_at = 0.0
-        self.others = 0
-        self.bound = math.inf
-        self._stamp = 0.0
-        moments = room_for(MOST_MOMENTS) if memory is None else memory[_MOMENTS:]
-        self.rate = Rate(told, Moments(moments))
+        self._presences: list[_Presence] = []
+        self._active_at = 0.0
+        self._last_token = self._priority_in_a_row = 0
+        self.paused_until = 0.0
+        self.other_participants = 0
+        self.rate_limit = math.inf
+        log = allocate_log(MAX_LOGGED_SENDS) if memory is None else memory[_LOG_AT:].cast("d")
+        self.rate = CubicRateController(configured_rate, SendLog(log))
 
-    def load(self, told: float, era: float, now: float) -> None:
-        """Reads what the others have written; begins anew where that is of another time, or nothing, or broken.
+    def load(self, configured_rate: float, era: float, now: float) -> None:
+        """Read what the others have written; start from scratch if it is of another time, empty or corrupt.
 
-        Args:
-            told: what to begin with.
-            era: a number that is another one where times mean something else, as after the machine has started anew.
-            now: seconds.
+        ``era`` is a number that differs where times mean something else, as after a restart of the machine.
         """
-        memory = self._shared
-        stamp, self._stamp = self._stamp, 0.0
-        known = stamp > 0 and stamp == memory[_STAMP]  # nobody else has written since
-        believed = known or self._read(memory, era, now + LONGEST_AHEAD)
-        last = max(self._asked_at, self.open_at)  # nobody asks in a long pause
-        if not believed or not now - FORGOTTEN <= last <= now + LONGEST_AHEAD:
-            memory[:] = array("d", bytes(8 * len(memory)))
-            self._rows = []
-            self._asked_at = self.open_at = self._last = self._priority_in_a_row = 0.0
-            self.rate = Rate(told, self.rate.moments)
+        memory, latest = self._shared_memory, now + MAX_AHEAD
+        is_valid = self._read(memory, era, latest)
+        last = max(self._active_at, self.paused_until)  # no participant takes permits in a long pause
+        if not is_valid or not now - STATE_LIFETIME <= last <= latest:
+            sequence = self._begin_write(memory)
+            memory[:] = bytes(len(memory))
+            _SEQUENCE.pack_into(memory, 0, sequence)
+            self._presences = []
+            self._active_at = self.paused_until = 0.0
+            self._last_token = self._priority_in_a_row = 0
+            self.rate = CubicRateController(configured_rate, self.rate.send_log)
 
-    def _read(self, memory: "memoryview[float]", era: float, latest: float) -> bool:
-        """Reads what lies there, if it can be true; no moment in it is later than ``latest`` then."""
-        (
-            stamp,
-            version,
-            its_era,
-            many,
-            self._asked_at,
-            self.open_at,
-            self._last,
-            self._priority_in_a_row,
-            bound,
-            *state,
-        ) = _FIXED.unpack_from(memory)
-        if not stamp > 0 or (version, its_era) != (VERSION, era):
+    def _read(self, memory: "memoryview[int]", era: float, latest: float) -> bool:
+        """Read the memory; return whether it is plausible, with no moment after ``latest``."""
+        header = _Header._make(_HEADER.unpack_from(memory))
+        if header.sequence % 2 or (header.version, header.era) != (VERSION, era):
             return False
-        sent = memory[_MOMENTS]
-        if not 0 <= many <= PLACES or not 0 <= sent < math.inf or not bound > 0:
+        state = RateState._make(_RATE.unpack_from(memory, _HEADER.size))
+        moments_are_plausible = header.active_at <= latest and header.paused_until <= latest
+        counts_are_plausible = header.participant_count <= MAX_PARTICIPANTS and self.rate.send_log.is_plausible
+        rates_are_plausible = header.configured_rate > 0 and state.is_plausible(latest)
+        if not (moments_are_plausible and counts_are_plausible and rates_are_plausible):
             return False
-        if not self._asked_at <= latest or not self.open_at <= latest or not self.rate.restored(bound, state, latest):
-            return False
-        self._rows = list(_ROW.iter_unpack(memory[_CELLS : _CELLS + int(many) * _ROW_CELLS]))
-        return all(told > 0 and until <= latest and before <= latest for _, until, told, before in self._rows)
+        self._active_at, self.paused_until = header.active_at, header.paused_until
+        self._last_token, self._priority_in_a_row = header.last_token, header.priority_in_a_row
+        self.rate.restore(header.configured_rate, state)
+        table = memory[_TABLE_AT : _TABLE_AT + header.participant_count * _PRESENCE.size]
+        self._presences = [_Presence._make(row) for row in _PRESENCE.iter_unpack(table)]
+        return all(
+            row.configured_rate > 0 and row.until <= latest and row.priority_until <= latest for row in self._presences
+        )
+
+    @staticmethod
+    def _begin_write(memory: "memoryview[int]") -> int:
+        """Mark the memory as being written and return the odd sequence number."""
+        sequence: int = _SEQUENCE.unpack_from(memory)[0] | 1
+        _SEQUENCE.pack_into(memory, 0, sequence)
+        return sequence
 
     def store(self, era: float) -> None:
-        """Writes it for the others."""
-        memory, rate = self._shared, self.rate
-        memory[_STAMP] = 0.0  # who is killed before the end leaves this, and all is begun anew
-        own = (self._asked_at, self.open_at, self._last, self._priority_in_a_row, rate.told)
-        _FIXED.pack_into(memory, 0, 0.0, VERSION, era, len(self._rows), *own, *rate.state)
-        for number, row in enumerate(self._rows):
-            _ROW.pack_into(memory, 8 * (_CELLS + number * _ROW_CELLS), *row)
-        memory[_STAMP] = self._stamp = random.random() or 1.0  # noqa: S311  one of its own: two may change the same
+        """Write the quota for the others."""
+        memory, rate = self._shared_memory, self.rate
+        sequence = self._begin_write(memory)
+        active = self._active_at, self.paused_until, self._last_token, self._priority_in_a_row
+        header = _Header(sequence, VERSION, len(self._presences), era, *active, rate.configured_rate)
+        _HEADER.pack_into(memory, 0, *header)
+        _RATE.pack_into(memory, _HEADER.size, *rate.state)
+        for number, row in enumerate(self._presences):
+            _PRESENCE.pack_into(memory, _TABLE_AT + number * _PRESENCE.size, *row)
+        _SEQUENCE.pack_into(memory, 0, (sequence + 1) & _SEQUENCE_MASK)
 
     @property
-    def _shared(self) -> "memoryview[float]":
+    def _shared_memory(self) -> "memoryview[int]":
         if self._memory is None:
-            raise RuntimeError("this budget is not shared")
+            raise RuntimeError("this quota is not shared")
         return self._memory
 
-    def reserve(self, one: Participant, now: float, most: int = 1) -> Slot:
-        """The next slot, if it is near enough and his turn; or when to ask again.
+    def reserve(self, participant: Participant, limit: int, now: float) -> Permit | Retry:
+        """Return the next permit if it is near enough and the participant's turn, else when to try again.
 
-        Args:
-            one: who asks.
-            now: seconds.
-            most: how many slots he takes if they are due; those that are not yet are taken one by one.
+        It is for up to ``limit`` requests if so many are due. Those that are not yet due are taken singly.
         """
-        self._asked_at = now
-        rows = [row for row in self._rows if row[0] != one.token and row[1] > now]
-        self.others = len(rows)
-        self.rate.told = min(self.bound, one.told, *(row[2] for row in rows))
-        slot = self._slot(one, now, most, yields=any(row[3] > now for row in rows) if rows else False)
-        until = max(now, slot.at)
-        rows.append((one.token, until + PRESENT, one.told, until + BEFORE if one.priority else 0.0))
-        self._rows = rows[-PLACES:]
-        return slot
+        self._active_at = now
+        others = [row for row in self._presences if row.token != participant.token and row.until > now]
+        self.other_participants = len(others)
+        configured = participant.configured_rate
+        self.rate.configured_rate = min(self.rate_limit, configured, *(row.configured_rate for row in others))
+        yields = not participant.priority and any(row.priority_until > now for row in others)
+        permit = self._next_permit(participant, now, limit, yields=yields)
+        until = max(now, permit[0])
+        priority_until = until + PRIORITY_TIMEOUT if participant.priority else 0.0
+        others.append(_Presence(participant.token, until + PRESENCE_TIMEOUT, configured, priority_until))
+        self._presences = others[-MAX_PARTICIPANTS:]
+        return permit
 
-    def _slot(self, one: Participant, now: float, most: int, *, yields: bool) -> Slot:
-        if yields and not one.priority and self._priority_in_a_row < OTHERS_TURN - 1:
-            return Slot(now + YIELDS, None)
-        at = max(self.rate.next_at(), self.open_at)
-        ahead = 0.0 if not self.others else AHEAD_AGAIN if self._last == one.token else AHEAD
+    def _next_permit(self, participant: Participant, now: float, limit: int, *, yields: bool) -> Permit | Retry:
+        if yields and self._priority_in_a_row < SHARE_WITHOUT_PRIORITY - 1:
+            return Retry(now + YIELD_SECONDS)
+        at = max(self.rate.next_permit_at(), self.paused_until)
+        ahead = 0.0
+        if self.other_participants:
+            ahead = AHEAD_IN_A_ROW if self._last_token == participant.token else AHEAD
         if at > now + ahead:
-            return Slot(at - ahead, None)
-        self._last = one.token
-        self._priority_in_a_row = self._priority_in_a_row + 1 if one.priority else 0.0
+            return Retry(at - ahead)
+        self._last_token = participant.token
+        in_a_row = min(self._priority_in_a_row, SHARE_WITHOUT_PRIORITY) + 1
+        self._priority_in_a_row = in_a_row if participant.priority else 0
         at = max(at, now)
-        number, many = self.rate.sent(at), 1
-        while many < most and self.rate.next_at() <= now:
-            self.rate.sent(at)
-            many += 1
-        return Slot(at, number, many)
+        number = self.rate.on_sent(at)
+        return Permit(at, number, 1 + self.rate.send_due(at, now, limit - 1))
 
-    def confirm(self, slot: Slot, now: float) -> float | None:
-        """The moment of a slot that is used ``now``; None if it does not hold, for a pause began meanwhile."""
-        if self.open_at > now:
+    def confirm(self, permit: Permit, now: float) -> float | None:
+        """Return the moment of a permit that is used ``now``, or None if a pause began in the meantime."""
+        if self.paused_until > now:
             return None
-        if slot.number is not None:
-            self.rate.moments.correct(slot.number, now)
+        self.rate.send_log.correct(permit.number, now)
         return now
 
-    def refused(self, sent_at: float, now: float) -> None:
-        """The request that was sent at ``sent_at`` was refused for the quota, as is known ``now``."""
-        self._asked_at = max(self._asked_at, now)
-        self.open_at = max(self.open_at, self.rate.refused(sent_at, now))
+    def on_success(self, sent_at: float, count: int, _now: float) -> None:
+        """Record that ``count`` requests sent at ``sent_at`` were not throttled."""
+        self.rate.on_success(sent_at, count)
 
-    def pause(self, until: float) -> None:
-        """Nothing is sent ``until`` then; a longer pause that is under way stays."""
-        self.open_at = max(self.open_at, until)
+    def on_throttled(self, sent_at: float, received_at: float, _now: float) -> None:
+        """Record a throttling response to the request sent at ``sent_at``."""
+        self._active_at = max(self._active_at, received_at)
+        self.paused_until = max(self.paused_until, self.rate.on_throttled(sent_at, received_at))
+
+    def pause(self, until: float, _now: float) -> None:
+        """Send nothing ``until`` a moment. A longer pause stays."""
+        self.paused_until = max(self.paused_until, until)
+
+    def refresh(self, _now: float) -> None:
+        """Change nothing: a transaction with it stores the recorded events, and loads what others stored."""
+
+
+class Command(NamedTuple, Generic[T]):
+    """A change of a quota as a value: a method of ``SharedQuota``, and its arguments but for the time."""
+
+    method: Callable[..., T]
+    arguments: tuple[object, ...] = ()
+
+    def apply(self, quota: SharedQuota, now: float) -> T:
+        """Change the quota and return the result. A result that could not be stored is dropped, and applied again."""
+        return self.method(quota, *self.arguments, now)

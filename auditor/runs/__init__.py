@@ -1,1 +1,1 @@
-"""Run folders: written, sealed, verified, removed."""
+"""Run folders: their files, locks, journals and manifest; sealing, verification, recovery and deletion."""

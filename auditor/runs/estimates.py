@@ -1,142 +1,104 @@
-"""What a run that asked a random sample tells of its whole fleet, and the intervals in its inventory.
+"""What a sampled run shows of its complete fleet, and how often carried results are outdated.
 
-How often it was wrong to carry an answer, by some that were asked all the same; and what is carried unasked.
+The intervals of the view ``inventory``, the summary of a sample, the spot check of carried results, and the devices
+whose result is carried although they were selected for a query.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import duckdb
 
 from auditor.runs.folder import FLEET, PLAN
 from auditor.runs.manifest import Recheck
-from auditor.runs.views import INVENTORY, device_key
+from auditor.runs.views import INVENTORY
 from auditor.stats.intervals import Interval, error_rate
-from auditor.stats.stratified import Tallies, read_tallies
-from auditor.storage.database import parquet
+from auditor.stats.stratified import StratifiedCounts
+from auditor.storage.database import Database, device_key_sql, parquet, scalar
+from auditor.storage.json_types import Count, NonEmptyText, PositiveCount, Share
 
 CONFIDENCE = 0.95
-"""How often an interval holds what it is about; ``auditor.inventory.intervals`` is made for it."""
+"""Probability that an interval contains the true value; ``auditor.stats.intervals`` is made for it."""
 
+MAX_SHARES, MAX_SHARES_TIMES_STRATA = 1_000, 200_000
+"""Versions in a sample's summary; fewer in a fleet of many products, since each is computed for each stratum."""
 
-ROWS, STRATA = 1_000, 200_000
-"""Versions of which the share of the whole fleet is told at most; fewer in a fleet of many products, for each of them
-is looked at for each version."""
+MIN_SHARES = 20
+"""Versions in a sample's summary whatever the number of strata."""
 
-
-FEWEST = 20
-"""So many versions are told of whatever the fleet."""
-
-
-NAMES = 250_000
-"""Characters of their names together: what stands before the rows of a file is read at once."""
-
+MAX_NAME_CHARACTERS = 250_000
+"""Total length of the names in a sample's summary: a reader loads the head of a file as a whole."""
 
 _DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class FleetShare:
-    """A version of a module, over all products and accounts, by what a sample showed.
+    """A version of a module over all products and accounts, estimated from a sample.
 
     Attributes:
         module_name: the module.
-        module_version: the version.
-        devices: how many devices were seen to run it.
-        fleet: its share of all devices of the fleet.
-        module: its share of those that report the module.
+        module_version: the version; may be empty.
+        devices: devices of the sample that run it.
+        of_fleet: its share of all devices of the fleet.
+        of_module: its share of the devices with the module.
     """
 
-    module_name: str
+    module_name: NonEmptyText
     module_version: str
-    devices: int
-    fleet: Interval
-    module: Interval
+    devices: PositiveCount
+    of_fleet: Interval
+    of_module: Interval
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """What a sample tells of its fleet.
+class SampleSummary:
+    """What a random sample shows of the complete fleet.
 
     Attributes:
-        devices: the fleet's.
-        drawn: devices that were drawn.
-        answered: those of them that were answered.
-        known: devices that were never activated, as the platform lists them: these are certain without a question.
-        unseen: the most that is likely to be the part of the fleet that runs a version that no answer shows; None
-            where nothing was answered.
-        fleet: the most frequent versions, the most frequent first.
-        left_out: how many others were seen.
+        devices: devices of the fleet.
+        sampled: devices in the sample.
+        answered: sampled devices with a conclusive answer.
+        never_activated: devices that were never activated, as the platform lists them; they need no query.
+        confidence: confidence of the intervals.
+        unseen: upper limit of the share of a version that the sample does not contain; null: no answer.
+        fleet: the most frequent versions over all accounts and products, the most frequent first.
+        omitted: how many more versions the sample contains.
     """
 
-    devices: int
-    drawn: int
-    answered: int
-    known: int
-    unseen: float | None
+    devices: PositiveCount
+    sampled: Count
+    answered: Count
+    never_activated: Count
+    confidence: float
+    unseen: Share | None
     fleet: tuple[FleetShare, ...]
-    left_out: int
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """As it stands in JSON, under the key ``sample``."""
-        return {
-            "devices": self.devices,
-            "drawn": self.drawn,
-            "answered": self.answered,
-            "known": self.known,
-            "confidence": CONFIDENCE,
-            "unseen": self.unseen,
-            "fleet": [
-                {"module_name": each.module_name, "module_version": each.module_version, "devices": each.devices}
-                | {"of_fleet": _limits(each.fleet), "of_module": _limits(each.module)}
-                for each in self.fleet
-            ],
-            "left_out": self.left_out,
-        }
+    omitted: Count
 
 
-def is_sample(database: duckdb.DuckDBPyConnection) -> bool:
-    """Whether there are devices that were not drawn, by the view ``devices``."""
-    return bool(database.execute("SELECT 1 FROM devices WHERE source = 'unsampled' LIMIT 1").fetchall())
-
-
-def may_be_sample(folder: Path, *, sealed: bool) -> bool:
-    """Whether it is worth a look: without a plan nothing was drawn, and a run's lines take long to read."""
+def may_be_sampled(folder: Path, *, sealed: bool) -> bool:
+    """Return whether a run can be a sample. A live run has a plan then; without one its lines need not be read."""
     return sealed or (folder / PLAN).is_file()
 
 
-def define_estimates(database: duckdb.DuckDBPyConnection, folder: Path) -> Tallies | None:
-    """Gives the view ``inventory`` of a sampled run the columns ``low`` and ``high``; others keep theirs.
+def define_estimates(database: Database, folder: Path) -> StratifiedCounts | None:
+    """Add the columns ``low`` and ``high`` to the view ``inventory`` of a sampled run; other runs keep theirs.
 
-    These are the limits of ``share``, 95 times of a hundred. What is certain has three times the same number.
-
-    Args:
-        database: with the views ``devices``, ``modules`` and ``inventory``.
-        folder: the run folder, for its fleet.
-
-    Returns:
-        What the sample showed; None where the run is none.
+    They are the limits of the 95% confidence interval of ``share``. What is certain has the same number three times.
+    The database has the views of the run. Returns the counts of the sample; None: the run is not sampled.
     """
-    if not is_sample(database):
+    if not database.execute("SELECT 1 FROM devices WHERE source = 'unsampled' LIMIT 1").fetchall():
         return None
-    tallies = read_tallies(database, parquet(folder / FLEET))
-    found = [
-        (*each.version[:2], each.known_as, each.version.module_version, each.interval.low, each.interval.high)
-        for each in tallies.shares("product")
+    counts = read_stratified_counts(database, parquet(folder / FLEET))
+    estimates = [
+        (*share.version[:2], share.module_key, share.version.module_version, share.interval.low, share.interval.high)
+        for share in counts.shares("product")
     ]
-    kinds = ["VARCHAR"] * 4 + ["DOUBLE"] * 2
-    names = ("account", "product_key", "known_as", "module_version", "low", "high")
-    columns = ", ".join(
-        f"unnest(${at}::{kind}[]) AS {name}" for at, (kind, name) in enumerate(zip(kinds, names, strict=True), 1)
-    )
-    database.execute(
-        f"CREATE TABLE estimates AS SELECT {columns}",
-        [list(column) for column in zip(*found, strict=True)] or [[]] * len(names),
-    )
-    # Nothing is known of what somebody else's file has of devices that are none of the fleet. And where a product's
-    # devices are named in both ways its share is no estimate of one stratum: the interval has both.
+    kinds = dict.fromkeys(("account", "product_key", "module_key", "module_version"), "VARCHAR")
+    kinds |= {"low": "DOUBLE", "high": "DOUBLE"}
+    columns = ", ".join(f"unnest(${at}::{kind}[]) AS {name}" for at, (name, kind) in enumerate(kinds.items(), 1))
+    values = [list(column) for column in zip(*estimates, strict=True)] or [[]] * len(kinds)
+    database.execute(f"CREATE TABLE estimates AS SELECT {columns}", values)
+    # A foreign file may have modules of devices that are not in the fleet: they have no estimate. And where a product's
+    # devices are named in both ways, its share is no estimate of one stratum: the interval contains both.
     limits = (
         f"round(least(i.share, coalesce(e.low, 0)), {_DIGITS}) AS low, "
         f"round(greatest(i.share, coalesce(e.high, 1)), {_DIGITS}) AS high"
@@ -144,35 +106,36 @@ def define_estimates(database: duckdb.DuckDBPyConnection, folder: Path) -> Talli
     database.execute(
         f"CREATE OR REPLACE VIEW inventory AS SELECT i.*, {limits} FROM ({INVENTORY}) i LEFT JOIN estimates e "
         "ON i.account = e.account AND i.product_key IS NOT DISTINCT FROM e.product_key "
-        "AND lower(i.module_name) = e.known_as AND i.module_version = e.module_version "
+        "AND lower(i.module_name) = e.module_key AND i.module_version = e.module_version "
         "ORDER BY i.account, i.product_key, i.module_name, i.devices DESC, i.module_version"
     )
-    return tallies
+    return counts
 
 
-def sample_of(database: duckdb.DuckDBPyConnection, tallies: Tallies) -> Sample:
-    """What a sample tells of the whole fleet, from the view ``devices`` and what ``define_estimates`` gave."""
-    devices, drawn, answered = database.execute(
+def summarize_sample(database: Database, counts: StratifiedCounts) -> SampleSummary:
+    """Return what a sample shows of the complete fleet; ``counts`` is the result of ``define_estimates``."""
+    devices, sampled, answered = database.execute(
         "SELECT count(*), count(*) FILTER (source IS DISTINCT FROM 'unsampled'), "
         "count(*) FILTER (status IN ('ok', 'empty', 'not_found')) FROM devices"
     ).fetchone() or (0, 0, 0)
-    most = max(FEWEST, min(ROWS, STRATA // max(1, len(tallies.devices))))
-    of_module = {each.version: each.interval for each in tallies.shares("module", most, frequent=True)}
-    shares, room = [], NAMES
-    for each in tallies.shares("fleet", most, frequent=True):
-        names = each.version[2:]
-        if each.version in of_module and (room := room - sum(map(len, names))) >= 0:
-            of_fleet, within = _rounded(each.interval), _rounded(of_module[each.version])
-            shares.append(FleetShare(*names, each.running, of_fleet, within))
-    unseen = tallies.unseen_in_fleet()
-    return Sample(
+    limit = max(MIN_SHARES, min(MAX_SHARES, MAX_SHARES_TIMES_STRATA // max(1, len(counts.devices))))
+    of_module = {share.version: share.interval for share in counts.shares("module", limit, frequent=True)}
+    shares, characters_left = [], MAX_NAME_CHARACTERS
+    for share in counts.shares("fleet", limit, frequent=True):
+        names = share.version[2:]
+        if share.version in of_module and (characters_left := characters_left - sum(map(len, names))) >= 0:
+            intervals = (_rounded(share.interval), _rounded(of_module[share.version]))
+            shares.append(FleetShare(*names, share.on_version, *intervals))
+    unseen = counts.unseen_fleet_share()
+    return SampleSummary(
         devices=devices,
-        drawn=drawn - tallies.certain,
-        answered=answered - tallies.certain,
-        known=tallies.certain,
+        sampled=sampled - counts.certain,
+        answered=answered - counts.certain,
+        never_activated=counts.certain,
+        confidence=CONFIDENCE,
         unseen=None if unseen is None else round(unseen, _DIGITS),
         fleet=tuple(shares),
-        left_out=tallies.versions - len(shares),
+        omitted=counts.version_count - len(shares),
     )
 
 
@@ -180,59 +143,87 @@ def _rounded(interval: Interval) -> Interval:
     return Interval(*(round(number, _DIGITS) for number in (interval.share, interval.low, interval.high)))
 
 
-def _limits(interval: Interval) -> dict[str, float]:
-    return {"share": interval.share, "low": interval.low, "high": interval.high}
+def read_stratified_counts(database: Database, fleet: str | None = None) -> StratifiedCounts:
+    """Return the sample counts of a run, from its views ``devices`` and ``modules``.
+
+    ``fleet`` is the SQL that reads ``fleet.parquet``, which is needed if devices are named only by iot_id.
+    """
+    counts = StratifiedCounts()
+    stratum = "product_key"
+    if fleet is not None and database.execute(f"SELECT 1 FROM {fleet} WHERE product_key IS NULL LIMIT 1").fetchall():
+        stratum = "stratum"
+        database.execute(
+            f"CREATE OR REPLACE TEMP VIEW strata AS SELECT d.*, f.product_key AS stratum FROM devices d "
+            f"JOIN (SELECT ordinal, product_key FROM {fleet}) f USING (ordinal)"
+        )
+    else:
+        database.execute("CREATE OR REPLACE TEMP VIEW strata AS FROM devices")
+    certain = "reason IS NOT DISTINCT FROM 'never_activated' AND attempts = 0"
+    answered = "status IN ('ok', 'empty', 'not_found')"
+    rows = database.execute(
+        f"SELECT account, {stratum}, count(*) FILTER (NOT ({certain})), "
+        f"count(*) FILTER ({answered} AND NOT ({certain})), count(*) FILTER ({certain}) FROM strata GROUP BY ALL "
+        "ORDER BY ALL"  # the last digit of a sum of fractions depends on the order
+    ).fetchall()
+    for account, key, devices, sampled, never_activated in rows:
+        counts.certain += never_activated
+        if devices:
+            counts.devices[account, key] = devices
+            counts.sampled[account, key] = sampled
+    same = " AND ".join(f"d.{name} IS NOT DISTINCT FROM m.{name}" for name in ("product_key", "device_name", "iot_id"))
+    column, join = "m.product_key", ""
+    if stratum == "stratum":
+        column, join = "d.stratum", f"JOIN (FROM strata WHERE status = 'ok') d ON d.account = m.account AND {same} "
+    by_version = (
+        f"SELECT m.account, {column}, m.product_key, max(m.module_name), lower(m.module_name) AS module_key, "
+        f"m.module_version, count(*) FROM modules m {join}GROUP BY ALL ORDER BY ALL"
+    )
+    for account, key, product_key, name, module_key, version, devices in database.execute(by_version).fetchall():
+        if counts.sampled[account, key]:  # otherwise the product is not in the fleet
+            counts.add((account, key), (account, product_key), name, version, devices, module_key=module_key)
+    database.execute("DROP VIEW strata")
+    return counts
 
 
-VERSIONS = (
+MODULE_VERSIONS = (
     "list_sort(list_transform({0}, lambda module: lower(module.module_name) || chr(0) || module.module_version))"
 )  # fmt: skip
-"""Modules of an answer as a list that is the same if they are; names are the same regardless of case."""
+"""SQL of an answer's modules as a list that is equal if the modules are; names are equal regardless of case."""
 
 
-def count_rechecked(database: duckdb.DuckDBPyConnection, carried: int) -> Recheck | None:
-    """How often carrying was wrong, from the views ``planned`` and ``lines``; None where nothing was to be checked.
+def read_recheck(database: Database, carried: int) -> Recheck | None:
+    """Return the result of the spot check of carried results; None: no device was checked.
 
-    Args:
-        database: with the live views of a run.
-        carried: devices whose answers were chosen to be carried, without those that were asked all the same.
+    ``carried`` is the number of devices whose results were selected to be carried, without the checked ones.
     """
-    asked = database.execute("SELECT count(*) FROM planned WHERE why = 'recheck'").fetchall()[0][0]
-    if not asked:
+    checked = scalar(database, "SELECT count(*) FROM planned WHERE selection_reason = 'recheck'")
+    if not checked:
         return None
-    other = f"p.status <> l.status OR {VERSIONS.format('p.modules')} <> {VERSIONS.format('l.modules')}"
-    # A device that the fleet names in both ways has a line of either name, and is one in the plan by each.
-    met = _met(
-        "JOIN",
-        f"{device_key('p.account', 'p.product_key', 'p.device_name', 'p.iot_id')} AS key, {other} AS wrong",
-        "why = 'recheck'",
-        "asked",
-    )
-    parts = f"SELECT key, bool_or(wrong) AS wrong FROM ({met}) GROUP BY key"
-    answered, wrong = database.execute(f"SELECT count(*), count(*) FILTER (wrong) FROM ({parts})").fetchone() or (0, 0)
-    found = Recheck(carried + asked, asked, answered, wrong)
+    changed = f"p.status <> l.status OR {MODULE_VERSIONS.format('p.modules')} <> {MODULE_VERSIONS.format('l.modules')}"
+    # Aliases of one device have a line under either name, and one row in the plan for each.
+    columns = f"{device_key_sql('p.')} AS key, {changed} AS changed"
+    answers = _planned_answers("JOIN", columns, "selection_reason = 'recheck'", "queried")
+    devices = f"SELECT key, bool_or(changed) AS changed FROM ({answers}) GROUP BY key"
+    query = f"SELECT count(*), count(*) FILTER (changed) FROM ({devices})"
+    answered, different = database.execute(query).fetchone() or (0, 0)
+    recheck = Recheck(carried + checked, checked, answered, different)
     if not answered:
-        return found
-    rate = error_rate(carried + asked, answered, wrong)
-    return replace(found, rate=round(rate.share, 8), low=round(rate.low, 8), high=round(rate.high, 8))
+        return recheck
+    rate = error_rate(carried + checked, answered, different)
+    return replace(recheck, rate=round(rate.share, 8), low=round(rate.low, 8), high=round(rate.high, 8))
 
 
-def count_unreached(database: duckdb.DuckDBPyConnection) -> int:
-    """Devices that were to be asked and were not, and whose known answers are carried all the same.
-
-    From the views ``planned`` and ``lines``.
-    """
-    met = _met("SEMI JOIN", "p.account", "true", "carried")
-    found: int = database.execute(f"SELECT count(*) FROM ({met})").fetchall()[0][0]
-    return found
+def count_not_reached(database: Database) -> int:
+    """Count the devices that were selected and not queried, and whose previous results are carried instead."""
+    return scalar(database, f"SELECT count(*) FROM ({_planned_answers('SEMI JOIN', 'p.account', 'true', 'carried')})")
 
 
-def _met(join: str, columns: str, condition: str, source: str) -> str:
-    """The SQL of the devices of a plan (``p``) that have an answer (``l``) of a source."""
+def _planned_answers(join: str, columns: str, condition: str, source: str) -> str:
+    """Return the SQL of the devices of a plan (``p``) that have an answer (``l``) of a source."""
     return " UNION ALL ".join(
-        f"SELECT {columns} FROM (FROM planned WHERE {condition} AND iot_id IS {word}NULL) p "
+        f"SELECT {columns} FROM (FROM planned WHERE {condition} AND iot_id IS {negation}NULL) p "
         f"{join} (FROM lines WHERE source = '{source}') l ON p.account = l.account AND {on}"
-        for word, on in (
+        for negation, on in (
             ("NOT ", "p.iot_id = l.iot_id"),
             ("", "p.product_key = l.product_key AND p.device_name = l.device_name"),
         )

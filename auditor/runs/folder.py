@@ -1,185 +1,199 @@
-"""The files of a run folder, and how runs are found."""
+"""The files of a run folder, and the runs of a directory."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
 from auditor.errors import RunFolderError, UsageError
-from auditor.runs.manifest import MANIFEST, Manifest, file_facts, read_manifest
+from auditor.runs.manifest import MANIFEST, Manifest, file_info, read_manifest
+from auditor.storage.files import translate_os_errors
 
 log = structlog.get_logger()
 
-
 FLEET = "fleet.parquet"
-
-
-ANSWERED = "devices.jsonl"
-
-
-FAILED = "failures.jsonl"
-
-
+RESULTS = "devices.jsonl"
+FAILURES = "failures.jsonl"
 PRODUCTS = "products.jsonl"
-
-
 PLAN = "plan.parquet"
-
-
 CARRIED = "carried.parquet"
-
-
 DEVICES = "devices.parquet"
-
-
 MODULES = "modules.parquet"
-
-
 INVENTORY_CSV = "inventory.csv"
-
-
 INVENTORY_JSON = "inventory.json"
-
 
 SEALED = (DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)
 
-
 REPORT_HTML = "report.html"
-
-
 INVENTORY_XLSX = "inventory.xlsx"
 
+PRESENTATION_FILES = (REPORT_HTML, INVENTORY_XLSX)
+"""Files that hooks make of a sealed run for people. They are outside the run's contract; a resume removes them."""
 
-SHOWN = (REPORT_HTML, INVENTORY_XLSX)
-"""What is made of a sealed run for people, if the settings say so; no part of its contract, and gone on resume."""
 
-
-def refuse_own_file(path: Path) -> None:
-    """Refuses to write what is a run's own, which nothing but an audit may change.
-
-    Raises:
-        UsageError: the path is a file of a run folder.
-    """
-    own = (MANIFEST, FLEET, ANSWERED, FAILED, PRODUCTS, PLAN, CARRIED, *SEALED)
+def refuse_run_file(path: Path) -> None:
+    """Raise UsageError for a file that belongs to a run, which only an audit may change."""
+    own = (MANIFEST, FLEET, RESULTS, FAILURES, PRODUCTS, PLAN, CARRIED, *SEALED)
     target = Path(os.path.realpath(path))
     if target.name in own and (target.parent / MANIFEST).is_file():
-        raise UsageError(f"{path}: is a file of a run, which nothing may change; give another path")
+        raise UsageError(f"{path}: is a file of a run and cannot be overwritten; give another path")
 
 
-def runs_in(directory: Path) -> tuple[list[tuple[Manifest, Path]], list[RunFolderError]]:
-    """The runs in a directory, the newest first, and what is wrong with those whose manifest cannot be read.
+class StoredRun(NamedTuple):
+    """A run folder and its manifest."""
 
-    Hidden folders are not looked at, and links are not followed.
+    manifest: Manifest
+    folder: Path
 
-    Raises:
-        RunFolderError: the directory cannot be read.
+    @property
+    def ended(self) -> bool:
+        """Whether the run is neither in progress nor killed."""
+        return self.manifest.state != "running"
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the run is read from its Parquet files."""
+        return is_sealed(self.folder, self.manifest)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every device of the complete fleet has a conclusive answer."""
+        return self.manifest.state == "complete" and not self.manifest.fleet.cut
+
+
+class RunCatalog:
+    """The runs of a directory, as they were when it was read. Hidden folders and links are skipped.
+
+    With ``missing_ok``, a directory that does not exist is an empty one. One that cannot be read raises RunFolderError.
+
+    Attributes:
+        runs: the newest first.
+        unreadable: what is wrong with run folders whose manifest cannot be read.
     """
-    runs, broken = [], []
-    try:
-        folders = [path for path in directory.iterdir() if not path.name.startswith(".") and not path.is_symlink()]
-    except OSError as error:
-        raise RunFolderError(f"{directory}: cannot be read: {error.strerror}") from error
-    for folder in folders:
-        if (folder / MANIFEST).is_file():  # and not gone since: another process may prune
-            try:
-                runs.append((read_manifest(folder), folder))
-            except RunFolderError as error:
-                broken.append(error)
-    runs.sort(key=lambda run: (run[0].started_at, run[1].name), reverse=True)
-    return runs, broken
+
+    def __init__(self, directory: Path, *, missing_ok: bool = False) -> None:
+        self.directory = directory
+        self.runs: list[StoredRun] = []
+        self.unreadable: list[RunFolderError] = []
+        if missing_ok and not directory.exists():
+            return
+        with translate_os_errors(f"{directory}: cannot be read", RunFolderError):
+            folders = [path for path in directory.iterdir() if not path.name.startswith(".") and not path.is_symlink()]
+        for folder in folders:
+            if (folder / MANIFEST).is_file():  # another process may delete the folder in between
+                try:
+                    self.runs.append(StoredRun(read_manifest(folder), folder))
+                except RunFolderError as error:
+                    self.unreadable.append(error)
+        self.runs.sort(key=lambda run: (run.manifest.started_at, run.folder.name), reverse=True)
+
+    def named(self, name: str) -> list[StoredRun]:
+        """Return the runs of one name, the newest first."""
+        return [run for run in self.runs if run.manifest.name == name]
+
+    def latest(
+        self, name: str | None = None, *, ended: bool = False, sealed: bool = False, complete: bool = False
+    ) -> StoredRun | None:
+        """Return the newest run, of a name or of all, that meets the conditions of ``StoredRun``; None: none does."""
+        for run in self.runs if name is None else self.named(name):
+            if (run.ended or not ended) and (run.complete or not complete) and (run.sealed or not sealed):
+                return run
+        return None
+
+    def previous(self, manifest: Manifest, folder: Path) -> StoredRun | None:
+        """Return the newest ended run of the same name that began before a run; None if there is none."""
+        own = (manifest.started_at, folder.name)
+        earlier = (run for run in self.named(manifest.name) if (run.manifest.started_at, run.folder.name) < own)
+        return next((run for run in earlier if run.ended), None)
+
+    def baseline(self, name: str) -> StoredRun | None:
+        """Return the run that ``since = "last"`` refers to; None if there is none.
+
+        It is the newest finished run of the name with no pending device; without one, the newest finished run. Samples
+        and runs of an incomplete fleet (``--limit``, ``--account``) do not qualify, nor do runs without any answer.
+        The run's files are not read.
+        """
+        finished = [
+            run
+            for run in self.named(name)
+            if run.manifest.finished_at is not None
+            and run.sealed
+            and (run.manifest.selection is None or run.manifest.selection.strategy != "sample")
+            and not run.manifest.fleet.cut
+            and run.manifest.devices.ok + run.manifest.devices.empty + run.manifest.devices.not_found
+        ]
+        return next((run for run in finished if not run.manifest.devices.pending), finished[0] if finished else None)
+
+    def log_unreadable(self) -> None:
+        """Log a warning for each run that cannot be read."""
+        for error in self.unreadable:
+            log.warning("run skipped", reason=str(error))
 
 
 def find_run(path: Path) -> Path:
-    """The run folder that a path means: itself, or the newest run in a folder of runs.
+    """Return the run folder that a path refers to: itself, or the newest run in a directory of runs.
 
     Raises:
-        RunFolderError: neither; or none of the runs in it can be read, and what is wrong with the first.
+        RunFolderError: it is neither; or no run in it can be read, with the error of the first.
     """
-    try:
+    with translate_os_errors(f"{path}: cannot be read", RunFolderError):
         if (path / MANIFEST).is_file():
             return path
         if not path.is_dir():
-            raise RunFolderError(f"{path}: is no folder")
-    except OSError as error:
-        raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
-    runs, broken = runs_in(path)
-    for problem in broken:
-        log.warning("a run is passed over", reason=str(problem))
-    if runs:
-        return runs[0][1]
-    if broken:
-        raise broken[0]
-    raise RunFolderError(f"{path}: is not a run folder: it has no {MANIFEST}, and no run lies in it")
+            raise RunFolderError(f"{path}: is not a folder; give a run folder or a directory of runs")
+    catalog = RunCatalog(path)
+    catalog.log_unreadable()
+    if run := catalog.latest():
+        return run.folder
+    if catalog.unreadable:
+        raise catalog.unreadable[0]
+    raise RunFolderError(f"{path}: is not a run folder (it has no {MANIFEST}) and contains no run")
 
 
 _IDENTITY = ("account", "product_key", "device_name", "iot_id")
 
+TEXT_COLUMNS = {DEVICES: (*_IDENTITY, "status"), MODULES: (*_IDENTITY, "module_name", "module_version")}
+"""Columns that are text: a foreign Parquet file may hold dates or bytes under these names."""
 
-_COLUMNS = {DEVICES: (*_IDENTITY, "status"), MODULES: (*_IDENTITY, "module_name", "module_version")}
-"""Columns that are text: a Parquet file that somebody else wrote may hold dates or bytes under these names."""
+
+def sealed_file_names(folder: Path, listed: Container[str] = ()) -> tuple[str, ...]:
+    """Return the names of a sealed run's files; products, plan and carried results if they exist or are listed."""
+    optional = (name for name in (PRODUCTS, PLAN, CARRIED) if name in listed or (folder / name).exists())
+    return (FLEET, RESULTS, FAILURES, *optional, *SEALED)
 
 
 def is_sealed(folder: Path, manifest: Manifest) -> bool:
-    """Whether a run is read from its Parquet files; else it is from its lines."""
-    return manifest.state != "running" and all((folder / name).is_file() for name in _COLUMNS)
+    """Return whether a run is read from its Parquet files; otherwise it is read from its lines."""
+    return manifest.state != "running" and all((folder / name).is_file() for name in TEXT_COLUMNS)
 
 
-def run_to_carry_from(directory: Path, name: str, since: str) -> Path | None:
-    """The run whose answers are carried; None: there is none yet.
+def find_baseline(directory: Path, name: str, since: str) -> Path | None:
+    """Return the run folder whose answers are carried forward; None: there is no such run yet.
 
-    Of the runs of a name the newest that ended is meant in which no device is left to ask; where there is none, the
-    newest that ended at all. A sample knows too little, so does a run of a part of a fleet (``--limit``,
-    ``--account``), and a run in which nothing was answered knows nothing.
-
-    Args:
-        directory: where runs lie.
-        name: whose.
-        since: ``last``, or a run folder.
+    ``since`` is a run folder, or ``last``: see ``RunCatalog.baseline``.
 
     Raises:
-        RunFolderError: the one that is named is no run, is not sealed, or was changed since.
+        RunFolderError: the run is none, is not sealed, or was changed since it was sealed.
     """
     if since != "last":
         folder = find_run(Path(since))
         if not is_sealed(folder, read_manifest(folder)):
-            raise RunFolderError(f"{folder}: is not sealed, so its answers cannot be carried; resume it first")
-        return _unchanged(folder)
-    if not directory.exists():
-        return None
-    runs, broken = runs_in(directory)
-    for error in broken:
-        log.warning("a run is passed over", reason=str(error))
-    found = newest_to_carry_from(runs, name)
-    return None if found is None else _unchanged(found)
+            raise RunFolderError(f"{folder}: is not sealed, so its answers cannot be carried forward; resume it first")
+        return _verified(folder)
+    catalog = RunCatalog(directory, missing_ok=True)
+    catalog.log_unreadable()
+    run = catalog.baseline(name)
+    return None if run is None else _verified(run.folder)
 
 
-def newest_to_carry_from(runs: Sequence[tuple[Manifest, Path]], name: str) -> Path | None:
-    """The run folder that ``last`` means among runs, the newest first; its files are not looked into."""
-    ended = [
-        (manifest, folder)
-        for manifest, folder in runs
-        if manifest.name == name and manifest.finished_at is not None and is_sealed(folder, manifest)
-        if not _sampled(manifest)
-        and not manifest.fleet.cut
-        and manifest.devices.ok + manifest.devices.empty + manifest.devices.not_found
-    ]
-    whole = [folder for manifest, folder in ended if not manifest.devices.pending]
-    return next(iter((*whole, *(folder for _, folder in ended))), None)
-
-
-def _sampled(manifest: Manifest) -> bool:
-    return manifest.choice is not None and manifest.choice.strategy == "sample"
-
-
-def _unchanged(folder: Path) -> Path:
-    """The run folder, if its answers are those that were sealed: what was changed must not go on from run to run."""
-    facts = {each.name: each for each in read_manifest(folder).files}
-    for name in (ANSWERED, FAILED, *((CARRIED,) if CARRIED in facts else ())):
-        try:
-            same = file_facts(folder / name) == facts.get(name)
-        except OSError as error:
-            raise RunFolderError(f"{folder / name}: cannot be read: {error.strerror}") from error
-        if not same:
-            raise RunFolderError(f"{folder / name}: is not the file that was sealed, so nothing of it is carried")
+def _verified(folder: Path) -> Path:
+    """Return the folder if its answers are as sealed: a changed answer must not be carried from run to run."""
+    infos = {info.name: info for info in read_manifest(folder).files}
+    for name in (RESULTS, FAILURES, *((CARRIED,) if CARRIED in infos else ())):
+        with translate_os_errors(f"{folder / name}: cannot be read", RunFolderError):
+            if file_info(folder / name) == infos.get(name):
+                continue
+        raise RunFolderError(f"{folder / name}: is not the file that was sealed, so no result is carried forward")
     return folder

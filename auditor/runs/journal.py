@@ -1,35 +1,36 @@
-"""The two live files of a run: one JSON line for each outcome, with the operating system before it counts.
+"""The two journals of a run: one JSON line per outcome, handed to the operating system before it counts.
 
-A line that was written survives the death of this process, whatever kills it: no buffer of ours holds it. A buffer
-would save one of the about 50 microseconds that a device costs, and lose what it holds. What a power cut leaves is what
-was synced to disk; see ``auditor.audit.disk``.
-
-What a power cut may take, and what a full disk leaves room for.
-
-Answers are synced to disk at an interval, or each before it counts. A reserve keeps a little room, so that a run that
-fills its disk can still say so.
+No buffer of this process holds a line, so a written line survives the death of the process. A buffer would save one of
+the about 50 microseconds that a device costs, and lose its content. Lines are synced to disk at an interval, or each
+before it counts; a power cut takes what was not synced. A reserve keeps room on the disk for the last manifest, so that
+a run that fills its disk can still report it.
 """
 
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Self
 
 import anyio
 import orjson
 
-from auditor.errors import RunNotWritableError
-from auditor.models import Answered, Failed, Outcome
-from auditor.storage.files import Appender
-from auditor.text.formatting import utc
+from auditor.models import DeviceFailure, DeviceResult, Outcome
+from auditor.storage.files import AppendOnlyFile, translate_os_errors
+from auditor.text.formatting import format_utc
 
-_NOTHING: Mapping[str, int] = MappingProxyType({})
+RESERVE = ".reserve"
+"""A file that is deleted when its room is needed for the last manifest."""
+
+RESERVE_BYTES = 64 * 1024
+"""Its size; a manifest has a few thousand bytes."""
+
+_NO_COUNTS: Mapping[str, int] = MappingProxyType({})
 
 
-def line_of(outcome: Outcome) -> bytes:
-    """An outcome as its line, in the run folder's key order."""
+def encode_outcome(outcome: Outcome) -> bytes:
+    """Encode an outcome as its JSON line, with the keys in the order of the contract."""
     device = outcome.device
     record: dict[str, object] = {
         "account": device.account,
@@ -38,7 +39,7 @@ def line_of(outcome: Outcome) -> bytes:
         "iot_id": device.iot_id,
     }
     match outcome:
-        case Answered():
+        case DeviceResult():
             record |= {
                 "status": outcome.status,
                 # Plain dicts: orjson is ten times slower on slotted dataclasses.
@@ -50,11 +51,11 @@ def line_of(outcome: Outcome) -> bytes:
                 "pages": outcome.pages,
                 "attempts": outcome.attempts,
                 "request_id": outcome.request_id,
-                "audited_at": utc(outcome.audited_at),
+                "audited_at": format_utc(outcome.audited_at),
             }
             if outcome.reason is not None:
                 record["reason"] = outcome.reason
-        case Failed():
+        case DeviceFailure():
             record |= {
                 "status": "failed",
                 "code": outcome.code,
@@ -62,146 +63,112 @@ def line_of(outcome: Outcome) -> bytes:
                 "http_status": outcome.http_status,
                 "attempts": outcome.attempts,
                 "request_id": outcome.request_id,
-                "failed_at": utc(outcome.failed_at),
+                "failed_at": format_utc(outcome.failed_at),
             }
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
 class Journal:
-    """Writes outcomes: conclusive answers to one file, failures to another. Use as a context manager.
+    """Appends outcomes: conclusive answers to one file, failures to the other. Use as a context manager.
 
-    Entering it raises RunNotWritableError if a file cannot be opened, leaving it if the disk refuses what was written.
+    Entering it raises RunNotWritableError if a file cannot be opened; leaving it, if the disk refuses what was written.
+    A file system that commits delays every write to the file. Therefore syncs run in a thread, and outcomes wait for
+    them outside the event loop: requests that are due stay on schedule.
 
     Args:
-        answered, failed: the files, appended to.
-        before: what the file of answers holds already, by status.
+        results, failures: the files to append to.
+        previous_counts: lines that the results file already holds, by status.
+        fsync_interval: seconds between syncs; 0: each outcome waits for a sync, which waiting outcomes share.
 
     Attributes:
-        counts: outcomes written, those before included, by status: ``ok``, ``empty``, ``not_found``, ``failed``.
+        counts: outcomes written, including earlier ones, by status: ``ok``, ``empty``, ``not_found``, ``failed``.
+        append: writes one outcome; once it returns, killing the process cannot lose it. Raises RunNotWritableError.
     """
 
-    def __init__(self, answered: Path, failed: Path, before: Mapping[str, int] = _NOTHING) -> None:
-        self.counts = {status: before.get(status, 0) for status in ("ok", "empty", "not_found", "failed")}
-        self._paths = answered, failed
-        self._answered: Appender
-        self._failed: Appender
+    def __init__(
+        self, results: Path, failures: Path, previous_counts: Mapping[str, int] = _NO_COUNTS, *, fsync_interval: float
+    ) -> None:
+        self.counts = {status: previous_counts.get(status, 0) for status in ("ok", "empty", "not_found", "failed")}
+        self.append: Callable[[Outcome], Awaitable[None]] = self._append if fsync_interval else self._append_durably
+        self._paths = results, failures
+        self._results: AppendOnlyFile
+        self._failures: AppendOnlyFile
+        self._written = self._synced = 0
+        self._sync_lock, self._disk_lock = anyio.Lock(), anyio.Lock()
+        self._disk_free: anyio.Event | None = None  # set while the disk is busy
 
     def __enter__(self) -> Self:
-        answered, failed = self._paths
-        self._answered = Appender(answered)
+        results, failures = self._paths
+        self._results = AppendOnlyFile(results)
         try:
-            self._failed = Appender(failed)
+            self._failures = AppendOnlyFile(failures)
         except BaseException:
-            self._answered.close()
+            self._results.close()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
-            self._answered.close()
+            self._results.close()
         finally:
-            self._failed.close()
+            self._failures.close()
 
-    def write(self, outcome: Outcome) -> None:
-        """Appends one outcome; once this returns, killing the process cannot lose it.
-
-        Raises:
-            RunNotWritableError: the file cannot be written; it ends with the outcome before.
-        """
-        line = line_of(outcome)
-        if isinstance(outcome, Answered):
-            self._answered.append(line)
+    async def _append(self, outcome: Outcome) -> None:
+        while self._disk_free is not None:
+            await self._disk_free.wait()
+        line = encode_outcome(outcome)
+        if isinstance(outcome, DeviceResult):
+            self._results.append(line)
             self.counts[outcome.status] += 1
         else:
-            self._failed.append(line)
+            self._failures.append(line)
             self.counts["failed"] += 1
-
-    def sync(self) -> None:
-        """Waits until everything written is on disk, where no power cut can reach it.
-
-        Raises:
-            RunNotWritableError: the disk says that it is not.
-        """
-        self._answered.sync()
-        self._failed.sync()
-
-
-RESERVE = ".reserve"
-"""A file that is deleted when its room is needed for the last manifest."""
-
-
-RESERVED = 64 * 1024
-"""Bytes of it; a manifest has a few thousand."""
-
-
-def reserve(folder: Path) -> None:
-    """Takes the room.
-
-    Raises:
-        RunNotWritableError: there is none.
-    """
-    try:
-        (folder / RESERVE).write_bytes(os.urandom(RESERVED))  # zeros might take no room
-    except OSError as error:
-        raise RunNotWritableError(f"{folder} cannot be written: {error.strerror}") from error
-
-
-def free_reserve(folder: Path) -> None:
-    """Gives the room back; where that cannot be done, there are greater troubles to tell of."""
-    with contextlib.suppress(OSError):
-        (folder / RESERVE).unlink(missing_ok=True)
-
-
-class SyncedJournal:
-    """A journal whose lines are also put on disk, in a thread, so that requests that are due do not wait for it.
-
-    Whoever has an outcome to write waits as long: a file system that commits holds up every write to it, and a write on
-    the event loop would hold up the requests with it, whose slots then come too late or two at a time.
-
-    Args:
-        journal: what is written to.
-        every: seconds between syncs; 0: an outcome counts only once it is on disk, and those that wait share a sync.
-    """
-
-    def __init__(self, journal: Journal, every: float) -> None:
-        self._journal = journal
-        self._written = self._synced = 0
-        self._syncing, self._disk = anyio.Lock(), anyio.Lock()
-        self._busy: anyio.Event | None = None
-        self.write: Callable[[Outcome], Awaitable[None]] = self._write_through if every == 0 else self._write
-
-    async def _write(self, outcome: Outcome) -> None:
-        while self._busy is not None:
-            await self._busy.wait()
-        self._journal.write(outcome)
         self._written += 1
 
-    async def _write_through(self, outcome: Outcome) -> None:
-        await self._write(outcome)
+    async def _append_durably(self, outcome: Outcome) -> None:
+        await self._append(outcome)
         await self.sync()
 
     async def sync(self) -> None:
-        """Returns once everything that was written before this call is on disk.
+        """Return once everything that was written before this call is on disk.
 
-        Raises:
-            RunNotWritableError: the disk says that it is not. It is not asked again: a second sync would say yes.
+        RunNotWritableError, if the disk reports that it is not, is final: a second sync would succeed.
         """
-        mine = self._written
-        async with self._syncing:
-            if self._synced >= mine:
+        required = self._written
+        async with self._sync_lock:
+            if self._synced >= required:
                 return
             covered = self._written
-            await self.aside(self._journal.sync)
+            await self.run_disk_work(self._sync_files)
             self._synced = covered
 
-    async def aside(self, work: Callable[[], None]) -> None:
-        """Runs in a thread what waits for the disk; raises what ``work`` raises."""
-        async with self._disk:
-            busy = self._busy = anyio.Event()
+    def _sync_files(self) -> None:
+        self._results.sync()
+        self._failures.sync()
+
+    async def run_disk_work(self, work: Callable[[], None]) -> None:
+        """Run in a thread what waits for the disk, while no outcome is written; raise what ``work`` raises."""
+        async with self._disk_lock:
+            free = self._disk_free = anyio.Event()
             try:
                 await anyio.to_thread.run_sync(work)
             finally:
-                self._busy = None
-                busy.set()
+                self._disk_free = None
+                free.set()
+
+
+class DiskReserve:
+    """Room on the disk for the last manifest of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / RESERVE
+
+    def allocate(self) -> None:
+        """Take the room; raise RunNotWritableError if there is none."""
+        with translate_os_errors(f"{self._path.parent}: cannot be written"):
+            self._path.write_bytes(os.urandom(RESERVE_BYTES))  # zeros might take no room
+
+    def release(self) -> None:
+        """Free the room. An error is ignored: the run reports a more important one then."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)

@@ -1,151 +1,140 @@
-"""What is left of a run: the devices of its fleet without a conclusive answer, by a query over its files."""
+"""Recovery of an interrupted run: repair of its files, and its devices without a conclusive answer."""
 
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import duckdb
 import orjson
 import structlog
 
-from auditor.errors import RunFolderError, RunNotWritableError
+from auditor.errors import RunFolderError
 from auditor.models import Device
-from auditor.runs.folder import ANSWERED, FAILED
+from auditor.runs.folder import FAILURES, RESULTS
+from auditor.runs.inventory import count_devices
 from auditor.runs.journal import RESERVE
 from auditor.runs.manifest import DeviceCounts
-from auditor.runs.seal import count_devices
-from auditor.runs.views import define_live_views, device_key, number
-from auditor.storage.database import open_database, reason_of, with_enough_memory, write_parquet
-from auditor.storage.files import cut_torn_line, put_in_place, replace_file, to_disk
+from auditor.runs.views import define_live_views
+from auditor.storage.database import (
+    Database,
+    device_key_sql,
+    scalar,
+    scratch_database,
+    sql_literal,
+    translate_errors,
+    with_enough_memory,
+    write_parquet,
+)
+from auditor.storage.files import atomic_replace, cut_torn_line, replace_file, sync_to_disk
 
 log = structlog.get_logger()
 
-
-WORK = ".resuming"
-"""A folder in the run folder for what does not fit into memory meanwhile."""
+RESUME_WORK = ".resuming"
+"""Scratch folder in the run folder."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """What is left, and what is there.
+class RemainingDevices:
+    """What a run has done, and how many of its devices remain.
 
     Attributes:
-        counts: devices by state; those that failed are pending again.
-        unsampled: those of the pending that were not drawn into a sample, and are not to be asked.
-        requests: how many the answers took.
-        known: a device that has answered, for each account that has one.
+        counts: devices by state; failed ones are pending again.
+        unsampled: pending devices that are not in the sample.
+        requests: requests that the answers took.
+        successful_devices: a device that was queried with success, by account.
     """
 
     counts: DeviceCounts
     unsampled: int
     requests: int
-    known: dict[str, Device]
+    successful_devices: dict[str, Device]
 
 
-def write_pending(folder: Path, out: Path, account: str | None = None) -> Pending:
-    """Writes the devices that are pending or failed, as the fleet names them, into a Parquet file like the fleet's.
-
-    Args:
-        folder: the run folder.
-        out: the file to write.
-        account: whose devices are written; None: all.
+def write_remaining_devices(folder: Path, out: Path, account: str | None = None) -> RemainingDevices:
+    """Write the devices that are pending or failed, of an account or of all, to a Parquet file like the fleet's.
 
     Raises:
-        RunFolderError: lines come twice or are about no device of the fleet, so that no audit could end well.
+        RunFolderError: the results have duplicate lines, or lines about no device of the fleet.
         RunNotWritableError: it cannot be written.
     """
-    work = folder / WORK
-    try:
-        return with_enough_memory(lambda memory: _write_pending(folder, out, work, memory, account))
-    except (OSError, duckdb.Error, UnicodeDecodeError) as error:
-        raise RunNotWritableError(f"{folder}: cannot be resumed: {reason_of(error)}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with translate_errors(f"{folder}: cannot be resumed"):
+        return with_enough_memory(lambda memory: _write_remaining(folder, out, memory, account))
 
 
-def _write_pending(folder: Path, out: Path, work: Path, memory: str, account: str | None) -> Pending:
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    database = open_database(work, memory)
-    try:
+def _write_remaining(folder: Path, out: Path, memory: str, account: str | None) -> RemainingDevices:
+    work = folder / RESUME_WORK
+    with scratch_database(work, memory=memory) as database:
         define_live_views(database, folder, work)
-        _refuse_odd_lines(database, folder)
-        left = (
-            "SELECT ordinal FROM devices WHERE status IN ('pending', 'failed') AND source IS DISTINCT FROM 'unsampled'"
-        )
-        whose = "true" if account is None else f"account = '{account.replace(chr(39), chr(39) * 2)}'"
-        query = f"SELECT * FROM fleet SEMI JOIN ({left}) USING (ordinal) WHERE {whose}"
-        if number(database, "SELECT count(*) FROM planned"):  # in its order first, then whom it left for another time
-            places = f"SELECT {device_key()} AS key, rank AS turn FROM planned"
-            ranked = f"({query}) f LEFT JOIN ({places}) ON {device_key()} = key"
-            query = f"SELECT f.* FROM {ranked} ORDER BY turn NULLS LAST, ordinal"
+        _refuse_invalid_lines(database, folder)
+        unanswered = "status IN ('pending', 'failed') AND source IS DISTINCT FROM 'unsampled'"
+        condition = "true" if account is None else f"account = {sql_literal(account)}"
+        query = f"SELECT * FROM fleet SEMI JOIN (FROM devices WHERE {unanswered}) USING (ordinal) WHERE {condition}"
+        if scalar(database, "SELECT count(*) FROM planned"):  # planned devices in their order, then the others
+            ranks = f"SELECT {device_key_sql()} AS key, rank AS plan_rank FROM planned"
+            ranked = f"({query}) f LEFT JOIN ({ranks}) ON {device_key_sql()} = key"
+            query = f"SELECT f.* FROM {ranked} ORDER BY plan_rank NULLS LAST, ordinal"
         write_parquet(database, query, out)
         counts = count_devices(database)
-        return Pending(
+        return RemainingDevices(
             replace(counts, failed=0, pending=counts.unanswered),
-            number(database, "SELECT count(*) FROM devices WHERE source = 'unsampled'"),
-            number(database, "SELECT coalesce(sum(attempts), 0)::BIGINT FROM answered"),
-            _known(database),
+            scalar(database, "SELECT count(*) FROM devices WHERE source = 'unsampled'"),
+            scalar(database, "SELECT coalesce(sum(attempts), 0)::BIGINT FROM answered"),
+            _successful_devices(database),
         )
-    finally:
-        database.close()
 
 
-def _refuse_odd_lines(database: duckdb.DuckDBPyConnection, folder: Path) -> None:
-    rows, fleet = (number(database, f"SELECT count(*) FROM {view}") for view in ("devices", "fleet"))
-    answered = number(database, "SELECT count(*) FROM devices WHERE status IN ('ok', 'empty', 'not_found')")
-    odd = max(rows - fleet, number(database, "SELECT count(*) FROM answered") - answered)
-    if odd > 0:
+def _refuse_invalid_lines(database: Database, folder: Path) -> None:
+    rows, fleet = (scalar(database, f"SELECT count(*) FROM {view}") for view in ("devices", "fleet"))
+    answered = scalar(database, "SELECT count(*) FROM devices WHERE status IN ('ok', 'empty', 'not_found')")
+    invalid = max(rows - fleet, scalar(database, "SELECT count(*) FROM answered") - answered)
+    if invalid > 0:
         raise RunFolderError(
-            f"{folder}: {ANSWERED} was edited: {odd} of its lines come twice or are about no device of the fleet; "
-            "remove them, or begin a new run"
+            f"{folder}: {RESULTS} was edited: {invalid} of its lines are duplicates or about no device of the fleet; "
+            "remove them, or start a new run"
         )
 
 
-def _known(database: duckdb.DuckDBPyConnection) -> dict[str, Device]:
+def _successful_devices(database: Database) -> dict[str, Device]:
     rows = database.execute(
         "SELECT DISTINCT ON (account) account, product_key, device_name, iot_id FROM answered "
-        "WHERE status = 'ok' AND source = 'asked'"
+        "WHERE status = 'ok' AND source = 'queried'"
     ).fetchall()
     return {account: Device(account, *names) for account, *names in rows}
 
 
-LEFT = ".left.parquet"
-"""The devices that a resumed audit asks, while it does."""
+REMAINING = ".left.parquet"
+"""The devices that a resumed audit queries."""
+
+LEFTOVER_PATTERNS = ("*.finalizing", ".sealing", ".verifying-*", RESUME_WORK, REMAINING, RESERVE, "*.new")
+"""Files that a killed process may leave in a run folder."""
 
 
-LEFT_OVERS = ("*.settling", ".sealing", ".verifying-*", WORK, LEFT, RESERVE, "*.new")
-"""What a process leaves in a run folder that is killed while it begins, asks, seals or verifies."""
-
-
-def _mend(folder: Path) -> None:
-    for pattern in LEFT_OVERS:
+def repair(folder: Path) -> None:
+    """Remove the leftovers of a killed process, and torn or unreadable lines."""
+    for pattern in LEFTOVER_PATTERNS:
         for path in folder.glob(pattern):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
-    for live in (ANSWERED, FAILED):
+    for live in (RESULTS, FAILURES):
         (folder / live).touch()
-    cut_torn_line(folder / ANSWERED)
-    _drop_unreadable_lines(folder / ANSWERED)
+    cut_torn_line(folder / RESULTS)
+    _drop_unreadable_lines(folder / RESULTS)
 
 
 def _drop_unreadable_lines(path: Path) -> None:
-    """Leaves lines out that a broken disk or a careless hand has spoilt; their devices are asked again."""
+    """Drop lines that a broken disk or a manual edit damaged; their devices are queried again."""
     with path.open("rb") as file:
-        spoilt = sum(1 for line in file if not _is_answer(line))
-    if not spoilt:
+        damaged = sum(1 for line in file if not _is_answer(line))
+    if not damaged:
         return
-    log.warning("lines cannot be read and are dropped; their devices are asked again", file=str(path), lines=spoilt)
-    new = path.with_name(path.name + ".new")
-    with path.open("rb") as file, new.open("wb") as kept:
+    log.warning("unreadable lines dropped; their devices are queried again", file=str(path), lines=damaged)
+    with atomic_replace(path) as new, path.open("rb") as file, new.open("wb") as kept:
         kept.writelines(line for line in file if _is_answer(line))
-    put_in_place(new, path)
 
 
 def _is_answer(line: bytes) -> bool:
-    """Whether a line is a conclusive answer that does not contradict itself."""
+    """Return whether a line is a conclusive answer without contradictions."""
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -157,18 +146,18 @@ def _is_answer(line: bytes) -> bool:
     return False
 
 
-def _set_aside(failures: Path) -> None:
-    """Begins the file of failures anew; the old one stays beside it under a number."""
+def rotate_failures(failures: Path) -> None:
+    """Start an empty file of failures; the old one stays under a number."""
     if failures.stat().st_size == 0:
         return
     numbered = ((old.name.split(".")[1], old) for old in failures.parent.glob("failures.*.jsonl"))
     before = {int(number): old for number, old in numbered if number.isdecimal()}
-    # Never missing, and never lost: for a moment both names are there, and longer if the process is killed then.
+    # The file is never missing: for a moment it has both names, and longer if the process is killed then.
     if not any(old.samefile(failures) for old in before.values()):
-        aside = failures.with_name(f"failures.{max(before, default=0) + 1}.jsonl")
+        numbered_path = failures.with_name(f"failures.{max(before, default=0) + 1}.jsonl")
         try:
-            aside.hardlink_to(failures)
-        except OSError:  # a file system without links; then the next resume begins a missing file anew
-            failures.rename(aside)
+            numbered_path.hardlink_to(failures)
+        except OSError:  # a file system without links: the next resume creates a missing file
+            failures.rename(numbered_path)
     replace_file(failures, b"")
-    to_disk(failures.parent)
+    sync_to_disk(failures.parent)

@@ -1,62 +1,61 @@
-"""Old runs go, so that a directory of nightly runs does not grow without end; one that is being written never does."""
+"""Deletion of old runs from a directory of runs; a run that is being written is never deleted."""
 
 import secrets
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 from auditor.errors import RunFolderError, UsageError
-from auditor.runs.folder import runs_in
-from auditor.runs.locking import LEAVING, Hold, door, sweep
-from auditor.runs.manifest import Manifest
+from auditor.runs.folder import RunCatalog
+from auditor.runs.locking import DELETING_PREFIX, RunLock, directory_lock, remove_stale_folders
 
 
 @dataclass(frozen=True, slots=True)
-class Pruned:
-    """What became of a directory of runs.
+class PruneResult:
+    """Result of ``prune_runs``.
 
     Attributes:
-        removed: run folders that are gone, or would go.
-        skipped: why a folder was left although its turn had come, or could not be judged, a sentence each.
+        removed: deleted run folders, or those that would be deleted.
+        skipped: why an old or unreadable folder was not deleted, a sentence each.
         failed: why a folder could not be deleted, a sentence each.
-        kept: how many runs are left.
+        remaining: number of runs that are left.
     """
 
     removed: tuple[Path, ...]
     skipped: tuple[str, ...]
     failed: tuple[str, ...]
-    kept: int
+    remaining: int
 
 
-def prune(directory: str | Path, *, keep: int, dry_run: bool = False) -> Pruned:
-    """Deletes all but the newest runs of each name.
+def prune_runs(directory: str | Path, *, keep: int, dry_run: bool = False) -> PruneResult:
+    """Delete all but the newest runs of each name.
 
-    The newest complete run of a whole fleet stays too, however old it is: it is the last whole inventory. A run that is
-    being written stays, and so does every folder that is no run. One that was killed or is partial goes in its turn.
+    The newest complete run of a complete fleet stays: it is the last complete inventory. So do runs being written,
+    and folders that are no runs.
 
     Args:
         directory: a directory of runs.
-        keep: runs of each name that stay, 1 or more.
-        dry_run: tell what would go, and delete nothing.
+        keep: number of runs of each name to keep, 1 or more.
+        dry_run: delete nothing.
 
     Raises:
         UsageError: ``keep`` is below 1.
         RunFolderError: there is no such directory.
-        RunNotWritableError: the file system knows no locks.
+        RunNotWritableError: the file system does not support locks.
     """
     directory = Path(directory)
     if keep < 1:
         raise UsageError(f"keep {keep}: give a number of runs from 1 up")
-    runs, broken = runs_in(directory)
-    skipped, failed, removed = [str(error) for error in broken], list[str](), list[Path]()
+    catalog = RunCatalog(directory)
+    skipped, failed, removed = [str(error) for error in catalog.unreadable], list[str](), list[Path]()
     if not dry_run:
-        with door(directory):
-            sweep(directory)
-    runs.sort(key=lambda run: run[0].name)
-    for _, own in groupby(runs, key=lambda run: run[0].name):
-        for _, folder in _beyond(list(own), keep):
+        with directory_lock(directory):
+            remove_stale_folders(directory)
+    for name in sorted({run.manifest.name for run in catalog.runs}):
+        own = catalog.named(name)
+        newest_complete = next((run for run in own if run.complete), None)
+        for folder in (run.folder for run in own[keep:] if run is not newest_complete):
             try:
                 _remove(folder, dry_run=dry_run)
             except RunFolderError as error:
@@ -65,25 +64,16 @@ def prune(directory: str | Path, *, keep: int, dry_run: bool = False) -> Pruned:
                 failed.append(f"{error.filename or folder}: cannot be deleted: {error.strerror}")
             else:
                 removed.append(folder)
-    return Pruned(tuple(removed), tuple(skipped), tuple(failed), len(runs) - len(removed))
-
-
-def _beyond(runs: list[tuple[Manifest, Path]], keep: int) -> list[tuple[Manifest, Path]]:
-    newest_complete = next((run for run in runs if run[0].state == "complete" and not run[0].fleet.cut), None)
-    return [run for run in runs[keep:] if run is not newest_complete]
+    return PruneResult(tuple(removed), tuple(skipped), tuple(failed), len(catalog.runs) - len(removed))
 
 
 def _remove(folder: Path, *, dry_run: bool) -> None:
-    """Takes a run away in one step, for whoever lists the directory, and then deletes it.
-
-    Raises:
-        RunFolderError: a process is writing it.
-    """
-    leaving = folder.with_name(f"{LEAVING}{folder.name}-{secrets.token_hex(4)}")
-    with ExitStack() as holding:
-        with door(folder.parent):  # an audit that begins must not take our hold for that of an audit
-            holding.enter_context(Hold(folder))
+    """Rename a run, so that it leaves the directory in one step, and then delete it, unless it is being written."""
+    deleting = folder.with_name(f"{DELETING_PREFIX}{folder.name}-{secrets.token_hex(4)}")
+    with ExitStack() as stack:
+        with directory_lock(folder.parent):  # a starting audit must not take this lock for that of an audit
+            stack.enter_context(RunLock(folder))
             if dry_run:
                 return
-            folder.rename(leaving)
-        shutil.rmtree(leaving)
+            folder.rename(deleting)
+        shutil.rmtree(deleting)

@@ -1,1 +1,1 @@
-"""Which devices a run queries."""
+"""Which devices a run queries, if not all: incremental, rolling and sample strategies."""

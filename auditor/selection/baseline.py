@@ -1,144 +1,171 @@
-"""What a run knows of its devices, for the next one: their answers, how often these changed, and what failed.
+"""Previous results of devices, for the next run: how often they changed, what failed, and what violates the policy."""
 
-Which versions of a run break a policy, for a plan that asks their devices first; ``policy`` gives the verdict.
-"""
-
-import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+import anyio
 import duckdb
 import structlog
 
-from auditor.errors import RunFolderError, RunNotWritableError
-from auditor.policy.device_rules import define_verdicts
-from auditor.policy.model import Rules
-from auditor.policy.scope import VIOLATED, define_combos, define_scopes
-from auditor.runs.estimates import VERSIONS
+from auditor.concurrency import run_in_thread
+from auditor.errors import RunFolderError, RunNotWritableError, SettingsError
+from auditor.policy.device_rules import evaluate_version_rules
+from auditor.policy.loader import load_policy
+from auditor.policy.model import Policy
+from auditor.policy.scope import VIOLATED, define_module_versions, define_scopes
+from auditor.runs.estimates import MODULE_VERSIONS
 from auditor.runs.folder import DEVICES, MODULES
-from auditor.runs.views import define_lines, number
-from auditor.storage.database import READING_MEMORY, READING_THREADS, open_database, quoted, reason_of
-from auditor.storage.tables import reading
+from auditor.runs.views import define_base_views
+from auditor.storage.database import (
+    READING_MEMORY,
+    READING_THREADS,
+    error_reason,
+    scalar,
+    scratch_database,
+    sql_literal,
+    temporary_database,
+)
+from auditor.storage.tables import translate_read_errors
 
 log = structlog.get_logger()
 
+_ALL_COLUMNS = """
+  SELECT NULL::VARCHAR AS run, NULL::BIGINT AS change_count, NULL::VARCHAR AS status,
+    NULL::STRUCT(module_name VARCHAR, module_version VARCHAR)[] AS modules WHERE false"""
+"""Columns that only a run with carried results, or with a plan, has."""
 
-def write_known(folder: Path, out: Path, rules: Rules | None = None) -> None:
-    """Writes what a sealed run knows of its devices.
+_JOIN_PLAN = """
+  LEFT JOIN (
+    SELECT account, iot_id, status AS id_status, modules AS id_modules, change_count AS id_change_count
+    FROM plan WHERE iot_id IS NOT NULL AND status IS NOT NULL
+  ) USING (account, iot_id)
+  LEFT JOIN (
+    SELECT account, product_key, device_name, status AS name_status, modules AS name_modules,
+      change_count AS name_change_count
+    FROM plan WHERE iot_id IS NULL AND status IS NOT NULL
+  ) USING (account, product_key, device_name)"""
+"""Joins results with those of the run before, which the plan holds."""
 
-    Columns: account, product_key, device_name, iot_id, status (``failed``, too), modules, total, pages, request_id,
-    audited_at, reason, run (the folder's name of the run that asked), changes (how often an answer was another one than
-    the one before), failed_at, and violating: whether a version breaks a rule.
+_PLAN_STATUS = "coalesce(id_status, name_status)"
 
-    Args:
-        folder: the run folder.
-        out: the file to write; a folder beside it holds what does not fit into memory meanwhile.
-        rules: of the policy; None: nothing is violated.
+_VERSIONS, _PLAN_VERSIONS = map(MODULE_VERSIONS.format, ("modules", "coalesce(id_modules, name_modules)"))
+
+_COUNT_CHANGES = f"""CASE
+    WHEN {_PLAN_STATUS} IS NULL THEN 0
+    WHEN status <> {_PLAN_STATUS} OR {_VERSIONS} <> {_PLAN_VERSIONS} THEN 1
+    ELSE 0
+  END + coalesce(id_change_count, name_change_count, 0)"""
+
+_JOIN_VIOLATING = """
+  LEFT JOIN (
+    SELECT account AS violating_account, product_key AS violating_product,
+      list(name || chr(0) || version) AS violating_versions
+    FROM violating GROUP BY ALL
+  ) ON account = violating_account AND product_key IS NOT DISTINCT FROM violating_product"""
+
+_IS_VIOLATING = """list_has_any(
+    list_transform(modules, lambda module: lower(module.module_name) || chr(0) || module.module_version),
+    violating_versions
+  )"""
+
+
+def write_baseline(folder: Path, out: Path, policy: Policy | None = None) -> None:
+    """Write the previous results and failures of a sealed run, with intermediate files in a folder beside ``out``.
+
+    Columns: account, product_key, device_name, iot_id, status (with ``failed``), modules, total, pages, request_id,
+    audited_at, reason, run (folder name of the run that queried the device), change_count (how often a result differed
+    from the one before), failed_at, and violating: whether a version breaks a rule of the policy.
 
     Raises:
         RunFolderError: the run cannot be read.
         RunNotWritableError: the file cannot be written.
     """
+    versions = () if policy is None else violating_versions(folder, policy, datetime.now(UTC))
     work = out.with_suffix(".reading")
-    versions = () if rules is None else violating_versions(folder, rules, datetime.now(UTC))
     try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        database = open_database(work, READING_MEMORY, READING_THREADS)
-        try:
-            define_lines(database, folder)
-            _write_known(database, folder, out, versions)
-        finally:
-            database.close()
+        with scratch_database(work, memory=READING_MEMORY, threads=READING_THREADS) as database:
+            define_base_views(database, folder)
+            _write_results(database, folder, out, versions)
     except (OSError, duckdb.Error, UnicodeDecodeError) as error:
         if str(out.parent) in str(error) or isinstance(error, OSError):
-            raise RunNotWritableError(f"{out}: cannot be written: {reason_of(error)}") from error
-        raise RunFolderError(f"{folder}: cannot be read: {reason_of(error)}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            raise RunNotWritableError(f"{out}: cannot be written: {error_reason(error)}") from error
+        raise RunFolderError(f"{folder}: cannot be read: {error_reason(error)}") from error
 
 
-def _write_known(
+def _write_results(
     database: duckdb.DuckDBPyConnection, folder: Path, out: Path, versions: Sequence[tuple[str, str | None, str, str]]
 ) -> None:
-    columns = set(_columns(database, "lines"))
-    run, changes = ("run" if "run" in columns else "NULL"), ("changes" if "changes" in columns else "NULL")
-    since, joined = "0", ""
-    if number(database, "SELECT count(*) FROM planned") and "changes" in _columns(database, "planned"):
-        other = f"status <> {{0}}.status OR {VERSIONS.format('modules')} <> {VERSIONS.format('{0}.modules')}"
-        for alias, condition, on in (
-            ("p", "iot_id IS NOT NULL", "account, iot_id"),
-            ("q", "iot_id IS NULL", "account, product_key, device_name"),
-        ):
-            joined += (
-                f" LEFT JOIN (SELECT {on}, status AS {alias}_status, modules AS {alias}_modules, "
-                f"changes AS {alias}_changes FROM planned WHERE {condition} AND status IS NOT NULL) USING ({on})"
-            )
-        before_status, before = "coalesce(p_status, q_status)", "coalesce(p_modules, q_modules)"
-        other = f"status <> {before_status} OR {VERSIONS.format('modules')} <> {VERSIONS.format(before)}"
-        since = f"CASE WHEN {before_status} IS NULL THEN 0 WHEN {other} THEN 1 ELSE 0 END "
-        since += "+ coalesce(p_changes, q_changes, 0)"
-    database.execute("CREATE TABLE violating (account VARCHAR, product_key VARCHAR, name VARCHAR, version VARCHAR)")
+    database.execute(f"CREATE VIEW results AS FROM lines UNION ALL BY NAME {_ALL_COLUMNS}")
+    database.execute(f"CREATE VIEW plan AS FROM planned UNION ALL BY NAME {_ALL_COLUMNS}")
+    joins, change_count, violating = "", "0", "false"
+    if scalar(database, "SELECT count(*) FROM planned"):
+        joins, change_count = _JOIN_PLAN, _COUNT_CHANGES
     if versions:
+        database.execute("CREATE TABLE violating (account VARCHAR, product_key VARCHAR, name VARCHAR, version VARCHAR)")
         database.executemany("INSERT INTO violating VALUES (?, ?, lower(?), ?)", list(versions))
-    breaks = "false"
-    if versions:
-        breaks = (
-            "list_has_any(list_transform(modules, lambda module: lower(module.module_name) || chr(0) || "
-            "module.module_version), v.broken)"
-        )
-        joined += (
-            " LEFT JOIN (SELECT account AS v_account, product_key AS v_key, list(name || chr(0) || version) AS broken "
-            "FROM violating GROUP BY ALL) v ON account = v_account AND product_key IS NOT DISTINCT FROM v_key"
-        )
-    own = f"'{folder.name.replace(chr(39), chr(39) * 2)}'"
-    known = (
-        f"SELECT account, product_key, device_name, iot_id, status, modules, total, pages, request_id, audited_at, "
-        f"reason, coalesce({run}, {own}) AS run, (coalesce({changes}, {since}))::BIGINT AS changes, "
-        f"NULL::TIMESTAMP AS failed_at, coalesce({breaks}, false) AS violating FROM lines{joined}"
-    )
-    failed = (
-        "SELECT account, product_key, device_name, iot_id, status, NULL AS modules, NULL AS total, NULL AS pages, "
-        "request_id, NULL::TIMESTAMP AS audited_at, NULL AS reason, NULL AS run, 0::BIGINT AS changes, failed_at, "
-        "false AS violating FROM failures"
-    )
+        joins, violating = joins + _JOIN_VIOLATING, _IS_VIOLATING
+    results = f"""
+      SELECT account, product_key, device_name, iot_id, status, modules, total, pages, request_id, audited_at, reason,
+        coalesce(run, {sql_literal(folder.name)}) AS run,
+        coalesce(change_count, {change_count})::BIGINT AS change_count, NULL::TIMESTAMP AS failed_at,
+        coalesce({violating}, false) AS violating
+      FROM results {joins}"""
+    failures = """
+      SELECT account, product_key, device_name, iot_id, status, NULL AS modules, NULL AS total, NULL AS pages,
+        request_id, NULL::TIMESTAMP AS audited_at, NULL AS reason, NULL AS run, 0::BIGINT AS change_count, failed_at,
+        false AS violating
+      FROM failures"""
     database.execute(
-        f"COPY ({known} UNION ALL {failed}) TO {quoted(out)} "
-        "(FORMAT parquet, ROW_GROUP_SIZE 20480, COMPRESSION lz4_raw)"  # read once, and soon
+        f"COPY ({results} UNION ALL {failures}) TO {sql_literal(out)} "
+        "(FORMAT parquet, ROW_GROUP_SIZE 20480, COMPRESSION lz4_raw)"  # fast: the file is read once, and soon
     )
 
 
-def _columns(database: duckdb.DuckDBPyConnection, view: str) -> list[str]:
-    return [str(name) for name, *_ in database.execute(f"DESCRIBE {view}").fetchall()]
+def violating_versions(folder: Path, policy: Policy, now: datetime) -> list[tuple[str, str | None, str, str]]:
+    """Return the versions in a sealed run that break a rule: account, product_key, module_name and module_version.
 
-
-def violating_versions(folder: Path, rules: Rules, now: datetime) -> list[tuple[str, str | None, str, str]]:
-    """The versions in a sealed run that break a rule: account, product_key, module_name and module_version.
-
-    Rules that are about no version, and exceptions for single devices, are passed over: this tells where to look first,
-    and is no verdict.
+    Rules that are not about versions, and exceptions for single devices, are ignored: the result only sets priorities.
 
     Raises:
         RunFolderError: the run cannot be read.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
-    with TemporaryDirectory(prefix="auditor-policy-") as temporary:
-        work = Path(temporary)
-        database = open_database(work / "spill", READING_MEMORY, READING_THREADS)
-        try:
-            with reading(folder):
-                define_combos(database, folder / DEVICES, folder / MODULES)
-                # Of no device of a product it is known here that it was not seen.
-                asked = "SELECT -1::BIGINT AS line, product, 'ok' AS status, false AS undrawn FROM products"
-                database.execute(f"CREATE TABLE asked AS {asked}")
-                database.execute("CREATE TABLE reported (line BIGINT, row BIGINT, combo INTEGER)")
-                define_scopes(database, rules.rules, now)
-                define_verdicts(database, rules.rules, now, work)
-                return database.execute(
-                    "SELECT DISTINCT account, product_key, module_name, module_version FROM picked "
-                    f"JOIN combos USING (combo) JOIN products USING (product) WHERE rank = {VIOLATED} ORDER BY ALL"
-                ).fetchall()
-        finally:
-            database.close()
+    with temporary_database("policy") as (database, work), translate_read_errors(folder):
+        define_module_versions(database, folder / DEVICES, folder / MODULES)
+        define_scopes(database, policy.rules, now)
+        evaluate_version_rules(database, policy.rules, work)
+        return database.execute(
+            "SELECT DISTINCT account, product_key, module_name, module_version "
+            "FROM version_verdicts JOIN module_versions USING (module_version_id) JOIN products USING (product) "
+            f"WHERE rank = {VIOLATED} ORDER BY ALL"
+        ).fetchall()
+
+
+class Baseline:
+    """Previous results of a run as a file, written once for all accounts. Without ``run`` there are none.
+
+    ``policy_file`` has rules for versions; None: nothing violates them.
+    """
+
+    def __init__(self, run: Path | None, path: Path, policy_file: str | None) -> None:
+        self._run, self._path, self._policy_file = run, path, policy_file
+        self._writing = anyio.Lock()
+
+    async def read(self) -> Path | None:
+        """Return the file; None if there is no baseline run. Raise RunNotWritableError if it cannot be written."""
+        if self._run is None:
+            return None
+        async with self._writing:
+            if not self._path.exists():
+                policy = None if self._policy_file is None else load_policy(self._policy_file)
+                if not self._run.is_dir():
+                    log.warning("baseline run not found; all devices are queried", run=self._run.name)
+                    return None
+                new = self._path.with_suffix(".new")
+                try:
+                    await run_in_thread(write_baseline, self._run, new, policy)
+                except (RunFolderError, SettingsError) as error:
+                    raise RunNotWritableError(str(error)) from error
+                new.replace(self._path)
+        return self._path

@@ -1,120 +1,107 @@
-"""Asking what devices are doing, fifty at a time: it tells which of them can have reported anything new.
+"""Connection states of devices: they show which devices may have reported something new.
 
-What the platform tells of its devices' states: which are asked, fifty at a time, and the journal of what it told.
+States are requested for 50 devices at a time. A journal keeps the responses, so a resumed run does not repeat them.
+Functions raise RunNotWritableError if a file cannot be read or written.
 """
 
 import contextlib
-import shutil
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Self
 
-import anyio
 import duckdb
 import orjson
 import structlog
 
-from auditor.client.operations import BATCH_GET_DEVICE_STATE, states_of_devices
-from auditor.client.parsers import states_of
-from auditor.engine.account_session import AskedAccount
-from auditor.engine.worker_pool import Stop, fan_out
+from auditor.client.operations import BATCH_GET_DEVICE_STATE, device_state_params
+from auditor.client.parsers import parse_connection_states
+from auditor.concurrency import StopToken, run_in_thread
+from auditor.engine.account_session import AccountSession
+from auditor.engine.worker_pool import discard, run_workers
 from auditor.errors import NotFoundError, PlatformError, RunNotWritableError
 from auditor.fleet.readers import COLUMNS
-from auditor.fleet.table import BATCH
-from auditor.models import Device, ToldState
+from auditor.fleet.table import BATCH_ROWS
+from auditor.models import ConnectionState, Device
 from auditor.storage.database import (
     READING_MEMORY,
     READING_THREADS,
-    open_database,
     parquet,
-    quoted_to_read,
-    reason_of,
+    scalar,
+    scratch_database,
+    sql_read_path,
     text_lines,
     write_parquet,
 )
-from auditor.storage.files import Appender, cut_torn_line
+from auditor.storage.files import AppendOnlyFile, cut_torn_line
 
 log = structlog.get_logger()
 
+MAX_STATE_AGE = 3_600
+"""Seconds that a journal of states is used; after that a resumed run requests all states again."""
 
-STALE = 3_600
-"""Seconds after which a state that was told is asked again, when an audit is resumed."""
-
-
-REFUSALS = 3
-"""Questions that may be refused before any was answered: then no more are asked, for all will be refused."""
+MAX_ERRORS = 3
+"""Failed requests before the first success after which no more are sent: all of them would fail."""
 
 
-async def ask_states(
-    asked: AskedAccount, questions: Path, journal: Path, out: Path, *, devices: int, stop: Stop
+async def fetch_connection_states(
+    session: AccountSession, queries: Path, journal: Path, out: Path, *, devices: int, stop: StopToken
 ) -> int:
-    """Asks for the states of devices, and writes what was told; of what was not, whoever plans thinks the worst.
+    """Request the states of devices, and write those that were reported to ``out``, a Parquet file.
 
-    Returns:
-        how many questions earlier stretches had an answer to.
-
-    Args:
-        asked: the account.
-        questions: the devices, as ``Choosing.write_questions`` writes them.
-        journal: a file that is appended to; what it holds already is not asked again.
-        out: the states, Parquet.
-        devices: how many there are in ``questions``.
-        stop: a wish to end early.
+    ``queries`` has the ``devices`` to request, as ``DeviceSelector.write_state_queries`` writes them. ``journal`` has
+    the responses of earlier sessions, which are not requested again, and gets the new ones. Returns how many it had
+    before.
 
     Raises:
-        AccountStoppedError: the account is refused, or was never reached.
+        AccountStoppedError: the account is denied access, or was never reached.
         RunNotWritableError: a file cannot be written.
     """
-    left = out.with_suffix(".left.parquet")
-    before = await anyio.to_thread.run_sync(_questions_before, journal)
-    if known := await anyio.to_thread.run_sync(write_states, journal, out):
-        await anyio.to_thread.run_sync(write_untold, questions, out, left)
-        questions = left
-    refused: list[PlatformError] = []
-    answered = 0
+    remaining = out.with_suffix(".left.parquet")
+    responses_before = await run_in_thread(_count_responses, journal)
+    if done := await run_in_thread(write_states, journal, out):
+        await run_in_thread(write_unreported, queries, out, remaining)
+        queries = remaining
+    errors: list[PlatformError] = []
+    succeeded = False
 
-    with StatesJournal(journal) as told:
+    with _open_journal(journal) as file:
 
-        async def ask(some: list[Device]) -> None:
-            nonlocal answered, known
-            if len(refused) >= REFUSALS and not answered:
+        async def fetch(batch: list[Device]) -> None:
+            nonlocal succeeded, done
+            if len(errors) >= MAX_ERRORS and not succeeded:
                 return
-            sent = await asked.call_aside(BATCH_GET_DEVICE_STATE, states_of_devices(some))
-            if isinstance(sent.result, NotFoundError):  # their product is gone, and they with it
-                told.write(some, ())
-            elif isinstance(sent.result, PlatformError):
-                refused.append(sent.result)
+            response = await session.call_optional(BATCH_GET_DEVICE_STATE, device_state_params(batch))
+            if isinstance(response.result, NotFoundError):  # their product was deleted, and so were they
+                file.append(_encode_states(batch, ()))
+            elif isinstance(response.result, PlatformError):
+                errors.append(response.result)
             else:
-                told.write(some, states_of(sent.result))
-                answered += 1
-            known += len(some)
-            asked.states = known, devices
+                file.append(_encode_states(batch, parse_connection_states(response.result)))
+                succeeded = True
+            done += len(batch)
+            session.report_states((done, devices))
 
-        asked.states = known, devices
+        session.report_states((done, devices))
         try:
-            await fan_out(read_questions(questions), ask, _written, at_once=asked.workers, stop=stop)
+            await run_workers(read_state_queries(queries), fetch, discard, concurrency=session.workers, stop=stop)
         finally:
-            asked.states = None
-    if refused:
+            session.report_states(None)
+    if errors:
         log.warning(
-            "states of devices are not known, so these are asked", account=asked.name, questions=len(refused),
-            reason=str(refused[0]),
-        )  # fmt: skip
-    await anyio.to_thread.run_sync(partial(write_states, journal, out))
-    left.unlink(missing_ok=True)
-    return before
+            "connection states are unknown, so these devices are queried",
+            account=session.name,
+            requests=len(errors),
+            reason=str(errors[0]),
+        )
+    await run_in_thread(write_states, journal, out)
+    remaining.unlink(missing_ok=True)
+    return responses_before
 
 
-async def _written(_: None) -> None:
-    """What was told is written as it comes."""
-
-
-def _questions_before(journal: Path) -> int:
-    """How many questions a journal has an answer to; one that is too old is removed."""
+def _count_responses(journal: Path) -> int:
+    """Return the number of responses in a journal; a journal that is too old is removed."""
     with contextlib.suppress(OSError):
-        if time.time() - journal.stat().st_mtime > STALE:
+        if time.time() - journal.stat().st_mtime > MAX_STATE_AGE:
             journal.unlink()
         else:
             with journal.open("rb") as file:
@@ -122,142 +109,80 @@ def _questions_before(journal: Path) -> int:
     return 0
 
 
-AT_ONCE = 50
-"""Devices that one question may be about (Tuya's and Alibaba's pages of BatchGetDeviceState)."""
-
-
-_TOLD = orjson.dumps(
-    [dict.fromkeys((*COLUMNS, "told_id", "status"), "VARCHAR") | dict.fromkeys(("changed", "online"), "BIGINT")]
+_STATE_COLUMNS = orjson.dumps(
+    [dict.fromkeys((*COLUMNS, "reported_iot_id", "status"), "VARCHAR") | dict.fromkeys(("changed", "online"), "BIGINT")]
 ).decode()
 
 
-class StatesJournal:
-    """Appends what was told: a line for each question. Use as a context manager.
+@contextlib.contextmanager
+def _open_journal(path: Path) -> Iterator[AppendOnlyFile]:
+    """Open a journal of states, without a partial last line, which a killed process may leave."""
+    try:
+        path.touch()
+        cut_torn_line(path)
+    except OSError as error:
+        raise RunNotWritableError(f"{path} cannot be written: {error.strerror}") from error
+    with contextlib.closing(AppendOnlyFile(path)) as file:
+        yield file
 
-    Args:
-        path: the file; a line that a process was killed in writing is cut off.
 
-    Raises:
-        RunNotWritableError: it cannot be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> Self:
-        try:
-            self._path.touch()
-            cut_torn_line(self._path)
-        except OSError as error:
-            raise RunNotWritableError(f"{self._path} cannot be written: {error.strerror}") from error
-        self._file = Appender(self._path)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, asked: list[Device], told: tuple[ToldState, ...]) -> None:
-        """Takes an answer about devices; one that it leaves out is none that the platform knows.
-
-        Raises:
-            RunNotWritableError: it cannot be written.
-        """
-        by_id = asked[0].iot_id is not None
-        found = {each.iot_id if by_id else each.device_name: each for each in told}
-        rows = []
-        for device in asked:
-            state = found.get(device.iot_id if by_id else device.device_name)
-            rows.append(
-                {
-                    "product_key": device.product_key,
-                    "device_name": device.device_name,
-                    "iot_id": device.iot_id,
-                    "told_id": None if state is None else state.iot_id,
-                    "status": None if state is None else state.status or "",
-                    "changed": None if state is None else state.changed,
-                    "online": None if state is None else state.online,
-                }
-            )
-        self._file.append(orjson.dumps(rows, option=orjson.OPT_APPEND_NEWLINE))
+def _encode_states(devices: list[Device], states: tuple[ConnectionState, ...]) -> bytes:
+    """Return the line of one response; a device without a state is unknown to the platform."""
+    by_id = devices[0].iot_id is not None
+    found = {state.iot_id if by_id else state.device_name: state for state in states}
+    rows = []
+    for device in devices:
+        row: dict[str, object] = {name: getattr(device, name) for name in COLUMNS}
+        if (state := found.get(device.iot_id if by_id else device.device_name)) is not None:
+            row |= {"reported_iot_id": state.iot_id, "status": state.status or ""}
+            row |= {"changed": state.changed, "online": state.online}
+        rows.append(row)
+    return orjson.dumps(rows, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def write_states(journal: Path, out: Path) -> int:
-    """Writes what a journal holds as Parquet, as ``Choosing.take_states`` reads it; how many devices it tells of.
-
-    Raises:
-        RunNotWritableError: it cannot be written.
-    """
-    work = out.with_suffix(".reading")
-    lines = text_lines(quoted_to_read(journal), "store_rejects=true, rejects_limit=1")
-    told = f"CASE WHEN json_valid(line) THEN json_transform(line, '{_TOLD}') END"
-    with _Opened(work, out) as database:
+    """Write the states of a journal as Parquet, and return the number of devices."""
+    lines = text_lines(sql_read_path(journal), "store_rejects=true, rejects_limit=1")
+    states = f"CASE WHEN json_valid(line) THEN json_transform(line, '{_STATE_COLUMNS}') END"
+    with _writing(out) as database:
         journal.touch()
-        write_parquet(
-            database, f"SELECT unnest(told, recursive := true) FROM (SELECT {told} AS told FROM ({lines}))", out
-        )
-        (found,) = database.execute(f"SELECT count(*) FROM {parquet(out)}").fetchone() or (0,)
-        return int(found)
+        query = f"SELECT unnest(states, recursive := true) FROM (SELECT {states} AS states FROM ({lines}))"
+        write_parquet(database, query, out)
+        return scalar(database, f"SELECT count(*) FROM {parquet(out)}")
 
 
-def write_untold(questions: Path, states: Path, out: Path) -> None:
-    """Writes the devices of a file of questions that nothing was told of yet.
+def write_unreported(queries: Path, states: Path, out: Path) -> None:
+    """Write the devices of ``queries`` that have no state yet."""
+    rows, reported = parquet(queries), parquet(states)
+    query = f"""
+      SELECT * FROM (FROM {rows} WHERE iot_id IS NOT NULL) ANTI JOIN {reported} USING (iot_id)
+      UNION ALL
+      SELECT * FROM (FROM {rows} WHERE iot_id IS NULL)
+      ANTI JOIN (FROM {reported} WHERE iot_id IS NULL) USING (product_key, device_name)"""
+    with _writing(out) as database:
+        write_parquet(database, query, out)
 
-    Raises:
-        RunNotWritableError: it cannot be written.
+
+def _writing(out: Path) -> contextlib.AbstractContextManager[duckdb.DuckDBPyConnection]:
+    return scratch_database(
+        out.with_suffix(".reading"), memory=READING_MEMORY, threads=READING_THREADS, failure=f"{out} cannot be written"
+    )
+
+
+def read_state_queries(path: Path) -> Iterator[list[Device]]:
+    """Yield the devices of a file in batches for one request each: all by iot_id, or all of one product.
+
+    One incomplete batch of each product is in memory.
     """
-    source = parquet(questions)
-    told = parquet(states)
-    left = f"""SELECT * FROM (FROM {source} WHERE iot_id IS NOT NULL) ANTI JOIN {told} USING (iot_id)
-      UNION ALL SELECT * FROM (FROM {source} WHERE iot_id IS NULL)
-      ANTI JOIN (FROM {told} WHERE iot_id IS NULL) USING (product_key, device_name)"""
-    with _Opened(out.with_suffix(".reading"), out) as database:
-        write_parquet(database, left, out)
-
-
-def read_questions(path: Path) -> Iterator[list[Device]]:
-    """The devices of a file of questions, as many as one question may be about: by iot_id, or of one product.
-
-    A few devices of each product are in memory at a time.
-
-    Raises:
-        RunNotWritableError: the file has gone or is broken.
-    """
-    database = open_database()
-    try:
+    with scratch_database(failure=f"{path} cannot be read") as database:
         rows = database.execute(f"SELECT account, {', '.join(COLUMNS)} FROM {parquet(path)}")
         batches: dict[str | None, list[Device]] = {}
-        while some := rows.fetchmany(BATCH):
-            for row in some:
+        while fetched := rows.fetchmany(BATCH_ROWS):
+            for row in fetched:
                 device = Device(*row)
-                alike = None if device.iot_id is not None else device.product_key
-                batch = batches.setdefault(alike, [])
+                product = None if device.iot_id is not None else device.product_key
+                batch = batches.setdefault(product, [])
                 batch.append(device)
-                if len(batch) == AT_ONCE:
-                    yield batches.pop(alike)
+                if len(batch) == BATCH_GET_DEVICE_STATE.page_size:
+                    yield batches.pop(product)
         yield from batches.values()
-    except duckdb.Error as error:
-        raise RunNotWritableError(f"{path} cannot be read: {reason_of(error)}") from error
-    finally:
-        database.close()
-
-
-class _Opened:
-    """A database with a folder for what does not fit into memory, and errors told as those of a file."""
-
-    def __init__(self, work: Path, out: Path) -> None:
-        self._work, self._out = work, out
-
-    def __enter__(self) -> duckdb.DuckDBPyConnection:
-        try:
-            shutil.rmtree(self._work, ignore_errors=True)
-            self._work.mkdir(parents=True)
-        except OSError as error:
-            raise RunNotWritableError(f"{self._out} cannot be written: {error.strerror}") from error
-        self._database = open_database(self._work, READING_MEMORY, READING_THREADS)
-        return self._database
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self._database.close()
-        shutil.rmtree(self._work, ignore_errors=True)
-        if isinstance(error, OSError | duckdb.Error):
-            raise RunNotWritableError(f"{self._out} cannot be written: {reason_of(error)}") from error

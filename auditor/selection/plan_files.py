@@ -1,256 +1,222 @@
-"""What was chosen, in files: whom to ask, with what is known of them, and what is carried; of an open ``Choosing``.
+"""Files of a selection: the queue of selected devices, ``plan.parquet`` and ``carried.parquet``.
 
-What is known is wide, with all modules of a device, so it is read once, in its own order, and never sorted. Names of
-devices are most of what a join of a whole fleet would hold: they are joined where they are not known besides.
+Previous results are wide: they hold all modules of a device. So their file is read once, in its own order, and never
+sorted. Device names would be most of what a join of a complete fleet holds in memory. They are joined only if the
+previous results do not have them.
 
-Files of a run that each account has its part of, and what is in them.
+Functions that open files raise RunNotWritableError if one cannot be read or written.
 """
 
 import shutil
 from collections.abc import Collection
-from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
-import duckdb
+from duckdb import DuckDBPyConnection
 
-from auditor.errors import RunNotWritableError
 from auditor.fleet.readers import COLUMNS
 from auditor.runs.folder import CARRIED, PLAN
-from auditor.runs.views import define_lines
+from auditor.runs.views import define_base_views
 from auditor.storage.database import (
-    AS_PARQUET,
+    PARQUET_OPTIONS,
     READING_MEMORY,
     READING_THREADS,
-    open_database,
     parquet,
-    quoted,
-    reason_of,
+    scalar,
+    scratch_database,
+    sql_literal,
     write_parquet,
 )
 
-ANSWER = ("status", "modules", "total", "pages", "request_id", "audited_at", "reason", "run", "changes")
-"""Columns of an answer that is known, beside the names of its device."""
+RESULT_COLUMNS = ("status", "modules", "total", "pages", "request_id", "audited_at", "reason", "run", "change_count")
+"""Columns of a previous result, after the names of its device."""
+
+_DEVICE_COLUMNS = ("account", *COLUMNS, "device_status")
 
 
-_DEVICE = ("account", *COLUMNS, "device_status")
+class SelectionFiles(NamedTuple):
+    """Files of one account's selection.
 
-
-def join_twins(database: duckdb.DuckDBPyConnection) -> None:
-    """A device that the fleet names in both ways is asked by both names or by none: it has one answer.
-
-    Args:
-        database: with the tables ``asking`` and ``ranked``.
+    Attributes:
+        queue: selected devices in the order of queries; columns: account, product_key, device_name, iot_id and
+            device_status.
+        plan: the same devices, in no order; columns: those, selection_reason, rank, then ``RESULT_COLUMNS`` of the
+            previous result, and previous_product_key, previous_device_name and previous_iot_id.
+        carried: the other devices; columns: account, product_key, device_name, iot_id and ``RESULT_COLUMNS``.
     """
-    (twins,) = database.execute("SELECT count(row) - count(DISTINCT row) FROM asking").fetchone() or (0,)
-    if twins:
-        database.execute(
-            "INSERT INTO ranked SELECT a.place, row, any_value(a.renamed), any_value(r.why), max(rank) FROM asking a "
-            "JOIN ranked r USING (row) WHERE a.place NOT IN (SELECT place FROM ranked) GROUP BY a.place, row"
-        )
+
+    queue: Path
+    plan: Path
+    carried: Path
 
 
-def write_plan(database: duckdb.DuckDBPyConnection, ask: Path, plan: Path, *, also: str | None = None) -> None:
-    """Writes who is asked, in order, and the plan, in no order; see ``Choosing.write``.
+def add_aliases(database: DuckDBPyConnection) -> None:
+    """Add the alias rows of selected devices to ``ranked``.
 
-    Args:
-        database: with the views ``wanted`` and ``known`` and the table ``ranked``.
-        ask: who is asked.
-        plan: the plan.
-        also: the SQL of devices that are in the plan besides: their columns as in ``wanted``, and row, why and rank.
+    A device that is listed both by name and by iot_id is queried under both or under neither: it has one result.
     """
-    columns = ", ".join(_DEVICE)
-    ordered = f"SELECT {columns} FROM wanted JOIN (SELECT place, rank FROM ranked) USING (place) ORDER BY rank"
-    write_parquet(database, ordered, ask)
-    # Of one that failed nothing else is known; a CASE around all of it would copy every list of modules.
-    answer = ", ".join(f"nullif(k.{name}, 'failed') AS {name}" if name == "status" else f"k.{name}" for name in ANSWER)
-    known = ", ".join(f"k.{name} AS known_{name}" for name in COLUMNS)
-    named = _named_as_known(database)
-    asked = f"SELECT d.*, row, why, rank FROM wanted d JOIN (FROM ranked WHERE {'true' if named is None else _APART}) "
-    asked += f"USING (place){'' if also is None else f' UNION ALL {also}'}"
-    query = (
-        f"SELECT {', '.join(f'd.{name}' for name in _DEVICE)}, why, rank, {answer}, {known} "
-        f"FROM ({asked}) d LEFT JOIN known k ON d.row = k.file_row_number"
+    if scalar(database, "SELECT count(previous_row) - count(DISTINCT previous_row) FROM with_reason"):
+        database.execute("""
+          INSERT INTO ranked
+          SELECT w.position, previous_row, any_value(w.renamed), any_value(r.selection_reason), max(rank)
+          FROM with_reason w JOIN ranked r USING (previous_row)
+          WHERE w.position NOT IN (SELECT position FROM ranked)
+          GROUP BY w.position, previous_row""")
+
+
+def write_plan(database: DuckDBPyConnection, files: SelectionFiles, *, include_never_activated: bool = False) -> None:
+    """Write the queue and the plan, from ``candidates``, ``never_activated``, ``previous`` and ``ranked``."""
+    columns = ", ".join(_DEVICE_COLUMNS)
+    queue = "candidates JOIN (SELECT position, rank FROM ranked) USING (position)"
+    write_parquet(database, f"SELECT {columns} FROM {queue} ORDER BY rank", files.queue)
+    # A failure has no result. A CASE around all columns would copy every list of modules.
+    result = ", ".join(
+        f"nullif(p.{name}, 'failed') AS {name}" if name == "status" else f"p.{name}" for name in RESULT_COLUMNS
     )
-    if named is not None:
-        same = f"SELECT k.account, {named}, NULL::VARCHAR AS device_status, why, rank, {answer}, {known}"
-        alike = f"FROM known k JOIN (FROM ranked WHERE NOT ({_APART})) r ON r.row = k.file_row_number"
-        query = f"{same} {alike} UNION ALL {query}"
-    write_parquet(database, query, plan)
+    previous = ", ".join(f"p.{name} AS previous_{name}" for name in COLUMNS)
+    names = _names_from_previous(database)
+    selected = f"""
+      SELECT c.*, previous_row, selection_reason, rank
+      FROM candidates c JOIN (FROM ranked WHERE {"true" if names is None else _NAMES_DIFFER}) USING (position)"""
+    if include_never_activated:
+        selected += " UNION ALL SELECT *, NULL, 'never_activated', NULL FROM never_activated"
+    query = f"""
+      SELECT {", ".join(f"s.{name}" for name in _DEVICE_COLUMNS)}, selection_reason, rank, {result}, {previous}
+      FROM ({selected}) s LEFT JOIN previous p ON s.previous_row = p.file_row_number"""
+    if names is not None:
+        query = f"""
+          SELECT p.account, {names}, NULL::VARCHAR AS device_status, selection_reason, rank, {result}, {previous}
+          FROM previous p JOIN (FROM ranked WHERE NOT ({_NAMES_DIFFER})) r ON r.previous_row = p.file_row_number
+          UNION ALL {query}"""
+    write_parquet(database, query, files.plan)
 
 
-_APART = "row IS NULL OR renamed"
+_NAMES_DIFFER = "previous_row IS NULL OR renamed"
 
 
-def _named_as_known(database: duckdb.DuckDBPyConnection) -> str | None:
-    """The SQL of a device's names as the fleet has them, from what is known.
+def _names_from_previous(database: DuckDBPyConnection) -> str | None:
+    """Return the SQL of a device's names as in the fleet, from the view ``previous``.
 
-    None where the fleet names devices in several ways, or the platform's list tells of their statuses.
+    None if the fleet names its devices in several ways, or if it has the statuses that the platform reported.
     """
     counts = ", ".join(f"count({name})" for name in (*COLUMNS, "device_status"))
-    every, *named, told = database.execute(f"SELECT count(*), {counts} FROM wanted").fetchone() or (0, 0, 0, 0, 0)
-    if told or any(number not in {0, every} for number in named):
+    row = database.execute(f"SELECT count(*), {counts} FROM candidates").fetchone() or (0, 0, 0, 0, 0)
+    devices, *named, with_status = row
+    if with_status or any(count not in {0, devices} for count in named):
         return None
     columns = zip(COLUMNS, named, strict=True)
-    return ", ".join(f"k.{name}" if number else f"NULL::VARCHAR AS {name}" for name, number in columns)
+    return ", ".join(f"p.{name}" if count else f"NULL::VARCHAR AS {name}" for name, count in columns)
 
 
-def write_carried(database: duckdb.DuckDBPyConnection, carried: Path) -> None:
-    """Writes what is known of devices that are not asked.
-
-    Args:
-        database: with the views ``wanted`` and ``known`` and the tables ``asking`` and ``ranked``.
-        carried: the file.
-    """
-    answer = ", ".join(f"k.{name}" for name in ANSWER)
-    told = ", ".join(f"coalesce(d.{name}, k.{name}) AS {name}" for name in COLUMNS)
-    same = ", ".join(f"k.{name}" for name in COLUMNS)
-    database.execute(
-        "CREATE TABLE kept AS SELECT place, row, renamed FROM asking ANTI JOIN ranked USING (place) "
-        "WHERE status <> 'failed'"
-    )
+def write_carried(database: DuckDBPyConnection, out: Path) -> None:
+    """Write the previous results of the devices of ``with_reason`` that are not in ``ranked``."""
+    database.execute("""
+      CREATE TABLE carried AS
+      SELECT position, previous_row, renamed FROM with_reason ANTI JOIN ranked USING (position) WHERE status <> 'failed'
+    """)
+    result = ", ".join(f"p.{name}" for name in RESULT_COLUMNS)
+    same_names = ", ".join(f"p.{name}" for name in COLUMNS)
+    new_names = ", ".join(f"coalesce(c.{name}, p.{name}) AS {name}" for name in COLUMNS)
     write_parquet(
         database,
-        f"SELECT account, {same}, {answer} FROM known k JOIN (FROM kept WHERE NOT renamed) a "
-        f"ON a.row = k.file_row_number UNION ALL SELECT k.account, {told}, {answer} FROM known k "
-        "JOIN (FROM kept WHERE renamed) a ON a.row = k.file_row_number JOIN wanted d USING (place)",
-        carried,
+        f"""
+      SELECT account, {same_names}, {result}
+      FROM previous p JOIN (FROM carried WHERE NOT renamed) k ON k.previous_row = p.file_row_number
+      UNION ALL
+      SELECT p.account, {new_names}, {result}
+      FROM previous p JOIN (FROM carried WHERE renamed) k ON k.previous_row = p.file_row_number
+      JOIN candidates c USING (position)""",
+        out,
     )
 
 
-def write_with_part(part: Path, target: Path, account: str, out: Path) -> None:
-    """Writes what a file is to be that has parts of several accounts, with an account's part in it.
-
-    Args:
-        part: the account's.
-        target: the file as it is, if it is there.
-        account: whose part is replaced.
-        out: the file to write.
-
-    Raises:
-        RunNotWritableError: it cannot be written.
-    """
-    try:
+def merge_account(part: Path, target: Path, account: str, out: Path) -> None:
+    """Write to ``out`` the rows of ``target``, which may be missing, with those of one account replaced by ``part``."""
+    with scratch_database(memory=READING_MEMORY, failure=f"{target} cannot be written") as database:
         if target.exists():
-            _write(f"SELECT * FROM {parquet(target)} WHERE account <> $1 UNION ALL FROM {parquet(part)}", account, out)
+            rows = f"SELECT * FROM {parquet(target)} WHERE account <> $1 UNION ALL FROM {parquet(part)}"
+            database.execute(f"COPY ({rows}) TO {sql_literal(out)} {PARQUET_OPTIONS}", [account])
         else:
             shutil.copyfile(part, out)
-    except (OSError, duckdb.Error) as error:
-        raise RunNotWritableError(f"{target} cannot be written: {reason_of(error)}") from error
 
 
 def keep_accounts(path: Path, accounts: Collection[str]) -> None:
-    """Leaves out of a file what is not of these accounts; of none, the file goes.
-
-    Raises:
-        RunNotWritableError: it cannot be written.
-    """
-    new = path.with_suffix(".new")
-    try:
+    """Remove the rows of all other accounts from a file; without accounts the file is deleted."""
+    new, is_kept = path.with_suffix(".new"), "list_contains($1::VARCHAR[], account)"
+    with scratch_database(memory=READING_MEMORY, failure=f"{path} cannot be written") as database:
         if not accounts:
             path.unlink()
-            return
-        with closing(open_database(None, READING_MEMORY, READING_THREADS)) as database:
-            others = f"SELECT 1 FROM {parquet(path)} WHERE NOT list_contains($1::VARCHAR[], account) LIMIT 1"
-            if not database.execute(others, [list(accounts)]).fetchall():
-                return
-        _write(f"SELECT * FROM {parquet(path)} WHERE list_contains($1::VARCHAR[], account)", list(accounts), new)
-        new.replace(path)
-    except (OSError, duckdb.Error) as error:
-        raise RunNotWritableError(f"{path} cannot be written: {reason_of(error)}") from error
+        elif scalar(database, f"SELECT count(*) FROM {parquet(path)} WHERE NOT {is_kept}", [list(accounts)]):
+            rows = f"SELECT * FROM {parquet(path)} WHERE {is_kept}"
+            database.execute(f"COPY ({rows}) TO {sql_literal(new)} {PARQUET_OPTIONS}", [list(accounts)])
+            new.replace(path)
 
 
-def _write(query: str, given: object, out: Path) -> None:
-    with closing(open_database(memory=READING_MEMORY)) as database:
-        database.execute(f"COPY ({query}) TO {quoted(out)} {AS_PARQUET}", [given])
+def count_selected(plan: Path, carried: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the selected devices by reason, and the carried results by status."""
+    by_reason = f"""
+      SELECT selection_reason, count(*) FROM {parquet(plan)} WHERE selection_reason <> 'never_activated'
+      GROUP BY selection_reason ORDER BY selection_reason"""
+    by_status = f"SELECT status, count(*) FROM {parquet(carried)} GROUP BY status ORDER BY status"
+    with scratch_database(memory=READING_MEMORY, threads=READING_THREADS, failure=f"{plan} cannot be read") as database:
+        selected = dict(database.execute(by_reason).fetchall())
+        return selected, dict(database.execute(by_status).fetchall()) if carried.exists() else {}
 
 
-def count_chosen(plan: Path, carried: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Devices of a plan by reason, and those whose answers are carried by status.
+def finalize_plan(folder: Path, out: Path, accounts: Collection[str], *, sample: bool) -> dict[str, int]:
+    """Finalize the selection of a run that ended early; return the number of results that were added, by status.
 
-    Raises:
-        RunNotWritableError: a file cannot be read.
+    The plan of a sample keeps only the devices that were queried, unless there are none. With another strategy the
+    previous results of the devices that were not queried are carried, however old they are; a device without a previous
+    result stays pending. Devices of accounts that are not in ``accounts`` remain to be queried.
+
+    ``out`` is the new plan of a sample, else the new carried results.
     """
-    database = open_database(None, READING_MEMORY, READING_THREADS)
-    try:
-        asked = f"SELECT why, count(*) FROM {parquet(plan)} WHERE why <> 'never_activated' GROUP BY why ORDER BY why"
-        kept = f"SELECT status, count(*) FROM {parquet(carried)} GROUP BY status ORDER BY status"
-        return (
-            dict(database.execute(asked).fetchall()),
-            dict(database.execute(kept).fetchall()) if carried.exists() else {},
-        )
-    except duckdb.Error as error:
-        raise RunNotWritableError(f"{plan} cannot be read: {reason_of(error)}") from error
-    finally:
-        database.close()
+    with scratch_database(
+        out.with_suffix(".finalizing"),
+        memory=READING_MEMORY,
+        threads=READING_THREADS,
+        failure=f"{folder}: its selection cannot be finalized",
+    ) as database:
+        define_base_views(database, folder)
+        return _finalize_plan(database, folder, out, accounts, sample=sample)
 
 
-_NAMES = ("product_key", "device_name", "iot_id")
-
-
-def settle(folder: Path, out: Path, accounts: Collection[str], *, sample: bool) -> dict[str, int]:
-    """Ends a run's choice where its budget did: what was to be asked and was not.
-
-    Returns:
-        how many devices have an answer now that had none, by status.
-
-    Of a sample nothing more is to be asked: the plan keeps those that were, unless none was. Else the answer that is
-    known of a device is carried, however old it is; a device of which nothing is known stays pending.
-
-    Args:
-        folder: the run folder.
-        out: a file of the run folder to write first, of another name.
-        accounts: whose budget ended; the others' devices stay to be asked.
-        sample: which of both.
-
-    Raises:
-        RunNotWritableError: it cannot be written.
-    """
-    work = out.with_suffix(".settling")
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        database = open_database(work, READING_MEMORY, READING_THREADS)
-        try:
-            define_lines(database, folder)
-            return _settle(database, folder, out, accounts, sample=sample)
-        finally:
-            database.close()
-    except (OSError, duckdb.Error, UnicodeDecodeError) as error:
-        raise RunNotWritableError(f"{folder}: its plan cannot be ended: {reason_of(error)}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _settle(
-    database: duckdb.DuckDBPyConnection, folder: Path, out: Path, accounts: Collection[str], *, sample: bool
+def _finalize_plan(
+    database: DuckDBPyConnection, folder: Path, out: Path, accounts: Collection[str], *, sample: bool
 ) -> dict[str, int]:
-    outcomes = (
-        "SELECT account, product_key, device_name, iot_id FROM lines WHERE source = 'asked' "
-        "UNION ALL SELECT account, product_key, device_name, iot_id FROM failures"
-    )
-    database.execute(f"CREATE TABLE outcomes AS {outcomes}")
-    numbered = f"(FROM {parquet(folder / PLAN, options='file_row_number=true')})"
-    # A fleet that names a device in both ways has asked about both rows, if about one.
-    ways = ("{0}iot_id = o.iot_id", "{0}product_key = o.product_key AND p.{0}device_name = o.device_name")
+    database.execute("""
+      CREATE TABLE outcomes AS
+      SELECT account, product_key, device_name, iot_id FROM lines WHERE source = 'queried'
+      UNION ALL SELECT account, product_key, device_name, iot_id FROM failures""")
+    plan = f"(FROM {parquet(folder / PLAN, options='file_row_number=true')})"
+    # A row counts as queried under either name, and under either previous name: aliases have one result.
+    by_id = "p.{0}iot_id = o.iot_id"
+    by_names = "p.{0}product_key = o.product_key AND p.{0}device_name = o.device_name"
     database.execute(
-        "CREATE TABLE met AS "
+        "CREATE TABLE queried_rows AS "
         + " UNION ".join(
-            f"SELECT file_row_number FROM {numbered} p "
-            f"JOIN outcomes o ON p.account = o.account AND p.{way.format(known)}"
-            for known in ("", "known_")
-            for way in ways
+            f"SELECT file_row_number FROM {plan} p JOIN outcomes o ON p.account = o.account AND {same.format(prefix)}"
+            for prefix in ("", "previous_")
+            for same in (by_id, by_names)
         )
     )
     database.execute("CREATE TABLE ended AS SELECT unnest($1::VARCHAR[]) AS account", [list(accounts)])
     if sample:
-        asked = f"SELECT DISTINCT account FROM {numbered} SEMI JOIN met USING (file_row_number) WHERE why = 'sample'"
-        stays = f"account NOT IN (FROM ended) OR account NOT IN ({asked}) OR why <> 'sample'"
-        kept = f"SELECT * EXCLUDE (file_row_number) FROM {numbered} WHERE file_row_number IN (FROM met) OR {stays}"
-        write_parquet(database, f"{kept} ORDER BY file_row_number", out)
+        query = f"""
+          WITH started AS (
+            SELECT DISTINCT account FROM {plan} SEMI JOIN queried_rows USING (file_row_number)
+            WHERE selection_reason = 'sample'
+          )
+          SELECT * EXCLUDE (file_row_number) FROM {plan}
+          WHERE file_row_number IN (FROM queried_rows)
+            OR account NOT IN (FROM ended) OR account NOT IN (FROM started) OR selection_reason <> 'sample'
+          ORDER BY file_row_number"""
+        write_parquet(database, query, out)
         return {}
-    told = ", ".join(f"coalesce({name}, known_{name}) AS {name}" for name in _NAMES)
-    answer = "status, modules, total, pages, request_id, audited_at, reason, run, changes"
-    left = f"{numbered} ANTI JOIN met USING (file_row_number) WHERE status IS NOT NULL AND account IN (FROM ended)"
-    rows = f"SELECT account, {told}, {answer} FROM (FROM {left} ORDER BY file_row_number)"
-    write_parquet(database, f"FROM {parquet(folder / CARRIED)} UNION ALL {rows}", out)
-    return dict(database.execute(f"SELECT status, count(*) FROM {left} GROUP BY status").fetchall())
+    remaining = f"""
+      {plan} ANTI JOIN queried_rows USING (file_row_number) WHERE status IS NOT NULL AND account IN (FROM ended)"""
+    names = ", ".join(f"coalesce({name}, previous_{name}) AS {name}" for name in COLUMNS)
+    added = f"SELECT account, {names}, {', '.join(RESULT_COLUMNS)} FROM (FROM {remaining} ORDER BY file_row_number)"
+    write_parquet(database, f"FROM {parquet(folder / CARRIED)} UNION ALL {added}", out)
+    return dict(database.execute(f"SELECT status, count(*) FROM {remaining} GROUP BY status").fetchall())

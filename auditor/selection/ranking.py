@@ -1,7 +1,6 @@
-"""In which order devices are asked: by what it is worth, or at random; tables of an open ``Choosing``.
+"""Order in which selected devices are queried: by priority, or at random.
 
-Both orders are fair to every product at every length, for an audit may end before all were asked: of two products each
-has its part by its size.
+Both orders are fair to products at every length, because an audit may end early: each product has its part by its size.
 """
 
 from dataclasses import dataclass
@@ -9,104 +8,111 @@ from dataclasses import dataclass
 import duckdb
 
 TWO_TO_64 = "18446744073709551616.0"
-"""What a number that is drawn is below."""
+"""Exclusive upper bound of random numbers, as SQL."""
 
-
-_SPREAD = 0.1
-"""The part of a sample that all products share alike, so that none is left out for being small."""
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What a budget bears.
-
-    Attributes:
-        devices: so many of the account; None: that is not known.
-        guaranteed: the part, 0 to 1, of it that each product has by its size.
-        most: no more than so many can be asked, and are in the plan; None: all are, asked as long as there is time.
-    """
-
-    devices: int | None
-    guaranteed: float
-    most: int | None
+_EQUAL_FRACTION = 0.1
+"""Fraction of a sample that is divided equally among products, so that small products are represented."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """How many devices are drawn.
+class SelectionBudget:
+    """Number of devices of an account that a run can query (None: unknown), and the limit of the plan.
 
-    Attributes:
-        devices: so many, of all products together; None: all of them, in the order of a sample.
-        alike: whether products are asked alike, whatever their size, rather than by it.
+    ``fair_share`` is the fraction, 0 to 1, that is divided among products by size. Without a limit all devices are in
+    the plan, and are queried until the time is up.
     """
 
     devices: int | None
-    alike: bool = False
+    fair_share: float
+    limit: int | None
 
 
-def rank_by_worth(database: duckdb.DuckDBPyConnection, budget: Budget | None) -> None:
-    """Makes the table ``ranked`` (place, row, renamed, why, rank) of ``asking``: devices with a reason to be asked.
+@dataclass(frozen=True, slots=True)
+class SampleSpec:
+    """Number of devices of a sample; None: all of them, in random order.
 
-    Worth most are devices that were never read, then those that failed, violate a policy, changed often, and were not
-    read for the longest time. Of a budget each product has a guaranteed part by its size, in which its oldest come
-    first: so none waits for long because others are worth more, night after night.
-
-    Args:
-        database: with the tables ``asking`` and ``wanted``.
-        budget: what it bears; None: everyone.
+    ``equal_per_product``: products are sampled equally, whatever their size, rather than by size.
     """
-    guaranteed, most = "false", ""
+
+    devices: int | None
+    equal_per_product: bool = False
+
+
+def rank_by_priority(database: duckdb.DuckDBPyConnection, budget: SelectionBudget | None) -> None:
+    """Create the table ``ranked`` of the devices with a selection reason, the highest priority first.
+
+    The priority is: no previous result, failed, violates the policy, changed often, oldest result. Each product has a
+    fair share of the budget by its size, for its oldest results. So no device waits long because others have a higher
+    priority, run after run. Without a budget every device with a reason is ranked.
+
+    The database has the tables ``with_reason`` and ``candidates``.
+    """
+    in_fair_share, limit = "false", ""
     if budget is not None:
-        part = "asked" if budget.devices is None else f"{budget.devices} * asked / every"
-        guaranteed = f"turn <= ceil({budget.guaranteed!r} * {part})"
-        most = "" if budget.most is None else f" LIMIT {budget.most}"
+        part = "product_devices" if budget.devices is None else f"{budget.devices} * product_devices / all_devices"
+        in_fair_share = f"turn <= ceil({budget.fair_share!r} * {part})"
+        limit = "" if budget.limit is None else f"LIMIT {budget.limit}"
     database.execute(f"""
-      CREATE TABLE ranked AS SELECT place, row, renamed, why,
-        row_number() OVER (ORDER BY NOT guaranteed, CASE WHEN guaranteed THEN turn / asked
-          WHEN why = 'new' THEN 0 WHEN why = 'failed' THEN 1 WHEN violating THEN 2 WHEN changes > 0 THEN 3 ELSE 4 END,
-          CASE WHEN NOT guaranteed THEN changes END DESC, touched NULLS FIRST, place) AS rank
-      FROM (SELECT *, {guaranteed} AS guaranteed FROM (
-        SELECT place, row, renamed, why, violating, changes, coalesce(audited_at, failed_at) AS touched,
-          row_number() OVER (PARTITION BY product_key ORDER BY why <> 'new', coalesce(audited_at, failed_at), place)
-            AS turn, count(*) OVER (PARTITION BY product_key) AS asked, count(*) OVER () AS every
-        FROM asking JOIN (SELECT place, product_key FROM wanted) USING (place) WHERE why IS NOT NULL
-      )) ORDER BY rank{most}""")
+      CREATE TABLE ranked AS
+      WITH due AS NOT MATERIALIZED (  -- turns within a product: devices without a result first, then the oldest results
+        SELECT position, previous_row, renamed, selection_reason, violating, change_count,
+          coalesce(audited_at, failed_at) AS last_queried_at,
+          row_number() OVER (
+            PARTITION BY product_key ORDER BY selection_reason <> 'new', coalesce(audited_at, failed_at), position
+          ) AS turn,
+          count(*) OVER (PARTITION BY product_key) AS product_devices,
+          count(*) OVER () AS all_devices
+        FROM with_reason JOIN (SELECT position, product_key FROM candidates) USING (position)
+        WHERE selection_reason IS NOT NULL
+      ), shared AS NOT MATERIALIZED (
+        SELECT *, {in_fair_share} AS in_fair_share FROM due
+      )
+      SELECT position, previous_row, renamed, selection_reason, row_number() OVER (ORDER BY
+        NOT in_fair_share,
+        CASE
+          WHEN in_fair_share THEN turn / product_devices  -- products take turns, by their size
+          WHEN selection_reason = 'new' THEN 0
+          WHEN selection_reason = 'failed' THEN 1
+          WHEN violating THEN 2
+          WHEN change_count > 0 THEN 3
+          ELSE 4
+        END,
+        CASE WHEN NOT in_fair_share THEN change_count END DESC,
+        last_queried_at NULLS FIRST,
+        position
+      ) AS rank
+      FROM shared ORDER BY rank {limit}""")
 
 
-def rank_sample(database: duckdb.DuckDBPyConnection, sample: Sample, *, draw: str, draw_product: str) -> None:
-    """Makes the table ``ranked`` (place, row, renamed, why, rank) of ``wanted``: a random sample stratified by product.
+def rank_sample(database: duckdb.DuckDBPyConnection, sample: SampleSpec, *, draw: str, draw_product: str) -> None:
+    """Create the table ``ranked`` of a random sample of the view ``candidates``, stratified by product.
 
-    In each product devices come in a random order, the same in every run of one seed. The j-th of a product's N
-    devices has the rank (j + u) / N, with one u from 0 to 1 for each product: so of every beginning of the order each
-    product has its part by its size, but for one device. Before that comes what all products share alike.
+    In each product devices come in a random order, which is the same in every run with the same seed. The j-th of a
+    product's N devices has the rank (j + u) / N, with one random u from 0 to 1 for each product. So in every prefix of
+    the order each product has its part by its size, up to one device. The equal parts of all products come before that.
 
-    Args:
-        database: with the view ``wanted``.
-        sample: how many.
-        draw: the SQL of a device's random number.
-        draw_product: that of a product's, of its column ``product``.
+    ``draw`` is the SQL of a device's random number, ``draw_product`` that of the random number of a row's ``product``.
     """
-    database.execute(
-        f"CREATE TABLE drawn AS SELECT place, coalesce(product_key, '') AS product, {draw} AS draw FROM wanted"
-    )
-    sizes = "SELECT product, count(*) AS size FROM drawn GROUP BY product"
+    draws = f"SELECT position, coalesce(product_key, '') AS product, {draw} AS draw FROM candidates"
+    database.execute(f"CREATE TABLE draws AS {draws}")
+    sizes = "SELECT product, count(*) AS size FROM draws GROUP BY product"
     database.execute(f"CREATE TABLE sizes AS SELECT *, {draw_product} / {TWO_TO_64} AS shift FROM ({sizes})")
-    products, every = database.execute("SELECT count(*), coalesce(sum(size), 0)::BIGINT FROM sizes").fetchone() or (
-        0,
-        0,
-    )
-    wanted = every if sample.devices is None else min(sample.devices, every)
-    alike = 0 if sample.devices is None or not products else int(_SPREAD * wanted / products)
-    # Whoever draws a number that high is not among the first of its product: it needs no place in the order.
-    enough = f"least(size, greatest({alike}, {2.0 * wanted / max(every, 1)!r} * size + 100))"
-    rank = "turn + shift" if sample.alike else "(turn + shift) / size"
-    most = "" if sample.devices is None else f" LIMIT {wanted}"
+    counted = "SELECT count(*), coalesce(sum(size), 0)::BIGINT FROM sizes"
+    products, devices = database.execute(counted).fetchone() or (0, 0)
+    wanted = devices if sample.devices is None else min(sample.devices, devices)
+    equal = 0 if sample.devices is None or not products else int(_EQUAL_FRACTION * wanted / products)
+    # A device with a higher random number cannot be among the first of its product, so it is not sorted.
+    first = f"least(size, greatest({equal}, {2.0 * wanted / max(devices, 1)!r} * size + 100))"
+    rank = "turn + shift" if sample.equal_per_product else "(turn + shift) / size"
+    limit = "" if sample.devices is None else f"LIMIT {wanted}"
     database.execute(f"""
-      CREATE TABLE ranked AS SELECT place, NULL::BIGINT AS row, false AS renamed, 'sample' AS why,
-        row_number() OVER (ORDER BY turn >= {alike}, {rank}, place)
-        AS rank
-      FROM (SELECT place, size, shift, row_number() OVER (PARTITION BY product ORDER BY draw, place) - 1 AS turn
-        FROM drawn JOIN sizes USING (product)
-        WHERE draw / {TWO_TO_64} <= (2 * {enough} + 100) / size)
-      ORDER BY rank{most}""")
-    database.execute("DROP TABLE drawn")
+      CREATE TABLE ranked AS
+      WITH turns AS NOT MATERIALIZED (
+        SELECT position, size, shift, row_number() OVER (PARTITION BY product ORDER BY draw, position) - 1 AS turn
+        FROM draws JOIN sizes USING (product)
+        WHERE draw / {TWO_TO_64} <= (2 * {first} + 100) / size
+      )
+      SELECT position, NULL::BIGINT AS previous_row, false AS renamed, 'sample' AS selection_reason,
+        row_number() OVER (ORDER BY turn >= {equal}, {rank}, position) AS rank
+      FROM turns ORDER BY rank {limit}""")
+    database.execute("DROP TABLE draws")

@@ -1,184 +1,160 @@
-"""A sample that ends as soon as shares are known well enough.
-
-A plan while it is followed: what a sample has shown so far, and how one ends that was not followed to its end.
-"""
+"""Stopping rule of a sample: queries end as soon as the shares have the required precision."""
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-import anyio
-import duckdb
-
+from auditor.concurrency import run_in_thread
 from auditor.config.settings import Settings
-from auditor.errors import RunNotWritableError
 from auditor.fleet.table import devices_by_stratum
-from auditor.models import Answered, Device, Level, Outcome
-from auditor.planning.sample_size import LEAST, PRODUCT_STEP, STEP
+from auditor.models import Device, DeviceResult, Level, Outcome
+from auditor.planning.sample_size import CHECK_FACTOR, MIN_SAMPLED, PRODUCT_CHECK_FACTOR
 from auditor.runs.folder import FLEET
-from auditor.runs.manifest import Choice
-from auditor.runs.views import define_lines
-from auditor.stats.intervals import unseen
-from auditor.stats.stratified import Place, Tallies
-from auditor.storage.database import READING_MEMORY, READING_THREADS, open_database, reason_of
+from auditor.runs.manifest import SelectionInfo
+from auditor.runs.views import define_base_views
+from auditor.stats.intervals import unseen_share_limit
+from auditor.stats.stratified import StratifiedCounts, StratumKey
+from auditor.storage.database import READING_MEMORY, READING_THREADS, scratch_database
 
-LOOKED_AT = 8
-"""Versions that are looked at first: those of which most is uncertain. Only if these are known well all are."""
-
+FIRST_CHECKED = 8
+"""Versions that are checked first, those with the most uncertain shares. All are checked only if these are precise."""
 
 Fetch = Callable[[Device], Awaitable[Outcome]]
 
 
-class Precision:
-    """Counts what a sample shows, and says when that is enough.
+class StoppingRule:
+    """Counts the results of a sample, and decides when they are precise enough.
 
-    Args:
-        settings: of the audit.
-        folder: the run folder.
-        resumed: whether earlier stretches have asked some devices.
-        choice: whom the run chose to ask; None, or without a precision: nothing is counted.
-
-    Attributes:
-        enough: whether all shares are known well enough, so that no more devices are asked.
+    ``resumed``: earlier processes have queried devices. Once ``satisfied`` no more devices are queried.
     """
 
-    def __init__(self, settings: Settings, folder: Path, choice: Choice | None, *, resumed: bool) -> None:
-        self._wanted = None if choice is None else choice.precision
-        self._level: Level = "fleet" if choice is None or choice.precision_of is None else choice.precision_of
-        self._skips = {account.name for account in settings.account if account.skips}
-        self._folder, self._resumed, self._accounts = folder, resumed, len(settings.account)
-        self._tallies = Tallies()
-        self._begun: set[str] = set()
-        self._known: set[Place] = set()
-        self._next = LEAST
-        self.enough = False
+    def __init__(self, settings: Settings, folder: Path, selection: SelectionInfo, *, resumed: bool) -> None:
+        self._precision = selection.precision or 0.0
+        self._level: Level = selection.precision_of or "fleet"
+        self._skipping = {account.name for account in settings.account if account.skips_never_activated}
+        self._folder, self._resumed, self._account_count = folder, resumed, len(settings.account)
+        self._counts = StratifiedCounts()
+        self._started: set[str] = set()
+        self._satisfied_products: set[StratumKey] = set()
+        self._next_check = MIN_SAMPLED
+        self.satisfied = False
 
     @property
-    def reached(self) -> float | None:
-        """Half the widest interval of the shares in question; None where no precision is asked, or nothing was seen."""
-        return None if self._wanted is None else self._tallies.widest(self._level)
+    def achieved_precision(self) -> float | None:
+        """Half the width of the widest interval; None if there are no results."""
+        return self._counts.widest_half_width(self._level)
 
-    async def begin(self, account: str) -> None:
-        """An account's devices are known.
-
-        Raises:
-            RunNotWritableError: the run folder cannot be read.
-        """
-        if self._wanted is None:
-            return
-        if self._resumed and not self._begun:
-            self._tallies = await anyio.to_thread.run_sync(tally_sample, self._folder)
-        self._begun.add(account)
-        self._tallies.devices.clear()
-        self._tallies.certain = 0
-        for stratum, (devices, certain) in devices_by_stratum(self._folder / FLEET, self._skips).items():
+    async def add_account(self, account: str) -> None:
+        """Add an account whose devices are in the fleet now; raise RunNotWritableError if that cannot be read."""
+        if self._resumed and not self._started:
+            self._counts = await run_in_thread(count_sample, self._folder)
+        self._started.add(account)
+        self._counts.devices.clear()
+        self._counts.certain = 0
+        for stratum, (devices, certain) in devices_by_stratum(self._folder / FLEET, self._skipping).items():
             if devices:
-                self._tallies.devices[stratum] = devices
-            self._tallies.certain += certain
+                self._counts.devices[stratum] = devices
+            self._counts.certain += certain
 
-    def until_known(self, devices: Iterator[Device]) -> Iterator[Device]:
-        """The devices, until shares are known well enough; of a product whose own are, none more."""
+    def take_until_satisfied(self, devices: Iterator[Device]) -> Iterator[Device]:
+        """Yield devices until all shares are precise enough, without those of products whose shares already are."""
         for device in devices:
-            if self.enough:
+            if self.satisfied:
                 return
-            if (device.account, device.product_key) not in self._known:
+            if (device.account, device.product_key) not in self._satisfied_products:
                 yield device
 
     def counting(self, fetch: Fetch) -> Fetch:
-        """``fetch``, whose outcomes are counted."""
-        if self._wanted is None:
-            return fetch
+        """Return ``fetch``, with its results counted."""
 
-        async def counted(device: Device) -> Outcome:
+        async def fetch_and_count(device: Device) -> Outcome:
             outcome = await fetch(device)
-            if isinstance(outcome, Answered):
-                self._take(device, outcome)
+            if isinstance(outcome, DeviceResult):
+                self._count(device, outcome)
             return outcome
 
-        return counted
+        return fetch_and_count
 
-    def _take(self, asked: Device, answered: Answered) -> None:
-        stratum, place = (asked.account, asked.product_key), (asked.account, answered.device.product_key)
-        self._tallies.sampled[stratum] += 1
-        for module in answered.modules:
-            self._tallies.add(stratum, place, module.module_name, module.module_version)
-        number = sum(self._tallies.sampled.values())
-        if not self.enough and number >= self._next:
-            self._next = int(number * (PRODUCT_STEP if self._level == "product" else STEP)) + 1
+    def _count(self, queried: Device, result: DeviceResult) -> None:
+        stratum, product = (queried.account, queried.product_key), (queried.account, result.device.product_key)
+        self._counts.sampled[stratum] += 1
+        for module in result.modules:
+            self._counts.add(stratum, product, module.module_name, module.module_version)
+        sampled = sum(self._counts.sampled.values())
+        if not self.satisfied and sampled >= self._next_check:
+            factor = PRODUCT_CHECK_FACTOR if self._level == "product" else CHECK_FACTOR
+            self._next_check = int(sampled * factor) + 1
             if self._level == "product":
-                self._look_at_products()
-            elif self._each_has_begun():
-                self._look()
+                self._check_products()
+            elif self._is_every_account_sampled():
+                self._check()
 
-    def _each_has_begun(self) -> bool:
-        """Whether every account's devices are known, and some of them: or a part of the fleet is not."""
-        seen, there = Counter[str](), Counter[str]()
-        for (account, _), devices in self._tallies.devices.items():
-            there[account] += devices
-        for (account, _), devices in self._tallies.sampled.items():
-            seen[account] += devices
-        enough = (seen[account] >= min(LEAST, devices) for account, devices in there.items())
-        return len(self._begun) == self._accounts and all(enough)
+    def _is_every_account_sampled(self) -> bool:
+        """Return whether every account has enough results: without one, a part of the fleet would be unknown."""
+        sampled, present = Counter[str](), Counter[str]()
+        for (account, _), devices in self._counts.devices.items():
+            present[account] += devices
+        for (account, _), devices in self._counts.sampled.items():
+            sampled[account] += devices
+        enough = (sampled[account] >= min(MIN_SAMPLED, devices) for account, devices in present.items())
+        return len(self._started) == self._account_count and all(enough)
 
-    def _look(self) -> None:
-        # Most often the widest of a few is too wide already.
-        widest = (self._tallies.widest(self._level, most) for most in (LOOKED_AT, None))
-        self.enough = all(each is not None and each <= (self._wanted or 0.0) for each in widest)
+    def _check(self) -> None:
+        # In most checks one of the first few is too wide already.
+        widest = (self._counts.widest_half_width(self._level, limit) for limit in (FIRST_CHECKED, None))
+        self.satisfied = all(each is not None and each <= self._precision for each in widest)
 
-    def _look_at_products(self) -> None:
-        """Each product on its own: what is known well enough is not asked, so that the others are known sooner."""
-        tallies, halves = self._tallies, dict[Place, float]()
-        for stratum, devices in tallies.devices.items():
-            seen = tallies.sampled[stratum]
-            # Of a product that shows no module it is known how many devices can report one at most.
-            halves[stratum] = unseen(devices, seen) / 2 if seen else 1.0
-        shown = dict[Place, float]()
-        for share in tallies.shares("product"):
-            if tallies.is_rare(share):
+    def _check_products(self) -> None:
+        """Check each product alone: devices of precise products are not queried, so that the others finish sooner."""
+        counts, half_widths = self._counts, dict[StratumKey, float]()
+        for stratum, devices in counts.devices.items():
+            sampled = counts.sampled[stratum]
+            # Without a sampled module, the number of devices that can report one is limited.
+            half_widths[stratum] = unseen_share_limit(devices, sampled) / 2 if sampled else 1.0
+        of_versions = dict[StratumKey, float]()
+        for share in counts.shares("product"):
+            if counts.is_rare(share):
                 continue
-            place = (str(share.version.account), share.version.product_key)
-            stratum = place if place in halves else (place[0], None)
-            shown[stratum] = max(shown.get(stratum, 0.0), share.interval.half)
-        halves |= shown
-        self._known = {
+            product = (str(share.version.account), share.version.product_key)
+            stratum = product if product in half_widths else (product[0], None)
+            of_versions[stratum] = max(of_versions.get(stratum, 0.0), share.interval.half_width)
+        half_widths |= of_versions
+        self._satisfied_products = {
             stratum
-            for stratum, half in halves.items()
-            if half <= (self._wanted or 0.0) and tallies.sampled[stratum] >= min(LEAST, tallies.devices[stratum])
+            for stratum, half_width in half_widths.items()
+            if half_width <= self._precision and counts.sampled[stratum] >= min(MIN_SAMPLED, counts.devices[stratum])
         }
-        self.enough = len(self._known) == len(halves) and len(self._begun) == self._accounts
+        all_satisfied = len(self._satisfied_products) == len(half_widths)
+        self.satisfied = all_satisfied and len(self._started) == self._account_count
 
 
-def tally_sample(folder: Path) -> Tallies:
-    """What a sample has shown so far, from the plan and the lines of its run folder; how large strata are is not told.
+_SAMPLED_RESULTS = """
+  CREATE TABLE sampled_results AS
+  WITH sampled AS NOT MATERIALIZED (
+    SELECT account, product_key, device_name, iot_id FROM planned WHERE selection_reason = 'sample'
+  )
+  SELECT s.account, s.product_key AS stratum, l.product_key, l.modules
+  FROM sampled s JOIN lines l ON s.account = l.account AND s.iot_id = l.iot_id
+  UNION ALL
+  SELECT s.account, s.product_key AS stratum, l.product_key, l.modules
+  FROM sampled s JOIN lines l
+    ON s.account = l.account AND s.iot_id IS NULL AND s.product_key = l.product_key AND s.device_name = l.device_name"""
 
-    Raises:
-        RunNotWritableError: they cannot be read, so the run cannot go on.
-    """
-    tallies = Tallies()
-    database = open_database(None, READING_MEMORY, READING_THREADS)
-    try:
-        define_lines(database, folder)
-        columns = "p.account, p.product_key AS stratum, l.product_key, l.modules"
-        drawn = f"SELECT {columns} FROM (FROM planned WHERE why = 'sample')"
-        met = " UNION ALL ".join(
-            f"{drawn} p JOIN lines l ON p.account = l.account AND {on}"
-            for on in (
-                "p.iot_id = l.iot_id",
-                "p.iot_id IS NULL AND p.product_key = l.product_key AND p.device_name = l.device_name",
-            )
-        )
-        database.execute(f"CREATE TABLE met AS {met}")
-        for account, key, devices in database.execute(
-            "SELECT account, stratum, count(*) FROM met GROUP BY ALL"
-        ).fetchall():
-            tallies.sampled[account, key] = devices
-        for account, stratum, key, name, version, devices in database.execute(
-            "SELECT account, stratum, product_key, module.module_name, module.module_version, count(*) "
-            "FROM (SELECT *, unnest(modules) AS module FROM met) GROUP BY ALL"
-        ).fetchall():
-            tallies.add((account, stratum), (account, key), name, version, devices)
-    except (OSError, duckdb.Error, UnicodeDecodeError) as error:
-        raise RunNotWritableError(f"{folder}: cannot be read: {reason_of(error)}") from error
-    finally:
-        database.close()
-    return tallies
+
+def count_sample(folder: Path) -> StratifiedCounts:
+    """Return the sample counts so far, from the plan and the results of a run; the strata have no sizes yet."""
+    counts = StratifiedCounts()
+    with scratch_database(
+        memory=READING_MEMORY, threads=READING_THREADS, failure=f"{folder}: cannot be read"
+    ) as database:
+        define_base_views(database, folder)
+        database.execute(_SAMPLED_RESULTS)
+        devices_by_key = "SELECT account, stratum, count(*) FROM sampled_results GROUP BY ALL"
+        for account, key, devices in database.execute(devices_by_key).fetchall():
+            counts.sampled[account, key] = devices
+        devices_by_version = """
+          SELECT account, stratum, product_key, module.module_name, module.module_version, count(*)
+          FROM (SELECT *, unnest(modules) AS module FROM sampled_results) GROUP BY ALL"""
+        for account, stratum, key, name, version, devices in database.execute(devices_by_version).fetchall():
+            counts.add((account, stratum), (account, key), name, version, devices)
+    return counts

@@ -1,11 +1,7 @@
-"""How the simulated platform counts a quota: calendar seconds, a sliding second, or a bucket. Time is an argument.
+"""Accounts of the simulated platform, and how it counts their quotas. Time is an argument.
 
-The platform's documents give a number of calls per second and not the kind of window, so a client has to stay
-inside all three.
-
-Counts each request against its account's quota for the operation, and refuses those that are over it.
-
-Who may call the simulated platform, how often, and whose devices they see.
+The platform documents calls per second and not the kind of window. So there are three: calendar seconds, a sliding
+second, and a token bucket; a client must stay within all of them.
 """
 
 import math
@@ -14,27 +10,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, OTHERS
+from auditor.client.operations import (
+    BATCH_GET_DEVICE_STATE,
+    LIST_OTA_MODULE_BY_PRODUCT,
+    LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
+    QUERY_DEVICE,
+    QUERY_PRODUCT_LIST,
+)
 from auditor.models import Secret
-from auditor.simulator.responses import Refused
+from auditor.simulator.responses import RequestRejected
 from auditor.simulator.world import World
 
+BATCH_QUERY_DEVICE_DETAIL = "BatchQueryDeviceDetail"
+"""An operation that audits do not use."""
+
+DEEP_SUFFIX = ".deep"
+"""Suffix of an operation's name: its requests for late pages, which have a separate quota."""
+
+_OPERATIONS = (QUERY_PRODUCT_LIST, QUERY_DEVICE, BATCH_GET_DEVICE_STATE, LIST_OTA_MODULE_BY_PRODUCT)
+
+DOCUMENTED_QUOTAS = {
+    **{each.name: each.calls_per_second for each in _OPERATIONS},
+    **{each.name + DEEP_SUFFIX: each.deep_calls_per_second for each in _OPERATIONS if each.deep_calls_per_second},
+    BATCH_QUERY_DEVICE_DETAIL: 5.0,
+    "QueryDeviceBySQL": 10.0,
+}
+"""Calls per second of the operations other than ListOTAModuleVersionsByDevice (Alibaba's pages)."""
+
 WindowKind = Literal["fixed", "sliding", "bucket"]
-"""The kinds of window, see the classes."""
+"""Kinds of window, see the classes."""
 
 
 class Window(Protocol):
-    """Counts the calls of one account to one operation."""
+    """Count the calls of one account to one operation."""
 
     def admit(self, now: float) -> bool:
-        """Whether a call at ``now`` (seconds, never falling) is inside the quota; a refused call does not count."""
+        """Count a call at ``now`` (seconds, never decreasing) if it is within the quota; return whether it is."""
 
     def wait(self, now: float) -> float:
-        """Seconds from ``now`` until a call would be admitted if no other comes before."""
+        """Return the seconds from ``now`` until a call would be admitted if no other one is made before."""
 
 
-def window(kind: WindowKind, per_second: float) -> Window:
-    """A window of ``kind`` for a quota of ``per_second`` calls."""
+def new_window(kind: WindowKind, per_second: float) -> Window:
+    """Return a window for a quota of ``per_second`` calls."""
     if not per_second > 0 or not math.isfinite(per_second):
         raise ValueError(f"per_second must be a positive number, not {per_second}")
     match kind:
@@ -43,22 +61,21 @@ def window(kind: WindowKind, per_second: float) -> Window:
         case "sliding":
             return SlidingWindow(per_second)
         case "bucket":
-            return Bucket(per_second)
+            return TokenBucket(per_second)
 
 
-def calls_and_seconds(per_second: float) -> tuple[int, float]:
-    """The quota as whole calls in a span of seconds: 10 is 10 in 1 s, 0.5 is 1 in 2 s, 2.5 is 2 in 0.8 s."""
+def window_size(per_second: float) -> tuple[int, float]:
+    """Return a quota as whole calls per seconds: 10 is 10 in 1 s, 0.5 is 1 in 2 s, 2.5 is 2 in 0.8 s."""
     calls = max(1, math.floor(per_second))
     return calls, calls / per_second
 
 
 class FixedWindow:
-    """Counts anew in every calendar second of the server's clock, so two bursts may meet at its turn."""
+    """Count from 0 in every calendar second of the server's clock, so two bursts may be adjacent."""
 
     def __init__(self, per_second: float) -> None:
-        self._calls, self._seconds = calls_and_seconds(per_second)
-        self._number = -1.0
-        self._used = 0
+        self._calls, self._seconds = window_size(per_second)
+        self._number, self._used = -1.0, 0
 
     def admit(self, now: float) -> bool:
         """See ``Window``."""
@@ -78,10 +95,10 @@ class FixedWindow:
 
 
 class SlidingWindow:
-    """Admits a call if fewer than the quota were admitted in the second before it: no second ever holds more."""
+    """Admit a call if fewer than the quota were admitted in the second before it: no second has more."""
 
     def __init__(self, per_second: float) -> None:
-        calls, self._seconds = calls_and_seconds(per_second)
+        calls, self._seconds = window_size(per_second)
         self._admitted: deque[float] = deque(maxlen=calls)
 
     def admit(self, now: float) -> bool:
@@ -98,13 +115,12 @@ class SlidingWindow:
         return max(0.0, self._seconds - (now - self._admitted[0]))
 
 
-class Bucket:
-    """Holds one second's calls, full at first, and is refilled evenly: a full burst, then the bare rate."""
+class TokenBucket:
+    """Hold the calls of one second, initially full, and refill evenly: a full burst, then the plain rate."""
 
     def __init__(self, per_second: float) -> None:
         self._per_second = per_second
-        self._capacity = max(1.0, per_second)
-        self._level = self._capacity
+        self._level = self._capacity = max(1.0, per_second)
         self._at: float | None = None
 
     def admit(self, now: float) -> bool:
@@ -126,18 +142,18 @@ class Bucket:
         self._at = now
 
 
-class Contended:
-    """A window that another client uses too: evenly, and taking no notice of its refusals.
+class ContendedWindow:
+    """A window that another client uses too: evenly, and regardless of throttling.
 
     Args:
-        window: what counts.
+        window: counts the calls.
         per_second: calls of the other client.
-        begin, end: when it asks, by the clock of ``now``.
+        begin, end: when it calls, by the clock of ``now``.
     """
 
     def __init__(self, window: Window, *, per_second: float, begin: float, end: float) -> None:
         self._window = window
-        self._every = 1 / per_second
+        self._interval = 1 / per_second
         self._next, self._end = begin, end
 
     def admit(self, now: float) -> bool:
@@ -151,14 +167,14 @@ class Contended:
         return self._window.wait(now)
 
     def _catch_up(self, now: float) -> None:
-        # What the other one asked since the last call is counted now, at the moments when it asked.
+        # Calls of the other client since the last one are counted now, at their own moments.
         while self._next <= min(now, self._end):
             self._window.admit(self._next)
-            self._next += self._every
+            self._next += self._interval
 
 
-class Throttled(Refused):
-    """Over the quota; ``wait`` is in seconds."""
+class QuotaExceeded(RequestRejected):
+    """The request is over the quota; ``wait`` is in seconds."""
 
     def __init__(self, wait: float) -> None:
         super().__init__("Throttling.User", "Request was denied due to user flow control.", 400)
@@ -170,38 +186,36 @@ class SimulatedAccount:
     """One access key of the simulated platform.
 
     Attributes:
-        per_second: the account's quota for ListOTAModuleVersionsByDevice, in calls per second; the other operations
-            have the documented ones. None: no quota for any operation.
-        world: the account's devices; None: the simulator's.
-        quotas: other quotas than these, in calls per second, by the operation's name; ``QueryDevice.deep`` for
-            requests whose page begins late. Infinity is no quota.
+        calls_per_second: quota for ListOTAModuleVersionsByDevice; the others are as documented. None: no quota at all.
+        world: devices of the account; None: those of the simulator.
+        quotas: other quotas, in calls per second by operation; ``QueryDevice.deep`` is for requests after the first
+            100,000 devices. Infinity is no quota.
     """
 
     access_key_id: str
     secret: Secret
-    per_second: float | None = None
+    calls_per_second: float | None = None
     world: World | None = None
     quotas: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        unknown = self.quotas.keys() - _DOCUMENTED.keys() - {_AUDITED}
+        unknown = self.quotas.keys() - DOCUMENTED_QUOTAS.keys() - {LIST_OTA_MODULE_VERSIONS_BY_DEVICE.name}
         if unknown:
-            raise ValueError(f"no operation has a quota called {', '.join(sorted(unknown))}")
+            raise ValueError(f"no operation has a quota named {', '.join(sorted(unknown))}")
 
     def quota(self, name: str) -> float | None:
-        """The calls per second that ``quotas`` would have under ``name``; None: as many as there are."""
-        documented = None if self.per_second is None else _DOCUMENTED.get(name, self.per_second)
+        """Return the calls per second of the quota called ``name``; None: no quota."""
+        documented = None if self.calls_per_second is None else DOCUMENTED_QUOTAS.get(name, self.calls_per_second)
         quota = self.quotas.get(name, documented)
         return None if quota == math.inf else quota
 
 
-class Meter:
-    """A window for each account and quota.
+class QuotaMeter:
+    """The windows of all accounts and quotas.
 
     Args:
         kind: of the windows.
-        competitor: another client's calls a second on every quota, from when and until when, in seconds since the
-            first call that the quota counted.
+        competitor: see ``Simulator``.
     """
 
     def __init__(self, kind: WindowKind, competitor: tuple[float, float, float] | None) -> None:
@@ -209,32 +223,19 @@ class Meter:
         self._windows: dict[str, dict[str, Window]] = defaultdict(dict)
 
     def count(self, account: SimulatedAccount, name: str, now: float) -> None:
-        """Counts a request at ``now`` against the quota called ``name``; raises Throttled when it is used up."""
+        """Count a request at ``now`` against the quota called ``name``; raise QuotaExceeded if it is used up."""
         windows = self._windows[account.access_key_id]
         counted = windows.get(name)
         if counted is None:
-            per_second = account.quota(name)
-            if per_second is None:
+            if (per_second := account.quota(name)) is None:
                 return
-            counted = windows[name] = self._made(per_second, now)
+            counted = windows[name] = self._new_window(per_second, now)
         if not counted.admit(now):
-            raise Throttled(counted.wait(now))
+            raise QuotaExceeded(counted.wait(now))
 
-    def _made(self, per_second: float, now: float) -> Window:
-        made = window(self._kind, per_second)
+    def _new_window(self, per_second: float, now: float) -> Window:
+        own = new_window(self._kind, per_second)
         if self._competitor is None:
-            return made
-        theirs, begin, end = self._competitor
-        return Contended(made, per_second=theirs, begin=now + begin, end=now + end)
-
-
-DEEP = ".deep"
-"""After an operation's name: its requests for pages that begin late, where these have a quota of their own."""
-
-
-_DOCUMENTED = {operation.name: operation.per_second for operation in OTHERS} | {
-    operation.name + DEEP: operation.per_second_deep for operation in OTHERS if operation.per_second_deep is not None
-}
-
-
-_AUDITED = LIST_OTA_MODULE_VERSIONS_BY_DEVICE.name
+            return own
+        competing, begin, end = self._competitor
+        return ContendedWindow(own, per_second=competing, begin=now + begin, end=now + end)

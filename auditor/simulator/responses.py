@@ -1,7 +1,7 @@
-"""The bytes of the simulated platform's answers: two dialects, two formats, two shapes of refusal.
+"""The bytes of the simulated platform's responses: two dialects, two formats, two kinds of errors.
 
-Sources: the answer's example on Tuya's page of ListOTAModuleVersionsByDevice, the same names in PascalCase on
-Alibaba's, and Alibaba's pages on common parameters (XML unless JSON is asked for) and on error answers.
+Sources: the example on Tuya's page of ListOTAModuleVersionsByDevice, the same names in PascalCase on Alibaba's, and
+Alibaba's pages on common parameters (XML unless JSON is requested) and on error responses.
 """
 
 from collections.abc import Mapping
@@ -13,35 +13,25 @@ import orjson
 
 from auditor.models import Dialect
 
-JSON = "application/json"
-
-
-XML = "text/xml"
-
-
-HTML = "text/html"
-
+JSON, XML, HTML = "application/json", "text/xml", "text/html"
 
 HOST_ID = "iot.simulator"
 
-
 Document = dict[str, object]
-"""An answer in Tuya's spelling, before a dialect and a format are put on it."""
+"""A response with Tuya's names, before dialect and format are applied."""
 
 
-class Refused(Exception):  # noqa: N818  the platform refuses; nothing here is wrong
-    """The platform says no: ``http_status`` as the gateway does, or None as an operation does, inside an HTTP 200."""
+class RequestRejected(Exception):  # noqa: N818  a response, not an error of the simulator
+    """The platform rejects a request: the gateway with ``http_status``, an operation with None, in an HTTP 200."""
 
     def __init__(self, code: str, message: str, http_status: int | None = None) -> None:
         super().__init__(code, message)
-        self.code = code
-        self.message = message
-        self.http_status = http_status
+        self.code, self.message, self.http_status = code, message, http_status
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """One HTTP answer, before ``Date`` and length."""
+class SimulatedResponse:
+    """One HTTP response, before ``Date`` and length."""
 
     status: int
     body: bytes
@@ -49,37 +39,36 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def success(operation: str, document: Document, request_id: str, dialect: Dialect, answer_format: str) -> Reply:
-    """The answer of an operation that went well."""
-    whole: Document = {"code": "", **document, "requestId": request_id, "success": True}
-    return _reply(200, whole, f"{operation}Response", dialect, answer_format)
+def success_response(
+    operation: str, document: Document, request_id: str, dialect: Dialect, response_format: str
+) -> SimulatedResponse:
+    """Return the response of a successful operation."""
+    complete: Document = {"code": "", **document, "requestId": request_id, "success": True}
+    return _encode(200, complete, f"{operation}Response", dialect, response_format)
 
 
-def refusal(refused: Refused, request_id: str, dialect: Dialect, answer_format: str) -> Reply:
-    """The answer to a request that is refused: the gateway speaks PascalCase in both dialects."""
-    if refused.http_status is None:
+def error_response(
+    error: RequestRejected, request_id: str, dialect: Dialect, response_format: str
+) -> SimulatedResponse:
+    """Return the response to a rejected request; the gateway uses PascalCase in both dialects."""
+    if error.http_status is None:
         document: Document = {
             "success": False,
-            "code": refused.code,
-            "errorMessage": refused.message,
+            "code": error.code,
+            "errorMessage": error.message,
             "requestId": request_id,
         }
-        return _reply(200, document, "Response", dialect, answer_format)
-    document = {
-        "RequestId": request_id.upper(),
-        "HostId": HOST_ID,
-        "Code": refused.code,
-        "Message": refused.message,
-    }
-    return _reply(refused.http_status, document, "Error", "tuya", answer_format)
+        return _encode(200, document, "Response", dialect, response_format)
+    document = {"RequestId": request_id.upper(), "HostId": HOST_ID, "Code": error.code, "Message": error.message}
+    return _encode(error.http_status, document, "Error", "tuya", response_format)
 
 
-def _reply(status: int, document: Document, root: str, dialect: Dialect, answer_format: str) -> Reply:
-    spelled: object = _pascal_case(document) if dialect == "alibaba" else document
-    if answer_format == "JSON":
-        return Reply(status, orjson.dumps(spelled), JSON)
-    body = f"<?xml version='1.0' encoding='UTF-8'?>{_xml(root, spelled)}"
-    return Reply(status, body.encode(), XML)
+def _encode(status: int, document: Document, root: str, dialect: Dialect, response_format: str) -> SimulatedResponse:
+    value: object = _pascal_case(document) if dialect == "alibaba" else document
+    if response_format == "JSON":
+        return SimulatedResponse(status, orjson.dumps(value), JSON)
+    body = f"<?xml version='1.0' encoding='UTF-8'?>{_xml(root, value)}"
+    return SimulatedResponse(status, body.encode(), XML)
 
 
 def _pascal_case(value: object) -> object:
@@ -96,7 +85,7 @@ def _pascal_name(name: str) -> str:
 
 
 def _xml(name: str, value: object) -> str:
-    """``value`` as elements called ``name``: one for each item of an array, as the vendor writes arrays."""
+    """Return ``value`` as elements called ``name``: one for each item of an array, as the vendor encodes arrays."""
     match value:
         case list():
             return "".join(_xml(name, item) for item in value)

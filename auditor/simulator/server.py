@@ -1,6 +1,6 @@
-"""The simulated platform on a socket: signatures, nonces, quotas, faults and answers as the real one has them.
+"""The simulated platform on a socket: signatures, nonces, quotas, faults and responses like those of the real one.
 
-Faults below HTTP: what the simulated platform does to a connection instead of answering on it as it should.
+Faults below HTTP act on the connection instead of sending a response.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ import struct
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from types import MappingProxyType, TracebackType
@@ -21,84 +20,75 @@ from uuid import uuid4
 from aiohttp import web
 
 from auditor.models import Dialect, Secret
-from auditor.simulator.faults import FaultKind, Faults, FaultSource, Lie
-from auditor.simulator.gateway import Gateway, answer_format, read_parameters
-from auditor.simulator.operations import Service
-from auditor.simulator.quotas import Meter, SimulatedAccount, Throttled, WindowKind
+from auditor.simulator.faults import Corruption, FaultKind, Faults, FaultSource
+from auditor.simulator.gateway import Gateway, read_parameters, response_format
+from auditor.simulator.operations import OperationService, ResponseCounter
+from auditor.simulator.quotas import QuotaExceeded, QuotaMeter, SimulatedAccount, WindowKind
 from auditor.simulator.registry import NO_CHURN, Churn, Registry
-from auditor.simulator.responses import JSON, Refused, Reply, refusal, success
+from auditor.simulator.responses import JSON, RequestRejected, SimulatedResponse, error_response, success_response
 from auditor.simulator.world import World
 
 DEFAULT_ACCOUNT = SimulatedAccount("simulated-key", Secret("simulated-secret"))
-"""The one account, without a quota, of a simulator that is given none."""
-
+"""Account of a simulator by default, without a quota."""
 
 _SHUTDOWN_SECONDS = 0.2
-
-
-_NO_LIES: Mapping[int, Lie] = MappingProxyType({})
-
-
+_NO_CORRUPTIONS: Mapping[int, Corruption] = MappingProxyType({})
 _NO_FAULTS = Faults()
-
-
 _BELOW_HTTP = {"reset", "cut", "silence", "drip", "http10"}
 
 
 @dataclass(slots=True)
-class Counts:
-    """What the simulator has seen since it started.
+class SimulatorCounts:
+    """Requests since the simulator started.
 
-    received = answered + all refusals + all faults + those still in progress or hung up on.
+    received = answered + rejected + faults + those in progress or closed by the client.
 
     Attributes:
-        received: requests, whatever became of them.
-        answered: requests answered with a page, lies too, ``http10`` not: that is among the faults.
-        refused_by_code: refusals by the platform's code, throttling too, faults not.
-        faults: faults by their kind.
+        answered: successful responses, including corrupted ones; ``http10`` is among the faults.
+        rejected_by_code: rejected requests by code, including throttled ones, without faults.
     """
 
     received: int = 0
     answered: int = 0
-    refused_by_code: Counter[str] = field(default_factory=Counter)
+    rejected_by_code: Counter[str] = field(default_factory=Counter)
     faults: Counter[FaultKind] = field(default_factory=Counter)
 
     @property
     def throttled(self) -> int:
-        """Requests refused because they were over the quota."""
-        return self.refused_by_code["Throttling.User"]
+        """Requests that were rejected because they were over the quota."""
+        return self.rejected_by_code["Throttling.User"]
 
 
 class Simulator:
-    """A platform to practise on, on the running asyncio loop: ``async with Simulator(world) as platform: …``.
+    """A simulated platform on the running asyncio loop: ``async with Simulator(world) as platform: …``.
 
     Args:
-        world: the devices that it knows, for accounts without a world of their own.
-        accounts: who may call, and how fast.
-        dialect: how it spells its answers.
-        window: how it counts quotas, see ``auditor.simulator.quota``.
-        latency: the least and the most seconds that an answer takes, evenly drawn.
-        jitter: the least and the most seconds that a request takes until the quota counts it, evenly drawn.
-        competitor: another client's calls a second on every quota, from when and until when, in seconds since the
-            first call that the quota counted.
-        faults: what goes wrong by chance, after the quota has counted the request.
-        lies: by a device's index, what is wrong with the answers about its modules.
-        churn: devices that are registered and removed, in each world from its first listing request on.
-        seed: of the faults and the latency.
-        clock_offset: seconds that the server's clock is ahead of this machine's.
-        port: 0 takes a free one.
-        ssl_context: given, the endpoint is HTTPS.
-        tells_retry_after: whether a throttled answer says by ``x-acs-retry-after``, in ms, when to come again.
-        record_arrivals: whether ``arrivals`` and ``arrivals_of`` are kept; they grow with every request.
-        record_answers: whether ``answers`` is kept; it grows with every device.
+        world: devices of accounts without a world of their own.
+        accounts: access keys and their quotas.
+        dialect: spelling of the responses.
+        window: how quotas are counted, see ``auditor.simulator.quotas``.
+        latency: minimum and maximum seconds of a response, uniformly distributed.
+        jitter: the same, before the quota counts a request.
+        competitor: calls a second of another client on every quota, with begin and end in seconds since the first
+            call that the quota counted.
+        faults: random faults, after the quota has counted the request.
+        corruptions: by a device's index, how the responses about its modules are corrupted.
+        churn: devices that are registered and removed, in each world from its first list request on.
+        seed: random seed of faults and latency.
+        clock_offset: seconds by which the server's clock is ahead of this machine's.
+        port: 0 selects a free one.
+        ssl_context: makes the endpoint HTTPS.
+        send_retry_after: whether throttling responses have ``x-acs-retry-after``, in ms.
+        record_arrivals: whether to record ``arrivals`` and ``arrivals_by_operation``, which grow with every request.
+        record_responses: whether to record ``responses``, which grows with every device.
 
     Attributes:
-        counts: what happened so far.
-        outage: while it is set, every request that has passed gateway and quota meets this fault.
-        answers: how often each page of each device was answered, refusals of the device too: by the iot_id that it
-            was called by, or else ``product_key/device_name``, and the page.
-        arrivals: ``time.monotonic()`` of each request that reached the quota, throttled ones too.
-        arrivals_of: the same by the operation's name; unknown operations are under "".
+        counts: requests so far.
+        outage: fault of every request that has passed gateway and quota, while it is set.
+        responses: number of responses by device and page, including errors of the device. A device is named by the
+            iot_id of the request, or else by ``product_key/device_name``.
+        arrivals: ``time.monotonic()`` of each request that reached the quota, including throttled ones.
+        arrivals_by_operation: the same by operation; unknown operations are under "".
     """
 
     def __init__(
@@ -112,41 +102,41 @@ class Simulator:
         jitter: tuple[float, float] = (0.0, 0.0),
         competitor: tuple[float, float, float] | None = None,
         faults: Faults = _NO_FAULTS,
-        lies: Mapping[int, Lie] = _NO_LIES,
+        corruptions: Mapping[int, Corruption] = _NO_CORRUPTIONS,
         churn: Churn = NO_CHURN,
         seed: int = 0,
         clock_offset: float = 0.0,
         host: str = "127.0.0.1",
         port: int = 0,
         ssl_context: ssl.SSLContext | None = None,
-        tells_retry_after: bool = False,
+        send_retry_after: bool = False,
         record_arrivals: bool = False,
-        record_answers: bool = False,
+        record_responses: bool = False,
     ) -> None:
-        self.counts = Counts()
+        self.counts = SimulatorCounts()
         self.outage: FaultKind | None = None
-        self.answers: Counter[tuple[str, int]] | None = Counter() if record_answers else None
+        self.responses: ResponseCounter | None = Counter() if record_responses else None
         self.arrivals: list[float] | None = [] if record_arrivals else None
-        self.arrivals_of: dict[str, list[float]] = defaultdict(list)
+        self.arrivals_by_operation: dict[str, list[float]] = defaultdict(list)
         self._dialect = dialect
         self._latency, self._jitter = latency, jitter
         self._faults = FaultSource(faults, seed)
         self._silence_seconds = faults.silence_seconds
         self._random = random.Random(seed)  # noqa: S311  latency, no secret
         self._host, self._port, self._ssl_context = host, port, ssl_context
-        self._tells_retry_after = tells_retry_after
+        self._send_retry_after = send_retry_after
         self._gateway = Gateway(accounts)
-        self._meter = Meter(window, competitor)
-        self._service = Service(Registry(world, churn), lies, self.answers)
+        self._meter = QuotaMeter(window, competitor)
+        self._service = OperationService(Registry(world, churn), corruptions, self.responses)
         self._operations = self._service.operations
-        self._services: dict[str, Service] = {}
-        of_world = {id(world): self._service}
+        self._services: dict[str, OperationService] = {}
+        by_world = {id(world): self._service}
         for account in accounts:
             own = world if account.world is None else account.world
-            if id(own) not in of_world:
-                of_world[id(own)] = Service(Registry(own, churn), lies, self.answers)
-            self._services[account.access_key_id] = of_world[id(own)]
-        # One clock for timestamps, Date and quotas: it never jumps, and its seconds turn with the calendar's.
+            if id(own) not in by_world:
+                by_world[id(own)] = OperationService(Registry(own, churn), corruptions, self.responses)
+            self._services[account.access_key_id] = by_world[id(own)]
+        # One clock for timestamps, Date and quotas: it never jumps, and its seconds are those of the calendar.
         self._epoch = time.time() - time.monotonic() + clock_offset
         self._date_second, self._date = -1, ""
         self._request_id_end = str(uuid4())[8:]
@@ -166,27 +156,17 @@ class Simulator:
         return int(self._runner.addresses[0][1])
 
     def revoke(self, access_key_id: str) -> None:
-        """From now on the key is refused as a disabled one; raises KeyError if no account has it."""
+        """Reject the key from now on, as a disabled one; raise KeyError if no account has it."""
         self._gateway.revoke(access_key_id)
 
-    @property
-    def registered(self) -> int:
-        """How many devices of the simulator's world were registered since its first listing request."""
-        return self.registry_of().registered
-
-    @property
-    def removed(self) -> AbstractSet[int]:
-        """The indices of the devices of the simulator's world that were removed since its first listing request."""
-        return self.registry_of().removed
-
-    def registry_of(self, access_key_id: str = "") -> Registry:
-        """The devices that exist now for an account; of one without a world of its own, those of the simulator's."""
+    def registry_for(self, access_key_id: str = "") -> Registry:
+        """Return the devices that exist now for an account; without one, those of the simulator's world."""
         registry = self._services.get(access_key_id, self._service).registry
-        registry.catch_up(time.monotonic())
+        registry.advance(time.monotonic())
         return registry
 
     async def __aenter__(self) -> Self:
-        # A client that hangs up ends its handler: silence must not outlive the connection.
+        # A client that disconnects ends its handler: silence must not outlive the connection.
         server = web.Server(self._handle, handler_cancellation=True, access_log=None)
         self._runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_SECONDS)
         await self._runner.setup()
@@ -212,34 +192,34 @@ class Simulator:
                 await asyncio.sleep(self._random.uniform(*self._jitter))
                 now = time.monotonic() + self._epoch
             self._count(account, parameters, now)
-            kind = self.outage or self._faults.draw()
+            kind = self.outage or self._faults.next_fault()
             if self._latency[1] > 0:
                 await asyncio.sleep(self._random.uniform(*self._latency))
             if kind is not None:
                 return await self._fail(kind, request, parameters, request_id)
             reply = self._answer(parameters, request_id)
             self.counts.answered += 1
-        except Refused as refused:
-            self.counts.refused_by_code[refused.code] += 1
-            reply = refusal(refused, request_id, self._dialect, answer_format(parameters))
-            if isinstance(refused, Throttled) and self._tells_retry_after:
-                wait = str(round(refused.wait * 1000) + 1)
-                reply = Reply(reply.status, reply.body, reply.content_type, {"x-acs-retry-after": wait})
+        except RequestRejected as error:
+            self.counts.rejected_by_code[error.code] += 1
+            reply = error_response(error, request_id, self._dialect, response_format(parameters))
+            if isinstance(error, QuotaExceeded) and self._send_retry_after:
+                wait = str(round(error.wait * 1000) + 1)
+                reply = SimulatedResponse(reply.status, reply.body, reply.content_type, {"x-acs-retry-after": wait})
         return self._response(reply)
 
     def _count(self, account: SimulatedAccount, parameters: Mapping[str, str], now: float) -> None:
-        """Counts a request against its account's quota for the operation; raises Throttled when it is used up."""
+        """Count a request against its account's quota for the operation; raise QuotaExceeded if it is used up."""
         service = self._services.get(account.access_key_id, self._service)
         if self.arrivals is not None:
             action = parameters["Action"]
             self.arrivals.append(now - self._epoch)
-            self.arrivals_of[action if action in service.operations else ""].append(now - self._epoch)
+            self.arrivals_by_operation[action if action in service.operations else ""].append(now - self._epoch)
         self._meter.count(account, service.quota_name(parameters), now)
 
-    def _answer(self, parameters: Mapping[str, str], request_id: str) -> Reply:
+    def _answer(self, parameters: Mapping[str, str], request_id: str) -> SimulatedResponse:
         service = self._services.get(parameters["AccessKeyId"], self._service)
         document = service.answer(parameters, time.monotonic())
-        return success(parameters["Action"], document, request_id, self._dialect, answer_format(parameters))
+        return success_response(parameters["Action"], document, request_id, self._dialect, response_format(parameters))
 
     async def _fail(
         self, kind: FaultKind, request: web.BaseRequest, parameters: Mapping[str, str], request_id: str
@@ -248,13 +228,10 @@ class Simulator:
         if kind in _BELOW_HTTP:
             if (transport := request.transport) is not None:
                 await self._fail_below_http(kind, transport, parameters, request_id)
-            # Never sent: the connection is gone, but the server wants a response object.
+            # Never sent: the connection is closed, but the server requires a response object.
             return web.Response()
         now = time.monotonic() + self._epoch
-        reply = self._faults.reply(
-            kind, request_id=request_id, dialect=self._dialect, answer_format=answer_format(parameters), now=now
-        )
-        return self._response(reply)
+        return self._response(self._faults.response(kind, now, request_id, self._dialect, response_format(parameters)))
 
     async def _fail_below_http(
         self, kind: FaultKind, transport: asyncio.Transport, parameters: Mapping[str, str], request_id: str
@@ -265,16 +242,16 @@ class Simulator:
             return
         try:
             reply = self._answer(parameters, request_id)
-        except Refused as refused:
-            reply = refusal(refused, request_id, self._dialect, answer_format(parameters))
-        answer_as_http10(transport, reply, date)
+        except RequestRejected as error:
+            reply = error_response(error, request_id, self._dialect, response_format(parameters))
+        send_as_http10(transport, reply, date)
 
-    def _response(self, reply: Reply) -> web.Response:
+    def _response(self, reply: SimulatedResponse) -> web.Response:
         headers = {"Content-Type": reply.content_type, "Date": self._now_as_date(), **reply.headers}
         return web.Response(status=reply.status, body=reply.body, headers=headers)
 
     def _now_as_date(self) -> str:
-        """The server's clock as ``Date`` has it, formatted once a second."""
+        """Return the server's time for the header ``Date``, formatted once a second."""
         second = int(time.monotonic() + self._epoch)
         if second != self._date_second:
             self._date_second, self._date = second, formatdate(second, usegmt=True)
@@ -282,45 +259,36 @@ class Simulator:
 
 
 async def _read(request: web.BaseRequest, into: dict[str, str]) -> None:
-    """Reads the parameters of the query and, of a POST, of its form; raises Refused."""
+    """Read the parameters of the query and of the form of a POST; raise RequestRejected."""
     query = request.raw_path.partition("?")[2]
     if not query.isascii():
-        # Unescaped bytes come as surrogates, which nothing can encode again.
+        # Unescaped bytes are surrogates here, which cannot be encoded.
         query = query.encode(errors="surrogateescape").decode(errors="replace")
     read_parameters(query, into)
     if request.method == "POST":
         if request.content_type == "application/x-www-form-urlencoded" and request.body_exists:
             read_parameters((await request.read()).decode("utf-8", "replace"), into)
     elif request.method != "GET":
-        raise Refused("UnsupportedHTTPMethod", "This http method is not supported.", 405)
+        raise RequestRejected("UnsupportedHTTPMethod", "This http method is not supported.", 405)
 
 
 DRIP_SECONDS = 0.05
-"""Between two parts of a body that drips."""
+"""Seconds between two bytes of a body that drips."""
 
-
-_NO_LINGERING = struct.pack("ii", 1, 0)
-
-
-_HALF_A_BODY = b'{"code":"","currentPage":1,"data":{"simpleOTAModuleInfo":[{"device'
-
-
-_PROMISED = 100_000
+_NO_LINGER = struct.pack("ii", 1, 0)
+_PARTIAL_BODY = b'{"code":"","currentPage":1,"data":{"simpleOTAModuleInfo":[{"device'
+_CONTENT_LENGTH = 100_000
 
 
 async def fail_below_http(kind: FaultKind, transport: asyncio.Transport, *, date: str, seconds: float) -> None:
-    """Does to a connection what a fault of ``kind`` (reset, cut, silence or drip) does, and ends it.
+    """Apply a fault of ``kind`` (reset, cut, silence or drip) to a connection, and end it.
 
-    Args:
-        kind: what goes wrong.
-        transport: the connection; a client that hangs up and a shutdown cancel what lasts.
-        date: the answer's ``Date``, where there is one.
-        seconds: how long silence and a drip last.
+    Silence and drip last for ``seconds``; a client that disconnects and a shutdown cancel them.
     """
     match kind:
         case "cut":
-            transport.write(_beginning(date))
-            # Closed, not aborted: what was written still arrives.
+            transport.write(_partial_response(date))
+            # Closed, not aborted, so that what was written arrives.
             transport.close()
             return
         case "silence":
@@ -328,29 +296,29 @@ async def fail_below_http(kind: FaultKind, transport: asyncio.Transport, *, date
         case "drip":
             await _drip(transport, date, seconds)
         case _:
-            # Without lingering the kernel sends a reset; else the client would see an orderly end.
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGERING)
+            # Without linger the kernel sends a reset instead of an orderly end.
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
     transport.abort()
 
 
 async def _drip(transport: asyncio.Transport, date: str, seconds: float) -> None:
-    """A body that comes steadily, so that no wait for the next byte is long, and never comes to its end."""
-    transport.write(_beginning(date))
+    """Send a body without end, steadily, so that no wait for the next byte is long."""
+    transport.write(_partial_response(date))
     end = time.monotonic() + seconds
     while not transport.is_closing() and time.monotonic() < end:
         transport.write(b" ")
         await asyncio.sleep(DRIP_SECONDS)
 
 
-def answer_as_http10(transport: asyncio.Transport, reply: Reply, date: str) -> None:
-    """A whole answer as an old proxy gives it: no length, the body ends with the connection."""
+def send_as_http10(transport: asyncio.Transport, reply: SimulatedResponse, date: str) -> None:
+    """Send a complete response as an old proxy does: without length, the body ends with the connection."""
     headers = "".join(f"{name}: {value}\r\n" for name, value in reply.headers.items())
     head = f"HTTP/1.0 {reply.status} OK\r\nContent-Type: {reply.content_type}\r\nDate: {date}\r\n{headers}\r\n"
     transport.write(head.encode() + reply.body)
     transport.close()
 
 
-def _beginning(date: str) -> bytes:
-    """The head of an answer and less of its body than the head promises."""
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: {JSON}\r\nDate: {date}\r\nContent-Length: {_PROMISED}\r\n\r\n"
-    return head.encode() + _HALF_A_BODY
+def _partial_response(date: str) -> bytes:
+    """Return the head of a response and less of its body than its Content-Length."""
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {JSON}\r\nDate: {date}\r\nContent-Length: {_CONTENT_LENGTH}\r\n\r\n"
+    return head.encode() + _PARTIAL_BODY

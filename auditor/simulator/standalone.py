@@ -1,4 +1,4 @@
-"""The simulated platform put to use: the demonstration, and a server to practise on."""
+"""The simulated platform as a server: for ``auditor simulate`` and the demonstration."""
 
 import signal
 import time
@@ -9,28 +9,26 @@ from typing import Any, Literal
 
 import anyio
 
-from auditor.errors import StoppedError, UsageError
+from auditor.errors import AuditStoppedError, UsageError
 from auditor.models import Dialect, Secret
 from auditor.simulator.faults import Faults
-from auditor.simulator.lifecycle import ORDINARY_LIFE, Life
+from auditor.simulator.lifecycle import ORDINARY_LIFECYCLE, Lifecycle
 from auditor.simulator.quotas import SimulatedAccount, WindowKind
 from auditor.simulator.registry import Churn
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import World
 
-_LAST_PORT = 65_535
+_MAX_PORT = 65_535
 
 
 @dataclass(frozen=True, slots=True)
-class Practice:
-    """What to simulate; ``latency`` is in milliseconds, ``per_second`` None is no quota.
+class SimulationConfig:
+    """What to simulate. ``latency`` is in milliseconds; ``per_second`` None is no quota.
 
     Attributes:
-        accounts: how many, each with so many devices of its own.
-        register: devices a second that are registered while a fleet is listed.
-        remove: devices a second that are removed meanwhile.
-        fleet: what the written settings say of the devices: a fleet file, or all products.
-        life: of the devices.
+        accounts: number of accounts, each with ``devices`` of its own.
+        register, remove: devices a second that are registered and removed during discovery.
+        fleet: fleet of the written settings: a file, or all products.
     """
 
     devices: int
@@ -46,109 +44,111 @@ class Practice:
     register: float = 0.0
     remove: float = 0.0
     fleet: Literal["file", "products"] = "file"
-    life: Life = ORDINARY_LIFE
+    lifecycle: Lifecycle = ORDINARY_LIFECYCLE
 
 
-async def serve(practice: Practice, port: int, write: Path | None, tell: Callable[[str], None]) -> None:
-    """Answers on a port of this machine until SIGINT or SIGTERM.
+async def serve(config: SimulationConfig, port: int, write: Path | None, print_line: Callable[[str], None]) -> None:
+    """Serve on a port of this machine until SIGINT or SIGTERM.
 
     Args:
-        practice: what to simulate.
-        port: 0 takes a free one.
-        write: a folder for settings, secret and fleet file that fit; None writes none.
-        tell: given each line to print.
+        config: what to simulate.
+        port: 0 selects a free one.
+        write: folder for matching settings, secret and fleet file; None writes none.
+        print_line: prints a line.
 
     Raises:
         UsageError: the options do not fit together.
-        StoppedError: the port is taken, or ``write`` cannot be written.
+        AuditStoppedError: the port is in use, or ``write`` cannot be written.
     """
-    least, most = practice.latency
-    if not 0 <= least <= most:
-        raise UsageError(f"--latency {least:g} {most:g}: give the least and the most milliseconds, from 0 up")
-    if practice.per_second is not None and practice.per_second < 0:
-        raise UsageError(f"--per-second {practice.per_second:g}: give calls a second, or 0 for no quota")
-    if not 0 <= port <= _LAST_PORT:
-        raise UsageError(f"--port {port}: give a port up to {_LAST_PORT}, or 0 for a free one")
+    minimum, maximum = config.latency
+    if not 0 <= minimum <= maximum:
+        raise UsageError(f"--latency {minimum:g} {maximum:g}: give the minimum and the maximum in milliseconds")
+    if config.per_second is not None and config.per_second < 0:
+        raise UsageError(f"--per-second {config.per_second:g}: give calls a second, or 0 for no quota")
+    if not 0 <= port <= _MAX_PORT:
+        raise UsageError(f"--port {port}: give a port up to {_MAX_PORT}, or 0 for a free one")
     try:
-        accounts = _accounts(practice)
-        simulator = _simulator(practice, accounts, port)
+        accounts = _accounts(config)
+        simulator = _simulator(config, accounts, port)
     except ValueError as error:
         raise UsageError(str(error)) from error
     try:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with simulator as platform:
-                tell(f"endpoint           {platform.endpoint}")
+                print_line(f"endpoint           {platform.endpoint}")
                 for account in accounts:
-                    tell(f"access_key_id      {account.access_key_id}")
-                    tell(f"access_key_secret  {account.secret.reveal()}")
+                    print_line(f"access_key_id      {account.access_key_id}")
+                    print_line(f"access_key_secret  {account.secret.reveal()}")
                 if write is not None:
-                    tell(f"settings           {_write_settings(write, accounts, practice, platform.endpoint)}")
+                    print_line(f"settings           {_write_settings(write, accounts, config, platform.endpoint)}")
                 async for _ in signals:
                     return
     except OSError as error:
-        raise StoppedError(f"the simulated platform cannot start: {error.strerror or error}") from error
+        raise AuditStoppedError(f"the simulated platform cannot start: {error.strerror or error}") from error
 
 
-def _accounts(practice: Practice) -> dict[SimulatedAccount, World]:
-    """The accounts and their worlds; the keys and secrets of all but the first are numbered."""
+def _accounts(config: SimulationConfig) -> dict[SimulatedAccount, World]:
+    """Return the accounts and their worlds; keys and secrets are numbered from the second account on."""
     accounts: dict[SimulatedAccount, World] = {}
     today = time.time()
-    for number in range(practice.accounts):
+    for number in range(config.accounts):
         world = World(
-            practice.devices,
-            seed=practice.seed + number,
-            products=practice.products,
-            day=practice.day,
-            life=practice.life,
+            config.devices,
+            seed=config.seed + number,
+            products=config.products,
+            day=config.day,
+            lifecycle=config.lifecycle,
             today=today,
         )
         suffix = f"-{number + 1}" if number else ""
         key, secret = DEFAULT_ACCOUNT.access_key_id + suffix, Secret(DEFAULT_ACCOUNT.secret.reveal() + suffix)
-        accounts[SimulatedAccount(key, secret, practice.per_second, world)] = world
+        accounts[SimulatedAccount(key, secret, config.per_second, world)] = world
     return accounts
 
 
-def _simulator(practice: Practice, accounts: dict[SimulatedAccount, World], port: int) -> Simulator:
-    least, most = practice.latency
+def _simulator(config: SimulationConfig, accounts: dict[SimulatedAccount, World], port: int) -> Simulator:
+    minimum, maximum = config.latency
     return Simulator(
         next(iter(accounts.values())),
         accounts=list(accounts),
-        dialect=practice.dialect,
-        window=practice.window,
-        latency=(least / 1000, most / 1000),
-        faults=Faults.evenly(practice.faults),
-        churn=Churn(practice.register, practice.remove, practice.seed),
-        seed=practice.seed,
+        dialect=config.dialect,
+        window=config.window,
+        latency=(minimum / 1000, maximum / 1000),
+        faults=Faults.evenly(config.faults),
+        churn=Churn(config.register, config.remove, config.seed),
+        seed=config.seed,
         port=port,
-        tells_retry_after=True,
+        send_retry_after=True,
     )
 
 
-def _write_settings(folder: Path, accounts: dict[SimulatedAccount, World], practice: Practice, endpoint: str) -> Path:
+def _write_settings(
+    folder: Path, accounts: dict[SimulatedAccount, World], config: SimulationConfig, endpoint: str
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     lines = ['name = "simulated"']
     for account, world in accounts.items():
-        table = _account_table(endpoint, account, practice.dialect)
-        if practice.fleet == "products":
+        table = _account_table(endpoint, account, config.dialect)
+        if config.fleet == "products":
             table["fleet"] = {"products": "all"}
         else:
             world.write_fleet(folder / table["fleet"]["file"])
-        _write_secret(folder, account)
+        write_secret(folder / table["access_key_secret"]["file"], account)
         lines += ["", "[[account]]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
     path = folder / "simulated.toml"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-def _write_secret(folder: Path, account: SimulatedAccount) -> None:
-    secret = folder / f"simulated-secret{_suffix(account)}"
-    secret.touch(mode=0o600)
-    secret.write_text(account.secret.reveal(), encoding="utf-8")
+def write_secret(file: Path, account: SimulatedAccount) -> None:
+    """Write an account's secret into a file that only this user can read."""
+    file.touch(mode=0o600)
+    file.write_text(account.secret.reveal(), encoding="utf-8")
 
 
 def _account_table(endpoint: str, account: SimulatedAccount, dialect: Dialect) -> dict[str, Any]:
     region = {"region_id": "cn-shanghai"} if dialect == "alibaba" else {}
-    suffix = _suffix(account)
+    suffix = account.access_key_id.removeprefix(DEFAULT_ACCOUNT.access_key_id)
     return {
         "name": f"simulated{suffix}",
         "endpoint": endpoint,
@@ -156,14 +156,9 @@ def _account_table(endpoint: str, account: SimulatedAccount, dialect: Dialect) -
         **region,
         "access_key_id": account.access_key_id,
         "access_key_secret": {"file": f"simulated-secret{suffix}"},
-        "per_second": account.per_second or "unlimited",
+        "calls_per_second": account.calls_per_second or "unlimited",
         "fleet": {"file": f"simulated-fleet{suffix}.csv"},
     }
-
-
-def _suffix(account: SimulatedAccount) -> str:
-    """What an account's name and files end in, as its key does."""
-    return account.access_key_id.removeprefix(DEFAULT_ACCOUNT.access_key_id)
 
 
 def _toml(value: object) -> str:

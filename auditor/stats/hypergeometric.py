@@ -1,75 +1,76 @@
-"""What a simple random sample tells of a finite population, exactly: tails of the hypergeometric distribution inverted.
+"""Exact limits for the number of marked devices in a finite population, from a simple random sample.
 
-Clopper & Pearson (1934) hold against each number of marked devices that the population could have the probability of a
-sample as extreme as the one that was drawn, and keep those numbers that are not unlikely. They did it for endless
-populations; for a fleet the distribution is the hypergeometric one, as in Buonaccorsi (1987), whose set this is: both
-tails of every number that is kept are above 2.5%.
+Clopper & Pearson (1934) test every possible number of marked devices: each gives a probability for a sample as extreme
+as the observed one. Numbers that are not unlikely form the interval. They did this for infinite populations. For a
+fleet the distribution is hypergeometric, as in Buonaccorsi (1987), whose set this is: for every number in it both
+tails are above 2.5%.
 """
 
 from functools import lru_cache
 from math import exp, lgamma
 
 TAIL = 0.025
-"""What may lie beyond either limit of an interval of 95%."""
-
+"""Probability outside each limit of a 95% interval."""
 
 _NEGLIGIBLE = 1e-12
 
+_UNLIKELY_BELOW = TAIL - 1e-9
+"""A tail of exactly 2.5% is not too small, whichever way its last bit was rounded."""
 
-_JUST_UNLIKELY = TAIL - 1e-9
-"""A tail of 2.5% to the digit is none that is too small, whichever way the last bit was rounded."""
 
+def cumulative_probability(observed: int, *, devices: int, marked: int, sampled: int) -> float:
+    """Return the probability that a sample of some devices holds at most ``observed`` of the ``marked`` devices.
 
-def at_most(shown: int, *, devices: int, marked: int, sampled: int) -> float:
-    """The probability that no more than ``shown`` of ``sampled`` devices are of the ``marked`` ones among all.
-
-    The terms are added from ``shown`` away from the middle of the distribution, where they fall fast.
+    The terms are added from ``observed`` away from the middle of the distribution, where they fall fast.
     """
-    if shown >= min(marked, sampled):
+    if observed >= min(marked, sampled):
         return 1.0
-    if shown < max(0, sampled - devices + marked):
+    if observed < max(0, sampled - devices + marked):
         return 0.0
-    if shown * devices < sampled * marked:
-        return _tail(shown, devices, marked, sampled)
-    # Seen from the unmarked devices, what lies above lies below.
-    return 1.0 - _tail(sampled - shown - 1, devices, devices - marked, sampled)
+    if observed * devices < sampled * marked:
+        return _lower_tail(observed, devices, marked, sampled)
+    # The upper tail is the lower tail of the unmarked devices.
+    return 1.0 - _lower_tail(sampled - observed - 1, devices, devices - marked, sampled)
 
 
 @lru_cache(maxsize=65_536)
-def fewest(devices: int, sampled: int, shown: int) -> int:
-    """The smallest number of marked devices at which a sample that shows so many or more is not unlikely."""
-    if shown == 0:
+def lower_limit(devices: int, sampled: int, observed: int) -> int:
+    """Return the smallest number of marked devices at which ``observed`` or more in the sample is not unlikely."""
+    if observed == 0:
         return 0
-    low, high = shown, min(devices - sampled + shown, -(-shown * devices // sampled))
+    low, high = observed, min(devices - sampled + observed, -(-observed * devices // sampled))
     while low < high:
         middle = (low + high) // 2
-        if 1.0 - at_most(shown - 1, devices=devices, marked=middle, sampled=sampled) >= _JUST_UNLIKELY:
+        fewer = cumulative_probability(observed - 1, devices=devices, marked=middle, sampled=sampled)
+        if 1.0 - fewer >= _UNLIKELY_BELOW:
             high = middle
         else:
             low = middle + 1
     return low
 
 
-def most(devices: int, sampled: int, shown: int) -> int:
-    """The largest number of marked devices at which a sample that shows so few or fewer is not unlikely."""
-    return devices - fewest(devices, sampled, sampled - shown)
+def upper_limit(devices: int, sampled: int, observed: int) -> int:
+    """Return the largest number of marked devices at which ``observed`` or fewer in the sample is not unlikely."""
+    return devices - lower_limit(devices, sampled, sampled - observed)
 
 
-def _tail(shown: int, devices: int, marked: int, sampled: int) -> float:
-    """The terms of ``shown`` and below, for a ``shown`` that is below the mean."""
+def _lower_tail(observed: int, devices: int, marked: int, sampled: int) -> float:
+    """Return the sum of the terms up to ``observed``, which must be below the mean."""
     rest = devices - marked - sampled
-    if shown < max(0, -rest):
+    if observed < max(0, -rest):
         return 0.0
     term = exp(
-        _log_choose(marked, shown) + _log_choose(devices - marked, sampled - shown) - _log_choose(devices, sampled)
+        _log_binomial(marked, observed)
+        + _log_binomial(devices - marked, sampled - observed)
+        - _log_binomial(devices, sampled)
     )
     total = 0.0
     while term > total * _NEGLIGIBLE:
         total += term
-        term *= shown * (rest + shown) / ((marked - shown + 1) * (sampled - shown + 1))
-        shown -= 1
+        term *= observed * (rest + observed) / ((marked - observed + 1) * (sampled - observed + 1))
+        observed -= 1
     return total
 
 
-def _log_choose(many: int, few: int) -> float:
-    return lgamma(many + 1) - lgamma(few + 1) - lgamma(many - few + 1)
+def _log_binomial(n: int, k: int) -> float:
+    return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)

@@ -1,126 +1,121 @@
-"""How far the shares that a sample shows may be from those of the fleet: intervals of 95%.
+"""95% intervals for shares of a fleet that are estimated from a sample.
 
-The sample is random, without replacement, and stratified: the strata are products, whose sizes are known, and within a
-product every device is as likely to be in the sample as another. Of a product the interval is
+The sample is random, without replacement, and stratified. The strata are products of known size. Within a product
+every device has the same probability to be sampled. The interval for one product is
 
-- exact (Clopper & Pearson 1934, for finite populations Buonaccorsi 1987, see ``auditor.inventory.hypergeometric``), or,
-- where many devices were seen with the version and many without, Wilson's (1927), with his sample size corrected for
-  the finite population, which is the quicker one and by then as good.
+- exact (Clopper & Pearson 1934, for finite populations Buonaccorsi 1987, see ``auditor.stats.hypergeometric``), or
+- Wilson's (1927), with the sample size corrected for the finite population, if many devices were seen with the version
+  and many without. It is quicker, and as good at these numbers.
 
-Over products the share is the combined ratio estimate with its linearized variance (Cochran 1977, chapters 5A and 6),
-and the interval is drawn in three steps:
+Over several products the share is the combined ratio estimate with its linearized variance (Cochran 1977, chapters 5A
+and 6). Its interval takes three steps:
 
-1. Each sampled device stands off its product's mean, above if it runs the version and below if it runs another one.
-   What stands above is taken for a Poisson count of a certain weight with the same variance and skewness, and so is
-   what stands below. That is right for rare versions, and becomes the normal distribution for others.
-2. Their limits are those of Fay & Feuer (1997): towards more, one device counts as added, in the product where it would
-   weigh most. So a product in which all run the version, or none does, is not taken for certain, and still no more than
-   one device is added to all products together. The quantiles are those of Wilson & Hilferty (1931).
-3. Both are joined as Newcombe (1998) joins intervals, whose squared halves add up (Zou & Donner 2008).
+1. Each sampled device deviates from its product's mean: upwards if it runs the version, downwards if it runs another
+   one. The upward deviations are modelled as a weighted Poisson count with the same variance and skewness, and so are
+   the downward ones. This is right for rare versions, and approaches the normal distribution for others.
+2. The limits of both sides are those of Fay & Feuer (1997): one more device counts as observed, in the product where it
+   has the largest weight. So a product in which all devices run the version, or none, is not taken as certain. Still,
+   one device at most is added over all products. The quantiles are those of Wilson & Hilferty (1931).
+3. Both sides are combined as in Newcombe (1998): the squared half-widths add up (Zou & Donner 2008).
 
-Korn & Graubard (1998) hold a Clopper-Pearson interval of an effective sample size instead. It has one weight for all
-that was not seen, the mean one, which is too little where products were sampled at different rates.
+Korn & Graubard (1998) use a Clopper-Pearson interval of an effective sample size instead. It has one weight for
+everything unobserved, the mean weight, which is too small if products were sampled at different rates.
 
-Products of which less than two devices were sampled tell nothing of their variance and are joined (Cochran 1977,
-section 5A.12).
+Products with fewer than two sampled devices give no variance and are combined (Cochran 1977, section 5A.12).
 """
 
 from dataclasses import dataclass
 from math import hypot, sqrt
 
-from auditor.stats.hypergeometric import fewest, most
+from auditor.stats.hypergeometric import lower_limit, upper_limit
 
 Z = 1.959963984540054
-"""The quantile of the normal distribution that leaves ``TAIL`` above it."""
+"""Quantile of the normal distribution with the probability ``TAIL`` above it."""
 
+MIN_SAMPLED_FOR_WILSON = 400
 
-MANY_SAMPLED = 400
-
-
-MANY_EITHER_WAY = 20
-"""From so many sampled devices on, and so many of them with and so many without the version, Wilson's is as good."""
+MIN_EITHER_WAY_FOR_WILSON = 20
+"""Wilson's interval is used from this many devices with the version and this many without it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A share, or a change of one, and the limits between which the fleet's is, 95 times of a hundred."""
+    """A share, or a change of one, with the limits of its 95% confidence interval.
+
+    Attributes:
+        share: the estimate.
+        low: lower limit.
+        high: upper limit.
+    """
 
     share: float
     low: float
     high: float
 
     @property
-    def half(self) -> float:
-        """Half of its width: what stands behind a plus-minus."""
+    def half_width(self) -> float:
+        """Half the width of the interval: the number after a plus-minus sign."""
         return (self.high - self.low) / 2
 
 
 @dataclass(frozen=True, slots=True)
 class Stratum:
-    """A product, as far as one version of one module goes.
+    """Sample counts of one product for one version of one module; each count is a part of the one before it.
 
-    Attributes:
-        devices: how many the product has.
-        sampled: how many of them are in the sample, and answered.
-        reporting: how many of those report the module.
-        running: how many of those run the version.
+    ``sampled`` devices also answered, ``with_module`` report the module, and ``on_version`` run the version.
     """
 
     devices: int
     sampled: int
-    reporting: int
-    running: int
+    with_module: int
+    on_version: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.running <= self.reporting <= self.sampled <= self.devices:
-            raise ValueError(f"these numbers cannot be parts of each other: {self}")
+        if not 0 <= self.on_version <= self.with_module <= self.sampled <= self.devices:
+            raise ValueError(f"counts of a stratum must not increase from devices to on_version: {self}")
 
     @property
-    def read_whole(self) -> bool:
-        """Whether all its devices were sampled: then nothing about it is uncertain."""
+    def fully_sampled(self) -> bool:
+        """Whether all its devices were sampled, so that nothing about it is uncertain."""
         return self.sampled == self.devices
 
 
-def share_within(devices: int, sampled: int, reporting: int, running: int) -> Interval:
-    """A version's share of the devices of one product that report its module.
-
-    Raises:
-        ValueError: no sampled device reports it.
-    """
-    product = Stratum(devices, sampled, reporting, running)
-    if not reporting:
-        raise ValueError("no share of no devices is known")
-    share, others = running / reporting, reporting - running
-    if product.read_whole:
+def share_interval(devices: int, sampled: int, with_module: int, on_version: int) -> Interval:
+    """Return a version's share of a product's devices that report its module; ValueError if no sampled one does."""
+    product = Stratum(devices, sampled, with_module, on_version)
+    if not with_module:
+        raise ValueError("no sampled device reports the module, so its versions have no share")
+    share, others = on_version / with_module, with_module - on_version
+    if product.fully_sampled:
         return Interval(share, share, share)
-    if reporting < MANY_SAMPLED or min(running, others) < MANY_EITHER_WAY:
-        # How many devices report the module is not known either. At the most that are likely, limits are the widest.
-        return _exact(most(devices, sampled, reporting), reporting, running)
-    low, high = _wilson(share, reporting * (devices - 1) / (devices - sampled))
-    at_most = devices - sampled + reporting
-    return Interval(share, max(low, running / at_most), min(high, 1 - others / at_most))
+    if with_module < MIN_SAMPLED_FOR_WILSON or min(on_version, others) < MIN_EITHER_WAY_FOR_WILSON:
+        # How many devices report the module is uncertain, too. The limits are widest at the largest likely number.
+        return _exact(upper_limit(devices, sampled, with_module), with_module, on_version)
+    low, high = _wilson(share, with_module * (devices - 1) / (devices - sampled))
+    max_with_module = devices - sampled + with_module
+    return Interval(share, max(low, on_version / max_with_module), min(high, 1 - others / max_with_module))
 
 
-def unseen(devices: int, sampled: int) -> float:
-    """The most that is likely to be the share of what no sampled device shows: ``share_within`` of none."""
-    return most(devices, sampled, 0) / devices
+def unseen_share_limit(devices: int, sampled: int) -> float:
+    """Return the upper 97.5% limit (0 to 1) for the share of a version that no sampled device runs."""
+    return upper_limit(devices, sampled, 0) / devices
 
 
 def error_rate(population: int, checked: int, wrong: int) -> Interval:
-    """The share of wrong ones in a population, of which some were checked, drawn at random; exact.
+    """Return the exact interval for the fraction of wrong items in a population, from a random check of some items.
 
     Raises:
-        ValueError: none were checked.
+        ValueError: no item was checked, or the counts contradict each other.
     """
     if not 0 <= wrong <= checked <= population or not checked:
-        raise ValueError(f"{wrong} wrong of {checked} checked of {population} tell no rate")
+        raise ValueError(f"no error rate follows from {wrong} wrong of {checked} checked of {population}")
     return _exact(population, checked, wrong)
 
 
-def difference(old: Interval, new: Interval) -> Interval:
-    """How much a share changed: the hybrid interval of Newcombe (1998) from those of two independent samples.
+def difference_interval(old: Interval, new: Interval) -> Interval:
+    """Return the change of a share: the hybrid interval of Newcombe (1998) for two independent samples.
 
-    Samples that have devices in common tell more than this makes of them.
+    For samples with devices in common the interval is wider than necessary.
     """
     change = new.share - old.share
     return Interval(
@@ -130,19 +125,14 @@ def difference(old: Interval, new: Interval) -> Interval:
     )
 
 
-def is_noise(old: Interval, new: Interval) -> bool:
-    """Whether two shares may differ only because the samples do."""
-    changed = difference(old, new)
-    return changed.low <= 0 <= changed.high
-
-
-def _exact(devices: int, sampled: int, shown: int) -> Interval:
-    share = shown / sampled
-    return Interval(share, fewest(devices, sampled, shown) / devices, most(devices, sampled, shown) / devices)
+def _exact(devices: int, sampled: int, observed: int) -> Interval:
+    share = observed / sampled
+    low, high = lower_limit(devices, sampled, observed), upper_limit(devices, sampled, observed)
+    return Interval(share, low / devices, high / devices)
 
 
 def _wilson(share: float, size: float) -> tuple[float, float]:
     spread = Z * Z / size
     middle = (share + spread / 2) / (1 + spread)
-    half = Z / (1 + spread) * sqrt((share * (1 - share) + spread / 4) / size)
-    return middle - half, middle + half
+    half_width = Z / (1 + spread) * sqrt((share * (1 - share) + spread / 4) / size)
+    return middle - half_width, middle + half_width

@@ -1,1 +1,1 @@
-"""DuckDB and durable files."""
+"""DuckDB, result tables in every output format, and durable files."""

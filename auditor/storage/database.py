@@ -1,167 +1,224 @@
-"""The one way to open DuckDB: bounded memory, spilling beside the data, reading local files and nothing else."""
+"""DuckDB: bounded memory, spilling beside the data, reading local files and nothing else.
+
+Also the building blocks of every query: literals, readers of Parquet and text, scratch databases.
+"""
 
 import re
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import duckdb
 import orjson
 
-MEMORY, AMPLE_MEMORY = "96MB", "2GB"
-"""What DuckDB may hold before it spills to disk; and where that cannot be enough."""
-
-
-SEALING_MEMORY = "64MB", "96MB", "256MB", AMPLE_MEMORY
-"""What a run is sealed, proven and resumed with: the first that is enough. More than the first is needed where a block
-of very long lines alone does not fit into it.
-"""
-
-
-READING_MEMORY, READING_THREADS = "512MB", 2
-"""Memory and threads for a question over one or two whole runs, which nothing else waits for."""
-
+from auditor.errors import AuditorError, RunNotWritableError
 
 T = TypeVar("T")
 
+Database = duckdb.DuckDBPyConnection
+
+DEFAULT_MEMORY, LARGE_MEMORY = "96MB", "2GB"
+"""What DuckDB may hold before it spills to disk; and where the first cannot be enough."""
+
+SEALING_MEMORY = "64MB", "96MB", "256MB", LARGE_MEMORY
+"""Memory to seal, verify and resume a run, tried in this order.
+
+More than the first is needed where a block of very long lines alone does not fit into it.
+"""
+
+READING_MEMORY, READING_THREADS = "512MB", 2
+"""Memory and threads to query one or two complete runs while nothing else waits."""
 
 ROW_GROUP = 20_480
-"""Rows of a Parquet row group: a writer buffers one, so this is memory too."""
+"""Rows of a Parquet row group. A writer buffers one group, so this bounds memory too."""
+
+PARQUET_OPTIONS = f"(FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP})"
+"""Options of ``COPY`` for an intermediate file that is read in batches."""
+
+MAX_LINE_BYTES = 1_000_000
+"""Longest line of text that can be read, in bytes."""
+
+CSV_BLOCK_OPTIONS = f"max_line_size={MAX_LINE_BYTES}, buffer_size={4 * MAX_LINE_BYTES}, hive_partitioning=false"
+"""Options of ``read_csv``. Its default blocks of 32 MB would dominate an audit's memory; folders are no columns."""
+
+_UNUSED_DELIMITER = "\\x1f"
+"""A delimiter that no line contains, so that a line is one column."""
 
 
-AS_PARQUET = f"(FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP})"
-"""How a file is written that is read again by batches."""
+def open_database(spill_folder: Path | None = None, memory: str = DEFAULT_MEMORY, threads: int = 1) -> Database:
+    """Open an empty in-memory database; use it in a ``with`` statement to close it.
 
-
-LINE_SIZE = 1_000_000
-"""Bytes of a line of text that can be read."""
-
-
-BLOCKS = f"max_line_size={LINE_SIZE}, buffer_size={4 * LINE_SIZE}, hive_partitioning=false"
-"""Options of ``read_csv``: its own blocks of 32 MB are most of an audit's memory; folders are no columns."""
-
-
-_NEVER = "\\x1f"
-"""A delimiter that no line has: a line then is one column."""
-
-
-def write_parquet(database: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
-    """Writes what a query gives to a Parquet file, a few rows in memory at a time."""
-    options = f"FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}, COMPRESSION zstd"
-    database.execute(f"COPY ({query}) TO {quoted(path)} ({options})")
-
-
-def with_enough_memory(work: Callable[[str], T]) -> T:
-    """What ``work`` gives, called with the memory that it may take; again with more if that was too little.
-
-    Lines are read some thousand at a time: those of devices with hundreds of modules may be 100 MB together.
-
-    Raises:
-        duckdb.OutOfMemoryException: the most was too little as well.
-    """
-    *less, most = SEALING_MEMORY
-    for memory in less:
-        try:
-            return work(memory)
-        except duckdb.OutOfMemoryException:
-            continue
-    return work(most)
-
-
-def open_database(spill: Path | None = None, memory: str = MEMORY, threads: int = 1) -> duckdb.DuckDBPyConnection:
-    """An empty in-memory database.
-
-    Args:
-        spill: a folder for what does not fit into memory; None: nothing spills.
-        memory: what it may hold before it spills.
-        threads: how many compute; with more than one, rows without an ORDER BY may come in any order.
-
-    One thread keeps rows in their order and memory flat, and the platform's quota is slower than it anyway.
+    One thread keeps rows in their order and memory flat, and the platform's quota is slower than it anyway. With more
+    threads, rows without an ORDER BY come in any order. Without a ``spill_folder`` nothing spills.
     """
     database = duckdb.connect(
         config={
             "memory_limit": memory,
             "threads": threads,
-            "temp_directory": "" if spill is None else str(spill),
+            "temp_directory": "" if spill_folder is None else str(spill_folder),
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "preserve_insertion_order": threads == 1,
             "allocator_flush_threshold": "1MB",
         }
     )
-    database.execute("SET enable_progress_bar = false")  # which it draws on standard output, where data goes
+    database.execute("SET enable_progress_bar = false")  # DuckDB would print it on standard output, where data goes
     return database
 
 
-def reason_of(error: OSError | duckdb.Error | UnicodeDecodeError) -> str:
-    """What went wrong with a file or a query, in one line."""
-    if isinstance(error, UnicodeDecodeError):  # of DuckDB's own sentence, which quotes the file's bytes
+@contextmanager
+def scratch_database(
+    work: Path | None = None,
+    *,
+    memory: str = DEFAULT_MEMORY,
+    threads: int = 1,
+    failure: str | None = None,
+    error: type[AuditorError] = RunNotWritableError,
+) -> Iterator[Database]:
+    """Open a database, as ``open_database``, with a scratch folder; remove the folder at the end.
+
+    The folder ``work`` is for spilled and intermediate files; one that a killed process left is removed first. With a
+    ``failure``, errors inside the block are translated by ``translate_errors``.
+    """
+    try:
+        with nullcontext() if failure is None else translate_errors(failure, error):
+            if work is not None:
+                shutil.rmtree(work, ignore_errors=True)
+                work.mkdir(parents=True)
+            with open_database(work, memory, threads) as database:
+                yield database
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def translate_errors(failure: str, error: type[AuditorError] = RunNotWritableError) -> Iterator[None]:
+    """Raise an error of class ``error`` for an OSError or DuckDB error inside the block: ``failure`` and its reason.
+
+    ``failure`` says what failed, such as ``fleet.parquet cannot be written``.
+    """
+    try:
+        yield
+    except (OSError, duckdb.Error, UnicodeDecodeError) as problem:
+        raise error(f"{failure}: {error_reason(problem)}") from problem
+
+
+@contextmanager
+def temporary_database(
+    purpose: str, *, memory: str = READING_MEMORY, threads: int = READING_THREADS
+) -> Iterator[tuple[Database, Path]]:
+    """Open a database with a folder of the system's temporary files; remove the folder at the end.
+
+    ``purpose`` is a word in the folder's name. Yields the database, and the folder for intermediate files.
+    """
+    with TemporaryDirectory(prefix=f"auditor-{purpose}-") as temporary:
+        work = Path(temporary)
+        with open_database(work / "spill", memory, threads) as database:
+            yield database, work
+
+
+def with_enough_memory(work: Callable[[str], T]) -> T:
+    """Call ``work`` with a memory limit; call it again with a larger one if that was too little.
+
+    Lines are read some thousand at a time: those of devices with hundreds of modules may be 100 MB together.
+    """
+    *smaller, largest = SEALING_MEMORY
+    for memory in smaller:
+        with suppress(duckdb.OutOfMemoryException):
+            return work(memory)
+    return work(largest)
+
+
+def error_reason(error: OSError | duckdb.Error | UnicodeDecodeError) -> str:
+    """Return what is wrong with a file or a query, in one line."""
+    if isinstance(error, UnicodeDecodeError):  # raised for DuckDB's own message, which quotes the file's bytes
         return "a file is not UTF-8 text"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = str(error).partition("\n")[0]
-    inner = re.search(r'"exception_message":("(?:[^"\\]|\\.)*")', line)  # of a thread of DuckDB's, told as JSON
+    inner = re.search(r'"exception_message":("(?:[^"\\]|\\.)*")', line)  # DuckDB reports a thread's error as JSON
     return str(orjson.loads(inner[1])) if inner else line
 
 
-def quoted(path: Path) -> str:
-    """A path as an SQL literal to write to."""
-    return "'" + str(path).replace("'", "''") + "'"
+def scalar(database: Database, query: str, parameters: object = None) -> int:
+    """Return the single integer that a query gives."""
+    (value,) = database.execute(query, parameters).fetchone() or (0,)
+    return int(value)
 
 
-def quoted_to_read(path: Path) -> str:
-    """A path as an SQL literal to read from, where DuckDB would take ``*``, ``?`` and ``[`` for a pattern."""
-    return "'" + re.sub(r"([\[\]*?])", r"[\1]", str(path)).replace("'", "''") + "'"
+def result_rows(result: Database) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a result, some of them in memory at a time."""
+    while batch := result.fetchmany(1_000):
+        yield from batch
+
+
+def sql_literal(value: object) -> str:
+    """Return text, or a path to write to, as an SQL string literal."""
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def sql_identifier(name: str) -> str:
+    """Return the name of a column, quoted for SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def sql_read_path(path: Path) -> str:
+    """Return a path to read as an SQL literal; DuckDB would take ``*``, ``?`` and ``[`` for a pattern."""
+    return sql_literal(re.sub(r"([\[\]*?])", r"[\1]", str(path)))
+
+
+def device_key_sql(prefix: str = "") -> str:
+    """Return the SQL of one text per device as the fleet names it: by ``iot_id``, else by its two names.
+
+    Lengths keep apart what a separator alone would not. ``prefix`` is in front of each column's name, such as ``f.``.
+    """
+    account, product_key = f"{prefix}account", f"{prefix}product_key"
+    names = f"'n' || length({product_key}) || '/' || {product_key} || '/' || {prefix}device_name"
+    return f"length({account}) || '/' || {account} || coalesce('i' || {prefix}iot_id, {names})"
 
 
 def parquet(*paths: Path, options: str = "") -> str:
-    """The SQL that reads Parquet files as they are: that a folder is called ``account=eu`` makes no column.
-
-    Args:
-        paths: the files, which have the same columns.
-        options: more of ``read_parquet``.
-    """
-    files = ", ".join(quoted_to_read(path) for path in paths)
+    """Return the SQL that reads Parquet files of equal columns: a folder named ``account=eu`` adds no column."""
+    files = ", ".join(sql_read_path(path) for path in paths)
     return f"read_parquet([{files}], hive_partitioning=false{options and ', '}{options})"
 
 
-def text_lines(source: str, options: str = "", also: str = "") -> str:
-    """The SQL that reads a text file's lines, unparsed, as the column ``line``.
+def write_parquet(database: Database, query: str, path: Path) -> None:
+    """Write the rows of a query to a Parquet file, a row group in memory at a time."""
+    options = f"FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}, COMPRESSION zstd"
+    database.execute(f"COPY ({query}) TO {sql_literal(path)} ({options})")
 
-    Lines go through the CSV reader as one column, in blocks of a few MB: the JSON reader takes 32 MB at the least.
 
-    Args:
-        source: the file, as ``quoted_to_read`` gives it.
-        options: more of ``read_csv``, such as what becomes of lines that cannot be read.
-        also: more columns that those give, such as ``filename``.
+def text_lines(source: str, options: str = "", extra_columns: str = "") -> str:
+    """Return the SQL that reads a text file's lines, unparsed, as the column ``line``.
+
+    Lines go through the CSV reader as one column, in blocks of a few MB: the JSON reader takes 32 MB or more.
+
+    ``source`` is the file as ``sql_read_path`` gives it, and ``extra_columns`` are those that further ``options`` of
+    ``read_csv`` add, such as ``filename``.
     """
-    columns = f"line, {also}" if also else "line"
+    columns = f"line, {extra_columns}" if extra_columns else "line"
     # A folder named `line=3` must not give every line that value.
-    form = f"delim='{_NEVER}', quote='', escape='', header=false, auto_detect=false"
+    form = f"delim='{_UNUSED_DELIMITER}', quote='', escape='', header=false, auto_detect=false"
     return (
         f"SELECT {columns} FROM read_csv({source}, {form}, columns={{'line': 'VARCHAR'}}, "
-        f"{BLOCKS}{options and ', '}{options})"
+        f"{CSV_BLOCK_OPTIONS}{options and ', '}{options})"
     )
 
 
-def define_read(
-    database: duckdb.DuckDBPyConnection, table: str, columns: str, path: Path, lines: Iterable[str]
-) -> None:
-    """Defines a table of what is computed outside of the database.
+def load_rows(database: Database, table: str, columns: str, path: Path, lines: Iterable[str]) -> None:
+    """Create or replace a table of rows that are computed outside the database.
 
-    Args:
-        database: where to define it; a table of that name is replaced.
-        table: its name.
-        columns: its columns and their types, as a struct of SQL.
-        path: a file to write meanwhile.
-        lines: its rows: words of ASCII with a space between.
-
-    Raises:
-        OSError: the file cannot be written.
+    ``columns`` are the columns and their types, as a struct of SQL. ``lines`` are the rows, ASCII words separated by a
+    space; they go through the file ``path``.
     """
     with path.open("w", encoding="ascii") as file:
         file.writelines(lines)
     database.execute(
-        f"CREATE OR REPLACE TABLE {table} AS FROM read_csv({quoted_to_read(path)}, delim=' ', header=false, "
-        f"auto_detect=false, columns={columns}, {BLOCKS})"
+        f"CREATE OR REPLACE TABLE {table} AS FROM read_csv({sql_read_path(path)}, delim=' ', header=false, "
+        f"auto_detect=false, columns={columns}, {CSV_BLOCK_OPTIONS})"
     )

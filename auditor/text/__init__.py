@@ -1,1 +1,1 @@
-"""Text: formats, patterns, durations."""
+"""Text that people read and write: numbers, times, escaped names, durations and glob patterns."""

@@ -1,39 +1,39 @@
-"""Patterns as people write them: ``*`` is any text and ``?`` one character; all else stands for itself."""
+"""Glob patterns: ``*`` matches any text and ``?`` one character; every other character matches itself."""
 
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-EVERYTHING = "*"
+MATCH_ALL = "*"
 
 
-def regex_of(patterns: Iterable[str]) -> str:
-    """A regular expression, as DuckDB reads them, for texts that one of the patterns matches as a whole.
+def glob_regex(patterns: Iterable[str]) -> str:
+    """Return a regular expression, in DuckDB's syntax, that matches a text if one of the patterns does.
 
-    ``[`` stands for itself too: names of devices and versions may hold it. Matching takes time linear in the text.
+    ``[`` matches itself too, for names of devices and versions may contain it. Matching takes linear time.
     """
-    return f"(?s)(?:{'|'.join(map(_regex, patterns))})"
+    return f"(?s)(?:{'|'.join(map(_duckdb_regex, patterns))})"
 
 
-def is_plain(pattern: str) -> bool:
-    """Whether a pattern stands for itself alone."""
+def is_literal(pattern: str) -> bool:
+    """Return whether a pattern matches only itself."""
     return not {"*", "?"} & set(pattern)
 
 
-def _regex(pattern: str) -> str:
-    return "".join({"*": ".*", "?": "."}.get(c) or _literal(c) for c in re.sub(r"\*+", "*", pattern))
+def matches_any(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether a name matches one of the patterns. Case counts, as in DuckDB's matching of device names."""
+    return any(_python_regex(pattern).fullmatch(name) is not None for pattern in patterns)
 
 
-def _literal(character: str) -> str:
+def _duckdb_regex(pattern: str) -> str:
+    return "".join({"*": ".*", "?": "."}.get(c) or _escape(c) for c in re.sub(r"\*+", "*", pattern))
+
+
+def _escape(character: str) -> str:
     return character if character.isascii() and character.isalnum() else f"\\x{{{ord(character):x}}}"
 
 
-def _fits(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a name fits one of some patterns, in its letter case; as DuckDB says of names of devices."""
-    return any(_compiled(pattern).fullmatch(name) is not None for pattern in patterns)
-
-
 @lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """A pattern as Python reads it, of the same meaning as ``auditor.patterns.regex_of``."""
+def _python_regex(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern for Python, with the same meaning as in ``glob_regex``."""
     return re.compile("".join({"*": ".*", "?": "."}.get(each) or re.escape(each) for each in pattern), re.DOTALL)

@@ -1,4 +1,4 @@
-"""What changed between two runs: equal to a comparison in plain Python, and never a device that was only not seen."""
+"""Drift equals a comparison in plain Python; devices without an answer are not counted as changed."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from auditor.analysis.drift import CHANGES, DriftCounts, diff_runs, last_two
+from auditor.analysis.drift import CHANGES, DriftCounts, diff_runs, latest_pair
 from auditor.errors import RunFolderError
 from auditor.models import Device, Outcome
 from auditor.query.versions import compare_versions
@@ -74,7 +74,7 @@ def write(folder: Path, run: list[Seen], *, sealed: bool = True) -> Path:
     return (build if sealed else running)(folder, [each.asked for each in run], outcomes).folder
 
 
-def paired(old: list[Seen], new: list[Seen]) -> list[tuple[Seen | None, Seen | None]]:
+def match(old: list[Seen], new: list[Seen]) -> list[tuple[Seen | None, Seen | None]]:
     """The rule of ``auditor.inventory.matching``, read aloud."""
     pairs: list[tuple[Seen | None, Seen | None]] = []
     left, right = list(old), list(new)
@@ -94,7 +94,7 @@ def paired(old: list[Seen], new: list[Seen]) -> list[tuple[Seen | None, Seen | N
     return pairs + [(o, None) for o in left] + [(None, n) for n in right]
 
 
-def fate(old: Seen | None, new: Seen | None, pairs: list[tuple[Seen | None, Seen | None]]) -> str:
+def presence(old: Seen | None, new: Seen | None, pairs: list[tuple[Seen | None, Seen | None]]) -> str:
     states = [None if each is None else each.state for each in (old, new)]
     if {"failed", "pending"} & set(states):
         return "not_seen"
@@ -102,7 +102,7 @@ def fate(old: Seen | None, new: Seen | None, pairs: list[tuple[Seen | None, Seen
     if alone is not None:
         across = [(o or n) for o, n in pairs if (o is None and new is None) or (n is None and old is None)]
         others = [each for each in across if each is not None and each.known.account == alone.known.account]
-        if any({how_known(alone), how_known(each)} == {"names", "id"} for each in others):
+        if any({identity(alone), identity(each)} == {"names", "id"} for each in others):
             return "not_seen"
     before, after = (state in ("ok", "empty") for state in states)
     return {(True, True): "compared", (True, False): "left", (False, True): "joined", (False, False): "absent"}[
@@ -110,7 +110,7 @@ def fate(old: Seen | None, new: Seen | None, pairs: list[tuple[Seen | None, Seen
     ]
 
 
-def how_known(each: Seen) -> str:
+def identity(each: Seen) -> str:
     if each.known.iot_id is None:
         return "names"
     return "both" if each.known.device_name is not None else "id"
@@ -118,12 +118,12 @@ def how_known(each: Seen) -> str:
 
 def expected(old: list[Seen], new: list[Seen]) -> tuple[DriftCounts, Counter[tuple[object, ...]]]:
     """The counts, and every change of every device."""
-    pairs = paired(old, new)
+    pairs = match(old, new)
     counts: Counter[str] = Counter()
     changes: Counter[tuple[object, ...]] = Counter()
     reporting: dict[tuple[object, ...], set[str]] = {}
     for o, n in pairs:
-        became = fate(o, n, pairs)
+        became = presence(o, n, pairs)
         counts[became] += 1
         known = [each.known for each in (n, o) if each is not None]
         names = [
@@ -182,7 +182,7 @@ def test_drift_equals_a_comparison_in_plain_python(
                 assert sum(row[at] for row in drift.modules) == getattr(counts, name)
 
 
-def diffed(
+def diff(
     tmp_path: Path, old: list[Outcome], new: list[Outcome], pending: tuple[Device, ...] = ()
 ) -> tuple[DriftCounts, list[tuple[object, ...]]]:
     """The drift between runs of the devices that have outcomes; the new one has pending ones besides."""
@@ -196,65 +196,65 @@ def diffed(
 
 def test_a_device_that_failed_or_is_pending_has_neither_vanished_nor_left(tmp_path: Path) -> None:
     old: list[Outcome] = [ok(named(n), ("ble", "1")) for n in range(3)]
-    counts, changes = diffed(tmp_path, old, [failed(named(0)), ok(named(2), ("ble", "1"))], pending=(named(1),))
+    counts, changes = diff(tmp_path, old, [failed(named(0)), ok(named(2), ("ble", "1"))], pending=(named(1),))
     assert counts == replace(ZERO, compared=1, not_seen=2, same=1)
     assert [row[5] for row in changes] == ["not_seen", "not_seen"]
 
 
 def test_a_module_is_not_removed_while_a_device_that_had_it_was_not_seen(tmp_path: Path) -> None:
     old: list[Outcome] = [ok(named(0), ("zigbee", "1")), ok(named(1), ("ble", "1"))]
-    assert diffed(tmp_path, old, [failed(named(0)), ok(named(1), ("ble", "1"))])[0].removed == 0
-    assert diffed(tmp_path / "b", old, [ok(named(0)), ok(named(1), ("ble", "1"))])[0].removed == 1
+    assert diff(tmp_path, old, [failed(named(0)), ok(named(1), ("ble", "1"))])[0].removed == 0
+    assert diff(tmp_path / "b", old, [ok(named(0)), ok(named(1), ("ble", "1"))])[0].removed == 1
 
 
 def test_a_device_is_the_same_however_either_fleet_names_it(tmp_path: Path) -> None:
     old: list[Outcome] = [ok(named(0), ("ble", "1"), learnt=both(0)), ok(by_id(1), ("ble", "1"), learnt=both(1))]
     new: list[Outcome] = [ok(by_id(0), ("ble", "2")), ok(named(1), ("ble", "2"))]
-    counts, changes = diffed(tmp_path, old, new)
+    counts, changes = diff(tmp_path, old, new)
     assert counts == replace(ZERO, compared=2, upgraded=2)
     assert [row[:4] for row in changes] == [("demo", "p1", f"device000{n}", f"iot000{n}") for n in range(2)]
 
 
-def test_a_name_that_was_given_to_another_device_is_another_device(tmp_path: Path) -> None:
+def test_a_reused_name_is_another_device(tmp_path: Path) -> None:
     again = replace(both(0), iot_id="another")
-    counts, _ = diffed(tmp_path, [ok(both(0), ("ble", "1"))], [ok(again, ("ble", "1"))])
+    counts, _ = diff(tmp_path, [ok(both(0), ("ble", "1"))], [ok(again, ("ble", "1"))])
     assert counts == replace(ZERO, joined=1, left=1)
 
 
 def test_devices_that_may_be_the_same_under_names_that_cannot_be_matched_are_not_seen(tmp_path: Path) -> None:
-    counts, _ = diffed(tmp_path, [ok(named(0))], [ok(by_id(0))])
+    counts, _ = diff(tmp_path, [ok(named(0))], [ok(by_id(0))])
     assert counts == replace(ZERO, not_seen=2)
 
 
 def test_a_device_that_the_platform_no_longer_knows_has_left(tmp_path: Path) -> None:
-    counts, _ = diffed(tmp_path, [ok(named(0), ("ble", "1")), not_found(named(1))], [not_found(named(0)), ok(named(1))])
+    counts, _ = diff(tmp_path, [ok(named(0), ("ble", "1")), not_found(named(1))], [not_found(named(0)), ok(named(1))])
     assert counts == replace(ZERO, joined=1, left=1, removed=1)
 
 
-def test_a_device_that_stands_twice_in_a_run_counts_once(tmp_path: Path) -> None:
+def test_a_device_listed_twice_counts_once(tmp_path: Path) -> None:
     old: list[Outcome] = [ok(named(0), ("ble", "1"), learnt=both(0)), ok(by_id(0), ("BLE", "2"), learnt=both(0))]
-    counts, changes = diffed(tmp_path, old, [ok(named(0), ("ble", "3"))])
+    counts, changes = diff(tmp_path, old, [ok(named(0), ("ble", "3"))])
     assert counts == replace(ZERO, compared=1, upgraded=1)
     assert [row[5:] for row in changes] == [("upgraded", "2", "3")]
 
 
 def test_one_name_of_two_devices_is_matched_once(tmp_path: Path) -> None:
     old: list[Outcome] = [ok(replace(both(0), iot_id=each), ("ble", "1")) for each in ("a", "b")]
-    counts, _ = diffed(tmp_path, old, [ok(named(0), ("ble", "1"))])
+    counts, _ = diff(tmp_path, old, [ok(named(0), ("ble", "1"))])
     assert counts == replace(ZERO, compared=1, left=1, same=1)
 
 
-def test_identities_are_told_apart_whatever_they_contain(tmp_path: Path) -> None:
+def test_identities_with_any_text_are_distinguished(tmp_path: Path) -> None:
     devices = [
         Device("demo", "p", "1:x/y", None),
         Device("demo", "p/1:x", "y", None),
         Device("demo", None, None, "n1:p/y"),
     ]
     outcomes: list[Outcome] = [ok(device, ("ble", str(at))) for at, device in enumerate(devices)]
-    assert diffed(tmp_path, outcomes, outcomes)[0] == replace(ZERO, compared=3, same=3)
+    assert diff(tmp_path, outcomes, outcomes)[0] == replace(ZERO, compared=3, same=3)
 
 
-def test_a_module_goes_by_the_name_that_the_inventory_has(tmp_path: Path) -> None:
+def test_a_module_has_the_name_of_the_inventory(tmp_path: Path) -> None:
     fleet = [named(0), named(1, product="p2")]
     old = build(tmp_path / "old", fleet, [ok(fleet[0], ("BLE", "1")), ok(fleet[1], ("BLE", "1"))])
     new = build(tmp_path / "new", fleet, [ok(fleet[0], ("ble", "2")), ok(fleet[1], ("BLE", "1"))])
@@ -262,26 +262,26 @@ def test_a_module_goes_by_the_name_that_the_inventory_has(tmp_path: Path) -> Non
         assert [row[1:3] for row in drift.modules] == [("p1", "ble"), ("p2", "BLE")]
 
 
-def test_partial_tampered_and_reversed_runs_are_labelled_wherever_numbers_appear(tmp_path: Path) -> None:
+def test_partial_tampered_and_reversed_runs_cause_warnings(tmp_path: Path) -> None:
     old = build(tmp_path / "old", [named(0), named(1)], [ok(named(0), ("ble", "1"))]).folder
     new = build(tmp_path / "new", [named(0)], [ok(named(0), ("ble", "1"))]).folder
     (new / MODULES).write_bytes((tmp_path / "old" / MODULES).read_bytes())
     edit_manifest(new, lambda m: replace(m, files=tuple(f for f in m.files if f.name != DEVICES)))
     edit_manifest(old, lambda m: replace(m, started_at="2026-12-01T00:00:00.000Z"))
     with diff_runs(old, new) as drift:
-        assert [doubt.replace(f"{tmp_path}/", "") for doubt in drift.doubts] == [
-            "old is partial: 0 devices failed and 1 are pending",
-            "new/devices.parquet is not the file that was sealed (its digest differs)",
-            "old began after new: the old run is the newer one",
+        assert [(warning.kind, warning.run, warning.detail) for warning in drift.warnings] == [
+            ("partial", str(old), "partial: 0 devices failed, 1 pending"),
+            ("tampered", str(new), "devices.parquet is not the file that was sealed (its digest differs)"),
+            ("order", str(old), "started after new: the old run is the newer one"),
         ]
         drift.modules.write(tmp_path / "drift.json", "json")
     document = orjson.loads((tmp_path / "drift.json").read_bytes())
     assert document["old"]["complete"] is False
-    assert document["new"]["doubts"]
+    assert [warning["kind"] for warning in document["new"]["warnings"]] == ["tampered"]
     assert document["modules"][0]["same"] == 1
 
 
-def test_the_last_two_are_of_one_name_and_have_ended(tmp_path: Path) -> None:
+def test_the_latest_pair_has_one_name_and_has_ended(tmp_path: Path) -> None:
     states: list[tuple[str, State]] = [
         ("nightly", "partial"), ("other", "complete"), ("nightly", "aborted"), ("nightly", "running"),
     ]  # fmt: skip
@@ -289,9 +289,9 @@ def test_the_last_two_are_of_one_name_and_have_ended(tmp_path: Path) -> None:
         began = f"2026-11-2{at}T00:00:00.000Z"
         folder = running(tmp_path / f"{at}", [named(0)], [], name=name).folder
         write_manifest(folder, replace(read_manifest(folder), started_at=began, state=state))
-    assert last_two(tmp_path) == (tmp_path / "0", tmp_path / "2")
-    with pytest.raises(RunFolderError, match="no two runs"):
-        last_two(tmp_path / "0")
+    assert latest_pair(tmp_path) == (tmp_path / "0", tmp_path / "2")
+    with pytest.raises(RunFolderError, match="no two ended runs"):
+        latest_pair(tmp_path / "0")
 
 
 def test_a_run_of_answers_alone_is_not_changed(tmp_path: Path) -> None:

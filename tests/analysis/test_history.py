@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from auditor.analysis import history as series
 from auditor.analysis.history import History, read_history
 from auditor.errors import RunFolderError, UsageError
-from auditor.models import Outcome
+from auditor.models import Outcome, RunWarning
 from auditor.query.run import Run
 from auditor.runs.folder import INVENTORY_JSON, MODULES
-from auditor.runs.manifest import MANIFEST, DeviceCounts, file_facts, read_manifest
+from auditor.runs.manifest import MANIFEST, DeviceCounts, file_info, read_manifest
 from auditor.storage.tables import TableFormat
 from tests.runs.run_folders import HOSTILE, build, by_id, edit_manifest, every_status, failed, named, ok, running
 
@@ -30,7 +30,7 @@ def dated(folder: Path, day: int) -> Path:
     return folder
 
 
-def night(directory: Path, day: int, *versions: str, module: str = "ble") -> Path:
+def write_run(directory: Path, day: int, *versions: str, module: str = "ble") -> Path:
     """A run in which as many devices run these versions; "" is one that failed."""
     fleet = [named(number) for number in range(len(versions))]
     outcomes: list[Outcome] = [
@@ -44,7 +44,7 @@ def rewrite(folder: Path, name: str, change: Callable[[bytes], bytes], *, forged
     """Changes a file of a run; ``forged``: and its digest in the manifest."""
     (folder / name).write_bytes(change((folder / name).read_bytes()))
     if forged:
-        facts = file_facts(folder / name)
+        facts = file_info(folder / name)
         files = tuple(facts if each.name == name else each for each in read_manifest(folder).files)
         edit_manifest(folder, lambda manifest: replace(manifest, files=files))
 
@@ -53,10 +53,10 @@ def versions(history: History) -> list[tuple[str, str, int, float]]:
     return [(row[1], row[6], row[7], row[8]) for row in history.table]
 
 
-def test_the_runs_of_a_name_are_a_series_the_oldest_first(tmp_path: Path) -> None:
-    night(tmp_path, 2, "1.0", "2.0")
-    night(tmp_path, 1, "1.0", "1.0")
-    other = night(tmp_path, 3, "7")
+def test_the_runs_of_a_name_are_ordered_by_start(tmp_path: Path) -> None:
+    write_run(tmp_path, 2, "1.0", "2.0")
+    write_run(tmp_path, 1, "1.0", "1.0")
+    other = write_run(tmp_path, 3, "7")
     edit_manifest(other, lambda manifest: replace(manifest, name="weekly"))
     with read_history(str(tmp_path), name="nightly") as history:
         assert (history.name, [run.folder.name for run in history.runs]) == ("nightly", ["night-1", "night-2"])
@@ -66,13 +66,13 @@ def test_the_runs_of_a_name_are_a_series_the_oldest_first(tmp_path: Path) -> Non
             ("2026-11-02T02:00:00.000Z", "night-2", "complete", "demo", "p1", "ble", "1.0", 1, 0.5),
             ("2026-11-02T02:00:00.000Z", "night-2", "complete", "demo", "p1", "ble", "2.0", 1, 0.5),
         ]
-        assert history.doubts == ()
-        assert all(run.sealed and not run.tampered and run.doubts == () for run in history.runs)
+        assert history.warnings == ()
+        assert all(run.sealed and not run.tampered and run.warnings == () for run in history.runs)
     with read_history(tmp_path) as history:
         assert (history.name, versions(history)) == ("weekly", [("night-3", "7", 1, 1.0)])
 
 
-def test_every_number_is_that_of_the_run_itself(tmp_path: Path) -> None:
+def test_the_numbers_of_a_history_are_those_of_its_runs(tmp_path: Path) -> None:
     dated(every_status(tmp_path / "a").folder, 1)
     dated(build(tmp_path / "b", [by_id(0)], [ok(by_id(0), ("ble", "1"))]).folder, 2)
     with read_history(tmp_path) as history:
@@ -84,11 +84,11 @@ def test_every_number_is_that_of_the_run_itself(tmp_path: Path) -> None:
             assert [row[3:] for row in rows if row[1] == point.folder.name] == [
                 (v.account, v.product_key, v.module_name, v.module_version, v.devices, v.share) for v in expected
             ]
-        assert history.runs[0].doubts == history.doubts
-        assert history.doubts == (f"{tmp_path / 'a'} is partial: 2 devices failed and 2 are pending",)
+        assert history.runs[0].warnings == history.warnings
+        assert history.warnings == (RunWarning("partial", str(tmp_path / "a"), "partial: 2 devices failed, 2 pending"),)
 
 
-def test_a_limit_a_product_and_a_module_pick(tmp_path: Path) -> None:
+def test_a_limit_a_product_and_a_module_filter_the_history(tmp_path: Path) -> None:
     for day in (1, 2, 3):
         dated(every_status(tmp_path / f"run-{day}").folder, day)
     with read_history(tmp_path, limit=2, product_key="p1", module_name="BLE") as history:
@@ -104,9 +104,9 @@ def test_a_limit_a_product_and_a_module_pick(tmp_path: Path) -> None:
         assert history.adoption().modules == ()
 
 
-def test_a_module_that_is_spelled_differently_from_run_to_run_is_one(tmp_path: Path) -> None:
-    night(tmp_path, 1, "1", module="BLE")
-    night(tmp_path, 2, "1", module="ble")
+def test_a_module_with_different_spellings_is_one(tmp_path: Path) -> None:
+    write_run(tmp_path, 1, "1", module="BLE")
+    write_run(tmp_path, 2, "1", module="ble")
     with read_history(tmp_path) as history:
         assert {row[5] for row in history.table} == {"ble"}
         (module,) = history.adoption().modules
@@ -114,7 +114,7 @@ def test_a_module_that_is_spelled_differently_from_run_to_run_is_one(tmp_path: P
 
 
 def test_a_run_that_is_not_sealed_is_shown_without_versions(tmp_path: Path) -> None:
-    night(tmp_path, 1, "1.0")
+    write_run(tmp_path, 1, "1.0")
     dated(running(tmp_path / "live", [named(0)], [ok(named(0), ("ble", "2"))]).folder, 2)
     aborted = dated(running(tmp_path / "stopped", [named(0)], []).folder, 3)
     edit_manifest(aborted, lambda manifest: replace(manifest, state="aborted"))
@@ -123,41 +123,47 @@ def test_a_run_that_is_not_sealed_is_shown_without_versions(tmp_path: Path) -> N
             ("complete", True), ("running", False), ("aborted", False),
         ]  # fmt: skip
         assert history.runs[1].devices == DeviceCounts(pending=1)
-        assert history.doubts == ("2 of 3 runs are not of the whole fleet (aborted, running)",)
+        assert history.warnings == (
+            RunWarning("partial_runs", "", "2 of 3 runs do not cover the whole fleet (aborted, running)"),
+        )
         (module,) = history.adoption().modules
-        assert (module.devices, module.lines[0].shares) == ((1, None, None), (1.0, None, None))
+        assert (module.devices, module.versions[0].shares) == ((1, None, None), (1.0, None, None))
 
 
 def test_a_tampered_inventory_is_labelled_and_counted_from_the_parquet_files(tmp_path: Path) -> None:
-    night(tmp_path, 1, "1.0")
-    bad = night(tmp_path, 2, "1.0", "2.0", "")
+    write_run(tmp_path, 1, "1.0")
+    bad = write_run(tmp_path, 2, "1.0", "2.0", "")
     rewrite(bad, INVENTORY_JSON, lambda old: old.replace(b'"devices":1,', b'"devices":7,'))
     with read_history(tmp_path) as history:
         assert [run.tampered for run in history.runs] == [False, True]
         assert versions(history)[1:] == [("night-2", "1.0", 1, 0.5), ("night-2", "2.0", 1, 0.5)]
-        assert history.doubts == history.runs[1].doubts == (
-            f"{bad} is partial: 1 devices failed and 0 are pending",
-            f"{bad / INVENTORY_JSON} is not the inventory that was sealed: its versions are counted from {MODULES}",
+        assert history.warnings == history.runs[1].warnings == (
+            RunWarning("partial", str(bad), "partial: 1 devices failed, 0 pending"),
+            RunWarning(
+                "tampered",
+                str(bad),
+                f"{INVENTORY_JSON} is not the file that was sealed: its versions are counted from {MODULES}",
+            ),
         )  # fmt: skip
         assert history.runs[1].devices == DeviceCounts(ok=2, failed=1)
 
 
 def test_a_run_whose_other_files_changed_is_labelled(tmp_path: Path) -> None:
-    size, states = night(tmp_path, 1, "1.0"), night(tmp_path, 2, "1.0")
+    size, states = write_run(tmp_path, 1, "1.0"), write_run(tmp_path, 2, "1.0")
     rewrite(size, MODULES, lambda old: old + b"more")
     edit_manifest(states, lambda manifest: replace(manifest, devices=DeviceCounts(ok=9)))
     with read_history(tmp_path) as history:
-        assert history.doubts == (
-            f"{size / MODULES} is not the file that was sealed (its size differs)",
-            f"{states}: its run.json and its inventory.json differ on the devices by state",
+        assert history.warnings == (
+            RunWarning("tampered", str(size), f"{MODULES} is not the file that was sealed (its size differs)"),
+            RunWarning("tampered", str(states), "run.json and inventory.json differ in their devices by state"),
         )
         assert [run.devices for run in history.runs] == [DeviceCounts(ok=1)] * 2
         assert all(run.tampered for run in history.runs)
 
 
-def test_a_run_that_nothing_can_be_read_of_is_labelled_and_the_others_stay(tmp_path: Path) -> None:
-    night(tmp_path, 1, "1.0")
-    bad = night(tmp_path, 2, "1.0")
+def test_an_unreadable_run_is_labelled_and_the_others_are_read(tmp_path: Path) -> None:
+    write_run(tmp_path, 1, "1.0")
+    bad = write_run(tmp_path, 2, "1.0")
     (bad / INVENTORY_JSON).unlink()
     (bad / MODULES).write_bytes(b"PAR1 nothing here")
     (tmp_path / "broken").mkdir()
@@ -165,9 +171,11 @@ def test_a_run_that_nothing_can_be_read_of_is_labelled_and_the_others_stay(tmp_p
     with read_history(tmp_path) as history:
         assert versions(history) == [("night-1", "1.0", 1, 1.0)]
         assert [run.sealed for run in history.runs] == [True, False]
-        passed, told = history.doubts
-        assert passed.startswith(f"a run is passed over: {tmp_path / 'broken'}")
-        assert told.startswith(f"{bad / INVENTORY_JSON} is missing, and its versions are not known: ")
+        skipped, unknown = history.warnings
+        assert skipped.kind == "unreadable"
+        assert skipped.detail.startswith(f"run skipped: {tmp_path / 'broken'}")
+        assert (unknown.kind, unknown.run) == ("tampered", str(bad))
+        assert unknown.detail.startswith(f"{INVENTORY_JSON} is missing, and its versions are unknown: cannot be read")
 
 
 FORGERIES: dict[str, Callable[[bytes], bytes]] = {
@@ -187,16 +195,16 @@ FORGERIES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("change", FORGERIES.values(), ids=FORGERIES)
-def test_a_forged_inventory_harms_no_other_run(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
-    night(tmp_path, 1, "1.0")
-    rewrite(night(tmp_path, 2, "1.0"), INVENTORY_JSON, change, forged=True)
+def test_a_forged_inventory_does_not_affect_other_runs(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    write_run(tmp_path, 1, "1.0")
+    rewrite(write_run(tmp_path, 2, "1.0"), INVENTORY_JSON, change, forged=True)
     with read_history(tmp_path) as history:
         assert versions(history) == [("night-1", "1.0", 1, 1.0), ("night-2", "1.0", 1, 1.0)]
         assert [run.tampered for run in history.runs] == [False, True]
 
 
-def test_a_run_that_is_pruned_meanwhile_harms_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = [night(tmp_path, day, "1.0") for day in (1, 2, 3)]
+def test_a_run_pruned_while_reading_does_not_affect_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [write_run(tmp_path, day, "1.0") for day in (1, 2, 3)]
     read = series._insert_sealed
 
     def pruned(database: duckdb.DuckDBPyConnection, files: Sequence[tuple[int, Path]]) -> dict[int, int]:
@@ -209,33 +217,39 @@ def test_a_run_that_is_pruned_meanwhile_harms_no_other(tmp_path: Path, monkeypat
         assert versions(history) == [("night-1", "1.0", 1, 1.0), ("night-3", "1.0", 1, 1.0)]
         assert [run.tampered for run in history.runs] == [False, True, False]
         assert [run.sealed for run in history.runs] == [True, False, True]
-        assert history.doubts == (
-            f"{folders[1]} was sealed, but modules.parquet, inventory.json is missing: its versions are not known",
+        assert history.warnings == (
+            RunWarning(
+                "tampered",
+                str(folders[1]),
+                "sealed, but modules.parquet, inventory.json is missing: its versions are unknown",
+            ),
         )
 
 
-def test_a_directory_without_a_sealed_run_is_a_series_too(tmp_path: Path) -> None:
+def test_a_directory_without_a_sealed_run_has_a_history(tmp_path: Path) -> None:
     folder = running(tmp_path / "live", [named(0)], []).folder
     with read_history(tmp_path) as history:
         assert (list(history.table), history.adoption().modules) == ([], ())
-        assert history.doubts == (f"{folder} is running and not sealed: it has no versions yet",)
+        assert history.warnings == (
+            RunWarning("unsealed", str(folder), "running and not sealed: it has no versions yet"),
+        )
 
 
 @pytest.mark.parametrize("name", ["a[b]*?", "line=3", "it's", "filename=x"])
 def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
-    night(tmp_path / name, 1, *(version for version in HOSTILE if version))
+    write_run(tmp_path / name, 1, *(version for version in HOSTILE if version))
     with read_history(tmp_path / name) as history:
         assert {row[6] for row in history.table} == {version for version in HOSTILE if version}
-        assert history.doubts == ()
+        assert history.warnings == ()
 
 
-def test_what_cannot_be_a_series_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="no run lies in it"), read_history(tmp_path):
+def test_a_directory_without_a_history_is_refused_with_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="contains no run"), read_history(tmp_path):
         pytest.fail("read")
-    folder = night(tmp_path / "audits", 1, "1")
+    folder = write_run(tmp_path / "audits", 1, "1")
     with pytest.raises(RunFolderError, match="there are runs named 'nightly'"), read_history(folder.parent, name="odd"):
         pytest.fail("read")
-    with pytest.raises(RunFolderError, match="is one run; name the folder"), read_history(folder):
+    with pytest.raises(RunFolderError, match="is one run; give the directory"), read_history(folder):
         pytest.fail("read")
     with pytest.raises(UsageError, match="from 1 up"), read_history(folder.parent, limit=0):
         pytest.fail("read")
@@ -244,20 +258,20 @@ def test_what_cannot_be_a_series_is_refused_in_a_sentence(tmp_path: Path) -> Non
         pytest.fail("read")
 
 
-def test_it_is_written_in_every_format_with_its_labels(tmp_path: Path) -> None:
-    night(tmp_path / "audits", 1, "1.0", "")
-    night(tmp_path / "audits", 2, "=1+1")
+def test_a_history_is_written_in_every_format_with_its_warnings(tmp_path: Path) -> None:
+    write_run(tmp_path / "audits", 1, "1.0", "")
+    write_run(tmp_path / "audits", 2, "=1+1")
     forms: list[TableFormat] = ["csv", "json", "jsonl", "parquet", "xlsx"]
     with read_history(tmp_path / "audits") as history:
         for form in forms:
             history.table.write(tmp_path / f"out.{form}", form)
         rows = [dict(zip(COLUMNS, row, strict=True)) for row in history.table]
     told = orjson.loads((tmp_path / "out.json").read_bytes())
-    assert list(told) == ["schema_version", "name", "runs", "doubts", "rows"]
+    assert list(told) == ["schema_version", "name", "runs", "warnings", "rows"]
     assert told["rows"] == rows
     assert told["runs"][0]["devices"] == {"ok": 1, "empty": 0, "not_found": 0, "failed": 1, "pending": 0}
-    assert told["doubts"] == told["runs"][0]["doubts"]
-    assert "partial: 1 devices failed" in told["doubts"][0]
+    assert told["warnings"] == told["runs"][0]["warnings"]
+    assert "partial: 1 devices failed" in told["warnings"][0]["message"]
     assert [orjson.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()] == rows
     assert "'=1+1" in (tmp_path / "out.csv").read_text()
     with duckdb.connect() as database:
@@ -265,8 +279,8 @@ def test_it_is_written_in_every_format_with_its_labels(tmp_path: Path) -> None:
     assert [dict(zip(COLUMNS, row, strict=True)) for row in table] == rows
 
 
-def test_reading_leaves_the_folders_as_they_were(tmp_path: Path) -> None:
-    folder = night(tmp_path / "audits", 1, "1.0")
+def test_reading_does_not_change_the_folders(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "audits", 1, "1.0")
     (folder / INVENTORY_JSON).write_text("tampered")
     shutil.copytree(folder, tmp_path / "copy")
     with read_history(tmp_path / "audits") as history:
@@ -276,17 +290,17 @@ def test_reading_leaves_the_folders_as_they_were(tmp_path: Path) -> None:
     }
 
 
-def test_a_new_version_of_the_newest_run_is_a_chief_one(tmp_path: Path) -> None:
+def test_a_new_version_of_the_newest_run_is_a_main_version(tmp_path: Path) -> None:
     old = ["a", "b", "c", "d", "e", "f"]
     for day, version in enumerate(old, 1):
-        night(tmp_path, day, *[version] * 9)
-    night(tmp_path, 7, *["f"] * 8, "new")
+        write_run(tmp_path, day, *[version] * 9)
+    write_run(tmp_path, 7, *["f"] * 8, "new")
     with read_history(tmp_path) as history:
         (module,) = history.adoption(versions=3).modules
-        assert [line.module_version for line in module.lines][:2] == ["f", "new"]
-        assert (module.lines[-1].module_version, module.lines[-1].versions) == (None, 4)
-        assert module.lines[1].shares == (0.0,) * 6 + (0.111111,)
-        assert history.adoption(modules=0).found == 1
+        assert [line.module_version for line in module.versions][:2] == ["f", "new"]
+        assert (module.versions[-1].module_version, module.versions[-1].versions) == (None, 4)
+        assert module.versions[1].shares == (0.0,) * 6 + (0.111111,)
+        assert history.adoption(modules=0).module_count == 1
 
 
 NIGHTS = st.lists(
@@ -300,7 +314,7 @@ NIGHTS = st.lists(
 
 @settings(max_examples=8, deadline=None)
 @given(NIGHTS)
-def test_adoption_is_what_counting_by_hand_gives(
+def test_adoption_equals_counting_in_plain_python(
     tmp_path_factory: pytest.TempPathFactory, nights: list[list[list[tuple[str, str]]]]
 ) -> None:
     directory = tmp_path_factory.mktemp("adoption")
@@ -316,14 +330,14 @@ def test_adoption_is_what_counting_by_hand_gives(
     for module in adoption.modules:
         nightly = counted[module.module_name.lower()]
         assert module.devices == tuple(each.total() for each in nightly)
-        chief = [line.module_version for line in module.lines if line.module_version is not None]
+        chief = [line.module_version for line in module.versions if line.module_version is not None]
         others = set().union(*nightly) - set(chief)
         assert len(chief) == min(2, len(chief) + len(others))
-        for line in module.lines:
+        for line in module.versions:
             meant = others if line.module_version is None else {line.module_version}
             expected = tuple(sum(each[version] for version in meant) for each in nightly)
             assert (line.devices, line.versions) == (expected, len(meant))
             assert line.shares == pytest.approx(
                 tuple(n / each.total() if n else 0.0 for n, each in zip(expected, nightly, strict=True)), abs=1e-6
             )
-        assert any(line.module_version is None for line in module.lines) == bool(others)
+        assert any(line.module_version is None for line in module.versions) == bool(others)

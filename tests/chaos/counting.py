@@ -1,4 +1,4 @@
-"""The simulated platform on a thread of its own, which counts what it answers to whom."""
+"""The simulated platform in a thread of its own, which counts its responses by device."""
 
 import time
 from collections import Counter
@@ -16,18 +16,21 @@ FAULTS = Faults(
     reset=0.004, cut=0.004, unavailable=0.004, internal=0.004, html=0.004, garbage=0.004, business=0.004, http10=0.004,
     nonce=0.003, throttle=0.0001, silence=0.0005, drip=0.0005, silence_seconds=0.5,
 )  # fmt: skip
-"""A few percent. The platform ends its silences itself, long before the client's timeout: so no whole answer meets a
-client that hung up, and a device that is answered twice was answered to two processes."""
+"""A few percent. The platform ends its silences long before the client's timeout.
+
+So no complete response is sent to a client that has disconnected, and a device with two responses was queried by two
+processes.
+"""
 
 
-class CountingPlatform(Simulator):
-    """A simulated platform that knows how many requests it is at work on."""
+class ObservedSimulator(Simulator):
+    """A simulated platform that counts its requests in progress."""
 
     in_progress = 0
 
-    async def answered(self) -> Counter[tuple[str, int]]:
-        """The answers so far, taken between two requests."""
-        return Counter(self.answers)
+    async def recorded_responses(self) -> Counter[tuple[str, int]]:
+        """The responses so far, read between two requests."""
+        return Counter(self.responses)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.in_progress += 1
@@ -37,10 +40,10 @@ class CountingPlatform(Simulator):
             self.in_progress -= 1
 
 
-class Platform:
-    """A platform on a loop of its own, in a thread."""
+class PlatformThread:
+    """A platform on its own loop, in a thread."""
 
-    def __init__(self, portal: BlockingPortal, simulator: CountingPlatform) -> None:
+    def __init__(self, portal: BlockingPortal, simulator: ObservedSimulator) -> None:
         self._portal, self._simulator = portal, simulator
         self.endpoint = simulator.endpoint
 
@@ -49,31 +52,33 @@ class Platform:
         """Requests so far."""
         return self._simulator.counts.received
 
-    def answers(self) -> Counter[str]:
-        """How often each device was answered: its page 1, or that it is not known or not active.
+    def response_counts(self) -> Counter[str]:
+        """Responses by device: its page 1, or that it is unknown or not active.
 
-        Counted when the whole answer is handed to the connection. A fault is no answer, but for ``http10``.
+        Counted when the complete response is passed to the connection. Of the faults only ``http10`` is a response.
         """
-        answers = self._portal.call(self._simulator.answered)
-        return Counter({device: count for (device, page), count in answers.items() if page == 1})
+        responses = self._portal.call(self._simulator.recorded_responses)
+        return Counter({device: count for (device, page), count in responses.items() if page == 1})
 
-    def settle(self) -> None:
-        """Returns once nothing of a dead client is at work any more."""
-        quiet, seen = 0, -1
+    def wait_until_idle(self) -> None:
+        """Wait until no request of a killed client is in progress."""
+        idle, seen = 0, -1
         until = time.monotonic() + 5
-        while quiet < 3:
-            assert time.monotonic() < until, f"{self._simulator.in_progress} requests of a dead client go on"
+        while idle < 3:
+            assert time.monotonic() < until, (
+                f"{self._simulator.in_progress} requests of a killed client are in progress"
+            )
             time.sleep(0.01)
-            quiet = quiet + 1 if self._simulator.in_progress == 0 and self.received == seen else 0
+            idle = idle + 1 if self._simulator.in_progress == 0 and self.received == seen else 0
             seen = self.received
 
 
 @contextmanager
-def platform_for(world: World, seed: int) -> Iterator[Platform]:
-    """A platform that answers about a world, with faults, as fast as it can."""
-    simulator = CountingPlatform(world, faults=FAULTS, latency=(0.001, 0.015), seed=seed, record_answers=True)
+def run_platform(world: World, seed: int) -> Iterator[PlatformThread]:
+    """Run a platform with a world and faults, as fast as possible."""
+    simulator = ObservedSimulator(world, faults=FAULTS, latency=(0.001, 0.015), seed=seed, record_responses=True)
     with (
         start_blocking_portal("asyncio", {"use_uvloop": True}) as portal,
         portal.wrap_async_context_manager(simulator),
     ):
-        yield Platform(portal, simulator)
+        yield PlatformThread(portal, simulator)

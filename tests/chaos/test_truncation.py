@@ -1,4 +1,4 @@
-"""A file of answers that ends anywhere: going on gives the inventory that would have been."""
+"""A results file that ends anywhere: a resume gives the same inventory."""
 
 import os
 import shutil
@@ -11,31 +11,31 @@ from pathlib import Path
 import pytest
 
 import auditor
-from auditor.runs.folder import ANSWERED, INVENTORY_CSV, SEALED
+from auditor.runs.folder import INVENTORY_CSV, RESULTS, SEALED
 from auditor.runs.manifest import DeviceCounts, read_manifest, write_manifest
-from auditor.runs.recovery import _mend as mend
+from auditor.runs.recovery import repair
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
-from tests.chaos.figures import KILLS, MANY, show
-from tests.integration.test_audit import account_table, assert_true_to, lines_of, settings_for
+from tests.chaos.figures import KILLS, LONG_RUN_KILLS, print_figures
+from tests.integration.test_audit import account_table, assert_matches, read_lines, settings_for
 
 pytestmark = pytest.mark.anyio
 
-WORLD = World(6, seed=3, missing=0, silent=0, inactive=0, large=0, special={3: 1, 4: 0, 5: 2})
-"""Its last three devices have one module, none, and two: short lines of both states."""
-LAST = 3
-EACH = 1 if KILLS >= MANY else 60
-"""``make chaos`` goes on to the end from every length; ``make test`` from one of so many and from all line ends, and mends every one."""
+WORLD = World(6, seed=3, missing=0, silent=0, inactive=0, large=0, module_counts={3: 1, 4: 0, 5: 2})
+"""Its last three devices have one, no and two modules: short lines of both statuses."""
+LAST_LINES = 3
+LENGTH_STEP = 1 if KILLS >= LONG_RUN_KILLS else 60
+"""``make chaos`` resumes from every length, ``make test`` from one in so many and from all line ends."""
 
 
 @contextmanager
-def cut_copy(run: Path, length: int) -> Iterator[Path]:
-    """The run as a process leaves it that is killed when it has written so many bytes of its answers."""
+def truncated_copy(run: Path, length: int) -> Iterator[Path]:
+    """Copy a run as if it was killed after so many bytes of its results."""
     copy = run.with_name("cut")
     shutil.copytree(run, copy)
     for name in SEALED:
         (copy / name).unlink()
-    os.truncate(copy / ANSWERED, length)
+    os.truncate(copy / RESULTS, length)
     manifest = read_manifest(copy)
     pending = DeviceCounts(pending=manifest.fleet.devices)
     write_manifest(copy, replace(manifest, state="running", finished_at=None, files=(), devices=pending))
@@ -44,45 +44,47 @@ def cut_copy(run: Path, length: int) -> Iterator[Path]:
 
 
 def lengths(run: Path) -> range:
-    """Every length that ends in the last three lines: from none of them to all of them."""
-    lines = (run / ANSWERED).read_bytes().splitlines(keepends=True)
-    return range(sum(map(len, lines[:-LAST])), sum(map(len, lines)) + 1)
+    """Return all lengths that end in the last three lines, from none of them to all of them."""
+    lines = (run / RESULTS).read_bytes().splitlines(keepends=True)
+    return range(sum(map(len, lines[:-LAST_LINES])), sum(map(len, lines)) + 1)
 
 
-async def finished(folder: Path, platform: Simulator) -> Path:
-    """A whole run, one request at a time: its lines are in the fleet's order."""
+async def finished_run(folder: Path, platform: Simulator) -> Path:
+    """Return a complete run with one request at a time: its lines are in the order of the fleet."""
     WORLD.write_fleet(folder / "fleet.csv")
-    settings = settings_for(folder, account_table(platform.endpoint, folder), at_once=1)
+    settings = settings_for(folder, account_table(platform.endpoint, folder), concurrency=1)
     result = await auditor.run_audit(settings)
     assert result.manifest.state == "complete"
-    assert_true_to(WORLD, result.folder)
+    assert_matches(WORLD, result.folder)
     return result.folder
 
 
-async def test_a_file_cut_anywhere_keeps_its_whole_lines_and_no_other(tmp_path: Path) -> None:
+async def test_a_file_truncated_anywhere_keeps_exactly_its_complete_lines(tmp_path: Path) -> None:
     async with Simulator(WORLD) as platform:
-        run = await finished(tmp_path, platform)
-    content = (run / ANSWERED).read_bytes()
+        run = await finished_run(tmp_path, platform)
+    content = (run / RESULTS).read_bytes()
     for length in lengths(run):
-        (run / ANSWERED).write_bytes(content[:length])
-        mend(run)
-        assert (run / ANSWERED).read_bytes() == content[: content.rfind(b"\n", 0, length) + 1]
+        (run / RESULTS).write_bytes(content[:length])
+        repair(run)
+        assert (run / RESULTS).read_bytes() == content[: content.rfind(b"\n", 0, length) + 1]
 
 
-async def test_gone_on_with_from_any_length_the_inventory_is_the_same(tmp_path: Path) -> None:
+async def test_a_resume_from_any_length_gives_the_same_inventory(tmp_path: Path) -> None:
     began = time.monotonic()
     async with Simulator(WORLD) as platform:
-        run = await finished(tmp_path, platform)
-        content, inventory = ((run / name).read_bytes() for name in (ANSWERED, INVENTORY_CSV))
-        chosen = [length for length in lengths(run) if length % EACH == 0 or content[length - 1 : length] == b"\n"]
-        for length in chosen:
+        run = await finished_run(tmp_path, platform)
+        content, inventory = ((run / name).read_bytes() for name in (RESULTS, INVENTORY_CSV))
+        selected = [
+            length for length in lengths(run) if length % LENGTH_STEP == 0 or content[length - 1 : length] == b"\n"
+        ]
+        for length in selected:
             before = platform.counts.received
-            with cut_copy(run, length) as copy:
+            with truncated_copy(run, length) as copy:
                 result = await auditor.resume_audit(copy)
                 assert result.manifest.state == "complete"
                 assert (copy / INVENTORY_CSV).read_bytes() == inventory
-                answered = [line["iot_id"] for line in lines_of(copy / ANSWERED)]
+                answered = [line["iot_id"] for line in read_lines(copy / RESULTS)]
             assert answered == [device.iot_id for device in WORLD]
             assert platform.counts.received - before == len(WORLD) - content.count(b"\n", 0, length)
-    show(f"{len(chosen)} of {len(lengths(run))} lengths of the last {LAST} lines gone on with", began)
-    assert chosen[-1] == len(content)
+    print_figures(f"{len(selected)} of {len(lengths(run))} lengths of the last {LAST_LINES} lines resumed", began)
+    assert selected[-1] == len(content)

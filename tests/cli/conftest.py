@@ -62,8 +62,8 @@ def start_platform(tmp_path: Path) -> Iterator[StartPlatform]:
         )
         running.append(process)
         assert process.stdout is not None
-        told = dict(process.stdout.readline().split(maxsplit=1) for _ in range(4))
-        return Platform(told["endpoint"].strip(), Path(told["settings"].strip()), process)
+        printed = dict(process.stdout.readline().split(maxsplit=1) for _ in range(4))
+        return Platform(printed["endpoint"].strip(), Path(printed["settings"].strip()), process)
 
     yield start
     for process in running:
@@ -89,8 +89,10 @@ def settings_file(folder: Path, endpoint: str, **changes: object) -> Path:
         "fleet": {"file": "fleet.csv"},
     }
     top = {"give_up_after": 1.0, "timeout": 2.0, **{key: value for key, value in changes.items() if key not in account}}
-    account |= {key: value for key, value in changes.items() if key in account or key in {"ca_file", "per_second"}}
-    for key in ("ca_file", "per_second"):
+    account |= {
+        key: value for key, value in changes.items() if key in account or key in {"ca_file", "calls_per_second"}
+    }
+    for key in ("ca_file", "calls_per_second"):
         top.pop(key, None)
     lines = [f"{key} = {toml(value)}" for key, value in top.items()]
     lines += ["[[account]]", *(f"{key} = {toml(value)}" for key, value in account.items())]

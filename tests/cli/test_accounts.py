@@ -1,4 +1,4 @@
-"""Several accounts in one settings file: some of them are picked, and each is shown."""
+"""Several accounts in one settings file: some are selected, and each is shown."""
 
 import json
 import re
@@ -14,7 +14,7 @@ def settings(tmp_path: Path, platform: Platform) -> Path:
     """Two accounts of the platform, and one whose key it refuses."""
     (tmp_path / "secret").write_text(SECRET)
     header, *rows = next(platform.settings.parent.glob("*.csv")).read_text().splitlines()
-    lines = ['name = "three"', 'budget = "alone"']
+    lines = ['name = "three"', 'quota_sharing = "none"']
     for name, key in (("eu-west", "simulated-key"), ("us", "simulated-key"), ("dead", "no-such-key")):
         (tmp_path / f"{name}.csv").write_text(f"{header}\n{rows.pop()}\n{rows.pop()}\n")
         lines += [
@@ -23,7 +23,7 @@ def settings(tmp_path: Path, platform: Platform) -> Path:
             f'endpoint = "{platform.endpoint}"',
             f'access_key_id = "{key}"',
             'access_key_secret = { file = "secret" }',
-            'per_second = "unlimited"',
+            'calls_per_second = "unlimited"',
             f'fleet = {{ file = "{name}.csv" }}',
         ]
     path = tmp_path / "three.toml"
@@ -40,11 +40,11 @@ def accounts_of(folder: Path) -> dict[str, int]:
     return found
 
 
-def test_accounts_are_picked_by_name_for_run_check_and_plan(auditor: Auditor, tmp_path: Path, settings: Path) -> None:
+def test_accounts_are_selected_by_name_for_run_check_and_plan(auditor: Auditor, tmp_path: Path, settings: Path) -> None:
     done = auditor("run", settings, "--account", "us", "--account", "eu-west")
     assert done.returncode == 0, done.stderr
     assert accounts_of(tmp_path / done.stdout.strip()) == {"eu-west": 2, "us": 2}
-    assert "is not of the accounts dead (--account)" in auditor("inventory", done.stdout.strip()).stderr
+    assert "excludes the accounts dead (--account)" in auditor("inventory", done.stdout.strip()).stderr
     done = auditor("check", settings, "--account", "us")
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
     assert done.stdout.startswith("ok   us (")
@@ -52,13 +52,13 @@ def test_accounts_are_picked_by_name_for_run_check_and_plan(auditor: Auditor, tm
     assert [each["account"] for each in json.loads(done.stdout)["accounts"]] == ["dead"]
 
 
-def test_an_account_that_is_picked_may_have_another_fleet(auditor: Auditor, tmp_path: Path, settings: Path) -> None:
+def test_a_selected_account_may_use_another_fleet(auditor: Auditor, tmp_path: Path, settings: Path) -> None:
     done = auditor("run", settings, "--account", "us", "--fleet", tmp_path / "eu-west.csv")
     assert accounts_of(tmp_path / done.stdout.strip()) == {"us": 2}
 
 
 @pytest.mark.parametrize("command", ["run", "check", "plan"])
-def test_an_account_that_there_is_not_is_told_with_the_one_that_was_meant(
+def test_an_unknown_account_is_refused_with_the_nearest_name(
     auditor: Auditor, tmp_path: Path, settings: Path, command: str
 ) -> None:
     done = auditor(command, settings, "--account", "us", "--account", "eu_west")
@@ -70,9 +70,11 @@ def test_an_account_that_there_is_not_is_told_with_the_one_that_was_meant(
     assert not (tmp_path / "audits").exists()
 
 
-def test_a_run_of_some_accounts_is_gone_on_with_by_the_same_ones(auditor: Auditor, settings: Path) -> None:
+def test_a_run_of_some_accounts_is_resumed_with_the_same_ones(auditor: Auditor, settings: Path) -> None:
     done = auditor("run", settings)
     assert done.returncode == 3
     done = auditor("run", settings, "--resume", "--account", "dead")
     assert done.returncode == 2
-    assert re.search(r'was asked with other settings: account "eu-west" is gone; account "us" is gone', done.stderr)
+    assert re.search(
+        r'settings changed since this run started: account "eu-west" was removed; account "us" was removed', done.stderr
+    )

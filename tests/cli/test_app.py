@@ -21,7 +21,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
-def test_check_asks_once_per_account_and_tells_what_it_found(auditor: Auditor, platform: Platform) -> None:
+def test_check_makes_one_call_per_account_and_prints_the_result(auditor: Auditor, platform: Platform) -> None:
     done = auditor("check", platform.settings)
     assert done.returncode == 0
     assert re.search(r"ok +simulated \(http://127\.0\.0\.1:\d+/\): 120 devices; answers in \d+ ms", done.stdout)
@@ -43,7 +43,7 @@ def test_check_of_a_key_that_is_not_set_exits_with_2(auditor: Auditor, tmp_path:
     assert "the environment variable CANARY is not set" in done.stderr
 
 
-def test_the_demonstration_shows_what_the_commands_that_read_runs_print(auditor: Auditor, tmp_path: Path) -> None:
+def test_the_demonstration_shows_the_output_of_read_commands(auditor: Auditor, tmp_path: Path) -> None:
     done = auditor("demo", "--devices", 400, "--nights", 2)
     assert done.returncode == 0, done.stderr
     there = sum(device.exists for device in World(400, large=0))
@@ -56,13 +56,13 @@ def test_the_demonstration_shows_what_the_commands_that_read_runs_print(auditor:
     assert f"$ auditor devices audits/{last.name} --missing --limit 5\n" in done.stdout
     assert "$ auditor history audits --module default\n" in done.stdout
     assert f"$ auditor policy audits/{last.name} audits/demo-rules.toml\n" in done.stdout
-    assert "The runs lie in audits:" in done.stdout
+    assert "The runs are in audits;" in done.stdout
     assert (tmp_path / "audits" / "demo.html").read_text().startswith("<!doctype html>")
     assert all(auditor("verify", folder).returncode == 0 for folder in (first, last))
     assert json.loads((last / "run.json").read_text())["requests"]["retried"] > 0
 
 
-def test_simulate_tells_how_to_reach_it_and_ends_on_a_signal(start_platform: StartPlatform) -> None:
+def test_simulate_prints_its_endpoint_and_ends_on_a_signal(start_platform: StartPlatform) -> None:
     platform = start_platform("--devices", 5)
     assert platform.endpoint.startswith("http://127.0.0.1:")
     platform.process.send_signal(signal.SIGINT)
@@ -77,7 +77,7 @@ def test_a_taken_port_is_one_sentence(auditor: Auditor, platform: Platform) -> N
 
 
 @pytest.mark.parametrize("option", [("--faults", 1.5), ("--latency", 50, 20), ("--devices", -1), ("--per-second", -1)])
-def test_options_of_simulate_that_make_no_sense_are_refused(auditor: Auditor, option: tuple[object, ...]) -> None:
+def test_invalid_options_of_simulate_are_refused(auditor: Auditor, option: tuple[object, ...]) -> None:
     done = auditor("simulate", "--port", 0, *option)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
@@ -107,16 +107,44 @@ def test_progress_on_a_terminal_is_live_and_leaves_only_the_summary(tmp_path: Pa
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts_know_the_commands(auditor: Auditor, shell: str) -> None:
+def test_completion_scripts_have_every_command(auditor: Auditor, shell: str) -> None:
     done = auditor("completion", shell)
     assert done.returncode == 0
     assert all(name in done.stdout for name in COMMANDS)
 
 
-def test_help_lists_every_command_and_version_is_told(auditor: Auditor) -> None:
+def test_help_lists_every_command_and_version_is_printed(auditor: Auditor) -> None:
     shown = auditor("--help").stdout
     assert all(re.search(rf"^ *{name} ", shown, re.MULTILINE) for name in COMMANDS)
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", auditor("--version").stdout)
+
+
+def test_only_the_help_of_the_program_has_exit_codes_and_each_command_has_an_example(auditor: Auditor) -> None:
+    assert "Exit codes:" in auditor("--help").stdout
+    for name in COMMANDS:
+        shown = auditor(name, "--help").stdout
+        assert "Exit codes:" not in shown
+        assert f"Example: auditor {name}" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("run",), "Missing CONFIG. Usage: auditor run [OPTIONS] CONFIG (auditor run --help)"),
+        (("run", "x.toml", "--limit"), "--limit needs a value (auditor run --help)"),
+        (("run", "x.toml", "--calls", "3"), "--calls is now called --max-calls (auditor run --help)"),
+        (
+            ("run", "x.toml", "--since-rule=strict"),
+            "--since-rule is now called --change-detection (auditor run --help)",
+        ),
+        (("prune",), "Missing --keep. Usage: auditor prune --keep INT [OPTIONS] [ARGS] (auditor prune --help)"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence_with_the_help_to_read(
+    auditor: Auditor, arguments: tuple[str, ...], sentence: str
+) -> None:
+    done = auditor(*arguments)
+    assert (done.returncode, done.stderr) == (2, f"auditor: {sentence}\n")
 
 
 def test_every_command_is_documented() -> None:
@@ -126,7 +154,7 @@ def test_every_command_is_documented() -> None:
     assert all(f"auditor {name} --help" in document for name in names)
 
 
-def test_a_reader_that_leaves_early_is_no_error(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:
+def test_a_closed_pipe_is_not_an_error(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:
     folder = auditor("run", platform.settings).stdout.strip()
     piped = " ".join(command(("inventory", folder, "--format", "jsonl")))
     done = subprocess.run(f"{piped} | head -n 1", shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -134,9 +162,7 @@ def test_a_reader_that_leaves_early_is_no_error(auditor: Auditor, tmp_path: Path
     assert json.loads(done.stdout)["devices"] >= 1
 
 
-def test_a_reader_that_leaves_early_does_not_change_the_verdict(
-    auditor: Auditor, tmp_path: Path, platform: Platform
-) -> None:
+def test_a_closed_pipe_does_not_change_the_exit_code(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:
     folder = tmp_path / auditor("run", platform.settings).stdout.strip()
     (folder / "inventory.csv").write_text("tampered")
     piped = " ".join(command(("verify", folder)))
@@ -162,7 +188,7 @@ def test_a_damaged_run_and_a_full_disk_are_one_sentence(auditor: Auditor, tmp_pa
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "2>/dev/full"])
-def test_streams_that_are_closed_or_full_do_not_hurt_an_audit(
+def test_closed_or_full_streams_do_not_fail_an_audit(
     tmp_path: Path, platform: Platform, auditor: Auditor, closed: str
 ) -> None:
     shown = " ".join(command(("run", platform.settings, "--out", "runs")))
@@ -171,7 +197,7 @@ def test_streams_that_are_closed_or_full_do_not_hurt_an_audit(
     assert auditor("verify", "runs").returncode == 0
 
 
-def test_two_signals_end_a_run_that_waits_for_its_fleet(tmp_path: Path, platform: Platform) -> None:
+def test_two_signals_end_a_run_that_reads_its_fleet(tmp_path: Path, platform: Platform) -> None:
     process = subprocess.Popen(
         command(("run", platform.settings, "--fleet", "-", "--out", "runs")),
         cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -187,7 +213,7 @@ def test_two_signals_end_a_run_that_waits_for_its_fleet(tmp_path: Path, platform
     process.communicate()
 
 
-def test_a_secret_is_not_in_what_the_commands_show(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:
+def test_a_secret_is_not_in_any_output(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:
     settings = settings_file(tmp_path, platform.endpoint)
     done = auditor("run", settings, "--log-level", "debug", env={"CANARY": SECRET})
     assert done.returncode == 0

@@ -1,4 +1,4 @@
-"""`auditor fleet`: the devices that the platform lists, as a file, by product, and beside a fleet file."""
+"""`auditor fleet`: discovered devices as a file, by product, and compared with a fleet file."""
 
 import csv
 import json
@@ -42,9 +42,7 @@ def test_without_options_products_are_shown_with_their_devices_by_status(auditor
 
 
 @pytest.mark.parametrize("name", ["fleet.csv", "fleet.jsonl", "fleet.parquet"])
-def test_the_file_that_is_written_is_a_fleet_that_can_be_audited(
-    auditor: Auditor, platform: Platform, tmp_path: Path, name: str
-) -> None:
+def test_the_written_file_can_be_audited(auditor: Auditor, platform: Platform, tmp_path: Path, name: str) -> None:
     assert auditor("fleet", platform.settings, "-o", name).returncode == 0
     assert listing(platform.settings.parent) == []
     done = auditor("run", platform.settings, "--fleet", name)
@@ -59,7 +57,7 @@ def test_the_file_that_is_written_is_a_fleet_that_can_be_audited(
         assert found.fetchone() == (THERE, THERE)
 
 
-def test_a_hyphen_is_standard_output_and_talk_is_not_in_it(auditor: Auditor, platform: Platform) -> None:
+def test_a_hyphen_is_standard_output_with_data_only(auditor: Auditor, platform: Platform) -> None:
     done = auditor("fleet", platform.settings, "-o", "-")
     rows = rows_of(done.stdout)
     assert len(rows) == THERE
@@ -78,14 +76,14 @@ def test_a_fleet_file_is_compared_with_the_platform(auditor: Auditor, platform: 
     done = auditor("fleet", platform.settings, "--against", "mine.csv", "-o", "differences.csv")
     assert done.returncode == 0
     assert (
-        f"1 of {THERE} devices of the file are unknown to the platform, 1 of {THERE} that it lists are missing"
+        f"1 of {THERE} devices in the file are unknown to the platform, 1 of {THERE} listed devices are missing in the file"
         in done.stderr
     )
     found = {row["difference"]: row["device_name"] for row in rows_of((tmp_path / "differences.csv").read_text())}
     assert found == {"unknown": "dev-99999999", "missing": left_out["device_name"]}
     failed = auditor("fleet", platform.settings, "--against", "mine.csv", "--fail-on", "unknown,missing")
     assert failed.returncode == 4
-    assert failed.stderr.splitlines()[-1] == "auditor: differences that were to fail: 1 unknown, 1 missing"
+    assert failed.stderr.splitlines()[-1] == "auditor: --fail-on matched: 1 unknown, 1 missing"
     assert auditor("fleet", platform.settings, "--against", "mine.csv", "--fail-on", "not_seen").returncode == 0
     as_json = auditor("fleet", platform.settings, "--against", "mine.csv", "--format", "json")
     assert {row["device_name"] for row in json.loads(as_json.stdout)["differences"]} == set(found.values())
@@ -95,24 +93,24 @@ def test_a_fleet_file_is_compared_with_the_platform(auditor: Auditor, platform: 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("-o", "fleet.txt"), "fleet.txt: its name tells no format; choose --format csv, jsonl or parquet"),
-        (("--format", "csv"), "--format csv is for the fleet: name a file with -o, or -o - for standard output"),
-        (("--summary", "-o", "-"), "--summary and -o - both go to standard output"),
-        (("--fail-on", "missing"), "--fail-on is about differences: give a fleet file with --against"),
-        (("--against", "x", "--fail-on", "lost"), "--fail-on 'lost': is none of unknown, missing, not_seen"),
+        (("-o", "fleet.txt"), "fleet.txt: the name does not give a format; use --format csv, jsonl or parquet"),
+        (("--format", "csv"), "--format csv needs a file: name one with -o, or use -o - for standard output"),
+        (("--summary", "-o", "-"), "--summary and -o - both write to standard output"),
+        (("--fail-on", "missing"), "--fail-on needs differences: give a fleet file with --against"),
+        (("--against", "x", "--fail-on", "lost"), "--fail-on 'lost': use unknown, missing, not_seen"),
         (("--against", "nowhere.csv"), "nowhere.csv: cannot be read: No such file or directory"),
-        (("-o", "no/such/fleet.csv"), "no/such/fleet.csv: there is no folder no/such; name a file with -o"),
+        (("-o", "no/such/fleet.csv"), "no/such/fleet.csv: the folder no/such does not exist; name a file with -o"),
         (("-o", ".", "--format", "csv"), ".: is a folder; name a file with -o"),
-        (("-o", "-", "--format", "xlsx"), "--format xlsx: a fleet file is csv, jsonl or parquet; choose one of these"),
+        (("-o", "-", "--format", "xlsx"), "--format xlsx: a fleet file is csv, jsonl or parquet; use one of these"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(
+def test_invalid_options_of_fleet_are_one_sentence(
     auditor: Auditor, platform: Platform, options: tuple[str, ...], said: str
 ) -> None:
     done = auditor("fleet", platform.settings, *options)
     assert done.returncode == 2
     assert listing(platform.settings.parent) == []  # and nothing was asked
-    assert said in done.stderr.splitlines()[-1] or said in done.stderr.splitlines()[-2]
+    assert said in done.stderr
 
 
 def pages_in(journal: Path) -> int:
@@ -120,7 +118,7 @@ def pages_in(journal: Path) -> int:
 
 
 @pytest.mark.live
-def test_a_listing_that_is_killed_or_interrupted_is_gone_on_with(
+def test_a_killed_or_interrupted_listing_is_resumed(
     auditor: Auditor, start_platform: StartPlatform, tmp_path: Path
 ) -> None:
     platform = start_platform("--devices", 12_000, "--per-second", 10, "--fleet", "products")
@@ -140,16 +138,16 @@ def test_a_listing_that_is_killed_or_interrupted_is_gone_on_with(
         assert listing(folder) == [".listing-simulated"]
         assert not (tmp_path / "fleet.csv").exists()
         pages = pages_in(journal)
-    assert "nothing is written; to go on, give --resume too: auditor fleet" in said
+    assert "no file was written; resume with: auditor fleet" in said
     done = auditor("fleet", settings, "-o", tmp_path / "fleet.csv", "--resume")
     assert done.returncode == 0
-    assert re.search(r"going on with the listing that began at 20\S+Z", done.stderr.splitlines()[0])
+    assert re.search(r"resuming the listing that was started at 20\S+Z", done.stderr.splitlines()[0])
     rows = rows_of((tmp_path / "fleet.csv").read_text())
     assert len({row["iot_id"] for row in rows}) == len(rows) == sum(device.exists for device in World(12_000))
     assert listing(folder) == []
 
 
-def test_a_listing_of_other_settings_is_not_gone_on_with(
+def test_a_listing_with_other_settings_is_not_resumed(
     auditor: Auditor, start_platform: StartPlatform, tmp_path: Path
 ) -> None:
     platform = start_platform("--devices", 3000, "--per-second", 10, "--fleet", "products")
@@ -162,12 +160,10 @@ def test_a_listing_of_other_settings_is_not_gone_on_with(
     platform.settings.write_text(platform.settings.read_text().replace('"all"', '["k1nowhere"]'))
     done = auditor("fleet", platform.settings, "--resume")
     assert done.returncode == 2
-    assert "was listed with other settings; leave out --resume to begin anew" in done.stderr
+    assert "was listed with other settings; drop --resume to start again" in done.stderr
 
 
-def test_while_a_fleet_is_listed_a_second_listing_is_refused_and_an_audit_is_not(
-    auditor: Auditor, start_platform: StartPlatform
-) -> None:
+def test_a_second_listing_is_refused_and_an_audit_is_not(auditor: Auditor, start_platform: StartPlatform) -> None:
     platform = start_platform("--devices", 40_000, "--per-second", 10, "--fleet", "products")
     process = subprocess.Popen(command(("fleet", platform.settings)), stderr=subprocess.PIPE, text=True)
     try:
@@ -183,7 +179,7 @@ def test_while_a_fleet_is_listed_a_second_listing_is_refused_and_an_audit_is_not
         process.communicate(timeout=20)
 
 
-def test_what_was_listed_is_kept_if_it_cannot_be_written(auditor: Auditor, platform: Platform, tmp_path: Path) -> None:
+def test_a_listing_is_kept_if_its_file_cannot_be_written(auditor: Auditor, platform: Platform, tmp_path: Path) -> None:
     full = auditor("fleet", platform.settings, "-o", "/dev/full", "--format", "csv")
     assert full.returncode == 3
     assert listing(platform.settings.parent) == [".listing-simulated"]
@@ -195,7 +191,7 @@ def test_what_was_listed_is_kept_if_it_cannot_be_written(auditor: Auditor, platf
     assert listing(platform.settings.parent) == []
 
 
-def test_a_fleet_of_nobody_is_an_error_of_the_settings(auditor: Auditor, platform: Platform, tmp_path: Path) -> None:
+def test_an_empty_fleet_is_a_settings_error(auditor: Auditor, platform: Platform, tmp_path: Path) -> None:
     text = platform.settings.read_text().replace(
         '{ products = "all" }', '{ products = "all", include = { device_name = ["nobody*"] } }'
     )
@@ -203,13 +199,11 @@ def test_a_fleet_of_nobody_is_an_error_of_the_settings(auditor: Auditor, platfor
     platform.settings.write_text(text)
     done = auditor("fleet", platform.settings, "-o", "fleet.csv")
     assert done.returncode == 2
-    assert "no device is listed that is wanted, so nothing is written; see fleet in the settings" in done.stderr
+    assert "no listed device matches the settings, so no file was written; see fleet in the settings" in done.stderr
     assert not (tmp_path / "fleet.csv").exists()
 
 
-def test_what_could_not_be_listed_is_listed_again_by_a_resume(
-    auditor: Auditor, platform: Platform, tmp_path: Path
-) -> None:
+def test_a_failed_product_is_listed_again_by_a_resume(auditor: Auditor, platform: Platform, tmp_path: Path) -> None:
     whole = platform.settings.read_text()
     platform.settings.write_text(whole.replace('"all"', '["k1nowhere"]'))
     first = auditor("fleet", platform.settings)
@@ -227,5 +221,5 @@ def test_a_refused_account_ends_with_3_and_writes_nothing(auditor: Auditor, plat
     (platform.settings.parent / "simulated-secret").write_text("wrong")
     done = auditor("fleet", platform.settings, "-o", "fleet.csv")
     assert done.returncode == 3
-    assert "its fleet cannot be listed: the platform refuses it: SignatureDoesNotMatch" in done.stderr
+    assert "its devices cannot be listed: the platform refuses it: SignatureDoesNotMatch" in done.stderr
     assert not (tmp_path / "fleet.csv").exists()

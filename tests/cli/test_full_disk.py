@@ -1,4 +1,4 @@
-"""A disk that fills up, a real one of a few hundred KB: one clear sentence, whole files, and a resume that ends true."""
+"""A full disk, a real one of a few hundred KB: one clear sentence, intact files, and a resume that completes the run."""
 
 import json
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from auditor.runs.verify import verify
+from auditor.runs.verify import verify_run
 from auditor.simulator.world import World
 from tests.cli.conftest import Auditor, Platform, StartPlatform
 from tests.cli.test_run import counts_of, manifest_of
-from tests.integration.test_audit import assert_true_to
+from tests.integration.test_audit import assert_matches
 
 DEVICES = 800
 
@@ -65,7 +65,7 @@ def lines_of(path: Path) -> int:
 
 # The fleet takes 40 KB, the reserve 64, the answers 410, and sealing them 150.
 @pytest.mark.parametrize("disk_of", [("320k", "asking"), ("600k", "sealing")])
-def test_a_disk_that_fills_up_is_told_in_one_sentence_and_a_resume_with_room_ends_complete_and_true(
+def test_a_full_disk_is_one_sentence_and_a_later_resume_completes_the_run(
     auditor: Auditor, disk: Callable[[str], Path], quick: Platform, world: World, disk_of: tuple[str, str]
 ) -> None:
     size, met = disk_of
@@ -75,7 +75,7 @@ def test_a_disk_that_fills_up_is_told_in_one_sentence_and_a_resume_with_room_end
     folder = Path(done.stdout.strip())
     manifest, counts = manifest_of(folder), counts_of(manifest_of(folder))
     told = {
-        "asking": f"{folder}/devices.jsonl cannot be written: No space left on device; free some space",
+        "asking": f"{folder}/devices.jsonl: cannot be written: No space left on device; free some space",
         "sealing": f"{folder}: cannot be sealed: ",
     }[met]
     assert manifest["state"] == "aborted"
@@ -84,7 +84,7 @@ def test_a_disk_that_fills_up_is_told_in_one_sentence_and_a_resume_with_room_end
     assert said.count("No space left on device") == said.count("; free some space") == 1
     assert said.endswith("; free some space")
     assert done.stderr.count(f"stopped: {said}\n") == 1
-    assert f"go on with: auditor resume {folder}\n" in done.stderr
+    assert f"resume with: auditor resume {folder}\n" in done.stderr
     assert "Traceback" not in done.stderr
     assert (counts["pending"] > 0, sum(counts.values())) == (met == "asking", DEVICES)
     assert lines_of(folder / "devices.jsonl") == DEVICES - counts["pending"]
@@ -93,11 +93,11 @@ def test_a_disk_that_fills_up_is_told_in_one_sentence_and_a_resume_with_room_end
     resumed = auditor("resume", runs)
     assert (resumed.returncode, resumed.stdout.strip()) == (0, str(folder)), resumed.stderr
     assert manifest_of(folder)["state"] == "complete"
-    assert verify(folder) == []
-    assert_true_to(world, folder)
+    assert verify_run(folder) == []
+    assert_matches(world, folder)
 
 
-def test_a_resume_without_room_loses_nothing_and_can_be_tried_again(
+def test_a_resume_on_a_full_disk_loses_nothing_and_can_be_retried(
     auditor: Auditor, disk: Callable[[str], Path], quick: Platform, world: World
 ) -> None:
     mounted = disk("320k")
@@ -112,11 +112,11 @@ def test_a_resume_without_room_loses_nothing_and_can_be_tried_again(
     (mounted / "in-the-way").unlink()
     disk("16m")
     assert auditor("resume", folder).returncode == 0
-    assert verify(folder) == []
-    assert_true_to(world, folder)
+    assert verify_run(folder) == []
+    assert_matches(world, folder)
 
 
-def test_a_disk_without_room_for_the_fleet_leaves_nothing(
+def test_a_full_disk_at_the_start_leaves_no_files(
     auditor: Auditor, disk: Callable[[str], Path], quick: Platform
 ) -> None:
     runs = disk("24k") / "runs"

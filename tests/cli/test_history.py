@@ -1,4 +1,4 @@
-"""The command that shows runs over time, and the formats and labels that commands which read runs share."""
+"""`auditor history`, and the formats and labels that all commands for reading runs share."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def audits(tmp_path: Path) -> Path:
     return tmp_path / "audits"
 
 
-def test_adoption_is_seen_and_runs_that_are_not_whole_are_marked(auditor: Auditor, audits: Path) -> None:
+def test_adoption_is_shown_and_incomplete_runs_are_marked(auditor: Auditor, audits: Path) -> None:
     done = auditor("history", "--module", "BLE")
     assert done.returncode == 0, done.stderr
     lines = [line.rstrip() for line in done.stdout.splitlines()]
@@ -49,23 +49,23 @@ def test_adoption_is_seen_and_runs_that_are_not_whole_are_marked(auditor: Audito
     assert runs[3][2:4] == ["!", "complete"]
     assert runs[5] == ["2026-11-06", "02:00", "?", "running", "10", "0", "0", "10"]
     assert lines[9:12] == [
-        "~ not of the whole fleet", "! not to be relied on, see the notes", "? no versions: it is not sealed",
+        "~ incomplete: not of the complete fleet", "! damaged: see the notes", "? not sealed: no versions yet",
     ]  # fmt: skip
     assert "demo p1 ble  10 devices report it" in lines
     old, new, marks = (line.split() for line in lines[15:18])
     assert old == ["1.0", 4 * "█" + 4 * "█" + 4 * "▇" + 4 * "▆" + 4 * "▅", "60.0%", "-40.0", "6"]
     assert new == ["2.0", 4 * "·" + 4 * "▁" + 4 * "▂" + 4 * "▃" + 4 * "▄", "40.0%", "+40.0", "4"]
     assert marks == ["~~~~!!!!", "????"]
-    told = [line.split()[2:] for line in lines[-6:]]
-    assert told == [
+    rows = [line.split()[2:] for line in lines[-6:]]
+    assert rows == [
         ["100.0%"], ["90.0%", "10.0%"], ["~", "77.7%", "22.2%"], ["!", "70.0%", "30.0%"], ["60.0%", "40.0%"],
         ["?", "?", "?"],
     ]  # fmt: skip
-    assert f"note: {audits.name}/night-3/inventory.json is not the inventory that was sealed" in done.stderr
-    assert "note: 2 of 6 runs are not of the whole fleet (partial, running)" in done.stderr
+    assert f"note: {audits.name}/night-3: inventory.json is not the file that was sealed" in done.stderr
+    assert "note: 2 of 6 runs do not cover the whole fleet (partial, running)" in done.stderr
 
 
-def test_names_from_devices_are_harmless_and_a_narrow_terminal_is_enough(audits: Path) -> None:
+def test_device_names_are_escaped_and_a_narrow_terminal_is_enough(audits: Path) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         command(("history", audits)), stdout=theirs, stderr=subprocess.DEVNULL, cwd=audits.parent,
@@ -96,12 +96,14 @@ def test_a_terminal_without_unicode_gets_plain_lines(auditor: Auditor, audits: P
     assert done.stdout.isascii()
 
 
-def test_the_newest_runs_are_picked(auditor: Auditor, audits: Path) -> None:
+def test_the_newest_runs_are_selected(auditor: Auditor, audits: Path) -> None:
     done = auditor("history", audits, "--limit", 2, "--product", "p1", "--format", "json")
-    told = json.loads(done.stdout)
-    assert [run["run"] for run in told["runs"]] == ["night-4", "night-5"]
-    assert [row["devices"] for row in told["rows"] if row["module_name"] == "ble"] == [6, 4]
-    assert auditor("history", audits, "--module", "odd").stdout.endswith("is in any of these runs\n")
+    document = json.loads(done.stdout)
+    assert [run["run"] for run in document["runs"]] == ["night-4", "night-5"]
+    assert [row["devices"] for row in document["rows"] if row["module_name"] == "ble"] == [6, 4]
+    assert auditor("history", audits, "--module", "odd").stdout.endswith(
+        "these runs have none of the requested modules\n"
+    )
     for wrong in (("--limit", 0), ("--name", "odd"), ("--format", "table", "-o", "x.csv")):
         refused = auditor("history", audits, *wrong)
         assert refused.returncode == 2
@@ -115,7 +117,7 @@ def test_a_table_shows_thirty_runs_and_other_formats_all(auditor: Auditor, tmp_p
         subprocess.run(["cp", "-r", folder, tmp_path / "audits" / f"run-{day:02}"], check=True)
     done = auditor("history")
     assert done.stdout.startswith("nightly: 30 runs")
-    assert "note: the newest 30 runs at most; --limit shows more" in done.stderr
+    assert "note: the newest 30 runs; --limit shows more" in done.stderr
     assert len(auditor("history", "--format", "jsonl").stdout.splitlines()) == 31
     assert auditor("history", "--limit", 31).stdout.startswith("nightly: 31 runs")
 
@@ -124,7 +126,7 @@ BEGINS = {"csv": b"", "json": b"{", "jsonl": b"{", "parquet": b"PAR1", "XLSX": b
 
 
 @pytest.mark.parametrize("ending", BEGINS)
-def test_the_name_of_a_file_tells_its_format(auditor: Auditor, tmp_path: Path, ending: str) -> None:
+def test_the_name_of_a_file_gives_its_format(auditor: Auditor, tmp_path: Path, ending: str) -> None:
     every_status(tmp_path / "audits" / "run")
     done = auditor("inventory", "audits", "-o", f"out.{ending}")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
@@ -148,12 +150,12 @@ def test_every_command_that_reads_runs_writes_excel_files(
         assert b"partial" in archive.read("xl/worksheets/sheet2.xml")
 
 
-def test_a_name_that_tells_no_format_is_refused_unless_one_is_named(auditor: Auditor, tmp_path: Path) -> None:
+def test_a_name_without_a_format_is_refused_unless_one_is_given(auditor: Auditor, tmp_path: Path) -> None:
     every_status(tmp_path / "run")
     refused = auditor("inventory", "run", "-o", "out.odd")
     assert refused.returncode == 2
     assert refused.stderr == (
-        "auditor: out.odd: its name tells no format; choose --format csv, json, jsonl, parquet or xlsx\n"
+        "auditor: out.odd: the name does not give a format; use --format csv, json, jsonl, parquet or xlsx\n"
     )
     explicit = auditor("inventory", "run", "-o", "out.csv", "--format", "xlsx")
     assert explicit.returncode == 0, explicit.stderr
@@ -161,7 +163,7 @@ def test_a_name_that_tells_no_format_is_refused_unless_one_is_named(auditor: Aud
 
 
 @pytest.mark.parametrize("form", ["xlsx", "parquet"])
-def test_what_is_binary_goes_through_a_pipe_and_to_no_terminal(tmp_path: Path, form: str) -> None:
+def test_binary_formats_go_through_a_pipe_but_not_to_a_terminal(tmp_path: Path, form: str) -> None:
     every_status(tmp_path / "run")
     shown = shlex.join(command(("inventory", "run", "--format", form)))
     piped = subprocess.run(["bash", "-c", f"{shown} | head -c 2"], cwd=tmp_path, capture_output=True, check=True)
@@ -174,7 +176,7 @@ def test_what_is_binary_goes_through_a_pipe_and_to_no_terminal(tmp_path: Path, f
     os.close(theirs)
     os.close(ours)
     assert refused.returncode == 2
-    assert refused.stderr == f"auditor: {form} is nothing to read on a terminal: name a file with -o\n"
+    assert refused.stderr == f"auditor: {form} cannot be shown on a terminal; name a file with -o\n"
 
 
 @pytest.mark.parametrize("form", ["table", "csv", "json"])
@@ -185,7 +187,7 @@ def test_the_inventory_of_a_tampered_run_is_labelled(auditor: Auditor, tmp_path:
     (other / MODULES).replace(folder / MODULES)
     done = auditor("inventory", folder, "--format", form)
     assert done.returncode == 0
-    told = f"{folder / MODULES} is not the file that was sealed (its digest differs)"
-    assert done.stderr == f"note: {told}\n"
+    warning = f"{folder}: {MODULES} is not the file that was sealed (its digest differs)"
+    assert done.stderr == f"note: {warning}\n"
     if form == "json":
-        assert json.loads(done.stdout)["doubts"] == [told]
+        assert json.loads(done.stdout)["warnings"] == [{"kind": "tampered", "message": warning}]

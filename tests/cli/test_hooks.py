@@ -19,7 +19,7 @@ SIGNING = "S3CRET-that-signs"
 
 VIOLATED = """
 [[rule]]
-name = "nobody is that new"
+name = "latest ble"
 module = "*"
 minimum = "99999.0"
 """
@@ -49,14 +49,14 @@ def everything_under(*folders: Path) -> bytes:
     return b"".join(path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_run_is_judged_counted_shown_and_told(auditor: Auditor, platform: Platform) -> None:
+def test_all_hooks_run_after_an_audit(auditor: Auditor, platform: Platform) -> None:
     with receiving(503, 200) as receiver:
         settings = settings_with(platform, REPORT, notify('{ env = "HOOK" }'), rules=VIOLATED)
         env = {"HOOK": receiver.address, "SIGNING": SIGNING}
         done = auditor("run", settings, "--log-level", "debug", env=env)
     assert done.returncode == 4, done.stderr
     folder = settings.parent.parent / done.stdout.strip()
-    assert "policy: violated (error): nobody is that new: " in done.stderr
+    assert "policy: violated (error): latest ble: " in done.stderr
     assert "policy: 1 rules, 1 violated" in done.stderr
     assert auditor("verify", folder).returncode == 0
     assert (folder / "inventory.xlsx").is_file()
@@ -69,14 +69,14 @@ def test_a_run_is_judged_counted_shown_and_told(auditor: Auditor, platform: Plat
     (violations,) = [
         s.value for s in samples if s.name == "auditor_policy_violations" and s.labels["severity"] == "error"
     ]
-    assert_told_and_signed(receiver, manifest, violations)
+    assert_posted_and_signed(receiver, manifest, violations)
     said = done.stdout + done.stderr
     shown = everything_under(folder, settings.parent) + said.encode()
     assert TOKEN.encode() not in shown
     assert SIGNING.encode() not in shown
 
 
-def assert_told_and_signed(receiver: Receiver, manifest: dict[str, object], violations: float) -> None:
+def assert_posted_and_signed(receiver: Receiver, manifest: dict[str, object], violations: float) -> None:
     """Twice the same, for the first was refused; and signed as the documentation says."""
     assert len(receiver.bodies) == 2
     assert receiver.bodies[0] == receiver.bodies[1]
@@ -85,20 +85,20 @@ def assert_told_and_signed(receiver: Receiver, manifest: dict[str, object], viol
     signed = head["X-Auditor-Timestamp"].encode() + b"." + receiver.bodies[1]
     expected = hmac.new(SIGNING.encode(), signed, hashlib.sha256).hexdigest()
     assert head["X-Auditor-Signature"] == f"sha256={expected}"
-    told = receiver.told
-    assert (told["exit_code"], told["state"], told["devices"]) == (4, manifest["state"], manifest["devices"])
-    assert told["requests"] == manifest["requests"]
-    assert told["policy"]["rules"][0]["violated"] == violations > 0
+    payload = receiver.payload
+    assert (payload["exit_code"], payload["state"], payload["devices"]) == (4, manifest["state"], manifest["devices"])
+    assert payload["requests"] == manifest["requests"]
+    assert payload["policy"]["rules"][0]["violated"] == violations > 0
 
 
-def test_nothing_that_follows_fails_the_audit(auditor: Auditor, platform: Platform) -> None:
+def test_a_failing_hook_does_not_fail_the_audit(auditor: Auditor, platform: Platform) -> None:
     with receiving(401) as receiver:
         settings = settings_with(platform, notify(f'"{receiver.address}"'))
         done = auditor("run", settings, "--log-level", "debug", env={"SIGNING": SIGNING})
         assert len(receiver.bodies) == 1
     assert done.returncode == 0, done.stderr
-    told = "note: the webhook could not be posted: the webhook answered 401: it does not accept this"
-    assert told in done.stderr.splitlines()
+    note = "note: the webhook could not be posted: the webhook answered 401: the request was rejected"
+    assert note in done.stderr.splitlines()
     assert "Traceback" not in done.stderr
     folder = Path(settings.parent.parent, done.stdout.strip())
     assert auditor("verify", folder).returncode == 0
@@ -106,12 +106,12 @@ def test_nothing_that_follows_fails_the_audit(auditor: Auditor, platform: Platfo
     assert TOKEN.encode() not in everything_under(folder)
 
 
-def test_no_news_is_good_news_when_only_trouble_is_told(auditor: Auditor, platform: Platform) -> None:
+def test_with_problems_only_a_good_run_is_not_posted(auditor: Auditor, platform: Platform) -> None:
     with receiving() as receiver:
-        settings = settings_with(platform, notify(f'"{receiver.address}"', "trouble"))
+        settings = settings_with(platform, notify(f'"{receiver.address}"', "problems"))
         assert auditor("run", settings, env={"SIGNING": SIGNING}).returncode == 0
         assert receiver.bodies == []
-        settings = settings_with(platform, notify(f'"{receiver.address}"', "trouble"), rules=VIOLATED)
+        settings = settings_with(platform, notify(f'"{receiver.address}"', "problems"), rules=VIOLATED)
         assert auditor("run", settings, env={"SIGNING": SIGNING}).returncode == 4
         assert len(receiver.bodies) == 1
 
@@ -125,7 +125,7 @@ def test_no_news_is_good_news_when_only_trouble_is_told(auditor: Auditor, platfo
         (notify('{ env = "HOOK" }'), "with.toml: notify: webhook: the environment variable HOOK is not set, or empty"),
     ],
 )
-def test_what_can_be_seen_before_is_refused_before_anything_is_asked(
+def test_broken_hooks_are_refused_before_the_audit(
     auditor: Auditor, platform: Platform, name: str, table: str, sentence: str
 ) -> None:
     done = auditor(name, settings_with(platform, table), env={"SIGNING": SIGNING})
@@ -134,9 +134,7 @@ def test_what_can_be_seen_before_is_refused_before_anything_is_asked(
     assert not list(platform.settings.parents[1].rglob("run.json"))
 
 
-def test_a_resumed_run_is_followed_by_what_its_own_settings_say(
-    auditor: Auditor, start_platform: StartPlatform
-) -> None:
+def test_a_resumed_run_uses_the_hooks_of_its_own_settings(auditor: Auditor, start_platform: StartPlatform) -> None:
     platform = start_platform("--devices", 60, "--per-second", 20)
     with receiving() as receiver:
         report = '[report]\nexcel = true\nmetrics = "auditor.prom"\n'
@@ -144,21 +142,21 @@ def test_a_resumed_run_is_followed_by_what_its_own_settings_say(
         env = {"HOOK": receiver.address, "SIGNING": SIGNING}
         first = auditor("run", settings, "--for", "1s", env=env)
         assert first.returncode == 1, first.stderr
-        assert receiver.told["state"] == "partial"
-        assert receiver.told["exit_code"] == 1
+        assert receiver.payload["state"] == "partial"
+        assert receiver.payload["exit_code"] == 1
         folder = Path(settings.parent.parent, first.stdout.strip())
-        assert "go on with: auditor resume" in first.stderr
+        assert "resume with: auditor resume" in first.stderr
         again = auditor("resume", folder, env=env)
     assert again.returncode == 4, again.stderr
     assert len(receiver.bodies) == 2
-    assert (receiver.told["state"], receiver.told["devices"]["pending"]) == ("complete", 0)
+    assert (receiver.payload["state"], receiver.payload["devices"]["pending"]) == ("complete", 0)
     text = (settings.parent / "auditor.prom").read_text()
     assert 'state="complete"} 1.0' in text
     assert "auditor_last_success_timestamp_seconds" in text
     assert auditor("verify", folder).returncode == 0
 
 
-def test_an_address_that_was_not_kept_is_asked_for_again(auditor: Auditor, start_platform: StartPlatform) -> None:
+def test_a_webhook_address_that_is_not_stored_is_requested(auditor: Auditor, start_platform: StartPlatform) -> None:
     platform = start_platform("--devices", 60, "--per-second", 20)
     with receiving() as receiver:
         settings = settings_with(platform, notify(f'"{receiver.address}"'))
@@ -167,16 +165,15 @@ def test_an_address_that_was_not_kept_is_asked_for_again(auditor: Auditor, start
         assert len(receiver.bodies) == 1
         assert TOKEN.encode() not in everything_under(folder)
         other = auditor("resume", folder, "--for", "1s", env=env)
-        assert "note: nothing will be posted: the webhook's address stands in the settings themselves" in other.stderr
+        reason = "the webhook address was written out in the settings, so the run does not store it"
+        assert f"note: nothing will be posted: {reason}" in other.stderr
         assert len(receiver.bodies) == 1
         done = auditor("resume", folder, "--settings", settings, env=env)
         assert done.returncode == 0, done.stderr
-        assert (len(receiver.bodies), receiver.told["state"]) == (2, "complete")
+        assert (len(receiver.bodies), receiver.payload["state"]) == (2, "complete")
 
 
-def test_settings_that_differ_in_what_follows_do_not_refuse_to_go_on(
-    auditor: Auditor, start_platform: StartPlatform
-) -> None:
+def test_other_hooks_do_not_prevent_a_resume(auditor: Auditor, start_platform: StartPlatform) -> None:
     platform = start_platform("--devices", 60, "--per-second", 20)
     first = auditor("run", settings_with(platform), "--for", "1s")
     assert first.returncode == 1, first.stderr
@@ -186,7 +183,7 @@ def test_settings_that_differ_in_what_follows_do_not_refuse_to_go_on(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_who_does_not_wait_for_the_webhook_still_has_the_run(platform: Platform, number: signal.Signals) -> None:
+def test_an_interrupted_webhook_leaves_the_run_intact(platform: Platform, number: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(30)
         settings = settings_with(platform, notify(f'"http://127.0.0.1:{silent.getsockname()[1]}/{TOKEN}"'))
@@ -219,7 +216,7 @@ def test_metrics_of_a_run_go_to_a_file_or_to_standard_output(
     (tmp_path / "rules.toml").write_text(VIOLATED)
     judged = auditor("metrics", folder, "--rules", "rules.toml")
     assert judged.returncode == 0
-    assert 'auditor_policy_rule{rule="nobody is that new",run="simulated",severity="error",verdict="violated"} 1.0' in (
+    assert 'auditor_policy_rule{rule="latest ble",run="simulated",severity="error",verdict="violated"} 1.0' in (
         judged.stdout
     )
 
@@ -227,12 +224,12 @@ def test_metrics_of_a_run_go_to_a_file_or_to_standard_output(
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (("nowhere",), 2, "nowhere: is no folder"),
+        (("nowhere",), 2, "nowhere: is not a folder"),
         (("audits", "--rules", "none.toml"), 2, "none.toml: cannot be read"),
         (("audits", "-o", "none/auditor.prom"), 3, "none/auditor.prom: cannot be written: No such file or directory"),
     ],
 )
-def test_metrics_that_cannot_be_had_are_one_sentence(
+def test_unavailable_metrics_are_one_sentence(
     auditor: Auditor, platform: Platform, arguments: tuple[str, ...], code: int, sentence: str
 ) -> None:
     assert auditor("run", platform.settings, "--out", "audits").returncode == 0

@@ -1,4 +1,4 @@
-"""One run, every command that reads it: each count is the same query over the same files, and doubts stand beside it."""
+"""One run, every command that reads it: each count is the same query over the same files, and warnings are printed with it."""
 
 import json
 import re
@@ -11,11 +11,11 @@ import duckdb
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from auditor.hooks.payload import message_of
+from auditor.hooks.payload import build_payload
 from auditor.runs.folder import MODULES
 from tests.cli.conftest import Auditor
-from tests.report.pages import read_text
-from tests.report.test_numbers import STATES, counts_of, rows_of
+from tests.report.pages import parse_html
+from tests.report.test_numbers import STATES, query_counts, query_rows
 from tests.runs.run_folders import every_status
 
 RULES = '[[rule]]\nname = "recalled"\nseverity = "warning"\ndeny = ["1.0"]\n'
@@ -79,7 +79,7 @@ def of_metrics(text: str) -> Shown:
 
 
 def of_results(document: dict[str, Any]) -> Shown:
-    verdicts = ("compliant", "violated", "unparseable", "not_seen", "excepted")
+    verdicts = ("compliant", "violated", "unparseable", "not_seen", "exempt")
     found = of_document(document)
     for row in document["results"]:
         found |= {f"rule.{row['rule']}.{verdict}": row[verdict] for verdict in verdicts}
@@ -109,38 +109,38 @@ SOURCES: dict[str, tuple[tuple[str, ...], Callable[[str], Shown]]] = {
         ("report", "RUN", "--rules", "rules.toml", "-o", "-"),
         lambda text: {
             name: int(value)
-            for name, value in read_text(text).figures.items()
-            if not name.startswith("requests.") and name != "modules.unknown"
+            for name, value in parse_html(text).figures.items()
+            if not name.startswith("requests.") and name != "modules.unordered"
         },
     ),
 }
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_what_a_command_counts_is_what_the_files_hold(auditor: Auditor, run: Path, source: str) -> None:
+def test_counts_of_every_command_match_the_files(auditor: Auditor, run: Path, source: str) -> None:
     words, counts = SOURCES[source]
     done = auditor(*words_of(words, run))
     assert done.returncode == 0, done.stderr
-    shown, expected = counts(done.stdout), counts_of(run)
+    shown, expected = counts(done.stdout), query_counts(run)
     assert {name: shown[name] for name in shown} == {name: expected[name] for name in shown}
     assert {f"devices.{state}" for state in STATES} <= set(shown)
 
 
-def test_manifest_and_webhook_tell_the_same(run: Path) -> None:
-    expected = {name: count for name, count in counts_of(run).items() if name in {f"devices.{s}" for s in STATES}}
+def test_manifest_and_webhook_agree(run: Path) -> None:
+    expected = {name: count for name, count in query_counts(run).items() if name in {f"devices.{s}" for s in STATES}}
     manifest = json.loads((run / "run.json").read_text())
-    assert of_document(manifest) == of_document(json.loads(message_of(run).body)) == expected
+    assert of_document(manifest) == of_document(json.loads(build_payload(run).body)) == expected
     assert manifest["fleet"]["devices"] == sum(expected.values())
 
 
 @pytest.mark.parametrize("words", [("inventory", "RUN"), ("history", "DIR")])
-def test_versions_and_their_devices_are_those_of_the_files(auditor: Auditor, run: Path, words: tuple[str, ...]) -> None:
+def test_versions_and_devices_match_the_files(auditor: Auditor, run: Path, words: tuple[str, ...]) -> None:
     done = auditor(*words_of(words, run), "--format", "jsonl")
     found = [json.loads(line) for line in done.stdout.splitlines()]
     names = ("account", "product_key", "module_name", "module_version", "devices")
-    expected = {row[:5] for row in rows_of(run)}
+    expected = {row[:5] for row in query_rows(run)}
     assert {tuple(str(row[name]) for name in names) for row in found} == expected
-    assert len(found) == len(expected) == counts_of(run)["inventory.rows"]
+    assert len(found) == len(expected) == query_counts(run)["inventory.rows"]
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -154,8 +154,8 @@ def test_a_partial_and_tampered_run_is_labelled_wherever_its_numbers_appear(
     done = auditor(*words_of(SOURCES[source][0], run))
     assert done.returncode == 0, done.stderr
     if source == "metrics":
-        assert 'auditor_run_doubts{kind="tampered",run="nightly"} 1.0' in done.stdout
-        assert 'auditor_run_doubts{kind="incomplete",run="nightly"} 1.0' in done.stdout
+        assert 'auditor_run_warnings{kind="tampered",run="nightly"} 1.0' in done.stdout
+        assert 'auditor_run_warnings{kind="incomplete",run="nightly"} 1.0' in done.stdout
     else:
-        assert "is partial: 2 devices failed and 2 are pending" in done.stderr
+        assert ": partial: 2 devices failed, 2 pending" in done.stderr
         assert re.search(r"is not the (file|inventory) that was sealed", done.stderr)

@@ -1,4 +1,4 @@
-"""`auditor plan`: what an audit will take, in words and as JSON, and whether it fits as the exit code."""
+"""`auditor plan`: estimates as a table and as JSON, and the exit code."""
 
 import json
 import re
@@ -19,12 +19,12 @@ def fleet_of(folder: Path, devices: int) -> None:
 @pytest.fixture
 def settings(tmp_path: Path) -> Path:
     """970 devices at 9.7 calls a second: 100 seconds."""
-    path = settings_file(tmp_path, NOWHERE, per_second=10)
+    path = settings_file(tmp_path, NOWHERE, calls_per_second=10)
     fleet_of(tmp_path, 970)
     return path
 
 
-def test_a_plan_is_told_without_a_key_and_without_asking(auditor: Auditor, tmp_path: Path, settings: Path) -> None:
+def test_a_plan_needs_no_key_and_makes_no_call(auditor: Auditor, tmp_path: Path, settings: Path) -> None:
     done = auditor("plan", settings)
     assert (done.returncode, done.stderr) == (0, "")
     header, row, *_ = done.stdout.splitlines()
@@ -38,8 +38,8 @@ def test_a_plan_is_told_without_a_key_and_without_asking(auditor: Auditor, tmp_p
         "in flight",
     ]
     assert row.split() == ["eu", "970", "1.00", "970", "10", "0:01:40", "3"]
-    assert "no run of this name yet: one call a device is assumed" in done.stdout
-    assert "an answer is assumed to take 0.3 s" in done.stdout
+    assert "no earlier run of this name: assuming one call per device" in done.stdout
+    assert "assumed latency: 0.3 s" in done.stdout
     assert "fit" not in done.stdout
     assert not (tmp_path / "audits").exists()
 
@@ -47,7 +47,9 @@ def test_a_plan_is_told_without_a_key_and_without_asking(auditor: Auditor, tmp_p
 @pytest.mark.parametrize(
     ("window", "code", "said"), [("100s", 0, "it fits into 0:01:40"), ("99s", 1, "it does not fit into 0:01:39")]
 )
-def test_whether_it_fits_is_the_exit_code(auditor: Auditor, settings: Path, window: str, code: int, said: str) -> None:
+def test_the_exit_code_says_whether_it_fits(
+    auditor: Auditor, settings: Path, window: str, code: int, said: str
+) -> None:
     done = auditor("plan", settings, "--window", window)
     assert done.returncode == code
     assert said in done.stdout.splitlines()
@@ -56,52 +58,50 @@ def test_whether_it_fits_is_the_exit_code(auditor: Auditor, settings: Path, wind
     assert json.loads(as_json.stdout)["fits"] is (code == 0)
 
 
-def test_the_limit_that_is_advised_fits(auditor: Auditor, settings: Path) -> None:
+def test_the_advised_limit_fits(auditor: Auditor, settings: Path) -> None:
     done = auditor("plan", settings, "--window", "38s")
     assert done.returncode == 1
-    advice = 'account "eu": 37.9% of the devices fit, 368 of 970 a window; all of them take 3 windows, or 3 accounts with this quota instead of 1'
+    advice = 'account "eu": 37.9% of the devices fit, 368 of 970 per window; all of them need 3 windows, or 3 accounts with this quota instead of 1'
     assert advice in done.stdout.splitlines()
     assert auditor("plan", settings, "--window", "38s", "--limit", 368).returncode == 0
     assert auditor("plan", settings, "--window", "38s", "--limit", 369).returncode == 1
 
 
-def test_the_share_that_is_advised_fits(auditor: Auditor, settings: Path) -> None:
-    settings.write_text(settings.read_text() + "share = 0.5\n")
+def test_the_advised_quota_share_fits(auditor: Auditor, settings: Path) -> None:
+    settings.write_text(settings.read_text() + "quota_share = 0.5\n")
     done = auditor("plan", settings, "--window", "150s")
-    assert 'account "eu": would fit with share = 0.67 instead of 0.5' in done.stdout.splitlines()
-    settings.write_text(settings.read_text().replace("share = 0.5", "share = 0.67"))
+    assert 'account "eu": would fit with quota_share = 0.67 instead of 0.5' in done.stdout.splitlines()
+    settings.write_text(settings.read_text().replace("quota_share = 0.5", "quota_share = 0.67"))
     assert auditor("plan", settings, "--window", "150s").returncode == 0
 
 
-def test_the_at_once_that_is_advised_is_enough(auditor: Auditor, settings: Path) -> None:
-    settings.write_text(settings.read_text().replace("per_second = 10", "per_second = 1000"))
-    said = "at_once = 64 is too little for these quotas, so it takes longer; set at_once = 300"
-    told = auditor("plan", settings).stdout.splitlines()
-    assert said in told
-    assert told[1].split() == ["eu", "970", "1.00", "970", "1,000", "1.0", "s", "300"]
-    settings.write_text(f"at_once = 300\n{settings.read_text()}")
-    assert "at_once" not in auditor("plan", settings).stdout
+def test_the_advised_concurrency_is_enough(auditor: Auditor, settings: Path) -> None:
+    settings.write_text(settings.read_text().replace("calls_per_second = 10", "calls_per_second = 1000"))
+    said = "concurrency = 64 is too small for these quotas, so it takes longer; set concurrency = 300"
+    lines = auditor("plan", settings).stdout.splitlines()
+    assert said in lines
+    assert lines[1].split() == ["eu", "970", "1.00", "970", "1,000", "1.0", "s", "300"]
+    settings.write_text(f"concurrency = 300\n{settings.read_text()}")
+    assert "concurrency" not in auditor("plan", settings).stdout
 
 
-def test_without_a_quota_the_time_is_unknown_and_nobody_says_that_it_fits(auditor: Auditor, settings: Path) -> None:
-    settings.write_text(settings.read_text().replace("per_second = 10", 'per_second = "unlimited"'))
+def test_without_a_quota_the_duration_is_unknown(auditor: Auditor, settings: Path) -> None:
+    settings.write_text(settings.read_text().replace("calls_per_second = 10", 'calls_per_second = "unlimited"'))
     done = auditor("plan", settings, "--window", "8h")
     assert done.returncode == 1
-    assert 'account "eu": per_second tells no quota, so the time is unknown' in done.stdout.splitlines()
-    assert "whether it fits into 8:00:00 is unknown" in done.stdout.splitlines()
+    assert 'account "eu": the duration is unknown, because calls_per_second is not a number' in done.stdout.splitlines()
+    assert "unknown whether it fits into 8:00:00" in done.stdout.splitlines()
     assert auditor("plan", settings).returncode == 0
 
 
-@pytest.mark.parametrize("window", ["8", "8 hours", "-1h", "0s", ""])
-def test_a_window_that_is_no_length_of_time_is_one_sentence(auditor: Auditor, settings: Path, window: str) -> None:
+@pytest.mark.parametrize("window", ["8 hours", "-1h", "0s", ""])
+def test_an_invalid_window_is_one_sentence(auditor: Auditor, settings: Path, window: str) -> None:
     done = auditor("plan", settings, f"--window={window}")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"auditor: {window!r} is no length of time; give one such as 4h, 90m or 1h30m\n"
+    assert done.stderr == f"auditor: --window {window!r} is not a duration; give one such as 30d, 4h, 90m or 1h30m\n"
 
 
-def test_a_fleet_that_cannot_be_used_and_a_limit_of_nothing_exit_with_2(
-    auditor: Auditor, tmp_path: Path, settings: Path
-) -> None:
+def test_an_unusable_fleet_and_a_limit_of_0_exit_with_2(auditor: Auditor, tmp_path: Path, settings: Path) -> None:
     assert auditor("plan", settings, "--limit", 0).returncode == 2
     (tmp_path / "bad.csv").write_text("product_key,device_name\nk1,\n")
     done = auditor("plan", settings, "--fleet", "bad.csv")
@@ -114,47 +114,62 @@ def test_json_has_these_keys_in_this_order(auditor: Auditor, settings: Path) -> 
     table = json.loads(done.stdout)
     assert list(table) == [
         *("name", "run", "devices", "calls", "seconds", "in_flight", "latency", "latency_assumed"),
-        *("at_once", "at_once_advised", "window", "fits", "accounts", "strategies"),
+        *("concurrency", "concurrency_advised", "window", "fits", "accounts", "strategies"),
     ]
     (account,) = table["accounts"]
     assert list(account) == [
-        *("account", "devices", "devices_assumed", "calls_each", "calls_assumed", "calls", "per_second", "share"),
+        *(
+            "account",
+            "devices",
+            "devices_assumed",
+            "calls_per_device",
+            "calls_assumed",
+            "calls",
+            "calls_per_second",
+            "quota_share",
+        ),
         *("seconds", "in_flight", "fits", "remedy"),
     ]
     assert (table["devices"], account["remedy"]) == (2, None)
     unfit = json.loads(auditor("plan", settings, "--window", "38s", "--format", "json").stdout)
-    assert unfit["accounts"][0]["remedy"] == {"share": None, "devices": 368, "windows": 3}
+    assert unfit["accounts"][0]["remedy"] == {"quota_share": None, "devices": 368, "windows": 3}
 
 
-def test_below_the_plan_strategies_that_ask_less_are_compared(auditor: Auditor, settings: Path) -> None:
+def test_other_strategies_are_compared_below_the_plan(auditor: Auditor, settings: Path) -> None:
     done = auditor("plan", settings, "--window", "38s", "--sample", 97, "--precision", "5%")
     lines = done.stdout.splitlines()
     rows = {cells[0]: cells[1:] for cells in (re.split(r"\s{2,}", line.strip()) for line in lines) if len(cells) > 3}
     assert rows["strategy"] == ["calls", "time", "oldest", "mean", "error"]
-    assert rows["every device"] == ["970", "0:01:40", "tonight"]
-    assert rows["rolling, in 38.0 s"] == ["368", "38.0 s", "2 nights", "1.0"]
-    assert rows["sample of 97"] == ["97", "10.0 s", "tonight", "+-9.8%"]
-    assert lines[-1] == "what would fit: rolling, in 38.0 s; sample of 97; sample for +-5%"
+    assert rows["every device"] == ["970", "0:01:40", "this run"]
+    assert rows["rolling, in 38.0 s"] == ["368", "38.0 s", "2 runs", "1.0"]
+    assert rows["sample of 97"] == ["97", "10.0 s", "this run", "+-9.8%"]
+    assert lines[-1] == "would fit: rolling, in 38.0 s; sample of 97; sample for +-5%"
 
 
-def test_strategies_are_the_same_as_json(auditor: Auditor, settings: Path) -> None:
-    table = json.loads(auditor("plan", settings, "--calls", 100, "--format", "json").stdout)
-    assert [(each["strategy"], each["rule"]) for each in table["strategies"]] == [
-        *(("full", None), ("since", "strict"), ("since", "reconnected"), ("rolling", None), ("sample", None)),
+def test_strategies_in_json_are_those_of_the_table(auditor: Auditor, settings: Path) -> None:
+    table = json.loads(auditor("plan", settings, "--max-calls", 100, "--format", "json").stdout)
+    assert [(each["strategy"], each["change_detection"]) for each in table["strategies"]] == [
+        *(
+            ("full", None),
+            ("incremental", "strict"),
+            ("incremental", "reconnected"),
+            ("rolling", None),
+            ("sample", None),
+        ),
     ]
     rolling = table["strategies"][3]
     assert list(rolling) == [
-        *("strategy", "rule", "sample", "precision", "budget", "window", "devices", "calls", "calls_least", "seconds"),
-        *("seconds_least", "oldest_nights", "mean_nights", "half_width", "recheck_rate", "recheck_low", "recheck_high"),
-        *("recheck_run", "run", "fits"),
+        *("strategy", "change_detection", "sample_size", "precision", "max_calls", "window", "devices", "calls"),
+        *("min_calls", "seconds", "min_seconds", "max_age_runs", "mean_age_runs", "half_width", "recheck_rate"),
+        *("recheck_low", "recheck_high", "recheck_run", "run", "fits"),
     ]
-    assert (rolling["budget"], rolling["calls"], rolling["oldest_nights"]) == (100, 100, 10)
+    assert (rolling["max_calls"], rolling["calls"], rolling["max_age_runs"]) == (100, 100, 10)
 
 
-def test_an_audit_tells_what_was_planned_and_the_next_plan_rests_on_it(
+def test_an_audit_prints_its_plan_and_is_measured_for_the_next_one(
     auditor: Auditor, tmp_path: Path, platform: Platform
 ) -> None:
-    settings = settings_file(tmp_path, platform.endpoint, per_second=500, page_size=2)
+    settings = settings_file(tmp_path, platform.endpoint, calls_per_second=500, page_size=2)
     (tmp_path / "fleet.csv").write_text((platform.settings.parent / "simulated-fleet.csv").read_text())
     plan = json.loads(auditor("plan", settings, "--format", "json").stdout)
     done = auditor("run", settings, env={"CANARY": SECRET})
@@ -167,10 +182,10 @@ def test_an_audit_tells_what_was_planned_and_the_next_plan_rests_on_it(
     assert after["run"] == folder.name
     lines = [json.loads(line) for line in (folder / "devices.jsonl").read_text().splitlines()]
     assert after["calls"] == sum(line["attempts"] for line in lines) > 120  # most devices have several pages
-    assert f"calls each are those of the run {folder.name}" in auditor("plan", settings).stdout.splitlines()
+    assert f"calls each: as in the run {folder.name}" in auditor("plan", settings).stdout.splitlines()
 
 
-def test_a_broken_run_is_passed_over_with_a_warning_and_the_data_stay_clean(
+def test_a_broken_run_is_skipped_with_a_warning_on_standard_error(
     auditor: Auditor, tmp_path: Path, platform: Platform
 ) -> None:
     folder = tmp_path / auditor("run", platform.settings).stdout.strip()
@@ -178,13 +193,13 @@ def test_a_broken_run_is_passed_over_with_a_warning_and_the_data_stay_clean(
     done = auditor("plan", platform.settings, "--format", "json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["run"] is None
-    assert "a run is passed over" in done.stderr
+    assert "run skipped" in done.stderr
 
 
-def test_names_cannot_act_on_the_terminal(auditor: Auditor, platform: Platform) -> None:
+def test_names_are_escaped(auditor: Auditor, platform: Platform) -> None:
     runs = platform.settings.parent / "audits"
     folder = runs.parent / auditor("run", platform.settings, "--out", runs).stdout.strip()
     folder.rename(runs / "evil\x1b[31m")
     shown = auditor("plan", platform.settings).stdout
-    assert "calls each are those of the run evil\\x1b[31m" in shown.splitlines()
+    assert "calls each: as in the run evil\\x1b[31m" in shown.splitlines()
     assert "\x1b" not in shown

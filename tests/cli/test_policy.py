@@ -1,4 +1,4 @@
-"""The command that judges a run by a policy."""
+"""`auditor policy`: exit codes, formats and output."""
 
 import csv
 import io
@@ -38,20 +38,20 @@ def test_a_violated_error_exits_with_4_and_a_warning_does_not(auditor: Auditor, 
     assert done.returncode == 4, done.stderr
     header, first, second = done.stdout.splitlines()
     assert header.split() == ["verdict", "severity", "rule", "found"]
-    assert first.rstrip().endswith("2 of 4 devices violate it, 4 were not seen")
+    assert first.rstrip().endswith("2 of 4 devices violate it, 4 have no answer")
     assert second.split()[:3] == ["violated", "note", "required"]
     talk = done.stderr.splitlines()
-    assert talk[0] == f"note: {run} is partial: 2 devices failed and 2 are pending"
+    assert talk[0] == f"note: {run}: partial: 2 devices failed, 2 pending"
     assert talk[1] == "run by error.toml: 2 rules: 2 violated"
     assert talk[2] == "auditor: the policy is violated: old ble"
     assert auditor("policy", run, "warning.toml").returncode == 0
 
 
-def test_rules_and_devices_are_written_in_every_form(auditor: Auditor, tmp_path: Path, run: Path) -> None:
+def test_rules_and_devices_are_written_in_every_format(auditor: Auditor, tmp_path: Path, run: Path) -> None:
     document = json.loads(auditor("policy", run, "error.toml", "--format", "json").stdout)
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["devices"]["failed"] == 2
-    assert document["doubts"]
+    assert document["warnings"]
     assert [(each["rule"], each["violated"]) for each in document["results"]] == [("old ble", 2), ("required", 1)]
     listed = auditor("policy", run, "error.toml", "--devices", "--format", "csv").stdout
     rows = list(csv.DictReader(io.StringIO(listed)))
@@ -67,7 +67,7 @@ def test_rules_and_devices_are_written_in_every_form(auditor: Auditor, tmp_path:
     assert (tmp_path / "rules.parquet").read_bytes()[:4] == b"PAR1"
 
 
-def test_forms_for_ci_and_chat_go_to_standard_output_or_a_file(auditor: Auditor, tmp_path: Path, run: Path) -> None:
+def test_formats_for_ci_and_chat_go_to_standard_output_or_a_file(auditor: Auditor, tmp_path: Path, run: Path) -> None:
     top = ET.fromstring(auditor("policy", run, "error.toml", "--format", "junit").stdout)
     assert top.get("failures") == "1"
     assert auditor("policy", run, "error.toml", "--format", "sarif", "-o", "f.sarif").returncode == 4
@@ -78,14 +78,14 @@ def test_forms_for_ci_and_chat_go_to_standard_output_or_a_file(auditor: Auditor,
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("error.toml", "--devices", "--format", "junit"), "--devices is for tables"),
-        (("error.toml", "-o", "f.txt"), "f.txt: its name tells no format"),
-        (("error.toml", "--devices", "-o", "f.sarif"), "--devices is for tables"),
+        (("error.toml", "--devices", "--format", "junit"), "--devices needs a table"),
+        (("error.toml", "-o", "f.txt"), "f.txt: the name does not give a format"),
+        (("error.toml", "--devices", "-o", "f.sarif"), "--devices needs a table"),
         (("none.toml",), "none.toml: cannot be read: No such file or directory"),
         (("broken.toml",), "broken.toml: rule 1: has no name"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(
+def test_invalid_options_of_policy_are_one_sentence(
     auditor: Auditor, tmp_path: Path, run: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
     (tmp_path / "broken.toml").write_text("[[rule]]\nminimum = '1'\n")
@@ -95,18 +95,18 @@ def test_what_is_wrong_is_one_sentence(
     assert "Traceback" not in done.stderr
 
 
-def test_a_terminal_is_not_told_what_a_device_or_a_rule_says(auditor: Auditor, tmp_path: Path, run: Path) -> None:
+def test_names_of_devices_and_rules_are_escaped(auditor: Auditor, tmp_path: Path, run: Path) -> None:
     (tmp_path / "hostile.toml").write_text('[[rule]]\nname = "[red]x"\ndeny = "\\u001b[31m*"\nmodule = "="\n')
     done = auditor("policy", run, "hostile.toml")
     assert "[red]x" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
-    assert 'note: rule "[red]x" is about nothing that was seen' in done.stderr
+    assert 'note: rule "[red]x" matches nothing in this run' in done.stderr
 
 
 @pytest.mark.parametrize(
     ("name", "beginning"), [("p.xml", b"<?xml"), ("p.sarif", b"{"), ("p.md", b"**"), ("p.xlsx", b"PK")]
 )
-def test_the_name_of_a_file_tells_its_format(
+def test_the_name_of_a_file_gives_its_format(
     auditor: Auditor, tmp_path: Path, run: Path, name: str, beginning: bytes
 ) -> None:
     done = auditor("policy", run, "warning.toml", "-o", name)

@@ -1,4 +1,4 @@
-"""`auditor prune`: old runs go; the newest, the last whole one, those at work and what is no run stay."""
+"""`auditor prune`: old runs are deleted; the newest, the latest complete, running ones and other folders are kept."""
 
 import json
 import shutil
@@ -10,9 +10,9 @@ from threading import Thread
 import pytest
 
 from auditor.errors import RunFolderError, UsageError
-from auditor.runs.locking import Hold, door, new_run_folder
+from auditor.runs.locking import RunLock, create_run_folder, directory_lock
 from auditor.runs.manifest import State
-from auditor.runs.retention import prune
+from auditor.runs.retention import prune_runs
 from tests.cli.conftest import Auditor
 from tests.runs.run_folders import edit_manifest, named, running
 
@@ -35,28 +35,28 @@ def left(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_the_newest_runs_of_each_name_stay(auditor: Auditor, runs: Path) -> None:
+def test_the_newest_runs_of_each_name_are_kept(auditor: Auditor, runs: Path) -> None:
     nightly = [a_run(runs, day) for day in range(1, 6)]
     weekly = [a_run(runs, day, name="weekly") for day in range(1, 3)]
     done = auditor("prune", runs, "--keep", 2)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == sorted(map(str, nightly[:3]))
-    assert done.stderr == "3 runs removed, 4 kept\n"
+    assert done.stderr == "3 runs deleted, 4 kept\n"
     assert left(runs) == sorted(path.name for path in (*nightly[3:], *weekly))
 
 
-def test_a_dry_run_tells_what_would_go_and_deletes_nothing(auditor: Auditor, runs: Path) -> None:
+def test_a_dry_run_prints_old_runs_and_deletes_nothing(auditor: Auditor, runs: Path) -> None:
     for day in range(1, 4):
         a_run(runs, day)
     (runs / ".pruned-20261101T020000Z-nightly-00000000").mkdir()
     before = left(runs)
     done = auditor("prune", runs, "--keep", 1, "--dry-run")
     assert (done.returncode, len(done.stdout.split())) == (0, 2)
-    assert done.stderr == "2 runs would go, 1 kept\n"
+    assert done.stderr == "2 runs would be deleted, 1 kept\n"
     assert left(runs) == before
 
 
-def test_the_newest_complete_run_stays_however_old_it_is(runs: Path) -> None:
+def test_the_newest_complete_run_is_kept_however_old_it_is(runs: Path) -> None:
     folders = [
         a_run(runs, 1),
         a_run(runs, 2),
@@ -64,35 +64,35 @@ def test_the_newest_complete_run_stays_however_old_it_is(runs: Path) -> None:
         a_run(runs, 4, "aborted"),
         a_run(runs, 5, "running"),
     ]
-    pruned = prune(runs, keep=1)
+    pruned = prune_runs(runs, keep=1)
     assert set(pruned.removed) == {folders[0], folders[2], folders[3]}
     assert left(runs) == [folders[1].name, folders[4].name]
-    assert pruned.kept == 2
+    assert pruned.remaining == 2
 
 
-def test_age_is_the_beginning_of_a_run_and_not_its_folder_s_name(runs: Path) -> None:
+def test_age_is_the_start_of_a_run_not_its_folder_name(runs: Path) -> None:
     old, new = a_run(runs, 1), a_run(runs, 2)
     edit_manifest(old, lambda manifest: replace(manifest, started_at="2026-12-01T02:00:00.000Z"))
-    assert prune(runs, keep=1).removed == (new,)
+    assert prune_runs(runs, keep=1).removed == (new,)
 
 
 @pytest.fixture
 def held(runs: Path) -> Iterator[Path]:
     folder = a_run(runs, 1, "running")
-    with Hold(folder):
+    with RunLock(folder):
         yield folder
 
 
-def test_a_run_that_is_being_written_stays_and_is_told(runs: Path, held: Path) -> None:
+def test_a_run_in_progress_is_kept_and_reported(runs: Path, held: Path) -> None:
     killed, newest = a_run(runs, 2, "running"), a_run(runs, 3)
     for dry_run in (True, False):
-        pruned = prune(runs, keep=1, dry_run=dry_run)
-        assert (pruned.removed, pruned.kept) == ((killed,), 2)
+        pruned = prune_runs(runs, keep=1, dry_run=dry_run)
+        assert (pruned.removed, pruned.remaining) == ((killed,), 2)
         assert [str(held) in sentence for sentence in pruned.skipped] == [True]
     assert left(runs) == [held.name, newest.name]
 
 
-def test_what_is_no_run_and_links_to_runs_are_not_touched(runs: Path, tmp_path: Path) -> None:
+def test_other_folders_and_links_to_runs_are_not_touched(runs: Path, tmp_path: Path) -> None:
     elsewhere = a_run(tmp_path / "elsewhere", 1)
     (runs / "20261101T020000Z-linked").symlink_to(elsewhere)
     (runs / "notes").mkdir()
@@ -101,43 +101,43 @@ def test_what_is_no_run_and_links_to_runs_are_not_touched(runs: Path, tmp_path: 
     (runs / ".hidden").mkdir()
     old, new = a_run(runs, 2), a_run(runs, 3)
     before = left(runs)
-    assert prune(runs, keep=1).removed == (old,)
+    assert prune_runs(runs, keep=1).removed == (old,)
     assert left(runs) == [name for name in before if name != old.name]
     assert (elsewhere / "run.json").is_file()
     assert new.is_dir()
 
 
-def test_a_run_that_cannot_be_read_is_left_and_told(auditor: Auditor, runs: Path) -> None:
+def test_an_unreadable_run_is_kept_and_reported(auditor: Auditor, runs: Path) -> None:
     a_run(runs, 1)
     a_run(runs, 2)
     broken = a_run(runs, 3)
     (broken / "run.json").write_text("{")
     done = auditor("prune", runs, "--keep", 1)
     assert done.returncode == 0
-    assert f"left alone: {broken}/run.json: is not a manifest" in done.stderr
+    assert f"skipped: {broken}/run.json: is not a manifest" in done.stderr
     assert len(left(runs)) == 2
     assert broken.is_dir()
 
 
-def test_what_killed_processes_left_is_swept(runs: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed(runs: Path) -> None:
     a_run(runs, 1)
     for name in (".pruned-20261101T020000Z-nightly-00000000", ".new-20261101T020000Z-nightly-00000000"):
         (runs / name).mkdir()
         (runs / name / "run.json").write_text(json.dumps({}))
-    prune(runs, keep=1)
+    prune_runs(runs, keep=1)
     assert left(runs) == ["20261101T020000Z-nightly"]
 
 
-def test_a_directory_that_is_not_there_and_a_number_below_1_are_refused(tmp_path: Path, runs: Path) -> None:
+def test_a_missing_directory_and_a_number_below_1_are_refused(tmp_path: Path, runs: Path) -> None:
     with pytest.raises(RunFolderError, match="nowhere: cannot be read"):
-        prune(tmp_path / "nowhere", keep=1)
+        prune_runs(tmp_path / "nowhere", keep=1)
     a_run(runs, 1)
     with pytest.raises(UsageError, match="from 1 up"):
-        prune(runs, keep=0)
+        prune_runs(runs, keep=0)
     assert len(left(runs)) == 1
 
 
-def test_an_audit_may_begin_while_an_old_run_of_its_name_is_being_deleted(
+def test_an_audit_may_start_while_an_old_run_of_its_name_is_deleted(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, _ = a_run(runs, 1), a_run(runs, 2)
@@ -145,26 +145,26 @@ def test_an_audit_may_begin_while_an_old_run_of_its_name_is_being_deleted(
     delete = shutil.rmtree
 
     def slow(path: Path) -> None:
-        folder, hold = new_run_folder(runs, "nightly", lambda fresh: (fresh / "run.json").touch(), now=1_795_312_800)
+        folder, hold = create_run_folder(runs, "nightly", lambda fresh: (fresh / "run.json").touch(), now=1_795_312_800)
         hold.release()
         begun.append(folder)
         delete(path)
 
     monkeypatch.setattr("auditor.runs.retention.shutil.rmtree", slow)
-    assert prune(runs, keep=1).removed == (old,)
+    assert prune_runs(runs, keep=1).removed == (old,)
     assert [folder.is_dir() for folder in begun] == [True]
     assert len(left(runs)) == 2
 
 
-def test_what_an_audit_has_made_and_not_yet_taken_hold_of_is_not_swept(runs: Path) -> None:
+def test_a_new_run_folder_without_a_lock_is_not_removed(runs: Path) -> None:
     a_run(runs, 1)
-    pruning = Thread(target=prune, args=(runs,), kwargs={"keep": 1})
+    pruning = Thread(target=prune_runs, args=(runs,), kwargs={"keep": 1})
     fresh = runs / ".new-20261101T020000Z-nightly-00000000"
-    with door(runs):
+    with directory_lock(runs):
         fresh.mkdir()
         pruning.start()
         pruning.join(0.2)
-        hold = Hold(fresh)
+        hold = RunLock(fresh)
     pruning.join(5)
     assert not pruning.is_alive()
     assert fresh.is_dir()

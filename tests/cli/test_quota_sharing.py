@@ -1,4 +1,4 @@
-"""Several audits at once on one account, each in a process of its own, as a nightly run and somebody's export are."""
+"""Several concurrent audits of one account, each in a process of its own."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ name = "shared"
 endpoint = "{endpoint}"
 access_key_id = "simulated-key"
 access_key_secret = {{ file = "secret" }}
-per_second = {per_second}
+calls_per_second = {per_second}
 fleet = {{ file = "{fleet}" }}
 """
     )
@@ -51,23 +51,21 @@ FEW = 2
 """Refusals by a strict second that a busy machine may bring about, whose processes are late."""
 
 
-def test_two_audits_of_one_account_are_not_refused_and_end_together(
-    start_platform: StartPlatform, tmp_path: Path
-) -> None:
+def test_two_audits_of_one_account_share_its_quota(start_platform: StartPlatform, tmp_path: Path) -> None:
     platform = start_platform("--devices", 120, "--per-second", 50)
     fleet = fleet_of(platform)
     both = [settings_at(tmp_path / name, platform.endpoint, fleet, 50) for name in ("nightly", "export")]
     began = time.monotonic()
-    told = [ended(process) for process in [started(settings) for settings in both]]
+    results = [ended(process) for process in [started(settings) for settings in both]]
     took = time.monotonic() - began
-    assert sum(manifest["requests"]["throttled"] for manifest, _ in told) <= FEW
-    sent = sum(manifest["requests"]["sent"] for manifest, _ in told)
+    assert sum(manifest["requests"]["throttled"] for manifest, _ in results) <= FEW
+    sent = sum(manifest["requests"]["sent"] for manifest, _ in results)
     assert took >= sent / 50 - 0.5
-    assert all(manifest["rate"]["achieved"] < 35 for manifest, _ in told)
-    assert all("the quota is shared with another audit" in said for _, said in told)
+    assert all(manifest["rate"]["achieved"] < 35 for manifest, _ in results)
+    assert all("the quota is shared with another audit" in said for _, said in results)
 
 
-def test_an_audit_with_priority_is_done_long_before_the_other(start_platform: StartPlatform, tmp_path: Path) -> None:
+def test_an_audit_with_priority_ends_long_before_the_other(start_platform: StartPlatform, tmp_path: Path) -> None:
     platform = start_platform("--devices", 200, "--per-second", 50)
     fleet = fleet_of(platform)
     nightly = started(settings_at(tmp_path / "nightly", platform.endpoint, fleet, 50))
@@ -80,23 +78,24 @@ def test_an_audit_with_priority_is_done_long_before_the_other(start_platform: St
     assert second["rate"]["achieved"] <= 30
 
 
-def test_audits_that_are_told_to_be_alone_run_into_each_other(start_platform: StartPlatform, tmp_path: Path) -> None:
+def test_audits_without_quota_sharing_are_throttled(start_platform: StartPlatform, tmp_path: Path) -> None:
     platform = start_platform("--devices", 200, "--per-second", 50)
     fleet = fleet_of(platform)
     both = [
-        settings_at(tmp_path / name, platform.endpoint, fleet, 50, budget='"alone"') for name in ("nightly", "export")
+        settings_at(tmp_path / name, platform.endpoint, fleet, 50, quota_sharing='"none"')
+        for name in ("nightly", "export")
     ]
-    told = [ended(process) for process in [started(settings) for settings in both]]
-    assert any(manifest["requests"]["throttled"] for manifest, _ in told)
-    assert not any("shared with another audit" in said for _, said in told)
+    results = [ended(process) for process in [started(settings) for settings in both]]
+    assert any(manifest["requests"]["throttled"] for manifest, _ in results)
+    assert not any("shared with another audit" in said for _, said in results)
 
 
-def test_a_directory_of_the_settings_is_found_again_from_wherever_a_run_is_resumed(
+def test_a_relative_quota_directory_works_from_wherever_a_run_is_resumed(
     auditor: Auditor, start_platform: StartPlatform, tmp_path: Path
 ) -> None:
     platform = start_platform("--devices", 30, "--per-second", 0)
     settings = settings_at(
-        tmp_path / "here", platform.endpoint, fleet_of(platform), 10, budget='{ directory = "both" }'
+        tmp_path / "here", platform.endpoint, fleet_of(platform), 10, quota_sharing='{ directory = "both" }'
     )
     (settings.parent / "both").mkdir()
     done = auditor("run", settings, "--out", settings.parent / "runs", "--for", "2s")
@@ -106,14 +105,14 @@ def test_a_directory_of_the_settings_is_found_again_from_wherever_a_run_is_resum
     assert len(list((settings.parent / "both").iterdir())) == 1
 
 
-def test_a_directory_that_cannot_be_written_is_told_before_anything_is_asked(
+def test_an_unwritable_quota_directory_is_refused_before_the_audit(
     auditor: Auditor, start_platform: StartPlatform, tmp_path: Path
 ) -> None:
     platform = start_platform("--devices", 30, "--per-second", 0)
     settings = settings_at(
-        tmp_path / "here", platform.endpoint, fleet_of(platform), 50, budget='{ directory = "/proc" }'
+        tmp_path / "here", platform.endpoint, fleet_of(platform), 50, quota_sharing='{ directory = "/proc" }'
     )
     done = auditor("run", settings, "--out", settings.parent / "runs")
     assert done.returncode == 2
-    assert "budget: /proc: cannot be written" in done.stderr
+    assert "quota_sharing: /proc: cannot be written" in done.stderr
     assert not (settings.parent / "runs").exists()

@@ -1,4 +1,4 @@
-"""A share is told alike in terminals and on the page."""
+"""A share looks the same on terminals and in the report."""
 
 import re
 from pathlib import Path
@@ -9,10 +9,10 @@ from auditor.analysis.history import read_history
 from auditor.cli.render_history import print_history
 from auditor.cli.render_run import print_inventory
 from auditor.query.run import Run
-from auditor.report.builder import read_page
-from auditor.report.render import render
-from auditor.text.formatting import part
-from tests.report.pages import read_text
+from auditor.report.builder import build_report
+from auditor.report.render import render_html
+from auditor.text.formatting import format_share
+from tests.report.pages import parse_html
 from tests.runs.run_folders import build, named, ok
 
 
@@ -24,20 +24,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(folder, fleet, [ok(device, ("ble", "2" if n else "1")) for n, device in enumerate(fleet)]).folder
 
 
-def told(text: str) -> set[str]:
+def percentages(text: str) -> set[str]:
     return set(re.findall(r"<?\d+(?:\.\d)?%", text))
 
 
-def test_nearly_all_and_nearly_none_are_neither_all_nor_none_anywhere(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_shares_near_0_and_1_are_not_shown_as_0_or_100(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Run(run) as opened:
         print_inventory(opened.manifest, opened.devices, opened.inventory())
-    assert told(capsys.readouterr().out) == {"99.9%", "<0.1%"}
+    assert percentages(capsys.readouterr().out) == {"99.9%", "<0.1%"}
     with read_history(run.parent) as history:
         print_history(history)
-    assert told(capsys.readouterr().out) == {"99.9%", "<0.1%"}
-    rows = read_text(render(read_page(run))).rows
+    assert percentages(capsys.readouterr().out) == {"99.9%", "<0.1%"}
+    rows = parse_html(render_html(build_report(run))).rows
     assert {row[4] for row in rows} == {"99.9%", "<0.1%"}
 
 
@@ -48,6 +46,6 @@ def test_nearly_all_and_nearly_none_are_neither_all_nor_none_anywhere(
         (0.9999, "99.9%", "99.9%"), (0.0004, "<0.1%", "<0.1%"), (0.29, "29%", "29.0%"),
     ],
 )  # fmt: skip
-def test_shares_below_one_another_say_the_same_with_a_tenth_always(share: float, short: str, aligned: str) -> None:
-    assert part(share) == short
-    assert part(share, aligned=True) == aligned
+def test_aligned_shares_always_have_a_tenth(share: float, short: str, aligned: str) -> None:
+    assert format_share(share) == short
+    assert format_share(share, aligned=True) == aligned

@@ -1,4 +1,4 @@
-"""`auditor resume`, `run --resume`, and an end in time: killed, interrupted and late runs, by signals and flags."""
+"""`auditor resume`, `run --resume` and deadlines: killed, interrupted and late runs."""
 
 import json
 import signal
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from auditor.runs.verify import verify
+from auditor.runs.verify import verify_run
 from tests.cli.conftest import Auditor, Platform, StartPlatform, command
 from tests.cli.test_run import counts_of, manifest_of, wait_for_lines
 
@@ -56,10 +56,10 @@ def assert_whole(folder: Path, devices: int) -> None:
     assert counts["ok"] + counts["empty"] + counts["not_found"] == devices
     lines = [json.loads(line) for line in (folder / "devices.jsonl").read_bytes().splitlines()]
     assert len({line["iot_id"] for line in lines}) == len(lines) == devices
-    assert verify(folder) == []
+    assert verify_run(folder) == []
 
 
-def test_a_run_ended_by_sigterm_says_how_to_go_on_and_does(
+def test_a_run_ended_by_sigterm_says_how_to_resume_and_can_be_resumed(
     auditor: Auditor, tmp_path: Path, slow: Platform, start: Start
 ) -> None:
     process = start("run", slow.settings, "--out", "runs")
@@ -67,15 +67,15 @@ def test_a_run_ended_by_sigterm_says_how_to_go_on_and_does(
     code, out, err = ended(process, signal.SIGTERM)
     left = counts_of(manifest_of(tmp_path / out))["pending"]
     assert (code, left > 0) == (130, True)
-    assert f"{left} devices are left to ask; go on with: auditor resume {out}" in err
+    assert f"{left} devices remain; resume with: auditor resume {out}" in err
     done = auditor("resume", out)
     assert (done.returncode, done.stdout.strip()) == (0, out), done.stderr
-    assert f"going on with {out}: {left} of 90 devices are left to ask" in done.stderr
+    assert f"resuming {out}: {left} of 90 devices remain" in done.stderr
     assert_whole(tmp_path / out, 90)
 
 
 @pytest.mark.parametrize("before", [(), ("nohup",)])
-def test_a_hang_up_ends_a_run_as_sigterm_does_but_not_under_nohup(
+def test_a_hangup_ends_a_run_like_sigterm_but_not_under_nohup(
     tmp_path: Path, slow: Platform, start: Start, before: tuple[str, ...]
 ) -> None:
     process = start("run", slow.settings, "--out", "runs", before=before)
@@ -87,10 +87,10 @@ def test_a_hang_up_ends_a_run_as_sigterm_does_but_not_under_nohup(
     else:
         assert code == 130, err
         assert manifest_of(folder)["error"] == "interrupted by SIGHUP"
-        assert verify(folder) == []
+        assert verify_run(folder) == []
 
 
-def test_run_with_resume_goes_on_with_a_killed_run_and_then_begins_a_new_one(
+def test_run_with_resume_resumes_a_killed_run_and_then_starts_a_new_one(
     auditor: Auditor, tmp_path: Path, slow: Platform, start: Start
 ) -> None:
     process = start("run", slow.settings, "--out", "runs")
@@ -100,7 +100,7 @@ def test_run_with_resume_goes_on_with_a_killed_run_and_then_begins_a_new_one(
     assert manifest_of(folder)["state"] == "running"
     refused = auditor("run", slow.settings, "--out", "runs", "--resume", "--limit", 7)
     assert refused.returncode == 2
-    assert "limit was not set and is 7" in refused.stderr
+    assert "limit changed from not set to 7" in refused.stderr
     done = auditor("run", slow.settings, "--out", "runs", "--resume")
     assert (done.returncode, tmp_path / done.stdout.strip()) == (0, folder), done.stderr
     assert_whole(folder, 90)
@@ -109,7 +109,7 @@ def test_run_with_resume_goes_on_with_a_killed_run_and_then_begins_a_new_one(
     assert tmp_path / anew.stdout.strip() != folder
 
 
-def test_a_killed_run_is_in_nobody_s_way_and_a_living_one_is(
+def test_a_killed_run_blocks_nothing_and_a_running_one_does(
     auditor: Auditor, tmp_path: Path, start_platform: StartPlatform, start: Start
 ) -> None:
     platform = start_platform("--devices", 2000, "--per-second", 50)
@@ -121,7 +121,7 @@ def test_a_killed_run_is_in_nobody_s_way_and_a_living_one_is(
     while len(list((tmp_path / "runs").glob("2*"))) < 2:
         time.sleep(0.02)
     for arguments, said in (
-        (("run", platform.settings, "--out", "runs"), 'an audit named "simulated" is under way'),
+        (("run", platform.settings, "--out", "runs"), 'an audit named "simulated" is running'),
         (("resume", "runs"), "another process is writing this run"),
     ):
         refused = auditor(*arguments)
@@ -135,11 +135,11 @@ def test_resume_of_a_complete_run_says_so_and_changes_nothing(auditor: Auditor, 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     done = auditor("resume", folder)
     assert (done.returncode, done.stdout.strip()) == (0, str(folder))
-    assert "is complete; nothing is left to ask" in done.stderr
+    assert "is complete; nothing to resume" in done.stderr
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_resume_takes_another_pace_but_no_other_platform(
+def test_resume_accepts_another_quota_but_not_another_platform(
     auditor: Auditor, tmp_path: Path, slow: Platform, start: Start
 ) -> None:
     process = start("run", slow.settings, "--out", "runs")
@@ -150,8 +150,8 @@ def test_resume_takes_another_pace_but_no_other_platform(
     other.write_text(text.replace(slow.endpoint, "http://127.0.0.1:1/"))
     refused = auditor("resume", folder, "--settings", other)
     assert refused.returncode == 2
-    assert "endpoint was" in refused.stderr
-    other.write_text("at_once = 3\n" + text.replace("per_second = 60.0", "per_second = 55.0"))
+    assert "endpoint changed from" in refused.stderr
+    other.write_text("concurrency = 3\n" + text.replace("calls_per_second = 60.0", "calls_per_second = 55.0"))
     done = auditor("resume", folder, "--settings", other)
     assert done.returncode == 0, done.stderr
     assert_whole(tmp_path / folder, 90)
@@ -166,11 +166,11 @@ def test_a_run_for_3_seconds_ends_in_time_and_resume_completes_it(
     late = auditor("run", platform.settings, "--for", "3s")
     folder = Path(late.stdout.strip())
     manifest = manifest_of(folder)
-    assert (late.returncode, manifest["state"], manifest["error"]) == (1, "partial", "its time was up")
+    assert (late.returncode, manifest["state"], manifest["error"]) == (1, "partial", "the deadline was reached")
     assert counts_of(manifest)["ok"] > 0
     began = datetime.fromisoformat(str(manifest["started_at"])).timestamp()
     assert (folder / "run.json").stat().st_mtime < began + 3 + 1.5
-    assert verify(folder) == []
+    assert verify_run(folder) == []
     in_a_minute = time.strftime("%H:%M:%S", time.localtime(time.time() + 60))
     done = auditor("resume", folder, "--deadline", in_a_minute)
     assert done.returncode == 0, done.stderr
@@ -178,21 +178,26 @@ def test_a_run_for_3_seconds_ends_in_time_and_resume_completes_it(
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"),
-    [("--for", "3"), ("--for", "0s"), ("--deadline", "25:00"), ("--deadline", "2001-01-01T00:00")],
+    ("flag", "value", "advice"),
+    [
+        ("--for", "3", "add one, such as 3h"),
+        ("--for", "0s", "give one such as"),
+        ("--deadline", "25:00", "give a time of day"),
+        ("--deadline", "2001-01-01T00:00", "give a time of day"),
+    ],
 )
-def test_a_time_that_is_none_is_refused_in_one_sentence_before_anything_is_made(
-    auditor: Auditor, tmp_path: Path, platform: Platform, flag: str, value: str
+def test_an_invalid_time_is_one_sentence_and_creates_nothing(
+    auditor: Auditor, tmp_path: Path, platform: Platform, *, flag: str, value: str, advice: str
 ) -> None:
     done = auditor("run", platform.settings, f"{flag}={value}", "--out", "runs")
     assert done.returncode == 2
-    assert done.stderr.startswith("auditor: ")
+    assert done.stderr.startswith(f"auditor: {flag} {value!r}")
     assert done.stderr.count("\n") == 1
-    assert "give " in done.stderr
+    assert advice in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
-def test_resume_of_what_is_no_run_is_refused(auditor: Auditor, tmp_path: Path) -> None:
+def test_resume_of_another_folder_is_refused(auditor: Auditor, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in ("empty", "nowhere"):
         done = auditor("resume", path)
@@ -201,9 +206,7 @@ def test_resume_of_what_is_no_run_is_refused(auditor: Auditor, tmp_path: Path) -
         assert path in done.stderr
 
 
-def test_logs_that_go_to_no_terminal_are_lines_of_json(
-    auditor: Auditor, tmp_path: Path, slow: Platform, start: Start
-) -> None:
+def test_logs_without_a_terminal_are_json_lines(auditor: Auditor, tmp_path: Path, slow: Platform, start: Start) -> None:
     process = start("run", slow.settings, "--out", "runs")
     folder = wait_for_lines(tmp_path / "runs", 10)
     process.kill()
@@ -216,5 +219,5 @@ def test_logs_that_go_to_no_terminal_are_lines_of_json(
     assert [(line["level"], line["lines"]) for line in logged if "dropped" in line["event"]] == [("warning", 1)]
     assert all(line["timestamp"].endswith("Z") for line in logged)
     spoken = [line for line in done.stderr.splitlines() if not line.startswith("{")]
-    assert [line.split()[0] for line in spoken] == ["going", "90/90", "complete:", spoken[-1].split()[0]]
+    assert [line.split()[0] for line in spoken] == ["resuming", "90/90", "complete:", spoken[-1].split()[0]]
     assert_whole(folder, 90)

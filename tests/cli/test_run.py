@@ -1,4 +1,4 @@
-"""`auditor run` and what reads its folder: exit codes, one clear sentence, nothing lost."""
+"""`auditor run` and the commands that read its folder: exit codes, clear errors, no lost results."""
 
 import csv
 import io
@@ -48,7 +48,7 @@ def only_sentence(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
-def test_an_audit_leaves_a_complete_run_that_every_command_reads_alike(auditor: Auditor, platform: Platform) -> None:
+def test_every_command_reads_a_complete_run_consistently(auditor: Auditor, platform: Platform) -> None:
     done = auditor("run", platform.settings)
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.strip())
@@ -92,9 +92,7 @@ def test_an_audit_leaves_a_complete_run_that_every_command_reads_alike(auditor: 
     assert (folder / "inventory.json").read_text() == auditor("inventory", folder, "--format", "json").stdout
 
 
-def test_a_fleet_comes_on_standard_input_and_a_limit_keeps_its_first_devices(
-    auditor: Auditor, platform: Platform
-) -> None:
+def test_a_fleet_is_read_from_standard_input_up_to_a_limit(auditor: Auditor, platform: Platform) -> None:
     fleet = "".join(f"{device.iot_id}\n" for device in World(120) if device.exists)
     done = auditor("run", platform.settings, "--fleet", "-", "--limit", 7, "--out", "elsewhere", stdin=fleet)
     assert done.returncode == 0, done.stderr
@@ -123,11 +121,11 @@ def test_max_failed_decides_between_done_and_failed(
     assert auditor("verify", done.stdout.strip()).returncode == 0
 
 
-def test_a_wrong_secret_costs_a_handful_of_calls_and_names_account_and_cause(
+def test_a_wrong_secret_costs_few_calls_and_names_account_and_cause(
     auditor: Auditor, tmp_path: Path, start_platform: StartPlatform
 ) -> None:
     platform = start_platform("--devices", 500, "--per-second", 0)
-    settings = settings_file(tmp_path, platform.endpoint, per_second="unlimited")
+    settings = settings_file(tmp_path, platform.endpoint, calls_per_second="unlimited")
     (tmp_path / "fleet.csv").write_text((platform.settings.parent / "simulated-fleet.csv").read_text())
     done = auditor("run", settings, env={"CANARY": "a-wrong-one"})
     assert done.returncode == 3
@@ -141,7 +139,7 @@ def test_a_wrong_secret_costs_a_handful_of_calls_and_names_account_and_cause(
     assert counts_of(manifest)["pending"] == 500
 
 
-def test_an_unreachable_endpoint_is_given_up_and_its_host_named(auditor: Auditor, tmp_path: Path) -> None:
+def test_an_unreachable_endpoint_is_abandoned_and_its_host_named(auditor: Auditor, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         settings = settings_file(tmp_path, f"http://127.0.0.1:{taken.getsockname()[1]}/")
@@ -185,14 +183,14 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(
     (tmp_path / "in-the-way").write_text("")
     done = auditor("run", platform.settings, "--out", "in-the-way")
     assert done.returncode == 3
-    assert "in-the-way cannot be written" in only_sentence(done)
+    assert "in-the-way: cannot be written" in only_sentence(done)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("at_once", "at_onse = 3\nat_once"), "at_onse is not a setting; did you mean at_once?"),
-        (('{ env = "CANARY" }', '"written-out"'), "access_key_secret is written out"),
+        (("concurrency", "concurrencey = 3\nconcurrency"), "concurrencey is not a setting; did you mean concurrency?"),
+        (('{ env = "CANARY" }', '"written-out"'), "access_key_secret: keep the secret out of the settings"),
         (("fleet.csv", "no-such.csv"), "no-such.csv: cannot be read"),
         (("[[account]]", "[[account"), "is not TOML"),
     ],
@@ -200,7 +198,7 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(
 def test_bad_settings_are_refused_with_exit_2(
     auditor: Auditor, tmp_path: Path, change: tuple[str, str], said: str
 ) -> None:
-    settings = settings_file(tmp_path, "http://127.0.0.1:1/", at_once=3)
+    settings = settings_file(tmp_path, "http://127.0.0.1:1/", concurrency=3)
     settings.write_text(settings.read_text().replace(*change))
     done = auditor("run", settings, env={"CANARY": SECRET})
     assert done.returncode == 2
@@ -209,7 +207,7 @@ def test_bad_settings_are_refused_with_exit_2(
     assert not (tmp_path / "audits").exists() or not list((tmp_path / "audits").iterdir())
 
 
-def test_a_fleet_with_bad_rows_asks_nothing_and_leaves_nothing(
+def test_a_fleet_with_bad_rows_makes_no_call_and_no_folder(
     auditor: Auditor, tmp_path: Path, platform: Platform
 ) -> None:
     (tmp_path / "bad.csv").write_text("product_key,device_name\nk1,a-device\nk1,\n,b\n")
@@ -251,7 +249,7 @@ def test_an_interrupted_audit_leaves_a_valid_folder(
     assert auditor("inventory", out.strip()).stdout.count("partial: 400 devices") == 1
 
 
-def test_a_second_signal_stops_at_once_and_keeps_what_was_answered(
+def test_a_second_signal_stops_immediately_and_keeps_the_results(
     auditor: Auditor, tmp_path: Path, start_platform: StartPlatform
 ) -> None:
     platform = start_platform("--devices", 400, "--per-second", 20)
@@ -283,7 +281,7 @@ def wait_for_lines(runs: Path, count: int) -> Path:
     raise AssertionError("no device was answered")
 
 
-def test_a_platform_that_only_fails_is_given_up_and_its_last_word_told(auditor: Auditor, tmp_path: Path) -> None:
+def test_a_platform_that_only_fails_is_abandoned_and_its_last_error_printed(auditor: Auditor, tmp_path: Path) -> None:
     class Sick(threading.Thread):
         port = 0
 

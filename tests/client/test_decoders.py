@@ -10,14 +10,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from auditor.client.decoders import documented_page
-from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
-from auditor.client.responses import decipher, page_of
+from auditor.client.decoders import decode_documented_page
+from auditor.client.responses import parse_module_page, parse_response
 from auditor.errors import PlatformError
 from auditor.models import Page
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
-from tests.simulator.api_requests import get, named, signed_query
+from tests.simulator.api_requests import device_params, get, signed_query
 
 SAMPLES = Path(__file__).with_name("samples")
 TUYA, ALIBABA = ((SAMPLES / name / "body").read_bytes() for name in ("page_tuya", "page_alibaba"))
@@ -25,14 +24,14 @@ TUYA, ALIBABA = ((SAMPLES / name / "body").read_bytes() for name in ("page_tuya"
 
 def patient(body: bytes) -> Page | None:
     try:
-        return page_of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, decipher(200, {}, body, now=0.0))
+        return parse_module_page(parse_response(200, {}, body, now=0.0))
     except PlatformError:
         return None
 
 
 @pytest.mark.parametrize("body", [TUYA, ALIBABA])
 def test_the_documented_example_is_read_in_both_spellings(body: bytes) -> None:
-    page = documented_page(body)
+    page = decode_documented_page(body)
     assert page is not None
     assert page == patient(body)
     assert [each.module.module_name for each in page.reported] == ["ble"]
@@ -45,9 +44,9 @@ async def test_what_the_simulated_platform_answers_is_as_documented(dialect: Any
     read = 0
     async with Simulator(world, dialect=dialect) as platform:
         for index in range(20):
-            body = (await get(platform, signed_query(named(world.device(index))))).body
-            assert documented_page(body) == patient(body)
-            read += documented_page(body) is not None
+            body = (await get(platform, signed_query(device_params(world.device(index))))).body
+            assert decode_documented_page(body) == patient(body)
+            read += decode_documented_page(body) is not None
     assert read > 10
 
 
@@ -82,7 +81,7 @@ def test_of_any_answer_it_reads_what_the_patient_reader_reads_or_nothing(body: b
                 swapped = name.swapcase()[0] + name[1:]
                 parent[data.draw(st.sampled_from([swapped, name.upper(), name.lower(), f"{name}2"]))] = value
     changed = orjson.dumps(document) if -(2**63) <= largest(document) < 2**64 else body
-    page = documented_page(changed)
+    page = decode_documented_page(changed)
     assert page is None or page == patient(changed)
 
 
@@ -110,10 +109,10 @@ def test_of_any_bytes_it_reads_what_the_patient_reader_reads_or_nothing(
     body: bytes, at: int, cut: int, put: bytes
 ) -> None:
     changed = body[:at] + put + body[at + cut :]
-    page = documented_page(changed)
+    page = decode_documented_page(changed)
     assert page is None or page == patient(changed)
 
 
 def test_deep_nesting_is_none_of_its_business() -> None:
-    assert documented_page(b'{"data":' * 100_000) is None
-    assert documented_page(re.sub(rb'"total": ?\d+', b'"total":' + b"9" * 5000, TUYA)) is None
+    assert decode_documented_page(b'{"data":' * 100_000) is None
+    assert decode_documented_page(re.sub(rb'"total": ?\d+', b'"total":' + b"9" * 5000, TUYA)) is None

@@ -5,22 +5,22 @@ from typing import Any
 import orjson
 import pytest
 
-from auditor.client.decoders import DEFINED_MODULES, DEVICES, PRODUCTS
-from auditor.client.parsers import OTHER, devices_of, modules_of, products_of
-from auditor.client.responses import UNREADABLE, decipher
-from auditor.errors import PlatformError, RefusedAccountError, ThrottledError, TransientError
+from auditor.client.decoders import DEVICE_LIST_RESPONSE, PRODUCT_LIST_RESPONSE, PRODUCT_MODULES_RESPONSE
+from auditor.client.parsers import OTHER_STATUS, parse_devices, parse_modules, parse_products
+from auditor.client.responses import INVALID_JSON, parse_response
+from auditor.errors import AccountDeniedError, PlatformError, ThrottledError, TransientError
 from auditor.models import ListedDevice
 
 ODD: list[object] = [False, 7, 1.5, [1], [None], {"deviceInfo": 3}, {"deviceInfo": {}}, {"total": {}}, {"total": [[1]]}]
 
 
-def answer(document: object, kept: Any = DEVICES) -> Any:
-    return decipher(200, {}, orjson.dumps(document), now=0.0, kept=kept)
+def answer(document: object, kept: Any = DEVICE_LIST_RESPONSE) -> Any:
+    return parse_response(200, {}, orjson.dumps(document), now=0.0, response_type=kept)
 
 
 def refusal(document: object, status: int = 200) -> PlatformError:
     with pytest.raises(PlatformError) as caught:
-        decipher(status, {}, orjson.dumps(document), now=0.0, kept=DEVICES)
+        parse_response(status, {}, orjson.dumps(document), now=0.0, response_type=DEVICE_LIST_RESPONSE)
     return caught.value
 
 
@@ -29,12 +29,12 @@ def test_a_refusal_keeps_its_meaning_whatever_is_beside_it(data: object) -> None
     error = refusal({"success": False, "code": "Throttling.User", "errorMessage": "m", "data": data})
     assert (type(error), error.code, error.message) == (ThrottledError, "Throttling.User", "m")
     error = refusal({"Code": "InvalidAccessKeyId.NotFound", "Message": "m", "Data": data, "Success": False}, 404)
-    assert isinstance(error, RefusedAccountError)
+    assert isinstance(error, AccountDeniedError)
 
 
 @pytest.mark.parametrize("data", ODD[:-1])
 def test_a_success_of_another_shape_is_a_page_without_devices(data: object) -> None:
-    page = devices_of(answer({"success": True, "data": data, "total": 3}), "p1")
+    page = parse_devices(answer({"success": True, "data": data, "total": 3}), "p1")
     assert (page.items, page.total) == ((), 3)
 
 
@@ -42,46 +42,50 @@ def test_a_success_of_another_shape_is_a_page_without_devices(data: object) -> N
 def test_text_in_the_place_of_data_is_not_read_for_it_may_hold_anything(data: str) -> None:
     for document in ({"data": data}, {"data": {"deviceInfo": data}}):
         error = refusal({"success": True, **document})
-        assert (type(error), error.code) == (TransientError, UNREADABLE)
+        assert (type(error), error.code) == (TransientError, INVALID_JSON)
         assert "S3CRET" not in repr(error.__dict__) + repr(error.__context__)
 
 
 @pytest.mark.parametrize("entry", [None, 7, "x", {"deviceName": {"a": 1}}, {"deviceName": ["b"]}, {"iotId": "i"}])
 def test_an_entry_that_is_none_is_left_out_alone(entry: object) -> None:
-    page = devices_of(answer({"success": True, "data": {"deviceInfo": [{"deviceName": "good"}, entry]}}), "p1")
+    page = parse_devices(answer({"success": True, "data": {"deviceInfo": [{"deviceName": "good"}, entry]}}), "p1")
     assert [device.device_name for device in page.items] == ["good"]
 
 
 def test_a_member_of_another_type_is_nothing_and_the_device_stays() -> None:
     odd = {"deviceName": "a", "iotId": {"x": 1}, "utcCreate": [1], "utcModified": 5, "deviceStatus": {"x": [1]}}
-    page = devices_of(answer({"success": True, "data": {"deviceInfo": [odd]}}), "p1")
+    page = parse_devices(answer({"success": True, "data": {"deviceInfo": [odd]}}), "p1")
     assert page.items == (ListedDevice("a", None, None, None, "5"),)
 
 
 @pytest.mark.parametrize("number", [1e20, 10**18, 10**12, -1, 1.5, "many", True])
 def test_a_number_that_cannot_be_is_none(number: object) -> None:
-    page = devices_of(answer({"success": True, "total": number, "page": number, "data": None}), "p1")
+    page = parse_devices(answer({"success": True, "total": number, "page": number, "data": None}), "p1")
     assert (page.total, page.number) == (None, None)
     product = {"productKey": "p1", "deviceCount": number}
-    (found,) = products_of(answer({"success": True, "data": {"list": {"productInfo": [product]}}}, PRODUCTS)).items
+    (found,) = parse_products(
+        answer({"success": True, "data": {"list": {"productInfo": [product]}}}, PRODUCT_LIST_RESPONSE)
+    ).items
     assert found.device_count is None
 
 
 def test_texts_without_end_are_none() -> None:
     long = "x" * 1_000_000
     device = {"deviceName": "a", "deviceStatus": long, "utcCreate": long, "utcModified": long}
-    page = devices_of(answer({"success": True, "nextToken": long, "data": {"deviceInfo": [device]}}), "p1")
+    page = parse_devices(answer({"success": True, "nextToken": long, "data": {"deviceInfo": [device]}}), "p1")
     assert page.next_token is None
-    assert page.items == (ListedDevice("a", None, OTHER, None, None),)
+    assert page.items == (ListedDevice("a", None, OTHER_STATUS, None, None),)
     product = {"productKey": "p1", "productName": long}
-    (found,) = products_of(answer({"success": True, "data": {"list": {"productInfo": [product]}}}, PRODUCTS)).items
+    (found,) = parse_products(
+        answer({"success": True, "data": {"list": {"productInfo": [product]}}}, PRODUCT_LIST_RESPONSE)
+    ).items
     assert found.product_name is None
 
 
 def test_modules_that_differ_in_case_alone_are_one() -> None:
     told = [{"moduleName": name} for name in ("ble", "BLE", "mcu")]
     document = {"success": True, "data": {"otaModuleDTO": told}}
-    assert {name.lower() for name in modules_of(answer(document, DEFINED_MODULES))} == {"ble", "mcu"}
-    assert len(modules_of(answer(document, DEFINED_MODULES))) == 2
+    assert {name.lower() for name in parse_modules(answer(document, PRODUCT_MODULES_RESPONSE))} == {"ble", "mcu"}
+    assert len(parse_modules(answer(document, PRODUCT_MODULES_RESPONSE))) == 2
     bare = {"success": True, "data": told}
-    assert len(modules_of(answer(bare, DEFINED_MODULES))) == 2
+    assert len(parse_modules(answer(bare, PRODUCT_MODULES_RESPONSE))) == 2

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from auditor.client.decoders import DEFINED_MODULES, DEVICES, PRODUCTS
-from auditor.client.operations import LIST_OTA_MODULE_BY_PRODUCT, QUERY_DEVICE, QUERY_PRODUCT_LIST
-from auditor.client.parsers import NAME_LENGTH, devices_of, modules_of, products_of
-from auditor.client.responses import UNREADABLE, Answer, decipher
+from auditor.client.decoders import DEVICE_LIST_RESPONSE, PRODUCT_LIST_RESPONSE, PRODUCT_MODULES_RESPONSE
+from auditor.client.operations import LIST_OTA_MODULE_BY_PRODUCT, MAX_NAME_LENGTH, QUERY_DEVICE, QUERY_PRODUCT_LIST
+from auditor.client.parsers import parse_devices, parse_modules, parse_products
+from auditor.client.responses import INVALID_JSON, ApiResponse, parse_response
 from auditor.errors import PlatformError, ThrottledError, TransientError
-from auditor.models import Listed, ListedDevice, Product
+from auditor.models import ListedDevice, ListPage, Product
 
 NOW = 1_732_009_663.0
-SHAPES = {"products": PRODUCTS, "devices": DEVICES, "modules": DEFINED_MODULES}
+SHAPES = {"products": PRODUCT_LIST_RESPONSE, "devices": DEVICE_LIST_RESPONSE, "modules": PRODUCT_MODULES_RESPONSE}
 shapes = pytest.mark.parametrize("kept", SHAPES.values(), ids=SHAPES)
 
 LAMP: dict[str, object] = {
@@ -38,27 +38,27 @@ PRODUCT = {"productKey": "p1", "productName": "Lamp", "deviceCount": 7, "authTyp
 LISTED_PRODUCT = Product("p1", "Lamp", 7)
 
 
-def read(document: object, kept: type[msgspec.Struct]) -> Answer:
+def read(document: object, kept: type[msgspec.Struct]) -> ApiResponse:
     body = document if isinstance(document, bytes) else orjson.dumps(document)
-    return decipher(200, {}, body, now=NOW, kept=kept)
+    return parse_response(200, {}, body, now=NOW, response_type=kept)
 
 
-def devices(document: Mapping[str, object]) -> Listed[ListedDevice]:
-    return devices_of(read({"success": True, **document}, DEVICES), "p1")
+def devices(document: Mapping[str, object]) -> ListPage[ListedDevice]:
+    return parse_devices(read({"success": True, **document}, DEVICE_LIST_RESPONSE), "p1")
 
 
 def refusal(document: object) -> PlatformError:
     with pytest.raises(PlatformError) as caught:
-        read(document, DEVICES)
+        read(document, DEVICE_LIST_RESPONSE)
     return caught.value
 
 
-def products(document: Mapping[str, object]) -> Listed[Product]:
-    return products_of(read({"success": True, **document}, PRODUCTS))
+def products(document: Mapping[str, object]) -> ListPage[Product]:
+    return parse_products(read({"success": True, **document}, PRODUCT_LIST_RESPONSE))
 
 
 def modules(document: Mapping[str, object]) -> tuple[str, ...]:
-    return modules_of(read({"success": True, **document}, DEFINED_MODULES))
+    return parse_modules(read({"success": True, **document}, PRODUCT_MODULES_RESPONSE))
 
 
 def pascal(value: Any) -> Any:
@@ -80,13 +80,13 @@ both_dialects = pytest.mark.parametrize("spelled", [same, pascal], ids=["tuya", 
 @both_dialects
 def test_devices_are_read_with_all_that_is_told_of_them(spelled: Callable[[Any], Any]) -> None:
     document = {"data": {"deviceInfo": [LAMP]}, "page": 1, "pageSize": 50, "total": 61, "nextToken": "t2"}
-    assert devices(spelled({**document, "success": True})) == Listed((LISTED_LAMP,), 1, 61, "t2")
+    assert devices(spelled({**document, "success": True})) == ListPage((LISTED_LAMP,), 1, 61, "t2")
 
 
 @both_dialects
 def test_products_are_read_with_their_numbers(spelled: Callable[[Any], Any]) -> None:
     data = {"currentPage": 2, "pageCount": 3, "pageSize": 200, "total": 450, "list": {"productInfo": [PRODUCT]}}
-    assert products(spelled({"data": data, "success": True})) == Listed((LISTED_PRODUCT,), 2, 450, None)
+    assert products(spelled({"data": data, "success": True})) == ListPage((LISTED_PRODUCT,), 2, 450, None)
 
 
 @both_dialects
@@ -122,19 +122,19 @@ def test_dialects_may_be_mixed_within_one_answer(capitals: list[bool]) -> None:
         return value
 
     document = {"success": True, "data": {"deviceInfo": [LAMP]}, "page": 1, "total": 1, "nextToken": "t"}
-    assert devices_of(read(mixed(document), DEVICES), "p1") == Listed((LISTED_LAMP,), 1, 1, "t")
+    assert parse_devices(read(mixed(document), DEVICE_LIST_RESPONSE), "p1") == ListPage((LISTED_LAMP,), 1, 1, "t")
 
 
 @pytest.mark.parametrize("data", [None, {}, [], "", {"deviceInfo": []}, {"deviceInfo": None}, {"other": [LAMP]}, ...])
 def test_data_without_devices_is_a_page_without_any_and_keeps_its_numbers(data: object) -> None:
     document = {name: value for name, value in {"data": data, "total": 3}.items() if value is not ...}
-    assert devices(document) == Listed((), None, 3, None)
+    assert devices(document) == ListPage((), None, 3, None)
 
 
 @pytest.mark.parametrize("data", [None, {}, [], "", {"list": None}, {"list": {}}, {"list": {"productInfo": []}}, ...])
 def test_data_without_products_is_a_page_without_any(data: object) -> None:
     document = {name: value for name, value in {"data": data}.items() if value is not ...}
-    assert products(document) == Listed((), None, None, None)
+    assert products(document) == ListPage((), None, None, None)
 
 
 @pytest.mark.parametrize("data", [None, {}, [], "", {"otaModuleDTO": []}, {"otaModuleDTO": None}, ...])
@@ -150,8 +150,8 @@ def test_products_are_found_where_documents_and_answers_have_them(data: object) 
 
 
 def test_the_array_may_stand_bare_in_place_of_the_object_that_holds_it() -> None:
-    assert devices({"data": [LAMP], "total": 1}) == Listed((LISTED_LAMP,), None, 1, None)
-    assert products({"data": [PRODUCT], "total": 1}) == Listed((LISTED_PRODUCT,), None, 1, None)
+    assert devices({"data": [LAMP], "total": 1}) == ListPage((LISTED_LAMP,), None, 1, None)
+    assert products({"data": [PRODUCT], "total": 1}) == ListPage((LISTED_PRODUCT,), None, 1, None)
     assert modules({"data": [{"moduleName": "ble"}]}) == ("ble",)
 
 
@@ -175,7 +175,7 @@ def test_a_page_goes_by_either_name() -> None:
     assert devices({"currentPage": 3}).number == 3
 
 
-UNUSABLE = ["", " ", None, "a\x00b", "a\nb", "x" * (NAME_LENGTH + 1), "\u202e", True, 1.5]
+UNUSABLE = ["", " ", None, "a\x00b", "a\nb", "x" * (MAX_NAME_LENGTH + 1), "\u202e", True, 1.5]
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
@@ -235,7 +235,11 @@ def test_names_are_trimmed_and_otherwise_as_they_are() -> None:
 
 def test_each_operation_that_lists_has_the_shape_of_its_answer() -> None:
     operations = (QUERY_PRODUCT_LIST, QUERY_DEVICE, LIST_OTA_MODULE_BY_PRODUCT)
-    assert [each.kept for each in operations] == [PRODUCTS, DEVICES, DEFINED_MODULES]
+    assert [each.response_type for each in operations] == [
+        PRODUCT_LIST_RESPONSE,
+        DEVICE_LIST_RESPONSE,
+        PRODUCT_MODULES_RESPONSE,
+    ]
 
 
 # Refusals: what is read of them does not change what they mean.
@@ -244,7 +248,7 @@ def test_each_operation_that_lists_has_the_shape_of_its_answer() -> None:
 def fate(status: int, headers: Mapping[str, str], body: bytes, kept: type[msgspec.Struct] | None) -> object:
     """What an answer comes to: its kind, and all that is told of it."""
     try:
-        answer = decipher(status, headers, body, now=NOW, kept=kept)
+        answer = parse_response(status, headers, body, now=NOW, response_type=kept)
     except PlatformError as error:
         wish = error.retry_after if isinstance(error, ThrottledError) else None
         return type(error), error.code, error.message, error.http_status, error.request_id, wish
@@ -317,12 +321,12 @@ def test_refusals_of_these_tests_are_of_more_kinds_than_one() -> None:
 def test_what_is_no_answer_is_transient_and_says_so(body: bytes, kept: type[msgspec.Struct]) -> None:
     with pytest.raises(TransientError) as caught:
         read(body, kept)
-    assert (type(caught.value), caught.value.code) == (TransientError, UNREADABLE)
+    assert (type(caught.value), caught.value.code) == (TransientError, INVALID_JSON)
 
 
 @pytest.mark.parametrize("number", [b"1e999", b"9" * 5_000, b"NaN", b"0x1", b"01", b"-"])
 def test_a_number_that_no_reader_can_hold_is_no_answer(number: bytes) -> None:
-    assert refusal(b'{"success":true,"total":%b}' % number).code == UNREADABLE
+    assert refusal(b'{"success":true,"total":%b}' % number).code == INVALID_JSON
 
 
 NAMES = st.sampled_from(
@@ -350,19 +354,19 @@ documents: st.SearchStrategy[Any] = st.recursive(
 def test_whatever_comes_is_a_page_or_a_platform_error(body: bytes, status: int) -> None:
     for kept in SHAPES.values():
         try:
-            answer = decipher(status, {}, body, now=NOW, kept=kept)
+            answer = parse_response(status, {}, body, now=NOW, response_type=kept)
         except PlatformError as error:
             assert error.code  # noqa: PT017  either outcome is right
             continue
         assert status == 200
-        for page in (products_of(answer), devices_of(answer, "p1")):
+        for page in (parse_products(answer), parse_devices(answer, "p1")):
             assert all(number is None or number >= 0 for number in (page.number, page.total))
         names = [
-            *modules_of(answer),
-            *(each.product_key for each in products_of(answer).items),
-            *(each.device_name for each in devices_of(answer, "p1").items),
+            *parse_modules(answer),
+            *(each.product_key for each in parse_products(answer).items),
+            *(each.device_name for each in parse_devices(answer, "p1").items),
         ]
-        assert all(0 < len(name) <= NAME_LENGTH and name.isprintable() and name == name.strip() for name in names)
+        assert all(0 < len(name) <= MAX_NAME_LENGTH and name.isprintable() and name == name.strip() for name in names)
 
 
 # A device's secret: it comes with every list of devices, and is never read.
@@ -408,7 +412,7 @@ def texts_in(value: object) -> Iterator[str]:
             left += each
         elif isinstance(each, BaseException):
             left += [each.args, vars(each), each.__context__, each.__cause__, str(each), repr(each)]
-        elif isinstance(each, Listed | ListedDevice | Answer):
+        elif isinstance(each, ListPage | ListedDevice | ApiResponse):
             left.append(asdict(each))
 
 
@@ -435,8 +439,8 @@ def came_since(before: list[str]) -> list[str]:
 
 @secrets
 def test_no_answer_and_no_page_holds_a_devices_secret(spelled: str) -> None:
-    answer = read(entry_with(*SECRETS[spelled]), DEVICES)
-    page = devices_of(answer, "p1")
+    answer = read(entry_with(*SECRETS[spelled]), DEVICE_LIST_RESPONSE)
+    page = parse_devices(answer, "p1")
     assert [each.device_name for each in page.items] == ["lamp-1"]
     reached = [*texts_in(answer), *texts_in(page)]
     assert "lamp-1" in reached
@@ -445,13 +449,13 @@ def test_no_answer_and_no_page_holds_a_devices_secret(spelled: str) -> None:
 
 def test_no_object_of_the_process_holds_a_devices_secret() -> None:
     before = known_to_the_process()
-    kept = [read(entry_with(*pair), DEVICES) for pair in SECRETS.values()]
-    pages = [devices_of(answer, "p1") for answer in kept]
+    kept = [read(entry_with(*pair), DEVICE_LIST_RESPONSE) for pair in SECRETS.values()]
+    pages = [parse_devices(answer, "p1") for answer in kept]
     assert not came_since(before)
     assert all(page.items for page in pages)
-    everything = decipher(200, {}, entry_with(*SECRETS["plain"]), now=NOW)
+    everything = parse_response(200, {}, entry_with(*SECRETS["plain"]), now=NOW)
     assert came_since(before), "the search does not find what is there"
-    assert devices_of(everything, "p1").items == pages[0].items
+    assert parse_devices(everything, "p1").items == pages[0].items
 
 
 @pytest.mark.parametrize("value", ['"%b"', '["%b"]', '{"deviceName":"%b"}'])
@@ -462,13 +466,13 @@ def test_a_secret_is_not_decoded_even_for_a_moment(value: str) -> None:
     def peak(kept: type[msgspec.Struct] | None) -> int:
         tracemalloc.start()
         try:
-            decipher(200, {}, body, now=NOW, kept=kept)
+            parse_response(200, {}, body, now=NOW, response_type=kept)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
 
-    peak(DEVICES)
-    assert peak(DEVICES) < 100_000
+    peak(DEVICE_LIST_RESPONSE)
+    assert peak(DEVICE_LIST_RESPONSE) < 100_000
     assert peak(None) > 4_000_000
 
 
@@ -489,7 +493,7 @@ def broken(draw: st.DrawFn) -> bytes:
 @given(body=broken(), status=st.sampled_from([200, 400, 500]))
 def test_no_error_about_a_broken_answer_holds_a_devices_secret(body: bytes, status: int) -> None:
     try:
-        answer = decipher(status, {}, body, now=NOW, kept=DEVICES)
+        answer = parse_response(status, {}, body, now=NOW, response_type=DEVICE_LIST_RESPONSE)
     except PlatformError as error:
         told = list(texts_in(error))
         assert error.code in told  # noqa: PT017  either outcome is right

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from auditor import errors
-from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
-from auditor.client.responses import decipher, page_of
+from auditor.client.responses import parse_module_page, parse_response
 from auditor.errors import ClockSkewError, PlatformError, ThrottledError
 from auditor.models import ModuleVersion, Page, ReportedModule
 
@@ -16,8 +15,6 @@ NOW = 1732009663.0  # Tue, 19 Nov 2024 09:47:43 GMT
 
 SEED = Page(
     number=1,
-    size=10,
-    page_count=1,
     total=1,
     reported=(ReportedModule(ModuleVersion("ble", "1.0"), "k1h9drZble", "device001", "OZs5tjTkzRRTZSCekmbRk1****"),),
     request_id="47f85a55-2ffb-40d4-9d0a-efd41fac7380",
@@ -29,11 +26,11 @@ def test_a_sample_is_read_as_its_head_expects(case: Path) -> None:
     head = json.loads((case / "head.json").read_text())
     expected, body = head["expected"], (case / "body").read_bytes()
     if expected.get("page"):
-        answer = decipher(head["status"], head["headers"], body, now=NOW)
-        assert page_of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, answer) == SEED
+        answer = parse_response(head["status"], head["headers"], body, now=NOW)
+        assert parse_module_page(answer) == SEED
         return
     with pytest.raises(PlatformError) as caught:
-        decipher(head["status"], head["headers"], body, now=NOW)
+        parse_response(head["status"], head["headers"], body, now=NOW)
     error = caught.value
     assert type(error) is getattr(errors, expected["error"])
     assert (error.code, error.message) == (expected["code"], expected["message"])

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 import auditor
-from auditor.audit.preflight import check
-from auditor.config.proxy import Proxy, proxy_of
-from auditor.config.serialization import HOW, differences, table_of
+from auditor.audit.preflight import preflight
+from auditor.config.proxy import Proxy, resolve_proxy
+from auditor.config.serialization import RUN_INDEPENDENT_KEYS, diff_settings, settings_to_dict
 from auditor.errors import SettingsError
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
 from tests.client.wire.proxying import PASSWORD, QUOTED_PASSWORD, TOKEN, USER, proxying
 from tests.config.test_loader import account, refused
-from tests.integration.test_audit import account_table, assert_true_to, settings_for
+from tests.integration.test_audit import account_table, assert_matches, settings_for
 
 VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 
@@ -28,8 +28,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def read(proxy: object, endpoint: str = "https://si.tuyacloud.com:8686/") -> Proxy | None:
-    (only,) = auditor.settings_from({"account": [account(proxy=proxy, endpoint=endpoint)]}).account
-    return proxy_of(only)
+    (only,) = auditor.parse_settings({"account": [account(proxy=proxy, endpoint=endpoint)]}).account
+    return resolve_proxy(only)
 
 
 def shown(proxy: Proxy | None) -> tuple[str, str | None] | None:
@@ -45,7 +45,7 @@ def shown(proxy: Proxy | None) -> tuple[str, str | None] | None:
         ("http://[::1]:3128", "http://[::1]:3128"),
     ],
 )
-def test_a_proxy_is_an_address(address: str, url: str) -> None:
+def test_a_valid_proxy_address_is_accepted(address: str, url: str) -> None:
     assert shown(read(address)) == (url, None)
 
 
@@ -54,23 +54,23 @@ def test_a_proxy_is_an_address(address: str, url: str) -> None:
     ["", "proxy:3128", "https://proxy:3128", "socks5://proxy:1080", "http://", "http://p:0", "http://p:x", "http://[::1",
      "http://p/path", "http://p?a", "http://p o", "enviroment", 3128, ["http://p"]],
 )  # fmt: skip
-def test_what_is_no_proxy_is_refused(proxy: object) -> None:
+def test_an_invalid_proxy_is_refused(proxy: object) -> None:
     assert refused({"account": [account(proxy=proxy)]}).startswith('account 1 ("eu"): proxy: ')
 
 
 @pytest.mark.parametrize("form", ["http://{}@p:1", "http://u:{}@p:1", "http://u:{}@p:x", "u:{}@p"])
-def test_a_password_written_out_is_refused_and_not_repeated(form: str) -> None:
+def test_a_proxy_password_in_the_settings_is_refused_and_not_quoted(form: str) -> None:
     text = refused({"account": [account(proxy=form.format(QUOTED_PASSWORD))]})
-    assert "leave the password out of the settings" in text
+    assert "keep the password out of the settings" in text
     assert QUOTED_PASSWORD not in text
 
 
 @pytest.mark.parametrize("source", [{}, {"env": "A", "file": "b"}, {"evn": "A"}, {"command": []}])
-def test_a_place_of_a_proxy_that_is_none_is_refused(source: object) -> None:
+def test_an_invalid_source_of_a_proxy_is_refused(source: object) -> None:
     assert "proxy: " in refused({"account": [account(proxy=source)]})
 
 
-def test_an_address_with_a_password_lies_elsewhere(environment: pytest.MonkeyPatch) -> None:
+def test_an_address_with_a_password_is_stored_elsewhere(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("EU_PROXY", f"http://{USER}:{QUOTED_PASSWORD}@proxy.example:3128")
     found = read({"env": "EU_PROXY"})
     assert shown(found) == ("http://proxy.example:3128", f"Basic {TOKEN}")
@@ -84,7 +84,7 @@ def test_an_address_with_a_password_lies_elsewhere(environment: pytest.MonkeyPat
         read({"env": "EU_PROXY"})
 
 
-def test_variables_of_the_environment_count_only_where_the_settings_say_so(environment: pytest.MonkeyPatch) -> None:
+def test_environment_variables_count_only_if_configured(environment: pytest.MonkeyPatch) -> None:
     assert read("environment") is None
     environment.setenv("HTTPS_PROXY", f"http://{USER}:{QUOTED_PASSWORD}@secure.example:1")
     environment.setenv("HTTP_PROXY", "plain.example:2")
@@ -104,14 +104,14 @@ def test_variables_of_the_environment_count_only_where_the_settings_say_so(envir
         ("si.tuyacloud.com:8686", True), ("si.tuyacloud.com:443", False), ("cloud.com", False), ("", False),
     ],
 )  # fmt: skip
-def test_no_proxy_tells_who_is_reached_straight(environment: pytest.MonkeyPatch, exempt: str, direct: bool) -> None:  # noqa: FBT001
+def test_no_proxy_exempts_hosts(environment: pytest.MonkeyPatch, exempt: str, direct: bool) -> None:  # noqa: FBT001
     environment.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     environment.setenv("NO_PROXY", exempt)
     assert (read("environment") is None) == direct
 
 
 @pytest.mark.anyio
-async def test_an_audit_through_a_proxy_is_whole_and_its_password_is_in_no_file(
+async def test_an_audit_through_a_proxy_is_complete_and_its_password_is_in_no_file(
     tmp_path: Path, environment: pytest.MonkeyPatch
 ) -> None:
     world = World(60)
@@ -119,9 +119,9 @@ async def test_an_audit_through_a_proxy_is_whole_and_its_password_is_in_no_file(
     async with Simulator(world) as platform, proxying(password=True) as by:
         environment.setenv("EU_PROXY", by.address)
         table = account_table(platform.endpoint, tmp_path, proxy={"env": "EU_PROXY"})
-        result = await auditor.run_audit(settings_for(tmp_path, table, at_once=4))
+        result = await auditor.run_audit(settings_for(tmp_path, table, concurrency=4))
     assert result.manifest.state == "complete"
-    assert_true_to(world, result.folder)
+    assert_matches(world, result.folder)
     assert len(by.heads) == platform.counts.received
     kept = json.loads((result.folder / "run.json").read_text())["settings"]["account"][0]
     assert kept["proxy"] == {"env": "EU_PROXY"}
@@ -133,19 +133,19 @@ async def test_an_audit_through_a_proxy_is_whole_and_its_password_is_in_no_file(
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (b"HTTP/1.1 407 Who\r\nContent-Length: 0\r\n\r\n", "does not accept our user and password, or our having none"),
-        (b"HTTP/1.1 502 No\r\nContent-Length: 0\r\n\r\n", "does not let us through to 127.0.0.1: it answers 502; is"),
-        (None, "cannot be reached: Connection refused; is its proxy right?"),
+        (b"HTTP/1.1 407 Who\r\nContent-Length: 0\r\n\r\n", "does not accept the user and password, or requires them"),
+        (b"HTTP/1.1 502 No\r\nContent-Length: 0\r\n\r\n", "does not connect to 127.0.0.1: status 502; check"),
+        (None, "cannot be reached: Connection refused; check its proxy"),
     ],
 )
-async def test_a_check_says_what_is_wrong_with_a_proxy(
+async def test_a_check_reports_a_broken_proxy(
     tmp_path: Path, environment: pytest.MonkeyPatch, answer: bytes | None, says: str
 ) -> None:
     (tmp_path / "fleet.csv").write_text("iot_id\none\n")
     async with proxying(answer=answer) as by:
         environment.setenv("EU_PROXY", f"http://{USER}:{QUOTED_PASSWORD}@{by.place if answer else '127.0.0.1:1'}")
         table = account_table("http://127.0.0.1:2/", tmp_path, proxy={"env": "EU_PROXY"})
-        (found,) = await check(settings_for(tmp_path, table, give_up_after=0.2))
+        (found,) = await preflight(settings_for(tmp_path, table, give_up_after=0.2))
     assert found.problem is not None
     assert f"auditor.Proxy: the proxy {by.place if answer else '127.0.0.1:1'} {says}" in found.problem
     assert "\n" not in found.problem
@@ -153,10 +153,10 @@ async def test_a_check_says_what_is_wrong_with_a_proxy(
     assert len(by.heads) <= (1 if "user" in says else 5), "a wrong password is not tried again"
 
 
-def test_a_run_may_go_on_through_another_proxy() -> None:
+def test_a_run_may_be_resumed_through_another_proxy() -> None:
     one, other = (
-        auditor.settings_from({"account": [account(proxy=proxy)]}) for proxy in ("http://one:3128", "environment")
+        auditor.parse_settings({"account": [account(proxy=proxy)]}) for proxy in ("http://one:3128", "environment")
     )
-    assert differences(one, other) == ['account "eu": proxy was "http://one:3128" and is "environment"']
-    assert differences(one, other, besides=HOW) == []
-    assert auditor.settings_from(table_of(one)).account[0].proxy == "http://one:3128"
+    assert diff_settings(one, other) == ['account "eu": proxy changed from "http://one:3128" to "environment"']
+    assert diff_settings(one, other, ignore=RUN_INDEPENDENT_KEYS) == []
+    assert auditor.parse_settings(settings_to_dict(one)).account[0].proxy == "http://one:3128"

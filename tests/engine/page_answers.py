@@ -1,66 +1,66 @@
-"""A platform that answers from a script: pages and errors in the order they are asked for, without a network."""
+"""A platform that answers from a script: pages and errors in the requested order, without a network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from auditor.client.operations import Operation
-from auditor.client.responses import Answer
+from auditor.client.responses import ApiResponse
 from auditor.errors import PlatformError
-from auditor.models import Device, Sent
+from auditor.models import CallResult, Device
 
 NAMED = Device("demo", "p1", "device001", None)
 BY_ID = Device("demo", None, None, "iot001")
 
-Reply = Answer | PlatformError
+Reply = ApiResponse | PlatformError
 
 
-def entry(name: str, version: str = "1.0", **told: str) -> dict[str, object]:
-    return {"moduleName": name, "moduleVersion": version, **told}
+def entry(name: str, version: str = "1.0", **reported: str) -> dict[str, object]:
+    return {"moduleName": name, "moduleVersion": version, **reported}
 
 
 def entries(count: int, start: int = 0) -> list[dict[str, object]]:
     return [entry(f"m{number}", f"1.{number}") for number in range(start, start + count)]
 
 
-def page(data: object, total: object, number: object = None, **fields: object) -> Answer:
+def page(data: object, total: object, number: object = None, **fields: object) -> ApiResponse:
     """An answer whose data holds the entries as the example does; other data stands as it is given."""
     if isinstance(data, list):
         data = {"simpleOTAModuleInfo": data}
-    return Answer({"data": data, "total": total, "currentpage": number, **fields}, "r-1")
+    return ApiResponse({"data": data, "total": total, "currentpage": number, **fields}, "r-1")
 
 
-class Script:
-    """A ``call`` that gives its replies in turn, the last one forever, and keeps what it was asked."""
+class ScriptedCall:
+    """A ``call`` that gives its replies in turn, the last one forever, and records the requests."""
 
     def __init__(self, *replies: Reply, attempts: int = 1) -> None:
         self.replies: Sequence[Reply] = replies
-        self.asked: list[dict[str, str]] = []
+        self.requests: list[dict[str, str]] = []
         self._attempts = attempts
 
-    async def __call__(self, operation: Operation, parameters: Mapping[str, str], /) -> Sent[Answer]:
+    async def __call__(self, operation: Operation, parameters: Mapping[str, str], /) -> CallResult[ApiResponse]:
         assert operation.name == "ListOTAModuleVersionsByDevice"
-        reply = self.replies[min(len(self.asked), len(self.replies) - 1)]
-        self.asked.append(dict(parameters))
-        return Sent(reply, self._attempts)
+        reply = self.replies[min(len(self.requests), len(self.replies) - 1)]
+        self.requests.append(dict(parameters))
+        return CallResult(reply, self._attempts)
 
     @property
     def pages(self) -> list[int]:
-        return [int(asked["CurrentPage"]) for asked in self.asked]
+        return [int(request["CurrentPage"]) for request in self.requests]
 
 
-class Catalogue:
+class PagingCall:
     """A ``call`` that pages honestly through a number of modules."""
 
     def __init__(
-        self, modules: int, lie: Callable[[int, dict[str, Any]], None] = lambda _number, _fields: None
+        self, modules: int, corrupt: Callable[[int, dict[str, Any]], None] = lambda _number, _fields: None
     ) -> None:
         self.modules = modules
-        self.asked: list[int] = []
-        self._lie = lie
+        self.pages: list[int] = []
+        self._corrupt = corrupt
 
-    async def __call__(self, operation: Operation, parameters: Mapping[str, str], /) -> Sent[Answer]:
+    async def __call__(self, operation: Operation, parameters: Mapping[str, str], /) -> CallResult[ApiResponse]:
         number, size = int(parameters["CurrentPage"]), int(parameters["PageSize"])
-        self.asked.append(number)
+        self.pages.append(number)
         rest = entries(self.modules)[(number - 1) * size : number * size]
         fields: dict[str, Any] = {
             "data": {"simpleOTAModuleInfo": rest},
@@ -69,5 +69,5 @@ class Catalogue:
             "pagesize": size,
             "pagecount": -(-self.modules // size),
         }
-        self._lie(len(self.asked), fields)
-        return Sent(Answer(fields, f"r-{len(self.asked)}"), 1)
+        self._corrupt(len(self.pages), fields)
+        return CallResult(ApiResponse(fields, f"r-{len(self.pages)}"), 1)

@@ -1,4 +1,4 @@
-"""An account's gates: a quota for each operation, shared as the settings say."""
+"""An account's limiters: a quota for each operation, shared as the settings say."""
 
 from pathlib import Path
 from typing import Any
@@ -6,28 +6,37 @@ from typing import Any
 import pytest
 import structlog
 
-from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, OTHERS, QUERY_DEVICE
-from auditor.config.loader import settings_from
-from auditor.engine.limiters import Gates
+from auditor.client.operations import (
+    BATCH_GET_DEVICE_STATE,
+    LIST_OTA_MODULE_BY_PRODUCT,
+    LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
+    QUERY_DEVICE,
+    QUERY_PRODUCT_LIST,
+)
+from auditor.config.loader import parse_settings
+from auditor.engine.limiters import AccountLimiters
 from auditor.errors import SettingsError
-from auditor.resilience import quota_backends as ledger
-from auditor.resilience.adaptive_rate import MARGIN, UNTOLD
-from auditor.resilience.rate_limiter import Gate, NoQuota, Quota
-from auditor.resilience.shared_quota import cells_for
+from auditor.resilience import quota_backends
+from auditor.resilience.adaptive_rate import INITIAL_MARGIN, INITIAL_SEARCH_RATE
+from auditor.resilience.rate_limiter import AdaptiveRateLimiter, RateLimiter, UnlimitedRateLimiter
+from auditor.resilience.shared_quota import size_for
 
 pytestmark = pytest.mark.anyio
 
-ASK = LIST_OTA_MODULE_VERSIONS_BY_DEVICE
+DEVICE_OPERATION = LIST_OTA_MODULE_VERSIONS_BY_DEVICE
+OPERATIONS = (
+    DEVICE_OPERATION, QUERY_PRODUCT_LIST, QUERY_DEVICE, BATCH_GET_DEVICE_STATE, LIST_OTA_MODULE_BY_PRODUCT,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this machine's budgets lie in this test."""
-    monkeypatch.setattr(ledger, "ON_THIS_MACHINE", str(tmp_path / "budgets"))
-    return tmp_path / "budgets"
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of this machine's quotas in this test."""
+    monkeypatch.setattr(quota_backends, "MACHINE_DIRECTORY", str(tmp_path / "quotas"))
+    return tmp_path / "quotas"
 
 
-def gates_of(key_id: str = "key", *, budget: object = "machine", **account: Any) -> Gates:
+def open_limiters(key_id: str = "key", *, quota_sharing: object = "machine", **account: Any) -> AccountLimiters:
     table = {
         "name": "eu",
         "endpoint": "https://example.test:8686/",
@@ -35,96 +44,96 @@ def gates_of(key_id: str = "key", *, budget: object = "machine", **account: Any)
         "access_key_secret": {"env": "SECRET"},
         **account,
     }
-    settings = settings_from({"account": [table], "budget": budget})
-    return Gates(settings, settings.account[0], key_id, priority=False)
+    settings = parse_settings({"account": [table], "quota_sharing": quota_sharing})
+    return AccountLimiters(settings, settings.account[0], key_id, priority=False)
 
 
-def contents(place: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in place.iterdir()} if place.exists() else {}
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()} if directory.exists() else {}
 
 
-def in_the_way(place: Path) -> None:
-    """A file where a directory is to be made."""
-    place.write_text("")
+def block_directory(directory: Path) -> None:
+    """Write a file where a directory is to be created."""
+    directory.write_text("")
 
 
-def told(gate: Gate) -> float:
+def configured_rate(limiter: RateLimiter) -> float:
     """Requests a second at most."""
-    assert isinstance(gate, Quota)
-    return gate._ledger.budget.rate.told
+    assert isinstance(limiter, AdaptiveRateLimiter)
+    return limiter._backend.quota.rate.configured_rate
 
 
-async def test_every_operation_has_the_quota_that_the_documents_tell_and_a_gate_of_its_own() -> None:
-    async with gates_of(per_second=8, share=0.5) as gates:
-        found = {operation.name: told(gates.of(operation)) for operation in (ASK, *OTHERS)}
-        assert gates.of(ASK) is gates.of(ASK)
-        assert gates.of(ASK) is not gates.of(QUERY_DEVICE)
+async def test_each_operation_has_its_documented_quota_and_its_own_limiter() -> None:
+    async with open_limiters(calls_per_second=8, quota_share=0.5) as limiters:
+        found = {operation.name: configured_rate(limiters.for_operation(operation)) for operation in OPERATIONS}
+        assert limiters.for_operation(DEVICE_OPERATION) is limiters.for_operation(DEVICE_OPERATION)
+        assert limiters.for_operation(DEVICE_OPERATION) is not limiters.for_operation(QUERY_DEVICE)
     assert found == {
         "ListOTAModuleVersionsByDevice": 4.0,
         "QueryProductList": 25.0,
         "QueryDevice": 25.0,
         "BatchGetDeviceState": 25.0,
-        "BatchQueryDeviceDetail": 2.5,
         "ListOTAModuleByProduct": 5.0,
-        "QueryDeviceBySQL": 5.0,
     }
 
 
 async def test_an_account_without_a_quota_has_none_for_any_operation() -> None:
-    async with gates_of(per_second="unlimited") as gates:
-        assert isinstance(gates.of(ASK), NoQuota)
-        assert isinstance(gates.of(QUERY_DEVICE), NoQuota)
+    async with open_limiters(calls_per_second="unlimited") as limiters:
+        assert isinstance(limiters.for_operation(DEVICE_OPERATION), UnlimitedRateLimiter)
+        assert isinstance(limiters.for_operation(QUERY_DEVICE), UnlimitedRateLimiter)
 
 
-async def test_a_quota_that_is_not_known_is_looked_for_from_ten_on() -> None:
-    async with gates_of(per_second="auto") as gates:
-        assert gates.of(ASK).rate == UNTOLD
-        assert told(gates.of(QUERY_DEVICE)) == 50
+async def test_an_unknown_quota_is_probed_from_ten_requests_a_second() -> None:
+    async with open_limiters(calls_per_second="auto") as limiters:
+        assert limiters.for_operation(DEVICE_OPERATION).rate == INITIAL_SEARCH_RATE
+        assert configured_rate(limiters.for_operation(QUERY_DEVICE)) == 50
 
 
-async def test_one_account_is_one_budget_and_another_key_endpoint_or_operation_is_another(place: Path) -> None:
-    elsewhere = gates_of(endpoint="https://example.test:8687/")
-    async with gates_of() as one, gates_of() as same, gates_of("other") as key, elsewhere as endpoint:
-        for gates in (one, same, key, endpoint):
-            gates.of(ASK)
-        one.of(QUERY_DEVICE)
-        await one.of(ASK).slot()
-        await same.of(ASK).slot()
-        await key.of(ASK).slot()
-        assert (one.of(ASK).others, same.of(ASK).others, key.of(ASK).others) == (0, 1, 0)
-    files = contents(place)
+async def test_a_quota_is_shared_by_key_endpoint_and_operation(directory: Path) -> None:
+    elsewhere = open_limiters(endpoint="https://example.test:8687/")
+    async with open_limiters() as one, open_limiters() as same, open_limiters("other") as key, elsewhere as endpoint:
+        for limiters in (one, same, key, endpoint):
+            limiters.for_operation(DEVICE_OPERATION)
+        one.for_operation(QUERY_DEVICE)
+        await one.for_operation(DEVICE_OPERATION).acquire()
+        await same.for_operation(DEVICE_OPERATION).acquire()
+        await key.for_operation(DEVICE_OPERATION).acquire()
+        assert (
+            one.for_operation(DEVICE_OPERATION).other_participants,
+            same.for_operation(DEVICE_OPERATION).other_participants,
+            key.for_operation(DEVICE_OPERATION).other_participants,
+        ) == (0, 1, 0)
+    files = contents(directory)
     assert len(files) == 4
     assert not any("key" in name or b"key" in content for name, content in files.items())
-    assert {len(content) for content in files.values()} == {8 * cells_for(4096)}
+    assert {len(content) for content in files.values()} == {size_for(4096)}
 
 
-async def test_alone_means_alone(place: Path) -> None:
-    async with gates_of(budget="alone") as gates:
-        await gates.of(ASK).slot()
-    assert contents(place) == {}
+async def test_quota_sharing_none_writes_no_file(directory: Path) -> None:
+    async with open_limiters(quota_sharing="none") as limiters:
+        await limiters.for_operation(DEVICE_OPERATION).acquire()
+    assert contents(directory) == {}
 
 
-async def test_a_directory_of_the_settings_is_used(tmp_path: Path, place: Path) -> None:
-    async with gates_of(budget={"directory": str(tmp_path)}) as gates:
-        await gates.of(ASK).slot()
-    assert [name.endswith(ledger.SUFFIX) for name in contents(tmp_path)] == [True]
-    assert contents(place) == {}
+async def test_a_configured_directory_is_used(tmp_path: Path, directory: Path) -> None:
+    async with open_limiters(quota_sharing={"directory": str(tmp_path)}) as limiters:
+        await limiters.for_operation(DEVICE_OPERATION).acquire()
+    assert [name.endswith(quota_backends.FILE_SUFFIX) for name in contents(tmp_path)] == [True]
+    assert contents(directory) == {}
 
 
-def test_a_directory_that_cannot_be_used_is_told(tmp_path: Path) -> None:
-    gates_of(budget={"directory": str(tmp_path)}).of(ASK)
+def test_a_configured_directory_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
+    open_limiters(quota_sharing={"directory": str(tmp_path)}).for_operation(DEVICE_OPERATION)
     (path,) = tmp_path.iterdir()
     path.unlink()
     path.mkdir()
-    with pytest.raises(SettingsError, match=r"budget: .*: cannot be used: Is a directory"):
-        gates_of(budget={"directory": str(tmp_path)}).of(ASK)
+    with pytest.raises(SettingsError, match=r"quota_sharing: .*: cannot be used: Is a directory"):
+        open_limiters(quota_sharing={"directory": str(tmp_path)}).for_operation(DEVICE_OPERATION)
 
 
-async def test_a_machine_without_a_place_for_budgets_is_audited_all_the_same(place: Path) -> None:
-    in_the_way(place)
+async def test_a_machine_without_a_quota_directory_is_audited_without_sharing(directory: Path) -> None:
+    block_directory(directory)
     with structlog.testing.capture_logs() as logs:
-        async with gates_of() as gates:
-            assert gates.of(ASK).rate == 10 / (1 + MARGIN)
-    assert [(line["event"], line["account"]) for line in logs] == [
-        ("the quota is not shared with other audits here", "eu")
-    ]
+        async with open_limiters() as limiters:
+            assert limiters.for_operation(DEVICE_OPERATION).rate == 10 / (1 + INITIAL_MARGIN)
+    assert [(line["event"], line["account"]) for line in logs] == [("the quota is not shared with other audits", "eu")]

@@ -1,4 +1,4 @@
-"""What is logged of an account's pace: once when it begins, once when it ends."""
+"""Changes of an account's health are logged once when they begin and once when they end."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -6,107 +6,107 @@ from typing import Any, cast
 import pytest
 import structlog
 
-from auditor.engine.account_session import AskedAccount, Pace
-from auditor.engine.monitor import EVERY, FULL_SECONDS, Notices
-from auditor.resilience.retry import Tally
+from auditor.engine.account_session import AccountSession, QuotaStatus
+from auditor.engine.monitor import SATURATED_SECONDS, STATUS_LOG_SECONDS, HealthMonitor
+from auditor.resilience.retry import RequestStats
 
 
 @dataclass
-class Stand:
-    """What notices look at of an account, and a clock."""
+class FakeSession:
+    """The attributes of an account that the monitor checks, and a clock."""
 
     name: str = "eu"
     now: float = 100.0
-    sick: bool = False
-    trouble: str | None = "why"
-    pace: Pace = Pace(told=10.0, rate=9.8, others=0, repeats_wait=False)  # noqa: RUF009  it is frozen
+    is_unhealthy: bool = False
+    problem: str | None = "why"
+    quota_status: QuotaStatus = QuotaStatus(configured_rate=10.0, rate=9.8, other_processes=0, retries_waiting=False)  # noqa: RUF009  it is frozen
     workers: int = 4
-    tally: Tally = field(default_factory=Tally)
+    stats: RequestStats = field(default_factory=RequestStats)
 
     def __post_init__(self) -> None:
-        self.notices = Notices([cast("AskedAccount", self)], lambda: self.now)
+        self.monitor = HealthMonitor([cast("AccountSession", self)], lambda: self.now)
 
-    def said(self, **pace: Any) -> list[tuple[str, str]]:
-        """What is logged once the pace has become so: levels and events."""
-        self.pace = replace(self.pace, **pace)
+    def events(self, **status: Any) -> list[tuple[str, str]]:
+        """Return the levels and events that are logged once the status has changed."""
+        self.quota_status = replace(self.quota_status, **status)
         with structlog.testing.capture_logs() as logs:
-            self.notices.look()
-            self.notices.look()
+            self.monitor.check()
+            self.monitor.check()
         assert {line["account"] for line in logs} <= {"eu"}
         return [(line["log_level"], line["event"]) for line in logs]
 
 
-def test_an_account_that_is_well_is_not_spoken_of() -> None:
-    stand = Stand()
-    assert stand.said() == []
-    assert stand.said(rate=9.3) == []
+def test_a_healthy_account_is_not_logged() -> None:
+    session = FakeSession()
+    assert session.events() == []
+    assert session.events(rate=9.3) == []
 
 
-def test_a_rate_well_below_the_told_one_is_said_once_and_so_is_its_return() -> None:
-    stand = Stand()
-    slowed = ("warning", "refused for the quota: slowed down below what the settings tell")
-    assert stand.said(rate=5.0) == [slowed]
-    assert stand.said(rate=9.2) == []
-    assert stand.said(rate=9.6) == [("warning", "the quota is there again")]
-    assert stand.said(rate=5.0) == [slowed]
+def test_a_slowdown_is_logged_once_and_so_is_its_end() -> None:
+    session = FakeSession()
+    slowed = ("warning", "quota exceeded: slowed down below the configured rate")
+    assert session.events(rate=5.0) == [slowed]
+    assert session.events(rate=9.2) == []
+    assert session.events(rate=9.6) == [("warning", "quota recovered")]
+    assert session.events(rate=5.0) == [slowed]
 
 
-def test_others_that_share_the_quota_are_told() -> None:
-    stand = Stand()
-    assert stand.said(others=2) == [("info", "the quota is shared with another audit")]
-    assert stand.said(others=0) == [("info", "the quota is shared no more")]
+def test_processes_that_share_the_quota_are_logged() -> None:
+    session = FakeSession()
+    assert session.events(other_processes=2) == [("info", "the quota is shared with another audit")]
+    assert session.events(other_processes=0) == [("info", "the quota is no longer shared")]
 
 
-def test_repeats_beyond_their_budget_are_told_unless_the_platform_is_sick() -> None:
-    stand = Stand()
-    assert stand.said(repeats_wait=True) == [("warning", "more repeats than the budget for them allows")]
-    stand.sick = True
-    assert stand.said() == [("warning", "nothing succeeds, so the platform is probed")]
-    stand.sick = False
-    assert stand.said(repeats_wait=False) == [("warning", "the platform answers again")]
+def test_waiting_retries_are_logged_unless_the_account_is_unhealthy() -> None:
+    session = FakeSession()
+    assert session.events(retries_waiting=True) == [("warning", "retries exceed their budget and wait")]
+    session.is_unhealthy = True
+    assert session.events() == [("warning", "every request fails; probing the platform")]
+    session.is_unhealthy = False
+    assert session.events(retries_waiting=False) == [("warning", "the platform answers again")]
 
 
-def test_too_few_requests_in_flight_are_told_with_what_is_needed() -> None:
-    stand = Stand(tally=Tally(in_flight=4, answered=100, seconds=200.0))
-    assert stand.said() == []
-    stand.now += FULL_SECONDS
+def test_too_few_requests_in_flight_are_logged_with_the_number_needed() -> None:
+    session = FakeSession(stats=RequestStats(in_flight=4, answered=100, seconds=200.0))
+    assert session.events() == []
+    session.now += SATURATED_SECONDS
     with structlog.testing.capture_logs() as logs:
-        stand.notices.look()
-        stand.notices.look()
+        session.monitor.check()
+        session.monitor.check()
     assert [(line["event"], line["in_flight"], line["latency"], line["needed"]) for line in logs] == [
-        ("at_once is too small to use the quota at this latency", 4, 2.0, 21)
+        ("concurrency is too small to use the quota at this latency", 4, 2.0, 21)
     ]
 
 
-def test_a_platform_that_hangs_is_no_reason_to_have_more_in_flight() -> None:
-    stand = Stand(tally=Tally(in_flight=4, answered=100, seconds=5.0))
-    assert stand.said() == []
-    stand.now += FULL_SECONDS
-    assert stand.said() == []
+def test_a_platform_that_hangs_does_not_need_more_in_flight() -> None:
+    session = FakeSession(stats=RequestStats(in_flight=4, answered=100, seconds=5.0))
+    assert session.events() == []
+    session.now += SATURATED_SECONDS
+    assert session.events() == []
 
 
-@pytest.mark.parametrize("changed", [{"rate": None, "told": None}, {}])
-def test_full_for_a_moment_or_without_a_quota_is_not_told(changed: dict[str, Any]) -> None:
-    stand = Stand(tally=Tally(in_flight=4, answered=1, seconds=1.0))
-    assert stand.said(**changed) == []
-    stand.now += FULL_SECONDS - 0.1
-    assert stand.said() == []
-    stand.tally.in_flight = 3
-    assert stand.said() == []
-    stand.tally.in_flight = 4
-    stand.now += 1
-    assert stand.said() == []
+@pytest.mark.parametrize("changed", [{"rate": None, "configured_rate": None}, {}])
+def test_brief_saturation_or_no_quota_is_not_logged(changed: dict[str, Any]) -> None:
+    session = FakeSession(stats=RequestStats(in_flight=4, answered=1, seconds=1.0))
+    assert session.events(**changed) == []
+    session.now += SATURATED_SECONDS - 0.1
+    assert session.events() == []
+    session.stats.in_flight = 3
+    assert session.events() == []
+    session.stats.in_flight = 4
+    session.now += 1
+    assert session.events() == []
 
 
-def test_figures_are_told_every_minute() -> None:
-    stand = Stand(tally=Tally(sent=7, retried=2, throttled=1, in_flight=3))
-    stand.now += EVERY
+def test_status_is_logged_once_a_minute() -> None:
+    session = FakeSession(stats=RequestStats(sent=7, retried=2, throttled=1, in_flight=3))
+    session.now += STATUS_LOG_SECONDS
     with structlog.testing.capture_logs() as logs:
-        stand.notices.look()
-        stand.notices.look()
+        session.monitor.check()
+        session.monitor.check()
     assert logs == [
         {
-            "account": "eu", "event": "pace", "log_level": "info", "rate": 9.8, "sent": 7, "retried": 2, "throttled": 1,
+            "account": "eu", "event": "status", "log_level": "info", "rate": 9.8, "sent": 7, "retried": 2, "throttled": 1,
             "in_flight": 3, "others": 0,
         }
     ]  # fmt: skip

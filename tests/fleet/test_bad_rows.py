@@ -15,7 +15,7 @@ ALL = b"product_key,device_name,iot_id\n"
 
 def bad_lines(told: str) -> list[tuple[int, str]]:
     """(line, what is wrong) of each row that a refusal shows; the count it tells must fit."""
-    count, shown = re.fullmatch(r"(\d+) bad rows?, so nothing was asked: (.*)", told, re.DOTALL).groups()  # type: ignore[union-attr]
+    count, shown = re.fullmatch(r"(\d+) bad rows?, so no request was sent: (.*)", told, re.DOTALL).groups()  # type: ignore[union-attr]
     rows = [re.fullmatch(r"(?:line|row) (\d+) (.*)", each) for each in shown.split("; ")]
     found = [(int(row[1]), row[2]) for row in rows if row is not None]
     more = re.search(r"; and (\d+) more$", shown)
@@ -39,7 +39,7 @@ def bad_lines(told: str) -> list[tuple[int, str]]:
         (b"k,a," + b"x" * 1_100_000, "is malformed (line size over maximum)"),
         (b"k,,", "has a product_key but no device_name"),
         (b",a,", "has a device_name but no product_key"),
-        (b' ,"", ', "names no device"),
+        (b' ,"", ', "has no device"),
     ],
 )
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
@@ -87,7 +87,7 @@ def test_bad_lines_of_a_single_column_are_named_as_they_stand(tmp_path: Path) ->
     assert bad_lines(refused(tmp_path, "a.csv", content)) == [
         (6, "is not UTF-8"),
         (8, "has a control character"),
-        (9, "names no device"),
+        (9, "has no device"),
     ]
 
 
@@ -107,9 +107,9 @@ def test_bad_lines_of_a_single_column_are_named_as_they_stand(tmp_path: Path) ->
         (b'{"iot_id":"a\\u0000b"}', "has a control character"),
         (b'{"iot_id":"a\\nb"}', "has a control character"),
         (b'{"iot_id":"\xff"}', "is not UTF-8"),
-        (b'{"iot_id":null,"name":"a"}', "names no device"),
-        (b'{"iot_id":" "}', "names no device"),
-        (b"{}", "names no device"),
+        (b'{"iot_id":null,"name":"a"}', "has no device"),
+        (b'{"iot_id":" "}', "has no device"),
+        (b"{}", "has no device"),
         (b'{"productKey":"k"}', "has a product_key but no device_name"),
         (b'{"DeviceName":"a"}', "has a device_name but no product_key"),
         (b'{"iot_id":"' + b"x" * 257 + b'"}', "has a name of more than 256 characters"),
@@ -135,7 +135,7 @@ def test_mixed_line_endings_are_refused_by_the_first_odd_line(tmp_path: Path, na
     line = b'{"iot_id":"%d"}' if name == "a.jsonl" else b"%d"
     lines = [b"iot_id" if name == "a.csv" else line % 9, *(line % number for number in range(3))]
     assert refused(tmp_path, name, b"\n".join(lines) + b"\r\n" + line % 7 + b"\n").startswith(
-        "line 4 ends unlike line 1"
+        "line 4 has another line ending than line 1"
     )
 
 
@@ -157,7 +157,7 @@ def test_mixed_line_endings_are_refused_by_the_first_odd_line(tmp_path: Path, na
         ("a.parquet", HEADER + b"k,a\n", "is not a Parquet file"),
         ("a.csv", b"name,device_name\nx,a\n", "line 1: needs the columns product_key and device_name, or iot_id; it has 'na"),
         ("a.csv", b"\n" + HEADER + b"k,a\n", "line 1: needs the columns product_key and device_name, or iot_id; it has none"),
-        ("a.csv", b"iot_id,iotId\nx,y\n", "line 1: the column iot_id stands there twice"),
+        ("a.csv", b"iot_id,iotId\nx,y\n", "line 1: the column iot_id occurs twice"),
         ("a.tsv", HEADER + b"k,a\n", "line 1: needs the columns"),
         ("a.json", b'[\n{"iot_id":"a"}\n]\n', "line 1: is a JSON array"),
         ("unknown", b'[{"iot_id":"a"}]', "line 1: "),
@@ -199,6 +199,6 @@ def test_repeats_are_dropped_and_counted_and_the_first_stays(
 def test_contradictions_are_refused_on_the_rows_that_contradict(tmp_path: Path) -> None:
     content = ALL + b"k,a,1\nk,a,2\nk,a,1\nk,b,1\n,,1\nk,c,3\n"
     assert bad_lines(refused(tmp_path, "a.csv", content)) == [
-        (3, "gives k/a another iot_id than before"),
-        (5, "gives iot_id 1 another name than before"),
+        (3, "gives k/a a different iot_id than an earlier row"),
+        (5, "gives iot_id 1 a different name than an earlier row"),
     ]

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from auditor.errors import RunNotWritableError
-from auditor.fleet.compare import FleetFormat, counts_by_product, differences, write_fleet
+from auditor.fleet.compare import FleetFormat, comparison_sql, product_counts_sql, write_fleet
 from auditor.fleet.snapshot import write_snapshot
 from auditor.fleet.table import FLEET_COLUMNS, read_snapshot
 
@@ -145,7 +145,7 @@ def test_devices_are_counted_by_product_and_status(tmp_path: Path) -> None:
         fleet_of(tmp_path / "us.parquet", [Row("p1", "d", None, "ONLINE")], account="us"),
     ]
     with duckdb.connect() as database:
-        found = database.sql(counts_by_product(fleets))
+        found = database.sql(product_counts_sql(fleets))
         assert found.columns == ["account", "product_key", "devices", "online", "offline", "unactive", "disable"]
         assert sorted(found.fetchall()) == [
             ("eu", "p1", 7, 2, 1, 1, 1),
@@ -195,12 +195,12 @@ def differing(
     *,
     asked: Collection[str] | None,
 ) -> list[Difference]:
-    query = differences(
+    query = comparison_sql(
         fleet_of(folder / "given.parquet", given),
         fleet_of(folder / "wanted.parquet", wanted),
         fleet_of(folder / "listed.parquet", listed),
         unsure,
-        asked=asked,
+        requested_products=asked,
     )
     with duckdb.connect() as database:
         rows = database.sql(query).project("difference, product_key, device_name, iot_id, device_status").fetchall()

@@ -6,13 +6,13 @@ from collections.abc import Hashable, Iterable
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from auditor.fleet.pager import Pager, Place
-from auditor.models import Listed
+from auditor.fleet.pager import Pager, PageReference
+from auditor.models import ListPage
 
 SIZE = 5
 
 
-class Shelf:
+class ChangingList:
     """A list as the platform keeps it: newest first, asked for by page, or past ``TOKEN_FROM`` items by token."""
 
     TOKEN_FROM = 20
@@ -31,7 +31,7 @@ class Shelf:
         for _ in range(min(removed, len(self.items))):
             self.always.discard(self.items.pop(dice.randrange(len(self.items))))
 
-    def page(self, place: Place) -> Listed[Hashable]:
+    def page(self, place: PageReference) -> ListPage[Hashable]:
         self.asked += 1
         if place.page * SIZE > self.TOKEN_FROM:
             assert place.token is not None, "asked past the bound without a token"
@@ -41,17 +41,17 @@ class Shelf:
             first = next((at for at, item in enumerate(self.items) if item < last), len(self.items))
         items = tuple(self.items[first : first + SIZE])
         more = first + SIZE < len(self.items)
-        return Listed(items, place.page, len(self.items), str(items[-1]) if more and items else None)
+        return ListPage(items, place.page, len(self.items), str(items[-1]) if more and items else None)
 
 
-def read(shelf: Shelf, changes: Iterable[tuple[int, int]], dice: random.Random) -> tuple[set[int], Pager]:
-    pager: Pager = Pager(SIZE, token_from=Shelf.TOKEN_FROM, most=10_000)
+def read(shelf: ChangingList, changes: Iterable[tuple[int, int]], dice: random.Random) -> tuple[set[int], Pager]:
+    pager: Pager = Pager(SIZE, max_by_page_number=ChangingList.TOKEN_FROM, max_items=10_000)
     seen: set[int] = set()
     waiting = iter(changes)
     while pager.phase != "ended":
-        page = shelf.page(pager.place)
+        page = shelf.page(pager.next_page)
         seen |= {item for item in page.items if isinstance(item, int)}
-        pager.take(page)
+        pager.add_page(page)
         shelf.change(dice, *next(waiting, (0, 0)))
         assert shelf.asked < 2_000
     return seen, pager
@@ -64,104 +64,104 @@ changes = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=60)
 @given(count=st.integers(0, 120), changes=changes, seed=st.integers(0, 9), cursor=st.booleans())
 @example(count=12, changes=[(0, 6)], seed=0, cursor=False)
 @example(count=60, changes=[(3, 3)] * 30, seed=1, cursor=False)
-def test_what_is_there_throughout_is_read_though_others_come_and_go(
+def test_items_that_stay_throughout_are_read_while_others_change(
     count: int, changes: list[tuple[int, int]], seed: int, *, cursor: bool
 ) -> None:
-    shelf = Shelf(range(count), cursor=cursor)
+    shelf = ChangingList(range(count), cursor=cursor)
     seen, pager = read(shelf, changes, random.Random(seed))
     assert shelf.always <= seen <= shelf.ever
-    assert pager.doubt is None
+    assert pager.problem is None
     if not changes:
         assert seen == set(range(count))
         assert shelf.asked == max(1, -(-count // SIZE)) + (count > SIZE)
 
 
-def test_a_reader_that_only_turns_pages_would_miss_some() -> None:
+def test_sequential_reading_would_miss_items() -> None:
     """That the list of these tests does slide: without this, the test above could not fail."""
     missed = 0
     for seed in range(20):
-        shelf, seen, dice = Shelf(range(60)), set[int](), random.Random(seed)
-        Shelf.TOKEN_FROM, before = 10_000, Shelf.TOKEN_FROM
+        shelf, seen, dice = ChangingList(range(60)), set[int](), random.Random(seed)
+        ChangingList.TOKEN_FROM, before = 10_000, ChangingList.TOKEN_FROM
         try:
             for page in range(1, 13):
-                seen |= {item for item in shelf.page(Place(page)).items if isinstance(item, int)}
+                seen |= {item for item in shelf.page(PageReference(page)).items if isinstance(item, int)}
                 shelf.change(dice, 0, 2)
         finally:
-            Shelf.TOKEN_FROM = before
+            ChangingList.TOKEN_FROM = before
         missed += bool(shelf.always - seen)
     assert missed > 10
 
 
-def test_what_is_registered_meanwhile_is_read_too() -> None:
-    shelf = Shelf(range(30))
+def test_items_that_are_added_meanwhile_are_read() -> None:
+    shelf = ChangingList(range(30))
     seen, _ = read(shelf, [(8, 0)], random.Random(0))
     assert seen == set(range(38))
 
 
-def test_a_list_that_changes_faster_than_it_can_be_read_ends_with_a_doubt() -> None:
-    shelf = Shelf(range(5_000))
+def test_list_that_changes_too_fast_ends_with_a_problem() -> None:
+    shelf = ChangingList(range(5_000))
 
     def forever() -> Iterable[tuple[int, int]]:
         while True:
             yield 0, 9
 
     _, pager = read(shelf, forever(), random.Random(0))
-    assert pager.doubt == "it changed faster than it could be read"
+    assert pager.problem == "it changed faster than it could be read"
 
 
-def test_without_a_token_where_one_is_needed_the_list_ends_with_a_doubt() -> None:
-    pager: Pager = Pager(SIZE, token_from=10, most=10_000)
+def test_missing_token_ends_with_a_problem() -> None:
+    pager: Pager = Pager(SIZE, max_by_page_number=10, max_items=10_000)
     for page in (1, 2):
-        assert pager.place == Place(page)
-        pager.take(Listed((1, 2, 3, 4, 5), page, 100, None))
-    assert pager.doubt == "the platform told no NextToken past the first 10"
+        assert pager.next_page == PageReference(page)
+        pager.add_page(ListPage((1, 2, 3, 4, 5), page, 100, None))
+    assert pager.problem == "the platform returned no NextToken beyond the first 10"
 
 
-def test_a_token_that_is_refused_leads_back_to_the_last_page_that_needs_none() -> None:
-    pager: Pager = Pager(SIZE, token_from=10, most=10_000)
+def test_rejected_token_leads_back_to_the_last_page_without_token() -> None:
+    pager: Pager = Pager(SIZE, max_by_page_number=10, max_items=10_000)
     for page in (1, 2, 3):
-        pager.take(Listed((1, 2, 3, 4, 5), page, 100, f"to {page + 1}"))
-    assert pager.place == Place(4, "to 4")
+        pager.add_page(ListPage((1, 2, 3, 4, 5), page, 100, f"to {page + 1}"))
+    assert pager.next_page == PageReference(4, "to 4")
     assert pager.forget_tokens()
-    assert pager.place == Place(2)
+    assert pager.next_page == PageReference(2)
     assert not pager.forget_tokens()
 
 
-def test_the_same_pages_make_the_same_pager() -> None:
+def test_same_pages_give_the_same_state() -> None:
     """That is how a listing is gone on with after a kill."""
-    shelf, dice = Shelf(range(70)), random.Random(3)
-    pager: Pager = Pager(SIZE, token_from=Shelf.TOKEN_FROM, most=10_000)
+    shelf, dice = ChangingList(range(70)), random.Random(3)
+    pager: Pager = Pager(SIZE, max_by_page_number=ChangingList.TOKEN_FROM, max_items=10_000)
     taken = []
     for _ in range(9):
-        taken.append(shelf.page(pager.place))
-        pager.take(taken[-1])
+        taken.append(shelf.page(pager.next_page))
+        pager.add_page(taken[-1])
         shelf.change(dice, 1, 2)
-    again: Pager = Pager(SIZE, token_from=Shelf.TOKEN_FROM, most=10_000)
+    again: Pager = Pager(SIZE, max_by_page_number=ChangingList.TOKEN_FROM, max_items=10_000)
     for page in taken:
-        again.take(page)
-    assert (again.place, again.phase, again.total) == (pager.place, pager.phase, pager.total)
+        again.add_page(page)
+    assert (again.next_page, again.phase, again.total) == (pager.next_page, pager.phase, pager.total)
 
 
-def test_a_list_longer_than_can_be_listed_says_so() -> None:
-    pager: Pager = Pager(SIZE, token_from=None, most=10)
-    pager.take(Listed((1, 2, 3, 4, 5), 1, 100, None))
-    pager.take(Listed((6, 7, 8, 9, 10), 2, 100, None))
-    assert pager.doubt == "no more than 10 can be listed"
+def test_list_longer_than_the_limit_has_a_problem() -> None:
+    pager: Pager = Pager(SIZE, max_by_page_number=None, max_items=10)
+    pager.add_page(ListPage((1, 2, 3, 4, 5), 1, 100, None))
+    pager.add_page(ListPage((6, 7, 8, 9, 10), 2, 100, None))
+    assert pager.problem == "no more than 10 can be listed"
 
 
-def test_without_totals_a_list_is_read_until_a_page_is_not_full() -> None:
-    pager: Pager = Pager(SIZE, token_from=None, most=1_000)
-    pager.take(Listed((1, 2, 3, 4, 5), 1, None, None))
-    assert pager.place == Place(2)
-    pager.take(Listed((6,), 2, None, None))
+def test_list_without_totals_is_read_until_a_page_is_not_full() -> None:
+    pager: Pager = Pager(SIZE, max_by_page_number=None, max_items=1_000)
+    pager.add_page(ListPage((1, 2, 3, 4, 5), 1, None, None))
+    assert pager.next_page == PageReference(2)
+    pager.add_page(ListPage((6,), 2, None, None))
     assert pager.phase == "newest"
 
 
-def test_what_is_known_grows_page_by_page_falls_with_what_was_removed_and_ends_with_the_total() -> None:
-    pager = Pager(50, token_from=None, most=1_000)
+def test_reach_grows_with_pages_and_decreases_with_removals() -> None:
+    pager = Pager(50, max_by_page_number=None, max_items=1_000)
     known = []
     for first, total in ((0, 180), (50, 180), (100, 120), (0, 120), (50, 120), (100, 120), (0, 120)):
-        assert pager.place.page == first // 50 + 1
-        pager.take(Listed(tuple(range(first, min(first + 50, total))), None, total, None))
+        assert pager.next_page.page == first // 50 + 1
+        pager.add_page(ListPage(tuple(range(first, min(first + 50, total))), None, total, None))
         known.append(pager.reached)
     assert (known, pager.phase) == ([50, 100, 40, 50, 100, 120, 120], "ended")

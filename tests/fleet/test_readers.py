@@ -226,7 +226,7 @@ def test_a_refused_fleet_leaves_the_snapshot_before_as_it_was(tmp_path: Path) ->
 def test_a_folder_that_cannot_be_written_is_not_the_fleets_fault(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(KINDS["a.csv"])
     with pytest.raises(RunNotWritableError, match="cannot be written"):
-        write_snapshot([("eu", str(tmp_path / "a.csv"))], tmp_path / "absent" / "fleet.parquet")
+        write_snapshot([("eu", str(tmp_path / "a.csv"))], tmp_path / "a.csv" / "fleet.parquet")
 
 
 def test_a_full_disk_is_not_the_fleets_fault(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The decoder of answers: a status line, header lines, an empty line, then the body, whatever is in them."""
+"""Fuzz target of the response decoder. Input: a status line, header lines, an empty line, then the body."""
 
 import json
 import re
@@ -9,20 +9,26 @@ from pathlib import Path
 import orjson
 from multidict import CIMultiDict
 
-from auditor.client.decoders import DEFINED_MODULES, DEVICES, MESSAGE_LENGTH, PRODUCTS, documented_page
-from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
-from auditor.client.parsers import MOST, NAME_LENGTH, devices_of, modules_of, products_of
-from auditor.client.responses import decipher, page_of
+from auditor.client.decoders import (
+    DEVICE_LIST_RESPONSE,
+    MAX_MESSAGE_LENGTH,
+    PRODUCT_LIST_RESPONSE,
+    PRODUCT_MODULES_RESPONSE,
+    decode_documented_page,
+)
+from auditor.client.operations import MAX_NAME_LENGTH
+from auditor.client.parsers import MAX_COUNT, parse_devices, parse_modules, parse_products
+from auditor.client.responses import parse_module_page, parse_response
 from auditor.errors import PlatformError
 from auditor.models import Page
 
 NOW = 1_732_009_663.0
-SECONDS = 5.0
-"""Processor time that one answer may take, whatever its size."""
+MAX_SECONDS = 5.0
+"""Processor time for one response of any size."""
 
 SAMPLES = Path(__file__).parents[1] / "client" / "samples"
 
-PIECES = [
+FRAGMENTS = [
     b"\n\n", b"\nDate: ", b"\nRetry-After: ", b"\nx-acs-retry-after: ", b"429", b"200", b"Tue, 19 Nov 2024 09:47:43 GMT",
     b"Fri, 31 Dec 9999 23:59:59 -2359", b"+9999", b"9" * 400, b"1e400", b"-0", b"1e308", b"18446744073709551616", b"NaN",
     b'"\\ud800"', b'"\\u0000"', b"\\u202e", b"\xed\xa0\x80", b"\x00", b"\xff", b"\x1b[31m", b"\xe2\x80\xa8", b"[" * 300, b'{"a":' * 200,
@@ -34,47 +40,47 @@ PIECES = [
 
 
 def seeds() -> list[bytes]:
-    """The samples, as answers; the example of the vendor's page is one of them."""
+    """Return the recorded responses; the example of the vendor's page is one of them."""
     return [_sample(folder) for folder in sorted(SAMPLES.iterdir()) if folder.is_dir()]
 
 
 def read(data: bytes) -> str:
-    """What came of an answer: a page, or the documented error's name."""
-    status, headers, body = _parts(data)
-    _read_lists(status, headers, body)
+    """Return ``Page``, or the name of the documented error."""
+    status, headers, body = _split_response(data)
+    _check_list_parsers(status, headers, body)
     began = time.thread_time()
     try:
-        answer = decipher(status, headers, body, now=NOW)
-        page = page_of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, answer)
+        response = parse_response(status, headers, body, now=NOW)
+        page = parse_module_page(response)
     except PlatformError as error:
-        _checked_error(error, status)
-        assert not 200 <= status < 300 or documented_page(body) is None
+        _check_error(error, status)
+        assert not 200 <= status < 300 or decode_documented_page(body) is None
         return type(error).__name__
     finally:
-        assert time.thread_time() - began < SECONDS
+        assert time.thread_time() - began < MAX_SECONDS
     assert 200 <= status < 300
-    _checked_page(page)
-    assert documented_page(body) in {None, page}
+    _check_page(page)
+    assert decode_documented_page(body) in {None, page}
     return "Page"
 
 
-def _read_lists(status: int, headers: CIMultiDict[str], body: bytes) -> None:
-    """The same answer as one to each operation that lists a fleet."""
+def _check_list_parsers(status: int, headers: CIMultiDict[str], body: bytes) -> None:
+    """Parse the same response as one of each list operation."""
     began = time.thread_time()
-    for kept in (PRODUCTS, DEVICES, DEFINED_MODULES):
+    for response_type in (PRODUCT_LIST_RESPONSE, DEVICE_LIST_RESPONSE, PRODUCT_MODULES_RESPONSE):
         try:
-            answer = decipher(status, headers, body, now=NOW, kept=kept)
+            response = parse_response(status, headers, body, now=NOW, response_type=response_type)
         except PlatformError as error:
-            _checked_error(error, status)
+            _check_error(error, status)
             continue
-        products, devices = products_of(answer), devices_of(answer, "p1")
+        products, devices = parse_products(response), parse_devices(response, "p1")
         for page in (products, devices):
-            assert all(number is None or 0 <= number < MOST for number in (page.number, page.total))
-        names = [*modules_of(answer), *(product.product_key for product in products.items)]
+            assert all(number is None or 0 <= number < MAX_COUNT for number in (page.number, page.total))
+        names = [*parse_modules(response), *(product.product_key for product in products.items)]
         names += [name for device in devices.items for name in (device.device_name, device.iot_id) if name is not None]
-        assert all(name.isprintable() and 0 < len(name) <= NAME_LENGTH for name in names)
+        assert all(name.isprintable() and 0 < len(name) <= MAX_NAME_LENGTH for name in names)
         orjson.dumps([asdict(page) for page in (products, devices)])
-    assert time.thread_time() - began < SECONDS
+    assert time.thread_time() - began < MAX_SECONDS
 
 
 def _sample(folder: Path) -> bytes:
@@ -83,8 +89,8 @@ def _sample(folder: Path) -> bytes:
     return "\n".join(lines).encode() + b"\n\n" + (folder / "body").read_bytes()
 
 
-def _parts(data: bytes) -> tuple[int, CIMultiDict[str], bytes]:
-    """Status, headers as aiohttp gives them (bytes that are no UTF-8 as surrogates), and body."""
+def _split_response(data: bytes) -> tuple[int, CIMultiDict[str], bytes]:
+    """Return status, headers as aiohttp decodes them (invalid UTF-8 as surrogates), and body."""
     head, _, body = data.partition(b"\n\n")
     first, *lines = head.decode("utf-8", "surrogateescape").split("\n")
     status = int(first) if re.fullmatch(r"[0-9]{1,3}", first) else 200
@@ -92,20 +98,20 @@ def _parts(data: bytes) -> tuple[int, CIMultiDict[str], bytes]:
     return status, CIMultiDict([(name, value.strip(" \t")) for name, colon, value in named if colon]), body
 
 
-def _checked_error(error: PlatformError, status: int) -> None:
+def _check_error(error: PlatformError, status: int) -> None:
     assert error.code
     for text in (error.code, error.message, error.request_id or ""):
         assert text.isprintable()
-        assert len(text) <= MESSAGE_LENGTH
+        assert len(text) <= MAX_MESSAGE_LENGTH
     assert str(error).isprintable()
     assert error.http_status in {status, None}
-    wish = getattr(error, "retry_after", None)
-    assert wish is None or 0 <= wish < 1e12
+    retry_after = getattr(error, "retry_after", None)
+    assert retry_after is None or 0 <= retry_after < 1e12
 
 
-def _checked_page(page: Page) -> None:
-    assert all(number is None or number >= 0 for number in (page.number, page.size, page.page_count, page.total))
-    assert page.request_id is None or (page.request_id.isprintable() and len(page.request_id) <= MESSAGE_LENGTH)
+def _check_page(page: Page) -> None:
+    assert all(number is None or number >= 0 for number in (page.number, page.total))
+    assert page.request_id is None or (page.request_id.isprintable() and len(page.request_id) <= MAX_MESSAGE_LENGTH)
     for reported in page.reported:
         names = (reported.product_key, reported.device_name, reported.iot_id)
         assert reported.module.module_name

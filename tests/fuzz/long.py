@@ -1,7 +1,7 @@
-"""The long run: ``python -m tests.fuzz.long [SECONDS [TARGET …]]`` follows the readers' branches with Atheris.
+"""Coverage-guided fuzzing with Atheris: ``python -m tests.fuzz.long [SECONDS [TARGET …]]``.
 
-A finding is saved under ``.fuzz/``, its path is printed, and the exit code is 1;
-``python -m tests.fuzz.long --again TARGET FILE`` reads it once more.
+A finding is saved under ``.fuzz/``, its path is printed, and the exit code is 1. Reproduce it with
+``python -m tests.fuzz.long --again TARGET FILE``.
 """
 
 import hashlib
@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import NoReturn
 
 TARGETS = ("decoder", "fleets", "settings", "run_folders")
-FOUND = Path(".fuzz")
-HANGS = 30
-"""Seconds for one input at most; the decoder has a far smaller limit of its own."""
+RESULTS_DIRECTORY = Path(".fuzz")
+MAX_SECONDS = 30
+"""Seconds for one input; the decoder has a much lower limit of its own."""
 
-GUIDED = ["auditor", "csv", "email", "gzip", "tomllib"]
-"""Packages in Python whose branches lead the way; DuckDB, orjson and msgspec are not Python."""
+INSTRUMENTED = ["auditor", "csv", "email", "gzip", "tomllib"]
+"""Packages whose coverage guides the fuzzer; DuckDB, orjson and msgspec are not Python."""
 
 
 def main() -> int:
-    """Every target in a process of its own, since a reader may bring down its process."""
+    """Fuzz every target in a process of its own, because a reader may crash it."""
     if sys.argv[1:2] == ["--again"]:
         target, path = sys.argv[2:4]
         print(importlib.import_module(f"tests.fuzz.{target}").read(Path(path).read_bytes()))
@@ -35,9 +35,9 @@ def main() -> int:
     if sys.argv[1:2] == ["--one"]:
         _fuzz(sys.argv[2], float(sys.argv[3]), Path(sys.argv[4]))
     seconds, targets = (sys.argv[1:2] or ["60"])[0], sys.argv[2:] or TARGETS
-    FOUND.mkdir(exist_ok=True)
-    bad = [target for target in targets if _run(target, seconds)]
-    return 1 if bad else 0
+    RESULTS_DIRECTORY.mkdir(exist_ok=True)
+    failed = [target for target in targets if _run(target, seconds)]
+    return 1 if failed else 0
 
 
 def _run(target: str, seconds: str) -> int:
@@ -45,23 +45,26 @@ def _run(target: str, seconds: str) -> int:
         command = [sys.executable, "-m", "tests.fuzz.long", "--one", target, seconds, work]
         ended = subprocess.run(command, check=False, env={**os.environ, "TMPDIR": work}).returncode
     if ended not in {0, 1}:
-        print(f"{target}: the process ended with {ended}; what it last read is in {FOUND}/{target}-*", flush=True)
+        print(
+            f"{target}: the process ended with {ended}; its last input is in {RESULTS_DIRECTORY}/{target}-*",
+            flush=True,
+        )
     return ended
 
 
 def _fuzz(target: str, seconds: float, work: Path) -> NoReturn:
     import atheris
 
-    with atheris.instrument_imports(include=GUIDED):
+    with atheris.instrument_imports(include=INSTRUMENTED):
         module = importlib.import_module(f"tests.fuzz.{target}")
-    corpus, pieces = work / "corpus", work / "pieces"
+    corpus, dictionary = work / "corpus", work / "dictionary"
     corpus.mkdir()
     for number, seed in enumerate(module.seeds()):
         (corpus / str(number)).write_bytes(seed)
-    escaped = ("".join(f"\\x{byte:02x}" for byte in piece) for piece in module.PIECES)
-    pieces.write_text("".join(f'"{piece}"\n' for piece in escaped))
+    escaped = ("".join(f"\\x{byte:02x}" for byte in piece) for piece in module.FRAGMENTS)
+    dictionary.write_text("".join(f'"{piece}"\n' for piece in escaped))
     options = [
-        f"-artifact_prefix={FOUND}/{target}-", f"-dict={pieces}", f"-timeout={HANGS}", "-verbosity=0",
+        f"-artifact_prefix={RESULTS_DIRECTORY}/{target}-", f"-dict={dictionary}", f"-timeout={MAX_SECONDS}", "-verbosity=0",
         "-max_len=8192", "-rss_limit_mb=4096",
     ]  # fmt: skip
     atheris.Setup([sys.argv[0], *options, str(corpus)], _counting(target, module.read, seconds))
@@ -70,22 +73,22 @@ def _fuzz(target: str, seconds: float, work: Path) -> NoReturn:
 
 
 def _counting(target: str, read: Callable[[bytes], str], seconds: float) -> Callable[[bytes], None]:
-    """Reads, counts what came of it, and ends the process when the time is up or something else came."""
-    came: Counter[str] = Counter()
+    """Count the outcomes, and end the process when the time is over or an unexpected exception was raised."""
+    outcomes: Counter[str] = Counter()
     began = time.monotonic()
 
     def one(data: bytes) -> None:
         try:
-            came[read(data)] += 1
-        except BaseException:  # noqa: BLE001  whatever it is, it is what was looked for
-            path = FOUND / f"{target}-{hashlib.sha256(data).hexdigest()[:16]}"
+            outcomes[read(data)] += 1
+        except BaseException:  # noqa: BLE001  any exception is a finding
+            path = RESULTS_DIRECTORY / f"{target}-{hashlib.sha256(data).hexdigest()[:16]}"
             path.write_bytes(data)
             traceback.print_exc()
-            _end(f"{target}: another exception after {came.total():,} executions; the input is {path}", 1)
+            _end(f"{target}: unexpected exception after {outcomes.total():,} executions; the input is {path}", 1)
         if (passed := time.monotonic() - began) >= seconds:
-            kinds = ", ".join(f"{name} {count:,}" for name, count in came.most_common())
-            rate = f"{came.total():,} executions, {came.total() / passed:,.0f}/s"
-            _end(f"{target}: {rate}: {kinds}; no other exception", 0)
+            kinds = ", ".join(f"{name} {count:,}" for name, count in outcomes.most_common())
+            rate = f"{outcomes.total():,} executions, {outcomes.total() / passed:,.0f}/s"
+            _end(f"{target}: {rate}: {kinds}; no unexpected exception", 0)
 
     return one
 
@@ -93,7 +96,7 @@ def _counting(target: str, read: Callable[[bytes], str], seconds: float) -> Call
 def _end(sentence: str, code: int) -> NoReturn:
     print(sentence, flush=True)
     sys.stderr.flush()
-    os._exit(code)  # Atheris has no other way to be stopped from within; the parent removes what is left
+    os._exit(code)  # Atheris cannot be stopped from within otherwise; the parent process removes the files
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The run reader: a line with a run, what to do and a file of it (``sealed = run.json``), then the file's new content."""
+"""Fuzz target of the run readers. Input: a line with run, action and file (``sealed = run.json``), then the content."""
 
 import atexit
 import shutil
@@ -12,22 +12,22 @@ import duckdb
 from auditor.analysis.drift import diff_runs
 from auditor.errors import RunFolderError
 from auditor.models import Outcome
-from auditor.query.devices import Selection, select_devices
+from auditor.query.devices import DeviceFilter, select_devices
 from auditor.query.run import Run
-from auditor.runs.folder import ANSWERED, DEVICES, FAILED, FLEET, INVENTORY_CSV, INVENTORY_JSON, MODULES, find_run
+from auditor.runs.folder import DEVICES, FAILURES, FLEET, INVENTORY_CSV, INVENTORY_JSON, MODULES, RESULTS, find_run
 from auditor.runs.manifest import MANIFEST, read_manifest
-from auditor.runs.verify import verify
-from auditor.storage.database import quoted
+from auditor.runs.verify import verify_run
+from auditor.storage.database import sql_literal
 from auditor.storage.tables import TableFormat
 from tests.runs.run_folders import both, build, by_id, every_status, failed, named, ok, running
 
-FILES = (MANIFEST, FLEET, ANSWERED, FAILED, DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)
+FILES = (MANIFEST, FLEET, RESULTS, FAILURES, DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)
 KINDS = ("sealed", "mixed", "running")
 
-MESSAGE = 1_000
-"""Characters of a problem or a refusal at most."""
+MAX_MESSAGE = 1_000
+"""Characters of a problem or an error message."""
 
-PIECES = [
+FRAGMENTS = [
     b"sealed = ", b"mixed = ", b"running = ", b"sealed - ", b"sealed + ", *(name.encode() for name in FILES), b"\n", b"\x00", b"\xff",
     b"{", b"}", b"[", b"]", b"null", b"-1", b"1e400", b"9" * 30, b'"\\u0000"', b'"\\u001b[31m"', b"\\ud800", b'"status":"ok"',
     b'"state":"complete"', b'"state":"running"', b'"modules":[', b'"total":', b'"audited_at":', b'"9999999-01-01T00:00:00Z"',
@@ -36,65 +36,65 @@ PIECES = [
 
 
 def seeds() -> list[bytes]:
-    """Every file of every run as it is, gone, as a folder, as another of its files, and with columns of other types."""
+    """Return every file of every run: unchanged, removed, as a folder, as another file, and with columns of other types."""
     made = []
     for kind in KINDS:
         for name in FILES:
             made += [f"{kind} - {name}\n".encode(), f"{kind} + {name}\n".encode()]
-            path = _honest() / kind / name
+            path = _valid_runs() / kind / name
             if path.is_file():
                 made.append(_edit(kind, name, path.read_bytes()))
-                other = _honest() / kind / FILES[(FILES.index(name) + 1) % 5]
+                other = _valid_runs() / kind / FILES[(FILES.index(name) + 1) % 5]
                 made.append(_edit(kind, name, other.read_bytes() if other.is_file() else b""))
     return made + _odd_columns()
 
 
 def read(data: bytes) -> str:
-    """What came of a folder: ``run``, or the documented error's name."""
+    """Return ``run``, or the name of the documented error."""
     first, _, content = data.partition(b"\n")
     words = first.decode("utf-8", "replace").split(" ")
     kind = next((each for each in KINDS if each in words), KINDS[0])
     name = next((each for each in FILES if each in words), FILES[0])
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made) / "runs" / "run"
-        shutil.copytree(_honest() / kind, folder)
-        _put(folder / name, content, "-" if "-" in words else "+" if "+" in words else "=")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "runs" / "run"
+        shutil.copytree(_valid_runs() / kind, folder)
+        _write(folder / name, content, "-" if "-" in words else "+" if "+" in words else "=")
         before = _state(folder)
-        changed = kind != "running" and name != MANIFEST and before != _state(_honest() / kind)
+        changed = kind != "running" and name != MANIFEST and before != _state(_valid_runs() / kind)
         try:
-            _found(folder)
-            _verified(folder, changed=changed)
-            _opened(folder, Path(made))
+            _check_run_list(folder)
+            _check_verify(folder, changed=changed)
+            _check_snapshot(folder, Path(temporary))
         except RunFolderError as error:
-            _checked(str(error).removeprefix(str(folder)))
+            _check_message(str(error).removeprefix(str(folder)))
             return type(error).__name__
         finally:
             assert _state(folder) == before
     return "run"
 
 
-def _put(path: Path, content: bytes, what: str) -> None:
+def _write(path: Path, content: bytes, action: str) -> None:
     path.unlink(missing_ok=True)
-    if what == "+":
+    if action == "+":
         path.mkdir()
-    elif what == "=":
+    elif action == "=":
         path.write_bytes(content)
 
 
-def _found(folder: Path) -> None:
+def _check_run_list(folder: Path) -> None:
     assert find_run(folder) == find_run(folder.parent) == folder
     read_manifest(folder)
 
 
-def _verified(folder: Path, *, changed: bool) -> None:
-    problems = verify(folder)
+def _check_verify(folder: Path, *, changed: bool) -> None:
+    problems = verify_run(folder)
     assert problems or not changed
     for problem in problems:
-        _checked(problem)
+        _check_message(problem)
 
 
-def _opened(folder: Path, work: Path) -> None:
-    """Every way to read a run, as far as it goes; the file to write to is never what is wrong."""
+def _check_snapshot(folder: Path, work: Path) -> None:
+    """Read a run in all ways."""
     with Run(folder.parent) as run:
         counts = run.devices
         assert counts.unanswered >= 0
@@ -103,16 +103,16 @@ def _opened(folder: Path, work: Path) -> None:
         for form in get_args(TableFormat):
             run.write_inventory(work / f"written.{form}", form)
         assert len((work / "written.jsonl").read_bytes().splitlines()) == len(versions)
-    with select_devices(folder, Selection(module_name="ble", below="1.1")) as selected:
+    with select_devices(folder, DeviceFilter(module_name="ble", below="1.1")) as selected:
         assert len(list(selected.table)) == selected.rows
     with diff_runs(folder, folder) as drift:
         assert drift.counts.joined == drift.counts.left == drift.counts.upgraded == drift.counts.vanished == 0
         assert len(list(drift.devices)) == drift.counts.not_seen
 
 
-def _checked(text: str) -> None:
-    assert "\n" not in text  # what a terminal would act on is escaped where it is printed
-    assert len(text) <= MESSAGE, text
+def _check_message(text: str) -> None:
+    assert "\n" not in text  # control sequences are escaped where they are printed
+    assert len(text) <= MAX_MESSAGE, text
 
 
 def _state(folder: Path) -> dict[str, bytes | None]:
@@ -120,16 +120,16 @@ def _state(folder: Path) -> dict[str, bytes | None]:
 
 
 @cache
-def _honest() -> Path:
-    """Runs to spoil, one of each kind, made once."""
-    made = Path(tempfile.mkdtemp(prefix="auditor-honest-"))
+def _valid_runs() -> Path:
+    """Create one valid run of each kind, once."""
+    made = Path(tempfile.mkdtemp(prefix="auditor-valid-"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     every_status(made / "sealed")
     fleet = [named(0), by_id(1), both(2)]
     outcomes: list[Outcome] = [ok(both(0), ("ble", "1")), ok(both(2), ("ble", "2")), failed(by_id(1))]
     build(made / "mixed", fleet, outcomes)
     running(made / "running", fleet, outcomes)
-    assert verify(made / "sealed") == verify(made / "mixed") == []
+    assert verify_run(made / "sealed") == verify_run(made / "mixed") == []
     return made
 
 
@@ -138,20 +138,20 @@ def _edit(kind: str, name: str, content: bytes) -> bytes:
 
 
 def _odd_columns() -> list[bytes]:
-    """Sealed files whose text is of another type, unpacked, so that a changed byte is a changed value."""
+    """Return sealed files with text columns of other types, uncompressed, so that a changed byte changes a value."""
     made = []
     types = ("BLOB", "INTEGER[]", "DATE", "UUID", "DECIMAL(9, 2)", "DOUBLE", "INTERVAL", "TIMESTAMP", "VARCHAR")
-    odd = _honest() / "odd.parquet"
-    spoilt = ((MODULES, "module_version"), (MODULES, "account"), (DEVICES, "status"), (FLEET, "account"))
+    odd = _valid_runs() / "odd.parquet"
+    columns = ((MODULES, "module_version"), (MODULES, "account"), (DEVICES, "status"), (FLEET, "account"))
     with duckdb.connect() as database:
-        for name, column in spoilt:
-            source = _honest() / "sealed" / name
+        for name, column in columns:
+            source = _valid_runs() / "sealed" / name
             for kind in types:
                 value = f"try_cast({column} AS {kind})"
                 value = {"DOUBLE": "'nan'::DOUBLE", "DATE": "'infinity'::DATE", "UUID": "uuid()"}.get(kind, value)
                 value = {"INTERVAL": "to_days(1)", "TIMESTAMP": "'infinity'::TIMESTAMP"}.get(kind, value)
-                query = f"SELECT * REPLACE ({value} AS {column}) FROM read_parquet({quoted(source)})"
-                database.execute(f"COPY ({query}) TO {quoted(odd)} (FORMAT parquet, COMPRESSION uncompressed)")
+                query = f"SELECT * REPLACE ({value} AS {column}) FROM read_parquet({sql_literal(source)})"
+                database.execute(f"COPY ({query}) TO {sql_literal(odd)} (FORMAT parquet, COMPRESSION uncompressed)")
                 made.append(_edit("sealed", name, odd.read_bytes()))
     odd.unlink()
     return made

@@ -1,26 +1,26 @@
-"""The settings reader: a TOML file, whatever is in it."""
+"""Fuzz target of the settings loader. Input: a TOML file."""
 
 import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from auditor.config.loader import load_settings, settings_from
+from auditor.config.loader import load_settings, parse_settings
 from auditor.errors import SettingsError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 SECRET = "s3cr3t-of-the-account"
-"""Written out where no settings file should hold it; no message may quote it."""
+"""Used where a settings file must not contain a secret; no message may quote it."""
 
-MESSAGE = 10_000
-"""Characters of a refusal at most, of a file of a few kilobytes."""
+MAX_MESSAGE = 10_000
+"""Characters of an error message for a file of a few kilobytes."""
 
-PIECES = [
+FRAGMENTS = [
     b"[[account]]\n", b"[account]\n", b"account = ", b"name = ", b"endpoint = ", b"access_key_id = ", b"access_key_secret = ",
     SECRET.encode(), b"{ env = ", b"{ file = ", b"{ command = [", b"proxy = ", b"fleet = ", b"products = ", b'"all"', b"include = { device_name = [", b"exclude = ", b"quotas = { QueryDevice = ",
-    b"expected_modules = ", b"dialect = ", b'"alibaba"', b"region_id = ", b"per_second = ",
-    b'"unlimited"', b"share = ", b"ca_file = ", b"max_failed = ", b'"0.1%"', b"at_once = ", b"timeout = ", b"page_size = ",
+    b"fetch_product_modules = ", b"dialect = ", b'"alibaba"', b"region_id = ", b"calls_per_second = ",
+    b'"unlimited"', b"quota_share = ", b"ca_file = ", b"max_failed = ", b'"0.1%"', b"concurrency = ", b"timeout = ", b"page_size = ",
     b"inf", b"nan", b"-0.0", b"1e400", b"0x" + b"f" * 40, b"9" * 5000, b"1979-05-27T07:32:00Z", b"07:32:00", b"[" * 300, b"a." * 300,
     b'"""', b"'''", b'"', b"'", b"\\u0000", b"\\ud800", b"\\U00110000", b"\\e", b"\x00", b"\xff", b"\x1b[31m", b"\xe2\x80\xa8",
     b"\xef\xbb\xbf", b"\r", b"https://[", b"http://h:99999/", b"http://u:p@h/", b"#", b"= ", b"{", b"}", b"]", b"true",
@@ -28,7 +28,7 @@ PIECES = [
 
 
 def seeds() -> list[bytes]:
-    """The example files, and files with a secret written out."""
+    """Return the example files, and files that contain a secret."""
     examples = [path.read_bytes() for path in sorted(CONFIGS.glob("*.toml"))]
     account = '[[account]]\nname = "eu"\nendpoint = "https://h/"\naccess_key_id = "LTAI"\naccess_key_secret = '
     leaks = (f'"{SECRET}"', f'["{SECRET}"]', f'{{ value = "{SECRET}" }}', f'{{ env = ["{SECRET}"] }}')
@@ -36,17 +36,17 @@ def seeds() -> list[bytes]:
 
 
 def read(data: bytes) -> str:
-    """What came of a file: ``settings``, or the documented error's name."""
-    with tempfile.TemporaryDirectory() as made:
-        path = Path(made) / "audit.toml"
+    """Return ``settings``, or the name of the documented error."""
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "audit.toml"
         path.write_bytes(data)
         try:
             loaded = load_settings(path)
         except SettingsError as error:
-            _checked_refusal(str(error).removeprefix(f"{path}: "), data)
+            _check_message(str(error).removeprefix(f"{path}: "), data)
             return type(error).__name__
-        assert settings_from(tomllib.loads(data.decode("utf-8-sig")), folder=path.parent) == loaded
-    assert loaded.failures_allowed(100) >= 0
+        assert parse_settings(tomllib.loads(data.decode("utf-8-sig")), folder=path.parent) == loaded
+    assert loaded.max_failures(100) >= 0
     names = [account.name for account in loaded.account]
     assert len(set(names)) == len(names) > 0
     assert all(name.isprintable() for name in names)
@@ -54,15 +54,15 @@ def read(data: bytes) -> str:
     return "settings"
 
 
-def _checked_refusal(text: str, data: bytes) -> None:
+def _check_message(text: str, data: bytes) -> None:
     assert text.isprintable(), text
-    assert len(text) <= MESSAGE
-    if _is_written_out(data):
+    assert len(text) <= MAX_MESSAGE
+    if _contains_secret(data):
         assert SECRET not in text
 
 
-def _is_written_out(data: bytes) -> bool:
-    """Whether the secret stands as one, and nowhere else, such as in a name that may be quoted."""
+def _contains_secret(data: bytes) -> bool:
+    """Return whether the secret is used as one, and nowhere else, such as in a name that may be quoted."""
     if data.count(SECRET.encode()) != 1:
         return False
     try:
@@ -79,7 +79,7 @@ def _is_written_out(data: bytes) -> bool:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """The text in a value at any depth, without the keys that lead to it."""
+    """Yield the texts in a value at any depth, without keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):

@@ -1,4 +1,4 @@
-"""The fuzz targets as property tests: a few spoilt files of every kind each time; ``make fuzz`` goes on for minutes."""
+"""The fuzz targets as property tests: a few corrupted files of every kind; ``make fuzz`` runs for minutes."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from auditor.client.transport import BODY_LIMIT
+from auditor.client.transport import MAX_BODY_BYTES
 from tests.fuzz import decoder, fleets, run_folders
 from tests.fuzz import settings as settings_files
 
@@ -15,43 +15,43 @@ TARGETS = [(decoder, 400), (fleets, 25), (settings_files, 150), (run_folders, 25
 
 
 @st.composite
-def spoilt(draw: st.DrawFn, seeds: Sequence[bytes], pieces: Sequence[bytes]) -> bytes:
-    """A good file, cut or with a few bytes of it replaced, doubled or left out."""
+def corrupted(draw: st.DrawFn, seeds: Sequence[bytes], fragments: Sequence[bytes]) -> bytes:
+    """A valid file, truncated or with a few bytes replaced, doubled or removed."""
     content = draw(st.sampled_from(seeds))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(content)))
         until = min(len(content), at + draw(st.sampled_from([0, 0, 1, 1, 2, 8, 64, len(content)])))
-        piece = draw(st.sampled_from(pieces) | st.binary(max_size=4) | st.just(content[at:until] * 2))
-        content = content[:at] + piece + content[until:]
+        fragment = draw(st.sampled_from(fragments) | st.binary(max_size=4) | st.just(content[at:until] * 2))
+        content = content[:at] + fragment + content[until:]
     return content
 
 
 @pytest.mark.parametrize(("target", "examples"), TARGETS, ids=[target.__name__.split(".")[-1] for target, _ in TARGETS])
-def test_whatever_the_bytes_a_reader_keeps_its_promise(target: ModuleType, examples: int) -> None:
+def test_readers_keep_their_contract_for_any_bytes(target: ModuleType, examples: int) -> None:
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(spoilt(target.seeds(), target.PIECES))
-    def whatever(data: bytes) -> None:
+    @given(corrupted(target.seeds(), target.FRAGMENTS))
+    def check(data: bytes) -> None:
         assert target.read(data)
 
-    whatever()
+    check()
 
 
 @pytest.mark.parametrize("target", [decoder, fleets, settings_files])
-def test_what_is_spoilt_was_good(target: ModuleType) -> None:
+def test_seeds_are_valid(target: ModuleType) -> None:
     assert any(target.read(seed) in {"Page", "devices", "settings"} for seed in target.seeds())
 
 
 HUGE = {
-    "arrays": b"[" * BODY_LIMIT,
-    "objects": (b'{"a":' * BODY_LIMIT)[:BODY_LIMIT],
-    "digits": b'{"code":' + b"9" * (BODY_LIMIT - 9) + b"}",
-    "code": b'{"code":"' + b"x " * (BODY_LIMIT // 2 - 6) + b'"}',
-    "message": b'{"code":"a","message":"' + b"server string to sign i " * (BODY_LIMIT // 24 - 2) + b'"}',
-    "blank": b'{"requestId":"' + b" " * (BODY_LIMIT - 17) + b'"}',
-    "controls": b'{"code":"a","errorMessage":"' + b"\\u0000" * (BODY_LIMIT // 6 - 6) + b'"}',
+    "arrays": b"[" * MAX_BODY_BYTES,
+    "objects": (b'{"a":' * MAX_BODY_BYTES)[:MAX_BODY_BYTES],
+    "digits": b'{"code":' + b"9" * (MAX_BODY_BYTES - 9) + b"}",
+    "code": b'{"code":"' + b"x " * (MAX_BODY_BYTES // 2 - 6) + b'"}',
+    "message": b'{"code":"a","message":"' + b"server string to sign i " * (MAX_BODY_BYTES // 24 - 2) + b'"}',
+    "blank": b'{"requestId":"' + b" " * (MAX_BODY_BYTES - 17) + b'"}',
+    "controls": b'{"code":"a","errorMessage":"' + b"\\u0000" * (MAX_BODY_BYTES // 6 - 6) + b'"}',
     "names": b'{"success":true,"data":[' + b'{"moduleName":"m","moduleVersion":1},' * 200_000 + b"1]}",
     "keys": b'{"success":true,"data":{' + b",".join(b'"%d":1' % number for number in range(500_000)) + b"}}",
-    "html": b"<p>" * (BODY_LIMIT // 3),
+    "html": b"<p>" * (MAX_BODY_BYTES // 3),
 }
 HEADERS = [
     b"",
@@ -65,7 +65,7 @@ HEADERS = [
 
 @pytest.mark.parametrize("name", sorted(HUGE))
 def test_a_body_of_the_largest_size_is_read_in_bounded_time(name: str) -> None:
-    assert len(HUGE[name]) <= BODY_LIMIT
+    assert len(HUGE[name]) <= MAX_BODY_BYTES
     for status in (b"200", b"429"):
         assert decoder.read(status + b"\n\n" + HUGE[name])
 

@@ -1,4 +1,4 @@
-"""A webhook in a thread: for tests whose audits, and what follows them, have an event loop or a process of their own."""
+"""A webhook in a thread: for tests whose audits and hooks have an event loop or a process of their own."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ TOKEN = "T0KEN-in-the-address"
 
 @dataclass
 class Receiver:
-    """Answers with one status after the other, the last one for ever, and keeps headers and bodies."""
+    """A webhook that answers with one status after the other, keeps to the last one, and records headers and bodies."""
 
     statuses: Sequence[int]
     address: str = ""
@@ -21,8 +21,8 @@ class Receiver:
     bodies: list[bytes] = field(default_factory=list)
 
     @property
-    def told(self) -> dict[str, Any]:
-        """What was posted last."""
+    def payload(self) -> dict[str, Any]:
+        """The body that was posted last."""
         loaded: dict[str, Any] = json.loads(self.bodies[-1])
         return loaded
 
@@ -40,7 +40,7 @@ def receiving(*statuses: int) -> Iterator[Receiver]:
             self.end_headers()
 
         def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  its own name
-            """Says nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     receiver.address = f"http://127.0.0.1:{server.server_address[1]}/{TOKEN}?key={TOKEN}"

@@ -15,10 +15,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from auditor.errors import RunFolderError, RunNotWritableError
-from auditor.hooks import prometheus as room
-from auditor.hooks.prometheus import metrics_of, write_metrics
+from auditor.hooks import prometheus as metrics
+from auditor.hooks.prometheus import render_metrics, write_metrics
 from auditor.models import Outcome
-from auditor.policy.loader import load_rules
+from auditor.policy.loader import load_policy
 from auditor.runs.folder import DEVICES, MODULES
 from auditor.runs.manifest import RequestCounts
 from auditor.text.formatting import safe
@@ -66,31 +66,33 @@ class Samples:
         return value
 
 
-def read(folder: Path, rules: str | None = None) -> Samples:
+def read_metrics(folder: Path, policy: str | None = None) -> Samples:
     path = folder.parent / "auditor.prom"
     loaded = None
-    if rules is not None:
-        (folder.parent / "rules.toml").write_text(rules)
-        loaded = load_rules(folder.parent / "rules.toml")
-    write_metrics(folder, path, rules=loaded)
+    if policy is not None:
+        (folder.parent / "rules.toml").write_text(policy)
+        loaded = load_policy(folder.parent / "rules.toml")
+    write_metrics(folder, path, policy=loaded)
     return Samples(path.read_bytes())
 
 
-def asked(folder: Path, query: str) -> list[tuple[object, ...]]:
-    """A query of the test's own over the run's Parquet files."""
+def query_files(folder: Path, query: str) -> list[tuple[object, ...]]:
+    """Query the run's Parquet files, independently of the product."""
     with duckdb.connect() as database:
         for view, name in (("devices", DEVICES), ("modules", MODULES)):
             database.execute(f"CREATE VIEW {view} AS FROM read_parquet('{folder / name}')")
         return database.execute(query).fetchall()
 
 
-def test_every_count_is_a_query_over_the_files_and_equals_the_outcomes(tmp_path: Path) -> None:
+def test_counts_equal_queries_over_the_files_and_the_outcomes(tmp_path: Path) -> None:
     built = every_status(tmp_path / "run")
-    samples = read(built.folder)
+    samples = read_metrics(built.folder)
     assert samples.one("auditor_fleet_devices") == len(built.fleet) == 10
     by_state = {
         (account, state): devices
-        for account, state, devices in asked(built.folder, "SELECT account, status, count(*) FROM devices GROUP BY ALL")
+        for account, state, devices in query_files(
+            built.folder, "SELECT account, status, count(*) FROM devices GROUP BY ALL"
+        )
     }
     shown = samples.of("auditor_devices")
     assert {key: value for key, value in shown.items() if value} == by_state
@@ -98,7 +100,7 @@ def test_every_count_is_a_query_over_the_files_and_equals_the_outcomes(tmp_path:
     assert by_state["demo", "pending"] == 1
     versions = {
         (account, product, name, version): devices
-        for account, product, name, version, devices in asked(
+        for account, product, name, version, devices in query_files(
             built.folder,
             "SELECT account, product_key, module_name, module_version, count(*) FROM modules GROUP BY ALL",
         )
@@ -111,27 +113,27 @@ def test_every_count_is_a_query_over_the_files_and_equals_the_outcomes(tmp_path:
     for key, devices in versions.items():
         per_module[key[:3]] += int(str(devices))
     assert samples.of("auditor_module_devices") == per_module
-    codes = asked(built.folder, "SELECT code, count(*) FROM devices WHERE status = 'failed' GROUP BY ALL")
+    codes = query_files(built.folder, "SELECT code, count(*) FROM devices WHERE status = 'failed' GROUP BY ALL")
     assert samples.of("auditor_failed_devices") == {(code,): devices for code, devices in codes}
     assert samples.one("auditor_oldest_answer_timestamp_seconds") == START + 3.123
-    assert samples.one("auditor_module_versions_left_out") == samples.one("auditor_modules_left_out") == 0
+    assert samples.one("auditor_module_versions_omitted") == samples.one("auditor_modules_omitted") == 0
 
 
-def test_names_that_differ_in_case_alone_are_one_module(tmp_path: Path) -> None:
+def test_module_names_that_differ_only_in_case_are_one_module(tmp_path: Path) -> None:
     fleet = [named(n) for n in range(3)]
     folder = build(
         tmp_path / "run", fleet, [ok(d, (m, "1")) for d, m in zip(fleet, ("BLE", "ble", "Ble"), strict=True)]
     )
-    assert read(folder.folder).of("auditor_module_version_devices") == {("demo", "p1", "ble", "1"): 3}
+    assert read_metrics(folder.folder).of("auditor_module_version_devices") == {("demo", "p1", "ble", "1"): 3}
 
 
-def test_whatever_devices_call_their_versions_the_file_can_be_read(tmp_path: Path) -> None:
+def test_file_can_be_parsed_with_any_version_text_metrics(tmp_path: Path) -> None:
     texts = [*HOSTILE, "\x85next\u2028line", "\ud7ff\uffff", "x" * 5_000, "x" * 4_000, "\0" * 300, "# HELP x y", '"} 1']
     fleet = [named(n) for n in range(len(texts))]
     built = build(
         tmp_path / "run", fleet, [ok(d, ("ble", t), (t or "m", "1")) for d, t in zip(fleet, texts, strict=True)]
     )
-    samples = read(built.folder)
+    samples = read_metrics(built.folder)
     found = samples.of("auditor_module_version_devices")
     assert sum(found.values()) == len(texts) * 2
     expected = Counter(safe(text[:200])[:200] for text in texts)
@@ -143,46 +145,44 @@ def test_whatever_devices_call_their_versions_the_file_can_be_read(tmp_path: Pat
     assert b"\r" not in raw
 
 
-def test_only_the_largest_have_series_and_the_others_are_counted(
+def test_only_the_largest_modules_have_series_and_the_others_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "SERIES", 5)
+    monkeypatch.setattr(metrics, "MAX_SERIES", 5)
     fleet = [named(n) for n in range(20)]
     outcomes: list[Outcome] = [ok(d, (f"m{n % 7}", f"1.{n // 2}")) for n, d in enumerate(fleet)]
     outcomes[0] = ok(fleet[0], ("m6", "big"))
     outcomes[1] = ok(fleet[1], ("m6", "big"))
     folder = build(tmp_path / "run", fleet, outcomes).folder
-    samples = read(folder)
+    samples = read_metrics(folder)
     versions, modules = samples.of("auditor_module_version_devices"), samples.of("auditor_module_versions")
-    (total,) = asked(folder, "SELECT count(DISTINCT (module_name, module_version)) FROM modules")
+    (total,) = query_files(folder, "SELECT count(DISTINCT (module_name, module_version)) FROM modules")
     assert (len(versions), len(modules)) == (5, 5)
-    assert samples.one("auditor_module_versions_left_out") == int(str(total[0])) - 5
-    assert samples.one("auditor_modules_left_out") == 7 - 5
+    assert samples.one("auditor_module_versions_omitted") == int(str(total[0])) - 5
+    assert samples.one("auditor_modules_omitted") == 7 - 5
     assert versions["demo", "p1", "m6", "big"] == 2
     assert ("demo", "p1", "m6") in modules
 
 
-def test_accounts_that_are_too_many_are_counted_and_the_others_are_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(room, "SERIES", 2)
+def test_accounts_over_the_limit_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MAX_SERIES", 2)
     fleet = [replace(named(n), account=account) for n, account in enumerate("abbccc")]
     outcomes: list[Outcome] = [failed(d) if n % 2 else ok(d, ("ble", "1")) for n, d in enumerate(fleet)]
-    samples = read(build(tmp_path / "run", fleet, outcomes).folder)
+    samples = read_metrics(build(tmp_path / "run", fleet, outcomes).folder)
     shown = samples.of("auditor_devices")
     assert {key: value for key, value in shown.items() if value} == {
         ("b", "ok"): 1, ("b", "failed"): 1, ("c", "ok"): 1, ("c", "failed"): 2,
     }  # fmt: skip
-    assert samples.one("auditor_accounts_left_out") == 1
+    assert samples.one("auditor_accounts_omitted") == 1
 
 
-def test_a_run_tells_how_it_went(tmp_path: Path) -> None:
+def test_requests_rates_and_times_of_a_run_are_exported(tmp_path: Path) -> None:
     folder = every_status(tmp_path / "run").folder
     edit_manifest(
         folder,
         lambda m: replace(m, requests=RequestCounts(12, 3, 2), rate=replace(m.rate, target=10.0, achieved=8.5)),
     )
-    samples = read(folder)
+    samples = read_metrics(folder)
     assert samples.of("auditor_run_requests") == {("sent",): 12, ("retried",): 3, ("throttled",): 2}
     assert samples.of("auditor_run_requests_per_second") == {("target",): 10, ("achieved",): 8.5}
     assert samples.one("auditor_run_duration_seconds") == 60
@@ -192,18 +192,18 @@ def test_a_run_tells_how_it_went(tmp_path: Path) -> None:
     assert {dict(labels)["run"] for _, labels in samples.values} == {"nightly"}
 
 
-def test_incomplete_and_tampered_runs_are_labelled(tmp_path: Path) -> None:
+def test_incomplete_and_tampered_runs_have_warnings(tmp_path: Path) -> None:
     whole = build(tmp_path / "a" / "run", [named(0)], [ok(named(0), ("ble", "1"))]).folder
-    assert set(read(whole).of("auditor_run_doubts").values()) == {0}
+    assert set(read_metrics(whole).of("auditor_run_warnings").values()) == {0}
     partial = every_status(tmp_path / "b" / "run").folder
-    assert read(partial).of("auditor_run_doubts") == {
+    assert read_metrics(partial).of("auditor_run_warnings") == {
         ("incomplete",): 1,
         ("tampered",): 0,
         ("sample",): 0,
         ("policy",): 0,
     }
     (partial / MODULES).write_bytes((whole / MODULES).read_bytes())
-    assert read(partial).of("auditor_run_doubts") == {
+    assert read_metrics(partial).of("auditor_run_warnings") == {
         ("incomplete",): 1,
         ("tampered",): 1,
         ("sample",): 0,
@@ -211,9 +211,9 @@ def test_incomplete_and_tampered_runs_are_labelled(tmp_path: Path) -> None:
     }
 
 
-def test_a_run_that_is_under_way_is_counted_as_it_stands(tmp_path: Path) -> None:
+def test_running_run_has_its_current_counts(tmp_path: Path) -> None:
     fleet = [named(0), named(1)]
-    samples = read(running(tmp_path / "run", fleet, [ok(fleet[0], ("ble", "1"))]).folder)
+    samples = read_metrics(running(tmp_path / "run", fleet, [ok(fleet[0], ("ble", "1"))]).folder)
     counts = samples.of("auditor_devices")
     assert (counts["demo", "ok"], counts["demo", "pending"]) == (1, 1)
     assert samples.of("auditor_module_version_devices") == {("demo", "p1", "ble", "1"): 1}
@@ -222,7 +222,7 @@ def test_a_run_that_is_under_way_is_counted_as_it_stands(tmp_path: Path) -> None
     assert samples.of("auditor_run_state")["running",] == 1
 
 
-def test_the_last_success_is_that_of_the_newest_complete_run_of_the_name(tmp_path: Path) -> None:
+def test_last_success_is_the_newest_complete_run_of_the_same_name(tmp_path: Path) -> None:
     def run(name: str, *, whole: bool, ended: str, of: str = "nightly") -> Path:
         outcome = not_found(named(0)) if whole else failed(named(0))
         folder = build(tmp_path / name, [named(0)], [outcome]).folder
@@ -230,20 +230,20 @@ def test_the_last_success_is_that_of_the_newest_complete_run_of_the_name(tmp_pat
         return folder
 
     now = run("5", whole=False, ended="2026-11-25T02:00:00.000Z")
-    assert read(now).of("auditor_last_success_timestamp_seconds") == {}
+    assert read_metrics(now).of("auditor_last_success_timestamp_seconds") == {}
     run("1", whole=True, ended="2026-11-21T02:00:00.000Z")
     run("2", whole=True, ended="2026-11-22T02:00:00.000Z")
     run("3", whole=False, ended="2026-11-23T02:00:00.000Z")
     run("4", whole=True, ended="2026-11-24T02:00:00.000Z", of="other")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{")
-    assert read(now).one("auditor_last_success_timestamp_seconds") == START
+    assert read_metrics(now).one("auditor_last_success_timestamp_seconds") == START
 
 
-def test_times_that_are_none_are_left_out(tmp_path: Path) -> None:
+def test_times_that_cannot_be_parsed_are_omitted(tmp_path: Path) -> None:
     folder = every_status(tmp_path / "run").folder
     edit_manifest(folder, lambda m: replace(m, started_at="yesterday", finished_at="\0"))
-    samples = read(folder)
+    samples = read_metrics(folder)
     assert samples.of("auditor_run_duration_seconds") == samples.of("auditor_last_run_timestamp_seconds") == {}
     assert samples.one("auditor_fleet_devices") == 10
 
@@ -266,29 +266,29 @@ minimum = "1"
 """
 
 
-def test_what_the_rules_say_is_counted(tmp_path: Path) -> None:
-    samples = read(every_status(tmp_path / "run").folder, POLICY)
+def test_policy_verdicts_and_violations_are_exported(tmp_path: Path) -> None:
+    samples = read_metrics(every_status(tmp_path / "run").folder, POLICY)
     assert samples.one("auditor_policy_judged") == 1
     assert samples.of("auditor_policy_violations") == {("error",): 2, ("warning",): 1, ("note",): 0}
     subjects = samples.of("auditor_policy_rule_subjects")
     rule = ('ble "at least" 1.1', "error", "devices")
-    told = {verdict: subjects[(*rule, verdict)] for verdict in ("compliant", "violated", "unparseable", "excepted")}
-    assert told == {"compliant": 2, "violated": 2, "unparseable": 0, "excepted": 0}
+    counts = {verdict: subjects[(*rule, verdict)] for verdict in ("compliant", "violated", "unparseable", "exempt")}
+    assert counts == {"compliant": 2, "violated": 2, "unparseable": 0, "exempt": 0}
     verdicts = samples.of("auditor_policy_rule")
     assert verdicts[(*rule[:2], "violated")] == 1
     assert verdicts[(*rule[:2], "compliant")] == 0
-    assert samples.of("auditor_run_doubts")["policy",] == 1
+    assert samples.of("auditor_run_warnings")["policy",] == 1
 
 
-def test_without_rules_nothing_is_said_of_a_policy(tmp_path: Path) -> None:
-    assert b"auditor_policy" not in metrics_of(every_status(tmp_path / "run").folder)
+def test_there_are_no_policy_metrics_without_a_policy(tmp_path: Path) -> None:
+    assert b"auditor_policy" not in render_metrics(every_status(tmp_path / "run").folder)
 
 
-def test_every_metric_is_documented_and_a_gauge(tmp_path: Path) -> None:
-    samples = read(every_status(tmp_path / "run").folder, POLICY)
+def test_each_metric_is_documented_and_a_gauge(tmp_path: Path) -> None:
+    samples = read_metrics(every_status(tmp_path / "run").folder, POLICY)
     names = {family.name for family in samples.families}
     some = {"auditor_last_success_timestamp_seconds", "auditor_module_version_share"}
-    assert names | some == set(room._HELP)
+    assert names | some == set(metrics._HELP)
     for family in samples.families:
         assert family.name.startswith("auditor_")
         assert family.documentation.endswith(".")
@@ -303,7 +303,7 @@ def strict_umask() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("strict_umask")
-def test_the_file_is_replaced_whole_and_everybody_may_read_it(tmp_path: Path) -> None:
+def test_file_is_replaced_atomically_and_readable_by_all_users(tmp_path: Path) -> None:
     folder = every_status(tmp_path / "run").folder
     path = tmp_path / "auditor.prom"
     path.write_text("old")
@@ -314,7 +314,7 @@ def test_the_file_is_replaced_whole_and_everybody_may_read_it(tmp_path: Path) ->
     assert {each.name for each in tmp_path.iterdir()} == {"run", "auditor.prom"}
 
 
-def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
+def test_symbolic_link_to_the_file_is_kept(tmp_path: Path) -> None:
     folder = every_status(tmp_path / "run").folder
     (tmp_path / "link.prom").symlink_to(tmp_path / "real.prom")
     write_metrics(folder, tmp_path / "link.prom")
@@ -322,7 +322,7 @@ def test_a_link_to_the_file_stays_one(tmp_path: Path) -> None:
     assert b"auditor_fleet_devices" in (tmp_path / "real.prom").read_bytes()
 
 
-def test_what_is_no_file_is_left_as_it_is(tmp_path: Path) -> None:
+def test_paths_that_are_not_regular_files_are_refused(tmp_path: Path) -> None:
     folder = every_status(tmp_path / "run").folder
     os.mkfifo(tmp_path / "pipe.prom")
     for name in ("pipe.prom", "run", "no/such/folder.prom"):
@@ -332,7 +332,7 @@ def test_what_is_no_file_is_left_as_it_is(tmp_path: Path) -> None:
     assert {each.name for each in tmp_path.iterdir()} == {"run", "pipe.prom"}
 
 
-def test_a_run_that_cannot_be_read_leaves_the_old_file(tmp_path: Path) -> None:
+def test_old_file_is_kept_when_the_run_cannot_be_read(tmp_path: Path) -> None:
     folder = every_status(tmp_path / "run").folder
     (folder / DEVICES).write_bytes(b"PAR1 no more")
     (tmp_path / "auditor.prom").write_text("old")
@@ -342,8 +342,8 @@ def test_a_run_that_cannot_be_read_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @given(st.dictionaries(st.text(max_size=12), st.integers(1, 1_000_000), max_size=6), st.text(max_size=12))
-def test_any_text_is_a_label_that_any_parser_reads_back(values: dict[str, int], run: str) -> None:
-    gathered = room._Samples(run)
+def test_any_text_is_a_label_that_a_parser_reads_back(values: dict[str, int], run: str) -> None:
+    gathered = metrics._SampleCollector(run)
     for text, value in values.items():
         gathered.add("auditor_failed_devices", value, code=text)
     registry = CollectorRegistry()

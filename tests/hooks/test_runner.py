@@ -1,4 +1,4 @@
-"""What follows a run: every step is taken, each failure is a sentence, and the run and its exit code stay."""
+"""Hooks after a run: all of them run, each failure is a sentence, and the run and its exit code stay."""
 
 import os
 from collections.abc import Callable
@@ -10,20 +10,20 @@ import orjson
 import pytest
 
 import auditor
-from auditor.config.loader import settings_from
+from auditor.config.loader import parse_settings
 from auditor.config.settings import Settings
 from auditor.errors import SettingsError
-from auditor.hooks import prometheus as metrics
 from auditor.hooks import prepare
-from auditor.hooks.payload import for_chat, message_of
-from auditor.hooks.prepare import prepare_again, prepare_following
-from auditor.hooks.runner import Followed, follow_run
-from auditor.policy.evaluate import Judgement
+from auditor.hooks import prometheus as metrics
+from auditor.hooks.payload import build_payload, escape_chat_markup
+from auditor.hooks.prepare import prepare_hooks, prepare_resume_hooks
+from auditor.hooks.runner import HookResults, run_hooks
+from auditor.policy.evaluate import PolicySummary
 from auditor.runs.folder import DEVICES, MODULES
 from auditor.simulator.server import Simulator
-from auditor.storage.files import replacing
+from auditor.storage.files import atomic_replace
 from tests.hooks.receiver import TOKEN, receiving
-from tests.integration.audits import SLOW, begun, plain, settings_at
+from tests.integration.audits import SLOW_LATENCY, interrupted_audit, plain_world, settings_at
 from tests.runs.run_folders import build, edit_manifest, every_status, failed, named, ok
 
 ACCOUNT = {
@@ -45,44 +45,52 @@ def settings(folder: Path, rules: str | None = None, **tables: object) -> Settin
     if rules is not None:
         (folder / "rules.toml").write_text(rules)
         tables["policy"] = {"file": "rules.toml"}
-    return settings_from({"account": [ACCOUNT], **tables}, folder=folder)
+    return parse_settings({"account": [ACCOUNT], **tables}, folder=folder)
 
 
-def followed(folder: Path, run: Path, rules: str | None = None, *, exit_code: int = 0, **tables: object) -> Followed:
-    return follow_run(run, prepare_following(settings(folder, rules, **tables)), exit_code=exit_code)
+def hooks_after(
+    folder: Path, run: Path, rules: str | None = None, *, exit_code: int = 0, **tables: object
+) -> HookResults:
+    """Prepare and run the hooks of these settings."""
+    return run_hooks(run, prepare_hooks(settings(folder, rules, **tables)), exit_code=exit_code)
 
 
-def test_all_of_it_is_done_and_the_webhook_is_told_last(tmp_path: Path) -> None:
+def posted(results: HookResults) -> bool:
+    """Return whether the webhook was posted."""
+    return any(each.name == "webhook" and each.error is None for each in results.outcomes)
+
+
+def test_all_hooks_run_and_the_webhook_is_posted_last(tmp_path: Path) -> None:
     run = every_status(tmp_path / "audits" / "run").folder
     report = {"html": "fleet.html", "excel": True, "metrics": "auditor.prom"}
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     with receiving() as receiver:
-        done = followed(tmp_path, run, VIOLATED, exit_code=1, report=report, notify={"webhook": receiver.address})
-    assert (done.exit_code, done.problems, done.posted) == (1, (), True)
+        done = hooks_after(tmp_path, run, VIOLATED, exit_code=1, report=report, notify={"webhook": receiver.address})
+    assert (done.exit_code, done.problems, posted(done)) == (1, (), True)
     assert done.written == (tmp_path / "auditor.prom", tmp_path / "fleet.html", run / "inventory.xlsx")
     assert b"<html" in (tmp_path / "fleet.html").read_bytes()
     assert (run / "inventory.xlsx").read_bytes().startswith(b"PK")
     assert 'auditor_policy_violations{run="nightly",severity="error"} 2.0' in (tmp_path / "auditor.prom").read_text()
-    told = receiver.told
-    assert (told["state"], told["exit_code"], told["devices"]["failed"]) == ("partial", 1, 2)
-    assert told["policy"]["failed"] is True
-    assert [(rule["rule"], rule["violated"]) for rule in told["policy"]["rules"]] == [("ble 1.1", 2)]
+    payload = receiver.payload
+    assert (payload["state"], payload["exit_code"], payload["devices"]["failed"]) == ("partial", 1, 2)
+    assert payload["policy"]["failed"] is True
+    assert [(rule["rule"], rule["violated"]) for rule in payload["policy"]["rules"]] == [("ble 1.1", 2)]
     assert {name: (run / name).read_bytes() for name in before} == before
     left = {path.name for path in (*tmp_path.iterdir(), *run.iterdir())}
     assert left == {*before, "inventory.xlsx", "fleet.html", "auditor.prom", "rules.toml", "audits"}
 
 
-def test_true_is_a_file_in_the_run_folder(tmp_path: Path) -> None:
+def test_true_writes_a_file_to_the_run_folder(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "audits" / "run")
-    done = followed(tmp_path, run, report={"html": True, "excel": True})
+    done = hooks_after(tmp_path, run, report={"html": True, "excel": True})
     assert done.written == (run / "report.html", run / "inventory.xlsx")
     assert all(path.stat().st_size > 1_000 for path in done.written)
 
 
-def test_without_settings_nothing_is_done(tmp_path: Path) -> None:
+def test_no_hook_runs_without_settings(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "run")
     before = sorted(run.iterdir())
-    assert followed(tmp_path, run, exit_code=3) == Followed(3)
+    assert hooks_after(tmp_path, run, exit_code=3) == HookResults(3)
     assert sorted(run.iterdir()) == before
 
 
@@ -102,71 +110,72 @@ def test_without_settings_nothing_is_done(tmp_path: Path) -> None:
 def test_only_a_violated_rule_of_severity_error_changes_an_exit_code_of_0(
     tmp_path: Path, rules: str, code: int, expected: int
 ) -> None:
-    done = followed(tmp_path, whole_run(tmp_path / "run"), rules, exit_code=code)
+    done = hooks_after(tmp_path, whole_run(tmp_path / "run"), rules, exit_code=code)
     assert (done.exit_code, done.problems) == (expected, ())
 
 
-def test_a_policy_that_cannot_be_judged_is_not_met_and_everything_else_is_told(tmp_path: Path) -> None:
+def test_policy_that_cannot_be_evaluated_fails_and_the_other_hooks_run(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "run")
     (run / DEVICES).write_bytes(b"PAR1 no more")
     with receiving() as receiver:
-        done = followed(tmp_path, run, MET, report={"metrics": "m.prom"}, notify={"webhook": receiver.address})
-    assert (done.exit_code, done.posted) == (4, True)
+        done = hooks_after(tmp_path, run, MET, report={"metrics": "m.prom"}, notify={"webhook": receiver.address})
+    assert (done.exit_code, posted(done)) == (4, True)
     assert [problem.partition(":")[0] for problem in done.problems] == [
-        "the policy could not be judged",
+        "the policy could not be evaluated",
         "the metrics could not be written",
     ]
-    told = receiver.told
-    assert told["policy"]["failed"] is True
-    assert "cannot be read" in told["policy"]["problem"]
-    assert told["problems"] == list(done.problems)
-    assert "figures are those that run.json tells, not counted from the files" in told["doubts"]
-    assert told["devices"]["ok"] == 2
+    payload = receiver.payload
+    assert payload["policy"]["failed"] is True
+    assert "cannot be read" in payload["policy"]["problem"]
+    assert payload["problems"] == list(done.problems)
+    assert [warning["kind"] for warning in payload["warnings"]] == ["unreadable"] * 2
+    assert payload["warnings"][1]["message"].endswith("figures are those of run.json, not counted from the files")
+    assert payload["devices"]["ok"] == 2
 
 
-def test_a_policy_that_could_not_be_judged_is_in_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_policy_that_could_not_be_evaluated_is_in_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
-        raise ValueError("a fault of ours")
+        raise ValueError("a bug")
 
-    monkeypatch.setattr("auditor.policy.evaluate.judge", broken)
-    done = followed(tmp_path, whole_run(tmp_path / "run"), MET, report={"metrics": "m.prom"})
-    assert (done.exit_code, done.problems) == (4, ("the policy could not be judged: ValueError: a fault of ours",))
+    monkeypatch.setattr("auditor.policy.evaluate.summarize_policy", broken)
+    done = hooks_after(tmp_path, whole_run(tmp_path / "run"), MET, report={"metrics": "m.prom"})
+    assert (done.exit_code, done.problems) == (4, ("the policy could not be evaluated: ValueError: a bug",))
     text = (tmp_path / "m.prom").read_text()
     assert 'auditor_policy_judged{run="nightly"} 0.0' in text
     assert "auditor_policy_violations" not in text
 
 
-def test_each_step_that_fails_is_a_sentence_and_the_others_are_taken(tmp_path: Path) -> None:
+def test_each_failed_hook_is_a_sentence_and_the_others_run(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "run")
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
     report = {"html": "a/fleet.html", "excel": "b/fleet.xlsx", "metrics": "c/auditor.prom"}
     with receiving(404) as receiver:
-        prepared = prepare_following(settings(tmp_path, MET, report=report, notify={"webhook": receiver.address}))
+        prepared = prepare_hooks(settings(tmp_path, MET, report=report, notify={"webhook": receiver.address}))
         for name in ("a", "b", "c"):
             (tmp_path / name).rmdir()
-        done = follow_run(run, prepared)
-    assert (done.exit_code, done.written, done.posted) == (0, (), False)
-    assert done.judgement is not None
-    assert not done.judgement.failed
-    whats = [
+        done = run_hooks(run, prepared)
+    assert (done.exit_code, done.written, posted(done)) == (0, (), False)
+    assert done.policy is not None
+    assert not done.policy.failed
+    failures = [
         "the metrics could not be written",
         "the report could not be written",
         "the Excel file could not be written",
     ]
-    assert [each.partition(":")[0] for each in done.problems] == [*whats, "the webhook could not be posted"]
-    assert receiver.told["problems"] == list(done.problems[:3])
+    assert [each.partition(":")[0] for each in done.problems] == [*failures, "the webhook could not be posted"]
+    assert receiver.payload["problems"] == list(done.problems[:3])
     assert TOKEN not in "".join(done.problems)
-    assert done.problems[-1] == "the webhook could not be posted: the webhook answered 404: it does not accept this"
+    assert done.problems[-1] == "the webhook could not be posted: the webhook answered 404: the request was rejected"
 
 
-def test_a_fault_of_ours_is_a_sentence_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_error_of_a_hook_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
-        raise KeyError("a fault of ours")
+        raise KeyError("a bug")
 
-    monkeypatch.setattr(metrics, "metrics_of", broken)
-    done = followed(tmp_path, whole_run(tmp_path / "run"), report={"metrics": "m.prom"})
-    assert done.problems == ("the metrics could not be written: KeyError: 'a fault of ours'",)
+    monkeypatch.setattr(metrics, "render_metrics", broken)
+    done = hooks_after(tmp_path, whole_run(tmp_path / "run"), report={"metrics": "m.prom"})
+    assert done.problems == ("the metrics could not be written: KeyError: 'a bug'",)
     assert done.exit_code == 0
 
 
@@ -183,7 +192,7 @@ def aborted(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "rules", "code", "posted"),
+    ("change", "rules", "code", "expected"),
     [
         (nothing, MET, 0, False),
         (nothing, None, 0, False),
@@ -195,18 +204,18 @@ def aborted(run: Path) -> None:
         (aborted, None, 0, True),
     ],
 )
-def test_trouble_is_what_somebody_should_look_at(
-    tmp_path: Path, change: Callable[[Path], None], rules: str | None, code: int, *, posted: bool
+def test_runs_with_problems_are_posted_and_others_are_not(
+    tmp_path: Path, change: Callable[[Path], None], rules: str | None, code: int, *, expected: bool
 ) -> None:
     run = whole_run(tmp_path / "run")
     change(run)
     with receiving() as receiver:
-        notify = {"webhook": receiver.address, "when": "trouble"}
-        done = followed(tmp_path, run, rules, exit_code=code, notify=notify)
-    assert (done.posted, bool(receiver.bodies)) == (posted, posted)
+        notify = {"webhook": receiver.address, "when": "problems"}
+        done = hooks_after(tmp_path, run, rules, exit_code=code, notify=notify)
+    assert (posted(done), bool(receiver.bodies)) == (expected, expected)
 
 
-def test_the_webhook_is_told_what_changed_since_the_run_before(tmp_path: Path) -> None:
+def test_payload_has_the_drift_since_the_previous_run(tmp_path: Path) -> None:
     fleet = [named(n) for n in range(3)]
     for name, night, versions in (("1", 1, "112"), ("2", 2, "122"), ("0", 3, "999")):
         run = build(tmp_path / name, fleet, [ok(d, ("ble", v)) for d, v in zip(fleet, versions, strict=True)]).folder
@@ -215,38 +224,38 @@ def test_the_webhook_is_told_what_changed_since_the_run_before(tmp_path: Path) -
         edit_manifest(run, lambda m, began=began, name=named_so: replace(m, started_at=began, name=name))  # type: ignore[misc]
     with receiving() as receiver:
         notify: dict[str, Any] = {"webhook": receiver.address}
-        followed(tmp_path, tmp_path / "2", notify=notify)
-        assert receiver.told["drift"]["since"] == "1"
-        assert receiver.told["drift"]["counts"]["upgraded"] == 1
-        assert "Since 1: 1 upgraded." in receiver.told["text"]
-        followed(tmp_path, tmp_path / "1", notify=notify)
-        assert receiver.told["drift"] is None
+        hooks_after(tmp_path, tmp_path / "2", notify=notify)
+        assert receiver.payload["drift"]["since"] == "1"
+        assert receiver.payload["drift"]["counts"]["upgraded"] == 1
+        assert "Since 1: 1 upgraded." in receiver.payload["text"]
+        hooks_after(tmp_path, tmp_path / "1", notify=notify)
+        assert receiver.payload["drift"] is None
 
 
-def test_what_is_told_is_safe_for_a_chat_and_bounded(tmp_path: Path) -> None:
+def test_payload_is_bounded_and_safe_for_chats(tmp_path: Path) -> None:
     fleet = [named(n) for n in range(150)]
     folder = tmp_path / "run"
     codes = [f"<!channel> & <https://evil.example|x>\n{n:03}" for n in range(150)]
     build(folder, fleet, [failed(d, c) for d, c in zip(fleet, codes, strict=True)])
     with receiving() as receiver:
-        done = followed(tmp_path, folder, exit_code=1, notify={"webhook": receiver.address})
+        done = hooks_after(tmp_path, folder, exit_code=1, notify={"webhook": receiver.address})
     assert done.problems == ()
-    told = receiver.told
-    assert len(told["failures"]) == 100
-    assert "&lt;!channel&gt; &amp; &lt;https://evil.example|x&gt;\\n000" in told["text"]
-    assert "97 more" in told["text"]
-    assert not {"<", ">", "\n"} & set(told["text"])
+    payload = receiver.payload
+    assert len(payload["failures"]) == 100
+    assert "&lt;!channel&gt; &amp; &lt;https://evil.example|x&gt;\\n000" in payload["text"]
+    assert "97 more" in payload["text"]
+    assert not {"<", ">", "\n"} & set(payload["text"])
     assert len(receiver.bodies[0]) < 60_000
-    assert told["schema_version"] == 1
+    assert payload["schema_version"] == 2
 
 
-def test_what_is_not_utf_8_is_written_out(tmp_path: Path) -> None:
+def test_text_that_is_not_utf_8_is_escaped(tmp_path: Path) -> None:
     path = os.fsdecode(b"/srv/\xff.html")
-    message = message_of(whole_run(tmp_path / "run"), problems=[f"{path}: cannot be written"])
-    told = orjson.loads(message.body)
-    assert told["problems"] == ["/srv/\\udcff.html: cannot be written"]
-    assert "/srv/\\udcff.html: cannot be written" in told["text"]
-    assert message.trouble
+    result = build_payload(whole_run(tmp_path / "run"), problems=[f"{path}: cannot be written"])
+    payload = orjson.loads(result.body)
+    assert payload["problems"] == ["/srv/\\udcff.html: cannot be written"]
+    assert "/srv/\\udcff.html: cannot be written" in payload["text"]
+    assert result.has_problems
 
 
 @pytest.mark.parametrize(
@@ -255,7 +264,7 @@ def test_what_is_not_utf_8_is_written_out(tmp_path: Path) -> None:
         ({"policy": {"file": "none.toml"}}, "none.toml: cannot be read: No such file or directory"),
         ({"policy": {"file": "bad.toml"}}, "bad.toml: "),
         ({"report": {"html": "none/fleet.html"}}, "none is not a directory; make it, or give another path"),
-        ({"report": {"metrics": "folder.prom"}}, "folder.prom is not a file; give the path of one"),
+        ({"report": {"metrics": "folder.prom"}}, "folder.prom is not a file; give the path of a file"),
         ({"report": {"html": "fleet.csv"}}, "fleet.csv does not end with .html or .htm; it is replaced after each run"),
         ({"report": {"excel": "bad.toml/x.xlsx"}}, "bad.toml is not a directory; make it"),
         ({"notify": {"when": "always"}}, 'notify: webhook: is missing; give "https://HOST/PATH"'),
@@ -270,122 +279,120 @@ def test_what_is_not_utf_8_is_written_out(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_can_be_seen_before_a_run_is_refused_before_it(tmp_path: Path, tables: Any, sentence: str) -> None:
+def test_mistakes_are_refused_before_the_run(tmp_path: Path, tables: Any, sentence: str) -> None:
     (tmp_path / "folder.prom").mkdir()
     (tmp_path / "bad.toml").write_text("[[rule]]\nnam = 1\n")
     (tmp_path / "token").write_text(TOKEN)
     with pytest.raises(SettingsError) as caught:
-        prepare_following(settings(tmp_path, **tables), where="nightly.toml")
+        prepare_hooks(settings(tmp_path, **tables), source="nightly.toml")
     assert sentence in str(caught.value)
     assert TOKEN not in str(caught.value)
 
 
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = settings(tmp_path, report={"metrics": "auditor.prom"})
     monkeypatch.setattr(os, "access", lambda *_: False)  # the tests' user may be root, who may write anywhere
     with pytest.raises(SettingsError, match="cannot be written; a file in it is replaced after each run"):
-        prepare_following(given)
+        prepare_hooks(given)
 
 
 @pytest.mark.parametrize(("key", "package"), [("html", "jinja2, altair, vl_convert"), ("excel", "xlsxwriter")])
-def test_a_missing_extra_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, package: str
-) -> None:
+def test_missing_extra_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, package: str) -> None:
     monkeypatch.setattr(prepare, "find_spec", lambda _name: None)
     with pytest.raises(SettingsError) as caught:
-        prepare_following(settings(tmp_path, report={key: True}), where="nightly.toml")
+        prepare_hooks(settings(tmp_path, report={key: True}), source="nightly.toml")
     assert str(caught.value) == f"nightly.toml: report: {key}: needs {package}: pip install 'auditor[report]'"
 
 
-def test_looking_ahead_leaves_nothing_behind(tmp_path: Path) -> None:
-    prepare_following(settings(tmp_path, MET, report={"html": "f.html", "metrics": "m.prom"}))
+def test_preparing_hooks_writes_nothing(tmp_path: Path) -> None:
+    prepare_hooks(settings(tmp_path, MET, report={"html": "f.html", "metrics": "m.prom"}))
     assert {path.name for path in tmp_path.iterdir()} == {"rules.toml"}
 
 
 @pytest.mark.anyio
-async def test_what_was_shown_of_a_run_is_gone_once_it_is_resumed(tmp_path: Path) -> None:
-    world = plain(40)
+async def test_files_written_by_hooks_are_removed_when_a_run_is_resumed(tmp_path: Path) -> None:
+    world = plain_world(40)
     world.write_fleet(tmp_path / "fleet.csv")
-    async with Simulator(world, latency=SLOW) as platform:
-        first = await begun(platform, settings_at(tmp_path, platform))
+    async with Simulator(world, latency=SLOW_LATENCY) as platform:
+        first = await interrupted_audit(platform, settings_at(tmp_path, platform))
         for name in ("report.html", "inventory.xlsx", "notes.txt"):
-            (first.folder / name).write_text("of the first stretch")
+            (first.folder / name).write_text("of the first session")
         result = await auditor.resume_audit(first.folder)
     left = {path.name for path in result.folder.iterdir()} & {"report.html", "inventory.xlsx", "notes.txt"}
     assert left == {"notes.txt"}
 
 
-def test_the_public_names_are_these() -> None:
-    assert auditor.follow_run is follow_run
-    assert auditor.prepare_following is prepare_following
+def test_hooks_are_part_of_the_public_api() -> None:
+    assert auditor.run_hooks is run_hooks
+    assert auditor.prepare_hooks is prepare_hooks
     assert auditor.write_metrics is metrics.write_metrics
-    assert {"Followed", "Following"} <= set(auditor.__all__)
+    assert {"HookConfig", "HookResults"} <= set(auditor.__all__)
 
 
-def test_a_run_that_keeps_no_address_says_so_when_it_is_resumed(tmp_path: Path) -> None:
+def test_resuming_a_run_without_a_stored_webhook_address_has_a_note(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "run")
-    kept: dict[str, object] = {"account": [ACCOUNT], "notify": {"when": "always"}, "report": {"excel": True}}
-    edit_manifest(run, lambda manifest: replace(manifest, settings=kept))
-    again = prepare_again(run)
-    assert again.webhook is None
-    assert again.report.excel is True
-    assert "give the settings with --settings" in again.notes[0]
+    stored: dict[str, object] = {"account": [ACCOUNT], "notify": {"when": "always"}, "report": {"excel": True}}
+    edit_manifest(run, lambda manifest: replace(manifest, settings=stored))
+    config = prepare_resume_hooks(run)
+    assert config.webhook is None
+    assert config.report.excel is True
+    assert "give the settings with --settings" in config.notes[0]
 
 
-def test_what_is_missing_when_a_run_is_resumed_names_the_way_out(tmp_path: Path) -> None:
+def test_resuming_a_run_whose_policy_is_missing_has_a_note(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "run")
-    kept: dict[str, object] = {"account": [ACCOUNT], "policy": {"file": str(tmp_path / "gone.toml")}}
-    edit_manifest(run, lambda manifest: replace(manifest, settings=kept))
-    again = prepare_again(run)
-    (note,) = again.notes
-    assert note.startswith("the policy cannot be judged: ")
+    stored: dict[str, object] = {"account": [ACCOUNT], "policy": {"file": str(tmp_path / "gone.toml")}}
+    edit_manifest(run, lambda manifest: replace(manifest, settings=stored))
+    config = prepare_resume_hooks(run)
+    (note,) = config.notes
+    assert note.startswith("the policy cannot be evaluated: ")
     assert note.endswith("gone.toml: cannot be read: No such file or directory; give the settings with --settings")
-    done = follow_run(run, again)
+    done = run_hooks(run, config)
     assert done.exit_code == 4
     assert done.problems[0].endswith("gone.toml: cannot be read: No such file or directory")
 
 
-def test_each_step_that_a_resumed_run_cannot_take_is_a_note_and_fails_alone(tmp_path: Path) -> None:
+def test_each_hook_that_cannot_run_after_a_resume_is_a_note_and_fails_alone(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "run")
     report = {"html": str(tmp_path / "gone" / "x.html"), "metrics": str(tmp_path / "m.prom")}
-    kept: dict[str, object] = {"account": [ACCOUNT], "report": report, "notify": {"webhook": {"env": "NO_SUCH_HOOK"}}}
-    edit_manifest(run, lambda manifest: replace(manifest, settings=kept))
-    again = prepare_again(run)
-    assert [note.partition(":")[0] for note in again.notes] == [f"{run}/run.json", "nothing will be posted"]
-    done = follow_run(run, again)
-    assert (done.exit_code, done.written, done.posted) == (0, (tmp_path / "m.prom",), False)
-    whats = ["the report could not be written", "the webhook could not be posted"]
-    assert [problem.partition(":")[0] for problem in done.problems] == whats
+    stored: dict[str, object] = {"account": [ACCOUNT], "report": report, "notify": {"webhook": {"env": "NO_SUCH_HOOK"}}}
+    edit_manifest(run, lambda manifest: replace(manifest, settings=stored))
+    config = prepare_resume_hooks(run)
+    assert [note.partition(":")[0] for note in config.notes] == [f"{run}/run.json", "nothing will be posted"]
+    done = run_hooks(run, config)
+    assert (done.exit_code, done.written, posted(done)) == (0, (tmp_path / "m.prom",), False)
+    failures = ["the report could not be written", "the webhook could not be posted"]
+    assert [problem.partition(":")[0] for problem in done.problems] == failures
     assert "NO_SUCH_HOOK is not set" in done.problems[1]
 
 
-def test_policy_and_report_are_judged_by_one_point_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_policy_and_report_use_one_point_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times: list[object] = []
 
-    def judged(*_: object, now: object = None) -> Judgement:
+    def summarize(*_: object, now: object = None) -> PolicySummary:
         times.append(now)
-        return Judgement()
+        return PolicySummary()
 
-    def written(*_: object, rules: object, now: object = None) -> None:
+    def write(*_: object, policy: object, now: object = None) -> None:
         times.append(now)
 
-    monkeypatch.setattr("auditor.policy.evaluate.judge", judged)
-    monkeypatch.setattr("auditor.report.render.write_report", written)
-    followed(tmp_path, whole_run(tmp_path / "run"), MET, report={"html": True})
+    monkeypatch.setattr("auditor.policy.evaluate.summarize_policy", summarize)
+    monkeypatch.setattr("auditor.report.render.write_report", write)
+    hooks_after(tmp_path, whole_run(tmp_path / "run"), MET, report={"html": True})
     assert times[0] is not None
     assert times == [times[0]] * 2
 
 
-def test_a_query_that_is_interrupted_ends_what_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_query_ends_the_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise RuntimeError("Query interrupted")
 
-    monkeypatch.setattr(metrics, "metrics_of", interrupted)
+    monkeypatch.setattr(metrics, "render_metrics", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        followed(tmp_path, whole_run(tmp_path / "run"), report={"metrics": "m.prom"})
+        hooks_after(tmp_path, whole_run(tmp_path / "run"), report={"metrics": "m.prom"})
 
 
-def test_the_webhook_is_told_though_the_run_before_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_payload_has_no_drift_when_the_previous_run_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("1", "2"):
         began = f"2026-11-2{name}T02:00:00.000Z"
         edit_manifest(whole_run(tmp_path / name), lambda m, began=began: replace(m, started_at=began))  # type: ignore[misc]
@@ -394,20 +401,20 @@ def test_the_webhook_is_told_though_the_run_before_is_gone(tmp_path: Path, monke
         raise FileNotFoundError(2, "No such file or directory")
 
     monkeypatch.setattr("auditor.hooks.payload.diff_runs", gone)
-    assert orjson.loads(message_of(tmp_path / "2").body)["drift"] is None
+    assert orjson.loads(build_payload(tmp_path / "2").body)["drift"] is None
 
 
-def test_a_chat_calls_nobody() -> None:
-    assert for_chat("@channel <!here>") == "@\u200bchannel &lt;!here&gt;"
+def test_chat_mentions_are_escaped() -> None:
+    assert escape_chat_markup("@channel <!here>") == "@\u200bchannel &lt;!here&gt;"
 
 
-def test_what_is_shown_may_be_read_by_those_who_might_before(tmp_path: Path) -> None:
+def test_replaced_files_keep_their_mode(tmp_path: Path) -> None:
     path, old = tmp_path / "x.html", os.umask(0o027)
     try:
         for mode, before in ((0o640, None), (0o600, 0o600), (0o664, 0o664)):
             if before is not None:
                 path.chmod(before)
-            with replacing(path) as new:
+            with atomic_replace(path) as new:
                 assert new.stat().st_mode & 0o777 == mode
                 new.write_text("x")
             assert path.stat().st_mode & 0o777 == mode

@@ -1,4 +1,4 @@
-"""A summary posted over a real socket: signed, tried again while that may help, and its address never told."""
+"""Post a summary over a real socket: signed, retried while that may help, and without disclosing the address."""
 
 import asyncio
 import hashlib
@@ -17,7 +17,7 @@ from aiohttp import web
 
 from auditor.errors import WebhookError
 from auditor.hooks import webhook
-from auditor.hooks.webhook import Clock, post
+from auditor.hooks.webhook import WebhookClock, post_webhook
 from auditor.models import Secret
 from tests.client.wire.sockets import Serve, answering, closing, everything_in, http, resetting, serving
 
@@ -30,7 +30,7 @@ TOKEN = "T0KEN-in-the-address"
 
 @dataclass
 class Receiver:
-    """A webhook that answers with one status after the other, the last one for ever, and keeps what came."""
+    """A webhook that answers with one status after the other, keeps to the last one, and records the requests."""
 
     statuses: Sequence[int] = (200,)
     headers: dict[str, str] = field(default_factory=dict)
@@ -62,28 +62,30 @@ async def receiving(*statuses: int, **headers: str) -> AsyncIterator[Receiver]:
 
 @dataclass
 class Pauses:
-    """A clock whose pauses take no time and are kept."""
+    """A clock whose pauses take no time and are recorded."""
 
-    draw: float = 0.5
+    random: float = 0.5
     seconds: list[float] = field(default_factory=list)
 
     async def sleep(self, seconds: float) -> None:
         self.seconds.append(seconds)
 
     @property
-    def clock(self) -> Clock:
-        return Clock(now=lambda: 1_795_312_800.7 + len(self.seconds), sleep=self.sleep, draw=lambda: self.draw)
+    def clock(self) -> WebhookClock:
+        return WebhookClock(
+            now=lambda: 1_795_312_800.7 + len(self.seconds), sleep=self.sleep, random=lambda: self.random
+        )
 
 
 async def failure_of(address: Secret, pauses: Pauses | None = None) -> WebhookError:
     with pytest.raises(WebhookError) as caught:
-        await post(address, BODY, secret=SECRET, clock=(pauses or Pauses()).clock)
+        await post_webhook(address, BODY, secret=SECRET, clock=(pauses or Pauses()).clock)
     return caught.value
 
 
-async def test_what_is_posted_arrives_and_its_signature_can_be_verified_as_documented() -> None:
+async def test_signature_of_a_posted_body_can_be_verified_as_documented() -> None:
     async with receiving() as receiver:
-        await post(receiver.address, BODY, secret=SECRET)
+        await post_webhook(receiver.address, BODY, secret=SECRET)
     ((request, body),) = receiver.got
     assert (request.method, body, request.headers["Content-Type"]) == ("POST", BODY, "application/json")
     assert request.path_qs == f"/hooks/{TOKEN}?token={TOKEN}"
@@ -94,17 +96,17 @@ async def test_what_is_posted_arrives_and_its_signature_can_be_verified_as_docum
     assert request.headers["User-Agent"].startswith("auditor/")
 
 
-async def test_without_a_secret_nothing_is_signed() -> None:
+async def test_body_is_not_signed_without_a_secret() -> None:
     async with receiving() as receiver:
-        await post(receiver.address, BODY)
+        await post_webhook(receiver.address, BODY)
     assert "X-Auditor-Signature" not in receiver.got[0][0].headers
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-async def test_what_may_pass_is_tried_again_newly_signed_under_the_same_key(status: int) -> None:
+async def test_retries_have_new_signatures_and_the_same_idempotency_key(status: int) -> None:
     pauses = Pauses()
     async with receiving(status, status, 204) as receiver:
-        await post(receiver.address, BODY, secret=SECRET, clock=pauses.clock)
+        await post_webhook(receiver.address, BODY, secret=SECRET, clock=pauses.clock)
     assert [body for _, body in receiver.got] == [BODY] * 3
     assert pauses.seconds == [0.5, 1.0]
     heads = [request.headers for request, _ in receiver.got]
@@ -112,58 +114,58 @@ async def test_what_may_pass_is_tried_again_newly_signed_under_the_same_key(stat
     assert len({head["X-Auditor-Signature"] for head in heads}) == 3
 
 
-async def test_other_bodies_have_other_keys() -> None:
+async def test_different_bodies_have_different_idempotency_keys() -> None:
     async with receiving() as receiver:
-        await post(receiver.address, BODY)
-        await post(receiver.address, BODY + b" ")
+        await post_webhook(receiver.address, BODY)
+        await post_webhook(receiver.address, BODY + b" ")
     assert len({request.headers["Idempotency-Key"] for request, _ in receiver.got}) == 2
 
 
-async def test_after_four_tries_it_is_told() -> None:
-    pauses = Pauses(draw=1.0)
+async def test_error_is_raised_after_four_attempts() -> None:
+    pauses = Pauses(random=1.0)
     async with receiving(500) as receiver:
         error = await failure_of(receiver.address, pauses)
     assert (len(receiver.got), pauses.seconds) == (4, [1.0, 2.0, 4.0])
-    assert str(error) == "the webhook answered 500, after 4 tries"
+    assert str(error) == "the webhook answered 500, after 4 attempts"
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 413])
-async def test_what_will_not_pass_is_told_at_once(status: int) -> None:
+async def test_client_errors_are_not_retried(status: int) -> None:
     async with receiving(status) as receiver:
         error = await failure_of(receiver.address)
     assert len(receiver.got) == 1
-    assert str(error) == f"the webhook answered {status}: it does not accept this"
+    assert str(error) == f"the webhook answered {status}: the request was rejected"
 
 
-async def test_the_pause_that_the_receiver_wants_is_kept() -> None:
+async def test_retry_after_header_is_respected() -> None:
     pauses = Pauses()
     async with receiving(429, 200, Retry_After="3") as receiver:
-        await post(receiver.address, BODY, clock=pauses.clock)
+        await post_webhook(receiver.address, BODY, clock=pauses.clock)
     assert (len(receiver.got), pauses.seconds) == (2, [3.0])
 
 
-async def test_a_pause_that_is_too_long_ends_it_at_once() -> None:
+async def test_retry_after_over_the_time_limit_is_an_error() -> None:
     pauses = Pauses()
     async with receiving(503, Retry_After="3600") as receiver:
         error = await failure_of(receiver.address, pauses)
     assert (len(receiver.got), pauses.seconds) == (1, [])
-    assert str(error) == "the webhook answered 503, and wants to be asked again in 3,600 s"
+    assert str(error) == "the webhook answered 503 and requested a retry after 3,600 s"
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-async def test_a_redirect_is_not_followed(status: int) -> None:
+async def test_redirects_are_not_allowed(status: int) -> None:
     async with receiving() as elsewhere, receiving(status, Location=elsewhere.url) as receiver:
         error = await failure_of(receiver.address)
     assert (len(receiver.got), elsewhere.got) == (1, [])
-    assert "a redirect, which is not followed" in str(error)
+    assert "redirects are not allowed" in str(error)
 
 
-async def test_all_tries_together_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhook, "SECONDS", 0.5)
-    monkeypatch.setattr(webhook, "SECONDS_EACH", 0.2)
+async def test_all_attempts_end_within_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "MAX_SECONDS", 0.5)
+    monkeypatch.setattr(webhook, "MAX_ATTEMPT_SECONDS", 0.2)
     began = time.monotonic()
     async with serving(silent) as seen:
-        error = await failure_of(Secret(f"{seen.url}{TOKEN}"), Pauses(draw=0))
+        error = await failure_of(Secret(f"{seen.url}{TOKEN}"), Pauses(random=0))
     assert 0.4 < time.monotonic() - began < 2
     assert 2 <= seen.connections <= 4
     assert str(error).startswith("the webhook did not answer in time, after ")
@@ -173,32 +175,32 @@ async def silent(_writer: asyncio.StreamWriter, _target: str) -> None:
     await asyncio.Event().wait()
 
 
-TROUBLES: dict[str, Serve] = {
+FAULTS: dict[str, Serve] = {
     "reset": resetting,
     "closed": closing(b""),
     "no HTTP": closing(b"SSH-2.0\r\n\r\n"),
     "cut head": closing(b"HTTP/1.1 200 OK\r\nContent-"),
     "silence": silent,
     "refused": answering(http(b"no hook " + TOKEN.encode(), status="404 Not Found")),
-    "sick": answering(http(TOKEN.encode(), status="500 Internal Server Error")),
+    "error": answering(http(TOKEN.encode(), status="500 Internal Server Error")),
     "redirect": answering(http(b"", f"Location: http://127.0.0.1:1/{TOKEN}", status="302 Found")),
 }
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
-async def test_whatever_goes_wrong_the_address_and_the_secret_are_told_nowhere(
-    trouble: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_errors_disclose_neither_address_nor_secret(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(webhook, "SECONDS_EACH", 0.1)
+    monkeypatch.setattr(webhook, "MAX_ATTEMPT_SECONDS", 0.1)
     caplog.set_level(logging.DEBUG)
-    async with serving(TROUBLES[trouble]) as seen:
+    async with serving(FAULTS[fault]) as seen:
         error = await failure_of(Secret(f"{seen.url}hooks/{TOKEN}?{TOKEN}"))
     assert len(seen.heads) in {1, 4}
     assert TOKEN in seen.heads[0]
-    told = everything_in(error) + caplog.text
-    assert str(error) in told
-    assert TOKEN not in told
-    assert SECRET.reveal() not in told
+    output = everything_in(error) + caplog.text
+    assert str(error) in output
+    assert TOKEN not in output
+    assert SECRET.reveal() not in output
 
 
 @pytest.mark.parametrize(
@@ -212,13 +214,13 @@ async def test_whatever_goes_wrong_the_address_and_the_secret_are_told_nowhere(
         TOKEN,
     ],
 )
-async def test_an_address_where_nobody_is_is_not_told_either(address: str) -> None:
+async def test_errors_do_not_disclose_an_unreachable_address(address: str) -> None:
     error = await failure_of(Secret(address))
     assert str(error)
     assert TOKEN not in everything_in(error)
 
 
-async def test_an_answer_without_end_is_not_read() -> None:
+async def test_endless_response_is_not_read() -> None:
     sent = 0
 
     async def endless(writer: asyncio.StreamWriter, _target: str) -> None:
@@ -231,39 +233,39 @@ async def test_an_answer_without_end_is_not_read() -> None:
             sent += 1
 
     async with serving(endless) as seen:
-        await post(Secret(seen.url), BODY)
+        await post_webhook(Secret(seen.url), BODY)
     assert sent < 1_000
 
 
-def test_a_resolver_that_stalls_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stalled_resolver_ends_at_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     stalled = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: stalled.wait(10))
-    monkeypatch.setattr(webhook, "SECONDS", 0.4)
+    monkeypatch.setattr(webhook, "MAX_SECONDS", 0.4)
     began = time.monotonic()
     with pytest.raises(WebhookError, match="did not answer in time"):
-        anyio.run(post, Secret("http://some.host/x"), BODY)
+        anyio.run(post_webhook, Secret("http://some.host/x"), BODY)
     assert time.monotonic() - began < 5
     stalled.set()
 
 
-async def test_names_are_resolved() -> None:
+async def test_host_names_are_resolved() -> None:
     async with receiving() as receiver:
-        await post(Secret(receiver.url.replace("127.0.0.1", "localhost")), BODY)
+        await post_webhook(Secret(receiver.url.replace("127.0.0.1", "localhost")), BODY)
     assert len(receiver.got) == 1
 
 
-async def test_a_pause_that_lasts_too_long_does_not_take_the_limit_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhook, "SECONDS", 0.6)
-    monkeypatch.setattr(webhook, "SECONDS_EACH", 0.2)
+async def test_pause_that_lasts_too_long_keeps_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "MAX_SECONDS", 0.6)
+    monkeypatch.setattr(webhook, "MAX_ATTEMPT_SECONDS", 0.2)
 
     async def oversleep(_seconds: float) -> None:
         await asyncio.sleep(0.8)
 
     async with serving(silent) as seen:
-        with anyio.fail_after(5), pytest.raises(WebhookError, match="after 2 tries"):
-            await post(Secret(seen.url), BODY, clock=Clock(sleep=oversleep, draw=lambda: 0))
+        with anyio.fail_after(5), pytest.raises(WebhookError, match="after 2 attempts"):
+            await post_webhook(Secret(seen.url), BODY, clock=WebhookClock(sleep=oversleep, random=lambda: 0))
 
 
-async def test_who_cannot_be_reached_is_not_told_by_address() -> None:
+async def test_unreachable_webhook_is_reported_without_its_address() -> None:
     error = await failure_of(Secret("http://127.0.0.1:1/"))
-    assert str(error) == "the webhook cannot be reached: Connection refused, after 4 tries"
+    assert str(error) == "the webhook cannot be reached: Connection refused, after 4 attempts"

@@ -1,4 +1,4 @@
-"""Hostile content, end to end: it is kept exactly and shown harmlessly, or refused by name; the run stays whole."""
+"""Hostile content, end to end: it is stored exactly and printed escaped, or rejected by name; the run stays valid."""
 
 import csv
 import io
@@ -40,11 +40,11 @@ def answer(*entries: object, total: object = None, **fields: object) -> bytes:
     return orjson.dumps({**document, "data": {"simpleOTAModuleInfo": entries}})
 
 
-def module(name: object = "m", version: object = "1", **told: object) -> dict[str, object]:
-    return {"moduleName": name, "moduleVersion": version, **told}
+def module(name: object = "m", version: object = "1", **fields: object) -> dict[str, object]:
+    return {"moduleName": name, "moduleVersion": version, **fields}
 
 
-def raw(entry: str, total: str = "1") -> bytes:
+def raw_response(entry: str, total: str = "1") -> bytes:
     """An answer with one entry's name as bare JSON text."""
     text = f'{{"success":true,"total":{total},"data":{{"simpleOTAModuleInfo":[{{"moduleName":{entry},"moduleVersion":"1"}}]}}}}'
     return text.encode("utf-8", "surrogatepass")
@@ -72,34 +72,34 @@ def write_settings(folder: Path, endpoint: str, fleet: str) -> Path:
     (folder / "fleet.csv").write_bytes(fleet.encode())
     path = folder / "settings.toml"
     path.write_text(
-        f'directory = "audits"\nattempts = 2\nmax_failed = "100%"\n[[account]]\nname = "eu"\nendpoint = "{endpoint}"\n'
-        'access_key_id = "key"\naccess_key_secret = { file = "secret" }\nper_second = "unlimited"\n'
+        f'directory = "audits"\nmax_attempts = 2\nmax_failed = "100%"\n[[account]]\nname = "eu"\nendpoint = "{endpoint}"\n'
+        'access_key_id = "key"\naccess_key_secret = { file = "secret" }\ncalls_per_second = "unlimited"\n'
         'fleet = { file = "fleet.csv" }\n'
     )
     return path
 
 
-def fleet_of(names: Mapping[str, object]) -> str:
+def fleet_table(names: Mapping[str, object]) -> str:
     return "\n".join(["product_key,device_name", *(f"k1,{name}" for name in names), ""])
 
 
-async def audited(folder: Path, bodies: Mapping[str, bytes], fleet: str | None = None) -> auditor.Result:
+async def audit_texts(folder: Path, bodies: Mapping[str, bytes], fleet: str | None = None) -> auditor.AuditResult:
     async with platform(bodies) as endpoint:
-        settings = auditor.load_settings(write_settings(folder, endpoint, fleet or fleet_of(bodies)))
+        settings = auditor.load_settings(write_settings(folder, endpoint, fleet or fleet_table(bodies)))
         return await auditor.run_audit(settings)
 
 
-def assert_whole(result: auditor.Result, devices: int) -> None:
+def assert_complete(result: auditor.AuditResult, devices: int) -> None:
     manifest = json.loads((result.folder / "run.json").read_text())
     assert sum(manifest["devices"].values()) == devices == manifest["fleet"]["devices"]
     assert manifest["devices"]["pending"] == 0
     assert asdict(result.manifest.devices) == manifest["devices"]
-    assert len(lines_of(result.folder / "failures.jsonl")) == manifest["devices"]["failed"]
+    assert len(read_lines(result.folder / "failures.jsonl")) == manifest["devices"]["failed"]
     assert sum(failure["devices"] for failure in manifest["failures"]) == manifest["devices"]["failed"]
-    assert auditor.verify(result.folder) == []
+    assert auditor.verify_run(result.folder) == []
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
@@ -109,11 +109,11 @@ def unprintable(text: str) -> set[str]:
 
 async def test_every_text_is_kept_exactly_in_every_file(tmp_path: Path) -> None:
     bodies = {f"d-{number:03}": answer(module(text, text)) for number, text in enumerate(TEXTS)}
-    result = await audited(tmp_path, bodies)
+    result = await audit_texts(tmp_path, bodies)
     assert result.manifest.state == "complete"
-    assert_whole(result, len(TEXTS))
+    assert_complete(result, len(TEXTS))
     pairs = [{"module_name": text, "module_version": text} for text in TEXTS]
-    lines = sorted(lines_of(result.folder / "devices.jsonl"), key=lambda line: str(line["device_name"]))
+    lines = sorted(read_lines(result.folder / "devices.jsonl"), key=lambda line: str(line["device_name"]))
     assert [line["modules"] for line in lines] == [[pair] for pair in pairs]
     modules = f"SELECT module_name, module_version FROM '{result.folder}/modules.parquet' ORDER BY device_name"
     with duckdb.connect() as database:
@@ -128,7 +128,7 @@ async def test_every_text_is_kept_exactly_in_every_file(tmp_path: Path) -> None:
 
 async def test_the_csv_holds_every_text_and_no_cell_is_a_formula(tmp_path: Path) -> None:
     bodies = {f"d-{number:03}": answer(module(text, text)) for number, text in enumerate(TEXTS)}
-    result = await audited(tmp_path, bodies)
+    result = await audit_texts(tmp_path, bodies)
     table = list(csv.DictReader(io.StringIO((result.folder / "inventory.csv").read_bytes().decode(), newline="")))
     cells = [row["module_version"] for row in table]
     assert sorted(cells) == sorted(f"'{text}" if text in FORMULAS else text for text in TEXTS)
@@ -138,53 +138,53 @@ async def test_the_longest_line_that_is_written_can_be_read_again(tmp_path: Path
     modules = {
         fill: [module(f"{number:04}{fill * 6}", fill * 10) for number in range(5_000)] for fill in ("\0", "\U0001f600")
     }
-    result = await audited(tmp_path, {f"d-{number}": answer(*each) for number, each in enumerate(modules.values())})
+    result = await audit_texts(tmp_path, {f"d-{number}": answer(*each) for number, each in enumerate(modules.values())})
     assert result.manifest.devices.ok == 2
-    assert_whole(result, 2)
+    assert_complete(result, 2)
     assert max(len(line) for line in (result.folder / "devices.jsonl").read_bytes().split(b"\n")) > 650_000
     with duckdb.connect() as database:
         read = database.execute(f"SELECT module_name, module_version FROM '{result.folder}/modules.parquet'").fetchall()
     assert set(read) == {(entry["moduleName"], entry["moduleVersion"]) for each in modules.values() for entry in each}
 
 
-async def test_names_that_the_platform_tells_are_kept_exactly(tmp_path: Path) -> None:
-    told = [text for text in TEXTS if len(text) <= 256]
-    bodies = {f"id-{number:03}": answer(module(productKey=text, deviceName=text)) for number, text in enumerate(told)}
-    result = await audited(tmp_path, bodies, "\n".join(["iot_id", *bodies, ""]))
+async def test_names_that_the_platform_reports_are_kept_exactly(tmp_path: Path) -> None:
+    names = [text for text in TEXTS if len(text) <= 256]
+    bodies = {f"id-{number:03}": answer(module(productKey=text, deviceName=text)) for number, text in enumerate(names)}
+    result = await audit_texts(tmp_path, bodies, "\n".join(["iot_id", *bodies, ""]))
     assert result.manifest.state == "complete"
-    assert_whole(result, len(told))
+    assert_complete(result, len(names))
     with duckdb.connect() as database:
         for file in ("devices.parquet", "modules.parquet"):
             query = f"SELECT product_key, device_name FROM '{result.folder}/{file}' ORDER BY iot_id"
-            assert database.execute(query).fetchall() == [(text, text) for text in told]
+            assert database.execute(query).fetchall() == [(text, text) for text in names]
 
 
 REFUSED: dict[str, tuple[bytes, str]] = {
-    "lone-surrogate": (raw('"\\ud800"'), "auditor.UnreadableAnswer"),
-    "low-surrogate-first": (raw('"\\udc00\\ud800"'), "auditor.UnreadableAnswer"),
-    "surrogate-bytes": (raw('"\ud800"'), "auditor.UnreadableAnswer"),
-    "bare-control": (raw('"\x1b[2J"'), "auditor.UnreadableAnswer"),
-    "bare-nul": (raw('"\0"'), "auditor.UnreadableAnswer"),
-    "not-utf-8": (b'{"success":true,"code":"\xff\xfe"}', "auditor.UnreadableAnswer"),
-    "utf-16": (answer(module()).decode().encode("utf-16"), "auditor.UnreadableAnswer"),
-    "utf-32": (answer(module()).decode().encode("utf-32-le"), "auditor.UnreadableAnswer"),
-    "mark-in-front": (b"\xef\xbb\xbf" + answer(module()), "auditor.UnreadableAnswer"),
-    "deep-arrays": (b'{"success":true,"data":' + b"[" * 1_000_000, "auditor.UnreadableAnswer"),
-    "deep-objects": (b'{"a":' * 200_000 + b"1" + b"}" * 200_000, "auditor.UnreadableAnswer"),
-    "infinite": (raw('"m"', "1e999"), "auditor.UnreadableAnswer"),
-    "not-a-number": (raw('"m"', "NaN"), "auditor.UnreadableAnswer"),
-    "a-million-digits": (raw('"m"', "9" * 1_000_000), "auditor.UnreadableAnswer"),
-    "two-answers": (answer(module()) * 2, "auditor.UnreadableAnswer"),
-    "no-object": (b"[1]", "auditor.UnreadableAnswer"),
-    "nothing": (b"", "auditor.UnreadableAnswer"),
-    "nine-megabytes": (answer(module("x" * 9_000_000)), "auditor.OversizedAnswer"),
+    "lone-surrogate": (raw_response('"\\ud800"'), "auditor.InvalidJSON"),
+    "low-surrogate-first": (raw_response('"\\udc00\\ud800"'), "auditor.InvalidJSON"),
+    "surrogate-bytes": (raw_response('"\ud800"'), "auditor.InvalidJSON"),
+    "bare-control": (raw_response('"\x1b[2J"'), "auditor.InvalidJSON"),
+    "bare-nul": (raw_response('"\0"'), "auditor.InvalidJSON"),
+    "not-utf-8": (b'{"success":true,"code":"\xff\xfe"}', "auditor.InvalidJSON"),
+    "utf-16": (answer(module()).decode().encode("utf-16"), "auditor.InvalidJSON"),
+    "utf-32": (answer(module()).decode().encode("utf-32-le"), "auditor.InvalidJSON"),
+    "mark-in-front": (b"\xef\xbb\xbf" + answer(module()), "auditor.InvalidJSON"),
+    "deep-arrays": (b'{"success":true,"data":' + b"[" * 1_000_000, "auditor.InvalidJSON"),
+    "deep-objects": (b'{"a":' * 200_000 + b"1" + b"}" * 200_000, "auditor.InvalidJSON"),
+    "infinite": (raw_response('"m"', "1e999"), "auditor.InvalidJSON"),
+    "not-a-number": (raw_response('"m"', "NaN"), "auditor.InvalidJSON"),
+    "a-million-digits": (raw_response('"m"', "9" * 1_000_000), "auditor.InvalidJSON"),
+    "two-answers": (answer(module()) * 2, "auditor.InvalidJSON"),
+    "no-object": (b"[1]", "auditor.InvalidJSON"),
+    "nothing": (b"", "auditor.InvalidJSON"),
+    "nine-megabytes": (answer(module("x" * 9_000_000)), "auditor.ResponseTooLarge"),
     "long-name": (answer(module("x" * 7_000_000)), "auditor.InconsistentPages"),
     "long-version": (answer(module("m", "\0" * 200_000)), "auditor.InconsistentPages"),
-    "huge-total": (raw('"m"', "9" * 30), "auditor.InconsistentPages"),
-    "negative-total": (raw('"m"', "-1"), "auditor.InconsistentPages"),
-    "fraction": (raw('"m"', "1.5"), "auditor.InconsistentPages"),
-    "total-in-words": (raw('"m"', '"one"'), "auditor.InconsistentPages"),
-    "total-twice": (raw('"m"', '1,"total":5'), "auditor.InconsistentPages"),
+    "huge-total": (raw_response('"m"', "9" * 30), "auditor.InconsistentPages"),
+    "negative-total": (raw_response('"m"', "-1"), "auditor.InconsistentPages"),
+    "fraction": (raw_response('"m"', "1.5"), "auditor.InconsistentPages"),
+    "total-in-words": (raw_response('"m"', '"one"'), "auditor.InconsistentPages"),
+    "total-twice": (raw_response('"m"', '1,"total":5'), "auditor.InconsistentPages"),
     "many-entries": (answer(*[module(f"m{n}") for n in range(100_000)]), "auditor.InconsistentPages"),
     "many-entries-of-3": (answer(*[module(f"m{n}") for n in range(100_000)], total=3), "auditor.InconsistentPages"),
     "same-in-capitals": (answer(module("ble"), module("BLE")), "auditor.InconsistentPages"),
@@ -200,12 +200,12 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 }
 
 
-async def test_what_is_no_answer_is_a_failure_with_a_name_and_the_run_stays_whole(tmp_path: Path) -> None:
+async def test_invalid_response_is_a_named_failure_and_the_run_is_valid(tmp_path: Path) -> None:
     bodies = {"good": answer(module())} | {name: body for name, (body, _) in REFUSED.items()}
-    result = await audited(tmp_path, bodies)
+    result = await audit_texts(tmp_path, bodies)
     assert (result.manifest.state, result.manifest.devices.ok) == ("partial", 1)
-    assert_whole(result, len(bodies))
-    failures = {line["device_name"]: line for line in lines_of(result.folder / "failures.jsonl")}
+    assert_complete(result, len(bodies))
+    failures = {line["device_name"]: line for line in read_lines(result.folder / "failures.jsonl")}
     assert {name: line["code"] for name, line in failures.items()} == {
         name: code for name, (_, code) in REFUSED.items()
     }
@@ -221,11 +221,11 @@ def command(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str
     return subprocess.CompletedProcess(words, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-async def test_no_command_shows_what_a_terminal_would_act_on(tmp_path: Path) -> None:
+async def test_no_command_prints_terminal_control_sequences(tmp_path: Path) -> None:
     texts = {f"d-{number:03}": answer(module(text[:200], text[:200])) for number, text in enumerate(TEXTS)}
     bodies = {name: REFUSED[name][0] for name in ("code", "another-device", "long-code", "long-message")} | texts
     async with platform(bodies) as endpoint:
-        settings = write_settings(tmp_path, endpoint, fleet_of(bodies))
+        settings = write_settings(tmp_path, endpoint, fleet_table(bodies))
         checked = await anyio.to_thread.run_sync(command, tmp_path, "check", settings)
         ran = await anyio.to_thread.run_sync(command, tmp_path, "run", settings)
     shown = [checked, ran, *(command(tmp_path, name, "audits") for name in ("inventory", "verify"))]
@@ -237,18 +237,18 @@ async def test_no_command_shows_what_a_terminal_would_act_on(tmp_path: Path) -> 
     assert json.loads(command(tmp_path, "inventory", "audits", "--format", "json").stdout)["complete"] is False
 
 
-async def test_a_refusal_of_the_account_is_shown_harmlessly(tmp_path: Path) -> None:
+async def test_error_of_a_denied_account_is_escaped(tmp_path: Path) -> None:
     text = "\x1b]0;owned\x07\x9b2J\u202e\r\n\b\0[link=https://evil.example]x[/link]"
     body = orjson.dumps({"Code": f"Forbidden.{text}", "Message": text, "RequestId": text})
     async with platform({"d-1": body}, status=403) as endpoint:
-        settings = write_settings(tmp_path, endpoint, fleet_of({"d-1": 1}))
+        settings = write_settings(tmp_path, endpoint, fleet_table({"d-1": 1}))
         shown = [await anyio.to_thread.run_sync(command, tmp_path, name, settings) for name in ("check", "run")]
     assert [done.returncode for done in shown] == [3, 3]
     assert [unprintable(done.stdout + done.stderr) for done in shown] == [set(), set()]
     assert "]0;owned" in shown[1].stderr
 
 
-async def test_odd_names_in_a_fleet_are_shown_harmlessly(tmp_path: Path) -> None:
+async def test_unusual_names_in_a_fleet_are_escaped(tmp_path: Path) -> None:
     names = [
         "bidi\u202e\u2066",
         "line\u2028\u2029",
@@ -260,7 +260,7 @@ async def test_odd_names_in_a_fleet_are_shown_harmlessly(tmp_path: Path) -> None
     ]
     body = b'{"success":false,"code":"iot.device.NullDeviceName","errorMessage":"\\u001b[2J"}'
     async with platform(dict.fromkeys(names, body)) as endpoint:
-        settings = write_settings(tmp_path, endpoint, fleet_of(dict.fromkeys(names)))
+        settings = write_settings(tmp_path, endpoint, fleet_table(dict.fromkeys(names)))
         shown = [await anyio.to_thread.run_sync(command, tmp_path, name, settings) for name in ("check", "run")]
     shown.append(command(tmp_path, "verify", "audits"))
     assert [unprintable(done.stdout + done.stderr) for done in shown] == [set()] * 3
@@ -269,8 +269,8 @@ async def test_odd_names_in_a_fleet_are_shown_harmlessly(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["nul\0", "esc\x1b[2J", "c1\x9b", "tab\t", '"two\nlines"', '"cr\r"', "del\x7f"])
-async def test_a_control_character_in_a_fleet_is_refused_and_shown_harmlessly(tmp_path: Path, name: str) -> None:
-    settings = write_settings(tmp_path, "http://127.0.0.1:1/", fleet_of({name: 1}))
+async def test_control_character_in_a_fleet_is_rejected_and_escaped(tmp_path: Path, name: str) -> None:
+    settings = write_settings(tmp_path, "http://127.0.0.1:1/", fleet_table({name: 1}))
     done = await anyio.to_thread.run_sync(command, tmp_path, "run", settings)
     assert done.returncode == 2
     assert "fleet.csv: " in done.stderr

@@ -1,4 +1,4 @@
-"""Audits of a part of a fleet where things go wrong: accounts that are refused, deadlines too soon, odd states, clocks."""
+"""Partial audits with failures: denied accounts, early deadlines, unusual states, and clocks that differ."""
 
 import shutil
 import time
@@ -11,14 +11,14 @@ import auditor
 from auditor.client.operations import BATCH_GET_DEVICE_STATE
 from auditor.errors import SettingsError
 from auditor.models import Secret
-from auditor.simulator.faults import Lie
+from auditor.simulator.faults import Corruption
 from auditor.simulator.quotas import SimulatedAccount
-from auditor.simulator.responses import Document, Refused
+from auditor.simulator.responses import Document, RequestRejected
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import World
-from tests.integration.audits import ended_after
+from tests.integration.audits import stop_after
 from tests.integration.test_audit import account_table, settings_for
-from tests.integration.test_incremental import DEVICES, QUIET, differing, night, rows, world_of
+from tests.integration.test_incremental import DEVICES, QUIET, audit, differing, rows, world_of
 from tests.integration.test_rolling import plain
 
 pytestmark = pytest.mark.anyio
@@ -27,7 +27,7 @@ OTHER = SimulatedAccount("other", Secret("other-secret"))
 
 
 def two_accounts(folder: Path, endpoint: str, *, key: str = "other", **changes: Any) -> auditor.Settings:
-    """Settings for two accounts, each with a fleet file of its own."""
+    """Return settings with two accounts, each with its own fleet file."""
     (folder / "other-secret").write_text("other-secret")
     eu = account_table(endpoint, folder)
     other = {
@@ -35,23 +35,25 @@ def two_accounts(folder: Path, endpoint: str, *, key: str = "other", **changes: 
         "endpoint": endpoint,
         "access_key_id": key,
         "access_key_secret": {"file": str(folder / "other-secret")},
-        "per_second": "unlimited",
+        "calls_per_second": "unlimited",
         "fleet": {"file": str(folder / "b.csv")},
     }
     return settings_for(folder, eu, other, **changes)
 
 
-async def test_a_sample_of_which_nobody_was_asked_in_time_is_resumed_as_one(tmp_path: Path) -> None:
+async def test_sample_without_results_before_the_deadline_is_resumed_as_a_sample(tmp_path: Path) -> None:
     world = world_of(0)
     world.write_fleet(tmp_path / "fleet.csv")
-    async with Simulator(world, latency=(1.5, 1.6), record_answers=True) as platform:
-        settings = settings_for(tmp_path, account_table(platform.endpoint, tmp_path), sample=20, seed=1, at_once=2)
+    async with Simulator(world, latency=(1.5, 1.6), record_responses=True) as platform:
+        settings = settings_for(
+            tmp_path, account_table(platform.endpoint, tmp_path), sample_size=20, seed=1, concurrency=2
+        )
         part = await auditor.run_audit(settings, until=time.time() + 1.0)
-        assert (part.exit_code, part.manifest.to_ask, part.manifest.unsampled) == (1, 20, DEVICES - 20)
+        assert (part.exit_code, part.manifest.remaining_devices, part.manifest.unsampled) == (1, 20, DEVICES - 20)
         platform._latency = (0.0, 0.0)
         result = await auditor.resume_audit(part.folder)
-        assert platform.answers is not None
-        assert len(platform.answers) <= 22  # those in flight when time was up are asked again
+        assert platform.responses is not None
+        assert len(platform.responses) <= 22  # those in flight at the deadline are queried again
     assert (result.exit_code, result.manifest.unsampled, result.manifest.devices.pending) == (
         0,
         DEVICES - 20,
@@ -59,7 +61,7 @@ async def test_a_sample_of_which_nobody_was_asked_in_time_is_resumed_as_one(tmp_
     )
 
 
-async def test_a_precision_waits_for_every_account(tmp_path: Path) -> None:
+async def test_precision_needs_results_of_every_account(tmp_path: Path) -> None:
     world, other = world_of(0, devices=1_500), World(1_500, seed=9, large=0)
     world.write_fleet(tmp_path / "fleet.csv")
     other.write_fleet(tmp_path / "b.csv")
@@ -67,144 +69,149 @@ async def test_a_precision_waits_for_every_account(tmp_path: Path) -> None:
     async with Simulator(world, accounts=accounts) as platform:
         settings = two_accounts(tmp_path, platform.endpoint, precision="5%", seed=1)
         result = await auditor.run_audit(settings)
-    choice = result.manifest.choice
-    assert choice is not None
-    assert choice.reached is not None
-    assert (result.exit_code, choice.reached <= 0.05) == (0, True)
-    asked = dict(rows(result.folder, "SELECT account, count(*) FROM devices WHERE source = 'asked' GROUP BY 1"))
-    assert min(asked.values()) >= 100
+    selection = result.manifest.selection
+    assert selection is not None
+    assert selection.achieved_precision is not None
+    assert (result.exit_code, selection.achieved_precision <= 0.05) == (0, True)
+    queried = dict(rows(result.folder, "SELECT account, count(*) FROM devices WHERE source = 'queried' GROUP BY 1"))
+    assert min(queried.values()) >= 100
 
 
-async def test_a_precision_that_is_not_reached_is_no_success(tmp_path: Path) -> None:
+async def test_missed_precision_is_not_a_success(tmp_path: Path) -> None:
     world = world_of(0, devices=1_500)
     world.write_fleet(tmp_path / "fleet.csv")
     async with Simulator(world, latency=(0.02, 0.03)) as platform:
-        settings = settings_for(tmp_path, account_table(platform.endpoint, tmp_path), precision="2%", seed=1, at_once=2)
+        settings = settings_for(
+            tmp_path, account_table(platform.endpoint, tmp_path), precision="2%", seed=1, concurrency=2
+        )
         result = await auditor.run_audit(settings, until=time.time() + 2.0)
-    assert result.manifest.choice is not None
-    assert result.manifest.choice.reached is not None
-    assert result.manifest.choice.reached > 0.02
+    assert result.manifest.selection is not None
+    assert result.manifest.selection.achieved_precision is not None
+    assert result.manifest.selection.achieved_precision > 0.02
     assert result.exit_code == 1
 
 
 @pytest.mark.parametrize(
-    "changes", [{"since": "last", "recheck": "30%", "seed": 3}, {"since": "last", "recheck": "100%"}, {"calls": 100}]
+    "changes",
+    [{"since": "last", "recheck": "30%", "seed": 3}, {"since": "last", "recheck": "100%"}, {"max_calls": 100}],
 )
-async def test_a_device_that_the_fleet_names_twice_has_one_answer(tmp_path: Path, changes: dict[str, Any]) -> None:
+async def test_device_listed_under_two_names_has_one_result(tmp_path: Path, changes: dict[str, Any]) -> None:
     world = plain(devices=150)
     names = [f"{device.product_key},{device.device_name}," for device in world]
     ids = [f",,{device.iot_id}" for device in world]
     (tmp_path / "fleet.csv").write_text("\n".join(("product_key,device_name,iot_id", *names, *ids)) + "\n")
-    await night(tmp_path, world)
-    result = await night(tmp_path, plain(1, devices=150), **changes)
+    await audit(tmp_path, world)
+    result = await audit(tmp_path, plain(1, devices=150), **changes)
     assert (result.exit_code, result.manifest.state, result.manifest.error) == (0, "complete", None)
     assert result.manifest.carried > 0 or changes.get("recheck") == "100%"
-    assert auditor.verify(result.folder) == []
+    assert auditor.verify_run(result.folder) == []
 
 
-async def test_a_budget_that_cannot_bear_the_states_goes_where_it_is_worth_most(tmp_path: Path) -> None:
+async def test_budget_too_small_for_states_is_spent_by_priority(tmp_path: Path) -> None:
     world_of(0).write_fleet(tmp_path / "fleet.csv")
-    await night(tmp_path, world_of(0))
-    result = await night(tmp_path, world_of(1), since="last", calls=8)
+    await audit(tmp_path, world_of(0))
+    result = await audit(tmp_path, world_of(1), since="last", max_calls=8)
     assert result.manifest.requests.sent == 8
-    choice = result.manifest.choice
-    assert choice is not None
-    assert choice.accounts[0].requests.sent == 0
-    assert choice.spent
-    assert choice.accounts[0].beyond == DEVICES - 8
-    few = await night(tmp_path, world_of(2), since="last", calls=30)
-    assert few.manifest.choice is not None
-    (account,) = few.manifest.choice.accounts
-    assert account.requests.sent + few.manifest.requests.sent <= 30
-    assert few.manifest.choice.spent
-    assert account.beyond > 0
+    selection = result.manifest.selection
+    assert selection is not None
+    assert selection.accounts[0].requests.sent == 0
+    assert selection.budget_exhausted
+    assert selection.accounts[0].over_budget == DEVICES - 8
+    second = await audit(tmp_path, world_of(2), since="last", max_calls=30)
+    assert second.manifest.selection is not None
+    (account,) = second.manifest.selection.accounts
+    assert account.requests.sent + second.manifest.requests.sent <= 30
+    assert second.manifest.selection.budget_exhausted
+    assert account.over_budget > 0
 
 
-async def test_every_account_has_a_part_of_a_budget(tmp_path: Path) -> None:
+async def test_budget_is_divided_among_accounts(tmp_path: Path) -> None:
     world = plain(devices=100)
     world.write_fleet(tmp_path / "fleet.csv")
     world.write_fleet(tmp_path / "b.csv")
     async with Simulator(world, accounts=[DEFAULT_ACCOUNT, OTHER]) as platform:
-        result = await auditor.run_audit(two_accounts(tmp_path, platform.endpoint, calls=31))
+        result = await auditor.run_audit(two_accounts(tmp_path, platform.endpoint, max_calls=31))
         assert result.manifest.requests.sent == 31
-        asked = dict(rows(result.folder, "SELECT account, count(*) FROM devices WHERE source = 'asked' GROUP BY 1"))
-        assert sorted(asked.values()) == [15, 16]
+        queried = dict(rows(result.folder, "SELECT account, count(*) FROM devices WHERE source = 'queried' GROUP BY 1"))
+        assert sorted(queried.values()) == [15, 16]
         with pytest.raises(SettingsError, match="calls: give at least one for each of the 2 accounts"):
-            two_accounts(tmp_path, platform.endpoint, calls=1)
+            two_accounts(tmp_path, platform.endpoint, max_calls=1)
 
 
-async def test_what_is_known_is_carried_where_time_ends_while_states_are_asked(tmp_path: Path) -> None:
+async def test_deadline_during_state_requests_carries_previous_results(tmp_path: Path) -> None:
     world = world_of(0, devices=1_000)
     world.write_fleet(tmp_path / "fleet.csv", columns=("product_key", "device_name"))
-    await night(tmp_path, world)
+    await audit(tmp_path, world)
     async with Simulator(world, latency=(0.4, 0.5)) as platform:
-        settings = settings_for(tmp_path, account_table(platform.endpoint, tmp_path), since="last", at_once=2)
+        settings = settings_for(tmp_path, account_table(platform.endpoint, tmp_path), since="last", concurrency=2)
         result = await auditor.run_audit(settings, until=time.time() + 2.0)
     assert (result.exit_code, result.manifest.state, result.manifest.carried) == (0, "complete", 1_000)
-    assert result.manifest.choice is not None
-    assert result.manifest.choice.spent
-    assert auditor.verify(result.folder) == []
+    assert result.manifest.selection is not None
+    assert result.manifest.selection.budget_exhausted
+    assert auditor.verify_run(result.folder) == []
 
 
-async def test_an_account_that_is_refused_leaves_the_others_their_night(tmp_path: Path) -> None:
+async def test_denied_account_does_not_affect_the_others(tmp_path: Path) -> None:
     world = plain(devices=200)
     world.write_fleet(tmp_path / "fleet.csv")
     world.write_fleet(tmp_path / "b.csv")
     async with Simulator(world, accounts=[DEFAULT_ACCOUNT, OTHER]) as platform:
         await auditor.run_audit(two_accounts(tmp_path, platform.endpoint))
-    async with Simulator(world, latency=(0.02, 0.03)) as platform:  # which knows the other key no more
-        result = await auditor.run_audit(two_accounts(tmp_path, platform.endpoint, at_once=4), until=time.time() + 1.5)
+    async with Simulator(world, latency=(0.04, 0.05)) as platform:  # without the other key
+        result = await auditor.run_audit(
+            two_accounts(tmp_path, platform.endpoint, concurrency=4), until=time.time() + 3.0
+        )
     assert result.exit_code == 3
     states = rows(result.folder, "SELECT DISTINCT account, status = 'pending' FROM devices")
     assert ("eu", True) not in states
     assert ("b", True) in states
-    assert auditor.verify(result.folder) == []
+    assert auditor.verify_run(result.folder) == []
 
 
-async def test_failures_of_a_sample_are_measured_by_the_sample(tmp_path: Path) -> None:
+async def test_failures_of_a_sample_are_compared_with_the_sample_size(tmp_path: Path) -> None:
     world = plain(devices=1_000)
     world.write_fleet(tmp_path / "fleet.csv")
-    lies: dict[int, Lie] = dict.fromkeys(range(1_000), "no_total")
-    result = await night(tmp_path, world, lies=lies, attempts=1, sample=20, max_failed="10%")
+    corruptions: dict[int, Corruption] = dict.fromkeys(range(1_000), "no_total")
+    result = await audit(tmp_path, world, corruptions=corruptions, max_attempts=1, sample_size=20, max_failed="10%")
     assert (result.manifest.devices.failed, result.exit_code) == (20, 1)
 
 
-async def test_a_sample_that_is_done_is_not_resumed_by_the_next_night(tmp_path: Path) -> None:
+async def test_finished_sample_is_not_resumed_by_the_next_run(tmp_path: Path) -> None:
     world = plain(devices=100)
     world.write_fleet(tmp_path / "fleet.csv")
-    first = await night(tmp_path, world, sample=20)
+    first = await audit(tmp_path, world, sample_size=20)
     async with Simulator(world) as platform:
-        settings = settings_for(tmp_path, account_table(platform.endpoint, tmp_path), sample=20)
+        settings = settings_for(tmp_path, account_table(platform.endpoint, tmp_path), sample_size=20)
         second = await auditor.run_audit(settings, resume=True)
     assert second.folder != first.folder
     assert second.manifest.requests.sent == 20
 
 
-async def test_a_run_of_a_part_of_the_fleet_is_not_carried_from_unless_it_is_named(tmp_path: Path) -> None:
+async def test_limited_run_is_not_the_default_baseline(tmp_path: Path) -> None:
     world_of(0).write_fleet(tmp_path / "fleet.csv")
-    whole = await night(tmp_path, world_of(0))
+    complete = await audit(tmp_path, world_of(0))
     async with Simulator(world_of(0)) as platform:
         await auditor.run_audit(settings_for(tmp_path, account_table(platform.endpoint, tmp_path)), limit=50)
-    result = await night(tmp_path, world_of(1), since="last")
-    assert result.manifest.choice is not None
-    assert result.manifest.choice.since == whole.folder.name
+    result = await audit(tmp_path, world_of(1), since="last")
+    assert result.manifest.selection is not None
+    assert result.manifest.selection.baseline_run == complete.folder.name
 
 
-async def test_a_run_whose_past_has_gone_asks_everybody(tmp_path: Path) -> None:
+async def test_run_with_a_deleted_baseline_queries_all_devices(tmp_path: Path) -> None:
     world_of(0).write_fleet(tmp_path / "fleet.csv", columns=("product_key", "device_name"))
-    base = await night(tmp_path, world_of(0))
+    base = await audit(tmp_path, world_of(0))
     world = world_of(1)
     async with Simulator(world, latency=(0.02, 0.03)) as platform:
-        settings = settings_for(tmp_path, account_table(platform.endpoint, tmp_path), since="last", at_once=2)
-        part = await ended_after(3, platform, lambda stop: auditor.run_audit(settings, stop=stop))
-        shutil.rmtree(part.folder / ".choosing")
+        settings = settings_for(tmp_path, account_table(platform.endpoint, tmp_path), since="last", concurrency=2)
+        part = await stop_after(3, platform, lambda stop: auditor.run_audit(settings, stop=stop))
+        shutil.rmtree(part.folder / ".selection")
         shutil.rmtree(base.folder)
         result = await auditor.resume_audit(part.folder)
     assert (result.exit_code, result.manifest.state, result.manifest.carried) == (0, "complete", 0)
     assert not differing(result.folder, world)
 
 
-ODD: dict[str, Any] = {
+UNUSUAL_STATES: dict[str, Any] = {
     "no times": {"timestamp": None, "lastOnlineTime": None},
     "text for times": {"timestamp": "yesterday"},
     "another device's id": {"iotId": "another"},
@@ -214,18 +221,18 @@ ODD: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("odd", ODD)
-async def test_a_state_that_proves_nothing_is_no_reason_to_carry(tmp_path: Path, odd: str) -> None:
-    world = World(100, missing=0, silent=0, inactive=0, large=0, life=QUIET, today=time.time())
+@pytest.mark.parametrize("kind", UNUSUAL_STATES)
+async def test_unusual_state_does_not_justify_carrying(tmp_path: Path, kind: str) -> None:
+    world = World(100, missing=0, silent=0, inactive=0, large=0, lifecycle=QUIET, today=time.time())
     world.write_fleet(tmp_path / "fleet.csv", columns=("product_key", "device_name"))
-    await night(tmp_path, world)
+    await audit(tmp_path, world)
     async with Simulator(world) as platform:
-        honest: Any = platform._operations[BATCH_GET_DEVICE_STATE.name]
+        original: Any = platform._operations[BATCH_GET_DEVICE_STATE.name]
 
         def answer(parameters: Any) -> Document:
-            document: Any = honest(parameters)
+            document: Any = original(parameters)
             entries = document["deviceStatusList"]["deviceStatus"]
-            if (change := ODD[odd]) is None:
+            if (change := UNUSUAL_STATES[kind]) is None:
                 return {"data": None}
             return {"deviceStatusList": {"deviceStatus": [{**entry, **change} for entry in entries]}}
 
@@ -235,7 +242,7 @@ async def test_a_state_that_proves_nothing_is_no_reason_to_carry(tmp_path: Path,
     assert (result.manifest.state, result.manifest.carried) == ("complete", 0)
 
 
-async def test_clocks_that_differ_are_no_reason_to_carry(tmp_path: Path) -> None:
+async def test_clock_difference_does_not_justify_carrying(tmp_path: Path) -> None:
     world = world_of(0)
     world.write_fleet(tmp_path / "fleet.csv")
     async with Simulator(world, clock_offset=-7 * 86_400) as platform:  # we are a week ahead
@@ -247,25 +254,25 @@ async def test_clocks_that_differ_are_no_reason_to_carry(tmp_path: Path) -> None
     assert (result.manifest.state, result.manifest.carried) == ("complete", 0)
 
 
-async def test_states_may_not_be_told_of_one_account_alone(tmp_path: Path) -> None:
+async def test_states_may_be_unavailable_for_some_requests(tmp_path: Path) -> None:
     world_of(0).write_fleet(tmp_path / "fleet.csv")
     world_of(0).write_fleet(tmp_path / "b.csv")
     async with Simulator(world_of(0), accounts=[DEFAULT_ACCOUNT, OTHER]) as platform:
         await auditor.run_audit(two_accounts(tmp_path, platform.endpoint))
-        honest, asked = platform._operations[BATCH_GET_DEVICE_STATE.name], 0
+        original, requests = platform._operations[BATCH_GET_DEVICE_STATE.name], 0
 
         def sometimes(parameters: Any) -> Document:
-            nonlocal asked
-            asked += 1
-            if asked % 2:
-                raise Refused("iot.common.InvalidPageParams", "Not now.")
-            return honest(parameters)
+            nonlocal requests
+            requests += 1
+            if requests % 2:
+                raise RequestRejected("iot.common.InvalidPageParams", "Not now.")
+            return original(parameters)
 
         platform._operations[BATCH_GET_DEVICE_STATE.name] = sometimes
         settings = two_accounts(tmp_path, platform.endpoint, since="last", recheck="0%")
         result = await auditor.run_audit(settings)
     assert result.manifest.state == "complete"
-    assert result.manifest.choice is not None
-    untold = sum(account.untold for account in result.manifest.choice.accounts)
-    assert 0 < untold < 2 * DEVICES
-    assert result.manifest.carried == 2 * DEVICES - untold
+    assert result.manifest.selection is not None
+    unknown = sum(account.states_unknown for account in result.manifest.selection.accounts)
+    assert 0 < unknown < 2 * DEVICES
+    assert result.manifest.carried == 2 * DEVICES - unknown

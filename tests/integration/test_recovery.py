@@ -1,4 +1,4 @@
-"""What a resume finds in a run folder, mends or refuses: spoilt lines, states between two steps, other settings."""
+"""What a resume repairs or rejects in a run folder: damaged lines, states between two steps, changed settings."""
 
 import json
 import os
@@ -17,16 +17,16 @@ from auditor.errors import RunFolderError
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
 from tests.integration.audits import (
-    SLOW,
-    asked,
-    assert_asked_once,
-    assert_complete_and_true,
-    begun,
-    contents,
-    plain,
+    SLOW_LATENCY,
+    assert_complete_and_correct,
+    assert_queried_once,
+    folder_contents,
+    interrupted_audit,
+    plain_world,
+    query_counts,
     settings_at,
 )
-from tests.integration.test_audit import account_table, lines_of, settings_for
+from tests.integration.test_audit import account_table, read_lines, settings_for
 
 pytestmark = pytest.mark.anyio
 
@@ -36,13 +36,13 @@ def edit_manifest(folder: Path, **changes: object) -> None:
     (folder / "run.json").write_text(json.dumps(table | changes))
 
 
-async def test_spoilt_lines_are_dropped_and_told_and_their_devices_asked_again(
+async def test_damaged_lines_are_dropped_and_logged_and_their_devices_queried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world = plain(30)
+    world = plain_world(30)
     world.write_fleet(tmp_path / "fleet.csv")
     log_to_stderr("warning")
-    async with Simulator(world, record_answers=True) as platform:
+    async with Simulator(world, record_responses=True) as platform:
         done = await auditor.run_audit(settings_at(tmp_path, platform))
         live = done.folder / "devices.jsonl"
         lines = live.read_bytes().splitlines(keepends=True)
@@ -56,11 +56,11 @@ async def test_spoilt_lines_are_dropped_and_told_and_their_devices_asked_again(
         live.write_bytes(b"".join(lines) + lines[10][:40])
         edit_manifest(done.folder, state="running")
         result = await auditor.resume_audit(done.folder)
-        counts = asked(platform)
-    assert_complete_and_true(world, result)
+        counts = query_counts(platform)
+    assert_complete_and_correct(world, result)
     assert {device for device, times in counts.items() if times == 2} == set(spoilt)
-    (told,) = [json.loads(line) for line in capsys.readouterr().err.splitlines() if "dropped" in line]
-    assert (told["level"], told["lines"], told["file"]) == ("warning", 6, str(live))
+    (logged,) = [json.loads(line) for line in capsys.readouterr().err.splitlines() if "dropped" in line]
+    assert (logged["level"], logged["lines"], logged["file"]) == ("warning", 6, str(live))
 
 
 def killed_while_sealing(folder: Path) -> None:
@@ -70,17 +70,17 @@ def killed_while_sealing(folder: Path) -> None:
     (folder / ".reserve").write_bytes(b"x" * 65536)
 
 
-def killed_while_sealed_files_went(folder: Path) -> None:
+def killed_while_sealed_files_were_removed(folder: Path) -> None:
     for name in ("devices.parquet", "inventory.csv"):
         (folder / name).unlink()
 
 
-def killed_before_the_failures_were_begun_anew(folder: Path) -> None:
+def killed_before_failures_were_rotated(folder: Path) -> None:
     (folder / "failures.1.jsonl").hardlink_to(folder / "failures.jsonl")
 
 
-def killed_while_the_failures_were_begun_anew(folder: Path) -> None:
-    killed_before_the_failures_were_begun_anew(folder)
+def killed_while_failures_were_rotated(folder: Path) -> None:
+    killed_before_failures_were_rotated(folder)
     (folder / "failures.jsonl.new").touch()
 
 
@@ -98,7 +98,7 @@ def killed_in_a_line(folder: Path) -> None:
         file.write(b'{"account":"eu","product_key":"x')
 
 
-def without_its_failures(folder: Path) -> None:
+def without_failures(folder: Path) -> None:
     (folder / "failures.jsonl").unlink()
 
 
@@ -106,141 +106,147 @@ def without_its_failures(folder: Path) -> None:
     "happened",
     [
         killed_while_sealing,
-        killed_while_sealed_files_went,
-        killed_before_the_failures_were_begun_anew,
-        killed_while_the_failures_were_begun_anew,
+        killed_while_sealed_files_were_removed,
+        killed_before_failures_were_rotated,
+        killed_while_failures_were_rotated,
         killed_while_it_resumed,
         killed_in_a_line,
-        without_its_failures,
+        without_failures,
     ],
 )
-async def test_a_run_that_was_killed_between_two_steps_ends_complete(
+async def test_run_that_was_killed_between_two_steps_is_completed(
     tmp_path: Path, happened: Callable[[Path], None]
 ) -> None:
-    world = plain(40)
+    world = plain_world(40)
     world.write_fleet(tmp_path / "fleet.csv")
-    async with Simulator(world, latency=SLOW, lies={2: "other_device"}) as platform:
-        first = await begun(platform, settings_at(tmp_path, platform), answered=20)
+    async with Simulator(world, latency=SLOW_LATENCY, corruptions={2: "other_device"}) as platform:
+        first = await interrupted_audit(platform, settings_at(tmp_path, platform), answers=20)
         port = platform.port
     failures = (first.folder / "failures.jsonl").read_bytes()
     assert len(failures.splitlines()) == 1
     edit_manifest(first.folder, state="running")
     happened(first.folder)
-    async with Simulator(world, port=port, record_answers=True) as platform:
+    async with Simulator(world, port=port, record_responses=True) as platform:
         with capture_logs() as logged:
             result = await auditor.resume_audit(first.folder)
-        assert len(asked(platform)) == first.manifest.devices.unanswered
+        assert len(query_counts(platform)) == first.manifest.devices.unanswered
     assert logged == []  # what a kill leaves is no damage
-    assert_complete_and_true(world, result)
-    aside = [path.read_bytes() for path in result.folder.glob("failures.*.jsonl")]
-    assert aside == ([] if happened is without_its_failures else [failures])
+    assert_complete_and_correct(world, result)
+    rotated = [path.read_bytes() for path in result.folder.glob("failures.*.jsonl")]
+    assert rotated == ([] if happened is without_failures else [failures])
 
 
 @pytest.fixture
-async def ended(tmp_path: Path) -> tuple[World, auditor.Settings, Path]:
+async def interrupted_run(tmp_path: Path) -> tuple[World, auditor.Settings, Path]:
     """A run with devices pending, and its settings; its platform is gone."""
-    world = plain(24)
+    world = plain_world(24)
     world.write_fleet(tmp_path / "fleet.csv")
-    async with Simulator(world, latency=SLOW) as platform:
+    async with Simulator(world, latency=SLOW_LATENCY) as platform:
         settings = settings_at(tmp_path, platform)
-        first = await begun(platform, settings, answered=5)
+        first = await interrupted_audit(platform, settings, answers=5)
     return world, settings, first.folder
 
 
-Ended = tuple[World, auditor.Settings, Path]
+InterruptedRun = tuple[World, auditor.Settings, Path]
 
 
 @pytest.mark.parametrize("what", ["missing", "changed"])
-async def test_a_run_whose_fleet_is_not_what_it_was_is_refused_and_left_alone(ended: Ended, what: str) -> None:
-    _, _, folder = ended
+async def test_run_with_a_changed_fleet_is_rejected_and_left_unchanged(
+    interrupted_run: InterruptedRun, what: str
+) -> None:
+    _, _, folder = interrupted_run
     fleet = folder / "fleet.parquet"
     content = fleet.read_bytes()
     fleet.unlink()
     if what == "changed":
         fleet.write_bytes(content + b" ")
-    before = contents(folder)
+    before = folder_contents(folder)
     with pytest.raises(RunFolderError, match=r"fleet\.parquet is missing or was changed"):
         await auditor.resume_audit(folder)
-    assert contents(folder) == before
+    assert folder_contents(folder) == before
 
 
-async def test_run_with_resume_names_every_setting_that_differs_and_the_limit(tmp_path: Path, ended: Ended) -> None:
-    _, settings, folder = ended
-    before = contents(folder)
-    account = account_table("http://127.0.0.1:1/", tmp_path, per_second=5, share=0.5, dialect="alibaba", region_id="r")
+async def test_run_with_resume_names_every_changed_setting_and_the_limit(
+    tmp_path: Path, interrupted_run: InterruptedRun
+) -> None:
+    _, settings, folder = interrupted_run
+    before = folder_contents(folder)
+    account = account_table(
+        "http://127.0.0.1:1/", tmp_path, calls_per_second=5, quota_share=0.5, dialect="alibaba", region_id="r"
+    )
     new = account_table("http://127.0.0.1:1/", tmp_path, name="us")
-    other = settings_for(tmp_path, account, new, at_once=9, timeout=3.0, max_failed="1%")
+    other = settings_for(tmp_path, account, new, concurrency=9, timeout=3.0, max_failed="1%")
     with pytest.raises(RunFolderError) as refused:
         await auditor.run_audit(other, resume=True, limit=7)
     said = str(refused.value)
     for difference in (
-        'account "us" is new',
-        "at_once was 4 and is 9",
-        "timeout was 30.0 and is 3.0",
-        'max_failed was 0 and is "1%"',
-        f'account "eu": endpoint was "{settings.account[0].endpoint}" and is "http://127.0.0.1:1/"',
-        'account "eu": dialect was "tuya" and is "alibaba"',
-        'account "eu": region_id was not set and is "r"',
-        'account "eu": per_second was "unlimited" and is 5.0',
-        'account "eu": share was 1.0 and is 0.5',
-        "limit was not set and is 7",
+        'account "us" was added',
+        "concurrency changed from 4 to 9",
+        "timeout changed from 30.0 to 3.0",
+        'max_failed changed from 0 to "1%"',
+        f'account "eu": endpoint changed from "{settings.account[0].endpoint}" to "http://127.0.0.1:1/"',
+        'account "eu": dialect changed from "tuya" to "alibaba"',
+        'account "eu": region_id changed from not set to "r"',
+        'account "eu": calls_per_second changed from "unlimited" to 5.0',
+        'account "eu": quota_share changed from 1.0 to 0.5',
+        "limit changed from not set to 7",
         "give the same limit",
     ):
         assert difference in said
-    assert said.count(" was ") == 9 + 1  # "was begun with other settings"
-    assert contents(folder) == before
+    assert said.count(" changed from ") == 9
+    assert folder_contents(folder) == before
 
 
-async def test_other_settings_may_change_pace_and_keys_but_not_whom_is_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: Ended
+async def test_given_settings_may_change_rates_and_credentials_but_not_accounts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_run: InterruptedRun
 ) -> None:
-    world, settings, folder = ended
+    world, settings, folder = interrupted_run
     port = int(settings.account[0].endpoint.rstrip("/").rpartition(":")[2])
     (tmp_path / "secret").rename(tmp_path / "moved")
-    before = contents(folder)
+    before = folder_contents(folder)
     async with Simulator(world, port=port) as platform:
-        good = account_table(platform.endpoint, tmp_path, per_second=200, share=0.9)
+        good = account_table(platform.endpoint, tmp_path, calls_per_second=200, quota_share=0.9)
         good["access_key_secret"] = {"env": "NEW_PLACE"}
         monkeypatch.setenv("NEW_PLACE", (tmp_path / "moved").read_text())
         del good["fleet"]
         for change, said in (
-            ({"endpoint": "http://127.0.0.1:1/"}, "endpoint was"),
-            ({"dialect": "alibaba", "region_id": "r"}, "dialect was"),
-            ({"name": "us"}, 'account "eu" is gone; account "us" is new'),
+            ({"endpoint": "http://127.0.0.1:1/"}, "endpoint changed"),
+            ({"dialect": "alibaba", "region_id": "r"}, "dialect changed"),
+            ({"name": "us"}, 'account "eu" was removed; account "us" was added'),
         ):
             with pytest.raises(RunFolderError, match=said):
                 await auditor.resume_audit(folder, settings=settings_for(tmp_path, {**good, **change}))
-        assert contents(folder) == before
-        others = settings_for(tmp_path, good, at_once=7, fsync_every=0, page_size=100, name="another")
+        assert folder_contents(folder) == before
+        others = settings_for(tmp_path, good, concurrency=7, fsync_interval=0, page_size=100, name="another")
         result = await auditor.resume_audit(folder, settings=others)
-    assert_complete_and_true(world, result)
+    assert_complete_and_correct(world, result)
     assert result.manifest.rate.target == pytest.approx(180)
     kept = result.manifest.settings
     assert kept is not None
-    assert (kept["at_once"], kept["fsync_every"]) == (7, 0.0)
+    assert (kept["concurrency"], kept["fsync_interval"]) == (7, 0.0)
 
 
-async def test_a_run_without_settings_needs_them_given_and_they_must_ask_the_same_accounts(
-    tmp_path: Path, ended: Ended
+async def test_run_without_settings_needs_given_ones_with_the_same_accounts(
+    tmp_path: Path, interrupted_run: InterruptedRun
 ) -> None:
-    world, settings, folder = ended
+    world, settings, folder = interrupted_run
     edit_manifest(folder, settings=None)
-    with pytest.raises(RunFolderError, match=r"keeps no settings; give them with --settings"):
+    with pytest.raises(RunFolderError, match=r"has no settings; give them with --settings"):
         await auditor.resume_audit(folder)
     elsewhere = settings_for(tmp_path, account_table("http://127.0.0.1:1/", tmp_path))
-    with pytest.raises(RunFolderError, match="its accounts are others"):
+    with pytest.raises(RunFolderError, match="the run has other accounts"):
         await auditor.resume_audit(folder, settings=elsewhere)
     port = int(settings.account[0].endpoint.rstrip("/").rpartition(":")[2])
-    async with Simulator(world, port=port, record_answers=True) as platform:
+    async with Simulator(world, port=port, record_responses=True) as platform:
         result = await auditor.resume_audit(folder, settings=settings)
-        assert max(asked(platform).values()) == 1
-    assert_complete_and_true(world, result)
+        assert max(query_counts(platform).values()) == 1
+    assert_complete_and_correct(world, result)
 
 
-async def test_a_run_whose_authority_s_file_has_moved_goes_on_with_settings_that_name_the_new_place(
-    tmp_path: Path, ended: Ended
+async def test_run_with_a_moved_ca_file_continues_with_settings_that_name_the_new_path(
+    tmp_path: Path, interrupted_run: InterruptedRun
 ) -> None:
-    world, settings, folder = ended
+    world, settings, folder = interrupted_run
     kept = json.loads((folder / "run.json").read_text())["settings"]
     kept["account"][0]["ca_file"] = str(tmp_path / "gone.pem")
     edit_manifest(folder, settings=kept)
@@ -248,21 +254,21 @@ async def test_a_run_whose_authority_s_file_has_moved_goes_on_with_settings_that
         await auditor.resume_audit(folder)
     port = int(settings.account[0].endpoint.rstrip("/").rpartition(":")[2])
     async with Simulator(world, port=port):
-        assert_complete_and_true(world, await auditor.resume_audit(folder, settings=settings))
+        assert_complete_and_correct(world, await auditor.resume_audit(folder, settings=settings))
 
 
-async def test_a_path_that_json_cannot_hold_is_no_reason_not_to_audit(tmp_path: Path) -> None:
+async def test_path_that_json_cannot_hold_does_not_prevent_an_audit(tmp_path: Path) -> None:
     odd = os.fsdecode(os.fsencode(str(tmp_path / "secret-")) + b"\xff")
-    world = plain(24)
+    world = plain_world(24)
     world.write_fleet(tmp_path / "fleet.csv")
-    async with Simulator(world, latency=SLOW, record_answers=True) as platform:
+    async with Simulator(world, latency=SLOW_LATENCY, record_responses=True) as platform:
         table = account_table(platform.endpoint, tmp_path)
-        settings = settings_for(tmp_path, table, at_once=4)
+        settings = settings_for(tmp_path, table, concurrency=4)
         shutil.copy(tmp_path / "secret", odd)
         account = msgspec.structs.replace(settings.account[0], access_key_secret=SecretSource(file=odd))
-        first = await begun(platform, msgspec.structs.replace(settings, account=(account,)), answered=5)
+        first = await interrupted_audit(platform, msgspec.structs.replace(settings, account=(account,)), answers=5)
         assert first.manifest.settings is None
         result = await auditor.resume_audit(first.folder, settings=settings)
-        assert_asked_once(platform, world)
-    assert_complete_and_true(world, result)
-    assert len(lines_of(result.folder / "devices.jsonl")) == 24
+        assert_queried_once(platform, world)
+    assert_complete_and_correct(world, result)
+    assert len(read_lines(result.folder / "devices.jsonl")) == 24

@@ -1,4 +1,4 @@
-"""Policies: every condition equals a judgement in plain Python, and what cannot be judged is never said to comply."""
+"""Policies: every condition equals an evaluation in plain Python; undecided devices never comply."""
 
 from collections import Counter
 from dataclasses import replace
@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from auditor.errors import RunFolderError
-from auditor.models import Device, Outcome
-from auditor.policy.evaluate import judge_run
+from auditor.models import Device, Outcome, RunWarning
+from auditor.policy.evaluate import evaluate_policy
 from auditor.policy.model import (
     Condition,
     Deny,
@@ -24,10 +25,10 @@ from auditor.policy.model import (
     MaxVersions,
     Minimum,
     Newest,
+    Policy,
     Required,
     Rule,
     RuleException,
-    Rules,
 )
 from auditor.policy.results import RuleResult
 from auditor.query.versions import compare_versions
@@ -57,18 +58,18 @@ Row = tuple[object, ...]
 rule = partial(Rule, "r", "error")
 
 
-def judge(run: Path, *rules: Rule) -> tuple[tuple[RuleResult, ...], list[Row], tuple[str, ...]]:
-    with judge_run(run, Rules(rules, "rules.toml"), now=NOW) as judged:
-        found = list(judged.violations)
-        assert judged.rows == len(found)
-        assert [row for table in judged.examples for row in table] == found
-        return judged.results, found, judged.doubts
+def evaluate(run: Path, *rules: Rule) -> tuple[tuple[RuleResult, ...], list[Row], tuple[RunWarning, ...]]:
+    with evaluate_policy(run, Policy(rules, "rules.toml"), now=NOW) as report:
+        found = list(report.violations)
+        assert report.violation_count == len(found)
+        assert [row for table in report.examples for row in table] == found
+        return report.results, found, report.warnings
 
 
-def outcome(run: Path, one: Rule) -> tuple[int, int, int, int, int]:
-    """How many are compliant, violated, unparseable, not seen, excepted."""
-    (result,), _, _ = judge(run, one)
-    return result.compliant, result.violated, result.unparseable, result.not_seen, result.excepted
+def counts_of(run: Path, one: Rule) -> tuple[int, int, int, int, int]:
+    """How many are compliant, violated, unparseable, not seen, exempt."""
+    (result,), _, _ = evaluate(run, one)
+    return result.compliant, result.violated, result.unparseable, result.not_seen, result.exempt
 
 
 def fleet(tmp_path: Path, *versions: str, module: str = "ble") -> Path:
@@ -81,23 +82,23 @@ def fleet(tmp_path: Path, *versions: str, module: str = "ble") -> Path:
 # What the documentation says, in plain Python.
 
 
-def like(patterns: tuple[str, ...], text: str) -> bool:
+def matches(patterns: tuple[str, ...], text: str) -> bool:
     return any(fnmatchcase(text, pattern.replace("[", "[[]")) for pattern in patterns)
 
 
-def module_like(patterns: tuple[str, ...], name: str) -> bool:
-    return like(tuple(pattern.lower() for pattern in patterns), name.lower())
+def module_matches(patterns: tuple[str, ...], name: str) -> bool:
+    return matches(tuple(pattern.lower() for pattern in patterns), name.lower())
 
 
-def excepts(each: RuleException, device: Device, module: tuple[str, str] | None) -> bool:
+def exempts(each: RuleException, device: Device, module: tuple[str, str] | None) -> bool:
     if each.expired(NOW) or (module is None and not each.whole_devices):
         return False
     names = [name for name in (device.device_name, device.iot_id) if name is not None]
     return (
-        (each.device is None or any(like((each.device,), name) for name in names))
-        and (each.product is None or like((each.product,), device.product_key or ""))
-        and (each.module is None or (module is not None and module_like((each.module,), module[0])))
-        and (each.version is None or (module is not None and like((each.version,), module[1])))
+        (each.device is None or any(matches((each.device,), name) for name in names))
+        and (each.product is None or matches((each.product,), device.product_key or ""))
+        and (each.module is None or (module is not None and module_matches((each.module,), module[0])))
+        and (each.version is None or (module is not None and matches((each.version,), module[1])))
     )
 
 
@@ -109,7 +110,7 @@ def version_verdict(condition: Condition, version: str) -> str:
         case Exact(versions):
             return "compliant" if version in versions else "violated"
         case Deny(patterns):
-            denied = any(like((each,), version) or compare_versions(version, each) == "same" for each in patterns)
+            denied = any(matches((each,), version) or compare_versions(version, each) == "same" for each in patterns)
             return "violated" if denied else "compliant"
     raise AssertionError(condition)
 
@@ -121,9 +122,9 @@ def expected(run: list[Seen], one: Rule) -> Oracle:
     scope = [
         (each, each.known if each.state == "ok" else each.asked)
         for each in run
-        if like(one.accounts, each.asked.account)
+        if matches(one.accounts, each.asked.account)
     ]
-    scope = [(each, device) for each, device in scope if like(one.products, device.product_key or "")]
+    scope = [(each, device) for each, device in scope if matches(one.products, device.product_key or "")]
     return group_verdicts(run, scope, one) if one.unit == "modules" else device_verdicts(scope, one)
 
 
@@ -132,49 +133,49 @@ def device_verdicts(scope: list[tuple[Seen, Device]], one: Rule) -> Oracle:
     rows: Counter[Row] = Counter()
     for each, device in scope:
         identity = (device.account, device.product_key, device.device_name, device.iot_id)
-        excepted = any(excepts(exception, device, None) for exception in one.exceptions)
+        is_exempt = any(exempts(exception, device, None) for exception in one.exceptions)
         if each.state in ("failed", "pending"):
-            counts["excepted" if excepted else "not_seen"] += 1
+            counts["exempt" if is_exempt else "not_seen"] += 1
             continue
         if each.state == "not_found":
             continue
-        chosen = [module for module in each.modules if module_like(one.modules, module[0])]
+        chosen = [module for module in each.modules if module_matches(one.modules, module[0])]
         found: list[str] = []
         if isinstance(one.condition, Required | MaxAge):
             if isinstance(one.condition, Required):
                 good = bool(chosen)
             else:
                 good = NOW.timestamp() - (START + 3.123) <= one.condition.seconds
-            found.append("excepted" if excepted else "compliant" if good else "violated")
+            found.append("exempt" if is_exempt else "compliant" if good else "violated")
             rows.update([("violated", *identity, None, None)] if found == ["violated"] else [])
         else:
             for module in chosen:
-                if any(excepts(exception, device, module) for exception in one.exceptions):
-                    found.append("excepted")
+                if any(exempts(exception, device, module) for exception in one.exceptions):
+                    found.append("exempt")
                     continue
                 found.append(version_verdict(one.condition, module[1]))
                 rows.update([(found[-1], *identity, *module)] if found[-1] != "compliant" else [])
-        worst = next((v for v in ("violated", "unparseable", "excepted", "compliant") if v in found), None)
+        worst = next((v for v in ("violated", "unparseable", "exempt", "compliant") if v in found), None)
         counts.update([worst] if worst else [])
     return counts, rows
 
 
 def group_verdicts(run: list[Seen], scope: list[tuple[Seen, Device]], one: Rule) -> Oracle:
-    counts: Counter[str] = Counter({"not_seen": unseen_products(scope, one)})
+    counts: Counter[str] = Counter({"not_seen": count_unanswered_products(scope, one)})
     rows: Counter[Row] = Counter()
     groups: dict[tuple[str, str | None, str], list[tuple[Device, tuple[str, str]]]] = {}
     for each, device in scope:
         for module in each.modules:
-            if module_like(one.modules, module[0]):
+            if module_matches(one.modules, module[0]):
                 group = groups.setdefault((device.account, device.product_key, module[0].lower()), [])
-                if not any(excepts(exception, device, module) for exception in one.exceptions):
+                if not any(exempts(exception, device, module) for exception in one.exceptions):
                     group.append((device, module))
     for key, group in groups.items():
         verdict, behind = group_verdict(one.condition, [version for _, (_, version) in group])
         unseen = sum(
             each.state in ("failed", "pending")
             and (device.account, device.product_key) == key[:2]
-            and not any(excepts(exception, device, None) for exception in one.exceptions)
+            and not any(exempts(exception, device, None) for exception in one.exceptions)
             for each, device in scope
         )
         if verdict == "compliant" and unseen:
@@ -203,10 +204,10 @@ def verdict_at_worst(condition: Condition, versions: list[str], unseen: int) -> 
     return "not_seen" if Fraction(on_newest, len(versions) + unseen) < condition.share else "compliant"
 
 
-def unseen_products(scope: list[tuple[Seen, Device]], one: Rule) -> int:
+def count_unanswered_products(scope: list[tuple[Seen, Device]], one: Rule) -> int:
     products: dict[tuple[str, str | None], set[bool]] = {}
     for each, device in scope:
-        if each.state != "not_found" and not any(excepts(exception, device, None) for exception in one.exceptions):
+        if each.state != "not_found" and not any(exempts(exception, device, None) for exception in one.exceptions):
             products.setdefault((device.account, device.product_key), set()).add(each.state in ("ok", "empty"))
     return sum(seen == {False} for seen in products.values())
 
@@ -224,7 +225,7 @@ def title(run: list[Seen], key: tuple[str, str | None, str]) -> str:
 
 def group_verdict(condition: Condition, versions: list[str]) -> tuple[str, set[str]]:
     if not versions:
-        return "excepted", set()
+        return "exempt", set()
     if isinstance(condition, MaxVersions):
         alive: list[str] = []
         for version in versions:
@@ -293,12 +294,12 @@ def a_policy(draw: st.DrawFn) -> list[Rule]:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(run=a_run(), rules=a_policy(), sealed=st.booleans())
-def test_a_policy_equals_a_judgement_in_plain_python(*, run: list[Seen], rules: list[Rule], sealed: bool) -> None:
+def test_a_policy_equals_an_evaluation_in_plain_python(*, run: list[Seen], rules: list[Rule], sealed: bool) -> None:
     with TemporaryDirectory() as folder:
-        results, found, _ = judge(write(Path(folder, "run"), run, sealed=sealed), *rules)
+        results, found, _ = evaluate(write(Path(folder, "run"), run, sealed=sealed), *rules)
     for one, result in zip(rules, results, strict=True):
         counts, rows = expected(run, one)
-        names = ("compliant", "violated", "unparseable", "not_seen", "excepted")
+        names = ("compliant", "violated", "unparseable", "not_seen", "exempt")
         assert {name: getattr(result, name) for name in names} == {name: counts[name] for name in names}
         worst = next((name for name in ("violated", "unparseable", "not_seen") if counts[name]), "compliant")
         worst = worst if counts.total() else "not_seen"
@@ -309,41 +310,52 @@ def test_a_policy_equals_a_judgement_in_plain_python(*, run: list[Seen], rules: 
 # What each condition means, by example.
 
 
-def test_a_minimum_tells_older_versions_from_those_that_cannot_be_ordered(tmp_path: Path) -> None:
+def test_a_minimum_separates_older_and_unordered_versions(tmp_path: Path) -> None:
     run = fleet(tmp_path, "1.2", "v1.2.0", "1.10", "1.1", "hot")
-    results, rows, _ = judge(run, rule(Minimum("1.2.0")))
-    assert outcome(run, rule(Minimum("1.2.0"))) == (3, 1, 1, 0, 0)
-    assert results[0].message == "1 of 5 devices violate it, 1 cannot be judged"
+    results, rows, _ = evaluate(run, rule(Minimum("1.2.0")))
+    assert counts_of(run, rule(Minimum("1.2.0"))) == (3, 1, 1, 0, 0)
+    assert results[0].message == "1 of 5 devices violate it, 1 cannot be evaluated"
     assert [(row[2], row[5], row[8], row[9]) for row in rows] == [
         ("violated", "device0003", "1.1", "is older than 1.2.0"),
         ("unparseable", "device0004", "hot", "cannot be ordered against 1.2.0"),
     ]
 
 
-def test_in_doubt_exact_and_deny_are_against_a_version(tmp_path: Path) -> None:
+def test_exact_and_deny_reject_a_version_that_might_violate_them(tmp_path: Path) -> None:
     run = fleet(tmp_path, "1.2", "v1.2", "1.2.0", "1.3")
-    assert outcome(run, rule(Exact(("1.2", "1.3")))) == (2, 2, 0, 0, 0)
-    assert outcome(run, rule(Deny(("1.2",)))) == (1, 3, 0, 0, 0)
-    assert outcome(run, rule(Deny(("1.2*",)))) == (2, 2, 0, 0, 0)
+    assert counts_of(run, rule(Exact(("1.2", "1.3")))) == (2, 2, 0, 0, 0)
+    assert counts_of(run, rule(Deny(("1.2",)))) == (1, 3, 0, 0, 0)
+    assert counts_of(run, rule(Deny(("1.2*",)))) == (2, 2, 0, 0, 0)
 
 
-def test_a_required_module_is_asked_of_devices_that_answered_and_exist(tmp_path: Path) -> None:
+def test_required_applies_to_devices_that_answered_and_exist(tmp_path: Path) -> None:
     fleet_ = [named(number) for number in range(5)]
     outcomes: list[Outcome] = [
         ok(fleet_[0], ("BLE", "1"), ("x", "1")), ok(fleet_[1], ("x", "1")), ok(fleet_[2]), not_found(fleet_[3]),
     ]  # fmt: skip
     run = build(tmp_path / "run", fleet_, outcomes).folder
-    assert outcome(run, rule(Required(), modules=("ble",))) == (1, 2, 0, 1, 0)
-    _, rows, _ = judge(run, rule(Required(), modules=("ble",)))
+    assert counts_of(run, rule(Required(), modules=("ble",))) == (1, 2, 0, 1, 0)
+    _, rows, _ = evaluate(run, rule(Required(), modules=("ble",)))
     assert {row[9] for row in rows} == {"reports no module ble"}
 
 
-def test_versions_that_are_the_same_are_one_version_alive(tmp_path: Path) -> None:
+def test_versions_that_are_the_same_count_once(tmp_path: Path) -> None:
     run = fleet(tmp_path, "1.2", "v1.2", "1.2.0", "1.3", "hot")
-    assert outcome(run, rule(MaxVersions(3))) == (1, 0, 0, 0, 0)
-    _, rows, _ = judge(run, rule(MaxVersions(2)))
+    assert counts_of(run, rule(MaxVersions(3))) == (1, 0, 0, 0, 0)
+    _, rows, _ = evaluate(run, rule(MaxVersions(2)))
     assert rows == [
-        ("r", "error", "violated", "demo", "p1", None, None, "ble", None, "3 versions are alive, at most 2 are allowed")
+        (
+            "r",
+            "error",
+            "violated",
+            "demo",
+            "p1",
+            None,
+            None,
+            "ble",
+            None,
+            "3 versions are in use, at most 2 are allowed",
+        )
     ]
 
 
@@ -351,24 +363,24 @@ def test_versions_that_are_the_same_are_one_version_alive(tmp_path: Path) -> Non
 def test_a_share_is_compared_exactly(tmp_path: Path, share: str, violated: int) -> None:
     run = fleet(tmp_path, *["2.0"] * 10, *["v2"] * 9, "1.9")
     one = rule(Newest(Fraction(share) / 100, f"{share}%"))
-    (result,), rows, _ = judge(run, one)
+    (result,), rows, _ = evaluate(run, one)
     assert result.violated == violated == len(rows)
     if violated:
-        assert rows[0][8:] == ("1.9", f"19 of 20 devices run the newest, 2.0; asked for: {share}%")
+        assert rows[0][8:] == ("1.9", f"19 of 20 devices run the newest, 2.0; required: {share}%")
 
 
-def test_without_a_newest_version_a_rollout_cannot_be_judged(tmp_path: Path) -> None:
+def test_without_a_newest_version_a_rollout_is_unparseable(tmp_path: Path) -> None:
     run = fleet(tmp_path, "2.03", "2.1", "1.0")
-    _, rows, _ = judge(run, rule(Newest(Fraction(1), "100%")))
+    _, rows, _ = evaluate(run, rule(Newest(Fraction(1), "100%")))
     assert [(row[2], row[5], row[7], row[9]) for row in rows] == [
-        ("unparseable", None, "ble", "of 3 versions none is newer than, or the same as, every other one")
+        ("unparseable", None, "ble", "none of 3 versions is newer than, or the same as, all others")
     ]
 
 
-def test_the_age_of_answers_is_judged_by_the_time_that_is_given(tmp_path: Path) -> None:
+def test_the_age_of_answers_refers_to_the_given_time(tmp_path: Path) -> None:
     run = fleet(tmp_path, "1", "2")
-    assert outcome(run, rule(MaxAge(7_200, "2h"))) == (2, 0, 0, 0, 0)
-    (result,), rows, _ = judge(run, rule(MaxAge(7_000, "7000s")))
+    assert counts_of(run, rule(MaxAge(7_200, "2h"))) == (2, 0, 0, 0, 0)
+    (result,), rows, _ = evaluate(run, rule(MaxAge(7_000, "7000s")))
     assert result.violated == 2
     assert rows[0][9] == "was answered more than 7000s ago, at 2026-11-22T02:00:03Z"
 
@@ -376,18 +388,18 @@ def test_the_age_of_answers_is_judged_by_the_time_that_is_given(tmp_path: Path) 
 def test_a_device_that_was_not_seen_neither_complies_nor_violates(tmp_path: Path) -> None:
     run = every_status(tmp_path / "run").folder
     for condition in (Minimum("0.1"), Exact(("1.0",)), Deny(("x",)), Required(), MaxAge(86_400, "1d")):
-        (result,), _, _ = judge(run, rule(condition, products=("p1",)))
+        (result,), _, _ = evaluate(run, rule(condition, products=("p1",)))
         assert result.not_seen == 3, condition
-    (result,), _, _ = judge(run, rule(Deny(("x",)), products=("p2",)))
+    (result,), _, _ = evaluate(run, rule(Deny(("x",)), products=("p2",)))
     assert (result.verdict, result.compliant, result.not_seen) == ("not_seen", 1, 1)
 
 
 def test_a_product_without_any_answer_is_a_group_that_was_not_seen(tmp_path: Path) -> None:
     devices = [named(0), named(1, product="p2"), named(2, product="p2")]
     run = build(tmp_path / "run", devices, [ok(devices[0], ("ble", "1")), failed(devices[1])]).folder
-    assert outcome(run, rule(MaxVersions(1))) == (1, 0, 0, 1, 0)
+    assert counts_of(run, rule(MaxVersions(1))) == (1, 0, 0, 1, 0)
     lab = RuleException(EVER, "bench", device="device000?", product="p2")
-    assert outcome(run, rule(MaxVersions(1), exceptions=(lab,))) == (1, 0, 0, 0, 0)
+    assert counts_of(run, rule(MaxVersions(1), exceptions=(lab,))) == (1, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -399,72 +411,75 @@ def test_a_product_without_any_answer_is_a_group_that_was_not_seen(tmp_path: Pat
         (MaxVersions(1), "not_seen"),
     ],
 )
-def test_what_was_not_seen_never_makes_a_rollout_comply(tmp_path: Path, condition: Condition, verdict: str) -> None:
+def test_devices_without_an_answer_never_make_a_rollout_comply(
+    tmp_path: Path, condition: Condition, verdict: str
+) -> None:
     devices = [named(0), named(1), named(2)]
     seen: list[Outcome] = [ok(each, ("ble", "2.0")) for each in devices[:2]]
     run = build(tmp_path / "run", devices, [*seen, failed(devices[2])]).folder
-    (result,), rows, _ = judge(run, rule(condition))
+    (result,), rows, _ = evaluate(run, rule(condition))
     assert (result.verdict, rows) == (verdict, [])
     lab = RuleException(EVER, "bench", device="device0002")
-    assert outcome(run, rule(condition, exceptions=(lab,))) == (1, 0, 0, 0, 0)
+    assert counts_of(run, rule(condition, exceptions=(lab,))) == (1, 0, 0, 0, 0)
 
 
-def test_a_product_that_is_not_known_is_matched_by_any_text_alone(tmp_path: Path) -> None:
+def test_an_unknown_product_matches_only_the_pattern_for_any_text(tmp_path: Path) -> None:
     run = build(tmp_path / "run", [by_id(0)], [failed(by_id(0))]).folder
-    assert outcome(run, rule(Deny(("x",)))) == (0, 0, 0, 1, 0)
-    assert outcome(run, rule(Deny(("x",)), products=("p*",))) == (0, 0, 0, 0, 0)
+    assert counts_of(run, rule(Deny(("x",)))) == (0, 0, 0, 1, 0)
+    assert counts_of(run, rule(Deny(("x",)), products=("p*",))) == (0, 0, 0, 0, 0)
 
 
-def test_an_exception_holds_to_the_end_of_its_day_and_then_is_told(tmp_path: Path) -> None:
+def test_an_exception_holds_to_the_end_of_its_day_and_then_causes_a_warning(tmp_path: Path) -> None:
     run = fleet(tmp_path, "1", "1")
     today = RuleException(NOW.date(), "bench", device="*1")
-    assert outcome(run, rule(Minimum("2"), exceptions=(today,))) == (0, 1, 0, 0, 1)
-    over = replace(today, until=NOW.date() - timedelta(days=1))
-    results, _, doubts = judge(run, rule(Minimum("2"), exceptions=(over,)))
+    assert counts_of(run, rule(Minimum("2"), exceptions=(today,))) == (0, 1, 0, 0, 1)
+    over = msgspec.structs.replace(today, until=NOW.date() - timedelta(days=1))
+    results, _, warnings = evaluate(run, rule(Minimum("2"), exceptions=(over,)))
     assert results[0].violated == 2
-    assert doubts == ('rule "r": the exception of device *1 ended with 2026-11-21 and excepts nothing (bench)',)
+    expired = 'rule "r": the exception for device *1 expired on 2026-11-21 and exempts nothing (bench)'
+    assert warnings == (RunWarning("expired_exception", "", expired),)
 
 
-def test_a_device_is_as_bad_as_the_worst_of_what_it_reports(tmp_path: Path) -> None:
+def test_a_device_has_the_worst_verdict_of_its_modules(tmp_path: Path) -> None:
     device = named(0)
     run = build(tmp_path / "run", [device], [ok(device, ("a", "1"), ("b", "hot"), ("c", "3"))]).folder
-    assert outcome(run, rule(Minimum("2"))) == (0, 1, 0, 0, 0)
+    assert counts_of(run, rule(Minimum("2"))) == (0, 1, 0, 0, 0)
     spare = RuleException(EVER, "known", module="A")
-    assert outcome(run, rule(Minimum("2"), exceptions=(spare,))) == (0, 0, 1, 0, 0)
-    assert outcome(run, rule(Minimum("2"), modules=("a", "c"), exceptions=(spare,))) == (0, 0, 0, 0, 1)
+    assert counts_of(run, rule(Minimum("2"), exceptions=(spare,))) == (0, 0, 1, 0, 0)
+    assert counts_of(run, rule(Minimum("2"), modules=("a", "c"), exceptions=(spare,))) == (0, 0, 0, 0, 1)
 
 
-def test_exceptions_that_take_out_the_same_count_once(tmp_path: Path) -> None:
+def test_overlapping_exceptions_count_once(tmp_path: Path) -> None:
     run = fleet(tmp_path, "1", "2", "3")
     out = tuple(RuleException(EVER, "twice", device=pattern) for pattern in ("device0000", "*0"))
-    assert outcome(run, rule(MaxVersions(2), exceptions=out)) == (1, 0, 0, 0, 0)
-    assert outcome(run, rule(Newest(Fraction(1), "100%"), exceptions=out)) == (0, 1, 0, 0, 0)
+    assert counts_of(run, rule(MaxVersions(2), exceptions=out)) == (1, 0, 0, 0, 0)
+    assert counts_of(run, rule(Newest(Fraction(1), "100%"), exceptions=out)) == (0, 1, 0, 0, 0)
 
 
 @pytest.mark.parametrize("given", [{"device": "*0"}, {"version": "1"}, {"product": "p1"}, {"module": "B*"}])
-def test_what_is_taken_out_is_not_listed_either(tmp_path: Path, given: dict[str, str]) -> None:
+def test_exempt_devices_are_not_listed(tmp_path: Path, given: dict[str, str]) -> None:
     run = fleet(tmp_path, "1", "2", "3", module="ble")
     one = RuleException(EVER, "bench", **given)
     left = [] if "product" in given or "module" in given else ["device0001"]
-    _, rows, _ = judge(run, rule(Minimum("3"), exceptions=(one,)))
+    _, rows, _ = evaluate(run, rule(Minimum("3"), exceptions=(one,)))
     assert [row[5] for row in rows] == left
-    _, rows, _ = judge(run, rule(Newest(Fraction(1), "100%"), exceptions=(one,)))
+    _, rows, _ = evaluate(run, rule(Newest(Fraction(1), "100%"), exceptions=(one,)))
     assert [row[5] for row in rows] == left
-    assert outcome(run, rule(MaxVersions(2), exceptions=(one,))) == ((1, 0, 0, 0, 0) if left else (0, 0, 0, 0, 1))
+    assert counts_of(run, rule(MaxVersions(2), exceptions=(one,))) == ((1, 0, 0, 0, 0) if left else (0, 0, 0, 0, 1))
 
 
-def test_a_device_that_stands_twice_in_a_run_has_both_rows_judged(tmp_path: Path) -> None:
+def test_both_rows_of_a_device_listed_twice_are_evaluated(tmp_path: Path) -> None:
     outcomes: list[Outcome] = [
         ok(named(0), ("ble", "1"), learnt=both(0)), ok(by_id(0), ("ble", "1"), learnt=both(0)), ok(named(1), ("x", "1")),
     ]  # fmt: skip
     run = build(tmp_path / "run", [named(0), by_id(0), named(1)], outcomes).folder
-    assert outcome(run, rule(Minimum("2"), modules=("ble",))) == (0, 2, 0, 0, 0)
-    assert outcome(run, rule(Required(), modules=("ble",))) == (2, 1, 0, 0, 0)
-    (result,), rows, _ = judge(run, rule(Minimum("2"), modules=("ble",)))
+    assert counts_of(run, rule(Minimum("2"), modules=("ble",))) == (0, 2, 0, 0, 0)
+    assert counts_of(run, rule(Required(), modules=("ble",))) == (2, 1, 0, 0, 0)
+    (result,), rows, _ = evaluate(run, rule(Minimum("2"), modules=("ble",)))
     assert len(rows) == result.violated == 2
 
 
-def test_hostile_names_are_judged_as_they_are(tmp_path: Path) -> None:
+def test_hostile_names_are_evaluated_unchanged(tmp_path: Path) -> None:
     devices = [Device("demo", "p[1]", f"{number}{name}", None) for number, name in enumerate(HOSTILE)]
     outcomes = [ok(device, (f"m{text}", text)) for device, text in zip(devices, HOSTILE, strict=True)]
     run = build(tmp_path / "run", devices, outcomes).folder
@@ -475,22 +490,22 @@ def test_hostile_names_are_judged_as_they_are(tmp_path: Path) -> None:
         Rule(f"required {at}", "error", Required(), modules=(f"M{text}",), products=("p[?]",))
         for at, text in enumerate(texts)
     ]
-    results, _, _ = judge(run, *exact, *deny, *required)
+    results, _, _ = evaluate(run, *exact, *deny, *required)
     for result in results:
         met = result.violated if result.rule in deny else result.compliant
         assert (met, result.compliant + result.violated) == (1, len(HOSTILE)), result.rule
-    assert outcome(run, rule(Deny(("x",)), products=("p1",))) == (0, 0, 0, 0, 0)
-    _, rows, _ = judge(run, rule(Exact(("never",))))
+    assert counts_of(run, rule(Deny(("x",)), products=("p1",))) == (0, 0, 0, 0, 0)
+    _, rows, _ = evaluate(run, rule(Exact(("never",))))
     assert {row[8] for row in rows} == set(HOSTILE)
 
 
-def test_a_rule_about_nothing_is_told_unless_nothing_could_be_seen(tmp_path: Path) -> None:
+def test_a_rule_that_matches_nothing_causes_a_warning_unless_nothing_answered(tmp_path: Path) -> None:
     run = build(tmp_path / "run", [named(0), named(1, product="p2")], [ok(named(0), ("ble", "1"))]).folder
-    told = 'rule "r" is about nothing that was seen in this run: are its patterns right?'
-    assert judge(run, rule(Minimum("1"), modules=("bel",)))[2][1:] == (told,)
-    assert judge(run, rule(Minimum("1"), products=("q*",)))[2][1:] == (told,)
-    assert judge(run, rule(Minimum("1"), products=("p2",)))[2][1:] == ()
-    assert judge(run, rule(Minimum("1")))[2][1:] == ()
+    unmatched = RunWarning("unmatched_rule", "", 'rule "r" matches nothing in this run: check its patterns')
+    assert evaluate(run, rule(Minimum("1"), modules=("bel",)))[2][1:] == (unmatched,)
+    assert evaluate(run, rule(Minimum("1"), products=("q*",)))[2][1:] == (unmatched,)
+    assert evaluate(run, rule(Minimum("1"), products=("p2",)))[2][1:] == ()
+    assert evaluate(run, rule(Minimum("1")))[2][1:] == ()
 
 
 def test_only_a_violated_error_fails(tmp_path: Path) -> None:
@@ -500,26 +515,26 @@ def test_only_a_violated_error_fails(tmp_path: Path) -> None:
         (Rule("r", "warning", Minimum("2")), False),
         (rule(Minimum("0.1")), False),
     ):
-        with judge_run(run, Rules((one,), "rules.toml")) as judged:
-            assert judged.failed is fails
+        with evaluate_policy(run, Policy((one,), "rules.toml")) as report:
+            assert report.failed is fails
 
 
-def test_a_run_under_way_is_judged_as_it_is_and_labelled(tmp_path: Path) -> None:
+def test_a_run_in_progress_is_evaluated_as_it_is_now(tmp_path: Path) -> None:
     run = running(tmp_path / "run", [named(0), named(1)], [ok(named(0), ("ble", "1"))]).folder
-    results, _, doubts = judge(run, rule(Minimum("1")))
+    results, _, warnings = evaluate(run, rule(Minimum("1")))
     assert (results[0].compliant, results[0].not_seen, results[0].verdict) == (1, 1, "not_seen")
-    assert doubts == (f"{run} is running: 0 devices failed and 1 are pending",)
+    assert warnings == (RunWarning("running", str(run), "running: 0 devices failed, 1 pending"),)
 
 
-def test_what_is_no_run_or_has_no_times_is_refused_or_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused_and_missing_times_are_unparseable(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="no run"):
-        judge(tmp_path, rule(Required()))
+        evaluate(tmp_path, rule(Required()))
     run = fleet(tmp_path, "1")
     with open_database() as database:
         database.execute(f"CREATE TABLE t AS FROM '{run / DEVICES}'")
         database.execute("UPDATE t SET audited_at = NULL")
         database.execute(f"COPY t TO '{run / DEVICES}' (FORMAT parquet)")
-    results, rows, doubts = judge(run, rule(MaxAge(60, "60s")))
-    assert (results[0].unparseable, rows[0][9]) == (1, "the time of its answer is not known")
-    assert "is not the file that was sealed" in doubts[0]
-    assert 'rule "r"' not in " ".join(doubts)
+    results, rows, warnings = evaluate(run, rule(MaxAge(60, "60s")))
+    assert (results[0].unparseable, rows[0][9]) == (1, "the time of its answer is unknown")
+    assert warnings[0].kind == "tampered"
+    assert "unmatched_rule" not in {warning.kind for warning in warnings}

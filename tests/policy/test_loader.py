@@ -1,4 +1,4 @@
-"""Rules files: what is read, and one sentence for each thing that may be wrong."""
+"""Rules files: their values, and one sentence for each error."""
 
 from datetime import date
 from fractions import Fraction
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from auditor.errors import SettingsError
-from auditor.policy.loader import load_rules, rules_from
+from auditor.policy.loader import load_policy, parse_policy
 from auditor.policy.model import Deny, Exact, MaxAge, MaxVersions, Minimum, Newest, Required, RuleException
 from auditor.storage.database import open_database
-from auditor.text.globs import is_plain, regex_of
+from auditor.text.globs import glob_regex, is_literal
 from tests.runs.run_folders import HOSTILE
 
 CONFIG = Path(__file__).parents[2] / "configs" / "rules.toml"
@@ -22,14 +22,14 @@ def refused(tmp_path: Path, text: str) -> str:
     path = tmp_path / "rules.toml"
     path.write_text(text)
     with pytest.raises(SettingsError) as caught:
-        load_rules(path)
+        load_policy(path)
     sentence = str(caught.value)
     assert sentence.startswith(f"{path}: ")
     return sentence.removeprefix(f"{path}: ")
 
 
-def test_the_example_has_every_condition_and_says_what_it_asks() -> None:
-    rules = load_rules(CONFIG).rules
+def test_the_example_has_every_condition_and_describes_it() -> None:
+    rules = load_policy(CONFIG).rules
     assert [rule.condition for rule in rules] == [
         Minimum("1.2.0"),
         Deny(("1.0.3", "2.0-beta*")),
@@ -41,12 +41,12 @@ def test_the_example_has_every_condition_and_says_what_it_asks() -> None:
     ]
     assert rules[0].exceptions == (RuleException(date(2027, 6, 30), "test bench", device="lab-*"),)
     assert [rule.severity for rule in rules[:3]] == ["error", "error", "warning"]
-    assert [rule.text for rule in rules] == [
+    assert [rule.description for rule in rules] == [
         "module ble of product k1* runs 1.2.0 or newer",
         "every module runs nothing like 1.0.3 or 2.0-beta*",
-        "module zigbee runs 3.1.0 or 3.1.2, spelled so",
+        "module zigbee runs exactly 3.1.0 or 3.1.2",
         "every device reports module ble",
-        "every module has at most 5 versions alive in a product",
+        "every module has at most 5 versions in use in a product",
         "module ble runs its newest version on 95% of a product's devices or more",
         "every device was answered within 36h",
     ]
@@ -55,29 +55,29 @@ def test_the_example_has_every_condition_and_says_what_it_asks() -> None:
 @pytest.mark.parametrize(
     ("rule", "sentence"),
     [
-        ("minimun = '1'", "rule 1 (\"r\"): 'minimun' is not a key of a rule; did you mean minimum?"),
+        ("minimun = '1'", 'rule 1 ("r"): minimun is not a key of a rule; did you mean minimum?'),
         ("", 'rule 1 ("r"): has no condition; give exactly one of minimum, exact, deny, required, max_versions, '),
         ("minimum = '1'\ndeny = '2'", 'rule 1 ("r"): has minimum and deny; give exactly one of'),
         ("minimum = 1.2", 'rule 1 ("r"): minimum: expected `str | null`, got `float`'),
-        ("minimum = 'hot'", "minimum: 'hot' is not a version that others are ordered against"),
+        ("minimum = 'hot'", "minimum: 'hot' has no order; give a version such as 1.2.0"),
         ("exact = []", "exact: is empty"),
         ("deny = ['']", "deny: is empty"),
         ("required = false", "required: give true, or leave the rule out"),
         ("max_versions = 0", "max_versions: give a whole number from 1 up"),
-        ("newest = '0%'", "newest: '0%' is no part of the devices; give one such as \"95%\""),
-        ("newest = '101%'", "newest: '101%' is no part"),
-        ("newest = '> 95%'", "newest: '> 95%' is no part"),
-        ("max_age = '3 days'", "max_age: '3 days' is no length of time"),
-        ("max_age = '7w'", "max_age: '7w' is no length of time; give one such as "),
-        ("max_age = '1h'\nmodule = 'ble'", "module: max_age judges devices"),
+        ("newest = '0%'", "newest: '0%' is not a share; give one such as \"95%\""),
+        ("newest = '101%'", "newest: '101%' is not a share"),
+        ("newest = '> 95%'", "newest: '> 95%' is not a share"),
+        ("max_age = '3 days'", "max_age: '3 days' is not a duration"),
+        ("max_age = '7w'", "max_age: '7w' is not a duration; give one such as "),
+        ("max_age = '1h'\nmodule = 'ble'", "module: max_age applies to whole devices"),
         ("severity = 'fatal'\nminimum = '1'", "severity: invalid enum value 'fatal'"),
         ("product = []\nminimum = '1'", "product: is empty"),
         ("product = ''\nminimum = '1'", "product: is empty"),
         ("product = ['a', 1]\nminimum = '1'", "product 2: expected `str`, got `int`"),
-        (f"deny = '{'x' * 10_001}'", "deny: give 1,000 at most, of 10,000 characters together"),
+        (f"deny = '{'x' * 10_001}'", "deny: give at most 1,000 texts, 10,000 characters in total"),
     ],
 )
-def test_what_is_wrong_with_a_rule_is_said_with_its_key(tmp_path: Path, rule: str, sentence: str) -> None:
+def test_an_invalid_rule_is_refused_with_its_key(tmp_path: Path, rule: str, sentence: str) -> None:
     assert sentence in refused(tmp_path, f"[[rule]]\nname = 'r'\n{rule}\n")
 
 
@@ -87,21 +87,21 @@ def test_what_is_wrong_with_a_rule_is_said_with_its_key(tmp_path: Path, rule: st
         ("device = 'x'\nreason = 'y'", "exception 1: has no until"),
         ("device = 'x'\nuntil = 2027-01-01", "exception 1: has no reason"),
         ("device = 'x'\nuntil = 2027-01-01\nreason = ' '", "exception 1: reason: is empty"),
-        ("until = 2027-01-01\nreason = 'y'", "exception 1: is for everything; give device"),
+        ("until = 2027-01-01\nreason = 'y'", "exception 1: matches everything; give device"),
         ("device = ''\nuntil = 2027-01-01\nreason = 'y'", "exception 1: device: is empty"),
         ("device = 'x'\nuntil = 'soon'\nreason = 'y'", "exception 1: until: "),
         ("devices = 'x'\nuntil = 2027-01-01\nreason = 'y'", "did you mean device?"),
     ],
 )
-def test_what_is_wrong_with_an_exception_is_said(tmp_path: Path, exception: str, sentence: str) -> None:
+def test_an_invalid_exception_is_refused(tmp_path: Path, exception: str, sentence: str) -> None:
     text = f"[[rule]]\nname = 'r'\nminimum = '1'\n[[rule.exception]]\n{exception}\n"
     assert sentence in refused(tmp_path, text)
 
 
 def test_rules_about_devices_refuse_exceptions_for_versions() -> None:
     table = {"rule": [{"name": "r", "required": True, "exception": [SPARE | {"version": "1"}]}]}
-    with pytest.raises(SettingsError, match="exception 1: the rule judges devices as a whole"):
-        rules_from(table, "rules")
+    with pytest.raises(SettingsError, match="exception 1: the rule applies to whole devices"):
+        parse_policy(table, "rules")
 
 
 @pytest.mark.parametrize(
@@ -110,47 +110,47 @@ def test_rules_about_devices_refuse_exceptions_for_versions() -> None:
         ({}, "rules: has no \\[\\[rule\\]\\]"),
         ({"rule": {}}, "rules: has no \\[\\[rule\\]\\]"),
         ({"rules": [GOOD]}, "'rules' is not a key of a rules file"),
-        ({"rule": [GOOD, GOOD]}, 'rule 2 \\("r"\\): name: another rule has it'),
+        ({"rule": [GOOD, GOOD]}, 'rule 2 \\("r"\\): name: another rule has this name'),
         ({"rule": [{"minimum": "1"}]}, "rule 1: has no name"),
-        ({"rule": [GOOD | {"name": "a\nb"}]}, "rule 1: name: give one of up to 100 characters"),
+        ({"rule": [GOOD | {"name": "a\nb"}]}, "rule 1: name: give 1 to 100 printable characters"),
         ({"rule": ["text"]}, "rule 1: expected `object`, got `str`"),
     ],
 )
-def test_what_is_wrong_with_the_file_as_a_whole_is_said(table: dict[str, object], sentence: str) -> None:
+def test_an_invalid_file_is_refused(table: dict[str, object], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
-        rules_from(table, "rules")
+        parse_policy(table, "rules")
 
 
 @pytest.mark.parametrize("content", [b"[[rule]", b"\xff\xfe", b"a = " + b"[" * 10_000])
-def test_what_is_not_toml_is_said_so(tmp_path: Path, content: bytes) -> None:
+def test_invalid_toml_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "rules.toml"
     path.write_bytes(content)
     with pytest.raises(SettingsError, match="is not TOML"):
-        load_rules(path)
+        load_policy(path)
     with pytest.raises(SettingsError, match="cannot be read: No such file"):
-        load_rules(tmp_path / "none")
+        load_policy(tmp_path / "none")
 
 
-def test_a_long_list_of_patterns_is_one_that_the_database_takes() -> None:
+def test_the_database_accepts_the_longest_list_of_patterns() -> None:
     longest = ["?*" * 5 for _ in range(999)] + ["?" * 10]
-    rules_from({"rule": [{"name": "r", "deny": longest}]}, "rules")
+    parse_policy({"rule": [{"name": "r", "deny": longest}]}, "rules")
     with open_database() as database:
-        found = database.execute("SELECT regexp_full_match('x', $1)", [regex_of(longest)]).fetchone()
+        found = database.execute("SELECT regexp_full_match('x', $1)", [glob_regex(longest)]).fetchone()
     assert found == (False,)
 
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE if text] + ["[a-z]", "a{2}", "(?i)x", "\\Q.*", ".*", "^$"])
-def test_all_but_two_characters_of_a_pattern_stand_for_themselves(text: str) -> None:
+def test_all_but_two_characters_of_a_pattern_are_literal(text: str) -> None:
     with open_database() as database:
 
         def fits(pattern: str, name: str) -> bool:
-            return database.execute("SELECT regexp_full_match($1, $2)", [name, regex_of([pattern])]).fetchall() == [
+            return database.execute("SELECT regexp_full_match($1, $2)", [name, glob_regex([pattern])]).fetchall() == [
                 (True,)
             ]
 
         assert fits(text, text)
         assert fits(f"{text}*", f"{text}\n\0x")
         assert fits("?" * len(text), text)
-        if is_plain(text):
+        if is_literal(text):
             assert not fits(text, f"{text}x")
             assert not any(fits(text, other) for other in ["aa", "X", "b", "", "a"] if other != text)

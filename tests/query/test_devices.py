@@ -1,4 +1,4 @@
-"""Which devices: every condition, the order of versions, and what could not be compared."""
+"""Device filters: every condition, the order of versions, and versions that cannot be compared."""
 
 import csv
 from dataclasses import replace
@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from auditor.errors import RunFolderError, RunNotWritableError, UsageError
-from auditor.query.devices import Selection, select_devices
+from auditor.query.devices import DeviceFilter, select_devices
 from auditor.query.versions import compare_versions
 from auditor.runs.folder import DEVICES, MODULES
 from auditor.storage.tables import TableFormat
@@ -31,12 +31,12 @@ TIME = "2026-11-22 02:00:03.123"
 
 
 def names(folder: Path, **conditions: object) -> list[str]:
-    with select_devices(folder, Selection(**conditions)) as selected:  # type: ignore[arg-type]
+    with select_devices(folder, DeviceFilter(**conditions)) as selected:  # type: ignore[arg-type]
         return [str(row[2])[-1] + (f"{row[5]} {row[6]}" if row[5] else f"({row[4]})") for row in selected.table]
 
 
 @pytest.mark.parametrize("sealed", [True, False])
-def test_every_condition_picks_its_devices(tmp_path: Path, *, sealed: bool) -> None:
+def test_every_condition_selects_its_devices(tmp_path: Path, *, sealed: bool) -> None:
     folder = every_status(tmp_path / "run").folder
     if not sealed:
         edit_manifest(folder, lambda manifest: replace(manifest, state="running"))
@@ -56,18 +56,18 @@ def test_every_condition_picks_its_devices(tmp_path: Path, *, sealed: bool) -> N
 
 def test_a_device_is_found_by_its_iot_id_too(tmp_path: Path) -> None:
     folder = build(tmp_path / "run", [by_id(0), by_id(1)], [ok(by_id(0), ("ble", "1"))]).folder
-    with select_devices(folder, Selection(name="iot0000")) as selected:
-        assert list(selected.table) == [("demo", None, None, "iot0000", "ok", "ble", "1", "asked", TIME)]
+    with select_devices(folder, DeviceFilter(name="iot0000")) as selected:
+        assert list(selected.table) == [("demo", None, None, "iot0000", "ok", "ble", "1", "queried", TIME)]
 
 
-def test_devices_that_cannot_be_compared_are_counted_and_not_picked(tmp_path: Path) -> None:
+def test_devices_that_cannot_be_compared_are_counted_and_left_out(tmp_path: Path) -> None:
     versions = ["1.0", "1.1", "2.0", "正式版", "20240115", "1.1-hotfix2"]
     fleet = [named(at) for at in range(len(versions))]
     folder = build(tmp_path / "run", fleet, [ok(d, ("ble", v)) for d, v in zip(fleet, versions, strict=True)]).folder
-    with select_devices(folder, Selection(module_name="ble", below="1.1")) as selected:
+    with select_devices(folder, DeviceFilter(module_name="ble", below="1.1")) as selected:
         assert [row[6] for row in selected.table] == ["1.0"]
         assert (selected.rows, selected.uncompared) == (1, 3)
-    with select_devices(folder, Selection(module_name="ble", below="1.1", above="1.2")) as selected:
+    with select_devices(folder, DeviceFilter(module_name="ble", below="1.1", above="1.2")) as selected:
         # A hotfix of 1.1 is not above 1.2, whatever it is to 1.1.
         assert (selected.rows, selected.uncompared) == (0, 2)
 
@@ -77,13 +77,13 @@ VERSION = st.sampled_from(["1.0", "1.1", "v1.1", "1.1.0", "2.03", "2.1", "2.10",
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(VERSION, min_size=1, max_size=12), VERSION, VERSION)
-def test_bounds_pick_what_the_order_of_versions_says(
+def test_bounds_follow_the_order_of_versions(
     tmp_path_factory: pytest.TempPathFactory, versions: list[str], below: str, above: str
 ) -> None:
     fleet = [named(at) for at in range(len(versions))]
     outcomes = [ok(device, ("ble", version)) for device, version in zip(fleet, versions, strict=True)]
     folder = running(tmp_path_factory.mktemp("runs") / "run", fleet, outcomes).folder
-    with select_devices(folder, Selection(module_name="ble", below=below, above=above)) as selected:
+    with select_devices(folder, DeviceFilter(module_name="ble", below=below, above=above)) as selected:
         found = sorted(row[6] for row in selected.table)
         uncompared = selected.uncompared
     standings = {v: (compare_versions(v, below), compare_versions(v, above)) for v in versions}
@@ -97,14 +97,14 @@ def test_bounds_pick_what_the_order_of_versions_says(
 def test_every_format_holds_the_same_rows_and_csv_is_safe_in_a_spreadsheet(tmp_path: Path) -> None:
     folder = every_status(tmp_path / "run").folder
     forms: list[TableFormat] = ["csv", "json", "jsonl", "parquet"]
-    with select_devices(folder, Selection(module_name="=cmd")) as selected:
+    with select_devices(folder, DeviceFilter(module_name="=cmd")) as selected:
         for form in forms:
             selected.table.write(tmp_path / f"it's.{form}", form)
-        assert list(selected.table) == [("demo", "p1", "device0002", None, "ok", "=cmd", "@evil", "asked", TIME)]
+        assert list(selected.table) == [("demo", "p1", "device0002", None, "ok", "=cmd", "@evil", "queried", TIME)]
     with (tmp_path / "it's.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [
             COLUMNS,
-            ["demo", "p1", "device0002", "", "ok", "'=cmd", "'@evil", "asked", TIME],
+            ["demo", "p1", "device0002", "", "ok", "'=cmd", "'@evil", "queried", TIME],
         ]
     document = orjson.loads((tmp_path / "it's.json").read_bytes())
     row = orjson.loads((tmp_path / "it's.jsonl").read_bytes())
@@ -116,12 +116,12 @@ def test_every_format_holds_the_same_rows_and_csv_is_safe_in_a_spreadsheet(tmp_p
 
 
 @pytest.mark.parametrize("conditions", [{"below": "1"}, {"above": "1"}, {"status": "odd"}, {"limit": 0}])
-def test_conditions_without_meaning_are_refused(conditions: dict[str, object]) -> None:
+def test_conditions_without_a_meaning_are_refused(conditions: dict[str, object]) -> None:
     with pytest.raises(UsageError):
-        Selection(**conditions)  # type: ignore[arg-type]
+        DeviceFilter(**conditions)  # type: ignore[arg-type]
 
 
-def test_what_cannot_be_read_or_written_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_read_and_write_errors_are_one_sentence(tmp_path: Path) -> None:
     folder = every_status(tmp_path / "run").folder
     with select_devices(folder) as selected, pytest.raises(RunNotWritableError, match="cannot be written"):
         selected.table.write(tmp_path / "gone" / "file", "csv")

@@ -1,4 +1,4 @@
-"""How old answers are is told: those of this run, and those that it carried."""
+"""The age of results, queried and carried, and how it is described."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,14 +7,15 @@ import orjson
 import pytest
 
 from auditor.cli.render_run import print_inventory
-from auditor.query.describe import age_line, choice_lines, length, limits, recheck_line
-from auditor.query.devices import Selection, select_devices
+from auditor.query.describe import describe_ages, describe_recheck, describe_selection, format_limits
+from auditor.query.devices import DeviceFilter, select_devices
 from auditor.query.run import Run
-from auditor.query.snapshot import freeze
+from auditor.query.snapshot import open_snapshot
 from auditor.runs.folder import INVENTORY_JSON
-from auditor.runs.manifest import AccountChoice, Choice, Recheck, RequestCounts
-from auditor.runs.verify import verify
-from tests.runs.run_folders import build, carrying, named, ok
+from auditor.runs.manifest import AccountSelection, Recheck, RequestCounts, SelectionInfo
+from auditor.runs.verify import verify_run
+from auditor.text.formatting import format_rough_duration
+from tests.runs.run_folders import build, carried_run, named, ok
 
 FLEET = [named(n) for n in range(6)]
 TIMES = ["2026-11-21 03:00:00", "2026-11-21 01:00:00", "2026-11-16 02:00:01", "2026-11-01 00:00:00"]
@@ -24,76 +25,80 @@ NOW = datetime(2026, 11, 22, 9, tzinfo=UTC)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     known = [(ok(device, ("ble", "1")), at) for device, at in zip(FLEET[2:], TIMES, strict=True)]
-    return carrying(tmp_path / "run", FLEET, [ok(device, ("ble", "2")) for device in FLEET[:2]], known).folder
+    return carried_run(tmp_path / "run", FLEET, [ok(device, ("ble", "2")) for device in FLEET[:2]], known).folder
 
 
-def test_answers_are_counted_by_age_when_the_run_began(folder: Path) -> None:
+def test_answers_are_counted_by_their_age_at_the_start_of_the_run(folder: Path) -> None:
     with Run(folder) as run:
         ages = run.ages
-    assert (ages.fleet, ages.asked, ages.day, ages.week, ages.older) == (6, 2, 1, 2, 1)
+    assert (ages.fleet, ages.queried, ages.day, ages.week, ages.older) == (6, 2, 1, 2, 1)
     assert ages.first == datetime(2026, 11, 1, tzinfo=UTC)
     assert ages.median == datetime(2026, 11, 21, 1, tzinfo=UTC)
-    assert age_line(ages, NOW) == (
-        "carried: 4 of 6 devices; answers are from 2026-11-01 00:00 to 2026-11-22 02:00 UTC, half of them younger than 32 h"
+    assert describe_ages(ages, NOW) == (
+        "4 of 6 devices have reused results; results are from 2026-11-01 00:00 to 2026-11-22 02:00 UTC, "
+        "half of them younger than 32 h"
     )
 
 
-def test_json_says_how_much_is_carried_and_how_old_it_is(folder: Path, tmp_path: Path) -> None:
-    assert verify(folder) == []
+def test_json_has_the_number_and_age_of_carried_answers(folder: Path, tmp_path: Path) -> None:
+    assert verify_run(folder) == []
     sealed = orjson.loads((folder / INVENTORY_JSON).read_bytes())
-    coverage = freeze(folder, tmp_path / "work").coverage
+    coverage = open_snapshot(folder, tmp_path / "work").coverage
     for told in (sealed, coverage):
-        assert (told["carried"], told["oldest"]) == (4, "2026-11-01T00:00:00.000Z")
+        assert (told["carried"], told["oldest_answer_at"]) == (4, "2026-11-01T00:00:00.000Z")
 
 
 def test_the_table_ends_with_the_age(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Run(folder) as run:
         print_inventory(run.manifest, run.devices, run.inventory(), ages=run.ages, now=NOW)
-    assert capsys.readouterr().out.splitlines()[-1].startswith("carried: 4 of 6 devices; answers are from 2026-11-01")
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .startswith("4 of 6 devices have reused results; results are from 2026-11-01")
+    )
 
 
 def test_a_run_without_answers_has_no_age(tmp_path: Path) -> None:
     with Run(build(tmp_path / "run", FLEET, []).folder) as run:
-        assert age_line(run.ages, NOW) is None
+        assert describe_ages(run.ages, NOW) is None
 
 
-def test_devices_tell_where_their_answers_come_from_and_when_they_came(folder: Path) -> None:
-    with select_devices(folder, Selection(source="carried")) as selected:
+def test_devices_have_the_source_and_time_of_their_answers(folder: Path) -> None:
+    with select_devices(folder, DeviceFilter(source="carried")) as selected:
         assert [row[-2:] for row in selected.table] == [("carried", at) for at in TIMES]
     with select_devices(folder) as selected:
         assert selected.rows == 6
 
 
-def test_what_was_checked_and_chosen_is_told_in_numbers() -> None:
-    assert recheck_line(Recheck(9_500, 9_500, 9_500, 12, 0.0012632, 0.000653, 0.0022)) == (
-        "checked: of 9,500 carried that were asked all the same 12 had changed: 0.13% (0.06 to 0.22%) of what is carried is "
-        "wrong"
+def test_spot_checks_and_the_selection_are_described_in_numbers() -> None:
+    assert describe_recheck(Recheck(9_500, 9_500, 9_500, 12, 0.0012632, 0.000653, 0.0022)) == (
+        "spot check: 12 of 9,500 reused results were outdated: 0.13% (0.06 to 0.22%)"
     )
-    assert recheck_line(Recheck(10, 2, 0, 0)).endswith("none answered")
-    account = AccountChoice(
+    assert describe_recheck(Recheck(10, 2, 0, 0)) == "spot check: none of 2 queried devices answered"
+    account = AccountSelection(
         "eu",
         {"connected": 967, "never_seen": 3},
         carried=18_831,
-        states=20_000,
-        untold=2,
+        states_requested=20_000,
+        states_unknown=2,
         requests=RequestCounts(400, 0, 0),
     )
-    choice = Choice(
-        "since",
-        since="20261123T020000Z-n",
-        calls=1_500,
+    selection = SelectionInfo(
+        "incremental",
+        baseline_run="20261123T020000Z-n",
+        max_calls=1_500,
         precision=0.02,
         precision_of="fleet",
-        reached=0.0199,
-        spent=True,
+        achieved_precision=0.0199,
+        budget_exhausted=True,
         accounts=(account,),
     )
-    asked = "eu: chosen to be asked: 967 connected, 3 never seen"
-    assert list(choice_lines(choice)) == [
-        "answers are carried from 20261123T020000Z-n",
-        f"{asked}; 18,831 to be carried; states of 20,000 devices in 400 requests, 2 of them not told",
-        "precision: shares (fleet) are known to 1.99% either way; 2% was wanted",
-        "the budget of 1,500 calls was spent before all that were chosen were asked",
+    selected = "eu: 970 devices to query (967 connected, 3 never seen)"
+    assert list(describe_selection(selection)) == [
+        "results are reused from 20261123T020000Z-n",
+        f"{selected}; 18,831 reused; 20,000 connection states read in 400 requests, 2 of them unknown",
+        "precision: ±1.99% for the shares (fleet), ±2% required",
+        "the budget of 1,500 calls was exhausted before all were queried",
     ]
 
 
@@ -107,9 +112,9 @@ def test_what_was_checked_and_chosen_is_told_in_numbers() -> None:
     ],
 )
 def test_limits_are_rounded_away_from_each_other(low: float, high: float, told: str) -> None:
-    assert limits(low, high) == told
+    assert format_limits(low, high) == told
 
 
 @pytest.mark.parametrize(("hours", "told"), [(0, "1 min"), (2, "120 min"), (26, "26 h"), (49, "3 days")])
-def test_an_age_is_told_in_the_unit_that_says_it_best(hours: int, told: str) -> None:
-    assert length(timedelta(hours=hours).total_seconds()) == told
+def test_an_age_is_formatted_in_one_unit(hours: int, told: str) -> None:
+    assert format_rough_duration(timedelta(hours=hours).total_seconds()) == told

@@ -1,4 +1,4 @@
-"""Module names that differ in nothing but case are one module of a product, reported as each device wrote it."""
+"""Module names that differ in case only are one module of a product; each device keeps its spelling."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 
 from auditor.query.run import Run, VersionCount
 from auditor.runs.folder import MODULES
-from auditor.runs.verify import verify
-from auditor.storage.database import quoted_to_read
+from auditor.runs.verify import verify_run
+from auditor.storage.database import sql_read_path
 from tests.runs.run_folders import build, named, ok, running
 
 OUTCOMES = [
@@ -32,25 +32,23 @@ INVENTORY = [
 
 
 @pytest.mark.parametrize("make", [build, running])
-def test_they_are_one_module_in_the_inventory_with_one_sum_and_shares_of_all_its_devices(
-    tmp_path: Path, make: object
-) -> None:
+def test_two_spellings_are_one_module_in_the_inventory(tmp_path: Path, make: object) -> None:
     assert callable(make)
     folder = make(tmp_path / "run", FLEET, OUTCOMES).folder
     with Run(folder) as run:
         assert list(run.inventory()) == INVENTORY
 
 
-def test_the_modules_stay_as_they_were_reported_and_the_run_verifies(tmp_path: Path) -> None:
+def test_modules_keep_their_spelling_and_the_run_verifies(tmp_path: Path) -> None:
     folder = build(tmp_path / "run", FLEET, OUTCOMES).folder
     rows = (
-        duckdb.connect().execute(f"SELECT module_name FROM read_parquet({quoted_to_read(folder / MODULES)})").fetchall()
+        duckdb.connect().execute(f"SELECT module_name FROM read_parquet({sql_read_path(folder / MODULES)})").fetchall()
     )
     assert Counter(name for (name,) in rows) == {"BLE": 2, "ble": 2, "Ble": 1, "bLE": 1, "default": 1}
-    assert verify(folder) == []
+    assert verify_run(folder) == []
 
 
-def test_letters_beyond_ascii_are_matched_regardless_of_case_too(tmp_path: Path) -> None:
+def test_non_ascii_letters_are_matched_regardless_of_case(tmp_path: Path) -> None:
     outcomes = [ok(named(0), ("MODÜL", "1")), ok(named(1), ("modül", "1")), ok(named(2), ("modul", "1"))]
     folder = build(tmp_path / "run", [outcome.device for outcome in outcomes], outcomes).folder
     with Run(folder) as run:
@@ -58,4 +56,4 @@ def test_letters_beyond_ascii_are_matched_regardless_of_case_too(tmp_path: Path)
             ("modul", 1, 1.0),
             ("modül", 2, 1.0),
         ]
-    assert verify(folder) == []
+    assert verify_run(folder) == []

@@ -10,9 +10,10 @@ import orjson
 import pytest
 
 from auditor.errors import RunFolderError, RunNotWritableError
+from auditor.models import RunWarning
 from auditor.query.run import Run, VersionCount
-from auditor.runs.folder import ANSWERED, DEVICES, FLEET, INVENTORY_CSV, INVENTORY_JSON, MODULES
-from auditor.runs.journal import line_of
+from auditor.runs.folder import DEVICES, FLEET, INVENTORY_CSV, INVENTORY_JSON, MODULES, RESULTS
+from auditor.runs.journal import encode_outcome
 from auditor.runs.manifest import DeviceCounts
 from auditor.storage.tables import TableFormat
 from tests.runs.run_folders import Built, build, by_id, edit_manifest, every_status, finish, named, ok, running
@@ -34,7 +35,7 @@ def unsealed(folder: Path) -> Built:
 
 
 @pytest.mark.parametrize(("make", "sealed"), [(every_status, True), (unsealed, False)])
-def test_a_run_tells_the_same_whether_it_is_sealed_or_not(
+def test_a_sealed_and_an_unsealed_run_have_the_same_numbers(
     tmp_path: Path, make: Callable[[Path], Built], *, sealed: bool
 ) -> None:
     make(tmp_path / "run")
@@ -51,28 +52,28 @@ def test_a_directory_of_runs_opens_the_newest(tmp_path: Path) -> None:
         assert run.manifest.state == "partial"
 
 
-def test_a_running_run_is_read_as_it_stands_when_it_is_asked(tmp_path: Path) -> None:
+def test_a_run_in_progress_is_read_as_it_is_now(tmp_path: Path) -> None:
     folder = running(tmp_path / "run", [named(0), named(1)], [ok(named(0), ("ble", "1"))]).folder
     with Run(folder) as run:
         assert run.devices == DeviceCounts(ok=1, pending=1)
-        with (folder / ANSWERED).open("ab") as file:
-            file.write(line_of(ok(named(1), ("ble", "2"))))
+        with (folder / RESULTS).open("ab") as file:
+            file.write(encode_outcome(ok(named(1), ("ble", "2"))))
             file.write(b'{"account":"de')
         assert run.devices == DeviceCounts(ok=2)
         assert [version.module_version for version in run.inventory()] == ["1", "2"]
 
 
-def test_a_run_that_goes_on_is_read_from_its_lines_not_from_the_old_seal(tmp_path: Path) -> None:
+def test_a_resumed_run_is_read_from_its_lines_and_not_from_its_sealed_files(tmp_path: Path) -> None:
     folder = build(tmp_path / "run", [named(0), named(1)], [ok(named(0), ("ble", "1"))]).folder
     edit_manifest(folder, lambda manifest: replace(manifest, state="running"))
-    with (folder / ANSWERED).open("ab") as file:
-        file.write(line_of(ok(named(1), ("ble", "2"))))
+    with (folder / RESULTS).open("ab") as file:
+        file.write(encode_outcome(ok(named(1), ("ble", "2"))))
     with Run(folder) as run:
         assert not run.sealed
         assert run.devices == DeviceCounts(ok=2)
 
 
-def test_a_half_read_inventory_holds_up_no_other_question(tmp_path: Path) -> None:
+def test_a_half_read_inventory_blocks_no_other_query(tmp_path: Path) -> None:
     many = [named(number) for number in range(40)]
     answers = [ok(d, *((f"m{m}", f"{n}") for m in range(100))) for n, d in enumerate(many)]
     for folder in (build(tmp_path / "run", many, answers).folder, running(tmp_path / "live", many, answers).folder):
@@ -107,7 +108,7 @@ def test_a_written_inventory_equals_the_sealed_one_in_every_format(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_an_inventory_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Path, form: TableFormat) -> None:
+def test_an_unwritable_inventory_fails_with_one_sentence(tmp_path: Path, form: TableFormat) -> None:
     with (
         Run(every_status(tmp_path / "run").folder) as run,
         pytest.raises(RunNotWritableError, match="cannot be written"),
@@ -116,47 +117,49 @@ def test_an_inventory_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Pat
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_an_inventory_that_meets_a_full_disk_is_said_in_a_sentence(tmp_path: Path, form: TableFormat) -> None:
+def test_an_inventory_on_a_full_disk_fails_with_one_sentence(tmp_path: Path, form: TableFormat) -> None:
     with Run(every_status(tmp_path / "run").folder) as run, pytest.raises(RunNotWritableError, match="/dev/full"):
         run.write_inventory(Path("/dev/full"), form)
 
 
-def test_a_run_whose_files_changed_is_labelled_and_its_json_too(tmp_path: Path) -> None:
+def test_changed_files_cause_warnings_in_the_run_and_its_json(tmp_path: Path) -> None:
     folder = build(tmp_path / "run", [named(0), named(1)], [ok(named(0), ("ble", "1"))]).folder
-    partial = f"{folder} is partial: 0 devices failed and 1 are pending"
+    partial = RunWarning("partial", str(folder), "partial: 0 devices failed, 1 pending")
     with Run(folder) as run:
-        assert run.doubts == (partial,)
+        assert run.warnings == (partial,)
         run.write_inventory(tmp_path / "whole.json", "json")
     with duckdb.connect() as database:
         query = f"SELECT * REPLACE ('2' AS module_version) FROM '{folder / MODULES}'"
         database.execute(f"COPY ({query}) TO '{folder / 'new'}' (FORMAT parquet)")
     (folder / "new").replace(folder / MODULES)
-    tampered = f"{folder / MODULES} is not the file that was sealed (its digest differs)"
+    changed = f"{MODULES} is not the file that was sealed (its digest differs)"
+    tampered = RunWarning("tampered", str(folder), changed)
     with Run(folder) as run:
-        assert run.doubts == (partial, tampered)
+        assert run.warnings == (partial, tampered)
         run.write_inventory(tmp_path / "tampered.json", "json")
     before, after = (orjson.loads((tmp_path / f"{name}.json").read_bytes()) for name in ("whole", "tampered"))
-    assert "doubts" not in before
-    assert (after["doubts"], after["inventory"][0]["module_version"]) == ([tampered], "2")
+    assert "warnings" not in before
+    assert after["warnings"] == [{"kind": "tampered", "message": f"{folder}: {changed}"}]
+    assert after["inventory"][0]["module_version"] == "2"
     schema = orjson.loads(resources.files("auditor").joinpath("schemas", "inventory.schema.json").read_bytes())
     jsonschema.validate(after, schema)
-    some = {"modules_missing", "carried", "oldest", "unsampled", "sample"}
+    some = {"modules_missing", "carried", "oldest_answer_at", "unsampled", "sample"}
     assert list(after) == [name for name in schema["properties"] if name not in some]
 
 
-def test_a_run_that_is_not_sealed_has_no_file_to_doubt(tmp_path: Path) -> None:
+def test_an_unsealed_run_has_no_integrity_warnings(tmp_path: Path) -> None:
     folder = running(tmp_path / "run", [named(0)], [ok(named(0), ("ble", "1"))]).folder
     with Run(folder) as run:
-        assert run.doubts == (f"{folder} is running: 0 devices failed and 0 are pending",)
+        assert run.warnings == (RunWarning("running", str(folder), "running: 0 devices failed, 0 pending"),)
 
 
-def test_a_product_that_nobody_told_is_none(tmp_path: Path) -> None:
+def test_an_unreported_product_is_none(tmp_path: Path) -> None:
     with Run(build(tmp_path / "run", [by_id(0)], [ok(by_id(0), ("ble", "1"))]).folder) as run:
         assert list(run.inventory()) == [VersionCount("demo", None, "ble", "1", 1, 1.0)]
 
 
 @pytest.mark.parametrize("name", [DEVICES, MODULES])
-def test_a_broken_parquet_file_is_told_in_a_sentence(tmp_path: Path, name: str) -> None:
+def test_a_broken_parquet_file_fails_with_one_sentence(tmp_path: Path, name: str) -> None:
     folder = every_status(tmp_path / "run").folder
     (folder / name).write_bytes(b"PAR1 nothing here")
     with pytest.raises(RunFolderError, match="cannot be read"), Run(folder):
@@ -164,24 +167,24 @@ def test_a_broken_parquet_file_is_told_in_a_sentence(tmp_path: Path, name: str) 
 
 
 @pytest.mark.parametrize("odd", ["module_version::BLOB", "to_days(1)", "DATE '2026-11-22'", "[module_version]", "7"])
-def test_versions_that_are_not_text_are_told_in_a_sentence(tmp_path: Path, odd: str) -> None:
+def test_versions_that_are_not_text_fail_with_one_sentence(tmp_path: Path, odd: str) -> None:
     folder = every_status(tmp_path / "run").folder
     query = f"SELECT * REPLACE ({odd} AS module_version) FROM '{folder / MODULES}'"
     with duckdb.connect() as database:
         database.execute(f"COPY ({query}) TO '{folder / 'new'}' (FORMAT parquet)")
     (folder / "new").replace(folder / MODULES)
-    with pytest.raises(RunFolderError, match=r"modules\.parquet has not the columns of a run"), Run(folder):
+    with pytest.raises(RunFolderError, match=r"modules\.parquet does not have the columns of a run"), Run(folder):
         pytest.fail("opened")
 
 
-def test_a_column_name_that_is_no_text_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_column_name_that_is_not_text_fails_with_one_sentence(tmp_path: Path) -> None:
     modules = every_status(tmp_path / "run").folder / MODULES
     modules.write_bytes(modules.read_bytes().replace(b"product_key", b"\xedroduct_key"))
     with pytest.raises(RunFolderError, match="cannot be read: a file is not UTF-8 text"), Run(tmp_path):
         pytest.fail("opened")
 
 
-def test_an_unsealed_run_without_its_fleet_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_an_unsealed_run_without_its_fleet_fails_with_one_sentence(tmp_path: Path) -> None:
     folder = running(tmp_path / "run", [named(0)], []).folder
     (folder / FLEET).unlink()
     with pytest.raises(RunFolderError, match="cannot be read"), Run(folder):
@@ -189,11 +192,11 @@ def test_an_unsealed_run_without_its_fleet_is_told_in_a_sentence(tmp_path: Path)
 
 
 def test_a_path_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="no run lies in it"):
+    with pytest.raises(RunFolderError, match="contains no run"):
         Run(tmp_path)
 
 
-def test_what_outgrows_memory_has_a_place_outside_the_run(tmp_path: Path) -> None:
+def test_spilled_data_is_stored_outside_the_run(tmp_path: Path) -> None:
     # Counting 3,000,000 devices of a running audit needs more than the 64 MB that DuckDB may hold.
     folder = running(tmp_path / "run", [named(0)], []).folder
     with Run(folder) as run:
@@ -203,7 +206,7 @@ def test_what_outgrows_memory_has_a_place_outside_the_run(tmp_path: Path) -> Non
     assert not Path(spill).exists()
 
 
-def test_reading_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+def test_reading_does_not_change_the_folder(tmp_path: Path) -> None:
     folder = unsealed(tmp_path / "run").folder
     shutil.copytree(folder, tmp_path / "copy")
     with Run(folder) as run:

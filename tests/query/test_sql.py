@@ -1,4 +1,4 @@
-"""Any SELECT over a run's views, and nothing beyond them."""
+"""SQL queries: any SELECT over a run's views, and nothing else."""
 
 import csv
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from auditor.storage.tables import TableFormat
 from tests.runs.run_folders import Built, build, every_status, named, ok, running
 
 
-def asked(folder: Path, sql: str) -> list[tuple[object, ...]]:
+def query(folder: Path, sql: str) -> list[tuple[object, ...]]:
     with query_run(folder, sql) as answer:
         return list(answer.table)
 
@@ -37,7 +37,7 @@ def live(folder: Path) -> Built:
     ],
 )  # fmt: skip
 def test_a_select_reads_every_view(tmp_path: Path, make: Callable[[Path], Built], sql: str, rows: object) -> None:
-    assert asked(make(tmp_path / "run").folder, sql) == rows
+    assert query(make(tmp_path / "run").folder, sql) == rows
 
 
 BEYOND = [
@@ -56,12 +56,12 @@ BEYOND = [
 
 
 @pytest.mark.parametrize("sql", BEYOND)
-def test_other_files_and_the_network_are_out_of_reach(tmp_path: Path, sql: str) -> None:
+def test_other_files_and_the_network_are_refused(tmp_path: Path, sql: str) -> None:
     secret = tmp_path / "secret.csv"
     secret.write_text("a\n1\n")
     folder = every_status(tmp_path / "run").folder
     with pytest.raises(UsageError, match="no file, network or setting"):
-        asked(folder, sql.format(secret=secret, folder=tmp_path))
+        query(folder, sql.format(secret=secret, folder=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -88,28 +88,28 @@ def test_other_files_and_the_network_are_out_of_reach(tmp_path: Path, sql: str) 
         "-- nothing",
     ],
 )
-def test_what_is_not_one_select_is_refused_and_nothing_is_written(tmp_path: Path, sql: str) -> None:
+def test_anything_but_one_select_is_refused_and_nothing_is_written(tmp_path: Path, sql: str) -> None:
     folder = every_status(tmp_path / "run").folder
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match="must be one SELECT"):
-        asked(folder, sql.format(folder=tmp_path))
+        query(folder, sql.format(folder=tmp_path))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("sql", ["SELCT 1", "FROM nowhere", "SELECT $1", "SELECT 'a'::INT", "SELECT 1) UNION (SELECT 2",
                                  "FROM answer", "SELECT getenv('HOME')", "SELECT 170141183460469231731687303715884105727"])  # fmt: skip
-def test_a_query_that_is_wrong_is_one_sentence(tmp_path: Path, sql: str) -> None:
+def test_an_invalid_query_fails_with_one_sentence(tmp_path: Path, sql: str) -> None:
     with pytest.raises(UsageError) as error:
-        asked(every_status(tmp_path / "run").folder, sql)
+        query(every_status(tmp_path / "run").folder, sql)
     assert "\n" not in str(error.value)
 
 
-def test_a_variable_of_ours_is_no_table(tmp_path: Path) -> None:
+def test_a_python_variable_is_no_table(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="folder does not exist"):
-        asked(every_status(tmp_path / "run").folder, "FROM folder")
+        query(every_status(tmp_path / "run").folder, "FROM folder")
 
 
-def test_it_is_written_in_every_format_with_cells_and_headers_that_are_safe(tmp_path: Path) -> None:
+def test_results_are_written_in_every_format_with_safe_cells_and_headers(tmp_path: Path) -> None:
     folder = every_status(tmp_path / "run").folder
     forms: list[TableFormat] = ["csv", "json", "jsonl", "parquet"]
     with query_run(folder, """SELECT '=1+1' AS "@sum", 7 AS n, NULL AS nothing""") as answer:
@@ -121,16 +121,16 @@ def test_it_is_written_in_every_format_with_cells_and_headers_that_are_safe(tmp_
     assert orjson.loads((tmp_path / "out.jsonl").read_bytes()) == row
     document = orjson.loads((tmp_path / "out.json").read_bytes())
     assert document["rows"] == [row]
-    assert document["doubts"] == [f"{folder} is partial: 2 devices failed and 2 are pending"]
-    assert asked(folder, "SELECT 1") == [(1,)]
+    assert document["warnings"] == [{"kind": "partial", "message": f"{folder}: partial: 2 devices failed, 2 pending"}]
+    assert query(folder, "SELECT 1") == [(1,)]
 
 
 def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
     folder = every_status(tmp_path / "it's [a-z]*?" / "run").folder
-    assert asked(folder, "SELECT count(*) FROM modules JOIN fleet USING (product_key, device_name)") == [(6,)]
+    assert query(folder, "SELECT count(*) FROM modules JOIN fleet USING (product_key, device_name)") == [(6,)]
 
 
-def test_what_outgrows_memory_is_put_aside(tmp_path: Path) -> None:
+def test_a_query_larger_than_memory_spills(tmp_path: Path) -> None:
     fleet = [named(0)]
     folder = build(tmp_path / "run", fleet, [ok(fleet[0], ("ble", "1"))]).folder
     sql = "SELECT count(*) FROM (SELECT i, md5(i::VARCHAR) h FROM range(3000000) t(i) ORDER BY h OFFSET 1)"

@@ -1,10 +1,10 @@
-"""The order of versions: what the rules say, and that they are a partial order over anything a device may report."""
+"""The order of versions: the rules, and that it is a partial order over any text."""
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from auditor.query.versions import Order, can_be_ordered, common_form, compare_versions
+from auditor.query.versions import Order, can_be_ordered, compare_versions, equivalence_key
 from tests.runs.run_folders import HOSTILE
 
 TURNED: dict[Order, Order] = {"older": "newer", "newer": "older", "same": "same", "unordered": "unordered"}
@@ -43,7 +43,7 @@ TURNED: dict[Order, Order] = {"older": "newer", "newer": "older", "same": "same"
         ("1.2-9", "1.2-10"),
     ],
 )
-def test_what_a_rule_orders_is_ordered_both_ways(version: str, other: str) -> None:
+def test_versions_that_a_rule_orders_are_ordered_both_ways(version: str, other: str) -> None:
     assert compare_versions(version, other) == "older"
     assert compare_versions(other, version) == "newer"
 
@@ -82,7 +82,7 @@ def test_what_a_rule_orders_is_ordered_both_ways(version: str, other: str) -> No
         ("1.0+build5", "1.0+build6"),
     ],
 )
-def test_what_would_be_a_guess_is_unordered(version: str, other: str) -> None:
+def test_versions_without_a_rule_are_unordered(version: str, other: str) -> None:
     assert compare_versions(version, other) == compare_versions(other, version) == "unordered"
 
 
@@ -91,11 +91,11 @@ def test_what_would_be_a_guess_is_unordered(version: str, other: str) -> None:
     [("1.2", "1.2.0"), ("v1.2", "1.2"), ("V1.2", "v1.2.0.0"), ("1.0rc1", "1.0.0-RC.1"), ("1.0-beta", "1.0-beta0"),
      ("v1.2-hotfix2", "1.2-hotfix2"), ("0", "0.0")],
 )  # fmt: skip
-def test_what_is_written_differently_and_means_the_same_is_the_same(version: str, other: str) -> None:
+def test_different_texts_of_one_version_are_the_same(version: str, other: str) -> None:
     assert compare_versions(version, other) == compare_versions(other, version) == "same"
 
 
-def test_digits_beyond_what_python_makes_a_number_are_compared() -> None:
+def test_numbers_too_long_for_python_are_compared() -> None:
     long = "1" + 9_999 * "0"
     assert compare_versions(f"1.{long}", f"1.{long[:-1]}1") == "older"
     assert compare_versions(f"1.{long}", "1.5") == "unordered"
@@ -153,12 +153,12 @@ VERSIONS = SHAPED | SMALL | st.text(max_size=8) | st.sampled_from(HOSTILE)
 
 
 @given(VERSIONS, VERSIONS)
-def test_turned_round_it_says_the_opposite_and_equal_strings_are_the_same(version: str, other: str) -> None:
+def test_the_order_is_antisymmetric_and_equal_strings_are_the_same(version: str, other: str) -> None:
     assert compare_versions(version, version) == "same"
     assert compare_versions(other, version) == TURNED[compare_versions(version, other)]
 
 
-def chained(one: str, two: str, three: str) -> None:
+def check_transitive(one: str, two: str, three: str) -> None:
     first, second, whole = (compare_versions(*pair) for pair in ((one, two), (two, three), (one, three)))
     if first == "same":
         assert whole == second
@@ -172,19 +172,19 @@ def chained(one: str, two: str, three: str) -> None:
 @example("1.2-hotfix1", "1.2-hotfix2", "1.3")
 @example("2.0", "2.03", "2.10")
 def test_older_and_same_are_transitive(one: str, two: str, three: str) -> None:
-    chained(one, two, three)
+    check_transitive(one, two, three)
 
 
 @given(st.lists(st.builds("1.{}{}".format, NUMBERS, st.sampled_from(["", ".1", ".01", *SUFFIXES])), max_size=12))
-def test_older_and_same_are_transitive_in_a_crowd_that_is_close_together(crowd: list[str]) -> None:
+def test_older_and_same_are_transitive_among_similar_versions(crowd: list[str]) -> None:
     for one in crowd:
         for two in crowd:
             for three in crowd:
-                chained(one, two, three)
+                check_transitive(one, two, three)
 
 
 @given(SHAPED, SHAPED)
-def test_versions_that_are_the_same_differ_in_what_the_rules_name_alone(version: str, other: str) -> None:
+def test_same_versions_differ_only_where_the_rules_allow(version: str, other: str) -> None:
     if compare_versions(version, other) == "same" and version != other:
         assert plain(version) == plain(other)
 
@@ -207,9 +207,9 @@ def plain(version: str) -> str:
 @given(
     st.lists(st.sampled_from(["1.2", "v1.2.0", "1.2-rc1", "1.2RC1", "hot", "2.03", "2.3", "", *HOSTILE]), min_size=2)
 )
-def test_a_common_form_is_that_of_versions_that_are_the_same_alone(versions: list[str]) -> None:
+def test_only_same_versions_share_an_equivalence_key(versions: list[str]) -> None:
     for one in versions:
         for other in versions:
-            assert (common_form(one) == common_form(other)) == (compare_versions(one, other) == "same")
+            assert (equivalence_key(one) == equivalence_key(other)) == (compare_versions(one, other) == "same")
     assert can_be_ordered("1.2")
     assert not can_be_ordered("hot")

@@ -1,4 +1,4 @@
-"""Files that are not those that were sealed: told whichever they are, whatever is read instead."""
+"""Every file that differs from the one that was sealed causes a warning, whichever file is read."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,58 +8,63 @@ import pytest
 
 import auditor
 from auditor.errors import RunFolderError
-from auditor.query.snapshot import freeze
-from auditor.query.warnings import tampered
-from auditor.runs.folder import ANSWERED, DEVICES, FLEET, MODULES
+from auditor.models import RunWarning
+from auditor.query.snapshot import open_snapshot
+from auditor.query.warnings import integrity_warnings
+from auditor.runs.folder import DEVICES, FLEET, MODULES, RESULTS
 from tests.runs.run_folders import build, edit_manifest, every_status, named, ok
 
 
 @pytest.fixture
-def whole(tmp_path: Path) -> Path:
+def complete_run(tmp_path: Path) -> Path:
     devices = [named(0), named(1)]
     return build(tmp_path / "run", devices, [ok(each, ("ble", "1.0")) for each in devices]).folder
 
 
-def doubts_of(run: Path, tmp_path: Path) -> tuple[str, ...]:
-    frozen = freeze(run, tmp_path / "work")
+def warnings_of(run: Path, tmp_path: Path) -> tuple[RunWarning, ...]:
+    frozen = open_snapshot(run, tmp_path / "work")
     with auditor.Run(run) as opened:
-        assert opened.doubts == frozen.doubts
-    assert frozen.tampered == bool(frozen.doubts)
-    return frozen.doubts
+        assert opened.warnings == frozen.warnings
+    assert frozen.tampered == bool(frozen.warnings)
+    return frozen.warnings
 
 
-def test_a_whole_run_is_not_doubted(whole: Path, tmp_path: Path) -> None:
-    assert doubts_of(whole, tmp_path) == ()
+def test_a_complete_run_has_no_warnings(complete_run: Path, tmp_path: Path) -> None:
+    assert warnings_of(complete_run, tmp_path) == ()
 
 
 @pytest.mark.parametrize("gone", [DEVICES, MODULES])
-def test_a_sealed_file_that_is_missing_is_told_and_so_are_lines_that_were_changed(
-    whole: Path, tmp_path: Path, gone: str
+def test_missing_sealed_files_and_changed_result_lines_are_warned_about(
+    complete_run: Path, tmp_path: Path, gone: str
 ) -> None:
-    (whole / gone).unlink()
-    missing = f"{whole / gone} was sealed and is missing"
-    assert doubts_of(whole, tmp_path) == (missing,)
-    (whole / ANSWERED).write_bytes((whole / ANSWERED).read_bytes().replace(b'"1.0"', b'"9.9"'))
-    changed = f"{whole / ANSWERED} is not the file that was sealed (its digest differs)"
-    assert doubts_of(whole, tmp_path) == (missing, changed)
+    (complete_run / gone).unlink()
+    missing = RunWarning("tampered", str(complete_run), f"{gone} was sealed and is missing")
+    assert warnings_of(complete_run, tmp_path) == (missing,)
+    (complete_run / RESULTS).write_bytes((complete_run / RESULTS).read_bytes().replace(b'"1.0"', b'"9.9"'))
+    changed = RunWarning(
+        "tampered", str(complete_run), f"{RESULTS} is not the file that was sealed (its digest differs)"
+    )
+    assert warnings_of(complete_run, tmp_path) == (missing, changed)
 
 
-def test_a_fleet_that_is_not_the_one_that_was_asked_for_is_told(whole: Path, tmp_path: Path) -> None:
+def test_a_replaced_fleet_file_is_warned_about(complete_run: Path, tmp_path: Path) -> None:
     part = tmp_path / "part.parquet"
-    duckdb.sql(f"COPY (FROM read_parquet('{whole / FLEET}') LIMIT 1) TO '{part}' (FORMAT parquet)")
-    part.replace(whole / FLEET)
-    with auditor.query_run(whole, "SELECT count(*) FROM fleet") as answer:
-        assert answer.run.doubts == (f"{whole / FLEET} is not the file that was sealed (its digest differs)",)
+    duckdb.sql(f"COPY (FROM read_parquet('{complete_run / FLEET}') LIMIT 1) TO '{part}' (FORMAT parquet)")
+    part.replace(complete_run / FLEET)
+    with auditor.query_run(complete_run, "SELECT count(*) FROM fleet") as answer:
+        assert answer.run.warnings == (
+            RunWarning("tampered", str(complete_run), f"{FLEET} is not the file that was sealed (its digest differs)"),
+        )
 
 
-def test_a_manifest_that_forgot_its_files_is_told(whole: Path, tmp_path: Path) -> None:
-    edit_manifest(whole, lambda manifest: replace(manifest, files=()))
-    assert len(doubts_of(whole, tmp_path)) == 2
+def test_a_manifest_without_files_is_warned_about(complete_run: Path, tmp_path: Path) -> None:
+    edit_manifest(complete_run, lambda manifest: replace(manifest, files=()))
+    assert len(warnings_of(complete_run, tmp_path)) == 2
 
 
-def test_a_run_that_is_pruned_meanwhile_is_no_run(tmp_path: Path) -> None:
+def test_a_run_pruned_while_it_is_read_raises_run_folder_error(tmp_path: Path) -> None:
     run = every_status(tmp_path / "run").folder
     manifest = auditor.Run(run).manifest
     (run / FLEET).unlink()
     with pytest.raises(RunFolderError, match="cannot be read: No such file"):
-        tampered(run, manifest)
+        integrity_warnings(run, manifest)

@@ -1,18 +1,18 @@
-"""Sealed runs of any width, written at once by DuckDB, and names that nobody should have to show."""
+"""Sealed runs of any width, written by one query each, and hostile names."""
 
 from pathlib import Path
 
 import duckdb
 
 from auditor.runs.folder import DEVICES, FLEET, MODULES
-from auditor.runs.manifest import AccountFacts, FleetFacts, Manifest, file_facts, write_manifest
-from auditor.storage.database import quoted
+from auditor.runs.manifest import AccountInfo, FleetInfo, Manifest, file_info, write_manifest
+from auditor.storage.database import sql_literal
 
 EVIL = '<img src=x onerror="document.title=1">'
 
 
-def wide(folder: Path, products: int, modules: int, versions: int, *, prefix: str = "", night: int = 0) -> Path:
-    """A run with a device for each version of each product; ``prefix`` stands before every name and version.
+def build_wide_run(folder: Path, products: int, modules: int, versions: int, *, prefix: str = "", day: int = 0) -> Path:
+    """Build a run with a device for each version of each product; all names and versions start with ``prefix``.
 
     A device of each product failed.
     """
@@ -23,21 +23,21 @@ def wide(folder: Path, products: int, modules: int, versions: int, *, prefix: st
     )
     numbers = f"FROM range({products * versions}) t(i)"
     state = f"CASE WHEN i % {versions} = 0 AND {versions} > 1 THEN 'failed' ELSE 'ok' END"
-    told = (
+    outcome = (
         f"1 AS attempts, CASE WHEN {state} = 'failed' THEN $1 || 'Timeout' END AS code, $1 || 'no answer' AS message, "
-        "TIMESTAMP '2026-11-22 02:00:00' AS audited_at"
+        "TIMESTAMP '2026-11-22 02:00:00' AS audited_at, 'queried' AS source"
     )
     with duckdb.connect() as database:
         reported = f"SELECT {identity}, $1 || 'm' || m AS module_name, $1 || '1.' || (i % {versions}) AS module_version"
         for query, name in (
             (f"SELECT i AS ordinal, {identity} {numbers}", FLEET),
-            (f"SELECT i AS ordinal, {identity}, {state} AS status, {modules} AS modules, {told} {numbers}", DEVICES),
+            (f"SELECT i AS ordinal, {identity}, {state} AS status, {modules} AS modules, {outcome} {numbers}", DEVICES),
             (f"{reported} {numbers}, range({modules}) q(m) WHERE {state} = 'ok'", MODULES),
         ):
-            database.execute(f"COPY ({query}) TO {quoted(folder / name)} (FORMAT parquet)", [prefix])
-    files = tuple(file_facts(folder / name) for name in (FLEET, DEVICES, MODULES))
-    accounts = (AccountFacts("eu", "https://example.com/", "tuya", 10),)
-    fleet = FleetFacts("fleet.csv", products * versions, 0, files[0].sha256)
-    began = f"2026-11-{20 + night}T02:00:00.000Z"
-    write_manifest(folder, Manifest("0", prefix[:200] + "nightly", "partial", began, accounts, fleet, files=files))
+            database.execute(f"COPY ({query}) TO {sql_literal(folder / name)} (FORMAT parquet)", [prefix])
+    files = tuple(file_info(folder / name) for name in (FLEET, DEVICES, MODULES))
+    accounts = (AccountInfo("eu", "https://example.com/", "tuya", 10),)
+    fleet = FleetInfo("fleet.csv", products * versions, 0, files[0].sha256)
+    started_at = f"2026-11-{20 + day}T02:00:00.000Z"
+    write_manifest(folder, Manifest("0", prefix[:200] + "nightly", "partial", started_at, accounts, fleet, files=files))
     return folder

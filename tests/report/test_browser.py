@@ -1,4 +1,4 @@
-"""The page in a real browser: quiet, alone, usable by keyboard, readable by everybody, and never more than text."""
+"""The page in a real browser: no requests, usable by keyboard, accessible, and names as text only."""
 
 import contextlib
 import os
@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from auditor.models import Outcome
-from auditor.policy.loader import load_rules
+from auditor.policy.loader import load_policy
 from auditor.report.render import write_report
-from auditor.runs.manifest import Choice, Recheck
+from auditor.runs.manifest import Recheck, SelectionInfo
 from tests.report.fleets import EVIL
-from tests.runs.run_folders import build, carrying, edit_manifest, failed, named, not_found, ok, sampled
+from tests.runs.run_folders import build, carried_run, edit_manifest, failed, named, not_found, ok, sampled
 
 sync_api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -26,7 +26,7 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None,
-    reason="NOT TESTED: the report in a browser, for there is no chromium (Debian: apt install chromium)",
+    reason="NOT TESTED: the report in a browser, because there is no chromium (Debian: apt install chromium)",
 )
 
 RULES = """
@@ -46,7 +46,7 @@ max_age = "10h"
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page with every section: hostile names, all states, two partial runs, rules; made before a browser runs."""
+    """Write a page with all sections: hostile names, all states, two partial runs, rules; before a browser runs."""
     directory = tmp_path_factory.mktemp("browser")
     fleet = [named(n, product=f"k{n % 3}") for n in range(60)]
     fleet += [named(90, product=EVIL, account=EVIL), replace(named(91), device_name=EVIL), named(92), named(93)]
@@ -60,21 +60,21 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         began = f"2026-11-2{night}T02:00:00.000Z"
         edit_manifest(run, lambda manifest, began=began: replace(manifest, started_at=began))  # type: ignore[misc]
     (directory / "rules.toml").write_text(RULES)
-    rules = load_rules(directory / "rules.toml")
-    return write_report(run, directory / "page.html", rules=rules, now=datetime(2026, 11, 22, 9, tzinfo=UTC))
+    rules = load_policy(directory / "rules.toml")
+    return write_report(run, directory / "page.html", policy=rules, now=datetime(2026, 11, 22, 9, tzinfo=UTC))
 
 
 @pytest.fixture(scope="module")
 def other_pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Pages of a sample and of a run that carries answers."""
+    """Write pages of a sample and of a run with carried answers."""
     directory = tmp_path_factory.mktemp("others")
     fleet = [named(n, product=f"k{n % 3}") for n in range(60)]
     answers = [ok(device, ("ble", f"1.{n % 7}")) for n, device in enumerate(fleet)]
     sample = sampled(directory / "sample" / "run", fleet, fleet[:30], [*answers[:29], failed(fleet[29])]).folder
-    known = [(answer, "2026-11-10 02:00:00") for answer in answers[30:]]
-    carried = carrying(directory / "carried" / "run", fleet, answers[:30], known).folder
-    recheck = Choice("since", recheck=Recheck(30, 3, 3, 1, 0.3333, 0.01, 0.9))
-    edit_manifest(carried, lambda manifest: replace(manifest, choice=recheck))
+    carried_answers = [(answer, "2026-11-10 02:00:00") for answer in answers[30:]]
+    carried = carried_run(directory / "carried" / "run", fleet, answers[:30], carried_answers).folder
+    recheck = SelectionInfo("incremental", recheck=Recheck(30, 3, 3, 1, 0.3333, 0.01, 0.9))
+    edit_manifest(carried, lambda manifest: replace(manifest, selection=recheck))
     now = datetime(2026, 11, 22, 9, tzinfo=UTC)
     return [write_report(run, directory / f"{run.parent.name}.html", now=now) for run in (sample, carried)]
 
@@ -90,12 +90,12 @@ def browser(page_file: Path, other_pages: list[Path]) -> Iterator[Any]:
 
 @dataclass
 class Watched:
-    """A page that was opened, and what it said and asked for meanwhile."""
+    """An open page with its console messages, requests and failed requests."""
 
     page: Any
-    said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-    stopped: list[tuple[str, str]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    failed_requests: list[tuple[str, str]] = field(default_factory=list)
 
 
 @pytest.fixture
@@ -106,11 +106,11 @@ def open_page(browser: Any, page_file: Path) -> Iterator[Any]:
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
         watched = Watched(context.new_page())
-        watched.page.on("console", lambda message: watched.said.append(message.text))
-        watched.page.on("pageerror", lambda error: watched.said.append(str(error)))
-        watched.page.on("dialog", lambda dialog: watched.said.append(f"dialog {dialog.message}"))
-        watched.page.on("request", lambda request: watched.asked.append(request.url))
-        watched.page.on("requestfailed", lambda request: watched.stopped.append((request.url, request.failure)))
+        watched.page.on("console", lambda message: watched.messages.append(message.text))
+        watched.page.on("pageerror", lambda error: watched.messages.append(str(error)))
+        watched.page.on("dialog", lambda dialog: watched.messages.append(f"dialog {dialog.message}"))
+        watched.page.on("request", lambda request: watched.requests.append(request.url))
+        watched.page.on("requestfailed", lambda request: watched.failed_requests.append((request.url, request.failure)))
         watched.page.goto(page_file.as_uri())
         return watched
 
@@ -120,7 +120,7 @@ def open_page(browser: Any, page_file: Path) -> Iterator[Any]:
 
 
 def streams(pdf: bytes) -> Iterator[bytes]:
-    """What a PDF draws, with everything else that it compresses."""
+    """Yield the decompressed streams of a PDF, which draw its pages."""
     for found in re.finditer(rb"stream\r?\n", pdf):
         with contextlib.suppress(zlib.error):
             yield zlib.decompressobj().decompress(pdf[found.end() :])
@@ -133,17 +133,17 @@ def shown_rows(page: Any) -> list[list[str]]:
     return found
 
 
-def test_it_opens_without_a_word_and_asks_for_nothing_but_itself(open_page: Any, page_file: Path) -> None:
+def test_page_opens_without_console_messages_and_requests_only_itself(open_page: Any, page_file: Path) -> None:
     watched = open_page()
     watched.page.emulate_media(color_scheme="dark")
     watched.page.click("#theme")
     for summary in watched.page.query_selector_all("summary"):
         summary.click()
-    assert watched.said == []
-    assert watched.asked == [page_file.as_uri()]
+    assert watched.messages == []
+    assert watched.requests == [page_file.as_uri()]
 
 
-def test_its_policy_forbids_what_is_not_its_own(open_page: Any) -> None:
+def test_content_security_policy_forbids_added_scripts_images_and_styles(open_page: Any) -> None:
     watched = open_page()
     watched.page.evaluate(
         "() => { const script = document.createElement('script'); script.textContent = 'document.title = 1';"
@@ -153,11 +153,11 @@ def test_its_policy_forbids_what_is_not_its_own(open_page: Any) -> None:
     watched.page.wait_for_timeout(200)
     assert watched.page.title() != "1"
     assert watched.page.eval_on_selector("body", "body => getComputedStyle(body).display") == "block"
-    assert watched.stopped == [("https://example.com/x.png", "csp")]
-    assert len([said for said in watched.said if "Content Security Policy" in said]) >= 3
+    assert watched.failed_requests == [("https://example.com/x.png", "csp")]
+    assert len([text for text in watched.messages if "Content Security Policy" in text]) >= 3
 
 
-def test_what_a_device_says_stays_text(open_page: Any) -> None:
+def test_names_from_devices_stay_text(open_page: Any) -> None:
     watched = open_page()
     assert watched.page.query_selector_all("img") == []
     assert watched.page.title().startswith("nightly: fleet report")
@@ -168,15 +168,15 @@ def test_what_a_device_says_stays_text(open_page: Any) -> None:
     assert EVIL[:23] + "…" in svg
 
 
-def test_the_filter_narrows_the_table(open_page: Any) -> None:
+def test_filter_narrows_the_table(open_page: Any) -> None:
     page = open_page().page
-    whole = shown_rows(page)
-    assert page.inner_text("#found") == f"{len(whole)} of {len(whole)} rows"
+    rows = shown_rows(page)
+    assert page.inner_text("#found") == f"{len(rows)} of {len(rows)} rows"
     page.fill("#find", "K1 ble")
     narrowed = shown_rows(page)
-    assert narrowed == [row for row in whole if "k1" in "".join(row) and "ble" in "".join(row)]
-    assert 0 < len(narrowed) < len(whole)
-    assert page.inner_text("#found") == f"{len(narrowed)} of {len(whole)} rows"
+    assert narrowed == [row for row in rows if "k1" in "".join(row) and "ble" in "".join(row)]
+    assert 0 < len(narrowed) < len(rows)
+    assert page.inner_text("#found") == f"{len(narrowed)} of {len(rows)} rows"
     page.select_option("#order", "newest")
     assert [row[-1] for row in shown_rows(page)] == ["newest"]
     page.fill("#find", EVIL)
@@ -185,7 +185,7 @@ def test_the_filter_narrows_the_table(open_page: Any) -> None:
     assert shown_rows(page) == []
 
 
-def test_a_column_sorts_by_click_and_by_keyboard_and_says_so(open_page: Any) -> None:
+def test_columns_sort_by_click_and_by_keyboard(open_page: Any) -> None:
     page = open_page().page
     heads = page.locator("#rows thead th")
     assert heads.nth(4).get_attribute("aria-sort") == "descending"
@@ -205,7 +205,7 @@ def test_a_column_sorts_by_click_and_by_keyboard_and_says_so(open_page: Any) -> 
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (375, "light"), (375, "dark")])
-def test_it_fits_and_axe_finds_no_serious_fault(open_page: Any, width: int, scheme: str) -> None:
+def test_page_fits_and_axe_finds_no_violation(open_page: Any, width: int, scheme: str) -> None:
     page = open_page(width, color_scheme=scheme, bypass_csp=True).page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.eval_on_selector_all("details", "all => all.forEach(each => { each.open = true; })")
@@ -216,7 +216,7 @@ def test_it_fits_and_axe_finds_no_serious_fault(open_page: Any, width: int, sche
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
-def test_so_do_pages_of_samples_and_of_carried_answers(
+def test_pages_of_samples_and_of_carried_answers_fit_too(
     open_page: Any, other_pages: list[Path], width: int, scheme: str
 ) -> None:
     for path in other_pages:
@@ -228,7 +228,7 @@ def test_so_do_pages_of_samples_and_of_carried_answers(
         assert {fault["id"]: [node["html"][:200] for node in fault["nodes"][:3]] for fault in found} == {}
 
 
-def test_on_paper_it_is_light_whole_and_labelled(open_page: Any) -> None:
+def test_printed_page_is_light_complete_and_labelled(open_page: Any) -> None:
     page = open_page(color_scheme="dark").page
     page.click("#theme")
     page.click("#theme")
@@ -244,7 +244,7 @@ def test_on_paper_it_is_light_whole_and_labelled(open_page: Any) -> None:
     assert labelled.count(True) == len(re.findall(rb"/Type\s*/Page\b", printed)) > 2
 
 
-def test_without_scripts_it_is_whole(open_page: Any) -> None:
+def test_page_is_complete_without_scripts(open_page: Any) -> None:
     page = open_page(java_script_enabled=False).page
     assert page.is_visible("#rows")
     assert page.is_hidden("#filter")
@@ -253,7 +253,7 @@ def test_without_scripts_it_is_whole(open_page: Any) -> None:
     assert page.is_visible(".banner")
 
 
-def test_the_theme_is_switched_by_keyboard(open_page: Any) -> None:
+def test_theme_is_switched_by_keyboard(open_page: Any) -> None:
     page = open_page(color_scheme="light").page
     background = "body => getComputedStyle(body).backgroundColor"
     assert page.eval_on_selector("body", background) == "rgb(255, 255, 255)"

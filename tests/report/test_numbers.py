@@ -1,22 +1,22 @@
-"""Every count that the report shows, against queries over the run's Parquet files."""
+"""Counts of the report, compared with queries over the run's Parquet files."""
 
 from pathlib import Path
 
 import duckdb
 import pytest
 
-from auditor.policy.loader import load_rules
+from auditor.policy.loader import load_policy
 from auditor.report.render import write_report
 from auditor.runs.folder import DEVICES, MODULES
-from tests.report.pages import Read, read
+from tests.report.pages import ParsedPage, parse_page
 from tests.runs.run_folders import every_status
 
 STATES = ("ok", "empty", "not_found", "failed", "pending")
 RULES = '[[rule]]\nname = "recalled"\ndeny = ["1.0"]\n'
 
 
-def counts_of(run: Path) -> dict[str, int]:
-    """The counts of a run by the names that the page gives them; each is a query over its two Parquet files."""
+def query_counts(run: Path) -> dict[str, int]:
+    """Return the counts of a run by their names on the page; each is a query over its Parquet files."""
     found: dict[str, int] = {}
     with duckdb.connect() as database:
 
@@ -30,7 +30,7 @@ def counts_of(run: Path) -> dict[str, int]:
             count(f"devices.{state}", f"SELECT count(*) FROM devices WHERE status = '{state}'")
         count("products.all", "SELECT count(DISTINCT (account, product_key)) FROM devices")
         count(
-            "products.lacking",
+            "products.incomplete",
             "SELECT count(DISTINCT (account, product_key)) FROM devices WHERE status IN ('failed', 'pending')",
         )
         count("modules.all", "SELECT count(DISTINCT (account, product_key, lower(module_name))) FROM modules")
@@ -51,14 +51,14 @@ def counts_of(run: Path) -> dict[str, int]:
         count("rule.recalled.compliant", "SELECT count(*) FROM devices WHERE status = 'ok'")
         found["rule.recalled.compliant"] -= found["rule.recalled.violated"]
         count("rule.recalled.not_seen", "SELECT count(*) FROM devices WHERE status IN ('failed', 'pending')")
-        found |= {"rule.recalled.unparseable": 0, "rule.recalled.excepted": 0}
+        found |= {"rule.recalled.unparseable": 0, "rule.recalled.exempt": 0}
         # The newest version of each module, as the versions of this run are: of p1's ble that is 1.1, else there is one.
         found["modules.done"] = found["modules.all"] - 1
     return found
 
 
-def rows_of(run: Path) -> set[tuple[str, ...]]:
-    """The inventory: account, product, module, version, devices, and the part of the module's devices."""
+def query_rows(run: Path) -> set[tuple[str, ...]]:
+    """Return the inventory: account, product, module, version, devices, and share of the module's devices."""
     with duckdb.connect() as database:
         return {
             tuple(map(str, row))
@@ -76,25 +76,25 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def page(run: Path, tmp_path: Path) -> Read:
+def page(run: Path, tmp_path: Path) -> ParsedPage:
     rules = tmp_path / "rules.toml"
     rules.write_text(RULES)
-    return read(write_report(run, tmp_path / "page.html", rules=load_rules(rules)))
+    return parse_page(write_report(run, tmp_path / "page.html", policy=load_policy(rules)))
 
 
-def test_every_count_on_the_page_is_a_query_over_the_files(run: Path, page: Read) -> None:
+def test_counts_on_the_page_equal_queries_over_the_files(run: Path, page: ParsedPage) -> None:
     from_manifest = {"requests.sent", "requests.retried", "requests.throttled"}
     shown = {name: int(value) for name, value in page.figures.items() if name not in from_manifest}
-    unknown = {"modules.unknown"} & set(shown)
-    assert {name: shown[name] for name in shown if name not in unknown} == counts_of(run)
+    unordered = {"modules.unordered"} & set(shown)
+    assert {name: shown[name] for name in shown if name not in unordered} == query_counts(run)
     assert shown["devices.fleet"] == sum(shown[f"devices.{state}"] for state in STATES)
     assert all(shown[f"devices.{state}"] for state in STATES)
 
 
-def test_every_row_of_the_table_is_one_of_the_inventory(run: Path, page: Read) -> None:
-    def told(share: str) -> str:
+def test_rows_of_the_table_equal_the_inventory(run: Path, page: ParsedPage) -> None:
+    def percent(share: str) -> str:
         return f"{int(float(share) * 1_000 + 1e-6) / 10:g}%"
 
-    expected = {(*row[:5], told(row[5])) for row in rows_of(run)}
+    expected = {(*row[:5], percent(row[5])) for row in query_rows(run)}
     assert {tuple(row[:6]) for row in page.rows} == expected
     assert len(page.rows) == len(expected) == int(page.figures["inventory.rows"])

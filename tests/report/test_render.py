@@ -1,4 +1,4 @@
-"""The page as a file: whole, bounded, the same for the same, without anything that acts but its own script."""
+"""The page as a file: bounded, reproducible, and with no active content but its own script."""
 
 import base64
 import builtins
@@ -14,13 +14,13 @@ import pytest
 from auditor.analysis.drift import diff_runs
 from auditor.analysis.history import read_history
 from auditor.errors import RunFolderError, RunNotWritableError, UsageError
-from auditor.policy.loader import load_rules
-from auditor.report.builder import read_page
+from auditor.policy.loader import load_policy
+from auditor.report.builder import build_report
 from auditor.report.render import write_report
 from auditor.runs.folder import MODULES
 from auditor.runs.manifest import State
-from tests.report.fleets import EVIL, wide
-from tests.report.pages import Read, read
+from tests.report.fleets import EVIL, build_wide_run
+from tests.report.pages import ParsedPage, parse_page
 from tests.runs.run_folders import HOSTILE, build, edit_manifest, every_status, failed, named, not_found, ok, running
 
 NOW = datetime(2026, 11, 22, 5, 30, tzinfo=UTC)
@@ -39,8 +39,8 @@ required = true
 """
 
 
-def nights(directory: Path, states: Sequence[State] = ("complete", "complete", "complete")) -> list[Path]:
-    """Runs of ten devices: each night three more are upgraded; a device fails in a run that is partial."""
+def build_nightly_runs(directory: Path, states: Sequence[State] = ("complete", "complete", "complete")) -> list[Path]:
+    """Build nightly runs of ten devices: each upgrades three more, and a device fails in partial runs."""
     fleet = [named(number) for number in range(10)]
     folders = []
     for night, state in enumerate(states):
@@ -54,19 +54,19 @@ def nights(directory: Path, states: Sequence[State] = ("complete", "complete", "
     return folders
 
 
-def page_of(run: Path, **options: object) -> Read:
-    return read(write_report(run, run.parent / "page.html", now=NOW, **options))  # type: ignore[arg-type]
+def page_of(run: Path, **options: object) -> ParsedPage:
+    return parse_page(write_report(run, run.parent / "page.html", now=NOW, **options))  # type: ignore[arg-type]
 
 
-def test_the_same_run_and_time_give_the_same_bytes(tmp_path: Path) -> None:
-    folders = nights(tmp_path / "runs")
+def test_same_run_and_time_give_the_same_bytes(tmp_path: Path) -> None:
+    folders = build_nightly_runs(tmp_path / "runs")
     first, second = (write_report(folders[-1], tmp_path / name, now=NOW).read_bytes() for name in ("a", "b"))
     assert first == second
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "runs"]
 
 
-def test_the_policy_of_the_page_names_its_own_style_and_script_alone(tmp_path: Path) -> None:
-    text = write_report(nights(tmp_path / "runs")[-1], tmp_path / "page.html", now=NOW).read_text()
+def test_content_security_policy_allows_only_own_style_and_script(tmp_path: Path) -> None:
+    text = write_report(build_nightly_runs(tmp_path / "runs")[-1], tmp_path / "page.html", now=NOW).read_text()
     policy = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)[0]
     assert policy.startswith("default-src 'none'; ")
     for kind in ("style", "script"):
@@ -76,7 +76,7 @@ def test_the_policy_of_the_page_names_its_own_style_and_script_alone(tmp_path: P
     assert "http:" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
 
 
-def test_whatever_devices_say_is_text(tmp_path: Path) -> None:
+def test_names_from_devices_are_text(tmp_path: Path) -> None:
     fleet = [*(named(n, product=EVIL, account="<i>") for n in range(len(HOSTILE))), named(99, account="</style>")]
     outcomes = [ok(device, (EVIL, name)) for device, name in zip(fleet, HOSTILE, strict=False)]
     run = build(tmp_path / "runs" / "now", fleet, [*outcomes, failed(fleet[-1], "</script><script>alert(1)</script>")])
@@ -98,12 +98,12 @@ def test_whatever_devices_say_is_text(tmp_path: Path) -> None:
     [(300, 4, 200, "k" * 20), (300, 4, 20, "<&\"'😀" * 20), (1, 2, 2, '"<😀' * 1_750_000)],
     ids=["a wide fleet", "hostile names", "names of 10 MB"],
 )
-def test_a_page_is_smaller_than_2_mb(tmp_path: Path, products: int, modules: int, versions: int, prefix: str) -> None:
+def test_page_is_smaller_than_2_mb(tmp_path: Path, products: int, modules: int, versions: int, prefix: str) -> None:
     nightly = range(1 if versions == 200 else 2)  # the widest alone is enough to wait for
-    runs = [wide(tmp_path / f"run{n}", products, modules, versions, prefix=prefix, night=n) for n in nightly]
+    runs = [build_wide_run(tmp_path / f"run{n}", products, modules, versions, prefix=prefix, day=n) for n in nightly]
     page = write_report(runs[-1], tmp_path / "page.html", now=NOW)
     assert page.stat().st_size < 2_000_000
-    shown = read(page)
+    shown = parse_page(page)
     assert shown.figures["devices.fleet"] == str(products * versions)
     assert int(shown.figures["inventory.rows"]) == products * modules * (versions - 1)
     assert 0 < len(shown.rows) <= 3_000
@@ -112,7 +112,7 @@ def test_a_page_is_smaller_than_2_mb(tmp_path: Path, products: int, modules: int
 
 
 @pytest.mark.parametrize("state", ["partial", "running", "aborted"])
-def test_a_run_that_is_not_whole_is_labelled_wherever_its_numbers_appear(tmp_path: Path, state: State) -> None:
+def test_incomplete_run_is_labelled_in_each_section(tmp_path: Path, state: State) -> None:
     fleet = [named(0), named(1)]
     folder = tmp_path / "runs" / "now"
     (running if state == "running" else build)(folder, fleet, [ok(fleet[0], ("ble", "1"))])
@@ -123,25 +123,25 @@ def test_a_run_that_is_not_whole_is_labelled_wherever_its_numbers_appear(tmp_pat
     ]
     assert len(labels) == 1 + SECTIONS
     assert f"({state})" in page.text
-    assert f" now is {state}: 0 devices failed and 1 are pending" in page.text
-    assert str(tmp_path) not in page.text  # a page travels; where the run lay means nothing elsewhere
+    assert f" now: {state}: 0 devices failed, 1 pending" in page.text
+    assert str(tmp_path) not in page.text  # a page may be sent to others, and directories mean nothing to them
 
 
-def test_a_run_whose_files_were_changed_is_labelled(tmp_path: Path) -> None:
-    whole, other = nights(tmp_path / "runs")[:2]
+def test_run_with_changed_files_is_labelled(tmp_path: Path) -> None:
+    whole, other = build_nightly_runs(tmp_path / "runs")[:2]
     assert "tampered" not in page_of(whole).text
     (whole / MODULES).write_bytes((other / MODULES).read_bytes())
     page = page_of(whole)
     assert page.text.count("tampered") >= 1 + SECTIONS
-    assert "These numbers are not to be relied on." in page.text
+    assert "do not rely on these numbers." in page.text
     assert "partial" not in page.text
     after = page_of(other)
     assert "tampered" in after.text  # the run that it is compared with
-    assert "These numbers are not to be relied on." not in after.text
+    assert "do not rely on these numbers." not in after.text
 
 
-def test_what_changed_is_what_diff_says_of_the_run_before(tmp_path: Path) -> None:
-    folders = nights(tmp_path / "runs", ("complete", "partial", "partial", "running"))
+def test_changes_equal_the_diff_with_the_previous_run(tmp_path: Path) -> None:
+    folders = build_nightly_runs(tmp_path / "runs", ("complete", "partial", "partial", "running"))
     figures = page_of(folders[2]).figures
     with diff_runs(folders[1], folders[2]) as drift:
         for name in ("compared", "same", "upgraded", "downgraded", "changed", "appeared", "vanished", "joined", "left"):
@@ -150,37 +150,37 @@ def test_what_changed_is_what_diff_says_of_the_run_before(tmp_path: Path) -> Non
     assert figures["drift.not_seen"] == "1"
 
 
-def test_adoption_is_that_of_the_history_up_to_this_run(tmp_path: Path) -> None:
-    folders = nights(tmp_path / "runs", ("complete", "partial", "complete", "complete"))
-    page = read_page(folders[2], now=NOW)
+def test_adoption_equals_the_history_up_to_the_reported_run(tmp_path: Path) -> None:
+    folders = build_nightly_runs(tmp_path / "runs", ("complete", "partial", "complete", "complete"))
+    page = build_report(folders[2], now=NOW)
     assert page.history is not None
     assert [run.run for run in page.history.runs] == ["night0", "night1", "night2"]
     assert [run.label for run in page.history.runs] == [None, "partial", None]
     (adoption,) = page.history.modules
     assert adoption.versions == ("1.1", "1.0", "0.9")
-    told: dict[tuple[str, str], float] = {}
+    shares: dict[tuple[str, str], float] = {}
     with read_history(tmp_path / "runs") as history:
         at = {name: place for place, name in enumerate(history.table.columns)}
         for row in history.table:
-            told[row[at["run"]], row[at["module_version"]]] = row[at["share"]]
+            shares[row[at["run"]], row[at["module_version"]]] = row[at["share"]]
     for run, parts in zip(page.history.runs, adoption.shares, strict=True):
-        assert parts == pytest.approx([told.get((run.run, text or ""), 0.0) for text in adoption.versions], abs=1e-6)
+        assert parts == pytest.approx([shares.get((run.run, text or ""), 0.0) for text in adoption.versions], abs=1e-6)
 
 
-def test_a_past_that_cannot_be_read_is_told_and_takes_nothing_away(tmp_path: Path) -> None:
-    folders = nights(tmp_path / "runs")
+def test_report_is_written_when_earlier_runs_cannot_be_read(tmp_path: Path) -> None:
+    folders = build_nightly_runs(tmp_path / "runs")
     (folders[1] / MODULES).write_bytes(b"PAR1")
     page = page_of(folders[2])
-    assert "Not all of the past could be read" in page.text
+    assert "Some earlier runs could not be read" in page.text
     assert page.figures["devices.ok"] == "10"
     alone = page_of(folders[2], directory=tmp_path / "nowhere")
     assert "nowhere: cannot be read" in alone.text
 
 
-def test_rules_are_judged_and_shown_as_text(tmp_path: Path) -> None:
+def test_policy_results_are_text(tmp_path: Path) -> None:
     rules = tmp_path / "rules.toml"
     rules.write_text(RULES)
-    page = page_of(every_status(tmp_path / "runs" / "now").folder, rules=load_rules(rules))
+    page = page_of(every_status(tmp_path / "runs" / "now").folder, policy=load_policy(rules))
     assert page.figures["policy.rules"] == "2"
     assert page.figures["rule.no 1.0 <b>.violated"] == "2"
     assert page.figures["rule.ble is there.violated"] == "1"
@@ -188,7 +188,7 @@ def test_rules_are_judged_and_shown_as_text(tmp_path: Path) -> None:
     assert "p1/device0000" in page.text
 
 
-def test_a_fleet_of_which_nothing_is_known_is_a_page(tmp_path: Path) -> None:
+def test_fleet_without_answers_is_a_page(tmp_path: Path) -> None:
     fleet = [named(0), named(1)]
     page = page_of(build(tmp_path / "runs" / "now", fleet, [not_found(fleet[0])]).folder)
     assert "No device reported a module" in page.text
@@ -196,7 +196,7 @@ def test_a_fleet_of_which_nothing_is_known_is_a_page(tmp_path: Path) -> None:
     assert empty.figures["devices.fleet"] == "0"
 
 
-def test_where_a_page_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+def test_path_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     folder = build(tmp_path / "runs" / "now", [named(0)], []).folder
     for path in (tmp_path / "none" / "page.html", tmp_path):
         with pytest.raises(RunNotWritableError, match=r"cannot be (written|replaced)"):
@@ -206,7 +206,9 @@ def test_where_a_page_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
         write_report(tmp_path / "none", tmp_path / "page.html")
 
 
-def test_without_the_extra_the_way_to_get_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_reported_with_the_command_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = builtins.__import__
 
     def without(name: str, *rest: object) -> object:

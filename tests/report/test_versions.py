@@ -1,4 +1,4 @@
-"""Which version is the newest, and what the page shows of a module: equal to the same in plain Python."""
+"""The newest version and the shares of modules equal the same computed in plain Python."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,28 +9,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auditor.query.versions import compare_versions
-from auditor.report.model import ENOUGH, Shares
-from auditor.report.versions import MODULES, VERSIONS, read_shares
+from auditor.report.model import COMPLETE_ROLLOUT, VersionSection
+from auditor.report.versions import MAX_MODULES, MAX_VERSIONS, read_versions
 from auditor.runs.views import define_sealed_views
 from auditor.storage.database import open_database
-from tests.report.fleets import wide
+from tests.report.fleets import build_wide_run
 from tests.runs.run_folders import build, named, ok
 
 VERSION = st.sampled_from(["1.0", "1.1", "v1.1", "1.1.0", "1.10", "2.03", "2.1", "hot", "", "1.0-rc1", "x" * 300, "V2"])
 
 
-def shares_of(folder: Path) -> Shares:
+def read_section(folder: Path) -> VersionSection:
     with TemporaryDirectory() as work:
         database = open_database()
         try:
             define_sealed_views(database, folder)
-            return read_shares(database, Path(work))
+            return read_versions(database, Path(work))
         finally:
             database.close()
 
 
-def newest_of(versions: set[str]) -> set[str]:
-    """Those that every other one is older than, or the same as; by the rule, pair by pair."""
+def newest_among(versions: set[str]) -> set[str]:
+    """Return the versions that no other one is newer than, by comparing all pairs."""
     if len(versions) == 1:
         return versions
     return {
@@ -42,15 +42,15 @@ def newest_of(versions: set[str]) -> set[str]:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["p1", "p2"]), VERSION), min_size=1, max_size=12))
-def test_the_newest_version_is_the_one_that_the_rules_say(devices: list[tuple[str, str]]) -> None:
+def test_newest_version_equals_the_comparison_of_all_pairs(devices: list[tuple[str, str]]) -> None:
     with TemporaryDirectory() as temporary:
         fleet = [named(number, product=product) for number, (product, _) in enumerate(devices)]
         answers = [ok(device, ("ble", version)) for device, (_, version) in zip(fleet, devices, strict=True)]
-        shares = shares_of(build(Path(temporary, "run"), fleet, answers).folder)
+        shares = read_section(build(Path(temporary, "run"), fleet, answers).folder)
     expected = {}
     for product in {product for product, _ in devices}:
         counts = Counter(version for each, version in devices if each == product)
-        newest = newest_of(set(counts))
+        newest = newest_among(set(counts))
         part = sum(counts[version] for version in newest) / counts.total() if newest else None
         expected[product] = (counts.total(), len(counts), part)
         for row in shares.rows:
@@ -58,33 +58,37 @@ def test_the_newest_version_is_the_one_that_the_rules_say(devices: list[tuple[st
                 version = next(each for each in counts if each[:201] == row.module_version)
                 assert row.devices == counts[version]
                 assert row.order == ("unordered" if not newest else "newest" if version in newest else "older")
-    found = {each.product_key: (each.devices, each.all_versions, each.on_newest) for each in shares.modules}
+    found = {each.product_key: (each.devices, each.version_count, each.on_newest) for each in shares.modules}
     assert found == expected
     parts = [part for _, _, part in expected.values()]
-    assert shares.done == sum(part is not None and part >= ENOUGH for part in parts)
-    assert shares.unknown == parts.count(None)
+    assert shares.complete_rollouts == sum(part is not None and part >= COMPLETE_ROLLOUT for part in parts)
+    assert shares.unordered_modules == parts.count(None)
 
 
-def test_pictures_are_bounded_and_have_the_newest(tmp_path: Path) -> None:
-    shares = shares_of(wide(tmp_path / "run", 5, 4, 30))
-    assert (len(shares.modules), shares.all_modules, shares.all_rows) == (MODULES, 20, 5 * 4 * 29)
+def test_charts_are_bounded_and_have_the_newest_version(tmp_path: Path) -> None:
+    shares = read_section(build_wide_run(tmp_path / "run", 5, 4, 30))
+    assert (len(shares.modules), shares.module_count, shares.row_count) == (MAX_MODULES, 20, 5 * 4 * 29)
     for module in shares.modules:
-        assert len(module.versions) == VERSIONS
-        assert [each.text for each in module.versions if each.order == "newest"] == [module.newest] == ["1.29"]
-        assert module.others == 29 - VERSIONS
-        assert module.others_devices == module.devices - sum(each.devices for each in module.versions)
+        assert len(module.versions) == MAX_VERSIONS
+        assert (
+            [each.module_version for each in module.versions if each.order == "newest"] == [module.newest] == ["1.29"]
+        )
+        assert module.other_versions == 29 - MAX_VERSIONS
+        assert module.other_devices == module.devices - sum(each.devices for each in module.versions)
 
 
-def test_a_module_that_no_rule_orders_has_no_newest(tmp_path: Path) -> None:
+def test_module_with_unordered_versions_has_no_newest_version(tmp_path: Path) -> None:
     fleet = [named(0), named(1)]
-    shares = shares_of(build(tmp_path / "run", fleet, [ok(fleet[0], ("m", "hot")), ok(fleet[1], ("m", "1.0"))]).folder)
+    shares = read_section(
+        build(tmp_path / "run", fleet, [ok(fleet[0], ("m", "hot")), ok(fleet[1], ("m", "1.0"))]).folder
+    )
     assert [(each.newest, each.on_newest) for each in shares.modules] == [(None, None)]
     assert {row.order for row in shares.rows} == {"unordered"}
-    assert shares.unknown == 1
+    assert shares.unordered_modules == 1
 
 
 @pytest.mark.parametrize("modules", [0, 1])
-def test_a_run_without_modules_has_no_shares(tmp_path: Path, modules: int) -> None:
+def test_run_without_modules_has_no_versions(tmp_path: Path, modules: int) -> None:
     fleet = [named(0)]
-    shares = shares_of(build(tmp_path / "run", fleet, [ok(fleet[0], *[("m", "1")] * modules)]).folder)
-    assert len(shares.modules) == shares.all_rows == modules
+    shares = read_section(build(tmp_path / "run", fleet, [ok(fleet[0], *[("m", "1")] * modules)]).folder)
+    assert len(shares.modules) == shares.row_count == modules

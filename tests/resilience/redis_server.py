@@ -1,4 +1,4 @@
-"""A real Redis server of a test's own, which can be killed and started again."""
+"""A real Redis server for a test, which can be killed and started again."""
 
 import os
 import shutil
@@ -14,12 +14,12 @@ PROGRAM = shutil.which("redis-server")
 
 needs_redis = pytest.mark.skipif(
     PROGRAM is None,
-    reason="NOT TESTED: budgets in Redis, for there is no redis-server (Debian: apt install redis-server)",
+    reason="NOT TESTED: quotas in Redis, because redis-server is missing (Debian: apt install redis-server)",
 )
 
 
 class RedisServer:
-    """Listens on a port of its own; forgets everything when it ends."""
+    """A server on a port of its own, without persistence."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         with socket.socket() as free:
@@ -53,6 +53,6 @@ class RedisServer:
             self._process = None
 
     def stall(self) -> None:
-        """Connections stay, and nothing is answered."""
+        """Stop the process: connections stay, and no request gets a response."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGSTOP)

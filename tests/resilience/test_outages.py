@@ -1,4 +1,4 @@
-"""A platform that is sick: told from sick devices, probed instead of stormed, and no attempt of a device is burnt."""
+"""An outage of the platform: the circuit opens, probes are sent, and no device loses an attempt."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -8,12 +8,16 @@ import anyio.lowlevel
 import pytest
 
 from auditor.errors import AccountStoppedError, NotFoundError, PlatformError, ThrottledError, TransientError
-from auditor.models import Sent
-from auditor.resilience import circuit_breaker as feedback_room
-from auditor.resilience import retry
-from auditor.resilience.circuit_breaker import PATIENCE, SICK_FAILURES, SICK_SECONDS, Feedback
-from auditor.resilience.rate_limiter import NoQuota
-from auditor.resilience.retry import Backoff, Pacer
+from auditor.models import CallResult
+from auditor.resilience import circuit_breaker, retry
+from auditor.resilience.circuit_breaker import (
+    MAX_FAILING_SECONDS,
+    OPEN_AFTER_FAILURES,
+    OPEN_AFTER_SECONDS,
+    CircuitBreaker,
+)
+from auditor.resilience.rate_limiter import UnlimitedRateLimiter
+from auditor.resilience.retry import Backoff, RetryingCaller
 
 pytestmark = pytest.mark.anyio
 
@@ -22,89 +26,89 @@ DOWN = TransientError("ServiceUnavailable")
 
 @dataclass
 class Bench:
-    """An account's feedback beside a clock that only the test moves."""
+    """The circuit breaker of an account, with a clock that only the test advances."""
 
     now: float = 1000.0
-    feedback: Feedback = field(init=False)
+    breaker: CircuitBreaker = field(init=False)
 
     def __post_init__(self) -> None:
-        self.feedback = Feedback("eu", give_up_after=60, clock=lambda: self.now)
+        self.breaker = CircuitBreaker("eu", give_up_after=60, clock=lambda: self.now)
 
     def fail(self, times: int, error: PlatformError = DOWN) -> None:
         for _ in range(times):
-            self.feedback.failed(error)
+            self.breaker.record_failure(error)
 
 
-def test_many_failures_in_a_row_over_a_stretch_are_the_platform_s() -> None:
+def test_many_failures_in_a_row_over_some_time_open_the_circuit_and_a_success_closes_it() -> None:
     bench = Bench()
-    bench.feedback.succeeded()
-    bench.now += SICK_SECONDS
-    bench.fail(SICK_FAILURES - 1)
-    assert not bench.feedback.sick
+    bench.breaker.record_success()
+    bench.now += OPEN_AFTER_SECONDS
+    bench.fail(OPEN_AFTER_FAILURES - 1)
+    assert not bench.breaker.is_open
     bench.fail(1)
-    assert bench.feedback.sick
-    bench.feedback.succeeded()
-    assert not bench.feedback.sick
+    assert bench.breaker.is_open
+    bench.breaker.record_success()
+    assert not bench.breaker.is_open
 
 
-def test_many_failures_in_a_moment_are_not_yet() -> None:
+def test_many_failures_in_a_moment_do_not_open_the_circuit() -> None:
     bench = Bench()
-    bench.feedback.succeeded()
-    bench.now += SICK_SECONDS - 0.1
-    bench.fail(10 * SICK_FAILURES)
-    assert not bench.feedback.sick
+    bench.breaker.record_success()
+    bench.now += OPEN_AFTER_SECONDS - 0.1
+    bench.fail(10 * OPEN_AFTER_FAILURES)
+    assert not bench.breaker.is_open
 
 
-def test_failures_among_successes_are_the_devices_own() -> None:
+def test_failures_among_successes_do_not_open_the_circuit() -> None:
     bench = Bench()
     for _ in range(100):
-        bench.feedback.succeeded()
-        bench.now += SICK_SECONDS
-        bench.fail(SICK_FAILURES - 1)
-    assert not bench.feedback.sick
+        bench.breaker.record_success()
+        bench.now += OPEN_AFTER_SECONDS
+        bench.fail(OPEN_AFTER_FAILURES - 1)
+    assert not bench.breaker.is_open
 
 
-def test_refusals_for_the_quota_are_no_sickness() -> None:
+def test_throttling_does_not_open_the_circuit() -> None:
     bench = Bench()
-    bench.feedback.succeeded()
-    bench.now += SICK_SECONDS
-    bench.fail(10 * SICK_FAILURES, ThrottledError("Throttling.User"))
-    assert not bench.feedback.sick
+    bench.breaker.record_success()
+    bench.now += OPEN_AFTER_SECONDS
+    bench.fail(10 * OPEN_AFTER_FAILURES, ThrottledError("Throttling.User"))
+    assert not bench.breaker.is_open
 
 
-def test_an_account_that_never_worked_is_not_sick_but_given_up() -> None:
+def test_an_account_that_never_succeeded_is_stopped_and_its_circuit_stays_closed() -> None:
     bench = Bench()
-    bench.fail(SICK_FAILURES)
+    bench.fail(OPEN_AFTER_FAILURES)
     bench.now += 59
-    bench.fail(SICK_FAILURES)
-    assert not bench.feedback.sick
+    bench.fail(OPEN_AFTER_FAILURES)
+    assert not bench.breaker.is_open
     bench.now += 1
     with pytest.raises(AccountStoppedError):
         bench.fail(1)
 
 
-def test_a_sickness_without_end_stops_the_account() -> None:
+def test_a_circuit_that_stays_open_stops_the_account() -> None:
     bench = Bench()
-    bench.feedback.succeeded()
-    bench.now += SICK_SECONDS
-    bench.fail(SICK_FAILURES)
-    bench.now += PATIENCE
+    bench.breaker.record_success()
+    bench.now += OPEN_AFTER_SECONDS
+    bench.fail(OPEN_AFTER_FAILURES)
+    bench.now += MAX_FAILING_SECONDS
     with pytest.raises(AccountStoppedError, match="600 s"):
         bench.fail(1)
 
 
 class Platform:
-    """Answers by number: some devices always fail, and while it is down all do. Counts what it is asked."""
+    """Requests by device number: some devices always fail, and all during an outage. Records the requests."""
 
     def __init__(self, *, broken: frozenset[int] = frozenset()) -> None:
         self.down = False
         self.broken = broken
-        self.asked: list[int] = []
+        self.requested: list[int] = []
         self.in_flight = 0
 
-    def about(self, device: int) -> Callable[[], Awaitable[str]]:
+    def request_for(self, device: int) -> Callable[[], Awaitable[str]]:
         async def request() -> str:
-            self.asked.append(device)
+            self.requested.append(device)
             self.in_flight += 1
             try:
                 await anyio.lowlevel.checkpoint()
@@ -119,81 +123,85 @@ class Platform:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sickness that is seen and probed in hundredths of a second."""
-    monkeypatch.setattr(feedback_room, "SICK_SECONDS", 0.02)
-    monkeypatch.setattr(retry, "PROBING", Backoff(first=0.01, longest=0.02))
+    """A circuit that opens, and is probed, within hundredths of a second."""
+    monkeypatch.setattr(circuit_breaker, "OPEN_AFTER_SECONDS", 0.02)
+    monkeypatch.setattr(retry, "PROBE_BACKOFF", Backoff(initial_delay=0.01, max_delay=0.02))
 
 
-def pacer(*, attempts: int = 8) -> Pacer:
-    return Pacer(NoQuota(), Feedback("eu", give_up_after=60), Backoff(attempts=attempts, first=0.05, longest=0.1))
+def new_caller(*, attempts: int = 8) -> RetryingCaller:
+    return RetryingCaller(
+        UnlimitedRateLimiter(),
+        CircuitBreaker("eu", give_up_after=60),
+        Backoff(max_attempts=attempts, initial_delay=0.05, max_delay=0.1),
+    )
 
 
-async def ask_all(pacer: Pacer, platform: Platform, devices: range) -> dict[int, Sent[str]]:
-    sent: dict[int, Sent[str]] = {}
+async def query_all(caller: RetryingCaller, platform: Platform, devices: range) -> dict[int, CallResult[str]]:
+    sent: dict[int, CallResult[str]] = {}
 
-    async def ask(device: int) -> None:
-        sent[device] = await pacer.send(platform.about(device))
+    async def query(device: int) -> None:
+        sent[device] = await caller.send(platform.request_for(device))
 
-    async with anyio.create_task_group() as crowd:
+    async with anyio.create_task_group() as group:
         for device in devices:
-            crowd.start_soon(ask, device)
+            group.start_soon(query, device)
     return sent
 
 
 @pytest.mark.usefixtures("quick")
-async def test_an_outage_longer_than_all_attempts_fails_no_device_and_is_probed_by_one() -> None:
-    platform, sender = Platform(), pacer()
-    await sender.send(platform.about(0))
+async def test_an_outage_longer_than_all_attempts_fails_no_device_and_is_probed_singly() -> None:
+    platform, caller = Platform(), new_caller()
+    await caller.send(platform.request_for(0))
     platform.down = True
-    asked_while_down = 0
+    requests_while_down = 0
 
     async def end_of_outage() -> None:
-        nonlocal asked_while_down
+        nonlocal requests_while_down
         await anyio.sleep(0.5)
-        before = len(platform.asked)
+        before = len(platform.requested)
         await anyio.sleep(0.5)
-        asked_while_down = len(platform.asked) - before
+        requests_while_down = len(platform.requested) - before
         platform.down = False
 
     async with anyio.create_task_group() as group:
         group.start_soon(end_of_outage)
-        sent = await ask_all(sender, platform, range(1, 51))
+        sent = await query_all(caller, platform, range(1, 51))
     assert all(each.result == f"page of {device}" for device, each in sent.items())
-    # One probe every 0.01 to 0.02 s, where 50 devices would ask 1,000 times and more.
-    assert 5 <= asked_while_down <= 100
+    # One probe every 0.01 to 0.02 s, where 50 devices would send 1,000 requests and more.
+    assert 5 <= requests_while_down <= 100
     assert platform.in_flight == 0
 
 
 @pytest.mark.usefixtures("quick")
-async def test_what_is_asked_in_an_outage_is_what_was_answered_before() -> None:
-    platform, sender = Platform(), pacer()
-    await sender.send(platform.about(7))
+async def test_probes_repeat_the_last_successful_request() -> None:
+    platform, caller = Platform(), new_caller()
+    await caller.send(platform.request_for(7))
     platform.down = True
     with anyio.move_on_after(0.6):
-        await ask_all(sender, platform, range(100, 150))
-    assert set(platform.asked[-5:]) == {7}
+        await query_all(caller, platform, range(100, 150))
+    assert set(platform.requested[-5:]) == {7}
 
 
 @pytest.mark.usefixtures("quick")
-async def test_devices_that_always_fail_end_as_failed_though_nothing_else_is_left() -> None:
-    platform, sender = Platform(broken=frozenset(range(1, 31))), pacer(attempts=5)
-    await sender.send(platform.about(0))
+async def test_devices_that_always_fail_end_as_failed_if_no_others_remain() -> None:
+    platform, caller = Platform(broken=frozenset(range(1, 31))), new_caller(attempts=5)
+    await caller.send(platform.request_for(0))
     with anyio.fail_after(20):
-        sent = await ask_all(sender, platform, range(1, 31))
+        sent = await query_all(caller, platform, range(1, 31))
     assert all(each.result is DOWN for each in sent.values())
-    assert len(platform.asked) <= 30 * 5 * 2
+    assert len(platform.requested) <= 30 * 5 * 2
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_device_s_refusal_shows_that_the_platform_is_well() -> None:
-    sender = pacer()
+async def test_an_unknown_device_shows_that_the_platform_works() -> None:
+    caller = new_caller()
 
     async def gone() -> str:
         await anyio.lowlevel.checkpoint()
         raise NotFoundError("iot.device.NotExistedDevice")
 
-    await sender.send(gone)
+    await caller.send(gone)
     platform = Platform(broken=frozenset(range(30)))
     with anyio.fail_after(20):
-        sent = await ask_all(sender, platform, range(30))
+        sent = await query_all(caller, platform, range(30))
     assert all(each.result is DOWN for each in sent.values())

@@ -1,285 +1,311 @@
-"""The quota as a gate: never too many in any second, closed for everyone while paused."""
+"""The rate limiter: never too many requests in a second, and none during a pause."""
 
 import math
 import time
-from collections.abc import Callable
 from typing import TypeVar
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from auditor.resilience.quota_backends import Alone
-from auditor.resilience.rate_limiter import Gate, NoQuota, Quota
-from auditor.resilience.shared_quota import Budget
+from auditor.resilience.quota_backends import LocalBackend
+from auditor.resilience.rate_limiter import MAX_PERMIT_AGE, AdaptiveRateLimiter, RateLimiter, UnlimitedRateLimiter
+from auditor.resilience.shared_quota import Command
 
 T = TypeVar("T")
 
 pytestmark = pytest.mark.anyio
 
 
-async def grants_of(quota: Quota, waiters: int, seconds: float) -> list[float]:
-    """When requests were let through, with many waiters at the gate all the time."""
-    grants: list[float] = []
+async def acquire_repeatedly(limiter: AdaptiveRateLimiter, waiters: int, seconds: float) -> list[float]:
+    """Moments of the permits, with many waiting requests all the time."""
+    permits: list[float] = []
 
     async def wait() -> None:
         while True:
-            await quota.slot()
-            grants.append(time.monotonic())
+            await limiter.acquire()
+            permits.append(time.monotonic())
 
     with anyio.move_on_after(seconds):
-        async with anyio.create_task_group() as crowd:
+        async with anyio.create_task_group() as waiting:
             for _ in range(waiters):
-                crowd.start_soon(wait)
-    return grants
+                waiting.start_soon(wait)
+    return permits
 
 
-def most_in_a_second(moments: list[float]) -> int:
-    most = first = 0
+def max_per_second(moments: list[float]) -> int:
+    maximum = first = 0
     for last, moment in enumerate(moments):
         while moments[first] <= moment - 1.0:
             first += 1
-        most = max(most, last - first + 1)
-    return most
+        maximum = max(maximum, last - first + 1)
+    return maximum
 
 
-async def test_no_window_of_a_second_holds_more_than_the_quota_and_most_of_it_is_used() -> None:
+async def test_no_second_has_more_requests_than_the_quota_and_nearly_all_of_it_is_used() -> None:
     measured: dict[int, list[float]] = {}
 
     async def measure(per_second: int) -> None:
-        measured[per_second] = await grants_of(Quota(per_second), 100, 2.2)
+        measured[per_second] = await acquire_repeatedly(AdaptiveRateLimiter(per_second), 100, 2.2)
 
-    async with anyio.create_task_group() as together:
+    async with anyio.create_task_group() as group:
         for per_second in (10, 50, 200, 1000):
-            together.start_soon(measure, per_second)
-    for per_second, grants in measured.items():
-        assert most_in_a_second(grants) <= per_second
-        assert len(grants) >= 0.8 * per_second * 2.2 * 0.9
+            group.start_soon(measure, per_second)
+    for per_second, permits in measured.items():
+        assert max_per_second(permits) <= per_second
+        assert len(permits) >= 0.8 * per_second * 2.2 * 0.9
 
 
-async def test_a_quota_of_less_than_one_a_second_lets_one_through_at_a_time() -> None:
-    quota = Quota(0.5)
-    await quota.slot()
+async def test_a_quota_of_less_than_one_a_second_gives_one_permit_at_a_time() -> None:
+    limiter = AdaptiveRateLimiter(0.5)
+    await limiter.acquire()
     with anyio.move_on_after(0.1) as scope:
-        await quota.slot()
+        await limiter.acquire()
     assert scope.cancelled_caught
 
 
-async def test_without_a_quota_everything_is_let_through_at_once() -> None:
-    quota = NoQuota()
+async def test_without_a_quota_permits_are_given_immediately() -> None:
+    limiter = UnlimitedRateLimiter()
     with anyio.fail_after(5):
         for _ in range(10_000):
-            await quota.slot()
+            await limiter.acquire()
 
 
 @pytest.mark.parametrize("per_second", [None, 1000.0])
-async def test_a_pause_closes_the_gate_for_those_who_wait_and_those_who_come(per_second: float | None) -> None:
-    quota: Gate = NoQuota() if per_second is None else Quota(per_second)
-    granted: list[float] = []
+async def test_a_pause_holds_waiting_requests_and_new_ones(per_second: float | None) -> None:
+    limiter: RateLimiter = UnlimitedRateLimiter() if per_second is None else AdaptiveRateLimiter(per_second)
+    permits: list[float] = []
 
-    async def pass_often() -> None:
+    async def acquire_often() -> None:
         for _ in range(20):
-            await quota.slot()
-            granted.append(time.monotonic())
+            await limiter.acquire()
+            permits.append(time.monotonic())
             await anyio.lowlevel.checkpoint()
 
-    async with anyio.create_task_group() as crowd:
+    async with anyio.create_task_group() as waiting:
         for _ in range(5):
-            crowd.start_soon(pass_often)
-        await quota.slot()
-        quota.pause(0.3)
-        began, before = time.monotonic(), len(granted)
-        crowd.start_soon(pass_often)
-        assert quota.paused
+            waiting.start_soon(acquire_often)
+        await limiter.acquire()
+        limiter.pause(0.3)
+        began, before = time.monotonic(), len(permits)
+        waiting.start_soon(acquire_often)
+        assert limiter.paused
         await anyio.sleep(0.1)
-        assert len(granted) == before
-    assert len(granted) == 120
-    assert min(moment for moment in granted[before:]) >= began + 0.295
-    assert not quota.paused
+        assert len(permits) == before
+    assert len(permits) == 120
+    assert min(moment for moment in permits[before:]) >= began + 0.295
+    assert not limiter.paused
 
 
-async def test_a_pause_that_begins_while_a_waiter_sleeps_through_another_holds_him_too() -> None:
-    quota = NoQuota()
-    quota.pause(0.1)
-    async with anyio.create_task_group() as crowd:
+async def test_a_pause_during_another_pause_holds_its_waiting_requests_too() -> None:
+    limiter = UnlimitedRateLimiter()
+    limiter.pause(0.1)
+    async with anyio.create_task_group() as waiting:
         began = time.monotonic()
         moments: list[float] = []
 
         async def wait() -> None:
-            await quota.slot()
+            await limiter.acquire()
             moments.append(time.monotonic())
 
-        crowd.start_soon(wait)
+        waiting.start_soon(wait)
         await anyio.sleep(0.05)
-        quota.pause(0.2)
+        limiter.pause(0.2)
     assert moments[0] - began >= 0.245
 
 
-def test_a_longer_pause_stays_when_a_shorter_one_is_asked_for() -> None:
+def test_a_shorter_pause_does_not_end_a_longer_one() -> None:
     now = 100.0
-    quota = Quota(5, ledger=Alone(5, lambda: now))
-    quota.pause(10)
-    quota.pause(1)
+    limiter = AdaptiveRateLimiter(5, backend=LocalBackend(5, lambda: now))
+    limiter.pause(10)
+    limiter.pause(1)
     now = 109.9
-    assert quota.paused
+    assert limiter.paused
     now = 110.0
-    assert not quota.paused
+    assert not limiter.paused
 
 
-async def test_the_end_of_a_pause_is_no_burst() -> None:
-    quota = Quota(50)
-    quota.pause(0.5)
-    grants = await grants_of(quota, 100, 1.5)
-    assert 40 <= len(grants) <= 51
-    assert min(later - earlier for earlier, later in zip(grants, grants[5:], strict=False)) >= 0.04
+async def test_the_end_of_a_pause_does_not_burst() -> None:
+    limiter = AdaptiveRateLimiter(50)
+    limiter.pause(0.5)
+    permits = await acquire_repeatedly(limiter, 100, 1.5)
+    assert 40 <= len(permits) <= 51
+    assert min(later - earlier for earlier, later in zip(permits, permits[5:], strict=False)) >= 0.04
 
 
-async def test_an_idle_spell_is_not_made_up_for() -> None:
-    quota = Quota(100)
-    await quota.slot()
+async def test_idle_time_is_not_made_up_for() -> None:
+    limiter = AdaptiveRateLimiter(100)
+    await limiter.acquire()
     await anyio.sleep(0.5)
     began = time.monotonic()
     for _ in range(21):
-        await quota.slot()
+        await limiter.acquire()
     assert time.monotonic() - began >= 0.14
 
 
-async def test_a_refusal_slows_the_account_down_and_answers_bring_it_back() -> None:
-    quota = Quota(200)
-    told = quota.rate
-    assert told is not None
-    assert 0.95 * 200 <= told < 200
-    sent = [await quota.slot() for _ in range(40)]
-    quota.refused(sent[0])
-    excused = quota.rate
-    assert 0.98 * told < excused < told
-    assert not quota.paused
-    quota.refused(sent[-1])
-    assert quota.paused
-    slowed = quota.rate
-    assert slowed is not None
-    assert slowed < 0.98 * told
+async def test_throttling_lowers_the_rate_and_successes_raise_it_again() -> None:
+    limiter = AdaptiveRateLimiter(200)
+    initial = limiter.rate
+    assert 0.95 * 200 <= initial < 200
+    sent = [await limiter.acquire() for _ in range(40)]
+    limiter.on_throttled(sent[0])
+    tolerated = limiter.rate
+    assert 0.98 * initial < tolerated < initial
+    assert not limiter.paused
+    limiter.on_throttled(sent[-1])
+    assert limiter.paused
+    slowed = limiter.rate
+    assert slowed < 0.98 * initial
     with anyio.move_on_after(1.0):
         while True:
-            quota.admitted(await quota.slot())
-    risen = quota.rate
-    assert risen is not None
-    assert slowed < risen < 200
+            limiter.on_success(await limiter.acquire())
+    assert slowed < limiter.rate < 200
 
 
-async def test_an_answer_opens_the_gate_for_one_who_waits_at_a_much_slower_rate() -> None:
-    quota = Quota(1000)
-    budget = quota._ledger.budget
-    budget.rate._excused_at = time.monotonic() - 1  # another refusal was taken for chance a second ago
+async def test_a_success_raises_the_rate_for_a_request_that_waits_at_a_much_lower_one() -> None:
+    limiter = AdaptiveRateLimiter(1000)
+    quota = limiter._backend.quota
+    quota.rate._tolerated_at = time.monotonic() - 1  # another throttling response was taken for chance a second ago
     for _ in range(8):
-        sent_at = await quota.slot()
-        quota.refused(sent_at)
-        budget.open_at = 0.0  # the pauses themselves are not waited for here
-        budget.rate._slot_at = 0.0
-    slow = quota.rate
-    assert slow is not None
+        sent_at = await limiter.acquire()
+        limiter.on_throttled(sent_at)
+        quota.paused_until = 0.0  # this test does not wait for the pauses
+        quota.rate._last_permit_at = 0.0
+    slow = limiter.rate
     assert slow < 20
-    sent_at = await quota.slot()
+    sent_at = await limiter.acquire()
     with anyio.fail_after(3):
         async with anyio.create_task_group() as group:
 
             async def wait() -> None:
                 for _ in range(3):
-                    await quota.slot()
+                    await limiter.acquire()
 
             group.start_soon(wait)
-            quota.admitted(sent_at)
-    rate = quota.rate
-    assert rate is not None
-    assert rate > slow
+            limiter.on_success(sent_at)
+    assert limiter.rate > slow
 
 
 @pytest.mark.parametrize("per_second", [None, 5.0])
-def test_a_longer_wish_extends_a_pause_that_is_under_way_and_a_shorter_one_does_not(per_second: float | None) -> None:
+def test_a_longer_retry_after_extends_a_pause_and_a_shorter_one_does_not(per_second: float | None) -> None:
     now = 100.0
-    quota: Gate = (
-        NoQuota(lambda: now) if per_second is None else Quota(per_second, ledger=Alone(per_second, lambda: now))
+    limiter: RateLimiter = (
+        UnlimitedRateLimiter(lambda: now)
+        if per_second is None
+        else AdaptiveRateLimiter(per_second, backend=LocalBackend(per_second, lambda: now))
     )
-    quota.refused(now, 5.0)
-    quota.refused(now, 20.0)
-    quota.refused(now, 1.0)
+    limiter.on_throttled(now, 5.0)
+    limiter.on_throttled(now, 20.0)
+    limiter.on_throttled(now, 1.0)
     now = 119.9
-    assert quota.paused
+    assert limiter.paused
     now = 120.1
-    assert not quota.paused
+    assert not limiter.paused
 
 
-def test_without_a_quota_pauses_double_while_refusals_go_on() -> None:
+def test_without_a_quota_pauses_double_in_a_series_of_throttling_responses() -> None:
     now, pauses = 100.0, []
-    quota = NoQuota(lambda: now)
+    limiter = UnlimitedRateLimiter(lambda: now)
     for _ in range(8):
-        quota.refused(now)
-        quota.refused(now)
-        pauses.append(quota._open_at - now)
-        now = quota._open_at
+        limiter.on_throttled(now)
+        limiter.on_throttled(now)
+        pauses.append(limiter._paused_until - now)
+        now = limiter._paused_until
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert quota.rate is None
+    assert limiter.rate is None
 
 
-def test_an_unknown_quota_is_looked_for_from_ten_a_second_on() -> None:
+async def test_an_unknown_quota_is_searched_for_from_ten_a_second_on() -> None:
     now = 100.0
-    quota = Quota(math.inf, ledger=Alone(math.inf, lambda: now))
-    assert quota.rate == 10
+    limiter = AdaptiveRateLimiter(math.inf, backend=LocalBackend(math.inf, lambda: now))
+    assert limiter.rate == 10
     for _ in range(2000):
-        quota.admitted(now)
-    assert quota.rate is not None
-    assert quota.rate > 20
+        limiter.on_success(now)
+    await limiter.acquire()
+    assert limiter.rate > 20
 
 
-async def test_slots_that_were_due_together_are_held_by_a_pause_that_the_first_of_them_brings() -> None:
-    quota = Quota(1000)
-    await quota.slot()
+async def test_a_pause_holds_the_remaining_permits_of_a_batch() -> None:
+    limiter = AdaptiveRateLimiter(1000)
+    await limiter.acquire()
     await anyio.sleep(0.05)
-    granted: list[float] = []
+    permits: list[float] = []
 
     async def wait() -> None:
-        await quota.slot()
-        granted.append(time.monotonic())
-        if len(granted) == 1:
-            quota.pause(0.3)
+        await limiter.acquire()
+        permits.append(time.monotonic())
+        if len(permits) == 1:
+            limiter.pause(0.3)
 
-    async with anyio.create_task_group() as crowd:
+    async with anyio.create_task_group() as waiting:
         for _ in range(8):
-            crowd.start_soon(wait)
-    assert granted[1] - granted[0] >= 0.29
+            waiting.start_soon(wait)
+    assert permits[1] - permits[0] >= 0.29
 
 
-class FarAway(Alone):
-    """A budget that is a while away, as one in a Redis of another town is."""
+class DistantBackend(LocalBackend):
+    """A backend with latency, as of a Redis in another town."""
 
-    async def look(self, work: Callable[[Budget], T]) -> T:
+    async def transaction(self, command: Command[T]) -> T:
         await anyio.sleep(0.03)
-        result = work(self.budget)
+        result = command.apply(self.quota, self.clock())
         await anyio.sleep(0.03)
         return result
 
 
-async def test_a_budget_that_is_far_away_gives_slots_all_the_same() -> None:
-    grants = await grants_of(Quota(10, ledger=FarAway(10)), 5, 2.0)
-    assert 12 <= len(grants) <= 21
+async def test_a_backend_with_latency_gives_permits_too() -> None:
+    permits = await acquire_repeatedly(AdaptiveRateLimiter(10, backend=DistantBackend(10)), 5, 2.0)
+    assert 12 <= len(permits) <= 21
 
 
-async def test_cancelled_waiters_take_nothing_and_hold_up_nobody() -> None:
-    quota = Quota(50)
-    await quota.slot()
-    grants: list[float] = []
+async def test_cancelled_requests_take_no_permit_and_delay_no_others() -> None:
+    limiter = AdaptiveRateLimiter(50)
+    await limiter.acquire()
+    permits: list[float] = []
 
     async def wait() -> None:
-        await quota.slot()
-        grants.append(time.monotonic())
+        await limiter.acquire()
+        permits.append(time.monotonic())
 
-    async with anyio.create_task_group() as doomed:
+    async with anyio.create_task_group() as cancelled:
         for _ in range(500):
-            doomed.start_soon(quota.slot)
+            cancelled.start_soon(limiter.acquire)
         await anyio.sleep(0.05)
-        doomed.cancel_scope.cancel()
-    with anyio.fail_after(5):  # 500 lost slots would take ten seconds
-        async with anyio.create_task_group() as crowd:
+        cancelled.cancel_scope.cancel()
+    with anyio.fail_after(5):  # 500 lost permits would take ten seconds
+        async with anyio.create_task_group() as waiting:
             for _ in range(10):
-                crowd.start_soon(wait)
-    assert len(grants) == 10
+                waiting.start_soon(wait)
+    assert len(permits) == 10
+
+
+class CountingBackend(LocalBackend):
+    """Count the transactions."""
+
+    def __init__(self, configured_rate: float) -> None:
+        super().__init__(configured_rate)
+        self.transactions = 0
+
+    async def transaction(self, command: Command[T]) -> T:
+        self.transactions += 1
+        return await super().transaction(command)
+
+
+async def test_at_a_high_rate_that_is_not_reached_many_permits_cost_one_transaction() -> None:
+    backend = CountingBackend(1_000_000)
+    limiter = AdaptiveRateLimiter(1_000_000, backend=backend)
+    for _ in range(200):
+        for _ in range(50):
+            limiter.on_success(await limiter.acquire())
+        await anyio.lowlevel.checkpoint()
+    assert backend.transactions <= 200
+
+
+async def test_permits_of_a_batch_expire() -> None:
+    backend = CountingBackend(1_000_000)
+    limiter = AdaptiveRateLimiter(1_000_000, backend=backend)
+    await anyio.sleep(0.01)
+    first = await limiter.acquire()
+    await anyio.sleep(2 * MAX_PERMIT_AGE)
+    assert await limiter.acquire() > first
+    assert backend.transactions == 2

@@ -8,25 +8,25 @@ import duckdb
 import orjson
 
 from auditor.fleet.table import FLEET_COLUMNS
-from auditor.models import Answered, Device, Failed, ModuleVersion, Outcome
-from auditor.runs.folder import ANSWERED, CARRIED, FAILED, FLEET, PLAN
-from auditor.runs.journal import Journal
+from auditor.models import Device, DeviceFailure, DeviceResult, ModuleVersion, Outcome
+from auditor.runs.folder import CARRIED, FAILURES, FLEET, PLAN, RESULTS
+from auditor.runs.journal import encode_outcome
 from auditor.runs.manifest import (
-    AccountFacts,
+    AccountInfo,
     DeviceCounts,
-    FleetFacts,
-    GapFacts,
-    ListingFacts,
+    DiscoveryInfo,
+    FleetInfo,
+    GapInfo,
     Manifest,
     RequestCounts,
-    file_facts,
+    file_info,
     read_manifest,
     write_manifest,
 )
-from auditor.runs.products import ProductFacts, ProductsFile
-from auditor.runs.seal import seal
-from auditor.storage.database import quoted, quoted_to_read
-from auditor.text.formatting import utc
+from auditor.runs.products import ProductInfo, ProductsFile
+from auditor.runs.seal import seal_run
+from auditor.storage.database import sql_literal, sql_read_path
+from auditor.text.formatting import format_utc
 
 START = 1_795_312_800.0
 """2026-11-22T02:00:00Z."""
@@ -66,18 +66,18 @@ def both(number: int, *, account: str = "demo", product: str = "p1") -> Device:
     return Device(account, product, f"device{number:04}", f"iot{number:04}")
 
 
-def ok(device: Device, *modules: tuple[str, str], learnt: Device | None = None) -> Answered:
+def ok(device: Device, *modules: tuple[str, str], learnt: Device | None = None) -> DeviceResult:
     reported = tuple(ModuleVersion(*module) for module in modules)
     identity = learnt or device
-    return Answered(identity, "ok" if modules else "empty", reported, len(modules), 1, 1, "r-1", START + 3.123)
+    return DeviceResult(identity, "ok" if modules else "empty", reported, len(modules), 1, 1, "r-1", START + 3.123)
 
 
-def not_found(device: Device) -> Answered:
-    return Answered(device, "not_found", (), 0, 0, 1, "r-2", START + 4)
+def not_found(device: Device) -> DeviceResult:
+    return DeviceResult(device, "not_found", (), 0, 0, 1, "r-2", START + 4)
 
 
-def failed(device: Device, code: str = "auditor.Timeout") -> Failed:
-    return Failed(device, code, 'no "answer"\n', None, 5, None, START + 5)
+def failed(device: Device, code: str = "auditor.Timeout") -> DeviceFailure:
+    return DeviceFailure(device, code, 'no "answer"\n', None, 5, None, START + 5)
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Built:
 
 
 def journal(folder: Path, outcomes: Iterable[Outcome]) -> None:
-    with Journal(folder / ANSWERED, folder / FAILED) as lines:
+    with (folder / RESULTS).open("ab") as results, (folder / FAILURES).open("ab") as failures:
         for outcome in outcomes:
-            lines.write(outcome)
+            (results if isinstance(outcome, DeviceResult) else failures).write(encode_outcome(outcome))
 
 
 def write_fleet(path: Path, fleet: Sequence[Device]) -> None:
@@ -100,7 +100,7 @@ def write_fleet(path: Path, fleet: Sequence[Device]) -> None:
     lines = path.with_suffix(".jsonl")
     lines.write_bytes(b"".join(orjson.dumps({"ordinal": n} | asdict(d)) + b"\n" for n, d in enumerate(fleet)))
     columns = {"ordinal": "BIGINT"} | FLEET_COLUMNS
-    source, target = quoted_to_read(lines), quoted(path)
+    source, target = sql_read_path(lines), sql_literal(path)
     with duckdb.connect() as database:
         database.execute(
             f"COPY (FROM read_json({source}, columns = {columns}, hive_partitioning = false)) TO {target} (FORMAT parquet)"
@@ -120,9 +120,9 @@ def running(folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome], 
             auditor_version="0",
             name=name,
             state="running",
-            started_at=utc(START),
-            accounts=tuple(AccountFacts(account, "https://example.com/", "tuya", 10) for account in accounts),
-            fleet=FleetFacts("fleet.jsonl", len(fleet), 0, file_facts(folder / FLEET).sha256),
+            started_at=format_utc(START),
+            accounts=tuple(AccountInfo(account, "https://example.com/", "tuya", 10) for account in accounts),
+            fleet=FleetInfo("fleet.jsonl", len(fleet), 0, file_info(folder / FLEET).sha256),
             devices=DeviceCounts(pending=len(fleet)),
         ),
     )
@@ -131,10 +131,10 @@ def running(folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome], 
 
 def finish(folder: Path) -> None:
     """Seals a run and states what it holds, as the end of an audit does."""
-    sealed = seal(folder)
+    sealed = seal_run(folder)
     manifest = replace(
         read_manifest(folder),
-        finished_at=utc(START + 60),
+        finished_at=format_utc(START + 60),
         state="complete" if sealed.devices.unanswered == 0 else "partial",
         devices=sealed.devices,
         never_activated=sealed.never_activated,
@@ -142,7 +142,7 @@ def finish(folder: Path) -> None:
         files=sealed.files,
         carried=sealed.carried,
         unsampled=sealed.unsampled,
-        oldest=sealed.oldest,
+        oldest_answer_at=sealed.oldest_answer_at,
     )
     write_manifest(folder, manifest)
 
@@ -173,8 +173,8 @@ def every_status(folder: Path) -> Built:
     return build(folder, fleet, outcomes)
 
 
-def never_activated(device: Device) -> Answered:
-    return Answered(device, "empty", (), 0, 0, 0, None, START + 1, "never_activated")
+def never_activated(device: Device) -> DeviceResult:
+    return DeviceResult(device, "empty", (), 0, 0, 0, None, START + 1, "never_activated")
 
 
 def listed(folder: Path) -> Built:
@@ -191,43 +191,43 @@ def listed(folder: Path) -> Built:
     built = running(folder, fleet, outcomes)
     products = ProductsFile(folder)
     names = (("p1", ("ble", "default", "mcu"), 5), ("p2", None, 1))
-    products.take(
-        "demo", [ProductFacts("demo", key, f"Product {key}", 5, devices, modules) for key, modules, devices in names]
+    products.replace_products(
+        "demo", [ProductInfo("demo", key, f"Product {key}", 5, devices, modules) for key, modules, devices in names]
     )
     products.write()
-    gap = GapFacts("p2", 1, 5, 5, "iot.odd: it could not be listed")
-    facts = ListingFacts("demo", "partial", 2, 6, 1, 0, {"": 6}, RequestCounts(4, 0, 0), 4, 1, 1, (gap,))
-    edit_manifest(folder, lambda manifest: replace(manifest, listings=(facts,)))
+    gap = GapInfo("p2", 1, 5, 5, "iot.odd: it could not be listed")
+    facts = DiscoveryInfo("demo", "partial", 2, 6, 1, 0, {"": 6}, RequestCounts(4, 0, 0), 4, 1, 1, (gap,))
+    edit_manifest(folder, lambda manifest: replace(manifest, discovery=(facts,)))
     finish(folder)
     return built
 
 
-def under_way_sampled(
-    folder: Path, fleet: Sequence[Device], drawn: Sequence[Device], outcomes: Sequence[Outcome]
+def running_sampled(
+    folder: Path, fleet: Sequence[Device], sample: Sequence[Device], outcomes: Sequence[Outcome]
 ) -> Built:
-    """A run that asks a random sample, before it is sealed."""
+    """A sampled run that is not sealed."""
     built = running(folder, fleet, outcomes)
-    _write_rows(folder / PLAN, [asdict(device) | {"why": "sample"} for device in drawn], "'VARCHAR'")
+    _write_rows(folder / PLAN, [asdict(device) | {"selection_reason": "sample"} for device in sample], "'VARCHAR'")
     return built
 
 
-def sampled(folder: Path, fleet: Sequence[Device], drawn: Sequence[Device], outcomes: Sequence[Outcome]) -> Built:
-    """A run that asked a random sample, sealed."""
-    built = under_way_sampled(folder, fleet, drawn, outcomes)
+def sampled(folder: Path, fleet: Sequence[Device], sample: Sequence[Device], outcomes: Sequence[Outcome]) -> Built:
+    """A sealed sampled run."""
+    built = running_sampled(folder, fleet, sample, outcomes)
     finish(folder)
     return built
 
 
-def carrying(
-    folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome], known: Sequence[tuple[Answered, str]]
+def carried_run(
+    folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome], carried: Sequence[tuple[DeviceResult, str]]
 ) -> Built:
-    """A run that carried answers, which were given at these times."""
+    """A run with carried results and the time of each."""
     built = running(folder, fleet, outcomes)
     rows = [
         {name: getattr(each.device, name) for name in ("account", "product_key", "device_name", "iot_id")}
         | {"status": each.status, "modules": [asdict(module) for module in each.modules]}
         | {"total": each.total, "pages": each.pages, "request_id": None, "audited_at": at, "reason": None}
-        for each, at in known
+        for each, at in carried
     ]
     kinds = (
         "CASE name WHEN 'modules' THEN 'STRUCT(module_name VARCHAR, module_version VARCHAR)[]' "
@@ -246,6 +246,6 @@ def _write_rows(path: Path, rows: Sequence[dict[str, object]], kind: str) -> Non
         names = list(rows[0])
         kinds = dict(database.execute(f"SELECT name, {kind} FROM (SELECT unnest(?) AS name)", [names]).fetchall())
         columns = {name: kinds[name] for name in names}
-        query = f"FROM read_json({quoted_to_read(lines)}, columns = {columns}, hive_partitioning = false)"
-        database.execute(f"COPY ({query}) TO {quoted(path)} (FORMAT parquet)")
+        query = f"FROM read_json({sql_read_path(lines)}, columns = {columns}, hive_partitioning = false)"
+        database.execute(f"COPY ({query}) TO {sql_literal(path)} (FORMAT parquet)")
     lines.unlink()

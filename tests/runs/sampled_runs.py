@@ -1,4 +1,4 @@
-"""Run folders of samples, as an audit leaves them that drew some devices of a fleet; and of runs that carry answers."""
+"""Run folders of sampled runs, and of runs with carried results, as an audit leaves them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
@@ -9,8 +9,8 @@ import orjson
 
 from auditor.models import Device, Outcome
 from auditor.runs.folder import CARRIED, PLAN
-from auditor.storage.database import quoted, quoted_to_read
-from auditor.text.formatting import utc
+from auditor.storage.database import sql_literal, sql_read_path
+from auditor.text.formatting import format_utc
 from tests.runs.run_folders import START, Built, finish, running
 
 _IDENTITY = dict.fromkeys(("account", "product_key", "device_name", "iot_id"), "VARCHAR")
@@ -22,21 +22,25 @@ def _write(path: Path, rows: Sequence[dict[str, object]], columns: Mapping[str, 
     types = ", ".join(f"{name}: '{kind}'" for name, kind in columns.items())
     with duckdb.connect() as database:
         database.execute(
-            f"COPY (FROM read_json({quoted_to_read(lines)}, format='newline_delimited', columns={{{types}}})) "
-            f"TO {quoted(path)} (FORMAT parquet)"
+            f"COPY (FROM read_json({sql_read_path(lines)}, format='newline_delimited', columns={{{types}}})) "
+            f"TO {sql_literal(path)} (FORMAT parquet)"
         )
     lines.unlink()
 
 
-def sample(folder: Path, fleet: Sequence[Device], drawn: Sequence[Device], outcomes: Sequence[Outcome]) -> Built:
-    """A run that drew ``drawn`` of a fleet."""
+def sampled_run(folder: Path, fleet: Sequence[Device], sample: Sequence[Device], outcomes: Sequence[Outcome]) -> Built:
+    """A sampled run of a fleet."""
     built = running(folder, fleet, outcomes)
-    _write(folder / PLAN, [asdict(each) | {"why": "sample"} for each in drawn], _IDENTITY | {"why": "VARCHAR"})
+    _write(
+        folder / PLAN,
+        [asdict(each) | {"selection_reason": "sample"} for each in sample],
+        _IDENTITY | {"selection_reason": "VARCHAR"},
+    )
     finish(folder)
     return built
 
 
-def carrying(
+def carried_run(
     folder: Path,
     fleet: Sequence[Device],
     outcomes: Sequence[Outcome],
@@ -44,18 +48,18 @@ def carrying(
     *,
     read: float = START + 3.123,
 ) -> Built:
-    """A run that carries of each of ``carried`` a module and its version, which were read at ``read``."""
+    """A run that carries a module version of each of ``carried``, as read at ``read``."""
     built = running(folder, fleet, outcomes)
     rows: list[dict[str, object]] = [
         asdict(device)
         | {"status": "ok", "modules": [{"module_name": module, "module_version": version}]}
-        | {"total": 1, "pages": 1, "audited_at": utc(read).rstrip("Z"), "run": "before", "changes": 0}
+        | {"total": 1, "pages": 1, "audited_at": format_utc(read).rstrip("Z"), "run": "before", "change_count": 0}
         for device, module, version in carried
     ]
     kinds: dict[str, object] = {
         "status": "VARCHAR", "modules": "STRUCT(module_name VARCHAR, module_version VARCHAR)[]", "total": "BIGINT",
         "pages": "BIGINT", "request_id": "VARCHAR", "audited_at": "TIMESTAMP", "reason": "VARCHAR", "run": "VARCHAR",
-        "changes": "BIGINT",
+        "change_count": "BIGINT",
     }  # fmt: skip
     _write(folder / CARRIED, rows, _IDENTITY | kinds)
     finish(folder)

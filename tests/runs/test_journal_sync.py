@@ -10,8 +10,7 @@ import anyio
 import pytest
 
 from auditor.errors import RunNotWritableError
-from auditor.runs import journal as disk
-from auditor.runs.journal import Journal, SyncedJournal, free_reserve, line_of, reserve
+from auditor.runs.journal import RESERVE, RESERVE_BYTES, DiskReserve, Journal, encode_outcome
 from tests.runs.test_journal import answered, failed
 
 pytestmark = pytest.mark.anyio
@@ -64,24 +63,20 @@ async def until(condition: Callable[[], object]) -> None:
 async def test_at_0_seconds_an_outcome_counts_after_a_sync_that_began_after_its_write(
     paths: Paths, watched: Disk
 ) -> None:
-    with Journal(*paths) as journal:
-        synced = SyncedJournal(journal, 0)
+    with Journal(*paths, fsync_interval=0) as journal:
         for number in range(3):
-            await synced.write(answered(number))
+            await journal.append(answered(number))
             assert watched.covered(paths[0]) == paths[0].stat().st_size
-        await synced.write(failed(3))
-        assert watched.covered(paths[1]) == paths[1].stat().st_size == len(line_of(failed(3)))
+        await journal.append(failed(3))
+        assert watched.covered(paths[1]) == paths[1].stat().st_size == len(encode_outcome(failed(3)))
 
 
-async def test_outcomes_that_wait_share_a_sync_and_do_not_trust_one_that_began_before_them(
-    paths: Paths, watched: Disk
-) -> None:
+async def test_waiting_outcomes_share_a_sync_that_began_after_their_writes(paths: Paths, watched: Disk) -> None:
     done: list[int] = []
-    with Journal(*paths) as journal:
-        synced = SyncedJournal(journal, 0)
+    with Journal(*paths, fsync_interval=0) as journal:
 
         async def write(number: int) -> None:
-            await synced.write(answered(number))
+            await journal.append(answered(number))
             done.append(number)
 
         watched.may_end.clear()
@@ -97,31 +92,28 @@ async def test_outcomes_that_wait_share_a_sync_and_do_not_trust_one_that_began_b
             watched.may_end.set()
         syncs = [size for name, size in watched.began if name == str(paths[0])]
     assert sorted(done) == list(range(40))
-    assert syncs == [len(line_of(answered(0))), paths[0].stat().st_size]
+    assert syncs == [len(encode_outcome(answered(0))), paths[0].stat().st_size]
 
 
 async def test_at_an_interval_an_outcome_does_not_wait_for_the_disk(paths: Paths, watched: Disk) -> None:
-    with Journal(*paths) as journal:
-        synced = SyncedJournal(journal, 1.0)
+    with Journal(*paths, fsync_interval=1.0) as journal:
         for number in range(5):
-            await synced.write(answered(number))
+            await journal.append(answered(number))
         assert watched.began == []
-        await synced.sync()
+        await journal.sync()
         assert watched.covered(paths[0]) == paths[0].stat().st_size
         before = len(watched.began)
-        await synced.sync()  # nothing new
+        await journal.sync()  # nothing new
         assert len(watched.began) == before
 
 
-async def test_a_sync_that_failed_is_not_asked_again_by_anybody(paths: Paths, watched: Disk) -> None:
+async def test_a_failed_sync_is_final(paths: Paths, watched: Disk) -> None:
     refused: list[int] = []
 
     async def use(journal: Journal) -> None:
-        synced = SyncedJournal(journal, 0)
-
         async def write(number: int) -> None:
-            with pytest.raises(RunNotWritableError, match=r"devices\.jsonl cannot be written: Input/output error"):
-                await synced.write(answered(number))
+            with pytest.raises(RunNotWritableError, match=r"devices\.jsonl: cannot be written: Input/output error"):
+                await journal.append(answered(number))
             refused.append(number)
 
         watched.error = OSError(errno.EIO, os.strerror(errno.EIO))
@@ -133,7 +125,7 @@ async def test_a_sync_that_failed_is_not_asked_again_by_anybody(paths: Paths, wa
             watched.may_end.set()
 
     async def run() -> None:
-        with Journal(*paths) as journal:
+        with Journal(*paths, fsync_interval=0) as journal:
             await use(journal)
 
     with pytest.raises(RunNotWritableError, match="Input/output error"):
@@ -142,17 +134,20 @@ async def test_a_sync_that_failed_is_not_asked_again_by_anybody(paths: Paths, wa
     assert [name for name, _ in watched.began].count(str(paths[0])) == 1
 
 
-def test_the_reserve_takes_room_and_gives_it_back(tmp_path: Path) -> None:
-    reserve(tmp_path)
+def test_the_reserve_takes_and_frees_room(tmp_path: Path) -> None:
+    reserve = DiskReserve(tmp_path)
+    reserve.allocate()
     (taken,) = tmp_path.iterdir()
-    assert taken.stat().st_size == disk.RESERVED
-    assert taken.stat().st_blocks * 512 >= disk.RESERVED
-    free_reserve(tmp_path)
-    free_reserve(tmp_path)
+    assert taken.stat().st_size == RESERVE_BYTES
+    assert taken.stat().st_blocks * 512 >= RESERVE_BYTES
+    reserve.release()
+    reserve.release()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reserve_for_which_there_is_no_room_is_told_with_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / disk.RESERVE).symlink_to("/dev/full")
-    with pytest.raises(RunNotWritableError, match=rf"^{tmp_path} cannot be written: No space left.*; free some space$"):
-        reserve(tmp_path)
+def test_a_reserve_without_room_is_an_error_with_advice(tmp_path: Path) -> None:
+    (tmp_path / RESERVE).symlink_to("/dev/full")
+    with pytest.raises(
+        RunNotWritableError, match=rf"^{tmp_path}: cannot be written: No space left.*; free some space$"
+    ):
+        DiskReserve(tmp_path).allocate()

@@ -13,7 +13,7 @@ import pytest
 
 from auditor.errors import FleetError, RunFolderError, RunNotWritableError
 from auditor.runs import locking as room
-from auditor.runs.locking import Hold, is_held, new_run_folder, sweep
+from auditor.runs.locking import RunLock, create_run_folder, is_locked, remove_stale_folders
 from tests.runs.run_folders import named, running
 
 NOW = 1_795_312_800.9
@@ -35,10 +35,10 @@ def run_of(name: str) -> Callable[[Path], None]:
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Making]:
     """Makes a run folder that is held until the test's end, or not."""
-    holds: list[Hold] = []
+    holds: list[RunLock] = []
 
     def new(name: str = "nightly", *, directory: Path = tmp_path, held: bool = False) -> Path:
-        folder, hold = new_run_folder(directory, name, run_of(name), now=NOW)
+        folder, hold = create_run_folder(directory, name, run_of(name), now=NOW)
         holds.append(hold)
         if not held:
             hold.release()
@@ -49,32 +49,32 @@ def make(tmp_path: Path) -> Iterator[Making]:
         hold.release()
 
 
-def test_a_run_folder_is_named_by_its_time_and_holds_its_live_files(tmp_path: Path) -> None:
-    folder, hold = new_run_folder(tmp_path / "audits" / "deep", "nightly", fill, now=NOW)
+def test_a_run_folder_is_named_by_its_time_and_has_its_live_files(tmp_path: Path) -> None:
+    folder, hold = create_run_folder(tmp_path / "audits" / "deep", "nightly", fill, now=NOW)
     with hold:
         assert folder == tmp_path / "audits" / "deep" / "20261122T020000Z-nightly"
         assert sorted(path.name for path in folder.iterdir()) == ["devices.jsonl", "failures.jsonl", "run.json"]
         assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_no_reader_sees_a_folder_before_it_is_filled_and_it_is_held_from_then_on(tmp_path: Path) -> None:
+def test_a_folder_is_visible_once_it_is_filled_and_locked(tmp_path: Path) -> None:
     seen: list[tuple[str, bool]] = []
 
     def look(folder: Path) -> None:
-        seen.extend((path.name, is_held(path)) for path in tmp_path.iterdir())
+        seen.extend((path.name, is_locked(path)) for path in tmp_path.iterdir())
         fill(folder)
 
-    folder, hold = new_run_folder(tmp_path, "nightly", look, now=NOW)
+    folder, hold = create_run_folder(tmp_path, "nightly", look, now=NOW)
     ((name, held),) = seen
     assert name.startswith(".new-")
     assert held
-    assert is_held(folder)
+    assert is_locked(folder)
     hold.release()
-    assert not is_held(folder)
+    assert not is_locked(folder)
 
 
 @pytest.mark.parametrize("error", [FleetError("bad rows"), KeyboardInterrupt(), ValueError("a bug")])
-def test_nothing_is_left_when_filling_fails(tmp_path: Path, error: BaseException) -> None:
+def test_a_failed_fill_leaves_no_folder(tmp_path: Path, error: BaseException) -> None:
     filled: list[Path] = []
 
     def broken(folder: Path) -> None:
@@ -83,7 +83,7 @@ def test_nothing_is_left_when_filling_fails(tmp_path: Path, error: BaseException
         raise error
 
     with pytest.raises(type(error)):
-        new_run_folder(tmp_path, "nightly", broken, now=NOW)
+        create_run_folder(tmp_path, "nightly", broken, now=NOW)
     assert len(filled) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -93,7 +93,7 @@ def test_runs_of_one_second_get_numbers(make: Making) -> None:
     assert names == ["20261122T020000Z-nightly", "20261122T020000Z-nightly-2", "20261122T020000Z-nightly-3"]
 
 
-def test_runs_of_other_names_are_made_side_by_side(tmp_path: Path, make: Making) -> None:
+def test_runs_of_different_names_are_created_concurrently(tmp_path: Path, make: Making) -> None:
     made: list[Path] = []
 
     def nested(folder: Path) -> None:
@@ -102,13 +102,13 @@ def test_runs_of_other_names_are_made_side_by_side(tmp_path: Path, make: Making)
         thread.join()
         run_of("nightly")(folder)
 
-    folder, hold = new_run_folder(tmp_path, "nightly", nested, now=NOW)
+    folder, hold = create_run_folder(tmp_path, "nightly", nested, now=NOW)
     with hold:
         assert [path.name for path in (folder, *made)] == ["20261122T020000Z-nightly", "20261122T020000Z-weekly"]
         assert all((path / "run.json").is_file() for path in (folder, *made))
 
 
-def test_a_name_that_is_taken_in_the_last_moment_is_not_taken_over(
+def test_a_name_that_another_process_takes_first_is_not_overwritten(
     make: Making, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = make()
@@ -116,10 +116,10 @@ def test_a_name_that_is_taken_in_the_last_moment_is_not_taken_over(
     assert make().name == f"{first.name}-2"
 
 
-def test_a_file_in_the_way_is_an_unwritable_run(tmp_path: Path) -> None:
+def test_a_file_with_the_name_of_the_directory_is_an_unwritable_run(tmp_path: Path) -> None:
     (tmp_path / "audits").write_text("a file")
-    with pytest.raises(RunNotWritableError, match=r"audits cannot be written: .+"):
-        new_run_folder(tmp_path / "audits", "nightly", fill, now=NOW)
+    with pytest.raises(RunNotWritableError, match=r"audits: cannot be written: .+"):
+        create_run_folder(tmp_path / "audits", "nightly", fill, now=NOW)
     assert (tmp_path / "audits").read_text() == "a file"
 
 
@@ -128,7 +128,7 @@ def test_a_full_disk_while_filling_is_an_unwritable_run_without_leftovers(tmp_pa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(RunNotWritableError, match="No space left"):
-        new_run_folder(tmp_path, "nightly", full, now=NOW)
+        create_run_folder(tmp_path, "nightly", full, now=NOW)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -136,7 +136,7 @@ def test_a_run_of_the_same_name_in_the_same_directory_is_refused_while_one_is_wr
     tmp_path: Path, make: Making
 ) -> None:
     first = make(held=True)
-    with pytest.raises(RunFolderError, match=rf'an audit named "nightly" is under way, in {first}; wait for it'):
+    with pytest.raises(RunFolderError, match=rf'an audit named "nightly" is running, in {first}; wait for it'):
         make()
     assert list(tmp_path.iterdir()) == [first]
 
@@ -150,30 +150,28 @@ def test_a_run_of_the_same_name_is_refused_while_the_fleet_of_another_is_read(tm
         said.append(str(refused.value))
         fill(folder)
 
-    new_run_folder(tmp_path, "nightly", read, now=NOW)[1].release()
+    create_run_folder(tmp_path, "nightly", read, now=NOW)[1].release()
     assert len(said) == 1
-    assert 'an audit named "nightly" is under way, its fleet is being read' in said[0]
+    assert 'an audit named "nightly" is running, reading its fleet' in said[0]
 
 
 @pytest.mark.parametrize("other", ["night", "nightly-2", "all-nightly", "nightly-nightly"])
 @pytest.mark.parametrize("order", [1, -1])
-def test_other_names_are_not_in_the_way_even_if_one_is_a_part_of_the_other(
-    make: Making, other: str, order: int
-) -> None:
+def test_similar_names_do_not_block_each_other(make: Making, other: str, order: int) -> None:
     held = [make(name, held=True) for name in ("nightly", other)[::order]]
-    assert all(map(is_held, held))
+    assert all(map(is_locked, held))
 
 
-def test_another_directory_is_not_in_the_way(tmp_path: Path, make: Making) -> None:
+def test_directories_do_not_block_each_other(tmp_path: Path, make: Making) -> None:
     held = [make(directory=tmp_path / place, held=True) for place in ("one", "two")]
-    assert all(map(is_held, held))
+    assert all(map(is_locked, held))
 
 
-def test_a_run_that_was_not_ended_is_in_nobody_s_way_once_its_process_is_gone(make: Making) -> None:
+def test_an_unfinished_run_blocks_no_other_once_its_process_has_exited(make: Making) -> None:
     assert [make().name[-2:], make().name[-2:]] == ["ly", "-2"]
 
 
-def test_a_run_that_gets_its_name_in_this_moment_is_not_overlooked(
+def test_a_run_that_is_being_renamed_is_not_overlooked(
     tmp_path: Path, make: Making, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One looks who is in while the folder of another gets its name: it must not be missed under both.
@@ -183,7 +181,7 @@ def test_a_run_that_gets_its_name_in_this_moment_is_not_overlooked(
     def slow(folder: Path) -> bool:
         looking.set()
         named_by_now.wait(0.3)
-        return is_held(folder)
+        return is_locked(folder)
 
     def second() -> None:
         try:
@@ -193,31 +191,31 @@ def test_a_run_that_gets_its_name_in_this_moment_is_not_overlooked(
 
     def read(folder: Path) -> None:
         run_of("nightly")(folder)
-        monkeypatch.setattr(room, "is_held", slow)
+        monkeypatch.setattr(room, "is_locked", slow)
         late.start()
         looking.wait(5)
 
     late = Thread(target=second)
-    folder, hold = new_run_folder(tmp_path, "nightly", read, now=NOW)
+    folder, hold = create_run_folder(tmp_path, "nightly", read, now=NOW)
     named_by_now.set()
     late.join()
     hold.release()
-    assert "is under way" in str(said[0])
+    assert "is running" in str(said[0])
     assert list(tmp_path.iterdir()) == [folder]
 
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from auditor.audit.folder import Hold, new_run_folder
+from auditor.runs.locking import RunLock, create_run_folder
 def stay(folder):
     print("held", flush=True)
     time.sleep(60)
 if sys.argv[2] == "hold":
-    with Hold(Path(sys.argv[1])) as hold:
-        stay(hold)
+    with RunLock(Path(sys.argv[1])) as lock:
+        stay(lock)
 else:
-    new_run_folder(Path(sys.argv[1]), "nightly", stay, now=1795312800)
+    create_run_folder(Path(sys.argv[1]), "nightly", stay, now=1795312800)
 """
 
 
@@ -246,24 +244,24 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait(10)
 
 
-def test_a_second_process_is_refused_until_the_holder_dies(
+def test_a_second_process_is_refused_until_the_first_exits(
     tmp_path: Path, holder: Callable[[str], subprocess.Popen[str]]
 ) -> None:
     process = holder("hold")
     with pytest.raises(RunFolderError, match="another process is writing this run"):
-        Hold(tmp_path)
+        RunLock(tmp_path)
     kill(process)
-    with Hold(tmp_path):
-        assert is_held(tmp_path)
+    with RunLock(tmp_path):
+        assert is_locked(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_swept_and_what_a_living_one_makes_is_not(
+def test_folders_of_killed_processes_are_removed_and_those_of_running_ones_are_not(
     tmp_path: Path, make: Making, holder: Callable[[str], subprocess.Popen[str]]
 ) -> None:
     process = holder("make")
     (begun,) = tmp_path.iterdir()
-    sweep(tmp_path)
+    remove_stale_folders(tmp_path)
     make("weekly")
     assert begun.is_dir()
     kill(process)
@@ -272,7 +270,7 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_makes_is_not(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["20261122T020000Z-nightly", "20261122T020000Z-weekly"]
 
 
-def test_a_look_from_another_process_does_not_cost_the_hold(tmp_path: Path) -> None:
+def test_a_check_by_another_process_does_not_prevent_the_lock(tmp_path: Path) -> None:
     looked, descriptor = Event(), os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
 
@@ -283,22 +281,22 @@ def test_a_look_from_another_process_does_not_cost_the_hold(tmp_path: Path) -> N
     thread = Thread(target=let_go)
     thread.start()
     looked.set()
-    with Hold(tmp_path):
+    with RunLock(tmp_path):
         thread.join()
-        assert is_held(tmp_path)
+        assert is_locked(tmp_path)
 
 
-def test_a_folder_is_free_again_after_the_block_and_after_an_error_in_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a bug"), Hold(tmp_path):
+def test_a_lock_is_released_after_the_block_and_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a bug"), RunLock(tmp_path):
         raise ValueError("a bug")
-    assert not is_held(tmp_path)
-    with Hold(tmp_path), pytest.raises(RunFolderError):
-        Hold(tmp_path)
-    assert not is_held(tmp_path)
+    assert not is_locked(tmp_path)
+    with RunLock(tmp_path), pytest.raises(RunFolderError):
+        RunLock(tmp_path)
+    assert not is_locked(tmp_path)
 
 
-def test_a_folder_that_is_not_there_cannot_be_held(tmp_path: Path) -> None:
+def test_a_missing_folder_cannot_be_locked(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="gone"):
-        Hold(tmp_path / "gone")
+        RunLock(tmp_path / "gone")
     shutil.rmtree(tmp_path)
-    assert not is_held(tmp_path)
+    assert not is_locked(tmp_path)

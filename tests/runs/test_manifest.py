@@ -13,11 +13,11 @@ from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.runs.folder import find_run
 from auditor.runs.manifest import (
     MANIFEST,
-    AccountFacts,
+    AccountInfo,
     DeviceCounts,
-    FailureFacts,
-    FileFacts,
-    FleetFacts,
+    FailureInfo,
+    FileInfo,
+    FleetInfo,
     Manifest,
     Planned,
     Rate,
@@ -35,16 +35,16 @@ manifests = st.builds(
     name=text,
     state=st.sampled_from(["running", "complete", "partial", "aborted"]),
     started_at=text,
-    accounts=st.lists(st.builds(AccountFacts, text, text, text, st.none() | rate), max_size=2).map(tuple),
-    fleet=st.builds(FleetFacts, text, count, count, text),
+    accounts=st.lists(st.builds(AccountInfo, text, text, text, st.none() | rate), max_size=2).map(tuple),
+    fleet=st.builds(FleetInfo, text, count, count, text),
     finished_at=st.none() | text,
     devices=st.builds(DeviceCounts, count, count, count, count, count),
     requests=st.builds(RequestCounts, count, count, count),
     rate=st.builds(Rate, st.none() | rate, rate, st.none() | rate, st.none() | rate, rate),
     planned=st.none() | st.builds(Planned, count, st.none() | rate, st.none() | count),
-    failures=st.lists(st.builds(FailureFacts, text, count, text), max_size=2).map(tuple),
+    failures=st.lists(st.builds(FailureInfo, text, count, text), max_size=2).map(tuple),
     error=st.none() | text,
-    files=st.lists(st.builds(FileFacts, text, count, text), max_size=2).map(tuple),
+    files=st.lists(st.builds(FileInfo, text, count, text), max_size=2).map(tuple),
 )
 in_one_folder = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -53,8 +53,8 @@ PLAIN = Manifest(
     name="nightly",
     state="running",
     started_at="2026-11-22T02:00:00.000Z",
-    accounts=(AccountFacts("demo", "https://example.com/", "tuya", 10),),
-    fleet=FleetFacts("fleet.csv", 3, 0, "00"),
+    accounts=(AccountInfo("demo", "https://example.com/", "tuya", 10),),
+    fleet=FleetInfo("fleet.csv", 3, 0, "00"),
 )
 
 
@@ -66,26 +66,26 @@ def run_at(folder: Path, started_at: str = PLAIN.started_at) -> Path:
 
 @in_one_folder
 @given(manifests)
-def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path, manifest: Manifest) -> None:
+def test_a_manifest_is_read_back_as_written(tmp_path: Path, manifest: Manifest) -> None:
     write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path) == manifest
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
 
 
-def test_the_keys_are_the_contract_s_and_begin_with_schema_version(tmp_path: Path) -> None:
+def test_the_keys_are_those_of_the_contract_and_start_with_schema_version(tmp_path: Path) -> None:
     write_manifest(tmp_path, PLAIN)
     content = (tmp_path / MANIFEST).read_bytes()
-    assert content.startswith(b'{\n  "schema_version": 1,\n')
+    assert content.startswith(b'{\n  "schema_version": 2,\n')
     assert content.endswith(b"\n}\n")
     table = orjson.loads(content)
     assert set(table) == {
         *("schema_version", "auditor_version", "name", "state", "started_at", "finished_at", "accounts", "fleet"),
         *("devices", "requests", "rate", "planned", "failures", "error", "files", "resumed_at", "settings"),
-        *("never_activated", "listings", "choice", "carried", "unsampled", "oldest"),
+        *("never_activated", "discovery", "selection", "carried", "unsampled", "oldest_answer_at"),
     }
     assert list(table["devices"]) == ["ok", "empty", "not_found", "failed", "pending"]
-    assert list(table["fleet"]) == ["source", "devices", "duplicates", "sha256", "limit", "left_out"]
-    assert list(table["rate"]) == ["target", "achieved", "allowed", "latency", "in_flight"]
+    assert list(table["fleet"]) == ["source", "devices", "duplicates", "sha256", "limit", "excluded_accounts"]
+    assert list(table["rate"]) == ["target", "achieved", "learned", "latency", "in_flight"]
     assert list(table["accounts"][0]) == ["name", "endpoint", "dialect", "quota"]
 
 
@@ -117,13 +117,13 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(RunNotWritableError, match=r"run\.json cannot be written: No space left"):
+        with pytest.raises(RunNotWritableError, match=r"run\.json: cannot be written: No space left"):
             write_manifest(tmp_path, replace(PLAIN, name="new"))
     assert read_manifest(tmp_path) == PLAIN
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
 
 
-def test_a_folder_that_is_gone_cannot_be_written(tmp_path: Path) -> None:
+def test_a_missing_folder_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(RunNotWritableError, match="No such file"):
         write_manifest(tmp_path / "gone", PLAIN)
 
@@ -132,15 +132,15 @@ def test_a_folder_that_is_gone_cannot_be_written(tmp_path: Path) -> None:
     "content",
     [b"", b"{", b"null", b"[]", b"{}", b"\xff", b'"run"', b"1e999", b"[" * 100_000, b'{"name":"\xed\xa0\x80"}'],
 )
-def test_what_is_no_manifest_is_refused_with_its_path(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_manifest_is_refused_with_its_path(tmp_path: Path, content: bytes) -> None:
     (tmp_path / MANIFEST).write_bytes(content)
     with pytest.raises(RunFolderError, match=r"run\.json: is not a manifest"):
         read_manifest(tmp_path)
 
 
 def test_a_manifest_of_another_schema_is_refused_with_the_version_that_wrote_it(tmp_path: Path) -> None:
-    write_manifest(tmp_path, replace(PLAIN, schema_version=2, auditor_version="9.9"))
-    with pytest.raises(RunFolderError, match=r"schema_version 2.*'9\.9'"):
+    write_manifest(tmp_path, replace(PLAIN, schema_version=1, auditor_version="9.9"))
+    with pytest.raises(RunFolderError, match=r"schema_version 1.*'9\.9'"):
         read_manifest(tmp_path)
 
 
@@ -161,8 +161,8 @@ json = st.recursive(
 
 @in_one_folder
 @given(st.data())
-def test_a_hostile_manifest_is_a_manifest_or_refused_and_nothing_else(tmp_path: Path, data: st.DataObject) -> None:
-    table: dict[str, Any] = {"schema_version": 1} | orjson.loads(orjson.dumps(PLAIN))
+def test_a_hostile_manifest_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    table: dict[str, Any] = {"schema_version": 2} | orjson.loads(orjson.dumps(PLAIN))
     for key in data.draw(st.sets(st.sampled_from(sorted(table)), max_size=3)):
         if isinstance(table[key], dict) and data.draw(st.booleans()):
             table[key][data.draw(st.sampled_from(sorted(table[key])))] = data.draw(json)
@@ -186,36 +186,36 @@ def test_a_run_folder_is_found_as_itself(tmp_path: Path) -> None:
     assert find_run(run_at(tmp_path / "a")) == tmp_path / "a"
 
 
-def test_a_folder_of_runs_means_the_newest_whatever_its_name(tmp_path: Path) -> None:
+def test_a_directory_of_runs_refers_to_the_newest_of_any_name(tmp_path: Path) -> None:
     run_at(tmp_path / "z", "2026-11-20T00:00:00.000Z")
     newest = run_at(tmp_path / "a", "2026-11-22T00:00:00.000Z")
     run_at(tmp_path / "m", "2026-11-21T23:59:59.999Z")
     assert find_run(tmp_path) == newest
 
 
-def test_of_two_runs_of_one_moment_the_later_name_counts(tmp_path: Path) -> None:
+def test_the_later_name_counts_of_two_runs_with_the_same_start(tmp_path: Path) -> None:
     run_at(tmp_path / "20261122T020000Z-nightly")
     later = run_at(tmp_path / "20261122T020000Z-nightly-2")
     assert find_run(tmp_path) == later
 
 
-def test_half_made_folders_and_other_things_are_no_runs(tmp_path: Path) -> None:
+def test_unfinished_folders_and_other_files_are_no_runs(tmp_path: Path) -> None:
     run_at(tmp_path / ".new-20261122T020000Z-nightly-1", "2099-01-01T00:00:00.000Z")
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RunFolderError, match="no run lies in it"):
+    with pytest.raises(RunFolderError, match="contains no run"):
         find_run(tmp_path)
     real = run_at(tmp_path / "real")
     assert find_run(tmp_path) == real
 
 
 @pytest.mark.parametrize("name", ["gone", "x" * 5000, "nul\0"])
-def test_a_folder_that_is_not_there_is_a_usage_error(tmp_path: Path, name: str) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(RunFolderError):
         find_run(tmp_path / name)
 
 
 def test_a_file_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(RunFolderError, match="is no folder"):
+    with pytest.raises(RunFolderError, match="is not a folder; give a run folder"):
         find_run(tmp_path / "file")

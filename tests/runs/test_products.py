@@ -14,18 +14,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from auditor.errors import RunFolderError, UsageError
-from auditor.models import Answered, Device, Outcome
-from auditor.query.devices import Selection, select_devices
+from auditor.models import Device, DeviceResult, Outcome
+from auditor.query.devices import DeviceFilter, select_devices
 from auditor.query.run import Run
 from auditor.query.sql import query_run
-from auditor.runs.folder import DEVICES, FAILED, FLEET, INVENTORY_JSON, PRODUCTS
-from auditor.runs.manifest import GapFacts, ListingFacts, Manifest, file_facts, read_manifest
-from auditor.runs.products import ProductFacts, ProductsFile, read_products
-from auditor.runs.seal import seal
-from auditor.runs.verify import verify
+from auditor.runs.folder import FLEET, INVENTORY_JSON, PRODUCTS
+from auditor.runs.manifest import DiscoveryInfo, GapInfo, Manifest, file_info, read_manifest
+from auditor.runs.products import ProductInfo, ProductsFile, read_products
+from auditor.runs.verify import verify_run
 from auditor.runs.views import define_live_views, define_products, define_sealed_views
 from tests.runs.run_folders import (
-    Built,
     by_id,
     edit_manifest,
     every_status,
@@ -42,22 +40,22 @@ from tests.runs.run_folders import (
 Row = tuple[object, ...]
 
 
-def product(key: str, modules: tuple[str, ...] | None, *, account: str = "demo") -> ProductFacts:
-    return ProductFacts(account, key, f"Product {key}", 5, 1, modules)
+def product(key: str, modules: tuple[str, ...] | None, *, account: str = "demo") -> ProductInfo:
+    return ProductInfo(account, key, f"Product {key}", 5, 1, modules)
 
 
-def made(folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome], products: Sequence[ProductFacts]) -> Path:
+def made(folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome], products: Sequence[ProductInfo]) -> Path:
     """A sealed run that knows of some products."""
     running(folder, fleet, outcomes)
     file = ProductsFile(folder)
     for account in dict.fromkeys(each.account for each in products):
-        file.take(account, [each for each in products if each.account == account])
+        file.replace_products(account, [each for each in products if each.account == account])
     file.write()
     finish(folder)
     return folder
 
 
-def asked(folder: Path, sql: str) -> list[Row]:
+def query_rows(folder: Path, sql: str) -> list[Row]:
     with query_run(folder, sql) as answer:
         return list(answer.table)
 
@@ -69,7 +67,7 @@ def inventory_of(folder: Path) -> dict[str, Any]:
 
 def lacking(folder: Path, **conditions: Any) -> list[Row]:
     """Device, status and module of each module that a device never reported."""
-    with select_devices(folder, Selection(missing=True, **conditions)) as selected:
+    with select_devices(folder, DeviceFilter(missing=True, **conditions)) as selected:
         rows = [tuple(row) for row in selected.table]
         assert selected.uncompared == 0
     assert all(row[6] is None for row in rows)
@@ -94,13 +92,13 @@ MISSING = [
 
 
 @pytest.mark.parametrize("define", [define_live_views, define_sealed_views])
-def test_products_and_what_is_missing_are_views_beside_the_others(
+def test_products_and_missing_modules_are_views(
     folder: Path, define: Callable[[duckdb.DuckDBPyConnection, Path], None]
 ) -> None:
     with duckdb.connect() as database:
         define(database, folder)
         define_products(database, folder)
-        assert database.execute("FROM missing").fetchall() == MISSING
+        assert database.execute("FROM missing_modules").fetchall() == MISSING
         found = database.execute("FROM products ORDER BY product_key")
         assert [name for name, *_ in found.description or ()] == [
             "account", "product_key", "product_name", "device_count", "devices", "modules",
@@ -111,15 +109,15 @@ def test_products_and_what_is_missing_are_views_beside_the_others(
         ]
 
 
-def test_a_run_whose_products_nobody_asked_about_has_both_views_and_no_row(tmp_path: Path) -> None:
+def test_a_run_without_products_has_both_views_without_rows(tmp_path: Path) -> None:
     built = every_status(tmp_path / "run")
     assert not (built.folder / PRODUCTS).exists()
-    assert asked(built.folder, "SELECT count(*), count(modules) FROM products") == [(0, 0)]
-    assert asked(built.folder, "FROM missing") == []
+    assert query_rows(built.folder, "SELECT count(*), count(modules) FROM products") == [(0, 0)]
+    assert query_rows(built.folder, "FROM missing_modules") == []
     assert "modules_missing" not in inventory_of(built.folder)
 
 
-def test_the_inventory_tells_modules_that_are_missing(folder: Path) -> None:
+def test_the_inventory_lists_missing_modules(folder: Path) -> None:
     keys = ["account", "product_key", "module_name", "devices", "answered", "never_activated"]
     assert inventory_of(folder)["modules_missing"] == [dict(zip(keys, row, strict=True)) for row in MISSING]
     with Run(folder) as run:
@@ -130,27 +128,27 @@ def test_the_inventory_tells_modules_that_are_missing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("modules", "told"), [(None, None), ((), []), (("ble",), []), (("Ble",), [])])
-def test_what_is_missing_is_null_where_it_is_not_known_and_empty_where_nothing_is(
+def test_missing_modules_are_absent_if_unknown_and_empty_if_there_are_none(
     tmp_path: Path, modules: tuple[str, ...] | None, told: object
 ) -> None:
     folder = made(tmp_path / "run", [named(0)], [ok(named(0), ("ble", "1"))], [product("p1", modules)])
     assert inventory_of(folder).get("modules_missing") == told
 
 
-def test_only_devices_of_the_same_account_and_product_can_lack_a_module(tmp_path: Path) -> None:
+def test_only_devices_of_the_same_account_and_product_can_miss_a_module(tmp_path: Path) -> None:
     fleet = [named(0), named(0, account="other"), named(0, product="p2")]
     outcomes = [ok(fleet[0], ("ble", "1")), ok(fleet[1]), ok(fleet[2])]
     products = [product("p1", ("ble",)), product("p3", ("ble",)), product("p1", ("mcu",), account="other")]
     folder = made(tmp_path / "run", fleet, outcomes, products)
-    assert asked(folder, "FROM missing") == [("other", "p1", "mcu", 1, 1, 0)]
+    assert query_rows(folder, "FROM missing_modules") == [("other", "p1", "mcu", 1, 1, 0)]
     assert lacking(folder) == [("device0000", "empty", "mcu")]
 
 
-def test_a_device_that_was_asked_by_its_iot_id_lacks_what_its_product_defines(tmp_path: Path) -> None:
+def test_a_device_named_by_iot_id_misses_modules_of_its_product(tmp_path: Path) -> None:
     told = Device("demo", "p1", "device0001", "iot0001")
     fleet, products = [by_id(0), by_id(1), by_id(2)], [product("p1", ("ble", "mcu"))]
     folder = made(tmp_path / "run", fleet, [ok(fleet[0]), ok(fleet[1], ("ble", "1"), learnt=told)], products)
-    assert asked(folder, "FROM missing") == [("demo", "p1", "mcu", 1, 1, 0)]
+    assert query_rows(folder, "FROM missing_modules") == [("demo", "p1", "mcu", 1, 1, 0)]
     assert lacking(folder) == [("device0001", "ok", "mcu")]
 
 
@@ -159,7 +157,7 @@ spelled = st.sampled_from([*MODULES, "BLE", "Default", "MCU.2", "extra"])
 
 
 @st.composite
-def answers(draw: st.DrawFn) -> tuple[list[Device], list[Outcome], list[ProductFacts]]:
+def answers(draw: st.DrawFn) -> tuple[list[Device], list[Outcome], list[ProductInfo]]:
     """Devices of two products in every state, reporting modules in any letter case, each once."""
     fleet = [named(at, product=draw(st.sampled_from(["p1", "p2"]))) for at in range(draw(st.integers(1, 6)))]
     outcomes: list[Outcome] = []
@@ -181,13 +179,13 @@ def answers(draw: st.DrawFn) -> tuple[list[Device], list[Outcome], list[ProductF
     return fleet, outcomes, products
 
 
-def never_reported(outcomes: Sequence[Outcome], products: Sequence[ProductFacts]) -> list[tuple[Answered, str]]:
+def never_reported(outcomes: Sequence[Outcome], products: Sequence[ProductInfo]) -> list[tuple[DeviceResult, str]]:
     """The oracle: devices that answered, with each module of their product that they do not report."""
     return [
         (outcome, module)
         for each in products
         for outcome in outcomes
-        if isinstance(outcome, Answered)
+        if isinstance(outcome, DeviceResult)
         and outcome.status != "not_found"
         and outcome.device.product_key == each.product_key
         for module in each.modules or ()
@@ -200,8 +198,8 @@ def never_reported(outcomes: Sequence[Outcome], products: Sequence[ProductFacts]
 @example(([named(0)], [ok(named(0), ("BLE", "1"))], [product("p1", ("ble", "Default"))]))
 @example(([named(0), named(1)], [never_activated(named(0)), failed(named(1))], [product("p1", ("ble",))]))
 @example(([named(0)], [not_found(named(0))], [product("p1", ("ble",))]))
-def test_what_is_missing_is_what_plain_python_finds(
-    built: tuple[list[Device], list[Outcome], list[ProductFacts]],
+def test_missing_modules_are_those_that_plain_python_finds(
+    built: tuple[list[Device], list[Outcome], list[ProductInfo]],
 ) -> None:
     fleet, outcomes, products = built
     pairs = never_reported(outcomes, products)
@@ -211,7 +209,7 @@ def test_what_is_missing_is_what_plain_python_finds(
         of_product = [
             outcome
             for outcome in outcomes
-            if isinstance(outcome, Answered)
+            if isinstance(outcome, DeviceResult)
             and outcome.status != "not_found"
             and outcome.device.product_key == each.product_key
         ]
@@ -225,25 +223,25 @@ def test_what_is_missing_is_what_plain_python_finds(
         missing = inventory_of(folder).get("modules_missing")
         assert (missing is None) is not known
         assert sorted(tuple(row.values()) for row in missing or ()) == sorted(expected)
-        assert verify(folder) == []
+        assert verify_run(folder) == []
         if known:
             assert sorted(lacking(folder)) == sorted(
                 (str(outcome.device.device_name), outcome.status, module) for outcome, module in pairs
             )
 
 
-def test_devices_are_picked_by_what_they_lack(folder: Path) -> None:
+def test_devices_are_filtered_by_missing_modules(folder: Path) -> None:
     assert lacking(folder, module_name="BLE") == [("device0002", "empty", "ble"), ("device0003", "empty", "ble")]
     assert lacking(folder, name="device0000") == [("device0000", "ok", "mcu")]
     assert lacking(folder, status="ok", module_name="default") == [("device0001", "ok", "default")]
     assert lacking(folder, product_key="p2") == []
     assert lacking(folder, status="failed") == []
     assert len(lacking(folder)) == sum(int(row[3]) for row in MISSING)
-    with select_devices(folder, Selection(missing=True, limit=2)) as selected:
+    with select_devices(folder, DeviceFilter(missing=True, limit=2)) as selected:
         assert (len(list(selected.table)), selected.rows) == (2, 9)
 
 
-def test_devices_of_a_run_under_way_are_picked_by_what_they_lack(folder: Path) -> None:
+def test_devices_of_a_running_audit_are_filtered_by_missing_modules(folder: Path) -> None:
     edit_manifest(folder, lambda manifest: replace(manifest, state="running"))
     assert lacking(folder, module_name="ble") == [("device0002", "empty", "ble"), ("device0003", "empty", "ble")]
 
@@ -251,35 +249,35 @@ def test_devices_of_a_run_under_way_are_picked_by_what_they_lack(folder: Path) -
 @pytest.mark.parametrize(
     "conditions", [{"module_version": "1"}, {"module_name": "ble", "below": "1"}, {"module_name": "ble", "above": "1"}]
 )
-def test_what_was_never_reported_has_no_version_to_ask_for(conditions: dict[str, Any]) -> None:
+def test_a_filter_for_missing_modules_has_no_version(conditions: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="has no version"):
-        Selection(missing=True, **conditions)
+        DeviceFilter(missing=True, **conditions)
 
 
 @pytest.mark.parametrize("products", [[], [product("p1", None)]])
-def test_devices_cannot_be_picked_by_modules_that_nobody_knows_of(tmp_path: Path, products: list[ProductFacts]) -> None:
+def test_a_filter_for_missing_modules_needs_products_with_modules(tmp_path: Path, products: list[ProductInfo]) -> None:
     folder = made(tmp_path / "run", [named(0)], [ok(named(0))], products)
-    with pytest.raises(UsageError, match="is not known"):
+    with pytest.raises(UsageError, match="set fetch_product_modules"):
         lacking(folder)
 
 
-def test_a_query_reads_products_and_what_is_missing_and_no_file_beside(folder: Path) -> None:
+def test_a_query_reads_products_and_missing_modules_and_no_other_file(folder: Path) -> None:
     joined = (
-        "SELECT product_name, module_name, m.devices FROM missing m JOIN products USING (account, product_key) "
+        "SELECT product_name, module_name, m.devices FROM missing_modules m JOIN products USING (account, product_key) "
         "WHERE m.devices = answered"
     )
-    assert asked(folder, joined) == [("Product p1", "mcu", 4)]
-    assert asked(folder, "SELECT product_key FROM products WHERE list_contains(modules, 'mcu')") == [("p1",)]
-    assert asked(folder, "SELECT device_name FROM devices WHERE reason = 'never_activated'") == [("device0003",)]
+    assert query_rows(folder, joined) == [("Product p1", "mcu", 4)]
+    assert query_rows(folder, "SELECT product_key FROM products WHERE list_contains(modules, 'mcu')") == [("p1",)]
+    assert query_rows(folder, "SELECT device_name FROM devices WHERE reason = 'never_activated'") == [("device0003",)]
     for beyond in (f"FROM read_text('{folder / PRODUCTS}')", f"FROM '{folder / PRODUCTS}'"):
         with pytest.raises(UsageError):
-            asked(folder, beyond)
+            query_rows(folder, beyond)
 
 
 def test_products_are_read_back_as_they_were_written(folder: Path) -> None:
     assert read_products(folder / PRODUCTS) == [
-        ProductFacts("demo", "p1", "Product p1", 5, 5, ("ble", "default", "mcu")),
-        ProductFacts("demo", "p2", "Product p2", 5, 1, None),
+        ProductInfo("demo", "p1", "Product p1", 5, 5, ("ble", "default", "mcu")),
+        ProductInfo("demo", "p2", "Product p2", 5, 1, None),
     ]
     assert read_products(folder / "none.jsonl") == []
     (folder / PRODUCTS).write_bytes(b'{"account": 1}\n')
@@ -293,8 +291,8 @@ def cover_up(folder: Path) -> None:
         folder,
         lambda manifest: replace(
             manifest,
-            fleet=replace(manifest.fleet, sha256=file_facts(folder / FLEET).sha256),
-            files=tuple(file_facts(folder / facts.name) for facts in manifest.files),
+            fleet=replace(manifest.fleet, sha256=file_info(folder / FLEET).sha256),
+            files=tuple(file_info(folder / facts.name) for facts in manifest.files),
         ),
     )
 
@@ -304,78 +302,78 @@ def change_products(folder: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"mcu"', b'"wifi"'))
 
 
-def test_an_honest_run_of_a_listed_fleet_has_no_problem(folder: Path) -> None:
-    assert verify(folder) == []
+def test_an_unchanged_run_of_a_discovered_fleet_verifies(folder: Path) -> None:
+    assert verify_run(folder) == []
     assert PRODUCTS in {facts.name for facts in read_manifest(folder).files}
 
 
-def test_verify_notices_products_that_are_not_those_that_were_sealed(folder: Path) -> None:
+def test_verify_reports_changed_products(folder: Path) -> None:
     change_products(folder)
-    assert f"{PRODUCTS}: is not the file that was sealed (its digest differs)" in verify(folder)
+    assert f"{PRODUCTS}: is not the file that was sealed (its digest differs)" in verify_run(folder)
     cover_up(folder)
-    assert [problem.partition(":")[0] for problem in verify(folder)] == [INVENTORY_JSON]
+    assert [problem.partition(":")[0] for problem in verify_run(folder)] == [INVENTORY_JSON]
 
 
-def test_verify_notices_products_that_have_gone_or_came(folder: Path, tmp_path: Path) -> None:
+def test_verify_reports_deleted_and_added_products(folder: Path, tmp_path: Path) -> None:
     (folder / PRODUCTS).rename(tmp_path / "moved.jsonl")
-    assert f"{PRODUCTS}: is missing" in verify(folder)
+    assert f"{PRODUCTS}: is missing" in verify_run(folder)
     without = every_status(tmp_path / "without").folder
     shutil.copyfile(tmp_path / "moved.jsonl", without / PRODUCTS)
-    assert f"{PRODUCTS}: is not listed in the manifest" in verify(without)
+    assert f"{PRODUCTS}: is not listed in the manifest" in verify_run(without)
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_verify_notices_a_wrong_number_of_devices_that_were_never_activated(folder: Path, number: int) -> None:
+def test_verify_reports_a_wrong_number_of_never_activated_devices(folder: Path, number: int) -> None:
     edit_manifest(folder, lambda manifest: replace(manifest, never_activated=number))
-    (problem,) = verify(folder)
-    assert f"says that {number} were never activated" in problem
+    (problem,) = verify_run(folder)
+    assert f"says that {number} devices were never activated" in problem
 
 
 @pytest.mark.parametrize("statuses", [{}, {"": 5}, {"ONLINE": 6}, {"": 6, "ONLINE": 1}])
-def test_verify_notices_statuses_that_are_not_the_fleets(folder: Path, statuses: dict[str, int]) -> None:
+def test_verify_reports_wrong_statuses(folder: Path, statuses: dict[str, int]) -> None:
     def lie(manifest: Manifest) -> Manifest:
-        return replace(manifest, listings=tuple(replace(each, statuses=statuses) for each in manifest.listings))
+        return replace(manifest, discovery=tuple(replace(each, statuses=statuses) for each in manifest.discovery))
 
     edit_manifest(folder, lie)
-    (problem,) = verify(folder)
-    assert problem.startswith(f'{FLEET}: has other devices of account "demo"')
+    (problem,) = verify_run(folder)
+    assert problem.startswith(f'{FLEET}: its devices of account "demo" are not those')
 
 
-def test_verify_asks_nothing_of_a_fleet_that_is_not_listed_yet(folder: Path) -> None:
-    pending = ListingFacts("demo")
-    edit_manifest(folder, lambda manifest: replace(manifest, listings=(pending,)))
-    assert verify(folder) == []
+def test_verify_does_not_check_the_statuses_of_a_pending_discovery(folder: Path) -> None:
+    pending = DiscoveryInfo("demo")
+    edit_manifest(folder, lambda manifest: replace(manifest, discovery=(pending,)))
+    assert verify_run(folder) == []
 
 
-def doubts_with(folder: Path, *facts: ListingFacts) -> tuple[str, ...]:
-    """What is to be doubted of a complete run whose fleets were listed so; all who read it say the same."""
-    edit_manifest(folder, lambda manifest: replace(manifest, listings=facts))
+def details_with(folder: Path, *facts: DiscoveryInfo) -> tuple[str, ...]:
+    """Return the warnings of a complete run with these discoveries; all readers agree."""
+    edit_manifest(folder, lambda manifest: replace(manifest, discovery=facts))
     with Run(folder) as run, select_devices(folder) as selected:
-        assert selected.run.doubts == run.doubts
-        return run.doubts
+        assert selected.run.warnings == run.warnings
+        return tuple(warning.detail for warning in run.warnings)
 
 
-def test_a_run_whose_listing_has_gaps_or_is_pending_is_to_be_doubted(tmp_path: Path) -> None:
+def test_a_run_whose_discovery_has_gaps_or_is_pending_has_warnings(tmp_path: Path) -> None:
     folder = made(tmp_path / "run", [named(0)], [ok(named(0))], [])
-    gaps = tuple(GapFacts(f"p{at}", at, 1_000 + at, None, None if at else "iot.odd: No.") for at in range(5))
-    assert doubts_with(folder) == ()
-    assert doubts_with(folder, ListingFacts("demo", "complete", 1, 1)) == ()
-    assert doubts_with(folder, ListingFacts("demo", "pending")) == (
-        f'{folder}: the fleet of account "demo" was not listed to its end',
-    )
-    (gap,) = doubts_with(folder, ListingFacts("demo", "partial", gap_count=1, gaps=gaps[:1]))
+    gaps = tuple(GapInfo(f"p{at}", at, 1_000 + at, None, None if at else "iot.odd: No.") for at in range(5))
+    assert details_with(folder) == ()
+    assert details_with(folder, DiscoveryInfo("demo", "complete", 1, 1)) == ()
+    assert details_with(folder, DiscoveryInfo("demo", "pending")) == ('account "demo": its device list is incomplete',)
+    (gap,) = details_with(folder, DiscoveryInfo("demo", "partial", gap_count=1, gaps=gaps[:1]))
     assert all(part in gap for part in ('account "demo"', "product p0", "0 of 1,000 devices", "iot.odd: No."))
-    many = doubts_with(folder, ListingFacts("demo", "partial", gap_count=250, gaps=gaps), ListingFacts("eu", "pending"))
+    many = details_with(
+        folder, DiscoveryInfo("demo", "partial", gap_count=250, gaps=gaps), DiscoveryInfo("eu", "pending")
+    )
     assert len(many) == 5
-    assert "247 products more" in many[3]
+    assert "247 more products" in many[3]
     assert '"eu"' in many[4]
 
 
-def test_a_gap_tells_the_larger_of_two_numbers_that_the_platform_told() -> None:
-    assert str(GapFacts("p", 1, 3, 7)) == "a gap: product p: 1 of 7 devices listed"
-    assert str(GapFacts("p", 1_000, 2_000, None, "why")) == "a gap: product p: 1,000 of 2,000 devices listed (why)"
-    assert str(GapFacts("p", 1, None, None, "why")) == "a gap: product p: 1 devices listed (why)"
-    assert str(GapFacts(None, 20, 21, None)) == "a gap: 20 of 21 products listed"
+def test_a_gap_shows_the_larger_of_two_reported_numbers() -> None:
+    assert str(GapInfo("p", 1, 3, 7)) == "a gap: product p: 1 of 7 devices listed"
+    assert str(GapInfo("p", 1_000, 2_000, None, "why")) == "a gap: product p: 1,000 of 2,000 devices listed (why)"
+    assert str(GapInfo("p", 1, None, None, "why")) == "a gap: product p: 1 devices listed (why)"
+    assert str(GapInfo(None, 20, 21, None)) == "a gap: 20 of 21 products listed"
 
 
 def doubled(path: Path) -> None:
@@ -383,53 +381,13 @@ def doubled(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [doubled, Path.unlink])
-def test_products_that_were_changed_or_deleted_since_are_doubted(
+def test_products_that_were_changed_or_deleted_since_cause_warnings(
     tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
     folder = listed(tmp_path / "run").folder
     with Run(folder) as run:
-        before = run.doubts
+        before = run.warnings
     change(folder / "products.jsonl")
     with Run(folder) as run:
-        (doubt,) = set(run.doubts) - set(before)
-    assert "products.jsonl" in doubt
-
-
-# A run that was sealed before reasons, statuses and products were told.
-
-
-def as_before(folder: Path) -> Path:
-    """The files of a run as an older version would have written them."""
-    with duckdb.connect() as database:
-        for name, columns in (
-            (DEVICES, "* EXCLUDE (reason)"),
-            (FLEET, "ordinal, account, product_key, device_name, iot_id"),
-        ):
-            path, new = folder / name, folder / "new.parquet"
-            database.execute(f"COPY (SELECT {columns} FROM read_parquet('{path}')) TO '{new}' (FORMAT parquet)")
-            new.replace(path)
-    cover_up(folder)
-    return folder
-
-
-def test_a_run_that_was_sealed_before_reasons_were_told_is_read(tmp_path: Path) -> None:
-    folder = as_before(every_status(tmp_path / "run").folder)
-    with Run(folder) as run:
-        assert run.sealed
-        assert (run.devices.ok, run.devices.empty, run.devices.pending) == (4, 1, 2)
-        assert len(list(run.inventory())) == 5
-        assert len(run.doubts) == 1  # that it is partial
-    with select_devices(folder, Selection(status="empty")) as selected:
-        assert [row[2] for row in selected.table] == ["device0003"]
-    assert asked(folder, "SELECT count(*), count(reason) FROM devices") == [(10, 0)]
-    assert verify(folder) == []
-
-
-def test_sealing_such_a_run_again_gives_it_the_column(tmp_path: Path) -> None:
-    built: Built = every_status(tmp_path / "run")
-    whole = file_facts(built.folder / DEVICES)
-    as_before(built.folder)
-    assert file_facts(built.folder / DEVICES) != whole
-    assert (built.folder / FAILED).is_file()
-    assert seal(built.folder).never_activated == 0
-    assert file_facts(built.folder / DEVICES) == whole
+        (warning,) = set(run.warnings) - set(before)
+    assert "products.jsonl" in warning.detail

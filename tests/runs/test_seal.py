@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auditor.engine.device_reader import CHARACTERS_LIMIT, MODULES_LIMIT
+from auditor.engine.device_reader import MAX_CHARACTERS, MAX_MODULES
 from auditor.errors import RunNotWritableError
 from auditor.fleet.snapshot import write_snapshot
-from auditor.models import Answered, Device, Outcome
-from auditor.runs.folder import ANSWERED, DEVICES, FAILED, FLEET, MODULES, SEALED
-from auditor.runs.journal import line_of
+from auditor.models import Device, DeviceResult, Outcome
+from auditor.runs.folder import DEVICES, FAILURES, FLEET, MODULES, RESULTS, SEALED
+from auditor.runs.journal import encode_outcome
 from auditor.runs.manifest import DeviceCounts, read_manifest
-from auditor.runs.seal import seal
-from auditor.runs.verify import verify
+from auditor.runs.seal import seal_run
+from auditor.runs.verify import verify_run
 from tests.runs.run_folders import (
     HOSTILE,
     Built,
@@ -123,23 +123,21 @@ KNOWN = both(1)
     ],
 )
 @pytest.mark.parametrize("beside", [(), (named(8), by_id(9))])
-def test_an_answer_finds_its_device_however_the_fleet_names_it(
-    tmp_path: Path, asked: Device, answer: Answered, identity: tuple[str | None, ...], beside: tuple[Device, ...]
+def test_an_answer_is_matched_however_the_fleet_names_its_device(
+    tmp_path: Path, asked: Device, answer: DeviceResult, identity: tuple[str | None, ...], beside: tuple[Device, ...]
 ) -> None:
     build(tmp_path / "run", [asked, *beside], [answer, *(failed(device) for device in beside)])
     found = rows(tmp_path / "run" / DEVICES, "product_key, device_name, iot_id, status")
     assert found[0] == (*identity, "ok")
     assert [row[-1] for row in found] == ["ok"] + ["failed"] * len(beside)
-    assert verify(tmp_path / "run") == []
+    assert verify_run(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize("other", [[], [failed(by_id(1))], [ok(KNOWN, ("ble", "1"))], [ok(KNOWN, ("ble", "2"))]])
-def test_a_device_that_the_fleet_names_both_ways_is_two_rows_and_an_honest_run(
-    tmp_path: Path, other: list[Outcome]
-) -> None:
+def test_aliases_of_one_device_are_two_rows_of_a_valid_run(tmp_path: Path, other: list[Outcome]) -> None:
     build(tmp_path / "run", [named(1), by_id(1)], [ok(KNOWN, ("ble", "1")), *other])
     assert rows(tmp_path / "run" / DEVICES, "ordinal, status") == [(0, "ok"), (1, "ok")]
-    assert verify(tmp_path / "run") == []
+    assert verify_run(tmp_path / "run") == []
 
 
 def test_the_same_iot_id_in_two_accounts_is_two_devices(tmp_path: Path) -> None:
@@ -154,7 +152,7 @@ def test_hostile_versions_survive_in_parquet_and_json_as_they_are(tmp_path: Path
     assert [row[0] for row in rows(tmp_path / "run" / MODULES, "module_version")] == HOSTILE
     inventory = orjson.loads((tmp_path / "run/inventory.json").read_bytes())["inventory"]
     assert [row["module_version"] for row in inventory] == HOSTILE
-    assert verify(tmp_path / "run") == []
+    assert verify_run(tmp_path / "run") == []
 
 
 def test_hostile_module_names_survive_too(tmp_path: Path) -> None:
@@ -170,7 +168,7 @@ FORMULAS = ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1", "＝1", "＋1", "�
 FORMULAS += ["\0=1", "\ufeff@x"]  # a spreadsheet may drop what nobody sees
 
 
-def test_no_cell_of_the_csv_begins_like_a_formula_and_others_are_untouched(tmp_path: Path) -> None:
+def test_no_csv_cell_starts_like_a_formula_and_other_cells_are_unchanged(tmp_path: Path) -> None:
     harmless = ["1.0", "'quoted", "a=b", "1-2", ' ="a"', "a\n=b", "two\nlines", 'quo"te', "a,b"]
     versions = FORMULAS + harmless
     fleet = [named(number) for number in range(len(versions))]
@@ -219,7 +217,7 @@ def oracle(outcomes: list[Outcome]) -> list[dict[str, Any]]:
     devices = Counter[tuple[str, str | None, str, str]]()
     reporting = defaultdict[tuple[str, str | None, str], int](int)
     for outcome in outcomes:
-        if isinstance(outcome, Answered):
+        if isinstance(outcome, DeviceResult):
             for module in outcome.modules:
                 key = (outcome.device.account, outcome.device.product_key, module.module_name)
                 devices[*key, module.module_version] += 1
@@ -242,7 +240,7 @@ def test_inventory_and_states_are_what_plain_python_counts(run: tuple[list[Devic
         assert table["inventory"] == [row | {"share": pytest.approx(row["share"], abs=1e-6)} for row in expected]
         for _, version in itertools.groupby(table["inventory"], key=lambda row: [row[name] for name in COLUMNS[:3]]):
             assert sum(row["share"] for row in version) == pytest.approx(1, abs=1e-4)
-        counts = Counter(o.status if isinstance(o, Answered) else "failed" for o in outcomes)
+        counts = Counter(o.status if isinstance(o, DeviceResult) else "failed" for o in outcomes)
         counts["pending"] = len(fleet) - counts.total()
         assert table["devices"] == {name: counts[name] for name in ("ok", "empty", "not_found", "failed", "pending")}
         assert table["complete"] == (counts["failed"] + counts["pending"] == 0)
@@ -251,20 +249,20 @@ def test_inventory_and_states_are_what_plain_python_counts(run: tuple[list[Devic
             (row["module_version"], row["devices"]) for row in expected
         ]
         assert [row[0] for row in rows(folder / DEVICES, "ordinal")] == list(range(len(fleet)))
-        assert verify(folder) == []
+        assert verify_run(folder) == []
 
 
 @settings(max_examples=8, deadline=None)
 @given(runs().filter(lambda run: len(run[0]) > 4), st.integers(1, 4))
-def test_a_fleet_that_is_joined_in_parts_is_sealed_and_proven_as_one(
+def test_a_partitioned_fleet_is_sealed_and_verified_like_one_join(
     run: tuple[list[Device], list[Outcome]], part: int
 ) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         whole = build(Path(temporary, "whole"), *run).folder
-        with mock.patch("auditor.runs.views.PART", part):
+        with mock.patch("auditor.runs.views.DEVICES_PER_PARTITION", part):
             parts = build(Path(temporary, "parts"), *run).folder
-            assert verify(parts) == verify(whole) == []
-        assert verify(parts) == []
+            assert verify_run(parts) == verify_run(whole) == []
+        assert verify_run(parts) == []
         assert rows(parts / DEVICES) == rows(whole / DEVICES)
         with duckdb.connect() as database:
             lie = database.execute("SELECT ordinal FROM read_parquet(?)", [str(parts / DEVICES)]).fetchall()
@@ -275,15 +273,15 @@ def test_a_fleet_that_is_joined_in_parts_is_sealed_and_proven_as_one(
         assert {path.name for path in parts.iterdir()} == {path.name for path in whole.iterdir()}
 
 
-def test_no_device_is_left_out_of_the_parts_of_a_fleet_whose_ordinals_have_gaps(tmp_path: Path) -> None:
+def test_partitions_of_a_fleet_with_ordinal_gaps_omit_no_device(tmp_path: Path) -> None:
     fleet = [named(number) for number in range(9)]
     folder = running(tmp_path / "run", fleet, [ok(device, ("ble", "1")) for device in fleet]).folder
     with duckdb.connect() as database:
         gaps = "SELECT * REPLACE (ordinal * 7 AS ordinal) FROM read_parquet(?)"
         database.execute(f"CREATE TABLE fleet AS {gaps}", [str(folder / FLEET)])
         database.execute(f"COPY fleet TO '{folder / FLEET}' (FORMAT parquet)")
-    with mock.patch("auditor.runs.views.PART", 2):
-        assert seal(folder).devices == DeviceCounts(9, 0, 0, 0, 0)
+    with mock.patch("auditor.runs.views.DEVICES_PER_PARTITION", 2):
+        assert seal_run(folder).devices == DeviceCounts(9, 0, 0, 0, 0)
     assert [ordinal for (ordinal,) in rows(folder / DEVICES, "ordinal")] == list(range(0, 63, 7))
 
 
@@ -298,16 +296,16 @@ def test_sealing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert content(folder) == once
 
 
-def test_nothing_but_the_contract_s_files_lies_in_a_sealed_folder(tmp_path: Path) -> None:
+def test_a_sealed_folder_has_only_the_files_of_the_contract(tmp_path: Path) -> None:
     folder = every_status(tmp_path / "run").folder
-    assert set(content(folder)) == {"run.json", FLEET, ANSWERED, FAILED, *SEALED}
-    assert {facts.name for facts in read_manifest(folder).files} == {FLEET, ANSWERED, FAILED, *SEALED}
+    assert set(content(folder)) == {"run.json", FLEET, RESULTS, FAILURES, *SEALED}
+    assert {facts.name for facts in read_manifest(folder).files} == {FLEET, RESULTS, FAILURES, *SEALED}
 
 
 def torn(tmp_path: Path) -> Built:
     built = running(tmp_path / "run", [named(0), named(1)], [ok(named(0), ("ble", "1"))])
-    line = line_of(ok(named(1), ("ble", "2")))
-    with (built.folder / ANSWERED).open("ab") as file:
+    line = encode_outcome(ok(named(1), ("ble", "2")))
+    with (built.folder / RESULTS).open("ab") as file:
         file.write(line[: len(line) // 2])
     return built
 
@@ -316,58 +314,58 @@ def test_a_torn_last_line_is_a_device_that_is_still_pending(tmp_path: Path) -> N
     folder = torn(tmp_path).folder
     finish(folder)
     assert read_manifest(folder).devices == DeviceCounts(ok=1, pending=1)
-    assert verify(folder) == []
+    assert verify_run(folder) == []
 
 
 @pytest.mark.parametrize("kept", [0, 1, 50, 290, 364, 365, 366])
-def test_a_line_torn_anywhere_is_pending_and_only_a_whole_one_counts(tmp_path: Path, kept: int) -> None:
-    line = line_of(ok(named(0), ("ble", "1"), ("default", "x" * 80)))
+def test_a_line_torn_anywhere_is_pending_and_a_complete_one_counts(tmp_path: Path, kept: int) -> None:
+    line = encode_outcome(ok(named(0), ("ble", "1"), ("default", "x" * 80)))
     folder = running(tmp_path / "run", [named(0)], []).folder
-    (folder / ANSWERED).write_bytes(line[:kept])
-    assert seal(folder).devices.ok == (1 if kept >= len(line) - 1 else 0)
+    (folder / RESULTS).write_bytes(line[:kept])
+    assert seal_run(folder).devices.ok == (1 if kept >= len(line) - 1 else 0)
 
 
 def test_a_run_without_any_answer_is_sealed_with_an_empty_inventory(tmp_path: Path) -> None:
     folder = build(tmp_path / "run", [named(0), named(1)], []).folder
     assert orjson.loads((folder / "inventory.json").read_bytes()) == {
-        "schema_version": 1,
+        "schema_version": 2,
         "complete": False,
         "devices": {"ok": 0, "empty": 0, "not_found": 0, "failed": 0, "pending": 2},
         "inventory": [],
     }
     assert cells((folder / "inventory.csv").read_text()) == [COLUMNS]
     assert rows(folder / MODULES) == []
-    assert verify(folder) == []
+    assert verify_run(folder) == []
 
 
 @pytest.mark.parametrize("name", ["it's [odd]*?", "ünï 😀", 'quo"te', "a,b;c"])
 def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     folder = every_status(tmp_path / name).folder
-    assert verify(folder) == []
+    assert verify_run(folder) == []
     assert read_manifest(folder).devices.ok == 4
 
 
 def test_the_longest_line_that_a_device_may_have_is_read(tmp_path: Path) -> None:
-    version = "\0" * (CHARACTERS_LIMIT // MODULES_LIMIT - len("m4999"))
-    longest = ok(named(0), *((f"m{number}", version) for number in range(MODULES_LIMIT)))
+    version = "\0" * (MAX_CHARACTERS // MAX_MODULES - len("m4999"))
+    longest = ok(named(0), *((f"m{number}", version) for number in range(MAX_MODULES)))
     folder = build(tmp_path / "run", [named(0)], [longest]).folder
-    assert (folder / ANSWERED).stat().st_size > 600_000
-    assert len(rows(folder / MODULES)) == MODULES_LIMIT
-    assert verify(folder) == []
+    assert (folder / RESULTS).stat().st_size > 600_000
+    assert len(rows(folder / MODULES)) == MAX_MODULES
+    assert verify_run(folder) == []
 
 
-def test_what_stands_in_the_way_is_an_unwritable_run_and_leaves_no_temporary_folder(tmp_path: Path) -> None:
+def test_a_blocked_file_is_an_unwritable_run_and_leaves_no_temporary_folder(tmp_path: Path) -> None:
     folder = running(tmp_path / "run", [named(0)], []).folder
     (folder / DEVICES).mkdir()
     with pytest.raises(RunNotWritableError, match="cannot be sealed: Is a directory"):
-        seal(folder)
+        seal_run(folder)
     assert not (folder / ".sealing").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 not quite"])
-def test_a_broken_fleet_file_is_told_in_a_sentence(tmp_path: Path, content: bytes) -> None:
+def test_a_broken_fleet_file_is_reported_in_a_sentence(tmp_path: Path, content: bytes) -> None:
     folder = running(tmp_path / "run", [named(0)], []).folder
     (folder / FLEET).write_bytes(content)
     with pytest.raises(RunNotWritableError, match="cannot be sealed"):
-        seal(folder)
+        seal_run(folder)
     assert not (folder / ".sealing").exists()

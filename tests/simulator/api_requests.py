@@ -1,4 +1,4 @@
-"""A client that signs one request and shows the bare answer."""
+"""A client that signs one request and returns the raw response."""
 
 import time
 from collections.abc import Callable
@@ -20,8 +20,8 @@ ACTION = "ListOTAModuleVersionsByDevice"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """One HTTP answer as a client sees it."""
+class RawResponse:
+    """One HTTP response."""
 
     status: int
     headers: dict[str, str]
@@ -37,11 +37,11 @@ class Seen:
         return str(document.get("Code", document.get("code")))
 
 
-def stamp(seconds: float | None = None) -> str:
+def format_timestamp(seconds: float | None = None) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def named(device: SimulatedDevice, page: object = 1, size: object = 200) -> dict[str, str]:
+def device_params(device: SimulatedDevice, page: object = 1, size: object = 200) -> dict[str, str]:
     return {
         "ProductKey": device.product_key,
         "DeviceName": device.device_name,
@@ -59,10 +59,10 @@ def signed_query(
     timestamp: str | None = None,
     constants: dict[str, str] | None = None,
 ) -> str:
-    """A rightly signed query; an empty value among ``constants`` leaves a constant out."""
-    whole = {"Format": "JSON", "Version": API_VERSION, "Action": ACTION, **(constants or {})}
-    signer = Signer(account.access_key_id, account.secret, {name: value for name, value in whole.items() if value})
-    query, _ = signer.sign(method, parameters, timestamp=timestamp or stamp(), nonce=nonce or f"{uuid4()}")
+    """A correctly signed query; an empty value in ``constants`` omits a constant."""
+    common = {"Format": "JSON", "Version": API_VERSION, "Action": ACTION, **(constants or {})}
+    signer = Signer(account.access_key_id, account.secret, {name: value for name, value in common.items() if value})
+    query, _ = signer.sign(method, parameters, timestamp=timestamp or format_timestamp(), nonce=nonce or f"{uuid4()}")
     return query
 
 
@@ -70,54 +70,54 @@ def url_of(platform: Simulator, query: str) -> URL:
     return URL(f"{platform.endpoint}?{query}", encoded=True)
 
 
-def one_try() -> aiohttp.ClientSession:
-    """A session that sends once: aiohttp sends a GET again by itself, byte for byte, when the connection breaks."""
+def single_attempt() -> aiohttp.ClientSession:
+    """A session without retries: aiohttp retries a GET when the connection is closed."""
     session = aiohttp.ClientSession()
     session._retry_connection = False
     return session
 
 
-async def get(platform: Simulator, query: str, *, method: str = "GET", data: str | None = None) -> Seen:
-    """The answer to a query sent byte for byte."""
+async def get(platform: Simulator, query: str, *, method: str = "GET", data: str | None = None) -> RawResponse:
+    """Response to a query that is sent unchanged."""
     headers = {"Content-Type": "application/x-www-form-urlencoded"} if data is not None else {}
     async with (
-        one_try() as session,
-        session.request(method, url_of(platform, query), data=data, headers=headers) as answer,
+        single_attempt() as session,
+        session.request(method, url_of(platform, query), data=data, headers=headers) as response,
     ):
-        return Seen(answer.status, dict(answer.headers), await answer.read())
+        return RawResponse(response.status, dict(response.headers), await response.read())
 
 
-async def ask(platform: Simulator, action: str, /, **sent: object) -> Any:
-    """The answer of an operation to parameters."""
-    return await ask_as(DEFAULT_ACCOUNT, platform, action, **sent)
+async def call(platform: Simulator, action: str, /, **parameters: object) -> Any:
+    """Response of an operation."""
+    return await call_as(DEFAULT_ACCOUNT, platform, action, **parameters)
 
 
-async def ask_as(account: SimulatedAccount, platform: Simulator, action: str, /, **sent: object) -> Any:
-    """The answer of an operation to parameters that an account sends."""
-    parameters = {name: str(value) for name, value in sent.items()}
-    return (await get(platform, signed_query(parameters, account=account, constants={"Action": action}))).json
+async def call_as(account: SimulatedAccount, platform: Simulator, action: str, /, **parameters: object) -> Any:
+    """Response of an operation to an account."""
+    texts = {name: str(value) for name, value in parameters.items()}
+    return (await get(platform, signed_query(texts, account=account, constants={"Action": action}))).json
 
 
-async def code_of(platform: Simulator, action: str, sent: dict[str, str]) -> str:
-    """The code of an operation's refusal, which is a whole answer under HTTP 200."""
-    seen = await get(platform, signed_query(sent, constants={"Action": action}))
-    document = {name[:1].lower() + name[1:]: value for name, value in seen.json.items()}
-    assert (seen.status, document["success"]) == (200, False)
+async def error_code(platform: Simulator, action: str, parameters: dict[str, str]) -> str:
+    """Code of an error of an operation, which has HTTP status 200."""
+    response = await get(platform, signed_query(parameters, constants={"Action": action}))
+    document = {name[:1].lower() + name[1:]: value for name, value in response.json.items()}
+    assert (response.status, document["success"]) == (200, False)
     assert document.keys() == {"success", "code", "errorMessage", "requestId"}
     return str(document["code"])
 
 
 def wait_until(count: Callable[[], int], *, reaches: int) -> None:
-    """Holds up everything, the platform too, until a count is large enough."""
+    """Block the process, including the platform, until a count is large enough."""
     end = time.monotonic() + 10
     while count() < reaches:
-        assert time.monotonic() < end, f"it never came to {reaches}"
+        assert time.monotonic() < end, f"the count did not reach {reaches}"
         time.sleep(0.001)
 
 
-PRODUCT_REFUSALS = [
+PRODUCT_ERRORS = [
     ("", "iot.prod.NullProductKey"),
     ("k1 nonsense", "iot.prod.InvalidFormattedProductkey"),
     ("k1nowhere", "iot.prod.NotExistedProduct"),
 ]
-"""What every operation says to a product key that is none."""
+"""Errors of every operation for an invalid product key."""

@@ -15,7 +15,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def world() -> World:
-    return World(200, missing=0, silent=0, inactive=0, large=0, special={0: 450, 1: 3, 2: 0, 3: 200, 4: 201})
+    return World(200, missing=0, silent=0, inactive=0, large=0, module_counts={0: 450, 1: 3, 2: 0, 3: 200, 4: 201})
 
 
 @pytest.fixture

@@ -7,12 +7,21 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from auditor.models import Dialect, Secret
-from auditor.simulator.list_operations import DeviceListing
+from auditor.simulator.list_operations import DeviceListOperation
 from auditor.simulator.quotas import SimulatedAccount
 from auditor.simulator.registry import DEVICE_SECRET_PREFIX, Churn, Registry
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
-from tests.simulator.api_requests import PRODUCT_REFUSALS, ask, ask_as, code_of, get, named, signed_query, wait_until
+from tests.simulator.api_requests import (
+    PRODUCT_ERRORS,
+    call,
+    call_as,
+    device_params,
+    error_code,
+    get,
+    signed_query,
+    wait_until,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -20,46 +29,46 @@ ACTION = "QueryDevice"
 WRONG_PAGE = "iot.common.InvalidPageParams"
 
 
-def key_of(world: World, product: int = 0) -> str:
+def product_key_at(world: World, product: int = 0) -> str:
     return world.product_keys[product]
 
 
-def names(page: Any) -> list[str]:
+def device_names(page: Any) -> list[str]:
     return [entry["deviceName"] for entry in page["data"]["deviceInfo"]]
 
 
-async def pages_of(platform: Simulator, product_key: str, size: int = 50) -> AsyncIterator[Any]:
-    """The answers from the first to the last, each asked for by the token of the one before."""
-    page = await ask(platform, ACTION, ProductKey=product_key, PageSize=size, CurrentPage=1)
+async def fetch_pages(platform: Simulator, product_key: str, size: int = 50) -> AsyncIterator[Any]:
+    """All pages, each requested with the token of the previous one."""
+    page = await call(platform, ACTION, ProductKey=product_key, PageSize=size, CurrentPage=1)
     yield page
     while token := page.get("nextToken"):
-        page = await ask(platform, ACTION, ProductKey=product_key, PageSize=size, NextToken=token)
+        page = await call(platform, ACTION, ProductKey=product_key, PageSize=size, NextToken=token)
         yield page
 
 
 def token_at(world: World, place: int, account: str = "simulated-key") -> str:
-    """What a page that ends before ``place`` would give, without reading all pages before it."""
-    listing = DeviceListing(Registry(world))
-    return listing._token({"AccessKeyId": account, "ProductKey": key_of(world)}, place)
+    """Token of the page that ends before ``place``."""
+    operation = DeviceListOperation(Registry(world))
+    return operation._token({"AccessKeyId": account, "ProductKey": product_key_at(world)}, place)
 
 
 @pytest.mark.parametrize("size", [7, 36, 50])
-async def test_pages_join_to_all_devices_that_exist_the_newest_first(size: int) -> None:
+async def test_pages_contain_all_existing_devices_the_newest_first(size: int) -> None:
     world = World(400, missing=0.1)
     async with Simulator(world) as platform:
         for product_key in world.product_keys:
             own = [each.device_name for each in world if each.product_key == product_key and each.exists]
-            pages = [page async for page in pages_of(platform, product_key, size)]
-            assert [name for page in pages for name in names(page)] == own[::-1]
+            pages = [page async for page in fetch_pages(platform, product_key, size)]
+            assert [name for page in pages for name in device_names(page)] == own[::-1]
             assert ["nextToken" in page for page in pages] == [True] * (len(pages) - 1) + [False]
             for number, page in enumerate(pages, 1):
-                told = [page[name] for name in ("page", "pageSize", "pageCount", "total")]
-                assert told == [number, size, len(pages), len(own)]
+                reported = [page[name] for name in ("page", "pageSize", "pageCount", "total")]
+                assert reported == [number, size, len(pages), len(own)]
 
 
-async def test_an_entry_tells_what_the_platform_keeps(platform: Simulator, world: World) -> None:
-    page = await ask(platform, ACTION, ProductKey=key_of(world), PageSize=1, CurrentPage=2)
-    device = [each for each in world if each.product_key == key_of(world)][-2]
+async def test_an_entry_has_the_fields_of_the_record(platform: Simulator, world: World) -> None:
+    page = await call(platform, ACTION, ProductKey=product_key_at(world), PageSize=1, CurrentPage=2)
+    device = [each for each in world if each.product_key == product_key_at(world)][-2]
     (entry,) = page["data"]["deviceInfo"]
     assert set(entry) == {
         "deviceId", "deviceName", "deviceSecret", "deviceStatus", "deviceType", "gmtCreate", "gmtModified", "iotId",
@@ -71,25 +80,33 @@ async def test_an_entry_tells_what_the_platform_keeps(platform: Simulator, world
     assert page["code"] == ""
 
 
-async def test_every_device_has_a_secret_of_its_own_that_a_search_finds() -> None:
+async def test_every_device_has_a_different_secret_with_the_prefix() -> None:
     async with Simulator(World(150, products=1, missing=0)) as platform:
-        entries = [each async for page in pages_of(platform, key_of(World(1))) for each in page["data"]["deviceInfo"]]
+        entries = [
+            each
+            async for page in fetch_pages(platform, product_key_at(World(1)))
+            for each in page["data"]["deviceInfo"]
+        ]
     secrets = {entry["deviceSecret"] for entry in entries}
     assert len(secrets) == 150
     assert all(secret.startswith(DEVICE_SECRET_PREFIX) for secret in secrets)
 
 
-async def test_the_devices_that_were_never_activated_are_the_ones_listed_as_unactive() -> None:
+async def test_exactly_the_devices_that_were_never_activated_are_listed_as_unactive() -> None:
     world = World(400, products=1, inactive=0.2)
     async with Simulator(world) as platform:
-        entries = [each async for page in pages_of(platform, key_of(world)) for each in page["data"]["deviceInfo"]]
+        entries = [
+            each async for page in fetch_pages(platform, product_key_at(world)) for each in page["data"]["deviceInfo"]
+        ]
     unactive = {entry["iotId"] for entry in entries if entry["deviceStatus"] == "UNACTIVE"}
     assert unactive == {device.iot_id for device in world if device.exists and not device.activated}
     assert {entry["deviceStatus"] for entry in entries} == {"ONLINE", "OFFLINE", "UNACTIVE", "DISABLE"}
 
 
 async def test_devices_are_dated_in_the_order_of_their_registration(platform: Simulator, world: World) -> None:
-    entries = [each async for page in pages_of(platform, key_of(world)) for each in page["data"]["deviceInfo"]]
+    entries = [
+        each async for page in fetch_pages(platform, product_key_at(world)) for each in page["data"]["deviceInfo"]
+    ]
     assert all(new["utcCreate"] > old["utcCreate"] for new, old in pairwise(entries))
     assert all(entry["utcModified"] >= entry["utcCreate"] for entry in entries)
     assert entries[-1]["utcCreate"] == "2025-03-01T00:00:00.000Z"
@@ -105,116 +122,118 @@ async def test_devices_are_dated_in_the_order_of_their_registration(platform: Si
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dialect", ["tuya", "alibaba"])
-async def test_page_parameters_out_of_range_are_refused(dialect: Dialect, changes: dict[str, str]) -> None:
+async def test_page_parameters_out_of_range_are_rejected(dialect: Dialect, changes: dict[str, str]) -> None:
     world = World(10)
     async with Simulator(world, dialect=dialect) as platform:
-        sent = {"ProductKey": key_of(world), "PageSize": "50", "CurrentPage": "1", **changes}
-        assert await code_of(platform, ACTION, sent) == WRONG_PAGE
+        sent = {"ProductKey": product_key_at(world), "PageSize": "50", "CurrentPage": "1", **changes}
+        assert await error_code(platform, ACTION, sent) == WRONG_PAGE
 
 
-async def test_without_a_number_the_first_page_is_answered_and_without_a_size_none(
-    platform: Simulator, world: World
-) -> None:
-    first = await ask(platform, ACTION, ProductKey=key_of(world), PageSize=5)
-    assert (first["page"], len(names(first))) == (1, 5)
-    assert (await ask(platform, ACTION, ProductKey=key_of(world)))["code"] == WRONG_PAGE
+async def test_the_page_number_is_optional_and_the_page_size_is_not(platform: Simulator, world: World) -> None:
+    first = await call(platform, ACTION, ProductKey=product_key_at(world), PageSize=5)
+    assert (first["page"], len(device_names(first))) == (1, 5)
+    assert (await call(platform, ACTION, ProductKey=product_key_at(world)))["code"] == WRONG_PAGE
 
 
-async def test_the_last_page_that_needs_no_token_is_answered(platform: Simulator, world: World) -> None:
-    page = await ask(platform, ACTION, ProductKey=key_of(world), PageSize=50, CurrentPage=200)
-    assert (page["success"], page["page"], names(page), "nextToken" in page) == (True, 200, [], False)
+async def test_the_last_page_without_a_token_is_returned(platform: Simulator, world: World) -> None:
+    page = await call(platform, ACTION, ProductKey=product_key_at(world), PageSize=50, CurrentPage=200)
+    assert (page["success"], page["page"], device_names(page), "nextToken" in page) == (True, 200, [], False)
 
 
-@pytest.mark.parametrize(("product_key", "code"), PRODUCT_REFUSALS)
-async def test_a_product_that_is_none_is_refused(platform: Simulator, product_key: str, code: str) -> None:
-    assert await code_of(platform, ACTION, {"ProductKey": product_key, "PageSize": "50"}) == code
+@pytest.mark.parametrize(("product_key", "code"), PRODUCT_ERRORS)
+async def test_an_unknown_product_is_rejected(platform: Simulator, product_key: str, code: str) -> None:
+    assert await error_code(platform, ACTION, {"ProductKey": product_key, "PageSize": "50"}) == code
 
 
-async def test_a_token_wins_over_the_number_of_the_page_whatever_that_is(platform: Simulator, world: World) -> None:
-    first = await ask(platform, ACTION, ProductKey=key_of(world), PageSize=30)
-    sent = {"ProductKey": key_of(world), "PageSize": 30, "NextToken": first["nextToken"]}
-    second = await ask(platform, ACTION, ProductKey=key_of(world), PageSize=30, CurrentPage=2)
+async def test_a_token_takes_precedence_over_any_page_number(platform: Simulator, world: World) -> None:
+    first = await call(platform, ACTION, ProductKey=product_key_at(world), PageSize=30)
+    sent = {"ProductKey": product_key_at(world), "PageSize": 30, "NextToken": first["nextToken"]}
+    second = await call(platform, ACTION, ProductKey=product_key_at(world), PageSize=30, CurrentPage=2)
     for number in ("1", "7", "9999999", "x", ""):
-        assert (await ask(platform, ACTION, **sent, CurrentPage=number))["data"] == second["data"]
+        assert (await call(platform, ACTION, **sent, CurrentPage=number))["data"] == second["data"]
 
 
-async def test_a_token_that_was_not_given_for_this_list_is_refused(world: World) -> None:
+async def test_a_token_of_another_list_is_rejected(world: World) -> None:
     stranger = SimulatedAccount("stranger", Secret("secret"))
     own = SimulatedAccount("own", Secret("secret"))
     async with Simulator(world, accounts=[own, stranger]) as platform:
-        first = await ask_as(own, platform, ACTION, ProductKey=key_of(world), PageSize=5)
+        first = await call_as(own, platform, ACTION, ProductKey=product_key_at(world), PageSize=5)
         token = first["nextToken"]
         swapped = ("B" if token[9] == "A" else "A").join((token[:9], token[10:]))
         for account, product, shown in [
             (own, 0, "TGlzdA"), (own, 0, "\N{SNOWMAN}"), (own, 0, "0"), (own, 0, swapped), (own, 0, token[:-1]),
             (own, 0, token + "A"), (own, 1, token), (stranger, 0, token),
         ]:  # fmt: skip
-            sent = {"ProductKey": key_of(world, product), "PageSize": 5, "NextToken": shown}
-            assert (await ask_as(account, platform, ACTION, **sent))["code"] == WRONG_PAGE
-        sent = {"ProductKey": key_of(world), "PageSize": 5, "NextToken": token}
-        assert (await ask_as(own, platform, ACTION, **sent))["page"] == 2
+            sent = {"ProductKey": product_key_at(world, product), "PageSize": 5, "NextToken": shown}
+            assert (await call_as(account, platform, ACTION, **sent))["code"] == WRONG_PAGE
+        sent = {"ProductKey": product_key_at(world), "PageSize": 5, "NextToken": token}
+        assert (await call_as(own, platform, ACTION, **sent))["page"] == 2
 
 
-async def test_a_million_devices_of_a_product_can_be_listed_and_no_more() -> None:
+async def test_only_a_million_devices_of_a_product_can_be_listed() -> None:
     world = World(1_100_000, products=1, missing=0)
     async with Simulator(world) as platform:
-        sent = {"ProductKey": key_of(world), "PageSize": 50}
-        page = await ask(platform, ACTION, **sent, NextToken=token_at(world, 999_970))
-        assert names(page)[-1] == world.device(100_000).device_name
-        assert (page["total"], len(names(page))) == (1_100_000, 30)
-        assert (await ask(platform, ACTION, **sent, NextToken=page["nextToken"]))["code"] == WRONG_PAGE
+        sent = {"ProductKey": product_key_at(world), "PageSize": 50}
+        page = await call(platform, ACTION, **sent, NextToken=token_at(world, 999_970))
+        assert device_names(page)[-1] == world.device(100_000).device_name
+        assert (page["total"], len(device_names(page))) == (1_100_000, 30)
+        assert (await call(platform, ACTION, **sent, NextToken=page["nextToken"]))["code"] == WRONG_PAGE
 
 
-async def test_a_list_of_any_size_is_answered_at_once() -> None:
+async def test_a_list_of_any_size_is_returned_immediately() -> None:
     world = World(10_000_000)
     async with Simulator(world) as platform:
         began = time.perf_counter()
-        page = await ask(platform, ACTION, ProductKey=key_of(world), PageSize=50, NextToken=token_at(world, 900_000))
+        page = await call(
+            platform, ACTION, ProductKey=product_key_at(world), PageSize=50, NextToken=token_at(world, 900_000)
+        )
         assert time.perf_counter() - began < 1
-    assert len(names(page)) == 50
-    assert all(world.find(key_of(world), name) is not None for name in names(page))
+    assert len(device_names(page)) == 50
+    assert all(world.find(product_key_at(world), name) is not None for name in device_names(page))
 
 
-async def test_alibabas_dialect_and_xml_hold_the_same(world: World) -> None:
-    sent = {"ProductKey": key_of(world), "PageSize": "3"}
+async def test_alibabas_dialect_and_xml_have_the_same_content(world: World) -> None:
+    sent = {"ProductKey": product_key_at(world), "PageSize": "3"}
     async with Simulator(world) as platform:
-        plain = await ask(platform, ACTION, **sent)
+        plain = await call(platform, ACTION, **sent)
     async with Simulator(world, dialect="alibaba") as platform:
-        pascal = await ask(platform, ACTION, **sent)
+        pascal = await call(platform, ACTION, **sent)
         query = signed_query(sent, constants={"Action": ACTION, "Format": ""})
         xml = ET.fromstring((await get(platform, query)).body)
     assert {"NextToken", "Page", "PageCount", "PageSize", "Total", "Data"} < set(pascal)
-    assert [entry["DeviceName"] for entry in pascal["Data"]["DeviceInfo"]] == names(plain)
-    assert [entry.findtext("DeviceName") for entry in xml.iterfind("Data/DeviceInfo")] == names(plain)
+    assert [entry["DeviceName"] for entry in pascal["Data"]["DeviceInfo"]] == device_names(plain)
+    assert [entry.findtext("DeviceName") for entry in xml.iterfind("Data/DeviceInfo")] == device_names(plain)
     assert xml.tag == "QueryDeviceResponse"
 
 
-async def test_a_list_slides_back_while_devices_are_registered() -> None:
+async def test_a_list_shifts_back_while_devices_are_registered() -> None:
     world = World(200, products=1, missing=0, inactive=0)
     async with Simulator(world, churn=Churn(register_per_second=200)) as platform:
-        first = await ask(platform, ACTION, ProductKey=key_of(world), PageSize=50)
-        wait_until(lambda: platform.registered, reaches=10)
-        second = await ask(platform, ACTION, ProductKey=key_of(world), PageSize=50, NextToken=first["nextToken"])
-        again = set(names(first)) & set(names(second))
-        assert again == set(names(first)[-len(again) :])
-        assert 10 <= len(again) == second["total"] - first["total"] <= platform.registered
-        newest = await ask(platform, ACTION, ProductKey=key_of(world), PageSize=1)
-        device = world.endless().find(key_of(world), names(newest)[0])
+        first = await call(platform, ACTION, ProductKey=product_key_at(world), PageSize=50)
+        wait_until(lambda: platform.registry_for().registered, reaches=10)
+        second = await call(
+            platform, ACTION, ProductKey=product_key_at(world), PageSize=50, NextToken=first["nextToken"]
+        )
+        again = set(device_names(first)) & set(device_names(second))
+        assert again == set(device_names(first)[-len(again) :])
+        assert 10 <= len(again) == second["total"] - first["total"] <= platform.registry_for().registered
+        newest = await call(platform, ACTION, ProductKey=product_key_at(world), PageSize=1)
+        device = world.unbounded().find(product_key_at(world), device_names(newest)[0])
         assert device is not None
         assert device.index >= 209
-        assert (await ask(platform, "ListOTAModuleVersionsByDevice", **named(device)))["success"] is True
+        assert (await call(platform, "ListOTAModuleVersionsByDevice", **device_params(device)))["success"] is True
 
 
-async def test_a_list_slides_forward_while_devices_are_removed_and_some_are_never_shown() -> None:
+async def test_a_list_shifts_forward_while_devices_are_removed_and_some_are_never_listed() -> None:
     world = World(400, products=1, missing=0)
     async with Simulator(world, churn=Churn(remove_per_second=400)) as platform:
         seen: set[str] = set()
-        async for page in pages_of(platform, key_of(world)):
-            seen.update(names(page))
-            wait_until(lambda: len(platform.removed), reaches=len(platform.removed) + 10)
-            assert 400 >= page["total"] >= 400 - len(platform.removed)
-        lasted = {device.device_name for device in world if device.index not in platform.removed}
-        gone = world.device(next(iter(platform.removed)))
+        async for page in fetch_pages(platform, product_key_at(world)):
+            seen.update(device_names(page))
+            wait_until(lambda: len(platform.registry_for().removed), reaches=len(platform.registry_for().removed) + 10)
+            assert 400 >= page["total"] >= 400 - len(platform.registry_for().removed)
+        lasted = {device.device_name for device in world if device.index not in platform.registry_for().removed}
+        gone = world.device(next(iter(platform.registry_for().removed)))
         assert lasted - seen
-        asked = (await ask(platform, "ListOTAModuleVersionsByDevice", **named(gone)))["code"]
-        assert asked == "iot.device.NotExistedDevice"
+        code = (await call(platform, "ListOTAModuleVersionsByDevice", **device_params(gone)))["code"]
+        assert code == "iot.device.NotExistedDevice"

@@ -13,17 +13,17 @@ WORLDS = st.builds(
 
 
 def existing(registry: Registry) -> list[int]:
-    """The indices of the devices that exist, found by name, one by one."""
-    everyone = registry.world.endless()
+    """Indices of the existing devices, found by name, one by one."""
+    everyone = registry.world.unbounded()
     devices = map(everyone.device, range(len(registry.world) + registry.registered + 10))
     return [each.index for each in devices if registry.find(each.product_key, each.device_name) is not None]
 
 
 @given(WORLDS)
-def test_without_churn_those_exist_that_the_world_says(world: World) -> None:
+def test_without_churn_the_devices_of_the_world_exist(world: World) -> None:
     registry = Registry(world)
-    registry.begin(0)
-    registry.catch_up(1e9)
+    registry.start_churn(0)
+    registry.advance(1e9)
     assert existing(registry) == [device.index for device in world if device.exists]
     assert (registry.registered, registry.removed) == (0, set())
 
@@ -34,25 +34,25 @@ def test_lists_and_counts_are_those_of_the_devices_that_exist(
     world: World, register: int, remove: int, seconds: int
 ) -> None:
     registry = Registry(world, Churn(register, remove, seed=3))
-    registry.begin(100)
-    registry.catch_up(100 + seconds)
+    registry.start_churn(100)
+    registry.advance(100 + seconds)
     expected = existing(registry)
     began = {device.index for device in world if device.exists}
     assert set(expected) == (began | set(range(len(world), len(world) + register * seconds))) - registry.removed
     assert registry.registered == register * seconds
     for product in range(len(world.products)):
-        own = [index for index in reversed(expected) if world.layout.place_of(index)[0] == product]
+        own = [index for index in reversed(expected) if world.layout.position_of(index)[0] == product]
         assert registry.count(product) == len(own)
         assert [device.index for device in registry.newest(product, 0, 1_000)] == own
         assert [device.index for device in registry.newest(product, 3, 5)] == own[3:8]
 
 
-def test_a_removed_device_is_found_no_more_and_a_registered_one_is() -> None:
+def test_a_removed_device_is_not_found_and_a_registered_one_is() -> None:
     registry = Registry(World(50, missing=0), Churn(10, 10))
-    everyone = registry.world.endless()
+    everyone = registry.world.unbounded()
     assert registry.find_by_iot_id(everyone.device(50).iot_id) is None
-    registry.begin(0)
-    registry.catch_up(2)
+    registry.start_churn(0)
+    registry.advance(2)
     assert (registry.registered, len(registry.removed)) == (20, 20)
     for index in range(70):
         device = everyone.device(index)
@@ -61,45 +61,46 @@ def test_a_removed_device_is_found_no_more_and_a_registered_one_is() -> None:
         assert registry.find(device.product_key, device.device_name) == expected
 
 
-def test_nothing_happens_before_the_first_listing_request() -> None:
+def test_churn_starts_with_the_first_list_request() -> None:
     registry = Registry(World(50), Churn(10, 10))
-    registry.catch_up(1_000)
-    registry.begin(1_000)
-    registry.begin(900)
-    registry.catch_up(1_000.5)
+    registry.advance(1_000)
+    registry.start_churn(1_000)
+    registry.start_churn(900)
+    registry.advance(1_000.5)
     assert (registry.registered, len(registry.removed)) == (5, 5)
 
 
-def test_the_same_seed_and_time_give_the_same_devices_however_often_it_is_asked() -> None:
+def test_the_same_seed_and_time_give_the_same_devices_at_any_number_of_requests() -> None:
     once, often = (Registry(World(1_000), Churn(30, 50, seed=8)) for _ in range(2))
     other = Registry(World(1_000), Churn(30, 50, seed=9))
     for registry in (once, often, other):
-        registry.begin(0)
+        registry.start_churn(0)
     for hundredth in range(401):
-        often.catch_up(hundredth / 100)
-    once.catch_up(4)
-    other.catch_up(4)
+        often.advance(hundredth / 100)
+    once.advance(4)
+    other.advance(4)
     assert (once.registered, once.removed) == (often.registered, often.removed)
     assert once.removed != other.removed
 
 
 def test_devices_of_every_product_and_age_are_removed() -> None:
     registry = Registry(World(10_000, missing=0), Churn(0, 2_000))
-    registry.begin(0)
-    registry.catch_up(1)
+    registry.start_churn(0)
+    registry.advance(1)
     shares = [
-        sum(registry.world.layout.place_of(index)[0] == product for index in registry.removed) for product in range(4)
+        sum(registry.world.layout.position_of(index)[0] == product for index in registry.removed)
+        for product in range(4)
     ]
     assert [round(share / 2_000, 1) for share in shares] == [0.4, 0.3, 0.2, 0.1]
     assert sum(registry.removed) / 2_000 == pytest.approx(5_000, abs=250)
 
 
-def test_the_last_device_can_go_and_others_come_after_it() -> None:
+def test_the_last_device_can_be_removed_and_others_registered_later() -> None:
     registry = Registry(World(3, missing=0), Churn(1, 100))
-    registry.begin(0)
-    registry.catch_up(0.5)
+    registry.start_churn(0)
+    registry.advance(0.5)
     assert len(registry.removed) == 3
-    registry.catch_up(5)
+    registry.advance(5)
     assert registry.registered == 5
     assert sum(registry.count(product) for product in range(4)) == 8 - len(registry.removed) <= 1
 

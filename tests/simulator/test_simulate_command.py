@@ -1,4 +1,4 @@
-"""`auditor simulate` with several accounts and devices that come and go, in a process of its own."""
+"""`auditor simulate` with several accounts and churn, in a process of its own."""
 
 import csv
 import inspect
@@ -16,14 +16,14 @@ import orjson
 import pytest
 
 from auditor.cli.commands.simulate import simulate
-from auditor.simulator.lifecycle import ORDINARY_LIFE, Life
+from auditor.simulator.lifecycle import ORDINARY_LIFECYCLE, Lifecycle
 from auditor.simulator.world import World
 from tests.simulator.api_requests import signed_query
 
 
 @contextmanager
 def simulated(*options: object) -> Iterator[list[str]]:
-    """A running platform; gives the lines it has printed once its settings are written."""
+    """Run a platform; yield the lines that it has printed after its settings are written."""
     whole = ("simulate", "--port", 0, "--devices", 20, *options)
     command = [sys.executable, "-m", "auditor", *map(str, whole)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -38,18 +38,18 @@ def simulated(*options: object) -> Iterator[list[str]]:
         assert process.wait(10) == 0
 
 
-def test_accounts_have_keys_secrets_and_fleets_of_their_own(tmp_path: Path) -> None:
+def test_accounts_have_different_keys_secrets_and_fleets(tmp_path: Path) -> None:
     with simulated("--accounts", 3, "--seed", 5, "--write", tmp_path) as lines:
         settings = tomllib.loads((tmp_path / "simulated.toml").read_text())
-    told = [line.split()[1] for line in lines if line.startswith("access_key")]
-    assert told == [
+    printed = [line.split()[1] for line in lines if line.startswith("access_key")]
+    assert printed == [
         "simulated-key", "simulated-secret", "simulated-key-2", "simulated-secret-2", "simulated-key-3",
         "simulated-secret-3",
     ]  # fmt: skip
     assert [account["name"] for account in settings["account"]] == ["simulated", "simulated-2", "simulated-3"]
     for number, account in enumerate(settings["account"]):
-        assert account["access_key_id"] == told[2 * number]
-        assert (tmp_path / account["access_key_secret"]["file"]).read_text() == told[2 * number + 1]
+        assert account["access_key_id"] == printed[2 * number]
+        assert (tmp_path / account["access_key_secret"]["file"]).read_text() == printed[2 * number + 1]
         with (tmp_path / account["fleet"]["file"]).open(newline="") as file:
             written = [row["iot_id"] for row in csv.DictReader(file)]
         assert written == [device.iot_id for device in World(20, seed=5 + number)]
@@ -63,20 +63,20 @@ def test_settings_can_name_the_products_instead_of_a_file(tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"simulated.toml", "simulated-secret"}
 
 
-def test_a_fleet_lives_as_told_and_its_times_are_those_of_the_clock(tmp_path: Path) -> None:
+def test_a_fleet_has_the_configured_lifecycle_and_current_times(tmp_path: Path) -> None:
     parts = ("--connecting", 1, "--always-online", 0.5, "--restarting", 0.5, "--offline-reports", 0.25)
     before = time.time()
     with simulated("--day", 3, "--products", 1, *parts, "--write", tmp_path) as lines:
-        world = World(20, products=1, day=3, life=Life(1, 0.5, 0.5, 0.25))
+        world = World(20, products=1, day=3, lifecycle=Lifecycle(1, 0.5, 0.5, 0.25))
         ids = {f"IotId.{number}": device.iot_id for number, device in enumerate(world, 1)}
         query = signed_query(ids, constants={"Action": "BatchGetDeviceState"})
         with urllib.request.urlopen(f"{lines[0].split()[1]}?{query}") as answer:
             entries = orjson.loads(answer.read())["deviceStatusList"]["deviceStatus"]
     devices = [device for device in world if device.exists]
     assert [entry["status"] for entry in entries] == [device.status for device in devices]
-    assert {device.connected for device in devices} == {0, 3}
+    assert {device.connected_day for device in devices} == {0, 3}
     for device, entry in zip(devices, entries, strict=True):
-        if device.connected == 3:
+        if device.connected_day == 3:
             assert before < entry["lastOnlineTime"] / 1000 < time.time() + 1
         else:
             assert entry["lastOnlineTime"] / 1000 < time.time() - 4 * 86_400
@@ -93,13 +93,13 @@ def test_a_fleet_lives_as_told_and_its_times_are_those_of_the_clock(tmp_path: Pa
         ("--always-online", 0.8, "--offline-reports", 0.8),
     ],
 )
-def test_options_that_make_no_sense_are_refused(option: tuple[object, ...]) -> None:
+def test_invalid_options_are_rejected(option: tuple[object, ...]) -> None:
     command = [sys.executable, "-m", "auditor", "simulate", "--port", "0", *map(str, option)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
-def test_the_command_simulates_an_ordinary_life_unless_it_is_told_otherwise() -> None:
+def test_the_command_has_the_default_lifecycle() -> None:
     defaults = {name: each.default for name, each in inspect.signature(simulate).parameters.items()}
-    assert Life(**{name: defaults[name] for name in Life.__slots__}) == ORDINARY_LIFE
+    assert Lifecycle(**{name: defaults[name] for name in Lifecycle.__slots__}) == ORDINARY_LIFECYCLE

@@ -26,14 +26,14 @@ pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:unclosed:Res
 
 @pytest.fixture(autouse=True)
 def collected() -> Iterator[None]:
-    """The SDK closes no connection; those it leaves are collected here, not in a test that comes later."""
+    """Collect the connections that the SDK leaves open, so that no later test does."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
 
 
-def ask_by_sdk(port: int, secret: str, request: Any, method: str, parameters: Mapping[str, object]) -> Any:
+def call_sdk(port: int, secret: str, request: Any, method: str, parameters: Mapping[str, object]) -> Any:
     client = AcsClient(DEFAULT_ACCOUNT.access_key_id, secret, "cn-shanghai", port=port, auto_retry=False)
     request.set_endpoint("127.0.0.1")
     request.set_protocol_type("http")
@@ -45,17 +45,17 @@ def ask_by_sdk(port: int, secret: str, request: Any, method: str, parameters: Ma
 
 async def send(platform: Simulator, request: Any, method: str = "POST", **parameters: object) -> Any:
     right = DEFAULT_ACCOUNT.secret.reveal()
-    return await anyio.to_thread.run_sync(ask_by_sdk, platform.port, right, request, method, parameters)
+    return await anyio.to_thread.run_sync(call_sdk, platform.port, right, request, method, parameters)
 
 
-async def ask(platform: Simulator, *, secret: str | None = None, method: str = "POST", **parameters: str) -> Any:
+async def call(platform: Simulator, *, secret: str | None = None, method: str = "POST", **parameters: str) -> Any:
     right = DEFAULT_ACCOUNT.secret.reveal()
     request = ListOTAModuleVersionsByDeviceRequest()
     whole = {"CurrentPage": "1", "PageSize": "50", **parameters}
-    return await anyio.to_thread.run_sync(ask_by_sdk, platform.port, secret or right, request, method, whole)
+    return await anyio.to_thread.run_sync(call_sdk, platform.port, secret or right, request, method, whole)
 
 
-def names_of(device: SimulatedDevice) -> list[dict[str, str]]:
+def device_names(device: SimulatedDevice) -> list[dict[str, str]]:
     return [
         {
             "deviceName": device.device_name,
@@ -73,12 +73,12 @@ def names_of(device: SimulatedDevice) -> list[dict[str, str]]:
 async def test_the_sdk_gets_a_devices_modules_by_name(world: World, method: str, index: int) -> None:
     device = world.device(index)
     async with Simulator(world) as platform:
-        answer = await ask(platform, method=method, ProductKey=device.product_key, DeviceName=device.device_name)
+        answer = await call(platform, method=method, ProductKey=device.product_key, DeviceName=device.device_name)
     assert answer.pop("requestId")
     assert answer == {
         "code": "",
         "currentPage": 1,
-        "data": {"simpleOTAModuleInfo": names_of(device)},
+        "data": {"simpleOTAModuleInfo": device_names(device)},
         "pageCount": 1,
         "pageSize": 50,
         "success": True,
@@ -90,18 +90,18 @@ async def test_the_sdk_gets_a_devices_modules_by_name(world: World, method: str,
 async def test_the_sdk_gets_a_devices_modules_by_iot_id(world: World, dialect: Dialect) -> None:
     device = world.device(1)
     async with Simulator(world, dialect=dialect) as platform:
-        answer = await ask(platform, IotId=device.iot_id, IotInstanceId="iot-instance")
+        answer = await call(platform, IotId=device.iot_id, IotInstanceId="iot-instance")
     document = {name.lower(): value for name, value in answer.items()}
     assert document["total"] == 3
     assert document["success"] is True
     (entries,) = document["data"].values()
-    assert [list(entry.values()) for entry in entries] == [list(entry.values()) for entry in names_of(device)]
+    assert [list(entry.values()) for entry in entries] == [list(entry.values()) for entry in device_names(device)]
 
 
 async def test_alibabas_dialect_is_in_pascal_case(world: World) -> None:
     device = world.device(1)
     async with Simulator(world, dialect="alibaba") as platform:
-        answer = await ask(platform, ProductKey=device.product_key, DeviceName=device.device_name)
+        answer = await call(platform, ProductKey=device.product_key, DeviceName=device.device_name)
     assert set(answer) == {
         "Code", "CurrentPage", "Data", "PageCount", "PageSize", "RequestId", "Success", "Total",
     }  # fmt: skip
@@ -110,14 +110,14 @@ async def test_alibabas_dialect_is_in_pascal_case(world: World) -> None:
     }  # fmt: skip
 
 
-async def test_the_sdk_is_told_that_its_secret_is_wrong(world: World) -> None:
+async def test_the_sdk_reports_a_wrong_secret(world: World) -> None:
     async with Simulator(world) as platform:
         with pytest.raises(ServerException) as caught:
-            await ask(platform, secret="wrong", IotId=world.device(1).iot_id)
+            await call(platform, secret="wrong", IotId=world.device(1).iot_id)
     # The SDK says so of SignatureDoesNotMatch only if the server's string to sign equals its own.
     assert caught.value.get_error_code() == "InvalidAccessKeySecret"
     assert caught.value.get_http_status() == 400
-    assert platform.counts.refused_by_code == {"SignatureDoesNotMatch": 1}
+    assert platform.counts.rejected_by_code == {"SignatureDoesNotMatch": 1}
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

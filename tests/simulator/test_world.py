@@ -34,10 +34,10 @@ def test_a_device_is_not_found_under_another_product(index: int) -> None:
 
 
 @given(st.text(max_size=40))
-def test_made_up_names_and_ids_are_not_found(text: str) -> None:
+def test_invented_names_and_ids_are_not_found(text: str) -> None:
     world = World(100)
-    known = {device.iot_id for device in world} | {device.device_name for device in world}
-    if text not in known:
+    existing = {device.iot_id for device in world} | {device.device_name for device in world}
+    if text not in existing:
         assert world.find_by_iot_id(text) is None
         assert all(world.find(key, text) is None for key in world.product_keys)
 
@@ -46,12 +46,12 @@ def test_made_up_names_and_ids_are_not_found(text: str) -> None:
     "name",
     ["dev-", "dev-1", "dev-000000001", "dev-" + "\N{ARABIC-INDIC DIGIT ONE}" * 8, "dev-" + "9" * 5000, "dev-00000100"],
 )
-def test_a_name_that_is_nearly_right_is_not_found(name: str) -> None:
+def test_a_nearly_correct_name_is_not_found(name: str) -> None:
     world = World(100, missing=0)
     assert all(world.find(key, name) is None for key in world.product_keys)
 
 
-def test_an_id_that_only_ends_like_a_devices_is_not_found() -> None:
+def test_an_id_with_the_suffix_of_a_device_is_not_found() -> None:
     world = World(100, missing=0)
     iot_id = world.device(5).iot_id
     assert world.find_by_iot_id(iot_id) is not None
@@ -59,12 +59,12 @@ def test_an_id_that_only_ends_like_a_devices_is_not_found() -> None:
     assert world.find_by_iot_id(iot_id.swapcase()) is None
 
 
-def test_an_id_past_the_end_of_the_world_is_not_found() -> None:
+def test_an_id_after_the_end_of_the_world_is_not_found() -> None:
     assert World(100).find_by_iot_id(World(101, missing=0).device(100).iot_id) is None
 
 
 @given(INDICES)
-def test_names_keep_to_the_platforms_rules(index: int) -> None:
+def test_names_satisfy_the_rules_of_the_platform(index: int) -> None:
     device = World(1_000_000).device(index)
     assert 4 <= len(device.device_name) <= 32
     assert set(device.device_name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_@.:")
@@ -79,7 +79,7 @@ def test_the_same_arguments_give_the_same_world_and_another_seed_another() -> No
     assert [device.iot_id for device in World(500, seed=3)] != [device.iot_id for device in World(500, seed=4)]
 
 
-def test_the_truth_never_changes_between_versions_of_the_simulator() -> None:
+def test_worlds_never_change_between_versions_of_the_simulator() -> None:
     # A written fleet file and a recorded run stay usable only while this device stays what it is.
     device = World(1_000_000, seed=7).device(42)
     again = World(1_000_000, seed=7).find(device.product_key, device.device_name)
@@ -87,7 +87,7 @@ def test_the_truth_never_changes_between_versions_of_the_simulator() -> None:
     assert again == device
 
 
-def test_a_growing_world_keeps_its_devices() -> None:
+def test_a_larger_world_has_the_same_devices() -> None:
     assert list(World(50)) == list(World(5_000))[:50]
 
 
@@ -97,7 +97,7 @@ def test_ids_and_names_are_unique() -> None:
     assert len({(device.product_key, device.device_name) for device in devices}) == len(devices)
 
 
-def test_the_parts_are_about_as_asked() -> None:
+def test_the_fractions_are_about_as_configured() -> None:
     devices = list(World(20_000, missing=0.1, inactive=0.05, silent=0.2, large=0.03))
     existing = [device for device in devices if device.exists]
     active = [device for device in existing if device.activated]
@@ -114,8 +114,8 @@ def test_devices_that_cannot_report_have_no_modules() -> None:
 
 
 @given(INDICES, st.integers(0, 1_200))
-def test_a_special_device_has_exactly_the_modules_asked_for(index: int, modules: int) -> None:
-    device = World(1_000_000, missing=1, inactive=1, silent=1, special={index: modules}).device(index)
+def test_a_device_can_have_an_exact_number_of_modules(index: int, modules: int) -> None:
+    device = World(1_000_000, missing=1, inactive=1, silent=1, module_counts={index: modules}).device(index)
     assert device.exists
     assert device.activated
     assert len(device.modules) == modules
@@ -128,7 +128,7 @@ def test_module_names_of_a_device_are_unique_whatever_their_case(index: int) -> 
     assert device.modules[0].module_name == "default"
 
 
-def test_one_version_of_a_module_rules_and_others_lag() -> None:
+def test_one_version_of_a_module_dominates_and_others_lag() -> None:
     runs = Counter(
         (device.product_key, module.module_version)
         for device in World(20_000, large=0)
@@ -166,7 +166,7 @@ def test_a_million_devices_take_no_memory() -> None:
     assert held < 200_000
 
 
-def test_a_fleet_file_names_all_devices_the_missing_too(tmp_path: Path) -> None:
+def test_a_fleet_file_has_all_devices_including_missing_ones(tmp_path: Path) -> None:
     world = World(300, missing=0.5)
     world.write_fleet(tmp_path / "fleet.csv")
     with (tmp_path / "fleet.csv").open(newline="") as file:
@@ -175,7 +175,7 @@ def test_a_fleet_file_names_all_devices_the_missing_too(tmp_path: Path) -> None:
     assert rows[1:] == [[device.product_key, device.device_name, device.iot_id] for device in world]
 
 
-def test_a_fleet_file_has_the_columns_asked_for(tmp_path: Path) -> None:
+def test_a_fleet_file_has_the_requested_columns(tmp_path: Path) -> None:
     world = World(3)
     world.write_fleet(tmp_path / "fleet.csv", columns=("iot_id",))
     assert (tmp_path / "fleet.csv").read_text().split() == ["iot_id", *(device.iot_id for device in world)]
@@ -183,21 +183,21 @@ def test_a_fleet_file_has_the_columns_asked_for(tmp_path: Path) -> None:
         world.write_fleet(tmp_path / "fleet.csv", columns=("secret",))
 
 
-def test_a_world_refuses_what_cannot_be() -> None:
+def test_invalid_arguments_of_a_world_are_rejected() -> None:
     with pytest.raises(ValueError, match="devices"):
         World(-1)
     with pytest.raises(ValueError, match="product"):
         World(1, products=0)
     with pytest.raises(ValueError, match="silent"):
         World(1, silent=1.5)
-    with pytest.raises(ValueError, match="special"):
-        World(1, special={0: -1})
+    with pytest.raises(ValueError, match="module_counts"):
+        World(1, module_counts={0: -1})
     with pytest.raises(IndexError):
         World(1).device(1)
     assert list(World(0)) == []
 
 
-def test_days_pass_and_updates_reach_more_devices_while_few_go_back() -> None:
+def test_updates_reach_more_devices_each_day_and_few_are_rolled_back() -> None:
     days = [World(12_000, day=day) for day in range(6)]
     assert list(days[0]) == list(World(12_000))
     ran: dict[tuple[str, str], list[Counter[str]]] = {}
@@ -208,25 +208,25 @@ def test_days_pass_and_updates_reach_more_devices_while_few_go_back() -> None:
                 counters[day][module.module_version] += 1
     reached = []
     for counters in ran.values():
-        coming = set(counters[5]) - set(counters[0])
-        if coming:
-            (version,) = coming
+        new_versions = set(counters[5]) - set(counters[0])
+        if new_versions:
+            (version,) = new_versions
             counts = [counter[version] for counter in counters]
             assert counts == sorted(counts)
             assert counts[5] > counts[1] > 0
             reached.append(counts[5] / counters[5].total())
     assert 1 < len(reached) < len(ran)
-    assert all(0.15 < part <= 0.98 for part in reached)
+    assert all(0.15 < fraction <= 0.98 for fraction in reached)
     still = [index for index in range(12_000) if days[0].device(index).modules == days[5].device(index).modules]
     assert 1_200 < len(still) < 10_800
 
 
-def test_a_device_is_the_same_but_for_its_versions_on_any_day() -> None:
+def test_only_the_versions_of_a_device_change_over_days() -> None:
     for before, after in zip(World(1_000), World(1_000, day=3), strict=True):
         assert (before.device_name, before.iot_id, before.exists) == (after.device_name, after.iot_id, after.exists)
         assert [each.module_name for each in before.modules] == [each.module_name for each in after.modules]
 
 
-def test_no_day_comes_before_the_first() -> None:
+def test_a_negative_day_is_rejected() -> None:
     with pytest.raises(ValueError, match="day"):
         World(1, day=-1)

@@ -1,4 +1,4 @@
-"""Intervals of sampled shares: the distributions as scipy has them, what is known for certain, and that they cover."""
+"""Intervals of sampled shares: agreement with scipy, certain cases, and coverage."""
 
 from itertools import product
 from math import sqrt
@@ -8,9 +8,16 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from auditor.stats.hypergeometric import TAIL, at_most, fewest, most
-from auditor.stats.intervals import Interval, Stratum, difference, error_rate, is_noise, share_within, unseen
-from auditor.stats.ratio_estimator import share_over, unseen_over
+from auditor.stats.hypergeometric import TAIL, cumulative_probability, lower_limit, upper_limit
+from auditor.stats.intervals import (
+    Interval,
+    Stratum,
+    difference_interval,
+    error_rate,
+    share_interval,
+    unseen_share_limit,
+)
+from auditor.stats.ratio_estimator import combined_share_interval, combined_unseen_share_limit
 
 ROUNDING = 1e-7
 
@@ -24,16 +31,18 @@ def strata(draw: st.DrawFn, *, sampled: int = 0, all_report: bool = False) -> St
 
 
 def mirrored(stratum: Stratum) -> Stratum:
-    """The same sample, asked for all other versions."""
-    return Stratum(stratum.devices, stratum.sampled, stratum.reporting, stratum.reporting - stratum.running)
+    """Return the same sample with the counts of all other versions."""
+    return Stratum(stratum.devices, stratum.sampled, stratum.with_module, stratum.with_module - stratum.on_version)
 
 
 @given(strata(sampled=1, all_report=True), st.data())
-def test_the_probability_of_a_sample_is_that_of_scipy(drawn: Stratum, data: st.DataObject) -> None:
-    marked = data.draw(st.integers(0, drawn.devices))
-    told = at_most(drawn.running, devices=drawn.devices, marked=marked, sampled=drawn.sampled)
-    assert told == pytest.approx(
-        stats.hypergeom.cdf(drawn.running, drawn.devices, marked, drawn.sampled), rel=1e-6, abs=1e-9
+def test_cumulative_probability_equals_scipy(stratum: Stratum, data: st.DataObject) -> None:
+    marked = data.draw(st.integers(0, stratum.devices))
+    interval = cumulative_probability(
+        stratum.on_version, devices=stratum.devices, marked=marked, sampled=stratum.sampled
+    )
+    assert interval == pytest.approx(
+        stats.hypergeom.cdf(stratum.on_version, stratum.devices, marked, stratum.sampled), rel=1e-6, abs=1e-9
     )
 
 
@@ -41,37 +50,39 @@ def test_the_probability_of_a_sample_is_that_of_scipy(drawn: Stratum, data: st.D
 @example(Stratum(5_000_000, 2_000, 2_000, 3))
 @example(Stratum(40, 39, 39, 39))
 @example(Stratum(40, 1, 1, 0))  # 39 of 40 leave a tail of 2.5% to the digit
-def test_exactly_the_numbers_that_are_not_unlikely_are_within_the_limits(drawn: Stratum) -> None:
+def test_limits_include_exactly_the_numbers_that_are_not_unlikely(stratum: Stratum) -> None:
     def tails(marked: int) -> float:
-        law = stats.hypergeom(drawn.devices, marked, drawn.sampled)
-        return float(min(law.sf(drawn.running - 1), law.cdf(drawn.running)))
+        law = stats.hypergeom(stratum.devices, marked, stratum.sampled)
+        return float(min(law.sf(stratum.on_version - 1), law.cdf(stratum.on_version)))
 
-    low = fewest(drawn.devices, drawn.sampled, drawn.running)
-    high = most(drawn.devices, drawn.sampled, drawn.running)
-    assert drawn.running <= low <= high <= drawn.devices - drawn.sampled + drawn.running
+    low = lower_limit(stratum.devices, stratum.sampled, stratum.on_version)
+    high = upper_limit(stratum.devices, stratum.sampled, stratum.on_version)
+    assert stratum.on_version <= low <= high <= stratum.devices - stratum.sampled + stratum.on_version
     assert tails(low) > TAIL - ROUNDING
     assert tails(high) > TAIL - ROUNDING
-    assert low == drawn.running or tails(low - 1) < TAIL + ROUNDING
-    assert high == drawn.devices - drawn.sampled + drawn.running or tails(high + 1) < TAIL + ROUNDING
+    assert low == stratum.on_version or tails(low - 1) < TAIL + ROUNDING
+    assert high == stratum.devices - stratum.sampled + stratum.on_version or tails(high + 1) < TAIL + ROUNDING
 
 
 @pytest.mark.parametrize(("reporting", "running"), [(30, 0), (30, 7), (399, 200), (5000, 3), (5000, 4990)])
-def test_in_an_endless_fleet_few_devices_have_the_interval_of_clopper_and_pearson(reporting: int, running: int) -> None:
-    judged = stats.binomtest(running, reporting).proportion_ci(method="exact")
-    told = share_within(10**9, reporting, reporting, running)
-    assert (told.low, told.high) == pytest.approx((judged.low, judged.high), rel=1e-4, abs=1e-8)
+def test_few_sampled_devices_of_an_infinite_fleet_give_the_clopper_pearson_interval(
+    reporting: int, running: int
+) -> None:
+    expected = stats.binomtest(running, reporting).proportion_ci(method="exact")
+    interval = share_interval(10**9, reporting, reporting, running)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-4, abs=1e-8)
 
 
 @pytest.mark.parametrize(("reporting", "running"), [(400, 20), (5000, 4000)])
-def test_in_an_endless_fleet_many_devices_have_the_interval_of_wilson(reporting: int, running: int) -> None:
-    judged = stats.binomtest(running, reporting).proportion_ci(method="wilson")
-    told = share_within(10**9, reporting, reporting, running)
-    assert (told.low, told.high) == pytest.approx((judged.low, judged.high), rel=1e-4)
+def test_many_sampled_devices_of_an_infinite_fleet_give_the_wilson_interval(reporting: int, running: int) -> None:
+    expected = stats.binomtest(running, reporting).proportion_ci(method="wilson")
+    interval = share_interval(10**9, reporting, reporting, running)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-4)
 
 
 @pytest.mark.parametrize(("devices", "sampled"), [(40, 10), (150, 100), (150, 149), (1000, 40)])
-def test_whatever_a_product_runs_is_covered(devices: int, sampled: int) -> None:
-    intervals = [share_within(devices, sampled, sampled, running) for running in range(sampled + 1)]
+def test_intervals_of_one_product_cover_every_true_share(devices: int, sampled: int) -> None:
+    intervals = [share_interval(devices, sampled, sampled, running) for running in range(sampled + 1)]
     for marked in range(devices + 1):
         chances = stats.hypergeom.pmf(range(sampled + 1), devices, marked, sampled)
         covered = [each.low <= marked / devices <= each.high for each in intervals]
@@ -79,7 +90,7 @@ def test_whatever_a_product_runs_is_covered(devices: int, sampled: int) -> None:
 
 
 @pytest.mark.parametrize("reports", [4, 8, 25, 60])
-def test_a_version_of_a_module_that_few_devices_report_is_covered(reports: int) -> None:
+def test_intervals_cover_versions_of_modules_that_few_devices_report(reports: int) -> None:
     devices, sampled = 80, 30
     for marked in range(1, reports + 1):
         covered, seen = 0.0, 0.0
@@ -87,14 +98,14 @@ def test_a_version_of_a_module_that_few_devices_report_is_covered(reports: int) 
             chance = float(stats.hypergeom.pmf(reporting, devices, reports, sampled))
             seen += chance
             for running, of_those in enumerate(stats.hypergeom.pmf(range(reporting + 1), reports, marked, reporting)):
-                told = share_within(devices, sampled, reporting, running)
-                covered += chance * float(of_those) * (told.low <= marked / reports <= told.high)
+                interval = share_interval(devices, sampled, reporting, running)
+                covered += chance * float(of_those) * (interval.low <= marked / reports <= interval.high)
         assert covered / seen >= 0.95
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.1, 0.9), (0.995, 0.0), (0.995, 0.005), (0.0, 0.02), (0.98, 1.0)])
 @pytest.mark.parametrize("sizes", [((30_000, 300), (300, 30)), ((4000, 100), (1000, 100)), ((200, 150), (200, 50))])
-def test_whatever_two_products_run_is_covered_and_not_padded(
+def test_intervals_of_two_products_cover_true_shares_and_are_not_too_wide(
     sizes: tuple[tuple[int, int], ...], shares: tuple[float, float]
 ) -> None:
     marked = [round(devices * share) for (devices, _), share in zip(sizes, shares, strict=True)]
@@ -108,10 +119,10 @@ def test_whatever_two_products_run_is_covered_and_not_padded(
     true = sum(marked) / sum(devices for devices, _ in sizes)
     covered = 0.0
     for seen in product(*laws):
-        told = share_over(
+        interval = combined_share_interval(
             [Stratum(size, taken, taken, running) for (size, taken), (running, _) in zip(sizes, seen, strict=True)]
         )
-        if told.low <= true <= told.high:
+        if interval.low <= true <= interval.high:
             covered += seen[0][1] * seen[1][1]
     assert covered >= 0.93
     if all(0.05 <= share <= 0.95 for share in shares):
@@ -119,33 +130,36 @@ def test_whatever_two_products_run_is_covered_and_not_padded(
 
 
 @given(st.lists(strata(sampled=1), min_size=1, max_size=6))
-def test_the_share_lies_within_its_limits_and_these_are_shares(sample: list[Stratum]) -> None:
-    assume(any(each.reporting for each in sample))
-    told = share_over(sample)
-    assert 0 <= told.low <= told.share + 1e-12
-    assert told.share - 1e-12 <= told.high <= 1 + 1e-12
-    assert told.half == (told.high - told.low) / 2
+def test_share_is_within_its_limits_and_limits_are_shares(sample: list[Stratum]) -> None:
+    assume(any(each.with_module for each in sample))
+    interval = combined_share_interval(sample)
+    assert 0 <= interval.low <= interval.share + 1e-12
+    assert interval.share - 1e-12 <= interval.high <= 1 + 1e-12
+    assert interval.half_width == (interval.high - interval.low) / 2
 
 
 @given(st.lists(strata(), min_size=1, max_size=6))
-def test_the_other_versions_have_the_interval_turned_round(sample: list[Stratum]) -> None:
-    assume(any(each.reporting for each in sample))
-    told, other = share_over(sample), share_over([mirrored(each) for each in sample])
-    assert (told.low, told.high) == pytest.approx((1 - other.high, 1 - other.low), abs=1e-9)
+def test_interval_of_all_other_versions_is_mirrored(sample: list[Stratum]) -> None:
+    assume(any(each.with_module for each in sample))
+    interval, other = combined_share_interval(sample), combined_share_interval([mirrored(each) for each in sample])
+    assert (interval.low, interval.high) == pytest.approx((1 - other.high, 1 - other.low), abs=1e-9)
 
 
 @given(st.lists(strata(sampled=2), min_size=2, max_size=6))
-def test_neither_the_order_of_products_counts_nor_those_that_do_not_report(sample: list[Stratum]) -> None:
-    assume(any(each.reporting for each in sample))
-    told, other = share_over(sample), share_over([*reversed(sample), Stratum(500, 20, 0, 0), Stratum(0, 0, 0, 0)])
-    assert (other.low, other.high) == pytest.approx((told.low, told.high), abs=1e-9)
+def test_order_of_products_and_products_without_the_module_change_nothing(sample: list[Stratum]) -> None:
+    assume(any(each.with_module for each in sample))
+    interval, other = (
+        combined_share_interval(sample),
+        combined_share_interval([*reversed(sample), Stratum(500, 20, 0, 0), Stratum(0, 0, 0, 0)]),
+    )
+    assert (other.low, other.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
 
 
 @given(st.lists(strata(sampled=2, all_report=True), min_size=2, max_size=6))
-def test_no_limit_contradicts_the_devices_that_were_seen(sample: list[Stratum]) -> None:
-    told, devices = share_over(sample), sum(each.devices for each in sample)
-    assert told.low * devices >= sum(each.running for each in sample) - 1e-6
-    assert (1 - told.high) * devices >= sum(each.reporting - each.running for each in sample) - 1e-6
+def test_limits_do_not_contradict_the_sampled_devices(sample: list[Stratum]) -> None:
+    interval, devices = combined_share_interval(sample), sum(each.devices for each in sample)
+    assert interval.low * devices >= sum(each.on_version for each in sample) - 1e-6
+    assert (1 - interval.high) * devices >= sum(each.with_module - each.on_version for each in sample) - 1e-6
 
 
 @pytest.mark.parametrize(
@@ -156,142 +170,153 @@ def test_no_limit_contradicts_the_devices_that_were_seen(sample: list[Stratum]) 
     ],
     ids=["large products", "many products"],
 )
-def test_many_devices_have_the_interval_of_the_linearized_variance(sample: list[Stratum]) -> None:
+def test_many_sampled_devices_give_the_interval_of_the_linearized_variance(sample: list[Stratum]) -> None:
     devices = sum(each.devices for each in sample)
     variance = sum(
         each.devices**2 * (1 - each.sampled / each.devices) * p * (1 - p) / (each.sampled - 1)
         for each in sample
-        for p in (each.running / each.sampled,)
+        for p in (each.on_version / each.sampled,)
     )
-    told = share_over(sample)
-    assert told.half == pytest.approx(1.96 * sqrt(variance) / devices, rel=0.02)
-    assert told.share == pytest.approx(sum(each.devices * each.running / each.sampled for each in sample) / devices)
+    interval = combined_share_interval(sample)
+    assert interval.half_width == pytest.approx(1.96 * sqrt(variance) / devices, rel=0.02)
+    assert interval.share == pytest.approx(
+        sum(each.devices * each.on_version / each.sampled for each in sample) / devices
+    )
 
 
-def test_a_rare_version_of_two_products_sampled_at_one_rate_has_the_interval_of_a_poisson_count() -> None:
-    told = share_over([Stratum(900_000, 9000, 9000, 3), Stratum(100_000, 1000, 1000, 2)])
+def test_rare_version_in_two_products_sampled_at_one_rate_has_a_poisson_interval() -> None:
+    interval = combined_share_interval([Stratum(900_000, 9000, 9000, 3), Stratum(100_000, 1000, 1000, 2)])
     limits = stats.gamma.ppf([TAIL, 1 - TAIL], [5, 6]) / 10_000
-    assert (told.low, told.high) == pytest.approx(tuple(limits), rel=0.02)
+    assert (interval.low, interval.high) == pytest.approx(tuple(limits), rel=0.02)
 
 
-def test_a_product_that_was_read_whole_is_certain() -> None:
-    assert share_within(250, 250, 200, 50) == Interval(0.25, 0.25, 0.25)
-    assert share_over([Stratum(250, 250, 200, 50), Stratum(750, 750, 600, 150)]) == Interval(0.25, 0.25, 0.25)
-    told = share_over([Stratum(1000, 1000, 1000, 600), Stratum(9000, 300, 300, 0)])
-    assert told.low == told.share == 0.06
-    assert told.high == pytest.approx(0.06 + 0.9 * unseen(9000, 300), rel=0.02)
+def test_fully_sampled_product_is_certain() -> None:
+    assert share_interval(250, 250, 200, 50) == Interval(0.25, 0.25, 0.25)
+    assert combined_share_interval([Stratum(250, 250, 200, 50), Stratum(750, 750, 600, 150)]) == Interval(
+        0.25, 0.25, 0.25
+    )
+    interval = combined_share_interval([Stratum(1000, 1000, 1000, 600), Stratum(9000, 300, 300, 0)])
+    assert interval.low == interval.share == 0.06
+    assert interval.high == pytest.approx(0.06 + 0.9 * unseen_share_limit(9000, 300), rel=0.02)
 
 
-def test_products_in_which_all_run_the_version_or_none_does_are_not_certain() -> None:
-    told = share_over([Stratum(10_000, 200, 200, 200), Stratum(10_000, 200, 200, 0)])
-    assert told.share == 0.5
-    assert told.low < 0.5 - 100 / 20_000
-    assert told.high > 0.5 + 100 / 20_000
+def test_sampled_products_with_all_or_no_devices_on_the_version_are_uncertain() -> None:
+    interval = combined_share_interval([Stratum(10_000, 200, 200, 200), Stratum(10_000, 200, 200, 0)])
+    assert interval.share == 0.5
+    assert interval.low < 0.5 - 100 / 20_000
+    assert interval.high > 0.5 + 100 / 20_000
 
 
-def test_a_sample_of_most_devices_leaves_little_open() -> None:
-    told = share_within(1000, 600, 600, 240)
-    assert told.half == pytest.approx(1.96 * sqrt(0.4 * 0.6 * 0.4 / 600), rel=0.01)
-    told = share_within(1000, 998, 998, 500)
-    assert 0.5 <= told.low < told.high <= 0.502
-    told = share_over([Stratum(3000, 2400, 2400, 24), Stratum(1000, 800, 800, 8)])
-    exact = share_within(4000, 3200, 3200, 32)
-    assert (told.low, told.high) == pytest.approx((exact.low, exact.high), rel=0.05)
+def test_sample_of_nearly_all_devices_has_a_narrow_interval() -> None:
+    interval = share_interval(1000, 600, 600, 240)
+    assert interval.half_width == pytest.approx(1.96 * sqrt(0.4 * 0.6 * 0.4 / 600), rel=0.01)
+    interval = share_interval(1000, 998, 998, 500)
+    assert 0.5 <= interval.low < interval.high <= 0.502
+    interval = combined_share_interval([Stratum(3000, 2400, 2400, 24), Stratum(1000, 800, 800, 8)])
+    exact = share_interval(4000, 3200, 3200, 32)
+    assert (interval.low, interval.high) == pytest.approx((exact.low, exact.high), rel=0.05)
 
 
-def test_a_module_of_one_product_is_told_as_in_the_product() -> None:
-    assert share_over([Stratum(9000, 300, 0, 0), Stratum(500, 60, 30, 4)]) == share_within(500, 60, 30, 4)
+def test_module_of_one_product_has_the_interval_of_that_product() -> None:
+    assert combined_share_interval([Stratum(9000, 300, 0, 0), Stratum(500, 60, 30, 4)]) == share_interval(
+        500, 60, 30, 4
+    )
 
 
-def test_no_more_is_unseen_than_a_product_has() -> None:
+def test_unseen_share_is_limited_by_the_product_size() -> None:
     sample = [Stratum(300, 2, 2, 0), Stratum(1_000_000, 500_000, 500_000, 0)]
-    assert 290 < unseen_over(sample) * 1_000_300 < 305
+    assert 290 < combined_unseen_share_limit(sample) * 1_000_300 < 305
 
 
-def test_a_product_with_two_sampled_devices_by_luck_is_joined_with_those_that_had_none() -> None:
+def test_product_with_two_sampled_devices_by_luck_is_combined_with_products_without_any() -> None:
     lucky = [Stratum(100, number % 3, number % 3, number % 3 // 2) for number in range(300)]
-    told = share_over([*lucky, Stratum(60_000, 600, 600, 300)])
-    joined = share_over([Stratum(30_000, 300, 300, 100), Stratum(60_000, 600, 600, 300)])
-    assert (told.low, told.share, told.high) == pytest.approx((joined.low, joined.share, joined.high))
+    interval = combined_share_interval([*lucky, Stratum(60_000, 600, 600, 300)])
+    joined = combined_share_interval([Stratum(30_000, 300, 300, 100), Stratum(60_000, 600, 600, 300)])
+    assert (interval.low, interval.share, interval.high) == pytest.approx((joined.low, joined.share, joined.high))
 
 
-def test_products_sampled_too_little_to_tell_a_variance_are_joined() -> None:
+def test_products_with_too_few_sampled_devices_for_a_variance_are_combined() -> None:
     small = [Stratum(100, number % 2, number % 2, number % 4 // 3) for number in range(400)]
-    told = share_over([*small, Stratum(60_000, 300, 300, 150)])
-    joined = share_over([Stratum(40_000, 200, 200, 100), Stratum(60_000, 300, 300, 150)])
-    assert (told.low, told.share, told.high) == pytest.approx((joined.low, joined.share, joined.high))
+    interval = combined_share_interval([*small, Stratum(60_000, 300, 300, 150)])
+    joined = combined_share_interval([Stratum(40_000, 200, 200, 100), Stratum(60_000, 300, 300, 150)])
+    assert (interval.low, interval.share, interval.high) == pytest.approx((joined.low, joined.share, joined.high))
 
 
 def test_products_with_one_sampled_device_each_keep_their_weight() -> None:
-    told = share_over([*(Stratum(100, 1, 1, 1) for _ in range(30)), *(Stratum(50, 1, 1, 0) for _ in range(30))])
-    assert told.share == pytest.approx(2 / 3)
-    assert 0.1 < told.half < 0.2
+    interval = combined_share_interval(
+        [*(Stratum(100, 1, 1, 1) for _ in range(30)), *(Stratum(50, 1, 1, 0) for _ in range(30))]
+    )
+    assert interval.share == pytest.approx(2 / 3)
+    assert 0.1 < interval.half_width < 0.2
 
 
-def test_what_is_unseen_is_what_a_version_that_none_runs_may_be() -> None:
-    assert unseen(100_000, 1000) == share_within(100_000, 1000, 1000, 0).high == pytest.approx(0.0037, rel=0.02)
-    assert unseen(50, 50) == 0
-    assert unseen(50, 0) == 1
+def test_unseen_share_is_the_upper_limit_of_a_version_without_sampled_devices() -> None:
+    assert (
+        unseen_share_limit(100_000, 1000)
+        == share_interval(100_000, 1000, 1000, 0).high
+        == pytest.approx(0.0037, rel=0.02)
+    )
+    assert unseen_share_limit(50, 50) == 0
+    assert unseen_share_limit(50, 0) == 1
     one_rate = [Stratum(90_000, 900, 900, 5), Stratum(10_000, 100, 100, 0)]
-    assert unseen_over(one_rate) == pytest.approx(unseen(100_000, 1000), rel=0.02)
-    assert unseen_over([Stratum(90_000, 450, 450, 0), Stratum(10_000, 550, 550, 0)]) > 1.5 * unseen(100_000, 1000)
+    assert combined_unseen_share_limit(one_rate) == pytest.approx(unseen_share_limit(100_000, 1000), rel=0.02)
+    assert combined_unseen_share_limit(
+        [Stratum(90_000, 450, 450, 0), Stratum(10_000, 550, 550, 0)]
+    ) > 1.5 * unseen_share_limit(100_000, 1000)
 
 
 @given(st.integers(1, 5000), st.data())
-def test_less_is_unseen_of_a_larger_sample(devices: int, data: st.DataObject) -> None:
+def test_unseen_share_falls_with_the_sample_size(devices: int, data: st.DataObject) -> None:
     sampled = data.draw(st.integers(0, devices - 1))
-    assert unseen(devices, sampled + 1) <= unseen(devices, sampled)
+    assert unseen_share_limit(devices, sampled + 1) <= unseen_share_limit(devices, sampled)
 
 
-def test_a_recheck_tells_the_rate_of_errors() -> None:
+def test_error_rate_of_a_recheck() -> None:
     assert error_rate(1000, 1000, 10) == Interval(0.01, 0.01, 0.01)
-    told = error_rate(1_000_000, 2000, 0)
-    assert (told.low, told.share) == (0, 0)
-    assert told.high == pytest.approx(0.00184, rel=0.01)
+    interval = error_rate(1_000_000, 2000, 0)
+    assert (interval.low, interval.share) == (0, 0)
+    assert interval.high == pytest.approx(0.00184, rel=0.01)
 
 
 @given(strata(sampled=1, all_report=True), strata(sampled=1, all_report=True))
-def test_a_change_and_its_reverse_are_told_alike(one: Stratum, other: Stratum) -> None:
-    old, new = (share_within(each.devices, each.sampled, each.sampled, each.running) for each in (one, other))
-    there, back = difference(old, new), difference(new, old)
+def test_change_and_its_reverse_have_mirrored_intervals(one: Stratum, other: Stratum) -> None:
+    old, new = (share_interval(each.devices, each.sampled, each.sampled, each.on_version) for each in (one, other))
+    there, back = difference_interval(old, new), difference_interval(new, old)
     assert (there.low, there.share, there.high) == pytest.approx((-back.high, -back.share, -back.low))
     assert there.low <= there.share <= there.high
-    assert is_noise(old, new) == is_noise(new, old)
 
 
-def test_a_change_is_newcombe_s() -> None:
+def test_change_has_newcombe_interval() -> None:
     # The first example of Newcombe (1998), method 10: 56 of 70 and 48 of 80.
     old, new = (
         Interval(running / devices, float(limits.low), float(limits.high))
         for running, devices in ((48, 80), (56, 70))
         for limits in (stats.binomtest(running, devices).proportion_ci(method="wilson"),)
     )
-    told = difference(old, new)
-    assert (told.low, told.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
-    assert not is_noise(old, new)
+    interval = difference_interval(old, new)
+    assert (interval.low, interval.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert interval.low > 0
 
 
-def test_against_a_fleet_read_whole_only_the_sample_is_uncertain() -> None:
-    whole, sample = Interval(0.5, 0.5, 0.5), Interval(0.55, 0.49, 0.61)
-    told = difference(whole, sample)
-    assert (told.low, told.high) == pytest.approx((-0.01, 0.11))
-    assert is_noise(whole, sample)
-    assert is_noise(whole, whole)
-    assert not is_noise(whole, Interval(0.501, 0.501, 0.501))
+def test_change_against_a_complete_fleet_has_the_uncertainty_of_the_sample() -> None:
+    complete, sample = Interval(0.5, 0.5, 0.5), Interval(0.55, 0.49, 0.61)
+    interval = difference_interval(complete, sample)
+    assert (interval.low, interval.high) == pytest.approx((-0.01, 0.11))
+    assert difference_interval(complete, complete) == Interval(0, 0, 0)
 
 
 @pytest.mark.parametrize("numbers", [(10, 11, 5, 5), (10, 5, 6, 5), (10, 5, 5, 6), (10, 5, 5, -1)], ids=str)
-def test_numbers_that_are_no_parts_of_each_other_are_refused(numbers: tuple[int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match="parts of each other"):
-        share_within(*numbers)
+def test_contradictory_counts_are_rejected(numbers: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="must not increase"):
+        share_interval(*numbers)
 
 
-def test_where_nothing_was_seen_no_share_is_made_up() -> None:
-    with pytest.raises(ValueError, match="no share of no devices"):
-        share_within(10, 5, 0, 0)
-    with pytest.raises(ValueError, match="no share of no devices"):
-        share_over([Stratum(10, 0, 0, 0), Stratum(20, 3, 0, 0)])
-    with pytest.raises(ValueError, match="no share of no devices"):
-        share_over([Stratum(10, 0, 0, 0)])
-    with pytest.raises(ValueError, match="tell no rate"):
+def test_shares_without_sampled_devices_are_rejected() -> None:
+    with pytest.raises(ValueError, match="have no share"):
+        share_interval(10, 5, 0, 0)
+    with pytest.raises(ValueError, match="have no share"):
+        combined_share_interval([Stratum(10, 0, 0, 0), Stratum(20, 3, 0, 0)])
+    with pytest.raises(ValueError, match="have no share"):
+        combined_share_interval([Stratum(10, 0, 0, 0)])
+    with pytest.raises(ValueError, match="no error rate"):
         error_rate(10, 0, 0)

@@ -12,11 +12,12 @@ import pytest
 
 from auditor.analysis.drift import diff_runs
 from auditor.errors import RunNotWritableError, UsageError
-from auditor.query.devices import Selection, select_devices
+from auditor.query.describe import describe_warning
+from auditor.query.devices import DeviceFilter, select_devices
 from auditor.query.run import Run
 from auditor.query.sql import query_run
 from auditor.storage import xlsx as workbook
-from auditor.storage.xlsx import CELL_CHARACTERS, CUT, write_workbook
+from auditor.storage.xlsx import CUT, MAX_CELL_CHARACTERS, write_xlsx
 from tests.runs.run_folders import HOSTILE, build, edit_manifest, every_status, named, ok
 
 MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
@@ -77,7 +78,7 @@ def written(
     folder: Path, columns: Sequence[str], rows: Sequence[Sequence[object]], head: Mapping[str, object] | None = None
 ) -> dict[str, Cells]:
     path = folder / "out.xlsx"
-    write_workbook(path, name="rows", columns=columns, rows=rows, head=head or {})
+    write_xlsx(path, name="rows", columns=columns, rows=rows, head=head or {})
     return read(path)[0]
 
 
@@ -100,34 +101,34 @@ NASTY = [
 ]  # fmt: skip
 
 
-def test_hostile_text_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_hostile_text_is_read_back_unchanged(tmp_path: Path) -> None:
     sheets = written(tmp_path, ["=name", "\0"], [(text, text) for text in NASTY])
     lone = [text.replace("\udc80", "?") for text in NASTY]
     assert sheets["rows"] == [["=name", "\0"], *([text, text] for text in lone)]
 
 
-def test_text_cannot_pass_for_markup_of_ours(tmp_path: Path) -> None:
+def test_text_is_never_taken_for_xlsxwriter_markup(tmp_path: Path) -> None:
     sheets = written(tmp_path, ["version"], [("<r><t>forged</t></r>",), ("<r></broken></r>",)])
     assert sheets["rows"][1:] == [["'<r><t>forged</t></r>"], ["'<r></broken></r>"]]
 
 
-def test_text_that_is_too_long_is_cut_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fits, long, wide = "x" * CELL_CHARACTERS, "y" * (CELL_CHARACTERS + 1), "😀" * CELL_CHARACTERS
+def test_long_text_is_cut_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fits, long, wide = "x" * MAX_CELL_CHARACTERS, "y" * (MAX_CELL_CHARACTERS + 1), "😀" * MAX_CELL_CHARACTERS
     sheets = written(tmp_path, ["a", "b", "c"], [(fits, long, wide)])
     first, second, third = sheets["rows"][1]
     assert first == fits
-    assert (len(second), second[-len(CUT) :]) == (CELL_CHARACTERS, CUT)
+    assert (len(second), second[-len(CUT) :]) == (MAX_CELL_CHARACTERS, CUT)
     assert third.removesuffix(CUT) == "😀" * (len(third) - len(CUT))
-    assert CELL_CHARACTERS - 2 <= len(third.encode("utf-16-le")) / 2 <= CELL_CHARACTERS
+    assert MAX_CELL_CHARACTERS - 2 <= len(third.encode("utf-16-le")) / 2 <= MAX_CELL_CHARACTERS
     assert sheets["About"][-1][0] == "cells cut"
     assert sheets["About"][-1][1].startswith("2: Excel holds 32,767 characters")
-    assert "cells are cut" in "".join(capsys.readouterr())
+    assert "cells too long for Excel were cut" in "".join(capsys.readouterr())
 
 
-def test_rows_beyond_a_sheet_go_on_in_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workbook, "SHEET_ROWS", 10)
+def test_rows_continue_on_the_next_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workbook, "MAX_SHEET_ROWS", 10)
     for count, names in ((10, ["rows", "About"]), (21, ["rows", "About", "rows 2", "rows 3"]), (0, ["rows", "About"])):
-        write_workbook(tmp_path / "x", name="rows", columns=["n"], rows=[(n,) for n in range(count)], head={})
+        write_xlsx(tmp_path / "x", name="rows", columns=["n"], rows=[(n,) for n in range(count)], head={})
         sheets, trees, _ = read(tmp_path / "x")
         assert list(sheets) == names
         found = [row for name in names if name != "About" for row in sheets[name][1:]]
@@ -141,8 +142,8 @@ def test_rows_beyond_a_sheet_go_on_in_the_next(tmp_path: Path, monkeypatch: pyte
                 )
 
 
-def test_names_are_bold_and_stay_and_columns_are_wide_enough(tmp_path: Path) -> None:
-    write_workbook(
+def test_column_names_are_bold_and_frozen_and_columns_are_wide_enough(tmp_path: Path) -> None:
+    write_xlsx(
         tmp_path / "x", name="rows", columns=["n", "long", "share"], head={},
         rows=[(1_234_567_890, "v" * 30, 0.5), (1, "w" * 500, 1 / 3)],
     )  # fmt: skip
@@ -156,7 +157,7 @@ def test_names_are_bold_and_stay_and_columns_are_wide_enough(tmp_path: Path) -> 
     assert active == 0
 
 
-def test_the_second_sheet_tells_of_what_the_rows_are_and_comes_first_where_there_are_doubts(tmp_path: Path) -> None:
+def test_the_second_sheet_describes_the_rows_and_is_active_if_there_are_warnings(tmp_path: Path) -> None:
     folder = every_status(tmp_path / "run").folder
     whole = build(tmp_path / "whole", [named(0)], [ok(named(0), ("ble", "1"))]).folder
     for path, active in ((folder, 1), (whole, 0)):
@@ -167,7 +168,9 @@ def test_the_second_sheet_tells_of_what_the_rows_are_and_comes_first_where_there
             about = [tuple(row) for row in sheets["About"]]
             counts = run.devices
             assert {("run", path.name), ("state", run.manifest.state), ("devices failed", counts.failed)} < set(about)
-            assert [value for label, value in about if label == "doubts"] == (list(run.doubts) or ["none"])
+            assert [value for label, value in about if label == "warnings"] == (
+                list(map(describe_warning, run.warnings)) or ["none"]
+            )
             assert sheets["inventory"][1:] == [
                 [v.account, v.product_key, v.module_name, v.module_version, v.devices, v.share]
                 for v in run.inventory()
@@ -179,7 +182,7 @@ def test_devices_sql_and_drift_are_written_too(tmp_path: Path) -> None:
     old, new = every_status(tmp_path / "old").folder, every_status(tmp_path / "new").folder
     edit_manifest(new, lambda manifest: replace(manifest, started_at="2026-11-23T02:00:00.000Z"))
     path = tmp_path / "out.xlsx"
-    with select_devices(new, Selection(module_name="ble")) as selected:
+    with select_devices(new, DeviceFilter(module_name="ble")) as selected:
         selected.table.write(path, "xlsx")
         sheets, _, shown = read(path)
         assert sheets["rows"] == [list(selected.table.columns), *([*row] for row in selected.table)]
@@ -192,20 +195,23 @@ def test_devices_sql_and_drift_are_written_too(tmp_path: Path) -> None:
         sheets, _, _ = read(path)
         assert sheets["modules"][1:] == [list(row) for row in drift.modules]
         labels = [row[0] for row in sheets["About"]]
-        assert {"old run", "new run", "old devices ok", "new doubts"} < set(labels)
+        assert {"old run", "new run", "old devices ok", "new warnings"} < set(labels)
 
 
-def test_facts_that_are_a_table_stand_as_one(tmp_path: Path) -> None:
-    runs = [{"run": name, "devices": {"ok": at}, "doubts": ["a", "b"][:at]} for at, name in enumerate("xyz")]
+def test_lists_of_objects_are_written_as_tables(tmp_path: Path) -> None:
+    runs = [
+        {"run": name, "devices": {"ok": at}, "warnings": [{"kind": "partial", "message": text} for text in "ab"[:at]]}
+        for at, name in enumerate("xyz")
+    ]
     sheets = written(tmp_path, ["n"], [], {"name": "nightly", "runs": runs})
     assert sheets["About"] == [
-        ["name", "nightly"], ["rows", 0], [], ["runs"], ["run", "devices ok", "doubts"],
+        ["name", "nightly"], ["rows", 0], [], ["runs"], ["run", "devices ok", "warnings"],
         ["x", 0, "none"], ["y", 1, "a"], ["z", 2, "a; b"],
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["gone/file.xlsx", "/dev/full", "."])
-def test_a_file_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Path, path: str) -> None:
+def test_an_unwritable_file_is_reported_in_a_sentence(tmp_path: Path, path: str) -> None:
     folder = every_status(tmp_path / "run").folder
     with Run(folder) as run, pytest.raises(RunNotWritableError, match="cannot be written"):
         run.write_inventory(tmp_path / path, "xlsx")
@@ -228,7 +234,9 @@ def without_xlsxwriter(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setitem(sys.modules, "xlsxwriter", None)
 
 
-def test_without_the_extra_it_is_said_what_to_install(tmp_path: Path, without_xlsxwriter: Callable[[], None]) -> None:
+def test_a_missing_extra_is_an_error_with_the_command_to_install_it(
+    tmp_path: Path, without_xlsxwriter: Callable[[], None]
+) -> None:
     without_xlsxwriter()
     with (
         Run(every_status(tmp_path / "run").folder) as run,

@@ -1,1 +1,1 @@
-"""The commands, each a function: flags in, one library call, an exit code out. Each loads only what it needs."""
+"""Commands, one module per task. Each function is a command; its docstring is its help."""

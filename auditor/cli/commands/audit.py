@@ -1,92 +1,160 @@
-"""Commands that ask the platform, and that tidy up what audits left.
-
-The command that tells beforehand what an audit will take.
-"""
+"""Commands that audit: check, plan, run, resume and prune."""
 
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from auditor.cli.console import say, tell
-from auditor.cli.execution import audit_and_tell
+from cyclopts import Parameter
+
+from auditor.cli.console import print_error, print_line
+from auditor.cli.execution import run_audit_command
 from auditor.cli.options import (
+    DEVICES,
+    LIMITS,
+    OUTPUT,
+    SELECTION,
     Accounts,
+    Config,
+    Deadline,
+    Duration,
     Flag,
     FleetFile,
-    For,
+    Limit,
     LogLevel,
-    PartFlags,
-    at_least_one,
-    picked,
-    point_in_time,
-    with_part,
+    Priority,
+    RunPath,
+    SelectionOptions,
+    apply_selection_flags,
+    parse_duration_flag,
+    require_positive,
+    resolve_deadline,
+    restrict_accounts,
 )
-from auditor.cli.output import note
+from auditor.cli.output import print_notes
 from auditor.errors import RunNotWritableError
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
-    from auditor.engine.progress import Result, Watch
-    from auditor.engine.worker_pool import Stop
+    from auditor.concurrency import StopToken
+    from auditor.engine.progress import AuditResult, ProgressCallback
 
 
-def run(
-    config: Path,
+def check(
+    config: Config, /, *, account: Accounts = None, fleet: FleetFile = None, log_level: LogLevel = "warning"
+) -> int:
+    """Check settings, keys and fleet files, and make one test call per account.
+
+    If the platform lists the fleet, also fetch its products and the first page of devices.
+    """
+    from auditor.audit.preflight import preflight
+    from auditor.cli.render_run import print_checks
+    from auditor.cli.runtime import log_to_stderr, run_in_loop
+    from auditor.config.loader import load_settings
+    from auditor.hooks.prepare import prepare_hooks
+
+    log_to_stderr(log_level)
+    settings = restrict_accounts(load_settings(config), account)
+    prepare_hooks(settings, source=str(config))
+    checks = run_in_loop(lambda: preflight(settings, fleet=fleet))
+    print_checks(checks)
+    return 3 if any(each.problem is not None for each in checks) else 0
+
+
+def plan(
+    config: Config,
     /,
     *,
     account: Accounts = None,
     fleet: FleetFile = None,
-    out: Path | None = None,
-    limit: int | None = None,
-    resume: Flag = False,
-    deadline: str | None = None,
-    for_: For = None,
-    priority: Flag = False,
-    part: PartFlags = None,
-    log_level: LogLevel = "warning",
+    limit: Limit = None,
+    window: Annotated[str | None, Parameter(group=LIMITS)] = None,
+    max_calls: Annotated[int | None, Parameter(group=SELECTION)] = None,
+    sample: Annotated[int | None, Parameter(group=SELECTION)] = None,
+    precision: Annotated[str | None, Parameter(group=SELECTION)] = None,
+    format: Annotated[Literal["table", "json"], Parameter(group=OUTPUT)] = "table",  # noqa: A002  the flag's name
 ) -> int:
-    """Audit a fleet: ask about every device, or about those that are worth it, and leave a sealed run folder.
+    """Estimate calls and duration, and whether they fit a time window.
 
-    The folder's path goes to standard output, progress to standard error.
-    A second audit of the same name in the same directory is refused while one is under way.
-    What [policy], [report] and [notify] in the settings ask for is done after it, whatever it came to.
-    Of that only the policy has a say in the exit code: 0 becomes 4 if it is violated.
+    Compare incremental, rolling and sample runs, too: their calls, and how old or inexact their results may be. Make no
+    call and need no key. With --window, exit with 1 unless querying the complete fleet fits.
 
     Parameters
     ----------
-    config:
-        The settings, a TOML file; see configs/ for examples.
-    account:
-        Only this account of the settings; may be given several times. The run says that it leaves the others out.
-    fleet:
-        A fleet file instead of the one in the settings, for one account; - is standard input.
-    out:
-        Make the run folder in this directory instead of the settings' one.
-    limit:
-        Ask only about the first so many devices, of all accounts together.
+    window:
+        Time that is available, such as 8h or 1h30m. If the audit does not fit, print what would.
+    max_calls:
+        Compare with a budget of INT calls a run.
+    sample:
+        Compare with a sample of INT devices; default 10,000.
+    precision:
+        Compare with a sample that gives versions' shares to plus or minus this much; default 1%.
+    format:
+        Write a table or JSON.
+    """
+    from auditor.cli.runtime import log_to_stderr
+    from auditor.config.loader import load_settings
+    from auditor.planning.planner import plan_audit
+
+    log_to_stderr("warning")
+    settings, first = restrict_accounts(load_settings(config), account), require_positive("--limit", limit)
+    planned = plan_audit(
+        settings,
+        fleet=fleet,
+        limit=first,
+        window=None if window is None else parse_duration_flag("--window", window),
+        max_calls=max_calls,
+        sample_size=sample,
+        precision=precision,
+    )
+    if format == "json":
+        import orjson
+
+        print_line(orjson.dumps(planned, option=orjson.OPT_INDENT_2).decode())
+    else:
+        from auditor.cli.render_plan import print_plan
+
+        print_plan(planned)
+    return 0 if window is None or planned.fits else 1
+
+
+def run(
+    config: Config,
+    /,
+    *,
+    account: Accounts = None,
+    fleet: FleetFile = None,
+    limit: Limit = None,
+    selection: SelectionOptions = None,
+    resume: Annotated[bool, Parameter(negative=(), show_default=False, group=DEVICES)] = False,
+    deadline: Deadline = None,
+    for_: Duration = None,
+    priority: Priority = False,
+    out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
+    log_level: LogLevel = "warning",
+) -> int:
+    """Query every device, or a selection, and write a run folder.
+
+    Print the folder's path to standard output and progress to standard error. Afterwards, run the [policy], [report]
+    and [notify] hooks of the settings. Of these only a violated policy changes the exit code, from 0 to 4. At a
+    deadline the results of the previous run are reused for the remaining devices; devices without one stay pending.
+
+    Parameters
+    ----------
     resume:
-        Go on with the newest run of this name if devices are pending in it; else begin a new one.
-    deadline:
-        Be done by a time of day such as 06:00, or by 2026-11-23T06:00; of what is not asked in time the answers of the
-        run before are carried, if there is one, and the rest stays pending.
-    for_:
-        Be done in a length of time such as 4h or 1h30m; likewise.
-    priority:
-        Go before other audits that share the account's quota; they get a tenth of it meanwhile.
-    part:
-        Which devices, if not the whole fleet.
-    log_level:
-        What is logged to standard error.
+        Resume the newest run of this name if it has pending devices; otherwise start a new one.
+    out:
+        Create the run folder in this directory instead of the one in the settings.
     """
     from auditor.config.loader import load_settings
-    from auditor.hooks.prepare import prepare_following
+    from auditor.hooks.prepare import prepare_hooks
 
-    settings, first = with_part(load_settings(config), part, where=str(config)), at_least_one("--limit", limit)
-    picked(settings, account)  # or what is wrong with it
-    until = point_in_time(deadline, for_)
-    following = prepare_following(settings, where=str(config))
+    settings = apply_selection_flags(load_settings(config), selection, where=str(config))
+    first = require_positive("--limit", limit)
+    restrict_accounts(settings, account)  # refuses unknown names; the run stores all accounts
+    until = resolve_deadline(deadline, for_)
+    hooks = prepare_hooks(settings, source=str(config))
 
-    def start(watch: "Watch", stop: "Stop") -> "Awaitable[Result]":
+    def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
         from auditor.audit.runner import run_audit
 
         return run_audit(
@@ -96,199 +164,80 @@ def run(
             limit=first,
             resume=resume,
             until=until,
-            watch=watch,
+            on_progress=watch,
             stop=stop,
             priority=priority,
             accounts=account or (),
         )
 
-    return audit_and_tell(start, log_level, following)
+    return run_audit_command(start, log_level, hooks)
 
 
 def resume(
-    run: Path,
+    run: RunPath,
     /,
     *,
     settings: Path | None = None,
-    deadline: str | None = None,
-    for_: For = None,
-    priority: Flag = False,
+    deadline: Deadline = None,
+    for_: Duration = None,
+    priority: Priority = False,
     log_level: LogLevel = "warning",
 ) -> int:
-    """Go on with a run that was killed, interrupted, out of time or disk, or left with failures.
+    """Resume an unfinished run; retry failed devices.
 
-    What was answered is kept; devices that are pending or failed are asked.
-    Fleet and settings are the run's own, also for what follows a run. A run that is complete is left as it is.
+    Keep the results that exist. Use the run's own fleet and settings, also for its hooks. Do not change a complete run.
 
     Parameters
     ----------
-    run:
-        A run folder, or a directory of runs, whose newest is meant.
     settings:
-        Other settings for what is left, a TOML file: another pace or other keys, the same accounts.
-    deadline:
-        Be done by a time of day such as 06:00, or by 2026-11-23T06:00; what is not asked in time stays pending.
-    for_:
-        Be done in a length of time such as 4h or 1h30m.
-    priority:
-        Go before other audits that share the account's quota; they get a tenth of it meanwhile.
-    log_level:
-        What is logged to standard error.
+        Use these settings for the remaining devices, such as another quota or other keys for the same accounts.
     """
     from auditor.config.loader import load_settings
-    from auditor.hooks.prepare import prepare_again, prepare_following
+    from auditor.hooks.prepare import prepare_hooks, prepare_resume_hooks
     from auditor.runs.folder import find_run
     from auditor.runs.manifest import read_manifest
 
     folder = find_run(run)
     if read_manifest(folder).state == "complete":
-        say(f"{safe(folder)}: is complete; nothing is left to ask")
-        tell(str(folder))
+        print_error(f"{safe(folder)}: is complete; nothing to resume")
+        print_line(str(folder))
         return 0
-    others = None if settings is None else load_settings(settings)
-    until = point_in_time(deadline, for_)
-    following = prepare_again(folder) if others is None else prepare_following(others, where=str(settings))
-    note(following.notes)
+    replacement = None if settings is None else load_settings(settings)
+    until = resolve_deadline(deadline, for_)
+    hooks = prepare_resume_hooks(folder) if replacement is None else prepare_hooks(replacement, source=str(settings))
+    print_notes(hooks.notes)
 
-    def start(watch: "Watch", stop: "Stop") -> "Awaitable[Result]":
+    def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
         from auditor.audit.runner import resume_audit
 
-        return resume_audit(folder, settings=others, until=until, watch=watch, stop=stop, priority=priority)
+        return resume_audit(folder, settings=replacement, until=until, on_progress=watch, stop=stop, priority=priority)
 
-    return audit_and_tell(start, log_level, following)
-
-
-def check(
-    config: Path,
-    /,
-    *,
-    account: Accounts = None,
-    fleet: FleetFile = None,
-    log_level: LogLevel = "warning",
-) -> int:
-    """Look before an audit: settings, what follows it, keys, the whole fleet, and one signed call per account.
-
-    Where the platform lists the fleet, its products and a first page of devices are asked for besides.
-
-    Parameters
-    ----------
-    config:
-        The settings, a TOML file.
-    account:
-        Only this account of the settings; may be given several times.
-    fleet:
-        A fleet file instead of the one in the settings, for one account.
-    log_level:
-        What is logged to standard error.
-    """
-    from auditor.audit.preflight import check as look
-    from auditor.cli.render_run import print_checks
-    from auditor.cli.runtime import in_loop, log_to_stderr
-    from auditor.config.loader import load_settings
-    from auditor.hooks.prepare import prepare_following
-
-    log_to_stderr(log_level)
-    settings = picked(load_settings(config), account)
-    prepare_following(settings, where=str(config))
-    checks = in_loop(lambda: look(settings, fleet=fleet))
-    print_checks(checks)
-    return 3 if any(each.problem is not None for each in checks) else 0
+    return run_audit_command(start, log_level, hooks)
 
 
-def prune(
-    directory: Path = Path("audits"),
-    /,
-    *,
-    keep: int,
-    dry_run: Flag = False,
-) -> int:
-    """Delete old runs; prints those that are gone.
+def prune(directory: Path = Path("audits"), /, *, keep: int, dry_run: Flag = False) -> int:
+    """Delete old runs and print their names.
 
-    Of each name the newest stay, and the newest complete one, however old it is. A run that is being written stays.
+    Keep the newest complete run of each name, however old it is, and runs in progress.
 
     Parameters
     ----------
     directory:
-        A directory of runs.
+        Directory of runs.
     keep:
-        How many runs of each name stay.
+        Number of runs of each name to keep.
     dry_run:
-        Print what would go, and delete nothing.
+        Print what would be deleted, and delete nothing.
     """
-    from auditor.runs.retention import prune as prune_runs
+    from auditor.runs.retention import prune_runs
 
     pruned = prune_runs(directory, keep=keep, dry_run=dry_run)
     for folder in pruned.removed:
-        tell(safe(folder))
+        print_line(safe(folder))
     for sentence in pruned.skipped:
-        say(f"left alone: {safe(sentence)}")
+        print_error(f"skipped: {safe(sentence)}")
     for sentence in pruned.failed:
-        say(f"failed: {safe(sentence)}")
-    say(f"{len(pruned.removed)} runs {'would go' if dry_run else 'removed'}, {pruned.kept} kept")
+        print_error(f"failed: {safe(sentence)}")
+    would = "would be deleted" if dry_run else "deleted"
+    print_error(f"{len(pruned.removed)} runs {would}, {pruned.remaining} kept")
     return RunNotWritableError.exit_code if pruned.failed else 0
-
-
-def plan(
-    config: Path,
-    /,
-    *,
-    account: Accounts = None,
-    fleet: FleetFile = None,
-    limit: int | None = None,
-    window: str | None = None,
-    calls: int | None = None,
-    sample: int | None = None,
-    precision: str | None = None,
-    format: Literal["table", "json"] = "table",  # noqa: A002  the flag's name
-) -> int:
-    """Tell what an audit will take: calls, time at the quotas, and whether it fits into a window.
-
-    Below that, strategies that ask less are compared: what they take, and how old or how wrong what they tell may be.
-    Nothing is asked and no key is needed. With --window the exit code is 0 if asking all is known to fit, else 1.
-
-    Parameters
-    ----------
-    config:
-        The settings, a TOML file. The newest run of their name tells how many calls a device takes.
-    account:
-        Only this account of the settings; may be given several times.
-    fleet:
-        A fleet file instead of the one in the settings, for one account; - is standard input.
-    limit:
-        Plan for the first so many devices only, of all accounts together.
-    window:
-        The length of time that there is, such as 8h or 1h30m; what does not fit is told with what would.
-    calls:
-        A budget of calls a night to compare with.
-    sample:
-        A sample of so many devices to compare with. Without it one of 10,000.
-    precision:
-        A sample to compare with that knows versions' shares to plus or minus so much. Without it 1%.
-    format:
-        How to write it.
-    """
-    from auditor.cli.runtime import log_to_stderr
-    from auditor.config.loader import load_settings
-    from auditor.planning.planner import plan_audit
-    from auditor.text.durations import seconds_of
-
-    log_to_stderr("warning")
-    settings, first = picked(load_settings(config), account), at_least_one("--limit", limit)
-    planned = plan_audit(
-        settings,
-        fleet=fleet,
-        limit=first,
-        window=None if window is None else seconds_of(window),
-        calls=calls,
-        sample=sample,
-        precision=precision,
-    )
-    if format == "json":
-        import orjson
-
-        tell(orjson.dumps(planned, option=orjson.OPT_INDENT_2).decode())
-    else:
-        from auditor.cli.render_plan import print_plan
-
-        print_plan(planned)
-    return 0 if window is None or planned.fits else 1

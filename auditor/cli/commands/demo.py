@@ -1,53 +1,60 @@
-"""Commands that need no account: the demonstration and the simulated platform."""
+"""Command that demonstrates the program without an account."""
 
 import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-from auditor.cli.console import say, tell
-from auditor.cli.execution import audit
-from auditor.cli.options import LogLevel, at_least_one
+from cyclopts import Parameter
+
+from auditor.cli.console import print_error, print_line
+from auditor.cli.execution import run_with_progress
+from auditor.cli.options import OUTPUT, LogLevel, require_positive
 from auditor.text.formatting import safe
 
 
-def demo(*, devices: int = 2000, nights: int = 3, out: Path = Path("audits"), log_level: LogLevel = "error") -> int:
-    """Show all of it without an account: a simulated fleet is audited night after night, while updates reach it.
+def demo(
+    *,
+    devices: int = 2000,
+    runs: Annotated[int, Parameter(name="--nights")] = 3,
+    out: Annotated[Path, Parameter(group=OUTPUT)] = Path("audits"),
+    log_level: LogLevel = "error",
+) -> int:
+    """Audit a simulated fleet several times, and show the results.
 
-    The last night asks only devices that can have changed, and carries what is known of the others.
-    The platform has a few faults, as real ones have. Then the commands that read runs are shown at work.
+    No account is needed. Between two runs updates reach more of the fleet; the last run is incremental. The simulated
+    platform has a few faults, as real ones have. Then the commands that read runs are shown.
 
     Parameters
     ----------
     devices:
-        Devices of the simulated fleet.
-    nights:
-        Audits, each of them a simulated day after the one before.
+        Number of devices of the fleet.
+    runs:
+        Number of runs, one simulated night after the other.
     out:
-        Make the run folders in this directory.
-    log_level:
-        What is logged to standard error.
+        Create the run folders in this directory.
     """
-    from auditor.cli.demonstration import demonstrate
+    from auditor.cli.demonstration import run_demonstration
 
-    at_least_one("--devices", devices, "devices")
-    at_least_one("--nights", nights, "nights")
-    runs: list[Path] = []
-    for day in range(nights):
-        since = "last" if 0 < day == nights - 1 else None
-        say(f"night {day + 1} of {nights}{'' if since is None else ', only who can have changed since the last'}")
-        result = audit(partial(demonstrate, devices, day, out, since=since), log_level)
+    require_positive("--devices", devices, "devices")
+    require_positive("--nights", runs, "nights")
+    folders: list[Path] = []
+    for day in range(runs):
+        since = "last" if 0 < day == runs - 1 else None
+        print_error(f"run {day + 1} of {runs}{'' if since is None else ', incremental'}")
+        result = run_with_progress(partial(run_demonstration, devices, day, out, since=since), log_level)
         if result.exit_code > 1:
             return result.exit_code
-        runs.append(result.folder)
-    _read(runs, out)
-    tell(f"\nThe runs lie in {safe(out)}: inventory.csv, modules.parquet, run.json and more of each night.")
+        folders.append(result.folder)
+    _show_results(folders, out)
+    print_line(f"\nThe runs are in {safe(out)}; each has inventory.csv, modules.parquet, run.json and more.")
     return result.exit_code
 
 
-def _read(runs: list[Path], directory: Path) -> None:
-    """Shows the commands that read runs, and what they print."""
+def _show_results(runs: list[Path], directory: Path) -> None:
+    """Show the commands that read runs, and their output."""
     from importlib.util import find_spec
 
     from auditor.cli.commands.query import devices, diff, history, inventory
@@ -65,10 +72,10 @@ def _read(runs: list[Path], directory: Path) -> None:
     if find_spec("altair") and find_spec("jinja2"):
         _show(lambda: report(newest, out=page, rules=rules), "report", newest, "--rules", rules, "-o", page)
     else:
-        tell("\nThe report needs what make demo installs: pip install 'auditor[report]'")
+        print_line("\nThe report needs more packages: pip install 'auditor[report]'")
 
 
 def _show(command: Callable[[], object], *words: object) -> None:
-    tell(f"\n$ auditor {shlex.join(map(str, words))}")
+    print_line(f"\n$ auditor {shlex.join(map(str, words))}")
     sys.stdout.flush()
     command()

@@ -1,214 +1,209 @@
-"""The command that shows the fleet as the platform lists it."""
+"""Command that discovers fleets: write them, summarize them, or compare them with a fleet file."""
 
-import hashlib
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
-from auditor.cli.console import say
-from auditor.cli.options import Accounts, Flag, FleetFile, LogLevel, picked
-from auditor.cli.output import Out, deliver, print_rows
+from cyclopts import Parameter
+
+from auditor.cli.console import print_error
+from auditor.cli.options import (
+    OUTPUT,
+    Accounts,
+    Config,
+    Flag,
+    FleetFile,
+    LogLevel,
+    OutputPath,
+    parse_names,
+    restrict_accounts,
+)
+from auditor.cli.output import emit, emit_file, is_stdout, print_rows
 from auditor.errors import DriftError, FleetError, UsageError
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
     from auditor.config.settings import Settings
     from auditor.fleet.compare import GivenFleet
-    from auditor.fleet.discovery import Enumeration
+    from auditor.fleet.discovery import DiscoveryResult
 
 
-Form = Literal["csv", "json", "jsonl", "parquet", "xlsx"]
+FleetFormat = Literal["csv", "jsonl", "parquet"]
 
+FLEET_FORMATS: dict[str, FleetFormat] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+"""Formats of fleet files, by the ending of the file's name."""
 
-FleetForm = Literal["csv", "jsonl", "parquet"]
-
-
-ENDINGS: dict[str, FleetForm] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+ComparisonFormat = Literal["csv", "json", "jsonl", "parquet", "xlsx"]
 
 
 def fleet(
-    config: Path,
+    config: Config,
     /,
     *,
-    out: Out = None,
-    format: Form | None = None,  # noqa: A002  the flag's name
-    summary: Flag = False,
-    against: FleetFile = None,
-    fail_on: str | None = None,
     account: Accounts = None,
     resume: Flag = False,
+    against: Annotated[
+        FleetFile, Parameter(help="Compare with this fleet file, of one account; - is standard input.")
+    ] = None,
+    fail_on: str | None = None,
+    summary: Annotated[bool, Parameter(negative=(), show_default=False, group=OUTPUT)] = False,
+    format: Annotated[ComparisonFormat | None, Parameter(group=OUTPUT)] = None,  # noqa: A002  the flag's name
+    out: OutputPath = None,
     log_level: LogLevel = "warning",
 ) -> int:
-    """The accounts' devices as the platform lists them: as a fleet file, by product, or compared with a fleet file.
+    """List the devices of accounts on the platform, and write or compare fleet files.
 
-    An account is listed as its fleet in the settings says: products, include and exclude; one whose fleet is a file is
-    listed whole. Nothing is asked about a single device. A listing that was killed or interrupted is gone on with by
-    --resume, and what could not be listed whole is then listed again.
+    Use the products, include and exclude settings of each account; list an account whose fleet is a file completely.
+    Query no single device. Without -o and --against, print products and their numbers of devices.
+
+    With --against, write the differences: unknown devices are in the file but not on the platform; missing ones are on
+    the platform but not in the file; not_seen ones are in the file, and their product could not be listed completely.
 
     Parameters
     ----------
-    config:
-        The settings, a TOML file.
-    out:
-        The fleet file to write, such as fleet.csv; - for standard output. With --against: the differences.
-    format:
-        How to write the fleet or the differences, if the file's name does not tell. A fleet file is csv, jsonl or
-        parquet.
-    summary:
-        Print products, their devices, and these by status; as is done without -o and --against.
-    against:
-        A fleet file to compare with, of one account; - is standard input. unknown: in the file, and not listed.
-        missing: listed and wanted, and not in the file. not_seen: not listed, and its product was not listed whole.
-    fail_on:
-        Exit with 4 if there are any of these differences, with commas between, such as unknown,missing.
-    account:
-        List this account of the settings alone; may be given several times.
     resume:
-        Go on with the listing that was not ended instead of beginning anew.
-    log_level:
-        What is logged to standard error.
+        Resume unfinished discovery; list products again that could not be listed completely.
+    fail_on:
+        Exit with 4 if there are such differences, such as unknown,missing.
+    summary:
+        Print products and their numbers of devices, by status.
+    format:
+        Write this format; default: as the file's name ends. A fleet file is csv, jsonl or parquet.
     """
+    import shutil
+
     from auditor.config.loader import load_settings
 
-    settings = picked(load_settings(config), account)
-    wrong = _differences(fail_on, against)
-    form = None if against is not None else _form(out, format)
-    _refuse_place(out)
+    settings = restrict_accounts(load_settings(config), account)
+    failing = _parse_differences(fail_on, against)
+    fleet_format = None if against is not None else _resolve_fleet_format(out, format)
+    _check_writable(out)
     if against is not None and (len(settings.account) > 1 or summary):
-        raise UsageError("--against compares one account's fleet: pick one with --account, and leave out --summary")
-    if summary and str(out) == "-":
-        raise UsageError("--summary and -o - both go to standard output; name a file, or leave one of them out")
-    from auditor.fleet.compare import given_fleet
-    from auditor.fleet.discovery import held
+        raise UsageError("--against compares one account: select it with --account, and leave out --summary")
+    if summary and out is not None and is_stdout(out):
+        raise UsageError("--summary and -o - both write to standard output; name a file, or leave out one of them")
+    from auditor.fleet.compare import read_given_fleet
+    from auditor.fleet.discovery import lock_folder
 
-    work = Path(settings.directory, f".listing-{settings.name}{_mark(account)}")
+    work = Path(settings.directory, f".listing-{settings.name}{_accounts_suffix(account)}")
     with ExitStack() as stack:
-        given = None if against is None else stack.enter_context(given_fleet(settings.account[0].name, against))
-        stack.enter_context(held(work))
-        found = _listed(settings, work, log_level, resume=resume)
-        if any(each.facts.state == "pending" for each in found.accounts):
-            say(f"nothing is written; to go on, give --resume too: auditor fleet {safe(config)} --resume …")
+        given = None if against is None else stack.enter_context(read_given_fleet(settings.account[0].name, against))
+        stack.enter_context(lock_folder(work))
+        found = _discover(settings, work, log_level, resume=resume)
+        if any(each.info.state == "pending" for each in found.accounts):
+            print_error(f"no file was written; resume with: auditor fleet {safe(config)} --resume …")
             return found.exit_code
         counts: dict[str, int] = {}
         if given is not None:
             counts = _compare(found, given, work, out, format)
-        elif any(each.facts.devices for each in found.accounts):
-            _write(found, work, out, form, summary=summary)
-        if found.exit_code == 0:  # else --resume lists again what could not be listed
+        elif any(each.info.devices for each in found.accounts):
+            _write(found, work, out, fleet_format, summary=summary)
+        if found.exit_code == 0:  # otherwise --resume lists again what could not be listed
             shutil.rmtree(work, ignore_errors=True)
-    if given is None and not any(each.facts.devices for each in found.accounts):
-        raise FleetError("no device is listed that is wanted, so nothing is written; see fleet in the settings")
-    _refuse(counts, wrong)
+    if given is None and not any(each.info.devices for each in found.accounts):
+        raise FleetError("no listed device matches the settings, so no file was written; see fleet in the settings")
+    if matched := [f"{counts[each]:,} {each}" for each in failing if counts[each]]:
+        raise DriftError(f"--fail-on matched: {', '.join(matched)}")
     return found.exit_code
 
 
-def _mark(accounts: Accounts) -> str:
-    """What tells the listing of some accounts from that of others, or of all."""
+def _accounts_suffix(accounts: Accounts) -> str:
+    """Return a suffix that separates the work folder of some accounts from that of others, or of all."""
+    import hashlib
+
     names = "\n".join(sorted(set(accounts or ())))
     return f"-{hashlib.sha256(names.encode()).hexdigest()[:8]}" if names else ""
 
 
-def _refuse_place(out: Path | None) -> None:
-    """Refuses a file that cannot be written before hours go by.
+def _check_writable(out: Path | None) -> None:
+    """Refuse a file that cannot be written, before the platform is queried for hours."""
+    from auditor.runs.folder import refuse_run_file
 
-    Raises:
-        UsageError: it is a folder, a run's own file, or in no folder.
-    """
-    from auditor.runs.folder import refuse_own_file
-
-    if out is None or str(out) == "-":
+    if out is None or is_stdout(out):
         return
-    refuse_own_file(out)
+    refuse_run_file(out)
     if out.is_dir() or not out.parent.is_dir():
-        wrong = "is a folder" if out.is_dir() else f"there is no folder {out.parent}"
-        raise UsageError(f"{out}: {wrong}; name a file with -o")
+        problem = "is a folder" if out.is_dir() else f"the folder {out.parent} does not exist"
+        raise UsageError(f"{out}: {problem}; name a file with -o")
 
 
-def _listed(settings: "Settings", work: Path, log_level: str, *, resume: bool) -> "Enumeration":
-    from auditor.cli.progress import watching
-    from auditor.cli.render_run import listed
-    from auditor.cli.runtime import log_to_stderr, until_signal
-    from auditor.fleet.discovery import begun_at, enumerate_fleets
-    from auditor.text.formatting import utc
+def _discover(settings: "Settings", work: Path, log_level: str, *, resume: bool) -> "DiscoveryResult":
+    from auditor.cli.progress import show_progress
+    from auditor.cli.render_run import describe_discovery
+    from auditor.cli.runtime import log_to_stderr, run_until_signal
+    from auditor.fleet.discovery import discover_fleets, discovery_started_at
+    from auditor.text.formatting import format_utc
 
     log_to_stderr(log_level)
     if resume:
-        began = begun_at(work)
-        when = "" if began is None else f" that began at {utc(began)}"
-        say(
-            f"going on with the listing{when}"
-            if began is not None
-            else "there is no listing to go on with: beginning anew"
+        started = discovery_started_at(work)
+        print_error(
+            "nothing to resume: starting a new listing"
+            if started is None
+            else f"resuming the listing that was started at {format_utc(started)}"
         )
-    with watching() as watch:
-        found = until_signal(lambda stop: enumerate_fleets(settings, work, resume=resume, watch=watch, stop=stop))
+    with show_progress() as watch:
+        found = run_until_signal(
+            lambda stop: discover_fleets(settings, work, resume=resume, on_progress=watch, stop=stop)
+        )
     for account in found.accounts:
-        say(listed(account.facts))
+        print_error(describe_discovery(account.info))
     for error in found.errors:
-        say(f"stopped: {safe(error)}")
+        print_error(f"stopped: {safe(error)}")
     return found
 
 
-def _write(found: "Enumeration", work: Path, out: Path | None, form: FleetForm | None, *, summary: bool) -> None:
-    from auditor.fleet.compare import summarize, write_fleet
+def _write(
+    found: "DiscoveryResult", work: Path, out: Path | None, format_: FleetFormat | None, *, summary: bool
+) -> None:
+    from auditor.fleet.compare import summarize_products, write_fleet
 
-    if form is not None:
-        files = [each.wanted for each in found.accounts if each.wanted is not None]
+    if format_ is not None:
+        files = [each.matching for each in found.accounts if each.matching is not None]
         if len(files) > 1:
-            say(f"note: the file is of {len(files)} accounts; as a fleet to audit each wants its own, see --account")
-        deliver("json", out, show=lambda: None, write=lambda path, _: write_fleet(files, path, form))
-    if summary or form is None:
-        with summarize(found, work) as table:
+            print_error(
+                f"note: the file has {len(files)} accounts; to audit it as a fleet, write one file for each --account"
+            )
+        emit_file(out, lambda path: write_fleet(files, path, format_))
+    if summary or format_ is None:
+        with summarize_products(found, work) as table:
             print_rows(table, brief=True)
 
 
 def _compare(
-    found: "Enumeration", given: "GivenFleet", work: Path, out: Path | None, form: Form | None
+    found: "DiscoveryResult", given: "GivenFleet", work: Path, out: Path | None, format_: ComparisonFormat | None
 ) -> dict[str, int]:
-    from auditor.fleet.compare import compare
+    from auditor.fleet.compare import compare_fleet
 
     (account,) = found.accounts
-    with compare(account, given, work) as differences:
+    with compare_fleet(account, given, work) as differences:
         table, counts = differences.table, differences.counts
-        deliver(form, out, show=lambda: print_rows(table, brief=True), write=table.write)
-        say(
-            f"{counts['unknown']:,} of {given.devices:,} devices of the file are unknown to the platform, "
-            f"{counts['missing']:,} of {account.facts.devices:,} that it lists are missing in the file, "
-            f"{counts['not_seen']:,} of the file were not seen"
+        emit(format_, out, show=lambda: print_rows(table, brief=True), write=table.write)
+        print_error(
+            f"{counts['unknown']:,} of {given.devices:,} devices in the file are unknown to the platform, "
+            f"{counts['missing']:,} of {account.info.devices:,} listed devices are missing in the file, "
+            f"{counts['not_seen']:,} in the file were not seen"
         )
     return counts
 
 
-def _refuse(counts: dict[str, int], wrong: list[str]) -> None:
-    if failed := [f"{counts[each]:,} {each}" for each in wrong if counts[each]]:
-        raise DriftError(f"differences that were to fail: {', '.join(failed)}")
-
-
-def _differences(given: str | None, against: str | None) -> list[str]:
+def _parse_differences(fail_on: str | None, against: str | None) -> list[str]:
     from auditor.fleet.compare import DIFFERENCES
 
-    wanted = [] if given is None else [each.strip() for each in given.split(",")]
-    if wanted and against is None:
-        raise UsageError("--fail-on is about differences: give a fleet file with --against")
-    for each in wanted:
-        if each not in DIFFERENCES:
-            raise UsageError(f"--fail-on {each!r}: is none of {', '.join(DIFFERENCES)}")
-    return wanted
+    if fail_on is not None and against is None:
+        raise UsageError("--fail-on needs differences: give a fleet file with --against")
+    return parse_names("--fail-on", fail_on, DIFFERENCES)
 
 
-def _form(out: Path | None, form: Form | None) -> FleetForm | None:
-    """How the fleet is written; None if it is not.
-
-    Raises:
-        UsageError: nothing tells how, or no fleet file is written so.
-    """
-    if form is not None and form not in get_args(FleetForm):
-        raise UsageError(f"--format {form}: a fleet file is csv, jsonl or parquet; choose one of these")
+def _resolve_fleet_format(out: Path | None, format_: ComparisonFormat | None) -> FleetFormat | None:
+    """Return the format of the fleet file to write; None if none is to be written."""
+    if format_ is not None and format_ not in get_args(FleetFormat):
+        raise UsageError(f"--format {format_}: a fleet file is csv, jsonl or parquet; use one of these")
     if out is None:
-        if form is not None:
-            raise UsageError(f"--format {form} is for the fleet: name a file with -o, or -o - for standard output")
+        if format_ is not None:
+            raise UsageError(f"--format {format_} needs a file: name one with -o, or use -o - for standard output")
         return None
-    if (told := form or ENDINGS.get(out.suffix.lower())) is None and str(out) != "-":
-        raise UsageError(f"{out}: its name tells no format; choose --format csv, jsonl or parquet")
-    return cast("FleetForm", told or "csv")
+    resolved = format_ or FLEET_FORMATS.get(out.suffix.lower())
+    if resolved is None and not is_stdout(out):
+        raise UsageError(f"{out}: the name does not give a format; use --format csv, jsonl or parquet")
+    return cast("FleetFormat", resolved or "csv")

@@ -1,175 +1,152 @@
-"""The command that judges a run by a policy.
-
-The command that writes the report.
-
-The command that writes a run's metrics.
-"""
+"""Commands that evaluate and publish a run: policy, report and metrics."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from auditor.cli.console import say, tell
-from auditor.cli.options import Flag
-from auditor.cli.output import Out, deliver, note, print_rows
+from cyclopts import Parameter
+
+from auditor.cli.console import print_error, print_line
+from auditor.cli.options import OUTPUT, Flag, OutputPath, RunPath
+from auditor.cli.output import emit, emit_file, is_stdout, open_console, print_notes, print_rows, print_warnings
 from auditor.errors import PolicyError, UsageError
-from auditor.text.formatting import PIPE_WIDTH, safe
+from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
-    from auditor.policy.evaluate import Judged
+    from auditor.policy.evaluate import PolicyReport
+    from auditor.policy.model import Policy
 
 
 PolicyFormat = Literal["table", "csv", "json", "jsonl", "parquet", "xlsx", "junit", "sarif", "markdown"]
 
+POLICY_FORMATS: dict[str, PolicyFormat] = {".xml": "junit", ".sarif": "sarif", ".md": "markdown"}
+"""Formats for CI and chat, by the ending of the file's name."""
 
-ENDINGS: dict[str, PolicyFormat] = {".xml": "junit", ".sarif": "sarif", ".md": "markdown"}
-"""How the names of files end that are for CI and chat."""
+MAX_RULE_NAMES = 3
+"""Violated rules that the error names."""
+
+Rules = Annotated[Path, Parameter(help="Policy, a TOML file of rules; see configs/rules.toml.")]
+
+RulesOption = Annotated[Path | None, Parameter(help="Evaluate this policy, too.")]
 
 
 def policy(
-    run: Path,
-    rules: Path,
+    run: RunPath,
+    rules: Rules,
     /,
     *,
     devices: Flag = False,
-    format: PolicyFormat | None = None,  # noqa: A002  the flag's name
-    out: Out = None,
+    format: Annotated[PolicyFormat | None, Parameter(group=OUTPUT)] = None,  # noqa: A002  the flag's name
+    out: OutputPath = None,
 ) -> int:
-    """Whether a run is as a policy asks: minimum versions, denied ones, a rollout's share, the age of answers.
+    """Check a run against policy rules.
 
-    Exits with 4 if a rule of severity error is violated. What could not be judged is told apart from what complies:
-    versions that no rule orders, and devices that failed, are pending or were not drawn into a sample.
+    Rules are minimum versions, denied versions, the share of a rollout, the age of results, and more. Devices without a
+    result and versions that cannot be compared are reported separately, never as compliant.
 
     Parameters
     ----------
-    run:
-        A run folder, or a directory of runs, whose newest is meant. One that is still running is read as it stands.
-    rules:
-        The policy, a TOML file.
     devices:
-        A row for each device and module that is violated or unparseable, instead of a row for each rule.
+        List violating devices and modules instead of rules.
     format:
-        How to write it: a table, unless a file tells another by its name; junit, sarif and markdown are for CI, chat.
-    out:
-        The file to write, such as policy.xml (JUnit), policy.sarif or policy.md, instead of standard output.
+        Write this format; default: table, or as the file's name ends: .xml is junit, .sarif sarif, .md markdown.
     """
-    from auditor.policy.evaluate import judge_run
-    from auditor.policy.exporters import summary, write_judged
-    from auditor.policy.loader import load_rules
+    from auditor.policy.evaluate import evaluate_policy
+    from auditor.policy.exporters import export_policy_report, summarize_verdicts
+    from auditor.policy.loader import load_policy
 
     if format is None and out is not None:
-        format = ENDINGS.get(out.suffix.lower())  # noqa: A001  as above
+        format = POLICY_FORMATS.get(out.suffix.lower())  # noqa: A001  as above
     if devices and format in {"junit", "sarif", "markdown"}:
-        raise UsageError(f"--devices is for tables; {format} has devices as examples")
-    with judge_run(run, load_rules(rules)) as judged:
-        note(judged.doubts)
+        raise UsageError(f"--devices needs a table; {format} lists devices as examples")
+    with evaluate_policy(run, load_policy(rules)) as result:
+        print_warnings(result.warnings)
         match format:
             case "junit" | "sarif" | "markdown":
-                # Anything but a table is a file to deliver; its form is decided here.
-                deliver("json", out, show=lambda: None, write=lambda path, _: write_judged(judged, path, format))
+                emit_file(out, lambda path: export_policy_report(result, path, format))
             case _:
-                table = judged.violations if devices else judged.table
-                show = (lambda: print_rows(table, brief=True)) if devices else (lambda: _print_results(judged))
-                deliver(format, out, show=show, write=table.write)
-        say(f"{safe(judged.run.folder.name)} by {safe(rules.name)}: {summary(judged)}")
-        failed = [r.rule.name for r in judged.results if r.verdict == "violated" and r.rule.severity == "error"]
-    if failed:
-        more = f" and {len(failed) - 3:,} more" if len(failed) > 3 else ""  # noqa: PLR2004  names in a sentence
-        raise PolicyError(f"the policy is violated: {', '.join(failed[:3])}{more}")
+                table = result.violations if devices else result.table
+                show = (lambda: print_rows(table, brief=True)) if devices else (lambda: _print_results(result))
+                emit(format, out, show=show, write=table.write)
+        print_error(f"{safe(result.run.folder.name)} by {safe(rules.name)}: {summarize_verdicts(result)}")
+        violated = [r.rule.name for r in result.results if r.verdict == "violated" and r.rule.severity == "error"]
+    if violated:
+        more = f" and {len(violated) - MAX_RULE_NAMES:,} more" if len(violated) > MAX_RULE_NAMES else ""
+        raise PolicyError(f"the policy is violated: {', '.join(violated[:MAX_RULE_NAMES])}{more}")
     return 0
 
 
-def _print_results(judged: "Judged") -> None:
-    """A line for each rule; what is wrong stands out where colours are."""
-    import sys
-
-    from rich.console import Console
+def _print_results(result: "PolicyReport") -> None:
+    """Print a row for each rule, with problems in colour."""
     from rich.table import Table
     from rich.text import Text
 
     styles = {"violated": "red", "unparseable": "yellow", "not_seen": "yellow", "compliant": "green"}
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("verdict", "severity", "rule", "found"):
-        shown.add_column(name, overflow="fold", no_wrap=name in {"verdict", "severity"})
-    for result in judged.results:
-        style = "" if result.verdict == "violated" and result.rule.severity != "error" else styles[result.verdict]
-        style = style or "yellow"
-        verdict = Text(result.verdict.replace("_", " "), style=style)
-        shown.add_row(verdict, result.rule.severity, safe(result.rule.name), safe(result.message))
-    console.print(shown)
+        table.add_column(name, overflow="fold", no_wrap=name in {"verdict", "severity"})
+    for each in result.results:
+        warning = each.verdict == "violated" and each.rule.severity != "error"
+        verdict = Text(each.verdict.replace("_", " "), style="yellow" if warning else styles[each.verdict])
+        table.add_row(verdict, each.rule.severity, safe(each.rule.name), safe(each.message))
+    open_console().print(table)
 
 
 def report(
-    run: Path,
+    run: RunPath,
     /,
     *,
-    out: Out = None,
-    rules: Path | None = None,
+    rules: RulesOption = None,
     history: Path | None = None,
+    out: Annotated[OutputPath, Parameter(help="Write this file; - is standard output.")] = None,
 ) -> int:
-    """One page for people: coverage, versions, adoption, what changed, policy, what was slow; opens anywhere.
+    """Write a self-contained HTML report.
 
-    The file asks nothing of any network, is smaller than 2 MB for any fleet, and prints. Prints its path.
+    It shows coverage, versions, adoption, changes, policy, and problems. It is below 2 MB for any fleet, loads nothing
+    from a network, and can be printed. Without -o the file is fleet.html. Print the file's path.
 
     Parameters
     ----------
-    run:
-        A run folder, or a directory of runs, whose newest is meant. One that is still running is read as it stands.
-    out:
-        The file to write, "fleet.html" if none is given; - for standard output.
-    rules:
-        Judge the run by this policy.
     history:
-        The directory in which older runs of the same name lie, if not the one of the run.
+        Read older runs of the same name from this directory; default: the directory of the run.
     """
-    import sys
-
-    from auditor.report.builder import read_page
-    from auditor.report.render import render, require_extra, write_page
+    from auditor.report.builder import build_report
+    from auditor.report.render import render_html, require_extra, write_html
 
     require_extra()
-    policy = None
-    if rules is not None:
-        from auditor.policy.loader import load_rules
-
-        policy = load_rules(rules)
-    page = read_page(run, rules=policy, directory=history)
-    note(page.notes)
-    if str(out) == "-":
-        sys.stdout.buffer.write(render(page).encode())
+    page = build_report(run, policy=_load_policy(rules), directory=history)
+    print_notes(page.caveats)
+    if out is not None and is_stdout(out):
+        sys.stdout.buffer.write(render_html(page).encode())
         return 0
-    written = write_page(page, Path("fleet.html") if out is None else out)
-    say(f"the report is {written.stat().st_size / 1_000:,.0f} kB; open it in a browser")
-    tell(safe(written))
+    path = write_html(page, Path("fleet.html") if out is None else out)
+    print_error(f"wrote {safe(path)} ({path.stat().st_size / 1_000:,.0f} kB)")
+    print_line(safe(path))
     return 0
 
 
-def metrics(run: Path, /, *, rules: Path | None = None, out: Out = None) -> int:
-    """A run as Prometheus text, for node_exporter's textfile collector.
+def metrics(run: RunPath, /, *, rules: RulesOption = None, out: OutputPath = None) -> int:
+    """Write a run as Prometheus metrics, for node_exporter's textfile collector.
 
-    Coverage, devices by module and version, the rules' verdicts, requests, and when the last run succeeded.
-
-    Parameters
-    ----------
-    run:
-        A run folder, or a directory of runs, whose newest is meant. One that is still running is read as it stands.
-    rules:
-        A policy, a TOML file, to judge the run by.
-    out:
-        The file to write, instead of standard output; it is replaced whole, and everybody may read it.
+    The metrics are coverage, devices by module and version, verdicts of rules, requests, and the time of the last
+    success. The file is replaced atomically and is readable for all users.
     """
-    from auditor.hooks.prometheus import metrics_of, put_metrics
-    from auditor.policy.evaluate import judge
+    from auditor.hooks.prometheus import render_metrics, write_metrics_file
+    from auditor.policy.evaluate import summarize_policy
     from auditor.runs.folder import find_run
 
-    folder, judgement = find_run(run), None
-    if rules is not None:
-        from auditor.policy.loader import load_rules
-
-        judgement = judge(folder, load_rules(rules))
-    if out is not None and str(out) != "-":
-        put_metrics(folder, out, judgement)
+    folder, loaded = find_run(run), _load_policy(rules)
+    evaluated = None if loaded is None else summarize_policy(folder, loaded)
+    if out is not None and not is_stdout(out):
+        write_metrics_file(folder, out, evaluated)
     else:
-        sys.stdout.buffer.write(metrics_of(folder, judgement))
+        sys.stdout.buffer.write(render_metrics(folder, evaluated))
     return 0
+
+
+def _load_policy(rules: Path | None) -> "Policy | None":
+    if rules is None:
+        return None
+    from auditor.policy.loader import load_policy
+
+    return load_policy(rules)

@@ -1,107 +1,110 @@
-"""`auditor simulate`: a simulated platform to practise on."""
+"""Command that starts a simulated platform."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
-from auditor.cli.console import tell
-from auditor.cli.options import at_least_one
+from auditor.cli.console import print_line
+from auditor.cli.options import require_positive
 from auditor.errors import UsageError
+
+PLATFORM = Group("Platform", sort_key=1)
+FLEET = Group("Fleet", sort_key=2)
+LIFECYCLE = Group("How devices connect and report versions (fractions from 0 to 1)", sort_key=3)
 
 
 def simulate(
     *,
-    port: int = 8686,
-    devices: int = 10_000,
-    products: int = 4,
-    seed: int = 0,
-    dialect: Literal["tuya", "alibaba"] = "tuya",
-    per_second: float | None = 10.0,
-    window: Literal["fixed", "sliding", "bucket"] = "sliding",
-    latency: Annotated[tuple[float, float], Parameter(negative=())] = (20.0, 80.0),
-    faults: float = 0.0,
-    day: int = 0,
-    connecting: float = 0.2,
-    always_online: float = 0.7,
-    restarting: float = 0.0,
-    offline_reports: float = 0.0,
-    accounts: int = 1,
-    register: float = 0.0,
-    remove: float = 0.0,
+    port: Annotated[int, Parameter(group=PLATFORM)] = 8686,
+    dialect: Annotated[Literal["tuya", "alibaba"], Parameter(group=PLATFORM)] = "tuya",
+    accounts: Annotated[int, Parameter(group=PLATFORM)] = 1,
+    per_second: Annotated[float | None, Parameter(group=PLATFORM)] = 10.0,
+    window: Annotated[Literal["fixed", "sliding", "bucket"], Parameter(group=PLATFORM)] = "sliding",
+    latency: Annotated[tuple[float, float], Parameter(negative=(), group=PLATFORM)] = (20.0, 80.0),
+    faults: Annotated[float, Parameter(group=PLATFORM)] = 0.0,
+    devices: Annotated[int, Parameter(group=FLEET)] = 10_000,
+    products: Annotated[int, Parameter(group=FLEET)] = 4,
+    seed: Annotated[int, Parameter(group=FLEET)] = 0,
+    day: Annotated[int, Parameter(group=FLEET)] = 0,
+    register: Annotated[float, Parameter(group=FLEET)] = 0.0,
+    remove: Annotated[float, Parameter(group=FLEET)] = 0.0,
+    connecting: Annotated[float, Parameter(group=LIFECYCLE)] = 0.2,
+    always_online: Annotated[float, Parameter(group=LIFECYCLE)] = 0.7,
+    restarting: Annotated[float, Parameter(group=LIFECYCLE)] = 0.0,
+    offline_reports: Annotated[float, Parameter(group=LIFECYCLE)] = 0.0,
     fleet: Literal["file", "products"] = "file",
     write: Path | None = None,
 ) -> int:
-    """A platform to practise on, as a server: as strict as the real one, until interrupted.
+    """Start a simulated platform (Ctrl-C to stop).
 
-    Prints its endpoint, access key id and secret, of each account if there are several.
+    It is as strict as the real one. Print the endpoint, access key id and secret of each account.
 
     Parameters
     ----------
     port:
-        Where it listens, on this machine only; 0 takes a free port.
-    devices:
-        Devices of its fleet; some are missing, silent, or have more than 200 modules.
-    products:
-        Products that the devices belong to.
-    seed:
-        Of the fleet, the faults and the latency.
+        Listen on this port of this machine; 0 uses a free port.
     dialect:
-        How it spells its answers.
-    per_second:
-        The account's quota for ListOTAModuleVersionsByDevice in calls a second; 0 for none for any operation.
-    window:
-        How it counts the quota: in calendar seconds, in the last second, or by a token bucket.
-    latency:
-        The least and the most milliseconds that an answer takes.
-    faults:
-        The part of the requests that meet a fault: resets, 5xx, HTML, cut bodies, silence and more.
-    day:
-        The same fleet so many days later: updates reach more of its devices each day, and a few are rolled back.
-        Devices report that when they connect, or as the next four options say.
-    connecting:
-        The part of the devices that connects on a day, of those that are not always online.
-    always_online:
-        The part of the devices that is always online, and reports new versions without connecting anew.
-    restarting:
-        The part of those that reports new versions only when it restarts, as often as the others connect.
-    offline_reports:
-        The part of the devices that reports new versions while it is offline, so that no state tells of it.
+        Spell answers like this platform.
     accounts:
-        Accounts, each with a fleet of its own, and all of the same size.
+        Number of accounts, each with a fleet of its own.
+    per_second:
+        Quota of each account for ListOTAModuleVersionsByDevice, in calls a second; 0 disables all quotas.
+    window:
+        Count the quota in calendar seconds, in the last second, or with a token bucket.
+    latency:
+        Minimum and maximum latency of an answer, in milliseconds.
+    faults:
+        Fraction of requests with a fault: resets, 5xx, HTML, incomplete bodies, no answer, and more.
+    devices:
+        Number of devices of each account. Some do not exist, report nothing, or have more than 200 modules.
+    products:
+        Number of products.
+    seed:
+        Random seed of fleet, faults and latency.
+    day:
+        Age of the fleet in days. Each day updates reach more devices, and a few are rolled back.
     register:
-        Devices a second that are registered while a fleet is listed.
+        Devices per second that are registered while a fleet is listed.
     remove:
-        Devices a second that are removed while a fleet is listed.
+        Devices per second that are removed while a fleet is listed.
+    connecting:
+        Fraction of the devices, among those not always online, that connect and report on a day.
+    always_online:
+        Fraction of the devices that is always online, and reports without a new connection.
+    restarting:
+        Fraction of these devices that reports only after a restart, as often as the others connect.
+    offline_reports:
+        Fraction of the devices that reports while offline, so that its state does not show it.
     fleet:
-        What the written settings say: a fleet file, or all products of the account.
+        Configure a fleet file, or all products of the account, in the written settings.
     write:
-        Write simulated.toml, its secret and its fleet file into this folder, ready for auditor run.
+        Write simulated.toml, its secret and its fleet file to this folder, ready for auditor run.
     """
-    from auditor.cli.runtime import in_loop
-    from auditor.simulator.lifecycle import Life
-    from auditor.simulator.standalone import Practice, serve
+    from auditor.cli.runtime import run_in_loop
+    from auditor.simulator.lifecycle import Lifecycle
+    from auditor.simulator.standalone import SimulationConfig, serve
 
-    at_least_one("--accounts", accounts, "accounts")
+    require_positive("--accounts", accounts, "accounts")
     try:
-        life = Life(connecting, always_online, restarting, offline_reports)
+        lifecycle = Lifecycle(connecting, always_online, restarting, offline_reports)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    practice = Practice(
-        devices,
-        products,
-        seed,
-        dialect,
-        per_second or None,
-        window,
-        latency,
-        faults,
-        day,
-        accounts,
-        register,
-        remove,
-        fleet,
-        life,
+    config = SimulationConfig(
+        devices=devices,
+        products=products,
+        seed=seed,
+        dialect=dialect,
+        per_second=per_second or None,
+        window=window,
+        latency=latency,
+        faults=faults,
+        day=day,
+        accounts=accounts,
+        register=register,
+        remove=remove,
+        fleet=fleet,
+        lifecycle=lifecycle,
     )
-    in_loop(lambda: serve(practice, port, write, tell))
+    run_in_loop(lambda: serve(config, port, write, print_line))
     return 0

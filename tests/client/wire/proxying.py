@@ -127,6 +127,7 @@ async def _forward(head: str, target: str, writer: asyncio.StreamWriter) -> None
     parts = urlsplit(target)
     lines = [line for line in head.split("\r\n")[1:-2] if not line.lower().startswith("proxy-")]
     path = target.split(parts.netloc, 1)[1]
+    method = head.partition(" ")[0]
     try:
         there, to_there = await asyncio.open_connection(parts.hostname, parts.port or 80)
     except OSError:
@@ -134,7 +135,7 @@ async def _forward(head: str, target: str, writer: asyncio.StreamWriter) -> None
         await writer.drain()
         return
     try:
-        to_there.write("\r\n".join([f"GET {path} HTTP/1.1", *lines, "", ""]).encode("latin-1"))
+        to_there.write("\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode("latin-1"))
         answer = await there.readuntil(b"\r\n\r\n")
         length = next(
             int(line.split(b":")[1]) for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:")

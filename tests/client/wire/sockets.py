@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from auditor.client.client import Client, Endpoint
+from auditor.client.client import ApiClient
 from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
-from auditor.client.responses import Answer
+from auditor.client.responses import ApiResponse
+from auditor.client.transport import Endpoint
 from auditor.errors import PlatformError
 from auditor.models import Secret
 
@@ -25,6 +26,9 @@ PARAMETERS = {
     "DeviceName": "ger\u00e4t:\u8bbe\u5907@1",
 }
 SUCCESS = orjson.dumps({"success": True, "code": "", "total": 0, "pageCount": 0, "data": {}, "requestId": "R"})
+
+calls_per_second: float = 10.0
+"""Rate of the accounts of all clients here: it selects their transport."""
 
 Serve = Callable[[asyncio.StreamWriter, str], Awaitable[None]]
 
@@ -109,15 +113,19 @@ async def resetting(writer: asyncio.StreamWriter, _target: str) -> None:
     writer.transport.abort()
 
 
-def client_of(url: str, *, timeout: float = 10.0, **settings: object) -> Client:
-    return Client(Endpoint(url, timeout=timeout, connect_timeout=timeout, **settings), KEY_ID, Secret(SECRET))  # type: ignore[arg-type]
+def endpoint_of(url: str, **settings: object) -> Endpoint:
+    return Endpoint(url, calls_per_second=calls_per_second, **settings)  # type: ignore[arg-type]
 
 
-async def ask(client: Client) -> Answer:
+def client_of(url: str, *, timeout: float = 10.0, **settings: object) -> ApiClient:
+    return ApiClient(endpoint_of(url, timeout=timeout, connect_timeout=timeout, **settings), KEY_ID, Secret(SECRET))
+
+
+async def ask(client: ApiClient) -> ApiResponse:
     return await client.call(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, PARAMETERS)
 
 
-async def failure_of(client: Client) -> PlatformError:
+async def failure_of(client: ApiClient) -> PlatformError:
     """The error that a call ends with."""
     try:
         await ask(client)

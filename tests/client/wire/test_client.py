@@ -12,12 +12,13 @@ import orjson
 import pytest
 from aiohttp import web
 
-from auditor.client.client import Client, Endpoint
-from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, module_versions_of
-from auditor.client.responses import page_of
+from auditor.client.client import ApiClient
+from auditor.client.fast_transport import FastTransport
+from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, module_version_params
+from auditor.client.responses import parse_module_page
 from auditor.client.signing import signature, string_to_sign
-from auditor.client.transport import BODY_LIMIT
-from auditor.errors import ClockSkewError, PlatformError, RefusedAccountError, TransientError
+from auditor.client.transport import MAX_BODY_BYTES, SessionTransport
+from auditor.errors import AccountDeniedError, ClockSkewError, PlatformError, TransientError
 from auditor.models import Device, Secret
 from auditor.simulator.faults import Faults
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
@@ -32,6 +33,7 @@ from tests.client.wire.sockets import (
     ask,
     client_of,
     closing,
+    endpoint_of,
     failure_of,
     http,
     resetting,
@@ -53,8 +55,8 @@ async def test_the_bytes_on_the_wire_are_the_bytes_that_were_signed() -> None:
     (line,) = seen.lines
     method, target, version = line.split(" ")
     canonical, _, sent = target.removeprefix("/?").rpartition("&Signature=")
-    assert (method, version, target[:2]) == ("GET", "HTTP/1.1", "/?")
-    assert unquote(sent) == signature(Secret(SECRET), string_to_sign("GET", canonical))
+    assert (method, version, target[:2]) == ("POST", "HTTP/1.1", "/?")
+    assert unquote(sent) == signature(Secret(SECRET), string_to_sign("POST", canonical))
     told = parameters_of(target)
     assert PARAMETERS.items() <= told.items()
     assert told.keys() - PARAMETERS.keys() == {
@@ -96,12 +98,12 @@ async def test_a_connection_is_used_again() -> None:
 
 async def test_connections_are_opened_before_they_are_needed_and_then_used() -> None:
     async with serving(answering(GOOD)) as seen, client_of(seen.url) as client:
-        assert await client.warm(4)
+        assert await client.prewarm(4)
         assert seen.connections == 0  # nothing has shown yet where to
         await ask(client)
-        assert await client.warm(4)
+        assert await client.prewarm(4)
         assert (seen.connections, len(seen.lines)) == (4, 1)
-        await client.warm(3)
+        await client.prewarm(3)
         await asyncio.gather(*(ask(client) for _ in range(4)))
         assert (seen.connections, len(seen.lines)) == (4, 5)
 
@@ -111,7 +113,7 @@ async def test_connections_that_cannot_be_opened_in_advance_fail_no_one() -> Non
         async with serving(answering(GOOD)) as seen:
             client = await stack.enter_async_context(client_of(seen.url))
             await ask(client)
-        assert not await client.warm(4)
+        assert not await client.prewarm(4)
         failure = await failure_of(client)
     assert isinstance(failure, TransientError)
 
@@ -178,7 +180,7 @@ async def test_an_answer_in_many_chunks_is_whole() -> None:
         return response
 
     app = web.Application()
-    app.router.add_get("/", stream)
+    app.router.add_post("/", stream)
     runner = web.AppRunner(app)
     await runner.setup()
     try:
@@ -191,16 +193,16 @@ async def test_an_answer_in_many_chunks_is_whole() -> None:
 
 @pytest.mark.parametrize("bomb", [False, True])
 async def test_a_body_beyond_the_limit_is_refused(bomb: bool) -> None:  # noqa: FBT001
-    size = 12 * BODY_LIMIT if bomb else BODY_LIMIT + 1
+    size = 12 * MAX_BODY_BYTES if bomb else MAX_BODY_BYTES + 1
     body = b" " * size
     whole = http(gzip.compress(body, 1), "Content-Encoding: gzip") if bomb else http(body)
     async with serving(answering(whole)) as seen, client_of(seen.url) as client:
         error = await failure_of(client)
-    assert (type(error), error.code, error.http_status) == (TransientError, "auditor.OversizedAnswer", 200)
+    assert (type(error), error.code, error.http_status) == (TransientError, "auditor.ResponseTooLarge", 200)
 
 
 async def test_a_body_of_just_the_limit_is_read() -> None:
-    body = SUCCESS + b" " * (BODY_LIMIT - len(SUCCESS))
+    body = SUCCESS + b" " * (MAX_BODY_BYTES - len(SUCCESS))
     async with serving(answering(http(body))) as seen, client_of(seen.url) as client:
         assert (await ask(client)).request_id == "R"
 
@@ -237,13 +239,13 @@ BROKEN: dict[str, tuple[Serve, str]] = {
     "reset": (resetting, "auditor.Disconnected"),
     "closed": (closing(b""), "auditor.Disconnected"),
     "half a head": (closing(b"HTTP/1.1 200 OK\r\nContent-"), "auditor.Disconnected"),
-    "cut body": (closing(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{"), "auditor.CutBody"),
-    "cut chunks": (closing(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"), "auditor.CutBody"),
-    "cut HTTP/1.0": (closing(b"HTTP/1.0 200 OK\r\n\r\n" + SUCCESS[:30]), "auditor.UnreadableAnswer"),
-    "garbage": (closing(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), "auditor.BadAnswer"),
-    "binary": (closing(bytes(range(256)) * 4), "auditor.BadAnswer"),
-    "huge header": (closing(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"), "auditor.BadAnswer"),
-    "no content": (answering(b"HTTP/1.1 204 No Content\r\n\r\n"), "auditor.UnreadableAnswer"),
+    "cut body": (closing(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{"), "auditor.IncompleteBody"),
+    "cut chunks": (closing(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"), "auditor.IncompleteBody"),
+    "cut HTTP/1.0": (closing(b"HTTP/1.0 200 OK\r\n\r\n" + SUCCESS[:30]), "auditor.InvalidJSON"),
+    "garbage": (closing(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), "auditor.InvalidHTTP"),
+    "binary": (closing(bytes(range(256)) * 4), "auditor.InvalidHTTP"),
+    "huge header": (closing(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"), "auditor.InvalidHTTP"),
+    "no content": (answering(b"HTTP/1.1 204 No Content\r\n\r\n"), "auditor.InvalidJSON"),
 }
 
 
@@ -333,19 +335,19 @@ async def test_a_cancelled_call_leaves_the_client_usable() -> None:
     assert len(seen.lines) == 2
 
 
-def simulated(platform: Simulator, secret: Secret = DEFAULT_ACCOUNT.secret) -> Client:
-    return Client(Endpoint(platform.endpoint), DEFAULT_ACCOUNT.access_key_id, secret)
+def simulated(platform: Simulator, secret: Secret = DEFAULT_ACCOUNT.secret) -> ApiClient:
+    return ApiClient(endpoint_of(platform.endpoint), DEFAULT_ACCOUNT.access_key_id, secret)
 
 
 @pytest.mark.parametrize("by_id", [False, True])
 async def test_the_strict_platform_answers_with_the_devices_modules(by_id: bool) -> None:  # noqa: FBT001
-    world = World(10, missing=0, silent=0, inactive=0, large=0, special={1: 7})
+    world = World(10, missing=0, silent=0, inactive=0, large=0, module_counts={1: 7})
     known = world.device(1)
     device = Device("a", known.product_key, known.device_name, known.iot_id if by_id else None)
     async with Simulator(world) as platform, simulated(platform) as client:
-        answer = await client.call(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, module_versions_of(device, 1, 200))
-    page = page_of(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, answer)
-    assert (page.number, page.size, page.page_count, page.total) == (1, 200, 1, 7)
+        answer = await client.call(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, module_version_params(device, 1, 200))
+    page = parse_module_page(answer)
+    assert (page.number, page.total) == (1, 7)
     assert tuple(reported.module for reported in page.reported) == known.modules
     assert {reported.iot_id for reported in page.reported} == {known.iot_id}
 
@@ -353,7 +355,7 @@ async def test_the_strict_platform_answers_with_the_devices_modules(by_id: bool)
 @pytest.mark.parametrize("offset", [1200, -1200])
 async def test_a_clock_that_is_off_is_learned_from_the_refusal_and_the_next_call_goes_well(offset: int) -> None:
     world = World(2, missing=0, silent=0, inactive=0, large=0)
-    parameters = module_versions_of(Device("a", None, None, world.device(0).iot_id), 1, 200)
+    parameters = module_version_params(Device("a", None, None, world.device(0).iot_id), 1, 200)
     async with Simulator(world, clock_offset=offset) as platform, simulated(platform) as client:
         with pytest.raises(ClockSkewError):
             await client.call(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, parameters)
@@ -371,7 +373,7 @@ async def test_a_refused_clock_without_a_date_teaches_nothing() -> None:
 
 async def test_a_wrong_secret_is_a_refused_account() -> None:
     async with Simulator(World(1)) as platform, simulated(platform, Secret("wrong")) as client:
-        with pytest.raises(RefusedAccountError) as caught:
+        with pytest.raises(AccountDeniedError) as caught:
             await ask(client)
     assert caught.value.code == "SignatureDoesNotMatch"
     assert "string to sign" not in str(caught.value)
@@ -379,7 +381,7 @@ async def test_a_wrong_secret_is_a_refused_account() -> None:
 
 async def test_a_troubled_platform_brings_answers_and_platform_errors_and_one_request_per_call() -> None:
     world = World(3, missing=0, silent=0, inactive=0, large=0)
-    parameters = module_versions_of(Device("a", None, None, world.device(0).iot_id), 1, 200)
+    parameters = module_version_params(Device("a", None, None, world.device(0).iot_id), 1, 200)
     faults = Faults.evenly(0.7, silence=0.0)
     async with Simulator(world, faults=faults, seed=3) as platform, simulated(platform) as client:
         answered = 0
@@ -399,8 +401,8 @@ async def test_a_troubled_platform_brings_answers_and_platform_errors_and_one_re
 async def test_connections_that_do_not_come_about_hold_up_no_request() -> None:
     async with serving(answering(GOOD)) as seen, client_of(seen.url) as client:
         await asyncio.gather(ask(client), ask(client))
-        assert client._exchange is not None
-        connector = client._exchange._connector
+        assert isinstance(client._transport, SessionTransport | FastTransport)
+        connector = client._transport._connector
         connect = connector._create_connection
 
         async def never(*_: object) -> NoReturn:
@@ -408,7 +410,7 @@ async def test_connections_that_do_not_come_about_hold_up_no_request() -> None:
             raise AssertionError
 
         connector._create_connection = never  # type: ignore[assignment,method-assign]
-        warming = asyncio.create_task(client.warm(6))
+        warming = asyncio.create_task(client.prewarm(6))
         await asyncio.sleep(0.02)
         async with asyncio.timeout(2):
             for _ in range(20):
@@ -417,5 +419,5 @@ async def test_connections_that_do_not_come_about_hold_up_no_request() -> None:
         await asyncio.wait([warming])
         await asyncio.sleep(0.01)
         connector._create_connection = connect  # type: ignore[method-assign]
-        assert await client.warm(6)
+        assert await client.prewarm(6)
     assert seen.connections == 6

@@ -13,7 +13,7 @@ import orjson
 import pytest
 import trustme
 
-from auditor.client.transport import BODY_LIMIT
+from auditor.client.transport import MAX_BODY_BYTES
 from auditor.errors import PlatformError, TransientError
 from tests.client.wire.sockets import SUCCESS, Serve, answering, ask, client_of, closing, failure_of, http, serving
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 GOOD = http(SUCCESS)
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-MEMORY = 4 * BODY_LIMIT
+MEMORY = 4 * MAX_BODY_BYTES
 """Bytes that one call may take at its height, whatever comes: a body, its parts, and what a library keeps of it."""
 
 
@@ -48,16 +48,16 @@ def endless_gzip() -> tuple[bytes, bytes]:
 
 GZIP_HEAD = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
 FLOODS: dict[str, tuple[Serve, set[str]]] = {
-    "body without end": (flooding(b"HTTP/1.1 200 OK\r\n\r\n", b" " * 65_536), {"auditor.OversizedAnswer"}),
-    "chunks without end": (flooding(CHUNKED, b"10000\r\n" + b" " * 65_536 + b"\r\n"), {"auditor.OversizedAnswer"}),
-    "chunks of a byte": (flooding(CHUNKED, b"1\r\n \r\n" * 1000), {"auditor.OversizedAnswer", "auditor.Timeout"}),
-    "gzip without end": (flooding(GZIP_HEAD + endless_gzip()[0], endless_gzip()[1]), {"auditor.OversizedAnswer"}),
-    "one header line": (flooding(b"HTTP/1.1 200 OK\r\nX: ", b"x" * 65_536), {"auditor.BadAnswer"}),
-    "many headers": (flooding(b"HTTP/1.1 200 OK\r\n", b"X-A: " + b"b" * 500 + b"\r\n"), {"auditor.BadAnswer"}),
-    "trailers": (flooding(CHUNKED + b"0\r\n", b"X-A: b\r\n" * 500), {"auditor.BadAnswer", "auditor.CutBody"}),
-    "chunk extension": (flooding(CHUNKED + b"1;", b"x" * 65_536), {"auditor.Timeout", "auditor.BadAnswer"}),
-    "no line at all": (flooding(b"", b"x" * 65_536), {"auditor.BadAnswer"}),
-    "100 Continue": (flooding(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 20), {"auditor.Timeout", "auditor.BadAnswer"}),
+    "body without end": (flooding(b"HTTP/1.1 200 OK\r\n\r\n", b" " * 65_536), {"auditor.ResponseTooLarge"}),
+    "chunks without end": (flooding(CHUNKED, b"10000\r\n" + b" " * 65_536 + b"\r\n"), {"auditor.ResponseTooLarge"}),
+    "chunks of a byte": (flooding(CHUNKED, b"1\r\n \r\n" * 1000), {"auditor.ResponseTooLarge", "auditor.Timeout"}),
+    "gzip without end": (flooding(GZIP_HEAD + endless_gzip()[0], endless_gzip()[1]), {"auditor.ResponseTooLarge"}),
+    "one header line": (flooding(b"HTTP/1.1 200 OK\r\nX: ", b"x" * 65_536), {"auditor.InvalidHTTP"}),
+    "many headers": (flooding(b"HTTP/1.1 200 OK\r\n", b"X-A: " + b"b" * 500 + b"\r\n"), {"auditor.InvalidHTTP"}),
+    "trailers": (flooding(CHUNKED + b"0\r\n", b"X-A: b\r\n" * 500), {"auditor.InvalidHTTP", "auditor.IncompleteBody"}),
+    "chunk extension": (flooding(CHUNKED + b"1;", b"x" * 65_536), {"auditor.Timeout", "auditor.InvalidHTTP"}),
+    "no line at all": (flooding(b"", b"x" * 65_536), {"auditor.InvalidHTTP"}),
+    "100 Continue": (flooding(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 20), {"auditor.Timeout", "auditor.InvalidHTTP"}),
 }
 
 
@@ -79,35 +79,38 @@ async def test_a_flood_ends_in_a_named_error_within_time_and_memory(name: str) -
 
 
 BODIES: dict[str, tuple[bytes, set[str]]] = {
-    "length too long": (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + SUCCESS, {"auditor.CutBody"}),
-    "length too short": (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n" + SUCCESS, {"auditor.BadAnswer"}),
-    "length negative": (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n" + SUCCESS, {"auditor.BadAnswer"}),
-    "length no number": (b"HTTP/1.1 200 OK\r\nContent-Length: 0x9\r\n\r\n" + SUCCESS, {"auditor.BadAnswer"}),
+    "length too long": (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + SUCCESS, {"auditor.IncompleteBody"}),
+    "length too short": (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n" + SUCCESS, {"auditor.InvalidHTTP"}),
+    "length negative": (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n" + SUCCESS, {"auditor.InvalidHTTP"}),
+    "length no number": (b"HTTP/1.1 200 OK\r\nContent-Length: 0x9\r\n\r\n" + SUCCESS, {"auditor.InvalidHTTP"}),
     "length twice": (
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 9\r\n\r\n" + SUCCESS,
-        {"auditor.BadAnswer"},
+        {"auditor.InvalidHTTP"},
     ),
-    "length of exabytes": (b"HTTP/1.1 200 OK\r\nContent-Length: 9000000000000000000\r\n\r\n{", {"auditor.CutBody"}),
-    "chunks end early": (CHUNKED + b'5\r\n{"a":\r\n', {"auditor.CutBody"}),
-    "chunk cut": (CHUNKED + b"ff\r\n{", {"auditor.CutBody"}),
-    "chunk size no number": (CHUNKED + b"zz\r\n{\r\n0\r\n\r\n", {"auditor.CutBody", "auditor.BadAnswer"}),
-    "chunk longer than told": (CHUNKED + b"1\r\n{}}}}\r\n0\r\n\r\n", {"auditor.CutBody", "auditor.BadAnswer"}),
+    "length of exabytes": (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9000000000000000000\r\n\r\n{",
+        {"auditor.IncompleteBody"},
+    ),
+    "chunks end early": (CHUNKED + b'5\r\n{"a":\r\n', {"auditor.IncompleteBody"}),
+    "chunk cut": (CHUNKED + b"ff\r\n{", {"auditor.IncompleteBody"}),
+    "chunk size no number": (CHUNKED + b"zz\r\n{\r\n0\r\n\r\n", {"auditor.IncompleteBody", "auditor.InvalidHTTP"}),
+    "chunk longer than told": (CHUNKED + b"1\r\n{}}}}\r\n0\r\n\r\n", {"auditor.IncompleteBody", "auditor.InvalidHTTP"}),
     "gzip cut": (
         http(gzip.compress(SUCCESS)[:-12], "Content-Encoding: gzip"),
-        {"auditor.CutBody", "auditor.UnreadableAnswer", "auditor.BadAnswer"},
+        {"auditor.IncompleteBody", "auditor.InvalidJSON", "auditor.InvalidHTTP"},
     ),
     "gzip damaged": (
         http(gzip.compress(SUCCESS)[:12] + b"\xff" * 40, "Content-Encoding: gzip"),
-        {"auditor.CutBody", "auditor.BadAnswer"},
+        {"auditor.IncompleteBody", "auditor.InvalidHTTP"},
     ),
-    "unknown coding": (http(b"\x00\x01\x02", "Content-Encoding: x-odd"), {"auditor.UnreadableAnswer"}),
-    "UTF-16": (http(SUCCESS.decode().encode("utf-16")), {"auditor.UnreadableAnswer"}),
-    "byte order mark": (http(b"\xef\xbb\xbf" + SUCCESS[:-1]), {"auditor.UnreadableAnswer"}),
+    "unknown coding": (http(b"\x00\x01\x02", "Content-Encoding: x-odd"), {"auditor.InvalidJSON"}),
+    "UTF-16": (http(SUCCESS.decode().encode("utf-16")), {"auditor.InvalidJSON"}),
+    "byte order mark": (http(b"\xef\xbb\xbf" + SUCCESS[:-1]), {"auditor.InvalidJSON"}),
     "switching protocols": (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
-        {"HTTP 101", "auditor.Disconnected", "auditor.BadAnswer"},
+        {"HTTP 101", "auditor.Disconnected", "auditor.InvalidHTTP"},
     ),
-    "status of four digits": (b"HTTP/1.1 2000 OK\r\n\r\n", {"auditor.BadAnswer"}),
+    "status of four digits": (b"HTTP/1.1 2000 OK\r\n\r\n", {"auditor.InvalidHTTP"}),
     "only noise": (b"HTTP/1.1 100 Continue\r\n\r\n" * 50, {"auditor.Disconnected"}),
 }
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from auditor.client.client import Client, Endpoint
+from auditor.client.client import ApiClient
 from auditor.client.signing import signature, string_to_sign
 from auditor.config.proxy import Proxy
-from auditor.errors import PlatformError, RefusedAccountError, TransientError
+from auditor.errors import AccountDeniedError, PlatformError, TransientError
 from auditor.models import Secret
 from tests.client.wire.proxying import PASSWORD, TOKEN, SeenByProxy, proxying
 from tests.client.wire.sockets import (
@@ -21,6 +21,7 @@ from tests.client.wire.sockets import (
     ask,
     client_of,
     closing,
+    endpoint_of,
     failure_of,
     http,
     serving,
@@ -71,7 +72,7 @@ async def test_http_is_sent_with_its_whole_address_and_stays_as_it_was_signed(pa
             await ask(client)
     assert [line.split(" ")[1] for line in by.lines] == [f"{seen.url}{target[1:]}" for target in seen.targets]
     canonical, _, _sent = seen.targets[0].removeprefix("/?").rpartition("&Signature=")
-    assert signature(Secret(SECRET), string_to_sign("GET", canonical)) == parameters_of(seen.targets[0])["Signature"]
+    assert signature(Secret(SECRET), string_to_sign("POST", canonical)) == parameters_of(seen.targets[0])["Signature"]
     assert by.connections == 1
     assert TOKEN not in "".join(seen.heads)
 
@@ -87,9 +88,9 @@ async def test_connections_through_a_proxy_are_opened_before_they_are_needed_and
         client_of(seen.url, ca_file=ca_file, proxy=by.proxy) as client,
     ):
         await ask(client)
-        assert await client.warm(4)
+        assert await client.prewarm(4)
         assert by.connections == 4
-        await client.warm(3)
+        await client.prewarm(3)
         await asyncio.gather(*(ask(client) for _ in range(4)))
         assert (by.connections, len(seen.lines)) == (4, 5)
 
@@ -105,14 +106,14 @@ async def test_variables_of_the_environment_are_ignored(monkeypatch: pytest.Monk
 
 STATUS = b"HTTP/1.1 %d No\r\nContent-Length: 6\r\n\r\n<html>"
 TROUBLES: dict[str, tuple[bytes | None, str]] = {
-    "forbids": (STATUS % 403, "does not let us through to 127.0.0.1: it answers 403"),
-    "cannot": (STATUS % 502, "does not let us through to 127.0.0.1: it answers 502"),
-    "is slow": (STATUS % 504, "does not let us through to 127.0.0.1: it answers 504"),
-    "wants a password": (STATUS % 407, "does not accept our user and password, or our having none"),
+    "forbids": (STATUS % 403, "does not connect to 127.0.0.1: status 403"),
+    "cannot": (STATUS % 502, "does not connect to 127.0.0.1: status 502"),
+    "is slow": (STATUS % 504, "does not connect to 127.0.0.1: status 504"),
+    "wants a password": (STATUS % 407, "does not accept the user and password, or requires them"),
 }
 BROKEN: dict[str, tuple[bytes | None, str]] = {
     "hangs up": (None, "breaks the connection to 127.0.0.1"),
-    "is none": (b"SSH-2.0\r\n\r\n", "sends what is no HTTP answer"),
+    "is none": (b"SSH-2.0\r\n\r\n", "does not answer with valid HTTP"),
 }
 
 
@@ -128,7 +129,7 @@ async def test_a_proxy_that_refuses_is_named(scheme: str, trouble: str) -> None:
     async with proxying(answer=answer) as by:
         error = await failure_through(by, f"{scheme}://127.0.0.1:1/")
     assert (error.code, error.message) == ("auditor.Proxy", f"the proxy {by.place} {says}")
-    assert type(error) is (RefusedAccountError if "password" in trouble else TransientError)
+    assert type(error) is (AccountDeniedError if "password" in trouble else TransientError)
 
 
 @pytest.mark.parametrize("trouble", BROKEN)
@@ -142,8 +143,8 @@ async def test_a_proxy_that_breaks_is_named(trouble: str) -> None:
 
 async def test_a_proxy_that_says_nothing_is_named() -> None:
     async with proxying(answer=b"HTTP/1.1 200") as by:
-        endpoint = Endpoint("https://127.0.0.1:1/", connect_timeout=0.3, proxy=by.proxy)
-        async with Client(endpoint, KEY_ID, Secret(SECRET)) as client:
+        endpoint = endpoint_of("https://127.0.0.1:1/", connect_timeout=0.3, proxy=by.proxy)
+        async with ApiClient(endpoint, KEY_ID, Secret(SECRET)) as client:
             error = await failure_of(client)
     assert error.code == "auditor.Proxy"
     assert error.message == f"the proxy {by.place} does not connect to 127.0.0.1 in time"
@@ -189,7 +190,7 @@ async def test_the_platforms_own_refusals_stay_the_platforms() -> None:
     refusal = http(b'{"Code": "Forbidden", "Message": "not you"}', status="403 Forbidden")
     async with serving(answering(refusal)) as seen, proxying() as by:
         error = await failure_through(by, seen.url)
-    assert (type(error), error.code) == (RefusedAccountError, "Forbidden")
+    assert (type(error), error.code) == (AccountDeniedError, "Forbidden")
 
 
 async def test_an_answer_that_is_cut_behind_a_proxy_names_both(ca_file: str) -> None:
@@ -201,6 +202,6 @@ async def test_an_answer_that_is_cut_behind_a_proxy_names_both(ca_file: str) -> 
     ):
         error = await failure_of(client)
     assert (error.code, error.message) == (
-        "auditor.CutBody",
-        f"127.0.0.1 closed in the middle of a body through the proxy {by.place}",
+        "auditor.IncompleteBody",
+        f"127.0.0.1 closed the connection within a body through the proxy {by.place}",
     )

@@ -6,13 +6,23 @@ from pathlib import Path
 import pytest
 import trustme
 
-from auditor.client.client import Client, Endpoint
-from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, module_versions_of
+from auditor.client.client import ApiClient
+from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, module_version_params
 from auditor.errors import SettingsError, TransientError
 from auditor.models import Device, Secret
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import World
-from tests.client.wire.sockets import SUCCESS, answering, ask, client_of, everything_in, failure_of, http, serving
+from tests.client.wire.sockets import (
+    SUCCESS,
+    answering,
+    ask,
+    client_of,
+    endpoint_of,
+    everything_in,
+    failure_of,
+    http,
+    serving,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -36,10 +46,10 @@ def pem(authority: trustme.CA, folder: Path) -> str:
 
 async def test_the_endpoints_own_authority_is_trusted(authority: trustme.CA, tmp_path: Path) -> None:
     world = World(2, missing=0, silent=0, inactive=0, large=0)
-    parameters = module_versions_of(Device("a", None, None, world.device(0).iot_id), 1, 200)
+    parameters = module_version_params(Device("a", None, None, world.device(0).iot_id), 1, 200)
     async with Simulator(world, ssl_context=server_side(authority)) as platform:
-        endpoint = Endpoint(platform.endpoint, ca_file=pem(authority, tmp_path))
-        async with Client(endpoint, DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret) as client:
+        endpoint = endpoint_of(platform.endpoint, ca_file=pem(authority, tmp_path))
+        async with ApiClient(endpoint, DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret) as client:
             await client.call(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, parameters)
         assert platform.counts.answered == 1
 
@@ -84,5 +94,5 @@ async def test_a_ca_file_that_cannot_be_used_is_a_fault_of_the_settings(tmp_path
     if content is not None:
         path.write_text(content)
     with pytest.raises(SettingsError, match=r"ca_file: .*ca\.pem"):
-        async with Client(Endpoint("https://127.0.0.1:1/", ca_file=str(path)), "id", Secret("s")) as client:
+        async with ApiClient(endpoint_of("https://127.0.0.1:1/", ca_file=str(path)), "id", Secret("s")) as client:
             await ask(client)

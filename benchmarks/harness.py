@@ -1,4 +1,4 @@
-"""What every benchmark here needs: a simulated platform in a process of its own, and an audit in another."""
+"""Shared parts of the benchmarks: a simulated platform in one process, and an audit in another."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """An audit as a whole process: wall and CPU seconds, peak memory in MB, and its manifest."""
+    """An audit as a process: wall and CPU seconds, peak memory in MB, and its manifest."""
 
     wall: float
     cpu: float
@@ -25,23 +25,23 @@ class Run:
 
 @contextmanager
 def platform(folder: Path, *options: object) -> Iterator[Path]:
-    """Starts `auditor simulate`; gives settings that fit it."""
+    """Start `auditor simulate`; yield matching settings."""
     command = [sys.executable, "-m", "auditor", "simulate", "--port", "0", "--write", str(folder), *map(str, options)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         if process.stdout is None:
             raise RuntimeError("no output to read the endpoint from")
-        told = dict(process.stdout.readline().split(maxsplit=1) for _ in range(4))
-        yield Path(told["settings"].strip())
+        printed = dict(process.stdout.readline().split(maxsplit=1) for _ in range(4))
+        yield Path(printed["settings"].strip())
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
 
 
 def audit(settings: Path, out: Path, *options: object) -> Run:
-    """Runs `auditor run` and waits for it."""
+    """Run `auditor run` and wait for it."""
     command = [sys.executable, "-m", "auditor", "run", str(settings), "--out", str(out), *map(str, options)]
-    began = time.monotonic()
+    started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     if process.stdout is None:
         raise RuntimeError("no output to read the folder from")
@@ -50,4 +50,4 @@ def audit(settings: Path, out: Path, *options: object) -> Run:
     process.returncode = 0
     process.stdout.close()
     manifest = json.loads(Path(folder, "run.json").read_text())
-    return Run(time.monotonic() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, manifest)
+    return Run(time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, manifest)

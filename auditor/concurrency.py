@@ -1,0 +1,111 @@
+"""Threads, cancellation and task groups: the pieces of structured concurrency that several packages need."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+from auditor.errors import AuditInterruptedError, AuditorError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class StopToken:
+    """A request to end early: no new work is started, and requests in flight may finish within ``drain_seconds``.
+
+    Attributes:
+        reason: why, once the end is requested.
+        interrupted: whether a person or program interrupted the audit, rather than a limit of the audit itself.
+        drain_seconds: seconds that requests in flight have to finish.
+    """
+
+    def __init__(self, drain_seconds: float = 5.0) -> None:
+        self.drain_seconds = drain_seconds
+        self.reason: str | None = None
+        self.interrupted = False
+        self._requested = anyio.Event()
+
+    def request(self, reason: str, *, interrupted: bool = True, drain_seconds: float | None = None) -> None:
+        """Request the end; the first reason counts."""
+        if self.reason is None:
+            self.reason, self.interrupted = reason, interrupted
+            self.drain_seconds = self.drain_seconds if drain_seconds is None else drain_seconds
+            self._requested.set()
+
+    async def wait(self) -> None:
+        """Return once the end is requested."""
+        await self._requested.wait()
+
+
+async def run_in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a blocking function in a thread; a cancelled caller waits until it returns."""
+    return await anyio.to_thread.run_sync(partial(function, *args, **kwargs))
+
+
+async def run_in_abandonable_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a blocking function in a thread; a cancelled caller leaves the thread to itself and does not wait."""
+    return await anyio.to_thread.run_sync(partial(function, *args, **kwargs), abandon_on_cancel=True)
+
+
+async def run_cancellable(function: Callable[[], T], stop: StopToken) -> T:
+    """Call a blocking function in a thread; if the end is requested first, leave it and raise AuditInterruptedError."""
+
+    async def cancel_on_request() -> None:
+        await stop.wait()
+        group.cancel_scope.cancel()
+
+    async with unwrapping_task_group() as group:
+        group.start_soon(cancel_on_request)
+        result = await run_in_abandonable_thread(function)
+        group.cancel_scope.cancel()
+        return result
+    raise AuditInterruptedError(f"stopped before any device was queried: {stop.reason}")
+
+
+@asynccontextmanager
+async def unwrapping_task_group() -> AsyncIterator[TaskGroup]:
+    """Open a task group that raises its error itself, not inside an exception group.
+
+    Several errors are raised as a group, unless all of them are ``AuditorError``: then the first counts, since the
+    tasks that failed after it were being cancelled.
+    """
+    try:
+        async with anyio.create_task_group() as group:
+            yield group
+    except BaseExceptionGroup as errors:
+        failures = list(_leaves(errors))
+        if len(failures) > 1 and not all(isinstance(failure, AuditorError) for failure in failures):
+            raise
+    else:
+        return
+    raise failures[0]  # outside of the handler, so that the group does not become its context
+
+
+@asynccontextmanager
+async def background_tasks(*functions: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run functions concurrently with the block, and cancel them at its end."""
+    async with unwrapping_task_group() as group:
+        for function in functions:
+            group.start_soon(function)
+        yield
+        group.cancel_scope.cancel()
+
+
+async def repeat(seconds: float, action: Callable[[], Awaitable[None] | None]) -> None:
+    """Call ``action`` at an interval, for the first time after the interval; never return."""
+    while True:
+        await anyio.sleep(seconds)
+        if (waiting := action()) is not None:
+            await waiting
+
+
+def _leaves(errors: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
