@@ -23,7 +23,17 @@ from auditor.errors import PlatformError
 from auditor.models import Page
 
 NOW = 1_732_009_663.0
-MAX_SECONDS = 5.0
+
+
+def _machine_factor() -> float:
+    """Return how many times slower than usual this machine is: it usually counts to five million in 0.12 seconds."""
+    started = time.thread_time()
+    for _ in range(5_000_000):
+        pass
+    return max(1.0, (time.thread_time() - started) / 0.12)
+
+
+MAX_SECONDS = 5.0 * _machine_factor()
 """Processor time for one response of any size."""
 
 SAMPLES = Path(__file__).parents[1] / "client" / "samples"

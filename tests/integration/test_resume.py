@@ -86,9 +86,9 @@ async def test_resume_of_a_cancelled_audit_repeats_only_requests_in_flight(tmp_p
 async def test_audit_with_a_deadline_ends_in_time_and_is_resumed(tmp_path: Path) -> None:
     world = plain_world(80)
     world.write_fleet(tmp_path / "fleet.csv")
-    async with Simulator(world, latency=(0.1, 0.12), record_responses=True) as platform:
+    async with Simulator(world, latency=(0.4, 0.48), record_responses=True) as platform:
         settings = settings_at(tmp_path, platform)
-        until = time.time() + 1.5
+        until = time.time() + 6
         first = await auditor.run_audit(settings, until=until)
         assert time.time() < until + 0.5
         assert (first.manifest.state, first.manifest.error, first.exit_code) == (
