@@ -2,12 +2,16 @@
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 KILLS ?= 200
+SOAK_MINUTES ?= 15
 BIN := .venv/bin
 BENCHES := $(addprefix bench-,speed sealing memory quota discovery contention sharing accounts rate_limiter outages rate_control drift report \
 	sampling precision incremental rolling planning)
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := python -m pip --disable-pip-version-check install --quiet
+LOCKED := $(PIP) --require-hashes --no-deps --requirement
+COMPILE := .tools/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-package auditor
+LICENCES := MIT;Apache;BSD;ISC;Python Software Foundation;PSF;Mozilla Public License 2.0;MPL-2.0;Unlicense;0BSD;CC0
 
-.PHONY: demo test check format help-texts schemas fuzz chaos bench clean $(BENCHES)
+.PHONY: demo test check format help-texts schemas fuzz chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
@@ -39,6 +43,9 @@ fuzz: .venv/.fuzz-installed  ## fuzz every reader, guided by coverage, FUZZ_SECO
 chaos: .venv/.tests-installed  ## kill audits KILLS times at random moments, cut files at every byte, and print figures
 	AUDITOR_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/chaos
 
+soak: .venv/.tests-installed  ## audit for SOAK_MINUTES, and print the slopes of memory, descriptors and tasks
+	$(BIN)/python benchmarks/soak.py $(SOAK_MINUTES)
+
 bench: $(BENCHES)  ## print the figures that the documents quote
 
 $(BENCHES): bench-%: .venv/.tests-installed
@@ -46,23 +53,46 @@ $(BENCHES): bench-%: .venv/.tests-installed
 
 bench-speed: .bench/.installed
 
-.bench/.installed: benchmarks/requirements.txt
+lock: .tools/.installed  ## write the hashes of everything that is installed, after a change of pyproject.toml or constraints.txt
+	$(COMPILE) pyproject.toml requirements/build.in --extra report --extra redis --constraint constraints.txt --output-file requirements/audit.lock
+	$(COMPILE) pyproject.toml requirements/build.in --all-extras --constraint constraints.txt --no-emit-package atheris \
+		--output-file requirements/test.lock
+	$(COMPILE) benchmarks/requirements.txt --output-file requirements/bench.lock
+	$(COMPILE) requirements/tools.in --output-file requirements/tools.lock
+
+sbom: .tools/.installed  ## write what an audit consists of as CycloneDX to sbom.cdx.json
+	.tools/bin/cyclonedx-py requirements requirements/audit.lock --pyproject pyproject.toml --output-reproducible --output-file sbom.cdx.json
+
+licences: .tools/.installed .venv/.installed  ## check that every library of an audit has a licence that permits its use
+	.tools/bin/pip-licenses --python $(BIN)/python --partial-match --allow-only '$(LICENCES)' --order license \
+		--packages $$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/\1/p' requirements/audit.lock)
+
+vulnerabilities: .tools/.installed  ## check every library of an audit against the vulnerabilities that PyPI publishes
+	.tools/bin/pip-audit --requirement requirements/audit.lock --require-hashes --disable-pip --strict
+
+.tools/.installed: requirements/tools.lock
+	$(PYTHON) -m venv .tools
+	.tools/bin/$(LOCKED) $<
+	touch $@
+
+.bench/.installed: requirements/bench.lock
 	$(PYTHON) -m venv .bench
-	.bench/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	.bench/bin/$(LOCKED) $<
 	touch $@
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml requirements/audit.lock
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable '.[report]'
+	$(BIN)/$(LOCKED) requirements/audit.lock
+	$(BIN)/$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
-.venv/.tests-installed: .venv/.installed
-	$(PIP) --editable '.[test,check]'
+.venv/.tests-installed: .venv/.installed requirements/test.lock
+	$(BIN)/$(LOCKED) requirements/test.lock
 	touch $@
 
 .venv/.fuzz-installed: .venv/.tests-installed
-	$(PIP) --editable '.[fuzz]'
+	$(BIN)/$(PIP) --constraint constraints.txt 'atheris>=3'
 	touch $@
 
 clean:
-	rm -rf .venv .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache
+	rm -rf .venv .bench .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache

@@ -1,5 +1,7 @@
-"""Threads, cancellation and task groups: the pieces of structured concurrency that several packages need."""
+"""Threads, cancellation, time limits and task groups: pieces of concurrency that several packages need."""
 
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,6 +14,52 @@ from auditor.errors import AuditInterruptedError, AuditorError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_ELAPSED_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Clock that cannot be set, and that counts a suspended machine: Linux has one of its own for that."""
+
+
+def elapsed_clock() -> float:
+    """Return the seconds since an arbitrary moment, those of a suspended machine included."""
+    return time.clock_gettime(_ELAPSED_CLOCK)
+
+
+class TimeLimit:
+    """When an audit must end: after a length of time, at a time of day, or at the earlier of both.
+
+    Setting the machine's clock does not change a length of time. A time of day is reached when the clock shows it; but
+    a clock that is set back does not prolong the audit.
+    """
+
+    def __init__(
+        self,
+        seconds: float | None = None,
+        *,
+        until: float | None = None,
+        wall_clock: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = elapsed_clock,
+    ) -> None:
+        """Start to count.
+
+        Args:
+            seconds: length of time; None: no limit.
+            until: time of day, in seconds since 1970; None: no limit.
+            wall_clock: returns seconds since 1970.
+            elapsed: see ``elapsed_clock``.
+        """
+        self._wall_clock, self._elapsed = wall_clock, elapsed
+        self._until = math.inf if until is None else until
+        seconds = math.inf if seconds is None else seconds
+        self._ends_at = elapsed() + min(seconds, self._until - wall_clock())
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a limit."""
+        return self._ends_at < math.inf
+
+    def remaining(self) -> float:
+        """Return the seconds that are left, negative after the end; infinity without a limit."""
+        return min(self._ends_at - self._elapsed(), self._until - self._wall_clock())
 
 
 class StopToken:

@@ -17,7 +17,7 @@
         PlatformError            one request failed
             TransientError       retry later, newly signed
                 NonceUsedError
-                ClockSkewError   after adopting the platform's time
+                ClockSkewError   until several answers agree on its time
             ThrottledError       slow the whole account down, then retry
             NotFoundError        conclusive: no such device
             NeverActivatedError  conclusive: nothing was ever reported
@@ -30,7 +30,8 @@
 
 import errno
 import os
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from auditor.text.formatting import safe
 
@@ -134,12 +135,7 @@ class NonceUsedError(TransientError):
 
 
 class ClockSkewError(TransientError):
-    """The request's timestamp was too far from the platform's clock (more than 15 minutes).
-
-    ``server_time`` is the response's ``Date`` in seconds since 1970, if it has one.
-    """
-
-    server_time: float | None = None
+    """The request's timestamp was too far from the platform's clock (more than 15 minutes)."""
 
 
 class ThrottledError(PlatformError):
@@ -172,8 +168,41 @@ class DeviceDeniedError(PlatformError):
     """Access to this device was denied. The other devices show whether the whole account is denied."""
 
 
+DenialCause = Literal[
+    "permission", "key", "secret", "token", "instance", "region", "action", "https", "parameter", "account", "clock",
+    "proxy",
+]  # fmt: skip
+"""What the platform refuses about an account."""
+
+_ADVICE: Mapping[DenialCause, str] = {
+    "permission": "give the user of the access key the permission for this operation",
+    "key": "check access_key_id, and that the key is active",
+    "secret": "check access_key_secret",
+    "token": "the access key is a temporary one, which needs a valid security token: use the access key of a user",
+    "instance": "check instance_id and region_id",
+    "region": "check region_id",
+    "action": "the service at this address does not have this operation: use the address of the IoT service",
+    "https": "use an address that starts with https://",
+    "parameter": "the service at this address expects other parameters: use the address of the IoT service",
+    "account": "check the state of the account in the platform's console",
+    "clock": "set the clock of this machine, for example by NTP",
+    "proxy": "check proxy",
+}
+
+
 class AccountDeniedError(PlatformError):
-    """Credentials, permission or the account are invalid, so all further requests would fail too."""
+    """The platform refuses the account or all of its requests, so every further request would fail too.
+
+    Attributes:
+        cause: what is refused.
+    """
+
+    cause: DenialCause = "account"
+
+    @property
+    def advice(self) -> str:
+        """What to do, as a clause that follows the error."""
+        return _ADVICE[self.cause]
 
 
 class WebhookError(AuditorError):

@@ -36,8 +36,8 @@ The complete fleet; all devices with the module; or the devices of one product w
 
 WarningKind = Literal[
     "partial", "running", "aborted", "incomplete", "unsealed", "limited", "accounts", "sample", "recheck",
-    "discovery_gap", "tampered", "unreadable", "order", "partial_runs", "sample_comparison", "policy_sample",
-    "expired_exception", "unmatched_rule",
+    "not_reached", "discovery_gap", "tampered", "unreadable", "order", "partial_runs", "sample_comparison",
+    "policy_sample", "expired_exception", "unmatched_rule", "silent", "mismatch", "aliases", "inaccurate_runs",
 ]  # fmt: skip
 """Why numbers do not cover a whole fleet, or are not reliable.
 
@@ -47,11 +47,16 @@ WarningKind = Literal[
 | ``unsealed`` | the run has no versions yet |
 | ``limited``, ``accounts`` | the run covers the first devices (``--limit``) or some accounts (``--account``) only |
 | ``sample``, ``sample_comparison``, ``policy_sample`` | a run, comparison or policy result is based on a sample |
-| ``recheck`` | too many carried answers are outdated |
+| ``recheck`` | too many carried answers are outdated, as the recheck estimates |
+| ``not_reached`` | too many carried answers are of devices that may have changed and were not queried |
+| ``silent`` | no device of an account exists, or reports a module any more |
+| ``aliases`` | devices are in the fleet twice, under two names, or that cannot be determined |
+| ``mismatch`` | answers reached the wrong request, and were replaced |
 | ``discovery_gap`` | the platform's device list is incomplete |
 | ``tampered``, ``unreadable`` | files differ from those that were sealed, or cannot be read |
 | ``order`` | the older of two compared runs is the newer one |
 | ``partial_runs`` | several runs of a history do not cover the whole fleet |
+| ``inaccurate_runs`` | the numbers of several runs of a history may be wrong in part |
 | ``expired_exception``, ``unmatched_rule`` | an exception has expired, or a rule matches nothing in the run |
 """
 
@@ -164,17 +169,31 @@ class ListedDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportedTime:
+    """A time that the platform reported.
+
+    Attributes:
+        milliseconds: since 1970, the latest that a rounded time can mean; None: a value was reported, and is no time.
+        has_zone: False for text without a time zone, whose ``milliseconds`` are counted as if it were UTC.
+    """
+
+    milliseconds: int | None
+    has_zone: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionState:
     """Connection state of a device as the platform reports it; None where no value was reported.
 
-    ``changed``: when it entered this status; ``online``: when it was last online, or came online. In ms since 1970.
+    ``changed``: when it entered this status; ``last_online``: when it was last online, or came online.
     """
 
+    product_key: str | None
     device_name: str | None
     iot_id: str | None
     status: str | None
-    changed: int | None
-    online: int | None
+    changed: ReportedTime | None
+    last_online: ReportedTime | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,8 @@ import sys
 from pathlib import Path
 from auditor.selection.plan_files import SelectionFiles
 from auditor.selection.ranking import SampleSpec, SelectionBudget
-from auditor.selection.selector import DeviceSelector, IncrementalRule
+from auditor.selection.change_detection import IncrementalRule
+from auditor.selection.selector import DeviceSelector
 run, work = map(Path, sys.argv[1:])
 files = SelectionFiles(work / "queue.parquet", work / "plan.parquet", work / "carried.parquet")
 selector = DeviceSelector(work, "eu", run / "fleet.parquet", include_never_activated=True, seed=1)
@@ -157,8 +158,8 @@ def make_run(run: Path, devices: int, modules: int) -> None:
     since = 1_795_399_200_000  # 2026-11-23 02:00
     state = (
         "{'product_key': product_key, 'device_name': device_name, 'iot_id': NULL, 'status': 'OFFLINE', "
-        f"'changed': {since} + CASE WHEN ordinal % 20 = 0 THEN 9000000 ELSE -9000000 END, "
-        f"'online': {since} - 99000000}}"
+        f"'changed_ms': {since} + CASE WHEN ordinal % 20 = 0 THEN 9000000 ELSE -9000000 END, 'changed_form': 'utc', "
+        f"'last_online_ms': {since} - 99000000, 'last_online_form': 'utc'}}"
     )
     rows = database.execute(f"SELECT to_json(list({state})) FROM '{fleet}' GROUP BY product_key, ordinal // 350")
     with (run / "states.jsonl").open("w") as file:

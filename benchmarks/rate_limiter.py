@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio
 from harness import audit, platform
 
-from auditor.resilience.quota_backends import FileBackend
+from auditor.resilience.file_backend import FileBackend
 from auditor.resilience.rate_limiter import AdaptiveRateLimiter, RateLimiter, UnlimitedRateLimiter
 
 WAITERS = 200

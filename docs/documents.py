@@ -13,7 +13,8 @@ from auditor.policy.model import Severity
 from auditor.policy.results import Verdict
 from auditor.runs.estimates import SampleSummary
 from auditor.runs.inventory import Coverage
-from auditor.runs.manifest import SCHEMA_VERSION, DeviceCounts, RequestCounts, State
+from auditor.runs.manifest import SCHEMA_VERSION, DeviceCounts, State
+from auditor.runs.selection_info import RequestCounts
 from auditor.storage.json_types import (
     CallsPerSecond,
     Count,

@@ -1,7 +1,9 @@
 """What every test shares: one event loop library, and what becomes of a test that a late machine has spoilt."""
 
 import contextlib
+import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,6 +14,17 @@ LIVE = frozenset({"anyio_backend", "auditor", "start_platform"})
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests, and programs that they start, remember about their runs is not stored in the home directory."""
+    before = os.environ.get("XDG_STATE_HOME")
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    yield
+    os.environ.pop("XDG_STATE_HOME")
+    if before is not None:
+        os.environ["XDG_STATE_HOME"] = before
 
 
 def pytest_configure() -> None:

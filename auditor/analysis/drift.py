@@ -152,15 +152,18 @@ def _define_changes(database: Database, work: Path) -> None:
     )
     define_version_order(
         database,
-        "SELECT p.old_version AS one, p.new_version AS other, o.module_version AS version, n.module_version AS against "
-        "FROM (SELECT DISTINCT old_version, new_version FROM change_counts WHERE presence = 'compared') p "
+        f"SELECT DISTINCT {_GROUP} AS group_id, module_version FROM (SELECT product, module, "
+        "unnest([old_version, new_version]) AS version FROM change_counts) JOIN versions USING (version)",
+        f"SELECT {_GROUP} AS group_id, p.old_version AS one, p.new_version AS other, o.module_version AS version, "
+        "n.module_version AS against FROM (SELECT DISTINCT product, module, old_version, new_version "
+        "FROM change_counts WHERE presence = 'compared') p "
         "JOIN versions o ON p.old_version = o.version JOIN versions n ON p.new_version = n.version "
         "WHERE p.old_version <> p.new_version",
         work / "version_order",
     )
     database.execute(
         f"CREATE VIEW version_changes AS SELECT c.*, {_CHANGE} AS change FROM change_counts c "
-        "LEFT JOIN version_order v ON c.old_version = v.one AND c.new_version = v.other"
+        f"LEFT JOIN version_order v ON {_ORDERED}"
     )
     database.execute(
         "CREATE TABLE module_titles AS SELECT product, module, coalesce(max(s.module_name), max(n.module_name)) "
@@ -206,6 +209,11 @@ def _order_warnings(old: RunSnapshot, new: RunSnapshot) -> tuple[RunWarning, ...
     return (RunWarning("order", str(old.folder), f"started after {new.folder.name}: the old run is the newer one"),)
 
 
+_GROUP = "(product::BIGINT << 32) + module"
+"""The number of a product's module, by which versions are compared."""
+
+_ORDERED = f"{_GROUP} = v.group_id AND c.old_version = v.one AND c.new_version = v.other"
+
 _CHANGE = """CASE WHEN c.presence <> 'compared' THEN c.presence::VARCHAR
   WHEN c.old_version IS NULL THEN 'appeared' WHEN c.new_version IS NULL THEN 'vanished'
   WHEN c.old_version = c.new_version THEN 'same'
@@ -219,7 +227,7 @@ _DEVICES = f"""SELECT coalesce(n.account, o.account) AS account,
     SELECT old_line, new_line, product, module, c.old_version, c.new_version, {_CHANGE} AS change
     FROM (FROM changes JOIN matched USING (device) WHERE presence = 'compared'
       AND old_version IS DISTINCT FROM new_version) c
-    LEFT JOIN version_order v ON c.old_version = v.one AND c.new_version = v.other
+    LEFT JOIN version_order v ON {_ORDERED}
     UNION ALL
     SELECT old_line, new_line, product, NULL, NULL, NULL, presence::VARCHAR FROM matched
     WHERE presence IN ('joined', 'left', 'not_seen')

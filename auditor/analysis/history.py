@@ -19,7 +19,7 @@ import orjson
 
 from auditor.analysis.adoption import Adoption, read_adoption
 from auditor.errors import RunFolderError, UsageError
-from auditor.models import RunWarning
+from auditor.models import RunWarning, WarningKind
 from auditor.query.describe import warning_objects
 from auditor.query.snapshot import open_snapshot
 from auditor.query.warnings import completeness_warnings, state_label
@@ -167,13 +167,49 @@ def summarize_warnings(runs: Sequence[RunSummary], noun: str = "runs") -> Iterat
     for run in runs:
         if run.tampered:
             yield from run.warnings
-    partial_runs = [run for run in runs if run.warnings and not run.tampered]
-    if len(partial_runs) == 1:
-        yield from partial_runs[0].warnings
-    elif partial_runs:
-        states = ", ".join(sorted({run.label for run in partial_runs}))
-        detail = f"{len(partial_runs):,} of {len(runs):,} {noun} do not cover the whole fleet ({states})"
+    limited = [run for run in runs if run.warnings and not run.tampered]
+    if len(limited) == 1:
+        yield from limited[0].warnings
+        return
+    partial_runs = [run for run in limited if any(warning.kind not in _INACCURATE for warning in run.warnings)]
+    if partial_runs:
+        reasons = ", ".join(sorted({reason for run in partial_runs for reason in _describe_limits(run)}))
+        detail = f"{len(partial_runs):,} of {len(runs):,} {noun} do not cover the whole fleet ({reasons})"
         yield RunWarning("partial_runs", "", detail)
+    inaccurate = [run for run in limited if any(warning.kind in _INACCURATE for warning in run.warnings)]
+    if inaccurate:
+        kinds = {warning.kind for run in inaccurate for warning in run.warnings}
+        reasons = "; ".join(reason for kind, reason in _INACCURATE.items() if kind in kinds)
+        yield RunWarning(
+            "inaccurate_runs", "", f"{len(inaccurate):,} of {len(runs):,} {noun} may be inaccurate: {reasons}"
+        )
+
+
+_INACCURATE: dict[WarningKind, str] = {
+    "recheck": "carried answers are outdated",
+    "not_reached": "devices that may have changed were not queried",
+    "aliases": "devices are in the fleet twice",
+    "mismatch": "answers reached the wrong request",
+}
+"""Warnings that numbers of the whole fleet may be wrong; those of one run are described in full."""
+
+_LIMITS: dict[WarningKind, str] = {
+    "accounts": "some accounts only",
+    "limited": "the first devices only",
+    "silent": "an account reports nothing",
+    "discovery_gap": "the device list is incomplete",
+    "incomplete": "devices without an answer",
+}
+
+
+def _describe_limits(run: RunSummary) -> Iterator[str]:
+    """Yield why a run does not cover its fleet: its state, or the reason if the run is complete nevertheless."""
+    if run.label != "complete":
+        yield run.label
+        return
+    for warning in run.warnings:
+        if warning.kind not in _INACCURATE:
+            yield _LIMITS.get(warning.kind, warning.kind.replace("_", " "))
 
 
 def _run_object(run: RunSummary) -> dict[str, object]:
@@ -266,7 +302,7 @@ def _insert_sealed(database: Database, files: Sequence[tuple[int, Path]]) -> dic
     """Read the rows of inventories; return the number of valid rows by run."""
     if not files:
         return {}
-    numbers, names = [at for at, _ in files], [str(path) for _, path in files]
+    numbers, names = [at for at, _ in files], [str(path.absolute()) for _, path in files]
     database.execute("CREATE TABLE files AS SELECT unnest($1) AS run, unnest($2) AS path", [numbers, names])
     _insert(database, [path for _, path in files])
     # Not in the query that inserts, which would parse the JSON again for each condition.

@@ -1,9 +1,10 @@
 """Preflight checks before an audit: settings, credentials, fleet, and one signed call per account."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 
@@ -11,6 +12,8 @@ from auditor.client.operations import BATCH_GET_DEVICE_STATE, device_state_param
 from auditor.concurrency import StopToken, run_in_abandonable_thread, run_in_thread
 from auditor.config.settings import Account, FleetSource, Settings
 from auditor.engine.account_session import AccountSession, Credentials, open_account, read_credentials
+from auditor.engine.limiters import check_quota_sharing
+from auditor.engine.open_files import reserve_open_files
 from auditor.errors import AccountStoppedError, NotFoundError, PlatformError
 from auditor.fleet.crawler import crawl
 from auditor.fleet.discovery_journal import DiscoveryJournal
@@ -18,9 +21,14 @@ from auditor.fleet.materialize import materialize
 from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_snapshot
 from auditor.fleet.table import read_snapshot
 from auditor.models import Device, DeviceResult
+from auditor.runs.manifest import SilentAccount
+from auditor.storage.files import private_folder
 
 MAX_LISTED_DEVICES = 1_000
 """Approximate number of devices that are discovered to find one that matches the fleet settings."""
+
+MAX_TRIED_DEVICES = 10
+"""Devices of an account that are queried until one exists; they are spread over its fleet."""
 
 MAX_UNREACHABLE_SECONDS = 10.0
 """Seconds until an account that gives no usable answer is abandoned; a person is waiting."""
@@ -64,11 +72,13 @@ async def preflight(settings: Settings, *, fleet: str | None = None) -> list[Acc
     """
     settings = apply_fleet_option(settings, fleet)
     settings = msgspec.structs.replace(settings, give_up_after=min(MAX_UNREACHABLE_SECONDS, settings.give_up_after))
+    reserve_open_files(settings)
     credentials = await run_in_abandonable_thread(read_credentials, settings)
+    await check_quota_sharing(settings, credentials[0].redis_password)
     checks: list[AccountCheck] = []
-    with TemporaryDirectory(prefix="auditor-") as work:
+    with private_folder("check") as work:
         for account, own in zip(settings.account, credentials, strict=True):
-            checks.append(await _check_account(settings, account, own, Path(work, f"{len(checks)}.parquet")))
+            checks.append(await _check_account(settings, account, own, work / f"{len(checks)}.parquet"))
     return checks
 
 
@@ -83,8 +93,8 @@ async def _check_account(settings: Settings, account: Account, credentials: Cred
         try:
             if account.fleet is not None and account.uses_discovery:
                 preview = await _discover_first_devices(session, account.fleet, fleet)
-            if (device := next(read_snapshot(fleet, account.name), None)) is not None:
-                result, problem = await _check_device(session, device, states=settings.since not in {None, "none"})
+            if next(read_snapshot(fleet, account.name), None) is not None:
+                result, problem = await _check_devices(session, fleet, states=settings.since not in {None, "none"})
             else:
                 result = f"none of the first {MAX_LISTED_DEVICES:,} devices matches the fleet settings"
                 if preview.complete:
@@ -96,21 +106,38 @@ async def _check_account(settings: Settings, account: Account, credentials: Cred
         return AccountCheck(account.name, account.endpoint, *counts, result, seconds, clock_offset, problem)
 
 
-async def _check_device(session: AccountSession, device: Device, *, states: bool) -> tuple[str, str | None]:
-    """Return what a query of one device resulted in, and the problem of the account, if there is one.
+async def _check_devices(session: AccountSession, fleet: Path, *, states: bool) -> tuple[str, str | None]:
+    """Return what the query of the first device resulted in, and the problem of the account, if there is one.
 
-    ``states``: the audit needs connection states, too, to find devices that may have changed.
+    More devices are queried while none exists. ``states``: the audit needs connection states, too, to find devices that
+    may have changed.
     """
-    outcome = await session.fetch(device)
-    result = outcome.status if isinstance(outcome, DeviceResult) else f"failed: {outcome.code}"
-    if session.unreached_error is not None:
-        return result, str(session.unreached_error)
+    first, tried = "", 0
+    for device in _spread_devices(fleet, session.name):
+        outcome = await session.fetch(device)
+        result = outcome.status if isinstance(outcome, DeviceResult) else f"failed: {outcome.code}"
+        first, tried = first or result, tried + 1
+        if session.unreached_error is not None:
+            return first, str(session.unreached_error)
+        if result != "not_found":
+            break
+    else:
+        return first, str(SilentAccount(session.name, "not_found", tried))
     if states:
         sent = await session.call_optional(BATCH_GET_DEVICE_STATE, device_state_params([device]))
         if isinstance(sent.result, PlatformError) and not isinstance(sent.result, NotFoundError):
             operation = BATCH_GET_DEVICE_STATE.name
-            return result, f'account "{session.name}": since needs {operation}, which fails: {sent.result}'
-    return result, None
+            return first, f'account "{session.name}": since needs {operation}, which fails: {sent.result}'
+    return first, None
+
+
+def _spread_devices(fleet: Path, account: str) -> Iterator[Device]:
+    """Yield the first device of an account, then others at equal distances, ``MAX_TRIED_DEVICES`` at most."""
+    devices = read_snapshot(fleet, account)
+    yield next(devices)
+    count = sum(1 for _ in devices)
+    step = max(1, count // (MAX_TRIED_DEVICES - 1))
+    yield from islice(read_snapshot(fleet, account), step, step * MAX_TRIED_DEVICES, step)
 
 
 async def _discover_first_devices(session: AccountSession, source: FleetSource, fleet: Path) -> _FleetPreview:

@@ -5,18 +5,32 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import structlog
 
 from auditor import __about__
-from auditor.audit.setup import account_infos, stored_settings, target_rate
-from auditor.config.loader import parse_settings
-from auditor.config.serialization import RUN_INDEPENDENT_KEYS, diff_settings, format_setting
+from auditor.audit.run_settings import (
+    describe_objections,
+    settings_digest,
+    settings_of,
+    stored_settings,
+)
+from auditor.audit.setup import account_infos, has_hooks, record_path, target_rate
+from auditor.config.serialization import diff_settings, format_setting
 from auditor.config.settings import Settings
-from auditor.errors import RunFolderError, RunNotWritableError, SettingsError
+from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.fleet.table import count_devices_to_query
-from auditor.runs.folder import CARRIED, FAILURES, FLEET, PLAN, PRESENTATION_FILES, SEALED, RunCatalog
-from auditor.runs.locking import PreparedRun, RunLock, directory_lock, refuse_overlap
+from auditor.runs.folder import (
+    CARRIED,
+    FAILURES,
+    FLEET,
+    PLAN,
+    PRESENTATION_FILES,
+    SEALED,
+    RunCatalog,
+    has_pending_hooks,
+    mark_pending_hooks,
+)
+from auditor.runs.locking import MAX_LOCK_WAIT, PreparedRun, RunLock, directory_lock, refuse_overlap
 from auditor.runs.manifest import Manifest, file_info, read_manifest, write_manifest
 from auditor.runs.recovery import REMAINING, repair, rotate_failures, write_remaining_devices
 from auditor.selection.plan_files import keep_accounts
@@ -25,37 +39,54 @@ from auditor.text.formatting import format_utc
 log = structlog.get_logger()
 
 
-def find_unfinished(directory: Path, name: str) -> Path | None:
+def find_unfinished(directory: Path, name: str, *, with_hooks: bool = False) -> Path | None:
     """Return the newest run of a name in a directory if it is unfinished; None if it is finished, or there is none.
 
-    A run is unfinished if devices are pending, if a discovery is pending, or if it was not sealed or verified. A sealed
-    run without pending devices is finished, even if devices or products failed: ``resume`` retries those on request.
+    A run is unfinished if devices are pending, if a discovery is pending, if it was not sealed or verified, or if its
+    hooks did not run and the caller runs them (``with_hooks``). Deferred hooks do not count. A sealed run without
+    pending devices is finished, even if devices or products failed: ``resume`` retries those on request. Runs of other
+    users, and those that they can write, are ignored.
     """
     catalog = RunCatalog(directory, missing_ok=True)
     catalog.log_unreadable()
-    if (run := catalog.latest(name)) is None:
-        return None
-    manifest, folder = run
+    for manifest, folder in catalog.named(name):
+        if objections := list(describe_objections(folder, parent=False)):
+            log.warning("run not resumed", folder=str(folder), reason=" and ".join(objections))
+            continue
+        hooks_pending = with_hooks and has_pending_hooks(folder, deferred=False)
+        return folder if hooks_pending or _is_unfinished(manifest) else None
+    return None
+
+
+def _is_unfinished(manifest: Manifest) -> bool:
     pending = manifest.devices.pending > manifest.unsampled
     pending = pending or any(discovery.state == "pending" for discovery in manifest.discovery)
     failed = manifest.devices.failed or any(discovery.state == "partial" for discovery in manifest.discovery)
-    verified = manifest.state != "partial" or failed or manifest.unsampled > 0
-    finished = manifest.finished_at is not None and not pending and verified
-    return None if finished else folder
+    verified = manifest.state != "partial" or failed or manifest.unsampled > 0 or bool(manifest.silent)
+    return manifest.finished_at is None or pending or not verified
 
 
-def reopen(folder: Path, settings: Settings, now: float) -> PreparedRun | None:
+def reopen(
+    folder: Path,
+    settings: Settings,
+    now: float,
+    *,
+    settings_file: Path | None = None,
+    with_hooks: bool = False,
+    max_wait: float = MAX_LOCK_WAIT,
+) -> PreparedRun | None:
     """Lock a run folder, repair its files, and find its remaining devices; None if another process has completed it.
 
     Results that were written are kept. Apart from damaged lines nothing is changed until the remaining devices are
-    written. The caller has checked that the settings fit the run.
+    written. The caller has checked that the settings, from ``settings_file`` if that is known, fit the run, and with
+    ``with_hooks`` runs their hooks afterwards.
 
     Raises:
         RunFolderError: another process is writing it or a run of its name in the same directory, or it was changed.
         RunNotWritableError: it cannot be written.
     """
     path = folder.resolve()  # "." has no parent of its own
-    with directory_lock(path.parent):
+    with directory_lock(path.parent, max_wait):
         lock = RunLock(folder)
         try:
             refuse_overlap(path.parent, read_manifest(folder).name, except_folder=path)
@@ -68,12 +99,16 @@ def reopen(folder: Path, settings: Settings, now: float) -> PreparedRun | None:
             lock.release()
             return None
         manifest = _with_current_fleet(folder, manifest)
-        repair(folder)
+        repair(folder, manifest.devices)
         _drop_unrecorded_selections(folder, manifest)
         remaining = write_remaining_devices(folder, folder / REMAINING)
         # A killed process did not record the requests of its last second; most of them can be counted in its results.
         requests = replace(manifest.requests, sent=max(manifest.requests.sent, remaining.requests))
         manifest = replace(manifest, devices=remaining.counts, unsampled=remaining.unsampled, requests=requests)
+        if settings_file is not None:
+            manifest = replace(manifest, settings_file=record_path(settings_file))
+        if with_hooks and has_hooks(settings):
+            mark_pending_hooks(folder)
         manifest = _mark_running(folder, manifest, settings, now)
         return PreparedRun(folder, lock, manifest, folder / REMAINING, remaining.successful_devices, resumed=True)
     except BaseException as error:
@@ -111,6 +146,7 @@ def _mark_running(folder: Path, manifest: Manifest, settings: Settings, now: flo
         files=(),
         resumed_at=(*manifest.resumed_at, format_utc(now)),
         settings=stored_settings(settings),
+        settings_sha256=settings_digest(stored_settings(settings)),
     )
     write_manifest(folder, manifest)
     try:
@@ -132,40 +168,6 @@ def _drop_unrecorded_selections(folder: Path, manifest: Manifest) -> None:
             keep_accounts(folder / name, recorded)
 
 
-def settings_to_resume(folder: Path, given: Settings | None) -> Settings:
-    """Return the settings to resume a run with: its own, or given ones with the same accounts.
-
-    Raises:
-        RunFolderError: the run has no settings that can be used, or the given ones have other accounts.
-    """
-    manifest = read_manifest(folder)
-    if given is None:
-        return settings_of(folder, manifest)
-    if manifest.settings is None:
-        recorded = {(account.name, account.endpoint, account.dialect) for account in manifest.accounts}
-        same = recorded == {(account.name, account.endpoint, account.dialect) for account in given.account}
-        changes = [] if same else ["the run has other accounts"]
-        fleets = {account.name: account.fleet for account in given.account}
-    else:
-        before = settings_of(folder, _without_ca_files(manifest))
-        changes = diff_settings(before, given, ignore=RUN_INDEPENDENT_KEYS)
-        fleets = {account.name: account.fleet for account in before.account}
-    if changes:
-        raise RunFolderError(f"{folder}: cannot be resumed with these settings: {'; '.join(changes)}")
-    accounts = tuple(msgspec.structs.replace(each, fleet=fleets.get(each.name)) for each in given.account)
-    return msgspec.structs.replace(given, account=accounts)
-
-
-def _without_ca_files(manifest: Manifest) -> Manifest:
-    """Return the manifest without ``ca_file`` settings: a file may have moved, and given settings name the new one."""
-    table = manifest.settings or {}
-    accounts = table.get("account")
-    if not isinstance(accounts, list):
-        return manifest
-    kept = [{key: each[key] for key in each if key != "ca_file"} for each in accounts if isinstance(each, dict)]
-    return replace(manifest, settings={**table, "account": kept})
-
-
 def refuse_changed_settings(folder: Path, settings: Settings, limit: int | None) -> None:
     """Raise RunFolderError if settings differ from those of a run; the places of credentials may differ."""
     manifest = read_manifest(folder)
@@ -182,13 +184,3 @@ def refuse_changed_settings(folder: Path, settings: Settings, limit: int | None)
             f"{folder}: settings changed since this run started: {'; '.join(changes)}. "
             f"Drop --resume to start a new run, or {advice}"
         )
-
-
-def settings_of(folder: Path, manifest: Manifest) -> Settings:
-    """Return the settings that a run stores; raise RunFolderError if it has none that can be used."""
-    if manifest.settings is None:
-        raise RunFolderError(f"{folder}: its run.json has no settings; give them with --settings")
-    try:
-        return parse_settings(manifest.settings, where=f"{folder}/run.json: settings")
-    except SettingsError as error:
-        raise RunFolderError(f"{error}; give other settings with --settings") from error

@@ -5,18 +5,20 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-from auditor.audit.resume import find_unfinished, refuse_changed_settings, reopen, settings_to_resume
+from auditor.audit.resume import find_unfinished, refuse_changed_settings, reopen
+from auditor.audit.run_settings import remember_settings, resume_settings
 from auditor.audit.session import AuditSession
 from auditor.audit.setup import create_run
-from auditor.concurrency import StopToken, run_cancellable
+from auditor.concurrency import StopToken, TimeLimit, run_cancellable
 from auditor.config.settings import Settings
 from auditor.engine.account_session import read_credentials
 from auditor.engine.limiters import check_quota_sharing
+from auditor.engine.open_files import reserve_open_files
 from auditor.engine.progress import AuditResult, ProgressCallback
 from auditor.errors import UsageError
 from auditor.fleet.snapshot import apply_fleet_option
-from auditor.runs.folder import find_run
-from auditor.runs.locking import PreparedRun
+from auditor.runs.folder import find_run, has_pending_hooks
+from auditor.runs.locking import MAX_LOCK_WAIT, PreparedRun
 from auditor.runs.manifest import read_manifest
 
 
@@ -28,10 +30,13 @@ async def run_audit(
     limit: int | None = None,
     resume: bool = False,
     until: float | None = None,
+    max_seconds: float | None = None,
     on_progress: ProgressCallback | None = None,
     stop: StopToken | None = None,
     priority: bool = False,
     accounts: Collection[str] = (),
+    settings_file: Path | None = None,
+    with_hooks: bool = False,
 ) -> AuditResult:
     """Query all devices of the fleet and write a sealed run folder.
 
@@ -42,40 +47,64 @@ async def run_audit(
         limit: query only the first so many devices.
         resume: continue the newest run of this name if it is unfinished, instead of starting a new one.
         until: when to be done, in seconds since 1970; devices that are not queried in time stay pending.
+        max_seconds: after how many seconds to be done, likewise; setting the machine's clock does not change them.
         on_progress: called every half second with the progress.
         stop: a request to end early; devices that are not queried before that stay pending.
         priority: take precedence over other audits on this machine that share an account's quota.
         accounts: names of the only accounts to query; the run records that the others are excluded.
+        settings_file: file from which the settings were loaded, which the run records.
+        with_hooks: whether the caller runs the configured hooks afterwards (``run_hooks``). If it is killed before, the
+            run is unfinished, and ``resume`` returns it for its hooks even if no device is left.
 
     Raises:
         UsageError: ``limit`` is below 1, or an account name is unknown.
-        SettingsError: a credential is missing, or the Redis server through which quotas are shared cannot be used.
+        SettingsError: a credential is missing, the Redis server through which quotas are shared cannot be used, or
+            ``concurrency`` needs more open files than the system allows.
         FleetError: the fleet cannot be used; no run folder is left.
         RunFolderError: a run of this name is being written, or the settings of the run to resume have changed.
         RunNotWritableError: no run folder can be created, or the one to resume cannot be written.
         AuditInterruptedError: the end was requested before any device was queried.
     """
+    time_limit = TimeLimit(max_seconds, until=until)
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit}: must be at least 1")
     names = [account.name for account in settings.account]
     settings = apply_fleet_option(settings.restrict_to_accounts(accounts) if accounts else settings, fleet)
     excluded = tuple(name for name in names if name not in {account.name for account in settings.account})
     stop = stop or StopToken()
+    reserve_open_files(settings)
     credentials = await run_cancellable(partial(read_credentials, settings), stop)
     await check_quota_sharing(settings, credentials[0].redis_password)
     target, now = Path(directory or settings.directory), time.time()
 
-    def prepare() -> PreparedRun:
-        unfinished = find_unfinished(target, settings.name) if resume else None
+    def prepare() -> PreparedRun | Path:
+        remember_settings(settings, settings_file)
+        max_wait = _max_lock_wait(time_limit)
+        unfinished = find_unfinished(target, settings.name, with_hooks=with_hooks) if resume else None
         if unfinished is not None:
             refuse_changed_settings(unfinished, settings, limit)
-            if (reopened := reopen(unfinished, settings, now)) is not None:
-                return reopened
-        return create_run(settings, target, limit, now, excluded, timed=until is not None)
+            reopened = reopen(
+                unfinished, settings, now, settings_file=settings_file, with_hooks=with_hooks, max_wait=max_wait
+            )
+            if reopened is not None or (with_hooks and has_pending_hooks(unfinished, deferred=False)):
+                return reopened or unfinished
+        return create_run(
+            settings,
+            target,
+            limit,
+            now,
+            excluded,
+            timed=time_limit.is_set,
+            settings_file=settings_file,
+            with_hooks=with_hooks,
+            max_wait=max_wait,
+        )
 
     prepared = await run_cancellable(prepare, stop)
+    if isinstance(prepared, Path):  # complete; only its hooks have not run
+        return AuditResult(prepared, read_manifest(prepared), 0)
     return await AuditSession(
-        settings, credentials, prepared, until=until, on_progress=on_progress, stop=stop, priority=priority
+        settings, credentials, prepared, time_limit=time_limit, on_progress=on_progress, stop=stop, priority=priority
     ).run()
 
 
@@ -84,33 +113,51 @@ async def resume_audit(
     *,
     settings: Settings | None = None,
     until: float | None = None,
+    max_seconds: float | None = None,
     on_progress: ProgressCallback | None = None,
     stop: StopToken | None = None,
     priority: bool = False,
+    settings_file: Path | None = None,
+    with_hooks: bool = False,
+    trust: str | None = None,
 ) -> AuditResult:
     """Query the devices of a run that are pending or failed, and seal it again; a complete run is left unchanged.
 
-    ``run`` is a run folder, or a directory of runs (its newest run is used). ``settings`` replace the run's own: rates,
-    timeouts and credentials may differ; accounts and endpoints may not, and the fleet is the run's. The other arguments
-    are those of ``run_audit``.
+    ``run`` is a run folder, or a directory of runs (its newest run is used). Without ``settings``, those are used that
+    the user who started the run remembers. Rates, timeouts and credentials may differ from the run's; accounts and
+    endpoints may not, and the fleet is the run's. ``trust`` is the text at the end of the error that refuses a run: it
+    allows that run with the settings that the error describes. The other arguments are those of ``run_audit``.
 
     Raises:
-        SettingsError: a credential is missing, or the Redis server through which quotas are shared cannot be used.
-        RunFolderError: it is no run, its accounts differ, or another process is writing it or a run of its name.
+        SettingsError: a credential is missing, the Redis server through which quotas are shared cannot be used, or
+            ``concurrency`` needs more open files than the system allows.
+        RunFolderError: it is no run, its accounts differ, or another process is writing it or a run of its name; or
+            other users could have changed it, or its settings are not remembered, and ``trust`` does not allow that.
         RunNotWritableError: it cannot be written.
         AuditInterruptedError: the end was requested before any device was queried.
     """
+    time_limit = TimeLimit(max_seconds, until=until)
     folder = find_run(Path(run))
     manifest = read_manifest(folder)
     if manifest.state == "complete":
         return AuditResult(folder, manifest, 0)
-    own = settings_to_resume(folder, settings)
+    own = resume_settings(folder, settings, trust=trust)
+    if settings is not None and trust is None:
+        remember_settings(own, settings_file)
     stop = stop or StopToken()
+    reserve_open_files(own)
     credentials = await run_cancellable(partial(read_credentials, own), stop)
     await check_quota_sharing(own, credentials[0].redis_password)
-    prepared = await run_cancellable(lambda: reopen(folder, own, time.time()), stop)
+    max_wait = _max_lock_wait(time_limit)
+    reopen_run = partial(reopen, settings_file=settings_file, with_hooks=with_hooks, max_wait=max_wait)
+    prepared = await run_cancellable(lambda: reopen_run(folder, own, time.time()), stop)
     if prepared is None:  # another process has completed it
         return AuditResult(folder, read_manifest(folder), 0)
     return await AuditSession(
-        own, credentials, prepared, until=until, on_progress=on_progress, stop=stop, priority=priority
+        own, credentials, prepared, time_limit=time_limit, on_progress=on_progress, stop=stop, priority=priority
     ).run()
+
+
+def _max_lock_wait(time_limit: TimeLimit) -> float:
+    """Return how many seconds to wait for processes that use the directory of runs."""
+    return min(MAX_LOCK_WAIT, max(0.0, time_limit.remaining()))

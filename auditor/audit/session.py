@@ -14,8 +14,8 @@ import structlog
 
 from auditor.audit.deadline import Deadline
 from auditor.audit.device_source import DeviceSource
-from auditor.audit.finalize import describe_errors, exit_code, seal_and_verify
-from auditor.concurrency import StopToken, background_tasks, repeat, unwrapping_task_group
+from auditor.audit.finalize import correct_times, describe_errors, exit_code, seal_and_verify
+from auditor.concurrency import StopToken, TimeLimit, background_tasks, repeat, run_in_thread, unwrapping_task_group
 from auditor.config.settings import Settings
 from auditor.engine.account_session import AccountSession, Credentials, open_accounts
 from auditor.engine.allocation import CallBudget, concurrency_per_account
@@ -29,11 +29,11 @@ from auditor.fleet.table import read_never_activated, read_snapshot
 from auditor.models import Device, Outcome
 from auditor.runs.folder import FAILURES, RESULTS
 from auditor.runs.journal import DiskReserve, Journal
-from auditor.runs.locking import PreparedRun
+from auditor.runs.locking import PreparedRun, rename_corrected
 from auditor.runs.manifest import Manifest, State, write_manifest
 from auditor.selection.coordinator import SelectionCoordinator
 from auditor.selection.strategies import SelectionResult
-from auditor.text.formatting import escape_undecodable, format_utc
+from auditor.text.formatting import escape_undecodable
 
 log = structlog.get_logger()
 
@@ -53,7 +53,7 @@ RESULTS_PER_TURN = 100
 class AuditSession:
     """Queries the devices of a prepared run folder, and seals it; then the folder's lock is released.
 
-    ``credentials`` are in the settings' order; ``until`` is in seconds since 1970, None without a deadline.
+    ``credentials`` are in the settings' order.
     ``priority`` takes precedence over other processes that share an account's quota.
     """
 
@@ -63,7 +63,7 @@ class AuditSession:
         credentials: list[Credentials],
         prepared: PreparedRun,
         *,
-        until: float | None,
+        time_limit: TimeLimit,
         on_progress: ProgressCallback | None,
         stop: StopToken,
         priority: bool = False,
@@ -78,12 +78,17 @@ class AuditSession:
         self._accounts: list[AccountSession] = []
         self._state = RunState(self._folder, prepared.manifest, self._journal, self._accounts)
         self._source = DeviceSource(settings, prepared, self._state)
-        self._deadline = Deadline(until, stop, prepared.manifest.fleet.devices)
+        self._deadline = Deadline(time_limit, stop, prepared.manifest.fleet.devices)
         self._reporter = ProgressReporter(on_progress)
         self._selection: SelectionCoordinator | None = None  # all devices are queried
         if (selection := prepared.manifest.selection) is not None:
             self._selection = SelectionCoordinator(
-                settings, prepared, selection, self._accounts, calls_before=self._state.requests_before, until=until
+                settings,
+                prepared,
+                selection,
+                self._accounts,
+                calls_before=self._state.requests_before,
+                time_limit=time_limit,
             )
         self._budget: CallBudget | None = None  # a selection has its own
         if self._selection is None and settings.max_calls is not None:
@@ -204,7 +209,16 @@ class AuditSession:
                 queue = self._budget.limit(queue)
             elif self._selection is not None:
                 queue, fetch = await self._selection.limit_queries(session, queue)
-            await run_workers(queue, fetch, self._journal.append, concurrency=session.workers, stop=self._stop)
+            # A device that waits for a retry may need several more calls. Within a budget it keeps its worker.
+            paused = session.paused if self._settings.max_calls is None else None
+            await run_workers(
+                queue,
+                fetch,
+                self._journal.append,
+                concurrency=session.workers,
+                stop=self._stop,
+                paused=paused,
+            )
 
     async def _record_selection(self, coordinator: SelectionCoordinator, result: SelectionResult) -> None:
         """Record the selected devices of one account in the manifest, before they are queried."""
@@ -218,7 +232,7 @@ class AuditSession:
         for number, device in enumerate(read_never_activated(devices, session.name)):
             if self._stop.reason is not None:
                 return
-            await self._journal.append(never_activated_result(device, time.time()))
+            await self._journal.append(never_activated_result(device, session.platform_time()))
             session.count_unqueried()
             if number % RESULTS_PER_TURN == 0:
                 await anyio.lowlevel.checkpoint()
@@ -239,7 +253,12 @@ class AuditSession:
         self._reserve.release()
         self._prepared.remove_remaining()
         await self._finalize_selection()
-        manifest = replace(self._state.manifest(), finished_at=format_utc(time.time()))
+        manifest = correct_times(
+            self._state.manifest(),
+            [session.client.clock.offset for session in self._accounts],
+            now=time.time(),
+            resumed=self._prepared.resumed,
+        )
         discovered = all(discovery.state == "complete" for discovery in manifest.discovery)
         if discovered and not manifest.fleet.devices and not self._errors and self._stop.reason is None:
             self._errors.append(FleetError("no device matches the fleet settings"))
@@ -249,4 +268,5 @@ class AuditSession:
         if self._selection is not None and not manifest.remaining_devices:
             self._selection.cleanup()
         code = exit_code(manifest, self._settings, verified=verified, interrupted=self._stop.interrupted)
-        return AuditResult(self._folder, manifest, self._errors[0].exit_code if self._errors else code)
+        folder = await run_in_thread(rename_corrected, self._folder, manifest)
+        return AuditResult(folder, manifest, self._errors[0].exit_code if self._errors else code)

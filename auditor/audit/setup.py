@@ -1,28 +1,18 @@
 """Setup of a new run: read the fleet files, choose the strategy, and create the run folder."""
 
+import os
 import secrets
 from pathlib import Path
 
-import orjson
-
 from auditor import __about__
-from auditor.config.serialization import settings_to_dict
-from auditor.config.settings import Settings, parse_percentage
+from auditor.audit.run_settings import settings_digest, stored_settings
+from auditor.config.settings import ReportSettings, Settings, parse_percentage
 from auditor.fleet.snapshot import fleet_files, write_empty_snapshot, write_snapshot
 from auditor.planning.capacity import plan_fleet
-from auditor.runs.folder import FLEET, find_baseline
-from auditor.runs.locking import PreparedRun, create_run_folder
-from auditor.runs.manifest import (
-    AccountInfo,
-    DeviceCounts,
-    DiscoveryInfo,
-    FleetInfo,
-    Manifest,
-    Rate,
-    SelectionInfo,
-    Strategy,
-    write_manifest,
-)
+from auditor.runs.folder import FLEET, find_baseline, mark_pending_hooks
+from auditor.runs.locking import MAX_LOCK_WAIT, PreparedRun, create_run_folder
+from auditor.runs.manifest import AccountInfo, DeviceCounts, DiscoveryInfo, FleetInfo, Manifest, Rate, write_manifest
+from auditor.runs.selection_info import SelectionInfo, Strategy
 from auditor.text.formatting import escape_undecodable, format_utc
 
 
@@ -34,11 +24,16 @@ def create_run(
     excluded_accounts: tuple[str, ...] = (),
     *,
     timed: bool = False,
+    settings_file: Path | None = None,
+    with_hooks: bool = False,
+    max_wait: float = MAX_LOCK_WAIT,
 ) -> PreparedRun:
     """Read the fleet files and create a run folder with them; discovered devices are added later.
 
     Only the first ``limit`` devices are used. ``started`` is in seconds since 1970, ``excluded_accounts`` are names of
-    configured accounts that are not queried, and ``timed`` is whether the audit has a deadline.
+    configured accounts that are not queried, ``timed`` is whether the audit has a deadline, ``settings_file`` is where
+    the settings come from, ``with_hooks`` is whether the caller runs the configured hooks afterwards, and ``max_wait``
+    is how many seconds to wait for processes that use the directory.
 
     Raises:
         FleetError: the fleet cannot be used; no folder is left.
@@ -56,6 +51,7 @@ def create_run(
         fleet = FleetInfo(
             escape_undecodable(source), snapshot.devices, snapshot.duplicates, snapshot.sha256, limit, excluded_accounts
         )
+        stored = stored_settings(settings)
         manifest = Manifest(
             auditor_version=__about__.VERSION,
             name=settings.name,
@@ -66,14 +62,21 @@ def create_run(
             devices=DeviceCounts(pending=snapshot.devices),
             rate=Rate(target=target_rate(settings)),
             planned=plan_fleet(settings, folder / FLEET, directory).planned,
-            settings=stored_settings(settings),
+            settings=stored,
+            settings_sha256=settings_digest(stored),
+            settings_file=None if settings_file is None else record_path(settings_file),
             discovery=tuple(DiscoveryInfo(name) for name in discovered),
             selection=selection,
         )
         write_manifest(folder, manifest)
+        if with_hooks and has_hooks(settings):
+            mark_pending_hooks(folder)
         manifests.append(manifest)
 
-    folder, lock = create_run_folder(directory, settings.name, fill, now=started)
+    readable = settings.group_readable
+    folder, lock = create_run_folder(
+        directory, settings.name, fill, now=started, group_readable=readable, max_wait=max_wait
+    )
     return PreparedRun(folder, lock, manifests[0], folder / FLEET)
 
 
@@ -113,11 +116,11 @@ def target_rate(settings: Settings) -> float | None:
     return None if None in rates else sum(rate for rate in rates if rate is not None)
 
 
-def stored_settings(settings: Settings) -> dict[str, object] | None:
-    """Return the settings as stored in the manifest; None if a path in them is not UTF-8, which JSON cannot hold."""
-    table = settings_to_dict(settings)
-    try:
-        orjson.dumps(table)
-    except TypeError:
-        return None
-    return table
+def has_hooks(settings: Settings) -> bool:
+    """Return whether a policy, a report, metrics or a webhook follow a run."""
+    return settings.policy is not None or settings.notify is not None or settings.report != ReportSettings()
+
+
+def record_path(path: Path) -> str:
+    """Return a path as the manifest stores it: absolute, and fit for JSON."""
+    return escape_undecodable(os.path.abspath(path))  # noqa: PTH100  Path.resolve would follow a link

@@ -1,10 +1,9 @@
 """Outcomes as a stream, for programs that do not need a run folder."""
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import mkdtemp
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -14,6 +13,7 @@ from auditor.config.settings import Account, Settings
 from auditor.engine.account_session import AccountSession, open_accounts, read_credentials
 from auditor.engine.allocation import concurrency_per_account
 from auditor.engine.device_reader import never_activated_result
+from auditor.engine.open_files import reserve_open_files
 from auditor.engine.worker_pool import run_workers
 from auditor.errors import AuditStoppedError, FleetError
 from auditor.fleet.crawler import discover_account
@@ -22,6 +22,7 @@ from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_snapsh
 from auditor.fleet.table import read_never_activated, read_snapshot
 from auditor.models import Device, Outcome
 from auditor.runs.folder import FLEET
+from auditor.storage.files import private_folder
 
 MAX_BUFFERED_OUTCOMES = 100
 """Maximum number of outcomes that wait for the reader; then queries wait."""
@@ -45,12 +46,13 @@ async def stream_outcomes(
         SettingsError, FleetError: before any device is queried.
         AuditStoppedError: from the block's end, when an account was stopped; its devices have no outcome.
     """
+    reserve_open_files(settings)
     credentials = await run_in_abandonable_thread(read_credentials, settings)
     if devices is not None and len(settings.account) > 1:
         raise FleetError(f"devices were given for {len(settings.account)} accounts; open a stream for each account")
     stopped: list[AuditStoppedError] = []
     async with AsyncExitStack() as stack:
-        work = Path(stack.enter_context(TemporaryDirectory(prefix="auditor-")))
+        work = stack.enter_context(private_folder("stream"))
         if devices is None and (files := fleet_files(apply_fleet_option(settings, None))):
             await run_in_thread(write_snapshot, files, work / FLEET)
         sessions = await open_accounts(stack, settings, credentials, concurrency_per_account(settings))
@@ -61,7 +63,12 @@ async def stream_outcomes(
                 try:
                     source = devices if devices is not None else await _fleet(account, session, work, outlet.send)
                     await run_workers(
-                        iter(source), session.fetch, outlet.send, concurrency=session.workers, stop=StopToken()
+                        iter(source),
+                        session.fetch,
+                        outlet.send,
+                        concurrency=session.workers,
+                        stop=StopToken(),
+                        paused=session.paused,
                     )
                 except AuditStoppedError as error:  # the other accounts continue
                     stopped.append(error)
@@ -87,5 +94,5 @@ async def _fleet(
         await discover_account(session, journal, account.fleet, folder / FLEET, stop=StopToken())
     if account.skips_never_activated:
         for device in read_never_activated(folder / FLEET, session.name):
-            await send(never_activated_result(device, time.time()))
+            await send(never_activated_result(device, session.platform_time()))
     return read_snapshot(folder / FLEET, session.name, include_never_activated=not account.skips_never_activated)

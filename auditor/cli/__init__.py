@@ -1,10 +1,35 @@
 """Command-line interface: commands, their options, and what they print."""
 
+import contextlib
+import sys
 from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; see ``auditor.cli.app.main``."""
+    """Run one command and return its exit code; see ``auditor.cli.app.main``.
+
+    This is the entry point of a process. SIGINT, SIGTERM and SIGHUP end it without a traceback.
+    """
+    from auditor.cli.signals import READING_COMMANDS, CommandSignals, exit_process
+
+    signals = CommandSignals()
+    from auditor.cli.console import open_standard_streams
+
+    open_standard_streams()
+    given = sys.argv[1:] if arguments is None else arguments
     from auditor.cli import app
 
-    return app.main(arguments)
+    if READING_COMMANDS.intersection(given[:1]):
+        signals.exit_immediately()
+        code = app.main(arguments)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # the reader has closed the pipe
+                stream.flush()
+        exit_process(code)  # a signal while Python ends would not be handled
+    try:
+        with signals.interrupting():
+            code = app.main(arguments)
+    except BaseException:  # a library may report the interruption as an error of its own
+        if signals.exit_code is None:
+            raise
+    return code if signals.exit_code is None else signals.exit_code

@@ -18,19 +18,24 @@ from auditor.cli.commands.query import devices, diff, history, inventory, sql, v
 from auditor.cli.commands.report import metrics, policy, report
 from auditor.cli.commands.simulate import simulate
 from auditor.cli.console import open_standard_streams, print_error, redirect_to_devnull
+from auditor.config.paths import expand_home
 from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, UsageError
 from auditor.text.formatting import safe
 
 EXIT_CODES = """\
 Exit codes:
   0    success
-  1    more devices failed or are pending than max_failed allows, a product
-       could not be listed, a run does not verify, or a plan does not fit
+  1    more devices failed or are pending than max_failed allows, an account is
+       silent, a product could not be listed, a run does not verify, or a plan
+       does not fit
   2    usage, settings or fleet file
   3    the platform refuses an account or was never reached, or the run
        cannot be written
   4    --fail-on matched, or a policy is violated
-  130  interrupted"""
+  130  interrupted by SIGINT; run, resume, fleet and demo also by SIGTERM or
+       SIGHUP
+  129, 143
+       another command was ended by SIGHUP or SIGTERM"""
 
 
 AUDIT = Group("Audit", sort_key=1)
@@ -111,6 +116,11 @@ for _group, _commands in _COMMANDS.items():
         )
 
 
+def _expand_home(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    return f"{flag}={expand_home(value)}" if equals and flag.startswith("--") else expand_home(argument)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Errors become one sentence on standard error.
 
@@ -118,14 +128,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: command-line arguments; None: those of the process.
     """
     open_standard_streams()
-    given = sys.argv[1:] if arguments is None else arguments
+    # A shell does not expand the home directory in --flag=~/path.
+    given = [_expand_home(each) for each in (sys.argv[1:] if arguments is None else arguments)]
     if not {"--help", "-h", "--version"}.intersection(given):
         import structlog
 
         # Its default is standard output, which is for data.
         structlog.configure(logger_factory=structlog.PrintLoggerFactory(file=sys.stderr))
     try:
-        code = app(arguments, exit_on_error=False, print_error=False)
+        code = app(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
         print_error(f"auditor: {_describe_usage_error(error)}")

@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from auditor.audit.runner import run_audit
 from auditor.concurrency import StopToken
@@ -14,6 +13,7 @@ from auditor.simulator.quotas import SimulatedAccount
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.standalone import _account_table, write_secret
 from auditor.simulator.world import World
+from auditor.storage.files import private_folder
 
 DEMO_QUOTA = 500.0
 """Calls a second. A real quota of 10 would make the demonstration take minutes."""
@@ -58,8 +58,7 @@ async def run_demonstration(
     """
     world = World(devices, large=0, day=day, lifecycle=DEMO_LIFECYCLE, today=time.time())
     account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, DEMO_QUOTA)
-    with TemporaryDirectory(prefix="auditor-demo-") as temporary:
-        folder = Path(temporary)
+    with private_folder("demo") as folder:
         async with Simulator(world, accounts=[account], latency=(0.02, 0.08), faults=DEMO_FAULTS) as platform:
             account_settings = _account_table(platform.endpoint, account, "tuya")
             write_secret(folder / account_settings["access_key_secret"]["file"], account)

@@ -2,16 +2,17 @@
 
 import shlex
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from auditor.cli.console import print_error, print_line
+from auditor.cli.console import print_error, print_path
 from auditor.cli.output import print_warnings
 from auditor.errors import FleetError, RunFolderError
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
     from auditor.concurrency import StopToken
+    from auditor.config.settings import Account
     from auditor.engine.progress import AuditResult, ProgressCallback
     from auditor.hooks.prepare import HookConfig
     from auditor.hooks.runner import HookResults
@@ -22,6 +23,23 @@ if TYPE_CHECKING:
 
 MAX_RULES = 20
 """Rules that are printed after a run; ``auditor policy`` prints all."""
+
+
+def describe_plain_http(accounts: "Iterable[Account]") -> Iterator[str]:
+    """Yield a sentence for each account whose requests are not encrypted on their way through a network."""
+    from ipaddress import ip_address
+    from urllib.parse import urlsplit
+
+    for account in accounts:
+        parts = urlsplit(account.endpoint)
+        host = parts.hostname or ""
+        try:
+            loopback = ip_address(host).is_loopback
+        except ValueError:
+            loopback = host == "localhost" or host.endswith(".localhost")
+        if parts.scheme == "http" and not loopback:
+            advice = "others on the network can read and change it; use https://"
+            yield f'account "{account.name}": plain http to {host}: {advice}'
 
 
 def run_with_progress(start: "Start", log_level: str) -> "AuditResult":
@@ -81,7 +99,7 @@ def _finish(result: "AuditResult", seconds: float, hooks: "HookConfig") -> int:
     finally:  # the run is sealed, even if the user interrupts its hooks
         if result.exit_code != FleetError.exit_code:  # an empty fleet cannot be resumed
             _print_remaining(result)
-        print_line(str(result.folder))
+        print_path(result.folder)
     return results.exit_code
 
 

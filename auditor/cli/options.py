@@ -142,17 +142,15 @@ def apply_selection_flags(settings: "Settings", flags: SelectionFlags | None, *,
     return settings
 
 
-def resolve_deadline(deadline: str | None, duration: str | None) -> float | None:
-    """Return the earlier of the times, in seconds since 1970, that --deadline and --for mean."""
+def parse_time_limits(deadline: str | None, duration: str | None) -> tuple[float | None, float | None]:
+    """Return the time that --deadline means, in seconds since 1970, and the seconds that --for means."""
     from auditor.text.durations import parse_deadline
 
-    now = time.time()
-    times = [] if duration is None else [now + parse_duration_flag("--for", duration)]
+    max_seconds = None if duration is None else parse_duration_flag("--for", duration)
     try:
-        times += [] if deadline is None else [parse_deadline(deadline, now)]
+        return None if deadline is None else parse_deadline(deadline, time.time()), max_seconds
     except ValueError as error:
         raise UsageError(f"--deadline {error}") from None
-    return min(times, default=None)
 
 
 def parse_duration_flag(flag: str, text: str) -> float:

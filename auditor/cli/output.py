@@ -11,9 +11,11 @@ from cyclopts import Parameter
 from auditor.cli.console import print_error
 from auditor.cli.options import OUTPUT
 from auditor.errors import UsageError
-from auditor.text.formatting import PIPE_WIDTH, safe
+from auditor.text.formatting import PIPE_WIDTH, escape_lines, safe
 
 if TYPE_CHECKING:
+    from typing import BinaryIO
+
     from rich.console import Console
 
     from auditor.models import RunWarning
@@ -30,6 +32,8 @@ MAX_TABLE_ROWS = 1_000
 """Rows of a table for people. It is laid out in memory."""
 
 BINARY_FORMATS = ("parquet", "xlsx")
+
+STDOUT_NAMES = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
 
 ALL_ROWS = "--format csv, json, jsonl, parquet or xlsx writes all of them"
 """Advice beside a table that is cut."""
@@ -68,26 +72,49 @@ def emit(
 
 
 def emit_file(out: Path | None, write: Callable[[Path], None]) -> None:
-    """Write a file, or its content to standard output. Nothing is printed before the content is complete."""
+    """Write a file, or its content to standard output. Nothing is replaced or printed before it is complete."""
     if out is not None and not is_stdout(out):
+        from auditor.errors import RunNotWritableError
         from auditor.runs.folder import refuse_run_file
+        from auditor.storage.files import atomic_replace
 
         refuse_run_file(out)
-        write(out)
+        if out.exists() and not out.is_file() and not out.is_dir():  # such as a pipe or /dev/null
+            write(out)
+            return
+        with atomic_replace(out, or_overwrite=True) as new:
+            try:
+                write(new)
+            except RunNotWritableError as error:
+                raise RunNotWritableError(str(error).replace(str(new), str(out))) from error
         return
-    import shutil
-    from tempfile import TemporaryDirectory
+    from auditor.storage.files import private_folder
 
-    with TemporaryDirectory(prefix="auditor-") as temporary:
-        path = Path(temporary, "output")
+    with private_folder("output") as temporary:
+        path = temporary / "output"
         write(path)
         with path.open("rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
+            write_to_stdout(file)
+
+
+def write_to_stdout(content: "BinaryIO") -> None:
+    """Copy UTF-8 text or a binary file to standard output. On a terminal, escape what it would act on."""
+    import io
+    import shutil
+
+    if not sys.stdout.isatty():
+        sys.stdout.flush()
+        shutil.copyfileobj(content, sys.stdout.buffer)
+        return
+    text = io.TextIOWrapper(content, encoding="utf-8", errors="backslashreplace")
+    while part := text.read(1 << 16):
+        sys.stdout.write(escape_lines(part))
+    text.detach()  # its owner closes the file
 
 
 def is_stdout(out: Path | None) -> bool:
-    """Return whether an output path means standard output."""
-    return out is None or str(out) == "-"
+    """Return whether an output path means standard output. By its name, it is written even if it is a file."""
+    return out is None or str(out) in STDOUT_NAMES
 
 
 def print_warnings(warnings: "Iterable[RunWarning]") -> None:

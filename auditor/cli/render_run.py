@@ -168,6 +168,11 @@ def summarize_audit(manifest: Manifest, seconds: float, ages: AnswerAges | None 
     """Yield the lines of an audit's summary: its session took ``seconds``, and its results have these ages."""
     for discovery in manifest.discovery:
         yield describe_discovery(discovery)
+    duplicates = manifest.fleet.duplicates - sum(discovery.duplicates for discovery in manifest.discovery)
+    if duplicates > 0:
+        yield f"fleet: {format_count(duplicates, 'row')} that named a device twice dropped"
+    if (aliases := manifest.fleet.describe_aliases()) is not None:
+        yield f"fleet: {aliases}"
     yield describe_coverage(manifest, manifest.devices)
     requests, rate = manifest.requests, manifest.rate
     of_quota = "" if rate.target is None else f", {rate.achieved / rate.target:.1%} of the quota"
@@ -183,10 +188,12 @@ def summarize_audit(manifest: Manifest, seconds: float, ages: AnswerAges | None 
     )
     yield from describe_selection(manifest.selection) if manifest.selection is not None else ()
     yield from _describe_freshness(manifest, ages)
+    yield from (safe(str(mismatched)) for mismatched in manifest.mismatched)
     for failure in manifest.failures[:5]:
         yield f"failed: {failure.devices:,} with {safe(failure.code)}, such as {safe(failure.example)}"
-    gaps = "; ".join(warning.detail for discovery in manifest.discovery for warning in discovery.warnings())
-    if manifest.error is not None and manifest.error != gaps:
+    yield from (safe(str(account)) for account in manifest.silent)
+    gaps = (warning.detail for discovery in manifest.discovery for warning in discovery.warnings())
+    if manifest.error is not None and manifest.error != "; ".join([*map(str, manifest.silent), *gaps]):
         yield f"stopped: {safe(manifest.error)}"
 
 

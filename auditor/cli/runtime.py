@@ -14,8 +14,10 @@ import anyio
 import structlog
 
 from auditor.cli.console import print_error
+from auditor.cli.signals import stop_signals
 from auditor.concurrency import StopToken
 from auditor.errors import AuditInterruptedError
+from auditor.text.formatting import escape_lines
 
 T = TypeVar("T")
 
@@ -45,11 +47,17 @@ def log_to_stderr(level: str) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _escape_texts,
             renderer,
         ],
         logger_factory=structlog.PrintLoggerFactory(file=stream),  # type: ignore[arg-type]  # has all methods it calls
         cache_logger_on_first_use=False,
     )
+
+
+def _escape_texts(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Escape what a terminal would act on, for texts come from devices and files."""
+    return {key: escape_lines(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def run_in_loop(main: Callable[[], Awaitable[T]]) -> T:
@@ -85,19 +93,12 @@ def interrupt_on_signals() -> Iterator[None]:
     def handle(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, handle) for number in _stop_signals()}
+    previous = {number: signal.signal(number, handle) for number in stop_signals()}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _stop_signals() -> list[signal.Signals]:
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
-        signals.append(signal.SIGHUP)
-    return signals
 
 
 class _SignalHandler:
@@ -130,7 +131,7 @@ class _SignalHandler:
             stop.request(f"interrupted by {name}")
             print_error("stopping after open requests finish (5 s at most); Ctrl-C again stops now")
 
-        for number in _stop_signals():
+        for number in stop_signals():
             self._previous[number] = signal.signal(number, receive)
 
     def finish(self) -> None:

@@ -5,14 +5,26 @@ import contextlib
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 
+from auditor.client.decoders import MAX_BODY_BYTES
 from auditor.client.transport_errors import proxy_error
-from auditor.errors import SettingsError
+from auditor.errors import SettingsError, TransientError
+
+MAX_UNCHECKED_BYTES = 64 * 1024
+"""Bytes of a response that are passed on without a check: more than nearly all responses have."""
+
+MAX_RESPONSE_BYTES = MAX_BODY_BYTES + 1024 * 1024
+"""Maximum size of a response with its headers, as it is received."""
+
+MAX_INTERIM_RESPONSES = 100
+"""Interim responses (1xx) to one request; more than one or two are unusual."""
 
 
 def ssl_context(ca_file: str | None) -> ssl.SSLContext:
@@ -24,23 +36,33 @@ def ssl_context(ca_file: str | None) -> ssl.SSLContext:
 
 
 class AccountConnector(aiohttp.TCPConnector):
-    """A pool of connections to one endpoint. It never gives out a connection with unexpected data.
+    """A pool of connections to one endpoint. It never gives out a connection that may deliver an old response.
 
-    aiohttp checks for such data when a connection returns to the pool. Data that arrives later, while the connection is
-    idle, would be taken for the response to the next request: another device's response.
+    aiohttp checks for unexpected data when a connection returns to the pool. Data that arrives later, while the
+    connection is idle, would be taken for the response to the next request: another device's response. After a
+    status of 5xx the real response may still arrive, because a gateway sends one when the platform is late. So neither
+    connection is used again, nor one whose final status is not at the beginning of the first packet.
 
     Args:
         limit: maximum number of connections.
         tls: what TLS connections are verified with.
         connect_timeout: seconds for getting a connection.
+        single_use: whether every request gets a connection of its own, which no old response can arrive on.
     """
 
-    def __init__(self, *, limit: int, tls: ssl.SSLContext | bool, connect_timeout: float) -> None:
-        super().__init__(limit=limit, ssl=tls, keepalive_timeout=30, resolver=Resolver())
-        self._connect_timeout = connect_timeout
+    def __init__(
+        self, *, limit: int, tls: ssl.SSLContext | bool, connect_timeout: float, single_use: bool = False
+    ) -> None:
+        keepalive = None if single_use else 30
+        super().__init__(limit=limit, ssl=tls, keepalive_timeout=keepalive, force_close=single_use, resolver=Resolver())
+        self._tls, self._connect_timeout = tls, connect_timeout
         self._last_request: tuple[aiohttp.ClientRequest, tuple[Any, ...], dict[str, Any]] | None = None
-        self._transports: set[asyncio.Transport] = set()
+        self._limiters: dict[asyncio.Transport, _ResponseLimiter] = {}
         self._opened = 0
+
+    def single_use(self) -> "AccountConnector":
+        """Return a connector for the same endpoint whose connections are used once."""
+        return AccountConnector(limit=self.limit, tls=self._tls, connect_timeout=self._connect_timeout, single_use=True)
 
     async def connect(self, req: aiohttp.ClientRequest, *args: Any, **options: Any) -> Connection:  # noqa: ANN401
         """See ``aiohttp.BaseConnector``; raise ProxyError if the proxy gives no connection."""
@@ -75,7 +97,7 @@ class AccountConnector(aiohttp.TCPConnector):
         """
         wanted = min(connections, self.limit)
         self._forget_closed()
-        if self._last_request is None or len(self._transports) >= wanted:
+        if self._last_request is None or len(self._limiters) >= wanted:
             return True
         request, args, options = self._last_request
         opened = self._opened
@@ -113,20 +135,88 @@ class AccountConnector(aiohttp.TCPConnector):
 
     def _is_usable(self, connection: Connection) -> bool:
         """Return True for a connection without unexpected data that is not about to close."""
-        transport = connection.transport
-        if transport is None:
+        transport, handler = connection.transport, connection.protocol
+        if transport is None or handler is None:
             return True  # closed in this moment, which the request itself reports
-        new = transport not in self._transports
-        if new:
-            if len(self._transports) >= 2 * self.limit:
+        limiter = self._limiters.get(transport)
+        if limiter is None:
+            if len(self._limiters) >= 2 * self.limit:
                 self._forget_closed()
-            self._transports.add(transport)
+            limiter = self._limiters[transport] = _ResponseLimiter(handler)
+            transport.set_protocol(limiter)
             self._opened += 1
-        # `should_close` is not documented. Should it be gone one day, connections are used once.
-        return not getattr(connection.protocol, "should_close", not new)
+            # `should_close` is not documented. Should it be gone one day, connections are used once.
+            return not getattr(handler, "should_close", False)
+        limiter.received = 0
+        return not (limiter.may_answer_late or getattr(handler, "should_close", True))
 
     def _forget_closed(self) -> None:
-        self._transports = {transport for transport in self._transports if not transport.is_closing()}
+        self._limiters = {each: limiter for each, limiter in self._limiters.items() if not each.is_closing()}
+
+
+_NEVER_LATE = frozenset({b"2", b"3", b"4"})
+"""First digit of a final status that is the platform's own. It is the tenth byte of an HTTP/1 response."""
+
+
+class _ResponseLimiter(asyncio.Protocol):
+    """Passes what arrives on a connection on to aiohttp, and aborts a response without end.
+
+    aiohttp limits a header line, the number of headers, and the body that it is read from. It does not limit interim
+    responses, or all headers together.
+
+    Attributes:
+        received: bytes received since the last request.
+        may_answer_late: whether the last status was 5xx, or may have been: its line came in parts or after an interim
+            response.
+    """
+
+    def __init__(self, handler: ResponseHandler) -> None:
+        self.received = 0
+        self.may_answer_late = False
+        self._handler = handler
+        self._pass_on: Callable[[bytes], None] = handler.data_received
+        self._interim_responses = 0
+
+    def data_received(self, data: bytes) -> None:
+        if not self.received:
+            self.may_answer_late = data[9:10] not in _NEVER_LATE
+            self._interim_responses = 0
+        self.received += len(data)
+        if self.received > MAX_UNCHECKED_BYTES:
+            self._check(data)
+        self._pass_on(data)
+
+    def _check(self, data: bytes) -> None:
+        self._interim_responses += data.count(b"HTTP/1.1 1")
+        if self._interim_responses > MAX_INTERIM_RESPONSES:
+            sentence = f"more than {MAX_INTERIM_RESPONSES} interim responses (HTTP 1xx) and no final one"
+            self._abort(TransientError("auditor.InvalidHTTP", sentence))
+        elif self.received > MAX_RESPONSE_BYTES:
+            sentence = f"the response and its headers are larger than {MAX_RESPONSE_BYTES:,} bytes"
+            self._abort(TransientError("auditor.ResponseTooLarge", sentence))
+
+    def _abort(self, error: TransientError) -> None:
+        self._pass_on = _ignore
+        transport = self._handler.transport
+        self._handler.set_exception(error)
+        if transport is not None:
+            transport.abort()
+
+    def eof_received(self) -> None:
+        self._handler.eof_received()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._handler.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._handler.resume_writing()
+
+
+def _ignore(_data: bytes) -> None:
+    """Drop what arrives after a response was aborted."""
 
 
 class Resolver(AbstractResolver):

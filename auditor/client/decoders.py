@@ -1,7 +1,9 @@
 """Decoding of response bodies. Pure.
 
-Three things, from the general to the special:
+From the general to the special:
 
+- ``decompress`` undoes what proxies do to a body: one or several compressions, a byte order mark.
+- ``decode_json`` decodes JSON. If a string in it is broken, that costs the string and not the body.
 - ``clean_message`` makes text of the platform fit for a log line.
 - ``response_struct`` builds a type for each list operation that names the members to keep. The decoder skips all other
   members while it parses. So a device's secret and its address never become an object of this process.
@@ -11,18 +13,185 @@ Three things, from the general to the special:
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
+import orjson
 
+from auditor.errors import TransientError
 from auditor.models import ModuleVersion, Page, ReportedModule
+
+MAX_BODY_BYTES = 8 * 1024 * 1024
+"""Maximum size of a response body, as received and decompressed; 200 modules take about 40,000 bytes."""
+
+MAX_LAYERS = 3
+"""Compressions of one body: the platform's, and those of two proxies."""
+
+MAX_GZIP_MEMBERS = 100
+"""Members of one gzip stream (https://www.rfc-editor.org/rfc/rfc1952#section-2.2)."""
+
+MAX_REPAIRED_BYTES = 1024 * 1024
+"""Maximum size of a body whose strings are repaired: the loop waits meanwhile, and no page is nearly as large."""
+
+ENCODING = "auditor.InvalidEncoding"
+"""Code of a body that cannot be decompressed, or is not in UTF-8."""
+
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_UTF_8_MARK = b"\xef\xbb\xbf"
+_OTHER_UNICODE = {
+    b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
+    b"{\x00\x00\x00": "UTF-32", b"\x00\x00\x00{": "UTF-32", b"{\x00": "UTF-16", b"\x00{": "UTF-16",
+}  # fmt: skip
+"""First bytes of JSON in other encodings than UTF-8, with and without a byte order mark."""
+
+UTF_16_XML = (b"\xff\xfe<\x00", b"\xfe\xff\x00<")
+"""First bytes of XML in UTF-16, whose parser reads it (https://www.w3.org/TR/xml/#charencoding)."""
 
 MAX_MESSAGE_LENGTH = 300
 """Characters kept of a message of the platform."""
 
 _MAX_CLEANED_LENGTH = 20 * MAX_MESSAGE_LENGTH
 """Characters of a message that are cleaned: cleaning a whole body would hold up all other requests."""
+
+
+def decompress(body: bytes, content_encodings: Iterable[str], status: int) -> bytes:
+    """Return a body without its compressions and byte order mark.
+
+    A gzip layer is found by its first bytes too, because proxies compress again what is compressed, and name it once.
+    An error status is understood without a body. So a body of one that cannot be read becomes empty.
+
+    Args:
+        body: the complete body as received.
+        content_encodings: the headers ``Content-Encoding``; each may list several, in the order of their application.
+        status: HTTP status.
+
+    Raises:
+        TransientError: the body is too large or damaged, or in an encoding that was not requested.
+    """
+    try:
+        return _decompress(body, [each.strip().lower() for header in content_encodings for each in header.split(",")])
+    except TransientError as error:
+        if status // 100 != 2:  # noqa: PLR2004  success
+            return b""
+        error.http_status = status
+        raise
+
+
+def _decompress(body: bytes, codings: list[str]) -> bytes:
+    layers = 0
+    while body and (codings or body.startswith(_GZIP)):
+        coding = codings.pop() if codings else "gzip"
+        if coding in ("", "identity"):
+            continue
+        layers += 1
+        if layers > MAX_LAYERS:
+            raise TransientError(ENCODING, f"the body is compressed more than {MAX_LAYERS} times")
+        if coding in ("gzip", "x-gzip"):  # https://www.rfc-editor.org/rfc/rfc9110#section-8.4.1.3
+            body = _inflate(body, coding, zlib.MAX_WBITS | 16)
+        elif coding == "deflate":  # with the header of zlib; some servers omit it
+            body = _inflate(body, coding, zlib.MAX_WBITS if int.from_bytes(body[:2]) % 31 == 0 else -zlib.MAX_WBITS)
+        else:
+            raise _not_requested(coding)
+    if body.startswith(_ZSTD):
+        raise _not_requested("zstd")
+    name = next((name for first, name in _OTHER_UNICODE.items() if body.startswith(first)), None)
+    if name is not None and not body.startswith(UTF_16_XML):
+        raise TransientError(ENCODING, f"the body is text in {name}; the platform sends UTF-8: a proxy has changed it")
+    return body.removeprefix(_UTF_8_MARK)
+
+
+def _inflate(body: bytes, coding: str, wbits: int) -> bytes:
+    """Return an inflated body of MAX_BODY_BYTES at most: its size is limited while it is inflated."""
+    parts: list[bytes] = []
+    room = MAX_BODY_BYTES
+    for _ in range(MAX_GZIP_MEMBERS):
+        stream = zlib.decompressobj(wbits)
+        try:
+            parts.append(stream.decompress(body, room + 1))
+        except zlib.error:
+            stated = f"the header Content-Encoding says that the body is compressed with {coding}"
+            raise TransientError(ENCODING, f"{stated}, but it is not, or is damaged") from None
+        room -= len(parts[-1])
+        if room < 0:
+            raise too_large()
+        if not stream.eof:
+            raise TransientError("auditor.IncompleteBody", f"the body ends within its {coding} compression")
+        body = stream.unused_data
+        if not body.startswith(_GZIP):
+            break
+    return b"".join(parts)
+
+
+def too_large(status: int | None = None) -> TransientError:
+    """Return the error of a body that is larger than MAX_BODY_BYTES."""
+    sentence = f"the response is larger than {MAX_BODY_BYTES:,} bytes"
+    return TransientError("auditor.ResponseTooLarge", sentence, http_status=status)
+
+
+def _not_requested(coding: str) -> TransientError:
+    stated = f"the body is compressed with {clean_message(coding)}"
+    return TransientError(ENCODING, f"{stated}, but gzip alone was requested: a proxy has changed it")
+
+
+def decode_json(body: bytes) -> Any:  # noqa: ANN401  JSON has any type
+    """Return the value of a JSON text, even if strings in it are broken, see ``repair_strings``.
+
+    Raises:
+        ValueError: it is not JSON.
+        RecursionError: it is nested too deeply.
+    """
+    try:
+        return orjson.loads(body)
+    except ValueError:
+        return orjson.loads(repair_strings(body))
+
+
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_IN_STRING = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a pair, which is right
+    r"|\\u(?P<half>[dD][89a-fA-F][0-9a-fA-F]{2})|\\.|(?P<control>[\x00-\x1f])",
+    re.DOTALL,
+)
+_MAY_BE_BROKEN = re.compile(r"\\u[dD][89a-fA-F]|[\x00-\x1f]")
+_NO_UTF_8 = re.compile(r"[\udc80-\udcff]")
+
+
+def repair_strings(body: bytes) -> bytes:
+    r"""Return a JSON text in which no string is broken. Takes linear time.
+
+    Firmware reports versions, and people give names, that are cut within a character. The broken part is written as
+    text, so that it is neither lost nor taken for a character: the byte 0xBF becomes the four characters ``\xbf``, and
+    half a surrogate pair becomes ``\ud83d``. A raw control byte becomes the escape sequence that it should be.
+
+    Raises:
+        ValueError: the text has no broken string, or is larger than MAX_REPAIRED_BYTES.
+    """
+    if len(body) > MAX_REPAIRED_BYTES:
+        raise ValueError(f"larger than {MAX_REPAIRED_BYTES:,} bytes")
+    text = body.decode("utf-8", "surrogateescape")
+
+    def write_byte(match: re.Match[str]) -> str:
+        return f"\\\\x{ord(match[0]) - 0xDC00:02x}"
+
+    def repair_part(match: re.Match[str]) -> str:
+        if (half := match["half"]) is not None:
+            return f"\\\\u{half}"
+        return match[0] if match["control"] is None else f"\\u{ord(match[0]):04x}"
+
+    def repair_string(match: re.Match[str]) -> str:
+        string = match[0]
+        if not string.isascii():
+            string = _NO_UTF_8.sub(write_byte, string)
+        if _MAY_BE_BROKEN.search(string) is not None:
+            string = _IN_STRING.sub(repair_part, string)
+        return string
+
+    repaired = _STRING.sub(repair_string, text)
+    if repaired == text:
+        raise ValueError("no string is broken")
+    return repaired.encode("utf-8")
 
 
 def clean_message(message: str) -> str:
@@ -74,12 +243,22 @@ def decode_members(body: bytes, response_type: type[msgspec.Struct]) -> dict[str
         ValueError, msgspec.MsgspecError: it is not JSON, not an object, or a success with another shape.
     """
     try:
-        members: dict[str, object] = _to_members(msgspec.json.decode(body, type=response_type))
+        members: dict[str, object] = _to_members(_decode(body, msgspec.json.Decoder(response_type)))
     except msgspec.ValidationError:
-        members = _to_members(msgspec.json.decode(body, type=_ERROR_RESPONSE))
+        members = _to_members(_decode(body, msgspec.json.Decoder(_ERROR_RESPONSE)))
         if "success" in members and members["success"] is not False:
             raise
     return members
+
+
+def _decode(body: bytes, decoder: "msgspec.json.Decoder[Any]") -> Any:  # noqa: ANN401  of the decoder's type
+    """Decode a body, after a repair if strings are broken; raise ValueError or MsgspecError if it has no such value."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError:
+        raise
+    except (ValueError, msgspec.DecodeError):
+        return decoder.decode(repair_strings(body))
 
 
 def _field_type(inner: Shape | Sequence[Shape] | None, name: str) -> Any:  # noqa: ANN401  a type built at run time
@@ -149,8 +328,13 @@ def decode_documented_page(body: bytes) -> Page | None:
     decoder = _PASCAL_CASE if b'"Success"' in body else _CAMEL_CASE
     try:
         response = decoder.decode(body)
-    except (ValueError, msgspec.MsgspecError, RecursionError):
+    except msgspec.ValidationError:
         return None
+    except (ValueError, RecursionError):
+        try:
+            response = decoder.decode(repair_strings(body))
+        except (ValueError, msgspec.MsgspecError, RecursionError):
+            return None
     return _to_page(response) if response.success and is_plain(response.request_id) else None
 
 

@@ -14,11 +14,22 @@ import inspect
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
-from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from auditor.client.connector import AccountConnector
-from auditor.client.transport import METHOD, Endpoint, RawResponse, proxy_headers, read_body, request_headers
+from auditor.client.transport import (
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    METHOD,
+    Endpoint,
+    RawResponse,
+    SingleUse,
+    Watchdog,
+    proxy_headers,
+    read_body,
+    request_headers,
+    to_raw_response,
+)
 
 
 class FastTransport:
@@ -41,21 +52,21 @@ class FastTransport:
         headers = "".join(f"{name}: {value}\r\n" for name, value in template.headers.items())
         self._head = f"{METHOD} {template.url if absolute else template.url.raw_path}?"
         self._tail = f" HTTP/1.1\r\n{headers}\r\n"
-        self._watchdog = _Watchdog(endpoint.timeout)
+        self._watchdog = Watchdog(endpoint.timeout)
+        self._single_use = SingleUse(connector, endpoint)
 
-    async def send(self, query: str) -> RawResponse:
+    async def send(self, query: str, *, fresh_connection: bool = False) -> RawResponse:
         """See ``Transport``."""
+        if fresh_connection:
+            return await self._single_use.send(query)
         watched = self._watchdog.watch()
         try:
-            response = await self._send(query, watched)
-        except (aiohttp.ClientError, HttpProcessingError, OSError):
-            if not watched.timed_out:
-                raise
+            return await self._send(query)
+        except asyncio.CancelledError:
+            watched.raise_if_timed_out()
+            raise
         finally:
-            self._watchdog.watched.pop(watched, None)
-        if watched.timed_out:  # whatever a cut connection reports; a body that ends with it even seems complete
-            raise TimeoutError
-        return response
+            self._watchdog.forget(watched)
 
     async def prewarm(self, connections: int) -> bool:
         """See ``Transport``."""
@@ -64,12 +75,13 @@ class FastTransport:
     async def close(self) -> None:
         """See ``Transport``."""
         self._watchdog.close()
+        await self._single_use.close()
         await self._connector.close()
 
-    async def _send(self, query: str, watched: "_WatchedRequest") -> RawResponse:
-        connection = watched.connection = await self._connector.connect(self._template, [], self._connect_timeout)
+    async def _send(self, query: str) -> RawResponse:
+        connection = await self._connector.connect(self._template, [], self._connect_timeout)
         try:
-            handler = self._write(connection, query, watched)
+            handler = self._write(connection, query)
             message, content = await handler.read()
             while 100 <= message.code < 200 and message.code != 101:  # noqa: PLR2004  interim responses
                 message, content = await handler.read()
@@ -78,16 +90,26 @@ class FastTransport:
             connection.close()
             raise
         connection.release()
-        return RawResponse(message.code, message.headers, body)
+        return to_raw_response(message.code, message.headers, body)
 
-    def _write(self, connection: Connection, query: str, watched: "_WatchedRequest") -> ResponseHandler:
+    def _write(self, connection: Connection, query: str) -> ResponseHandler:
         """Write a request; return the handler that its response is read from."""
         transport, handler = connection.transport, connection.protocol
-        if transport is None or handler is None or transport.is_closing() or watched.timed_out:
+        if transport is None or handler is None or transport.is_closing():
             raise ConnectionResetError
-        handler.set_response_params(read_until_eof=True)
+        _expect_response(handler)
         transport.write(f"{self._head}{query}{self._tail}".encode())
         return handler
+
+
+def _expect_response(handler: ResponseHandler) -> None:
+    handler.set_response_params(
+        read_until_eof=True,
+        auto_decompress=False,
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
+        max_headers=MAX_HEADERS,
+    )
 
 
 async def check_internals() -> None:
@@ -101,7 +123,7 @@ async def check_internals() -> None:
         getattr(Connection, name)
     handler = ResponseHandler(asyncio.get_running_loop())
     handler.connection_made(asyncio.Transport())
-    handler.set_response_params(read_until_eof=True)
+    _expect_response(handler)
     handler.data_received(b"HTTP/1.1 503 Busy\r\nX-Check: 1\r\nContent-Length: 2\r\n\r\n{}")
     async with asyncio.timeout(1):
         message, content = await handler.read()
@@ -112,51 +134,3 @@ async def check_internals() -> None:
     handler.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     if not handler.should_close:
         raise RuntimeError("a response without a request was not noticed")
-
-
-class _WatchedRequest:
-    """A request in flight, its connection once it has one, and whether its time is up."""
-
-    __slots__ = ("connection", "deadline", "timed_out")
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.timed_out = False
-        self.connection: Connection | None = None
-
-
-class _Watchdog:
-    """Cuts the connection of a request that takes too long. All have the same timeout, so the oldest expires first.
-
-    Attributes:
-        watched: the requests in flight, the oldest first.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
-        self._loop = asyncio.get_running_loop()
-        self.watched: dict[_WatchedRequest, None] = {}
-        self._timer: asyncio.TimerHandle | None = None
-
-    def watch(self) -> _WatchedRequest:
-        request = _WatchedRequest(self._loop.time() + self._timeout)
-        self.watched[request] = None
-        if self._timer is None:
-            self._timer = self._loop.call_at(request.deadline, self._expire)
-        return request
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _expire(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        for request in list(self.watched):
-            if request.deadline > now:
-                self._timer = self._loop.call_at(request.deadline, self._expire)
-                return
-            del self.watched[request]
-            request.timed_out = True
-            if request.connection is not None and request.connection.transport is not None:
-                request.connection.transport.abort()

@@ -3,11 +3,14 @@
 An entry that cannot be used is dropped. The list is then shorter than its own total, which is reported as a gap.
 """
 
+import math
+import re
+from datetime import UTC, datetime, timedelta, timezone
 from typing import TypeVar, get_args
 
 from auditor.client.operations import MAX_NAME_LENGTH
 from auditor.client.responses import ApiResponse, lowercase_keys, parse_count, parse_text
-from auditor.models import ConnectionState, DeviceStatus, ListedDevice, ListPage, Product
+from auditor.models import ConnectionState, DeviceStatus, ListedDevice, ListPage, Product, ReportedTime
 
 T = TypeVar("T")
 
@@ -17,8 +20,17 @@ MAX_TOKEN_LENGTH, MAX_TIME_LENGTH = 4_096, 64
 MAX_COUNT = 10**12
 """Upper limit, exclusive, of a number of items; a larger one is ignored."""
 
-MAX_TIMESTAMP_MS = 253_402_300_800_000
-"""Upper limit, exclusive, of a time in milliseconds since 1970: the year 10000."""
+MIN_TIME_MS, MAX_TIME_MS = 1_262_304_000_000, 253_402_300_800_000
+"""First time and upper limit of times, in milliseconds since 1970: the years 2010 and 10000.
+
+No device was online before 2010: such a number is a default, a date such as 20200117, or of another unit.
+"""
+
+MAX_SECONDS = 100_000_000_000
+"""Upper limit, exclusive, of numbers that are times in seconds; larger ones are in milliseconds."""
+
+MIN_UTC_OFFSET, MAX_UTC_OFFSET, UTC_OFFSET_STEP = -12 * 60, 14 * 60, 15
+"""Range of the offsets of time zones from UTC, and what each is a multiple of, in minutes."""
 
 OTHER_STATUS = "OTHER"
 """Replaces a device status that is not documented."""
@@ -43,36 +55,94 @@ def parse_devices(response: ApiResponse, product_key: str) -> ListPage[ListedDev
 
 
 def parse_modules(response: ApiResponse) -> tuple[str, ...]:
-    """Return the module names of a response of ListOTAModuleByProduct: ``data.otaModuleDTO``."""
+    """Return the module names of a response of ListOTAModuleByProduct: ``data``, an array or ``data.otaModuleDTO``."""
     entries = _entries(response.fields.get("data"), "otamoduledto")
     names = (_parse_name(lowercase_keys(entry), "modulename") for entry in entries)
     # Names are unique in a product regardless of case (Alibaba's page on OTA modules).
     return tuple({name.casefold(): name for name in names if name is not None}.values())
 
 
-def parse_connection_states(response: ApiResponse) -> tuple[ConnectionState, ...]:
-    """Return the states of a response of BatchGetDeviceState: ``deviceStatusList.deviceStatus``, in ``data`` or not."""
+def parse_connection_states(response: ApiResponse) -> tuple[ConnectionState, ...] | None:
+    """Return the states of a response of BatchGetDeviceState; None if it has no list of them.
+
+    The list is ``deviceStatusList.deviceStatus``, in ``data`` or not.
+    """
     fields = response.fields
-    data = lowercase_keys(fields.get("data"))
-    entries = (
-        _entries(fields.get("devicestatuslist"), "devicestatus")
-        or _entries(data.get("devicestatuslist"), "devicestatus")
-        or _entries(fields.get("data"), "devicestatus")
+    places = (
+        fields.get("devicestatuslist"),
+        lowercase_keys(fields.get("data")).get("devicestatuslist"),
+        fields.get("data"),
     )
-    return tuple(_parse_state(lowercase_keys(entry)) for entry in entries)
+    lists = [place if isinstance(place, list) else lowercase_keys(place).get("devicestatus") for place in places]
+    found = [entries for entries in lists if isinstance(entries, list)]
+    if not found:
+        return None
+    return tuple(_parse_state(lowercase_keys(entry)) for entry in next(filter(None, found), ()))
 
 
 def _parse_state(entry: dict[str, object]) -> ConnectionState:
     text = _bounded_text(entry.get("status"), MAX_TIME_LENGTH)
-    changed, online = (_parse_milliseconds(entry.get(key)) for key in ("timestamp", "lastonlinetime"))
-    status = None if text is None else text.strip().upper()
-    return ConnectionState(_parse_name(entry, "devicename"), _parse_name(entry, "iotid"), status, changed, online)
+    return ConnectionState(
+        product_key=_parse_name(entry, "productkey"),
+        device_name=_parse_name(entry, "devicename"),
+        iot_id=_parse_name(entry, "iotid"),
+        status=None if text is None else text.strip().upper(),
+        changed=_parse_optional_time(entry, "timestamp"),
+        last_online=_parse_optional_time(entry, "lastonlinetime"),
+    )
 
 
-def _parse_milliseconds(value: object) -> int | None:
-    """Return a time in milliseconds since 1970; None if it is not one or out of range."""
-    number = parse_count(value)
-    return number if number is not None and 0 < number < MAX_TIMESTAMP_MS else None
+def _parse_optional_time(entry: dict[str, object], key: str) -> ReportedTime | None:
+    """Return a time of an entry; None if it is missing, null or blank. The decoder leaves out null, not an object."""
+    value = entry.get(key, "")
+    return None if isinstance(value, str) and not value.strip() else parse_time(value)
+
+
+_NUMBER = re.compile(r"(\d{9,16})(\.\d{1,9})?", re.ASCII)
+
+_DATE_AND_TIME = re.compile(
+    r"(\d{4})([-/])(\d{1,2})\2(\d{1,2})(?:T|\s+)(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,](\d{1,9}))?)?"
+    r"\s*(?:(Z|UTC|GMT)|([+-])(\d{2}):?([0-5]\d)?)?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def parse_time(value: object) -> ReportedTime:
+    """Return a reported time in any form that has one meaning, such as 1579249151000 or ``2020-01-17 16:19:11``.
+
+    Forms are milliseconds or seconds since 1970, as a number or as text, and a date, year first, with a time. The
+    documentation has numbers for one field and text without a zone for another, and public samples mix them.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        if (match := _NUMBER.fullmatch(text)) is None:
+            return _parse_date_and_time(text)
+        value = float(text) if match[2] else int(text)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ReportedTime(None)
+    if value < MAX_SECONDS:
+        value = value * 1000 + (999 if isinstance(value, int) else 0)
+    return _bounded_time(math.ceil(value)) if math.isfinite(value) else ReportedTime(None)
+
+
+def _parse_date_and_time(text: str) -> ReportedTime:
+    if len(text) > MAX_TIME_LENGTH or (match := _DATE_AND_TIME.fullmatch(text)) is None:
+        return ReportedTime(None)
+    year, _, month, day, hour, minute, second, fraction, utc, sign, hours, minutes = match.groups()
+    offset = int(f"{sign or ''}{60 * int(hours or 0) + int(minutes or 0)}")
+    if not MIN_UTC_OFFSET <= offset <= MAX_UTC_OFFSET or offset % UTC_OFFSET_STEP:
+        return ReportedTime(None)
+    zone = timezone(timedelta(minutes=offset)) if sign else UTC
+    try:
+        moment = datetime(int(year), int(month), int(day), int(hour), int(minute), int(second or 0), tzinfo=zone)
+    except ValueError:
+        return ReportedTime(None)
+    rest = 59_999 if second is None else 999 if fraction is None else math.ceil(float(f"0.{fraction}") * 1000)
+    return _bounded_time(1000 * int(moment.timestamp()) + rest, has_zone=bool(utc or sign))
+
+
+def _bounded_time(milliseconds: int, *, has_zone: bool = True) -> ReportedTime:
+    return ReportedTime(milliseconds if MIN_TIME_MS <= milliseconds < MAX_TIME_MS else None, has_zone)
 
 
 def _parse_page(response: ApiResponse, data: dict[str, object], items: tuple[T, ...]) -> ListPage[T]:
@@ -123,6 +193,9 @@ def _bounded_text(value: object, max_length: int) -> str | None:
 
 
 def _parse_name(entry: dict[str, object], key: str) -> str | None:
-    """Return a name that a request can use: printable and within ``MAX_NAME_LENGTH``; otherwise None."""
+    """Return a name that a request can use: printable and within ``MAX_NAME_LENGTH``; otherwise None.
+
+    No name has a backslash: the decoder puts it in place of a byte that it could not read.
+    """
     name = (parse_text(entry.get(key)) or "").strip()
-    return name if 0 < len(name) <= MAX_NAME_LENGTH and name.isprintable() else None
+    return name if 0 < len(name) <= MAX_NAME_LENGTH and name.isprintable() and "\\" not in name else None

@@ -1,8 +1,9 @@
 """Responses of both dialects, parsed into fields and pages, or into the error that says what to do next. Pure.
 
-The codes and their meaning come from Tuya's and Alibaba's error pages. Codes differ in case between pages, so they are
-compared without case. Member names differ in case between dialects (``requestId``, ``RequestId``, ``RequestID``), so
-they are compared without case too, whatever the dialect.
+Member names differ in case between dialects (``requestId``, ``RequestId``, ``RequestID``), so they are compared without
+case, whatever the dialect. The gateway answers in XML if it did not understand a request, so errors are read from XML
+as well. Throttling is recognized as the vendor's newest clients do (``alibabacloud_tea_openapi`` 0.4): by the header
+``x-acs-retry-after``, whatever the code is.
 """
 
 import re
@@ -11,54 +12,22 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
+from xml.parsers import expat
 
 import msgspec
-import orjson
 
-from auditor.client.decoders import clean_message, decode_members
-from auditor.errors import (
-    AccountDeniedError,
-    ClockSkewError,
-    DeviceDeniedError,
-    InconsistentResponseError,
-    InvalidRequestError,
-    NeverActivatedError,
-    NonceUsedError,
-    NotFoundError,
-    PlatformError,
-    ThrottledError,
-    TransientError,
-)
+from auditor.client.decoders import UTF_16_XML, clean_message, decode_json, decode_members
+from auditor.client.error_codes import make_error
+from auditor.errors import InconsistentResponseError, PlatformError, ThrottledError, TransientError
 from auditor.models import ModuleVersion, Page, ReportedModule
 
 INVALID_JSON = "auditor.InvalidJSON"
 """Our code for a body that is not a response: HTML, half a body, JSON of another shape."""
 
-_BY_CODE: dict[str, type[PlatformError]] = {
-    "signaturenonceused": NonceUsedError,
-    "invalidtimestamp.expired": ClockSkewError,
-    "signaturedoesnotmatch": AccountDeniedError,
-    "incompletesignature": AccountDeniedError,
-    "invalidaccesskeyid.notfound": AccountDeniedError,
-    "invalidaccesskeyid.inactive": AccountDeniedError,
-    "iot.common.ramactionpermissiondeny": AccountDeniedError,
-    "iot.system.uidnotfound": AccountDeniedError,
-    "iot.system.billisoverdue": AccountDeniedError,
-    "iot.system.instancenotfound": AccountDeniedError,
-    "iot.common.authactionpermissiondeny": DeviceDeniedError,
-    "iot.device.notexisteddevice": NotFoundError,
-    "iot.device.invalidiotid": NotFoundError,
-    "iot.prod.notexistedproduct": NotFoundError,
-    "iot.device.inactivedevice": NeverActivatedError,
-}
+MAX_XML_BYTES = 65_536
+"""Size of an XML error up to which it is read; the gateway's have a few hundred bytes."""
 
-_BY_PATTERN: tuple[tuple[re.Pattern[str], type[PlatformError]], ...] = (
-    (re.compile(r"throttling(\.|$)"), ThrottledError),
-    (re.compile(r"forbidden(\.|$)"), AccountDeniedError),
-    (re.compile(r"iot\.common\.invalidpageparams$"), InvalidRequestError),
-    (re.compile(r"iot\.(device|prod)\.(invalidformatted|null)\w+$"), InvalidRequestError),
-)
-"""A code that no pattern matches is transient: the request is retried, then its device fails with code and message."""
+_XML_MEMBERS = frozenset({"code", "message", "errormessage", "requestid"})
 
 _NO_FIELDS: Mapping[str, object] = MappingProxyType({})
 
@@ -97,9 +66,9 @@ def parse_response(
     if decode_page is not None and 200 <= status < 300 and (page := decode_page(body)) is not None:
         return ApiResponse(_NO_FIELDS, page.request_id, page)
     try:
-        fields = lowercase_keys(orjson.loads(body)) if response_type is None else decode_members(body, response_type)
+        fields = lowercase_keys(decode_json(body)) if response_type is None else decode_members(body, response_type)
     except (ValueError, msgspec.MsgspecError, RecursionError):
-        fields = {}
+        fields = parse_xml_error(body)
     request_id = clean_message(parse_text(fields.get("requestid")) or "") or None
     success = fields.get("success")
     if 200 <= status < 300 and (success is True or (isinstance(success, str) and success.lower() == "true")):
@@ -107,27 +76,59 @@ def parse_response(
 
     code = clean_message(parse_text(fields.get("code")) or "")
     message = clean_message(parse_text(fields.get("errormessage") or fields.get("message")) or "")
-    kind = classify_error(code)
     if not code:  # a proxy's page, half a body, a bare status
         is_success = 200 <= status < 300
         code = INVALID_JSON if is_success else f"HTTP {status}"
         message = message or f"the response {'is not the expected JSON' if is_success else 'has no error code'}"
-    if status == 429:
-        kind = ThrottledError
-    error = kind(code, message, http_status=status, request_id=request_id)
+    error = make_error(code, message, http_status=status, request_id=request_id)
+    if not isinstance(error, ThrottledError) and _is_throttled(error, status, headers, now):
+        error = ThrottledError(code, message, http_status=status, request_id=request_id)
     if isinstance(error, ThrottledError):
         error.retry_after = retry_after_seconds(headers, now)
-    elif isinstance(error, ClockSkewError):
-        error.server_time = _parse_http_date(headers.get("Date"))
     raise error
 
 
-def classify_error(code: str) -> type[PlatformError]:
-    """Return the error class that a code of the platform calls for."""
-    key = code.lower()
-    if (kind := _BY_CODE.get(key)) is not None:
-        return kind
-    return next((kind for pattern, kind in _BY_PATTERN if pattern.match(key)), TransientError)
+def _is_throttled(error: PlatformError, status: int, headers: Mapping[str, str], now: float) -> bool:
+    """Return whether a response that has another code, or none, is throttling."""
+    if status == 429 or _requested_delay(headers):
+        return True
+    return type(error) is TransientError and 400 <= status < 600 and bool(retry_after_seconds(headers, now))
+
+
+def parse_xml_error(body: bytes) -> dict[str, object]:
+    """Return the code, message and request id of an XML error by lower-case names; nothing for any other body.
+
+    Namespaces are ignored. A document that declares entities is not read, so that it cannot expand to any size.
+    """
+    document = body.lstrip() if len(body) <= MAX_XML_BYTES else b""
+    if not document.startswith((b"<", *UTF_16_XML)):
+        return {}
+    found: dict[str, object] = {}
+    path: list[str] = []
+    texts: list[str] = []
+
+    def start(name: str, _: Mapping[str, str]) -> None:
+        path.append(name.rpartition(":")[2].lower())
+        texts.clear()
+
+    def end(_: str) -> None:
+        name = path.pop()
+        if name in _XML_MEMBERS and texts and path and path[0] != "html":
+            found.setdefault(name, "".join(texts).strip())
+        texts.clear()
+
+    def refuse(*_: object) -> None:
+        raise ValueError("an XML document that declares entities")
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = texts.append
+    parser.EntityDeclHandler = refuse
+    try:
+        parser.Parse(document, True)
+    except (ValueError, LookupError, expat.ExpatError):
+        return {}
+    return found
 
 
 def parse_module_page(response: ApiResponse) -> Page:
@@ -190,17 +191,33 @@ def parse_count(value: object) -> int | None:
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the requested delay in seconds: ``x-acs-retry-after`` in ms, or ``Retry-After`` in s or as a date."""
-    milliseconds, delay = (headers.get(name, "").strip() for name in ("x-acs-retry-after", "Retry-After"))
-    if re.fullmatch(r"[0-9]{1,9}", milliseconds):
-        return int(milliseconds) / 1000
+    """Return the requested delay in seconds: ``x-acs-retry-after`` in ms, or ``Retry-After`` in s or as a date.
+
+    Between the two, ``TimeLeft`` in ms of the headers ``x-ratelimit-user-api`` and ``x-ratelimit-user`` counts.
+    """
+    if (seconds := _requested_delay(headers)) is not None:
+        return seconds
+    limits = (headers.get(name, "") for name in ("x-ratelimit-user-api", "x-ratelimit-user"))
+    if left := [int(found[1]) for text in limits if (found := _TIME_LEFT.search(text)) is not None]:
+        return max(left) / 1000
+    delay = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,6}", delay):
         return float(delay)
-    date = _parse_http_date(delay)
+    date = parse_http_date(delay)
     return None if date is None else max(0.0, date - now)
 
 
-def _parse_http_date(date: str | None) -> float | None:
+_TIME_LEFT = re.compile(r"(?:^|,)\s*TimeLeft:([0-9]{1,9})(?:,|$)", re.IGNORECASE)
+
+
+def _requested_delay(headers: Mapping[str, str]) -> float | None:
+    """Return ``x-acs-retry-after`` in seconds; None if it is not a whole number of ms above 0."""
+    milliseconds = headers.get("x-acs-retry-after", "").strip()
+    return int(milliseconds) / 1000 if re.fullmatch(r"[0-9]{1,9}", milliseconds) and int(milliseconds) else None
+
+
+def parse_http_date(date: str | None) -> float | None:
+    """Return an HTTP date in seconds since 1970; None if it is none."""
     if not date:
         return None
     try:

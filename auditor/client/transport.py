@@ -9,6 +9,7 @@ Requests are sent with POST. aiohttp, and a proxy too, may send a GET a second t
 vendor use POST as well, with all parameters in the query and an empty body.
 """
 
+import asyncio
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple, Protocol
@@ -19,16 +20,20 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from auditor.client.connector import AccountConnector, ssl_context
+from auditor.client.decoders import MAX_BODY_BYTES, decompress, too_large
+from auditor.client.transport_errors import REDIRECTS, SWITCHING_PROTOCOLS, elsewhere
 from auditor.config.proxy import Proxy
-from auditor.errors import TransientError
 
 log = structlog.get_logger()
 
 METHOD = "POST"
 """HTTP method of all requests; it is part of the text that is signed."""
 
-MAX_BODY_BYTES = 8 * 1024 * 1024
-"""Maximum size of a decompressed response body; 200 modules take about 40,000 bytes."""
+MAX_HEADER_BYTES, MAX_HEADERS = 65_536, 1_024
+"""Bytes of one header, and number of headers. aiohttp's limits, 8,190 and 128, are less than proxies send.
+
+All headers together are limited by ``auditor.client.connector.MAX_RESPONSE_BYTES``.
+"""
 
 FAST_TRANSPORT_RATE = 500.0
 """Calls per second above which an account uses the fast transport.
@@ -75,14 +80,16 @@ class RawResponse(NamedTuple):
 class Transport(Protocol):
     """Sends requests of one account, as many concurrently as its endpoint has connections."""
 
-    async def send(self, query: str) -> RawResponse:
+    async def send(self, query: str, *, fresh_connection: bool = False) -> RawResponse:
         """Send one request exactly once and return its response.
 
         Args:
             query: the signed query string, sent unchanged.
+            fresh_connection: whether to use a connection that no response has arrived on before.
 
         Raises:
-            TransientError: the body is larger than MAX_BODY_BYTES.
+            TransientError: the body is too large or in an encoding that cannot be read, or the response is a redirect
+                or changes the protocol.
             TimeoutError: the request took too long.
             aiohttp.ClientError, HttpProcessingError, OSError, ValueError: connection or HTTP failed.
         """
@@ -114,47 +121,143 @@ async def open_transport(endpoint: Endpoint) -> Transport:
 
 
 class SessionTransport:
-    """Sends requests through an ``aiohttp.ClientSession``."""
+    """Sends requests through an ``aiohttp.ClientSession``.
+
+    It has a timer of its own for all requests. The session's, one for each, takes 6% of a request's time.
+    """
 
     def __init__(self, connector: AccountConnector, endpoint: Endpoint) -> None:
         url = URL(endpoint.url)
-        self._connector = connector
+        self._connector, self._endpoint = connector, endpoint
         self._scheme, self._authority, self._path = url.scheme, url.raw_authority, url.raw_path
         self._proxy = None if endpoint.proxy is None else URL(endpoint.proxy.url)
         self._proxy_headers = proxy_headers(endpoint)
-        self._in_flight = 0
+        self._watchdog = Watchdog(endpoint.timeout)
+        self._single_use = SingleUse(connector, endpoint)
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers=request_headers(endpoint),
             skip_auto_headers=["Content-Type"],
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(
-                total=endpoint.timeout, connect=min(endpoint.connect_timeout, endpoint.timeout)
-            ),
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(total=None, connect=min(endpoint.connect_timeout, endpoint.timeout)),
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+            max_headers=MAX_HEADERS,
         )
 
-    async def send(self, query: str) -> RawResponse:
+    async def send(self, query: str, *, fresh_connection: bool = False) -> RawResponse:
         """See ``Transport``."""
+        if fresh_connection:
+            return await self._single_use.send(query)
         url = URL.build(
             scheme=self._scheme, authority=self._authority, path=self._path, query_string=query, encoded=True
         )
-        self._in_flight += 1
+        watched = self._watchdog.watch()
         try:
-            async with self._session.post(
-                url, allow_redirects=False, proxy=self._proxy, proxy_headers=self._proxy_headers
-            ) as response:
+            response = await self._session.request(
+                METHOD, url, allow_redirects=False, proxy=self._proxy, proxy_headers=self._proxy_headers
+            )
+            try:
                 body = await read_body(response.content, response.status)
-                return RawResponse(response.status, response.headers, body)
+            finally:
+                if not response.closed:  # a body that was read to its end has returned its connection to the pool
+                    response.close()
+        except asyncio.CancelledError:
+            watched.raise_if_timed_out()
+            raise
         finally:
-            self._in_flight -= 1
+            self._watchdog.forget(watched)
+        return to_raw_response(response.status, response.headers, body)
 
     async def prewarm(self, connections: int) -> bool:
         """See ``Transport``."""
-        return await self._connector.prewarm(connections, in_flight=self._in_flight)
+        return await self._connector.prewarm(connections, in_flight=len(self._watchdog.watched))
 
     async def close(self) -> None:
         """See ``Transport``."""
+        self._watchdog.close()
+        await self._single_use.close()
         await self._session.close()
+
+
+class SingleUse:
+    """Sends requests on connections that are used once. It is opened at its first request."""
+
+    def __init__(self, connector: AccountConnector, endpoint: Endpoint) -> None:
+        self._connector, self._endpoint = connector, endpoint
+        self._transport: SessionTransport | None = None
+
+    async def send(self, query: str) -> RawResponse:
+        """Send one request on a new connection; see ``Transport``."""
+        if self._transport is None:
+            self._transport = SessionTransport(self._connector.single_use(), self._endpoint)
+        return await self._transport.send(query)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._transport is not None:
+            await self._transport.close()
+
+
+class WatchedRequest:
+    """A request in flight, the task that waits for it, and whether its time is up."""
+
+    __slots__ = ("_cancelling", "deadline", "task", "timed_out")
+
+    def __init__(self, task: "asyncio.Task[object]", deadline: float) -> None:
+        self.deadline, self.task, self.timed_out = deadline, task, False
+        self._cancelling = task.cancelling()
+
+    def raise_if_timed_out(self) -> None:
+        """Raise TimeoutError if a CancelledError is due to the timeout alone, as ``asyncio.timeout`` does."""
+        if self.timed_out and self.task.uncancel() <= self._cancelling:
+            raise TimeoutError
+
+
+class Watchdog:
+    """Cancels requests that take too long, with one timer. All have the same timeout, so the oldest expires first.
+
+    Attributes:
+        watched: the requests in flight, the oldest first.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._loop = asyncio.get_running_loop()
+        self.watched: dict[WatchedRequest, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self) -> WatchedRequest:
+        """Start the time of a request of the current task."""
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a request needs a task that waits for it")
+        request = WatchedRequest(task, self._loop.time() + self._timeout)
+        self.watched[request] = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(request.deadline, self._expire)
+        return request
+
+    def forget(self, request: WatchedRequest) -> None:
+        """End the time of a request."""
+        self.watched.pop(request, None)
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for request in list(self.watched):
+            if request.deadline > now:
+                self._timer = self._loop.call_at(request.deadline, self._expire)
+                return
+            del self.watched[request]
+            request.timed_out = True
+            request.task.cancel()
 
 
 def request_headers(endpoint: Endpoint) -> dict[str, str]:
@@ -175,24 +278,29 @@ def proxy_headers(endpoint: Endpoint) -> dict[str, str] | None:
 
 
 async def read_body(content: aiohttp.StreamReader, status: int) -> bytes:
-    """Return the complete body of a response; raise TransientError if it is larger than MAX_BODY_BYTES."""
+    """Return the complete body of a response as received; raise TransientError if it exceeds MAX_BODY_BYTES."""
     if content.is_eof():  # nearly all bodies arrive together with their headers
         body = content.read_nowait()
-        _check_size(len(body), status)
+        if len(body) > MAX_BODY_BYTES:
+            raise too_large(status)
         return body
     chunks: list[bytes] = []
     size = 0
     while not content.at_eof():
         chunks.append(chunk := await content.readany())
         size += len(chunk)
-        _check_size(size, status)
+        if size > MAX_BODY_BYTES:
+            raise too_large(status)
     return b"".join(chunks)
 
 
-def _check_size(size: int, status: int) -> None:
-    if size > MAX_BODY_BYTES:
-        sentence = f"the response is larger than {MAX_BODY_BYTES:,} bytes"
-        raise TransientError("auditor.ResponseTooLarge", sentence, http_status=status)
+def to_raw_response(status: int, headers: CIMultiDictProxy[str], body: bytes) -> RawResponse:
+    """Return a response with its body decompressed; raise TransientError if it is none of the platform."""
+    if status == SWITCHING_PROTOCOLS or status in REDIRECTS:
+        raise elsewhere(status, headers)
+    if not body.startswith(b"{"):  # JSON needs nothing, whatever the headers say
+        body = decompress(body, headers.getall("Content-Encoding", ()), status)
+    return RawResponse(status, headers, body)
 
 
 def _proxy_authorization(proxy: Proxy | None) -> dict[str, str]:

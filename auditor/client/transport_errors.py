@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import ssl
+from collections.abc import Mapping
 
 import aiohttp
 from aiohttp.http import HttpProcessingError
@@ -15,6 +16,20 @@ from auditor.errors import PROXY, AccountDeniedError, PlatformError, TransientEr
 
 PROXY_AUTHENTICATION_REQUIRED = 407
 """https://www.rfc-editor.org/rfc/rfc9110#name-407-proxy-authentication-re"""
+
+SWITCHING_PROTOCOLS = 101
+"""https://www.rfc-editor.org/rfc/rfc9110#name-101-switching-protocols"""
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+"""https://www.rfc-editor.org/rfc/rfc9110#name-redirection-3xx"""
+
+_INVALID_HTTP = (
+    (r"content-length|transfer-encoding", "the length of its response is stated twice or in contradicting ways"),
+    (r"got more than|too many headers", "the headers of its response are too many or too large"),
+    (r"\\?x1[56]\\?x03[\\ ]?\\?x0|\x15\x03", "it answers with TLS: the endpoint needs https://"),
+    (r"status line|expected http/|invalid status|invalid character", "the first line of its response is not HTTP"),
+)
+"""What aiohttp's text about invalid HTTP contains, and the sentence for it. The text itself quotes the response."""
 
 _PROXY_FAILURES = {403, 502, 503, 504}
 """Statuses of a proxy that cannot or must not connect to the platform."""
@@ -61,8 +76,7 @@ def to_platform_error(error: Exception, host: str, proxy: Proxy | None = None) -
     via = "" if proxy is None else f" through the proxy {proxy.address}"
     match error:
         case ProxyError():
-            kind = AccountDeniedError if error.denied else TransientError
-            return kind(PROXY, clean_message(error.sentence))
+            return _no_connection(error)
         case TimeoutError():
             code, sentence = "auditor.Timeout", f"{host} did not answer in time{via}"
         case aiohttp.ClientConnectorCertificateError():
@@ -74,7 +88,8 @@ def to_platform_error(error: Exception, host: str, proxy: Proxy | None = None) -
         case aiohttp.ClientConnectorError():
             code, sentence = "auditor.Unreachable", f"{host} cannot be reached: {os_reason(error.os_error)}"
         case HttpProcessingError() | aiohttp.ClientResponseError():
-            code, sentence = "auditor.InvalidHTTP", f"{host} did not answer with valid HTTP{via}"
+            sentence = f"{host} did not answer with valid HTTP{via}{_invalid_http_reason(error.message)}"
+            code = "auditor.InvalidHTTP"
         case aiohttp.ClientPayloadError():
             code, sentence = "auditor.IncompleteBody", f"{host} closed the connection within a body{via}"
         case aiohttp.ServerDisconnectedError() | ConnectionResetError() | aiohttp.ClientOSError():
@@ -83,6 +98,34 @@ def to_platform_error(error: Exception, host: str, proxy: Proxy | None = None) -
             code = "auditor.InvalidHTTP"
             sentence = f"{host} did not answer with valid HTTP{via} ({type(error).__name__})"
     return TransientError(code, clean_message(sentence))
+
+
+def _no_connection(error: ProxyError) -> PlatformError:
+    if not error.denied:
+        return TransientError(PROXY, clean_message(error.sentence))
+    denied = AccountDeniedError(PROXY, clean_message(error.sentence))
+    denied.cause = "proxy"
+    return denied
+
+
+def _invalid_http_reason(message: str) -> str:
+    reasons = (f": {reason}" for pattern, reason in _INVALID_HTTP if re.search(pattern, message, re.IGNORECASE))
+    return next(reasons, "")
+
+
+def elsewhere(status: int, headers: Mapping[str, str]) -> TransientError:
+    """Return the error of a response that points somewhere else. Signed requests follow no redirect.
+
+    The query of a redirect is omitted: it usually repeats that of the request, with its signature.
+    """
+    if status == SWITCHING_PROTOCOLS:
+        protocol = clean_message(headers.get("Upgrade", "")) or "another one"
+        sentence = f"the server changes the protocol to {protocol}, which was not requested"
+    else:
+        target = re.split("[?#]", headers.get("Location", ""), maxsplit=1)[0]
+        place = clean_message(re.sub("//[^/]*@", "//", target)) or "an unnamed place"
+        sentence = f"redirected to {place}, which is never followed; if it is the platform, set it as endpoint"
+    return TransientError(f"HTTP {status}", sentence, http_status=status)
 
 
 def attribute_to_proxy(error: PlatformError, proxy: Proxy, host: str) -> PlatformError:

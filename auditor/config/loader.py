@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from auditor.config.paths import resolve_path
 from auditor.config.settings import (
     Account,
     FleetSource,
@@ -37,7 +38,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def load_settings(path: str | os.PathLike[str]) -> Settings:
-    """Load the settings in a TOML file. Paths in it are relative to the file's folder.
+    """Load the settings in a TOML file. Paths in it are relative to the file's folder; ``~/`` is the home directory.
 
     Raises:
         SettingsError: the settings cannot be used. The message names the file, the key and what to do.
@@ -69,8 +70,10 @@ def parse_settings(table: Mapping[str, Any], *, where: str = "settings", folder:
     settings = msgspec.structs.replace(
         settings,
         account=parsed,
-        directory=str(folder / settings.directory),
-        since=settings.since if settings.since in {None, "last", "none", ""} else str(folder / str(settings.since)),
+        directory=resolve_path(folder, settings.directory),
+        since=settings.since
+        if settings.since in {None, "last", "none", ""}
+        else resolve_path(folder, str(settings.since)),
         quota_sharing=_resolve_quota_sharing(settings.quota_sharing, folder),
         policy=None if settings.policy is None else _resolve(settings.policy, folder, "file"),
         report=_resolve(settings.report, folder, "html", "excel", "metrics"),
@@ -131,16 +134,15 @@ def _parse_account(raw: object, where: str, folder: Path) -> Account:
             check_secret_source(source, f"{where}: {key}")
     fleet = account.fleet
     if fleet is not None and fleet.file not in {None, "-"}:
-        fleet = msgspec.structs.replace(fleet, file=str(folder / str(fleet.file)))
-    ca_file = None if account.ca_file is None else str(folder / account.ca_file)
+        fleet = msgspec.structs.replace(fleet, file=resolve_path(folder, str(fleet.file)))
+    ca_file = None if account.ca_file is None else resolve_path(folder, account.ca_file)
     return msgspec.structs.replace(_resolve(account, folder), ca_file=ca_file, fleet=fleet)
 
 
 def _resolve_quota_sharing(sharing: QuotaSharing, folder: Path) -> QuotaSharing:
     if isinstance(sharing, str):
         return sharing
-    directory = None if sharing.directory is None else str(folder / sharing.directory)
-    return msgspec.structs.replace(_resolve(sharing, folder), directory=directory)
+    return _resolve(sharing, folder, "directory", "ca_file")
 
 
 def _resolve(table: T, folder: Path, *paths: str) -> T:
@@ -150,17 +152,17 @@ def _resolve(table: T, folder: Path, *paths: str) -> T:
         if isinstance(value, SecretSource):
             resolved[key] = _resolve_secret_source(value, folder)
         elif key in paths and isinstance(value, str) and value:
-            resolved[key] = str(folder / value)
+            resolved[key] = resolve_path(folder, value)
     return msgspec.structs.replace(table, **resolved)
 
 
 def _resolve_secret_source(source: SecretSource, folder: Path) -> SecretSource:
     """Resolve the path of a secret's file, or that of a command's program if it is given by its path."""
     if source.file is not None:
-        return msgspec.structs.replace(source, file=str(folder / source.file))
+        return msgspec.structs.replace(source, file=resolve_path(folder, source.file))
     if source.command and "/" in source.command[0]:
         # Absolute, for "./key" in a folder "." would become "key", which is searched for in PATH.
-        program = str((folder / source.command[0]).absolute())
+        program = str(Path(resolve_path(folder, source.command[0])).absolute())
         return msgspec.structs.replace(source, command=(program, *source.command[1:]))
     return source
 
@@ -187,7 +189,7 @@ _COMMAND = 'give the words of a command, such as ["pass", "show", "iot/eu"]'
 _EXPECTED = {
     "dialect": 'give "tuya" or "alibaba"',
     "calls_per_second": 'give calls a second, "unlimited" or "auto"',
-    "quota_sharing": 'give "machine", "none", { directory = "/run/auditor" } or { redis = "redis://HOST:6379/0" }',
+    "quota_sharing": 'give "machine", "none", { directory = "/run/auditor" } or { redis = "rediss://HOST:6379/0" }',
     "quota_sharing.password": f"give {SOURCE_FORMS}",
     "fleet": 'give { file = "fleet.csv" }, where "-" is standard input, or { products = "all" }',
     "fleet.products": 'give "all", or product keys such as ["k1h9drZble"]',
@@ -282,12 +284,17 @@ def _check_quota_sharing(sharing: QuotaSharing, where: str) -> None:
         raise SettingsError(f"{at}: give one of directory and redis")
     if sharing.directory is not None and not Path(sharing.directory).is_dir():
         raise SettingsError(f"{at}: {sharing.directory} is not a directory; create one that its users can write to")
+    for key in ("username", "password", "ca_file"):
+        if sharing.redis is None and getattr(sharing, key) is not None:
+            raise SettingsError(f"{at}: {key}: only redis has one; leave it out")
     if sharing.password is not None:
-        if sharing.redis is None:
-            raise SettingsError(f"{at}: password: only redis has one; leave it out")
         check_secret_source(sharing.password, f"{at}: password")
     if sharing.redis is not None:
         _check_redis_url(sharing.redis, f"{at}: redis")
+        if sharing.username is not None and sharing.password is None:
+            raise SettingsError(f"{at}: username: needs a password: password = {SOURCE_FORMS}")
+        if sharing.ca_file is not None and not sharing.redis.startswith("rediss://"):
+            raise SettingsError(f"{at}: ca_file: is for TLS only; start the address with rediss://, or leave it out")
 
 
 def _check_redis_url(url: str, at: str) -> None:
@@ -295,4 +302,4 @@ def _check_redis_url(url: str, at: str) -> None:
     if "@" in url:
         raise SettingsError(f"{at}: leave the password out of the address: password = {SOURCE_FORMS}")
     if split_url(url) is None or not re.fullmatch(r"rediss?://[!-.0->A-~]+(/\d+)?", url):
-        raise SettingsError(f"{at}: is not an address such as redis://HOST:6379/0")
+        raise SettingsError(f"{at}: is not an address such as rediss://HOST:6379/0")

@@ -16,6 +16,7 @@ import structlog
 from auditor.config.settings import SecretSource
 from auditor.errors import SettingsError
 from auditor.models import Secret
+from auditor.storage.files import read_regular_file
 
 log = structlog.get_logger()
 
@@ -71,7 +72,7 @@ def _decode(content: bytes, where: str, place: str) -> str:
 
 def _read_file(file: str, where: str) -> bytes:
     try:
-        content = Path(file).read_bytes()
+        content = read_regular_file(Path(file))
     except OSError as error:
         raise SettingsError(f"{where}: {file} cannot be read: {error.strerror}") from error
     _warn_if_others_can_read(os.path.realpath(file))

@@ -8,7 +8,9 @@ import msgspec
 
 from auditor.config.settings import Settings
 
-LOCATION_KEYS = frozenset({"name", "directory", "access_key_id", "access_key_secret", "policy", "report", "notify"})
+LOCATION_KEYS = frozenset(
+    {"name", "directory", "group_readable", "access_key_id", "access_key_secret", "policy", "report", "notify"}
+)
 """Settings that may differ when a run is resumed: where folders and keys are, and hooks, which do not change a run."""
 
 RUN_INDEPENDENT_KEYS = LOCATION_KEYS | {

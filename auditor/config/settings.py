@@ -100,13 +100,16 @@ class SharedQuotaSettings(_Section, frozen=True):
 
     Attributes:
         directory: a directory that all of them can write to.
-        redis: an address such as ``redis://HOST:6379/0``.
-        password: of the Redis server.
+        redis: an address such as ``rediss://HOST:6379/0``; ``redis://`` without TLS.
+        username, password: of the Redis server.
+        ca_file: certificates, one of which the server's is signed by; for ``rediss://``.
     """
 
     directory: str | None = None
     redis: str | None = None
+    username: str | None = None
     password: SecretSource | None = None
+    ca_file: str | None = None
 
 
 QuotaSharing = SharedQuotaSettings | Literal["machine", "none"]
@@ -281,6 +284,7 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
         timeout, connect_timeout: seconds for a complete request, and for connecting.
         give_up_after: seconds without a usable answer until an account that never gave one is abandoned.
         max_failed: devices that may fail or stay pending, as a number or a percentage such as ``"0.1%"``.
+        group_readable: whether the group of the user may read run folders; otherwise only the user may.
         fsync_interval: seconds between syncs of results to disk, the most that a power cut can lose; 0: sync each one.
         retry_budget: fraction of an account's quota that retries may use; retries over budget wait.
         quota_sharing: ``"machine"``: all processes of this user on this machine share an account's quota; ``"none"``:
@@ -298,6 +302,7 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
     connect_timeout: float = 10.0
     give_up_after: float = 60.0
     max_failed: int | str = 0
+    group_readable: bool = False
     fsync_interval: float = 1.0
     retry_budget: float = 0.1
     quota_sharing: QuotaSharing = "machine"

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from auditor.errors import SettingsError
+from auditor.storage.files import read_regular_file
 
 MAX_KEY_LENGTH = 80
 """Characters of an unknown key that an error quotes."""
@@ -20,10 +21,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Return the table in a TOML file.
 
     Raises:
-        SettingsError: the file cannot be read, or is not TOML in UTF-8.
+        SettingsError: the file cannot be read, is no regular file of up to 1 MiB, or is not TOML in UTF-8.
     """
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        return tomllib.loads(read_regular_file(path).decode("utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, too large a number, too deep a nesting

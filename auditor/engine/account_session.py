@@ -5,7 +5,6 @@
 """
 
 import math
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -27,18 +26,24 @@ from auditor.config.proxy import Proxy, resolve_proxy
 from auditor.config.secrets import read_secret
 from auditor.config.settings import Account, Settings, SharedQuotaSettings
 from auditor.config.validation import check_distinct_quotas
-from auditor.engine.device_reader import fetch_device
+from auditor.engine.device_reader import AnswerTrust, fetch_device
 from auditor.engine.limiters import AccountLimiters
 from auditor.engine.progress import AccountProgress
 from auditor.errors import AccountDeniedError, AccountStoppedError, AuditStoppedError, InvalidRequestError
 from auditor.models import CallResult, Device, DeviceFailure, Outcome, Secret
 from auditor.resilience.circuit_breaker import CircuitBreaker
-from auditor.resilience.retry import Backoff, RequestStats, RetryingCaller
+from auditor.resilience.retry import Backoff, PausedTasks, RequestStats, RetryingCaller
 
 log = structlog.get_logger()
 
 MIN_PREWARM_INTERVAL, MAX_PREWARM_INTERVAL = 0.05, 30.0
 """Seconds between two checks for missing connections; doubled up to the maximum while none can be opened."""
+
+MIN_LOGGED_OFFSET = 60.0
+"""Seconds by which the platform's clock must have changed against this machine's to be logged again."""
+
+MAX_HOLD = 0.5
+"""Seconds for which an answer that names no device is held back at most, see ``AnswerTrust``."""
 
 CONNECTION_HEADROOM = 1.5
 """Number of connections that are kept open, as a multiple of the number that is needed on average."""
@@ -71,8 +76,10 @@ class QuotaStatus:
 class AccountSession:
     """One account while it is queried: a connection pool, and a rate limiter and retries for each operation's quota.
 
-    ``fetched`` counts devices whose outcome was fetched by this process. ``finished``: the account is queried no more;
-    ``stopped`` is why, if it was stopped. ``states_progress``: for how many devices, of how many, the state is known.
+    ``paused`` counts devices that wait for a retry, or whose answer is held back, and ``fetched`` the devices whose
+    outcome was fetched by this process. ``finished``: the account is queried no more; ``stopped`` is why, if it was
+    stopped.
+    ``states_progress``: for how many devices, of how many, the state is known.
 
     Methods that send requests raise AccountStoppedError if the account is denied, or was never reached.
     """
@@ -97,9 +104,11 @@ class AccountSession:
             account.name, give_up_after=settings.give_up_after, worked_before=probe_device is not None
         )
         self._callers: dict[str, RetryingCaller] = {}
+        self.paused = PausedTasks()
         probe = None if probe_device is None else partial(self._probe, probe_device)
         self._caller = self._caller_for(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, probe)
-        self._logged_offset = 0
+        self._logged_offset = 0.0
+        self._trust, self._logged_mismatch = AnswerTrust(self._wait_for_a_request), False
 
     def _caller_for(self, operation: Operation, probe: Callable[[], Awaitable[object]] | None = None) -> RetryingCaller:
         if operation.quota_name not in self._callers:
@@ -109,6 +118,7 @@ class AccountSession:
                 Backoff(max_attempts=self._settings.max_attempts),
                 retry_budget=self._settings.retry_budget,
                 probe=probe,
+                paused=self.paused if operation is LIST_OTA_MODULE_VERSIONS_BY_DEVICE else None,
             )
         return self._callers[operation.quota_name]
 
@@ -118,34 +128,48 @@ class AccountSession:
 
     async def fetch(self, device: Device) -> Outcome:
         """Return the outcome of one device."""
-        outcome = await fetch_device(self.call, device, page_size=self._settings.page_size, now=self._platform_time)
+        outcome = await fetch_device(
+            self.call, device, trust=self._trust, page_size=self._settings.page_size, now=self.platform_time
+        )
         self.fetched += 1
         self._failed += isinstance(outcome, DeviceFailure)
+        if self._trust.mismatches and not self._logged_mismatch:
+            self._logged_mismatch = True
+            log.warning(
+                "an answer reached the wrong request; answers that name no device are confirmed", account=self.name
+            )
         return outcome
 
-    def _platform_time(self) -> float:
+    def platform_time(self) -> float:
         """Return seconds since 1970 by the platform's clock, since the platform's states carry its time."""
         return time.time() + self.client.clock_offset
 
-    async def call(self, operation: Operation, parameters: Mapping[str, str]) -> CallResult[ApiResponse]:
-        """Send one request within the operation's quota, with retries."""
-        sent = await self._caller_for(operation).send(lambda: self.client.call(operation, parameters))
-        if (offset := round(self.client.clock_offset)) != self._logged_offset:
+    async def call(
+        self, operation: Operation, parameters: Mapping[str, str], /, *, fresh_connection: bool = False
+    ) -> CallResult[ApiResponse]:
+        """Send one request within the operation's quota, with retries; see ``ApiClient.call``."""
+        sent = await self._caller_for(operation).send(
+            lambda: self.client.call(operation, parameters, fresh_connection=fresh_connection)
+        )
+        if abs((offset := self.client.clock.offset) - self._logged_offset) >= MIN_LOGGED_OFFSET:
             self._logged_offset = offset
-            log.warning("the platform's clock differs; using its time", account=self.name, seconds=offset)
+            log.warning("the platform's clock differs; using its time", account=self.name, seconds=round(offset))
         return sent
 
-    async def call_optional(self, operation: Operation, parameters: Mapping[str, str]) -> CallResult[ApiResponse]:
+    async def call_optional(
+        self, operation: Operation, parameters: Mapping[str, str], /, *, fresh_connection: bool = False
+    ) -> CallResult[ApiResponse]:
         """Do the same as ``call`` for an operation that an audit can do without.
 
-        An access key without permission for this operation gets an ``InvalidRequestError``, and the account continues.
+        If the access key may not use this operation, or the platform does not have it, this is an
+        ``InvalidRequestError``, and the account continues.
         """
 
         async def request() -> ApiResponse:
             try:
-                return await self.client.call(operation, parameters)
+                return await self.client.call(operation, parameters, fresh_connection=fresh_connection)
             except AccountDeniedError as error:
-                if not re.search("forbidden|permissiondeny", error.code, re.IGNORECASE):  # the key itself is denied
+                if error.cause not in {"permission", "action", "parameter"}:  # the account itself is denied
                     raise
                 denied = InvalidRequestError(error.code, error.message, http_status=error.http_status)
             raise denied
@@ -181,6 +205,16 @@ class AccountSession:
     def report_states(self, progress: tuple[int, int] | None) -> None:
         """Record for how many devices, of how many, the connection state is known; None: no states are requested."""
         self.states_progress = progress
+
+    async def _wait_for_a_request(self) -> None:
+        """Wait for the time that a request takes on average; another device has the worker meanwhile."""
+        with self.paused:
+            await anyio.sleep(min(self.stats.seconds / max(self.stats.answered, 1), MAX_HOLD))
+
+    @property
+    def mismatches(self) -> int:
+        """Number of answers so far that reached the wrong request."""
+        return self._trust.mismatches
 
     @property
     def stats(self) -> RequestStats:

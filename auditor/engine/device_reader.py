@@ -2,9 +2,13 @@
 
 Pages may contradict each other: the platform counts ``total`` for each page, and a device may report in between, which
 shifts the pages. So a reading counts only if all its pages agree; otherwise it is repeated from page 1.
+
+A broken proxy may give a request the answer of another one. An answer that names its device shows that, and
+``AnswerTrust`` decides when an answer that names none needs a second one that agrees.
 """
 
 import time
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
@@ -15,11 +19,29 @@ from auditor.client.operations import (
     module_version_params,
 )
 from auditor.client.responses import ApiResponse, parse_module_page
-from auditor.errors import InconsistentResponseError, NeverActivatedError, NotFoundError, PlatformError
+from auditor.errors import (
+    InconsistentResponseError,
+    InvalidRequestError,
+    NeverActivatedError,
+    NotFoundError,
+    PlatformError,
+)
 from auditor.models import CallResult, Device, DeviceFailure, DeviceResult, ModuleVersion, Outcome, Page, ReportedModule
 
 MAX_READINGS = 4
 """Number of times that a device is read until its pages agree."""
+
+MAX_UNNAMED = 12
+"""Number of answers that name no device after which a device fails, if too few of them agree."""
+
+MISMATCH_RATES = (0.001, 0.01)
+"""Fractions of mismatched answers at each of which one more answer must agree, beginning with two."""
+
+MAX_REMEMBERED_IDS = 20_000
+"""Request ids of an account that are remembered at least; twice as many at most."""
+
+RECENT_ANSWERS = 300
+"""Answers that name no device whose request ids show whether the account's ids are unique now."""
 
 MAX_MODULES = 5_000
 """Maximum number of modules of one device; a product defines about ten, so a larger total is a broken response."""
@@ -31,39 +53,175 @@ MAX_CHARACTERS = 100_000
 class CallOperation(Protocol):
     """Sends one request of an operation within the account's quota, with retries."""
 
-    def __call__(self, operation: Operation, parameters: Mapping[str, str], /) -> Awaitable[CallResult[ApiResponse]]:
-        """Return the result and the number of attempts."""
+    def __call__(
+        self, operation: Operation, parameters: Mapping[str, str], /, *, fresh_connection: bool = False
+    ) -> Awaitable[CallResult[ApiResponse]]:
+        """Return the result and the number of attempts; see ``ApiClient.call`` for ``fresh_connection``."""
+
+
+class AnswerTrust:
+    """Decides which answers of an account are believed without a second one.
+
+    An answer that names the requested device is believed. One that names no device (no modules, no such device, modules
+    without the device's names) could be the answer to any request. It is believed until one of these shows that answers
+    reach the wrong request:
+
+    - An answer named another device than the next one, or a second answer contradicted the first (``mismatches``).
+    - The answer has a request id that an earlier one that names no device had: a late or repeated answer. Ids carry
+      this information only where they are unique. Some gateways give one id to all answers, so ids count as long as
+      at most two thirds of the last ``RECENT_ANSWERS`` were repeated. Such a gateway costs an account one or two more
+      requests; one that begins with it later costs at most ``RECENT_ANSWERS``.
+
+    An answer that is not believed is requested again on a connection that no other answer can arrive on, until two
+    agree; three or four if even there mismatches are so frequent that two could be wrong (``MISMATCH_RATES``). If two
+    answers are exchanged, both are on their way at the same time. So the first one that names no device is held back
+    for the time of one request, in which the other one shows the exchange. The ids of ``MAX_REMEMBERED_IDS`` answers
+    are remembered: more than arrive while a connection is idle.
+
+    Args:
+        hold: waits for the time of one request; None does not wait.
+
+    Attributes:
+        mismatches: answers that reached the wrong request.
+        undecided_mismatches: answers about another device while the requested device is still being read.
+    """
+
+    def __init__(self, hold: Callable[[], Awaitable[None]] | None = None) -> None:
+        self.mismatches = self.undecided_mismatches = 0
+        self.hold = hold
+        self._fresh_readings = self._fresh_mismatches = 0
+        self._recent: set[str] = set()
+        self._older: set[str] = set()
+        self._repeated: deque[bool] = deque(maxlen=RECENT_ANSWERS)
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether answers reach the wrong request."""
+        return self.mismatches + self.undecided_mismatches > 0
+
+    @property
+    def needed(self) -> int:
+        """Number of answers that must agree if one is not believed."""
+        rate = self._fresh_mismatches / max(self._fresh_readings, 1)
+        return 2 + sum(rate > each for each in MISMATCH_RATES)
+
+    def record_reading(self, mismatch: str | None, earlier_mismatches: list[str], *, fresh_connection: bool) -> None:
+        """Record one reading of a device.
+
+        Args:
+            mismatch: which other device it was about; None: no other.
+            earlier_mismatches: those of earlier readings of the device that are undecided; updated.
+            fresh_connection: whether it used a fresh connection.
+        """
+        self._fresh_readings += fresh_connection
+        self._fresh_mismatches += fresh_connection and mismatch is not None
+        if earlier_mismatches and mismatch != earlier_mismatches[-1]:
+            # If all answers name the same other device, this is how the platform names it, and no mistake on the way.
+            self.mismatches += len(earlier_mismatches)
+            self.undecided_mismatches -= len(earlier_mismatches)
+            earlier_mismatches.clear()
+        if mismatch is not None:
+            earlier_mismatches.append(mismatch)
+            self.undecided_mismatches += 1
+
+    def record_contradictions(self, answers: int) -> None:
+        """Record how many answers that name no device were contradicted by the one that is believed."""
+        self.mismatches += answers
+        self._fresh_mismatches += max(answers - 1, 0)  # the first one mostly used a kept connection
+
+    def needs_confirmation(self, request_id: str | None) -> bool:
+        """Record an answer that names no device; return True if a second one must agree with it."""
+        if request_id is None:
+            return self.is_suspicious
+        repeated = request_id in self._recent or request_id in self._older
+        self._repeated.append(repeated)
+        if not repeated:
+            if len(self._recent) >= MAX_REMEMBERED_IDS:
+                self._older, self._recent = self._recent, set()
+            self._recent.add(request_id)
+        return self.is_suspicious or (repeated and 3 * sum(self._repeated) <= 2 * len(self._repeated))
 
 
 async def fetch_device(
     call: CallOperation,
     device: Device,
     *,
+    trust: AnswerTrust | None = None,
     page_size: int = LIST_OTA_MODULE_VERSIONS_BY_DEVICE.page_size,
     now: Callable[[], float] = time.time,
 ) -> Outcome:
     """Return what one device runs, or why that is not known; AccountStoppedError is passed on from ``call``.
 
-    ``page_size`` is the number of modules per page, 1 to 200; ``now`` returns seconds since 1970.
+    Args:
+        call: sends a request.
+        device: the device.
+        trust: what is known about answers of this account; None: nothing.
+        page_size: number of modules per page, 1 to 200.
+        now: returns seconds since 1970.
     """
-    attempts = 0
-    for _ in range(MAX_READINGS):
-        reading = _PageAccumulator(device)
-        end = await _read_once(call, reading, page_size)
-        attempts += reading.attempts
-        if not isinstance(end, InconsistentResponseError):
-            break
-    if isinstance(end, Page):
+    reading, outcome, attempts = await _read_until_believed(call, device, trust or AnswerTrust(), page_size)
+    if isinstance(outcome, Page):
         identity, modules = reading.identity, tuple(reading.modules.values())
         total, pages = len(modules), reading.pages
         return DeviceResult(
-            identity, "ok" if modules else "empty", modules, total, pages, attempts, end.request_id, now()
+            identity, "ok" if modules else "empty", modules, total, pages, attempts, outcome.request_id, now()
         )
-    if isinstance(end, NotFoundError | NeverActivatedError):
-        if isinstance(end, NotFoundError):
-            return DeviceResult(device, "not_found", (), 0, 0, attempts, end.request_id, now())
-        return DeviceResult(device, "empty", (), 0, 0, attempts, end.request_id, now(), "never_activated")
-    return DeviceFailure(device, end.code, end.message, end.http_status, attempts, end.request_id, now())
+    if isinstance(outcome, NotFoundError | NeverActivatedError):
+        if isinstance(outcome, NotFoundError):
+            return DeviceResult(device, "not_found", (), 0, 0, attempts, outcome.request_id, now())
+        return DeviceResult(device, "empty", (), 0, 0, attempts, outcome.request_id, now(), "never_activated")
+    return DeviceFailure(
+        device, outcome.code, outcome.message, outcome.http_status, attempts, outcome.request_id, now()
+    )
+
+
+async def _read_until_believed(
+    call: CallOperation, device: Device, trust: AnswerTrust, page_size: int
+) -> tuple["_PageAccumulator", Page | PlatformError, int]:
+    """Return the last reading, how it ended, and the attempts of all readings."""
+    attempts = readings = 0
+    unnamed: Counter[object] = Counter()
+    mismatched: list[str] = []
+    fresh_connection = False
+    while True:
+        reading = _PageAccumulator(device)
+        outcome = await _read_once(call, reading, page_size, fresh_connection=fresh_connection)
+        attempts += reading.attempts
+        mismatch = str(outcome) if reading.is_mismatched else None
+        trust.record_reading(mismatch, mismatched, fresh_connection=fresh_connection)
+        if isinstance(outcome, InconsistentResponseError):
+            readings += 1
+            fresh_connection |= reading.is_mismatched
+            if readings == MAX_READINGS:
+                break
+            continue
+        answer = _unnamed_answer(outcome, reading)
+        if answer is None:
+            trust.record_contradictions(unnamed.total() if isinstance(outcome, Page) else 0)
+            break
+        if not trust.needs_confirmation(outcome.request_id) and not unnamed:
+            if trust.hold is not None:
+                await trust.hold()
+            if not trust.is_suspicious:
+                break
+        unnamed[answer] += 1
+        fresh_connection = True
+        if unnamed[answer] >= trust.needed:
+            trust.record_contradictions(unnamed.total() - unnamed[answer])
+            break
+        if unnamed.total() == MAX_UNNAMED:
+            outcome = InconsistentResponseError(f"no {trust.needed} of {MAX_UNNAMED} answers that name no device agree")
+            break
+    trust.undecided_mismatches -= len(mismatched)
+    return reading, outcome, attempts
+
+
+def _unnamed_answer(outcome: Page | PlatformError, reading: "_PageAccumulator") -> object:
+    """Return the content of an answer that names no device; None if it names one, or is no answer."""
+    if isinstance(outcome, Page):
+        return None if reading.is_named else tuple(reading.modules.values())
+    conclusive = isinstance(outcome, NotFoundError | NeverActivatedError | InvalidRequestError)
+    return outcome.code.lower() if conclusive else None
 
 
 def never_activated_result(device: Device, now: float) -> DeviceResult:
@@ -71,11 +229,13 @@ def never_activated_result(device: Device, now: float) -> DeviceResult:
     return DeviceResult(device, "empty", (), 0, 0, 0, None, now, "never_activated")
 
 
-async def _read_once(call: CallOperation, reading: "_PageAccumulator", page_size: int) -> Page | PlatformError:
+async def _read_once(
+    call: CallOperation, reading: "_PageAccumulator", page_size: int, *, fresh_connection: bool
+) -> Page | PlatformError:
     """Return the last page of a complete reading, or the error that ended it."""
     while True:
         parameters = module_version_params(reading.device, reading.pages + 1, page_size)
-        sent = await call(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, parameters)
+        sent = await call(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, parameters, fresh_connection=fresh_connection)
         reading.attempts += sent.attempts
         if isinstance(sent.result, PlatformError):
             return sent.result
@@ -89,13 +249,20 @@ async def _read_once(call: CallOperation, reading: "_PageAccumulator", page_size
 
 
 class _PageAccumulator:
-    """What the pages of one reading have contained so far."""
+    """What the pages of one reading have contained so far.
 
-    __slots__ = ("_last_identity", "attempts", "characters", "device", "identity", "modules", "pages", "total")
+    ``is_named``: an entry named the requested device; ``is_mismatched``: an entry named another one.
+    """
+
+    __slots__ = (
+        "_last_identity", "attempts", "characters", "device", "identity", "is_mismatched", "is_named", "modules",
+        "pages", "total",
+    )  # fmt: skip
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.identity = device
+        self.is_named = self.is_mismatched = False
         self._last_identity: tuple[str | None, ...] | None = None
         self.modules: dict[str, ModuleVersion] = {}
         self.total: int | None = None
@@ -140,7 +307,11 @@ class _PageAccumulator:
 
     def _merge_identity(self, product_key: str | None, device_name: str | None, iot_id: str | None) -> None:
         """Add the names that an entry reports for the device."""
-        identity = self.identity
+        identity, device = self.identity, self.device
+        if (device.iot_id is not None and iot_id == device.iot_id) or (
+            device.device_name is not None and device_name == device.device_name
+        ):
+            self.is_named = True
         for expected, reported in (
             (identity.iot_id, iot_id),
             (identity.product_key, product_key),
@@ -149,6 +320,7 @@ class _PageAccumulator:
             if reported is not None and len(reported) > MAX_NAME_LENGTH:
                 raise InconsistentResponseError(f"a name of {len(reported):,} characters, more than {MAX_NAME_LENGTH}")
             if expected is not None and reported is not None and expected != reported:
+                self.is_mismatched = True
                 raise InconsistentResponseError(f"requested {expected}, got an answer about {reported}")
         self.identity = Device(
             identity.account,

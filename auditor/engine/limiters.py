@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Self
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -20,7 +21,8 @@ from auditor.client.operations import (
 from auditor.config.settings import Account, Settings, SharedQuotaSettings
 from auditor.errors import SettingsError
 from auditor.models import Secret
-from auditor.resilience.quota_backends import FILE_SUFFIX, FileBackend, LocalBackend, QuotaBackend, machine_directory
+from auditor.resilience.file_backend import FILE_SUFFIX, FileBackend, machine_directories, prepare_directory
+from auditor.resilience.quota_backends import LocalBackend, QuotaBackend
 from auditor.resilience.rate_limiter import AdaptiveRateLimiter, RateLimiter, UnlimitedRateLimiter
 from auditor.resilience.redis_backend import RedisBackend, RedisConnection
 
@@ -52,7 +54,8 @@ class AccountLimiters:
         self._server: RedisConnection | None = None
 
     async def __aenter__(self) -> Self:
-        self._server = await _open_server(self._settings, self._password)
+        name = self._quota_name(LIST_OTA_MODULE_VERSIONS_BY_DEVICE)
+        self._server = await _open_server(self._settings, self._password, name)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -90,9 +93,7 @@ class AccountLimiters:
         sharing = self._settings.quota_sharing
         if sharing == "none":
             return LocalBackend(rate)
-        # The same name in all processes, and without the access key.
-        identity = (*self._account.host_and_port, self._key_id, operation.quota_name)
-        name = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+        name = self._quota_name(operation)
         if self._server is not None:
             return RedisBackend(self._server, name, rate)
         if isinstance(sharing, SharedQuotaSettings) and sharing.directory is not None:
@@ -100,13 +101,32 @@ class AccountLimiters:
                 return FileBackend(Path(sharing.directory, name + FILE_SUFFIX), rate)
             except OSError as error:
                 raise SettingsError(f"quota_sharing: {sharing.directory}: cannot be used: {error.strerror}") from error
-        try:
-            return FileBackend(machine_directory() / (name + FILE_SUFFIX), rate)
-        except (OSError, SettingsError) as error:
-            # The directory of this machine is a default, not a request: an audit without sharing is better than none.
-            reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-            log.warning("the quota is not shared with other audits", account=self._account.name, reason=reason)
-            return LocalBackend(rate)
+        return self._machine_backend(name + FILE_SUFFIX, rate)
+
+    def _quota_name(self, operation: Operation) -> str:
+        """Return the name of an operation's quota: the same in all processes, and without the access key."""
+        identity = (*self._account.host_and_port, self._key_id, operation.quota_name)
+        return hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+
+    def _machine_backend(self, file: str, rate: float) -> QuotaBackend:
+        """Return a quota that processes of this user on this machine share, in the first directory that can be used.
+
+        These directories are defaults, not requests, so an audit without sharing is better than none.
+        """
+        account, reasons = self._account.name, []
+        for directory in machine_directories(Path(self._settings.directory)):
+            try:
+                prepare_directory(directory)
+                backend = FileBackend(directory / file, rate)
+            except (OSError, SettingsError) as error:
+                reasons.append(f"{directory}: {error.strerror}" if isinstance(error, OSError) else str(error))
+                continue
+            if reasons:
+                event = "the quota is shared in another directory: audits that use the usual one do not share it"
+                log.warning(event, account=account, directory=str(directory), reason="; ".join(reasons))
+            return backend
+        log.warning("the quota is not shared with other audits", account=account, reason="; ".join(reasons))
+        return LocalBackend(rate)
 
 
 async def check_quota_sharing(settings: Settings, password: Secret | None = None) -> None:
@@ -119,12 +139,22 @@ async def check_quota_sharing(settings: Settings, password: Secret | None = None
             raise SettingsError(f"quota_sharing: {sharing.directory}: cannot be written: {error.strerror}") from error
     if (server := await _open_server(settings, password)) is not None:
         await server.close()
+        if password is not None and sends_password_unencrypted(server.address):
+            log.warning("the Redis password is sent without encryption; use rediss://", server=server.address)
 
 
-async def _open_server(settings: Settings, password: Secret | None) -> RedisConnection | None:
+def sends_password_unencrypted(address: str) -> bool:
+    """Return whether a connection to a Redis server crosses a network without TLS."""
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    return parts.scheme == "redis" and host not in {"localhost", "::1"} and not host.startswith("127.")
+
+
+async def _open_server(settings: Settings, password: Secret | None, name: str = "") -> RedisConnection | None:
+    """Open the Redis server of the settings, if there is one, and check the quota of a name there."""
     sharing = settings.quota_sharing
     if not isinstance(sharing, SharedQuotaSettings) or sharing.redis is None:
         return None
-    server = RedisConnection(sharing.redis, password)
-    await server.open()
+    server = RedisConnection(sharing.redis, password, username=sharing.username, ca_file=sharing.ca_file)
+    await server.open(name)
     return server

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import structlog
 
-from auditor.runs.manifest import DeviceCounts, Manifest, RequestCounts
+from auditor.runs.manifest import DeviceCounts, Manifest
+from auditor.runs.selection_info import RequestCounts
 
 log = structlog.get_logger()
 
@@ -116,8 +117,8 @@ class ProgressReporter:
 class AuditResult:
     """The result of an audit. The run folder is valid in every case.
 
-    ``exit_code``: 0 done; 1 more devices failed or pending than ``max_failed`` allows; 3 an account was stopped, or the
-    folder cannot be written; 130 interrupted.
+    ``exit_code``: 0 done; 1 more devices failed or pending than ``max_failed`` allows, or an account is silent; 3 an
+    account was stopped, or the folder cannot be written; 130 interrupted.
     """
 
     folder: Path

@@ -10,17 +10,16 @@ from auditor.engine.account_session import AccountSession
 from auditor.engine.progress import DiscoveryProgress, Progress, combine_discovery_progress
 from auditor.runs.journal import Journal
 from auditor.runs.manifest import (
-    AccountSelection,
     DeviceCounts,
     DiscoveryInfo,
     FleetInfo,
     Manifest,
+    MismatchedAccount,
     Planned,
     Rate,
-    RequestCounts,
-    SelectionInfo,
     write_manifest,
 )
+from auditor.runs.selection_info import AccountSelection, RequestCounts, SelectionInfo
 
 
 class RunState:
@@ -43,7 +42,13 @@ class RunState:
         if recorded.rate.achieved:
             elapsed += recorded.requests.sent / recorded.rate.achieved  # the time of earlier processes
         achieved = round(requests.sent / max(elapsed, 0.001), 3)
-        return replace(recorded, devices=self._device_counts(), requests=requests, rate=self._rate(achieved))
+        return replace(
+            recorded,
+            devices=self._device_counts(),
+            requests=requests,
+            rate=self._rate(achieved),
+            mismatched=self._mismatched(),
+        )
 
     async def persist(self) -> None:
         """Write the current manifest to ``run.json``; raise RunNotWritableError if that fails."""
@@ -148,6 +153,11 @@ class RunState:
     def _device_counts(self) -> DeviceCounts:
         counts = {status: devices + self._carried[status] for status, devices in self._journal.counts.items()}
         return DeviceCounts(**counts, pending=self._recorded.fleet.devices - sum(counts.values()))
+
+    def _mismatched(self) -> tuple[MismatchedAccount, ...]:
+        counts = Counter({each.account: each.answers for each in self._recorded.mismatched})
+        counts.update({session.name: session.mismatches for session in self._accounts if session.mismatches})
+        return tuple(MismatchedAccount(*each) for each in counts.items())
 
     def _requests(self) -> RequestCounts:
         stats, before = [session.stats for session in self._accounts], self._recorded.requests

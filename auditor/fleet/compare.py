@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal, get_args
 
 from auditor.errors import RunFolderError
@@ -21,7 +20,9 @@ from auditor.storage.database import (
     parquet,
     scratch_database,
     sql_literal,
+    sql_write_path,
 )
+from auditor.storage.files import private_folder
 from auditor.storage.tables import ResultTable, translate_read_errors
 
 FleetFormat = Literal["csv", "jsonl", "parquet"]
@@ -42,7 +43,7 @@ def write_fleet(fleet: Sequence[Path], out: Path, form: FleetFormat) -> None:
     with scratch_database(failure=f"{out} cannot be written") as database:
         database.execute(
             f"COPY (SELECT {', '.join(FLEET_COLUMNS)} FROM (SELECT * {times} FROM {parquet(*fleet)})) "
-            f"TO {sql_literal(out)} {_OPTIONS[form]}"
+            f"TO {sql_write_path(out)} {_OPTIONS[form]}"
         )
 
 
@@ -157,8 +158,8 @@ class GivenFleet:
 @contextmanager
 def read_given_fleet(account: str, file: str) -> Iterator[GivenFleet]:
     """Read a fleet file of an account into a temporary file; ``-`` is standard input. Raise FleetError if it is bad."""
-    with TemporaryDirectory(prefix="auditor-") as temporary:
-        path = Path(temporary, "given.parquet")
+    with private_folder("fleet") as temporary:
+        path = temporary / "given.parquet"
         yield GivenFleet(path, write_snapshot([(account, file)], path).devices)
 
 

@@ -1,5 +1,6 @@
 """Discovery of the accounts' fleets without an audit, into files of a folder that is kept until it is complete."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
@@ -26,16 +27,18 @@ from auditor.config.settings import Account, FleetSource, Settings
 from auditor.engine.account_session import AccountSession, open_accounts, read_credentials
 from auditor.engine.allocation import concurrency_per_account
 from auditor.engine.limiters import check_quota_sharing
+from auditor.engine.open_files import reserve_open_files
 from auditor.engine.progress import Progress, ProgressCallback, ProgressReporter, combine_discovery_progress
 from auditor.errors import AuditInterruptedError, AuditStoppedError, RunFolderError, RunNotWritableError, UsageError
 from auditor.fleet.crawler import discover_account
 from auditor.fleet.discovery_journal import DiscoveryJournal
 from auditor.fleet.gaps import discovery_info, discovery_progress, find_gaps, product_infos, retry_gaps
 from auditor.fleet.materialize import materialize
-from auditor.runs.locking import RunLock, is_locked
-from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, RequestCounts
+from auditor.runs.locking import LOCK, RunLock, is_locked
+from auditor.runs.manifest import DeviceCounts, DiscoveryInfo
 from auditor.runs.products import ProductInfo
-from auditor.storage.files import replace_file
+from auditor.runs.selection_info import RequestCounts
+from auditor.storage.files import PRIVATE_FOLDER, describe_foreign_access, replace_file, translate_os_errors
 
 log = structlog.get_logger()
 
@@ -111,6 +114,7 @@ async def discover_fleets(
         each if each.uses_discovery else msgspec.structs.replace(each, fleet=ALL_PRODUCTS) for each in settings.account
     )
     settings = msgspec.structs.replace(settings, account=accounts)
+    reserve_open_files(settings)
     credentials = await run_in_abandonable_thread(read_credentials, settings)
     await check_quota_sharing(settings, credentials[0].redis_password)
     state = _State(work, stop or StopToken(), resume)
@@ -129,15 +133,20 @@ async def discover_fleets(
 
 
 @contextmanager
-def lock_folder(work: Path) -> Iterator[None]:
-    """Create a folder for a discovery, and lock it while it is written and read.
+def lock_folder(work: Path, *, group_readable: bool = False) -> Iterator[None]:
+    """Create a folder for a discovery, which only its owner can enter, and lock it while it is written and read.
+
+    A directory of runs that does not exist is created, with ``group_readable`` for the user's group as well.
 
     Raises:
         RunFolderError: another process writes it.
-        RunNotWritableError: it cannot be written.
+        RunNotWritableError: it cannot be written, is no folder, or another user could change or redirect it.
     """
     try:
-        work.mkdir(parents=True, exist_ok=True)
+        work.parent.mkdir(0o750 if group_readable else PRIVATE_FOLDER, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            work.mkdir(PRIVATE_FOLDER)
+        _refuse_foreign_folder(work)
         lock = RunLock(work)
     except OSError as error:
         raise RunNotWritableError(f"{work} cannot be written: {error.strerror}") from error
@@ -145,12 +154,21 @@ def lock_folder(work: Path) -> Iterator[None]:
         if not is_locked(work):
             raise
         raise RunFolderError(f"{work}: another process is listing this fleet; wait for it to end") from None
-    with lock:
-        try:
+    try:
+        with lock:
             yield
-        finally:
-            with suppress(OSError):  # only an empty folder is removed
-                work.rmdir()
+    finally:
+        with suppress(OSError):  # only an empty folder is removed
+            work.rmdir()
+
+
+def _refuse_foreign_folder(work: Path) -> None:
+    """Raise RunNotWritableError if a path is no folder, or one that another user could change or redirect."""
+    access = describe_foreign_access(work)
+    if access is None and not work.is_dir():
+        access = "is not a folder"
+    if access is not None:
+        raise RunNotWritableError(f"{work}: {access}, so no fleet is listed into it; remove it")
 
 
 def discovery_started_at(work: Path) -> float | None:
@@ -171,12 +189,23 @@ def _prepare_folder(work: Path, settings: Settings, *, resume: bool) -> None:
         if path.read_bytes() != content:
             raise UsageError(f"{work}: was listed with other settings; drop --resume to start again")
         return
-    for entry in work.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+    with translate_os_errors(f"{work}: cannot be emptied"):
+        _empty_folder(work)
     replace_file(path, content)
+
+
+def _empty_folder(work: Path) -> None:
+    """Remove everything but the lock, through a descriptor: a link that replaces the folder is not followed."""
+    folder = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.name, dir_fd=folder)
+                elif entry.name != LOCK:
+                    os.unlink(entry.name, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 async def _discover(state: _State, path: Path, account: Account, session: AccountSession) -> None:

@@ -17,7 +17,7 @@ from auditor.config.settings import FleetSource
 from auditor.errors import RunNotWritableError
 from auditor.fleet.pager import Pager
 from auditor.models import ListedDevice, ListPage, Product
-from auditor.storage.files import AppendOnlyFile, cut_torn_line
+from auditor.storage.append_only import AppendOnlyFile, cut_torn_line
 from auditor.text.globs import MATCH_ALL, matches_any
 
 PRODUCTS_PER_PAGE, DEVICES_PER_PAGE = QUERY_PRODUCT_LIST.page_size, QUERY_DEVICE.page_size

@@ -8,8 +8,9 @@ from auditor.engine.progress import DiscoveryProgress
 from auditor.fleet.crawler import DISCOVERY_OPERATIONS
 from auditor.fleet.discovery_journal import DiscoveryJournal, ProductDiscovery
 from auditor.fleet.materialize import MaterializedFleet, ProductCount, materialize
-from auditor.runs.manifest import MAX_GAPS, DiscoveryInfo, GapInfo, RequestCounts
+from auditor.runs.manifest import MAX_GAPS, DiscoveryInfo, GapInfo
 from auditor.runs.products import ProductInfo
+from auditor.runs.selection_info import RequestCounts
 
 _NO_COUNT = ProductCount(0, 0)
 

@@ -19,6 +19,7 @@ from auditor.storage.database import (
     scratch_database,
     sql_literal,
     sql_read_path,
+    sql_write_path,
     text_lines,
 )
 from auditor.text.globs import glob_regex
@@ -79,7 +80,7 @@ def _stage(database: duckdb.DuckDBPyConnection, journal: Path, stage: Path) -> s
         "COPY (SELECT row_number() OVER () AS record, reading, reread, product_key, device.device_name, device.iot_id, "
         f"device.device_status, {times} FROM (SELECT product_key, coalesce(reading, 0) AS reading, reread, "
         f"unnest(if(len(devices) = 0, [NULL], devices)) AS device FROM ({pages}) WHERE kind = 'devices')) "
-        f"TO {sql_literal(stage)} {PARQUET_OPTIONS}"
+        f"TO {sql_write_path(stage)} {PARQUET_OPTIONS}"
     )
     rows = parquet(stage)
     database.execute(f"CREATE TABLE last AS SELECT product_key, max(reading) AS reading FROM {rows} GROUP BY ALL")
@@ -95,7 +96,7 @@ def _write(
     columns = ", ".join(name for name in FLEET_COLUMNS if name != "account")
     database.execute(
         f"COPY (SELECT $1 AS account, {columns} {once} AND ({condition}) {'' if limit is None else f'LIMIT {limit}'}) "
-        f"TO {sql_literal(out)} {PARQUET_OPTIONS}",
+        f"TO {sql_write_path(out)} {PARQUET_OPTIONS}",
         [account],
     )
     listed, kept = (

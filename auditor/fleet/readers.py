@@ -1,31 +1,37 @@
-"""Fleet files of all accepted kinds, as one relation of DuckDB: record, product_key, device_name, iot_id.
+"""Fleet files of all accepted kinds, read once, as rows of text: each with the line on which it starts.
 
-``record`` counts from 1 and identifies the line in the file. Columns are found by name, in the spelling of the files
-(``product_key``) or of the platform (``productKey``, ``ProductKey``); others are ignored.
-
-Error messages need the line of a record. Only for them, the file is read again, by Python.
+Columns are found by name, in the spelling of the files (``product_key``) or of the platform (``productKey``); others
+are ignored. ``names`` decides what a text means.
 """
 
 import csv
-import gzip
 import io
 import re
 import shutil
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Literal, cast
 
 import duckdb
+import orjson
 
 from auditor.errors import FleetError
-from auditor.storage.database import CSV_BLOCK_OPTIONS, error_reason, parquet, sql_identifier, sql_read_path, text_lines
-
-Kind = Literal["csv", "tsv", "jsonl", "parquet", "list"]
-
-COLUMNS = ("product_key", "device_name", "iot_id")
+from auditor.fleet.columns import (
+    ALL_COLUMNS,
+    COLUMNS,
+    BadRowReport,
+    FileRow,
+    identifying_columns,
+    is_header,
+    is_of_discovery,
+    locate_columns,
+)
+from auditor.fleet.names import BadRowError, is_blank, show, strip_invisible
+from auditor.fleet.text_rows import FleetFile, Kind, open_bytes, read_json, read_list, read_table, unreadable
+from auditor.storage.database import error_reason, parquet, result_rows, sql_identifier, sql_read_path
+from auditor.storage.files import open_regular_file
 
 _SUFFIXES: dict[str, Kind] = {
     ".csv": "csv",
@@ -39,263 +45,219 @@ _SUFFIXES: dict[str, Kind] = {
     ".list": "list",
 }
 
-_REJECTS = "store_rejects=true, rejects_limit=0"
+_START_BYTES = 1 << 16
 
-_BOM = b"\xef\xbb\xbf"
+_ENCODINGS = {
+    b"\xff\xfe\x00\x00": "utf-32",
+    b"\x00\x00\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+"""Encodings by byte order mark; spreadsheets save "Unicode text" as UTF-16."""
 
-
-@dataclass(frozen=True, slots=True)
-class FleetFile:
-    """A fleet file whose format was detected but whose records were not read.
-
-    ``path`` may be a copy of standard input; ``label`` is its name in messages. ``gzipped`` is about its content,
-    whatever its name. ``delimiter`` and ``header`` are those of csv and tsv.
-    """
-
-    path: Path
-    label: str
-    kind: Kind
-    gzipped: bool = False
-    delimiter: str = ","
-    header: tuple[str, ...] = ()
+_SEPARATOR = re.compile(r'\W*sep=([^"\s]|\t)"?[,;\t ]*', re.IGNORECASE)
+"""A first line for Excel that names the delimiter."""
 
 
-def open_fleet_file(source: str, copy_to: Path) -> FleetFile:
+def open_fleet_file(source: str, copy_to: Path, database: duckdb.DuckDBPyConnection) -> FleetFile:
     """Detect the format of a fleet file: by its suffix, else by its first line.
 
     ``-`` is standard input; it is copied to ``copy_to``, so that it can be read more than once.
 
     Raises:
-        FleetError: it cannot be read, is not UTF-8, or has no column that identifies a device.
+        FleetError: it cannot be read, is not text or Parquet, or has no column that identifies a device.
     """
     label = "standard input" if source == "-" else source
     path = copy_to if source == "-" else Path(source)
     try:
         if source == "-":
-            _copy(sys.stdin.buffer, copy_to)
-        elif path.exists() and not path.is_file() and not path.is_dir():  # a pipe, which can be read once only
-            with path.open("rb") as pipe:
-                _copy(pipe, copy_to)
-            path = copy_to
-        with path.open("rb") as raw:
+            _copy_standard_input(copy_to)
+        with open_regular_file(path) as raw:
             gzipped = raw.read(2) == b"\x1f\x8b"
         with open_bytes(path, gzipped=gzipped) as file:
-            start = file.read(1 << 16)
-            while gzipped and file.read(1 << 20):
-                pass  # to its checksum, which DuckDB does not check
+            start = file.read(_START_BYTES)
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise FleetError(f"{label}: cannot be read: {reason}") from error
-    if not start.removeprefix(_BOM).strip():
+        raise unreadable(label, error) from error
+    if (kind := _binary_kind(start, label)) is None:
+        kind = _SUFFIXES.get(Path(re.sub(r"\.gz$", "", Path(source).name, flags=re.IGNORECASE)).suffix.lower())
+    if kind == "parquet":
+        table = FleetFile(path, label, kind)
+        return replace(table, exact=is_of_discovery(_read_header(table, database)))
+    encoding = next((name for mark, name in _ENCODINGS.items() if start.startswith(mark)), "utf-8-sig")
+    if encoding == "utf-8-sig":
+        _refuse_null_characters(start, label)
+    text = start.decode(encoding, "replace")
+    if is_blank(text):
         raise FleetError(f"{label}: is empty; a fleet has at least one device")
-    if start[:2] in {b"\xff\xfe", b"\xfe\xff"} or (b"\x00" in start and start[:4] != b"PAR1"):
-        raise FleetError(f"{label}: is not UTF-8 text; save it as UTF-8 CSV")
-    kind = _detect_kind(Path(source), start)
-    if kind in {"csv", "tsv"}:
-        return _read_header(FleetFile(path, label, kind, gzipped), start)
-    if start.removeprefix(_BOM).lstrip()[:1] == b"[":
-        raise FleetError(f"{label}: line 1: is a JSON array; write a JSON object a line, without the brackets")
-    return FleetFile(path, label, kind, gzipped)
+    return _detect_format(FleetFile(path, label, kind or "list", gzipped, encoding), text, sniffed=kind is None)
 
 
-def records_sql(file: FleetFile, database: duckdb.DuckDBPyConnection) -> str:
-    """Return the SQL of the file's records; malformed ones go to the database's ``reject_errors``.
+def _copy_standard_input(target: Path) -> None:
+    """Copy standard input to a file, unless its start shows that it is no fleet: it may be endless."""
+    start = sys.stdin.buffer.read(_START_BYTES)
+    if not start.startswith((b"\x1f\x8b", *_ENCODINGS)) and _binary_kind(start, "standard input") is None:
+        _refuse_null_characters(start, "standard input")
+    with target.open("wb") as copy:
+        copy.write(start)
+        shutil.copyfileobj(sys.stdin.buffer, copy, 1 << 20)
+
+
+def _refuse_null_characters(start: bytes, label: str) -> None:
+    if b"\x00" in start:
+        raise FleetError(f"{label}: is not UTF-8 text; save it as CSV in UTF-8")
+
+
+def _binary_kind(start: bytes, label: str) -> Kind | None:
+    if start.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        raise FleetError(f"{label}: is an Excel workbook or an archive; save the sheet as CSV in UTF-8")
+    return "parquet" if start.startswith(b"PAR1") else None
+
+
+def read_rows(file: FleetFile, database: duckdb.DuckDBPyConnection, report: BadRowReport) -> Iterator[FileRow]:
+    """Yield the rows of a file, without blank lines and repeated headers; ``report`` those that cannot be read.
 
     Raises:
-        FleetError: the file is not Parquet although its name says so, or has no column that identifies a device.
+        FleetError: the file cannot be read, or its columns cannot identify devices.
     """
-    source = sql_read_path(file.path)
-    options = f"compression='{'gzip' if file.gzipped else 'none'}', {_REJECTS}"
     match file.kind:
         case "csv" | "tsv":
-            names = ", ".join(f"'c{n}': 'VARCHAR'" for n in range(len(file.header)))
-            positions = _locate_columns(file.header, file.label)
-            columns = ", ".join(f"{'NULL' if at is None else f'c{at}'} AS {name}" for name, at in positions.items())
-            # With more columns, DuckDB skips blank lines.
-            blank = "WHERE c0 IS NOT NULL" if len(file.header) == 1 else ""
-            delimiter = file.delimiter.replace("\t", "\\t")
-            return (
-                f"SELECT row_number() OVER () AS record, {columns} FROM read_csv({source}, delim='{delimiter}', "
-                f"quote='\"', escape='\"', header=true, auto_detect=false, allow_quoted_nulls=false, "
-                f"columns={{{names}}}, {CSV_BLOCK_OPTIONS}, {options}) {blank}"
-            )
+            return read_table(file, report)
         case "parquet":
-            try:
-                schema = database.execute(f"DESCRIBE SELECT * FROM {parquet(file.path)}").fetchall()
-            except duckdb.Error as error:
-                raise FleetError(f"{file.label}: is not a Parquet file: {error_reason(error)}") from error
-            header = [str(row[0]) for row in schema]
-            positions = _locate_columns(header, file.label)
-            casts = {
-                name: f"CAST({sql_identifier(header[at])} AS VARCHAR)"
-                for name, at in positions.items()
-                if at is not None
-            }
-            columns = ", ".join(f"{casts.get(name, 'NULL')} AS {name}" for name in COLUMNS)
-            return f"SELECT row_number() OVER () AS record, {columns} FROM {parquet(file.path)}"
+            return _read_parquet(file, database, report)
         case "jsonl":
-            columns = ", ".join(
-                f"coalesce({', '.join(f'texts[{3 * n + k}]' for k in (1, 2, 3))}) AS {name}"
-                for n, name in enumerate(COLUMNS)
-            )
-            return (
-                f"SELECT record, {columns}, kind IS DISTINCT FROM 'OBJECT' OR list_has_any(kinds, {_INVALID_TYPES}) "
-                "AS malformed FROM (SELECT record, CASE WHEN json_valid(line) THEN json_type(line) END AS kind, "
-                f"CASE WHEN kind = 'OBJECT' THEN json_extract_string(line, [{_PATHS}]) END AS texts, "
-                f"CASE WHEN kind = 'OBJECT' THEN json_type(line, [{_PATHS}]) END AS kinds "
-                f"FROM ({_lines(source, options)}))"
-            )
+            return read_json(file, report)
         case "list":
-            return (
-                "SELECT record, CASE WHEN len(parts) = 2 THEN parts[1] END AS product_key, "
-                "CASE WHEN len(parts) = 2 THEN parts[2] END AS device_name, "
-                "CASE WHEN len(parts) <> 2 THEN line END AS iot_id, len(parts) > 2 AS malformed "
-                f"FROM (SELECT record, line, regexp_split_to_array(line, '[/,;\\s]+') AS parts "
-                f"FROM ({_lines(source, options)}) WHERE NOT starts_with(line, '#'))"
-            )
+            return read_list(file, report)
 
 
-def _detect_kind(path: Path, start: bytes) -> Kind:
-    name = re.sub(r"\.gz$", "", path.name, flags=re.IGNORECASE)
-    if (kind := _SUFFIXES.get(Path(name).suffix.lower())) is not None:
-        return kind
-    if start[:4] == b"PAR1":
-        return "parquet"
-    first = start.removeprefix(_BOM).lstrip()
-    if first.startswith(b"{"):
-        return "jsonl"
-    words = {_normalize(word.decode("utf-8", "replace")) for word in re.split(rb"[,;\t\"]+", first.splitlines()[0])}
-    if words & {_normalize(name) for name in COLUMNS}:
-        return "csv"
-    return "list"
+def _detect_format(file: FleetFile, start: str, *, sniffed: bool) -> FleetFile:
+    """Return a file of text with its kind, its delimiter and the number of lines before its header."""
+    lines, preamble, delimiters = [*io.StringIO(start, newline=None)], 0, "\t" if file.kind == "tsv" else ",;\t|"
+    comment = "#" if file.kind == "list" else "\0"
+    while preamble < len(lines) - 1:
+        line = strip_invisible(lines[preamble])
+        if (separator := _SEPARATOR.fullmatch(lines[preamble].rstrip("\r\n"))) is not None:
+            delimiters = separator[1]
+        elif line.strip(",;\t ") and not line.startswith(comment):
+            break
+        preamble += 1
+    first, at = strip_invisible("".join(lines[preamble:])), f"{file.label}: line {preamble + 1}"
+    if first.startswith("[") and file.kind not in {"csv", "tsv"}:
+        raise FleetError(f"{at}: is a JSON array; write a JSON object a line, without the brackets")
+    if file.kind == "jsonl" or (sniffed and first.startswith("{")):
+        return replace(file, kind="jsonl", exact=_has_members_of_discovery(first))
+    headers = {each: _split_header(lines[preamble:], each) for each in delimiters}
+    delimiter = max(headers, key=lambda each: (len(identifying_columns(headers[each])), len(headers[each])))
+    if file.kind == "list":
+        if not is_header(headers[delimiter]):
+            return file
+        file = replace(file, kind="csv")
+    locate_columns(headers[delimiter], at)
+    exact = is_of_discovery(headers[delimiter])
+    return replace(file, preamble=preamble, delimiter=delimiter, exact=exact)
 
 
-def _normalize(name: str) -> str:
-    return name.strip().lower().replace("_", "").replace(" ", "")
-
-
-def _read_header(file: FleetFile, start: bytes) -> FleetFile:
-    """Return the file with its header, split by the delimiter that finds most of our columns."""
-    text = start.removeprefix(_BOM).decode("utf-8", "replace")
-    ours = {_normalize(name) for name in COLUMNS}
-    found: dict[str, tuple[str, ...]] = {}
-    for delimiter in "\t" if file.kind == "tsv" else ",;\t":
-        try:
-            found[delimiter] = tuple(next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)))
-        except csv.Error as error:
-            raise FleetError(f"{file.label}: line 1: is not a header: {error}") from error
-    delimiter = max(found, key=lambda each: (sum(_normalize(name) in ours for name in found[each]), len(found[each])))
-    header = tuple(name.strip() for name in found[delimiter])
-    _locate_columns(header, file.label)
-    return FleetFile(file.path, file.label, file.kind, file.gzipped, delimiter, header)
-
-
-def _locate_columns(header: Iterable[str], label: str) -> dict[str, int | None]:
-    """Return the position of each of our columns in a header; None without one."""
-    header = list(header)
-    names = [_normalize(name) for name in header]
-    positions: dict[str, int | None] = {}
-    for name in COLUMNS:
-        key = _normalize(name)
-        if names.count(key) > 1:
-            raise FleetError(f"{label}: line 1: the column {name} occurs twice")
-        positions[name] = names.index(key) if key in names else None
-    if positions["iot_id"] is None and None in {positions["product_key"], positions["device_name"]}:
-        has = repr(", ".join(header)[:200]) if any(header) else "none"
-        raise FleetError(f"{label}: line 1: needs the columns product_key and device_name, or iot_id; it has {has}")
-    return positions
-
-
-def _lines(source: str, options: str) -> str:
-    """Return the SQL of a text file's lines as records, trimmed; blank lines are counted but dropped."""
-    return (
-        "SELECT record, line FROM (SELECT row_number() OVER () AS record, trim(trim(line), e' \\t') AS line FROM "
-        f"({text_lines(source, options)})) WHERE line <> ''"
-    )
-
-
-def _spellings(name: str) -> tuple[str, str, str]:
-    head, *tail = name.split("_")
-    camel = head + "".join(part.title() for part in tail)
-    return name, camel, camel[0].upper() + camel[1:]
-
-
-_PATHS = ", ".join(f"'$.{spelling}'" for name in COLUMNS for spelling in _spellings(name))
-
-_INVALID_TYPES = ["OBJECT", "ARRAY", "BOOLEAN", "DOUBLE"]
-"""JSON types that cannot identify a device; text and integers can."""
-
-
-def _copy(stream: IO[bytes], target: Path) -> None:
-    with target.open("wb") as copy:
-        shutil.copyfileobj(stream, copy, 1 << 20)
-
-
-def open_bytes(path: Path, *, gzipped: bool) -> IO[bytes]:
-    """Open the file for reading its decompressed bytes."""
-    return cast("IO[bytes]", gzip.open(path, "rb")) if gzipped else path.open("rb")
-
-
-def find_lines(file: FleetFile, records: Iterable[int], rejected: frozenset[int]) -> dict[int, int]:
-    """Return the line on which each record starts (a row number for Parquet).
-
-    ``rejected`` are numbers of records that DuckDB rejected; unlike ``records`` they count the header and blank lines.
-    """
-    wanted = set(records)
-    if file.kind in {"csv", "tsv"}:
-        starts = (start for number, start, fields in _records(file) if number > 1 and number not in rejected and fields)
-        return {record: start for record, start in enumerate(starts, 1) if record in wanted}
-    found: dict[int, int] = {}
-    numbers = sorted(rejected)
-    for record in wanted:
-        line = record
-        for number in numbers:
-            line += number <= line
-        found[record] = line
-    return found
-
-
-def find_rejected_lines(file: FleetFile, numbers: Iterable[int]) -> dict[int, int]:
-    """Return the line on which each record starts that DuckDB rejected; their numbers count header and blank lines."""
-    wanted = set(numbers)
-    if file.kind not in {"csv", "tsv"}:
-        return {number: number for number in wanted}
-    return {number: start for number, start, _ in _records(file) if number in wanted}
-
-
-def find_mixed_line_ending(file: FleetFile) -> int | None:
-    """Return the first line whose line ending differs from line 1, or None: DuckDB accepts one kind per file."""
-    if file.kind == "parquet":
-        return None
-    with _text(file) as text:
-        try:
-            first = ""
-            for number, line in enumerate(text, 1):
-                ending = line[len(line.rstrip("\r\n")) :]
-                first = first or ending
-                if ending not in {"", first}:
-                    return number
-        except (OSError, EOFError, zlib.error):
-            return None
-    return None
-
-
-def _records(file: FleetFile) -> Iterator[tuple[int, int, list[str]]]:
-    """Yield number, first line and fields of each record of a csv or tsv file."""
-    limit = csv.field_size_limit(sys.maxsize)
+def _has_members_of_discovery(lines: str) -> bool:
+    """Return whether the first line of JSON Lines has the members that ``auditor fleet`` writes."""
     try:
-        with _text(file) as text:
-            reader = csv.reader(text, delimiter=file.delimiter)
-            start = 1
-            for number, fields in enumerate(reader, 1):
-                yield number, start, fields
-                start = reader.line_num + 1
-    except (csv.Error, OSError, EOFError, zlib.error):
-        return
-    finally:
-        csv.field_size_limit(limit)
+        first = orjson.loads(lines.partition("\n")[0])
+    except ValueError:  # it may be cut
+        return False
+    return isinstance(first, dict) and is_of_discovery(first)
 
 
-def _text(file: FleetFile) -> io.TextIOWrapper:
-    raw = open_bytes(file.path, gzipped=file.gzipped)
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
+def _split_header(lines: Sequence[str], delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader(lines, delimiter=delimiter), [])
+    except csv.Error:
+        return []
+
+
+def _read_header(file: FleetFile, database: duckdb.DuckDBPyConnection) -> list[str]:
+    """Return the names of a Parquet file's columns, from its schema: DuckDB renames those that are equal."""
+    query = f"SELECT name, num_children FROM parquet_schema({sql_read_path(file.path)})"
+    try:
+        return _top_level_names(database.cursor().execute(query).fetchall())
+    except duckdb.Error as error:
+        raise FleetError(f"{file.label}: is not a Parquet file: {error_reason(error)}") from error
+
+
+def _read_parquet(file: FleetFile, database: duckdb.DuckDBPyConnection, report: BadRowReport) -> Iterator[FileRow]:
+    source, cursor = parquet(file.path), database.cursor()
+    header = _read_header(file, database)
+    positions = locate_columns(header, f"{file.label}: its columns")
+    try:
+        types = [(str(name), str(kind)) for name, kind, *_ in cursor.execute(f"DESCRIBE FROM {source}").fetchall()]
+        cells = []
+        for name, at in zip(ALL_COLUMNS, positions, strict=True):
+            text = None if at is None else _text_sql(name, *types[at])
+            if at is not None and text is None and name in COLUMNS:
+                _refuse_values(cursor, file, header[at], *types[at])
+            cells.append("''" if text is None else f"coalesce({text}, '')")
+        rows = result_rows(cursor.execute(f"SELECT {', '.join(cells)} FROM {source}"))
+        has_bytes = any(at is not None and types[at][1] == "BLOB" for at in positions)
+        for number, row in enumerate(rows, 1):
+            try:
+                yield _decode_bytes(row) if has_bytes else row, number
+            except BadRowError as error:
+                report(number, error)
+    except duckdb.OutOfMemoryException:
+        raise
+    except duckdb.Error as error:
+        raise FleetError(f"{file.label}: cannot be read as Parquet: {error_reason(error)}") from error
+
+
+def _decode_bytes(row: Sequence[str | bytes]) -> tuple[str, ...]:
+    """Return the texts of a row that has bytes: Impala, Hive and older Spark do not mark texts as UTF-8."""
+    texts = []
+    for name, value in zip(ALL_COLUMNS, row, strict=True):
+        try:
+            texts.append(
+                value.decode("utf-8", "strict" if name in COLUMNS else "replace") if isinstance(value, bytes) else value
+            )
+        except UnicodeDecodeError:
+            raise BadRowError(f"has as {name} bytes that are not UTF-8 text", "Export the column as text.") from None
+    return tuple(texts)
+
+
+_EXACT_TYPE = re.compile(r"VARCHAR|UUID|U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|DECIMAL\(\d+,0\)")
+
+
+def _text_sql(name: str, column: str, kind: str) -> str | None:
+    """Return the SQL of the text of a column that means ``name``; None if its type has no exact text."""
+    quoted = sql_identifier(column)
+    if name.startswith("utc_") and kind.startswith("TIMESTAMP"):
+        # By its microseconds: a time with a zone would be shown in that of this machine.
+        text = f"strftime(make_timestamp(epoch_us({quoted})), '%Y-%m-%dT%H:%M:%S.%f')"
+        return f"CASE WHEN isfinite({quoted}) THEN {text} END"
+    if kind == "BLOB":
+        return quoted
+    return f"CAST({quoted} AS VARCHAR)" if _EXACT_TYPE.fullmatch(kind) else None
+
+
+def _refuse_values(database: duckdb.DuckDBPyConnection, file: FleetFile, name: str, column: str, kind: str) -> None:
+    """Raise FleetError if a column of another type than text and whole numbers has a value."""
+    values = f"SELECT row_number() OVER (), CAST({sql_identifier(column)} AS VARCHAR) FROM {parquet(file.path)}"
+    found = database.execute(f"FROM ({values}) AS t(number, text) WHERE text IS NOT NULL AND text <> 'nan' LIMIT 1")
+    if (row := found.fetchone()) is not None:
+        raise FleetError(
+            f"{file.label}: row {row[0]} has in the column {show(name)} the value {show(str(row[1]))} of the type "
+            f"{kind.partition('(')[0] if len(kind) > _MAX_TYPE else kind}, but only text and whole numbers name a "
+            "device; export the column as text, from a source that has its exact values"
+        )
+
+
+_MAX_TYPE = 40
+"""Characters of a type that an error quotes."""
+
+
+def _top_level_names(schema: Sequence[tuple[str, int | None]]) -> list[str]:
+    """Return the names of a Parquet file's columns; its schema lists them before their nested fields."""
+    names, nested = [], 0
+    for name, children in schema[1:]:
+        if nested:
+            nested -= 1
+        else:
+            names.append(name)
+        nested += children or 0
+    return names

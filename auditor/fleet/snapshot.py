@@ -1,37 +1,54 @@
 """Fleet files as ``fleet.parquet``: the configured fleet, validated, without duplicates."""
 
-from collections.abc import Sequence
+from bisect import insort
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import duckdb
 import msgspec
 
-from auditor.client.operations import MAX_NAME_LENGTH
+from auditor.client.parsers import OTHER_STATUS
 from auditor.config.settings import FleetSource, Settings
 from auditor.errors import FleetError
-from auditor.fleet.readers import (
-    COLUMNS,
-    FleetFile,
-    find_lines,
-    find_mixed_line_ending,
-    find_rejected_lines,
-    open_fleet_file,
-    records_sql,
+from auditor.fleet.columns import ALL_COLUMNS, COLUMNS
+from auditor.fleet.names import (
+    NULL_WORDS,
+    BadRowError,
+    clean_name,
+    exact_name,
+    is_blank,
+    need_no_cleaning,
+    parse_time,
+    show,
 )
+from auditor.fleet.readers import open_fleet_file, read_rows
 from auditor.fleet.table import (
-    DISCOVERY_NULL_COLUMNS,
+    BATCH_ROWS,
+    FLEET_COLUMNS,
     concatenated_rows,
     find_duplicate_keys,
     sha256_of,
     slices_for,
     write_numbered,
 )
-from auditor.storage.database import PARQUET_OPTIONS, error_reason, parquet, scalar, scratch_database, sql_literal
+from auditor.fleet.text_rows import FleetFile
+from auditor.models import DeviceStatus
+from auditor.storage.database import (
+    CSV_BLOCK_OPTIONS,
+    PARQUET_OPTIONS,
+    parquet,
+    result_rows,
+    scalar,
+    scratch_database,
+    sql_read_path,
+    sql_write_path,
+)
 
 MAX_ROWS_SHOWN = 10
-"""Invalid rows that an error lists; all are counted."""
+"""Bad rows that an error lists; all are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +67,7 @@ def write_snapshot(fleets: Sequence[tuple[str, str]], out: Path, *, limit: int |
     ``fleets`` has the account and source (a path, or ``-``) of each. A folder beside ``out`` holds intermediate files.
 
     Raises:
-        FleetError: a file cannot be read, has invalid rows (counted, the first ones listed), or has no device.
+        FleetError: a file cannot be read, has bad rows (counted, the first ones listed), or has no device.
         RunNotWritableError: ``out`` cannot be written.
     """
     if not fleets:
@@ -59,7 +76,9 @@ def write_snapshot(fleets: Sequence[tuple[str, str]], out: Path, *, limit: int |
     with scratch_database(work, failure=f"{out} cannot be written") as database:
         paths, duplicates = [], 0
         for number, (account, source) in enumerate(fleets):
-            stage = _stage(database, open_fleet_file(source, work / f"{number}.input"), work / f"{number}.parquet")
+            stage = _stage(
+                database, open_fleet_file(source, work / f"{number}.input", database), work / f"{number}.parquet"
+            )
             paths.append(work / f"{number}.unique.parquet")
             duplicates += _deduplicate(database, stage, account, paths[-1])
         devices = write_numbered(database, concatenated_rows(paths), work / "all.parquet", limit)
@@ -68,68 +87,120 @@ def write_snapshot(fleets: Sequence[tuple[str, str]], out: Path, *, limit: int |
 
 
 class _Stage(NamedTuple):
-    """The valid records of a fleet file, and the SQL of their rows: trimmed, each with its ``record`` number."""
+    """The valid rows of a fleet file, each with its ``record`` (the line on which it starts), and the SQL of them."""
 
     file: FleetFile
     rows: str
+    devices: int
+
+
+class _BadRows:
+    """Bad rows of a fleet file: all are counted, and the first are listed. They are reported in any order."""
+
+    def __init__(self, file: FleetFile) -> None:
+        self.count, self._file, self._first = 0, file, list[tuple[int, str, str]]()
+
+    def add(self, number: int, error: BadRowError) -> None:
+        self.count += 1
+        insort(self._first, (number, str(error), error.advice))
+        del self._first[MAX_ROWS_SHOWN:]
+
+    def refuse(self) -> None:
+        """Raise FleetError if there is a bad row."""
+        if self.count:
+            total = "1 bad row" if self.count == 1 else f"{self.count} bad rows"
+            shown = "; ".join(f"{self._file.row_word} {number} {problem}" for number, problem, _ in self._first)
+            more = f"; and {self.count - len(self._first)} more" if self.count > len(self._first) else ""
+            advice = " ".join(dict.fromkeys(advice for _, _, advice in self._first))
+            raise FleetError(f"{self._file.label}: {total}, so no request was sent: {shown}{more}. {advice}")
 
 
 def _stage(database: duckdb.DuckDBPyConnection, file: FleetFile, path: Path) -> _Stage:
-    malformed = "malformed" if file.kind in {"jsonl", "list"} else "false"
-    trimmed = ", ".join(f"nullif(trim({name}), '') AS {name}" for name in COLUMNS)
+    """Read a fleet file and write its valid rows to a Parquet file."""
+    bad_rows, text = _BadRows(file), path.with_suffix(".tsv")
+    with text.open("w", encoding="utf-8", newline="\n") as staged:
+        staged.writelines(_valid_rows(file, database, bad_rows))
+        empty = staged.tell() == 0
+    bad_rows.refuse()
+    if empty:
+        raise FleetError(f"{file.label}: has no device; a fleet has at least one")
+    columns = {"record": "BIGINT", **{name: FLEET_COLUMNS[name] for name in ALL_COLUMNS}}
+    database.execute(
+        f"COPY (FROM read_csv({sql_read_path(text)}, delim='\\t', quote='', escape='', header=false, "
+        f"auto_detect=false, nullstr='', columns={columns}, {CSV_BLOCK_OPTIONS})) "
+        f"TO {sql_write_path(path)} {PARQUET_OPTIONS}"
+    )
+    text.unlink()
+    return _Stage(file, parquet(path), scalar(database, f"SELECT count(*) FROM {parquet(path)}"))
+
+
+def _valid_rows(file: FleetFile, database: duckdb.DuckDBPyConnection, bad_rows: _BadRows) -> Iterator[str]:
+    """Yield the rows of a file that name a device, as tab-separated lines; names have no control characters."""
+    rows = read_rows(file, database, bad_rows.add)
+    while batch := list(islice(rows, BATCH_ROWS)):
+        texts, numbers = zip(*batch, strict=True)
+        keys, names, ids, *discovered = zip(*texts, strict=True)
+        plain = need_no_cleaning(set(keys)) and need_no_cleaning(names) and (not any(ids) or need_no_cleaning(ids))
+        if plain and not any(map(any, discovered)):  # most rows: to check them together takes a quarter of the time
+            for number, key, name, iot_id in zip(numbers, keys, names, ids, strict=True):
+                yield f"{number}\t{key}\t{name}\t{iot_id}\t\t\t\n"
+            continue
+        for row in batch:
+            try:
+                yield _valid_row(*row, exact=file.exact)
+            except BadRowError as error:
+                bad_rows.add(row[1], error)
+
+
+def _valid_row(texts: Sequence[str], number: int, *, exact: bool) -> str:
+    """Return a row as a line; raise BadRowError if it does not name a device."""
+    read_name = exact_name if exact else clean_name
+    product_key, device_name, iot_id = (_read(read_name, *each) for each in zip(COLUMNS, texts, strict=False))
+    if iot_id is None and (product_key is None or device_name is None):
+        raise _nameless(product_key, device_name, texts)
+    discovered = _discovery_values(*texts[len(COLUMNS) :])
+    return f"{number}\t{product_key or ''}\t{device_name or ''}\t{iot_id or ''}\t{discovered}\n"
+
+
+def _read(read_name: Callable[[str], str | None], column: str, text: str) -> str | None:
     try:
-        query = records_sql(file, database)
-        database.execute(
-            f"COPY (SELECT *, {_FAULT} AS fault FROM (SELECT record, {malformed} AS malformed, {trimmed} "
-            f"FROM ({query}))) TO {sql_literal(path)} {PARQUET_OPTIONS}"
-        )
-    except duckdb.Error as error:
-        not_writable = isinstance(error, duckdb.IOException) and str(path) in str(error)
-        if isinstance(error, duckdb.OutOfMemoryException) or not_writable:
-            raise
-        if (line := find_mixed_line_ending(file)) is not None:
-            raise FleetError(
-                f"{file.label}: line {line} has another line ending than line 1; save it with one kind"
-            ) from error
-        raise FleetError(f"{file.label}: cannot be read as {file.kind}: {error_reason(error)}") from error
-    stage = _Stage(file, parquet(path))
-    _check_rows(database, stage)
-    return stage
+        return read_name(text)
+    except BadRowError as error:
+        raise BadRowError(f"has the {column} {show(text)}, which {error}", error.advice) from None
 
 
-_FAULT = f"""CASE
-  WHEN malformed THEN 'is malformed'
-  WHEN iot_id IS NULL AND product_key IS NULL AND device_name IS NULL THEN 'has no device'
-  WHEN iot_id IS NULL AND product_key IS NULL THEN 'has a device_name but no product_key'
-  WHEN iot_id IS NULL AND device_name IS NULL THEN 'has a product_key but no device_name'
-  WHEN greatest(len(product_key), len(device_name), len(iot_id)) > {MAX_NAME_LENGTH}
-    THEN 'has a name of more than {MAX_NAME_LENGTH} characters'
-  WHEN regexp_matches(concat(product_key, device_name, iot_id), '\\p{{Cc}}') THEN 'has a control character'
-END"""
+def _nameless(product_key: str | None, device_name: str | None, texts: Sequence[str]) -> BadRowError:
+    """Return what is wrong with a row that does not identify a device."""
+    if product_key is not None:
+        problem = "has a product_key but no device_name"
+    elif device_name is not None:
+        problem = "has a device_name but no product_key"
+    else:
+        problem = "has no device"
+    words = [show(text) for text in texts[: len(COLUMNS)] if not is_blank(text) and clean_name(text) is None]
+    noted = f" ({', '.join(dict.fromkeys(words))} means that there is no value)" if words else ""
+    return BadRowError(problem + noted, "Give the product_key and the device_name, or the iot_id.")
 
 
-def _check_rows(database: duckdb.DuckDBPyConnection, stage: _Stage) -> None:
-    bad = f"SELECT record, fault FROM {stage.rows} WHERE fault IS NOT NULL"
-    rejected: dict[int, str] = {}
-    if database.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'reject_errors'").fetchall():
-        errors = database.execute("SELECT line, any_value(error_type) FROM reject_errors GROUP BY 1").fetchall()
-        rejected = {
-            int(record): "is not UTF-8" if kind == "INVALID ENCODING" else f"is malformed ({str(kind).lower()})"
-            for record, kind in errors
-        }
-        database.execute("DROP TABLE reject_errors; DROP TABLE reject_scans")
-    _refuse_bad_rows(database, stage.file, bad, rejected)
+def _discovery_values(status: str, created: str, modified: str) -> str:
+    """Return what a discovery stored about a device, as columns; what cannot be read is left out."""
+    if not (status or created or modified):
+        return "\t\t"
+    status = status.strip().upper()
+    if status.lower() in NULL_WORDS:
+        status = ""
+    elif status and status not in get_args(DeviceStatus):
+        status = OTHER_STATUS
+    times = (parse_time(text) for text in (created, modified))
+    return "\t".join((status, *("" if time is None else time.isoformat(" ") for time in times)))
 
 
 def _deduplicate(database: duckdb.DuckDBPyConnection, stage: _Stage, account: str, out: Path) -> int:
     """Write the devices of a stage without duplicates; return the number of duplicates."""
-    count = scalar(database, f"SELECT count(*) FROM {stage.rows}")
-    if count == 0:
-        raise FleetError(f"{stage.file.label}: has no device; a fleet has at least one")
-    _find_duplicates(database, stage, slices_for(count))
+    _find_duplicates(database, stage, slices_for(stage.devices))
     database.execute(
-        f"COPY (SELECT $1 AS account, {', '.join(COLUMNS)}, {DISCOVERY_NULL_COLUMNS} FROM {stage.rows} "
-        f"WHERE record NOT IN (SELECT record FROM duplicates)) TO {sql_literal(out)} "
+        f"COPY (SELECT $1 AS account, {', '.join(ALL_COLUMNS)} FROM {stage.rows} "
+        f"WHERE record NOT IN (SELECT record FROM duplicates)) TO {sql_write_path(out)} "
         f"{PARQUET_OPTIONS}",
         [account],
     )
@@ -156,7 +227,7 @@ def _find_duplicates(database: duckdb.DuckDBPyConnection, stage: _Stage, slices:
         f"CREATE OR REPLACE TABLE suspects AS SELECT record, product_key, device_name, iot_id FROM {stage.rows} "
         f"WHERE {' OR '.join(conditions)}"
     )
-    _refuse_bad_rows(database, stage.file, _CONTRADICTIONS, {})
+    _refuse_contradictions(database, stage.file)
     database.execute(
         f"""CREATE OR REPLACE TABLE duplicates AS SELECT record FROM (
           SELECT record, coalesce(suspects.iot_id, linked.iot_id) AS id, product_key, device_name FROM suspects
@@ -170,8 +241,8 @@ def _find_duplicates(database: duckdb.DuckDBPyConnection, stage: _Stage, slices:
 
 
 _CONTRADICTIONS = f"""
-  SELECT record, min(fault) AS fault FROM (
-    SELECT record, 'gives iot_id ' || iot_id || ' a different name than an earlier row' AS fault,
+  SELECT record, min(problem) AS problem FROM (
+    SELECT record, 'gives iot_id ' || iot_id || ' a different name than an earlier row' AS problem,
       (product_key, device_name) <> first_value((product_key, device_name)) OVER (PARTITION BY iot_id ORDER BY record)
       AS bad FROM suspects WHERE {_BOTH} AND iot_id IS NOT NULL
     UNION ALL
@@ -181,21 +252,12 @@ _CONTRADICTIONS = f"""
   ) WHERE bad GROUP BY record"""
 
 
-def _refuse_bad_rows(database: duckdb.DuckDBPyConnection, file: FleetFile, bad: str, rejected: dict[int, str]) -> None:
-    """Raise FleetError if the query ``bad`` (record, fault) has rows or DuckDB rejected records."""
-    count = scalar(database, f"SELECT count(*) FROM ({bad})") + len(rejected)
-    if not count:
-        return
-    rows = database.execute(f"SELECT record, fault FROM ({bad}) ORDER BY record LIMIT {MAX_ROWS_SHOWN}").fetchall()
-    lines = find_lines(file, [int(record) for record, _ in rows], frozenset(rejected))
-    faults = [(lines.get(int(record), int(record)), str(fault)) for record, fault in rows]
-    at = find_rejected_lines(file, sorted(rejected)[:MAX_ROWS_SHOWN])
-    faults += [(line, rejected[record]) for record, line in at.items()]
-    word = "row" if file.kind == "parquet" else "line"
-    shown = "; ".join(f"{word} {line} {fault}" for line, fault in sorted(faults)[:MAX_ROWS_SHOWN])
-    more = f"; and {count - MAX_ROWS_SHOWN} more" if count > MAX_ROWS_SHOWN else ""
-    total = "1 bad row" if count == 1 else f"{count} bad rows"
-    raise FleetError(f"{file.label}: {total}, so no request was sent: {shown}{more}")
+def _refuse_contradictions(database: duckdb.DuckDBPyConnection, file: FleetFile) -> None:
+    """Raise FleetError if rows give one device two names."""
+    bad_rows = _BadRows(file)
+    for record, problem in result_rows(database.execute(_CONTRADICTIONS)):
+        bad_rows.add(record, BadRowError(str(problem), "Keep the names that are right."))
+    bad_rows.refuse()
 
 
 def write_empty_snapshot(out: Path) -> Snapshot:

@@ -11,9 +11,9 @@ from typing import Any
 import duckdb
 
 from auditor.errors import RunNotWritableError
-from auditor.fleet.readers import COLUMNS
+from auditor.fleet.columns import COLUMNS
 from auditor.models import Device
-from auditor.storage.database import PARQUET_OPTIONS, parquet, scalar, scratch_database, sql_literal
+from auditor.storage.database import PARQUET_OPTIONS, parquet, scalar, scratch_database, sql_write_path
 
 BATCH_ROWS = 1_000
 """Rows that are read at a time."""
@@ -25,17 +25,10 @@ FLEET_COLUMNS = {
     **dict.fromkeys(("account", *COLUMNS, "device_status"), "VARCHAR"),
     **dict.fromkeys(("utc_create", "utc_modified"), "TIMESTAMP"),
 }
-"""Columns besides ``ordinal``, and their types; the last three are known from a discovery only."""
+"""Columns besides ``ordinal``, and their types; the last three come from a discovery, or a file that it wrote."""
 
 
-def _null_column(name: str) -> str:
-    return f"NULL::{FLEET_COLUMNS[name]} AS {name}"
-
-
-_ALL_NULL_COLUMNS = ", ".join(map(_null_column, FLEET_COLUMNS))
-
-DISCOVERY_NULL_COLUMNS = ", ".join(_null_column(name) for name in FLEET_COLUMNS if name not in {"account", *COLUMNS})
-"""SQL of the columns that a fleet file does not have."""
+_ALL_NULL_COLUMNS = ", ".join(f"NULL::{kind} AS {name}" for name, kind in FLEET_COLUMNS.items())
 
 _ACTIVATED, _NEVER_ACTIVATED = "device_status IS DISTINCT FROM 'UNACTIVE'", "device_status = 'UNACTIVE'"
 
@@ -56,7 +49,7 @@ def write_numbered(database: duckdb.DuckDBPyConnection, rows: str, out: Path, li
     database.execute(
         f"COPY (SELECT row_number() OVER () - 1 AS ordinal, {', '.join(FLEET_COLUMNS)} "
         f"FROM ({rows}) {'' if limit is None else f'LIMIT {limit}'}) "
-        f"TO {sql_literal(out)} {PARQUET_OPTIONS}"
+        f"TO {sql_write_path(out)} {PARQUET_OPTIONS}"
     )
     return scalar(database, f"SELECT count(*) FROM {parquet(out)}")
 
@@ -93,13 +86,13 @@ def write_extended_fleet(
         parts = [work / f"{number}.parquet" for number in range(len(order))]
         for name, part in zip(order, parts, strict=True):
             existing = f"SELECT {columns} FROM {parquet(fleet)} WHERE account = $1"
-            database.execute(f"COPY ({existing}) TO {sql_literal(part)} {PARQUET_OPTIONS}", [name])
+            database.execute(f"COPY ({existing}) TO {sql_write_path(part)} {PARQUET_OPTIONS}", [name])
         own, new = parts[list(order).index(account)], work / "new.parquet"
         existing = f"(SELECT product_key, device_name FROM {parquet(own)})"
         added = f"SELECT {columns} FROM {parquet(devices)} ANTI JOIN {existing} USING (product_key, device_name)"
         if max_devices is not None:
             added += f" LIMIT {max(0, max_devices - scalar(database, f'SELECT count(*) FROM {parquet(own)}'))}"
-        database.execute(f"COPY ({added}) TO {sql_literal(new)} {PARQUET_OPTIONS}")
+        database.execute(f"COPY ({added}) TO {sql_write_path(new)} {PARQUET_OPTIONS}")
         parts.insert(parts.index(own) + 1, new)
         return write_numbered(database, concatenated_rows(parts), out)
 

@@ -7,13 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from auditor.audit.resume import settings_of
 from auditor.config.secrets import read_secret
 from auditor.config.settings import NotifySettings, ReportSettings, Settings
 from auditor.config.validation import SOURCE_FORMS, check_webhook_url
 from auditor.errors import SettingsError
 from auditor.models import Secret
-from auditor.runs.manifest import read_manifest
 
 if TYPE_CHECKING:
     from auditor.policy.model import Policy
@@ -68,17 +66,11 @@ def prepare_hooks(settings: Settings, *, source: str = "settings") -> HookConfig
     return config if settings.notify is None else _with_webhook(config, settings.notify, f"{source}: notify")
 
 
-def prepare_resume_hooks(run: str | Path) -> HookConfig:
-    """Check the hooks of a run that is resumed, by the settings stored in it.
+def prepare_resume_hooks(settings: Settings, *, source: str = "settings") -> HookConfig:
+    """Check the hooks of a run that is resumed with the settings that it started with.
 
     A hook that cannot run is a note, and fails later: files may have moved, which is no reason to skip devices.
-
-    Raises:
-        RunFolderError: the folder is no run, or stores no settings.
     """
-    folder = Path(run)
-    settings = settings_of(folder, read_manifest(folder))
-    source = f"{folder}/run.json: settings"
     config, notes = HookConfig(report=settings.report), []
     try:
         config = replace(config, policy=_load_policy(settings))

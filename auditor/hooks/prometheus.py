@@ -3,6 +3,7 @@
 Each count is the result of a query over the run's files.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, fields
@@ -54,8 +55,11 @@ _HELP = {
     "version, with its 95% confidence interval (bound): estimate, low and high.",
     "auditor_module_versions_omitted": "Versions of modules without series, because there are too many.",
     "auditor_run_state": "1 for the run's state: running, complete, partial or aborted; 0 for the others.",
-    "auditor_run_warnings": "Warnings about these numbers by kind: incomplete, tampered (files were changed), sample "
-    "(counts are of a random sample), policy (such as rules that match nothing).",
+    "auditor_run_warnings": "Warnings about these numbers by kind: incomplete, silent (accounts whose devices do not "
+    "exist or report nothing any more), tampered (files were changed), sample (counts are of a random sample), "
+    "mismatch (accounts whose answers reached the wrong request, and were replaced), aliases (devices are in the fleet "
+    "twice), recheck (too many carried answers are outdated), not_reached (too many carried answers are of devices "
+    "that may have changed), policy (such as rules that match nothing).",
     "auditor_run_duration_seconds": "Time from the run's start to its end, including pauses before it was resumed.",
     "auditor_run_requests": "Requests of the run by kind: sent, retried, and throttled by the platform.",
     "auditor_run_requests_per_second": "Request rate: the target set by the quotas, and the achieved rate.",
@@ -206,7 +210,10 @@ def _add_run(samples: _SampleCollector, run: RunSnapshot, policy: PolicySummary 
     unsampled = run.sources.unsampled
     complete = state_label(manifest.state, run.counts, unsampled) in ("complete", "sample")
     incomplete = not complete or run.counts.unanswered > unsampled or manifest.fleet.cut
-    warnings = {"incomplete": int(incomplete), "tampered": int(run.tampered), "sample": int(unsampled > 0)}
+    warnings = {"incomplete": int(incomplete), "silent": len(manifest.silent), "tampered": int(run.tampered)}
+    warnings["sample"] = int(unsampled > 0)
+    kinds = Counter(warning.kind for warning in run.warnings)
+    warnings |= {kind: kinds[kind] for kind in ("mismatch", "aliases", "recheck", "not_reached")}
     warnings["policy"] = len(set(policy.warnings) - set(run.warnings)) if policy is not None else 0
     for kind, number in warnings.items():
         samples.add("auditor_run_warnings", number, kind=kind)

@@ -17,7 +17,7 @@ import structlog
 
 from auditor.errors import AuditorError, PolicyError, SettingsError
 from auditor.hooks.prepare import HookConfig
-from auditor.runs.folder import INVENTORY_XLSX, REPORT_HTML
+from auditor.runs.folder import INVENTORY_XLSX, REPORT_HTML, clear_pending_hooks, defer_hooks
 
 if TYPE_CHECKING:
     from auditor.policy.evaluate import PolicySummary
@@ -84,7 +84,8 @@ class HookResults:
 def run_hooks(run: str | Path, config: HookConfig, *, exit_code: int = 0) -> HookResults:
     """Run the configured hooks, in the order of this module's docstring; call it outside of an event loop.
 
-    All hooks use one point in time, so that exit code, metrics and report agree.
+    All hooks use one point in time, so that exit code, metrics and report agree. Hooks that were known to fail before
+    they ran (``HookConfig.notes``) are deferred: a resume with other settings runs them.
 
     Args:
         run: the run folder.
@@ -110,6 +111,7 @@ def run_hooks(run: str | Path, config: HookConfig, *, exit_code: int = 0) -> Hoo
         outcomes.append(replace(outcome, path=path if outcome.error is None else None))
     results = HookResults(exit_code, tuple(outcomes), policy)
     posted, outcome = _attempt("webhook", partial(_post, folder, config, results))
+    (defer_hooks if config.notes else clear_pending_hooks)(folder)
     return replace(results, outcomes=(*outcomes, outcome)) if posted or outcome.error is not None else results
 
 

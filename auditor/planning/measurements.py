@@ -13,7 +13,7 @@ import structlog
 from auditor.errors import RunFolderError
 from auditor.models import ChangeDetection
 from auditor.runs.folder import DEVICES, RunCatalog, StoredRun, find_run
-from auditor.runs.manifest import AccountSelection, Recheck
+from auditor.runs.selection_info import AccountSelection, Recheck
 from auditor.storage.database import error_reason, open_database, parquet, scratch_database
 
 log = structlog.get_logger()

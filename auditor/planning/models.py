@@ -29,8 +29,8 @@ class StrategyPlan:
         max_age_runs: maximum age of the oldest result at the end of a run, in runs; 0: every result is of this run.
         mean_age_runs: maximum mean age of the results, in runs.
         half_width: half the 95% interval of a share of the fleet in the worst case, a share of 50%.
-        recheck_rate, recheck_low, recheck_high: fraction of the carried results that were outdated, with its 95%
-            interval, as measured by an earlier run.
+        recheck_rate, recheck_low, recheck_high: fraction of the devices without a sign of change that changed, with its
+            95% interval, as measured by an earlier run.
         recheck_run: name of that run's folder.
         run: name of the run folder that the number of devices is estimated from.
         fits: whether it fits into the plan's window.

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 
 from auditor.config.settings import SelectionSettings, Settings
 from auditor.config.validation import validate_selection
+from auditor.engine.open_files import reserve_open_files
 from auditor.errors import FleetError, UsageError
 from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_snapshot
 from auditor.fleet.table import product_sizes
@@ -17,6 +17,7 @@ from auditor.planning.measurements import latest_measurements, measure_carry
 from auditor.planning.models import Plan
 from auditor.planning.strategies import PlanningInputs, compare_strategies
 from auditor.runs.folder import FLEET, RunCatalog
+from auditor.storage.files import private_folder
 
 
 def plan_audit(
@@ -47,7 +48,8 @@ def plan_audit(
 
     Raises:
         UsageError: ``limit`` is below 1, or ``window`` is not above 0.
-        SettingsError: ``max_calls``, ``sample_size`` or ``precision`` is invalid.
+        SettingsError: ``max_calls``, ``sample_size`` or ``precision`` is invalid, or ``concurrency`` needs more
+            open files than the system allows.
         RunFolderError: the settings' ``since`` is not a run folder.
         FleetError: the fleet cannot be used, or the platform lists it and no run has recorded its devices.
     """
@@ -56,11 +58,12 @@ def plan_audit(
     if window is not None and not window > 0:
         raise UsageError(f"window {window:g}: give a number of seconds above 0")
     settings = _override(apply_fleet_option(settings, fleet), max_calls, sample_size, precision)
+    reserve_open_files(settings)
     runs = Path(directory or settings.directory)
     measurements, by_size = latest_measurements(runs, settings.name), _discovered_products(settings, runs)
     if files := fleet_files(settings):
-        with TemporaryDirectory(prefix="auditor-") as temporary:
-            snapshot = Path(temporary, FLEET)
+        with private_folder("plan") as temporary:
+            snapshot = temporary / FLEET
             write_snapshot(files, snapshot, limit=limit)
             by_size = _products_by_size(settings, snapshot) | by_size
     devices = {name: sum(size * products for size, products in found.items()) for name, found in by_size.items()}

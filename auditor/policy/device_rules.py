@@ -18,6 +18,7 @@ from auditor.policy.scope import (
     ANSWERED,
     COMPLIANT,
     EXEMPT,
+    MODULE_GROUP,
     NOT_SEEN,
     RANKS_BY_ANSWERS,
     RANKS_BY_VERSIONS,
@@ -27,7 +28,7 @@ from auditor.policy.scope import (
     UNSAMPLED,
     VIOLATED,
 )
-from auditor.query.version_order import define_version_order
+from auditor.query.version_order import define_equivalence_keys, define_version_order, short_key
 from auditor.storage.database import Database
 from auditor.text.globs import glob_regex, is_literal
 
@@ -66,50 +67,54 @@ def evaluate_rules(
 def evaluate_version_rules(database: Database, rules: Sequence[Rule], work: Path, *, sampled: bool = False) -> None:
     """Define ``version_verdicts`` and ``group_verdicts``. They need no devices. See ``evaluate_rules``."""
     database.execute("CREATE TABLE version_verdicts (rule INTEGER, module_version_id INTEGER, rank TINYINT)")
-    _define_bounds(database, rules, work)
+    _define_version_order(database, rules, work)
     for number, rule in enumerate(rules):
         if isinstance(rule.condition, Minimum | Exact | Deny):
             _evaluate_versions(database, number, rule.condition)
     evaluate_group_rules(database, rules, work, sampled=sampled)
 
 
-def _define_bounds(database: Database, rules: Sequence[Rule], work: Path) -> None:
-    """Define ``bounds``, the versions that rules name, and ``version_order`` of the versions in scope to them."""
-    database.execute("CREATE TABLE bounds (bound INTEGER, rule INTEGER, text VARCHAR)")
-    named: list[tuple[int, str]] = []
-    for number, rule in enumerate(rules):
-        if isinstance(rule.condition, Minimum):
-            named.append((number, rule.condition.version))
-        elif isinstance(rule.condition, Deny):
-            named.extend((number, pattern) for pattern in rule.condition.patterns if is_literal(pattern))
-    if named:
-        database.executemany("INSERT INTO bounds VALUES (?, ?, ?)", [(at, *each) for at, each in enumerate(named)])
-    pairs = (
-        "SELECT DISTINCT v.version AS one, bound AS other, v.module_version AS version, text AS against "
-        "FROM in_scope JOIN bounds USING (rule) JOIN module_versions USING (module_version_id) "
-        "JOIN versions v USING (module_version)"
+def _define_version_order(database: Database, rules: Sequence[Rule], work: Path) -> None:
+    """Define ``version_order`` of the versions in scope to minimum versions, and ``equivalence_keys`` of versions."""
+    database.execute("CREATE TABLE bounds (rule INTEGER, text VARCHAR)")
+    bounds = [(at, rule.condition.version) for at, rule in enumerate(rules) if isinstance(rule.condition, Minimum)]
+    if bounds:
+        database.executemany("INSERT INTO bounds VALUES (?, ?)", bounds)
+    compared = "in_scope JOIN bounds USING (rule) JOIN module_versions USING (module_version_id)"
+    groups = f"SELECT DISTINCT product, module FROM {compared}"
+    define_version_order(
+        database,
+        f"SELECT DISTINCT {MODULE_GROUP} AS group_id, module_version FROM module_versions "
+        f"SEMI JOIN ({groups}) USING (product, module)",
+        f"SELECT DISTINCT {MODULE_GROUP} AS group_id, v.version AS one, rule AS other, v.module_version AS version, "
+        f"text AS against FROM {compared} JOIN versions v USING (module_version)",
+        work / "version_order",
     )
-    define_version_order(database, pairs, work / "version_order")
+    define_equivalence_keys(database, "FROM versions", work / "equivalence_keys")
 
 
 def _evaluate_versions(database: Database, number: int, condition: Minimum | Exact | Deny) -> None:
-    compared = "SELECT one FROM version_order JOIN bounds ON other = bound WHERE rule = $1 AND ordering"
-    unordered = ""
     match condition:
         case Deny(patterns):
-            violated = f"regexp_full_match(module_version, $2) OR version IN ({compared} = 'same')"
-            parameter: object = glob_regex(patterns)
+            same = "version IN (SELECT version FROM equivalence_keys WHERE list_contains($3::VARCHAR[], key))"
+            rank = f"WHEN regexp_full_match(module_version, $2) OR {same} THEN {VIOLATED}"
+            keys = [short_key(pattern) for pattern in patterns if is_literal(pattern)]
+            parameters: list[object] = [glob_regex(patterns), keys]
         case Exact(versions):
-            violated, parameter = "NOT list_contains($2::VARCHAR[], module_version)", list(versions)
+            rank, parameters = (
+                f"WHEN NOT list_contains($2::VARCHAR[], module_version) THEN {VIOLATED}",
+                [list(versions)],
+            )
         case Minimum():
-            violated, parameter = f"version IN ({compared} = $2)", "older"
-            unordered = f"WHEN version IN ({compared} = 'unordered') THEN {UNPARSEABLE}"
+            rank = f"WHEN ordering = 'older' THEN {VIOLATED} WHEN ordering = 'unordered' THEN {UNPARSEABLE}"
+            parameters = []
     database.execute(
         f"INSERT INTO version_verdicts SELECT rule, module_version_id, CASE WHEN e.rule IS NOT NULL THEN {EXEMPT} "
-        f"WHEN {violated} THEN {VIOLATED} {unordered} ELSE {COMPLIANT} END "
+        f"{rank} ELSE {COMPLIANT} END "
         "FROM in_scope JOIN module_versions USING (module_version_id) JOIN versions USING (module_version) "
+        f"LEFT JOIN version_order o ON o.group_id = {MODULE_GROUP} AND o.one = version AND o.other = rule "
         "LEFT JOIN exempt_versions e USING (rule, module_version_id) WHERE rule = $1",
-        [number, parameter],
+        [number, *parameters],
     )
 
 

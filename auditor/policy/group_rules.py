@@ -1,15 +1,13 @@
 """Verdicts of rules about groups (``max_versions``, ``newest``) on the modules of products; see ``device_rules``."""
 
 from collections.abc import Sequence
-from hashlib import blake2b
 from pathlib import Path
 
 from auditor.policy.model import MaxVersions, Newest, Rule
 from auditor.policy.sampled import define_rollout_intervals
 from auditor.policy.scope import ANSWERED, COMPLIANT, EXEMPT, NOT_SEEN, UNANSWERED, UNPARSEABLE, UNSAMPLED, VIOLATED
 from auditor.query.version_order import define_newest_versions
-from auditor.query.versions import equivalence_key
-from auditor.storage.database import Database, load_rows, result_rows
+from auditor.storage.database import Database
 
 _NOT_SEEN = f"""SELECT product, not_seen + coalesce(unassigned, 0) AS not_seen FROM (
     SELECT product, count(*) FILTER ({UNANSWERED}) AS not_seen FROM policy_devices
@@ -21,8 +19,8 @@ _NOT_SEEN = f"""SELECT product, not_seen + coalesce(unassigned, 0) AS not_seen F
 """Devices of a product without an answer, which might change the verdict. An unsampled device that is named by its
 iot_id only may belong to any product."""
 
-_COMPARED = """versions_in_use JOIN newest_groups USING (rule, product, module) JOIN newest_candidates USING (group_id)
-  JOIN version_order ON one = version AND other = newest"""
+_COMPARED = """versions_in_use JOIN newest_groups USING (rule, product, module)
+  JOIN (SELECT group_id, one AS version, other AS newest, ordering FROM version_order) USING (group_id, version)"""
 
 
 def evaluate_group_rules(database: Database, rules: Sequence[Rule], work: Path, *, sampled: bool) -> None:
@@ -32,7 +30,6 @@ def evaluate_group_rules(database: Database, rules: Sequence[Rule], work: Path, 
         "reason VARCHAR)"
     )
     _define_versions_in_use(database, rules)
-    _define_equivalence_keys(database, work)
     _define_newest(database, rules, work)
     define_rollout_intervals(database, work, sampled=sampled)
     for number, rule in enumerate(rules):
@@ -57,17 +54,6 @@ def _define_versions_in_use(database: Database, rules: Sequence[Rule]) -> None:
     )
 
 
-def _define_equivalence_keys(database: Database, work: Path) -> None:
-    """Define ``equivalence_keys``: a key for each version in use, equal for versions that are the same."""
-    query = "SELECT version, module_version FROM versions SEMI JOIN versions_in_use USING (version)"
-    lines = (
-        f"{version} {blake2b(equivalence_key(text).encode(), digest_size=16).hexdigest()}\n"
-        for version, text in result_rows(database.cursor().execute(query))
-    )
-    columns = "{'version': 'INTEGER', 'key': 'VARCHAR'}"
-    load_rows(database, "equivalence_keys", columns, work / "equivalence_keys", lines)
-
-
 def _define_newest(database: Database, rules: Sequence[Rule], work: Path) -> None:
     """Define ``newest_groups``, the modules in the scope of rules ``newest``, and the newest version of each."""
     database.execute(
@@ -79,7 +65,8 @@ def _define_newest(database: Database, rules: Sequence[Rule], work: Path) -> Non
         "SELECT group_id, version, module_version FROM versions_in_use "
         "JOIN newest_groups USING (rule, product, module) JOIN versions USING (version)"
     )
-    define_newest_versions(database, versions, work)
+    context = "SELECT DISTINCT group_id, module_version FROM newest_groups JOIN module_versions USING (product, module)"
+    define_newest_versions(database, versions, work, context)
 
 
 def _evaluate_max_versions(database: Database, number: int, limit: int) -> None:

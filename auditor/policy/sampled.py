@@ -99,8 +99,8 @@ def _rollout_intervals(database: Database) -> Iterator[str]:
           SELECT rule, line, module_version_id FROM reported JOIN in_scope USING (module_version_id)
           ANTI JOIN exempt_versions USING (rule, module_version_id) ANTI JOIN exempt_rows USING (rule, line, row)
         ) JOIN module_versions USING (module_version_id) JOIN versions USING (module_version)
-        JOIN newest_groups USING (rule, product, module) JOIN newest_candidates USING (group_id)
-        JOIN version_order ON one = version AND other = newest
+        JOIN newest_groups USING (rule, product, module)
+        JOIN (SELECT group_id, one AS version, ordering FROM version_order) USING (group_id, version)
         JOIN stratum_devices USING (line) JOIN strata s USING (stratum)
         GROUP BY rule, product, module, stratum
         QUALIFY max(any_value(s.unsampled)) OVER (PARTITION BY rule, product, module) > 0

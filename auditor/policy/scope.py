@@ -147,6 +147,9 @@ COMPLIANT, EXEMPT, UNPARSEABLE, VIOLATED, NOT_SEEN, SEEN, UNSAMPLED = range(7)
 """Ranks of verdicts. The highest of the first four over a device's modules is the device's. ``NOT_SEEN``: it failed or
 is pending; ``UNSAMPLED``: it is outside the sample. ``SEEN`` is no verdict: devices in scope that answered."""
 
+MODULE_GROUP = "(product::BIGINT << 32) + module"
+"""The number of a product's module, by which versions are compared."""
+
 ANSWERED = "status IN ('ok', 'empty')"
 
 UNANSWERED = "status IN ('failed', 'pending')"

@@ -7,7 +7,7 @@ from math import ceil, floor
 from auditor.models import RunWarning
 from auditor.query.freshness import AnswerAges
 from auditor.runs.estimates import SampleSummary
-from auditor.runs.manifest import AccountSelection, Recheck, SelectionInfo
+from auditor.runs.selection_info import AccountSelection, OutdatedResults, Recheck, SelectionInfo
 from auditor.text.formatting import format_count, format_rough_duration, format_share, safe
 
 MAX_SAMPLE_VERSIONS = 5
@@ -75,13 +75,25 @@ def describe_ages(ages: AnswerAges, now: datetime) -> str | None:
 
 
 def describe_recheck(recheck: Recheck) -> str:
-    """Return a sentence about how many reused results a spot check found outdated."""
+    """Return a sentence about how many devices without a sign of change a spot check found changed."""
     if recheck.rate is None or recheck.low is None or recheck.high is None:
         return f"spot check: none of {format_count(recheck.checked, 'queried device')} answered"
     return (
-        f"spot check: {recheck.changed:,} of {format_count(recheck.answered, 'reused result')} were outdated: "
+        f"spot check of devices without a sign of change: {recheck.changed:,} of "
+        f"{format_count(recheck.answered, 'result')} were outdated: "
         f"{100 * recheck.rate:.2f}% ({format_limits(recheck.low, recheck.high, 2)})"
     )
+
+
+def _describe_outdated(outdated: OutdatedResults) -> Iterator[str]:
+    """Yield sentences about the reused results of devices that may have changed, if there are any."""
+    if not outdated.may_have_changed:
+        return
+    devices = format_count(outdated.carried, "reused result")
+    yield f"{outdated.may_have_changed:,} of {devices} are of devices that may have changed and were not queried"
+    if outdated.low is not None and outdated.high is not None:
+        limits = format_limits(outdated.low, outdated.high, 2)
+        yield f"of all reused results {limits} are outdated: by the spot check, and none or all of those"
 
 
 def describe_selection(selection: SelectionInfo) -> Iterator[str]:
@@ -100,9 +112,11 @@ def describe_selection(selection: SelectionInfo) -> Iterator[str]:
         )
     if selection.budget_exhausted and selection.max_calls is not None:
         yield f"the budget of {format_count(selection.max_calls, 'call')} was exhausted before all were queried"
-    if incremental and (over_budget := sum(account.over_budget for account in selection.accounts)):
+    if selection.outdated is not None:
+        yield from _describe_outdated(selection.outdated)
+    elif incremental and (over_budget := sum(account.over_budget for account in selection.accounts)):
         yield f"{format_count(over_budget, 'device')} that may have changed were over budget; their results are reused"
-    if selection.not_reached:
+    if selection.not_reached and selection.outdated is None:
         may_differ = ", though they may have changed" if incremental else ""
         devices = format_count(selection.not_reached, "selected device")
         yield f"{devices} were not reached; their results are reused{may_differ}"
@@ -119,6 +133,9 @@ def _describe_account(account: AccountSelection, *, precise: bool = False) -> st
         unknown = f", {account.states_unknown:,} of them unknown" if account.states_unknown else ""
         states = format_count(account.states_requested, "connection state")
         parts.append(f"{states} read in {format_count(account.requests.sent, 'request')}{unknown}")
+    if (learned := account.learned_offset) is not None:
+        devices = format_count(learned.devices, "online device")
+        parts.append(f"last-online times without a zone read as {learned}, as {devices} show it")
     return "; ".join(parts)
 
 

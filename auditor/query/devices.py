@@ -128,10 +128,12 @@ def _define_filtered(database: Database, criteria: DeviceFilter, work: Path) -> 
     if criteria.missing:
         reported = MISSING_DEVICE_MODULES
     columns = ", ".join(f"r.{column}" for column in _COLUMNS.split(", "))
+    of_module = (
+        "(c.product_key IS NULL OR r.product_key = c.product_key) "
+        "AND (c.module_name IS NULL OR lower(r.module_name) = c.module_name)"
+    )
     database.execute(
-        f"CREATE VIEW eligible AS SELECT {columns} FROM ({reported}) r, criteria c "
-        "WHERE (c.product_key IS NULL OR r.product_key = c.product_key) "
-        "AND (c.module_name IS NULL OR lower(r.module_name) = c.module_name) "
+        f"CREATE VIEW eligible AS SELECT {columns} FROM ({reported}) r, criteria c WHERE {of_module} "
         "AND (c.module_version IS NULL OR r.module_version = c.module_version) "
         "AND (c.status IS NULL OR r.status = c.status) AND (c.source IS NULL OR r.source = c.source) "
         "AND (c.name IS NULL OR r.device_name = c.name OR r.iot_id = c.name)"
@@ -141,20 +143,27 @@ def _define_filtered(database: Database, criteria: DeviceFilter, work: Path) -> 
     if not bounds:
         database.execute("CREATE VIEW filtered AS FROM eligible")
         return 0
+    versions = (
+        f"SELECT DISTINCT r.account, r.product_key, r.module_version FROM modules r, criteria c WHERE {of_module}"
+    )
     database.execute(
-        "CREATE TABLE versions AS SELECT row_number() OVER () AS id, module_version "
-        "FROM (SELECT DISTINCT module_version FROM eligible)"
+        "CREATE TABLE versions AS SELECT row_number() OVER () AS id, *, "
+        f"dense_rank() OVER (ORDER BY account, product_key) AS group_id FROM ({versions})"
     )
     database.execute("CREATE TABLE bounds (id BIGINT, bound VARCHAR, ordering VARCHAR)")
     database.executemany("INSERT INTO bounds VALUES (?, ?, ?)", bounds)
-    pairs = "SELECT v.id AS one, b.id AS other, module_version AS version, bound AS against FROM versions v, bounds b"
-    define_version_order(database, pairs, work / "version_order")
+    pairs = "SELECT group_id, v.id AS one, b.id AS other, module_version AS version, bound AS against "
+    define_version_order(database, "FROM versions", f"{pairs} FROM versions v, bounds b", work / "version_order")
     # A version that one bound excludes is excluded, whether or not it can be compared with the other bound.
     database.execute(
-        "CREATE TABLE matches AS SELECT module_version, bool_and(o.ordering = b.ordering) AS fits "
-        "FROM version_order o JOIN bounds b ON o.other = b.id JOIN versions v ON o.one = v.id "
-        "GROUP BY module_version HAVING bool_and(o.ordering IN (b.ordering, 'unordered'))"
+        "CREATE TABLE matches AS SELECT account, product_key, module_version, "
+        "bool_and(o.ordering = b.ordering) AS fits FROM version_order o JOIN bounds b ON o.other = b.id "
+        "JOIN versions v ON o.one = v.id "
+        "GROUP BY account, product_key, module_version HAVING bool_and(o.ordering IN (b.ordering, 'unordered'))"
     )
-    matching = "eligible SEMI JOIN (FROM matches WHERE {}) USING (module_version)"
+    matching = (
+        "eligible r SEMI JOIN (FROM matches WHERE {}) m ON r.account = m.account "
+        "AND r.product_key IS NOT DISTINCT FROM m.product_key AND r.module_version = m.module_version"
+    )
     database.execute(f"CREATE VIEW filtered AS FROM {matching.format('fits')}")
     return scalar(database, f"SELECT count(*) FROM {matching.format('NOT fits')}")

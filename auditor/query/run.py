@@ -1,11 +1,10 @@
 """A run opened for reading: version counts and device states. Every number is a query over the run's files."""
 
-import secrets
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Self
 
 from auditor.errors import RunFolderError
@@ -20,6 +19,7 @@ from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
 from auditor.runs.views import define_live_views, define_products, define_sealed_views
 from auditor.stats.stratified import StratifiedCounts
 from auditor.storage.database import DEFAULT_MEMORY, LARGE_MEMORY, open_database, result_rows
+from auditor.storage.files import private_folder
 from auditor.storage.tables import ResultTable, TableFormat, translate_read_errors
 
 _COLUMNS = [
@@ -67,21 +67,24 @@ class Run:
         self.folder = find_run(Path(path))
         self.manifest: Manifest = read_manifest(self.folder)
         self.sealed = is_sealed(self.folder, self.manifest)
-        # DuckDB creates this folder on demand, and removes it.
-        spill = Path(gettempdir(), f"auditor-read-{secrets.token_hex(8)}")
-        self._database = open_database(spill, DEFAULT_MEMORY if self.sealed else LARGE_MEMORY)
         self._counts: StratifiedCounts | None = None
+        self._stack = ExitStack()
         try:
+            spill = None
+            with suppress(OSError):  # a system without a place for temporary files: nothing is spilled
+                spill = self._stack.enter_context(private_folder("read"))
+            memory = DEFAULT_MEMORY if self.sealed else LARGE_MEMORY
+            self._database = self._stack.enter_context(open_database(spill, memory))
             self._define_views()
-        except RunFolderError:
-            self._database.close()
+        except BaseException:
+            self._stack.close()
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._database.close()
+        self._stack.close()
 
     @property
     def devices(self) -> DeviceCounts:
@@ -94,8 +97,9 @@ class Run:
         """Why the run's numbers do not cover the whole fleet, or are not reliable."""
         with translate_read_errors(self.folder):
             unsampled = count_sources(self._database.cursor()).unsampled
-        completeness = completeness_warnings(self.folder, self.manifest, self.devices, unsampled)
-        return (*completeness, *integrity_warnings(self.folder, self.manifest))
+        devices = self.devices
+        completeness = completeness_warnings(self.folder, self.manifest, devices, unsampled)
+        return (*completeness, *integrity_warnings(self.folder, self.manifest, devices))
 
     @property
     def sample(self) -> SampleSummary | None:
@@ -147,7 +151,7 @@ class Run:
     def _head(self, form: TableFormat) -> dict[str, object]:
         match form:
             case "json":  # the counts show how complete the run is
-                warnings = integrity_warnings(self.folder, self.manifest)
+                warnings = integrity_warnings(self.folder, self.manifest, self.devices)
                 head = inventory_head(self._database.cursor(), self._counts)
                 return head | ({"warnings": warning_objects(warnings)} if warnings else {})
             case "xlsx":

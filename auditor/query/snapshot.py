@@ -65,7 +65,7 @@ def open_snapshot(folder: Path, work: Path) -> RunSnapshot:
         for name, columns in TEXT_COLUMNS.items():
             _require_text(database, folder, source / name, columns)
         counts, sources = count_devices(database), count_sources(database)
-    integrity = integrity_warnings(folder, manifest)
+    integrity = integrity_warnings(folder, manifest, counts)
     warnings = (*completeness_warnings(folder, manifest, counts, sources.unsampled), *integrity)
     files = (folder / FLEET, source / DEVICES, source / MODULES)
     return RunSnapshot(folder, manifest, counts, *files, warnings, bool(integrity), sources)
@@ -85,7 +85,8 @@ def _write_rows(folder: Path, work: Path) -> None:
     except (OSError, duckdb.OutOfMemoryException) as error:
         raise RunNotWritableError(f"{work}: {folder.name} cannot be read into it: {error_reason(error)}") from error
     except (duckdb.Error, UnicodeDecodeError) as error:
-        if str(work) in str(error):
+        # Only an error of a file in `work` is about the disk; others may quote a path of it as well.
+        if isinstance(error, duckdb.IOException) and str(work) in str(error):
             raise RunNotWritableError(f"{work}: cannot be written: {error_reason(error)}") from error
         raise RunFolderError(f"{folder}: cannot be read: {error_reason(error)}") from error
 

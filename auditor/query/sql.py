@@ -8,7 +8,7 @@
 | ``inventory`` | account, product_key, module_name, module_version, devices, share; of a sample also low and high |
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.runs.estimates import define_estimates
 from auditor.runs.folder import find_run
 from auditor.runs.views import define_products, define_sealed_views
-from auditor.storage.database import Database, error_reason, parquet, sql_literal, sql_read_path, temporary_database
+from auditor.storage.database import Database, error_reason, parquet, sql_read_path, sql_write_path, temporary_database
 from auditor.storage.tables import ResultTable, translate_read_errors
 
 QUERY_SCOPE = (
@@ -37,13 +37,19 @@ class QueryResult:
     table: ResultTable
 
 
+MAX_TEMPORARY = "4GB"
+"""What a query may write to the system's temporary folder."""
+
+
 @contextmanager
-def query_run(path: str | Path, sql: str) -> Iterator[QueryResult]:
+def query_run(path: str | Path, sql: str, *, prepare: Callable[[], None] = lambda: None) -> Iterator[QueryResult]:
     """Run one SELECT over a run's views ``fleet``, ``devices``, ``modules`` and ``inventory``.
 
-    Memory is bounded; what does not fit goes to the system's temporary folder. The query can write nothing, and can
-    read the run's rows only. ``path`` is a run folder, or a directory of runs (its newest run). ``sql`` is one SELECT
-    (or WITH, FROM, VALUES, DESCRIBE, SUMMARIZE) in DuckDB's dialect.
+    The query can write nothing, and can read the run's rows only. DuckDB holds rows of at most 512 MB, and spills at
+    most ``MAX_TEMPORARY``. It does not bound the size of a single value, nor the time: limit the process in
+    ``prepare``, which is called before the query, or call this in a process of its own. ``path`` is a run folder, or a
+    directory of runs (its newest run). ``sql`` is one SELECT (or WITH, FROM, VALUES, DESCRIBE, SUMMARIZE) in DuckDB's
+    dialect.
 
     Raises:
         UsageError: the query is not one SELECT, fails, or reads anything but the views.
@@ -62,6 +68,7 @@ def query_run(path: str | Path, sql: str) -> Iterator[QueryResult]:
             define_estimates(database, run.folder)
             database.execute(f"CREATE VIEW fleet AS FROM {parquet(run.fleet)}")
         _restrict_access(database, run, out)
+        prepare()
         with _translate_query_errors():
             database.execute(f"CREATE VIEW result AS {statement}")
         table = ResultTable(database, "FROM result", reading=_translate_query_errors, staging=out, head=run.coverage)
@@ -72,11 +79,12 @@ def _restrict_access(database: Database, run: RunSnapshot, out: Path) -> None:
     """Allow a database the run's own files only, and lock its configuration."""
     # Paths both as they are and as the views write them, where the folder's name would be a pattern.
     allowed = ", ".join(
-        spell(path) for path in (run.fleet, run.devices, run.modules) for spell in (sql_literal, sql_read_path)
+        spell(path) for path in (run.fleet, run.devices, run.modules) for spell in (sql_write_path, sql_read_path)
     )
     for setting in (
         f"allowed_paths = [{allowed}]",
-        f"allowed_directories = [{sql_literal(out)}]",
+        f"allowed_directories = [{sql_write_path(out)}]",
+        f"max_temp_directory_size = '{MAX_TEMPORARY}'",
         "python_enable_replacements = false",  # a table is never a Python variable
         "enable_external_access = false",
         "lock_configuration = true",

@@ -1,54 +1,95 @@
-"""The order of versions as SQL tables. Each distinct pair is compared once, outside the database."""
+"""The order of versions as SQL tables. Versions are compared outside the database, each product's module for itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
-from auditor.query.versions import compare_versions
+from auditor.query.versions import VersionOrder, equivalence_key
 from auditor.storage.database import Database, load_rows, result_rows
 
+_COLUMNS = "{'group_id': 'BIGINT', 'one': 'BIGINT', 'other': 'BIGINT', 'ordering': 'VARCHAR'}"
 
-def define_version_order(database: Database, pairs: str, path: Path) -> None:
-    """Define the table ``version_order``: ``one``, ``other``, and how ``one`` compares to ``other`` (``ordering``).
 
-    ``pairs`` is a query of distinct pairs, with the columns one, other (numbers), version, against (the versions). The
-    intermediate file ``path`` holds numbers only, as versions may contain any text.
+def define_version_order(database: Database, versions: str, pairs: str, path: Path) -> None:
+    """Define the table ``version_order``: ``group_id``, ``one``, ``other``, and how ``one`` compares (``ordering``).
+
+    Args:
+        database: the database of the queries and the table.
+        versions: a query of ``group_id`` (the number of a product's module) and ``module_version``, with all versions
+            that a group has in use. They decide how dates are read.
+        pairs: a query of distinct pairs, with the columns group_id, one, other (numbers), version, against (texts).
+        path: an intermediate file. It holds numbers only, as versions may contain any text.
     """
-    result = database.cursor().execute(f"SELECT one, other, version, against FROM ({pairs})")
-    lines = (f"{one} {other} {compare_versions(*texts)}\n" for one, other, *texts in result_rows(result))
-    columns = "{'one': 'BIGINT', 'other': 'BIGINT', 'ordering': 'VARCHAR'}"
-    load_rows(database, "version_order", columns, path, lines)
-
-
-def define_newest_versions(database: Database, versions: str, work: Path) -> None:
-    """Define the tables ``newest_candidates`` and ``version_order`` to the candidates. See ``define_version_order``.
-
-    A group's candidate (``group_id``, ``newest``) is the only one of its versions that can be newer than, or the same
-    as, all others. The group has a newest version if ``version_order`` has no ``newer`` or ``unordered`` in it.
-    ``versions`` is a query with the columns group_id, version (numbers) and module_version.
-    """
-    result = database.cursor().execute(
-        f"SELECT group_id, version, module_version FROM ({versions}) ORDER BY group_id, version"
-    )
 
     def lines() -> Iterator[str]:
-        group: int | None = None
-        candidate, newest = 0, ""
-        for group_id, version, text in result_rows(result):
-            if group != group_id:
-                if group is not None:
-                    yield f"{group} {candidate}\n"
-                group, candidate, newest = group_id, version, text
-            # The newest of all, if there is one, is newer than any candidate before it.
-            elif compare_versions(text, newest) == "newer":
-                candidate, newest = version, text
-        if group is not None:
-            yield f"{group} {candidate}\n"
+        contexts = _groups(database, f"SELECT group_id, module_version FROM ({versions})")
+        compared = _groups(database, f"SELECT group_id, against, one, other, version FROM ({pairs})")
+        for group, rows, context in _with_contexts(compared, contexts):
+            order = VersionOrder(text for (text,) in context)
+            for against, by_bound in groupby(sorted(rows), key=itemgetter(0)):
+                extended = order.including(against)
+                for _, one, other, version in by_bound:
+                    yield f"{group} {one} {other} {extended.compare(version, against)}\n"
 
-    columns = "{'group_id': 'BIGINT', 'newest': 'BIGINT'}"
-    load_rows(database, "newest_candidates", columns, work / "newest_candidates", lines())
-    pairs = (
-        f"SELECT DISTINCT v.version AS one, newest AS other, v.module_version AS version, n.module_version AS against "
-        f"FROM ({versions}) v JOIN newest_candidates USING (group_id) "
-        f"JOIN (SELECT DISTINCT version, module_version FROM ({versions})) n ON n.version = newest"
-    )
-    define_version_order(database, pairs, work / "version_order")
+    load_rows(database, "version_order", _COLUMNS, path, lines())
+
+
+def define_newest_versions(database: Database, versions: str, work: Path, context: str | None = None) -> None:
+    """Define the table ``version_order`` of each group's versions to its candidate for the newest one, ``other``.
+
+    A group's candidate is the only one of its versions that can be newer than, or the same as, all others. The group
+    has a newest version if its ``ordering`` is never ``newer`` or ``unordered``. ``versions`` is a query with the
+    columns group_id, version (numbers) and module_version; ``context`` is ``versions`` of ``define_version_order``, if
+    it has more versions than these.
+    """
+
+    def lines() -> Iterator[str]:
+        compared = _groups(database, f"SELECT group_id, version, module_version FROM ({versions})")
+        if context is None:
+            groups: Iterable[tuple[int, list[Any], list[Any]]] = ((group, rows, []) for group, rows in compared)
+        else:
+            groups = _with_contexts(compared, _groups(database, f"SELECT group_id, module_version FROM ({context})"))
+        for group, rows, others in groups:
+            order = VersionOrder([*(text for _, text in rows), *(text for (text,) in others)])
+            candidate, newest = rows[0]
+            for version, text in rows:
+                # The newest of all, if there is one, is newer than any candidate before it.
+                if order.compare(text, newest) == "newer":
+                    candidate, newest = version, text
+            for version, text in rows:
+                yield f"{group} {version} {candidate} {order.compare(text, newest)}\n"
+
+    load_rows(database, "version_order", _COLUMNS, work / "version_order", lines())
+
+
+def define_equivalence_keys(database: Database, versions: str, path: Path) -> None:
+    """Define ``equivalence_keys``: a key for each version, equal for versions that are the same.
+
+    ``versions`` is a query with the columns version (a number) and module_version, and ``path`` an intermediate file.
+    """
+    result = database.cursor().execute(f"SELECT version, module_version FROM ({versions})")
+    lines = (f"{version} {short_key(text)}\n" for version, text in result_rows(result))
+    load_rows(database, "equivalence_keys", "{'version': 'INTEGER', 'key': 'VARCHAR'}", path, lines)
+
+
+def short_key(version: str) -> str:
+    """Return the key of a version in ``equivalence_keys``."""
+    return blake2b(equivalence_key(version).encode(), digest_size=16).hexdigest()
+
+
+def _groups(database: Database, query: str) -> Iterator[tuple[int, list[tuple[Any, ...]]]]:
+    """Yield the rows of a query by its first column, in ascending order, without that column."""
+    rows = result_rows(database.cursor().execute(f"FROM ({query}) ORDER BY ALL"))
+    for group, members in groupby(rows, key=itemgetter(0)):
+        yield group, [row[1:] for row in members]
+
+
+def _with_contexts(
+    groups: Iterator[tuple[int, list[tuple[Any, ...]]]], contexts: Iterator[tuple[int, list[tuple[Any, ...]]]]
+) -> Iterator[tuple[int, list[tuple[Any, ...]], list[tuple[Any, ...]]]]:
+    """Yield each group with its rows of ``contexts``, which has all of the groups."""
+    for group, rows in groups:
+        yield group, rows, next(context for number, context in contexts if number == group)

@@ -1,10 +1,10 @@
-"""The order of two versions of one module. Versions are ordered only where a documented rule orders them.
+"""The order of the versions of one module. Versions are ordered only where a documented rule orders them.
 
 Firmware versions are not semantic versions: vendors write what they like. A version is parsed as
 
     [letters] numbers [suffix]        V1.2.3   2.03   R12   20240115   2024-01-15   1.4.2-hotfix2   1.0rc1   FW_1.2
 
-A version of another shape is unordered against every other version. For versions of this shape:
+A version of another shape, or of more than 200 characters, is unordered against every other version. For the others:
 
 1. The letters must be equal, including their case. Only ``v``, ``V`` and no letters are equal (``v1.2`` and ``1.2``).
 2. Numbers are joined by dots, or three and more by ``-`` or by ``_``; the separator must be equal in both versions.
@@ -12,29 +12,49 @@ A version of another shape is unordered against every other version. For version
    than ``1.2.1``, and the same as ``1.2.0``).
 3. A number with a leading zero may be a number or the digits of a decimal fraction. It is ordered where both readings
    agree (``2.03`` is older than ``2.10``), and otherwise not (``2.03`` and ``2.1``, ``2.03`` and ``2.3``).
-4. A number of six digits or more may be a date or a counter. It is ordered against numbers of equal length and zero
-   (``20240115`` and ``20240116``, but not ``20240115`` and ``1.2.3``).
-5. ``alpha``, ``beta`` and ``rc`` come in this order before the version without a suffix, as in semantic versioning and
+4. Three numbers with the year at the end, or with two digits each, may be a date: day, month and year, or month, day
+   and year, or year, month and day. They are ordered where all readings agree that fit all such versions of the
+   module, the comparison as numbers included (``27.10.20`` is older than ``28.10.20``, but ``27.09.20`` and
+   ``04.10.20`` are unordered). If all versions have a year of four digits and padded days, they are dates, and no other
+   numbers (``27.09.2020`` is older than ``04.10.2020``; ``01.02.2020`` and ``02.01.2020`` are unordered).
+5. A number of six digits or more is ordered against zero and numbers of equal length only. Six digits may be a date
+   or a counter, and are ordered where all readings agree. More digits may be a commit as well. They are ordered if they
+   are times in a reading that fits all of them (``20240115``, ``22122022``, ``1609459200``), or if the numbers of the
+   module have the first half of their digits in common (``1000001`` and ``1000002``).
+6. ``alpha``, ``beta`` and ``rc`` come in this order before the version without a suffix, as in semantic versioning and
    PEP 440. Their case does not matter, nor ``-``, ``_`` or ``.`` around them. Equal words are ordered by their number.
-6. Any other suffix, ``-word2`` or ``-2``, is ordered against the same word with another number (``-hotfix1`` and
+7. Any other suffix, ``-word2`` or ``-2``, is ordered against the same word with another number (``-hotfix1`` and
    ``-hotfix2``), and against no other suffix behind the same numbers. A hotfix comes after the version that it fixes,
    but semantic versioning puts it before.
 
-Only ASCII letters and digits count. By these rules "older" is a strict partial order, and "same" is an equivalence that
-it respects: components are compared lexicographically, and the numbers of one component are partially ordered.
+Only ASCII letters and digits count. Rules 4 and 5 depend on the versions of the module: ``docs/rules.md`` has examples.
+For fixed versions of a module, "older" is a strict partial order, and "same" is an equivalence that it respects:
+components are compared lexicographically, and what can stand in one place is partially ordered.
 """
 
 import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
-from typing import Literal
+from typing import NamedTuple
 
-Order = Literal["older", "same", "newer", "unordered"]
-"""How a version compares to another one. ``same``: equal strings, or such as ``1.2``, ``v1.2`` and ``1.2.0``."""
+from auditor.query.version_dates import (
+    MIN_COUNTER_DIGITS,
+    MIN_HASH_DIGITS,
+    CounterOrder,
+    DateKeys,
+    Order,
+    common_readings,
+    compare_digits,
+    compare_readings,
+    read_date,
+    readings_agree,
+)
 
-MIN_COUNTER_DIGITS = 6
-"""A number with at least this many digits may be a date. It is ordered against numbers of equal length only."""
+MAX_LENGTH = 200
+"""Characters of the longest version that is ordered. The platform allows 64."""
 
 _SHAPE = re.compile(
     r"(?P<letters>(?:[A-Za-z]+[-_. ]?)?)"
@@ -45,6 +65,9 @@ _SHAPE = re.compile(
 )
 
 _STAGES = ("alpha", "beta", "rc", "")
+
+_HEX_LETTERS = re.compile(r"[-_.]?([a-f]+)")
+"""Letters that a commit may begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,32 +80,188 @@ class _Component:
 
 _ZERO = _Component("", "0")
 
+_STAGE = -1
+"""The place of a stage's number, beside those of the components."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Date:
+    """Three components that may be a date.
+
+    Attributes:
+        at: place of the first one.
+        parts: their digits.
+        long_year: whether the year has four digits.
+        padded: whether day and month have two digits.
+    """
+
+    at: int
+    parts: tuple[str, ...]
+    long_year: bool
+    padded: bool
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether a number has a leading zero, which is rare in a number that is no date."""
+        return any(part[0] == "0" for part in self.parts)
+
+    @property
+    def starts_with_day(self) -> bool:
+        """Whether the first number is too large for a month. A large second one is common: ``1.20.15``."""
+        return int(self.parts[0]) > 12  # noqa: PLR2004  months
+
+    def read(self) -> DateKeys:
+        """Return its readings as a date."""
+        return {name: (day, "") for name, day in read_date(*self.parts).items()}
+
+
+_Kind = tuple[str, str]
+"""The letters in front of a version's numbers, and their separator. Versions of different kinds are unordered."""
+
+
+class _CounterKey(NamedTuple):
+    """A place of a long number: numbers are ordered against those in the same place.
+
+    ``may_be_commits``: they have seven digits or more, with the letters before them that may belong to a commit.
+    """
+
+    kind: _Kind
+    place: int
+    word: str
+    length: int
+    may_be_commits: bool
+
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """A parsed version. Trailing zeros are dropped, as a missing component is a zero."""
+    """A parsed version. Trailing zeros are dropped, as a missing component is a zero.
 
-    kind: tuple[str, str]
+    Attributes:
+        date: the components that may be a date.
+        has_date_form: whether components have the form of a date, whatever their values.
+        counters: the places of long numbers, and their digits.
+    """
+
+    kind: _Kind
     components: tuple[_Component, ...]
     stage: int
     stage_number: _Component
+    date: _Date | None
+    has_date_form: bool
+    counters: tuple[tuple[_CounterKey, str], ...]
 
 
-def compare_versions(version: str, other: str) -> Order:
-    """Return how ``version`` compares to ``other`` by the rules of this module's docstring. Both may be any strings."""
-    if version == other:
+class _KindDates:
+    """The dates among a module's versions of one kind."""
+
+    def __init__(self) -> None:
+        self._dates: set[_Date] = set()
+        self._has_others = False
+        self._has_others_of_form = False
+
+    def add(self, version: _Version) -> None:
+        """Add a version."""
+        if version.date is not None:
+            self._dates.add(version.date)
+        else:
+            self._has_others = True
+            self._has_others_of_form |= version.has_date_form
+
+    def rule(self) -> "_DateRule | None":
+        """Return the rule for the dates; None if the comparison of numbers is never contradicted."""
+        # `27.9.20` is a date only if all versions can be one, and one of them cannot be much else.
+        loose = not self._has_others and any(date.has_zero or date.starts_with_day for date in self._dates)
+        dates = [date for date in self._dates if loose or date.padded or date.long_year]
+        if not dates or _agree_with_numbers(dates):
+            return None
+        complete = not self._has_others and len(dates) == len(self._dates)
+        certain = any(date.has_zero for date in dates) and all(date.long_year and date.padded for date in dates)
+        # What has the form of a date, but is none, shows that its neighbours are numbers.
+        typical = any(date.has_zero or date.starts_with_day or date.long_year for date in dates)
+        plain = self._has_others_of_form or not typical
+        if plain and not complete and not certain:
+            return None
+        return _DateRule(dates, loose=loose, as_numbers=not (certain and complete))
+
+
+class VersionOrder:
+    """The order of the versions of one product's module: they decide how those that may be dates are read."""
+
+    def __init__(self, versions: Iterable[str]) -> None:
+        """Find the readings that fit ``versions``, all versions of the module in use. They may be any texts."""
+        self._versions = tuple(versions)
+        kinds: dict[_Kind, _KindDates] = defaultdict(_KindDates)
+        numbers: dict[_CounterKey, set[str]] = defaultdict(set)
+        for version in map(_parse, self._versions):
+            if version is not None:
+                kinds[version.kind].add(version)
+                for key, digits in version.counters:
+                    numbers[key].add(digits)
+        self._dates = {kind: rule for kind, dates in kinds.items() if (rule := dates.rule()) is not None}
+        self._counters = {key: _counter_order(key, digits) for key, digits in numbers.items()}
+
+    def including(self, version: str) -> "VersionOrder":
+        """Return the order of these versions and a further one."""
+        parsed = _parse(version)
+        if parsed is None or not (self._dates or self._counters or parsed.date or parsed.counters):
+            return self
+        return VersionOrder((*self._versions, version))
+
+    def compare(self, version: str, other: str) -> Order:
+        """Return how ``version`` compares to ``other``; both are among the versions given to the constructor."""
+        if version == other:
+            return "same"
+        one, two = _parse(version), _parse(other)
+        if one is None or two is None or one.kind != two.kind:
+            return "unordered"
+        if one == two:
+            return "same"
+        start = 0
+        rule = self._dates.get(one.kind)
+        if rule is not None and (rule.applies(one.date) or rule.applies(two.date)):
+            order = self._compare_dates(rule, one, two)
+            if order != "same":
+                return order
+            start = one.date.at if one.date is not None else 0
+        order = self._compare_components(one, two, start)
+        if order == "same" and one.stage != two.stage:
+            return "older" if one.stage < two.stage else "newer"
+        return self._compare_numbers(one.kind, _STAGE, one.stage_number, two.stage_number) if order == "same" else order
+
+    def _compare_dates(self, rule: "_DateRule", one: _Version, two: _Version) -> Order:
+        """Compare versions of which one may be a date, up to the date; ``same`` if they are equal up to there."""
+        date, other = one.date, two.date
+        if date is None or other is None or date.at != other.at or not (rule.applies(date) and rule.applies(other)):
+            return "unordered"
+        order = self._compare_components(one, two, 0, date.at)
+        return rule.compare(date, other) if order == "same" and date.parts != other.parts else order
+
+    def _compare_components(self, one: _Version, two: _Version, start: int, end: int | None = None) -> Order:
+        """Compare components by the first ones that differ; ``same`` if none does."""
+        pairs = zip_longest(one.components[start:end], two.components[start:end], fillvalue=_ZERO)
+        for place, (component, against) in enumerate(pairs, start):
+            if component != against:
+                return self._compare_numbers(one.kind, place, component, against)
         return "same"
-    one, two = _parse(version), _parse(other)
-    if one is None or two is None or one.kind != two.kind:
+
+    def _compare_numbers(self, kind: _Kind, place: int, component: _Component, other: _Component) -> Order:
+        """Compare two different components in one place."""
+        if component.word != other.word or not component.digits or not other.digits:
+            return "unordered"
+        key, other_key = _counter_key(kind, place, component), _counter_key(kind, place, other)
+        if key is not None and key == other_key:
+            return self._counters[key].compare(component.digits, other.digits)
+        if (key is None and other_key is None) or not component.digits.strip("0") or not other.digits.strip("0"):
+            return _compare_places(component.digits, other.digits)
         return "unordered"
-    if one == two:
-        return "same"
-    for place, against in zip_longest(one.components, two.components, fillvalue=_ZERO):
-        if place != against:
-            return _compare_components(place, against)
-    if one.stage != two.stage:
-        return "older" if one.stage < two.stage else "newer"
-    return _compare_components(one.stage_number, two.stage_number)
+
+
+def compare_versions(version: str, other: str, among: Iterable[str] = ()) -> Order:
+    """Return how ``version`` compares to ``other`` by the rules of this module's docstring. Both may be any strings.
+
+    ``among`` are the other versions of the module that are in use. They decide how dates are read.
+    """
+    return VersionOrder((version, other, *among)).compare(version, other)
 
 
 def can_be_ordered(version: str) -> bool:
@@ -93,47 +272,107 @@ def can_be_ordered(version: str) -> bool:
 def equivalence_key(version: str) -> str:
     """Return a text that two versions share if, and only if, they are the same."""
     parsed = _parse(version)
-    return f"text {version}" if parsed is None else repr(parsed)
+    if parsed is None:
+        return f"text {version}"
+    return repr((parsed.kind, parsed.components, parsed.stage, parsed.stage_number))
 
 
 @lru_cache(maxsize=16_384)
 def _parse(version: str) -> _Version | None:
-    match = _SHAPE.fullmatch(version)
+    match = _SHAPE.fullmatch(version) if len(version) <= MAX_LENGTH else None
     if match is None:
         return None
     letters, numbers = match["letters"], match["numbers"]
     separator = next((mark for mark in "-_" if mark in numbers), ".")
-    components = [_Component("", digits) for digits in numbers.split(separator)]
+    places = numbers.split(separator)
+    components = [_Component("", digits) for digits in places]
     if match["word"] is not None:
         components.append(_Component(match["word"], match["word_number"]))
     while components and components[-1] == _ZERO:
         components.pop()
+    places = places[: len(components)]
+    kind = ("" if letters in {"v", "V"} else letters, separator)
+    stage_number = _Component("", match["stage_number"] or "0")
+    numbered = [*enumerate(components), (_STAGE, stage_number)]
+    keys = [(_counter_key(kind, place, component), component.digits) for place, component in numbered]
     return _Version(
-        ("" if letters in {"v", "V"} else letters, separator),
+        kind,
         tuple(components),
         _STAGES.index((match["stage"] or "").lower()),
-        _Component("", match["stage_number"] or "0"),
+        stage_number,
+        next((date for date in _date_windows(places) if date.read()), None),
+        any(True for _ in _date_windows(places)),
+        tuple((key, digits) for key, digits in keys if key is not None),
     )
 
 
-def _compare_components(component: _Component, other: _Component) -> Order:
-    if component.word == other.word:
-        if _is_less(component.digits, other.digits):
-            return "older"
-        if _is_less(other.digits, component.digits):
-            return "newer"
-    return "unordered"
+def _counter_key(kind: _Kind, place: int, component: _Component) -> _CounterKey | None:
+    """Return the place of a number that is long enough to be a date, a counter or a commit. Zero is none of them."""
+    length = len(component.digits)
+    letters = _HEX_LETTERS.fullmatch(component.word or (kind[0] if place == 0 else ""))
+    may_be_commit = length + (len(letters[1]) if letters else 0) >= MIN_HASH_DIGITS
+    if not component.digits.strip("0") or not (may_be_commit or length >= MIN_COUNTER_DIGITS):
+        return None
+    return _CounterKey(kind, place, component.word, length, may_be_commit)
 
 
-def _is_less(digits: str, other: str) -> bool:
-    """Return whether a number is less than another one in all its possible readings."""
-    if not digits or not other.strip("0"):  # no number, or compared to zero
-        return False
-    if not digits.strip("0"):
-        return True
-    if max(len(digits), len(other)) >= MIN_COUNTER_DIGITS:  # compared as text: a number may have any length
-        return len(digits) == len(other) and digits < other
-    less = int(digits) < int(other)
+def _counter_order(key: _CounterKey, numbers: Collection[str]) -> CounterOrder:
+    return CounterOrder(numbers, may_be_commits=key.may_be_commits)
+
+
+def _date_windows(places: Sequence[str]) -> Iterator[_Date]:
+    """Yield three numbers each with the form of a date, whatever their values."""
+    for at in range(len(places) - 2):
+        parts = tuple(places[at : at + 3])
+        first, second, third = map(len, parts)
+        short_year = third == 2 and at == 0 and len(places) == 3  # noqa: PLR2004  digits; places
+        if first <= 2 and second <= 2 and (third == 4 or short_year):  # noqa: PLR2004  digits
+            yield _Date(at, parts, third == 4, first == second == 2)  # noqa: PLR2004  digits
+
+
+class _DateRule:
+    """The order of versions of one kind that may be dates, where readings contradict each other."""
+
+    def __init__(self, dates: Sequence[_Date], *, loose: bool, as_numbers: bool) -> None:
+        self._keys = {date.parts: date.read() for date in dates}
+        self._readings = common_readings(self._keys.values())
+        self._loose = loose
+        self._as_numbers = as_numbers
+
+    def applies(self, date: _Date | None) -> bool:
+        """Return whether the rule orders this part of a version."""
+        return date is not None and (self._loose or date.padded or date.long_year)
+
+    def compare(self, date: _Date, other: _Date) -> Order:
+        """Compare different dates in one place."""
+        if not self._readings:
+            return "unordered"
+        further = (_compare_parts(date.parts, other.parts),) if self._as_numbers else ()
+        return compare_readings(self._keys[date.parts], self._keys[other.parts], self._readings, *further)
+
+
+def _agree_with_numbers(dates: Sequence[_Date]) -> bool:
+    by_place: dict[int, dict[str, DateKeys]] = defaultdict(dict)
+    for date in dates:
+        by_place[date.at]["/".join(date.parts)] = date.read()
+    return all(
+        readings_agree(keys, lambda one, other: _compare_parts(one.split("/"), other.split("/")))
+        for keys in by_place.values()
+    )
+
+
+def _compare_parts(parts: Sequence[str], other: Sequence[str]) -> Order:
+    return next((_compare_places(*pair) for pair in zip(parts, other, strict=True) if pair[0] != pair[1]), "same")
+
+
+def _compare_places(digits: str, other: str) -> Order:
+    """Compare two different numbers where both readings agree: as numbers, and after a leading zero as fractions."""
+    zero, other_zero = not digits.strip("0"), not other.strip("0")
+    if zero or other_zero:
+        return "unordered" if zero and other_zero else "older" if zero else "newer"
+    order = compare_digits(digits, other)
     if digits[0] == "0" or other[0] == "0":
-        return less and digits.rstrip("0") < other.rstrip("0")  # also as fractions
-    return less
+        one, two = digits.rstrip("0"), other.rstrip("0")
+        fraction = "unordered" if one == two else "older" if one < two else "newer"
+        return order if order == fraction else "unordered"
+    return order

@@ -6,11 +6,15 @@ from pathlib import Path
 from auditor.errors import RunFolderError
 from auditor.models import RunWarning, WarningKind
 from auditor.runs.folder import FAILURES, FLEET, PRODUCTS, RESULTS, TEXT_COLUMNS, is_sealed
-from auditor.runs.manifest import DeviceCounts, Manifest, file_info
+from auditor.runs.manifest import MANIFEST, DeviceCounts, Manifest, file_info
+from auditor.runs.selection_info import SelectionInfo
 from auditor.storage.files import translate_os_errors
 
 MAX_OUTDATED = 0.01
-"""Fraction of carried answers that may be outdated before the run's numbers are labelled as unreliable."""
+"""Largest fraction of carried answers without a warning, if they are outdated or their devices may have changed.
+
+A point estimate is enough: a small check proves nothing, and 1 outdated answer of 20 is no reason for confidence.
+"""
 
 
 def completeness_warnings(
@@ -27,27 +31,37 @@ def completeness_warnings(
     gaps = [warning for discovery in manifest.discovery for warning in discovery.warnings(run)]
     if unsampled:
         found.append(_sample_warning(run, counts, unsampled))
-    finished = manifest.state == "complete" or bool(gaps) or (manifest.state == "partial" and unsampled > 0)
+    finished = manifest.state == "complete" or bool(gaps or manifest.silent)
+    finished = finished or (manifest.state == "partial" and unsampled > 0)
     if counts.failed or pending or not finished:
         kind: WarningKind = "incomplete" if manifest.state == "complete" else manifest.state
         unanswered = f"{counts.failed:,} devices failed, {pending:,} pending{' in the sample' if unsampled else ''}"
         found.append(RunWarning(kind, run, f"{manifest.state}: {unanswered}"))
-    found += _recheck_warnings(run, manifest)
+    if manifest.selection is not None:
+        found += recheck_warnings(run, manifest.selection)
     if manifest.fleet.excluded_accounts:
         excluded = ", ".join(manifest.fleet.excluded_accounts)
         found.append(RunWarning("accounts", run, f"excludes the accounts {excluded} (--account)"))
     elif manifest.fleet.cut:
         covered = f"covers only the first {manifest.fleet.devices:,} devices of its fleet (--limit)"
         found.append(RunWarning("limited", run, covered))
-    return (*found, *gaps)
+    if (aliases := manifest.fleet.describe_aliases()) is not None:
+        found.append(RunWarning("aliases", run, aliases))
+    found += [RunWarning("mismatch", run, str(each)) for each in manifest.mismatched]
+    return (*found, *(RunWarning("silent", run, str(each)) for each in manifest.silent), *gaps)
 
 
-def _recheck_warnings(run: str, manifest: Manifest) -> Iterator[RunWarning]:
-    """Yield a warning if the recheck proves that too many carried answers are outdated."""
-    recheck = None if manifest.selection is None else manifest.selection.recheck
-    if recheck is not None and recheck.low is not None and recheck.high is not None and recheck.low > MAX_OUTDATED:
-        outdated = f"the recheck shows that {recheck.low:.1%} to {recheck.high:.1%} of the carried answers are outdated"
-        yield RunWarning("recheck", run, outdated)
+def recheck_warnings(run: str, selection: SelectionInfo) -> Iterator[RunWarning]:
+    """Yield warnings if too many carried answers seem outdated, or belong to devices that may have changed."""
+    recheck, outdated = selection.recheck, selection.outdated
+    if recheck is not None and recheck.rate is not None and recheck.rate > MAX_OUTDATED:
+        found = f"the recheck found {recheck.changed:,} of {recheck.answered:,} answers outdated"
+        interval = "" if recheck.low is None or recheck.high is None else f" ({recheck.low:.1%} to {recheck.high:.1%})"
+        of = "the answers of devices without a sign of change"
+        yield RunWarning("recheck", run, f"{found}: about {recheck.rate:.1%}{interval} of {of}")
+    if outdated is not None and outdated.may_have_changed > MAX_OUTDATED * outdated.carried:
+        devices = f"{outdated.may_have_changed:,} of {outdated.carried:,} carried answers"
+        yield RunWarning("not_reached", run, f"{devices} are of devices that may have changed and were not queried")
 
 
 def _sample_warning(run: str, counts: DeviceCounts, unsampled: int) -> RunWarning:
@@ -65,9 +79,20 @@ def state_label(state: str, counts: DeviceCounts, unsampled: int) -> str:
     return "sample" if counts.unanswered == unsampled else "partial sample"
 
 
-def integrity_warnings(folder: Path, manifest: Manifest) -> tuple[RunWarning, ...]:
-    """Return a warning for each file that differs from the one that was sealed.
+def _lost_results(folder: Path, manifest: Manifest, counts: DeviceCounts) -> Iterator[str]:
+    """Yield a sentence if ``run.json`` counts more answers than there are: a log rotation may have moved them away."""
+    recorded, found = (each.ok + each.empty + each.not_found for each in (manifest.devices, counts))
+    if recorded > found and not is_sealed(folder, manifest):
+        copies = sorted(path.name for path in folder.glob(f"{RESULTS}?*"))[:1]
+        advice = f"; append it to {copies[0]}, and rename that to {RESULTS}" if copies else ""
+        numbers = f"{MANIFEST} counts {recorded:,} answers, and {found:,} exist"
+        yield f"{RESULTS} was cut, replaced or rotated: {numbers}{advice}"
 
+
+def integrity_warnings(folder: Path, manifest: Manifest, counts: DeviceCounts) -> tuple[RunWarning, ...]:
+    """Return a warning for each file that differs from the one that was sealed, or lacks results that were written.
+
+    ``counts`` are the devices by state, as counted from the files.
     Only files that are read here are checked; ``auditor verify`` checks all. An unreadable one raises RunFolderError.
     """
     sealed = {each.name: each for each in manifest.files}
@@ -83,4 +108,5 @@ def integrity_warnings(folder: Path, manifest: Manifest) -> tuple[RunWarning, ..
         missing, changed = [], [name for name in changed if name == FLEET and not growing]
     details = [f"{name} was sealed and is missing" for name in missing]
     details += [f"{name} is not the file that was sealed (its digest differs)" for name in changed]
+    details += _lost_results(folder, manifest, counts)
     return tuple(RunWarning("tampered", str(folder), detail) for detail in details)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import duckdb
@@ -22,6 +21,7 @@ from auditor.runs.estimates import define_estimates
 from auditor.runs.folder import RunCatalog, find_run
 from auditor.runs.views import define_sealed_views
 from auditor.storage.database import LARGE_MEMORY, READING_MEMORY, READING_THREADS, error_reason, open_database
+from auditor.storage.files import private_folder
 
 
 class _RunSections(NamedTuple):
@@ -94,8 +94,7 @@ def build_report(
 def _read_run(folder: Path, directory: Path, unreadable: list[str]) -> tuple[RunSnapshot, _RunSections]:
     """Read a run, with more memory if names of many megabytes need it."""
     try:
-        with TemporaryDirectory(prefix="auditor-report-") as temporary:
-            work = Path(temporary)
+        with private_folder("report") as work:
             snapshot = open_snapshot(folder, work / "run")
             try:
                 return snapshot, _read_sections(snapshot, directory, work, READING_MEMORY, unreadable)

@@ -1,14 +1,14 @@
 """Earlier runs of the same name, for the report: which there are, and the adoption of versions over time."""
 
 from collections.abc import Sequence
-from functools import cmp_to_key
+from functools import cmp_to_key, partial
 from pathlib import Path
 
 import duckdb
 
 from auditor.analysis.history import read_history, summarize_warnings
 from auditor.query.snapshot import RunSnapshot
-from auditor.query.versions import compare_versions
+from auditor.query.versions import VersionOrder
 from auditor.report.coverage import run_labels
 from auditor.report.model import HistorySection, ModuleAdoption, ModuleShares, PastRun
 from auditor.runs.folder import RunCatalog
@@ -111,7 +111,9 @@ def _read_adoption(
         ).fetchall()
     ]
     if module.newest is not None:
-        versions.sort(key=cmp_to_key(_compare_newest_first))
+        texts = database.execute("SELECT DISTINCT module_version FROM adoption WHERE rank = ?", [rank]).fetchall()
+        order = VersionOrder([*versions, *(text for (text,) in texts)])
+        versions.sort(key=cmp_to_key(partial(_compare_newest_first, order)))
     database.execute("CREATE OR REPLACE TEMP TABLE main_versions (position BIGINT, text VARCHAR)")
     database.executemany("INSERT INTO main_versions VALUES (?, ?)", [list(each) for each in enumerate(versions)])
     by_run: dict[int, list[float]] = {}
@@ -132,5 +134,5 @@ def _read_adoption(
     )
 
 
-def _compare_newest_first(version: str, other: str) -> int:
-    return {"newer": -1, "older": 1}.get(compare_versions(version, other), 0)
+def _compare_newest_first(order: VersionOrder, version: str, other: str) -> int:
+    return {"newer": -1, "older": 1}.get(order.compare(version, other), 0)

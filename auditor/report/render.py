@@ -128,7 +128,7 @@ def require_extra() -> None:
 
 
 def write_html(report: Report, path: Path) -> Path:
-    """Write a report to a file, which is replaced atomically, and return its path.
+    """Write a report to a file, which is replaced atomically if its folder allows that, and return its path.
 
     Raises:
         UsageError: the extra ``report`` is not installed.
@@ -136,7 +136,7 @@ def write_html(report: Report, path: Path) -> Path:
     """
     html = render_html(report)
     refuse_run_file(path)
-    with atomic_replace(path) as new:
+    with atomic_replace(path, or_overwrite=True) as new:
         new.write_text(html, encoding="utf-8", newline="\n")
     return path
 

@@ -5,13 +5,14 @@ from pathlib import Path
 import duckdb
 
 from auditor.query.version_order import define_newest_versions
+from auditor.query.versions import MAX_LENGTH
 from auditor.report.model import COMPLETE_ROLLOUT, ModuleShares, VersionSection, VersionShare
 from auditor.storage.database import scalar
 
 MAX_MODULES, MAX_VERSIONS, MAX_ROWS = 12, 8, 3_000
 """Modules with a chart, versions in a chart, and rows of the table."""
 
-_MAX_LENGTH = 200
+_MAX_LENGTH = MAX_LENGTH
 """Characters of a text that are read; no rule orders longer versions."""
 
 
@@ -70,8 +71,7 @@ def _define_versions(database: duckdb.DuckDBPyConnection, work: Path) -> None:
     database.execute("""
       CREATE TABLE versions AS
       WITH compared AS (
-        SELECT n.*, o.ordering FROM numbered n JOIN newest_candidates c ON n.module = c.group_id
-        JOIN version_order o ON o.one = n.line AND o.other = c.newest
+        SELECT n.*, o.ordering FROM numbered n JOIN version_order o ON o.one = n.line
       )
       SELECT * EXCLUDE (ordering), CASE
         WHEN NOT bool_and(ordering IN ('same', 'older')) OVER (PARTITION BY module) THEN 'unordered'

@@ -28,6 +28,9 @@ TOLERATED_REQUESTS, TOLERATED_SECONDS = 100, 2.0
 BURST_SECONDS = 0.06
 """Throttling responses to requests sent within so many seconds count as one: a busy machine sends them together."""
 
+COUNTABLE_RATE, PROBED_GROWTH = 10.0, 1.01
+"""Requests a second from which their count in one second shows what was accepted, and the steps of a lower level."""
+
 CHANCE_FRACTION, MIN_COUNTABLE = 0.98, 4.0
 """Fraction of ``w_max`` kept where throttling may be chance, and the smallest ``w_max`` for that, per second."""
 
@@ -38,16 +41,29 @@ CUT = 0.05
 """Fraction by which the rate initially stays below the throttled level."""
 
 RISE = 0.25
-"""Steepness of the rise above that level, when a cycle brought no throttling response."""
+"""Fraction by which the rate first rises above that level, when a cycle brought no throttling response."""
 
-CYCLE_REQUESTS, CYCLE_SECONDS = 110, 3.0
-"""Successes, and seconds, of a cycle back up to the throttled level: one throttling response in some 150 requests."""
+CYCLE_REQUESTS, MIN_CYCLE_SECONDS, MAX_CYCLE_SECONDS = 110, 3.0, 6.0
+"""Requests, and seconds, of a cycle back up to the throttled level: one throttling response in some 150 requests.
 
-PAUSE_REQUESTS = 2.0
-"""Pause after a throttling response, in request intervals; doubled while only throttling responses arrive."""
+The seconds limit the requests. At a low rate so many requests would take minutes, and nothing else shows that another
+client has left.
+"""
 
-MIN_RATE = 1 / 15
+RECOVERY_SECONDS = 8.7
+"""Seconds after the last throttling response until the rate is back at the maximum, however low it was."""
+
+PAUSE_REQUESTS, MAX_PAUSE_SECONDS, LONG_PAUSES_AFTER = 2.0, 5.0, 3
+"""Pause after a throttling response, in request intervals; doubled while only throttling responses arrive.
+
+The seconds limit it, so that a low rate recovers in time. They double after so many responses in a row.
+"""
+
+MIN_RATE = 1 / 5
 """Requests a second that are sent even while only throttling responses arrive."""
+
+MAX_COUNTED_SENDS, MAX_STORED_CYCLE, MAX_THROTTLED_IN_A_ROW = 2.0**50, 1e6, 60.0
+"""Largest values that a log's count, a cycle and a series can have. Larger ones were written by no controller."""
 
 MAX_LOGGED_SENDS = 4_096
 """Sends in the log: two seconds at 2,000/s. At higher rates the log covers less than a second."""
@@ -77,7 +93,7 @@ class SendLog:
     @property
     def is_plausible(self) -> bool:
         """Whether the count can be one; shared memory may hold anything."""
-        return 0 <= self._memory[0] < math.inf
+        return 0 <= self._memory[0] <= MAX_COUNTED_SENDS
 
     def append(self, moment: float) -> int:
         """Append the latest send and return its number, for ``correct``."""
@@ -137,7 +153,7 @@ class RateState(NamedTuple):
     Attributes:
         margin: seconds by which a second is stretched.
         w_max: requests a second at which the account was throttled last; infinite at the maximum rate.
-        cycle: position on the cubic curve: 0 after a throttling response, 1 when the rate is back at ``w_max``.
+        cycle: seconds of sending since the last throttling response, see ``CubicRateController``.
         min_w_max: lower bound of ``w_max`` in a series of throttling responses.
         last_permit_at: moment of the latest permit on the even schedule.
         slowed_at: when the rate was lowered last.
@@ -157,9 +173,10 @@ class RateState(NamedTuple):
     def is_plausible(self, latest: float) -> bool:
         """Return whether the numbers can be a controller's, none of whose moments is later than ``latest``."""
         rates = 0 < self.current_rate < math.inf and self.w_max > 0 and 0 <= self.min_w_max < math.inf
-        others = 0 < self.margin <= MAX_MARGIN and math.isfinite(self.cycle) and 0 <= self.throttled_in_a_row < math.inf
+        learned = 0 < self.margin <= MAX_MARGIN and 0 <= self.cycle <= MAX_STORED_CYCLE
+        series = 0 <= self.throttled_in_a_row <= MAX_THROTTLED_IN_A_ROW
         moments = (self.last_permit_at, self.slowed_at, self.tolerated_at)
-        return rates and others and all(moment <= latest for moment in moments)
+        return rates and learned and series and all(moment <= latest for moment in moments)
 
 
 class CubicRateController:
@@ -167,8 +184,9 @@ class CubicRateController:
 
     After a throttling response the rate drops a little below what was accepted in the second before. It rises back to
     that level along a curve that is flat there, stays near it for a cycle, and then rises above it ever faster while no
-    throttling response arrives. This is the curve of TCP CUBIC, for the same reasons (RFC 9438). Cycles are counted in
-    successes, so throttling responses stay rare at any rate.
+    throttling response arrives. This is the curve of TCP CUBIC, for the same reasons (RFC 9438). As there, a cycle is
+    counted in seconds, so a low rate recovers as soon as a high one. They are seconds of sending: each success counts
+    one interval of requests, and idle time counts nothing.
 
     Args:
         configured_rate: requests a second that are never exceeded; infinite searches for the quota, from
@@ -184,7 +202,7 @@ class CubicRateController:
         self.margin = INITIAL_MARGIN
         self._configured_rate = configured_rate
         self._w_max = INITIAL_SEARCH_RATE if configured_rate == math.inf else math.inf
-        self._cycle = 1.0
+        self._cycle = MAX_CYCLE_SECONDS
         self.current_rate = min(self._w_max, self.max_rate)
         self.send_log = SendLog(allocate_log(MAX_LOGGED_SENDS)) if send_log is None else send_log
         self._last_permit_at = self._slowed_at = self._tolerated_at = -math.inf
@@ -212,7 +230,7 @@ class CubicRateController:
         if configured_rate == self._configured_rate:
             return
         if configured_rate == math.inf and self._w_max == math.inf:
-            self._w_max, self._cycle = self.current_rate, 1.0  # search for the quota from here on
+            self._w_max, self._cycle = self.current_rate, MAX_CYCLE_SECONDS  # search for the quota from here on
         self._configured_rate = configured_rate
         self.current_rate = self.max_rate if self._w_max == math.inf else min(self.current_rate, self.max_rate)
 
@@ -275,17 +293,40 @@ class CubicRateController:
         """Record that ``count`` requests sent at ``sent_at`` were not throttled."""
         if sent_at < self._slowed_at:
             return
+        # The first success after a throttling response ends a pause, which counts too, unless the account was idle.
+        seconds = (
+            min(sent_at - self._slowed_at, PAUSE_REQUESTS / self.current_rate) if self._throttled_in_a_row else 0.0
+        )
         self._throttled_in_a_row = 0.0
         for remaining in range(count, 0, -1):
             if self._w_max == math.inf:
                 self.margin = max(MIN_MARGIN, self.margin * MARGIN_DECAY**remaining)
                 self.current_rate = self.max_rate
                 return
-            self._cycle += min(1 / CYCLE_REQUESTS, 1 / (CYCLE_SECONDS * self.current_rate))
-            offset = self._cycle - 1
-            self.current_rate = self._w_max * (1 + (RISE if offset > 0 else CUT) * offset**3)
+            self._cycle = min(self._cycle + max(seconds, 1 / self.current_rate), MAX_STORED_CYCLE)
+            seconds = 0.0
+            self.current_rate = self._rate_in_cycle()
             if self.current_rate >= self.max_rate:
                 self.current_rate, self._w_max = self.max_rate, math.inf
+
+    @property
+    def _level_seconds(self) -> float:
+        """Seconds of a cycle in which the rate is near ``w_max``."""
+        return min(max(CYCLE_REQUESTS / self._w_max, MIN_CYCLE_SECONDS), MAX_CYCLE_SECONDS)
+
+    def _rate_in_cycle(self) -> float:
+        """Return the rate at this point of the cycle: below ``w_max`` at first, then above it, then up to the maximum.
+
+        The fewer requests are in flight, the less a steep rise costs: at a low rate a single throttling response.
+        """
+        level = self._level_seconds
+        if self._cycle < level:
+            return self._w_max * (1 - CUT * (1 - self._cycle / level) ** 3)
+        rise = (self._cycle - level) / ((RECOVERY_SECONDS - level) / 2)
+        if self._configured_rate == math.inf or rise <= 1:
+            return self._w_max * (1 + RISE * rise**3)
+        rate = self._w_max * (1 + RISE)
+        return rate + max(0.0, self.max_rate - rate) * min(1.0, rise - 1) ** 2
 
     def on_throttled(self, sent_at: float, now: float) -> float:
         """Record a throttling response to the request sent at ``sent_at``; return until when nothing should be sent."""
@@ -302,6 +343,7 @@ class CubicRateController:
                 self._w_max = accepted
                 self.current_rate = min(self.current_rate, self._w_max * (1 - CUT))
             return now
+        probing = self._w_max < math.inf and self._cycle > self._level_seconds
         in_series = self._throttled_in_a_row > 0 or now - self._slowed_at < window
         if self._throttled_in_a_row == 0:
             self._min_w_max = self.current_rate / 2
@@ -312,15 +354,21 @@ class CubicRateController:
         else:
             # Below the rate accepted so far, throttling is taken for chance first if as many were accepted.
             proven = 0.0
-            if self._w_max >= MIN_COUNTABLE:
+            if probing:  # the level was accepted for a whole cycle
+                proven = CHANCE_FRACTION * self._w_max
+            elif self._w_max >= MIN_COUNTABLE:
                 proven = min(CHANCE_FRACTION * self._w_max, accepted / (1 + self.margin))
+            if probing and self.current_rate < min(COUNTABLE_RATE, (1 + 2 * RISE) * self._w_max):
+                accepted = min(accepted, PROBED_GROWTH * self._w_max * (1 + self.margin))
             w_max = max(min(self.current_rate, accepted) / (1 + self.margin), proven)
         self._w_max = max(w_max, self._min_w_max)
         self.current_rate = max(self._w_max * (1 - CUT) / 2**self._throttled_in_a_row, min(MIN_RATE, self._min_w_max))
         self._cycle = 0.0
         self._slowed_at = now
-        self._throttled_in_a_row = min(self._throttled_in_a_row + 1, 60.0)
-        return max(now + PAUSE_REQUESTS / self.current_rate, self._window_free_at())
+        requests = 1.0 if probing else PAUSE_REQUESTS
+        longest = MAX_PAUSE_SECONDS * 2 ** max(0.0, self._throttled_in_a_row - LONG_PAUSES_AFTER)
+        self._throttled_in_a_row = min(self._throttled_in_a_row + 1, MAX_THROTTLED_IN_A_ROW)
+        return max(now + min(requests / self.current_rate, longest), self._window_free_at())
 
     def _tolerate(self, sent_at: float) -> bool:
         """Return whether throttling at the maximum rate may be chance; if so, widen the margin."""

@@ -86,13 +86,16 @@ class CircuitBreaker:
             AccountStoppedError: the account is denied, or has given no usable response for too long.
         """
         if isinstance(error, AccountDeniedError):
-            self._stop(str(error) if error.code == PROXY else f"the platform refuses it: {error}")
+            refusal = str(error).rstrip(".")
+            self._stop(f"{'' if error.code == PROXY else 'the platform refuses it: '}{refusal}; {error.advice}")
         self.last_error = error
         if isinstance(error, DeviceDeniedError):
             # After a success it concerns the device, however many of them are adjacent in the fleet.
             self._denied_devices += not (self.has_succeeded or self._worked_before)
             if self._denied_devices >= MAX_DENIED_DEVICES:
-                self._stop(f"the platform denies it every device: {error}")
+                advice = "check the permission of its access key, its instance_id and its region_id"
+                refusal = str(error).rstrip(".")
+                self._stop(f"the platform denies it every device: {refusal}; {advice}")
             return
         if isinstance(error, TransientError):
             self._failures_in_a_row += 1

@@ -1,44 +1,39 @@
-"""Where a quota is stored: in this process, or in a file that the processes of a machine share."""
+"""Where a quota is stored: in this process, or in a place that several processes share and that can be lost."""
 
-import contextlib
-import errno
-import fcntl
-import mmap
-import os
-import stat
+import asyncio
+import math
 import time
-from collections.abc import Callable
-from pathlib import Path
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
 from typing import Protocol, TypeVar
 
 import anyio
 import structlog
 
-from auditor.errors import SettingsError
-from auditor.resilience.adaptive_rate import MAX_LOGGED_SENDS
-from auditor.resilience.shared_quota import Command, SharedQuota, size_for
+from auditor.resilience.shared_quota import PRESENCE_TIMEOUT, STATE_LIFETIME, VERSION, Command, SharedQuota
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 
-LOCK_INTERVAL = 0.001
-"""Seconds between two attempts to lock. A lock is held for some microseconds."""
+TIMEOUT = 1.0
+"""Seconds that a transaction may take. After that the shared quota counts as lost."""
 
-MAX_LOCK_WAIT = 5.0
-"""Seconds after which the holder of the lock counts as stopped, and a new file is created."""
+RECONNECT_INTERVAL, MAX_RECONNECT_INTERVAL = 1.0, 60.0
+"""Seconds between two checks of a lost quota, doubled up to the maximum while it is lost again and again."""
 
-FILE_CHECK_INTERVAL, REOPEN_INTERVAL = 0.5, 5.0
-"""Seconds between two checks whether the file is still the one that others open, and between attempts to reopen it."""
+LOST_AGAIN = 60.0
+"""Seconds in which a quota that was shared again counts as lost again."""
 
-FILE_SUFFIX = ".quota"
-"""Suffix of shared files."""
+REJOIN_DELAY = RECONNECT_INTERVAL + TIMEOUT + 1.25
+"""Seconds without a request before a lost quota is shared again.
 
-MACHINE_DIRECTORY = "/tmp/auditor-{user}"  # noqa: S108  its owner is checked
-"""Directory of shared files by default. TMPDIR, XDG_RUNTIME_DIR and the home differ between cron and a shell."""
+In this time the others are back too, or have noticed, and the second after that is over. Without it, some would send
+their reduced share in addition to the full quota.
+"""
 
-MAX_FILE_AGE = 3_600.0
-"""Seconds since its last use after which a file is removed."""
+LAYOUT = f"quota{VERSION}"
+"""Part of the name of each shared file and key."""
 
 
 class QuotaBackend(Protocol):
@@ -83,171 +78,139 @@ class LocalBackend:
         """See ``QuotaBackend``."""
 
 
-class FileBackend:
-    """A quota in a file that processes map into their memory. Each locks it for the time of a transaction.
+class QuotaLostError(Exception):
+    """The place of a shared quota cannot be used; the text says why."""
 
-    Nothing needs cleaning up: the lock ends with its process, and what was learned is discarded after a minute.
+
+class SharedBackend(ABC):
+    """A quota that other processes change, too.
+
+    While its place is lost, each process continues with an equal share of the rate among those that were present, or
+    with half of it if that is unknown. Together they stay within the quota, unless it is lost to one process alone: the
+    others then use its share too, until throttling responses slow all of them down.
 
     Args:
-        path: the file; created if missing.
+        place: where it is stored, for warnings.
         configured_rate: requests a second; infinite searches for the quota.
+        era: a number that differs where moments mean something else.
+        memory: this process's copy of the stored quota.
     """
 
-    def __init__(self, path: Path, configured_rate: float) -> None:
-        self._path, self._configured_rate = path, configured_rate
-        self._era = _boot_id()
+    def __init__(self, place: str, configured_rate: float, era: float, memory: bytearray) -> None:
+        self._place, self._configured_rate, self._era = place, configured_rate, era
+        self._use_memory(memory)
         self._events: list[Command[None]] = []
-        self._descriptor = -1
-        self._check_at = 0.0
-        self._warned = False
-        self.clock = time.monotonic
-        self._open()
+        self._turn = anyio.Lock(fast_acquire=True)
+        self._is_lost = False
+        self._shared_at, self._reconnect_interval = -math.inf, RECONNECT_INTERVAL
+        self._synced_at = self._active_until = -math.inf
+        self._synced, self._sends = b"", 0
+        self._others = 0
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def _open(self) -> None:
-        size = size_for(MAX_LOGGED_SENDS)
-        self._descriptor = _open_shared(self._path)
-        try:
-            _allocate(self._descriptor, size)
-            mapped = mmap.mmap(self._descriptor, size)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-        self.quota = SharedQuota(self._configured_rate, memoryview(mapped))
+    def _use_memory(self, memory: bytearray) -> None:
+        self._memory = memoryview(memory)
+        self.quota = SharedQuota(self._configured_rate, self._memory)
+
+    @abstractmethod
+    def clock(self) -> float:
+        """See ``QuotaBackend``."""
+
+    @abstractmethod
+    async def _transact(self, command: Command[T]) -> T:
+        """Apply the events and a command to the stored quota; raise QuotaLostError if that is not possible."""
+
+    @abstractmethod
+    async def _check(self) -> None:
+        """Raise QuotaLostError unless the quota can be read and written; create it again if it is corrupt."""
 
     async def transaction(self, command: Command[T]) -> T:
         """See ``QuotaBackend``."""
-        since = self.clock()
-        while not self._try_lock():
-            if self.clock() - since > MAX_LOCK_WAIT:
-                log.warning("another process holds the shared quota and is stopped", file=str(self._path))
-                self._replace_file()
-                since = self.clock()
-            await anyio.sleep(LOCK_INTERVAL)
-        try:
-            self._refresh()
-            result = command.apply(self.quota, self.clock())
-            self.quota.store(self._era)
-            return result
-        finally:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        async with self._turn:
+            if not self._is_lost:
+                try:
+                    return await self._transact(command)
+                except QuotaLostError as error:
+                    self._continue_alone(str(error))
+            self._apply_events()
+            return command.apply(self.quota, self.clock())
 
     def record(self, event: Command[None], *, immediately: bool = False) -> None:
         """See ``QuotaBackend``."""
         self._events.append(event)
-        if immediately and self._try_lock():
-            try:
-                self._refresh()
-                self.quota.store(self._era)
-            finally:
-                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        if immediately:
+            self._start(self._send_events())
 
-    def _refresh(self) -> None:
-        """Read what others wrote, and apply the events."""
+    async def _send_events(self) -> None:
+        if self._events:
+            await self.transaction(Command(SharedQuota.refresh))
+
+    def _load(self) -> None:
+        """Read the stored quota; raise QuotaLostError if what this process has stored within a minute is gone."""
         now = self.clock()
-        self.quota.load(self._configured_rate, self._era, now)
+        is_read = self.quota.load(self._configured_rate, self._era, now)
+        is_recent = now - STATE_LIFETIME <= self._active_until
+        if is_recent and (not is_read or self.quota.rate.send_log.count < self._sends):
+            raise QuotaLostError("what was stored there is gone or damaged")
+
+    def _on_synced(self) -> None:
+        """Record that the quota of this process is the stored one."""
+        self._synced_at, self._synced = self.clock(), bytes(self._memory)
+        self._active_until, self._sends = self.quota.active_until, self.quota.rate.send_log.count
+
+    def _apply_events(self) -> None:
+        now = self.clock()
         for event in self._events:
             event.apply(self.quota, now)
         self._events.clear()
 
-    def _try_lock(self) -> bool:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        now = self.clock()
-        if now < self._check_at:
-            return True
-        if os.fstat(self._descriptor).st_nlink > 0:
-            os.utime(self._descriptor)  # mapped memory leaves no trace of use, and unused files are removed
-            self._check_at = now + FILE_CHECK_INTERVAL
-            return True
-        if self._reopen():  # the file was removed or replaced
-            return False
-        self._check_at = now + REOPEN_INTERVAL  # until then it shares with those who hold the old file too
-        return True
+    def _continue_alone(self, reason: str) -> None:
+        now, others = self.clock(), self.quota.other_participants
+        if len(self._synced) == len(self._memory):
+            self._memory[:] = self._synced  # what was learned last; the quota may be damaged or half changed
+            self.quota.load(self._configured_rate, self._era, now)
+        if now - self._synced_at > PRESENCE_TIMEOUT:
+            others = max(others, 1)
+        if again := now - self._shared_at < LOST_AGAIN:
+            others = max(others, self._others)  # those present before may be alone, too
+        self._others = others
+        rate = self.quota.rate
+        self.quota.rate_limit = rate.current_rate * (1 + rate.margin) / (1 + others)
+        self._is_lost = True
+        self._reconnect_interval = (
+            min(2 * self._reconnect_interval, MAX_RECONNECT_INTERVAL) if again else RECONNECT_INTERVAL
+        )
+        log.warning(
+            "the shared quota is lost: using a reduced rate until it can be used again",
+            place=self._place,
+            per_second=round(self.quota.rate_limit, 3),
+            others=others,
+            reason=reason,
+        )
+        self._start(self._rejoin())
 
-    def _replace_file(self) -> None:
-        """Start a new file, and leave the current one to the stopped process that holds it."""
-        with contextlib.suppress(OSError):
-            if self._path.stat().st_ino == os.fstat(self._descriptor).st_ino:
-                self._path.unlink()
-        self._reopen()
+    async def _rejoin(self) -> None:
+        while True:
+            await anyio.sleep(self._reconnect_interval)
+            try:
+                await self._check()
+            except QuotaLostError:
+                continue
+            break
+        async with self._turn:
+            await anyio.sleep(REJOIN_DELAY)
+            self._use_memory(bytearray(len(self._memory)))  # what the others stored counts
+            self._active_until, self._synced, self._sends = -math.inf, b"", 0
+            self._is_lost, self._shared_at = False, self.clock()
+        log.warning("the quota is shared again", place=self._place)
 
-    def _reopen(self) -> bool:
-        self._check_at = 0.0
-        before = self._descriptor
-        try:
-            self._open()
-        except OSError as error:
-            self._descriptor = before
-            if not self._warned:
-                self._warned = True
-                log.warning("cannot reopen the shared quota", file=str(self._path), reason=error.strerror)
-            return False
-        os.close(before)
-        self._warned = False
-        return True
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         """See ``QuotaBackend``."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)  # the memory is released with its last reader
-            self._descriptor = -1
-
-
-def _open_shared(path: Path) -> int:
-    """Open the file, or create it; it can be read and written by those who can write its directory."""
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        descriptor = os.open(path, flags)  # without O_CREAT, which Linux refuses for other users' files in /tmp
-    except FileNotFoundError:
-        descriptor = os.open(path, flags | os.O_CREAT, 0o600)
-    try:
-        found = os.fstat(descriptor)
-        if found.st_uid == os.geteuid() and found.st_size == 0:
-            parent = path.parent.stat()
-            writable = parent.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            if found.st_gid != parent.st_gid:
-                with contextlib.suppress(PermissionError):  # not a member of the group; others may still write it
-                    os.fchown(descriptor, -1, parent.st_gid)
-            os.fchmod(descriptor, 0o600 | writable | writable << 1)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _allocate(descriptor: int, size: int) -> None:
-    """Extend a file to a size with real bytes, because a full disk kills a process that writes to mapped memory."""
-    present = os.fstat(descriptor).st_size
-    if present < size and os.pwrite(descriptor, bytes(size - present), present) < size - present:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _boot_id() -> float:
-    """Return a number that identifies the current boot of the machine, or 0 if it is not available."""
-    try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-    except OSError:
-        return 0.0
-    return float(int(text.replace("-", "")[:12], 16))
-
-
-def machine_directory() -> Path:
-    """Return the directory where this user's processes on this machine share quotas, without the files of unused ones.
-
-    Raises:
-        SettingsError: others can write it, so they could slow us down.
-        OSError: it cannot be created.
-    """
-    path = Path(MACHINE_DIRECTORY.format(user=os.geteuid()))
-    path.mkdir(mode=0o700, exist_ok=True)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        advice = "remove it, or name another one in the settings"
-        raise SettingsError(f"{path}: not a directory that only this user can write; {advice}")
-    with contextlib.suppress(OSError):
-        for file in path.glob(f"*{FILE_SUFFIX}"):
-            if time.time() - file.stat().st_mtime > MAX_FILE_AGE:
-                file.unlink(missing_ok=True)  # a process that still uses it creates it again
-    return path
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -38,6 +38,10 @@ MIN_PAUSE, MAX_PAUSE = 1.0, 60.0
 """Seconds that an account without a quota pauses after a throttling response without a delay, doubled in a series."""
 
 
+PROBE_INTERVAL, PERMITS_PER_SUCCESS, RECOVERED_AFTER = 0.5, 2, 128
+"""How an account without a quota recovers: seconds between probes, permits for each success, and for how many."""
+
+
 class RateLimiter(Protocol):
     """Give permits to the requests of an operation. Moments are in seconds of the limiter's own clock.
 
@@ -225,7 +229,11 @@ async def _sleep(seconds: float) -> None:
 
 
 class UnlimitedRateLimiter:
-    """Give every permit immediately, except during a pause: for a platform that counts no calls."""
+    """Give every permit immediately, except after a throttling response: for a platform that counts no calls.
+
+    After the pause single requests probe the account. Each success then releases two more, as in the slow start of TCP
+    (RFC 5681), so the requests that wait are not all throttled together again.
+    """
 
     rate: float | None = None
     configured_rate: float | None = None
@@ -233,8 +241,10 @@ class UnlimitedRateLimiter:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._paused_until = 0.0
-        self._throttled_in_a_row = 0
+        self._paused_until = self._throttled_at = self._probe_at = 0.0
+        self._throttled_in_a_row = self._successes = 0
+        self._permits = math.inf
+        self._changed = anyio.Event()
 
     @property
     def paused(self) -> bool:
@@ -243,16 +253,33 @@ class UnlimitedRateLimiter:
 
     async def acquire(self) -> float:
         """See ``RateLimiter``."""
-        while (wait := self._paused_until - self._clock()) > 0:  # noqa: ASYNC110  only time ends a pause
-            await anyio.sleep(wait)
-        return self._clock()
+        while True:
+            now = self._clock()
+            until = self._paused_until
+            if until <= now:
+                if self._permits >= 1:
+                    self._permits -= 1
+                    return now
+                if self._probe_at <= now:
+                    self._probe_at = now + PROBE_INTERVAL
+                    return now
+                until = self._probe_at
+            with anyio.move_on_after(until - now):
+                await self._changed.wait()
 
-    def on_success(self, sent_at: float) -> None:  # noqa: ARG002  there is no rate to learn
+    def on_success(self, sent_at: float) -> None:
         """See ``RateLimiter``."""
+        if self._permits == math.inf or sent_at < self._throttled_at:
+            return
         self._throttled_in_a_row = 0
+        self._successes += 1
+        self._permits = math.inf if self._successes >= RECOVERED_AFTER else self._permits + PERMITS_PER_SUCCESS
+        self._changed.set()
+        self._changed = anyio.Event()
 
     def on_throttled(self, sent_at: float, retry_after: float | None = None) -> None:  # noqa: ARG002
         """See ``RateLimiter``."""
+        self._permits, self._successes, self._throttled_at = 0.0, 0, self._clock()
         if retry_after is not None:
             self.pause(retry_after)
         elif not self.paused:

@@ -1,38 +1,22 @@
 """A quota that processes on several machines share: stored in Redis, under one key."""
 
-import asyncio
 import math
 import secrets
 import struct
 import time
-from collections.abc import Coroutine
-from typing import NamedTuple, TypeVar
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
-import structlog
 
 from auditor.errors import SettingsError
 from auditor.models import Secret
 from auditor.resilience.adaptive_rate import MAX_LOGGED_SENDS
-from auditor.resilience.shared_quota import PRESENCE_TIMEOUT, Command, SharedQuota, copy_quota, size_for
+from auditor.resilience.quota_backends import LAYOUT, TIMEOUT, QuotaLostError, SharedBackend
+from auditor.resilience.shared_quota import STATE_LIFETIME, Command, copy_quota, size_for
 from auditor.text.formatting import safe
 
-log = structlog.get_logger()
-
 T = TypeVar("T")
-
-TIMEOUT = 1.0
-"""Seconds that Redis may take to respond, including the connection. After that it counts as lost."""
-
-RECONNECT_INTERVAL = 1.0
-"""Seconds between two attempts to reach a lost Redis."""
-
-REJOIN_DELAY = RECONNECT_INTERVAL + TIMEOUT + 1.25
-"""Seconds without a request after Redis is back, or has lost the quota.
-
-In this time the others are back too, or have noticed, and the second after that is over. Without it, some would send
-their reduced share in addition to the full quota.
-"""
 
 KEY_LIFETIME = 300_000
 """Milliseconds after which Redis deletes a quota that is not used."""
@@ -49,8 +33,14 @@ CLOCK_SAMPLES = 5
 ERA = 1.0
 """Moments are those of the server's clock, so they mean the same after any restart."""
 
+MAX_CONFLICT_SECONDS = 5.0
+"""Seconds in which a transaction must succeed that others' transactions precede."""
+
+MAX_ADDED = 366 * 86_400.0
+"""Seconds that can be added to the server's clock. With far more of them a float could not count milliseconds."""
+
 REPLACE = """
-local stored, clock = redis.call('GET', KEYS[1]) or '', redis.call('TIME')
+local stored, clock = redis.call('GETRANGE', KEYS[1], 0, ARGV[4]), redis.call('TIME')
 if string.sub(stored, 1, 8) ~= ARGV[1] then return {clock[1], clock[2], stored} end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return clock
@@ -60,15 +50,26 @@ return clock
 https://redis.io/docs/latest/develop/programmability/eval-intro/ says that a script runs atomically.
 """
 
+CHECK = """
+redis.call('SET', KEYS[2], '', 'PX', 1000)
+redis.call('GETRANGE', KEYS[1], 0, 7)
+return redis.call('TIME')
+"""
+"""Write to a key of its own, and read the quota. A Redis whose memory is full, or that is a replica, reads only."""
+
 _ENVELOPE = struct.Struct("<8sd")
 """What precedes the quota in the value: the stamp of the last write, and seconds added to the server's clock.
 
 The stamp is random and not a count, because a count starts again after Redis has lost the value.
 """
 
+MAX_VALUE_SIZE = _ENVELOPE.size + size_for(MAX_LOGGED_SENDS)
+"""Bytes that are read of a value. A longer one is not a quota."""
 
-class _RedisLostError(Exception):
-    """Redis does not respond, or denies access; the text says why."""
+
+def key_of(name: str) -> str:
+    """Return the key of a quota. The braces keep all keys of one quota on one node of a cluster."""
+    return f"auditor:{LAYOUT}:{{{name}}}"
 
 
 class _RedisReply(NamedTuple):
@@ -87,14 +88,18 @@ class RedisConnection:
     """Connection to a Redis server.
 
     Args:
-        address: ``redis://HOST:6379/0``, or ``rediss://`` for TLS.
-        password: of its default user; None without one.
+        address: ``rediss://HOST:6379/0``, or ``redis://`` without TLS.
+        password: of the user; None without one.
+        username: the default user if None.
+        ca_file: certificates that the server's must be signed by; None for those of the machine.
 
     Raises:
         SettingsError: the library for it is not installed.
     """
 
-    def __init__(self, address: str, password: Secret | None = None) -> None:
+    def __init__(
+        self, address: str, password: Secret | None = None, *, username: str | None = None, ca_file: str | None = None
+    ) -> None:
         try:
             from redis.asyncio import Redis
             from redis.asyncio.retry import Retry
@@ -104,60 +109,66 @@ class RedisConnection:
         except ImportError as error:
             message = "quota_sharing: redis: the library for it is not installed: pip install 'auditor[redis]'"
             raise SettingsError(message) from error
-        self._address = address
+        self.address = address
         self._errors = (RedisError, OSError)
         # One retry, because an idle connection may have been closed without notice.
         retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
         secret = None if password is None else password.reveal()
+        tls: dict[str, Any] = {} if ca_file is None else {"ssl_ca_certs": ca_file}
         # With the older protocol a server that requires a password says so, and nothing here needs the newer one.
-        self._client = Redis.from_url(address, password=secret, protocol=2, retry=retry)
+        self._client = Redis.from_url(address, username=username, password=secret, protocol=2, retry=retry, **tls)
         self.offset = 0.0
 
-    async def open(self) -> None:
-        """Connect, and measure ``offset``: the seconds by which the server's clock is ahead of ours.
+    async def open(self, name: str = "") -> None:
+        """Connect, check that the quota of this name can be used, and measure ``offset``.
+
+        ``offset`` is the seconds by which the server's clock is ahead of ours.
 
         Raises:
-            SettingsError: it does not respond, or denies access.
+            SettingsError: it does not respond, denies access, or refuses to write.
         """
         try:
-            replies = [await self.read_clock() for _ in range(CLOCK_SAMPLES)]
-        except _RedisLostError as error:
+            replies = [await self.check(key_of(name)) for _ in range(CLOCK_SAMPLES)]
+        except QuotaLostError as error:
             await self.close()
-            advice = "correct the address or the password, or start the server"
-            raise SettingsError(f"quota_sharing: redis: cannot use {self._address}: {error}; {advice}") from None
+            advice = "correct the address, the user, the password or ca_file, or repair the server"
+            raise SettingsError(f"quota_sharing: redis: cannot use {self.address}: {error}; {advice}") from None
         quickest = min(replies, key=lambda reply: reply.high - reply.low)
         self.offset = (quickest.low + quickest.high) / 2
 
-    async def read_clock(self) -> _RedisReply:
-        """Read the server's clock and nothing else."""
-        return await self.replace("auditor:", b"nothing ", b"")
+    async def check(self, key: str) -> _RedisReply:
+        """Read the server's clock; raise QuotaLostError unless the quota under a key can be read and written."""
+        return await self._run(CHECK, key, f"{key}:check")
 
     async def replace(self, key: str, stamp: bytes, value: bytes) -> _RedisReply:
         """Write a value that begins with a new stamp, if the stored one begins with ``stamp``; see ``REPLACE``."""
+        return await self._run(REPLACE, key, arguments=(stamp, value, str(KEY_LIFETIME), str(MAX_VALUE_SIZE)))
+
+    async def _run(self, script: str, *keys: str, arguments: tuple[bytes | str, ...] = ()) -> _RedisReply:
         began = time.monotonic()
         try:
             with anyio.fail_after(TIMEOUT):
-                response = await self._client.eval(REPLACE, 1, key, stamp, value, str(KEY_LIFETIME))
+                response = await self._client.eval(script, len(keys), *keys, *arguments)
+            seconds, microseconds, *stored = response
+            now = int(seconds) + int(microseconds) / 1e6
+            value = bytes(stored[0]) if stored else None
         except TimeoutError:
-            raise _RedisLostError(f"no response in {TIMEOUT:g} s") from None
+            raise QuotaLostError(f"no response in {TIMEOUT:g} s") from None
         except self._errors as error:
-            raise _RedisLostError(safe(str(error)).rstrip(".") or type(error).__name__) from None
-        seconds, microseconds, *stored = response
-        now = int(seconds) + int(microseconds) / 1e6
-        return _RedisReply(now - time.monotonic(), now - began, stored[0] if stored else None)
+            text = safe(str(error)).partition(" script: ")[0]  # not the digest of the script
+            raise QuotaLostError(text.rstrip(". ") or type(error).__name__) from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise QuotaLostError("an unexpected response") from error
+        return _RedisReply(now - time.monotonic(), now - began, value)
 
     async def close(self) -> None:
         """Close the connections."""
-        with anyio.move_on_after(TIMEOUT, shield=True):
+        with anyio.move_on_after(TIMEOUT, shield=True), suppress(*self._errors):
             await self._client.aclose()
 
 
-class RedisBackend:
+class RedisBackend(SharedBackend):
     """A quota in Redis. A transaction replaces the value if no other process has in between, else it is applied again.
-
-    When Redis is lost, each process continues with an equal share of the rate among those that were present, or with
-    half of it if that is unknown. Together they stay within the quota, unless Redis is lost to one process alone: the
-    others then use its share too, until throttling responses slow all of them down.
 
     Args:
         connection: an open one.
@@ -166,56 +177,31 @@ class RedisBackend:
     """
 
     def __init__(self, connection: RedisConnection, name: str, configured_rate: float) -> None:
-        self._connection, self._key, self._configured_rate = connection, f"auditor:{name}", configured_rate
+        self._connection, self._key = connection, key_of(name)
         sends = LOGGED_SENDS_OF_SEARCH
         if configured_rate != math.inf:
             sends = min(max(MIN_LOGGED_SENDS, math.ceil(LOGGED_SECONDS * configured_rate)), MAX_LOGGED_SENDS)
-        self._allocate(bytes(size_for(sends)))
-        self._stamp, self._added = b"", 0.0
-        self._offset, self._now, self._synced_at = connection.offset, 0.0, -math.inf
-        self._events: list[Command[None]] = []
-        self._turn = anyio.Lock()
-        self._is_lost = False
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def _allocate(self, stored: bytes, other_participants: int = 0) -> None:
-        """Use memory of the size of a stored quota."""
-        self._stored, self._memory = stored, bytearray(stored)
-        self.quota = SharedQuota(self._configured_rate, memoryview(self._memory))
-        self.quota.other_participants = other_participants
+        super().__init__(connection.address, configured_rate, ERA, bytearray(size_for(sends)))
+        self._added = 0.0
+        self._offset, self._now = connection.offset, 0.0
 
     def clock(self) -> float:
         """See ``QuotaBackend``; it is the server's clock."""
         self._now = max(self._now, time.monotonic() + self._offset)
         return self._now
 
-    async def transaction(self, command: Command[T]) -> T:
-        """See ``QuotaBackend``."""
-        async with self._turn:
-            if not self._is_lost:
-                try:
-                    return await self._transact(command)
-                except _RedisLostError as error:
-                    self._continue_alone(str(error))
-            self._apply_events()
-            self._events.clear()
-            return command.apply(self.quota, self.clock())
-
-    def record(self, event: Command[None], *, immediately: bool = False) -> None:
-        """See ``QuotaBackend``."""
-        self._events.append(event)
-        if immediately:
-            self._start(self._send_events())
-
-    async def _send_events(self) -> None:
-        if self._events:
-            await self.transaction(Command(SharedQuota.refresh))
+    def _use_memory(self, memory: bytearray) -> None:
+        self._stamp, self._stored = b"", bytes(memory)
+        super()._use_memory(memory)
 
     async def _transact(self, command: Command[T]) -> T:
-        while True:
-            self._restore()
-            events = len(self._events)
-            self._apply_events()
+        deadline = time.monotonic() + MAX_CONFLICT_SECONDS
+        while time.monotonic() < deadline:
+            self._memory[:] = self._stored
+            self._load()
+            events = list(self._events)
+            for event in events:
+                event.apply(self.quota, self.clock())
             result = command.apply(self.quota, self.clock())
             self.quota.store(ERA)
             stamp, memory = secrets.token_bytes(8), bytes(self._memory)
@@ -223,43 +209,32 @@ class RedisBackend:
             reply = await self._connection.replace(self._key, self._stamp, value)
             if reply.stored is None:
                 self._stamp, self._stored = stamp, memory
-                del self._events[:events]
+                del self._events[: len(events)]
                 self._adjust_clock(reply)
-                self._synced_at = self.clock()
+                self._on_synced()
                 return result
-            is_lost = not reply.stored and self._stamp
             self._adopt(reply.stored)
             self._adjust_clock(reply)
-            if is_lost:
-                log.info("Redis has lost the shared quota; starting it again", seconds=REJOIN_DELAY)
-                await anyio.sleep(REJOIN_DELAY)
-
-    def _restore(self) -> None:
-        """Return to the stored quota; nothing of a failed transaction remains."""
-        self._memory[:] = self._stored
-        self.quota.load(self._configured_rate, ERA, self.clock())
-
-    def _apply_events(self) -> None:
-        now = self.clock()
-        for event in self._events:
-            event.apply(self.quota, now)
+        raise QuotaLostError(f"others have changed it all the time for {MAX_CONFLICT_SECONDS:g} s")
 
     def _adopt(self, value: bytes) -> None:
         """Take over what another process has written, in the larger memory, so all have room for their rate."""
         self._stamp = value[:8]
         size = len(value) - _ENVELOPE.size
-        if size % 8 or not size_for(1) <= size <= size_for(MAX_LOGGED_SENDS):
+        added = _ENVELOPE.unpack_from(value)[1] if size >= 0 else 0.0
+        if size % 8 or not size_for(1) <= size <= size_for(MAX_LOGGED_SENDS) or not 0 <= added <= MAX_ADDED:
             self._stored = bytes(len(self._stored))  # empty, or not a quota
             return
-        _, added = _ENVELOPE.unpack_from(value)
-        self._added = added if 0 <= added < math.inf else 0.0
+        self._added = added
         stored = value[_ENVELOPE.size :]
         if len(stored) < len(self._stored):
             larger = bytearray(len(self._stored))
             copy_quota(memoryview(stored), memoryview(larger))
             stored = bytes(larger)
         if len(stored) > len(self._stored):
-            self._allocate(stored, self.quota.other_participants)
+            others = self.quota.other_participants
+            super()._use_memory(bytearray(stored))
+            self.quota.other_participants = others
         self._stored = stored
 
     def _adjust_clock(self, reply: _RedisReply) -> None:
@@ -271,46 +246,12 @@ class RedisBackend:
         behind = self._offset - self._added - reply.high
         if behind > MAX_CLOCK_STEP:
             self._added += behind
+        before = self._offset
         self._offset = min(max(self._offset, reply.low + self._added), reply.high + self._added)
+        if self._synced and self._offset - before > STATE_LIFETIME / 2:
+            # All that was shared would be forgotten. One jump is harmless, but others may repeat it.
+            raise QuotaLostError("its time has jumped ahead")
 
-    def _continue_alone(self, reason: str) -> None:
-        self._restore()
-        others = self.quota.other_participants
-        if self.clock() - self._synced_at > PRESENCE_TIMEOUT:
-            others = max(others, 1)
-        rate = self.quota.rate
-        self.quota.rate_limit = rate.current_rate * (1 + rate.margin) / (1 + others)
-        self._is_lost = True
-        log.warning(
-            "Redis is lost: using a reduced rate until it responds again",
-            per_second=round(self.quota.rate_limit, 3),
-            others=others,
-            reason=reason,
-        )
-        self._start(self._rejoin())
-
-    async def _rejoin(self) -> None:
-        while True:
-            await anyio.sleep(RECONNECT_INTERVAL)
-            try:
-                await self._connection.read_clock()
-            except _RedisLostError:
-                continue
-            break
-        async with self._turn:
-            await anyio.sleep(REJOIN_DELAY)
-            self._stamp, self._stored = b"", bytes(len(self._stored))  # what the others wrote counts
-            self.quota.rate_limit = math.inf
-            self._is_lost = False
-        log.warning("Redis responds again: the quota is shared")
-
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def close(self) -> None:
-        """See ``QuotaBackend``. The connection is closed by its owner."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    async def _check(self) -> None:
+        """See ``SharedBackend``."""
+        await self._connection.check(self._key)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import anyio
 
 from auditor.errors import (
+    ClockSkewError,
     InvalidRequestError,
     NeverActivatedError,
     NotFoundError,
@@ -22,8 +23,8 @@ from auditor.resilience.rate_limiter import RateLimiter
 
 T = TypeVar("T")
 
-MAX_THROTTLED = 20
-"""Throttling responses to one request after which it fails: then they concern the request, not the account."""
+MAX_ACCOUNT_ERRORS = 20
+"""Throttling responses and refused timestamps after which a request fails if others succeed: it is not the account."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,25 @@ class RetryBudget:
                 self.exhausted = self._turn.statistics().tasks_waiting > 0
 
 
+class PausedTasks:
+    """Counts tasks that wait, mostly before a retry. They hold no worker: ``on_pause`` may start another one meanwhile.
+
+    Otherwise a product that fails for every device would soon hold all workers, and delay the devices of the others.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.on_pause: Callable[[], None] | None = None
+
+    def __enter__(self) -> None:
+        self.count += 1
+        if self.on_pause is not None:
+            self.on_pause()
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+
+
 class RetryingCaller:
     """Send the requests of one operation: within its quota, with retries, and with probes while the circuit is open.
 
@@ -116,6 +136,7 @@ class RetryingCaller:
         backoff: number of attempts and delays.
         retry_budget: fraction of the quota that retries may use.
         probe: a request that succeeded in an earlier session of the run; later successes replace it.
+        paused: counts the requests that wait before a retry.
         jitter: random number in [0, 1).
     """
 
@@ -127,9 +148,11 @@ class RetryingCaller:
         *,
         retry_budget: float = 0.1,
         probe: Callable[[], Awaitable[object]] | None = None,
+        paused: PausedTasks | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.stats = RequestStats()
+        self._paused = paused or PausedTasks()
         self.retry_budget = RetryBudget(retry_budget, limiter)
         self._limiter, self._breaker, self._backoff, self._jitter = limiter, breaker, backoff, jitter
         self._one_at_a_time, self._probing = anyio.Lock(), anyio.Lock()
@@ -151,7 +174,8 @@ class RetryingCaller:
         return await self._send(request)
 
     async def _send(self, request: Callable[[], Awaitable[T]]) -> CallResult[T]:
-        attempts = failures = throttled = 0
+        attempts = failures = account_errors = 0
+        answered_before = self.stats.answered
         while True:
             if self._breaker.is_open:
                 await self._wait_until_closed(request)
@@ -161,10 +185,11 @@ class RetryingCaller:
                 continue
             attempts += 1
             result = await self._attempt(request, sent_at, is_retry=attempts > 1)
-            if isinstance(result, ThrottledError):
-                # It concerns the account, not the device: no attempt is used up, and the limiter does the waiting.
-                throttled += 1
-                if throttled >= MAX_THROTTLED:
+            if isinstance(result, ThrottledError | ClockSkewError):
+                # It concerns the account, not the device: no attempt is used up. The limiter does the waiting, and a
+                # clock needs none: the client learns from a few refusals, or denies the account.
+                account_errors += 1
+                if account_errors % MAX_ACCOUNT_ERRORS == 0 and await self._others_succeed(answered_before):
                     return CallResult(result, attempts)
             elif not isinstance(result, TransientError):
                 return CallResult(result, attempts)
@@ -174,12 +199,19 @@ class RetryingCaller:
                     return CallResult(result, attempts)
                 await self._wait_to_retry(failures)
 
+    async def _others_succeed(self, answered_before: int) -> bool:
+        """Return whether another request has succeeded since then; if none has, probe the account."""
+        if self.stats.answered == answered_before:
+            await self.probe_account()
+        return self.stats.answered > answered_before
+
     async def _wait_to_retry(self, failures: int) -> None:
         if failures == PROBE_AFTER_FAILURES and not self._breaker.has_succeeded:
             await self.probe_account()
-        await anyio.sleep(self._backoff.delay(failures, self._jitter()))
-        if not self._breaker.is_open:
-            await self.retry_budget.acquire(self._breaker)
+        with self._paused:
+            await anyio.sleep(self._backoff.delay(failures, self._jitter()))
+            if not self._breaker.is_open:
+                await self.retry_budget.acquire(self._breaker)
 
     async def _attempt(
         self, request: Callable[[], Awaitable[T]], sent_at: float, *, is_retry: bool
@@ -223,12 +255,16 @@ class RetryingCaller:
             await self._attempt(self._last_successful, sent_at, is_retry=True)
 
     async def _wait_until_closed(self, request: Callable[[], Awaitable[object]]) -> None:
-        """Return when the circuit is closed. The first caller probes (half-open), and the others wait for it."""
+        """Return when the circuit is closed. The first caller probes (half-open), and the others wait for it.
+
+        The first probe is sent immediately: if it succeeds, the failures were those of a few devices or of a product.
+        """
         async with self._probing:
             probes = 0
             while self._breaker.is_open:
+                if probes:
+                    await anyio.sleep(PROBE_BACKOFF.delay(probes, 0.5 + 0.5 * self._jitter()))
                 probes += 1
-                await anyio.sleep(PROBE_BACKOFF.delay(probes, 0.5 + 0.5 * self._jitter()))
                 sent_at = await self._limiter.acquire()
                 self._breaker.check()
                 if self._breaker.is_open:

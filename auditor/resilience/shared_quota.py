@@ -22,8 +22,8 @@ from auditor.resilience.adaptive_rate import (
 
 T = TypeVar("T")
 
-VERSION = 2
-"""Version of the layout of shared memory."""
+VERSION = 3
+"""Version of the layout. It is part of the names of shared files and keys, so other versions use others."""
 
 MAX_PARTICIPANTS = 16
 """Participants in the table. Any others take permits of the same schedule, but are not counted."""
@@ -46,15 +46,13 @@ STATE_LIFETIME = 60.0
 MAX_AHEAD = 300.0
 """Seconds ahead of now that a stored moment can be. Later ones are of another clock."""
 
+MIN_CONFIGURED_RATE, ROUNDING = 1e-6, 1e-9
+"""Requests a second that a participant can have configured at least, and the relative error of a product of rates."""
+
 
 class _Header(NamedTuple):
-    """The first fields of shared memory.
+    """The first fields of a shared quota. ``era`` differs where times mean something else."""
 
-    ``sequence`` counts writes by two and is odd while one is in progress, as in a seqlock. A process that is killed
-    then leaves an odd one, and the next reader starts from scratch. ``era`` differs where times mean something else.
-    """
-
-    sequence: int
     version: int
     participant_count: int
     era: float
@@ -74,11 +72,10 @@ class _Presence(NamedTuple):
     priority_until: float
 
 
-_SEQUENCE, _HEADER, _RATE, _PRESENCE = Struct("=Q"), Struct("=QIIdddQQd"), Struct("=9d"), Struct("=Qddd")
+_HEADER, _RATE, _PRESENCE = Struct("=IIdddQQd"), Struct("=9d"), Struct("=Qddd")
 
 _TABLE_AT = _HEADER.size + _RATE.size
 _LOG_AT = _TABLE_AT + MAX_PARTICIPANTS * _PRESENCE.size
-_SEQUENCE_MASK = 2**64 - 1
 
 
 def size_for(sends: int) -> int:
@@ -143,61 +140,62 @@ class SharedQuota:
         log = allocate_log(MAX_LOGGED_SENDS) if memory is None else memory[_LOG_AT:].cast("d")
         self.rate = CubicRateController(configured_rate, SendLog(log))
 
-    def load(self, configured_rate: float, era: float, now: float) -> None:
+    def load(self, configured_rate: float, era: float, now: float) -> bool:
         """Read what the others have written; start from scratch if it is of another time, empty or corrupt.
 
-        ``era`` is a number that differs where times mean something else, as after a restart of the machine.
+        ``era`` is a number that differs where times mean something else, as after a restart of the machine. Return
+        whether it was read.
         """
         memory, latest = self._shared_memory, now + MAX_AHEAD
         is_valid = self._read(memory, era, latest)
-        last = max(self._active_at, self.paused_until)  # no participant takes permits in a long pause
-        if not is_valid or not now - STATE_LIFETIME <= last <= latest:
-            sequence = self._begin_write(memory)
-            memory[:] = bytes(len(memory))
-            _SEQUENCE.pack_into(memory, 0, sequence)
-            self._presences = []
-            self._active_at = self.paused_until = 0.0
-            self._last_token = self._priority_in_a_row = 0
-            self.rate = CubicRateController(configured_rate, self.rate.send_log)
+        if is_valid and now - STATE_LIFETIME <= self.active_until <= latest:
+            return True
+        memory[:] = bytes(len(memory))
+        self._presences = []
+        self._active_at = self.paused_until = 0.0
+        self._last_token = self._priority_in_a_row = 0
+        self.rate = CubicRateController(configured_rate, self.rate.send_log)
+        return False
 
     def _read(self, memory: "memoryview[int]", era: float, latest: float) -> bool:
-        """Read the memory; return whether it is plausible, with no moment after ``latest``."""
+        """Read the memory; return whether every value can be a participant's, with no moment after ``latest``."""
         header = _Header._make(_HEADER.unpack_from(memory))
-        if header.sequence % 2 or (header.version, header.era) != (VERSION, era):
+        if (header.version, header.era) != (VERSION, era) or header.participant_count > MAX_PARTICIPANTS:
             return False
         state = RateState._make(_RATE.unpack_from(memory, _HEADER.size))
-        moments_are_plausible = header.active_at <= latest and header.paused_until <= latest
-        counts_are_plausible = header.participant_count <= MAX_PARTICIPANTS and self.rate.send_log.is_plausible
-        rates_are_plausible = header.configured_rate > 0 and state.is_plausible(latest)
-        if not (moments_are_plausible and counts_are_plausible and rates_are_plausible):
+        table = memory[_TABLE_AT : _TABLE_AT + header.participant_count * _PRESENCE.size]
+        presences = [_Presence._make(row) for row in _PRESENCE.iter_unpack(table)]
+        moments = [header.active_at, header.paused_until]
+        for row in presences:
+            moments += row.until, row.priority_until
+        rates = [header.configured_rate, *(row.configured_rate for row in presences)]
+        # A rate above the configured one would exceed the quota of all participants together.
+        if not state.current_rate * (1 + state.margin) <= header.configured_rate * (1 + ROUNDING):
+            return False
+        if not (all(moment <= latest for moment in moments) and all(rate >= MIN_CONFIGURED_RATE for rate in rates)):
+            return False
+        if not (state.is_plausible(latest) and self.rate.send_log.is_plausible):
             return False
         self._active_at, self.paused_until = header.active_at, header.paused_until
         self._last_token, self._priority_in_a_row = header.last_token, header.priority_in_a_row
         self.rate.restore(header.configured_rate, state)
-        table = memory[_TABLE_AT : _TABLE_AT + header.participant_count * _PRESENCE.size]
-        self._presences = [_Presence._make(row) for row in _PRESENCE.iter_unpack(table)]
-        return all(
-            row.configured_rate > 0 and row.until <= latest and row.priority_until <= latest for row in self._presences
-        )
-
-    @staticmethod
-    def _begin_write(memory: "memoryview[int]") -> int:
-        """Mark the memory as being written and return the odd sequence number."""
-        sequence: int = _SEQUENCE.unpack_from(memory)[0] | 1
-        _SEQUENCE.pack_into(memory, 0, sequence)
-        return sequence
+        self._presences = presences
+        return True
 
     def store(self, era: float) -> None:
         """Write the quota for the others."""
         memory, rate = self._shared_memory, self.rate
-        sequence = self._begin_write(memory)
         active = self._active_at, self.paused_until, self._last_token, self._priority_in_a_row
-        header = _Header(sequence, VERSION, len(self._presences), era, *active, rate.configured_rate)
+        header = _Header(VERSION, len(self._presences), era, *active, rate.configured_rate)
         _HEADER.pack_into(memory, 0, *header)
         _RATE.pack_into(memory, _HEADER.size, *rate.state)
         for number, row in enumerate(self._presences):
             _PRESENCE.pack_into(memory, _TABLE_AT + number * _PRESENCE.size, *row)
-        _SEQUENCE.pack_into(memory, 0, (sequence + 1) & _SEQUENCE_MASK)
+
+    @property
+    def active_until(self) -> float:
+        """Moment of the latest activity, or the end of a pause: no participant takes permits in a long pause."""
+        return max(self._active_at, self.paused_until)
 
     @property
     def _shared_memory(self) -> "memoryview[int]":

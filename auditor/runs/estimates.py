@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from auditor.runs.folder import FLEET, PLAN
-from auditor.runs.manifest import Recheck
+from auditor.runs.selection_info import OutdatedResults, Recheck, SelectionInfo
 from auditor.runs.views import INVENTORY
-from auditor.stats.intervals import Interval, error_rate
+from auditor.stats.intervals import Interval, Stratum, error_rate
+from auditor.stats.ratio_estimator import combined_share_interval
 from auditor.stats.stratified import StratifiedCounts
 from auditor.storage.database import Database, device_key_sql, parquet, scalar
 from auditor.storage.json_types import Count, NonEmptyText, PositiveCount, Share
@@ -191,31 +192,70 @@ MODULE_VERSIONS = (
 """SQL of an answer's modules as a list that is equal if the modules are; names are equal regardless of case."""
 
 
-def read_recheck(database: Database, carried: int) -> Recheck | None:
-    """Return the result of the spot check of carried results; None: no device was checked.
+def read_recheck(database: Database, selection: SelectionInfo | None) -> Recheck | None:
+    """Return the result of the spot check; None: no device was checked.
 
-    ``carried`` is the number of devices whose results were selected to be carried, without the checked ones.
+    An account that was selected by a version without ``unchanged`` has the results to carry, and the checked ones.
     """
-    checked = scalar(database, "SELECT count(*) FROM planned WHERE selection_reason = 'recheck'")
-    if not checked:
+    planned = "SELECT account, count(*) FROM planned WHERE selection_reason = 'recheck' GROUP BY ALL ORDER BY ALL"
+    checked = dict(database.execute(planned).fetchall())
+    if not checked or selection is None:
         return None
     changed = f"p.status <> l.status OR {MODULE_VERSIONS.format('p.modules')} <> {MODULE_VERSIONS.format('l.modules')}"
     # Aliases of one device have a line under either name, and one row in the plan for each.
-    columns = f"{device_key_sql('p.')} AS key, {changed} AS changed"
+    columns = f"p.account, {device_key_sql('p.')} AS key, {changed} AS changed"
     answers = _planned_answers("JOIN", columns, "selection_reason = 'recheck'", "queried")
-    devices = f"SELECT key, bool_or(changed) AS changed FROM ({answers}) GROUP BY key"
-    query = f"SELECT count(*), count(*) FILTER (changed) FROM ({devices})"
-    answered, different = database.execute(query).fetchone() or (0, 0)
-    recheck = Recheck(carried + checked, checked, answered, different)
-    if not answered:
+    devices = f"SELECT account, key, bool_or(changed) AS changed FROM ({answers}) GROUP BY ALL"
+    query = f"SELECT account, count(*), count(*) FILTER (changed) FROM ({devices}) GROUP BY ALL"
+    found = {account: counts for account, *counts in database.execute(query).fetchall()}
+    strata = []
+    for each in selection.accounts:
+        unchanged = each.carried + checked.get(each.account, 0) if each.unchanged is None else each.unchanged
+        answered, different = found.get(each.account, (0, 0))
+        if max(unchanged, answered):
+            strata.append(Stratum(max(unchanged, answered), answered, answered, different))
+    counts = (sum(each.devices for each in strata), sum(checked.values()))
+    recheck = Recheck(*counts, sum(each.sampled for each in strata), sum(each.on_version for each in strata))
+    if not recheck.answered:
         return recheck
-    rate = error_rate(carried + checked, answered, different)
+    if len(strata) == 1:
+        rate = error_rate(recheck.carried, recheck.answered, recheck.changed)
+    else:  # accounts may have different budgets, and so different fractions of their devices are checked
+        rate = combined_share_interval(strata)
     return replace(recheck, rate=round(rate.share, 8), low=round(rate.low, 8), high=round(rate.high, 8))
 
 
+def estimate_outdated(
+    database: Database, selection: SelectionInfo | None, recheck: Recheck | None
+) -> OutdatedResults | None:
+    """Return how many of the carried results of an incremental run are outdated; None if that is not estimated.
+
+    The results that were checked are not carried, whether they were outdated or not.
+    """
+    accounts = () if selection is None or selection.strategy != "incremental" else selection.accounts
+    carried = scalar(database, "SELECT count(*) FROM lines WHERE source = 'carried'") if accounts else 0
+    if not carried or not accounts or any(each.unchanged is None for each in accounts):
+        return None
+    left = _planned_answers("SEMI JOIN", "p.account", "selection_reason = 'recheck'", "carried")
+    checked = 0 if recheck is None else recheck.checked - scalar(database, f"SELECT count(*) FROM ({left})")
+    unchanged = sum(each.unchanged or 0 for each in accounts)
+    unchecked = min(carried, max(0, unchanged - checked))
+    may_have_changed = carried - unchecked
+    if recheck is None or recheck.low is None or recheck.high is None:
+        return OutdatedResults(carried, may_have_changed)
+    low, high = (min(unchecked, max(0.0, limit * unchanged - recheck.changed)) for limit in (recheck.low, recheck.high))
+    return OutdatedResults(
+        carried, may_have_changed, round(low / carried, 8), round((high + may_have_changed) / carried, 8)
+    )
+
+
 def count_not_reached(database: Database) -> int:
-    """Count the devices that were selected and not queried, and whose previous results are carried instead."""
-    return scalar(database, f"SELECT count(*) FROM ({_planned_answers('SEMI JOIN', 'p.account', 'true', 'carried')})")
+    """Count the devices that were selected and not queried, and whose previous results are carried instead.
+
+    Devices that were selected only for the spot check do not count: nothing shows that they changed.
+    """
+    left = _planned_answers("SEMI JOIN", "p.account", "selection_reason <> 'recheck'", "carried")
+    return scalar(database, f"SELECT count(*) FROM ({left})")
 
 
 def _planned_answers(join: str, columns: str, condition: str, source: str) -> str:

@@ -1,6 +1,9 @@
 """The files of a run folder, and the runs of a directory."""
 
+import contextlib
 import os
+import re
+import time
 from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +12,8 @@ import structlog
 
 from auditor.errors import RunFolderError, UsageError
 from auditor.runs.manifest import MANIFEST, Manifest, file_info, read_manifest
-from auditor.storage.files import translate_os_errors
+from auditor.storage.files import create_file, translate_os_errors
+from auditor.text.formatting import format_utc
 
 log = structlog.get_logger()
 
@@ -31,6 +35,44 @@ INVENTORY_XLSX = "inventory.xlsx"
 
 PRESENTATION_FILES = (REPORT_HTML, INVENTORY_XLSX)
 """Files that hooks make of a sealed run for people. They are outside the run's contract; a resume removes them."""
+
+
+MAX_CLOCK_DIFFERENCE = 3 * 86_400.0
+"""Seconds that the start of a run can be in the future, by the clock of another machine. A later one is impossible."""
+
+FOLDER_NAME = re.compile(r"(\d{8}T\d{6}Z)-.+")
+"""Name of a run folder: the time at which the run started, and the name of the run."""
+
+
+PENDING_HOOKS = ".hooks"
+"""An empty file in a run folder while the run's hooks, such as its policy and its report, are still to run."""
+
+DEFERRED_HOOKS = ".hooks-deferred"
+"""What ``PENDING_HOOKS`` is renamed to after hooks of which some need other settings, which only a user can give."""
+
+
+def has_pending_hooks(folder: Path, *, deferred: bool = True) -> bool:
+    """Return whether hooks of a run have not run: it is in progress, was killed before, or they were ``deferred``."""
+    return (folder / PENDING_HOOKS).is_file() or (deferred and (folder / DEFERRED_HOOKS).is_file())
+
+
+def mark_pending_hooks(folder: Path) -> None:
+    """Record that the hooks of a run are to run when it has ended; raise OSError if that cannot be written."""
+    if not os.path.lexists(folder / PENDING_HOOKS):
+        create_file(folder / PENDING_HOOKS)
+
+
+def clear_pending_hooks(folder: Path) -> None:
+    """Record that the hooks of a run have run, with success or not."""
+    with contextlib.suppress(OSError):  # a folder that cannot be written any more: a resume runs them again
+        for name in (PENDING_HOOKS, DEFERRED_HOOKS):
+            (folder / name).unlink(missing_ok=True)
+
+
+def defer_hooks(folder: Path) -> None:
+    """Record that the hooks of a run have run, except for some that need other settings."""
+    with contextlib.suppress(OSError):  # none were pending, or the folder cannot be written any more
+        (folder / PENDING_HOOKS).rename(folder / DEFERRED_HOOKS)
 
 
 def refuse_run_file(path: Path) -> None:
@@ -64,12 +106,12 @@ class StoredRun(NamedTuple):
 
 
 class RunCatalog:
-    """The runs of a directory, as they were when it was read. Hidden folders and links are skipped.
+    """The runs of a directory, as they were when it was read. Hidden folders, links, and other folders are skipped.
 
     With ``missing_ok``, a directory that does not exist is an empty one. One that cannot be read raises RunFolderError.
 
     Attributes:
-        runs: the newest first.
+        runs: the newest first; those with an impossible time last.
         unreadable: what is wrong with run folders whose manifest cannot be read.
     """
 
@@ -77,17 +119,28 @@ class RunCatalog:
         self.directory = directory
         self.runs: list[StoredRun] = []
         self.unreadable: list[RunFolderError] = []
-        if missing_ok and not directory.exists():
-            return
+        self._latest_start = time.time() + MAX_CLOCK_DIFFERENCE
         with translate_os_errors(f"{directory}: cannot be read", RunFolderError):
+            if missing_ok and not directory.exists():
+                return
             folders = [path for path in directory.iterdir() if not path.name.startswith(".") and not path.is_symlink()]
         for folder in folders:
-            if (folder / MANIFEST).is_file():  # another process may delete the folder in between
-                try:
+            try:
+                if has_manifest(folder):  # another process may delete the folder in between
                     self.runs.append(StoredRun(read_manifest(folder), folder))
-                except RunFolderError as error:
-                    self.unreadable.append(error)
-        self.runs.sort(key=lambda run: (run.manifest.started_at, run.folder.name), reverse=True)
+            except RunFolderError as error:
+                self.unreadable.append(error)
+        self.runs.sort(key=self._order, reverse=True)
+
+    def is_possible(self, run: StoredRun) -> bool:
+        """Return whether a run's start, in its manifest and in its folder's name, is not in the future."""
+        stamp = FOLDER_NAME.fullmatch(run.folder.name)
+        latest_stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._latest_start))
+        in_time = run.manifest.started_at <= format_utc(self._latest_start)
+        return in_time and (stamp is None or stamp[1] <= latest_stamp)
+
+    def _order(self, run: StoredRun) -> tuple[bool, str, str]:
+        return self.is_possible(run), run.manifest.started_at, run.folder.name
 
     def named(self, name: str) -> list[StoredRun]:
         """Return the runs of one name, the newest first."""
@@ -104,15 +157,16 @@ class RunCatalog:
 
     def previous(self, manifest: Manifest, folder: Path) -> StoredRun | None:
         """Return the newest ended run of the same name that began before a run; None if there is none."""
-        own = (manifest.started_at, folder.name)
-        earlier = (run for run in self.named(manifest.name) if (run.manifest.started_at, run.folder.name) < own)
+        own = self._order(StoredRun(manifest, folder))
+        earlier = (run for run in self.named(manifest.name) if self._order(run) < own)
         return next((run for run in earlier if run.ended), None)
 
     def baseline(self, name: str) -> StoredRun | None:
         """Return the run that ``since = "last"`` refers to; None if there is none.
 
         It is the newest finished run of the name with no pending device; without one, the newest finished run. Samples
-        and runs of an incomplete fleet (``--limit``, ``--account``) do not qualify, nor do runs without any answer.
+        and runs of an incomplete fleet (``--limit``, ``--account``) do not qualify, nor do runs without any answer, or
+        without an answer that is believed.
         The run's files are not read.
         """
         finished = [
@@ -122,6 +176,7 @@ class RunCatalog:
             and run.sealed
             and (run.manifest.selection is None or run.manifest.selection.strategy != "sample")
             and not run.manifest.fleet.cut
+            and not run.manifest.silent_accounts.issuperset(each.name for each in run.manifest.accounts)
             and run.manifest.devices.ok + run.manifest.devices.empty + run.manifest.devices.not_found
         ]
         return next((run for run in finished if not run.manifest.devices.pending), finished[0] if finished else None)
@@ -132,6 +187,22 @@ class RunCatalog:
             log.warning("run skipped", reason=str(error))
 
 
+def has_manifest(folder: Path) -> bool:
+    """Return whether a folder has a manifest of any kind; a folder that cannot be entered is that of another program.
+
+    Raises:
+        RunFolderError: the folder has the name of a run, but cannot be read.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            (folder / MANIFEST).lstat()
+            return True
+    except OSError as error:  # such as lost+found
+        if FOLDER_NAME.fullmatch(folder.name):
+            raise RunFolderError(f"{folder}: cannot be read: {error.strerror}") from error
+    return False
+
+
 def find_run(path: Path) -> Path:
     """Return the run folder that a path refers to: itself, or the newest run in a directory of runs.
 
@@ -139,7 +210,7 @@ def find_run(path: Path) -> Path:
         RunFolderError: it is neither; or no run in it can be read, with the error of the first.
     """
     with translate_os_errors(f"{path}: cannot be read", RunFolderError):
-        if (path / MANIFEST).is_file():
+        if path.is_dir() and os.path.lexists(path / MANIFEST):
             return path
         if not path.is_dir():
             raise RunFolderError(f"{path}: is not a folder; give a run folder or a directory of runs")

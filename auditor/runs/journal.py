@@ -17,7 +17,8 @@ import anyio
 import orjson
 
 from auditor.models import DeviceFailure, DeviceResult, Outcome
-from auditor.storage.files import AppendOnlyFile, translate_os_errors
+from auditor.storage.append_only import AppendOnlyFile
+from auditor.storage.files import create_file, translate_os_errors
 from auditor.text.formatting import format_utc
 
 RESERVE = ".reserve"
@@ -166,7 +167,8 @@ class DiskReserve:
     def allocate(self) -> None:
         """Take the room; raise RunNotWritableError if there is none."""
         with translate_os_errors(f"{self._path.parent}: cannot be written"):
-            self._path.write_bytes(os.urandom(RESERVE_BYTES))  # zeros might take no room
+            self._path.unlink(missing_ok=True)
+            create_file(self._path, os.urandom(RESERVE_BYTES))  # zeros might take no room
 
     def release(self) -> None:
         """Free the room. An error is ignored: the run reports a more important one then."""

@@ -8,16 +8,28 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from auditor.errors import RunFolderError, RunNotWritableError
+import structlog
+
+from auditor.errors import AuditorError, RunFolderError, RunNotWritableError
 from auditor.models import Device
-from auditor.runs.folder import FAILURES, FLEET, RESULTS
-from auditor.runs.manifest import Manifest, RequestCounts, read_manifest
-from auditor.storage.files import sync_to_disk, translate_os_errors
+from auditor.runs.folder import FAILURES, FLEET, FOLDER_NAME, RESULTS
+from auditor.runs.manifest import Manifest, read_manifest
+from auditor.runs.selection_info import RequestCounts
+from auditor.storage.files import (
+    PRIVATE_FILE,
+    check_regular,
+    create_file,
+    sync_to_disk,
+    translate_os_errors,
+)
+from auditor.text.formatting import safe
+
+log = structlog.get_logger()
 
 STARTING_PREFIX = ".new-"
 """Prefix of a folder that is being filled."""
@@ -28,49 +40,97 @@ DELETING_PREFIX = ".pruned-"
 _OWN_FOLDER = re.compile(r"\.(new-\d{8}T\d{6}Z-.+|pruned-.+)-[0-9a-f]{8}")
 """The complete name of such a folder: no other hidden folder is ever removed."""
 
-_ATTEMPTS, _RETRY_SECONDS = 3, 0.02
-"""``is_locked`` takes the lock for a moment itself, so a lock that is taken is tried again."""
+_NO_LINK = os.O_NOFOLLOW | os.O_NONBLOCK
+
+LOCK = ".lock"
+"""File whose lock protects a run folder, or a directory of runs. Only its owner can open it, so only they can lock it.
+
+The folder itself could be locked by anyone who may read it. The file is removed when the lock is released; one that a
+killed process left is used again.
+"""
+
+RUN_LOCK_WAIT, MAX_LOCK_WAIT = 0.1, 10.0
+"""Seconds until another process counts as the writer of a run, and until the wait for a directory of runs ends.
+
+A directory is locked while folders are created, renamed or checked, which takes milliseconds.
+"""
+
+_REPORT_AFTER, _RETRY_SECONDS = 1.0, 0.02
+"""Seconds until a wait is logged, and between two attempts."""
 
 
 class RunLock:
-    """An exclusive lock on a run folder. It ends with its process and leaves no file behind.
+    """An exclusive lock on a run folder. It ends with its process, and removes its file when it is released.
 
     Use as a context manager, or call ``release``.
 
     Raises:
         RunFolderError: another process holds it, or the folder does not exist.
-        RunNotWritableError: the file system does not support locks.
+        RunNotWritableError: the file system does not support locks, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._descriptor = _open_folder(folder)
+    _holder_text = "another process is writing this run"
+
+    def __init__(self, folder: Path, *, max_wait: float = RUN_LOCK_WAIT) -> None:
+        self._descriptor = -1
+        with translate_os_errors(f"{folder}: cannot be opened", RunFolderError):
+            self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            self._lock(folder)
+            with translate_os_errors(f"{folder}: cannot be locked"):
+                self._acquire(folder, max_wait)
         except BaseException:
             self.release()
             raise
 
-    def _lock(self, folder: Path) -> None:
-        for attempts_left in reversed(range(_ATTEMPTS)):
-            try:
-                return fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not attempts_left:
-                    raise RunFolderError(f"{folder}: another process is writing this run") from None
-            except OSError as error:
-                raise RunNotWritableError(f"{folder}: cannot be locked: {error.strerror}") from error
+    def _acquire(self, folder: Path, max_wait: float) -> None:
+        started, reported = time.monotonic(), False
+        while not self._try_lock():
+            waited = time.monotonic() - started
+            if waited >= max_wait:
+                raise RunFolderError(f"{folder}: {self._holder_text}{describe_lock_holder(folder / LOCK)}")
+            if waited >= _REPORT_AFTER and not reported:
+                reported = True
+                holder = describe_lock_holder(folder / LOCK).strip(" ()")
+                log.warning("waiting for another process", file=str(folder / LOCK), holder=holder, seconds=max_wait)
             time.sleep(_RETRY_SECONDS)
-        return None
+
+    def _try_lock(self) -> bool:
+        """Return whether the lock was free and is ours now; raise OSError if there can be no lock."""
+        try:
+            descriptor = os.open(LOCK, os.O_RDWR | os.O_CREAT | _NO_LINK, PRIVATE_FILE, dir_fd=self._folder)
+        except PermissionError as error:
+            try:
+                os.stat(LOCK, dir_fd=self._folder, follow_symlinks=False)
+            except FileNotFoundError:
+                raise error from None
+            return False  # another user's: it is removed with the lock
+        try:
+            check_regular(os.fstat(descriptor))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink > 0:  # otherwise its holder removed it just now
+                self._descriptor = descriptor
+                return True
+        except BlockingIOError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        return False
 
     def release(self) -> None:
         """Release the lock."""
         if self._descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(LOCK, dir_fd=self._folder)  # the folder may have been renamed
             os.close(self._descriptor)
-            self._descriptor = -1
+        if self._folder >= 0:
+            os.close(self._folder)
+        self._descriptor = self._folder = -1
 
     def __del__(self) -> None:
         # The caller may have been cancelled while a thread created the folder for it.
-        if hasattr(self, "_descriptor"):
+        if hasattr(self, "_folder"):
             self.release()
 
     def __enter__(self) -> Self:
@@ -80,15 +140,30 @@ class RunLock:
         self.release()
 
 
-def _open_folder(folder: Path) -> int:
-    with translate_os_errors(f"{folder}: cannot be opened", RunFolderError):
-        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+class _DirectoryLock(RunLock):
+    """The lock of a directory of runs."""
+
+    _holder_text = "another process is adding or removing runs here and does not end; wait for it, or end it"
+
+
+def describe_lock_holder(path: Path) -> str:
+    """Return, in parentheses, which process holds the lock of a file, as far as the system reports it."""
+    try:
+        found = path.lstat()
+        if found.st_uid != os.geteuid():
+            return f" ({path} belongs to uid {found.st_uid}; remove it if no audit runs)"
+        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        fields = next(line.split() for line in locks if " FLOCK " in line and f":{found.st_ino} " in line)
+        name = Path(f"/proc/{int(fields[4])}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except (OSError, StopIteration, ValueError, IndexError):
+        return ""
+    return f" (process {fields[4]}, {safe(name)})"
 
 
 def is_locked(folder: Path) -> bool:
     """Return whether a process is writing this folder now."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | _NO_LINK)
     except OSError:
         return False
     try:
@@ -100,25 +175,27 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def directory_lock(directory: Path) -> Iterator[None]:
+def directory_lock(directory: Path, max_wait: float = MAX_LOCK_WAIT) -> RunLock:
     """Give one process at a time the right to check, add or remove run folders. Raises the errors of ``RunLock``."""
-    descriptor = _open_folder(directory)
-    try:
-        with translate_os_errors(f"{directory}: cannot be locked"):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    return _DirectoryLock(directory, max_wait=max_wait)
 
 
-def create_run_folder(directory: Path, name: str, fill: Callable[[Path], None], *, now: float) -> tuple[Path, RunLock]:
+def create_run_folder(
+    directory: Path,
+    name: str,
+    fill: Callable[[Path], None],
+    *,
+    now: float,
+    group_readable: bool = False,
+    max_wait: float = MAX_LOCK_WAIT,
+) -> tuple[Path, RunLock]:
     """Create ``<directory>/<UTC time>-<name>`` with the files that ``fill`` writes, locked; on failure nothing remains.
 
-    The directory is created if it does not exist. ``now`` is in seconds since 1970.
+    The directory is created if it does not exist. Only this user can read it, and with ``group_readable`` its group.
+    ``now`` is in seconds since 1970; ``max_wait`` is how many seconds to wait for other processes.
 
     Raises:
-        RunFolderError: a run of this name is being written in this directory.
+        RunFolderError: a run of this name is being written in this directory, or the directory stays locked.
         RunNotWritableError: the directory cannot be written.
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
@@ -129,18 +206,23 @@ def create_run_folder(directory: Path, name: str, fill: Callable[[Path], None], 
     except UnicodeEncodeError:
         raise RunNotWritableError(f"{str(directory)!r}: its name is not UTF-8, so it cannot contain runs") from None
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with directory_lock(directory):
+        mode = 0o750 if group_readable else 0o700
+        directory.mkdir(mode, parents=True, exist_ok=True)
+        with directory_lock(directory, max_wait):
             refuse_overlap(directory, name)
             remove_stale_folders(directory)
-            fresh.mkdir()
+            fresh.mkdir(mode)
+            fresh.chmod(mode)  # whatever the umask is
             lock = RunLock(fresh)
         for live in (RESULTS, FAILURES):
-            (fresh / live).touch()
+            create_file(fresh / live)
         fill(fresh)
-        for path in (*fresh.iterdir(), fresh):
+        for path in fresh.iterdir():
+            if path.is_file() and path.name != LOCK:
+                path.chmod(mode & 0o666)
             sync_to_disk(path)
-        with directory_lock(directory):  # otherwise another process could miss the folder under both names
+        sync_to_disk(fresh)
+        with directory_lock(directory, max_wait):  # otherwise another process could miss the folder under both names
             folder = _rename(fresh, directory / f"{stamp}-{name}")
         sync_to_disk(directory)
     except BaseException as error:
@@ -153,12 +235,39 @@ def create_run_folder(directory: Path, name: str, fill: Callable[[Path], None], 
     return folder, lock
 
 
+def rename_corrected(folder: Path, manifest: Manifest) -> Path:
+    """Give a run folder the name of the time at which its run really started, if a clock was wrong; return its path.
+
+    The caller holds the lock of the run. A folder that cannot be renamed keeps its name.
+    """
+    named = FOLDER_NAME.fullmatch(folder.name)
+    stamp = manifest.started_at[:19].replace("-", "").replace(":", "") + "Z"
+    if manifest.clock_offset is None or named is None or named[1] == stamp:
+        return folder
+    path = folder.resolve()
+    try:
+        with directory_lock(path.parent):
+            renamed = _rename(path, path.with_name(f"{stamp}-{manifest.name}"))
+        sync_to_disk(path.parent)
+    except (OSError, AuditorError) as error:
+        log.warning("the run folder keeps the name of a wrong time", folder=str(folder), reason=str(error))
+        return folder
+    return folder.with_name(renamed.name)
+
+
 def refuse_overlap(directory: Path, name: str, *, except_folder: Path | None = None) -> None:
-    """Raise RunFolderError if another run of this name is being written; call it inside ``directory_lock``."""
+    """Raise RunFolderError if another run of this name is being written; call it inside ``directory_lock``.
+
+    Links and folders of other users are ignored: any user could pretend to run an audit. Modes do not matter, since
+    file systems without modes show every folder as writable by others.
+    """
+    own_users = {os.geteuid(), 0}
     for folder in directory.iterdir():
         being_filled = _OWN_FOLDER.fullmatch(folder.name) is not None
         other = folder.name.startswith(DELETING_PREFIX) or (folder.name.startswith(".") and not being_filled)
-        if folder != except_folder and f"-{name}" in folder.name and not other and is_locked(folder):
+        if folder == except_folder or f"-{name}" not in folder.name or other or not is_locked(folder):
+            continue
+        if not folder.is_symlink() and folder.stat().st_uid in own_users:
             own = folder.name.split("-", 2)[2].rpartition("-")[0] if being_filled else read_manifest(folder).name
             if own == name:
                 where = "reading its fleet" if being_filled else f"in {folder}"

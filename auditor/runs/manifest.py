@@ -1,6 +1,8 @@
 """``run.json``, the manifest of a run. Other programs read it: a changed name here is a change for them."""
 
 import hashlib
+import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +12,9 @@ import msgspec
 import orjson
 
 from auditor.errors import RunFolderError
-from auditor.models import ChangeDetection, Level, RunWarning
-from auditor.storage.files import replace_file
+from auditor.models import RunWarning
+from auditor.runs.selection_info import RequestCounts, SelectionInfo
+from auditor.storage.files import check_contained, open_contained, read_contained, replace_file, translate_os_errors
 from auditor.storage.json_types import (
     CallsPerSecond,
     Count,
@@ -19,14 +22,20 @@ from auditor.storage.json_types import (
     PositiveCount,
     Seconds,
     Sha256,
-    Share,
     Timestamp,
 )
+from auditor.text.formatting import format_count
 
 SCHEMA_VERSION = 2
 """Version of every JSON document that leaves the program."""
 
 MANIFEST = "run.json"
+
+MAX_MANIFEST_BYTES = 32 << 20
+"""Size up to which a manifest is read. One of 1,000 accounts with 100 gaps each has 20 MB."""
+
+DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
+"""Endings of the names of a run's files."""
 
 MAX_FAILURE_CODES = MAX_GAPS = 100
 """Codes of failures, and products with a gap of an account, that the manifest lists."""
@@ -67,6 +76,8 @@ class FleetInfo:
         sha256: SHA-256 of ``fleet.parquet``.
         limit: maximum number of devices to take from the source; null: all.
         excluded_accounts: accounts of the settings that the run does not cover (``--account``).
+        aliases: devices that are in the fleet twice, by ``iot_id`` in one row and by their names in another.
+        possible_aliases: devices of which that cannot be determined, because no answer has both names.
     """
 
     source: str
@@ -75,6 +86,19 @@ class FleetInfo:
     sha256: str
     limit: PositiveCount | None = None
     excluded_accounts: tuple[str, ...] = ()
+    aliases: Count = 0
+    possible_aliases: Count = 0
+
+    def describe_aliases(self) -> str | None:
+        """Return a sentence about devices that are, or may be, counted twice; None if there are none."""
+        if not self.aliases and not self.possible_aliases:
+            return None
+        ways = "by iot_id in one row and by product_key and device_name in another"
+        if not self.aliases:
+            return f"up to {self.possible_aliases:,} devices may be in the fleet twice, {ways}; name each in one way"
+        possible = f", and up to {self.possible_aliases:,} more may be" if self.possible_aliases else ""
+        found = f"{self.aliases:,} devices are in the fleet and in the counts twice, {ways}"
+        return f"{found}{possible}; name each in one way"
 
     @property
     def cut(self) -> bool:
@@ -171,114 +195,6 @@ class FileInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestCounts:
-    """Requests to the platform.
-
-    Attributes:
-        sent: requests sent, including retries.
-        retried: those that were retries.
-        throttled: throttling responses.
-    """
-
-    sent: Count = 0
-    retried: Count = 0
-    throttled: Count = 0
-
-
-@dataclass(frozen=True, slots=True)
-class AccountSelection:
-    """The devices of an account that a run queries.
-
-    Attributes:
-        account: name of the account.
-        selected: devices selected for a query, by reason.
-        over_budget: devices with a reason for a query that the call budget did not allow from the start.
-        carried: devices whose previous results were selected to be carried forward.
-        states_requested: devices whose connection states were requested.
-        states_unknown: devices whose connection states the platform did not report.
-        requests: requests for connection states.
-        selected_at: when the selection was made; carried results are at least this old. null: not recorded.
-    """
-
-    account: str
-    selected: dict[str, Count] = field(default_factory=dict)
-    over_budget: Count = 0
-    carried: Count = 0
-    states_requested: Count = 0
-    states_unknown: Count = 0
-    requests: RequestCounts = RequestCounts()
-    selected_at: Timestamp | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Recheck:
-    """Spot check of carried results: a random sample of the devices to carry is queried.
-
-    Attributes:
-        carried: devices whose results were to be carried, including the checked ones.
-        checked: devices in the spot check.
-        answered: checked devices with a conclusive answer.
-        changed: answered devices whose result differs from the previous one.
-        rate: estimated fraction of carried results that are outdated; null: no checked device answered.
-        low: lower limit of its 95% confidence interval.
-        high: upper limit.
-    """
-
-    carried: Count
-    checked: Count
-    answered: Count
-    changed: Count
-    rate: Share | None = None
-    low: Share | None = None
-    high: Share | None = None
-
-
-Strategy = Literal["incremental", "rolling", "sample"]
-"""How devices are selected.
-
-``incremental``: those that may have changed since an earlier run. ``rolling``: as many as a budget allows. ``sample``:
-a random sample.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class SelectionInfo:
-    """The devices that a run queries, where these are not the complete fleet.
-
-    Attributes:
-        strategy: how devices are selected. incremental: those that may have changed since an earlier run. rolling: as
-            many as a budget allows. sample: a random sample.
-        baseline_run: folder of the earlier run whose results are carried forward; null: none.
-        change_detection: rule by which connection states decide that a result is carried.
-        seed: seed of the random selection.
-        max_calls: call budget; null: none.
-        sample_size: configured number of devices to sample; null: as many as the precision needs.
-        precision: configured half-width of confidence intervals, as a fraction; null: not configured.
-        precision_of: population of the shares that have this precision.
-        achieved_precision: half the widest 95% confidence interval of these shares at the end; null: not configured, or
-            no answer.
-        budget_exhausted: whether the budget ended before all selected devices were queried.
-        not_reached: selected devices that were not queried and whose previous results are carried instead.
-        accounts: accounts whose selection is final.
-        recheck: spot check of carried results; null: none.
-    """
-
-    strategy: Strategy
-    baseline_run: str | None = None
-    change_detection: ChangeDetection | None = None
-    seed: Count = 0
-    max_calls: PositiveCount | None = None
-    sample_size: PositiveCount | None = None
-    precision: Share | None = None
-    precision_of: Level | None = None
-    achieved_precision: Share | None = None
-    budget_exhausted: bool = False
-    not_reached: Count = 0
-    accounts: tuple[AccountSelection, ...] = ()
-    recheck: Recheck | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class GapInfo:
     """A product with fewer listed devices than the platform reported.
 
@@ -334,7 +250,7 @@ class DiscoveryInfo:
     duplicates: Count = 0
     excluded: Count = 0
     statuses: dict[str, PositiveCount] = field(default_factory=dict)
-    requests: RequestCounts = RequestCounts()
+    requests: RequestCounts = field(default_factory=RequestCounts)
     missing: Count = 0
     gaps_of_unknown_size: Count = 0
     gap_count: Count = 0
@@ -352,6 +268,44 @@ class DiscoveryInfo:
         """Yield a warning for each reason, of the run folder ``run``."""
         for gap in self.describe_gaps():
             yield RunWarning("discovery_gap", run, f'account "{self.account}": {gap}')
+
+
+@dataclass(frozen=True, slots=True)
+class SilentAccount:
+    """An account whose answers are not believed, and not carried to later runs.
+
+    Attributes:
+        account: name of the account.
+        reason: not_found: not one of its devices exists. empty: no device reports a module, and some did before.
+        devices: devices that were queried and answered.
+    """
+
+    account: str
+    reason: Literal["not_found", "empty"]
+    devices: PositiveCount
+
+    def __str__(self) -> str:
+        nothing = "exists on the platform" if self.reason == "not_found" else "reports a module, and some did before"
+        cause = "region_id, instance_id or the permission of its access key is probably wrong"
+        return f'account "{self.account}": none of {self.devices:,} queried devices {nothing}; {cause}'
+
+
+@dataclass(frozen=True, slots=True)
+class MismatchedAccount:
+    """An account of which answers reached the wrong request, as a broken proxy or gateway delivers them.
+
+    Attributes:
+        account: name of the account.
+        answers: answers that named another device than requested, or were contradicted by a second one. Each was
+            replaced by another answer, or its device failed.
+    """
+
+    account: str
+    answers: PositiveCount
+
+    def __str__(self) -> str:
+        found = f'account "{self.account}": {format_count(self.answers, "answer")} reached the wrong request'
+        return f"{found}; a proxy or gateway between here and the platform is broken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,13 +329,19 @@ class Manifest:
         error: why the run was stopped; null: nothing stopped it.
         files: sealed files; empty before.
         resumed_at: start of each later session.
-        settings: settings of the run, for a resume: where the keys are stored, never a secret. null: unknown.
+        settings: settings of the run: where the keys are stored, never a secret. Nothing acts on them. null: unknown.
+        settings_sha256: SHA-256 of ``settings``, under which the user who ran it remembers them; null: unknown.
+        settings_file: file that the settings were loaded from; null: unknown.
+        clock_offset: seconds that were added to this machine's clock, because the platform's responses agreed that it
+            was wrong; null: none.
         never_activated: empty devices that were never activated, as the platform reports.
         discovery: discovery of each account whose fleet the platform lists.
         selection: selection of the devices to query; null: the complete fleet.
         carried: devices whose result is carried forward from an earlier run.
         unsampled: pending devices that are not in the sample and are not queried.
         oldest_answer_at: time of the oldest carried result; null: none is carried.
+        silent: accounts whose answers are not believed; the run is then partial, and no later run carries them.
+        mismatched: accounts of which answers reached the wrong request.
         schema_version: version of this contract.
     """
 
@@ -401,13 +361,23 @@ class Manifest:
     files: tuple[FileInfo, ...] = ()
     resumed_at: tuple[Timestamp, ...] = ()
     settings: dict[str, object] | None = None
+    settings_sha256: Sha256 | None = None
+    settings_file: str | None = None
+    clock_offset: float | None = None
     never_activated: Count = 0
     discovery: tuple[DiscoveryInfo, ...] = ()
     selection: SelectionInfo | None = None
     carried: Count = 0
     unsampled: Count = 0
     oldest_answer_at: Timestamp | None = None
+    silent: tuple[SilentAccount, ...] = ()
+    mismatched: tuple[MismatchedAccount, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def silent_accounts(self) -> frozenset[str]:
+        """Names of the accounts whose answers are not believed."""
+        return frozenset(each.account for each in self.silent)
 
     @property
     def remaining_devices(self) -> int:
@@ -416,14 +386,17 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a run folder.
+    """Read the manifest of a run folder, and check that all of its files are files of this folder.
 
     Raises:
-        RunFolderError: there is none, it is invalid, or it has another schema version.
+        RunFolderError: there is none, it is invalid, or it has another schema version; or a file of the run is a link,
+            a pipe or a device, has a second name that another user may have made, or belongs to another user than the
+            folder.
     """
     path = folder / MANIFEST
     try:
-        table = orjson.loads(path.read_bytes())
+        _check_files(folder)
+        table = orjson.loads(read_contained(folder, MANIFEST, max_bytes=MAX_MANIFEST_BYTES))
         version = table.get("schema_version", SCHEMA_VERSION) if isinstance(table, dict) else SCHEMA_VERSION
         if isinstance(version, int) and version != SCHEMA_VERSION:
             writer = str(table.get("auditor_version"))[:40]
@@ -440,6 +413,17 @@ def read_manifest(folder: Path) -> Manifest:
         raise RunFolderError(f"{path}: is not a manifest: {error}") from error
 
 
+def _check_files(folder: Path) -> None:
+    """Raise RunFolderError if a file of a run would be followed to another place, or could not be read to its end."""
+    with os.scandir(folder) as entries:
+        files = [(entry.name, entry.inode()) for entry in entries if entry.name.endswith(DATA_SUFFIXES)]
+    links = Counter(inode for _, inode in files)  # older versions rotated failures by a second name in the folder
+    for name, inode in files:
+        if not name.startswith("."):
+            with translate_os_errors(f"{folder / name}: cannot be read", RunFolderError):
+                check_contained(folder, name, max_links=links[inode])
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest atomically: a reader sees the old one or the new one. Raises RunNotWritableError."""
     first = {"schema_version": manifest.schema_version}
@@ -449,5 +433,5 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def file_info(path: Path) -> FileInfo:
     """Return a file's name, size and digest."""
-    with path.open("rb") as file:
-        return FileInfo(path.name, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    with open_contained(path.parent, path.name) as file:
+        return FileInfo(path.name, os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())

@@ -1,5 +1,6 @@
 """``products.jsonl``: the products of a run's fleets and the modules that they define."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +10,11 @@ import orjson
 
 from auditor.errors import RunFolderError
 from auditor.runs.folder import PRODUCTS
-from auditor.storage.files import replace_file, translate_os_errors
+from auditor.storage.files import read_contained, replace_file, translate_os_errors
 from auditor.storage.json_types import Count
+
+MAX_PRODUCTS_BYTES = 256 << 20
+"""Size up to which the file is read: some hundred thousand products."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,8 @@ def read_products(path: Path) -> list[ProductInfo]:
     """Read the products of a run; none if the file does not exist. Raise RunFolderError if it cannot be read."""
     try:
         with translate_os_errors(f"{path}: cannot be read", RunFolderError):
-            lines = path.read_bytes().splitlines() if path.exists() else []
+            found = os.path.lexists(path)
+            lines = read_contained(path.parent, path.name, max_bytes=MAX_PRODUCTS_BYTES).splitlines() if found else []
         return [msgspec.convert(orjson.loads(line), ProductInfo) for line in lines]
     except (orjson.JSONDecodeError, msgspec.ValidationError) as error:
         raise RunFolderError(f"{path}: cannot be read: {error}") from error

@@ -1,6 +1,9 @@
 """Recovery of an interrupted run: repair of its files, and its devices without a conclusive answer."""
 
+import filecmp
+import os
 import shutil
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,11 +12,12 @@ import structlog
 
 from auditor.errors import RunFolderError
 from auditor.models import Device
-from auditor.runs.folder import FAILURES, RESULTS
+from auditor.runs.folder import CARRIED, FAILURES, RESULTS
 from auditor.runs.inventory import count_devices
 from auditor.runs.journal import RESERVE
-from auditor.runs.manifest import DeviceCounts
+from auditor.runs.manifest import MANIFEST, DeviceCounts
 from auditor.runs.views import define_live_views
+from auditor.storage.append_only import cut_torn_line
 from auditor.storage.database import (
     Database,
     device_key_sql,
@@ -24,7 +28,13 @@ from auditor.storage.database import (
     with_enough_memory,
     write_parquet,
 )
-from auditor.storage.files import atomic_replace, cut_torn_line, replace_file, sync_to_disk
+from auditor.storage.files import (
+    atomic_replace,
+    check_regular,
+    create_file,
+    replace_file,
+    translate_os_errors,
+)
 
 log = structlog.get_logger()
 
@@ -104,22 +114,66 @@ def _successful_devices(database: Database) -> dict[str, Device]:
 REMAINING = ".left.parquet"
 """The devices that a resumed audit queries."""
 
-LEFTOVER_PATTERNS = ("*.finalizing", ".sealing", ".verifying-*", RESUME_WORK, REMAINING, RESERVE, "*.new")
+LEFTOVER_PATTERNS = (
+    "*.finalizing",
+    ".sealing",
+    ".verifying-*",
+    "auditor-work-*",
+    RESUME_WORK,
+    REMAINING,
+    RESERVE,
+    "*.new",
+)
 """Files that a killed process may leave in a run folder."""
 
 
-def repair(folder: Path) -> None:
-    """Remove the leftovers of a killed process, and torn or unreadable lines."""
+def repair(folder: Path, counts: DeviceCounts | None = None) -> None:
+    """Remove the leftovers of a killed process, and torn or unreadable lines.
+
+    Raises:
+        RunFolderError: the folder has a link, a pipe or a device, or the answers that the manifest counts (``counts``)
+            have no file any more.
+        RunNotWritableError: the file of results cannot be written, or has a second name.
+    """
+    _refuse_special_files(folder)
     for pattern in LEFTOVER_PATTERNS:
         for path in folder.glob(pattern):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
+    if counts is not None:
+        _refuse_missing_results(folder, counts)
     for live in (RESULTS, FAILURES):
-        (folder / live).touch()
-    cut_torn_line(folder / RESULTS)
+        if not os.path.lexists(folder / live):
+            create_file(folder / live)
+    with translate_os_errors(f"{folder / RESULTS}: cannot be written"):
+        cut_torn_line(folder / RESULTS)
     _drop_unreadable_lines(folder / RESULTS)
+
+
+def _refuse_special_files(folder: Path) -> None:
+    """Refuse links, pipes and devices in a run folder and its working folders, which no audit creates."""
+    working = [path for path in folder.iterdir() if path.name.startswith(".") and path.is_dir()]
+    for path in (*folder.iterdir(), *(path for each in working if not each.is_symlink() for path in each.iterdir())):
+        if not stat.S_ISDIR((found := path.lstat()).st_mode):
+            with translate_os_errors(f"{path}: cannot be used", RunFolderError):
+                check_regular(found)
+
+
+def _refuse_missing_results(folder: Path, counts: DeviceCounts) -> None:
+    """Refuse a run whose answers were moved away, as a log rotation does: all its devices would be queried again."""
+    results = folder / RESULTS
+    answers = counts.ok + counts.empty + counts.not_found
+    if not answers or (folder / CARRIED).exists() or (results.exists() and results.stat().st_size):
+        return
+    # Without a copy under another name, an empty file is what a power cut in the first seconds of a run leaves.
+    copies = sorted(path.name for path in folder.glob(f"{RESULTS}?*"))
+    if copies or not results.exists():
+        advice = f"rename {copies[0]} to {RESULTS}" if copies else "put the file back"
+        raise RunFolderError(
+            f"{results}: is missing or empty, but {MANIFEST} counts {answers:,} answers; {advice}, or start a new run"
+        )
 
 
 def _drop_unreadable_lines(path: Path) -> None:
@@ -152,12 +206,9 @@ def rotate_failures(failures: Path) -> None:
         return
     numbered = ((old.name.split(".")[1], old) for old in failures.parent.glob("failures.*.jsonl"))
     before = {int(number): old for number, old in numbered if number.isdecimal()}
-    # The file is never missing: for a moment it has both names, and longer if the process is killed then.
-    if not any(old.samefile(failures) for old in before.values()):
+    # The file is never missing: for a moment there are two copies, and longer if the process is killed then.
+    if not before or not filecmp.cmp(before[max(before)], failures, shallow=False):
         numbered_path = failures.with_name(f"failures.{max(before, default=0) + 1}.jsonl")
-        try:
-            numbered_path.hardlink_to(failures)
-        except OSError:  # a file system without links: the next resume creates a missing file
-            failures.rename(numbered_path)
+        with atomic_replace(numbered_path, mode=stat.S_IMODE(failures.stat().st_mode)) as new:
+            shutil.copyfile(failures, new)
     replace_file(failures, b"")
-    sync_to_disk(failures.parent)

@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from auditor.errors import RunFolderError, UsageError
+from auditor.errors import RunFolderError, RunNotWritableError, UsageError
 from auditor.runs.folder import RunCatalog
-from auditor.runs.locking import DELETING_PREFIX, RunLock, directory_lock, remove_stale_folders
+from auditor.runs.locking import DELETING_PREFIX, RunLock, directory_lock, is_locked, remove_stale_folders
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def prune_runs(directory: str | Path, *, keep: int, dry_run: bool = False) -> Pr
     """Delete all but the newest runs of each name.
 
     The newest complete run of a complete fleet stays: it is the last complete inventory. So do runs being written,
-    and folders that are no runs.
+    runs that started in the future, because a clock was wrong, and folders that are no runs.
 
     Args:
         directory: a directory of runs.
@@ -53,27 +53,36 @@ def prune_runs(directory: str | Path, *, keep: int, dry_run: bool = False) -> Pr
         with directory_lock(directory):
             remove_stale_folders(directory)
     for name in sorted({run.manifest.name for run in catalog.runs}):
-        own = catalog.named(name)
+        own = [run for run in catalog.named(name) if catalog.is_possible(run)]
         newest_complete = next((run for run in own if run.complete), None)
         for folder in (run.folder for run in own[keep:] if run is not newest_complete):
             try:
                 _remove(folder, dry_run=dry_run)
             except RunFolderError as error:
                 skipped.append(str(error))
+            except RunNotWritableError as error:
+                failed.append(str(error))
             except OSError as error:
                 failed.append(f"{error.filename or folder}: cannot be deleted: {error.strerror}")
             else:
                 removed.append(folder)
+    skipped += [
+        f"{run.folder}: started in the future ({run.manifest.started_at}); delete it yourself if that is wrong"
+        for run in catalog.runs
+        if not catalog.is_possible(run)
+    ]
     return PruneResult(tuple(removed), tuple(skipped), tuple(failed), len(catalog.runs) - len(removed))
 
 
 def _remove(folder: Path, *, dry_run: bool) -> None:
     """Rename a run, so that it leaves the directory in one step, and then delete it, unless it is being written."""
+    if dry_run:
+        if is_locked(folder):
+            raise RunFolderError(f"{folder}: another process is writing this run")
+        return
     deleting = folder.with_name(f"{DELETING_PREFIX}{folder.name}-{secrets.token_hex(4)}")
     with ExitStack() as stack:
         with directory_lock(folder.parent):  # a starting audit must not take this lock for that of an audit
             stack.enter_context(RunLock(folder))
-            if dry_run:
-                return
             folder.rename(deleting)
         shutil.rmtree(deleting)

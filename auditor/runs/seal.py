@@ -3,10 +3,11 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from auditor.runs.estimates import count_not_reached, define_estimates, read_recheck
+from auditor.runs.estimates import count_not_reached, define_estimates, estimate_outdated, read_recheck
 from auditor.runs.folder import INVENTORY_CSV, INVENTORY_JSON, MODULES, SEALED, sealed_file_names
 from auditor.runs.inventory import count_devices, count_failures, count_never_activated, count_sources, inventory_json
-from auditor.runs.manifest import DeviceCounts, FailureInfo, FileInfo, Recheck, SelectionInfo, file_info
+from auditor.runs.manifest import DeviceCounts, FailureInfo, FileInfo, file_info
+from auditor.runs.selection_info import OutdatedResults, Recheck, SelectionInfo
 from auditor.runs.views import define_live_views, define_products, define_sealed_views
 from auditor.storage.database import (
     Database,
@@ -33,6 +34,7 @@ class SealedRun:
     oldest_answer_at: str | None = None
     recheck: Recheck | None = None
     not_reached: int = 0
+    outdated: OutdatedResults | None = None
 
 
 def seal_run(folder: Path, selection: SelectionInfo | None = None) -> SealedRun:
@@ -47,14 +49,15 @@ def _seal(folder: Path, memory: str, selection: SelectionInfo | None) -> SealedR
     with scratch_database(work, memory=memory) as live:
         define_live_views(live, folder, work)
         write_parquet(live, "FROM modules", work / MODULES)
-        recheck, not_reached = read_recheck(live, carried_devices(selection)), count_not_reached(live)
+        recheck, not_reached = read_recheck(live, selection), count_not_reached(live)
+        outdated = estimate_outdated(live, selection, recheck)
         live.close()  # so that the second database has its memory
         with open_database(work, memory) as database:
             define_sealed_views(database, work)
             define_products(database, folder)
             write_inventories(database, folder, work)
             devices, failures = count_devices(database), count_failures(database)
-            answers = (*count_sources(database), recheck, not_reached)
+            answers = (*count_sources(database), recheck, not_reached, outdated)
             sealed = SealedRun(devices, count_never_activated(database), failures, (), *answers)
         for name in SEALED:
             put_in_place(work / name, folder / name)
@@ -67,8 +70,3 @@ def write_inventories(database: Database, folder: Path, work: Path) -> None:
     write_csv(database, "FROM inventory", work / INVENTORY_CSV)
     with (work / INVENTORY_JSON).open("wb") as file:
         file.writelines(inventory_json(database, counts))
-
-
-def carried_devices(selection: SelectionInfo | None) -> int:
-    """Return the number of devices whose results were selected to be carried forward."""
-    return 0 if selection is None else sum(account.carried for account in selection.accounts)

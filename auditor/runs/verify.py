@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import duckdb
 
 from auditor.errors import RunNotWritableError
-from auditor.runs.estimates import count_not_reached, read_recheck
+from auditor.runs.estimates import count_not_reached, estimate_outdated, read_recheck
 from auditor.runs.folder import (
     CARRIED,
     DEVICES,
@@ -26,9 +26,10 @@ from auditor.runs.folder import (
 )
 from auditor.runs.inventory import count_devices, count_failures, count_never_activated, count_sources
 from auditor.runs.manifest import DeviceCounts, Manifest, file_info, read_manifest
-from auditor.runs.seal import carried_devices, write_inventories
+from auditor.runs.seal import write_inventories
 from auditor.runs.views import define_live_views, define_products, define_sealed_views
 from auditor.storage.database import Database, error_reason, open_database, scalar, sql_identifier, with_enough_memory
+from auditor.storage.files import private_folder
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -59,21 +60,24 @@ def _problems(folder: Path, manifest: Manifest, parent: Path | None, memory: str
     if missing:
         return
     yield from _check_digests(folder, manifest)
-    with TemporaryDirectory(prefix=".verifying-", dir=parent) as spill:
-        database = open_database(Path(spill), memory)
+    # In a run folder, it has a name that a resume removes.
+    place = private_folder("verify") if parent is None else TemporaryDirectory(prefix=".verifying-", dir=parent)
+    with place as name:
+        spill = Path(name)
+        database = open_database(spill, memory)
         try:
-            define_live_views(database, folder, Path(spill))
+            define_live_views(database, folder, spill)
             yield from _check_states(database, folder, manifest)
             if manifest.state == "running":
                 yield f"{folder.name}: is running or was killed; it is not sealed"
             elif manifest.finished_at is None:
                 yield f"{folder.name}: was stopped before its end; it is not sealed"
             elif all((folder / name).is_file() for name in SEALED):
-                yield from _check_sealed(database, folder, Path(spill), memory)
+                yield from _check_sealed(database, folder, spill, memory)
         except duckdb.OutOfMemoryException:
             raise
         except (duckdb.Error, UnicodeDecodeError) as error:
-            if spill in str(error):  # an error of the temporary folder, not of the run
+            if str(spill) in str(error):  # an error of the temporary folder, not of the run
                 raise RunNotWritableError(f"{folder}: cannot be verified: {error_reason(error)}") from error
             yield f"{folder.name}: a file cannot be read: {error_reason(error)}"
         finally:
@@ -160,8 +164,11 @@ def _check_selection(database: Database, manifest: Manifest) -> Iterator[str]:
     recheck, not_reached = (None, 0) if selection is None else (selection.recheck, selection.not_reached)
     if count_not_reached(database) != not_reached:
         yield f"run.json: says that {not_reached} selected devices were not reached; {PLAN} and {CARRIED} differ"
-    if read_recheck(database, carried_devices(selection)) != recheck:
+    if read_recheck(database, selection) != recheck:
         yield f"run.json: its spot check (recheck) does not follow from {PLAN} and {RESULTS}"
+    outdated = None if selection is None else selection.outdated
+    if outdated is not None and estimate_outdated(database, selection, recheck) != outdated:
+        yield f"run.json: its number of outdated results does not follow from {PLAN} and {CARRIED}"
 
 
 def _check_sealed(live: Database, folder: Path, work: Path, memory: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ from auditor.policy.model import Policy
 from auditor.policy.scope import VIOLATED, define_module_versions, define_scopes
 from auditor.runs.estimates import MODULE_VERSIONS
 from auditor.runs.folder import DEVICES, MODULES
+from auditor.runs.manifest import read_manifest
 from auditor.runs.views import define_base_views
 from auditor.storage.database import (
     READING_MEMORY,
@@ -24,6 +25,7 @@ from auditor.storage.database import (
     scalar,
     scratch_database,
     sql_literal,
+    sql_write_path,
     temporary_database,
 )
 from auditor.storage.tables import translate_read_errors
@@ -73,6 +75,8 @@ _IS_VIOLATING = """list_has_any(
 def write_baseline(folder: Path, out: Path, policy: Policy | None = None) -> None:
     """Write the previous results and failures of a sealed run, with intermediate files in a folder beside ``out``.
 
+    Results of silent accounts are left out.
+
     Columns: account, product_key, device_name, iot_id, status (with ``failed``), modules, total, pages, request_id,
     audited_at, reason, run (folder name of the run that queried the device), change_count (how often a result differed
     from the one before), failed_at, and violating: whether a version breaks a rule of the policy.
@@ -96,7 +100,9 @@ def write_baseline(folder: Path, out: Path, policy: Policy | None = None) -> Non
 def _write_results(
     database: duckdb.DuckDBPyConnection, folder: Path, out: Path, versions: Sequence[tuple[str, str | None, str, str]]
 ) -> None:
-    database.execute(f"CREATE VIEW results AS FROM lines UNION ALL BY NAME {_ALL_COLUMNS}")
+    silent = ", ".join(map(sql_literal, ("", *read_manifest(folder).silent_accounts)))
+    believed = f"FROM lines WHERE account NOT IN ({silent})"
+    database.execute(f"CREATE VIEW results AS {believed} UNION ALL BY NAME {_ALL_COLUMNS}")
     database.execute(f"CREATE VIEW plan AS FROM planned UNION ALL BY NAME {_ALL_COLUMNS}")
     joins, change_count, violating = "", "0", "false"
     if scalar(database, "SELECT count(*) FROM planned"):
@@ -117,7 +123,7 @@ def _write_results(
         false AS violating
       FROM failures"""
     database.execute(
-        f"COPY ({results} UNION ALL {failures}) TO {sql_literal(out)} "
+        f"COPY ({results} UNION ALL {failures}) TO {sql_write_path(out)} "
         "(FORMAT parquet, ROW_GROUP_SIZE 20480, COMPRESSION lz4_raw)"  # fast: the file is read once, and soon
     )
 
@@ -158,14 +164,23 @@ class Baseline:
             return None
         async with self._writing:
             if not self._path.exists():
-                policy = None if self._policy_file is None else load_policy(self._policy_file)
                 if not self._run.is_dir():
                     log.warning("baseline run not found; all devices are queried", run=self._run.name)
                     return None
                 new = self._path.with_suffix(".new")
                 try:
-                    await run_in_thread(write_baseline, self._run, new, policy)
-                except (RunFolderError, SettingsError) as error:
+                    await run_in_thread(write_baseline, self._run, new, self._policy())
+                except RunFolderError as error:
                     raise RunNotWritableError(str(error)) from error
                 new.replace(self._path)
         return self._path
+
+    def _policy(self) -> Policy | None:
+        """Return the policy; None if it cannot be read. It only sets priorities here, and may have moved since."""
+        if self._policy_file is None:
+            return None
+        try:
+            return load_policy(self._policy_file)
+        except SettingsError as error:
+            log.warning("policy cannot be read; devices that violate it have no priority", reason=str(error))
+            return None

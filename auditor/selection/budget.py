@@ -1,10 +1,10 @@
 """How many devices of an account a run can query within its call budget and its time."""
 
 import math
-import time
 
 import structlog
 
+from auditor.concurrency import TimeLimit
 from auditor.config.settings import Account, Settings, parse_percentage
 from auditor.engine.allocation import calls_per_account
 from auditor.planning.capacity import max_calls_within
@@ -15,10 +15,10 @@ log = structlog.get_logger()
 
 
 class BudgetEstimator:
-    """Estimates the budget of each account from an earlier run, ``until`` a time in seconds since 1970, or None."""
+    """Estimates the budget of each account from an earlier run."""
 
-    def __init__(self, settings: Settings, measurements: RunMeasurements | None, until: float | None) -> None:
-        self._settings, self._measurements, self._until = settings, measurements, until
+    def __init__(self, settings: Settings, measurements: RunMeasurements | None, time_limit: TimeLimit) -> None:
+        self._settings, self._measurements, self._time_limit = settings, measurements, time_limit
         names = [account.name for account in settings.account]
         self._calls = dict(zip(names, calls_per_account(settings), strict=True)) if settings.max_calls else {}
 
@@ -32,12 +32,12 @@ class BudgetEstimator:
         calls = timed = limit = None
         if self._settings.max_calls is not None:
             calls = limit = max(0, self._calls[account.name] - sent)
-        if self._until is not None:
-            seconds = max(0.0, self._until - time.time())
+        if self._time_limit.is_set:
+            seconds = max(0.0, self._time_limit.remaining())
             timed = max_calls_within(self._settings, account, self._measurements, seconds)
             if account.rate is not None:  # the quota allows no more calls, so no more devices can be queried
                 limit = math.ceil(min(seconds * account.rate, math.inf if limit is None else limit))
-        if calls is None and self._until is None:
+        if calls is None and not self._time_limit.is_set:
             return None
         if calls == 0:
             log.warning("call budget already exhausted by earlier requests", account=account.name, calls=sent)

@@ -19,9 +19,10 @@ from auditor.concurrency import StopToken, run_in_thread
 from auditor.engine.account_session import AccountSession
 from auditor.engine.worker_pool import discard, run_workers
 from auditor.errors import NotFoundError, PlatformError, RunNotWritableError
-from auditor.fleet.readers import COLUMNS
+from auditor.fleet.columns import COLUMNS
 from auditor.fleet.table import BATCH_ROWS
-from auditor.models import ConnectionState, Device
+from auditor.models import ConnectionState, Device, ReportedTime
+from auditor.storage.append_only import AppendOnlyFile, cut_torn_line
 from auditor.storage.database import (
     READING_MEMORY,
     READING_THREADS,
@@ -32,7 +33,6 @@ from auditor.storage.database import (
     text_lines,
     write_parquet,
 )
-from auditor.storage.files import AppendOnlyFile, cut_torn_line
 
 log = structlog.get_logger()
 
@@ -71,8 +71,10 @@ async def fetch_connection_states(
             if len(errors) >= MAX_ERRORS and not succeeded:
                 return
             response = await session.call_optional(BATCH_GET_DEVICE_STATE, device_state_params(batch))
-            if isinstance(response.result, NotFoundError):  # their product was deleted, and so were they
-                file.append(_encode_states(batch, ()))
+            if isinstance(response.result, NotFoundError):
+                # Their product was deleted, and so were they. Other codes may be about one device of the batch.
+                is_deleted = response.result.code.lower() == _NO_SUCH_PRODUCT and batch[0].iot_id is None
+                file.append(_encode_states(batch, () if is_deleted else None))
             elif isinstance(response.result, PlatformError):
                 errors.append(response.result)
             else:
@@ -101,7 +103,7 @@ async def fetch_connection_states(
 def _count_responses(journal: Path) -> int:
     """Return the number of responses in a journal; a journal that is too old is removed."""
     with contextlib.suppress(OSError):
-        if time.time() - journal.stat().st_mtime > MAX_STATE_AGE:
+        if abs(time.time() - journal.stat().st_mtime) > MAX_STATE_AGE:  # the clock may have been set
             journal.unlink()
         else:
             with journal.open("rb") as file:
@@ -109,9 +111,16 @@ def _count_responses(journal: Path) -> int:
     return 0
 
 
-_STATE_COLUMNS = orjson.dumps(
-    [dict.fromkeys((*COLUMNS, "reported_iot_id", "status"), "VARCHAR") | dict.fromkeys(("changed", "online"), "BIGINT")]
-).decode()
+_TIMES = ("changed", "last_online")
+
+STATE_COLUMNS = (
+    dict.fromkeys((*COLUMNS, "reported_iot_id", "status"), "VARCHAR")
+    | {f"{name}_ms": "BIGINT" for name in _TIMES}
+    | {f"{name}_form": "VARCHAR" for name in _TIMES}
+)
+"""Columns of a file of states and their types. ``auditor.selection.change_detection`` explains the forms of a time."""
+
+_NO_SUCH_PRODUCT = "iot.prod.notexistedproduct"
 
 
 @contextlib.contextmanager
@@ -126,24 +135,50 @@ def _open_journal(path: Path) -> Iterator[AppendOnlyFile]:
         yield file
 
 
-def _encode_states(devices: list[Device], states: tuple[ConnectionState, ...]) -> bytes:
-    """Return the line of one response; a device without a state is unknown to the platform."""
+def _encode_states(devices: list[Device], states: tuple[ConnectionState, ...] | None) -> bytes:
+    """Return the line of one response; a device that is left out is unknown. ``states`` is None if there is no list.
+
+    A device without a state does not exist on the platform, if every state belongs to another device of the request.
+    Otherwise its state may be one of those that cannot be assigned, and it is left out. So is a device with two
+    different states.
+    """
     by_id = devices[0].iot_id is not None
-    found = {state.iot_id if by_id else state.device_name: state for state in states}
-    rows = []
-    for device in devices:
-        row: dict[str, object] = {name: getattr(device, name) for name in COLUMNS}
-        if (state := found.get(device.iot_id if by_id else device.device_name)) is not None:
-            row |= {"reported_iot_id": state.iot_id, "status": state.status or ""}
-            row |= {"changed": state.changed, "online": state.online}
-        rows.append(row)
+    requested = {device.iot_id if by_id else device.device_name: device for device in devices}
+    found: dict[str | None, ConnectionState] = {}
+    unclear: set[str | None] = set()
+    is_complete = states is not None
+    for state in states or ():
+        name = state.iot_id if by_id else state.device_name
+        device = requested.get(name)
+        if device is None or (device.product_key and state.product_key not in (None, device.product_key)):
+            is_complete = False
+        elif found.setdefault(name, state) != state:
+            unclear.add(name)
+    rows = [
+        _encode_row(device, found.get(name))
+        for name, device in requested.items()
+        if name not in unclear and (is_complete or name in found)
+    ]
     return orjson.dumps(rows, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _encode_row(device: Device, state: ConnectionState | None) -> dict[str, object]:
+    row: dict[str, object] = {name: getattr(device, name) for name in COLUMNS}
+    if state is not None:
+        row |= {"reported_iot_id": state.iot_id, "status": state.status or ""}
+        for name in _TIMES:
+            reported: ReportedTime | None = getattr(state, name)
+            if reported is not None:
+                readable = "utc" if reported.has_zone else "local"
+                row[f"{name}_ms"] = reported.milliseconds
+                row[f"{name}_form"] = "unreadable" if reported.milliseconds is None else readable
+    return row
 
 
 def write_states(journal: Path, out: Path) -> int:
     """Write the states of a journal as Parquet, and return the number of devices."""
     lines = text_lines(sql_read_path(journal), "store_rejects=true, rejects_limit=1")
-    states = f"CASE WHEN json_valid(line) THEN json_transform(line, '{_STATE_COLUMNS}') END"
+    states = f"CASE WHEN json_valid(line) THEN json_transform(line, '{orjson.dumps([STATE_COLUMNS]).decode()}') END"
     with _writing(out) as database:
         journal.touch()
         query = f"SELECT unnest(states, recursive := true) FROM (SELECT {states} AS states FROM ({lines}))"

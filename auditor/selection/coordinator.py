@@ -13,7 +13,7 @@ from pathlib import Path
 
 import anyio
 
-from auditor.concurrency import StopToken, run_in_thread
+from auditor.concurrency import StopToken, TimeLimit, run_in_thread
 from auditor.config.settings import Settings
 from auditor.engine.account_session import AccountSession
 from auditor.engine.allocation import CallBudget
@@ -23,7 +23,8 @@ from auditor.planning.capacity import plan_devices
 from auditor.planning.measurements import latest_measurements
 from auditor.runs.folder import CARRIED, FLEET, PLAN
 from auditor.runs.locking import PreparedRun
-from auditor.runs.manifest import Planned, SelectionInfo
+from auditor.runs.manifest import Planned
+from auditor.runs.selection_info import SelectionInfo
 from auditor.selection.baseline import Baseline
 from auditor.selection.budget import BudgetEstimator
 from auditor.selection.plan_files import SelectionFiles, count_selected, finalize_plan, merge_account
@@ -47,7 +48,7 @@ class SelectionCoordinator:
     """Selects devices account by account, limits the queries, and finalizes the selection. It owns no state of the run.
 
     ``selection`` has the strategy, and the accounts whose devices an earlier process selected. The list ``accounts``
-    may grow. ``calls_before`` were sent by earlier processes; ``until`` is in seconds since 1970, or None.
+    may grow. ``calls_before`` were sent by earlier processes.
 
     Every method raises RunNotWritableError if the run folder cannot be read or written.
     """
@@ -60,7 +61,7 @@ class SelectionCoordinator:
         accounts: Sequence[AccountSession],
         *,
         calls_before: int,
-        until: float | None,
+        time_limit: TimeLimit,
     ) -> None:
         self._settings, self._folder, self._accounts = settings, prepared.folder, accounts
         self._seed, self._work = selection.seed, prepared.folder / WORK
@@ -68,19 +69,19 @@ class SelectionCoordinator:
         self._account_settings = {account.name: account for account in settings.account}
         self._measurements = latest_measurements(prepared.folder.parent, settings.name)
         self._call_budget = CallBudget(settings, accounts, calls_before)
-        self._strategy = self._strategy_for(selection, until, discovers=bool(prepared.manifest.discovery))
+        self._strategy = self._strategy_for(selection, time_limit, discovers=bool(prepared.manifest.discovery))
         self._stopping_rule: StoppingRule | None = None
         if selection.precision is not None:
             self._stopping_rule = StoppingRule(settings, self._folder, selection, resumed=prepared.resumed)
         self._merging = anyio.Lock()
 
-    def _strategy_for(self, selection: SelectionInfo, until: float | None, *, discovers: bool) -> SelectionStrategy:
+    def _strategy_for(self, selection: SelectionInfo, time_limit: TimeLimit, *, discovers: bool) -> SelectionStrategy:
         if selection.strategy == "sample":
             return SampleStrategy(self._settings, None if discovers else self._folder / FLEET)
         run = None if selection.baseline_run is None else self._folder.parent / selection.baseline_run
         policy = self._settings.policy
         baseline = Baseline(run, self._work / "baseline.parquet", None if policy is None else policy.file)
-        budget = BudgetEstimator(self._settings, self._measurements, until)
+        budget = BudgetEstimator(self._settings, self._measurements, time_limit)
         if selection.strategy == "incremental":
             return IncrementalStrategy(self._settings, baseline, budget)
         return RollingStrategy(baseline, budget)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from duckdb import DuckDBPyConnection
 
-from auditor.fleet.readers import COLUMNS
+from auditor.fleet.columns import COLUMNS
 from auditor.runs.folder import CARRIED, PLAN
 from auditor.runs.views import define_base_views
 from auditor.storage.database import (
@@ -24,7 +24,7 @@ from auditor.storage.database import (
     parquet,
     scalar,
     scratch_database,
-    sql_literal,
+    sql_write_path,
     write_parquet,
 )
 
@@ -135,7 +135,7 @@ def merge_account(part: Path, target: Path, account: str, out: Path) -> None:
     with scratch_database(memory=READING_MEMORY, failure=f"{target} cannot be written") as database:
         if target.exists():
             rows = f"SELECT * FROM {parquet(target)} WHERE account <> $1 UNION ALL FROM {parquet(part)}"
-            database.execute(f"COPY ({rows}) TO {sql_literal(out)} {PARQUET_OPTIONS}", [account])
+            database.execute(f"COPY ({rows}) TO {sql_write_path(out)} {PARQUET_OPTIONS}", [account])
         else:
             shutil.copyfile(part, out)
 
@@ -148,7 +148,7 @@ def keep_accounts(path: Path, accounts: Collection[str]) -> None:
             path.unlink()
         elif scalar(database, f"SELECT count(*) FROM {parquet(path)} WHERE NOT {is_kept}", [list(accounts)]):
             rows = f"SELECT * FROM {parquet(path)} WHERE {is_kept}"
-            database.execute(f"COPY ({rows}) TO {sql_literal(new)} {PARQUET_OPTIONS}", [list(accounts)])
+            database.execute(f"COPY ({rows}) TO {sql_write_path(new)} {PARQUET_OPTIONS}", [list(accounts)])
             new.replace(path)
 
 

@@ -14,6 +14,10 @@ _EQUAL_FRACTION = 0.1
 """Fraction of a sample that is divided equally among products, so that small products are represented."""
 
 
+_MAX_RECHECK_FRACTION = 0.1
+"""Fraction of the queries that are rechecks, while devices that may have changed are left."""
+
+
 @dataclass(frozen=True, slots=True)
 class SelectionBudget:
     """Number of devices of an account that a run can query (None: unknown), and the limit of the plan.
@@ -38,12 +42,28 @@ class SampleSpec:
     equal_per_product: bool = False
 
 
-def rank_by_priority(database: duckdb.DuckDBPyConnection, budget: SelectionBudget | None) -> None:
+@dataclass(frozen=True, slots=True)
+class RecheckOrder:
+    """Order of the devices that are queried only for the recheck: by ``draw``, the SQL of a random number of a device.
+
+    ``fraction``, 0 to 1, of the queries are rechecks until no other device is left, but at most a tenth.
+    """
+
+    draw: str
+    fraction: float
+
+
+def rank_by_priority(
+    database: duckdb.DuckDBPyConnection, budget: SelectionBudget | None, recheck: RecheckOrder | None = None
+) -> None:
     """Create the table ``ranked`` of the devices with a selection reason, the highest priority first.
 
     The priority is: no previous result, failed, violates the policy, changed often, oldest result. Each product has a
     fair share of the budget by its size, for its oldest results. So no device waits long because others have a higher
     priority, run after run. Without a budget every device with a reason is ranked.
+
+    Devices of the recheck come in a random order between the others. So a run that ends early has checked a random part
+    of them, not those with the oldest results.
 
     The database has the tables ``with_reason`` and ``candidates``.
     """
@@ -63,7 +83,7 @@ def rank_by_priority(database: duckdb.DuckDBPyConnection, budget: SelectionBudge
           count(*) OVER (PARTITION BY product_key) AS product_devices,
           count(*) OVER () AS all_devices
         FROM with_reason JOIN (SELECT position, product_key FROM candidates) USING (position)
-        WHERE selection_reason IS NOT NULL
+        WHERE selection_reason <> 'recheck'
       ), shared AS NOT MATERIALIZED (
         SELECT *, {in_fair_share} AS in_fair_share FROM due
       )
@@ -82,6 +102,19 @@ def rank_by_priority(database: duckdb.DuckDBPyConnection, budget: SelectionBudge
         position
       ) AS rank
       FROM shared ORDER BY rank {limit}""")
+    if recheck is not None and recheck.fraction > 0:
+        interval = 1 / min(recheck.fraction, _MAX_RECHECK_FRACTION) - 1
+        selected = "FROM with_reason WHERE selection_reason = 'recheck'"
+        draws = f"SELECT position, {recheck.draw} AS draw FROM candidates SEMI JOIN ({selected}) USING (position)"
+        database.execute(f"""
+          CREATE OR REPLACE TABLE ranked AS
+          WITH rechecks AS NOT MATERIALIZED (
+            SELECT position, previous_row, renamed, selection_reason,
+              (row_number() OVER (ORDER BY draw, position) - 0.5) * {interval!r} AS place
+            FROM ({selected}) JOIN ({draws}) USING (position)
+          )
+          SELECT * EXCLUDE (place), row_number() OVER (ORDER BY place, position) AS rank
+          FROM (SELECT * RENAME (rank AS place) FROM ranked UNION ALL FROM rechecks) ORDER BY rank {limit}""")
 
 
 def rank_sample(database: duckdb.DuckDBPyConnection, sample: SampleSpec, *, draw: str, draw_product: str) -> None:

@@ -25,17 +25,18 @@ Tables and views, in the order in which they are created:
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
 import duckdb
 
 from auditor.errors import RunNotWritableError
-from auditor.fleet.readers import COLUMNS
-from auditor.models import ChangeDetection
+from auditor.fleet.columns import COLUMNS
+from auditor.runs.selection_info import LearnedOffset
+from auditor.selection.change_detection import IncrementalRule, create_reasons, learn_offset
+from auditor.selection.connectivity import STATE_COLUMNS
 from auditor.selection.plan_files import SelectionFiles, add_aliases, write_carried, write_plan
-from auditor.selection.ranking import TWO_TO_64, SampleSpec, SelectionBudget, rank_by_priority, rank_sample
+from auditor.selection.ranking import RecheckOrder, SampleSpec, SelectionBudget, rank_by_priority, rank_sample
 from auditor.storage.database import (
     READING_MEMORY,
     READING_THREADS,
@@ -47,12 +48,6 @@ from auditor.storage.database import (
     write_parquet,
 )
 
-MAX_CLOCK_DIFFERENCE = 900
-"""Seconds that the platform's clock and ours may differ; it rejects other requests (Alibaba's documentation)."""
-
-MAX_FUTURE = 60
-"""Seconds that a result may be in the future. After that, a clock was wrong, and the real time is unknown."""
-
 _NO_RESULT = """(SELECT NULL::BIGINT AS file_row_number, NULL::VARCHAR AS account, NULL::VARCHAR AS product_key,
   NULL::VARCHAR AS device_name, NULL::VARCHAR AS iot_id, NULL::VARCHAR AS status,
   NULL::STRUCT(module_name VARCHAR, module_version VARCHAR)[] AS modules,
@@ -61,9 +56,7 @@ _NO_RESULT = """(SELECT NULL::BIGINT AS file_row_number, NULL::VARCHAR AS accoun
   NULL::BOOLEAN AS violating WHERE false)"""
 """Previous results of a run without a baseline: no row."""
 
-_NO_STATE = """(SELECT NULL::VARCHAR AS product_key, NULL::VARCHAR AS device_name, NULL::VARCHAR AS iot_id,
-  NULL::VARCHAR AS status, NULL::BIGINT AS changed, NULL::BIGINT AS online, NULL::VARCHAR AS reported_iot_id
-  WHERE false)"""
+_NO_STATE = f"(SELECT {', '.join(f'NULL::{kind} AS {name}' for name, kind in STATE_COLUMNS.items())} WHERE false)"
 
 _RESULT = "previous_row, status, audited_at, failed_at, change_count, violating, renamed, previous_iot_id_hash"
 
@@ -78,53 +71,10 @@ _REASONS = """
   END AS selection_reason
   FROM (SELECT position FROM candidates) LEFT JOIN matches USING (position)"""
 
-_REASONS_BY_STATE = """
-  CREATE TABLE with_reason AS
-  WITH states AS NOT MATERIALIZED (
-    SELECT product_key AS state_product_key, device_name AS state_device_name, iot_id AS state_iot_id,
-      true AS was_reported, status AS state, changed AS state_changed_at, online AS online_at, reported_iot_id
-    FROM {states}
-  ), with_state AS NOT MATERIALIZED (  -- a state has the names that it was requested by
-    SELECT r.*, c.product_key, c.device_name, c.iot_id, s.*
-    FROM (FROM candidates WHERE iot_id IS NOT NULL) c JOIN reasons_by_result r USING (position)
-    LEFT JOIN states s ON c.iot_id = s.state_iot_id
-    UNION ALL
-    SELECT r.*, c.product_key, c.device_name, c.iot_id, s.*
-    FROM (FROM candidates WHERE iot_id IS NULL) c JOIN reasons_by_result r USING (position)
-    LEFT JOIN states s ON s.state_iot_id IS NULL
-      AND c.product_key = s.state_product_key AND c.device_name = s.state_device_name
-  ), since AS NOT MATERIALIZED (  -- when the result was read, by a platform clock that is behind (ms since 1970)
-    SELECT *, epoch_ms(audited_at) - $clock_difference AS result_at FROM with_state
-  ), decision AS NOT MATERIALIZED (
-    SELECT *, CASE
-      -- The previous result decides, whatever the state is.
-      WHEN selection_reason IS NOT NULL THEN selection_reason
-      -- No state was reported, or the time of the result is unknown.
-      WHEN was_reported IS NULL OR audited_at > $latest THEN 'unknown'
-      -- The platform does not know the device: nothing changed if it did not exist before, either.
-      WHEN state IS NULL THEN CASE WHEN status <> 'not_found' THEN 'connected' END
-      -- The device exists now, and did not before.
-      WHEN status = 'not_found' THEN 'connected'
-      -- The documentation does not name this state.
-      WHEN state NOT IN ('ONLINE', 'OFFLINE', 'UNACTIVE', 'DISABLE') THEN 'unknown'
-      -- The state has no time, and the device is not one that was never activated and still is not.
-      WHEN state_changed_at IS NULL AND NOT (state = 'UNACTIVE' AND status = 'empty') THEN 'unknown'
-      -- It was activated and is not any more, or the name belongs to another device now: it was replaced.
-      WHEN state = 'UNACTIVE' AND status = 'ok'
-        OR (reported_iot_id IS NOT NULL AND hash(reported_iot_id) <> previous_iot_id_hash) THEN 'connected'
-      -- It came online since the result was read.
-      WHEN online_at > result_at OR (state = 'ONLINE' AND state_changed_at > result_at) THEN 'connected'
-      -- strict: it is online, or its state changed since.
-      WHEN $strict AND (state = 'ONLINE' OR state_changed_at > result_at) THEN 'connected'
-    END AS reason_by_state
-    FROM since
-  )
-  SELECT position, {result}, CASE
-    -- A random part of the devices to carry is queried, to measure how often that is wrong.
-    WHEN reason_by_state IS NULL AND {draw} / {draw_bound} < $recheck THEN 'recheck'
-    ELSE reason_by_state
-  END AS selection_reason
-  FROM decision"""
+_COUNT_UNCHANGED = """
+  SELECT count(*) FROM with_reason w LEFT JOIN ranked r USING (position)
+  WHERE coalesce(w.selection_reason, 'recheck') = 'recheck'
+    AND coalesce(r.selection_reason, 'recheck') = 'recheck'  -- an alias of a selected device is queried with it"""
 
 Budget = Callable[[], SelectionBudget | None]
 """Returns what a run can query, when devices are ranked: the remaining time counts from then. None: every device."""
@@ -133,16 +83,13 @@ _KEY = "length(coalesce(product_key, '')) || '/' || coalesce(product_key, '') ||
 
 
 @dataclass(frozen=True, slots=True)
-class IncrementalRule:
-    """Which devices an incremental run queries.
+class ChangedDevices:
+    """What was selected by connection states: numbers of devices, as in ``AccountSelection``."""
 
-    Results from before ``expired`` are too old to be carried; None: none is. ``recheck`` is the fraction, 0 to 1, of
-    the devices to carry that is queried nevertheless.
-    """
-
-    change_detection: ChangeDetection
-    expired: datetime | None
-    recheck: float
+    over_budget: int
+    unknown: int = 0
+    unchanged: int = 0
+    learned_offset: LearnedOffset | None = None
 
 
 class DeviceSelector:
@@ -210,32 +157,21 @@ class DeviceSelector:
 
     def select_changed(
         self, states: Path | None, rule: IncrementalRule, budget: Budget, files: SelectionFiles
-    ) -> tuple[int, int]:
-        """Write the devices that may have changed, by their states; return the numbers over budget and of unknown
-        states.
+    ) -> ChangedDevices:
+        """Write the devices that may have changed, by their states, as ``auditor.selection.change_detection`` decides.
 
-        A device without a reported state is selected, and so is one with a state that the documentation does not name.
-
-        ``states`` is Parquet with product_key, device_name, iot_id (as in the fleet), status (NULL: unknown to the
-        platform), changed and online, in milliseconds since 1970, and reported_iot_id; None: no state is used.
+        ``states`` is Parquet with ``STATE_COLUMNS``: the names as in the fleet, and the status, NULL if the platform
+        does not have the device. None: no state is used, and all are unknown.
         """
-        query = _REASONS_BY_STATE.format(
-            states=_NO_STATE if states is None else parquet(states),
-            result=_RESULT,
-            draw=self._draw("recheck"),
-            draw_bound=TWO_TO_64,
-        )
-        parameters = {
-            "clock_difference": 1000 * MAX_CLOCK_DIFFERENCE,
-            "latest": (datetime.now(UTC) + timedelta(seconds=MAX_FUTURE)).replace(tzinfo=None, microsecond=0),
-            "strict": rule.change_detection == "strict",
-            "recheck": rule.recheck,
-        }
+        source = _NO_STATE if states is None else parquet(states)
+        draw = self._draw("recheck")
         with self._translated_errors():
-            self._database.execute(query, parameters)
+            learned = learn_offset(self._database, source)
+            create_reasons(self._database, source, rule, result=_RESULT, draw=draw, learned=learned)
             self._database.execute("DROP TABLE reasons_by_result")
             unknown = scalar(self._database, "SELECT count(*) FROM with_reason WHERE selection_reason = 'unknown'")
-            return self._write(budget, files), unknown
+            over_budget = self._write(budget, files, RecheckOrder(draw, rule.recheck))
+            return ChangedDevices(over_budget, unknown, scalar(self._database, _COUNT_UNCHANGED), learned)
 
     def select_without_states(self, budget: Budget, files: SelectionFiles) -> int:
         """Write as many devices as the budget allows, by priority without states; return how many are over budget."""
@@ -287,13 +223,16 @@ class DeviceSelector:
         self._database.execute(_REASONS.format(table=table, result=_RESULT, other_reasons=other_reasons))
         self._database.execute("DROP TABLE matches")
 
-    def _write(self, budget: Budget, files: SelectionFiles) -> int:
-        """Rank the devices of ``with_reason`` and write the files; return how many are over budget."""
-        rank_by_priority(self._database, budget())
+    def _write(self, budget: Budget, files: SelectionFiles, recheck: RecheckOrder | None = None) -> int:
+        """Rank the devices of ``with_reason`` and write the files; return how many are over budget.
+
+        Devices that were selected only for the recheck do not count.
+        """
+        rank_by_priority(self._database, budget(), recheck)
         add_aliases(self._database)
         write_plan(self._database, files)
         write_carried(self._database, files.carried)
-        over_budget = "FROM with_reason ANTI JOIN ranked USING (position) WHERE selection_reason IS NOT NULL"
+        over_budget = "FROM with_reason ANTI JOIN ranked USING (position) WHERE selection_reason <> 'recheck'"
         return scalar(self._database, f"SELECT count(*) {over_budget}")
 
     def _draw(self, purpose: str, key: str = _KEY) -> str:

@@ -10,7 +10,7 @@ from auditor.fleet.table import devices_by_stratum
 from auditor.models import Device, DeviceResult, Level, Outcome
 from auditor.planning.sample_size import CHECK_FACTOR, MIN_SAMPLED, PRODUCT_CHECK_FACTOR
 from auditor.runs.folder import FLEET
-from auditor.runs.manifest import SelectionInfo
+from auditor.runs.selection_info import SelectionInfo
 from auditor.runs.views import define_base_views
 from auditor.stats.intervals import unseen_share_limit
 from auditor.stats.stratified import StratifiedCounts, StratumKey

@@ -20,13 +20,14 @@ from auditor.config.settings import Account, Settings, parse_percentage
 from auditor.engine.account_session import AccountSession
 from auditor.engine.allocation import quota_fractions
 from auditor.fleet.table import count_devices_to_query
-from auditor.runs.manifest import AccountSelection, RequestCounts
+from auditor.runs.selection_info import AccountSelection, RequestCounts
 from auditor.selection.baseline import Baseline
 from auditor.selection.budget import BudgetEstimator
+from auditor.selection.change_detection import MAX_CLOCK_DIFFERENCE, IncrementalRule
 from auditor.selection.connectivity import fetch_connection_states
 from auditor.selection.plan_files import SelectionFiles
 from auditor.selection.ranking import SampleSpec
-from auditor.selection.selector import MAX_CLOCK_DIFFERENCE, DeviceSelector, IncrementalRule
+from auditor.selection.selector import ChangedDevices, DeviceSelector
 from auditor.stats.intervals import Z
 from auditor.text.durations import parse_duration
 from auditor.text.formatting import format_utc
@@ -87,7 +88,7 @@ class IncrementalStrategy:
         baseline, rule = await self._baseline.read(), self._rule()
         queries, states = context.work / "state-queries.parquet", context.work / "states.parquet"
         requested = await run_in_thread(selector.write_state_queries, baseline, rule, queries)
-        sent_before = unknown = 0
+        sent_before = 0
         if self._budget.covers(account, session.total_sent + requested // BATCH_GET_DEVICE_STATE.page_size):
             journal = context.work / "states.jsonl"
             sent_before = await fetch_connection_states(session, queries, journal, states, devices=requested, stop=stop)
@@ -99,9 +100,16 @@ class IncrementalStrategy:
                     "clocks differ too much to compare connection times; devices are queried", account=account.name
                 )
             budget = partial(self._budget.estimate, account, sent_before + session.total_sent)
-            over_budget, unknown = await run_in_thread(
+            changed = await run_in_thread(
                 selector.select_changed, states if comparable else None, rule, budget, context.files
             )
+            if changed.learned_offset is not None:
+                log.info(
+                    "last-online times have no time zone and are read as most devices that are online show it",
+                    account=account.name,
+                    zone=str(changed.learned_offset),
+                    devices=changed.learned_offset.devices,
+                )
         else:
             log.warning(
                 "call budget does not cover connection states; devices are queried by priority",
@@ -111,14 +119,17 @@ class IncrementalStrategy:
             requested = 0
             budget = partial(self._budget.estimate, account, session.total_sent)
             over_budget = await run_in_thread(selector.select_without_states, budget, context.files)
+            changed = ChangedDevices(over_budget)
         stats = session.request_stats(BATCH_GET_DEVICE_STATE)
         selection = AccountSelection(
             account.name,
-            over_budget=over_budget,
+            over_budget=changed.over_budget,
             states_requested=requested,
-            states_unknown=unknown,
+            states_unknown=changed.unknown,
             requests=RequestCounts(sent_before + stats.sent, stats.retried, stats.throttled),
             selected_at=format_utc(time.time()),
+            unchanged=changed.unchanged,
+            learned_offset=changed.learned_offset,
         )
         return SelectionResult(context.files.queue, selection)
 

@@ -6,6 +6,7 @@ an index               quota, faults
 """
 
 from auditor.simulator.faults import Corruption, FaultKind, Faults
+from auditor.simulator.forms import ResponseForms, TimeForm
 from auditor.simulator.lifecycle import ORDINARY_LIFECYCLE, Lifecycle
 from auditor.simulator.quotas import SimulatedAccount, WindowKind
 from auditor.simulator.registry import DEVICE_SECRET_PREFIX, Churn
@@ -14,6 +15,6 @@ from auditor.simulator.world import FLEET_COLUMNS, SimulatedDevice, World
 
 __all__ = [
     "DEFAULT_ACCOUNT", "DEVICE_SECRET_PREFIX", "FLEET_COLUMNS", "ORDINARY_LIFECYCLE", "Churn", "Corruption",
-    "FaultKind", "Faults", "Lifecycle", "SimulatedAccount", "SimulatedDevice", "Simulator", "SimulatorCounts",
-    "WindowKind", "World",
+    "FaultKind", "Faults", "Lifecycle", "ResponseForms", "SimulatedAccount", "SimulatedDevice", "Simulator",
+    "SimulatorCounts", "TimeForm", "WindowKind", "World",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Literal, get_args
 
 from auditor.models import Dialect
+from auditor.simulator.forms import MODEL_FORMS, ResponseForms
 from auditor.simulator.responses import HTML, JSON, Document, RequestRejected, SimulatedResponse, error_response
 
 FaultKind = Literal[
@@ -115,7 +116,14 @@ class FaultSource:
         return KINDS[place] if place < len(KINDS) else None
 
     def response(
-        self, kind: FaultKind, now: float, request_id: str, dialect: Dialect, response_format: str
+        self,
+        kind: FaultKind,
+        now: float,
+        request_id: str,
+        dialect: Dialect,
+        response_format: str,
+        *,
+        forms: ResponseForms = MODEL_FORMS,
     ) -> SimulatedResponse:
         """Return the HTTP response of a fault that has one; ``now`` is the server's time."""
         match kind:
@@ -126,7 +134,7 @@ class FaultSource:
             case "garbage":
                 return SimulatedResponse(200, b'{"success": true, "data": {"simpleOTAModuleInfo": [\xff\xfe', JSON)
         error, headers = self._platform_error(kind, now)
-        return replace(error_response(error, request_id, dialect, response_format), headers=headers)
+        return replace(error_response(error, request_id, dialect, response_format, forms=forms), headers=headers)
 
     def _platform_error(self, kind: FaultKind, now: float) -> tuple[RequestRejected, dict[str, str]]:
         """Return the error of the platform itself, and its headers."""

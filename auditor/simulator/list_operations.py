@@ -9,8 +9,9 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from hashlib import blake2b
 
 from auditor.client.operations import QUERY_DEVICE, QUERY_PRODUCT_LIST
+from auditor.simulator.forms import ResponseForms, format_local_time, format_utc_field
 from auditor.simulator.gateway import Parameters, find_product, invalid_page, page_number
-from auditor.simulator.registry import Registry, device_record, format_gmt_field, format_utc_field
+from auditor.simulator.registry import Registry, device_record
 from auditor.simulator.responses import Document
 from auditor.simulator.world import FIRST_REGISTERED, MS_PER_DAY, SimulatedDevice
 
@@ -87,8 +88,8 @@ class DeviceListOperation:
             "deviceSecret": record.secret,
             "deviceStatus": record.status,
             "deviceType": "Simulated",
-            "gmtCreate": format_gmt_field(record.created),
-            "gmtModified": format_gmt_field(record.modified),
+            "gmtCreate": format_local_time(record.created),
+            "gmtModified": format_local_time(record.modified),
             "iotId": device.iot_id,
             "nickname": "",
             "productKey": device.product_key,
@@ -133,6 +134,7 @@ def _requested_page(parameters: Parameters) -> tuple[int, int]:
 def _product_entry(registry: Registry, number: int) -> Document:
     product = registry.world.products[number]
     return {
+        "authType": "secret",
         "dataFormat": 1,
         "description": "",
         "deviceCount": registry.count(number),
@@ -143,7 +145,7 @@ def _product_entry(registry: Registry, number: int) -> Document:
     }
 
 
-def product_modules(registry: Registry, parameters: Parameters) -> Document:
+def product_modules(registry: Registry, forms: ResponseForms, parameters: Parameters) -> Document:
     """Answer ListOTAModuleByProduct with all modules, ``default`` first; raise RequestRejected."""
     product = registry.world.products[find_product(parameters, registry.world)]
     created = format_utc_field(_CREATED)
@@ -158,4 +160,4 @@ def product_modules(registry: Registry, parameters: Parameters) -> Document:
         }
         for module in product.modules
     ]
-    return {"data": {"otaModuleDTO": entries}}
+    return {"data": {"otaModuleDTO": entries} if forms.arrays == "wrapped" else entries}

@@ -16,10 +16,11 @@ from auditor.client.operations import (
     QUERY_PRODUCT_LIST,
 )
 from auditor.simulator.faults import Corruption, corrupt, corrupted_page, corrupted_total
+from auditor.simulator.forms import MODEL_FORMS, ResponseForms, format_local_time, format_utc_field, time_member
 from auditor.simulator.gateway import Parameters, find_device, find_devices, numbered_values, page_number
 from auditor.simulator.list_operations import DeviceListOperation, first_product, product_list, product_modules
 from auditor.simulator.quotas import BATCH_QUERY_DEVICE_DETAIL, DEEP_SUFFIX
-from auditor.simulator.registry import Registry, device_record, format_gmt_field, format_utc_field
+from auditor.simulator.registry import Registry, device_record
 from auditor.simulator.responses import Document, RequestRejected
 from auditor.simulator.world import SimulatedDevice, World
 
@@ -28,6 +29,9 @@ MAX_DETAILED_DEVICES = 100
 
 FIRST_DEEP_ITEM = 100_000
 """Pages that begin with this item, counted from 0, or a later one, have a separate quota."""
+
+_ACTIVATION_MS = 60_000
+"""Milliseconds from a device's registration to its activation."""
 
 OperationHandler = Callable[[Parameters], Document]
 """Answers a request, without code and request id; raises RequestRejected."""
@@ -44,13 +48,18 @@ class OperationService:
         registry: its devices.
         corruptions: by a device's index, how the responses about its modules are corrupted.
         responses: counts the responses about modules, if given.
+        forms: forms of the members of a response.
 
     Attributes:
         operations: by name.
     """
 
     def __init__(
-        self, registry: Registry, corruptions: Mapping[int, Corruption], responses: ResponseCounter | None
+        self,
+        registry: Registry,
+        corruptions: Mapping[int, Corruption],
+        responses: ResponseCounter | None,
+        forms: ResponseForms = MODEL_FORMS,
     ) -> None:
         self.registry = registry
         devices = DeviceListOperation(registry)
@@ -58,9 +67,9 @@ class OperationService:
             LIST_OTA_MODULE_VERSIONS_BY_DEVICE.name: partial(module_versions, registry, corruptions, responses),
             QUERY_PRODUCT_LIST.name: partial(product_list, registry),
             QUERY_DEVICE.name: devices.answer,
-            BATCH_GET_DEVICE_STATE.name: partial(device_states, registry),
+            BATCH_GET_DEVICE_STATE.name: partial(device_states, registry, forms),
             BATCH_QUERY_DEVICE_DETAIL: partial(device_details, registry),
-            LIST_OTA_MODULE_BY_PRODUCT.name: partial(product_modules, registry),
+            LIST_OTA_MODULE_BY_PRODUCT.name: partial(product_modules, registry, forms),
         }
         self._first_item: dict[str, Callable[[Parameters], int]] = {
             QUERY_PRODUCT_LIST.name: first_product,
@@ -144,26 +153,27 @@ def _find_activated(registry: Registry, parameters: Parameters) -> SimulatedDevi
     return device
 
 
-def device_states(registry: Registry, parameters: Parameters) -> Document:
+def device_states(registry: Registry, forms: ResponseForms, parameters: Parameters) -> Document:
     """Answer BatchGetDeviceState; ``IotId.N`` takes precedence."""
     limit = BATCH_GET_DEVICE_STATE.page_size
     if iot_ids := numbered_values(parameters, "IotId", limit):
         devices = [device for device in map(registry.find_by_iot_id, iot_ids) if device is not None]
     else:
         devices = find_devices(parameters, registry, limit)
-    return {"deviceStatusList": {"deviceStatus": [_state_entry(device, registry.world) for device in devices]}}
+    return {"deviceStatusList": {"deviceStatus": [_state_entry(device, registry.world, forms) for device in devices]}}
 
 
-def _state_entry(device: SimulatedDevice, world: World) -> Document:
+def _state_entry(device: SimulatedDevice, world: World, forms: ResponseForms) -> Document:
     record = device_record(device, world.began)
     entry: Document = {
         "deviceName": device.device_name,
         "iotId": device.iot_id,
         "status": record.status,
-        "timestamp": record.changed,
+        **time_member("timestamp", record.changed, forms.timestamp, forms.zone, device.index),
     }
     if record.online is not None:
-        entry |= {"asAddress": record.address, "lastOnlineTime": record.online}
+        entry |= {"asAddress": record.address, "deviceId": device.iot_id[:20]}
+        entry |= time_member("lastOnlineTime", record.online, forms.last_online, forms.zone, device.index)
     return entry
 
 
@@ -176,11 +186,11 @@ def device_details(registry: Registry, parameters: Parameters) -> Document:
 def _detail_entry(device: SimulatedDevice, world: World) -> Document:
     record = device_record(device, world.began)
     default = [module.module_version for module in device.modules if module.module_name == "default"]
-    return {
+    entry: Document = {
         "deviceName": device.device_name,
         "deviceSecret": record.secret,
         "firmwareVersion": default[0] if default else "",
-        "gmtCreate": format_gmt_field(record.created),
+        "gmtCreate": format_local_time(record.created),
         "iotId": device.iot_id,
         "nickname": "",
         "nodeType": 0,
@@ -190,3 +200,7 @@ def _detail_entry(device: SimulatedDevice, world: World) -> Document:
         "status": record.status,
         "utcCreate": format_utc_field(record.created),
     }
+    if device.activated:
+        activated = record.created + _ACTIVATION_MS
+        entry |= {"gmtActive": format_local_time(activated), "utcActive": format_utc_field(activated)}
+    return entry

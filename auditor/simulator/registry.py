@@ -9,7 +9,6 @@ import random
 from array import array
 from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
 from hashlib import blake2b
 from itertools import accumulate
 from struct import Struct
@@ -150,7 +149,6 @@ _REGISTRATION_INTERVAL = 211
 """Milliseconds between the registrations of two devices."""
 
 _MONTH = 30 * MS_PER_DAY
-_CHINA = timezone(timedelta(hours=8))
 _RANDOM_FIELDS = Struct("<2x3I4B8s")
 
 _CONNECTION_PERIOD = 500
@@ -201,14 +199,3 @@ def device_record(device: SimulatedDevice, began: int) -> DeviceRecord:
         address=f"10.{host[0]}.{host[1]}.{host[2]}:{40_000 + host[3]}" if device.activated else "",
         secret=DEVICE_SECRET_PREFIX + secret.hex(),
     )
-
-
-def format_utc_field(milliseconds: int) -> str:
-    """Return ``2025-10-10T07:00:32.000Z``, the format of fields whose names begin with ``utc``."""
-    moment = datetime.fromtimestamp(milliseconds // 1000, UTC)
-    return f"{moment.isoformat()[:19]}.{milliseconds % 1000:03d}Z"
-
-
-def format_gmt_field(milliseconds: int) -> str:
-    """Return ``2025-10-10 15:00:32``: fields that begin with ``gmt`` have China's time, as in the examples."""
-    return datetime.fromtimestamp(milliseconds // 1000, _CHINA).isoformat(" ")[:19]

@@ -12,6 +12,7 @@ from xml.sax.saxutils import escape
 import orjson
 
 from auditor.models import Dialect
+from auditor.simulator.forms import MODEL_FORMS, ResponseForms, reshape
 
 JSON, XML, HTML = "application/json", "text/xml", "text/html"
 
@@ -40,15 +41,26 @@ class SimulatedResponse:
 
 
 def success_response(
-    operation: str, document: Document, request_id: str, dialect: Dialect, response_format: str
+    operation: str,
+    document: Document,
+    request_id: str,
+    dialect: Dialect,
+    response_format: str,
+    *,
+    forms: ResponseForms = MODEL_FORMS,
 ) -> SimulatedResponse:
     """Return the response of a successful operation."""
     complete: Document = {"code": "", **document, "requestId": request_id, "success": True}
-    return _encode(200, complete, f"{operation}Response", dialect, response_format)
+    return _encode(200, reshape(complete, forms), f"{operation}Response", dialect, response_format)
 
 
 def error_response(
-    error: RequestRejected, request_id: str, dialect: Dialect, response_format: str
+    error: RequestRejected,
+    request_id: str,
+    dialect: Dialect,
+    response_format: str,
+    *,
+    forms: ResponseForms = MODEL_FORMS,
 ) -> SimulatedResponse:
     """Return the response to a rejected request; the gateway uses PascalCase in both dialects."""
     if error.http_status is None:
@@ -58,7 +70,7 @@ def error_response(
             "errorMessage": error.message,
             "requestId": request_id,
         }
-        return _encode(200, document, "Response", dialect, response_format)
+        return _encode(200, reshape(document, forms), "Response", dialect, response_format)
     document = {"RequestId": request_id.upper(), "HostId": HOST_ID, "Code": error.code, "Message": error.message}
     return _encode(error.http_status, document, "Error", "tuya", response_format)
 

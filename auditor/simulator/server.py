@@ -21,6 +21,7 @@ from aiohttp import web
 
 from auditor.models import Dialect, Secret
 from auditor.simulator.faults import Corruption, FaultKind, Faults, FaultSource
+from auditor.simulator.forms import MODEL_FORMS, ResponseForms
 from auditor.simulator.gateway import Gateway, read_parameters, response_format
 from auditor.simulator.operations import OperationService, ResponseCounter
 from auditor.simulator.quotas import QuotaExceeded, QuotaMeter, SimulatedAccount, WindowKind
@@ -73,6 +74,7 @@ class Simulator:
             call that the quota counted.
         faults: random faults, after the quota has counted the request.
         corruptions: by a device's index, how the responses about its modules are corrupted.
+        forms: forms of the members of a response, where documents, models and samples differ.
         churn: devices that are registered and removed, in each world from its first list request on.
         seed: random seed of faults and latency.
         clock_offset: seconds by which the server's clock is ahead of this machine's.
@@ -103,6 +105,7 @@ class Simulator:
         competitor: tuple[float, float, float] | None = None,
         faults: Faults = _NO_FAULTS,
         corruptions: Mapping[int, Corruption] = _NO_CORRUPTIONS,
+        forms: ResponseForms = MODEL_FORMS,
         churn: Churn = NO_CHURN,
         seed: int = 0,
         clock_offset: float = 0.0,
@@ -118,7 +121,7 @@ class Simulator:
         self.responses: ResponseCounter | None = Counter() if record_responses else None
         self.arrivals: list[float] | None = [] if record_arrivals else None
         self.arrivals_by_operation: dict[str, list[float]] = defaultdict(list)
-        self._dialect = dialect
+        self._dialect, self._forms = dialect, forms
         self._latency, self._jitter = latency, jitter
         self._faults = FaultSource(faults, seed)
         self._silence_seconds = faults.silence_seconds
@@ -127,14 +130,14 @@ class Simulator:
         self._send_retry_after = send_retry_after
         self._gateway = Gateway(accounts)
         self._meter = QuotaMeter(window, competitor)
-        self._service = OperationService(Registry(world, churn), corruptions, self.responses)
+        self._service = OperationService(Registry(world, churn), corruptions, self.responses, forms)
         self._operations = self._service.operations
         self._services: dict[str, OperationService] = {}
         by_world = {id(world): self._service}
         for account in accounts:
             own = world if account.world is None else account.world
             if id(own) not in by_world:
-                by_world[id(own)] = OperationService(Registry(own, churn), corruptions, self.responses)
+                by_world[id(own)] = OperationService(Registry(own, churn), corruptions, self.responses, forms)
             self._services[account.access_key_id] = by_world[id(own)]
         # One clock for timestamps, Date and quotas: it never jumps, and its seconds are those of the calendar.
         self._epoch = time.time() - time.monotonic() + clock_offset
@@ -201,7 +204,7 @@ class Simulator:
             self.counts.answered += 1
         except RequestRejected as error:
             self.counts.rejected_by_code[error.code] += 1
-            reply = error_response(error, request_id, self._dialect, response_format(parameters))
+            reply = error_response(error, request_id, self._dialect, response_format(parameters), forms=self._forms)
             if isinstance(error, QuotaExceeded) and self._send_retry_after:
                 wait = str(round(error.wait * 1000) + 1)
                 reply = SimulatedResponse(reply.status, reply.body, reply.content_type, {"x-acs-retry-after": wait})
@@ -219,7 +222,8 @@ class Simulator:
     def _answer(self, parameters: Mapping[str, str], request_id: str) -> SimulatedResponse:
         service = self._services.get(parameters["AccessKeyId"], self._service)
         document = service.answer(parameters, time.monotonic())
-        return success_response(parameters["Action"], document, request_id, self._dialect, response_format(parameters))
+        action, encoding = parameters["Action"], response_format(parameters)
+        return success_response(action, document, request_id, self._dialect, encoding, forms=self._forms)
 
     async def _fail(
         self, kind: FaultKind, request: web.BaseRequest, parameters: Mapping[str, str], request_id: str
@@ -231,7 +235,9 @@ class Simulator:
             # Never sent: the connection is closed, but the server requires a response object.
             return web.Response()
         now = time.monotonic() + self._epoch
-        return self._response(self._faults.response(kind, now, request_id, self._dialect, response_format(parameters)))
+        encoding = response_format(parameters)
+        reply = self._faults.response(kind, now, request_id, self._dialect, encoding, forms=self._forms)
+        return self._response(reply)
 
     async def _fail_below_http(
         self, kind: FaultKind, transport: asyncio.Transport, parameters: Mapping[str, str], request_id: str
@@ -243,7 +249,7 @@ class Simulator:
         try:
             reply = self._answer(parameters, request_id)
         except RequestRejected as error:
-            reply = error_response(error, request_id, self._dialect, response_format(parameters))
+            reply = error_response(error, request_id, self._dialect, response_format(parameters), forms=self._forms)
         send_as_http10(transport, reply, date)
 
     def _response(self, reply: SimulatedResponse) -> web.Response:

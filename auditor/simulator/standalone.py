@@ -12,6 +12,7 @@ import anyio
 from auditor.errors import AuditStoppedError, UsageError
 from auditor.models import Dialect, Secret
 from auditor.simulator.faults import Faults
+from auditor.simulator.forms import MODEL_FORMS, ResponseForms
 from auditor.simulator.lifecycle import ORDINARY_LIFECYCLE, Lifecycle
 from auditor.simulator.quotas import SimulatedAccount, WindowKind
 from auditor.simulator.registry import Churn
@@ -45,6 +46,7 @@ class SimulationConfig:
     remove: float = 0.0
     fleet: Literal["file", "products"] = "file"
     lifecycle: Lifecycle = ORDINARY_LIFECYCLE
+    forms: ResponseForms = MODEL_FORMS
 
 
 async def serve(config: SimulationConfig, port: int, write: Path | None, print_line: Callable[[str], None]) -> None:
@@ -115,6 +117,7 @@ def _simulator(config: SimulationConfig, accounts: dict[SimulatedAccount, World]
         window=config.window,
         latency=(minimum / 1000, maximum / 1000),
         faults=Faults.evenly(config.faults),
+        forms=config.forms,
         churn=Churn(config.register, config.remove, config.seed),
         seed=config.seed,
         port=port,

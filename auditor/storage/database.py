@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import duckdb
 import orjson
 
 from auditor.errors import AuditorError, RunNotWritableError
+from auditor.storage.files import private_folder
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ def open_database(spill_folder: Path | None = None, memory: str = DEFAULT_MEMORY
         config={
             "memory_limit": memory,
             "threads": threads,
-            "temp_directory": "" if spill_folder is None else str(spill_folder),
+            "temp_directory": "" if spill_folder is None else str(spill_folder.absolute()),
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "preserve_insertion_order": threads == 1,
@@ -115,10 +115,8 @@ def temporary_database(
 
     ``purpose`` is a word in the folder's name. Yields the database, and the folder for intermediate files.
     """
-    with TemporaryDirectory(prefix=f"auditor-{purpose}-") as temporary:
-        work = Path(temporary)
-        with open_database(work / "spill", memory, threads) as database:
-            yield database, work
+    with private_folder(purpose) as work, open_database(work / "spill", memory, threads) as database:
+        yield database, work
 
 
 def with_enough_memory(work: Callable[[str], T]) -> T:
@@ -157,7 +155,7 @@ def result_rows(result: Database) -> Iterator[tuple[Any, ...]]:
 
 
 def sql_literal(value: object) -> str:
-    """Return text, or a path to write to, as an SQL string literal."""
+    """Return text as an SQL string literal; for paths there are ``sql_read_path`` and ``sql_write_path``."""
     return "'" + str(value).replace("'", "''") + "'"
 
 
@@ -168,7 +166,16 @@ def sql_identifier(name: str) -> str:
 
 def sql_read_path(path: Path) -> str:
     """Return a path to read as an SQL literal; DuckDB would take ``*``, ``?`` and ``[`` for a pattern."""
-    return sql_literal(re.sub(r"([\[\]*?])", r"[\1]", str(path)))
+    return re.sub(r"([\[\]*?])", r"[\1]", sql_write_path(path))
+
+
+def sql_write_path(path: Path) -> str:
+    """Return a path to write as an SQL literal.
+
+    It is absolute, for DuckDB would expand ``~`` at the start of a relative one, and take ``file:`` and ``s3://`` for
+    the scheme of an address.
+    """
+    return sql_literal(path.absolute())
 
 
 def device_key_sql(prefix: str = "") -> str:
@@ -190,7 +197,7 @@ def parquet(*paths: Path, options: str = "") -> str:
 def write_parquet(database: Database, query: str, path: Path) -> None:
     """Write the rows of a query to a Parquet file, a row group in memory at a time."""
     options = f"FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}, COMPRESSION zstd"
-    database.execute(f"COPY ({query}) TO {sql_literal(path)} ({options})")
+    database.execute(f"COPY ({query}) TO {sql_write_path(path)} ({options})")
 
 
 def text_lines(source: str, options: str = "", extra_columns: str = "") -> str:

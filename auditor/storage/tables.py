@@ -10,7 +10,7 @@ import duckdb
 import orjson
 
 from auditor.errors import RunFolderError, RunNotWritableError
-from auditor.storage.database import Database, error_reason, result_rows, sql_identifier, sql_literal
+from auditor.storage.database import Database, error_reason, result_rows, sql_identifier, sql_write_path
 from auditor.storage.xlsx import write_xlsx
 
 TableFormat = Literal["csv", "json", "jsonl", "parquet", "xlsx"]
@@ -18,11 +18,14 @@ TableFormat = Literal["csv", "json", "jsonl", "parquet", "xlsx"]
 ErrorTranslation = Callable[[type[duckdb.Error] | tuple[()]], AbstractContextManager[None]]
 """A context that translates errors of what a query reads, except errors of the given kind."""
 
-FORMULA = r"^(\pC*[=+@\x{FF1D}\x{FF0B}\x{FF20}\x{FF0D}-]|[\t\r\n])"
-"""Start of a cell that a spreadsheet may take for a formula (OWASP, CSV injection).
+_SIGN = r"[^\PC\t\r\n]*[=+@\x{FF1D}\x{FF0B}\x{FF20}\x{FF0D}-]"
+"""Start of a formula. Full-width letters count, as do invisible characters that a spreadsheet may drop, such as NUL."""
 
-Full-width letters count, and so do invisible characters that a spreadsheet may drop, such as NUL and a byte order mark.
-"""
+_FORMULA = rf"^({_SIGN}|[\t\r\n])"
+"""Start of a cell that a spreadsheet may take for a formula (OWASP, CSV injection)."""
+
+_LATER_FORMULA = rf"([;|\t\r\n])({_SIGN})"
+"""A formula after a character that separates cells where the spreadsheet expects no comma, as in many countries."""
 
 _PLAIN = {"BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
           "FLOAT", "DOUBLE", "VARCHAR"}  # fmt: skip
@@ -84,9 +87,11 @@ class ResultTable:
                     case "csv" | "parquet":
                         target = path if self._staging is None else self._staging / form
                         if form == "csv":
-                            write_csv(database, self._query, target)
+                            write_csv(database, self._query, target, "USE_TMP_FILE false")
                         else:
-                            database.execute(f"COPY ({self._query}) TO {sql_literal(target)} (FORMAT parquet)")
+                            database.execute(
+                                f"COPY ({self._query}) TO {sql_write_path(target)} (FORMAT parquet, USE_TMP_FILE false)"
+                            )
                         if target != path:
                             shutil.copyfile(target, path)
                     case "json" | "jsonl":
@@ -130,21 +135,29 @@ def json_parts(head: Mapping[str, object], name: str, table_rows: Iterable[Mappi
     yield b"\n]}\n"
 
 
-def write_csv(database: Database, query: str, path: Path) -> None:
+def write_csv(database: Database, query: str, path: Path, options: str = "USE_TMP_FILE true") -> None:
     """Write the rows of a query as CSV with a header, safe to open in a spreadsheet.
 
     Names and versions come from devices. Text and column names that a spreadsheet would take for a formula get a ``'``
-    in front.
+    in front of it, also behind a character within the text that some spreadsheets take for the end of a cell.
     """
     described = database.execute(f"DESCRIBE {query}").fetchall()
     names = [str(column) for column, *_ in described]
-    marked = database.execute(f"SELECT regexp_matches(unnest(?), '{FORMULA}')", [names]).fetchall()
+    shown = database.execute(f"SELECT {_inert('name')} FROM (SELECT unnest(?) AS name)", [names]).fetchall()
     cells = []
-    for (column, kind, *_), (formula,) in zip(described, marked, strict=True):
-        name, shown = sql_identifier(column), sql_identifier(f"'{column}" if formula else column)
-        safe = f"CASE WHEN regexp_matches({name}, '{FORMULA}') THEN '''' || {name} ELSE {name} END"
-        cells.append(f"{safe if kind == 'VARCHAR' else name} AS {shown}")
-    database.execute(f"COPY (SELECT {', '.join(cells)} FROM ({query})) TO {sql_literal(path)} (FORMAT csv, HEADER)")
+    for (column, kind, *_), (heading,) in zip(described, shown, strict=True):
+        name = sql_identifier(column)
+        cells.append(f"{_inert(name) if kind == 'VARCHAR' else name} AS {sql_identifier(heading)}")
+    database.execute(
+        f"COPY (SELECT {', '.join(cells)} FROM ({query})) TO {sql_write_path(path)} (FORMAT csv, HEADER, {options})"
+    )
+
+
+def _inert(text: str) -> str:
+    """Return the SQL of a text that no spreadsheet takes for a formula."""
+    replaced = rf"regexp_replace({text}, '{_LATER_FORMULA}', '\1''\2', 'g')"
+    inner = f"CASE WHEN regexp_matches({text}, '{_LATER_FORMULA}') THEN {replaced} ELSE {text} END"
+    return f"CASE WHEN regexp_matches({text}, '{_FORMULA}') THEN '''' || {inner} ELSE {inner} END"
 
 
 def _cell(column: str, kind: str) -> str:

@@ -9,12 +9,12 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import structlog
 
 from auditor.errors import UsageError
+from auditor.storage.files import private_folder
 
 if TYPE_CHECKING:
     from xlsxwriter import Workbook
@@ -64,10 +64,10 @@ def write_xlsx(
         raise UsageError("writing Excel files needs XlsxWriter: pip install 'auditor[report]'") from None
     if len(columns) > MAX_SHEET_COLUMNS:
         raise UsageError(f"{len(columns):,} columns: an Excel sheet has {MAX_SHEET_COLUMNS:,} at most")
-    with TemporaryDirectory(prefix="auditor-excel-") as work:
+    with private_folder("excel") as work:
         complete = Path(work, "complete.xlsx")
         literal = dict.fromkeys(("strings_to_formulas", "strings_to_urls", "strings_to_numbers"), False)
-        book = Workbook(str(complete), {"constant_memory": True, "tmpdir": work, "use_zip64": True, **literal})
+        book = Workbook(str(complete), {"constant_memory": True, "tmpdir": str(work), "use_zip64": True, **literal})
         try:
             _fill(_Writer(book), name, columns, rows, head)
         except BaseException:

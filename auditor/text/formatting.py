@@ -16,6 +16,11 @@ def safe(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def escape_lines(text: str) -> str:
+    """Return a text of several lines in which all other characters that a terminal would act on are escaped."""
+    return text if text.isprintable() else "".join(c if c in "\n\t" else safe(c) for c in text)
+
+
 def format_share(share: float, *, aligned: bool = False) -> str:
     """Format a share as a percentage, cut to tenths. Only 1 gives ``100%``, and only 0 gives ``0%``.
 

@@ -22,7 +22,19 @@ def is_literal(pattern: str) -> bool:
 
 def matches_any(name: str, patterns: Sequence[str]) -> bool:
     """Return whether a name matches one of the patterns. Case counts, as in DuckDB's matching of device names."""
-    return any(_python_regex(pattern).fullmatch(name) is not None for pattern in patterns)
+    return any(_matches(name, pattern) for pattern in patterns)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Find the texts between the ``*`` one after another; a regular expression would try all of their combinations."""
+    first, *others = _parts(pattern)
+    if not others:
+        return first.fullmatch(name) is not None
+    match = first.match(name)
+    for part in others[:-1]:
+        match = match and part.search(name, match.end())
+    end = len(name) - len(pattern.rpartition("*")[2])
+    return match is not None and end >= match.end() and others[-1].fullmatch(name, end) is not None
 
 
 def _duckdb_regex(pattern: str) -> str:
@@ -34,6 +46,7 @@ def _escape(character: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _python_regex(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern for Python, with the same meaning as in ``glob_regex``."""
-    return re.compile("".join({"*": ".*", "?": "."}.get(each) or re.escape(each) for each in pattern), re.DOTALL)
+def _parts(pattern: str) -> tuple[re.Pattern[str], ...]:
+    """Compile the parts of a pattern between its ``*``."""
+    texts = re.sub(r"\*+", "*", pattern).split("*")
+    return tuple(re.compile("".join("." if c == "?" else re.escape(c) for c in text), re.DOTALL) for text in texts)

@@ -300,3 +300,14 @@ def test_a_run_of_answers_alone_is_not_changed(tmp_path: Path) -> None:
     with diff_runs(folder, folder) as drift:
         assert drift.counts == replace(ZERO, compared=1, same=1)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_versions_of_both_runs_decide_whether_a_date_is_an_upgrade(tmp_path: Path) -> None:
+    devices = [named(number) for number in range(2)]
+    for others in ("27.09.2020", "03.04.2020"):
+        old = build(tmp_path / others / "old", devices, [ok(each, ("ble", "02.01.2020")) for each in devices])
+        news = [ok(devices[0], ("ble", "01.02.2020")), ok(devices[1], ("ble", others))]
+        new = build(tmp_path / others / "new", devices, news)
+        with diff_runs(old.folder, new.folder) as drift:
+            counts = (drift.counts.upgraded, drift.counts.downgraded, drift.counts.changed)
+        assert counts == ((2, 0, 0) if others == "27.09.2020" else (1, 0, 1))

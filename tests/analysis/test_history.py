@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from auditor.analysis import history as series
 from auditor.analysis.history import History, read_history
 from auditor.errors import RunFolderError, UsageError
-from auditor.models import Outcome, RunWarning
+from auditor.models import Outcome, RunWarning, WarningKind
 from auditor.query.run import Run
 from auditor.runs.folder import INVENTORY_JSON, MODULES
 from auditor.runs.manifest import MANIFEST, DeviceCounts, file_info, read_manifest
@@ -128,6 +128,39 @@ def test_a_run_that_is_not_sealed_is_shown_without_versions(tmp_path: Path) -> N
         )
         (module,) = history.adoption().modules
         assert (module.devices, module.versions[0].shares) == ((1, None, None), (1.0, None, None))
+
+
+def test_complete_runs_with_warnings_are_described_by_their_reasons_and_not_as_complete(tmp_path: Path) -> None:
+    first, other, third, _ = (write_run(tmp_path, day, "1.0") for day in range(1, 5))
+    for run in (first, third):
+        edit_manifest(run, lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=1)))
+    edit_manifest(other, lambda manifest: replace(manifest, fleet=replace(manifest.fleet, excluded_accounts=("eu",))))
+    outdated = [run_summary("2026-11-05", kind) for kind in ("recheck", "mismatch", "recheck")]
+    with read_history(tmp_path) as history:
+        assert [warning.detail for warning in history.warnings] == [
+            "3 of 4 runs do not cover the whole fleet (some accounts only, the first devices only)"
+        ]
+        both = [*history.runs, *outdated]
+        details = [warning.detail for warning in series.summarize_warnings(both)]
+    assert details[1:] == [
+        "3 of 7 runs may be inaccurate: carried answers are outdated; answers reached the wrong request"
+    ]
+    assert [each.kind for each in series.summarize_warnings(outdated)] == ["inaccurate_runs"]
+
+
+def run_summary(started_at: str, kind: WarningKind) -> series.RunSummary:
+    """A complete run with a warning."""
+    warnings = (RunWarning(kind, "run", "detail"),)
+    return series.RunSummary(
+        Path("run"),
+        "nightly",
+        "complete",
+        started_at,
+        DeviceCounts(ok=1),
+        sealed=True,
+        warnings=warnings,
+        tampered=False,
+    )
 
 
 def test_a_tampered_inventory_is_labelled_and_counted_from_the_parquet_files(tmp_path: Path) -> None:
@@ -341,3 +374,13 @@ def test_adoption_equals_counting_in_plain_python(
                 tuple(n / each.total() if n else 0.0 for n, each in zip(expected, nightly, strict=True)), abs=1e-6
             )
         assert any(line.module_version is None for line in module.versions) == bool(others)
+
+
+def test_a_relative_directory_has_the_history_of_the_absolute_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "audits", 1, "1.0")
+    monkeypatch.chdir(tmp_path)
+    with read_history("audits") as history:
+        assert history.warnings == ()
+        assert [each[1:] for each in versions(history)] == [("1.0", 1, 1.0)]

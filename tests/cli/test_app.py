@@ -216,7 +216,9 @@ def test_two_signals_end_a_run_that_reads_its_fleet(tmp_path: Path, platform: Pl
 def test_a_secret_is_not_in_any_output(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:
     settings = settings_file(tmp_path, platform.endpoint)
     done = auditor("run", settings, "--log-level", "debug", env={"CANARY": SECRET})
-    assert done.returncode == 0
+    assert done.returncode == 1
+    assert 'account "eu": none of 3 queried devices exists' in done.stderr
+    assert "stopped:" not in done.stderr
     shown = [done.stdout, done.stderr, auditor("check", settings, env={"CANARY": SECRET}).stdout]
     shown += [path.read_bytes().decode("latin-1") for path in (tmp_path / done.stdout.strip()).iterdir()]
     assert not any(SECRET in text for text in shown)

@@ -10,7 +10,8 @@ from rich.console import Console
 import auditor
 from auditor.cli import progress as progress_module
 from auditor.engine.progress import AccountProgress, Progress
-from auditor.runs.manifest import DeviceCounts, RequestCounts
+from auditor.runs.manifest import DeviceCounts
+from auditor.runs.selection_info import RequestCounts
 from auditor.simulator.quotas import SimulatedAccount
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import World

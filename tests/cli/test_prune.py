@@ -1,6 +1,7 @@
 """`auditor prune`: old runs are deleted; the newest, the latest complete, running ones and other folders are kept."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ from auditor.runs.locking import RunLock, create_run_folder, directory_lock
 from auditor.runs.manifest import State
 from auditor.runs.retention import prune_runs
 from tests.cli.conftest import Auditor
+from tests.other_user import OTHER_USER, as_other_user, let_others_enter, needs_root
 from tests.runs.run_folders import edit_manifest, named, running
 
 
@@ -117,6 +119,24 @@ def test_an_unreadable_run_is_kept_and_reported(auditor: Auditor, runs: Path) ->
     assert f"skipped: {broken}/run.json: is not a manifest" in done.stderr
     assert len(left(runs)) == 2
     assert broken.is_dir()
+
+
+@needs_root
+def test_a_run_that_cannot_be_locked_does_not_keep_the_others(runs: Path) -> None:
+    own_read_only, theirs, last_old, _newest = (a_run(runs, day) for day in range(1, 5))
+    for path in (runs, own_read_only, last_old):
+        for each in (path, *path.iterdir()):
+            os.chown(each, OTHER_USER, OTHER_USER)
+    own_read_only.chmod(0o555)
+    os.chown(theirs, 0, 0)
+    let_others_enter(runs)
+
+    def prune() -> tuple[tuple[Path, ...], list[str], int]:
+        pruned = prune_runs(runs, keep=1)
+        return pruned.removed, sorted(pruned.failed), pruned.remaining
+
+    reasons = [f"{path}: cannot be locked: Permission denied" for path in (own_read_only, theirs)]
+    assert as_other_user(prune) == ((last_old,), reasons, 3)
 
 
 def test_leftovers_of_killed_processes_are_removed(runs: Path) -> None:

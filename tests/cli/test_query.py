@@ -3,11 +3,15 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from auditor.cli.commands.query import sql
+from auditor.errors import UsageError
 from tests.cli.conftest import Auditor
 from tests.runs.run_folders import build, edit_manifest, every_status, failed, named, ok
 
@@ -65,6 +69,19 @@ def test_formats_go_completely_to_standard_output_or_a_file(auditor: Auditor, tm
     assert json.loads(answered.stdout) == {"n": 10}
 
 
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_standard_output_that_is_a_file_is_written_by_any_of_its_names(tmp_path: Path, name: str) -> None:
+    code = (
+        "from pathlib import Path\nimport sys\nfrom auditor.cli.output import emit_file, is_stdout\n"
+        "out = Path(sys.argv[1])\nassert is_stdout(out)\n"
+        "print('before')\nemit_file(out, lambda path: path.write_text('a,b\\n'))\nprint('after')"
+    )
+    with (tmp_path / "out.csv").open("w") as file:
+        done = subprocess.run([sys.executable, "-c", code, name], stdout=file, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "out.csv").read_text() == "before\na,b\nafter\n"
+
+
 def test_sql_returns_rows_or_refuses_in_one_sentence(auditor: Auditor, tmp_path: Path) -> None:
     folder = every_status(tmp_path / "run").folder
     done = auditor("sql", folder, "SELECT status, count(*) AS n FROM devices GROUP BY ALL ORDER BY ALL")
@@ -74,6 +91,11 @@ def test_sql_returns_rows_or_refuses_in_one_sentence(auditor: Auditor, tmp_path:
         assert refused.returncode == 2
         assert refused.stderr.splitlines()[-1].startswith("auditor: the query ")
         assert "Traceback" not in refused.stderr
+
+
+def test_a_time_limit_that_is_no_duration_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^--timeout 'soon' is not a duration"):
+        sql(Path("audits"), "SELECT 1", timeout="soon")
 
 
 def test_a_table_is_cut_and_says_so(auditor: Auditor, tmp_path: Path) -> None:

@@ -1,6 +1,14 @@
-"""Pages as they are documented: read fast, and to the very same page that the patient reader makes of them."""
+"""Pages as they are documented: read fast, and to the very same page that the patient reader makes of them.
 
+Bodies as proxies change them, and strings as firmware breaks them.
+"""
+
+import gzip
+import json
 import re
+import time
+import tracemalloc
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +18,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from auditor.client.decoders import decode_documented_page
+from auditor.client.decoders import (
+    DEVICE_LIST_RESPONSE,
+    ENCODING,
+    MAX_BODY_BYTES,
+    MAX_GZIP_MEMBERS,
+    MAX_REPAIRED_BYTES,
+    decode_documented_page,
+    decode_json,
+    decode_members,
+    decompress,
+)
 from auditor.client.responses import parse_module_page, parse_response
-from auditor.errors import PlatformError
+from auditor.errors import PlatformError, TransientError
 from auditor.models import Page
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
@@ -116,3 +134,127 @@ def test_of_any_bytes_it_reads_what_the_patient_reader_reads_or_nothing(
 def test_deep_nesting_is_none_of_its_business() -> None:
     assert decode_documented_page(b'{"data":' * 100_000) is None
     assert decode_documented_page(re.sub(rb'"total": ?\d+', b'"total":' + b"9" * 5000, TUYA)) is None
+
+
+def raw_deflate(body: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(body) + packer.flush()
+
+
+READABLE: dict[str, tuple[list[str], bytes]] = {
+    "plain": ([], TUYA),
+    "identity": (["identity"], TUYA),
+    "gzip": (["gzip"], gzip.compress(TUYA)),
+    "x-gzip": (["x-gzip"], gzip.compress(TUYA)),
+    "GZip, in capitals": (["GZip"], gzip.compress(TUYA)),
+    "gzip without a header": ([], gzip.compress(TUYA)),
+    "gzip, gzip": (["gzip, gzip"], gzip.compress(gzip.compress(TUYA))),
+    "gzip twice, in two headers": (["gzip", "x-gzip"], gzip.compress(gzip.compress(TUYA))),
+    "gzip twice, named once": (["gzip"], gzip.compress(gzip.compress(TUYA))),
+    "deflate, then gzip": (["deflate, gzip"], gzip.compress(zlib.compress(TUYA))),
+    "deflate": (["deflate"], zlib.compress(TUYA)),
+    "deflate without zlib's header": (["deflate"], raw_deflate(TUYA)),
+    "gzip in members": (["gzip"], gzip.compress(TUYA[:40]) + gzip.compress(TUYA[40:])),
+    "a byte order mark": ([], b"\xef\xbb\xbf" + TUYA),
+    "a byte order mark in gzip": (["gzip"], gzip.compress(b"\xef\xbb\xbf" + TUYA)),
+}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_what_proxies_do_to_a_body_is_undone(name: str) -> None:
+    encodings, body = READABLE[name]
+    assert decompress(body, encodings, 200) == TUYA
+
+
+UNREADABLE: dict[str, tuple[list[str], bytes, str]] = {
+    "br": (["br"], b"\x0b\x02\x80{}\x03", "compressed with br"),
+    "zstd": (["zstd"], b"\x28\xb5\x2f\xfd\x04", "compressed with zstd"),
+    "zstd without a header": ([], b"\x28\xb5\x2f\xfd\x04", "compressed with zstd"),
+    "gzip, then br": (["gzip, br"], b"\x0b\x02\x80{}\x03", "compressed with br"),
+    "gzip that is none": (["gzip"], b"<html>", "compressed with gzip, but it is not"),
+    "gzip that is damaged": (["gzip"], gzip.compress(TUYA)[:12] + b"\xff" * 40, "or is damaged"),
+    "gzip that is cut": (["gzip"], gzip.compress(TUYA)[:-12], "ends within its gzip"),
+    "gzip too often": ([], gzip.compress(gzip.compress(gzip.compress(gzip.compress(TUYA)))), "more than 3 times"),
+    "UTF-16": ([], TUYA.decode().encode("utf-16"), "UTF-16"),
+    "UTF-16 without a mark": ([], TUYA.decode().encode("utf-16-be"), "UTF-16"),
+    "UTF-32": ([], TUYA.decode().encode("utf-32"), "UTF-32"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_body_that_cannot_be_read_is_named_and_an_error_status_needs_none(name: str) -> None:
+    encodings, body, says = UNREADABLE[name]
+    with pytest.raises(TransientError, match=says) as caught:
+        decompress(body, encodings, 200)
+    assert caught.value.code in {ENCODING, "auditor.IncompleteBody"}
+    assert caught.value.http_status == 200
+    assert decompress(body, encodings, 503) == b""
+
+
+def test_a_body_that_inflates_without_end_is_refused_while_it_is_inflated() -> None:
+    once = gzip.compress(b" " * 12 * MAX_BODY_BYTES)
+    tracemalloc.start()
+    try:
+        for bomb in (once, gzip.compress(once), gzip.compress(b" " * MAX_BODY_BYTES) * 2):
+            with pytest.raises(TransientError, match="larger than"):
+                decompress(bomb, ["gzip"], 200)
+        height = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert height < 4 * MAX_BODY_BYTES
+
+
+def test_a_body_of_many_gzip_members_takes_little_time() -> None:
+    before = time.process_time()
+    decompress(gzip.compress(b"") * (10 * MAX_GZIP_MEMBERS) + b" " * MAX_BODY_BYTES, ["gzip"], 200)
+    assert time.process_time() - before < 5
+
+
+BROKEN_STRINGS = {
+    "a byte that is no UTF-8": (b"1.2\xbf", "1.2\\xbf"),
+    "half a character": ("\u6a21".encode()[:2], "\\xe6\\xa8"),
+    "half a surrogate pair": (rb"1.2\ud83d", "1.2\\ud83d"),
+    "the second half": (rb"\ude00x", "\\ude00x"),
+    "two first halves": (rb"\ud83d\ud83d\ude00", "\\ud83d\U0001f600"),
+    "a surrogate in UTF-8": (b"\xed\xa0\xbd", "\\xed\\xa0\\xbd"),
+    "a raw NUL": (b"1.2\x00", "1.2\x00"),
+    "a raw tab and a line break": (b"1\t2\n3", "1\t2\n3"),
+    "an escaped backslash before u": (b"a\tb" + rb"\\ud83d", "a\tb\\ud83d"),
+    "a quote beside it": (rb"\"\ud83d\"", '"\\ud83d"'),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_STRINGS)
+def test_a_broken_string_costs_its_broken_part_and_no_page(name: str) -> None:
+    raw, read = BROKEN_STRINGS[name]
+    assert decode_json(b'{"a": [1, "' + raw + b'"],\n\t"b": "c"}') == {"a": [1, read], "b": "c"}
+    template = json.dumps({"success": True, "requestId": "r", "total": 1, "data": {"deviceInfo": [
+        {"deviceName": "d1", "productKey": "k1", "nickname": "NICK"}]}}).encode()  # fmt: skip
+    device = {"devicename": "d1", "productkey": "k1"}
+    members = decode_members(template.replace(b"NICK", raw), DEVICE_LIST_RESPONSE)
+    assert members["data"] == {"deviceinfo": [device]}
+    body = TUYA.replace(b'"moduleVersion":"', b'"moduleVersion":"' + raw, 1)
+    if body == TUYA:
+        body = re.sub(rb'("moduleVersion": *")', lambda match: match[1] + raw, TUYA, count=1)
+    assert body != TUYA
+    page = decode_documented_page(body)
+    assert page is not None
+    assert page == patient(body)
+    assert page.reported[0].module.module_version.startswith(read)
+
+
+@pytest.mark.parametrize("body", [b"\xbf{}", b'{"a": \x00}', b'{"a": "b', b"<html>\xe9</html>", b'{"\xff' * 20_000])
+def test_what_is_no_json_is_not_made_json(body: bytes) -> None:
+    with pytest.raises(ValueError):
+        decode_json(body)
+
+
+@pytest.mark.parametrize(
+    "part", [b'"', rb"\"", b"\xff", b"\x00", rb"\ud83d", b'"\xff",', b"\\", b'"\\', rb'"\u"', b"[{"]
+)
+def test_the_repair_of_a_hostile_body_takes_linear_time(part: bytes) -> None:
+    body = b'{"a": "' + part * (MAX_REPAIRED_BYTES // 2 // len(part))
+    before = time.process_time()
+    with pytest.raises((ValueError, RecursionError)):
+        decode_json(body)
+    assert time.process_time() - before < 3

@@ -4,6 +4,7 @@ import gc
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import msgspec
@@ -14,10 +15,10 @@ from hypothesis import strategies as st
 
 from auditor.client.decoders import DEVICE_LIST_RESPONSE, PRODUCT_LIST_RESPONSE, PRODUCT_MODULES_RESPONSE
 from auditor.client.operations import LIST_OTA_MODULE_BY_PRODUCT, MAX_NAME_LENGTH, QUERY_DEVICE, QUERY_PRODUCT_LIST
-from auditor.client.parsers import parse_devices, parse_modules, parse_products
+from auditor.client.parsers import parse_devices, parse_modules, parse_products, parse_time
 from auditor.client.responses import INVALID_JSON, ApiResponse, parse_response
 from auditor.errors import PlatformError, ThrottledError, TransientError
-from auditor.models import ListedDevice, ListPage, Product
+from auditor.models import ListedDevice, ListPage, Product, ReportedTime
 
 NOW = 1_732_009_663.0
 SHAPES = {"products": PRODUCT_LIST_RESPONSE, "devices": DEVICE_LIST_RESPONSE, "modules": PRODUCT_MODULES_RESPONSE}
@@ -315,13 +316,18 @@ def test_refusals_of_these_tests_are_of_more_kinds_than_one() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b" ", b"<html>", b'{"success": tr', b"\xff\xfe", b"null", b"[]", b"1", b'"x"', b"{}", b"[" * 100_000,
              b'{"success":true,"data":' + b"[" * 100_000, b'{"success":true,"x":' + b'{"a":' * 100_000, b"\x00",
-             b'{"success":true} {}',
-             b'{"success":true,"data":{"deviceInfo":[{"deviceName":"\xff"}],"list":"\xff","otaModuleDTO":"\xff"}}'],
+             b'{"success":true} {}'],
 )  # fmt: skip
 def test_what_is_no_answer_is_transient_and_says_so(body: bytes, kept: type[msgspec.Struct]) -> None:
     with pytest.raises(TransientError) as caught:
         read(body, kept)
     assert (type(caught.value), caught.value.code) == (TransientError, INVALID_JSON)
+
+
+@pytest.mark.parametrize("broken", [b"\xff", b"a\xc3", b"\\ud83d", b"\xed\xa0\x80"])
+def test_a_name_with_a_broken_character_costs_one_device_and_not_the_page(broken: bytes) -> None:
+    body = b'{"success":true,"data":{"deviceInfo":[{"deviceName":"%b"},{"deviceName":"whole"}]}}' % broken
+    assert [device.device_name for device in parse_devices(read(body, DEVICE_LIST_RESPONSE), "p1").items] == ["whole"]
 
 
 @pytest.mark.parametrize("number", [b"1e999", b"9" * 5_000, b"NaN", b"0x1", b"01", b"-"])
@@ -502,3 +508,94 @@ def test_no_error_about_a_broken_answer_holds_a_devices_secret(body: bytes, stat
     assert status == 200
     if CANARY.encode() in body and b"deviceSecret" in body:  # it may have become the value of another member
         assert not [text for text in texts_in(answer) if CANARY in text]
+
+
+MOMENT = 1_579_249_151_000
+"""2020-01-17 08:19:11 UTC, in milliseconds since 1970."""
+
+
+@pytest.mark.parametrize(
+    ("reported", "later"),
+    [
+        (MOMENT, 0),
+        (str(MOMENT), 0),
+        (f" {MOMENT} ", 0),
+        (float(MOMENT), 0),
+        (f"{MOMENT}.0", 0),
+        (MOMENT // 1000, 999),
+        (str(MOMENT // 1000), 999),
+        (MOMENT / 1000 + 0.25, 250),
+        (f"{MOMENT // 1000}.25", 250),
+        ("2020-01-17T08:19:11Z", 999),
+        ("2020-01-17T08:19:11.25Z", 250),
+        ("2020-01-17T08:19:11.2500001Z", 251),
+        ("2020-01-17 08:19:11 UTC", 999),
+        ("2020/1/17 8:19:11 gmt", 999),
+        ("2020-01-17T16:19:11+08:00", 999),
+        ("2020-01-17 16:19:11,5 +0800", 500),
+        ("2020-01-17T04:49:11.000-0330", 0),
+        ("2020-01-17T22:19+14", 48_999),
+        ("2020-01-16 20:19:11-12:00", 999),
+    ],
+)
+def test_a_time_with_a_zone_is_read_in_every_form_as_the_latest_moment_it_can_mean(
+    reported: object, later: int
+) -> None:
+    assert parse_time(reported) == ReportedTime(MOMENT + later)
+
+
+@pytest.mark.parametrize(
+    ("reported", "later"),
+    [
+        ("2020-01-17 08:19:11", 999),
+        ("2020-01-17T08:19:11.125", 125),
+        ("2020/01/17  08:19:11", 999),
+        ("2020-01-17 08:19", 48_999),
+    ],
+)
+def test_a_time_without_a_zone_is_counted_as_utc_and_says_so(reported: str, later: int) -> None:
+    assert parse_time(reported) == ReportedTime(MOMENT + later, has_zone=False)
+
+
+@pytest.mark.parametrize(
+    "reported",
+    [
+        *(True, False, 0, -1, "0", 1, 12.5, 20_200_117, "20200117", "1970-01-01 00:00:00", 1e300, float("nan")),
+        *(MOMENT * 1000, str(MOMENT * 1000), 10**40, "9" * 60, "1.579e12", "0x16fb2c", "\u0661\u0665\u0667" * 4),
+        *("2020-01-17", "17.01.2020 08:19:11", "01/17/2020 08:19:11", "2020-01/17 08:19:11", "2020-13-17 08:19:11"),
+        *("2020-02-30 08:19:11", "2020-01-17 24:19:11", "2020-01-17 08:60:11", "2020-01-17 08:19:60", "08:19:11"),
+        *("2020-01-17 08:19:11 CST", "2020-01-17T08:19:11+15:00", "2020-01-17T08:19:11+08:10", "2020-W03-5T08:19:11Z"),
+        *("2020-01-17T08:19:11+07:75", "2020-01-17T08:19:11-13", "Jan 17, 2020 8:19:11 AM", "NULL", "-", "yesterday"),
+        *("Fri Jan 17 08:19:11 UTC 2020", "2020-01-17 08:19:11 PM", "2020-01-17 08:19:11" + " " * 60 + "x"),
+        *({"time": MOMENT}, [MOMENT], [], {}, None),
+    ],
+    ids=repr,
+)
+def test_what_has_no_single_meaning_as_a_time_is_unreadable(reported: object) -> None:
+    assert parse_time(reported).milliseconds is None
+
+
+@given(
+    st.datetimes(datetime(2010, 1, 2), datetime(9999, 12, 30)),  # noqa: DTZ001  the zone is another argument
+    st.sampled_from([None, *range(-12 * 60, 14 * 60 + 1, 15)]),
+    st.sampled_from([" ", "T"]),
+    st.sampled_from(["seconds", "milliseconds", "microseconds", "minutes"]),
+)
+def test_every_time_of_the_standard_library_is_read_as_the_library_reads_it(
+    moment: datetime, minutes: int | None, separator: str, precision: str
+) -> None:
+    zone = None if minutes is None else timezone(timedelta(minutes=minutes))
+    text = moment.replace(tzinfo=zone).isoformat(separator, precision)
+    reference = datetime.fromisoformat(text)
+    start = (reference if zone else reference.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+    found = parse_time(text)
+    assert found.has_zone == (zone is not None)
+    assert found.milliseconds is not None
+    later = found.milliseconds - start / timedelta(milliseconds=1)
+    assert 0 <= later <= {"minutes": 59_999, "seconds": 999}.get(precision, 1)
+
+
+@given(st.text(max_size=80) | st.integers() | st.floats() | st.booleans() | st.none())
+def test_any_value_is_a_time_within_bounds_or_unreadable(value: object) -> None:
+    found = parse_time(value)
+    assert found.milliseconds is None or 1_262_304_000_000 <= found.milliseconds < 253_402_300_800_000

@@ -10,11 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from auditor.client.decoders import MAX_MESSAGE_LENGTH, clean_message
-from auditor.client.responses import INVALID_JSON, ApiResponse, classify_error, parse_module_page, parse_response
+from auditor.client.decoders import MAX_MESSAGE_LENGTH, clean_message, decompress
+from auditor.client.error_codes import classify_error
+from auditor.client.responses import (
+    INVALID_JSON,
+    MAX_XML_BYTES,
+    ApiResponse,
+    parse_http_date,
+    parse_module_page,
+    parse_response,
+    parse_xml_error,
+)
 from auditor.errors import (
     AccountDeniedError,
     ClockSkewError,
+    DenialCause,
     DeviceDeniedError,
     InconsistentResponseError,
     InvalidRequestError,
@@ -157,25 +167,47 @@ def test_success_counts_only_under_a_status_of_success(status: int) -> None:
     assert refused(DOCUMENT, status=status).code == f"HTTP {status}"
 
 
+DENIALS: dict[str, DenialCause] = {
+    "NoPermission": "permission", "Unauthorized": "permission", "NotAuthorized.Operation": "permission",
+    "AccessDenied": "permission", "UserNotAuthorized": "permission", "Forbidden.RAM": "permission",
+    "iot.common.RamActionPermissionDeny": "permission", "MissingSecurityToken": "token",
+    "InvalidSecurityToken.Expired": "token", "InvalidSecurityToken.MismatchWithAccessKey": "token",
+    "InvalidSecurityToken": "token", "SecurityToken.Expired": "token", "InvalidStsToken": "token",
+    "InvalidAccessKeyId": "key", "InvalidAccessKeyId.Inactive": "key", "Forbidden.AccessKeyDisabled": "key",
+    "SignatureDoesNotMatch": "secret", "InvalidSignatureMethod": "secret", "iot.Sre.IotInstanceNotFound": "instance",
+    "iot.system.InstanceNotFound": "instance", "iot.common.InvalidIotInstanceId": "instance",
+    "InvalidInstanceId.NotFound": "instance", "InvalidRegionId": "region", "InvalidRegion.NotFound": "region",
+    "InvalidAction.NotFound": "action", "InvalidVersion": "action", "UnsupportedOperation": "action",
+    "InvalidApi.NotFound": "action", "InvalidProtocol.NeedSsl": "https", "NeedHttps": "https",
+    "MissingParameter": "parameter", "MissingAction": "parameter", "iot.system.BillIsOverDue": "account",
+    "ServiceNotOpened": "account",
+}  # fmt: skip
+
 CODES: dict[type[PlatformError], list[str]] = {
-    ThrottledError: ["Throttling", "Throttling.User", "Throttling.Api"],
+    ThrottledError: [
+        "Throttling", "Throttling.User", "Throttling.Api", "Throttled.Api", "FlowLimit", "iot.system.FlowControl",
+        "TooManyRequests",
+    ],
     TransientError: [
         "ServiceUnavailable", "InternalError", "iot.system.SystemException", "iot.common.QueryDeviceActionError",
         "iot.common.QueryOTAModuleActionError", "Something.Unheard", "ThrottlingLess", "iot.device.Other",
     ],
     NonceUsedError: ["SignatureNonceUsed"],
-    ClockSkewError: ["InvalidTimeStamp.Expired"],
+    ClockSkewError: [
+        "InvalidTimeStamp.Expired", "IllegalTimestamp", "InvalidTimeStamp.Format", "InvalidTimestamp",
+        "iot.common.TimestampExpired.Timestamp", "RequestTimeTooSkewed", "MissingTimestamp",
+    ],
     AccountDeniedError: [
         "SignatureDoesNotMatch", "IncompleteSignature", "InvalidAccessKeyId.NotFound", "InvalidAccessKeyId.Inactive",
         "Forbidden", "Forbidden.RAM", "Forbidden.AccessKeyDisabled", "iot.common.RamActionPermissionDeny",
-        "iot.system.UidNotFound", "iot.system.BillIsOverDue", "iot.system.InstanceNotFound",
+        "iot.system.UidNotFound", "iot.system.BillIsOverDue", "iot.system.InstanceNotFound", *DENIALS,
     ],
     DeviceDeniedError: ["iot.common.AuthActionPermissionDeny"],
     NotFoundError: ["iot.device.NotExistedDevice", "iot.device.InvalidIoTId", "iot.prod.NotExistedProduct"],
     NeverActivatedError: ["iot.device.InactiveDevice"],
     InvalidRequestError: [
         "iot.common.InvalidPageParams", "iot.device.InvalidFormattedDeviceName", "iot.prod.InvalidFormattedProductkey",
-        "iot.device.NullDeviceName", "iot.prod.NullProductKey",
+        "iot.device.NullDeviceName", "iot.prod.NullProductKey", "InvalidParameter", "InvalidParamater",
     ],
 }  # fmt: skip
 
@@ -249,13 +281,174 @@ def test_the_wished_delay_is_read_in_all_its_spellings(headers: dict[str, str], 
 
 
 @pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [({"Date": formatdate(NOW + 1200, usegmt=True)}, NOW + 1200), ({"date": "Sunday"}, None), ({}, None)],
+    ("date", "seconds"), [(formatdate(NOW + 1200, usegmt=True), NOW + 1200), ("Sunday", None), (None, None), ("", None)]
 )
-def test_a_clock_that_differs_learns_the_answers_date(headers: dict[str, str], seconds: float | None) -> None:
-    error = refused(gateway("InvalidTimeStamp.Expired"), status=400, headers=headers)
-    assert isinstance(error, ClockSkewError)
-    assert error.server_time == seconds
+def test_an_http_date_is_read(date: str | None, seconds: float | None) -> None:
+    assert parse_http_date(date) == seconds
+
+
+@pytest.mark.parametrize(("code", "cause"), DENIALS.items())
+def test_a_refusal_that_no_retry_changes_has_advice_for_its_cause(code: str, cause: DenialCause) -> None:
+    for spelled in (code, code.lower(), code.upper()):
+        error = refused(gateway(spelled), status=400)
+        assert isinstance(error, AccountDeniedError)
+        assert error.cause == cause
+        assert error.advice
+        assert "endpoint" not in error.advice
+
+
+def test_a_refused_device_is_not_a_refused_account_whatever_its_message_names() -> None:
+    message = "The device is not in the instance of this IotInstanceId."
+    assert type(refused(gateway("iot.device.NullDeviceName", message), status=400)) is InvalidRequestError
+    assert type(refused(business("UnknownPermissionState", message))) is TransientError
+
+
+@pytest.mark.parametrize("code", ["MissingParameter", "InvalidParameter"])
+@pytest.mark.parametrize(
+    ("parameter", "cause"),
+    [("SecurityToken", "token"), ("IotInstanceId", "instance"), ("RegionId", "region"), ("AccessKeyId", "key")],
+)
+def test_a_parameter_of_the_account_that_is_missing_is_named_by_the_message(
+    code: str, parameter: str, cause: DenialCause
+) -> None:
+    message = f'The input parameter "{parameter}" that is mandatory for processing this request is not supplied.'
+    error = refused(gateway(code, message), status=400)
+    assert isinstance(error, AccountDeniedError)
+    assert error.cause == cause
+
+
+REFUSALS = ["Forbidden.RAM", "iot.device.NotExistedDevice", "iot.prod.NullProductKey", "SignatureNonceUsed"]
+
+
+@pytest.mark.parametrize("code", ["Anything.Unheard", "InternalError", "ServiceUnavailable", *REFUSALS])
+@pytest.mark.parametrize("status", [200, 400, 403, 500, 503])
+def test_any_error_with_the_vendors_delay_is_throttling(status: int, code: str) -> None:
+    for body in (gateway(code), business(code)):
+        error = refused(body, status=status, headers={"X-Acs-Retry-After": "1500"})
+        assert isinstance(error, ThrottledError)
+        assert (error.code, error.message, error.request_id, error.retry_after) == (code, "No.", "ID-1", 1.5)
+
+
+@pytest.mark.parametrize("delay", ["0", "000", "-1", "", "soon", "1.5"])
+def test_a_vendors_delay_that_is_no_positive_number_says_nothing(delay: str) -> None:
+    assert (
+        type(refused(gateway("Anything.Unheard"), status=400, headers={"x-acs-retry-after": delay})) is TransientError
+    )
+
+
+@pytest.mark.parametrize(
+    "body", [gateway("Anything.Unheard"), gateway("ServiceUnavailable"), b"", b"<html>busy</html>"]
+)
+@pytest.mark.parametrize("status", [400, 403, 500, 503])
+def test_a_delay_in_a_header_of_http_is_throttling_unless_it_is_a_refusal(status: int, body: object) -> None:
+    error = refused(body, status=status, headers={"Retry-After": "7"})
+    assert isinstance(error, ThrottledError)
+    assert error.retry_after == 7
+
+
+@pytest.mark.parametrize("code", [*REFUSALS, "IllegalTimestamp"])
+def test_a_refusal_stays_one_whatever_delay_http_has(code: str) -> None:
+    assert type(refused(gateway(code), status=403, headers={"Retry-After": "7"})) is classify_error(code)
+
+
+def test_success_and_redirects_are_never_throttling() -> None:
+    assert read(DOCUMENT, headers={"x-acs-retry-after": "1500", "Retry-After": "7"}).request_id == "47f85a55"
+    assert type(refused(business("Unheard"), headers={"Retry-After": "7"})) is TransientError
+    assert type(refused(b"", status=302, headers={"Retry-After": "7"})) is TransientError
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"x-ratelimit-user": "Limit:1,Remain:0,TimeLeft:2000,Reset:1234"}, 2.0),
+        ({"X-RateLimit-User-API": "TimeLeft:500", "x-ratelimit-user": "TimeLeft:2000"}, 2.0),
+        ({"x-ratelimit-user-api": "Limit:1,TimeLeft:", "Retry-After": "9"}, 9.0),
+        ({"x-ratelimit-user-api": "TimeLeft:500", "x-acs-retry-after": "100"}, 0.1),
+    ],
+)
+def test_the_time_left_of_a_quota_is_a_delay(headers: dict[str, str], seconds: float) -> None:
+    error = refused(gateway("Throttling.Api"), status=400, headers=headers)
+    assert isinstance(error, ThrottledError)
+    assert error.retry_after == seconds
+
+
+def xml(code: str, message: str = "No.") -> str:
+    return (
+        f"<Error><RequestId>ID-1</RequestId><HostId>iot</HostId><Code>{code}</Code><Message>{message}</Message></Error>"
+    )
+
+
+FORBIDDEN = xml("Forbidden.RAM")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        FORBIDDEN.encode(),
+        b"<?xml version='1.0' encoding='UTF-8'?>\n" + FORBIDDEN.encode(),
+        b"\xef\xbb\xbf" + FORBIDDEN.encode(),
+        b"\r\n " + FORBIDDEN.encode(),
+        ('<?xml version="1.0" encoding="UTF-16"?>' + FORBIDDEN).encode("utf-16"),
+        b"\xfe\xff" + ('<?xml version="1.0" encoding="UTF-16"?>' + FORBIDDEN).encode("utf-16-be"),
+        b"\xff\xfe" + FORBIDDEN.encode("utf-16-le"),
+        FORBIDDEN.replace("<Error>", '<Error xmlns="http://iot.example/doc">').encode(),
+        FORBIDDEN.replace("<", "<a:").replace("<a:/", "</a:").replace("<a:Error>", '<a:Error xmlns:a="u">').encode(),
+        FORBIDDEN.replace("Forbidden.RAM", "<![CDATA[Forbidden.RAM]]>").encode(),
+        FORBIDDEN.replace("Forbidden.RAM", "\n  Forbidden.RAM <!-- why -->\n").encode(),
+        FORBIDDEN.replace("Forbidden.RAM", "Forbidden&#46;R&#x41;M").encode(),
+        f"<ErrorResponse><Errors>{FORBIDDEN}</Errors></ErrorResponse>".encode(),
+        FORBIDDEN.lower()
+        .replace("forbidden.ram", "Forbidden.RAM")
+        .replace("no.", "No.")
+        .replace("id-1", "ID-1")
+        .encode(),
+        b"<!DOCTYPE Error>" + FORBIDDEN.encode(),
+    ],
+)
+def test_an_error_in_xml_is_read(body: bytes) -> None:
+    error = refused(decompress(body, (), 403), status=403)
+    assert type(error) is AccountDeniedError
+    assert (error.code, error.message, error.request_id) == ("Forbidden.RAM", "No.", "ID-1")
+
+
+def test_an_error_in_xml_is_classified_like_any_other() -> None:
+    assert type(refused(xml("Throttling.User").encode(), status=400)) is ThrottledError
+    assert type(refused(xml("IllegalTimestamp").encode(), status=400)) is ClockSkewError
+    assert refused(xml("Odd", "a &lt; b &amp; c").encode(), status=400).message == "a < b & c"
+    assert refused(xml("Odd").encode(), status=400, headers={"x-acs-retry-after": "5"}).code == "Odd"
+
+
+LAUGHS = "".join(f'<!ENTITY l{n + 1} "{f"&l{n};" * 10}">' for n in range(12))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f'<!DOCTYPE Error [<!ENTITY l0 "ha">{LAUGHS}]>{xml("&l12;")}',
+        f'<!DOCTYPE Error [<!ENTITY file SYSTEM "file:///etc/passwd">]>{xml("&file;")}',
+        f'<!DOCTYPE Error [<!ENTITY % p SYSTEM "http://127.0.0.1:9/">%p;]>{FORBIDDEN}',
+        xml("&unheard;"),
+        FORBIDDEN[:-4],
+        FORBIDDEN + "<Error>",
+        "<html><body><Code>Forbidden.RAM</Code></body></html>",
+        "<Code>Forbidden.RAM</Code>",
+        xml(" "),
+        "<Error>" + " " * MAX_XML_BYTES + FORBIDDEN + "</Error>",
+        "<a>" * 15_000,
+        '<?xml version="1.0" encoding="unheard"?>' + FORBIDDEN,
+        "<Error><Success>true</Success></Error>",
+    ],
+)
+def test_xml_that_is_no_error_or_that_declares_entities_has_no_code(body: str) -> None:
+    error = refused(body.encode(), status=403)
+    assert type(error) is TransientError
+    assert error.code == "HTTP 403"
+    assert refused(body.encode(), status=200).code == INVALID_JSON
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_an_xml_error_or_none(body: bytes) -> None:
+    assert set(parse_xml_error(b"<" + body)) <= {"code", "message", "errormessage", "requestid"}
 
 
 @pytest.mark.parametrize("code", ["", " ", "\x00", "\u200b", "\ue000"])

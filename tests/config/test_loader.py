@@ -1,6 +1,7 @@
 """Settings become immutable values, or one sentence that names the key. No error quotes a secret."""
 
 import copy
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -184,8 +185,19 @@ def test_an_invalid_toml_file_is_refused_with_its_name(tmp_path: Path, content: 
         load_settings(path)
 
 
-@pytest.mark.parametrize(("name", "says"), [("absent.toml", "No such file"), (".", "directory")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("absent.toml", "No such file"),
+        (".", "directory"),
+        ("pipe", "is a pipe, not a regular file; write it to a file first"),
+        ("/dev/zero", "is a device"),
+        ("large.toml", "has more than 1,048,576 bytes"),
+    ],
+)
 def test_a_path_that_cannot_be_read_is_refused(tmp_path: Path, name: str, says: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large.toml").write_bytes(b"#" * (2**20 + 1))
     with pytest.raises(SettingsError, match=f"cannot be read: .*{says}"):
         load_settings(tmp_path / name)
 
@@ -330,6 +342,10 @@ def test_a_valid_redis_address_is_accepted(address: str) -> None:
         ({"redis": "redis://cache", "password": {"env": "NAME", "file": "key"}}, "password: give one of"),
         ({"redis": "redis://cache", "password": {"nev": "NAME"}}, "did you mean env?"),
         ({"reddis": "redis://cache"}, "did you mean redis?"),
+        ({"directory": "/", "username": "auditor"}, "username: only redis has one"),
+        ({"directory": "/", "ca_file": "ca.pem"}, "ca_file: only redis has one"),
+        ({"redis": "redis://cache", "username": "auditor"}, "username: needs a password"),
+        ({"redis": "redis://cache", "ca_file": "ca.pem"}, "ca_file: is for TLS only"),
     ],
 )
 def test_invalid_quota_sharing_is_refused(sharing: object, says: str) -> None:

@@ -45,6 +45,16 @@ def test_an_unset_variable_is_named(monkeypatch: pytest.MonkeyPatch, text: str |
 
 
 @pytest.mark.parametrize(
+    ("name", "says"), [("pipe", "is a pipe"), ("/dev/zero", "is a device"), ("large", "more than 1,048,576 bytes")]
+)
+def test_a_secret_file_that_may_never_end_is_refused(tmp_path: Path, name: str, says: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(b"x" * (2**20 + 1))
+    with pytest.raises(SettingsError, match=f"access_key_secret: .* cannot be read: .*{says}"):
+        read_secret(SecretSource(file=str(tmp_path / name)), account="eu", key="access_key_secret")
+
+
+@pytest.mark.parametrize(
     ("content", "says"),
     [
         (None, "No such file"),

@@ -35,12 +35,16 @@ class ScriptedCall:
     def __init__(self, *replies: Reply, attempts: int = 1) -> None:
         self.replies: Sequence[Reply] = replies
         self.requests: list[dict[str, str]] = []
+        self.fresh_connections: list[bool] = []
         self._attempts = attempts
 
-    async def __call__(self, operation: Operation, parameters: Mapping[str, str], /) -> CallResult[ApiResponse]:
+    async def __call__(
+        self, operation: Operation, parameters: Mapping[str, str], /, *, fresh_connection: bool = False
+    ) -> CallResult[ApiResponse]:
         assert operation.name == "ListOTAModuleVersionsByDevice"
         reply = self.replies[min(len(self.requests), len(self.replies) - 1)]
         self.requests.append(dict(parameters))
+        self.fresh_connections.append(fresh_connection)
         return CallResult(reply, self._attempts)
 
     @property
@@ -58,7 +62,9 @@ class PagingCall:
         self.pages: list[int] = []
         self._corrupt = corrupt
 
-    async def __call__(self, operation: Operation, parameters: Mapping[str, str], /) -> CallResult[ApiResponse]:
+    async def __call__(
+        self, operation: Operation, parameters: Mapping[str, str], /, *, fresh_connection: bool = False
+    ) -> CallResult[ApiResponse]:
         number, size = int(parameters["CurrentPage"]), int(parameters["PageSize"])
         self.pages.append(number)
         rest = entries(self.modules)[(number - 1) * size : number * size]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -8,7 +9,15 @@ from hypothesis import strategies as st
 
 from auditor.client.responses import ApiResponse
 from auditor.engine import device_reader
-from auditor.engine.device_reader import MAX_MODULES, MAX_READINGS, CallOperation, fetch_device
+from auditor.engine.device_reader import (
+    MAX_MODULES,
+    MAX_READINGS,
+    MAX_UNNAMED,
+    RECENT_ANSWERS,
+    AnswerTrust,
+    CallOperation,
+    fetch_device,
+)
 from auditor.errors import (
     AccountStoppedError,
     DeviceDeniedError,
@@ -113,7 +122,7 @@ async def test_an_error_on_a_later_page_fails_the_device_with_the_sum_of_attempt
 
 
 async def test_a_stopped_account_passes_through() -> None:
-    async def stopped(_operation: object, _parameters: object, /) -> Any:
+    async def stopped(_operation: object, _parameters: object, /, **_options: object) -> Any:
         raise AccountStoppedError("demo", "refused")
 
     with pytest.raises(AccountStoppedError):
@@ -246,7 +255,7 @@ async def test_one_module_per_page_is_bounded_by_the_limit(monkeypatch: pytest.M
     monkeypatch.setattr(device_reader, "MAX_MODULES", 50)
     requested = []
 
-    async def drip(_operation: object, parameters: Any, /) -> Any:
+    async def drip(_operation: object, parameters: Any, /, **_options: object) -> Any:
         requested.append(int(parameters["CurrentPage"]))
         return CallResult(page([entry(f"m{len(requested)}")], 50 if requested[-1] < 50 else 49), 1)
 
@@ -304,3 +313,114 @@ def test_ok_means_one_consistent_reading_of_exactly_total_distinct_modules(
 def _items(answer: ApiResponse) -> list[Any]:
     data: Any = answer.fields["data"]
     return data["simpleOTAModuleInfo"] if data else []
+
+
+def unnamed_page(version: str | None, request_id: str | None) -> ApiResponse:
+    data = [] if version is None else [entry("ble", version)]
+    return replace(page(data, len(data)), request_id=request_id)
+
+
+def named_page(device_name: str = "device001", request_id: str = "n") -> ApiResponse:
+    return replace(page([entry("ble", "1.0", deviceName=device_name)], 1), request_id=request_id)
+
+
+NO_DEVICE = NotFoundError("iot.device.NotExistedDevice", "no", http_status=200, request_id="x")
+
+
+async def read_with(trust: AnswerTrust, *replies: Any) -> tuple[Outcome, list[bool]]:
+    script = ScriptedCall(*replies)
+    outcome = await fetch_device(script, NAMED, trust=trust, now=lambda: 7.5)
+    return outcome, script.fresh_connections
+
+
+async def test_an_answer_about_another_device_is_replaced_over_a_fresh_connection_and_counted() -> None:
+    trust = AnswerTrust()
+    outcome, fresh = await read_with(trust, named_page("other"), named_page())
+    assert isinstance(outcome, DeviceResult)
+    assert (fresh, trust.mismatches, trust.undecided_mismatches) == ([False, True], 1, 0)
+
+
+async def test_a_device_that_is_always_named_differently_is_no_mismatch_of_the_account() -> None:
+    trust = AnswerTrust()
+    outcome, fresh = await read_with(trust, named_page("other"))
+    assert isinstance(outcome, DeviceFailure)
+    assert (len(fresh), trust.mismatches, trust.undecided_mismatches) == (MAX_READINGS, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("replies", "status", "requests", "mismatches"),
+    [
+        ([unnamed_page(None, "1"), unnamed_page(None, "2")], "empty", 2, 0),
+        ([NO_DEVICE, NO_DEVICE], "not_found", 2, 0),
+        ([unnamed_page(None, "1"), NO_DEVICE, unnamed_page(None, "2")], "empty", 3, 1),
+        ([NO_DEVICE, named_page()], "ok", 2, 1),
+        ([named_page()], "ok", 1, 0),
+        ([unnamed_page("1", "1"), unnamed_page("2", "2"), unnamed_page("1", "3")], "ok", 3, 1),
+    ],
+)
+async def test_after_a_mismatch_an_answer_that_names_no_device_needs_a_second_one_that_agrees(
+    replies: list[Any], status: str, requests: int, mismatches: int
+) -> None:
+    trust = AnswerTrust()
+    trust.mismatches = 1
+    outcome, fresh = await read_with(trust, *replies)
+    assert isinstance(outcome, DeviceResult)
+    assert (outcome.status, len(fresh), trust.mismatches - 1) == (status, requests, mismatches)
+    assert fresh == [False] + [True] * (requests - 1)
+
+
+async def test_answers_that_name_no_device_and_never_agree_fail_the_device() -> None:
+    trust = AnswerTrust()
+    trust.mismatches = 1
+    outcome, fresh = await read_with(trust, *(unnamed_page(str(number), None) for number in range(50)))
+    assert isinstance(outcome, DeviceFailure)
+    assert "agree" in outcome.message
+    assert len(fresh) == MAX_UNNAMED
+
+
+async def test_a_repeated_request_id_is_confirmed_where_ids_are_unique() -> None:
+    trust = AnswerTrust()
+    for number in range(10):
+        await read_with(trust, unnamed_page(str(number), f"id-{number}"))
+    outcome, fresh = await read_with(trust, unnamed_page("3", "id-3"), unnamed_page("7", "a"), unnamed_page("7", "b"))
+    assert isinstance(outcome, DeviceResult)
+    assert outcome.modules == (ModuleVersion("ble", "7"),)
+    assert (fresh, trust.mismatches) == ([False, True, True], 1)
+
+
+async def test_one_id_for_all_answers_costs_an_account_one_request() -> None:
+    trust, requests = AnswerTrust(), 0
+    for number in range(50):
+        outcome, fresh = await read_with(trust, unnamed_page(str(number), "r1"))
+        assert isinstance(outcome, DeviceResult)
+        requests += len(fresh)
+    assert (requests, trust.mismatches) == (51, 0)
+
+
+async def test_one_id_for_all_answers_that_begins_late_costs_as_many_requests_as_are_counted() -> None:
+    trust, requests = AnswerTrust(), 0
+    for number in range(10_000):
+        assert not trust.needs_confirmation(f"id-{number}")
+    for number in range(2_000):
+        _, fresh = await read_with(trust, unnamed_page(str(number), "r1"))
+        requests += len(fresh)
+    assert requests <= 2_000 + RECENT_ANSWERS
+    assert trust.mismatches == 0
+
+
+def test_the_memory_of_request_ids_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_reader, "MAX_REMEMBERED_IDS", 100)
+    trust = AnswerTrust()
+    assert not any(trust.needs_confirmation(f"id-{number}") for number in range(1_000))
+    assert trust.needs_confirmation("id-920")
+    assert not trust.needs_confirmation("id-700")
+
+
+async def test_more_answers_must_agree_where_fresh_connections_bring_mismatches_too() -> None:
+    trust = AnswerTrust()
+    for _ in range(20):
+        await read_with(trust, named_page("other"), named_page("another"), named_page())
+    assert trust.mismatches == 40
+    outcome, fresh = await read_with(trust, unnamed_page(None, None))
+    assert isinstance(outcome, DeviceResult)
+    assert len(fresh) == trust.needed == 4

@@ -14,9 +14,9 @@ from auditor.client.operations import (
     QUERY_PRODUCT_LIST,
 )
 from auditor.config.loader import parse_settings
-from auditor.engine.limiters import AccountLimiters
+from auditor.engine.limiters import AccountLimiters, sends_password_unencrypted
 from auditor.errors import SettingsError
-from auditor.resilience import quota_backends
+from auditor.resilience import file_backend
 from auditor.resilience.adaptive_rate import INITIAL_MARGIN, INITIAL_SEARCH_RATE
 from auditor.resilience.rate_limiter import AdaptiveRateLimiter, RateLimiter, UnlimitedRateLimiter
 from auditor.resilience.shared_quota import size_for
@@ -32,7 +32,7 @@ OPERATIONS = (
 @pytest.fixture(autouse=True)
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of this machine's quotas in this test."""
-    monkeypatch.setattr(quota_backends, "MACHINE_DIRECTORY", str(tmp_path / "quotas"))
+    monkeypatch.setattr(file_backend, "MACHINE_DIRECTORY", str(tmp_path / "quotas"))
     return tmp_path / "quotas"
 
 
@@ -106,7 +106,8 @@ async def test_a_quota_is_shared_by_key_endpoint_and_operation(directory: Path) 
     files = contents(directory)
     assert len(files) == 4
     assert not any("key" in name or b"key" in content for name, content in files.items())
-    assert {len(content) for content in files.values()} == {size_for(4096)}
+    # A quota has a stamp before and after it; a file that was not used yet is empty.
+    assert {len(content) for content in files.values()} == {0, size_for(4096) + 16}
 
 
 async def test_quota_sharing_none_writes_no_file(directory: Path) -> None:
@@ -118,7 +119,7 @@ async def test_quota_sharing_none_writes_no_file(directory: Path) -> None:
 async def test_a_configured_directory_is_used(tmp_path: Path, directory: Path) -> None:
     async with open_limiters(quota_sharing={"directory": str(tmp_path)}) as limiters:
         await limiters.for_operation(DEVICE_OPERATION).acquire()
-    assert [name.endswith(quota_backends.FILE_SUFFIX) for name in contents(tmp_path)] == [True]
+    assert [name.endswith(file_backend.FILE_SUFFIX) for name in contents(tmp_path)] == [True]
     assert contents(directory) == {}
 
 
@@ -131,9 +132,46 @@ def test_a_configured_directory_that_cannot_be_used_is_an_error(tmp_path: Path) 
         open_limiters(quota_sharing={"directory": str(tmp_path)}).for_operation(DEVICE_OPERATION)
 
 
-async def test_a_machine_without_a_quota_directory_is_audited_without_sharing(directory: Path) -> None:
+async def test_another_private_directory_is_used_if_the_usual_one_cannot_be(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     block_directory(directory)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "missing"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with structlog.testing.capture_logs() as logs:
+        async with open_limiters() as one, open_limiters() as other:
+            for limiters in (one, other, one):
+                await limiters.for_operation(DEVICE_OPERATION).acquire()
+            assert one.for_operation(DEVICE_OPERATION).other_participants == 1
+    assert len(contents(tmp_path / "auditor")) == 1
+    assert [(line["event"].partition(":")[0], line["directory"]) for line in logs] == [
+        ("the quota is shared in another directory", str(tmp_path / "auditor"))
+    ] * 2
+    assert str(directory) in logs[0]["reason"]
+
+
+async def test_a_machine_without_a_quota_directory_is_audited_without_sharing(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block_directory(directory)
+    for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "missing"))
+    monkeypatch.chdir(tmp_path)
     with structlog.testing.capture_logs() as logs:
         async with open_limiters() as limiters:
             assert limiters.for_operation(DEVICE_OPERATION).rate == 10 / (1 + INITIAL_MARGIN)
     assert [(line["event"], line["account"]) for line in logs] == [("the quota is not shared with other audits", "eu")]
+
+
+@pytest.mark.parametrize(
+    ("address", "unencrypted"),
+    [
+        ("redis://10.0.0.5:6379/0", True),
+        ("redis://localhost.example:6379", True),
+        ("redis://127.0.0.1:6379/0", False),
+        ("redis://[::1]:6379", False),
+        ("rediss://10.0.0.5:6379/0", False),
+    ],
+)
+def test_a_password_that_crosses_a_network_without_tls_is_noticed(address: str, unencrypted: bool) -> None:  # noqa: FBT001
+    assert sends_password_unencrypted(address) == unencrypted

@@ -7,9 +7,10 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from auditor.concurrency import StopToken
-from auditor.engine.worker_pool import run_workers
+from auditor.engine.worker_pool import MAX_PAUSED_PER_WORKER, run_workers
 from auditor.errors import AccountStoppedError, RunNotWritableError
 from auditor.models import Device, DeviceResult, Outcome
+from auditor.resilience.retry import PausedTasks
 
 pytestmark = pytest.mark.anyio
 
@@ -243,3 +244,69 @@ async def test_one_stop_request_ends_two_pools() -> None:
             await anyio.sleep(0.05)
             stop.request("both")
     assert counting.in_flight == 0
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+async def test_a_fetch_that_pauses_holds_no_worker(concurrency: int) -> None:
+    paused, counting = PausedTasks(), CountingFetch()
+    healthy_written, released, running, max_running = 0, anyio.Event(), 0, 0
+
+    async def fetch(device: Device) -> Outcome:
+        nonlocal running, max_running
+        running += 1
+        max_running = max(max_running, running)
+        await checkpoint()
+        if int(str(device.device_name).removeprefix("device")) % 10 == 0:
+            running -= 1
+            with paused:
+                await released.wait()
+            running += 1
+        running -= 1
+        return outcome_of(device)
+
+    async def write(outcome: Outcome) -> None:
+        nonlocal healthy_written
+        await counting.write(outcome)
+        healthy_written += not released.is_set()
+        if healthy_written == 90:  # nine of ten devices are done while the others wait
+            released.set()
+
+    with anyio.fail_after(5):
+        await run_workers(Source(100), fetch, write, concurrency=concurrency, stop=StopToken(), paused=paused)
+    assert len(counting.written) == 100
+    assert set(counting.written.values()) == {1}
+    assert (paused.count, paused.on_pause) == (0, None)
+    assert max_running <= concurrency + 10
+
+
+@pytest.mark.parametrize("error", [AccountStoppedError("demo", "refused"), ValueError("a bug")])
+async def test_after_an_error_a_pause_starts_no_worker(error: Exception) -> None:
+    paused = PausedTasks()
+
+    async def fetch(device: Device) -> Outcome:
+        await checkpoint()
+        if device.device_name == "device1":
+            raise error
+        return outcome_of(device)
+
+    with pytest.raises(type(error)):
+        await run_workers(Source(9), fetch, CountingFetch().write, concurrency=3, stop=StopToken(), paused=paused)
+    assert (paused.count, paused.on_pause) == (0, None)
+
+
+async def test_paused_fetches_are_limited() -> None:
+    paused, source, stop = PausedTasks(), Source(10_000), StopToken()
+
+    async def fetch(device: Device) -> Outcome:
+        with paused:
+            await anyio.sleep_forever()
+        return outcome_of(device)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(
+            lambda: run_workers(source, fetch, CountingFetch().write, concurrency=3, stop=stop, paused=paused)
+        )
+        for _ in range(200):
+            await checkpoint()
+        assert source.pulled == 3 * MAX_PAUSED_PER_WORKER + 3
+        group.cancel_scope.cancel()

@@ -7,6 +7,8 @@ import duckdb
 import pytest
 
 from auditor.errors import FleetError
+from auditor.fleet.columns import is_column_name
+from auditor.fleet.names import BadRowError, clean_name
 from auditor.fleet.snapshot import Snapshot, write_snapshot
 from auditor.fleet.table import read_snapshot
 
@@ -46,6 +48,22 @@ def refused(folder: Path, name: str, content: bytes) -> str:
     text = str(caught.value)
     assert text.startswith(f"{path}: ")
     return text.removeprefix(f"{path}: ")
+
+
+def parquet(folder: Path, query: str) -> bytes:
+    """The bytes of a Parquet file with the rows of a query."""
+    path = folder / "made.parquet"
+    with duckdb.connect() as database:
+        database.execute(f"COPY ({query}) TO '{path}' (FORMAT parquet)")
+    return path.read_bytes()
+
+
+def is_name(text: str) -> bool:
+    """Whether a file may name a device so: the text has no damage, and is no column's name."""
+    try:
+        return clean_name(text) == text and not is_column_name(text)
+    except BadRowError:
+        return False
 
 
 def fits(name: str, pattern: str) -> bool:

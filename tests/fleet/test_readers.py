@@ -5,8 +5,8 @@ import io
 import json
 import os
 import sys
-import threading
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import duckdb
@@ -15,16 +15,9 @@ import pytest
 from auditor.errors import FleetError, RunNotWritableError
 from auditor.fleet.snapshot import write_snapshot
 from auditor.fleet.table import read_snapshot, sha256_of
-from tests.fleet.snapshots import HEADER, Names, devices, refused, snapshot
+from tests.fleet.snapshots import HEADER, Names, devices, parquet, refused, snapshot
 
 TWO: list[Names] = [("k", "a", None), ("k", "b", None)]
-
-
-def parquet(folder: Path, query: str) -> bytes:
-    path = folder / "made.parquet"
-    with duckdb.connect() as database:
-        database.execute(f"COPY ({query}) TO '{path}' (FORMAT parquet)")
-    return path.read_bytes()
 
 
 KINDS = {
@@ -57,6 +50,26 @@ KINDS = {
     "unknown-tsv": b"\xef\xbb\xbfproductKey\tdeviceName\nk\ta\nk\tb\n",
     "unknown-jsonl": b'\n{"product_key":"k","device_name":"a"}\n{"product_key":"k","device_name":"b"}\n',
     "unknown-list": b"k/a\nk/b\n",
+    "quoted-list.txt": b'"k","a"\n"k"/"b"\n',
+    "spaces-around-quotes.csv": b'product_key, "device_name"\nk, "a"\n"k" ,"b" \n',
+    "rows-of-commas.csv": b"product_key,device_name,note\r\nk,a,x\r\n,,\r\nk,b\r\n ,\xe2\x80\x8b,\r\n",
+    "comma-behind-header.csv": b"product_key,device_name,\r\nk,a\r\nk,b,,\r\n",
+    "sep.csv": b"sep=;\r\nproduct_key;device_name\r\nk;a\r\nk;b\r\n",
+    "sep-pipe.csv": b"\xef\xbb\xbfsep=|\r\n\r\nnote|product_key|device_name\r\n|k|a\r\n,|k|b\r\n",
+    "empty-lines-in-front.csv": b"\r\n,,\n" + HEADER + b"k,a\nk,b\n",
+    "zero-width-space.csv": "\u200bproduct_key,device\u00a0name\nk,\u200ba\n\ufeffk,b\u00a0\n".encode(),
+    "mixed-line-ends.csv": HEADER.replace(b"\n", b"\r\n") + b"k,a\nk,b\r",
+    "quotes-inside.csv": b'product_key;device_name;note\r\nk;a;"7" panel"\r\n"k";"b";"8" panel"\r\n',
+    "joined.csv": HEADER + b"k,a\n" + HEADER + b"k,b\n",
+    "joined-with-marks.csv": b"\xef\xbb\xbf" + HEADER + b"k,a\n\xef\xbb\xbfProductKey,DeviceName\nk,b\n",
+    "joined-in-another-order.csv": HEADER + b"k,a\nDeviceName,note,ProductKey\nb,IoT ID,k\n",
+    "joined-by-a-note.csv": b"product_key,device_name,note\nk,a,x\nnote,device_name,product_key\nx,b,k\n",
+    "excel-text.txt": b"product_key\tdevice_name\r\nk\ta\r\nk\tb\r\n",
+    "excel-unicode-text.txt": "device_name\tproduct_key\r\na\tk\r\nb\tk\r\n".encode("utf-16"),
+    "utf-16-be.csv": b"\xfe\xff" + "product_key,device_name\nk,a\nk,b\n".encode("utf-16-be"),
+    "headers-in-a-list.txt": b"# all\nproduct_key/device_name\nk/a\n,,\nProductKey DeviceName\nk,b,,\n",
+    "nulls.tsv": b"product_key\tdevice_name\tiot_id\nk\ta\tNULL\nk\tb\t\\N\n",
+    "quoted-empty.csv": b'product_key,device_name,iot_id\n"k","a",""\n"k","b","(null)"\n',
 }
 
 
@@ -77,6 +90,34 @@ def test_text_of_every_kind_may_be_compressed(tmp_path: Path, name: str) -> None
     assert snapshot(tmp_path, name + ".gz", gzip.compress(KINDS[name]))[1] == TWO
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "iot_id,note\niot1,x\nnote,iot_id\nremark1,iot2\n",
+        "iot_id,note\niot1,x\nNote,IoT ID\nremark1,iot2\n",
+        "note,iot_id,model\nnote,iot1,m\niot_id,model,note\niot2,m,y\n",
+        f"iot_id,{'a' * 30}\niot1,x\n{'a' * 30},iot_id\nremark1,iot2\n",
+        "note;product_key;iot_id\nx;;iot1\niot_id;note;product_key\niot2;;\n",
+    ],
+)
+def test_a_further_header_with_the_columns_in_another_order_is_valid_from_there_on(
+    tmp_path: Path, content: str
+) -> None:
+    assert [each[2] for each in snapshot(tmp_path, "a.csv", content.encode())[1]] == ["iot1", "iot2"]
+
+
+def test_text_of_parquet_may_be_bytes_or_a_uuid(tmp_path: Path) -> None:
+    rows = parquet(
+        tmp_path,
+        "SELECT unnest(['k'::BLOB, NULL]) AS product_key, unnest([encode('灯 1'), NULL]) AS device_name, "
+        "unnest([NULL, '4ac8c7b1-3bd8-4b1c-8a1c-0c7d9a5b1a11'::UUID]) AS iot_id, '\\xFF'::BLOB AS device_status",
+    )
+    assert snapshot(tmp_path, "a.parquet", rows)[1] == [
+        ("k", "灯 1", None),
+        (None, None, "4ac8c7b1-3bd8-4b1c-8a1c-0c7d9a5b1a11"),
+    ]
+
+
 def test_compression_is_seen_in_the_bytes_not_in_the_name(tmp_path: Path) -> None:
     assert snapshot(tmp_path, "a.csv", gzip.compress(KINDS["a.csv"]))[1] == TWO
     assert snapshot(tmp_path, "b.csv.gz", KINDS["a.csv"])[1] == TWO
@@ -87,7 +128,13 @@ class Stdin:
         self.buffer = io.BytesIO(content)
 
 
-SNIFFED = [name for name in KINDS if Path(name).suffix not in {".tsv", ".tab", ".txt", ".list"} or name == "tabs.txt"]
+NAMED_LISTS = {"headers-in-a-list.txt"}
+
+SNIFFED = [
+    name
+    for name in KINDS
+    if Path(name).suffix not in {".tsv", ".tab", ".txt", ".list"} or name in {"tabs.txt", "excel-text.txt"}
+]
 
 
 @pytest.mark.parametrize("name", [each for each in SNIFFED if not each.startswith("quoted-header")])
@@ -117,14 +164,20 @@ def test_standard_input_without_devices_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_immediately_with_what_to_do(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
-    content = HEADER + b"".join(b"k,%d\n" % number for number in range(20_000))
-    writer = threading.Thread(target=(tmp_path / "pipe.csv").write_bytes, args=[content])
-    writer.start()
-    taken = write_snapshot([("eu", str(tmp_path / "pipe.csv"))], tmp_path / "fleet.parquet")
-    writer.join()
-    assert taken.devices == 20_000
+    with pytest.raises(FleetError, match=r"pipe\.csv: cannot be read: is a pipe"):
+        write_snapshot([("eu", str(tmp_path / "pipe.csv"))], tmp_path / "fleet.parquet")
+
+
+def test_standard_input_that_is_endless_is_refused_by_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Path("/dev/zero").open("rb") as zeros:
+        monkeypatch.setattr(sys, "stdin", Stdin(b""))
+        monkeypatch.setattr(sys.stdin, "buffer", zeros)
+        with pytest.raises(FleetError, match="standard input: is not UTF-8 text"):
+            write_snapshot([("eu", "-")], tmp_path / "fleet.parquet")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +185,7 @@ def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     [
         "SELECT 'k' AS product_key, unnest(['a', 'b']) AS device_name",
         "SELECT unnest(['a', 'b']) AS \"Device Name\", {'x': 1} AS more, 'k' AS \"productKey\"",
-        "SELECT 'k'::BLOB AS ProductKey, unnest(['a', 'b'])::ENUM('a', 'b') AS DeviceName, NULL::INT AS iotId",
+        "SELECT 'k' AS ProductKey, unnest(['a', 'b'])::ENUM('a', 'b') AS DeviceName, 'NaN'::DOUBLE AS iotId, 1.5 AS x",
     ],
 )
 @pytest.mark.parametrize("name", ["f.parquet", "unknown", "f.PARQUET"])
@@ -140,11 +193,84 @@ def test_parquet_gives_its_devices_whatever_its_types(tmp_path: Path, query: str
     assert snapshot(tmp_path, name, parquet(tmp_path, query))[1] == TWO
 
 
-def test_names_may_be_whole_numbers(tmp_path: Path) -> None:
-    content = parquet(tmp_path, "SELECT 18446744073709551615::UBIGINT AS iot_id")
-    assert snapshot(tmp_path, "f.parquet", content)[1] == [(None, None, "18446744073709551615")]
-    content = b'{"iot_id":18446744073709551615}\n{"iot_id":"x","device_name":7}\n'
-    assert snapshot(tmp_path, "f.jsonl", content)[1] == [(None, None, "18446744073709551615"), (None, "7", "x")]
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("18446744073709551615::UBIGINT", "18446744073709551615"),
+        ("9007199254740993", "9007199254740993"),
+        ("99999999999999999999999999999999999999::DECIMAL(38, 0)", "9" * 38),
+        ("(-7)::TINYINT", "-7"),
+    ],
+)
+def test_whole_numbers_of_parquet_stay_exact(tmp_path: Path, value: str, text: str) -> None:
+    content = parquet(tmp_path, f"SELECT {value} AS iot_id")
+    assert snapshot(tmp_path, "f.parquet", content)[1] == [(None, None, text)]
+
+
+def test_whole_numbers_of_json_stay_exact(tmp_path: Path) -> None:
+    numbers = [str(2**53 + 1), str(2**64 - 1), "8" * 200]
+    content = "".join(f'{{"iot_id":{number},"note":[1.5,{{"iot_id":2}}]}}\n' for number in numbers).encode()
+    content += b'{"iot_id":"x","device_name":7}\n{"iot_id":null,"iotId":"y"}\n'
+    expected: list[Names] = [*((None, None, number) for number in numbers), (None, "7", "x"), (None, None, "y")]
+    assert snapshot(tmp_path, "f.jsonl", content)[1] == expected
+
+
+WRITTEN = """product_key,device_name,iot_id,device_status,utc_create,utc_modified
+k,a,1,ONLINE,2024-01-02T03:04:05.678Z,2024-02-03T04:05:06.789Z
+k,b,2,unactive,2024-01-02 11:04:05.678+08:00,
+k,c,3,,not a time,NULL
+k,d,4,broken,,
+"""
+
+
+def test_what_a_discovery_wrote_about_devices_is_kept(tmp_path: Path) -> None:
+    names = WRITTEN.splitlines()[0].split(",")
+    rows = [dict(zip(names, line.split(","), strict=True)) for line in WRITTEN.splitlines()[1:]]
+    created = datetime.fromisoformat("2024-01-02T03:04:05.678")
+    expected = [
+        ("ONLINE", created, datetime.fromisoformat("2024-02-03T04:05:06.789")),
+        ("UNACTIVE", created, None),
+        (None, None, None),
+        ("OTHER", None, None),
+    ]
+    times = (
+        "TIMESTAMPTZ '2024-01-02 05:04:05.678+02:00' AS utc_create, TIMESTAMP '2024-02-03 04:05:06.789' AS utc_modified"
+    )
+    for name, content in (
+        ("a.csv", WRITTEN.encode()),
+        ("a.jsonl", "\n".join(map(json.dumps, rows)).encode()),
+        (
+            "a.parquet",
+            parquet(tmp_path, f"SELECT 'k' AS product_key, 'a' AS device_name, 'ONLINE' AS DeviceStatus, {times}"),
+        ),
+    ):
+        snapshot(tmp_path, name, content)
+        with duckdb.connect() as database:
+            read = database.read_parquet(str(tmp_path / "out" / "fleet.parquet"))
+            found = read.project("device_status, utc_create, utc_modified").fetchall()
+        assert found == (expected if name != "a.parquet" else expected[:1])
+
+
+@pytest.mark.parametrize("name", ["~a.csv", "~root/a.csv", "file:a.csv", "s3://bucket/a.csv", "a~.csv"])
+def test_a_path_is_one_file_for_python_and_for_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = Path("./" + name) if name.startswith("~root") else Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(KINDS["a.csv"])
+    (tmp_path / "homea.csv").write_bytes(HEADER + b"wrong,wrong\n")
+    out = path.with_suffix(".parquet")
+    assert write_snapshot([("eu", str(path))], out).devices == 2
+    assert devices(out) == TWO
+    assert sorted(each.name for each in tmp_path.iterdir() if "~" not in each.name) == sorted(
+        {
+            "homea.csv",
+            *([Path(name).parts[0]] if "~" not in name else []),
+            *(["file:a.parquet"] if "file" in name else []),
+        }
+    )
 
 
 def test_devices_may_be_named_by_iot_id_alone_or_by_both(tmp_path: Path) -> None:

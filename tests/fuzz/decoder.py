@@ -33,8 +33,15 @@ def _machine_factor() -> float:
     return max(1.0, (time.thread_time() - started) / 0.12)
 
 
-MAX_SECONDS = 5.0 * _machine_factor()
-"""Processor time for one response of any size."""
+MAX_SECONDS = 5.0
+"""Processor time for one response of any size, on a machine of usual speed."""
+
+
+def _is_in_time(began: float) -> bool:
+    """Return whether the limit holds; the speed of the machine is measured only if it seems not to."""
+    seconds = time.thread_time() - began
+    return seconds < MAX_SECONDS or seconds < MAX_SECONDS * _machine_factor()
+
 
 SAMPLES = Path(__file__).parents[1] / "client" / "samples"
 
@@ -67,7 +74,7 @@ def read(data: bytes) -> str:
         assert not 200 <= status < 300 or decode_documented_page(body) is None
         return type(error).__name__
     finally:
-        assert time.thread_time() - began < MAX_SECONDS
+        assert _is_in_time(began)
     assert 200 <= status < 300
     _check_page(page)
     assert decode_documented_page(body) in {None, page}
@@ -90,7 +97,7 @@ def _check_list_parsers(status: int, headers: CIMultiDict[str], body: bytes) -> 
         names += [name for device in devices.items for name in (device.device_name, device.iot_id) if name is not None]
         assert all(name.isprintable() and 0 < len(name) <= MAX_NAME_LENGTH for name in names)
         orjson.dumps([asdict(page) for page in (products, devices)])
-    assert time.thread_time() - began < MAX_SECONDS
+    assert _is_in_time(began)
 
 
 def _sample(folder: Path) -> bytes:

@@ -30,6 +30,7 @@ LIST = b"# devices\nid1\nk1/d1\nk1, d2\n\nid1\n"
 FRAGMENTS = [
     b"\n", b"\r\n", b"\r", b",", b";", b"\t", b'"', b'""', b'",\n"', b"\xff", b"\xef\xbb\xbf", b"\x00", b"\x1f", b"\x85", b"\x1b[31m",
     b" ", b"/", b"#", b"{", b"}", b"[", b"]", b"null", b"true", b"1e400", b"-0", b"\\ud800", b"\\u0000", b"\\u0085", b"PAR1",
+    b"\xff\xfe", b"sep=;\n", b"NULL", b"8.6E+14", b"\xe2\x80\x8b", b"\xef\xbc\x91", b"#N/A", b"=",
     b"\x1f\x8b", b"\xe4\xb8\xad", b"\xe4\xb8", b"\xe2\x80\xa8", b"\xe2\x80\xae", b"\xc2\xa0", b"k" * 257, b"9" * 300,
     b"product_key", b"device_name", b"iot_id", b'"iotId":', b'"deviceName":', b".jsonl\n", b".txt+gz\n",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from auditor.client.transport import MAX_BODY_BYTES
+from auditor.client.decoders import MAX_BODY_BYTES
 from tests.fuzz import decoder, fleets, run_folders
 from tests.fuzz import settings as settings_files
 

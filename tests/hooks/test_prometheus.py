@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from auditor.hooks.prometheus import render_metrics, write_metrics
 from auditor.models import Outcome
 from auditor.policy.loader import load_policy
 from auditor.runs.folder import DEVICES, MODULES
-from auditor.runs.manifest import RequestCounts
+from auditor.runs.manifest import Manifest, MismatchedAccount
+from auditor.runs.selection_info import OutdatedResults, Recheck, RequestCounts, SelectionInfo
 from auditor.text.formatting import safe
 from tests.runs.run_folders import (
     HOSTILE,
@@ -74,6 +75,11 @@ def read_metrics(folder: Path, policy: str | None = None) -> Samples:
         loaded = load_policy(folder.parent / "rules.toml")
     write_metrics(folder, path, policy=loaded)
     return Samples(path.read_bytes())
+
+
+def warnings_of(folder: Path) -> dict[str, float]:
+    """Kinds of warnings that a run has, and their numbers."""
+    return {kind: number for (kind,), number in read_metrics(folder).of("auditor_run_warnings").items() if number}
 
 
 def query_files(folder: Path, query: str) -> list[tuple[object, ...]]:
@@ -196,19 +202,31 @@ def test_incomplete_and_tampered_runs_have_warnings(tmp_path: Path) -> None:
     whole = build(tmp_path / "a" / "run", [named(0)], [ok(named(0), ("ble", "1"))]).folder
     assert set(read_metrics(whole).of("auditor_run_warnings").values()) == {0}
     partial = every_status(tmp_path / "b" / "run").folder
-    assert read_metrics(partial).of("auditor_run_warnings") == {
-        ("incomplete",): 1,
-        ("tampered",): 0,
-        ("sample",): 0,
-        ("policy",): 0,
-    }
+    assert warnings_of(partial) == {"incomplete": 1}
     (partial / MODULES).write_bytes((whole / MODULES).read_bytes())
-    assert read_metrics(partial).of("auditor_run_warnings") == {
-        ("incomplete",): 1,
-        ("tampered",): 1,
-        ("sample",): 0,
-        ("policy",): 0,
-    }
+    assert warnings_of(partial) == {"incomplete": 1, "tampered": 1}
+
+
+NOT_REACHED = SelectionInfo("incremental", outdated=OutdatedResults(100, 3))
+OUTDATED = SelectionInfo("incremental", recheck=Recheck(100, 50, 50, 4, 0.08, 0.02, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("change", "warnings"),
+    [
+        (lambda m: replace(m, mismatched=(MismatchedAccount("a", 7), MismatchedAccount("b", 1))), {"mismatch": 2}),
+        (lambda m: replace(m, fleet=replace(m.fleet, aliases=5)), {"aliases": 1}),
+        (lambda m: replace(m, fleet=replace(m.fleet, possible_aliases=2)), {"aliases": 1}),
+        (lambda m: replace(m, selection=NOT_REACHED), {"not_reached": 1}),
+        (lambda m: replace(m, selection=OUTDATED), {"recheck": 1}),
+    ],
+)
+def test_every_warning_about_the_numbers_of_a_complete_run_has_a_sample(
+    tmp_path: Path, change: Callable[[Manifest], Manifest], warnings: dict[str, float]
+) -> None:
+    folder = build(tmp_path / "run", [named(0)], [ok(named(0), ("ble", "1"))]).folder
+    edit_manifest(folder, change)
+    assert warnings_of(folder) == warnings
 
 
 def test_running_run_has_its_current_counts(tmp_path: Path) -> None:
@@ -307,6 +325,7 @@ def test_file_is_replaced_atomically_and_readable_by_all_users(tmp_path: Path) -
     folder = every_status(tmp_path / "run").folder
     path = tmp_path / "auditor.prom"
     path.write_text("old")
+    path.chmod(0o644)
     with path.open() as old:
         write_metrics(folder, path)
         assert old.read() == "old"
@@ -314,12 +333,14 @@ def test_file_is_replaced_atomically_and_readable_by_all_users(tmp_path: Path) -
     assert {each.name for each in tmp_path.iterdir()} == {"run", "auditor.prom"}
 
 
-def test_symbolic_link_to_the_file_is_kept(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
     folder = every_status(tmp_path / "run").folder
+    (tmp_path / "real.prom").write_text("untouched")
     (tmp_path / "link.prom").symlink_to(tmp_path / "real.prom")
     write_metrics(folder, tmp_path / "link.prom")
-    assert (tmp_path / "link.prom").is_symlink()
-    assert b"auditor_fleet_devices" in (tmp_path / "real.prom").read_bytes()
+    assert not (tmp_path / "link.prom").is_symlink()
+    assert b"auditor_fleet_devices" in (tmp_path / "link.prom").read_bytes()
+    assert (tmp_path / "real.prom").read_text() == "untouched"
 
 
 def test_paths_that_are_not_regular_files_are_refused(tmp_path: Path) -> None:

@@ -330,10 +330,8 @@ def test_hooks_are_part_of_the_public_api() -> None:
 
 
 def test_resuming_a_run_without_a_stored_webhook_address_has_a_note(tmp_path: Path) -> None:
-    run = whole_run(tmp_path / "run")
     stored: dict[str, object] = {"account": [ACCOUNT], "notify": {"when": "always"}, "report": {"excel": True}}
-    edit_manifest(run, lambda manifest: replace(manifest, settings=stored))
-    config = prepare_resume_hooks(run)
+    config = prepare_resume_hooks(parse_settings(stored))
     assert config.webhook is None
     assert config.report.excel is True
     assert "give the settings with --settings" in config.notes[0]
@@ -342,8 +340,7 @@ def test_resuming_a_run_without_a_stored_webhook_address_has_a_note(tmp_path: Pa
 def test_resuming_a_run_whose_policy_is_missing_has_a_note(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "run")
     stored: dict[str, object] = {"account": [ACCOUNT], "policy": {"file": str(tmp_path / "gone.toml")}}
-    edit_manifest(run, lambda manifest: replace(manifest, settings=stored))
-    config = prepare_resume_hooks(run)
+    config = prepare_resume_hooks(parse_settings(stored))
     (note,) = config.notes
     assert note.startswith("the policy cannot be evaluated: ")
     assert note.endswith("gone.toml: cannot be read: No such file or directory; give the settings with --settings")
@@ -356,9 +353,8 @@ def test_each_hook_that_cannot_run_after_a_resume_is_a_note_and_fails_alone(tmp_
     run = whole_run(tmp_path / "run")
     report = {"html": str(tmp_path / "gone" / "x.html"), "metrics": str(tmp_path / "m.prom")}
     stored: dict[str, object] = {"account": [ACCOUNT], "report": report, "notify": {"webhook": {"env": "NO_SUCH_HOOK"}}}
-    edit_manifest(run, lambda manifest: replace(manifest, settings=stored))
-    config = prepare_resume_hooks(run)
-    assert [note.partition(":")[0] for note in config.notes] == [f"{run}/run.json", "nothing will be posted"]
+    config = prepare_resume_hooks(parse_settings(stored))
+    assert [note.partition(":")[0] for note in config.notes] == ["settings", "nothing will be posted"]
     done = run_hooks(run, config)
     assert (done.exit_code, done.written, posted(done)) == (0, (tmp_path / "m.prom",), False)
     failures = ["the report could not be written", "the webhook could not be posted"]

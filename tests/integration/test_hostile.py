@@ -131,7 +131,8 @@ async def test_the_csv_holds_every_text_and_no_cell_is_a_formula(tmp_path: Path)
     result = await audit_texts(tmp_path, bodies)
     table = list(csv.DictReader(io.StringIO((result.folder / "inventory.csv").read_bytes().decode(), newline="")))
     cells = [row["module_version"] for row in table]
-    assert sorted(cells) == sorted(f"'{text}" if text in FORMULAS else text for text in TEXTS)
+    inert = [text.replace("\t=", "\t'=") for text in TEXTS]  # a spreadsheet may split a cell at a tab
+    assert sorted(cells) == sorted(f"'{text}" if text in FORMULAS or text == "\t'=1" else text for text in inert)
 
 
 async def test_the_longest_line_that_is_written_can_be_read_again(tmp_path: Path) -> None:
@@ -160,15 +161,9 @@ async def test_names_that_the_platform_reports_are_kept_exactly(tmp_path: Path) 
 
 
 REFUSED: dict[str, tuple[bytes, str]] = {
-    "lone-surrogate": (raw_response('"\\ud800"'), "auditor.InvalidJSON"),
-    "low-surrogate-first": (raw_response('"\\udc00\\ud800"'), "auditor.InvalidJSON"),
-    "surrogate-bytes": (raw_response('"\ud800"'), "auditor.InvalidJSON"),
-    "bare-control": (raw_response('"\x1b[2J"'), "auditor.InvalidJSON"),
-    "bare-nul": (raw_response('"\0"'), "auditor.InvalidJSON"),
-    "not-utf-8": (b'{"success":true,"code":"\xff\xfe"}', "auditor.InvalidJSON"),
-    "utf-16": (answer(module()).decode().encode("utf-16"), "auditor.InvalidJSON"),
+    "not-utf-8": (b'{"success":true,"code":"\xff\xfe"}', "auditor.InconsistentPages"),
+    "utf-16": (answer(module()).decode().encode("utf-16"), "auditor.InvalidEncoding"),
     "utf-32": (answer(module()).decode().encode("utf-32-le"), "auditor.InvalidJSON"),
-    "mark-in-front": (b"\xef\xbb\xbf" + answer(module()), "auditor.InvalidJSON"),
     "deep-arrays": (b'{"success":true,"data":' + b"[" * 1_000_000, "auditor.InvalidJSON"),
     "deep-objects": (b'{"a":' * 200_000 + b"1" + b"}" * 200_000, "auditor.InvalidJSON"),
     "infinite": (raw_response('"m"', "1e999"), "auditor.InvalidJSON"),
@@ -200,11 +195,25 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 }
 
 
+REPAIRED = {
+    "lone-surrogate": (raw_response('"\\ud800"'), "\\ud800"),
+    "low-surrogate-first": (raw_response('"\\udc00\\ud800"'), "\\udc00\\ud800"),
+    "surrogate-bytes": (raw_response('"\ud800"'), "\\xed\\xa0\\x80"),
+    "bare-control": (raw_response('"\x1b[2J"'), "\x1b[2J"),
+    "bare-nul": (raw_response('"\0"'), "\0"),
+    "mark-in-front": (b"\xef\xbb\xbf" + answer(module()), "m"),
+}
+
+
 async def test_invalid_response_is_a_named_failure_and_the_run_is_valid(tmp_path: Path) -> None:
-    bodies = {"good": answer(module())} | {name: body for name, (body, _) in REFUSED.items()}
+    bodies = {name: body for name, (body, _) in (REPAIRED | REFUSED).items()}
     result = await audit_texts(tmp_path, bodies)
-    assert (result.manifest.state, result.manifest.devices.ok) == ("partial", 1)
+    assert (result.manifest.state, result.manifest.devices.ok) == ("partial", len(REPAIRED))
     assert_complete(result, len(bodies))
+    answers = {line["device_name"]: line for line in read_lines(result.folder / "devices.jsonl")}
+    assert {name: line["modules"][0]["module_name"] for name, line in answers.items()} == {
+        name: text for name, (_, text) in REPAIRED.items()
+    }
     failures = {line["device_name"]: line for line in read_lines(result.folder / "failures.jsonl")}
     assert {name: line["code"] for name, line in failures.items()} == {
         name: code for name, (_, code) in REFUSED.items()
@@ -249,15 +258,7 @@ async def test_error_of_a_denied_account_is_escaped(tmp_path: Path) -> None:
 
 
 async def test_unusual_names_in_a_fleet_are_escaped(tmp_path: Path) -> None:
-    names = [
-        "bidi\u202e\u2066",
-        "line\u2028\u2029",
-        "zero\u200b\ufeffwidth",
-        "[bold red]x[/]",
-        "=1+1",
-        "<script>",
-        "\U000e0041",
-    ]
+    names = ["[bold red]x[/]", "<script>", "na=me", "\U0001f4a1"]
     body = b'{"success":false,"code":"iot.device.NullDeviceName","errorMessage":"\\u001b[2J"}'
     async with platform(dict.fromkeys(names, body)) as endpoint:
         settings = write_settings(tmp_path, endpoint, fleet_table(dict.fromkeys(names)))
@@ -265,11 +266,17 @@ async def test_unusual_names_in_a_fleet_are_escaped(tmp_path: Path) -> None:
     shown.append(command(tmp_path, "verify", "audits"))
     assert [unprintable(done.stdout + done.stderr) for done in shown] == [set()] * 3
     assert [done.returncode for done in shown[1:]] == [0, 0]
-    assert "failed: 7 with iot.device.NullDeviceName" in shown[1].stderr
+    assert "failed: 4 with iot.device.NullDeviceName" in shown[1].stderr
 
 
-@pytest.mark.parametrize("name", ["nul\0", "esc\x1b[2J", "c1\x9b", "tab\t", '"two\nlines"', '"cr\r"', "del\x7f"])
-async def test_control_character_in_a_fleet_is_rejected_and_escaped(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("nul\0", "esc\x1b[2J", "c1\x9b", "ta\tb", '"two\nlines"', '"c\rr"', "del\x7f"),
+        *("bi\u202edi", "li\u2028ne", "ze\u200bro", "t\U000e0041ag", "=1+1"),
+    ],
+)
+async def test_character_that_no_name_has_is_rejected_and_escaped(tmp_path: Path, name: str) -> None:
     settings = write_settings(tmp_path, "http://127.0.0.1:1/", fleet_table({name: 1}))
     done = await anyio.to_thread.run_sync(command, tmp_path, "run", settings)
     assert done.returncode == 2

@@ -1,6 +1,7 @@
 """Incremental audits: which devices are queried, which results are carried, and what the recheck measures."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ import auditor
 from auditor.client.operations import BATCH_GET_DEVICE_STATE
 from auditor.errors import RunFolderError
 from auditor.models import ChangeDetection
+from auditor.query.describe import describe_selection
+from auditor.query.warnings import recheck_warnings
+from auditor.runs.manifest import write_manifest
 from auditor.simulator.faults import Corruption
+from auditor.simulator.forms import MODEL_FORMS, ResponseForms
 from auditor.simulator.lifecycle import Lifecycle
 from auditor.simulator.quotas import SimulatedAccount
 from auditor.simulator.responses import Document, RequestRejected
@@ -40,10 +45,11 @@ async def audit(
     *,
     corruptions: dict[int, Corruption] | None = None,
     fleet: object = None,
+    forms: ResponseForms = MODEL_FORMS,
     **changes: Any,
 ) -> auditor.AuditResult:
     """Audit a world without a quota."""
-    async with Simulator(world, corruptions=corruptions or {}, record_responses=True) as platform:
+    async with Simulator(world, corruptions=corruptions or {}, record_responses=True, forms=forms) as platform:
         account = {} if fleet is None else {"fleet": fleet}
         settings = settings_for(folder, account_table(platform.endpoint, folder, **account), **changes)
         return await auditor.run_audit(settings)
@@ -207,6 +213,39 @@ async def test_recheck_measures_outdated_results(tmp_path: Path) -> None:
     assert len(differing(part.folder, world)) == wrong - checked.changed
 
 
+async def test_run_with_a_budget_reports_unreached_devices_apart_from_the_spot_check(tmp_path: Path) -> None:
+    life = Lifecycle(connecting=0.3, always_online=0.0, offline_reports=0.3)
+    world_of(0, life).write_fleet(tmp_path / "fleet.csv")
+    await audit(tmp_path, world_of(0, life))
+    world = world_of(1, life)
+    result = await audit(tmp_path, world, since="last", recheck="20%", max_calls=100, seed=3)
+    selection = result.manifest.selection
+    assert selection is not None
+    recheck, outdated = selection.recheck, selection.outdated
+    connected = sum(device.exists and device.connected_day == 1 for device in world)
+    assert recheck is not None
+    assert recheck.carried == DEVICES - connected
+    assert 8 <= recheck.answered < 12  # a tenth of the queries, although a fifth of the devices were to be checked
+    assert outdated is not None
+    assert outdated.low is not None
+    assert outdated.high is not None
+    assert outdated.carried == result.manifest.carried
+    queried = dict(rows(result.folder, "SELECT selection_reason, count(*) FROM plan GROUP BY ALL"))
+    assert selection.accounts[0].over_budget == connected - queried["connected"] > 40
+    assert outdated.may_have_changed == selection.accounts[0].over_budget + selection.not_reached
+    assert outdated.low <= len(differing(result.folder, world)) / outdated.carried <= outdated.high
+    assert auditor.verify_run(result.folder) == []
+    kinds = {warning.kind for warning in recheck_warnings("", selection)}
+    assert "not_reached" in kinds
+    lines = list(describe_selection(selection))
+    assert any(
+        f"{outdated.may_have_changed:,} of {outdated.carried:,} reused results are of devices" in line for line in lines
+    )
+    manifest = replace(result.manifest, selection=replace(selection, outdated=replace(outdated, may_have_changed=0)))
+    write_manifest(result.folder, manifest)
+    assert any("number of outdated results" in problem for problem in auditor.verify_run(result.folder))
+
+
 @pytest.mark.parametrize("rule", ["strict", "reconnected"])
 async def test_device_that_stays_online_is_queried_by_the_strict_rule_only(
     tmp_path: Path, rule: ChangeDetection
@@ -224,6 +263,45 @@ async def test_device_that_stays_online_is_queried_by_the_strict_rule_only(
     }
     assert staying
     assert differing(result.folder, world) == (set() if rule == "strict" else staying)
+
+
+@pytest.mark.parametrize(
+    ("rule", "forms"),
+    [
+        ("strict", ResponseForms(last_online="text")),
+        ("reconnected", ResponseForms(last_online="text")),
+        ("reconnected", ResponseForms(last_online="mixed", timestamp="seconds", arrays="bare", scalars="text")),
+        ("reconnected", ResponseForms(last_online="unreadable", timestamp="text")),
+    ],
+    ids=["strict, text", "reconnected, text", "reconnected, mixed", "reconnected, unreadable"],
+)
+async def test_results_are_true_whatever_the_form_of_times(
+    tmp_path: Path, rule: ChangeDetection, forms: ResponseForms
+) -> None:
+    life = Lifecycle(connecting=0.2, always_online=0.3, restarting=1.0)
+    world_of(2, life).write_fleet(tmp_path / "fleet.csv")
+    await audit(tmp_path, world_of(2, life))
+    world = world_of(3, life)
+    result = await audit(tmp_path, world, forms=forms, since="last", change_detection=rule, recheck="0%")
+    assert not differing(result.folder, world)
+    assert result.manifest.selection is not None
+    (account,) = result.manifest.selection.accounts
+    if forms.last_online == "unreadable":
+        assert account.selected.keys() <= {"connected", "unknown"}
+        assert account.states_unknown > DEVICES / 2
+        return
+    # Exactly those that connected, or are online, are queried: the zone of the times without one was learned. A time
+    # within an hour of the result does not decide, since daylight saving may have begun or ended.
+    devices = [device for device in world if device.exists]
+    online = {device.index for device in devices if device.status == "ONLINE"}
+    connected = {device.index for device in devices if device.connected_day == 3}
+    expected = connected | online if rule == "strict" else connected
+    assert sum(account.selected.values()) == len(expected)
+    assert account.selected.keys() <= {"connected", "unknown"}
+    assert account.learned_offset is not None
+    assert account.learned_offset.minutes == 8 * 60
+    assert 20 <= account.learned_offset.devices <= len(online)
+    assert any("without a zone read as UTC+08:00" in line for line in describe_selection(result.manifest.selection))
 
 
 async def test_new_and_failed_devices_are_queried_and_removed_devices_are_gone(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from auditor.planning.measurements import (
 )
 from auditor.planning.models import StrategyPlan
 from auditor.planning.strategies import PlanningInputs, answer_ages, compare_strategies
-from auditor.runs.manifest import Recheck
+from auditor.runs.selection_info import Recheck
 from auditor.selection.ranking import SelectionBudget, rank_by_priority
 from auditor.simulator.server import Simulator
 from tests.integration.audits import plain_world

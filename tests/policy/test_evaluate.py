@@ -538,3 +538,24 @@ def test_a_folder_that_is_no_run_is_refused_and_missing_times_are_unparseable(tm
     assert (results[0].unparseable, rows[0][9]) == (1, "the time of its answer is unknown")
     assert warnings[0].kind == "tampered"
     assert "unmatched_rule" not in {warning.kind for warning in warnings}
+
+
+def test_all_versions_of_a_module_decide_how_its_dates_are_read(tmp_path: Path) -> None:
+    # 27 September can only be written with the day first, so 1 February is newer than 2 January.
+    dated = fleet(tmp_path / "dated", "01.02.2020", "27.09.2020")
+    assert counts_of(dated, rule(Minimum("02.01.2020"))) == (2, 0, 0, 0, 0)
+    assert counts_of(dated, rule(Minimum("02.03.2020"))) == (1, 1, 0, 0, 0)
+    unclear = fleet(tmp_path / "unclear", "01.02.2020", "03.04.2020")
+    assert counts_of(unclear, rule(Minimum("02.01.2020"))) == (1, 0, 1, 0, 0)
+    newest = rule(Newest(Fraction(1, 3), "33%"))
+    assert counts_of(fleet(tmp_path / "a", "01.02.2020", "02.01.2020", "27.09.2020"), newest) == (1, 0, 0, 0, 0)
+    assert counts_of(fleet(tmp_path / "b", "01.02.2020", "02.01.2020", "03.01.2020"), newest) == (0, 0, 1, 0, 0)
+    commits = fleet(tmp_path / "commits", "4512309", "1870234")
+    assert counts_of(commits, newest) == (0, 0, 1, 0, 0)
+
+
+def test_versions_of_one_module_say_nothing_about_another_one(tmp_path: Path) -> None:
+    devices = [named(number) for number in range(3)]
+    modules = [("ble", "01.02.2020"), ("ble", "02.01.2020"), ("mcu", "27.09.2020")]
+    run = build(tmp_path / "run", devices, [ok(*each) for each in zip(devices, modules, strict=True)]).folder
+    assert counts_of(run, rule(Minimum("02.01.2020"), modules=("ble",))) == (1, 0, 1, 0, 0)

@@ -1,5 +1,6 @@
 """Rules files: their values, and one sentence for each error."""
 
+import os
 from datetime import date
 from fractions import Fraction
 from pathlib import Path
@@ -129,6 +130,13 @@ def test_invalid_toml_is_refused(tmp_path: Path, content: bytes) -> None:
         load_policy(path)
     with pytest.raises(SettingsError, match="cannot be read: No such file"):
         load_policy(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("name", "says"), [("pipe", "is a pipe"), ("/dev/zero", "is a device")])
+def test_rules_from_a_pipe_or_a_device_are_refused(tmp_path: Path, name: str, says: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SettingsError, match=f"cannot be read: {says}"):
+        load_policy(tmp_path / name)
 
 
 def test_the_database_accepts_the_longest_list_of_patterns() -> None:

@@ -94,6 +94,19 @@ def test_bounds_follow_the_order_of_versions(
     assert uncompared == len(possible) - len(found)
 
 
+def test_the_versions_of_a_product_decide_how_its_dates_are_compared_with_a_bound(tmp_path: Path) -> None:
+    versions = {"day": ["01.02.2020", "27.09.2020"], "month": ["01.02.2020", "09.27.2020"], "open": ["01.02.2020"]}
+    outcomes = [
+        ok(named(number, product=product), ("ble", version))
+        for product, each in versions.items()
+        for number, version in enumerate(each)
+    ]
+    folder = running(tmp_path / "run", [outcome.device for outcome in outcomes], outcomes).folder
+    with select_devices(folder, DeviceFilter(module_name="BLE", below="02.01.2020")) as selected:
+        assert [(row[1], row[6]) for row in selected.table] == [("month", "01.02.2020")]
+        assert selected.uncompared == 1
+
+
 def test_every_format_holds_the_same_rows_and_csv_is_safe_in_a_spreadsheet(tmp_path: Path) -> None:
     folder = every_status(tmp_path / "run").folder
     forms: list[TableFormat] = ["csv", "json", "jsonl", "parquet"]

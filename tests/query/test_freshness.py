@@ -12,7 +12,7 @@ from auditor.query.devices import DeviceFilter, select_devices
 from auditor.query.run import Run
 from auditor.query.snapshot import open_snapshot
 from auditor.runs.folder import INVENTORY_JSON
-from auditor.runs.manifest import AccountSelection, Recheck, RequestCounts, SelectionInfo
+from auditor.runs.selection_info import AccountSelection, Recheck, RequestCounts, SelectionInfo
 from auditor.runs.verify import verify_run
 from auditor.text.formatting import format_rough_duration
 from tests.runs.run_folders import build, carried_run, named, ok
@@ -72,7 +72,7 @@ def test_devices_have_the_source_and_time_of_their_answers(folder: Path) -> None
 
 def test_spot_checks_and_the_selection_are_described_in_numbers() -> None:
     assert describe_recheck(Recheck(9_500, 9_500, 9_500, 12, 0.0012632, 0.000653, 0.0022)) == (
-        "spot check: 12 of 9,500 reused results were outdated: 0.13% (0.06 to 0.22%)"
+        "spot check of devices without a sign of change: 12 of 9,500 results were outdated: 0.13% (0.06 to 0.22%)"
     )
     assert describe_recheck(Recheck(10, 2, 0, 0)) == "spot check: none of 2 queried devices answered"
     account = AccountSelection(

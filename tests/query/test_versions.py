@@ -1,10 +1,16 @@
-"""The order of versions: the rules, and that it is a partial order over any text."""
+"""The order of versions: the rules, that it is a partial order over any text, and that it never contradicts a calendar."""
+
+from datetime import UTC, datetime
+from itertools import combinations, permutations
+from random import Random
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
-from auditor.query.versions import Order, can_be_ordered, compare_versions, equivalence_key
+from auditor.query.version_dates import Order
+from auditor.query.versions import VersionOrder, can_be_ordered, compare_versions, equivalence_key
 from tests.runs.run_folders import HOSTILE
 
 TURNED: dict[Order, Order] = {"older": "newer", "newer": "older", "same": "same", "unordered": "unordered"}
@@ -95,11 +101,170 @@ def test_different_texts_of_one_version_are_the_same(version: str, other: str) -
     assert compare_versions(version, other) == compare_versions(other, version) == "same"
 
 
-def test_numbers_too_long_for_python_are_compared() -> None:
-    long = "1" + 9_999 * "0"
+def test_versions_of_more_than_200_characters_are_unordered_however_many_numbers_they_have() -> None:
+    long = "1" + 197 * "0"
     assert compare_versions(f"1.{long}", f"1.{long[:-1]}1") == "older"
     assert compare_versions(f"1.{long}", "1.5") == "unordered"
-    assert compare_versions("1.5", "1.5." + 100_000 * "0") == "unordered"
+    assert compare_versions(f"1.{long}0", f"1.{long}1") == "unordered"
+    assert compare_versions("1." * 100_000 + "1", "1." * 100_000 + "2") == "unordered"
+    assert not can_be_ordered("1." * 100_000 + "1")
+
+
+DATES = [
+    ("27.09.20", "04.10.20", "unordered"),  # 27 September 2020, or 2027-09-20
+    ("27.9.20", "4.10.20", "unordered"),
+    ("27.10.20", "28.10.20", "older"),  # in every reading
+    ("99.12.31", "00.01.01", "unordered"),  # a number, or a year
+    ("27.09.2020", "04.10.2020", "older"),
+    ("2.10.2020", "15.9.2020", "unordered"),  # 2.10 and 15.9, with a build, are versions as well
+    ("01.02.2020", "02.01.2020", "unordered"),  # 1 February, or 2 January
+    ("12-01-2023", "01-15-2024", "older"),
+    ("1.15.2023", "2.1.2023", "older"),
+    ("V1.0.27.09.2020", "V1.0.04.10.2020", "older"),
+    ("1_27_09_2020", "1_04_10_2020", "older"),
+    ("2023.1.15", "2023.2.1", "older"),
+    ("Rev_22122022", "Rev_06012023", "older"),
+    ("Rev_22122022", "Rev_12222022", "unordered"),  # no reading fits both
+    ("V1.0_15012023", "V1.0_01022023", "older"),
+    ("V1.0_20230115", "V1.0_20230201", "older"),
+    ("1.0-rc15012023", "1.0-rc01022023", "older"),
+    ("200927", "201004", "unordered"),  # 2020-09-27, or 20 September 2027
+    ("270920", "041020", "unordered"),
+    ("200927", "200928", "older"),
+    ("202009271530", "202010040900", "older"),
+    ("270920201530", "041020200900", "unordered"),  # 27-09-20 20:15:30 as well
+    ("1609459200", "1700000000", "older"),
+    ("1609459200000", "1700000000000", "older"),
+    ("123456", "123457", "older"),
+    ("1000001", "1000002", "older"),
+    ("4512309", "1870234", "unordered"),
+    ("45123091", "18702344", "unordered"),
+    ("g4512309", "g1870234", "unordered"),
+    ("1.2-4512309", "1.2-1870234", "unordered"),
+    ("abc1234", "abc5678", "unordered"),
+    ("b9", "b10", "older"),
+    ("0123456", "1234560", "unordered"),
+    ("01.02.03", "01.03.02", "unordered"),
+    ("10.11.12", "11.10.12", "unordered"),
+    ("10.11.12", "10.12.12", "older"),
+    ("1.2.10", "1.10.2", "older"),
+    ("9.10.11", "10.9.11", "older"),
+    ("18.7.0", "16.9.12", "newer"),
+    ("1.13.20", "2.1.19", "older"),  # a large second part is no day
+    ("1.20.15", "1.19.22", "newer"),
+    ("3.14.15", "4.1.10", "older"),
+    ("1.25.12", "2.3.10", "older"),
+    ("10.15.22", "11.1.10", "older"),
+    ("v2.14.20", "v3.2.11", "older"),
+    ("04.15.22", "10.14.20", "unordered"),  # but with a leading zero it may be one
+    ("13.14.15", "14.13.15", "older"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("version", "other", "order"), DATES)
+def test_what_may_be_a_date_or_a_commit_is_ordered_where_all_readings_agree(
+    version: str, other: str, order: Order
+) -> None:
+    assert compare_versions(version, other) == order
+    assert compare_versions(other, version) == TURNED[order]
+
+
+@pytest.mark.parametrize(
+    ("version", "other", "among", "order"),
+    [
+        ("01.02.2020", "02.01.2020", ("27.09.2020",), "newer"),
+        ("01.02.2020", "02.01.2020", ("09.27.2020",), "older"),
+        ("01.02.2020", "02.01.2020", ("27.09.2020", "09.27.2020"), "unordered"),
+        ("01.02.2020", "02.01.2020", ("99.99.9999",), "unordered"),
+        ("27.09.20", "04.10.20", ("1.0.0",), "unordered"),
+        ("1.0.0", "04.10.20", ("27.09.20",), "unordered"),
+        ("10.11.12", "11.10.12", ("9.0.1",), "older"),
+        ("01.02.03", "01.03.02", ("01.00.05",), "older"),
+        ("18.7.10", "16.9.12", (), "unordered"),
+        ("18.7.10", "16.9.12", ("18.7.0",), "newer"),
+        ("1.2.2021", "1.3.2020", ("1.2.2150",), "older"),
+        ("01022020", "02012020", ("27092020",), "newer"),
+        ("01022020", "02012020", ("99999999",), "unordered"),
+        ("20240115", "20240116", ("99999999",), "older"),
+        ("270920", "041020", ("999999",), "unordered"),
+        ("123456", "100120", ("999999",), "newer"),
+        ("1000001", "1000002", ("9999999",), "unordered"),
+        ("27.09.20", "04.10.20", ("hotfix", "1-2-3", "R5"), "unordered"),
+    ],
+)
+def test_the_other_versions_of_a_module_say_how_to_read_two(
+    version: str, other: str, among: tuple[str, ...], order: Order
+) -> None:
+    assert compare_versions(version, other, among) == order
+    assert VersionOrder((version, other)).including("").compare(version, other) == compare_versions(version, other)
+    extended = VersionOrder((version, *among)).including(other)
+    assert extended.compare(other, version) == TURNED[order]
+
+
+CLEAR = ("%Y%m%d", "%Y-%m-%d", "%Y.%m.%d", "V1.0_%Y%m%d", "%Y%m%d%H%M", "%Y%m%d%H%M%S", "FW_%Y_%m_%d", "1.2.%Y%m%d")
+LAST_YEAR = ("%d.%m.%Y", "%m-%d-%Y", "%d%m%Y", "Rev_%m%d%Y", "1.0.%d.%m.%Y", "V1.0_%d%m%Y", "%d_%m_%Y")
+SHORT = ("%d.%m.%y", "%m.%d.%y", "%y.%m.%d", "%y%m%d", "%d%m%y", "R%m%d%y", "1.0.%d%m%y", "%d-%m-%y", "%d%m%y%H%M", "%m%d%Y%H%M",
+         "%y%m%d%H%M%S", "%d.%m.%y.1", "%s")  # fmt: skip
+BUILD_TIMES = st.integers(int(datetime(2013, 1, 1, tzinfo=UTC).timestamp()), 2_050_000_000).map(
+    lambda seconds: datetime.fromtimestamp(seconds, UTC)
+)
+MOMENTS = st.lists(BUILD_TIMES, min_size=2, max_size=6, unique_by=datetime.date)
+
+
+def in_form(moment: datetime, form: str) -> str:
+    return moment.strftime(form.replace("%s", str(int(moment.timestamp()))))
+
+
+@given(MOMENTS, st.sampled_from((*CLEAR, *LAST_YEAR, *SHORT)), st.sampled_from(["", "1.0.0", "hot", "20", "1.2.3-rc1"]))
+@settings(max_examples=300, deadline=None)
+def test_no_reported_order_contradicts_the_calendar(moments: list[datetime], form: str, other: str) -> None:
+    versions = [in_form(moment, form) for moment in sorted(moments)]
+    order = VersionOrder([*versions, other])
+    for earlier, later in combinations(versions, 2):
+        if earlier != later and form != "%d.%m.%y.1":
+            assert order.compare(earlier, later) in {"older", "unordered"}
+            if form in CLEAR:
+                assert order.compare(earlier, later) == "older"
+
+
+@given(MOMENTS, st.sampled_from(LAST_YEAR))
+@settings(deadline=None)
+def test_a_day_after_the_twelfth_says_how_all_dates_of_a_module_are_read(moments: list[datetime], form: str) -> None:
+    moments = sorted({*moments, datetime(2009, 3, 27, tzinfo=UTC), datetime(2009, 4, 5, tzinfo=UTC)})
+    order = VersionOrder(in_form(moment, form) for moment in moments)
+    for earlier, later in combinations(moments, 2):
+        assert order.compare(in_form(earlier, form), in_form(later, form)) == "older"
+
+
+@pytest.mark.parametrize("length", [7, 8, 9, 11, 12, 40, 64])
+def test_commits_of_digits_alone_are_unordered(length: int) -> None:
+    random = Random(length)
+    commits = ["".join(random.choices("123456789", k=length)) for _ in range(40)]
+    others = ["".join(random.choices("0123456789abcdef", k=length)) for _ in range(40)]
+    for versions in (commits, others):
+        assert {compare_versions(*pair) for pair in permutations(versions, 2)} == {"unordered"}
+        order = VersionOrder(versions)
+        assert {order.compare(*pair) for pair in permutations(versions, 2)} == {"unordered"}
+
+
+PLAIN = st.lists(st.integers(0, 40), min_size=1, max_size=4).map(lambda parts: ".".join(map(str, parts)))
+SEMANTIC = st.builds("{}{}".format, PLAIN, st.sampled_from(["", "", "", "rc1", "-rc.2", "-beta", "-alpha3", "beta10"]))
+
+
+@given(st.lists(SEMANTIC, min_size=2, max_size=5))
+@settings(deadline=None)
+def test_versions_that_packaging_can_parse_have_its_order_or_none(versions: list[str]) -> None:
+    order = VersionOrder(versions)
+    for version, other in combinations(versions, 2):
+        one, two = Version(version), Version(other)
+        expected: Order = "same" if one == two else "older" if one < two else "newer"
+        assert order.compare(version, other) in {expected, "unordered"}
+
+
+@given(SEMANTIC, SEMANTIC)
+def test_plain_versions_are_ordered_unless_both_may_be_dates(version: str, other: str) -> None:
+    if not all(len(part) == 2 for part in version.split(".")[2:3] + other.split(".")[2:3]):
+        assert compare_versions(version, other) != "unordered"
 
 
 NUMBERS = st.sampled_from(
@@ -158,29 +323,44 @@ def test_the_order_is_antisymmetric_and_equal_strings_are_the_same(version: str,
     assert compare_versions(other, version) == TURNED[compare_versions(version, other)]
 
 
-def check_transitive(one: str, two: str, three: str) -> None:
-    first, second, whole = (compare_versions(*pair) for pair in ((one, two), (two, three), (one, three)))
-    if first == "same":
-        assert whole == second
-    if second == "same":
-        assert whole == first
-    if first == second != "unordered":
-        assert whole == first
+DATED = st.builds(
+    lambda letters, moment, form, suffix: letters + moment.strftime(form) + suffix,
+    st.sampled_from(["", "", "R", "1.0."]),
+    BUILD_TIMES,
+    st.sampled_from((*CLEAR, *LAST_YEAR, *SHORT[:-1], "%-d.%-m.%Y", "%-d.%-m.%y", "%-m.%-d.%Y")),
+    st.sampled_from(["", "", ".1", "-rc1", "-2"]),
+)  # fmt: skip
+LONG = st.sampled_from(["1000001", "1000002", "1000101", "4512309", "45123091", "20240000", "99999999", "000001", "123456",
+                        "1609459200", "b123456", "b123457", "abc1234", "1.2-4512309", "1.2-4512310"])  # fmt: skip
+SIMILAR = st.builds("1.{}{}".format, NUMBERS, st.sampled_from(["", ".1", ".01", *SUFFIXES]))
+TWO_DIGITS = st.lists(st.sampled_from(["00", "01", "02", "9", "10", "11", "12", "13", "27", "32", "2020"]), min_size=2,
+                      max_size=4).map(".".join)  # fmt: skip
 
 
-@given(SHAPED, SHAPED, SHAPED)
-@example("1.2-hotfix1", "1.2-hotfix2", "1.3")
-@example("2.0", "2.03", "2.10")
-def test_older_and_same_are_transitive(one: str, two: str, three: str) -> None:
-    check_transitive(one, two, three)
-
-
-@given(st.lists(st.builds("1.{}{}".format, NUMBERS, st.sampled_from(["", ".1", ".01", *SUFFIXES])), max_size=12))
-def test_older_and_same_are_transitive_among_similar_versions(crowd: list[str]) -> None:
-    for one in crowd:
-        for two in crowd:
-            for three in crowd:
-                check_transitive(one, two, three)
+@given(
+    st.lists(SHAPED | DATED, min_size=3, max_size=7)
+    | st.lists(SIMILAR, min_size=3, max_size=8)
+    | st.lists(DATED | LONG, min_size=3, max_size=8)
+    | st.lists(TWO_DIGITS, min_size=3, max_size=8)
+)
+@example(["1.2-hotfix1", "1.2-hotfix2", "1.3"])
+@example(["2.0", "2.03", "2.10"])
+@example(["10.12.20", "11.0.0", "12.10.20"])
+@settings(max_examples=400, deadline=None)
+def test_older_and_same_are_transitive_among_the_versions_of_a_module(versions: list[str]) -> None:
+    context = VersionOrder(versions)
+    unique = sorted(set(versions))
+    order = {(one, other): context.compare(one, other) for one in unique for other in unique}
+    for one, two in permutations(unique, 2):
+        assert order[two, one] == TURNED[order[one, two]]
+    for one, two, three in permutations(unique, 3):
+        first, second, whole = order[one, two], order[two, three], order[one, three]
+        if first == "same":
+            assert whole == second
+        if second == "same":
+            assert whole == first
+        if first == second != "unordered":
+            assert whole == first
 
 
 @given(SHAPED, SHAPED)

@@ -12,7 +12,8 @@ from auditor.models import RunWarning
 from auditor.query.snapshot import open_snapshot
 from auditor.query.warnings import integrity_warnings
 from auditor.runs.folder import DEVICES, FLEET, MODULES, RESULTS
-from tests.runs.run_folders import build, edit_manifest, every_status, named, ok
+from auditor.runs.manifest import DeviceCounts
+from tests.runs.run_folders import build, edit_manifest, every_status, named, ok, running
 
 
 @pytest.fixture
@@ -67,4 +68,24 @@ def test_a_run_pruned_while_it_is_read_raises_run_folder_error(tmp_path: Path) -
     manifest = auditor.Run(run).manifest
     (run / FLEET).unlink()
     with pytest.raises(RunFolderError, match="cannot be read: No such file"):
-        integrity_warnings(run, manifest)
+        integrity_warnings(run, manifest, manifest.devices)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_results_that_were_rotated_away_are_reported(tmp_path: Path, left: int) -> None:
+    fleet = [named(number) for number in range(3)]
+    built = running(tmp_path / "run", fleet, [ok(device, ("ble", "1.0")) for device in fleet[:2]])
+    edit_manifest(built.folder, lambda manifest: replace(manifest, devices=DeviceCounts(ok=2, pending=1)))
+    with auditor.Run(built.folder) as run:
+        assert [warning.kind for warning in run.warnings] == ["running"]
+    results = built.folder / RESULTS
+    lines = results.read_bytes().splitlines(keepends=True)
+    results.rename(built.folder / "devices.jsonl.1")
+    results.write_bytes(b"".join(lines[:left]))
+    with auditor.Run(built.folder) as run:
+        (warning,) = (each for each in run.warnings if each.kind == "tampered")
+    assert f"run.json counts 2 answers, and {left} exist" in warning.detail
+    assert "append it to devices.jsonl.1, and rename that to devices.jsonl" in warning.detail
+    results.unlink()
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        auditor.Run(built.folder)

@@ -16,7 +16,7 @@ import pytest
 from auditor.models import Outcome
 from auditor.policy.loader import load_policy
 from auditor.report.render import write_report
-from auditor.runs.manifest import Recheck, SelectionInfo
+from auditor.runs.selection_info import Recheck, SelectionInfo
 from tests.report.fleets import EVIL
 from tests.runs.run_folders import build, carried_run, edit_manifest, failed, named, not_found, ok, sampled
 

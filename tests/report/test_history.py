@@ -1,7 +1,6 @@
 """Earlier runs in a report: which ones, their labels, and a report without them."""
 
 import shutil
-import tempfile
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,7 +152,7 @@ def test_full_temporary_folder_is_one_sentence(tmp_path: Path, monkeypatch: pyte
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    monkeypatch.setattr("auditor.storage.files.mkdtemp", full)
     with pytest.raises(RunNotWritableError, match="temporary folder: cannot be written: No space left on device"):
         build_report(now, now=NOW)
 

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from auditor.hooks.payload import build_payload
 from auditor.hooks.prometheus import render_metrics
 from auditor.report.render import write_report
-from auditor.runs.manifest import Recheck, SelectionInfo
+from auditor.runs.selection_info import Recheck, SelectionInfo
 from tests.report.pages import ParsedPage, parse_page
 from tests.runs.run_folders import carried_run, edit_manifest, failed, named, ok, sampled
 
@@ -90,7 +90,8 @@ def test_report_with_carried_answers_has_their_ages(carried: Path) -> None:
         "900 of 1,000 devices have reused results; results are from 2026-11-01 12:00 to 2026-11-22 02:00 UTC"
         in page.text
     )
-    assert "Spot check: 1 of 10 reused results were outdated: 10.00% (0.25 to 44.50%)" in page.text
+    sentence = "Spot check of devices without a sign of change: 1 of 10 results were outdated: 10.00% (0.25 to 44.50%)"
+    assert sentence in page.text
 
 
 def test_metrics_do_not_count_unsampled_devices_as_pending(sample: Path) -> None:
@@ -98,7 +99,7 @@ def test_metrics_do_not_count_unsampled_devices_as_pending(sample: Path) -> None
     assert found["auditor_devices"]["demo", "pending"] == 0
     assert found["auditor_devices"]["demo", "unsampled"] == 900
     assert found["auditor_source_devices"] == {("queried",): 100, ("carried",): 0, ("unsampled",): 900}
-    assert found["auditor_run_warnings"] == {("incomplete",): 0, ("tampered",): 0, ("sample",): 1, ("policy",): 0}
+    assert {kind: number for (kind,), number in found["auditor_run_warnings"].items() if number} == {"sample": 1}
     shares = found["auditor_module_version_share"]
     assert len(shares) == 18
     for key, value in shares.items():

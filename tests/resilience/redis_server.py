@@ -52,6 +52,33 @@ class RedisServer:
             self._process.wait()
             self._process = None
 
+    def _command(self, *words: str | bytes) -> bytes:
+        command = [
+            "redis-cli",
+            "-p",
+            str(self.port),
+            "--raw",
+            "-x" if isinstance(words[-1], bytes) else "--no-auth-warning",
+        ]
+        value = words[-1] if isinstance(words[-1], bytes) else None
+        texts = [word for word in words if isinstance(word, str)]
+        return subprocess.run([*command, *texts], input=value, capture_output=True, check=True).stdout
+
+    def run(self, line: str) -> None:
+        """Run a command of words without spaces."""
+        self._command(*line.split())
+
+    def get(self, key: str) -> bytes:
+        return self._command("GET", key)[:-1]
+
+    def set(self, key: str, value: bytes) -> None:
+        self._command("SET", key, value)
+
+    def restart(self, *options: str) -> None:
+        self.kill()
+        self._options += options
+        self.start()
+
     def stall(self) -> None:
         """Stop the process: connections stay, and no request gets a response."""
         assert self._process is not None

@@ -5,6 +5,7 @@ import math
 import random
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -94,7 +95,37 @@ def test_a_quota_of_half_the_configured_rate_is_learned(kind: WindowKind, quota:
     account.run(80)
     used, throttled = account.since(converged_at)
     assert used >= 0.9 * quota
-    assert throttled < 0.02
+    assert throttled < 0.02 + 1 / (8 * quota)  # one request in a cycle of some eight seconds
+
+
+@pytest.mark.parametrize("kind", STRICT)
+@pytest.mark.parametrize(
+    ("quota", "taken"), [(1, 0.4), (2, 0.9), (10, 0.4), (10, 0.9), (50, 0.9), (300, 0.4), (1000, 0.9)]
+)
+def test_the_rate_recovers_within_ten_seconds_after_another_client_at_any_quota(
+    kind: WindowKind, quota: float, taken: float
+) -> None:
+    begin, end = 1_000_005.0, 1_000_035.0
+    other = ContendedWindow(new_window(kind, quota), per_second=taken * quota, begin=begin, end=end)
+    account = Account(CubicRateController(quota), other)
+    account.run(35)
+    throttled = sum(begin <= moment < end for moment in account.throttled)
+    assert throttled <= 0.5 * 30 + 0.03 * quota * 30
+    account.run(10)
+    assert account.rate.current_rate >= 0.95 * account.rate.max_rate
+    account.run(20)
+    assert account.since(account.now - 18)[0] >= 0.93 * quota
+
+
+def test_an_idle_account_does_not_recover_by_time_alone() -> None:
+    rate = CubicRateController(50)
+    moments = send_evenly(rate, 300, 0.02)
+    for number in (100, 299):
+        rate.on_throttled(moments[number], moments[number] + 0.1)
+    slowed = rate.current_rate
+    rate.on_sent(10_000.0)
+    rate.on_success(10_000.0)
+    assert rate.current_rate < 1.03 * slowed
 
 
 @pytest.mark.parametrize("kind", STRICT)
@@ -120,8 +151,8 @@ def test_a_quota_of_one_is_learned_where_one_and_a_half_is_configured(kind: Wind
     converged_at = account.now
     account.run(200)
     used, throttled = account.since(converged_at)
-    assert 0.9 <= used <= 1.0
-    assert throttled < 0.02
+    assert 0.75 <= used <= 1.0
+    assert throttled < 0.15  # one request in a cycle of some eight seconds shows whether there is room again
 
 
 @pytest.mark.parametrize("quota", [4, 50, 300])
@@ -133,7 +164,7 @@ def test_an_unknown_quota_is_searched_for(quota: int) -> None:
     account.run(60)
     used, throttled = account.since(converged_at)
     assert used >= 0.9 * quota
-    assert throttled < 0.02
+    assert throttled < 0.02 + 1 / (8 * quota)
 
 
 def test_the_configured_rate_is_never_exceeded() -> None:
@@ -214,9 +245,9 @@ def test_pauses_double_in_a_series_of_throttling_responses_and_one_success_ends_
         paused_until = rate.on_throttled(now, now + 0.01)
         pauses.append(paused_until - now)
         now = paused_until
-    assert pauses == sorted(pauses)
+    assert all(later >= earlier - 1e-6 for earlier, later in pairwise(pauses))
     assert pauses[11] == pytest.approx(2 * pauses[10], rel=0.3)
-    assert 10 <= pauses[-1] <= 31
+    assert 10 <= pauses[-1] <= 11
     rate.on_sent(now)
     rate.on_success(now)
     assert rate.current_rate >= 10

@@ -67,7 +67,7 @@ def test_a_denied_account_is_stopped_immediately_with_name_and_reason(has_succee
         )
     assert caught.value.account == "eu"
     assert 'account "eu"' in str(caught.value)
-    assert "InvalidAccessKeyId.NotFound: Specified access key is not found." in str(caught.value)
+    assert "InvalidAccessKeyId.NotFound: Specified access key is not found; check " in str(caught.value)
 
 
 def test_an_account_that_is_denied_every_device_is_stopped() -> None:

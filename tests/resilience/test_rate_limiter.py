@@ -215,6 +215,58 @@ def test_without_a_quota_pauses_double_in_a_series_of_throttling_responses() -> 
     assert limiter.rate is None
 
 
+@pytest.mark.parametrize("retry_after", [None, 0.2])
+async def test_without_a_quota_throttled_requests_probe_one_by_one_until_one_succeeds(
+    retry_after: float | None,
+) -> None:
+    limiter, began = UnlimitedRateLimiter(), time.monotonic()
+    answered: list[float] = []
+    throttled = 0
+
+    async def send() -> None:
+        nonlocal throttled
+        while True:
+            sent_at = await limiter.acquire()
+            await anyio.sleep(0.01)
+            if time.monotonic() < began + 3:
+                throttled += 1
+                limiter.on_throttled(sent_at, retry_after)
+            else:
+                answered.append(time.monotonic() - began)
+                limiter.on_success(sent_at)
+                return
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            for _ in range(64):
+                group.start_soon(send)
+    assert 64 < throttled <= 64 + 16
+    assert answered[-1] <= 3 + 2.5
+    with anyio.fail_after(1):
+        for _ in range(1000):
+            limiter.on_success(await limiter.acquire())
+
+
+async def test_without_a_quota_a_cancelled_probe_stops_no_other() -> None:
+    limiter = UnlimitedRateLimiter()
+    limiter.on_throttled(await limiter.acquire(), 0.1)
+    await limiter.acquire()  # it is never answered
+    with anyio.fail_after(2):
+        await limiter.acquire()
+
+
+async def test_a_success_of_a_request_sent_before_the_throttling_response_releases_no_other() -> None:
+    limiter = UnlimitedRateLimiter()
+    early = [await limiter.acquire() for _ in range(50)]
+    limiter.on_throttled(early[0], 0.05)
+    for sent_at in early[1:]:
+        limiter.on_success(sent_at)
+    await limiter.acquire()
+    with anyio.move_on_after(0.2) as scope:
+        await limiter.acquire()
+    assert scope.cancelled_caught
+
+
 async def test_an_unknown_quota_is_searched_for_from_ten_a_second_on() -> None:
     now = 100.0
     limiter = AdaptiveRateLimiter(math.inf, backend=LocalBackend(math.inf, lambda: now))

@@ -1,6 +1,8 @@
 """A quota in Redis: shared through a real server, and what happens when the server is lost."""
 
 import math
+import socket
+import struct
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -9,16 +11,18 @@ from pathlib import Path
 import anyio
 import pytest
 import structlog.testing
+import trustme
 from anyio.abc import TaskGroup
 from hypothesis import given
 from hypothesis import strategies as st
 
 from auditor.errors import SettingsError
 from auditor.models import Secret
-from auditor.resilience import redis_backend
+from auditor.resilience import quota_backends, redis_backend
 from auditor.resilience.adaptive_rate import SendLog, allocate_log
+from auditor.resilience.quota_backends import REJOIN_DELAY
 from auditor.resilience.rate_limiter import AdaptiveRateLimiter
-from auditor.resilience.redis_backend import REJOIN_DELAY, RedisBackend, RedisConnection
+from auditor.resilience.redis_backend import MAX_VALUE_SIZE, RedisBackend, RedisConnection, key_of
 from auditor.resilience.shared_quota import Participant, SharedQuota, copy_quota, size_for
 from tests.resilience.redis_server import RedisServer, needs_redis
 
@@ -150,7 +154,7 @@ async def test_a_lost_redis_neither_stops_nor_bursts(redis: RedisServer, server:
     assert sum(each.within(back, ended) for each in clients) >= 0.85 * 40
     assert max_per_second(*clients) <= 20 + len(clients)  # each may be late by a moment
     events = [each["event"].partition(":")[0] for each in logs if each["log_level"] == "warning"]
-    assert events == ["Redis is lost"] * 2 + ["Redis responds again"] * 2
+    assert events == ["the shared quota is lost"] * 2 + ["the quota is shared again"] * 2
 
 
 @needs_redis
@@ -178,22 +182,150 @@ async def test_half_of_the_rate_is_used_if_the_participants_are_unknown(
 
 
 @needs_redis
-async def test_a_participant_waits_for_the_others_after_redis_has_lost_the_quota(
+async def test_a_participant_continues_alone_after_redis_has_lost_the_quota(
     redis: RedisServer, server: RedisConnection
 ) -> None:
-    client = Client(server, 100)
-    await client.limiter.acquire()
+    client, other = Client(server, 100), Client(server, 100)
+    for _ in range(2):
+        await client.limiter.acquire()
+        await other.limiter.acquire()
     redis.kill()
     redis.start()
-    began = time.monotonic()
+    with structlog.testing.capture_logs() as logs:
+        await client.limiter.acquire()
+    assert client.limiter.rate == pytest.approx(50, rel=0.1)
+    assert [(line["event"].partition(":")[0], line["reason"]) for line in logs] == [
+        ("the shared quota is lost", "what was stored there is gone or damaged")
+    ]
+    for each in (client, other):
+        await each.backend.close()
+
+
+REFUSALS = {
+    "full": ["CONFIG SET maxmemory 1", "CONFIG SET maxmemory-policy noeviction"],
+    "replica": ["REPLICAOF 127.0.0.1 1"],
+    "other type": ["DEL {key}", "RPUSH {key} 1"],
+    "password after a restart": [],
+    "too few replicas": ["CONFIG SET min-replicas-to-write 1"],
+    "no scripts": ["ACL SETUSER default -eval"],
+    "no keys": ["ACL SETUSER default resetkeys ~other:*"],
+}
+
+
+@needs_redis
+@pytest.mark.parametrize("refusal", REFUSALS)
+async def test_a_redis_that_refuses_to_write_is_lost_until_it_writes_again(
+    redis: RedisServer, server: RedisConnection, monkeypatch: pytest.MonkeyPatch, refusal: str
+) -> None:
+    monkeypatch.setattr(quota_backends, "RECONNECT_INTERVAL", 0.1)
+    monkeypatch.setattr(quota_backends, "REJOIN_DELAY", 0.1)
+    clients = [Client(server, 200) for _ in range(2)]
+    for _ in range(3):
+        for each in clients:
+            await each.limiter.acquire()
+    with structlog.testing.capture_logs() as logs:
+        if not REFUSALS[refusal]:
+            redis.restart("--requirepass", "changed")
+        for line in REFUSALS[refusal]:
+            redis.run(line.format(key=key_of("account")))
+        for each in clients:
+            await each.limiter.acquire()
+        await anyio.sleep(0.5)
+        with anyio.fail_after(1):
+            for each in clients:
+                await each.limiter.acquire()
+        assert [line["event"].partition(":")[0] for line in logs] == ["the shared quota is lost"] * 2
+        assert sum(each.limiter.rate for each in clients) <= 200
+        with pytest.raises(SettingsError, match="cannot use"):
+            await RedisConnection(redis.address).open("account")
+    for each in clients:
+        await each.backend.close()
+
+
+@needs_redis
+async def test_a_full_redis_is_used_again_when_it_has_room(
+    redis: RedisServer, server: RedisConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RECONNECT_INTERVAL", "REJOIN_DELAY"):
+        monkeypatch.setattr(quota_backends, name, 0.1)
+    client = Client(server, 200)
     await client.limiter.acquire()
-    assert time.monotonic() - began >= REJOIN_DELAY
+    redis.run("CONFIG SET maxmemory 1")
+    with structlog.testing.capture_logs() as logs:
+        await client.limiter.acquire()
+        redis.run("CONFIG SET maxmemory 0")
+        await anyio.sleep(0.5)
+        await client.limiter.acquire()
+    assert [line["event"].partition(":")[0] for line in logs] == [
+        "the shared quota is lost",
+        "the quota is shared again",
+    ]
     await client.backend.close()
+
+
+def hostile_values(value: bytes) -> dict[str, bytes]:
+    """Values under the key that no participant writes."""
+
+    def with_number(at: int, number: float) -> bytes:
+        return value[:at] + struct.pack("=d", number) + value[at + 8 :]
+
+    numbers = {"huge": 1e18, "infinite": math.inf, "nan": math.nan, "negative": -1e18}
+    # The seconds added to the clock, a moment, a pause, the rate, its margin, its level and its cycle.
+    cells = {
+        "added": 8,
+        "active": 32,
+        "paused": 40,
+        "rate": 72,
+        "margin": 80,
+        "level": 88,
+        "cycle": 96,
+        "log": 16 + size_for(0) - 8,
+    }
+    damaged = {
+        f"{name} {kind}": with_number(at, number) for name, at in cells.items() for kind, number in numbers.items()
+    }
+    return damaged | {
+        "a day ahead": with_number(8, 86_400.0),
+        "empty": b"",
+        "short": value[:100],
+        "ones": b"\xff" * len(value),
+        "long": value * 2,
+        "large": bytes(5_000_000),
+    }
+
+
+@needs_redis
+async def test_values_that_no_participant_writes_neither_stop_nor_exceed_the_quota(
+    redis: RedisServer, server: RedisConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota_backends, "RECONNECT_INTERVAL", 0.02)
+    monkeypatch.setattr(quota_backends, "REJOIN_DELAY", 0.0)
+    whole = Client(server, 100)
+    await whole.limiter.acquire()
+    stored = redis.get(key_of("account"))
+    assert len(stored) == size_for(300) + 16 <= MAX_VALUE_SIZE
+    for name, value in hostile_values(stored).items():
+        clients = [Client(server, 100) for _ in range(2)]
+        for each in clients:
+            await each.limiter.acquire()
+        redis.set(key_of("account"), value)
+        for _ in range(3):
+            for each in clients:
+                with anyio.fail_after(1):
+                    await each.limiter.acquire()
+        await anyio.sleep(0.1)
+        for each in clients:
+            with anyio.fail_after(1):
+                await each.limiter.acquire()
+            assert each.limiter.rate <= 100, name
+            assert math.isfinite(each.backend.clock()), name
+            await each.backend.close()
+    await whole.backend.close()
 
 
 @needs_redis
 async def test_a_stored_value_that_is_no_quota_is_replaced(server: RedisConnection) -> None:
-    await server.replace("auditor:account", b"", b"garbage")
+    await server.replace(key_of("account"), b"", b"garbage")
     client = Client(server, 100)
     with anyio.fail_after(1):
         for _ in range(3):
@@ -247,6 +379,54 @@ async def test_a_wrong_password_is_reported_and_not_printed(tmp_path: Path, pass
     assert redis.address in str(caught.value)
     assert "-one" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@needs_redis
+async def test_a_user_and_a_certificate_authority_are_used_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_backend, "TIMEOUT", 10.0)  # handshakes are slow on a busy machine
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    files = {name: tmp_path / name for name in ("cert", "key", "ca", "other")}
+    certificate.cert_chain_pems[0].write_to_path(files["cert"])
+    certificate.private_key_pem.write_to_path(files["key"])
+    authority.cert_pem.write_to_path(files["ca"])
+    trustme.CA().cert_pem.write_to_path(files["other"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tls = ["--tls-port", str(port), "--tls-cert-file", str(files["cert"]), "--tls-key-file", str(files["key"])]
+    user = [
+        "--user",
+        "auditor",
+        "on",
+        ">open",
+        "~auditor:*",
+        "+eval",
+        "+getrange",
+        "+set",
+        "+time",
+        "+client",
+        "+select",
+    ]
+    redis = RedisServer(tmp_path, *tls, "--tls-ca-cert-file", str(files["ca"]), "--tls-auth-clients", "no", *user)
+    address = f"rediss://127.0.0.1:{port}/0"
+    try:
+        right = RedisConnection(address, Secret("open"), username="auditor", ca_file=str(files["ca"]))
+        await right.open("account")
+        client = Client(right, 100)
+        for _ in range(3):
+            await client.limiter.acquire()
+        assert redis.get(key_of("account"))
+        await client.backend.close()
+        await right.close()
+        for username, ca_file in (("nobody", "ca"), ("auditor", "other"), ("auditor", "missing")):
+            path = str(files.get(ca_file, tmp_path / ca_file))
+            with pytest.raises(SettingsError, match=r"cannot use rediss://.*; correct the address, the user"):
+                await RedisConnection(address, Secret("open"), username=username, ca_file=path).open()
+    finally:
+        redis.kill()
 
 
 async def test_a_wrong_address_is_reported() -> None:

@@ -24,7 +24,7 @@ from auditor.errors import (
 )
 from auditor.resilience.circuit_breaker import CircuitBreaker
 from auditor.resilience.rate_limiter import UnlimitedRateLimiter
-from auditor.resilience.retry import MAX_THROTTLED, Backoff, RequestStats, RetryingCaller
+from auditor.resilience.retry import MAX_ACCOUNT_ERRORS, Backoff, PausedTasks, RequestStats, RetryingCaller
 
 pytestmark = pytest.mark.anyio
 
@@ -112,10 +112,46 @@ async def test_throttling_uses_up_no_attempt_and_counts_as_a_request() -> None:
     assert bench.limiter.passed == 5
 
 
-async def test_a_request_that_is_always_throttled_fails_eventually() -> None:
+@pytest.mark.parametrize("error", [THROTTLED, ClockSkewError("IllegalTimestamp")])
+async def test_a_request_fails_if_it_alone_is_throttled_or_refused_for_its_time(error: PlatformError) -> None:
     bench = Bench()
-    sent = await bench.caller.send(respond_with([THROTTLED] * MAX_THROTTLED + ["not reached"]))
-    assert (sent.result, sent.attempts) == (THROTTLED, MAX_THROTTLED)
+
+    async def healthy() -> str:
+        return "page"
+
+    await bench.caller.send(healthy)
+    sent = await bench.caller.send(respond_with([error] * MAX_ACCOUNT_ERRORS + ["not reached"]))
+    assert (sent.result, sent.attempts) == (error, MAX_ACCOUNT_ERRORS)
+
+
+async def test_no_request_fails_while_the_complete_account_is_throttled() -> None:
+    bench = Bench()
+    throttled: list[PlatformError | str] = [THROTTLED] * (5 * MAX_ACCOUNT_ERRORS)
+    responses = iter([*["page"] * 2, *throttled, *["page"] * 2])
+
+    async def request() -> str:
+        await anyio.lowlevel.checkpoint()
+        response = next(responses)
+        if isinstance(response, PlatformError):
+            raise response
+        return response
+
+    for _ in range(2):
+        await bench.caller.send(request)
+    results = [await bench.caller.send(request) for _ in range(2)]
+    assert [sent.result for sent in results] == ["page", "page"]
+    assert bench.caller.stats.throttled == 5 * MAX_ACCOUNT_ERRORS
+
+
+async def test_a_request_that_waits_for_a_retry_is_counted_as_paused() -> None:
+    paused = PausedTasks()
+    seen: list[int] = []
+    paused.on_pause = lambda: seen.append(paused.count)
+    breaker = CircuitBreaker("eu", give_up_after=60)
+    breaker.record_success()
+    caller = RetryingCaller(CountedLimiter(), breaker, Backoff(initial_delay=0.0), paused=paused)
+    await caller.send(respond_with([CUT, CUT, "page"]))
+    assert (seen, paused.count) == ([1, 1], 0)
 
 
 CONCLUSIVE = [NotFoundError("a"), NeverActivatedError("b"), InvalidRequestError("c")]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auditor.resilience.adaptive_rate import INITIAL_MARGIN, CubicRateController
+from auditor.resilience.adaptive_rate import INITIAL_MARGIN
 from auditor.resilience.shared_quota import (
     MAX_PARTICIPANTS,
     STATE_LIFETIME,
@@ -207,19 +207,6 @@ def test_moments_far_ahead_are_those_of_another_clock() -> None:
     two.quota.load(50, ERA, 100.0)
     assert two.quota.paused_until == 0.0
     assert two.reserve(100.0) == Permit(100.0, 0, 1)
-
-
-def test_a_half_written_quota_of_a_killed_process_is_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = allocate(64)
-    one = Client(memory, 10)
-    run([one], 2)
-    with monkeypatch.context() as killed:
-        killed.setattr(CubicRateController, "state", property(lambda _: 1 / 0))
-        with pytest.raises(ZeroDivisionError):
-            one.reserve(1002.0)
-    two = Client(memory, 10)
-    two.quota.load(10, ERA, 1002.0)
-    assert len(two.quota.rate.send_log) == 0
 
 
 @given(

@@ -18,13 +18,13 @@ from auditor.runs.manifest import (
     FleetInfo,
     GapInfo,
     Manifest,
-    RequestCounts,
     file_info,
     read_manifest,
     write_manifest,
 )
 from auditor.runs.products import ProductInfo, ProductsFile
 from auditor.runs.seal import seal_run
+from auditor.runs.selection_info import RequestCounts
 from auditor.storage.database import sql_literal, sql_read_path
 from auditor.text.formatting import format_utc
 

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from auditor.errors import RunNotWritableError
-from auditor.runs.journal import RESERVE, RESERVE_BYTES, DiskReserve, Journal, encode_outcome
+from auditor.runs.journal import RESERVE_BYTES, DiskReserve, Journal, encode_outcome
 from tests.runs.test_journal import answered, failed
 
 pytestmark = pytest.mark.anyio
@@ -145,8 +145,11 @@ def test_the_reserve_takes_and_frees_room(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reserve_without_room_is_an_error_with_advice(tmp_path: Path) -> None:
-    (tmp_path / RESERVE).symlink_to("/dev/full")
+def test_a_reserve_without_room_is_an_error_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_path: Path, _content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("auditor.runs.journal.create_file", full)
     with pytest.raises(
         RunNotWritableError, match=rf"^{tmp_path}: cannot be written: No space left.*; free some space$"
     ):

@@ -3,9 +3,11 @@ import fcntl
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 
@@ -13,7 +15,9 @@ import pytest
 
 from auditor.errors import FleetError, RunFolderError, RunNotWritableError
 from auditor.runs import locking as room
-from auditor.runs.locking import RunLock, create_run_folder, is_locked, remove_stale_folders
+from auditor.runs.locking import RunLock, create_run_folder, directory_lock, is_locked, remove_stale_folders
+from auditor.runs.manifest import read_manifest
+from auditor.runs.retention import prune_runs
 from tests.runs.run_folders import named, running
 
 NOW = 1_795_312_800.9
@@ -53,8 +57,14 @@ def test_a_run_folder_is_named_by_its_time_and_has_its_live_files(tmp_path: Path
     folder, hold = create_run_folder(tmp_path / "audits" / "deep", "nightly", fill, now=NOW)
     with hold:
         assert folder == tmp_path / "audits" / "deep" / "20261122T020000Z-nightly"
-        assert sorted(path.name for path in folder.iterdir()) == ["devices.jsonl", "failures.jsonl", "run.json"]
+        assert sorted(path.name for path in folder.iterdir()) == [
+            ".lock",
+            "devices.jsonl",
+            "failures.jsonl",
+            "run.json",
+        ]
         assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert not (folder / ".lock").exists()
 
 
 def test_a_folder_is_visible_once_it_is_filled_and_locked(tmp_path: Path) -> None:
@@ -300,3 +310,119 @@ def test_a_missing_folder_cannot_be_locked(tmp_path: Path) -> None:
         RunLock(tmp_path / "gone")
     shutil.rmtree(tmp_path)
     assert not is_locked(tmp_path)
+
+
+def test_who_locks_a_folder_itself_stops_no_one(tmp_path: Path, make: Making) -> None:
+    # As `flock -n audits auditor run …` does, and as anyone can who may read the folder.
+    folder = make()
+    descriptors = [os.open(path, os.O_RDONLY) for path in (tmp_path, folder)]
+    for descriptor in descriptors:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    make("weekly")
+    with RunLock(folder):
+        assert is_locked(folder)
+    assert prune_runs(tmp_path, keep=1).failed == ()
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def test_only_the_owner_can_open_a_lock(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        (tmp_path / "run").mkdir()
+        with directory_lock(tmp_path), RunLock(tmp_path / "run"):
+            modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / ".lock", tmp_path / "run" / ".lock")}
+    finally:
+        os.umask(before)
+    assert modes == {0o600}
+    assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    "work", [lambda path: directory_lock(path, 0.3).release(), lambda path: prune_runs(path, keep=1)]
+)
+def test_a_wait_ends_and_names_the_holder(
+    tmp_path: Path, work: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("auditor.runs.retention.directory_lock", lambda path: directory_lock(path, 0.3))
+    with directory_lock(tmp_path), pytest.raises(RunFolderError) as refused:
+        work(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path}: another process is adding or removing runs here")
+    assert f"(process {os.getpid()}, " in str(refused.value)
+
+
+def test_a_wait_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(room, "_REPORT_AFTER", 0.0)
+    with directory_lock(tmp_path), pytest.raises(RunFolderError):
+        directory_lock(tmp_path, 0.1)
+    printed = "".join(capfd.readouterr())  # an earlier test may have sent logs to either
+    assert printed.count("waiting for another process") == 1
+
+
+def test_a_lock_that_is_released_meanwhile_is_taken(tmp_path: Path) -> None:
+    held, order = directory_lock(tmp_path), list[str]()
+
+    def wait() -> None:
+        with directory_lock(tmp_path, 5.0):
+            order.append("taken")
+            assert (tmp_path / ".lock").exists()
+
+    waiting = Thread(target=wait)
+    waiting.start()
+    order.append("released")
+    held.release()
+    waiting.join(5)
+    assert order == ["released", "taken"]
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_lock_file_with_a_second_name_can_be_locked(tmp_path: Path) -> None:
+    # A killed process left it, and a backup of hard links gave it the name.
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch(0o600)
+    (tmp_path / "backup").hardlink_to(tmp_path / "run" / ".lock")
+    with RunLock(tmp_path / "run"):
+        assert is_locked(tmp_path / "run")
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_lock_that_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    {"link": lambda path: path.symlink_to(precious), "pipe": os.mkfifo, "folder": Path.mkdir}[kind](tmp_path / ".lock")
+    with pytest.raises(RunNotWritableError, match="cannot be locked"):
+        directory_lock(tmp_path)
+    assert precious.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a second user needs root")
+def test_a_folder_of_another_user_does_not_block_an_audit_of_its_name(tmp_path: Path, make: Making) -> None:
+    theirs = make(held=True)
+    os.chown(theirs, 54_321, 54_321)
+    assert is_locked(theirs)
+    assert make().name == f"{theirs.name}-2"
+
+
+def test_a_running_audit_is_found_where_every_folder_looks_writable_by_others(tmp_path: Path, make: Making) -> None:
+    # As on file systems without modes: vfat, CIFS, Windows drives in WSL.
+    held = make(held=True)
+    held.chmod(0o777)
+    with pytest.raises(RunFolderError, match=f"is running, in {held}"):
+        make()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / held.name).symlink_to(held)
+    make(directory=tmp_path / "other")
+
+
+def test_a_run_whose_clock_was_wrong_gets_the_name_of_its_time(tmp_path: Path) -> None:
+    folder, lock = create_run_folder(tmp_path, "nightly", run_of("nightly"), now=10.0)
+    manifest = replace(read_manifest(folder), started_at="2026-11-22T02:00:00.900Z")
+    with lock:
+        assert room.rename_corrected(folder, manifest) == folder  # no offset was agreed
+        renamed = room.rename_corrected(folder, replace(manifest, clock_offset=1_795_312_790.0))
+        assert (folder.name, renamed.name) == ("19700101T000010Z-nightly", "20261122T020000Z-nightly")
+        assert is_locked(renamed)
+        assert room.rename_corrected(renamed, replace(manifest, clock_offset=1.0)) == renamed
+    assert [path.name for path in tmp_path.iterdir()] == [renamed.name]
+    assert not is_locked(renamed)

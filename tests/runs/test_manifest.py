@@ -21,10 +21,10 @@ from auditor.runs.manifest import (
     Manifest,
     Planned,
     Rate,
-    RequestCounts,
     read_manifest,
     write_manifest,
 )
+from auditor.runs.selection_info import RequestCounts
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 count = st.integers(0, 2**53)
@@ -81,10 +81,12 @@ def test_the_keys_are_those_of_the_contract_and_start_with_schema_version(tmp_pa
     assert set(table) == {
         *("schema_version", "auditor_version", "name", "state", "started_at", "finished_at", "accounts", "fleet"),
         *("devices", "requests", "rate", "planned", "failures", "error", "files", "resumed_at", "settings"),
+        *("settings_sha256", "settings_file", "clock_offset", "silent", "mismatched"),
         *("never_activated", "discovery", "selection", "carried", "unsampled", "oldest_answer_at"),
     }
     assert list(table["devices"]) == ["ok", "empty", "not_found", "failed", "pending"]
-    assert list(table["fleet"]) == ["source", "devices", "duplicates", "sha256", "limit", "excluded_accounts"]
+    fleet = ["source", "devices", "duplicates", "sha256", "limit", "excluded_accounts", "aliases", "possible_aliases"]
+    assert list(table["fleet"]) == fleet
     assert list(table["rate"]) == ["target", "achieved", "learned", "latency", "in_flight"]
     assert list(table["accounts"][0]) == ["name", "endpoint", "dialect", "quota"]
 

@@ -166,16 +166,29 @@ def cells(content: str) -> list[list[str]]:
 
 FORMULAS = ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1", "＝1", "＋1", "＠x", "－1", "=\nx", '="a"']
 FORMULAS += ["\0=1", "\ufeff@x"]  # a spreadsheet may drop what nobody sees
+INERT = {"\t=1": "\t'=1", "\r=1": "\r'=1", "\n=1": "\n'=1"}  # the second sign is for a spreadsheet that splits there
 
 
 def test_no_csv_cell_starts_like_a_formula_and_other_cells_are_unchanged(tmp_path: Path) -> None:
-    harmless = ["1.0", "'quoted", "a=b", "1-2", ' ="a"', "a\n=b", "two\nlines", 'quo"te', "a,b"]
+    harmless = ["1.0", "'quoted", "a=b", "1-2", ' ="a"', "a; b", "a;b=", "two\nlines", 'quo"te', "a,b"]
     versions = FORMULAS + harmless
     fleet = [named(number) for number in range(len(versions))]
     build(tmp_path / "run", fleet, [ok(d, (f"m{n:02}", versions[n])) for n, d in enumerate(fleet)])
     table = cells((tmp_path / "run/inventory.csv").read_bytes().decode())
     assert table[0] == COLUMNS
-    assert [row[3] for row in table[1:]] == ["'" + version for version in FORMULAS] + harmless
+    assert [row[3] for row in table[1:]] == ["'" + INERT.get(version, version) for version in FORMULAS] + harmless
+
+
+def test_no_csv_cell_becomes_a_formula_where_another_character_separates_cells(tmp_path: Path) -> None:
+    versions = ["x;=1+1", "x\t@a", "x\n=b", "x|-1", ";=1;=2", 'x";\0＝1', "=1;+2", "a,=1"]
+    fleet = [named(number) for number in range(len(versions))]
+    build(tmp_path / "run", fleet, [ok(d, (f"m{n:02}", versions[n])) for n, d in enumerate(fleet)])
+    content = (tmp_path / "run/inventory.csv").read_bytes().decode()
+    inert = ["x;'=1+1", "x\t'@a", "x\n'=b", "x|'-1", ";'=1;'=2", "x\";'\0＝1", "'=1;'+2", "a,=1"]
+    assert [row[3] for row in cells(content)[1:]] == inert
+    for separator in ";\t|":
+        for row in csv.reader(io.StringIO(content, newline=""), delimiter=separator, quoting=csv.QUOTE_NONE):
+            assert not any(cell.lstrip('"\0').startswith(("=", "+", "-", "@", "＝")) for cell in row)
 
 
 def test_formulas_in_products_and_module_names_are_made_safe_too(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -39,6 +40,11 @@ class RawResponse:
 
 def format_timestamp(seconds: float | None = None) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def china_time(text: str) -> float:
+    """Milliseconds since 1970 of a time without a zone."""
+    return datetime.strptime(f"{text} +0800", "%Y-%m-%d %H:%M:%S %z").timestamp() * 1000
 
 
 def device_params(device: SimulatedDevice, page: object = 1, size: object = 200) -> dict[str, str]:

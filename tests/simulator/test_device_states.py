@@ -7,7 +7,7 @@ from auditor.simulator.lifecycle import Lifecycle
 from auditor.simulator.registry import DEVICE_SECRET_PREFIX
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import SimulatedDevice, World
-from tests.simulator.api_requests import PRODUCT_ERRORS, call, error_code
+from tests.simulator.api_requests import PRODUCT_ERRORS, call, china_time, error_code
 
 pytestmark = pytest.mark.anyio
 
@@ -43,9 +43,10 @@ async def test_states_are_the_same_by_name_and_by_id_and_in_requested_order(plat
     assert [entry["iotId"] for entry in by_id] == [device.iot_id for device in devices]
     assert by_id == await states(platform, name_params(devices))
     assert all(
-        set(entry) == {"deviceName", "iotId", "status", "timestamp", "lastOnlineTime", "asAddress"} for entry in by_id
+        set(entry) == {"deviceId", "deviceName", "iotId", "status", "timestamp", "lastOnlineTime", "asAddress"}
+        for entry in by_id
     )
-    assert all(entry["timestamp"] >= entry["lastOnlineTime"] > 1_740_000_000_000 for entry in by_id)
+    assert all(entry["timestamp"] >= china_time(entry["lastOnlineTime"]) > 1_740_000_000_000 for entry in by_id)
 
 
 async def test_numbered_names_may_be_unordered_and_have_gaps(platform: Simulator, world: World) -> None:
@@ -96,9 +97,9 @@ async def test_only_devices_that_connected_have_a_new_state_a_day_later() -> Non
             seen.append(await states(platform, name_params(list(world))))
     for device, old, new in zip(worlds[1], *seen, strict=True):
         if device.connected_day == 5:
-            assert 0 <= new["lastOnlineTime"] - today * 1000 <= new["timestamp"] - today * 1000 <= 1_000
+            assert 0 <= china_time(new["lastOnlineTime"]) - today * 1000 <= new["timestamp"] - today * 1000 <= 1_000
         else:
-            assert new["lastOnlineTime"] == old["lastOnlineTime"] - 86_400_000
+            assert china_time(new["lastOnlineTime"]) == china_time(old["lastOnlineTime"]) - 86_400_000
             assert new["timestamp"] < today * 1000 - 86_000_000
             assert new["status"] == ("OFFLINE" if device.connected_day == 4 else old["status"])
     assert {entry["status"] for entry in seen[1]} >= {"ONLINE", "OFFLINE"}
@@ -172,5 +173,5 @@ async def test_alibabas_dialect_is_in_pascal_case(world: World) -> None:
     async with Simulator(world, dialect="alibaba") as platform:
         (state,) = (await call(platform, STATES, **sent))["DeviceStatusList"]["DeviceStatus"]
         (detail,) = (await call(platform, DETAILS, **sent))["Data"]["Data"]
-    assert set(state) == {"DeviceName", "IotId", "Status", "Timestamp", "LastOnlineTime", "AsAddress"}
+    assert set(state) == {"AsAddress", "DeviceId", "DeviceName", "IotId", "LastOnlineTime", "Status", "Timestamp"}
     assert detail["FirmwareVersion"] == world.device(1).modules[0].module_version

@@ -29,7 +29,7 @@ async def test_an_entry_has_the_fields_of_the_record(platform: Simulator) -> Non
     entries = answer["data"]["list"]["productInfo"]
     assert all(
         set(entry) == {
-            "productKey", "productName", "deviceCount", "nodeType", "dataFormat", "gmtCreate", "description",
+            "productKey", "productName", "deviceCount", "nodeType", "dataFormat", "gmtCreate", "description", "authType",
         }
         for entry in entries
     )  # fmt: skip
@@ -59,7 +59,7 @@ async def test_page_parameters_out_of_range_are_rejected(platform: Simulator, pa
 
 async def test_a_product_defines_the_modules_of_the_catalog(platform: Simulator, world: World) -> None:
     for product in world.products:
-        entries = (await call(platform, MODULES, ProductKey=product.product_key))["data"]["otaModuleDTO"]
+        entries = (await call(platform, MODULES, ProductKey=product.product_key))["data"]
         names = [entry["moduleName"] for entry in entries]
         reported = {
             module.module_name for each in world if each.product_key == product.product_key for module in each.modules
@@ -83,4 +83,4 @@ async def test_alibabas_dialect_is_in_pascal_case(world: World) -> None:
         products = await call(platform, PRODUCTS, CurrentPage=1, PageSize=1)
         modules = await call(platform, MODULES, ProductKey=world.product_keys[0])
     assert products["Data"]["List"]["ProductInfo"][0]["ProductKey"] == world.product_keys[0]
-    assert modules["Data"]["OtaModuleDTO"][0]["ModuleName"] == "default"
+    assert modules["Data"][0]["ModuleName"] == "default"

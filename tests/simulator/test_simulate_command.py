@@ -2,6 +2,7 @@
 
 import csv
 import inspect
+import math
 import signal
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import tomllib
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import orjson
 import pytest
 
 from auditor.cli.commands.simulate import simulate
+from auditor.errors import UsageError
 from auditor.simulator.lifecycle import ORDINARY_LIFECYCLE, Lifecycle
 from auditor.simulator.world import World
 from tests.simulator.api_requests import signed_query
@@ -63,23 +66,27 @@ def test_settings_can_name_the_products_instead_of_a_file(tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"simulated.toml", "simulated-secret"}
 
 
-def test_a_fleet_has_the_configured_lifecycle_and_current_times(tmp_path: Path) -> None:
+def test_a_fleet_has_the_configured_lifecycle_forms_and_current_times(tmp_path: Path) -> None:
     parts = ("--connecting", 1, "--always-online", 0.5, "--restarting", 0.5, "--offline-reports", 0.25)
+    forms = ("--last-online", "offset", "--zone", -3.5, "--scalars", "text", "--arrays", "bare")
     before = time.time()
-    with simulated("--day", 3, "--products", 1, *parts, "--write", tmp_path) as lines:
+    with simulated("--day", 3, "--products", 1, *parts, *forms, "--write", tmp_path) as lines:
         world = World(20, products=1, day=3, lifecycle=Lifecycle(1, 0.5, 0.5, 0.25))
         ids = {f"IotId.{number}": device.iot_id for number, device in enumerate(world, 1)}
         query = signed_query(ids, constants={"Action": "BatchGetDeviceState"})
         with urllib.request.urlopen(f"{lines[0].split()[1]}?{query}") as answer:
-            entries = orjson.loads(answer.read())["deviceStatusList"]["deviceStatus"]
+            entries = orjson.loads(answer.read())["deviceStatusList"]
     devices = [device for device in world if device.exists]
     assert [entry["status"] for entry in entries] == [device.status for device in devices]
     assert {device.connected_day for device in devices} == {0, 3}
     for device, entry in zip(devices, entries, strict=True):
+        assert entry["lastOnlineTime"].endswith("-03:30")
+        online = datetime.fromisoformat(entry["lastOnlineTime"]).timestamp()
+        assert entry["timestamp"].isdecimal()
         if device.connected_day == 3:
-            assert before < entry["lastOnlineTime"] / 1000 < time.time() + 1
+            assert int(before) <= online < time.time() + 1
         else:
-            assert entry["lastOnlineTime"] / 1000 < time.time() - 4 * 86_400
+            assert online < time.time() - 4 * 86_400
 
 
 @pytest.mark.parametrize(
@@ -98,6 +105,12 @@ def test_invalid_options_are_rejected(option: tuple[object, ...]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("hours", [-14.5, 15, math.inf, math.nan])
+def test_a_zone_is_at_most_14_hours_from_utc(hours: float) -> None:
+    with pytest.raises(UsageError, match=r"--zone .*: give hours ahead of UTC, from -14 to 14"):
+        simulate(zone=hours)
 
 
 def test_the_command_has_the_default_lifecycle() -> None:

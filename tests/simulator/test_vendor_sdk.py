@@ -148,7 +148,7 @@ async def test_the_sdk_lists_products_and_their_modules(world: World, method: st
         assert sum(product["deviceCount"] for product in products) == 200
         for product in world.products:
             answer = await send(platform, ListOTAModuleByProductRequest(), method, ProductKey=product.product_key)
-            assert [each["moduleName"] for each in answer["data"]["otaModuleDTO"]] == [
+            assert [each["moduleName"] for each in answer["data"]] == [
                 module.versions[0].module_name for module in product.modules
             ]
 

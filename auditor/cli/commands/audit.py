@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_error, print_line
-from auditor.cli.execution import run_audit_command
+from auditor.cli.console import print_error, print_line, print_path
+from auditor.cli.execution import describe_plain_http, run_audit_command
 from auditor.cli.options import (
     DEVICES,
     LIMITS,
@@ -26,8 +26,8 @@ from auditor.cli.options import (
     SelectionOptions,
     apply_selection_flags,
     parse_duration_flag,
+    parse_time_limits,
     require_positive,
-    resolve_deadline,
     restrict_accounts,
 )
 from auditor.cli.output import print_notes
@@ -54,6 +54,7 @@ def check(
 
     log_to_stderr(log_level)
     settings = restrict_accounts(load_settings(config), account)
+    print_notes(describe_plain_http(settings.account))
     prepare_hooks(settings, source=str(config))
     checks = run_in_loop(lambda: preflight(settings, fleet=fleet))
     print_checks(checks)
@@ -150,8 +151,9 @@ def run(
 
     settings = apply_selection_flags(load_settings(config), selection, where=str(config))
     first = require_positive("--limit", limit)
-    restrict_accounts(settings, account)  # refuses unknown names; the run stores all accounts
-    until = resolve_deadline(deadline, for_)
+    # Refuses unknown names; the run stores all accounts.
+    print_notes(describe_plain_http(restrict_accounts(settings, account).account))
+    until, max_seconds = parse_time_limits(deadline, for_)
     hooks = prepare_hooks(settings, source=str(config))
 
     def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
@@ -164,10 +166,13 @@ def run(
             limit=first,
             resume=resume,
             until=until,
+            max_seconds=max_seconds,
             on_progress=watch,
             stop=stop,
             priority=priority,
             accounts=account or (),
+            settings_file=config,
+            with_hooks=True,
         )
 
     return run_audit_command(start, log_level, hooks)
@@ -178,6 +183,7 @@ def resume(
     /,
     *,
     settings: Path | None = None,
+    trust: str | None = None,
     deadline: Deadline = None,
     for_: Duration = None,
     priority: Priority = False,
@@ -185,32 +191,53 @@ def resume(
 ) -> int:
     """Resume an unfinished run; retry failed devices.
 
-    Keep the results that exist. Use the run's own fleet and settings, also for its hooks. Do not change a complete run.
+    Keep the results that exist. Use the run's own fleet, and the settings that you started it with, also for its hooks.
+    Do not change a complete run, but run hooks that it still lacks.
 
     Parameters
     ----------
     settings:
-        Use these settings for the remaining devices, such as another quota or other keys for the same accounts.
+        Use the settings in this file, such as another quota or other keys for the same accounts. Needed if the run was
+        started by another user or on another machine, or if its directory belongs to others.
+    trust:
+        Resume a run that other users could have changed. The refusal prints what its settings would do, and the TEXT to
+        give.
     """
+    from auditor.audit.run_settings import resume_settings
     from auditor.config.loader import load_settings
     from auditor.hooks.prepare import prepare_hooks, prepare_resume_hooks
-    from auditor.runs.folder import find_run
+    from auditor.runs.folder import find_run, has_pending_hooks
     from auditor.runs.manifest import read_manifest
 
     folder = find_run(run)
-    if read_manifest(folder).state == "complete":
+    if read_manifest(folder).state == "complete" and not has_pending_hooks(folder):
         print_error(f"{safe(folder)}: is complete; nothing to resume")
-        print_line(str(folder))
+        print_path(folder)
         return 0
     replacement = None if settings is None else load_settings(settings)
-    until = resolve_deadline(deadline, for_)
-    hooks = prepare_resume_hooks(folder) if replacement is None else prepare_hooks(replacement, source=str(settings))
+    own = resume_settings(folder, replacement, trust=trust, quiet=True)
+    until, max_seconds = parse_time_limits(deadline, for_)
+    if replacement is None:
+        hooks = prepare_resume_hooks(own, source=f"settings of {folder}")
+    else:
+        hooks = prepare_hooks(replacement, source=str(settings))
     print_notes(hooks.notes)
 
     def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
         from auditor.audit.runner import resume_audit
 
-        return resume_audit(folder, settings=replacement, until=until, on_progress=watch, stop=stop, priority=priority)
+        return resume_audit(
+            folder,
+            settings=replacement,
+            until=until,
+            max_seconds=max_seconds,
+            on_progress=watch,
+            stop=stop,
+            priority=priority,
+            settings_file=settings,
+            with_hooks=True,
+            trust=trust,
+        )
 
     return run_audit_command(start, log_level, hooks)
 
@@ -233,7 +260,7 @@ def prune(directory: Path = Path("audits"), /, *, keep: int, dry_run: Flag = Fal
 
     pruned = prune_runs(directory, keep=keep, dry_run=dry_run)
     for folder in pruned.removed:
-        print_line(safe(folder))
+        print_path(folder)
     for sentence in pruned.skipped:
         print_error(f"skipped: {safe(sentence)}")
     for sentence in pruned.failed:

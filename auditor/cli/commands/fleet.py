@@ -88,7 +88,7 @@ def fleet(
     work = Path(settings.directory, f".listing-{settings.name}{_accounts_suffix(account)}")
     with ExitStack() as stack:
         given = None if against is None else stack.enter_context(read_given_fleet(settings.account[0].name, against))
-        stack.enter_context(lock_folder(work))
+        stack.enter_context(lock_folder(work, group_readable=settings.group_readable))
         found = _discover(settings, work, log_level, resume=resume)
         if any(each.info.state == "pending" for each in found.accounts):
             print_error(f"no file was written; resume with: auditor fleet {safe(config)} --resume …")

@@ -1,12 +1,14 @@
 """Commands that read runs: inventory, devices, sql, diff, history and verify."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
 from auditor.cli.console import print_error, print_line
-from auditor.cli.options import Flag, OutputPath, RunPath, parse_names, require_positive
+from auditor.cli.options import Flag, OutputPath, RunPath, parse_duration_flag, parse_names, require_positive
 from auditor.cli.output import FormatOption, emit, print_rows, print_warnings, resolve_format
 from auditor.errors import DriftError, UsageError
 from auditor.models import DeviceState, Source
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from auditor.analysis.drift import Drift
 
 FILTERS = Group("Filters", sort_key=1)
+
+MAX_QUERY_MEMORY, MAX_QUERY_OUTPUT = 1_000_000_000, 10_000_000_000
+"""Bytes of memory, and of the file that is written, of an SQL query."""
 
 HISTORY_TABLE_RUNS = 30
 """Maximum number of runs in a table of ``history`` without --limit."""
@@ -103,25 +108,74 @@ def devices(
     return 0
 
 
-def sql(run: RunPath, query: str, /, *, format: FormatOption = None, out: OutputPath = None) -> int:  # noqa: A002  the flag's name
+def sql(
+    run: RunPath,
+    query: str,
+    /,
+    *,
+    timeout: str = "10m",
+    format: FormatOption = None,  # noqa: A002  the flag's name
+    out: OutputPath = None,
+) -> int:
     """Query a run with SQL (read-only).
 
     The views are fleet, devices, modules, inventory, products and missing_modules; auditor sql RUN "DESCRIBE devices"
     lists columns. The query is one SELECT in DuckDB's dialect. It cannot read other files, use the network or change
-    settings. A table shows at most 1,000 rows.
+    settings. It has 1 GB of memory, 4 GB of temporary files, and an output of 10 GB. A table shows at most 1,000 rows.
 
     Parameters
     ----------
     query:
         The SELECT statement.
+    timeout:
+        End the query after this time, such as 30s or 2h.
     """
     from auditor.query.sql import query_run
 
     resolved = resolve_format(format, out)
-    with query_run(run, query) as result:
-        print_warnings(result.run.warnings)
-        emit(resolved, out, show=lambda: print_rows(result.table), write=result.table.write)
+    seconds = parse_duration_flag("--timeout", timeout)
+    try:
+        with ExitStack() as limits:
+
+            def prepare() -> None:
+                limits.enter_context(_limited_process(seconds, timeout))
+
+            with query_run(run, query, prepare=prepare) as result:
+                print_warnings(result.run.warnings)
+                emit(resolved, out, show=lambda: print_rows(result.table), write=result.table.write)
+    except MemoryError:
+        raise UsageError("the query fails: a value of it does not fit into 1 GB of memory") from None
     return 0
+
+
+@contextmanager
+def _limited_process(seconds: float, timeout: str) -> Iterator[None]:
+    """Limit the memory, the output file and the remaining time of this process; DuckDB itself bounds only rows."""
+    import resource
+    import threading
+
+    from auditor.cli.signals import exit_process
+
+    def end() -> None:
+        print_error(
+            f"auditor: the query takes longer than {safe(timeout)}; give more time with --timeout, or select less"
+        )
+        exit_process(UsageError.exit_code)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    sizes = {resource.RLIMIT_DATA: MAX_QUERY_MEMORY, resource.RLIMIT_FSIZE: MAX_QUERY_OUTPUT}
+    before = {limit: resource.getrlimit(limit) for limit in sizes}
+    for limit, size in sizes.items():
+        soft, hard = before[limit]
+        resource.setrlimit(limit, (size if soft == resource.RLIM_INFINITY else min(size, soft), hard))
+    try:
+        yield
+    finally:
+        timer.cancel()
+        for limit, both in before.items():
+            resource.setrlimit(limit, both)
 
 
 def diff(

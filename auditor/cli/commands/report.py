@@ -1,14 +1,23 @@
 """Commands that evaluate and publish a run: policy, report and metrics."""
 
-import sys
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_error, print_line
+from auditor.cli.console import print_error, print_path
 from auditor.cli.options import OUTPUT, Flag, OutputPath, RunPath
-from auditor.cli.output import emit, emit_file, is_stdout, open_console, print_notes, print_rows, print_warnings
+from auditor.cli.output import (
+    emit,
+    emit_file,
+    is_stdout,
+    open_console,
+    print_notes,
+    print_rows,
+    print_warnings,
+    write_to_stdout,
+)
 from auditor.errors import PolicyError, UsageError
 from auditor.text.formatting import safe
 
@@ -117,11 +126,11 @@ def report(
     page = build_report(run, policy=_load_policy(rules), directory=history)
     print_notes(page.caveats)
     if out is not None and is_stdout(out):
-        sys.stdout.buffer.write(render_html(page).encode())
+        write_to_stdout(io.BytesIO(render_html(page).encode()))
         return 0
     path = write_html(page, Path("fleet.html") if out is None else out)
     print_error(f"wrote {safe(path)} ({path.stat().st_size / 1_000:,.0f} kB)")
-    print_line(safe(path))
+    print_path(path)
     return 0
 
 
@@ -140,7 +149,7 @@ def metrics(run: RunPath, /, *, rules: RulesOption = None, out: OutputPath = Non
     if out is not None and not is_stdout(out):
         write_metrics_file(folder, out, evaluated)
     else:
-        sys.stdout.buffer.write(render_metrics(folder, evaluated))
+        write_to_stdout(io.BytesIO(render_metrics(folder, evaluated)))
     return 0
 
 

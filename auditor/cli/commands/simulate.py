@@ -12,6 +12,13 @@ from auditor.errors import UsageError
 PLATFORM = Group("Platform", sort_key=1)
 FLEET = Group("Fleet", sort_key=2)
 LIFECYCLE = Group("How devices connect and report versions (fractions from 0 to 1)", sort_key=3)
+FORMS = Group("Forms of answers, where documents and samples differ", sort_key=4)
+
+# The same as in `auditor.simulator.forms`, which is loaded only if a platform starts.
+TimeForm = Literal[
+    "text", "iso", "offset", "milliseconds", "digits", "seconds", "unreadable", "empty", "null", "absent", "mixed"
+]
+MAX_ZONE_HOURS = 14
 
 
 def simulate(
@@ -33,6 +40,13 @@ def simulate(
     always_online: Annotated[float, Parameter(group=LIFECYCLE)] = 0.7,
     restarting: Annotated[float, Parameter(group=LIFECYCLE)] = 0.0,
     offline_reports: Annotated[float, Parameter(group=LIFECYCLE)] = 0.0,
+    last_online: Annotated[TimeForm, Parameter(group=FORMS)] = "text",
+    timestamp: Annotated[TimeForm, Parameter(group=FORMS)] = "milliseconds",
+    zone: Annotated[float, Parameter(group=FORMS)] = 8.0,
+    scalars: Annotated[Literal["typed", "text"], Parameter(group=FORMS)] = "typed",
+    arrays: Annotated[Literal["documented", "bare", "wrapped"], Parameter(group=FORMS)] = "documented",
+    empty: Annotated[Literal["array", "null", "object", "none"], Parameter(group=FORMS)] = "array",
+    unused: Annotated[Literal["absent", "null", "text"], Parameter(group=FORMS)] = "absent",
     fleet: Literal["file", "products"] = "file",
     write: Path | None = None,
 ) -> int:
@@ -76,16 +90,44 @@ def simulate(
         Fraction of these devices that reports only after a restart, as often as the others connect.
     offline_reports:
         Fraction of the devices that reports while offline, so that its state does not show it.
+    last_online:
+        Write LastOnlineTime like this. Text has no zone, offset has one, digits are a string, mixed varies by device.
+    timestamp:
+        Write Timestamp, the time of the last change of status, like this.
+    zone:
+        Zone of times without a zone, in hours ahead of UTC.
+    scalars:
+        Write numbers and truth values as JSON's own, or as strings.
+    arrays:
+        Write arrays as documented, bare in place of the object that holds them, or always wrapped in an object.
+    empty:
+        Write an array without items as an array, as null, as an object without it, or as null instead of the object.
+    unused:
+        Leave out members without a value, or write null or an empty string.
     fleet:
         Configure a fleet file, or all products of the account, in the written settings.
     write:
         Write simulated.toml, its secret and its fleet file to this folder, ready for auditor run.
     """
+    from datetime import timedelta, timezone
+
     from auditor.cli.runtime import run_in_loop
+    from auditor.simulator.forms import ResponseForms
     from auditor.simulator.lifecycle import Lifecycle
     from auditor.simulator.standalone import SimulationConfig, serve
 
     require_positive("--accounts", accounts, "accounts")
+    if not -MAX_ZONE_HOURS <= zone <= MAX_ZONE_HOURS:
+        raise UsageError(f"--zone {zone:g}: give hours ahead of UTC, from -{MAX_ZONE_HOURS} to {MAX_ZONE_HOURS}")
+    forms = ResponseForms(
+        last_online=last_online,
+        timestamp=timestamp,
+        zone=timezone(timedelta(hours=zone)),
+        scalars=scalars,
+        arrays=arrays,
+        empty=empty,
+        unused=unused,
+    )
     try:
         lifecycle = Lifecycle(connecting, always_online, restarting, offline_reports)
     except ValueError as error:
@@ -105,6 +147,7 @@ def simulate(
         remove=remove,
         fleet=fleet,
         lifecycle=lifecycle,
+        forms=forms,
     )
     run_in_loop(lambda: serve(config, port, write, print_line))
     return 0

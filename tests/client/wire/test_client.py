@@ -3,8 +3,11 @@
 import asyncio
 import gzip
 import socket
+import time
 import uuid
 from contextlib import AsyncExitStack
+from email.utils import formatdate
+from itertools import cycle
 from typing import NoReturn
 from urllib.parse import parse_qs, unquote
 
@@ -13,11 +16,13 @@ import pytest
 from aiohttp import web
 
 from auditor.client.client import ApiClient
+from auditor.client.decoders import MAX_BODY_BYTES
 from auditor.client.fast_transport import FastTransport
 from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, module_version_params
+from auditor.client.platform_clock import MAX_REFUSALS, MIN_REFUSALS
 from auditor.client.responses import parse_module_page
 from auditor.client.signing import signature, string_to_sign
-from auditor.client.transport import MAX_BODY_BYTES, SessionTransport
+from auditor.client.transport import SessionTransport
 from auditor.errors import AccountDeniedError, ClockSkewError, PlatformError, TransientError
 from auditor.models import Device, Secret
 from auditor.simulator.faults import Faults
@@ -118,12 +123,15 @@ async def test_connections_that_cannot_be_opened_in_advance_fail_no_one() -> Non
     assert isinstance(failure, TransientError)
 
 
-async def test_a_refusal_leaves_the_connection_usable() -> None:
-    whole = http(b'{"Code": "ServiceUnavailable"}', status="503 Busy")
+@pytest.mark.parametrize(("status", "connections"), [("400 Bad", 1), ("429 Slow", 1), ("503 Busy", 3), ("504 Late", 3)])
+async def test_an_error_leaves_the_connection_usable_unless_the_answer_may_still_come(
+    status: str, connections: int
+) -> None:
+    whole = http(b'{"Code": "ServiceUnavailable"}', status=status)
     async with serving(answering(whole)) as seen, client_of(seen.url) as client:
         for _ in range(3):
             assert (await failure_of(client)).code == "ServiceUnavailable"
-    assert (len(seen.lines), seen.connections) == (3, 1)
+    assert (len(seen.lines), seen.connections) == (3, connections)
 
 
 async def test_the_instance_and_region_are_sent_when_they_are_set() -> None:
@@ -353,22 +361,55 @@ async def test_the_strict_platform_answers_with_the_devices_modules(by_id: bool)
 
 
 @pytest.mark.parametrize("offset", [1200, -1200])
-async def test_a_clock_that_is_off_is_learned_from_the_refusal_and_the_next_call_goes_well(offset: int) -> None:
+async def test_a_clock_that_is_off_is_learned_from_three_refusals_and_the_next_call_goes_well(offset: int) -> None:
     world = World(2, missing=0, silent=0, inactive=0, large=0)
     parameters = module_version_params(Device("a", None, None, world.device(0).iot_id), 1, 200)
     async with Simulator(world, clock_offset=offset) as platform, simulated(platform) as client:
-        with pytest.raises(ClockSkewError):
-            await client.call(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, parameters)
-        assert client.clock_offset == pytest.approx(offset, abs=60)
+        for _ in range(MIN_REFUSALS):
+            assert client.clock_offset == 0
+            with pytest.raises(ClockSkewError):
+                await client.call(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, parameters)
+        assert client.clock_offset == pytest.approx(offset, abs=2)
         await client.call(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, parameters)
         assert platform.counts.answered == 1
 
 
-async def test_a_refused_clock_without_a_date_teaches_nothing() -> None:
-    body = orjson.dumps({"Code": "InvalidTimeStamp.Expired"})
-    async with serving(answering(http(body, status="400 Bad"))) as seen, client_of(seen.url) as client:
-        assert isinstance(await failure_of(client), ClockSkewError)
+@pytest.mark.parametrize(
+    ("code", "header"),
+    [
+        ("InvalidTimeStamp.Expired", None),
+        ("IllegalTimestamp", "Date: Thu, 01 Jan 1970 00:00:00 GMT"),
+        ("X.TimeStamp", "Date: no"),
+    ],
+)
+async def test_refused_timestamps_without_a_usable_date_end_the_account_with_both_times(
+    code: str, header: str | None
+) -> None:
+    body = orjson.dumps({"Code": code})
+    answer = http(body, *([] if header is None else [header]), status="400 Bad")
+    async with serving(answering(answer)) as seen, client_of(seen.url) as client:
+        for _ in range(MAX_REFUSALS - 1):
+            assert isinstance(await failure_of(client), ClockSkewError)
+        error = await failure_of(client)
         assert client.clock_offset == 0
+    assert isinstance(error, AccountDeniedError)
+    assert (error.cause, error.code) == ("clock", code)
+    assert "every timestamp is refused; the last was 20" in str(error)
+    assert ("1970-01-01T00:00:00Z" in str(error)) == (header is not None and "1970" in header)
+    assert "clock of this machine" in error.advice
+
+
+async def test_single_answers_with_a_wrong_date_do_not_move_the_clock() -> None:
+    wrong = cycle([0.0, 0.0, -time.time(), 0.0, 7200.0, 0.0, 600.0, 0.0, 0.0, 0.0])
+
+    async def serve(writer: asyncio.StreamWriter, _target: str) -> None:
+        writer.write(http(SUCCESS, f"Date: {formatdate(time.time() + next(wrong), usegmt=True)}"))
+
+    async with serving(serve) as seen, client_of(seen.url) as client:
+        for _ in range(60):
+            await ask(client)
+            assert client.clock_offset == 0
+    assert len(seen.lines) == 60
 
 
 async def test_a_wrong_secret_is_a_refused_account() -> None:

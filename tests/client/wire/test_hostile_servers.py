@@ -1,6 +1,7 @@
 """Servers that mean harm or are badly broken: a call ends with a named error, in bounded time and memory."""
 
 import asyncio
+import contextlib
 import gzip
 import socket
 import ssl
@@ -13,7 +14,7 @@ import orjson
 import pytest
 import trustme
 
-from auditor.client.transport import MAX_BODY_BYTES
+from auditor.client.decoders import MAX_BODY_BYTES
 from auditor.errors import PlatformError, TransientError
 from tests.client.wire.sockets import SUCCESS, Serve, answering, ask, client_of, closing, failure_of, http, serving
 
@@ -51,13 +52,16 @@ FLOODS: dict[str, tuple[Serve, set[str]]] = {
     "body without end": (flooding(b"HTTP/1.1 200 OK\r\n\r\n", b" " * 65_536), {"auditor.ResponseTooLarge"}),
     "chunks without end": (flooding(CHUNKED, b"10000\r\n" + b" " * 65_536 + b"\r\n"), {"auditor.ResponseTooLarge"}),
     "chunks of a byte": (flooding(CHUNKED, b"1\r\n \r\n" * 1000), {"auditor.ResponseTooLarge", "auditor.Timeout"}),
-    "gzip without end": (flooding(GZIP_HEAD + endless_gzip()[0], endless_gzip()[1]), {"auditor.ResponseTooLarge"}),
+    "gzip without end": (
+        flooding(GZIP_HEAD + endless_gzip()[0], endless_gzip()[1]),
+        {"auditor.ResponseTooLarge", "auditor.Timeout"},
+    ),
     "one header line": (flooding(b"HTTP/1.1 200 OK\r\nX: ", b"x" * 65_536), {"auditor.InvalidHTTP"}),
     "many headers": (flooding(b"HTTP/1.1 200 OK\r\n", b"X-A: " + b"b" * 500 + b"\r\n"), {"auditor.InvalidHTTP"}),
     "trailers": (flooding(CHUNKED + b"0\r\n", b"X-A: b\r\n" * 500), {"auditor.InvalidHTTP", "auditor.IncompleteBody"}),
-    "chunk extension": (flooding(CHUNKED + b"1;", b"x" * 65_536), {"auditor.Timeout", "auditor.InvalidHTTP"}),
+    "chunk extension": (flooding(CHUNKED + b"1;", b"x" * 65_536), {"auditor.IncompleteBody"}),
     "no line at all": (flooding(b"", b"x" * 65_536), {"auditor.InvalidHTTP"}),
-    "100 Continue": (flooding(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 20), {"auditor.Timeout", "auditor.InvalidHTTP"}),
+    "100 Continue": (flooding(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 20), {"auditor.InvalidHTTP"}),
 }
 
 
@@ -101,10 +105,10 @@ BODIES: dict[str, tuple[bytes, set[str]]] = {
     ),
     "gzip damaged": (
         http(gzip.compress(SUCCESS)[:12] + b"\xff" * 40, "Content-Encoding: gzip"),
-        {"auditor.IncompleteBody", "auditor.InvalidHTTP"},
+        {"auditor.InvalidEncoding"},
     ),
-    "unknown coding": (http(b"\x00\x01\x02", "Content-Encoding: x-odd"), {"auditor.InvalidJSON"}),
-    "UTF-16": (http(SUCCESS.decode().encode("utf-16")), {"auditor.InvalidJSON"}),
+    "unknown coding": (http(b"\x00\x01\x02", "Content-Encoding: x-odd"), {"auditor.InvalidEncoding"}),
+    "UTF-16": (http(SUCCESS.decode().encode("utf-16")), {"auditor.InvalidEncoding"}),
     "byte order mark": (http(b"\xef\xbb\xbf" + SUCCESS[:-1]), {"auditor.InvalidJSON"}),
     "switching protocols": (
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
@@ -156,6 +160,100 @@ async def test_an_answer_to_nothing_is_never_taken_for_the_next_one(extra: bytes
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.02)
     assert sent > 1
+
+
+EARLY_HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n"
+TOO_LATE = http(b"", status="504 Gateway Timeout")
+
+
+@pytest.mark.parametrize(
+    ("packets", "kept"),
+    [
+        ([TOO_LATE], False),
+        ([TOO_LATE[:9], TOO_LATE[9:]], False),
+        ([TOO_LATE[:3], TOO_LATE[3:9], TOO_LATE[9:]], False),
+        ([EARLY_HINTS, TOO_LATE], False),
+        ([EARLY_HINTS + TOO_LATE], False),
+        ([EARLY_HINTS, EARLY_HINTS + TOO_LATE[:9], TOO_LATE[9:]], False),
+        ([b"\r\n" + TOO_LATE], False),
+        ([GOOD], True),
+        ([GOOD[:15], GOOD[15:]], True),
+        ([http(SUCCESS, status="404 Not Found")], True),
+    ],
+)
+async def test_a_connection_is_kept_only_if_no_answer_can_arrive_late(packets: list[bytes], kept: bool) -> None:  # noqa: FBT001
+    async def serve(writer: asyncio.StreamWriter, _target: str) -> None:
+        for packet in packets:
+            writer.write(packet)
+            await asyncio.sleep(0.02)
+
+    async with serving(serve) as seen, client_of(seen.url, timeout=5.0) as client:
+        for _ in range(3):
+            with contextlib.suppress(PlatformError):
+                await ask(client)
+            await asyncio.sleep(0.01)
+    assert (len(seen.lines), seen.connections) == (3, 1 if kept else 3)
+
+
+def answer_with(*headers: str, status: str = "200 OK") -> Serve:
+    return answering(http(SUCCESS, *headers, status=status))
+
+
+NAMED: dict[str, tuple[Serve, str, str]] = {
+    "a redirect": (
+        answer_with("Location: https://user:word@elsewhere.example:8/a?Signature=x#y", status="301 Moved"),
+        "HTTP 301",
+        "redirected to https://elsewhere.example:8/a, which",
+    ),
+    "a redirect to nowhere": (answer_with(status="308 Moved"), "HTTP 308", "redirected to an unnamed place"),
+    "another protocol": (
+        closing(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"),
+        "HTTP 101",
+        "changes the protocol to websocket",
+    ),
+    "two lengths": (closing(http(SUCCESS, "Content-Length: 5")), "auditor.InvalidHTTP", "length of its response"),
+    "a length and chunks": (
+        closing(http(SUCCESS, "Transfer-Encoding: chunked")), "auditor.InvalidHTTP", "length of its response",
+    ),
+    "a header that is too large": (
+        closing(http(SUCCESS, f"X: {'x' * 70_000}")), "auditor.InvalidHTTP", "headers of its response",
+    ),
+    "too many headers": (
+        closing(http(SUCCESS, *["X: y"] * 2_000)), "auditor.InvalidHTTP", "headers of its response",
+    ),
+    "interim responses": (
+        flooding(b"", b"HTTP/1.1 102 Processing\r\n\r\n" * 50), "auditor.InvalidHTTP", "more than 100 interim responses",
+    ),
+    "headers of 10 MB": (
+        closing(http(SUCCESS, *[f"X: {'x' * 60_000}"] * 170)), "auditor.ResponseTooLarge", "headers are larger",
+    ),
+    "no HTTP": (closing(b"SSH-2.0-OpenSSH_9.6\r\n\r\n"), "auditor.InvalidHTTP", "first line of its response"),
+    "br": (answer_with("Content-Encoding: br", status="200 OK"), "", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMED)
+async def test_what_a_proxy_does_is_named_in_the_error(name: str) -> None:
+    serve, code, says = NAMED[name]
+    async with serving(serve) as seen, client_of(seen.url, timeout=5.0) as client:
+        if not code:  # JSON is read, whatever the header says
+            assert (await ask(client)).request_id == "R"
+            return
+        error = await failure_of(client)
+    assert (error.code, len(seen.lines)) == (code, 1)
+    assert says in error.message
+    assert "Signature" not in str(error)
+    assert "word" not in error.message
+
+
+@pytest.mark.parametrize(
+    "headers", [[f"Content-Security-Policy: {'x' * 60_000}"], [f"Set-Cookie: s{n}={'x' * 60}" for n in range(900)]]
+)
+async def test_headers_of_64_kib_are_read(headers: list[str]) -> None:
+    async with serving(answer_with(*headers)) as seen, client_of(seen.url) as client:
+        for _ in range(2):
+            assert (await ask(client)).request_id == "R"
+    assert seen.connections == 1
 
 
 async def test_a_redirect_to_itself_is_one_request() -> None:

@@ -5,10 +5,12 @@ import math
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -16,9 +18,10 @@ import pytest
 import structlog
 
 from auditor.errors import SettingsError
-from auditor.resilience import quota_backends
-from auditor.resilience.quota_backends import FILE_SUFFIX, MAX_FILE_AGE, FileBackend, machine_directory
+from auditor.resilience import file_backend, quota_backends
+from auditor.resilience.file_backend import FILE_SUFFIX, MAX_FILE_AGE, FileBackend, prepare_directory
 from auditor.resilience.rate_limiter import AdaptiveRateLimiter
+from auditor.resilience.shared_quota import size_for
 from tests.resilience.test_rate_limiter import acquire_repeatedly, max_per_second
 
 pytestmark = [pytest.mark.anyio, pytest.mark.live]
@@ -28,7 +31,7 @@ CLIENT = textwrap.dedent(
     import sys, time
     from pathlib import Path
     import anyio
-    from auditor.resilience.quota_backends import FileBackend
+    from auditor.resilience.file_backend import FileBackend
     from auditor.resilience.rate_limiter import AdaptiveRateLimiter
 
     async def main(path, per_second, priority):
@@ -125,44 +128,167 @@ async def test_throttling_of_one_process_slows_the_other(tmp_path: Path) -> None
     assert other.rate == one.rate < 90
 
 
-async def test_a_removed_file_is_created_again(tmp_path: Path) -> None:
-    path = tmp_path / "shared"
-    one = AdaptiveRateLimiter(100, backend=FileBackend(path, 100))
-    await one.acquire()
-    path.unlink()
-    other = AdaptiveRateLimiter(100, backend=FileBackend(path, 100))
-    await other.acquire()
-    for _ in range(10):
-        await one.acquire()
-        await other.acquire()
-        await anyio.sleep(0.06)
-    assert (one.other_participants, other.other_participants) == (1, 1)
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a lost quota be shared again soon."""
+    for module, name, seconds in (
+        (quota_backends, "RECONNECT_INTERVAL", 0.05),
+        (quota_backends, "REJOIN_DELAY", 0.1),
+        (file_backend, "TIMEOUT", 0.2),
+        (file_backend, "RECREATED_SECONDS", 0.1),
+        (file_backend, "FILE_CHECK_INTERVAL", 0.0),
+    ):
+        monkeypatch.setattr(module, name, seconds)
 
 
-async def test_a_removed_directory_stops_no_process_and_is_used_again_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(quota_backends, "FILE_CHECK_INTERVAL", 0.0)
-    monkeypatch.setattr(quota_backends, "REOPEN_INTERVAL", 0.1)
+def truncate(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def fill(byte: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_bytes(byte * path.stat().st_size)
+
+    return write
+
+
+def overwrite(at: int, number: float) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write(struct.pack("=d", number))
+
+    return write
+
+
+def replace_file(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    other.rename(path)
+
+
+def replace_by(create: Callable[[Path], None]) -> Callable[[Path], None]:
+    def replace(path: Path) -> None:
+        path.unlink()
+        create(path)
+
+    return replace
+
+
+def link(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def grow(path: Path) -> None:
+    os.truncate(path, 2**30)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "truncated": truncate,
+    "truncated to the half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "truncated by a byte": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "ones": fill(b"\xff"),
+    "zeros": fill(b"\0"),
+    "text": fill(b"x"),
+    "grown to a gigabyte": grow,
+    "unlinked": Path.unlink,
+    "replaced": replace_file,
+    "a directory": replace_by(Path.mkdir),
+    "a pipe": replace_by(os.mkfifo),
+    "a link": replace_by(link),
+    "no count": overwrite(size_for(0), math.nan),
+    "endless count": overwrite(size_for(0), 1e18),
+    "no rate": overwrite(64, math.nan),
+    "endless rate": overwrite(64, 1e18),
+    "negative rate": overwrite(64, -1.0),
+    "a pause without end": overwrite(32, math.inf),
+    "half written": overwrite(0, 7.0),
+}
+
+
+async def acquire_from(limiters: list[AdaptiveRateLimiter], count: int = 3) -> None:
+    for _ in range(count):
+        for each in limiters:
+            with anyio.fail_after(1):
+                await each.acquire()
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_a_damaged_file_stops_no_process_and_exceeds_no_quota(tmp_path: Path, quick: None, damage: str) -> None:
     path = tmp_path / "directory" / "shared"
     path.parent.mkdir()
-    one, other = (AdaptiveRateLimiter(100, backend=FileBackend(path, 100)) for _ in range(2))
-    for limiter in (one, other):
-        await limiter.acquire()
-    shutil.rmtree(path.parent)
+    limiters = [AdaptiveRateLimiter(200, backend=FileBackend(path, 200)) for _ in range(2)]
+    await acquire_from(limiters)
+    DAMAGE[damage](path)
+    expected = [] if "grown" in damage else ["the shared quota is lost"] * 2
     with structlog.testing.capture_logs() as logs:
-        with anyio.fail_after(5):
-            for _ in range(20):
-                await one.acquire()
-                await other.acquire()
-    assert [line["event"] for line in logs] == ["cannot reopen the shared quota"] * 2
-    assert (one.other_participants, other.other_participants) == (1, 1)
+        await acquire_from(limiters)
+        assert [line["event"].partition(":")[0] for line in logs] == expected
+        assert sum(each.rate for each in limiters) <= (201 if expected else 400)
+        if path.is_dir():
+            path.rmdir()
+        elif not path.is_file() or path.is_symlink():
+            path.unlink(missing_ok=True)
+        await anyio.sleep(0.6 if expected else 0)
+        await acquire_from(limiters)
+    assert [line["event"] for line in logs[len(expected) :]] == ["the quota is shared again"] * len(expected)
+    assert [each.other_participants for each in limiters] == [1, 1]
+    assert path.stat().st_size >= size_for(4096)
+    for each in limiters:
+        await each.close()
+
+
+async def test_a_quota_that_is_damaged_all_the_time_is_used_with_care(tmp_path: Path, quick: None) -> None:
+    path = tmp_path / "shared"
+    limiters = [AdaptiveRateLimiter(100, backend=FileBackend(path, 100)) for _ in range(2)]
+    permits: list[list[float]] = [[], []]
+
+    async def take(number: int) -> None:
+        permits[number] += await acquire_repeatedly(limiters[number], 5, 2.0)
+
+    async with anyio.create_task_group() as group:
+        for number in range(2):
+            group.start_soon(take, number)
+        with anyio.move_on_after(2.0):
+            while True:
+                await anyio.sleep(0.02)
+                truncate(path)
+    moments = sorted(permits[0] + permits[1])
+    assert max_per_second(moments) <= 125  # 200 if each used all of it
+    assert len(moments) >= 70
+    for each in limiters:
+        await each.close()
+
+
+async def test_a_removed_directory_stops_no_process_and_is_used_again_later(tmp_path: Path, quick: None) -> None:
+    path = tmp_path / "directory" / "shared"
     path.parent.mkdir()
-    await anyio.sleep(0.1)
+    limiters = [AdaptiveRateLimiter(100, backend=FileBackend(path, 100)) for _ in range(2)]
     for _ in range(2):
-        await one.acquire()
-        await other.acquire()
+        for each in limiters:
+            await each.acquire()
+    shutil.rmtree(path.parent)
+    with structlog.testing.capture_logs() as logs, anyio.fail_after(5):
+        for _ in range(20):
+            for each in limiters:
+                await each.acquire()
+    assert [(line["event"].partition(":")[0], line["reason"]) for line in logs] == [
+        ("the shared quota is lost", "No such file or directory")
+    ] * 2
+    path.parent.mkdir()
+    await anyio.sleep(0.6)
     assert path.exists()
+    for each in limiters:
+        await each.close()
+
+
+def test_a_file_with_a_second_name_is_refused(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "shared").hardlink_to(victim)
+    with pytest.raises(OSError, match="not a regular file with one name"):
+        FileBackend(tmp_path / "shared", 10)
+    assert victim.read_text() == "mine"
 
 
 async def test_what_was_learned_survives_a_long_retry_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,19 +304,30 @@ async def test_what_was_learned_survives_a_long_retry_after(tmp_path: Path, monk
     assert limiter.rate < 90
 
 
-async def test_a_stopped_holder_of_the_lock_is_bypassed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quota_backends, "MAX_LOCK_WAIT", 0.2)
+async def test_a_holder_of_the_lock_stops_no_process(tmp_path: Path, quick: None) -> None:
     path = tmp_path / "shared"
-    limiter = AdaptiveRateLimiter(100, backend=FileBackend(path, 100))
-    await limiter.acquire()
+    limiters = [AdaptiveRateLimiter(100, backend=FileBackend(path, 100)) for _ in range(2)]
+    for _ in range(2):
+        for each in limiters:
+            await each.acquire()
     holder = os.open(path, os.O_RDWR)
     fcntl.flock(holder, fcntl.LOCK_EX)
     with structlog.testing.capture_logs() as logs:
         with anyio.fail_after(5):
-            await limiter.acquire()
-            await limiter.acquire()
-    assert [line["event"] for line in logs] == ["another process holds the shared quota and is stopped"]
-    os.close(holder)
+            for _ in range(20):
+                for each in limiters:
+                    await each.acquire()
+        assert [each.rate for each in limiters] == pytest.approx([50, 50], rel=0.1)
+        assert {line["reason"] for line in logs} == {"another process has held its lock for 0.2 s"}
+        os.close(holder)
+        await anyio.sleep(0.5)
+        for _ in range(2):
+            for each in limiters:
+                await each.acquire()
+    assert [line["event"] for line in logs[2:]] == ["the quota is shared again"] * 2
+    assert [each.other_participants for each in limiters] == [1, 1]
+    for each in limiters:
+        await each.close()
 
 
 async def test_successes_recorded_while_another_process_holds_the_lock_count_later(tmp_path: Path) -> None:
@@ -228,23 +365,21 @@ def test_a_file_is_writable_for_those_who_can_write_its_directory(tmp_path: Path
     assert (tmp_path / "shared").stat().st_mode & 0o777 == mode & 0o666
 
 
-def test_the_directory_of_the_machine_is_private_and_its_unused_files_are_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(quota_backends, "MACHINE_DIRECTORY", str(tmp_path / "auditor-{user}"))
-    directory = machine_directory()
+def test_a_directory_of_the_machine_is_private_and_its_unused_files_are_removed(tmp_path: Path) -> None:
+    directory = tmp_path / "auditor-0"
+    prepare_directory(directory)
     assert directory.stat().st_mode & 0o777 == 0o700
     old, new = directory / f"old{FILE_SUFFIX}", directory / f"new{FILE_SUFFIX}"
     for path in (old, new):
         FileBackend(path, 10)
     os.utime(old, (time.time() - MAX_FILE_AGE - 1,) * 2)
-    assert machine_directory() == directory
+    prepare_directory(directory)
     assert (old.exists(), new.exists()) == (False, True)
     directory.chmod(0o777)
     with pytest.raises(SettingsError, match="not a directory that only this user can write"):
-        machine_directory()
+        prepare_directory(directory)
     new.unlink()
     directory.rmdir()
     directory.symlink_to(tmp_path)
     with pytest.raises(SettingsError, match="not a directory that only this user can write"):
-        machine_directory()
+        prepare_directory(directory)

@@ -1,0 +1,161 @@
+"""Parts of the manifest: counted requests, and how the devices to query were selected."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from auditor.models import ChangeDetection, Level
+from auditor.storage.json_types import Count, PositiveCount, Share, Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCounts:
+    """Requests to the platform.
+
+    Attributes:
+        sent: requests sent, including retries.
+        retried: those that were retries.
+        throttled: throttling responses.
+    """
+
+    sent: Count = 0
+    retried: Count = 0
+    throttled: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedOffset:
+    """Time zone of last-online times that the platform reports without one, as the devices that are online show it.
+
+    Attributes:
+        minutes: offset from UTC; 480 is UTC+08:00.
+        devices: devices that show it.
+    """
+
+    minutes: int
+    devices: PositiveCount
+
+    def __str__(self) -> str:
+        hours, minutes = divmod(abs(self.minutes), 60)
+        return f"UTC{'-' if self.minutes < 0 else '+'}{hours:02d}:{minutes:02d}"
+
+
+@dataclass(frozen=True, slots=True)
+class AccountSelection:
+    """The devices of an account that a run queries.
+
+    Attributes:
+        account: name of the account.
+        selected: devices selected for a query, by reason.
+        over_budget: devices with a reason for a query, other than a spot check, that the call budget did not allow from
+            the start.
+        carried: devices whose previous results were selected to be carried forward.
+        states_requested: devices whose connection states were requested.
+        states_unknown: devices whose connection states the platform did not report, or that do not show whether they
+            were online since; they are selected.
+        requests: requests for connection states.
+        selected_at: when the selection was made; carried results are at least this old. null: not recorded.
+        unchanged: devices without a sign of change, those of the spot check included. null: not recorded.
+        learned_offset: time zone of last-online times; null: they have one, or too few devices show it.
+    """
+
+    account: str
+    selected: dict[str, Count] = field(default_factory=dict)
+    over_budget: Count = 0
+    carried: Count = 0
+    states_requested: Count = 0
+    states_unknown: Count = 0
+    requests: RequestCounts = RequestCounts()
+    selected_at: Timestamp | None = None
+    unchanged: Count | None = None
+    learned_offset: LearnedOffset | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recheck:
+    """Spot check: a random sample of the devices without a sign of change is queried.
+
+    Results of devices that may have changed and were not queried are not part of it.
+
+    Attributes:
+        carried: devices without a sign of change, including the checked ones; the results of the others are carried.
+        checked: devices in the spot check.
+        answered: checked devices with a conclusive answer.
+        changed: answered devices whose result differs from the previous one.
+        rate: estimated fraction of these devices that changed nevertheless; null: no checked device answered.
+        low: lower limit of its 95% confidence interval.
+        high: upper limit.
+    """
+
+    carried: Count
+    checked: Count
+    answered: Count
+    changed: Count
+    rate: Share | None = None
+    low: Share | None = None
+    high: Share | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutdatedResults:
+    """How many of all carried results are outdated.
+
+    Attributes:
+        carried: devices whose results are carried.
+        may_have_changed: those that were selected for a query, other than a spot check, and were not queried.
+        low: lower limit of the outdated fraction: that of the spot check, and none of ``may_have_changed``. null: there
+            is no spot check.
+        high: upper limit: that of the spot check, and all of ``may_have_changed``.
+    """
+
+    carried: Count
+    may_have_changed: Count
+    low: Share | None = None
+    high: Share | None = None
+
+
+Strategy = Literal["incremental", "rolling", "sample"]
+"""How devices are selected.
+
+``incremental``: those that may have changed since an earlier run. ``rolling``: as many as a budget allows. ``sample``:
+a random sample.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionInfo:
+    """The devices that a run queries, where these are not the complete fleet.
+
+    Attributes:
+        strategy: how devices are selected. incremental: those that may have changed since an earlier run. rolling: as
+            many as a budget allows. sample: a random sample.
+        baseline_run: folder of the earlier run whose results are carried forward; null: none.
+        change_detection: rule by which connection states decide that a result is carried.
+        seed: seed of the random selection.
+        max_calls: call budget; null: none.
+        sample_size: configured number of devices to sample; null: as many as the precision needs.
+        precision: configured half-width of confidence intervals, as a fraction; null: not configured.
+        precision_of: population of the shares that have this precision.
+        achieved_precision: half the widest 95% confidence interval of these shares at the end; null: not configured, or
+            no answer.
+        budget_exhausted: whether the budget ended before all selected devices were queried.
+        not_reached: selected devices, without those of a spot check, that were not queried and whose previous results
+            are carried instead.
+        accounts: accounts whose selection is final.
+        recheck: spot check of devices without a sign of change; null: none.
+        outdated: how many of the carried results are outdated; null: not an incremental run, or nothing is carried.
+    """
+
+    strategy: Strategy
+    baseline_run: str | None = None
+    change_detection: ChangeDetection | None = None
+    seed: Count = 0
+    max_calls: PositiveCount | None = None
+    sample_size: PositiveCount | None = None
+    precision: Share | None = None
+    precision_of: Level | None = None
+    achieved_precision: Share | None = None
+    budget_exhausted: bool = False
+    not_reached: Count = 0
+    accounts: tuple[AccountSelection, ...] = ()
+    recheck: Recheck | None = None
+    outdated: OutdatedResults | None = None

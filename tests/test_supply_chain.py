@@ -1,0 +1,56 @@
+"""What is installed is pinned with hashes, and the pins agree with each other."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
+REQUIREMENT = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)==(?P<version>\S+)(?P<rest>(?:.*\\\n)*.*)$", re.MULTILINE)
+HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}\b")
+
+
+def normalize(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(path: Path) -> dict[str, str]:
+    return {normalize(each["name"]): each["version"] for each in REQUIREMENT.finditer(path.read_text(encoding="utf-8"))}
+
+
+def named_in(requirements: list[str]) -> set[str]:
+    return {normalize(re.split(r"[\[<>=;! ]", each, maxsplit=1)[0]) for each in requirements} - {"auditor"}
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
+def test_every_locked_package_has_hashes_and_no_address(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    found = list(REQUIREMENT.finditer(text))
+    assert len(found) > 30
+    assert [each["name"] for each in found if not HASH.search(each["rest"])] == []
+    assert "://" not in text
+    assert "--index" not in text
+
+
+def test_the_locks_have_all_dependencies_in_the_constrained_versions() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    audit, tests = (pins(ROOT / "requirements" / f"{name}.lock") for name in ("audit", "test"))
+    assert named_in([*project["dependencies"], *extras["report"], *extras["redis"]]) <= audit.keys()
+    assert named_in([*extras["test"], *extras["check"]]) <= tests.keys()
+    assert audit.items() <= tests.items()
+    constraints = pins(ROOT / "constraints.txt")
+    assert len(constraints) > 50
+    assert {name: tests[name] for name in constraints if name in tests} == {
+        name: version for name, version in constraints.items() if name in tests
+    }
+    assert constraints.keys() - tests.keys() == {"atheris"}  # it is ready-made for one platform only
+
+
+def test_the_build_backend_is_locked() -> None:
+    system = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]
+    (backend,) = system["requires"]
+    name, _, version = backend.partition("==")
+    assert pins(ROOT / "requirements" / "audit.lock")[name] == version
