@@ -47,8 +47,8 @@ WarningKind = Literal[
 | ``unsealed`` | the run has no versions yet |
 | ``limited``, ``accounts`` | the run covers the first devices (``--limit``) or some accounts (``--account``) only |
 | ``sample``, ``sample_comparison``, ``policy_sample`` | a run, comparison or policy result is based on a sample |
-| ``recheck`` | too many carried answers are outdated, as the recheck estimates |
-| ``not_reached`` | too many carried answers are of devices that may have changed and were not queried |
+| ``recheck`` | too many carried results are outdated, as the recheck estimates |
+| ``not_reached`` | too many carried results are of devices that may have changed and were not queried |
 | ``silent`` | no device of an account exists, or reports a module any more |
 | ``aliases`` | devices are in the fleet twice, under two names, or that cannot be determined |
 | ``mismatch`` | answers reached the wrong request, and were replaced |

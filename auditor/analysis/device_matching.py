@@ -8,7 +8,7 @@ A device is the same in two runs if its account is equal, and
 A run knows the names in its fleet and those in answers: a device that was queried by its iot_id and reported modules
 is known by its names too, and the reverse. A device that is known by its names only in one run, and one that is known
 by its iot_id only in the other, may be the same. Where an account has such devices on both sides that match nothing,
-they are ``not_seen`` rather than joined or left. So is a device whose carried answer in the new run is older than the
+they are ``not_seen`` rather than joined or left. So is a device whose carried result in the new run is older than the
 answer in the old run.
 
 A device that a run lists twice, in both ways, counts once.
@@ -33,7 +33,7 @@ _BY_INFORMATION = "array_position(['ok', 'empty', 'not_found', 'failed', 'pendin
 _CARRIED = """SELECT device FROM matched JOIN old_rows o ON old_line = o.line JOIN new_rows n ON new_line = n.line
   WHERE presence = 'compared' AND n.source = 'carried'
     AND try_cast(n.audited_at AS TIMESTAMP) {} try_cast(o.audited_at AS TIMESTAMP)"""
-"""Devices that are present in both runs with a carried answer in the new one: older than the old run's answer (``<``),
+"""Devices that are present in both runs with a carried result in the new one: older than the old run's answer (``<``),
 or that answer itself (``=``)."""
 
 
@@ -96,7 +96,7 @@ def match_devices(database: Database, old: RunSnapshot, new: RunSnapshot) -> Non
         "JOIN products p ON m.account = p.account AND m.product_key IS NOT DISTINCT FROM p.product_key"
     )
     if scalar(database, "SELECT count(*) FROM new_rows WHERE source = 'carried'"):
-        # A carried answer that is older than the old run's shows nothing of what happened since.
+        # A carried result that is older than the old run's shows nothing of what happened since.
         database.execute(f"UPDATE matched SET presence = 'not_seen' WHERE device IN ({_CARRIED.format('<')})")
     # An unsampled device that is named by its iot_id only may belong to any product of its account.
     unsampled = " UNION ALL ".join(

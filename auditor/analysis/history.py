@@ -186,7 +186,7 @@ def summarize_warnings(runs: Sequence[RunSummary], noun: str = "runs") -> Iterat
 
 
 _INACCURATE: dict[WarningKind, str] = {
-    "recheck": "carried answers are outdated",
+    "recheck": "carried results are outdated",
     "not_reached": "devices that may have changed were not queried",
     "aliases": "devices are in the fleet twice",
     "mismatch": "answers reached the wrong request",

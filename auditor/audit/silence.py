@@ -27,7 +27,7 @@ _ACCOUNTS = """
   FROM (SELECT *, source = 'queried' AND status IN ('ok', 'empty', 'not_found') AS answered FROM {devices})
   GROUP BY account HAVING count(*) FILTER (answered) > 0 AND count(*) FILTER (answered AND status = 'ok') = 0
   ORDER BY account"""
-"""Accounts of which no device that was queried reported a module."""
+"""Accounts without any queried device that reported a module."""
 
 _EARLIER_RESULTS = """
   WITH silent AS (FROM {devices} WHERE account = {account} AND source = 'queried' AND status = 'empty')

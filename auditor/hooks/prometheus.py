@@ -58,7 +58,7 @@ _HELP = {
     "auditor_run_warnings": "Warnings about these numbers by kind: incomplete, silent (accounts whose devices do not "
     "exist or report nothing any more), tampered (files were changed), sample (counts are of a random sample), "
     "mismatch (accounts whose answers reached the wrong request, and were replaced), aliases (devices are in the fleet "
-    "twice), recheck (too many carried answers are outdated), not_reached (too many carried answers are of devices "
+    "twice), recheck (too many carried results are outdated), not_reached (too many carried results are of devices "
     "that may have changed), policy (such as rules that match nothing).",
     "auditor_run_duration_seconds": "Time from the run's start to its end, including pauses before it was resumed.",
     "auditor_run_requests": "Requests of the run by kind: sent, retried, and throttled by the platform.",

@@ -14,9 +14,9 @@ class AnswerAges:
     Attributes:
         fleet: all devices, including those without an answer.
         queried: devices that the run queried itself.
-        day: devices with a carried answer that was at most one day old when the run started.
-        week: devices with an older carried answer, at most seven days old.
-        older: devices with a still older carried answer, or one without a readable time.
+        day: devices with a carried result that was at most one day old when the run started.
+        week: devices with an older carried result, at most seven days old.
+        older: devices with a still older carried result, or one without a readable time.
         first, median, last: times of the oldest answer, of the median and of the newest; None without any answer.
     """
 
@@ -31,7 +31,7 @@ class AnswerAges:
 
     @property
     def carried(self) -> int:
-        """Devices with a carried answer."""
+        """Devices with a carried result."""
         return self.day + self.week + self.older
 
 

@@ -229,7 +229,7 @@ class VersionOrder:
         return self._compare_numbers(one.kind, _STAGE, one.stage_number, two.stage_number) if order == "same" else order
 
     def _compare_dates(self, rule: "_DateRule", one: _Version, two: _Version) -> Order:
-        """Compare versions of which one may be a date, up to the date; ``same`` if they are equal up to there."""
+        """Compare versions up to the place of a date, if one contains one; ``same`` if they are equal up to there."""
         date, other = one.date, two.date
         if date is None or other is None or date.at != other.at or not (rule.applies(date) and rule.applies(other)):
             return "unordered"

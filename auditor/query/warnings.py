@@ -11,7 +11,7 @@ from auditor.runs.selection_info import SelectionInfo
 from auditor.storage.files import translate_os_errors
 
 MAX_OUTDATED = 0.01
-"""Largest fraction of carried answers without a warning, if they are outdated or their devices may have changed.
+"""Largest fraction of carried results without a warning, if they are outdated or their devices may have changed.
 
 A point estimate is enough: a small check proves nothing, and 1 outdated answer of 20 is no reason for confidence.
 """
@@ -52,7 +52,7 @@ def completeness_warnings(
 
 
 def recheck_warnings(run: str, selection: SelectionInfo) -> Iterator[RunWarning]:
-    """Yield warnings if too many carried answers seem outdated, or belong to devices that may have changed."""
+    """Yield warnings if too many carried results seem outdated, or belong to devices that may have changed."""
     recheck, outdated = selection.recheck, selection.outdated
     if recheck is not None and recheck.rate is not None and recheck.rate > MAX_OUTDATED:
         found = f"the recheck found {recheck.changed:,} of {recheck.answered:,} answers outdated"
@@ -60,7 +60,7 @@ def recheck_warnings(run: str, selection: SelectionInfo) -> Iterator[RunWarning]
         of = "the answers of devices without a sign of change"
         yield RunWarning("recheck", run, f"{found}: about {recheck.rate:.1%}{interval} of {of}")
     if outdated is not None and outdated.may_have_changed > MAX_OUTDATED * outdated.carried:
-        devices = f"{outdated.may_have_changed:,} of {outdated.carried:,} carried answers"
+        devices = f"{outdated.may_have_changed:,} of {outdated.carried:,} carried results"
         yield RunWarning("not_reached", run, f"{devices} are of devices that may have changed and were not queried")
 
 

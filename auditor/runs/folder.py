@@ -48,7 +48,7 @@ PENDING_HOOKS = ".hooks"
 """An empty file in a run folder while the run's hooks, such as its policy and its report, are still to run."""
 
 DEFERRED_HOOKS = ".hooks-deferred"
-"""What ``PENDING_HOOKS`` is renamed to after hooks of which some need other settings, which only a user can give."""
+"""New name of ``PENDING_HOOKS`` after hooks that could not run, as they need settings that only a user can give."""
 
 
 def has_pending_hooks(folder: Path, *, deferred: bool = True) -> bool:

@@ -77,7 +77,7 @@ class FleetInfo:
         limit: maximum number of devices to take from the source; null: all.
         excluded_accounts: accounts of the settings that the run does not cover (``--account``).
         aliases: devices that are in the fleet twice, by ``iot_id`` in one row and by their names in another.
-        possible_aliases: devices of which that cannot be determined, because no answer has both names.
+        possible_aliases: devices that may be named twice: no answer has both names, so it cannot be determined.
     """
 
     source: str
@@ -292,7 +292,7 @@ class SilentAccount:
 
 @dataclass(frozen=True, slots=True)
 class MismatchedAccount:
-    """An account of which answers reached the wrong request, as a broken proxy or gateway delivers them.
+    """An account whose answers reached the wrong request, as a broken proxy or gateway delivers them.
 
     Attributes:
         account: name of the account.
@@ -341,7 +341,7 @@ class Manifest:
         unsampled: pending devices that are not in the sample and are not queried.
         oldest_answer_at: time of the oldest carried result; null: none is carried.
         silent: accounts whose answers are not believed; the run is then partial, and no later run carries them.
-        mismatched: accounts of which answers reached the wrong request.
+        mismatched: accounts whose answers reached the wrong request.
         schema_version: version of this contract.
     """
 

@@ -33,7 +33,7 @@ MAX_BYTES = 1 << 20
 """Size up to which a settings file, or a file of rules or of a secret, is read."""
 
 MAX_SPARSE_BYTES, MIN_FILLED_FRACTION = 1 << 28, 1 / 16
-"""A larger file of which a smaller fraction is stored consists of holes: reading it would take hours."""
+"""Larger files must be stored to this fraction at least. Others consist of holes, and reading them would take hours."""
 
 _BLOCK_BYTES = 1 << 20
 """Bytes copied at a time."""

@@ -143,7 +143,7 @@ def test_complete_runs_with_warnings_are_described_by_their_reasons_and_not_as_c
         both = [*history.runs, *outdated]
         details = [warning.detail for warning in series.summarize_warnings(both)]
     assert details[1:] == [
-        "3 of 7 runs may be inaccurate: carried answers are outdated; answers reached the wrong request"
+        "3 of 7 runs may be inaccurate: carried results are outdated; answers reached the wrong request"
     ]
     assert [each.kind for each in series.summarize_warnings(outdated)] == ["inaccurate_runs"]
 

@@ -66,7 +66,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other_pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Write pages of a sample and of a run with carried answers."""
+    """Write pages of a sample and of a run with carried results."""
     directory = tmp_path_factory.mktemp("others")
     fleet = [named(n, product=f"k{n % 3}") for n in range(60)]
     answers = [ok(device, ("ble", f"1.{n % 7}")) for n, device in enumerate(fleet)]
