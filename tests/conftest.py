@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+import structlog
 
 LIVE = frozenset({"anyio_backend", "auditor", "start_platform"})
 """Fixtures of tests that run against the clock: an event loop, processes, a server."""
@@ -25,6 +26,13 @@ def state_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ.pop("XDG_STATE_HOME")
     if before is not None:
         os.environ["XDG_STATE_HOME"] = before
+
+
+@pytest.fixture(autouse=True)
+def fresh_log_settings() -> Iterator[None]:
+    """A command that a test runs in this process sets the level of its logs. The next test must not inherit it."""
+    yield
+    structlog.reset_defaults()
 
 
 def pytest_configure() -> None:
