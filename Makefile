@@ -1,6 +1,7 @@
 # These need only Python: `make demo` shows a complete audit, `make test` runs all tests.
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
+MUTATIONS ?= 10000
 KILLS ?= 200
 SOAK_MINUTES ?= 15
 BIN := .venv/bin
@@ -11,7 +12,7 @@ LOCKED := $(PIP) --require-hashes --no-deps --requirement
 COMPILE := .tools/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-package auditor
 LICENCES := MIT;Apache;BSD;ISC;Python Software Foundation;PSF;Mozilla Public License 2.0;MPL-2.0;Unlicense;0BSD;CC0
 
-.PHONY: demo test check format help-texts schemas fuzz chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
+.PHONY: demo test check format help-texts schemas fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
@@ -39,6 +40,9 @@ schemas: .venv/.tests-installed  ## write the JSON Schemas that the types descri
 
 fuzz: .venv/.fuzz-installed  ## fuzz every reader, guided by coverage, FUZZ_SECONDS each
 	$(BIN)/python -m tests.fuzz.long $(FUZZ_SECONDS)
+
+mutations: .venv/.tests-installed  ## run commands on MUTATIONS mutated run folders, and on a tenth of settings, rules, fleets, responses and quotas
+	$(BIN)/python -m tests.mutations.long $(MUTATIONS)
 
 chaos: .venv/.tests-installed  ## kill audits KILLS times at random moments, cut files at every byte, and print figures
 	AUDITOR_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/chaos

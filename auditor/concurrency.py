@@ -62,6 +62,53 @@ class TimeLimit:
         return min(self._ends_at - self._elapsed(), self._until - self._wall_clock())
 
 
+MIN_STANDSTILL = 1.0
+"""Seconds between two ticks of a ``RunningClock``, over their interval, from which on the process stood still."""
+
+
+class RunningClock:
+    """Seconds in which this process ran: while it is stopped, or its machine suspended or paused, the clock stops.
+
+    Only while something calls ``tick`` at an interval of much less than ``MIN_STANDSTILL``. Without that the clock
+    counts all seconds.
+
+    Attributes:
+        standstills: how many times the process stood still, as far as a reading of the clock has noticed.
+    """
+
+    def __init__(self, elapsed: Callable[[], float] = elapsed_clock) -> None:
+        self._elapsed = elapsed
+        self._ticked_at: float | None = None
+        self._read_at = elapsed()
+        self._stood_still = self._unreported = 0.0
+        self.standstills = 0
+
+    def __call__(self) -> float:
+        """Return the seconds since an arbitrary moment in which the process ran."""
+        now = self._elapsed()
+        if self._ticked_at is not None and now - self._ticked_at >= MIN_STANDSTILL:
+            # Noticed by whoever reads the clock first: after a standstill all timers are due, in any order.
+            stopped_at = max(self._ticked_at, self._read_at)
+            self.standstills += 1
+            self._stood_still += now - stopped_at
+            self._unreported += now - stopped_at
+            self._ticked_at = now
+        self._read_at = now
+        return now - self._stood_still
+
+    def tick(self) -> float:
+        """Note that the process runs; return the seconds for which it stood still since the last tick, mostly 0."""
+        self()
+        self._ticked_at = self._elapsed()
+        seconds, self._unreported = self._unreported, 0.0
+        return seconds
+
+    def has_stopped(self, standstills: int) -> bool:
+        """Return whether the process has stood still since ``standstills`` had that value."""
+        self()
+        return self.standstills > standstills
+
+
 class StopToken:
     """A request to end early: no new work is started, and requests in flight may finish within ``drain_seconds``.
 

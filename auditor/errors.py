@@ -170,7 +170,7 @@ class DeviceDeniedError(PlatformError):
 
 DenialCause = Literal[
     "permission", "key", "secret", "token", "instance", "region", "action", "https", "parameter", "account", "clock",
-    "proxy",
+    "platform_clock", "proxy",
 ]  # fmt: skip
 """What the platform refuses about an account."""
 
@@ -185,6 +185,7 @@ _ADVICE: Mapping[DenialCause, str] = {
     "https": "use an address that starts with https://",
     "parameter": "the service at this address expects other parameters: use the address of the IoT service",
     "account": "check the state of the account in the platform's console",
+    "platform_clock": "the platform refuses the time of its own answers: resume later, or report it to the platform",
     "clock": "set the clock of this machine, for example by NTP",
     "proxy": "check proxy",
 }

@@ -170,7 +170,7 @@ class DeviceSource:
 
     async def finish(self) -> None:
         """Write what is known about products, and remove files whose devices are in the fleet."""
-        await run_in_thread(self._products.write)
+        await run_in_thread(self._products.finish)
         if all(each.state == "complete" for each in self._discovery.values()):
             shutil.rmtree(self._work, ignore_errors=True)
         for path in self._work.glob("*.parquet"):

@@ -1,6 +1,7 @@
 """Resumes a run that was killed, stopped or left with failures: repair its files and find its remaining devices."""
 
 import contextlib
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from auditor.audit.run_settings import (
     stored_settings,
 )
 from auditor.audit.setup import account_infos, has_hooks, record_path, target_rate
+from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
 from auditor.config.serialization import diff_settings, format_setting
 from auditor.config.settings import Settings
+from auditor.engine.sent_requests import count_sent, requests_before
 from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.fleet.table import count_devices_to_query
 from auditor.runs.folder import (
@@ -30,10 +33,18 @@ from auditor.runs.folder import (
     has_pending_hooks,
     mark_pending_hooks,
 )
-from auditor.runs.locking import MAX_LOCK_WAIT, PreparedRun, RunLock, directory_lock, refuse_overlap
+from auditor.runs.locking import (
+    MAX_LOCK_WAIT,
+    PreparedRun,
+    RunLock,
+    directory_lock,
+    refuse_overlap,
+    warn_if_replaceable,
+)
 from auditor.runs.manifest import Manifest, file_info, read_manifest, write_manifest
 from auditor.runs.recovery import REMAINING, repair, rotate_failures, write_remaining_devices
 from auditor.selection.plan_files import keep_accounts
+from auditor.storage.descriptors import keeps_modes
 from auditor.text.formatting import format_utc
 
 log = structlog.get_logger()
@@ -50,12 +61,26 @@ def find_unfinished(directory: Path, name: str, *, with_hooks: bool = False) -> 
     catalog = RunCatalog(directory, missing_ok=True)
     catalog.log_unreadable()
     for manifest, folder in catalog.named(name):
-        if objections := list(describe_objections(folder, parent=False)):
-            log.warning("run not resumed", folder=str(folder), reason=" and ".join(objections))
-            continue
         hooks_pending = with_hooks and has_pending_hooks(folder, deferred=False)
-        return folder if hooks_pending or _is_unfinished(manifest) else None
+        unfinished = hooks_pending or _is_unfinished(manifest)
+        if not (objections := list(describe_objections(folder, parent=False))):
+            return folder if unfinished else None
+        if unfinished:
+            _report_not_resumed(folder, objections)
+        elif folder.stat().st_uid == os.geteuid():  # where all files have one mode, older runs are not the newest
+            return None
     return None
+
+
+def _report_not_resumed(folder: Path, objections: list[str]) -> None:
+    """Log why a run is not resumed, and what to do where its file system shows every file as writable by others."""
+    reason, advice = " and ".join(objections), {}
+    with contextlib.suppress(OSError):
+        if folder.stat().st_uid == os.geteuid() and not keeps_modes(folder):
+            reason = "its file system shows every file as writable by other users"
+            resume = f"auditor resume {shlex.quote(str(folder))} --settings CONFIG"
+            advice = {"advice": f"mount it with umask=077, or continue the run with: {resume}"}
+    log.warning("unfinished run not resumed", folder=str(folder), reason=reason, **advice)
 
 
 def _is_unfinished(manifest: Manifest) -> bool:
@@ -86,6 +111,7 @@ def reopen(
         RunNotWritableError: it cannot be written.
     """
     path = folder.resolve()  # "." has no parent of its own
+    warn_if_replaceable(path.parent)
     with directory_lock(path.parent, max_wait):
         lock = RunLock(folder)
         try:
@@ -102,8 +128,10 @@ def reopen(
         repair(folder, manifest.devices)
         _drop_unrecorded_selections(folder, manifest)
         remaining = write_remaining_devices(folder, folder / REMAINING)
-        # A killed process did not record the requests of its last second; most of them can be counted in its results.
-        requests = replace(manifest.requests, sent=max(manifest.requests.sent, remaining.requests))
+        # A killed process did not write the requests of its last second to the manifest. After a power cut its file of
+        # requests may be missing; most of them can be counted in its results.
+        sent = count_sent(requests_before(folder, manifest), (LIST_OTA_MODULE_VERSIONS_BY_DEVICE,))
+        requests = replace(manifest.requests, sent=max(sent, remaining.requests))
         manifest = replace(manifest, devices=remaining.counts, unsampled=remaining.unsampled, requests=requests)
         if settings_file is not None:
             manifest = replace(manifest, settings_file=record_path(settings_file))

@@ -24,7 +24,13 @@ from auditor.config.serialization import RUN_INDEPENDENT_KEYS, diff_settings, se
 from auditor.config.settings import Account, SecretSource, Settings, SharedQuotaSettings
 from auditor.errors import RunFolderError, RunNotWritableError, SettingsError
 from auditor.runs.manifest import MANIFEST, Manifest, read_manifest
-from auditor.storage.files import describe_foreign_access, read_contained, read_regular_file, replace_file
+from auditor.storage.files import (
+    describe_foreign_access,
+    find_foreign_access,
+    read_contained,
+    read_regular_file,
+    replace_file,
+)
 
 log = structlog.get_logger()
 
@@ -102,7 +108,7 @@ def _recall(manifest: Manifest) -> dict[str, Any] | None:
     digest = settings_digest(manifest.settings)
     directory = _settings_directory()
     try:
-        if digest is None or digest != manifest.settings_sha256 or describe_foreign_access(directory) is not None:
+        if digest is None or digest != manifest.settings_sha256 or find_foreign_access(directory) is not None:
             return None
         record = orjson.loads(read_contained(directory, f"{digest}.json", max_bytes=MAX_SETTINGS_BYTES))
     except (OSError, orjson.JSONDecodeError):
@@ -145,11 +151,13 @@ def resume_settings(
 
 
 def describe_objections(folder: Path, *, parent: bool = True) -> Iterator[str]:
-    """Yield why others could have changed a run, a clause each: its folder, manifest, or the directory of runs."""
+    """Yield why others could have changed a run, a clause each: its folder, manifest, or the folders above it."""
     for path, name in ((folder, "it"), (folder / MANIFEST, MANIFEST), (folder.parent, "its directory")):
         if path != folder.parent or parent:
             try:
                 access = describe_foreign_access(path)
+                if access is None and path == folder.parent and (above := find_foreign_access(path)) is not None:
+                    access = f"is in a folder of others: {above}"
             except OSError as error:
                 access = f"cannot be checked: {error.strerror}"
             if access is not None:

@@ -15,14 +15,23 @@ import structlog
 from auditor.audit.deadline import Deadline
 from auditor.audit.device_source import DeviceSource
 from auditor.audit.finalize import correct_times, describe_errors, exit_code, seal_and_verify
-from auditor.concurrency import StopToken, TimeLimit, background_tasks, repeat, run_in_thread, unwrapping_task_group
+from auditor.concurrency import (
+    RunningClock,
+    StopToken,
+    TimeLimit,
+    background_tasks,
+    repeat,
+    run_in_thread,
+    unwrapping_task_group,
+)
 from auditor.config.settings import Settings
 from auditor.engine.account_session import AccountSession, Credentials, open_accounts
 from auditor.engine.allocation import CallBudget, concurrency_per_account
 from auditor.engine.device_reader import never_activated_result
-from auditor.engine.monitor import HealthMonitor
+from auditor.engine.monitor import HealthMonitor, watch_clock
 from auditor.engine.progress import AuditResult, ProgressCallback, ProgressReporter
 from auditor.engine.run_state import RunState
+from auditor.engine.sent_requests import SENT_REQUESTS, SentRequests, requests_before
 from auditor.engine.worker_pool import run_workers
 from auditor.errors import AuditorError, AuditStoppedError, FleetError, RunNotWritableError
 from auditor.fleet.table import read_never_activated, read_snapshot
@@ -80,6 +89,8 @@ class AuditSession:
         self._source = DeviceSource(settings, prepared, self._state)
         self._deadline = Deadline(time_limit, stop, prepared.manifest.fleet.devices)
         self._reporter = ProgressReporter(on_progress)
+        self._clock = RunningClock()
+        self._sent_requests = SentRequests(self._folder, requests_before(self._folder, prepared.manifest))
         self._selection: SelectionCoordinator | None = None  # all devices are queried
         if (selection := prepared.manifest.selection) is not None:
             self._selection = SelectionCoordinator(
@@ -87,12 +98,12 @@ class AuditSession:
                 prepared,
                 selection,
                 self._accounts,
-                calls_before=self._state.requests_before,
+                calls_before=sum(self._sent_requests.before.values()),
                 time_limit=time_limit,
             )
         self._budget: CallBudget | None = None  # a selection has its own
         if self._selection is None and settings.max_calls is not None:
-            self._budget = CallBudget(settings, self._accounts, self._state.requests_before)
+            self._budget = CallBudget(settings, self._accounts, sum(self._sent_requests.before.values()))
         self._errors: list[AuditorError] = []
 
     async def run(self) -> AuditResult:
@@ -126,10 +137,18 @@ class AuditSession:
         try:
             async with AsyncExitStack() as stack:
                 stack.enter_context(self._journal)
+                stack.enter_context(self._sent_requests)
                 self._reserve.allocate()
                 workers, probe_devices = concurrency_per_account(self._settings), self._prepared.successful_devices
                 self._accounts += await open_accounts(
-                    stack, self._settings, self._credentials, workers, probe_devices, priority=self._priority
+                    stack,
+                    self._settings,
+                    self._credentials,
+                    workers,
+                    probe_devices,
+                    priority=self._priority,
+                    clock=self._clock,
+                    sent_requests=self._sent_requests,
                 )
                 self._check_deadline()
                 self._report_progress()
@@ -143,6 +162,7 @@ class AuditSession:
 
     def _tickers(self) -> Iterator[Callable[[], Coroutine[Any, Any, None]]]:
         """Yield what runs in the background while devices are queried."""
+        yield partial(watch_clock, self._clock)
         yield partial(repeat, CHECK_SECONDS, self._check_deadline)
         yield partial(repeat, CHECK_SECONDS, HealthMonitor(self._accounts).check)
         yield partial(self._repeat_write, max(CHECK_SECONDS, self._settings.fsync_interval), self._journal.sync)
@@ -207,17 +227,16 @@ class AuditSession:
             fetch: Callable[[Device], Awaitable[Outcome]] = session.fetch
             if self._budget is not None:
                 queue = self._budget.limit(queue)
+                session.limit_retries(self._budget.allows_retry)
             elif self._selection is not None:
                 queue, fetch = await self._selection.limit_queries(session, queue)
-            # A device that waits for a retry may need several more calls. Within a budget it keeps its worker.
-            paused = session.paused if self._settings.max_calls is None else None
             await run_workers(
                 queue,
                 fetch,
                 self._journal.append,
                 concurrency=session.workers,
                 stop=self._stop,
-                paused=paused,
+                paused=session.paused,
             )
 
     async def _record_selection(self, coordinator: SelectionCoordinator, result: SelectionResult) -> None:
@@ -264,9 +283,13 @@ class AuditSession:
             self._errors.append(FleetError("no device matches the fleet settings"))
         limited = self._selection or self._budget
         reason = self._stop.reason or (None if limited is None else limited.reason)
+        self._prepared.lock.refuse_replaced(self._folder)
         manifest, verified = await seal_and_verify(self._folder, manifest, self._errors, reason)
-        if self._selection is not None and not manifest.remaining_devices:
-            self._selection.cleanup()
+        self._prepared.lock.refuse_replaced(self._folder)
+        if not manifest.remaining_devices:
+            (self._folder / SENT_REQUESTS).unlink(missing_ok=True)
+            if self._selection is not None:
+                self._selection.cleanup()
         code = exit_code(manifest, self._settings, verified=verified, interrupted=self._stop.interrupted)
         folder = await run_in_thread(rename_corrected, self._folder, manifest)
         return AuditResult(folder, manifest, self._errors[0].exit_code if self._errors else code)

@@ -8,11 +8,12 @@ from tempfile import mkdtemp
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from auditor.concurrency import StopToken, run_in_abandonable_thread, run_in_thread, unwrapping_task_group
+from auditor.concurrency import RunningClock, StopToken, run_in_abandonable_thread, run_in_thread, unwrapping_task_group
 from auditor.config.settings import Account, Settings
 from auditor.engine.account_session import AccountSession, open_accounts, read_credentials
 from auditor.engine.allocation import concurrency_per_account
 from auditor.engine.device_reader import never_activated_result
+from auditor.engine.monitor import watch_clock
 from auditor.engine.open_files import reserve_open_files
 from auditor.engine.worker_pool import run_workers
 from auditor.errors import AuditStoppedError, FleetError
@@ -55,7 +56,8 @@ async def stream_outcomes(
         work = stack.enter_context(private_folder("stream"))
         if devices is None and (files := fleet_files(apply_fleet_option(settings, None))):
             await run_in_thread(write_snapshot, files, work / FLEET)
-        sessions = await open_accounts(stack, settings, credentials, concurrency_per_account(settings))
+        clock = RunningClock()
+        sessions = await open_accounts(stack, settings, credentials, concurrency_per_account(settings), clock=clock)
         send, receive = anyio.create_memory_object_stream[Outcome](MAX_BUFFERED_OUTCOMES)
 
         async def query(account: Account, session: AccountSession, outlet: MemoryObjectSendStream[Outcome]) -> None:
@@ -74,6 +76,7 @@ async def stream_outcomes(
                     stopped.append(error)
 
         async with receive, unwrapping_task_group() as group:
+            group.start_soon(watch_clock, clock)
             async with send:
                 for account, session in zip(settings.account, sessions, strict=True):
                     group.start_soon(query, account, session, send.clone())

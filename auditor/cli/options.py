@@ -80,6 +80,9 @@ OutputPath = Annotated[
     ),
 ]
 
+MAX_NUMBER = 10**12
+"""Largest number that a flag such as --limit takes; DuckDB has 64 bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionFlags:
@@ -169,9 +172,10 @@ def restrict_accounts(settings: "Settings", accounts: "Accounts") -> "Settings":
 
 
 def require_positive(flag: str, number: int | None, of: str = "devices") -> int | None:
-    """Return a flag's number. Raise UsageError if it is below 1."""
-    if number is not None and number < 1:
-        raise UsageError(f"{flag} {number}: give a number of {of} from 1 up")
+    """Return a flag's number. Raise UsageError if it is below 1, or above what any fleet has."""
+    if number is not None and not 1 <= number <= MAX_NUMBER:
+        bounds = "from 1 up" if number < 1 else f"up to {MAX_NUMBER:,}"
+        raise UsageError(f"{flag} {number}: give a number of {of} {bounds}")
     return number
 
 

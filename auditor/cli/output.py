@@ -76,10 +76,10 @@ def emit_file(out: Path | None, write: Callable[[Path], None]) -> None:
     if out is not None and not is_stdout(out):
         from auditor.errors import RunNotWritableError
         from auditor.runs.folder import refuse_run_file
-        from auditor.storage.files import atomic_replace
+        from auditor.storage.files import atomic_replace, is_special_output
 
         refuse_run_file(out)
-        if out.exists() and not out.is_file() and not out.is_dir():  # such as a pipe or /dev/null
+        if is_special_output(out):
             write(out)
             return
         with atomic_replace(out, or_overwrite=True) as new:

@@ -175,7 +175,7 @@ def summarize_audit(manifest: Manifest, seconds: float, ages: AnswerAges | None 
         yield f"fleet: {aliases}"
     yield describe_coverage(manifest, manifest.devices)
     requests, rate = manifest.requests, manifest.rate
-    of_quota = "" if rate.target is None else f", {rate.achieved / rate.target:.1%} of the quota"
+    of_quota = "" if not rate.target else f", {rate.achieved / rate.target:.1%} of the quota"
     querying = requests.sent / rate.achieved if rate.achieved else 0.0
     expected = None if manifest.planned is None else manifest.planned.seconds
     from auditor.cli.render_plan import format_planned_duration

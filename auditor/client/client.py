@@ -13,7 +13,7 @@ from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from auditor.client.operations import API_VERSION, Operation
-from auditor.client.platform_clock import PlatformClock
+from auditor.client.platform_clock import REFUSAL_TOLERANCE, PlatformClock
 from auditor.client.responses import ApiResponse, parse_http_date, parse_response
 from auditor.client.signing import Signer
 from auditor.client.transport import METHOD, Endpoint, Transport, open_transport
@@ -127,7 +127,8 @@ class ApiClient:
         )
         sentence = f"every timestamp is refused; the last was {sent}, the Date of its answer is {theirs}"
         denied = AccountDeniedError(error.code, sentence, http_status=error.http_status, request_id=error.request_id)
-        denied.cause = "clock"
+        agrees = date is not None and abs(now + signed_offset - date) <= REFUSAL_TOLERANCE
+        denied.cause = "platform_clock" if agrees else "clock"
         return denied
 
     async def prewarm(self, connections: int) -> bool:

@@ -23,6 +23,11 @@ MAX_UNCHECKED_BYTES = 64 * 1024
 MAX_RESPONSE_BYTES = MAX_BODY_BYTES + 1024 * 1024
 """Maximum size of a response with its headers, as it is received."""
 
+MAX_BUFFERED_BYTES = 64 * 1024 * 1024
+"""Maximum size of the large responses that arrive on all connections together, without their first
+``MAX_UNCHECKED_BYTES``. Headers take about twice their size in memory.
+"""
+
 MAX_INTERIM_RESPONSES = 100
 """Interim responses (1xx) to one request; more than one or two are unusual."""
 
@@ -58,7 +63,8 @@ class AccountConnector(aiohttp.TCPConnector):
         self._tls, self._connect_timeout = tls, connect_timeout
         self._last_request: tuple[aiohttp.ClientRequest, tuple[Any, ...], dict[str, Any]] | None = None
         self._limiters: dict[asyncio.Transport, _ResponseLimiter] = {}
-        self._opened = 0
+        self._buffer = _Buffer()
+        self._opened = self._used = 0
 
     def single_use(self) -> "AccountConnector":
         """Return a connector for the same endpoint whose connections are used once."""
@@ -67,6 +73,7 @@ class AccountConnector(aiohttp.TCPConnector):
     async def connect(self, req: aiohttp.ClientRequest, *args: Any, **options: Any) -> Connection:  # noqa: ANN401
         """See ``aiohttp.BaseConnector``; raise ProxyError if the proxy gives no connection."""
         self._last_request = req, args, options
+        self._used += 1
         started = asyncio.get_running_loop().time()
         connection = await self._connect(req, *args, **options)
         if self._is_usable(connection):
@@ -87,23 +94,27 @@ class AccountConnector(aiohttp.TCPConnector):
         """Open connections until there are as many, idle or in use, so that later requests need no handshake.
 
         It does nothing before the first request, which shows where to connect. Errors are left to later requests.
+        Where connections do not last, as many are opened in advance as there are requests.
 
         Args:
             connections: wanted number of connections.
             in_flight: requests that have a connection or wait for one.
 
         Returns:
-            False if connections were missing and none could be opened.
+            False if connections were missing and none was opened.
         """
         wanted = min(connections, self.limit)
         self._forget_closed()
         if self._last_request is None or len(self._limiters) >= wanted:
             return True
+        if self._opened - wanted > 2 * self._used:
+            return False
         request, args, options = self._last_request
         opened = self._opened
         all_started = asyncio.Event()
 
         async def open_one() -> None:
+            self._used -= 1
             connection = await self.connect(request, *args, **options)
             try:
                 await all_started.wait()
@@ -142,12 +153,14 @@ class AccountConnector(aiohttp.TCPConnector):
         if limiter is None:
             if len(self._limiters) >= 2 * self.limit:
                 self._forget_closed()
-            limiter = self._limiters[transport] = _ResponseLimiter(handler)
+            limiter = self._limiters[transport] = _ResponseLimiter(handler, self._buffer)
             transport.set_protocol(limiter)
+            connection.add_callback(limiter.finish)
             self._opened += 1
             # `should_close` is not documented. Should it be gone one day, connections are used once.
             return not getattr(handler, "should_close", False)
         limiter.received = 0
+        connection.add_callback(limiter.finish)
         return not (limiter.may_answer_late or getattr(handler, "should_close", True))
 
     def _forget_closed(self) -> None:
@@ -158,11 +171,18 @@ _NEVER_LATE = frozenset({b"2", b"3", b"4"})
 """First digit of a final status that is the platform's own. It is the tenth byte of an HTTP/1 response."""
 
 
+class _Buffer:
+    """Size of the large responses that are arriving, ``size`` bytes on all connections of a pool."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+
 class _ResponseLimiter(asyncio.Protocol):
     """Passes what arrives on a connection on to aiohttp, and aborts a response without end.
 
     aiohttp limits a header line, the number of headers, and the body that it is read from. It does not limit interim
-    responses, or all headers together.
+    responses, all headers together, or the responses of all connections together.
 
     Attributes:
         received: bytes received since the last request.
@@ -170,10 +190,10 @@ class _ResponseLimiter(asyncio.Protocol):
             response.
     """
 
-    def __init__(self, handler: ResponseHandler) -> None:
+    def __init__(self, handler: ResponseHandler, buffer: _Buffer) -> None:
         self.received = 0
         self.may_answer_late = False
-        self._handler = handler
+        self._handler, self._buffer, self._buffered = handler, buffer, 0
         self._pass_on: Callable[[bytes], None] = handler.data_received
         self._interim_responses = 0
 
@@ -186,7 +206,14 @@ class _ResponseLimiter(asyncio.Protocol):
             self._check(data)
         self._pass_on(data)
 
+    def finish(self) -> None:
+        """Record that the response was read, or is abandoned."""
+        self._buffer.size -= self._buffered
+        self._buffered = 0
+
     def _check(self, data: bytes) -> None:
+        self._buffered += len(data)
+        self._buffer.size += len(data)
         self._interim_responses += data.count(b"HTTP/1.1 1")
         if self._interim_responses > MAX_INTERIM_RESPONSES:
             sentence = f"more than {MAX_INTERIM_RESPONSES} interim responses (HTTP 1xx) and no final one"
@@ -194,9 +221,13 @@ class _ResponseLimiter(asyncio.Protocol):
         elif self.received > MAX_RESPONSE_BYTES:
             sentence = f"the response and its headers are larger than {MAX_RESPONSE_BYTES:,} bytes"
             self._abort(TransientError("auditor.ResponseTooLarge", sentence))
+        elif self._buffer.size > MAX_BUFFERED_BYTES:
+            sentence = f"the responses that arrive together are larger than {MAX_BUFFERED_BYTES:,} bytes"
+            self._abort(TransientError("auditor.ResponseTooLarge", sentence))
 
     def _abort(self, error: TransientError) -> None:
         self._pass_on = _ignore
+        self.finish()
         transport = self._handler.transport
         self._handler.set_exception(error)
         if transport is not None:
@@ -206,6 +237,7 @@ class _ResponseLimiter(asyncio.Protocol):
         self._handler.eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.finish()
         self._handler.connection_lost(error)
 
     def pause_writing(self) -> None:

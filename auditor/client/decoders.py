@@ -35,6 +35,12 @@ MAX_GZIP_MEMBERS = 100
 MAX_REPAIRED_BYTES = 1024 * 1024
 """Maximum size of a body whose strings are repaired: the loop waits meanwhile, and no page is nearly as large."""
 
+MAX_GENERAL_BYTES, MAX_MEMBERS_BYTES = 256 * 1024, 1024 * 1024
+"""Maximum sizes of a body that is decoded with members of any name, and with named members.
+
+A larger one could become millions of objects, which takes seconds. A page of a list has about 20,000 bytes.
+"""
+
 ENCODING = "auditor.InvalidEncoding"
 """Code of a body that cannot be decompressed, or is not in UTF-8."""
 
@@ -124,9 +130,9 @@ def _inflate(body: bytes, coding: str, wbits: int) -> bytes:
     return b"".join(parts)
 
 
-def too_large(status: int | None = None) -> TransientError:
-    """Return the error of a body that is larger than MAX_BODY_BYTES."""
-    sentence = f"the response is larger than {MAX_BODY_BYTES:,} bytes"
+def too_large(status: int | None = None, limit: int = MAX_BODY_BYTES) -> TransientError:
+    """Return the error of a body that is larger than a limit."""
+    sentence = f"the response is larger than {limit:,} bytes"
     return TransientError("auditor.ResponseTooLarge", sentence, http_status=status)
 
 
@@ -214,7 +220,20 @@ class _IgnoredObject(msgspec.Struct):
     """An object without any member that is kept."""
 
 
-Leaf = str | int | float | bool | _IgnoredObject | list[str | int | float | bool | _IgnoredObject | None] | None
+MAX_ARRAY_ITEMS = 6_000
+"""Maximum length of an array in a response: a page has 200 items, and each of them takes time."""
+
+_MAX_ITEMS = msgspec.Meta(max_length=MAX_ARRAY_ITEMS)
+
+Leaf = (
+    str
+    | int
+    | float
+    | bool
+    | _IgnoredObject
+    | Annotated[list[str | int | float | bool | _IgnoredObject | None], _MAX_ITEMS]
+    | None
+)
 """A scalar; an object in its place is ignored."""
 
 Shape = Mapping[str, Any]
@@ -231,7 +250,7 @@ def response_struct(shape: Shape, name: str = "Response") -> type[msgspec.Struct
     fields = [
         (spelling, _field_type(inner, spelling), None) for key, inner in shape.items() for spelling in _spellings(key)
     ]
-    return msgspec.defstruct(name, fields)
+    return msgspec.defstruct(name, fields, gc=False)
 
 
 def decode_members(body: bytes, response_type: type[msgspec.Struct]) -> dict[str, object]:
@@ -245,7 +264,7 @@ def decode_members(body: bytes, response_type: type[msgspec.Struct]) -> dict[str
     try:
         members: dict[str, object] = _to_members(_decode(body, msgspec.json.Decoder(response_type)))
     except msgspec.ValidationError:
-        members = _to_members(_decode(body, msgspec.json.Decoder(_ERROR_RESPONSE)))
+        members = _to_members(_decode(body, msgspec.json.Decoder(ERROR_RESPONSE)))
         if "success" in members and members["success"] is not False:
             raise
     return members
@@ -268,8 +287,9 @@ def _field_type(inner: Shape | Sequence[Shape] | None, name: str) -> Any:  # noq
     if isinstance(inner, Mapping):
         arrays = [each for each in inner.values() if isinstance(each, list)]
         item = _item_type(arrays[0][0], name) if arrays else other
-        return response_struct(inner, name) | other | list[item]  # type: ignore[valid-type]
-    return list[_item_type(inner[0], name)] | other | _IgnoredObject  # type: ignore[misc]  # types built at run time
+        return response_struct(inner, name) | other | Annotated[list[item], _MAX_ITEMS]  # type: ignore[valid-type]
+    items: Any = list[_item_type(inner[0], name)]  # type: ignore[misc]  # a type built at run time
+    return Annotated[items, _MAX_ITEMS] | other | _IgnoredObject
 
 
 def _item_type(shape: Shape, name: str) -> Any:  # noqa: ANN401  as above
@@ -291,7 +311,9 @@ def _to_members(value: object) -> Any:  # noqa: ANN401  JSON has any type
 
 
 _STATUS = dict.fromkeys(("success", "code", "errorMessage", "message", "requestId"))
-_ERROR_RESPONSE = response_struct(_STATUS)
+ERROR_RESPONSE = response_struct(_STATUS)
+"""What is kept of an error, and of a body that is too large for the other members."""
+
 _PAGING = dict.fromkeys(("currentPage", "page", "pageSize", "pageCount", "total", "nextToken"))
 
 _PRODUCTS = {"productInfo": [dict.fromkeys(("productKey", "productName", "deviceCount"))]}
@@ -319,6 +341,13 @@ DEVICE_STATES_RESPONSE = response_struct(
 )
 """What is kept of a response of BatchGetDeviceState: never ``asAddress``, the address a device connected from."""
 
+_MODULE = ("moduleName", "moduleVersion", "productKey", "deviceName", "iotId")
+
+MODULE_PAGE_RESPONSE = response_struct(
+    {**_STATUS, **_PAGING, "data": {"simpleOTAModuleInfo": [dict.fromkeys(_MODULE)]}}
+)
+"""What is kept of a large response of ListOTAModuleVersionsByDevice."""
+
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
 
@@ -335,7 +364,7 @@ def decode_documented_page(body: bytes) -> Page | None:
             response = decoder.decode(repair_strings(body))
         except (ValueError, msgspec.MsgspecError, RecursionError):
             return None
-    return _to_page(response) if response.success and is_plain(response.request_id) else None
+    return _to_page(response) if response.success and not response.code and is_plain(response.request_id) else None
 
 
 def _to_page(response: Any) -> Page:  # noqa: ANN401  of a type built below
@@ -372,7 +401,7 @@ def _build_decoder(spelling: Callable[[str], str]) -> "msgspec.json.Decoder[Any]
         ("module_version", str),
         *optional(str, "product_key", "device_name", "iot_id"),
     )
-    data = struct("Data", ("modules", list[entry]))  # type: ignore[valid-type]  # as above
+    data = struct("Data", ("modules", Annotated[list[entry], _MAX_ITEMS]))  # type: ignore[valid-type]  # as above
     required = ("success", bool), ("total", _Count), ("data", data), ("request_id", str)
     numbers = optional(_Count, "current_page", "page_size", "page_count")
     return msgspec.json.Decoder(struct("Response", *required, *optional(str, "code", "error_message"), *numbers))

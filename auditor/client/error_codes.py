@@ -55,12 +55,15 @@ _DENIALS: tuple[tuple[str, DenialCause], ...] = (
 """Refusals that no retry changes: the account is stopped."""
 
 _PARAMETERS: tuple[tuple[str, DenialCause], ...] = (
-    ("securitytoken", "token"),
-    ("instanceid", "instance"),
-    ("regionid", "region"),
-    ("accesskeyid", "key"),
+    (r"(?<![\w@:-])securitytoken(?![\w@:-])", "token"),
+    (r"(?<![\w@:-])(iot)?instanceid(?![\w@:-])", "instance"),
+    (r"(?<![\w@:-])regionid(?![\w@:-])", "region"),
+    (r"(?<![\w@:-])accesskeyid(?![\w@:-])", "key"),
 )
-"""Parameters of every request. The message of a code such as MissingParameter may name one."""
+"""Parameters of every request. The message of a code such as MissingParameter may name one.
+
+It may quote a device name such as ``regionid-1`` too, which says nothing about the account.
+"""
 
 
 def classify_error(code: str) -> type[PlatformError]:
@@ -68,12 +71,20 @@ def classify_error(code: str) -> type[PlatformError]:
     return _classify(code.lower()[:200])[0]
 
 
+_NO_ERROR = re.compile(r"[\W\d_]*|ok|success(ful|fully)?|succeeded|normal|none|null", re.IGNORECASE)
+"""Codes that a success may have. The documented one is the empty text."""
+
+
+def is_error_code(code: str) -> bool:
+    """Return whether a code contradicts a response that says that it is a success."""
+    return _NO_ERROR.fullmatch(code) is None
+
+
 def make_error(code: str, message: str, *, http_status: int, request_id: str | None) -> PlatformError:
     """Return the error for a code and message of the platform."""
     kind, cause = _classify(code.lower()[:200])
     if cause == "parameter" or code.lower().startswith("invalidparam"):
-        text = message.lower()
-        named = next((other for name, other in _PARAMETERS if name in text), None)
+        named = next((other for pattern, other in _PARAMETERS if re.search(pattern, message, re.IGNORECASE)), None)
         kind, cause = (kind, cause) if named is None else (AccountDeniedError, named)
     error = kind(code, message, http_status=http_status, request_id=request_id)
     if isinstance(error, AccountDeniedError) and cause is not None:

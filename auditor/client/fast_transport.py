@@ -26,6 +26,7 @@ from auditor.client.transport import (
     SingleUse,
     Watchdog,
     proxy_headers,
+    read_arrived,
     read_body,
     request_headers,
     to_raw_response,
@@ -85,7 +86,7 @@ class FastTransport:
             message, content = await handler.read()
             while 100 <= message.code < 200 and message.code != 101:  # noqa: PLR2004  interim responses
                 message, content = await handler.read()
-            body = await read_body(content, message.code)
+            body = read_arrived(content, message.code) if content.is_eof() else await read_body(content, message.code)
         except BaseException:
             connection.close()
             raise

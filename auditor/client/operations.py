@@ -91,6 +91,9 @@ LIST_OTA_MODULE_BY_PRODUCT = Operation(
     response_type=PRODUCT_MODULES_RESPONSE,
 )
 
+DISCOVERY_OPERATIONS = (QUERY_PRODUCT_LIST, QUERY_DEVICE, QUERY_DEVICE_DEEP)
+"""The operations that list a fleet."""
+
 
 def module_version_params(device: Device, page: int, page_size: int) -> dict[str, str]:
     """Return the parameters for one page of a device's module versions.

@@ -10,6 +10,7 @@ from typing import TypeVar, get_args
 
 from auditor.client.operations import MAX_NAME_LENGTH
 from auditor.client.responses import ApiResponse, lowercase_keys, parse_count, parse_text
+from auditor.errors import InconsistentResponseError
 from auditor.models import ConnectionState, DeviceStatus, ListedDevice, ListPage, Product, ReportedTime
 
 T = TypeVar("T")
@@ -48,16 +49,26 @@ def parse_devices(response: ApiResponse, product_key: str) -> ListPage[ListedDev
     """Return a page of QueryDevice: ``data.deviceInfo``, with its numbers beside ``data``.
 
     Devices of another product are dropped.
+
+    Raises:
+        InconsistentResponseError: all of them are of another product.
     """
     data = response.fields.get("data")
-    devices = (_parse_device(lowercase_keys(entry), product_key) for entry in _entries(data, "deviceinfo"))
+    entries = [lowercase_keys(entry) for entry in _entries(data, "deviceinfo")]
+    _check_product(entries, product_key)
+    devices = (_parse_device(entry, product_key) for entry in entries)
     return _parse_page(response, lowercase_keys(data), tuple(each for each in devices if each is not None))
 
 
-def parse_modules(response: ApiResponse) -> tuple[str, ...]:
-    """Return the module names of a response of ListOTAModuleByProduct: ``data``, an array or ``data.otaModuleDTO``."""
-    entries = _entries(response.fields.get("data"), "otamoduledto")
-    names = (_parse_name(lowercase_keys(entry), "modulename") for entry in entries)
+def parse_modules(response: ApiResponse, product_key: str) -> tuple[str, ...]:
+    """Return the module names of a response of ListOTAModuleByProduct: ``data``, an array or ``data.otaModuleDTO``.
+
+    Raises:
+        InconsistentResponseError: it is about another product.
+    """
+    entries = [lowercase_keys(entry) for entry in _entries(response.fields.get("data"), "otamoduledto")]
+    _check_product(entries, product_key)
+    names = (_parse_name(entry, "modulename") for entry in entries if _is_of_product(entry, product_key))
     # Names are unique in a product regardless of case (Alibaba's page on OTA modules).
     return tuple({name.casefold(): name for name in names if name is not None}.values())
 
@@ -173,13 +184,23 @@ def _parse_product(entry: dict[str, object]) -> Product | None:
 
 def _parse_device(entry: dict[str, object], product_key: str) -> ListedDevice | None:
     name = _parse_name(entry, "devicename")
-    if name is None or entry.get("productkey", product_key) != product_key:
+    if name is None or not _is_of_product(entry, product_key):
         return None
     status = parse_text(entry.get("devicestatus"))
     if status is not None:
         status = status.upper() if status.upper() in get_args(DeviceStatus) else OTHER_STATUS
     created, modified = (_bounded_text(entry.get(key), MAX_TIME_LENGTH) for key in ("utccreate", "utcmodified"))
     return ListedDevice(name, _parse_name(entry, "iotid"), status, created, modified)
+
+
+def _is_of_product(entry: dict[str, object], product_key: str) -> bool:
+    return entry.get("productkey", product_key) == product_key
+
+
+def _check_product(entries: list[dict[str, object]], product_key: str) -> None:
+    """Raise InconsistentResponseError if there are entries, and all name another product."""
+    if entries and not any(_is_of_product(entry, product_key) for entry in entries):
+        raise InconsistentResponseError(f"requested product {product_key}, got an answer about another one")
 
 
 def _bounded_count(value: object) -> int | None:

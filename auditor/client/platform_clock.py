@@ -25,6 +25,9 @@ MIN_REFUSALS, MIN_REFUSALS_AFTER_SUCCESS = 3, 12
 MAX_REFUSALS, MAX_REFUSALS_AFTER_SUCCESS = 7, 36
 """Refusals in a row after which no offset helps, in the same two cases."""
 
+MIN_REFUSED_SECONDS = 10.0
+"""Seconds in which all timestamps must be refused as well, after a request was accepted."""
+
 REFUSAL_TOLERANCE, ANSWER_TOLERANCE = 60.0, 3.0
 """Seconds within which refusals, and answers, agree. A ``Date`` has whole seconds, and the answer takes time."""
 
@@ -53,7 +56,7 @@ class PlatformClock:
         self.sampled_at = self.next_answer_at = 0.0
         self._answers: deque[float] = deque(maxlen=MAX_ANSWERS)
         self._refusals: list[float | None] = []
-        self._refused_in_a_row = 0
+        self._refused_in_a_row, self._refused_since = 0, 0.0
         self._accepted = self._agreed = self.refused = False
 
     def record_accepted(self, signed_offset: float) -> None:
@@ -67,7 +70,7 @@ class PlatformClock:
     def record_answer(self, date: float | None, sent_at: float, received_at: float) -> None:
         """Record the ``Date`` of an accepted request, None if it has none; times by this machine's clock."""
         enough = len(self._answers) >= MIN_ANSWERS
-        self.sampled_at, self.next_answer_at = received_at, received_at + SAMPLE_SECONDS * enough
+        self.sampled_at, self.next_answer_at = received_at, received_at + SAMPLE_SECONDS * (enough or date is None)
         if date is None or not 0 <= received_at - sent_at <= MAX_ACCEPTED_SKEW:
             return
         self._answers.append(date + 0.5 - (sent_at + received_at) / 2)  # a Date is rounded down
@@ -93,6 +96,8 @@ class PlatformClock:
         if abs(signed_offset - self.offset) > REFUSAL_TOLERANCE:  # sent before the offset changed
             return True
         self.refused = True
+        if not self._refused_in_a_row:
+            self._refused_since = now
         self._refused_in_a_row += 1
         self._refusals.append(self._offset_of(date, now))
         needed = MIN_REFUSALS_AFTER_SUCCESS if self._accepted else MIN_REFUSALS
@@ -103,7 +108,11 @@ class PlatformClock:
             if self._accepted:  # requests were accepted before: the new offset gets all its refusals
                 self._refused_in_a_row = 0
             self._accepted, self._agreed = False, True
-        return self._refused_in_a_row < (MAX_REFUSALS_AFTER_SUCCESS if self._accepted else MAX_REFUSALS)
+        if not self._accepted:
+            return self._refused_in_a_row < MAX_REFUSALS
+        # Some devices alone may be refused: the requests for others are accepted meanwhile.
+        is_brief = abs(now - self._refused_since) < MIN_REFUSED_SECONDS
+        return self._refused_in_a_row < MAX_REFUSALS_AFTER_SUCCESS or is_brief
 
     def _offset_of(self, date: float | None, now: float) -> float | None:
         """Return the offset that a refusal's ``Date`` means; None if it cannot be the reason of the refusal."""

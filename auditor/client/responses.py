@@ -16,8 +16,18 @@ from xml.parsers import expat
 
 import msgspec
 
-from auditor.client.decoders import UTF_16_XML, clean_message, decode_json, decode_members
-from auditor.client.error_codes import make_error
+from auditor.client.decoders import (
+    ERROR_RESPONSE,
+    MAX_GENERAL_BYTES,
+    MAX_MEMBERS_BYTES,
+    MODULE_PAGE_RESPONSE,
+    UTF_16_XML,
+    clean_message,
+    decode_json,
+    decode_members,
+    too_large,
+)
+from auditor.client.error_codes import is_error_code, make_error
 from auditor.errors import InconsistentResponseError, PlatformError, ThrottledError, TransientError
 from auditor.models import ModuleVersion, Page, ReportedModule
 
@@ -57,29 +67,37 @@ def parse_response(
         headers: response headers, read without case.
         body: complete body, decompressed.
         now: seconds since 1970, for a delay that is given as a date.
-        response_type: see ``Operation.response_type``.
+        response_type: see ``Operation.response_type``. Without it, only the members of a page of module versions are
+            kept of a body of more than MAX_GENERAL_BYTES. Of one of more than MAX_MEMBERS_BYTES, an error is read.
         decode_page: see ``Operation.decode_page``.
 
     Raises:
-        PlatformError: of the class that the response calls for.
+        PlatformError: of the class that the response calls for. A success with the code of an error is that error.
     """
     if decode_page is not None and 200 <= status < 300 and (page := decode_page(body)) is not None:
         return ApiResponse(_NO_FIELDS, page.request_id, page)
+    if len(body) > MAX_MEMBERS_BYTES:
+        response_type = ERROR_RESPONSE
+    elif response_type is None and len(body) > MAX_GENERAL_BYTES:
+        response_type = MODULE_PAGE_RESPONSE
     try:
         fields = lowercase_keys(decode_json(body)) if response_type is None else decode_members(body, response_type)
     except (ValueError, msgspec.MsgspecError, RecursionError):
         fields = parse_xml_error(body)
     request_id = clean_message(parse_text(fields.get("requestid")) or "") or None
+    code = clean_message(parse_text(fields.get("code")) or "")
     success = fields.get("success")
-    if 200 <= status < 300 and (success is True or (isinstance(success, str) and success.lower() == "true")):
+    is_success = success is True or (isinstance(success, str) and success.lower() == "true")
+    if 200 <= status < 300 and is_success and not is_error_code(code):
+        if response_type is ERROR_RESPONSE:
+            raise too_large(status, MAX_MEMBERS_BYTES)
         return ApiResponse(fields, request_id)
 
-    code = clean_message(parse_text(fields.get("code")) or "")
     message = clean_message(parse_text(fields.get("errormessage") or fields.get("message")) or "")
     if not code:  # a proxy's page, half a body, a bare status
-        is_success = 200 <= status < 300
-        code = INVALID_JSON if is_success else f"HTTP {status}"
-        message = message or f"the response {'is not the expected JSON' if is_success else 'has no error code'}"
+        is_invalid = 200 <= status < 300
+        code = INVALID_JSON if is_invalid else f"HTTP {status}"
+        message = message or f"the response {'is not the expected JSON' if is_invalid else 'has no error code'}"
     error = make_error(code, message, http_status=status, request_id=request_id)
     if not isinstance(error, ThrottledError) and _is_throttled(error, status, headers, now):
         error = ThrottledError(code, message, http_status=status, request_id=request_id)
@@ -137,13 +155,16 @@ def parse_module_page(response: ApiResponse) -> Page:
     ``data`` may be null, empty, without an array, the object of the example or the bare array of Tuya's table.
 
     Raises:
-        InconsistentResponseError: an entry is not an object with a module name and a version.
+        InconsistentResponseError: there is something else in its place, or an entry is not an object with a module
+            name and a version.
     """
     if response.page is not None:
         return response.page
     fields = response.fields
     data = fields.get("data")
     entries = lowercase_keys(data).get("simpleotamoduleinfo") if isinstance(data, dict) else data
+    if entries and not isinstance(entries, list):
+        raise InconsistentResponseError("data has no array of modules")
     total, page_count = parse_count(fields.get("total")), parse_count(fields.get("pagecount"))
     return Page(
         number=parse_count(fields.get("currentpage")),

@@ -159,7 +159,9 @@ class SessionTransport:
                 METHOD, url, allow_redirects=False, proxy=self._proxy, proxy_headers=self._proxy_headers
             )
             try:
-                body = await read_body(response.content, response.status)
+                content = response.content
+                arrived = content.is_eof()
+                body = read_arrived(content, response.status) if arrived else await read_body(content, response.status)
             finally:
                 if not response.closed:  # a body that was read to its end has returned its connection to the pool
                     response.close()
@@ -277,13 +279,16 @@ def proxy_headers(endpoint: Endpoint) -> dict[str, str] | None:
     return {"Host": URL(endpoint.url).host_port_subcomponent or "", **_proxy_authorization(endpoint.proxy)}
 
 
+def read_arrived(content: aiohttp.StreamReader, status: int) -> bytes:
+    """Do the same as ``read_body`` for a body that arrived together with its headers, as nearly all do."""
+    body = content.read_nowait()
+    if len(body) > MAX_BODY_BYTES:
+        raise too_large(status)
+    return body
+
+
 async def read_body(content: aiohttp.StreamReader, status: int) -> bytes:
     """Return the complete body of a response as received; raise TransientError if it exceeds MAX_BODY_BYTES."""
-    if content.is_eof():  # nearly all bodies arrive together with their headers
-        body = content.read_nowait()
-        if len(body) > MAX_BODY_BYTES:
-            raise too_large(status)
-        return body
     chunks: list[bytes] = []
     size = 0
     while not content.at_eof():

@@ -18,10 +18,16 @@ import structlog
 from auditor import __about__
 from auditor.client.client import ApiClient
 from auditor.client.connector import ssl_context
-from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE, Operation, module_version_params
+from auditor.client.operations import (
+    BATCH_GET_DEVICE_STATE,
+    LIST_OTA_MODULE_BY_PRODUCT,
+    LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
+    Operation,
+    module_version_params,
+)
 from auditor.client.responses import ApiResponse
-from auditor.client.transport import Endpoint
-from auditor.concurrency import unwrapping_task_group
+from auditor.client.transport import FAST_TRANSPORT_RATE, Endpoint
+from auditor.concurrency import RunningClock, unwrapping_task_group
 from auditor.config.proxy import Proxy, resolve_proxy
 from auditor.config.secrets import read_secret
 from auditor.config.settings import Account, Settings, SharedQuotaSettings
@@ -29,6 +35,7 @@ from auditor.config.validation import check_distinct_quotas
 from auditor.engine.device_reader import AnswerTrust, fetch_device
 from auditor.engine.limiters import AccountLimiters
 from auditor.engine.progress import AccountProgress
+from auditor.engine.sent_requests import SentRequests, count_sent
 from auditor.errors import AccountDeniedError, AccountStoppedError, AuditStoppedError, InvalidRequestError
 from auditor.models import CallResult, Device, DeviceFailure, Outcome, Secret
 from auditor.resilience.circuit_breaker import CircuitBreaker
@@ -41,6 +48,15 @@ MIN_PREWARM_INTERVAL, MAX_PREWARM_INTERVAL = 0.05, 30.0
 
 MIN_LOGGED_OFFSET = 60.0
 """Seconds by which the platform's clock must have changed against this machine's to be logged again."""
+
+RESERVED_REQUESTS = 16
+"""Requests of a fast account that are recorded in the run folder at a time, which takes some microseconds."""
+
+OPTIONAL_OPERATIONS = (BATCH_GET_DEVICE_STATE, LIST_OTA_MODULE_BY_PRODUCT)
+"""Operations that an audit can always do without. Each has a circuit breaker of its own."""
+
+MAX_OPTIONAL_SECONDS = 30.0
+"""Seconds without a usable response after which such an operation is not used, if it has never worked."""
 
 MAX_HOLD = 0.5
 """Seconds for which an answer that names no device is held back at most, see ``AnswerTrust``."""
@@ -80,6 +96,8 @@ class AccountSession:
     outcome was fetched by this process. ``finished``: the account is queried no more; ``stopped`` is why, if it was
     stopped.
     ``states_progress``: for how many devices, of how many, the state is known.
+    ``clock`` counts the seconds in which the process ran, and ``sent_requests`` the requests of the run, if it has a
+    folder.
 
     Methods that send requests raise AccountStoppedError if the account is denied, or was never reached.
     """
@@ -93,6 +111,8 @@ class AccountSession:
         *,
         workers: int,
         probe_device: Device | None = None,
+        clock: RunningClock | None = None,
+        sent_requests: SentRequests | None = None,
     ) -> None:
         self.name, self.client, self.workers = account.name, client, workers
         self.finished = False
@@ -100,27 +120,48 @@ class AccountSession:
         self.states_progress: tuple[int, int] | None = None
         self.fetched = self._failed = self._unqueried = 0
         self._settings, self._limiters = settings, limiters
+        self._clock, self._sent_requests = clock or RunningClock(), sent_requests
         self._breaker = CircuitBreaker(
-            account.name, give_up_after=settings.give_up_after, worked_before=probe_device is not None
+            account.name,
+            give_up_after=settings.give_up_after,
+            worked_before=probe_device is not None,
+            clock=self._clock,
         )
+        give_up_after = min(settings.give_up_after, MAX_OPTIONAL_SECONDS)
+        self._optional_breakers = {
+            each.name: CircuitBreaker(account.name, give_up_after=give_up_after, clock=self._clock)
+            for each in OPTIONAL_OPERATIONS
+        }
         self._callers: dict[str, RetryingCaller] = {}
         self.paused = PausedTasks()
         probe = None if probe_device is None else partial(self._probe, probe_device)
         self._caller = self._caller_for(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, probe)
         self._logged_offset = 0.0
         self._trust, self._logged_mismatch = AnswerTrust(self._wait_for_a_request), False
+        self._reported: set[str | None] = set()  # products that fail
 
     def _caller_for(self, operation: Operation, probe: Callable[[], Awaitable[object]] | None = None) -> RetryingCaller:
         if operation.quota_name not in self._callers:
+            limiter = self._limiters.for_operation(operation)
+            breaker = self._optional_breakers.get(operation.name, self._breaker)
             self._callers[operation.quota_name] = RetryingCaller(
-                self._limiters.for_operation(operation),
-                self._breaker,
+                limiter,
+                breaker,
                 Backoff(max_attempts=self._settings.max_attempts),
                 retry_budget=self._settings.retry_budget,
                 probe=probe,
                 paused=self.paused if operation is LIST_OTA_MODULE_VERSIONS_BY_DEVICE else None,
+                clock=self._clock,
+                count_sent=self._counter(operation, limiter.rate),
             )
         return self._callers[operation.quota_name]
+
+    def _counter(self, operation: Operation, rate: float | None) -> Callable[[], None]:
+        """Return what records a request in the run folder before it is sent."""
+        if self._sent_requests is None:
+            return lambda: None
+        is_fast = rate is None or rate > FAST_TRANSPORT_RATE
+        return self._sent_requests.counter(operation.quota_name, self.name, RESERVED_REQUESTS if is_fast else 1)
 
     async def _probe(self, device: Device) -> ApiResponse:
         operation = LIST_OTA_MODULE_VERSIONS_BY_DEVICE
@@ -129,10 +170,22 @@ class AccountSession:
     async def fetch(self, device: Device) -> Outcome:
         """Return the outcome of one device."""
         outcome = await fetch_device(
-            self.call, device, trust=self._trust, page_size=self._settings.page_size, now=self.platform_time
+            self.call,
+            device,
+            trust=self._trust,
+            page_size=self._settings.page_size,
+            now=self.platform_time,
+            may_repeat=self._caller.may_retry,
         )
         self.fetched += 1
         self._failed += isinstance(outcome, DeviceFailure)
+        if self._caller.failing_products.is_failing(device.product_key) and device.product_key not in self._reported:
+            self._reported.add(device.product_key)
+            log.warning(
+                "every request for a product fails; its devices have one attempt each",
+                account=self.name,
+                product_key=device.product_key,
+            )
         if self._trust.mismatches and not self._logged_mismatch:
             self._logged_mismatch = True
             log.warning(
@@ -148,8 +201,9 @@ class AccountSession:
         self, operation: Operation, parameters: Mapping[str, str], /, *, fresh_connection: bool = False
     ) -> CallResult[ApiResponse]:
         """Send one request within the operation's quota, with retries; see ``ApiClient.call``."""
+        product = parameters.get("ProductKey") if operation is LIST_OTA_MODULE_VERSIONS_BY_DEVICE else None
         sent = await self._caller_for(operation).send(
-            lambda: self.client.call(operation, parameters, fresh_connection=fresh_connection)
+            lambda: self.client.call(operation, parameters, fresh_connection=fresh_connection), product
         )
         if abs((offset := self.client.clock.offset) - self._logged_offset) >= MIN_LOGGED_OFFSET:
             self._logged_offset = offset
@@ -162,19 +216,30 @@ class AccountSession:
         """Do the same as ``call`` for an operation that an audit can do without.
 
         If the access key may not use this operation, or the platform does not have it, this is an
-        ``InvalidRequestError``, and the account continues.
+        ``InvalidRequestError``, and the account continues. So it is if one of ``OPTIONAL_OPERATIONS`` fails for all
+        requests, or is throttled all the time.
         """
+        account_denied = False
 
         async def request() -> ApiResponse:
             try:
                 return await self.client.call(operation, parameters, fresh_connection=fresh_connection)
             except AccountDeniedError as error:
                 if error.cause not in {"permission", "action", "parameter"}:  # the account itself is denied
+                    nonlocal account_denied
+                    account_denied = True
                     raise
                 denied = InvalidRequestError(error.code, error.message, http_status=error.http_status)
             raise denied
 
-        return await self._caller_for(operation).send(request)
+        try:
+            return await self._caller_for(operation).send(request)
+        except AccountStoppedError:
+            breaker = self._optional_breakers.get(operation.name)
+            error = None if breaker is None else breaker.last_error
+            if account_denied or error is None:
+                raise
+            return CallResult(InvalidRequestError(error.code, error.message, http_status=error.http_status), 0)
 
     async def keep_warm(self) -> None:
         """Keep as many connections open as the rate needs, so that no request waits for a handshake; never return."""
@@ -186,6 +251,10 @@ class AccountSession:
                 needed = rate * stats.seconds / stats.answered
                 opened = await self.client.prewarm(math.ceil(CONNECTION_HEADROOM * needed) + 1)
                 pause = MIN_PREWARM_INTERVAL if opened else min(2 * pause, MAX_PREWARM_INTERVAL)
+
+    def limit_retries(self, may_retry: Callable[[], bool]) -> None:
+        """Let a call budget decide whether a failed request about a device is sent again."""
+        self._caller.may_retry = may_retry
 
     async def require_reached(self) -> None:
         """Check that the platform gave a usable answer at least once; if not, probe it one last time."""
@@ -225,6 +294,10 @@ class AccountSession:
     def total_sent(self) -> int:
         """Number of requests of all operations so far."""
         return sum(caller.stats.sent for caller in self._callers.values())
+
+    def sent_before(self, *operations: Operation) -> int:
+        """Return how many requests of some operations, or of all, earlier processes of the run sent."""
+        return 0 if self._sent_requests is None else count_sent(self._sent_requests.before, operations, self.name)
 
     def request_stats(self, *operations: Operation) -> RequestStats:
         """Return the sum of the requests of some operations so far."""
@@ -327,6 +400,8 @@ async def open_account(
     probe_device: Device | None = None,
     *,
     priority: bool = False,
+    clock: RunningClock | None = None,
+    sent_requests: SentRequests | None = None,
 ) -> AsyncIterator[AccountSession]:
     """Open one account, for up to ``workers`` requests in flight; raise SettingsError if its quota cannot be shared.
 
@@ -348,7 +423,16 @@ async def open_account(
         settings, account, credentials.key_id, priority=priority, password=credentials.redis_password
     )
     async with ApiClient(endpoint, credentials.key_id, credentials.secret) as client, limiters:
-        yield AccountSession(settings, account, client, limiters, workers=workers, probe_device=probe_device)
+        yield AccountSession(
+            settings,
+            account,
+            client,
+            limiters,
+            workers=workers,
+            probe_device=probe_device,
+            clock=clock,
+            sent_requests=sent_requests,
+        )
 
 
 async def open_accounts(
@@ -359,13 +443,17 @@ async def open_accounts(
     probe_devices: Mapping[str, Device] | None = None,
     *,
     priority: bool = False,
+    clock: RunningClock | None = None,
+    sent_requests: SentRequests | None = None,
 ) -> list[AccountSession]:
     """Open all accounts concurrently, see ``open_account``; ``stack`` closes them, even after an error."""
     opened: dict[str, AccountSession] = {}
 
     async def enter(account: Account, own: Credentials, limit: int) -> None:
         probe_device = (probe_devices or {}).get(account.name)
-        context = open_account(settings, account, own, limit, probe_device, priority=priority)
+        context = open_account(
+            settings, account, own, limit, probe_device, priority=priority, clock=clock, sent_requests=sent_requests
+        )
         opened[account.name] = await stack.enter_async_context(context)
 
     async with unwrapping_task_group() as group:

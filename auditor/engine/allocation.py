@@ -55,7 +55,7 @@ def _quota_weights(settings: Settings) -> list[float]:
 
 
 class CallBudget:
-    """Calls that may be sent by all accounts together; retries of requests in flight may exceed it by a few.
+    """Calls that may be sent by all accounts together; further pages of devices may exceed it by a few.
 
     ``calls_before`` were sent by earlier processes. ``exhausted``: a device was not queried because of the budget.
     """
@@ -76,11 +76,18 @@ class CallBudget:
             yield from devices
             return
         for device in devices:
-            sent = self._calls_before + sum(session.total_sent for session in self._accounts)
-            # One call is left for every device that was pulled and has no result.
-            waiting = self._pulled - sum(session.fetched + session.stats.in_flight for session in self._accounts)
-            if self._calls - sent - max(0, waiting) <= 0:
+            if self._unreserved(self._calls) <= 0:
                 self.exhausted = True
                 return
             self._pulled += 1
             yield device
+
+    def allows_retry(self) -> bool:
+        """Return whether a device whose request failed may have another call."""
+        return self._calls is None or self._unreserved(self._calls) >= 0
+
+    def _unreserved(self, calls: int) -> int:
+        """Return how many calls are left. One is reserved for every device that was pulled and waits for a request."""
+        sent = self._calls_before + sum(session.total_sent for session in self._accounts)
+        waiting = self._pulled - sum(session.fetched + session.stats.in_flight for session in self._accounts)
+        return calls - sent - max(0, waiting)

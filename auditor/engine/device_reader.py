@@ -46,6 +46,9 @@ RECENT_ANSWERS = 300
 MAX_MODULES = 5_000
 """Maximum number of modules of one device; a product defines about ten, so a larger total is a broken response."""
 
+MAX_PAGES = 25
+"""Maximum number of pages of one device, or as many as MAX_MODULES need if the page size is small."""
+
 MAX_CHARACTERS = 100_000
 """Maximum length of all module names and versions of a device, in characters: every reader can hold such a line."""
 
@@ -99,6 +102,12 @@ class AnswerTrust:
         """Whether answers reach the wrong request."""
         return self.mismatches + self.undecided_mismatches > 0
 
+    async def is_suspicious_after_hold(self) -> bool:
+        """Hold an answer back for the time of one request; return whether answers reach the wrong request then."""
+        if self.hold is not None:
+            await self.hold()
+        return self.is_suspicious
+
     @property
     def needed(self) -> int:
         """Number of answers that must agree if one is not believed."""
@@ -149,6 +158,7 @@ async def fetch_device(
     trust: AnswerTrust | None = None,
     page_size: int = LIST_OTA_MODULE_VERSIONS_BY_DEVICE.page_size,
     now: Callable[[], float] = time.time,
+    may_repeat: Callable[[], bool] = lambda: True,
 ) -> Outcome:
     """Return what one device runs, or why that is not known; AccountStoppedError is passed on from ``call``.
 
@@ -158,8 +168,10 @@ async def fetch_device(
         trust: what is known about answers of this account; None: nothing.
         page_size: number of modules per page, 1 to 200.
         now: returns seconds since 1970.
+        may_repeat: returns whether the device may be read again.
     """
-    reading, outcome, attempts = await _read_until_believed(call, device, trust or AnswerTrust(), page_size)
+    trust = trust or AnswerTrust()
+    reading, outcome, attempts = await _read_until_believed(call, device, trust, page_size, may_repeat)
     if isinstance(outcome, Page):
         identity, modules = reading.identity, tuple(reading.modules.values())
         total, pages = len(modules), reading.pages
@@ -176,41 +188,43 @@ async def fetch_device(
 
 
 async def _read_until_believed(
-    call: CallOperation, device: Device, trust: AnswerTrust, page_size: int
+    call: CallOperation, device: Device, trust: AnswerTrust, page_size: int, may_repeat: Callable[[], bool]
 ) -> tuple["_PageAccumulator", Page | PlatformError, int]:
     """Return the last reading, how it ended, and the attempts of all readings."""
     attempts = readings = 0
-    unnamed: Counter[object] = Counter()
+    unnamed: Counter[object] | None = None
     mismatched: list[str] = []
     fresh_connection = False
     while True:
-        reading = _PageAccumulator(device)
+        reading = _PageAccumulator(device, page_size)
         outcome = await _read_once(call, reading, page_size, fresh_connection=fresh_connection)
         attempts += reading.attempts
+        if reading.is_named and isinstance(outcome, Page) and not readings and unnamed is None:
+            break  # nearly every device
         mismatch = str(outcome) if reading.is_mismatched else None
         trust.record_reading(mismatch, mismatched, fresh_connection=fresh_connection)
         if isinstance(outcome, InconsistentResponseError):
             readings += 1
             fresh_connection |= reading.is_mismatched
-            if readings == MAX_READINGS:
+            if readings == MAX_READINGS or not may_repeat():
                 break
             continue
         answer = _unnamed_answer(outcome, reading)
         if answer is None:
-            trust.record_contradictions(unnamed.total() if isinstance(outcome, Page) else 0)
+            trust.record_contradictions(unnamed.total() if unnamed and isinstance(outcome, Page) else 0)
             break
-        if not trust.needs_confirmation(outcome.request_id) and not unnamed:
-            if trust.hold is not None:
-                await trust.hold()
-            if not trust.is_suspicious:
-                break
+        may_be_believed = not trust.needs_confirmation(outcome.request_id) and unnamed is None
+        if may_be_believed and not await trust.is_suspicious_after_hold():
+            break
+        unnamed = Counter() if unnamed is None else unnamed
         unnamed[answer] += 1
         fresh_connection = True
         if unnamed[answer] >= trust.needed:
             trust.record_contradictions(unnamed.total() - unnamed[answer])
             break
-        if unnamed.total() == MAX_UNNAMED:
-            outcome = InconsistentResponseError(f"no {trust.needed} of {MAX_UNNAMED} answers that name no device agree")
+        if unnamed.total() == MAX_UNNAMED or not may_repeat():
+            count = unnamed.total()
+            outcome = InconsistentResponseError(f"no {trust.needed} of {count} answers that name no device agree")
             break
     trust.undecided_mismatches -= len(mismatched)
     return reading, outcome, attempts
@@ -239,12 +253,14 @@ async def _read_once(
         reading.attempts += sent.attempts
         if isinstance(sent.result, PlatformError):
             return sent.result
+        request_id = sent.result.request_id
         try:
             page = parse_module_page(sent.result)
+            del sent  # it may be large, and the next page takes time
             if reading.add_page(page):
                 return page
         except InconsistentResponseError as inconsistency:
-            inconsistency.request_id = sent.result.request_id
+            inconsistency.request_id = request_id
             return inconsistency
 
 
@@ -255,12 +271,13 @@ class _PageAccumulator:
     """
 
     __slots__ = (
-        "_last_identity", "attempts", "characters", "device", "identity", "is_mismatched", "is_named", "modules",
-        "pages", "total",
+        "_last_identity", "_max_pages", "attempts", "characters", "device", "identity", "is_mismatched", "is_named",
+        "modules", "pages", "total",
     )  # fmt: skip
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, page_size: int) -> None:
         self.device = device
+        self._max_pages = max(MAX_PAGES, -(-MAX_MODULES // page_size))
         self.identity = device
         self.is_named = self.is_mismatched = False
         self._last_identity: tuple[str | None, ...] | None = None
@@ -289,6 +306,9 @@ class _PageAccumulator:
             raise InconsistentResponseError(f"{have} modules where the total is {self.total}")
         if have < self.total and not page.reported:
             raise InconsistentResponseError(f"page {self.pages} is empty at {have} of {self.total} modules")
+        if have < self.total and have * self._max_pages < self.total * self.pages:
+            sentence = f"{have} of {self.total} modules on {self.pages} pages, so there are more than {self._max_pages}"
+            raise InconsistentResponseError(sentence)
         return have == self.total
 
     def _add_module(self, reported: ReportedModule) -> None:
@@ -308,8 +328,9 @@ class _PageAccumulator:
     def _merge_identity(self, product_key: str | None, device_name: str | None, iot_id: str | None) -> None:
         """Add the names that an entry reports for the device."""
         identity, device = self.identity, self.device
+        # A device name is unique in its product only.
         if (device.iot_id is not None and iot_id == device.iot_id) or (
-            device.device_name is not None and device_name == device.device_name
+            device.device_name is not None and (product_key, device_name) == (device.product_key, device.device_name)
         ):
             self.is_named = True
         for expected, reported in (

@@ -1,14 +1,22 @@
-"""Logs changes of an account's health: circuit open, slowed down, quota shared, or too few requests in flight."""
+"""Logs changes of an account's health: circuit open, slowed down, quota shared, or too few requests in flight.
+
+It also logs that this process stood still, since its accounts are not unhealthy for that.
+"""
 
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import anyio
 import structlog
 
+from auditor.concurrency import MIN_STANDSTILL, RunningClock
 from auditor.engine.account_session import AccountSession
 
 log = structlog.get_logger()
+
+TICK_SECONDS = MIN_STANDSTILL / 10
+"""Seconds between two ticks of the clock that stops with this process."""
 
 STATUS_LOG_SECONDS = 60.0
 """Seconds between two status lines, at level info."""
@@ -99,6 +107,17 @@ class HealthMonitor:
                 in_flight=stats.in_flight,
                 latency=round(latency, 3),
                 needed=needed,
+            )
+
+
+async def watch_clock(clock: RunningClock) -> None:
+    """Let a clock tick, and log each standstill of this process; never return."""
+    while True:
+        await anyio.sleep(TICK_SECONDS)
+        if seconds := clock.tick():
+            log.warning(
+                "this process stood still: stopped, suspended or too busy; what failed meanwhile is requested again",
+                seconds=round(seconds, 1),
             )
 
 

@@ -98,13 +98,6 @@ class RunState:
         """Number of devices in the fleet so far."""
         return self._recorded.fleet.devices
 
-    @property
-    def requests_before(self) -> int:
-        """Requests for module versions and states that earlier processes sent."""
-        selection = self._recorded.selection
-        states = () if selection is None else (account.requests.sent for account in selection.accounts)
-        return self._before[0] + sum(states)
-
     def progress(self, discovery: Mapping[str, DiscoveryProgress]) -> Progress:
         """Return the progress; ``discovery`` is that of the accounts whose discovery has not finished, by name."""
         recorded, finished = self._recorded, {session.name for session in self._accounts if session.finished}

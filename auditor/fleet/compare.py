@@ -20,7 +20,7 @@ from auditor.storage.database import (
     parquet,
     scratch_database,
     sql_literal,
-    sql_write_path,
+    write_rows,
 )
 from auditor.storage.files import private_folder
 from auditor.storage.tables import ResultTable, translate_read_errors
@@ -29,7 +29,7 @@ FleetFormat = Literal["csv", "jsonl", "parquet"]
 
 _TIMES = [name for name, kind in FLEET_COLUMNS.items() if kind == "TIMESTAMP"]
 
-_OPTIONS: dict[FleetFormat, str] = {"csv": "(FORMAT csv, HEADER)", "jsonl": "(FORMAT json)", "parquet": PARQUET_OPTIONS}
+_OPTIONS: dict[FleetFormat, str] = {"csv": "FORMAT csv, HEADER", "jsonl": "FORMAT json", "parquet": PARQUET_OPTIONS}
 
 
 def write_fleet(fleet: Sequence[Path], out: Path, form: FleetFormat) -> None:
@@ -41,10 +41,8 @@ def write_fleet(fleet: Sequence[Path], out: Path, form: FleetFormat) -> None:
     texts = ", ".join(f"strftime({name}, '%Y-%m-%dT%H:%M:%S.%gZ') AS {name}" for name in _TIMES)
     times = "" if form == "parquet" else f"REPLACE ({texts})"
     with scratch_database(failure=f"{out} cannot be written") as database:
-        database.execute(
-            f"COPY (SELECT {', '.join(FLEET_COLUMNS)} FROM (SELECT * {times} FROM {parquet(*fleet)})) "
-            f"TO {sql_write_path(out)} {_OPTIONS[form]}"
-        )
+        rows = f"SELECT {', '.join(FLEET_COLUMNS)} FROM (SELECT * {times} FROM {parquet(*fleet)})"
+        write_rows(database, rows, out, _OPTIONS[form])
 
 
 def comparison_sql(

@@ -38,12 +38,13 @@ from auditor.models import ListedDevice, ListPage, Product
 log = structlog.get_logger()
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 MAX_REJECTED_TOKENS = 3
 """Number of tokens that may be rejected without progress; each makes the reading go back to where none is needed."""
 
-DISCOVERY_OPERATIONS = (QUERY_PRODUCT_LIST, QUERY_DEVICE, QUERY_DEVICE_DEEP)
-"""The operations that list a fleet."""
+MAX_PAGE_ITEMS = 1_000
+"""Maximum number of items of a page; 200 at most are requested."""
 
 _NO_DEVICES: ListPage[ListedDevice] = ListPage((), None, 0, None)
 """The devices of a product that was deleted after it was listed."""
@@ -203,16 +204,33 @@ async def _fetch_page(
     parse: Callable[[ApiResponse], ListPage[T]],
 ) -> ListPage[T] | PlatformError:
     """Return a page, or why there is none. A page that was requested by token may have any number."""
-    number: int | None = None
-    for _ in range(MAX_READINGS):
+
+    def parse_page(response: ApiResponse) -> ListPage[T]:
+        page = parse(response)
+        if place.token is None and page.number not in {None, place.page}:
+            raise InconsistentResponseError(f"requested page {place.page}, got page {page.number}")
+        if len(page.items) > MAX_PAGE_ITEMS:
+            raise InconsistentResponseError(f"a page of {len(page.items):,} items, more than {MAX_PAGE_ITEMS:,}")
+        return page
+
+    return await _read_consistently(call, operation, parameters, parse_page)
+
+
+async def _read_consistently(
+    call: CallOperation, operation: Operation, parameters: Mapping[str, str], parse: Callable[[ApiResponse], U]
+) -> U | PlatformError:
+    """Return a parsed answer. One that contradicts its request is requested again, ``MAX_READINGS`` times at most."""
+    readings = 0
+    while True:
         sent = await call(operation, parameters)
         if isinstance(sent.result, PlatformError):
             return sent.result
-        page = parse(sent.result)
-        number = page.number
-        if place.token is not None or number in {None, place.page}:
-            return page
-    return InconsistentResponseError(f"requested page {place.page}, got page {number}")
+        readings += 1
+        try:
+            return parse(sent.result)
+        except InconsistentResponseError as inconsistency:
+            if readings == MAX_READINGS:
+                return inconsistency
 
 
 async def fetch_product_modules(
@@ -230,11 +248,13 @@ async def fetch_product_modules(
     errors: list[str] = []
 
     async def fetch(key: str) -> None:
-        sent = await session.call_optional(LIST_OTA_MODULE_BY_PRODUCT, {"ProductKey": key})
-        if isinstance(sent.result, PlatformError):
-            errors.append(str(sent.result))
-        elif modules := parse_modules(sent.result):  # every product has a module, so an empty list means nothing
-            set_modules(key, modules)
+        parse = partial(parse_modules, product_key=key)
+        parameters = {"ProductKey": key}
+        found = await _read_consistently(session.call_optional, LIST_OTA_MODULE_BY_PRODUCT, parameters, parse)
+        if isinstance(found, PlatformError):
+            errors.append(str(found))
+        elif found:  # every product has a module, so an empty list means nothing
+            set_modules(key, found)
 
     try:
         await run_workers(iter(product_keys), fetch, discard, concurrency=workers, stop=stop)

@@ -15,6 +15,7 @@ import orjson
 import structlog
 
 from auditor.concurrency import (
+    RunningClock,
     StopToken,
     background_tasks,
     repeat,
@@ -27,6 +28,7 @@ from auditor.config.settings import Account, FleetSource, Settings
 from auditor.engine.account_session import AccountSession, open_accounts, read_credentials
 from auditor.engine.allocation import concurrency_per_account
 from auditor.engine.limiters import check_quota_sharing
+from auditor.engine.monitor import watch_clock
 from auditor.engine.open_files import reserve_open_files
 from auditor.engine.progress import Progress, ProgressCallback, ProgressReporter, combine_discovery_progress
 from auditor.errors import AuditInterruptedError, AuditStoppedError, RunFolderError, RunNotWritableError, UsageError
@@ -120,11 +122,13 @@ async def discover_fleets(
     state = _State(work, stop or StopToken(), resume)
     _prepare_folder(work, settings, resume=resume)
     async with AsyncExitStack() as stack:
-        sessions = await open_accounts(stack, settings, credentials, concurrency_per_account(settings))
+        clock = RunningClock()
+        sessions = await open_accounts(stack, settings, credentials, concurrency_per_account(settings), clock=clock)
         reporter, started_at = ProgressReporter(on_progress), anyio.current_time()
         report = partial(reporter.report, lambda: _progress(state, sessions, anyio.current_time() - started_at))
         report()
-        await stack.enter_async_context(background_tasks(partial(repeat, PROGRESS_SECONDS, report)))
+        tickers = partial(watch_clock, clock), partial(repeat, PROGRESS_SECONDS, report)
+        await stack.enter_async_context(background_tasks(*tickers))
         async with unwrapping_task_group() as group:
             for number, (account, session) in enumerate(zip(accounts, sessions, strict=True)):
                 group.start_soon(_discover, state, state.work / str(number), account, session)

@@ -23,12 +23,15 @@ from auditor.text.globs import MATCH_ALL, matches_any
 PRODUCTS_PER_PAGE, DEVICES_PER_PAGE = QUERY_PRODUCT_LIST.page_size, QUERY_DEVICE.page_size
 """Page sizes: the largest that the platform allows (Alibaba's pages on these operations)."""
 
+MAX_PRODUCTS = 100_000
+"""Number of products of an account that are listed at most; each takes a kilobyte of memory."""
+
 MAX_DEVICES_BY_PAGE_NUMBER, MAX_DEVICES = 10_000, 1_000_000
 """Devices of a product that are listed by page number, and by token after these (Alibaba's page)."""
 
 Record = Mapping[str, Any]
 
-products_pager = partial(Pager, PRODUCTS_PER_PAGE, max_by_page_number=None, max_items=MAX_DEVICES)
+products_pager = partial(Pager, PRODUCTS_PER_PAGE, max_by_page_number=None, max_items=MAX_PRODUCTS)
 _devices_pager = partial(Pager, DEVICES_PER_PAGE, max_by_page_number=MAX_DEVICES_BY_PAGE_NUMBER, max_items=MAX_DEVICES)
 
 

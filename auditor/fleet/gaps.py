@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from auditor.client.operations import DISCOVERY_OPERATIONS
 from auditor.config.settings import FleetSource
 from auditor.engine.account_session import AccountSession
 from auditor.engine.progress import DiscoveryProgress
-from auditor.fleet.crawler import DISCOVERY_OPERATIONS
 from auditor.fleet.discovery_journal import DiscoveryJournal, ProductDiscovery
 from auditor.fleet.materialize import MaterializedFleet, ProductCount, materialize
 from auditor.runs.manifest import MAX_GAPS, DiscoveryInfo, GapInfo
@@ -13,6 +13,8 @@ from auditor.runs.products import ProductInfo
 from auditor.runs.selection_info import RequestCounts
 
 _NO_COUNT = ProductCount(0, 0)
+
+_NO_TOTAL = "the platform reported no total, so it cannot be proven that nothing is missing"
 
 
 def discovery_info(
@@ -38,7 +40,7 @@ def discovery_info(
         excluded=found.excluded,
         statuses=dict(found.statuses),
         requests=RequestCounts(
-            max(before.sent, journal.pages_before) + stats.sent,
+            max(before.sent, journal.pages_before, session.sent_before(*DISCOVERY_OPERATIONS)) + stats.sent,
             before.retried + stats.retried,
             before.throttled + stats.throttled,
         ),
@@ -52,8 +54,11 @@ def discovery_info(
 def find_gaps(journal: DiscoveryJournal, found: MaterializedFleet) -> list[GapInfo]:
     """Return what is missing in a discovery: products, and devices of products."""
     gaps = [gap for each in journal.products.values() if (gap := _product_gap(each, found)) is not None]
-    if journal.products_complete and (journal.products_missing or journal.pager.problem):
-        gaps.insert(0, GapInfo(None, len(journal.keys), journal.pager.total, None, journal.pager.problem))
+    problem = journal.pager.problem
+    if problem is None and journal.pager.least_total is None and not journal.has_configured_products:
+        problem = _NO_TOTAL
+    if journal.products_complete and (journal.products_missing or problem):
+        gaps.insert(0, GapInfo(None, len(journal.keys), journal.pager.total, None, problem))
     return gaps
 
 
@@ -93,6 +98,8 @@ def _product_gap(discovery: ProductDiscovery, found: MaterializedFleet) -> GapIn
     listed = found.products.get(product.product_key, _NO_COUNT).listed
     reason = ": ".join(filter(None, discovery.failure)) if discovery.failure is not None else pager.problem
     if reason is None and listed >= discovery.least_devices:
-        return None
+        if pager.least_total is not None or product.device_count is not None or discovery.final_count is not None:
+            return None
+        reason = _NO_TOTAL
     count = product.device_count if discovery.final_count is None else discovery.final_count
     return GapInfo(product.product_key, listed, pager.total, count, reason)

@@ -13,14 +13,13 @@ import orjson
 from auditor.config.settings import FleetSource, Patterns
 from auditor.fleet.table import FLEET_COLUMNS, find_duplicate_keys, require_folder, slices_for
 from auditor.storage.database import (
-    PARQUET_OPTIONS,
     parquet,
     scalar,
     scratch_database,
     sql_literal,
     sql_read_path,
-    sql_write_path,
     text_lines,
+    write_rows,
 )
 from auditor.text.globs import glob_regex
 
@@ -76,11 +75,12 @@ def _stage(database: duckdb.DuckDBPyConnection, journal: Path, stage: Path) -> s
     """Write all rows of a journal with their number; return the SQL that reads those of each product's last reading."""
     pages = f"SELECT unnest(json_transform(line, '{_PAGE}')) FROM ({text_lines(sql_read_path(journal))})"
     times = ", ".join(f"try_cast(device.{name} AS TIMESTAMP) AS {name}" for name in ("utc_create", "utc_modified"))
-    database.execute(
-        "COPY (SELECT row_number() OVER () AS record, reading, reread, product_key, device.device_name, device.iot_id, "
+    write_rows(
+        database,
+        "SELECT row_number() OVER () AS record, reading, reread, product_key, device.device_name, device.iot_id, "
         f"device.device_status, {times} FROM (SELECT product_key, coalesce(reading, 0) AS reading, reread, "
-        f"unnest(if(len(devices) = 0, [NULL], devices)) AS device FROM ({pages}) WHERE kind = 'devices')) "
-        f"TO {sql_write_path(stage)} {PARQUET_OPTIONS}"
+        f"unnest(if(len(devices) = 0, [NULL], devices)) AS device FROM ({pages}) WHERE kind = 'devices')",
+        stage,
     )
     rows = parquet(stage)
     database.execute(f"CREATE TABLE last AS SELECT product_key, max(reading) AS reading FROM {rows} GROUP BY ALL")
@@ -94,11 +94,9 @@ def _write(
     duplicates = _find_duplicates(database, rows)
     once = f"FROM {rows} WHERE record NOT IN (SELECT record FROM duplicates)"
     columns = ", ".join(name for name in FLEET_COLUMNS if name != "account")
-    database.execute(
-        f"COPY (SELECT $1 AS account, {columns} {once} AND ({condition}) {'' if limit is None else f'LIMIT {limit}'}) "
-        f"TO {sql_write_path(out)} {PARQUET_OPTIONS}",
-        [account],
-    )
+    limited = "" if limit is None else f"LIMIT {limit}"
+    selected = f"SELECT $1 AS account, {columns} {once} AND ({condition}) {limited}"
+    write_rows(database, selected, out, parameters=[account])
     listed, kept = (
         dict(database.execute(f"SELECT product_key, count(*) {source} GROUP BY ALL").fetchall())
         for source in (once, f"FROM {parquet(out)}")

@@ -18,6 +18,12 @@ from auditor.models import ListPage
 MAX_TOKENS = 256
 """Number of tokens that are kept, for pages to which reading may go back by token only."""
 
+MAX_EQUAL_PAGES = 20
+"""Pages in a row with the same items after which a list ends: the platform ignores which page is requested.
+
+A few can be equal by chance, if as many devices are added meanwhile as a page has.
+"""
+
 MIN_PAGE_BUDGET, PAGE_BUDGET_FACTOR = 100, 3
 """Pages that may be read while reading goes back: a minimum, and a multiple of the list's pages."""
 
@@ -56,7 +62,8 @@ class Pager:
         self._size, self._max_by_page_number, self._max_items = size, max_by_page_number, max_items
         self._tokens: OrderedDict[int, str] = OrderedDict()
         self._newest: frozenset[Hashable] | None = None
-        self._reach = self._pages_read = 0
+        self._previous: tuple[int, frozenset[Hashable]] = (0, frozenset())
+        self._reach = self._pages_read = self._equal_pages = 0
 
     @property
     def reached(self) -> int:
@@ -78,6 +85,10 @@ class Pager:
                 self._go_to(at + 1)
             else:
                 self.phase = "ended"
+            return
+        if self._is_repeated(at, keys):
+            self.problem = "its pages are all the same"
+            self.phase = "ended"
             return
         if self._within_budget():
             self._reach = max(0, self._reach - fallen)
@@ -104,6 +115,14 @@ class Pager:
         if total is not None:
             self.least_total = total if self.least_total is None else min(self.least_total, total)
         return 0 if before is None or total is None else max(0, before - total)
+
+    def _is_repeated(self, at: int, keys: frozenset[Hashable]) -> bool:
+        """Return whether this page has the same items as each of the previous ones."""
+        page, before = self._previous
+        self._previous = at, keys
+        if page != at:
+            self._equal_pages = self._equal_pages + 1 if keys and keys == before else 1
+        return self._equal_pages >= MAX_EQUAL_PAGES
 
     def _within_budget(self) -> bool:
         """Return whether reading still goes back; otherwise it continues to the end with a problem."""

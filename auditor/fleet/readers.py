@@ -30,8 +30,15 @@ from auditor.fleet.columns import (
 )
 from auditor.fleet.names import BadRowError, is_blank, show, strip_invisible
 from auditor.fleet.text_rows import FleetFile, Kind, open_bytes, read_json, read_list, read_table, unreadable
-from auditor.storage.database import error_reason, parquet, result_rows, sql_identifier, sql_read_path
-from auditor.storage.files import open_regular_file
+from auditor.storage.database import (
+    describe_repeated_rows,
+    error_reason,
+    parquet,
+    result_rows,
+    sql_identifier,
+    sql_read_path,
+)
+from auditor.storage.files import create_own_file, open_regular_file
 
 _SUFFIXES: dict[str, Kind] = {
     ".csv": "csv",
@@ -97,7 +104,7 @@ def _copy_standard_input(target: Path) -> None:
     start = sys.stdin.buffer.read(_START_BYTES)
     if not start.startswith((b"\x1f\x8b", *_ENCODINGS)) and _binary_kind(start, "standard input") is None:
         _refuse_null_characters(start, "standard input")
-    with target.open("wb") as copy:
+    with create_own_file(target) as copy:
         copy.write(start)
         shutil.copyfileobj(sys.stdin.buffer, copy, 1 << 20)
 
@@ -183,6 +190,12 @@ def _read_header(file: FleetFile, database: duckdb.DuckDBPyConnection) -> list[s
 
 
 def _read_parquet(file: FleetFile, database: duckdb.DuckDBPyConnection, report: BadRowReport) -> Iterator[FileRow]:
+    try:
+        reason = describe_repeated_rows(database, file.path)
+    except (duckdb.Error, UnicodeDecodeError) as error:
+        raise FleetError(f"{file.label}: cannot be read: {error_reason(error)}") from error
+    if reason is not None:
+        raise FleetError(f"{file.label}: {reason}")
     source, cursor = parquet(file.path), database.cursor()
     header = _read_header(file, database)
     positions = locate_columns(header, f"{file.label}: its columns")

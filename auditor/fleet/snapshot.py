@@ -3,6 +3,7 @@
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -38,14 +39,14 @@ from auditor.fleet.text_rows import FleetFile
 from auditor.models import DeviceStatus
 from auditor.storage.database import (
     CSV_BLOCK_OPTIONS,
-    PARQUET_OPTIONS,
     parquet,
     result_rows,
     scalar,
     scratch_database,
     sql_read_path,
-    sql_write_path,
+    write_rows,
 )
+from auditor.storage.files import create_own_file
 
 MAX_ROWS_SHOWN = 10
 """Bad rows that an error lists; all are counted."""
@@ -118,17 +119,18 @@ class _BadRows:
 def _stage(database: duckdb.DuckDBPyConnection, file: FleetFile, path: Path) -> _Stage:
     """Read a fleet file and write its valid rows to a Parquet file."""
     bad_rows, text = _BadRows(file), path.with_suffix(".tsv")
-    with text.open("w", encoding="utf-8", newline="\n") as staged:
+    with TextIOWrapper(create_own_file(text), encoding="utf-8", newline="\n") as staged:
         staged.writelines(_valid_rows(file, database, bad_rows))
         empty = staged.tell() == 0
     bad_rows.refuse()
     if empty:
         raise FleetError(f"{file.label}: has no device; a fleet has at least one")
     columns = {"record": "BIGINT", **{name: FLEET_COLUMNS[name] for name in ALL_COLUMNS}}
-    database.execute(
-        f"COPY (FROM read_csv({sql_read_path(text)}, delim='\\t', quote='', escape='', header=false, "
-        f"auto_detect=false, nullstr='', columns={columns}, {CSV_BLOCK_OPTIONS})) "
-        f"TO {sql_write_path(path)} {PARQUET_OPTIONS}"
+    write_rows(
+        database,
+        f"FROM read_csv({sql_read_path(text)}, delim='\\t', quote='', escape='', header=false, "
+        f"auto_detect=false, nullstr='', columns={columns}, {CSV_BLOCK_OPTIONS})",
+        path,
     )
     text.unlink()
     return _Stage(file, parquet(path), scalar(database, f"SELECT count(*) FROM {parquet(path)}"))
@@ -198,12 +200,8 @@ def _discovery_values(status: str, created: str, modified: str) -> str:
 def _deduplicate(database: duckdb.DuckDBPyConnection, stage: _Stage, account: str, out: Path) -> int:
     """Write the devices of a stage without duplicates; return the number of duplicates."""
     _find_duplicates(database, stage, slices_for(stage.devices))
-    database.execute(
-        f"COPY (SELECT $1 AS account, {', '.join(ALL_COLUMNS)} FROM {stage.rows} "
-        f"WHERE record NOT IN (SELECT record FROM duplicates)) TO {sql_write_path(out)} "
-        f"{PARQUET_OPTIONS}",
-        [account],
-    )
+    once = f"FROM {stage.rows} WHERE record NOT IN (SELECT record FROM duplicates)"
+    write_rows(database, f"SELECT $1 AS account, {', '.join(ALL_COLUMNS)} {once}", out, parameters=[account])
     return scalar(database, "SELECT count(*) FROM duplicates")
 
 

@@ -13,7 +13,7 @@ import duckdb
 from auditor.errors import RunNotWritableError
 from auditor.fleet.columns import COLUMNS
 from auditor.models import Device
-from auditor.storage.database import PARQUET_OPTIONS, parquet, scalar, scratch_database, sql_write_path
+from auditor.storage.database import parquet, scalar, scratch_database, write_rows
 
 BATCH_ROWS = 1_000
 """Rows that are read at a time."""
@@ -46,11 +46,9 @@ def concatenated_rows(paths: Sequence[Path]) -> str:
 
 def write_numbered(database: duckdb.DuckDBPyConnection, rows: str, out: Path, limit: int | None = None) -> int:
     """Write devices, numbered from 0 and up to ``limit``; return their number. ``rows`` is the SQL that reads them."""
-    database.execute(
-        f"COPY (SELECT row_number() OVER () - 1 AS ordinal, {', '.join(FLEET_COLUMNS)} "
-        f"FROM ({rows}) {'' if limit is None else f'LIMIT {limit}'}) "
-        f"TO {sql_write_path(out)} {PARQUET_OPTIONS}"
-    )
+    limited = "" if limit is None else f"LIMIT {limit}"
+    columns = f"row_number() OVER () - 1 AS ordinal, {', '.join(FLEET_COLUMNS)}"
+    write_rows(database, f"SELECT {columns} FROM ({rows}) {limited}", out)
     return scalar(database, f"SELECT count(*) FROM {parquet(out)}")
 
 
@@ -86,13 +84,13 @@ def write_extended_fleet(
         parts = [work / f"{number}.parquet" for number in range(len(order))]
         for name, part in zip(order, parts, strict=True):
             existing = f"SELECT {columns} FROM {parquet(fleet)} WHERE account = $1"
-            database.execute(f"COPY ({existing}) TO {sql_write_path(part)} {PARQUET_OPTIONS}", [name])
+            write_rows(database, existing, part, parameters=[name])
         own, new = parts[list(order).index(account)], work / "new.parquet"
         existing = f"(SELECT product_key, device_name FROM {parquet(own)})"
         added = f"SELECT {columns} FROM {parquet(devices)} ANTI JOIN {existing} USING (product_key, device_name)"
         if max_devices is not None:
             added += f" LIMIT {max(0, max_devices - scalar(database, f'SELECT count(*) FROM {parquet(own)}'))}"
-        database.execute(f"COPY ({added}) TO {sql_write_path(new)} {PARQUET_OPTIONS}")
+        write_rows(database, added, new)
         parts.insert(parts.index(own) + 1, new)
         return write_numbered(database, concatenated_rows(parts), out)
 

@@ -114,7 +114,7 @@ def render_metrics(folder: Path, policy: PolicySummary | None = None) -> bytes:
         samples = _SampleCollector(run.manifest.name)
         with translate_read_errors(run.folder):
             define_sealed_views(database, run.devices.parent)
-            define_estimates(database, run.folder)
+            define_estimates(database, run.files or run.folder)
             database.execute("CREATE TABLE version_counts AS FROM inventory")
             _add_devices(samples, database)
             _add_modules(samples, database)

@@ -13,13 +13,15 @@ from auditor.query.describe import warning_objects
 from auditor.query.freshness import AnswerAges, read_ages
 from auditor.query.warnings import completeness_warnings, integrity_warnings
 from auditor.runs.estimates import SampleSummary, define_estimates, may_be_sampled, summarize_sample
-from auditor.runs.folder import MODULES, find_run, is_sealed
+from auditor.runs.folder import MODULES, READ_BY_QUERIES, find_run, is_sealed
 from auditor.runs.inventory import count_devices, count_sources, coverage_head, inventory_head
 from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
+from auditor.runs.recovery import refuse_lost_results
 from auditor.runs.views import define_live_views, define_products, define_sealed_views
 from auditor.stats.stratified import StratifiedCounts
 from auditor.storage.database import DEFAULT_MEMORY, LARGE_MEMORY, open_database, result_rows
-from auditor.storage.files import private_folder
+from auditor.storage.descriptors import pin_files
+from auditor.storage.files import private_folder, translate_os_errors
 from auditor.storage.tables import ResultTable, TableFormat, translate_read_errors
 
 _COLUMNS = [
@@ -75,6 +77,8 @@ class Run:
                 spill = self._stack.enter_context(private_folder("read"))
             memory = DEFAULT_MEMORY if self.sealed else LARGE_MEMORY
             self._database = self._stack.enter_context(open_database(spill, memory))
+            with translate_os_errors(f"{self.folder}: cannot be read", RunFolderError):
+                self._files = self.folder if spill is None else pin_files(self.folder, READ_BY_QUERIES, spill)
             self._define_views()
         except BaseException:
             self._stack.close()
@@ -99,7 +103,7 @@ class Run:
             unsampled = count_sources(self._database.cursor()).unsampled
         devices = self.devices
         completeness = completeness_warnings(self.folder, self.manifest, devices, unsampled)
-        return (*completeness, *integrity_warnings(self.folder, self.manifest, devices))
+        return (*completeness, *integrity_warnings(self.folder, self.manifest))
 
     @property
     def sample(self) -> SampleSummary | None:
@@ -123,14 +127,16 @@ class Run:
 
     def _define_views(self) -> None:
         with translate_read_errors(self.folder):
-            (define_sealed_views if self.sealed else define_live_views)(self._database, self.folder)
-            define_products(self._database, self.folder)
+            if not self.sealed:
+                refuse_lost_results(self._database, self.folder, self.manifest)
+            (define_sealed_views if self.sealed else define_live_views)(self._database, self._files)
+            define_products(self._database, self._files)
             described = self._database.execute("DESCRIBE inventory").fetchall()
         if [(name, kind) for name, kind, *_ in described] != _COLUMNS:
             raise RunFolderError(f"{self.folder}: cannot be read: {MODULES} does not have the columns of a run")
         if may_be_sampled(self.folder, sealed=self.sealed):
             with translate_read_errors(self.folder):
-                self._counts = define_estimates(self._database, self.folder)
+                self._counts = define_estimates(self._database, self._files)
 
     def write_inventory(self, path: Path, form: TableFormat) -> None:
         """Write the inventory to a file.
@@ -151,7 +157,7 @@ class Run:
     def _head(self, form: TableFormat) -> dict[str, object]:
         match form:
             case "json":  # the counts show how complete the run is
-                warnings = integrity_warnings(self.folder, self.manifest, self.devices)
+                warnings = integrity_warnings(self.folder, self.manifest)
                 head = inventory_head(self._database.cursor(), self._counts)
                 return head | ({"warnings": warning_objects(warnings)} if warnings else {})
             case "xlsx":

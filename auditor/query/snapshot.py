@@ -10,11 +10,14 @@ from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.models import RunWarning
 from auditor.query.describe import warning_objects
 from auditor.query.warnings import completeness_warnings, integrity_warnings
-from auditor.runs.folder import DEVICES, FLEET, MODULES, TEXT_COLUMNS, is_sealed
+from auditor.runs.folder import DEVICES, FLEET, MODULES, READ_BY_QUERIES, TEXT_COLUMNS, is_sealed
 from auditor.runs.inventory import SourceCounts, count_devices, count_sources, coverage_head
 from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
+from auditor.runs.recovery import refuse_lost_results
 from auditor.runs.views import define_live_views, define_sealed_views
 from auditor.storage.database import Database, error_reason, open_database, parquet, with_enough_memory, write_parquet
+from auditor.storage.descriptors import pin_files
+from auditor.storage.files import translate_os_errors
 from auditor.storage.tables import translate_read_errors
 
 
@@ -29,6 +32,7 @@ class RunSnapshot:
         warnings: why the run's numbers do not cover the whole fleet, or are not reliable.
         tampered: whether a file differs from the one that was sealed.
         sources: numbers of carried and of unsampled devices, and the time of the oldest answer.
+        files: folder to read further files of the run from; None: ``folder``.
     """
 
     folder: Path
@@ -40,6 +44,7 @@ class RunSnapshot:
     warnings: tuple[RunWarning, ...]
     tampered: bool
     sources: SourceCounts = field(default_factory=SourceCounts)
+    files: Path | None = None
 
     @property
     def coverage(self) -> dict[str, object]:
@@ -57,25 +62,28 @@ def open_snapshot(folder: Path, work: Path) -> RunSnapshot:
     """
     manifest = read_manifest(folder)
     sealed = is_sealed(folder, manifest)
+    with translate_os_errors(f"{folder}: cannot be read", RunFolderError):
+        files = pin_files(folder, READ_BY_QUERIES, work)
     if not sealed:
-        _write_rows(folder, work)
-    source = folder if sealed else work
+        _write_rows(folder, files, manifest, work)
+    source = files if sealed else work
     with translate_read_errors(folder), open_database() as database:
         define_sealed_views(database, source)
         for name, columns in TEXT_COLUMNS.items():
             _require_text(database, folder, source / name, columns)
         counts, sources = count_devices(database), count_sources(database)
-    integrity = integrity_warnings(folder, manifest, counts)
+    integrity = integrity_warnings(folder, manifest)
     warnings = (*completeness_warnings(folder, manifest, counts, sources.unsampled), *integrity)
-    files = (folder / FLEET, source / DEVICES, source / MODULES)
-    return RunSnapshot(folder, manifest, counts, *files, warnings, bool(integrity), sources)
+    paths = (files / FLEET, source / DEVICES, source / MODULES)
+    return RunSnapshot(folder, manifest, counts, *paths, warnings, bool(integrity), sources, files)
 
 
-def _write_rows(folder: Path, work: Path) -> None:
+def _write_rows(folder: Path, files: Path, manifest: Manifest, work: Path) -> None:
     def write(memory: str) -> None:
         # Not in `work` itself: the views' own files have the names of the sealed ones.
         with TemporaryDirectory(dir=work) as views, open_database(Path(views), memory) as database:
-            define_live_views(database, folder, Path(views))
+            refuse_lost_results(database, folder, manifest)
+            define_live_views(database, files, Path(views))
             for name, view in ((DEVICES, "devices"), (MODULES, "modules")):
                 write_parquet(database, f"FROM {view}", work / name)
 
@@ -86,7 +94,8 @@ def _write_rows(folder: Path, work: Path) -> None:
         raise RunNotWritableError(f"{work}: {folder.name} cannot be read into it: {error_reason(error)}") from error
     except (duckdb.Error, UnicodeDecodeError) as error:
         # Only an error of a file in `work` is about the disk; others may quote a path of it as well.
-        if isinstance(error, duckdb.IOException) and str(work) in str(error):
+        of_work = str(work) in str(error) and (files == folder or str(files) not in str(error))
+        if isinstance(error, duckdb.IOException) and of_work:
             raise RunNotWritableError(f"{work}: cannot be written: {error_reason(error)}") from error
         raise RunFolderError(f"{folder}: cannot be read: {error_reason(error)}") from error
 

@@ -64,8 +64,8 @@ def query_run(path: str | Path, sql: str, *, prepare: Callable[[], None] = lambd
         out.mkdir()
         with translate_read_errors(folder):
             define_sealed_views(database, run.devices.parent)
-            define_products(database, run.folder)
-            define_estimates(database, run.folder)
+            define_products(database, run.files or run.folder)
+            define_estimates(database, run.files or run.folder)
             database.execute(f"CREATE VIEW fleet AS FROM {parquet(run.fleet)}")
         _restrict_access(database, run, out)
         prepare()

@@ -6,7 +6,7 @@ from pathlib import Path
 from auditor.errors import RunFolderError
 from auditor.models import RunWarning, WarningKind
 from auditor.runs.folder import FAILURES, FLEET, PRODUCTS, RESULTS, TEXT_COLUMNS, is_sealed
-from auditor.runs.manifest import MANIFEST, DeviceCounts, Manifest, file_info
+from auditor.runs.manifest import DeviceCounts, Manifest, file_info
 from auditor.runs.selection_info import SelectionInfo
 from auditor.storage.files import translate_os_errors
 
@@ -79,20 +79,9 @@ def state_label(state: str, counts: DeviceCounts, unsampled: int) -> str:
     return "sample" if counts.unanswered == unsampled else "partial sample"
 
 
-def _lost_results(folder: Path, manifest: Manifest, counts: DeviceCounts) -> Iterator[str]:
-    """Yield a sentence if ``run.json`` counts more answers than there are: a log rotation may have moved them away."""
-    recorded, found = (each.ok + each.empty + each.not_found for each in (manifest.devices, counts))
-    if recorded > found and not is_sealed(folder, manifest):
-        copies = sorted(path.name for path in folder.glob(f"{RESULTS}?*"))[:1]
-        advice = f"; append it to {copies[0]}, and rename that to {RESULTS}" if copies else ""
-        numbers = f"{MANIFEST} counts {recorded:,} answers, and {found:,} exist"
-        yield f"{RESULTS} was cut, replaced or rotated: {numbers}{advice}"
+def integrity_warnings(folder: Path, manifest: Manifest) -> tuple[RunWarning, ...]:
+    """Return a warning for each file that differs from the one that was sealed.
 
-
-def integrity_warnings(folder: Path, manifest: Manifest, counts: DeviceCounts) -> tuple[RunWarning, ...]:
-    """Return a warning for each file that differs from the one that was sealed, or lacks results that were written.
-
-    ``counts`` are the devices by state, as counted from the files.
     Only files that are read here are checked; ``auditor verify`` checks all. An unreadable one raises RunFolderError.
     """
     sealed = {each.name: each for each in manifest.files}
@@ -108,5 +97,4 @@ def integrity_warnings(folder: Path, manifest: Manifest, counts: DeviceCounts) -
         missing, changed = [], [name for name in changed if name == FLEET and not growing]
     details = [f"{name} was sealed and is missing" for name in missing]
     details += [f"{name} is not the file that was sealed (its digest differs)" for name in changed]
-    details += _lost_results(folder, manifest, counts)
     return tuple(RunWarning("tampered", str(folder), detail) for detail in details)

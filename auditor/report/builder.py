@@ -111,7 +111,7 @@ def _read_run(folder: Path, directory: Path, unreadable: list[str]) -> tuple[Run
 def _read_sections(run: RunSnapshot, directory: Path, work: Path, memory: str, unreadable: list[str]) -> _RunSections:
     with open_database(work / "spill", memory, READING_THREADS) as database:
         define_sealed_views(database, run.devices.parent)
-        sample = define_estimates(database, run.folder)
+        sample = define_estimates(database, run.files or run.folder)
         coverage = read_coverage(database, run, sample)
         problems = read_problems(database, run.manifest)
         versions = read_versions(database, work)

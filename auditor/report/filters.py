@@ -37,14 +37,14 @@ def format_percent(share: float | None) -> str:
 
 
 def parse_time(text: str | None) -> datetime | None:
-    """Parse a time of a manifest; None if there is none or it cannot be parsed."""
+    """Parse a time of a manifest, and return it in UTC; None if there is none or it cannot be parsed."""
     if text is None:
         return None
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # in UTC it may be in the year 0 or 10000
         return None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def format_time(time: datetime | None) -> str:

@@ -28,6 +28,12 @@ OPEN_AFTER_FAILURES, OPEN_AFTER_SECONDS = 10, 2.0
 EXHAUSTED_SECONDS = 0.5
 """The same seconds when the retry budget is exhausted: responses in flight may still be successes."""
 
+PRODUCT_FAILURES, PRODUCT_SECONDS = 20, 15.0
+"""A product fails after so many failures in a row and so many seconds, while requests for other products succeed.
+
+In these seconds a device uses up most of its attempts.
+"""
+
 MAX_DENIED_DEVICES = 5
 """Devices denied in a row, without any success, after which the account itself counts as denied."""
 
@@ -65,6 +71,7 @@ class CircuitBreaker:
         self._failing_since: float | None = None
         self._succeeded_at = 0.0
         self._failures_in_a_row = self._denied_devices = 0
+        self._opened_at = self._open_seconds = 0.0
         self._stop_reason: str | None = None
 
     def check(self) -> None:
@@ -74,8 +81,11 @@ class CircuitBreaker:
 
     def record_success(self) -> None:
         """Record that the platform accepted a request of the account, whatever it reported of the device."""
+        now = self._clock()
+        if self.is_open:
+            self._open_seconds += now - self._opened_at
         self.has_succeeded, self.is_open = True, False
-        self._succeeded_at = self._clock()
+        self._succeeded_at = now
         self._failing_since = None
         self._failures_in_a_row = self._denied_devices = 0
 
@@ -99,17 +109,24 @@ class CircuitBreaker:
             return
         if isinstance(error, TransientError):
             self._failures_in_a_row += 1
-            self.is_open = self._fails_for(OPEN_AFTER_SECONDS)
+            self._open_if_failing(OPEN_AFTER_SECONDS)
         self._stop_after_timeout(error)
 
     def on_retry_budget_exhausted(self) -> None:
         """Open the circuit sooner, because the account has used up its retry budget, if nothing succeeds either."""
-        self.is_open = self.is_open or self._fails_for(EXHAUSTED_SECONDS)
+        self._open_if_failing(EXHAUSTED_SECONDS)
 
-    def _fails_for(self, seconds: float) -> bool:
-        if not self.has_succeeded or self._failures_in_a_row < OPEN_AFTER_FAILURES:
-            return False
-        return self._clock() - self._succeeded_at >= seconds
+    @property
+    def closed_seconds(self) -> float:
+        """Seconds since an arbitrary moment in which the circuit was closed."""
+        return (self._opened_at if self.is_open else self._clock()) - self._open_seconds
+
+    def _open_if_failing(self, seconds: float) -> None:
+        if self.is_open or not self.has_succeeded or self._failures_in_a_row < OPEN_AFTER_FAILURES:
+            return
+        now = self._clock()
+        if now - self._succeeded_at >= seconds:
+            self.is_open, self._opened_at = True, now
 
     def _stop(self, reason: str) -> NoReturn:
         self._stop_reason = self._stop_reason or reason
@@ -124,3 +141,33 @@ class CircuitBreaker:
             setting = "proxy" if error.code == PROXY else "endpoint"
             advice = "" if self.has_succeeded or isinstance(error, ThrottledError) else f"; check its {setting}"
             self._stop(f"no usable answer for {timeout:g} s, the last: {error}{advice}")
+
+
+class FailingProducts:
+    """Finds products that fail for every device while the account works: retries for their devices would not help.
+
+    Products are what the account's requests are about, and ``breaker`` is the account's. Its open circuit is no
+    evidence against a product.
+    """
+
+    def __init__(self, breaker: CircuitBreaker) -> None:
+        self._breaker = breaker
+        self._failures: dict[str, tuple[int, float]] = {}  # in a row, and when the first one was
+
+    def record_success(self, product: str | None) -> None:
+        """Record a usable response."""
+        if self._failures and product is not None:
+            self._failures.pop(product, None)
+
+    def record_failure(self, product: str | None) -> None:
+        """Record a request that failed while the circuit was closed."""
+        if product is not None:
+            failures, since = self._failures.get(product, (0, self._breaker.closed_seconds))
+            self._failures[product] = (failures + 1, since)
+
+    def is_failing(self, product: str | None) -> bool:
+        """Return whether a product fails; the next success ends that."""
+        if product is None or product not in self._failures:
+            return False
+        failures, since = self._failures[product]
+        return failures >= PRODUCT_FAILURES and self._breaker.closed_seconds - since >= PRODUCT_SECONDS

@@ -10,7 +10,15 @@ from typing import Protocol, TypeVar
 import anyio
 import structlog
 
-from auditor.resilience.shared_quota import PRESENCE_TIMEOUT, STATE_LIFETIME, VERSION, Command, SharedQuota
+from auditor.resilience.shared_quota import (
+    PRESENCE_TIMEOUT,
+    STATE_LIFETIME,
+    VERSION,
+    Command,
+    Permit,
+    Retry,
+    SharedQuota,
+)
 
 log = structlog.get_logger()
 
@@ -18,6 +26,12 @@ T = TypeVar("T")
 
 TIMEOUT = 1.0
 """Seconds that a transaction may take. After that the shared quota counts as lost."""
+
+MAX_WAIT, MAX_WAIT_IN_PERMITS = 180.0, 20
+"""Seconds that a process waits for a permit at most, and the time of so many permits. The longest pause is shorter."""
+
+MAX_REFUSAL_GAP = 75.0
+"""Seconds between two attempts to get a permit up to which a process waits all the time, pauses included."""
 
 RECONNECT_INTERVAL, MAX_RECONNECT_INTERVAL = 1.0, 60.0
 """Seconds between two checks of a lost quota, doubled up to the maximum while it is lost again and again."""
@@ -106,6 +120,8 @@ class SharedBackend(ABC):
         self._synced_at = self._active_until = -math.inf
         self._synced, self._sends = b"", 0
         self._others = 0
+        self._waiting_since: float | None = None
+        self._refused_at = -math.inf
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _use_memory(self, memory: bytearray) -> None:
@@ -129,11 +145,30 @@ class SharedBackend(ABC):
         async with self._turn:
             if not self._is_lost:
                 try:
-                    return await self._transact(command)
+                    return self._check_wait(await self._transact(command))
                 except QuotaLostError as error:
                     self._continue_alone(str(error))
             self._apply_events()
             return command.apply(self.quota, self.clock())
+
+    def _check_wait(self, result: T) -> T:
+        """Return the result of a command.
+
+        Raises:
+            QuotaLostError: there was no permit for so long that what is stored cannot be right.
+        """
+        now = time.monotonic()
+        if isinstance(result, Permit):
+            self._waiting_since = None
+        elif isinstance(result, Retry):
+            if self._waiting_since is None or now - self._refused_at > MAX_REFUSAL_GAP:
+                self._waiting_since = now
+            since, self._refused_at = self._waiting_since, now
+            participants = 1 + self.quota.other_participants
+            if now - since > MAX_WAIT + MAX_WAIT_IN_PERMITS * participants / self.quota.rate.current_rate:
+                self._waiting_since, self._synced = None, bytes(len(self._memory))  # nothing of it is used
+                raise QuotaLostError(f"it has given no permit for {now - since:.0f} s")
+        return result
 
     def record(self, event: Command[None], *, immediately: bool = False) -> None:
         """See ``QuotaBackend``."""

@@ -36,6 +36,15 @@ ERA = 1.0
 MAX_CONFLICT_SECONDS = 5.0
 """Seconds in which a transaction must succeed that others' transactions precede."""
 
+MAX_TIME = 1e11
+"""Seconds since 1970 that a server's clock can show."""
+
+MAX_LAG, MAX_LEAD, MAX_DRIFT = 5.0, STATE_LIFETIME / 2, 0.01
+"""Seconds that the server's clock may fall behind ours and get ahead of it, and more for each second that has passed.
+
+A clock that does not advance would give no permit, and one that is too fast would give too many.
+"""
+
 MAX_ADDED = 366 * 86_400.0
 """Seconds that can be added to the server's clock. With far more of them a float could not count milliseconds."""
 
@@ -149,7 +158,8 @@ class RedisConnection:
         try:
             with anyio.fail_after(TIMEOUT):
                 response = await self._client.eval(script, len(keys), *keys, *arguments)
-            seconds, microseconds, *stored = response
+            members: list[Any] = response if isinstance(response, list) else []
+            seconds, microseconds, *stored = members
             now = int(seconds) + int(microseconds) / 1e6
             value = bytes(stored[0]) if stored else None
         except TimeoutError:
@@ -157,8 +167,10 @@ class RedisConnection:
         except self._errors as error:
             text = safe(str(error)).partition(" script: ")[0]  # not the digest of the script
             raise QuotaLostError(text.rstrip(". ") or type(error).__name__) from None
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError, MemoryError) as error:
             raise QuotaLostError("an unexpected response") from error
+        if not 0 <= now <= MAX_TIME:
+            raise QuotaLostError("its clock shows an impossible time")
         return _RedisReply(now - time.monotonic(), now - began, value)
 
     async def close(self) -> None:
@@ -184,6 +196,8 @@ class RedisBackend(SharedBackend):
         super().__init__(connection.address, configured_rate, ERA, bytearray(size_for(sends)))
         self._added = 0.0
         self._offset, self._now = connection.offset, 0.0
+        self._lag = self._lead = 0.0
+        self._compared_since = time.monotonic()
 
     def clock(self) -> float:
         """See ``QuotaBackend``; it is the server's clock."""
@@ -192,6 +206,8 @@ class RedisBackend(SharedBackend):
 
     def _use_memory(self, memory: bytearray) -> None:
         self._stamp, self._stored = b"", bytes(memory)
+        self._lag = self._lead = 0.0
+        self._compared_since = time.monotonic()
         super()._use_memory(memory)
 
     async def _transact(self, command: Command[T]) -> T:
@@ -248,9 +264,16 @@ class RedisBackend(SharedBackend):
             self._added += behind
         before = self._offset
         self._offset = min(max(self._offset, reply.low + self._added), reply.high + self._added)
-        if self._synced and self._offset - before > STATE_LIFETIME / 2:
+        if not self._synced:
+            return
+        moved = self._offset - before
+        self._lead, self._lag = self._lead + max(moved, 0.0), self._lag + max(-moved, 0.0)
+        drift = MAX_DRIFT * (time.monotonic() - self._compared_since)
+        if self._lead > MAX_LEAD + drift:
             # All that was shared would be forgotten. One jump is harmless, but others may repeat it.
             raise QuotaLostError("its time has jumped ahead")
+        if self._lag > MAX_LAG + drift:
+            raise QuotaLostError("its time does not advance, or too slowly")
 
     async def _check(self) -> None:
         """See ``SharedBackend``."""

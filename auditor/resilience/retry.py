@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import anyio
 
+from auditor.concurrency import RunningClock
 from auditor.errors import (
     ClockSkewError,
     InvalidRequestError,
@@ -18,13 +19,20 @@ from auditor.errors import (
     TransientError,
 )
 from auditor.models import CallResult
-from auditor.resilience.circuit_breaker import CircuitBreaker
+from auditor.resilience.circuit_breaker import CircuitBreaker, FailingProducts
 from auditor.resilience.rate_limiter import RateLimiter
 
 T = TypeVar("T")
 
 MAX_ACCOUNT_ERRORS = 20
 """Throttling responses and refused timestamps after which a request fails if others succeed: it is not the account."""
+
+
+MAX_UNPROVEN_ATTEMPTS = 20
+"""Attempts of a request after which failures count even if this process stood still: the answers may be the cause."""
+
+IMMEDIATE_CLOCK_RETRIES, MAX_CLOCK_DELAY = 7, 2.0
+"""Refused timestamps of a request after which it pauses before each retry, and seconds of such a pause at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +65,8 @@ MIN_SAVED_RETRIES, SAVED_RETRIES_SECONDS = 20, 10.0
 class RequestStats:
     """Requests of one account so far: ``sent`` in all, including ``retried`` retries; ``throttled`` responses.
 
-    ``answered`` requests had a usable response, which took ``seconds`` in all.
+    ``answered`` requests had a usable response, which took ``seconds`` in all, without those during which the process
+    stood still.
     """
 
     sent: int = 0
@@ -85,11 +94,13 @@ class RetryBudget:
         self._refilled_at = clock()
         self._turn = anyio.Lock(fast_acquire=True)
 
-    async def acquire(self, breaker: CircuitBreaker) -> None:
-        """Wait until one retry may be sent, or the circuit opens, because the failures are then not the devices'."""
+    async def acquire(self, breaker: CircuitBreaker, is_pointless: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until one retry may be sent; return False if the circuit opens first, or the retry becomes pointless."""
         async with self._turn:
             try:
-                while (rate := self._limiter.rate) is not None and not breaker.is_open:
+                while (rate := self._limiter.rate) is not None:
+                    if breaker.is_open or is_pointless():
+                        return False
                     # Every participant uses the fraction of its own share.
                     retries_per_second = self._fraction * rate / (1 + self._limiter.other_participants)
                     maximum = max(MIN_SAVED_RETRIES, SAVED_RETRIES_SECONDS * retries_per_second)
@@ -97,10 +108,11 @@ class RetryBudget:
                     self._saved = min(self._saved + (self._refilled_at - since) * retries_per_second, maximum)
                     if self._saved >= 1:
                         self._saved -= 1
-                        return
+                        return True
                     self.exhausted = True
                     breaker.on_retry_budget_exhausted()
                     await anyio.sleep(min((1 - self._saved) / retries_per_second, 1.0))
+                return not breaker.is_open
             finally:
                 self.exhausted = self._turn.statistics().tasks_waiting > 0
 
@@ -129,6 +141,8 @@ class RetryingCaller:
 
     A failure uses up an attempt of its request only while other requests succeed. If all requests fail for some time,
     the circuit opens: all requests wait, and one that succeeded before is sent as a probe until it succeeds again.
+    While only those for one product fail, each of them has one attempt. A failure while this process stood still says
+    nothing about the platform: the request is sent again, and nothing is recorded.
 
     Args:
         limiter: gives a permit for every request.
@@ -137,7 +151,13 @@ class RetryingCaller:
         retry_budget: fraction of the quota that retries may use.
         probe: a request that succeeded in an earlier session of the run; later successes replace it.
         paused: counts the requests that wait before a retry.
+        clock: seconds in which this process ran.
+        count_sent: called before each request is sent.
         jitter: random number in [0, 1).
+
+    Attributes:
+        may_retry: returns whether a failed request may be sent again; a call budget replaces it.
+        failing_products: the products for which every request fails.
     """
 
     def __init__(
@@ -149,31 +169,40 @@ class RetryingCaller:
         retry_budget: float = 0.1,
         probe: Callable[[], Awaitable[object]] | None = None,
         paused: PausedTasks | None = None,
+        clock: RunningClock | None = None,
+        count_sent: Callable[[], None] = lambda: None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.stats = RequestStats()
+        self.may_retry: Callable[[], bool] = lambda: True
+        self.failing_products = FailingProducts(breaker)
+        self._clock, self._count_sent = clock or RunningClock(), count_sent
         self._paused = paused or PausedTasks()
         self.retry_budget = RetryBudget(retry_budget, limiter)
         self._limiter, self._breaker, self._backoff, self._jitter = limiter, breaker, backoff, jitter
         self._one_at_a_time, self._probing = anyio.Lock(), anyio.Lock()
         self._last_successful = probe
 
-    def send(self, request: Callable[[], Awaitable[T]]) -> Coroutine[Any, Any, CallResult[T]]:
+    def send(
+        self, request: Callable[[], Awaitable[T]], product: str | None = None
+    ) -> Coroutine[Any, Any, CallResult[T]]:
         """Call ``request`` until it succeeds or fails with an error that no retry would change. Await it immediately.
+
+        ``product`` is the one that the request is about, if that is known.
 
         Raises:
             AccountStoppedError: the account is denied, was never reached, or has failed for too long.
         """
-        return self._send(request) if self._breaker.has_succeeded else self._send_first(request)
+        return self._send(request, product) if self._breaker.has_succeeded else self._send_first(request, product)
 
-    async def _send_first(self, request: Callable[[], Awaitable[T]]) -> CallResult[T]:
+    async def _send_first(self, request: Callable[[], Awaitable[T]], product: str | None) -> CallResult[T]:
         """Send one request at a time until the account has succeeded."""
         async with self._one_at_a_time:
             if not self._breaker.has_succeeded:
-                return await self._send(request)
-        return await self._send(request)
+                return await self._send(request, product)
+        return await self._send(request, product)
 
-    async def _send(self, request: Callable[[], Awaitable[T]]) -> CallResult[T]:
+    async def _send(self, request: Callable[[], Awaitable[T]], product: str | None) -> CallResult[T]:
         attempts = failures = account_errors = 0
         answered_before = self.stats.answered
         while True:
@@ -184,20 +213,35 @@ class RetryingCaller:
             if self._breaker.is_open:
                 continue
             attempts += 1
+            standstills = self._clock.standstills
             result = await self._attempt(request, sent_at, is_retry=attempts > 1)
+            if attempts <= MAX_UNPROVEN_ATTEMPTS and self._proves_nothing(result, standstills):
+                continue
             if isinstance(result, ThrottledError | ClockSkewError):
-                # It concerns the account, not the device: no attempt is used up. The limiter does the waiting, and a
-                # clock needs none: the client learns from a few refusals, or denies the account.
+                # It concerns the account, not the device: no attempt is used up. The limiter does the waiting. The
+                # client learns the time from a few refusals, or denies the account, unless they are of one device.
                 account_errors += 1
                 if account_errors % MAX_ACCOUNT_ERRORS == 0 and await self._others_succeed(answered_before):
                     return CallResult(result, attempts)
+                await self._wait_for_clock(result, account_errors)
             elif not isinstance(result, TransientError):
+                self.failing_products.record_success(product)
                 return CallResult(result, attempts)
             elif not self._breaker.is_open:
                 failures += 1
-                if failures >= self._backoff.max_attempts:
+                self.failing_products.record_failure(product)
+                if failures >= self._backoff.max_attempts or not await self._wait_to_retry(request, failures, product):
                     return CallResult(result, attempts)
-                await self._wait_to_retry(failures)
+
+    async def _wait_for_clock(self, result: object, account_errors: int) -> None:
+        """Wait before the retry of a request whose timestamp was refused again and again."""
+        if isinstance(result, ClockSkewError) and account_errors > IMMEDIATE_CLOCK_RETRIES:
+            with self._paused:
+                await anyio.sleep(min(self._backoff.delay(account_errors, self._jitter()), MAX_CLOCK_DELAY))
+
+    def _proves_nothing(self, result: object, standstills: int) -> bool:
+        """Return whether a request failed while this process stood still, in which time no answer is read."""
+        return isinstance(result, TransientError) and self._clock.has_stopped(standstills)
 
     async def _others_succeed(self, answered_before: int) -> bool:
         """Return whether another request has succeeded since then; if none has, probe the account."""
@@ -205,22 +249,38 @@ class RetryingCaller:
             await self.probe_account()
         return self.stats.answered > answered_before
 
-    async def _wait_to_retry(self, failures: int) -> None:
+    async def _wait_to_retry(
+        self, request: Callable[[], Awaitable[object]], failures: int, product: str | None
+    ) -> bool:
+        """Wait before a retry, within the retry budget; return whether to send it."""
+
+        def is_pointless() -> bool:
+            return self.failing_products.is_failing(product)
+
+        if is_pointless() or not self.may_retry():
+            return False
         if failures == PROBE_AFTER_FAILURES and not self._breaker.has_succeeded:
             await self.probe_account()
         with self._paused:
             await anyio.sleep(self._backoff.delay(failures, self._jitter()))
-            if not self._breaker.is_open:
-                await self.retry_budget.acquire(self._breaker)
+            while not is_pointless():
+                # Retries that waited while the circuit was open wait for the budget again: the probe that closed it may
+                # have been about another product.
+                if self._breaker.is_open:
+                    await self._wait_until_closed(request)
+                if await self.retry_budget.acquire(self._breaker, is_pointless):
+                    return True
+        return False
 
     async def _attempt(
         self, request: Callable[[], Awaitable[T]], sent_at: float, *, is_retry: bool
     ) -> T | PlatformError:
         """Send one request and record its outcome."""
+        began, standstills = time.monotonic(), self._clock.standstills
+        self._count_sent()
         self.stats.sent += 1
         self.stats.retried += is_retry
         self.stats.in_flight += 1
-        began = time.monotonic()
         try:
             result: T | PlatformError = await request()
         except (NotFoundError, NeverActivatedError, InvalidRequestError) as error:
@@ -228,14 +288,16 @@ class RetryingCaller:
         except PlatformError as error:
             if isinstance(error, ThrottledError):
                 self._slow_down(error, sent_at)
-            self._breaker.record_failure(error)
+            if not self._proves_nothing(error, standstills):
+                self._breaker.record_failure(error)
             return error
         finally:
             self.stats.in_flight -= 1
-        self.stats.answered += 1
-        self.stats.seconds += time.monotonic() - began
         self._limiter.on_success(sent_at)
-        self._breaker.record_success()
+        self._breaker.record_success()  # reads the clock, so a standstill is noticed
+        self.stats.answered += 1
+        if self._clock.standstills == standstills:
+            self.stats.seconds += time.monotonic() - began
         self._last_successful = request
         return result
 

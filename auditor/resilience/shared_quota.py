@@ -46,6 +46,9 @@ STATE_LIFETIME = 60.0
 MAX_AHEAD = 300.0
 """Seconds ahead of now that a stored moment can be. Later ones are of another clock."""
 
+MAX_PAUSE_AHEAD = 75.0
+"""Seconds that a pause can last at most, with some tolerance for clocks."""
+
 MIN_CONFIGURED_RATE, ROUNDING = 1e-6, 1e-9
 """Requests a second that a participant can have configured at least, and the relative error of a product of rates."""
 
@@ -171,6 +174,8 @@ class SharedQuota:
         rates = [header.configured_rate, *(row.configured_rate for row in presences)]
         # A rate above the configured one would exceed the quota of all participants together.
         if not state.current_rate * (1 + state.margin) <= header.configured_rate * (1 + ROUNDING):
+            return False
+        if not header.paused_until <= latest - MAX_AHEAD + MAX_PAUSE_AHEAD:
             return False
         if not (all(moment <= latest for moment in moments) and all(rate >= MIN_CONFIGURED_RATE for rate in rates)):
             return False

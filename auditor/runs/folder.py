@@ -33,9 +33,15 @@ SEALED = (DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)
 REPORT_HTML = "report.html"
 INVENTORY_XLSX = "inventory.xlsx"
 
+READ_BY_QUERIES = (FLEET, RESULTS, FAILURES, PRODUCTS, PLAN, CARRIED, DEVICES, MODULES)
+"""Files that DuckDB opens by their names."""
+
 PRESENTATION_FILES = (REPORT_HTML, INVENTORY_XLSX)
 """Files that hooks make of a sealed run for people. They are outside the run's contract; a resume removes them."""
 
+
+MAX_FOREIGN_MANIFEST_BYTES = 64 << 20
+"""Bytes of manifests of other users that are read of a directory; 1,000 runs have about 4 MB. Each takes memory."""
 
 MAX_CLOCK_DIFFERENCE = 3 * 86_400.0
 """Seconds that the start of a run can be in the future, by the clock of another machine. A later one is impossible."""
@@ -124,13 +130,22 @@ class RunCatalog:
             if missing_ok and not directory.exists():
                 return
             folders = [path for path in directory.iterdir() if not path.name.startswith(".") and not path.is_symlink()]
+        self._foreign_bytes = 0
         for folder in folders:
             try:
                 if has_manifest(folder):  # another process may delete the folder in between
-                    self.runs.append(StoredRun(read_manifest(folder), folder))
+                    self.runs.append(StoredRun(self._read(folder), folder))
             except RunFolderError as error:
                 self.unreadable.append(error)
         self.runs.sort(key=self._order, reverse=True)
+
+    def _read(self, folder: Path) -> Manifest:
+        """Read a manifest; raise RunFolderError if it is invalid, or those of other users have too many bytes."""
+        size = _foreign_manifest_bytes(folder)
+        self._foreign_bytes += size
+        if size and self._foreign_bytes > MAX_FOREIGN_MANIFEST_BYTES:
+            raise RunFolderError(f"{folder}: is not read: the manifests of other users here are too large")
+        return read_manifest(folder)
 
     def is_possible(self, run: StoredRun) -> bool:
         """Return whether a run's start, in its manifest and in its folder's name, is not in the future."""
@@ -185,6 +200,15 @@ class RunCatalog:
         """Log a warning for each run that cannot be read."""
         for error in self.unreadable:
             log.warning("run skipped", reason=str(error))
+
+
+def _foreign_manifest_bytes(folder: Path) -> int:
+    """Return the size of the manifest of another user's run, at least a block; 0 for the caller's own and root's."""
+    try:
+        found = (folder / MANIFEST).lstat()
+    except OSError:  # deleted meanwhile: reading it reports that
+        return 0
+    return 0 if found.st_uid in {os.geteuid(), 0} else max(found.st_size, 4096)
 
 
 def has_manifest(folder: Path) -> bool:

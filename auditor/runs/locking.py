@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,10 +21,13 @@ from auditor.models import Device
 from auditor.runs.folder import FAILURES, FLEET, FOLDER_NAME, RESULTS
 from auditor.runs.manifest import Manifest, read_manifest
 from auditor.runs.selection_info import RequestCounts
+from auditor.storage.descriptors import refuse_foreign_folder
 from auditor.storage.files import (
     PRIVATE_FILE,
+    PRIVATE_FOLDER,
     check_regular,
     create_file,
+    find_foreign_access,
     sync_to_disk,
     translate_os_errors,
 )
@@ -128,6 +132,44 @@ class RunLock:
             os.close(self._folder)
         self._descriptor = self._folder = -1
 
+    def refuse_replaced(self, folder: Path) -> None:
+        """Raise RunNotWritableError unless a path still leads to the locked folder.
+
+        Another user may have renamed the folder, or one above it, and put another one in its place.
+        """
+        with translate_os_errors(f"{folder}: cannot be checked"):
+            self._refuse_other(folder, folder.stat())
+
+    def refuse_foreign(self, folder: Path) -> None:
+        """Raise OSError or RunNotWritableError unless the locked folder is the new one of a path, and the caller's."""
+        self._refuse_other(folder, folder.lstat())
+        refuse_foreign_folder(self._folder)
+
+    def _refuse_other(self, folder: Path, named: os.stat_result) -> None:
+        locked = os.fstat(self._folder)
+        if (locked.st_dev, locked.st_ino) != (named.st_dev, named.st_ino):
+            raise RunNotWritableError(
+                f"{folder}: was replaced by another folder while this run was written; see who can write "
+                f"{folder.parent} and the folders above it"
+            )
+
+    def finish_folder(self, mode: int) -> None:
+        """Give the locked folder its mode, and its files the same without execution, whatever the umask is; sync all.
+
+        Raises:
+            OSError: a file was replaced by a link, or cannot be synced.
+        """
+        for name in os.listdir(self._folder):  # noqa: PTH208  a path has no descriptor
+            descriptor = os.open(name, os.O_RDONLY | _NO_LINK, dir_fd=self._folder)
+            try:
+                if name != LOCK and stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    os.fchmod(descriptor, mode & 0o666)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        os.fchmod(self._folder, mode)
+        os.fsync(self._folder)
+
     def __del__(self) -> None:
         # The caller may have been cancelled while a thread created the folder for it.
         if hasattr(self, "_folder"):
@@ -208,20 +250,17 @@ def create_run_folder(
     try:
         mode = 0o750 if group_readable else 0o700
         directory.mkdir(mode, parents=True, exist_ok=True)
+        warn_if_replaceable(directory)
         with directory_lock(directory, max_wait):
             refuse_overlap(directory, name)
             remove_stale_folders(directory)
-            fresh.mkdir(mode)
-            fresh.chmod(mode)  # whatever the umask is
+            fresh.mkdir(PRIVATE_FOLDER)
             lock = RunLock(fresh)
+            lock.refuse_foreign(fresh)
         for live in (RESULTS, FAILURES):
             create_file(fresh / live)
         fill(fresh)
-        for path in fresh.iterdir():
-            if path.is_file() and path.name != LOCK:
-                path.chmod(mode & 0o666)
-            sync_to_disk(path)
-        sync_to_disk(fresh)
+        lock.finish_folder(mode)
         with directory_lock(directory, max_wait):  # otherwise another process could miss the folder under both names
             folder = _rename(fresh, directory / f"{stamp}-{name}")
         sync_to_disk(directory)
@@ -253,6 +292,19 @@ def rename_corrected(folder: Path, manifest: Manifest) -> Path:
         log.warning("the run folder keeps the name of a wrong time", folder=str(folder), reason=str(error))
         return folder
     return folder.with_name(renamed.name)
+
+
+def warn_if_replaceable(directory: Path) -> None:
+    """Log a warning if other users could replace runs of a directory while they are written."""
+    try:
+        access = find_foreign_access(directory)
+    except OSError as error:
+        access = f"cannot be checked: {error.strerror}"
+    if access is not None:
+        log.warning(
+            "other users can replace runs in this directory", directory=str(directory), reason=access,
+            advice="keep runs in a directory that only you can write, as are the folders above it",
+        )  # fmt: skip
 
 
 def refuse_overlap(directory: Path, name: str, *, except_folder: Path | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,6 +34,16 @@ MANIFEST = "run.json"
 
 MAX_MANIFEST_BYTES = 32 << 20
 """Size up to which a manifest is read. One of 1,000 accounts with 100 gaps each has 20 MB."""
+
+MAX_MANIFEST_VALUES = 2_000_000
+"""Upper limit of the number of values in a manifest that is read. That manifest has 1,000,000; each takes memory."""
+
+MAX_NUMBER = 2**53
+"""Largest number in a manifest: the sum of those of many accounts can still be written as JSON, with 64 bits."""
+
+_CONFIGURED = frozenset({"settings", "seed", "limit"})
+
+_LONG_NUMBER = re.compile(rb"\d{16}")
 
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 """Endings of the names of a run's files."""
@@ -396,7 +407,10 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         _check_files(folder)
-        table = orjson.loads(read_contained(folder, MANIFEST, max_bytes=MAX_MANIFEST_BYTES))
+        content = read_contained(folder, MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
+        if sum(map(content.count, (b",", b"[", b"{"))) > MAX_MANIFEST_VALUES:
+            raise RunFolderError(f"{path}: is not a manifest: it has more than {MAX_MANIFEST_VALUES:,} values")
+        table = orjson.loads(content)
         version = table.get("schema_version", SCHEMA_VERSION) if isinstance(table, dict) else SCHEMA_VERSION
         if isinstance(version, int) and version != SCHEMA_VERSION:
             writer = str(table.get("auditor_version"))[:40]
@@ -404,6 +418,8 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{path}: has schema_version {version}, this auditor reads {SCHEMA_VERSION}; use the auditor that "
                 f"wrote it ({writer!r})"
             )
+        if _LONG_NUMBER.search(content) and _has_long_number(table):
+            raise RunFolderError(f"{path}: is not a manifest: it has a number above {MAX_NUMBER:,}")
         return msgspec.convert(table, Manifest)
     except FileNotFoundError:
         raise RunFolderError(f"{folder}: is not a run folder: it has no {MANIFEST}") from None
@@ -411,6 +427,15 @@ def read_manifest(folder: Path) -> Manifest:
         raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
     except (orjson.JSONDecodeError, msgspec.ValidationError) as error:
         raise RunFolderError(f"{path}: is not a manifest: {error}") from error
+
+
+def _has_long_number(value: object) -> bool:
+    """Return whether a whole number in a document is above the limit. What a user configures may be."""
+    if isinstance(value, dict):
+        return any(_has_long_number(each) for key, each in value.items() if key not in _CONFIGURED)
+    if isinstance(value, list):
+        return any(map(_has_long_number, value))
+    return isinstance(value, int) and abs(value) > MAX_NUMBER
 
 
 def _check_files(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import filecmp
 import os
+import shlex
 import shutil
 import stat
 from dataclasses import dataclass, replace
@@ -15,12 +16,13 @@ from auditor.models import Device
 from auditor.runs.folder import CARRIED, FAILURES, RESULTS
 from auditor.runs.inventory import count_devices
 from auditor.runs.journal import RESERVE
-from auditor.runs.manifest import MANIFEST, DeviceCounts
+from auditor.runs.manifest import MANIFEST, DeviceCounts, Manifest
 from auditor.runs.views import define_live_views
 from auditor.storage.append_only import cut_torn_line
 from auditor.storage.database import (
     Database,
     device_key_sql,
+    parquet,
     scalar,
     scratch_database,
     sql_literal,
@@ -32,11 +34,15 @@ from auditor.storage.files import (
     atomic_replace,
     check_regular,
     create_file,
+    open_contained,
     replace_file,
     translate_os_errors,
 )
 
 log = structlog.get_logger()
+
+_BLOCK_BYTES = 1 << 20
+"""Bytes of a file of results that are read at a time."""
 
 RESUME_WORK = ".resuming"
 """Scratch folder in the run folder."""
@@ -174,6 +180,36 @@ def _refuse_missing_results(folder: Path, counts: DeviceCounts) -> None:
         raise RunFolderError(
             f"{results}: is missing or empty, but {MANIFEST} counts {answers:,} answers; {advice}, or start a new run"
         )
+
+
+def refuse_lost_results(database: Database, folder: Path, manifest: Manifest) -> None:
+    """Refuse to read an unsealed run that has fewer answers than its manifest counts: its devices are not pending.
+
+    A manifest that was read before its results never counts more of them, unless a file was moved, cut or replaced, or
+    the power failed.
+    """
+    counts, carried = manifest.devices, folder / CARRIED
+    answers = counts.ok + counts.empty + counts.not_found
+    answers -= scalar(database, f"SELECT count(*) FROM {parquet(carried)}") if carried.is_file() else 0
+    found = _count_lines(folder / RESULTS, answers)
+    if found < answers:
+        copies = sorted(path.name for path in folder.glob(f"{RESULTS}?*"))
+        restore = f"append it to {copies[0]}, and rename that to {RESULTS}" if copies else "put the file back"
+        raise RunFolderError(
+            f"{folder / RESULTS} was cut, replaced or rotated: {MANIFEST} counts {answers:,} answers, and {found:,} "
+            f"exist; {restore}, or query the devices again: auditor resume {shlex.quote(str(folder))}"
+        )
+
+
+def _count_lines(path: Path, enough: int) -> int:
+    """Return the number of complete lines of a file, or ``enough`` if it has more; a missing file has none."""
+    if not enough or not os.path.lexists(path):
+        return 0
+    found = 0
+    with open_contained(path.parent, path.name) as file:
+        while found < enough and (block := file.read(_BLOCK_BYTES)):
+            found += block.count(b"\n")
+    return min(found, enough)
 
 
 def _drop_unreadable_lines(path: Path) -> None:

@@ -17,7 +17,7 @@ from auditor.storage.database import (
     with_enough_memory,
     write_parquet,
 )
-from auditor.storage.files import put_in_place
+from auditor.storage.files import create_own_file, put_in_place
 from auditor.storage.tables import write_csv
 
 
@@ -68,5 +68,5 @@ def write_inventories(database: Database, folder: Path, work: Path) -> None:
     """Write ``inventory.csv`` and ``inventory.json`` to ``work``, from the sealed views of a run and its products."""
     counts = define_estimates(database, folder)
     write_csv(database, "FROM inventory", work / INVENTORY_CSV)
-    with (work / INVENTORY_JSON).open("wb") as file:
+    with create_own_file(work / INVENTORY_JSON) as file:
         file.writelines(inventory_json(database, counts))

@@ -20,6 +20,7 @@ from auditor.runs.folder import (
     INVENTORY_JSON,
     MODULES,
     PLAN,
+    READ_BY_QUERIES,
     RESULTS,
     SEALED,
     sealed_file_names,
@@ -29,6 +30,7 @@ from auditor.runs.manifest import DeviceCounts, Manifest, file_info, read_manife
 from auditor.runs.seal import write_inventories
 from auditor.runs.views import define_live_views, define_products, define_sealed_views
 from auditor.storage.database import Database, error_reason, open_database, scalar, sql_identifier, with_enough_memory
+from auditor.storage.descriptors import pin_files
 from auditor.storage.files import private_folder
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -66,18 +68,20 @@ def _problems(folder: Path, manifest: Manifest, parent: Path | None, memory: str
         spill = Path(name)
         database = open_database(spill, memory)
         try:
-            define_live_views(database, folder, spill)
+            files = pin_files(folder, READ_BY_QUERIES, spill)
+            define_live_views(database, files, spill)
             yield from _check_states(database, folder, manifest)
             if manifest.state == "running":
                 yield f"{folder.name}: is running or was killed; it is not sealed"
             elif manifest.finished_at is None:
                 yield f"{folder.name}: was stopped before its end; it is not sealed"
             elif all((folder / name).is_file() for name in SEALED):
-                yield from _check_sealed(database, folder, spill, memory)
+                yield from _check_sealed(database, files, folder, spill, memory)
         except duckdb.OutOfMemoryException:
             raise
         except (duckdb.Error, UnicodeDecodeError) as error:
-            if str(spill) in str(error):  # an error of the temporary folder, not of the run
+            of_run = files != folder and str(files) in str(error)
+            if str(spill) in str(error) and not of_run:  # an error of the temporary folder
                 raise RunNotWritableError(f"{folder}: cannot be verified: {error_reason(error)}") from error
             yield f"{folder.name}: a file cannot be read: {error_reason(error)}"
         finally:
@@ -171,17 +175,17 @@ def _check_selection(database: Database, manifest: Manifest) -> Iterator[str]:
         yield f"run.json: its number of outdated results does not follow from {PLAN} and {CARRIED}"
 
 
-def _check_sealed(live: Database, folder: Path, work: Path, memory: str) -> Iterator[str]:
+def _check_sealed(live: Database, files: Path, folder: Path, work: Path, memory: str) -> Iterator[str]:
     with open_database(work, memory) as sealed:
-        define_sealed_views(sealed, folder)
-        define_products(sealed, folder)
+        define_sealed_views(sealed, files)
+        define_products(sealed, files)
         for name, view in ((DEVICES, "devices"), (MODULES, "modules")):
             if _fingerprint(live, view) != _fingerprint(sealed, view):
                 yield f"{name}: does not follow from {RESULTS} and {FAILURES}"
         if _columns(live, "inventory") != _columns(sealed, "inventory"):
             return  # other types than text, as just reported: there is no inventory of them
         # From the sealed rows, which follow from the lines as just shown.
-        write_inventories(sealed, folder, work)
+        write_inventories(sealed, files, work)
         for name in (INVENTORY_JSON, INVENTORY_CSV):
             if file_info(work / name) != file_info(folder / name):
                 yield f"{name}: does not follow from {MODULES}"

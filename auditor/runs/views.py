@@ -23,8 +23,18 @@ from pathlib import Path
 
 import orjson
 
+from auditor.errors import RunFolderError
 from auditor.runs.folder import CARRIED, DEVICES, FAILURES, FLEET, MODULES, PLAN, PRODUCTS, RESULTS
-from auditor.storage.database import Database, device_key_sql, parquet, scalar, sql_read_path, text_lines, write_parquet
+from auditor.storage.database import (
+    Database,
+    describe_repeated_rows,
+    device_key_sql,
+    parquet,
+    scalar,
+    sql_read_path,
+    text_lines,
+    write_parquet,
+)
 
 _IDENTITY = dict.fromkeys(("account", "product_key", "device_name", "iot_id", "status"), "VARCHAR")
 
@@ -121,14 +131,15 @@ def define_live_views(database: Database, folder: Path, work: Path | None = None
 
 def define_base_views(database: Database, folder: Path, work: Path | None = None) -> None:
     """Define the views that need no join; see ``define_live_views``."""
-    database.execute(f"CREATE VIEW fleet AS FROM {parquet(folder / FLEET)}")
-    planned = f"FROM {parquet(folder / PLAN)}" if (folder / PLAN).is_file() else _no_rows(_PLAN)
+    database.execute(f"CREATE VIEW fleet AS FROM {_parquet_of_run(database, folder / FLEET)}")
+    planned = f"FROM {_parquet_of_run(database, folder / PLAN)}" if (folder / PLAN).is_file() else _no_rows(_PLAN)
     database.execute(f"CREATE VIEW planned AS {planned}")
     answered = f"({_lines(folder / RESULTS, _ANSWERED)}) WHERE status IN ('ok', 'empty', 'not_found')"
     lines = f"SELECT *, 'queried' AS source FROM {answered}"
     if (folder / CARRIED).is_file():
         # No device is in both: carried and queried devices are disjoint parts of one fleet.
-        carried = f"SELECT *, 0::BIGINT AS attempts, 'carried' AS source FROM {parquet(folder / CARRIED)}"
+        rows = _parquet_of_run(database, folder / CARRIED)
+        carried = f"SELECT *, 0::BIGINT AS attempts, 'carried' AS source FROM {rows}"
         lines += f" UNION ALL BY NAME {carried}"
     _define(database, "lines", f"SELECT *, len(modules) AS module_count FROM ({lines})", work)
     database.execute(
@@ -143,8 +154,8 @@ def define_base_views(database: Database, folder: Path, work: Path | None = None
 
 def define_sealed_views(database: Database, folder: Path) -> None:
     """Define ``devices``, ``modules`` and ``inventory`` over the sealed files."""
-    database.execute(f"CREATE VIEW devices AS FROM {parquet(folder / DEVICES)}")
-    database.execute(f"CREATE VIEW modules AS FROM {parquet(folder / MODULES)}")
+    database.execute(f"CREATE VIEW devices AS FROM {_parquet_of_run(database, folder / DEVICES)}")
+    database.execute(f"CREATE VIEW modules AS FROM {_parquet_of_run(database, folder / MODULES)}")
     database.execute(f"CREATE VIEW inventory AS {INVENTORY}")
 
 
@@ -154,6 +165,13 @@ def define_products(database: Database, folder: Path) -> None:
     lines = _lines(path, _PRODUCT) if path.is_file() else _no_rows({**_PRODUCT, "modules": "VARCHAR[]"})
     database.execute(f"CREATE TABLE products AS {lines}")
     database.execute(f"CREATE VIEW missing_modules AS {_MISSING}")
+
+
+def _parquet_of_run(database: Database, path: Path) -> str:
+    """Return the SQL that reads a Parquet file of a run; raise RunFolderError if reading it could take hours."""
+    if (reason := describe_repeated_rows(database, path)) is not None:
+        raise RunFolderError(f"{path}: {reason}")
+    return parquet(path)
 
 
 def _no_rows(columns: Mapping[str, object]) -> str:

@@ -137,6 +137,7 @@ class SelectionCoordinator:
     async def limit_queries(self, session: AccountSession, devices: Iterator[Device]) -> tuple[Iterator[Device], Fetch]:
         """Return an account's devices up to the call budget and the precision, and the function that queries one."""
         devices = self._call_budget.limit(devices)
+        session.limit_retries(self._call_budget.allows_retry)
         if self._stopping_rule is None:
             return devices, session.fetch
         await self._stopping_rule.add_account(session.name)

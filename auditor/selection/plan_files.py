@@ -18,15 +18,15 @@ from auditor.fleet.columns import COLUMNS
 from auditor.runs.folder import CARRIED, PLAN
 from auditor.runs.views import define_base_views
 from auditor.storage.database import (
-    PARQUET_OPTIONS,
     READING_MEMORY,
     READING_THREADS,
     parquet,
     scalar,
     scratch_database,
-    sql_write_path,
     write_parquet,
+    write_rows,
 )
+from auditor.storage.files import create_own_file
 
 RESULT_COLUMNS = ("status", "modules", "total", "pages", "request_id", "audited_at", "reason", "run", "change_count")
 """Columns of a previous result, after the names of its device."""
@@ -135,9 +135,10 @@ def merge_account(part: Path, target: Path, account: str, out: Path) -> None:
     with scratch_database(memory=READING_MEMORY, failure=f"{target} cannot be written") as database:
         if target.exists():
             rows = f"SELECT * FROM {parquet(target)} WHERE account <> $1 UNION ALL FROM {parquet(part)}"
-            database.execute(f"COPY ({rows}) TO {sql_write_path(out)} {PARQUET_OPTIONS}", [account])
+            write_rows(database, rows, out, parameters=[account])
         else:
-            shutil.copyfile(part, out)
+            with part.open("rb") as source, create_own_file(out) as copy:
+                shutil.copyfileobj(source, copy)
 
 
 def keep_accounts(path: Path, accounts: Collection[str]) -> None:
@@ -148,7 +149,7 @@ def keep_accounts(path: Path, accounts: Collection[str]) -> None:
             path.unlink()
         elif scalar(database, f"SELECT count(*) FROM {parquet(path)} WHERE NOT {is_kept}", [list(accounts)]):
             rows = f"SELECT * FROM {parquet(path)} WHERE {is_kept}"
-            database.execute(f"COPY ({rows}) TO {sql_write_path(new)} {PARQUET_OPTIONS}", [list(accounts)])
+            write_rows(database, rows, new, parameters=[list(accounts)])
             new.replace(path)
 
 

@@ -88,10 +88,12 @@ class IncrementalStrategy:
         baseline, rule = await self._baseline.read(), self._rule()
         queries, states = context.work / "state-queries.parquet", context.work / "states.parquet"
         requested = await run_in_thread(selector.write_state_queries, baseline, rule, queries)
-        sent_before = 0
-        if self._budget.covers(account, session.total_sent + requested // BATCH_GET_DEVICE_STATE.page_size):
+        sent_before, calls_before = 0, session.sent_before()
+        calls = requested // BATCH_GET_DEVICE_STATE.page_size
+        if self._budget.covers(account, calls_before + session.total_sent + calls):
             journal = context.work / "states.jsonl"
-            sent_before = await fetch_connection_states(session, queries, journal, states, devices=requested, stop=stop)
+            responses = await fetch_connection_states(session, queries, journal, states, devices=requested, stop=stop)
+            sent_before = max(responses, session.sent_before(BATCH_GET_DEVICE_STATE))
             if stop.interrupted:
                 return None
             comparable = abs(session.client.clock_offset) <= MAX_CLOCK_DIFFERENCE
@@ -99,7 +101,7 @@ class IncrementalStrategy:
                 log.warning(
                     "clocks differ too much to compare connection times; devices are queried", account=account.name
                 )
-            budget = partial(self._budget.estimate, account, sent_before + session.total_sent)
+            budget = partial(self._budget.estimate, account, max(sent_before, calls_before) + session.total_sent)
             changed = await run_in_thread(
                 selector.select_changed, states if comparable else None, rule, budget, context.files
             )
@@ -117,7 +119,7 @@ class IncrementalStrategy:
                 devices=requested,
             )
             requested = 0
-            budget = partial(self._budget.estimate, account, session.total_sent)
+            budget = partial(self._budget.estimate, account, calls_before + session.total_sent)
             over_budget = await run_in_thread(selector.select_without_states, budget, context.files)
             changed = ChangedDevices(over_budget)
         stats = session.request_stats(BATCH_GET_DEVICE_STATE)
@@ -149,7 +151,8 @@ class RollingStrategy:
     async def select(self, context: SelectionContext) -> SelectionResult | None:
         """See ``SelectionStrategy``."""
         baseline = await self._baseline.read()
-        budget = partial(self._budget.estimate, context.account, context.session.total_sent)
+        session = context.session
+        budget = partial(self._budget.estimate, context.account, session.sent_before() + session.total_sent)
         over_budget = await run_in_thread(context.selector.select_rolling, baseline, budget, context.files)
         selection = AccountSelection(context.account.name, over_budget=over_budget, selected_at=format_utc(time.time()))
         return SelectionResult(context.files.queue, selection)

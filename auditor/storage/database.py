@@ -3,8 +3,10 @@
 Also the building blocks of every query: literals, readers of Parquet and text, scratch databases.
 """
 
+import os
 import re
 import shutil
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -14,7 +16,8 @@ import duckdb
 import orjson
 
 from auditor.errors import AuditorError, RunNotWritableError
-from auditor.storage.files import private_folder
+from auditor.storage.descriptors import open_own_folder, writable_path
+from auditor.storage.files import PRIVATE_FOLDER, private_folder
 
 T = TypeVar("T")
 
@@ -35,8 +38,11 @@ READING_MEMORY, READING_THREADS = "512MB", 2
 ROW_GROUP = 20_480
 """Rows of a Parquet row group. A writer buffers one group, so this bounds memory too."""
 
-PARQUET_OPTIONS = f"(FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP})"
+PARQUET_OPTIONS = f"FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}"
 """Options of ``COPY`` for an intermediate file that is read in batches."""
+
+MIN_REPEATED_ROWS, MAX_ROWS_PER_BYTE = 1_000_000, 64
+"""Rows that any Parquet file may have, and rows for each byte of a larger one. Equal modules take 3.5 for a byte."""
 
 MAX_LINE_BYTES = 1_000_000
 """Longest line of text that can be read, in bytes."""
@@ -52,19 +58,23 @@ def open_database(spill_folder: Path | None = None, memory: str = DEFAULT_MEMORY
     """Open an empty in-memory database; use it in a ``with`` statement to close it.
 
     One thread keeps rows in their order and memory flat, and the platform's quota is slower than it anyway. With more
-    threads, rows without an ORDER BY come in any order. Without a ``spill_folder`` nothing spills.
+    threads, rows without an ORDER BY come in any order. Without a ``spill_folder`` nothing spills; it is created if it
+    does not exist. Raises OSError if it cannot be used.
     """
+    descriptor, spill = (-1, None) if spill_folder is None else open_own_folder(spill_folder.absolute())
     database = duckdb.connect(
         config={
             "memory_limit": memory,
             "threads": threads,
-            "temp_directory": "" if spill_folder is None else str(spill_folder.absolute()),
+            "temp_directory": "" if spill is None else str(spill),
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "preserve_insertion_order": threads == 1,
             "allocator_flush_threshold": "1MB",
         }
     )
+    if descriptor >= 0:
+        weakref.finalize(database, os.close, descriptor)  # cursors need it too, until the last is closed
     database.execute("SET enable_progress_bar = false")  # DuckDB would print it on standard output, where data goes
     return database
 
@@ -87,7 +97,7 @@ def scratch_database(
         with nullcontext() if failure is None else translate_errors(failure, error):
             if work is not None:
                 shutil.rmtree(work, ignore_errors=True)
-                work.mkdir(parents=True)
+                work.mkdir(PRIVATE_FOLDER, parents=True)
             with open_database(work, memory, threads) as database:
                 yield database
     finally:
@@ -194,10 +204,52 @@ def parquet(*paths: Path, options: str = "") -> str:
     return f"read_parquet([{files}], hive_partitioning=false{options and ', '}{options})"
 
 
+def describe_repeated_rows(database: Database, path: Path) -> str | None:
+    """Return why a Parquet file is not read if it has far more rows than bytes; no audit writes such a file.
+
+    A page of equal values has any number of rows in some bytes. Reading them could take hours.
+    A damaged file raises duckdb.Error or UnicodeDecodeError.
+    """
+    rows = scalar(
+        database,
+        "SELECT coalesce(sum(rows), 0)::BIGINT FROM (SELECT DISTINCT row_group_id, row_group_num_rows AS rows "
+        f"FROM parquet_metadata({sql_read_path(path)}))",
+    )
+    size = path.stat().st_size
+    repeated = rows > MIN_REPEATED_ROWS and rows > size * MAX_ROWS_PER_BYTE
+    return f"has {rows:,} rows in {size:,} bytes; no audit writes such a file" if repeated else None
+
+
+def write_rows(
+    database: Database,
+    query: str,
+    path: Path,
+    options: str = PARQUET_OPTIONS,
+    parameters: object = None,
+    *,
+    by_name: bool = False,
+) -> None:
+    """Write the rows of a query to a file, which need not exist; ``options`` are those of ``COPY``.
+
+    A link that another user put in its place is not followed. An error leaves a part of the file. With ``by_name`` the
+    database opens the path itself: one that may write to a single folder, which no other user can enter.
+
+    Raises:
+        OSError: the file cannot be opened, or is a link, a pipe, a device, or has a second name.
+        duckdb.Error: the query fails, or the file cannot be written.
+    """
+    with nullcontext(path) if by_name else writable_path(path) as target:
+        # Without a temporary file, which DuckDB would create under another name beside this one.
+        to = f"{sql_literal(target.absolute())} ({options}, USE_TMP_FILE false)"
+        try:
+            database.execute(f"COPY ({query}) TO {to}", parameters)
+        except duckdb.IOException as error:
+            raise duckdb.IOException(str(error).replace(str(target), str(path))) from error
+
+
 def write_parquet(database: Database, query: str, path: Path) -> None:
-    """Write the rows of a query to a Parquet file, a row group in memory at a time."""
-    options = f"FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}, COMPRESSION zstd"
-    database.execute(f"COPY ({query}) TO {sql_write_path(path)} ({options})")
+    """Write the rows of a query to a Parquet file, as ``write_rows``, a row group in memory at a time."""
+    write_rows(database, query, path, f"{PARQUET_OPTIONS}, COMPRESSION zstd")
 
 
 def text_lines(source: str, options: str = "", extra_columns: str = "") -> str:

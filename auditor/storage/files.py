@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from tempfile import gettempdir, mkdtemp
 
@@ -152,6 +152,8 @@ def _check_owned(found: os.stat_result, folder: os.stat_result, max_links: int =
 
 def _read(file: BufferedReader, max_bytes: int) -> bytes:
     content = file.read(max_bytes + 1)
+    if content is None:  # opened without waiting for content, as files of the kernel may
+        raise OSError(errno.EAGAIN, "has no content yet; it is no stored file")
     if len(content) > max_bytes:
         raise OSError(errno.EFBIG, f"has more than {max_bytes:,} bytes")
     return content
@@ -170,6 +172,21 @@ def describe_foreign_access(path: Path) -> str | None:
     # In a folder such as /tmp, the sticky bit keeps others from replacing what is not theirs.
     sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
     return "can be written by other users" if not sticky and _is_writable_by_others(found) else None
+
+
+def find_foreign_access(folder: Path) -> str | None:
+    """Return how another user could replace a folder, or one above it, each of which is named; None if none could.
+
+    Raises:
+        OSError: a folder cannot be checked.
+    """
+    for path in (folder, *folder.absolute().parents):
+        if path.is_symlink() and path.lstat().st_uid in {os.geteuid(), 0}:
+            continue  # its target is checked with the resolved folder
+        if (access := describe_foreign_access(path)) is not None:
+            return f"{path} {access}"
+    resolved = folder.resolve()
+    return None if resolved == folder.absolute() else find_foreign_access(resolved)
 
 
 def _is_writable_by_others(found: os.stat_result) -> bool:
@@ -248,6 +265,13 @@ def _sweep_private_folders(root: Path) -> None:
                     os.close(descriptor)
 
 
+def create_own_file(path: Path) -> BufferedWriter:
+    """Create a file to write, or empty the one that exists; raise OSError as ``open_own_file``."""
+    file = os.fdopen(open_own_file(path, os.O_WRONLY | os.O_CREAT), "wb")
+    file.truncate()
+    return file
+
+
 def open_own_file(path: Path, flags: int) -> int:
     """Open a file of a run to write to it; raise OSError for a link, a pipe, or a file with a second name."""
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, PRIVATE_FILE)
@@ -267,8 +291,8 @@ def atomic_replace(path: Path, *, mode: int | None = None, or_overwrite: bool = 
     """Yield a new file to write to, and rename it to ``path`` if the block succeeds.
 
     If ``path`` is a link, the link is replaced, not its target. The new file is in the folder of ``path``, with a name
-    that ends in ``.new``, which no metrics collector reads. Where others could replace it meanwhile, it is in a private
-    folder instead. If the process is killed, it remains: a ``resume`` removes it from a run folder.
+    that ends in ``.new``, which no metrics collector reads. Where others could replace it meanwhile, or a folder above
+    it, it is in a private folder instead. If the process is killed, it remains; a ``resume`` removes it from a run.
 
     The file gets the ``mode``, or the one that the umask gives; but it is never more accessible than what it replaces.
 
@@ -283,8 +307,8 @@ def atomic_replace(path: Path, *, mode: int | None = None, or_overwrite: bool = 
         _refuse_foreign_links(path.parent)
         folder = path.parent.resolve()
         replaced = _describe_replaced(path, folder)
-        foreign = describe_foreign_access(folder) is not None
-        overwrite = or_overwrite and not foreign and _is_own_in_unwritable_folder(folder / path.name)
+        overwrite = or_overwrite and _is_own_in_unwritable_folder(folder / path.name)
+        foreign = find_foreign_access(folder) is not None
         if not foreign and not overwrite:
             new = folder / f".{path.name[:100]}.{secrets.token_hex(4)}.new"
             _temporary.add(new)
@@ -316,6 +340,32 @@ def atomic_replace(path: Path, *, mode: int | None = None, or_overwrite: bool = 
         raise not_writable(path, error) from error
 
 
+def is_special_output(path: Path) -> bool:
+    """Return whether output goes into a pipe or a device, such as /dev/null, instead of replacing a file.
+
+    Raises:
+        RunNotWritableError: another user put it there, or a link to it.
+    """
+    with translate_os_errors(f"{path}: cannot be written"):
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return False
+        if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode):
+            return False
+        path = path.absolute()
+        if not _is_of_system(path.parent):
+            _refuse_foreign_links(path)
+            if found.st_uid not in {os.geteuid(), 0}:
+                raise RunNotWritableError(f"{path}: is a pipe or a device of another user (uid {found.st_uid})")
+        return True
+
+
+def _is_of_system(folder: Path) -> bool:
+    """Return whether a folder has devices and open files, which only the kernel adds."""
+    return folder == Path("/dev") or any(folder.is_relative_to(each) for each in ("/proc", "/dev/fd", "/dev/pts"))
+
+
 def _refuse_foreign_links(folder: Path) -> None:
     """Raise RunNotWritableError if a path goes through a link of another user, who could direct it anywhere."""
     for part in (folder, *folder.parents):
@@ -325,7 +375,7 @@ def _refuse_foreign_links(folder: Path) -> None:
 
 def _describe_replaced(path: Path, folder: Path) -> os.stat_result | None:
     """Return the metadata of the file that is replaced; raise RunNotWritableError if there is something else."""
-    if folder == Path("/dev") or folder.is_relative_to("/proc") or folder.is_relative_to("/dev/fd"):
+    if _is_of_system(folder):
         raise RunNotWritableError(f"{path}: cannot be replaced: it is not a file")
     try:
         replaced = path.stat()

@@ -10,7 +10,7 @@ import duckdb
 import orjson
 
 from auditor.errors import RunFolderError, RunNotWritableError
-from auditor.storage.database import Database, error_reason, result_rows, sql_identifier, sql_write_path
+from auditor.storage.database import Database, error_reason, result_rows, sql_identifier, write_rows
 from auditor.storage.xlsx import write_xlsx
 
 TableFormat = Literal["csv", "json", "jsonl", "parquet", "xlsx"]
@@ -85,13 +85,12 @@ class ResultTable:
             with self._reading(duckdb.IOException):
                 match form:
                     case "csv" | "parquet":
+                        staged = self._staging is not None
                         target = path if self._staging is None else self._staging / form
                         if form == "csv":
-                            write_csv(database, self._query, target, "USE_TMP_FILE false")
+                            write_csv(database, self._query, target, by_name=staged)
                         else:
-                            database.execute(
-                                f"COPY ({self._query}) TO {sql_write_path(target)} (FORMAT parquet, USE_TMP_FILE false)"
-                            )
+                            write_rows(database, self._query, target, "FORMAT parquet", by_name=staged)
                         if target != path:
                             shutil.copyfile(target, path)
                     case "json" | "jsonl":
@@ -135,11 +134,12 @@ def json_parts(head: Mapping[str, object], name: str, table_rows: Iterable[Mappi
     yield b"\n]}\n"
 
 
-def write_csv(database: Database, query: str, path: Path, options: str = "USE_TMP_FILE true") -> None:
+def write_csv(database: Database, query: str, path: Path, *, by_name: bool = False) -> None:
     """Write the rows of a query as CSV with a header, safe to open in a spreadsheet.
 
     Names and versions come from devices. Text and column names that a spreadsheet would take for a formula get a ``'``
     in front of it, also behind a character within the text that some spreadsheets take for the end of a cell.
+    ``by_name``: see ``write_rows``.
     """
     described = database.execute(f"DESCRIBE {query}").fetchall()
     names = [str(column) for column, *_ in described]
@@ -148,9 +148,7 @@ def write_csv(database: Database, query: str, path: Path, options: str = "USE_TM
     for (column, kind, *_), (heading,) in zip(described, shown, strict=True):
         name = sql_identifier(column)
         cells.append(f"{_inert(name) if kind == 'VARCHAR' else name} AS {sql_identifier(heading)}")
-    database.execute(
-        f"COPY (SELECT {', '.join(cells)} FROM ({query})) TO {sql_write_path(path)} (FORMAT csv, HEADER, {options})"
-    )
+    write_rows(database, f"SELECT {', '.join(cells)} FROM ({query})", path, "FORMAT csv, HEADER", by_name=by_name)
 
 
 def _inert(text: str) -> str:

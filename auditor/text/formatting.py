@@ -10,6 +10,8 @@ PIPE_WIDTH = 5_000
 
 SECONDS_PER_MINUTE, SECONDS_PER_HOUR, SECONDS_PER_DAY = 60, 3_600, 86_400
 
+_MAX_DURATION = timedelta.max.total_seconds() // 2
+
 
 def safe(text: object) -> str:
     """Return a text in which every character that a terminal would act on is escaped."""
@@ -62,7 +64,9 @@ def format_change(change: float | None, low: float | None, high: float | None) -
 
 def format_duration(seconds: float) -> str:
     """Format a duration, such as ``12.3 s`` or ``1:02:03``."""
-    return f"{seconds:.1f} s" if seconds < SECONDS_PER_MINUTE else str(timedelta(seconds=round(seconds)))
+    if seconds < SECONDS_PER_MINUTE:
+        return f"{seconds:.1f} s"
+    return str(timedelta(seconds=round(min(seconds, _MAX_DURATION))))
 
 
 def format_rough_duration(seconds: float) -> str:

@@ -403,3 +403,42 @@ def test_a_webhook_that_was_deferred_is_posted_by_a_resume_with_its_settings(
         assert len(receiver.bodies) == 1
         assert not has_pending_hooks(folder)
         assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_folder_above_the_directory_that_others_can_write_is_an_objection(config: Path, state: Path) -> None:
+    shared = config.parent / "shared"
+    folder = start(config, shared / "audits")
+    assert resume_settings(folder) == load_settings(config)
+    shared.chmod(0o777)
+    with pytest.raises(RunFolderError, match=rf"its directory is in a folder of others: {shared} can be written by"):
+        resume_settings(folder)
+    assert resume_settings(folder, load_settings(config)) == load_settings(config)
+    shared.chmod(0o1777)
+    assert resume_settings(folder) == load_settings(config)
+
+
+def test_settings_are_not_recalled_below_a_folder_that_others_can_write(config: Path, state: Path) -> None:
+    folder = start(config)
+    state.parent.parent.chmod(0o777)  # another user could put other settings there after any check
+    with pytest.raises(RunFolderError, match="not among those of your own earlier runs"):
+        resume_settings(folder)
+
+
+@pytest.mark.parametrize("modes", [True, False])
+def test_an_unfinished_run_that_is_not_resumed_is_reported_with_what_to_do(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *, modes: bool
+) -> None:
+    folder = start(config)
+    folder.chmod(0o777)
+    if not modes:  # as vfat, some network drives and Windows drives in WSL
+        monkeypatch.setattr("auditor.audit.resume.keeps_modes", lambda _: False)
+    capfd.readouterr()
+    assert find_unfinished(folder.parent, "nightly") is None
+    printed = capfd.readouterr().out
+    assert "unfinished run not resumed" in printed
+    assert ("shows every file as writable" in printed) != modes
+    assert (f"auditor resume {folder} --settings CONFIG" in printed) != modes
+    edit_manifest(folder, lambda manifest: replace(manifest, state="complete", finished_at=manifest.started_at,
+                                                   devices=replace(manifest.devices, ok=1, pending=0)))  # fmt: skip
+    assert find_unfinished(folder.parent, "nightly") is None
+    assert capfd.readouterr().out == ""  # there is nothing to resume

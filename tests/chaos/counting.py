@@ -32,6 +32,10 @@ class ObservedSimulator(Simulator):
         """The responses so far, read between two requests."""
         return Counter(self.responses)
 
+    async def recorded_arrivals(self) -> Counter[str]:
+        """The requests so far by operation."""
+        return Counter({operation: len(times) for operation, times in self.arrivals_by_operation.items()})
+
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.in_progress += 1
         try:
@@ -60,6 +64,10 @@ class PlatformThread:
         responses = self._portal.call(self._simulator.recorded_responses)
         return Counter({device: count for (device, page), count in responses.items() if page == 1})
 
+    def arrival_counts(self) -> Counter[str]:
+        """Requests by operation."""
+        return self._portal.call(self._simulator.recorded_arrivals)
+
     def wait_until_idle(self) -> None:
         """Wait until no request of a killed client is in progress."""
         idle, seen = 0, -1
@@ -76,7 +84,9 @@ class PlatformThread:
 @contextmanager
 def run_platform(world: World, seed: int) -> Iterator[PlatformThread]:
     """Run a platform with a world and faults, as fast as possible."""
-    simulator = ObservedSimulator(world, faults=FAULTS, latency=(0.001, 0.015), seed=seed, record_responses=True)
+    simulator = ObservedSimulator(
+        world, faults=FAULTS, latency=(0.001, 0.015), seed=seed, record_responses=True, record_arrivals=True
+    )
     with (
         start_blocking_portal("asyncio", {"use_uvloop": True}) as portal,
         portal.wrap_async_context_manager(simulator),

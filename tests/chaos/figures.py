@@ -16,15 +16,26 @@ LONG_RUN_KILLS = 100
 SEED = int(os.environ.get("AUDITOR_SEED", "1"))
 """Random seed of everything except the timing of the machine."""
 
-Phase = Literal["before the folder", "making the folder", "discovery", "querying", "sealing or verifying", "resuming"]
-"""Phase of a process when it was killed, derived from its files: see ``KilledAudit._phase``."""
-
-PHASES: tuple[Phase, ...] = (
+Phase = Literal[
     "before the folder",
+    "remembering settings",
     "making the folder",
     "discovery",
     "querying",
     "sealing or verifying",
+    "hooks",
+    "resuming",
+]
+"""Phase of a process when it was killed, derived from its files: see ``KilledAudit._phase``."""
+
+PHASES: tuple[Phase, ...] = (
+    "before the folder",
+    "remembering settings",
+    "making the folder",
+    "discovery",
+    "querying",
+    "sealing or verifying",
+    "hooks",
     "resuming",
 )
 
@@ -43,6 +54,7 @@ class Figures:
         duplicate_lines: lines of devices that have one already.
         queried_twice: responses after the first one of a device.
         in_flight: responses to a process that was killed before it had written them.
+        sent_too_many: requests that runs count in addition to those that arrived: in flight or reserved at a kill.
         unreadable: errors of killed runs that could not be read.
         max_in_flight: the maximum of ``in_flight`` at one kill; a process has at most ``concurrency`` requests.
     """
@@ -57,6 +69,7 @@ class Figures:
     queried_twice: int = 0
     in_flight: int = 0
     max_in_flight: int = 0
+    sent_too_many: int = 0
     unreadable: list[str] = field(default_factory=list)
 
     def table(self, concurrency: int) -> str:
@@ -75,6 +88,7 @@ class Figures:
             ("devices queried twice", self.queried_twice),
             ("responses in flight at the kills", self.in_flight),
             ("  maximum at one kill", f"{self.max_in_flight} of {concurrency}"),
+            ("requests counted, not received", self.sent_too_many),
         ]
         return "\n".join(f"{name:<34}{value!s:>14}" for name, value in rows)
 

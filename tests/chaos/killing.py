@@ -1,5 +1,7 @@
 """Audits in separate processes, killed at random moments, against a platform that counts its responses."""
 
+import contextlib
+import os
 import random
 import subprocess
 import sys
@@ -14,11 +16,11 @@ import jsonschema
 import orjson
 
 import auditor
-from auditor.audit.device_source import DISCOVERY_FOLDER
+from auditor.client.operations import DISCOVERY_OPERATIONS, LIST_OTA_MODULE_VERSIONS_BY_DEVICE, QUERY_DEVICE
+from auditor.engine.account_session import RESERVED_REQUESTS
 from auditor.runs.folder import FAILURES, RESULTS, SEALED
 from auditor.runs.locking import STARTING_PREFIX
 from auditor.runs.manifest import MANIFEST, Manifest, read_manifest
-from auditor.runs.recovery import LEFTOVER_PATTERNS
 from auditor.simulator.server import DEFAULT_ACCOUNT
 from auditor.simulator.world import FLEET_COLUMNS, World
 from tests.chaos.counting import PlatformThread, run_platform
@@ -30,12 +32,16 @@ MAX_EARLY_SECONDS = 1.6
 """Seconds until an early kill: while the interpreter starts, the folder is created, or a run is repaired."""
 MAX_SETUP_SECONDS = 0.1
 """Seconds until a kill after a process starts to create its run folder."""
+MAX_HOOKS_SECONDS = 0.2
+"""Seconds until a kill after a run is complete, and its metrics are still to be written."""
+MAX_REMEMBERING_SECONDS = 0.005
+"""Seconds until a kill after a process starts to write the settings that a resume uses."""
 MAX_SEALING_SECONDS = 0.4
 """Seconds until a kill after a process starts to seal."""
 COMMAND_INTERVAL = 10
 """After one in so many kills the run is read by the command too, not only from Python."""
 
-Kind = Literal["early", "querying", "sealing"]
+Kind = Literal["early", "remembering", "discovery", "querying", "sealing", "hooks"]
 RUN_SCHEMA = orjson.loads(resources.files("auditor").joinpath("schemas", "run.schema.json").read_bytes())
 
 
@@ -55,11 +61,14 @@ class KilledAudit:
     ) -> None:
         self._world, self._platform, self._rng, self._figures = world, platform, rng, figures
         self._directory = folder / "audits"
-        self._output = folder / "output.txt"
-        self._settings, discovered = write_settings(folder, world, platform.endpoint, rng)
-        self._devices = [device for device in world if device.exists or not discovered]
+        self._output, self._metrics, self._state = folder / "output.txt", folder / "chaos.prom", folder / "state"
+        self._settings, self._discovered = write_settings(folder, world, platform.endpoint, rng)
+        self._devices = [device for device in world if device.exists or not self._discovered]
+        self._unnamed = {
+            device.iot_id for device in world if not (device.exists and device.activated and device.modules)
+        }
         self._written = b""
-        self._in_flight = 0
+        self._in_flight = self._kills = 0
 
     @property
     def run(self) -> Path | None:
@@ -74,18 +83,32 @@ class KilledAudit:
     def kill(self, kind: Kind) -> bool:
         """Start a process and kill it; return False if it, and so the audit, finished before."""
         before, resumed = self._platform.response_counts(), self._resume_count()
-        received = self._platform.received
-        process = self._start()
-        {"early": self._wait_random_time, "querying": self._wait_for_responses, "sealing": self._wait_for_sealing}[
-            kind
-        ](process)
+        received, remembered = self._platform.received, self._remembered()
+        process = self._start(by_name=kind == "remembering")
+        match kind:
+            case "early":
+                self._wait_random_time(process)
+            case "remembering":
+                wait_until(lambda: self._remembered() != remembered, process)
+                time.sleep(self._rng.uniform(0, MAX_REMEMBERING_SECONDS))
+            case "discovery":
+                self._wait_for_pages(process)
+            case "querying":
+                self._wait_for_responses(process)
+            case "sealing":
+                self._wait_for_sealing(process)
+            case "hooks":
+                wait_until(self._is_complete, process)
+                time.sleep(self._rng.uniform(0, MAX_HOOKS_SECONDS))
         process.kill()
         if process.wait() >= 0:
             assert process.returncode == 0, self._output.read_text()
             self._figures.finished_early += 1
             return False
         self._platform.wait_until_idle()
-        self._figures.kills[self._phase(resumed, received)] += 1
+        self._kills += 1
+        half_written = {name for name, _ in self._remembered() - remembered if not name.endswith(".json")}
+        self._figures.kills["remembering settings" if half_written else self._phase(resumed, received)] += 1
         self._check_files(before)
         return True
 
@@ -101,8 +124,22 @@ class KilledAudit:
         self._check_lines(run)
         assert_matches(self._devices, run)
         assert [path.name for path in self._directory.iterdir()] == [run.name]
-        assert [path.name for pattern in (*LEFTOVER_PATTERNS, DISCOVERY_FOLDER) for path in run.glob(pattern)] == []
+        assert [path.name for path in run.iterdir() if path.name.startswith(".") or path.suffix == ".new"] == []
+        assert 'state="complete"} 1' in self._metrics.read_text(), "the hooks did not run"
         self._count(run)
+        self._count_requests(manifest)
+
+    def _count_requests(self, manifest: Manifest) -> None:
+        """Check that the run counts every request that arrived, and few more."""
+        arrived = self._platform.arrival_counts()
+        listed = sum(discovery.requests.sent for discovery in manifest.discovery)
+        for sent, operations in (
+            (manifest.requests.sent, (LIST_OTA_MODULE_VERSIONS_BY_DEVICE,)),
+            (listed, DISCOVERY_OPERATIONS[:2]),  # deep pages are of the same operation
+        ):
+            received = sum(arrived[operation.name] for operation in operations)
+            assert received <= sent <= received + self._kills * (CONCURRENCY + RESERVED_REQUESTS), (sent, received)
+            self._figures.sent_too_many += sent - received
 
     def _count(self, run: Path) -> None:
         responses, figures = self._platform.response_counts(), self._figures
@@ -117,14 +154,16 @@ class KilledAudit:
         figures.queried_twice += queried_twice
         figures.in_flight += self._in_flight
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self, *, by_name: bool = False) -> subprocess.Popen[bytes]:
         run = self.run
-        by_name = ["run", self._settings, "--resume", "--out", self._directory]
-        # By its name, a new run would be started after a complete one.
-        by_folder = run is not None and (read_manifest(run).state == "complete" or self._rng.random() < 0.5)
-        arguments = ["resume", run] if by_folder else by_name
+        # By its name, a new run would be started after a complete one. By its folder, no settings are remembered.
+        by_folder = run is not None and not by_name and (self._is_complete() or self._rng.random() < 0.5)
+        arguments = ["resume", run] if by_folder else ["run", self._settings, "--resume", "--out", self._directory]
         with self._output.open("ab") as output:
-            return subprocess.Popen(command(*arguments), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            environment = {**os.environ, "XDG_STATE_HOME": str(self._state)}
+            return subprocess.Popen(
+                command(*arguments), env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
 
     def _wait_random_time(self, process: subprocess.Popen[bytes]) -> None:
         """Wait for a fraction of the start, or until the folder is being created, and a moment more."""
@@ -133,6 +172,15 @@ class KilledAudit:
             time.sleep(self._rng.uniform(0, MAX_SETUP_SECONDS))
         else:
             time.sleep(self._rng.uniform(0, MAX_EARLY_SECONDS))
+
+    def _wait_for_pages(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait until the platform has listed some pages of the fleet; without a discovery, for a random time."""
+        if not self._discovered:
+            self._wait_random_time(process)
+            return
+        pages = len(self._devices) // QUERY_DEVICE.page_size
+        enough = self._platform.received + self._rng.randint(1, max(1, pages))
+        wait_until(lambda: self._platform.received >= enough, process)
 
     def _wait_for_responses(self, process: subprocess.Popen[bytes]) -> None:
         """Wait until some of the remaining devices were queried, and a moment more."""
@@ -151,6 +199,19 @@ class KilledAudit:
         run = self.run
         return run is not None and ((run / ".sealing").exists() or any(run.glob(".verifying-*")))
 
+    def _is_complete(self) -> bool:
+        """Whether the run is complete, so that only its hooks remain."""
+        run = self.run
+        return run is not None and read_manifest(run).state == "complete"
+
+    def _remembered(self) -> set[tuple[str, int]]:
+        """Names and times of the files in which the settings are remembered."""
+        found = set()
+        for path in self._state.glob("auditor/settings/*"):
+            with contextlib.suppress(FileNotFoundError):
+                found.add((path.name, path.stat().st_mtime_ns))
+        return found
+
     def _resume_count(self) -> int | None:
         """Number of resumes of the run; None before there is one."""
         run = self.run
@@ -162,6 +223,8 @@ class KilledAudit:
         if run is None:
             return "making the folder" if any(self._directory.glob(f"{STARTING_PREFIX}*")) else "before the folder"
         manifest = read_manifest(run)
+        if manifest.state == "complete":
+            return "hooks"
         if len(manifest.resumed_at) == resumed:
             return "resuming"
         written = (run / MANIFEST).stat().st_mtime_ns
@@ -183,8 +246,10 @@ class KilledAudit:
             self._check_readable(run, lines)
         answered = {device for device in responses if responses[device] > before[device]}
         in_flight = len(answered - written)
-        assert in_flight <= CONCURRENCY, (
-            f"{in_flight} responses are not written, and at most {CONCURRENCY} were in flight"
+        # Answers that name no device are held back for a moment, in which other requests are sent.
+        unwritten = len(answered - written - self._unnamed)
+        assert unwritten <= CONCURRENCY, (
+            f"{unwritten} responses are not written, and at most {CONCURRENCY} were in flight"
         )
         self._in_flight += in_flight
         self._figures.max_in_flight = max(self._figures.max_in_flight, in_flight)
@@ -236,6 +301,7 @@ def write_settings(folder: Path, world: World, endpoint: str, rng: random.Random
         f'name = "chaos"\nconcurrency = {CONCURRENCY}\ntimeout = 10.0\n[[account]]\nname = "eu"\n'
         f'endpoint = "{endpoint}"\naccess_key_id = "{DEFAULT_ACCOUNT.access_key_id}"\n'
         f'access_key_secret = {{ file = "secret" }}\ncalls_per_second = "unlimited"\nfleet = {{ {fleet} }}\n'
+        f'[report]\nmetrics = "{folder / "chaos.prom"}"\n'
     )
     return settings, discovered
 
@@ -259,15 +325,20 @@ def check_manifest(run: Path) -> Manifest:
 
 
 def plan_kills(rng: random.Random) -> list[Kind]:
-    """Kills of one audit: while it starts, while it queries, and while it seals."""
+    """Kills of one audit: while it starts, lists its fleet, queries and seals, and before its hooks have run."""
     early: list[Kind] = ["early"]
     querying: list[Kind] = ["querying"]
     sealing: list[Kind] = ["sealing"]
+    remembering: list[Kind] = ["remembering"]
+    discovery: list[Kind] = ["discovery"]
+    hooks: list[Kind] = ["hooks"]
+    begin = early * rng.randint(1, 2) + remembering * rng.randint(0, 2) + discovery * rng.randint(0, 2)
     middle = querying * rng.randint(1, 4) + early * rng.randint(0, 2)
     end = sealing * rng.randint(1, 3) + early * rng.randint(0, 1)
+    rng.shuffle(begin)
     rng.shuffle(middle)
     rng.shuffle(end)
-    return early * rng.randint(1, 3) + middle + end
+    return begin + middle + end + hooks
 
 
 def run_killed_audits(folder: Path, *, kills: int, devices: int, seed: int) -> Figures:

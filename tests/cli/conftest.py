@@ -1,14 +1,18 @@
 """The commands as a user runs them: in a process of their own, against a platform on a real socket."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
+
+from tests import forked
+from tests.forked import ForkedCommand
 
 SECRET = "simulated-secret"
 
@@ -19,7 +23,7 @@ class Platform:
 
     endpoint: str
     settings: Path
-    process: subprocess.Popen[str]
+    process: ForkedCommand
 
 
 Auditor = Callable[..., subprocess.CompletedProcess[str]]
@@ -28,19 +32,8 @@ StartPlatform = Callable[..., Platform]
 
 @pytest.fixture
 def auditor(tmp_path: Path) -> Auditor:
-    def run(
-        *arguments: object, stdin: str | None = None, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(arguments),
-            cwd=tmp_path,
-            input=stdin,
-            env=os.environ | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+    def run(*arguments: object, stdin: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return forked.run(*arguments, cwd=tmp_path, stdin=stdin, env=os.environ | (env or {}))
 
     return run
 
@@ -51,26 +44,17 @@ def command(arguments: Sequence[object]) -> list[str]:
 
 @pytest.fixture
 def start_platform(tmp_path: Path) -> Iterator[StartPlatform]:
-    running: list[subprocess.Popen[str]] = []
+    with ExitStack() as running:
+        numbers = count()
 
-    def start(*options: object) -> Platform:
-        folder = tmp_path / f"platform-{len(running)}"
-        process = subprocess.Popen(
-            command(("simulate", "--port", 0, "--latency", 0, 5, "--write", folder, *options)),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        running.append(process)
-        assert process.stdout is not None
-        printed = dict(process.stdout.readline().split(maxsplit=1) for _ in range(4))
-        return Platform(printed["endpoint"].strip(), Path(printed["settings"].strip()), process)
+        def start(*options: object) -> Platform:
+            folder = tmp_path / f"platform-{next(numbers)}"
+            words = ("simulate", "--port", 0, "--latency", 0, 5, "--write", folder, *options)
+            process, output = running.enter_context(forked.serving(*words, cwd=tmp_path))
+            printed = dict(output.readline().split(maxsplit=1) for _ in range(4))
+            return Platform(printed["endpoint"].strip(), Path(printed["settings"].strip()), process)
 
-    yield start
-    for process in running:
-        process.send_signal(signal.SIGTERM)
-        process.wait(10)
-        if process.stdout is not None:
-            process.stdout.close()
+        yield start
 
 
 @pytest.fixture

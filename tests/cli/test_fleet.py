@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import duckdb
 import pytest
 
 from auditor.simulator.world import World
-from tests.cli.conftest import Auditor, Platform, StartPlatform, command
+from tests.cli.conftest import Auditor, Platform, StartPlatform
+from tests.forked import CapturedCommand
 
 THERE = sum(device.exists for device in World(400, products=3))
 
@@ -127,18 +126,16 @@ def test_a_killed_or_interrupted_listing_is_resumed(
     pages = 0
     for ending, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
         more = () if ending == signal.SIGKILL else ("--resume",)
-        process = subprocess.Popen(
-            command(("fleet", settings, "-o", tmp_path / "fleet.csv", *more)), stderr=subprocess.PIPE, text=True
-        )
+        process = CapturedCommand("fleet", settings, "-o", tmp_path / "fleet.csv", *more, cwd=tmp_path)
         while pages_in(journal) < pages + 20:
             time.sleep(0.02)
-        os.kill(process.pid, ending)
-        _, said = process.communicate(timeout=20)
-        assert process.returncode == code
+        process.command.send_signal(ending)
+        done = process.result(20)
+        assert done.returncode == code
         assert listing(folder) == [".listing-simulated"]
         assert not (tmp_path / "fleet.csv").exists()
         pages = pages_in(journal)
-    assert "no file was written; resume with: auditor fleet" in said
+    assert "no file was written; resume with: auditor fleet" in done.stderr
     done = auditor("fleet", settings, "-o", tmp_path / "fleet.csv", "--resume")
     assert done.returncode == 0
     assert re.search(r"resuming the listing that was started at 20\S+Z", done.stderr.splitlines()[0])
@@ -151,21 +148,22 @@ def test_a_listing_with_other_settings_is_not_resumed(
     auditor: Auditor, start_platform: StartPlatform, tmp_path: Path
 ) -> None:
     platform = start_platform("--devices", 3000, "--per-second", 10, "--fleet", "products")
-    process = subprocess.Popen(command(("fleet", platform.settings)), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 20
-    while not list(platform.settings.parent.glob("audits/.listing-*/*.json*")) and time.monotonic() < deadline:
+    process = CapturedCommand("fleet", platform.settings, cwd=tmp_path)
+    while pages_in(platform.settings.parent / "audits" / ".listing-simulated" / "0.jsonl") < 2:
         time.sleep(0.02)
-    process.kill()
-    process.communicate(timeout=20)
+    process.command.send_signal(signal.SIGKILL)
+    assert process.result(20).returncode == -signal.SIGKILL
     platform.settings.write_text(platform.settings.read_text().replace('"all"', '["k1nowhere"]'))
     done = auditor("fleet", platform.settings, "--resume")
     assert done.returncode == 2
     assert "was listed with other settings; drop --resume to start again" in done.stderr
 
 
-def test_a_second_listing_is_refused_and_an_audit_is_not(auditor: Auditor, start_platform: StartPlatform) -> None:
+def test_a_second_listing_is_refused_and_an_audit_is_not(
+    auditor: Auditor, start_platform: StartPlatform, tmp_path: Path
+) -> None:
     platform = start_platform("--devices", 40_000, "--per-second", 10, "--fleet", "products")
-    process = subprocess.Popen(command(("fleet", platform.settings)), stderr=subprocess.PIPE, text=True)
+    process = CapturedCommand("fleet", platform.settings, cwd=tmp_path)
     try:
         while pages_in(platform.settings.parent / "audits" / ".listing-simulated" / "0.jsonl") < 2:
             time.sleep(0.02)
@@ -173,10 +171,10 @@ def test_a_second_listing_is_refused_and_an_audit_is_not(auditor: Auditor, start
         assert second.returncode == 2
         assert "another process is listing this fleet; wait for it to end" in second.stderr
         assert auditor("run", platform.settings, "--for", "1s").returncode in {0, 1}
-        assert process.poll() is None
+        assert process.command.poll() is None
     finally:
-        process.kill()
-        process.communicate(timeout=20)
+        process.command.send_signal(signal.SIGKILL)
+        process.result(20)
 
 
 def test_a_listing_is_kept_if_its_file_cannot_be_written(auditor: Auditor, platform: Platform, tmp_path: Path) -> None:

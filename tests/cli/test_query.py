@@ -50,7 +50,9 @@ def test_a_version_is_filtered_and_device_names_are_escaped(auditor: Auditor, ni
     assert "2 of 4 rows" in limited.stderr
 
 
-@pytest.mark.parametrize("arguments", [("--below", "1"), ("--limit", "0"), ("--status", "odd"), ("-o", "f.txt")])
+@pytest.mark.parametrize(
+    "arguments", [("--below", "1"), ("--limit", "0"), ("--limit", "9" * 23), ("--status", "odd"), ("-o", "f.txt")]
+)
 def test_meaningless_filters_are_refused(
     auditor: Auditor, nights: tuple[Path, Path], arguments: tuple[str, ...]
 ) -> None:

@@ -1,13 +1,13 @@
 """Several concurrent audits of one account, each in a process of its own."""
 
 import json
-import subprocess
 import time
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from tests.cli.conftest import SECRET, Auditor, Platform, StartPlatform, command
+from tests.cli.conftest import SECRET, Auditor, Platform, StartPlatform
+from tests.forked import CapturedCommand
 
 
 def settings_at(folder: Path, endpoint: str, fleet: Path, per_second: float, **more: str) -> Path:
@@ -34,17 +34,16 @@ def fleet_of(platform: Platform) -> Path:
     return platform.settings.parent / fleet
 
 
-def started(settings: Path, *options: object) -> "subprocess.Popen[str]":
+def started(settings: Path, *options: object) -> CapturedCommand:
     out = settings.parent / "runs"
-    arguments = ("run", settings, "--out", out, "--log-level", "info", *options)
-    return subprocess.Popen(command(arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return CapturedCommand("run", settings, "--out", out, "--log-level", "info", *options, cwd=settings.parent)
 
 
-def ended(process: "subprocess.Popen[str]") -> tuple[dict[str, Any], str]:
+def ended(process: CapturedCommand) -> tuple[dict[str, Any], str]:
     """The manifest of a run that ended well, and what was said."""
-    out, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said
-    return json.loads(Path(out.strip(), "run.json").read_text()), said
+    done = process.result()
+    assert done.returncode == 0, done.stderr
+    return json.loads(Path(done.stdout.strip(), "run.json").read_text()), done.stderr
 
 
 FEW = 2
@@ -71,7 +70,7 @@ def test_an_audit_with_priority_ends_long_before_the_other(start_platform: Start
     nightly = started(settings_at(tmp_path / "nightly", platform.endpoint, fleet, 50))
     urgent = started(settings_at(tmp_path / "export", platform.endpoint, fleet, 50), "--priority")
     first, _ = ended(urgent)
-    assert nightly.poll() is None
+    assert nightly.command.poll() is None
     second, _ = ended(nightly)
     assert first["requests"]["throttled"] + second["requests"]["throttled"] <= FEW
     assert first["rate"]["achieved"] >= 35

@@ -218,7 +218,16 @@ def test_a_fleet_with_bad_rows_makes_no_call_and_no_folder(
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["rnu"], ["run"], ["run", "x.toml", "--limit", "0"], ["inventory", "nowhere"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rnu"],
+        ["run"],
+        ["run", "x.toml", "--limit", "0"],
+        ["run", "x.toml", "--limit", "9" * 23],
+        ["inventory", "nowhere"],
+    ],
+)
 def test_wrong_usage_exits_with_2(auditor: Auditor, tmp_path: Path, arguments: list[str]) -> None:
     settings_file(tmp_path, "http://127.0.0.1:1/").rename(tmp_path / "x.toml")
     done = auditor(*arguments, env={"CANARY": SECRET})

@@ -3,6 +3,7 @@
 Bodies as proxies change them, and strings as firmware breaks them.
 """
 
+import contextlib
 import gzip
 import json
 import re
@@ -23,6 +24,7 @@ from auditor.client.decoders import (
     ENCODING,
     MAX_BODY_BYTES,
     MAX_GZIP_MEMBERS,
+    MAX_MEMBERS_BYTES,
     MAX_REPAIRED_BYTES,
     decode_documented_page,
     decode_json,
@@ -30,7 +32,7 @@ from auditor.client.decoders import (
     decompress,
 )
 from auditor.client.responses import parse_module_page, parse_response
-from auditor.errors import PlatformError, TransientError
+from auditor.errors import InconsistentResponseError, PlatformError, ThrottledError, TransientError
 from auditor.models import Page
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
@@ -258,3 +260,37 @@ def test_the_repair_of_a_hostile_body_takes_linear_time(part: bytes) -> None:
     with pytest.raises((ValueError, RecursionError)):
         decode_json(body)
     assert time.process_time() - before < 3
+
+
+EMPTY_OBJECTS = b",".join([b"{}"] * 300_000)
+
+
+@pytest.mark.parametrize(
+    "member", [b'"x": [%s]', b'"total": [%s]', b'"data": [%s]', b'"data": {"deviceInfo": [%s]}', b'"data": {"x": [%s]}']
+)
+@pytest.mark.parametrize("response_type", [None, DEVICE_LIST_RESPONSE])
+def test_a_body_of_a_million_objects_never_becomes_so_many(member: bytes, response_type: Any) -> None:
+    head = b'{"success": true, "code": "", "requestId": "r", '
+    for objects in (EMPTY_OBJECTS, EMPTY_OBJECTS + b"," + EMPTY_OBJECTS):  # below and above MAX_MEMBERS_BYTES
+        body = head + member % objects + b"}"
+        tracemalloc.start()
+        try:
+            with contextlib.suppress(TransientError, InconsistentResponseError):
+                response = parse_response(200, {}, body, now=0.0, response_type=response_type)
+                if response_type is None:
+                    parse_module_page(response)
+            height = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert height < 64 * 1024 * 1024
+
+
+def test_an_error_in_a_large_body_is_read_and_a_success_is_too_large() -> None:
+    large = b', "more": "' + b"x" * MAX_MEMBERS_BYTES + b'"}'
+    for response_type in (None, DEVICE_LIST_RESPONSE):
+        with pytest.raises(ThrottledError):
+            parse_response(
+                200, {}, b'{"success": false, "code": "Throttling"' + large, now=0.0, response_type=response_type
+            )
+        with pytest.raises(TransientError, match="larger than 1,048,576 bytes"):
+            parse_response(200, {}, b'{"success": true, "total": 0' + large, now=0.0, response_type=response_type)

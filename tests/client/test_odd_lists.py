@@ -8,7 +8,7 @@ import pytest
 from auditor.client.decoders import DEVICE_LIST_RESPONSE, PRODUCT_LIST_RESPONSE, PRODUCT_MODULES_RESPONSE
 from auditor.client.parsers import OTHER_STATUS, parse_devices, parse_modules, parse_products
 from auditor.client.responses import INVALID_JSON, parse_response
-from auditor.errors import AccountDeniedError, PlatformError, ThrottledError, TransientError
+from auditor.errors import AccountDeniedError, InconsistentResponseError, PlatformError, ThrottledError, TransientError
 from auditor.models import ListedDevice
 
 ODD: list[object] = [False, 7, 1.5, [1], [None], {"deviceInfo": 3}, {"deviceInfo": {}}, {"total": {}}, {"total": [[1]]}]
@@ -70,7 +70,7 @@ def test_a_number_that_cannot_be_is_none(number: object) -> None:
 
 
 def test_texts_without_end_are_none() -> None:
-    long = "x" * 1_000_000
+    long = "x" * 200_000
     device = {"deviceName": "a", "deviceStatus": long, "utcCreate": long, "utcModified": long}
     page = parse_devices(answer({"success": True, "nextToken": long, "data": {"deviceInfo": [device]}}), "p1")
     assert page.next_token is None
@@ -85,7 +85,24 @@ def test_texts_without_end_are_none() -> None:
 def test_modules_that_differ_in_case_alone_are_one() -> None:
     told = [{"moduleName": name} for name in ("ble", "BLE", "mcu")]
     document = {"success": True, "data": {"otaModuleDTO": told}}
-    assert {name.lower() for name in parse_modules(answer(document, PRODUCT_MODULES_RESPONSE))} == {"ble", "mcu"}
-    assert len(parse_modules(answer(document, PRODUCT_MODULES_RESPONSE))) == 2
+    assert {name.lower() for name in parse_modules(answer(document, PRODUCT_MODULES_RESPONSE), "p1")} == {"ble", "mcu"}
+    assert len(parse_modules(answer(document, PRODUCT_MODULES_RESPONSE), "p1")) == 2
     bare = {"success": True, "data": told}
-    assert len(parse_modules(answer(bare, PRODUCT_MODULES_RESPONSE))) == 2
+    assert len(parse_modules(answer(bare, PRODUCT_MODULES_RESPONSE), "p1")) == 2
+
+
+@pytest.mark.parametrize("entries", [[{"moduleName": "ble", "productKey": "p2"}], [{"productKey": "p2"}] * 2])
+def test_modules_of_another_product_are_an_inconsistent_answer(entries: list[object]) -> None:
+    for data in (entries, {"otaModuleDTO": entries}):
+        response = answer({"success": True, "data": data}, PRODUCT_MODULES_RESPONSE)
+        with pytest.raises(InconsistentResponseError, match="another one"):
+            parse_modules(response, "p1")
+        assert len(parse_modules(response, "p2")) == ("moduleName" in str(entries))
+
+
+def test_devices_of_another_product_are_an_inconsistent_answer_if_there_are_no_others() -> None:
+    other = {"deviceName": "lamp-2", "productKey": "p2"}
+    with pytest.raises(InconsistentResponseError, match="requested product p1"):
+        parse_devices(answer({"success": True, "data": {"deviceInfo": [other]}, "total": 1}), "p1")
+    page = parse_devices(answer({"success": True, "data": {"deviceInfo": [other, {"deviceName": "lamp-1"}]}}), "p1")
+    assert [each.device_name for each in page.items] == ["lamp-1"]

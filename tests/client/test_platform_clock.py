@@ -11,6 +11,7 @@ from auditor.client.platform_clock import (
     MAX_REFUSALS,
     MAX_REFUSALS_AFTER_SUCCESS,
     MIN_REFUSALS_AFTER_SUCCESS,
+    MIN_REFUSED_SECONDS,
     PlatformClock,
 )
 
@@ -180,9 +181,19 @@ def test_refusals_that_agree_on_nothing_usable_end_the_account(name: str, *, acc
     if accepted_before:
         clock.record_accepted(0.0)
     refusals = MAX_REFUSALS_AFTER_SUCCESS if accepted_before else MAX_REFUSALS
-    results = [clock.record_refused(DATES[name](number + 1), NOW, clock.offset) for number in range(refusals)]
+    moments = [NOW] * (refusals - 1) + [NOW + MIN_REFUSED_SECONDS]
+    results = [clock.record_refused(DATES[name](n + 1), now, clock.offset) for n, now in enumerate(moments)]
     assert results == [True] * (refusals - 1) + [False]
     assert clock.offset == 0
+
+
+def test_refusals_do_not_end_an_account_whose_other_requests_are_accepted() -> None:
+    clock, moment = PlatformClock(), NOW
+    for _ in range(10 * MAX_REFUSALS_AFTER_SUCCESS):
+        moment += MIN_REFUSED_SECONDS / MAX_REFUSALS_AFTER_SUCCESS / 2
+        clock.record_accepted(clock.offset)
+        assert all(clock.record_refused(moment, moment, clock.offset) for _ in range(2 * MAX_REFUSALS_AFTER_SUCCESS))
+    assert clock.record_refused(moment, moment + MIN_REFUSED_SECONDS, clock.offset) is False
 
 
 def test_a_platform_that_refuses_its_own_time_ends_the_account() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from auditor.client.decoders import MAX_MESSAGE_LENGTH, clean_message, decompress
+from auditor.client.decoders import MAX_MESSAGE_LENGTH, clean_message, decode_documented_page, decompress
 from auditor.client.error_codes import classify_error
 from auditor.client.responses import (
     INVALID_JSON,
@@ -82,7 +82,7 @@ def business(code: str, message: str = "No.") -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "data", [None, {}, [], {"simpleOTAModuleInfo": []}, {"simpleOTAModuleInfo": None}, {"other": [ENTRY]}, "", 7, ...]
+    "data", [None, {}, [], {"simpleOTAModuleInfo": []}, {"simpleOTAModuleInfo": None}, {"other": [ENTRY]}, "", 0, ...]
 )
 def test_data_without_entries_is_a_page_without_modules(data: object) -> None:
     assert page(data=data, total=0, pageCount=0).reported == ()
@@ -91,6 +91,41 @@ def test_data_without_entries_is_a_page_without_modules(data: object) -> None:
 @pytest.mark.parametrize("data", [[ENTRY], {"SIMPLEOTAMODULEINFO": [ENTRY]}, {"SimpleOTAModuleInfo": [ENTRY]}])
 def test_data_is_read_as_a_bare_array_and_in_any_case(data: object) -> None:
     assert page(data=data) == page()
+
+
+@pytest.mark.parametrize("data", ["[]", 7, True, {"simpleOTAModuleInfo": "[]"}, {"simpleOTAModuleInfo": {"x": 1}}])
+def test_data_of_another_type_is_no_page(data: object) -> None:
+    with pytest.raises(InconsistentResponseError, match="no array of modules"):
+        page(data=data, total=0)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("Throttling.User", ThrottledError),
+        ("iot.system.SystemException", TransientError),
+        ("ServiceUnavailable", TransientError),
+        ("InvalidAccessKeyId.NotFound", AccountDeniedError),
+        ("iot.device.NotExistedDevice", NotFoundError),
+    ],
+)
+@pytest.mark.parametrize("success", [True, "true"])
+def test_a_success_with_the_code_of_an_error_is_that_error(
+    code: str, kind: type[PlatformError], success: object
+) -> None:
+    members = {"success": success, "code": code, "total": 0, "requestId": "R", "data": {"simpleOTAModuleInfo": []}}
+    for document in (members, {name[0].upper() + name[1:]: value for name, value in members.items()}):
+        body = orjson.dumps(document)
+        for decode_page in (None, decode_documented_page):
+            with pytest.raises(PlatformError) as failure:
+                parse_response(200, {}, body, now=0.0, decode_page=decode_page)
+            assert type(failure.value) is kind
+            assert failure.value.code == code
+
+
+@pytest.mark.parametrize("code", ["", None, "200", 200, 0, "OK", "ok", "success", "Success", " ", "-"])
+def test_a_success_may_have_a_code_that_is_no_error(code: object) -> None:
+    assert page(code=code, total=0, data=None).reported == ()
 
 
 def test_no_entries_never_turn_a_total_into_nothing() -> None:
@@ -295,6 +330,12 @@ def test_a_refusal_that_no_retry_changes_has_advice_for_its_cause(code: str, cau
         assert error.cause == cause
         assert error.advice
         assert "endpoint" not in error.advice
+
+
+@pytest.mark.parametrize("name", ["regionid-1", "x:InstanceId", "my_accesskeyid", "SecurityToken@lab"])
+def test_a_device_name_in_a_message_is_not_a_parameter_of_the_account(name: str) -> None:
+    message = f"The specified DeviceName {name} is not valid."
+    assert type(refused(gateway("InvalidParameter", message), status=400)) is InvalidRequestError
 
 
 def test_a_refused_device_is_not_a_refused_account_whatever_its_message_names() -> None:

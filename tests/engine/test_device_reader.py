@@ -1,4 +1,5 @@
 import math
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -251,16 +252,60 @@ async def test_a_failed_device_keeps_the_names_it_was_queried_by() -> None:
     assert outcome.device == BY_ID
 
 
-async def test_one_module_per_page_is_bounded_by_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_reader, "MAX_MODULES", 50)
-    requested = []
+@pytest.mark.parametrize(
+    ("total", "page_size", "requests"), [(26, 200, 4), (25, 200, 25), (5_000, 200, 4), (40, 1, 40)]
+)
+async def test_a_device_has_no_more_pages_than_its_modules_need(total: int, page_size: int, requests: int) -> None:
+    numbers = []
 
     async def drip(_operation: object, parameters: Any, /, **_options: object) -> Any:
-        requested.append(int(parameters["CurrentPage"]))
-        return CallResult(page([entry(f"m{len(requested)}")], 50 if requested[-1] < 50 else 49), 1)
+        numbers.append(int(parameters["CurrentPage"]))
+        return CallResult(page([entry(f"m{numbers[-1]}")], total), 1)
 
-    await fetch_inconsistency(drip)
-    assert len(requested) == 50 * MAX_READINGS
+    outcome = await fetch_device(drip, NAMED, page_size=page_size)
+    assert len(numbers) == requests
+    assert isinstance(outcome, DeviceResult if requests > MAX_READINGS else DeviceFailure)
+
+
+async def test_pages_that_become_shorter_end_at_the_limit() -> None:
+    numbers = []
+
+    async def shrink(_operation: object, parameters: Any, /, **_options: object) -> Any:
+        numbers.append(int(parameters["CurrentPage"]))
+        begin = 100 + numbers[-1] if numbers[-1] > 1 else 0
+        return CallResult(page(entries(100 if numbers[-1] == 1 else 1, begin), 1_000), 1)
+
+    assert "102 of 1000 modules on 3 pages" in await fetch_inconsistency(shrink)
+    assert len(numbers) == MAX_READINGS * 3
+
+
+@pytest.mark.parametrize(
+    "replies", [[page([], 3)], [NotFoundError("iot.device.NotExistedDevice", "no", http_status=200, request_id="x")]]
+)
+async def test_a_device_is_not_read_again_when_the_budget_is_exhausted(replies: list[Any]) -> None:
+    trust = AnswerTrust()
+    trust.mismatches = 1
+    script = ScriptedCall(*replies)
+    outcome = await fetch_device(script, NAMED, trust=trust, may_repeat=lambda: False)
+    assert isinstance(outcome, DeviceFailure)
+    assert (outcome.code, len(script.requests)) == ("auditor.InconsistentPages", 1)
+
+
+async def test_a_page_is_not_kept_in_memory_while_the_next_one_is_requested() -> None:
+    class Fields(dict[str, object]):
+        """An answer with a weak reference."""
+
+    kept: list[Any] = []
+
+    async def answer(_operation: object, parameters: Any, /, **_options: object) -> Any:
+        assert [each for each in kept if each() is not None] == []
+        number = int(parameters["CurrentPage"])
+        fields = Fields({"data": {"simpleOTAModuleInfo": [entry(f"m{number}")]}, "total": 3})
+        kept.append(weakref.ref(fields))
+        return CallResult(ApiResponse(fields, "r"), 1)
+
+    assert isinstance(await fetch_device(answer, NAMED), DeviceResult)
+    assert len(kept) == 3
 
 
 names = st.sampled_from(["a", "A", "b", "c", "d", "ß", "ss"])
@@ -321,7 +366,11 @@ def unnamed_page(version: str | None, request_id: str | None) -> ApiResponse:
 
 
 def named_page(device_name: str = "device001", request_id: str = "n") -> ApiResponse:
-    return replace(page([entry("ble", "1.0", deviceName=device_name)], 1), request_id=request_id)
+    return replace(page([entry("ble", "1.0", productKey="p1", deviceName=device_name)], 1), request_id=request_id)
+
+
+def half_named_page() -> ApiResponse:
+    return replace(page([entry("ble", "2.0", deviceName="device001")], 1), request_id="h")
 
 
 NO_DEVICE = NotFoundError("iot.device.NotExistedDevice", "no", http_status=200, request_id="x")
@@ -354,6 +403,7 @@ async def test_a_device_that_is_always_named_differently_is_no_mismatch_of_the_a
         ([NO_DEVICE, NO_DEVICE], "not_found", 2, 0),
         ([unnamed_page(None, "1"), NO_DEVICE, unnamed_page(None, "2")], "empty", 3, 1),
         ([NO_DEVICE, named_page()], "ok", 2, 1),
+        ([half_named_page(), named_page()], "ok", 2, 1),  # another product may have a device of this name
         ([named_page()], "ok", 1, 0),
         ([unnamed_page("1", "1"), unnamed_page("2", "2"), unnamed_page("1", "3")], "ok", 3, 1),
     ],

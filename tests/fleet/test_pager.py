@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from auditor.fleet.pager import Pager, PageReference
+from auditor.fleet.pager import MAX_EQUAL_PAGES, Pager, PageReference
 from auditor.models import ListPage
 
 SIZE = 5
@@ -165,3 +165,13 @@ def test_reach_grows_with_pages_and_decreases_with_removals() -> None:
         pager.add_page(ListPage(tuple(range(first, min(first + 50, total))), None, total, None))
         known.append(pager.reached)
     assert (known, pager.phase) == ([50, 100, 40, 50, 100, 120, 120], "ended")
+
+
+def test_a_list_whose_pages_are_all_the_same_ends_soon() -> None:
+    for token in (None, "next"):
+        pager: Pager = Pager(SIZE, max_by_page_number=None, max_items=1_000_000)
+        pages = 0
+        while pager.phase != "ended":
+            pager.add_page(ListPage(tuple(range(SIZE)), None, 900_000, token))
+            pages += 1
+        assert (pages, pager.problem) == (MAX_EQUAL_PAGES, "its pages are all the same")

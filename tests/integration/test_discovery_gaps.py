@@ -234,7 +234,9 @@ async def test_list_that_shrinks_faster_than_it_is_read_is_a_gap_and_the_run_end
     async with Simulator(world, accounts=[account]) as platform:
         modified_operation(platform, QUERY_DEVICE, shrinking)
         result = await auditor.run_audit(
-            discovery_settings(tmp_path, platform, quotas={"QueryDevice": 10_000}, calls_per_second=10_000)
+            discovery_settings(
+                tmp_path, platform, quotas={"QueryDevice": 10_000}, calls_per_second=10_000, sample_size=20
+            )
         )
     (gap,) = discovery_of(result).gaps
     assert (result.exit_code, result.manifest.state) == (1, "partial")
@@ -384,7 +386,9 @@ async def test_repeatedly_rejected_tokens_end_a_discovery_with_a_gap(tmp_path: P
 
     async with Simulator(world, accounts=[account]) as platform:
         modified_operation(platform, QUERY_DEVICE, refusing)
-        settings = discovery_settings(tmp_path, platform, quotas={"QueryDevice": 10_000}, calls_per_second=10_000)
+        settings = discovery_settings(
+            tmp_path, platform, quotas={"QueryDevice": 10_000}, calls_per_second=10_000, sample_size=20
+        )
         result = await auditor.run_audit(settings)
     (gap,) = discovery_of(result).gaps
     assert (result.exit_code, gap.listed) == (1, 204 * 50)
@@ -400,7 +404,9 @@ async def test_heavy_removal_ends_in_a_complete_list_or_a_gap(tmp_path: Path) ->
     )
     churn = Churn(remove_per_second=300, seed=2)
     async with Simulator(world, accounts=[account], churn=churn, latency=(0.01, 0.03)) as platform:
-        settings = discovery_settings(tmp_path, platform, quotas={"QueryDevice": 100}, calls_per_second=10_000)
+        settings = discovery_settings(
+            tmp_path, platform, quotas={"QueryDevice": 100}, calls_per_second=10_000, sample_size=20
+        )
         result = await auditor.run_audit(settings)
         removed = set(platform.registry_for().removed)
     names = {row["device_name"] for row in read_fleet(result.folder)}

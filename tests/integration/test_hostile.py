@@ -5,7 +5,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -19,6 +18,7 @@ import pytest
 from aiohttp import web
 
 import auditor
+from tests import forked
 
 pytestmark = pytest.mark.anyio
 
@@ -161,7 +161,7 @@ async def test_names_that_the_platform_reports_are_kept_exactly(tmp_path: Path) 
 
 
 REFUSED: dict[str, tuple[bytes, str]] = {
-    "not-utf-8": (b'{"success":true,"code":"\xff\xfe"}', "auditor.InconsistentPages"),
+    "not-utf-8": (b'{"success":true,"code":"","errorMessage":"\xff\xfe"}', "auditor.InconsistentPages"),
     "utf-16": (answer(module()).decode().encode("utf-16"), "auditor.InvalidEncoding"),
     "utf-32": (answer(module()).decode().encode("utf-32-le"), "auditor.InvalidJSON"),
     "deep-arrays": (b'{"success":true,"data":' + b"[" * 1_000_000, "auditor.InvalidJSON"),
@@ -173,15 +173,16 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "no-object": (b"[1]", "auditor.InvalidJSON"),
     "nothing": (b"", "auditor.InvalidJSON"),
     "nine-megabytes": (answer(module("x" * 9_000_000)), "auditor.ResponseTooLarge"),
-    "long-name": (answer(module("x" * 7_000_000)), "auditor.InconsistentPages"),
-    "long-version": (answer(module("m", "\0" * 200_000)), "auditor.InconsistentPages"),
+    "long-name": (answer(module("x" * 7_000_000)), "auditor.ResponseTooLarge"),
+    "longer-name-than-kept": (answer(module("x" * 900_000)), "auditor.InconsistentPages"),
+    "long-version": (answer(module("m", "\0" * 150_000)), "auditor.InconsistentPages"),
     "huge-total": (raw_response('"m"', "9" * 30), "auditor.InconsistentPages"),
     "negative-total": (raw_response('"m"', "-1"), "auditor.InconsistentPages"),
     "fraction": (raw_response('"m"', "1.5"), "auditor.InconsistentPages"),
     "total-in-words": (raw_response('"m"', '"one"'), "auditor.InconsistentPages"),
     "total-twice": (raw_response('"m"', '1,"total":5'), "auditor.InconsistentPages"),
-    "many-entries": (answer(*[module(f"m{n}") for n in range(100_000)]), "auditor.InconsistentPages"),
-    "many-entries-of-3": (answer(*[module(f"m{n}") for n in range(100_000)], total=3), "auditor.InconsistentPages"),
+    "many-entries": (answer(*[module(f"m{n}") for n in range(100_000)]), "auditor.ResponseTooLarge"),
+    "many-entries-of-3": (answer(*[module(f"m{n}") for n in range(5_999)], total=3), "auditor.InconsistentPages"),
     "same-in-capitals": (answer(module("ble"), module("BLE")), "auditor.InconsistentPages"),
     "odd-entries": (answer(1, "x", None, [], total=4), "auditor.InconsistentPages"),
     "name-of-lists": (answer(module(["m"])), "auditor.InconsistentPages"),
@@ -224,10 +225,7 @@ async def test_invalid_response_is_a_named_failure_and_the_run_is_valid(tmp_path
 
 
 def command(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONUTF8": "1", "COLUMNS": "200"}
-    words = [sys.executable, "-m", "auditor", *map(str, arguments)]
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, timeout=60, check=False)
-    return subprocess.CompletedProcess(words, done.returncode, done.stdout.decode(), done.stderr.decode())
+    return forked.run(*arguments, cwd=folder, env=os.environ | {"COLUMNS": "200"}, newline="")
 
 
 async def test_no_command_prints_terminal_control_sequences(tmp_path: Path) -> None:

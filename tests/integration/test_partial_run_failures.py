@@ -18,7 +18,7 @@ from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import World
 from tests.integration.audits import stop_after
 from tests.integration.test_audit import account_table, settings_for
-from tests.integration.test_incremental import DEVICES, QUIET, audit, differing, rows, world_of
+from tests.integration.test_incremental import DEVICES, MANY, QUIET, audit, differing, rows, world_of
 from tests.integration.test_rolling import plain
 
 pytestmark = pytest.mark.anyio
@@ -108,16 +108,16 @@ async def test_device_listed_under_two_names_has_one_result(tmp_path: Path, chan
 
 
 async def test_budget_too_small_for_states_is_spent_by_priority(tmp_path: Path) -> None:
-    world_of(0).write_fleet(tmp_path / "fleet.csv")
-    await audit(tmp_path, world_of(0))
-    result = await audit(tmp_path, world_of(1), since="last", max_calls=8)
+    world_of(0, devices=MANY).write_fleet(tmp_path / "fleet.csv")
+    await audit(tmp_path, world_of(0, devices=MANY))
+    result = await audit(tmp_path, world_of(1, devices=MANY), since="last", max_calls=8)
     assert result.manifest.requests.sent == 8
     selection = result.manifest.selection
     assert selection is not None
     assert selection.accounts[0].requests.sent == 0
     assert selection.budget_exhausted
-    assert selection.accounts[0].over_budget == DEVICES - 8
-    second = await audit(tmp_path, world_of(2), since="last", max_calls=30)
+    assert selection.accounts[0].over_budget == MANY - 8
+    second = await audit(tmp_path, world_of(2, devices=MANY), since="last", max_calls=30)
     assert second.manifest.selection is not None
     (account,) = second.manifest.selection.accounts
     assert account.requests.sent + second.manifest.requests.sent <= 30

@@ -40,7 +40,7 @@ def ages(folder: Path, runs: list[str]) -> Counter[int]:
 async def test_budget_covers_the_fleet_over_several_runs_and_each_run_is_complete(tmp_path: Path) -> None:
     plain().write_fleet(tmp_path / "fleet.csv")
     runs: list[str] = []
-    for number in range(8):
+    for number in range(6):
         result = await audit(tmp_path, plain(number), max_calls=100)
         runs.append(result.folder.name)
         assert result.manifest.requests.sent == 100

@@ -11,7 +11,7 @@ from auditor.errors import RunFolderError
 from auditor.models import RunWarning
 from auditor.query.snapshot import open_snapshot
 from auditor.query.warnings import integrity_warnings
-from auditor.runs.folder import DEVICES, FLEET, MODULES, RESULTS
+from auditor.runs.folder import CARRIED, DEVICES, FLEET, MODULES, RESULTS
 from auditor.runs.manifest import DeviceCounts
 from tests.runs.run_folders import build, edit_manifest, every_status, named, ok, running
 
@@ -68,11 +68,11 @@ def test_a_run_pruned_while_it_is_read_raises_run_folder_error(tmp_path: Path) -
     manifest = auditor.Run(run).manifest
     (run / FLEET).unlink()
     with pytest.raises(RunFolderError, match="cannot be read: No such file"):
-        integrity_warnings(run, manifest, manifest.devices)
+        integrity_warnings(run, manifest)
 
 
 @pytest.mark.parametrize("left", [0, 1])
-def test_results_that_were_rotated_away_are_reported(tmp_path: Path, left: int) -> None:
+def test_results_that_were_rotated_away_are_an_error(tmp_path: Path, left: int) -> None:
     fleet = [named(number) for number in range(3)]
     built = running(tmp_path / "run", fleet, [ok(device, ("ble", "1.0")) for device in fleet[:2]])
     edit_manifest(built.folder, lambda manifest: replace(manifest, devices=DeviceCounts(ok=2, pending=1)))
@@ -82,10 +82,31 @@ def test_results_that_were_rotated_away_are_reported(tmp_path: Path, left: int) 
     lines = results.read_bytes().splitlines(keepends=True)
     results.rename(built.folder / "devices.jsonl.1")
     results.write_bytes(b"".join(lines[:left]))
-    with auditor.Run(built.folder) as run:
-        (warning,) = (each for each in run.warnings if each.kind == "tampered")
-    assert f"run.json counts 2 answers, and {left} exist" in warning.detail
-    assert "append it to devices.jsonl.1, and rename that to devices.jsonl" in warning.detail
+    counts = rf"run\.json counts 2 answers, and {left} exist"
+    advice = r"append it to devices\.jsonl\.1, and rename that to devices\.jsonl, or .*auditor resume"
+    for read in (auditor.Run, lambda folder: open_snapshot(folder, tmp_path / "work")):
+        with pytest.raises(RunFolderError, match=f"{counts}; {advice}"):
+            read(built.folder)
     results.unlink()
-    with pytest.raises(RunFolderError, match="cannot be read"):
+    with pytest.raises(RunFolderError, match=r"and 0 exist; append it to devices\.jsonl\.1"):
+        auditor.Run(built.folder)
+    results.with_name("devices.jsonl.1").rename(results)
+    with auditor.Run(built.folder) as run:
+        assert run.devices == DeviceCounts(ok=2, pending=1)
+
+
+def test_carried_results_are_no_lines_of_the_results(tmp_path: Path) -> None:
+    fleet = [named(number) for number in range(3)]
+    built = running(tmp_path / "run", fleet, [ok(device, ("ble", "1.0")) for device in fleet[:2]])
+    results = built.folder / RESULTS
+    duckdb.sql(
+        f"COPY (SELECT * EXCLUDE attempts FROM read_json('{results}') LIMIT 1) TO '{built.folder / CARRIED}'"
+        " (FORMAT parquet)"
+    )
+    results.write_bytes(results.read_bytes().splitlines(keepends=True)[1])
+    edit_manifest(built.folder, lambda manifest: replace(manifest, devices=DeviceCounts(ok=2, pending=1)))
+    with auditor.Run(built.folder) as run:
+        assert run.devices == DeviceCounts(ok=2, pending=1)
+    results.write_bytes(b"")
+    with pytest.raises(RunFolderError, match="counts 1 answers, and 0 exist"):
         auditor.Run(built.folder)

@@ -1,17 +1,15 @@
 """The command `auditor report`."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
+from tests import forked
 from tests.report.pages import parse_html, parse_page
 from tests.runs.run_folders import every_status
 
 
 def auditor(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "auditor", "report", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=120, check=False)
+    return forked.run("report", *arguments, cwd=folder, timeout=120)
 
 
 def test_report_is_written_and_warnings_are_printed(tmp_path: Path) -> None:

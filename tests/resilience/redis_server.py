@@ -71,6 +71,9 @@ class RedisServer:
     def get(self, key: str) -> bytes:
         return self._command("GET", key)[:-1]
 
+    def keys(self, pattern: str) -> list[str]:
+        return sorted(self._command("KEYS", pattern).decode().split())
+
     def set(self, key: str, value: bytes) -> None:
         self._command("SET", key, value)
 

@@ -24,7 +24,14 @@ from auditor.errors import (
 )
 from auditor.resilience.circuit_breaker import CircuitBreaker
 from auditor.resilience.rate_limiter import UnlimitedRateLimiter
-from auditor.resilience.retry import MAX_ACCOUNT_ERRORS, Backoff, PausedTasks, RequestStats, RetryingCaller
+from auditor.resilience.retry import (
+    IMMEDIATE_CLOCK_RETRIES,
+    MAX_ACCOUNT_ERRORS,
+    Backoff,
+    PausedTasks,
+    RequestStats,
+    RetryingCaller,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -293,3 +300,24 @@ def test_delays_double_up_to_the_maximum_and_jitter_is_full() -> None:
     assert [backoff.delay(failures, 1.0) for failures in range(1, 9)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
     assert backoff.delay(3, 0.25) == 0.5
     assert backoff.delay(3, 0.0) == 0
+
+
+async def test_a_request_whose_timestamp_is_always_refused_pauses_so_that_others_are_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench, pauses = Bench(initial_delay=0.5), []
+    paused = PausedTasks()
+    bench.caller._paused = paused
+
+    async def sleep(seconds: float) -> None:
+        assert paused.count == 1
+        pauses.append(seconds)
+
+    async def refuse() -> None:
+        bench.caller.stats.answered += 1  # the request for another device
+        raise ClockSkewError("InvalidTimeStamp.Expired")
+
+    monkeypatch.setattr("auditor.resilience.retry.anyio.sleep", sleep)
+    assert isinstance((await bench.caller.send(refuse)).result, ClockSkewError)
+    assert len(pauses) == MAX_ACCOUNT_ERRORS - 1 - IMMEDIATE_CLOCK_RETRIES
+    assert all(0 < pause <= 2 for pause in pauses)

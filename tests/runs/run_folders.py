@@ -1,7 +1,12 @@
 """Run folders built from outcomes, the way an audit builds them: snapshot, journal, seal, manifest, proof."""
 
+import atexit
+import hashlib
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import duckdb
@@ -147,17 +152,48 @@ def finish(folder: Path) -> None:
     write_manifest(folder, manifest)
 
 
-def build(folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome]) -> Built:
-    built = running(folder, fleet, outcomes)
-    finish(folder)
-    return built
+@cache
+def _templates() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="runs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def build_once(folder: Path, key: object, make: Callable[[], object]) -> None:
+    """Make a run, or copy the one that was made in another folder for the same key: a run is the same bytes again."""
+    template = _templates() / hashlib.sha256(repr(key).encode("utf-8", "surrogatepass")).hexdigest()
+    if template.exists() and not folder.exists():
+        folder.mkdir(parents=True)
+        for path in template.iterdir():
+            shutil.copy(path, folder)
+        return
+    is_new = not template.exists() and not folder.exists()
+    make()
+    if is_new:
+        template.mkdir()
+        for path in folder.iterdir():
+            shutil.copy(path, template)
+
+
+def build(folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome], *, afresh: bool = False) -> Built:
+    """A sealed run; ``afresh``: it is sealed in this folder by this test, whose subject that is."""
+
+    def make() -> None:
+        running(folder, fleet, outcomes)
+        finish(folder)
+
+    if afresh:
+        make()
+    else:
+        build_once(folder, ("run", fleet, outcomes), make)
+    return Built(folder, fleet, outcomes)
 
 
 def edit_manifest(folder: Path, change: Callable[[Manifest], Manifest]) -> None:
     write_manifest(folder, change(read_manifest(folder)))
 
 
-def every_status(folder: Path) -> Built:
+def every_status(folder: Path, *, afresh: bool = False) -> Built:
     """A device in each state, two accounts."""
     fleet = [*(named(n) for n in range(8)), *(named(n, account="other", product="p2") for n in range(2))]
     outcomes: list[Outcome] = [
@@ -170,7 +206,7 @@ def every_status(folder: Path) -> Built:
         failed(fleet[6], "iot.odd"),
         ok(fleet[8], ("ble", "9")),
     ]
-    return build(folder, fleet, outcomes)
+    return build(folder, fleet, outcomes, afresh=afresh)
 
 
 def never_activated(device: Device) -> DeviceResult:
@@ -188,7 +224,12 @@ def listed(folder: Path) -> Built:
         failed(fleet[4]),
         ok(fleet[5], ("ble", "9")),
     ]
-    built = running(folder, fleet, outcomes)
+    build_once(folder, "listed", lambda: _make_listed(folder, fleet, outcomes))
+    return Built(folder, fleet, outcomes)
+
+
+def _make_listed(folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome]) -> None:
+    running(folder, fleet, outcomes)
     products = ProductsFile(folder)
     names = (("p1", ("ble", "default", "mcu"), 5), ("p2", None, 1))
     products.replace_products(
@@ -199,7 +240,6 @@ def listed(folder: Path) -> Built:
     facts = DiscoveryInfo("demo", "partial", 2, 6, 1, 0, {"": 6}, RequestCounts(4, 0, 0), 4, 1, 1, (gap,))
     edit_manifest(folder, lambda manifest: replace(manifest, discovery=(facts,)))
     finish(folder)
-    return built
 
 
 def running_sampled(
@@ -213,16 +253,27 @@ def running_sampled(
 
 def sampled(folder: Path, fleet: Sequence[Device], sample: Sequence[Device], outcomes: Sequence[Outcome]) -> Built:
     """A sealed sampled run."""
-    built = running_sampled(folder, fleet, sample, outcomes)
-    finish(folder)
-    return built
+
+    def make() -> None:
+        running_sampled(folder, fleet, sample, outcomes)
+        finish(folder)
+
+    build_once(folder, ("sampled", fleet, sample, outcomes), make)
+    return Built(folder, fleet, outcomes)
 
 
 def carried_run(
     folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome], carried: Sequence[tuple[DeviceResult, str]]
 ) -> Built:
     """A run with carried results and the time of each."""
-    built = running(folder, fleet, outcomes)
+    build_once(folder, ("carried", fleet, outcomes, carried), lambda: _make_carried(folder, fleet, outcomes, carried))
+    return Built(folder, fleet, outcomes)
+
+
+def _make_carried(
+    folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome], carried: Sequence[tuple[DeviceResult, str]]
+) -> None:
+    running(folder, fleet, outcomes)
     rows = [
         {name: getattr(each.device, name) for name in ("account", "product_key", "device_name", "iot_id")}
         | {"status": each.status, "modules": [asdict(module) for module in each.modules]}
@@ -235,7 +286,6 @@ def carried_run(
     )
     _write_rows(folder / CARRIED, rows, kinds)
     finish(folder)
-    return built
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, object]], kind: str) -> None:

@@ -11,7 +11,7 @@ from auditor.models import Device, Outcome
 from auditor.runs.folder import CARRIED, PLAN
 from auditor.storage.database import sql_literal, sql_read_path
 from auditor.text.formatting import format_utc
-from tests.runs.run_folders import START, Built, finish, running
+from tests.runs.run_folders import START, Built, build_once, finish, running
 
 _IDENTITY = dict.fromkeys(("account", "product_key", "device_name", "iot_id"), "VARCHAR")
 
@@ -30,14 +30,18 @@ def _write(path: Path, rows: Sequence[dict[str, object]], columns: Mapping[str, 
 
 def sampled_run(folder: Path, fleet: Sequence[Device], sample: Sequence[Device], outcomes: Sequence[Outcome]) -> Built:
     """A sampled run of a fleet."""
-    built = running(folder, fleet, outcomes)
-    _write(
-        folder / PLAN,
-        [asdict(each) | {"selection_reason": "sample"} for each in sample],
-        _IDENTITY | {"selection_reason": "VARCHAR"},
-    )
-    finish(folder)
-    return built
+
+    def make() -> None:
+        running(folder, fleet, outcomes)
+        _write(
+            folder / PLAN,
+            [asdict(each) | {"selection_reason": "sample"} for each in sample],
+            _IDENTITY | {"selection_reason": "VARCHAR"},
+        )
+        finish(folder)
+
+    build_once(folder, ("sampled by plan", fleet, sample, outcomes), make)
+    return Built(folder, fleet, outcomes)
 
 
 def carried_run(
@@ -49,7 +53,6 @@ def carried_run(
     read: float = START + 3.123,
 ) -> Built:
     """A run that carries a module version of each of ``carried``, as read at ``read``."""
-    built = running(folder, fleet, outcomes)
     rows: list[dict[str, object]] = [
         asdict(device)
         | {"status": "ok", "modules": [{"module_name": module, "module_version": version}]}
@@ -61,6 +64,11 @@ def carried_run(
         "pages": "BIGINT", "request_id": "VARCHAR", "audited_at": "TIMESTAMP", "reason": "VARCHAR", "run": "VARCHAR",
         "change_count": "BIGINT",
     }  # fmt: skip
-    _write(folder / CARRIED, rows, _IDENTITY | kinds)
-    finish(folder)
-    return built
+
+    def make() -> None:
+        running(folder, fleet, outcomes)
+        _write(folder / CARRIED, rows, _IDENTITY | kinds)
+        finish(folder)
+
+    build_once(folder, ("carried versions", fleet, outcomes, rows), make)
+    return Built(folder, fleet, outcomes)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import duckdb
 import pytest
 
 import auditor
@@ -20,7 +21,9 @@ from auditor.runs.manifest import read_manifest
 from auditor.runs.recovery import repair, rotate_failures
 from auditor.runs.retention import prune_runs
 from auditor.runs.verify import verify_run
-from tests.other_user import as_other_user, let_others_enter, needs_root
+from auditor.runs.views import define_sealed_views
+from auditor.storage.database import Database
+from tests.other_user import OTHER_USER, as_other_user, let_others_enter, needs_root
 from tests.runs.run_folders import edit_manifest, every_status
 
 FILES = ("run.json", "fleet.parquet", "devices.jsonl", "failures.jsonl", "devices.parquet", "inventory.csv")
@@ -153,6 +156,70 @@ def test_a_manifest_of_many_megabytes_is_refused(run: Path) -> None:
         file.truncate(64 << 20)
     with pytest.raises(RunFolderError, match="more than 33,554,432 bytes"):
         read_manifest(run)
+
+
+@pytest.mark.parametrize("values", ["[]", "{}", "0"])
+def test_a_manifest_of_very_many_values_is_refused_before_they_take_memory(run: Path, values: str) -> None:
+    content = (run / "run.json").read_text().rstrip().removesuffix("}")
+    (run / "run.json").write_text(f'{content}, "more": [{values}{f",{values}" * 2_000_000}]}}')
+    with pytest.raises(RunFolderError, match="more than 2,000,000 values"):
+        read_manifest(run)
+
+
+@needs_root
+def test_manifests_of_other_users_are_read_up_to_a_total_size(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("auditor.runs.folder.MAX_FOREIGN_MANIFEST_BYTES", 3 * 4096)
+    for number in range(5):
+        theirs = shutil.copytree(run, run.with_name(f"theirs-{number}"))
+        for path in (theirs, *theirs.iterdir()):
+            os.chown(path, OTHER_USER, OTHER_USER)
+        shutil.copytree(run, run.with_name(f"mine-{number}"))
+    catalog = RunCatalog(run.parent)
+    names = [each.folder.name for each in catalog.runs]
+    assert len([name for name in names if name.startswith("theirs")]) == 3
+    assert len(names) == 3 + 6
+    assert [str(error) for error in catalog.unreadable if "are too large" not in str(error)] == []
+
+
+@pytest.mark.parametrize("name", ["fleet.parquet", "devices.parquet", "modules.parquet"])
+def test_a_file_of_very_many_equal_rows_is_refused(run: Path, tmp_path: Path, name: str) -> None:
+    with duckdb.connect() as database:
+        options = "FORMAT parquet, ROW_GROUP_SIZE 2_000_000, COMPRESSION zstd"
+        rows = f"SELECT r.* FROM (FROM '{run / name}' LIMIT 1) r, range(1_500_000)"
+        database.execute(f"COPY ({rows}) TO '{tmp_path / name}' ({options})")
+    (tmp_path / name).replace(run / name)
+    read: Callable[[Path], object] = verify_run if name == "fleet.parquet" else auditor.Run
+    with pytest.raises(RunFolderError, match=rf"{name}: has 1,500,000 rows in [\d,]+ bytes"):
+        read(run)
+
+
+@needs_root
+@pytest.mark.parametrize("put", [link, pipe, to_zero])
+def test_files_that_are_replaced_after_the_check_are_not_opened(
+    run: Path, precious: Path, put: Callable[[Path, Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with auditor.Run(run) as opened:
+        inventory, counts = list(opened.inventory()), opened.devices
+    for path in (run, *run.iterdir()):
+        os.chown(path, OTHER_USER, OTHER_USER)
+
+    def replace_and_define(database: Database, folder: Path) -> None:
+        for name in ("devices.parquet", "modules.parquet"):
+            (run / name).rename(run / f"{name}.kept")
+            put(run / name, precious)
+        define_sealed_views(database, folder)
+
+    def restore() -> None:
+        for name in ("devices.parquet", "modules.parquet"):
+            (run / f"{name}.kept").replace(run / name)
+
+    monkeypatch.setattr("auditor.query.run.define_sealed_views", replace_and_define)
+    with auditor.Run(run) as opened:
+        assert (list(opened.inventory()), opened.devices) == (inventory, counts)
+    restore()
+    monkeypatch.setattr("auditor.query.sql.define_sealed_views", replace_and_define)
+    with auditor.query_run(run, "SELECT count(*)::BIGINT FROM modules") as result:
+        assert list(result.table) == [(sum(each.devices for each in inventory),)]
 
 
 @needs_root

@@ -18,6 +18,7 @@ from auditor.runs import locking as room
 from auditor.runs.locking import RunLock, create_run_folder, directory_lock, is_locked, remove_stale_folders
 from auditor.runs.manifest import read_manifest
 from auditor.runs.retention import prune_runs
+from tests.other_user import OTHER_USER, needs_root
 from tests.runs.run_folders import named, running
 
 NOW = 1_795_312_800.9
@@ -96,6 +97,68 @@ def test_a_failed_fill_leaves_no_folder(tmp_path: Path, error: BaseException) ->
         create_run_folder(tmp_path, "nightly", broken, now=NOW)
     assert len(filled) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_root
+def test_a_folder_that_is_replaced_while_it_is_filled_changes_nothing_elsewhere(tmp_path: Path) -> None:
+    audits, home = tmp_path / "audits", tmp_path / "home"
+    home.mkdir(0o755)
+    (home / "key").write_text("mine")
+    (home / "key").chmod(0o644)
+    audits.mkdir(0o777)
+    os.chown(audits, OTHER_USER, OTHER_USER)
+
+    def fill_and_replace(folder: Path) -> None:
+        fill(folder)
+        folder.rename(audits / "moved")
+        folder.symlink_to(home)
+
+    folder, lock = create_run_folder(audits, "nightly", fill_and_replace, now=NOW, group_readable=True)
+    with lock, pytest.raises(RunNotWritableError, match="was replaced by another folder while this run was written"):
+        lock.refuse_replaced(folder)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (home, home / "key")] == [0o755, 0o644]
+    assert [path.name for path in home.iterdir()] == ["key"]
+    assert stat.S_IMODE((audits / "moved" / "run.json").stat().st_mode) == 0o640
+
+
+@needs_root
+@pytest.mark.parametrize("replacement", ["link", "folder of another user"])
+def test_a_folder_that_is_replaced_before_it_is_locked_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replacement: str
+) -> None:
+    audits, home = tmp_path / "audits", tmp_path / "home"
+    home.mkdir(0o755)
+    create = Path.mkdir
+
+    def create_and_replace(path: Path, mode: int = 0o777, **options: bool) -> None:
+        create(path, mode, **options)
+        if path.name.startswith(".new-"):
+            path.rmdir()
+            if replacement == "link":
+                path.symlink_to(home)
+            else:
+                create(path, 0o777)
+                os.chown(path, OTHER_USER, OTHER_USER)
+
+    monkeypatch.setattr(Path, "mkdir", create_and_replace)
+    with pytest.raises(RunNotWritableError):
+        create_run_folder(audits, "nightly", fill, now=NOW)
+    assert stat.S_IMODE(home.stat().st_mode) == 0o755
+    assert list(home.iterdir()) == []
+
+
+def test_a_directory_whose_runs_others_can_replace_is_reported(
+    tmp_path: Path, make: Making, capfd: pytest.CaptureFixture[str]
+) -> None:
+    audits = tmp_path / "shared" / "audits"
+    audits.mkdir(parents=True)
+    make(directory=audits)
+    assert "can replace runs" not in capfd.readouterr().out
+    (tmp_path / "shared").chmod(0o777)
+    make(directory=audits)
+    printed = capfd.readouterr().out
+    assert "other users can replace runs in this directory" in printed
+    assert f"{tmp_path}/shared can be written by other users" in printed
 
 
 def test_runs_of_one_second_get_numbers(make: Making) -> None:

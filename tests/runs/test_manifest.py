@@ -24,7 +24,7 @@ from auditor.runs.manifest import (
     read_manifest,
     write_manifest,
 )
-from auditor.runs.selection_info import RequestCounts
+from auditor.runs.selection_info import RequestCounts, SelectionInfo
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 count = st.integers(0, 2**53)
@@ -138,6 +138,25 @@ def test_an_invalid_manifest_is_refused_with_its_path(tmp_path: Path, content: b
     (tmp_path / MANIFEST).write_bytes(content)
     with pytest.raises(RunFolderError, match=r"run\.json: is not a manifest"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("number", [2**64 - 1, 2**53 + 1, -(2**53) - 1])
+def test_a_number_that_could_not_be_added_to_is_refused(tmp_path: Path, number: int) -> None:
+    write_manifest(tmp_path, replace(PLAIN, requests=RequestCounts(sent=4_444)))
+    content = (tmp_path / MANIFEST).read_bytes()
+    (tmp_path / MANIFEST).write_bytes(content.replace(b"4444", b"%d" % number))
+    with pytest.raises(RunFolderError, match=r"run\.json: is not a manifest"):
+        read_manifest(tmp_path)
+    (tmp_path / MANIFEST).write_bytes(content.replace(b"4444", b"%d" % 2**53))
+    sent = read_manifest(tmp_path).requests.sent
+    write_manifest(tmp_path, replace(PLAIN, requests=RequestCounts(sent=1_000 * sent)))
+
+
+def test_large_numbers_that_a_user_configured_are_read(tmp_path: Path) -> None:
+    selection, fleet = SelectionInfo("sample", seed=2**63 - 1), replace(PLAIN.fleet, limit=10**18)
+    manifest = replace(PLAIN, selection=selection, fleet=fleet, settings={"max_failed": 10**18})
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
 
 
 def test_a_manifest_of_another_schema_is_refused_with_the_version_that_wrote_it(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.runs.run_folders import every_status
 
 @pytest.mark.parametrize("name", ["account=eu", "product_key=5", "status=lost", "line=3", "[a]*", "it's"])
 def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
-    plain, odd = every_status(tmp_path / "run"), every_status(tmp_path / name / "run")
+    plain, odd = every_status(tmp_path / "run"), every_status(tmp_path / name / "run", afresh=True)
     assert verify_run(odd.folder) == verify_run(plain.folder) == []
     with auditor.Run(plain.folder) as expected, auditor.Run(odd.folder) as found:
         assert list(found.inventory()) == list(expected.inventory())

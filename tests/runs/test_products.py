@@ -20,7 +20,7 @@ from auditor.query.run import Run
 from auditor.query.sql import query_run
 from auditor.runs.folder import FLEET, INVENTORY_JSON, PRODUCTS
 from auditor.runs.manifest import DiscoveryInfo, GapInfo, Manifest, file_info, read_manifest
-from auditor.runs.products import ProductInfo, ProductsFile, read_products
+from auditor.runs.products import MODULES_JOURNAL, ProductInfo, ProductsFile, read_products
 from auditor.runs.verify import verify_run
 from auditor.runs.views import define_live_views, define_products, define_sealed_views
 from tests.runs.run_folders import (
@@ -391,3 +391,43 @@ def test_products_that_were_changed_or_deleted_since_cause_warnings(
     with Run(folder) as run:
         (warning,) = set(run.warnings) - set(before)
     assert "products.jsonl" in warning.detail
+
+
+def test_fetched_modules_survive_a_kill_and_are_fetched_once(tmp_path: Path) -> None:
+    listed_products = [product("k1", None), product("k2", None), product("k3", None)]
+    file = ProductsFile(tmp_path)
+    file.replace_products("demo", listed_products)
+    file.set_modules("demo", "k1", ("default", "ble"))
+    file.set_modules("demo", "k2", ("default",))
+    # Killed here; the platform lists one more product since.
+    resumed = ProductsFile(tmp_path)
+    resumed.replace_products("demo", [*listed_products, product("k4", None)])
+    assert resumed.products_without_modules("demo") == ["k3", "k4"]
+    resumed.set_modules("demo", "k3", ("x",))
+    resumed.finish()
+    modules = {row.product_key: row.modules for row in read_products(tmp_path / PRODUCTS)}
+    assert modules == {"k1": ("default", "ble"), "k2": ("default",), "k3": ("x",), "k4": None}
+    assert [path.name for path in tmp_path.iterdir()] == [PRODUCTS]
+
+
+@pytest.mark.parametrize("end", [b'{"account": "de', b"\0\0\0\n", b"[]\n", b'{"account": "demo"}\n'])
+def test_a_journal_of_modules_is_cut_where_it_cannot_be_read(tmp_path: Path, end: bytes) -> None:
+    file = ProductsFile(tmp_path)
+    file.replace_products("demo", [product("k1", None), product("k2", None)])
+    file.set_modules("demo", "k1", ("default",))
+    journal = tmp_path / MODULES_JOURNAL
+    kept = journal.read_bytes()
+    journal.write_bytes(kept + end)
+    resumed = ProductsFile(tmp_path)
+    assert journal.read_bytes() == kept
+    resumed.replace_products("demo", [product("k1", None), product("k2", None)])
+    assert resumed.products_without_modules("demo") == ["k2"]
+
+
+def test_a_journal_of_modules_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / MODULES_JOURNAL).symlink_to(tmp_path / "precious")
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        ProductsFile(tmp_path / "run")
+    assert (tmp_path / "precious").read_text() == "mine"

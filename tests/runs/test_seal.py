@@ -3,6 +3,7 @@ import io
 import itertools
 import tempfile
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,13 +23,12 @@ from auditor.runs.journal import encode_outcome
 from auditor.runs.manifest import DeviceCounts, read_manifest
 from auditor.runs.seal import seal_run
 from auditor.runs.verify import verify_run
+from tests.runs import run_folders
 from tests.runs.run_folders import (
     HOSTILE,
     Built,
     both,
-    build,
     by_id,
-    every_status,
     failed,
     finish,
     named,
@@ -37,6 +37,9 @@ from tests.runs.run_folders import (
     running,
     write_fleet,
 )
+
+build = partial(run_folders.build, afresh=True)
+every_status = partial(run_folders.every_status, afresh=True)
 
 COLUMNS = ["account", "product_key", "module_name", "module_version", "devices", "share"]
 

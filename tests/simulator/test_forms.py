@@ -157,7 +157,7 @@ async def results(platform: Simulator, world: World) -> AsyncIterator[Any]:
             parameters = {"CurrentPage": str(page), "PageSize": "3"}
             yield parse_products(await client.call(QUERY_PRODUCT_LIST, parameters))
             yield parse_devices(await client.call(QUERY_DEVICE, {**parameters, "ProductKey": key}), key)
-        yield parse_modules(await client.call(LIST_OTA_MODULE_BY_PRODUCT, {"ProductKey": key}))
+        yield parse_modules(await client.call(LIST_OTA_MODULE_BY_PRODUCT, {"ProductKey": key}), key)
         yield parse_connection_states(await client.call(BATCH_GET_DEVICE_STATE, names))
         # Without an array the states are unknown, and with an empty one there are none.
         yield parse_connection_states(await client.call(BATCH_GET_DEVICE_STATE, {"IotId.1": "missing"})) or ()

@@ -13,7 +13,7 @@ from auditor.simulator.registry import DEVICE_SECRET_PREFIX, DeviceRecord, devic
 from auditor.simulator.world import SimulatedDevice, World
 
 TODAY = 1_800_000_000.25
-DEVICES = 4_000
+DEVICES = 2_000
 FRACTIONS = st.sampled_from([0, 0.001, 0.05, 0.3, 0.7, 1])
 
 Rule = Callable[[DeviceRecord, float], bool]

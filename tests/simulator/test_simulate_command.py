@@ -3,9 +3,6 @@
 import csv
 import inspect
 import math
-import signal
-import subprocess
-import sys
 import time
 import tomllib
 import urllib.request
@@ -21,6 +18,7 @@ from auditor.cli.commands.simulate import simulate
 from auditor.errors import UsageError
 from auditor.simulator.lifecycle import ORDINARY_LIFECYCLE, Lifecycle
 from auditor.simulator.world import World
+from tests import forked
 from tests.simulator.api_requests import signed_query
 
 
@@ -28,17 +26,14 @@ from tests.simulator.api_requests import signed_query
 def simulated(*options: object) -> Iterator[list[str]]:
     """Run a platform; yield the lines that it has printed after its settings are written."""
     whole = ("simulate", "--port", 0, "--devices", 20, *options)
-    command = [sys.executable, "-m", "auditor", *map(str, whole)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
+    with forked.serving(*whole, cwd=Path.cwd()) as (process, output):
         lines: list[str] = []
         while not lines or not lines[-1].startswith("settings"):
-            line = process.stdout.readline()
+            line = output.readline()
             assert line, "it ended"
             lines.append(line.rstrip())
         yield lines
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+    assert process.returncode == 0
 
 
 def test_accounts_have_different_keys_secrets_and_fleets(tmp_path: Path) -> None:
@@ -100,9 +95,8 @@ def test_a_fleet_has_the_configured_lifecycle_forms_and_current_times(tmp_path: 
         ("--always-online", 0.8, "--offline-reports", 0.8),
     ],
 )
-def test_invalid_options_are_rejected(option: tuple[object, ...]) -> None:
-    command = [sys.executable, "-m", "auditor", "simulate", "--port", "0", *map(str, option)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+def test_invalid_options_are_rejected(tmp_path: Path, option: tuple[object, ...]) -> None:
+    done = forked.run("simulate", "--port", 0, *option, cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 

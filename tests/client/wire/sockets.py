@@ -46,6 +46,7 @@ class Seen:
     lines: list[str] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
     connections: int = 0
+    writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     @property
     def targets(self) -> list[str]:
@@ -60,11 +61,10 @@ class Seen:
 async def serving(serve: Serve, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Seen]:
     """Gives every request's line to ``serve``, which writes what it likes."""
     seen = Seen()
-    writers: set[asyncio.StreamWriter] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         seen.connections += 1
-        writers.add(writer)
+        seen.writers.add(writer)
         try:
             while not writer.is_closing():
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -84,7 +84,7 @@ async def serving(serve: Serve, *, tls: ssl.SSLContext | None = None) -> AsyncIt
         yield seen
     finally:
         server.close()
-        for writer in writers:
+        for writer in seen.writers:
             writer.transport.abort()
         # The handlers end by themselves once their connections are gone.
         await asyncio.sleep(0.01)

@@ -210,7 +210,8 @@ async def test_a_body_beyond_the_limit_is_refused(bomb: bool) -> None:  # noqa: 
 
 
 async def test_a_body_of_just_the_limit_is_read() -> None:
-    body = SUCCESS + b" " * (MAX_BODY_BYTES - len(SUCCESS))
+    page = b'{"success":true,"code":"","requestId":"R","total":0,"data":{"simpleOTAModuleInfo":[]}}'
+    body = page + b" " * (MAX_BODY_BYTES - len(page))
     async with serving(answering(http(body))) as seen, client_of(seen.url) as client:
         assert (await ask(client)).request_id == "R"
 

@@ -8,12 +8,14 @@ import ssl
 import time
 import tracemalloc
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import orjson
 import pytest
 import trustme
 
+from auditor.client import connector
 from auditor.client.decoders import MAX_BODY_BYTES
 from auditor.errors import PlatformError, TransientError
 from tests.client.wire.sockets import SUCCESS, Serve, answering, ask, client_of, closing, failure_of, http, serving
@@ -301,4 +303,51 @@ async def test_tls_that_fails_for_a_while_is_transient_and_then_all_is_well(tmp_
         assert {(type(error), error.code) for error in errors} == {(TransientError, "auditor.TLS")}
         assert seen.lines == []
         authority.issue_cert("127.0.0.1").configure_cert(tls)
+        assert (await ask(client)).request_id == "R"
+
+
+@pytest.mark.parametrize("part", [b"X: " + b"x" * 60_000 + b"\r\n", b""])
+async def test_large_responses_together_take_bounded_memory(part: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = 4 * 1024 * 1024
+    monkeypatch.setattr(connector, "MAX_BUFFERED_BYTES", limit)
+    unfinished = b"HTTP/1.1 200 OK\r\n" + 16 * part if part else http(b"{" + b" " * 1_000_000)[:-1]
+    is_hostile = True
+
+    async def serve(writer: asyncio.StreamWriter, _target: str) -> None:
+        writer.write(unfinished if is_hostile else GOOD)
+
+    async with serving(serve) as seen, client_of(seen.url, timeout=3.0) as client:
+        errors = await asyncio.gather(*(failure_of(client) for _ in range(12)))
+        codes = Counter(error.code for error in errors)
+        assert codes["auditor.Timeout"] <= limit // 900_000
+        assert codes.total() - codes["auditor.Timeout"] >= 12 - limit // 900_000
+        is_hostile = False  # what was aborted or timed out does not count any more
+        assert [each.request_id for each in await asyncio.gather(*(ask(client) for _ in range(12)))] == ["R"] * 12
+
+
+async def test_many_large_responses_one_after_the_other_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connector, "MAX_BUFFERED_BYTES", 2 * 1024 * 1024)
+    body = SUCCESS[:-1] + b', "more": "' + b"x" * 1_000_000 + b'"}'
+    async with serving(answering(http(body))) as seen, client_of(seen.url) as client:
+        for _ in range(8):
+            assert (await ask(client)).request_id == "R"
+    assert seen.connections == 1
+
+
+async def test_connections_that_do_not_last_are_not_opened_in_advance_for_ever() -> None:
+    async def serve(writer: asyncio.StreamWriter, _target: str) -> None:
+        writer.write(GOOD)
+        await writer.drain()
+        writer.close()
+
+    async with serving(serve) as seen, client_of(seen.url) as client:
+        await ask(client)
+        opened = []
+        for _ in range(12):
+            opened.append(await client.prewarm(4))
+            for transport in list(seen.writers):
+                transport.close()
+            await asyncio.sleep(0.02)
+        assert seen.connections <= 12
+        assert opened[-1] is False
         assert (await ask(client)).request_id == "R"
