@@ -64,9 +64,11 @@ if TYPE_CHECKING:
     from auditor.policy.model import Policy as Policy
     from auditor.policy.model import Rule as Rule
     from auditor.policy.results import RuleResult as RuleResult
-    from auditor.query.devices import DeviceFilter as DeviceFilter
     from auditor.query.devices import FilteredDevices as FilteredDevices
+    from auditor.query.devices import FilteredInventory as FilteredInventory
     from auditor.query.devices import select_devices as select_devices
+    from auditor.query.devices import select_inventory as select_inventory
+    from auditor.query.filters import DeviceFilter as DeviceFilter
     from auditor.query.run import Run as Run
     from auditor.query.run import VersionCount as VersionCount
     from auditor.query.sql import QueryResult as QueryResult
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from auditor.runs.manifest import Manifest as Manifest
     from auditor.runs.retention import PruneResult as PruneResult
     from auditor.runs.retention import prune_runs as prune_runs
+    from auditor.runs.selection_info import ExitReason as ExitReason
     from auditor.runs.verify import verify_run as verify_run
     from auditor.storage.tables import ResultTable as ResultTable
 
@@ -100,13 +103,15 @@ _EXPORTS = {
     "auditor.policy.loader": ("load_policy",),
     "auditor.policy.model": ("Rule", "Policy"),
     "auditor.policy.results": ("RuleResult",),
-    "auditor.query.devices": ("FilteredDevices", "DeviceFilter", "select_devices"),
+    "auditor.query.devices": ("FilteredDevices", "FilteredInventory", "select_devices", "select_inventory"),
+    "auditor.query.filters": ("DeviceFilter",),
     "auditor.query.run": ("Run", "VersionCount"),
     "auditor.query.sql": ("QueryResult", "query_run"),
     "auditor.query.versions": ("compare_versions",),
     "auditor.report.render": ("write_report",),
     "auditor.runs.manifest": ("DeviceCounts", "Manifest"),
     "auditor.runs.retention": ("PruneResult", "prune_runs"),
+    "auditor.runs.selection_info": ("ExitReason",),
     "auditor.runs.verify": ("verify_run",),
     "auditor.storage.tables": ("ResultTable",),
 }

@@ -35,11 +35,44 @@ from typing import ClassVar, Literal
 
 from auditor.text.formatting import safe
 
+ExitWord = Literal[
+    "success", "within_tolerance",
+    "too_many_failed", "too_many_pending", "unlisted_product", "silent_account", "imprecise", "not_verified",
+    "unexpected_error",
+    "unusable_fleet",
+    "refused_account", "unreachable_account", "unreadable_run", "cannot_write",
+    "policy_violated", "policy_not_evaluated",
+    "interrupted",
+]  # fmt: skip
+"""Why an audit ended with its exit code.
+
+| word | exit code | meaning |
+|---|---|---|
+| ``success`` | 0 | every device has a conclusive answer |
+| ``within_tolerance`` | 0 | no more devices failed, are pending or were not listed than ``max_failed`` allows |
+| ``too_many_failed``, ``too_many_pending``, ``unlisted_product`` | 1 | more did, and most of them for this reason |
+| ``unlisted_product`` | 1 | also: it is unknown how many devices a product or an account has |
+| ``silent_account`` | 1 | no device of an account exists, or reports a module any more |
+| ``imprecise`` | 1 | a sample is less precise than configured |
+| ``not_verified`` | 1 | the numbers of the run do not follow from its files |
+| ``unexpected_error`` | 1 | an error that auditor does not expect |
+| ``unusable_fleet`` | 2 | no device matches the settings |
+| ``refused_account`` | 3 | the platform refuses an account |
+| ``unreachable_account`` | 3 | an account gave no usable answer for too long |
+| ``unreadable_run``, ``cannot_write`` | 3 | the run folder cannot be read, or written |
+| ``policy_violated``, ``policy_not_evaluated`` | 4 | an ``error`` rule is violated, or no rule could be evaluated |
+| ``interrupted`` | 130 | by a signal, with devices or hooks left to do |
+"""
+
 
 class AuditorError(Exception):
-    """Base class of all errors of auditor. Its text is one sentence for people."""
+    """Base class of all errors of auditor. Its text is one sentence for people.
+
+    ``exit_word`` is the reason of an audit that this error ends.
+    """
 
     exit_code: ClassVar[int] = 1
+    exit_word: ExitWord = "unexpected_error"
 
 
 class UsageError(AuditorError):
@@ -55,9 +88,13 @@ class SettingsError(UsageError):
 class FleetError(UsageError):
     """The fleet cannot be used. The text says which file and lines, and what is wrong with each."""
 
+    exit_word = "unusable_fleet"
+
 
 class RunFolderError(UsageError):
     """A run cannot be found, read or resumed: it is no run, damaged, locked, or does not have what was requested."""
+
+    exit_word = "unreadable_run"
 
 
 class AuditStoppedError(AuditorError):
@@ -69,13 +106,15 @@ class AuditStoppedError(AuditorError):
 class AccountStoppedError(AuditStoppedError):
     """One account cannot be queried any more: its key is denied, or its endpoint was never reached."""
 
-    def __init__(self, account: str, sentence: str) -> None:
+    def __init__(self, account: str, sentence: str, *, exit_word: ExitWord = "refused_account") -> None:
         super().__init__(f'account "{account}": {sentence}')
-        self.account, self.sentence = account, sentence
+        self.account, self.sentence, self.exit_word = account, sentence, exit_word
 
 
 class RunNotWritableError(AuditStoppedError):
     """The run folder cannot be written: permission, a full disk or an I/O error."""
+
+    exit_word = "cannot_write"
 
     def __init__(self, sentence: str) -> None:
         disk_full = any(os.strerror(number) in sentence for number in (errno.ENOSPC, errno.EDQUOT))
@@ -92,12 +131,14 @@ class PolicyError(AuditorError):
     """A run violates rules of severity ``error``."""
 
     exit_code = 4
+    exit_word = "policy_violated"
 
 
 class AuditInterruptedError(AuditorError):
     """The audit was interrupted before its first request, or by a second signal. What was written is kept."""
 
     exit_code = 130
+    exit_word = "interrupted"
 
 
 PROXY = "auditor.Proxy"

@@ -150,11 +150,17 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A product in the platform's product list; ``device_count`` is the number of devices that the platform reports."""
+    """A product in the platform's product list; None where no value was reported.
+
+    Attributes:
+        device_count: number of devices that the platform reports.
+        node_type: ``device`` or ``gateway``, or another value as it is reported.
+    """
 
     product_key: str
     product_name: str | None
     device_count: int | None
+    node_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +172,7 @@ class ListedDevice:
     device_status: str | None
     utc_create: str | None
     utc_modified: str | None
+    nickname: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ from auditor.selection.ranking import SampleSpec, SelectionBudget
 from auditor.selection.change_detection import IncrementalRule
 from auditor.selection.selector import DeviceSelector
 run, work = map(Path, sys.argv[1:])
-files = SelectionFiles(work / "queue.parquet", work / "plan.parquet", work / "carried.parquet")
+files = SelectionFiles(*(work / f"{name}.parquet" for name in ("queue", "plan", "carried", "connections")))
 selector = DeviceSelector(work, "eu", run / "fleet.parquet", include_never_activated=True, seed=1)
 """
 

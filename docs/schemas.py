@@ -10,14 +10,16 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import comparison_documents
 import documents
 import msgspec
 import orjson
+import webhook_documents
 from msgspec import UnsetType
 
 from auditor.config.settings import Settings
 from auditor.planning.models import Plan
-from auditor.runs.folder import CARRIED, FAILURES, FLEET, PLAN, PRODUCTS, RESULTS, SEALED
+from auditor.runs.folder import CHANGES, FAILURES, FLEET, OPTIONAL, RESULTS, SEALED
 from auditor.runs.manifest import MAX_FAILURE_CODES, MAX_GAPS, SCHEMA_VERSION, Manifest
 from auditor.runs.products import ProductInfo
 
@@ -30,10 +32,13 @@ DOCUMENTS: dict[str, tuple[type, str]] = {
     "product": (ProductInfo, "A line of products.jsonl: a product of the fleet"),
     "inventory": (documents.InventoryDocument, "inventory.json: how many devices run which version of which module"),
     "plan": (Plan, "auditor plan --format json: the cost of an audit"),
-    "diff": (documents.DiffDocument, "auditor diff --format json: changes between two runs"),
+    "diff": (comparison_documents.DiffDocument, "auditor diff --format json: changes between two runs"),
+    "changes": (comparison_documents.ChangesDocument, "auditor diff --since --format json: changes since a run"),
+    "runs": (documents.RunsDocument, "auditor runs --format json: the runs of a directory"),
+    "timeline": (documents.DeviceDocument, "auditor device --format json: a device over all runs"),
     "policy": (documents.PolicyDocument, "auditor policy --format json: the result of a policy"),
-    "history": (documents.HistoryDocument, "auditor history --format json: versions over several runs"),
-    "webhook": (documents.WebhookBody, "The body of a webhook request"),
+    "history": (comparison_documents.HistoryDocument, "auditor history --format json: versions over several runs"),
+    "webhook": (webhook_documents.WebhookBody, "The body of a webhook request"),
     "settings": (Settings, "The settings file of an audit (TOML)"),
     "rules": (documents.PolicyFile, "A file of policy rules (TOML)"),
 }
@@ -52,9 +57,7 @@ RULES: dict[str, dict[str, Any]] = {
     "run": {
         "properties": {"failures": {"maxItems": MAX_FAILURE_CODES}},
         "$defs": {
-            "FileInfo": {
-                "properties": {"name": {"enum": [FLEET, RESULTS, FAILURES, PRODUCTS, PLAN, CARRIED, *SEALED]}}
-            },
+            "FileInfo": {"properties": {"name": {"enum": [FLEET, RESULTS, FAILURES, *OPTIONAL, *SEALED, CHANGES]}}},
             "DiscoveryInfo": {"properties": {"gaps": {"maxItems": MAX_GAPS}}},
         },
         "allOf": [
@@ -67,7 +70,17 @@ RULES: dict[str, dict[str, Any]] = {
                         "files": {"minItems": len(SEALED) + 3},
                     }
                 },
-            }
+            },
+            {
+                "if": {"properties": {"state": {"const": "within_tolerance"}}},
+                "then": {
+                    "properties": {
+                        "finished_at": {"type": "string"},
+                        "max_failed": {"type": ["integer", "string"]},
+                        "files": {"minItems": len(SEALED) + 3},
+                    }
+                },
+            },
         ],
     },
     "device": IDENTITY

@@ -42,7 +42,7 @@ def typed(settings: auditor.Settings, run: auditor.Run, path: Path) -> None:
     with auditor.diff_runs(path, path) as drift:
         assert_type(drift.counts, auditor.DriftCounts)
         assert_type(drift.modules, auditor.ResultTable)
-    with auditor.select_devices(path, auditor.DeviceFilter(module_name="ble", below="1.2")) as selected:
+    with auditor.select_devices(path, auditor.DeviceFilter(module="ble", below="1.2")) as selected:
         assert_type(selected, auditor.FilteredDevices)
     with auditor.query_run(path, "FROM inventory") as answer:
         assert_type(answer, auditor.QueryResult)

@@ -8,8 +8,10 @@ A device is the same in two runs if its account is equal, and
 A run knows the names in its fleet and those in answers: a device that was queried by its iot_id and reported modules
 is known by its names too, and the reverse. A device that is known by its names only in one run, and one that is known
 by its iot_id only in the other, may be the same. Where an account has such devices on both sides that match nothing,
-they are ``not_seen`` rather than joined or left. So is a device whose carried result in the new run is older than the
-answer in the old run.
+they are ``not_seen`` rather than joined or left. So is a device that the other run did not list: its account is not in
+that run or its list is incomplete, a gap of its product is known, or the run was limited to the first devices. So is a
+device whose carried result in the new run is older than the answer in the old run, and one whose only answer is that of
+a silent account.
 
 A device that a run lists twice, in both ways, counts once.
 
@@ -19,7 +21,8 @@ A device that a sample did not contain is ``unsampled``, whatever the other run 
 from pathlib import Path
 
 from auditor.query.snapshot import RunSnapshot
-from auditor.storage.database import Database, device_key_sql, parquet, scalar
+from auditor.runs.manifest import DiscoveryInfo, Manifest
+from auditor.storage.database import Database, device_key_sql, parquet, scalar, sql_literal
 
 SIDES = ("old", "new")
 
@@ -51,7 +54,7 @@ def match_devices(database: Database, old: RunSnapshot, new: RunSnapshot) -> Non
     ``presence`` is ``compared`` (in both), ``joined``, ``left``, ``not_seen``, ``unsampled`` or ``absent``.
     """
     for side, run in zip(SIDES, (old, new), strict=True):
-        _define_devices(database, side, run.devices)
+        _define_devices(database, side, run)
     columns = (
         "o.line AS old_line, n.line AS new_line, o.status AS old_status, n.status AS new_status, o.account, "
         "coalesce(n.product_key, o.product_key) AS product_key"
@@ -71,6 +74,7 @@ def match_devices(database: Database, old: RunSnapshot, new: RunSnapshot) -> Non
         if scalar(database, f"SELECT count(*) - count(DISTINCT {side}_line) FROM pairs"):
             first = f"SELECT {side}_line, min({other}_line) FROM pairs GROUP BY {side}_line"
             database.execute(f"DELETE FROM pairs WHERE ({side}_line, {other}_line) NOT IN ({first})")
+    _define_listed(database, old.manifest, new.manifest)
     _define_unmatched(database)
     database.execute(
         "CREATE TABLE products AS SELECT row_number() OVER (ORDER BY account, product_key) AS product, * "
@@ -115,8 +119,10 @@ def count_carried(database: Database) -> int:
     return scalar(database, f"SELECT count(*) FROM ({_CARRIED.format('=')})")
 
 
-def define_reported_versions(database: Database, old: RunSnapshot, new: RunSnapshot) -> None:
-    """Define the modules and versions that the matched devices report.
+def define_reported_versions(
+    database: Database, old: RunSnapshot, new: RunSnapshot, *, further: tuple[Path, ...] = ()
+) -> None:
+    """Define the modules and versions that the matched devices report. ``further`` files have more of the old run.
 
     | table | a row |
     |---|---|
@@ -125,7 +131,7 @@ def define_reported_versions(database: Database, old: RunSnapshot, new: RunSnaps
     | ``versions`` | a version; their numbers sort as their texts |
     | ``spellings`` | account, product_key, module_name and module_version of either run |
     """
-    files = {side: parquet(run.modules) for side, run in zip(SIDES, (old, new), strict=True)}
+    files = {"old": parquet(old.modules, *further), "new": parquet(new.modules)}
     spellings = "SELECT DISTINCT account, product_key, module_name, module_version FROM"
     both = " UNION ALL ".join(f"{spellings} {file}" for file in files.values())
     database.execute(f"CREATE TABLE spellings AS {spellings} ({both})")
@@ -148,12 +154,14 @@ def define_reported_versions(database: Database, old: RunSnapshot, new: RunSnaps
         )
 
 
-def _define_devices(database: Database, side: str, path: Path) -> None:
+def _define_devices(database: Database, side: str, run: RunSnapshot) -> None:
     """Define ``{side}_rows``, a run's devices by line, and ``{side}_devices``, the same without duplicates."""
+    silent = ", ".join(map(sql_literal, sorted(run.manifest.silent_accounts))) or "NULL"
     database.execute(
         f"CREATE VIEW {side}_rows AS SELECT file_row_number AS line, account, product_key, device_name, iot_id, "
-        "CASE WHEN source = 'unsampled' THEN source ELSE status END AS status, source, audited_at "
-        f"FROM {parquet(path, options='file_row_number=true')}"
+        "CASE WHEN source = 'unsampled' THEN source "
+        f"WHEN source = 'queried' AND account IN ({silent}) THEN 'failed' ELSE status END AS status, "
+        f"source, audited_at FROM {parquet(run.devices, options='file_row_number=true')}"
     )
     # Hashes that all differ prove that no device is listed twice, and comparing numbers is cheap.
     by_id = f"FROM {side}_rows WHERE iot_id IS NOT NULL"
@@ -178,8 +186,34 @@ def _define_devices(database: Database, side: str, path: Path) -> None:
     database.execute(f"CREATE VIEW {side}_devices AS SELECT * FROM {devices}")
 
 
+def _define_listed(database: Database, old: Manifest, new: Manifest) -> None:
+    """Define what each run lists: ``listed_accounts``, and ``list_gaps``, products whose devices are not all listed."""
+    database.execute("CREATE TABLE listed_accounts (side VARCHAR, account VARCHAR)")
+    database.execute("CREATE TABLE list_gaps (side VARCHAR, account VARCHAR, product_key VARCHAR)")
+    for side, manifest in zip(SIDES, (old, new), strict=True):
+        discoveries = {each.account: each for each in manifest.discovery}
+        limited = manifest.fleet.limit is not None and manifest.fleet.devices >= manifest.fleet.limit
+        for account in () if limited else (each.name for each in manifest.accounts):
+            gaps = _gaps_of(discoveries.get(account))
+            if None not in gaps:
+                database.execute("INSERT INTO listed_accounts VALUES (?, ?)", [side, account])
+            for product_key in gaps:
+                database.execute("INSERT INTO list_gaps VALUES (?, ?, ?)", [side, account, product_key])
+
+
+def _gaps_of(discovery: DiscoveryInfo | None) -> list[str | None]:
+    """Return the products that were not listed to their end; None means an unknown number of products."""
+    if discovery is None or discovery.state == "complete":
+        return []
+    products = [gap.product_key for gap in discovery.gaps]
+    return products if discovery.gap_count == len(products) > 0 else [None]
+
+
 def _define_unmatched(database: Database) -> None:
-    """Define ``unmatched``: devices of one run only; ``ambiguous`` if the other run may name them in another way."""
+    """Define ``unmatched``: devices of one run only. They are ``ambiguous`` if the other run may have them, too.
+
+    It may name them in another way, or did not list them.
+    """
     devices = " UNION ALL ".join(
         f"SELECT '{side}' AS side, line, status, account, product_key, "
         f"CASE WHEN iot_id IS NULL THEN 'names' WHEN NOT ({_HAS_NAMES}) THEN 'id' ELSE 'both' END AS identity "
@@ -191,5 +225,7 @@ def _define_unmatched(database: Database) -> None:
         "CREATE TABLE unmatched AS SELECT side, line, status, account, product_key, EXISTS ("
         "FROM (SELECT DISTINCT side, account, identity FROM unmatched_rows) other WHERE other.account = r.account "
         "AND other.side <> r.side AND (r.identity, other.identity) IN (('names', 'id'), ('id', 'names'))"
-        ") AS ambiguous FROM unmatched_rows r"
+        ") OR (account NOT IN (SELECT account FROM listed_accounts l WHERE l.side <> r.side)) "
+        "OR EXISTS (FROM list_gaps g WHERE g.side <> r.side AND g.account = r.account "
+        "AND coalesce(g.product_key = r.product_key, true)) AS ambiguous FROM unmatched_rows r"
     )

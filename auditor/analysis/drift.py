@@ -78,6 +78,7 @@ class Drift:
         modules: a row for each product and module: account, product_key, module_name, presence (``added``,
             ``removed`` or ``kept``), then numbers of devices: those that report the module (old_devices, new_devices),
             and by change (same, upgraded, downgraded, changed, appeared, vanished, joined, left, not_seen, unsampled).
+        changed_modules: those of ``modules`` that changed on a device, or are added or removed, the most changes first.
         devices: a row for each change: account, product_key, device_name, iot_id, module_name, change, old_version,
             new_version. A device that joined, left or was not seen has one row, without a module. Unsampled devices
             have none.
@@ -89,6 +90,7 @@ class Drift:
     new: RunSnapshot
     counts: DriftCounts
     modules: ResultTable
+    changed_modules: ResultTable
     devices: ResultTable
     warnings: tuple[RunWarning, ...]
     shares: ShareDrift | None = None
@@ -111,17 +113,18 @@ def diff_runs(old: str | Path, new: str | Path) -> Iterator[Drift]:
         with source():
             match_devices(database, before, after)
             define_reported_versions(database, before, after)
-            _define_changes(database, work)
+            define_changes(database, work)
             counts = _read_counts(database)
         head = {"schema_version": SCHEMA_VERSION, "old": before.coverage, "new": after.coverage}
         modules = ResultTable(database, "FROM module_drift ORDER BY ALL", reading=source, name="modules", head=head)
+        changed = ResultTable(database, _CHANGED_MODULES, reading=source, name="modules", head=head)
         devices = ResultTable(database, f"{_DEVICES} ORDER BY ALL", reading=source, name="changes", head=head)
         warnings = [*before.warnings, *after.warnings, *_order_warnings(before, after)]
         shares = None
         if counts.unsampled:
             shares = read_share_drift(database, before, after, work, reading=source, head=head)
             warnings.append(sample_comparison_warning(counts.compared))
-        yield Drift(before, after, counts, modules, devices, tuple(warnings), shares)
+        yield Drift(before, after, counts, modules, changed, devices, tuple(warnings), shares)
 
 
 def latest_pair(directory: str | Path) -> tuple[Path, Path]:
@@ -138,7 +141,7 @@ def latest_pair(directory: str | Path) -> tuple[Path, Path]:
     return old.folder, new.folder
 
 
-def _define_changes(database: Database, work: Path) -> None:
+def define_changes(database: Database, work: Path) -> None:
     """Define ``version_changes``, the changes of a product's module by version, and ``module_drift``, their sums."""
     # A module that a device reports twice, spelled in two ways or by two lines, counts once, with the greater text.
     database.execute(
@@ -162,8 +165,8 @@ def _define_changes(database: Database, work: Path) -> None:
         work / "version_order",
     )
     database.execute(
-        f"CREATE VIEW version_changes AS SELECT c.*, {_CHANGE} AS change FROM change_counts c "
-        f"LEFT JOIN version_order v ON {_ORDERED}"
+        f"CREATE VIEW version_changes AS SELECT c.*, {CHANGE} AS change FROM change_counts c "
+        f"LEFT JOIN version_order v ON {ORDERED}"
     )
     database.execute(
         "CREATE TABLE module_titles AS SELECT product, module, coalesce(max(s.module_name), max(n.module_name)) "
@@ -209,25 +212,31 @@ def _order_warnings(old: RunSnapshot, new: RunSnapshot) -> tuple[RunWarning, ...
     return (RunWarning("order", str(old.folder), f"started after {new.folder.name}: the old run is the newer one"),)
 
 
+_CHANGED_MODULES = f"""FROM module_drift WHERE presence <> 'kept' OR {" + ".join(MODULE_CHANGES)} + joined + "left" > 0
+  ORDER BY presence = 'kept', {" + ".join(MODULE_CHANGES)} DESC, joined + "left" DESC,
+  account, product_key, module_name"""
+
 _GROUP = "(product::BIGINT << 32) + module"
 """The number of a product's module, by which versions are compared."""
 
-_ORDERED = f"{_GROUP} = v.group_id AND c.old_version = v.one AND c.new_version = v.other"
+ORDERED = f"{_GROUP} = v.group_id AND c.old_version = v.one AND c.new_version = v.other"
+"""Condition that joins rows ``c`` of ``changes`` and of their matched devices with the order ``v`` of versions."""
 
-_CHANGE = """CASE WHEN c.presence <> 'compared' THEN c.presence::VARCHAR
+CHANGE = """CASE WHEN c.presence <> 'compared' THEN c.presence::VARCHAR
   WHEN c.old_version IS NULL THEN 'appeared' WHEN c.new_version IS NULL THEN 'vanished'
   WHEN c.old_version = c.new_version THEN 'same'
   WHEN v.ordering = 'older' THEN 'upgraded' WHEN v.ordering = 'newer' THEN 'downgraded' ELSE 'changed' END"""
+"""The change of a row ``c`` of ``changes``, with its matched device and the order ``v`` of its versions."""
 
 _DEVICES = f"""SELECT coalesce(n.account, o.account) AS account,
     coalesce(n.product_key, o.product_key) AS product_key, coalesce(n.device_name, o.device_name) AS device_name,
     coalesce(n.iot_id, o.iot_id) AS iot_id, module_name, change,
     ov.module_version AS old_version, nv.module_version AS new_version
   FROM (
-    SELECT old_line, new_line, product, module, c.old_version, c.new_version, {_CHANGE} AS change
+    SELECT old_line, new_line, product, module, c.old_version, c.new_version, {CHANGE} AS change
     FROM (FROM changes JOIN matched USING (device) WHERE presence = 'compared'
       AND old_version IS DISTINCT FROM new_version) c
-    LEFT JOIN version_order v ON {_ORDERED}
+    LEFT JOIN version_order v ON {ORDERED}
     UNION ALL
     SELECT old_line, new_line, product, NULL, NULL, NULL, presence::VARCHAR FROM matched
     WHERE presence IN ('joined', 'left', 'not_seen')

@@ -24,7 +24,7 @@ from auditor.query.describe import warning_objects
 from auditor.query.snapshot import open_snapshot
 from auditor.query.warnings import completeness_warnings, state_label
 from auditor.runs.folder import DEVICES, INVENTORY_JSON, MODULES, RunCatalog, StoredRun, is_sealed
-from auditor.runs.manifest import MANIFEST, SCHEMA_VERSION, DeviceCounts, Manifest
+from auditor.runs.manifest import MANIFEST, SCHEMA_VERSION, SUCCESSFUL_STATES, DeviceCounts, Manifest
 from auditor.runs.views import INVENTORY
 from auditor.storage.database import Database, parquet, sql_read_path, temporary_database, text_lines
 from auditor.storage.tables import ResultTable, translate_read_errors
@@ -35,7 +35,7 @@ class RunSummary:
     """A run of the history.
 
     Attributes:
-        state: state in ``run.json``: ``complete``, ``partial``, ``aborted`` or ``running``.
+        state: state in ``run.json``: ``complete``, ``within_tolerance``, ``partial``, ``aborted`` or ``running``.
         started_at: UTC such as ``2026-11-22T02:00:03.123Z``.
         sealed: whether it has versions; a run in progress, or a killed one, has none yet.
         warnings: why its numbers do not cover the whole fleet, or are not reliable.
@@ -55,7 +55,7 @@ class RunSummary:
 
     @property
     def label(self) -> str:
-        """Its state in one word, as sentences name it."""
+        """Its state, as sentences name it."""
         return state_label(self.state, self.devices, self.unsampled)
 
 
@@ -203,8 +203,8 @@ _LIMITS: dict[WarningKind, str] = {
 
 
 def _describe_limits(run: RunSummary) -> Iterator[str]:
-    """Yield why a run does not cover its fleet: its state, or the reason if the run is complete nevertheless."""
-    if run.label != "complete":
+    """Yield why a run does not cover its fleet: its state, or the reason if the run is a success nevertheless."""
+    if run.state not in SUCCESSFUL_STATES or run.unsampled:
         yield run.label
         return
     for warning in run.warnings:

@@ -122,7 +122,7 @@ class DeviceSource:
         try:
             await run_in_thread(write_remaining_devices, self._folder, remaining, account=account)
         except RunFolderError as error:
-            raise AccountStoppedError(account, str(error)) from error
+            raise AccountStoppedError(account, str(error), exit_word=error.exit_word) from error
         return remaining
 
     async def _add_to_fleet(

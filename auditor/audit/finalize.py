@@ -6,27 +6,32 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 
+from auditor.analysis.recorded_changes import record_changes
 from auditor.audit.aliases import count_aliases
 from auditor.audit.silence import find_silent_accounts
 from auditor.concurrency import run_in_abandonable_thread
-from auditor.config.settings import Settings
-from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError
-from auditor.runs.manifest import Manifest, write_manifest
+from auditor.errors import AuditInterruptedError, AuditorError, ExitWord, RunNotWritableError
+from auditor.runs.manifest import Manifest, State, write_manifest
 from auditor.runs.seal import SealedRun, seal_run
+from auditor.runs.selection_info import ExitReason
 from auditor.runs.verify import verify_run
-from auditor.text.formatting import escape_undecodable, format_utc
+from auditor.text.formatting import escape_undecodable, format_count, format_utc
+
+INCOMPLETE = NOT_VERIFIED = 1
+"""Exit code of a run without an error whose numbers are incomplete, or do not follow from its files."""
 
 MIN_CORRECTION = 60.0
 """Seconds by which this machine's clock must be wrong before the times of a run are corrected."""
 
 
 async def seal_and_verify(
-    folder: Path, manifest: Manifest, errors: Sequence[AuditorError], reason: str | None
-) -> tuple[Manifest, bool]:
-    """Seal a run folder, verify it, and write its manifest; return that, and whether the folder has no problems.
+    folder: Path, manifest: Manifest, errors: Sequence[AuditorError], reason: str | None, *, interrupted: bool
+) -> Manifest:
+    """Seal a run folder, verify it, and return its manifest, with state and exit code, after writing it.
 
     A second signal cancels and abandons the thread: the process ends then, and files are only ever replaced completely.
-    ``errors`` stopped the run or some of its accounts; ``reason`` is why it ended early without an error, if it did.
+    ``errors`` stopped the run or some of its accounts; ``reason`` is why it ended early without an error, if it did;
+    ``interrupted`` is whether that was a signal.
 
     Raises:
         RunNotWritableError: the folder cannot be written.
@@ -36,6 +41,7 @@ async def seal_and_verify(
     manifest = replace(manifest, silent=await run_in_abandonable_thread(find_silent_accounts, folder, manifest))
     aliases, possible = await run_in_abandonable_thread(count_aliases, folder)
     manifest = replace(manifest, fleet=replace(manifest.fleet, aliases=aliases, possible_aliases=possible))
+    manifest = await run_in_abandonable_thread(record_changes, folder, manifest)
     incomplete = [*map(str, manifest.silent), *discovery_gaps(manifest)]
     error = describe_errors(errors) if errors else reason or escape_undecodable("; ".join(incomplete))
     manifest = replace(manifest, error=error or None)
@@ -44,10 +50,14 @@ async def seal_and_verify(
     if problems:
         error = describe_errors((*errors, RunNotWritableError("; ".join(problems))))
         manifest = replace(manifest, state="aborted", error=error)
-    elif not errors:
-        manifest = verified_manifest(manifest)
+        code, why = NOT_VERIFIED, ExitReason("not_verified", escape_undecodable("; ".join(problems)))
+    if errors:
+        code, why = errors[0].exit_code, ExitReason(errors[0].exit_word, manifest.error or "")
+    elif not problems:
+        manifest, code, why = conclude(manifest, reason, interrupted=interrupted)
+    manifest = replace(manifest, exit_code=code, exit_reason=why)
     write_manifest(folder, manifest)
-    return manifest, not problems
+    return manifest
 
 
 def correct_times(manifest: Manifest, offsets: Sequence[float], *, now: float, resumed: bool) -> Manifest:
@@ -118,31 +128,56 @@ def sealed_manifest(manifest: Manifest, sealed: SealedRun, *, stopped: bool) -> 
     )
 
 
-def verified_manifest(manifest: Manifest) -> Manifest:
-    """Return the manifest of a verified run: complete if all devices have an answer that is believed.
+def conclude(manifest: Manifest, reason: str | None, *, interrupted: bool) -> tuple[Manifest, int, ExitReason]:
+    """Return the manifest of a verified run that no error stopped, with its final state, its exit code, and why.
 
-    A sample is never complete, even if all its devices have an answer: it is not the fleet.
+    It is complete if all devices have an answer that is believed, and within tolerance if enough have one. A sample is
+    neither, even if all its devices have an answer: it is not the fleet.
+    ``reason`` and ``interrupted`` are those of ``seal_and_verify``.
     """
-    if discovery_gaps(manifest) or manifest.remaining_devices or manifest.silent:
-        return manifest
-    return replace(manifest, state="partial" if manifest.unsampled else "complete", error=None)
+    code, why = _conclude_exit(manifest, reason, interrupted=interrupted)
+    if code == 0:
+        state: State = "complete" if why.code == "success" else "within_tolerance"
+        error = reason if manifest.remaining_devices else None
+        manifest = replace(manifest, state=manifest.state if manifest.unsampled else state, error=error)
+    return manifest, code, why
 
 
-def exit_code(manifest: Manifest, settings: Settings, *, verified: bool, interrupted: bool) -> int:
-    """Return the exit code of a run without errors: 0 done; 130 interrupted with devices pending; otherwise 1.
-
-    1: more devices failed, are pending or were not discovered than ``max_failed`` allows; the discovery is pending
-    or has gaps of unknown size; an account is silent; or the run is unverified or less precise than configured.
-    """
-    pending = any(discovery.state == "pending" for discovery in manifest.discovery)
-    if verified and interrupted and (manifest.devices.pending > manifest.unsampled or pending):
-        return AuditInterruptedError.exit_code
+def _conclude_exit(manifest: Manifest, reason: str | None, *, interrupted: bool) -> tuple[int, ExitReason]:
+    """Return the exit code of a verified run without errors, and why: 0 done, 130 interrupted too early, or 1."""
+    pending = [each.account for each in manifest.discovery if each.state == "pending"]
+    if interrupted and (manifest.devices.pending > manifest.unsampled or pending):
+        return AuditInterruptedError.exit_code, ExitReason("interrupted", f"{reason}; {_describe_rest(manifest)}")
+    if manifest.silent:
+        return INCOMPLETE, ExitReason("silent_account", "; ".join(map(str, manifest.silent)))
     # A device that exists and was not discovered counts as failed. Gaps of unknown size fit no limit.
-    missing = sum(discovery.missing for discovery in manifest.discovery)
-    countable = not pending and not any(discovery.gaps_of_unknown_size for discovery in manifest.discovery)
-    countable = countable and not manifest.silent
-    if (selection := manifest.selection) is not None and selection.precision is not None:
+    if pending or any(each.gaps_of_unknown_size for each in manifest.discovery):
+        gaps = "; ".join(discovery_gaps(manifest))
+        return INCOMPLETE, ExitReason("unlisted_product", gaps if reason is None else f"{gaps}: {reason}")
+    if manifest.exceeds_tolerance:
+        return INCOMPLETE, _describe_excess(manifest, reason)
+    if (selection := manifest.selection) is not None and (required := selection.precision) is not None:
         achieved = selection.achieved_precision
-        countable = countable and achieved is not None and achieved <= selection.precision
-    allowed = settings.max_failures(manifest.fleet.devices - manifest.unsampled + missing)
-    return 0 if verified and countable and manifest.remaining_devices + missing <= allowed else 1
+        if achieved is None or achieved > required:
+            found = "unknown" if achieved is None else f"{100 * achieved:.3g}%"
+            return INCOMPLETE, ExitReason("imprecise", f"the precision is {found}, {100 * required:.3g}% is required")
+    return 0, manifest.describe_success()
+
+
+def _describe_rest(manifest: Manifest) -> str:
+    remaining = format_count(manifest.remaining_devices, "device")
+    return f"{remaining} {'remains' if manifest.remaining_devices == 1 else 'remain'}"
+
+
+def _describe_excess(manifest: Manifest, reason: str | None) -> ExitReason:
+    """Return the reason of a run with too many devices without an answer: the word is that of the largest part."""
+    parts: dict[ExitWord, int] = {
+        "too_many_failed": manifest.devices.failed,
+        "too_many_pending": manifest.devices.pending - manifest.unsampled,
+        "unlisted_product": manifest.missing_devices,
+    }
+    word = max(parts, key=lambda each: parts[each])
+    message = manifest.describe_unanswered()
+    if word == "too_many_failed" and manifest.failures:
+        message = f"{message}, most of them with {manifest.failures[0].code}"
+    return ExitReason(word, message if reason is None else f"{message}: {reason}")

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shlex
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -17,13 +17,14 @@ from auditor.audit.run_settings import (
 )
 from auditor.audit.setup import account_infos, has_hooks, record_path, target_rate
 from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
-from auditor.config.serialization import diff_settings, format_setting
+from auditor.config.serialization import RATE_KEYS, diff_settings
 from auditor.config.settings import Settings
 from auditor.engine.sent_requests import count_sent, requests_before
 from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.fleet.table import count_devices_to_query
 from auditor.runs.folder import (
     CARRIED,
+    CONNECTIONS,
     FAILURES,
     FLEET,
     PLAN,
@@ -41,35 +42,73 @@ from auditor.runs.locking import (
     refuse_overlap,
     warn_if_replaceable,
 )
-from auditor.runs.manifest import Manifest, file_info, read_manifest, write_manifest
+from auditor.runs.manifest import SUCCESSFUL_STATES, Manifest, file_info, read_manifest, write_manifest
 from auditor.runs.recovery import REMAINING, repair, rotate_failures, write_remaining_devices
+from auditor.runs.selection_info import ExitReason
 from auditor.selection.plan_files import keep_accounts
 from auditor.storage.descriptors import keeps_modes
-from auditor.text.formatting import format_utc
+from auditor.text.formatting import escape_undecodable, format_utc
 
 log = structlog.get_logger()
 
 
-def find_unfinished(directory: Path, name: str, *, with_hooks: bool = False) -> Path | None:
-    """Return the newest run of a name in a directory if it is unfinished; None if it is finished, or there is none.
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The part of a fleet that flags select: the first ``limit`` devices, and no device of ``excluded_accounts``."""
 
-    A run is unfinished if devices are pending, if a discovery is pending, if it was not sealed or verified, or if its
-    hooks did not run and the caller runs them (``with_hooks``). Deferred hooks do not count. A sealed run without
-    pending devices is finished, even if devices or products failed: ``resume`` retries those on request. Runs of other
-    users, and those that they can write, are ignored.
+    limit: int | None = None
+    excluded_accounts: tuple[str, ...] = ()
+
+    def contains(self, manifest: Manifest, settings: Settings) -> bool:
+        """Return whether a run is one of this scope, and of a sample only if the settings require one."""
+        fleet, sampled = manifest.fleet, manifest.selection is not None and manifest.selection.strategy == "sample"
+        same = fleet.limit == self.limit and set(fleet.excluded_accounts) == set(self.excluded_accounts)
+        return same and sampled == settings.is_sample
+
+
+def find_unfinished(
+    directory: Path, settings: Settings, scope: Scope | None = None, *, with_hooks: bool = False
+) -> Path | None:
+    """Return the newest run of the settings' name in a directory, if it is unfinished and these settings continue it.
+
+    A run is unfinished if more devices are pending than ``max_failed`` allows, if a discovery is pending, if it was not
+    sealed or verified, or if its hooks did not run and the caller runs them (``with_hooks``). Deferred hooks do not
+    count. A sealed run without pending devices is finished, even if devices or products failed: ``resume`` retries
+    those on request. Runs of another scope, such as a smoke test with ``--limit``, are ignored. So are those of other
+    users, and those that they can write. Settings that change more than rates, keys, timeouts or hooks do not continue
+    a run; that is logged with its advice.
     """
     catalog = RunCatalog(directory, missing_ok=True)
     catalog.log_unreadable()
-    for manifest, folder in catalog.named(name):
+    for manifest, folder in catalog.named(settings.name):
+        if not (scope or Scope()).contains(manifest, settings):
+            continue
         hooks_pending = with_hooks and has_pending_hooks(folder, deferred=False)
         unfinished = hooks_pending or _is_unfinished(manifest)
         if not (objections := list(describe_objections(folder, parent=False))):
-            return folder if unfinished else None
+            return folder if unfinished and _continues(folder, manifest, settings) else None
         if unfinished:
             _report_not_resumed(folder, objections)
         elif folder.stat().st_uid == os.geteuid():  # where all files have one mode, older runs are not the newest
             return None
     return None
+
+
+def _continues(folder: Path, manifest: Manifest, settings: Settings) -> bool:
+    """Return whether settings continue a run, and log how they differ from those that it started with."""
+    try:
+        before = settings_of(folder, manifest)
+    except RunFolderError as error:
+        log.warning("run not resumed; a new one starts", folder=str(folder), reason=str(error))
+        return False
+    advice = f"finish it with: auditor resume {shlex.quote(str(folder))} --settings CONFIG"
+    if changes := diff_settings(before, settings, ignore=RATE_KEYS):
+        reason = f"settings changed since it started: {'; '.join(changes)}"
+        log.warning("run not resumed; a new one starts", folder=str(folder), reason=reason, advice=advice)
+        return False
+    if changes := diff_settings(before, settings):
+        log.warning("run resumed with changed settings", folder=str(folder), changes="; ".join(changes))
+    return True
 
 
 def _report_not_resumed(folder: Path, objections: list[str]) -> None:
@@ -84,6 +123,8 @@ def _report_not_resumed(folder: Path, objections: list[str]) -> None:
 
 
 def _is_unfinished(manifest: Manifest) -> bool:
+    if manifest.state in SUCCESSFUL_STATES:
+        return False
     pending = manifest.devices.pending > manifest.unsampled
     pending = pending or any(discovery.state == "pending" for discovery in manifest.discovery)
     failed = manifest.devices.failed or any(discovery.state == "partial" for discovery in manifest.discovery)
@@ -172,6 +213,8 @@ def _mark_running(folder: Path, manifest: Manifest, settings: Settings, now: flo
         failures=(),
         error=None,
         files=(),
+        exit_code=None,
+        exit_reason=None,
         resumed_at=(*manifest.resumed_at, format_utc(now)),
         settings=stored_settings(settings),
         settings_sha256=settings_digest(stored_settings(settings)),
@@ -183,7 +226,11 @@ def _mark_running(folder: Path, manifest: Manifest, settings: Settings, now: flo
         rotate_failures(folder / FAILURES)
     except (OSError, RunNotWritableError) as error:
         with contextlib.suppress(RunNotWritableError):
-            write_manifest(folder, replace(manifest, state="aborted", error=f"cannot be resumed: {error}"))
+            reason = f"cannot be resumed: {error}"
+            why = ExitReason("cannot_write", escape_undecodable(reason))
+            code = RunNotWritableError.exit_code
+            aborted = replace(manifest, state="aborted", error=why.message, exit_code=code, exit_reason=why)
+            write_manifest(folder, aborted)
         raise
     return manifest
 
@@ -191,24 +238,6 @@ def _mark_running(folder: Path, manifest: Manifest, settings: Settings, now: flo
 def _drop_unrecorded_selections(folder: Path, manifest: Manifest) -> None:
     """Remove selections that a killed process did not record in the manifest: their accounts select again."""
     recorded = [] if manifest.selection is None else [account.account for account in manifest.selection.accounts]
-    for name in (PLAN, CARRIED):
+    for name in (PLAN, CARRIED, CONNECTIONS):
         if (folder / name).exists():
             keep_accounts(folder / name, recorded)
-
-
-def refuse_changed_settings(folder: Path, settings: Settings, limit: int | None) -> None:
-    """Raise RunFolderError if settings differ from those of a run; the places of credentials may differ."""
-    manifest = read_manifest(folder)
-    before = settings_of(folder, manifest)
-    changes = diff_settings(before, settings)
-    advice = f"finish it with the new ones: auditor resume {shlex.quote(str(folder))} --settings CONFIG"
-    if {each.name: each.fleet for each in before.account} != {each.name: each.fleet for each in settings.account}:
-        advice = "restore its fleet settings"
-    if manifest.fleet.limit != limit:
-        changes.append(f"limit changed from {format_setting(manifest.fleet.limit)} to {format_setting(limit)}")
-        advice = "give the same limit"
-    if changes:
-        raise RunFolderError(
-            f"{folder}: settings changed since this run started: {'; '.join(changes)}. "
-            f"Drop --resume to start a new run, or {advice}"
-        )

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-from auditor.audit.resume import find_unfinished, refuse_changed_settings, reopen
+from auditor.audit.resume import Scope, find_unfinished, reopen
 from auditor.audit.run_settings import remember_settings, resume_settings
 from auditor.audit.session import AuditSession
 from auditor.audit.setup import create_run
@@ -37,6 +37,7 @@ async def run_audit(
     accounts: Collection[str] = (),
     settings_file: Path | None = None,
     with_hooks: bool = False,
+    trial: bool = False,
 ) -> AuditResult:
     """Query all devices of the fleet and write a sealed run folder.
 
@@ -45,7 +46,8 @@ async def run_audit(
         fleet: a fleet file instead of the one in the settings (one account only); ``-`` is standard input.
         directory: where to create the run folder, instead of the settings' ``directory``.
         limit: query only the first so many devices.
-        resume: continue the newest run of this name if it is unfinished, instead of starting a new one.
+        resume: continue the newest run of this name if it is unfinished, instead of starting a new one. Its rates, keys
+            and timeouts may differ; after other changes of the settings a new run is started, and that is logged.
         until: when to be done, in seconds since 1970; devices that are not queried in time stay pending.
         max_seconds: after how many seconds to be done, likewise; setting the machine's clock does not change them.
         on_progress: called every half second with the progress.
@@ -55,13 +57,14 @@ async def run_audit(
         settings_file: file from which the settings were loaded, which the run records.
         with_hooks: whether the caller runs the configured hooks afterwards (``run_hooks``). If it is killed before, the
             run is unfinished, and ``resume`` returns it for its hooks even if no device is left.
+        trial: whether to record that the run is a trial, whose hooks are those of ``HookConfig.for_trial``.
 
     Raises:
         UsageError: ``limit`` is below 1, or an account name is unknown.
         SettingsError: a credential is missing, the Redis server through which quotas are shared cannot be used, or
             ``concurrency`` needs more open files than the system allows.
         FleetError: the fleet cannot be used; no run folder is left.
-        RunFolderError: a run of this name is being written, or the settings of the run to resume have changed.
+        RunFolderError: a run of this name is being written.
         RunNotWritableError: no run folder can be created, or the one to resume cannot be written.
         AuditInterruptedError: the end was requested before any device was queried.
     """
@@ -80,9 +83,9 @@ async def run_audit(
     def prepare() -> PreparedRun | Path:
         remember_settings(settings, settings_file)
         max_wait = _max_lock_wait(time_limit)
-        unfinished = find_unfinished(target, settings.name, with_hooks=with_hooks) if resume else None
+        scope = Scope(limit, excluded)
+        unfinished = find_unfinished(target, settings, scope, with_hooks=with_hooks) if resume else None
         if unfinished is not None:
-            refuse_changed_settings(unfinished, settings, limit)
             reopened = reopen(
                 unfinished, settings, now, settings_file=settings_file, with_hooks=with_hooks, max_wait=max_wait
             )
@@ -97,6 +100,7 @@ async def run_audit(
             timed=time_limit.is_set,
             settings_file=settings_file,
             with_hooks=with_hooks,
+            trial=trial,
             max_wait=max_wait,
         )
 

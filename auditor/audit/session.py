@@ -14,7 +14,7 @@ import structlog
 
 from auditor.audit.deadline import Deadline
 from auditor.audit.device_source import DeviceSource
-from auditor.audit.finalize import correct_times, describe_errors, exit_code, seal_and_verify
+from auditor.audit.finalize import correct_times, describe_errors, seal_and_verify
 from auditor.concurrency import (
     RunningClock,
     StopToken,
@@ -33,13 +33,14 @@ from auditor.engine.progress import AuditResult, ProgressCallback, ProgressRepor
 from auditor.engine.run_state import RunState
 from auditor.engine.sent_requests import SENT_REQUESTS, SentRequests, requests_before
 from auditor.engine.worker_pool import run_workers
-from auditor.errors import AuditorError, AuditStoppedError, FleetError, RunNotWritableError
+from auditor.errors import AuditInterruptedError, AuditorError, AuditStoppedError, FleetError, RunNotWritableError
 from auditor.fleet.table import read_never_activated, read_snapshot
 from auditor.models import Device, Outcome
 from auditor.runs.folder import FAILURES, RESULTS
 from auditor.runs.journal import DiskReserve, Journal
 from auditor.runs.locking import PreparedRun, rename_corrected
 from auditor.runs.manifest import Manifest, State, write_manifest
+from auditor.runs.selection_info import ExitReason
 from auditor.selection.coordinator import SelectionCoordinator
 from auditor.selection.strategies import SelectionResult
 from auditor.text.formatting import escape_undecodable
@@ -116,18 +117,28 @@ class AuditSession:
                 await self._query_accounts()
                 return await self._finalize()
             except RunNotWritableError as error:
-                return AuditResult(self._folder, self._abort(describe_errors([*self._errors, error])), error.exit_code)
+                errors = describe_errors([*self._errors, error])
+                return AuditResult(self._folder, self._abort(errors, error), error.exit_code)
             except anyio.get_cancelled_exc_class():
-                self._abort("interrupted immediately", state="partial")
+                self._abort("interrupted immediately", AuditInterruptedError(), state="partial")
                 raise
             except BaseException as error:
-                self._abort(str(error) if isinstance(error, AuditorError) else f"{type(error).__name__}: {error}")
+                expected = isinstance(error, AuditorError)
+                reason = str(error) if expected else f"{type(error).__name__}: {error}"
+                self._abort(reason, error if isinstance(error, AuditorError) else AuditorError())
                 raise
 
-    def _abort(self, reason: str, state: State = "aborted") -> Manifest:
-        """Return the manifest of a run that ends unsealed, after writing it if possible."""
+    def _abort(self, reason: str, error: AuditorError, state: State = "aborted") -> Manifest:
+        """Return the manifest of a run that ends unsealed because of an error, after writing it if possible."""
         self._reserve.release()
-        manifest = replace(self._state.manifest(), state=state, error=escape_undecodable(reason))
+        reason = escape_undecodable(reason)
+        manifest = replace(
+            self._state.manifest(),
+            state=state,
+            error=reason,
+            exit_code=error.exit_code,
+            exit_reason=ExitReason(error.exit_word, reason),
+        )
         with contextlib.suppress(RunNotWritableError):
             write_manifest(self._folder, manifest)
         return manifest
@@ -283,13 +294,15 @@ class AuditSession:
             self._errors.append(FleetError("no device matches the fleet settings"))
         limited = self._selection or self._budget
         reason = self._stop.reason or (None if limited is None else limited.reason)
+        manifest = replace(manifest, max_failed=self._settings.max_failed)
         self._prepared.lock.refuse_replaced(self._folder)
-        manifest, verified = await seal_and_verify(self._folder, manifest, self._errors, reason)
+        manifest = await seal_and_verify(
+            self._folder, manifest, self._errors, reason, interrupted=self._stop.interrupted
+        )
         self._prepared.lock.refuse_replaced(self._folder)
         if not manifest.remaining_devices:
             (self._folder / SENT_REQUESTS).unlink(missing_ok=True)
             if self._selection is not None:
                 self._selection.cleanup()
-        code = exit_code(manifest, self._settings, verified=verified, interrupted=self._stop.interrupted)
         folder = await run_in_thread(rename_corrected, self._folder, manifest)
-        return AuditResult(folder, manifest, self._errors[0].exit_code if self._errors else code)
+        return AuditResult(folder, manifest, manifest.exit_code or 0)

@@ -11,8 +11,8 @@ from auditor.fleet.snapshot import fleet_files, write_empty_snapshot, write_snap
 from auditor.planning.capacity import plan_fleet
 from auditor.runs.folder import FLEET, find_baseline, mark_pending_hooks
 from auditor.runs.locking import MAX_LOCK_WAIT, PreparedRun, create_run_folder
-from auditor.runs.manifest import AccountInfo, DeviceCounts, DiscoveryInfo, FleetInfo, Manifest, Rate, write_manifest
-from auditor.runs.selection_info import SelectionInfo, Strategy
+from auditor.runs.manifest import AccountInfo, DeviceCounts, DiscoveryInfo, FleetInfo, Manifest, write_manifest
+from auditor.runs.selection_info import Rate, SelectionInfo, Strategy
 from auditor.text.formatting import escape_undecodable, format_utc
 
 
@@ -26,14 +26,16 @@ def create_run(
     timed: bool = False,
     settings_file: Path | None = None,
     with_hooks: bool = False,
+    trial: bool = False,
     max_wait: float = MAX_LOCK_WAIT,
 ) -> PreparedRun:
     """Read the fleet files and create a run folder with them; discovered devices are added later.
 
     Only the first ``limit`` devices are used. ``started`` is in seconds since 1970, ``excluded_accounts`` are names of
     configured accounts that are not queried, ``timed`` is whether the audit has a deadline, ``settings_file`` is where
-    the settings come from, ``with_hooks`` is whether the caller runs the configured hooks afterwards, and ``max_wait``
-    is how many seconds to wait for processes that use the directory.
+    the settings come from, ``with_hooks`` is whether the caller runs the configured hooks afterwards, ``trial`` is
+    whether these leave out what others read, and ``max_wait`` is how many seconds to wait for processes that use the
+    directory.
 
     Raises:
         FleetError: the fleet cannot be used; no folder is left.
@@ -67,6 +69,7 @@ def create_run(
             settings_file=None if settings_file is None else record_path(settings_file),
             discovery=tuple(DiscoveryInfo(name) for name in discovered),
             selection=selection,
+            trial=trial,
         )
         write_manifest(folder, manifest)
         if with_hooks and has_hooks(settings):

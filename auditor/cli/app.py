@@ -13,10 +13,14 @@ from rich.box import SIMPLE
 from auditor.__about__ import VERSION
 from auditor.cli.commands.audit import check, plan, prune, resume, run
 from auditor.cli.commands.demo import demo
+from auditor.cli.commands.device import device
+from auditor.cli.commands.devices import devices, inventory
 from auditor.cli.commands.fleet import fleet
-from auditor.cli.commands.query import devices, diff, history, inventory, sql, verify
+from auditor.cli.commands.query import diff, history, sql, verify
 from auditor.cli.commands.report import metrics, policy, report
+from auditor.cli.commands.runs import runs
 from auditor.cli.commands.simulate import simulate
+from auditor.cli.commands.status import status
 from auditor.cli.console import open_standard_streams, print_error, redirect_to_devnull
 from auditor.config.paths import expand_home
 from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, UsageError
@@ -82,10 +86,13 @@ _COMMANDS: dict[Group, tuple[tuple[Callable[..., int], str], ...]] = {
         (prune, "auditor prune audits --keep 30"),
     ),
     READ: (
+        (status, "auditor status audits"),
+        (runs, "auditor runs audits"),
         (inventory, "auditor inventory audits -o inventory.csv"),
         (devices, "auditor devices audits --module ble --below 1.2.0"),
+        (device, "auditor device meter-17 audits"),
         (sql, 'auditor sql audits "SELECT status, count(*) FROM devices GROUP BY status"'),
-        (diff, "auditor diff audits --last --fail-on downgraded,vanished"),
+        (diff, "auditor diff audits --since monday"),
         (history, "auditor history audits --module ble"),
         (policy, "auditor policy audits rules.toml -o policy.xml"),
         (verify, "auditor verify audits"),

@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from auditor.cli.console import print_error, print_path
@@ -92,14 +93,19 @@ def _read_ages(result: "AuditResult") -> "AnswerAges | None":
 def _finish(result: "AuditResult", seconds: float, hooks: "HookConfig") -> int:
     from auditor.hooks.runner import run_hooks
 
+    manifest = result.manifest
     try:
         _print_summary(result, seconds)
         results = run_hooks(result.folder, hooks, exit_code=result.exit_code)
         _print_hook_results(results)
+        reason = manifest.exit_reason if results.exit_code else manifest.describe_success()
+        manifest = replace(manifest, exit_code=results.exit_code, exit_reason=results.policy_reason or reason)
     finally:  # the run is sealed, even if the user interrupts its hooks
         if result.exit_code != FleetError.exit_code:  # an empty fleet cannot be resumed
             _print_remaining(result)
         print_path(result.folder)
+    if (line := manifest.describe_exit()) is not None:
+        print_error(safe(line))
     return results.exit_code
 
 

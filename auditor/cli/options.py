@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
@@ -13,13 +13,20 @@ from auditor.models import ChangeDetection, Level
 
 if TYPE_CHECKING:
     from auditor.config.settings import Settings
+    from auditor.query.filters import DeviceFilter
 
 DEVICES = Group("Devices", sort_key=1)
 SELECTION = Group("Selection (query only some devices of the fleet)", sort_key=2)
 LIMITS = Group("Time and quota", sort_key=3)
+FILTERS = Group("Filters", sort_key=1)
 OUTPUT = Group("Output", sort_key=4)
 
 Config = Annotated[Path, Parameter(help="Settings, a TOML file; see configs/ for examples.")]
+
+ReadPath = Annotated[
+    Path,
+    Parameter(help="Run folder, directory of runs (uses its newest whole run), or a run of it such as audits/last~1."),
+]
 
 RunPath = Annotated[
     Path, Parameter(help="Run folder, or directory of runs (uses its newest run). Works on a run in progress.")
@@ -73,6 +80,16 @@ LogLevel = Annotated[
     Parameter(group=OUTPUT, help="Log messages of at least this level to standard error."),
 ]
 
+Hooks = Annotated[
+    bool,
+    Parameter(
+        negative=(),
+        show_default=False,
+        group=OUTPUT,
+        help="Write report and metrics and post the webhook, although the run is limited or in another directory.",
+    ),
+]
+
 OutputPath = Annotated[
     Path | None,
     Parameter(
@@ -117,6 +134,84 @@ class SelectionFlags:
 
 
 SelectionOptions = Annotated[SelectionFlags | None, Parameter(name="*", group=SELECTION)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterFlags:
+    """Flags that select devices of a run. A device matches if it meets every condition that is given."""
+
+    account: Annotated[list[str] | None, Parameter(negative=())] = None
+    """Name of the device's account; repeatable."""
+
+    product: str | None = None
+    """Key or name of the device's product."""
+
+    module: str | None = None
+    """Name of a module that the device reports; case does not matter."""
+
+    version: Annotated[str | None, Parameter(name="--version")] = None
+    """Exact version that the device runs."""
+
+    below: str | None = None
+    """Only devices with an older version of --module."""
+
+    above: str | None = None
+    """Only devices with a newer version of --module."""
+
+    where: Annotated[list[str] | None, Parameter(negative=())] = None
+    """Condition on an attribute such as site=a1, site!=a1, or site= (has none); repeatable."""
+
+    online: Annotated[bool | None, Parameter(negative="--no-online", show_default=False)] = None
+    """Only devices that were online, or were not, when the platform last reported their state."""
+
+    seen_within: str | None = None
+    """Only devices that were online within this time before the run, such as 24h."""
+
+    not_seen_for: str | None = None
+    """Only devices that were last online longer before the run than this, such as 90d."""
+
+    sort: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
+    """Order rows by this column; -COLUMN reverses the order."""
+
+    limit: int | None = None
+    """Write at most INT rows; default 1,000 in a table."""
+
+
+FilterOptions = Annotated[FilterFlags | None, Parameter(name="*", group=FILTERS)]
+
+GroupBy = Annotated[
+    str | None, Parameter(group=FILTERS, help="Count by these columns or attributes, such as site,module_version.")
+]
+
+LocalTime = Annotated[
+    bool,
+    Parameter(negative=(), show_default=False, group=OUTPUT, help="Show times of a table in this machine's time zone."),
+]
+
+
+def build_filter(flags: FilterFlags | None, **further: Any) -> "DeviceFilter":  # noqa: ANN401  fields of the filter
+    """Return the filter of the flags, with ``further`` conditions of a command.
+
+    Raises:
+        UsageError: a condition has no meaning.
+    """
+    from auditor.query.filters import DeviceFilter
+
+    flags = flags or FilterFlags()
+    require_positive("--limit", flags.limit)
+    lists = {"account": tuple(flags.account or ()), "where": tuple(flags.where or ())}
+    durations = {
+        name: None if text is None else parse_duration_flag(f"--{name.replace('_', '-')}", text)
+        for name, text in (("seen_within", flags.seen_within), ("not_seen_for", flags.not_seen_for))
+    }
+    return DeviceFilter(**(asdict(flags) | lists | durations | further))
+
+
+def split_names(text: str | None) -> tuple[str, ...]:
+    """Return the names in a flag's comma-separated text; a name in double quotes may have commas."""
+    import csv
+
+    return () if text is None else tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), []))
 
 
 def apply_selection_flags(settings: "Settings", flags: SelectionFlags | None, *, where: str) -> "Settings":

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
@@ -124,6 +125,24 @@ def print_warnings(warnings: "Iterable[RunWarning]") -> None:
     print_notes(map(describe_warning, warnings))
 
 
+def read_from(path: Path) -> Path:
+    """Return the folder of the run that a path means for reading; say which, if a newer one is not whole.
+
+    Raises:
+        RunFolderError: it means none; see ``find_stored_run``.
+    """
+    from auditor.runs.folder import find_run, find_stored_run
+    from auditor.runs.manifest import MANIFEST
+
+    if (path / MANIFEST).exists():
+        return find_run(path)
+    run, newest = find_stored_run(path, "whole")
+    if run.folder != newest.folder:
+        state = newest.manifest.state.replace("_", " ") if newest.manifest.covers_fleet else "of a part of the fleet"
+        print_notes([f"reading {run.folder}, the newest whole run; {newest.folder.name} is newer, and is {state}"])
+    return run.folder
+
+
 def print_notes(sentences: Iterable[str]) -> None:
     """Print sentences to standard error, one a line."""
     for sentence in sentences:
@@ -137,10 +156,13 @@ def open_console(pipe_width: int = PIPE_WIDTH) -> "Console":
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else pipe_width)
 
 
-def print_rows(table: "ResultTable", limit: int | None = None, *, brief: bool = False) -> None:
+def print_rows(
+    table: "ResultTable", limit: int | None = None, *, brief: bool = False, local_time: bool = False
+) -> None:
     """Print rows as a table, at most ``limit`` or ``MAX_TABLE_ROWS`` of them.
 
-    With ``brief``, leave out columns without information, such as zeros or a single account.
+    With ``brief``, leave out columns without information, such as zeros or a single account. With ``local_time``, show
+    times, which are in UTC, in this machine's time zone.
     """
     from rich.table import Table
 
@@ -158,8 +180,9 @@ def print_rows(table: "ResultTable", limit: int | None = None, *, brief: bool = 
         name = table.columns[at].replace("_", " ") if brief else table.columns[at]
         numbers = any(isinstance(row[at], int | float) for row in rows)
         shown.add_column(safe(name), justify="right" if numbers else "left", overflow="fold")
+    times = {at for at in indices if local_time and table.columns[at].endswith("_at")}
     for row in rows:
-        shown.add_row(*(_format_cell(row[at]) for at in indices))
+        shown.add_row(*(_format_cell(_to_local_time(row[at]) if at in times else row[at]) for at in indices))
     open_console().print(shown)
     if cut:
         print_error(f"note: the table shows {max_rows:,} rows; {ALL_ROWS}")
@@ -169,6 +192,14 @@ def _is_informative(name: str, values: set[object]) -> bool:
     if len(values) > 1:
         return True
     return name != "account" and values not in ({0}, {None}, {"queried"}) and (name != "presence" or values != {"kept"})
+
+
+def _to_local_time(cell: object) -> object:
+    """Return a time in UTC as text in this machine's time zone, with its offset; anything else as it is."""
+    try:
+        return datetime.fromisoformat(str(cell)).replace(tzinfo=UTC).astimezone().isoformat(" ", "seconds")
+    except (ValueError, OverflowError):
+        return cell
 
 
 def _format_cell(cell: object) -> str:

@@ -316,12 +316,12 @@ ERROR_RESPONSE = response_struct(_STATUS)
 
 _PAGING = dict.fromkeys(("currentPage", "page", "pageSize", "pageCount", "total", "nextToken"))
 
-_PRODUCTS = {"productInfo": [dict.fromkeys(("productKey", "productName", "deviceCount"))]}
+_PRODUCTS = {"productInfo": [dict.fromkeys(("productKey", "productName", "deviceCount", "nodeType"))]}
 
 PRODUCT_LIST_RESPONSE = response_struct({**_STATUS, **_PAGING, "data": {**_PAGING, "list": _PRODUCTS, **_PRODUCTS}})
 """What is kept of a response of QueryProductList."""
 
-_DEVICE = ("productKey", "deviceName", "iotId", "deviceStatus", "utcCreate", "utcModified")
+_DEVICE = ("productKey", "deviceName", "iotId", "deviceStatus", "utcCreate", "utcModified", "nickname")
 
 DEVICE_LIST_RESPONSE = response_struct(
     {**_STATUS, **_PAGING, "data": {**_PAGING, "deviceInfo": [dict.fromkeys(_DEVICE)]}}

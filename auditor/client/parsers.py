@@ -33,6 +33,9 @@ MAX_SECONDS = 100_000_000_000
 MIN_UTC_OFFSET, MAX_UTC_OFFSET, UTC_OFFSET_STEP = -12 * 60, 14 * 60, 15
 """Range of the offsets of time zones from UTC, and what each is a multiple of, in minutes."""
 
+NODE_TYPES = {"0": "device", "1": "gateway"}
+"""Words for the numbers of node types (Alibaba's page on QueryProductList)."""
+
 OTHER_STATUS = "OTHER"
 """Replaces a device status that is not documented."""
 
@@ -179,7 +182,8 @@ def _parse_product(entry: dict[str, object]) -> Product | None:
     if (key := _parse_name(entry, "productkey")) is None:
         return None
     name = _bounded_text(entry.get("productname"), MAX_NAME_LENGTH)
-    return Product(key, name, _bounded_count(entry.get("devicecount")))
+    node_type = _bounded_text(entry.get("nodetype"), MAX_NAME_LENGTH)
+    return Product(key, name, _bounded_count(entry.get("devicecount")), NODE_TYPES.get(node_type or "", node_type))
 
 
 def _parse_device(entry: dict[str, object], product_key: str) -> ListedDevice | None:
@@ -190,7 +194,8 @@ def _parse_device(entry: dict[str, object], product_key: str) -> ListedDevice | 
     if status is not None:
         status = status.upper() if status.upper() in get_args(DeviceStatus) else OTHER_STATUS
     created, modified = (_bounded_text(entry.get(key), MAX_TIME_LENGTH) for key in ("utccreate", "utcmodified"))
-    return ListedDevice(name, _parse_name(entry, "iotid"), status, created, modified)
+    nickname = _bounded_text(entry.get("nickname"), MAX_NAME_LENGTH)
+    return ListedDevice(name, _parse_name(entry, "iotid"), status, created, modified, nickname)
 
 
 def _is_of_product(entry: dict[str, object], product_key: str) -> bool:

@@ -13,10 +13,14 @@ LOCATION_KEYS = frozenset(
 )
 """Settings that may differ when a run is resumed: where folders and keys are, and hooks, which do not change a run."""
 
-RUN_INDEPENDENT_KEYS = LOCATION_KEYS | {
+RATE_KEYS = LOCATION_KEYS | {
     "concurrency", "page_size", "max_attempts", "timeout", "connect_timeout", "give_up_after", "max_failed",
-    "fsync_interval", "calls_per_second", "quota_share", "retry_budget", "quota_sharing", "ca_file", "proxy", "fleet",
-    "since", "change_detection", "max_age", "recheck", "max_calls", "fair_share", "sample_size", "precision",
+    "fsync_interval", "calls_per_second", "quota_share", "quotas", "retry_budget", "quota_sharing", "ca_file", "proxy",
+}  # fmt: skip
+"""Settings that may differ when the next run continues an unfinished one: how fast and over which way it queries."""
+
+RUN_INDEPENDENT_KEYS = RATE_KEYS | {
+    "fleet", "since", "change_detection", "max_age", "recheck", "max_calls", "fair_share", "sample_size", "precision",
     "precision_of", "seed",
 }  # fmt: skip
 """Settings that do not change which devices a run covers. Its fleet and its selection are already stored in the run,

@@ -261,6 +261,13 @@ def parse_percentage(text: str) -> float:
     return float(Fraction(text.removesuffix("%")) / 100)
 
 
+def count_allowed(max_failed: int | str, devices: int) -> int:
+    """Return ``max_failed``, a number or a percentage such as ``"0.1%"``, as a number of a fleet's devices."""
+    if isinstance(max_failed, int):
+        return max_failed
+    return int(devices * Fraction(max_failed.removesuffix("%")) / 100)
+
+
 def split_url(url: str) -> SplitResult | None:
     """Return the parts of an address; None if it has no host, or its port is not one."""
     try:
@@ -326,9 +333,3 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
                 hint = f'; did you mean "{near[0]}"?' if near else "; give one of these"
                 raise UsageError(f'account "{name}": is not in the settings, which have {quoted}{hint}')
         return msgspec.structs.replace(self, account=tuple(each for each in self.account if each.name in names))
-
-    def max_failures(self, devices: int) -> int:
-        """Return ``max_failed`` as a number of devices, for a fleet of ``devices``."""
-        if isinstance(self.max_failed, int):
-            return self.max_failed
-        return int(devices * Fraction(self.max_failed.removesuffix("%")) / 100)

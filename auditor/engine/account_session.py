@@ -337,7 +337,8 @@ class AccountSession:
         """The error of an account that was never reached: requests were sent, and none got a usable answer."""
         if self._breaker.has_succeeded or self._breaker.last_error is None:
             return None
-        return AccountStoppedError(self.name, f"no usable answer; last error: {self._breaker.last_error}")
+        sentence = f"no usable answer; last error: {self._breaker.last_error}"
+        return AccountStoppedError(self.name, sentence, exit_word="unreachable_account")
 
     @property
     def problem(self) -> str | None:

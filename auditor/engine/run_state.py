@@ -15,11 +15,9 @@ from auditor.runs.manifest import (
     FleetInfo,
     Manifest,
     MismatchedAccount,
-    Planned,
-    Rate,
     write_manifest,
 )
-from auditor.runs.selection_info import AccountSelection, RequestCounts, SelectionInfo
+from auditor.runs.selection_info import AccountSelection, Planned, Rate, RequestCounts, SelectionInfo
 
 
 class RunState:

@@ -1,10 +1,12 @@
 """Columns of fleet files: their names, where a header has them, and the rows that readers yield."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+import orjson
 
 from auditor.errors import FleetError
-from auditor.fleet.names import BadRowError, show
+from auditor.fleet.names import BadRowError, show, strip_invisible
 
 COLUMNS = ("product_key", "device_name", "iot_id")
 
@@ -13,8 +15,17 @@ DISCOVERY_COLUMNS = ("device_status", "utc_create", "utc_modified")
 
 ALL_COLUMNS = (*COLUMNS, *DISCOVERY_COLUMNS)
 
+MAX_ATTRIBUTES = 32
+"""Further columns of a fleet file: each is an attribute of the devices."""
+
+MAX_ATTRIBUTE_BYTES = 64 * 1024
+"""Bytes of the attributes of one device, as JSON: some thousand devices are in memory at a time."""
+
 FileRow = tuple[tuple[str, ...], int]
-"""A row: its text for each of ``ALL_COLUMNS``, empty without one, and its line (of Parquet its number)."""
+"""A row: its text for each of ``ALL_COLUMNS`` and its attributes (see ``encode_attributes``), and its line.
+
+A text is empty where the row has none. The line of Parquet is its number.
+"""
 
 BadRowReport = Callable[[int, BadRowError], None]
 """Receives the line of a row that cannot be read, and what is wrong with it."""
@@ -56,6 +67,69 @@ def is_same_header(cells: Sequence[str], header: Sequence[str]) -> bool:
 def is_of_discovery(names: Iterable[str]) -> bool:
     """Return whether a file with these columns was written by ``auditor fleet``."""
     return set(ALL_COLUMNS) <= set(names)
+
+
+def encode_attributes(attributes: Mapping[str, str]) -> str:
+    """Return attributes as a JSON object, without those that have no text; empty if none is left.
+
+    Raises:
+        BadRowError: they are longer than ``MAX_ATTRIBUTE_BYTES``.
+    """
+    given = {name: text for name, text in attributes.items() if text}
+    if not given:
+        return ""
+    try:
+        encoded = orjson.dumps(given)
+    except orjson.JSONEncodeError:  # half a character, which JSON Lines can have: it is written as text
+        encoded = orjson.dumps({_whole(name): _whole(text) for name, text in given.items()})
+    if len(encoded) > MAX_ATTRIBUTE_BYTES:
+        longest = max(given, key=lambda name: len(given[name]))
+        problem = f"has further columns of more than {MAX_ATTRIBUTE_BYTES:,} bytes, most of them in {show(longest)}"
+        raise BadRowError(problem, "Shorten the values, or leave the column out.")
+    return encoded.decode()
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def locate_attributes(header: Sequence[str], at: str, *, exact: bool) -> dict[str, int]:
+    """Return the position of each attribute in a header: of each column that is not ours and has a name.
+
+    ``exact``: ``auditor fleet`` wrote the file; the account in it is none of its devices' attributes. ``at`` is the
+    place of the header, for errors.
+
+    Raises:
+        FleetError: two attributes have the same name, or there are too many.
+    """
+    found: dict[str, int] = {}
+    for position, cell in enumerate(header):
+        name = strip_invisible(cell)
+        if not is_attribute(name, exact=exact):
+            continue
+        if name in found:
+            raise FleetError(f"{at}: the column {show(name)} occurs twice; leave one of them out, or rename it")
+        found[name] = position
+    refuse_many_attributes(found, at)
+    return found
+
+
+def is_attribute(name: str, *, exact: bool) -> bool:
+    """Return whether a name is that of an attribute; see ``locate_attributes``."""
+    return bool(name) and column_of(name) is None and not (exact and name in _RUN_COLUMNS)
+
+
+_RUN_COLUMNS = frozenset({"ordinal", "account"})
+"""Further columns of ``fleet.parquet`` and of a file that ``auditor fleet`` wrote."""
+
+
+def refuse_many_attributes(names: Collection[str], at: str) -> None:
+    """Raise FleetError if there are more than ``MAX_ATTRIBUTES`` names."""
+    if len(names) > MAX_ATTRIBUTES:
+        raise FleetError(
+            f"{at}: has {len(names)} columns besides those that name devices, and at most {MAX_ATTRIBUTES} are kept; "
+            "leave some of them out"
+        )
 
 
 def locate_columns(header: Sequence[str], at: str) -> tuple[int | None, ...]:

@@ -12,6 +12,7 @@ from auditor.fleet.discovery import DiscoveredAccount, DiscoveryResult
 from auditor.fleet.snapshot import write_snapshot
 from auditor.fleet.table import FLEET_COLUMNS
 from auditor.models import DeviceStatus
+from auditor.runs.attributes import ATTRIBUTES, LISTED_ATTRIBUTES, attribute_cells
 from auditor.storage.database import (
     PARQUET_OPTIONS,
     READING_MEMORY,
@@ -35,13 +36,17 @@ _OPTIONS: dict[FleetFormat, str] = {"csv": "FORMAT csv, HEADER", "jsonl": "FORMA
 def write_fleet(fleet: Sequence[Path], out: Path, form: FleetFormat) -> None:
     """Write discovered fleets, files like ``fleet.parquet``, as one that ``--fleet`` reads; names are not escaped.
 
+    Attributes that the platform lists are columns.
+
     Raises:
         RunNotWritableError: it cannot be written.
     """
+    columns = ", ".join(name for name in FLEET_COLUMNS if name != ATTRIBUTES)
     texts = ", ".join(f"strftime({name}, '%Y-%m-%dT%H:%M:%S.%gZ') AS {name}" for name in _TIMES)
     times = "" if form == "parquet" else f"REPLACE ({texts})"
     with scratch_database(failure=f"{out} cannot be written") as database:
-        rows = f"SELECT {', '.join(FLEET_COLUMNS)} FROM (SELECT * {times} FROM {parquet(*fleet)})"
+        source = f"(SELECT * {times} FROM {parquet(*fleet)})"
+        rows = f"SELECT {columns}{attribute_cells(LISTED_ATTRIBUTES, FLEET_COLUMNS)} FROM {source}"
         write_rows(database, rows, out, _OPTIONS[form])
 
 

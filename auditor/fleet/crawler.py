@@ -110,7 +110,8 @@ async def crawl(
         if not is_done() and any(each.shrunk for each in journal.products.values()):
             await _recount_products(session, journal)
     except AccountStoppedError as error:
-        raise AccountStoppedError(session.name, f"its devices cannot be listed: {error.sentence}") from error
+        sentence = f"its devices cannot be listed: {error.sentence}"
+        raise AccountStoppedError(session.name, sentence, exit_word=error.exit_word) from error
 
 
 async def _read_products_page(session: AccountSession, journal: DiscoveryJournal, call: CallOperation) -> None:

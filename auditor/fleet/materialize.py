@@ -12,6 +12,7 @@ import orjson
 
 from auditor.config.settings import FleetSource, Patterns
 from auditor.fleet.table import FLEET_COLUMNS, find_duplicate_keys, require_folder, slices_for
+from auditor.runs.attributes import ATTRIBUTES, LISTED_ATTRIBUTES, attributes_from_columns
 from auditor.storage.database import (
     parquet,
     scalar,
@@ -23,11 +24,15 @@ from auditor.storage.database import (
 )
 from auditor.text.globs import glob_regex
 
-_TEXT = dict.fromkeys(("device_name", "iot_id", "device_status", "utc_create", "utc_modified"), "VARCHAR")
+_TEXT = dict.fromkeys(("device_name", "iot_id", "device_status", "utc_create", "utc_modified", "nickname"), "VARCHAR")
 
 _RECORD = {"kind": "VARCHAR", "product_key": "VARCHAR", "reading": "BIGINT", "reread": "BOOLEAN", "devices": [_TEXT]}
 
 _PAGE = orjson.dumps(_RECORD).decode()
+
+_PRODUCTS = dict.fromkeys(("product_key", "product_name", "node_type"), "VARCHAR")
+
+_PRODUCTS_PAGE = orjson.dumps({"kind": "VARCHAR", "products": [_PRODUCTS]}).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +83,15 @@ def _stage(database: duckdb.DuckDBPyConnection, journal: Path, stage: Path) -> s
     write_rows(
         database,
         "SELECT row_number() OVER () AS record, reading, reread, product_key, device.device_name, device.iot_id, "
-        f"device.device_status, {times} FROM (SELECT product_key, coalesce(reading, 0) AS reading, reread, "
-        f"unnest(if(len(devices) = 0, [NULL], devices)) AS device FROM ({pages}) WHERE kind = 'devices')",
+        f"device.device_status, {times}, device.nickname FROM (SELECT product_key, coalesce(reading, 0) AS reading, "
+        f"reread, unnest(if(len(devices) = 0, [NULL], devices)) AS device FROM ({pages}) WHERE kind = 'devices')",
         stage,
+    )
+    pages = f"SELECT unnest(json_transform(line, '{_PRODUCTS_PAGE}')) FROM ({text_lines(sql_read_path(journal))})"
+    database.execute(
+        f"CREATE TABLE products AS SELECT product.product_key, last(product.product_name) AS product_name, "
+        f"last(product.node_type) AS node_type FROM (SELECT unnest(products) AS product FROM ({pages}) "
+        "WHERE kind = 'products') GROUP BY ALL"
     )
     rows = parquet(stage)
     database.execute(f"CREATE TABLE last AS SELECT product_key, max(reading) AS reading FROM {rows} GROUP BY ALL")
@@ -93,9 +104,13 @@ def _write(
     """Write the rows that meet the condition, each device once, up to the limit."""
     duplicates = _find_duplicates(database, rows)
     once = f"FROM {rows} WHERE record NOT IN (SELECT record FROM duplicates)"
-    columns = ", ".join(name for name in FLEET_COLUMNS if name != "account")
-    limited = "" if limit is None else f"LIMIT {limit}"
-    selected = f"SELECT $1 AS account, {columns} {once} AND ({condition}) {limited}"
+    columns = ", ".join(name for name in FLEET_COLUMNS if name not in {"account", ATTRIBUTES})
+    attributes = attributes_from_columns(LISTED_ATTRIBUTES)
+    # Products, not devices, are held in memory, so that devices keep their order.
+    database.execute("SET disabled_optimizers = 'build_side_probe_side'")
+    matching = f"{once} AND ({condition}) {'' if limit is None else f'LIMIT {limit}'}"
+    joined = f"FROM ({matching}) LEFT JOIN products USING (product_key)"
+    selected = f"SELECT $1 AS account, {columns}, {attributes} AS {ATTRIBUTES} {joined}"
     write_rows(database, selected, out, parameters=[account])
     listed, kept = (
         dict(database.execute(f"SELECT product_key, count(*) {source} GROUP BY ALL").fetchall())

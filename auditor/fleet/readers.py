@@ -1,7 +1,7 @@
 """Fleet files of all accepted kinds, read once, as rows of text: each with the line on which it starts.
 
 Columns are found by name, in the spelling of the files (``product_key``) or of the platform (``productKey``); others
-are ignored. ``names`` decides what a text means.
+are attributes. ``names`` decides what a text means.
 """
 
 import csv
@@ -23,9 +23,11 @@ from auditor.fleet.columns import (
     COLUMNS,
     BadRowReport,
     FileRow,
+    encode_attributes,
     identifying_columns,
     is_header,
     is_of_discovery,
+    locate_attributes,
     locate_columns,
 )
 from auditor.fleet.names import BadRowError, is_blank, show, strip_invisible
@@ -197,21 +199,23 @@ def _read_parquet(file: FleetFile, database: duckdb.DuckDBPyConnection, report: 
     if reason is not None:
         raise FleetError(f"{file.label}: {reason}")
     source, cursor = parquet(file.path), database.cursor()
-    header = _read_header(file, database)
-    positions = locate_columns(header, f"{file.label}: its columns")
+    header, at = _read_header(file, database), f"{file.label}: its columns"
+    positions, attributes = locate_columns(header, at), locate_attributes(header, at, exact=file.exact)
     try:
         types = [(str(name), str(kind)) for name, kind, *_ in cursor.execute(f"DESCRIBE FROM {source}").fetchall()]
         cells = []
-        for name, at in zip(ALL_COLUMNS, positions, strict=True):
-            text = None if at is None else _text_sql(name, *types[at])
-            if at is not None and text is None and name in COLUMNS:
-                _refuse_values(cursor, file, header[at], *types[at])
+        for name, place in zip(ALL_COLUMNS, positions, strict=True):
+            text = None if place is None else _text_sql(name, *types[place])
+            if place is not None and text is None and name in COLUMNS:
+                _refuse_values(cursor, file, header[place], *types[place])
             cells.append("''" if text is None else f"coalesce({text}, '')")
-        rows = result_rows(cursor.execute(f"SELECT {', '.join(cells)} FROM {source}"))
-        has_bytes = any(at is not None and types[at][1] == "BLOB" for at in positions)
-        for number, row in enumerate(rows, 1):
+        cells += (f"coalesce({_attribute_sql(*types[place])}, '')" for place in attributes.values())
+        names = (*ALL_COLUMNS, *attributes)
+        for number, row in enumerate(result_rows(cursor.execute(f"SELECT {', '.join(cells)} FROM {source}")), 1):
             try:
-                yield _decode_bytes(row) if has_bytes else row, number
+                texts = _decode_bytes(row, names)
+                encoded = encode_attributes(dict(zip(attributes, texts[len(ALL_COLUMNS) :], strict=True)))
+                yield (*texts[: len(ALL_COLUMNS)], encoded), number
             except BadRowError as error:
                 report(number, error)
     except duckdb.OutOfMemoryException:
@@ -220,10 +224,10 @@ def _read_parquet(file: FleetFile, database: duckdb.DuckDBPyConnection, report: 
         raise FleetError(f"{file.label}: cannot be read as Parquet: {error_reason(error)}") from error
 
 
-def _decode_bytes(row: Sequence[str | bytes]) -> tuple[str, ...]:
-    """Return the texts of a row that has bytes: Impala, Hive and older Spark do not mark texts as UTF-8."""
+def _decode_bytes(row: tuple[str | bytes, ...], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the texts of a row that may have bytes: Impala, Hive and older Spark do not mark texts as UTF-8."""
     texts = []
-    for name, value in zip(ALL_COLUMNS, row, strict=True):
+    for name, value in zip(names, row, strict=True):
         try:
             texts.append(
                 value.decode("utf-8", "strict" if name in COLUMNS else "replace") if isinstance(value, bytes) else value
@@ -240,12 +244,24 @@ def _text_sql(name: str, column: str, kind: str) -> str | None:
     """Return the SQL of the text of a column that means ``name``; None if its type has no exact text."""
     quoted = sql_identifier(column)
     if name.startswith("utc_") and kind.startswith("TIMESTAMP"):
-        # By its microseconds: a time with a zone would be shown in that of this machine.
-        text = f"strftime(make_timestamp(epoch_us({quoted})), '%Y-%m-%dT%H:%M:%S.%f')"
-        return f"CASE WHEN isfinite({quoted}) THEN {text} END"
+        return _time_sql(quoted)
     if kind == "BLOB":
         return quoted
     return f"CAST({quoted} AS VARCHAR)" if _EXACT_TYPE.fullmatch(kind) else None
+
+
+def _time_sql(quoted: str) -> str:
+    # By its microseconds: a time with a zone would be shown in that of this machine.
+    text = f"strftime(make_timestamp(epoch_us({quoted})), '%Y-%m-%dT%H:%M:%S.%f')"
+    return f"CASE WHEN isfinite({quoted}) THEN {text} END"
+
+
+def _attribute_sql(column: str, kind: str) -> str:
+    """Return the SQL of the text of an attribute; bytes are decoded later."""
+    quoted = sql_identifier(column)
+    if kind == "BLOB":
+        return quoted
+    return _time_sql(quoted) if kind.startswith("TIMESTAMP") else f"CAST({quoted} AS VARCHAR)"
 
 
 def _refuse_values(database: duckdb.DuckDBPyConnection, file: FleetFile, name: str, column: str, kind: str) -> None:

@@ -37,6 +37,7 @@ from auditor.fleet.table import (
 )
 from auditor.fleet.text_rows import FleetFile
 from auditor.models import DeviceStatus
+from auditor.runs.attributes import ATTRIBUTES, attributes_from_json
 from auditor.storage.database import (
     CSV_BLOCK_OPTIONS,
     parquet,
@@ -125,10 +126,11 @@ def _stage(database: duckdb.DuckDBPyConnection, file: FleetFile, path: Path) -> 
     bad_rows.refuse()
     if empty:
         raise FleetError(f"{file.label}: has no device; a fleet has at least one")
-    columns = {"record": "BIGINT", **{name: FLEET_COLUMNS[name] for name in ALL_COLUMNS}}
+    columns = {"record": "BIGINT", **{name: FLEET_COLUMNS[name] for name in ALL_COLUMNS}, ATTRIBUTES: "VARCHAR"}
     write_rows(
         database,
-        f"FROM read_csv({sql_read_path(text)}, delim='\\t', quote='', escape='', header=false, "
+        f"SELECT * REPLACE ({attributes_from_json(ATTRIBUTES)} AS {ATTRIBUTES}) FROM "
+        f"read_csv({sql_read_path(text)}, delim='\\t', quote='', escape='', header=false, "
         f"auto_detect=false, nullstr='', columns={columns}, {CSV_BLOCK_OPTIONS})",
         path,
     )
@@ -141,11 +143,11 @@ def _valid_rows(file: FleetFile, database: duckdb.DuckDBPyConnection, bad_rows: 
     rows = read_rows(file, database, bad_rows.add)
     while batch := list(islice(rows, BATCH_ROWS)):
         texts, numbers = zip(*batch, strict=True)
-        keys, names, ids, *discovered = zip(*texts, strict=True)
+        keys, names, ids, *discovered, attributes = zip(*texts, strict=True)
         plain = need_no_cleaning(set(keys)) and need_no_cleaning(names) and (not any(ids) or need_no_cleaning(ids))
         if plain and not any(map(any, discovered)):  # most rows: to check them together takes a quarter of the time
-            for number, key, name, iot_id in zip(numbers, keys, names, ids, strict=True):
-                yield f"{number}\t{key}\t{name}\t{iot_id}\t\t\t\n"
+            for number, key, name, iot_id, encoded in zip(numbers, keys, names, ids, attributes, strict=True):
+                yield f"{number}\t{key}\t{name}\t{iot_id}\t\t\t\t{encoded}\n"
             continue
         for row in batch:
             try:
@@ -160,8 +162,9 @@ def _valid_row(texts: Sequence[str], number: int, *, exact: bool) -> str:
     product_key, device_name, iot_id = (_read(read_name, *each) for each in zip(COLUMNS, texts, strict=False))
     if iot_id is None and (product_key is None or device_name is None):
         raise _nameless(product_key, device_name, texts)
-    discovered = _discovery_values(*texts[len(COLUMNS) :])
-    return f"{number}\t{product_key or ''}\t{device_name or ''}\t{iot_id or ''}\t{discovered}\n"
+    *discovered, attributes = texts[len(COLUMNS) :]
+    values = _discovery_values(*discovered)
+    return f"{number}\t{product_key or ''}\t{device_name or ''}\t{iot_id or ''}\t{values}\t{attributes}\n"
 
 
 def _read(read_name: Callable[[str], str | None], column: str, text: str) -> str | None:
@@ -201,7 +204,8 @@ def _deduplicate(database: duckdb.DuckDBPyConnection, stage: _Stage, account: st
     """Write the devices of a stage without duplicates; return the number of duplicates."""
     _find_duplicates(database, stage, slices_for(stage.devices))
     once = f"FROM {stage.rows} WHERE record NOT IN (SELECT record FROM duplicates)"
-    write_rows(database, f"SELECT $1 AS account, {', '.join(ALL_COLUMNS)} {once}", out, parameters=[account])
+    selected = f"SELECT $1 AS account, {', '.join(ALL_COLUMNS)}, {ATTRIBUTES} {once}"
+    write_rows(database, selected, out, parameters=[account])
     return scalar(database, "SELECT count(*) FROM duplicates")
 
 

@@ -13,6 +13,7 @@ import duckdb
 from auditor.errors import RunNotWritableError
 from auditor.fleet.columns import COLUMNS
 from auditor.models import Device
+from auditor.runs.attributes import ATTRIBUTES, ATTRIBUTES_TYPE
 from auditor.storage.database import parquet, scalar, scratch_database, write_rows
 
 BATCH_ROWS = 1_000
@@ -24,8 +25,12 @@ SLICE_ROWS, MAX_SLICES = 50_000, 16
 FLEET_COLUMNS = {
     **dict.fromkeys(("account", *COLUMNS, "device_status"), "VARCHAR"),
     **dict.fromkeys(("utc_create", "utc_modified"), "TIMESTAMP"),
+    ATTRIBUTES: ATTRIBUTES_TYPE,
 }
-"""Columns besides ``ordinal``, and their types; the last three come from a discovery, or a file that it wrote."""
+"""Columns besides ``ordinal``, and their types.
+
+The status and the times come from a discovery, or a file that it wrote; attributes from a discovery or any fleet file.
+"""
 
 
 _ALL_NULL_COLUMNS = ", ".join(f"NULL::{kind} AS {name}" for name, kind in FLEET_COLUMNS.items())

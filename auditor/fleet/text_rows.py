@@ -20,11 +20,15 @@ from auditor.fleet.columns import (
     BadRowReport,
     FileRow,
     column_of,
+    encode_attributes,
     identifying_columns,
+    is_attribute,
     is_column_name,
     is_header,
     is_same_header,
+    locate_attributes,
     locate_columns,
+    refuse_many_attributes,
 )
 from auditor.fleet.names import BadRowError, is_blank, is_error_value, show, strip_invisible
 from auditor.storage.files import open_regular_file
@@ -116,11 +120,20 @@ class _TableLayout:
     """Where our columns are in the rows of a table, by its header on the line ``number``."""
 
     def __init__(self, header: Sequence[str], file: FleetFile, number: int) -> None:
-        positions = locate_columns(header, f"{file.label}: line {number}")
+        at = f"{file.label}: line {number}"
+        positions, attributes = locate_columns(header, at), locate_attributes(header, at, exact=file.exact)
         self.header, self.width = tuple(header), len(header)
-        # Behind the fields of a row is the value of columns that the file does not have.
-        self.pick = itemgetter(*(self.width if at is None else at for at in positions))
-        self.names = [at for at in positions[: len(COLUMNS)] if at is not None]
+        # Behind the fields of a row are the value of columns that the file does not have, and the attributes.
+        places = (self.width if place is None else place for place in positions)
+        self.pick = itemgetter(*places, self.width + 1)
+        self.names = [place for place in positions[: len(COLUMNS)] if place is not None]
+        self._attributes = tuple(attributes.items())
+
+    def encode_attributes(self, fields: Sequence[str]) -> str:
+        """Return the attributes of a row; raise BadRowError if they are too long."""
+        if not self._attributes:
+            return ""
+        return encode_attributes({name: fields[place] for name, place in self._attributes})
 
 
 class _TableReader:
@@ -172,7 +185,12 @@ class _TableReader:
             except BadRowError as error:
                 self._report(number, error)
                 continue
-            fields.append("")
+            try:
+                attributes = layout.encode_attributes(fields)
+            except BadRowError as error:
+                self._report(number, error)
+                continue
+            fields += "", attributes
             yield pick(fields), number
 
     def _fit(self, fields: list[str]) -> list[str]:
@@ -265,9 +283,9 @@ def read_list(file: FleetFile, report: BadRowReport) -> Iterator[FileRow]:
                 advice = "Write an iot_id, or a product_key and a device_name."
                 report(number, BadRowError(f"has {len(parts)} names", advice))
             elif len(parts) == len(_PAIR):
-                yield (parts[0], parts[1], "", "", "", ""), number
+                yield (parts[0], parts[1], "", "", "", "", ""), number
             else:
-                yield ("", "", parts[0], "", "", ""), number
+                yield ("", "", parts[0], "", "", "", ""), number
 
 
 class _NotInteger(str):
@@ -284,16 +302,22 @@ def read_json(file: FleetFile, report: BadRowReport) -> Iterator[FileRow]:
         parse_float=_NotInteger,
         parse_constant=lambda text: None if text == "NaN" else _NotInteger(text),
     )
+    names = set[str]()
     with open_lines(file) as lines:
         for number, line in enumerate(lines, 1):
             if not (text := strip_invisible(line)):
                 continue
             try:
-                found = _pick_members(_decode_object(decoder, text))
+                members = _decode_object(decoder, text)
+                found, attributes = _pick_members(members), _pick_attributes(members, exact=file.exact)
+                if not names.issuperset(attributes):
+                    names.update(attributes)
+                    refuse_many_attributes(names, f"{file.label}: line {number}")
+                encoded = encode_attributes(attributes)
             except BadRowError as error:
                 report(number, error)
                 continue
-            yield tuple(found.get(name, "") for name in ALL_COLUMNS), number
+            yield (*(found.get(name, "") for name in ALL_COLUMNS), encoded), number
 
 
 def _decode_object(decoder: json.JSONDecoder, text: str) -> tuple[tuple[str, object], ...]:
@@ -321,3 +345,32 @@ def _pick_members(members: Iterable[tuple[str, object]]) -> dict[str, str]:
             problem = f"the number {value}, not a whole one" if isinstance(value, _NotInteger) else kind
             raise BadRowError(f"has as {name} {problem}", "Write it as a string.")
     return found
+
+
+def _pick_attributes(members: Iterable[tuple[str, object]], *, exact: bool) -> dict[str, str]:
+    """Return the attributes that a JSON object has. The members of an object in it are attributes ``name.member``."""
+    found: dict[str, str] = {}
+    for key, value in members:
+        name = strip_invisible(key)
+        if is_attribute(name, exact=exact):
+            found |= {each: text for each, text in _attribute_texts(name, value) if each not in found}
+    return found
+
+
+_MAX_DEPTH = 8
+"""Nesting of a member of JSON up to which it is kept."""
+
+
+def _attribute_texts(name: str, value: object, depth: int = _MAX_DEPTH) -> Iterator[tuple[str, str]]:
+    match value:
+        case tuple() | list() if not depth:
+            return
+        case str():
+            yield name, str(value)
+        case bool():
+            yield name, "true" if value else "false"
+        case tuple():
+            for key, inner in value:
+                yield from _attribute_texts(f"{name}.{key}", inner, depth - 1)
+        case list():
+            yield name, ",".join(text for each in value for _, text in _attribute_texts(name, each, depth - 1))

@@ -78,6 +78,7 @@ def build_payload(
         "run": folder.name,
         "state": manifest.state,
         "exit_code": exit_code,
+        "exit_reason": None if manifest.exit_reason is None else asdict(manifest.exit_reason),
         "started_at": manifest.started_at,
         "finished_at": manifest.finished_at,
         "error": manifest.error,
@@ -195,6 +196,8 @@ def _paragraph(
     pending = counts.pending - unsampled
     figures = f"{answered:,} of {scope} answered, {counts.failed:,} failed, {pending:,} pending"
     state = state_label(run.manifest.state, counts, unsampled)
+    if run.manifest.exit_reason is not None and code:
+        code = f"{code}, {run.manifest.exit_reason.code}"
     state = f"a {state}, and its shares are estimates" if unsampled and "sample" in state else state
     sentences = [f"{run.manifest.name} is {state}{f' (exit code {code})' if code else ''}: {figures}."]
     if run.sources.carried:

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from auditor.config.secrets import read_secret
 from auditor.config.settings import NotifySettings, ReportSettings, Settings
 from auditor.config.validation import SOURCE_FORMS, check_webhook_url
@@ -38,6 +40,7 @@ class HookConfig:
         policy_error: why the configured policy cannot be evaluated.
         webhook_error: why nothing can be posted to the configured webhook.
         notes: configured steps that will fail, a sentence each.
+        withheld: names of the configured steps that a trial leaves out; see ``for_trial``.
     """
 
     policy: "Policy | None" = None
@@ -48,6 +51,24 @@ class HookConfig:
     policy_error: str | None = None
     webhook_error: str | None = None
     notes: tuple[str, ...] = ()
+    withheld: tuple[str, ...] = ()
+
+    def for_trial(self) -> "HookConfig":
+        """Return the hooks of a trial: those that write a file outside of the run folder, or post, are withheld.
+
+        A trial covers a part of the fleet, or is stored elsewhere; it must not replace what others read every day.
+        """
+        outside = [key for key in _SUFFIXES if isinstance(getattr(self.report, key), str)]
+        webhook = ["webhook"] if self.webhook is not None or self.webhook_error is not None else []
+        kept = msgspec.structs.replace(
+            self.report,
+            html=False if "html" in outside else self.report.html,
+            excel=False if "excel" in outside else self.report.excel,
+            metrics=None,
+        )
+        names = {"html": "report", "excel": "Excel file", "metrics": "metrics", "webhook": "webhook"}
+        withheld = tuple(names[key] for key in (*outside, *webhook))
+        return replace(self, report=kept, webhook=None, webhook_error=None, withheld=withheld)
 
 
 def prepare_hooks(settings: Settings, *, source: str = "settings") -> HookConfig:

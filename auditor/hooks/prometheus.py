@@ -16,12 +16,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from auditor.errors import RunFolderError
+from auditor.errors import ExitWord, RunFolderError
+from auditor.models import WarningKind
 from auditor.policy.evaluate import PolicySummary, summarize_policy
 from auditor.policy.model import Policy, Severity
 from auditor.policy.results import Verdict
 from auditor.query.snapshot import RunSnapshot, open_snapshot
-from auditor.query.warnings import state_label
 from auditor.runs.estimates import define_estimates
 from auditor.runs.folder import RunCatalog, StoredRun, find_run, refuse_run_file
 from auditor.runs.inventory import count_failures
@@ -54,7 +54,11 @@ _HELP = {
     "auditor_module_version_share": "In a run of a random sample: the fraction of the devices with a module that run a "
     "version, with its 95% confidence interval (bound): estimate, low and high.",
     "auditor_module_versions_omitted": "Versions of modules without series, because there are too many.",
-    "auditor_run_state": "1 for the run's state: running, complete, partial or aborted; 0 for the others.",
+    "auditor_run_state": "1 for the run's state: running, complete, within_tolerance, partial or aborted; 0 for the "
+    "others.",
+    "auditor_run_exit_code": "Exit code of the command that ran the audit.",
+    "auditor_run_exit_reason": "1 for the reason of the exit code, such as success, within_tolerance, too_many_failed "
+    "or refused_account; 0 for the others.",
     "auditor_run_warnings": "Warnings about these numbers by kind: incomplete, silent (accounts whose devices do not "
     "exist or report nothing any more), tampered (files were changed), sample (counts are of a random sample), "
     "mismatch (accounts whose answers reached the wrong request, and were replaced), aliases (devices are in the fleet "
@@ -64,19 +68,25 @@ _HELP = {
     "auditor_run_requests": "Requests of the run by kind: sent, retried, and throttled by the platform.",
     "auditor_run_requests_per_second": "Request rate: the target set by the quotas, and the achieved rate.",
     "auditor_last_run_timestamp_seconds": "End time of the run; its start time if it has not ended.",
-    "auditor_last_success_timestamp_seconds": "End time of the newest complete run of this name in the directory.",
+    "auditor_last_success_timestamp_seconds": "End time of the newest run of this name in the directory that covers "
+    "the fleet and is complete or within tolerance.",
     "auditor_policy_judged": "1 if the policy was evaluated; 0 if that was not possible.",
     "auditor_policy_rule": "1 for a rule's verdict: compliant, violated, unparseable or not_seen; 0 for the others.",
     "auditor_policy_rule_subjects": "Devices or modules of products (unit) by rule and verdict.",
     "auditor_policy_violations": "Devices and modules of products that violate a rule, summed over rules by severity.",
 }
 
+_INCOMPLETE: tuple[WarningKind, ...] = (
+    "partial", "running", "aborted", "incomplete", "silent", "discovery_gap", "limited", "accounts",
+)  # fmt: skip
+"""Warnings that numbers do not cover the whole fleet, other than that of a sample."""
+
 
 def write_metrics(run: str | Path, path: str | Path, *, policy: Policy | None = None) -> None:
     """Write the metrics of a run to a file that all users may read. The file is replaced atomically.
 
     Args:
-        run: a run folder, or a directory of runs, which means its newest run.
+        run: a run folder, or a directory of runs, which means its newest run of the whole fleet, also if that failed.
         path: the file; node_exporter's textfile collector reads files that end in ``.prom``.
         policy: the policy to evaluate; None: no policy metrics.
 
@@ -84,7 +94,7 @@ def write_metrics(run: str | Path, path: str | Path, *, policy: Policy | None = 
         RunFolderError: the folder is no run, or cannot be read.
         RunNotWritableError: the file, or the system's temporary folder, cannot be written.
     """
-    folder = find_run(Path(run))
+    folder = find_run(Path(run), "fleet")
     summary = None if policy is None else summarize_policy(folder, policy)
     write_metrics_file(folder, Path(path), summary)
 
@@ -205,14 +215,11 @@ def _omitted(database: duckdb.DuckDBPyConnection, rows: str) -> int:
 
 def _add_run(samples: _SampleCollector, run: RunSnapshot, policy: PolicySummary | None) -> None:
     manifest = run.manifest
-    for state in get_args(State):
-        samples.add("auditor_run_state", state == manifest.state, state=state)
-    unsampled = run.sources.unsampled
-    complete = state_label(manifest.state, run.counts, unsampled) in ("complete", "sample")
-    incomplete = not complete or run.counts.unanswered > unsampled or manifest.fleet.cut
-    warnings = {"incomplete": int(incomplete), "silent": len(manifest.silent), "tampered": int(run.tampered)}
-    warnings["sample"] = int(unsampled > 0)
+    _add_ending(samples, manifest)
     kinds = Counter(warning.kind for warning in run.warnings)
+    incomplete = any(kinds[kind] for kind in _INCOMPLETE)
+    warnings = {"incomplete": int(incomplete), "silent": len(manifest.silent), "tampered": int(run.tampered)}
+    warnings["sample"] = int(run.sources.unsampled > 0)
     warnings |= {kind: kinds[kind] for kind in ("mismatch", "aliases", "recheck", "not_reached")}
     warnings["policy"] = len(set(policy.warnings) - set(run.warnings)) if policy is not None else 0
     for kind, number in warnings.items():
@@ -231,12 +238,23 @@ def _add_run(samples: _SampleCollector, run: RunSnapshot, policy: PolicySummary 
             samples.add(f"auditor_last_{name}_timestamp_seconds", time)
 
 
+def _add_ending(samples: _SampleCollector, manifest: Manifest) -> None:
+    """Add the state of the run, its exit code, and why."""
+    for state in get_args(State):
+        samples.add("auditor_run_state", state == manifest.state, state=state)
+    if manifest.exit_code is not None:
+        samples.add("auditor_run_exit_code", manifest.exit_code)
+    found = None if manifest.exit_reason is None else manifest.exit_reason.code
+    for word in get_args(ExitWord):
+        samples.add("auditor_run_exit_reason", word == found, reason=word)
+
+
 def _last_success(folder: Path, manifest: Manifest) -> float | None:
-    """Return the end time of the newest run that is complete and has the whole fleet; ``prune`` never deletes it."""
+    """Return the end time of the newest run that is a success; ``prune`` never deletes it."""
     runs = [StoredRun(manifest, folder)]
     with suppress(RunFolderError):
         runs += RunCatalog(folder.resolve().parent).named(manifest.name)
-    finished = (_timestamp(run.manifest.finished_at) for run in runs if run.complete)
+    finished = (_timestamp(run.manifest.finished_at) for run in runs if run.manifest.is_success)
     return max((time for time in finished if time is not None), default=None)
 
 

@@ -2,9 +2,11 @@
 
 The run is sealed before the first hook starts, and no hook changes it. A hook that fails is reported, and the next one
 starts. Only the policy affects the exit code: a run that ended with 0 ends with 4 if a rule of severity ``error`` is
-violated, or if the policy could not be evaluated, because then no result allows the run to pass.
+violated, or if the policy could not be evaluated, because then no result allows the run to pass. ``run.json`` has this
+exit code and its reason; apart from them no hook changes the run.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,9 +17,13 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import anyio
 import structlog
 
-from auditor.errors import AuditorError, PolicyError, SettingsError
+from auditor.errors import AuditInterruptedError, AuditorError, PolicyError, SettingsError
 from auditor.hooks.prepare import HookConfig
 from auditor.runs.folder import INVENTORY_XLSX, REPORT_HTML, clear_pending_hooks, defer_hooks
+from auditor.runs.locking import RunLock
+from auditor.runs.manifest import SUCCESSFUL_STATES, Manifest, read_manifest, write_manifest
+from auditor.runs.selection_info import ExitReason
+from auditor.text.formatting import escape_undecodable
 
 if TYPE_CHECKING:
     from auditor.policy.evaluate import PolicySummary
@@ -37,6 +43,9 @@ _FAILURES: dict[HookName, str] = {
     "excel": "the Excel file could not be written",
     "webhook": "the webhook could not be posted",
 }
+
+MAX_RULE_NAMES = 3
+"""Violated rules that the reason of an exit code names."""
 
 _INTERRUPTED = "Query interrupted"
 """DuckDB's message for a KeyboardInterrupt that arrives during a query."""
@@ -64,11 +73,13 @@ class HookResults:
         exit_code: the audit's; or 4 if that was 0, and the policy is violated or could not be evaluated.
         outcomes: one for each hook that ran. A webhook that is posted only for problems has none if there was none.
         policy: the result of the policy; None if none is configured.
+        policy_reason: why the policy changed the exit code; None if it did not.
     """
 
     exit_code: int
     outcomes: tuple[HookOutcome, ...] = ()
     policy: "PolicySummary | None" = None
+    policy_reason: ExitReason | None = None
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -98,21 +109,69 @@ def run_hooks(run: str | Path, config: HookConfig, *, exit_code: int = 0) -> Hoo
     Raises:
         KeyboardInterrupt: the user interrupted a hook; the hooks after it do not run.
     """
-    now = datetime.now(UTC)
     folder = Path(run)
+    try:
+        return _run_all(folder, config, exit_code, datetime.now(UTC))
+    except KeyboardInterrupt:
+        message = "interrupted before its policy, report, metrics and webhook were done; auditor resume repeats them"
+        _record_exit(folder, lambda _: (AuditInterruptedError.exit_code, ExitReason("interrupted", message)))
+        raise
+
+
+def _run_all(folder: Path, config: HookConfig, exit_code: int, now: datetime) -> HookResults:
     outcomes: list[HookOutcome] = []
     policy: PolicySummary | None = None
+    reason: ExitReason | None = None
     if config.policy is not None or config.policy_error is not None:
         policy, outcome = _evaluate(folder, config, now)
         outcomes.append(outcome)
-        exit_code = exit_code or (PolicyError.exit_code if policy.failed else 0)
+        if policy.failed and exit_code == 0:
+            exit_code, reason = PolicyError.exit_code, _policy_reason(policy)
+    _record_policy(folder, reason)
     for name, path, write in _file_hooks(folder, config, policy, now):
         _, outcome = _attempt(name, partial(write, folder, path))
         outcomes.append(replace(outcome, path=path if outcome.error is None else None))
-    results = HookResults(exit_code, tuple(outcomes), policy)
+    results = HookResults(exit_code, tuple(outcomes), policy, reason)
     posted, outcome = _attempt("webhook", partial(_post, folder, config, results))
     (defer_hooks if config.notes else clear_pending_hooks)(folder)
     return replace(results, outcomes=(*outcomes, outcome)) if posted or outcome.error is not None else results
+
+
+def _policy_reason(policy: "PolicySummary") -> ExitReason:
+    """Return why the policy changed the exit code."""
+    if policy.problem is not None:
+        return ExitReason("policy_not_evaluated", f"{_FAILURES['policy']}: {policy.problem}")
+    names = [each.rule.name for each in policy.violated if each.rule.severity == "error"]
+    more = f" and {len(names) - MAX_RULE_NAMES:,} more" if len(names) > MAX_RULE_NAMES else ""
+    return ExitReason(PolicyError.exit_word, f"the policy is violated: {', '.join(names[:MAX_RULE_NAMES])}{more}")
+
+
+def _record_policy(folder: Path, reason: ExitReason | None) -> None:
+    """Record in ``run.json`` why the policy changed the exit code of an audit that ended with 0.
+
+    Without a reason, record the success of the audit again if hooks that ran before had changed it.
+    """
+
+    def conclude(manifest: Manifest) -> tuple[int, ExitReason] | None:
+        if manifest.exit_code and manifest.state not in SUCCESSFUL_STATES:
+            return None
+        return (0, manifest.describe_success()) if reason is None else (PolicyError.exit_code, reason)
+
+    _record_exit(folder, conclude)
+
+
+def _record_exit(folder: Path, conclude: Callable[[Manifest], tuple[int, ExitReason] | None]) -> None:
+    """Write to ``run.json`` which exit code and reason follow from it, unless there are none, or they are unchanged.
+
+    Nothing is written if another process resumes the run meanwhile.
+    """
+    with contextlib.suppress(AuditorError), RunLock(folder):
+        manifest = read_manifest(folder)
+        found = None if manifest.exit_code is None else conclude(manifest)
+        if found is not None:
+            code, reason = found[0], ExitReason(found[1].code, escape_undecodable(found[1].message))
+            if (manifest.exit_code, manifest.exit_reason) != (code, reason):
+                write_manifest(folder, replace(manifest, exit_code=code, exit_reason=reason))
 
 
 def _attempt(name: HookName, hook: Callable[[], T]) -> tuple[T | None, HookOutcome]:

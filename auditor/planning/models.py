@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from auditor.models import ChangeDetection
-from auditor.runs.manifest import Planned
+from auditor.runs.selection_info import Planned
 
 PlanStrategy = Literal["full", "incremental", "rolling", "sample"]
 """``full``: every device. The others are those of ``selection.strategy`` in ``run.json``."""

@@ -33,7 +33,8 @@ from auditor.storage.database import Database
 from auditor.text.globs import glob_regex, is_literal
 
 _DEVICES_IN_SCOPE = """policy_devices SEMI JOIN (FROM product_scope WHERE rule = $1) USING (product)
-  ANTI JOIN (FROM exempt_devices WHERE rule = $1) USING (line)"""
+  ANTI JOIN (FROM exempt_devices WHERE rule = $1) USING (line)
+  ANTI JOIN (FROM outside_devices WHERE rule = $1) USING (line)"""
 
 
 def evaluate_rules(
@@ -60,7 +61,8 @@ def evaluate_rules(
         _count_not_seen(database, number)
     database.execute(
         f"INSERT INTO verdict_counts SELECT rule, {SEEN}, count(*) FROM product_scope "
-        f"JOIN policy_devices USING (product) WHERE {ANSWERED} GROUP BY rule"
+        "JOIN policy_devices USING (product) ANTI JOIN outside_devices USING (rule, line) "
+        f"WHERE {ANSWERED} GROUP BY rule"
     )
 
 
@@ -150,6 +152,7 @@ def _count_not_seen(database: Database, number: int) -> None:
         f"INSERT INTO verdict_counts SELECT $1, rank, count(*) FROM (SELECT {rank} AS rank FROM policy_devices "
         "SEMI JOIN (FROM product_scope WHERE rule = $1) USING (product) "
         "LEFT JOIN (FROM exempt_devices WHERE rule = $1) e USING (line) "
+        "ANTI JOIN (FROM outside_devices WHERE rule = $1) o USING (line) "
         f"WHERE {UNANSWERED}) GROUP BY rank",
         [number],
     )

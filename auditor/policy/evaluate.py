@@ -12,6 +12,7 @@ product without any answer. A module is ``unparseable`` if no version is newer t
   exempt in part is ``exempt`` if the rest of it complies.
 - Unsampled devices (see ``sampled``) are counted apart from ``not_seen`` ones. The verdict is ``not_seen`` if no
   sampled device violates the rule, as that proves nothing. ``newest`` is decided by the interval of the share.
+- A rule with ``where`` has only the devices in its scope whose attributes match.
 - A rule is ``violated`` if any verdict is, else ``unparseable``, else ``not_seen``, else ``compliant``. A rule that
   matches nothing in the run, probably by a typing error, is ``not_seen``.
 """
@@ -28,7 +29,7 @@ from auditor.policy.device_rules import evaluate_rules
 from auditor.policy.model import Deny, Exact, MaxAge, Minimum, Policy, Required, Rule, join_texts
 from auditor.policy.results import RuleResult, collect_results
 from auditor.policy.sampled import define_strata, has_unsampled, sample_warnings
-from auditor.policy.scope import UNPARSEABLE, VIOLATED, define_run_tables, define_scopes
+from auditor.policy.scope import UNPARSEABLE, VIOLATED, define_run_tables, define_scopes, restrict_scopes
 from auditor.query.describe import warning_objects
 from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.runs.folder import find_run
@@ -89,6 +90,7 @@ def evaluate_policy(run: str | Path, policy: Policy, *, now: datetime | None = N
         with source():
             define_run_tables(database, snapshot)
             define_scopes(database, policy.rules, now)
+            restrict_scopes(database, policy.rules)
             sampled = has_unsampled(database)
             if sampled:
                 define_strata(database, snapshot.fleet)
@@ -129,6 +131,7 @@ def _define_violations(database: Database) -> None:
         "SELECT DISTINCT v.rule, v.rank, line, module_version_id, NULL::TIMESTAMP AS answered_at "
         f"FROM reported r JOIN (FROM version_verdicts WHERE {_IS_LISTED}) v USING (module_version_id) "
         "ANTI JOIN exempt_rows e ON e.rule = v.rule AND e.line = r.line AND e.row = r.row "
+        "ANTI JOIN outside_devices o ON o.rule = v.rule AND o.line = r.line "
         "UNION ALL SELECT rule, rank, line, NULL, answered_at FROM device_verdicts"
     )
 

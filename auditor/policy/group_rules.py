@@ -11,7 +11,8 @@ from auditor.storage.database import Database
 
 _NOT_SEEN = f"""SELECT product, not_seen + coalesce(unassigned, 0) AS not_seen FROM (
     SELECT product, count(*) FILTER ({UNANSWERED}) AS not_seen FROM policy_devices
-    ANTI JOIN (FROM exempt_devices WHERE rule = $1) USING (line) GROUP BY product
+    ANTI JOIN (FROM exempt_devices WHERE rule = $1) USING (line)
+    ANTI JOIN (FROM outside_devices WHERE rule = $1) USING (line) GROUP BY product
   ) JOIN products USING (product) LEFT JOIN (
     SELECT account, count(*) AS unassigned FROM policy_devices JOIN products USING (product)
     WHERE unsampled AND product_key IS NULL GROUP BY account
@@ -46,7 +47,9 @@ def _define_versions_in_use(database: Database, rules: Sequence[Rule]) -> None:
         "SELECT rule, product, module, version, sum(devices - coalesce(exempt, 0))::BIGINT AS devices "
         "FROM in_scope ANTI JOIN exempt_versions USING (rule, module_version_id) "
         "JOIN module_versions USING (module_version_id) JOIN versions USING (module_version) LEFT JOIN "
-        "(SELECT rule, module_version_id, count(DISTINCT row) AS exempt FROM exempt_rows GROUP BY ALL) "
+        "(SELECT rule, module_version_id, count(DISTINCT row) AS exempt FROM ("
+        "SELECT rule, module_version_id, row FROM exempt_rows UNION ALL "
+        "SELECT rule, module_version_id, row FROM reported JOIN outside_devices USING (line)) GROUP BY ALL) "
         "USING (rule, module_version_id) "
         "WHERE list_contains($1::INTEGER[], rule) GROUP BY rule, product, module, version "
         "HAVING sum(devices - coalesce(exempt, 0)) > 0",
@@ -134,6 +137,7 @@ def count_group_verdicts(database: Database, number: int) -> None:
         f"FROM (SELECT product, bool_and(unsampled) FILTER ({UNANSWERED}) AS unsampled FROM policy_devices "
         "SEMI JOIN (FROM product_scope WHERE rule = $1) USING (product) "
         "ANTI JOIN (FROM exempt_devices WHERE rule = $1) USING (line) "
+        "ANTI JOIN (FROM outside_devices WHERE rule = $1) USING (line) "
         f"GROUP BY product HAVING bool_or({UNANSWERED}) AND NOT bool_or({ANSWERED})) GROUP BY ALL",
         [number],
     )

@@ -45,6 +45,7 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         name: name of the rule.
         severity: severity of a violation.
         account, product, module: patterns of what the rule covers.
+        where: patterns on attributes of the devices that the rule covers, by name.
         minimum: lowest version allowed.
         exact: the only versions allowed.
         deny: versions that are not allowed.
@@ -60,6 +61,7 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     account: str | tuple[str, ...] = MATCH_ALL
     product: str | tuple[str, ...] = MATCH_ALL
     module: str | tuple[str, ...] = MATCH_ALL
+    where: dict[str, str | tuple[str, ...]] = {}
     minimum: str | None = None
     exact: str | tuple[str, ...] | None = None
     deny: str | tuple[str, ...] | None = None
@@ -125,7 +127,8 @@ def _parse_rule(table: RuleTable, at: str) -> Rule:
         raise SettingsError(f"{at}: module: max_age applies to whole devices; leave module out")
     for number, exception in enumerate(table.exception, 1):
         _check_exception(exception, condition, f"{at}: exception {number}")
-    return Rule(table.name, table.severity, condition, accounts, products, modules, table.exception)
+    where = tuple((name, _texts(value, f"{at}: where: {name}")) for name, value in sorted(table.where.items()))
+    return Rule(table.name, table.severity, condition, accounts, products, modules, table.exception, where)
 
 
 def _parse_minimum(version: str, at: str) -> Minimum:

@@ -110,6 +110,7 @@ class Rule:
         severity: of a violation; only an ``error`` fails.
         accounts, products, modules: patterns; the rule's scope is what one of each matches.
         exceptions: what is exempt.
+        where: patterns on attributes by name; the scope has only devices of which one of each matches.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Rule:
     products: tuple[str, ...] = (MATCH_ALL,)
     modules: tuple[str, ...] = (MATCH_ALL,)
     exceptions: tuple[RuleException, ...] = ()
+    where: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def unit(self) -> Literal["devices", "modules"]:
@@ -133,6 +135,7 @@ class Rule:
             for word, patterns in (("of product", self.products), ("in account", self.accounts))
             if patterns != (MATCH_ALL,)
         )
+        place += "".join(f" with {name} {join_texts(patterns)}" for name, patterns in self.where)
         module = "every module" if self.modules == (MATCH_ALL,) else f"module {join_texts(self.modules)}"
         match self.condition:
             case Minimum(version):

@@ -98,6 +98,7 @@ def _rollout_intervals(database: Database) -> Iterator[str]:
         FROM (
           SELECT rule, line, module_version_id FROM reported JOIN in_scope USING (module_version_id)
           ANTI JOIN exempt_versions USING (rule, module_version_id) ANTI JOIN exempt_rows USING (rule, line, row)
+          ANTI JOIN outside_devices USING (rule, line)
         ) JOIN module_versions USING (module_version_id) JOIN versions USING (module_version)
         JOIN newest_groups USING (rule, product, module)
         JOIN (SELECT group_id, one AS version, ordering FROM version_order) USING (group_id, version)

@@ -9,6 +9,7 @@
 | ``reported`` | a device (``line``) and a module_version_id that it reports; ``row`` is that of ``modules.parquet`` |
 | ``product_scope`` | a rule and a product in its scope |
 | ``in_scope`` | a rule and a module_version_id in its scope |
+| ``outside_devices`` | a rule and a device of a product in its scope whose attributes do not match its ``where`` |
 | ``exempt_versions`` | a rule and a module_version_id that an exception exempts on all devices |
 | ``exempt_rows`` | a rule and a row of ``reported`` that an exception exempts |
 | ``exempt_devices`` | a rule and a device that an exception exempts, whatever it reports |
@@ -23,7 +24,8 @@ from pathlib import Path
 
 from auditor.policy.model import Rule, RuleException
 from auditor.query.snapshot import RunSnapshot
-from auditor.storage.database import Database, parquet, scalar
+from auditor.runs.attributes import attribute_sql
+from auditor.storage.database import Database, parquet, scalar, sql_literal
 from auditor.text.globs import MATCH_ALL, glob_regex
 
 _HASH = "hash(account, product_key, device_name, iot_id)"
@@ -87,7 +89,8 @@ def define_scopes(database: Database, rules: Iterable[Rule], now: datetime) -> N
     for table in ("in_scope", "exempt_versions"):
         database.execute(f"CREATE TABLE {table} (rule INTEGER, module_version_id INTEGER)")
     database.execute("CREATE TABLE exempt_rows (rule INTEGER, line BIGINT, row BIGINT, module_version_id INTEGER)")
-    database.execute("CREATE TABLE exempt_devices (rule INTEGER, line BIGINT)")
+    for table in ("exempt_devices", "outside_devices"):
+        database.execute(f"CREATE TABLE {table} (rule INTEGER, line BIGINT)")
     for at, rule in enumerate(rules):
         database.execute(
             "INSERT INTO product_scope SELECT $1::INTEGER, product FROM products "
@@ -105,6 +108,32 @@ def define_scopes(database: Database, rules: Iterable[Rule], now: datetime) -> N
                 _exempt(database, at, exception)
     for table in ("exempt_versions", "exempt_rows", "exempt_devices"):  # two exceptions may exempt the same
         database.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT DISTINCT * FROM {table}")
+
+
+def restrict_scopes(database: Database, rules: Iterable[Rule]) -> None:
+    """Restrict the scope of each rule to the devices that its ``where`` matches, after ``define_scopes``.
+
+    A product or a version is in the scope if such a device is of it, or runs it.
+    """
+    for at, rule in enumerate(rules):
+        if not rule.where:
+            continue
+        matches = " AND ".join(
+            f"regexp_full_match(coalesce({attribute_sql(name)}, ''), {sql_literal(glob_regex(patterns))})"
+            for name, patterns in rule.where
+        )
+        database.execute(
+            f"INSERT INTO outside_devices SELECT {at}, line FROM device_rows JOIN policy_devices USING (line) "
+            f"SEMI JOIN (FROM product_scope WHERE rule = {at}) USING (product) WHERE NOT ({matches})"
+        )
+        inside = f"ANTI JOIN (FROM outside_devices WHERE rule = {at}) USING (line)"
+        for table, key, found in (
+            ("product_scope", "product", "policy_devices"),
+            ("in_scope", "module_version_id", "reported"),
+        ):
+            database.execute(
+                f"DELETE FROM {table} WHERE rule = {at} AND {key} NOT IN (SELECT {key} FROM {found} {inside})"
+            )
 
 
 def _exempt(database: Database, at: int, exception: RuleException) -> None:
@@ -157,10 +186,12 @@ UNANSWERED = "status IN ('failed', 'pending')"
 
 RANKS_BY_VERSIONS = f"""SELECT r.line, max(CASE WHEN x.line IS NULL THEN rank ELSE {EXEMPT} END) AS rank
   FROM reported r JOIN (FROM version_verdicts WHERE rule = $1) v USING (module_version_id)
-  LEFT JOIN (FROM exempt_rows WHERE rule = $1) x ON x.line = r.line AND x.row = r.row GROUP BY r.line"""
+  LEFT JOIN (FROM exempt_rows WHERE rule = $1) x ON x.line = r.line AND x.row = r.row
+  ANTI JOIN (FROM outside_devices WHERE rule = $1) o ON o.line = r.line GROUP BY r.line"""
 
 RANKS_BY_ANSWERS = f"""SELECT line, coalesce(v.rank, CASE WHEN e.line IS NULL THEN {COMPLIANT} ELSE {EXEMPT} END)
   AS rank FROM policy_devices SEMI JOIN (FROM product_scope WHERE rule = $1) USING (product)
   LEFT JOIN (FROM device_verdicts WHERE rule = $1) v USING (line)
-  LEFT JOIN (FROM exempt_devices WHERE rule = $1) e USING (line) WHERE {ANSWERED}"""
+  LEFT JOIN (FROM exempt_devices WHERE rule = $1) e USING (line)
+  ANTI JOIN (FROM outside_devices WHERE rule = $1) o USING (line) WHERE {ANSWERED}"""
 """Rank of each device with a verdict: by a rule about versions, and by a rule about devices."""

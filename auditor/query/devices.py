@@ -1,62 +1,32 @@
-"""Devices of a run that match a filter, with their modules and versions."""
+"""Devices of a run that match a filter, with their modules and versions: as rows, or counted by their columns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple
 
 from auditor.errors import UsageError
-from auditor.models import DeviceState, Source
+from auditor.query.filters import DeviceFilter, define_selected, parse_sort, require_module, unknown_name
 from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.query.version_order import define_version_order
+from auditor.runs.attributes import attribute_cells, attribute_columns, attribute_names, attribute_sql
 from auditor.runs.folder import find_run
-from auditor.runs.views import MISSING_DEVICE_MODULES, define_products, define_sealed_views
-from auditor.storage.database import Database, scalar, temporary_database
+from auditor.runs.views import MISSING_DEVICE_MODULES, define_products, define_sealed_views, inventory_query
+from auditor.storage.database import Database, scalar, sql_identifier, temporary_database
 from auditor.storage.tables import ResultTable, translate_read_errors
 
-_IDENTITY = "account, product_key, device_name, iot_id"
+_IDENTITY = ("account", "product_key", "device_name", "iot_id")
 
-_COLUMNS = f"{_IDENTITY}, status, module_name, module_version, source, audited_at"
+_MODULE = ("module_name", "module_version")
 
+_OF_DEVICE = ("source", "audited_at", "device_status", "last_online_at", "attributes")
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFilter:
-    """Conditions on devices; a device matches if it meets every condition that is not None.
+COLUMNS = (*_IDENTITY, "status", *_MODULE, "source", "audited_at", "product_name", "device_status", "last_online_at")
+"""Columns of the rows besides attributes."""
 
-    Attributes:
-        module_name: name of a module that the device reports, regardless of case.
-        module_version: exact version of the module.
-        below, above: the module's version is older, or newer, than this; ``compare_versions`` orders them.
-        source: where its result comes from.
-        name: its device_name or iot_id.
-        limit: maximum number of rows.
-        missing: return modules that the product defines and the device never reported, instead of reported ones.
-    """
-
-    product_key: str | None = None
-    module_name: str | None = None
-    module_version: str | None = None
-    below: str | None = None
-    above: str | None = None
-    status: DeviceState | None = None
-    source: Source | None = None
-    name: str | None = None
-    limit: int | None = None
-    missing: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse conditions without a meaning; raise UsageError."""
-        if self.module_name is None and (self.below is not None or self.above is not None):
-            raise UsageError("below and above need a module: versions are ordered within one module")
-        for name, value, values in (("status", self.status, DeviceState), ("source", self.source, Source)):
-            if value is not None and value not in get_args(values):
-                raise UsageError(f"{name}: {value!r} is not one of {', '.join(get_args(values))}")
-        if self.missing and not self.module_version is self.below is self.above is None:
-            raise UsageError("a missing module has no version: leave out version, below and above")
-        if self.limit is not None and self.limit < 1:
-            raise UsageError("limit: give a number of rows from 1 up")
+_ORDER = ", ".join((*_IDENTITY, "status", *_MODULE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,29 +36,148 @@ class FilteredDevices:
     Attributes:
         table: a row for each device and module, by account and device. A device without modules has one row, unless
             the filter names a module. Columns: account, product_key, device_name, iot_id, status, module_name,
-            module_version, source (queried, carried or unsampled), audited_at (when it was answered).
+            module_version, source (queried, carried or unsampled), audited_at (when it was answered), product_name,
+            device_status and last_online_at (as the platform reported), and the attributes of the run's devices. If
+            they are counted by some columns: those and devices, the most frequent first.
+        short_table: the same rows without the attributes that no condition names.
         rows: number of rows, ignoring the limit.
         uncompared: rows left out because their version cannot be ordered against a bound.
     """
 
     run: RunSnapshot
     table: ResultTable
+    short_table: ResultTable
     rows: int
     uncompared: int
 
 
+@dataclass(frozen=True, slots=True)
+class FilteredInventory:
+    """Versions of the devices that match a filter.
+
+    Attributes:
+        table: a row for each version, with the columns of the inventory, and those by which it is divided in front of
+            devices. ``share`` is of the matching devices of the product that report the module.
+        uncompared: as in ``FilteredDevices``.
+    """
+
+    run: RunSnapshot
+    table: ResultTable
+    uncompared: int
+
+
 @contextmanager
-def select_devices(path: str | Path, device_filter: DeviceFilter | None = None) -> Iterator[FilteredDevices]:
+def select_devices(
+    path: str | Path, device_filter: DeviceFilter | None = None, *, group_by: Sequence[str] = ()
+) -> Iterator[FilteredDevices]:
     """Open the devices of a run that match a filter. A run in progress is read as it is now.
 
-    ``path`` is a run folder, or a directory of runs (its newest run).
+    ``path`` is a run folder, or a directory of runs (its newest run). ``group_by`` names columns or attributes, by
+    which devices are counted instead of listed.
 
     Raises:
+        UsageError: no device has a value that the filter names, or there is no such column.
         RunFolderError: the path is no run, or cannot be read.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
     criteria = device_filter or DeviceFilter()
     folder = find_run(Path(path))
+    reading = partial(translate_read_errors, folder)
+    with _open_filtered(folder, criteria) as filtered:
+        database, run = filtered.database, filtered.run
+        with reading():
+            names = attribute_names(database)
+            attributes = attribute_columns(names, COLUMNS)
+            if group_by:
+                query = _count_devices(database, criteria, names, group_by)
+                order, short = f"devices DESC, {_group_columns(group_by)}", "*"
+            else:
+                query = f"SELECT {', '.join(COLUMNS)}{attribute_cells(names, COLUMNS)} FROM filtered"
+                order, short = _ORDER, _group_columns([*COLUMNS, *(attributes[name] for name in filtered.named)])
+            rows = scalar(database, f"SELECT count(*) FROM {f'({query})' if group_by else 'filtered'}")
+            if criteria.sort is not None:
+                columns = [*group_by, "devices"] if group_by else [*COLUMNS, *attributes.values()]
+                order = f"{parse_sort(database, criteria.sort, columns)}, {order}"
+        limit = "" if criteria.limit is None else f" LIMIT {criteria.limit}"
+        table, short_table = (
+            ResultTable(
+                database, f"SELECT {shown} FROM ({query}) ORDER BY {order}{limit}", reading=reading, head=run.coverage
+            )
+            for shown in ("*", short)
+        )
+        yield FilteredDevices(run, table, short_table, rows, filtered.uncompared)
+
+
+@contextmanager
+def select_inventory(
+    path: str | Path, device_filter: DeviceFilter | None = None, *, group_by: Sequence[str] = ()
+) -> Iterator[FilteredInventory]:
+    """Open the versions that the matching devices of a run report; arguments and errors as in ``select_devices``."""
+    criteria = device_filter or DeviceFilter()
+    folder = find_run(Path(path))
+    reading = partial(translate_read_errors, folder)
+    with _open_filtered(folder, criteria) as filtered:
+        database, run = filtered.database, filtered.run
+        with reading():
+            columns = ", ".join((*_IDENTITY[:2], *_MODULE))
+            columns += _group_cells(database, attribute_names(database), group_by)
+            reported = f"SELECT {columns} FROM filtered WHERE module_name IS NOT NULL"
+            divided = [column for column in group_by if column not in (*_IDENTITY[:2], *_MODULE)]
+            query = inventory_query(f"({reported})", [sql_identifier(column) for column in divided])
+            if criteria.sort is not None:
+                described = database.execute(f"DESCRIBE {query}").fetchall()
+                order = parse_sort(database, criteria.sort, [str(name) for name, *_ in described])
+                query = f"SELECT * FROM ({query}) ORDER BY {order}"
+        limit = "" if criteria.limit is None else f" LIMIT {criteria.limit}"
+        table = ResultTable(
+            database, f"SELECT * FROM ({query}){limit}", reading=reading, name="inventory", head=run.coverage
+        )
+        yield FilteredInventory(run, table, filtered.uncompared)
+
+
+def _group_cells(database: Database, names: Sequence[str], group_by: Sequence[str]) -> str:
+    """Return the SQL of the columns to group by that are attributes, each with a comma in front.
+
+    Raises:
+        UsageError: there is no such column or attribute.
+    """
+    cells = []
+    for name in group_by:
+        if name in names and name not in COLUMNS:
+            cells.append(f", {attribute_sql(name)} AS {sql_identifier(name)}")
+        elif name in COLUMNS:
+            cells.append(f", {name}" if name not in (*_IDENTITY[:2], *_MODULE) else "")
+        else:
+            raise unknown_name(database, "group by", name, [*COLUMNS, *names])
+    return "".join(cells)
+
+
+def _group_columns(group_by: Sequence[str]) -> str:
+    return ", ".join(map(sql_identifier, group_by))
+
+
+def _count_devices(database: Database, criteria: DeviceFilter, names: Sequence[str], group_by: Sequence[str]) -> str:
+    """Return the SQL of the number of devices of each group."""
+    cells = _group_cells(database, names, group_by)
+    identity = ", ".join(_IDENTITY)
+    rows = f"SELECT {identity}, {', '.join(_MODULE)}{cells} FROM filtered"
+    # A device has one row of a module.
+    devices = "count(*)" if criteria.module is not None else f"count(DISTINCT ({identity}))"
+    columns = _group_columns(group_by)
+    return f"SELECT {columns}, {devices} AS devices FROM ({rows}) GROUP BY {columns}"
+
+
+class _Filtered(NamedTuple):
+    """A database with the view ``filtered``; ``named`` are the attributes in the conditions of the filter."""
+
+    database: Database
+    run: RunSnapshot
+    named: list[str]
+    uncompared: int
+
+
+@contextmanager
+def _open_filtered(folder: Path, criteria: DeviceFilter) -> Iterator[_Filtered]:
     with temporary_database("devices") as (database, work):
         run = open_snapshot(folder, work)
         with translate_read_errors(folder):
@@ -99,53 +188,27 @@ def select_devices(path: str | Path, device_filter: DeviceFilter | None = None) 
                     f"{folder}: the run has no list of its products' modules; "
                     "set fetch_product_modules = true in the settings"
                 )
+            if criteria.module is not None:
+                require_module(database, criteria.module)
+            named = define_selected(database, criteria, run.manifest.started_at)
             uncompared = _define_filtered(database, criteria, work)
-            rows = scalar(database, "SELECT count(*) FROM filtered")
-        limit = "" if criteria.limit is None else f" LIMIT {criteria.limit}"
-        query = f"SELECT {_COLUMNS} FROM filtered ORDER BY ALL{limit}"
-        table = ResultTable(database, query, reading=partial(translate_read_errors, folder), head=run.coverage)
-        yield FilteredDevices(run, table, rows, uncompared)
+        yield _Filtered(database, run, named, uncompared)
 
 
 def _define_filtered(database: Database, criteria: DeviceFilter, work: Path) -> int:
-    """Define the view ``filtered``; return the number of rows that could not be compared."""
-    values = (criteria.product_key, criteria.module_name, criteria.module_version, criteria.status, criteria.name)
+    """Define the view ``filtered``: rows with ``COLUMNS`` and attributes; return how many could not be compared."""
     database.execute(
-        "CREATE TABLE criteria AS SELECT $1 AS product_key, lower($2) AS module_name, $3 AS module_version, "
-        "$4 AS status, $5 AS name, $6 AS source",
-        [*values, criteria.source],
+        "CREATE TABLE criteria AS SELECT lower($1) AS module_name, $2 AS module_version",
+        [criteria.module, criteria.version],
     )
-    # Two rows of a fleet that name one device in two ways are one device.
-    times = f"SELECT {_IDENTITY}, any_value(source) AS source, any_value(audited_at) AS audited_at FROM devices"
-    same = " AND ".join(f"m.{name} IS NOT DISTINCT FROM d.{name}" for name in _IDENTITY.split(", "))
-    reported = (
-        "SELECT m.account, m.product_key, m.device_name, m.iot_id, 'ok' AS status, module_name, module_version, "
-        f"source, audited_at FROM modules m LEFT JOIN ({times} WHERE status = 'ok' GROUP BY ALL) d ON {same}"
-    )
-    bare = f"SELECT {_IDENTITY}, status, NULL, NULL, source, audited_at FROM devices WHERE status <> 'ok'"
-    if criteria.module_name is None and criteria.module_version is None:
-        reported = f"{reported} UNION ALL {bare}"
-    if criteria.missing:
-        reported = MISSING_DEVICE_MODULES
-    columns = ", ".join(f"r.{column}" for column in _COLUMNS.split(", "))
-    of_module = (
-        "(c.product_key IS NULL OR r.product_key = c.product_key) "
-        "AND (c.module_name IS NULL OR lower(r.module_name) = c.module_name)"
-    )
-    database.execute(
-        f"CREATE VIEW eligible AS SELECT {columns} FROM ({reported}) r, criteria c WHERE {of_module} "
-        "AND (c.module_version IS NULL OR r.module_version = c.module_version) "
-        "AND (c.status IS NULL OR r.status = c.status) AND (c.source IS NULL OR r.source = c.source) "
-        "AND (c.name IS NULL OR r.device_name = c.name OR r.iot_id = c.name)"
-    )
+    _define_eligible(database, criteria)
     limits = [(criteria.below, "older"), (criteria.above, "newer")]
     bounds = [(at, bound, ordering) for at, (bound, ordering) in enumerate(limits) if bound is not None]
     if not bounds:
         database.execute("CREATE VIEW filtered AS FROM eligible")
         return 0
-    versions = (
-        f"SELECT DISTINCT r.account, r.product_key, r.module_version FROM modules r, criteria c WHERE {of_module}"
-    )
+    versions = "SELECT DISTINCT r.account, r.product_key, r.module_version FROM modules r, criteria c "
+    versions += "WHERE lower(r.module_name) = c.module_name"
     database.execute(
         "CREATE TABLE versions AS SELECT row_number() OVER () AS id, *, "
         f"dense_rank() OVER (ORDER BY account, product_key) AS group_id FROM ({versions})"
@@ -167,3 +230,36 @@ def _define_filtered(database: Database, criteria: DeviceFilter, work: Path) -> 
     )
     database.execute(f"CREATE VIEW filtered AS FROM {matching.format('fits')}")
     return scalar(database, f"SELECT count(*) FROM {matching.format('NOT fits')}")
+
+
+def _define_eligible(database: Database, criteria: DeviceFilter) -> None:
+    """Define the view ``eligible``: the rows of selected devices with the module and the version of the filter."""
+    identity = ", ".join(_IDENTITY)
+    database.execute(
+        "CREATE TABLE product_names AS SELECT account, product_key, any_value(product_name) AS product_name FROM ("
+        f"SELECT account, product_key, product_name FROM products UNION ALL SELECT DISTINCT account, product_key, "
+        f"{attribute_sql('product_name')} FROM devices) WHERE product_key IS NOT NULL GROUP BY ALL"
+    )
+    of_device = ", ".join(_OF_DEVICE)
+    devices = f"SELECT {identity}, {of_device} FROM selected WHERE status = 'ok'"
+    if scalar(database, f"SELECT count(*) - count(DISTINCT hash({identity})) FROM selected WHERE status = 'ok'"):
+        # Two rows of a fleet that name one device in two ways are one device.
+        values = ", ".join(f"any_value({name}) AS {name}" for name in _OF_DEVICE)
+        devices = f"SELECT {identity}, {values} FROM ({devices}) GROUP BY ALL"
+    same = " AND ".join(f"m.{name} IS NOT DISTINCT FROM d.{name}" for name in _IDENTITY)
+    names = ", ".join(f"m.{name}" for name in _IDENTITY)
+    rows = f"SELECT {names}, 'ok' AS status, module_name, module_version, {of_device} "
+    rows += f"FROM modules m JOIN ({devices}) d ON {same}"
+    if not criteria.names_versions:
+        rows += f" UNION ALL SELECT {identity}, status, NULL, NULL, {of_device} FROM selected WHERE status <> 'ok'"
+    if criteria.missing:
+        rows = f"""
+          SELECT {names}, m.status, module_name, module_version, {", ".join(f"d.{name}" for name in _OF_DEVICE)}
+          FROM ({MISSING_DEVICE_MODULES}) m JOIN selected d ON {same}"""
+    database.execute(
+        f"CREATE VIEW eligible AS SELECT {', '.join(f'r.{name}' for name in (*_IDENTITY, 'status', *_MODULE))}, "
+        f"r.source, r.audited_at, n.product_name, r.device_status, r.last_online_at, r.attributes "
+        f"FROM ({rows}) r LEFT JOIN product_names n ON r.account = n.account AND r.product_key = n.product_key, "
+        "criteria c WHERE (c.module_name IS NULL OR lower(r.module_name) = c.module_name) "
+        "AND (c.module_version IS NULL OR r.module_version = c.module_version)"
+    )

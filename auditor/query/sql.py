@@ -1,31 +1,39 @@
-"""SQL queries about a run. They reach the run's views only: no other file and no network.
+"""SQL queries about a run, or about all runs of a directory. They reach the views only: no other file and no network.
 
 | view | a row |
 |---|---|
 | ``fleet`` | a device as it was configured: ordinal, account, product_key, device_name, iot_id |
 | ``devices`` | a device and its result: the columns above, status, modules, pages, attempts, code, message and more |
 | ``modules`` | a module that a device reports: account, product_key, device_name, iot_id, module_name, module_version |
+| ``device_modules`` | the same with all columns of their devices, which have one for each attribute |
 | ``inventory`` | account, product_key, module_name, module_version, devices, share; of a sample also low and high |
+
+``query.run_views`` has the views of all runs, and ``query.sql_functions`` the functions that compare versions.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
-from auditor.errors import UsageError
+from auditor.errors import RunFolderError, UsageError
+from auditor.models import RunWarning
+from auditor.query.run_views import define_run_views, size_warnings
 from auditor.query.snapshot import RunSnapshot, open_snapshot
+from auditor.query.sql_functions import define_version_functions
+from auditor.runs.attributes import define_attribute_views
 from auditor.runs.estimates import define_estimates
-from auditor.runs.folder import find_run
+from auditor.runs.folder import RunCatalog, find_run
+from auditor.runs.manifest import SCHEMA_VERSION
 from auditor.runs.views import define_products, define_sealed_views
 from auditor.storage.database import Database, error_reason, parquet, sql_read_path, sql_write_path, temporary_database
 from auditor.storage.tables import ResultTable, translate_read_errors
 
 QUERY_SCOPE = (
-    "it reads the views fleet, devices, modules, inventory, products and missing_modules, "
-    "and no file, network or setting"
+    "it reads the views fleet, devices, modules, device_modules, inventory, products and missing_modules, or with "
+    "--runs also runs and changes, and no file, network or setting"
 )
 
 
@@ -35,6 +43,14 @@ class QueryResult:
 
     run: RunSnapshot
     table: ResultTable
+
+
+@dataclass(frozen=True, slots=True)
+class RunsQueryResult:
+    """The rows of a query over several runs, and why they may be wrong."""
+
+    table: ResultTable
+    warnings: tuple[RunWarning, ...]
 
 
 MAX_TEMPORARY = "4GB"
@@ -66,21 +82,69 @@ def query_run(path: str | Path, sql: str, *, prepare: Callable[[], None] = lambd
             define_sealed_views(database, run.devices.parent)
             define_products(database, run.files or run.folder)
             define_estimates(database, run.files or run.folder)
+            define_attribute_views(database, run.devices)
             database.execute(f"CREATE VIEW fleet AS FROM {parquet(run.fleet)}")
-        _restrict_access(database, run, out)
-        prepare()
-        with _translate_query_errors():
-            database.execute(f"CREATE VIEW result AS {statement}")
-        table = ResultTable(database, "FROM result", reading=_translate_query_errors, staging=out, head=run.coverage)
+            define_version_functions(database, "FROM inventory", statement, work)
+        files = (run.fleet, run.devices, run.modules)
+        table = _open_result(database, statement, files=files, out=out, prepare=prepare, head=run.coverage)
         yield QueryResult(run, table)
 
 
-def _restrict_access(database: Database, run: RunSnapshot, out: Path) -> None:
-    """Allow a database the run's own files only, and lock its configuration."""
+@contextmanager
+def query_runs(
+    directory: str | Path, sql: str, *, name: str | None = None, prepare: Callable[[], None] = lambda: None
+) -> Iterator[RunsQueryResult]:
+    """Run one SELECT over the views of all ended runs of one name; see ``query_run`` and ``query.run_views``.
+
+    Deleted runs whose changes are kept are in ``runs`` and ``changes``. ``name`` defaults to that of the newest run.
+    Sizes of the files are checked, and not their digests.
+    """
+    statement = _parse_select(sql)
+    catalog = RunCatalog(Path(directory))
+    newest = catalog.latest()
+    name = newest.manifest.name if name is None and newest is not None else name
+    runs = [run for run in (*catalog.runs, *catalog.archived()) if run.manifest.name == name and run.ended]
+    if not any(run.sealed for run in runs):
+        raise RunFolderError(f"{directory}: contains no sealed run{'' if name is None else f' named {name!r}'}")
+    with temporary_database("sql") as (database, work):
+        out = work / "out"
+        out.mkdir()
+        with translate_read_errors(directory):
+            files = define_run_views(database, runs, work)
+            define_version_functions(database, _ALL_VERSIONS, statement, work)
+        head = {"schema_version": SCHEMA_VERSION, "runs": [run.folder.name for run in runs]}
+        warnings = [RunWarning("unreadable", "", f"run skipped: {error}") for error in catalog.unreadable]
+        warnings += [warning for run in runs if run.sealed for warning in size_warnings(run)]
+        table = _open_result(database, statement, files=files, out=out, prepare=prepare, head=head)
+        yield RunsQueryResult(table, tuple(warnings))
+
+
+_ALL_VERSIONS = """SELECT account, product_key, module_name, module_version FROM inventory UNION
+  SELECT account, product_key, module_name, unnest([old_version, new_version]) FROM changes
+  WHERE module_name IS NOT NULL"""
+
+
+def _open_result(
+    database: Database,
+    statement: str,
+    *,
+    files: Sequence[Path],
+    out: Path,
+    prepare: Callable[[], None],
+    head: Mapping[str, object],
+) -> ResultTable:
+    """Return the rows of a query that can read only these files."""
+    _restrict_access(database, files, out)
+    prepare()
+    with _translate_query_errors():
+        database.execute(f"CREATE VIEW result AS {statement}")
+    return ResultTable(database, "FROM result", reading=_translate_query_errors, staging=out, head=head)
+
+
+def _restrict_access(database: Database, files: Sequence[Path], out: Path) -> None:
+    """Allow a database these files only, and lock its configuration."""
     # Paths both as they are and as the views write them, where the folder's name would be a pattern.
-    allowed = ", ".join(
-        spell(path) for path in (run.fleet, run.devices, run.modules) for spell in (sql_write_path, sql_read_path)
-    )
+    allowed = ", ".join(spell(path) for path in files for spell in (sql_write_path, sql_read_path))
     for setting in (
         f"allowed_paths = [{allowed}]",
         f"allowed_directories = [{sql_write_path(out)}]",

@@ -6,7 +6,7 @@ from pathlib import Path
 from auditor.errors import RunFolderError
 from auditor.models import RunWarning, WarningKind
 from auditor.runs.folder import FAILURES, FLEET, PRODUCTS, RESULTS, TEXT_COLUMNS, is_sealed
-from auditor.runs.manifest import DeviceCounts, Manifest, file_info
+from auditor.runs.manifest import SUCCESSFUL_STATES, DeviceCounts, Manifest, State, file_info
 from auditor.runs.selection_info import SelectionInfo
 from auditor.storage.files import translate_os_errors
 
@@ -15,6 +15,9 @@ MAX_OUTDATED = 0.01
 
 A point estimate is enough: a small check proves nothing, and 1 outdated answer of 20 is no reason for confidence.
 """
+
+_INCOMPLETE_KINDS: dict[State, WarningKind] = {"running": "running", "partial": "partial", "aborted": "aborted"}
+"""Kind of the warning about devices without an answer, by state."""
 
 
 def completeness_warnings(
@@ -28,13 +31,16 @@ def completeness_warnings(
     found: list[RunWarning] = []
     unsampled = manifest.unsampled if unsampled is None else unsampled
     pending = counts.pending - unsampled
+    tolerated = manifest.remaining_devices if manifest.state == "within_tolerance" else 0
     gaps = [warning for discovery in manifest.discovery for warning in discovery.warnings(run)]
+    if manifest.state == "within_tolerance":
+        gaps = []  # max_failed allows them
     if unsampled:
         found.append(_sample_warning(run, counts, unsampled))
-    finished = manifest.state == "complete" or bool(gaps or manifest.silent)
+    finished = manifest.state in SUCCESSFUL_STATES or bool(gaps or manifest.silent)
     finished = finished or (manifest.state == "partial" and unsampled > 0)
-    if counts.failed or pending or not finished:
-        kind: WarningKind = "incomplete" if manifest.state == "complete" else manifest.state
+    if counts.failed + pending > tolerated or not finished:
+        kind: WarningKind = _INCOMPLETE_KINDS.get(manifest.state, "incomplete")
         unanswered = f"{counts.failed:,} devices failed, {pending:,} pending{' in the sample' if unsampled else ''}"
         found.append(RunWarning(kind, run, f"{manifest.state}: {unanswered}"))
     if manifest.selection is not None:
@@ -73,9 +79,9 @@ def _sample_warning(run: str, counts: DeviceCounts, unsampled: int) -> RunWarnin
 
 
 def state_label(state: str, counts: DeviceCounts, unsampled: int) -> str:
-    """Return a run's state in one word: ``sample`` if every sampled device has an answer."""
-    if not unsampled or state not in ("complete", "partial"):
-        return state
+    """Return a run's state for people: ``sample`` if every sampled device has an answer."""
+    if not unsampled or state not in ("partial", *SUCCESSFUL_STATES):
+        return state.replace("_", " ")
     return "sample" if counts.unanswered == unsampled else "partial sample"
 
 

@@ -15,7 +15,7 @@ from auditor.report.model import (
     RequestEffort,
 )
 from auditor.runs.estimates import summarize_sample
-from auditor.runs.manifest import DeviceCounts, Manifest
+from auditor.runs.manifest import SUCCESSFUL_STATES, DeviceCounts, Manifest
 from auditor.stats.stratified import StratifiedCounts
 from auditor.storage.database import scalar
 
@@ -41,10 +41,11 @@ def run_labels(state: str, counts: DeviceCounts, *, tampered: bool, unsampled: i
         tampered: whether its files were changed.
         unsampled: devices that were not sampled.
     """
-    partial = state != "complete" or counts.unanswered > 0
+    partial = state not in SUCCESSFUL_STATES or (state == "complete" and counts.unanswered > 0)
     completeness = () if not partial else ("incomplete" if state == "complete" else state,)
     if unsampled:
-        answered = state in ("complete", "partial") and counts.unanswered == unsampled  # all sampled devices
+        # All sampled devices.
+        answered = state in ("partial", *SUCCESSFUL_STATES) and counts.unanswered == unsampled
         completeness = ("sample", *(() if answered else completeness))
     return (*completeness, *(("tampered",) if tampered else ()))
 

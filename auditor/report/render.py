@@ -170,6 +170,7 @@ def render_html(report: Report) -> str:
             has_samples=any("sample" in (run.label or "") for run in history.runs) if history else False,
             rows=_fitting_rows(report.versions.rows),
             banner=_banner(report),
+            tolerated=_tolerated(report),
             ages=_age_groups(report),
             data_time=_data_time(report),
             duration=_run_duration(report),
@@ -202,6 +203,12 @@ def _banner(report: Report) -> str:
     if not unanswered:
         return "These numbers do not cover the whole fleet."
     return f"{unanswered:,} of {report.coverage.fleet:,} devices {'has' if unanswered == 1 else 'have'} no answer."
+
+
+def _tolerated(report: Report) -> str | None:
+    """Return the devices without an answer that ``max_failed`` allows; None if there are none."""
+    tolerated = report.manifest.state == "within_tolerance" and not report.labels
+    return report.manifest.describe_unanswered() if tolerated else None
 
 
 def _data_time(report: Report) -> str:

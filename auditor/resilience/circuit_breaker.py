@@ -14,6 +14,7 @@ from auditor.errors import (
     AccountDeniedError,
     AccountStoppedError,
     DeviceDeniedError,
+    ExitWord,
     PlatformError,
     ThrottledError,
     TransientError,
@@ -72,12 +73,12 @@ class CircuitBreaker:
         self._succeeded_at = 0.0
         self._failures_in_a_row = self._denied_devices = 0
         self._opened_at = self._open_seconds = 0.0
-        self._stop_reason: str | None = None
+        self._stopped: tuple[str, ExitWord] | None = None
 
     def check(self) -> None:
         """Raise AccountStoppedError if the account is stopped: checked before each request, after it has waited."""
-        if self._stop_reason is not None:
-            raise AccountStoppedError(self._account, self._stop_reason)
+        if self._stopped is not None:
+            self._stop(*self._stopped)
 
     def record_success(self) -> None:
         """Record that the platform accepted a request of the account, whatever it reported of the device."""
@@ -128,9 +129,9 @@ class CircuitBreaker:
         if now - self._succeeded_at >= seconds:
             self.is_open, self._opened_at = True, now
 
-    def _stop(self, reason: str) -> NoReturn:
-        self._stop_reason = self._stop_reason or reason
-        raise AccountStoppedError(self._account, reason)
+    def _stop(self, reason: str, exit_word: ExitWord = "refused_account") -> NoReturn:
+        self._stopped = self._stopped or (reason, exit_word)
+        raise AccountStoppedError(self._account, reason, exit_word=exit_word)
 
     def _stop_after_timeout(self, error: PlatformError) -> None:
         now = self._clock()
@@ -140,7 +141,7 @@ class CircuitBreaker:
         if now - self._failing_since >= timeout:
             setting = "proxy" if error.code == PROXY else "endpoint"
             advice = "" if self.has_succeeded or isinstance(error, ThrottledError) else f"; check its {setting}"
-            self._stop(f"no usable answer for {timeout:g} s, the last: {error}{advice}")
+            self._stop(f"no usable answer for {timeout:g} s, the last: {error}{advice}", "unreachable_account")
 
 
 class FailingProducts:

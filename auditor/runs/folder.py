@@ -4,15 +4,17 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import structlog
 
 from auditor.errors import RunFolderError, UsageError
 from auditor.runs.manifest import MANIFEST, Manifest, file_info, read_manifest
 from auditor.storage.files import create_file, translate_os_errors
+from auditor.text.durations import parse_duration
 from auditor.text.formatting import format_utc
 
 log = structlog.get_logger()
@@ -23,10 +25,15 @@ FAILURES = "failures.jsonl"
 PRODUCTS = "products.jsonl"
 PLAN = "plan.parquet"
 CARRIED = "carried.parquet"
+CONNECTIONS = "connections.parquet"
 DEVICES = "devices.parquet"
 MODULES = "modules.parquet"
 INVENTORY_CSV = "inventory.csv"
 INVENTORY_JSON = "inventory.json"
+CHANGES = "changes.parquet"
+
+OPTIONAL = (PRODUCTS, PLAN, CARRIED, CONNECTIONS)
+"""Files that only some runs have: products, selected devices, carried results, and connection states."""
 
 SEALED = (DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)
 
@@ -49,6 +56,23 @@ MAX_CLOCK_DIFFERENCE = 3 * 86_400.0
 FOLDER_NAME = re.compile(r"(\d{8}T\d{6}Z)-.+")
 """Name of a run folder: the time at which the run started, and the name of the run."""
 
+
+ARCHIVE = ".changes"
+"""Folder of a directory of runs: ``run.json`` and ``changes.parquet`` of deleted runs, in a folder for each."""
+
+Preference = Literal["newest", "fleet", "whole"]
+"""Which run of a directory is read: the newest one, or the newest one of its name that covers the fleet, or that is
+also a success. Where no run meets the condition, it is the newest one."""
+
+DEFAULT_DIRECTORY = Path("audits")
+"""Directory of runs that is meant where none is given."""
+
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
+REFERENCES = "last, last~3, today, yesterday, monday, 2026-11-23 or 7d"
+"""How the runs of a directory are named, besides by their folders; examples for messages."""
+
+_LAST = re.compile(r"last(?:~(\d{1,6}))?")
 
 PENDING_HOOKS = ".hooks"
 """An empty file in a run folder while the run's hooks, such as its policy and its report, are still to run."""
@@ -83,7 +107,7 @@ def defer_hooks(folder: Path) -> None:
 
 def refuse_run_file(path: Path) -> None:
     """Raise UsageError for a file that belongs to a run, which only an audit may change."""
-    own = (MANIFEST, FLEET, RESULTS, FAILURES, PRODUCTS, PLAN, CARRIED, *SEALED)
+    own = (MANIFEST, FLEET, RESULTS, FAILURES, *OPTIONAL, *SEALED, CHANGES)
     target = Path(os.path.realpath(path))
     if target.name in own and (target.parent / MANIFEST).is_file():
         raise UsageError(f"{path}: is a file of a run and cannot be overwritten; give another path")
@@ -107,8 +131,17 @@ class StoredRun(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether every device of the complete fleet has a conclusive answer."""
-        return self.manifest.state == "complete" and not self.manifest.fleet.cut
+        """Whether the run covers the complete fleet, and did what was required of it."""
+        return self.manifest.is_success
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds from its start to its end; None: it has not ended, or a clock was wrong."""
+        if self.manifest.finished_at is None:
+            return None
+        start, end = (datetime.fromisoformat(at) for at in (self.manifest.started_at, self.manifest.finished_at))
+        seconds = (end - start).total_seconds()
+        return seconds if seconds >= 0 else None
 
 
 class RunCatalog:
@@ -172,17 +205,95 @@ class RunCatalog:
 
     def previous(self, manifest: Manifest, folder: Path) -> StoredRun | None:
         """Return the newest ended run of the same name that began before a run; None if there is none."""
+        return next(self.earlier(manifest, folder), None)
+
+    def earlier(self, manifest: Manifest, folder: Path) -> Iterator[StoredRun]:
+        """Yield the ended runs of the same name that began before a run, the newest first.
+
+        Runs of a part of the fleet are skipped, unless the run is one itself.
+        """
         own = self._order(StoredRun(manifest, folder))
-        earlier = (run for run in self.named(manifest.name) if self._order(run) < own)
-        return next((run for run in earlier if run.ended), None)
+        for run in self.named(manifest.name):
+            if self._order(run) < own and run.ended and (run.manifest.covers_fleet or not manifest.covers_fleet):
+                yield run
+
+    def preferred(self, preference: Preference) -> StoredRun | None:
+        """Return the run that is read where a directory is given; None if it has none."""
+        newest = self.latest()
+        if newest is None or preference == "newest":
+            return newest
+        own = self.named(newest.manifest.name)
+        covering = (run for run in own if run.manifest.covers_fleet and (run.complete or preference == "fleet"))
+        return next(covering, newest)
+
+    def refer(self, reference: str, *, archived: bool = False) -> StoredRun:
+        """Return the run that a reference means, such as ``last``, ``last~3``, ``monday``, ``2026-11-23`` or ``7d``.
+
+        It is one of the ended runs of the fleet with the name of the newest one; with ``archived``, a deleted run whose
+        changes are kept counts too. A day means its last run, or the last one before it; days are in UTC, and a weekday
+        is one of the last seven days before today. A duration means the last run that is at least so old.
+
+        Raises:
+            RunFolderError: it is no reference, or no run is so old.
+        """
+        runs = self._referable(archived=archived)
+        if not runs:
+            raise RunFolderError(f"{self.directory}: contains no ended run of the complete fleet")
+        if (last := _LAST.fullmatch(reference)) is not None:
+            back = int(last[1] or 0)
+            if back < len(runs):
+                return runs[back]
+            raise RunFolderError(f"{self.directory}: has no {reference}: it contains {len(runs)} runs of its name")
+        until = _reference_time(reference, time.time())
+        for run in runs:
+            if run.manifest.started_at < until:
+                return run
+        oldest = f"its oldest run, {runs[-1].folder.name}, is newer"
+        raise RunFolderError(f"{self.directory}: has no run of {reference}: {oldest}")
+
+    def _referable(self, *, archived: bool) -> list[StoredRun]:
+        """Return the ended runs of the fleet with the name of the newest one, the newest first; or else all ended."""
+        ended = [run for run in self.runs if run.ended and self.is_possible(run)]
+        ended = [run for run in ended if run.manifest.covers_fleet] or ended
+        own = [run for run in ended if run.manifest.name == ended[0].manifest.name]
+        if archived and own:
+            own += [run for run in self.archived() if run.manifest.name == own[0].manifest.name]
+            own.sort(key=self._order, reverse=True)
+        return own
+
+    def archived(self) -> list[StoredRun]:
+        """Return the deleted runs whose changes are kept, the newest first. What cannot be read is skipped."""
+        try:
+            folders = [path for path in (self.directory / ARCHIVE).iterdir() if not path.is_symlink()]
+        except OSError:
+            return []
+        found = []
+        for folder in folders:
+            with contextlib.suppress(RunFolderError):
+                found.append(StoredRun(read_manifest(folder), folder))
+        return sorted(found, key=self._order, reverse=True)
+
+    def change_log(self, run: StoredRun) -> list[StoredRun]:
+        """Return a run and those before it whose changes are recorded without a gap, the newest first.
+
+        The run before the last one of them is the first one whose versions are known.
+        """
+        recorded = {each.folder.name: each for each in (*self.archived(), *self.runs) if each.manifest.changes}
+        log_: list[StoredRun] = []
+        current: StoredRun | None = run
+        while current is not None and (changes := current.manifest.changes) is not None:
+            if not (current.folder / CHANGES).is_file():
+                break
+            log_.append(current)
+            current = recorded.pop(changes.previous, None)  # popped, so that a circle in damaged manifests ends
+        return log_
 
     def baseline(self, name: str) -> StoredRun | None:
         """Return the run that ``since = "last"`` refers to; None if there is none.
 
-        It is the newest finished run of the name with no pending device; without one, the newest finished run. Samples
-        and runs of an incomplete fleet (``--limit``, ``--account``) do not qualify, nor do runs without any answer, or
-        without an answer that is believed.
-        The run's files are not read.
+        It is the newest finished run of the name with no more pending devices than ``max_failed`` allows; without one,
+        the newest finished run. Samples and runs of an incomplete fleet (``--limit``, ``--account``) do not qualify.
+        Nor do runs without any answer, or without an answer that is believed. The run's files are not read.
         """
         finished = [
             run
@@ -194,7 +305,8 @@ class RunCatalog:
             and not run.manifest.silent_accounts.issuperset(each.name for each in run.manifest.accounts)
             and run.manifest.devices.ok + run.manifest.devices.empty + run.manifest.devices.not_found
         ]
-        return next((run for run in finished if not run.manifest.devices.pending), finished[0] if finished else None)
+        queried = (run for run in finished if run.complete or not run.manifest.devices.pending)
+        return next(queried, finished[0] if finished else None)
 
     def log_unreadable(self) -> None:
         """Log a warning for each run that cannot be read."""
@@ -227,24 +339,72 @@ def has_manifest(folder: Path) -> bool:
     return False
 
 
-def find_run(path: Path) -> Path:
-    """Return the run folder that a path refers to: itself, or the newest run in a directory of runs.
+def _reference_time(reference: str, now: float) -> str:
+    """Return the time before which the meant run started; raise RunFolderError if the text is no reference."""
+    today = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    word = reference.strip().lower()
+    day: datetime | None = None
+    if word in {"today", "yesterday"}:
+        day = today - timedelta(days=word == "yesterday")
+    elif weekday := [each for each in WEEKDAYS if each.startswith(word) and len(word) >= 3]:  # noqa: PLR2004  letters
+        back = (today.weekday() - WEEKDAYS.index(weekday[0]) - 1) % 7 + 1
+        day = today - timedelta(days=back)
+    else:
+        with contextlib.suppress(ValueError):
+            day = datetime.strptime(word, "%Y-%m-%d").replace(tzinfo=UTC)
+    if day is not None:
+        return format_utc((day + timedelta(days=1)).timestamp())
+    try:
+        return format_utc(now - parse_duration(word))
+    except ValueError:
+        raise RunFolderError(f"{reference}: is no run; give its folder, or {REFERENCES}") from None
+
+
+def find_stored_run(path: Path, preference: Preference = "newest") -> tuple[StoredRun, StoredRun]:
+    """Return the run that a path means, and the newest run that it could have meant: the same one, or a newer one.
+
+    A path is a run folder, a directory of runs, or a reference to a run of a directory, such as ``audits/last~1``; see
+    ``RunCatalog.refer``. Without a directory, a reference means a run in ``audits``.
 
     Raises:
-        RunFolderError: it is neither; or no run in it can be read, with the error of the first.
+        RunFolderError: it is none of them; or no run can be read, with the error of the first.
     """
     with translate_os_errors(f"{path}: cannot be read", RunFolderError):
         if path.is_dir() and os.path.lexists(path / MANIFEST):
-            return path
+            run = StoredRun(read_manifest(path), path)
+            return run, run
         if not path.is_dir():
-            raise RunFolderError(f"{path}: is not a folder; give a run folder or a directory of runs")
+            directory = DEFAULT_DIRECTORY if path.parent == Path() else path.parent
+            if path.exists() or not directory.is_dir() or not _is_reference(path.name):
+                advice = f"give a run folder, a directory of runs, or a run of one, such as {DEFAULT_DIRECTORY}/last~1"
+                raise RunFolderError(f"{path}: is not a folder; {advice}")
+            catalog = RunCatalog(directory)
+            catalog.log_unreadable()
+            run = catalog.refer(path.name)
+            return run, run
     catalog = RunCatalog(path)
     catalog.log_unreadable()
-    if run := catalog.latest():
-        return run.folder
+    newest, preferred = catalog.latest(), catalog.preferred(preference)
+    if newest is not None and preferred is not None:
+        return preferred, newest
     if catalog.unreadable:
         raise catalog.unreadable[0]
     raise RunFolderError(f"{path}: is not a run folder (it has no {MANIFEST}) and contains no run")
+
+
+def _is_reference(text: str) -> bool:
+    try:
+        return _LAST.fullmatch(text) is not None or bool(_reference_time(text, time.time()))
+    except RunFolderError:
+        return False
+
+
+def find_run(path: Path, preference: Preference = "newest") -> Path:
+    """Return the folder of the run that a path means; see ``find_stored_run``."""
+    with translate_os_errors(f"{path}: cannot be read", RunFolderError):
+        if path.is_dir() and os.path.lexists(path / MANIFEST):
+            return path  # its manifest may be unreadable, which the caller reports
+    return find_stored_run(path, preference)[0].folder
 
 
 _IDENTITY = ("account", "product_key", "device_name", "iot_id")
@@ -254,9 +414,10 @@ TEXT_COLUMNS = {DEVICES: (*_IDENTITY, "status"), MODULES: (*_IDENTITY, "module_n
 
 
 def sealed_file_names(folder: Path, listed: Container[str] = ()) -> tuple[str, ...]:
-    """Return the names of a sealed run's files; products, plan and carried results if they exist or are listed."""
-    optional = (name for name in (PRODUCTS, PLAN, CARRIED) if name in listed or (folder / name).exists())
-    return (FLEET, RESULTS, FAILURES, *optional, *SEALED)
+    """Return the names of a sealed run's files; ``OPTIONAL`` ones if they exist or are listed, changes if listed."""
+    optional = (name for name in OPTIONAL if name in listed or (folder / name).exists())
+    changes = (CHANGES,) if CHANGES in listed else ()  # written after the others are sealed
+    return (FLEET, RESULTS, FAILURES, *optional, *SEALED, *changes)
 
 
 def is_sealed(folder: Path, manifest: Manifest) -> bool:

@@ -12,16 +12,16 @@ from typing import Literal
 import msgspec
 import orjson
 
+from auditor.config.settings import count_allowed
 from auditor.errors import RunFolderError
 from auditor.models import RunWarning
-from auditor.runs.selection_info import RequestCounts, SelectionInfo
+from auditor.runs.selection_info import ChangesInfo, ExitReason, Planned, Rate, RequestCounts, SelectionInfo
 from auditor.storage.files import check_contained, open_contained, read_contained, replace_file, translate_os_errors
 from auditor.storage.json_types import (
-    CallsPerSecond,
     Count,
+    MaxFailed,
     PositiveCallsPerSecond,
     PositiveCount,
-    Seconds,
     Sha256,
     Timestamp,
 )
@@ -51,12 +51,16 @@ DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 MAX_FAILURE_CODES = MAX_GAPS = 100
 """Codes of failures, and products with a gap of an account, that the manifest lists."""
 
-State = Literal["running", "complete", "partial", "aborted"]
+State = Literal["running", "complete", "within_tolerance", "partial", "aborted"]
 """State of a run.
 
-``complete``: every device has a conclusive answer. ``partial``: some failed or are pending. ``aborted``: an error
-stopped it. ``running``: in progress, or killed.
+``complete``: every device has a conclusive answer. ``within_tolerance``: some failed or are pending, not more than
+``max_failed`` allows. ``partial``: more failed or are pending. ``aborted``: an error stopped it. ``running``: in
+progress, or killed.
 """
+
+SUCCESSFUL_STATES: frozenset[str] = frozenset({"complete", "within_tolerance"})
+"""States of a run that did what was required of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,40 +143,6 @@ class DeviceCounts:
     def unanswered(self) -> int:
         """Devices without a conclusive answer."""
         return self.failed + self.pending
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """Requests per second.
-
-    Attributes:
-        target: sum of the configured quotas; null: an account has none.
-        achieved: mean of the run.
-        learned: sum of what the platform accepted, as far as it was learned; null: no quota, or nothing learned.
-        latency: mean seconds from a request to its response; null: no response yet.
-        in_flight: mean number of requests in flight.
-    """
-
-    target: PositiveCallsPerSecond | None = None
-    achieved: CallsPerSecond = 0.0
-    learned: CallsPerSecond | None = None
-    latency: Seconds | None = None
-    in_flight: CallsPerSecond = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """Estimate for the complete fleet at the start of the run, as ``auditor plan`` prints it.
-
-    Attributes:
-        requests: number of requests, including retries.
-        seconds: duration at the quotas; null: a quota is unknown.
-        in_flight: requests in flight that the quotas need; null: a quota is unknown.
-    """
-
-    requests: Count
-    seconds: Seconds | None
-    in_flight: Count | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,8 +296,9 @@ class Manifest:
     Attributes:
         auditor_version: version of the auditor that wrote it.
         name: name of the run, from the settings.
-        state: complete: every device has a conclusive answer. partial: some failed or are pending. aborted: an error
-            stopped it. running: in progress, or killed.
+        state: complete: every device has a conclusive answer. within_tolerance: some failed or are pending, not more
+            than max_failed allows. partial: more failed or are pending. aborted: an error stopped it. running: in
+            progress, or killed.
         started_at: when the run started.
         accounts: accounts of the run.
         fleet: the fleet.
@@ -353,6 +324,13 @@ class Manifest:
         oldest_answer_at: time of the oldest carried result; null: none is carried.
         silent: accounts whose answers are not believed; the run is then partial, and no later run carries them.
         mismatched: accounts whose answers reached the wrong request.
+        max_failed: devices that may fail, stay pending or be missing in a list, as a number or a percentage of them,
+            as configured when the run ended; null: it has not ended.
+        exit_code: exit code of the command that ran the audit, its policy included; null: it has not ended.
+        exit_reason: why it has this exit code; null: it has not ended.
+        trial: whether the run was started with flags that limit it or put it in another directory. Its hooks then write
+            no file outside of its folder and post nothing, unless that is requested.
+        changes: changes since the previous run; null: there is none, or the run does not cover the fleet.
         schema_version: version of this contract.
     """
 
@@ -383,6 +361,11 @@ class Manifest:
     oldest_answer_at: Timestamp | None = None
     silent: tuple[SilentAccount, ...] = ()
     mismatched: tuple[MismatchedAccount, ...] = ()
+    max_failed: MaxFailed | None = None
+    exit_code: int | None = None
+    exit_reason: ExitReason | None = None
+    trial: bool = False
+    changes: ChangesInfo | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -394,6 +377,56 @@ class Manifest:
     def remaining_devices(self) -> int:
         """Devices without a conclusive answer that are to have one."""
         return self.devices.unanswered - self.unsampled
+
+    @property
+    def missing_devices(self) -> int:
+        """Devices that the platform reported and did not list. They count as failed."""
+        return sum(discovery.missing for discovery in self.discovery)
+
+    @property
+    def covers_fleet(self) -> bool:
+        """Whether the run is about the whole fleet: it is no sample, and no flag limits it."""
+        sampled = self.selection is not None and self.selection.strategy == "sample"
+        return not (self.fleet.cut or self.unsampled or sampled)
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the run covers the fleet, and has as many answers as ``max_failed`` requires."""
+        return self.state in SUCCESSFUL_STATES and self.covers_fleet and not self.silent
+
+    @property
+    def exceeds_tolerance(self) -> bool:
+        """Whether more devices failed, are pending or were not listed than ``max_failed`` allows."""
+        allowed = count_allowed(self.max_failed or 0, self._required_devices)
+        return self.remaining_devices + self.missing_devices > allowed
+
+    @property
+    def _required_devices(self) -> int:
+        return self.fleet.devices - self.unsampled + self.missing_devices
+
+    def describe_unanswered(self) -> str:
+        """Return how many devices have no answer: ``25 of 9,156 devices failed (0.273%, limit 0.5%)``."""
+        failed, pending, missing = self.devices.failed, self.devices.pending - self.unsampled, self.missing_devices
+        parts = [f"{failed:,} failed"] if failed else []
+        parts += [f"{pending:,} {'is' if pending == 1 else 'are'} pending"] if pending else []
+        parts += [f"{missing:,} {'was' if missing == 1 else 'were'} not listed"] if missing else []
+        count, _, first = (parts[0] if parts else "0 failed").partition(" ")
+        of = f"{count} of {self._required_devices:,} {'sampled ' if self.unsampled else ''}devices {first}"
+        share = (failed + pending + missing) / max(1, self._required_devices)
+        return f"{' and '.join([of, *parts[1:]])} ({100 * share:.3g}%, limit {self.max_failed or 0})"
+
+    def describe_success(self) -> ExitReason:
+        """Return the reason of a run that ends with 0: everything has an answer, or enough has."""
+        if self.remaining_devices or self.missing_devices:
+            return ExitReason("within_tolerance", self.describe_unanswered())
+        sampled = " sampled" if self.unsampled else ""
+        return ExitReason("success", f"all {self._required_devices:,}{sampled} devices have an answer")
+
+    def describe_exit(self) -> str | None:
+        """Return the exit code with its reason, the last line of a log; None: the run has not ended."""
+        if self.exit_code is None or self.exit_reason is None:
+            return None
+        return f"exit {self.exit_code} ({self.exit_reason.code}): {self.exit_reason.message}"
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -2,13 +2,15 @@
 
 import secrets
 import shutil
+import stat
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from auditor.errors import RunFolderError, RunNotWritableError, UsageError
-from auditor.runs.folder import RunCatalog
+from auditor.runs.folder import ARCHIVE, CHANGES, RunCatalog
 from auditor.runs.locking import DELETING_PREFIX, RunLock, directory_lock, is_locked, remove_stale_folders
+from auditor.runs.manifest import MANIFEST, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +33,9 @@ class PruneResult:
 def prune_runs(directory: str | Path, *, keep: int, dry_run: bool = False) -> PruneResult:
     """Delete all but the newest runs of each name.
 
-    The newest complete run of a complete fleet stays: it is the last complete inventory. So do runs being written,
-    runs that started in the future, because a clock was wrong, and folders that are no runs.
+    The newest whole run of a complete fleet stays: it is the last complete inventory. So do runs being written,
+    runs that started in the future, because a clock was wrong, and folders that are no runs. The manifest and the
+    changes of a deleted run are kept in ``.changes``, so that questions about the past still have an answer.
 
     Args:
         directory: a directory of runs.
@@ -84,5 +87,20 @@ def _remove(folder: Path, *, dry_run: bool) -> None:
     with ExitStack() as stack:
         with directory_lock(folder.parent):  # a starting audit must not take this lock for that of an audit
             stack.enter_context(RunLock(folder))
+            _keep_changes(folder)
             folder.rename(deleting)
         shutil.rmtree(deleting)
+
+
+def _keep_changes(folder: Path) -> None:
+    """Copy a run's changes and manifest to the archive of its directory; nothing if it has no changes."""
+    if read_manifest(folder).changes is None or not (folder / CHANGES).is_file():
+        return
+    kept = folder.parent / ARCHIVE / folder.name
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    for place in (kept.parent, kept):
+        if place.is_symlink():
+            raise RunNotWritableError(f"{place}: is a link, so no changes are kept in it; remove the link")
+        place.mkdir(mode, exist_ok=True)
+    for name in (CHANGES, MANIFEST):  # a folder without a manifest does not count
+        shutil.copy2(folder / name, kept / name)

@@ -1,10 +1,32 @@
-"""Parts of the manifest: counted requests, and how the devices to query were selected."""
+"""Parts of the manifest: exit reason, requests, changes since the last run, and the selection of devices."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from auditor.errors import ExitWord
 from auditor.models import ChangeDetection, Level
-from auditor.storage.json_types import Count, PositiveCount, Share, Timestamp
+from auditor.storage.json_types import (
+    CallsPerSecond,
+    Count,
+    PositiveCallsPerSecond,
+    PositiveCount,
+    Seconds,
+    Share,
+    Timestamp,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExitReason:
+    """Why a run has its exit code.
+
+    Attributes:
+        code: the reason in a word.
+        message: the reason in a sentence.
+    """
+
+    code: ExitWord
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +42,53 @@ class RequestCounts:
     sent: Count = 0
     retried: Count = 0
     throttled: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Requests per second.
+
+    Attributes:
+        target: sum of the configured quotas; null: an account has none.
+        achieved: mean of the run.
+        learned: sum of what the platform accepted, as far as it was learned; null: no quota, or nothing learned.
+        latency: mean seconds from a request to its response; null: no response yet.
+        in_flight: mean number of requests in flight.
+    """
+
+    target: PositiveCallsPerSecond | None = None
+    achieved: CallsPerSecond = 0.0
+    learned: CallsPerSecond | None = None
+    latency: Seconds | None = None
+    in_flight: CallsPerSecond = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Estimate for the complete fleet at the start of the run, as ``auditor plan`` prints it.
+
+    Attributes:
+        requests: number of requests, including retries.
+        seconds: duration at the quotas; null: a quota is unknown.
+        in_flight: requests in flight that the quotas need; null: a quota is unknown.
+    """
+
+    requests: Count
+    seconds: Seconds | None
+    in_flight: Count | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangesInfo:
+    """The changes since the previous run of the fleet, ``changes.parquet``.
+
+    Attributes:
+        previous: folder name of the previous run of the same name that covers the fleet.
+        counts: rows by change, such as ``upgraded``; one for each module of a device.
+    """
+
+    previous: str
+    counts: dict[str, PositiveCount] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import contextlib
 import errno
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -142,8 +142,10 @@ def _check_states(database: Database, folder: Path, manifest: Manifest) -> Itera
         yield f"run.json: its failures by code do not follow from {FAILURES}"
     yield from _check_discovery(database, manifest)
     yield from _check_selection(database, manifest)
-    if manifest.state == "complete" and counted.unanswered:
-        yield f"run.json: says complete, but {counted.unanswered} devices failed or are pending"
+    exceeded = manifest.state == "complete" and counted.unanswered > 0
+    exceeded |= manifest.state == "within_tolerance" and replace(manifest, devices=counted).exceeds_tolerance
+    if exceeded:
+        yield f"run.json: says {manifest.state}, but {counted.unanswered} devices failed or are pending"
 
 
 def _check_discovery(database: Database, manifest: Manifest) -> Iterator[str]:

@@ -7,7 +7,8 @@
 | ``lines`` | ``devices.jsonl``, ``carried.parquet`` | a conclusive answer with its modules, of this run or carried |
 | ``answered`` | ``lines`` | a conclusive answer and its number of modules |
 | ``failures`` | ``failures.jsonl`` | a device without a conclusive answer |
-| ``devices`` | ``fleet``, ``answered``, ``failures`` | a device of the fleet and its status |
+| ``connections`` | ``connections.parquet`` | a device whose connection state was read, as the fleet names it |
+| ``devices`` | all of the above | a device of the fleet, its status, its connection and its attributes |
 | ``modules`` | ``lines`` | a device's module and its version |
 | ``inventory`` | ``modules`` | a version of a product's module, how many devices run it, and their share |
 | ``products`` | ``products.jsonl`` | a product of the fleet, as far as the platform was queried for it |
@@ -18,13 +19,13 @@ So it is computed in partitions of the fleet in its own order. The devices of a 
 answers are streamed past them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import orjson
 
 from auditor.errors import RunFolderError
-from auditor.runs.folder import CARRIED, DEVICES, FAILURES, FLEET, MODULES, PLAN, PRODUCTS, RESULTS
+from auditor.runs.folder import CARRIED, CONNECTIONS, DEVICES, FAILURES, FLEET, MODULES, PLAN, PRODUCTS, RESULTS
 from auditor.storage.database import (
     Database,
     describe_repeated_rows,
@@ -70,22 +71,38 @@ _PLAN = {
     "rank": "BIGINT",
 }
 
-INVENTORY = """
-  SELECT account, product_key, module_name, module_version, devices,
-    round(devices / sum(devices) OVER (PARTITION BY account, product_key, module_name), 6) AS share
-  FROM (
-    SELECT account, product_key, module_name, module_version, sum(devices)::BIGINT AS devices
-    FROM (
-      SELECT account, product_key, module_version, devices,
-        max(module_name) OVER (PARTITION BY account, product_key, lower(module_name)) AS module_name
-      FROM (SELECT account, product_key, module_name, module_version, count(*) AS devices FROM modules GROUP BY ALL)
-    ) GROUP BY ALL
-  ) ORDER BY account, product_key, module_name, devices DESC, module_version"""
-"""``share`` is the fraction of the product's devices with that module that run the version.
+_CONNECTION = {
+    **dict.fromkeys(("account", "product_key", "device_name", "iot_id", "device_status"), "VARCHAR"),
+    "last_online_at": "TIMESTAMP",
+}
 
-Module names are unique in a product regardless of case (Alibaba's page on OTA modules). Names that differ only in case
-are one module, under the name that sorts last, which is lower case. The view ``modules`` has the reported names.
-"""
+
+def inventory_query(modules: str = "modules", divided: Sequence[str] = ()) -> str:
+    """Return the SQL of the inventory of the rows of ``modules``, ``divided`` by further columns of it.
+
+    ``share`` is the fraction of the product's devices with that module that run the version. Module names are unique in
+    a product regardless of case (Alibaba's page on OTA modules). Names that differ only in case are one module, under
+    the name that sorts last, which is lower case. The view ``modules`` has the reported names.
+    """
+    further = "".join(f"{column}, " for column in divided)
+    return f"""
+  SELECT account, product_key, module_name, module_version, {further}devices,
+    round(devices / sum(devices) OVER (PARTITION BY {further}account, product_key, module_name), 6) AS share
+  FROM (
+    SELECT account, product_key, module_name, module_version, {further}sum(devices)::BIGINT AS devices
+    FROM (
+      SELECT account, product_key, module_version, {further}devices,
+        max(module_name) OVER (PARTITION BY account, product_key, lower(module_name)) AS module_name
+      FROM (
+        SELECT account, product_key, module_name, module_version, {further}count(*) AS devices FROM {modules}
+        GROUP BY ALL
+      )
+    ) GROUP BY ALL
+  ) ORDER BY account, product_key, module_name, {further}devices DESC, module_version"""
+
+
+INVENTORY = inventory_query()
+"""The inventory of the view ``modules``."""
 
 _MISSING = """
   SELECT p.account, p.product_key, p.module_name, answered - coalesce(reporting, 0) AS devices, answered,
@@ -134,6 +151,9 @@ def define_base_views(database: Database, folder: Path, work: Path | None = None
     database.execute(f"CREATE VIEW fleet AS FROM {_parquet_of_run(database, folder / FLEET)}")
     planned = f"FROM {_parquet_of_run(database, folder / PLAN)}" if (folder / PLAN).is_file() else _no_rows(_PLAN)
     database.execute(f"CREATE VIEW planned AS {planned}")
+    path = folder / CONNECTIONS
+    connections = f"FROM {parquet(path)}" if path.is_file() else _no_rows(_CONNECTION)
+    database.execute(f"CREATE VIEW connections AS {connections}")
     answered = f"({_lines(folder / RESULTS, _ANSWERED)}) WHERE status IN ('ok', 'empty', 'not_found')"
     lines = f"SELECT *, 'queried' AS source FROM {answered}"
     if (folder / CARRIED).is_file():
@@ -233,11 +253,14 @@ def _devices_query(database: Database, fleet: str = "fleet") -> str:
       f.product_key AS fleet_product_key, f.device_name AS fleet_device_name, f.iot_id AS fleet_iot_id,
       coalesce(f.product_key, a.product_key) AS product_key, coalesce(f.device_name, a.device_name) AS device_name,
       coalesce(f.iot_id, a.iot_id) AS iot_id, a.status, a.modules, a.pages, a.attempts, a.request_id, a.audited_at,
-      a.reason, a.source"""
+      a.reason, a.source, f.device_status AS listed_status, f.utc_create AS created_at, f.attributes"""
+    connected = scalar(database, "SELECT count(*) FROM connections")
+    columns += ", n.device_status, n.last_online_at" if connected else ", NULL AS device_status, NULL AS last_online_at"
     keys = {"NOT NULL": "account, iot_id"} if by_id else {}
     keys |= {"NULL": "account, product_key, device_name"} if by_names or not by_id else {}
     joined = " UNION ALL ".join(
         f"{columns} FROM (FROM {fleet} WHERE iot_id IS {null}) f LEFT JOIN answered a USING ({key})"
+        f"{f' LEFT JOIN connections n USING ({key})' if connected else ''}"
         for null, key in keys.items()
     )
     latest = "QUALIFY row_number() OVER (PARTITION BY ordinal ORDER BY audited_at DESC, attempts, request_id) = 1"
@@ -249,7 +272,9 @@ def _devices_query(database: Database, fleet: str = "fleet") -> str:
         coalesce(k.modules, 0) AS modules, coalesce(k.pages, 0) AS pages,
         coalesce(k.attempts, f.attempts, 0) AS attempts, coalesce(k.request_id, f.request_id) AS request_id,
         k.audited_at, f.code, f.message, f.http_status, f.failed_at, k.reason,
-        CASE WHEN k.status IS NOT NULL THEN k.source WHEN f.status IS NOT NULL THEN 'queried' {unsampled} END AS source
+        CASE WHEN k.status IS NOT NULL THEN k.source WHEN f.status IS NOT NULL THEN 'queried' {unsampled} END AS source,
+        coalesce(k.device_status, k.listed_status) AS device_status, k.created_at,
+        k.last_online_at::TIMESTAMP AS last_online_at, k.attributes
       FROM ({rows}) k LEFT JOIN failures f ON k.account = f.account
         AND k.fleet_product_key IS NOT DISTINCT FROM f.product_key
         AND k.fleet_device_name IS NOT DISTINCT FROM f.device_name

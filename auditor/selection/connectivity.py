@@ -7,21 +7,24 @@ Functions raise RunNotWritableError if a file cannot be read or written.
 import contextlib
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import duckdb
 import orjson
 import structlog
 
 from auditor.client.operations import BATCH_GET_DEVICE_STATE, device_state_params
-from auditor.client.parsers import parse_connection_states
+from auditor.client.parsers import OTHER_STATUS, parse_connection_states
 from auditor.concurrency import StopToken, run_in_thread
 from auditor.engine.account_session import AccountSession
 from auditor.engine.worker_pool import discard, run_workers
 from auditor.errors import NotFoundError, PlatformError, RunNotWritableError
 from auditor.fleet.columns import COLUMNS
 from auditor.fleet.table import BATCH_ROWS
-from auditor.models import ConnectionState, Device, ReportedTime
+from auditor.models import ConnectionState, Device, DeviceStatus, ReportedTime
+from auditor.runs.selection_info import LearnedOffset
 from auditor.storage.append_only import AppendOnlyFile, cut_torn_line
 from auditor.storage.database import (
     READING_MEMORY,
@@ -29,6 +32,7 @@ from auditor.storage.database import (
     parquet,
     scalar,
     scratch_database,
+    sql_literal,
     sql_read_path,
     text_lines,
     write_parquet,
@@ -194,6 +198,29 @@ def write_unreported(queries: Path, states: Path, out: Path) -> None:
       UNION ALL
       SELECT * FROM (FROM {rows} WHERE iot_id IS NULL)
       ANTI JOIN (FROM {reported} WHERE iot_id IS NULL) USING (product_key, device_name)"""
+    with _writing(out) as database:
+        write_parquet(database, query, out)
+
+
+def write_connections(states: Path, out: Path, account: str, learned: LearnedOffset | None) -> None:
+    """Write the states of an account's devices for its run: ``device_status``, and ``last_online_at`` in UTC.
+
+    A device that is online was last online when its state was read. One that is offline was online when it entered that
+    status, at the latest. Times without a zone are left out, unless the devices that are online show it (``learned``).
+    """
+    offset = "NULL" if learned is None else f"{learned.minutes * 60_000}"
+    changed, last_online = (
+        f"CASE {name}_form WHEN 'utc' THEN {name}_ms WHEN 'local' THEN {name}_ms - {offset} END" for name in _TIMES
+    )
+    documented = ", ".join(map(sql_literal, get_args(DeviceStatus)))
+    now = f"TIMESTAMP '{datetime.now(UTC):%Y-%m-%d %H:%M:%S}'"
+    query = f"""
+      SELECT DISTINCT ON ({", ".join(COLUMNS)}) {sql_literal(account)} AS account, {", ".join(COLUMNS)},
+        CASE WHEN status IN ({documented}) THEN status WHEN status <> '' THEN '{OTHER_STATUS}' END AS device_status,
+        CASE WHEN status = 'ONLINE' THEN {now}
+          ELSE epoch_ms(greatest({last_online}, CASE WHEN status = 'OFFLINE' THEN {changed} END))
+        END AS last_online_at
+      FROM {parquet(states)} WHERE status IS NOT NULL"""
     with _writing(out) as database:
         write_parquet(database, query, out)
 

@@ -21,10 +21,9 @@ from auditor.errors import RunNotWritableError
 from auditor.models import Device
 from auditor.planning.capacity import plan_devices
 from auditor.planning.measurements import latest_measurements
-from auditor.runs.folder import CARRIED, FLEET, PLAN
+from auditor.runs.folder import CARRIED, CONNECTIONS, FLEET, PLAN
 from auditor.runs.locking import PreparedRun
-from auditor.runs.manifest import Planned
-from auditor.runs.selection_info import SelectionInfo
+from auditor.runs.selection_info import Planned, SelectionInfo
 from auditor.selection.baseline import Baseline
 from auditor.selection.budget import BudgetEstimator
 from auditor.selection.plan_files import SelectionFiles, count_selected, finalize_plan, merge_account
@@ -106,7 +105,7 @@ class SelectionCoordinator:
         if name in self._selected:
             return SelectionResult(devices)
         work = self._work / hashlib.sha256(name.encode()).hexdigest()[:16]
-        files = SelectionFiles(work / "queue.parquet", work / PLAN, work / CARRIED)
+        files = SelectionFiles(work / "queue.parquet", work / PLAN, work / CARRIED, work / CONNECTIONS)
         selector = await run_in_thread(
             DeviceSelector, work, name, devices, include_never_activated=include_never_activated, seed=self._seed
         )
@@ -120,7 +119,7 @@ class SelectionCoordinator:
         if result.account is None:
             return result
         async with self._merging:
-            for part in (files.carried, files.plan) if files.carried.exists() else (files.plan,):
+            for part in files.run_files:
                 target = self._folder / part.name
                 new = target.with_name(f"{target.name}.new")
                 await run_in_thread(merge_account, part, target, result.account.account, new)

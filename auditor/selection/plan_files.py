@@ -43,11 +43,18 @@ class SelectionFiles(NamedTuple):
         plan: the same devices, in no order; columns: those, selection_reason, rank, then ``RESULT_COLUMNS`` of the
             previous result, and previous_product_key, previous_device_name and previous_iot_id.
         carried: the other devices; columns: account, product_key, device_name, iot_id and ``RESULT_COLUMNS``.
+        connections: devices whose connection state was read; see ``auditor.selection.connectivity``.
     """
 
     queue: Path
     plan: Path
     carried: Path
+    connections: Path
+
+    @property
+    def run_files(self) -> tuple[Path, ...]:
+        """Those that become a part of a file of the run. Not every strategy writes all."""
+        return tuple(path for path in (self.carried, self.connections, self.plan) if path.exists())
 
 
 def add_aliases(database: DuckDBPyConnection) -> None:

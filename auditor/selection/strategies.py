@@ -24,7 +24,7 @@ from auditor.runs.selection_info import AccountSelection, RequestCounts
 from auditor.selection.baseline import Baseline
 from auditor.selection.budget import BudgetEstimator
 from auditor.selection.change_detection import MAX_CLOCK_DIFFERENCE, IncrementalRule
-from auditor.selection.connectivity import fetch_connection_states
+from auditor.selection.connectivity import fetch_connection_states, write_connections
 from auditor.selection.plan_files import SelectionFiles
 from auditor.selection.ranking import SampleSpec
 from auditor.selection.selector import ChangedDevices, DeviceSelector
@@ -104,6 +104,9 @@ class IncrementalStrategy:
             budget = partial(self._budget.estimate, account, max(sent_before, calls_before) + session.total_sent)
             changed = await run_in_thread(
                 selector.select_changed, states if comparable else None, rule, budget, context.files
+            )
+            await run_in_thread(
+                write_connections, states, context.files.connections, account.name, changed.learned_offset
             )
             if changed.learned_offset is not None:
                 log.info(

@@ -91,7 +91,7 @@ class DeviceListOperation:
             "gmtCreate": format_local_time(record.created),
             "gmtModified": format_local_time(record.modified),
             "iotId": device.iot_id,
-            "nickname": "",
+            "nickname": device.nickname,
             "productKey": device.product_key,
             "utcCreate": format_utc_field(record.created),
             "utcModified": format_utc_field(record.modified),

@@ -192,7 +192,7 @@ def _detail_entry(device: SimulatedDevice, world: World) -> Document:
         "firmwareVersion": default[0] if default else "",
         "gmtCreate": format_local_time(record.created),
         "iotId": device.iot_id,
-        "nickname": "",
+        "nickname": device.nickname,
         "nodeType": 0,
         "productKey": device.product_key,
         "productName": world.products[world.layout.position_of(device.index)[0]].product_name,

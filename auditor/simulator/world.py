@@ -71,6 +71,11 @@ class SimulatedDevice:
     connected_day: int
     reported_day: int
 
+    @property
+    def nickname(self) -> str:
+        """Name that people gave it; empty for two of three devices."""
+        return "" if self.index % 3 else f"Unit {self.index}"
+
 
 class World:
     """``devices`` simulated devices of ``products`` products. Equal arguments give equal worlds, on any machine.

@@ -148,6 +148,8 @@ def error_reason(error: OSError | duckdb.Error | UnicodeDecodeError) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = str(error).partition("\n")[0]
+    if "Invalid unicode" in line:
+        return "a file is not UTF-8 text"
     inner = re.search(r'"exception_message":("(?:[^"\\]|\\.)*")', line)  # DuckDB reports a thread's error as JSON
     return str(orjson.loads(inner[1])) if inner else line
 

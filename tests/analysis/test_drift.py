@@ -1,6 +1,7 @@
 """Drift equals a comparison in plain Python; devices without an answer are not counted as changed."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,16 @@ from auditor.errors import RunFolderError
 from auditor.models import Device, Outcome
 from auditor.query.versions import compare_versions
 from auditor.runs.folder import DEVICES, MODULES
-from auditor.runs.manifest import State, read_manifest, write_manifest
+from auditor.runs.manifest import (
+    DiscoveryInfo,
+    DiscoveryState,
+    GapInfo,
+    Manifest,
+    SilentAccount,
+    State,
+    read_manifest,
+    write_manifest,
+)
 from tests.runs.run_folders import both, build, by_id, edit_manifest, failed, named, not_found, ok, running
 
 ZERO = DriftCounts(**dict.fromkeys(("compared", "same", *CHANGES), 0))
@@ -100,6 +110,9 @@ def presence(old: Seen | None, new: Seen | None, pairs: list[tuple[Seen | None, 
         return "not_seen"
     alone = old if new is None else new if old is None else None
     if alone is not None:
+        listed = {each.known.account for pair in pairs if (each := pair[0 if old is None else 1]) is not None}
+        if alone.known.account not in listed:
+            return "not_seen"
         across = [(o or n) for o, n in pairs if (o is None and new is None) or (n is None and old is None)]
         others = [each for each in across if each is not None and each.known.account == alone.known.account]
         if any({identity(alone), identity(each)} == {"names", "id"} for each in others):
@@ -252,6 +265,54 @@ def test_identities_with_any_text_are_distinguished(tmp_path: Path) -> None:
     ]
     outcomes: list[Outcome] = [ok(device, ("ble", str(at))) for at, device in enumerate(devices)]
     assert diff(tmp_path, outcomes, outcomes)[0] == replace(ZERO, compared=3, same=3)
+
+
+Change = Callable[[Manifest], Manifest]
+
+
+def gap_of(product: str | None, *, more: int = 0, state: DiscoveryState = "partial") -> Change:
+    """Return the change to a run that did not list a product to its end, and ``more`` that are not named."""
+    gaps = (GapInfo(product, 1, 2, 2),)
+    return lambda run: replace(run, discovery=(DiscoveryInfo("demo", state, gap_count=1 + more, gaps=gaps),))
+
+
+@pytest.mark.parametrize(
+    ("change", "unseen"),
+    [
+        (lambda run: replace(run, accounts=()), 3),
+        (lambda run: replace(run, discovery=(DiscoveryInfo("demo"),)), 3),
+        (lambda run: replace(run, fleet=replace(run.fleet, limit=run.fleet.devices)), 3),
+        (gap_of("p1"), 2),
+        (gap_of("p1", more=1), 3),
+        (gap_of(None), 3),
+        (gap_of("p9"), 0),
+        (gap_of("p1", state="complete"), 0),
+        (lambda run: replace(run, fleet=replace(run.fleet, limit=run.fleet.devices + 1)), 0),
+        (lambda run: run, 0),
+    ],
+)
+def test_a_device_that_a_run_did_not_list_is_not_seen_and_has_not_left(
+    tmp_path: Path, change: Change, unseen: int
+) -> None:
+    fleet = [named(0), named(1), named(2), named(3, product="p2")]
+    whole = build(tmp_path / "whole", fleet, [ok(each, ("ble", "1")) for each in fleet]).folder
+    part = build(tmp_path / "part", fleet[:1], [ok(fleet[0], ("ble", "1"))]).folder
+    edit_manifest(part, change)
+    with diff_runs(whole, part) as drift:
+        assert (drift.counts.left, drift.counts.not_seen, drift.counts.compared) == (3 - unseen, unseen, 1)
+    with diff_runs(part, whole) as drift:
+        assert (drift.counts.joined, drift.counts.not_seen) == (3 - unseen, unseen)
+
+
+def test_devices_of_a_silent_account_are_not_seen(tmp_path: Path) -> None:
+    fleet = [named(0), named(1)]
+    old = build(tmp_path / "old", fleet, [ok(each, ("ble", "1")) for each in fleet]).folder
+    new = build(tmp_path / "new", fleet, [not_found(fleet[0]), ok(fleet[1])]).folder
+    with diff_runs(old, new) as drift:
+        assert (drift.counts.left, drift.counts.vanished, drift.counts.not_seen) == (1, 1, 0)
+    edit_manifest(new, lambda run: replace(run, silent=(SilentAccount("demo", "not_found", 2),)))
+    with diff_runs(old, new) as drift:
+        assert (drift.counts.left, drift.counts.vanished, drift.counts.not_seen) == (0, 0, 2)
 
 
 def test_a_module_has_the_name_of_the_inventory(tmp_path: Path) -> None:

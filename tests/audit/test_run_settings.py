@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from auditor.audit.resume import find_unfinished, reopen
+from auditor.audit.resume import Scope, find_unfinished, reopen
 from auditor.audit.run_settings import (
     MAX_REMEMBERED,
     remember_settings,
@@ -24,7 +25,7 @@ from auditor.audit.runner import run_audit
 from auditor.audit.setup import account_infos, create_run
 from auditor.cli.app import main
 from auditor.config.loader import load_settings, parse_settings
-from auditor.config.settings import Settings
+from auditor.config.settings import FleetSource, Quotas, SecretSource, Settings
 from auditor.errors import RunFolderError
 from auditor.runs.folder import find_run, has_pending_hooks, mark_pending_hooks
 from auditor.runs.manifest import read_manifest
@@ -90,6 +91,41 @@ def test_the_user_who_started_a_run_resumes_it_without_flags(config: Path, state
     assert remembered.name == f"{manifest.settings_sha256}.json"
     assert stat.S_IMODE(remembered.stat().st_mode) == 0o600
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
+
+
+def test_next_run_continues_with_other_rates_and_keys_and_starts_anew_after_other_changes(
+    config: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = start(config)
+    before = load_settings(config)
+    (account,) = before.account
+
+    def changed(**changes: Any) -> Settings:
+        of_account = {key: changes.pop(key) for key in list(changes) if key in account.__struct_fields__}
+        return msgspec.structs.replace(before, account=(msgspec.structs.replace(account, **of_account),), **changes)
+
+    same: list[dict[str, Any]] = [
+        {"quota_share": 0.5}, {"calls_per_second": 80.0}, {"quotas": Quotas(query_device=7.0)}, {"timeout": 9.0},
+        {"max_failed": "1%"}, {"access_key_secret": SecretSource(env="OTHER")}, {"concurrency": 3},
+    ]  # fmt: skip
+    for changes in same:
+        assert find_unfinished(folder.parent, changed(**changes)) == folder, changes
+        (key,) = changes
+        logged = capfd.readouterr().out
+        assert (f"{key} changed from" in logged) == (key != "access_key_secret")
+    other: list[dict[str, Any]] = [
+        {"endpoint": "https://other.example/"}, {"region_id": "eu-1"}, {"fleet": FleetSource(file="other.csv")},
+        {"since": "last"}, {"max_calls": 5}, {"name": "eu2"},
+    ]  # fmt: skip
+    for changes in other:
+        assert find_unfinished(folder.parent, changed(**changes)) is None, changes
+        logged = capfd.readouterr().out
+        assert "run not resumed; a new one starts" in logged
+        assert "auditor resume" in logged
+    for scope in (Scope(limit=5), Scope(excluded_accounts=("us",))):
+        assert find_unfinished(folder.parent, before, scope) is None
+    assert find_unfinished(folder.parent, changed(sample_size=5)) is None
+    assert capfd.readouterr().out == "", "another part of the fleet is another run"
 
 
 def test_settings_that_were_edited_in_the_folder_are_refused_with_what_they_do(config: Path) -> None:
@@ -171,11 +207,11 @@ def test_a_run_that_others_could_have_changed_is_refused_by_name(config: Path, p
     assert ("Give your own settings" in str(refused.value)) == (part == "parent")
     if part == "parent":
         assert resume_settings(folder, load_settings(config)) == load_settings(config)
-        assert find_unfinished(folder.parent, "nightly") == folder
+        assert find_unfinished(folder.parent, load_settings(config)) == folder
     else:
         with pytest.raises(RunFolderError, match=rf"{folder}.*{reason}"):
             resume_settings(folder, load_settings(config))
-        assert find_unfinished(folder.parent, "nightly") is None
+        assert find_unfinished(folder.parent, load_settings(config)) is None
 
 
 @needs_root
@@ -290,11 +326,11 @@ def test_a_run_with_hooks_is_unfinished_until_they_ran(config: Path) -> None:
     folder = start(config, with_hooks=True)
     assert has_pending_hooks(folder)
     edit(folder, lambda table: table.update(state="complete", finished_at=table["started_at"], devices={"ok": 1}))
-    assert find_unfinished(folder.parent, "nightly", with_hooks=True) == folder
-    assert find_unfinished(folder.parent, "nightly") is None, "the caller does not run hooks"
+    assert find_unfinished(folder.parent, load_settings(config), with_hooks=True) == folder
+    assert find_unfinished(folder.parent, load_settings(config)) is None, "the caller does not run hooks"
     assert reopen(folder, load_settings(config), 1_795_312_900.0, with_hooks=True) is None
     (folder / ".hooks").unlink()
-    assert find_unfinished(folder.parent, "nightly", with_hooks=True) is None
+    assert find_unfinished(folder.parent, load_settings(config), with_hooks=True) is None
 
 
 @pytest.mark.anyio
@@ -398,7 +434,8 @@ def test_a_webhook_that_was_deferred_is_posted_by_a_resume_with_its_settings(
             assert main(["resume", str(folder)]) == 0
             assert "nothing will be posted" in capfd.readouterr().err
             assert receiver.bodies == []
-        assert find_unfinished(folder.parent, manifest.name, with_hooks=True) is None, "a new run is not prevented"
+        own = msgspec.structs.replace(settings, name=manifest.name)
+        assert find_unfinished(folder.parent, own, with_hooks=True) is None, "a new run is not prevented"
         assert main(["resume", str(folder), "--settings", str(config)]) == 0
         assert len(receiver.bodies) == 1
         assert not has_pending_hooks(folder)
@@ -433,12 +470,12 @@ def test_an_unfinished_run_that_is_not_resumed_is_reported_with_what_to_do(
     if not modes:  # as vfat, some network drives and Windows drives in WSL
         monkeypatch.setattr("auditor.audit.resume.keeps_modes", lambda _: False)
     capfd.readouterr()
-    assert find_unfinished(folder.parent, "nightly") is None
+    assert find_unfinished(folder.parent, load_settings(config)) is None
     printed = capfd.readouterr().out
     assert "unfinished run not resumed" in printed
     assert ("shows every file as writable" in printed) != modes
     assert (f"auditor resume {folder} --settings CONFIG" in printed) != modes
     edit_manifest(folder, lambda manifest: replace(manifest, state="complete", finished_at=manifest.started_at,
                                                    devices=replace(manifest.devices, ok=1, pending=0)))  # fmt: skip
-    assert find_unfinished(folder.parent, "nightly") is None
+    assert find_unfinished(folder.parent, load_settings(config)) is None
     assert capfd.readouterr().out == ""  # there is nothing to resume

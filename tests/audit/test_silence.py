@@ -6,9 +6,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from auditor.audit.finalize import correct_times, exit_code, verified_manifest
+from auditor.audit.finalize import conclude, correct_times
 from auditor.audit.silence import MIN_QUERIED_DEVICES, find_silent_accounts
-from auditor.config.settings import Settings
 from auditor.runs.folder import DEVICES, MODULES, RunCatalog
 from auditor.runs.manifest import AccountInfo, DeviceCounts, FleetInfo, Manifest, SilentAccount, write_manifest
 from auditor.runs.selection_info import AccountSelection, SelectionInfo
@@ -160,12 +159,11 @@ def test_each_account_counts_for_itself(tmp_path: Path) -> None:
 
 
 def test_a_run_with_a_silent_account_is_neither_complete_nor_a_success(tmp_path: Path) -> None:
-    settings = Settings(account=())
     manifest = replace(manifest_of(silent=True), devices=DeviceCounts(empty=100))
-    assert verified_manifest(manifest).state == "partial"
-    assert exit_code(manifest, settings, verified=True, interrupted=False) == 1
-    assert verified_manifest(replace(manifest, silent=())).state == "complete"
-    assert exit_code(replace(manifest, silent=()), settings, verified=True, interrupted=False) == 0
+    concluded, code, reason = conclude(manifest, None, interrupted=False)
+    assert (concluded.state, code, reason.code) == ("partial", 1, "silent_account")
+    concluded, code, reason = conclude(replace(manifest, silent=()), None, interrupted=False)
+    assert (concluded.state, code, reason.code) == ("complete", 0, "success")
 
 
 def test_a_run_whose_accounts_are_all_silent_is_no_baseline(tmp_path: Path) -> None:

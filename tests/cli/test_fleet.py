@@ -62,6 +62,7 @@ def test_a_hyphen_is_standard_output_with_data_only(auditor: Auditor, platform: 
     assert len(rows) == THERE
     assert list(rows[0]) == [
         "account", "product_key", "device_name", "iot_id", "device_status", "utc_create", "utc_modified",
+        "nickname", "product_name", "node_type",
     ]  # fmt: skip
     assert {row["device_status"] for row in rows} <= {"ONLINE", "OFFLINE", "UNACTIVE", "DISABLE"}
     assert "device-secret-" not in done.stdout + done.stderr

@@ -139,7 +139,9 @@ def test_the_name_of_a_file_gives_its_format(auditor: Auditor, tmp_path: Path, e
         assert whole.startswith(b"account,product_key,module_name")
 
 
-@pytest.mark.parametrize("arguments", [("devices",), ("sql", "FROM inventory"), ("diff", "other"), ("history",)])
+@pytest.mark.parametrize(
+    "arguments", [("devices",), ("sql", "FROM inventory"), ("diff", "other", "--all"), ("history",)]
+)
 def test_every_command_that_reads_runs_writes_excel_files(
     auditor: Auditor, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:

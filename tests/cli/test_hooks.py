@@ -188,7 +188,7 @@ def test_an_interrupted_webhook_leaves_the_run_intact(platform: Platform, number
         silent.settimeout(30)
         settings = settings_with(platform, notify(f'"http://127.0.0.1:{silent.getsockname()[1]}/{TOKEN}"'))
         process = subprocess.Popen(
-            command(("run", settings, "--out", settings.parent / "runs")),
+            command(("run", settings, "--out", settings.parent / "runs", "--hooks")),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

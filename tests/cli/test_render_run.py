@@ -12,8 +12,8 @@ from auditor.cli.render_run import print_inventory, summarize_audit
 from auditor.query.run import Run
 from auditor.report.builder import build_report
 from auditor.report.render import render_html
-from auditor.runs.manifest import FleetInfo, Manifest, Planned, Rate
-from auditor.runs.selection_info import RequestCounts
+from auditor.runs.manifest import FleetInfo, Manifest
+from auditor.runs.selection_info import Planned, Rate, RequestCounts
 from auditor.text.formatting import format_share
 from tests.report.pages import parse_html
 from tests.runs.run_folders import build, named, ok

@@ -232,7 +232,7 @@ def test_a_broken_string_costs_its_broken_part_and_no_page(name: str) -> None:
     assert decode_json(b'{"a": [1, "' + raw + b'"],\n\t"b": "c"}') == {"a": [1, read], "b": "c"}
     template = json.dumps({"success": True, "requestId": "r", "total": 1, "data": {"deviceInfo": [
         {"deviceName": "d1", "productKey": "k1", "nickname": "NICK"}]}}).encode()  # fmt: skip
-    device = {"devicename": "d1", "productkey": "k1"}
+    device = {"devicename": "d1", "productkey": "k1", "nickname": read}
     members = decode_members(template.replace(b"NICK", raw), DEVICE_LIST_RESPONSE)
     assert members["data"] == {"deviceinfo": [device]}
     body = TUYA.replace(b'"moduleVersion":"', b'"moduleVersion":"' + raw, 1)

@@ -20,7 +20,7 @@ from auditor.config.loader import (
     load_settings,
     parse_settings,
 )
-from auditor.config.settings import Account, FleetSource, SecretSource, Settings, SharedQuotaSettings
+from auditor.config.settings import Account, FleetSource, SecretSource, Settings, SharedQuotaSettings, count_allowed
 from auditor.errors import SettingsError, UsageError
 from auditor.models import Secret
 
@@ -294,7 +294,9 @@ def test_max_failed_that_is_neither_number_nor_percentage_is_refused(value: obje
     [(0, 10, 0), (7, 5, 7), ("0%", 9, 0), ("0.1%", 999, 0), ("0.1%", 1000, 1), ("100%", 12, 12), ("0.57%", 10_000, 57)],
 )
 def test_max_failed_becomes_a_number_of_devices_rounded_down(allowed: int | str, devices: int, failures: int) -> None:
-    assert parse_settings({"max_failed": allowed, "account": [account()]}).max_failures(devices) == failures
+    assert (
+        count_allowed(parse_settings({"max_failed": allowed, "account": [account()]}).max_failed, devices) == failures
+    )
 
 
 def test_paths_of_quota_sharing_are_relative_to_the_settings_folder(tmp_path: Path) -> None:
@@ -580,4 +582,4 @@ def test_any_table_becomes_settings_or_a_settings_error(table: dict[str, Any], a
     except SettingsError as error:
         assert str(error)  # noqa: PT017  either outcome is right
     else:
-        assert read.max_failures(100) >= 0
+        assert count_allowed(read.max_failed, 100) >= 0

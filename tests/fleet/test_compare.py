@@ -17,9 +17,10 @@ from auditor.errors import RunNotWritableError
 from auditor.fleet.compare import FleetFormat, comparison_sql, product_counts_sql, write_fleet
 from auditor.fleet.snapshot import write_snapshot
 from auditor.fleet.table import FLEET_COLUMNS, read_snapshot
+from auditor.runs.attributes import ATTRIBUTES, LISTED_ATTRIBUTES
 
 FORMS: tuple[FleetFormat, ...] = get_args(FleetFormat)
-COLUMNS = list(FLEET_COLUMNS)
+COLUMNS = [*(name for name in FLEET_COLUMNS if name != ATTRIBUTES), *LISTED_ATTRIBUTES]
 
 
 class Row(NamedTuple):
@@ -31,6 +32,7 @@ class Row(NamedTuple):
     device_status: str | None = None
     utc_create: datetime | None = None
     utc_modified: datetime | None = None
+    attributes: dict[str, str] | None = None
 
 
 def fleet_of(path: Path, rows: Sequence[Row], *, account: str = "eu") -> Path:
@@ -38,7 +40,7 @@ def fleet_of(path: Path, rows: Sequence[Row], *, account: str = "eu") -> Path:
         columns = ", ".join(f"{name} {kind}" for name, kind in FLEET_COLUMNS.items())
         database.execute(f"CREATE TABLE fleet (ordinal BIGINT, {columns})")
         for ordinal, row in enumerate(rows):
-            database.execute("INSERT INTO fleet VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [ordinal, account, *row])
+            database.execute("INSERT INTO fleet VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", [ordinal, account, *row])
         database.execute(f"COPY fleet TO '{path}' (FORMAT parquet)")
     return path
 
@@ -89,7 +91,15 @@ def test_whatever_the_names_a_fleet_that_was_written_is_read_back(
 
 
 TIMED = [
-    Row("p1", "a", "iot-a", "ONLINE", datetime(2026, 1, 2, 3, 4, 5, 678_000), datetime(2026, 2, 3)),  # noqa: DTZ001  UTC
+    Row(
+        "p1",
+        "a",
+        "iot-a",
+        "ONLINE",
+        datetime(2026, 1, 2, 3, 4, 5, 678_000),  # noqa: DTZ001  UTC
+        datetime(2026, 2, 3),  # noqa: DTZ001  UTC
+        {"nickname": " The =first, ", "node_type": "device"},
+    ),
     Row("p1", "-b", None, "UNACTIVE"),
     Row(None, None, "iot-c"),
 ]
@@ -103,15 +113,15 @@ def test_all_that_was_listed_stands_in_a_file_for_programs(tmp_path: Path) -> No
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == [
             COLUMNS,
-            ["eu", "p1", "a", "iot-a", "ONLINE", *times],
-            ["eu", "p1", "-b", "", "UNACTIVE", "", ""],  # and not '-b: it is asked for by this name
-            ["eu", "", "", "iot-c", "", "", ""],
+            ["eu", "p1", "a", "iot-a", "ONLINE", *times, " The =first, ", "", "device"],
+            ["eu", "p1", "-b", "", "UNACTIVE", "", "", "", "", ""],  # and not '-b: it is asked for by this name
+            ["eu", "", "", "iot-c", "", "", "", "", "", ""],
         ]
     lines = [orjson.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
     assert [[line.get(name) for name in COLUMNS] for line in lines] == [
-        ["eu", "p1", "a", "iot-a", "ONLINE", *times],
-        ["eu", "p1", "-b", None, "UNACTIVE", None, None],
-        ["eu", None, None, "iot-c", None, None, None],
+        ["eu", "p1", "a", "iot-a", "ONLINE", *times, " The =first, ", None, "device"],
+        ["eu", "p1", "-b", None, "UNACTIVE", None, None, None, None, None],
+        ["eu", None, None, "iot-c", None, None, None, None, None, None],
     ]
     assert {datetime.fromisoformat(time).tzinfo for time in times} == {UTC}
     columns = ", ".join(FLEET_COLUMNS)
@@ -124,8 +134,11 @@ def test_all_that_was_listed_stands_in_a_file_for_programs(tmp_path: Path) -> No
             assert again.fetchall() == before.fetchall()
     with duckdb.connect() as database:
         read = database.read_parquet(str(tmp_path / "out.parquet"))
-        assert dict(zip(read.columns, map(str, read.types), strict=True)) == FLEET_COLUMNS
-        assert read.fetchall() == [("eu", *row) for row in TIMED]
+        types = FLEET_COLUMNS | dict.fromkeys(LISTED_ATTRIBUTES, "VARCHAR")
+        assert dict(zip(read.columns, map(str, read.types), strict=True)) == {name: types[name] for name in COLUMNS}
+        assert read.fetchall() == [
+            ("eu", *row[:-1], *((row.attributes or {}).get(name) for name in LISTED_ATTRIBUTES)) for row in TIMED
+        ]
 
 
 def test_fleets_of_several_accounts_follow_one_another(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import duckdb
 from auditor.analysis.drift import diff_runs
 from auditor.errors import RunFolderError
 from auditor.models import Outcome
-from auditor.query.devices import DeviceFilter, select_devices
+from auditor.query.devices import select_devices
+from auditor.query.filters import DeviceFilter
 from auditor.query.run import Run
 from auditor.runs.folder import DEVICES, FAILURES, FLEET, INVENTORY_CSV, INVENTORY_JSON, MODULES, RESULTS, find_run
 from auditor.runs.manifest import MANIFEST, read_manifest
@@ -103,7 +104,7 @@ def _check_snapshot(folder: Path, work: Path) -> None:
         for form in get_args(TableFormat):
             run.write_inventory(work / f"written.{form}", form)
         assert len((work / "written.jsonl").read_bytes().splitlines()) == len(versions)
-    with select_devices(folder, DeviceFilter(module_name="ble", below="1.1")) as selected:
+    with select_devices(folder, DeviceFilter(module="ble", below="1.1")) as selected:
         assert len(list(selected.table)) == selected.rows
     with diff_runs(folder, folder) as drift:
         assert drift.counts.joined == drift.counts.left == drift.counts.upgraded == drift.counts.vanished == 0

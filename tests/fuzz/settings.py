@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from auditor.config.loader import load_settings, parse_settings
+from auditor.config.settings import count_allowed
 from auditor.errors import SettingsError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -46,7 +47,7 @@ def read(data: bytes) -> str:
             _check_message(str(error).removeprefix(f"{path}: "), data)
             return type(error).__name__
         assert parse_settings(tomllib.loads(data.decode("utf-8-sig")), folder=path.parent) == loaded
-    assert loaded.max_failures(100) >= 0
+    assert count_allowed(loaded.max_failed, 100) >= 0
     names = [account.name for account in loaded.account]
     assert len(set(names)) == len(names) > 0
     assert all(name.isprintable() for name in names)

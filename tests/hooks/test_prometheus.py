@@ -193,7 +193,7 @@ def test_requests_rates_and_times_of_a_run_are_exported(tmp_path: Path) -> None:
     assert samples.of("auditor_run_requests_per_second") == {("target",): 10, ("achieved",): 8.5}
     assert samples.one("auditor_run_duration_seconds") == 60
     assert samples.one("auditor_last_run_timestamp_seconds") == START + 60
-    states = {("running",): 0, ("complete",): 0, ("partial",): 1, ("aborted",): 0}
+    states = {("running",): 0, ("complete",): 0, ("within_tolerance",): 0, ("partial",): 1, ("aborted",): 0}
     assert samples.of("auditor_run_state") == states
     assert {dict(labels)["run"] for _, labels in samples.values} == {"nightly"}
 
@@ -305,7 +305,7 @@ def test_there_are_no_policy_metrics_without_a_policy(tmp_path: Path) -> None:
 def test_each_metric_is_documented_and_a_gauge(tmp_path: Path) -> None:
     samples = read_metrics(every_status(tmp_path / "run").folder, POLICY)
     names = {family.name for family in samples.families}
-    some = {"auditor_last_success_timestamp_seconds", "auditor_module_version_share"}
+    some = {"auditor_last_success_timestamp_seconds", "auditor_module_version_share", "auditor_run_exit_code"}
     assert names | some == set(metrics._HELP)
     for family in samples.families:
         assert family.name.startswith("auditor_")

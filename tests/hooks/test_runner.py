@@ -20,6 +20,9 @@ from auditor.hooks.prepare import prepare_hooks, prepare_resume_hooks
 from auditor.hooks.runner import HookResults, run_hooks
 from auditor.policy.evaluate import PolicySummary
 from auditor.runs.folder import DEVICES, MODULES
+from auditor.runs.manifest import read_manifest
+from auditor.runs.selection_info import ExitReason
+from auditor.runs.verify import verify_run
 from auditor.simulator.server import Simulator
 from auditor.storage.files import atomic_replace
 from tests.hooks.receiver import TOKEN, receiving
@@ -112,6 +115,48 @@ def test_only_a_violated_rule_of_severity_error_changes_an_exit_code_of_0(
 ) -> None:
     done = hooks_after(tmp_path, whole_run(tmp_path / "run"), rules, exit_code=code)
     assert (done.exit_code, done.problems) == (expected, ())
+
+
+def test_run_json_has_the_exit_code_of_the_policy_until_it_is_met(tmp_path: Path) -> None:
+    run = whole_run(tmp_path / "run")
+    success = ExitReason("success", "all 2 devices have an answer")
+    edit_manifest(run, lambda manifest: replace(manifest, exit_code=0, exit_reason=success))
+    violated = ExitReason("policy_violated", "the policy is violated: ble 1.1")
+    for rules, code, reason in ((VIOLATED, 4, violated), (MET, 0, success), (VIOLATED, 4, violated)):
+        done = hooks_after(tmp_path, run, rules)
+        manifest = read_manifest(run)
+        assert (done.exit_code, manifest.exit_code, manifest.exit_reason) == (code, code, reason)
+        assert done.policy_reason == (reason if code else None)
+    assert verify_run(run) == []
+
+
+def test_run_that_failed_itself_keeps_its_reason_whatever_its_policy_says(tmp_path: Path) -> None:
+    run = every_status(tmp_path / "run").folder
+    failed_ = ExitReason("too_many_failed", "2 of 10 devices failed")
+    edit_manifest(run, lambda manifest: replace(manifest, exit_code=1, exit_reason=failed_))
+    for exit_code in (1, 0):  # a program may leave it out
+        hooks_after(tmp_path, run, VIOLATED, exit_code=exit_code)
+        assert (read_manifest(run).exit_code, read_manifest(run).exit_reason) == (1, failed_)
+
+
+def test_interrupted_hooks_are_the_reason_until_a_resume_repeats_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = whole_run(tmp_path / "run")
+    success = ExitReason("success", "all 2 devices have an answer")
+    edit_manifest(run, lambda manifest: replace(manifest, exit_code=0, exit_reason=success))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "render_metrics", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            hooks_after(tmp_path, run, report={"metrics": "auditor.prom"})
+    manifest = read_manifest(run)
+    assert (manifest.exit_code, manifest.exit_reason and manifest.exit_reason.code) == (130, "interrupted")
+    hooks_after(tmp_path, run, report={"metrics": "auditor.prom"})
+    assert (read_manifest(run).exit_code, read_manifest(run).exit_reason) == (0, success)
 
 
 def test_policy_that_cannot_be_evaluated_fails_and_the_other_hooks_run(tmp_path: Path) -> None:

@@ -113,7 +113,9 @@ async def test_fleet_has_status_and_times(tmp_path: Path) -> None:
     rows = read_fleet(result.folder)
     assert list(rows[0]) == [
         "ordinal", "account", "product_key", "device_name", "iot_id", "device_status", "utc_create", "utc_modified",
+        "attributes",
     ]  # fmt: skip
+    names = {product.product_key: product.product_name for product in world.products}
     assert [row["ordinal"] for row in rows] == list(range(len(rows)))
     by_id = {row["iot_id"]: row for row in rows}
     for device in discoverable(world):
@@ -121,6 +123,13 @@ async def test_fleet_has_status_and_times(tmp_path: Path) -> None:
         assert (row["product_key"], row["device_name"]) == (device.product_key, device.device_name)
         assert (row["device_status"] == "UNACTIVE") == (not device.activated)
         assert row["utc_create"] is not None
+        nickname = {"nickname": device.nickname} if device.nickname else {}
+        listed = {"product_name": names[device.product_key], "node_type": "device"}
+        assert row["attributes"] == nickname | listed
+    with auditor.select_devices(result.folder, auditor.DeviceFilter(where=("nickname!=",))) as selected:
+        assert {row[3] for row in selected.table} == {
+            device.iot_id for device in discoverable(world) if device.nickname
+        }
 
 
 async def test_filters_select_devices_and_other_products_cost_no_call(tmp_path: Path) -> None:

@@ -112,6 +112,12 @@ async def test_only_connected_devices_are_queried_and_results_are_true(tmp_path:
     assert result.manifest.carried == DEVICES - len(connected)
     assert not differing(result.folder, world)
     assert auditor.verify_run(result.folder) == []
+    connections = rows(result.folder, "SELECT device_status, last_online_at IS NOT NULL FROM devices ORDER BY ordinal")
+    assert [status for status, _ in connections] == [device.status if device.exists else None for device in world]
+    assert all(has_time for status, has_time in connections if status in {"ONLINE", "OFFLINE"})
+    with auditor.select_devices(result.folder, auditor.DeviceFilter(online=True)) as selected:
+        online = {(row[2], row[3]) for row in selected.table}
+    assert len(online) == sum(device.exists and device.status == "ONLINE" for device in world)
     selection = result.manifest.selection
     assert selection is not None
     assert (selection.strategy, selection.baseline_run, selection.change_detection) == (

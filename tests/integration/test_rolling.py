@@ -155,7 +155,12 @@ def select_rolling(
             "NULL::VARCHAR AS reason, 'run' AS run, 0 AS change_count, NULL::TIMESTAMP AS failed_at, violating "
             f"FROM (SELECT *, {violating} AS violating FROM fleet)) TO '{path}' (FORMAT parquet)"
         )
-    files = SelectionFiles(tmp_path / "queue.parquet", tmp_path / "plan.parquet", tmp_path / "carried.parquet")
+    files = SelectionFiles(
+        tmp_path / "queue.parquet",
+        tmp_path / "plan.parquet",
+        tmp_path / "carried.parquet",
+        tmp_path / "connections.parquet",
+    )
     with DeviceSelector(tmp_path / "work", "eu", fleet, include_never_activated=True, seed=1) as selector:
         selector.select_rolling(path, lambda: budget, files)
     found = rows(tmp_path, "SELECT product_key, device_name, selection_reason FROM plan ORDER BY rank")

@@ -64,7 +64,7 @@ async def test_every_device_has_the_same_probability_to_be_sampled(tmp_path: Pat
     run = (await audit(tmp_path, world, sample_size=10, seed=0)).folder
     counts: Counter[str] = Counter()
     for seed in range(60):
-        files = SelectionFiles(*(tmp_path / f"{seed}-{name}.parquet" for name in ("queue", "plan", "carried")))
+        files = SelectionFiles(*(tmp_path / f"{seed}-{name}.parquet" for name in SelectionFiles._fields))
         with DeviceSelector(
             tmp_path / "work", "eu", run / "fleet.parquet", include_never_activated=True, seed=seed
         ) as selector:

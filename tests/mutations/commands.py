@@ -46,7 +46,12 @@ class Runs:
 
 
 def _diff(runs: Runs) -> Arguments:
-    pairs = ((str(runs.mutated), str(runs.other)), (str(runs.other), str(runs.mutated)), (str(runs.audits), "--last"))
+    pairs = (
+        (str(runs.mutated), str(runs.other)),
+        (str(runs.other), str(runs.mutated)),
+        (str(runs.audits), "--last"),
+        (str(runs.audits), "--since", "last~1"),
+    )
     flags = runs.random.choice(((), ("--devices",), ("--fail-on", "downgraded,vanished")))
     return ("diff", *runs.random.choice(pairs), *flags, *runs.output())
 
@@ -99,6 +104,9 @@ READING: dict[str, Callable[[Runs], Arguments]] = {
     "report": _report,
     "metrics": lambda runs: ("metrics", runs.path, "-o", str(runs.out / "auditor.prom")),
     "plan": _plan,
+    "runs": lambda runs: ("runs", str(runs.audits), *runs.output()),
+    "status": lambda runs: ("status", str(runs.audits)),
+    "device": lambda runs: ("device", "device1", str(runs.audits), *runs.output()),
 }
 """Commands that change nothing but the file that they write."""
 

@@ -266,6 +266,7 @@ _FLOATS = (0.0, -1.0, 1.0, 1e-320, 1e15, 1e300, -1e300, float("inf"), float("-in
 
 def mutate_quota(content: bytes, random: Random) -> tuple[bytes, str]:
     """Return a shared quota with some of its numbers, or its bytes, changed: it consists of floats."""
+    content = content.ljust(8, b"\0")  # a value that has expired is empty
     if not random.randrange(4):
         return mutate_bytes(content, random)
     changed, done = bytearray(content), []

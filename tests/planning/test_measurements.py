@@ -11,7 +11,8 @@ from structlog.testing import capture_logs
 
 from auditor.planning.measurements import QueriedDevices, latest_measurements
 from auditor.runs.folder import DEVICES
-from auditor.runs.manifest import MANIFEST, Rate
+from auditor.runs.manifest import MANIFEST
+from auditor.runs.selection_info import Rate
 from tests.runs.run_folders import build, edit_manifest, every_status, named, not_found, ok, running
 
 

@@ -18,7 +18,8 @@ from auditor.engine.allocation import concurrency_per_account
 from auditor.errors import SettingsError, UsageError
 from auditor.planning.capacity import MAX_CONCURRENCY, plan_devices
 from auditor.planning.measurements import QueriedDevices, RunMeasurements
-from auditor.runs.manifest import Rate, write_manifest
+from auditor.runs.manifest import write_manifest
+from auditor.runs.selection_info import Rate
 from auditor.simulator.server import Simulator
 from tests.integration.audits import interrupted_audit, plain_world, settings_at
 from tests.integration.test_audit import account_table, settings_for

@@ -8,7 +8,8 @@ import pytest
 
 from auditor.cli.render_run import print_inventory
 from auditor.query.describe import describe_ages, describe_recheck, describe_selection, format_limits
-from auditor.query.devices import DeviceFilter, select_devices
+from auditor.query.devices import select_devices
+from auditor.query.filters import DeviceFilter
 from auditor.query.run import Run
 from auditor.query.snapshot import open_snapshot
 from auditor.runs.folder import INVENTORY_JSON
@@ -65,7 +66,9 @@ def test_a_run_without_answers_has_no_age(tmp_path: Path) -> None:
 
 def test_devices_have_the_source_and_time_of_their_answers(folder: Path) -> None:
     with select_devices(folder, DeviceFilter(source="carried")) as selected:
-        assert [row[-2:] for row in selected.table] == [("carried", at) for at in TIMES]
+        names = list(selected.table.columns)
+        source, time = names.index("source"), names.index("audited_at")
+        assert [(row[source], row[time]) for row in selected.table] == [("carried", at) for at in TIMES]
     with select_devices(folder) as selected:
         assert selected.rows == 6
 

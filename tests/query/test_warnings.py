@@ -10,9 +10,9 @@ import auditor
 from auditor.errors import RunFolderError
 from auditor.models import RunWarning
 from auditor.query.snapshot import open_snapshot
-from auditor.query.warnings import integrity_warnings
+from auditor.query.warnings import completeness_warnings, integrity_warnings
 from auditor.runs.folder import CARRIED, DEVICES, FLEET, MODULES, RESULTS
-from auditor.runs.manifest import DeviceCounts
+from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, GapInfo, read_manifest
 from tests.runs.run_folders import build, edit_manifest, every_status, named, ok, running
 
 
@@ -32,6 +32,22 @@ def warnings_of(run: Path, tmp_path: Path) -> tuple[RunWarning, ...]:
 
 def test_a_complete_run_has_no_warnings(complete_run: Path, tmp_path: Path) -> None:
     assert warnings_of(complete_run, tmp_path) == ()
+
+
+def test_a_run_within_tolerance_has_no_warnings_unless_more_devices_lack_an_answer(tmp_path: Path) -> None:
+    devices = [named(number) for number in range(4)]
+    run = build(tmp_path / "run", devices, [ok(each, ("ble", "1.0")) for each in devices[:3]]).folder
+    edit_manifest(run, lambda manifest: replace(manifest, state="within_tolerance", max_failed=1))
+    assert warnings_of(run, tmp_path) == ()
+    assert auditor.verify_run(run) == []
+    gap = DiscoveryInfo("demo", "partial", missing=1, gap_count=1, gaps=(GapInfo("p1", 4, 5, 5),))
+    edit_manifest(run, lambda manifest: replace(manifest, discovery=(gap,), max_failed="40%"))
+    assert warnings_of(run, tmp_path) == ()
+    fewer = DeviceCounts(ok=2, pending=2)
+    (warning,) = completeness_warnings(run, read_manifest(run), fewer)
+    assert warning == RunWarning("incomplete", str(run), "within_tolerance: 0 devices failed, 2 pending")
+    edit_manifest(run, lambda manifest: replace(manifest, discovery=(), max_failed=0))
+    assert auditor.verify_run(run) == ["run.json: says within_tolerance, but 1 devices failed or are pending"]
 
 
 @pytest.mark.parametrize("gone", [DEVICES, MODULES])

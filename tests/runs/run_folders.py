@@ -4,9 +4,10 @@ import atexit
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import chain, repeat
 from pathlib import Path
 
 import duckdb
@@ -100,10 +101,15 @@ def journal(folder: Path, outcomes: Iterable[Outcome]) -> None:
             (results if isinstance(outcome, DeviceResult) else failures).write(encode_outcome(outcome))
 
 
-def write_fleet(path: Path, fleet: Sequence[Device]) -> None:
-    """The file that ``write_snapshot`` would write, in a fraction of the time (a test compares them)."""
+def write_fleet(path: Path, fleet: Sequence[Device], details: Sequence[Mapping[str, object]] = ()) -> None:
+    """The file that ``write_snapshot`` would write, in a fraction of the time (a test compares them).
+
+    ``details`` has further columns of each device, such as its attributes.
+    """
     lines = path.with_suffix(".jsonl")
-    lines.write_bytes(b"".join(orjson.dumps({"ordinal": n} | asdict(d)) + b"\n" for n, d in enumerate(fleet)))
+    further = chain(details, repeat({}))
+    rows = ({"ordinal": n} | asdict(d) | dict(more) for n, (d, more) in enumerate(zip(fleet, further, strict=False)))
+    lines.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
     columns = {"ordinal": "BIGINT"} | FLEET_COLUMNS
     source, target = sql_read_path(lines), sql_literal(path)
     with duckdb.connect() as database:
@@ -113,10 +119,17 @@ def write_fleet(path: Path, fleet: Sequence[Device]) -> None:
     lines.unlink()
 
 
-def running(folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome], *, name: str = "nightly") -> Built:
-    """A run as it lies there before it is sealed."""
+def running(
+    folder: Path,
+    fleet: Sequence[Device],
+    outcomes: Sequence[Outcome],
+    *,
+    name: str = "nightly",
+    details: Sequence[Mapping[str, object]] = (),
+) -> Built:
+    """A run as it lies there before it is sealed; ``details`` as in ``write_fleet``."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_fleet(folder / FLEET, fleet)
+    write_fleet(folder / FLEET, fleet, details)
     accounts = dict.fromkeys(device.account for device in fleet)
     journal(folder, outcomes)
     write_manifest(
@@ -175,17 +188,24 @@ def build_once(folder: Path, key: object, make: Callable[[], object]) -> None:
             shutil.copy(path, template)
 
 
-def build(folder: Path, fleet: Sequence[Device], outcomes: Sequence[Outcome], *, afresh: bool = False) -> Built:
+def build(
+    folder: Path,
+    fleet: Sequence[Device],
+    outcomes: Sequence[Outcome],
+    *,
+    details: Sequence[Mapping[str, object]] = (),
+    afresh: bool = False,
+) -> Built:
     """A sealed run; ``afresh``: it is sealed in this folder by this test, whose subject that is."""
 
     def make() -> None:
-        running(folder, fleet, outcomes)
+        running(folder, fleet, outcomes, details=details)
         finish(folder)
 
     if afresh:
         make()
     else:
-        build_once(folder, ("run", fleet, outcomes), make)
+        build_once(folder, ("run", fleet, outcomes, details), make)
     return Built(folder, fleet, outcomes)
 
 

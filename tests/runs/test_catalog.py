@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from auditor.errors import RunFolderError
-from auditor.runs.folder import RunCatalog, StoredRun
+from auditor.runs.folder import RunCatalog, StoredRun, find_run
 from auditor.runs.manifest import MANIFEST
 from tests.runs.run_folders import build, edit_manifest, named, ok, running
 
@@ -67,3 +67,62 @@ def test_a_missing_directory_is_an_error_unless_it_may_be_missing(tmp_path: Path
     with pytest.raises(RunFolderError, match="cannot be read"):
         RunCatalog(tmp_path / "missing")
     assert RunCatalog(tmp_path / "missing", missing_ok=True).runs == []
+
+
+def ended(directory: Path, day: int, *, limit: int | None = None) -> Path:
+    """A complete run of a day of November 2026; with a ``limit``, of a part of its fleet."""
+    folder = directory / f"202611{day:02}T020000Z-nightly"
+    build(folder, [named(0)], [ok(named(0), ("ble", "1"))])
+    started_at = f"2026-11-{day:02}T02:00:00.000Z"
+    edit_manifest(
+        folder, lambda manifest: replace(manifest, started_at=started_at, fleet=replace(manifest.fleet, limit=limit))
+    )
+    return folder
+
+
+@pytest.fixture
+def week(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs from Monday, 2026-11-23, to Saturday, without one on Thursday. It is Saturday noon; a test run came last."""
+    for day in (23, 24, 25, 27, 28):
+        ended(tmp_path, day)
+    limited = ended(tmp_path, 29, limit=1)
+    edit_manifest(limited, lambda manifest: replace(manifest, started_at="2026-11-28T11:00:00.000Z"))
+    monkeypatch.setattr("auditor.runs.folder.time.time", lambda: 1_795_867_200.0)  # 2026-11-28T12:00:00Z
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("reference", "day"),
+    [
+        ("last", 28), ("last~0", 28), ("last~1", 27), ("last~4", 23), ("today", 28), ("yesterday", 27),
+        ("monday", 23), ("Mon", 23), ("thursday", 25), ("friday", 27), ("2026-11-24", 24), ("2026-11-26", 25),
+        ("4d", 24), ("12h", 27), ("5d", 23),
+    ],
+)  # fmt: skip
+def test_a_reference_means_a_run_of_the_fleet(week: Path, reference: str, day: int) -> None:
+    assert folder_name(RunCatalog(week).refer(reference)) == f"202611{day}T020000Z-nightly"
+    assert find_run(week / reference) == week / f"202611{day}T020000Z-nightly"
+
+
+@pytest.mark.parametrize("reference", ["last~5", "2026-11-22", "saturday", "60d"])
+def test_a_reference_to_a_run_that_does_not_exist_is_an_error(week: Path, reference: str) -> None:
+    with pytest.raises(RunFolderError, match=f"{week}: has no "):
+        find_run(week / reference)
+
+
+@pytest.mark.parametrize("reference", ["lasts", "last~", "mo", "2026-13-01", "7", "now"])
+def test_other_texts_are_no_reference(week: Path, reference: str) -> None:
+    with pytest.raises(RunFolderError, match="is no run; give its folder, or last, "):
+        RunCatalog(week).refer(reference)
+    with pytest.raises(RunFolderError, match="is not a folder; give a run folder"):
+        find_run(week / reference)
+
+
+def test_a_directory_means_its_newest_whole_run_for_reading(week: Path) -> None:
+    assert find_run(week).name == "20261129T020000Z-nightly"
+    assert find_run(week, "whole").name == find_run(week, "fleet").name == "20261128T020000Z-nightly"
+    edit_manifest(week / "20261128T020000Z-nightly", lambda manifest: replace(manifest, state="partial"))
+    assert find_run(week, "whole").name == "20261127T020000Z-nightly"
+    assert find_run(week, "fleet").name == "20261128T020000Z-nightly"
+    edit_manifest(week / "20261129T020000Z-nightly", lambda manifest: replace(manifest, name="other"))
+    assert find_run(week, "whole").name == "20261129T020000Z-nightly", "the newest run decides on the name"

@@ -14,7 +14,8 @@ from auditor.analysis.history import read_history
 from auditor.cli.render_history import print_history
 from auditor.cli.render_run import print_inventory
 from auditor.models import Device, Outcome, RunWarning
-from auditor.query.devices import DeviceFilter, select_devices
+from auditor.query.devices import select_devices
+from auditor.query.filters import DeviceFilter
 from auditor.query.run import Run
 from auditor.query.snapshot import open_snapshot
 from auditor.query.sql import query_run

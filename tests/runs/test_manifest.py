@@ -2,14 +2,14 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from auditor.errors import RunFolderError, RunNotWritableError
+from auditor.errors import ExitWord, RunFolderError, RunNotWritableError
 from auditor.runs.folder import find_run
 from auditor.runs.manifest import (
     MANIFEST,
@@ -19,12 +19,10 @@ from auditor.runs.manifest import (
     FileInfo,
     FleetInfo,
     Manifest,
-    Planned,
-    Rate,
     read_manifest,
     write_manifest,
 )
-from auditor.runs.selection_info import RequestCounts, SelectionInfo
+from auditor.runs.selection_info import ExitReason, Planned, Rate, RequestCounts, SelectionInfo
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 count = st.integers(0, 2**53)
@@ -33,7 +31,7 @@ manifests = st.builds(
     Manifest,
     auditor_version=text,
     name=text,
-    state=st.sampled_from(["running", "complete", "partial", "aborted"]),
+    state=st.sampled_from(["running", "complete", "within_tolerance", "partial", "aborted"]),
     started_at=text,
     accounts=st.lists(st.builds(AccountInfo, text, text, text, st.none() | rate), max_size=2).map(tuple),
     fleet=st.builds(FleetInfo, text, count, count, text),
@@ -45,6 +43,10 @@ manifests = st.builds(
     failures=st.lists(st.builds(FailureInfo, text, count, text), max_size=2).map(tuple),
     error=st.none() | text,
     files=st.lists(st.builds(FileInfo, text, count, text), max_size=2).map(tuple),
+    max_failed=st.none() | count | st.sampled_from(["0%", "0.5%", "100%"]),
+    exit_code=st.none() | st.integers(0, 255),
+    exit_reason=st.none() | st.builds(ExitReason, st.sampled_from(get_args(ExitWord)), text),
+    trial=st.booleans(),
 )
 in_one_folder = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -83,12 +85,22 @@ def test_the_keys_are_those_of_the_contract_and_start_with_schema_version(tmp_pa
         *("devices", "requests", "rate", "planned", "failures", "error", "files", "resumed_at", "settings"),
         *("settings_sha256", "settings_file", "clock_offset", "silent", "mismatched"),
         *("never_activated", "discovery", "selection", "carried", "unsampled", "oldest_answer_at"),
+        *("max_failed", "exit_code", "exit_reason", "trial", "changes"),
     }
     assert list(table["devices"]) == ["ok", "empty", "not_found", "failed", "pending"]
     fleet = ["source", "devices", "duplicates", "sha256", "limit", "excluded_accounts", "aliases", "possible_aliases"]
     assert list(table["fleet"]) == fleet
     assert list(table["rate"]) == ["target", "achieved", "learned", "latency", "in_flight"]
     assert list(table["accounts"][0]) == ["name", "endpoint", "dialect", "quota"]
+
+
+@pytest.mark.parametrize("value", ['"5"', "-1", '"x%"', "0.5", "[]"])
+def test_a_limit_that_cannot_be_counted_with_is_no_manifest(tmp_path: Path, value: str) -> None:
+    write_manifest(tmp_path, replace(PLAIN, max_failed="0.5%"))
+    path = tmp_path / MANIFEST
+    path.write_text(path.read_text().replace('"0.5%"', value))
+    with pytest.raises(RunFolderError, match=r"is not a manifest: .*max_failed"):
+        read_manifest(tmp_path)
 
 
 def test_a_reader_sees_the_old_manifest_or_the_new_one_never_a_part(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from auditor.errors import RunFolderError, UsageError
 from auditor.models import Device, DeviceResult, Outcome
-from auditor.query.devices import DeviceFilter, select_devices
+from auditor.query.devices import select_devices
+from auditor.query.filters import DeviceFilter
 from auditor.query.run import Run
 from auditor.query.sql import query_run
 from auditor.runs.folder import FLEET, INVENTORY_JSON, PRODUCTS
@@ -231,10 +232,10 @@ def test_missing_modules_are_those_that_plain_python_finds(
 
 
 def test_devices_are_filtered_by_missing_modules(folder: Path) -> None:
-    assert lacking(folder, module_name="BLE") == [("device0002", "empty", "ble"), ("device0003", "empty", "ble")]
+    assert lacking(folder, module="BLE") == [("device0002", "empty", "ble"), ("device0003", "empty", "ble")]
     assert lacking(folder, name="device0000") == [("device0000", "ok", "mcu")]
-    assert lacking(folder, status="ok", module_name="default") == [("device0001", "ok", "default")]
-    assert lacking(folder, product_key="p2") == []
+    assert lacking(folder, status="ok", module="default") == [("device0001", "ok", "default")]
+    assert lacking(folder, product="p2") == []
     assert lacking(folder, status="failed") == []
     assert len(lacking(folder)) == sum(int(row[3]) for row in MISSING)
     with select_devices(folder, DeviceFilter(missing=True, limit=2)) as selected:
@@ -243,11 +244,11 @@ def test_devices_are_filtered_by_missing_modules(folder: Path) -> None:
 
 def test_devices_of_a_running_audit_are_filtered_by_missing_modules(folder: Path) -> None:
     edit_manifest(folder, lambda manifest: replace(manifest, state="running"))
-    assert lacking(folder, module_name="ble") == [("device0002", "empty", "ble"), ("device0003", "empty", "ble")]
+    assert lacking(folder, module="ble") == [("device0002", "empty", "ble"), ("device0003", "empty", "ble")]
 
 
 @pytest.mark.parametrize(
-    "conditions", [{"module_version": "1"}, {"module_name": "ble", "below": "1"}, {"module_name": "ble", "above": "1"}]
+    "conditions", [{"version": "1"}, {"module": "ble", "below": "1"}, {"module": "ble", "above": "1"}]
 )
 def test_a_filter_for_missing_modules_has_no_version(conditions: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="has no version"):

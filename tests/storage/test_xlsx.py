@@ -13,7 +13,8 @@ import pytest
 from auditor.analysis.drift import diff_runs
 from auditor.errors import RunNotWritableError, UsageError
 from auditor.query.describe import describe_warning
-from auditor.query.devices import DeviceFilter, select_devices
+from auditor.query.devices import select_devices
+from auditor.query.filters import DeviceFilter
 from auditor.query.run import Run
 from auditor.query.sql import query_run
 from auditor.storage import xlsx as workbook
@@ -182,10 +183,11 @@ def test_devices_sql_and_drift_are_written_too(tmp_path: Path) -> None:
     old, new = every_status(tmp_path / "old").folder, every_status(tmp_path / "new").folder
     edit_manifest(new, lambda manifest: replace(manifest, started_at="2026-11-23T02:00:00.000Z"))
     path = tmp_path / "out.xlsx"
-    with select_devices(new, DeviceFilter(module_name="ble")) as selected:
+    with select_devices(new, DeviceFilter(module="ble")) as selected:
         selected.table.write(path, "xlsx")
         sheets, _, shown = read(path)
-        assert sheets["rows"] == [list(selected.table.columns), *([*row] for row in selected.table)]
+        rows = [[*row, *[None] * (len(selected.table.columns) - len(row))] for row in sheets["rows"]]
+        assert rows == [list(selected.table.columns), *([*row] for row in selected.table)]
         assert shown == 1
     with query_run(new, "SELECT DATE '2026-11-22' AS day, 1 AS \"=one\"") as answer:
         answer.table.write(path, "xlsx")

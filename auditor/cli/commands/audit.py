@@ -19,10 +19,12 @@ from auditor.cli.options import (
     Duration,
     Flag,
     FleetFile,
+    Hooks,
     Limit,
     LogLevel,
     Priority,
     RunPath,
+    SelectionFlags,
     SelectionOptions,
     apply_selection_flags,
     parse_duration_flag,
@@ -36,7 +38,9 @@ from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
     from auditor.concurrency import StopToken
+    from auditor.config.settings import Settings
     from auditor.engine.progress import AuditResult, ProgressCallback
+    from auditor.hooks.prepare import HookConfig
 
 
 def check(
@@ -131,18 +135,22 @@ def run(
     for_: Duration = None,
     priority: Priority = False,
     out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
+    hooks: Hooks = False,
     log_level: LogLevel = "warning",
 ) -> int:
     """Query every device, or a selection, and write a run folder.
 
-    Print the folder's path to standard output and progress to standard error. Afterwards, run the [policy], [report]
-    and [notify] hooks of the settings. Of these only a violated policy changes the exit code, from 0 to 4. At a
-    deadline the results of the previous run are reused for the remaining devices; devices without one stay pending.
+    Print the folder's path to standard output, and progress to standard error; its last line is the exit code with its
+    reason. Afterwards, run the [policy], [report] and [notify] hooks of the settings. Of these only a violated policy
+    changes the exit code, from 0 to 4. With --account, --limit, --sample, --precision or --out, write no report, Excel
+    file or metrics outside of the run folder, and post no webhook, unless --hooks is given. At a deadline the results
+    of the previous run are reused for the remaining devices; devices without one stay pending.
 
     Parameters
     ----------
     resume:
-        Resume the newest run of this name if it has pending devices; otherwise start a new one.
+        Resume the newest run of this name if it has pending devices; otherwise start a new one. Continue it with
+        changed rates, keys and timeouts; after other changes of the settings, start a new one.
     out:
         Create the run folder in this directory instead of the one in the settings.
     """
@@ -154,7 +162,11 @@ def run(
     # Refuses unknown names; the run stores all accounts.
     print_notes(describe_plain_http(restrict_accounts(settings, account).account))
     until, max_seconds = parse_time_limits(deadline, for_)
-    hooks = prepare_hooks(settings, source=str(config))
+    configured = prepare_hooks(settings, source=str(config))
+    trial = [] if hooks else _trial_flags(settings, account, first, selection, out)
+    if trial:
+        configured = configured.for_trial()
+        print_notes(_describe_withheld(configured, f"with {', '.join(trial)}"))
 
     def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
         from auditor.audit.runner import run_audit
@@ -173,9 +185,37 @@ def run(
             accounts=account or (),
             settings_file=config,
             with_hooks=True,
+            trial=bool(trial),
         )
 
-    return run_audit_command(start, log_level, hooks)
+    return run_audit_command(start, log_level, configured)
+
+
+def _trial_flags(
+    settings: "Settings",
+    accounts: list[str] | None,
+    limit: int | None,
+    selection: SelectionFlags | None,
+    out: Path | None,
+) -> list[str]:
+    """Return the given flags that make a run a trial: it covers a part of the fleet, or is stored elsewhere."""
+    flags = selection or SelectionFlags()
+    given = {
+        "--account": accounts,
+        "--limit": limit,
+        "--sample": flags.sample_size,
+        "--precision": flags.precision,
+        "--out": out is not None and out.resolve() != Path(settings.directory).resolve(),
+    }
+    return [flag for flag, value in given.items() if value]
+
+
+def _describe_withheld(configured: "HookConfig", of: str) -> list[str]:
+    """Return a sentence about the hooks that a trial leaves out, if there are any."""
+    if not configured.withheld:
+        return []
+    names = ", ".join(configured.withheld)
+    return [f"a run {of} leaves out what others read every day: {names}; --hooks includes it"]
 
 
 def resume(
@@ -187,12 +227,13 @@ def resume(
     deadline: Deadline = None,
     for_: Duration = None,
     priority: Priority = False,
+    hooks: Hooks = False,
     log_level: LogLevel = "warning",
 ) -> int:
     """Resume an unfinished run; retry failed devices.
 
     Keep the results that exist. Use the run's own fleet, and the settings that you started it with, also for its hooks.
-    Do not change a complete run, but run hooks that it still lacks.
+    Do not change a complete run, but run hooks that it still lacks. The last line is the exit code with its reason.
 
     Parameters
     ----------
@@ -210,7 +251,8 @@ def resume(
     from auditor.runs.manifest import read_manifest
 
     folder = find_run(run)
-    if read_manifest(folder).state == "complete" and not has_pending_hooks(folder):
+    manifest = read_manifest(folder)
+    if manifest.state == "complete" and not has_pending_hooks(folder):
         print_error(f"{safe(folder)}: is complete; nothing to resume")
         print_path(folder)
         return 0
@@ -218,10 +260,13 @@ def resume(
     own = resume_settings(folder, replacement, trust=trust, quiet=True)
     until, max_seconds = parse_time_limits(deadline, for_)
     if replacement is None:
-        hooks = prepare_resume_hooks(own, source=f"settings of {folder}")
+        configured = prepare_resume_hooks(own, source=f"settings of {folder}")
     else:
-        hooks = prepare_hooks(replacement, source=str(settings))
-    print_notes(hooks.notes)
+        configured = prepare_hooks(replacement, source=str(settings))
+    if manifest.trial and not hooks:
+        configured = configured.for_trial()
+        print_notes(_describe_withheld(configured, "that was started as a trial"))
+    print_notes(configured.notes)
 
     def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
         from auditor.audit.runner import resume_audit
@@ -239,13 +284,14 @@ def resume(
             trust=trust,
         )
 
-    return run_audit_command(start, log_level, hooks)
+    return run_audit_command(start, log_level, configured)
 
 
 def prune(directory: Path = Path("audits"), /, *, keep: int, dry_run: Flag = False) -> int:
     """Delete old runs and print their names.
 
-    Keep the newest complete run of each name, however old it is, and runs in progress.
+    Keep the newest whole run of each name, however old it is, and runs in progress; keep what changed in deleted runs
+    in the folder .changes.
 
     Parameters
     ----------

@@ -57,14 +57,17 @@ def _show_results(runs: list[Path], directory: Path) -> None:
     """Show the commands that read runs, and their output."""
     from importlib.util import find_spec
 
-    from auditor.cli.commands.query import devices, diff, history, inventory
+    from auditor.cli.commands.devices import devices, inventory
+    from auditor.cli.commands.query import diff, history
     from auditor.cli.commands.report import policy, report
     from auditor.cli.demonstration import DEMO_RULES
+    from auditor.cli.options import FilterFlags
 
     newest, rules, page = runs[-1], directory / "demo-rules.toml", directory / "demo.html"
     rules.write_text(DEMO_RULES, encoding="utf-8")
     _show(lambda: inventory(newest), "inventory", newest)
-    _show(lambda: devices(newest, missing=True, limit=5), "devices", newest, "--missing", "--limit", 5)
+    few = FilterFlags(limit=5)
+    _show(lambda: devices(newest, filters=few, missing=True), "devices", newest, "--missing", "--limit", 5)
     if len(runs) > 1:
         _show(lambda: diff(runs[-2], newest), "diff", runs[-2], newest)
         _show(lambda: history(directory, module="default"), "history", directory, "--module", "default")

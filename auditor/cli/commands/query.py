@@ -1,137 +1,71 @@
-"""Commands that read runs: inventory, devices, sql, diff, history and verify."""
+"""Commands that read runs: sql, diff, history and verify."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
 from auditor.cli.console import print_error, print_line
-from auditor.cli.options import Flag, OutputPath, RunPath, parse_duration_flag, parse_names, require_positive
-from auditor.cli.output import FormatOption, emit, print_rows, print_warnings, resolve_format
+from auditor.cli.options import FILTERS, Flag, OutputPath, ReadPath, RunPath, parse_duration_flag, parse_names
+from auditor.cli.output import Format, FormatOption, emit, print_rows, print_warnings, read_from, resolve_format
 from auditor.errors import DriftError, UsageError
-from auditor.models import DeviceState, Source
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
     from auditor.analysis.drift import Drift
-
-FILTERS = Group("Filters", sort_key=1)
+    from auditor.analysis.net_changes import ChangeFilter
 
 MAX_QUERY_MEMORY, MAX_QUERY_OUTPUT = 1_000_000_000, 10_000_000_000
 """Bytes of memory, and of the file that is written, of an SQL query."""
+
+MAX_STATEMENT = 1_000_000
+"""Characters of an SQL statement that is read from a file or standard input."""
 
 HISTORY_TABLE_RUNS = 30
 """Maximum number of runs in a table of ``history`` without --limit."""
 
 
-def inventory(run: RunPath, /, *, format: FormatOption = None, out: OutputPath = None) -> int:  # noqa: A002  the flag's name
-    """Count devices per product, module and version, with shares."""
-    from auditor.cli.render_run import print_inventory
-    from auditor.query.run import Run
-
-    resolved = resolve_format(format, out)
-    with Run(run) as opened:
-        print_warnings(opened.warnings)
-        emit(
-            resolved,
-            out,
-            show=lambda: print_inventory(
-                opened.manifest, opened.devices, opened.inventory(), sample=opened.sample, ages=opened.ages
-            ),
-            write=opened.write_inventory,
-        )
-    return 0
-
-
-def devices(
-    run: RunPath,
-    /,
-    *,
-    product: Annotated[str | None, Parameter(group=FILTERS)] = None,
-    module: Annotated[str | None, Parameter(group=FILTERS)] = None,
-    version: Annotated[str | None, Parameter(name="--version", group=FILTERS)] = None,
-    below: Annotated[str | None, Parameter(group=FILTERS)] = None,
-    above: Annotated[str | None, Parameter(group=FILTERS)] = None,
-    status: Annotated[DeviceState | None, Parameter(group=FILTERS)] = None,
-    source: Annotated[Source | None, Parameter(group=FILTERS)] = None,
-    name: Annotated[str | None, Parameter(group=FILTERS)] = None,
-    missing: Annotated[bool, Parameter(negative=(), show_default=False, group=FILTERS)] = False,
-    limit: Annotated[int | None, Parameter(group=FILTERS)] = None,
-    format: FormatOption = None,  # noqa: A002  the flag's name
-    out: OutputPath = None,
-) -> int:
-    """List devices that match all filters, with their versions.
-
-    Write a row for each device and module, or one row for a device without modules. Versions that cannot be compared
-    are neither below nor above another; standard error says how many devices run one.
-
-    Parameters
-    ----------
-    product:
-        Product key.
-    module:
-        Name of a module that the device reports; case does not matter.
-    version:
-        Exact version that the device runs.
-    below:
-        List devices with an older version of --module.
-    above:
-        List devices with a newer version of --module.
-    status:
-        Outcome of the query.
-    source:
-        Where the result comes from: this run, an earlier run, or nowhere, as the device was not sampled.
-    name:
-        The device's device_name or iot_id.
-    missing:
-        List the modules that the product defines and the device never reported, instead of the reported ones.
-    limit:
-        Write at most INT rows; default 1,000 in a table.
-    """
-    from auditor.query.devices import DeviceFilter, select_devices
-
-    resolved = resolve_format(format, out)
-    filters = DeviceFilter(
-        product_key=product, module_name=module, module_version=version, below=below, above=above,
-        status=status, source=source, name=name, limit=require_positive("--limit", limit), missing=missing,
-    )  # fmt: skip
-    with select_devices(run, filters) as selected:
-        print_warnings(selected.run.warnings)
-        emit(resolved, out, show=lambda: print_rows(selected.table, limit, brief=True), write=selected.table.write)
-        if count := selected.uncompared:
-            bounds = " and ".join(each for each in (below, above) if each is not None)
-            print_error(f"note: {count:,} devices run a version that cannot be compared with {safe(bounds)}")
-        if limit is not None and selected.rows > limit:
-            print_error(f"note: {limit:,} of {selected.rows:,} rows")
-    return 0
-
-
 def sql(
-    run: RunPath,
-    query: str,
+    run: ReadPath | None = None,
+    query: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     /,
     *,
+    runs: Path | None = None,
+    file: Annotated[Path | None, Parameter(alias="-f")] = None,
     timeout: str = "10m",
     format: FormatOption = None,  # noqa: A002  the flag's name
     out: OutputPath = None,
 ) -> int:
-    """Query a run with SQL (read-only).
+    """Query a run, or all runs of a directory, with SQL (read-only).
 
-    The views are fleet, devices, modules, inventory, products and missing_modules; auditor sql RUN "DESCRIBE devices"
-    lists columns. The query is one SELECT in DuckDB's dialect. It cannot read other files, use the network or change
-    settings. It has 1 GB of memory, 4 GB of temporary files, and an output of 10 GB. A table shows at most 1,000 rows.
+    The views are fleet, devices, modules, device_modules, inventory, products and missing_modules; auditor sql RUN
+    "DESCRIBE devices" lists columns. With --runs they are runs, changes, fleet, devices, modules and inventory,
+    with the columns run and started_at. version_below(a, b) and version_above(a, b) compare versions, and
+    version_rank(product_key, module_name, module_version) numbers them. The query is one SELECT in DuckDB's
+    dialect. It cannot read other files, use the network or change settings. It has 1 GB of memory, 4 GB of
+    temporary files, and an output of 10 GB. A table shows at most 1,000 rows.
 
     Parameters
     ----------
     query:
-        The SELECT statement.
+        The SELECT statement; - reads it from standard input.
+    runs:
+        Query all runs of this directory that have the name of its newest one.
+    file:
+        Read the statement from this file.
     timeout:
         End the query after this time, such as 30s or 2h.
     """
-    from auditor.query.sql import query_run
+    from auditor.query.sql import query_run, query_runs
 
+    if runs is not None and run is not None and query is None and file is None:
+        run, query = None, str(run)  # the only argument is the statement
+    if (run is None) == (runs is None) or (query is None) == (file is None):
+        raise UsageError("give RUN and a statement, or --runs DIRECTORY and a statement; -f FILE has the statement too")
+    statement = _read_statement(query, file)
     resolved = resolve_format(format, out)
     seconds = parse_duration_flag("--timeout", timeout)
     try:
@@ -140,12 +74,32 @@ def sql(
             def prepare() -> None:
                 limits.enter_context(_limited_process(seconds, timeout))
 
-            with query_run(run, query, prepare=prepare) as result:
-                print_warnings(result.run.warnings)
-                emit(resolved, out, show=lambda: print_rows(result.table), write=result.table.write)
+            if runs is not None:
+                with query_runs(runs, statement, prepare=prepare) as of_runs:
+                    print_warnings(of_runs.warnings)
+                    emit(resolved, out, show=lambda: print_rows(of_runs.table), write=of_runs.table.write)
+            elif run is not None:
+                with query_run(read_from(run), statement, prepare=prepare) as result:
+                    print_warnings(result.run.warnings)
+                    emit(resolved, out, show=lambda: print_rows(result.table), write=result.table.write)
     except MemoryError:
         raise UsageError("the query fails: a value of it does not fit into 1 GB of memory") from None
     return 0
+
+
+def _read_statement(query: str | None, file: Path | None) -> str:
+    """Return the statement itself, or that of standard input or a file."""
+    if file is None and query != "-":
+        return query or ""
+    try:
+        if file is None or str(file) == "-":
+            return sys.stdin.read(MAX_STATEMENT)
+        with file.open(encoding="utf-8") as opened:
+            return opened.read(MAX_STATEMENT)
+    except OSError as error:
+        raise UsageError(f"{file or 'standard input'}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{file or 'standard input'}: is not UTF-8 text") from None
 
 
 @contextmanager
@@ -184,12 +138,18 @@ def diff(
     /,
     *,
     last: Flag = False,
+    since: str | None = None,
     devices: Flag = False,
+    all_: Annotated[Flag, Parameter(name="--all")] = False,
+    changed: Annotated[str | None, Parameter(group=FILTERS)] = None,
+    account: Annotated[str | None, Parameter(group=FILTERS)] = None,
+    product: Annotated[str | None, Parameter(group=FILTERS)] = None,
+    module: Annotated[str | None, Parameter(group=FILTERS)] = None,
     fail_on: str | None = None,
     format: FormatOption = None,  # noqa: A002  the flag's name
     out: OutputPath = None,
 ) -> int:
-    """Compare two runs: changed versions, modules and devices.
+    """Compare two runs: changed versions, modules and devices, the largest changes first.
 
     Devices without an answer are not counted as changed. For samples, compare the share of each version, and whether it
     changed significantly.
@@ -197,43 +157,98 @@ def diff(
     Parameters
     ----------
     old:
-        Earlier run folder. With --last: directory of runs, default audits.
+        Earlier run folder. With --last and --since: directory of runs, default audits.
     new:
         Later run folder, or directory of runs (uses its newest run).
     last:
         Compare the newest run of a directory with the previous one of the same name.
+    since:
+        Compare the newest run of a directory with the one of monday, yesterday, 2026-11-23, 7d (days ago), last~3 or a
+        folder, and count the changes from version to version. The older run may have been deleted by prune.
     devices:
         List each change of each device instead of counts by product and module.
+    all_:
+        List the modules that did not change, too.
+    changed:
+        With --since: only these changes, such as downgraded,vanished.
+    account:
+        With --since: only devices of this account.
+    product:
+        With --since: only devices of this product key.
+    module:
+        With --since: only this module; case does not matter.
     fail_on:
         Exit with 4 if one of these changes is found, such as downgraded,vanished; for samples: grew,shrank.
     """
     from auditor.analysis.drift import CHANGES, diff_runs, latest_pair
+    from auditor.analysis.net_changes import NET_CHANGES, ChangeFilter
     from auditor.analysis.sample_drift import SHARE_CHANGES
     from auditor.cli.render_run import describe_drift, print_shares
-    from auditor.runs.folder import find_run
+    from auditor.runs.folder import DEFAULT_DIRECTORY, find_run
 
     resolved = resolve_format(format, out)
+    changes = parse_names("--fail-on", fail_on, (*CHANGES, *SHARE_CHANGES))
+    only = ChangeFilter(tuple(parse_names("--changed", changed, NET_CHANGES)), account, product, module)
+    if since is not None:
+        if last or new is not None or all_:
+            raise UsageError("give --since and a directory of runs, without --last, --all or a second run")
+        return _diff_since(
+            old or DEFAULT_DIRECTORY, since, only, fail_on=changes, format_=resolved, out=out, devices=devices
+        )
+    if only != ChangeFilter():
+        raise UsageError("--changed, --account, --product and --module need --since")
     if last and new is None:
-        old, new = latest_pair(Path("audits") if old is None else old)
+        old, new = latest_pair(DEFAULT_DIRECTORY if old is None else old)
     elif last or old is None or new is None:
-        raise UsageError("give two runs, OLD and NEW, or --last and a directory of runs")
-    old, new = find_run(old), find_run(new)
+        raise UsageError("give two runs, OLD and NEW, or --last or --since and a directory of runs")
+    old, new = find_run(old), read_from(new)
     if old.resolve() == new.resolve():
         raise UsageError(f"{old}: is both the old and the new run; give two runs, or --last and their directory")
-    changes = parse_names("--fail-on", fail_on, (*CHANGES, *SHARE_CHANGES))
     with diff_runs(old, new) as drift:
         counts = _count_changes(drift, changes)
         print_warnings(drift.warnings)
         shares = None if devices else drift.shares
-        table = drift.devices if devices else drift.modules if shares is None else shares.table
+        modules = drift.modules if all_ else drift.changed_modules
+        table = drift.devices if devices else modules if shares is None else shares.table
         show = (lambda: print_rows(table, brief=True)) if shares is None else (lambda: print_shares(shares))
         emit(resolved, out, show=show, write=table.write)
         for line in describe_drift(drift):
             print_error(line)
-        matched = [f"{count:,} {change}" for change, count in counts.items() if count]
-    if matched:
-        raise DriftError(f"--fail-on matched: {', '.join(matched)}")
+    _raise_on(counts)
     return 0
+
+
+def _diff_since(
+    directory: Path,
+    since: str,
+    only: "ChangeFilter",
+    *,
+    fail_on: list[str],
+    format_: Format,
+    out: Path | None,
+    devices: bool,
+) -> int:
+    """Print or write what changed in a directory of runs since one of them."""
+    from auditor.analysis.net_changes import NET_CHANGES, read_changes_since
+    from auditor.cli.render_runs import describe_net_changes
+
+    if unknown := [change for change in fail_on if change not in NET_CHANGES]:
+        raise UsageError(f"--fail-on {','.join(unknown)}: --since counts {', '.join(NET_CHANGES)}")
+    with read_changes_since(directory, since, only=only) as found:
+        print_warnings(found.warnings)
+        table = found.devices if devices else found.versions
+        emit(format_, out, show=lambda: print_rows(table, brief=True), write=table.write)
+        for line in describe_net_changes(found):
+            print_error(line)
+        counts = {change: found.counts[change] for change in fail_on}
+    _raise_on(counts)
+    return 0
+
+
+def _raise_on(counts: dict[str, int]) -> None:
+    """Raise DriftError if a change that --fail-on names was found."""
+    if matched := [f"{count:,} {change}" for change, count in counts.items() if count]:
+        raise DriftError(f"--fail-on matched: {', '.join(matched)}")
 
 
 def _count_changes(drift: "Drift", changes: list[str]) -> dict[str, int]:

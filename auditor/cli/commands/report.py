@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from auditor.cli.console import print_error, print_path
-from auditor.cli.options import OUTPUT, Flag, OutputPath, RunPath
+from auditor.cli.options import OUTPUT, Flag, OutputPath, ReadPath, RunPath
 from auditor.cli.output import (
     emit,
     emit_file,
@@ -16,6 +16,7 @@ from auditor.cli.output import (
     print_notes,
     print_rows,
     print_warnings,
+    read_from,
     write_to_stdout,
 )
 from auditor.errors import PolicyError, UsageError
@@ -40,7 +41,7 @@ RulesOption = Annotated[Path | None, Parameter(help="Evaluate this policy, too."
 
 
 def policy(
-    run: RunPath,
+    run: ReadPath,
     rules: Rules,
     /,
     *,
@@ -68,7 +69,7 @@ def policy(
         format = POLICY_FORMATS.get(out.suffix.lower())  # noqa: A001  as above
     if devices and format in {"junit", "sarif", "markdown"}:
         raise UsageError(f"--devices needs a table; {format} lists devices as examples")
-    with evaluate_policy(run, load_policy(rules)) as result:
+    with evaluate_policy(read_from(run), load_policy(rules)) as result:
         print_warnings(result.warnings)
         match format:
             case "junit" | "sarif" | "markdown":
@@ -102,7 +103,7 @@ def _print_results(result: "PolicyReport") -> None:
 
 
 def report(
-    run: RunPath,
+    run: ReadPath,
     /,
     *,
     rules: RulesOption = None,
@@ -123,7 +124,7 @@ def report(
     from auditor.report.render import render_html, require_extra, write_html
 
     require_extra()
-    page = build_report(run, policy=_load_policy(rules), directory=history)
+    page = build_report(read_from(run), policy=_load_policy(rules), directory=history)
     print_notes(page.caveats)
     if out is not None and is_stdout(out):
         write_to_stdout(io.BytesIO(render_html(page).encode()))
@@ -138,13 +139,14 @@ def metrics(run: RunPath, /, *, rules: RulesOption = None, out: OutputPath = Non
     """Write a run as Prometheus metrics, for node_exporter's textfile collector.
 
     The metrics are coverage, devices by module and version, verdicts of rules, requests, and the time of the last
-    success. The file is replaced atomically and is readable for all users.
+    success. The file is replaced atomically and is readable for all users. In a directory, use its newest run of the
+    whole fleet, also if that failed.
     """
     from auditor.hooks.prometheus import render_metrics, write_metrics_file
     from auditor.policy.evaluate import summarize_policy
     from auditor.runs.folder import find_run
 
-    folder, loaded = find_run(run), _load_policy(rules)
+    folder, loaded = find_run(run, "fleet"), _load_policy(rules)
     evaluated = None if loaded is None else summarize_policy(folder, loaded)
     if out is not None and not is_stdout(out):
         write_metrics_file(folder, out, evaluated)

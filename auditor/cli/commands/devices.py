@@ -1,0 +1,115 @@
+"""Commands that read the devices of a run: inventory and devices."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from auditor.cli.console import print_error
+from auditor.cli.options import (
+    FILTERS,
+    FilterFlags,
+    FilterOptions,
+    GroupBy,
+    LocalTime,
+    OutputPath,
+    ReadPath,
+    build_filter,
+    split_names,
+)
+from auditor.cli.output import FormatOption, emit, print_rows, print_warnings, read_from, resolve_format
+from auditor.models import DeviceState, Source
+from auditor.text.formatting import safe
+
+
+def inventory(
+    run: ReadPath,
+    /,
+    *,
+    filters: FilterOptions = None,
+    group_by: GroupBy = None,
+    format: FormatOption = None,  # noqa: A002  the flag's name
+    out: OutputPath = None,
+) -> int:
+    """Count devices per product, module and version, with shares.
+
+    With filters, count the devices that match all of them. With --group-by, count them for each site, or whatever is
+    named: shares are of the devices of the product in the group.
+    """
+    from auditor.cli.render_run import print_inventory
+    from auditor.query.devices import select_inventory
+    from auditor.query.run import Run
+
+    resolved = resolve_format(format, out)
+    if filters is not None or group_by is not None:
+        with select_inventory(read_from(run), build_filter(filters), group_by=split_names(group_by)) as selected:
+            print_warnings(selected.run.warnings)
+            limit = None if filters is None else filters.limit
+            emit(resolved, out, show=lambda: print_rows(selected.table, limit, brief=True), write=selected.table.write)
+            _note_uncompared(selected.uncompared, filters)
+        return 0
+    with Run(read_from(run)) as opened:
+        print_warnings(opened.warnings)
+        emit(
+            resolved,
+            out,
+            show=lambda: print_inventory(
+                opened.manifest, opened.devices, opened.inventory(), sample=opened.sample, ages=opened.ages
+            ),
+            write=opened.write_inventory,
+        )
+    return 0
+
+
+def devices(
+    run: ReadPath,
+    /,
+    *,
+    filters: FilterOptions = None,
+    status: Annotated[DeviceState | None, Parameter(group=FILTERS)] = None,
+    source: Annotated[Source | None, Parameter(group=FILTERS)] = None,
+    name: Annotated[str | None, Parameter(group=FILTERS)] = None,
+    missing: Annotated[bool, Parameter(negative=(), show_default=False, group=FILTERS)] = False,
+    group_by: GroupBy = None,
+    local_time: LocalTime = False,
+    format: FormatOption = None,  # noqa: A002  the flag's name
+    out: OutputPath = None,
+) -> int:
+    """List devices that match all filters, with their versions, or count them with --group-by.
+
+    Write a row for each device and module, or one row for a device without modules. Versions that cannot be compared
+    are neither below nor above another; standard error says how many devices run one. A table shows the attributes
+    that --where names; other formats have all of them.
+
+    Parameters
+    ----------
+    status:
+        Outcome of the query.
+    source:
+        Where the result comes from: this run, an earlier run, or nowhere, as the device was not sampled.
+    name:
+        The device's device_name or iot_id.
+    missing:
+        List the modules that the product defines and the device never reported, instead of the reported ones.
+    """
+    from auditor.query.devices import select_devices
+
+    resolved = resolve_format(format, out)
+    criteria = build_filter(filters, status=status, source=source, name=name, missing=missing)
+    with select_devices(read_from(run), criteria, group_by=split_names(group_by)) as selected:
+        print_warnings(selected.run.warnings)
+        emit(
+            resolved,
+            out,
+            show=lambda: print_rows(selected.short_table, criteria.limit, brief=True, local_time=local_time),
+            write=selected.table.write,
+        )
+        _note_uncompared(selected.uncompared, filters)
+        if criteria.limit is not None and selected.rows > criteria.limit:
+            print_error(f"note: {criteria.limit:,} of {selected.rows:,} rows")
+    return 0
+
+
+def _note_uncompared(count: int, filters: FilterFlags | None) -> None:
+    if count and filters is not None:
+        bounds = " and ".join(each for each in (filters.below, filters.above) if each is not None)
+        print_error(f"note: {count:,} devices run a version that cannot be compared with {safe(bounds)}")

@@ -1,0 +1,48 @@
+"""The command runs: the runs of a directory."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from auditor.cli.options import OUTPUT, OutputPath, require_positive
+from auditor.cli.output import FormatOption, emit, print_notes, resolve_format
+
+MAX_TABLE_RUNS = 30
+"""Runs of a table without --limit."""
+
+
+def runs(
+    directory: Path = Path("audits"),
+    /,
+    *,
+    name: str | None = None,
+    limit: Annotated[int | None, Parameter(group=OUTPUT)] = None,
+    format: FormatOption = None,  # noqa: A002  the flag's name
+    out: OutputPath = None,
+) -> int:
+    """List the runs of a directory, the newest first, and why each ended as it did.
+
+    Runs that prune has deleted are listed if their changes are kept.
+
+    Parameters
+    ----------
+    directory:
+        Directory of runs.
+    name:
+        Name of the runs; default: all.
+    limit:
+        List the newest INT runs; default 30 in a table, all in other formats.
+    """
+    from auditor.analysis.run_list import read_runs
+    from auditor.cli.render_runs import print_runs
+
+    resolved = resolve_format(format, out)
+    newest = require_positive("--limit", limit, "runs")
+    newest = MAX_TABLE_RUNS if newest is None and resolved == "table" else newest
+    with read_runs(directory, name=name, limit=newest) as found:
+        print_notes(found.unreadable)
+        emit(resolved, out, show=lambda: print_runs(found.runs), write=found.table.write)
+        if found.count > len(found.runs):
+            print_notes([f"the newest {len(found.runs):,} of {found.count:,} runs; --limit shows more"])
+    return 0

@@ -1,0 +1,173 @@
+"""Render the runs of a directory for people: their list, and the state of the last one. Names are escaped."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from auditor.analysis.net_changes import NetChanges
+from auditor.cli.output import open_console
+from auditor.cli.render_run import describe_coverage
+from auditor.errors import ExitWord, RunFolderError
+from auditor.query.warnings import state_label
+from auditor.runs.folder import RunCatalog, StoredRun, find_stored_run
+from auditor.runs.locking import is_locked
+from auditor.runs.manifest import Manifest
+from auditor.text.formatting import format_count, format_duration, safe
+
+_STATE_STYLES = {"complete": "green", "within tolerance": "green", "sample": "cyan", "running": "cyan"}
+
+_RESUME, _CHECK, _VERIFY = "auditor resume {run}", "auditor check {settings}", "auditor verify {run}"
+
+_FAILED = "auditor devices {run} --status failed"
+
+_NEXT_STEPS: dict[ExitWord, tuple[str, tuple[str, ...]]] = {
+    "success": ("nothing is to be done; see what changed", ("auditor diff --since {previous} {directory}",)),
+    "within_tolerance": ("nothing has to be done; see which devices have no answer", (_FAILED,)),
+    "too_many_failed": ("see which devices failed, remove the cause, and retry them", (_FAILED, _RESUME)),
+    "too_many_pending": ("continue with the pending devices", (_RESUME,)),
+    "unlisted_product": ("continue the device lists", (_RESUME,)),
+    "silent_account": ("check region_id, instance_id and the permission of the access key", (_CHECK,)),
+    "imprecise": ("query a larger sample, or with a longer time limit", ("auditor plan {settings}",)),
+    "not_verified": ("see which file differs, and start a new run", (_VERIFY, "auditor run {settings}")),
+    "unexpected_error": ("report the error, and continue the run", (_RESUME,)),
+    "unusable_fleet": ("correct the fleet settings", (_CHECK,)),
+    "refused_account": ("correct the key or the permission, and continue the run", (_CHECK, _RESUME)),
+    "unreachable_account": ("check the endpoint, the network and the proxy, and continue the run", (_CHECK, _RESUME)),
+    "unreadable_run": ("see which file is damaged", (_VERIFY,)),
+    "cannot_write": ("free some space or correct the permissions, and continue the run", (_RESUME,)),
+    "policy_violated": ("see which devices violate a rule", ("auditor report {run}",)),
+    "policy_not_evaluated": ("correct the rules, and run the hooks again", (_CHECK, _RESUME)),
+    "interrupted": ("continue the run", (_RESUME,)),
+}
+"""What to do after a run with this exit reason, and the commands for it."""
+
+
+def print_runs(runs: Sequence[StoredRun]) -> None:
+    """Print runs as a table, the newest first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("run", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for name in ("devices", "failed", "pending", "duration", "exit"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for run in runs:
+        manifest = run.manifest
+        label = state_label(manifest.state, manifest.devices, manifest.unsampled)
+        if manifest.state != "running" and not run.sealed:
+            label = "deleted" if manifest.changes is not None else f"{label}, not sealed"
+        table.add_row(
+            safe(run.folder.name),
+            Text(safe(label), style=_STATE_STYLES.get(label, "yellow")),
+            f"{manifest.fleet.devices:,}",
+            f"{manifest.devices.failed:,}",
+            f"{manifest.devices.pending - manifest.unsampled:,}",
+            "" if run.seconds is None else format_duration(run.seconds),
+            "" if manifest.exit_code is None else str(manifest.exit_code),
+            "" if manifest.exit_reason is None else _shorten_reason(manifest),
+        )
+    open_console().print(table)
+
+
+def _shorten_reason(manifest: Manifest) -> str:
+    reason = manifest.exit_reason
+    if reason is None or reason.code == "success":
+        return ""
+    return f"{reason.code}: {safe(reason.message)}"
+
+
+def describe_status(path: Path, name: str | None = None) -> Iterator[str]:
+    """Yield lines about the last run of a directory, or about a run: its end, the reason, changes, and next steps.
+
+    Raises:
+        RunFolderError: there is no run of this name.
+    """
+    if name is None:
+        _, run = find_stored_run(path)
+    else:
+        found = RunCatalog(path).latest(name)
+        if found is None:
+            raise RunFolderError(f"{path}: contains no run named {name!r}")
+        run = found
+    manifest = run.manifest
+    yield f"run: {safe(run.folder)}"
+    yield f"started: {_format_minute(manifest.started_at)}{_describe_end(run)}"
+    yield f"result: {safe(manifest.describe_exit() or _describe_unfinished(run))}"
+    yield f"devices: {describe_coverage(manifest, manifest.devices)}"
+    for failure in manifest.failures[:5]:
+        yield f"failed: {failure.devices:,} with {safe(failure.code)}, such as {safe(failure.example)}"
+    if len(manifest.failures) > 5:  # noqa: PLR2004  examples
+        yield f"failed: {len(manifest.failures) - 5:,} more codes"
+    if manifest.changes is not None:
+        counts = (f"{count:,} {change.replace('_', ' ')}" for change, count in manifest.changes.counts.items())
+        yield f"changes: {', '.join(counts) or 'none'} (modules of devices, since {safe(manifest.changes.previous)})"
+    yield from _describe_success(run)
+    sentence, commands = _next_steps(run)
+    yield f"next: {sentence}"
+    yield from (f"  {command}" for command in commands)
+
+
+def _format_minute(at: str) -> str:
+    return f"{safe(at[:16].replace('T', ' '))} UTC"
+
+
+def _describe_end(run: StoredRun) -> str:
+    if run.manifest.finished_at is None:
+        return ""
+    took = "" if run.seconds is None else f" ({format_duration(run.seconds)})"
+    return f", ended: {_format_minute(run.manifest.finished_at)}{took}"
+
+
+def _describe_unfinished(run: StoredRun) -> str:
+    manifest = run.manifest
+    answered = manifest.fleet.devices - manifest.devices.unanswered
+    progress = f"{answered:,} of {format_count(manifest.fleet.devices, 'device')} have an answer"
+    if manifest.state != "running":
+        return f"{manifest.state}{'' if manifest.error is None else f': {manifest.error}'}; {progress}"
+    return f"{'in progress' if is_locked(run.folder) else 'killed before its end'}; {progress}"
+
+
+def _describe_success(run: StoredRun) -> Iterator[str]:
+    """Yield a line about the last success, if the run itself is none."""
+    if run.complete or run.manifest.state == "running":
+        return
+    catalog = RunCatalog(run.folder.parent)
+    last = next((each for each in catalog.earlier(run.manifest, run.folder) if each.complete), None)
+    found = "none in this directory" if last is None else f"{safe(last.folder.name)}"
+    yield f"last success: {found}"
+
+
+def _next_steps(run: StoredRun) -> tuple[str, list[str]]:
+    """Return what to do after a run, and the commands."""
+    manifest = run.manifest
+    names = {
+        "run": _quote(run.folder),
+        "directory": _quote(run.folder.parent),
+        "settings": "SETTINGS.toml" if manifest.settings_file is None else _quote(manifest.settings_file),
+        "previous": _quote(manifest.changes.previous) if manifest.changes is not None else "last~1",
+    }
+    if manifest.exit_reason is not None:
+        sentence, commands = _NEXT_STEPS[manifest.exit_reason.code]
+        if manifest.exit_reason.code == "success" and manifest.changes is None:
+            sentence, commands = "nothing is to be done", ()
+    elif manifest.state == "running" and is_locked(run.folder):
+        sentence, commands = "wait for its end", ()
+    elif manifest.is_success:
+        sentence, commands = "nothing is to be done", ()
+    else:
+        sentence, commands = "continue the run", (_RESUME,)
+    return sentence, [command.format(**names) for command in commands]
+
+
+def _quote(path: str | Path) -> str:
+    return shlex.quote(safe(path))
+
+
+def describe_net_changes(changes: NetChanges) -> Iterator[str]:
+    """Yield lines about what changed between two runs of a directory."""
+    runs = f"{safe(changes.old.folder.name)} to {safe(changes.new.folder.name)}"
+    counts = ", ".join(f"{count:,} {change.replace('_', ' ')}" for change, count in changes.counts.items() if count)
+    read = f", from the changes of {format_count(changes.recorded, 'run')}" if changes.recorded else ""
+    yield f"{runs}: {counts or 'nothing changed'}{read}"

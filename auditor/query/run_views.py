@@ -1,0 +1,109 @@
+"""SQL views over several runs, each with the columns ``run`` (its folder's name) and ``started_at``.
+
+| view | a row |
+|---|---|
+| ``runs`` | a run: name, state, times, devices by state, exit_code, exit_reason, and whether its devices are readable |
+| ``fleet``, ``devices``, ``modules`` | as of one run, of every sealed run |
+| ``inventory`` | as of one run, from the runs' ``inventory.json`` |
+| ``changes`` | a change since the run before; see ``query.change_log`` |
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import orjson
+
+from auditor.models import RunWarning
+from auditor.query.change_log import define_change_log, run_columns
+from auditor.runs.folder import CHANGES, DEVICES, FLEET, INVENTORY_JSON, MODULES, StoredRun
+from auditor.storage.database import Database, parquet, sql_read_path, text_lines
+
+_INVENTORY = dict.fromkeys(("account", "product_key", "module_name", "module_version"), "VARCHAR")
+_INVENTORY |= {"devices": "BIGINT", "share": "DOUBLE"}
+
+_STATES = ("ok", "empty", "not_found", "failed", "pending")
+
+_RUNS = {
+    **dict.fromkeys(("run", "name", "state"), "VARCHAR"),
+    **dict.fromkeys(("started_at", "finished_at"), "TIMESTAMP"),
+    "seconds": "DOUBLE",
+    "devices": "BIGINT",
+    **dict.fromkeys(_STATES, "BIGINT"),
+    "exit_code": "INTEGER",
+    **dict.fromkeys(("exit_reason", "exit_message"), "VARCHAR"),
+    "readable": "BOOLEAN",
+}
+
+
+def define_run_views(database: Database, runs: Sequence[StoredRun], work: Path) -> list[Path]:
+    """Define the views over runs, which may have been deleted but for their changes; return the files they read.
+
+    ``work`` is a folder for intermediate files.
+    """
+    readable = [run for run in runs if run.sealed]
+    recorded = [run for run in runs if run.manifest.changes is not None and (run.folder / CHANGES).is_file()]
+    define_runs(database, runs, work)
+    for view, name in (("fleet", FLEET), ("devices", DEVICES), ("modules", MODULES)):
+        queries = [f"SELECT {run_columns(run)}, * FROM {parquet(run.folder / name)}" for run in readable]
+        database.execute(f"CREATE VIEW {view} AS {' UNION ALL BY NAME '.join(queries)}")
+    define_inventories(database, readable)
+    define_change_log(database, recorded, "changes")
+    files = [run.folder / name for run in readable for name in (FLEET, DEVICES, MODULES)]
+    return [*files, *(run.folder / CHANGES for run in recorded)]
+
+
+def define_runs(database: Database, runs: Sequence[StoredRun], work: Path) -> None:
+    """Define the table ``runs``, the newest first; ``work`` is a folder for an intermediate file."""
+    path = work / "runs.jsonl"
+    path.write_bytes(b"".join(orjson.dumps(run_row(run)) + b"\n" for run in runs))
+    columns = orjson.dumps(_RUNS).decode()
+    database.execute(
+        f"CREATE TABLE runs AS FROM (SELECT unnest(json_transform(line, '{columns}')) "
+        f"FROM ({text_lines(sql_read_path(path))})) ORDER BY started_at DESC, run DESC"
+    )
+
+
+def run_row(run: StoredRun) -> dict[str, object]:
+    """Return a run as a row of ``runs``."""
+    manifest, counts = run.manifest, run.manifest.devices
+    reason = manifest.exit_reason
+    return {
+        "run": run.folder.name,
+        "name": manifest.name,
+        "state": manifest.state,
+        "started_at": manifest.started_at.removesuffix("Z"),
+        "finished_at": None if manifest.finished_at is None else manifest.finished_at.removesuffix("Z"),
+        "seconds": run.seconds,
+        "devices": manifest.fleet.devices,
+        **{state: getattr(counts, state) for state in _STATES},
+        "exit_code": manifest.exit_code,
+        "exit_reason": None if reason is None else reason.code,
+        "exit_message": None if reason is None else reason.message,
+        "readable": run.sealed,
+    }
+
+
+def size_warnings(run: StoredRun) -> Iterator[RunWarning]:
+    """Yield a warning for each file of the views whose size is not the one that was sealed."""
+    for file in run.manifest.files:
+        if file.name in (FLEET, DEVICES, MODULES, INVENTORY_JSON, CHANGES):
+            with contextlib.suppress(OSError):
+                if (run.folder / file.name).stat().st_size != file.bytes:
+                    detail = f"{file.name} is not the file that was sealed (its size differs)"
+                    yield RunWarning("tampered", str(run.folder), detail)
+
+
+def define_inventories(database: Database, runs: Sequence[StoredRun], name: str = "inventory") -> None:
+    """Define a table of the inventories of sealed runs, as their ``inventory.json`` has them."""
+    row = f"CASE WHEN json_valid(line) THEN json_transform(line, '{orjson.dumps(_INVENTORY).decode()}') END"
+    rows = []
+    for run in runs:
+        lines = text_lines(sql_read_path(run.folder / INVENTORY_JSON), "store_rejects=true, rejects_limit=1")
+        rows.append(
+            f"SELECT {run_columns(run)}, unnest({row}) FROM (SELECT rtrim(line, ',') AS line FROM ({lines})) "
+            "WHERE line LIKE '{\"account\"%'"
+        )
+    columns = ", ".join(f"NULL::{kind} AS {column}" for column, kind in _INVENTORY.items())
+    nothing = f"SELECT NULL::VARCHAR AS run, NULL::TIMESTAMP AS started_at, {columns} WHERE false"
+    database.execute(f"CREATE TABLE {name} AS {' UNION ALL '.join([nothing, *rows])}")

@@ -1,0 +1,78 @@
+"""Attributes of devices: what a fleet file or the platform says of a device besides its names, as named texts.
+
+They are one column of ``fleet.parquet`` and ``devices.parquet``, since their names may be those of our columns. An
+attribute without a text is not stored. Devices without any have NULL.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from auditor.storage.database import Database, parquet, sql_identifier, sql_literal
+
+ATTRIBUTES, ATTRIBUTES_TYPE = "attributes", "MAP(VARCHAR, VARCHAR)"
+
+LISTED_ATTRIBUTES = ("nickname", "product_name", "node_type")
+"""Attributes that the platform lists."""
+
+
+def attributes_from_json(column: str) -> str:
+    """Return the SQL of the attributes in a column of JSON objects."""
+    return f"""json_transform({column}, '"{ATTRIBUTES_TYPE}"')"""
+
+
+def attributes_from_columns(columns: Iterable[str]) -> str:
+    """Return the SQL of attributes whose names and texts are those of columns; NULL if no column has a text."""
+    entries = ", ".join(f"{{'k': {sql_literal(name)}, 'v': {sql_identifier(name)}}}" for name in columns)
+    given = f"list_filter([{entries}], lambda each: each.v <> '')"
+    return f"nullif(map_from_entries({given}), MAP {{}}::{ATTRIBUTES_TYPE})"
+
+
+def attribute_sql(name: str, prefix: str = "") -> str:
+    """Return the SQL of the text of an attribute; NULL without one. ``prefix`` is as in ``d.``."""
+    return f"{prefix}{ATTRIBUTES}[{sql_literal(name)}]"
+
+
+def attribute_names(database: Database, view: str = "devices") -> list[str]:
+    """Return the names of all attributes that a device of a view has, sorted."""
+    query = f"SELECT DISTINCT unnest(map_keys({ATTRIBUTES})) AS name FROM {view} ORDER BY name"
+    return [str(name) for (name,) in database.execute(query).fetchall()]
+
+
+def define_attribute_views(database: Database, devices: Path) -> None:
+    """Replace the view ``devices`` by one of the file ``devices`` with a column for each attribute.
+
+    Define ``device_modules``, beside the view ``modules``: its rows, with all columns of their devices.
+    """
+    rows = parquet(devices)
+    names = attribute_names(database, rows)
+    described = database.execute(f"DESCRIBE FROM {rows}").fetchall()
+    taken = [*(str(column) for column, *_ in described), "module_name", "module_version"]
+    database.execute(f"CREATE OR REPLACE VIEW devices AS SELECT *{attribute_cells(names, taken)} FROM {rows}")
+    same = " AND ".join(
+        f"m.{name} IS NOT DISTINCT FROM d.{name}" for name in ("account", "product_key", "device_name", "iot_id")
+    )
+    database.execute(
+        "CREATE VIEW device_modules AS SELECT m.module_name, m.module_version, d.* "
+        f"FROM modules m JOIN devices d ON {same}"
+    )
+
+
+def attribute_columns(names: Sequence[str], taken: Collection[str]) -> dict[str, str]:
+    """Return the name of a column for each attribute: its own, or ``attributes.NAME`` if that is taken.
+
+    Names are the same regardless of case, as in SQL.
+    """
+    used, columns = {name.lower() for name in taken}, {}
+    for name in names:
+        column = name
+        while column.lower() in used:
+            column = f"{ATTRIBUTES}.{column}"
+        used.add(column.lower())
+        columns[name] = column
+    return columns
+
+
+def attribute_cells(names: Sequence[str], taken: Collection[str], prefix: str = "") -> str:
+    """Return the SQL of a column for each attribute, each with a comma in front; see ``attribute_columns``."""
+    columns = attribute_columns(names, taken)
+    return "".join(f", {attribute_sql(name, prefix)} AS {sql_identifier(column)}" for name, column in columns.items())

@@ -1,0 +1,57 @@
+"""Directories of runs that recorded their changes."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from auditor.analysis.recorded_changes import record_changes
+from auditor.models import Outcome
+from auditor.runs.manifest import read_manifest, write_manifest
+from tests.runs.run_folders import both, build, edit_manifest, failed, not_found, ok
+
+Modules = dict[str, str]
+Answer = Modules | str
+"""A device in a run: its modules, or ``failed``, ``not_found`` or ``absent``."""
+
+
+def outcome(number: int, answer: Answer) -> Outcome:
+    if isinstance(answer, dict):
+        return ok(both(number), *answer.items())
+    return failed(both(number)) if answer == "failed" else not_found(both(number))
+
+
+def add_run(directory: Path, day: int, answers: Sequence[Answer]) -> Path:
+    """Write a sealed run of the devices that are not absent, and let it record its changes."""
+    present = [(number, answer) for number, answer in enumerate(answers) if answer != "absent"]
+    outcomes = [outcome(number, answer) for number, answer in present]
+    folder = directory / f"202611{day:02}T020000Z-nightly"
+    build(folder, [both(number) for number, _ in present], outcomes)
+    started_at = f"2026-11-{day:02}T02:00:00.000Z"
+    edit_manifest(folder, lambda manifest: replace(manifest, started_at=started_at))
+    write_manifest(folder, record_changes(folder, read_manifest(folder)))
+    return folder
+
+
+DAYS: list[list[Answer]] = [
+    [{"ble": "1.0"}, {"ble": "1.0"}, {"ble": "1.0"}, {"ble": "1.0"}],
+    [{"ble": "1.1"}, {"ble": "1.0"}, "failed", {"ble": "1.0"}],
+    [{"ble": "1.0"}, {"ble": "1.0"}, "failed", "absent"],
+    [{"ble": "1.1"}, {"ble": "1.2"}, {"ble": "1.1"}, "absent"],
+]
+
+
+@cache
+def _built() -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="auditor-days-"), "audits")
+    for day, answers in enumerate(DAYS, 22):
+        add_run(directory, day, answers)
+    return directory
+
+
+def write_days(directory: Path) -> Path:
+    """Write the runs of ``DAYS``, 2026-11-22 to 2026-11-25, to a new directory, and return it."""
+    shutil.copytree(_built(), directory)
+    return directory

@@ -1,0 +1,214 @@
+"""The commands runs, status, device, diff --since and sql --runs, in this process."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from auditor.cli.app import main
+from auditor.errors import ExitWord
+from auditor.runs.folder import CHANGES
+from auditor.runs.manifest import FailureInfo
+from auditor.runs.retention import prune_runs
+from auditor.runs.selection_info import ExitReason
+from tests.analysis.recorded_runs import DAYS, add_run, write_days
+from tests.runs.run_folders import edit_manifest, named, running
+from tests.runs.test_document_schemas import validate
+
+NEWEST = "20261125T020000Z-nightly"
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = write_days(tmp_path / "audits")
+    for day, answers in enumerate(DAYS, 22):
+        folder = directory / f"202611{day}T020000Z-nightly"
+        code, word = (1, "too_many_failed") if "failed" in answers else (0, "success")
+        conclude(folder, code, word)  # type: ignore[arg-type]
+    monkeypatch.chdir(tmp_path)
+    return directory
+
+
+def conclude(folder: Path, code: int, word: ExitWord) -> None:
+    reason = ExitReason(word, f"the sentence of {word}")
+    edit_manifest(folder, lambda manifest: replace(manifest, exit_code=code, exit_reason=reason))
+
+
+def auditor(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> tuple[list[str], str]:
+    """Return the lines of standard output, and standard error."""
+    found = main(arguments)
+    printed = capsys.readouterr()
+    assert found == code, printed.err
+    return [line.rstrip() for line in printed.out.splitlines()], printed.err
+
+
+def test_runs_are_listed_with_the_reason_of_their_end(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines, _ = auditor(capsys, "runs")
+    assert [line.split()[0] for line in lines] == ["run", *(f"202611{day}T020000Z-nightly" for day in (25, 24, 23, 22))]
+    assert lines[1].split()[1:4] == ["complete", "3", "0"]
+    assert lines[2].endswith("1  too_many_failed: the sentence of too_many_failed")
+    rows = json.loads("\n".join(auditor(capsys, "runs", "--format", "json", "--limit", "2")[0]))["runs"]
+    assert [(row["run"][:8], row["exit_code"], row["devices"], row["failed"]) for row in rows] == [
+        ("20261125", 0, 3, 0), ("20261124", 1, 3, 1),
+    ]  # fmt: skip
+    assert "the newest 2 of 4 runs" in auditor(capsys, "runs", "--limit", "2")[1]
+    assert (
+        "no run named 'other'; there are runs named 'nightly'" in auditor(capsys, "runs", "--name", "other", code=2)[1]
+    )
+
+
+def test_deleted_runs_are_listed_as_deleted(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prune_runs(directory, keep=1)
+    lines, _ = auditor(capsys, "runs")
+    assert [line.split()[:2] for line in lines[1:]] == [
+        [NEWEST, "complete"], ["20261124T020000Z-nightly", "deleted"], ["20261123T020000Z-nightly", "deleted"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "command"),
+    [
+        ("success", 0, "auditor diff --since 20261124T020000Z-nightly audits"),
+        ("within_tolerance", 0, f"auditor devices audits/{NEWEST} --status failed"),
+        ("too_many_failed", 1, f"auditor resume audits/{NEWEST}"),
+        ("too_many_pending", 1, f"auditor resume audits/{NEWEST}"),
+        ("silent_account", 1, "auditor check 'my settings.toml'"),
+        ("not_verified", 1, f"auditor verify audits/{NEWEST}"),
+        ("refused_account", 3, "auditor check 'my settings.toml'"),
+        ("policy_violated", 4, f"auditor report audits/{NEWEST}"),
+        ("interrupted", 130, f"auditor resume audits/{NEWEST}"),
+    ],
+)
+def test_status_says_why_the_last_run_ended_and_what_to_do(
+    directory: Path, capsys: pytest.CaptureFixture[str], word: ExitWord, code: int, command: str
+) -> None:
+    conclude(directory / NEWEST, code, word)
+    failures = (FailureInfo("auditor.Timeout", 3, "p1/device0001"),)
+    edit_manifest(
+        directory / NEWEST, lambda manifest: replace(manifest, settings_file="my settings.toml", failures=failures)
+    )
+    lines, _ = auditor(capsys, "status")
+    assert lines[0] == f"run: audits/{NEWEST}"
+    assert f"result: exit {code} ({word}): the sentence of {word}" in lines
+    assert "failed: 3 with auditor.Timeout, such as p1/device0001" in lines
+    assert "changes: 3 upgraded (modules of devices, since 20261124T020000Z-nightly)" in lines
+    assert f"  {command}" in lines
+    # What it advises is a command with such options.
+    assert main([*command.split()[1:2], "--help"]) == 0
+
+
+def test_status_of_a_killed_run_names_the_last_success(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = directory / "20261126T020000Z-nightly"
+    running(folder, [named(0)], [])
+    edit_manifest(folder, lambda manifest: replace(manifest, started_at="2026-11-26T02:00:00.000Z"))
+    lines, _ = auditor(capsys, "status", "audits")
+    assert "result: killed before its end; 0 of 1 device have an answer" in lines
+    assert lines[-1] == f"  auditor resume audits/{folder.name}"
+    conclude(directory / NEWEST, 1, "too_many_failed")
+    edit_manifest(directory / NEWEST, lambda manifest: replace(manifest, state="partial"))
+    assert "last success: 20261122T020000Z-nightly" in auditor(capsys, "status", f"audits/{NEWEST}")[0]
+    assert "no run named 'x'" in auditor(capsys, "status", "--name", "x", code=2)[1]
+
+
+def test_changes_since_a_run_are_counted_by_version(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines, errors = auditor(capsys, "diff", "--since", "2026-11-22")
+    assert [line.split() for line in lines] == [
+        ["product", "key", "module", "name", "change", "old", "version", "new", "version", "devices"],
+        ["p1", "ble", "upgraded", "1.0", "1.1", "2"],
+        ["p1", "ble", "upgraded", "1.0", "1.2", "1"],
+        ["p1", "left", "1"],
+    ]
+    assert "3 upgraded, 1 left, from the changes of 3 runs" in errors
+    lines, _ = auditor(
+        capsys, "diff", "audits", "--since", "last~3", "--devices", "--changed", "left", "--format", "csv"
+    )
+    assert lines[1:] == ["demo,p1,device0003,iot0003,,left,,"]
+    document = json.loads("".join(auditor(capsys, "diff", "--since", "last~1", "--format", "json")[0]))
+    assert (document["old"]["run"], document["new"]["run"]) == ("20261124T020000Z-nightly", NEWEST)
+    assert document["counts"]["upgraded"] == sum(row["devices"] for row in document["versions"])
+    assert "--fail-on matched: 1 left" in auditor(capsys, "diff", "--since", "last~3", "--fail-on", "left", code=4)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--since", "last"), "nothing is newer"),
+        (("--since", "yestreday"), "is no run; give its folder, or last, last~3"),
+        (("--since", "last~1", "--last"), "without --last"),
+        (("--since", "last~1", "--changed", "grew"), "use upgraded, downgraded"),
+        (("--last", "--module", "ble"), "need --since"),
+        (("--since", "last~1", "--fail-on", "added"), "--since counts upgraded"),
+    ],
+)
+def test_wrong_arguments_of_diff_are_refused(
+    directory: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], sentence: str
+) -> None:
+    assert sentence in auditor(capsys, "diff", *arguments, code=2)[1]
+
+
+def test_diff_lists_what_changed_and_with_all_the_rest(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = f"audits/{NEWEST}", f"audits/{NEWEST[:7]}4{NEWEST[8:]}"
+    same = auditor(capsys, "diff", new, old, "--format", "csv")[0]
+    assert len(same) == 2
+    assert len(auditor(capsys, "diff", "audits/last~1", "audits/last", "--format", "csv")[0]) == 2
+    (directory / "20261126T020000Z-nightly").mkdir()
+    add_run(directory, 26, DAYS[3])
+    assert len(auditor(capsys, "diff", "--last", "--format", "csv")[0]) == 1
+    assert len(auditor(capsys, "diff", "--last", "--all", "--format", "csv")[0]) == 2
+
+
+def test_a_device_is_shown_over_all_runs(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines, errors = auditor(capsys, "device", "device0000", "--format", "csv")
+    header = lines[0].split(",")
+    rows = [dict(zip(header, line.split(","), strict=True)) for line in lines[1:]]
+    assert [row["module_version"] for row in rows] == ["1.1", "1.0", "1.1", "1.0"]
+    assert rows[0]["run"] == NEWEST
+    assert "flaps between 1.0 and 1.1" in errors
+    assert "rolled back from 1.1 to 1.0" in errors
+    assert "did you mean device0000" in auditor(capsys, "device", "device000", code=2)[1]
+    for day in (23, 24, 25):
+        (directory / f"202611{day}T020000Z-nightly" / CHANGES).unlink()
+    assert "recorded no changes" in auditor(capsys, "device", "device0000")[1]
+
+
+def test_sql_reads_all_runs_and_statements_from_files_and_standard_input(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statement = "SELECT run, count(*) AS devices FROM devices GROUP BY run ORDER BY run"
+    expected = [
+        "run,devices",
+        *(f"202611{day}T020000Z-nightly,{count}" for day, count in ((22, 4), (23, 4), (24, 3), (25, 3))),
+    ]
+    Path("q.sql").write_text(statement)
+    for arguments in (("--runs", "audits", statement), ("--runs", "audits", "-f", "q.sql")):
+        assert auditor(capsys, "sql", *arguments, "--format", "csv")[0] == expected
+    monkeypatch.setattr("sys.stdin", io.StringIO("SELECT count(*) AS n FROM devices"))
+    assert auditor(capsys, "sql", "audits", "-", "--format", "csv")[0] == ["n", "3"]
+    assert "give RUN and a statement" in auditor(capsys, "sql", "audits", code=2)[1]
+    assert "no.sql: cannot be read" in auditor(capsys, "sql", "audits", "-f", "no.sql", code=2)[1]
+
+
+def test_a_directory_with_a_newer_failed_run_says_which_run_is_read(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_manifest(directory / NEWEST, lambda manifest: replace(manifest, state="partial"))
+    errors = auditor(capsys, "sql", "audits", "SELECT count(*) FROM devices")[1]
+    assert f"reading audits/20261122T020000Z-nightly, the newest whole run; {NEWEST} is newer, and is partial" in errors
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        ("runs", ("runs",)),
+        ("changes", ("diff", "--since", "last~3")),
+        ("changes", ("diff", "--since", "last~2", "--devices")),
+        ("timeline", ("device", "device0000")),
+        ("timeline", ("device", "iot0002")),
+    ],
+)
+def test_json_is_valid_by_its_schema(
+    directory: Path, capsys: pytest.CaptureFixture[str], kind: str, arguments: tuple[str, ...]
+) -> None:
+    validate(kind, json.loads("".join(auditor(capsys, *arguments, "--format", "json")[0])))
