@@ -87,7 +87,7 @@ class RunningClock:
         """Return the seconds since an arbitrary moment in which the process ran."""
         now = self._elapsed()
         if self._ticked_at is not None and now - self._ticked_at >= MIN_STANDSTILL:
-            # Noticed by whoever reads the clock first: after a standstill all timers are due, in any order.
+            # The first reading notices it: after a standstill all timers are due, in any order.
             stopped_at = max(self._ticked_at, self._read_at)
             self.standstills += 1
             self._stood_still += now - stopped_at

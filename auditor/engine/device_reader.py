@@ -35,7 +35,7 @@ MAX_UNNAMED = 12
 """Number of answers that name no device after which a device fails, if too few of them agree."""
 
 MISMATCH_RATES = (0.001, 0.01)
-"""Fractions of mismatched answers at each of which one more answer must agree, beginning with two."""
+"""Fractions of mismatched answers. Two answers must agree, and one more for each fraction that is exceeded."""
 
 MAX_REMEMBERED_IDS = 20_000
 """Request ids of an account that are remembered at least; twice as many at most."""

@@ -87,7 +87,7 @@ class Pager:
                 self.phase = "ended"
             return
         if self._is_repeated(at, keys):
-            self.problem = "its pages are all the same"
+            self.problem = "its pages are identical"
             self.phase = "ended"
             return
         if self._within_budget():

@@ -110,7 +110,7 @@ class Rule:
         severity: of a violation; only an ``error`` fails.
         accounts, products, modules: patterns; the rule's scope is what one of each matches.
         exceptions: what is exempt.
-        where: patterns on attributes by name; the scope has only devices of which one of each matches.
+        where: patterns on attributes by name; a device must match one pattern of each attribute.
     """
 
     name: str

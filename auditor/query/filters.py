@@ -30,7 +30,7 @@ class DeviceFilter:
     """Conditions on devices; a device matches if it meets every condition that is given.
 
     Attributes:
-        account: names of accounts, one of which the device has.
+        account: the account must have one of these names.
         product: its product key, or the name of its product.
         module: name of a module that the device reports, regardless of case.
         version: exact version of the module.
@@ -241,7 +241,7 @@ def _unknown(database: Database, values: str, value: str, problem: str) -> Usage
 
 
 def parse_sort(database: Database, sort: str, columns: list[str]) -> str:
-    """Return the SQL of an order by a column, of which ``-`` in front reverses the order; raise UsageError."""
+    """Return the SQL of an order by a column, reversed by a ``-`` in front; raise UsageError."""
     name = sort.removeprefix("-")
     if name not in columns:
         raise unknown_name(database, "sort", name, columns)

@@ -5,7 +5,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 KILLS = int(os.environ.get("AUDITOR_KILLS", "6"))
 """Number of processes to kill."""
@@ -28,16 +28,7 @@ Phase = Literal[
 ]
 """Phase of a process when it was killed, derived from its files: see ``KilledAudit._phase``."""
 
-PHASES: tuple[Phase, ...] = (
-    "before the folder",
-    "remembering settings",
-    "making the folder",
-    "discovery",
-    "querying",
-    "sealing or verifying",
-    "hooks",
-    "resuming",
-)
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 @dataclass(slots=True)

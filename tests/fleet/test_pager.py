@@ -174,4 +174,4 @@ def test_a_list_whose_pages_are_all_the_same_ends_soon() -> None:
         while pager.phase != "ended":
             pager.add_page(ListPage(tuple(range(SIZE)), None, 900_000, token))
             pages += 1
-        assert (pages, pager.problem) == (MAX_EQUAL_PAGES, "its pages are all the same")
+        assert (pages, pager.problem) == (MAX_EQUAL_PAGES, "its pages are identical")
