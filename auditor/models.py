@@ -1,7 +1,7 @@
 """Data types of an audit: frozen and slotted, without I/O."""
 
 from dataclasses import dataclass
-from typing import Generic, Literal, NoReturn, TypeVar
+from typing import Generic, Literal, NamedTuple, NoReturn, TypeVar
 
 from auditor.errors import PlatformError
 
@@ -128,8 +128,7 @@ class ModuleVersion:
     module_version: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReportedModule:
+class ReportedModule(NamedTuple):
     """One entry of a response (``SimpleOTAModuleInfo``); None where the platform reported no value."""
 
     module: ModuleVersion
@@ -138,8 +137,7 @@ class ReportedModule:
     iot_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(NamedTuple):
     """One page of a device's modules; None where the platform reported no value."""
 
     number: int | None
@@ -213,8 +211,7 @@ class ListPage(Generic[T]):
     next_token: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class CallResult(Generic[T]):
+class CallResult(NamedTuple, Generic[T]):
     """Result of one call: its value, or the error that ended it, after ``attempts`` requests."""
 
     result: T | PlatformError

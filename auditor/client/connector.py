@@ -62,7 +62,7 @@ class AccountConnector(aiohttp.TCPConnector):
         super().__init__(limit=limit, ssl=tls, keepalive_timeout=keepalive, force_close=single_use, resolver=Resolver())
         self._tls, self._connect_timeout = tls, connect_timeout
         self._last_request: tuple[aiohttp.ClientRequest, tuple[Any, ...], dict[str, Any]] | None = None
-        self._limiters: dict[asyncio.Transport, _ResponseLimiter] = {}
+        self._limiters: dict[asyncio.Transport, ResponseLimiter] = {}
         self._buffer = _Buffer()
         self._opened = self._used = 0
 
@@ -89,6 +89,10 @@ class AccountConnector(aiohttp.TCPConnector):
         except BaseException:
             connection.close()
             raise
+
+    def limiter_of(self, connection: Connection) -> "ResponseLimiter | None":
+        """Return what the responses on a connection pass through; None if it has closed."""
+        return None if connection.transport is None else self._limiters.get(connection.transport)
 
     async def prewarm(self, connections: int, *, in_flight: int) -> bool:
         """Open connections until there are as many, idle or in use, so that later requests need no handshake.
@@ -153,15 +157,14 @@ class AccountConnector(aiohttp.TCPConnector):
         if limiter is None:
             if len(self._limiters) >= 2 * self.limit:
                 self._forget_closed()
-            limiter = self._limiters[transport] = _ResponseLimiter(handler, self._buffer)
+            limiter = self._limiters[transport] = ResponseLimiter(handler, self._buffer)
             transport.set_protocol(limiter)
             connection.add_callback(limiter.finish)
             self._opened += 1
             # `should_close` is not documented. Should it be gone one day, connections are used once.
             return not getattr(handler, "should_close", False)
-        limiter.received = 0
         connection.add_callback(limiter.finish)
-        return not (limiter.may_answer_late or getattr(handler, "should_close", True))
+        return limiter.is_clean()
 
     def _forget_closed(self) -> None:
         self._limiters = {each: limiter for each, limiter in self._limiters.items() if not each.is_closing()}
@@ -178,14 +181,15 @@ class _Buffer:
         self.size = 0
 
 
-class _ResponseLimiter(asyncio.Protocol):
+class ResponseLimiter(asyncio.Protocol):
     """Passes what arrives on a connection on to aiohttp, and aborts a response without end.
 
     aiohttp limits a header line, the number of headers, and the body that it is read from. It does not limit interim
     responses, all headers together, or the responses of all connections together.
 
     Attributes:
-        received: bytes received since the last request.
+        handler: aiohttp's protocol.
+        received: bytes received since the last response was read.
         may_answer_late: whether the last status was 5xx, or may have been: its line came in parts or after an interim
             response.
     """
@@ -193,11 +197,13 @@ class _ResponseLimiter(asyncio.Protocol):
     def __init__(self, handler: ResponseHandler, buffer: _Buffer) -> None:
         self.received = 0
         self.may_answer_late = False
-        self._handler, self._buffer, self._buffered = handler, buffer, 0
+        self.handler = handler
+        self._buffer, self._buffered = buffer, 0
         self._pass_on: Callable[[bytes], None] = handler.data_received
         self._interim_responses = 0
 
     def data_received(self, data: bytes) -> None:
+        """See ``asyncio.Protocol``."""
         if not self.received:
             self.may_answer_late = data[9:10] not in _NEVER_LATE
             self._interim_responses = 0
@@ -208,8 +214,15 @@ class _ResponseLimiter(asyncio.Protocol):
 
     def finish(self) -> None:
         """Record that the response was read, or is abandoned."""
-        self._buffer.size -= self._buffered
-        self._buffered = 0
+        self.received = 0
+        if self._buffered:
+            self._buffer.size -= self._buffered
+            self._buffered = 0
+
+    def is_clean(self) -> bool:
+        """Return whether nothing has arrived since the last response, and nothing may arrive late."""
+        # `should_close` is not documented. Should it be gone one day, connections are used once.
+        return not (self.received or self.may_answer_late or getattr(self.handler, "should_close", True))
 
     def _check(self, data: bytes) -> None:
         self._buffered += len(data)
@@ -228,23 +241,27 @@ class _ResponseLimiter(asyncio.Protocol):
     def _abort(self, error: TransientError) -> None:
         self._pass_on = _ignore
         self.finish()
-        transport = self._handler.transport
-        self._handler.set_exception(error)
+        transport = self.handler.transport
+        self.handler.set_exception(error)
         if transport is not None:
             transport.abort()
 
     def eof_received(self) -> None:
-        self._handler.eof_received()
+        """See ``asyncio.Protocol``."""
+        self.handler.eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:
+        """See ``asyncio.Protocol``."""
         self.finish()
-        self._handler.connection_lost(error)
+        self.handler.connection_lost(error)
 
     def pause_writing(self) -> None:
-        self._handler.pause_writing()
+        """See ``asyncio.Protocol``."""
+        self.handler.pause_writing()
 
     def resume_writing(self) -> None:
-        self._handler.resume_writing()
+        """See ``asyncio.Protocol``."""
+        self.handler.resume_writing()
 
 
 def _ignore(_data: bytes) -> None:

@@ -16,7 +16,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from yarl import URL
 
-from auditor.client.connector import AccountConnector
+from auditor.client.connector import AccountConnector, ResponseLimiter
 from auditor.client.transport import (
     MAX_HEADER_BYTES,
     MAX_HEADERS,
@@ -24,7 +24,6 @@ from auditor.client.transport import (
     Endpoint,
     RawResponse,
     SingleUse,
-    Watchdog,
     proxy_headers,
     read_arrived,
     read_body,
@@ -32,20 +31,41 @@ from auditor.client.transport import (
     to_raw_response,
 )
 
+KEEPALIVE_SECONDS = 30.0
+"""Seconds after which a connection without a request is not used again."""
+
+
+class KeptConnection:
+    """A connection that is kept between requests, and what its responses pass through.
+
+    ``used_at``: when its last request began, by the loop's clock.
+    """
+
+    __slots__ = ("connection", "handler", "limiter", "used_at")
+
+    def __init__(self, connection: Connection, limiter: ResponseLimiter) -> None:
+        self.connection, self.limiter, self.handler = connection, limiter, limiter.handler
+        self.used_at = 0.0
+
 
 class FastTransport:
-    """Writes requests to pooled connections as bytes. One timer serves all requests in flight."""
+    """Writes requests to connections as bytes. One timer serves all requests in flight.
+
+    A connection is taken from the connector once, and kept until it closes: the connector's pool takes a fifth of a
+    request's time.
+    """
 
     def __init__(self, connector: AccountConnector, endpoint: Endpoint) -> None:
         self._connector = connector
         # The connector derives from it the target, proxy and pool key of all requests.
+        self._loop = asyncio.get_running_loop()
         self._template = template = aiohttp.ClientRequest(
             METHOD,
             URL(endpoint.url),
             headers=request_headers(endpoint),
             proxy=None if endpoint.proxy is None else URL(endpoint.proxy.url),
             proxy_headers=proxy_headers(endpoint),
-            loop=asyncio.get_running_loop(),
+            loop=self._loop,
         )
         self._connect_timeout = aiohttp.ClientTimeout(connect=min(endpoint.connect_timeout, endpoint.timeout))
         # The absolute form is for a proxy that reads the request, https://www.rfc-editor.org/rfc/rfc9112#section-3.2.
@@ -53,54 +73,120 @@ class FastTransport:
         headers = "".join(f"{name}: {value}\r\n" for name, value in template.headers.items())
         self._head = f"{METHOD} {template.url if absolute else template.url.raw_path}?"
         self._tail = f" HTTP/1.1\r\n{headers}\r\n"
-        self._watchdog = Watchdog(endpoint.timeout)
+        self._timeout = endpoint.timeout
+        self._idle: list[KeptConnection] = []
+        self._deadlines: dict[KeptConnection, float] = {}  # of requests in flight, the earliest first
+        self._on_new_connection = self._connecting = 0
+        self._timer: asyncio.TimerHandle | None = None
         self._single_use = SingleUse(connector, endpoint)
 
     async def send(self, query: str, *, fresh_connection: bool = False) -> RawResponse:
         """See ``Transport``."""
         if fresh_connection:
             return await self._single_use.send(query)
-        watched = self._watchdog.watch()
+        now = self._loop.time()
+        deadline = now + self._timeout
+        kept = self._take_idle(now)
+        if kept is None:
+            return await self._send_on_new_connection(query, deadline)
+        kept.used_at = now
+        self._deadlines[kept] = deadline
+        if self._timer is None:
+            self._timer = self._loop.call_at(deadline, self._expire)
         try:
-            return await self._send(query)
-        except asyncio.CancelledError:
-            watched.raise_if_timed_out()
-            raise
+            return await self._exchange(kept, query, deadline)
         finally:
-            self._watchdog.forget(watched)
+            self._deadlines.pop(kept, None)
 
     async def prewarm(self, connections: int) -> bool:
         """See ``Transport``."""
-        return await self._connector.prewarm(connections, in_flight=len(self._watchdog.watched))
+        return await self._connector.prewarm(connections, in_flight=self._wanted())
 
     async def close(self) -> None:
         """See ``Transport``."""
-        self._watchdog.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._idle:
+            self._idle.pop().connection.close()
         await self._single_use.close()
         await self._connector.close()
 
-    async def _send(self, query: str) -> RawResponse:
-        connection = await self._connector.connect(self._template, [], self._connect_timeout)
+    def _wanted(self) -> int:
+        """Return how many connections are kept, in use or waited for."""
+        return len(self._deadlines) + len(self._idle) + self._on_new_connection
+
+    def _take_idle(self, now: float) -> KeptConnection | None:
+        """Return the connection that was used last, if one can be used."""
+        while self._idle:
+            kept = self._idle.pop()
+            if kept.limiter.is_clean() and now - kept.used_at < KEEPALIVE_SECONDS:
+                return kept
+            kept.connection.close()
+        return None
+
+    async def _send_on_new_connection(self, query: str, deadline: float) -> RawResponse:
+        self._on_new_connection += 1
         try:
-            handler = self._write(connection, query)
+            async with asyncio.timeout_at(deadline):
+                kept = await self._connect()
+                kept.used_at = deadline - self._timeout
+                return await self._exchange(kept, query, deadline)
+        finally:
+            self._on_new_connection -= 1
+
+    async def _connect(self) -> KeptConnection:
+        self._connecting += 1
+        try:
+            connection = await self._connector.connect(self._template, [], self._connect_timeout)
+        finally:
+            self._connecting -= 1
+        limiter = self._connector.limiter_of(connection)
+        if limiter is None:  # it closed in this moment
+            connection.close()
+            raise ConnectionResetError
+        return KeptConnection(connection, limiter)
+
+    async def _exchange(self, kept: KeptConnection, query: str, deadline: float) -> RawResponse:
+        """Write a request and read its response."""
+        handler = kept.handler
+        try:
+            _write(handler, f"{self._head}{query}{self._tail}".encode())
             message, content = await handler.read()
             while 100 <= message.code < 200 and message.code != 101:  # noqa: PLR2004  interim responses
                 message, content = await handler.read()
-            body = read_arrived(content, message.code) if content.is_eof() else await read_body(content, message.code)
+            if content.is_eof():
+                body = read_arrived(content, message.code)
+            else:
+                async with asyncio.timeout_at(deadline):
+                    body = await read_body(content, message.code)
         except BaseException:
-            connection.close()
+            kept.connection.close()
             raise
-        connection.release()
+        if self._connecting and self._wanted() > self._connector.limit:  # a request waits for a connection
+            kept.connection.release()
+        else:
+            kept.limiter.finish()
+            self._idle.append(kept)
         return to_raw_response(message.code, message.headers, body)
 
-    def _write(self, connection: Connection, query: str) -> ResponseHandler:
-        """Write a request; return the handler that its response is read from."""
-        transport, handler = connection.transport, connection.protocol
-        if transport is None or handler is None or transport.is_closing():
-            raise ConnectionResetError
-        _expect_response(handler)
-        transport.write(f"{self._head}{query}{self._tail}".encode())
-        return handler
+    def _expire(self) -> None:
+        """End the requests whose time is up; all have the same timeout, so the oldest expires first."""
+        self._timer = None
+        now = self._loop.time()
+        for kept, deadline in list(self._deadlines.items()):
+            if deadline > now:
+                self._timer = self._loop.call_at(deadline, self._expire)
+                return
+            del self._deadlines[kept]
+            kept.handler.set_exception(TimeoutError())
+
+
+def _write(handler: ResponseHandler, request: bytes) -> None:
+    transport = handler.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError
+    _expect_response(handler)
+    transport.write(request)
 
 
 def _expect_response(handler: ResponseHandler) -> None:

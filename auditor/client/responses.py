@@ -8,10 +8,10 @@ as well. Throttling is recognized as the vendor's newest clients do (``alibabacl
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
+from typing import NamedTuple
 from xml.parsers import expat
 
 import msgspec
@@ -42,8 +42,7 @@ _XML_MEMBERS = frozenset({"code", "message", "errormessage", "requestid"})
 _NO_FIELDS: Mapping[str, object] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class ApiResponse:
+class ApiResponse(NamedTuple):
     """The fields of a successful response by their lower-case names; or only its page, if that was decoded directly."""
 
     fields: Mapping[str, object]

@@ -7,6 +7,7 @@ vendor's SDK (``aliyunsdkcore.auth.composer.rpc_signature_composer``).
 import hmac
 import re
 from base64 import b64encode
+from binascii import b2a_base64
 from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import quote
@@ -15,6 +16,9 @@ from auditor.models import Secret
 
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]*")
 """Text that needs no escaping, as nearly all that is sent: the check takes a tenth of the time of escaping."""
+
+_PLACEHOLDER = "\0"
+"""Marks the place of a value while a text is escaped; an escaped text never contains it."""
 
 
 def percent_encode(text: str) -> str:
@@ -61,19 +65,21 @@ class Signer:
             self._timestamp = timestamp
             self._templates.clear()
         variable = {**parameters, "SignatureNonce": nonce}
-        names = tuple(variable)
-        template = self._templates.get(names) or self._build_template(names)
+        names = (method, *variable)
+        template = self._templates.get(names) or self._build_template(*names)
         values = [variable[name] for name in template.names]
-        if not _UNRESERVED.fullmatch("".join(values)):
-            values = [percent_encode(value) for value in values]
-        query = template.query % tuple(values)
+        if _UNRESERVED.fullmatch("".join(values)):
+            query, text = template.query % tuple(values), template.text % tuple(values)
+        else:
+            query = template.query % tuple(percent_encode(value) for value in values)
+            text = string_to_sign(method, query)
         digest = self._hmac.copy()
-        digest.update(string_to_sign(method, query).encode())
-        signed = b64encode(digest.digest()).decode()
+        digest.update(text.encode())
+        signed = b2a_base64(digest.digest(), newline=False).decode()
         escaped = signed.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")
         return f"{query}&Signature={escaped}", signed
 
-    def _build_template(self, names: tuple[str, ...]) -> "_QueryTemplate":
+    def _build_template(self, method: str, *names: str) -> "_QueryTemplate":
         """Build the template of requests in this second whose variable parameters have these names.
 
         A parameter replaces a constant with its name; the request's time and nonce replace a parameter.
@@ -85,15 +91,22 @@ class Signer:
             for name, value in constant.items()
         }
         pairs |= {name: f"{percent_encode(name).replace('%', '%%')}=%s" for name in variable}
-        template = _QueryTemplate("&".join(pairs[name] for name in sorted(pairs)), variable)
-        self._templates[names] = template
+        query = "&".join(pairs[name] for name in sorted(pairs))
+        # Values without anything to escape do not change in the text, so it is escaped once.
+        marked = string_to_sign(method, query % ((_PLACEHOLDER,) * len(variable)))
+        text = marked.replace("%", "%%").replace(_PLACEHOLDER, "%s")
+        template = self._templates[method, *names] = _QueryTemplate(query, text, variable)
         return template
 
 
 class _QueryTemplate(NamedTuple):
-    """A sorted and escaped query with ``%s`` for the values of the parameters in ``names``, in their order."""
+    """A sorted and escaped query with ``%s`` for the values of the parameters in ``names``, in their order.
+
+    ``text`` is what is signed, for values that need no escaping.
+    """
 
     query: str
+    text: str
     names: tuple[str, ...]
 
 

@@ -201,8 +201,10 @@ class AccountSession:
         self, operation: Operation, parameters: Mapping[str, str], /, *, fresh_connection: bool = False
     ) -> CallResult[ApiResponse]:
         """Send one request within the operation's quota, with retries; see ``ApiClient.call``."""
-        product = parameters.get("ProductKey") if operation is LIST_OTA_MODULE_VERSIONS_BY_DEVICE else None
-        sent = await self._caller_for(operation).send(
+        caller, product = self._caller, parameters.get("ProductKey")
+        if operation is not LIST_OTA_MODULE_VERSIONS_BY_DEVICE:
+            caller, product = self._caller_for(operation), None
+        sent = await caller.send(
             lambda: self.client.call(operation, parameters, fresh_connection=fresh_connection), product
         )
         if abs((offset := self.client.clock.offset) - self._logged_offset) >= MIN_LOGGED_OFFSET:

@@ -9,7 +9,7 @@ A broken proxy may give a request the answer of another one. An answer that name
 
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
 from auditor.client.operations import (
@@ -170,8 +170,12 @@ async def fetch_device(
         now: returns seconds since 1970.
         may_repeat: returns whether the device may be read again.
     """
-    trust = trust or AnswerTrust()
-    reading, outcome, attempts = await _read_until_believed(call, device, trust, page_size, may_repeat)
+    reading = _PageAccumulator(device, page_size)
+    outcome = await _read_once(call, reading)
+    attempts = reading.attempts
+    if not (reading.is_named and isinstance(outcome, Page)):  # nearly every device is believed
+        trust = trust or AnswerTrust()
+        reading, outcome, attempts = await _read_until_believed(call, reading, outcome, trust, may_repeat)
     if isinstance(outcome, Page):
         identity, modules = reading.identity, tuple(reading.modules.values())
         total, pages = len(modules), reading.pages
@@ -188,19 +192,22 @@ async def fetch_device(
 
 
 async def _read_until_believed(
-    call: CallOperation, device: Device, trust: AnswerTrust, page_size: int, may_repeat: Callable[[], bool]
+    call: CallOperation,
+    reading: "_PageAccumulator",
+    outcome: Page | PlatformError,
+    trust: AnswerTrust,
+    may_repeat: Callable[[], bool],
 ) -> tuple["_PageAccumulator", Page | PlatformError, int]:
-    """Return the last reading, how it ended, and the attempts of all readings."""
-    attempts = readings = 0
+    """Read a device again until a reading is believed, if the first one, with its outcome, is not.
+
+    Return the last reading, how it ended, and the attempts of all readings. See ``fetch_device`` for the others.
+    """
+    attempts = reading.attempts
+    readings = 0
     unnamed: Counter[object] | None = None
     mismatched: list[str] = []
     fresh_connection = False
     while True:
-        reading = _PageAccumulator(device, page_size)
-        outcome = await _read_once(call, reading, page_size, fresh_connection=fresh_connection)
-        attempts += reading.attempts
-        if reading.is_named and isinstance(outcome, Page) and not readings and unnamed is None:
-            break  # nearly every device
         mismatch = str(outcome) if reading.is_mismatched else None
         trust.record_reading(mismatch, mismatched, fresh_connection=fresh_connection)
         if isinstance(outcome, InconsistentResponseError):
@@ -208,24 +215,26 @@ async def _read_until_believed(
             fresh_connection |= reading.is_mismatched
             if readings == MAX_READINGS or not may_repeat():
                 break
-            continue
-        answer = _unnamed_answer(outcome, reading)
-        if answer is None:
+        elif (answer := _unnamed_answer(outcome, reading)) is None:
             trust.record_contradictions(unnamed.total() if unnamed and isinstance(outcome, Page) else 0)
             break
-        may_be_believed = not trust.needs_confirmation(outcome.request_id) and unnamed is None
-        if may_be_believed and not await trust.is_suspicious_after_hold():
-            break
-        unnamed = Counter() if unnamed is None else unnamed
-        unnamed[answer] += 1
-        fresh_connection = True
-        if unnamed[answer] >= trust.needed:
-            trust.record_contradictions(unnamed.total() - unnamed[answer])
-            break
-        if unnamed.total() == MAX_UNNAMED or not may_repeat():
-            count = unnamed.total()
-            outcome = InconsistentResponseError(f"no {trust.needed} of {count} answers that name no device agree")
-            break
+        else:
+            may_be_believed = not trust.needs_confirmation(outcome.request_id) and unnamed is None
+            if may_be_believed and not await trust.is_suspicious_after_hold():
+                break
+            unnamed = Counter() if unnamed is None else unnamed
+            unnamed[answer] += 1
+            fresh_connection = True
+            if unnamed[answer] >= trust.needed:
+                trust.record_contradictions(unnamed.total() - unnamed[answer])
+                break
+            if unnamed.total() == MAX_UNNAMED or not may_repeat():
+                count = unnamed.total()
+                outcome = InconsistentResponseError(f"no {trust.needed} of {count} answers that name no device agree")
+                break
+        reading = _PageAccumulator(reading.device, reading.page_size)
+        outcome = await _read_once(call, reading, fresh_connection=fresh_connection)
+        attempts += reading.attempts
     trust.undecided_mismatches -= len(mismatched)
     return reading, outcome, attempts
 
@@ -244,11 +253,11 @@ def never_activated_result(device: Device, now: float) -> DeviceResult:
 
 
 async def _read_once(
-    call: CallOperation, reading: "_PageAccumulator", page_size: int, *, fresh_connection: bool
+    call: CallOperation, reading: "_PageAccumulator", *, fresh_connection: bool = False
 ) -> Page | PlatformError:
     """Return the last page of a complete reading, or the error that ended it."""
     while True:
-        parameters = module_version_params(reading.device, reading.pages + 1, page_size)
+        parameters = module_version_params(reading.device, reading.pages + 1, reading.page_size)
         sent = await call(LIST_OTA_MODULE_VERSIONS_BY_DEVICE, parameters, fresh_connection=fresh_connection)
         reading.attempts += sent.attempts
         if isinstance(sent.result, PlatformError):
@@ -271,13 +280,13 @@ class _PageAccumulator:
     """
 
     __slots__ = (
-        "_last_identity", "_max_pages", "attempts", "characters", "device", "identity", "is_mismatched", "is_named",
-        "modules", "pages", "total",
+        "_last_identity", "attempts", "characters", "device", "identity", "is_mismatched", "is_named",
+        "modules", "page_size", "pages", "total",
     )  # fmt: skip
 
     def __init__(self, device: Device, page_size: int) -> None:
         self.device = device
-        self._max_pages = max(MAX_PAGES, -(-MAX_MODULES // page_size))
+        self.page_size = page_size
         self.identity = device
         self.is_named = self.is_mismatched = False
         self._last_identity: tuple[str | None, ...] | None = None
@@ -299,31 +308,35 @@ class _PageAccumulator:
         if self.total is not None and self.total != page.total:
             raise InconsistentResponseError(f"the total changed from {self.total} to {page.total}")
         self.total = page.total
-        for reported in page.reported:
-            self._add_module(reported)
+        self._add_modules(page.reported)
         have = len(self.modules)
         if have > self.total:
             raise InconsistentResponseError(f"{have} modules where the total is {self.total}")
         if have < self.total and not page.reported:
             raise InconsistentResponseError(f"page {self.pages} is empty at {have} of {self.total} modules")
-        if have < self.total and have * self._max_pages < self.total * self.pages:
-            sentence = f"{have} of {self.total} modules on {self.pages} pages, so there are more than {self._max_pages}"
+        if have == self.total:
+            return True
+        max_pages = max(MAX_PAGES, -(-MAX_MODULES // self.page_size))
+        if have * max_pages < self.total * self.pages:
+            sentence = f"{have} of {self.total} modules on {self.pages} pages, so there are more than {max_pages}"
             raise InconsistentResponseError(sentence)
-        return have == self.total
+        return False
 
-    def _add_module(self, reported: ReportedModule) -> None:
-        identity = (reported.product_key, reported.device_name, reported.iot_id)
-        if identity != self._last_identity:  # nearly always the first module alone: the others repeat it
-            self._merge_identity(*identity)
-            self._last_identity = identity
-        # Module names are unique in a product regardless of case (Alibaba's page on OTA modules).
-        name = reported.module.module_name.casefold()
-        if name in self.modules:
-            raise InconsistentResponseError(f"module {reported.module.module_name} is listed twice")
-        self.modules[name] = reported.module
-        self.characters += len(name) + len(reported.module.module_version)
-        if self.characters > MAX_CHARACTERS:
-            raise InconsistentResponseError(f"module names and versions of more than {MAX_CHARACTERS:,} characters")
+    def _add_modules(self, entries: Iterable[ReportedModule]) -> None:
+        for reported in entries:
+            module, identity = reported.module, reported[1:]
+            if identity != self._last_identity:  # nearly always the first module alone: the others repeat it
+                self._merge_identity(*identity)
+                self._last_identity = identity
+            # Module names are unique in a product regardless of case (Alibaba's page on OTA modules).
+            name = module.module_name.casefold()
+            if name in self.modules:
+                raise InconsistentResponseError(f"module {module.module_name} is listed twice")
+            self.modules[name] = module
+            self.characters += len(name) + len(module.module_version)
+            if self.characters > MAX_CHARACTERS:
+                sentence = f"module names and versions of more than {MAX_CHARACTERS:,} characters"
+                raise InconsistentResponseError(sentence)
 
     def _merge_identity(self, product_key: str | None, device_name: str | None, iot_id: str | None) -> None:
         """Add the names that an entry reports for the device."""

@@ -423,7 +423,7 @@ def texts_in(value: object) -> Iterator[str]:
             left += each
         elif isinstance(each, BaseException):
             left += [each.args, vars(each), each.__context__, each.__cause__, str(each), repr(each)]
-        elif isinstance(each, ListPage | ListedDevice | ApiResponse):
+        elif isinstance(each, ListPage | ListedDevice):
             left.append(asdict(each))
 
 

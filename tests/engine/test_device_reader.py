@@ -1,6 +1,5 @@
 import math
 import weakref
-from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -362,15 +361,15 @@ def _items(answer: ApiResponse) -> list[Any]:
 
 def unnamed_page(version: str | None, request_id: str | None) -> ApiResponse:
     data = [] if version is None else [entry("ble", version)]
-    return replace(page(data, len(data)), request_id=request_id)
+    return page(data, len(data))._replace(request_id=request_id)
 
 
 def named_page(device_name: str = "device001", request_id: str = "n") -> ApiResponse:
-    return replace(page([entry("ble", "1.0", productKey="p1", deviceName=device_name)], 1), request_id=request_id)
+    return page([entry("ble", "1.0", productKey="p1", deviceName=device_name)], 1)._replace(request_id=request_id)
 
 
 def half_named_page() -> ApiResponse:
-    return replace(page([entry("ble", "2.0", deviceName="device001")], 1), request_id="h")
+    return page([entry("ble", "2.0", deviceName="device001")], 1)._replace(request_id="h")
 
 
 NO_DEVICE = NotFoundError("iot.device.NotExistedDevice", "no", http_status=200, request_id="x")

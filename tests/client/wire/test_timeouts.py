@@ -10,7 +10,7 @@ from aiohttp.connector import Connection
 
 from auditor.client.fast_transport import FastTransport
 from auditor.errors import PlatformError, TransientError
-from tests.client.wire.sockets import SUCCESS, answering, ask, client_of, failure_of, http, serving
+from tests.client.wire.sockets import SUCCESS, Seen, answering, ask, client_of, failure_of, http, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -21,8 +21,22 @@ async def silence(_writer: asyncio.StreamWriter, _target: str) -> None:
     await asyncio.Event().wait()
 
 
-async def test_each_request_has_its_own_time_however_many_are_in_flight() -> None:
-    async with serving(silence) as seen, client_of(seen.url, timeout=0.4) as client:
+async def answer_first(count: int, seen: Seen, writer: asyncio.StreamWriter) -> None:
+    """Answer so many requests, once all of them have arrived, and none after them."""
+    if len(seen.lines) > count:
+        await asyncio.Event().wait()
+    while len(seen.lines) < count:  # noqa: ASYNC110  a server that tells nobody
+        await asyncio.sleep(0.01)
+    writer.write(GOOD)
+
+
+@pytest.mark.parametrize("kept", [0, 5])
+async def test_each_request_has_its_own_time_however_many_are_in_flight(kept: int) -> None:
+    async def serve(writer: asyncio.StreamWriter, _target: str) -> None:
+        await answer_first(kept, seen, writer)
+
+    async with serving(serve) as seen, client_of(seen.url, timeout=0.4) as client:
+        await asyncio.gather(*(ask(client) for _ in range(kept)))
 
         async def seconds_until_given_up() -> float:
             began = time.monotonic()
@@ -37,7 +51,8 @@ async def test_each_request_has_its_own_time_however_many_are_in_flight() -> Non
     # Not before its time, for it is measured by a clock of milliseconds, and by its own beginning, not by another's.
     assert min(took) > 0.38
     assert max(took) < 5
-    assert len(seen.lines) == 5
+    assert len(seen.lines) == kept + 5
+    assert seen.connections == 5
 
 
 async def test_what_is_answered_in_time_is_not_cut_later_and_its_connection_is_kept() -> None:
@@ -56,6 +71,17 @@ async def test_what_is_answered_in_time_is_not_cut_later_and_its_connection_is_k
         await ask(client)
     # Each silence took the connection that was kept, which is cut then; each answer leaves one.
     assert seen.connections == 4
+
+
+async def test_the_time_of_a_kept_connection_ends_within_a_body_too() -> None:
+    async def serve(writer: asyncio.StreamWriter, _target: str) -> None:
+        writer.write(GOOD if len(seen.lines) % 2 else GOOD[:-5])
+
+    async with serving(serve) as seen, client_of(seen.url, timeout=0.3) as client:
+        for number in range(2):
+            await ask(client)
+            assert (await failure_of(client)).code == "auditor.Timeout"
+            assert seen.connections == number + 1
 
 
 async def test_a_body_that_would_end_with_its_connection_is_no_answer_when_that_is_cut() -> None:
@@ -88,13 +114,17 @@ async def test_a_client_is_closed_while_requests_are_in_flight() -> None:
 
 
 async def test_a_closed_client_sends_nothing_and_leaves_no_timer(transport: str) -> None:
-    async with serving(silence) as seen:
+    async def serve(writer: asyncio.StreamWriter, _target: str) -> None:
+        await answer_first(1, seen, writer)
+
+    async with serving(serve) as seen:
         client = client_of(seen.url, timeout=0.2)
         async with client:
+            await ask(client)
             asking = asyncio.ensure_future(failure_of(client))
-            while not seen.lines:  # noqa: ASYNC110  a server that tells nobody
+            while len(seen.lines) < 2:  # noqa: ASYNC110  a server that tells nobody
                 await asyncio.sleep(0.01)
-            timer = client._transport._watchdog._timer if isinstance(client._transport, FastTransport) else None
+            timer = client._transport._timer if isinstance(client._transport, FastTransport) else None
             assert (timer is not None) == (transport == "fast")
         assert timer is None or timer.cancelled()
         assert (await asking).code == "auditor.Disconnected"
