@@ -5,7 +5,8 @@
                  device, within        resumable,      (also while it is running)
                  the quota             verified)   ──► diff_runs
                                                        (changes between two runs)
-                                                   ──► read_history
+                                                   ──► read_history, read_runs,
+                                                       read_changes_since, read_timeline
                                                        (versions over time)
 
     import anyio
@@ -17,6 +18,8 @@
         for version in run.inventory():              # VersionCount
             print(version.module_name, version.module_version, version.devices)
 
+In a notebook, where an event loop runs: ``result = await auditor.run_audit(settings)``.
+
 ``stream_outcomes`` yields outcomes without a run folder. ``auditor.errors`` lists the errors.
 Names are imported when they are first used, so that a program loads only what it needs.
 """
@@ -27,12 +30,18 @@ from typing import TYPE_CHECKING
 from auditor import __about__
 
 if TYPE_CHECKING:
+    from auditor.analysis.device_timeline import Timeline as Timeline
+    from auditor.analysis.device_timeline import read_timeline as read_timeline
     from auditor.analysis.drift import Drift as Drift
     from auditor.analysis.drift import DriftCounts as DriftCounts
     from auditor.analysis.drift import diff_runs as diff_runs
     from auditor.analysis.history import History as History
     from auditor.analysis.history import RunSummary as RunSummary
     from auditor.analysis.history import read_history as read_history
+    from auditor.analysis.net_changes import NetChanges as NetChanges
+    from auditor.analysis.net_changes import read_changes_since as read_changes_since
+    from auditor.analysis.run_list import RunList as RunList
+    from auditor.analysis.run_list import read_runs as read_runs
     from auditor.audit.runner import resume_audit as resume_audit
     from auditor.audit.runner import run_audit as run_audit
     from auditor.audit.stream import stream_outcomes as stream_outcomes
@@ -72,9 +81,13 @@ if TYPE_CHECKING:
     from auditor.query.run import Run as Run
     from auditor.query.run import VersionCount as VersionCount
     from auditor.query.sql import QueryResult as QueryResult
+    from auditor.query.sql import RunsQueryResult as RunsQueryResult
     from auditor.query.sql import query_run as query_run
+    from auditor.query.sql import query_runs as query_runs
     from auditor.query.versions import compare_versions as compare_versions
     from auditor.report.render import write_report as write_report
+    from auditor.runs.folder import StoredRun as StoredRun
+    from auditor.runs.folder import find_run as find_run
     from auditor.runs.manifest import DeviceCounts as DeviceCounts
     from auditor.runs.manifest import Manifest as Manifest
     from auditor.runs.retention import PruneResult as PruneResult
@@ -84,8 +97,11 @@ if TYPE_CHECKING:
     from auditor.storage.tables import ResultTable as ResultTable
 
 _EXPORTS = {
+    "auditor.analysis.device_timeline": ("Timeline", "read_timeline"),
     "auditor.analysis.drift": ("Drift", "DriftCounts", "diff_runs"),
     "auditor.analysis.history": ("History", "RunSummary", "read_history"),
+    "auditor.analysis.net_changes": ("NetChanges", "read_changes_since"),
+    "auditor.analysis.run_list": ("RunList", "read_runs"),
     "auditor.audit.runner": ("resume_audit", "run_audit"),
     "auditor.audit.stream": ("stream_outcomes",),
     "auditor.config.loader": ("load_settings", "parse_settings"),
@@ -106,9 +122,10 @@ _EXPORTS = {
     "auditor.query.devices": ("FilteredDevices", "FilteredInventory", "select_devices", "select_inventory"),
     "auditor.query.filters": ("DeviceFilter",),
     "auditor.query.run": ("Run", "VersionCount"),
-    "auditor.query.sql": ("QueryResult", "query_run"),
+    "auditor.query.sql": ("QueryResult", "RunsQueryResult", "query_run", "query_runs"),
     "auditor.query.versions": ("compare_versions",),
     "auditor.report.render": ("write_report",),
+    "auditor.runs.folder": ("StoredRun", "find_run"),
     "auditor.runs.manifest": ("DeviceCounts", "Manifest"),
     "auditor.runs.retention": ("PruneResult", "prune_runs"),
     "auditor.runs.selection_info": ("ExitReason",),

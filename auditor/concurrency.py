@@ -1,8 +1,10 @@
 """Threads, cancellation, time limits and task groups: pieces of concurrency that several packages need."""
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -144,6 +146,16 @@ async def run_in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.
 async def run_in_abandonable_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a blocking function in a thread; a cancelled caller leaves the thread to itself and does not wait."""
     return await anyio.to_thread.run_sync(partial(function, *args, **kwargs), abandon_on_cancel=True)
+
+
+def run_to_end(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run an asynchronous function in an event loop of its own; one that runs in this thread waits meanwhile."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return anyio.run(function)
+    with ThreadPoolExecutor(1) as thread:  # such as in a notebook
+        return thread.submit(anyio.run, function).result()
 
 
 async def run_cancellable(function: Callable[[], T], stop: StopToken) -> T:

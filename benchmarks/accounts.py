@@ -8,6 +8,7 @@ never responds. The time of an account is from the start of the run to its last 
 """
 
 import asyncio
+import gzip
 import json
 import signal
 import subprocess
@@ -73,8 +74,9 @@ def measure(folder: Path, names: Sequence[str], endpoints: dict[str, str]) -> di
     runs = folder / f"runs-{len(list(folder.glob('runs-*')))}"
     started = datetime.fromisoformat(audit(folder / "settings.toml", runs).manifest["started_at"])
     ends: dict[str, float] = {}
-    for path in runs.glob("*/devices.jsonl"):
-        for line in path.read_text().splitlines():
+    for path in runs.glob("*/devices.jsonl*"):
+        results = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        for line in results.splitlines():
             result = json.loads(line)
             seconds = (datetime.fromisoformat(result["audited_at"]) - started).total_seconds()
             ends[result["account"]] = max(seconds, ends.get(result["account"], 0.0))

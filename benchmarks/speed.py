@@ -8,6 +8,7 @@ ones query fewer devices. Print medians, the spread of the rounds, and ratios.
 """
 
 import argparse
+import gzip
 import json
 import os
 import statistics
@@ -147,12 +148,19 @@ def measure(name: str, port: str, devices: int, folder: Path) -> Figure:
     if process.returncode:
         raise SystemExit(f"{name} failed with {process.returncode}: {' '.join(command)}")
     seconds = time.perf_counter() - started if name in COMPLETE_RUNS else float(output)
-    answers = Path(output, "devices.jsonl") if name in COMPLETE_RUNS else folder / "answers.jsonl"
-    lines = sum(1 for _ in answers.open())
+    answers = results_of(Path(output)) if name in COMPLETE_RUNS else folder / "answers.jsonl"
+    with gzip.open(answers) if answers.suffix == ".gz" else answers.open("rb") as file:
+        lines = sum(1 for _ in file)
     if lines != devices:
         raise SystemExit(f"{name} wrote {lines} lines for {devices} devices")
     cpu = usage.ru_utime + usage.ru_stime
     return Figure(devices / seconds, 1e6 * cpu / devices, usage.ru_maxrss / 1024)
+
+
+def results_of(folder: Path) -> Path:
+    """Return a run's file of results: those of a large run are compressed."""
+    compressed = folder / "devices.jsonl.gz"
+    return compressed if compressed.exists() else folder / "devices.jsonl"
 
 
 def write_fleet(folder: Path, devices: int) -> Path:

@@ -83,6 +83,16 @@ class DeviceChange(msgspec.Struct, frozen=True, kw_only=True):
     new_version: str | None
 
 
+class NamedDeviceChange(DeviceChange, frozen=True, kw_only=True):
+    """A change of one device since a run.
+
+    Attributes:
+        product_name: name of its product; null: unknown.
+    """
+
+    product_name: str | None
+
+
 class ShareChange(msgspec.Struct, frozen=True, kw_only=True):
     """Change of a version's share between two samples.
 
@@ -132,6 +142,8 @@ class DiffDocument(msgspec.Struct, frozen=True, kw_only=True):
         modules: changes by module, for ``auditor diff``.
         changes: changes by device, for ``auditor diff --devices``.
         shares: changes of shares, for ``auditor diff --shares``.
+        groups: numbers of changes by the columns of ``--group-by``, of which null means none: each row has these
+            columns, and one for each change.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -141,6 +153,7 @@ class DiffDocument(msgspec.Struct, frozen=True, kw_only=True):
     modules: list[ModuleDriftRow] | UnsetType = UNSET
     changes: list[DeviceChange] | UnsetType = UNSET
     shares: list[ShareChange] | UnsetType = UNSET
+    groups: list[dict[str, Count | str | None]] | UnsetType = UNSET
 
 
 class VersionChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,6 +162,7 @@ class VersionChange(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         account: account of the devices.
         product_key: product of the devices; null: unknown.
+        product_name: name of that product; null: unknown.
         module_name: the module; null: the change is one of devices.
         change: what happened.
         old_version: version in the older run; null: none, or the change is one of devices.
@@ -158,6 +172,7 @@ class VersionChange(msgspec.Struct, frozen=True, kw_only=True):
 
     account: str
     product_key: str | None
+    product_name: str | None
     module_name: str | None
     change: Literal["upgraded", "downgraded", "changed", "appeared", "vanished", "joined", "left", "not_seen"]
     old_version: str | None
@@ -175,6 +190,8 @@ class ChangesDocument(msgspec.Struct, frozen=True, kw_only=True):
         counts: rows by change; joined, left and not_seen count devices.
         versions: changes from version to version, the most frequent first.
         changes: changes by device, with ``--devices``.
+        groups: numbers of changes by the columns of ``--group-by``, of which null means none: each row has these
+            columns, and one for each change.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -182,7 +199,8 @@ class ChangesDocument(msgspec.Struct, frozen=True, kw_only=True):
     new: RunHead
     counts: dict[str, Count]
     versions: list[VersionChange] | UnsetType = UNSET
-    changes: list[DeviceChange] | UnsetType = UNSET
+    changes: list[NamedDeviceChange] | UnsetType = UNSET
+    groups: list[dict[str, Count | str | None]] | UnsetType = UNSET
 
 
 class HistoryRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -242,10 +260,12 @@ class HistoryDocument(msgspec.Struct, frozen=True, kw_only=True):
         runs: the runs, the oldest first.
         warnings: why the history may be incomplete or wrong.
         rows: a row for each version in each run.
+        groups: with ``--group-by``, such rows for each group, with the columns that are named there.
     """
 
     schema_version: int = SCHEMA_VERSION
     name: str
     runs: list[HistoryRun]
     warnings: list[WarningMessage]
-    rows: list[HistoryRow]
+    rows: list[HistoryRow] | UnsetType = UNSET
+    groups: list[dict[str, Count | Share | str | None]] | UnsetType = UNSET

@@ -19,7 +19,7 @@ from msgspec import UnsetType
 
 from auditor.config.settings import Settings
 from auditor.planning.models import Plan
-from auditor.runs.folder import CHANGES, FAILURES, FLEET, OPTIONAL, RESULTS, SEALED
+from auditor.runs.folder import CHANGES, COMPRESSED_RESULTS, FAILURES, FLEET, OPTIONAL, RESULTS, SEALED
 from auditor.runs.manifest import MAX_FAILURE_CODES, MAX_GAPS, SCHEMA_VERSION, Manifest
 from auditor.runs.products import ProductInfo
 
@@ -57,7 +57,11 @@ RULES: dict[str, dict[str, Any]] = {
     "run": {
         "properties": {"failures": {"maxItems": MAX_FAILURE_CODES}},
         "$defs": {
-            "FileInfo": {"properties": {"name": {"enum": [FLEET, RESULTS, FAILURES, *OPTIONAL, *SEALED, CHANGES]}}},
+            "FileInfo": {
+                "properties": {
+                    "name": {"enum": [FLEET, RESULTS, COMPRESSED_RESULTS, FAILURES, *OPTIONAL, *SEALED, CHANGES]}
+                }
+            },
             "DiscoveryInfo": {"properties": {"gaps": {"maxItems": MAX_GAPS}}},
         },
         "allOf": [

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 import pytest
 
@@ -46,6 +46,17 @@ def typed(settings: auditor.Settings, run: auditor.Run, path: Path) -> None:
         assert_type(selected, auditor.FilteredDevices)
     with auditor.query_run(path, "FROM inventory") as answer:
         assert_type(answer, auditor.QueryResult)
+        assert_type(answer.table.to_dicts(), list[dict[str, Any]])
+    with auditor.query_runs(path, "FROM runs") as answers:
+        assert_type(answers, auditor.RunsQueryResult)
+    with auditor.read_runs(path) as runs:
+        assert_type(runs.runs, tuple[auditor.StoredRun, ...])
+    with auditor.read_timeline(path, "device") as timeline:
+        assert_type(timeline.table, auditor.ResultTable)
+    with auditor.read_changes_since(path, "monday") as changes:
+        assert_type(changes, auditor.NetChanges)
+    assert_type(run.table("devices"), auditor.ResultTable)
+    assert_type(auditor.find_run(path), Path)
     assert_type(auditor.compare_versions("1.2", "1.10") == "older", bool)
     assert_type(auditor.verify_run(path), list[str])
     assert_type(auditor.prune_runs(path, keep=7), auditor.PruneResult)

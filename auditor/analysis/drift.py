@@ -8,21 +8,23 @@ without an answer in either run is ``not_seen``, and one outside a sample is ``u
 ``device_matching`` says which devices are the same; ``sample_drift`` compares samples.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
 from auditor.analysis.device_matching import SIDES, count_carried, define_reported_versions, match_devices
+from auditor.analysis.device_selection import GroupColumn, RunFiles, count_changes, is_narrow, write_selected
 from auditor.analysis.sample_drift import ShareDrift, read_share_drift, sample_comparison_warning
-from auditor.errors import RunFolderError
+from auditor.errors import RunFolderError, UsageError
 from auditor.models import RunWarning
+from auditor.query.filters import DeviceFilter
 from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.query.version_order import define_version_order
 from auditor.runs.folder import RunCatalog, find_run
 from auditor.runs.manifest import SCHEMA_VERSION
-from auditor.storage.database import Database, temporary_database
+from auditor.storage.database import Database, sql_literal, temporary_database
 from auditor.storage.tables import ResultTable, translate_read_errors
 
 MODULE_CHANGES = ("upgraded", "downgraded", "changed", "appeared", "vanished")
@@ -82,6 +84,8 @@ class Drift:
         devices: a row for each change: account, product_key, device_name, iot_id, module_name, change, old_version,
             new_version. A device that joined, left or was not seen has one row, without a module. Unsampled devices
             have none.
+        groups: numbers of changes by the columns of ``group_by``, then a column for each change of a device or module;
+            None: nothing is grouped.
         warnings: why the numbers do not cover whole fleets, or are not reliable.
         shares: changes of the versions' shares, if a run is a sample; None: both runs cover whole fleets.
     """
@@ -94,37 +98,95 @@ class Drift:
     devices: ResultTable
     warnings: tuple[RunWarning, ...]
     shares: ShareDrift | None = None
+    groups: ResultTable | None = None
 
 
 @contextmanager
-def diff_runs(old: str | Path, new: str | Path) -> Iterator[Drift]:
+def diff_runs(
+    old: str | Path,
+    new: str | Path,
+    *,
+    criteria: DeviceFilter | None = None,
+    changes: Sequence[str] = (),
+    group_by: Sequence[str] = (),
+) -> Iterator[Drift]:
     """Compare two runs, each a run folder or a directory of runs (its newest run). Unsealed ones are read as they are.
 
     Memory is bounded; what does not fit goes to the system's temporary folder.
 
+    Args:
+        old: the earlier run.
+        new: the later run.
+        criteria: which devices are compared, by what the new run says of them, or the old one if only that has them.
+            With a module, only changes of that module count. ``arrange`` applies its order and limit to a table.
+        changes: names of ``CHANGES``: the tables have only these; empty: all. ``counts`` has all.
+        group_by: columns of changes (account, product_key, module_name, change, old_version, new_version) or of devices
+            (product_name, device_status, or an attribute).
+
     Raises:
+        UsageError: no device of either run has a value of the filter, or a run is a sample and has a filter.
         RunFolderError: a path is no run, or cannot be read.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
+    criteria = criteria or DeviceFilter()
+    narrow = is_narrow(criteria, group_by)
     folders = find_run(Path(old)), find_run(Path(new))
     with temporary_database("diff") as (database, work):
         before, after = (open_snapshot(folder, work / side) for side, folder in zip(SIDES, folders, strict=True))
         source = partial(translate_read_errors, f"{before.folder}, {after.folder}")
         with source():
             match_devices(database, before, after)
+            groups = _narrow(database, (before, after), criteria, group_by, work) if narrow else []
             define_reported_versions(database, before, after)
+            if criteria.module is not None:
+                others = "SELECT module FROM module_names WHERE lower(module_name) <> lower($1)"
+                database.execute(f"DELETE FROM reported WHERE module IN ({others})", [criteria.module])
             define_changes(database, work)
-            counts = _read_counts(database)
+            counts = _read_counts(database, criteria)
         head = {"schema_version": SCHEMA_VERSION, "old": before.coverage, "new": after.coverage}
-        modules = ResultTable(database, "FROM module_drift ORDER BY ALL", reading=source, name="modules", head=head)
-        changed = ResultTable(database, _CHANGED_MODULES, reading=source, name="modules", head=head)
-        devices = ResultTable(database, f"{_DEVICES} ORDER BY ALL", reading=source, name="changes", head=head)
+        drift = f"SELECT * FROM module_drift{_with_any(changes)}"
+        modules = ResultTable(database, f"{drift} ORDER BY ALL", reading=source, name="modules", head=head)
+        changed_query = f"FROM ({drift}) {_CHANGED_MODULES}"
+        changed = ResultTable(database, changed_query, reading=source, name="modules", head=head)
+        devices_query = _devices_query(criteria, changes)
+        devices = ResultTable(database, f"{devices_query} ORDER BY ALL", reading=source, name="changes", head=head)
+        grouped = None
+        if groups:
+            query = count_changes(_devices_query(criteria, changes, groups), groups)
+            grouped = ResultTable(database, query, reading=source, name="groups", head=head)
         warnings = [*before.warnings, *after.warnings, *_order_warnings(before, after)]
         shares = None
-        if counts.unsampled:
+        if counts.unsampled and not narrow:
             shares = read_share_drift(database, before, after, work, reading=source, head=head)
             warnings.append(sample_comparison_warning(counts.compared))
-        yield Drift(before, after, counts, modules, changed, devices, tuple(warnings), shares)
+        yield Drift(before, after, counts, modules, changed, devices, tuple(warnings), shares, grouped)
+
+
+def _narrow(
+    database: Database,
+    runs: tuple[RunSnapshot, RunSnapshot],
+    criteria: DeviceFilter,
+    group_by: Sequence[str],
+    work: Path,
+) -> list[GroupColumn]:
+    """Keep the devices of ``matched`` that match; define ``selected``, what they are grouped by, by run and line."""
+    if any(run.sources.unsampled for run in runs):
+        raise UsageError(
+            "samples have few devices in common, and their shares are of whole fleets: leave out filters and --group-by"
+        )
+    files = [
+        RunFiles(number, run.devices, run.modules, run.files or run.folder, run.manifest.started_at)
+        for number, run in enumerate(runs)
+    ]
+    path = work / "selected.parquet"
+    groups = write_selected(path, files, criteria, group_by)
+    database.execute(f"CREATE TABLE selected AS FROM read_parquet({sql_literal(path)})")
+    database.execute(
+        "DELETE FROM matched WHERE CASE WHEN new_line IS NULL "
+        "THEN old_line NOT IN (SELECT line FROM selected WHERE run = 0) "
+        "ELSE new_line NOT IN (SELECT line FROM selected WHERE run = 1) END"
+    )
+    return groups
 
 
 def latest_pair(directory: str | Path) -> tuple[Path, Path]:
@@ -196,11 +258,14 @@ def define_changes(database: Database, work: Path) -> None:
       LEFT JOIN unsampled_products USING (product)""")
 
 
-def _read_counts(database: Database) -> DriftCounts:
+def _read_counts(database: Database, criteria: DeviceFilter) -> DriftCounts:
     devices = dict(database.execute("SELECT presence::VARCHAR, count(*) FROM matched GROUP BY presence").fetchall())
     by_change = "SELECT change, sum(devices)::BIGINT FROM version_changes GROUP BY change"
     changes = dict(database.execute(by_change).fetchall())
     modules = dict(database.execute("SELECT presence, count(*) FROM module_drift GROUP BY presence").fetchall())
+    if criteria.module is not None:  # only changes of this module count
+        devices = {"compared": devices.get("compared", 0)}
+        changes = {change: count for change, count in changes.items() if change not in PRESENCES}
     # joined, left, not_seen and unsampled count devices, not their modules.
     counts = changes | devices | modules | {"carried": count_carried(database)}
     return DriftCounts(**{field.name: int(counts.get(field.name, 0)) for field in fields(DriftCounts)})
@@ -212,7 +277,7 @@ def _order_warnings(old: RunSnapshot, new: RunSnapshot) -> tuple[RunWarning, ...
     return (RunWarning("order", str(old.folder), f"started after {new.folder.name}: the old run is the newer one"),)
 
 
-_CHANGED_MODULES = f"""FROM module_drift WHERE presence <> 'kept' OR {" + ".join(MODULE_CHANGES)} + joined + "left" > 0
+_CHANGED_MODULES = f"""WHERE presence <> 'kept' OR {" + ".join(MODULE_CHANGES)} + joined + "left" > 0
   ORDER BY presence = 'kept', {" + ".join(MODULE_CHANGES)} DESC, joined + "left" DESC,
   account, product_key, module_name"""
 
@@ -228,10 +293,31 @@ CHANGE = """CASE WHEN c.presence <> 'compared' THEN c.presence::VARCHAR
   WHEN v.ordering = 'older' THEN 'upgraded' WHEN v.ordering = 'newer' THEN 'downgraded' ELSE 'changed' END"""
 """The change of a row ``c`` of ``changes``, with its matched device and the order ``v`` of its versions."""
 
+
+def _with_any(changes: Sequence[str]) -> str:
+    """Return the SQL condition of modules that have one of these changes."""
+    columns = [f'"{change}" > 0' for change in changes if change in (*MODULE_CHANGES, *PRESENCES)]
+    columns += [f"presence = '{change}'" for change in changes if change in ("added", "removed")]
+    return f" WHERE {' OR '.join(columns)}" if changes else ""
+
+
+def _devices_query(criteria: DeviceFilter, changes: Sequence[str], groups: Sequence[GroupColumn] = ()) -> str:
+    """Return the SQL of changes of devices, with the values that the devices are grouped by."""
+    conditions = [] if criteria.module is None else ["module_name IS NOT NULL"]
+    if changes:
+        conditions.append(f"change IN ({', '.join(map(sql_literal, changes))})")
+    cells = "".join(f", s.{column.source}" for column in groups if column.cell is not None)
+    selected = _OF_SELECTED if cells else ""
+    return f"{_DEVICES.format(cells=cells)}{selected} WHERE {' AND '.join(conditions) or 'true'}"
+
+
+_OF_SELECTED = """
+  JOIN selected s ON s.run = CASE WHEN new_line IS NULL THEN 0 ELSE 1 END AND s.line = coalesce(new_line, old_line)"""
+
 _DEVICES = f"""SELECT coalesce(n.account, o.account) AS account,
     coalesce(n.product_key, o.product_key) AS product_key, coalesce(n.device_name, o.device_name) AS device_name,
     coalesce(n.iot_id, o.iot_id) AS iot_id, module_name, change,
-    ov.module_version AS old_version, nv.module_version AS new_version
+    ov.module_version AS old_version, nv.module_version AS new_version{{cells}}
   FROM (
     SELECT old_line, new_line, product, module, c.old_version, c.new_version, {CHANGE} AS change
     FROM (FROM changes JOIN matched USING (device) WHERE presence = 'compared'

@@ -18,15 +18,34 @@ import msgspec
 import orjson
 
 from auditor.analysis.adoption import Adoption, read_adoption
+from auditor.analysis.device_selection import (
+    MODULE_COLUMNS,
+    NAMED,
+    GroupColumn,
+    RunFiles,
+    define_devices_of_runs,
+    group_columns,
+    is_narrow,
+    select_cells,
+)
 from auditor.errors import RunFolderError, UsageError
 from auditor.models import RunWarning, WarningKind
 from auditor.query.describe import warning_objects
+from auditor.query.filters import DeviceFilter, define_product_names, define_selected, require_module
 from auditor.query.snapshot import open_snapshot
-from auditor.query.warnings import completeness_warnings, state_label
+from auditor.query.warnings import completeness_warnings, is_tolerated, state_label
+from auditor.runs.attributes import ATTRIBUTES, ATTRIBUTES_TYPE, attribute_sql
 from auditor.runs.folder import DEVICES, INVENTORY_JSON, MODULES, RunCatalog, StoredRun, is_sealed
 from auditor.runs.manifest import MANIFEST, SCHEMA_VERSION, SUCCESSFUL_STATES, DeviceCounts, Manifest
-from auditor.runs.views import INVENTORY
-from auditor.storage.database import Database, parquet, sql_read_path, temporary_database, text_lines
+from auditor.runs.views import INVENTORY, inventory_query
+from auditor.storage.database import (
+    Database,
+    parquet,
+    sql_identifier,
+    sql_read_path,
+    temporary_database,
+    text_lines,
+)
 from auditor.storage.tables import ResultTable, translate_read_errors
 
 
@@ -41,6 +60,7 @@ class RunSummary:
         warnings: why its numbers do not cover the whole fleet, or are not reliable.
         tampered: whether files differ from those that were sealed.
         unsampled: devices outside the sample.
+        tolerated: whether no more devices have no answer than ``max_failed`` allows.
     """
 
     folder: Path
@@ -52,11 +72,12 @@ class RunSummary:
     warnings: tuple[RunWarning, ...]
     tampered: bool
     unsampled: int = 0
+    tolerated: bool = False
 
     @property
     def label(self) -> str:
         """Its state, as sentences name it."""
-        return state_label(self.state, self.devices, self.unsampled)
+        return state_label(self.state, self.devices, self.unsampled, tolerated=self.tolerated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +88,8 @@ class History:
         runs: all runs, including those without versions.
         table: a row for each run and version of each product's module, by run, account, product and module, the most
             frequent version first. Columns: started_at, run (its folder's name), state, account, product_key,
-            module_name, module_version, devices, share.
+            module_name, module_version, devices, share. If they are counted by further columns, these are in front of
+            devices, and shares are of the devices of the product with the module in the group.
         warnings: why the numbers do not cover whole fleets, or are not reliable.
     """
 
@@ -91,8 +113,8 @@ def read_history(
     directory: str | Path,
     *,
     name: str | None = None,
-    product_key: str | None = None,
-    module_name: str | None = None,
+    criteria: DeviceFilter | None = None,
+    group_by: Sequence[str] = (),
     limit: int | None = None,
 ) -> Iterator[History]:
     """Open the history of a directory of runs.
@@ -102,28 +124,34 @@ def read_history(
     Args:
         directory: a directory of runs.
         name: name of the runs; None: that of the newest run.
-        product_key: only versions of this product's modules.
-        module_name: only versions of this module, regardless of case.
+        criteria: which devices are counted, in each run by what that run says of them; its order and limit mean
+            nothing here. Conditions on devices other than account and product read all devices of all runs.
+        group_by: product_name, device_status, or attributes: count the versions of each group.
         limit: maximum number of runs, the newest ones; None: all.
 
     Raises:
-        UsageError: the limit is less than 1.
+        UsageError: the limit is less than 1, or no device of any run has a value of the filter.
         RunFolderError: the directory cannot be read, or has no such run.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
     if limit is not None and limit < 1:
         raise UsageError("limit: give a number of runs from 1 up")
+    criteria = criteria or DeviceFilter()
+    narrow = is_narrow(criteria, group_by)
     stored, unreadable = _find_runs(Path(directory), name)
     source = partial(translate_read_errors, directory)
     with temporary_database("history") as (database, work):
         with source():
             runs = _read_runs(database, stored[:limit][::-1], work)
-            _define_history(database, runs, product_key, module_name)
+            groups = _narrow(database, runs, criteria, group_by) if narrow else []
+            _define_history(database, runs, criteria.module)
         skipped = (RunWarning("unreadable", "", f"run skipped: {problem}") for problem in unreadable)
         warnings = (*skipped, *summarize_warnings(runs))
         head = {"schema_version": SCHEMA_VERSION, "name": runs[0].name, "runs": [_run_object(run) for run in runs]}
         head |= {"warnings": warning_objects(warnings)}
-        table = ResultTable(database, _TABLE, reading=source, head=head)
+        table = ResultTable(
+            database, _table_query(groups), reading=source, head=head, name="groups" if groups else "rows"
+        )
         yield History(runs[0].name, runs, table, warnings, database)
 
 
@@ -142,9 +170,77 @@ def _find_runs(directory: Path, name: str | None) -> tuple[list[StoredRun], list
     return runs, catalog.unreadable
 
 
-def _define_history(
-    database: Database, runs: Sequence[RunSummary], product_key: str | None, module_name: str | None
-) -> None:
+def _narrow(
+    database: Database, runs: Sequence[RunSummary], criteria: DeviceFilter, group_by: Sequence[str]
+) -> list[GroupColumn]:
+    """Let ``counted`` have only devices that match, with the values that they are grouped by."""
+    files = [
+        RunFiles(at, run.folder / DEVICES, run.folder / MODULES, run.folder)
+        for at, run in enumerate(runs)
+        if run.sealed
+    ]
+    if not files:
+        return []
+    if group_by or criteria != DeviceFilter(account=criteria.account, product=criteria.product, module=criteria.module):
+        return _recount_selected(database, runs, files, criteria, group_by)
+    # The inventories have accounts, products and modules; only names of products are read from the devices of a run.
+    define_devices_of_runs(database, files if criteria.product is not None else files[-1:])
+    named = "FROM devices" if criteria.product is not None else "FROM devices WHERE false"
+    database.execute(
+        "CREATE TABLE named_products AS SELECT DISTINCT account, product_key, "
+        f"{attribute_sql('product_name')} AS product_name {named}"
+    )
+    database.execute(
+        "CREATE OR REPLACE VIEW devices AS SELECT account, product_key, "
+        f"MAP {{'product_name': product_name}}::{ATTRIBUTES_TYPE} AS {ATTRIBUTES} FROM named_products "
+        f"UNION ALL SELECT DISTINCT account, product_key, NULL::{ATTRIBUTES_TYPE} FROM counted"
+    )
+    database.execute("CREATE OR REPLACE VIEW modules AS SELECT DISTINCT module_name FROM counted")
+    if criteria.module is not None:
+        require_module(database, criteria.module)
+    define_selected(database, criteria, runs[-1].started_at)
+    database.execute(
+        "DELETE FROM counted WHERE (account, coalesce('=' || product_key, '')) NOT IN "
+        "(SELECT (account, coalesce('=' || product_key, '')) FROM selected)"
+    )
+    return []
+
+
+def _recount_selected(
+    database: Database,
+    runs: Sequence[RunSummary],
+    files: Sequence[RunFiles],
+    criteria: DeviceFilter,
+    group_by: Sequence[str],
+) -> list[GroupColumn]:
+    """Count the versions of selected devices again, from the devices of each run."""
+    define_devices_of_runs(database, files)
+    if criteria.module is not None:
+        require_module(database, criteria.module)
+    define_selected(database, criteria, runs[-1].started_at)
+    define_product_names(database)
+    own = (*MODULE_COLUMNS, "module_version")
+    groups = [each for each in group_columns(database, group_by, own, _COLUMN_NAMES) if each.cell is not None]
+    identity = ("account", "product_key", "device_name", "iot_id")
+    sources = [each.source for each in groups]
+    values = "".join(f", any_value({source}) AS {source}" for source in sources)
+    same = " AND ".join(f"m.{name} IS NOT DISTINCT FROM d.{name}" for name in identity)
+    further = "".join(f", NULL::VARCHAR AS {source}" for source in sources)
+    database.execute(f"CREATE OR REPLACE TABLE counted AS SELECT *{further} FROM counted WHERE false")
+    for run in files:
+        selected = ", ".join(f"s.{name}" for name in identity) + select_cells(groups)
+        devices = f"SELECT {selected} FROM {NAMED} WHERE s.run = {run.number} AND s.status = 'ok'"
+        # Two rows of a fleet that name one device in two ways are one device.
+        devices = f"SELECT {', '.join(identity)}{values} FROM ({devices}) GROUP BY ALL"
+        cells = "".join(f", d.{source}" for source in sources)
+        reported = f"(SELECT m.*{cells} FROM modules m JOIN ({devices}) d ON {same} WHERE m.run = {run.number})"
+        columns = ", ".join((_COLUMNS, *sources))
+        query = f"SELECT {run.number} AS run, {columns} FROM ({inventory_query(reported, sources)})"
+        database.execute(f"INSERT INTO counted BY NAME {query}")
+    return groups
+
+
+def _define_history(database: Database, runs: Sequence[RunSummary], module_name: str | None) -> None:
     """Define the tables ``runs`` and ``history``; in ``history`` a module has one spelling in all runs."""
     columns = [[run.folder.name, run.state, run.started_at, run.sealed] for run in runs]
     database.execute(
@@ -153,11 +249,10 @@ def _define_history(
         [list(range(len(runs))), *map(list, zip(*columns, strict=True))],
     )
     database.execute(
-        "CREATE TABLE history AS SELECT run, account, product_key, "
-        "max(module_name) OVER (PARTITION BY account, product_key, lower(module_name)) AS module_name, "
-        "module_version, devices, share FROM counted "
-        "WHERE ($1 IS NULL OR product_key = $1) AND ($2 IS NULL OR lower(module_name) = lower($2))",
-        [product_key, module_name],
+        "CREATE TABLE history AS SELECT * REPLACE "
+        "(max(module_name) OVER (PARTITION BY account, product_key, lower(module_name)) AS module_name) "
+        "FROM counted WHERE ($1 IS NULL OR lower(module_name) = lower($1))",
+        [module_name],
     )
     database.execute("DROP TABLE counted")
 
@@ -218,10 +313,19 @@ def _run_object(run: RunSummary) -> dict[str, object]:
     return found | ({"unsampled": run.unsampled} if run.unsampled else {})
 
 
-_TABLE = """SELECT r.started_at, r.folder AS run, r.state, h.account, h.product_key, h.module_name, h.module_version,
-    h.devices, h.share
+def _table_query(groups: Sequence[GroupColumn]) -> str:
+    cells = "".join(f"h.{each.source} AS {sql_identifier(each.name)}, " for each in groups)
+    order = "".join(f"h.{each.source}, " for each in groups)
+    return f"""SELECT r.started_at, r.folder AS run, r.state, h.account, h.product_key, h.module_name, h.module_version,
+    {cells}h.devices, h.share
   FROM history h JOIN runs r ON h.run = r.run
-  ORDER BY h.run, h.account, h.product_key, h.module_name, h.devices DESC, h.module_version"""
+  ORDER BY h.run, h.account, h.product_key, h.module_name, {order}h.devices DESC, h.module_version"""
+
+
+_COLUMN_NAMES = (
+    "started_at", "run", "state", "account", "product_key", "module_name", "module_version", "devices", "share",
+)  # fmt: skip
+"""Columns of the table of a history."""
 
 _BLOCK = 1 << 18
 """Bytes read at a time."""
@@ -255,6 +359,7 @@ def _read_runs(database: Database, stored: Sequence[StoredRun], work: Path) -> t
         run = RunSummary(
             folder, manifest.name, manifest.state, manifest.started_at, manifest.devices,
             sealed=False, warnings=(), tampered=False, unsampled=manifest.unsampled,
+            tolerated=is_tolerated(manifest),
         )  # fmt: skip
         if not is_sealed(folder, manifest):
             runs.append(_unsealed(run, manifest))

@@ -4,54 +4,42 @@ Several changes of one module count as one, from its first version to its last; 
 a run between them recorded no changes, the two runs themselves are compared (``drift``), which reads all their devices.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from auditor.analysis.device_selection import (
+    NET_CHANGES,
+    GroupColumn,
+    RunFiles,
+    count_changes,
+    define_devices_of_runs,
+    is_narrow,
+    write_selected,
+)
 from auditor.analysis.drift import diff_runs
 from auditor.errors import RunFolderError, UsageError
 from auditor.models import RunWarning
 from auditor.query.change_log import define_change_log
+from auditor.query.filters import DeviceFilter
 from auditor.query.run_views import define_inventories
+from auditor.query.snapshot import open_snapshot
 from auditor.query.version_order import define_version_order
 from auditor.query.warnings import completeness_warnings
-from auditor.runs.folder import RunCatalog, StoredRun
+from auditor.runs.attributes import attribute_sql
+from auditor.runs.folder import DEVICES, MODULES, RunCatalog, StoredRun
 from auditor.runs.manifest import SCHEMA_VERSION
-from auditor.storage.database import Database, device_key_sql, sql_literal, temporary_database
+from auditor.storage.database import (
+    Database,
+    device_key_sql,
+    parquet,
+    sql_literal,
+    temporary_database,
+    write_parquet,
+)
 from auditor.storage.tables import ResultTable, translate_read_errors
-
-NET_CHANGES = ("upgraded", "downgraded", "changed", "appeared", "vanished", "joined", "left", "not_seen")
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeFilter:
-    """Which changes are read; None or empty: all.
-
-    Attributes:
-        changes: names of changes, of ``NET_CHANGES``.
-        account, product_key, module_name: names; that of a module regardless of case.
-    """
-
-    changes: tuple[str, ...] = ()
-    account: str | None = None
-    product_key: str | None = None
-    module_name: str | None = None
-
-    @property
-    def condition(self) -> str:
-        """The SQL condition of a change."""
-        conditions = [
-            f"{column} = {sql_literal(value)}"
-            for column, value in (("account", self.account), ("product_key", self.product_key))
-            if value is not None
-        ]
-        if self.module_name is not None:
-            conditions.append(f"lower(module_name) = lower({sql_literal(self.module_name)})")
-        if self.changes:
-            conditions.append(f"change IN ({', '.join(map(sql_literal, self.changes))})")
-        return " AND ".join(conditions) or "true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +50,9 @@ class NetChanges:
         recorded: number of the runs whose recorded changes were read; 0: the two runs were compared.
         counts: devices and modules by change; ``joined``, ``left`` and ``not_seen`` count devices.
         versions: a row for each change of a product's module from one version to another, that of the most devices
-            first: account, product_key, module_name, change, old_version, new_version, devices.
-        devices: a row for each change of a device, as ``Drift.devices`` has them.
+            first: account, product_key, product_name, module_name, change, old_version, new_version, devices.
+        devices: a row for each change of a device, as ``Drift.devices`` has them, with the product_name.
+        groups: as in ``Drift``.
         warnings: why the numbers do not cover whole fleets.
     """
 
@@ -74,19 +63,27 @@ class NetChanges:
     versions: ResultTable
     devices: ResultTable
     warnings: tuple[RunWarning, ...]
+    groups: ResultTable | None = None
 
 
 @contextmanager
 def read_changes_since(
-    directory: str | Path, since: str, until: str = "last", only: ChangeFilter | None = None
+    directory: str | Path,
+    since: str,
+    until: str = "last",
+    criteria: DeviceFilter | None = None,
+    *,
+    changes: Sequence[str] = (),
+    group_by: Sequence[str] = (),
 ) -> Iterator[NetChanges]:
     """Read what changed in a directory of runs since one of them, up to another.
 
     ``since`` and ``until`` are references, as ``RunCatalog.refer`` reads them, or names of run folders. The run since
-    which changes are read may have been deleted by ``auditor prune``.
+    which changes are read may have been deleted by ``auditor prune``. The other arguments are as in ``diff_runs``;
+    a device that is only in a deleted run has no attributes.
 
     Raises:
-        UsageError: both are the same run, or the first is the newer one.
+        UsageError: both are the same run, or the first is the newer one; or as in ``diff_runs``.
         RunFolderError: a run does not exist, or cannot be read; or it is deleted, and changes since it are missing.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
@@ -97,7 +94,8 @@ def read_changes_since(
         raise UsageError(f"{since} is {old.folder.name}, which is also the run to compare it with: nothing is newer")
     if old.manifest.started_at > new.manifest.started_at:
         raise UsageError(f"{old.folder.name} is newer than {new.folder.name}: give the older run first")
-    only = ChangeFilter() if only is None else only
+    criteria = criteria or DeviceFilter()
+    narrow = is_narrow(criteria, group_by)
     source = partial(translate_read_errors, directory)
     with temporary_database("changes") as (database, work):
         recorded = _recorded_between(catalog, old, new)
@@ -110,8 +108,12 @@ def read_changes_since(
                 )
             else:
                 _define_compared(database, old, new, work)
-            database.execute(f"CREATE VIEW selected AS FROM net_changes WHERE {only.condition}")
-            counted = database.execute("SELECT change, count(*) FROM selected GROUP BY change").fetchall()
+            compared = [run for run in (old, new) if run.sealed or run is new]
+            files = [_files_of(run, number, work) for number, run in enumerate(compared, 1)]
+            groups = _narrow(database, files, criteria, group_by, work) if narrow else []
+            define_devices_of_runs(database, files)
+            _define_named_changes(database, changes)
+            counted = database.execute("SELECT change, count(*) FROM net_changes GROUP BY change").fetchall()
         counts = dict.fromkeys(NET_CHANGES, 0) | {str(change): int(count) for change, count in counted}
         head: dict[str, object] = {"schema_version": SCHEMA_VERSION, "old": _head(old), "new": _head(new)}
         head["counts"] = counts
@@ -122,7 +124,11 @@ def read_changes_since(
         )
         versions = ResultTable(database, _VERSIONS, reading=source, name="versions", head=head)
         devices = ResultTable(database, _DEVICES, reading=source, name="changes", head=head)
-        yield NetChanges(old, new, len(recorded), counts, versions, devices, warnings)
+        grouped = None
+        if groups:
+            query = count_changes("FROM named_changes", groups)
+            grouped = ResultTable(database, query, reading=source, name="groups", head=head)
+        yield NetChanges(old, new, len(recorded), counts, versions, devices, warnings, grouped)
 
 
 def _find(catalog: RunCatalog, reference: str, *, archived: bool = False) -> StoredRun:
@@ -134,6 +140,69 @@ def _find(catalog: RunCatalog, reference: str, *, archived: bool = False) -> Sto
 def _head(run: StoredRun) -> dict[str, object]:
     manifest = run.manifest
     return {"run": run.folder.name, "state": manifest.state, "started_at": manifest.started_at}
+
+
+def _narrow(
+    database: Database,
+    files: Sequence[RunFiles],
+    criteria: DeviceFilter,
+    group_by: Sequence[str],
+    work: Path,
+) -> list[GroupColumn]:
+    """Keep the changes of ``net_changes`` that match, with the values of their devices to count by.
+
+    A device has the values of the newest of both runs that lists it; without one, it has its names only.
+    """
+    changed, path = work / "changed.parquet", work / "selected.parquet"
+    write_parquet(database, "SELECT DISTINCT account, product_key, device_name, iot_id FROM net_changes", changed)
+    runs = [RunFiles(0, changed), *files]
+    groups = write_selected(path, runs, criteria, group_by)
+    key = f"{device_key_sql()} AS device_key"
+    listed = " UNION ALL ".join(f"SELECT {run.number} AS run, {key} FROM {parquet(run.devices)}" for run in runs)
+    database.execute(
+        f"CREATE TABLE newest AS SELECT device_key, max(run) AS run FROM ({listed}) "
+        f"SEMI JOIN (SELECT {key} FROM net_changes) USING (device_key) GROUP BY device_key"
+    )
+    cells = "".join(f", any_value({each.source}) AS {each.source}" for each in groups if each.cell is not None)
+    selected = f"SELECT *, {key} FROM {parquet(path)}"
+    database.execute(
+        f"CREATE TABLE narrow AS SELECT device_key{cells} FROM ({selected}) "
+        "JOIN newest USING (device_key, run) GROUP BY device_key"
+    )
+    database.execute(
+        "CREATE OR REPLACE TABLE net_changes AS SELECT n.*, s.* EXCLUDE (device_key) FROM net_changes n "
+        f"JOIN narrow s ON s.device_key = {device_key_sql('n.')}"
+    )
+    if criteria.module is not None:
+        database.execute(
+            "DELETE FROM net_changes WHERE lower(module_name) IS DISTINCT FROM lower($1)", [criteria.module]
+        )
+    return groups
+
+
+def _files_of(run: StoredRun, number: int, work: Path) -> RunFiles:
+    """Return the files of a run; those of a run that is not sealed are copied."""
+    started_at = run.manifest.started_at
+    if run.sealed:
+        return RunFiles(number, run.folder / DEVICES, run.folder / MODULES, run.folder, started_at)
+    snapshot = open_snapshot(run.folder, work / str(number))
+    return RunFiles(number, snapshot.devices, snapshot.modules, run.folder, started_at)
+
+
+def _define_named_changes(database: Database, changes: Sequence[str]) -> None:
+    """Define ``named_changes``: the changes of these names, with the names of their products."""
+    condition = f"change IN ({', '.join(map(sql_literal, changes))})" if changes else "true"
+    # Of the devices, only the first and the last one of a product: a name is one of many attributes of each device.
+    lines = "SELECT unnest([min(line), max(line)]) FROM devices GROUP BY run, product_key"
+    names = (
+        f"SELECT product_key, {attribute_sql('product_name')} AS product_name FROM devices WHERE line IN ({lines}) "
+        "UNION ALL SELECT product_key, product_name FROM products"
+    )
+    database.execute(
+        "CREATE TABLE named_changes AS SELECT n.*, p.product_name FROM net_changes n LEFT JOIN ("
+        f"SELECT product_key, max(product_name) AS product_name FROM ({names}) "
+        f"WHERE product_key IS NOT NULL GROUP BY product_key) p USING (product_key) WHERE {condition}"
+    )
 
 
 def _recorded_between(catalog: RunCatalog, old: StoredRun, new: StoredRun) -> list[StoredRun]:
@@ -237,10 +306,11 @@ _NET_CHANGES = """CREATE TABLE net_changes AS
   SELECT DISTINCT account, product_key, device_name, iot_id, NULL, change, NULL, NULL
   FROM named WHERE change IN ('joined', 'left', 'not_seen')"""
 
-_VERSIONS = """SELECT account, product_key, max(module_name) AS module_name, change, old_version, new_version,
-    count(*) AS devices
-  FROM selected GROUP BY account, product_key, lower(module_name), change, old_version, new_version
+_VERSIONS = """SELECT account, product_key, product_name, max(module_name) AS module_name, change, old_version,
+    new_version, count(*) AS devices
+  FROM named_changes GROUP BY account, product_key, product_name, lower(module_name), change, old_version, new_version
   ORDER BY devices DESC, account, product_key, module_name, change, old_version, new_version"""
 
-_DEVICES = """SELECT account, product_key, device_name, iot_id, module_name, change, old_version, new_version
-  FROM selected ORDER BY ALL"""
+_DEVICES = """SELECT account, product_key, product_name, device_name, iot_id, module_name, change, old_version,
+    new_version
+  FROM named_changes ORDER BY ALL"""

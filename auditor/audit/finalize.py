@@ -11,6 +11,7 @@ from auditor.audit.aliases import count_aliases
 from auditor.audit.silence import find_silent_accounts
 from auditor.concurrency import run_in_abandonable_thread
 from auditor.errors import AuditInterruptedError, AuditorError, ExitWord, RunNotWritableError
+from auditor.runs.journal import replace_results
 from auditor.runs.manifest import Manifest, State, write_manifest
 from auditor.runs.seal import SealedRun, seal_run
 from auditor.runs.selection_info import ExitReason
@@ -37,6 +38,8 @@ async def seal_and_verify(
         RunNotWritableError: the folder cannot be written.
     """
     sealed = await run_in_abandonable_thread(seal_run, folder, manifest.selection)
+    if sealed.compressed is not None:
+        replace_results(folder, sealed.compressed)
     manifest = sealed_manifest(manifest, sealed, stopped=bool(errors))
     manifest = replace(manifest, silent=await run_in_abandonable_thread(find_silent_accounts, folder, manifest))
     aliases, possible = await run_in_abandonable_thread(count_aliases, folder)

@@ -21,6 +21,7 @@ from auditor.fleet.materialize import materialize
 from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_snapshot
 from auditor.fleet.table import read_snapshot
 from auditor.models import Device, DeviceResult
+from auditor.planning.device_counts import MAX_UNREACHABLE_SECONDS
 from auditor.runs.manifest import SilentAccount
 from auditor.storage.files import private_folder
 
@@ -29,9 +30,6 @@ MAX_LISTED_DEVICES = 1_000
 
 MAX_TRIED_DEVICES = 10
 """Devices of an account that are queried until one exists; they are spread over its fleet."""
-
-MAX_UNREACHABLE_SECONDS = 10.0
-"""Seconds until an account that gives no usable answer is abandoned; a person is waiting."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.fleet.table import count_devices_to_query
 from auditor.runs.folder import (
     CARRIED,
+    COMPRESSED_RESULTS,
     CONNECTIONS,
     FAILURES,
     FLEET,
@@ -221,7 +222,7 @@ def _mark_running(folder: Path, manifest: Manifest, settings: Settings, now: flo
     )
     write_manifest(folder, manifest)
     try:
-        for name in (*SEALED, *PRESENTATION_FILES):
+        for name in (*SEALED, COMPRESSED_RESULTS, *PRESENTATION_FILES):
             (folder / name).unlink(missing_ok=True)
         rotate_failures(folder / FAILURES)
     except (OSError, RunNotWritableError) as error:

@@ -127,7 +127,8 @@ async def resume_audit(
 ) -> AuditResult:
     """Query the devices of a run that are pending or failed, and seal it again; a complete run is left unchanged.
 
-    ``run`` is a run folder, or a directory of runs (its newest run is used). Without ``settings``, those are used that
+    ``run`` is a run folder, or a directory of runs (its newest run is used, but no trial such as one with a ``limit``
+    while another run of its name is unfinished). Without ``settings``, those are used that
     the user who started the run remembers. Rates, timeouts and credentials may differ from the run's; accounts and
     endpoints may not, and the fleet is the run's. ``trust`` is the text at the end of the error that refuses a run: it
     allows that run with the settings that the error describes. The other arguments are those of ``run_audit``.
@@ -141,7 +142,7 @@ async def resume_audit(
         AuditInterruptedError: the end was requested before any device was queried.
     """
     time_limit = TimeLimit(max_seconds, until=until)
-    folder = find_run(Path(run))
+    folder = find_run(Path(run), "unfinished")
     manifest = read_manifest(folder)
     if manifest.state == "complete":
         return AuditResult(folder, manifest, 0)

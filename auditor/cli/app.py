@@ -21,7 +21,7 @@ from auditor.cli.commands.report import metrics, policy, report
 from auditor.cli.commands.runs import runs
 from auditor.cli.commands.simulate import simulate
 from auditor.cli.commands.status import status
-from auditor.cli.console import open_standard_streams, print_error, redirect_to_devnull
+from auditor.cli.console import LOG_STYLE, open_standard_streams, print_error, redirect_to_devnull
 from auditor.config.paths import expand_home
 from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, UsageError
 from auditor.text.formatting import safe
@@ -83,7 +83,7 @@ _COMMANDS: dict[Group, tuple[tuple[Callable[..., int], str], ...]] = {
         (run, "auditor run nightly.toml --for 6h"),
         (resume, "auditor resume audits"),
         (fleet, "auditor fleet nightly.toml --account eu -o fleet.csv"),
-        (prune, "auditor prune audits --keep 30"),
+        (prune, "auditor prune audits --keep-days 30"),
     ),
     READ: (
         (status, "auditor status audits"),
@@ -137,6 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_standard_streams()
     # A shell does not expand the home directory in --flag=~/path.
     given = [_expand_home(each) for each in (sys.argv[1:] if arguments is None else arguments)]
+    # Also usage errors, which come before the command, have its format.
+    LOG_STYLE.format = "json" if "--log-format json" in " ".join(given).replace("=", " ") else "text"
     if not {"--help", "-h", "--version"}.intersection(given):
         import structlog
 
@@ -146,14 +148,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = app(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
-        print_error(f"auditor: {_describe_usage_error(error)}")
+        print_error(f"auditor: {_describe_usage_error(error)}", "error")
         return UsageError.exit_code
     except AuditInterruptedError as error:
         # A thread that still seals must not delay the exit; it loses nothing.
-        print_error(f"auditor: {error}")
+        print_error(f"auditor: {error}", "error")
         os._exit(error.exit_code)
     except AuditorError as error:
-        print_error(f"auditor: {safe(error)}")
+        print_error(f"auditor: {safe(error)}", "error")
         return error.exit_code
     except KeyboardInterrupt:
         return AuditInterruptedError.exit_code
@@ -164,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         redirect_to_devnull(1)
         return 0
     except OSError as error:
-        print_error(f"auditor: {safe(error.filename or 'output')}: {error.strerror}")
+        print_error(f"auditor: {safe(error.filename or 'output')}: {error.strerror}", "error")
         redirect_to_devnull(1)
         return RunNotWritableError.exit_code
     return code if isinstance(code, int) else 0

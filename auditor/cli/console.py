@@ -1,20 +1,47 @@
-"""Write to the standard streams: data to standard output, everything else to standard error."""
+"""Write to the standard streams: data to standard output, everything else to standard error, in one format."""
 
 import io
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from auditor.text.formatting import escape_lines
 
+LogFormat = Literal["text", "json"]
+"""Format of every line on standard error: text, or one JSON object a line."""
 
-def print_error(sentence: str) -> None:
-    """Print a line to standard error. An audit continues if it cannot be written."""
+
+@dataclass(slots=True)
+class LogStyle:
+    """How lines on standard error are written by this process."""
+
+    format: LogFormat = "text"
+
+
+LOG_STYLE = LogStyle()
+"""The style of this process; ``log_to_stderr`` sets it."""
+
+
+def print_error(sentence: str, level: Literal["info", "error"] = "info") -> None:
+    """Print a line to standard error; ``level`` is part of a JSON line. An audit continues if it cannot be written."""
+    line = format_json_line(sentence, level) if LOG_STYLE.format == "json" else escape_lines(sentence)
     try:
-        sys.stderr.write(f"{escape_lines(sentence)}\n")
+        sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
     except OSError:
         redirect_to_devnull(2)
+
+
+def format_json_line(event: str, level: str, **further: str) -> str:
+    """Return a line of the log in JSON, with the keys of the lines that structlog writes."""
+    import json
+    from datetime import UTC, datetime
+
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    texts = {"event": event, **further, "level": level, "timestamp": now}
+    return json.dumps({key: escape_lines(text) for key, text in texts.items()})
 
 
 def print_line(line: str) -> None:
@@ -37,6 +64,11 @@ def print_path(path: Path) -> None:
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         redirect_to_devnull(1)
+
+
+def is_dumb_terminal() -> bool:
+    """Return whether the terminal can only append text: it has neither colours nor a cursor that moves."""
+    return os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
 
 
 def redirect_to_devnull(descriptor: int) -> None:

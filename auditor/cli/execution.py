@@ -43,27 +43,26 @@ def describe_plain_http(accounts: "Iterable[Account]") -> Iterator[str]:
             yield f'account "{account.name}": plain http to {host}: {advice}'
 
 
-def run_with_progress(start: "Start", log_level: str) -> "AuditResult":
+def run_with_progress(start: "Start") -> "AuditResult":
     """Run an audit with progress and signal handling, and print its summary."""
-    result, seconds = _run_timed(start, log_level)
+    result, seconds = _run_timed(start)
     _print_summary(result, seconds)
     return result
 
 
-def run_audit_command(start: "Start", log_level: str, hooks: "HookConfig") -> int:
+def run_audit_command(start: "Start", hooks: "HookConfig") -> int:
     """Run an audit and its hooks, print the summary and the run folder, and return the exit code."""
     from auditor.cli.runtime import interrupt_on_signals
 
     with interrupt_on_signals():
-        result, seconds = _run_timed(start, log_level)
+        result, seconds = _run_timed(start)
         return _finish(result, seconds, hooks)
 
 
-def _run_timed(start: "Start", log_level: str) -> "tuple[AuditResult, float]":
+def _run_timed(start: "Start") -> "tuple[AuditResult, float]":
     from auditor.cli.progress import show_progress
-    from auditor.cli.runtime import log_to_stderr, run_until_signal
+    from auditor.cli.runtime import run_until_signal
 
-    log_to_stderr(log_level)
     started = time.monotonic()
     with show_progress() as watch:
         result = run_until_signal(lambda stop: start(watch, stop))
@@ -144,7 +143,8 @@ def _describe_policy(policy: "PolicySummary") -> Iterator[str]:
     undecided = [each for each in policy.results if each.verdict not in {"violated", "compliant"}]
     unmet = [*policy.violated, *undecided]
     for each in unmet[:MAX_RULES]:
-        yield f"policy: {each.verdict} ({each.rule.severity}): {each.rule.name}: {each.message}"
+        verdict = "violated" if each.verdict == "violated" else "undecided"
+        yield f"policy: {each.rule.name} ({each.rule.severity}): {verdict}, {each.message}"
     if len(unmet) > MAX_RULES:
         yield f"policy: and {len(unmet) - MAX_RULES:,} more rules"
     violated, rules = len(policy.violated), len(policy.results)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
+from auditor.cli.console import LogFormat
 from auditor.errors import UsageError
 from auditor.models import ChangeDetection, Level
 
@@ -26,6 +27,11 @@ Config = Annotated[Path, Parameter(help="Settings, a TOML file; see configs/ for
 ReadPath = Annotated[
     Path,
     Parameter(help="Run folder, directory of runs (uses its newest whole run), or a run of it such as audits/last~1."),
+]
+
+ResumePath = Annotated[
+    Path,
+    Parameter(help="Run folder, or directory of runs (uses its newest run, a trial only if no other is unfinished)."),
 ]
 
 RunPath = Annotated[
@@ -71,13 +77,22 @@ Priority = Annotated[
         negative=(),
         show_default=False,
         group=LIMITS,
-        help="Take 90% of a quota that other audits share, while they leave it.",
+        help="Take 90% of a quota that other audits share.",
     ),
 ]
 
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"],
     Parameter(group=OUTPUT, help="Log messages of at least this level to standard error."),
+]
+
+LogFormatOption = Annotated[
+    LogFormat,
+    Parameter(
+        name="--log-format",
+        group=OUTPUT,
+        help="Write everything on standard error, progress too, as text or as JSON lines.",
+    ),
 ]
 
 Hooks = Annotated[
@@ -137,8 +152,8 @@ SelectionOptions = Annotated[SelectionFlags | None, Parameter(name="*", group=SE
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterFlags:
-    """Flags that select devices of a run. A device matches if it meets every condition that is given."""
+class DeviceFlags:
+    """Flags that select devices of runs. A device matches if it meets every condition that is given."""
 
     account: Annotated[list[str] | None, Parameter(negative=())] = None
     """Name of the device's account; repeatable."""
@@ -149,17 +164,13 @@ class FilterFlags:
     module: str | None = None
     """Name of a module that the device reports; case does not matter."""
 
-    version: Annotated[str | None, Parameter(name="--version")] = None
-    """Exact version that the device runs."""
-
-    below: str | None = None
-    """Only devices with an older version of --module."""
-
-    above: str | None = None
-    """Only devices with a newer version of --module."""
-
     where: Annotated[list[str] | None, Parameter(negative=())] = None
     """Condition on an attribute such as site=a1, site!=a1, or site= (has none); repeatable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeFlags(DeviceFlags):
+    """Flags that select changes of devices, and rows of a result."""
 
     online: Annotated[bool | None, Parameter(negative="--no-online", show_default=False)] = None
     """Only devices that were online, or were not, when the platform last reported their state."""
@@ -177,6 +188,24 @@ class FilterFlags:
     """Write at most INT rows; default 1,000 in a table."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FilterFlags(ChangeFlags):
+    """Flags that select devices of one run, and rows of a result."""
+
+    version: Annotated[str | None, Parameter(name="--version")] = None
+    """Exact version that the device runs."""
+
+    below: str | None = None
+    """Only devices with an older version of --module."""
+
+    above: str | None = None
+    """Only devices with a newer version of --module."""
+
+
+DeviceOptions = Annotated[DeviceFlags | None, Parameter(name="*", group=FILTERS)]
+
+ChangeOptions = Annotated[ChangeFlags | None, Parameter(name="*", group=FILTERS)]
+
 FilterOptions = Annotated[FilterFlags | None, Parameter(name="*", group=FILTERS)]
 
 GroupBy = Annotated[
@@ -185,11 +214,16 @@ GroupBy = Annotated[
 
 LocalTime = Annotated[
     bool,
-    Parameter(negative=(), show_default=False, group=OUTPUT, help="Show times of a table in this machine's time zone."),
+    Parameter(
+        negative=(),
+        show_default=False,
+        group=OUTPUT,
+        help="Show times of tables and notes in this machine's time zone.",
+    ),
 ]
 
 
-def build_filter(flags: FilterFlags | None, **further: Any) -> "DeviceFilter":  # noqa: ANN401  fields of the filter
+def build_filter(flags: DeviceFlags | None, **further: Any) -> "DeviceFilter":  # noqa: ANN401  fields of the filter
     """Return the filter of the flags, with ``further`` conditions of a command.
 
     Raises:
@@ -197,14 +231,13 @@ def build_filter(flags: FilterFlags | None, **further: Any) -> "DeviceFilter":  
     """
     from auditor.query.filters import DeviceFilter
 
-    flags = flags or FilterFlags()
-    require_positive("--limit", flags.limit)
-    lists = {"account": tuple(flags.account or ()), "where": tuple(flags.where or ())}
-    durations = {
-        name: None if text is None else parse_duration_flag(f"--{name.replace('_', '-')}", text)
-        for name, text in (("seen_within", flags.seen_within), ("not_seen_for", flags.not_seen_for))
-    }
-    return DeviceFilter(**(asdict(flags) | lists | durations | further))
+    flags = flags or DeviceFlags()
+    given = asdict(flags) | {"account": tuple(flags.account or ()), "where": tuple(flags.where or ())}
+    if isinstance(flags, ChangeFlags):
+        require_positive("--limit", flags.limit)
+        for name, text in (("seen_within", flags.seen_within), ("not_seen_for", flags.not_seen_for)):
+            given[name] = None if text is None else parse_duration_flag(f"--{name.replace('_', '-')}", text)
+    return DeviceFilter(**(given | further))
 
 
 def split_names(text: str | None) -> tuple[str, ...]:

@@ -1,8 +1,10 @@
 """Write command results: a table for people, a file or standard output for other programs."""
 
+import re
 import sys
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, tzinfo
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
@@ -13,13 +15,16 @@ from auditor.cli.console import print_error
 from auditor.cli.options import OUTPUT
 from auditor.errors import UsageError
 from auditor.text.formatting import PIPE_WIDTH, escape_lines, safe
+from auditor.text.time_zones import parse_time_zone, show_time
 
 if TYPE_CHECKING:
     from typing import BinaryIO
 
     from rich.console import Console
+    from rich.text import Text
 
     from auditor.models import RunWarning
+    from auditor.runs.manifest import Manifest
     from auditor.storage.tables import ResultTable, TableFormat
 
 
@@ -31,6 +36,22 @@ FormatOption = Annotated[
 
 MAX_TABLE_ROWS = 1_000
 """Rows of a table for people. It is laid out in memory."""
+
+MIN_SENTENCE_WIDTH = 20
+"""Characters of the narrowest column of sentences."""
+
+DISPENSABLE = (
+    "request_id", "iot_id", "run", "reason", "days", "created_at", "audited_at", "last_online_at", "source",
+    "device_status", "presence", "unsampled", "same", "joined", "left", "not_seen", "old_devices", "new_devices",
+)  # fmt: skip
+"""Columns that a narrow terminal leaves out first, in this order."""
+
+IDENTIFYING = frozenset(
+    {"product_key", "device_name", "module_name", "module_version", "change", "old_version", "new_version"}
+)
+"""Columns that a table always has."""
+
+_FRACTION = re.compile(r"(?<=:\d\d)\.\d+")
 
 BINARY_FORMATS = ("parquet", "xlsx")
 
@@ -118,6 +139,10 @@ def is_stdout(out: Path | None) -> bool:
     return out is None or str(out) in STDOUT_NAMES
 
 
+TIME_COLUMNS = {"since", "until"}
+"""Columns of times, besides those whose names end with ``_at``."""
+
+
 def print_warnings(warnings: "Iterable[RunWarning]") -> None:
     """Print warnings to standard error."""
     from auditor.query.describe import describe_warning
@@ -143,6 +168,43 @@ def read_from(path: Path) -> Path:
     return run.folder
 
 
+def table_zone(manifest: "Manifest", *, local_time: bool) -> tzinfo | None:
+    """Return the zone of times in tables: that of the settings, or UTC; with --local-time this machine's (None)."""
+    name = (manifest.settings or {}).get("time_zone")
+    if local_time:
+        return None
+    if not isinstance(name, str):
+        return UTC
+    try:
+        return parse_time_zone(name)
+    except ValueError as error:
+        print_notes([f"times are in UTC: time_zone of the run: {error}"])
+        return UTC
+
+
+def resume_from(path: Path) -> Path:
+    """Return the folder of the run that a path means for a resume; say which, if a newer one is a trial.
+
+    Raises:
+        RunFolderError: it means none; see ``find_stored_run``.
+    """
+    from auditor.runs.folder import find_run, find_stored_run
+    from auditor.runs.manifest import MANIFEST
+
+    if (path / MANIFEST).exists():
+        return find_run(path)
+    run, newest = find_stored_run(path, "unfinished")
+    if run.folder != newest.folder:
+        print_notes([f"resuming {run.folder}; {newest.folder.name} is newer, and is a trial of a part of the fleet"])
+    return run.folder
+
+
+def describe_starts(manifests: Sequence["Manifest"], zone: tzinfo | None) -> Iterator[str]:
+    """Yield when runs started, whose names have it in UTC, for another zone."""
+    if zone is not UTC:
+        yield f"started: {' and '.join(safe(each.started_at) for each in manifests)}"
+
+
 def print_notes(sentences: Iterable[str]) -> None:
     """Print sentences to standard error, one a line."""
     for sentence in sentences:
@@ -150,23 +212,121 @@ def print_notes(sentences: Iterable[str]) -> None:
 
 
 def open_console(pipe_width: int = PIPE_WIDTH) -> "Console":
-    """Return a console for standard output. A pipe gets wide lines, so that no name is broken."""
+    """Return a console for standard output. A pipe gets wide lines, so that nothing is left out."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else pipe_width)
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else pipe_width)
+
+
+@dataclass(slots=True)
+class Column:
+    """A column of a table for people: its cells are escaped.
+
+    Attributes:
+        name: header.
+        cells: text of each row, or text with a style.
+        justify: where cells are aligned.
+        drop: columns with a lower number are left out first where the terminal is too narrow; None: never.
+        min_sentence: cells are sentences, which continue in the next line between words, in a column of this width or
+            more; None: a cell is one line.
+    """
+
+    name: str
+    cells: "list[str | Text]"
+    justify: Literal["left", "right"] = "left"
+    drop: int | None = None
+    min_sentence: int | None = None
+
+    @property
+    def widest(self) -> int:
+        """The characters of its longest cell."""
+        from rich.cells import cell_len
+
+        return max((cell_len(str(cell)) for cell in self.cells), default=0)
+
+    @property
+    def longest_word(self) -> int:
+        """The characters of the longest text that must be in one line."""
+        from rich.cells import cell_len
+
+        if self.min_sentence is None:
+            return self.widest
+        return max((cell_len(word) for cell in self.cells for word in str(cell).split()), default=0)
+
+    def width(self, *, header_lines: bool) -> int:
+        """Return the characters that it needs; ``header_lines``: its header may be several lines."""
+        from rich.cells import cell_len
+
+        header = max(map(cell_len, self.name.split())) if header_lines and self.name else cell_len(self.name)
+        return max(header, self.widest if self.min_sentence is None else min(self.widest, self.min_sentence))
+
+
+def print_columns(columns: Sequence[Column]) -> None:
+    """Print columns as a table of the terminal's width: no cell but a sentence is split over lines.
+
+    Where the terminal is too narrow, leave out columns, and then cut the longest cells, with a mark. Say so.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    console = open_console()
+    shown, widths = _fit_columns(columns, console.width)
+    cut = any(width < column.longest_word for column, width in zip(shown, widths, strict=True))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column, width in zip(shown, widths, strict=True):
+        header = column.name.replace(" ", "\n") if width < column.width(header_lines=False) else column.name
+        in_line = column.min_sentence is None
+        table.add_column(Text(header), justify=column.justify, no_wrap=in_line, overflow="ellipsis", max_width=width)
+    for row in zip(*(column.cells for column in shown), strict=True):
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    console.print(table)
+    missing = [column.name for column in columns if not any(column is each for each in shown)]
+    parts = [f"no space for {', '.join(missing)}"] if missing else []
+    parts += ["what ends with … is cut"] if cut else []
+    if parts:
+        advice = "a wider terminal or --format csv shows all"
+        print_error(f"note: lines of {console.width} characters: {'; '.join(parts)}; {advice}")
+
+
+def _gaps(columns: Sequence[Column]) -> int:
+    return 2 * (len(columns) - 1)
+
+
+def _fit_columns(columns: Sequence[Column], width: int) -> tuple[list[Column], list[int]]:
+    """Return the columns that fit, and the width of each. If those that stay do not fit, the widest are narrower."""
+    shown = list(columns)
+    widths = {id(column): column.width(header_lines=True) for column in shown}
+
+    def excess() -> int:
+        return sum(widths[id(column)] for column in shown) + _gaps(shown) - width
+
+    for column in sorted((each for each in columns if each.drop is not None), key=lambda each: each.drop or 0):
+        if excess() <= 0 or len(shown) == 1:
+            break
+        shown = [each for each in shown if each is not column]
+    while (too_much := excess()) > 0:
+        widest = max(shown, key=lambda column: widths[id(column)])
+        if widths[id(widest)] <= 1:
+            break
+        others = max((widths[id(each)] for each in shown if each is not widest), default=0)
+        widths[id(widest)] = max(widths[id(widest)] - too_much, min(others, widths[id(widest)] - 1), 1)
+    for column in shown:  # headers stay in one line, and sentences get longer, where there is space
+        free, header = -excess(), column.width(header_lines=False)
+        if widths[id(column)] < header <= widths[id(column)] + free:
+            widths[id(column)] = header
+        if column.min_sentence is not None:
+            widths[id(column)] += min(max(0, -excess()), max(0, column.widest - widths[id(column)]))
+    return shown, [widths[id(column)] for column in shown]
 
 
 def print_rows(
-    table: "ResultTable", limit: int | None = None, *, brief: bool = False, local_time: bool = False
+    table: "ResultTable", limit: int | None = None, *, brief: bool = False, zone: tzinfo | None = UTC
 ) -> None:
     """Print rows as a table, at most ``limit`` or ``MAX_TABLE_ROWS`` of them.
 
-    With ``brief``, leave out columns without information, such as zeros or a single account. With ``local_time``, show
-    times, which are in UTC, in this machine's time zone.
+    With ``brief``, leave out columns without information, such as zeros or a single account. Show times,
+    which are in UTC, in ``zone``; see ``table_zone``.
     """
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, header_style="bold")
     max_rows = MAX_TABLE_ROWS if limit is None else limit
     rows = list(islice(table, max_rows + 1))
     cut = len(rows) > max_rows
@@ -176,30 +336,61 @@ def print_rows(
     ]
     if brief and "source" in table.columns and table.columns.index("source") not in indices:
         indices = [at for at in indices if table.columns[at] != "audited_at"]  # every row is from this run
-    for at in indices:
-        name = table.columns[at].replace("_", " ") if brief else table.columns[at]
-        numbers = any(isinstance(row[at], int | float) for row in rows)
-        shown.add_column(safe(name), justify="right" if numbers else "left", overflow="fold")
-    times = {at for at in indices if local_time and table.columns[at].endswith("_at")}
-    for row in rows:
-        shown.add_row(*(_format_cell(_to_local_time(row[at]) if at in times else row[at]) for at in indices))
-    open_console().print(shown)
+    columns = [
+        Column(
+            safe(table.columns[at].replace("_", " ") if brief else table.columns[at]),
+            [_format_cell(_shorten_time(row[at], zone) if _is_time(table.columns[at]) else row[at]) for row in rows],
+            "right" if any(isinstance(row[at], int | float) for row in rows) else "left",
+        )
+        for at in indices
+    ]
+    if brief:
+        _rank_columns([table.columns[at] for at in indices], columns)
+        print_columns(columns)
+    else:
+        _print_folded(columns)
     if cut:
         print_error(f"note: the table shows {max_rows:,} rows; {ALL_ROWS}")
+
+
+def _print_folded(columns: Sequence[Column]) -> None:
+    """Print all columns, however narrow the terminal is: the caller has selected them."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.name, justify=column.justify, overflow="fold")
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*row)
+    open_console().print(table)
+
+
+def _rank_columns(names: Sequence[str], columns: Sequence[Column]) -> None:
+    """Set which columns a narrow terminal leaves out first: ``DISPENSABLE``, then others from the right."""
+    for at, (name, column) in enumerate(zip(names, columns, strict=True)):
+        if name in DISPENSABLE:
+            column.drop = DISPENSABLE.index(name)
+        elif name not in IDENTIFYING:
+            column.drop = len(DISPENSABLE) + len(names) - at
+        column.min_sentence = MIN_SENTENCE_WIDTH if name in {"reason", "message"} else None
+    if "iot_id" in names and not ("device_name" in names and all(columns[names.index("device_name")].cells)):
+        columns[names.index("iot_id")].drop = None  # it is the only name of some devices
+
+
+def _is_time(column: str) -> bool:
+    return column.endswith("_at") or column in TIME_COLUMNS
+
+
+def _shorten_time(moment: object, zone: tzinfo | None) -> object:
+    """Return a time in a zone, in whole seconds."""
+    shown = show_time(moment, zone)
+    return shown if shown is None else _FRACTION.sub("", str(shown))
 
 
 def _is_informative(name: str, values: set[object]) -> bool:
     if len(values) > 1:
         return True
     return name != "account" and values not in ({0}, {None}, {"queried"}) and (name != "presence" or values != {"kept"})
-
-
-def _to_local_time(cell: object) -> object:
-    """Return a time in UTC as text in this machine's time zone, with its offset; anything else as it is."""
-    try:
-        return datetime.fromisoformat(str(cell)).replace(tzinfo=UTC).astimezone().isoformat(" ", "seconds")
-    except (ValueError, OverflowError):
-        return cell
 
 
 def _format_cell(cell: object) -> str:

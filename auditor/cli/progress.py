@@ -1,4 +1,4 @@
-"""Show the progress of an audit on standard error: live on a terminal, as plain lines elsewhere."""
+"""Show the progress of an audit on standard error: live on a terminal, as lines of the log elsewhere."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from auditor.cli.console import print_error
+from auditor.cli.console import LOG_STYLE, is_dumb_terminal, print_error
 from auditor.engine.monitor import SLOWED_FRACTION
 from auditor.engine.progress import AccountProgress, DiscoveryProgress, Progress, ProgressCallback
 from auditor.text.formatting import format_count, format_duration, safe
@@ -31,7 +31,7 @@ MAX_ACCOUNTS = 20
 def show_progress() -> Iterator[ProgressCallback]:
     """Yield a callback that shows an audit's progress."""
     view = _ProgressView()
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or is_dumb_terminal() or LOG_STYLE.format == "json":
         yield _announce_resume(_print_lines(view))
         return
     console = Console(stderr=True, highlight=False)

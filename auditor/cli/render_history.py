@@ -1,6 +1,7 @@
 """Render a history for people: the runs, and the share of each version over time as a line. Names are escaped."""
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, tzinfo
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +12,7 @@ from auditor.analysis.history import History, RunSummary
 from auditor.cli.console import print_error
 from auditor.cli.output import ALL_ROWS, open_console
 from auditor.text.formatting import format_share, safe
+from auditor.text.time_zones import show_time
 
 LEVELS, PLAIN_LEVELS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 """Shares above 0 and up to 1, in eighths; the second for a terminal that only shows ASCII."""
@@ -30,16 +32,16 @@ _VERSION_WIDTH, _NUMBERS_WIDTH, _RUN_WIDTH, _MIN_LINE_WIDTH = 18, 32, 4, 8
 """Characters: maximum of a version, of the numbers beside a line, and of one run in a line; minimum of a line."""
 
 
-def print_history(history: History) -> None:
-    """Print the runs, oldest first, and for each module a line for each main version.
+def print_history(history: History, zone: tzinfo | None = UTC) -> None:
+    """Print the runs, oldest first, and for each module a line for each main version; times are in ``zone``.
 
     A single module also gets a table of shares by run.
     """
     console = open_console(pipe_width=100)
     marks = [_mark_of(run) for run in history.runs]
-    first, last = _format_start(history.runs[0])[:10], _format_start(history.runs[-1])[:10]
+    first, last = (_format_start(history.runs[at], zone)[:10] for at in (0, -1))
     console.print(Text(f"{safe(history.name)}: {len(marks):,} runs, {first} to {last}\n", style="bold"))
-    console.print(_runs_table(history.runs, marks))
+    console.print(_runs_table(history.runs, marks, zone))
     for mark, meaning in MARKS.items():
         if mark in marks:
             console.print(Text(f"{mark} {meaning}", style=_STYLES[mark]))
@@ -50,7 +52,7 @@ def print_history(history: History) -> None:
         console.print(_versions_table(console, module, marks))
         if len(adoption.modules) == 1:
             console.print()
-            console.print(_shares_table(history.runs, marks, module))
+            console.print(_shares_table(history.runs, marks, module, zone))
     if not adoption.modules:
         console.print("\nno versions: these runs have none of the requested modules")
     elif adoption.module_count > len(adoption.modules):
@@ -70,15 +72,15 @@ def _mark_of(run: RunSummary) -> str:
     return "~" if run.warnings else " "
 
 
-def _format_start(run: RunSummary) -> str:
-    return safe(run.started_at[:16].replace("T", " "))
+def _format_start(run: RunSummary, zone: tzinfo | None) -> str:
+    return safe(show_time(run.started_at[:16].replace("T", " "), zone))
 
 
 def _render_mark(mark: str) -> Text:
     return Text(mark, style=_STYLES.get(mark, ""))
 
 
-def _runs_table(runs: Sequence[RunSummary], marks: Sequence[str]) -> Table:
+def _runs_table(runs: Sequence[RunSummary], marks: Sequence[str], zone: tzinfo | None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("started", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -92,7 +94,7 @@ def _runs_table(runs: Sequence[RunSummary], marks: Sequence[str]) -> Table:
         numbers = (answered + counts.unanswered, answered, counts.failed, counts.pending - run.unsampled, run.unsampled)
         style = _STYLES.get(mark, "")
         table.add_row(
-            _format_start(run),
+            _format_start(run, zone),
             _render_mark(mark),
             Text(safe(run.label), style=style),
             *(f"{number:,}" for number in numbers[: 5 if sampled else 4]),
@@ -162,7 +164,7 @@ def _format_points(change: float) -> str:
     return f"{100 * change:+.1f}" if round(1000 * change) else "="
 
 
-def _shares_table(runs: Sequence[RunSummary], marks: Sequence[str], module: ModuleSeries) -> Table:
+def _shares_table(runs: Sequence[RunSummary], marks: Sequence[str], module: ModuleSeries, zone: tzinfo | None) -> Table:
     """Return a table with the shares of the main versions, a row for each run."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("started", no_wrap=True)
@@ -172,5 +174,5 @@ def _shares_table(runs: Sequence[RunSummary], marks: Sequence[str], module: Modu
     for at, (run, mark) in enumerate(zip(runs, marks, strict=True)):
         shares = (line.shares[at] for line in module.versions)
         cells = ("?" if share is None else format_share(share, aligned=True) if share else "" for share in shares)
-        table.add_row(_format_start(run), _render_mark(mark), *cells)
+        table.add_row(_format_start(run, zone), _render_mark(mark), *cells)
     return table

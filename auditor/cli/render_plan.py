@@ -16,31 +16,34 @@ _TEN_YEARS = 315_000_000
 """Seconds. Longer durations are not written out."""
 
 
-def print_plan(plan: Plan) -> None:
-    """Print a row for each account, then the assumptions, whether the plan fits, and other strategies."""
+def print_plan(plan: Plan, *, compare: bool) -> None:
+    """Print a row for each account, the assumptions, whether the plan fits, and with ``compare`` other strategies.
+
+    If no account has a known quota, there are no times to print.
+    """
     console = open_console(pipe_width=100)
+    timed = any(each.calls_per_second is not None for each in plan.accounts)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("account", overflow="fold")
-    for name in ("devices", "calls each", "calls", "calls/s", "time", "in flight"):
+    for name in ("devices", "calls each", "calls", *(("calls/s", "time", "in flight") if timed else ())):
         table.add_column(name, justify="right")
     for each in plan.accounts:
         rate = "?" if each.calls_per_second is None else f"{each.calls_per_second:,.7g}"
-        totals = format_planned_duration(each.seconds), _format_number(each.in_flight)
-        table.add_row(
-            safe(each.account), f"{each.devices:,}", f"{each.calls_per_device:,.2f}", f"{each.calls:,}", rate, *totals
-        )
+        times = rate, format_planned_duration(each.seconds), _format_number(each.in_flight)
+        row = safe(each.account), f"{each.devices:,}", f"{each.calls_per_device:,.2f}", f"{each.calls:,}"
+        table.add_row(*row, *(times if timed else ()))
     if len(plan.accounts) > 1:
-        totals = format_planned_duration(plan.seconds), _format_number(plan.in_flight)
-        table.add_row("concurrently", f"{plan.devices:,}", "", f"{plan.calls:,}", "", *totals)
+        times = "", format_planned_duration(plan.seconds), _format_number(plan.in_flight)
+        table.add_row("concurrently", f"{plan.devices:,}", "", f"{plan.calls:,}", *(times if timed else ()))
     console.print(table)
     print_line("")
-    for sentence in (*_describe_assumptions(plan), *_describe_fit(plan)):
+    for sentence in (*_describe_assumptions(plan, timed=timed), *_describe_fit(plan)):
         print_line(sentence)
-    if plan.strategies:
+    if plan.strategies and compare:
         _print_strategies(plan, console)
 
 
-def _describe_assumptions(plan: Plan) -> Iterator[str]:
+def _describe_assumptions(plan: Plan, *, timed: bool) -> Iterator[str]:
     if plan.run is None:
         yield "no earlier run of this name: assuming one call per device"
     else:
@@ -48,12 +51,10 @@ def _describe_assumptions(plan: Plan) -> Iterator[str]:
         for each in plan.accounts:
             if each.calls_assumed and each.devices:
                 yield f"{_account_label(each)}: no calls in that run: assuming one call per device"
-    for each in plan.accounts:
-        if each.devices_assumed:
-            yield (
-                f"{_account_label(each)}: number of devices as in the newest run; listing them comes first and takes "
-                "about one call per 50 devices"
-            )
+    yield from _describe_device_counts(plan)
+    if not timed:
+        yield "the duration is unknown, because calls_per_second is not a number"
+        return
     latency = "assumed latency" if plan.latency_assumed else "latency"
     yield f"{latency}: {plan.latency:,.5g} s, which determines the requests in flight"
     for each in plan.accounts:
@@ -63,6 +64,21 @@ def _describe_assumptions(plan: Plan) -> Iterator[str]:
         possible = plan.concurrency_advised <= MAX_CONCURRENCY
         advice = f"set concurrency = {plan.concurrency_advised}" if possible else f"so is {MAX_CONCURRENCY:,}"
         yield f"concurrency = {plan.concurrency} is too small for these quotas, so it takes longer; {advice}"
+
+
+def _describe_device_counts(plan: Plan) -> Iterator[str]:
+    """Yield where the numbers of devices of listed fleets come from."""
+    origins = {
+        each.account: "in the newest run" if each.devices_assumed else "the platform counts them, without filters"
+        for each in plan.accounts
+        if each.devices_assumed or each.devices_counted
+    }
+    for each in plan.accounts:
+        if each.account in origins:
+            yield (
+                f"{_account_label(each)}: number of devices as {origins[each.account]}; listing them comes first and "
+                "takes about one call per 50 devices"
+            )
 
 
 def _describe_fit(plan: Plan) -> Iterator[str]:

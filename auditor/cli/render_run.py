@@ -5,13 +5,12 @@ from dataclasses import astuple
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
 
 from auditor.analysis.drift import MODULE_CHANGES, PRESENCES, Drift, DriftCounts
 from auditor.analysis.sample_drift import ShareCounts, ShareDrift
 from auditor.cli.console import print_error, print_line
-from auditor.cli.output import ALL_ROWS, open_console
+from auditor.cli.output import ALL_ROWS, Column, open_console, print_columns
 from auditor.query.describe import (
     describe_ages,
     describe_recheck,
@@ -21,7 +20,7 @@ from auditor.query.describe import (
 )
 from auditor.query.freshness import AnswerAges
 from auditor.query.run import VersionCount
-from auditor.query.warnings import state_label
+from auditor.query.warnings import is_tolerated, state_label
 from auditor.runs.estimates import SampleSummary
 from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, Manifest
 from auditor.text.formatting import format_change, format_count, format_duration, format_interval, format_share, safe
@@ -46,32 +45,24 @@ def print_inventory(
 
     With ``sample``, print its estimates for the fleet; with ``ages``, the ages of the results at ``now``.
     """
-    console = open_console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    several = len(manifest.accounts) > 1
-    for name in ("account", "product", "module", "version")[0 if several else 1 :]:
-        table.add_column(name, overflow="fold")
-    table.add_column("devices", justify="right")
-    table.add_column("share", justify="right")
-    if sample is not None:
-        table.add_column("95% interval", justify="right")
+    first = 0 if len(manifest.accounts) > 1 else 1
+    columns = [Column(name, []) for name in ("account", "product", "module", "version")[first:]]
+    columns += [Column("devices", [], "right"), Column("share", [], "right", drop=2)]
+    columns += [] if sample is None else [Column("95% interval", [], "right", drop=1)]
     previous: tuple[str, ...] = ()
     for row in versions:
         place = (safe(row.account), safe(row.product_key or "?"), safe(row.module_name))
         same = 0
         while same < len(previous) and place[: same + 1] == previous[: same + 1]:
             same += 1
-        interval = [] if row.low is None or row.high is None else [format_limits(row.low, row.high)]
-        cells = ["" if at < same else cell for at, cell in enumerate(place)]
-        table.add_row(
-            *cells[0 if several else 1 :],
-            safe(row.module_version),
-            f"{row.devices:,}",
-            format_share(row.share, aligned=True),
-            *interval,
-        )
+        interval = "" if row.low is None or row.high is None else format_limits(row.low, row.high)
+        cells = ["" if at < same else cell for at, cell in enumerate(place)][first:]
+        cells += [safe(row.module_version), f"{row.devices:,}", format_share(row.share, aligned=True), interval]
+        for column, cell in zip(columns, cells, strict=False):
+            column.cells.append(cell)
         previous = place
-    console.print(table)
+    print_columns(columns)
+    console = open_console()
     unsampled = manifest.unsampled if sample is None else sample.devices - sample.sampled - sample.never_activated
     console.print(Text(f"\n{describe_coverage(manifest, devices, unsampled)}"))
     estimates = () if sample is None else describe_sample_estimates(sample)
@@ -115,33 +106,24 @@ def describe_share_counts(counts: ShareCounts) -> str:
 
 def print_shares(shares: ShareDrift) -> None:
     """Print shares before and after as a table, changed ones first, with confidence intervals in brackets."""
-    console = open_console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
     rows = [
         dict(zip(shares.table.columns, row, strict=True))
         for row, _ in zip(shares.table, range(MAX_SHARE_ROWS), strict=False)
     ]
     several = len({row["account"] for row in rows if row["level"] == "product"}) > 1
-    for name in ("account", "product", "module", "version")[0 if several else 1 :]:
-        table.add_column(name, overflow="fold")
-    for name in ("before", "after", "change"):
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
-    for row in rows:
-        fleet = row["level"] == "fleet"
-        place = (safe(row["account"] or ""), "complete fleet" if fleet else safe(row["product_key"] or "?"))
-        table.add_row(
-            *place[0 if several else 1 :],
-            safe(row["module_name"]),
-            safe(row["module_version"]),
-            *(
-                format_interval(row[f"{side}_share"], row[f"{side}_low"], row[f"{side}_high"])
-                for side in ("old", "new")
-            ),
-            format_change(row["change"], row["change_low"], row["change_high"]),
-            row["verdict"],
-        )
-    console.print(table)
+    columns = [Column("account", [safe(row["account"] or "") for row in rows])] if several else []
+    products = ("complete fleet" if row["level"] == "fleet" else safe(row["product_key"] or "?") for row in rows)
+    columns += [
+        Column("product", list(products)),
+        Column("module", [safe(row["module_name"]) for row in rows]),
+        Column("version", [safe(row["module_version"]) for row in rows]),
+    ]
+    for name, side in (("before", "old"), ("after", "new")):
+        intervals = (format_interval(row[f"{side}_share"], row[f"{side}_low"], row[f"{side}_high"]) for row in rows)
+        columns.append(Column(name, list(intervals), "right", drop=1 if side == "old" else 2))
+    changes = (format_change(row["change"], row["change_low"], row["change_high"]) for row in rows)
+    columns += [Column("change", list(changes), "right"), Column("verdict", [row["verdict"] for row in rows])]
+    print_columns(columns)
     if shares.counts.shares > MAX_SHARE_ROWS:
         print_error(f"note: the table shows {MAX_SHARE_ROWS:,} rows; {ALL_ROWS}")
 
@@ -161,7 +143,8 @@ def describe_coverage(manifest: Manifest, counts: DeviceCounts, unsampled: int |
         f"{counts.pending - unsampled:,} pending",
         *([f"{unsampled:,} not sampled"] if unsampled else []),
     ]
-    return f"{state_label(manifest.state, counts, unsampled)}: {sum(astuple(counts)):,} devices: {', '.join(states)}"
+    label = state_label(manifest.state, counts, unsampled, tolerated=is_tolerated(manifest))
+    return f"{label}: {sum(astuple(counts)):,} devices: {', '.join(states)}"
 
 
 def summarize_audit(manifest: Manifest, seconds: float, ages: AnswerAges | None = None) -> Iterator[str]:

@@ -2,20 +2,21 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
+from datetime import UTC, tzinfo
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from auditor.analysis.net_changes import NetChanges
-from auditor.cli.output import open_console
+from auditor.cli.output import MIN_SENTENCE_WIDTH, Column, print_columns, table_zone
 from auditor.cli.render_run import describe_coverage
 from auditor.errors import ExitWord, RunFolderError
-from auditor.query.warnings import state_label
+from auditor.query.warnings import is_tolerated, state_label
 from auditor.runs.folder import RunCatalog, StoredRun, find_stored_run
 from auditor.runs.locking import is_locked
 from auditor.runs.manifest import Manifest
 from auditor.text.formatting import format_count, format_duration, safe
+from auditor.text.time_zones import show_times
 
 _STATE_STYLES = {"complete": "green", "within tolerance": "green", "sample": "cyan", "running": "cyan"}
 
@@ -45,21 +46,22 @@ _NEXT_STEPS: dict[ExitWord, tuple[str, tuple[str, ...]]] = {
 """What to do after a run with this exit reason, and the commands for it."""
 
 
-def print_runs(runs: Sequence[StoredRun]) -> None:
-    """Print runs as a table, the newest first."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for name in ("devices", "failed", "pending", "duration", "exit"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("reason", overflow="fold")
+def print_runs(runs: Sequence[StoredRun], zone: tzinfo | None) -> None:
+    """Print runs as a table, the newest first. Their names have the start in UTC; in another zone it is a column."""
+    columns = [Column("run", [])]
+    columns += [] if zone is UTC else [Column("started", [], drop=4)]
+    columns += [Column("state", [], min_sentence=9)]
+    for name, drop in (("devices", 3), ("failed", 5), ("pending", 2), ("duration", 1), ("exit", None)):
+        columns.append(Column(name, [], "right", drop))
+    columns.append(Column("reason", [], min_sentence=MIN_SENTENCE_WIDTH))
     for run in runs:
         manifest = run.manifest
-        label = state_label(manifest.state, manifest.devices, manifest.unsampled)
+        label = state_label(manifest.state, manifest.devices, manifest.unsampled, tolerated=is_tolerated(manifest))
         if manifest.state != "running" and not run.sealed:
             label = "deleted" if manifest.changes is not None else f"{label}, not sealed"
-        table.add_row(
+        cells = (
             safe(run.folder.name),
+            *(() if zone is UTC else (show_times(_format_minute(manifest.started_at), zone),)),
             Text(safe(label), style=_STATE_STYLES.get(label, "yellow")),
             f"{manifest.fleet.devices:,}",
             f"{manifest.devices.failed:,}",
@@ -68,7 +70,9 @@ def print_runs(runs: Sequence[StoredRun]) -> None:
             "" if manifest.exit_code is None else str(manifest.exit_code),
             "" if manifest.exit_reason is None else _shorten_reason(manifest),
         )
-    open_console().print(table)
+        for column, cell in zip(columns, cells, strict=True):
+            column.cells.append(cell)
+    print_columns(columns)
 
 
 def _shorten_reason(manifest: Manifest) -> str:
@@ -78,8 +82,10 @@ def _shorten_reason(manifest: Manifest) -> str:
     return f"{reason.code}: {safe(reason.message)}"
 
 
-def describe_status(path: Path, name: str | None = None) -> Iterator[str]:
+def describe_status(path: Path, name: str | None = None, *, local_time: bool = False) -> Iterator[str]:
     """Yield lines about the last run of a directory, or about a run: its end, the reason, changes, and next steps.
+
+    Times are in the zone of ``table_zone``.
 
     Raises:
         RunFolderError: there is no run of this name.
@@ -93,7 +99,10 @@ def describe_status(path: Path, name: str | None = None) -> Iterator[str]:
         run = found
     manifest = run.manifest
     yield f"run: {safe(run.folder)}"
-    yield f"started: {_format_minute(manifest.started_at)}{_describe_end(run)}"
+    yield show_times(
+        f"started: {_format_minute(manifest.started_at)}{_describe_end(run)}",
+        table_zone(manifest, local_time=local_time),
+    )
     yield f"result: {safe(manifest.describe_exit() or _describe_unfinished(run))}"
     yield f"devices: {describe_coverage(manifest, manifest.devices)}"
     for failure in manifest.failures[:5]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import anyio
 import structlog
 
-from auditor.cli.console import print_error
+from auditor.cli.console import LOG_STYLE, LogFormat, format_json_line, is_dumb_terminal, print_error
 from auditor.cli.signals import stop_signals
 from auditor.concurrency import StopToken
 from auditor.errors import AuditInterruptedError
@@ -37,11 +37,29 @@ class _CurrentStderr:
             sys.stderr.flush()
 
 
-def log_to_stderr(level: str) -> None:
-    """Log messages of at least ``level`` to standard error: readable on a terminal, JSON lines elsewhere."""
-    stream = _CurrentStderr()
-    logging.basicConfig(level=_LEVELS[level], stream=stream, format="%(levelname)s %(name)s: %(message)s", force=True)
-    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+class _JsonFormatter(logging.Formatter):
+    """Formats the messages of libraries as lines of a log in JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return format_json_line(super().format(record), record.levelname.lower(), logger=record.name)
+
+
+def log_to_stderr(level: str, format_: LogFormat = "text") -> None:
+    """Log messages of at least ``level`` to standard error, as text or as JSON lines.
+
+    All other lines on standard error have the same format from now on. Text has colours on a terminal that knows them.
+    """
+    LOG_STYLE.format = format_
+    handler = logging.StreamHandler(_CurrentStderr())
+    handler.setFormatter(
+        _JsonFormatter() if format_ == "json" else logging.Formatter("%(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=_LEVELS[level], handlers=[handler], force=True)
+    renderer = (
+        structlog.processors.JSONRenderer()
+        if format_ == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not is_dumb_terminal())
+    )
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         processors=[
@@ -50,7 +68,7 @@ def log_to_stderr(level: str) -> None:
             _escape_texts,
             renderer,
         ],
-        logger_factory=structlog.PrintLoggerFactory(file=stream),  # type: ignore[arg-type]  # has all methods it calls
+        logger_factory=structlog.PrintLoggerFactory(file=_CurrentStderr()),  # type: ignore[arg-type]  # has its methods
         cache_logger_on_first_use=False,
     )
 

@@ -33,6 +33,7 @@ from auditor.config.validation import (
     validate_selection,
 )
 from auditor.errors import SettingsError
+from auditor.text.time_zones import parse_time_zone
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -210,6 +211,7 @@ _EXPECTED = {
     "report.html": 'give true, or a path such as "fleet.html"',
     "report.excel": 'give true, or a path such as "fleet.xlsx"',
     "report.metrics": 'give a path such as "/var/lib/node_exporter/textfile/auditor.prom"',
+    "report.group_by": 'give names of attributes such as ["site", "ring"]',
     "notify.webhook": f'give "https://HOST/PATH", {SOURCE_FORMS}',
     "notify.secret": f"keep it out of the settings: give {SOURCE_FORMS}",
     "notify.when": 'give "always" or "problems"',
@@ -255,6 +257,7 @@ def _validate(settings: Settings, where: str) -> None:
     if not 0.001 <= settings.retry_budget <= 1:
         raise SettingsError(f"{where}: retry_budget: give a fraction from 0.001 to 1, such as 0.1")
     _check_quota_sharing(settings.quota_sharing, where)
+    _check_time_zone(settings.time_zone, where)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", settings.name):
         raise SettingsError(
             f"{where}: name: use up to 64 letters, digits, '.', '-' and '_'; it is part of a folder's name"
@@ -274,6 +277,14 @@ def _check_max_failed(max_failed: int | str, where: str) -> None:
         valid = re.fullmatch(r"\d+(\.\d+)?%", max_failed) is not None and float(max_failed[:-1]) <= 100
     if not valid:
         raise SettingsError(f"{where}: max_failed: {_EXPECTED['max_failed']}")
+
+
+def _check_time_zone(name: str | None, where: str) -> None:
+    try:
+        if name is not None:
+            parse_time_zone(name)
+    except ValueError as error:
+        raise SettingsError(f"{where}: time_zone: {error}") from None
 
 
 def _check_quota_sharing(sharing: QuotaSharing, where: str) -> None:

@@ -133,11 +133,13 @@ class ReportSettings(_Section, frozen=True):
         html: the report. True: ``report.html`` in the run folder; a path: that file, replaced by each run.
         excel: the inventory as an Excel workbook. True: ``inventory.xlsx`` in the run folder; a path: that file.
         metrics: a file of Prometheus metrics for node_exporter's textfile collector.
+        group_by: attributes by which the report and the metrics count devices, too, such as site; at most 4.
     """
 
     html: bool | str = False
     excel: bool | str = False
     metrics: str | None = None
+    group_by: tuple[str, ...] = ()
 
 
 class NotifySettings(_Section, frozen=True):
@@ -296,6 +298,8 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
         retry_budget: fraction of an account's quota that retries may use; retries over budget wait.
         quota_sharing: ``"machine"``: all processes of this user on this machine share an account's quota; ``"none"``:
             nothing is shared; or a place that other users and machines reach, too.
+        time_zone: zone of times in tables for people, an IANA name such as ``"Asia/Shanghai"``; None: UTC. Files and
+            machine formats are in UTC.
         policy, report, notify: hooks that run after each run; see ``run_hooks``.
     """
 
@@ -313,6 +317,7 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
     fsync_interval: float = 1.0
     retry_budget: float = 0.1
     quota_sharing: QuotaSharing = "machine"
+    time_zone: str | None = None
     policy: PolicySettings | None = None
     report: ReportSettings = ReportSettings()
     notify: NotifySettings | None = None

@@ -21,6 +21,9 @@ from auditor.config.settings import (
 from auditor.errors import SettingsError
 from auditor.text.durations import parse_duration
 
+MAX_GROUP_NAMES = 4
+"""Attributes by which the report and the metrics count devices: their combinations are many."""
+
 SOURCE_FORMS = '{ env = "NAME" }, { file = "/path" } or { command = ["PROGRAM", …] }'
 """Where a secret may be stored, as errors say it."""
 
@@ -162,6 +165,9 @@ def validate_hooks(settings: Settings, where: str) -> None:
     for key in ("html", "excel", "metrics"):
         if getattr(settings.report, key) == "":
             raise SettingsError(f"{where}: report: {key}: is empty; give a path, or leave it out")
+    names = settings.report.group_by
+    if len(names) > MAX_GROUP_NAMES or len(set(names)) < len(names) or "" in names:
+        raise SettingsError(f"{where}: report: group_by: give at most {MAX_GROUP_NAMES} different names of attributes")
     if settings.notify is not None:
         _check_notify(settings.notify, f"{where}: notify")
 

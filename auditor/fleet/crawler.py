@@ -101,10 +101,8 @@ async def crawl(
     limiter = anyio.CapacityLimiter(max(1, session.concurrency_for(QUERY_DEVICE, QUERY_PRODUCT_LIST)))
     if enough_devices is not None:
         workers = max(1, min(workers, (enough_devices - journal.rows) // DEVICES_PER_PAGE))
-    call_products = session.call_optional if journal.has_configured_products else call
     try:
-        while not journal.products_complete and not is_done():
-            await _read_products_page(session, journal, call_products)
+        await _read_products(session, journal, is_done, call)
         discover = partial(_discover_product, session, journal, is_done, limiter, call=call)
         await run_workers(iter(journal.remaining()), discover, discard, concurrency=workers, stop=stop)
         if not is_done() and any(each.shrunk for each in journal.products.values()):
@@ -112,6 +110,34 @@ async def crawl(
     except AccountStoppedError as error:
         sentence = f"its devices cannot be listed: {error.sentence}"
         raise AccountStoppedError(session.name, sentence, exit_word=error.exit_word) from error
+
+
+async def count_devices(session: AccountSession, journal: DiscoveryJournal, *, stop: StopToken) -> dict[str, int]:
+    """Return how many devices each product has, as the platform counts them, without listing the devices.
+
+    The list of products has the counts; of a product without one, the first page of its devices is read.
+
+    Raises:
+        AccountStoppedError: the account is denied, was never reached, or has a product that cannot be listed.
+    """
+    await _read_products(session, journal, lambda: stop.reason is not None, session.call)
+    counts: dict[str, int] = {}
+    for key, product in journal.products.items():
+        if product.product.device_count is None:
+            await _read_devices_page(session, journal, product, session.call)
+            if product.failure is not None:
+                raise AccountStoppedError(session.name, f"product {key}: {': '.join(product.failure)}")
+        counts[key] = product.product.device_count or product.pager.total or product.rows
+    return counts
+
+
+async def _read_products(
+    session: AccountSession, journal: DiscoveryJournal, is_done: Callable[[], bool], call: CallOperation
+) -> None:
+    """Read the remaining pages of the list of products."""
+    call_products = session.call_optional if journal.has_configured_products else call
+    while not journal.products_complete and not is_done():
+        await _read_products_page(session, journal, call_products)
 
 
 async def _read_products_page(session: AccountSession, journal: DiscoveryJournal, call: CallOperation) -> None:

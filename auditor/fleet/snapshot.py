@@ -110,11 +110,11 @@ class _BadRows:
     def refuse(self) -> None:
         """Raise FleetError if there is a bad row."""
         if self.count:
-            total = "1 bad row" if self.count == 1 else f"{self.count} bad rows"
+            total = "" if self.count == 1 else f"{self.count} bad rows: "
             shown = "; ".join(f"{self._file.row_word} {number} {problem}" for number, problem, _ in self._first)
             more = f"; and {self.count - len(self._first)} more" if self.count > len(self._first) else ""
             advice = " ".join(dict.fromkeys(advice for _, _, advice in self._first))
-            raise FleetError(f"{self._file.label}: {total}, so no request was sent: {shown}{more}. {advice}")
+            raise FleetError(f"{self._file.label}: {total}{shown}{more}; no request was sent. {advice}")
 
 
 def _stage(database: duckdb.DuckDBPyConnection, file: FleetFile, path: Path) -> _Stage:

@@ -14,7 +14,7 @@ from auditor.models import RunWarning
 from auditor.policy.evaluate import PolicySummary
 from auditor.query.describe import describe_warning, warning_objects
 from auditor.query.snapshot import RunSnapshot, open_snapshot
-from auditor.query.warnings import state_label
+from auditor.query.warnings import is_tolerated, state_label
 from auditor.runs.folder import DEVICES, FLEET, MODULES, RunCatalog
 from auditor.runs.inventory import SourceCounts, count_failures
 from auditor.runs.manifest import MANIFEST, SCHEMA_VERSION, FailureInfo, read_manifest
@@ -195,7 +195,7 @@ def _paragraph(
     scope = f"{fleet - unsampled:,} devices sampled from {fleet:,}" if unsampled else f"{fleet:,} devices"
     pending = counts.pending - unsampled
     figures = f"{answered:,} of {scope} answered, {counts.failed:,} failed, {pending:,} pending"
-    state = state_label(run.manifest.state, counts, unsampled)
+    state = state_label(run.manifest.state, counts, unsampled, tolerated=is_tolerated(run.manifest))
     if run.manifest.exit_reason is not None and code:
         code = f"{code}, {run.manifest.exit_reason.code}"
     state = f"a {state}, and its shares are estimates" if unsampled and "sample" in state else state

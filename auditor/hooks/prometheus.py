@@ -3,8 +3,9 @@
 Each count is the result of a query over the run's files.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from datetime import datetime
@@ -16,6 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from auditor.analysis.device_groups import GROUPED_MODULES, define_device_groups, group_values
 from auditor.errors import ExitWord, RunFolderError
 from auditor.models import WarningKind
 from auditor.policy.evaluate import PolicySummary, summarize_policy
@@ -26,7 +28,7 @@ from auditor.runs.estimates import define_estimates
 from auditor.runs.folder import RunCatalog, StoredRun, find_run, refuse_run_file
 from auditor.runs.inventory import count_failures
 from auditor.runs.manifest import DeviceCounts, Manifest, State
-from auditor.runs.views import define_sealed_views
+from auditor.runs.views import define_sealed_views, inventory_query
 from auditor.storage.database import scalar, temporary_database
 from auditor.storage.files import READABLE_BY_ALL, atomic_replace
 from auditor.storage.tables import translate_read_errors
@@ -35,6 +37,15 @@ from auditor.text.formatting import safe
 MAX_SERIES = 1_000
 """Series of one metric, those with the most devices: devices may report any version, and each is a series. For
 accounts, which have a series for each state, the number of accounts."""
+
+MAX_GROUPS = 100
+"""Groups of devices by attributes, those with the most devices; the others are one group."""
+
+OTHER = "other"
+"""Labels of that group."""
+
+MAX_LABEL_NAME_LENGTH = 64
+"""Characters of an attribute's name that its label has."""
 
 MAX_LABEL_LENGTH = 200
 """Characters of a label; labels that are cut to the same text are one series."""
@@ -54,6 +65,11 @@ _HELP = {
     "auditor_module_version_share": "In a run of a random sample: the fraction of the devices with a module that run a "
     "version, with its 95% confidence interval (bound): estimate, low and high.",
     "auditor_module_versions_omitted": "Versions of modules without series, because there are too many.",
+    "auditor_group_label": "1 for each attribute by which devices are grouped, and the label that has its text.",
+    "auditor_group_devices": "Devices by the attributes of group_by, and state; a label other: of all further groups.",
+    "auditor_group_version_devices": "Devices that run a version of a module, by the attributes of group_by.",
+    "auditor_group_versions_omitted": "Versions of groups without series, because there are too many.",
+    "auditor_groups_combined": "Groups that are combined in the one with the labels other.",
     "auditor_run_state": "1 for the run's state: running, complete, within_tolerance, partial or aborted; 0 for the "
     "others.",
     "auditor_run_exit_code": "Exit code of the command that ran the audit.",
@@ -82,13 +98,16 @@ _INCOMPLETE: tuple[WarningKind, ...] = (
 """Warnings that numbers do not cover the whole fleet, other than that of a sample."""
 
 
-def write_metrics(run: str | Path, path: str | Path, *, policy: Policy | None = None) -> None:
+def write_metrics(
+    run: str | Path, path: str | Path, *, policy: Policy | None = None, group_by: Sequence[str] = ()
+) -> None:
     """Write the metrics of a run to a file that all users may read. The file is replaced atomically.
 
     Args:
         run: a run folder, or a directory of runs, which means its newest run of the whole fleet, also if that failed.
         path: the file; node_exporter's textfile collector reads files that end in ``.prom``.
         policy: the policy to evaluate; None: no policy metrics.
+        group_by: attributes by which devices and versions are counted, too. One that no device has is an empty label.
 
     Raises:
         RunFolderError: the folder is no run, or cannot be read.
@@ -96,23 +115,23 @@ def write_metrics(run: str | Path, path: str | Path, *, policy: Policy | None = 
     """
     folder = find_run(Path(run), "fleet")
     summary = None if policy is None else summarize_policy(folder, policy)
-    write_metrics_file(folder, Path(path), summary)
+    write_metrics_file(folder, Path(path), summary, group_by)
 
 
-def write_metrics_file(folder: Path, path: Path, policy: PolicySummary | None) -> None:
+def write_metrics_file(folder: Path, path: Path, policy: PolicySummary | None, group_by: Sequence[str] = ()) -> None:
     """Write the metrics of a run whose policy was evaluated before; see ``write_metrics``.
 
     Raises:
         RunFolderError: the run cannot be read.
         RunNotWritableError: the file, or the system's temporary folder, cannot be written.
     """
-    text = render_metrics(folder, policy)
+    text = render_metrics(folder, policy, group_by)
     refuse_run_file(path)
     with atomic_replace(path, mode=READABLE_BY_ALL) as new:
         new.write_bytes(text)
 
 
-def render_metrics(folder: Path, policy: PolicySummary | None = None) -> bytes:
+def render_metrics(folder: Path, policy: PolicySummary | None = None, group_by: Sequence[str] = ()) -> bytes:
     """Return the metrics of a run in the Prometheus exposition format.
 
     Raises:
@@ -128,6 +147,8 @@ def render_metrics(folder: Path, policy: PolicySummary | None = None) -> bytes:
             database.execute("CREATE TABLE version_counts AS FROM inventory")
             _add_devices(samples, database)
             _add_modules(samples, database)
+            if group_by:
+                _add_groups(samples, database, group_by)
     _add_run(samples, run, policy)
     if policy is not None:
         _add_policy(samples, policy)
@@ -202,6 +223,51 @@ def _add_modules(samples: _SampleCollector, database: duckdb.DuckDBPyConnection)
             samples.add("auditor_module_version_share", value, **labels, bound=bound)
     for name, rows in (("auditor_modules_omitted", totals), ("auditor_module_versions_omitted", "FROM version_counts")):
         samples.add(name, _omitted(database, rows))
+
+
+def _add_groups(samples: _SampleCollector, database: duckdb.DuckDBPyConnection, names: Sequence[str]) -> None:
+    combined = define_device_groups(database, names, MAX_GROUPS)
+    labels = _group_labels(names)
+    for label, name in zip(labels, names, strict=True):
+        samples.add("auditor_group_label", 1, label=label, attribute=name)
+    values = [*group_values(database, names, MAX_LABEL_LENGTH), (OTHER,) * len(names)]
+    groups = [dict(zip(labels, texts, strict=True)) for texts in values]
+    state = "CASE WHEN source IS NOT DISTINCT FROM 'unsampled' THEN source ELSE status END AS state"
+    counts = f"SELECT number, {state}, count(*) FROM grouped_devices GROUP BY ALL ORDER BY ALL"
+    for number, found, devices in database.execute(counts).fetchall():
+        samples.add("auditor_group_devices", devices, **groups[number], state=found)
+    samples.add("auditor_groups_combined", combined)
+    module = ("account", "product_key", "module_name", "module_version")
+    database.execute(f"CREATE TABLE group_versions AS {inventory_query(f'({GROUPED_MODULES})', ['number'])}")
+    versions = f"SELECT number, {', '.join(module)}, devices FROM group_versions"
+    for number, *row in _largest(database, versions, f"number, {', '.join(module)}"):
+        texts = dict(zip(module, row, strict=False))
+        samples.add("auditor_group_version_devices", row[-1], **groups[number], **texts)
+    samples.add("auditor_group_versions_omitted", _omitted(database, versions))
+
+
+_RESERVED_LABELS = (
+    "run", "state", "account", "product_key", "module_name", "module_version", "self", "name", "value", "job",
+    "instance",
+)  # fmt: skip
+"""Labels that cannot be those of an attribute: ours, Prometheus' own, and parameters of ``_SampleCollector.add``."""
+
+
+def _group_labels(names: Sequence[str]) -> list[str]:
+    """Return a valid and unique label for each attribute: its name, with ``_`` for what no label may have.
+
+    ``auditor_group_label`` has the name itself. Labels are letters, digits and ``_``, and begin with no digit and not
+    with two ``_`` (Prometheus, data model).
+    """
+    labels: list[str] = []
+    for name in names:
+        label = re.sub(r"[^a-zA-Z0-9_]", "_", name[:MAX_LABEL_NAME_LENGTH])
+        if not re.match(r"[a-zA-Z]|_[^_]", label) or label in _RESERVED_LABELS:
+            label = f"attribute_{label}"
+        while label in labels:
+            label += "_"
+        labels.append(label)
+    return labels
 
 
 def _largest(database: duckdb.DuckDBPyConnection, rows: str, order: str) -> list[tuple[Any, ...]]:

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-import anyio
 import structlog
 
+from auditor.concurrency import run_to_end
 from auditor.errors import AuditInterruptedError, AuditorError, PolicyError, SettingsError
 from auditor.hooks.prepare import HookConfig
 from auditor.runs.folder import INVENTORY_XLSX, REPORT_HTML, clear_pending_hooks, defer_hooks
@@ -93,7 +93,7 @@ class HookResults:
 
 
 def run_hooks(run: str | Path, config: HookConfig, *, exit_code: int = 0) -> HookResults:
-    """Run the configured hooks, in the order of this module's docstring; call it outside of an event loop.
+    """Run the configured hooks, in the order of this module's docstring. An event loop of this thread waits meanwhile.
 
     All hooks use one point in time, so that exit code, metrics and report agree. Hooks that were known to fail before
     they ran (``HookConfig.notes``) are deferred: a resume with other settings runs them.
@@ -206,9 +206,10 @@ def _file_hooks(
     """Yield the configured hooks that write a file: name, path, and the function that writes a run to a path."""
     report = config.report
     if report.metrics is not None:
-        yield "metrics", Path(report.metrics), partial(_write_metrics, policy)
+        yield "metrics", Path(report.metrics), partial(_write_metrics, policy, report.group_by)
     if report.html:
-        yield "report", _output_path(folder, report.html, REPORT_HTML), partial(_write_report, config.policy, now)
+        write = partial(_write_report, config.policy, now, report.group_by)
+        yield "report", _output_path(folder, report.html, REPORT_HTML), write
     if report.excel:
         yield "excel", _output_path(folder, report.excel, INVENTORY_XLSX), _write_excel
 
@@ -217,16 +218,16 @@ def _output_path(folder: Path, setting: str | bool, default_name: str) -> Path: 
     return folder / default_name if setting is True else Path(str(setting))
 
 
-def _write_metrics(policy: "PolicySummary | None", folder: Path, path: Path) -> None:
+def _write_metrics(policy: "PolicySummary | None", group_by: tuple[str, ...], folder: Path, path: Path) -> None:
     from auditor.hooks.prometheus import write_metrics_file
 
-    write_metrics_file(folder, path, policy)
+    write_metrics_file(folder, path, policy, group_by)
 
 
-def _write_report(policy: "Policy | None", now: datetime, folder: Path, path: Path) -> None:
+def _write_report(policy: "Policy | None", now: datetime, group_by: tuple[str, ...], folder: Path, path: Path) -> None:
     from auditor.report.render import write_report
 
-    write_report(folder, path, policy=policy, now=now)
+    write_report(folder, path, policy=policy, now=now, group_by=group_by)
 
 
 def _write_excel(folder: Path, path: Path) -> None:
@@ -251,5 +252,5 @@ def _post(folder: Path, config: HookConfig, results: HookResults) -> bool:
         return False
     if config.webhook is None:
         raise SettingsError(config.webhook_error or "")
-    anyio.run(partial(post_webhook, config.webhook, payload.body, secret=config.secret))
+    run_to_end(partial(post_webhook, config.webhook, payload.body, secret=config.secret))
     return True

@@ -3,8 +3,8 @@
 import math
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -38,9 +38,17 @@ def plan_fleet(settings: Settings, fleet: Path, directory: Path) -> Plan:
 
 
 def plan_devices(
-    settings: Settings, devices: Mapping[str, int], measurements: RunMeasurements | None, window: float | None = None
+    settings: Settings,
+    devices: Mapping[str, int],
+    measurements: RunMeasurements | None,
+    window: float | None = None,
+    *,
+    counted: Collection[str] = (),
 ) -> Plan:
-    """Return the plan for a number of devices per account; ``window`` is in seconds."""
+    """Return the plan for a number of devices per account; ``window`` is in seconds.
+
+    The platform has ``counted`` the devices of these accounts for the plan.
+    """
     latency = None if measurements is None else measurements.latency
     queried = {} if measurements is None else measurements.queried
     plans = tuple(
@@ -62,7 +70,10 @@ def plan_devices(
         concurrency_advised=_advised_concurrency(settings, plans),
         window=window,
         fits=False if False in fits else None if None in fits else True,
-        accounts=plans,
+        accounts=tuple(
+            replace(each, devices_assumed=False, devices_counted=True) if each.account in counted else each
+            for each in plans
+        ),
     )
 
 
@@ -104,6 +115,7 @@ def _account_plan(
         account=account.name,
         devices=devices,
         devices_assumed=account.uses_discovery,
+        devices_counted=False,
         calls_per_device=1.0 if queried is None else queried.requests / queried.devices,
         calls_assumed=queried is None,
         calls=calls,

@@ -1,6 +1,6 @@
-"""Plan an audit: the complete fleet is read, and no request is sent."""
+"""Plan an audit: the complete fleet is read, and no device is queried."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +13,15 @@ from auditor.errors import FleetError, UsageError
 from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_snapshot
 from auditor.fleet.table import product_sizes
 from auditor.planning.capacity import plan_devices
+from auditor.planning.device_counts import advise_fleet_file
 from auditor.planning.measurements import latest_measurements, measure_carry
 from auditor.planning.models import Plan
 from auditor.planning.strategies import PlanningInputs, compare_strategies
 from auditor.runs.folder import FLEET, RunCatalog
 from auditor.storage.files import private_folder
+
+CountDevices = Callable[[Settings, Collection[str]], Mapping[str, Mapping[int, int]]]
+"""Returns the number of products of each named account by their number of devices; see ``count_listed_fleets``."""
 
 
 def plan_audit(
@@ -30,11 +34,13 @@ def plan_audit(
     max_calls: int | None = None,
     sample_size: int | None = None,
     precision: str | None = None,
+    count_devices: CountDevices | None = None,
 ) -> Plan:
     """Estimate the calls and the duration of an audit, and whether it fits. No key is read and no request is sent.
 
     The plan is for querying every device, whatever the settings select; its ``strategies`` give the cost of the others.
-    A fleet that the platform lists is assumed to have as many devices as in the newest run of the same name.
+    A fleet that the platform lists is assumed to have as many devices as in the newest run of the same name; of a fleet
+    that no run has recorded, ``count_devices`` gets the platform's counts.
 
     Args:
         settings: see ``load_settings``.
@@ -45,6 +51,7 @@ def plan_audit(
         max_calls: call budget of a run to compare, instead of the setting.
         sample_size: sample to compare, instead of the setting.
         precision: precision of a sample to compare, instead of the setting.
+        count_devices: function that counts the devices of accounts that no run has recorded; None: an error.
 
     Raises:
         UsageError: ``limit`` is below 1, or ``window`` is not above 0.
@@ -52,6 +59,7 @@ def plan_audit(
             open files than the system allows.
         RunFolderError: the settings' ``since`` is not a run folder.
         FleetError: the fleet cannot be used, or the platform lists it and no run has recorded its devices.
+        Anything that ``count_devices`` raises.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit}: give a number of devices from 1 up")
@@ -60,7 +68,12 @@ def plan_audit(
     settings = _override(apply_fleet_option(settings, fleet), max_calls, sample_size, precision)
     reserve_open_files(settings)
     runs = Path(directory or settings.directory)
-    measurements, by_size = latest_measurements(runs, settings.name), _discovered_products(settings, runs)
+    measurements, by_size = latest_measurements(runs, settings.name), _recorded_products(settings, runs)
+    uncounted = {each.name for each in settings.account if each.uses_discovery}.difference(by_size)
+    if uncounted:
+        if count_devices is None:
+            raise FleetError(_describe_uncounted(uncounted))
+        by_size |= {name: dict(found) for name, found in count_devices(settings, sorted(uncounted)).items()}
     if files := fleet_files(settings):
         with private_folder("plan") as temporary:
             snapshot = temporary / FLEET
@@ -68,7 +81,7 @@ def plan_audit(
             by_size = _products_by_size(settings, snapshot) | by_size
     devices = {name: sum(size * products for size, products in found.items()) for name, found in by_size.items()}
     devices = devices if limit is None else _limited(settings, devices, limit)
-    plan = plan_devices(settings, devices, measurements, window)
+    plan = plan_devices(settings, devices, measurements, window, counted=uncounted)
     inputs = PlanningInputs(devices, by_size, measurements, measure_carry(runs, settings.name, settings.since))
     return replace(plan, strategies=tuple(compare_strategies(settings, plan, inputs)))
 
@@ -87,7 +100,7 @@ def _products_by_size(settings: Settings, fleet: Path) -> dict[str, dict[int, in
     return product_sizes(fleet, [account.name for account in settings.account if not account.skips_never_activated])
 
 
-def _discovered_products(settings: Settings, directory: Path) -> dict[str, dict[int, int]]:
+def _recorded_products(settings: Settings, directory: Path) -> dict[str, dict[int, int]]:
     """Return the products by size of each fleet that the platform lists, from the newest run with a complete fleet."""
     missing = {account.name for account in settings.account if account.uses_discovery}
     found: dict[str, dict[int, int]] = {}
@@ -97,12 +110,17 @@ def _discovered_products(settings: Settings, directory: Path) -> dict[str, dict[
             by_size = _products_by_size(settings, folder / FLEET)
             found |= {name: by_size.get(name, {}) for name in recorded}
             missing -= recorded
-    for name in sorted(missing):
-        raise FleetError(
-            f'account "{name}": the platform lists its fleet, and no earlier run has recorded its devices; '
-            "audit it once, or write the fleet with: auditor fleet CONFIG -o fleet.csv, and plan with --fleet"
-        )
     return found
+
+
+def _describe_uncounted(names: Collection[str]) -> str:
+    quoted = ", ".join(f'"{name}"' for name in sorted(names))
+    label = f"account {quoted}: the platform lists its fleet" if len(names) == 1 else f"accounts {quoted}: the platform"
+    rest = "" if len(names) == 1 else " lists their fleets"
+    return (
+        f"{label}{rest}, and no earlier run has recorded the devices; count them with: auditor plan CONFIG, "
+        f"{advise_fleet_file(names)}"
+    )
 
 
 def _limited(settings: Settings, devices: Mapping[str, int], limit: int) -> dict[str, int]:

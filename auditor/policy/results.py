@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from auditor.models import RunWarning
-from auditor.policy.model import Rule
+from auditor.policy.model import MaxAge, Rule
 from auditor.policy.sampled import SampleResult, read_sample_result
 from auditor.policy.scope import COMPLIANT, EXEMPT, NOT_SEEN, SEEN, UNPARSEABLE, UNSAMPLED, VIOLATED
 from auditor.storage.database import Database
@@ -81,7 +81,7 @@ def _verdict(rule: Rule, counts: Mapping[str, int], sample: SampleResult | None)
 
 def _message(rule: Rule, counts: Mapping[str, int], sample: SampleResult | None) -> str:
     by_device = rule.unit == "devices"
-    noun = "devices" if by_device else "modules of products"
+    noun = "devices" if by_device else "product modules"
     evaluated = counts["compliant"] + counts["violated"] + counts["unparseable"]
     text = None if sample is None else sample.text
     if text is not None and by_device:
@@ -93,7 +93,9 @@ def _message(rule: Rule, counts: Mapping[str, int], sample: SampleResult | None)
     else:
         parts = [f"no {noun} to evaluate"]
     if counts["unparseable"]:
-        parts.append(f"{counts['unparseable']:,} cannot be evaluated")
+        verb = "has" if counts["unparseable"] == 1 else "have"
+        why = "an answer of unknown time" if isinstance(rule.condition, MaxAge) else "versions that cannot be compared"
+        parts.append(f"{counts['unparseable']:,} {verb} {why}")
     if counts["not_seen"]:
         unsampled = " or are not sampled" if sample is not None else ""
         undecided = "have no answer" if by_device else f"undecided: devices have no answer{unsampled}"

@@ -79,9 +79,9 @@ def describe_recheck(recheck: Recheck) -> str:
     if recheck.rate is None or recheck.low is None or recheck.high is None:
         return f"spot check: none of {format_count(recheck.checked, 'queried device')} answered"
     return (
-        f"spot check of devices without a sign of change: {recheck.changed:,} of "
-        f"{format_count(recheck.answered, 'result')} were outdated: "
-        f"{100 * recheck.rate:.2f}% ({format_limits(recheck.low, recheck.high, 2)})"
+        f"spot check: {recheck.changed:,} of {format_count(recheck.answered, 'result')} without a sign of change "
+        f"{'was' if recheck.answered == 1 else 'were'} outdated: {100 * recheck.rate:.2f}% "
+        f"(95% interval {format_limits(recheck.low, recheck.high, 2)})"
     )
 
 

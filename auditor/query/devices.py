@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from auditor.errors import UsageError
-from auditor.query.filters import DeviceFilter, define_selected, parse_sort, require_module, unknown_name
+from auditor.query.filters import (
+    DeviceFilter,
+    define_product_names,
+    define_selected,
+    parse_sort,
+    require_module,
+    unknown_name,
+)
 from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.query.version_order import define_version_order
 from auditor.runs.attributes import attribute_cells, attribute_columns, attribute_names, attribute_sql
@@ -235,11 +242,7 @@ def _define_filtered(database: Database, criteria: DeviceFilter, work: Path) -> 
 def _define_eligible(database: Database, criteria: DeviceFilter) -> None:
     """Define the view ``eligible``: the rows of selected devices with the module and the version of the filter."""
     identity = ", ".join(_IDENTITY)
-    database.execute(
-        "CREATE TABLE product_names AS SELECT account, product_key, any_value(product_name) AS product_name FROM ("
-        f"SELECT account, product_key, product_name FROM products UNION ALL SELECT DISTINCT account, product_key, "
-        f"{attribute_sql('product_name')} FROM devices) WHERE product_key IS NOT NULL GROUP BY ALL"
-    )
+    define_product_names(database)
     of_device = ", ".join(_OF_DEVICE)
     devices = f"SELECT {identity}, {of_device} FROM selected WHERE status = 'ok'"
     if scalar(database, f"SELECT count(*) - count(DISTINCT hash({identity})) FROM selected WHERE status = 'ok'"):

@@ -4,7 +4,7 @@ A value that no device of the run has is probably a typing error. It raises a Us
 version that no device runs is an answer, so it is not checked.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import get_args
@@ -13,6 +13,7 @@ from auditor.errors import UsageError
 from auditor.models import DeviceState, Source
 from auditor.runs.attributes import attribute_names, attribute_sql
 from auditor.storage.database import Database, scalar, sql_identifier, sql_literal
+from auditor.storage.tables import ResultTable
 from auditor.text.formatting import safe
 
 WHERE_COLUMNS = ("device_status",)
@@ -165,6 +166,15 @@ def product_keys(database: Database, product: str) -> list[str]:
                    f"no device is of the product {product}")  # fmt: skip
 
 
+def define_product_names(database: Database) -> None:
+    """Define ``product_names``: account, product_key and product_name, from ``products`` and the devices."""
+    database.execute(
+        "CREATE TABLE product_names AS SELECT account, product_key, any_value(product_name) AS product_name FROM ("
+        f"SELECT account, product_key, product_name FROM products UNION ALL SELECT DISTINCT account, product_key, "
+        f"{attribute_sql('product_name')} FROM devices) WHERE product_key IS NOT NULL GROUP BY ALL"
+    )
+
+
 def require_module(database: Database, module: str) -> None:
     """Raise UsageError if neither a device reports a module nor a product defines it."""
     names = "SELECT module_name FROM modules UNION SELECT unnest(modules) FROM products"
@@ -240,11 +250,21 @@ def _unknown(database: Database, values: str, value: str, problem: str) -> Usage
     return UsageError(f"{safe(problem)}{advice}")
 
 
-def parse_sort(database: Database, sort: str, columns: list[str]) -> str:
+def arrange(table: ResultTable, criteria: DeviceFilter) -> ResultTable:
+    """Return a table in the order of the filter, with at most as many rows. Raise UsageError if it has no such column.
+
+    Rows that are equal in that order are ordered by all columns.
+    """
+    sort = criteria.sort
+    order = None if sort is None else lambda database, columns: parse_sort(database, sort, columns)
+    return table.arranged(order, criteria.limit)
+
+
+def parse_sort(database: Database, sort: str, columns: Sequence[str]) -> str:
     """Return the SQL of an order by a column, reversed by a ``-`` in front; raise UsageError."""
     name = sort.removeprefix("-")
     if name not in columns:
-        raise unknown_name(database, "sort", name, columns)
+        raise unknown_name(database, "sort", name, list(columns))
     return f"{sql_identifier(name)} {'DESC' if sort.startswith('-') else 'ASC'} NULLS LAST"
 
 

@@ -1,13 +1,13 @@
 """A run opened for reading: version counts and device states. Every number is a query over the run's files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self, get_args
 
-from auditor.errors import RunFolderError
+from auditor.errors import RunFolderError, UsageError
 from auditor.models import RunWarning
 from auditor.query.describe import warning_objects
 from auditor.query.freshness import AnswerAges, read_ages
@@ -32,6 +32,9 @@ _COLUMNS = [
 """The inventory's columns. A Parquet file of another program may hold other types under these names."""
 
 
+TableName = Literal["inventory", "devices", "modules", "products", "missing_modules"]
+
+
 @dataclass(frozen=True, slots=True)
 class VersionCount:
     """A version of a product's module, with the number and the share of its devices.
@@ -54,7 +57,7 @@ class VersionCount:
 
 
 class Run:
-    """A run folder, open for reading. Use it as a context manager.
+    """A run folder, open for reading. Use it as a context manager, or close it at the end.
 
     A sealed run is read from its Parquet files. A run in progress, or a killed one, is read from its result lines.
 
@@ -88,6 +91,14 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        return f"<Run {str(self.folder)!r}: {manifest.state}, started {manifest.started_at}, {manifest.devices}>"
+
+    def close(self) -> None:
+        """Close the run, and with it its tables; closing it again does nothing."""
         self._stack.close()
 
     @property
@@ -125,6 +136,16 @@ class Run:
             for row in result_rows(self._database.cursor().execute("FROM inventory")):
                 yield VersionCount(*row)
 
+    def table(self, name: TableName = "inventory") -> ResultTable:
+        """Return one of the run's tables, whose columns are those of the SQL view of that name."""
+        if name not in get_args(TableName):
+            raise UsageError(f"{name!r} is no table of a run; there are {', '.join(get_args(TableName))}")
+        return self._table(name)
+
+    def _table(self, name: str, head: Mapping[str, object] | None = None) -> ResultTable:
+        reading = partial(translate_read_errors, self.folder)
+        return ResultTable(self._database, f"FROM {name}", reading=reading, name=name, head=head)
+
     def _define_views(self) -> None:
         with translate_read_errors(self.folder):
             if not self.sealed:
@@ -151,8 +172,7 @@ class Run:
         """
         with translate_read_errors(self.folder):
             head = self._head(form)
-        reading = partial(translate_read_errors, self.folder)
-        ResultTable(self._database, "FROM inventory", reading=reading, name="inventory", head=head).write(path, form)
+        self._table("inventory", head).write(path, form)
 
     def _head(self, form: TableFormat) -> dict[str, object]:
         match form:

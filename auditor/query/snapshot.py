@@ -10,7 +10,7 @@ from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.models import RunWarning
 from auditor.query.describe import warning_objects
 from auditor.query.warnings import completeness_warnings, integrity_warnings
-from auditor.runs.folder import DEVICES, FLEET, MODULES, READ_BY_QUERIES, TEXT_COLUMNS, is_sealed
+from auditor.runs.folder import DEVICES, FLEET, MODULES, READ_BY_QUERIES, TEXT_COLUMNS, is_sealed, results_name
 from auditor.runs.inventory import SourceCounts, count_devices, count_sources, coverage_head
 from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
 from auditor.runs.recovery import refuse_lost_results
@@ -46,6 +46,9 @@ class RunSnapshot:
     sources: SourceCounts = field(default_factory=SourceCounts)
     files: Path | None = None
 
+    def __repr__(self) -> str:
+        return f"<RunSnapshot {self.folder.name!r}: {self.manifest.state}, {self.counts}>"
+
     @property
     def coverage(self) -> dict[str, object]:
         """The head of JSON documents about the run: its name and state, device counts and warnings."""
@@ -60,6 +63,16 @@ def open_snapshot(folder: Path, work: Path) -> RunSnapshot:
         RunFolderError: the folder is no run, or cannot be read.
         RunNotWritableError: ``work`` cannot be written.
     """
+    results = results_name(folder)
+    try:
+        return _open_snapshot(folder, work)
+    except RunFolderError:
+        if results_name(folder) == results:
+            raise
+        return _open_snapshot(folder, work)  # sealing compressed the results meanwhile
+
+
+def _open_snapshot(folder: Path, work: Path) -> RunSnapshot:
     manifest = read_manifest(folder)
     sealed = is_sealed(folder, manifest)
     with translate_os_errors(f"{folder}: cannot be read", RunFolderError):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from auditor.errors import RunFolderError
 from auditor.models import RunWarning, WarningKind
-from auditor.runs.folder import FAILURES, FLEET, PRODUCTS, RESULTS, TEXT_COLUMNS, is_sealed
+from auditor.runs.folder import COMPRESSED_RESULTS, FAILURES, FLEET, PRODUCTS, RESULTS, TEXT_COLUMNS, is_sealed
 from auditor.runs.manifest import SUCCESSFUL_STATES, DeviceCounts, Manifest, State, file_info
 from auditor.runs.selection_info import SelectionInfo
 from auditor.storage.files import translate_os_errors
@@ -31,9 +31,9 @@ def completeness_warnings(
     found: list[RunWarning] = []
     unsampled = manifest.unsampled if unsampled is None else unsampled
     pending = counts.pending - unsampled
-    tolerated = manifest.remaining_devices if manifest.state == "within_tolerance" else 0
+    tolerated = manifest.remaining_devices if is_tolerated(manifest) else 0
     gaps = [warning for discovery in manifest.discovery for warning in discovery.warnings(run)]
-    if manifest.state == "within_tolerance":
+    if is_tolerated(manifest):
         gaps = []  # max_failed allows them
     if unsampled:
         found.append(_sample_warning(run, counts, unsampled))
@@ -78,11 +78,22 @@ def _sample_warning(run: str, counts: DeviceCounts, unsampled: int) -> RunWarnin
     return RunWarning("sample", run, detail)
 
 
-def state_label(state: str, counts: DeviceCounts, unsampled: int) -> str:
-    """Return a run's state for people: ``sample`` if every sampled device has an answer."""
+def is_tolerated(manifest: Manifest) -> bool:
+    """Return whether devices have no answer, or were not listed, and ``max_failed`` allows that; of a sample, too.
+
+    The state of a sample is ``partial`` whatever it has, for it is not the fleet.
+    """
+    if manifest.state != "partial" or not manifest.unsampled:
+        return manifest.state == "within_tolerance"
+    unlisted = any(each.state == "pending" or each.gaps_of_unknown_size for each in manifest.discovery)
+    return not (manifest.exceeds_tolerance or manifest.silent or unlisted)
+
+
+def state_label(state: str, counts: DeviceCounts, unsampled: int, *, tolerated: bool) -> str:
+    """Return a run's state for people: ``sample`` if every sampled device has an answer, or enough (``tolerated``)."""
     if not unsampled or state not in ("partial", *SUCCESSFUL_STATES):
         return state.replace("_", " ")
-    return "sample" if counts.unanswered == unsampled else "partial sample"
+    return "sample" if tolerated or counts.unanswered == unsampled else "partial sample"
 
 
 def integrity_warnings(folder: Path, manifest: Manifest) -> tuple[RunWarning, ...]:
@@ -91,7 +102,8 @@ def integrity_warnings(folder: Path, manifest: Manifest) -> tuple[RunWarning, ..
     Only files that are read here are checked; ``auditor verify`` checks all. An unreadable one raises RunFolderError.
     """
     sealed = {each.name: each for each in manifest.files}
-    read = (*TEXT_COLUMNS,) if is_sealed(folder, manifest) else (*({RESULTS, FAILURES} & set(sealed)),)
+    lines = {RESULTS, COMPRESSED_RESULTS, FAILURES} & set(sealed)
+    read = (*TEXT_COLUMNS,) if is_sealed(folder, manifest) else (*lines,)
     read += (PRODUCTS,) if PRODUCTS in sealed and (folder / PRODUCTS).is_file() else ()
     with translate_os_errors(f"{folder}: cannot be read", RunFolderError):  # gone since: another process may prune
         changed = [name for name in read if file_info(folder / name) != sealed.get(name)]

@@ -1,8 +1,9 @@
 """Build a report from a run, the earlier runs of the same name, and a policy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +14,17 @@ from auditor.policy.model import Policy
 from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.report.changes import read_changes
 from auditor.report.coverage import read_coverage, read_problems, run_labels
+from auditor.report.groups import read_groups
 from auditor.report.history import read_history_section
-from auditor.report.model import CoverageSection, HistorySection, PolicySection, ProblemSection, Report, VersionSection
+from auditor.report.model import (
+    CoverageSection,
+    GroupSection,
+    HistorySection,
+    PolicySection,
+    ProblemSection,
+    Report,
+    VersionSection,
+)
 from auditor.report.policy import read_policy
 from auditor.report.versions import read_versions
 from auditor.runs.estimates import define_estimates
@@ -32,6 +42,7 @@ class _RunSections(NamedTuple):
     versions: VersionSection
     history: HistorySection | None
     previous: Path | None
+    groups: GroupSection | None
 
 
 def build_report(
@@ -40,6 +51,7 @@ def build_report(
     policy: Policy | None = None,
     directory: str | Path | None = None,
     now: datetime | None = None,
+    group_by: Sequence[str] = (),
 ) -> Report:
     """Build the report of a run; a run in progress is reported as it is now.
 
@@ -50,6 +62,7 @@ def build_report(
         policy: the policy to evaluate; None: the report has no policy section.
         directory: the directory of the earlier runs; None: the run's own.
         now: time of the report, for ages and rules; None: the current time.
+        group_by: attributes by which devices are counted, too. One that no device has is empty.
 
     Raises:
         RunFolderError: the folder is no run, or cannot be read.
@@ -59,7 +72,7 @@ def build_report(
     directory = folder.parent if directory is None else Path(directory).absolute()
     written_at = (now or datetime.now(UTC)).astimezone(UTC)
     unreadable: list[str] = []
-    snapshot, sections = _read_run(folder, directory, unreadable)
+    snapshot, sections = _read_run(folder, directory, group_by, unreadable)
     changes = None
     if sections.previous is not None:
         with _collect_errors(unreadable):
@@ -88,19 +101,23 @@ def build_report(
         problems=sections.problems,
         unreadable=tuple(_without_directories(each, folder.parent, directory) for each in unreadable),
         written_at=written_at,
+        groups=sections.groups,
     )
 
 
-def _read_run(folder: Path, directory: Path, unreadable: list[str]) -> tuple[RunSnapshot, _RunSections]:
+def _read_run(
+    folder: Path, directory: Path, group_by: Sequence[str], unreadable: list[str]
+) -> tuple[RunSnapshot, _RunSections]:
     """Read a run, with more memory if names of many megabytes need it."""
     try:
         with private_folder("report") as work:
             snapshot = open_snapshot(folder, work / "run")
+            read = partial(_read_sections, snapshot, directory, group_by, work, unreadable=unreadable)
             try:
-                return snapshot, _read_sections(snapshot, directory, work, READING_MEMORY, unreadable)
+                return snapshot, read(READING_MEMORY)
             except duckdb.OutOfMemoryException:
                 unreadable.clear()
-                return snapshot, _read_sections(snapshot, directory, work, LARGE_MEMORY, unreadable)
+                return snapshot, read(LARGE_MEMORY)
     except OSError as error:
         path = error.filename or "the system's temporary folder"
         raise RunNotWritableError(f"{path}: cannot be written: {error_reason(error)}") from error
@@ -108,13 +125,16 @@ def _read_run(folder: Path, directory: Path, unreadable: list[str]) -> tuple[Run
         raise RunFolderError(f"{folder}: cannot be read: {error_reason(error)}") from error
 
 
-def _read_sections(run: RunSnapshot, directory: Path, work: Path, memory: str, unreadable: list[str]) -> _RunSections:
+def _read_sections(
+    run: RunSnapshot, directory: Path, group_by: Sequence[str], work: Path, memory: str, *, unreadable: list[str]
+) -> _RunSections:
     with open_database(work / "spill", memory, READING_THREADS) as database:
         define_sealed_views(database, run.devices.parent)
         sample = define_estimates(database, run.files or run.folder)
         coverage = read_coverage(database, run, sample)
         problems = read_problems(database, run.manifest)
         versions = read_versions(database, work)
+        groups = read_groups(database, group_by) if group_by else None
         history = previous = None
         with _collect_errors(unreadable):
             catalog = RunCatalog(directory)
@@ -122,7 +142,7 @@ def _read_sections(run: RunSnapshot, directory: Path, work: Path, memory: str, u
             previous = _find_previous(catalog, run)
             if previous is not None:
                 history = read_history_section(database, run, versions.modules, catalog, work)
-        return _RunSections(coverage, problems, versions, history, previous)
+        return _RunSections(coverage, problems, versions, history, previous, groups)
 
 
 def _find_previous(catalog: RunCatalog, run: RunSnapshot) -> Path | None:

@@ -247,6 +247,40 @@ class PolicySection:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceGroup:
+    """Devices with the same attributes.
+
+    Attributes:
+        values: text of each attribute, which may be cut; None: the devices have none.
+        devices: number of devices.
+        failed: number of them that failed.
+        on_newest: fraction of their modules with a known newest version that run it; None: there are none.
+    """
+
+    values: tuple[str | None, ...]
+    devices: int
+    failed: int
+    on_newest: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSection:
+    """Devices by attributes.
+
+    Attributes:
+        names: names of the attributes.
+        rows: the groups with the most devices.
+        combined: number of further groups.
+        others: the devices of these together; None: there are none.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[DeviceGroup, ...]
+    combined: int
+    others: DeviceGroup | None
+
+
+@dataclass(frozen=True, slots=True)
 class FailureGroup:
     """Failed devices with one error code; ``example`` is one of them, with its ``message``."""
 
@@ -305,6 +339,7 @@ class Report:
         problems: slow or failing parts of the audit.
         unreadable: earlier runs that could not be read, a sentence each.
         written_at: when the report was written.
+        groups: devices by attributes; None: none are configured.
     """
 
     folder: str
@@ -319,6 +354,7 @@ class Report:
     problems: ProblemSection
     unreadable: tuple[str, ...]
     written_at: datetime
+    groups: GroupSection | None = None
 
     @property
     def caveats(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cache
@@ -21,7 +21,7 @@ from auditor.query.describe import (
     describe_warning,
     format_limits,
 )
-from auditor.query.warnings import state_label
+from auditor.query.warnings import is_tolerated, state_label
 from auditor.report.builder import build_report
 from auditor.report.changes import count_changes
 from auditor.report.filters import (
@@ -96,6 +96,7 @@ def write_report(
     policy: "Policy | None" = None,
     directory: str | Path | None = None,
     now: datetime | None = None,
+    group_by: Sequence[str] = (),
 ) -> Path:
     """Write the report of a run to a file, which is replaced atomically, and return its path.
 
@@ -107,6 +108,7 @@ def write_report(
         policy: the policy to evaluate; None: the report has no policy section.
         directory: the directory of earlier runs of the same name; None: the run's own.
         now: time of the report, for ages and rules; None: the current time.
+        group_by: attributes by which devices are counted, too. One that no device has is empty.
 
     Raises:
         UsageError: the extra ``report`` is not installed.
@@ -114,7 +116,8 @@ def write_report(
         RunNotWritableError: the file cannot be written.
     """
     require_extra()
-    return write_html(build_report(run, policy=policy, directory=directory, now=now), Path(path))
+    report = build_report(run, policy=policy, directory=directory, now=now, group_by=group_by)
+    return write_html(report, Path(path))
 
 
 def require_extra() -> None:
@@ -174,7 +177,12 @@ def render_html(report: Report) -> str:
             ages=_age_groups(report),
             data_time=_data_time(report),
             duration=_run_duration(report),
-            completeness=state_label(report.manifest.state, report.coverage.counts, report.coverage.unsampled),
+            completeness=state_label(
+                report.manifest.state,
+                report.coverage.counts,
+                report.coverage.unsampled,
+                tolerated=is_tolerated(report.manifest),
+            ),
         )
     )
     return html

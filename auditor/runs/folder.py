@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import structlog
 
 from auditor.errors import RunFolderError, UsageError
-from auditor.runs.manifest import MANIFEST, Manifest, file_info, read_manifest
+from auditor.runs.manifest import MANIFEST, SUCCESSFUL_STATES, Manifest, file_info, read_manifest
 from auditor.storage.files import create_file, translate_os_errors
 from auditor.text.durations import parse_duration
 from auditor.text.formatting import format_utc
@@ -21,6 +21,7 @@ log = structlog.get_logger()
 
 FLEET = "fleet.parquet"
 RESULTS = "devices.jsonl"
+COMPRESSED_RESULTS = "devices.jsonl.gz"
 FAILURES = "failures.jsonl"
 PRODUCTS = "products.jsonl"
 PLAN = "plan.parquet"
@@ -40,7 +41,7 @@ SEALED = (DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)
 REPORT_HTML = "report.html"
 INVENTORY_XLSX = "inventory.xlsx"
 
-READ_BY_QUERIES = (FLEET, RESULTS, FAILURES, PRODUCTS, PLAN, CARRIED, DEVICES, MODULES)
+READ_BY_QUERIES = (FLEET, RESULTS, COMPRESSED_RESULTS, FAILURES, PRODUCTS, PLAN, CARRIED, DEVICES, MODULES)
 """Files that DuckDB opens by their names."""
 
 PRESENTATION_FILES = (REPORT_HTML, INVENTORY_XLSX)
@@ -60,9 +61,10 @@ FOLDER_NAME = re.compile(r"(\d{8}T\d{6}Z)-.+")
 ARCHIVE = ".changes"
 """Folder of a directory of runs: ``run.json`` and ``changes.parquet`` of deleted runs, in a folder for each."""
 
-Preference = Literal["newest", "fleet", "whole"]
-"""Which run of a directory is read: the newest one, or the newest one of its name that covers the fleet, or that is
-also a success. Where no run meets the condition, it is the newest one."""
+Preference = Literal["newest", "fleet", "whole", "unfinished"]
+"""Which run of a directory is meant: the newest one, or the newest one of its name that covers the fleet, or that is
+also a success. ``unfinished``, for a resume: the newest one that is no trial, unless only a newer trial is unfinished.
+Where no run meets the condition, it is the newest one."""
 
 DEFAULT_DIRECTORY = Path("audits")
 """Directory of runs that is meant where none is given."""
@@ -107,7 +109,7 @@ def defer_hooks(folder: Path) -> None:
 
 def refuse_run_file(path: Path) -> None:
     """Raise UsageError for a file that belongs to a run, which only an audit may change."""
-    own = (MANIFEST, FLEET, RESULTS, FAILURES, *OPTIONAL, *SEALED, CHANGES)
+    own = (MANIFEST, FLEET, RESULTS, COMPRESSED_RESULTS, FAILURES, *OPTIONAL, *SEALED, CHANGES)
     target = Path(os.path.realpath(path))
     if target.name in own and (target.parent / MANIFEST).is_file():
         raise UsageError(f"{path}: is a file of a run and cannot be overwritten; give another path")
@@ -133,6 +135,11 @@ class StoredRun(NamedTuple):
     def complete(self) -> bool:
         """Whether the run covers the complete fleet, and did what was required of it."""
         return self.manifest.is_success
+
+    @property
+    def finished(self) -> bool:
+        """Whether a resume is not necessary: it did what was required of it, and its hooks have run."""
+        return self.manifest.state in SUCCESSFUL_STATES and not has_pending_hooks(self.folder)
 
     @property
     def seconds(self) -> float | None:
@@ -223,6 +230,9 @@ class RunCatalog:
         if newest is None or preference == "newest":
             return newest
         own = self.named(newest.manifest.name)
+        if preference == "unfinished":
+            run = next((run for run in own if not (run.manifest.trial or run.manifest.fleet.cut)), newest)
+            return newest if run.finished and not newest.finished else run
         covering = (run for run in own if run.manifest.covers_fleet and (run.complete or preference == "fleet"))
         return next(covering, newest)
 
@@ -377,7 +387,8 @@ def find_stored_run(path: Path, preference: Preference = "newest") -> tuple[Stor
             directory = DEFAULT_DIRECTORY if path.parent == Path() else path.parent
             if path.exists() or not directory.is_dir() or not _is_reference(path.name):
                 advice = f"give a run folder, a directory of runs, or a run of one, such as {DEFAULT_DIRECTORY}/last~1"
-                raise RunFolderError(f"{path}: is not a folder; {advice}")
+                problem = "is not a folder" if path.exists() else "no such run (auditor runs lists them)"
+                raise RunFolderError(f"{path}: {problem}; {advice}")
             catalog = RunCatalog(directory)
             catalog.log_unreadable()
             run = catalog.refer(path.name)
@@ -413,11 +424,20 @@ TEXT_COLUMNS = {DEVICES: (*_IDENTITY, "status"), MODULES: (*_IDENTITY, "module_n
 """Columns that are text: a foreign Parquet file may hold dates or bytes under these names."""
 
 
+def results_name(folder: Path, listed: Container[str] = ()) -> str:
+    """Return the name of the file that has a run's results: the compressed one if it is listed, or the only one.
+
+    Where both exist, sealing or a resume was killed, and the other one has the same results, or more.
+    """
+    plain, compressed = (os.path.lexists(folder / name) for name in (RESULTS, COMPRESSED_RESULTS))
+    return COMPRESSED_RESULTS if COMPRESSED_RESULTS in listed or (compressed and not plain) else RESULTS
+
+
 def sealed_file_names(folder: Path, listed: Container[str] = ()) -> tuple[str, ...]:
     """Return the names of a sealed run's files; ``OPTIONAL`` ones if they exist or are listed, changes if listed."""
     optional = (name for name in OPTIONAL if name in listed or (folder / name).exists())
     changes = (CHANGES,) if CHANGES in listed else ()  # written after the others are sealed
-    return (FLEET, RESULTS, FAILURES, *optional, *SEALED, *changes)
+    return (FLEET, results_name(folder, listed), FAILURES, *optional, *SEALED, *changes)
 
 
 def is_sealed(folder: Path, manifest: Manifest) -> bool:
@@ -447,7 +467,7 @@ def find_baseline(directory: Path, name: str, since: str) -> Path | None:
 def _verified(folder: Path) -> Path:
     """Return the folder if its answers are as sealed: a changed answer must not be carried from run to run."""
     infos = {info.name: info for info in read_manifest(folder).files}
-    for name in (RESULTS, FAILURES, *((CARRIED,) if CARRIED in infos else ())):
+    for name in (results_name(folder, infos), FAILURES, *((CARRIED,) if CARRIED in infos else ())):
         with translate_os_errors(f"{folder / name}: cannot be read", RunFolderError):
             if file_info(folder / name) == infos.get(name):
                 continue

@@ -8,24 +8,45 @@ a run that fills its disk can still report it.
 
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Mapping
+import secrets
+import stat
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
 import anyio
 import orjson
+import structlog
 
+from auditor.errors import RunFolderError
 from auditor.models import DeviceFailure, DeviceResult, Outcome
+from auditor.runs.folder import COMPRESSED_RESULTS, RESULTS
 from auditor.storage.append_only import AppendOnlyFile
-from auditor.storage.files import create_file, translate_os_errors
+from auditor.storage.compressed import compress_file, expanded_blocks
+from auditor.storage.files import (
+    atomic_replace,
+    create_file,
+    open_contained,
+    put_in_place,
+    sync_to_disk,
+    translate_os_errors,
+)
 from auditor.text.formatting import format_utc
+
+log = structlog.get_logger()
 
 RESERVE = ".reserve"
 """A file that is deleted when its room is needed for the last manifest."""
 
 RESERVE_BYTES = 64 * 1024
 """Its size; a manifest has a few thousand bytes."""
+
+MIN_COMPRESSED_BYTES = 1 << 20
+"""Size from which a sealed run's results are compressed; smaller files save little, and stay readable as they are."""
+
+_BLOCK_BYTES = 1 << 20
+"""Bytes of results that are read at a time."""
 
 _NO_COUNTS: Mapping[str, int] = MappingProxyType({})
 
@@ -174,3 +195,61 @@ class DiskReserve:
         """Free the room. An error is ignored: the run reports a more important one then."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
+
+
+def compress_results(folder: Path) -> Path | None:
+    """Compress a sealed run's results into a new file beside them, and return it; ``replace_results`` makes it theirs.
+
+    It has the same content, and is on disk. Small results are not compressed, and neither are those of a disk that is
+    full or cannot be read: that is logged, and the run is sealed nevertheless.
+    """
+    results = folder / RESULTS
+    new = folder / f".{COMPRESSED_RESULTS}.{secrets.token_hex(4)}.new"  # another thread may have been abandoned here
+    try:
+        if not results.is_file() or results.stat().st_size < MIN_COMPRESSED_BYTES:
+            return None
+        if compress_file(results, new):
+            sync_to_disk(new)
+            return new
+    except OSError as error:
+        log.warning("results not compressed", file=str(results), reason=error.strerror)
+    with contextlib.suppress(OSError):
+        new.unlink(missing_ok=True)
+    return None
+
+
+def replace_results(folder: Path, compressed: Path) -> None:
+    """Replace a run's results by those that ``compress_results`` returned; at each moment one of the files exists.
+
+    The caller holds the run's lock and waits: in an abandoned thread, this could undo what a resume has written.
+
+    Raises:
+        RunNotWritableError: they cannot be renamed; the uncompressed ones are still there.
+    """
+    with translate_os_errors(f"{folder / COMPRESSED_RESULTS}: cannot be written"):
+        put_in_place(compressed, folder / COMPRESSED_RESULTS)
+    with contextlib.suppress(OSError):  # then there are both files, which have the same content
+        (folder / RESULTS).unlink(missing_ok=True)
+
+
+def expand_results(folder: Path) -> None:
+    """Write a run's results uncompressed if only the compressed file exists, which stays.
+
+    Raises:
+        RunFolderError: the compressed file is damaged, or would expand to far more than any audit compresses.
+        RunNotWritableError: the results cannot be written.
+    """
+    results, compressed = folder / RESULTS, folder / COMPRESSED_RESULTS
+    if os.path.lexists(results) or not os.path.lexists(compressed):
+        return
+    mode = stat.S_IMODE(compressed.stat().st_mode)
+    with atomic_replace(results, mode=mode) as new, new.open("wb") as file:
+        file.writelines(result_blocks(compressed))
+
+
+def result_blocks(path: Path) -> Iterator[bytes]:
+    """Yield the content of a file of results, compressed or not; raise RunFolderError if it is unreadable."""
+    unreadable = translate_os_errors(f"{path}: cannot be read", RunFolderError)
+    with unreadable, open_contained(path.parent, path.name) as file:
+        compressed = path.name == COMPRESSED_RESULTS
+        yield from expanded_blocks(file) if compressed else iter(lambda: file.read(_BLOCK_BYTES), b"")

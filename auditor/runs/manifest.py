@@ -45,7 +45,7 @@ _CONFIGURED = frozenset({"settings", "seed", "limit"})
 
 _LONG_NUMBER = re.compile(rb"\d{16}")
 
-DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
+DATA_SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".parquet", ".csv")
 """Endings of the names of a run's files."""
 
 MAX_FAILURE_CODES = MAX_GAPS = 100
@@ -367,6 +367,9 @@ class Manifest:
     trial: bool = False
     changes: ChangesInfo | None = None
     schema_version: int = SCHEMA_VERSION
+
+    def __repr__(self) -> str:
+        return f"<Manifest {self.name!r}: {self.state}, started {self.started_at}, {self.devices}>"
 
     @property
     def silent_accounts(self) -> frozenset[str]:

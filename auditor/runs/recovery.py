@@ -13,9 +13,9 @@ import structlog
 
 from auditor.errors import RunFolderError
 from auditor.models import Device
-from auditor.runs.folder import CARRIED, FAILURES, RESULTS
+from auditor.runs.folder import CARRIED, COMPRESSED_RESULTS, FAILURES, RESULTS, results_name
 from auditor.runs.inventory import count_devices
-from auditor.runs.journal import RESERVE
+from auditor.runs.journal import RESERVE, expand_results, result_blocks
 from auditor.runs.manifest import MANIFEST, DeviceCounts, Manifest
 from auditor.runs.views import define_live_views
 from auditor.storage.append_only import cut_torn_line
@@ -34,15 +34,11 @@ from auditor.storage.files import (
     atomic_replace,
     check_regular,
     create_file,
-    open_contained,
     replace_file,
     translate_os_errors,
 )
 
 log = structlog.get_logger()
-
-_BLOCK_BYTES = 1 << 20
-"""Bytes of a file of results that are read at a time."""
 
 RESUME_WORK = ".resuming"
 """Scratch folder in the run folder."""
@@ -148,6 +144,7 @@ def repair(folder: Path, counts: DeviceCounts | None = None) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+    expand_results(folder)
     if counts is not None:
         _refuse_missing_results(folder, counts)
     for live in (RESULTS, FAILURES):
@@ -174,7 +171,7 @@ def _refuse_missing_results(folder: Path, counts: DeviceCounts) -> None:
     if not answers or (folder / CARRIED).exists() or (results.exists() and results.stat().st_size):
         return
     # Without a copy under another name, an empty file is what a power cut in the first seconds of a run leaves.
-    copies = sorted(path.name for path in folder.glob(f"{RESULTS}?*"))
+    copies = _copies_of_results(folder)
     if copies or not results.exists():
         advice = f"rename {copies[0]} to {RESULTS}" if copies else "put the file back"
         raise RunFolderError(
@@ -191,9 +188,9 @@ def refuse_lost_results(database: Database, folder: Path, manifest: Manifest) ->
     counts, carried = manifest.devices, folder / CARRIED
     answers = counts.ok + counts.empty + counts.not_found
     answers -= scalar(database, f"SELECT count(*) FROM {parquet(carried)}") if carried.is_file() else 0
-    found = _count_lines(folder / RESULTS, answers)
+    found = _count_lines(folder / results_name(folder), answers)
     if found < answers:
-        copies = sorted(path.name for path in folder.glob(f"{RESULTS}?*"))
+        copies = _copies_of_results(folder)
         restore = f"append it to {copies[0]}, and rename that to {RESULTS}" if copies else "put the file back"
         raise RunFolderError(
             f"{folder / RESULTS} was cut, replaced or rotated: {MANIFEST} counts {answers:,} answers, and {found:,} "
@@ -201,14 +198,20 @@ def refuse_lost_results(database: Database, folder: Path, manifest: Manifest) ->
         )
 
 
+def _copies_of_results(folder: Path) -> list[str]:
+    """Return the names of files that may be results which were moved away."""
+    return sorted({path.name for path in folder.glob(f"{RESULTS}?*")} - {COMPRESSED_RESULTS})
+
+
 def _count_lines(path: Path, enough: int) -> int:
     """Return the number of complete lines of a file, or ``enough`` if it has more; a missing file has none."""
     if not enough or not os.path.lexists(path):
         return 0
     found = 0
-    with open_contained(path.parent, path.name) as file:
-        while found < enough and (block := file.read(_BLOCK_BYTES)):
-            found += block.count(b"\n")
+    for block in result_blocks(path):
+        found += block.count(b"\n")
+        if found >= enough:
+            break
     return min(found, enough)
 
 

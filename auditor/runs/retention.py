@@ -3,14 +3,18 @@
 import secrets
 import shutil
 import stat
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from auditor.errors import RunFolderError, RunNotWritableError, UsageError
-from auditor.runs.folder import ARCHIVE, CHANGES, RunCatalog
+from auditor.runs.folder import ARCHIVE, CHANGES, RunCatalog, StoredRun
 from auditor.runs.locking import DELETING_PREFIX, RunLock, directory_lock, is_locked, remove_stale_folders
 from auditor.runs.manifest import MANIFEST, read_manifest
+from auditor.text.formatting import format_utc
+
+_DAY = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,10 @@ class PruneResult:
     remaining: int
 
 
-def prune_runs(directory: str | Path, *, keep: int, dry_run: bool = False) -> PruneResult:
-    """Delete all but the newest runs of each name.
+def prune_runs(
+    directory: str | Path, *, keep: int | None = None, keep_days: int | None = None, dry_run: bool = False
+) -> PruneResult:
+    """Delete old runs: those that are neither among the newest ``keep`` of their name, nor younger than ``keep_days``.
 
     The newest whole run of a complete fleet stays: it is the last complete inventory. So do runs being written,
     runs that started in the future, because a clock was wrong, and folders that are no runs. The manifest and the
@@ -39,17 +45,18 @@ def prune_runs(directory: str | Path, *, keep: int, dry_run: bool = False) -> Pr
 
     Args:
         directory: a directory of runs.
-        keep: number of runs of each name to keep, 1 or more.
+        keep: number of runs of each name to keep, 1 or more; None: none is kept for its rank.
+        keep_days: age below which every run is kept, in days since its start by ``run.json``, 1 or more; None: none is
+            kept for its age.
         dry_run: delete nothing.
 
     Raises:
-        UsageError: ``keep`` is below 1.
+        UsageError: ``keep`` or ``keep_days`` is below 1, or neither is given.
         RunFolderError: there is no such directory.
         RunNotWritableError: the file system does not support locks.
     """
     directory = Path(directory)
-    if keep < 1:
-        raise UsageError(f"keep {keep}: give a number of runs from 1 up")
+    _refuse_limits(keep, keep_days)
     catalog = RunCatalog(directory)
     skipped, failed, removed = [str(error) for error in catalog.unreadable], list[str](), list[Path]()
     if not dry_run:
@@ -58,7 +65,7 @@ def prune_runs(directory: str | Path, *, keep: int, dry_run: bool = False) -> Pr
     for name in sorted({run.manifest.name for run in catalog.runs}):
         own = [run for run in catalog.named(name) if catalog.is_possible(run)]
         newest_complete = next((run for run in own if run.complete), None)
-        for folder in (run.folder for run in own[keep:] if run is not newest_complete):
+        for folder in (run.folder for run in _old_runs(own, keep, keep_days) if run is not newest_complete):
             try:
                 _remove(folder, dry_run=dry_run)
             except RunFolderError as error:
@@ -75,6 +82,23 @@ def prune_runs(directory: str | Path, *, keep: int, dry_run: bool = False) -> Pr
         if not catalog.is_possible(run)
     ]
     return PruneResult(tuple(removed), tuple(skipped), tuple(failed), len(catalog.runs) - len(removed))
+
+
+def _refuse_limits(keep: int | None, keep_days: int | None) -> None:
+    if keep is None and keep_days is None:
+        raise UsageError("nothing says which runs to keep; give a number of runs (--keep) or of days (--keep-days)")
+    for name, number, unit in (("keep", keep, "runs"), ("keep-days", keep_days, "days")):
+        if number is not None and number < 1:
+            raise UsageError(f"{name} {number}: give a number of {unit} from 1 up")
+
+
+def _old_runs(runs: list[StoredRun], keep: int | None, keep_days: int | None) -> list[StoredRun]:
+    """Return which runs of one name, the newest first, are old by each of the given limits."""
+    rest = runs[keep or 0 :]
+    if keep_days is None:
+        return rest
+    oldest_start = format_utc(max(0, int(time.time()) - keep_days * _DAY))
+    return [run for run in rest if run.manifest.started_at < oldest_start]
 
 
 def _remove(folder: Path, *, dry_run: bool) -> None:

@@ -4,8 +4,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from auditor.runs.estimates import count_not_reached, define_estimates, estimate_outdated, read_recheck
-from auditor.runs.folder import INVENTORY_CSV, INVENTORY_JSON, MODULES, SEALED, sealed_file_names
+from auditor.runs.folder import (
+    COMPRESSED_RESULTS,
+    INVENTORY_CSV,
+    INVENTORY_JSON,
+    MODULES,
+    RESULTS,
+    SEALED,
+    sealed_file_names,
+)
 from auditor.runs.inventory import count_devices, count_failures, count_never_activated, count_sources, inventory_json
+from auditor.runs.journal import compress_results
 from auditor.runs.manifest import DeviceCounts, FailureInfo, FileInfo, file_info
 from auditor.runs.selection_info import OutdatedResults, Recheck, SelectionInfo
 from auditor.runs.views import define_live_views, define_products, define_sealed_views
@@ -23,7 +32,10 @@ from auditor.storage.tables import write_csv
 
 @dataclass(frozen=True, slots=True)
 class SealedRun:
-    """Numbers of a sealed run; they have the names and meanings that they have in the manifest."""
+    """Numbers of a sealed run; they have the names and meanings that they have in the manifest.
+
+    ``compressed`` is a new file with the results, which is not in its place yet; None: they stay as they are.
+    """
 
     devices: DeviceCounts
     never_activated: int
@@ -35,13 +47,22 @@ class SealedRun:
     recheck: Recheck | None = None
     not_reached: int = 0
     outdated: OutdatedResults | None = None
+    compressed: Path | None = None
 
 
 def seal_run(folder: Path, selection: SelectionInfo | None = None) -> SealedRun:
-    """Write the sealed files of a run folder from its live files. Sealing again gives the same bytes."""
+    """Write the sealed files of a run folder from its live files. Sealing again gives the same bytes.
+
+    If the results were ``compressed``, the caller puts them in their place (``replace_results``); ``files`` lists them.
+    """
     with translate_errors(f"{folder}: cannot be sealed"):
         sealed = with_enough_memory(lambda memory: _seal(folder, memory, selection))
-    return replace(sealed, files=tuple(file_info(folder / name) for name in sealed_file_names(folder)))
+    compressed = compress_results(folder)
+    files = [file_info(folder / name) for name in sealed_file_names(folder)]
+    if compressed is not None:
+        info = replace(file_info(compressed), name=COMPRESSED_RESULTS)
+        files = [info if each.name == RESULTS else each for each in files]
+    return replace(sealed, files=tuple(files), compressed=compressed)
 
 
 def _seal(folder: Path, memory: str, selection: SelectionInfo | None) -> SealedRun:

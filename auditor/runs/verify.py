@@ -9,10 +9,11 @@ from tempfile import TemporaryDirectory
 
 import duckdb
 
-from auditor.errors import RunNotWritableError
+from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.runs.estimates import count_not_reached, estimate_outdated, read_recheck
 from auditor.runs.folder import (
     CARRIED,
+    COMPRESSED_RESULTS,
     DEVICES,
     FAILURES,
     FLEET,
@@ -23,12 +24,15 @@ from auditor.runs.folder import (
     READ_BY_QUERIES,
     RESULTS,
     SEALED,
+    results_name,
     sealed_file_names,
 )
 from auditor.runs.inventory import count_devices, count_failures, count_never_activated, count_sources
+from auditor.runs.journal import result_blocks
 from auditor.runs.manifest import DeviceCounts, Manifest, file_info, read_manifest
 from auditor.runs.seal import write_inventories
 from auditor.runs.views import define_live_views, define_products, define_sealed_views
+from auditor.storage.compressed import check_compressed
 from auditor.storage.database import Database, error_reason, open_database, scalar, sql_identifier, with_enough_memory
 from auditor.storage.descriptors import pin_files
 from auditor.storage.files import private_folder
@@ -57,11 +61,15 @@ def verify_run(folder: Path, spill: Path | None = None) -> list[str]:
 
 
 def _problems(folder: Path, manifest: Manifest, parent: Path | None, memory: str) -> Iterator[str]:
-    missing = [name for name in (FLEET, RESULTS, FAILURES) if not (folder / name).is_file()]
+    results = results_name(folder)
+    missing = [name for name in (FLEET, results, FAILURES) if not (folder / name).is_file()]
     yield from (f"{name}: is missing" for name in missing)
     if missing:
         return
     yield from _check_digests(folder, manifest)
+    if (damage := _describe_damage(folder / results)) is not None:
+        yield damage
+        return
     # In a run folder, it has a name that a resume removes.
     place = private_folder("verify") if parent is None else TemporaryDirectory(prefix=".verifying-", dir=parent)
     with place as name:
@@ -87,6 +95,18 @@ def _problems(folder: Path, manifest: Manifest, parent: Path | None, memory: str
         finally:
             with contextlib.suppress(duckdb.Error):
                 database.close()
+
+
+def _describe_damage(results: Path) -> str | None:
+    """Return why compressed results cannot be read; None if they can. Raise RunFolderError if reading has no bound."""
+    if results.name == COMPRESSED_RESULTS:
+        try:
+            check_compressed(results)
+        except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise RunFolderError(f"{results}: cannot be read: {error.strerror}") from error
+            return f"{results.name}: {error.strerror}"
+    return None
 
 
 def _check_digests(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -119,10 +139,11 @@ def _check_states(database: Database, folder: Path, manifest: Manifest) -> Itera
     )
     if fleet != manifest.fleet.devices:
         yield f"{FLEET}: has {fleet} devices, the manifest says {manifest.fleet.devices}"
+    results = results_name(folder)
     if rows != fleet:
-        yield f"{RESULTS}, {FAILURES}: {rows - fleet} more lines than devices: {_duplicate(database)}"
+        yield f"{results}, {FAILURES}: {rows - fleet} more lines than devices: {_duplicate(database)}"
     sources = (
-        (RESULTS, "answered WHERE source = 'queried'", answered),
+        (results, "answered WHERE source = 'queried'", answered),
         (CARRIED, "answered WHERE source = 'carried'", carried),
         (FAILURES, "failures", failed),
     )
@@ -135,7 +156,7 @@ def _check_states(database: Database, folder: Path, manifest: Manifest) -> Itera
             yield f"{name}: {read - found} lines are about no device of the fleet, or one that was answered"
     odd = "total <> modules OR (status = 'ok') <> (modules > 0)"
     if wrong := scalar(database, f"SELECT count(*) FROM answered WHERE ({odd}) IS NOT FALSE"):
-        yield f"{RESULTS}: {wrong} lines contradict themselves (status, total and modules)"
+        yield f"{results}: {wrong} lines contradict themselves (status, total and modules)"
     if (counted := count_devices(database)) != manifest.devices and manifest.state != "running":
         yield f"run.json: says {_describe_counts(manifest.devices)}; the files say {_describe_counts(counted)}"
     if manifest.finished_at is not None and count_failures(database) != manifest.failures:
@@ -208,8 +229,7 @@ def _columns(database: Database, view: str) -> list[tuple[str, str]]:
 
 def _line_count(path: Path) -> int:
     """Count the lines of a file; a torn last one, without a line break, does not count."""
-    with path.open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    return sum(block.count(b"\n") for block in result_blocks(path))
 
 
 def _duplicate(database: Database) -> str:

@@ -4,7 +4,7 @@
 |---|---|---|
 | ``fleet`` | ``fleet.parquet`` | a device as the fleet names it |
 | ``planned`` | ``plan.parquet`` | a device that was selected for a query, where not all are |
-| ``lines`` | ``devices.jsonl``, ``carried.parquet`` | a conclusive answer with its modules, of this run or carried |
+| ``lines`` | ``devices.jsonl`` (or ``.gz``), ``carried.parquet`` | a conclusive answer with its modules |
 | ``answered`` | ``lines`` | a conclusive answer and its number of modules |
 | ``failures`` | ``failures.jsonl`` | a device without a conclusive answer |
 | ``connections`` | ``connections.parquet`` | a device whose connection state was read, as the fleet names it |
@@ -25,7 +25,19 @@ from pathlib import Path
 import orjson
 
 from auditor.errors import RunFolderError
-from auditor.runs.folder import CARRIED, CONNECTIONS, DEVICES, FAILURES, FLEET, MODULES, PLAN, PRODUCTS, RESULTS
+from auditor.runs.folder import (
+    CARRIED,
+    COMPRESSED_RESULTS,
+    CONNECTIONS,
+    DEVICES,
+    FAILURES,
+    FLEET,
+    MODULES,
+    PLAN,
+    PRODUCTS,
+    results_name,
+)
+from auditor.storage.compressed import check_compressed
 from auditor.storage.database import (
     Database,
     describe_repeated_rows,
@@ -36,6 +48,7 @@ from auditor.storage.database import (
     text_lines,
     write_parquet,
 )
+from auditor.storage.files import translate_os_errors
 
 _IDENTITY = dict.fromkeys(("account", "product_key", "device_name", "iot_id", "status"), "VARCHAR")
 
@@ -148,17 +161,21 @@ def define_live_views(database: Database, folder: Path, work: Path | None = None
 
 def define_base_views(database: Database, folder: Path, work: Path | None = None) -> None:
     """Define the views that need no join; see ``define_live_views``."""
-    database.execute(f"CREATE VIEW fleet AS FROM {_parquet_of_run(database, folder / FLEET)}")
-    planned = f"FROM {_parquet_of_run(database, folder / PLAN)}" if (folder / PLAN).is_file() else _no_rows(_PLAN)
+    database.execute(f"CREATE VIEW fleet AS FROM {parquet_of_run(database, folder / FLEET)}")
+    planned = f"FROM {parquet_of_run(database, folder / PLAN)}" if (folder / PLAN).is_file() else _no_rows(_PLAN)
     database.execute(f"CREATE VIEW planned AS {planned}")
     path = folder / CONNECTIONS
     connections = f"FROM {parquet(path)}" if path.is_file() else _no_rows(_CONNECTION)
     database.execute(f"CREATE VIEW connections AS {connections}")
-    answered = f"({_lines(folder / RESULTS, _ANSWERED)}) WHERE status IN ('ok', 'empty', 'not_found')"
+    results = folder / results_name(folder)
+    if results.name == COMPRESSED_RESULTS:
+        with translate_os_errors(f"{results}: cannot be read", RunFolderError):
+            check_compressed(results)
+    answered = f"({_lines(results, _ANSWERED)}) WHERE status IN ('ok', 'empty', 'not_found')"
     lines = f"SELECT *, 'queried' AS source FROM {answered}"
     if (folder / CARRIED).is_file():
         # No device is in both: carried and queried devices are disjoint parts of one fleet.
-        rows = _parquet_of_run(database, folder / CARRIED)
+        rows = parquet_of_run(database, folder / CARRIED)
         carried = f"SELECT *, 0::BIGINT AS attempts, 'carried' AS source FROM {rows}"
         lines += f" UNION ALL BY NAME {carried}"
     _define(database, "lines", f"SELECT *, len(modules) AS module_count FROM ({lines})", work)
@@ -174,20 +191,24 @@ def define_base_views(database: Database, folder: Path, work: Path | None = None
 
 def define_sealed_views(database: Database, folder: Path) -> None:
     """Define ``devices``, ``modules`` and ``inventory`` over the sealed files."""
-    database.execute(f"CREATE VIEW devices AS FROM {_parquet_of_run(database, folder / DEVICES)}")
-    database.execute(f"CREATE VIEW modules AS FROM {_parquet_of_run(database, folder / MODULES)}")
+    database.execute(f"CREATE VIEW devices AS FROM {parquet_of_run(database, folder / DEVICES)}")
+    database.execute(f"CREATE VIEW modules AS FROM {parquet_of_run(database, folder / MODULES)}")
     database.execute(f"CREATE VIEW inventory AS {INVENTORY}")
 
 
 def define_products(database: Database, folder: Path) -> None:
     """Define ``products`` and ``missing_modules``, beside the other views, from the run folder itself."""
-    path = folder / PRODUCTS
-    lines = _lines(path, _PRODUCT) if path.is_file() else _no_rows({**_PRODUCT, "modules": "VARCHAR[]"})
-    database.execute(f"CREATE TABLE products AS {lines}")
+    database.execute(f"CREATE TABLE products AS {products_query(folder)}")
     database.execute(f"CREATE VIEW missing_modules AS {_MISSING}")
 
 
-def _parquet_of_run(database: Database, path: Path) -> str:
+def products_query(folder: Path) -> str:
+    """Return the SQL of the products that a run folder lists."""
+    path = folder / PRODUCTS
+    return _lines(path, _PRODUCT) if path.is_file() else _no_rows({**_PRODUCT, "modules": "VARCHAR[]"})
+
+
+def parquet_of_run(database: Database, path: Path) -> str:
     """Return the SQL that reads a Parquet file of a run; raise RunFolderError if reading it could take hours."""
     if (reason := describe_repeated_rows(database, path)) is not None:
         raise RunFolderError(f"{path}: {reason}")

@@ -1,17 +1,25 @@
 """Result rows for other programs: CSV that is safe in a spreadsheet, JSON, JSON Lines, Parquet or Excel."""
 
+import html
 import shutil
+import unicodedata
+from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
 import orjson
 
-from auditor.errors import RunFolderError, RunNotWritableError
-from auditor.storage.database import Database, error_reason, result_rows, sql_identifier, write_rows
+from auditor.errors import AuditorError, RunFolderError, RunNotWritableError, UsageError
+from auditor.storage.database import Database, error_reason, result_rows, scalar, sql_identifier, write_rows
 from auditor.storage.xlsx import write_xlsx
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TableFormat = Literal["csv", "json", "jsonl", "parquet", "xlsx"]
 
@@ -32,8 +40,14 @@ _PLAIN = {"BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "US
 """Types that CSV, JSON and Parquet have in common; values of other types are written as text."""
 
 
+MAX_NOTEBOOK_ROWS = 20
+"""Rows that a notebook shows of a table."""
+
+
 class ResultTable:
-    """Lazily evaluated rows of a query over a run. Rows are streamed, never held in memory.
+    """Lazily evaluated rows of a query over a run, as long as the run is open.
+
+    Iteration yields named tuples, some of them in memory at a time. ``to_dicts`` and ``to_arrow`` return all rows.
 
     Args:
         database, query: one SELECT, and the database with its views.
@@ -57,17 +71,86 @@ class ResultTable:
         head: Mapping[str, object] | None = None,
     ) -> None:
         self._database, self._reading, self._staging = database, reading, staging
-        self._name, self._head = name, head or {}
+        self._name, self._head, self._source = name, head or {}, query
         with reading(()):
             described = database.execute(f"DESCRIBE {query}").fetchall()
         self.columns: Sequence[str] = [str(column) for column, *_ in described]
         cells = ", ".join(_cell(column, str(kind)) for column, kind, *_ in described)
         self._query = f"SELECT {cells} FROM ({query})"
 
+    def __repr__(self) -> str:
+        return f"<ResultTable {self._name!r}, columns: {', '.join(self.columns)}>"
+
+    def _repr_html_(self) -> str:
+        """Return the first rows for a notebook; only the columns if the run is closed or cannot be read."""
+        rows: list[tuple[Any, ...]] = []
+        with suppress(AuditorError):
+            rows = list(islice(self, MAX_NOTEBOOK_ROWS + 1))
+        shown = "".join(_html_row("td", row) for row in rows[:MAX_NOTEBOOK_ROWS])
+        more = "<p>more rows follow</p>" if len(rows) > MAX_NOTEBOOK_ROWS else ""
+        return f"<table>{_html_row('th', self.columns)}{shown}</table>{more}"
+
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """Yield the rows as tuples in the order of the columns; raise RunFolderError if the run cannot be read."""
+        """Yield the rows as named tuples in the order of the columns.
+
+        A column whose name is no Python name is ``_2``, for example, after its place from 0.
+
+        Raises:
+            UsageError: the run is closed.
+            RunFolderError: the run cannot be read.
+        """
+        database = self._cursor()
+        # Names that Python takes for one, such as those with a ligature, are one argument.
+        names = [unicodedata.normalize("NFKC", name) for name in self.columns]
+        row = namedtuple("Row", names, rename=True)  # type: ignore[misc]  # noqa: PYI024  only known here
         with self._reading(()):
-            yield from result_rows(self._database.cursor().execute(self._query))
+            yield from map(row._make, result_rows(database.execute(self._query)))
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return all rows as dictionaries by column; raise UsageError or RunFolderError as iteration does."""
+        database = self._cursor()
+        with self._reading(()):
+            return list(dict_rows(database, self._query))
+
+    def to_arrow(self) -> "pa.Table":
+        """Return all rows as an Arrow table, which pandas and Polars take. Values have the types of a Parquet file.
+
+        Raises:
+            UsageError: the run is closed, or pyarrow is not installed.
+            RunFolderError: the run cannot be read.
+        """
+        database = self._cursor()
+        if find_spec("pyarrow") is None:
+            advice = "install it with: pip install pyarrow; or use to_dicts, or write a Parquet file"
+            raise UsageError(f"to_arrow needs pyarrow, which is not installed; {advice}")
+        with self._reading(()):
+            return database.sql(self._query).to_arrow_table()
+
+    def _cursor(self) -> Database:
+        try:
+            return self._database.cursor()
+        except duckdb.ConnectionException:
+            raise UsageError(f"{self!r} is closed: read it inside of the with statement that opened it") from None
+
+    def count_rows(self) -> int:
+        """Return the number of rows; raise UsageError or RunFolderError as iteration does."""
+        database = self._cursor()
+        with self._reading(()):
+            return scalar(database, f"SELECT count(*) FROM ({self._source})")
+
+    def arranged(
+        self, order: Callable[[Database, Sequence[str]], str] | None = None, limit: int | None = None
+    ) -> "ResultTable":
+        """Return the table with another order, the SQL of which ``order`` returns for its columns, and fewer rows."""
+        query = self._source
+        if order is not None:
+            columns = ", ".join(map(sql_identifier, self.columns))
+            query = f"SELECT * FROM ({query}) ORDER BY {order(self._database, self.columns)}, {columns}"
+        if limit is not None:
+            query = f"SELECT * FROM ({query}) LIMIT {limit}"
+        return ResultTable(
+            self._database, query, reading=self._reading, staging=self._staging, name=self._name, head=self._head
+        )
 
     def write(self, path: Path, form: TableFormat) -> None:
         """Write the rows to a file.
@@ -80,7 +163,7 @@ class ResultTable:
             UsageError: XlsxWriter, an optional dependency, is not installed.
             RunFolderError: the run cannot be read.
         """
-        database = self._database.cursor()
+        database = self._cursor()
         try:
             with self._reading(duckdb.IOException):
                 match form:
@@ -114,6 +197,11 @@ def translate_read_errors(source: object, except_: type[duckdb.Error] | tuple[()
         raise
     except (duckdb.Error, UnicodeDecodeError) as error:
         raise RunFolderError(f"{source}: cannot be read: {error_reason(error)}") from error
+
+
+def _html_row(cell: str, values: Iterable[object]) -> str:
+    texts = ("" if value is None else html.escape(str(value)) for value in values)
+    return f"<tr>{''.join(f'<{cell}>{text}</{cell}>' for text in texts)}</tr>"
 
 
 def dict_rows(database: Database, query: str) -> Iterator[dict[str, object]]:

@@ -14,6 +14,7 @@ from auditor.analysis import history as series
 from auditor.analysis.history import History, read_history
 from auditor.errors import RunFolderError, UsageError
 from auditor.models import Outcome, RunWarning, WarningKind
+from auditor.query.filters import DeviceFilter
 from auditor.query.run import Run
 from auditor.runs.folder import INVENTORY_JSON, MODULES
 from auditor.runs.manifest import MANIFEST, DeviceCounts, file_info, read_manifest
@@ -91,17 +92,16 @@ def test_the_numbers_of_a_history_are_those_of_its_runs(tmp_path: Path) -> None:
 def test_a_limit_a_product_and_a_module_filter_the_history(tmp_path: Path) -> None:
     for day in (1, 2, 3):
         dated(every_status(tmp_path / f"run-{day}").folder, day)
-    with read_history(tmp_path, limit=2, product_key="p1", module_name="BLE") as history:
+    with read_history(tmp_path, limit=2, criteria=DeviceFilter(product="p1", module="BLE")) as history:
         assert [run.folder.name for run in history.runs] == ["run-2", "run-3"]
         assert versions(history) == [
             (run, version, devices, share)
             for run in ("run-2", "run-3")
             for version, devices, share in (("1.0", 2, 0.666667), ("1.1", 1, 0.333333))
         ]
-    with read_history(tmp_path, module_name="' OR 1") as history:
-        assert versions(history) == []
-        assert len(history.runs) == 3
-        assert history.adoption().modules == ()
+    unknown = read_history(tmp_path, criteria=DeviceFilter(module="' OR 1"))
+    with pytest.raises(UsageError, match="no device reports the module ' OR 1; there is =cmd, ble"), unknown:
+        pass
 
 
 def test_a_module_with_different_spellings_is_one(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from auditor.analysis.device_selection import NET_CHANGES
 from auditor.analysis.device_timeline import read_timeline
-from auditor.analysis.net_changes import NET_CHANGES, ChangeFilter, read_changes_since
+from auditor.analysis.net_changes import read_changes_since
 from auditor.analysis.recorded_changes import record_changes
 from auditor.errors import RunFolderError, UsageError
+from auditor.query.filters import DeviceFilter
 from auditor.runs.folder import ARCHIVE, CHANGES, DEVICES
 from auditor.runs.manifest import SilentAccount, read_manifest, write_manifest
 from auditor.runs.retention import prune_runs
@@ -125,8 +127,10 @@ def test_each_run_records_what_changed_since_the_last_answer(runs: list[tuple[An
                 assert sum(changes.counts.values()) == len(expected)
 
 
-def net(directory: Path, since: str, only: ChangeFilter | None = None) -> tuple[list[Row], dict[str, int], int]:
-    with read_changes_since(directory, since, only=only) as found:
+def net(
+    directory: Path, since: str, changes: Sequence[str] = (), **conditions: str
+) -> tuple[list[Row], dict[str, int], int]:
+    with read_changes_since(directory, since, criteria=DeviceFilter(**conditions), changes=changes) as found:  # type: ignore[arg-type]
         rows = [dict(zip(found.devices.columns, row, strict=True)) for row in found.devices]
         names = ("device_name", "module_name", "change", "old_version", "new_version")
         return sorted((tuple(row[name] for name in names) for row in rows), key=str), found.counts, found.recorded
@@ -174,8 +178,10 @@ def test_runs_are_named_by_day_and_by_their_place(directory: Path) -> None:
     assert expected[1] | {"upgraded": 2, "left": 1} == expected[1]
     for reference in ("2026-11-23", "20261123T020000Z-nightly"):
         assert net(directory, reference) == expected
-    assert net(directory, "last~3", ChangeFilter(("upgraded",), module_name="BLE"))[1]["upgraded"] == 3
-    assert net(directory, "last~3", ChangeFilter(("upgraded",), module_name="wifi"))[0] == []
+    assert net(directory, "last~3", ("upgraded",), module="BLE")[1]["upgraded"] == 3
+    assert net(directory, "last~3", ("left",), module="ble")[0] == []
+    with pytest.raises(UsageError, match="no device reports the module blee; did you mean ble"):
+        net(directory, "last~3", module="blee")
     for reference in ("last~4", "2026-11-21"):
         with pytest.raises(RunFolderError, match="has no"):
             net(directory, reference)

@@ -137,7 +137,7 @@ def test_only_the_help_of_the_program_has_exit_codes_and_each_command_has_an_exa
             ("run", "x.toml", "--since-rule=strict"),
             "--since-rule is now called --change-detection (auditor run --help)",
         ),
-        (("prune",), "Missing --keep. Usage: auditor prune --keep INT [OPTIONS] [ARGS] (auditor prune --help)"),
+        (("prune",), "nothing says which runs to keep; give a number of runs (--keep) or of days (--keep-days)"),
     ],
 )
 def test_wrong_arguments_are_one_sentence_with_the_help_to_read(

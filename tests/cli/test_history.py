@@ -104,10 +104,13 @@ def test_the_newest_runs_are_selected(auditor: Auditor, audits: Path) -> None:
     document = json.loads(done.stdout)
     assert [run["run"] for run in document["runs"]] == ["night-4", "night-5"]
     assert [row["devices"] for row in document["rows"] if row["module_name"] == "ble"] == [6, 4]
-    assert auditor("history", audits, "--module", "odd").stdout.endswith(
-        "these runs have none of the requested modules\n"
-    )
-    for wrong in (("--limit", 0), ("--name", "odd"), ("--format", "table", "-o", "x.csv")):
+    for wrong in (
+        ("--limit", 0),
+        ("--name", "odd"),
+        ("--module", "odd"),
+        ("--where", "site=x"),
+        ("--format", "table", "-o", "x.csv"),
+    ):
         refused = auditor("history", audits, *wrong)
         assert refused.returncode == 2
         assert "Traceback" not in refused.stderr

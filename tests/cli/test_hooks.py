@@ -56,7 +56,7 @@ def test_all_hooks_run_after_an_audit(auditor: Auditor, platform: Platform) -> N
         done = auditor("run", settings, "--log-level", "debug", env=env)
     assert done.returncode == 4, done.stderr
     folder = settings.parent.parent / done.stdout.strip()
-    assert "policy: violated (error): latest ble: " in done.stderr
+    assert "policy: latest ble (error): violated, " in done.stderr
     assert "policy: 1 rules, 1 violated" in done.stderr
     assert auditor("verify", folder).returncode == 0
     assert (folder / "inventory.xlsx").is_file()
@@ -224,7 +224,7 @@ def test_metrics_of_a_run_go_to_a_file_or_to_standard_output(
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (("nowhere",), 2, "nowhere: is not a folder"),
+        (("nowhere",), 2, "nowhere: no such run"),
         (("audits", "--rules", "none.toml"), 2, "none.toml: cannot be read"),
         (("audits", "-o", "none/auditor.prom"), 3, "none/auditor.prom: cannot be written: No such file or directory"),
     ],

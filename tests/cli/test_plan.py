@@ -89,9 +89,32 @@ def test_without_a_quota_the_duration_is_unknown(auditor: Auditor, settings: Pat
     settings.write_text(settings.read_text().replace("calls_per_second = 10", 'calls_per_second = "unlimited"'))
     done = auditor("plan", settings, "--window", "8h")
     assert done.returncode == 1
-    assert 'account "eu": the duration is unknown, because calls_per_second is not a number' in done.stdout.splitlines()
+    assert "the duration is unknown, because calls_per_second is not a number" in done.stdout.splitlines()
     assert "unknown whether it fits into 8:00:00" in done.stdout.splitlines()
-    assert auditor("plan", settings).returncode == 0
+    short = auditor("plan", settings)
+    assert short.returncode == 0
+    assert short.stdout.splitlines() == [
+        "account  devices  calls each  calls",
+        "eu           970        1.00    970",
+        "",
+        "no earlier run of this name: assuming one call per device",
+        "the duration is unknown, because calls_per_second is not a number",
+    ]
+    assert "strategy" in auditor("plan", settings, "--max-calls", 100).stdout
+
+
+def test_listed_fleet_is_counted_before_the_first_run(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:
+    settings = settings_file(tmp_path, platform.endpoint, fleet={"products": "all"}, calls_per_second=10)
+    done = auditor("plan", settings, "--window", "1h", env={"CANARY": SECRET})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ("note: no run has recorded the fleet of eu: reading the device counts from the platform\n")
+    assert 'account "eu": number of devices as the platform counts them, without filters' in done.stdout
+    assert int(done.stdout.splitlines()[1].split()[1]) > 100
+    assert not (tmp_path / "audits").exists()
+    failed = auditor("plan", settings)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert "CANARY" in failed.stderr
+    assert failed.stderr.endswith("or plan with a fleet file: auditor plan CONFIG --account eu --fleet FILE\n")
 
 
 @pytest.mark.parametrize("window", ["8 hours", "-1h", "0s", ""])
@@ -122,6 +145,7 @@ def test_json_has_these_keys_in_this_order(auditor: Auditor, settings: Path) -> 
             "account",
             "devices",
             "devices_assumed",
+            "devices_counted",
             "calls_per_device",
             "calls_assumed",
             "calls",

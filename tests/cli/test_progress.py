@@ -1,5 +1,7 @@
 """Progress of a running audit: one line, and a line for each account if there are several."""
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from rich.console import Console
 
 import auditor
 from auditor.cli import progress as progress_module
+from auditor.cli.console import LOG_STYLE
 from auditor.engine.progress import AccountProgress, Progress
 from auditor.runs.manifest import DeviceCounts
 from auditor.runs.selection_info import RequestCounts
@@ -56,6 +59,25 @@ def terminal_lines(shown: Progress, width: int = 100) -> list[str]:
     with console.capture() as captured:
         console.print(progress_module._render(shown, line, accounts))
     return [each.rstrip() for each in captured.get().splitlines()]
+
+
+@pytest.mark.parametrize(("term", "lines"), [("dumb", 1), ("xterm", 0)])
+def test_terminal_without_a_cursor_gets_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], term: str, lines: int
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    printed = plain_lines(monkeypatch, capsys, progress(account("eu")))
+    assert printed.count(LINE) == lines
+    if term == "dumb":
+        assert printed == [LINE]
+
+
+def test_progress_is_part_of_a_log_in_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(LOG_STYLE, "format", "json")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    (line,) = plain_lines(monkeypatch, capsys, progress(account("eu")))
+    assert json.loads(line) | {"timestamp": ""} == {"event": LINE, "level": "info", "timestamp": ""}
 
 
 def test_one_account_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from auditor.errors import RunFolderError, UsageError
 from auditor.runs.locking import RunLock, create_run_folder, directory_lock
 from auditor.runs.manifest import State
 from auditor.runs.retention import prune_runs
+from auditor.text.formatting import format_utc
 from tests.cli.conftest import Auditor
 from tests.other_user import OTHER_USER, as_other_user, let_others_enter, needs_root
 from tests.runs.run_folders import edit_manifest, named, running
@@ -76,6 +78,44 @@ def test_age_is_the_start_of_a_run_not_its_folder_name(runs: Path) -> None:
     old, new = a_run(runs, 1), a_run(runs, 2)
     edit_manifest(old, lambda manifest: replace(manifest, started_at="2026-12-01T02:00:00.000Z"))
     assert prune_runs(runs, keep=1).removed == (new,)
+
+
+def aged(directory: Path, days: float, state: State = "complete", *, name: str = "nightly") -> Path:
+    """Return a run that started so many days ago."""
+    started = format_utc(time.time() - days * 86_400)
+    folder = directory / f"{started[:19].replace('-', '').replace(':', '')}Z-{name}"
+    running(folder, [named(0)], [], name=name)
+    edit_manifest(folder, lambda manifest: replace(manifest, state=state, started_at=started))
+    return folder
+
+
+def test_runs_younger_than_a_number_of_days_are_kept(auditor: Auditor, runs: Path) -> None:
+    nightly = [aged(runs, days) for days in (0.1, 1, 6.9, 7.1, 8, 400)]
+    weekly = [aged(runs, days, name="weekly") for days in (20, 30)]
+    done = auditor("prune", runs, "--keep-days", 7)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == sorted(map(str, (*nightly[3:], weekly[1])))  # weekly[0]: its newest whole run
+    assert done.stderr == "4 runs deleted, 4 kept\n"
+    assert left(runs) == sorted(path.name for path in (*nightly[:3], weekly[0]))
+
+
+def test_a_run_stays_if_its_rank_or_its_age_keeps_it(runs: Path) -> None:
+    folders = [aged(runs, days) for days in (1, 2, 3, 10, 11)]
+    assert set(prune_runs(runs, keep=1, keep_days=7, dry_run=True).removed) == set(folders[3:])
+    assert set(prune_runs(runs, keep=4, keep_days=2, dry_run=True).removed) == {folders[4]}
+    assert prune_runs(runs, keep=5, keep_days=1, dry_run=True).removed == ()
+    assert prune_runs(runs, keep_days=10**400, dry_run=True).removed == ()
+
+
+def test_age_in_days_is_the_start_of_a_run_and_an_impossible_one_has_none(runs: Path) -> None:
+    aged(runs, 1)
+    renamed = aged(runs, 40).rename(runs / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-nightly")
+    young = aged(runs, 3).rename(runs / "20200101T000000Z-nightly")
+    future = aged(runs, 50).rename(runs / "99991231T235959Z-nightly")
+    pruned = prune_runs(runs, keep_days=7)
+    assert pruned.removed == (renamed,)
+    assert young.is_dir()
+    assert [str(future) in sentence for sentence in pruned.skipped] == [True]
 
 
 @pytest.fixture
@@ -154,6 +194,10 @@ def test_a_missing_directory_and_a_number_below_1_are_refused(tmp_path: Path, ru
     a_run(runs, 1)
     with pytest.raises(UsageError, match="from 1 up"):
         prune_runs(runs, keep=0)
+    with pytest.raises(UsageError, match="keep-days 0: give a number of days from 1 up"):
+        prune_runs(runs, keep_days=0)
+    with pytest.raises(UsageError, match="nothing says which runs to keep"):
+        prune_runs(runs)
     assert len(left(runs)) == 1
 
 

@@ -205,18 +205,37 @@ def test_resume_of_another_folder_is_refused(auditor: Auditor, tmp_path: Path) -
         assert path in done.stderr
 
 
-def test_logs_without_a_terminal_are_json_lines(auditor: Auditor, tmp_path: Path, slow: Platform, start: Start) -> None:
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_log_is_one_format(auditor: Auditor, tmp_path: Path, slow: Platform, start: Start, log_format: str) -> None:
     process = start("run", slow.settings, "--out", "runs")
     folder = wait_for_lines(tmp_path / "runs", 10)
     process.kill()
     process.wait(10)
     lines = (folder / "devices.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "devices.jsonl").write_bytes(b"".join([*lines[:3], b"spoilt\n", *lines[4:]]))
-    done = auditor("resume", folder, "--log-level", "debug")
+    done = auditor("resume", folder, "--log-level", "debug", "--log-format", log_format)
     assert done.returncode == 0, done.stderr
-    logged = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-    assert [(line["level"], line["lines"]) for line in logged if "dropped" in line["event"]] == [("warning", 1)]
-    assert all(line["timestamp"].endswith("Z") for line in logged)
-    spoken = [line for line in done.stderr.splitlines() if not line.startswith("{")]
-    assert [line.split()[0] for line in spoken] == ["resuming", "90/90", "complete:", "91", "exit"]
     assert_whole(folder, 90)
+    words = ["resuming", "90/90", "complete:", "exit"]
+    if log_format == "json":
+        logged = [json.loads(line) for line in done.stderr.splitlines()]
+        assert [(line["level"], line["lines"]) for line in logged if "dropped" in line["event"]] == [("warning", 1)]
+        assert all(line["timestamp"].endswith("Z") and line["level"] and line["event"] for line in logged)
+        spoken = [line["event"].split()[0] for line in logged if line.keys() == {"event", "level", "timestamp"}]
+        assert [word for word in spoken if word in words] == words
+    else:
+        text = done.stderr.splitlines()
+        assert [line.split()[0] for line in text if line.split()[0] in words] == words
+        assert [line for line in text if "dropped" in line and "[warning" in line]
+        assert not [line for line in text if line.startswith("{") or "\x1b" in line]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("run", "missing.toml"), 2), (("run", "missing.toml", "--no-such-flag"), 2), (("run",), 2)]
+)
+def test_errors_are_json_lines_too(auditor: Auditor, arguments: tuple[str, ...], code: int) -> None:
+    done = auditor(*arguments, "--log-format=json")
+    assert (done.returncode, done.stdout) == (code, "")
+    (line,) = done.stderr.splitlines()
+    assert json.loads(line)["level"] == "error"
+    assert json.loads(line)["event"]

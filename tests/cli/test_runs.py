@@ -124,7 +124,7 @@ def test_changes_since_a_run_are_counted_by_version(directory: Path, capsys: pyt
     lines, _ = auditor(
         capsys, "diff", "audits", "--since", "last~3", "--devices", "--changed", "left", "--format", "csv"
     )
-    assert lines[1:] == ["demo,p1,device0003,iot0003,,left,,"]
+    assert lines[1:] == ["demo,p1,,device0003,iot0003,,left,,"]
     document = json.loads("".join(auditor(capsys, "diff", "--since", "last~1", "--format", "json")[0]))
     assert (document["old"]["run"], document["new"]["run"]) == ("20261124T020000Z-nightly", NEWEST)
     assert document["counts"]["upgraded"] == sum(row["devices"] for row in document["versions"])
@@ -138,7 +138,12 @@ def test_changes_since_a_run_are_counted_by_version(directory: Path, capsys: pyt
         (("--since", "yestreday"), "is no run; give its folder, or last, last~3"),
         (("--since", "last~1", "--last"), "without --last"),
         (("--since", "last~1", "--changed", "grew"), "use upgraded, downgraded"),
-        (("--last", "--module", "ble"), "need --since"),
+        (("--last", "--module", "blee"), "no device reports the module blee; did you mean ble?"),
+        (("--since", "last~1", "--product", "p2"), "no device is of the product p2; there is p1"),
+        (("--since", "last~1", "--where", "site=a1"), "where: no device has site"),
+        (("--since", "last~1", "--group-by", "modul_name"), "did you mean module_name?"),
+        (("--last", "--sort", "upgrade"), "did you mean upgraded?"),
+        (("--last", "--devices", "--group-by", "change"), "give one of them"),
         (("--since", "last~1", "--fail-on", "added"), "--since counts upgraded"),
     ],
 )

@@ -8,6 +8,8 @@ import orjson
 import pytest
 
 from auditor.cli.app import main
+from auditor.cli.output import resume_from
+from auditor.runs.folder import find_run
 from auditor.runs.manifest import Manifest, read_manifest, write_manifest
 from tests.cli.conftest import Platform
 from tests.hooks.receiver import receiving
@@ -102,3 +104,44 @@ def test_a_directory_means_its_newest_run_of_the_whole_fleet(tmp_path: Path, cap
     note = "reading {}, the newest whole run; 20261123T020000Z-nightly is newer, and is of a part of the fleet"
     assert note.format(runs / "20261121T020000Z-nightly") in capfd.readouterr().err
     assert "20261121T020000Z-nightly" in (tmp_path / "fleet.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("runs", "resumed"),
+    [
+        (["whole partial", "trial partial"], 0),
+        (["whole partial", "trial complete"], 0),
+        (["whole running", "trial running"], 0),
+        (["trial partial", "whole aborted"], 1),
+        (["whole complete", "trial partial"], 1),
+        (["whole within_tolerance", "trial partial"], 1),
+        (["whole complete", "trial complete"], 0),
+        (["whole partial", "whole complete", "trial complete"], 1),
+        (["trial complete", "trial partial"], 1),
+        (["whole partial", "whole partial", "trial partial"], 1),
+    ],
+)
+def test_resume_of_a_directory_takes_a_trial_only_if_no_other_run_is_unfinished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], runs: list[str], resumed: int
+) -> None:
+    folders = []
+    for day, (kind, state) in enumerate((each.split() for each in runs), 10):
+        folder = build(tmp_path / f"202611{day}T020000Z-nightly", [named(0)], [ok(named(0), ("ble", "1.0"))]).folder
+        manifest = replace(read_manifest(folder), started_at=f"2026-11-{day}T02:00:00.000Z", trial=kind == "trial")
+        write_manifest(folder, replace(manifest, name="nightly", state=state))  # type: ignore[arg-type]
+        folders.append(folder)
+    assert resume_from(tmp_path) == find_run(tmp_path, "unfinished") == folders[resumed]
+    newest = folders[-1]
+    note = f"note: resuming {folders[resumed]}; {newest.name} is newer, and is a trial of a part of the fleet\n"
+    assert capsys.readouterr().err == ("" if resumed == len(runs) - 1 else note)
+    assert resume_from(newest) == newest
+
+
+def test_resume_of_a_directory_continues_the_whole_run(run: Run, production: Path) -> None:
+    _, _, _ = run("run", production)
+    folder = find_run(production.parent / "audits")
+    edit_manifest(folder, lambda manifest: replace(manifest, state="aborted", finished_at=None))
+    run("run", production, "--limit", 5)
+    code, manifest, log = run("resume", production.parent / "audits")
+    assert (code, manifest.state, manifest.trial, manifest.fleet.devices) == (0, "complete", False, 120)
+    assert any(line.startswith(f"note: resuming {folder}; ") for line in log)

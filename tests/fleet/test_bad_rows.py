@@ -18,10 +18,10 @@ RETYPE = "Type the name again in plain characters."
 
 def bad_lines(refusal: str) -> list[tuple[int, str]]:
     """Line and problem of each row that a refusal shows; its count must fit, and it must say what to do."""
-    form = r"(\d+) bad rows?, so no request was sent: (.*?)(; and \d+ more)?\. ([A-Z].*\.)"
+    form = r"(?:(\d+) bad rows: )?(.*?)(; and \d+ more)?; no request was sent\. ([A-Z].*\.)"
     count, shown, more, _advice = re.fullmatch(form, refusal, re.DOTALL).groups()  # type: ignore[union-attr]
     found = [(int(row[1]), row[2]) for row in re.finditer(r"(?:line|row) (\d+) (.*?)(?=; (?:line|row) \d+ |$)", shown)]
-    assert int(count) == len(found) + (int(re.sub(r"\D", "", more)) if more else 0)
+    assert int(count or 1) == len(found) + (int(re.sub(r"\D", "", more)) if more else 0)
     return found
 
 
@@ -60,7 +60,9 @@ def test_every_bad_row_is_counted_and_each_has_its_own_line(tmp_path: Path) -> N
 
 def test_advice_is_given_once_for_each_kind_of_problem(tmp_path: Path) -> None:
     refusal = refused(tmp_path, "a.csv", HEADER + b"k,\nk,\n,a\nk,\x01z\n")
-    assert refusal.endswith(f"no product_key; line 5 {bad_lines(refusal)[3][1]}. {IDENTITY} {RETYPE}")
+    assert refusal.endswith(
+        f"no product_key; line 5 {bad_lines(refusal)[3][1]}; no request was sent. {IDENTITY} {RETYPE}"
+    )
 
 
 def test_a_quote_that_is_never_closed_is_reported_where_it_opens(tmp_path: Path) -> None:
@@ -196,8 +198,8 @@ def test_a_file_that_is_no_fleet_is_refused(tmp_path: Path, name: str, content: 
 def test_bytes_of_parquet_that_are_no_text_are_refused_with_their_rows(tmp_path: Path) -> None:
     query = "SELECT 'k' AS product_key, unnest(['a'::BLOB, '\\xFF'::BLOB, 'b'::BLOB, '\\xE4x'::BLOB]) AS device_name"
     assert refused(tmp_path, "a.parquet", parquet(tmp_path, query)) == (
-        "2 bad rows, so no request was sent: row 2 has as device_name bytes that are not UTF-8 text; row 4 has as "
-        "device_name bytes that are not UTF-8 text. Export the column as text."
+        "2 bad rows: row 2 has as device_name bytes that are not UTF-8 text; row 4 has as "
+        "device_name bytes that are not UTF-8 text; no request was sent. Export the column as text."
     )
 
 

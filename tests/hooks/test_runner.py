@@ -83,11 +83,29 @@ def test_all_hooks_run_and_the_webhook_is_posted_last(tmp_path: Path) -> None:
     assert left == {*before, "inventory.xlsx", "fleet.html", "auditor.prom", "rules.toml", "audits"}
 
 
+@pytest.mark.anyio
+async def test_a_webhook_is_posted_where_an_event_loop_runs_as_in_a_notebook(tmp_path: Path) -> None:
+    run = whole_run(tmp_path / "audits" / "run")
+    with receiving() as receiver:
+        done = hooks_after(tmp_path, run, notify={"webhook": receiver.address, "when": "always"})
+    assert (done.problems, posted(done)) == ((), True)
+    assert receiver.payload["state"] == "complete"
+
+
 def test_true_writes_a_file_to_the_run_folder(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "audits" / "run")
     done = hooks_after(tmp_path, run, report={"html": True, "excel": True})
     assert done.written == (run / "report.html", run / "inventory.xlsx")
     assert all(path.stat().st_size > 1_000 for path in done.written)
+
+
+def test_the_page_and_the_metrics_have_the_attributes_of_the_settings(tmp_path: Path) -> None:
+    run = whole_run(tmp_path / "audits" / "run")
+    report = {"html": "fleet.html", "metrics": "auditor.prom", "group_by": ["no device has this"]}
+    # A fleet file may lose a column: that is no reason to lose the metrics.
+    assert hooks_after(tmp_path, run, report=report).problems == ()
+    assert 'label="no_device_has_this"' in (tmp_path / "auditor.prom").read_text()
+    assert "no device has this" in (tmp_path / "fleet.html").read_text()
 
 
 def test_no_hook_runs_without_settings(tmp_path: Path) -> None:
@@ -414,7 +432,7 @@ def test_policy_and_report_use_one_point_in_time(tmp_path: Path, monkeypatch: py
         times.append(now)
         return PolicySummary()
 
-    def write(*_: object, policy: object, now: object = None) -> None:
+    def write(*_: object, policy: object, now: object = None, group_by: object = ()) -> None:
         times.append(now)
 
     monkeypatch.setattr("auditor.policy.evaluate.summarize_policy", summarize)

@@ -1,5 +1,6 @@
 """Complete audits in this process against the simulated platform: all results are correct."""
 
+import gzip
 import json
 import logging
 import re
@@ -51,7 +52,9 @@ def settings_for(folder: Path, *accounts: dict[str, Any], **changes: object) -> 
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
+    compressed = path.with_name(f"{path.name}.gz")
+    content = path.read_bytes() if path.exists() else gzip.decompress(compressed.read_bytes())
+    return [json.loads(line) for line in content.splitlines()]
 
 
 def expected_status(device: SimulatedDevice) -> str:

@@ -41,7 +41,7 @@ async def test_damaged_lines_are_dropped_and_logged_and_their_devices_queried_ag
 ) -> None:
     world = plain_world(30)
     world.write_fleet(tmp_path / "fleet.csv")
-    log_to_stderr("warning")
+    log_to_stderr("warning", "json")
     async with Simulator(world, record_responses=True) as platform:
         done = await auditor.run_audit(settings_at(tmp_path, platform))
         live = done.folder / "devices.jsonl"

@@ -52,12 +52,22 @@ def _diff(runs: Runs) -> Arguments:
         (str(runs.audits), "--last"),
         (str(runs.audits), "--since", "last~1"),
     )
-    flags = runs.random.choice(((), ("--devices",), ("--fail-on", "downgraded,vanished")))
+    flags = runs.random.choice(
+        (
+            (),
+            ("--devices",),
+            ("--fail-on", "downgraded,vanished"),
+            ("--module", "ble", "--group-by", "product_name,change"),
+            ("--account", "demo", "--devices", "--sort", "device_name"),
+        )
+    )
     return ("diff", *runs.random.choice(pairs), *flags, *runs.output())
 
 
 def _history(runs: Runs) -> Arguments:
-    flags = runs.random.choice(((), ("--module", "ble"), ("--limit", "1"), ("--name", "nightly")))
+    flags = runs.random.choice(
+        ((), ("--module", "ble"), ("--limit", "1"), ("--name", "nightly"), ("--group-by", "device_status"))
+    )
     return ("history", str(runs.audits), *flags, *runs.output())
 
 
@@ -110,10 +120,17 @@ READING: dict[str, Callable[[Runs], Arguments]] = {
 }
 """Commands that change nothing but the file that they write."""
 
+_KEEP = (("--keep", "1"), ("--keep-days", "1"), ("--keep", "1", "--keep-days", "1"))
+
 WRITING: dict[str, Callable[[Runs], Arguments]] = {
     "resume": _resume,
     "run": _run,
-    "prune": lambda runs: ("prune", str(runs.audits), "--keep", "1", *runs.random.choice(((), ("--dry-run",)))),
+    "prune": lambda runs: (
+        "prune",
+        str(runs.audits),
+        *runs.random.choice(_KEEP),
+        *runs.random.choice(((), ("--dry-run",))),
+    ),
 }
 """Commands that change the directory of runs."""
 

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
@@ -47,7 +48,7 @@ def mutate_content(
         what = None
         if mutate is not None and random.randrange(12 if name.endswith(".toml") else 4):
             with contextlib.suppress(
-                ValueError, RecursionError, duckdb.Error, OSError, EOFError, zipfile.BadZipFile, IndexError
+                ValueError, RecursionError, duckdb.Error, OSError, EOFError, zipfile.BadZipFile, IndexError, zlib.error
             ):
                 content, what = mutate(content, random)
         if what is None:

@@ -15,6 +15,7 @@ from auditor.resilience.file_backend import FILE_SUFFIX
 from auditor.resilience.redis_backend import MAX_VALUE_SIZE
 from auditor.runs.folder import (
     CARRIED,
+    COMPRESSED_RESULTS,
     DEVICES,
     FAILURES,
     FLEET,
@@ -130,7 +131,12 @@ def _mutate_run(folder: Path, outside: Path, random: Random) -> str:
         return f"{SENT_REQUESTS}: {line[:30]!r}"
     if not random.randrange(2):
         return mutate_file(folder / MANIFEST, random)
-    return mutate_file(folder / random.choice([name for name in RUN_FILES if (folder / name).exists()]), random)
+    name = random.choice([name for name in RUN_FILES if (folder / name).exists()])
+    if name == RESULTS and random.randrange(2):  # as sealing compresses those of more devices
+        (folder / COMPRESSED_RESULTS).write_bytes(gzip.compress((folder / name).read_bytes()))
+        (folder / name).unlink()
+        name = COMPRESSED_RESULTS
+    return mutate_file(folder / name, random)
 
 
 def fleets(material: Material, number: int) -> Case:

@@ -115,4 +115,4 @@ def test_the_sandbox_finds_nothing_where_nothing_is_wrong(tmp_path: Path) -> Non
     box.reset()
     ended = box.run(Case("a missing folder", ("inventory", "missing")))
     assert (ended.exit_code, ended.findings) == (2, ())
-    assert "missing: is not a folder" in ended.error_output
+    assert "missing: no such run" in ended.error_output

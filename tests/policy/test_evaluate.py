@@ -314,7 +314,7 @@ def test_a_minimum_separates_older_and_unordered_versions(tmp_path: Path) -> Non
     run = fleet(tmp_path, "1.2", "v1.2.0", "1.10", "1.1", "hot")
     results, rows, _ = evaluate(run, rule(Minimum("1.2.0")))
     assert counts_of(run, rule(Minimum("1.2.0"))) == (3, 1, 1, 0, 0)
-    assert results[0].message == "1 of 5 devices violate it, 1 cannot be evaluated"
+    assert results[0].message == "1 of 5 devices violate it, 1 has versions that cannot be compared"
     assert [(row[2], row[5], row[8], row[9]) for row in rows] == [
         ("violated", "device0003", "1.1", "is older than 1.2.0"),
         ("unparseable", "device0004", "hot", "cannot be ordered against 1.2.0"),

@@ -75,7 +75,7 @@ def test_devices_have_the_source_and_time_of_their_answers(folder: Path) -> None
 
 def test_spot_checks_and_the_selection_are_described_in_numbers() -> None:
     assert describe_recheck(Recheck(9_500, 9_500, 9_500, 12, 0.0012632, 0.000653, 0.0022)) == (
-        "spot check of devices without a sign of change: 12 of 9,500 results were outdated: 0.13% (0.06 to 0.22%)"
+        "spot check: 12 of 9,500 results without a sign of change were outdated: 0.13% (95% interval 0.06 to 0.22%)"
     )
     assert describe_recheck(Recheck(10, 2, 0, 0)) == "spot check: none of 2 queried devices answered"
     account = AccountSelection(

@@ -9,7 +9,7 @@ import jsonschema
 import orjson
 import pytest
 
-from auditor.errors import RunFolderError, RunNotWritableError
+from auditor.errors import RunFolderError, RunNotWritableError, UsageError
 from auditor.models import RunWarning
 from auditor.query.run import Run, VersionCount
 from auditor.runs.folder import DEVICES, FLEET, INVENTORY_CSV, INVENTORY_JSON, MODULES, RESULTS
@@ -215,3 +215,28 @@ def test_reading_does_not_change_the_folder(tmp_path: Path) -> None:
         p.name: p.read_bytes() for p in (tmp_path / "copy").iterdir()
     }
     finish(folder)
+
+
+def test_a_run_describes_itself_and_has_tables(tmp_path: Path) -> None:
+    folder = every_status(tmp_path / "run").folder
+    run = Run(folder)
+    counts = "DeviceCounts(ok=4, empty=1, not_found=1, failed=2, pending=2)"
+    assert repr(run) == f"<Run {str(folder)!r}: partial, started 2026-11-22T02:00:00.000Z, {counts}>"
+    assert repr(run.manifest) == f"<Manifest 'nightly': partial, started 2026-11-22T02:00:00.000Z, {counts}>"
+    assert {row["status"] for row in run.table("devices").to_dicts()} >= {"ok", "failed", "pending"}
+    assert [row.module_name for row in run.table()] == [each.module_name for each in run.inventory()]  # type: ignore[attr-defined]
+    for name in ("modules", "products", "missing_modules"):
+        assert run.table(name).columns
+    with pytest.raises(UsageError, match="'module' is no table of a run; there are inventory, devices, modules,"):
+        run.table("module")  # type: ignore[arg-type]
+    table = run.table()
+    run.close()
+    run.close()
+    with pytest.raises(UsageError, match=r"'inventory', columns: account, .* is closed"):
+        table.to_dicts()
+
+
+def test_a_run_in_progress_has_the_same_tables(tmp_path: Path) -> None:
+    with Run(unsealed(tmp_path / "run").folder) as run:
+        assert repr(run).startswith(f"<Run {str(tmp_path / 'run')!r}: running, ")
+        assert sum(row["status"] == "ok" for row in run.table("devices").to_dicts()) == run.devices.ok

@@ -90,7 +90,9 @@ def test_report_with_carried_answers_has_their_ages(carried: Path) -> None:
         "900 of 1,000 devices have reused results; results are from 2026-11-01 12:00 to 2026-11-22 02:00 UTC"
         in page.text
     )
-    sentence = "Spot check of devices without a sign of change: 1 of 10 results were outdated: 10.00% (0.25 to 44.50%)"
+    sentence = (
+        "Spot check: 1 of 10 results without a sign of change were outdated: 10.00% (95% interval 0.25 to 44.50%)"
+    )
     assert sentence in page.text
 
 

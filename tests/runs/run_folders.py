@@ -16,7 +16,7 @@ import orjson
 from auditor.fleet.table import FLEET_COLUMNS
 from auditor.models import Device, DeviceFailure, DeviceResult, ModuleVersion, Outcome
 from auditor.runs.folder import CARRIED, FAILURES, FLEET, PLAN, RESULTS
-from auditor.runs.journal import encode_outcome
+from auditor.runs.journal import encode_outcome, replace_results
 from auditor.runs.manifest import (
     AccountInfo,
     DeviceCounts,
@@ -150,6 +150,8 @@ def running(
 def finish(folder: Path) -> None:
     """Seals a run and states what it holds, as the end of an audit does."""
     sealed = seal_run(folder)
+    if sealed.compressed is not None:
+        replace_results(folder, sealed.compressed)
     manifest = replace(
         read_manifest(folder),
         finished_at=format_utc(START + 60),

@@ -12,7 +12,7 @@ import pytest
 
 from auditor.analysis.history import read_history
 from auditor.cli.render_history import print_history
-from auditor.cli.render_run import print_inventory
+from auditor.cli.render_run import describe_coverage, print_inventory
 from auditor.models import Device, Outcome, RunWarning
 from auditor.query.devices import select_devices
 from auditor.query.filters import DeviceFilter
@@ -153,7 +153,11 @@ def test_a_sample_with_failures_has_both_warnings(tmp_path: Path) -> None:
         assert sample is not None
         assert (sample.sampled, sample.answered) == (80, 79)
         assert run.warnings[1].detail == "partial: 1 devices failed, 0 pending in the sample"
-        assert state_label("partial", run.devices, 320) == "partial sample"
+        assert state_label("partial", run.devices, 320, tolerated=False) == "partial sample"
+    edit_manifest(folder, lambda manifest: replace(manifest, max_failed="2%"))
+    with Run(folder) as run:
+        assert [warning.kind for warning in run.warnings] == ["sample"]
+        assert describe_coverage(run.manifest, run.devices).startswith("sample: 400 devices")
 
 
 def test_the_table_shows_intervals_and_the_number_of_omitted_rows(

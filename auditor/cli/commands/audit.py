@@ -21,9 +21,10 @@ from auditor.cli.options import (
     FleetFile,
     Hooks,
     Limit,
+    LogFormatOption,
     LogLevel,
     Priority,
-    RunPath,
+    ResumePath,
     SelectionFlags,
     SelectionOptions,
     apply_selection_flags,
@@ -32,11 +33,13 @@ from auditor.cli.options import (
     require_positive,
     restrict_accounts,
 )
-from auditor.cli.output import print_notes
+from auditor.cli.output import print_notes, resume_from
 from auditor.errors import RunNotWritableError
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from auditor.concurrency import StopToken
     from auditor.config.settings import Settings
     from auditor.engine.progress import AuditResult, ProgressCallback
@@ -44,7 +47,13 @@ if TYPE_CHECKING:
 
 
 def check(
-    config: Config, /, *, account: Accounts = None, fleet: FleetFile = None, log_level: LogLevel = "warning"
+    config: Config,
+    /,
+    *,
+    account: Accounts = None,
+    fleet: FleetFile = None,
+    log_level: LogLevel = "warning",
+    log_format: LogFormatOption = "text",
 ) -> int:
     """Check settings, keys and fleet files, and make one test call per account.
 
@@ -56,7 +65,7 @@ def check(
     from auditor.config.loader import load_settings
     from auditor.hooks.prepare import prepare_hooks
 
-    log_to_stderr(log_level)
+    log_to_stderr(log_level, log_format)
     settings = restrict_accounts(load_settings(config), account)
     print_notes(describe_plain_http(settings.account))
     prepare_hooks(settings, source=str(config))
@@ -81,7 +90,8 @@ def plan(
     """Estimate calls and duration, and whether they fit a time window.
 
     Compare incremental, rolling and sample runs, too: their calls, and how old or inexact their results may be. Make no
-    call and need no key. With --window, exit with 1 unless querying the complete fleet fits.
+    call and need no key, except for a fleet that the platform lists and no run has recorded: read its device counts,
+    200 products a call. With --window, exit with 1 unless querying the complete fleet fits.
 
     Parameters
     ----------
@@ -110,6 +120,7 @@ def plan(
         max_calls=max_calls,
         sample_size=sample,
         precision=precision,
+        count_devices=_count_listed_fleets,
     )
     if format == "json":
         import orjson
@@ -118,8 +129,19 @@ def plan(
     else:
         from auditor.cli.render_plan import print_plan
 
-        print_plan(planned)
+        requested = any(each is not None for each in (window, max_calls, sample, precision))
+        print_plan(planned, compare=requested or planned.seconds is not None)
     return 0 if window is None or planned.fits else 1
+
+
+def _count_listed_fleets(settings: "Settings", names: "Collection[str]") -> dict[str, dict[int, int]]:
+    """Count the devices of listed fleets on the platform, and say so."""
+    from auditor.cli.runtime import run_in_loop
+    from auditor.planning.device_counts import count_listed_fleets
+
+    print_notes([f"no run has recorded the fleet of {', '.join(names)}: reading the device counts from the platform"])
+    print_notes(describe_plain_http(settings.restrict_to_accounts(names).account))
+    return run_in_loop(lambda: count_listed_fleets(settings, names))
 
 
 def run(
@@ -137,6 +159,7 @@ def run(
     out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     hooks: Hooks = False,
     log_level: LogLevel = "warning",
+    log_format: LogFormatOption = "text",
 ) -> int:
     """Query every device, or a selection, and write a run folder.
 
@@ -154,9 +177,11 @@ def run(
     out:
         Create the run folder in this directory instead of the one in the settings.
     """
+    from auditor.cli.runtime import log_to_stderr
     from auditor.config.loader import load_settings
     from auditor.hooks.prepare import prepare_hooks
 
+    log_to_stderr(log_level, log_format)
     settings = apply_selection_flags(load_settings(config), selection, where=str(config))
     first = require_positive("--limit", limit)
     # Refuses unknown names; the run stores all accounts.
@@ -188,7 +213,7 @@ def run(
             trial=bool(trial),
         )
 
-    return run_audit_command(start, log_level, configured)
+    return run_audit_command(start, configured)
 
 
 def _trial_flags(
@@ -219,7 +244,7 @@ def _describe_withheld(configured: "HookConfig", of: str) -> list[str]:
 
 
 def resume(
-    run: RunPath,
+    run: ResumePath,
     /,
     *,
     settings: Path | None = None,
@@ -229,6 +254,7 @@ def resume(
     priority: Priority = False,
     hooks: Hooks = False,
     log_level: LogLevel = "warning",
+    log_format: LogFormatOption = "text",
 ) -> int:
     """Resume an unfinished run; retry failed devices.
 
@@ -245,12 +271,14 @@ def resume(
         give.
     """
     from auditor.audit.run_settings import resume_settings
+    from auditor.cli.runtime import log_to_stderr
     from auditor.config.loader import load_settings
     from auditor.hooks.prepare import prepare_hooks, prepare_resume_hooks
-    from auditor.runs.folder import find_run, has_pending_hooks
+    from auditor.runs.folder import has_pending_hooks
     from auditor.runs.manifest import read_manifest
 
-    folder = find_run(run)
+    log_to_stderr(log_level, log_format)
+    folder = resume_from(run)
     manifest = read_manifest(folder)
     if manifest.state == "complete" and not has_pending_hooks(folder):
         print_error(f"{safe(folder)}: is complete; nothing to resume")
@@ -284,10 +312,17 @@ def resume(
             trust=trust,
         )
 
-    return run_audit_command(start, log_level, configured)
+    return run_audit_command(start, configured)
 
 
-def prune(directory: Path = Path("audits"), /, *, keep: int, dry_run: Flag = False) -> int:
+def prune(
+    directory: Path = Path("audits"),
+    /,
+    *,
+    keep: int | None = None,
+    keep_days: int | None = None,
+    dry_run: Flag = False,
+) -> int:
     """Delete old runs and print their names.
 
     Keep the newest whole run of each name, however old it is, and runs in progress; keep what changed in deleted runs
@@ -298,13 +333,15 @@ def prune(directory: Path = Path("audits"), /, *, keep: int, dry_run: Flag = Fal
     directory:
         Directory of runs.
     keep:
-        Number of runs of each name to keep.
+        Keep the newest INT runs of each name.
+    keep_days:
+        Keep runs that started less than INT days ago, by run.json. With --keep, a run stays if either keeps it.
     dry_run:
         Print what would be deleted, and delete nothing.
     """
     from auditor.runs.retention import prune_runs
 
-    pruned = prune_runs(directory, keep=keep, dry_run=dry_run)
+    pruned = prune_runs(directory, keep=keep, keep_days=keep_days, dry_run=dry_run)
     for folder in pruned.removed:
         print_path(folder)
     for sentence in pruned.skipped:

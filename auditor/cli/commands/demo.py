@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from auditor.cli.console import print_error, print_line
 from auditor.cli.execution import run_with_progress
-from auditor.cli.options import OUTPUT, LogLevel, require_positive
+from auditor.cli.options import OUTPUT, LogFormatOption, LogLevel, require_positive
 from auditor.text.formatting import safe
 
 
@@ -21,6 +21,7 @@ def demo(
     runs: Annotated[int, Parameter(name="--nights")] = 3,
     out: Annotated[Path, Parameter(group=OUTPUT)] = Path("audits"),
     log_level: LogLevel = "error",
+    log_format: LogFormatOption = "text",
 ) -> int:
     """Audit a simulated fleet several times, and show the results.
 
@@ -37,14 +38,16 @@ def demo(
         Create the run folders in this directory.
     """
     from auditor.cli.demonstration import run_demonstration
+    from auditor.cli.runtime import log_to_stderr
 
+    log_to_stderr(log_level, log_format)
     require_positive("--devices", devices, "devices")
     require_positive("--nights", runs, "nights")
     folders: list[Path] = []
     for day in range(runs):
         since = "last" if 0 < day == runs - 1 else None
         print_error(f"run {day + 1} of {runs}{'' if since is None else ', incremental'}")
-        result = run_with_progress(partial(run_demonstration, devices, day, out, since=since), log_level)
+        result = run_with_progress(partial(run_demonstration, devices, day, out, since=since))
         if result.exit_code > 1:
             return result.exit_code
         folders.append(result.folder)
@@ -61,16 +64,16 @@ def _show_results(runs: list[Path], directory: Path) -> None:
     from auditor.cli.commands.query import diff, history
     from auditor.cli.commands.report import policy, report
     from auditor.cli.demonstration import DEMO_RULES
-    from auditor.cli.options import FilterFlags
+    from auditor.cli.options import DeviceFlags, FilterFlags
 
     newest, rules, page = runs[-1], directory / "demo-rules.toml", directory / "demo.html"
     rules.write_text(DEMO_RULES, encoding="utf-8")
     _show(lambda: inventory(newest), "inventory", newest)
-    few = FilterFlags(limit=5)
+    few, default = FilterFlags(limit=5), DeviceFlags(module="default")
     _show(lambda: devices(newest, filters=few, missing=True), "devices", newest, "--missing", "--limit", 5)
     if len(runs) > 1:
         _show(lambda: diff(runs[-2], newest), "diff", runs[-2], newest)
-        _show(lambda: history(directory, module="default"), "history", directory, "--module", "default")
+        _show(lambda: history(directory, filters=default), "history", directory, "--module", "default")
     _show(lambda: policy(newest, rules), "policy", newest, rules)
     if find_spec("altair") and find_spec("jinja2"):
         _show(lambda: report(newest, out=page, rules=rules), "report", newest, "--rules", rules, "-o", page)

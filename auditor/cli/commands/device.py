@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from auditor.cli.options import OutputPath
-from auditor.cli.output import FormatOption, emit, print_notes, print_rows, resolve_format
+from auditor.cli.options import LocalTime, OutputPath
+from auditor.cli.output import FormatOption, emit, print_notes, print_rows, resolve_format, table_zone
+from auditor.text.time_zones import show_times
 
 
 def device(
@@ -13,6 +14,7 @@ def device(
     *,
     account: str | None = None,
     product: str | None = None,
+    local_time: LocalTime = False,
     format: FormatOption = None,  # noqa: A002  the flag's name
     out: OutputPath = None,
 ) -> int:
@@ -36,8 +38,9 @@ def device(
 
     resolved = resolve_format(format, out)
     with read_timeline(directory, name, account=account, product_key=product) as found:
-        print_notes((*found.devices, *found.notes))
-        emit(resolved, out, show=lambda: print_rows(found.table, brief=True), write=found.table.write)
+        zone = table_zone(found.run.manifest, local_time=local_time)
+        print_notes(show_times(each, zone) for each in (*found.devices, *found.notes))
+        emit(resolved, out, show=lambda: print_rows(found.table, brief=True, zone=zone), write=found.table.write)
         if found.recorded == 0:
             print_notes([f"{found.run.folder.name} recorded no changes: only its own versions are known"])
     return 0

@@ -16,7 +16,7 @@ from auditor.cli.options import (
     build_filter,
     split_names,
 )
-from auditor.cli.output import FormatOption, emit, print_rows, print_warnings, read_from, resolve_format
+from auditor.cli.output import FormatOption, emit, print_rows, print_warnings, read_from, resolve_format, table_zone
 from auditor.models import DeviceState, Source
 from auditor.text.formatting import safe
 
@@ -97,10 +97,11 @@ def devices(
     criteria = build_filter(filters, status=status, source=source, name=name, missing=missing)
     with select_devices(read_from(run), criteria, group_by=split_names(group_by)) as selected:
         print_warnings(selected.run.warnings)
+        zone = table_zone(selected.run.manifest, local_time=local_time)
         emit(
             resolved,
             out,
-            show=lambda: print_rows(selected.short_table, criteria.limit, brief=True, local_time=local_time),
+            show=lambda: print_rows(selected.short_table, criteria.limit, brief=True, zone=zone),
             write=selected.table.write,
         )
         _note_uncompared(selected.uncompared, filters)

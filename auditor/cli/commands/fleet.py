@@ -13,6 +13,7 @@ from auditor.cli.options import (
     Config,
     Flag,
     FleetFile,
+    LogFormatOption,
     LogLevel,
     OutputPath,
     parse_names,
@@ -50,6 +51,7 @@ def fleet(
     format: Annotated[ComparisonFormat | None, Parameter(group=OUTPUT)] = None,  # noqa: A002  the flag's name
     out: OutputPath = None,
     log_level: LogLevel = "warning",
+    log_format: LogFormatOption = "text",
 ) -> int:
     """List the devices of accounts on the platform, and write or compare fleet files.
 
@@ -72,8 +74,10 @@ def fleet(
     """
     import shutil
 
+    from auditor.cli.runtime import log_to_stderr
     from auditor.config.loader import load_settings
 
+    log_to_stderr(log_level, log_format)
     settings = restrict_accounts(load_settings(config), account)
     failing = _parse_differences(fail_on, against)
     fleet_format = None if against is not None else _resolve_fleet_format(out, format)
@@ -89,7 +93,7 @@ def fleet(
     with ExitStack() as stack:
         given = None if against is None else stack.enter_context(read_given_fleet(settings.account[0].name, against))
         stack.enter_context(lock_folder(work, group_readable=settings.group_readable))
-        found = _discover(settings, work, log_level, resume=resume)
+        found = _discover(settings, work, resume=resume)
         if any(each.info.state == "pending" for each in found.accounts):
             print_error(f"no file was written; resume with: auditor fleet {safe(config)} --resume …")
             return found.exit_code
@@ -127,14 +131,13 @@ def _check_writable(out: Path | None) -> None:
         raise UsageError(f"{out}: {problem}; name a file with -o")
 
 
-def _discover(settings: "Settings", work: Path, log_level: str, *, resume: bool) -> "DiscoveryResult":
+def _discover(settings: "Settings", work: Path, *, resume: bool) -> "DiscoveryResult":
     from auditor.cli.progress import show_progress
     from auditor.cli.render_run import describe_discovery
-    from auditor.cli.runtime import log_to_stderr, run_until_signal
+    from auditor.cli.runtime import run_until_signal
     from auditor.fleet.discovery import discover_fleets, discovery_started_at
     from auditor.text.formatting import format_utc
 
-    log_to_stderr(log_level)
     if resume:
         started = discovery_started_at(work)
         print_error(

@@ -9,14 +9,40 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from auditor.cli.console import print_error, print_line
-from auditor.cli.options import FILTERS, Flag, OutputPath, ReadPath, RunPath, parse_duration_flag, parse_names
-from auditor.cli.output import Format, FormatOption, emit, print_rows, print_warnings, read_from, resolve_format
+from auditor.cli.options import (
+    FILTERS,
+    ChangeOptions,
+    DeviceOptions,
+    Flag,
+    GroupBy,
+    LocalTime,
+    OutputPath,
+    ReadPath,
+    RunPath,
+    build_filter,
+    parse_duration_flag,
+    parse_names,
+    split_names,
+)
+from auditor.cli.output import (
+    Format,
+    FormatOption,
+    describe_starts,
+    emit,
+    print_rows,
+    print_warnings,
+    read_from,
+    resolve_format,
+    table_zone,
+)
 from auditor.errors import DriftError, UsageError
 from auditor.text.formatting import safe
+from auditor.text.time_zones import show_times
 
 if TYPE_CHECKING:
     from auditor.analysis.drift import Drift
-    from auditor.analysis.net_changes import ChangeFilter
+    from auditor.query.filters import DeviceFilter
+    from auditor.storage.tables import ResultTable
 
 MAX_QUERY_MEMORY, MAX_QUERY_OUTPUT = 1_000_000_000, 10_000_000_000
 """Bytes of memory, and of the file that is written, of an SQL query."""
@@ -141,11 +167,11 @@ def diff(
     since: str | None = None,
     devices: Flag = False,
     all_: Annotated[Flag, Parameter(name="--all")] = False,
+    filters: ChangeOptions = None,
     changed: Annotated[str | None, Parameter(group=FILTERS)] = None,
-    account: Annotated[str | None, Parameter(group=FILTERS)] = None,
-    product: Annotated[str | None, Parameter(group=FILTERS)] = None,
-    module: Annotated[str | None, Parameter(group=FILTERS)] = None,
+    group_by: GroupBy = None,
     fail_on: str | None = None,
+    local_time: LocalTime = False,
     format: FormatOption = None,  # noqa: A002  the flag's name
     out: OutputPath = None,
 ) -> int:
@@ -153,6 +179,10 @@ def diff(
 
     Devices without an answer are not counted as changed. For samples, compare the share of each version, and whether it
     changed significantly.
+
+    Filters are about devices as the newer run has them, or the older one if only that lists them. With --module, only
+    changes of that module count. With --group-by, count changes for each site, or whatever is named: columns of
+    changes (such as module_name, new_version), product_name, device_status, or attributes.
 
     Parameters
     ----------
@@ -170,33 +200,31 @@ def diff(
     all_:
         List the modules that did not change, too.
     changed:
-        With --since: only these changes, such as downgraded,vanished.
-    account:
-        With --since: only devices of this account.
-    product:
-        With --since: only devices of this product key.
-    module:
-        With --since: only this module; case does not matter.
+        Show only these changes, such as downgraded,vanished.
     fail_on:
         Exit with 4 if one of these changes is found, such as downgraded,vanished; for samples: grew,shrank.
     """
+    from auditor.analysis.device_selection import NET_CHANGES
     from auditor.analysis.drift import CHANGES, diff_runs, latest_pair
-    from auditor.analysis.net_changes import NET_CHANGES, ChangeFilter
     from auditor.analysis.sample_drift import SHARE_CHANGES
     from auditor.cli.render_run import describe_drift, print_shares
+    from auditor.query.filters import arrange
     from auditor.runs.folder import DEFAULT_DIRECTORY, find_run
 
     resolved = resolve_format(format, out)
+    criteria, groups = build_filter(filters), split_names(group_by)
+    if devices and groups:
+        raise UsageError("--devices lists changes, and --group-by counts them: give one of them")
     changes = parse_names("--fail-on", fail_on, (*CHANGES, *SHARE_CHANGES))
-    only = ChangeFilter(tuple(parse_names("--changed", changed, NET_CHANGES)), account, product, module)
+    only = parse_names("--changed", changed, CHANGES if since is None else NET_CHANGES)
     if since is not None:
         if last or new is not None or all_:
             raise UsageError("give --since and a directory of runs, without --last, --all or a second run")
+        directory = old or DEFAULT_DIRECTORY
         return _diff_since(
-            old or DEFAULT_DIRECTORY, since, only, fail_on=changes, format_=resolved, out=out, devices=devices
-        )
-    if only != ChangeFilter():
-        raise UsageError("--changed, --account, --product and --module need --since")
+            directory, since, criteria, only, groups,
+            fail_on=changes, format_=resolved, out=out, devices=devices, local_time=local_time,
+        )  # fmt: skip
     if last and new is None:
         old, new = latest_pair(DEFAULT_DIRECTORY if old is None else old)
     elif last or old is None or new is None:
@@ -204,16 +232,24 @@ def diff(
     old, new = find_run(old), read_from(new)
     if old.resolve() == new.resolve():
         raise UsageError(f"{old}: is both the old and the new run; give two runs, or --last and their directory")
-    with diff_runs(old, new) as drift:
+    with diff_runs(old, new, criteria=criteria, changes=only, group_by=groups) as drift:
         counts = _count_changes(drift, changes)
         print_warnings(drift.warnings)
         shares = None if devices else drift.shares
         modules = drift.modules if all_ else drift.changed_modules
-        table = drift.devices if devices else modules if shares is None else shares.table
-        show = (lambda: print_rows(table, brief=True)) if shares is None else (lambda: print_shares(shares))
+        found = drift.devices if devices else modules if shares is None else shares.table
+        found = found if drift.groups is None else drift.groups
+        table = arrange(found, criteria)
+        show = (
+            (lambda: print_rows(table, criteria.limit, brief=True))
+            if shares is None
+            else (lambda: print_shares(shares))
+        )
         emit(resolved, out, show=show, write=table.write)
-        for line in describe_drift(drift):
-            print_error(line)
+        _note_limit(found, criteria)
+        zone = table_zone(drift.new.manifest, local_time=local_time)
+        for line in (*describe_drift(drift), *describe_starts((drift.old.manifest, drift.new.manifest), zone)):
+            print_error(show_times(line, zone))
     _raise_on(counts)
     return 0
 
@@ -221,28 +257,43 @@ def diff(
 def _diff_since(
     directory: Path,
     since: str,
-    only: "ChangeFilter",
+    criteria: "DeviceFilter",
+    only: list[str],
+    groups: tuple[str, ...],
     *,
     fail_on: list[str],
     format_: Format,
     out: Path | None,
     devices: bool,
+    local_time: bool,
 ) -> int:
     """Print or write what changed in a directory of runs since one of them."""
-    from auditor.analysis.net_changes import NET_CHANGES, read_changes_since
+    from auditor.analysis.device_selection import NET_CHANGES
+    from auditor.analysis.net_changes import read_changes_since
     from auditor.cli.render_runs import describe_net_changes
+    from auditor.query.filters import arrange
 
     if unknown := [change for change in fail_on if change not in NET_CHANGES]:
         raise UsageError(f"--fail-on {','.join(unknown)}: --since counts {', '.join(NET_CHANGES)}")
-    with read_changes_since(directory, since, only=only) as found:
+    with read_changes_since(directory, since, criteria=criteria, changes=only, group_by=groups) as found:
         print_warnings(found.warnings)
-        table = found.devices if devices else found.versions
-        emit(format_, out, show=lambda: print_rows(table, brief=True), write=table.write)
-        for line in describe_net_changes(found):
-            print_error(line)
+        whole = found.devices if devices else found.versions
+        whole = whole if found.groups is None else found.groups
+        table = arrange(whole, criteria)
+        emit(format_, out, show=lambda: print_rows(table, criteria.limit, brief=True), write=table.write)
+        _note_limit(whole, criteria)
+        zone = table_zone(found.new.manifest, local_time=local_time)
+        for line in (*describe_net_changes(found), *describe_starts((found.old.manifest, found.new.manifest), zone)):
+            print_error(show_times(line, zone))
         counts = {change: found.counts[change] for change in fail_on}
     _raise_on(counts)
     return 0
+
+
+def _note_limit(table: "ResultTable", criteria: "DeviceFilter") -> None:
+    """Say how many rows --limit leaves out."""
+    if criteria.limit is not None and (rows := table.count_rows()) > criteria.limit:
+        print_error(f"note: {criteria.limit:,} of {rows:,} rows")
 
 
 def _raise_on(counts: dict[str, int]) -> None:
@@ -270,15 +321,18 @@ def history(
     /,
     *,
     name: Annotated[str | None, Parameter(group=FILTERS)] = None,
-    product: Annotated[str | None, Parameter(group=FILTERS)] = None,
-    module: Annotated[str | None, Parameter(group=FILTERS)] = None,
+    filters: DeviceOptions = None,
+    group_by: GroupBy = None,
     limit: Annotated[int | None, Parameter(group=FILTERS)] = None,
+    local_time: LocalTime = False,
     format: FormatOption = None,  # noqa: A002  the flag's name
     out: OutputPath = None,
 ) -> int:
     """Show the runs of a directory and the share of each version over time.
 
-    Incomplete runs are marked with ~, damaged ones with !, and unsealed ones, which have no versions yet, with ?.
+    Incomplete runs are marked with ~, damaged ones with !, and unsealed ones, which have no versions yet, with ?. With
+    filters, shares are of the devices that match all of them, by what each run says of a device. With --group-by,
+    count them for each site, or whatever is named: product_name, device_status, or attributes.
 
     Parameters
     ----------
@@ -286,21 +340,21 @@ def history(
         Directory of runs.
     name:
         Name of the runs; default: the newest run's.
-    product:
-        Product key.
-    module:
-        Name of a module; case does not matter.
     limit:
         Show the newest INT runs; default 30 in a table, all in other formats.
     """
     from auditor.analysis.history import read_history
     from auditor.cli.render_history import print_history
+    from auditor.runs.manifest import read_manifest
 
     resolved = resolve_format(format, out)
     newest = limit if limit is not None or resolved != "table" else HISTORY_TABLE_RUNS
-    with read_history(directory, name=name, product_key=product, module_name=module, limit=newest) as found:
+    criteria, groups = build_filter(filters), split_names(group_by)
+    with read_history(directory, name=name, criteria=criteria, group_by=groups, limit=newest) as found:
         print_warnings(found.warnings)
-        emit(resolved, out, show=lambda: print_history(found), write=found.table.write)
+        zone = table_zone(read_manifest(found.runs[-1].folder), local_time=local_time)
+        show = (lambda: print_rows(found.table, brief=True)) if groups else (lambda: print_history(found, zone))
+        emit(resolved, out, show=show, write=found.table.write)
         if newest != limit and len(found.runs) == newest:
             print_error(f"note: the newest {newest} runs; --limit shows more")
     return 0

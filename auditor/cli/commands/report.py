@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from auditor.cli.console import print_error, print_path
-from auditor.cli.options import OUTPUT, Flag, OutputPath, ReadPath, RunPath
+from auditor.cli.options import OUTPUT, Flag, OutputPath, ReadPath, RunPath, split_names
 from auditor.cli.output import (
     emit,
     emit_file,
@@ -36,6 +36,10 @@ MAX_RULE_NAMES = 3
 """Violated rules that the error names."""
 
 Rules = Annotated[Path, Parameter(help="Policy, a TOML file of rules; see configs/rules.toml.")]
+
+AttributesOption = Annotated[
+    str | None, Parameter(help="Count devices by these attributes, too, such as site,ring; at most 4.")
+]
 
 RulesOption = Annotated[Path | None, Parameter(help="Evaluate this policy, too.")]
 
@@ -107,6 +111,7 @@ def report(
     /,
     *,
     rules: RulesOption = None,
+    group_by: AttributesOption = None,
     history: Path | None = None,
     out: Annotated[OutputPath, Parameter(help="Write this file; - is standard output.")] = None,
 ) -> int:
@@ -124,7 +129,9 @@ def report(
     from auditor.report.render import render_html, require_extra, write_html
 
     require_extra()
-    page = build_report(read_from(run), policy=_load_policy(rules), directory=history)
+    folder = read_from(run)
+    groups = _parse_attributes(group_by, folder)
+    page = build_report(folder, policy=_load_policy(rules), directory=history, group_by=groups)
     print_notes(page.caveats)
     if out is not None and is_stdout(out):
         write_to_stdout(io.BytesIO(render_html(page).encode()))
@@ -135,7 +142,9 @@ def report(
     return 0
 
 
-def metrics(run: RunPath, /, *, rules: RulesOption = None, out: OutputPath = None) -> int:
+def metrics(
+    run: RunPath, /, *, rules: RulesOption = None, group_by: AttributesOption = None, out: OutputPath = None
+) -> int:
     """Write a run as Prometheus metrics, for node_exporter's textfile collector.
 
     The metrics are coverage, devices by module and version, verdicts of rules, requests, and the time of the last
@@ -147,12 +156,25 @@ def metrics(run: RunPath, /, *, rules: RulesOption = None, out: OutputPath = Non
     from auditor.runs.folder import find_run
 
     folder, loaded = find_run(run, "fleet"), _load_policy(rules)
+    groups = _parse_attributes(group_by, folder)
     evaluated = None if loaded is None else summarize_policy(folder, loaded)
     if out is not None and not is_stdout(out):
-        write_metrics_file(folder, out, evaluated)
+        write_metrics_file(folder, out, evaluated, groups)
     else:
-        write_to_stdout(io.BytesIO(render_metrics(folder, evaluated)))
+        write_to_stdout(io.BytesIO(render_metrics(folder, evaluated, groups)))
     return 0
+
+
+def _parse_attributes(text: str | None, folder: Path) -> tuple[str, ...]:
+    """Return the attributes in a flag's text; raise UsageError if there are too many, or no device has one."""
+    from auditor.analysis.device_groups import require_group_names
+    from auditor.config.validation import MAX_GROUP_NAMES
+
+    names = tuple(dict.fromkeys(split_names(text)))
+    if len(names) > MAX_GROUP_NAMES:
+        raise UsageError(f"--group-by has {len(names)} attributes; give at most {MAX_GROUP_NAMES}")
+    require_group_names(folder, names)
+    return names
 
 
 def _load_policy(rules: Path | None) -> "Policy | None":

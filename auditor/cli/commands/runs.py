@@ -5,8 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from auditor.cli.options import OUTPUT, OutputPath, require_positive
-from auditor.cli.output import FormatOption, emit, print_notes, resolve_format
+from auditor.cli.options import OUTPUT, LocalTime, OutputPath, require_positive
+from auditor.cli.output import FormatOption, emit, print_notes, resolve_format, table_zone
 
 MAX_TABLE_RUNS = 30
 """Runs of a table without --limit."""
@@ -18,6 +18,7 @@ def runs(
     *,
     name: str | None = None,
     limit: Annotated[int | None, Parameter(group=OUTPUT)] = None,
+    local_time: LocalTime = False,
     format: FormatOption = None,  # noqa: A002  the flag's name
     out: OutputPath = None,
 ) -> int:
@@ -42,7 +43,8 @@ def runs(
     newest = MAX_TABLE_RUNS if newest is None and resolved == "table" else newest
     with read_runs(directory, name=name, limit=newest) as found:
         print_notes(found.unreadable)
-        emit(resolved, out, show=lambda: print_runs(found.runs), write=found.table.write)
+        zone = table_zone(found.runs[0].manifest, local_time=local_time)
+        emit(resolved, out, show=lambda: print_runs(found.runs, zone), write=found.table.write)
         if found.count > len(found.runs):
             print_notes([f"the newest {len(found.runs):,} of {found.count:,} runs; --limit shows more"])
     return 0

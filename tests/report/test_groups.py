@@ -1,0 +1,114 @@
+"""The table of devices by attributes, in the page and as metrics, equals counts in plain Python."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from auditor.cli.app import main
+from auditor.config.loader import parse_settings
+from auditor.errors import SettingsError
+from auditor.hooks.prometheus import render_metrics
+from auditor.report import groups
+from auditor.report.builder import build_report
+from auditor.report.model import DeviceGroup
+from tests.runs.run_folders import build, failed, named, ok
+
+SITES = ["a1", "a1", "a1", "b2", "b2", "c3", None]
+
+ONE = {
+    "name": "eu",
+    "endpoint": "http://127.0.0.1:1/",
+    "access_key_id": {"env": "A"},
+    "access_key_secret": {"env": "B"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Seven devices; the third one failed, and the first and the fourth are on the newest version."""
+    fleet = [named(number) for number in range(len(SITES))]
+    newest = (0, 3)
+    outcomes = [
+        failed(device) if number == 2 else ok(device, ("ble", "2.0" if number in newest else "1.0"))
+        for number, device in enumerate(fleet)
+    ]
+    details = [
+        {"attributes": None if site is None else {"site": site, "run": "r", "self": site}, "device_status": "ONLINE"}
+        for site in SITES
+    ]
+    return build(tmp_path / "audits" / "run", fleet, outcomes, details=details).folder
+
+
+def test_devices_failures_and_the_newest_share_are_counted_by_attribute(folder: Path) -> None:
+    found = build_report(folder, group_by=["site"]).groups
+    assert found is not None
+    assert found.rows == (
+        DeviceGroup(("a1",), 3, 1, 0.5), DeviceGroup(("b2",), 2, 0, 0.5), DeviceGroup(("c3",), 1, 0, 0.0),
+        DeviceGroup((None,), 1, 0, 0.0),
+    )  # fmt: skip
+    assert (found.combined, found.others) == (0, None)
+    assert build_report(folder).groups is None
+
+
+def test_further_groups_are_one_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "MAX_GROUPS", 1)
+    found = build_report(folder, group_by=["site", "nothing has this"]).groups
+    assert found is not None
+    assert found.rows == (DeviceGroup(("a1", None), 3, 1, 0.5),)
+    assert (found.combined, found.others) == (3, DeviceGroup((None, None), 4, 0, 0.25))
+
+
+def samples(folder: Path, *names: str) -> Callable[[str], Counter[tuple[str, ...]]]:
+    text = render_metrics(folder, group_by=names).decode()
+    found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+    def of(name: str) -> Counter[tuple[str, ...]]:
+        return Counter({
+            tuple(value for label, value in sorted(each.labels.items()) if label != "run"): int(each.value)
+            for each in found if each.name == name
+        })  # fmt: skip
+
+    return of
+
+
+def test_metrics_have_a_label_for_each_attribute(folder: Path) -> None:
+    of = samples(folder, "site", "self", "run")
+    assert set(of("auditor_group_label")) == {("run", "attribute_run"), ("self", "attribute_self"), ("site", "site")}
+    assert +of("auditor_group_devices") == Counter({
+        ("r", "a1", "a1", "ok"): 2, ("r", "a1", "a1", "failed"): 1, ("r", "b2", "b2", "ok"): 2,
+        ("r", "c3", "c3", "ok"): 1, ("", "", "", "ok"): 1,
+    })  # fmt: skip
+    assert of("auditor_group_version_devices")["demo", "r", "a1", "ble", "2.0", "p1", "a1"] == 1
+    assert not samples(folder)("auditor_group_devices")
+
+
+def test_further_groups_of_metrics_are_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("auditor.hooks.prometheus.MAX_GROUPS", 1)
+    of = samples(folder, "site")
+    assert of("auditor_group_devices") == Counter({("a1", "ok"): 2, ("a1", "failed"): 1, ("other", "ok"): 4})
+    assert of("auditor_groups_combined") == Counter({(): 3})
+    versions = {key[-1]: 0 for key in of("auditor_group_version_devices")}
+    assert set(versions) == {"a1", "other"}
+
+
+@pytest.mark.parametrize("command", ["report", "metrics"])
+def test_the_flag_names_attributes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.chdir(folder.parent.parent)
+    assert main((command, "audits", "--group-by", "site", "-o", "-")) == 0
+    assert "b2" in capsys.readouterr().out
+    for flag, sentence in (("stie", "did you mean site?"), ("a,b,c,d,e", "at most 4")):
+        assert main((command, "audits", "--group-by", flag, "-o", "-")) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_the_settings_name_attributes() -> None:
+    report = {"group_by": ["site", "ring"]}
+    assert parse_settings({"account": [ONE], "report": report}).report.group_by == ("site", "ring")
+    for wrong in (["a"] * 2, list("abcde"), [""], "site"):
+        with pytest.raises(SettingsError, match=r"report(: |\.)group_by"):
+            parse_settings({"account": [ONE], "report": {"group_by": wrong}})
