@@ -18,7 +18,8 @@ import orjson
 import auditor
 from auditor.client.operations import DISCOVERY_OPERATIONS, LIST_OTA_MODULE_VERSIONS_BY_DEVICE, QUERY_DEVICE
 from auditor.engine.account_session import RESERVED_REQUESTS
-from auditor.runs.folder import FAILURES, RESULTS, SEALED
+from auditor.runs.folder import FAILURES, RESULTS, SEALED, results_name
+from auditor.runs.journal import result_blocks
 from auditor.runs.locking import STARTING_PREFIX
 from auditor.runs.manifest import MANIFEST, Manifest, read_manifest
 from auditor.simulator.server import DEFAULT_ACCOUNT
@@ -274,7 +275,7 @@ class KilledAudit:
 
     def _check_lines(self, run: Path) -> list[dict[str, Any]]:
         """Return the written results, after checking that earlier ones are unchanged and no device has two."""
-        content = (run / RESULTS).read_bytes()
+        content = b"".join(result_blocks(run / results_name(run)))
         complete = content[: content.rfind(b"\n") + 1]
         assert complete.startswith(self._written), "written lines are missing"
         self._written = complete

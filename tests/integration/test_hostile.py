@@ -18,6 +18,8 @@ import pytest
 from aiohttp import web
 
 import auditor
+from auditor.runs.folder import results_name
+from auditor.runs.journal import result_blocks
 from tests import forked
 
 pytestmark = pytest.mark.anyio
@@ -142,7 +144,8 @@ async def test_the_longest_line_that_is_written_can_be_read_again(tmp_path: Path
     result = await audit_texts(tmp_path, {f"d-{number}": answer(*each) for number, each in enumerate(modules.values())})
     assert result.manifest.devices.ok == 2
     assert_complete(result, 2)
-    assert max(len(line) for line in (result.folder / "devices.jsonl").read_bytes().split(b"\n")) > 650_000
+    written = b"".join(result_blocks(result.folder / results_name(result.folder)))
+    assert max(len(line) for line in written.split(b"\n")) > 650_000
     with duckdb.connect() as database:
         read = database.execute(f"SELECT module_name, module_version FROM '{result.folder}/modules.parquet'").fetchall()
     assert set(read) == {(entry["moduleName"], entry["moduleVersion"]) for each in modules.values() for entry in each}
