@@ -4,8 +4,8 @@ The conditions are those of ``query.filters``, on one view of all runs: a value 
 any of them has it. A device has in each run the attributes of that run.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from auditor.errors import UsageError
@@ -76,17 +76,11 @@ def is_narrow(criteria: DeviceFilter, group_by: Sequence[str] = ()) -> bool:
     """Return whether devices must be selected: ``sort`` and ``limit`` select none.
 
     Raises:
-        UsageError: a condition is about versions, of which a device has several over several runs.
+        UsageError: a condition is about a version. A device has several versions over several runs.
     """
     if criteria.missing or not criteria.version is criteria.below is criteria.above is None:
         raise UsageError("several runs have several versions of a device: leave out version, below, above and missing")
-    return bool(group_by) or any(
-        value not in (None, ()) for name, value in _conditions(criteria) if name not in ("sort", "limit", "missing")
-    )
-
-
-def _conditions(criteria: DeviceFilter) -> Iterator[tuple[str, object]]:
-    yield from ((name, getattr(criteria, name)) for name in criteria.__dataclass_fields__)
+    return bool(group_by) or replace(criteria, sort=None, limit=None) != DeviceFilter()
 
 
 def define_devices_of_runs(database: Database, runs: Sequence[RunFiles]) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from auditor.models import RunWarning
+    from auditor.runs.folder import Preference, StoredRun
     from auditor.runs.manifest import Manifest
     from auditor.storage.tables import ResultTable, TableFormat
 
@@ -50,6 +51,9 @@ IDENTIFYING = frozenset(
     {"product_key", "device_name", "module_name", "module_version", "change", "old_version", "new_version"}
 )
 """Columns that a table always has."""
+
+TIME_COLUMNS = frozenset({"since", "until"})
+"""Columns of times, besides those whose names end with ``_at``."""
 
 _FRACTION = re.compile(r"(?<=:\d\d)\.\d+")
 
@@ -139,10 +143,6 @@ def is_stdout(out: Path | None) -> bool:
     return out is None or str(out) in STDOUT_NAMES
 
 
-TIME_COLUMNS = {"since", "until"}
-"""Columns of times, besides those whose names end with ``_at``."""
-
-
 def print_warnings(warnings: "Iterable[RunWarning]") -> None:
     """Print warnings to standard error."""
     from auditor.query.describe import describe_warning
@@ -156,30 +156,12 @@ def read_from(path: Path) -> Path:
     Raises:
         RunFolderError: it means none; see ``find_stored_run``.
     """
-    from auditor.runs.folder import find_run, find_stored_run
-    from auditor.runs.manifest import MANIFEST
 
-    if (path / MANIFEST).exists():
-        return find_run(path)
-    run, newest = find_stored_run(path, "whole")
-    if run.folder != newest.folder:
+    def describe(run: "StoredRun", newest: "StoredRun") -> str:
         state = newest.manifest.state.replace("_", " ") if newest.manifest.covers_fleet else "of a part of the fleet"
-        print_notes([f"reading {run.folder}, the newest whole run; {newest.folder.name} is newer, and is {state}"])
-    return run.folder
+        return f"reading {run.folder}, the newest whole run; {newest.folder.name} is newer, and is {state}"
 
-
-def table_zone(manifest: "Manifest", *, local_time: bool) -> tzinfo | None:
-    """Return the zone of times in tables: that of the settings, or UTC; with --local-time this machine's (None)."""
-    name = (manifest.settings or {}).get("time_zone")
-    if local_time:
-        return None
-    if not isinstance(name, str):
-        return UTC
-    try:
-        return parse_time_zone(name)
-    except ValueError as error:
-        print_notes([f"times are in UTC: time_zone of the run: {error}"])
-        return UTC
+    return _find_folder(path, "whole", describe)
 
 
 def resume_from(path: Path) -> Path:
@@ -188,15 +170,38 @@ def resume_from(path: Path) -> Path:
     Raises:
         RunFolderError: it means none; see ``find_stored_run``.
     """
+
+    def describe(run: "StoredRun", newest: "StoredRun") -> str:
+        return f"resuming {run.folder}; {newest.folder.name} is newer, and is a trial of a part of the fleet"
+
+    return _find_folder(path, "unfinished", describe)
+
+
+def _find_folder(path: Path, preference: "Preference", describe: "Callable[[StoredRun, StoredRun], str]") -> Path:
+    """Return the folder of the run that a path means; print a sentence if it is not the newest one."""
     from auditor.runs.folder import find_run, find_stored_run
     from auditor.runs.manifest import MANIFEST
 
     if (path / MANIFEST).exists():
         return find_run(path)
-    run, newest = find_stored_run(path, "unfinished")
+    run, newest = find_stored_run(path, preference)
     if run.folder != newest.folder:
-        print_notes([f"resuming {run.folder}; {newest.folder.name} is newer, and is a trial of a part of the fleet"])
+        print_notes([describe(run, newest)])
     return run.folder
+
+
+def table_zone(manifest: "Manifest", *, local_time: bool) -> tzinfo | None:
+    """Return the zone of times in tables: that of the settings, or UTC; with --local-time this machine's (None)."""
+    if local_time:
+        return None
+    name = (manifest.settings or {}).get("time_zone")
+    if not isinstance(name, str):
+        return UTC
+    try:
+        return parse_time_zone(name)
+    except ValueError as error:
+        print_notes([f"times are in UTC: time_zone of the run: {error}"])
+        return UTC
 
 
 def describe_starts(manifests: Sequence["Manifest"], zone: tzinfo | None) -> Iterator[str]:
