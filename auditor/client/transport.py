@@ -137,7 +137,6 @@ class SessionTransport:
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers=request_headers(endpoint),
-            skip_auto_headers=["Content-Type"],
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None, connect=min(endpoint.connect_timeout, endpoint.timeout)),
@@ -263,8 +262,16 @@ class Watchdog:
 
 
 def request_headers(endpoint: Endpoint) -> dict[str, str]:
-    """Return the headers of all requests, besides those that HTTP needs."""
-    headers = {"User-Agent": endpoint.user_agent, "Accept": "application/json", "Accept-Encoding": "gzip"}
+    """Return the headers of all requests, besides those that HTTP needs.
+
+    The content type is the one that the vendor's clients send. aiohttp would send another, or work to leave it out.
+    """
+    headers = {
+        "User-Agent": endpoint.user_agent,
+        "Accept": "application/json",
+        "Accept-Encoding": "gzip",
+        "Content-Type": "application/x-www-form-urlencoded",
+    }
     # Without TLS the proxy reads the request itself, and removes this header.
     return headers if URL(endpoint.url).scheme == "https" else headers | _proxy_authorization(endpoint.proxy)
 

@@ -126,7 +126,8 @@ async def test_a_request_is_a_post_without_a_body() -> None:
     lines = dict(line.lower().split(": ", 1) for line in headers.strip().split("\r\n"))
     assert method == "POST"
     assert lines["content-length"] == "0"
-    assert lines.keys() == {"host", "user-agent", "accept", "accept-encoding", "content-length"}
+    assert lines["content-type"] == "application/x-www-form-urlencoded"
+    assert lines.keys() == {"host", "user-agent", "accept", "accept-encoding", "content-length", "content-type"}
 
 
 async def test_a_client_without_a_configured_rate_uses_the_session() -> None:
