@@ -118,7 +118,7 @@ class DeviceSource:
 
     async def _write_remaining(self, account: str) -> Path:
         """Write a file of an account's devices that are in the fleet and have no answer, and return its path."""
-        remaining = self._path(account, ".left.parquet")
+        remaining = self._path(account, ".remaining.parquet")
         try:
             await run_in_thread(write_remaining_devices, self._folder, remaining, account=account)
         except RunFolderError as error:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from auditor.cli.console import print_error
 from auditor.cli.options import OUTPUT
 from auditor.errors import UsageError
+from auditor.text.formats import BINARY_FORMATS, TABLE_FORMATS, TableFormat, list_formats
 from auditor.text.formatting import PIPE_WIDTH, escape_lines, safe
 from auditor.text.time_zones import parse_time_zone, show_time
 
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from auditor.models import RunWarning
     from auditor.runs.folder import Preference, StoredRun
     from auditor.runs.manifest import Manifest
-    from auditor.storage.tables import ResultTable, TableFormat
+    from auditor.storage.tables import ResultTable
 
 
-Format = Literal["table", "csv", "json", "jsonl", "parquet", "xlsx"]
+Format = Literal["table", TableFormat]
 
 FormatOption = Annotated[
     Format | None, Parameter(group=OUTPUT, help="Write this format; default: table, or as the file's name ends.")
@@ -57,11 +58,9 @@ TIME_COLUMNS = frozenset({"since", "until"})
 
 _FRACTION = re.compile(r"(?<=:\d\d)\.\d+")
 
-BINARY_FORMATS = ("parquet", "xlsx")
-
 STDOUT_NAMES = frozenset({"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
 
-ALL_ROWS = "--format csv, json, jsonl, parquet or xlsx writes all of them"
+ALL_ROWS = f"--format {list_formats(TABLE_FORMATS)} writes all of them"
 """Advice beside a table that is cut."""
 
 
@@ -71,8 +70,7 @@ def resolve_format(format_: Format | None, out: Path | None) -> Format:
     Raises:
         UsageError: a table cannot be written to a file, nor a binary format to a terminal, or the name gives no format.
     """
-    formats = get_args(Format)[1:]
-    names = f"{', '.join(formats[:-1])} or {formats[-1]}"
+    names = list_formats(TABLE_FORMATS)
     if is_stdout(out):
         if format_ in BINARY_FORMATS and sys.stdout.isatty():
             raise UsageError(f"{format_} cannot be shown on a terminal; name a file with -o")
@@ -80,14 +78,14 @@ def resolve_format(format_: Format | None, out: Path | None) -> Format:
     if format_ == "table":
         raise UsageError(f"a table cannot be written to a file; use --format {names}")
     ending = "" if out is None else out.suffix.lower().removeprefix(".")
-    for each in formats:
-        if format_ == each or (format_ is None and ending == each):
-            return cast("Format", each)
+    for each in TABLE_FORMATS:
+        if each == (format_ or ending):
+            return each
     raise UsageError(f"{out}: the name does not give a format; use --format {names}")
 
 
 def emit(
-    format_: Format | None, out: Path | None, *, show: Callable[[], None], write: "Callable[[Path, TableFormat], None]"
+    format_: Format | None, out: Path | None, *, show: Callable[[], None], write: Callable[[Path, TableFormat], None]
 ) -> None:
     """Show a table, or write a file in the format of ``resolve_format``."""
     resolved = resolve_format(format_, out)

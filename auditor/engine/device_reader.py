@@ -31,7 +31,7 @@ from auditor.models import CallResult, Device, DeviceFailure, DeviceResult, Modu
 MAX_READINGS = 4
 """Number of times that a device is read until its pages agree."""
 
-MAX_UNNAMED = 12
+MAX_WITHOUT_DEVICE = 12
 """Number of answers that name no device after which a device fails, if too few of them agree."""
 
 MISMATCH_RATES = (0.001, 0.01)
@@ -170,10 +170,10 @@ async def fetch_device(
         now: returns seconds since 1970.
         may_repeat: returns whether the device may be read again.
     """
-    reading = _PageAccumulator(device, page_size)
+    reading = _DeviceReading(device, page_size)
     outcome = await _read_once(call, reading)
     attempts = reading.attempts
-    if not (reading.is_named and isinstance(outcome, Page)):  # nearly every device is believed
+    if not (reading.names_device and isinstance(outcome, Page)):  # nearly every device is believed
         trust = trust or AnswerTrust()
         reading, outcome, attempts = await _read_until_believed(call, reading, outcome, trust, may_repeat)
     if isinstance(outcome, Page):
@@ -193,18 +193,18 @@ async def fetch_device(
 
 async def _read_until_believed(
     call: CallOperation,
-    reading: "_PageAccumulator",
+    reading: "_DeviceReading",
     outcome: Page | PlatformError,
     trust: AnswerTrust,
     may_repeat: Callable[[], bool],
-) -> tuple["_PageAccumulator", Page | PlatformError, int]:
+) -> tuple["_DeviceReading", Page | PlatformError, int]:
     """Read a device again until a reading is believed, if the first one, with its outcome, is not.
 
     Return the last reading, how it ended, and the attempts of all readings. See ``fetch_device`` for the others.
     """
     attempts = reading.attempts
     readings = 0
-    unnamed: Counter[object] | None = None
+    without_device: Counter[object] | None = None
     mismatched: list[str] = []
     fresh_connection = False
     while True:
@@ -215,34 +215,34 @@ async def _read_until_believed(
             fresh_connection |= reading.is_mismatched
             if readings == MAX_READINGS or not may_repeat():
                 break
-        elif (answer := _unnamed_answer(outcome, reading)) is None:
-            trust.record_contradictions(unnamed.total() if unnamed and isinstance(outcome, Page) else 0)
+        elif (answer := _answer_without_device(outcome, reading)) is None:
+            trust.record_contradictions(without_device.total() if without_device and isinstance(outcome, Page) else 0)
             break
         else:
-            may_be_believed = not trust.needs_confirmation(outcome.request_id) and unnamed is None
+            may_be_believed = not trust.needs_confirmation(outcome.request_id) and without_device is None
             if may_be_believed and not await trust.is_suspicious_after_hold():
                 break
-            unnamed = Counter() if unnamed is None else unnamed
-            unnamed[answer] += 1
+            without_device = Counter() if without_device is None else without_device
+            without_device[answer] += 1
             fresh_connection = True
-            if unnamed[answer] >= trust.needed:
-                trust.record_contradictions(unnamed.total() - unnamed[answer])
+            if without_device[answer] >= trust.needed:
+                trust.record_contradictions(without_device.total() - without_device[answer])
                 break
-            if unnamed.total() == MAX_UNNAMED or not may_repeat():
-                count = unnamed.total()
+            if without_device.total() == MAX_WITHOUT_DEVICE or not may_repeat():
+                count = without_device.total()
                 outcome = InconsistentResponseError(f"no {trust.needed} of {count} answers that name no device agree")
                 break
-        reading = _PageAccumulator(reading.device, reading.page_size)
+        reading = _DeviceReading(reading.device, reading.page_size)
         outcome = await _read_once(call, reading, fresh_connection=fresh_connection)
         attempts += reading.attempts
     trust.undecided_mismatches -= len(mismatched)
     return reading, outcome, attempts
 
 
-def _unnamed_answer(outcome: Page | PlatformError, reading: "_PageAccumulator") -> object:
+def _answer_without_device(outcome: Page | PlatformError, reading: "_DeviceReading") -> object:
     """Return the content of an answer that names no device; None if it names one, or is no answer."""
     if isinstance(outcome, Page):
-        return None if reading.is_named else tuple(reading.modules.values())
+        return None if reading.names_device else tuple(reading.modules.values())
     conclusive = isinstance(outcome, NotFoundError | NeverActivatedError | InvalidRequestError)
     return outcome.code.lower() if conclusive else None
 
@@ -253,7 +253,7 @@ def never_activated_result(device: Device, now: float) -> DeviceResult:
 
 
 async def _read_once(
-    call: CallOperation, reading: "_PageAccumulator", *, fresh_connection: bool = False
+    call: CallOperation, reading: "_DeviceReading", *, fresh_connection: bool = False
 ) -> Page | PlatformError:
     """Return the last page of a complete reading, or the error that ended it."""
     while True:
@@ -273,22 +273,22 @@ async def _read_once(
             return inconsistency
 
 
-class _PageAccumulator:
-    """What the pages of one reading have contained so far.
+class _DeviceReading:
+    """One reading of a device: checks its pages, and has what they contained so far.
 
-    ``is_named``: an entry named the requested device; ``is_mismatched``: an entry named another one.
+    ``names_device``: an entry named the requested device; ``is_mismatched``: an entry named another one.
     """
 
     __slots__ = (
-        "_last_identity", "attempts", "characters", "device", "identity", "is_mismatched", "is_named",
-        "modules", "page_size", "pages", "total",
+        "_last_identity", "attempts", "characters", "device", "identity", "is_mismatched", "modules",
+        "names_device", "page_size", "pages", "total",
     )  # fmt: skip
 
     def __init__(self, device: Device, page_size: int) -> None:
         self.device = device
         self.page_size = page_size
         self.identity = device
-        self.is_named = self.is_mismatched = False
+        self.names_device = self.is_mismatched = False
         self._last_identity: tuple[str | None, ...] | None = None
         self.modules: dict[str, ModuleVersion] = {}
         self.total: int | None = None
@@ -297,7 +297,7 @@ class _PageAccumulator:
         self.attempts = 0
 
     def add_page(self, page: Page) -> bool:
-        """Add the next page; return True when the device is complete."""
+        """Check the next page and add it; return True when the device is complete."""
         self.pages += 1
         if page.number is not None and page.number != self.pages:
             raise InconsistentResponseError(f"requested page {self.pages}, got page {page.number}")
@@ -345,7 +345,7 @@ class _PageAccumulator:
         if (device.iot_id is not None and iot_id == device.iot_id) or (
             device.device_name is not None and (product_key, device_name) == (device.product_key, device.device_name)
         ):
-            self.is_named = True
+            self.names_device = True
         for expected, reported in (
             (identity.iot_id, iot_id),
             (identity.product_key, product_key),

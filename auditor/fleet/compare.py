@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from auditor.errors import RunFolderError
 from auditor.fleet.discovery import DiscoveredAccount, DiscoveryResult
@@ -25,8 +25,7 @@ from auditor.storage.database import (
 )
 from auditor.storage.files import private_folder
 from auditor.storage.tables import ResultTable, translate_read_errors
-
-FleetFormat = Literal["csv", "jsonl", "parquet"]
+from auditor.text.formats import FleetFormat
 
 _TIMES = [name for name, kind in FLEET_COLUMNS.items() if kind == "TIMESTAMP"]
 

@@ -86,7 +86,7 @@ _HELP = {
     "auditor_last_run_timestamp_seconds": "End time of the run; its start time if it has not ended.",
     "auditor_last_success_timestamp_seconds": "End time of the newest run of this name in the directory that covers "
     "the fleet and is complete or within tolerance.",
-    "auditor_policy_judged": "1 if the policy was evaluated; 0 if that was not possible.",
+    "auditor_policy_evaluated": "1 if the policy was evaluated; 0 if that was not possible.",
     "auditor_policy_rule": "1 for a rule's verdict: compliant, violated, unparseable or not_seen; 0 for the others.",
     "auditor_policy_rule_subjects": "Devices or modules of products (unit) by rule and verdict.",
     "auditor_policy_violations": "Devices and modules of products that violate a rule, summed over rules by severity.",
@@ -333,7 +333,7 @@ def _timestamp(text: str | None) -> float | None:
 
 
 def _add_policy(samples: _SampleCollector, policy: PolicySummary) -> None:
-    samples.add("auditor_policy_judged", policy.problem is None)
+    samples.add("auditor_policy_evaluated", policy.problem is None)
     if policy.problem is not None:
         return
     for severity in get_args(Severity):

@@ -19,9 +19,8 @@ from auditor.policy.evaluate import PolicyReport
 from auditor.policy.results import RuleResult, Verdict
 from auditor.query.describe import describe_warning, warning_objects
 from auditor.storage.files import translate_os_errors
+from auditor.text.formats import PolicyReportFormat
 from auditor.text.formatting import format_count, safe
-
-PolicyReportFormat = Literal["junit", "sarif", "markdown"]
 
 MAX_EXAMPLES = 20
 """Rows in a test case of JUnit."""

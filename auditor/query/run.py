@@ -22,7 +22,8 @@ from auditor.stats.stratified import StratifiedCounts
 from auditor.storage.database import DEFAULT_MEMORY, LARGE_MEMORY, open_database, result_rows
 from auditor.storage.descriptors import pin_files
 from auditor.storage.files import private_folder, translate_os_errors
-from auditor.storage.tables import ResultTable, TableFormat, translate_read_errors
+from auditor.storage.tables import ResultTable, translate_read_errors
+from auditor.text.formats import TableFormat
 
 _COLUMNS = [
     *((name, "VARCHAR") for name in ("account", "product_key", "module_name", "module_version")),

@@ -15,8 +15,8 @@ from auditor.resilience.shared_quota import (
     STATE_LIFETIME,
     VERSION,
     Command,
+    NotDue,
     Permit,
-    Retry,
     SharedQuota,
 )
 
@@ -160,7 +160,7 @@ class SharedBackend(ABC):
         now = time.monotonic()
         if isinstance(result, Permit):
             self._waiting_since = None
-        elif isinstance(result, Retry):
+        elif isinstance(result, NotDue):
             if self._waiting_since is None or now - self._refused_at > MAX_REFUSAL_GAP:
                 self._waiting_since = now
             since, self._refused_at = self._waiting_since, now

@@ -1,9 +1,10 @@
 """The rate limiter of an operation: every request of an account acquires a permit, first attempts and retries.
 
-The adaptive rate decides when requests are sent: evenly, below the configured rate, lower after throttling responses,
-and in turn with other processes. aiolimiter is the hard ceiling below it: it knows the configured rate alone, so no
-error in what was learned or shared can exceed the quota. It cannot replace the adaptive rate, because its rate is
-fixed, and a bucket that makes up for late timers leaves 5% to 14% of a strict quota unused.
+There are two limits. The adaptive rate (``adaptive_rate``) decides when a request is sent: evenly, below the configured
+rate, lower after throttling responses, and in turn with other processes. aiolimiter is the hard limit above it, a
+bucket of the configured rate, so that no error in what was learned or shared can exceed the quota. The bucket cannot
+replace the adaptive rate: its rate is fixed, and as it makes up for late timers, 5% to 14% of a strict quota would stay
+unused.
 """
 
 import math
@@ -18,7 +19,7 @@ from aiolimiter import AsyncLimiter
 
 from auditor.resilience.adaptive_rate import CATCH_UP
 from auditor.resilience.quota_backends import LocalBackend, QuotaBackend
-from auditor.resilience.shared_quota import Command, Participant, Permit, Retry, SharedQuota
+from auditor.resilience.shared_quota import Command, NotDue, Participant, Permit, SharedQuota
 
 MIN_SLEEP = 0.004
 """Seconds of the shortest sleep. Above 250/s several permits share a timer, which is most of a permit's cost."""
@@ -112,11 +113,11 @@ class AdaptiveRateLimiter:
         self._waiting = 0
         self._batch = PermitBatch()
         self._successes: list[float] = []
-        self._ceiling: AsyncLimiter | None = None
+        self._hard_limit: AsyncLimiter | None = None
         if configured_rate != math.inf:
             # The bucket holds the permits that can be late together, and at least one request.
             bucket = 1 + 2 * CATCH_UP * configured_rate
-            self._ceiling = AsyncLimiter(bucket, bucket / configured_rate)
+            self._hard_limit = AsyncLimiter(bucket, bucket / configured_rate)
 
     @property
     def rate(self) -> float:
@@ -165,18 +166,18 @@ class AdaptiveRateLimiter:
                 self._next_at = 0.0
                 continue
             permit = await self._next_permit()
-            if isinstance(permit, Retry):
-                await _sleep(permit.after - self._clock())
+            if isinstance(permit, NotDue):
+                await _sleep(permit.until - self._clock())
             elif self._paused_until <= (now := self._clock()):
                 self._batch = PermitBatch(permit.at, permit.requests, now + MAX_PERMIT_AGE)
         return sent_at
 
-    async def _next_permit(self) -> Permit | Retry:
-        """Return a permit that is due and within the ceiling, for all waiting requests, or when to try again."""
+    async def _next_permit(self) -> Permit | NotDue:
+        """Return a permit that is due and within the hard limit, for all waiting requests, or when to try again."""
         self._flush_successes()
         limit = max(min(self._waiting, MAX_BATCH), int(self.rate * BATCH_SECONDS))
         permit = await self._backend.transaction(Command(SharedQuota.reserve, (self._participant, limit)))
-        if isinstance(permit, Retry):
+        if isinstance(permit, NotDue):
             return permit
         if not self.other_participants:
             self._next_at = self._backend.quota.rate.next_permit_at()  # no other process can take it before
@@ -188,10 +189,10 @@ class AdaptiveRateLimiter:
                 # Another participant may have been throttled in the meantime.
                 sent_at = await self._backend.transaction(Command(SharedQuota.confirm, (permit,)))
             if sent_at is None:
-                return Retry(max(self._paused_until, self._backend.quota.paused_until))
+                return NotDue(max(self._paused_until, self._backend.quota.paused_until))
             permit = permit._replace(at=sent_at)
-        if self._ceiling is not None:
-            await self._ceiling.acquire(min(permit.requests, self._ceiling.max_rate))
+        if self._hard_limit is not None:
+            await self._hard_limit.acquire(min(permit.requests, self._hard_limit.max_rate))
         return permit
 
     def on_success(self, sent_at: float) -> None:

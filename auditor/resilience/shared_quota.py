@@ -109,10 +109,10 @@ class Permit(NamedTuple):
     requests: int = 1
 
 
-class Retry(NamedTuple):
-    """No permit yet: try again ``after`` a moment."""
+class NotDue(NamedTuple):
+    """No permit yet: the next one is due at the moment ``until``."""
 
-    after: float
+    until: float
 
 
 class SharedQuota:
@@ -208,7 +208,7 @@ class SharedQuota:
             raise RuntimeError("this quota is not shared")
         return self._memory
 
-    def reserve(self, participant: Participant, limit: int, now: float) -> Permit | Retry:
+    def reserve(self, participant: Participant, limit: int, now: float) -> Permit | NotDue:
         """Return the next permit if it is near enough and the participant's turn, else when to try again.
 
         It is for up to ``limit`` requests if so many are due. Those that are not yet due are taken singly.
@@ -226,15 +226,15 @@ class SharedQuota:
         self._presences = others[-MAX_PARTICIPANTS:]
         return permit
 
-    def _next_permit(self, participant: Participant, now: float, limit: int, *, yields: bool) -> Permit | Retry:
+    def _next_permit(self, participant: Participant, now: float, limit: int, *, yields: bool) -> Permit | NotDue:
         if yields and self._priority_in_a_row < SHARE_WITHOUT_PRIORITY - 1:
-            return Retry(now + YIELD_SECONDS)
+            return NotDue(now + YIELD_SECONDS)
         at = max(self.rate.next_permit_at(), self.paused_until)
         ahead = 0.0
         if self.other_participants:
             ahead = AHEAD_IN_A_ROW if self._last_token == participant.token else AHEAD
         if at > now + ahead:
-            return Retry(at - ahead)
+            return NotDue(at - ahead)
         self._last_token = participant.token
         in_a_row = min(self._priority_in_a_row, SHARE_WITHOUT_PRIORITY) + 1
         self._priority_in_a_row = in_a_row if participant.priority else 0

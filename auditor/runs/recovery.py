@@ -113,7 +113,7 @@ def _successful_devices(database: Database) -> dict[str, Device]:
     return {account: Device(account, *names) for account, *names in rows}
 
 
-REMAINING = ".left.parquet"
+REMAINING = ".remaining.parquet"
 """The devices that a resumed audit queries."""
 
 LEFTOVER_PATTERNS = (

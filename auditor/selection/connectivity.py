@@ -60,7 +60,7 @@ async def fetch_connection_states(
         AccountStoppedError: the account is denied access, or was never reached.
         RunNotWritableError: a file cannot be written.
     """
-    remaining = out.with_suffix(".left.parquet")
+    remaining = out.with_suffix(".remaining.parquet")
     responses_before = await run_in_thread(_count_responses, journal)
     if done := await run_in_thread(write_states, journal, out):
         await run_in_thread(write_unreported, queries, out, remaining)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import orjson
@@ -17,11 +17,10 @@ import orjson
 from auditor.errors import AuditorError, RunFolderError, RunNotWritableError, UsageError
 from auditor.storage.database import Database, error_reason, result_rows, scalar, sql_identifier, write_rows
 from auditor.storage.xlsx import write_xlsx
+from auditor.text.formats import TableFormat
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-TableFormat = Literal["csv", "json", "jsonl", "parquet", "xlsx"]
 
 ErrorTranslation = Callable[[type[duckdb.Error] | tuple[()]], AbstractContextManager[None]]
 """A context that translates errors of what a query reads, except errors of the given kind."""
@@ -38,7 +37,6 @@ _LATER_FORMULA = rf"([;|\t\r\n])({_SIGN})"
 _PLAIN = {"BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
           "FLOAT", "DOUBLE", "VARCHAR"}  # fmt: skip
 """Types that CSV, JSON and Parquet have in common; values of other types are written as text."""
-
 
 MAX_NOTEBOOK_ROWS = 20
 """Rows that a notebook shows of a table."""

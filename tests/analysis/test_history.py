@@ -18,7 +18,7 @@ from auditor.query.filters import DeviceFilter
 from auditor.query.run import Run
 from auditor.runs.folder import INVENTORY_JSON, MODULES
 from auditor.runs.manifest import MANIFEST, DeviceCounts, file_info, read_manifest
-from auditor.storage.tables import TableFormat
+from auditor.text.formats import TableFormat
 from tests.runs.run_folders import HOSTILE, build, by_id, edit_manifest, every_status, failed, named, ok, running
 
 COLUMNS = [

@@ -12,7 +12,7 @@ from auditor.engine import device_reader
 from auditor.engine.device_reader import (
     MAX_MODULES,
     MAX_READINGS,
-    MAX_UNNAMED,
+    MAX_WITHOUT_DEVICE,
     RECENT_ANSWERS,
     AnswerTrust,
     CallOperation,
@@ -424,7 +424,7 @@ async def test_answers_that_name_no_device_and_never_agree_fail_the_device() -> 
     outcome, fresh = await read_with(trust, *(unnamed_page(str(number), None) for number in range(50)))
     assert isinstance(outcome, DeviceFailure)
     assert "agree" in outcome.message
-    assert len(fresh) == MAX_UNNAMED
+    assert len(fresh) == MAX_WITHOUT_DEVICE
 
 
 async def test_a_repeated_request_id_is_confirmed_where_ids_are_unique() -> None:

@@ -14,10 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from auditor.errors import RunNotWritableError
-from auditor.fleet.compare import FleetFormat, comparison_sql, product_counts_sql, write_fleet
+from auditor.fleet.compare import comparison_sql, product_counts_sql, write_fleet
 from auditor.fleet.snapshot import write_snapshot
 from auditor.fleet.table import FLEET_COLUMNS, read_snapshot
 from auditor.runs.attributes import ATTRIBUTES, LISTED_ATTRIBUTES
+from auditor.text.formats import FleetFormat
 
 FORMS: tuple[FleetFormat, ...] = get_args(FleetFormat)
 COLUMNS = [*(name for name in FLEET_COLUMNS if name != ATTRIBUTES), *LISTED_ATTRIBUTES]

@@ -19,7 +19,7 @@ from auditor.runs.folder import DEVICES, FAILURES, FLEET, INVENTORY_CSV, INVENTO
 from auditor.runs.manifest import MANIFEST, read_manifest
 from auditor.runs.verify import verify_run
 from auditor.storage.database import sql_literal
-from auditor.storage.tables import TableFormat
+from auditor.text.formats import TableFormat
 from tests.runs.run_folders import both, build, by_id, every_status, failed, named, ok, running
 
 FILES = (MANIFEST, FLEET, RESULTS, FAILURES, DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)

@@ -286,7 +286,7 @@ minimum = "1"
 
 def test_policy_verdicts_and_violations_are_exported(tmp_path: Path) -> None:
     samples = read_metrics(every_status(tmp_path / "run").folder, POLICY)
-    assert samples.one("auditor_policy_judged") == 1
+    assert samples.one("auditor_policy_evaluated") == 1
     assert samples.of("auditor_policy_violations") == {("error",): 2, ("warning",): 1, ("note",): 0}
     subjects = samples.of("auditor_policy_rule_subjects")
     rule = ('ble "at least" 1.1', "error", "devices")

@@ -204,7 +204,7 @@ def test_policy_that_could_not_be_evaluated_is_in_the_metrics(tmp_path: Path, mo
     done = hooks_after(tmp_path, whole_run(tmp_path / "run"), MET, report={"metrics": "m.prom"})
     assert (done.exit_code, done.problems) == (4, ("the policy could not be evaluated: ValueError: a bug",))
     text = (tmp_path / "m.prom").read_text()
-    assert 'auditor_policy_judged{run="nightly"} 0.0' in text
+    assert 'auditor_policy_evaluated{run="nightly"} 0.0' in text
     assert "auditor_policy_violations" not in text
 
 

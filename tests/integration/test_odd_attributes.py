@@ -24,7 +24,8 @@ from auditor.hooks.prometheus import MAX_LABEL_LENGTH, render_metrics
 from auditor.query.filters import DeviceFilter
 from auditor.report.filters import display_text
 from auditor.report.render import write_report
-from auditor.storage.tables import ResultTable, TableFormat
+from auditor.storage.tables import ResultTable
+from auditor.text.formats import TableFormat
 from auditor.text.formatting import safe
 from tests.fleet.test_attributes import NAME, ODD_TEXTS, TEXT, as_csv, read
 from tests.runs.run_folders import build, edit_manifest, named, ok

@@ -85,7 +85,7 @@ def killed_while_failures_were_rotated(folder: Path) -> None:
 
 
 def killed_while_it_resumed(folder: Path) -> None:
-    shutil.copy(folder / "fleet.parquet", folder / ".left.parquet")
+    shutil.copy(folder / "fleet.parquet", folder / ".remaining.parquet")
     (folder / ".resuming").mkdir()
     (folder / ".resuming" / "lines.parquet").write_bytes(b"")
     (folder / ".verifying-abcd").mkdir()

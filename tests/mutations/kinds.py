@@ -66,7 +66,7 @@ HIDDEN = (
     SENT_REQUESTS,
     ".reserve",
     ".sealing",
-    ".left.parquet",
+    ".remaining.parquet",
     ".hooks",
     ".hooks-deferred",
     ".lock",

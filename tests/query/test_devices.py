@@ -14,7 +14,7 @@ from auditor.query.devices import select_devices
 from auditor.query.filters import DeviceFilter
 from auditor.query.versions import compare_versions
 from auditor.runs.folder import DEVICES, MODULES
-from auditor.storage.tables import TableFormat
+from auditor.text.formats import TableFormat
 from tests.runs.run_folders import HOSTILE, build, by_id, edit_manifest, every_status, named, ok, running
 
 COLUMNS = [

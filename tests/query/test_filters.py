@@ -17,7 +17,7 @@ from auditor.query.devices import select_devices, select_inventory
 from auditor.query.filters import DeviceFilter
 from auditor.query.sql import query_run
 from auditor.runs.products import ProductInfo, ProductsFile
-from auditor.storage.tables import TableFormat
+from auditor.text.formats import TableFormat
 from tests.fleet.test_attributes import NAME, TEXT
 from tests.runs.run_folders import build, every_status, failed, finish, named, ok, running
 

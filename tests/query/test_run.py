@@ -15,7 +15,7 @@ from auditor.query.run import Run, VersionCount
 from auditor.runs.folder import DEVICES, FLEET, INVENTORY_CSV, INVENTORY_JSON, MODULES, RESULTS
 from auditor.runs.journal import encode_outcome
 from auditor.runs.manifest import DeviceCounts
-from auditor.storage.tables import TableFormat
+from auditor.text.formats import TableFormat
 from tests.runs.run_folders import Built, build, by_id, edit_manifest, every_status, finish, named, ok, running
 
 EVERY_STATUS = DeviceCounts(ok=4, empty=1, not_found=1, failed=2, pending=2)

@@ -9,7 +9,7 @@ import pytest
 
 from auditor.errors import UsageError
 from auditor.query.sql import query_run
-from auditor.storage.tables import TableFormat
+from auditor.text.formats import TableFormat
 from tests.runs.run_folders import Built, build, every_status, named, ok, running
 
 

@@ -16,9 +16,9 @@ from auditor.resilience.shared_quota import (
     MAX_PARTICIPANTS,
     STATE_LIFETIME,
     Command,
+    NotDue,
     Participant,
     Permit,
-    Retry,
     SharedQuota,
     size_for,
 )
@@ -53,7 +53,7 @@ class Client:
         self.quota.store(ERA)
         return result
 
-    def reserve(self, now: float) -> Permit | Retry:
+    def reserve(self, now: float) -> Permit | NotDue:
         return self.apply(SharedQuota.reserve, self.participant, 1, now=now)
 
 
@@ -168,8 +168,8 @@ def test_a_pause_holds_all_participants_and_voids_permits_taken_ahead() -> None:
     one.apply(SharedQuota.pause, 1010.0, now=1005.0)
     assert two.apply(SharedQuota.confirm, permit, now=1005.1) is None
     retry = two.reserve(1005.2)
-    assert isinstance(retry, Retry)
-    assert retry.after == pytest.approx(1010, abs=0.3)
+    assert isinstance(retry, NotDue)
+    assert retry.until == pytest.approx(1010, abs=0.3)
     assert isinstance(two.reserve(1010.3), Permit)
 
 
@@ -218,8 +218,8 @@ def test_corrupt_memory_delays_no_permit_for_long(cell: int, number: float) -> N
     memory.cast("d")[cell] = number
     one, now = Client(memory, 10), 1002.0
     permit = one.reserve(now)
-    while isinstance(permit, Retry) and now < 1400:
-        now = max(now + 0.001, min(permit.after, now + 0.5))
+    while isinstance(permit, NotDue) and now < 1400:
+        now = max(now + 0.001, min(permit.until, now + 0.5))
         permit = one.reserve(now)
     assert now < 1400
     assert now <= permit[0] <= now + 1

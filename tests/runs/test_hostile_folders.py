@@ -100,7 +100,7 @@ def test_a_backup_of_hard_links_is_read(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("put", [link, second_name, pipe, folder, to_zero])
 @pytest.mark.parametrize(
-    "name", ["devices.jsonl", "devices.jsonl.gz", "failures.jsonl", ".left.parquet", ".sealing", ".reserve"]
+    "name", ["devices.jsonl", "devices.jsonl.gz", "failures.jsonl", ".remaining.parquet", ".sealing", ".reserve"]
 )
 def test_a_repair_follows_nothing(run: Path, precious: Path, name: str, put: Callable[[Path, Path], None]) -> None:
     (run / name).unlink(missing_ok=True)

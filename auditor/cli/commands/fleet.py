@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -21,6 +21,7 @@ from auditor.cli.options import (
 )
 from auditor.cli.output import emit, emit_file, is_stdout, print_rows
 from auditor.errors import DriftError, FleetError, UsageError
+from auditor.text.formats import FLEET_FORMATS, FleetFormat, TableFormat, list_formats
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
@@ -29,12 +30,8 @@ if TYPE_CHECKING:
     from auditor.fleet.discovery import DiscoveryResult
 
 
-FleetFormat = Literal["csv", "jsonl", "parquet"]
-
-FLEET_FORMATS: dict[str, FleetFormat] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+FLEET_ENDINGS: dict[str, FleetFormat] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 """Formats of fleet files, by the ending of the file's name."""
-
-ComparisonFormat = Literal["csv", "json", "jsonl", "parquet", "xlsx"]
 
 
 def fleet(
@@ -48,7 +45,7 @@ def fleet(
     ] = None,
     fail_on: str | None = None,
     summary: Annotated[bool, Parameter(negative=(), show_default=False, group=OUTPUT)] = False,
-    format: Annotated[ComparisonFormat | None, Parameter(group=OUTPUT)] = None,  # noqa: A002  the flag's name
+    format: Annotated[TableFormat | None, Parameter(group=OUTPUT)] = None,  # noqa: A002  the flag's name
     out: OutputPath = None,
     log_level: LogLevel = "warning",
     log_format: LogFormatOption = "text",
@@ -174,7 +171,7 @@ def _write(
 
 
 def _compare(
-    found: "DiscoveryResult", given: "GivenFleet", work: Path, out: Path | None, format_: ComparisonFormat | None
+    found: "DiscoveryResult", given: "GivenFleet", work: Path, out: Path | None, format_: TableFormat | None
 ) -> dict[str, int]:
     from auditor.fleet.compare import compare_fleet
 
@@ -198,15 +195,15 @@ def _parse_differences(fail_on: str | None, against: str | None) -> list[str]:
     return parse_names("--fail-on", fail_on, DIFFERENCES)
 
 
-def _resolve_fleet_format(out: Path | None, format_: ComparisonFormat | None) -> FleetFormat | None:
+def _resolve_fleet_format(out: Path | None, format_: TableFormat | None) -> FleetFormat | None:
     """Return the format of the fleet file to write; None if none is to be written."""
-    if format_ is not None and format_ not in get_args(FleetFormat):
-        raise UsageError(f"--format {format_}: a fleet file is csv, jsonl or parquet; use one of these")
+    if format_ is not None and format_ not in FLEET_FORMATS:
+        raise UsageError(f"--format {format_}: a fleet file is {list_formats(FLEET_FORMATS)}; use one of these")
     if out is None:
         if format_ is not None:
             raise UsageError(f"--format {format_} needs a file: name one with -o, or use -o - for standard output")
         return None
-    resolved = format_ or FLEET_FORMATS.get(out.suffix.lower())
+    resolved = format_ or FLEET_ENDINGS.get(out.suffix.lower())
     if resolved is None and not is_stdout(out):
-        raise UsageError(f"{out}: the name does not give a format; use --format csv, jsonl or parquet")
-    return cast("FleetFormat", resolved or "csv")
+        raise UsageError(f"{out}: the name does not give a format; use --format {list_formats(FLEET_FORMATS)}")
+    return next((each for each in FLEET_FORMATS if each == resolved), "csv")

@@ -20,6 +20,7 @@ from auditor.cli.output import (
     write_to_stdout,
 )
 from auditor.errors import PolicyError, UsageError
+from auditor.text.formats import POLICY_REPORT_FORMATS, PolicyReportFormat, TableFormat
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from auditor.policy.model import Policy
 
 
-PolicyFormat = Literal["table", "csv", "json", "jsonl", "parquet", "xlsx", "junit", "sarif", "markdown"]
+PolicyFormat = Literal["table", TableFormat, PolicyReportFormat]
 
-POLICY_FORMATS: dict[str, PolicyFormat] = {".xml": "junit", ".sarif": "sarif", ".md": "markdown"}
+REPORT_ENDINGS: dict[str, PolicyReportFormat] = {".xml": "junit", ".sarif": "sarif", ".md": "markdown"}
 """Formats for CI and chat, by the ending of the file's name."""
 
 MAX_RULE_NAMES = 3
@@ -70,8 +71,8 @@ def policy(
     from auditor.policy.loader import load_policy
 
     if format is None and out is not None:
-        format = POLICY_FORMATS.get(out.suffix.lower())  # noqa: A001  as above
-    if devices and format in {"junit", "sarif", "markdown"}:
+        format = REPORT_ENDINGS.get(out.suffix.lower())  # noqa: A001  as above
+    if devices and format in POLICY_REPORT_FORMATS:
         raise UsageError(f"--devices needs a table; {format} lists devices as examples")
     with evaluate_policy(read_from(run), load_policy(rules)) as result:
         print_warnings(result.warnings)
