@@ -21,21 +21,26 @@ A version of another shape, or of more than 200 characters, is unordered against
    or a counter, and are ordered where all readings agree. More digits may be a commit as well. They are ordered if they
    are times in a reading that fits all of them (``20240115``, ``22122022``, ``1609459200``), or if the numbers of the
    module have the first half of their digits in common (``1000001`` and ``1000002``).
-6. ``alpha``, ``beta`` and ``rc`` come in this order before the version without a suffix, as in semantic versioning and
+6. Numbers may be a date with the year at the end in further forms: behind a prefix or before a build number
+   (``1.27.09.20``, ``27.09.20.1``), with parts written together (``27.0920``), a month and a year (``12.2023``,
+   ``12-23``, ``1223``, ``122023``), a day and a month (``2709``), or a week, quarter or day behind letters that say so
+   (``WW52.23``, ``Q4.2023``). If all versions of the module with these letters have such a date in one place, an order
+   that it contradicts is not reported. A day before the name of a month (``27-Sep-2020``) is unordered.
+7. ``alpha``, ``beta`` and ``rc`` come in this order before the version without a suffix, as in semantic versioning and
    PEP 440. Their case does not matter, nor ``-``, ``_`` or ``.`` around them. Equal words are ordered by their number.
-7. Any other suffix, ``-word2`` or ``-2``, is ordered against the same word with another number (``-hotfix1`` and
+8. Any other suffix, ``-word2`` or ``-2``, is ordered against the same word with another number (``-hotfix1`` and
    ``-hotfix2``), and against no other suffix behind the same numbers. A hotfix comes after the version that it fixes,
    but semantic versioning puts it before.
 
-Only ASCII letters and digits count. Rules 4 and 5 depend on the versions of the module: ``docs/rules.md`` has examples.
+Only ASCII letters and digits count. Rules 4 to 6 depend on the versions of the module: ``docs/rules.md`` has examples.
 For fixed versions of a module, "older" is a strict partial order, and "same" is an equivalence that it respects:
 components are compared lexicographically, and what can stand in one place is partially ordered.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import zip_longest
 from typing import NamedTuple
@@ -43,12 +48,17 @@ from typing import NamedTuple
 from auditor.query.version_dates import (
     MIN_COUNTER_DIGITS,
     MIN_HASH_DIGITS,
+    MONTHS,
     CounterOrder,
     DateKeys,
+    DatePlace,
     Order,
+    PlacedDate,
     common_readings,
     compare_digits,
     compare_readings,
+    fitting_places,
+    placed_dates,
     read_date,
     readings_agree,
 )
@@ -140,6 +150,7 @@ class _Version:
         date: the components that may be a date.
         has_date_form: whether components have the form of a date, whatever their values.
         counters: the places of long numbers, and their digits.
+        placed: further readings as dates, which contradict the order of numbers if they fit all versions of the module.
     """
 
     kind: _Kind
@@ -149,6 +160,7 @@ class _Version:
     date: _Date | None
     has_date_form: bool
     counters: tuple[tuple[_CounterKey, str], ...]
+    placed: Mapping[DatePlace, PlacedDate] = field(compare=False)
 
 
 class _KindDates:
@@ -169,19 +181,22 @@ class _KindDates:
 
     def rule(self) -> "_DateRule | None":
         """Return the rule for the dates; None if the comparison of numbers is never contradicted."""
-        # `27.9.20` is a date only if all versions can be one, and one of them cannot be much else.
-        loose = not self._has_others and any(date.has_zero or date.starts_with_day for date in self._dates)
-        dates = [date for date in self._dates if loose or date.padded or date.long_year]
+        # Without padding or a four-digit year, as in `27.9.20`, read numbers as dates only if every version of the kind
+        # could be a date, and at least one has a leading zero or a first number over 12.
+        has_day_or_zero = any(date.has_zero or date.starts_with_day for date in self._dates)
+        unpadded_are_dates = not self._has_others and has_day_or_zero
+        dates = [date for date in self._dates if unpadded_are_dates or date.padded or date.long_year]
         if not dates or _agree_with_numbers(dates):
             return None
         complete = not self._has_others and len(dates) == len(self._dates)
-        certain = any(date.has_zero for date in dates) and all(date.long_year and date.padded for date in dates)
+        certainly_dates = any(date.has_zero for date in dates) and all(date.long_year and date.padded for date in dates)
         # What has the form of a date, but is none, shows that its neighbours are numbers.
-        typical = any(date.has_zero or date.starts_with_day or date.long_year for date in dates)
-        plain = self._has_others_of_form or not typical
-        if plain and not complete and not certain:
+        has_evidence_of_dates = any(date.has_zero or date.starts_with_day or date.long_year for date in dates)
+        may_be_plain_numbers = self._has_others_of_form or not has_evidence_of_dates
+        if may_be_plain_numbers and not complete and not certainly_dates:
             return None
-        return _DateRule(dates, loose=loose, as_numbers=not (certain and complete))
+        as_numbers = not (certainly_dates and complete)
+        return _DateRule(dates, unpadded_are_dates=unpadded_are_dates, as_numbers=as_numbers)
 
 
 class VersionOrder:
@@ -192,18 +207,23 @@ class VersionOrder:
         self._versions = tuple(versions)
         kinds: dict[_Kind, _KindDates] = defaultdict(_KindDates)
         numbers: dict[_CounterKey, set[str]] = defaultdict(set)
+        placed: dict[_Kind, list[Mapping[DatePlace, PlacedDate]]] = defaultdict(list)
         for version in map(_parse, self._versions):
             if version is not None:
                 kinds[version.kind].add(version)
+                placed[version.kind].append(version.placed)
                 for key, digits in version.counters:
                     numbers[key].add(digits)
         self._dates = {kind: rule for kind, dates in kinds.items() if (rule := dates.rule()) is not None}
         self._counters = {key: _counter_order(key, digits) for key, digits in numbers.items()}
+        self._placed = {kind: places for kind, dates in placed.items() if (places := fitting_places(dates))}
 
     def including(self, version: str) -> "VersionOrder":
         """Return the order of these versions and a further one."""
         parsed = _parse(version)
-        if parsed is None or not (self._dates or self._counters or parsed.date or parsed.counters):
+        if parsed is None:
+            return self
+        if not (self._dates or self._counters or self._placed or parsed.date or parsed.counters or parsed.placed):
             return self
         return VersionOrder((*self._versions, version))
 
@@ -216,6 +236,25 @@ class VersionOrder:
             return "unordered"
         if one == two:
             return "same"
+        order = self._compare_parsed(one, two)
+        return "unordered" if self._is_contradicted(order, one, two) else order
+
+    def _is_contradicted(self, order: Order, one: _Version, two: _Version) -> bool:
+        """Return whether a reading as dates, which fits all versions of the kind, contradicts an order."""
+        places = self._placed.get(one.kind, ())
+        if not places or order == "unordered":
+            return False
+        pairs = zip_longest(one.components, two.components, fillvalue=_ZERO)
+        differing = next((place for place, pair in enumerate(pairs) if pair[0] != pair[1]), -1)
+        for place in places:
+            if place.start <= differing < place.start + place.width:
+                value, other = one.placed[place].value, two.placed[place].value
+                if value == other or (value < other) != (order == "older"):
+                    return True
+        return False
+
+    def _compare_parsed(self, one: _Version, two: _Version) -> Order:
+        """Compare different versions of one kind, without the further readings as dates."""
         start = 0
         rule = self._dates.get(one.kind)
         if rule is not None and (rule.applies(one.date) or rule.applies(two.date)):
@@ -282,9 +321,11 @@ def _parse(version: str) -> _Version | None:
     match = _SHAPE.fullmatch(version) if len(version) <= MAX_LENGTH else None
     if match is None:
         return None
-    letters, numbers = match["letters"], match["numbers"]
-    separator = next((mark for mark in "-_" if mark in numbers), ".")
-    places = numbers.split(separator)
+    letters = match["letters"]
+    separator = next((mark for mark in "-_" if mark in match["numbers"]), ".")
+    places = match["numbers"].split(separator)
+    if (match["word"] or "").strip("-_.").lower() in MONTHS and _may_be_day(places[-1]):
+        return None  # 27-Sep-2020
     components = [_Component("", digits) for digits in places]
     if match["word"] is not None:
         components.append(_Component(match["word"], match["word_number"]))
@@ -293,6 +334,9 @@ def _parse(version: str) -> _Version | None:
     places = places[: len(components)]
     kind = ("" if letters in {"v", "V"} else letters, separator)
     stage_number = _Component("", match["stage_number"] or "0")
+    date = next((date for date in _date_windows(places) if date.read()), None)
+    taken = range(date.at, date.at + len(date.parts)) if date is not None and date.long_year else range(0)
+    numbers = [(each.word or ("" if at else letters), each.digits) for at, each in enumerate(components)]
     numbered = [*enumerate(components), (_STAGE, stage_number)]
     keys = [(_counter_key(kind, place, component), component.digits) for place, component in numbered]
     return _Version(
@@ -300,10 +344,15 @@ def _parse(version: str) -> _Version | None:
         tuple(components),
         _STAGES.index((match["stage"] or "").lower()),
         stage_number,
-        next((date for date in _date_windows(places) if date.read()), None),
+        date,
         any(True for _ in _date_windows(places)),
         tuple((key, digits) for key, digits in keys if key is not None),
+        placed_dates(numbers, taken),
     )
+
+
+def _may_be_day(digits: str) -> bool:
+    return len(digits) <= 2 and 1 <= int(digits) <= 31  # noqa: PLR2004  DD
 
 
 def _counter_key(kind: _Kind, place: int, component: _Component) -> _CounterKey | None:
@@ -333,15 +382,15 @@ def _date_windows(places: Sequence[str]) -> Iterator[_Date]:
 class _DateRule:
     """The order of versions of one kind that may be dates, where readings contradict each other."""
 
-    def __init__(self, dates: Sequence[_Date], *, loose: bool, as_numbers: bool) -> None:
+    def __init__(self, dates: Sequence[_Date], *, unpadded_are_dates: bool, as_numbers: bool) -> None:
         self._keys = {date.parts: date.read() for date in dates}
         self._readings = common_readings(self._keys.values())
-        self._loose = loose
+        self._unpadded_are_dates = unpadded_are_dates
         self._as_numbers = as_numbers
 
     def applies(self, date: _Date | None) -> bool:
         """Return whether the rule orders this part of a version."""
-        return date is not None and (self._loose or date.padded or date.long_year)
+        return date is not None and (self._unpadded_are_dates or date.padded or date.long_year)
 
     def compare(self, date: _Date, other: _Date) -> Order:
         """Compare different dates in one place."""

@@ -1,5 +1,6 @@
 """The order of versions: the rules, that it is a partial order over any text, and that it never contradicts a calendar."""
 
+import re
 from datetime import UTC, datetime
 from itertools import combinations, permutations
 from random import Random
@@ -227,6 +228,95 @@ def test_no_reported_order_contradicts_the_calendar(moments: list[datetime], for
                 assert order.compare(earlier, later) == "older"
 
 
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        *[("27-Sep-2020", "04-Oct-2020"), ("27-sep-20", "04-oct-20"), ("1.30_March_2021", "1.02_April_2021"), ("27-Sep", "04-Oct")],
+        *[("12.2023", "01.2024"), ("11.2019", "3.2020"), ("12-2023", "01-2024"), ("12_2023", "1_2024"), ("R12.2023", "R01.2024")],
+        *[("2.0.12.2023", "2.0.1.2024"), ("12.23", "01.24"), ("12-23", "01-24"), ("12.23.4", "01.24.1"), ("1.12.23", "1.01.24")],
+        *[("1223", "0124"), ("1119", "1020"), ("1.0.1223", "1.0.0124"), ("1.0-1223", "1.0-0124"), ("112023", "102024")],
+        *[("2709", "0410"), ("3101", "0102"), ("R2709", "R0410"), ("27.09", "04.10")],
+        *[("27.09.20.1", "04.10.20.1"), ("27.09.20.7", "04.10.20.3"), ("27.09.20-2", "04.10.20-1"), ("27-09-20-1", "04-10-20-1")],
+        *[("1.27.09.20", "1.04.10.20"), ("1.2.27.09.20", "1.2.04.10.20"), ("V1.27.9.20", "V1.4.10.20"), ("1_27_09_20", "1_04_10_20")],
+        *[("27.0920", "04.1020"), ("2709.20", "0410.20"), ("0210.19", "0109.20"), ("2709.2020", "0410.2020"), ("27_0920", "04_1020")],
+        *[("WW52.23", "WW01.24"), ("w5223", "w0124"), ("kw52.2023", "kw1.2024"), ("1.0-w5223", "1.0-w0124"), ("cw522023", "cw012024")],
+        *[("Q4.2023", "Q1.2024"), ("q423", "q124"), ("Q42023", "Q12024"), ("H2.2023", "H1.2024"), ("Sep27.2020", "Sep04.2021")],
+    ],
+)  # fmt: skip
+def test_dates_with_the_year_at_the_end_are_never_ordered_backwards(earlier: str, later: str) -> None:
+    assert compare_versions(earlier, later) in {"older", "unordered"}
+    assert compare_versions(later, earlier) in {"newer", "unordered"}
+
+
+ORDINARY = [
+    "0.9",
+    "1.0",
+    "1.2.3",
+    "1.9",
+    "1.10",
+    "2.0.1-rc1",
+    "2.0.1",
+    "2.10.20",
+    "3.09.20",
+    "10.4",
+    "10.11",
+    "11.04",
+    "11.12.10.15",
+]
+
+
+@pytest.mark.parametrize(
+    "versions",
+    [
+        ORDINARY,
+        ["1.9", "1.10", "1.11", "2.10"],
+        ["10.4", "10.15", "11.10", "12.3"],
+        ["1.10.12", "1.11.10", "2.10.9"],
+        ["23.04", "23.10", "24.04", "24.10"],
+        ["2023.01.15", "2023.02.14", "2024.01.03"],
+        ["2011.12", "2012.11", "2013.01"],
+        ["20230115.12.30", "20230115.13.20"],
+        ["R998", "R1101", "R2000"],
+        ["1.0.1101", "1.0.1850", "1.0.3100"],
+        ["W1.2.3", "W1.10.1", "W2.0.1"],
+        ["Q4", "Q5", "Q10"],
+        ["12.23", "12.24", "13.01"],
+    ],
+)
+def test_versions_that_are_no_dates_together_keep_their_order(versions: list[str]) -> None:
+    order = VersionOrder(versions)
+    assert {order.compare(*pair) for pair in combinations(versions, 2)} == {"older"}
+
+
+LAST = ("%d.%m.%y", "%m.%d.%y", "%d.%m.%Y", "%m.%Y", "%-m.%Y", "%m.%y", "%m%y", "%m%Y", "%d.%m%y", "%d%m.%y", "%d%m.%Y", "%d-%b-%Y",
+        "%d%m%y", "%d%m%Y", "%-d.%m.%y", "WW%V.%G", "w%V%y", "%d-%m-%y", "%m-%y", "%d_%m_%y")  # fmt: skip
+
+
+@given(
+    MOMENTS,
+    st.sampled_from(LAST),
+    st.sampled_from(["", "", "v", "R", "1.", "2.0.", "FW_"]),
+    st.sampled_from(["", "", "-rc1", "-hotfix2", "_3"]),
+    st.lists(st.integers(1, 99), min_size=6, max_size=6) | st.none(),
+)
+@settings(max_examples=400, deadline=None)
+def test_dates_with_a_prefix_a_suffix_or_a_build_number_are_never_ordered_backwards(
+    moments: list[datetime], form: str, prefix: str, suffix: str, builds: list[int] | None
+) -> None:
+    moments, coarse = sorted(moments), re.sub("%[^Ymyb%]", "", form) if "V" not in form else "%Y%V"
+    numbers = builds or [0] * len(moments)
+    ends = [f".{number}{suffix}" if builds else suffix for number in numbers[: len(moments)]]
+    versions = [f"{prefix}{in_form(moment, form)}{end}" for moment, end in zip(moments, ends, strict=True)]
+    order = VersionOrder(versions)
+    has_day, has_week = "d" in form, "V" in form
+    for (one, earlier), (two, later) in combinations(zip(moments, versions, strict=True), 2):
+        week = one.isocalendar()[:2] == two.isocalendar()[:2] or one.strftime("%y") != one.strftime("%G")[2:]
+        same = week if has_week else not has_day and one.strftime(coarse) == two.strftime(coarse)
+        may_be_short = prefix in {"1.", "2.0."} and form in {"%m.%y", "%m-%y"}
+        if not same and not may_be_short and not (has_week and prefix):
+            assert order.compare(earlier, later) in {"older", "unordered"}
+
+
 @given(MOMENTS, st.sampled_from(LAST_YEAR))
 @settings(deadline=None)
 def test_a_day_after_the_twelfth_says_how_all_dates_of_a_module_are_read(moments: list[datetime], form: str) -> None:
@@ -263,7 +353,8 @@ def test_versions_that_packaging_can_parse_have_its_order_or_none(versions: list
 
 @given(SEMANTIC, SEMANTIC)
 def test_plain_versions_are_ordered_unless_both_may_be_dates(version: str, other: str) -> None:
-    if not all(len(part) == 2 for part in version.split(".")[2:3] + other.split(".")[2:3]):
+    may_be_date = re.compile(r"(.*\.)?\d+\.\d+\.\d\d(\D.*)?|\d\d\.\d\d(\D.*)?")
+    if not (may_be_date.fullmatch(version) and may_be_date.fullmatch(other)):
         assert compare_versions(version, other) != "unordered"
 
 
