@@ -14,6 +14,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 
 from auditor.client.decoders import MAX_BODY_BYTES
+from auditor.client.response_end import NOT_YET, UNKNOWN, EndFinder, size_of
 from auditor.client.transport_errors import proxy_error
 from auditor.errors import SettingsError, TransientError
 
@@ -43,10 +44,11 @@ def ssl_context(ca_file: str | None) -> ssl.SSLContext:
 class AccountConnector(aiohttp.TCPConnector):
     """A pool of connections to one endpoint. It never gives out a connection that may deliver an old response.
 
-    aiohttp checks for unexpected data when a connection returns to the pool. Data that arrives later, while the
-    connection is idle, would be taken for the response to the next request: another device's response. After a
-    status of 5xx the real response may still arrive, because a gateway sends one when the platform is late. So neither
-    connection is used again, nor one whose final status is not at the beginning of the first packet.
+    aiohttp checks for complete unexpected responses when a connection returns to the pool. Data that arrives later,
+    while the connection is idle, or the beginning of a response, which aiohttp's parser keeps to itself, would be taken
+    for the response to the next request: another device's response. After a status of 5xx the real response may still
+    arrive, because a gateway sends one when the platform is late. So a connection is used again only if its last
+    response ended exactly where its head says, see ``ResponseLimiter``.
 
     Args:
         limit: maximum number of connections.
@@ -170,10 +172,6 @@ class AccountConnector(aiohttp.TCPConnector):
         self._limiters = {each: limiter for each, limiter in self._limiters.items() if not each.is_closing()}
 
 
-_NEVER_LATE = frozenset({b"2", b"3", b"4"})
-"""First digit of a final status that is the platform's own. It is the tenth byte of an HTTP/1 response."""
-
-
 class _Buffer:
     """Size of the large responses that are arriving, ``size`` bytes on all connections of a pool."""
 
@@ -182,7 +180,7 @@ class _Buffer:
 
 
 class ResponseLimiter(asyncio.Protocol):
-    """Passes what arrives on a connection on to aiohttp, and aborts a response without end.
+    """Passes what arrives on a connection on to aiohttp, aborts a response without end, and finds surplus bytes.
 
     aiohttp limits a header line, the number of headers, and the body that it is read from. It does not limit interim
     responses, all headers together, or the responses of all connections together.
@@ -190,13 +188,15 @@ class ResponseLimiter(asyncio.Protocol):
     Attributes:
         handler: aiohttp's protocol.
         received: bytes received since the last response was read.
-        may_answer_late: whether the last status was 5xx, or may have been: its line came in parts or after an interim
-            response.
+        ended_exactly: whether the last response ended with the last byte received, as its ``Content-Length`` or the end
+            of its chunks says. A response with a status of 5xx, after an interim response, with trailers, or of another
+            form does not count as such.
     """
 
     def __init__(self, handler: ResponseHandler, buffer: _Buffer) -> None:
         self.received = 0
-        self.may_answer_late = False
+        self.ended_exactly = True
+        self._size, self._finder = UNKNOWN, EndFinder()
         self.handler = handler
         self._buffer, self._buffered = buffer, 0
         self._pass_on: Callable[[bytes], None] = handler.data_received
@@ -205,16 +205,22 @@ class ResponseLimiter(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See ``asyncio.Protocol``."""
         if not self.received:
-            self.may_answer_late = data[9:10] not in _NEVER_LATE
+            self._size = size_of(data)
             self._interim_responses = 0
+            if self._size == NOT_YET:
+                self._finder = EndFinder()
         self.received += len(data)
+        if self._size == NOT_YET:
+            self._size = self._finder.add(data)
         if self.received > MAX_UNCHECKED_BYTES:
             self._check(data)
         self._pass_on(data)
 
     def finish(self) -> None:
         """Record that the response was read, or is abandoned."""
-        self.received = 0
+        if self.received:
+            self.ended_exactly = self.received == self._size
+            self.received = 0
         if self._buffered:
             self._buffer.size -= self._buffered
             self._buffered = 0
@@ -222,7 +228,7 @@ class ResponseLimiter(asyncio.Protocol):
     def is_clean(self) -> bool:
         """Return whether nothing has arrived since the last response, and nothing may arrive late."""
         # `should_close` is not documented. Should it be gone one day, connections are used once.
-        return not (self.received or self.may_answer_late or getattr(self.handler, "should_close", True))
+        return self.ended_exactly and not (self.received or getattr(self.handler, "should_close", True))
 
     def _check(self, data: bytes) -> None:
         self._buffered += len(data)
