@@ -4,20 +4,31 @@ A single ``Date`` proves nothing: single nodes of the platform have been seen in
 answers count:
 
 - An accepted request proves that its timestamp is within ``MAX_ACCEPTED_SKEW`` of the platform's clock. The dates of
-  such answers correct a smaller difference, and move the offset slowly.
+  such answers correct a smaller difference, and move the offset slowly. All accepted requests together limit it,
+  because a ``Date`` that is always ahead of the timestamp would move it for ever.
 - A refused timestamp proves that the offset is wrong, or that one node is. Refusals that agree, without an accepted
-  request in between, set a new offset.
+  request in between, set a new offset, within what is plausible.
 """
 
 from collections import deque
+from math import inf
 from statistics import median
 
 MAX_ACCEPTED_SKEW = 900.0
 """Seconds between a request's timestamp and the platform's clock that the platform accepts (Alibaba's page on common
 parameters)."""
 
-EARLIEST_TIME, MAX_SECONDS_AHEAD = 1_704_067_200.0, 20 * 365 * 86_400.0
-"""A platform's time is after 2024-01-01, and so much after that or after this machine's time at most."""
+ACCEPTED_MARGIN = 60.0
+"""Seconds by which an offset stays within what accepted requests allow: a request takes time to arrive."""
+
+EARLIEST_TIME, LATEST_TIME = 1_704_067_200.0, 2_082_758_400.0
+"""A platform's time that sets a clock: from 2024-01-01, when there was no release yet, to 2036-01-01."""
+
+MAX_OFFSET = 366 * 86_400.0
+"""Seconds that a platform's time is from this machine's at most, if the latter is between those two as well.
+
+A machine without a battery for its clock starts in 1970, or when its system was built. Then any time between counts.
+"""
 
 MIN_REFUSALS, MIN_REFUSALS_AFTER_SUCCESS = 3, 12
 """Refusals in a row that change the offset: while no request was accepted with it, and after that."""
@@ -58,11 +69,14 @@ class PlatformClock:
         self._refusals: list[float | None] = []
         self._refused_in_a_row, self._refused_since = 0, 0.0
         self._accepted = self._agreed = self.refused = False
+        self._lowest, self._highest = -inf, inf  # what the accepted requests allow since an offset was agreed on
 
     def record_accepted(self, signed_offset: float) -> None:
         """Record that a timestamp was accepted that was signed with an offset."""
         if abs(signed_offset - self.offset) > REFUSAL_TOLERANCE:  # sent before the offset changed
             return
+        self._lowest = max(self._lowest, signed_offset - MAX_ACCEPTED_SKEW)
+        self._highest = min(self._highest, signed_offset + MAX_ACCEPTED_SKEW)
         self._accepted, self.refused = True, False
         self._refused_in_a_row = 0
         self._refusals.clear()
@@ -81,6 +95,7 @@ class PlatformClock:
         if abs(middle - self.offset) > MAX_ACCEPTED_SKEW:  # then the platform would have refused the timestamps
             return
         target = middle if abs(middle) >= MIN_OFFSET else 0.0
+        target = max(self._lowest + ACCEPTED_MARGIN, min(self._highest - ACCEPTED_MARGIN, target))
         step = target - self.offset
         self.offset += max(-MAX_STEP, min(MAX_STEP, step)) if self._agreed else step
         self._agreed = True
@@ -103,6 +118,7 @@ class PlatformClock:
         needed = MIN_REFUSALS_AFTER_SUCCESS if self._accepted else MIN_REFUSALS
         if len(self._refusals) >= needed and (agreed := self._agreed_refusals()) is not None:
             self.offset = agreed
+            self._lowest, self._highest = -inf, inf
             self._refusals.clear()
             self._answers.clear()
             if self._accepted:  # requests were accepted before: the new offset gets all its refusals
@@ -116,10 +132,11 @@ class PlatformClock:
 
     def _offset_of(self, date: float | None, now: float) -> float | None:
         """Return the offset that a refusal's ``Date`` means; None if it cannot be the reason of the refusal."""
-        if date is None or not EARLIEST_TIME <= date <= max(now, EARLIEST_TIME) + MAX_SECONDS_AHEAD:
+        if date is None or not EARLIEST_TIME <= date <= LATEST_TIME:
             return None
         offset = date + 0.5 - now
-        return None if abs(offset - self.offset) <= REFUSAL_TOLERANCE else offset
+        is_plausible = abs(offset) <= MAX_OFFSET or not EARLIEST_TIME <= now <= LATEST_TIME
+        return offset if is_plausible and abs(offset - self.offset) > REFUSAL_TOLERANCE else None
 
     def _agreed_refusals(self) -> float | None:
         """Return the offset on which most of the refusals with a usable date agree, at least ``MIN_REFUSALS``."""

@@ -8,8 +8,11 @@ import pytest
 
 from auditor.client.platform_clock import (
     EARLIEST_TIME,
+    LATEST_TIME,
+    MAX_OFFSET,
     MAX_REFUSALS,
     MAX_REFUSALS_AFTER_SUCCESS,
+    MIN_REFUSALS,
     MIN_REFUSALS_AFTER_SUCCESS,
     MIN_REFUSED_SECONDS,
     PlatformClock,
@@ -170,6 +173,9 @@ DATES: dict[str, Callable[[int], float | None]] = {
     "1970": lambda _: 0.0,
     "before the program": lambda _: EARLIEST_TIME - 1,
     "far ahead": lambda _: NOW + 30 * 365 * 86_400,
+    "2044": lambda _: 2_335_219_200.0,
+    "two years ahead": lambda _: NOW + 2 * MAX_OFFSET,
+    "more than a year ago": lambda _: NOW - MAX_OFFSET - 1,
     "another each time": lambda number: NOW + 10_000 * number * (-1) ** number,
 }
 
@@ -215,4 +221,74 @@ def test_what_is_signed_is_always_within_bounds() -> None:
             clock.record_answer(date, now, now + chance.random())
         else:
             clock.record_refused(date, now, clock.offset)
-        assert clock.offset == 0 or EARLIEST_TIME - 1 <= now + clock.offset <= now + 20 * 365 * 86_400 + 1
+        assert abs(clock.offset) <= MAX_OFFSET + 20_000
+
+
+@pytest.mark.parametrize("checked", [False, True])
+@pytest.mark.parametrize("lead", [-880.0, -300.0, 5.0, 300.0, 880.0])
+def test_a_date_that_is_always_ahead_of_the_timestamp_leads_to_no_refusal(lead: float, *, checked: bool) -> None:
+    clock, now = PlatformClock(), NOW
+    for _ in range(20_000):
+        now += 1.01
+        if checked and abs(clock.offset) > ACCEPTED:
+            pytest.fail(f"refused with {clock.offset} s")
+        clock.record_accepted(clock.offset)
+        clock.record_answer(now + clock.offset + lead, now - 0.05, now)
+        assert abs(clock.offset) <= ACCEPTED - 60
+
+
+def test_dates_that_walk_to_both_sides_stay_within_what_was_accepted_first() -> None:
+    clock, now, chance = PlatformClock(), NOW, random.Random(3)
+    for _ in range(300):
+        lead = chance.choice([-880.0, 880.0])
+        for _ in range(200):
+            now += 1.01
+            clock.record_accepted(clock.offset)
+            clock.record_answer(now + clock.offset + lead, now - 0.05, now)
+            assert abs(clock.offset) <= ACCEPTED - 60
+
+
+@pytest.mark.parametrize("machine", [-850.0, 850.0, 880.0, -899.0])
+def test_a_difference_that_is_barely_accepted_is_corrected_up_to_a_minute(machine: float) -> None:
+    platform = Platform(machine, 0.0)
+    for _ in range(3_000):
+        assert platform.send()
+    assert platform.error() <= 61
+
+
+def test_agreed_refusals_end_what_accepted_requests_allowed() -> None:
+    platform = Platform(0.0, 0.0)
+    for _ in range(50):
+        platform.send()
+    for jump in (2400.0, -86_400.0, 3_000.0):
+        platform.machine += jump
+        for _ in range(600):
+            platform.send()
+        assert platform.error() <= 1
+        platform.machine += 300.0  # and what they allow since then is enough for a smaller correction
+        for _ in range(4_000):
+            platform.send()
+        assert platform.error() <= 2
+    assert not platform.hopeless
+
+
+@pytest.mark.parametrize("year", [1970, 2000, 2023, 2099])
+def test_a_machine_without_a_clock_of_its_own_takes_any_plausible_time(year: int) -> None:
+    started = (year - 1970) * 365.25 * 86_400
+    for date in (EARLIEST_TIME, NOW, LATEST_TIME):
+        clock = PlatformClock()
+        for _ in range(MIN_REFUSALS):
+            clock.record_refused(date, started, 0.0)
+        assert clock.offset == pytest.approx(date - started, abs=1)
+    clock = PlatformClock()
+    assert [clock.record_refused(LATEST_TIME + 1, started, 0.0) for _ in range(MAX_REFUSALS)][-1] is False
+    assert clock.offset == 0
+
+
+@pytest.mark.parametrize("date", [2_335_219_200.0, 2 * MAX_OFFSET + NOW])
+def test_a_lie_about_the_year_changes_nothing_for_the_requests_after_it(date: float) -> None:
+    clock = PlatformClock()
+    for _ in range(MAX_REFUSALS - 1):
+        assert clock.record_refused(date, NOW, clock.offset)
+    clock.record_accepted(clock.offset)
+    assert (clock.offset, clock.refused) == (0, False)
