@@ -1,15 +1,17 @@
 """Errors of connections, HTTP and proxies, as errors of the platform's class with a sentence for people."""
 
 import errno
+import html
 import os
 import re
 import ssl
 from collections.abc import Mapping
+from urllib.parse import unquote
 
 import aiohttp
 from aiohttp.http import HttpProcessingError
 
-from auditor.client.decoders import clean_message
+from auditor.client.decoders import MAX_MESSAGE_LENGTH, clean_message
 from auditor.client.signing import percent_encode
 from auditor.config.proxy import Proxy
 from auditor.errors import PROXY, AccountDeniedError, PlatformError, TransientError
@@ -124,7 +126,9 @@ def elsewhere(status: int, headers: Mapping[str, str]) -> TransientError:
     else:
         target = re.split("[?#]", headers.get("Location", ""), maxsplit=1)[0]
         place = clean_message(re.sub("//[^/]*@", "//", target)) or "an unnamed place"
-        sentence = f"redirected to {place}, which is never followed; if it is the platform, set it as endpoint"
+        is_endpoint = re.fullmatch(r"https?://[^/]+/?", place, re.IGNORECASE)
+        advice = "if it is the platform, set it as endpoint" if is_endpoint else "a proxy or a portal may have answered"
+        sentence = f"redirected to {place}, which is never followed; {advice}"
     return TransientError(f"HTTP {status}", sentence, http_status=status)
 
 
@@ -140,14 +144,80 @@ def attribute_to_proxy(error: PlatformError, proxy: Proxy, host: str) -> Platfor
     return redact(error, *secrets, *(each.rpartition(" ")[2] for each in secrets))
 
 
+MIN_QUOTED_RUN = 8
+"""Letters and digits of a secret, in a row, that an error must not contain."""
+
+OMITTED = "the text is omitted because it quotes a signature or a password"
+"""Message in place of one that quotes a secret in an unusual form."""
+
+_UNICODE_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))")
+_ESCAPES = re.compile(r"[%&\\]")
+
+
 def redact(error: PlatformError, *secrets: str) -> PlatformError:
-    """Replace secrets, raw or escaped, in the text of an error; return the error."""
-    forms = [form for each in secrets if each for form in (re.escape(each), re.escape(percent_encode(each)))]
-    if not forms:
-        return error
-    quoted = re.compile("|".join(forms), re.IGNORECASE)
-    error.code, error.message = quoted.sub("***", error.code), quoted.sub("***", error.message)
+    """Remove secrets from the text of an error; return the error.
+
+    A secret is replaced where it is quoted as a whole, raw or percent-encoded. A text that quotes ``MIN_QUOTED_RUN``
+    characters of it in any other form is omitted: cut, escaped as a URL, HTML or JSON, several times or in part.
+    """
+    quoted = [_Secret(each) for each in secrets if each]
+    error.code, error.message = _redacted(error.code, quoted, "***"), _redacted(error.message, quoted, OMITTED)
     if error.request_id is not None:
-        error.request_id = quoted.sub("***", error.request_id)
+        error.request_id = _redacted(error.request_id, quoted, "***")
     error.args = (f"{error.code}: {error.message}" if error.message else error.code,)
     return error
+
+
+class _Secret:
+    """A text that no error may quote. Case, punctuation and escapes make no difference.
+
+    A short one is sought as a whole: its letters and digits alone may be a common word.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text, self._plain = text, _unescaped(text).lower()
+        self.run = _letters(self._plain)
+        last = len(self.run) - MIN_QUOTED_RUN
+        self._runs = [self.run[at : at + MIN_QUOTED_RUN] for at in range(last + 1)]
+
+    def is_in(self, plain: str, letters: str) -> bool:
+        """Return whether a text quotes the secret, given without escapes and as ``letters`` alone."""
+        return any(run in letters for run in self._runs) if self._runs else self._plain in plain
+
+
+def _redacted(text: str, secrets: list[_Secret], omitted: str) -> str:
+    """Return a text without what it quotes of secrets, or ``omitted`` if that cannot be cut out."""
+    if len(text) >= MAX_MESSAGE_LENGTH and any(_is_cut_within(text, each) for each in secrets):
+        return omitted
+    if not _quotes(text, secrets):
+        return text
+    forms = "|".join(re.escape(form) for each in secrets for form in (percent_encode(each.text), each.text))
+    text = re.sub(forms, "***", text, flags=re.IGNORECASE)
+    return omitted if _quotes(text, secrets) else text
+
+
+def _quotes(text: str, secrets: list[_Secret]) -> bool:
+    plain = _unescaped(text).lower()
+    letters = _letters(plain)
+    return any(each.is_in(plain, letters) for each in secrets)
+
+
+def _is_cut_within(text: str, secret: _Secret) -> bool:
+    """Return whether a text ends with the beginning of a secret, of at least three letters or digits."""
+    letters = _letters(_unescaped(text).lower())
+    return any(letters.endswith(secret.run[:size]) for size in range(3, min(MIN_QUOTED_RUN, len(secret.run))))
+
+
+def _unescaped(text: str) -> str:
+    """Return a text without the escapes of URLs, HTML and JSON, however deep they are nested."""
+    while _ESCAPES.search(text):
+        plain = _UNICODE_ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)), text)
+        plain = unquote(html.unescape(plain))
+        if plain == text:
+            break
+        text = plain
+    return text
+
+
+def _letters(plain: str) -> str:
+    return "".join(filter(str.isalnum, plain))

@@ -8,6 +8,8 @@ from urllib.parse import quote, unquote
 import orjson
 import pytest
 
+from auditor.client.transport_errors import OMITTED, redact
+from auditor.errors import TransientError
 from tests.client.wire.proxying import PASSWORD, QUOTED_PASSWORD, TOKEN, proxying
 from tests.client.wire.sockets import (
     SECRET,
@@ -155,3 +157,83 @@ async def test_no_error_of_a_proxy_holds_what_must_not_be_seen(trouble: str, cap
         hidden = (SECRET, "Signature", "AccessKeyId", PASSWORD, QUOTED_PASSWORD, TOKEN)
         assert [item for item in hidden if item in text] == []
     assert (error.__cause__, error.__context__, getattr(error, "__notes__", [])) == (None, None, [])
+
+
+HIDDEN = "f3/Qx+9zKp0aWb7LmNc4RtYu8I8="
+FORMS: dict[str, str] = {
+    "cut": "m" * 279 + " " + HIDDEN[:20],
+    "cut after seven": "m" * 292 + " " + HIDDEN[:7],
+    "cut within an escape": "m" * 280 + " " + quote(HIDDEN, safe="")[:19],
+    "escaped twice": quote(quote(HIDDEN, safe=""), safe=""),
+    "escaped five times": HIDDEN.replace("/", "%252525252F").replace("=", "%252525253D"),
+    "HTML": HIDDEN.replace("=", "&#61;").replace("+", "&#x2b;").replace("/", "&sol;"),
+    "HTML of a URL": quote(HIDDEN, safe="").replace("%", "&#37;"),
+    "URL of HTML": quote(HIDDEN.replace("+", "&#43;"), safe=""),
+    "JSON": HIDDEN.replace("=", "\\u003d").replace("+", "\\x2B").replace("/", "\\/"),
+    "each letter escaped": "".join(f"%{ord(each):02x}" for each in HIDDEN),
+    "without padding": HIDDEN.rstrip("="),
+    "for file names": HIDDEN.replace("+", "-").replace("/", "_"),
+    "with blanks for plus signs": HIDDEN.replace("+", " "),
+    "in two lines": HIDDEN[:14] + " " + HIDDEN[14:],
+    "small letters": HIDDEN.lower().rstrip("="),
+    "the middle": HIDDEN[6:18],
+    "as it is and in part": f"{HIDDEN} {HIDDEN[:10]}",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_secret_in_another_form_is_not_quoted(form: str) -> None:
+    text = f"url Signature={FORMS[form]}" if len(FORMS[form]) < 200 else FORMS[form]
+    error = redact(TransientError(text, text, request_id=text), HIDDEN)
+    shown = [error.code, error.message, error.request_id, str(error), *error.args]
+    for each in shown:
+        letters = "".join(filter(str.isalnum, str(each)))
+        assert HIDDEN[:2] not in letters
+        assert "zKp0aW" not in letters
+        assert "9z" not in letters
+        assert "%66" not in str(each)
+    assert error.message == OMITTED
+
+
+def test_a_text_without_a_secret_stays_and_one_with_it_keeps_its_other_words() -> None:
+    text = "the device f3 of 100% & 9zKp0aW\\u0041 \u8bbe\u5907 was not found %zz"
+    error = redact(TransientError("iot.code", text, request_id="R"), HIDDEN, "pw", "", "Sesame Street 1")
+    assert (error.code, error.message, error.request_id) == ("iot.code", text, "R")
+    quoting_all = f"user pW, {HIDDEN} and {quote(HIDDEN, safe='')}"
+    error = redact(TransientError("iot.code", quoting_all), HIDDEN, "pw")
+    assert error.message == "user ***, *** and ***"
+
+
+@pytest.mark.parametrize(
+    "text", ["pr0xy%2BSecret+Word", "pr0xy+Secret%20Word", "pr0xy Secret Word", "pr0xy%252BSecret"]
+)
+def test_a_password_is_found_in_a_form_or_a_url(text: str) -> None:
+    assert redact(TransientError("c", f"password={text}"), "pr0xy+Secret Word").message == OMITTED
+
+
+def test_a_short_password_is_found_as_a_whole() -> None:
+    error = redact(TransientError("c", "password p%2Bw, pow p w"), "p+w")
+    assert error.message == "password ***, pow p w"
+    assert redact(TransientError("c", "a p%252Bw"), "p+w").message == OMITTED
+    assert redact(TransientError("c", "a new pw"), "p+w").message == "a new pw"
+
+
+@pytest.mark.parametrize("form", ["cut", "escaped twice", "HTML", "without padding"])
+async def test_no_form_of_a_request_s_own_signature_is_in_its_error(form: str) -> None:
+    signatures = []
+
+    async def serve(writer: asyncio.StreamWriter, target: str) -> None:
+        raw = unquote(target.rpartition("&Signature=")[2])
+        signatures.append(raw)
+        text = {
+            "cut": "m" * 280 + raw,
+            "escaped twice": quote(quote(raw, safe=""), safe=""),
+            "HTML": raw.replace("=", "&#61;").replace("+", "&#43;"),
+            "without padding": raw.rstrip("="),
+        }[form]
+        writer.write(http(orjson.dumps({"Code": "c", "Message": text}), status="400 No"))
+
+    async with serving(serve) as seen, client_of(seen.url) as client:
+        error = await failure_of(client)
+    assert error.message == OMITTED
+    assert signatures[0][:6] not in everything_in(error)
