@@ -45,7 +45,7 @@ class TimeLimit:
 
         Args:
             seconds: length of time; None: no limit.
-            until: time of day, in seconds since 1970; None: no limit.
+            until: moment, in seconds since 1970; None: no limit.
             wall_clock: returns seconds since 1970.
             elapsed: see ``elapsed_clock``.
         """
@@ -65,14 +65,14 @@ class TimeLimit:
 
 
 MIN_STANDSTILL = 1.0
-"""Seconds between two ticks of a ``RunningClock``, over their interval, from which on the process stood still."""
+"""Seconds without a tick of a ``RunningClock`` after which the process is regarded as having stood still."""
 
 
 class RunningClock:
     """Seconds in which this process ran: while it is stopped, or its machine suspended or paused, the clock stops.
 
-    Only while something calls ``tick`` at an interval of much less than ``MIN_STANDSTILL``. Without that the clock
-    counts all seconds.
+    This needs something that calls ``tick`` at intervals far below ``MIN_STANDSTILL``. Without it, the clock counts all
+    seconds.
 
     Attributes:
         standstills: how many times the process stood still, as far as a reading of the clock has noticed.

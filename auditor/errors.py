@@ -35,7 +35,7 @@ from typing import ClassVar, Literal
 
 from auditor.text.formatting import safe
 
-ExitWord = Literal[
+ExitReasonCode = Literal[
     "success", "within_tolerance",
     "too_many_failed", "too_many_pending", "unlisted_product", "silent_account", "imprecise", "not_verified",
     "unexpected_error",
@@ -46,7 +46,7 @@ ExitWord = Literal[
 ]  # fmt: skip
 """Why an audit ended with its exit code.
 
-| word | exit code | meaning |
+| code | exit code | meaning |
 |---|---|---|
 | ``success`` | 0 | every device has a conclusive answer |
 | ``within_tolerance`` | 0 | no more devices failed, are pending or were not listed than ``max_failed`` allows |
@@ -68,11 +68,11 @@ ExitWord = Literal[
 class AuditorError(Exception):
     """Base class of all errors of auditor. Its text is one sentence for people.
 
-    ``exit_word`` is the reason of an audit that this error ends.
+    ``reason_code`` is the reason of an audit that this error ends.
     """
 
     exit_code: ClassVar[int] = 1
-    exit_word: ExitWord = "unexpected_error"
+    reason_code: ExitReasonCode = "unexpected_error"
 
 
 class UsageError(AuditorError):
@@ -88,13 +88,13 @@ class SettingsError(UsageError):
 class FleetError(UsageError):
     """The fleet cannot be used. The text says which file and lines, and what is wrong with each."""
 
-    exit_word = "unusable_fleet"
+    reason_code = "unusable_fleet"
 
 
 class RunFolderError(UsageError):
     """A run cannot be found, read or resumed: it is no run, damaged, locked, or does not have what was requested."""
 
-    exit_word = "unreadable_run"
+    reason_code = "unreadable_run"
 
 
 class AuditStoppedError(AuditorError):
@@ -106,15 +106,15 @@ class AuditStoppedError(AuditorError):
 class AccountStoppedError(AuditStoppedError):
     """One account cannot be queried any more: its key is denied, or its endpoint was never reached."""
 
-    def __init__(self, account: str, sentence: str, *, exit_word: ExitWord = "refused_account") -> None:
+    def __init__(self, account: str, sentence: str, *, reason_code: ExitReasonCode = "refused_account") -> None:
         super().__init__(f'account "{account}": {sentence}')
-        self.account, self.sentence, self.exit_word = account, sentence, exit_word
+        self.account, self.sentence, self.reason_code = account, sentence, reason_code
 
 
 class RunNotWritableError(AuditStoppedError):
     """The run folder cannot be written: permission, a full disk or an I/O error."""
 
-    exit_word = "cannot_write"
+    reason_code = "cannot_write"
 
     def __init__(self, sentence: str) -> None:
         disk_full = any(os.strerror(number) in sentence for number in (errno.ENOSPC, errno.EDQUOT))
@@ -122,7 +122,7 @@ class RunNotWritableError(AuditStoppedError):
 
 
 class DriftError(AuditorError):
-    """Two runs differ in a way that the caller declared a failure."""
+    """Two runs, or a fleet file and the platform, differ in a way that the caller declared a failure."""
 
     exit_code = 4
 
@@ -131,14 +131,14 @@ class PolicyError(AuditorError):
     """A run violates rules of severity ``error``."""
 
     exit_code = 4
-    exit_word = "policy_violated"
+    reason_code = "policy_violated"
 
 
 class AuditInterruptedError(AuditorError):
     """The audit was interrupted before its first request, or by a second signal. What was written is kept."""
 
     exit_code = 130
-    exit_word = "interrupted"
+    reason_code = "interrupted"
 
 
 PROXY = "auditor.Proxy"

@@ -32,18 +32,18 @@ baseline = work / "baseline.parquet"
 """
 
 MERGE = """
-from auditor.selection.plan_files import count_selected, merge_account
-for path in (files.plan, files.carried):
+from auditor.selection.selection_files import count_selected, merge_account
+for path in (files.selected, files.carried):
     if path.exists():
         merge_account(path, work / f"merged-{path.name}", "eu", work / f"new-{path.name}")
-selected, carried = count_selected(files.plan, files.carried)
+selected, carried = count_selected(files.selected, files.carried)
 print(sum(selected.values()), sum(carried.values()))
 """
 
 BEGIN = """
 import sys
 from pathlib import Path
-from auditor.selection.plan_files import SelectionFiles
+from auditor.selection.selection_files import SelectionFiles
 from auditor.selection.ranking import SampleSpec, SelectionBudget
 from auditor.selection.change_detection import IncrementalRule
 from auditor.selection.selector import DeviceSelector

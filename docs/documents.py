@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from auditor.errors import ExitWord
+from auditor.errors import ExitReasonCode
 from auditor.models import ModuleVersion, Reason, Status, WarningKind
 from auditor.policy.loader import RuleTable
 from auditor.policy.model import Severity
@@ -81,7 +81,7 @@ class FailureRecord(msgspec.Struct, frozen=True):
         http_status: HTTP status; null: no response.
         attempts: requests sent, including retries.
         request_id: id of the last request on the platform; null: none.
-        failed_at: when the device was abandoned.
+        failed_at: when the last attempt failed.
     """
 
     account: str
@@ -222,7 +222,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     failed: Count
     pending: Count
     exit_code: int | None
-    exit_reason: ExitWord | None
+    exit_reason: ExitReasonCode | None
     exit_message: str | None
     readable: bool
 
@@ -356,7 +356,7 @@ class PolicyDocument(RunCoverage, frozen=True, kw_only=True):
 
     Attributes:
         results: result of each rule.
-        violations: each violation, with ``--violations``.
+        violations: each module or device that is violated or unparseable, with ``--devices``.
     """
 
     results: list[RuleResultRow] | UnsetType = UNSET

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from auditor.query.snapshot import RunSnapshot
 from auditor.runs.manifest import DiscoveryInfo, Manifest
-from auditor.storage.database import Database, device_key_sql, parquet, scalar, sql_literal
+from auditor.storage.database import Database, device_key_sql, parquet, scalar, sql_literals
 
 SIDES = ("old", "new")
 
@@ -41,7 +41,7 @@ or that answer itself (``=``)."""
 
 
 def match_devices(database: Database, old: RunSnapshot, new: RunSnapshot) -> None:
-    """Define the devices of two runs, matched.
+    """Match the devices of two runs, and define tables of them.
 
     | table | a row |
     |---|---|
@@ -55,6 +55,29 @@ def match_devices(database: Database, old: RunSnapshot, new: RunSnapshot) -> Non
     """
     for side, run in zip(SIDES, (old, new), strict=True):
         _define_devices(database, side, run)
+    _define_pairs(database)
+    _define_listed(database, old.manifest, new.manifest)
+    _define_unmatched(database)
+    database.execute(
+        "CREATE TABLE products AS SELECT row_number() OVER (ORDER BY account, product_key) AS product, * "
+        "FROM (SELECT DISTINCT account, product_key FROM (SELECT account, product_key FROM pairs "
+        "UNION ALL SELECT account, product_key FROM unmatched))"
+    )
+    _define_matched(database)
+    # An unsampled device that is named by its iot_id only may belong to any product of its account.
+    unsampled = " UNION ALL ".join(
+        f"SELECT '{side}' AS side, account, product_key FROM {side}_devices WHERE status = 'unsampled' GROUP BY ALL"
+        for side in SIDES
+    )
+    database.execute(
+        "CREATE TABLE unsampled_products AS SELECT product, bool_or(side = 'old') AS in_old, "
+        f"bool_or(side = 'new') AS in_new FROM ({unsampled}) u JOIN products p ON u.account = p.account "
+        "AND (u.product_key IS NULL OR u.product_key = p.product_key) GROUP BY product"
+    )
+
+
+def _define_pairs(database: Database) -> None:
+    """Define ``pairs``: the devices that are in both runs, by iot_id, or else by their names."""
     columns = (
         "o.line AS old_line, n.line AS new_line, o.status AS old_status, n.status AS new_status, o.account, "
         "coalesce(n.product_key, o.product_key) AS product_key"
@@ -74,13 +97,10 @@ def match_devices(database: Database, old: RunSnapshot, new: RunSnapshot) -> Non
         if scalar(database, f"SELECT count(*) - count(DISTINCT {side}_line) FROM pairs"):
             first = f"SELECT {side}_line, min({other}_line) FROM pairs GROUP BY {side}_line"
             database.execute(f"DELETE FROM pairs WHERE ({side}_line, {other}_line) NOT IN ({first})")
-    _define_listed(database, old.manifest, new.manifest)
-    _define_unmatched(database)
-    database.execute(
-        "CREATE TABLE products AS SELECT row_number() OVER (ORDER BY account, product_key) AS product, * "
-        "FROM (SELECT DISTINCT account, product_key FROM (SELECT account, product_key FROM pairs "
-        "UNION ALL SELECT account, product_key FROM unmatched))"
-    )
+
+
+def _define_matched(database: Database) -> None:
+    """Define ``matched``: the devices of ``pairs`` and ``unmatched``, with their presence."""
     unmatched_columns = ", ".join(
         f"CASE WHEN side = '{side}' THEN {column} END AS {side}_{column}"
         for column in ("line", "status")
@@ -102,16 +122,6 @@ def match_devices(database: Database, old: RunSnapshot, new: RunSnapshot) -> Non
     if scalar(database, "SELECT count(*) FROM new_rows WHERE source = 'carried'"):
         # A carried result that is older than the old run's shows nothing of what happened since.
         database.execute(f"UPDATE matched SET presence = 'not_seen' WHERE device IN ({_CARRIED.format('<')})")
-    # An unsampled device that is named by its iot_id only may belong to any product of its account.
-    unsampled = " UNION ALL ".join(
-        f"SELECT '{side}' AS side, account, product_key FROM {side}_devices WHERE status = 'unsampled' GROUP BY ALL"
-        for side in SIDES
-    )
-    database.execute(
-        "CREATE TABLE unsampled_products AS SELECT product, bool_or(side = 'old') AS in_old, "
-        f"bool_or(side = 'new') AS in_new FROM ({unsampled}) u JOIN products p ON u.account = p.account "
-        "AND (u.product_key IS NULL OR u.product_key = p.product_key) GROUP BY product"
-    )
 
 
 def count_carried(database: Database) -> int:
@@ -156,7 +166,7 @@ def define_reported_versions(
 
 def _define_devices(database: Database, side: str, run: RunSnapshot) -> None:
     """Define ``{side}_rows``, a run's devices by line, and ``{side}_devices``, the same without duplicates."""
-    silent = ", ".join(map(sql_literal, sorted(run.manifest.silent_accounts))) or "NULL"
+    silent = sql_literals(sorted(run.manifest.silent_accounts)) or "NULL"
     database.execute(
         f"CREATE VIEW {side}_rows AS SELECT file_row_number AS line, account, product_key, device_name, iot_id, "
         "CASE WHEN source = 'unsampled' THEN source "

@@ -61,8 +61,8 @@ def read_timeline(
     if not run.sealed:
         raise RunFolderError(f"{run.folder}: is not sealed; resume it first")
     log = catalog.change_log(run)
-    source = partial(translate_read_errors, directory)
-    with temporary_database("device") as (database, _), source():
+    reading = partial(translate_read_errors, directory)
+    with temporary_database("device") as (database, _), reading():
         _define_rows(database, run, log, _condition(name, account, product_key))
         if not database.execute("FROM device LIMIT 1").fetchall():
             raise UsageError(_describe_unknown(database, run, name, account=account, product_key=product_key))
@@ -70,7 +70,7 @@ def read_timeline(
         database.execute(_POINTS)
         database.execute(_INTERVALS.format(first=sql_literal(first), last=sql_literal(_last_time(run))))
         head = {"schema_version": SCHEMA_VERSION, "run": run.folder.name, "recorded_since": f"{first}Z"}
-        table = ResultTable(database, _TABLE, reading=source, name="versions", head=head)
+        table = ResultTable(database, _TABLE, reading=reading, name="versions", head=head)
         notes = (*_describe_returns(database), *_describe_unseen(database, len(log)))
         yield Timeline(run, len(log), table, tuple(_describe_devices(database)), notes)
 
@@ -139,7 +139,7 @@ def _describe_devices(database: Database) -> Iterator[str]:
         elif at is None:
             yield f"{name}: {status}"
         else:
-            yield f"{name}: {status.replace('_', ' ')}, {'reused from' if source == 'carried' else 'read'} {at} UTC"
+            yield f"{name}: {status.replace('_', ' ')}, {'carried from' if source == 'carried' else 'read'} {at} UTC"
 
 
 def _describe_returns(database: Database) -> Iterator[str]:

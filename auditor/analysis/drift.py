@@ -24,7 +24,7 @@ from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.query.version_order import define_version_order
 from auditor.runs.folder import RunCatalog, find_run
 from auditor.runs.manifest import SCHEMA_VERSION
-from auditor.storage.database import Database, sql_literal, temporary_database
+from auditor.storage.database import Database, sql_literal, sql_literals, temporary_database
 from auditor.storage.tables import ResultTable, translate_read_errors
 
 MODULE_CHANGES = ("upgraded", "downgraded", "changed", "appeared", "vanished")
@@ -133,8 +133,8 @@ def diff_runs(
     folders = find_run(Path(old)), find_run(Path(new))
     with temporary_database("diff") as (database, work):
         before, after = (open_snapshot(folder, work / side) for side, folder in zip(SIDES, folders, strict=True))
-        source = partial(translate_read_errors, f"{before.folder}, {after.folder}")
-        with source():
+        reading = partial(translate_read_errors, f"{before.folder}, {after.folder}")
+        with reading():
             match_devices(database, before, after)
             groups = _narrow(database, (before, after), criteria, group_by, work) if narrow else []
             define_reported_versions(database, before, after)
@@ -145,19 +145,19 @@ def diff_runs(
             counts = _read_counts(database, criteria)
         head = {"schema_version": SCHEMA_VERSION, "old": before.coverage, "new": after.coverage}
         drift = f"SELECT * FROM module_drift{_with_any(changes)}"
-        modules = ResultTable(database, f"{drift} ORDER BY ALL", reading=source, name="modules", head=head)
+        modules = ResultTable(database, f"{drift} ORDER BY ALL", reading=reading, name="modules", head=head)
         changed_query = f"FROM ({drift}) {_CHANGED_MODULES}"
-        changed = ResultTable(database, changed_query, reading=source, name="modules", head=head)
+        changed = ResultTable(database, changed_query, reading=reading, name="modules", head=head)
         devices_query = _devices_query(criteria, changes)
-        devices = ResultTable(database, f"{devices_query} ORDER BY ALL", reading=source, name="changes", head=head)
+        devices = ResultTable(database, f"{devices_query} ORDER BY ALL", reading=reading, name="changes", head=head)
         grouped = None
         if groups:
             query = count_changes(_devices_query(criteria, changes, groups), groups)
-            grouped = ResultTable(database, query, reading=source, name="groups", head=head)
+            grouped = ResultTable(database, query, reading=reading, name="groups", head=head)
         warnings = [*before.warnings, *after.warnings, *_order_warnings(before, after)]
         shares = None
         if counts.unsampled and not narrow:
-            shares = read_share_drift(database, before, after, work, reading=source, head=head)
+            shares = read_share_drift(database, before, after, work, reading=reading, head=head)
             warnings.append(sample_comparison_warning(counts.compared))
         yield Drift(before, after, counts, modules, changed, devices, tuple(warnings), shares, grouped)
 
@@ -305,7 +305,7 @@ def _devices_query(criteria: DeviceFilter, changes: Sequence[str], groups: Seque
     """Return the SQL of changes of devices, with the values that the devices are grouped by."""
     conditions = [] if criteria.module is None else ["module_name IS NOT NULL"]
     if changes:
-        conditions.append(f"change IN ({', '.join(map(sql_literal, changes))})")
+        conditions.append(f"change IN ({sql_literals(changes)})")
     cells = "".join(f", s.{column.source}" for column in groups if column.cell is not None)
     selected = _OF_SELECTED if cells else ""
     return f"{_DEVICES.format(cells=cells)}{selected} WHERE {' AND '.join(conditions) or 'true'}"

@@ -139,9 +139,9 @@ def read_history(
     criteria = criteria or DeviceFilter()
     narrow = is_narrow(criteria, group_by)
     stored, unreadable = _find_runs(Path(directory), name)
-    source = partial(translate_read_errors, directory)
+    reading = partial(translate_read_errors, directory)
     with temporary_database("history") as (database, work):
-        with source():
+        with reading():
             runs = _read_runs(database, stored[:limit][::-1], work)
             groups = _narrow(database, runs, criteria, group_by) if narrow else []
             _define_history(database, runs, criteria.module)
@@ -150,7 +150,7 @@ def read_history(
         head = {"schema_version": SCHEMA_VERSION, "name": runs[0].name, "runs": [_run_object(run) for run in runs]}
         head |= {"warnings": warning_objects(warnings)}
         table = ResultTable(
-            database, _table_query(groups), reading=source, head=head, name="groups" if groups else "rows"
+            database, _table_query(groups), reading=reading, head=head, name="groups" if groups else "rows"
         )
         yield History(runs[0].name, runs, table, warnings, database)
 

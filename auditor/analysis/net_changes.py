@@ -36,6 +36,7 @@ from auditor.storage.database import (
     device_key_sql,
     parquet,
     sql_literal,
+    sql_literals,
     temporary_database,
     write_parquet,
 )
@@ -96,10 +97,10 @@ def read_changes_since(
         raise UsageError(f"{old.folder.name} is newer than {new.folder.name}: give the older run first")
     criteria = criteria or DeviceFilter()
     narrow = is_narrow(criteria, group_by)
-    source = partial(translate_read_errors, directory)
+    reading = partial(translate_read_errors, directory)
     with temporary_database("changes") as (database, work):
         recorded = _recorded_between(catalog, old, new)
-        with source():
+        with reading():
             if recorded:
                 _define_net_changes(database, recorded, new, work)
             elif not old.sealed:
@@ -122,12 +123,12 @@ def read_changes_since(
             for run in (old, new)
             for warning in completeness_warnings(run.folder, run.manifest, run.manifest.devices)
         )
-        versions = ResultTable(database, _VERSIONS, reading=source, name="versions", head=head)
-        devices = ResultTable(database, _DEVICES, reading=source, name="changes", head=head)
+        versions = ResultTable(database, _VERSIONS, reading=reading, name="versions", head=head)
+        devices = ResultTable(database, _DEVICES, reading=reading, name="changes", head=head)
         grouped = None
         if groups:
             query = count_changes("FROM named_changes", groups)
-            grouped = ResultTable(database, query, reading=source, name="groups", head=head)
+            grouped = ResultTable(database, query, reading=reading, name="groups", head=head)
         yield NetChanges(old, new, len(recorded), counts, versions, devices, warnings, grouped)
 
 
@@ -191,7 +192,7 @@ def _files_of(run: StoredRun, number: int, work: Path) -> RunFiles:
 
 def _define_named_changes(database: Database, changes: Sequence[str]) -> None:
     """Define ``named_changes``: the changes of these names, with the names of their products."""
-    condition = f"change IN ({', '.join(map(sql_literal, changes))})" if changes else "true"
+    condition = f"change IN ({sql_literals(changes)})" if changes else "true"
     # Of the devices, only the first and the last one of a product: a name is one of many attributes of each device.
     lines = "SELECT unnest([min(line), max(line)]) FROM devices GROUP BY run, product_key"
     names = (

@@ -30,12 +30,12 @@ from auditor.runs.folder import FLEET
 from auditor.runs.locking import PreparedRun
 from auditor.runs.manifest import DiscoveryInfo
 from auditor.runs.products import ProductInfo, ProductsFile
-from auditor.runs.recovery import write_remaining_devices
+from auditor.runs.recovery import REMAINING, write_remaining_devices
 from auditor.storage.files import put_in_place
 
 log = structlog.get_logger()
 
-DISCOVERY_FOLDER = ".listing"
+DISCOVERY_FOLDER = ".discovery"
 """Folder in the run folder that holds discovered devices until they are in the fleet."""
 
 MODULES_CONCURRENCY = 8
@@ -92,7 +92,7 @@ class DeviceSource:
         try:
             self._work.mkdir(exist_ok=True)
         except OSError as error:
-            raise RunNotWritableError(f"{self._work} cannot be written: {error.strerror}") from error
+            raise RunNotWritableError(f"{self._work}: cannot be written: {error.strerror}") from error
         out, limit = self._path(name, ".parquet"), await run_in_thread(self._limit_for, name)
         with DiscoveryJournal(self._path(name, ".jsonl"), source) as journal:
             self._journals[name] = journal
@@ -118,11 +118,11 @@ class DeviceSource:
 
     async def _write_remaining(self, account: str) -> Path:
         """Write a file of an account's devices that are in the fleet and have no answer, and return its path."""
-        remaining = self._path(account, ".remaining.parquet")
+        remaining = self._path(account, REMAINING)
         try:
             await run_in_thread(write_remaining_devices, self._folder, remaining, account=account)
         except RunFolderError as error:
-            raise AccountStoppedError(account, str(error), exit_word=error.exit_word) from error
+            raise AccountStoppedError(account, str(error), reason_code=error.reason_code) from error
         return remaining
 
     async def _add_to_fleet(
@@ -138,7 +138,7 @@ class DeviceSource:
                 await run_in_thread(put_in_place, new, fleet)
                 sha256 = await run_in_thread(sha256_of, fleet)
             except OSError as error:
-                raise RunNotWritableError(f"{self._folder} cannot be written: {error.strerror}") from error
+                raise RunNotWritableError(f"{self._folder}: cannot be written: {error.strerror}") from error
             # Counted in the fleet: devices of an earlier discovery may be in it that are not listed any more.
             statuses = await run_in_thread(devices_by_status, fleet, name)
             self._discovery[name] = replace(discovery, devices=sum(statuses.values()), statuses=statuses)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from statistics import median
 
@@ -10,13 +9,13 @@ from auditor.analysis.recorded_changes import record_changes
 from auditor.audit.aliases import count_aliases
 from auditor.audit.silence import find_silent_accounts
 from auditor.concurrency import run_in_abandonable_thread
-from auditor.errors import AuditInterruptedError, AuditorError, ExitWord, RunNotWritableError
+from auditor.errors import AuditInterruptedError, AuditorError, ExitReasonCode, RunNotWritableError
 from auditor.runs.journal import replace_results
 from auditor.runs.manifest import Manifest, State, write_manifest
 from auditor.runs.seal import SealedRun, seal_run
 from auditor.runs.selection_info import ExitReason
 from auditor.runs.verify import verify_run
-from auditor.text.formatting import escape_undecodable, format_count, format_utc
+from auditor.text.formatting import escape_undecodable, format_count, format_utc, parse_manifest_time
 
 INCOMPLETE = NOT_VERIFIED = 1
 """Exit code of a run without an error whose numbers are incomplete, or do not follow from its files."""
@@ -55,7 +54,7 @@ async def seal_and_verify(
         manifest = replace(manifest, state="aborted", error=error)
         code, why = NOT_VERIFIED, ExitReason("not_verified", escape_undecodable("; ".join(problems)))
     if errors:
-        code, why = errors[0].exit_code, ExitReason(errors[0].exit_word, manifest.error or "")
+        code, why = errors[0].exit_code, ExitReason(errors[0].reason_code, manifest.error or "")
     elif not problems:
         manifest, code, why = conclude(manifest, reason, interrupted=interrupted)
     manifest = replace(manifest, exit_code=code, exit_reason=why)
@@ -64,13 +63,13 @@ async def seal_and_verify(
 
 
 def correct_times(manifest: Manifest, offsets: Sequence[float], *, now: float, resumed: bool) -> Manifest:
-    """Return the manifest of a session that ends now; its times are corrected if the machine's clock is wrong.
+    """Return the manifest of an audit session that ends now; its times are corrected if the machine's clock is wrong.
 
     Args:
         manifest: the manifest, with the times of this machine.
         offsets: seconds that the clock of each account's platform is ahead of this machine's.
         now: this machine's time in seconds since 1970.
-        resumed: whether an earlier session started the run.
+        resumed: whether an earlier audit session started the run.
     """
     offset = median(offsets) if offsets else 0.0
     # One platform alone may be wrong; all of them agree only if this machine is.
@@ -79,7 +78,8 @@ def correct_times(manifest: Manifest, offsets: Sequence[float], *, now: float, r
         return replace(manifest, finished_at=format_utc(now))
 
     def corrected(text: str) -> str:
-        return format_utc(datetime.fromisoformat(text).timestamp() + offset)
+        time = parse_manifest_time(text)
+        return text if time is None else format_utc(time.timestamp() + offset)
 
     started_at, resumed_at = manifest.started_at, manifest.resumed_at
     if resumed and resumed_at:
@@ -174,7 +174,7 @@ def _describe_rest(manifest: Manifest) -> str:
 
 def _describe_excess(manifest: Manifest, reason: str | None) -> ExitReason:
     """Return the reason of a run with too many devices without an answer: the word is that of the largest part."""
-    parts: dict[ExitWord, int] = {
+    parts: dict[ExitReasonCode, int] = {
         "too_many_failed": manifest.devices.failed,
         "too_many_pending": manifest.devices.pending - manifest.unsampled,
         "unlisted_product": manifest.missing_devices,

@@ -28,9 +28,9 @@ from auditor.runs.folder import (
     CONNECTIONS,
     FAILURES,
     FLEET,
-    PLAN,
     PRESENTATION_FILES,
     SEALED,
+    SELECTED,
     RunCatalog,
     has_pending_hooks,
     mark_pending_hooks,
@@ -46,7 +46,7 @@ from auditor.runs.locking import (
 from auditor.runs.manifest import SUCCESSFUL_STATES, Manifest, file_info, read_manifest, write_manifest
 from auditor.runs.recovery import REMAINING, repair, rotate_failures, write_remaining_devices
 from auditor.runs.selection_info import ExitReason
-from auditor.selection.plan_files import keep_accounts
+from auditor.selection.selection_files import keep_accounts
 from auditor.storage.descriptors import keeps_modes
 from auditor.text.formatting import escape_undecodable, format_utc
 
@@ -75,7 +75,7 @@ def find_unfinished(
     A run is unfinished if more devices are pending than ``max_failed`` allows, if a discovery is pending, if it was not
     sealed or verified, or if its hooks did not run and the caller runs them (``with_hooks``). Deferred hooks do not
     count. A sealed run without pending devices is finished, even if devices or products failed: ``resume`` retries
-    those on request. Runs of another scope, such as a smoke test with ``--limit``, are ignored. So are those of other
+    those on request. Runs of another scope, such as a trial with ``--limit``, are ignored. So are those of other
     users, and those that they can write. Settings that change more than rates, keys, timeouts or hooks do not continue
     a run; that is logged with its advice.
     """
@@ -129,8 +129,10 @@ def _is_unfinished(manifest: Manifest) -> bool:
     pending = manifest.devices.pending > manifest.unsampled
     pending = pending or any(discovery.state == "pending" for discovery in manifest.discovery)
     failed = manifest.devices.failed or any(discovery.state == "partial" for discovery in manifest.discovery)
-    verified = manifest.state != "partial" or failed or manifest.unsampled > 0 or bool(manifest.silent)
-    return manifest.finished_at is None or pending or not verified
+    otherwise_partial = failed or manifest.unsampled > 0 or bool(manifest.silent)
+    # A partial run with neither is one that was not verified.
+    unverified = manifest.state == "partial" and not otherwise_partial
+    return manifest.finished_at is None or pending or unverified
 
 
 def reopen(
@@ -239,6 +241,6 @@ def _mark_running(folder: Path, manifest: Manifest, settings: Settings, now: flo
 def _drop_unrecorded_selections(folder: Path, manifest: Manifest) -> None:
     """Remove selections that a killed process did not record in the manifest: their accounts select again."""
     recorded = [] if manifest.selection is None else [account.account for account in manifest.selection.accounts]
-    for name in (PLAN, CARRIED, CONNECTIONS):
+    for name in (SELECTED, CARRIED, CONNECTIONS):
         if (folder / name).exists():
             keep_accounts(folder / name, recorded)

@@ -11,7 +11,7 @@ from auditor.audit.session import AuditSession
 from auditor.audit.setup import create_run
 from auditor.concurrency import StopToken, TimeLimit, run_cancellable
 from auditor.config.settings import Settings
-from auditor.engine.account_session import read_credentials
+from auditor.engine.account_session import Credentials, read_credentials
 from auditor.engine.limiters import check_quota_sharing
 from auditor.engine.open_files import reserve_open_files
 from auditor.engine.progress import AuditResult, ProgressCallback
@@ -75,9 +75,7 @@ async def run_audit(
     settings = apply_fleet_option(settings.restrict_to_accounts(accounts) if accounts else settings, fleet)
     excluded = tuple(name for name in names if name not in {account.name for account in settings.account})
     stop = stop or StopToken()
-    reserve_open_files(settings)
-    credentials = await run_cancellable(partial(read_credentials, settings), stop)
-    await check_quota_sharing(settings, credentials[0].redis_password)
+    credentials = await _read_checked_credentials(settings, stop)
     target, now = Path(directory or settings.directory), time.time()
 
     def prepare() -> PreparedRun | Path:
@@ -127,11 +125,12 @@ async def resume_audit(
 ) -> AuditResult:
     """Query the devices of a run that are pending or failed, and seal it again; a complete run is left unchanged.
 
-    ``run`` is a run folder, or a directory of runs (its newest run is used, but no trial such as one with a ``limit``
-    while another run of its name is unfinished). Without ``settings``, those are used that
-    the user who started the run remembers. Rates, timeouts and credentials may differ from the run's; accounts and
-    endpoints may not, and the fleet is the run's. ``trust`` is the text at the end of the error that refuses a run: it
-    allows that run with the settings that the error describes. The other arguments are those of ``run_audit``.
+    ``run`` is a run folder, or a directory of runs, which means its newest run. If that is a trial, such as a run with
+    a ``limit``, and the newest other run of its name is unfinished, it means the other one. Without ``settings``, those
+    are used that were stored for the user who started the run. Rates, timeouts and credentials may differ from the
+    run's; accounts and endpoints may not, and the fleet is the run's. ``trust`` is the text at the end of the error
+    that refuses a run: it allows the run with the settings that the error describes. The other arguments are those of
+    ``run_audit``.
 
     Raises:
         SettingsError: a credential is missing, the Redis server through which quotas are shared cannot be used, or
@@ -150,9 +149,7 @@ async def resume_audit(
     if settings is not None and trust is None:
         remember_settings(own, settings_file)
     stop = stop or StopToken()
-    reserve_open_files(own)
-    credentials = await run_cancellable(partial(read_credentials, own), stop)
-    await check_quota_sharing(own, credentials[0].redis_password)
+    credentials = await _read_checked_credentials(own, stop)
     max_wait = _max_lock_wait(time_limit)
     reopen_run = partial(reopen, settings_file=settings_file, with_hooks=with_hooks, max_wait=max_wait)
     prepared = await run_cancellable(lambda: reopen_run(folder, own, time.time()), stop)
@@ -161,6 +158,14 @@ async def resume_audit(
     return await AuditSession(
         own, credentials, prepared, time_limit=time_limit, on_progress=on_progress, stop=stop, priority=priority
     ).run()
+
+
+async def _read_checked_credentials(settings: Settings, stop: StopToken) -> list[Credentials]:
+    """Return the credentials of all accounts, after checking that there are enough open files and a usable quota."""
+    reserve_open_files(settings)
+    credentials = await run_cancellable(partial(read_credentials, settings), stop)
+    await check_quota_sharing(settings, credentials[0].redis_password)
+    return credentials
 
 
 def _max_lock_wait(time_limit: TimeLimit) -> float:

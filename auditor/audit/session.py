@@ -137,7 +137,7 @@ class AuditSession:
             state=state,
             error=reason,
             exit_code=error.exit_code,
-            exit_reason=ExitReason(error.exit_word, reason),
+            exit_reason=ExitReason(error.reason_code, reason),
         )
         with contextlib.suppress(RunNotWritableError):
             write_manifest(self._folder, manifest)
@@ -238,7 +238,7 @@ class AuditSession:
             fetch: Callable[[Device], Awaitable[Outcome]] = session.fetch
             if self._budget is not None:
                 queue = self._budget.limit(queue)
-                session.limit_retries(self._budget.allows_retry)
+                session.limit_retries(self._budget.may_retry)
             elif self._selection is not None:
                 queue, fetch = await self._selection.limit_queries(session, queue)
             await run_workers(
@@ -254,7 +254,7 @@ class AuditSession:
         """Record the selected devices of one account in the manifest, before they are queried."""
         if result.account is not None:
             selection = self._state.record_selection(result.account, result.carried, unsampled=result.unsampled)
-            self._state.record_plan(coordinator.plan(selection))
+            self._state.record_plan(coordinator.estimate_cost(selection))
             await self._state.persist()
 
     async def _write_never_activated(self, session: AccountSession, devices: Path) -> None:

@@ -93,7 +93,7 @@ async def _fleet(
     if account.fleet is None or not account.uses_discovery:
         return read_snapshot(work / FLEET, account.name)
     folder = Path(mkdtemp(dir=work))
-    with DiscoveryJournal(folder / "listing.jsonl", account.fleet) as journal:
+    with DiscoveryJournal(folder / "discovery.jsonl", account.fleet) as journal:
         await discover_account(session, journal, account.fleet, folder / FLEET, stop=StopToken())
     if account.skips_never_activated:
         for device in read_never_activated(folder / FLEET, session.name):

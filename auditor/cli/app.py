@@ -32,7 +32,7 @@ Exit codes:
   1    more devices failed or are pending than max_failed allows, an account is
        silent, a product could not be listed, a run does not verify, or a plan
        does not fit
-  2    usage, settings or fleet file
+  2    the usage, the settings or the fleet file is wrong
   3    the platform refuses an account or was never reached, or the run
        cannot be written
   4    --fail-on matched, or a policy is violated

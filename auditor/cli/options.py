@@ -1,7 +1,7 @@
 """Options that several commands share, with their help, and what they mean."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from auditor.cli.console import LogFormat
-from auditor.errors import UsageError
+from auditor.errors import DriftError, UsageError
 from auditor.models import ChangeDetection, Level
 
 if TYPE_CHECKING:
@@ -26,12 +26,17 @@ Config = Annotated[Path, Parameter(help="Settings, a TOML file; see configs/ for
 
 ReadPath = Annotated[
     Path,
-    Parameter(help="Run folder, directory of runs (uses its newest whole run), or a run of it such as audits/last~1."),
+    Parameter(
+        help="Run folder, directory of runs (uses its newest successful run of the whole fleet), or a run of it such "
+        "as audits/last~1."
+    ),
 ]
 
 ResumePath = Annotated[
     Path,
-    Parameter(help="Run folder, or directory of runs (uses its newest run, a trial only if no other is unfinished)."),
+    Parameter(
+        help="Run folder, or directory of runs (uses its newest run; a trial only if no other run is unfinished)."
+    ),
 ]
 
 RunPath = Annotated[
@@ -121,19 +126,19 @@ class SelectionFlags:
     """Flags that select the devices to query. Each overrides the settings' key of its name."""
 
     since: str | None = None
-    """Query only devices that may have changed since this run ("last" or a folder); reuse its other results."""
+    """Query only devices that may have changed since this run ("last" or a folder); carry its other results."""
 
     change_detection: ChangeDetection | None = None
     """When a device may have changed: strict, it is or was online since; reconnected, it came online since."""
 
     max_age: str | None = None
-    """Maximum age of a reused result, such as 30d."""
+    """Maximum age of a carried result, such as 30d."""
 
     recheck: str | None = None
-    """Percentage of the reused results to query anyway, at random, such as 1%."""
+    """Percentage of the carried results to query anyway, at random, such as 1%."""
 
     max_calls: int | None = None
-    """Make at most INT calls, for the devices with the highest priority; reuse the results of the others."""
+    """Make at most INT calls, for the devices with the highest priority; carry the results of the others."""
 
     sample_size: Annotated[int | None, Parameter(name="--sample")] = None
     """Query a random sample of INT devices, from each product by its size."""
@@ -314,3 +319,9 @@ def parse_names(flag: str, text: str | None, allowed: Sequence[str]) -> list[str
         if name not in allowed:
             raise UsageError(f"{flag} {name!r}: use {', '.join(allowed)}")
     return names
+
+
+def fail_on_differences(counts: Mapping[str, int]) -> None:
+    """Raise DriftError if there is a difference that --fail-on names; ``counts`` are their numbers."""
+    if matched := [f"{count:,} {difference}" for difference, count in counts.items() if count]:
+        raise DriftError(f"--fail-on matched: {', '.join(matched)}")

@@ -149,7 +149,7 @@ def print_warnings(warnings: "Iterable[RunWarning]") -> None:
 
 
 def read_from(path: Path) -> Path:
-    """Return the folder of the run that a path means for reading; say which, if a newer one is not whole.
+    """Return the folder of the run that a path means for reading; say which, if a newer one is not successful.
 
     Raises:
         RunFolderError: it means none; see ``find_stored_run``.
@@ -157,9 +157,9 @@ def read_from(path: Path) -> Path:
 
     def describe(run: "StoredRun", newest: "StoredRun") -> str:
         state = newest.manifest.state.replace("_", " ") if newest.manifest.covers_fleet else "of a part of the fleet"
-        return f"reading {run.folder}, the newest whole run; {newest.folder.name} is newer, and is {state}"
+        return f"reading {run.folder}, the newest successful run; {newest.folder.name} is newer, and is {state}"
 
-    return _find_folder(path, "whole", describe)
+    return _find_folder(path, "successful", describe)
 
 
 def resume_from(path: Path) -> Path:

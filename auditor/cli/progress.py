@@ -152,7 +152,7 @@ def _describe_account(account: AccountProgress, rate: float) -> str:
 def _summarize_account(account: AccountProgress, rate: float) -> str:
     """Return the account's state in a few words."""
     if account.discovery is not None and account.stopped is None:
-        return f"listing {_describe_discovery(account.discovery)}"
+        return f"discovering {_describe_discovery(account.discovery)}"
     state = "stopped" if account.stopped is not None else "done" if account.finished else f"{rate:,.1f} requests/s"
     problem = ", unhealthy" if account.problem is not None else ""
     failed = f", {account.failed:,} failed" if account.failed else ""
@@ -172,7 +172,7 @@ def _describe_progress(progress: Progress, rates: tuple[float, float]) -> str:
     problem = "" if progress.problem is None else f"; {safe(progress.problem)}"
     if progress.discovery is not None and not progress.fleet:
         rate = f"{progress.discovery.pages / max(progress.elapsed, 0.001):,.1f} requests/s"
-        return f"listing: {_describe_discovery(progress.discovery)}, {rate}{problem}"
+        return f"discovering: {_describe_discovery(progress.discovery)}, {rate}{problem}"
     if progress.sealing:
         return f"{done:,}/{progress.fleet:,} devices in {format_duration(progress.elapsed)}, sealing"
     if progress.states is not None:
@@ -182,7 +182,7 @@ def _describe_progress(progress: Progress, rates: tuple[float, float]) -> str:
     requests, devices = rates
     remaining = format_duration(progress.devices.pending / devices) if devices > 0 else "?"
     throttled = f", {progress.requests.throttled:,} throttled" if progress.requests.throttled else ""
-    discovery = "" if progress.discovery is None else f"; still listing: {_describe_discovery(progress.discovery)}"
+    discovery = "" if progress.discovery is None else f"; still discovering: {_describe_discovery(progress.discovery)}"
     return (
         f"{done:,}/{progress.fleet:,} devices ({done / max(progress.fleet, 1):.1%}), "
         f"{requests:,.1f} requests/s{_describe_quota(progress, requests)}, "

@@ -90,8 +90,7 @@ def _runs_table(runs: Sequence[RunSummary], marks: Sequence[str], zone: tzinfo |
         table.add_column(name, justify="right")
     for run, mark in zip(runs, marks, strict=True):
         counts = run.devices
-        answered = counts.ok + counts.empty + counts.not_found
-        numbers = (answered + counts.unanswered, answered, counts.failed, counts.pending - run.unsampled, run.unsampled)
+        numbers = (counts.fleet, counts.answered, counts.failed, counts.pending - run.unsampled, run.unsampled)
         style = _STYLES.get(mark, "")
         table.add_row(
             _format_start(run, zone),

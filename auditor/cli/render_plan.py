@@ -158,13 +158,13 @@ def _format_error(row: StrategyPlan) -> str:
 def _explain_incremental(plan: Plan) -> Iterator[str]:
     rows = [each for each in plan.strategies if each.strategy == "incremental"]
     if any(each.max_age_runs == 0 for each in rows):
-        yield "incremental: no earlier run has results to reuse, so the first run queries every device"
+        yield "incremental: no earlier run has results to carry, so the first run queries every device"
     else:
-        yield "incremental: a reused result is as old as its device's last connection"
+        yield "incremental: a carried result is as old as its device's last connection"
     for each in rows:
         sources = [] if each.run is None else [f"fraction of queried devices as in the run {each.run}"]
         if each.recheck_run is not None:
-            sources.append(f"error as measured by the spot check of {each.recheck_run}")
+            sources.append(f"error as measured by the recheck of {each.recheck_run}")
         if sources:
             yield f"{_strategy_name(each)}: {'; '.join(sources)}"
     if bounded := " and ".join(_strategy_name(each) for each in rows if each.min_calls is not None):

@@ -71,7 +71,7 @@ def print_inventory(
 
 
 def _describe_freshness(manifest: Manifest, ages: AnswerAges | None, now: datetime | None = None) -> Iterator[str]:
-    """Yield a line about the ages of a run's results, and one about its spot check."""
+    """Yield a line about the ages of a run's results, and one about its recheck."""
     if ages is None:
         return
     if (line := describe_ages(ages, now or datetime.now(UTC))) is not None:
@@ -91,7 +91,7 @@ def describe_drift(drift: Drift) -> Iterator[str]:
     if counts.carried:
         oldest = drift.new.manifest.oldest_answer_at
         age = "" if oldest is None else f"; the oldest result is of {safe(oldest)}"
-        yield f"{counts.carried:,} of {counts.compared:,} compared devices have reused results: the same{age}"
+        yield f"{counts.carried:,} of {counts.compared:,} compared devices have carried results: the same{age}"
     of_products = _name_counts(counts, ("added", "removed"))
     yield f"their modules: {_name_counts(counts, ('same', *MODULE_CHANGES))}; modules of products: {of_products}"
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from auditor.analysis.net_changes import NetChanges
 from auditor.cli.output import MIN_SENTENCE_WIDTH, Column, print_columns, table_zone
 from auditor.cli.render_run import describe_coverage
-from auditor.errors import ExitWord, RunFolderError
+from auditor.errors import ExitReasonCode, RunFolderError
 from auditor.query.warnings import is_tolerated, state_label
 from auditor.runs.folder import RunCatalog, StoredRun, find_stored_run
 from auditor.runs.locking import is_locked
@@ -24,7 +24,7 @@ _RESUME, _CHECK, _VERIFY = "auditor resume {run}", "auditor check {settings}", "
 
 _FAILED = "auditor devices {run} --status failed"
 
-_NEXT_STEPS: dict[ExitWord, tuple[str, tuple[str, ...]]] = {
+_NEXT_STEPS: dict[ExitReasonCode, tuple[str, tuple[str, ...]]] = {
     "success": ("nothing is to be done; see what changed", ("auditor diff --since {previous} {directory}",)),
     "within_tolerance": ("nothing has to be done; see which devices have no answer", (_FAILED,)),
     "too_many_failed": ("see which devices failed, remove the cause, and retry them", (_FAILED, _RESUME)),
@@ -140,10 +140,10 @@ def _describe_unfinished(run: StoredRun) -> str:
 
 def _describe_success(run: StoredRun) -> Iterator[str]:
     """Yield a line about the last success, if the run itself is none."""
-    if run.complete or run.manifest.state == "running":
+    if run.is_success or run.manifest.state == "running":
         return
     catalog = RunCatalog(run.folder.parent)
-    last = next((each for each in catalog.earlier(run.manifest, run.folder) if each.complete), None)
+    last = next((each for each in catalog.earlier(run.manifest, run.folder) if each.is_success), None)
     found = "none in this directory" if last is None else f"{safe(last.folder.name)}"
     yield f"last success: {found}"
 

@@ -84,7 +84,9 @@ def run_in_loop(main: Callable[[], Awaitable[T]]) -> T:
 
 
 def run_until_signal(start: Callable[[StopToken], Awaitable[T]]) -> T:
-    """Run ``start`` and return its result. SIGINT or SIGTERM requests a stop, and a second one cancels.
+    """Run ``start`` and return its result.
+
+    The first of SIGINT, SIGTERM and SIGHUP requests a stop, a second one cancels, and a third one exits.
 
     Raises:
         AuditInterruptedError: a second signal came. A thread may still run: leave by ``os._exit``.
@@ -153,7 +155,11 @@ class _SignalHandler:
             self._previous[number] = signal.signal(number, receive)
 
     def finish(self) -> None:
-        """Stop requesting stops. If a signal came, the next one interrupts, and the one after that exits."""
+        """End the audit's part.
+
+        If no signal came, signals are handled as before the audit. Otherwise the next one interrupts what still runs,
+        and the one after that exits.
+        """
         self._finished = True
         if not self._received:
             for number, handler in self._previous.items():

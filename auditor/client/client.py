@@ -4,7 +4,6 @@ import itertools
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +19,7 @@ from auditor.client.transport import METHOD, Endpoint, Transport, open_transport
 from auditor.client.transport_errors import attribute_to_proxy, redact, to_platform_error
 from auditor.errors import AccountDeniedError, ClockSkewError, NeverActivatedError, NotFoundError, PlatformError
 from auditor.models import Secret
+from auditor.text.formatting import format_utc_second
 
 
 class ApiClient:
@@ -80,7 +80,7 @@ class ApiClient:
         query, signature = self._signer.sign(
             METHOD,
             {"Action": operation.name, "Version": API_VERSION, **parameters},
-            timestamp=_format_timestamp(int(sent_at + offset)),
+            timestamp=format_utc_second(int(sent_at + offset)),
             nonce=f"{self._nonce_prefix}{next(self._numbers):012x}",
         )
         outcome: ApiResponse | PlatformError
@@ -123,7 +123,7 @@ class ApiClient:
         if self.clock.record_refused(date, now, signed_offset):
             return error
         sent, theirs = (
-            "none" if each is None else _format_timestamp(int(each)) for each in (now + signed_offset, date)
+            "none" if each is None else format_utc_second(int(each)) for each in (now + signed_offset, date)
         )
         sentence = f"every timestamp is refused; the last was {sent}, the Date of its answer is {theirs}"
         denied = AccountDeniedError(error.code, sentence, http_status=error.http_status, request_id=error.request_id)
@@ -134,8 +134,3 @@ class ApiClient:
     async def prewarm(self, connections: int) -> bool:
         """Open connections in advance; see ``AccountConnector.prewarm``. A client that is not open does nothing."""
         return self._transport is None or await self._transport.prewarm(connections)
-
-
-@lru_cache(maxsize=4)  # one a second serves all requests of that second
-def _format_timestamp(second: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))

@@ -109,7 +109,7 @@ def _parse_state(entry: dict[str, object]) -> ConnectionState:
 def _parse_optional_time(entry: dict[str, object], key: str) -> ReportedTime | None:
     """Return a time of an entry; None if it is missing, null or blank. The decoder leaves out null, not an object."""
     value = entry.get(key, "")
-    return None if isinstance(value, str) and not value.strip() else parse_time(value)
+    return None if isinstance(value, str) and not value.strip() else parse_reported_time(value)
 
 
 _NUMBER = re.compile(r"(\d{9,16})(\.\d{1,9})?", re.ASCII)
@@ -121,7 +121,7 @@ _DATE_AND_TIME = re.compile(
 )
 
 
-def parse_time(value: object) -> ReportedTime:
+def parse_reported_time(value: object) -> ReportedTime:
     """Return a reported time in any form that has one meaning, such as 1579249151000 or ``2020-01-17 16:19:11``.
 
     Forms are milliseconds or seconds since 1970, as a number or as text, and a date, year first, with a time. The

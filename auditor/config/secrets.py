@@ -74,7 +74,7 @@ def _read_file(file: str, where: str) -> bytes:
     try:
         content = read_regular_file(Path(file))
     except OSError as error:
-        raise SettingsError(f"{where}: {file} cannot be read: {error.strerror}") from error
+        raise SettingsError(f"{where}: {file}: cannot be read: {error.strerror}") from error
     _warn_if_others_can_read(os.path.realpath(file))
     return content
 

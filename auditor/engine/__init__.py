@@ -1,1 +1,1 @@
-"""Queries devices: the worker pool, one session per account, its rate limiters, and the state of the run."""
+"""Queries devices: the worker pool, the session of each account, its rate limiters, and the state of the run."""

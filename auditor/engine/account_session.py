@@ -175,7 +175,7 @@ class AccountSession:
             trust=self._trust,
             page_size=self._settings.page_size,
             now=self.platform_time,
-            may_repeat=self._caller.may_retry,
+            may_retry=self._caller.may_retry,
         )
         self.fetched += 1
         self._failed += isinstance(outcome, DeviceFailure)
@@ -340,7 +340,7 @@ class AccountSession:
         if self._breaker.has_succeeded or self._breaker.last_error is None:
             return None
         sentence = f"no usable answer; last error: {self._breaker.last_error}"
-        return AccountStoppedError(self.name, sentence, exit_word="unreachable_account")
+        return AccountStoppedError(self.name, sentence, reason_code="unreachable_account")
 
     @property
     def problem(self) -> str | None:

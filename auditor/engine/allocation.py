@@ -82,7 +82,7 @@ class CallBudget:
             self._pulled += 1
             yield device
 
-    def allows_retry(self) -> bool:
+    def may_retry(self) -> bool:
         """Return whether a device whose request failed may have another call."""
         return self._calls is None or self._unreserved(self._calls) >= 0
 

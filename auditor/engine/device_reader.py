@@ -37,8 +37,8 @@ MAX_WITHOUT_DEVICE = 12
 MISMATCH_RATES = (0.001, 0.01)
 """Fractions of mismatched answers. Two answers must agree, and one more for each fraction that is exceeded."""
 
-MAX_REMEMBERED_IDS = 20_000
-"""Request ids of an account that are remembered at least; twice as many at most."""
+IDS_PER_GENERATION = 20_000
+"""Request ids in each of the two generations that an account remembers."""
 
 RECENT_ANSWERS = 300
 """Answers that name no device whose request ids show whether the account's ids are unique now."""
@@ -78,8 +78,8 @@ class AnswerTrust:
     An answer that is not believed is requested again on a connection that no other answer can arrive on, until two
     agree; three or four if even there mismatches are so frequent that two could be wrong (``MISMATCH_RATES``). If two
     answers are exchanged, both are on their way at the same time. So the first one that names no device is held back
-    for the time of one request, in which the other one shows the exchange. The ids of ``MAX_REMEMBERED_IDS`` answers
-    are remembered: more than arrive while a connection is idle.
+    for the time of one request, in which the other one shows the exchange. The ids of at least ``IDS_PER_GENERATION``
+    answers are remembered: more than arrive while a connection is idle.
 
     Args:
         hold: waits for the time of one request; None does not wait.
@@ -145,7 +145,7 @@ class AnswerTrust:
         repeated = request_id in self._recent or request_id in self._older
         self._repeated.append(repeated)
         if not repeated:
-            if len(self._recent) >= MAX_REMEMBERED_IDS:
+            if len(self._recent) >= IDS_PER_GENERATION:
                 self._older, self._recent = self._recent, set()
             self._recent.add(request_id)
         return self.is_suspicious or (repeated and 3 * sum(self._repeated) <= 2 * len(self._repeated))
@@ -158,7 +158,7 @@ async def fetch_device(
     trust: AnswerTrust | None = None,
     page_size: int = LIST_OTA_MODULE_VERSIONS_BY_DEVICE.page_size,
     now: Callable[[], float] = time.time,
-    may_repeat: Callable[[], bool] = lambda: True,
+    may_retry: Callable[[], bool] = lambda: True,
 ) -> Outcome:
     """Return what one device runs, or why that is not known; AccountStoppedError is passed on from ``call``.
 
@@ -168,14 +168,14 @@ async def fetch_device(
         trust: what is known about answers of this account; None: nothing.
         page_size: number of modules per page, 1 to 200.
         now: returns seconds since 1970.
-        may_repeat: returns whether the device may be read again.
+        may_retry: returns whether the device may be read again.
     """
     reading = _DeviceReading(device, page_size)
     outcome = await _read_once(call, reading)
     attempts = reading.attempts
     if not (reading.names_device and isinstance(outcome, Page)):  # nearly every device is believed
         trust = trust or AnswerTrust()
-        reading, outcome, attempts = await _read_until_believed(call, reading, outcome, trust, may_repeat)
+        reading, outcome, attempts = await _read_until_believed(call, reading, outcome, trust, may_retry)
     if isinstance(outcome, Page):
         identity, modules = reading.identity, tuple(reading.modules.values())
         total, pages = len(modules), reading.pages
@@ -196,7 +196,7 @@ async def _read_until_believed(
     reading: "_DeviceReading",
     outcome: Page | PlatformError,
     trust: AnswerTrust,
-    may_repeat: Callable[[], bool],
+    may_retry: Callable[[], bool],
 ) -> tuple["_DeviceReading", Page | PlatformError, int]:
     """Read a device again until a reading is believed, if the first one, with its outcome, is not.
 
@@ -213,7 +213,7 @@ async def _read_until_believed(
         if isinstance(outcome, InconsistentResponseError):
             readings += 1
             fresh_connection |= reading.is_mismatched
-            if readings == MAX_READINGS or not may_repeat():
+            if readings == MAX_READINGS or not may_retry():
                 break
         elif (answer := _answer_without_device(outcome, reading)) is None:
             trust.record_contradictions(without_device.total() if without_device and isinstance(outcome, Page) else 0)
@@ -228,7 +228,7 @@ async def _read_until_believed(
             if without_device[answer] >= trust.needed:
                 trust.record_contradictions(without_device.total() - without_device[answer])
                 break
-            if without_device.total() == MAX_WITHOUT_DEVICE or not may_repeat():
+            if without_device.total() == MAX_WITHOUT_DEVICE or not may_retry():
                 count = without_device.total()
                 outcome = InconsistentResponseError(f"no {trust.needed} of {count} answers that name no device agree")
                 break

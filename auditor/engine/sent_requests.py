@@ -80,7 +80,7 @@ class SentRequests:
         os.close(self._descriptor)
 
     def counter(self, operation: str, account: str, reserved: int) -> Callable[[], None]:
-        """Return what is to be called before each request of an account is sent.
+        """Return a function to call before each request of an account.
 
         It records ``reserved`` requests at a time, so after a kill the count may be too high by one less than that. It
         raises RunNotWritableError if the file cannot be written.

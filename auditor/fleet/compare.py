@@ -20,7 +20,7 @@ from auditor.storage.database import (
     open_database,
     parquet,
     scratch_database,
-    sql_literal,
+    sql_literals,
     write_rows,
 )
 from auditor.storage.files import private_folder
@@ -43,7 +43,7 @@ def write_fleet(fleet: Sequence[Path], out: Path, form: FleetFormat) -> None:
     columns = ", ".join(name for name in FLEET_COLUMNS if name != ATTRIBUTES)
     texts = ", ".join(f"strftime({name}, '%Y-%m-%dT%H:%M:%S.%gZ') AS {name}" for name in _TIMES)
     times = "" if form == "parquet" else f"REPLACE ({texts})"
-    with scratch_database(failure=f"{out} cannot be written") as database:
+    with scratch_database(failure=f"{out}: cannot be written") as database:
         source = f"(SELECT * {times} FROM {parquet(*fleet)})"
         rows = f"SELECT {columns}{attribute_cells(LISTED_ATTRIBUTES, FLEET_COLUMNS)} FROM {source}"
         write_rows(database, rows, out, _OPTIONS[form])
@@ -73,10 +73,10 @@ def comparison_sql(
     )
     missing = f"FROM {parquet(matching)} ANTI JOIN {with_id} USING {by_id} ANTI JOIN {without} USING {by_name}"
     undetermined = (
-        [f"product_key IN ({_literals(incomplete_products)}) OR product_key IS NULL"] if incomplete_products else []
+        [f"product_key IN ({sql_literals(incomplete_products)}) OR product_key IS NULL"] if incomplete_products else []
     )
     if requested_products is not None:
-        among = f"product_key NOT IN ({_literals(requested_products)})" if requested_products else "true"
+        among = f"product_key NOT IN ({sql_literals(requested_products)})" if requested_products else "true"
         undetermined.append(f"product_key IS NULL OR {among}")
     condition = " OR ".join(undetermined)
     difference = f"CASE WHEN {condition} THEN 'not_seen' ELSE 'unknown' END" if undetermined else "'unknown'"
@@ -85,10 +85,6 @@ def comparison_sql(
         f"SELECT {difference} AS difference, {columns}, NULL::VARCHAR AS device_status FROM ({not_discovered}) "
         f"UNION ALL SELECT 'missing', {columns}, device_status FROM ({missing}) ORDER BY ALL"
     )
-
-
-def _literals(names: Collection[str]) -> str:
-    return ", ".join(map(sql_literal, names))
 
 
 def product_counts_sql(fleet: Sequence[Path]) -> str:

@@ -62,8 +62,8 @@ async def discover_account(
 ) -> MaterializedFleet | None:
     """Discover an account's devices, up to ``max_devices``, and write them to a file like ``fleet.parquet``.
 
-    ``optional``: the account's devices can be queried without it, see ``AccountSession.call_optional``. Returns what
-    was written; None if the end was requested first.
+    Return what was written; None: the end was requested first. ``optional``: the account's devices can be queried
+    without it, see ``AccountSession.call_optional``.
 
     Raises:
         AccountStoppedError: the account is denied, was never reached, or may not list its devices.
@@ -98,18 +98,18 @@ async def crawl(
         return stop.reason is not None or (enough_devices is not None and journal.rows >= enough_devices)
 
     call, workers = session.call_optional if optional else session.call, session.workers
-    limiter = anyio.CapacityLimiter(max(1, session.concurrency_for(QUERY_DEVICE, QUERY_PRODUCT_LIST)))
+    concurrent_products = anyio.CapacityLimiter(max(1, session.concurrency_for(QUERY_DEVICE, QUERY_PRODUCT_LIST)))
     if enough_devices is not None:
         workers = max(1, min(workers, (enough_devices - journal.rows) // DEVICES_PER_PAGE))
     try:
         await _read_products(session, journal, is_done, call)
-        discover = partial(_discover_product, session, journal, is_done, limiter, call=call)
+        discover = partial(_discover_product, session, journal, is_done, concurrent_products, call=call)
         await run_workers(iter(journal.remaining()), discover, discard, concurrency=workers, stop=stop)
         if not is_done() and any(each.shrunk for each in journal.products.values()):
             await _recount_products(session, journal)
     except AccountStoppedError as error:
         sentence = f"its devices cannot be listed: {error.sentence}"
-        raise AccountStoppedError(session.name, sentence, exit_word=error.exit_word) from error
+        raise AccountStoppedError(session.name, sentence, reason_code=error.reason_code) from error
 
 
 async def count_devices(session: AccountSession, journal: DiscoveryJournal, *, stop: StopToken) -> dict[str, int]:
@@ -175,7 +175,7 @@ async def _discover_product(
     session: AccountSession,
     journal: DiscoveryJournal,
     is_done: Callable[[], bool],
-    limiter: anyio.CapacityLimiter,
+    concurrent_products: anyio.CapacityLimiter,
     product: ProductDiscovery,
     *,
     call: CallOperation,
@@ -185,17 +185,19 @@ async def _discover_product(
     A product that is read quickly changes less in the meantime, so that fewer pages are read again.
     """
 
-    def is_deep() -> bool:
-        return (product.pager.next_page.page - 1) * DEVICES_PER_PAGE >= DEEP_LIST_ITEMS
-
     async def read_while(condition: Callable[[], bool]) -> None:
         while product.pager.phase != "ended" and product.failure is None and not is_done() and condition():
             await _read_devices_page(session, journal, product, call)
-            limiter.total_tokens = max(1, session.concurrency_for(QUERY_DEVICE, QUERY_PRODUCT_LIST))
+            concurrent_products.total_tokens = max(1, session.concurrency_for(QUERY_DEVICE, QUERY_PRODUCT_LIST))
 
-    async with limiter:
-        await read_while(lambda: not is_deep())
+    async with concurrent_products:
+        await read_while(lambda: not _is_deep(product.pager.next_page))
     await read_while(lambda: True)  # deep pages have a quota of their own and take long, so that others may proceed
+
+
+def _is_deep(page: PageReference) -> bool:
+    """Return whether a page of devices has the quota of deep pages."""
+    return (page.page - 1) * DEVICES_PER_PAGE >= DEEP_LIST_ITEMS
 
 
 async def _read_devices_page(
@@ -206,7 +208,7 @@ async def _read_devices_page(
     parameters = {"ProductKey": key, "CurrentPage": str(place.page), "PageSize": str(DEVICES_PER_PAGE)}
     # The page number too: the documentation does not say whether a token makes it needless.
     parameters |= {} if place.token is None else {"NextToken": place.token}
-    operation = QUERY_DEVICE if (place.page - 1) * DEVICES_PER_PAGE < DEEP_LIST_ITEMS else QUERY_DEVICE_DEEP
+    operation = QUERY_DEVICE_DEEP if _is_deep(place) else QUERY_DEVICE
     page = await _fetch_page(call, operation, parameters, place, partial(parse_devices, product_key=key))
     if isinstance(page, NotFoundError) and not journal.has_configured_products:
         page = _NO_DEVICES

@@ -47,7 +47,7 @@ log = structlog.get_logger()
 PROGRESS_SECONDS = 0.5
 """Seconds between two progress reports."""
 
-_SETTINGS_FILE = "listing.json"
+_SETTINGS_FILE = "discovery.json"
 """File of the folder with the settings that determine what is discovered."""
 
 ALL_PRODUCTS = FleetSource(products="all")
@@ -153,7 +153,7 @@ def lock_folder(work: Path, *, group_readable: bool = False) -> Iterator[None]:
         _refuse_foreign_folder(work)
         lock = RunLock(work)
     except OSError as error:
-        raise RunNotWritableError(f"{work} cannot be written: {error.strerror}") from error
+        raise RunNotWritableError(f"{work}: cannot be written: {error.strerror}") from error
     except RunFolderError:
         if not is_locked(work):
             raise

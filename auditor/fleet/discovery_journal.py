@@ -79,7 +79,7 @@ class DiscoveryJournal:
         pager: determines the next page of the list of products.
         products: products to discover, by key.
         pages: pages in the journal; ``pages_before``: those that it had on opening.
-        products_complete: whether the list of products is complete, or was abandoned for the configured products.
+        products_complete: whether no further page of the list of products is needed.
         keys: keys of all listed products, including excluded ones.
     """
 
@@ -100,7 +100,7 @@ class DiscoveryJournal:
             self._replay()
             self.pages_before = self.pages
         except OSError as error:
-            raise RunNotWritableError(f"{self.path} cannot be written: {error.strerror}") from error
+            raise RunNotWritableError(f"{self.path}: cannot be written: {error.strerror}") from error
         self._lines = AppendOnlyFile(self.path)
         return self
 

@@ -18,6 +18,7 @@ from auditor.storage.database import (
     scalar,
     scratch_database,
     sql_literal,
+    sql_literals,
     sql_read_path,
     text_lines,
     write_rows,
@@ -70,7 +71,7 @@ def materialize(
     """
     require_folder(out)
     work = out.with_suffix(".reading")
-    with scratch_database(work, failure=f"{out} cannot be written") as database:
+    with scratch_database(work, failure=f"{out}: cannot be written") as database:
         rows = _stage(database, journal, work / "rows.parquet")
         condition = _filter_condition(fleet) if filtered else "true"
         return _write(database, rows, out, account, condition=condition, limit=limit)
@@ -153,5 +154,5 @@ def _pattern_conditions(patterns: Patterns) -> Sequence[str]:
     if patterns.device_name:
         found.append(f"regexp_full_match(device_name, {sql_literal(glob_regex(patterns.device_name))})")
     if patterns.status:
-        found.append(f"coalesce(device_status IN ({', '.join(map(sql_literal, patterns.status))}), false)")
+        found.append(f"coalesce(device_status IN ({sql_literals(patterns.status)}), false)")
     return found

@@ -205,7 +205,7 @@ def show(value: str) -> str:
     return '"' + "".join(each if each.isprintable() else f"\\u{ord(each):04x}" for each in shortened) + '"'
 
 
-def parse_time(text: str) -> datetime | None:
+def parse_fleet_time(text: str) -> datetime | None:
     """Return the time in UTC that a text has in ISO 8601; None if it cannot be read. Without a zone it is UTC."""
     try:
         time = datetime.fromisoformat(text.strip())

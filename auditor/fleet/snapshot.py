@@ -22,7 +22,7 @@ from auditor.fleet.names import (
     exact_name,
     is_blank,
     need_no_cleaning,
-    parse_time,
+    parse_fleet_time,
     show,
 )
 from auditor.fleet.readers import open_fleet_file, read_rows
@@ -75,7 +75,7 @@ def write_snapshot(fleets: Sequence[tuple[str, str]], out: Path, *, limit: int |
     if not fleets:
         raise FleetError("no account has a fleet; a fleet has at least one device")
     work = out.with_suffix(".reading")
-    with scratch_database(work, failure=f"{out} cannot be written") as database:
+    with scratch_database(work, failure=f"{out}: cannot be written") as database:
         paths, duplicates = [], 0
         for number, (account, source) in enumerate(fleets):
             stage = _stage(
@@ -196,7 +196,7 @@ def _discovery_values(status: str, created: str, modified: str) -> str:
         status = ""
     elif status and status not in get_args(DeviceStatus):
         status = OTHER_STATUS
-    times = (parse_time(text) for text in (created, modified))
+    times = (parse_fleet_time(text) for text in (created, modified))
     return "\t".join((status, *("" if time is None else time.isoformat(" ") for time in times)))
 
 
@@ -264,7 +264,7 @@ def _refuse_contradictions(database: duckdb.DuckDBPyConnection, file: FleetFile)
 
 def write_empty_snapshot(out: Path) -> Snapshot:
     """Write a fleet without devices, for accounts whose devices are discovered later."""
-    with scratch_database(failure=f"{out} cannot be written") as database:
+    with scratch_database(failure=f"{out}: cannot be written") as database:
         return Snapshot("", write_numbered(database, concatenated_rows(()), out), 0, sha256_of(out))
 
 

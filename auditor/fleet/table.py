@@ -41,7 +41,7 @@ _ACTIVATED, _NEVER_ACTIVATED = "device_status IS DISTINCT FROM 'UNACTIVE'", "dev
 def require_folder(path: Path) -> None:
     """Raise RunNotWritableError if the folder of a file to write does not exist: a scratch folder would create it."""
     if not path.parent.is_dir():
-        raise RunNotWritableError(f"{path} cannot be written: its folder does not exist")
+        raise RunNotWritableError(f"{path}: cannot be written: its folder does not exist")
 
 
 def concatenated_rows(paths: Sequence[Path]) -> str:
@@ -85,7 +85,7 @@ def write_extended_fleet(
     """
     require_folder(out)
     work, columns = out.with_suffix(".growing"), ", ".join(FLEET_COLUMNS)
-    with scratch_database(work, failure=f"{out} cannot be written") as database:
+    with scratch_database(work, failure=f"{out}: cannot be written") as database:
         parts = [work / f"{number}.parquet" for number in range(len(order))]
         for name, part in zip(order, parts, strict=True):
             existing = f"SELECT {columns} FROM {parquet(fleet)} WHERE account = $1"
@@ -114,7 +114,7 @@ def read_never_activated(path: Path, account: str) -> Iterator[Device]:
 
 
 def _devices(path: Path, account: str, condition: str) -> Iterator[Device]:
-    with scratch_database(failure=f"{path} cannot be read") as database:
+    with scratch_database(failure=f"{path}: cannot be read") as database:
         query = f"SELECT {', '.join(COLUMNS)} FROM {parquet(path)} WHERE account = ? AND {condition}"
         rows = database.execute(query, [account])
         while batch := rows.fetchmany(BATCH_ROWS):
@@ -176,7 +176,7 @@ def devices_by_stratum(path: Path, skipping: Collection[str]) -> dict[tuple[str,
 
 
 def _read_rows(path: Path, query: str, *parameters: object) -> list[tuple[Any, ...]]:
-    with scratch_database(failure=f"{path} cannot be read") as database:
+    with scratch_database(failure=f"{path}: cannot be read") as database:
         return database.execute(query, list(parameters)).fetchall()
 
 

@@ -189,9 +189,9 @@ def _paragraph(
     drift: DriftSummary | None,
 ) -> str:
     counts, code, failures = run.counts, content["exit_code"], content["failures"]
-    answered = counts.ok + counts.empty + counts.not_found
+    answered = counts.answered
     unsampled = run.sources.unsampled
-    fleet = answered + counts.unanswered
+    fleet = counts.fleet
     scope = f"{fleet - unsampled:,} devices sampled from {fleet:,}" if unsampled else f"{fleet:,} devices"
     pending = counts.pending - unsampled
     figures = f"{answered:,} of {scope} answered, {counts.failed:,} failed, {pending:,} pending"
@@ -202,7 +202,7 @@ def _paragraph(
     sentences = [f"{run.manifest.name} is {state}{f' (exit code {code})' if code else ''}: {figures}."]
     if run.sources.carried:
         oldest = f", the oldest from {run.sources.oldest_answer_at}" if run.sources.oldest_answer_at else ""
-        sentences.append(f"Reused: {run.sources.carried:,} of these answers{oldest}.")
+        sentences.append(f"Carried: {run.sources.carried:,} of these answers{oldest}.")
     if failures:
         by_code = (f"{each['devices']:,} with {each['code']}" for each in failures)
         sentences.append(f"Failed: {_join_first(by_code)}.")

@@ -143,7 +143,7 @@ def _path_problem(path: Path, suffixes: tuple[str, ...]) -> str | None:
     if path.exists() and not path.is_file():
         return f"{path} is not a file; give the path of a file in an existing directory"
     if not os.access(folder, os.W_OK | os.X_OK):
-        return f"{folder} cannot be written; a file in it is replaced after each run"
+        return f"{folder}: cannot be written; a file in it is replaced after each run"
     return None
 
 

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
-from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from auditor.analysis.device_groups import GROUPED_MODULES, define_device_groups, group_values
-from auditor.errors import ExitWord, RunFolderError
+from auditor.errors import ExitReasonCode, RunFolderError
 from auditor.models import WarningKind
 from auditor.policy.evaluate import PolicySummary, summarize_policy
 from auditor.policy.model import Policy, Severity
@@ -32,7 +31,7 @@ from auditor.runs.views import define_sealed_views, inventory_query
 from auditor.storage.database import scalar, temporary_database
 from auditor.storage.files import READABLE_BY_ALL, atomic_replace
 from auditor.storage.tables import translate_read_errors
-from auditor.text.formatting import safe
+from auditor.text.formatting import parse_manifest_time, safe
 
 MAX_SERIES = 1_000
 """Series of one metric, those with the most devices: devices may report any version, and each is a series. For
@@ -311,7 +310,7 @@ def _add_ending(samples: _SampleCollector, manifest: Manifest) -> None:
     if manifest.exit_code is not None:
         samples.add("auditor_run_exit_code", manifest.exit_code)
     found = None if manifest.exit_reason is None else manifest.exit_reason.code
-    for word in get_args(ExitWord):
+    for word in get_args(ExitReasonCode):
         samples.add("auditor_run_exit_reason", word == found, reason=word)
 
 
@@ -326,10 +325,8 @@ def _last_success(folder: Path, manifest: Manifest) -> float | None:
 
 def _timestamp(text: str | None) -> float | None:
     """Return a time of a manifest in seconds since 1970; None if it cannot be parsed, as after an edit by hand."""
-    try:
-        return None if text is None else datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError):
-        return None
+    time = parse_manifest_time(text)
+    return None if time is None else time.timestamp()
 
 
 def _add_policy(samples: _SampleCollector, policy: PolicySummary) -> None:

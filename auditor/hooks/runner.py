@@ -143,7 +143,7 @@ def _policy_reason(policy: "PolicySummary") -> ExitReason:
         return ExitReason("policy_not_evaluated", f"{_FAILURES['policy']}: {policy.problem}")
     names = [each.rule.name for each in policy.violated if each.rule.severity == "error"]
     more = f" and {len(names) - MAX_RULE_NAMES:,} more" if len(names) > MAX_RULE_NAMES else ""
-    return ExitReason(PolicyError.exit_word, f"the policy is violated: {', '.join(names[:MAX_RULE_NAMES])}{more}")
+    return ExitReason(PolicyError.reason_code, f"the policy is violated: {', '.join(names[:MAX_RULE_NAMES])}{more}")
 
 
 def _record_policy(folder: Path, reason: ExitReason | None) -> None:

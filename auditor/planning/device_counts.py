@@ -14,7 +14,7 @@ from auditor.fleet.discovery_journal import DiscoveryJournal
 from auditor.storage.files import private_folder
 
 MAX_UNREACHABLE_SECONDS = 10.0
-"""Seconds until an account that gives no usable answer is abandoned; a person is waiting."""
+"""Seconds until an account that gives no usable answer is stopped; a person is waiting."""
 
 
 async def count_listed_fleets(settings: Settings, names: Collection[str]) -> dict[str, dict[int, int]]:
@@ -47,7 +47,7 @@ async def _count_products(session: AccountSession, account: Account, journal: Di
         counts = await count_devices(session, journal, stop=StopToken())
     except AccountStoppedError as error:
         sentence = f"its devices cannot be counted: {error.sentence}; {advise_fleet_file([account.name])}"
-        raise AccountStoppedError(account.name, sentence, exit_word=error.exit_word) from error
+        raise AccountStoppedError(account.name, sentence, reason_code=error.reason_code) from error
     by_size: dict[int, int] = {}
     for devices in counts.values():
         by_size[devices] = by_size.get(devices, 0) + 1

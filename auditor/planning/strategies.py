@@ -95,7 +95,7 @@ def _incremental_row(
 
 
 def _incremental_cost(load: AccountLoad, carry: CarryMeasurements, stats: IncrementalStats, recheck: float) -> Cost:
-    """Return the cost of an account; without a measured fraction the lower bound, as if no device had reconnected."""
+    """Return the cost of an account. If no fraction was measured, it is a lower bound: no device has reconnected."""
     answered = load.devices if carry.answered is None else carry.answered.get(load.account.name, 0)
     new = max(0, load.devices - answered)
     fraction = stats.selected_fraction.get(load.account.name, 0.0)
@@ -108,7 +108,7 @@ def _incremental_cost(load: AccountLoad, carry: CarryMeasurements, stats: Increm
 def _rolling_rows(
     settings: Settings, plan: Plan, loads: list[AccountLoad], measurements: RunMeasurements | None
 ) -> Iterator[StrategyPlan]:
-    """Yield the plan for the given window and budget; without them one for each default age, if times are known."""
+    """Yield a row for the given window and budget; without them, one for each default age, if times are known."""
     if plan.window is not None or settings.max_calls is not None:
         yield _rolling_row(settings, loads, measurements, plan.window)
     elif plan.seconds is not None and plan.devices:

@@ -84,10 +84,10 @@ def evaluate_policy(run: str | Path, policy: Policy, *, now: datetime | None = N
     """
     now = datetime.now(UTC) if now is None else now.astimezone(UTC)
     folder = find_run(Path(run))
-    source = partial(translate_read_errors, folder)
+    reading = partial(translate_read_errors, folder)
     with temporary_database("policy") as (database, work):
         snapshot = open_snapshot(folder, work)
-        with source():
+        with reading():
             define_run_tables(database, snapshot)
             define_scopes(database, policy.rules, now)
             restrict_scopes(database, policy.rules)
@@ -105,7 +105,7 @@ def evaluate_policy(run: str | Path, policy: Policy, *, now: datetime | None = N
         head = snapshot.coverage | {"warnings": warning_objects(warnings)}
 
         def table(query: str, name: str = "violations") -> ResultTable:
-            return ResultTable(database, query, reading=source, name=name, head=head)
+            return ResultTable(database, query, reading=reading, name=name, head=head)
 
         by_rule = (f"{_VIOLATIONS} WHERE v.number = {at} {_ORDER} LIMIT {MAX_EXAMPLES}" for at in range(len(results)))
         examples = tuple(map(table, by_rule))

@@ -9,7 +9,7 @@ from auditor.policy.scope import ANSWERED, COMPLIANT, EXEMPT, NOT_SEEN, UNANSWER
 from auditor.query.version_order import define_newest_versions
 from auditor.storage.database import Database
 
-_NOT_SEEN = f"""SELECT product, not_seen + coalesce(unassigned, 0) AS not_seen FROM (
+_UNANSWERED_BY_PRODUCT = f"""SELECT product, not_seen + coalesce(unassigned, 0) AS not_seen FROM (
     SELECT product, count(*) FILTER ({UNANSWERED}) AS not_seen FROM policy_devices
     ANTI JOIN (FROM exempt_devices WHERE rule = $1) USING (line)
     ANTI JOIN (FROM outside_devices WHERE rule = $1) USING (line) GROUP BY product
@@ -82,7 +82,7 @@ def _evaluate_max_versions(database: Database, number: int, limit: int) -> None:
         f"INSERT INTO group_verdicts SELECT $1, product, module, {rank}, true, {reason} "
         "FROM (SELECT product, module, count(DISTINCT key) AS in_use FROM versions_in_use "
         "JOIN equivalence_keys USING (version) WHERE rule = $1 GROUP BY product, module) "
-        f"LEFT JOIN ({_NOT_SEEN}) USING (product)",
+        f"LEFT JOIN ({_UNANSWERED_BY_PRODUCT}) USING (product)",
         [number, limit],
     )
 
@@ -105,7 +105,7 @@ def _evaluate_newest(database: Database, number: int, condition: Newest) -> None
         "count(*) AS versions, sum(devices)::BIGINT AS devices, "
         "(sum(devices) FILTER (ordering = 'same'))::BIGINT AS on_newest "
         f"FROM {_COMPARED} WHERE rule = $1 GROUP BY product, module, newest) "
-        f"LEFT JOIN ({_NOT_SEEN}) USING (product) "
+        f"LEFT JOIN ({_UNANSWERED_BY_PRODUCT}) USING (product) "
         "LEFT JOIN (FROM rollout_intervals WHERE rule = $1) USING (product, module)) JOIN versions ON version = newest",
         [number, condition.share.numerator, condition.share.denominator, condition.text, float(condition.share)],
     )

@@ -1,4 +1,4 @@
-"""Sentences about a run's numbers: warnings, sample, age of results, spot checks, selection of devices."""
+"""Sentences about a run's numbers: warnings, sample, age of results, rechecks, selection of devices."""
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -68,41 +68,41 @@ def describe_ages(ages: AnswerAges, now: datetime) -> str | None:
     if ages.first is None or ages.median is None or ages.last is None:
         return None
     first, last = (f"{point:%Y-%m-%d %H:%M}" for point in (ages.first, ages.last))
-    reused = f"{ages.carried:,} of {ages.fleet:,} devices have reused results; " if ages.carried else ""
+    carried = f"{ages.carried:,} of {ages.fleet:,} devices have carried results; " if ages.carried else ""
     span = f"of {first} UTC" if first == last else f"from {first} to {last} UTC"
     half = format_rough_duration((now - ages.median).total_seconds())
-    return f"{reused}results are {span}, half of them younger than {half}"
+    return f"{carried}results are {span}, half of them younger than {half}"
 
 
 def describe_recheck(recheck: Recheck) -> str:
-    """Return a sentence about how many devices without a sign of change a spot check found changed."""
+    """Return a sentence about how many devices without a sign of change a recheck found changed."""
     if recheck.rate is None or recheck.low is None or recheck.high is None:
-        return f"spot check: none of {format_count(recheck.checked, 'queried device')} answered"
+        return f"recheck: none of {format_count(recheck.checked, 'queried device')} answered"
     return (
-        f"spot check: {recheck.changed:,} of {format_count(recheck.answered, 'result')} without a sign of change "
+        f"recheck: {recheck.changed:,} of {format_count(recheck.answered, 'result')} without a sign of change "
         f"{'was' if recheck.answered == 1 else 'were'} outdated: {100 * recheck.rate:.2f}% "
         f"(95% interval {format_limits(recheck.low, recheck.high, 2)})"
     )
 
 
 def _describe_outdated(outdated: OutdatedResults) -> Iterator[str]:
-    """Yield sentences about the reused results of devices that may have changed, if there are any."""
+    """Yield sentences about the carried results of devices that may have changed, if there are any."""
     if not outdated.may_have_changed:
         return
-    devices = format_count(outdated.carried, "reused result")
+    devices = format_count(outdated.carried, "carried result")
     yield f"{outdated.may_have_changed:,} of {devices} are of devices that may have changed and were not queried"
     if outdated.low is not None and outdated.high is not None:
         limits = format_limits(outdated.low, outdated.high, 2)
-        yield f"of all reused results {limits} are outdated: by the spot check, and none or all of those"
+        yield f"of all carried results {limits} are outdated: by the recheck, and none or all of those"
 
 
 def describe_selection(selection: SelectionInfo) -> Iterator[str]:
     """Yield lines about which devices a run selected for querying, and why."""
     incremental = selection.strategy == "incremental"
     if selection.baseline_run is not None:
-        yield f"results are reused from {safe(selection.baseline_run)}"
+        yield f"results are carried from {safe(selection.baseline_run)}"
     elif incremental:
-        yield "no earlier run of this name to reuse results from: all devices are queried"
+        yield "no earlier run of this name to carry results from: all devices are queried"
     for account in selection.accounts:
         yield f"{safe(account.account)}: {_describe_account(account, precise=selection.precision is not None)}"
     if selection.precision is not None and selection.achieved_precision is not None:
@@ -115,11 +115,11 @@ def describe_selection(selection: SelectionInfo) -> Iterator[str]:
     if selection.outdated is not None:
         yield from _describe_outdated(selection.outdated)
     elif incremental and (over_budget := sum(account.over_budget for account in selection.accounts)):
-        yield f"{format_count(over_budget, 'device')} that may have changed were over budget; their results are reused"
+        yield f"{format_count(over_budget, 'device')} that may have changed were over budget; their results are carried"
     if selection.not_reached and selection.outdated is None:
         may_differ = ", though they may have changed" if incremental else ""
         devices = format_count(selection.not_reached, "selected device")
-        yield f"{devices} were not reached; their results are reused{may_differ}"
+        yield f"{devices} were not reached; their results are carried{may_differ}"
 
 
 def _describe_account(account: AccountSelection, *, precise: bool = False) -> str:
@@ -128,7 +128,7 @@ def _describe_account(account: AccountSelection, *, precise: bool = False) -> st
     reasons = ", ".join(f"{devices:,} {reason.replace('_', ' ')}" for reason, devices in account.selected.items())
     parts = [f"{format_count(sum(account.selected.values()), 'device')} to query{f' ({reasons})' if reasons else ''}"]
     if account.carried:
-        parts.append(f"{account.carried:,} reused")
+        parts.append(f"{account.carried:,} carried")
     if account.states_requested:
         unknown = f", {account.states_unknown:,} of them unknown" if account.states_unknown else ""
         states = format_count(account.states_requested, "connection state")

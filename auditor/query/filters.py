@@ -4,17 +4,17 @@ A value that no device of the run has is probably a typing error. It raises a Us
 version that no device runs is an answer, so it is not checked.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import get_args
 
-from auditor.errors import UsageError
+from auditor.errors import RunFolderError, UsageError
 from auditor.models import DeviceState, Source
 from auditor.runs.attributes import attribute_names, attribute_sql
-from auditor.storage.database import Database, scalar, sql_identifier, sql_literal
+from auditor.runs.manifest import MANIFEST
+from auditor.storage.database import Database, scalar, sql_identifier, sql_literal, sql_literals
 from auditor.storage.tables import ResultTable
-from auditor.text.formatting import safe
+from auditor.text.formatting import parse_manifest_time, safe
 
 WHERE_COLUMNS = ("device_status",)
 """Columns of devices that ``where`` accepts besides attributes."""
@@ -122,9 +122,9 @@ def _conditions(database: Database, criteria: DeviceFilter, started_at: str) -> 
         for account in criteria.account:
             problem = f"no device is of the account {account}"
             require_value(database, "SELECT account FROM devices", account, problem, ignore_case=False)
-        yield f"account IN ({_literals(criteria.account)})"
+        yield f"account IN ({sql_literals(criteria.account)})"
     if criteria.product is not None:
-        yield f"product_key IN ({_literals(product_keys(database, criteria.product))})"
+        yield f"product_key IN ({sql_literals(product_keys(database, criteria.product))})"
     for column, value in (("status", criteria.status), ("source", criteria.source)):
         if value is not None:
             yield f"{column} = {sql_literal(value)}"
@@ -137,13 +137,15 @@ def _connection_conditions(database: Database, criteria: DeviceFilter, started_a
     if criteria.online is not None:
         _require_states(database, "device_status", "--online" if criteria.online else "--no-online")
         yield f"device_status {'=' if criteria.online else '<>'} 'ONLINE'"
-    start = datetime.fromisoformat(started_at).replace(tzinfo=None)
+    start = parse_manifest_time(started_at)
     for flag, seconds in (("--seen-within", criteria.seen_within), ("--not-seen-for", criteria.not_seen_for)):
         if seconds is not None:
             _require_states(database, "last_online_at", flag)
+            if start is None:
+                raise RunFolderError(f"{flag}: started_at in {MANIFEST} is no time: {safe(started_at)}")
             seen = (
                 "coalesce(device_status = 'ONLINE', false) OR "
-                f"last_online_at >= TIMESTAMP '{start}' - INTERVAL '{seconds:.3f} seconds'"
+                f"last_online_at >= TIMESTAMP '{start.replace(tzinfo=None)}' - INTERVAL '{seconds:.3f} seconds'"
             )
             # A device without a time of its last connection is in neither.
             yield f"({seen})" if flag == "--seen-within" else f"NOT ({seen})"
@@ -216,7 +218,7 @@ def _parse_condition(database: Database, condition: str, names: list[str]) -> Wh
 
 def unknown_name(database: Database, option: str, name: str, names: list[str]) -> UsageError:
     """Return the error of an attribute or a column that does not exist; ``option`` names what was given."""
-    listed = f"SELECT unnest([{', '.join(map(sql_literal, names))}]::VARCHAR[])"
+    listed = f"SELECT unnest([{sql_literals(names)}]::VARCHAR[])"
     return _unknown(database, listed, name, f"{option}: no device has {name or 'an attribute without a name'}")
 
 
@@ -266,7 +268,3 @@ def parse_sort(database: Database, sort: str, columns: Sequence[str]) -> str:
     if name not in columns:
         raise unknown_name(database, "sort", name, list(columns))
     return f"{sql_identifier(name)} {'DESC' if sort.startswith('-') else 'ASC'} NULLS LAST"
-
-
-def _literals(values: Iterable[str]) -> str:
-    return ", ".join(map(sql_literal, values))

@@ -72,7 +72,7 @@ def recheck_warnings(run: str, selection: SelectionInfo) -> Iterator[RunWarning]
 
 def _sample_warning(run: str, counts: DeviceCounts, unsampled: int) -> RunWarning:
     """Return the warning that a run is a random sample."""
-    fleet = counts.ok + counts.empty + counts.not_found + counts.unanswered
+    fleet = counts.fleet
     meaning = "shares are estimates with 95% intervals, and counts cover the sampled devices only"
     detail = f"random sample: {unsampled:,} of {fleet:,} devices were not sampled; {meaning}"
     return RunWarning("sample", run, detail)

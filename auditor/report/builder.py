@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import duckdb
 
-from auditor.errors import AuditorError, RunFolderError, RunNotWritableError
+from auditor.errors import AuditorError, RunNotWritableError
 from auditor.policy.model import Policy
 from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.report.changes import read_changes
@@ -32,6 +32,7 @@ from auditor.runs.folder import RunCatalog, find_run
 from auditor.runs.views import define_sealed_views
 from auditor.storage.database import LARGE_MEMORY, READING_MEMORY, READING_THREADS, error_reason, open_database
 from auditor.storage.files import private_folder
+from auditor.storage.tables import translate_read_errors
 
 
 class _RunSections(NamedTuple):
@@ -110,7 +111,7 @@ def _read_run(
 ) -> tuple[RunSnapshot, _RunSections]:
     """Read a run, with more memory if names of many megabytes need it."""
     try:
-        with private_folder("report") as work:
+        with translate_read_errors(folder), private_folder("report") as work:
             snapshot = open_snapshot(folder, work / "run")
             read = partial(_read_sections, snapshot, directory, group_by, work, unreadable=unreadable)
             try:
@@ -121,8 +122,6 @@ def _read_run(
     except OSError as error:
         path = error.filename or "the system's temporary folder"
         raise RunNotWritableError(f"{path}: cannot be written: {error_reason(error)}") from error
-    except (duckdb.Error, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{folder}: cannot be read: {error_reason(error)}") from error
 
 
 def _read_sections(
@@ -146,10 +145,13 @@ def _read_sections(
 
 
 def _find_previous(catalog: RunCatalog, run: RunSnapshot) -> Path | None:
-    """Return the newest ended run of the same name that began before this one; the catalog may have a copy of it."""
+    """Return the newest run that the run can be compared with, as ``RunCatalog.earlier`` yields them; None: none is.
+
+    The catalog may have a copy of the run, which began at the same time.
+    """
     started_at = run.manifest.started_at
-    earlier = (each for each in catalog.named(run.manifest.name) if each.manifest.started_at < started_at)
-    return next((each.folder for each in earlier if each.ended), None)
+    earlier = catalog.earlier(run.manifest, run.folder)
+    return next((each.folder for each in earlier if each.manifest.started_at < started_at), None)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from auditor.text.formatting import format_rough_duration, format_share, safe
+from auditor.text.formatting import format_rough_duration, format_share, parse_manifest_time, safe
 
 MAX_NAME_LENGTH = 48
 """Characters of a name or a version on a page; devices may report any text of any length."""
@@ -36,17 +36,6 @@ def format_percent(share: float | None) -> str:
     return UNKNOWN if share is None else format_share(share)
 
 
-def parse_time(text: str | None) -> datetime | None:
-    """Parse a time of a manifest, and return it in UTC; None if there is none or it cannot be parsed."""
-    if text is None:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):  # in UTC it may be in the year 0 or 10000
-        return None
-
-
 def format_time(time: datetime | None) -> str:
     """Format a time in UTC, such as ``22 Nov 2026, 02:00 UTC``."""
     return "an unknown time" if time is None else f"{time.astimezone(UTC):%-d %b %Y, %H:%M} UTC"
@@ -54,7 +43,7 @@ def format_time(time: datetime | None) -> str:
 
 def format_day(text: str) -> str:
     """Format the day of a manifest's time, such as ``22 Nov``."""
-    time = parse_time(text)
+    time = parse_manifest_time(text)
     return display_text(text, 16) if time is None else f"{time.astimezone(UTC):%-d %b}"
 
 

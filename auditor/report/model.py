@@ -35,7 +35,7 @@ class ProductCoverage:
     @property
     def devices(self) -> int:
         """All devices of the product."""
-        return count_fleet(self.counts)
+        return self.counts.fleet
 
     @property
     def by_state(self) -> dict[str, int]:
@@ -73,7 +73,7 @@ class CoverageSection:
     @property
     def fleet(self) -> int:
         """All devices in scope."""
-        return count_fleet(self.counts)
+        return self.counts.fleet
 
     @property
     def sampled(self) -> int:
@@ -369,11 +369,6 @@ def count_by_state(counts: DeviceCounts, unsampled: int) -> dict[str, int]:
     return asdict(counts) | {"pending": counts.pending - unsampled, "unsampled": unsampled}
 
 
-def count_fleet(counts: DeviceCounts) -> int:
-    """Return the number of devices of a fleet."""
-    return counts.ok + counts.empty + counts.not_found + counts.unanswered
-
-
 def _answered_fraction(counts: DeviceCounts, unsampled: int) -> float | None:
-    sampled = count_fleet(counts) - unsampled
+    sampled = counts.fleet - unsampled
     return 1 - (counts.unanswered - unsampled) / sampled if sampled else None

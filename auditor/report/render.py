@@ -33,13 +33,12 @@ from auditor.report.filters import (
     format_number,
     format_percent,
     format_time,
-    parse_time,
 )
 from auditor.report.model import COMPLETE_ROLLOUT, Report, VersionShare
 from auditor.runs.folder import refuse_run_file
 from auditor.stats.intervals import Interval
 from auditor.storage.files import atomic_replace
-from auditor.text.formatting import format_change, format_duration, format_interval
+from auditor.text.formatting import format_change, format_duration, format_interval, parse_manifest_time
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -231,22 +230,22 @@ def _data_time(report: Report) -> str:
 
 
 def _run_duration(report: Report) -> str:
-    started, finished = parse_time(report.manifest.started_at), parse_time(report.manifest.finished_at)
+    started, finished = map(parse_manifest_time, (report.manifest.started_at, report.manifest.finished_at))
     if started is None or finished is None:
         return UNKNOWN
     return format_duration(max(0.0, (finished - started).total_seconds()))
 
 
 def _age_groups(report: Report) -> list[tuple[str, str, str, int]]:
-    """Return devices by the age of their answer at the run's start, if some answers are reused."""
+    """Return devices by the age of their answer at the run's start, if some answers are carried."""
     ages = report.coverage.ages
     if not ages.carried:
         return []
     return [
         ("queried", "Queried", "answered in this run", ages.queried),
-        ("day", "Up to 1 day", "reused; age at the run's start", ages.day),
-        ("week", "Up to 7 days", "reused", ages.week),
-        ("older", "Older", "reused", ages.older),
+        ("day", "Up to 1 day", "carried; age at the run's start", ages.day),
+        ("week", "Up to 7 days", "carried", ages.week),
+        ("older", "Older", "carried", ages.older),
     ]
 
 
@@ -279,7 +278,7 @@ def _environment() -> "Environment":
         "sentence": lambda text: display_text(text, MAX_SENTENCE_LENGTH),
         "warning": lambda warning: describe_warning(warning, Path(warning.run).name),
         "number": format_number, "percent": format_percent, "interval": _format_interval, "day": format_day,
-        "time": lambda time: format_time(parse_time(time) if isinstance(time, str) else time),
+        "time": lambda time: format_time(parse_manifest_time(time) if isinstance(time, str) else time),
         "ages": describe_ages, "recheck": describe_recheck, "sample": describe_sample,
         "unseen": describe_unseen_versions, "state_segments": _state_segments, "change_segments": _change_segments,
         "upper_first": lambda text: text[:1].upper() + text[1:],

@@ -14,7 +14,7 @@ from auditor.errors import (
     AccountDeniedError,
     AccountStoppedError,
     DeviceDeniedError,
-    ExitWord,
+    ExitReasonCode,
     PlatformError,
     ThrottledError,
     TransientError,
@@ -40,13 +40,13 @@ MAX_DENIED_DEVICES = 5
 
 
 class CircuitBreaker:
-    """Record every response of one account, and stop the account when more requests would only use up its quota.
+    """Records every response of one account, and stops the account when more requests would only use up its quota.
 
     Args:
         account: its name, for errors.
         give_up_after: seconds without a usable response until an account that has never succeeded is stopped.
-        worked_before: whether the account succeeded in an earlier session of the run. Failures are then attributed to
-            devices first, and not to the account.
+        worked_before: whether the account succeeded in an earlier audit session of the run. Failures are then
+            attributed to devices first, and not to the account.
 
     Attributes:
         has_succeeded: whether the account has given a usable response. Until then one request is sent at a time, so an
@@ -73,7 +73,7 @@ class CircuitBreaker:
         self._succeeded_at = 0.0
         self._failures_in_a_row = self._denied_devices = 0
         self._opened_at = self._open_seconds = 0.0
-        self._stopped: tuple[str, ExitWord] | None = None
+        self._stopped: tuple[str, ExitReasonCode] | None = None
 
     def check(self) -> None:
         """Raise AccountStoppedError if the account is stopped: checked before each request, after it has waited."""
@@ -129,9 +129,9 @@ class CircuitBreaker:
         if now - self._succeeded_at >= seconds:
             self.is_open, self._opened_at = True, now
 
-    def _stop(self, reason: str, exit_word: ExitWord = "refused_account") -> NoReturn:
-        self._stopped = self._stopped or (reason, exit_word)
-        raise AccountStoppedError(self._account, reason, exit_word=exit_word)
+    def _stop(self, reason: str, reason_code: ExitReasonCode = "refused_account") -> NoReturn:
+        self._stopped = self._stopped or (reason, reason_code)
+        raise AccountStoppedError(self._account, reason, reason_code=reason_code)
 
     def _stop_after_timeout(self, error: PlatformError) -> None:
         now = self._clock()

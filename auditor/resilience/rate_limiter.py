@@ -40,11 +40,12 @@ MIN_PAUSE, MAX_PAUSE = 1.0, 60.0
 
 
 PROBE_INTERVAL, PERMITS_PER_SUCCESS, RECOVERED_AFTER = 0.5, 2, 128
-"""How an account without a quota recovers: seconds between probes, permits for each success, and for how many."""
+"""Recovery of an account without a quota that was throttled: seconds between probes, permits that each success
+releases, and the number of successes after which every request has a permit again."""
 
 
 class RateLimiter(Protocol):
-    """Give permits to the requests of an operation. Moments are in seconds of the limiter's own clock.
+    """Gives permits to the requests of an operation. Moments are in seconds of the limiter's own clock.
 
     Attributes:
         rate: current requests a second; None without a quota.
@@ -92,7 +93,7 @@ class PermitBatch:
 
 
 class AdaptiveRateLimiter:
-    """Give as many permits a second as the account accepts, evenly, and none during a pause.
+    """Gives as many permits a second as the account accepts, evenly, and none during a pause.
 
     The rate is the configured one less a margin for jitter, or a lower one learned from throttling responses, see
     ``CubicRateController``. Permits are evenly spaced, so nothing bursts after an idle period or a pause. Participants
@@ -230,7 +231,7 @@ async def _sleep(seconds: float) -> None:
 
 
 class UnlimitedRateLimiter:
-    """Give every permit immediately, except after a throttling response: for a platform that counts no calls.
+    """Gives every permit immediately, except after a throttling response: for a platform that counts no calls.
 
     After the pause single requests probe the account. Each success then releases two more, as in the slow start of TCP
     (RFC 5681), so the requests that wait are not all throttled together again.

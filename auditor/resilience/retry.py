@@ -44,7 +44,7 @@ class Backoff:
     max_delay: float = 30.0
 
     def delay(self, failures: int, random_fraction: float) -> float:
-        """Return the seconds to wait after the ``failures``-th failure; ``fraction`` is random in [0, 1)."""
+        """Return the seconds to wait after failure number ``failures`` (from 1); ``random_fraction`` is in [0, 1)."""
         return min(self.max_delay, self.initial_delay * 2.0 ** min(failures - 1, 30)) * random_fraction
 
 
@@ -137,7 +137,7 @@ class PausedTasks:
 
 
 class RetryingCaller:
-    """Send the requests of one operation: within its quota, with retries, and with probes while the circuit is open.
+    """Sends the requests of one operation: within its quota, with retries, and with probes while the circuit is open.
 
     A failure uses up an attempt of its request only while other requests succeed. If all requests fail for some time,
     the circuit opens: all requests wait, and one that succeeded before is sent as a probe until it succeeds again.
@@ -149,7 +149,7 @@ class RetryingCaller:
         breaker: records every response.
         backoff: number of attempts and delays.
         retry_budget: fraction of the quota that retries may use.
-        probe: a request that succeeded in an earlier session of the run; later successes replace it.
+        probe: a request that succeeded in an earlier audit session of the run; later successes replace it.
         paused: counts the requests that wait before a retry.
         clock: seconds in which this process ran.
         count_sent: called before each request is sent.

@@ -1,13 +1,13 @@
 """What a sampled run shows of its complete fleet, and how often carried results are outdated.
 
-The intervals of the view ``inventory``, the summary of a sample, the spot check of carried results, and the devices
+The intervals of the view ``inventory``, the summary of a sample, the recheck of carried results, and the devices
 whose result is carried although they were selected for a query.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from auditor.runs.folder import FLEET, PLAN
+from auditor.runs.folder import FLEET, SELECTED
 from auditor.runs.selection_info import OutdatedResults, Recheck, SelectionInfo
 from auditor.runs.views import INVENTORY
 from auditor.stats.intervals import Interval, Stratum, error_rate
@@ -76,15 +76,15 @@ class SampleSummary:
 
 
 def may_be_sampled(folder: Path, *, sealed: bool) -> bool:
-    """Return whether a run can be a sample. A live run has a plan then; without one its lines need not be read."""
-    return sealed or (folder / PLAN).is_file()
+    """Return whether a run can be a sample: a live one has selected devices then. Otherwise its lines are not read."""
+    return sealed or (folder / SELECTED).is_file()
 
 
 def define_estimates(database: Database, folder: Path) -> StratifiedCounts | None:
     """Add the columns ``low`` and ``high`` to the view ``inventory`` of a sampled run; other runs keep theirs.
 
-    They are the limits of the 95% confidence interval of ``share``. What is certain has the same number three times.
-    The database has the views of the run. Returns the counts of the sample; None: the run is not sampled.
+    Return the counts of the sample; None: the run is not sampled. The columns are the limits of the 95% confidence
+    interval of ``share``, both equal to it where it is certain. The database has the views of the run.
     """
     if not database.execute("SELECT 1 FROM devices WHERE source = 'unsampled' LIMIT 1").fetchall():
         return None
@@ -193,16 +193,18 @@ MODULE_VERSIONS = (
 
 
 def read_recheck(database: Database, selection: SelectionInfo | None) -> Recheck | None:
-    """Return the result of the spot check; None: no device was checked.
+    """Return the result of the recheck; None: no device was checked.
 
     An account that was selected by a version without ``unchanged`` has the results to carry, and the checked ones.
     """
-    planned = "SELECT account, count(*) FROM planned WHERE selection_reason = 'recheck' GROUP BY ALL ORDER BY ALL"
-    checked = dict(database.execute(planned).fetchall())
+    query = (
+        "FROM selected_devices SELECT account, count(*) WHERE selection_reason = 'recheck' GROUP BY ALL ORDER BY ALL"
+    )
+    checked = dict(database.execute(query).fetchall())
     if not checked or selection is None:
         return None
     changed = f"p.status <> l.status OR {MODULE_VERSIONS.format('p.modules')} <> {MODULE_VERSIONS.format('l.modules')}"
-    # Aliases of one device have a line under either name, and one row in the plan for each.
+    # Aliases of one device have a line under either name, and one row in the file of selected devices for each.
     columns = f"p.account, {device_key_sql('p.')} AS key, {changed} AS changed"
     answers = _planned_answers("JOIN", columns, "selection_reason = 'recheck'", "queried")
     devices = f"SELECT account, key, bool_or(changed) AS changed FROM ({answers}) GROUP BY ALL"
@@ -215,7 +217,7 @@ def read_recheck(database: Database, selection: SelectionInfo | None) -> Recheck
         if max(unchanged, answered):
             strata.append(Stratum(max(unchanged, answered), answered, answered, different))
     counts = (sum(each.devices for each in strata), sum(checked.values()))
-    recheck = Recheck(*counts, sum(each.sampled for each in strata), sum(each.on_version for each in strata))
+    recheck = Recheck(*counts, sum(each.answered for each in strata), sum(each.on_version for each in strata))
     if not recheck.answered:
         return recheck
     if len(strata) == 1:
@@ -252,16 +254,16 @@ def estimate_outdated(
 def count_not_reached(database: Database) -> int:
     """Count the devices that were selected and not queried, and whose previous results are carried instead.
 
-    Devices that were selected only for the spot check do not count: nothing shows that they changed.
+    Devices that were selected only for the recheck do not count: nothing shows that they changed.
     """
     left = _planned_answers("SEMI JOIN", "p.account", "selection_reason <> 'recheck'", "carried")
     return scalar(database, f"SELECT count(*) FROM ({left})")
 
 
 def _planned_answers(join: str, columns: str, condition: str, source: str) -> str:
-    """Return the SQL of the devices of a plan (``p``) that have an answer (``l``) of a source."""
+    """Return the SQL of the selected devices (``p``) that have an answer (``l``) of a source."""
     return " UNION ALL ".join(
-        f"SELECT {columns} FROM (FROM planned WHERE {condition} AND iot_id IS {negation}NULL) p "
+        f"SELECT {columns} FROM (FROM selected_devices WHERE {condition} AND iot_id IS {negation}NULL) p "
         f"{join} (FROM lines WHERE source = '{source}') l ON p.account = l.account AND {on}"
         for negation, on in (
             ("NOT ", "p.iot_id = l.iot_id"),

@@ -15,7 +15,7 @@ from auditor.errors import RunFolderError, UsageError
 from auditor.runs.manifest import MANIFEST, SUCCESSFUL_STATES, Manifest, file_info, read_manifest
 from auditor.storage.files import create_file, translate_os_errors
 from auditor.text.durations import parse_duration
-from auditor.text.formatting import format_utc
+from auditor.text.formatting import format_utc, parse_manifest_time
 
 log = structlog.get_logger()
 
@@ -24,7 +24,7 @@ RESULTS = "devices.jsonl"
 COMPRESSED_RESULTS = "devices.jsonl.gz"
 FAILURES = "failures.jsonl"
 PRODUCTS = "products.jsonl"
-PLAN = "plan.parquet"
+SELECTED = "plan.parquet"
 CARRIED = "carried.parquet"
 CONNECTIONS = "connections.parquet"
 DEVICES = "devices.parquet"
@@ -33,7 +33,7 @@ INVENTORY_CSV = "inventory.csv"
 INVENTORY_JSON = "inventory.json"
 CHANGES = "changes.parquet"
 
-OPTIONAL = (PRODUCTS, PLAN, CARRIED, CONNECTIONS)
+OPTIONAL = (PRODUCTS, SELECTED, CARRIED, CONNECTIONS)
 """Files that only some runs have: products, selected devices, carried results, and connection states."""
 
 SEALED = (DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)
@@ -41,7 +41,7 @@ SEALED = (DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)
 REPORT_HTML = "report.html"
 INVENTORY_XLSX = "inventory.xlsx"
 
-READ_BY_QUERIES = (FLEET, RESULTS, COMPRESSED_RESULTS, FAILURES, PRODUCTS, PLAN, CARRIED, DEVICES, MODULES)
+READ_BY_QUERIES = (FLEET, RESULTS, COMPRESSED_RESULTS, FAILURES, PRODUCTS, SELECTED, CARRIED, DEVICES, MODULES)
 """Files that DuckDB opens by their names."""
 
 PRESENTATION_FILES = (REPORT_HTML, INVENTORY_XLSX)
@@ -61,9 +61,9 @@ FOLDER_NAME = re.compile(r"(\d{8}T\d{6}Z)-.+")
 ARCHIVE = ".changes"
 """Folder of a directory of runs: ``run.json`` and ``changes.parquet`` of deleted runs, in a folder for each."""
 
-Preference = Literal["newest", "fleet", "whole", "unfinished"]
+Preference = Literal["newest", "fleet", "successful", "unfinished"]
 """Which run of a directory is meant: the newest one, or the newest one of its name that covers the fleet, or that is
-also a success. ``unfinished``, for a resume: the newest one that is no trial, unless only a newer trial is unfinished.
+also successful. ``unfinished``, for a resume: the newest one that is no trial, unless only a newer trial is unfinished.
 Where no run meets the condition, it is the newest one."""
 
 DEFAULT_DIRECTORY = Path("audits")
@@ -132,8 +132,8 @@ class StoredRun(NamedTuple):
         return is_sealed(self.folder, self.manifest)
 
     @property
-    def complete(self) -> bool:
-        """Whether the run covers the complete fleet, and did what was required of it."""
+    def is_success(self) -> bool:
+        """Whether the run covers the fleet, and has as many answers as required."""
         return self.manifest.is_success
 
     @property
@@ -143,10 +143,10 @@ class StoredRun(NamedTuple):
 
     @property
     def seconds(self) -> float | None:
-        """Seconds from its start to its end; None: it has not ended, or a clock was wrong."""
-        if self.manifest.finished_at is None:
+        """Seconds from its start to its end; None: it has not ended, a clock was wrong, or a time cannot be parsed."""
+        start, end = map(parse_manifest_time, (self.manifest.started_at, self.manifest.finished_at))
+        if start is None or end is None:
             return None
-        start, end = (datetime.fromisoformat(at) for at in (self.manifest.started_at, self.manifest.finished_at))
         seconds = (end - start).total_seconds()
         return seconds if seconds >= 0 else None
 
@@ -202,11 +202,11 @@ class RunCatalog:
         return [run for run in self.runs if run.manifest.name == name]
 
     def latest(
-        self, name: str | None = None, *, ended: bool = False, sealed: bool = False, complete: bool = False
+        self, name: str | None = None, *, ended: bool = False, sealed: bool = False, successful: bool = False
     ) -> StoredRun | None:
         """Return the newest run, of a name or of all, that meets the conditions of ``StoredRun``; None: none does."""
         for run in self.runs if name is None else self.named(name):
-            if (run.ended or not ended) and (run.complete or not complete) and (run.sealed or not sealed):
+            if (run.ended or not ended) and (run.is_success or not successful) and (run.sealed or not sealed):
                 return run
         return None
 
@@ -233,7 +233,7 @@ class RunCatalog:
         if preference == "unfinished":
             run = next((run for run in own if not (run.manifest.trial or run.manifest.fleet.cut)), newest)
             return newest if run.finished and not newest.finished else run
-        covering = (run for run in own if run.manifest.covers_fleet and (run.complete or preference == "fleet"))
+        covering = (run for run in own if run.manifest.covers_fleet and (run.is_success or preference == "fleet"))
         return next(covering, newest)
 
     def refer(self, reference: str, *, archived: bool = False) -> StoredRun:
@@ -313,9 +313,9 @@ class RunCatalog:
             and (run.manifest.selection is None or run.manifest.selection.strategy != "sample")
             and not run.manifest.fleet.cut
             and not run.manifest.silent_accounts.issuperset(each.name for each in run.manifest.accounts)
-            and run.manifest.devices.ok + run.manifest.devices.empty + run.manifest.devices.not_found
+            and run.manifest.devices.answered
         ]
-        queried = (run for run in finished if run.complete or not run.manifest.devices.pending)
+        queried = (run for run in finished if run.is_success or not run.manifest.devices.pending)
         return next(queried, finished[0] if finished else None)
 
     def log_unreadable(self) -> None:

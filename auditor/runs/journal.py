@@ -7,6 +7,7 @@ a run that fills its disk can still report it.
 """
 
 import contextlib
+import math
 import os
 import secrets
 import stat
@@ -245,6 +246,19 @@ def expand_results(folder: Path) -> None:
     mode = stat.S_IMODE(compressed.stat().st_mode)
     with atomic_replace(results, mode=mode) as new, new.open("wb") as file:
         file.writelines(result_blocks(compressed))
+
+
+def count_lines(path: Path, enough: float = math.inf) -> int:
+    """Return the number of lines of a file of results; counting may end at ``enough`` lines.
+
+    A torn last line, without a line break, does not count. Raise RunFolderError if the file is unreadable.
+    """
+    found = 0
+    for block in result_blocks(path):
+        found += block.count(b"\n")
+        if found >= enough:
+            break
+    return found
 
 
 def result_blocks(path: Path) -> Iterator[bytes]:

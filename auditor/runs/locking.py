@@ -356,7 +356,7 @@ class PreparedRun:
     Attributes:
         lock: keeps other processes from writing the folder; to be released.
         devices: the devices to query: a Parquet file like the fleet's.
-        successful_devices: a device that an earlier session queried with success, by account.
+        successful_devices: a device that an earlier audit session queried with success, by account.
     """
 
     folder: Path

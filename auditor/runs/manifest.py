@@ -17,14 +17,7 @@ from auditor.errors import RunFolderError
 from auditor.models import RunWarning
 from auditor.runs.selection_info import ChangesInfo, ExitReason, Planned, Rate, RequestCounts, SelectionInfo
 from auditor.storage.files import check_contained, open_contained, read_contained, replace_file, translate_os_errors
-from auditor.storage.json_types import (
-    Count,
-    MaxFailed,
-    PositiveCallsPerSecond,
-    PositiveCount,
-    Sha256,
-    Timestamp,
-)
+from auditor.storage.json_types import Count, MaxFailed, PositiveCallsPerSecond, PositiveCount, Sha256, Timestamp
 from auditor.text.formatting import format_count
 
 SCHEMA_VERSION = 2
@@ -111,9 +104,8 @@ class FleetInfo:
         ways = "by iot_id in one row and by product_key and device_name in another"
         if not self.aliases:
             return f"up to {self.possible_aliases:,} devices may be in the fleet twice, {ways}; name each in one way"
-        possible = f", and up to {self.possible_aliases:,} more may be" if self.possible_aliases else ""
-        found = f"{self.aliases:,} devices are in the fleet and in the counts twice, {ways}"
-        return f"{found}{possible}; name each in one way"
+        more = f", and up to {self.possible_aliases:,} more may be" if self.possible_aliases else ""
+        return f"{self.aliases:,} devices are in the fleet and in the counts twice, {ways}{more}; name each in one way"
 
     @property
     def cut(self) -> bool:
@@ -140,9 +132,19 @@ class DeviceCounts:
     pending: Count = 0
 
     @property
+    def answered(self) -> int:
+        """Devices with a conclusive answer."""
+        return self.ok + self.empty + self.not_found
+
+    @property
     def unanswered(self) -> int:
         """Devices without a conclusive answer."""
         return self.failed + self.pending
+
+    @property
+    def fleet(self) -> int:
+        """All devices."""
+        return self.answered + self.unanswered
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +306,8 @@ class Manifest:
         fleet: the fleet.
         finished_at: when the run ended; null while it is running.
         devices: devices by state.
-        requests: requests of all accounts and sessions.
-        rate: requests per second over all sessions.
+        requests: requests of all accounts and audit sessions.
+        rate: requests per second over all audit sessions.
         planned: estimate at the start; null: unknown.
         failures: failed devices by code, the most frequent first; filled when the run is sealed.
         error: why the run was stopped; null: nothing stopped it.

@@ -15,7 +15,7 @@ from auditor.errors import RunFolderError
 from auditor.models import Device
 from auditor.runs.folder import CARRIED, COMPRESSED_RESULTS, FAILURES, RESULTS, results_name
 from auditor.runs.inventory import count_devices
-from auditor.runs.journal import RESERVE, expand_results, result_blocks
+from auditor.runs.journal import RESERVE, count_lines, expand_results
 from auditor.runs.manifest import MANIFEST, DeviceCounts, Manifest
 from auditor.runs.views import define_live_views
 from auditor.storage.append_only import cut_torn_line
@@ -80,10 +80,10 @@ def _write_remaining(folder: Path, out: Path, memory: str, account: str | None) 
         unanswered = "status IN ('pending', 'failed') AND source IS DISTINCT FROM 'unsampled'"
         condition = "true" if account is None else f"account = {sql_literal(account)}"
         query = f"SELECT * FROM fleet SEMI JOIN (FROM devices WHERE {unanswered}) USING (ordinal) WHERE {condition}"
-        if scalar(database, "SELECT count(*) FROM planned"):  # planned devices in their order, then the others
-            ranks = f"SELECT {device_key_sql()} AS key, rank AS plan_rank FROM planned"
+        if scalar(database, "SELECT count(*) FROM selected_devices"):  # they come first, in their order
+            ranks = f"SELECT {device_key_sql()} AS key, rank AS selection_rank FROM selected_devices"
             ranked = f"({query}) f LEFT JOIN ({ranks}) ON {device_key_sql()} = key"
-            query = f"SELECT f.* FROM {ranked} ORDER BY plan_rank NULLS LAST, ordinal"
+            query = f"SELECT f.* FROM {ranked} ORDER BY selection_rank NULLS LAST, ordinal"
         write_parquet(database, query, out)
         counts = count_devices(database)
         return RemainingDevices(
@@ -114,7 +114,7 @@ def _successful_devices(database: Database) -> dict[str, Device]:
 
 
 REMAINING = ".remaining.parquet"
-"""The devices that a resumed audit queries."""
+"""The devices that a resumed audit queries; also the end of the names of files of one account."""
 
 LEFTOVER_PATTERNS = (
     "*.finalizing",
@@ -167,7 +167,7 @@ def _refuse_special_files(folder: Path) -> None:
 def _refuse_missing_results(folder: Path, counts: DeviceCounts) -> None:
     """Refuse a run whose answers were moved away, as a log rotation does: all its devices would be queried again."""
     results = folder / RESULTS
-    answers = counts.ok + counts.empty + counts.not_found
+    answers = counts.answered
     if not answers or (folder / CARRIED).exists() or (results.exists() and results.stat().st_size):
         return
     # Without a copy under another name, an empty file is what a power cut in the first seconds of a run leaves.
@@ -186,9 +186,10 @@ def refuse_lost_results(database: Database, folder: Path, manifest: Manifest) ->
     the power failed.
     """
     counts, carried = manifest.devices, folder / CARRIED
-    answers = counts.ok + counts.empty + counts.not_found
+    answers = counts.answered
     answers -= scalar(database, f"SELECT count(*) FROM {parquet(carried)}") if carried.is_file() else 0
-    found = _count_lines(folder / results_name(folder), answers)
+    results = folder / results_name(folder)
+    found = count_lines(results, answers) if answers > 0 and os.path.lexists(results) else 0
     if found < answers:
         copies = _copies_of_results(folder)
         restore = f"append it to {copies[0]}, and rename that to {RESULTS}" if copies else "put the file back"
@@ -201,18 +202,6 @@ def refuse_lost_results(database: Database, folder: Path, manifest: Manifest) ->
 def _copies_of_results(folder: Path) -> list[str]:
     """Return the names of files that may be results which were moved away."""
     return sorted({path.name for path in folder.glob(f"{RESULTS}?*")} - {COMPRESSED_RESULTS})
-
-
-def _count_lines(path: Path, enough: int) -> int:
-    """Return the number of complete lines of a file, or ``enough`` if it has more; a missing file has none."""
-    if not enough or not os.path.lexists(path):
-        return 0
-    found = 0
-    for block in result_blocks(path):
-        found += block.count(b"\n")
-        if found >= enough:
-            break
-    return min(found, enough)
 
 
 def _drop_unreadable_lines(path: Path) -> None:

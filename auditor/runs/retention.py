@@ -39,7 +39,7 @@ def prune_runs(
 ) -> PruneResult:
     """Delete old runs: those that are neither among the newest ``keep`` of their name, nor younger than ``keep_days``.
 
-    The newest whole run of a complete fleet stays: it is the last complete inventory. So do runs being written,
+    The newest successful run of the whole fleet stays, for it is the last full inventory. So do runs being written,
     runs that started in the future, because a clock was wrong, and folders that are no runs. The manifest and the
     changes of a deleted run are kept in ``.changes``, so that questions about the past still have an answer.
 
@@ -64,8 +64,8 @@ def prune_runs(
             remove_stale_folders(directory)
     for name in sorted({run.manifest.name for run in catalog.runs}):
         own = [run for run in catalog.named(name) if catalog.is_possible(run)]
-        newest_complete = next((run for run in own if run.complete), None)
-        for folder in (run.folder for run in _old_runs(own, keep, keep_days) if run is not newest_complete):
+        newest_success = next((run for run in own if run.is_success), None)
+        for folder in (run.folder for run in _old_runs(own, keep, keep_days) if run is not newest_success):
             try:
                 _remove(folder, dry_run=dry_run)
             except RunFolderError as error:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from auditor.errors import ExitWord
+from auditor.errors import ExitReasonCode
 from auditor.models import ChangeDetection, Level
 from auditor.storage.json_types import (
     CallsPerSecond,
@@ -21,11 +21,11 @@ class ExitReason:
     """Why a run has its exit code.
 
     Attributes:
-        code: the reason in a word.
+        code: the reason as a code, see ``auditor.errors``.
         message: the reason in a sentence.
     """
 
-    code: ExitWord
+    code: ExitReasonCode
     message: str
 
 
@@ -115,7 +115,7 @@ class AccountSelection:
     Attributes:
         account: name of the account.
         selected: devices selected for a query, by reason.
-        over_budget: devices with a reason for a query, other than a spot check, that the call budget did not allow from
+        over_budget: devices with a reason for a query, other than a recheck, that the call budget did not allow from
             the start.
         carried: devices whose previous results were selected to be carried forward.
         states_requested: devices whose connection states were requested.
@@ -123,7 +123,7 @@ class AccountSelection:
             were online since; they are selected.
         requests: requests for connection states.
         selected_at: when the selection was made; carried results are at least this old. null: not recorded.
-        unchanged: devices without a sign of change, those of the spot check included. null: not recorded.
+        unchanged: devices without a sign of change, those of the recheck included. null: not recorded.
         learned_offset: time zone of last-online times; null: they have one, or too few devices show it.
     """
 
@@ -141,13 +141,13 @@ class AccountSelection:
 
 @dataclass(frozen=True, slots=True)
 class Recheck:
-    """Spot check: a random sample of the devices without a sign of change is queried.
+    """Recheck: a random sample of the devices without a sign of change is queried.
 
     Results of devices that may have changed and were not queried are not part of it.
 
     Attributes:
         carried: devices without a sign of change, including the checked ones; the results of the others are carried.
-        checked: devices in the spot check.
+        checked: devices in the recheck.
         answered: checked devices with a conclusive answer.
         changed: answered devices whose result differs from the previous one.
         rate: estimated fraction of these devices that changed nevertheless; null: no checked device answered.
@@ -170,10 +170,10 @@ class OutdatedResults:
 
     Attributes:
         carried: devices whose results are carried.
-        may_have_changed: those that were selected for a query, other than a spot check, and were not queried.
-        low: lower limit of the outdated fraction: that of the spot check, and none of ``may_have_changed``. null: there
-            is no spot check.
-        high: upper limit: that of the spot check, and all of ``may_have_changed``.
+        may_have_changed: those that were selected for a query, other than a recheck, and were not queried.
+        low: lower limit of the outdated fraction: that of the recheck, and none of ``may_have_changed``. null: there
+            is no recheck.
+        high: upper limit: that of the recheck, and all of ``may_have_changed``.
     """
 
     carried: Count
@@ -207,10 +207,10 @@ class SelectionInfo:
         achieved_precision: half the widest 95% confidence interval of these shares at the end; null: not configured, or
             no answer.
         budget_exhausted: whether the budget ended before all selected devices were queried.
-        not_reached: selected devices, without those of a spot check, that were not queried and whose previous results
+        not_reached: selected devices, without those of a recheck, that were not queried and whose previous results
             are carried instead.
         accounts: accounts whose selection is final.
-        recheck: spot check of devices without a sign of change; null: none.
+        recheck: recheck of devices without a sign of change; null: none.
         outdated: how many of the carried results are outdated; null: not an incremental run, or nothing is carried.
     """
 

@@ -20,15 +20,15 @@ from auditor.runs.folder import (
     INVENTORY_CSV,
     INVENTORY_JSON,
     MODULES,
-    PLAN,
     READ_BY_QUERIES,
     RESULTS,
     SEALED,
+    SELECTED,
     results_name,
     sealed_file_names,
 )
 from auditor.runs.inventory import count_devices, count_failures, count_never_activated, count_sources
-from auditor.runs.journal import result_blocks
+from auditor.runs.journal import count_lines
 from auditor.runs.manifest import DeviceCounts, Manifest, file_info, read_manifest
 from auditor.runs.seal import write_inventories
 from auditor.runs.views import define_live_views, define_products, define_sealed_views
@@ -129,7 +129,7 @@ def _check_digests(folder: Path, manifest: Manifest) -> Iterator[str]:
 def _check_states(database: Database, folder: Path, manifest: Manifest) -> Iterator[str]:
     """Check that every device has exactly one status, that every line is about a device, and the counts of both."""
     fleet = scalar(database, "SELECT count(*) FROM fleet")
-    # Of two aliases of one device one may have failed and have the answer of the other.
+    # If a device has two names in the fleet, one of them may have failed, and has the answer of the other one, too.
     uses_both_names = scalar(database, "SELECT count(DISTINCT iot_id IS NULL) FROM fleet") > 1
     failure = "code IS NOT NULL" if uses_both_names else "status = 'failed'"
     answer = "status IN ('ok', 'empty', 'not_found') AND source"
@@ -149,7 +149,7 @@ def _check_states(database: Database, folder: Path, manifest: Manifest) -> Itera
     )
     for name, view, found in sources:
         read = scalar(database, f"SELECT count(*) FROM {view}")
-        lines = read if name == CARRIED else _line_count(folder / name)
+        lines = read if name == CARRIED else count_lines(folder / name)
         if lines > read and manifest.state != "running":  # lines may have been appended meanwhile
             yield f"{name}: {lines - read} of {lines} lines cannot be read"
         if read > found:
@@ -181,7 +181,7 @@ def _check_discovery(database: Database, manifest: Manifest) -> Iterator[str]:
 
 
 def _check_selection(database: Database, manifest: Manifest) -> Iterator[str]:
-    """Check the numbers of carried results, of devices that are not in the sample, and of the spot check."""
+    """Check the numbers of carried results, of devices that are not in the sample, and of the recheck."""
     if manifest.finished_at is None:
         return
     if count_sources(database) != (manifest.carried, manifest.unsampled, manifest.oldest_answer_at):
@@ -190,12 +190,12 @@ def _check_selection(database: Database, manifest: Manifest) -> Iterator[str]:
     selection = manifest.selection
     recheck, not_reached = (None, 0) if selection is None else (selection.recheck, selection.not_reached)
     if count_not_reached(database) != not_reached:
-        yield f"run.json: says that {not_reached} selected devices were not reached; {PLAN} and {CARRIED} differ"
+        yield f"run.json: says that {not_reached} selected devices were not reached; {SELECTED} and {CARRIED} differ"
     if read_recheck(database, selection) != recheck:
-        yield f"run.json: its spot check (recheck) does not follow from {PLAN} and {RESULTS}"
+        yield f"run.json: its recheck does not follow from {SELECTED} and {RESULTS}"
     outdated = None if selection is None else selection.outdated
     if outdated is not None and estimate_outdated(database, selection, recheck) != outdated:
-        yield f"run.json: its number of outdated results does not follow from {PLAN} and {CARRIED}"
+        yield f"run.json: its number of outdated results does not follow from {SELECTED} and {CARRIED}"
 
 
 def _check_sealed(live: Database, files: Path, folder: Path, work: Path, memory: str) -> Iterator[str]:
@@ -225,11 +225,6 @@ def _fingerprint(database: Database, view: str) -> tuple[object, ...]:
 def _columns(database: Database, view: str) -> list[tuple[str, str]]:
     """Return a view's columns and their types, sorted by name."""
     return sorted((str(name), str(kind)) for name, kind, *_ in database.execute(f"DESCRIBE {view}").fetchall())
-
-
-def _line_count(path: Path) -> int:
-    """Count the lines of a file; a torn last one, without a line break, does not count."""
-    return sum(block.count(b"\n") for block in result_blocks(path))
 
 
 def _duplicate(database: Database) -> str:

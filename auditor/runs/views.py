@@ -3,7 +3,7 @@
 | view | from | a row |
 |---|---|---|
 | ``fleet`` | ``fleet.parquet`` | a device as the fleet names it |
-| ``planned`` | ``plan.parquet`` | a device that was selected for a query, where not all are |
+| ``selected_devices`` | ``plan.parquet`` | a device that was selected for a query, where not all are |
 | ``lines`` | ``devices.jsonl`` (or ``.gz``), ``carried.parquet`` | a conclusive answer with its modules |
 | ``answered`` | ``lines`` | a conclusive answer and its number of modules |
 | ``failures`` | ``failures.jsonl`` | a device without a conclusive answer |
@@ -33,8 +33,8 @@ from auditor.runs.folder import (
     FAILURES,
     FLEET,
     MODULES,
-    PLAN,
     PRODUCTS,
+    SELECTED,
     results_name,
 )
 from auditor.storage.compressed import check_compressed
@@ -79,7 +79,7 @@ _FAILED = {
     "failed_at": "TIMESTAMP",
 }
 
-_PLAN = {
+_SELECTED = {
     **dict.fromkeys(("account", "product_key", "device_name", "iot_id", "selection_reason"), "VARCHAR"),
     "rank": "BIGINT",
 }
@@ -162,8 +162,9 @@ def define_live_views(database: Database, folder: Path, work: Path | None = None
 def define_base_views(database: Database, folder: Path, work: Path | None = None) -> None:
     """Define the views that need no join; see ``define_live_views``."""
     database.execute(f"CREATE VIEW fleet AS FROM {parquet_of_run(database, folder / FLEET)}")
-    planned = f"FROM {parquet_of_run(database, folder / PLAN)}" if (folder / PLAN).is_file() else _no_rows(_PLAN)
-    database.execute(f"CREATE VIEW planned AS {planned}")
+    path = folder / SELECTED
+    selected = f"FROM {parquet_of_run(database, path)}" if path.is_file() else _no_rows(_SELECTED)
+    database.execute(f"CREATE VIEW selected_devices AS {selected}")
     path = folder / CONNECTIONS
     connections = f"FROM {parquet(path)}" if path.is_file() else _no_rows(_CONNECTION)
     database.execute(f"CREATE VIEW connections AS {connections}")
@@ -304,8 +305,10 @@ def _devices_query(database: Database, fleet: str = "fleet") -> str:
 
 def _unsampled_case(database: Database) -> str:
     """Return the SQL case of a device that is not in the sample of its account; empty in an unsampled run."""
-    accounts = "SELECT DISTINCT account FROM planned WHERE selection_reason = 'sample'"
+    accounts = "SELECT DISTINCT account FROM selected_devices WHERE selection_reason = 'sample'"
     if not scalar(database, f"SELECT count(*) FROM ({accounts})"):
         return ""
     device, sampled = device_key_sql("k.fleet_"), device_key_sql()
-    return f"WHEN k.account IN ({accounts}) AND {device} NOT IN (SELECT {sampled} FROM planned) THEN 'unsampled'"
+    return (
+        f"WHEN k.account IN ({accounts}) AND {device} NOT IN (SELECT {sampled} FROM selected_devices) THEN 'unsampled'"
+    )

@@ -26,6 +26,7 @@ from auditor.storage.database import (
     scalar,
     scratch_database,
     sql_literal,
+    sql_literals,
     temporary_database,
     write_rows,
 )
@@ -36,27 +37,27 @@ log = structlog.get_logger()
 _ALL_COLUMNS = """
   SELECT NULL::VARCHAR AS run, NULL::BIGINT AS change_count, NULL::VARCHAR AS status,
     NULL::STRUCT(module_name VARCHAR, module_version VARCHAR)[] AS modules WHERE false"""
-"""Columns that only a run with carried results, or with a plan, has."""
+"""Columns that only a run with carried results, or with selected devices, has."""
 
-_JOIN_PLAN = """
+_JOIN_PREVIOUS = """
   LEFT JOIN (
     SELECT account, iot_id, status AS id_status, modules AS id_modules, change_count AS id_change_count
-    FROM plan WHERE iot_id IS NOT NULL AND status IS NOT NULL
+    FROM previous_results WHERE iot_id IS NOT NULL AND status IS NOT NULL
   ) USING (account, iot_id)
   LEFT JOIN (
     SELECT account, product_key, device_name, status AS name_status, modules AS name_modules,
       change_count AS name_change_count
-    FROM plan WHERE iot_id IS NULL AND status IS NOT NULL
+    FROM previous_results WHERE iot_id IS NULL AND status IS NOT NULL
   ) USING (account, product_key, device_name)"""
-"""Joins results with those of the run before, which the plan holds."""
+"""Joins results with those of the run before, which the file of selected devices has."""
 
-_PLAN_STATUS = "coalesce(id_status, name_status)"
+_PREVIOUS_STATUS = "coalesce(id_status, name_status)"
 
-_VERSIONS, _PLAN_VERSIONS = map(MODULE_VERSIONS.format, ("modules", "coalesce(id_modules, name_modules)"))
+_VERSIONS, _PREVIOUS_VERSIONS = map(MODULE_VERSIONS.format, ("modules", "coalesce(id_modules, name_modules)"))
 
 _COUNT_CHANGES = f"""CASE
-    WHEN {_PLAN_STATUS} IS NULL THEN 0
-    WHEN status <> {_PLAN_STATUS} OR {_VERSIONS} <> {_PLAN_VERSIONS} THEN 1
+    WHEN {_PREVIOUS_STATUS} IS NULL THEN 0
+    WHEN status <> {_PREVIOUS_STATUS} OR {_VERSIONS} <> {_PREVIOUS_VERSIONS} THEN 1
     ELSE 0
   END + coalesce(id_change_count, name_change_count, 0)"""
 
@@ -101,13 +102,13 @@ def write_baseline(folder: Path, out: Path, policy: Policy | None = None) -> Non
 def _write_results(
     database: duckdb.DuckDBPyConnection, folder: Path, out: Path, versions: Sequence[tuple[str, str | None, str, str]]
 ) -> None:
-    silent = ", ".join(map(sql_literal, ("", *read_manifest(folder).silent_accounts)))
+    silent = sql_literals(("", *read_manifest(folder).silent_accounts))
     believed = f"FROM lines WHERE account NOT IN ({silent})"
     database.execute(f"CREATE VIEW results AS {believed} UNION ALL BY NAME {_ALL_COLUMNS}")
-    database.execute(f"CREATE VIEW plan AS FROM planned UNION ALL BY NAME {_ALL_COLUMNS}")
+    database.execute(f"CREATE VIEW previous_results AS FROM selected_devices UNION ALL BY NAME {_ALL_COLUMNS}")
     joins, change_count, violating = "", "0", "false"
-    if scalar(database, "SELECT count(*) FROM planned"):
-        joins, change_count = _JOIN_PLAN, _COUNT_CHANGES
+    if scalar(database, "SELECT count(*) FROM selected_devices"):
+        joins, change_count = _JOIN_PREVIOUS, _COUNT_CHANGES
     if versions:
         database.execute("CREATE TABLE violating (account VARCHAR, product_key VARCHAR, name VARCHAR, version VARCHAR)")
         database.executemany("INSERT INTO violating VALUES (?, ?, lower(?), ?)", list(versions))

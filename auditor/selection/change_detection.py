@@ -1,9 +1,9 @@
 """Which devices may have changed since their previous result, by their connection states.
 
 The platform reports two times of a device: when it entered its status, and when it was last online. They come in many
-forms (``auditor.client.parsers.parse_time``). A device is *connected* if it was online since its previous result. It is
-*unknown* if its state does not decide that. Both are queried: carrying an outdated result is an error, and an
-unnecessary query only costs quota.
+forms (``auditor.client.parsers.parse_reported_time``). A device is *connected* if it was online since its previous
+result. It is *unknown* if its state does not decide that. Both are queried: carrying an outdated result is an error,
+and an unnecessary query only costs quota.
 
 The *form* of a time is ``utc``; ``local``, if it has no time zone and is counted as if it were UTC; ``unreadable``; or
 NULL, if the platform reported none. A local time can be any moment of 26 hours, unless the devices that are online now

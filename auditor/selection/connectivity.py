@@ -24,6 +24,7 @@ from auditor.errors import NotFoundError, PlatformError, RunNotWritableError
 from auditor.fleet.columns import COLUMNS
 from auditor.fleet.table import BATCH_ROWS
 from auditor.models import ConnectionState, Device, DeviceStatus, ReportedTime
+from auditor.runs.recovery import REMAINING
 from auditor.runs.selection_info import LearnedOffset
 from auditor.storage.append_only import AppendOnlyFile, cut_torn_line
 from auditor.storage.database import (
@@ -33,6 +34,7 @@ from auditor.storage.database import (
     scalar,
     scratch_database,
     sql_literal,
+    sql_literals,
     sql_read_path,
     text_lines,
     write_parquet,
@@ -52,15 +54,15 @@ async def fetch_connection_states(
 ) -> int:
     """Request the states of devices, and write those that were reported to ``out``, a Parquet file.
 
-    ``queries`` has the ``devices`` to request, as ``DeviceSelector.write_state_queries`` writes them. ``journal`` has
-    the responses of earlier sessions, which are not requested again, and gets the new ones. Returns how many it had
-    before.
+    Return the number of responses that ``journal`` had before. It has those of earlier audit sessions, which are not
+    requested again, and gets the new ones. ``queries`` has the ``devices`` to request, as
+    ``DeviceSelector.write_state_queries`` writes them.
 
     Raises:
         AccountStoppedError: the account is denied access, or was never reached.
         RunNotWritableError: a file cannot be written.
     """
-    remaining = out.with_suffix(".remaining.parquet")
+    remaining = out.with_suffix(REMAINING)
     responses_before = await run_in_thread(_count_responses, journal)
     if done := await run_in_thread(write_states, journal, out):
         await run_in_thread(write_unreported, queries, out, remaining)
@@ -134,7 +136,7 @@ def _open_journal(path: Path) -> Iterator[AppendOnlyFile]:
         path.touch()
         cut_torn_line(path)
     except OSError as error:
-        raise RunNotWritableError(f"{path} cannot be written: {error.strerror}") from error
+        raise RunNotWritableError(f"{path}: cannot be written: {error.strerror}") from error
     with contextlib.closing(AppendOnlyFile(path)) as file:
         yield file
 
@@ -212,7 +214,7 @@ def write_connections(states: Path, out: Path, account: str, learned: LearnedOff
     changed, last_online = (
         f"CASE {name}_form WHEN 'utc' THEN {name}_ms WHEN 'local' THEN {name}_ms - {offset} END" for name in _TIMES
     )
-    documented = ", ".join(map(sql_literal, get_args(DeviceStatus)))
+    documented = sql_literals(get_args(DeviceStatus))
     now = f"TIMESTAMP '{datetime.now(UTC):%Y-%m-%d %H:%M:%S}'"
     query = f"""
       SELECT DISTINCT ON ({", ".join(COLUMNS)}) {sql_literal(account)} AS account, {", ".join(COLUMNS)},
@@ -227,7 +229,7 @@ def write_connections(states: Path, out: Path, account: str, learned: LearnedOff
 
 def _writing(out: Path) -> contextlib.AbstractContextManager[duckdb.DuckDBPyConnection]:
     return scratch_database(
-        out.with_suffix(".reading"), memory=READING_MEMORY, threads=READING_THREADS, failure=f"{out} cannot be written"
+        out.with_suffix(".reading"), memory=READING_MEMORY, threads=READING_THREADS, failure=f"{out}: cannot be written"
     )
 
 
@@ -236,7 +238,7 @@ def read_state_queries(path: Path) -> Iterator[list[Device]]:
 
     One incomplete batch of each product is in memory.
     """
-    with scratch_database(failure=f"{path} cannot be read") as database:
+    with scratch_database(failure=f"{path}: cannot be read") as database:
         rows = database.execute(f"SELECT account, {', '.join(COLUMNS)} FROM {parquet(path)}")
         batches: dict[str | None, list[Device]] = {}
         while fetched := rows.fetchmany(BATCH_ROWS):

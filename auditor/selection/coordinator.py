@@ -2,7 +2,7 @@
 
 A selection is in the run folder before its devices are queried: ``plan.parquet`` has the selected devices, in order,
 and ``carried.parquet`` the previous results of others. A process that is killed before that selects again, without
-repeating requests for connection states. After that a resumed run continues with the plan.
+repeating requests for connection states. After that a resumed run continues with the selected devices.
 """
 
 import hashlib
@@ -17,16 +17,15 @@ from auditor.concurrency import StopToken, TimeLimit, run_in_thread
 from auditor.config.settings import Settings
 from auditor.engine.account_session import AccountSession
 from auditor.engine.allocation import CallBudget
-from auditor.errors import RunNotWritableError
 from auditor.models import Device
 from auditor.planning.capacity import plan_devices
 from auditor.planning.measurements import latest_measurements
-from auditor.runs.folder import CARRIED, CONNECTIONS, FLEET, PLAN
+from auditor.runs.folder import CARRIED, CONNECTIONS, FLEET, SELECTED
 from auditor.runs.locking import PreparedRun
 from auditor.runs.selection_info import Planned, SelectionInfo
 from auditor.selection.baseline import Baseline
 from auditor.selection.budget import BudgetEstimator
-from auditor.selection.plan_files import SelectionFiles, count_selected, finalize_plan, merge_account
+from auditor.selection.selection_files import SelectionFiles, count_selected, finalize_selection, merge_account
 from auditor.selection.selector import DeviceSelector
 from auditor.selection.stopping import Fetch, StoppingRule
 from auditor.selection.strategies import (
@@ -37,7 +36,7 @@ from auditor.selection.strategies import (
     SelectionResult,
     SelectionStrategy,
 )
-from auditor.storage.files import put_in_place
+from auditor.storage.files import put_in_place, translate_os_errors
 
 WORK = ".selection"
 """Folder in the run folder for previous results and connection states, until the run has ended."""
@@ -105,7 +104,7 @@ class SelectionCoordinator:
         if name in self._selected:
             return SelectionResult(devices)
         work = self._work / hashlib.sha256(name.encode()).hexdigest()[:16]
-        files = SelectionFiles(work / "queue.parquet", work / PLAN, work / CARRIED, work / CONNECTIONS)
+        files = SelectionFiles(work / "queue.parquet", work / SELECTED, work / CARRIED, work / CONNECTIONS)
         selector = await run_in_thread(
             DeviceSelector, work, name, devices, include_never_activated=include_never_activated, seed=self._seed
         )
@@ -115,7 +114,7 @@ class SelectionCoordinator:
         return None if result is None else await self._merge(result, files)
 
     async def _merge(self, result: SelectionResult, files: SelectionFiles) -> SelectionResult:
-        """Add an account's plan and carried results to the files of the run; return the result with their counts."""
+        """Add an account's selected devices and carried results to the files of the run; return the result, counted."""
         if result.account is None:
             return result
         async with self._merging:
@@ -124,19 +123,19 @@ class SelectionCoordinator:
                 new = target.with_name(f"{target.name}.new")
                 await run_in_thread(merge_account, part, target, result.account.account, new)
                 await run_in_thread(_replace_file, new, target)  # durably: the manifest will refer to it
-            selected, carried = await run_in_thread(count_selected, files.plan, files.carried)
+            selected, carried = await run_in_thread(count_selected, files.selected, files.carried)
         account = replace(result.account, selected=selected, carried=sum(carried.values()))
         return replace(result, account=account, carried=carried)
 
-    def plan(self, selection: SelectionInfo) -> Planned:
-        """Return the cost of the devices that were selected so far."""
+    def estimate_cost(self, selection: SelectionInfo) -> Planned:
+        """Return the estimated cost of the devices that were selected so far."""
         devices = {each.account: sum(each.selected.values()) for each in selection.accounts}
         return plan_devices(self._settings, devices, self._measurements).planned
 
     async def limit_queries(self, session: AccountSession, devices: Iterator[Device]) -> tuple[Iterator[Device], Fetch]:
         """Return an account's devices up to the call budget and the precision, and the function that queries one."""
         devices = self._call_budget.limit(devices)
-        session.limit_retries(self._call_budget.allows_retry)
+        session.limit_retries(self._call_budget.may_retry)
         if self._stopping_rule is None:
             return devices, session.fetch
         await self._stopping_rule.add_account(session.name)
@@ -145,19 +144,19 @@ class SelectionCoordinator:
     async def finalize(self, selection: SelectionInfo, stop: StopToken) -> tuple[SelectionInfo, dict[str, int]] | None:
         """Finalize a selection that budget, time or precision ended before all selected devices were queried.
 
-        An interrupted run remains as it is, for a resume, and so do accounts that were stopped. Returns the final
-        selection, and the number of results that are carried in addition, by status; None if the run was interrupted.
+        Return the final selection, and the number of results that are carried in addition, by status; None: the run was
+        interrupted. An interrupted run remains as it is, for a resume, and so do accounts that were stopped.
         """
         if stop.interrupted:
             return None
         is_sample = selection.strategy == "sample"
         exhausted = stop.reason is not None or self._call_budget.exhausted
-        target = self._folder / (PLAN if is_sample else CARRIED)
+        target = self._folder / (SELECTED if is_sample else CARRIED)
         carried: dict[str, int] = {}
         if (exhausted or selection.precision is not None) and target.exists():
             new = target.with_name(f"{target.name}.new")
             ended = [session.name for session in self._accounts if session.stopped is None]
-            carried = await run_in_thread(finalize_plan, self._folder, new, ended, sample=is_sample)
+            carried = await run_in_thread(finalize_selection, self._folder, new, ended, sample=is_sample)
             await run_in_thread(_replace_file, new, target)
         exhausted = exhausted or any(each.over_budget for each in selection.accounts)
         achieved = None if self._stopping_rule is None else self._stopping_rule.achieved_precision
@@ -169,7 +168,5 @@ class SelectionCoordinator:
 
 
 def _replace_file(new: Path, target: Path) -> None:
-    try:
+    with translate_os_errors(f"{target}: cannot be written"):
         put_in_place(new, target)
-    except OSError as error:
-        raise RunNotWritableError(f"{target} cannot be written: {error.strerror}") from error

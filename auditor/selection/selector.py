@@ -2,11 +2,11 @@
 
 | strategy | queries | the other devices |
 |---|---|---|
-| incremental | devices that may have changed since a run, and a random part of the others | keep their result |
-| rolling | as many as the budget allows, by priority | keep their result |
+| incremental | devices that may have changed since a run, and a random part of the others | have their result carried |
+| rolling | as many as the budget allows, by priority | have their result carried |
 | sample | a random number of devices of each product | have no result |
 
-Previous results are a file with a row for each device that a previous run has a result or a failure of; see
+Previous results are a file with a row for each device that has a result or a failure in a previous run; see
 ``auditor.selection.baseline``. Random numbers are a digest of the seed and the device's name: the same seed selects the
 same devices, on any machine and with any version of DuckDB.
 
@@ -35,8 +35,8 @@ from auditor.fleet.columns import COLUMNS
 from auditor.runs.selection_info import LearnedOffset
 from auditor.selection.change_detection import IncrementalRule, create_reasons, learn_offset
 from auditor.selection.connectivity import STATE_COLUMNS
-from auditor.selection.plan_files import SelectionFiles, add_aliases, write_carried, write_plan
 from auditor.selection.ranking import RecheckOrder, SampleSpec, SelectionBudget, rank_by_priority, rank_sample
+from auditor.selection.selection_files import SelectionFiles, add_aliases, write_carried, write_selected_devices
 from auditor.storage.database import (
     READING_MEMORY,
     READING_THREADS,
@@ -83,7 +83,7 @@ _KEY = "length(coalesce(product_key, '')) || '/' || coalesce(product_key, '') ||
 
 
 @dataclass(frozen=True, slots=True)
-class ChangedDevices:
+class ChangeSelectionCounts:
     """What was selected by connection states: numbers of devices, as in ``AccountSelection``."""
 
     over_budget: int
@@ -124,13 +124,13 @@ class DeviceSelector:
     def select_sample(self, files: SelectionFiles, sample: SampleSpec) -> int:
         """Write a random sample, in an order in which every prefix is a sample; return how many are not sampled.
 
-        Devices that were never activated are in the plan, too: they need no query.
+        Devices that were never activated are selected, too: they need no query.
         """
         with self._translated_errors():
             self._database.execute(f"CREATE VIEW previous AS FROM {_NO_RESULT}")
             draw, draw_product = self._draw("sample"), self._draw("product", "product")
             rank_sample(self._database, sample, draw=draw, draw_product=draw_product)
-            write_plan(self._database, files, include_never_activated=True)
+            write_selected_devices(self._database, files, include_never_activated=True)
             return scalar(self._database, "SELECT (SELECT count(*) FROM candidates) - (SELECT count(*) FROM ranked)")
 
     def select_rolling(self, baseline: Path | None, budget: Budget, files: SelectionFiles) -> int:
@@ -157,7 +157,7 @@ class DeviceSelector:
 
     def select_changed(
         self, states: Path | None, rule: IncrementalRule, budget: Budget, files: SelectionFiles
-    ) -> ChangedDevices:
+    ) -> ChangeSelectionCounts:
         """Write the devices that may have changed, by their states, as ``auditor.selection.change_detection`` decides.
 
         ``states`` is Parquet with ``STATE_COLUMNS``: the names as in the fleet, and the status, NULL if the platform
@@ -171,7 +171,7 @@ class DeviceSelector:
             self._database.execute("DROP TABLE reasons_by_result")
             unknown = scalar(self._database, "SELECT count(*) FROM with_reason WHERE selection_reason = 'unknown'")
             over_budget = self._write(budget, files, RecheckOrder(draw, rule.recheck))
-            return ChangedDevices(over_budget, unknown, scalar(self._database, _COUNT_UNCHANGED), learned)
+            return ChangeSelectionCounts(over_budget, unknown, scalar(self._database, _COUNT_UNCHANGED), learned)
 
     def select_without_states(self, budget: Budget, files: SelectionFiles) -> int:
         """Write as many devices as the budget allows, by priority without states; return how many are over budget."""
@@ -230,7 +230,7 @@ class DeviceSelector:
         """
         rank_by_priority(self._database, budget(), recheck)
         add_aliases(self._database)
-        write_plan(self._database, files)
+        write_selected_devices(self._database, files)
         write_carried(self._database, files.carried)
         over_budget = "FROM with_reason ANTI JOIN ranked USING (position) WHERE selection_reason <> 'recheck'"
         return scalar(self._database, f"SELECT count(*) {over_budget}")

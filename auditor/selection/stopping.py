@@ -131,7 +131,7 @@ class StoppingRule:
 _SAMPLED_RESULTS = """
   CREATE TABLE sampled_results AS
   WITH sampled AS NOT MATERIALIZED (
-    SELECT account, product_key, device_name, iot_id FROM planned WHERE selection_reason = 'sample'
+    SELECT account, product_key, device_name, iot_id FROM selected_devices WHERE selection_reason = 'sample'
   )
   SELECT s.account, s.product_key AS stratum, l.product_key, l.modules
   FROM sampled s JOIN lines l ON s.account = l.account AND s.iot_id = l.iot_id
@@ -142,7 +142,7 @@ _SAMPLED_RESULTS = """
 
 
 def count_sample(folder: Path) -> StratifiedCounts:
-    """Return the sample counts so far, from the plan and the results of a run; the strata have no sizes yet."""
+    """Return the counts of a sample, from the devices selected and the results so far; the strata have no sizes yet."""
     counts = StratifiedCounts()
     with scratch_database(
         memory=READING_MEMORY, threads=READING_THREADS, failure=f"{folder}: cannot be read"

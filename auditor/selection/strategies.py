@@ -25,9 +25,9 @@ from auditor.selection.baseline import Baseline
 from auditor.selection.budget import BudgetEstimator
 from auditor.selection.change_detection import MAX_CLOCK_DIFFERENCE, IncrementalRule
 from auditor.selection.connectivity import fetch_connection_states, write_connections
-from auditor.selection.plan_files import SelectionFiles
 from auditor.selection.ranking import SampleSpec
-from auditor.selection.selector import ChangedDevices, DeviceSelector
+from auditor.selection.selection_files import SelectionFiles
+from auditor.selection.selector import ChangeSelectionCounts, DeviceSelector
 from auditor.stats.intervals import Z
 from auditor.text.durations import parse_duration
 from auditor.text.formatting import format_utc
@@ -124,7 +124,7 @@ class IncrementalStrategy:
             requested = 0
             budget = partial(self._budget.estimate, account, calls_before + session.total_sent)
             over_budget = await run_in_thread(selector.select_without_states, budget, context.files)
-            changed = ChangedDevices(over_budget)
+            changed = ChangeSelectionCounts(over_budget)
         stats = session.request_stats(BATCH_GET_DEVICE_STATE)
         selection = AccountSelection(
             account.name,

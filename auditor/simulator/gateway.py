@@ -101,7 +101,7 @@ class Gateway:
             raise RequestRejected("InvalidAccessKeyId.NotFound", "Specified access key is not found.", 404)
         if account.access_key_id in self._revoked:
             raise RequestRejected("InvalidAccessKeyId.Inactive", "Specified access key is disabled.", 403)
-        _check_versions(parameters)
+        _check_common_parameters(parameters)
         _check_timestamp(parameters["Timestamp"], now)
         _check_signature(method, parameters, account.secret)
         if not self._nonces.is_new(account.access_key_id, parameters["SignatureNonce"], now):
@@ -109,7 +109,7 @@ class Gateway:
         return account
 
 
-def _check_versions(parameters: Mapping[str, str]) -> None:
+def _check_common_parameters(parameters: Mapping[str, str]) -> None:
     if parameters["SignatureMethod"] != "HMAC-SHA1":
         raise RequestRejected("InvalidSignatureMethod", "Specified signature method is not supported.", 400)
     if parameters["SignatureVersion"] != "1.0":
@@ -182,8 +182,8 @@ class NonceMemory:
         return True
 
 
-def page_number(parameters: Parameters, name: str, maximum: int | None = None) -> int:
-    """Return a page number or page size, 1 to ``maximum``; raise RequestRejected."""
+def read_paging_parameter(parameters: Parameters, name: str, maximum: int | None = None) -> int:
+    """Return a page number or page size, 1 to ``maximum``; raise RequestRejected if it is missing or out of range."""
     text = parameters.get(name, "")
     number = int(text) if _WHOLE_NUMBER.fullmatch(text) else 0
     if number < 1 or (maximum is not None and number > maximum):
@@ -197,7 +197,7 @@ def invalid_page(name: str) -> RequestRejected:
 
 
 def find_product(parameters: Parameters, world: World) -> int:
-    """Return the number of the product of a request; raise RequestRejected."""
+    """Return the number of the product of a request; raise RequestRejected if it is missing, malformed or unknown."""
     product_key = parameters.get("ProductKey")
     if not product_key:
         raise RequestRejected("iot.prod.NullProductKey", "The ProductKey is empty.")
@@ -210,7 +210,10 @@ def find_product(parameters: Parameters, world: World) -> int:
 
 
 def find_device(parameters: Parameters, registry: Registry) -> SimulatedDevice:
-    """Return the device of ``ProductKey`` and ``DeviceName``; raise RequestRejected."""
+    """Return the device of ``ProductKey`` and ``DeviceName``.
+
+    Raise RequestRejected if one of them is missing, malformed or unknown.
+    """
     find_product(parameters, registry.world)
     name = _check_device_name(parameters.get("DeviceName"))
     device = registry.find(parameters["ProductKey"], name)
@@ -220,7 +223,10 @@ def find_device(parameters: Parameters, registry: Registry) -> SimulatedDevice:
 
 
 def find_devices(parameters: Parameters, registry: Registry, limit: int) -> list[SimulatedDevice]:
-    """Return the existing devices of ``ProductKey`` and ``DeviceName.N``; raise RequestRejected."""
+    """Return the existing devices of ``ProductKey`` and ``DeviceName.N``.
+
+    Raise RequestRejected if one of them is missing or malformed, or the product is unknown.
+    """
     find_product(parameters, registry.world)
     names = numbered_values(parameters, "DeviceName", limit) or [_check_device_name(None)]
     found = [registry.find(parameters["ProductKey"], _check_device_name(name)) for name in names]

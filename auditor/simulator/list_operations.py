@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 from auditor.client.operations import QUERY_DEVICE, QUERY_PRODUCT_LIST
 from auditor.simulator.forms import ResponseForms, format_local_time, format_utc_field
-from auditor.simulator.gateway import Parameters, find_product, invalid_page, page_number
+from auditor.simulator.gateway import Parameters, find_product, invalid_page, read_paging_parameter
 from auditor.simulator.registry import Registry, device_record
 from auditor.simulator.responses import Document
 from auditor.simulator.world import FIRST_REGISTERED, MS_PER_DAY, SimulatedDevice
@@ -55,10 +55,10 @@ class DeviceListOperation:
 
     def _requested_range(self, parameters: Parameters) -> tuple[int, int]:
         """Return the position of the first requested device, from 0, and the page size; raise RequestRejected."""
-        size = page_number(parameters, "PageSize", QUERY_DEVICE.page_size)
+        size = read_paging_parameter(parameters, "PageSize", QUERY_DEVICE.page_size)
         if token := parameters.get("NextToken"):
             return self._parse_token(token, parameters), size
-        page = page_number(parameters, "CurrentPage") if "CurrentPage" in parameters else 1
+        page = read_paging_parameter(parameters, "CurrentPage") if "CurrentPage" in parameters else 1
         if page * size > MAX_WITHOUT_TOKEN:
             raise invalid_page("NextToken")
         return (page - 1) * size, size
@@ -127,8 +127,8 @@ def first_product(parameters: Parameters) -> int:
 
 
 def _requested_page(parameters: Parameters) -> tuple[int, int]:
-    page = page_number(parameters, "CurrentPage")
-    return page, page_number(parameters, "PageSize", QUERY_PRODUCT_LIST.page_size)
+    page = read_paging_parameter(parameters, "CurrentPage")
+    return page, read_paging_parameter(parameters, "PageSize", QUERY_PRODUCT_LIST.page_size)
 
 
 def _product_entry(registry: Registry, number: int) -> Document:

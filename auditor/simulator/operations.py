@@ -17,7 +17,7 @@ from auditor.client.operations import (
 )
 from auditor.simulator.faults import Corruption, corrupt, corrupted_page, corrupted_total
 from auditor.simulator.forms import MODEL_FORMS, ResponseForms, format_local_time, format_utc_field, time_member
-from auditor.simulator.gateway import Parameters, find_device, find_devices, numbered_values, page_number
+from auditor.simulator.gateway import Parameters, find_device, find_devices, numbered_values, read_paging_parameter
 from auditor.simulator.list_operations import DeviceListOperation, first_product, product_list, product_modules
 from auditor.simulator.quotas import BATCH_QUERY_DEVICE_DETAIL, DEEP_SUFFIX
 from auditor.simulator.registry import Registry, device_record
@@ -109,8 +109,8 @@ def module_versions(
     parameters: Parameters,
 ) -> Document:
     """Answer ListOTAModuleVersionsByDevice; the other arguments are those of ``OperationService``."""
-    page = page_number(parameters, "CurrentPage")
-    size = page_number(parameters, "PageSize", LIST_OTA_MODULE_VERSIONS_BY_DEVICE.page_size)
+    page = read_paging_parameter(parameters, "CurrentPage")
+    size = read_paging_parameter(parameters, "PageSize", LIST_OTA_MODULE_VERSIONS_BY_DEVICE.page_size)
     if responses is not None:
         name = parameters.get("IotId") or f"{parameters.get('ProductKey', '')}/{parameters.get('DeviceName', '')}"
         responses[name, page] += 1

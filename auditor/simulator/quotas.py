@@ -42,7 +42,7 @@ WindowKind = Literal["fixed", "sliding", "bucket"]
 
 
 class Window(Protocol):
-    """Count the calls of one account to one operation."""
+    """Counts the calls of one account to one operation."""
 
     def admit(self, now: float) -> bool:
         """Count a call at ``now`` (seconds, never decreasing) if it is within the quota; return whether it is."""
@@ -71,7 +71,7 @@ def window_size(per_second: float) -> tuple[int, float]:
 
 
 class FixedWindow:
-    """Count from 0 in every calendar second of the server's clock, so two bursts may be adjacent."""
+    """Counts from 0 in every calendar second of the server's clock, so two bursts may be adjacent."""
 
     def __init__(self, per_second: float) -> None:
         self._calls, self._seconds = window_size(per_second)
@@ -95,7 +95,7 @@ class FixedWindow:
 
 
 class SlidingWindow:
-    """Admit a call if fewer than the quota were admitted in the second before it: no second has more."""
+    """Admits a call if fewer than the quota were admitted in the second before it: no second has more."""
 
     def __init__(self, per_second: float) -> None:
         calls, self._seconds = window_size(per_second)
@@ -116,7 +116,7 @@ class SlidingWindow:
 
 
 class TokenBucket:
-    """Hold the calls of one second, initially full, and refill evenly: a full burst, then the plain rate."""
+    """Holds the calls of one second, initially full, and refills evenly: a full burst, then the plain rate."""
 
     def __init__(self, per_second: float) -> None:
         self._per_second = per_second

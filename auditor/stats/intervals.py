@@ -32,10 +32,11 @@ from auditor.stats.hypergeometric import lower_limit, upper_limit
 Z = 1.959963984540054
 """Quantile of the normal distribution with the probability ``TAIL`` above it."""
 
-MIN_SAMPLED_FOR_WILSON = 400
+MIN_WITH_MODULE_FOR_WILSON = 400
+"""Sampled devices with the module from which Wilson's interval is used."""
 
 MIN_EITHER_WAY_FOR_WILSON = 20
-"""Wilson's interval is used from this many devices with the version and this many without it."""
+"""Sampled devices with the version, and with another one, from which Wilson's interval is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +63,23 @@ class Interval:
 class Stratum:
     """Sample counts of one product for one version of one module; each count is a part of the one before it.
 
-    ``sampled`` devices also answered, ``with_module`` report the module, and ``on_version`` run the version.
+    ``answered`` devices were sampled and have an answer, ``with_module`` report the module, and ``on_version`` run the
+    version.
     """
 
     devices: int
-    sampled: int
+    answered: int
     with_module: int
     on_version: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.on_version <= self.with_module <= self.sampled <= self.devices:
+        if not 0 <= self.on_version <= self.with_module <= self.answered <= self.devices:
             raise ValueError(f"counts of a stratum must not increase from devices to on_version: {self}")
 
     @property
     def fully_sampled(self) -> bool:
-        """Whether all its devices were sampled, so that nothing about it is uncertain."""
-        return self.sampled == self.devices
+        """Whether all its devices were sampled and answered, so that nothing about it is uncertain."""
+        return self.answered == self.devices
 
 
 def share_interval(devices: int, sampled: int, with_module: int, on_version: int) -> Interval:
@@ -88,7 +90,7 @@ def share_interval(devices: int, sampled: int, with_module: int, on_version: int
     share, others = on_version / with_module, with_module - on_version
     if product.fully_sampled:
         return Interval(share, share, share)
-    if with_module < MIN_SAMPLED_FOR_WILSON or min(on_version, others) < MIN_EITHER_WAY_FOR_WILSON:
+    if with_module < MIN_WITH_MODULE_FOR_WILSON or min(on_version, others) < MIN_EITHER_WAY_FOR_WILSON:
         # How many devices report the module is uncertain, too. The limits are widest at the largest likely number.
         return _exact(upper_limit(devices, sampled, with_module), with_module, on_version)
     low, high = _wilson(share, with_module * (devices - 1) / (devices - sampled))

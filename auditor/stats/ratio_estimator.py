@@ -15,7 +15,7 @@ _SYMMETRIC_BELOW = 1e-12
 
 _MIN_SAMPLED_FOR_VARIANCE = 2
 
-_COUNTS = ("devices", "sampled", "with_module", "on_version")
+_COUNTS = ("devices", "answered", "with_module", "on_version")
 
 
 def combined_share_interval(strata: Sequence[Stratum]) -> Interval:
@@ -31,9 +31,9 @@ def combined_share_interval(strata: Sequence[Stratum]) -> Interval:
     reporting = [each for group in groups for each in group if each.with_module]
     if len(reporting) == 1:
         (only,) = reporting
-        return share_interval(only.devices, only.sampled, only.with_module, only.on_version)
-    running = sum(each.devices * each.on_version / each.sampled for each in reporting)
-    domain = sum(each.devices * each.with_module / each.sampled for each in reporting)
+        return share_interval(only.devices, only.answered, only.with_module, only.on_version)
+    running = sum(each.devices * each.on_version / each.answered for each in reporting)
+    domain = sum(each.devices * each.with_module / each.answered for each in reporting)
     if not domain:
         raise ValueError("no sampled device reports the module, so its versions have no share")
     share = running / domain
@@ -43,7 +43,7 @@ def combined_share_interval(strata: Sequence[Stratum]) -> Interval:
             _add_deviations(group, share, above, below)
     low = share - hypot(above.margin_down(), below.margin_up()) / domain
     high = share + hypot(above.margin_up(), below.margin_down()) / domain
-    if all(each.with_module == each.sampled for each in reporting):
+    if all(each.with_module == each.answered for each in reporting):
         low = max(low, sum(each.on_version for each in reporting) / domain)
         high = min(high, 1 - sum(each.with_module - each.on_version for each in reporting) / domain)
     return Interval(share, min(share, max(low, 0.0)), max(share, min(high, 1.0)))
@@ -86,16 +86,16 @@ def _add_deviations(group: Sequence[Stratum], share: float, above: _Side, below:
 
     A device has the value 1 - share if it runs the version, -share if it reports another one, and 0 if it reports none.
     """
-    sampled = sum(each.sampled for each in group)
+    sampled = sum(each.answered for each in group)
     mean = sum(each.on_version - share * each.with_module for each in group) / sampled
     freedom = sampled / max(1, sampled - 1)
     up, down = 1 - share - mean, share + mean
     for each in group:
-        weight, left = each.devices / each.sampled, 1 - each.sampled / each.devices
+        weight, left = each.devices / each.answered, 1 - each.answered / each.devices
         # Sampling without replacement gives the variance one correction factor and the skewness another. The latter is
         # negative if more than half of the devices are sampled; it is small then, and 0 is the safe value.
         variance, skewness = freedom * left * weight**2, freedom * left * max(0.0, 2 * left - 1) * weight**3
-        others, silent = each.with_module - each.on_version, each.sampled - each.with_module
+        others, silent = each.with_module - each.on_version, each.answered - each.with_module
         above.second += variance * each.on_version * up**2
         above.third += skewness * each.on_version * up**3
         below.second += variance * others * down**2
@@ -105,7 +105,7 @@ def _add_deviations(group: Sequence[Stratum], share: float, above: _Side, below:
         side.third += skewness * silent * abs(mean) ** 3
         if each.with_module:
             # The unobserved devices cannot exceed the devices that were not sampled.
-            unit = min(weight, (each.devices - each.sampled) / MAX_UNSEEN_WEIGHT)
+            unit = min(weight, (each.devices - each.answered) / MAX_UNSEEN_WEIGHT)
             for side, deviation in ((above, unit * up), (below, unit * down)):
                 if deviation > side.one:
                     side.one = deviation
@@ -130,21 +130,21 @@ def _groups(strata: Sequence[Stratum]) -> list[list[Stratum]]:
     Otherwise chance decided, by size, which of them have a sampled device. Then they form one product together, with
     the products that had the same chance and have two sampled devices only by luck.
     """
-    thin = [each for each in strata if each.sampled < min(_MIN_SAMPLED_FOR_VARIANCE, each.devices)]
-    rest = [each for each in strata if each.sampled >= min(_MIN_SAMPLED_FOR_VARIANCE, each.devices)]
+    thin = [each for each in strata if each.answered < min(_MIN_SAMPLED_FOR_VARIANCE, each.devices)]
+    rest = [each for each in strata if each.answered >= min(_MIN_SAMPLED_FOR_VARIANCE, each.devices)]
     if not thin:
         return [[each] for each in rest]
-    if len(thin) > 1 and all(each.sampled for each in thin):
+    if len(thin) > 1 and all(each.answered for each in thin):
         return [thin, *([each] for each in rest)]
-    rate = sum(each.sampled for each in strata) / sum(each.devices for each in strata)
+    rate = sum(each.answered for each in strata) / sum(each.devices for each in strata)
     single = []
     for each in sorted(rest, key=lambda each: (each.fully_sampled, each.devices)):
         lucky = (
-            each.sampled == _MIN_SAMPLED_FOR_VARIANCE
+            each.answered == _MIN_SAMPLED_FOR_VARIANCE
             and not each.fully_sampled
             and each.devices * rate < _MIN_SAMPLED_FOR_VARIANCE
         )
-        if lucky or sum(one.sampled for one in thin) < _MIN_SAMPLED_FOR_VARIANCE:
+        if lucky or sum(one.answered for one in thin) < _MIN_SAMPLED_FOR_VARIANCE:
             thin.append(each)
         else:
             single.append([each])

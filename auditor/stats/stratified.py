@@ -121,7 +121,7 @@ class StratifiedCounts:
     def unseen_fleet_share(self) -> float | None:
         """Return the largest likely share, in the fleet, of a version that no sampled device runs; None: no sample."""
         strata = list(self._strata("fleet", Counter(), Counter()))
-        return combined_unseen_share_limit(strata) if any(each.sampled for each in strata) else None
+        return combined_unseen_share_limit(strata) if any(each.answered for each in strata) else None
 
     def widest_half_width(self, level: Level, limit: int | None = None) -> float | None:
         """Return half the width of the widest interval, without rare modules; None if no version was seen."""
@@ -145,7 +145,7 @@ class StratifiedCounts:
         """
         if level == "fleet":
             strata = list(self._strata(level, Counter(), Counter()))
-            is_sampled = any(each.sampled for each in strata)
+            is_sampled = any(each.answered for each in strata)
             return dict.fromkeys(modules, combined_share_interval(strata)) if is_sampled else {}
         with_module = self._by_module(level)
         return {

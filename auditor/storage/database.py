@@ -171,6 +171,11 @@ def sql_literal(value: object) -> str:
     return "'" + str(value).replace("'", "''") + "'"
 
 
+def sql_literals(values: Iterable[object]) -> str:
+    """Return texts as SQL string literals, separated by commas."""
+    return ", ".join(map(sql_literal, values))
+
+
 def sql_identifier(name: str) -> str:
     """Return the name of a column, quoted for SQL."""
     return '"' + name.replace('"', '""') + '"'

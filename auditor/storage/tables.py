@@ -48,7 +48,8 @@ class ResultTable:
     Iteration yields named tuples, some of them in memory at a time. ``to_dicts`` and ``to_arrow`` return all rows.
 
     Args:
-        database, query: one SELECT, and the database with its views.
+        database: has the views that the query reads.
+        query: one SELECT, which returns the rows.
         reading: translates errors of the query; see ``translate_read_errors``.
         staging: the only folder that the database may write to; None: any.
         name: key of the rows in JSON.
@@ -139,7 +140,10 @@ class ResultTable:
     def arranged(
         self, order: Callable[[Database, Sequence[str]], str] | None = None, limit: int | None = None
     ) -> "ResultTable":
-        """Return the table with another order, the SQL of which ``order`` returns for its columns, and fewer rows."""
+        """Return the table in another order, and with at most ``limit`` rows.
+
+        ``order`` returns the SQL of the order, for the database and the names of the columns.
+        """
         query = self._source
         if order is not None:
             columns = ", ".join(map(sql_identifier, self.columns))

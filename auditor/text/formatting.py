@@ -1,7 +1,7 @@
 """Format numbers, times and names for people. Names from devices are escaped."""
 
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from math import ceil
 
@@ -85,12 +85,24 @@ def format_count(number: int, noun: str) -> str:
 def format_utc(seconds: float) -> str:
     """Format seconds since 1970 as ``2026-11-22T02:00:03.123Z``."""
     whole, milliseconds = divmod(round(seconds * 1000), 1000)
-    return f"{_format_utc_second(whole)}.{milliseconds:03d}Z"
+    return f"{format_utc_second(whole)[:-1]}.{milliseconds:03d}Z"
+
+
+def parse_manifest_time(text: str | None) -> datetime | None:
+    """Return a time of a manifest in UTC; without a zone it is UTC. None: there is none, or it cannot be parsed."""
+    if text is None:
+        return None
+    try:
+        time_ = datetime.fromisoformat(text)
+        return time_.astimezone(UTC) if time_.tzinfo else time_.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # in UTC it may be in the year 0 or 10000
+        return None
 
 
 @lru_cache(maxsize=4)  # nearly always the current second
-def _format_utc_second(whole: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+def format_utc_second(second: int) -> str:
+    """Format whole seconds since 1970 as ``2026-11-22T02:00:03Z``."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
 
 
 def escape_undecodable(path: str) -> str:

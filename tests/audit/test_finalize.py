@@ -11,7 +11,7 @@ from auditor.errors import (
     AccountStoppedError,
     AuditInterruptedError,
     AuditorError,
-    ExitWord,
+    ExitReasonCode,
     FleetError,
     PolicyError,
     RunFolderError,
@@ -144,10 +144,10 @@ def test_each_error_that_ends_an_audit_has_a_word_of_its_own() -> None:
         FleetError(""), AccountStoppedError("eu", ""), RunFolderError(""), RunNotWritableError(""), PolicyError(""),
         AuditInterruptedError(""), AuditorError(""),
     ]  # fmt: skip
-    words = [error.exit_word for error in errors]
-    assert set(words) < set(get_args(ExitWord))
+    words = [error.reason_code for error in errors]
+    assert set(words) < set(get_args(ExitReasonCode))
     assert len(set(words)) == len(words)
-    assert AccountStoppedError("eu", "", exit_word="unreachable_account").exit_word == "unreachable_account"
+    assert AccountStoppedError("eu", "", reason_code="unreachable_account").reason_code == "unreachable_account"
 
 
 def test_last_line_of_a_log_has_the_exit_code_and_its_reason() -> None:

@@ -27,7 +27,7 @@ def rows_of(text: str) -> list[dict[str, str]]:
 
 
 def listing(folder: Path) -> list[str]:
-    return [path.name for path in (folder / "audits").glob(".listing-*")]
+    return [path.name for path in (folder / "audits").glob(".discovery-*")]
 
 
 def test_without_options_products_are_shown_with_their_devices_by_status(auditor: Auditor, platform: Platform) -> None:
@@ -123,7 +123,7 @@ def test_a_killed_or_interrupted_listing_is_resumed(
 ) -> None:
     platform = start_platform("--devices", 12_000, "--per-second", 10, "--fleet", "products")
     folder, settings = platform.settings.parent, platform.settings
-    journal = folder / "audits" / ".listing-simulated" / "0.jsonl"
+    journal = folder / "audits" / ".discovery-simulated" / "0.jsonl"
     pages = 0
     for ending, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
         more = () if ending == signal.SIGKILL else ("--resume",)
@@ -133,13 +133,13 @@ def test_a_killed_or_interrupted_listing_is_resumed(
         process.command.send_signal(ending)
         done = process.result(20)
         assert done.returncode == code
-        assert listing(folder) == [".listing-simulated"]
+        assert listing(folder) == [".discovery-simulated"]
         assert not (tmp_path / "fleet.csv").exists()
         pages = pages_in(journal)
     assert "no file was written; resume with: auditor fleet" in done.stderr
     done = auditor("fleet", settings, "-o", tmp_path / "fleet.csv", "--resume")
     assert done.returncode == 0
-    assert re.search(r"resuming the listing that was started at 20\S+Z", done.stderr.splitlines()[0])
+    assert re.search(r"resuming the discovery that started at 20\S+Z", done.stderr.splitlines()[0])
     rows = rows_of((tmp_path / "fleet.csv").read_text())
     assert len({row["iot_id"] for row in rows}) == len(rows) == sum(device.exists for device in World(12_000))
     assert listing(folder) == []
@@ -150,7 +150,7 @@ def test_a_listing_with_other_settings_is_not_resumed(
 ) -> None:
     platform = start_platform("--devices", 3000, "--per-second", 10, "--fleet", "products")
     process = CapturedCommand("fleet", platform.settings, cwd=tmp_path)
-    while pages_in(platform.settings.parent / "audits" / ".listing-simulated" / "0.jsonl") < 2:
+    while pages_in(platform.settings.parent / "audits" / ".discovery-simulated" / "0.jsonl") < 2:
         time.sleep(0.02)
     process.command.send_signal(signal.SIGKILL)
     assert process.result(20).returncode == -signal.SIGKILL
@@ -166,7 +166,7 @@ def test_a_second_listing_is_refused_and_an_audit_is_not(
     platform = start_platform("--devices", 40_000, "--per-second", 10, "--fleet", "products")
     process = CapturedCommand("fleet", platform.settings, cwd=tmp_path)
     try:
-        while pages_in(platform.settings.parent / "audits" / ".listing-simulated" / "0.jsonl") < 2:
+        while pages_in(platform.settings.parent / "audits" / ".discovery-simulated" / "0.jsonl") < 2:
             time.sleep(0.02)
         second = auditor("fleet", platform.settings)
         assert second.returncode == 2
@@ -181,10 +181,10 @@ def test_a_second_listing_is_refused_and_an_audit_is_not(
 def test_a_listing_is_kept_if_its_file_cannot_be_written(auditor: Auditor, platform: Platform, tmp_path: Path) -> None:
     full = auditor("fleet", platform.settings, "-o", "/dev/full", "--format", "csv")
     assert full.returncode == 3
-    assert listing(platform.settings.parent) == [".listing-simulated"]
+    assert listing(platform.settings.parent) == [".discovery-simulated"]
     picked = auditor("fleet", platform.settings, "--account", "simulated")
     assert picked.returncode == 0
-    assert listing(platform.settings.parent) == [".listing-simulated"]  # of all accounts: that is another one
+    assert listing(platform.settings.parent) == [".discovery-simulated"]  # of all accounts: that is another one
     done = auditor("fleet", platform.settings, "-o", "fleet.csv", "--resume")
     assert (done.returncode, len(rows_of((tmp_path / "fleet.csv").read_text()))) == (0, THERE)
     assert listing(platform.settings.parent) == []
@@ -208,7 +208,7 @@ def test_a_failed_product_is_listed_again_by_a_resume(auditor: Auditor, platform
     first = auditor("fleet", platform.settings)
     assert first.returncode in {1, 2}
     assert "product k1nowhere: 0 devices listed" in first.stderr
-    assert listing(platform.settings.parent) == [".listing-simulated"]
+    assert listing(platform.settings.parent) == [".discovery-simulated"]
     again = auditor("fleet", platform.settings, "--resume")
     assert again.returncode == first.returncode
     platform.settings.write_text(whole)

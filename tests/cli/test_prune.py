@@ -1,4 +1,4 @@
-"""`auditor prune`: old runs are deleted; the newest, the latest complete, running ones and other folders are kept."""
+"""`auditor prune`: old runs are deleted; the newest, the newest successful, running ones and other folders are kept."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_runs_younger_than_a_number_of_days_are_kept(auditor: Auditor, runs: Pat
     weekly = [aged(runs, days, name="weekly") for days in (20, 30)]
     done = auditor("prune", runs, "--keep-days", 7)
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split()) == sorted(map(str, (*nightly[3:], weekly[1])))  # weekly[0]: its newest whole run
+    assert sorted(done.stdout.split()) == sorted(map(str, (*nightly[3:], weekly[1])))  # weekly[0]: its newest success
     assert done.stderr == "4 runs deleted, 4 kept\n"
     assert left(runs) == sorted(path.name for path in (*nightly[:3], weekly[0]))
 

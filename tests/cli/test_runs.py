@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from auditor.cli.app import main
-from auditor.errors import ExitWord
+from auditor.errors import ExitReasonCode
 from auditor.runs.folder import CHANGES
 from auditor.runs.manifest import FailureInfo
 from auditor.runs.retention import prune_runs
@@ -31,7 +31,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-def conclude(folder: Path, code: int, word: ExitWord) -> None:
+def conclude(folder: Path, code: int, word: ExitReasonCode) -> None:
     reason = ExitReason(word, f"the sentence of {word}")
     edit_manifest(folder, lambda manifest: replace(manifest, exit_code=code, exit_reason=reason))
 
@@ -82,7 +82,7 @@ def test_deleted_runs_are_listed_as_deleted(directory: Path, capsys: pytest.Capt
     ],
 )
 def test_status_says_why_the_last_run_ended_and_what_to_do(
-    directory: Path, capsys: pytest.CaptureFixture[str], word: ExitWord, code: int, command: str
+    directory: Path, capsys: pytest.CaptureFixture[str], word: ExitReasonCode, code: int, command: str
 ) -> None:
     conclude(directory / NEWEST, code, word)
     failures = (FailureInfo("auditor.Timeout", 3, "p1/device0001"),)
@@ -200,7 +200,10 @@ def test_a_directory_with_a_newer_failed_run_says_which_run_is_read(
 ) -> None:
     edit_manifest(directory / NEWEST, lambda manifest: replace(manifest, state="partial"))
     errors = auditor(capsys, "sql", "audits", "SELECT count(*) FROM devices")[1]
-    assert f"reading audits/20261122T020000Z-nightly, the newest whole run; {NEWEST} is newer, and is partial" in errors
+    assert (
+        f"reading audits/20261122T020000Z-nightly, the newest successful run; {NEWEST} is newer, and is partial"
+        in errors
+    )
 
 
 @pytest.mark.parametrize(

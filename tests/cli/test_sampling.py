@@ -63,7 +63,7 @@ def test_a_comparison_counts_carried_results(auditor: Auditor, tmp_path: Path) -
     since = [(device, "ble", "1") for device in fleet[:2]]
     new = carried_run(tmp_path / "new", fleet, [ok(fleet[2], ("ble", "2"))], since).folder
     done = auditor("diff", old, new)
-    assert "2 of 3 compared devices have reused results: the same" in done.stderr
+    assert "2 of 3 compared devices have carried results: the same" in done.stderr
     refused = auditor("diff", old, new, "--fail-on", "grew")
     assert refused.returncode == 2
     assert "only samples have it" in refused.stderr

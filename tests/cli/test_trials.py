@@ -1,4 +1,4 @@
-"""A smoke test harms nothing: what others read every day is about the fleet, and a test run does not replace it."""
+"""A trial harms nothing: what others read every day is about the fleet, and a trial does not replace it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -98,10 +98,10 @@ def test_a_directory_means_its_newest_run_of_the_whole_fleet(tmp_path: Path, cap
     edit_manifest(folder, lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=1)))
     assert main(["metrics", str(runs), "-o", str(tmp_path / "auditor.prom")]) == 0
     metrics = (tmp_path / "auditor.prom").read_text()
-    assert 'auditor_fleet_devices{run="nightly"} 2.0' in metrics, "not the smoke test"
+    assert 'auditor_fleet_devices{run="nightly"} 2.0' in metrics, "not the trial"
     assert 'auditor_run_state{run="nightly",state="partial"} 1.0' in metrics, "last night, though it failed"
     assert main(["report", str(runs), "-o", str(tmp_path / "fleet.html")]) == 0
-    note = "reading {}, the newest whole run; 20261123T020000Z-nightly is newer, and is of a part of the fleet"
+    note = "reading {}, the newest successful run; 20261123T020000Z-nightly is newer, and is of a part of the fleet"
     assert note.format(runs / "20261121T020000Z-nightly") in capfd.readouterr().err
     assert "20261121T020000Z-nightly" in (tmp_path / "fleet.html").read_text()
 

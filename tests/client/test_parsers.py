@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from auditor.client.decoders import DEVICE_LIST_RESPONSE, PRODUCT_LIST_RESPONSE, PRODUCT_MODULES_RESPONSE
 from auditor.client.operations import LIST_OTA_MODULE_BY_PRODUCT, MAX_NAME_LENGTH, QUERY_DEVICE, QUERY_PRODUCT_LIST
-from auditor.client.parsers import parse_devices, parse_modules, parse_products, parse_time
+from auditor.client.parsers import parse_devices, parse_modules, parse_products, parse_reported_time
 from auditor.client.responses import INVALID_JSON, ApiResponse, parse_response
 from auditor.errors import InconsistentResponseError, PlatformError, ThrottledError, TransientError
 from auditor.models import ListedDevice, ListPage, Product, ReportedTime
@@ -546,7 +546,7 @@ MOMENT = 1_579_249_151_000
 def test_a_time_with_a_zone_is_read_in_every_form_as_the_latest_moment_it_can_mean(
     reported: object, later: int
 ) -> None:
-    assert parse_time(reported) == ReportedTime(MOMENT + later)
+    assert parse_reported_time(reported) == ReportedTime(MOMENT + later)
 
 
 @pytest.mark.parametrize(
@@ -559,7 +559,7 @@ def test_a_time_with_a_zone_is_read_in_every_form_as_the_latest_moment_it_can_me
     ],
 )
 def test_a_time_without_a_zone_is_counted_as_utc_and_says_so(reported: str, later: int) -> None:
-    assert parse_time(reported) == ReportedTime(MOMENT + later, has_zone=False)
+    assert parse_reported_time(reported) == ReportedTime(MOMENT + later, has_zone=False)
 
 
 @pytest.mark.parametrize(
@@ -577,7 +577,7 @@ def test_a_time_without_a_zone_is_counted_as_utc_and_says_so(reported: str, late
     ids=repr,
 )
 def test_what_has_no_single_meaning_as_a_time_is_unreadable(reported: object) -> None:
-    assert parse_time(reported).milliseconds is None
+    assert parse_reported_time(reported).milliseconds is None
 
 
 @given(
@@ -593,7 +593,7 @@ def test_every_time_of_the_standard_library_is_read_as_the_library_reads_it(
     text = moment.replace(tzinfo=zone).isoformat(separator, precision)
     reference = datetime.fromisoformat(text)
     start = (reference if zone else reference.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
-    found = parse_time(text)
+    found = parse_reported_time(text)
     assert found.has_zone == (zone is not None)
     assert found.milliseconds is not None
     later = found.milliseconds - start / timedelta(milliseconds=1)
@@ -602,5 +602,5 @@ def test_every_time_of_the_standard_library_is_read_as_the_library_reads_it(
 
 @given(st.text(max_size=80) | st.integers() | st.floats() | st.booleans() | st.none())
 def test_any_value_is_a_time_within_bounds_or_unreadable(value: object) -> None:
-    found = parse_time(value)
+    found = parse_reported_time(value)
     assert found.milliseconds is None or 1_262_304_000_000 <= found.milliseconds < 253_402_300_800_000

@@ -285,7 +285,7 @@ async def test_a_device_is_not_read_again_when_the_budget_is_exhausted(replies: 
     trust = AnswerTrust()
     trust.mismatches = 1
     script = ScriptedCall(*replies)
-    outcome = await fetch_device(script, NAMED, trust=trust, may_repeat=lambda: False)
+    outcome = await fetch_device(script, NAMED, trust=trust, may_retry=lambda: False)
     assert isinstance(outcome, DeviceFailure)
     assert (outcome.code, len(script.requests)) == ("auditor.InconsistentPages", 1)
 
@@ -458,7 +458,7 @@ async def test_one_id_for_all_answers_that_begins_late_costs_as_many_requests_as
 
 
 def test_the_memory_of_request_ids_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_reader, "MAX_REMEMBERED_IDS", 100)
+    monkeypatch.setattr(device_reader, "IDS_PER_GENERATION", 100)
     trust = AnswerTrust()
     assert not any(trust.needs_confirmation(f"id-{number}") for number in range(1_000))
     assert trust.needs_confirmation("id-920")

@@ -93,9 +93,8 @@ def test_a_manifest_that_has_more_is_believed(tmp_path: Path) -> None:
 )
 def test_lines_that_cannot_be_read_are_left_out(tmp_path: Path, content: bytes) -> None:
     (tmp_path / SENT_REQUESTS).write_bytes(content + b'0000000000000000012 ["ListX","eu"]\n')
-    counts = read_sent_requests(tmp_path)
-    assert counts.pop(RequestKey("ListX", "eu"), 12) == 12
-    assert counts == {}
+    continues_a_line = content and not content.endswith(b"\n")
+    assert read_sent_requests(tmp_path) == ({} if continues_a_line else {RequestKey("ListX", "eu"): 12})
 
 
 def test_a_number_that_no_run_reaches_is_bounded(tmp_path: Path) -> None:

@@ -65,18 +65,18 @@ def file(work: Path, _: Path) -> None:
     ],
 )
 def test_a_planted_folder_is_refused_and_nothing_in_it_is_removed(tmp_path: Path, plant: object, says: str) -> None:
-    home, work = victim(tmp_path), tmp_path / "audits" / ".listing-nightly"
+    home, work = victim(tmp_path), tmp_path / "audits" / ".discovery-nightly"
     work.parent.mkdir()
     assert callable(plant)
     plant(work, home)
-    with pytest.raises(RunNotWritableError, match=f"listing-nightly: {says}.*; remove it"), lock_folder(work):
+    with pytest.raises(RunNotWritableError, match=f"discovery-nightly: {says}.*; remove it"), lock_folder(work):
         _prepare_folder(work, settings(), resume=False)
     kept = work if work.is_dir() else home
     assert sorted(path.name for path in kept.rglob("*")) == [".profile", "documents", "thesis"]
 
 
 def test_a_link_that_replaces_the_folder_after_the_check_is_not_followed(tmp_path: Path) -> None:
-    home, work = victim(tmp_path), tmp_path / "audits" / ".listing-nightly"
+    home, work = victim(tmp_path), tmp_path / "audits" / ".discovery-nightly"
     with lock_folder(work):
         work.rename(tmp_path / "moved")
         link(work, home)
@@ -86,19 +86,19 @@ def test_a_link_that_replaces_the_folder_after_the_check_is_not_followed(tmp_pat
 
 
 def test_links_in_the_folder_are_removed_and_not_followed(tmp_path: Path) -> None:
-    home, work = victim(tmp_path), tmp_path / "audits" / ".listing-nightly"
+    home, work = victim(tmp_path), tmp_path / "audits" / ".discovery-nightly"
     with lock_folder(work):
         link(work / "0.jsonl", home)
         (work / "spill").mkdir()
         link(work / "spill" / "home", home)
         _prepare_folder(work, settings(), resume=False)
-        assert sorted(path.name for path in work.iterdir()) == [".lock", "listing.json"]
+        assert sorted(path.name for path in work.iterdir()) == [".lock", "discovery.json"]
     assert sorted(path.name for path in home.rglob("*")) == [".profile", "documents", "thesis"]
 
 
 @pytest.mark.parametrize(("group_readable", "expected"), [(False, 0o700), (True, 0o750)])
 def test_what_is_created_is_private(tmp_path: Path, group_readable: bool, expected: int) -> None:  # noqa: FBT001
-    work = tmp_path / "audits" / ".listing-nightly"
+    work = tmp_path / "audits" / ".discovery-nightly"
     with lock_folder(work, group_readable=group_readable):
         assert (mode(work), mode(work.parent)) == (0o700, expected)
     assert not work.exists()

@@ -10,7 +10,7 @@ from auditor.fleet.names import (
     clean_name,
     exact_name,
     need_no_cleaning,
-    parse_time,
+    parse_fleet_time,
     show,
     strip_invisible,
 )
@@ -152,7 +152,7 @@ def test_blanks_in_the_middle_of_a_long_text_take_linear_time() -> None:
     ],
 )  # fmt: skip
 def test_times_are_read_in_utc_or_not_at_all(text: str, time: datetime | None) -> None:
-    assert parse_time(text) == time
+    assert parse_fleet_time(text) == time
 
 
 def test_a_value_is_shown_short_and_without_invisible_characters() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -264,6 +265,18 @@ def test_times_that_cannot_be_parsed_are_omitted(tmp_path: Path) -> None:
     samples = read_metrics(folder)
     assert samples.of("auditor_run_duration_seconds") == samples.of("auditor_last_run_timestamp_seconds") == {}
     assert samples.one("auditor_fleet_devices") == 10
+
+
+def test_a_time_without_a_zone_is_in_utc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = every_status(tmp_path / "run").folder
+    edit_manifest(folder, lambda m: replace(m, finished_at=m.started_at.removesuffix("Z")))
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "Asia/Shanghai")
+        time.tzset()
+        samples = read_metrics(folder)
+    time.tzset()
+    assert samples.one("auditor_last_run_timestamp_seconds") == START
+    assert samples.one("auditor_run_duration_seconds") == 0
 
 
 POLICY = """

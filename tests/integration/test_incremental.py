@@ -247,7 +247,8 @@ async def test_run_with_a_budget_reports_unreached_devices_apart_from_the_spot_c
     assert "not_reached" in kinds
     lines = list(describe_selection(selection))
     assert any(
-        f"{outdated.may_have_changed:,} of {outdated.carried:,} reused results are of devices" in line for line in lines
+        f"{outdated.may_have_changed:,} of {outdated.carried:,} carried results are of devices" in line
+        for line in lines
     )
     manifest = replace(result.manifest, selection=replace(selection, outdated=replace(outdated, may_have_changed=0)))
     write_manifest(result.folder, manifest)

@@ -8,8 +8,8 @@ import duckdb
 import pytest
 
 import auditor
-from auditor.selection.plan_files import SelectionFiles
 from auditor.selection.ranking import SelectionBudget
+from auditor.selection.selection_files import SelectionFiles
 from auditor.selection.selector import DeviceSelector
 from auditor.simulator.lifecycle import Lifecycle
 from auditor.simulator.server import Simulator

@@ -11,8 +11,8 @@ import pytest
 import auditor
 from auditor.errors import SettingsError
 from auditor.runs.estimates import read_stratified_counts
-from auditor.selection.plan_files import SelectionFiles
 from auditor.selection.ranking import SampleSpec
+from auditor.selection.selection_files import SelectionFiles
 from auditor.selection.selector import DeviceSelector
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World

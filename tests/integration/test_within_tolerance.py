@@ -105,7 +105,7 @@ def test_every_run_is_a_success(nights: list[Night]) -> None:
         assert night.metrics["auditor_run_state{state=within_tolerance}"] == 1
         assert not any(value for name, value in night.metrics.items() if name.startswith("auditor_run_warnings"))
     catalog = RunCatalog(folders[0].parent)
-    newest = catalog.latest(complete=True)
+    newest = catalog.latest(successful=True)
     assert newest is not None
     assert newest.folder == folders[-1]
 
@@ -157,4 +157,4 @@ def test_next_run_is_a_new_one_and_one_failure_too_many_is_none(tmp_path: Path) 
     assert bad.metrics["auditor_last_success_timestamp_seconds"] == pytest.approx(good.ended, abs=1)
     assert bad.metrics["auditor_run_exit_reason{reason=too_many_failed}"] == 1
     assert bad.metrics["auditor_run_warnings{kind=incomplete}"] == 1
-    assert [run.complete for run in RunCatalog(tmp_path / "audits").runs] == [False, True]
+    assert [run.is_success for run in RunCatalog(tmp_path / "audits").runs] == [False, True]

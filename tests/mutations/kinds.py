@@ -22,9 +22,9 @@ from auditor.runs.folder import (
     INVENTORY_CSV,
     INVENTORY_JSON,
     MODULES,
-    PLAN,
     PRODUCTS,
     RESULTS,
+    SELECTED,
 )
 from auditor.runs.manifest import MANIFEST, read_manifest
 from auditor.simulator.server import DEFAULT_ACCOUNT
@@ -55,14 +55,14 @@ RUN_FILES = (
     INVENTORY_CSV,
     INVENTORY_JSON,
     PRODUCTS,
-    PLAN,
+    SELECTED,
     CARRIED,
 )
 
 SEALED_FILES = frozenset(RUN_FILES) - {MANIFEST}
 
 HIDDEN = (
-    ".listing",
+    ".discovery",
     SENT_REQUESTS,
     ".reserve",
     ".sealing",

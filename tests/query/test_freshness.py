@@ -36,7 +36,7 @@ def test_answers_are_counted_by_their_age_at_the_start_of_the_run(folder: Path) 
     assert ages.first == datetime(2026, 11, 1, tzinfo=UTC)
     assert ages.median == datetime(2026, 11, 21, 1, tzinfo=UTC)
     assert describe_ages(ages, NOW) == (
-        "4 of 6 devices have reused results; results are from 2026-11-01 00:00 to 2026-11-22 02:00 UTC, "
+        "4 of 6 devices have carried results; results are from 2026-11-01 00:00 to 2026-11-22 02:00 UTC, "
         "half of them younger than 32 h"
     )
 
@@ -55,7 +55,7 @@ def test_the_table_ends_with_the_age(folder: Path, capsys: pytest.CaptureFixture
     assert (
         capsys.readouterr()
         .out.splitlines()[-1]
-        .startswith("4 of 6 devices have reused results; results are from 2026-11-01")
+        .startswith("4 of 6 devices have carried results; results are from 2026-11-01")
     )
 
 
@@ -75,9 +75,9 @@ def test_devices_have_the_source_and_time_of_their_answers(folder: Path) -> None
 
 def test_spot_checks_and_the_selection_are_described_in_numbers() -> None:
     assert describe_recheck(Recheck(9_500, 9_500, 9_500, 12, 0.0012632, 0.000653, 0.0022)) == (
-        "spot check: 12 of 9,500 results without a sign of change were outdated: 0.13% (95% interval 0.06 to 0.22%)"
+        "recheck: 12 of 9,500 results without a sign of change were outdated: 0.13% (95% interval 0.06 to 0.22%)"
     )
-    assert describe_recheck(Recheck(10, 2, 0, 0)) == "spot check: none of 2 queried devices answered"
+    assert describe_recheck(Recheck(10, 2, 0, 0)) == "recheck: none of 2 queried devices answered"
     account = AccountSelection(
         "eu",
         {"connected": 967, "never_seen": 3},
@@ -98,8 +98,8 @@ def test_spot_checks_and_the_selection_are_described_in_numbers() -> None:
     )
     selected = "eu: 970 devices to query (967 connected, 3 never seen)"
     assert list(describe_selection(selection)) == [
-        "results are reused from 20261123T020000Z-n",
-        f"{selected}; 18,831 reused; 20,000 connection states read in 400 requests, 2 of them unknown",
+        "results are carried from 20261123T020000Z-n",
+        f"{selected}; 18,831 carried; 20,000 connection states read in 400 requests, 2 of them unknown",
         "precision: ±1.99% for the shares (fleet), ±2% required",
         "the budget of 1,500 calls was exhausted before all were queried",
     ]

@@ -13,8 +13,8 @@ from auditor.report.filters import (
     format_number,
     format_percent,
     format_time,
-    parse_time,
 )
+from auditor.text.formatting import parse_manifest_time
 
 
 @given(st.text(), st.integers(2, 60))
@@ -69,12 +69,12 @@ def test_ages(seconds: float, text: str) -> None:
 
 
 def test_times_that_cannot_be_parsed_are_named() -> None:
-    assert format_time(parse_time("2026-11-22T02:00:00.000Z")) == "22 Nov 2026, 02:00 UTC"
-    assert format_time(parse_time("2026-11-22T02:00:00")) == "22 Nov 2026, 02:00 UTC"
-    assert parse_time(None) is None
-    assert format_time(parse_time("2026-11-22T02:00:00+01:00")) == "22 Nov 2026, 01:00 UTC"
+    assert format_time(parse_manifest_time("2026-11-22T02:00:00.000Z")) == "22 Nov 2026, 02:00 UTC"
+    assert format_time(parse_manifest_time("2026-11-22T02:00:00")) == "22 Nov 2026, 02:00 UTC"
+    assert parse_manifest_time(None) is None
+    assert format_time(parse_manifest_time("2026-11-22T02:00:00+01:00")) == "22 Nov 2026, 01:00 UTC"
     for text in ("<b>", "9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00+14:00"):
-        assert format_time(parse_time(text)) == "an unknown time"
+        assert format_time(parse_manifest_time(text)) == "an unknown time"
         assert format_day(text)
     assert format_day("<b>") == "<b>"
     assert format_day("2026-11-02T02:00:00.000Z") == "2 Nov"

@@ -150,6 +150,12 @@ def test_changes_equal_the_diff_with_the_previous_run(tmp_path: Path) -> None:
     assert figures["drift.not_seen"] == "1"
 
 
+def test_a_complete_run_is_not_compared_with_a_trial(tmp_path: Path) -> None:
+    folders = build_nightly_runs(tmp_path / "runs")
+    edit_manifest(folders[1], lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=5)))
+    assert page_of(folders[2]).figures["drift.upgraded"] == "6", "since the first night"
+
+
 def test_adoption_equals_the_history_up_to_the_reported_run(tmp_path: Path) -> None:
     folders = build_nightly_runs(tmp_path / "runs", ("complete", "partial", "complete", "complete"))
     page = build_report(folders[2], now=NOW)

@@ -79,7 +79,7 @@ def test_report_of_a_sample_has_the_products_of_failed_devices(tmp_path: Path) -
 
 def test_report_with_carried_answers_has_their_ages(carried: Path) -> None:
     page = page_of(carried)
-    assert "100% of 1,000 devices have an answer, 900 of them reused from earlier runs." in page.text
+    assert "100% of 1,000 devices have an answer, 900 of them carried from earlier runs." in page.text
     assert [page.figures[f"ages.{name}"] for name in ("queried", "day", "week", "older")] == [
         "100",
         "300",
@@ -87,12 +87,10 @@ def test_report_with_carried_answers_has_their_ages(carried: Path) -> None:
         "300",
     ]
     assert (
-        "900 of 1,000 devices have reused results; results are from 2026-11-01 12:00 to 2026-11-22 02:00 UTC"
+        "900 of 1,000 devices have carried results; results are from 2026-11-01 12:00 to 2026-11-22 02:00 UTC"
         in page.text
     )
-    sentence = (
-        "Spot check: 1 of 10 results without a sign of change were outdated: 10.00% (95% interval 0.25 to 44.50%)"
-    )
+    sentence = "Recheck: 1 of 10 results without a sign of change were outdated: 10.00% (95% interval 0.25 to 44.50%)"
     assert sentence in page.text
 
 
@@ -141,4 +139,4 @@ def test_payload_of_a_sample_with_failed_devices_has_problems(tmp_path: Path) ->
 def test_payload_has_the_number_of_carried_answers(carried: Path) -> None:
     content = orjson.loads(build_payload(carried).body)
     assert (content["carried"], content["oldest_answer_at"]) == (900, "2026-11-01T12:00:00.000Z")
-    assert "Reused: 900 of these answers, the oldest from 2026-11-01T12:00:00.000Z." in content["text"]
+    assert "Carried: 900 of these answers, the oldest from 2026-11-01T12:00:00.000Z." in content["text"]

@@ -15,7 +15,7 @@ import orjson
 
 from auditor.fleet.table import FLEET_COLUMNS
 from auditor.models import Device, DeviceFailure, DeviceResult, ModuleVersion, Outcome
-from auditor.runs.folder import CARRIED, FAILURES, FLEET, PLAN, RESULTS
+from auditor.runs.folder import CARRIED, FAILURES, FLEET, RESULTS, SELECTED
 from auditor.runs.journal import encode_outcome, replace_results
 from auditor.runs.manifest import (
     AccountInfo,
@@ -269,7 +269,7 @@ def running_sampled(
 ) -> Built:
     """A sampled run that is not sealed."""
     built = running(folder, fleet, outcomes)
-    _write_rows(folder / PLAN, [asdict(device) | {"selection_reason": "sample"} for device in sample], "'VARCHAR'")
+    _write_rows(folder / SELECTED, [asdict(device) | {"selection_reason": "sample"} for device in sample], "'VARCHAR'")
     return built
 
 

@@ -8,7 +8,7 @@ import duckdb
 import orjson
 
 from auditor.models import Device, Outcome
-from auditor.runs.folder import CARRIED, PLAN
+from auditor.runs.folder import CARRIED, SELECTED
 from auditor.storage.database import sql_literal, sql_read_path
 from auditor.text.formatting import format_utc
 from tests.runs.run_folders import START, Built, build_once, finish, running
@@ -34,7 +34,7 @@ def sampled_run(folder: Path, fleet: Sequence[Device], sample: Sequence[Device],
     def make() -> None:
         running(folder, fleet, outcomes)
         _write(
-            folder / PLAN,
+            folder / SELECTED,
             [asdict(each) | {"selection_reason": "sample"} for each in sample],
             _IDENTITY | {"selection_reason": "VARCHAR"},
         )

@@ -46,7 +46,7 @@ def test_the_latest_run_meets_every_condition(directory: Path) -> None:
     assert folder_name(catalog.latest("weekly")) == "2"
     assert folder_name(catalog.latest("nightly", ended=True)) == "3"
     assert folder_name(catalog.latest("nightly", sealed=True)) == "3"
-    assert folder_name(catalog.latest("nightly", complete=True)) == "1"
+    assert folder_name(catalog.latest("nightly", successful=True)) == "1"
     assert catalog.latest("monthly") is None
 
 
@@ -54,6 +54,23 @@ def test_the_previous_run_has_the_same_name_and_ended(directory: Path) -> None:
     catalog = RunCatalog(directory)
     previous = {run.folder.name: folder_name(catalog.previous(*run)) for run in catalog.runs}
     assert previous == {"4": "3", "3": "1", "2": None, "1": None}
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "seconds"),
+    [
+        ("2026-11-22T02:00:00.000Z", "2026-11-22T02:01:00.000Z", 60),
+        ("2026-11-22T02:00:00.000Z", "2026-11-22T02:01:00", 60),
+        ("2026-11-22T02:01:00.000Z", "2026-11-22T02:00:00.000Z", None),
+        ("yesterday", "2026-11-22T02:00:00.000Z", None),
+    ],
+)
+def test_a_duration_is_known_if_its_times_can_be_read(
+    directory: Path, start: str, end: str, seconds: float | None
+) -> None:
+    edit_manifest(directory / "1", lambda manifest: replace(manifest, started_at=start, finished_at=end))
+    (run,) = (run for run in RunCatalog(directory).runs if run.folder.name == "1")
+    assert run.seconds == seconds
 
 
 def test_the_baseline_prefers_a_run_without_pending_devices(directory: Path) -> None:
@@ -118,11 +135,11 @@ def test_other_texts_are_no_reference(week: Path, reference: str) -> None:
         find_run(week / reference)
 
 
-def test_a_directory_means_its_newest_whole_run_for_reading(week: Path) -> None:
+def test_a_directory_means_its_newest_successful_run_for_reading(week: Path) -> None:
     assert find_run(week).name == "20261129T020000Z-nightly"
-    assert find_run(week, "whole").name == find_run(week, "fleet").name == "20261128T020000Z-nightly"
+    assert find_run(week, "successful").name == find_run(week, "fleet").name == "20261128T020000Z-nightly"
     edit_manifest(week / "20261128T020000Z-nightly", lambda manifest: replace(manifest, state="partial"))
-    assert find_run(week, "whole").name == "20261127T020000Z-nightly"
+    assert find_run(week, "successful").name == "20261127T020000Z-nightly"
     assert find_run(week, "fleet").name == "20261128T020000Z-nightly"
     edit_manifest(week / "20261129T020000Z-nightly", lambda manifest: replace(manifest, name="other"))
-    assert find_run(week, "whole").name == "20261129T020000Z-nightly", "the newest run decides on the name"
+    assert find_run(week, "successful").name == "20261129T020000Z-nightly", "the newest run decides on the name"

@@ -115,12 +115,12 @@ def test_a_repair_follows_nothing(run: Path, precious: Path, name: str, put: Cal
 
 def test_a_working_folder_that_leads_elsewhere_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    (run / ".listing").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RunFolderError, match=r"\.listing: cannot be used: is a link"):
+    (run / ".discovery").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunFolderError, match=r"\.discovery: cannot be used: is a link"):
         repair(run)
-    (run / ".listing").unlink()
-    (run / ".listing").mkdir()
-    (run / ".listing" / "0.jsonl").symlink_to(tmp_path / "elsewhere" / "planted")
+    (run / ".discovery").unlink()
+    (run / ".discovery").mkdir()
+    (run / ".discovery" / "0.jsonl").symlink_to(tmp_path / "elsewhere" / "planted")
     with pytest.raises(RunFolderError, match=r"0\.jsonl: cannot be used: is a link"):
         repair(run)
     assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from auditor.errors import ExitWord, RunFolderError, RunNotWritableError
+from auditor.errors import ExitReasonCode, RunFolderError, RunNotWritableError
 from auditor.runs.folder import find_run
 from auditor.runs.manifest import (
     MANIFEST,
@@ -45,7 +45,7 @@ manifests = st.builds(
     files=st.lists(st.builds(FileInfo, text, count, text), max_size=2).map(tuple),
     max_failed=st.none() | count | st.sampled_from(["0%", "0.5%", "100%"]),
     exit_code=st.none() | st.integers(0, 255),
-    exit_reason=st.none() | st.builds(ExitReason, st.sampled_from(get_args(ExitWord)), text),
+    exit_reason=st.none() | st.builds(ExitReason, st.sampled_from(get_args(ExitReasonCode)), text),
     trial=st.booleans(),
 )
 in_one_folder = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

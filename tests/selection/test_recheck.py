@@ -1,4 +1,4 @@
-"""What the spot check of an incremental run with a budget says, against the truth of many fleets."""
+"""What the recheck of an incremental run with a budget says, against the truth of many fleets."""
 
 from collections.abc import Iterator
 
@@ -39,7 +39,7 @@ def run_with_a_budget(database: duckdb.DuckDBPyConnection, seed: int, *, timed: 
     it, the more the older their results are, and more in one product. ``timed``: time ends the run, and not a limit of
     the plan.
     """
-    database.execute("DROP TABLE IF EXISTS fleet; DROP TABLE IF EXISTS planned; DROP TABLE IF EXISTS lines")
+    database.execute("DROP TABLE IF EXISTS fleet; DROP TABLE IF EXISTS selected_devices; DROP TABLE IF EXISTS lines")
     database.execute(
         "CREATE TABLE fleet (account VARCHAR, product_key VARCHAR, device_name VARCHAR, iot_id VARCHAR, "
         "audited_at TIMESTAMP, reason VARCHAR, changed BOOLEAN)"
@@ -71,12 +71,12 @@ def run_with_a_budget(database: duckdb.DuckDBPyConnection, seed: int, *, timed: 
         limit = None if timed else BUDGETS[account]
         order = RecheckOrder(random("recheck", seed), RECHECK)
         rank_by_priority(database, SelectionBudget(BUDGETS[account], 0.9, limit), order)
-        planned = f"""
+        selected_devices = f"""
           SELECT account, product_key, device_name, iot_id, selection_reason, 'ok' AS status, position, rank,
             rank <= {BUDGETS[account]} AS is_reached, [{{module_name: 'm', module_version: 'old'}}] AS modules
           FROM ranked JOIN candidates USING (position)"""
-        new = "INSERT INTO planned" if accounts else "CREATE TABLE planned AS"
-        database.execute(f"{new} {planned}")
+        new = "INSERT INTO selected_devices" if accounts else "CREATE TABLE selected_devices AS"
+        database.execute(f"{new} {selected_devices}")
         unchanged = database.execute(
             f"SELECT count(*) FROM fleet WHERE account = '{account}' AND reason IS DISTINCT FROM 'connected'"
         ).fetchall()
@@ -86,7 +86,7 @@ def run_with_a_budget(database: duckdb.DuckDBPyConnection, seed: int, *, timed: 
       SELECT f.account, f.product_key, f.device_name, f.iot_id, 'ok' AS status, f.changed, f.reason,
         CASE WHEN p.is_reached THEN 'queried' ELSE 'carried' END AS source,
         [{module_name: 'm', module_version: CASE WHEN p.is_reached AND changed THEN 'new' ELSE 'old' END}] AS modules
-      FROM fleet f LEFT JOIN planned p ON p.account = f.account AND p.device_name = f.device_name""")
+      FROM fleet f LEFT JOIN selected_devices p ON p.account = f.account AND p.device_name = f.device_name""")
     return SelectionInfo("incremental", accounts=tuple(accounts))
 
 
@@ -132,7 +132,9 @@ def test_only_a_part_of_a_budget_is_for_rechecks_until_nothing_else_is_left(
     database: duckdb.DuckDBPyConnection,
 ) -> None:
     run_with_a_budget(database, 1, timed=True)
-    reasons = database.execute("SELECT selection_reason FROM planned WHERE account = 'eu' ORDER BY rank").fetchall()
+    reasons = database.execute(
+        "SELECT selection_reason FROM selected_devices WHERE account = 'eu' ORDER BY rank"
+    ).fetchall()
     others = [place for place, (reason,) in enumerate(reasons) if reason != "recheck"]
     for end in (10, 50, others[-1]):
         rechecks = sum(reason == "recheck" for (reason,) in reasons[:end])
@@ -146,14 +148,14 @@ def test_estimate_over_the_limit_warns_although_a_small_check_proves_nothing(
 ) -> None:
     for checked, changed, warns in ((20, 1, True), (200, 2, False), (200, 3, True), (20, 0, False)):
         database.execute(f"""
-          CREATE OR REPLACE TABLE planned AS
+          CREATE OR REPLACE TABLE selected_devices AS
           SELECT 'eu' AS account, 'p' AS product_key, 'd' || i::VARCHAR AS device_name, NULL::VARCHAR AS iot_id,
             'recheck' AS selection_reason, 'ok' AS status, [{{module_name: 'm', module_version: '1'}}] AS modules
           FROM range({checked}) t(i);
           CREATE OR REPLACE TABLE lines AS
           SELECT * REPLACE ([{{module_name: 'M', module_version: if(rowid < {changed}, '2', '1')}}] AS modules),
             'queried' AS source
-          FROM planned""")
+          FROM selected_devices""")
         selection = SelectionInfo("incremental", accounts=(AccountSelection("eu", unchanged=2_000),))
         recheck = read_recheck(database, selection)
         assert recheck is not None

@@ -32,17 +32,17 @@ def strata(draw: st.DrawFn, *, sampled: int = 0, all_report: bool = False) -> St
 
 def mirrored(stratum: Stratum) -> Stratum:
     """Return the same sample with the counts of all other versions."""
-    return Stratum(stratum.devices, stratum.sampled, stratum.with_module, stratum.with_module - stratum.on_version)
+    return Stratum(stratum.devices, stratum.answered, stratum.with_module, stratum.with_module - stratum.on_version)
 
 
 @given(strata(sampled=1, all_report=True), st.data())
 def test_cumulative_probability_equals_scipy(stratum: Stratum, data: st.DataObject) -> None:
     marked = data.draw(st.integers(0, stratum.devices))
     interval = cumulative_probability(
-        stratum.on_version, devices=stratum.devices, marked=marked, sampled=stratum.sampled
+        stratum.on_version, devices=stratum.devices, marked=marked, sampled=stratum.answered
     )
     assert interval == pytest.approx(
-        stats.hypergeom.cdf(stratum.on_version, stratum.devices, marked, stratum.sampled), rel=1e-6, abs=1e-9
+        stats.hypergeom.cdf(stratum.on_version, stratum.devices, marked, stratum.answered), rel=1e-6, abs=1e-9
     )
 
 
@@ -52,16 +52,16 @@ def test_cumulative_probability_equals_scipy(stratum: Stratum, data: st.DataObje
 @example(Stratum(40, 1, 1, 0))  # 39 of 40 leave a tail of 2.5% to the digit
 def test_limits_include_exactly_the_numbers_that_are_not_unlikely(stratum: Stratum) -> None:
     def tails(marked: int) -> float:
-        law = stats.hypergeom(stratum.devices, marked, stratum.sampled)
+        law = stats.hypergeom(stratum.devices, marked, stratum.answered)
         return float(min(law.sf(stratum.on_version - 1), law.cdf(stratum.on_version)))
 
-    low = lower_limit(stratum.devices, stratum.sampled, stratum.on_version)
-    high = upper_limit(stratum.devices, stratum.sampled, stratum.on_version)
-    assert stratum.on_version <= low <= high <= stratum.devices - stratum.sampled + stratum.on_version
+    low = lower_limit(stratum.devices, stratum.answered, stratum.on_version)
+    high = upper_limit(stratum.devices, stratum.answered, stratum.on_version)
+    assert stratum.on_version <= low <= high <= stratum.devices - stratum.answered + stratum.on_version
     assert tails(low) > TAIL - ROUNDING
     assert tails(high) > TAIL - ROUNDING
     assert low == stratum.on_version or tails(low - 1) < TAIL + ROUNDING
-    assert high == stratum.devices - stratum.sampled + stratum.on_version or tails(high + 1) < TAIL + ROUNDING
+    assert high == stratum.devices - stratum.answered + stratum.on_version or tails(high + 1) < TAIL + ROUNDING
 
 
 @pytest.mark.parametrize(("reporting", "running"), [(30, 0), (30, 7), (399, 200), (5000, 3), (5000, 4990)])
@@ -173,14 +173,14 @@ def test_limits_do_not_contradict_the_sampled_devices(sample: list[Stratum]) -> 
 def test_many_sampled_devices_give_the_interval_of_the_linearized_variance(sample: list[Stratum]) -> None:
     devices = sum(each.devices for each in sample)
     variance = sum(
-        each.devices**2 * (1 - each.sampled / each.devices) * p * (1 - p) / (each.sampled - 1)
+        each.devices**2 * (1 - each.answered / each.devices) * p * (1 - p) / (each.answered - 1)
         for each in sample
-        for p in (each.on_version / each.sampled,)
+        for p in (each.on_version / each.answered,)
     )
     interval = combined_share_interval(sample)
     assert interval.half_width == pytest.approx(1.96 * sqrt(variance) / devices, rel=0.02)
     assert interval.share == pytest.approx(
-        sum(each.devices * each.on_version / each.sampled for each in sample) / devices
+        sum(each.devices * each.on_version / each.answered for each in sample) / devices
     )
 
 
@@ -280,7 +280,7 @@ def test_error_rate_of_a_recheck() -> None:
 
 @given(strata(sampled=1, all_report=True), strata(sampled=1, all_report=True))
 def test_change_and_its_reverse_have_mirrored_intervals(one: Stratum, other: Stratum) -> None:
-    old, new = (share_interval(each.devices, each.sampled, each.sampled, each.on_version) for each in (one, other))
+    old, new = (share_interval(each.devices, each.answered, each.answered, each.on_version) for each in (one, other))
     there, back = difference_interval(old, new), difference_interval(new, old)
     assert (there.low, there.share, there.high) == pytest.approx((-back.high, -back.share, -back.low))
     assert there.low <= there.share <= there.high

@@ -111,11 +111,12 @@ def plan(
     from auditor.planning.planner import plan_audit
 
     log_to_stderr("warning")
-    settings, first = restrict_accounts(load_settings(config), account), require_positive("--limit", limit)
+    settings = restrict_accounts(load_settings(config), account)
+    max_devices = require_positive("--limit", limit)
     planned = plan_audit(
         settings,
         fleet=fleet,
-        limit=first,
+        limit=max_devices,
         window=None if window is None else parse_duration_flag("--window", window),
         max_calls=max_calls,
         sample_size=sample,
@@ -163,17 +164,17 @@ def run(
 ) -> int:
     """Query every device, or a selection, and write a run folder.
 
-    Print the folder's path to standard output, and progress to standard error; its last line is the exit code with its
-    reason. Afterwards, run the [policy], [report] and [notify] hooks of the settings. Of these only a violated policy
-    changes the exit code, from 0 to 4. With --account, --limit, --sample, --precision or --out, write no report, Excel
-    file or metrics outside of the run folder, and post no webhook, unless --hooks is given. At a deadline the results
-    of the previous run are reused for the remaining devices; devices without one stay pending.
+    Print the folder's path to standard output, and progress to standard error. The last line on standard error is the
+    exit code with its reason. Afterwards, run the [policy], [report] and [notify] hooks of the settings. Of these only
+    a violated policy changes the exit code, from 0 to 4. With --account, --limit, --sample, --precision or --out, write
+    no report, Excel file or metrics outside of the run folder, and post no webhook, unless --hooks is given. At a
+    deadline the results of the previous run are carried for the remaining devices; devices without one stay pending.
 
     Parameters
     ----------
     resume:
-        Resume the newest run of this name if it has pending devices; otherwise start a new one. Continue it with
-        changed rates, keys and timeouts; after other changes of the settings, start a new one.
+        Resume the newest run of this name if it is unfinished; otherwise start a new one. Continue it with changed
+        rates, keys and timeouts; after other changes of the settings, start a new one.
     out:
         Create the run folder in this directory instead of the one in the settings.
     """
@@ -183,12 +184,12 @@ def run(
 
     log_to_stderr(log_level, log_format)
     settings = apply_selection_flags(load_settings(config), selection, where=str(config))
-    first = require_positive("--limit", limit)
+    max_devices = require_positive("--limit", limit)
     # Refuses unknown names; the run stores all accounts.
     print_notes(describe_plain_http(restrict_accounts(settings, account).account))
     until, max_seconds = parse_time_limits(deadline, for_)
     configured = prepare_hooks(settings, source=str(config))
-    trial = [] if hooks else _trial_flags(settings, account, first, selection, out)
+    trial = [] if hooks else _trial_flags(settings, account, max_devices, selection, out)
     if trial:
         configured = configured.for_trial()
         print_notes(_describe_withheld(configured, f"with {', '.join(trial)}"))
@@ -200,7 +201,7 @@ def run(
             settings,
             fleet=fleet,
             directory=out,
-            limit=first,
+            limit=max_devices,
             resume=resume,
             until=until,
             max_seconds=max_seconds,
@@ -235,12 +236,12 @@ def _trial_flags(
     return [flag for flag, value in given.items() if value]
 
 
-def _describe_withheld(configured: "HookConfig", of: str) -> list[str]:
+def _describe_withheld(configured: "HookConfig", description: str) -> list[str]:
     """Return a sentence about the hooks that a trial leaves out, if there are any."""
     if not configured.withheld:
         return []
     names = ", ".join(configured.withheld)
-    return [f"a run {of} leaves out what others read every day: {names}; --hooks includes it"]
+    return [f"a run {description} leaves out what others read every day: {names}; --hooks includes it"]
 
 
 def resume(
@@ -259,7 +260,7 @@ def resume(
     """Resume an unfinished run; retry failed devices.
 
     Keep the results that exist. Use the run's own fleet, and the settings that you started it with, also for its hooks.
-    Do not change a complete run, but run hooks that it still lacks. The last line is the exit code with its reason.
+    Do not change a complete run, but run the hooks that have not run. The last line is the exit code with its reason.
 
     Parameters
     ----------
@@ -267,7 +268,7 @@ def resume(
         Use the settings in this file, such as another quota or other keys for the same accounts. Needed if the run was
         started by another user or on another machine, or if its directory belongs to others.
     trust:
-        Resume a run that other users could have changed. The refusal prints what its settings would do, and the TEXT to
+        Resume a run that other users could have changed. The refusal prints what its settings would do, and the text to
         give.
     """
     from auditor.audit.run_settings import resume_settings
@@ -325,8 +326,8 @@ def prune(
 ) -> int:
     """Delete old runs and print their names.
 
-    Keep the newest whole run of each name, however old it is, and runs in progress; keep what changed in deleted runs
-    in the folder .changes.
+    Keep the newest successful run of each name, however old it is, and runs in progress. The changes that deleted runs
+    recorded stay in the folder .changes.
 
     Parameters
     ----------

@@ -16,11 +16,12 @@ from auditor.cli.options import (
     LogFormatOption,
     LogLevel,
     OutputPath,
+    fail_on_differences,
     parse_names,
     restrict_accounts,
 )
 from auditor.cli.output import emit, emit_file, is_stdout, print_rows
-from auditor.errors import DriftError, FleetError, UsageError
+from auditor.errors import FleetError, UsageError
 from auditor.text.formats import FLEET_FORMATS, FleetFormat, TableFormat, list_formats
 from auditor.text.formatting import safe
 
@@ -79,14 +80,11 @@ def fleet(
     failing = _parse_differences(fail_on, against)
     fleet_format = None if against is not None else _resolve_fleet_format(out, format)
     _check_writable(out)
-    if against is not None and (len(settings.account) > 1 or summary):
-        raise UsageError("--against compares one account: select it with --account, and leave out --summary")
-    if summary and out is not None and is_stdout(out):
-        raise UsageError("--summary and -o - both write to standard output; name a file, or leave out one of them")
+    _refuse_summary(summary=summary, against=against, accounts=len(settings.account), out=out)
     from auditor.fleet.compare import read_given_fleet
     from auditor.fleet.discovery import lock_folder
 
-    work = Path(settings.directory, f".listing-{settings.name}{_accounts_suffix(account)}")
+    work = Path(settings.directory, f".discovery-{settings.name}{_accounts_suffix(account)}")
     with ExitStack() as stack:
         given = None if against is None else stack.enter_context(read_given_fleet(settings.account[0].name, against))
         stack.enter_context(lock_folder(work, group_readable=settings.group_readable))
@@ -103,8 +101,7 @@ def fleet(
             shutil.rmtree(work, ignore_errors=True)
     if given is None and not any(each.info.devices for each in found.accounts):
         raise FleetError("no listed device matches the settings, so no file was written; see fleet in the settings")
-    if matched := [f"{counts[each]:,} {each}" for each in failing if counts[each]]:
-        raise DriftError(f"--fail-on matched: {', '.join(matched)}")
+    fail_on_differences({each: counts[each] for each in failing})
     return found.exit_code
 
 
@@ -114,6 +111,14 @@ def _accounts_suffix(accounts: Accounts) -> str:
 
     names = "\n".join(sorted(set(accounts or ())))
     return f"-{hashlib.sha256(names.encode()).hexdigest()[:8]}" if names else ""
+
+
+def _refuse_summary(*, summary: bool, against: str | None, accounts: int, out: Path | None) -> None:
+    """Refuse a comparison of several accounts, and a summary beside other output."""
+    if against is not None and (accounts > 1 or summary):
+        raise UsageError("--against compares one account: select it with --account, and leave out --summary")
+    if summary and out is not None and is_stdout(out):
+        raise UsageError("--summary and -o - both write to standard output; name a file, or leave out one of them")
 
 
 def _check_writable(out: Path | None) -> None:
@@ -138,9 +143,9 @@ def _discover(settings: "Settings", work: Path, *, resume: bool) -> "DiscoveryRe
     if resume:
         started = discovery_started_at(work)
         print_error(
-            "nothing to resume: starting a new listing"
+            "nothing to resume: starting a new discovery"
             if started is None
-            else f"resuming the listing that was started at {format_utc(started)}"
+            else f"resuming the discovery that started at {format_utc(started)}"
         )
     with show_progress() as watch:
         found = run_until_signal(

@@ -1,8 +1,10 @@
 """Commands that read runs: sql, diff, history and verify."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +22,7 @@ from auditor.cli.options import (
     ReadPath,
     RunPath,
     build_filter,
+    fail_on_differences,
     parse_duration_flag,
     parse_names,
     split_names,
@@ -35,13 +38,14 @@ from auditor.cli.output import (
     resolve_format,
     table_zone,
 )
-from auditor.errors import DriftError, UsageError
+from auditor.errors import UsageError
 from auditor.text.formatting import safe
 from auditor.text.time_zones import show_times
 
 if TYPE_CHECKING:
     from auditor.analysis.drift import Drift
     from auditor.query.filters import DeviceFilter
+    from auditor.runs.manifest import Manifest
     from auditor.storage.tables import ResultTable
 
 MAX_QUERY_MEMORY, MAX_QUERY_OUTPUT = 1_000_000_000, 10_000_000_000
@@ -189,7 +193,7 @@ def diff(
     old:
         Earlier run folder. With --last and --since: directory of runs, default audits.
     new:
-        Later run folder, or directory of runs (uses its newest run).
+        Later run folder, or directory of runs (uses its newest successful run of the whole fleet).
     last:
         Compare the newest run of a directory with the previous one of the same name.
     since:
@@ -205,101 +209,107 @@ def diff(
         Exit with 4 if one of these changes is found, such as downgraded,vanished; for samples: grew,shrank.
     """
     from auditor.analysis.device_selection import NET_CHANGES
-    from auditor.analysis.drift import CHANGES, diff_runs, latest_pair
+    from auditor.analysis.drift import CHANGES, latest_pair
     from auditor.analysis.sample_drift import SHARE_CHANGES
-    from auditor.cli.render_run import describe_drift, print_shares
-    from auditor.query.filters import arrange
-    from auditor.runs.folder import DEFAULT_DIRECTORY, find_run
+    from auditor.runs.folder import DEFAULT_DIRECTORY
 
-    resolved = resolve_format(format, out)
-    criteria, groups = build_filter(filters), split_names(group_by)
-    if devices and groups:
+    options = _DiffOptions(
+        criteria=build_filter(filters),
+        groups=split_names(group_by),
+        changed=parse_names("--changed", changed, CHANGES if since is None else NET_CHANGES),
+        fail_on=parse_names("--fail-on", fail_on, (*CHANGES, *SHARE_CHANGES)),
+        devices=devices,
+        all_=all_,
+        format_=resolve_format(format, out),
+        out=out,
+        local_time=local_time,
+    )
+    if devices and options.groups:
         raise UsageError("--devices lists changes, and --group-by counts them: give one of them")
-    changes = parse_names("--fail-on", fail_on, (*CHANGES, *SHARE_CHANGES))
-    only = parse_names("--changed", changed, CHANGES if since is None else NET_CHANGES)
     if since is not None:
         if last or new is not None or all_:
             raise UsageError("give --since and a directory of runs, without --last, --all or a second run")
-        directory = old or DEFAULT_DIRECTORY
-        return _diff_since(
-            directory, since, criteria, only, groups,
-            fail_on=changes, format_=resolved, out=out, devices=devices, local_time=local_time,
-        )  # fmt: skip
+        return _diff_since(old or DEFAULT_DIRECTORY, since, options)
     if last and new is None:
-        old, new = latest_pair(DEFAULT_DIRECTORY if old is None else old)
-    elif last or old is None or new is None:
+        return _diff_runs(*latest_pair(DEFAULT_DIRECTORY if old is None else old), options)
+    if last or old is None or new is None:
         raise UsageError("give two runs, OLD and NEW, or --last or --since and a directory of runs")
+    return _diff_runs(old, new, options)
+
+
+@dataclass(frozen=True, slots=True)
+class _DiffOptions:
+    """What to compare, and how to show it: the flags of ``diff`` other than its runs."""
+
+    criteria: "DeviceFilter"
+    groups: tuple[str, ...]
+    changed: list[str]
+    fail_on: list[str]
+    devices: bool
+    all_: bool
+    format_: Format
+    out: Path | None
+    local_time: bool
+
+
+def _diff_runs(old: Path, new: Path, options: _DiffOptions) -> int:
+    """Print or write what differs between two runs."""
+    from auditor.analysis.drift import diff_runs
+    from auditor.cli.render_run import describe_drift, print_shares
+    from auditor.runs.folder import find_run
+
     old, new = find_run(old), read_from(new)
     if old.resolve() == new.resolve():
         raise UsageError(f"{old}: is both the old and the new run; give two runs, or --last and their directory")
-    with diff_runs(old, new, criteria=criteria, changes=only, group_by=groups) as drift:
-        counts = _count_changes(drift, changes)
+    with diff_runs(old, new, criteria=options.criteria, changes=options.changed, group_by=options.groups) as drift:
+        counts = _count_changes(drift, options.fail_on)
         print_warnings(drift.warnings)
-        shares = None if devices else drift.shares
-        modules = drift.modules if all_ else drift.changed_modules
-        found = drift.devices if devices else modules if shares is None else shares.table
-        found = found if drift.groups is None else drift.groups
-        table = arrange(found, criteria)
-        show = (
-            (lambda: print_rows(table, criteria.limit, brief=True))
-            if shares is None
-            else (lambda: print_shares(shares))
-        )
-        emit(resolved, out, show=show, write=table.write)
-        _note_limit(found, criteria)
-        zone = table_zone(drift.new.manifest, local_time=local_time)
-        for line in (*describe_drift(drift), *describe_starts((drift.old.manifest, drift.new.manifest), zone)):
-            print_error(show_times(line, zone))
-    _raise_on(counts)
+        shares = None if options.devices else drift.shares
+        modules = drift.modules if options.all_ else drift.changed_modules
+        found = drift.devices if options.devices else modules if shares is None else shares.table
+        show = None if shares is None else partial(print_shares, shares)
+        _emit_changes(found if drift.groups is None else drift.groups, options, show)
+        _describe_runs(describe_drift(drift), drift.old.manifest, drift.new.manifest, options)
+    fail_on_differences(counts)
     return 0
 
 
-def _diff_since(
-    directory: Path,
-    since: str,
-    criteria: "DeviceFilter",
-    only: list[str],
-    groups: tuple[str, ...],
-    *,
-    fail_on: list[str],
-    format_: Format,
-    out: Path | None,
-    devices: bool,
-    local_time: bool,
-) -> int:
+def _diff_since(directory: Path, since: str, options: _DiffOptions) -> int:
     """Print or write what changed in a directory of runs since one of them."""
     from auditor.analysis.device_selection import NET_CHANGES
     from auditor.analysis.net_changes import read_changes_since
     from auditor.cli.render_runs import describe_net_changes
-    from auditor.query.filters import arrange
 
-    if unknown := [change for change in fail_on if change not in NET_CHANGES]:
+    if unknown := [change for change in options.fail_on if change not in NET_CHANGES]:
         raise UsageError(f"--fail-on {','.join(unknown)}: --since counts {', '.join(NET_CHANGES)}")
-    with read_changes_since(directory, since, criteria=criteria, changes=only, group_by=groups) as found:
+    with read_changes_since(
+        directory, since, criteria=options.criteria, changes=options.changed, group_by=options.groups
+    ) as found:
         print_warnings(found.warnings)
-        whole = found.devices if devices else found.versions
-        whole = whole if found.groups is None else found.groups
-        table = arrange(whole, criteria)
-        emit(format_, out, show=lambda: print_rows(table, criteria.limit, brief=True), write=table.write)
-        _note_limit(whole, criteria)
-        zone = table_zone(found.new.manifest, local_time=local_time)
-        for line in (*describe_net_changes(found), *describe_starts((found.old.manifest, found.new.manifest), zone)):
-            print_error(show_times(line, zone))
-        counts = {change: found.counts[change] for change in fail_on}
-    _raise_on(counts)
+        table = found.devices if options.devices else found.versions
+        _emit_changes(table if found.groups is None else found.groups, options)
+        _describe_runs(describe_net_changes(found), found.old.manifest, found.new.manifest, options)
+        counts = {change: found.counts[change] for change in options.fail_on}
+    fail_on_differences(counts)
     return 0
 
 
-def _note_limit(table: "ResultTable", criteria: "DeviceFilter") -> None:
-    """Say how many rows --limit leaves out."""
-    if criteria.limit is not None and (rows := table.count_rows()) > criteria.limit:
-        print_error(f"note: {criteria.limit:,} of {rows:,} rows")
+def _emit_changes(table: "ResultTable", options: _DiffOptions, show: Callable[[], None] | None = None) -> None:
+    """Print or write changes, and say how many --limit leaves out; ``show`` prints them, if not as rows."""
+    from auditor.query.filters import arrange
+
+    limit, arranged = options.criteria.limit, arrange(table, options.criteria)
+    show_rows = partial(print_rows, arranged, limit, brief=True)
+    emit(options.format_, options.out, show=show or show_rows, write=arranged.write)
+    if limit is not None and (rows := table.count_rows()) > limit:
+        print_error(f"note: {limit:,} of {rows:,} rows")
 
 
-def _raise_on(counts: dict[str, int]) -> None:
-    """Raise DriftError if a change that --fail-on names was found."""
-    if matched := [f"{count:,} {change}" for change, count in counts.items() if count]:
-        raise DriftError(f"--fail-on matched: {', '.join(matched)}")
+def _describe_runs(sentences: Iterable[str], old: "Manifest", new: "Manifest", options: _DiffOptions) -> None:
+    """Print sentences about a comparison, and when its runs started, in the zone of the newer one."""
+    zone = table_zone(new, local_time=options.local_time)
+    for line in (*sentences, *describe_starts((old, new), zone)):
+        print_error(show_times(line, zone))
 
 
 def _count_changes(drift: "Drift", changes: list[str]) -> dict[str, int]:

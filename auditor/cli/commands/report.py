@@ -62,7 +62,7 @@ def policy(
     Parameters
     ----------
     devices:
-        List violating devices and modules instead of rules.
+        List devices and modules that are violated or unparseable, instead of rules.
     format:
         Write this format; default: table, or as the file's name ends: .xml is junit, .sarif sarif, .md markdown.
     """

@@ -85,11 +85,11 @@ def simulate(
     connecting:
         Fraction of the devices, among those not always online, that connect and report on a day.
     always_online:
-        Fraction of the devices that is always online, and reports without a new connection.
+        Fraction of the devices that are always online, and report without a new connection.
     restarting:
-        Fraction of these devices that reports only after a restart, as often as the others connect.
+        Fraction of the devices that are always online that report only after a restart, as often as others connect.
     offline_reports:
-        Fraction of the devices that reports while offline, so that its state does not show it.
+        Fraction of the devices that report while they are offline: their states do not show it.
     last_online:
         Write LastOnlineTime like this. Text has no zone, offset has one, digits are a string, mixed varies by device.
     timestamp:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from duckdb import DuckDBPyConnection
 
 from auditor.fleet.columns import COLUMNS
-from auditor.runs.folder import CARRIED, PLAN
+from auditor.runs.folder import CARRIED, SELECTED
 from auditor.runs.views import define_base_views
 from auditor.storage.database import (
     READING_MEMORY,
@@ -40,21 +40,21 @@ class SelectionFiles(NamedTuple):
     Attributes:
         queue: selected devices in the order of queries; columns: account, product_key, device_name, iot_id and
             device_status.
-        plan: the same devices, in no order; columns: those, selection_reason, rank, then ``RESULT_COLUMNS`` of the
+        selected: the same devices, in no order; columns: those, selection_reason, rank, then ``RESULT_COLUMNS`` of the
             previous result, and previous_product_key, previous_device_name and previous_iot_id.
         carried: the other devices; columns: account, product_key, device_name, iot_id and ``RESULT_COLUMNS``.
         connections: devices whose connection state was read; see ``auditor.selection.connectivity``.
     """
 
     queue: Path
-    plan: Path
+    selected: Path
     carried: Path
     connections: Path
 
     @property
     def run_files(self) -> tuple[Path, ...]:
         """Those that become a part of a file of the run. Not every strategy writes all."""
-        return tuple(path for path in (self.carried, self.connections, self.plan) if path.exists())
+        return tuple(path for path in (self.carried, self.connections, self.selected) if path.exists())
 
 
 def add_aliases(database: DuckDBPyConnection) -> None:
@@ -71,8 +71,10 @@ def add_aliases(database: DuckDBPyConnection) -> None:
           GROUP BY w.position, previous_row""")
 
 
-def write_plan(database: DuckDBPyConnection, files: SelectionFiles, *, include_never_activated: bool = False) -> None:
-    """Write the queue and the plan, from ``candidates``, ``never_activated``, ``previous`` and ``ranked``."""
+def write_selected_devices(
+    database: DuckDBPyConnection, files: SelectionFiles, *, include_never_activated: bool = False
+) -> None:
+    """Write the queue and ``selected``, from ``candidates``, ``never_activated``, ``previous`` and ``ranked``."""
     columns = ", ".join(_DEVICE_COLUMNS)
     queue = "candidates JOIN (SELECT position, rank FROM ranked) USING (position)"
     write_parquet(database, f"SELECT {columns} FROM {queue} ORDER BY rank", files.queue)
@@ -95,7 +97,7 @@ def write_plan(database: DuckDBPyConnection, files: SelectionFiles, *, include_n
           SELECT p.account, {names}, NULL::VARCHAR AS device_status, selection_reason, rank, {result}, {previous}
           FROM previous p JOIN (FROM ranked WHERE NOT ({_NAMES_DIFFER})) r ON r.previous_row = p.file_row_number
           UNION ALL {query}"""
-    write_parquet(database, query, files.plan)
+    write_parquet(database, query, files.selected)
 
 
 _NAMES_DIFFER = "previous_row IS NULL OR renamed"
@@ -139,7 +141,7 @@ def write_carried(database: DuckDBPyConnection, out: Path) -> None:
 
 def merge_account(part: Path, target: Path, account: str, out: Path) -> None:
     """Write to ``out`` the rows of ``target``, which may be missing, with those of one account replaced by ``part``."""
-    with scratch_database(memory=READING_MEMORY, failure=f"{target} cannot be written") as database:
+    with scratch_database(memory=READING_MEMORY, failure=f"{target}: cannot be written") as database:
         if target.exists():
             rows = f"SELECT * FROM {parquet(target)} WHERE account <> $1 UNION ALL FROM {parquet(part)}"
             write_rows(database, rows, out, parameters=[account])
@@ -151,7 +153,7 @@ def merge_account(part: Path, target: Path, account: str, out: Path) -> None:
 def keep_accounts(path: Path, accounts: Collection[str]) -> None:
     """Remove the rows of all other accounts from a file; without accounts the file is deleted."""
     new, is_kept = path.with_suffix(".new"), "list_contains($1::VARCHAR[], account)"
-    with scratch_database(memory=READING_MEMORY, failure=f"{path} cannot be written") as database:
+    with scratch_database(memory=READING_MEMORY, failure=f"{path}: cannot be written") as database:
         if not accounts:
             path.unlink()
         elif scalar(database, f"SELECT count(*) FROM {parquet(path)} WHERE NOT {is_kept}", [list(accounts)]):
@@ -160,25 +162,27 @@ def keep_accounts(path: Path, accounts: Collection[str]) -> None:
             new.replace(path)
 
 
-def count_selected(plan: Path, carried: Path) -> tuple[dict[str, int], dict[str, int]]:
+def count_selected(selected: Path, carried: Path) -> tuple[dict[str, int], dict[str, int]]:
     """Return the selected devices by reason, and the carried results by status."""
     by_reason = f"""
-      SELECT selection_reason, count(*) FROM {parquet(plan)} WHERE selection_reason <> 'never_activated'
+      SELECT selection_reason, count(*) FROM {parquet(selected)} WHERE selection_reason <> 'never_activated'
       GROUP BY selection_reason ORDER BY selection_reason"""
     by_status = f"SELECT status, count(*) FROM {parquet(carried)} GROUP BY status ORDER BY status"
-    with scratch_database(memory=READING_MEMORY, threads=READING_THREADS, failure=f"{plan} cannot be read") as database:
-        selected = dict(database.execute(by_reason).fetchall())
-        return selected, dict(database.execute(by_status).fetchall()) if carried.exists() else {}
+    with scratch_database(
+        memory=READING_MEMORY, threads=READING_THREADS, failure=f"{selected}: cannot be read"
+    ) as database:
+        reasons = dict(database.execute(by_reason).fetchall())
+        return reasons, dict(database.execute(by_status).fetchall()) if carried.exists() else {}
 
 
-def finalize_plan(folder: Path, out: Path, accounts: Collection[str], *, sample: bool) -> dict[str, int]:
+def finalize_selection(folder: Path, out: Path, accounts: Collection[str], *, sample: bool) -> dict[str, int]:
     """Finalize the selection of a run that ended early; return the number of results that were added, by status.
 
-    The plan of a sample keeps only the devices that were queried, unless there are none. With another strategy the
+    A sample keeps only the selected devices that were queried, unless there are none. With another strategy the
     previous results of the devices that were not queried are carried, however old they are; a device without a previous
     result stays pending. Devices of accounts that are not in ``accounts`` remain to be queried.
 
-    ``out`` is the new plan of a sample, else the new carried results.
+    ``out`` gets the new selected devices of a sample, else the new carried results.
     """
     with scratch_database(
         out.with_suffix(".finalizing"),
@@ -187,24 +191,25 @@ def finalize_plan(folder: Path, out: Path, accounts: Collection[str], *, sample:
         failure=f"{folder}: its selection cannot be finalized",
     ) as database:
         define_base_views(database, folder)
-        return _finalize_plan(database, folder, out, accounts, sample=sample)
+        return _finalize_selection(database, folder, out, accounts, sample=sample)
 
 
-def _finalize_plan(
+def _finalize_selection(
     database: DuckDBPyConnection, folder: Path, out: Path, accounts: Collection[str], *, sample: bool
 ) -> dict[str, int]:
     database.execute("""
       CREATE TABLE outcomes AS
       SELECT account, product_key, device_name, iot_id FROM lines WHERE source = 'queried'
       UNION ALL SELECT account, product_key, device_name, iot_id FROM failures""")
-    plan = f"(FROM {parquet(folder / PLAN, options='file_row_number=true')})"
+    selected = f"(FROM {parquet(folder / SELECTED, options='file_row_number=true')})"
     # A row counts as queried under either name, and under either previous name: aliases have one result.
     by_id = "p.{0}iot_id = o.iot_id"
     by_names = "p.{0}product_key = o.product_key AND p.{0}device_name = o.device_name"
     database.execute(
         "CREATE TABLE queried_rows AS "
         + " UNION ".join(
-            f"SELECT file_row_number FROM {plan} p JOIN outcomes o ON p.account = o.account AND {same.format(prefix)}"
+            f"SELECT file_row_number FROM {selected} p JOIN outcomes o "
+            f"ON p.account = o.account AND {same.format(prefix)}"
             for prefix in ("", "previous_")
             for same in (by_id, by_names)
         )
@@ -213,17 +218,17 @@ def _finalize_plan(
     if sample:
         query = f"""
           WITH started AS (
-            SELECT DISTINCT account FROM {plan} SEMI JOIN queried_rows USING (file_row_number)
+            SELECT DISTINCT account FROM {selected} SEMI JOIN queried_rows USING (file_row_number)
             WHERE selection_reason = 'sample'
           )
-          SELECT * EXCLUDE (file_row_number) FROM {plan}
+          SELECT * EXCLUDE (file_row_number) FROM {selected}
           WHERE file_row_number IN (FROM queried_rows)
             OR account NOT IN (FROM ended) OR account NOT IN (FROM started) OR selection_reason <> 'sample'
           ORDER BY file_row_number"""
         write_parquet(database, query, out)
         return {}
     remaining = f"""
-      {plan} ANTI JOIN queried_rows USING (file_row_number) WHERE status IS NOT NULL AND account IN (FROM ended)"""
+      {selected} ANTI JOIN queried_rows USING (file_row_number) WHERE status IS NOT NULL AND account IN (FROM ended)"""
     names = ", ".join(f"coalesce({name}, previous_{name}) AS {name}" for name in COLUMNS)
     added = f"SELECT account, {names}, {', '.join(RESULT_COLUMNS)} FROM (FROM {remaining} ORDER BY file_row_number)"
     write_parquet(database, f"FROM {parquet(folder / CARRIED)} UNION ALL {added}", out)
