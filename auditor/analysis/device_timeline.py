@@ -14,6 +14,7 @@ from auditor.errors import RunFolderError, UsageError
 from auditor.query.change_log import define_change_log
 from auditor.runs.folder import DEVICES, MODULES, RunCatalog, StoredRun
 from auditor.runs.manifest import SCHEMA_VERSION
+from auditor.runs.views import parquet_of_run
 from auditor.storage.database import Database, parquet, sql_literal, temporary_database
 from auditor.storage.tables import ResultTable, translate_read_errors
 from auditor.text.formatting import format_count, safe
@@ -85,7 +86,7 @@ def _condition(name: str, account: str | None, product_key: str | None) -> str:
 def _define_rows(database: Database, run: StoredRun, log: list[StoredRun], condition: str) -> None:
     """Define ``now`` and ``now_modules``, the device in the newest run, ``log``, its changes, and ``device``."""
     names = "account, product_key, device_name, iot_id"
-    devices, modules = (parquet(run.folder / name) for name in (DEVICES, MODULES))
+    devices, modules = (parquet_of_run(database, run.folder / name) for name in (DEVICES, MODULES))
     database.execute(f"CREATE TABLE now AS SELECT {names}, status, source, audited_at FROM {devices} WHERE {condition}")
     database.execute(
         f"CREATE TABLE now_modules AS SELECT {names}, module_name, module_version FROM {modules} WHERE {condition}"

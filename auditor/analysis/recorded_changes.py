@@ -19,7 +19,9 @@ from auditor.query.snapshot import RunSnapshot
 from auditor.runs.folder import CHANGES, DEVICES, FLEET, MODULES, RunCatalog, StoredRun
 from auditor.runs.manifest import Manifest, file_info
 from auditor.runs.selection_info import ChangesInfo
+from auditor.runs.views import parquet_of_run
 from auditor.storage.database import (
+    SEALING_MEMORY,
     Database,
     device_key_sql,
     error_reason,
@@ -35,6 +37,9 @@ log = structlog.get_logger()
 
 _WORK = ".sealing"
 """Scratch folder in the run folder, which a resume removes."""
+
+MANY_DEVICES = 250_000
+"""Number of devices above which a comparison does not fit into the smallest memory limits, as measured."""
 
 _DEVICE_COLUMNS = "ordinal, account, product_key, device_name, iot_id, status, source, audited_at"
 
@@ -57,7 +62,8 @@ def record_changes(folder: Path, manifest: Manifest) -> Manifest:
         previous = _previous_run(folder, manifest)
         if previous is None:
             return manifest
-        counts = with_enough_memory(lambda memory: _write(folder, manifest, previous, memory))
+        first = SEALING_MEMORY[2 if manifest.fleet.devices > MANY_DEVICES else 0]
+        counts = with_enough_memory(lambda memory: _write(folder, manifest, previous, memory), first=first)
     except (AuditorError, duckdb.Error, UnicodeDecodeError, OSError) as error:
         reason = str(error) if isinstance(error, AuditorError) else error_reason(error)
         log.warning("the changes since the previous run are not recorded", folder=str(folder), reason=reason)
@@ -83,6 +89,8 @@ def _write(folder: Path, manifest: Manifest, previous: StoredRun, memory: str) -
     """Write the file; return the number of its rows by change."""
     work = folder / _WORK
     with scratch_database(work, memory=memory) as database:
+        for name in (FLEET, DEVICES, MODULES):
+            parquet_of_run(database, previous.folder / name)  # refused if reading it could take hours
         old, new = _snapshot(previous), _snapshot(StoredRun(manifest, folder))
         further: tuple[Path, ...] = ()
         if _define_gaps(database, previous):
@@ -109,10 +117,11 @@ def _define_gaps(database: Database, previous: StoredRun) -> int:
     """
     path = previous.folder / CHANGES
     recorded = path.is_file() and file_info(path) in previous.manifest.files
-    source = f"FROM {parquet(path)} WHERE change = 'not_seen'" if recorded else f"{_NO_CHANGE} WHERE false"
+    rows = parquet_of_run(database, path) if recorded else f"({_NO_CHANGE} WHERE false)"
     database.execute(
         "CREATE TABLE gaps AS SELECT dense_rank() OVER (ORDER BY account, product_key, device_name, iot_id) AS gap, "
-        f"account, product_key, device_name, iot_id, module_name, old_version, answered_at FROM ({source})"
+        f"account, product_key, device_name, iot_id, module_name, old_version, answered_at FROM {rows} "
+        "WHERE change = 'not_seen'"
     )
     rows = parquet(previous.folder / DEVICES, options="file_row_number=true")
     found = " UNION ALL ".join(

@@ -7,6 +7,7 @@ import orjson
 
 from auditor.errors import FleetError
 from auditor.fleet.names import BadRowError, show, strip_invisible
+from auditor.runs.attributes import MAX_ATTRIBUTES
 
 COLUMNS = ("product_key", "device_name", "iot_id")
 
@@ -14,9 +15,6 @@ DISCOVERY_COLUMNS = ("device_status", "utc_create", "utc_modified")
 """Columns of a fleet file that ``auditor fleet`` wrote."""
 
 ALL_COLUMNS = (*COLUMNS, *DISCOVERY_COLUMNS)
-
-MAX_ATTRIBUTES = 32
-"""Further columns of a fleet file: each is an attribute of the devices."""
 
 MAX_ATTRIBUTE_BYTES = 64 * 1024
 """Bytes of the attributes of one device, as JSON: some thousand devices are in memory at a time."""

@@ -14,7 +14,8 @@ from auditor.errors import RunFolderError
 from auditor.models import ChangeDetection
 from auditor.runs.folder import DEVICES, RunCatalog, StoredRun, find_run
 from auditor.runs.selection_info import AccountSelection, Recheck
-from auditor.storage.database import error_reason, open_database, parquet, scratch_database
+from auditor.runs.views import parquet_of_run
+from auditor.storage.database import error_reason, open_database, scratch_database
 
 log = structlog.get_logger()
 
@@ -67,16 +68,16 @@ def latest_measurements(directory: Path, name: str) -> RunMeasurements | None:
 
 def _measure_run(run: StoredRun) -> RunMeasurements | None:
     """Return the measurements of a sealed run; None if it queried no device."""
-    devices = run.folder / DEVICES
-    query = f"""
+    query = """
       SELECT account, count(*),
         greatest(count(*), sum(attempts)::BIGINT)  -- a device that failed without a request will need one
-      FROM {parquet(devices)}
+      FROM {devices}
       WHERE source IS DISTINCT FROM 'carried' AND status <> 'pending'
         AND NOT (status = 'empty' AND attempts <= 0)  -- a device that was never activated needs no request
       GROUP BY account"""
     with scratch_database(failure=f"{run.folder}: cannot be read", error=RunFolderError) as database:
-        rows = database.execute(query).fetchall()
+        devices = parquet_of_run(database, run.folder / DEVICES)
+        rows = database.execute(query.format(devices=devices)).fetchall()
     queried = {account: QueriedDevices(count, requests) for account, count, requests in rows}
     if any(each.requests > MAX_REQUESTS_PER_DEVICE * each.devices for each in queried.values()):
         raise RunFolderError(f"{run.folder}: cannot be read: {DEVICES} has an implausible number of requests")
@@ -161,13 +162,17 @@ def _selected_fraction(selection: AccountSelection) -> float | None:
 
 def _count_answered(folder: Path) -> dict[str, int] | None:
     """Return how many devices of each account have a result in a sealed run, without those that need no query."""
-    query = f"""
-      SELECT account, count(*) FROM {parquet(folder / DEVICES)}
+    query = """
+      SELECT account, count(*) FROM {devices}
       WHERE status NOT IN ('pending', 'failed') AND (status <> 'empty' OR attempts > 0 OR source = 'carried')
       GROUP BY account"""
     try:
         with open_database() as database:
-            return dict(database.execute(query).fetchall())
+            devices = parquet_of_run(database, folder / DEVICES)
+            return dict(database.execute(query.format(devices=devices)).fetchall())
+    except RunFolderError as error:
+        log.warning("run skipped", reason=str(error))
+        return None
     except (OSError, duckdb.Error, UnicodeDecodeError) as error:
         log.warning("run skipped", reason=f"{folder}: cannot be read: {error_reason(error)}")
         return None

@@ -17,7 +17,8 @@ modules has one row without a module.
 from collections.abc import Sequence
 
 from auditor.runs.folder import CHANGES, StoredRun
-from auditor.storage.database import Database, parquet, sql_literal
+from auditor.runs.views import parquet_of_run
+from auditor.storage.database import Database, sql_literal
 
 CHANGE_COLUMNS = {
     **dict.fromkeys(
@@ -32,7 +33,9 @@ CHANGE_COLUMNS = {
 def define_change_log(database: Database, runs: Sequence[StoredRun], name: str = "change_log") -> None:
     """Define a view of the changes of runs: ``run`` (its folder), ``started_at``, and the columns of their files."""
     columns = ", ".join(f"{column}::{kind} AS {column}" for column, kind in CHANGE_COLUMNS.items())
-    queries = [f"SELECT {run_columns(run)}, {columns} FROM {parquet(run.folder / CHANGES)}" for run in runs]
+    queries = [
+        f"SELECT {run_columns(run)}, {columns} FROM {parquet_of_run(database, run.folder / CHANGES)}" for run in runs
+    ]
     if not queries:
         empty = ", ".join(f"NULL::{kind} AS {column}" for column, kind in CHANGE_COLUMNS.items())
         queries = [f"SELECT NULL::VARCHAR AS run, NULL::TIMESTAMP AS started_at, {empty} WHERE false"]

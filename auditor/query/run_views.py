@@ -17,7 +17,8 @@ import orjson
 from auditor.models import RunWarning
 from auditor.query.change_log import define_change_log, run_columns
 from auditor.runs.folder import CHANGES, DEVICES, FLEET, INVENTORY_JSON, MODULES, StoredRun
-from auditor.storage.database import Database, parquet, sql_read_path, text_lines
+from auditor.runs.views import parquet_of_run
+from auditor.storage.database import Database, sql_read_path, text_lines
 
 _INVENTORY = dict.fromkeys(("account", "product_key", "module_name", "module_version"), "VARCHAR")
 _INVENTORY |= {"devices": "BIGINT", "share": "DOUBLE"}
@@ -45,7 +46,9 @@ def define_run_views(database: Database, runs: Sequence[StoredRun], work: Path) 
     recorded = [run for run in runs if run.manifest.changes is not None and (run.folder / CHANGES).is_file()]
     define_runs(database, runs, work)
     for view, name in (("fleet", FLEET), ("devices", DEVICES), ("modules", MODULES)):
-        queries = [f"SELECT {run_columns(run)}, * FROM {parquet(run.folder / name)}" for run in readable]
+        queries = [
+            f"SELECT {run_columns(run)}, * FROM {parquet_of_run(database, run.folder / name)}" for run in readable
+        ]
         database.execute(f"CREATE VIEW {view} AS {' UNION ALL BY NAME '.join(queries)}")
     define_inventories(database, readable)
     define_change_log(database, recorded, "changes")

@@ -14,7 +14,7 @@ from auditor.runs.folder import DEVICES, FLEET, MODULES, READ_BY_QUERIES, TEXT_C
 from auditor.runs.inventory import SourceCounts, count_devices, count_sources, coverage_head
 from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
 from auditor.runs.recovery import refuse_lost_results
-from auditor.runs.views import define_live_views, define_sealed_views
+from auditor.runs.views import define_live_views, define_sealed_views, parquet_of_run
 from auditor.storage.database import Database, error_reason, open_database, parquet, with_enough_memory, write_parquet
 from auditor.storage.descriptors import pin_files
 from auditor.storage.files import translate_os_errors
@@ -82,6 +82,7 @@ def _open_snapshot(folder: Path, work: Path) -> RunSnapshot:
     source = files if sealed else work
     with translate_read_errors(folder), open_database() as database:
         define_sealed_views(database, source)
+        parquet_of_run(database, files / FLEET)
         for name, columns in TEXT_COLUMNS.items():
             _require_text(database, folder, source / name, columns)
         counts, sources = count_devices(database), count_sources(database)

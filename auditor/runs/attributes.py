@@ -7,12 +7,20 @@ attribute without a text is not stored. Devices without any have NULL.
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from auditor.storage.database import Database, parquet, sql_identifier, sql_literal
+from auditor.errors import RunFolderError
+from auditor.runs.folder import DEVICES
+from auditor.storage.database import Database, parquet, scalar, sql_identifier, sql_literal
 
 ATTRIBUTES, ATTRIBUTES_TYPE = "attributes", "MAP(VARCHAR, VARCHAR)"
 
 LISTED_ATTRIBUTES = ("nickname", "product_name", "node_type")
 """Attributes that the platform lists."""
+
+MAX_ATTRIBUTES = 32
+"""Further columns of a fleet file: each is an attribute of the devices."""
+
+MAX_ATTRIBUTE_NAMES = 3_500
+"""Names of attributes of all devices, however many accounts they have: each becomes a column."""
 
 
 def attributes_from_json(column: str) -> str:
@@ -33,9 +41,22 @@ def attribute_sql(name: str, prefix: str = "") -> str:
 
 
 def attribute_names(database: Database, view: str = "devices") -> list[str]:
-    """Return the names of all attributes that a device of a view has, sorted."""
-    query = f"SELECT DISTINCT unnest(map_keys({ATTRIBUTES})) AS name FROM {view} ORDER BY name"
-    return [str(name) for (name,) in database.execute(query).fetchall()]
+    """Return the names of all attributes that a device of a view has, sorted.
+
+    Raise RunFolderError if there are more than the fleet files of all accounts (and runs, if the view has several) can
+    have.
+    """
+    names = f"SELECT DISTINCT unnest(map_keys({ATTRIBUTES})) AS name FROM {view}"
+    found = database.execute(f"FROM ({names} LIMIT {MAX_ATTRIBUTE_NAMES + 1}) ORDER BY name").fetchall()
+    per_file = MAX_ATTRIBUTES + len(LISTED_ATTRIBUTES)
+    if len(found) > per_file:
+        files = f"SELECT DISTINCT COLUMNS(lambda name: name IN ('account', 'run')) FROM {view}"
+        allowed = min(MAX_ATTRIBUTE_NAMES, per_file * scalar(database, f"SELECT count(*) FROM ({files})"))
+        if len(found) > allowed:
+            raise RunFolderError(
+                f"{DEVICES}: its devices have more than {allowed:,} names of attributes; no audit writes such a file"
+            )
+    return [str(name) for (name,) in found]
 
 
 def define_attribute_views(database: Database, devices: Path) -> None:

@@ -13,6 +13,7 @@ from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.runs.estimates import count_not_reached, estimate_outdated, read_recheck
 from auditor.runs.folder import (
     CARRIED,
+    CHANGES,
     COMPRESSED_RESULTS,
     DEVICES,
     FAILURES,
@@ -31,7 +32,7 @@ from auditor.runs.inventory import count_devices, count_failures, count_never_ac
 from auditor.runs.journal import count_lines
 from auditor.runs.manifest import DeviceCounts, Manifest, file_info, read_manifest
 from auditor.runs.seal import write_inventories
-from auditor.runs.views import define_live_views, define_products, define_sealed_views
+from auditor.runs.views import define_live_views, define_products, define_sealed_views, parquet_of_run
 from auditor.storage.compressed import check_compressed
 from auditor.storage.database import Database, error_reason, open_database, scalar, sql_identifier, with_enough_memory
 from auditor.storage.descriptors import pin_files
@@ -78,6 +79,8 @@ def _problems(folder: Path, manifest: Manifest, parent: Path | None, memory: str
         try:
             files = pin_files(folder, READ_BY_QUERIES, spill)
             define_live_views(database, files, spill)
+            if repeated := _count_repeated_devices(database):
+                yield f"{FLEET}: has {repeated} devices twice, so that a line is about more than one row"
             yield from _check_states(database, folder, manifest)
             if manifest.state == "running":
                 yield f"{folder.name}: is running or was killed; it is not sealed"
@@ -85,6 +88,7 @@ def _problems(folder: Path, manifest: Manifest, parent: Path | None, memory: str
                 yield f"{folder.name}: was stopped before its end; it is not sealed"
             elif all((folder / name).is_file() for name in SEALED):
                 yield from _check_sealed(database, files, folder, spill, memory)
+                yield from _check_changes(database, files, manifest)
         except duckdb.OutOfMemoryException:
             raise
         except (duckdb.Error, UnicodeDecodeError) as error:
@@ -198,6 +202,19 @@ def _check_selection(database: Database, manifest: Manifest) -> Iterator[str]:
         yield f"run.json: its number of outdated results does not follow from {SELECTED} and {CARRIED}"
 
 
+def _check_changes(database: Database, files: Path, manifest: Manifest) -> Iterator[str]:
+    """Check the numbers of changes since the previous run."""
+    if manifest.changes is None:
+        return
+    if not (files / CHANGES).is_file():
+        yield f"run.json: has numbers of changes, and {CHANGES} is missing"
+        return
+    rows = parquet_of_run(database, files / CHANGES)
+    counts = dict(database.execute(f"SELECT change, count(*) FROM {rows} GROUP BY change").fetchall())
+    if counts != manifest.changes.counts:
+        yield f"run.json: its numbers of changes do not follow from {CHANGES}"
+
+
 def _check_sealed(live: Database, files: Path, folder: Path, work: Path, memory: str) -> Iterator[str]:
     with open_database(work, memory) as sealed:
         define_sealed_views(sealed, files)
@@ -225,6 +242,14 @@ def _fingerprint(database: Database, view: str) -> tuple[object, ...]:
 def _columns(database: Database, view: str) -> list[tuple[str, str]]:
     """Return a view's columns and their types, sorted by name."""
     return sorted((str(name), str(kind)) for name, kind, *_ in database.execute(f"DESCRIBE {view}").fetchall())
+
+
+def _count_repeated_devices(database: Database) -> int:
+    """Return how many devices a fleet has in several rows with the same names."""
+    names = "account, product_key, device_name, iot_id"
+    hashes = f"SELECT hash({names}) AS key FROM fleet GROUP BY key HAVING count(*) > 1"
+    suspects = f"SELECT {names} FROM fleet WHERE hash({names}) IN ({hashes}) GROUP BY ALL HAVING count(*) > 1"
+    return scalar(database, f"SELECT count(*) FROM ({suspects})")
 
 
 def _duplicate(database: Database) -> str:

@@ -20,6 +20,7 @@ answers are streamed past them.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 
 import orjson
@@ -51,6 +52,8 @@ from auditor.storage.database import (
 from auditor.storage.files import translate_os_errors
 
 _IDENTITY = dict.fromkeys(("account", "product_key", "device_name", "iot_id", "status"), "VARCHAR")
+
+_NAMES = ("product_key", "device_name", "iot_id")
 
 _ANSWERED = {
     **_IDENTITY,
@@ -166,7 +169,7 @@ def define_base_views(database: Database, folder: Path, work: Path | None = None
     selected = f"FROM {parquet_of_run(database, path)}" if path.is_file() else _no_rows(_SELECTED)
     database.execute(f"CREATE VIEW selected_devices AS {selected}")
     path = folder / CONNECTIONS
-    connections = f"FROM {parquet(path)}" if path.is_file() else _no_rows(_CONNECTION)
+    connections = f"FROM {parquet_of_run(database, path)}" if path.is_file() else _no_rows(_CONNECTION)
     database.execute(f"CREATE VIEW connections AS {connections}")
     results = folder / results_name(folder)
     if results.name == COMPRESSED_RESULTS:
@@ -209,11 +212,14 @@ def products_query(folder: Path) -> str:
     return _lines(path, _PRODUCT) if path.is_file() else _no_rows({**_PRODUCT, "modules": "VARCHAR[]"})
 
 
-def parquet_of_run(database: Database, path: Path) -> str:
-    """Return the SQL that reads a Parquet file of a run; raise RunFolderError if reading it could take hours."""
+def parquet_of_run(database: Database, path: Path, options: str = "") -> str:
+    """Return the SQL that reads a Parquet file of a run, as ``parquet``.
+
+    Raise RunFolderError if reading it could take hours.
+    """
     if (reason := describe_repeated_rows(database, path)) is not None:
         raise RunFolderError(f"{path}: {reason}")
-    return parquet(path)
+    return parquet(path, options=options)
 
 
 def _no_rows(columns: Mapping[str, object]) -> str:
@@ -263,14 +269,11 @@ def _write_devices(database: Database, work: Path) -> Path:
 def _devices_query(database: Database, fleet: str = "fleet") -> str:
     """Return the SQL of every device of a fleet, or of a partition of it, with its status.
 
-    A line has the names that the fleet has, and the platform may have added the others. So a device that the fleet
-    names by iot_id is found by that, and one that it names by product_key and device_name by those. Only in a fleet
-    that uses both ways can two lines match one row, when two rows are aliases of one device; then the later answer
-    counts.
+    A line has all names that the fleet has of its device, and the platform may have added the others. So a device is
+    found by all names that the fleet has of it: one of them alone may be wrong. Only in a fleet that names its devices
+    in several ways can two lines match one row, when two rows are aliases of one device; then the later answer counts.
     """
-    by_id, by_names = database.execute(
-        f"SELECT count(*) FILTER (iot_id IS NOT NULL), count(*) FILTER (iot_id IS NULL) FROM {fleet}"
-    ).fetchone() or (0, 0)
+    ways, is_mixed = _naming_ways(database, fleet) or [_NAMES], len(_naming_ways(database)) > 1
     columns = """SELECT f.ordinal, f.account, f.account AS fleet_account,
       f.product_key AS fleet_product_key, f.device_name AS fleet_device_name, f.iot_id AS fleet_iot_id,
       coalesce(f.product_key, a.product_key) AS product_key, coalesce(f.device_name, a.device_name) AS device_name,
@@ -278,15 +281,14 @@ def _devices_query(database: Database, fleet: str = "fleet") -> str:
       a.reason, a.source, f.device_status AS listed_status, f.utc_create AS created_at, f.attributes"""
     connected = scalar(database, "SELECT count(*) FROM connections")
     columns += ", n.device_status, n.last_online_at" if connected else ", NULL AS device_status, NULL AS last_online_at"
-    keys = {"NOT NULL": "account, iot_id"} if by_id else {}
-    keys |= {"NULL": "account, product_key, device_name"} if by_names or not by_id else {}
     joined = " UNION ALL ".join(
-        f"{columns} FROM (FROM {fleet} WHERE iot_id IS {null}) f LEFT JOIN answered a USING ({key})"
+        f"{columns} FROM (FROM {fleet} WHERE {_named_by(way)}) f LEFT JOIN answered a USING ({key})"
         f"{f' LEFT JOIN connections n USING ({key})' if connected else ''}"
-        for null, key in keys.items()
+        for way in ways
+        for key in [", ".join(("account", *way))]
     )
     latest = "QUALIFY row_number() OVER (PARTITION BY ordinal ORDER BY audited_at DESC, attempts, request_id) = 1"
-    rows = f"SELECT * FROM ({joined}) {latest if by_id and by_names else ''}"
+    rows = f"SELECT * FROM ({joined}) {latest if is_mixed else ''}"
     unsampled = _unsampled_case(database)
     return f"""
       SELECT k.ordinal, k.account, k.product_key, k.device_name, k.iot_id,
@@ -301,6 +303,21 @@ def _devices_query(database: Database, fleet: str = "fleet") -> str:
         AND k.fleet_product_key IS NOT DISTINCT FROM f.product_key
         AND k.fleet_device_name IS NOT DISTINCT FROM f.device_name
         AND k.fleet_iot_id IS NOT DISTINCT FROM f.iot_id"""
+
+
+def _naming_ways(database: Database, fleet: str = "fleet") -> list[tuple[str, ...]]:
+    """Return in which ways a fleet names its devices: the names that some of them have; see ``_named_by``."""
+    query = f"""
+      SELECT DISTINCT iot_id IS NULL OR product_key IS NOT NULL, iot_id IS NULL OR device_name IS NOT NULL,
+        iot_id IS NOT NULL FROM {fleet} ORDER BY ALL"""
+    return [tuple(compress(_NAMES, has)) for has in database.execute(query).fetchall()]
+
+
+def _named_by(way: tuple[str, ...]) -> str:
+    """Return the SQL condition of the devices that a fleet names in one way."""
+    if "iot_id" not in way:
+        return "iot_id IS NULL"  # a row without both names, which no audit writes, matches no line
+    return " AND ".join(f"{name} IS {'NOT NULL' if name in way else 'NULL'}" for name in _NAMES)
 
 
 def _unsampled_case(database: Database) -> str:

@@ -3,14 +3,19 @@
 import errno
 import os
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 
 from auditor.storage.files import create_own_file, open_regular_file
 
-MAX_EXPANSION = 200
-"""Bytes to which each byte of a compressed file may expand. Lines about four modules give 7, and a bomb 1,000."""
+MAX_EXPANSION = 64
+"""Bytes to which each byte of a compressed file may expand.
+
+Lines about four modules give 7 to 12, lines about 100 equal modules 52, and a bomb 1,000. What would expand to more is
+not compressed.
+"""
 
 _GZIP = 31
 """Window size of zlib for one gzip member, whose check sum and length are verified."""
@@ -68,7 +73,17 @@ def expanded_blocks(file: BufferedReader) -> Iterator[bytes]:
 
 
 def check_compressed(path: Path) -> None:
-    """Read a compressed file to its end, following links; raise OSError as ``expanded_blocks``."""
+    """Read a compressed file to its end, following links; raise OSError as ``expanded_blocks``.
+
+    The file that was checked last is not read again while it is unchanged: a query that needs more memory is repeated.
+    """
     with open_regular_file(path) as file:
-        for _ in expanded_blocks(file):
-            pass
+        status = os.fstat(file.fileno())
+        identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        if identity not in _last_checked:
+            for _ in expanded_blocks(file):
+                pass
+            _last_checked.append(identity)
+
+
+_last_checked: deque[tuple[int, ...]] = deque(maxlen=1)

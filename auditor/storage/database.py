@@ -10,10 +10,11 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import duckdb
 import orjson
+from duckdb.sqltypes import DuckDBPyType
 
 from auditor.errors import AuditorError, RunNotWritableError
 from auditor.storage.descriptors import open_own_folder, writable_path
@@ -43,6 +44,12 @@ PARQUET_OPTIONS = f"FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}"
 
 MIN_REPEATED_ROWS, MAX_ROWS_PER_BYTE = 1_000_000, 64
 """Rows that any Parquet file may have, and rows for each byte of a larger one. Equal modules take 3.5 for a byte."""
+
+MIN_TEXT_BYTES, MAX_TEXT_PER_BYTE = 1_000_000_000, 2_000
+"""Bytes of text that any Parquet file may have, and bytes for each byte of a larger one.
+
+Equal modules with versions of 200 characters have 900 for a byte.
+"""
 
 MAX_LINE_BYTES = 1_000_000
 """Longest line of text that can be read, in bytes."""
@@ -129,12 +136,13 @@ def temporary_database(
         yield database, work
 
 
-def with_enough_memory(work: Callable[[str], T]) -> T:
+def with_enough_memory(work: Callable[[str], T], *, first: str = SEALING_MEMORY[0]) -> T:
     """Call ``work`` with a memory limit; call it again with a larger one if that was too little.
 
-    Lines are read some thousand at a time: those of devices with hundreds of modules may be 100 MB together.
+    Lines are read some thousand at a time: those of devices with hundreds of modules may be 100 MB together. ``first``
+    is the limit of ``SEALING_MEMORY`` to begin with, where smaller ones would only cost time.
     """
-    *smaller, largest = SEALING_MEMORY
+    *smaller, largest = SEALING_MEMORY[SEALING_MEMORY.index(first) :]
     for memory in smaller:
         with suppress(duckdb.OutOfMemoryException):
             return work(memory)
@@ -212,19 +220,78 @@ def parquet(*paths: Path, options: str = "") -> str:
 
 
 def describe_repeated_rows(database: Database, path: Path) -> str | None:
-    """Return why a Parquet file is not read if it has far more rows than bytes; no audit writes such a file.
+    """Return why a Parquet file is not read if it has far more rows or text than bytes; no audit writes such a file.
 
-    A page of equal values has any number of rows in some bytes. Reading them could take hours.
-    A damaged file raises duckdb.Error or UnicodeDecodeError.
+    A page of equal values has any number of rows in some bytes, and they share one text of any length. Reading them
+    could take hours. A damaged file raises duckdb.Error, OSError or UnicodeDecodeError.
     """
-    rows = scalar(
-        database,
-        "SELECT coalesce(sum(rows), 0)::BIGINT FROM (SELECT DISTINCT row_group_id, row_group_num_rows AS rows "
-        f"FROM parquet_metadata({sql_read_path(path)}))",
-    )
-    size = path.stat().st_size
-    repeated = rows > MIN_REPEATED_ROWS and rows > size * MAX_ROWS_PER_BYTE
-    return f"has {rows:,} rows in {size:,} bytes; no audit writes such a file" if repeated else None
+    first_page = "least(nullif(dictionary_page_offset, 0), data_page_offset)"
+    chunks = database.execute(
+        "SELECT row_group_id, row_group_num_rows, greatest(row_group_num_rows, num_values), type = 'BYTE_ARRAY', "
+        f"coalesce({first_page}, 0), total_uncompressed_size FROM parquet_metadata({sql_read_path(path)})"
+    ).fetchall()
+    rows, size = sum({group: rows for group, rows, *_ in chunks}.values()), path.stat().st_size
+    if rows > MIN_REPEATED_ROWS and rows > size * MAX_ROWS_PER_BYTE:
+        return f"has {rows:,} rows in {size:,} bytes; no audit writes such a file"
+    allowed = max(MIN_TEXT_BYTES, size * MAX_TEXT_PER_BYTE)
+    with path.open("rb") as file:
+        bound = sum(
+            plain + values * _dictionary_bytes(file, offset) for *_, values, is_text, offset, plain in chunks if is_text
+        )
+    if bound > allowed and _has_more_text(path, allowed):
+        return f"has more than {allowed:,} bytes of text in {size:,} bytes; no audit writes such a file"
+    return None
+
+
+def _has_more_text(path: Path, allowed: int) -> bool:
+    """Return whether the texts of a Parquet file have more than ``allowed`` bytes, each counted where it occurs."""
+    source = parquet(path)
+    with open_database(memory=READING_MEMORY) as database:
+        relation = database.sql(f"FROM {source}")
+        columns = zip(relation.columns, relation.types, strict=True)
+        sizes = [size for name, kind in columns if (size := _text_bytes(sql_identifier(name), kind)) is not None]
+        # A running total ends the query where it is too large.
+        total = f"SELECT sum({' + '.join(sizes) or 0}) OVER (ROWS UNBOUNDED PRECEDING) AS total FROM {source}"
+        with suppress(duckdb.OutOfMemoryException):  # some thousand lists or maps alone have more than the memory
+            return scalar(database, f"SELECT count(*) FROM (FROM ({total}) WHERE total > {allowed} LIMIT 1)") > 0
+    return True
+
+
+def _dictionary_bytes(file: BinaryIO, offset: int) -> int:
+    """Return the size of the dictionary that is a Parquet page at an offset; 0: it is another page.
+
+    By its own header, by which it is read: sizes elsewhere in the file may be false. The header is a Thrift struct in
+    compact form, whose first fields are the type of the page and its size.
+    """
+    file.seek(offset)
+    found = _PAGE_HEADER.match(file.read(_PAGE_HEADER_BYTES))
+    if found is None or found[1] != _DICTIONARY_PAGE:
+        return 0
+    encoded: int = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(found[2]))
+    return encoded >> 1  # zigzag
+
+
+_PAGE_HEADER, _PAGE_HEADER_BYTES = re.compile(rb"\x15(.)\x15([\x80-\xff]{0,4}[\x00-\x7f])", re.DOTALL), 8
+_DICTIONARY_PAGE = b"\x04"
+
+
+def _text_bytes(value: str, kind: DuckDBPyType, depth: int = 0) -> str | None:
+    """Return the SQL of the bytes of the texts in a value of any type; None if the type has no text."""
+    if kind.id in {"varchar", "blob"}:
+        return f"coalesce({'strlen' if kind.id == 'varchar' else 'octet_length'}({value}), 0)"
+    children = kind.children if kind.id in {"list", "map", "struct"} else []
+    sizes = []
+    for name, child in children:
+        if not isinstance(child, DuckDBPyType):
+            continue
+        if kind.id == "struct":
+            sizes.append(_text_bytes(f"struct_extract({value}, {sql_literal(name)})", child, depth))
+            continue
+        part = value if kind.id == "list" else f"map_{name}s({value})"
+        item = _text_bytes(f"e{depth}", child, depth + 1)
+        each = f"list_sum(list_transform({part}, lambda e{depth}: {item}))"
+        sizes.append(None if item is None else f"coalesce({each}, 0)")
+    return " + ".join(size for size in sizes if size is not None) or None
 
 
 def write_rows(

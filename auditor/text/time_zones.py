@@ -7,6 +7,10 @@ _UTC_TIME = re.compile(r"\b(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d)(:\d\d)?(?:\.\d+)?(?:
 """A time in a sentence, such as ``2026-11-23 02:00 UTC`` or ``2026-11-23T02:00:00.123Z``."""
 
 
+_MAX_NAME = 64
+"""Characters of a name that is searched for, and of one that an error quotes. The longest zone has 32."""
+
+
 def parse_time_zone(name: str) -> tzinfo:
     """Return the time zone of an IANA name such as ``Asia/Shanghai``.
 
@@ -26,11 +30,12 @@ def parse_time_zone(name: str) -> tzinfo:
     lower = {zone.lower(): zone for zone in sorted(zones)}
     cities = {zone.rpartition("/")[2]: zone for zone in lower}
     wanted = name.lower().replace(" ", "_")
-    close = difflib.get_close_matches(wanted, [*lower, *cities], n=1)
+    close = difflib.get_close_matches(wanted, [*lower, *cities], n=1) if len(wanted) <= _MAX_NAME else []
     hint = (
         f"did you mean {lower[cities.get(close[0], close[0])]}?" if close else "give one such as Asia/Shanghai or UTC"
     )
-    raise ValueError(f"{name!r} is no time zone; {hint}")
+    quoted = repr(name) if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]!r}…"
+    raise ValueError(f"{quoted} is no time zone; {hint}")
 
 
 def show_times(sentence: str, zone: tzinfo | None) -> str:

@@ -3,6 +3,8 @@
 import errno
 import gzip
 import zlib
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from random import Random
 
@@ -49,10 +51,39 @@ def test_a_bomb_is_refused_before_it_has_expanded(tmp_path: Path) -> None:
     path = tmp_path / "bomb.gz"
     path.write_bytes(gzip.compress(bytes(64 << 20)))
     sizes: list[int] = []
-    with path.open("rb") as file, pytest.raises(OSError, match="expands to more than 200 times its") as refused:
+    with path.open("rb") as file, pytest.raises(OSError, match="expands to more than 64 times its") as refused:
         sizes.extend(map(len, expanded_blocks(file)))
     assert refused.value.errno == errno.EFBIG
     assert sum(sizes) <= MAX_EXPANSION * path.stat().st_size
+
+
+def test_lines_about_devices_with_many_equal_modules_are_no_bomb(tmp_path: Path) -> None:
+    modules = ",".join(f'{{"module_name":"module{number}","module_version":"1.0.0"}}' for number in range(100))
+    line = '{{"account":"eu","device_name":"device{:07}","modules":[{}],"request_id":"{:032X}"}}\n'
+    lines = (line.format(number, modules, RANDOM.getrandbits(128)) for number in range(500))
+    (tmp_path / "lines").write_text("".join(lines))
+    assert compress_file(tmp_path / "lines", tmp_path / "lines.gz")
+    assert (tmp_path / "lines").stat().st_size > 40 * (tmp_path / "lines.gz").stat().st_size
+    check_compressed(tmp_path / "lines.gz")
+
+
+def test_a_file_is_checked_once_while_it_is_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = tmp_path / "lines.gz", []
+
+    def count(file: BufferedReader) -> Iterator[bytes]:
+        read.append(file.name)
+        return expanded_blocks(file)
+
+    monkeypatch.setattr("auditor.storage.compressed.expanded_blocks", count)
+    path.write_bytes(WHOLE)
+    for _ in range(3):
+        check_compressed(path)
+    assert len(read) == 1
+    path.write_bytes(WHOLE[:-1])
+    for _ in range(2):
+        with pytest.raises(OSError, match="is incomplete"):
+            check_compressed(path)
+    assert len(read) == 3
 
 
 def test_what_would_be_refused_as_a_bomb_is_not_compressed(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """DuckDB: how it is opened, scratch databases, literals and keys."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 
 from auditor.errors import RunFolderError
 from auditor.storage.database import (
+    MAX_TEXT_PER_BYTE,
+    READING_MEMORY,
+    describe_repeated_rows,
     device_key_sql,
     open_database,
     parquet,
@@ -84,3 +88,76 @@ def test_a_device_key_tells_devices_apart() -> None:
         assert (
             scalar(database, f"SELECT count(DISTINCT {device_key_sql('t.')}) FROM t") == 4
         )  # one has the iot_id twice
+
+
+SHARED = "FORMAT parquet, ROW_GROUP_SIZE 100_000, DICTIONARY_SIZE_LIMIT 100_000, COMPRESSION zstd"
+"""Options under which equal values are one value of a dictionary."""
+
+TEXTS = {
+    "text": "{}",
+    "bytes": "{}::BLOB",
+    "map": "MAP {{'note': {}}}",
+    "names of a map": "MAP {{{}: 'x'}}",
+    "list of structs": "[{{'module_name': 'ble', 'module_version': {}}}]",
+    "struct": "{{'a': 1, 'b': {}}}",
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_a_small_file_whose_rows_share_a_long_text_is_not_read(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("auditor.storage.database.MIN_TEXT_BYTES", 50_000_000)
+    with open_database(memory=READING_MEMORY) as database:
+        for name, length in (("long", 2_000), ("short", 400)):
+            value = TEXTS[kind].format(f"repeat('a', {length})")
+            database.execute(f"COPY (SELECT {value} AS a FROM range(30_000)) TO '{tmp_path / name}' ({SHARED})")
+        assert (tmp_path / "long").stat().st_size < 3_000
+        reason = describe_repeated_rows(database, tmp_path / "long")
+        assert reason is not None
+        assert re.fullmatch(
+            r"has more than 50,000,000 bytes of text in [\d,]+ bytes; no audit writes such a file", reason
+        )
+        assert describe_repeated_rows(database, tmp_path / "short") is None
+
+
+def test_sizes_in_the_metadata_of_a_file_are_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("auditor.storage.database.MIN_TEXT_BYTES", 50_000_000)
+    path = tmp_path / "forged"
+    size = "SELECT max(total_uncompressed_size) FROM parquet_metadata(?)"
+    with open_database(memory=READING_MEMORY) as database:
+        database.execute(f"COPY (SELECT repeat('a', 9_000) AS a FROM range(30_000)) TO '{path}' ({SHARED})")
+        written, content = scalar(database, size, [str(path)]), path.read_bytes()
+        encoded = bytes([written << 1 & 0x7F | 0x80, written >> 6 & 0x7F | 0x80, written >> 13])
+        assert encoded in content
+        path.write_bytes(content.replace(encoded, b"\x82\x80\x00"))
+        assert scalar(database, size, [str(path)]) == 1
+        assert "bytes of text" in str(describe_repeated_rows(database, path))
+
+
+def test_many_different_texts_of_which_one_is_long_are_read(tmp_path: Path) -> None:
+    # The bound by the longest value says 20 GB, and the values have 5 MB.
+    with open_database(memory=READING_MEMORY) as database:
+        text = "CASE i WHEN 7 THEN repeat('a', 100_000) ELSE 'version-' || i % 20_000 END"
+        database.execute(f"COPY (SELECT {text} AS a FROM range(200_000) t(i)) TO '{tmp_path / 'honest'}' ({SHARED})")
+        assert describe_repeated_rows(database, tmp_path / "honest") is None
+
+
+def test_a_text_that_does_not_fit_into_memory_is_not_read(tmp_path: Path) -> None:
+    with open_database(memory=READING_MEMORY) as database:
+        rows = "SELECT MAP {'note': repeat('a', 4_000_000)} AS a FROM range(300)"
+        database.execute(f"COPY ({rows}) TO '{tmp_path / 'long'}' ({SHARED})")
+        assert "bytes of text" in str(describe_repeated_rows(database, tmp_path / "long"))
+
+
+def test_long_equal_versions_are_well_inside_the_bound(tmp_path: Path) -> None:
+    with open_database(memory=READING_MEMORY) as database:
+        row = "'eu' AS account, 'p1' AS product_key, 'device' || i // 4 AS device_name, repeat('1', 200) AS version"
+        path = tmp_path / "honest"
+        rows = f"SELECT {row} FROM range(500_000) t(i)"
+        database.execute(f"COPY ({rows}) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE 20_480, COMPRESSION zstd)")
+        assert describe_repeated_rows(database, path) is None
+        text = scalar(
+            database, f"SELECT sum(strlen(concat(account, product_key, device_name, version))) FROM {parquet(path)}"
+        )
+    assert text < path.stat().st_size * MAX_TEXT_PER_BYTE / 2

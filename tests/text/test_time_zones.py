@@ -40,6 +40,21 @@ def test_anything_else_is_refused(name: str) -> None:
         parse_time_zone(name)
 
 
+def test_a_very_long_name_is_neither_compared_nor_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+
+    def compare(name: str, *_: object, **__: object) -> list[str]:
+        compared.append(name)
+        return []
+
+    monkeypatch.setattr("difflib.get_close_matches", compare)
+    for length, quoted in ((64, "x" * 64 + "'"), (65, "x" * 64 + "'…"), (1_000_000, "x" * 64 + "'…")):
+        with pytest.raises(ValueError, match="is no time zone") as refused:
+            parse_time_zone("x" * length)
+        assert str(refused.value).startswith(f"'{quoted} is no time zone; give one such as")
+    assert compared == ["x" * 64]
+
+
 @given(st.datetimes(datetime(1971, 1, 1), datetime(2100, 1, 1)), st.sampled_from(["Asia/Kolkata", "America/New_York"]))  # noqa: DTZ001  naive, in UTC
 def test_shown_time_is_the_same_moment(moment: datetime, name: str) -> None:
     zone = parse_time_zone(name)
