@@ -17,11 +17,12 @@ MAX_SHOWN = 40
 """Characters of a value that an error quotes."""
 
 NULL_WORDS = frozenset(
-    "null (null) <null> [null] \\n none nil nan na <na> n/a n.a. nat - -- undefined".split()  # noqa: SIM905
+    "null (null) <null> [null] \\n none (none) <none> nil <nil> nan na <na> n/a n.a. nat - -- (blank) undefined".split()  # noqa: SIM905
 )
 """What databases, pandas, R and JavaScript write where there is no value, in lower case."""
 
-_MAX_NULL_WORD = max(map(len, NULL_WORDS))
+_MAX_NULL_WORD = max(map(len, (*NULL_WORDS, "01-Jan-2024")))
+"""Length of the longest text of letters, digits and ``-`` that is refused, or is no name."""
 
 _INVISIBLE = (
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164"
@@ -52,13 +53,43 @@ _PLAIN = re.compile(r"[A-Za-z0-9_@:-]+").fullmatch
 _SHORTENED = re.compile(r"[+-]?(\d+[.,]\d*|[.,]\d+)e[+-]?\d+|[+-]?\d+e\+\d+|\+\d+e-?\d+", re.IGNORECASE | re.ASCII)
 """Numbers with an exponent. ``8E15`` and ``12E-3`` are not among them: they can be names."""
 
-_DECIMAL = re.compile(r"[+-]?\d+[.,]0+|\+\d+([.,]\d+)?|\d{1,3}(,\d{3})+", re.ASCII)
-"""Whole numbers as floats, with a sign, or with separators of thousands."""
+_POWER = re.compile(
+    r"[+-]?\d+([.,]\d+)? ?([*\u00d7\u00b7] ?10 ?\^?|x ?10 ?\^) ?[+-]?[\d\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+"
+)
+"""Numbers with a power of ten, as office programs and tables of PDF files have them."""
 
-_DATE = re.compile(r"\d{1,4}/\d{1,2}/\d{2,4}( .*)?|\d{4}-\d\d-\d\d \d\d:\d\d.*", re.ASCII)
+_DECIMAL = re.compile(
+    r"[+-]?\d+[.,]0+|\+\d+([.,]\d+)?|\d{1,3}(,\d{2,3})*,\d{3}|\d{1,3}(['\u2019]\d{3})+|\d{1,3}( \d{3})+", re.ASCII
+)
+"""Whole numbers as floats, with a sign, or with separators of thousands. With dots, it may be an address."""
 
-_ERROR_VALUE = re.compile(r"#(N/A|[A-Z][A-Z0-9/_]*[!?]|N/?[DV]|GETTING_DATA)", re.IGNORECASE)
+_MONTH = "(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+
+_DATE = re.compile(
+    r"\d{1,4}/\d{1,2}/\d{2,4}( .*)?|\d{4}-\d\d-\d\d[ T]\d\d:\d\d.*"
+    rf"|\d{{1,2}}-{_MONTH}(-\d{{2}}(\d{{2}})?)?|{_MONTH}-\d{{2}}(\d{{2}})?", re.ASCII
+)  # fmt: skip
+"""Dates with a time, and those that a spreadsheet shows for texts such as ``1-3``. Months are in its letter case."""
+
+_NO_NUMBER = re.compile(r"[+-](nan|inf|infinity)(\(.*\))?|inf|[+-]?\d+\.#(qnan|snan|ind|inf)\w*", re.IGNORECASE)
+"""What C, pandas and others write for a float that is no number, beside ``nan``."""
+
+_RULE = re.compile(r"[-=+:|]{3,}")
+"""A line between the header and the rows of a table, as Markdown and databases draw it."""
+
+_FURTHER = re.compile(
+    rf"(?i:true|false)|{_RULE.pattern}|{_NO_NUMBER.pattern}|{_DATE.pattern}", re.ASCII | re.IGNORECASE
+)
+"""Plain texts that may be damaged; they are checked again."""
+
+_ERROR_VALUE = re.compile(r"#([\u00a1\u00bf]?\w[\w/]*[!?]|\w{1,2}/\w|N[DV]|GETTING_DATA)", re.IGNORECASE)
 """Error values of Excel and LibreOffice, some of them translated."""
+
+_IN_PARENTHESES = re.compile(r"\([^()]*\)")
+
+_NOT_UTF_8 = "is not UTF-8"
+
+_AS_UTF_8 = "Save the file in UTF-8."
 
 _AS_TEXT = "Give the column the format Text in the spreadsheet, enter the values again, and export it."
 
@@ -106,7 +137,7 @@ def clean_name(text: str) -> str | None:
         return None
     if len(name) > MAX_NAME_LENGTH:
         raise BadRowError(_TOO_LONG, "Check the delimiter and the quotes.")
-    if not _PLAIN(name):
+    if not _PLAIN(name) or _FURTHER.fullmatch(name):
         _refuse_damaged(name)
     return name
 
@@ -142,6 +173,7 @@ def need_no_cleaning(texts: Collection[str | None]) -> bool:
         min(lengths) > _MAX_NULL_WORD
         and max(lengths) <= MAX_NAME_LENGTH
         and joined.isascii()
+        and "---" not in joined
         and joined.replace("-", "").replace("_", "").isalnum()
     )
 
@@ -154,8 +186,8 @@ def is_error_value(text: str) -> bool:
 def _refuse_damaged(name: str) -> None:
     """Raise BadRowError if a name has signs of damage."""
     if (reason := _describe_broken(name) or _describe_hidden(name)) is not None:
-        raise BadRowError(reason, _RETYPE)
-    if _SHORTENED.fullmatch(name):
+        raise BadRowError(reason, _AS_UTF_8 if reason == _NOT_UTF_8 else _RETYPE)
+    if _SHORTENED.fullmatch(name) or _POWER.fullmatch(name):
         raise BadRowError(_ROUNDED, _AS_TEXT)
     if _DECIMAL.fullmatch(name):
         raise BadRowError("is a formatted number, not a name", "Export the column as text.")
@@ -167,6 +199,23 @@ def _refuse_damaged(name: str) -> None:
         raise BadRowError("starts with the apostrophe that marks text in spreadsheets", "Remove the apostrophe.")
     if is_error_value(name):
         raise BadRowError("is an error value of a spreadsheet", "Correct the cell.")
+    if (reason := _describe_other(name)) is not None:
+        raise BadRowError(reason, "Remove the line, or export the column as text.")
+
+
+def _describe_other(name: str) -> str | None:
+    """Return what is wrong with a text that programs write in place of a value; None if it may be a name."""
+    if not name.strip("#") and len(name) > 1:
+        return "is what a spreadsheet shows for a number in a narrow column"
+    if name.lower() in {"true", "false"}:
+        return "is a truth value, not a name"
+    if _NO_NUMBER.fullmatch(name):
+        return "is a float that is no number, not a name"
+    if _RULE.fullmatch(name):
+        return "is a line between the rows of a table, not a name"
+    if _IN_PARENTHESES.fullmatch(name):
+        return "is in parentheses, as a unit or a type below a header is"
+    return None
 
 
 def _describe_broken(name: str) -> str | None:
@@ -179,7 +228,7 @@ def _describe_broken(name: str) -> str | None:
                 case "Cs":
                     return "has half of a character"
             if character == "\ufffd":
-                return "is not UTF-8"
+                return _NOT_UTF_8
     return None
 
 

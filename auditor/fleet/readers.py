@@ -117,9 +117,35 @@ def _refuse_null_characters(start: bytes, label: str) -> None:
 
 
 def _binary_kind(start: bytes, label: str) -> Kind | None:
-    if start.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
-        raise FleetError(f"{label}: is an Excel workbook or an archive; save the sheet as CSV in UTF-8")
+    for name, first, advice in _OTHER_FORMATS:
+        if first.match(start):
+            raise FleetError(f"{label}: is {name}; {advice}")
     return "parquet" if start.startswith(b"PAR1") else None
+
+
+_SAVE = "save it as CSV in UTF-8"
+
+_DECOMPRESS = "decompress it; of the compressed formats, gzip is read"
+
+_OTHER_FORMATS = [
+    (name, re.compile(first, re.IGNORECASE | re.DOTALL), advice)
+    for name, first, advice in (
+        ("an Excel workbook or an archive", rb"PK\x03\x04|\xd0\xcf\x11\xe0", "save the sheet as CSV in UTF-8"),
+        ("compressed with zstd", rb"\x28\xb5\x2f\xfd", _DECOMPRESS),
+        ("compressed with bzip2", rb"BZh[1-9]1AY&SY", _DECOMPRESS),
+        ("compressed with xz", rb"\xfd7zXZ\0", _DECOMPRESS),
+        ("a 7-Zip archive", rb"7z\xbc\xaf\x27\x1c", _DECOMPRESS),
+        ("an ORC file", rb"ORC[\0-\x1f]", "save it as Parquet, or as CSV in UTF-8"),
+        ("an Avro file", rb"Obj\x01", "save it as Parquet, or as CSV in UTF-8"),
+        ("an Arrow file", rb"ARROW1", "save it as Parquet, or as CSV in UTF-8"),
+        ("an SQLite database", rb"SQLite format 3\0", "export its table as CSV in UTF-8"),
+        ("a PDF document", rb"%PDF-", _SAVE),
+        ("an Excel workbook in XML", rb"\W*<\?xml.{0,2000}(progid=\W?Excel|office:spreadsheet|<Workbook)", _SAVE),
+        ("an HTML page", rb"\W*<(!doctype\s+html|html|head|body|table|meta)[\s>]", _SAVE),
+        ("an XML document", rb"\W*<\?xml\s", _SAVE),
+    )
+]
+"""Other formats of tables: the name of each, how it starts, and what to do."""
 
 
 def read_rows(file: FleetFile, database: duckdb.DuckDBPyConnection, report: BadRowReport) -> Iterator[FileRow]:

@@ -20,7 +20,8 @@ REAL = (
     "192.168.0.1", "-1", "中文", "café", "x,y", "Nullarbor", "nano", "N-A", "10:30:00", "a/b", "A" * 256, 'say "x"', "#1",
     "T\u2103", "Lamp\u2122", "a\u00b2", "dev\u20261", "\u30ab\u30e1\u30e9\uff08\u5317\uff09", "\u30ab\u30e1\u30e9\u3000\u5317", "\ufb01x",
     "\u2764\ufe0f", "1\ufe0f\u20e3", "\U0001f468\u200d\U0001f469", "\u845b\U000e0100", "\u0645\u06cc\u200c\u062e",
-    "\U0001f3f4\U000e0067\U000e007f",
+    "\U0001f3f4\U000e0067\U000e007f", "MAR-24", "mar-24", "2024-03-01", "01.03.2024", "Marie-24", "1-Mars", "truely", "True-1",
+    "Infinity", "info", "nan-1", "865.743.041", "2x1024", "a-b---c", "-a-", "(a)b", "12 345 a", "1,23", "#a", "A#!", "8x10",
 )  # fmt: skip
 
 
@@ -68,6 +69,15 @@ def test_a_word_for_no_value_is_no_name(word: str) -> None:
         ("#DIV/0!", "error value"),
         ("#NV", "error value"),
         ("#BEZUG!", "error value"),
+        *((text, "error value") for text in ("#\u00a1REF!", "#\u0417\u041d\u0410\u0427!", "#\u041d/\u0414", "#NAZWA?")),
+        *((text, "narrow column") for text in ("##", "####", "########")),
+        *((text, "a date") for text in ("01-Mar", "Mar-24", "1-Jan-2024", "01-Jan-24", "2024-03-01T00:00:00", "Dec-2024")),
+        *((text, "rows of a table") for text in ("---", "-------", ":---:", "-=-=-", "---+---", "-" * 40)),
+        *((text, "in parentheses") for text in ("(text)", "(string)", "(dBm / %)", "()")),
+        *((text, "a truth value") for text in ("TRUE", "FALSE", "True", "false")),
+        *((text, "no number") for text in ("1.#QNAN", "-1.#IND", "1.#INF", "-nan", "+NaN", "-nan(ind)", "inf", "-Infinity")),
+        *((text, "a spreadsheet rounded") for text in ("8.65743*10^14", "8,65743\u00d710^14", "8.6 x 10^14", "8\u00b710\u00b9\u2074")),
+        *((text, "a formatted number") for text in ("8,65,743", "12,34,56,789", "865'743'041", "865\u2019743", "865 743 041")),
         ("00\u00ad123", "U+00AD SOFT HYPHEN"),
         ("00\u200b123", "U+200B ZERO WIDTH SPACE"),
         ("00\u00a0123", "U+00A0 NO-BREAK SPACE"),
@@ -92,6 +102,17 @@ def test_a_damaged_name_is_refused_with_what_to_do(text: str, problem: str) -> N
     assert caught.value.advice.endswith(".")
 
 
+@pytest.mark.parametrize("word", ["<nil>", "<none>", "(none)", "(blank)", "<NULL>"])
+def test_placeholders_say_that_there_is_no_name(word: str) -> None:
+    assert clean_name(word) is None
+
+
+def test_a_text_that_is_not_utf_8_is_to_be_saved_as_utf_8() -> None:
+    with pytest.raises(BadRowError) as caught:
+        clean_name("caf\ufffd")
+    assert caught.value.advice == "Save the file in UTF-8."
+
+
 def test_names_that_are_checked_together_are_those_that_stay_unchanged_alone() -> None:
     assert need_no_cleaning(["device-00001", "device_00002", "865743041234567"])
     for text in (
@@ -100,6 +121,8 @@ def test_names_that_are_checked_together_are_those_that_stay_unchanged_alone() -
         "undefined",
         "device 00001",
         "device\u200b00001",
+        "-" * 30,
+        "01-Jan-2024",
         "x" * 257,
         "",
         "\uff11" * 12,

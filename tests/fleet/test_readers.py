@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-import duckdb
 import pytest
 
 from auditor.errors import FleetError, RunNotWritableError
 from auditor.fleet.snapshot import write_snapshot
 from auditor.fleet.table import read_snapshot, sha256_of
+from tests.database import connect
 from tests.fleet.snapshots import HEADER, Names, devices, parquet, refused, snapshot
 
 TWO: list[Names] = [("k", "a", None), ("k", "b", None)]
@@ -245,7 +245,7 @@ def test_what_a_discovery_wrote_about_devices_is_kept(tmp_path: Path) -> None:
         ),
     ):
         snapshot(tmp_path, name, content)
-        with duckdb.connect() as database:
+        with connect() as database:
             read = database.read_parquet(str(tmp_path / "out" / "fleet.parquet"))
             found = read.project("device_status, utc_create, utc_modified").fetchall()
         assert found == (expected if name != "a.parquet" else expected[:1])
@@ -378,3 +378,26 @@ def test_a_compressed_file_that_is_cut_is_refused(tmp_path: Path, cut: int) -> N
 def test_a_compressed_file_whose_checksum_does_not_fit_is_refused(tmp_path: Path) -> None:
     stored = gzip.compress(HEADER + b"k,aaaa\nk,bbbb\n", compresslevel=0)
     assert "CRC check failed" in refused(tmp_path, "a.csv.gz", stored.replace(b"bbbb", b"cccc"))
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        (b"\x28\xb5\x2f\xfd\x04abc", "compressed with zstd"),
+        (b"BZh91AY&SY\x01", "compressed with bzip2"),
+        (b"\xfd7zXZ\x00\x00", "compressed with xz"),
+        (b"ORC\x08\x03\x10", "an ORC file"),
+        (b"Obj\x01\x04\x14avro.codec", "an Avro file"),
+        (b"ARROW1\0\0", "an Arrow file"),
+        (b"SQLite format 3\0" + b"\0" * 99, "an SQLite database"),
+        (b"%PDF-1.7", "a PDF document"),
+        (b"<html><table><tr><td>product_key</td></tr></table></html>", "an HTML page"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html>", "an HTML page"),
+        (b'<?xml version="1.0"?><?mso-application progid="Excel.Sheet"?><Workbook/>', "an Excel workbook in XML"),
+        (b'<?xml version="1.0"?><devices/>', "an XML document"),
+    ],
+)
+@pytest.mark.parametrize("name", ["fleet.csv", "fleet", "fleet.txt"])
+def test_a_file_of_another_format_is_refused_by_its_name(tmp_path: Path, name: str, start: bytes, says: str) -> None:
+    with pytest.raises(FleetError, match=f"is {says}; "):
+        snapshot(tmp_path, name, start)
