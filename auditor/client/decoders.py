@@ -15,7 +15,7 @@ From the general to the special:
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import orjson
@@ -47,10 +47,10 @@ ENCODING = "auditor.InvalidEncoding"
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _UTF_8_MARK = b"\xef\xbb\xbf"
 _OTHER_UNICODE = {
-    b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
-    b"{\x00\x00\x00": "UTF-32", b"\x00\x00\x00{": "UTF-32", b"{\x00": "UTF-16", b"\x00{": "UTF-16",
-}  # fmt: skip
-"""First bytes of JSON in other encodings than UTF-8, with and without a byte order mark."""
+    re.compile(rb"\xff\xfe\0\0|\0\0\xfe\xff|\s*(?:[\[{<]\0\0\0|\0\0\0[\[{<])"): "UTF-32",
+    re.compile(rb"\xff\xfe|\xfe\xff|(?:\s\0)*[\[{<]\0|(?:\0\s)*\0[\[{<]"): "UTF-16",
+}
+"""The start of text in other encodings than UTF-8, with and without a byte order mark."""
 
 UTF_16_XML = (b"\xff\xfe<\x00", b"\xfe\xff\x00<")
 """First bytes of XML in UTF-16, whose parser reads it (https://www.w3.org/TR/xml/#charencoding)."""
@@ -102,10 +102,12 @@ def _decompress(body: bytes, codings: list[str]) -> bytes:
             raise _not_requested(coding)
     if body.startswith(_ZSTD):
         raise _not_requested("zstd")
-    name = next((name for first, name in _OTHER_UNICODE.items() if body.startswith(first)), None)
+    while body.startswith(_UTF_8_MARK):
+        body = body.removeprefix(_UTF_8_MARK)
+    name = next((name for first, name in _OTHER_UNICODE.items() if first.match(body)), None)
     if name is not None and not body.startswith(UTF_16_XML):
         raise TransientError(ENCODING, f"the body is text in {name}; the platform sends UTF-8: a proxy has changed it")
-    return body.removeprefix(_UTF_8_MARK)
+    return body
 
 
 def _inflate(body: bytes, coding: str, wbits: int) -> bytes:
@@ -148,56 +150,73 @@ def decode_json(body: bytes) -> Any:  # noqa: ANN401  JSON has any type
         ValueError: it is not JSON.
         RecursionError: it is nested too deeply.
     """
-    try:
-        return orjson.loads(body)
-    except ValueError:
-        return orjson.loads(repair_strings(body))
+    return _decode(body, orjson.loads)
 
 
-_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_UNQUOTED = r"|(?<![\w.+-])-?(?P<no_number>(?i:nan|inf(?:inity)?))(?!\w)"
+"""What C, Python and JavaScript write for numbers that JSON does not have."""
+
+_STRING = re.compile(rf'"(?:[^"\\]++|\\.)*+"?{_UNQUOTED}', re.DOTALL)
+
+_DOUBLE_BYTE = r"[\udc81-\udcfe][@-~\udc80-\udcfe]"
+"""A character in GBK, Big5 or Shift JIS, whose second byte may be a backslash."""
+
+_STRING_OF_DOUBLE_BYTES = re.compile(
+    rf'"(?:[^"\\\udc81-\udcfe]++|{_DOUBLE_BYTE}|[\udc81-\udcfe]|\\.)*+"?{_UNQUOTED}', re.DOTALL
+)
+_DOUBLE_BYTES = re.compile(_DOUBLE_BYTE)
 _IN_STRING = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a pair, which is right
-    r"|\\u(?P<half>[dD][89a-fA-F][0-9a-fA-F]{2})|\\.|(?P<control>[\x00-\x1f])",
-    re.DOTALL,
+    r"|\\u(?P<half>[dD][89a-fA-F][0-9a-fA-F]{2})|\\(?:[\"\\/bfnrt]|u[0-9a-fA-F]{4})|(?P<lone>\\)|(?P<control>[\x00-\x1f])"
 )
-_MAY_BE_BROKEN = re.compile(r"\\u[dD][89a-fA-F]|[\x00-\x1f]")
+_MAY_BE_BROKEN = re.compile(r"[\\\x00-\x1f]")
 _NO_UTF_8 = re.compile(r"[\udc80-\udcff]")
 
 
-def repair_strings(body: bytes) -> bytes:
+def repair_strings(body: bytes, *, double_bytes: bool = False) -> bytes:
     r"""Return a JSON text in which no string is broken. Takes linear time.
 
     Firmware reports versions, and people give names, that are cut within a character. The broken part is written as
     text, so that it is neither lost nor taken for a character: the byte 0xBF becomes the four characters ``\xbf``, and
-    half a surrogate pair becomes ``\ud83d``. A raw control byte becomes the escape sequence that it should be.
+    half a surrogate pair becomes ``\ud83d``. A raw control byte becomes the escape sequence that it should be, and a
+    backslash that begins no escape sequence is a backslash. ``NaN`` and ``Infinity`` outside strings become null.
+
+    Args:
+        body: the JSON text.
+        double_bytes: whether bytes that are not UTF-8 are characters of two, so that a backslash may belong to one.
 
     Raises:
-        ValueError: the text has no broken string, or is larger than MAX_REPAIRED_BYTES.
+        ValueError: the text has nothing to repair, or is larger than MAX_REPAIRED_BYTES.
     """
     if len(body) > MAX_REPAIRED_BYTES:
         raise ValueError(f"larger than {MAX_REPAIRED_BYTES:,} bytes")
     text = body.decode("utf-8", "surrogateescape")
 
-    def write_byte(match: re.Match[str]) -> str:
-        return f"\\\\x{ord(match[0]) - 0xDC00:02x}"
+    def repair(match: re.Match[str]) -> str:
+        return "null" if match["no_number"] is not None else _repair_string(match[0], double_bytes=double_bytes)
 
-    def repair_part(match: re.Match[str]) -> str:
-        if (half := match["half"]) is not None:
-            return f"\\\\u{half}"
-        return match[0] if match["control"] is None else f"\\u{ord(match[0]):04x}"
-
-    def repair_string(match: re.Match[str]) -> str:
-        string = match[0]
-        if not string.isascii():
-            string = _NO_UTF_8.sub(write_byte, string)
-        if _MAY_BE_BROKEN.search(string) is not None:
-            string = _IN_STRING.sub(repair_part, string)
-        return string
-
-    repaired = _STRING.sub(repair_string, text)
+    repaired = (_STRING_OF_DOUBLE_BYTES if double_bytes else _STRING).sub(repair, text)
     if repaired == text:
-        raise ValueError("no string is broken")
+        raise ValueError("there is nothing to repair")
     return repaired.encode("utf-8")
+
+
+def _repair_string(string: str, *, double_bytes: bool) -> str:
+    if double_bytes:
+        string = _DOUBLE_BYTES.sub(lambda match: match[0].replace("\\", r"\\x5c"), string)
+    if not string.isascii():
+        string = _NO_UTF_8.sub(lambda match: rf"\\x{ord(match[0]) - 0xDC00:02x}", string)
+    if _MAY_BE_BROKEN.search(string) is not None:
+        string = _IN_STRING.sub(_repair_part, string)
+    return string
+
+
+def _repair_part(match: re.Match[str]) -> str:
+    if (half := match["half"]) is not None:
+        return rf"\\u{half}"
+    if match["lone"] is not None:
+        return r"\\"
+    return match[0] if match["control"] is None else f"\\u{ord(match[0]):04x}"
 
 
 def clean_message(message: str) -> str:
@@ -225,19 +244,17 @@ MAX_ARRAY_ITEMS = 6_000
 
 _MAX_ITEMS = msgspec.Meta(max_length=MAX_ARRAY_ITEMS)
 
-Leaf = (
-    str
-    | int
-    | float
-    | bool
-    | _IgnoredObject
-    | Annotated[list[str | int | float | bool | _IgnoredObject | None], _MAX_ITEMS]
-    | None
-)
+_Scalars = Annotated[list[str | int | float | bool | _IgnoredObject | None], _MAX_ITEMS]
+
+Leaf = str | int | float | bool | _IgnoredObject | _Scalars | None
 """A scalar; an object in its place is ignored."""
 
 Shape = Mapping[str, Any]
 """Members by their camelCase names: None for a leaf, a shape for an object, ``[shape]`` for an array of objects."""
+
+
+_NESTED_ERROR: Shape = dict.fromkeys(("code", "errorCode", "message", "errorMessage", "errorMsg", "msg"))
+"""Code and message of an error, in a response or in its member ``error``."""
 
 
 def response_struct(shape: Shape, name: str = "Response") -> type[msgspec.Struct]:
@@ -262,28 +279,42 @@ def decode_members(body: bytes, response_type: type[msgspec.Struct]) -> dict[str
         ValueError, msgspec.MsgspecError: it is not JSON, not an object, or a success with another shape.
     """
     try:
-        members: dict[str, object] = _to_members(_decode(body, msgspec.json.Decoder(response_type)))
+        members: dict[str, object] = _to_members(_decode(body, msgspec.json.Decoder(response_type).decode))
     except msgspec.ValidationError:
-        members = _to_members(_decode(body, msgspec.json.Decoder(ERROR_RESPONSE)))
+        members = _to_members(_decode(body, msgspec.json.Decoder(ERROR_RESPONSE).decode))
         if "success" in members and members["success"] is not False:
             raise
     return members
 
 
-def _decode(body: bytes, decoder: "msgspec.json.Decoder[Any]") -> Any:  # noqa: ANN401  of the decoder's type
+_T = TypeVar("_T")
+
+_MAY_BE_DOUBLE_BYTES = re.compile(rb"[\x81-\xfe]\\")
+
+
+def _decode(body: bytes, decode: Callable[[bytes], _T]) -> _T:
     """Decode a body, after a repair if strings are broken; raise ValueError or MsgspecError if it has no such value."""
     try:
-        return decoder.decode(body)
+        return decode(body)
     except msgspec.ValidationError:
         raise
     except (ValueError, msgspec.DecodeError):
-        return decoder.decode(repair_strings(body))
+        try:
+            return decode(repair_strings(body))
+        except msgspec.ValidationError:
+            raise
+        except (ValueError, msgspec.DecodeError):
+            if _MAY_BE_DOUBLE_BYTES.search(body) is None:
+                raise
+            return decode(repair_strings(body, double_bytes=True))
 
 
 def _field_type(inner: Shape | Sequence[Shape] | None, name: str) -> Any:  # noqa: ANN401  a type built at run time
     if inner is None:
         return Leaf
     other = Literal[""] | int | float | bool | None
+    if isinstance(inner, Mapping) and inner == _NESTED_ERROR:
+        return response_struct(inner, name) | str | int | float | bool | _Scalars | None
     if isinstance(inner, Mapping):
         arrays = [each for each in inner.values() if isinstance(each, list)]
         item = _item_type(arrays[0][0], name) if arrays else other
@@ -310,7 +341,7 @@ def _to_members(value: object) -> Any:  # noqa: ANN401  JSON has any type
     return [_to_members(each) for each in value] if isinstance(value, list) else value
 
 
-_STATUS = dict.fromkeys(("success", "code", "errorMessage", "message", "requestId"))
+_STATUS = {**dict.fromkeys(("success", "requestId")), **_NESTED_ERROR, "error": _NESTED_ERROR}
 ERROR_RESPONSE = response_struct(_STATUS)
 """What is kept of an error, and of a body that is too large for the other members."""
 
@@ -356,14 +387,9 @@ def decode_documented_page(body: bytes) -> Page | None:
     """Return the page in a body that is exactly as documented, in Tuya's or Alibaba's spelling; None for any other."""
     decoder = _PASCAL_CASE if b'"Success"' in body else _CAMEL_CASE
     try:
-        response = decoder.decode(body)
-    except msgspec.ValidationError:
+        response = _decode(body, decoder.decode)
+    except (ValueError, msgspec.MsgspecError, RecursionError):
         return None
-    except (ValueError, RecursionError):
-        try:
-            response = decoder.decode(repair_strings(body))
-        except (ValueError, msgspec.MsgspecError, RecursionError):
-            return None
     return _to_page(response) if response.success and not response.code and is_plain(response.request_id) else None
 
 

@@ -5,6 +5,7 @@ in case between pages, so they are compared without case.
 """
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 
 from auditor.errors import (
@@ -100,4 +101,98 @@ def _classify(code: str) -> tuple[type[PlatformError], DenialCause | None]:
     for pattern, cause in _DENIALS:
         if re.fullmatch(pattern, code):
             return AccountDeniedError, cause
+    if code in _NUMBERS:
+        return _NUMBERS[code]
+    return _classify_words(code)
+
+
+def _classify_words(code: str) -> tuple[type[PlatformError], DenialCause | None]:
+    letters = re.sub(r"[^a-z]", "", code)
+    words = frozenset(map(_ROOTS.__getitem__, _WORDS.findall(letters)))
+    if not words.intersection(_OF_DEVICES):
+        for needed, of_words, refused in _WORD_SETS:
+            if all(words.intersection(options.split()) for options in needed):
+                return of_words, refused
     return TransientError, None
+
+
+_NUMBERS: Mapping[str, tuple[type[PlatformError], DenialCause | None]] = {
+    "1001": (AccountDeniedError, "secret"),
+    "1002": (AccountDeniedError, "token"),
+    "1004": (AccountDeniedError, "secret"),
+    "1005": (AccountDeniedError, "key"),
+    "1010": (AccountDeniedError, "token"),
+    "1011": (AccountDeniedError, "token"),
+    "1012": (AccountDeniedError, "token"),
+    "1013": (ClockSkewError, None),
+    "1106": (DeviceDeniedError, None),
+    "1108": (AccountDeniedError, "action"),
+    "28841002": (AccountDeniedError, "account"),
+    "28841101": (AccountDeniedError, "permission"),
+    "28841105": (AccountDeniedError, "permission"),
+}
+"""Numbers of Tuya's other APIs (https://developer.tuya.com/en/docs/iot/error-code): 1106 may be about one device."""
+
+_SPELLINGS: Mapping[str, str] = {
+    # What it is about.
+    "token": "sts", "timestamp": "", "requesttime": "", "request": "requests", "qps": "", "rate": "", "flow": "",
+    "call": "calls", "frequency": "", "limit": "limits limited", "user": "", "account": "", "customer": "",
+    "service": "", "api": "", "action": "", "operation": "", "interface": "", "endpoint": "", "https": "ssl tls",
+    "accesskey": "accesskeyid appkey clientid", "signature": "", "balance": "", "instance": "", "region": "",
+    # What is wrong with it.
+    "throttling": "throttled throttle", "exceed": "exceeded exceeds", "frequent": "frequently toomany",
+    "expired": "expire", "invalid": "malformed illegal mismatch incorrect", "missing": "need require required only",
+    "range": "skewed skew tooold future", "deny": "denied denies forbidden unauthorized",
+    "nopermission": "notallowed", "disabled": "disable frozen suspended locked", "arrears": "arrear arrearage overdue",
+    "owing": "insufficient notenough", "notfound": "notexist notexisted notexists nosuch",
+    "unsupported": "notsupport notsupported", "notopen": "notopened notactivated notenabled notsubscribed inactive",
+    # What it may be about instead of the account.
+    "device": "devices devicename iotid gateway thing", "product": "productkey prod", "page": "next continuation",
+    "parameter": "param", "module": "firmware job task group topic tag shadow property", "timeout": "",
+}  # fmt: skip
+"""Words of codes, and others of one meaning. A code is split by the longest of them that fits, whatever its case."""
+
+_ROOTS = {word: root for root, others in _SPELLINGS.items() for word in (root, *others.split())}
+
+_WORDS = re.compile("|".join(sorted(_ROOTS, key=len, reverse=True)))
+
+_OF_DEVICES = frozenset(("device", "product", "page", "parameter", "module"))
+"""Words of codes that are about one request or device, whatever else they say."""
+
+_WORD_SETS: tuple[tuple[tuple[str, ...], type[PlatformError], DenialCause | None], ...] = (
+    (("timestamp",), ClockSkewError, None),
+    (("requesttime", "expired invalid range"), ClockSkewError, None),
+    (("request", "expired"), ClockSkewError, None),
+    (("throttling",), ThrottledError, None),
+    (("qps rate flow request call frequency", "exceed limit frequent"), ThrottledError, None),
+    (("token", "expired invalid missing notfound disabled"), AccountDeniedError, "token"),
+    (("accesskey", "expired invalid missing notfound disabled notopen"), AccountDeniedError, "key"),
+    (("signature", "expired invalid missing"), AccountDeniedError, "secret"),
+    (("disabled", "user account customer operation service"), AccountDeniedError, "account"),
+    (("arrears",), AccountDeniedError, "account"),
+    (("balance", "owing"), AccountDeniedError, "account"),
+    (("user account customer service api", "notopen"), AccountDeniedError, "account"),
+    (("user account customer", "notfound invalid expired"), AccountDeniedError, "account"),
+    (("instance", "notfound expired notopen disabled"), AccountDeniedError, "instance"),
+    (("region", "notfound invalid unsupported"), AccountDeniedError, "region"),
+    (("deny nopermission",), AccountDeniedError, "permission"),
+    (("https", "missing"), AccountDeniedError, "https"),
+    (("api action operation interface endpoint", "notfound unsupported"), AccountDeniedError, "action"),
+)
+"""Words that a code has, in any order: one of each group. The first row that fits counts."""
+
+
+def make_status_error(status: int, message: str, *, request_id: str | None) -> PlatformError | None:
+    """Return the error of an HTTP status without a code; None if a retry may help.
+
+    A firewall refuses single requests with 403, and a server that is being replaced says 404. Neither is repeated, and
+    the other devices show whether it is about the account.
+    """
+    code = f"HTTP {status}"
+    if status in {401, 405}:
+        denied = AccountDeniedError(code, message, http_status=status, request_id=request_id)
+        denied.cause = "key" if status == 401 else "action"  # noqa: PLR2004  HTTP
+        return denied
+    if status in {403, 404}:
+        return DeviceDeniedError(code, message, http_status=status, request_id=request_id)
+    return None

@@ -27,6 +27,9 @@ MIN_TIME_MS, MAX_TIME_MS = 1_262_304_000_000, 253_402_300_800_000
 No device was online before 2010: such a number is a default, a date such as 20200117, or of another unit.
 """
 
+MAX_AHEAD_MS = 24 * 3600 * 1000
+"""Milliseconds that a reported time may be in the future: clocks differ, and its zone may be unknown."""
+
 MAX_SECONDS = 100_000_000_000
 """Upper limit, exclusive, of numbers that are times in seconds; larger ones are in milliseconds."""
 
@@ -76,10 +79,11 @@ def parse_modules(response: ApiResponse, product_key: str) -> tuple[str, ...]:
     return tuple({name.casefold(): name for name in names if name is not None}.values())
 
 
-def parse_connection_states(response: ApiResponse) -> tuple[ConnectionState, ...] | None:
+def parse_connection_states(response: ApiResponse, *, now: float) -> tuple[ConnectionState, ...] | None:
     """Return the states of a response of BatchGetDeviceState; None if it has no list of them.
 
-    The list is ``deviceStatusList.deviceStatus``, in ``data`` or not.
+    The list is ``deviceStatusList.deviceStatus``, in ``data`` or not. A time of more than MAX_AHEAD_MS after ``now``,
+    in seconds since 1970, is unreadable: it is a default, or has another meaning.
     """
     fields = response.fields
     places = (
@@ -91,28 +95,34 @@ def parse_connection_states(response: ApiResponse) -> tuple[ConnectionState, ...
     found = [entries for entries in lists if isinstance(entries, list)]
     if not found:
         return None
-    return tuple(_parse_state(lowercase_keys(entry)) for entry in next(filter(None, found), ()))
+    latest = 1000 * now + MAX_AHEAD_MS
+    return tuple(_parse_state(lowercase_keys(entry), latest) for entry in next(filter(None, found), ()))
 
 
-def _parse_state(entry: dict[str, object]) -> ConnectionState:
+def _parse_state(entry: dict[str, object], latest: float) -> ConnectionState:
     text = _bounded_text(entry.get("status"), MAX_TIME_LENGTH)
     return ConnectionState(
         product_key=_parse_name(entry, "productkey"),
         device_name=_parse_name(entry, "devicename"),
         iot_id=_parse_name(entry, "iotid"),
         status=None if text is None else text.strip().upper(),
-        changed=_parse_optional_time(entry, "timestamp"),
-        last_online=_parse_optional_time(entry, "lastonlinetime"),
+        changed=_parse_optional_time(entry, "timestamp", latest),
+        last_online=_parse_optional_time(entry, "lastonlinetime", latest),
     )
 
 
-def _parse_optional_time(entry: dict[str, object], key: str) -> ReportedTime | None:
+def _parse_optional_time(entry: dict[str, object], key: str, latest: float) -> ReportedTime | None:
     """Return a time of an entry; None if it is missing, null or blank. The decoder leaves out null, not an object."""
     value = entry.get(key, "")
-    return None if isinstance(value, str) and not value.strip() else parse_reported_time(value)
+    if isinstance(value, str) and not value.strip():
+        return None
+    time = parse_reported_time(value)
+    return ReportedTime(None) if time.milliseconds is not None and time.milliseconds > latest else time
 
 
-_NUMBER = re.compile(r"(\d{9,16})(\.\d{1,9})?", re.ASCII)
+_COMPACT_TIME = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)", re.ASCII)
+
+_NUMBER = re.compile(r"(\d{9,13})(\.\d{1,9})?", re.ASCII)
 
 _DATE_AND_TIME = re.compile(
     r"(\d{4})([-/])(\d{1,2})\2(\d{1,2})(?:T|\s+)(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,](\d{1,9}))?)?"
@@ -124,9 +134,12 @@ _DATE_AND_TIME = re.compile(
 def parse_reported_time(value: object) -> ReportedTime:
     """Return a reported time in any form that has one meaning, such as 1579249151000 or ``2020-01-17 16:19:11``.
 
-    Forms are milliseconds or seconds since 1970, as a number or as text, and a date, year first, with a time. The
-    documentation has numbers for one field and text without a zone for another, and public samples mix them.
+    Forms are milliseconds or seconds since 1970, as a number or as text, and a date, year first, with a time. A number
+    of 14 digits is such a date too: as milliseconds, it would be in 2286 or later. The documentation has numbers for
+    one field and text without a zone for another, and public samples mix them.
     """
+    if not isinstance(value, bool) and _COMPACT_TIME.fullmatch(text := str(value).strip()[: MAX_TIME_LENGTH + 1]):
+        return _parse_date_and_time(_COMPACT_TIME.sub(r"\1-\2-\3 \4:\5:\6", text))
     if isinstance(value, str):
         text = value.strip()
         if (match := _NUMBER.fullmatch(text)) is None:

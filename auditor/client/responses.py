@@ -6,8 +6,9 @@ as well. Throttling is recognized as the vendor's newest clients do (``alibabacl
 ``x-acs-retry-after``, whatever the code is.
 """
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
@@ -27,7 +28,7 @@ from auditor.client.decoders import (
     decode_members,
     too_large,
 )
-from auditor.client.error_codes import is_error_code, make_error
+from auditor.client.error_codes import is_error_code, make_error, make_status_error
 from auditor.errors import InconsistentResponseError, PlatformError, ThrottledError, TransientError
 from auditor.models import ModuleVersion, Page, ReportedModule
 
@@ -84,57 +85,114 @@ def parse_response(
     except (ValueError, msgspec.MsgspecError, RecursionError):
         fields = parse_xml_error(body)
     request_id = clean_message(parse_text(fields.get("requestid")) or "") or None
-    code = clean_message(parse_text(fields.get("code")) or "")
     success = fields.get("success")
     is_success = success is True or (isinstance(success, str) and success.lower() == "true")
+    code = clean_message(_first_text(fields, _CODES, nested=not is_success))
     if 200 <= status < 300 and is_success and not is_error_code(code):
         if response_type is ERROR_RESPONSE:
             raise too_large(status, MAX_MEMBERS_BYTES)
         return ApiResponse(fields, request_id)
 
-    message = clean_message(parse_text(fields.get("errormessage") or fields.get("message")) or "")
-    if not code:  # a proxy's page, half a body, a bare status
-        is_invalid = 200 <= status < 300
-        code = INVALID_JSON if is_invalid else f"HTTP {status}"
-        message = message or f"the response {'is not the expected JSON' if is_invalid else 'has no error code'}"
-    error = make_error(code, message, http_status=status, request_id=request_id)
-    if not isinstance(error, ThrottledError) and _is_throttled(error, status, headers, now):
-        error = ThrottledError(code, message, http_status=status, request_id=request_id)
+    error = _to_error(status, headers, fields, code, request_id)
     if isinstance(error, ThrottledError):
         error.retry_after = retry_after_seconds(headers, now)
     raise error
 
 
-def _is_throttled(error: PlatformError, status: int, headers: Mapping[str, str], now: float) -> bool:
-    """Return whether a response that has another code, or none, is throttling."""
-    if status == 429 or _requested_delay(headers):
+def _to_error(
+    status: int, headers: Mapping[str, str], fields: Mapping[str, object], code: str, request_id: str | None
+) -> PlatformError:
+    """Return the error of a response that is no success."""
+    message = clean_message(_first_text(fields, _MESSAGES))
+    has_code = bool(code)
+    if not has_code:  # a proxy's page, half a body, a bare status
+        is_invalid = 200 <= status < 300
+        code = INVALID_JSON if is_invalid else f"HTTP {status}"
+        message = message or f"the response {'is not the expected JSON' if is_invalid else 'has no error code'}"
+    error = make_error(code, message, http_status=status, request_id=request_id)
+    if not isinstance(error, ThrottledError) and _is_throttled(error, status, headers):
+        error = ThrottledError(code, message, http_status=status, request_id=request_id)
+    elif not has_code:
+        error = make_status_error(status, message, request_id=request_id) or error
+    return error
+
+
+_CODES = ("code", "errorcode")
+_MESSAGES = ("errormessage", "message", "errormsg", "msg")
+"""Names of an error's message, as the platform, gateways and Tuya's other APIs have them."""
+
+
+def _first_text(fields: Mapping[str, object], names: Sequence[str], *, nested: bool = True) -> str:
+    """Return the first of the named members that has a text, in a response or, if ``nested``, in its ``error``."""
+    inner = fields.get("error") if nested else None
+    texts = (parse_text(each.get(name)) for each in (fields, lowercase_keys(inner)) for name in names)
+    return next(filter(None, texts), parse_text(inner) or "")
+
+
+def _is_throttled(error: PlatformError, status: int, headers: Mapping[str, str]) -> bool:
+    """Return whether a response that has another code, or none, is throttling: a delay decides, whatever its value."""
+    if status == 429 or headers.get("x-acs-retry-after") is not None:
         return True
-    return type(error) is TransientError and 400 <= status < 600 and bool(retry_after_seconds(headers, now))
+    return type(error) is TransientError and 400 <= status < 600 and headers.get("Retry-After") is not None
 
 
 def parse_xml_error(body: bytes) -> dict[str, object]:
     """Return the code, message and request id of an XML error by lower-case names; nothing for any other body.
 
-    Namespaces are ignored. A document that declares entities is not read, so that it cannot expand to any size.
+    Namespaces are ignored. Of a broken document, the part before its error is read. A document that declares entities
+    is not read, so that it cannot expand to any size.
     """
     document = body.lstrip() if len(body) <= MAX_XML_BYTES else b""
     if not document.startswith((b"<", *UTF_16_XML)):
         return {}
+    found, is_complete = _read_xml(document)
+    if not is_complete:
+        declared = _XML_ENCODING.match(document)
+        with contextlib.suppress(LookupError, ValueError):
+            text = _decode_xml(document, declared[2].decode("ascii") if declared else "utf-8")
+            repaired, _ = _read_xml(_AMPERSAND.sub("&amp;", _XML_DECLARATION.sub("", text, count=1)).encode("utf-8"))
+            return repaired or found
+    return found
+
+
+_XML_DECLARATION = re.compile(r"<\?xml[^>]*\?>")
+_XML_ENCODING = re.compile(rb"<\?xml[^>]*\sencoding\s*=\s*(['\"])([A-Za-z][\w.-]{0,39})\1")
+_AMPERSAND = re.compile(r"&(?!#?\w{1,31};)")
+"""An ampersand that should be escaped."""
+
+
+def _decode_xml(document: bytes, encoding: str) -> str:
+    """Return the text of an XML document whose encoding its parser does not have, or which is in another one."""
+    text = document.decode(encoding, "replace")
+    return document.decode("latin-1") if "\ufffd" in text and encoding.lower().startswith("utf") else text
+
+
+def _read_xml(document: bytes) -> tuple[dict[str, object], bool]:
+    """Return the members of an error in XML before the place where it is broken, and whether it is not broken.
+
+    Of a document that declares entities, return nothing.
+    """
     found: dict[str, object] = {}
     path: list[str] = []
     texts: list[str] = []
 
-    def start(name: str, _: Mapping[str, str]) -> None:
+    def add(name: str, text: str) -> None:
+        if name in _XML_MEMBERS and text and path and path[0] != "html":
+            found.setdefault(name, text)
+
+    def start(name: str, attributes: Mapping[str, str]) -> None:
         path.append(name.rpartition(":")[2].lower())
         texts.clear()
+        for attribute, value in attributes.items():
+            add(attribute.rpartition(":")[2].lower(), value.strip())
 
     def end(_: str) -> None:
         name = path.pop()
-        if name in _XML_MEMBERS and texts and path and path[0] != "html":
-            found.setdefault(name, "".join(texts).strip())
+        add(name, "".join(texts).strip())
         texts.clear()
 
     def refuse(*_: object) -> None:
+        found.clear()
         raise ValueError("an XML document that declares entities")
 
     parser = expat.ParserCreate()
@@ -144,8 +202,8 @@ def parse_xml_error(body: bytes) -> dict[str, object]:
     try:
         parser.Parse(document, True)
     except (ValueError, LookupError, expat.ExpatError):
-        return {}
-    return found
+        return found, False
+    return found, True
 
 
 def parse_module_page(response: ApiResponse) -> Page:
@@ -176,8 +234,16 @@ def parse_module_page(response: ApiResponse) -> Page:
 def _parse_reported_module(entry: object) -> ReportedModule:
     fields = lowercase_keys(entry)
     name, version = parse_text(fields.get("modulename")), parse_text(fields.get("moduleversion"))
-    if not name or version is None:
-        raise InconsistentResponseError("an entry of data has no module name or version")
+    if not name:
+        raise InconsistentResponseError("an entry of data has no module name")
+    if version is None:
+        value = fields.get("moduleversion")
+        reason = "no version" if value is None else f"the version {value!r:.60}, which is no text"
+        if isinstance(value, float):
+            reason = f"the number {value!r} as version, whose digits are not exact"
+        raise InconsistentResponseError(
+            f"module {name:.64} has {reason}, so the answer about its device is not complete"
+        )
     return ReportedModule(
         ModuleVersion(name, version),
         product_key=parse_text(fields.get("productkey")) or None,
@@ -220,20 +286,33 @@ def retry_after_seconds(headers: Mapping[str, str], now: float) -> float | None:
     limits = (headers.get(name, "") for name in ("x-ratelimit-user-api", "x-ratelimit-user"))
     if left := [int(found[1]) for text in limits if (found := _TIME_LEFT.search(text)) is not None]:
         return max(left) / 1000
-    delay = headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"[0-9]{1,6}", delay):
-        return float(delay)
-    date = parse_http_date(delay)
-    return None if date is None else max(0.0, date - now)
+    delay = headers.get("Retry-After", "")
+    if (seconds := _bounded_delay(delay, 1)) is not None:
+        return seconds
+    date = parse_http_date(delay.strip())
+    return None if date is None else min(max(0.0, date - now), MAX_DELAY)
+
+
+MAX_DELAY = 24 * 3600.0
+"""Maximum of a requested delay, in seconds: a longer one is a mistake, or never over."""
+
+_DELAY = re.compile(r"[+-]?[0-9]{1,15}(?:\.[0-9]{0,9})?")
+
+
+def _bounded_delay(text: str, units: int) -> float | None:
+    """Return a delay in seconds, of which each has so many units; None if it is not a number above 0."""
+    if (match := _DELAY.fullmatch(text.strip())) is None:
+        return None
+    seconds = float(match[0]) / units
+    return min(seconds, MAX_DELAY) if seconds > 0 else None
 
 
 _TIME_LEFT = re.compile(r"(?:^|,)\s*TimeLeft:([0-9]{1,9})(?:,|$)", re.IGNORECASE)
 
 
 def _requested_delay(headers: Mapping[str, str]) -> float | None:
-    """Return ``x-acs-retry-after`` in seconds; None if it is not a whole number of ms above 0."""
-    milliseconds = headers.get("x-acs-retry-after", "").strip()
-    return int(milliseconds) / 1000 if re.fullmatch(r"[0-9]{1,9}", milliseconds) and int(milliseconds) else None
+    """Return ``x-acs-retry-after`` in seconds; None if it is not a number of ms above 0."""
+    return _bounded_delay(headers.get("x-acs-retry-after", ""), 1000)
 
 
 def parse_http_date(date: str | None) -> float | None:

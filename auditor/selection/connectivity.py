@@ -84,7 +84,7 @@ async def fetch_connection_states(
             elif isinstance(response.result, PlatformError):
                 errors.append(response.result)
             else:
-                file.append(_encode_states(batch, parse_connection_states(response.result)))
+                file.append(_encode_states(batch, parse_connection_states(response.result, now=time.time())))
                 succeeded = True
             done += len(batch)
             session.report_states((done, devices))

@@ -30,6 +30,7 @@ from auditor.client.decoders import (
     decode_json,
     decode_members,
     decompress,
+    repair_strings,
 )
 from auditor.client.responses import parse_module_page, parse_response
 from auditor.errors import InconsistentResponseError, PlatformError, ThrottledError, TransientError
@@ -158,6 +159,7 @@ READABLE: dict[str, tuple[list[str], bytes]] = {
     "deflate without zlib's header": (["deflate"], raw_deflate(TUYA)),
     "gzip in members": (["gzip"], gzip.compress(TUYA[:40]) + gzip.compress(TUYA[40:])),
     "a byte order mark": ([], b"\xef\xbb\xbf" + TUYA),
+    "two byte order marks": ([], 2 * b"\xef\xbb\xbf" + TUYA),
     "a byte order mark in gzip": (["gzip"], gzip.compress(b"\xef\xbb\xbf" + TUYA)),
 }
 
@@ -179,6 +181,9 @@ UNREADABLE: dict[str, tuple[list[str], bytes, str]] = {
     "gzip too often": ([], gzip.compress(gzip.compress(gzip.compress(gzip.compress(TUYA)))), "more than 3 times"),
     "UTF-16": ([], TUYA.decode().encode("utf-16"), "UTF-16"),
     "UTF-16 without a mark": ([], TUYA.decode().encode("utf-16-be"), "UTF-16"),
+    "UTF-16 of the other order, without a mark": ([], b"\r\0\n\0" + TUYA.decode().encode("utf-16-le"), "UTF-16"),
+    "UTF-16 behind the mark of UTF-8": ([], b"\xef\xbb\xbf\xff\xfe" + TUYA.decode().encode("utf-16-le"), "UTF-16"),
+    "a list in UTF-32 without a mark": ([], "[1]".encode("utf-32-le"), "UTF-32"),
     "UTF-32": ([], TUYA.decode().encode("utf-32"), "UTF-32"),
 }
 
@@ -223,6 +228,10 @@ BROKEN_STRINGS = {
     "a raw tab and a line break": (b"1\t2\n3", "1\t2\n3"),
     "an escaped backslash before u": (b"a\tb" + rb"\\ud83d", "a\tb\\ud83d"),
     "a quote beside it": (rb"\"\ud83d\"", '"\\ud83d"'),
+    "an escape that JSON does not have": (rb"a\x41", "a\\x41"),
+    "a path": (rb"C:\Windows\n", "C:\\Windows\n"),
+    "a short escape": (rb"a\u12", "a\\u12"),
+    "an escape with other letters": (rb"\u00zz\\\"", '\\u00zz\\"'),
 }
 
 
@@ -243,6 +252,54 @@ def test_a_broken_string_costs_its_broken_part_and_no_page(name: str) -> None:
     assert page is not None
     assert page == patient(body)
     assert page.reported[0].module.module_version.startswith(read)
+
+
+@pytest.mark.parametrize(
+    ("raw", "read"),
+    [
+        (b"\x95\x5c", r"\x95\x5c"),
+        (b"\xc4\xe3\x95\x5c", r"\xc4\xe3\x95\x5c"),
+        (b"\xb3\x5c\xa5\x5c", r"\xb3\x5c\xa5\x5c"),
+        ("\u8868".encode("shift_jis"), r"\x95\x5c"),
+        (b'\xc4\xe3\x5c"A', '\\xc4\\xe3"A'),
+    ],
+)
+def test_a_character_of_two_bytes_may_end_in_a_backslash(raw: bytes, read: str) -> None:
+    assert decode_json(b'{"a": [1, "' + raw + b'"], "b": "c"}') == {"a": [1, read], "b": "c"}
+    body = TUYA.replace(b'"moduleVersion"', b'"nickname":"%s","moduleVersion"' % raw, 1)
+    assert patient(body) == patient(TUYA)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-NaN", "Infinity", "-Infinity", "nan", "inf"])
+def test_what_is_no_number_is_null(number: str) -> None:
+    assert decode_json(b'{"a": %s, "b": ["NaN", %s], "NaN": 1}' % ((number.encode(),) * 2)) == {
+        "a": None, "b": ["NaN", None], "NaN": 1,
+    }  # fmt: skip
+    body = TUYA.replace(b'"moduleVersion"', b'"x":%s,"moduleVersion"' % number.encode(), 1)
+    assert patient(body) == patient(TUYA)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_what_is_valid_is_never_changed(value: object) -> None:
+    for ascii_only in (True, False):
+        text = json.dumps(value, ensure_ascii=ascii_only)
+        try:
+            body = text.encode()
+            json.loads(body)
+        except ValueError:
+            continue
+        for double_bytes in (True, False):
+            try:
+                repaired = repair_strings(body, double_bytes=double_bytes)
+            except ValueError:
+                continue
+            assert json.loads(repaired) != value  # half a pair, which is not valid
+            assert re.search(r"\\u[dD][89a-fA-F]", text)
 
 
 @pytest.mark.parametrize("body", [b"\xbf{}", b'{"a": \x00}', b'{"a": "b', b"<html>\xe9</html>", b'{"\xff' * 20_000])

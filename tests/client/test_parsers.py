@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 
 from auditor.client.decoders import DEVICE_LIST_RESPONSE, PRODUCT_LIST_RESPONSE, PRODUCT_MODULES_RESPONSE
 from auditor.client.operations import LIST_OTA_MODULE_BY_PRODUCT, MAX_NAME_LENGTH, QUERY_DEVICE, QUERY_PRODUCT_LIST
-from auditor.client.parsers import parse_devices, parse_modules, parse_products, parse_reported_time
+from auditor.client.parsers import (
+    parse_connection_states,
+    parse_devices,
+    parse_modules,
+    parse_products,
+    parse_reported_time,
+)
 from auditor.client.responses import INVALID_JSON, ApiResponse, parse_response
 from auditor.errors import InconsistentResponseError, PlatformError, ThrottledError, TransientError
 from auditor.models import ListedDevice, ListPage, Product, ReportedTime
@@ -330,7 +336,7 @@ def test_a_name_with_a_broken_character_costs_one_device_and_not_the_page(broken
     assert [device.device_name for device in parse_devices(read(body, DEVICE_LIST_RESPONSE), "p1").items] == ["whole"]
 
 
-@pytest.mark.parametrize("number", [b"1e999", b"9" * 5_000, b"NaN", b"0x1", b"01", b"-"])
+@pytest.mark.parametrize("number", [b"1e999", b"9" * 5_000, b"0x1", b"01", b"-"])
 def test_a_number_that_no_reader_can_hold_is_no_answer(number: bytes) -> None:
     assert refusal(b'{"success":true,"total":%b}' % number).code == INVALID_JSON
 
@@ -556,9 +562,12 @@ def test_a_time_with_a_zone_is_read_in_every_form_as_the_latest_moment_it_can_me
         ("2020-01-17T08:19:11.125", 125),
         ("2020/01/17  08:19:11", 999),
         ("2020-01-17 08:19", 48_999),
+        ("20200117081911", 999),
+        (" 20200117081911 ", 999),
+        (20_200_117_081_911, 999),
     ],
 )
-def test_a_time_without_a_zone_is_counted_as_utc_and_says_so(reported: str, later: int) -> None:
+def test_a_time_without_a_zone_is_counted_as_utc_and_says_so(reported: object, later: int) -> None:
     assert parse_reported_time(reported) == ReportedTime(MOMENT + later, has_zone=False)
 
 
@@ -573,6 +582,7 @@ def test_a_time_without_a_zone_is_counted_as_utc_and_says_so(reported: str, late
         *("2020-01-17T08:19:11+07:75", "2020-01-17T08:19:11-13", "Jan 17, 2020 8:19:11 AM", "NULL", "-", "yesterday"),
         *("Fri Jan 17 08:19:11 UTC 2020", "2020-01-17 08:19:11 PM", "2020-01-17 08:19:11" + " " * 60 + "x"),
         *({"time": MOMENT}, [MOMENT], [], {}, None),
+        *("20201317081911", "20200117251911", 20_200_230_081_911, "99999999999999", "20200117081911.5"),
     ],
     ids=repr,
 )
@@ -604,3 +614,34 @@ def test_every_time_of_the_standard_library_is_read_as_the_library_reads_it(
 def test_any_value_is_a_time_within_bounds_or_unreadable(value: object) -> None:
     found = parse_reported_time(value)
     assert found.milliseconds is None or 1_262_304_000_000 <= found.milliseconds < 253_402_300_800_000
+
+
+NOW_MS = 1_600_000_000_000
+DAY_MS = 24 * 3600 * 1000
+
+
+@pytest.mark.parametrize(
+    ("reported", "is_readable"),
+    [
+        (NOW_MS, True),
+        (NOW_MS + DAY_MS, True),
+        (NOW_MS + DAY_MS + 1, False),
+        ("2020-09-14 12:26:39", True),
+        ("2020-09-14 12:26:41", False),
+        ("20260914122641", False),
+        ("9999999999", False),
+        (9_999_999_999_999, False),
+        ("2099-01-01 00:00:00", False),
+        ("9999-12-31 23:59:59", False),
+    ],
+)
+def test_a_connection_time_of_more_than_a_day_in_the_future_is_unreadable(
+    reported: object,
+    is_readable: bool,  # noqa: FBT001  a parameter
+) -> None:
+    entry = {"deviceName": "d1", "status": "OFFLINE", "timestamp": reported, "lastOnlineTime": reported}
+    response = ApiResponse({"devicestatuslist": {"deviceStatus": [entry]}}, None)
+    (state,) = parse_connection_states(response, now=NOW_MS / 1000) or ()
+    for time in (state.changed, state.last_online):
+        assert time is not None
+        assert (time.milliseconds is not None) == is_readable

@@ -1,5 +1,6 @@
 """Answers and refusals of both dialects, good, bad and broken, read without a socket."""
 
+import re
 from collections.abc import Mapping
 from email.utils import formatdate
 from typing import Any
@@ -10,10 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from auditor.client.decoders import MAX_MESSAGE_LENGTH, clean_message, decode_documented_page, decompress
+from auditor.client.decoders import (
+    DEVICE_LIST_RESPONSE,
+    ERROR_RESPONSE,
+    MAX_MESSAGE_LENGTH,
+    clean_message,
+    decode_documented_page,
+    decompress,
+)
 from auditor.client.error_codes import classify_error
 from auditor.client.responses import (
     INVALID_JSON,
+    MAX_DELAY,
     MAX_XML_BYTES,
     ApiResponse,
     parse_http_date,
@@ -168,6 +177,20 @@ def test_an_entry_that_is_no_module_is_no_page(entry: object) -> None:
         page(data={"simpleOTAModuleInfo": [entry]})
 
 
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (None, "module ble has no version"),
+        (1.1, "module ble has the number 1.1 as version"),
+        (["1"], "module ble has the version ['1'], which is no text"),
+        (True, "module ble has the version True"),
+    ],
+)
+def test_an_unusable_version_is_named_with_its_module(value: object, says: str) -> None:
+    with pytest.raises(InconsistentResponseError, match=re.escape(says)):
+        page(data=[ENTRY, {**ENTRY, "moduleName": "ble", "moduleVersion": value}], total=2)
+
+
 def test_an_entry_may_leave_out_the_device() -> None:
     (reported,) = page(data=[{"moduleName": "ble", "moduleVersion": ""}]).reported
     assert reported.module == ModuleVersion("ble", "")
@@ -215,29 +238,41 @@ DENIALS: dict[str, DenialCause] = {
     "InvalidAction.NotFound": "action", "InvalidVersion": "action", "UnsupportedOperation": "action",
     "InvalidApi.NotFound": "action", "InvalidProtocol.NeedSsl": "https", "NeedHttps": "https",
     "MissingParameter": "parameter", "MissingAction": "parameter", "iot.system.BillIsOverDue": "account",
-    "ServiceNotOpened": "account",
+    "ServiceNotOpened": "account", "SecurityTokenExpired": "token", "StsTokenExpired": "token", "ExpiredToken": "token",
+    "Token.Malformed": "token", "ImplicitDeny": "permission", "OperationDenied": "permission",
+    "OperationDenied.NoPermission": "permission", "AccessForbidden": "permission", "Policy.ExplicitDenied": "permission",
+    "Account.Arrearage": "account", "OperationDenied.Arrears": "account", "Arrearage": "account",
+    "InsufficientBalance": "account", "UserDisable": "account", "Account.Locked": "account",
+    "InvalidStatus.UserDisabled": "account", "ServiceNotOpen": "account", "User.NotActivated": "account",
+    "NotExistUser": "account", "Api.NotFound": "action", "NotSupportedOperation": "action",
+    "EndpointNotFound": "action", "HttpsOnly": "https", "SSLRequired": "https", "OnlyTls": "https",
+    "1010": "token", "1004": "secret", "1005": "key", "28841101": "permission",
 }  # fmt: skip
 
 CODES: dict[type[PlatformError], list[str]] = {
     ThrottledError: [
         "Throttling", "Throttling.User", "Throttling.Api", "Throttled.Api", "FlowLimit", "iot.system.FlowControl",
-        "TooManyRequests",
+        "TooManyRequests", "ThrottlingException", "RequestThrottled", "QpsLimitExceeded", "RateLimitExceeded",
+        "iot.system.RequestTooFrequent", "ExceededCallLimit", "Service.Throttled",
     ],
     TransientError: [
         "ServiceUnavailable", "InternalError", "iot.system.SystemException", "iot.common.QueryDeviceActionError",
-        "iot.common.QueryOTAModuleActionError", "Something.Unheard", "ThrottlingLess", "iot.device.Other",
+        "iot.common.QueryOTAModuleActionError", "Something.Unheard", "iot.device.Other", "InvalidRequest", "RequestTimeout", "iot.thing.InvalidNextToken",
+        "iot.device.TokenExpired", "iot.device.Forbidden", "iot.product.NotSupportedOperation", "InvalidPageToken.Expired",
     ],
     NonceUsedError: ["SignatureNonceUsed"],
     ClockSkewError: [
         "InvalidTimeStamp.Expired", "IllegalTimestamp", "InvalidTimeStamp.Format", "InvalidTimestamp",
         "iot.common.TimestampExpired.Timestamp", "RequestTimeTooSkewed", "MissingTimestamp",
+        "TimestampExpired", "TimestampOutOfRange", "TimeStampInvalid", "ExpiredTimestamp", "InvalidRequestTime",
+        "Request.Expired", "1013",
     ],
     AccountDeniedError: [
         "SignatureDoesNotMatch", "IncompleteSignature", "InvalidAccessKeyId.NotFound", "InvalidAccessKeyId.Inactive",
         "Forbidden", "Forbidden.RAM", "Forbidden.AccessKeyDisabled", "iot.common.RamActionPermissionDeny",
         "iot.system.UidNotFound", "iot.system.BillIsOverDue", "iot.system.InstanceNotFound", *DENIALS,
     ],
-    DeviceDeniedError: ["iot.common.AuthActionPermissionDeny"],
+    DeviceDeniedError: ["iot.common.AuthActionPermissionDeny", "1106"],
     NotFoundError: ["iot.device.NotExistedDevice", "iot.device.InvalidIoTId", "iot.prod.NotExistedProduct"],
     NeverActivatedError: ["iot.device.InactiveDevice"],
     InvalidRequestError: [
@@ -276,10 +311,47 @@ def test_429_is_throttling_whatever_else_is_said(body: object) -> None:
 @pytest.mark.parametrize("status", [200, 204, 302, 404, 500, 502, 503])
 def test_what_is_no_answer_is_transient_and_says_so(status: int, body: bytes) -> None:
     error = refused(body, status=status)
-    assert type(error) is TransientError
+    assert type(error) is (DeviceDeniedError if status == 404 else TransientError)
     assert error.code == (INVALID_JSON if status < 300 else f"HTTP {status}")
     assert error.http_status == status
     assert error.message
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>no</html>", b"{}", b"no", b"[]"])
+def test_a_status_without_a_code_that_no_retry_changes_is_a_refusal(body: bytes) -> None:
+    for status, cause in ((401, "key"), (405, "action")):
+        error = refused(body, status=status)
+        assert isinstance(error, AccountDeniedError)
+        assert (error.cause, error.code) == (cause, f"HTTP {status}")
+    for status in (403, 404):
+        assert type(refused(body, status=status)) is DeviceDeniedError
+    for status in (400, 408, 500, 502):
+        assert type(refused(body, status=status)) is TransientError
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"error": {"code": "NoPermission", "message": "No."}},
+        {"Error": {"Code": "NoPermission", "Message": "No."}, "success": False},
+        {"errorCode": "NoPermission", "errorMsg": "No.", "success": False},
+        {"ErrorCode": "NoPermission", "msg": "No."},
+        {"code": "NoPermission", "msg": "No.", "error": "ignored"},
+    ],
+)
+@pytest.mark.parametrize("response_type", [None, DEVICE_LIST_RESPONSE, ERROR_RESPONSE])
+def test_an_error_is_read_by_the_names_of_gateways(document: object, response_type: Any) -> None:
+    with pytest.raises(AccountDeniedError) as caught:
+        parse_response(403, {}, orjson.dumps(document), now=NOW, response_type=response_type)
+    assert (caught.value.code, caught.value.message, caught.value.cause) == ("NoPermission", "No.", "permission")
+
+
+@pytest.mark.parametrize("value", ["", "text", None, 0, [], [{}], {}, {"code": "NoPermission"}])
+def test_a_member_error_of_a_success_is_no_error(value: object) -> None:
+    body = orjson.dumps({**DOCUMENT, "error": value})
+    for response_type in (None, DEVICE_LIST_RESPONSE):
+        response = parse_response(200, {}, body, now=NOW, response_type=response_type)
+        assert response.request_id == "47f85a55"
 
 
 WISHES: list[tuple[dict[str, str], float | None]] = [
@@ -296,7 +368,13 @@ WISHES: list[tuple[dict[str, str], float | None]] = [
     ({"Retry-After": "soon"}, None),
     ({"Retry-After": ""}, None),
     ({"Retry-After": "-1"}, None),
-    ({"Retry-After": "1.5"}, None),
+    ({"Retry-After": "1.5"}, 1.5),
+    ({"Retry-After": "0"}, None),
+    ({"Retry-After": "864000"}, MAX_DELAY),
+    ({"x-acs-retry-after": "1500.5"}, 1.5005),
+    ({"x-acs-retry-after": "99999999999"}, MAX_DELAY),
+    ({"x-acs-retry-after": "-5"}, None),
+    ({"x-acs-retry-after": "0", "Retry-After": "9"}, 9.0),
     ({"Retry-After": "1e9"}, None),
     ({"Retry-After": "NaN"}, None),
     ({"Retry-After": "9" * 5000}, None),
@@ -370,11 +448,18 @@ def test_any_error_with_the_vendors_delay_is_throttling(status: int, code: str) 
         assert (error.code, error.message, error.request_id, error.retry_after) == (code, "No.", "ID-1", 1.5)
 
 
-@pytest.mark.parametrize("delay", ["0", "000", "-1", "", "soon", "1.5"])
-def test_a_vendors_delay_that_is_no_positive_number_says_nothing(delay: str) -> None:
-    assert (
-        type(refused(gateway("Anything.Unheard"), status=400, headers={"x-acs-retry-after": delay})) is TransientError
-    )
+@pytest.mark.parametrize("delay", ["0", "000", "-5", "", "soon", "1e9"])
+@pytest.mark.parametrize("status", [200, 400, 503])
+def test_a_vendors_delay_that_is_no_positive_number_is_throttling_without_a_delay(delay: str, status: int) -> None:
+    error = refused(gateway("Anything.Unheard"), status=status, headers={"x-acs-retry-after": delay})
+    assert isinstance(error, ThrottledError)
+    assert error.retry_after is None
+
+
+@pytest.mark.parametrize("delay", ["0", "soon", "-1", "1.5", formatdate(NOW - 5, usegmt=True)])
+def test_any_delay_of_http_beside_an_error_that_is_no_refusal_is_throttling(delay: str) -> None:
+    for body in (gateway("Anything.Unheard"), b""):
+        assert isinstance(refused(body, status=403, headers={"Retry-After": delay}), ThrottledError)
 
 
 @pytest.mark.parametrize(
@@ -444,6 +529,13 @@ FORBIDDEN = xml("Forbidden.RAM")
         .replace("id-1", "ID-1")
         .encode(),
         b"<!DOCTYPE Error>" + FORBIDDEN.encode(),
+        FORBIDDEN[:-4].encode(),
+        FORBIDDEN.replace("</Error>", "<HostId>cut").encode(),
+        (FORBIDDEN + "<Error>").encode(),
+        ("<?xml version='1.0' encoding='GBK'?>" + FORBIDDEN).encode(),
+        b'<Error code="Forbidden.RAM" message="No." RequestId="ID-1"/>',
+        FORBIDDEN.replace("</Message>", "</Message><Why>a & b</Why>").encode(),
+        FORBIDDEN.replace("<RequestId>", "<Why>a & b</Why><RequestId>").encode(),
     ],
 )
 def test_an_error_in_xml_is_read(body: bytes) -> None:
@@ -459,6 +551,26 @@ def test_an_error_in_xml_is_classified_like_any_other() -> None:
     assert refused(xml("Odd").encode(), status=400, headers={"x-acs-retry-after": "5"}).code == "Odd"
 
 
+@pytest.mark.parametrize(
+    ("declared", "encoding", "message"),
+    [
+        ("GBK", "gbk", "\u6ca1\u6709\u6743\u9650"),
+        ("gb18030", "gb18030", "\u6ca1\u6709\u6743\u9650"),
+        ("GB2312", "gb2312", "\u6ca1\u6709\u6743\u9650"),
+        ("Shift_JIS", "shift_jis", "\u6a29\u9650"),
+        ("Big5", "big5", "\u6b0a\u9650 & \u6b0a"),
+        ("UTF-8", "latin-1", "d\u00e9fendu"),
+        ("UTF-8", "utf-8", "a & b"),
+        ("ISO-8859-1", "latin-1", "d\u00e9fendu"),
+    ],
+)
+def test_an_error_in_xml_is_read_in_any_encoding(declared: str, encoding: str, message: str) -> None:
+    body = f'<?xml version="1.0" encoding="{declared}"?>\n{xml("Forbidden.RAM", message)}'.encode(encoding)
+    for status in (200, 403):
+        error = refused(body, status=status)
+        assert (type(error), error.code, error.message) == (AccountDeniedError, "Forbidden.RAM", message)
+
+
 LAUGHS = "".join(f'<!ENTITY l{n + 1} "{f"&l{n};" * 10}">' for n in range(12))
 
 
@@ -469,20 +581,20 @@ LAUGHS = "".join(f'<!ENTITY l{n + 1} "{f"&l{n};" * 10}">' for n in range(12))
         f'<!DOCTYPE Error [<!ENTITY file SYSTEM "file:///etc/passwd">]>{xml("&file;")}',
         f'<!DOCTYPE Error [<!ENTITY % p SYSTEM "http://127.0.0.1:9/">%p;]>{FORBIDDEN}',
         xml("&unheard;"),
-        FORBIDDEN[:-4],
-        FORBIDDEN + "<Error>",
         "<html><body><Code>Forbidden.RAM</Code></body></html>",
         "<Code>Forbidden.RAM</Code>",
         xml(" "),
         "<Error>" + " " * MAX_XML_BYTES + FORBIDDEN + "</Error>",
         "<a>" * 15_000,
         '<?xml version="1.0" encoding="unheard"?>' + FORBIDDEN,
+        '<?xml version="1.0" encoding="rot13"?>' + FORBIDDEN,
+        "<html><Error code='Forbidden.RAM'/></html>",
         "<Error><Success>true</Success></Error>",
     ],
 )
 def test_xml_that_is_no_error_or_that_declares_entities_has_no_code(body: str) -> None:
     error = refused(body.encode(), status=403)
-    assert type(error) is TransientError
+    assert type(error) is DeviceDeniedError
     assert error.code == "HTTP 403"
     assert refused(body.encode(), status=200).code == INVALID_JSON
 

@@ -235,6 +235,14 @@ NAMED: dict[str, tuple[Serve, str, str]] = {
         "HTTP 301",
         "redirected to https://elsewhere.example:8/a, which",
     ),
+    "a redirect to a page for people": (
+        answer_with("Location: /login?x=1", status="302 Found"),
+        "HTTP 302",
+        "redirected to /login, which is never followed; a proxy or a portal may have answered",
+    ),
+    "a redirect to another address": (
+        answer_with("Location: https://elsewhere.example/", status="307 Moved"), "HTTP 307", "set it as endpoint",
+    ),
     "a redirect to nowhere": (answer_with(status="308 Moved"), "HTTP 308", "redirected to an unnamed place"),
     "another protocol": (
         closing(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"),
