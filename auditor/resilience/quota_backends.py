@@ -96,6 +96,14 @@ class QuotaLostError(Exception):
     """The place of a shared quota cannot be used; the text says why."""
 
 
+class ClockAheadError(QuotaLostError):
+    """The clock of the place is too far ahead.
+
+    The others notice it later, so nothing is sent for a moment. Some of them were perhaps lost before they were seen
+    here, so there are one more than were counted, and two at least.
+    """
+
+
 class SharedBackend(ABC):
     """A quota that other processes change, too.
 
@@ -147,7 +155,7 @@ class SharedBackend(ABC):
                 try:
                     return self._check_wait(await self._transact(command))
                 except QuotaLostError as error:
-                    self._continue_alone(str(error))
+                    self._continue_alone(error)
             self._apply_events()
             return command.apply(self.quota, self.clock())
 
@@ -199,13 +207,16 @@ class SharedBackend(ABC):
             event.apply(self.quota, now)
         self._events.clear()
 
-    def _continue_alone(self, reason: str) -> None:
+    def _continue_alone(self, reason: QuotaLostError) -> None:
         now, others = self.clock(), self.quota.other_participants
         if len(self._synced) == len(self._memory):
             self._memory[:] = self._synced  # what was learned last; the quota may be damaged or half changed
             self.quota.load(self._configured_rate, self._era, now)
         if now - self._synced_at > PRESENCE_TIMEOUT:
             others = max(others, 1)
+        if isinstance(reason, ClockAheadError):
+            others = max(others + 1, 2)
+            self.quota.pause(now + PRESENCE_TIMEOUT, now)
         if again := now - self._shared_at < LOST_AGAIN:
             others = max(others, self._others)  # those present before may be alone, too
         self._others = others
@@ -220,7 +231,7 @@ class SharedBackend(ABC):
             place=self._place,
             per_second=round(self.quota.rate_limit, 3),
             others=others,
-            reason=reason,
+            reason=str(reason),
         )
         self._start(self._rejoin())
 

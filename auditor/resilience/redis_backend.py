@@ -12,8 +12,8 @@ import anyio
 from auditor.errors import SettingsError
 from auditor.models import Secret
 from auditor.resilience.adaptive_rate import MAX_LOGGED_SENDS
-from auditor.resilience.quota_backends import LAYOUT, TIMEOUT, QuotaLostError, SharedBackend
-from auditor.resilience.shared_quota import STATE_LIFETIME, Command, copy_quota, size_for
+from auditor.resilience.quota_backends import LAYOUT, TIMEOUT, ClockAheadError, QuotaLostError, SharedBackend
+from auditor.resilience.shared_quota import AHEAD, Command, copy_quota, size_for
 from auditor.text.formatting import safe
 
 T = TypeVar("T")
@@ -39,10 +39,16 @@ MAX_CONFLICT_SECONDS = 5.0
 MAX_TIME = 1e11
 """Seconds since 1970 that a server's clock can show."""
 
-MAX_LAG, MAX_LEAD, MAX_DRIFT = 5.0, STATE_LIFETIME / 2, 0.01
-"""Seconds that the server's clock may fall behind ours and get ahead of it, and more for each second that has passed.
+MAX_LAG, MAX_LEAD, MAX_DRIFT = 5.0, AHEAD, 0.01
+"""Seconds that the server's clock may fall behind ours in total, more for each second that has passed, and be ahead.
 
-A clock that does not advance would give no permit, and one that is too fast would give too many.
+A clock that does not advance would give no permit. If one is ahead by more than permits are taken ahead, participants
+that read it later would take all of them.
+"""
+
+MAX_JUMP = 0.02
+"""Seconds that our clock catches up immediately with one that is ahead. Then it gains ``MAX_DRIFT`` a second, because
+permits are as many as our clock has seconds.
 """
 
 MAX_ADDED = 366 * 86_400.0
@@ -196,8 +202,9 @@ class RedisBackend(SharedBackend):
         super().__init__(connection.address, configured_rate, ERA, bytearray(size_for(sends)))
         self._added = 0.0
         self._offset, self._now = connection.offset, 0.0
-        self._lag = self._lead = 0.0
-        self._compared_since = time.monotonic()
+        self._lag, self._compared_since = 0.0, time.monotonic()
+        self._jump = MAX_JUMP
+        self._reading: tuple[float, _RedisReply] | None = None
 
     def clock(self) -> float:
         """See ``QuotaBackend``; it is the server's clock."""
@@ -206,8 +213,7 @@ class RedisBackend(SharedBackend):
 
     def _use_memory(self, memory: bytearray) -> None:
         self._stamp, self._stored = b"", bytes(memory)
-        self._lag = self._lead = 0.0
-        self._compared_since = time.monotonic()
+        self._lag, self._compared_since = 0.0, time.monotonic()
         super()._use_memory(memory)
 
     async def _transact(self, command: Command[T]) -> T:
@@ -259,22 +265,34 @@ class RedisBackend(SharedBackend):
         If the server's clock is set back, ours would stand still for that time, and all that waits with it. So all
         participants add the difference to the server's time.
         """
+        passed = self._seconds_since_reading(reply)
         behind = self._offset - self._added - reply.high
         if behind > MAX_CLOCK_STEP:
             self._added += behind
-        before = self._offset
-        self._offset = min(max(self._offset, reply.low + self._added), reply.high + self._added)
-        if not self._synced:
+        low, high = reply.low + self._added, reply.high + self._added
+        if not self._synced:  # the first transaction, or the first one after a pause
+            self._offset = min(max(self._offset, low), high)
             return
-        moved = self._offset - before
-        self._lead, self._lag = self._lead + max(moved, 0.0), self._lag + max(-moved, 0.0)
-        drift = MAX_DRIFT * (time.monotonic() - self._compared_since)
-        if self._lead > MAX_LEAD + drift:
-            # All that was shared would be forgotten. One jump is harmless, but others may repeat it.
-            raise QuotaLostError("its time has jumped ahead")
-        if self._lag > MAX_LAG + drift:
+        self._jump = min(MAX_JUMP, self._jump + MAX_DRIFT * passed)
+        gained = min(max(low - self._offset, 0.0), self._jump)
+        self._offset, self._jump = self._offset + gained, self._jump - gained
+        if low - self._offset > MAX_LEAD:
+            raise ClockAheadError("its time has jumped ahead")
+        self._lag += max(self._offset - high, 0.0)
+        self._offset = min(self._offset, high)
+        if self._lag > MAX_LAG + MAX_DRIFT * (time.monotonic() - self._compared_since):
             raise QuotaLostError("its time does not advance, or too slowly")
 
+    def _seconds_since_reading(self, reply: _RedisReply) -> float:
+        """Return how long ago the server's clock was read before, and keep this reading."""
+        now = time.monotonic()
+        before = now if self._reading is None else self._reading[0]
+        self._reading = now, reply
+        return now - before
+
     async def _check(self) -> None:
-        """See ``SharedBackend``."""
-        await self._connection.check(self._key)
+        """See ``SharedBackend``; a clock that has gained time since it was read last would do so again."""
+        before, reply = self._reading, await self._connection.check(self._key)
+        allowed = MAX_JUMP + MAX_DRIFT * self._seconds_since_reading(reply)
+        if before is not None and reply.low - before[1].high > allowed:
+            raise QuotaLostError("its time runs too fast")
