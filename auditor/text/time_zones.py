@@ -1,6 +1,7 @@
 """Time zones of tables for people: checked names, and times in UTC that are shown in another zone."""
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, tzinfo
 
 _UTC_TIME = re.compile(r"\b(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d)(:\d\d)?(?:\.\d+)?(?: UTC\b|Z\b)")
@@ -8,7 +9,7 @@ _UTC_TIME = re.compile(r"\b(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d)(:\d\d)?(?:\.\d+)?(?:
 
 
 _MAX_NAME = 64
-"""Characters of a name that is searched for, and of one that an error quotes. The longest zone has 32."""
+"""Characters of a name that is tried, and of one that an error quotes. The longest zone has 32."""
 
 
 def parse_time_zone(name: str) -> tzinfo:
@@ -20,10 +21,9 @@ def parse_time_zone(name: str) -> tzinfo:
     import difflib
     from zoneinfo import ZoneInfo, available_timezones
 
-    try:
-        return ZoneInfo(name)
-    except (ValueError, OSError, LookupError):  # no name, a folder of zones, or not there
-        pass
+    if len(name) <= _MAX_NAME:
+        with suppress(ValueError, OSError, LookupError):  # no name, a folder of zones, or not there
+            return ZoneInfo(name)
     zones = available_timezones()
     if not zones:
         raise ValueError("this machine has no time zones; install the package tzdata")
