@@ -1,5 +1,6 @@
 """Which devices are queried by their connection states, in every form of the two times, against their whole history."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
@@ -154,7 +155,7 @@ def write_reported(folder: Path, fleet: Sequence[History], body: bytes) -> str:
     response = parse_response(200, {}, body, now=0.0, response_type=DEVICE_STATES_RESPONSE)
     devices = [Device("eu", "p", device.name, None) for device in fleet]
     journal, out = folder / "states.jsonl", folder / "states.parquet"
-    journal.write_bytes(_encode_states(devices, parse_connection_states(response)))
+    journal.write_bytes(_encode_states(devices, parse_connection_states(response, now=math.inf)))
     write_states(journal, out)
     return f"read_parquet('{out}')"
 

@@ -1,5 +1,6 @@
 """Forms of answers where documents, models and samples differ: what is written, and that the client reads each."""
 
+import math
 import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -158,9 +159,12 @@ async def results(platform: Simulator, world: World) -> AsyncIterator[Any]:
             yield parse_products(await client.call(QUERY_PRODUCT_LIST, parameters))
             yield parse_devices(await client.call(QUERY_DEVICE, {**parameters, "ProductKey": key}), key)
         yield parse_modules(await client.call(LIST_OTA_MODULE_BY_PRODUCT, {"ProductKey": key}), key)
-        yield parse_connection_states(await client.call(BATCH_GET_DEVICE_STATE, names))
+        yield parse_connection_states(await client.call(BATCH_GET_DEVICE_STATE, names), now=math.inf)
         # Without an array the states are unknown, and with an empty one there are none.
-        yield parse_connection_states(await client.call(BATCH_GET_DEVICE_STATE, {"IotId.1": "missing"})) or ()
+        yield (
+            parse_connection_states(await client.call(BATCH_GET_DEVICE_STATE, {"IotId.1": "missing"}), now=math.inf)
+            or ()
+        )
         for operation, parameters in (
             (LIST_OTA_MODULE_VERSIONS_BY_DEVICE, {"IotId": "missing", "CurrentPage": "1", "PageSize": "200"}),
             (QUERY_DEVICE, {"ProductKey": key, "CurrentPage": "1", "PageSize": "99"}),
@@ -195,7 +199,7 @@ async def test_the_client_reads_every_form_of_a_time(world: World, dialect: Dial
     for form in get_args(TimeForm):
         forms = ResponseForms(last_online=form, timestamp=form, zone=INDIA)
         async with Simulator(world, dialect=dialect, forms=forms) as platform, client_of(platform) as client:
-            states = parse_connection_states(await client.call(BATCH_GET_DEVICE_STATE, names)) or ()
+            states = parse_connection_states(await client.call(BATCH_GET_DEVICE_STATE, names), now=math.inf) or ()
         assert [state.iot_id for state in states] == [device.iot_id for device in devices]
         for state, record in zip(states, records, strict=True):
             for reported, exact in ((state.changed, record.changed), (state.last_online, record.online)):
