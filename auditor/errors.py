@@ -37,7 +37,8 @@ from auditor.text.formatting import safe
 
 ExitReasonCode = Literal[
     "success", "within_tolerance",
-    "too_many_failed", "too_many_pending", "unlisted_product", "silent_account", "imprecise", "not_verified",
+    "too_many_failed", "too_many_pending", "unlisted_product", "silent_account", "shared_identity", "imprecise",
+    "not_verified",
     "unexpected_error",
     "unusable_fleet",
     "refused_account", "unreachable_account", "unreadable_run", "cannot_write",
@@ -52,6 +53,7 @@ ExitReasonCode = Literal[
 | ``within_tolerance`` | 0 | no more devices failed, are pending or were not listed than ``max_failed`` allows |
 | ``too_many_failed``, ``too_many_pending``, ``unlisted_product`` | 1 | more did, and most of them for this reason |
 | ``unlisted_product`` | 1 | also: it is unknown how many devices a product or an account has |
+| ``shared_identity`` | 1 | the answers of several devices have the same names, or the same ``iot_id`` |
 | ``silent_account`` | 1 | no device of an account exists, or reports a module any more |
 | ``imprecise`` | 1 | a sample is less precise than configured |
 | ``not_verified`` | 1 | the numbers of the run do not follow from its files |

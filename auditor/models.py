@@ -37,7 +37,8 @@ The complete fleet; all devices with the module; or the devices of one product w
 WarningKind = Literal[
     "partial", "running", "aborted", "incomplete", "unsealed", "limited", "accounts", "sample", "recheck",
     "not_reached", "discovery_gap", "tampered", "unreadable", "order", "partial_runs", "sample_comparison",
-    "policy_sample", "expired_exception", "unmatched_rule", "silent", "mismatch", "aliases", "inaccurate_runs",
+    "policy_sample", "expired_exception", "unmatched_rule", "silent", "mismatch", "aliases", "shared_identity",
+    "inaccurate_runs",
 ]  # fmt: skip
 """Why numbers do not cover a whole fleet, or are not reliable.
 
@@ -51,6 +52,7 @@ WarningKind = Literal[
 | ``not_reached`` | too many carried results are of devices that may have changed and were not queried |
 | ``silent`` | no device of an account exists, or reports a module any more |
 | ``aliases`` | devices are in the fleet twice, under two names, or that cannot be determined |
+| ``shared_identity`` | several devices are listed with one ``iot_id``, or have answers that name one device |
 | ``mismatch`` | answers reached the wrong request, and were replaced |
 | ``discovery_gap`` | the platform's device list is incomplete |
 | ``tampered``, ``unreadable`` | files differ from those that were sealed, or cannot be read |

@@ -284,6 +284,7 @@ _INACCURATE: dict[WarningKind, str] = {
     "recheck": "carried results are outdated",
     "not_reached": "devices that may have changed were not queried",
     "aliases": "devices are in the fleet twice",
+    "shared_identity": "several devices have one name",
     "mismatch": "answers reached the wrong request",
 }
 """Warnings that numbers of the whole fleet may be wrong; those of one run are described in full."""

@@ -1,7 +1,7 @@
 """The end of an audit session: seal the run folder, verify it, and conclude the state and exit code."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
@@ -41,8 +41,8 @@ async def seal_and_verify(
         replace_results(folder, sealed.compressed)
     manifest = sealed_manifest(manifest, sealed, stopped=bool(errors))
     manifest = replace(manifest, silent=await run_in_abandonable_thread(find_silent_accounts, folder, manifest))
-    aliases, possible = await run_in_abandonable_thread(count_aliases, folder)
-    manifest = replace(manifest, fleet=replace(manifest.fleet, aliases=aliases, possible_aliases=possible))
+    aliases = asdict(await run_in_abandonable_thread(count_aliases, folder))
+    manifest = replace(manifest, fleet=replace(manifest.fleet, **aliases))
     manifest = await run_in_abandonable_thread(record_changes, folder, manifest)
     incomplete = [*map(str, manifest.silent), *discovery_gaps(manifest)]
     error = describe_errors(errors) if errors else reason or escape_undecodable("; ".join(incomplete))
@@ -178,6 +178,7 @@ def _describe_excess(manifest: Manifest, reason: str | None) -> ExitReason:
         "too_many_failed": manifest.devices.failed,
         "too_many_pending": manifest.devices.pending - manifest.unsampled,
         "unlisted_product": manifest.missing_devices,
+        "shared_identity": manifest.fleet.shared_identities,
     }
     word = max(parts, key=lambda each: parts[each])
     message = manifest.describe_unanswered()

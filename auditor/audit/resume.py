@@ -129,7 +129,7 @@ def _is_unfinished(manifest: Manifest) -> bool:
     pending = manifest.devices.pending > manifest.unsampled
     pending = pending or any(discovery.state == "pending" for discovery in manifest.discovery)
     failed = manifest.devices.failed or any(discovery.state == "partial" for discovery in manifest.discovery)
-    otherwise_partial = failed or manifest.unsampled > 0 or bool(manifest.silent)
+    otherwise_partial = failed or manifest.unsampled > 0 or bool(manifest.silent or manifest.fleet.shared_identities)
     # A partial run with neither is one that was not verified.
     unverified = manifest.state == "partial" and not otherwise_partial
     return manifest.finished_at is None or pending or unverified

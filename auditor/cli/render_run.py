@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 MAX_SHARE_ROWS = 1_000
 """Maximum number of rows in a table of shares."""
 
+_MAX_TEXT = 20_000
+"""Characters of a text of ``run.json`` that are printed: another user may have written it."""
+
 
 def print_inventory(
     manifest: Manifest,
@@ -156,6 +159,7 @@ def summarize_audit(manifest: Manifest, seconds: float, ages: AnswerAges | None 
         yield f"fleet: {format_count(duplicates, 'row')} that named a device twice dropped"
     if (aliases := manifest.fleet.describe_aliases()) is not None:
         yield f"fleet: {aliases}"
+    yield from (f"fleet: {safe(sentence)}" for sentence in manifest.describe_shared_names())
     yield describe_coverage(manifest, manifest.devices)
     requests, rate = manifest.requests, manifest.rate
     of_quota = "" if not rate.target else f", {rate.achieved / rate.target:.1%} of the quota"
@@ -173,11 +177,11 @@ def summarize_audit(manifest: Manifest, seconds: float, ages: AnswerAges | None 
     yield from _describe_freshness(manifest, ages)
     yield from (safe(str(mismatched)) for mismatched in manifest.mismatched)
     for failure in manifest.failures[:5]:
-        yield f"failed: {failure.devices:,} with {safe(failure.code)}, such as {safe(failure.example)}"
+        yield f"failed: {failure.devices:,} with {safe(failure.code[:_MAX_TEXT])}, such as {safe(failure.example[:_MAX_TEXT])}"
     yield from (safe(str(account)) for account in manifest.silent)
     gaps = (warning.detail for discovery in manifest.discovery for warning in discovery.warnings())
     if manifest.error is not None and manifest.error != "; ".join([*map(str, manifest.silent), *gaps]):
-        yield f"stopped: {safe(manifest.error)}"
+        yield f"stopped: {safe(manifest.error[:_MAX_TEXT])}"
 
 
 def describe_discovery(discovery: DiscoveryInfo) -> str:

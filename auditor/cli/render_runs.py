@@ -22,6 +22,8 @@ _STATE_STYLES = {"complete": "green", "within tolerance": "green", "sample": "cy
 
 _RESUME, _CHECK, _VERIFY = "auditor resume {run}", "auditor check {settings}", "auditor verify {run}"
 
+_ALL = "auditor run {settings} --since none"
+
 _FAILED = "auditor devices {run} --status failed"
 
 _NEXT_STEPS: dict[ExitReasonCode, tuple[str, tuple[str, ...]]] = {
@@ -30,6 +32,7 @@ _NEXT_STEPS: dict[ExitReasonCode, tuple[str, tuple[str, ...]]] = {
     "too_many_failed": ("see which devices failed, remove the cause, and retry them", (_FAILED, _RESUME)),
     "too_many_pending": ("continue with the pending devices", (_RESUME,)),
     "unlisted_product": ("continue the device lists", (_RESUME,)),
+    "shared_identity": ("see the warning, repair the gateway, and query all devices again", (_CHECK, _ALL)),
     "silent_account": ("check region_id, instance_id and the permission of the access key", (_CHECK,)),
     "imprecise": ("query a larger sample, or with a longer time limit", ("auditor plan {settings}",)),
     "not_verified": ("see which file differs, and start a new run", (_VERIFY, "auditor run {settings}")),

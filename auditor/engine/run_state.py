@@ -9,15 +9,15 @@ from pathlib import Path
 from auditor.engine.account_session import AccountSession
 from auditor.engine.progress import DiscoveryProgress, Progress, combine_discovery_progress
 from auditor.runs.journal import Journal
-from auditor.runs.manifest import (
-    DeviceCounts,
-    DiscoveryInfo,
-    FleetInfo,
-    Manifest,
+from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, FleetInfo, Manifest, write_manifest
+from auditor.runs.selection_info import (
+    AccountSelection,
     MismatchedAccount,
-    write_manifest,
+    Planned,
+    Rate,
+    RequestCounts,
+    SelectionInfo,
 )
-from auditor.runs.selection_info import AccountSelection, Planned, Rate, RequestCounts, SelectionInfo
 
 
 class RunState:

@@ -25,10 +25,13 @@ from auditor.engine.device_reader import MAX_READINGS, CallOperation
 from auditor.engine.worker_pool import discard, run_workers
 from auditor.errors import (
     AccountStoppedError,
+    ExitReasonCode,
     InconsistentResponseError,
     InvalidRequestError,
     NotFoundError,
     PlatformError,
+    ThrottledError,
+    TransientError,
 )
 from auditor.fleet.discovery_journal import DEVICES_PER_PAGE, DiscoveryJournal, ProductDiscovery, products_pager
 from auditor.fleet.materialize import MaterializedFleet, materialize
@@ -42,9 +45,6 @@ U = TypeVar("U")
 
 MAX_REJECTED_TOKENS = 3
 """Number of tokens that may be rejected without progress; each makes the reading go back to where none is needed."""
-
-MAX_PAGE_ITEMS = 1_000
-"""Maximum number of items of a page; 200 at most are requested."""
 
 _NO_DEVICES: ListPage[ListedDevice] = ListPage((), None, 0, None)
 """The devices of a product that was deleted after it was listed."""
@@ -102,11 +102,12 @@ async def crawl(
     if enough_devices is not None:
         workers = max(1, min(workers, (enough_devices - journal.rows) // DEVICES_PER_PAGE))
     try:
-        await _read_products(session, journal, is_done, call)
+        await _read_products(session, journal, is_done, call, stop)
         discover = partial(_discover_product, session, journal, is_done, concurrent_products, call=call)
         await run_workers(iter(journal.remaining()), discover, discard, concurrency=workers, stop=stop)
         if not is_done() and any(each.shrunk for each in journal.products.values()):
-            await _recount_products(session, journal)
+            recount = partial(_recount_products, session)
+            await run_workers(iter((journal,)), recount, discard, concurrency=1, stop=stop)
     except AccountStoppedError as error:
         sentence = f"its devices cannot be listed: {error.sentence}"
         raise AccountStoppedError(session.name, sentence, reason_code=error.reason_code) from error
@@ -120,7 +121,7 @@ async def count_devices(session: AccountSession, journal: DiscoveryJournal, *, s
     Raises:
         AccountStoppedError: the account is denied, was never reached, or has a product that cannot be listed.
     """
-    await _read_products(session, journal, lambda: stop.reason is not None, session.call)
+    await _read_products(session, journal, lambda: stop.reason is not None, session.call, stop)
     counts: dict[str, int] = {}
     for key, product in journal.products.items():
         if product.product.device_count is None:
@@ -132,12 +133,20 @@ async def count_devices(session: AccountSession, journal: DiscoveryJournal, *, s
 
 
 async def _read_products(
-    session: AccountSession, journal: DiscoveryJournal, is_done: Callable[[], bool], call: CallOperation
+    session: AccountSession,
+    journal: DiscoveryJournal,
+    is_done: Callable[[], bool],
+    call: CallOperation,
+    stop: StopToken,
 ) -> None:
-    """Read the remaining pages of the list of products."""
+    """Read the remaining pages of the list of products; a page in flight is cancelled as that of a device is."""
     call_products = session.call_optional if journal.has_configured_products else call
-    while not journal.products_complete and not is_done():
-        await _read_products_page(session, journal, call_products)
+
+    async def read(journal: DiscoveryJournal) -> None:
+        while not journal.products_complete and not is_done():
+            await _read_products_page(session, journal, call_products)
+
+    await run_workers(iter((journal,)), read, discard, concurrency=1, stop=stop)
 
 
 async def _read_products_page(session: AccountSession, journal: DiscoveryJournal, call: CallOperation) -> None:
@@ -149,7 +158,14 @@ async def _read_products_page(session: AccountSession, journal: DiscoveryJournal
         log.warning("products cannot be listed; using the configured ones", account=session.name, reason=str(page))
         journal.record_products_denied(page.code, page.message)
     else:
-        raise AccountStoppedError(session.name, str(page))
+        raise _stopped(session, page)
+
+
+def _stopped(session: AccountSession, error: PlatformError) -> AccountStoppedError:
+    """Return the error of an account that cannot be listed: it was not reached, or refuses the request."""
+    temporary = isinstance(error, TransientError | ThrottledError | InconsistentResponseError)
+    reason: ExitReasonCode = "unreachable_account" if temporary else "refused_account"
+    return AccountStoppedError(session.name, str(error), reason_code=reason)
 
 
 async def _fetch_products(call: CallOperation, place: PageReference) -> ListPage[Product] | PlatformError:
@@ -164,8 +180,9 @@ async def _recount_products(session: AccountSession, journal: DiscoveryJournal) 
         page = await _fetch_products(session.call_optional, pager.next_page)
         if isinstance(page, PlatformError):
             return
-        journal.record_final_counts({each.product_key: each.device_count for each in page.items})
-        seen.update(each.product_key for each in page.items)
+        counts = {each.product_key: each.device_count for each in page.items if each.product_key in journal.keys}
+        journal.record_final_counts(counts)
+        seen.update(counts)
         pager.add_page(ListPage(tuple(each.product_key for each in page.items), None, page.total, None))
     if pager.problem is None and len(seen) >= (pager.least_total or 0):
         journal.record_final_counts({key: 0 for key in journal.products if key not in seen})
@@ -209,9 +226,19 @@ async def _read_devices_page(
     # The page number too: the documentation does not say whether a token makes it needless.
     parameters |= {} if place.token is None else {"NextToken": place.token}
     operation = QUERY_DEVICE_DEEP if _is_deep(place) else QUERY_DEVICE
-    page = await _fetch_page(call, operation, parameters, place, partial(parse_devices, product_key=key))
-    if isinstance(page, NotFoundError) and not journal.has_configured_products:
-        page = _NO_DEVICES
+
+    async def fetch(*, fresh_connection: bool = False) -> ListPage[ListedDevice] | PlatformError:
+        send = partial(call, fresh_connection=fresh_connection)
+        found = await _fetch_page(send, operation, parameters, place, partial(parse_devices, product_key=key))
+        # A product that was deleted has no devices.
+        return _NO_DEVICES if isinstance(found, NotFoundError) and not journal.has_configured_products else found
+
+    page = await fetch()
+    if not isinstance(page, PlatformError) and not page.items and product.product.device_count != 0:
+        # It could be the answer to another request. On a connection of its own it cannot.
+        again = await fetch(fresh_connection=True)
+        if isinstance(again, PlatformError) or again.items or (again.total or 0) > (page.total or 0):
+            page = again
     if not isinstance(page, PlatformError):
         journal.record_devices(key, page)
     elif (
@@ -233,13 +260,14 @@ async def _fetch_page(
     parse: Callable[[ApiResponse], ListPage[T]],
 ) -> ListPage[T] | PlatformError:
     """Return a page, or why there is none. A page that was requested by token may have any number."""
+    size = int(parameters["PageSize"])
 
     def parse_page(response: ApiResponse) -> ListPage[T]:
         page = parse(response)
         if place.token is None and page.number not in {None, place.page}:
             raise InconsistentResponseError(f"requested page {place.page}, got page {page.number}")
-        if len(page.items) > MAX_PAGE_ITEMS:
-            raise InconsistentResponseError(f"a page of {len(page.items):,} items, more than {MAX_PAGE_ITEMS:,}")
+        if len(page.items) > size:
+            raise InconsistentResponseError(f"requested {size:,} items, got a page of {len(page.items):,}")
         return page
 
     return await _read_consistently(call, operation, parameters, parse_page)

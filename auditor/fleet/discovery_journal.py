@@ -214,8 +214,10 @@ class DiscoveryJournal:
     def _apply_products(self, listed: Sequence[Product], total: int | None) -> None:
         keys = tuple(each.product_key for each in listed)
         self.pager.add_page(ListPage(keys, None, total, None))
-        self.keys.update(keys)
-        self._add_products(listed)
+        self.keys.update(keys[: MAX_PRODUCTS - len(self.keys)])
+        self._add_products(each for each in listed if each.product_key in self.keys)
+        if not self.keys.issuperset(keys):  # pages that were read again may have other products each time
+            self.pager.end(f"no more than {MAX_PRODUCTS:,} can be listed")
         if self.pager.phase == "ended":
             self._add_configured_products()
 

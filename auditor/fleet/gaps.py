@@ -8,9 +8,9 @@ from auditor.engine.account_session import AccountSession
 from auditor.engine.progress import DiscoveryProgress
 from auditor.fleet.discovery_journal import DiscoveryJournal, ProductDiscovery
 from auditor.fleet.materialize import MaterializedFleet, ProductCount, materialize
-from auditor.runs.manifest import MAX_GAPS, DiscoveryInfo, GapInfo
+from auditor.runs.manifest import MAX_GAPS, DiscoveryInfo
 from auditor.runs.products import ProductInfo
-from auditor.runs.selection_info import RequestCounts
+from auditor.runs.selection_info import GapInfo, RequestCounts
 
 _NO_COUNT = ProductCount(0, 0)
 
@@ -48,6 +48,7 @@ def discovery_info(
         gaps_of_unknown_size=sum(gap.product_key is None or gap.reason is not None for gap in gaps),
         gap_count=len(gaps),
         gaps=tuple(gaps[:MAX_GAPS]),
+        shared_iot_ids=found.shared_iot_ids,
     )
 
 

@@ -1,6 +1,7 @@
 """Materializes a discovery: the journal becomes a Parquet file like a fleet's, with each device once.
 
-A device may be listed twice because others were registered in the meantime; its last row counts.
+A device may be listed twice because others were registered in the meantime; its last row counts. An ``iot_id`` that is
+listed for several devices names none of them: they keep their product key and device name only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,8 @@ class MaterializedFleet:
     """Numbers of a materialized discovery: matching devices, also by status (``""`` without one), and by product.
 
     ``duplicates`` are rows of a device that was listed before, because others were registered or removed meanwhile.
-    ``excluded`` devices do not match the settings. ``products`` has the products with a device.
+    ``excluded`` devices do not match the settings. ``products`` has the products with a device. ``shared_iot_ids`` is
+    the number of devices that were listed with the ``iot_id`` of another one.
     """
 
     devices: int
@@ -57,6 +59,7 @@ class MaterializedFleet:
     excluded: int
     statuses: Mapping[str, int]
     products: Mapping[str, ProductCount]
+    shared_iot_ids: int = 0
 
 
 def materialize(
@@ -105,7 +108,8 @@ def _write(
     """Write the rows that meet the condition, each device once, up to the limit."""
     duplicates = _find_duplicates(database, rows)
     once = f"FROM {rows} WHERE record NOT IN (SELECT record FROM duplicates)"
-    columns = ", ".join(name for name in FLEET_COLUMNS if name not in {"account", ATTRIBUTES})
+    _find_shared_iot_ids(database, once)
+    columns = ", ".join(_SHARED.get(name, name) for name in FLEET_COLUMNS if name not in {"account", ATTRIBUTES})
     attributes = attributes_from_columns(LISTED_ATTRIBUTES)
     # Products, not devices, are held in memory, so that devices keep their order.
     database.execute("SET disabled_optimizers = 'build_side_probe_side'")
@@ -121,7 +125,8 @@ def _write(
     by_status = {str(status): int(count) for status, count in database.execute(statuses).fetchall()}
     products = {key: ProductCount(count, kept.get(key, 0)) for key, count in listed.items()}
     excluded = sum(listed.values()) - scalar(database, f"SELECT count(*) {once} AND ({condition})")
-    return MaterializedFleet(sum(by_status.values()), duplicates, excluded, by_status, products)
+    devices, shared = sum(by_status.values()), scalar(database, "SELECT coalesce(sum(devices), 0) FROM shared_iot_ids")
+    return MaterializedFleet(devices, duplicates, excluded, by_status, products, shared)
 
 
 def _find_duplicates(database: duckdb.DuckDBPyConnection, rows: str) -> int:
@@ -140,6 +145,20 @@ def _find_duplicates(database: duckdb.DuckDBPyConnection, rows: str) -> int:
     )
     rows_per_device = f"SELECT count(*) FILTER (NOT reread) AS row_count {suspects} GROUP BY product_key, device_name"
     return scalar(database, f"SELECT coalesce(sum(greatest(row_count - 1, 0)), 0) FROM ({rows_per_device})")
+
+
+_SHARED = {"iot_id": "CASE WHEN iot_id IN (SELECT iot_id FROM shared_iot_ids) THEN NULL ELSE iot_id END AS iot_id"}
+
+
+def _find_shared_iot_ids(database: duckdb.DuckDBPyConnection, once: str) -> None:
+    """Create the table ``shared_iot_ids`` with each that several devices have, and their number.
+
+    All listed devices count, whether they match the settings or not.
+    """
+    slices = slices_for(scalar(database, f"SELECT count(*) {once}"))
+    find_duplicate_keys(database, "shared_keys", f"hash(iot_id) {once} AND iot_id IS NOT NULL", slices)
+    suspects = f"SELECT iot_id, count(*) AS devices {once} AND hash(iot_id) IN (SELECT key FROM shared_keys)"
+    database.execute(f"CREATE TABLE shared_iot_ids AS {suspects} GROUP BY iot_id HAVING count(*) > 1")
 
 
 def _filter_condition(fleet: FleetSource) -> str:

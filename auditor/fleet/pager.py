@@ -87,8 +87,7 @@ class Pager:
                 self.phase = "ended"
             return
         if self._is_repeated(at, keys):
-            self.problem = "its pages are identical"
-            self.phase = "ended"
+            self.end("its pages are identical")
             return
         if self._within_budget():
             self._reach = max(0, self._reach - fallen)
@@ -100,6 +99,10 @@ class Pager:
             self.phase, self.next_page = "newest", PageReference()
         else:
             self.phase = "ended"
+
+    def end(self, problem: str) -> None:
+        """End the list before its end."""
+        self.phase, self.problem = "ended", problem
 
     def forget_tokens(self) -> bool:
         """Go back to where no token is needed, after one was rejected; return False if none was sent."""

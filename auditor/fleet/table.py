@@ -80,8 +80,9 @@ def write_extended_fleet(
     """Write a fleet with the devices of one account added, and return its number of devices.
 
     Rows of the fleet are kept, even if their devices are not listed any more: results of the run refer to them. New
-    devices follow those of their account, which has up to ``max_devices`` then. ``order`` has the names of all accounts
-    in the settings' order. A folder beside ``out`` holds what does not fit into memory meanwhile.
+    devices follow those of their account, which has up to ``max_devices`` then. The ``iot_id`` of a new device is left
+    out if another device of the account already has it. ``order`` has the names of all accounts in the settings' order.
+    A folder beside ``out`` holds what does not fit into memory meanwhile.
     """
     require_folder(out)
     work, columns = out.with_suffix(".growing"), ", ".join(FLEET_COLUMNS)
@@ -92,7 +93,10 @@ def write_extended_fleet(
             write_rows(database, existing, part, parameters=[name])
         own, new = parts[list(order).index(account)], work / "new.parquet"
         existing = f"(SELECT product_key, device_name FROM {parquet(own)})"
-        added = f"SELECT {columns} FROM {parquet(devices)} ANTI JOIN {existing} USING (product_key, device_name)"
+        used = f"(SELECT iot_id FROM {parquet(own)} WHERE iot_id IS NOT NULL)"
+        unused = f"* REPLACE (CASE WHEN iot_id NOT IN {used} THEN iot_id END AS iot_id)"
+        added = f"SELECT {columns} FROM (SELECT {unused} FROM {parquet(devices)}) "
+        added += f"ANTI JOIN {existing} USING (product_key, device_name)"
         if max_devices is not None:
             added += f" LIMIT {max(0, max_devices - scalar(database, f'SELECT count(*) FROM {parquet(own)}'))}"
         write_rows(database, added, new)

@@ -77,8 +77,9 @@ _HELP = {
     "auditor_run_warnings": "Warnings about these numbers by kind: incomplete, silent (accounts whose devices do not "
     "exist or report nothing any more), tampered (files were changed), sample (counts are of a random sample), "
     "mismatch (accounts whose answers reached the wrong request, and were replaced), aliases (devices are in the fleet "
-    "twice), recheck (too many carried results are outdated), not_reached (too many carried results are of devices "
-    "that may have changed), policy (such as rules that match nothing).",
+    "twice), shared_identity (several devices are listed or answered as one), recheck (too many carried results are "
+    "outdated), not_reached (too many carried results are of devices that may have changed), policy (such as "
+    "rules that match nothing).",
     "auditor_run_duration_seconds": "Time from the run's start to its end, including pauses before it was resumed.",
     "auditor_run_requests": "Requests of the run by kind: sent, retried, and throttled by the platform.",
     "auditor_run_requests_per_second": "Request rate: the target set by the quotas, and the achieved rate.",
@@ -285,7 +286,7 @@ def _add_run(samples: _SampleCollector, run: RunSnapshot, policy: PolicySummary 
     incomplete = any(kinds[kind] for kind in _INCOMPLETE)
     warnings = {"incomplete": int(incomplete), "silent": len(manifest.silent), "tampered": int(run.tampered)}
     warnings["sample"] = int(run.sources.unsampled > 0)
-    warnings |= {kind: kinds[kind] for kind in ("mismatch", "aliases", "recheck", "not_reached")}
+    warnings |= {kind: kinds[kind] for kind in ("mismatch", "aliases", "shared_identity", "recheck", "not_reached")}
     warnings["policy"] = len(set(policy.warnings) - set(run.warnings)) if policy is not None else 0
     for kind, number in warnings.items():
         samples.add("auditor_run_warnings", number, kind=kind)

@@ -37,7 +37,8 @@ def completeness_warnings(
         gaps = []  # max_failed allows them
     if unsampled:
         found.append(_sample_warning(run, counts, unsampled))
-    finished = manifest.state in SUCCESSFUL_STATES or bool(gaps or manifest.silent)
+    finished = manifest.state in SUCCESSFUL_STATES
+    finished = finished or bool(gaps or manifest.silent or manifest.fleet.shared_identities)
     finished = finished or (manifest.state == "partial" and unsampled > 0)
     if counts.failed + pending > tolerated or not finished:
         kind: WarningKind = _INCOMPLETE_KINDS.get(manifest.state, "incomplete")
@@ -53,6 +54,7 @@ def completeness_warnings(
         found.append(RunWarning("limited", run, covered))
     if (aliases := manifest.fleet.describe_aliases()) is not None:
         found.append(RunWarning("aliases", run, aliases))
+    found += [RunWarning("shared_identity", run, sentence) for sentence in manifest.describe_shared_names()]
     found += [RunWarning("mismatch", run, str(each)) for each in manifest.mismatched]
     return (*found, *(RunWarning("silent", run, str(each)) for each in manifest.silent), *gaps)
 

@@ -15,10 +15,18 @@ import orjson
 from auditor.config.settings import count_allowed
 from auditor.errors import RunFolderError
 from auditor.models import RunWarning
-from auditor.runs.selection_info import ChangesInfo, ExitReason, Planned, Rate, RequestCounts, SelectionInfo
+from auditor.runs.selection_info import (
+    ChangesInfo,
+    ExitReason,
+    GapInfo,
+    MismatchedAccount,
+    Planned,
+    Rate,
+    RequestCounts,
+    SelectionInfo,
+)
 from auditor.storage.files import check_contained, open_contained, read_contained, replace_file, translate_os_errors
 from auditor.storage.json_types import Count, MaxFailed, PositiveCallsPerSecond, PositiveCount, Sha256, Timestamp
-from auditor.text.formatting import format_count
 
 SCHEMA_VERSION = 2
 """Version of every JSON document that leaves the program."""
@@ -86,6 +94,7 @@ class FleetInfo:
         excluded_accounts: accounts of the settings that the run does not cover (``--account``).
         aliases: devices that are in the fleet twice, by ``iot_id`` in one row and by their names in another.
         possible_aliases: devices that may be named twice: no answer has both names, so it cannot be determined.
+        shared_identities: devices whose answer has the names, or the iot_id, of the answer of another device.
     """
 
     source: str
@@ -96,6 +105,7 @@ class FleetInfo:
     excluded_accounts: tuple[str, ...] = ()
     aliases: Count = 0
     possible_aliases: Count = 0
+    shared_identities: Count = 0
 
     def describe_aliases(self) -> str | None:
         """Return a sentence about devices that are, or may be, counted twice; None if there are none."""
@@ -106,6 +116,13 @@ class FleetInfo:
             return f"up to {self.possible_aliases:,} devices may be in the fleet twice, {ways}; name each in one way"
         more = f", and up to {self.possible_aliases:,} more may be" if self.possible_aliases else ""
         return f"{self.aliases:,} devices are in the fleet and in the counts twice, {ways}{more}; name each in one way"
+
+    def describe_shared_identities(self) -> str | None:
+        """Return a sentence about devices whose answers name one device; None if there are none."""
+        if not self.shared_identities:
+            return None
+        of = f"the answers of {self.shared_identities:,} devices have the names or the iot_id of another one's answer"
+        return f"{of}, so their versions are not proven; a proxy or gateway between here and the platform may be broken"
 
     @property
     def cut(self) -> bool:
@@ -177,32 +194,6 @@ class FileInfo:
     sha256: Sha256
 
 
-@dataclass(frozen=True, slots=True)
-class GapInfo:
-    """A product with fewer listed devices than the platform reported.
-
-    Attributes:
-        product_key: the product; null: products are missing from the list of products.
-        listed: devices listed, each once.
-        total: total that the device list reported last; null: none.
-        device_count: device count that the product list reported; null: none.
-        reason: why the list was not read to its end, or may be incomplete; null: only the numbers differ.
-    """
-
-    product_key: str | None
-    listed: Count
-    total: Count | None
-    device_count: Count | None
-    reason: str | None = None
-
-    def __str__(self) -> str:
-        reported = max((number for number in (self.total, self.device_count) if number is not None), default=0)
-        of, why = f" of {reported:,}" if reported > self.listed else "", f" ({self.reason})" if self.reason else ""
-        if self.product_key is None:
-            return f"a gap: {self.listed:,}{of} products listed{why}"
-        return f"a gap: product {self.product_key}: {self.listed:,}{of} devices listed{why}"
-
-
 DiscoveryState = Literal["pending", "partial", "complete"]
 
 
@@ -224,6 +215,7 @@ class DiscoveryInfo:
         gaps_of_unknown_size: gaps with an unknown number of missing devices.
         gap_count: products with a gap.
         gaps: the first of them.
+        shared_iot_ids: devices that were listed with the iot_id of another one, and are named without it.
     """
 
     account: str
@@ -238,6 +230,7 @@ class DiscoveryInfo:
     gaps_of_unknown_size: Count = 0
     gap_count: Count = 0
     gaps: tuple[GapInfo, ...] = ()
+    shared_iot_ids: Count = 0
 
     def describe_gaps(self) -> Iterator[str]:
         """Yield why the device list may be incomplete, one sentence for each reason."""
@@ -251,6 +244,13 @@ class DiscoveryInfo:
         """Yield a warning for each reason, of the run folder ``run``."""
         for gap in self.describe_gaps():
             yield RunWarning("discovery_gap", run, f'account "{self.account}": {gap}')
+
+    def describe_shared_iot_ids(self) -> str | None:
+        """Return a sentence about devices that were listed with the iot_id of another one; None if there are none."""
+        if not self.shared_iot_ids:
+            return None
+        of = f'account "{self.account}": {self.shared_iot_ids:,} devices were listed with the iot_id of another one'
+        return f"{of}; they are queried by product_key and device_name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,24 +271,6 @@ class SilentAccount:
         nothing = "exists on the platform" if self.reason == "not_found" else "reports a module, and some did before"
         cause = "region_id, instance_id or the permission of its access key is probably wrong"
         return f'account "{self.account}": none of {self.devices:,} queried devices {nothing}; {cause}'
-
-
-@dataclass(frozen=True, slots=True)
-class MismatchedAccount:
-    """An account whose answers reached the wrong request, as a broken proxy or gateway delivers them.
-
-    Attributes:
-        account: name of the account.
-        answers: answers that named another device than requested, or were contradicted by a second one. Each was
-            replaced by another answer, or its device failed.
-    """
-
-    account: str
-    answers: PositiveCount
-
-    def __str__(self) -> str:
-        found = f'account "{self.account}": {format_count(self.answers, "answer")} reached the wrong request'
-        return f"{found}; a proxy or gateway between here and the platform is broken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,28 +383,35 @@ class Manifest:
 
     @property
     def exceeds_tolerance(self) -> bool:
-        """Whether more devices failed, are pending or were not listed than ``max_failed`` allows."""
+        """Whether more devices failed, are pending, not listed or share an identity than ``max_failed`` allows."""
         allowed = count_allowed(self.max_failed or 0, self._required_devices)
-        return self.remaining_devices + self.missing_devices > allowed
+        return self.remaining_devices + self.missing_devices + self.fleet.shared_identities > allowed
 
     @property
     def _required_devices(self) -> int:
         return self.fleet.devices - self.unsampled + self.missing_devices
 
+    def describe_shared_names(self) -> Iterator[str]:
+        """Yield a sentence about each reason why several devices have one name."""
+        shared = (self.fleet.describe_shared_identities(), *(each.describe_shared_iot_ids() for each in self.discovery))
+        yield from (sentence for sentence in shared if sentence is not None)
+
     def describe_unanswered(self) -> str:
         """Return how many devices have no answer: ``25 of 9,156 devices failed (0.273%, limit 0.5%)``."""
         failed, pending, missing = self.devices.failed, self.devices.pending - self.unsampled, self.missing_devices
+        shared = self.fleet.shared_identities
         parts = [f"{failed:,} failed"] if failed else []
         parts += [f"{pending:,} {'is' if pending == 1 else 'are'} pending"] if pending else []
         parts += [f"{missing:,} {'was' if missing == 1 else 'were'} not listed"] if missing else []
+        parts += [f"{shared:,} are named like another in the answers"] if shared else []
         count, _, first = (parts[0] if parts else "0 failed").partition(" ")
         of = f"{count} of {self._required_devices:,} {'sampled ' if self.unsampled else ''}devices {first}"
-        share = (failed + pending + missing) / max(1, self._required_devices)
+        share = (failed + pending + missing + shared) / max(1, self._required_devices)
         return f"{' and '.join([of, *parts[1:]])} ({100 * share:.3g}%, limit {self.max_failed or 0})"
 
     def describe_success(self) -> ExitReason:
         """Return the reason of a run that ends with 0: everything has an answer, or enough has."""
-        if self.remaining_devices or self.missing_devices:
+        if self.remaining_devices or self.missing_devices or self.fleet.shared_identities:
             return ExitReason("within_tolerance", self.describe_unanswered())
         sampled = " sampled" if self.unsampled else ""
         return ExitReason("success", f"all {self._required_devices:,}{sampled} devices have an answer")

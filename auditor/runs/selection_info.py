@@ -1,4 +1,4 @@
-"""Parts of the manifest: exit reason, requests, changes since the last run, and the selection of devices."""
+"""Parts of the manifest: exit reason, gaps, mismatches, requests, changes, and the selection of devices."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,6 +14,7 @@ from auditor.storage.json_types import (
     Share,
     Timestamp,
 )
+from auditor.text.formatting import format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,50 @@ class ExitReason:
 
     code: ExitReasonCode
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class GapInfo:
+    """A product with fewer listed devices than the platform reported.
+
+    Attributes:
+        product_key: the product; null: products are missing from the list of products.
+        listed: devices listed, each once.
+        total: total that the device list reported last; null: none.
+        device_count: device count that the product list reported; null: none.
+        reason: why the list was not read to its end, or may be incomplete; null: only the numbers differ.
+    """
+
+    product_key: str | None
+    listed: Count
+    total: Count | None
+    device_count: Count | None
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        reported = max((number for number in (self.total, self.device_count) if number is not None), default=0)
+        of, why = f" of {reported:,}" if reported > self.listed else "", f" ({self.reason})" if self.reason else ""
+        if self.product_key is None:
+            return f"a gap: {self.listed:,}{of} products listed{why}"
+        return f"a gap: product {self.product_key}: {self.listed:,}{of} devices listed{why}"
+
+
+@dataclass(frozen=True, slots=True)
+class MismatchedAccount:
+    """An account whose answers reached the wrong request, as a broken proxy or gateway delivers them.
+
+    Attributes:
+        account: name of the account.
+        answers: answers that named another device than requested, or were contradicted by a second one. Each was
+            replaced by another answer, or its device failed.
+    """
+
+    account: str
+    answers: PositiveCount
+
+    def __str__(self) -> str:
+        found = f'account "{self.account}": {format_count(self.answers, "answer")} reached the wrong request'
+        return f"{found}; a proxy or gateway between here and the platform is broken"
 
 
 @dataclass(frozen=True, slots=True)

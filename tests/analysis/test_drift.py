@@ -19,13 +19,13 @@ from auditor.runs.folder import DEVICES, MODULES
 from auditor.runs.manifest import (
     DiscoveryInfo,
     DiscoveryState,
-    GapInfo,
     Manifest,
     SilentAccount,
     State,
     read_manifest,
     write_manifest,
 )
+from auditor.runs.selection_info import GapInfo
 from tests.runs.run_folders import both, build, by_id, edit_manifest, failed, named, not_found, ok, running
 
 ZERO = DriftCounts(**dict.fromkeys(("compared", "same", *CHANGES), 0))
@@ -166,7 +166,7 @@ def expected(old: list[Seen], new: list[Seen]) -> tuple[DriftCounts, Counter[tup
     return replace(ZERO, **{name: counts[name] for name in asdict(ZERO)}), changes
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(old=a_run(), new=a_run(), old_sealed=st.booleans(), new_sealed=st.booleans())
 @example(
     old=[Seen(named(1), named(1), "ok", (("ble", "1"),))],
@@ -180,19 +180,24 @@ def test_drift_equals_a_comparison_in_plain_python(
     with TemporaryDirectory() as folder:
         before = write(Path(folder, "old"), old, sealed=old_sealed)
         after = write(Path(folder, "new"), new, sealed=new_sealed)
-        with diff_runs(before, after) as drift:
-            counts, changes = expected(old, new)
-            assert drift.counts == counts
-            found = Counter((*row[:4], row[4] and row[4].lower(), *row[5:]) for row in drift.devices)
-            assert found == changes
-            for row in drift.modules:
-                told = dict(zip(drift.modules.columns, row, strict=True))
-                compared = sum(told[name] for name in ("same", "upgraded", "downgraded", "changed"))
-                alone = sum(told[name] for name in ("appeared", "vanished", "joined", "left", "not_seen"))
-                assert told["old_devices"] + told["new_devices"] == 2 * compared + alone
-            for name in ("same", "upgraded", "downgraded", "changed", "appeared", "vanished"):
-                at = drift.modules.columns.index(name)
-                assert sum(row[at] for row in drift.modules) == getattr(counts, name)
+        assert_drift_is_as_expected(before, old, after, new)
+        assert_drift_is_as_expected(after, new, before, old)
+
+
+def assert_drift_is_as_expected(before: Path, old: list[Seen], after: Path, new: list[Seen]) -> None:
+    with diff_runs(before, after) as drift:
+        counts, changes = expected(old, new)
+        assert drift.counts == counts
+        found = Counter((*row[:4], row[4] and row[4].lower(), *row[5:]) for row in drift.devices)
+        assert found == changes
+        for row in drift.modules:
+            told = dict(zip(drift.modules.columns, row, strict=True))
+            compared = sum(told[name] for name in ("same", "upgraded", "downgraded", "changed"))
+            alone = sum(told[name] for name in ("appeared", "vanished", "joined", "left", "not_seen"))
+            assert told["old_devices"] + told["new_devices"] == 2 * compared + alone
+        for name in ("same", "upgraded", "downgraded", "changed", "appeared", "vanished"):
+            at = drift.modules.columns.index(name)
+            assert sum(row[at] for row in drift.modules) == getattr(counts, name)
 
 
 def diff(

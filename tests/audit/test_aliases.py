@@ -3,15 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-import duckdb
 import pytest
 
-from auditor.audit.aliases import count_aliases
+from auditor.audit.aliases import AliasCounts, count_aliases
 from auditor.cli.render_run import summarize_audit
 from auditor.errors import RunFolderError
 from auditor.query.warnings import completeness_warnings
 from auditor.runs.folder import DEVICES, FLEET
 from auditor.runs.manifest import DeviceCounts, FleetInfo, Manifest
+from tests.database import connect
 
 Row = tuple[str, str | None, str | None, str | None]
 """Account, product key, device name and iot_id."""
@@ -19,9 +19,9 @@ Row = tuple[str, str | None, str | None, str | None]
 
 def sealed(folder: Path, fleet: list[Row], devices: list[Row]) -> Path:
     for name, rows in ((FLEET, fleet), (DEVICES, devices)):
-        with duckdb.connect() as database:
+        with connect() as database:
             database.execute(
-                "CREATE TABLE t (ordinal BIGINT, account TEXT, product_key TEXT, device_name TEXT, iot_id TEXT)"
+                "CREATE TEMP TABLE t (ordinal BIGINT, account TEXT, product_key TEXT, device_name TEXT, iot_id TEXT)"
             )
             database.executemany("INSERT INTO t VALUES (?, ?, ?, ?, ?)", [(at, *row) for at, row in enumerate(rows)])
             database.execute(f"COPY t TO '{folder / name}' (FORMAT parquet)")
@@ -51,7 +51,8 @@ ANSWERED: Row = ("eu", "k", "a", "1")
 def test_two_rows_of_one_device_are_found_by_its_answers(
     tmp_path: Path, fleet: list[Row], devices: list[Row], counts: tuple[int, int]
 ) -> None:
-    assert count_aliases(sealed(tmp_path, fleet, devices)) == counts
+    found = count_aliases(sealed(tmp_path, fleet, devices))
+    assert (found.aliases, found.possible_aliases) == counts
 
 
 def test_many_devices_are_counted_once_each(tmp_path: Path) -> None:
@@ -59,7 +60,36 @@ def test_many_devices_are_counted_once_each(tmp_path: Path) -> None:
     ids: list[Row] = [("eu", None, None, f"i{at}") for at in range(50)]
     answers: list[Row] = [("eu", "k", str(at), f"i{at}") for at in range(60)]
     found = sealed(tmp_path, [*names, *ids], [*answers[:40], *names[40:], *answers[:45], *ids[45:]])
-    assert count_aliases(found) == (40, 5)
+    assert count_aliases(found) == AliasCounts(40, 5, 0)
+
+
+def by_id(iot_id: str) -> Row:
+    return ("eu", None, None, iot_id)
+
+
+@pytest.mark.parametrize(
+    ("fleet", "devices", "shared"),
+    [
+        (
+            [by_id("1"), by_id("2"), by_id("3")],
+            [("eu", "k", "a", "1"), ("eu", "k", "a", "2"), ("eu", "k", "b", "3")],
+            2,
+        ),
+        ([by_id("1"), ("us", None, None, "2")], [("eu", "k", "a", "1"), ("us", "k", "a", "2")], 0),
+        ([by_id("1"), by_id("2")], [("eu", "k", "a", "1"), ("eu", "k2", "a", "2")], 0),
+        ([by_id("1"), by_id("2")], [by_id("1"), by_id("2")], 0),
+        ([BY_NAME, ("eu", "k", "b", None)], [ANSWERED, ("eu", "k", "b", "1")], 2),
+        ([BY_NAME, ("eu", "k", "b", None)], [BY_NAME, ("eu", "k", "b", None)], 0),
+        ([("eu", "k", "a", "1"), ("eu", "k", "b", None)], [ANSWERED, ("eu", "k", "b", "1")], 2),
+        ([BY_NAME, BY_ID], [ANSWERED, ANSWERED], 0),
+        ([BY_NAME, BY_ID], [("eu", "k", "a", "2"), ANSWERED], 2),
+        ([BY_NAME, BY_ID, by_id("2")], [ANSWERED, ANSWERED, ("eu", "k", "a", "2")], 3),
+    ],
+)
+def test_devices_with_answers_that_name_one_device_are_counted_unless_they_are_aliases(
+    tmp_path: Path, fleet: list[Row], devices: list[Row], shared: int
+) -> None:
+    assert count_aliases(sealed(tmp_path, fleet, devices)).shared_identities == shared
 
 
 def test_a_damaged_file_is_reported(tmp_path: Path) -> None:

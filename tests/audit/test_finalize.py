@@ -23,11 +23,10 @@ from auditor.runs.manifest import (
     DiscoveryInfo,
     FailureInfo,
     FleetInfo,
-    GapInfo,
     Manifest,
     SilentAccount,
 )
-from auditor.runs.selection_info import ExitReason, SelectionInfo
+from auditor.runs.selection_info import ExitReason, GapInfo, SelectionInfo
 
 WHOLE = Manifest(
     auditor_version="1",
@@ -67,6 +66,20 @@ def counted(failed: int = 0, pending: int = 0, **changes: Any) -> Manifest:
             (
                 "partial", 1, "too_many_failed",
                 "6 of 1,000 devices failed (0.6%, limit 0.5%), most of them with auditor.Timeout",
+            ),
+        ),
+        (
+            counted(1, fleet=replace(WHOLE.fleet, shared_identities=4)),
+            (
+                "within_tolerance", 0, "within_tolerance",
+                "1 of 1,000 devices failed and 4 are named like another in the answers (0.5%, limit 0.5%)",
+            ),
+        ),
+        (
+            counted(fleet=replace(WHOLE.fleet, shared_identities=6)),
+            (
+                "partial", 1, "shared_identity",
+                "6 of 1,000 devices are named like another in the answers (0.6%, limit 0.5%)",
             ),
         ),
         (

@@ -2,12 +2,12 @@
 
 import string
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-import duckdb
 import orjson
 import pytest
 from hypothesis import example, given, settings
@@ -28,6 +28,7 @@ from auditor.fleet.table import (
     write_extended_fleet,
 )
 from auditor.models import Device, DeviceStatus, ListedDevice, ListPage, Product
+from tests.database import connect
 from tests.fleet.snapshots import fits
 
 ALL = FleetSource(products="all")
@@ -50,7 +51,7 @@ def devices_line(key: str, devices: Iterable[ListedDevice], *, again: bool = Fal
 
 
 def read_rows(path: Path, columns: str = "*") -> list[Row]:
-    with duckdb.connect() as database:
+    with connect() as database:
         return database.read_parquet(str(path)).project(columns).fetchall()
 
 
@@ -106,6 +107,27 @@ def test_duplicate_device_is_one_and_its_last_row_counts(tmp_path: Path) -> None
     )
 
 
+def test_an_iot_id_of_several_devices_names_none_of_them(tmp_path: Path) -> None:
+    lines = [
+        devices_line("k", [device("a", iot_id="1"), device("b", iot_id="2"), device("c", iot_id="1"), device("d")]),
+        devices_line("k2", [device("a", iot_id="1"), device("e", iot_id="3"), device("f", iot_id="")]),
+        devices_line("k", [device("b", iot_id="2")]),
+    ]
+    found, rows = materialized(tmp_path, lines)
+    names: dict[Row, object] = {tuple(row[:2]): row[2] for row in rows}
+    without = dict.fromkeys([("k", "a"), ("k", "c"), ("k", "d"), ("k2", "a")])
+    assert names == {**without, ("k", "b"): "2", ("k2", "e"): "3", ("k2", "f"): ""}
+    assert (found.devices, found.duplicates, found.shared_iot_ids) == (7, 1, 3)
+
+
+def test_an_iot_id_that_an_excluded_device_has_too_names_no_device(tmp_path: Path) -> None:
+    lines = [devices_line("k", [device("a", iot_id="1"), device("b", "OFFLINE", iot_id="1"), device("c", iot_id="2")])]
+    online = FleetSource(products="all", include=Patterns(status=("ONLINE",)))
+    found, rows = materialized(tmp_path, lines, online)
+    assert [row[1:3] for row in rows] == [("a", None), ("c", "2")]
+    assert (found.devices, found.excluded, found.shared_iot_ids) == (2, 1, 2)
+
+
 def test_rows_of_pages_that_were_read_again_are_no_duplicates(tmp_path: Path) -> None:
     first, again = (
         devices_line("k", [device("a"), device("b")]),
@@ -147,7 +169,7 @@ def test_valid_times_are_kept(tmp_path: Path) -> None:
 
 def test_materialized_fleet_has_the_columns_of_a_fleet(tmp_path: Path) -> None:
     materialized(tmp_path, [devices_line("k", [device("a")])])
-    with duckdb.connect() as database:
+    with connect() as database:
         found = database.read_parquet(str(tmp_path / "part.parquet"))
         assert dict(zip(found.columns, map(str, found.types), strict=True)) == FLEET_COLUMNS
 
@@ -213,7 +235,9 @@ def test_fleet_equals_the_pages_evaluated_in_plain_python(
         for name, each in last.items()
         if not filtered or (all(change_sequences(each, include)) and not any(change_sequences(each, exclude)))
     }
-    rows = [(key, name, each.iot_id, each.device_status) for (key, name), each in fitting.items()][:limit]
+    ids = Counter(each.iot_id for each in last.values())
+    own = {name: each.iot_id if ids[each.iot_id] == 1 else None for name, each in fitting.items()}
+    rows = [(*name, own[name], each.device_status) for name, each in fitting.items()][:limit]
     statuses = [str(row[3] or "") for row in rows]
 
     fleet = FleetSource(products="all", include=include, exclude=exclude)
@@ -223,6 +247,7 @@ def test_fleet_equals_the_pages_evaluated_in_plain_python(
     assert read == rows
     assert (found.devices, found.excluded) == (len(rows), len(last) - len(fitting))
     assert found.duplicates == sum(max(0, count - 1) for count in expected_rows.values())
+    assert found.shared_iot_ids == sum(count for iot_id, count in ids.items() if iot_id is not None and count > 1)
     assert found.statuses == {status: statuses.count(status) for status in statuses}
     assert {key: count.listed for key, count in found.products.items()} == {
         key: sum(name[0] == key for name in last) for key in {name[0] for name in last}
@@ -378,6 +403,14 @@ def test_existing_devices_stay_and_new_ones_follow(fleet: Path) -> None:
     assert names_in(fleet) == [(0, "us", "u1"), (1, "us", "u2"), (2, "us", "u3"), (3, "eu", "e1"), (4, "eu", "e2")]
     assert [row for row in read_rows(fleet, pages) if row[2] != "u3"] == before
     assert before[0][4:] != (None, None)
+
+
+def test_a_new_device_with_the_iot_id_of_an_existing_one_has_none(fleet: Path) -> None:
+    grow(fleet, "us", device("u1", iot_id="1"), device("u2"))
+    grow(fleet, "eu", device("e1", iot_id="1"))
+    grow(fleet, "us", device("u3", iot_id="1"), device("u4", iot_id="2"), device("u5"))
+    found = read_rows(fleet, "device_name, iot_id")
+    assert found == [("u1", "1"), ("u2", None), ("u3", None), ("u4", "2"), ("u5", None), ("e1", "1")]
 
 
 def test_repeated_extension_gives_the_same_file(fleet: Path) -> None:

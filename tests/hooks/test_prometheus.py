@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import duckdb
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,9 +20,10 @@ from auditor.hooks.prometheus import render_metrics, write_metrics
 from auditor.models import Outcome
 from auditor.policy.loader import load_policy
 from auditor.runs.folder import DEVICES, MODULES
-from auditor.runs.manifest import Manifest, MismatchedAccount
-from auditor.runs.selection_info import OutdatedResults, Recheck, RequestCounts, SelectionInfo
+from auditor.runs.manifest import Manifest
+from auditor.runs.selection_info import MismatchedAccount, OutdatedResults, Recheck, RequestCounts, SelectionInfo
 from auditor.text.formatting import safe
+from tests.database import connect
 from tests.runs.run_folders import (
     HOSTILE,
     START,
@@ -85,9 +85,9 @@ def warnings_of(folder: Path) -> dict[str, float]:
 
 def query_files(folder: Path, query: str) -> list[tuple[object, ...]]:
     """Query the run's Parquet files, independently of the product."""
-    with duckdb.connect() as database:
+    with connect() as database:
         for view, name in (("devices", DEVICES), ("modules", MODULES)):
-            database.execute(f"CREATE VIEW {view} AS FROM read_parquet('{folder / name}')")
+            database.execute(f"CREATE TEMP VIEW {view} AS FROM read_parquet('{folder / name}')")
         return database.execute(query).fetchall()
 
 
@@ -218,6 +218,7 @@ OUTDATED = SelectionInfo("incremental", recheck=Recheck(100, 50, 50, 4, 0.08, 0.
         (lambda m: replace(m, mismatched=(MismatchedAccount("a", 7), MismatchedAccount("b", 1))), {"mismatch": 2}),
         (lambda m: replace(m, fleet=replace(m.fleet, aliases=5)), {"aliases": 1}),
         (lambda m: replace(m, fleet=replace(m.fleet, possible_aliases=2)), {"aliases": 1}),
+        (lambda m: replace(m, fleet=replace(m.fleet, shared_identities=2)), {"shared_identity": 1}),
         (lambda m: replace(m, selection=NOT_REACHED), {"not_reached": 1}),
         (lambda m: replace(m, selection=OUTDATED), {"recheck": 1}),
     ],

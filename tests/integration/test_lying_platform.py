@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from pathlib import Path
@@ -19,7 +19,7 @@ from auditor.resilience import retry
 pytestmark = pytest.mark.anyio
 
 Query = dict[str, str]
-Answer = Callable[[Query], dict[str, Any]]
+Answer = Callable[[Query], dict[str, Any] | Awaitable[dict[str, Any]]]
 
 REFUSED = {"Code": "InvalidTimeStamp.Expired", "Message": "no", "RequestId": "t"}
 
@@ -39,7 +39,7 @@ async def platform(answer: Answer) -> AsyncIterator[tuple[str, Counter[str]]]:
     async def serve(request: web.BaseRequest) -> web.Response:
         query = dict(request.query)
         counts[query["Action"]] += 1
-        document = answer(query)
+        document = found if isinstance(found := answer(query), dict) else await found
         return web.Response(
             status=400 if "Message" in document else 200,
             headers={"Date": formatdate(usegmt=True)},

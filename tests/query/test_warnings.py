@@ -12,7 +12,8 @@ from auditor.models import RunWarning
 from auditor.query.snapshot import open_snapshot
 from auditor.query.warnings import completeness_warnings, integrity_warnings
 from auditor.runs.folder import CARRIED, DEVICES, FLEET, MODULES, RESULTS
-from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, GapInfo, read_manifest
+from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, read_manifest
+from auditor.runs.selection_info import GapInfo
 from tests.runs.run_folders import build, edit_manifest, every_status, named, ok, running
 
 

@@ -10,7 +10,6 @@ from functools import cache
 from itertools import chain, repeat
 from pathlib import Path
 
-import duckdb
 import orjson
 
 from auditor.fleet.table import FLEET_COLUMNS
@@ -22,7 +21,6 @@ from auditor.runs.manifest import (
     DeviceCounts,
     DiscoveryInfo,
     FleetInfo,
-    GapInfo,
     Manifest,
     file_info,
     read_manifest,
@@ -30,9 +28,10 @@ from auditor.runs.manifest import (
 )
 from auditor.runs.products import ProductInfo, ProductsFile
 from auditor.runs.seal import seal_run
-from auditor.runs.selection_info import RequestCounts
+from auditor.runs.selection_info import GapInfo, RequestCounts
 from auditor.storage.database import sql_literal, sql_read_path
 from auditor.text.formatting import format_utc
+from tests.database import connect
 
 START = 1_795_312_800.0
 """2026-11-22T02:00:00Z."""
@@ -112,7 +111,7 @@ def write_fleet(path: Path, fleet: Sequence[Device], details: Sequence[Mapping[s
     lines.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
     columns = {"ordinal": "BIGINT"} | FLEET_COLUMNS
     source, target = sql_read_path(lines), sql_literal(path)
-    with duckdb.connect() as database:
+    with connect() as database:
         database.execute(
             f"COPY (FROM read_json({source}, columns = {columns}, hive_partitioning = false)) TO {target} (FORMAT parquet)"
         )
@@ -175,19 +174,15 @@ def _templates() -> Path:
 
 
 def build_once(folder: Path, key: object, make: Callable[[], object]) -> None:
-    """Make a run, or copy the one that was made in another folder for the same key: a run is the same bytes again."""
+    """Make a run, or a directory of runs, or copy what was made elsewhere for the same key: it is the same bytes again."""
     template = _templates() / hashlib.sha256(repr(key).encode("utf-8", "surrogatepass")).hexdigest()
     if template.exists() and not folder.exists():
-        folder.mkdir(parents=True)
-        for path in template.iterdir():
-            shutil.copy(path, folder)
+        shutil.copytree(template, folder, copy_function=shutil.copy)
         return
     is_new = not template.exists() and not folder.exists()
     make()
     if is_new:
-        template.mkdir()
-        for path in folder.iterdir():
-            shutil.copy(path, template)
+        shutil.copytree(folder, template, copy_function=shutil.copy)
 
 
 def build(
@@ -314,7 +309,7 @@ def _write_rows(path: Path, rows: Sequence[dict[str, object]], kind: str) -> Non
     """Parquet of such rows; ``kind`` is the SQL of the type of a column ``name``."""
     lines = path.with_suffix(".jsonl")
     lines.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    with duckdb.connect() as database:
+    with connect() as database:
         names = list(rows[0])
         kinds = dict(database.execute(f"SELECT name, {kind} FROM (SELECT unnest(?) AS name)", [names]).fetchall())
         columns = {name: kinds[name] for name in names}

@@ -88,8 +88,8 @@ def test_the_keys_are_those_of_the_contract_and_start_with_schema_version(tmp_pa
         *("max_failed", "exit_code", "exit_reason", "trial", "changes"),
     }
     assert list(table["devices"]) == ["ok", "empty", "not_found", "failed", "pending"]
-    fleet = ["source", "devices", "duplicates", "sha256", "limit", "excluded_accounts", "aliases", "possible_aliases"]
-    assert list(table["fleet"]) == fleet
+    fleet = ["source", "devices", "duplicates", "sha256", "limit", "excluded_accounts"]
+    assert list(table["fleet"]) == [*fleet, "aliases", "possible_aliases", "shared_identities"]
     assert list(table["rate"]) == ["target", "achieved", "learned", "latency", "in_flight"]
     assert list(table["accounts"][0]) == ["name", "endpoint", "dialect", "quota"]
 

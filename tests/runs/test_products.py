@@ -20,8 +20,9 @@ from auditor.query.filters import DeviceFilter
 from auditor.query.run import Run
 from auditor.query.sql import query_run
 from auditor.runs.folder import FLEET, INVENTORY_JSON, PRODUCTS
-from auditor.runs.manifest import DiscoveryInfo, GapInfo, Manifest, file_info, read_manifest
+from auditor.runs.manifest import DiscoveryInfo, Manifest, file_info, read_manifest
 from auditor.runs.products import MODULES_JOURNAL, ProductInfo, ProductsFile, read_products
+from auditor.runs.selection_info import GapInfo
 from auditor.runs.verify import verify_run
 from auditor.runs.views import define_live_views, define_products, define_sealed_views
 from tests.runs.run_folders import (

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import duckdb
 import orjson
 import pytest
 from hypothesis import given, settings
@@ -23,6 +22,7 @@ from auditor.runs.journal import encode_outcome
 from auditor.runs.manifest import DeviceCounts, read_manifest
 from auditor.runs.seal import seal_run
 from auditor.runs.verify import verify_run
+from tests.database import connect
 from tests.runs import run_folders
 from tests.runs.run_folders import (
     HOSTILE,
@@ -45,14 +45,14 @@ COLUMNS = ["account", "product_key", "module_name", "module_version", "devices",
 
 
 def described(path: Path) -> list[Any]:
-    with duckdb.connect() as database:
+    with connect() as database:
         return database.execute("DESCRIBE FROM read_parquet(?)", [str(path)]).fetchall()
 
 
 def rows(path: Path, columns: str = "*") -> list[tuple[Any, ...]]:
     """A Parquet file's rows; those of devices by their place in the fleet."""
     order = "ORDER BY ordinal" if path.name == DEVICES else ""
-    with duckdb.connect() as database:
+    with connect() as database:
         return database.execute(f"SELECT {columns} FROM read_parquet(?) {order}", [str(path)]).fetchall()
 
 
@@ -140,6 +140,23 @@ def test_an_answer_is_matched_however_the_fleet_names_its_device(
 def test_aliases_of_one_device_are_two_rows_of_a_valid_run(tmp_path: Path, other: list[Outcome]) -> None:
     build(tmp_path / "run", [named(1), by_id(1)], [ok(KNOWN, ("ble", "1")), *other])
     assert rows(tmp_path / "run" / DEVICES, "ordinal, status") == [(0, "ok"), (1, "ok")]
+    assert verify_run(tmp_path / "run") == []
+
+
+def test_aliases_in_different_partitions_are_two_rows_of_a_valid_run(tmp_path: Path) -> None:
+    with mock.patch("auditor.runs.views.DEVICES_PER_PARTITION", 1):
+        build(tmp_path / "run", [named(1), by_id(1)], [ok(KNOWN, ("ble", "1")), ok(KNOWN, ("ble", "2"))])
+        assert rows(tmp_path / "run" / DEVICES, "ordinal, status") == [(0, "ok"), (1, "ok")]
+        assert verify_run(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("first", [both(1), Device("demo", "p1", None, "iot0001"), named(1)])
+def test_an_answer_belongs_to_the_device_with_all_of_its_names(tmp_path: Path, first: Device) -> None:
+    second = Device("demo", "p2", "other", "iot0001")
+    outcomes = [ok(KNOWN, ("ble", "1")), ok(second, ("ble", "2"), ("wifi", "3"))]
+    build(tmp_path / "run", [first, second], outcomes)
+    found = rows(tmp_path / "run" / DEVICES, "product_key, device_name, status, modules")
+    assert found == [("p1", "device0001", "ok", 1), ("p2", "other", "ok", 2)]
     assert verify_run(tmp_path / "run") == []
 
 
@@ -276,11 +293,11 @@ def test_a_partitioned_fleet_is_sealed_and_verified_like_one_join(
     with tempfile.TemporaryDirectory() as temporary:
         whole = build(Path(temporary, "whole"), *run).folder
         with mock.patch("auditor.runs.views.DEVICES_PER_PARTITION", part):
-            parts = build(Path(temporary, "parts"), *run).folder
+            parts = build(Path(temporary, "parts"), *run, afresh=True).folder
             assert verify_run(parts) == verify_run(whole) == []
         assert verify_run(parts) == []
         assert rows(parts / DEVICES) == rows(whole / DEVICES)
-        with duckdb.connect() as database:
+        with connect() as database:
             lie = database.execute("SELECT ordinal FROM read_parquet(?)", [str(parts / DEVICES)]).fetchall()
         assert [ordinal for (ordinal,) in lie] == list(range(len(run[0]))), "in the fleet's order"
         assert described(parts / DEVICES) == described(whole / DEVICES)
@@ -292,9 +309,9 @@ def test_a_partitioned_fleet_is_sealed_and_verified_like_one_join(
 def test_partitions_of_a_fleet_with_ordinal_gaps_omit_no_device(tmp_path: Path) -> None:
     fleet = [named(number) for number in range(9)]
     folder = running(tmp_path / "run", fleet, [ok(device, ("ble", "1")) for device in fleet]).folder
-    with duckdb.connect() as database:
+    with connect() as database:
         gaps = "SELECT * REPLACE (ordinal * 7 AS ordinal) FROM read_parquet(?)"
-        database.execute(f"CREATE TABLE fleet AS {gaps}", [str(folder / FLEET)])
+        database.execute(f"CREATE TEMP TABLE fleet AS {gaps}", [str(folder / FLEET)])
         database.execute(f"COPY fleet TO '{folder / FLEET}' (FORMAT parquet)")
     with mock.patch("auditor.runs.views.DEVICES_PER_PARTITION", 2):
         assert seal_run(folder).devices == DeviceCounts(9, 0, 0, 0, 0)

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 
 from auditor.errors import RunFolderError
@@ -13,6 +12,7 @@ from auditor.runs.folder import DEVICES, FAILURES, FLEET, INVENTORY_CSV, INVENTO
 from auditor.runs.journal import encode_outcome
 from auditor.runs.manifest import FileInfo, Manifest, file_info
 from auditor.runs.verify import verify_run
+from tests.database import connect
 from tests.runs.run_folders import build, edit_manifest, every_status, failed, named, not_found, ok, running
 
 
@@ -163,8 +163,8 @@ def test_a_column_name_with_sql_is_quoted(folder: Path, tmp_path: Path) -> None:
 
 def rewrite(path: Path, query: str) -> None:
     new = path.with_suffix(".new")
-    with duckdb.connect() as database:
-        database.execute(f"CREATE VIEW old AS FROM read_parquet('{path}')")
+    with connect() as database:
+        database.execute(f"CREATE TEMP VIEW old AS FROM read_parquet('{path}')")
         database.execute(f"COPY ({query}) TO '{new}' (FORMAT parquet)")
     new.replace(path)
 
@@ -175,6 +175,13 @@ def test_a_removed_device_is_found(folder: Path) -> None:
     cover_up(folder)
     problems = verify_run(folder)
     assert f"{FLEET}: has 9 devices, the manifest says 10" in problems
+
+
+def test_a_device_in_two_rows_of_the_fleet_is_found_though_a_line_is_about_both(folder: Path) -> None:
+    names = "CASE WHEN ordinal = 1 THEN 'device0000' ELSE device_name END AS device_name"
+    rewrite(folder / FLEET, f"SELECT * REPLACE ({names}) FROM old")
+    cover_up(folder)
+    assert "fleet.parquet: has 1 devices twice, so that a line is about more than one row" in verify_run(folder)
 
 
 @pytest.mark.parametrize("name", [INVENTORY_JSON, INVENTORY_CSV])
