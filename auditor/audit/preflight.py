@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from auditor.audit.silence import find_believed_run, read_devices_with_modules
 from auditor.client.operations import BATCH_GET_DEVICE_STATE, device_state_params
 from auditor.concurrency import StopToken, run_in_abandonable_thread, run_in_thread
 from auditor.config.settings import Account, FleetSource, Settings
@@ -20,7 +21,7 @@ from auditor.fleet.discovery_journal import DiscoveryJournal
 from auditor.fleet.materialize import materialize
 from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_snapshot
 from auditor.fleet.table import read_snapshot
-from auditor.models import Device, DeviceResult
+from auditor.models import Device, DeviceFailure, DeviceResult, Outcome
 from auditor.planning.device_counts import MAX_UNREACHABLE_SECONDS
 from auditor.runs.manifest import SilentAccount
 from auditor.storage.files import private_folder
@@ -30,6 +31,10 @@ MAX_LISTED_DEVICES = 1_000
 
 MAX_TRIED_DEVICES = 10
 """Devices of an account that are queried until one exists; they are spread over its fleet."""
+
+
+MAX_FAILED_DEVICES = 3
+"""Devices of an account that may fail until it counts as a problem: each costs its retries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,9 @@ async def _check_account(settings: Settings, account: Account, credentials: Cred
             if account.fleet is not None and account.uses_discovery:
                 preview = await _discover_first_devices(session, account.fleet, fleet)
             if next(read_snapshot(fleet, account.name), None) is not None:
-                result, problem = await _check_devices(session, fleet, states=settings.since not in {None, "none"})
+                earlier = await run_in_thread(find_believed_run, Path(settings.directory), settings.name, account.name)
+                states = settings.since not in {None, "none"}
+                result, problem = await _check_devices(session, fleet, earlier=earlier, states=states)
             else:
                 result = f"none of the first {MAX_LISTED_DEVICES:,} devices matches the fleet settings"
                 if preview.complete:
@@ -104,29 +111,56 @@ async def _check_account(settings: Settings, account: Account, credentials: Cred
         return AccountCheck(account.name, account.endpoint, *counts, result, seconds, clock_offset, problem)
 
 
-async def _check_devices(session: AccountSession, fleet: Path, *, states: bool) -> tuple[str, str | None]:
+async def _check_devices(
+    session: AccountSession, fleet: Path, *, earlier: Path | None, states: bool
+) -> tuple[str, str | None]:
     """Return what the query of the first device resulted in, and the problem of the account, if there is one.
 
-    More devices are queried while none exists. ``states``: the audit needs connection states, too, to find devices that
-    may have changed.
+    ``states``: the audit needs connection states, too, to find devices that may have changed.
     """
-    first, tried = "", 0
-    for device in _spread_devices(fleet, session.name):
-        outcome = await session.fetch(device)
-        result = outcome.status if isinstance(outcome, DeviceResult) else f"failed: {outcome.code}"
-        first, tried = first or result, tried + 1
-        if session.unreached_error is not None:
-            return first, str(session.unreached_error)
-        if result != "not_found":
-            break
-    else:
-        return first, str(SilentAccount(session.name, "not_found", tried))
-    if states:
+    outcomes = await _try_devices(session, fleet)
+    first, *_, (device, last) = (outcomes[0], *outcomes)
+    result = first[1].status if isinstance(first[1], DeviceResult) else f"failed: {first[1].code}"
+    problem: str | None = None
+    if session.unreached_error is not None:
+        problem = str(session.unreached_error)
+    elif isinstance(last, DeviceFailure):
+        tried = f"none of {len(outcomes)} queried devices has a result"
+        problem = f'account "{session.name}": {tried}: {last.code}: {last.message}'
+    elif last.status == "not_found":
+        problem = str(SilentAccount(session.name, "not_found", len(outcomes)))
+    elif last.status == "empty" and (silenced := await _query_silenced(session, earlier)):
+        problem = str(SilentAccount(session.name, "empty", silenced))
+    elif states:
         sent = await session.call_optional(BATCH_GET_DEVICE_STATE, device_state_params([device]))
         if isinstance(sent.result, PlatformError) and not isinstance(sent.result, NotFoundError):
             operation = BATCH_GET_DEVICE_STATE.name
-            return first, f'account "{session.name}": since needs {operation}, which fails: {sent.result}'
-    return first, None
+            problem = f'account "{session.name}": since needs {operation}, which fails: {sent.result}'
+    return result, problem
+
+
+async def _try_devices(session: AccountSession, fleet: Path) -> list[tuple[Device, Outcome]]:
+    """Query devices until one exists. The first failures are passed over: they may be about these devices alone."""
+    outcomes: list[tuple[Device, Outcome]] = []
+    failures = 0
+    for device in _spread_devices(fleet, session.name):
+        outcome = await session.fetch(device)
+        outcomes.append((device, outcome))
+        failures += isinstance(outcome, DeviceFailure)
+        exists = isinstance(outcome, DeviceResult) and outcome.status != "not_found"
+        if exists or failures == MAX_FAILED_DEVICES or session.unreached_error is not None:
+            break
+    return outcomes
+
+
+async def _query_silenced(session: AccountSession, earlier: Path | None) -> int:
+    """Query devices that had modules in an earlier run; return their number if none of them has any, otherwise 0."""
+    devices = [] if earlier is None else await run_in_thread(read_devices_with_modules, earlier, session.name)
+    for device in devices:
+        outcome = await session.fetch(device)
+        if not isinstance(outcome, DeviceResult) or outcome.status == "ok":
+            return 0
+    return len(devices)
 
 
 def _spread_devices(fleet: Path, account: str) -> Iterator[Device]:

@@ -4,19 +4,30 @@ A wrong region or instance id gives no error: the platform answers that a produc
 nothing was reported, for every device. Such answers are not a result, and the next run must not carry them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from auditor.errors import RunFolderError
+from auditor.models import Device
 from auditor.runs.folder import DEVICES, RunCatalog
 from auditor.runs.manifest import Manifest, SilentAccount
-from auditor.storage.database import open_database, parquet, sql_literal
+from auditor.storage.database import open_database, parquet, scalar, sql_literal
 from auditor.storage.tables import translate_read_errors
 
 MIN_QUERIED_DEVICES = 20
 """Devices that must show the silence where other results of the account are carried: a few may have been removed."""
+
+MIN_SILENCED_DEVICES = 5
+"""Devices that must have lost their modules where no connection state shows that the account has devices.
+
+They count over several runs: all that were answered after the last device of the account that reported a module.
+"""
+
+MAX_COMPARED = 10
+"""Devices of an earlier run that ``auditor check`` queries again, if the first device reports no module."""
 
 MAX_EARLIER_RUNS = 10
 """Earlier runs that are searched for the devices of this one, the newest first."""
@@ -28,6 +39,16 @@ _ACCOUNTS = """
   GROUP BY account HAVING count(*) FILTER (answered) > 0 AND count(*) FILTER (answered AND status = 'ok') = 0
   ORDER BY account"""
 """Accounts without any queried device that reported a module."""
+
+_SILENCED = """
+  CREATE TABLE silenced AS SELECT row_number() OVER () AS number, product_key, device_name, iot_id FROM {devices} d
+  WHERE account = {account} AND status IN ({statuses}) AND source IS DISTINCT FROM 'unsampled'
+    AND audited_at > ALL (SELECT audited_at FROM {devices} WHERE account = {account} AND status = 'ok')"""
+"""Devices of an account that were answered after the last one that reported a module."""
+
+_HAD_MODULES = """
+  INSERT INTO had_modules SELECT number FROM (FROM {earlier} WHERE account = {account} AND status = 'ok') e
+  JOIN silenced s ON s.iot_id = e.iot_id OR (s.product_key = e.product_key AND s.device_name = e.device_name)"""
 
 _EARLIER_RESULTS = """
   WITH silent AS (FROM {devices} WHERE account = {account} AND source = 'queried' AND status = 'empty')
@@ -50,31 +71,66 @@ def _silent_accounts(
     accounts = () if manifest.selection is None else manifest.selection.accounts
     connected = {each.account for each in accounts if each.states_requested > each.states_unknown}
     for account, queried, empty, carried in rows:
-        needed = MIN_QUERIED_DEVICES if carried else 1
-        if not empty:
-            if queried >= needed and not (carried and account in connected):
-                yield SilentAccount(account, "not_found", queried)
-        elif empty >= needed and _count_silenced_devices(folder, manifest, account) >= needed:
-            yield SilentAccount(account, "empty", queried)
+        reason: Literal["empty", "not_found"] = "empty" if empty else "not_found"
+        if carried:
+            if account in connected:  # the account has devices: those that do not exist were removed
+                is_silent = _count_lost_devices(folder, manifest, account, ("empty",)) >= MIN_QUERIED_DEVICES
+            elif empty or queried < MIN_QUERIED_DEVICES:
+                lost = _count_lost_devices(folder, manifest, account, ("empty", "not_found"))
+                is_silent = lost >= MIN_SILENCED_DEVICES
+            else:
+                is_silent = True
+        else:
+            is_silent = not empty or _count_silenced_devices(folder, manifest, account) > 0
+        if is_silent:
+            yield SilentAccount(account, reason, queried)
+
+
+def _count_lost_devices(folder: Path, manifest: Manifest, account: str, statuses: Sequence[str]) -> int:
+    """Return how many devices of ``_SILENCED``, with one of these results, had modules in an earlier run."""
+    own, name = parquet(folder / DEVICES), sql_literal(account)
+    with open_database() as database, translate_read_errors(folder):
+        database.execute("CREATE TABLE had_modules (number BIGINT)")
+        database.execute(_SILENCED.format(devices=own, account=name, statuses=", ".join(map(sql_literal, statuses))))
+        for earlier in islice(_earlier_runs(folder, manifest, account), MAX_EARLIER_RUNS):
+            with suppress(RunFolderError), translate_read_errors(earlier):
+                database.execute(_HAD_MODULES.format(earlier=parquet(earlier / DEVICES), account=name))
+        return scalar(database, "SELECT count(DISTINCT number) FROM had_modules")
 
 
 def _count_silenced_devices(folder: Path, manifest: Manifest, account: str) -> int:
     """Return how many devices of an account without modules had some when the account was last not silent."""
-    own = (manifest.started_at, folder.name)
-    earlier_runs = (
-        run.folder
-        for run in RunCatalog(folder.resolve().parent).named(manifest.name)
-        if (run.manifest.started_at, run.folder.name) < own
-        and run.ended
-        and run.sealed
-        and account not in run.manifest.silent_accounts
-    )
-    for earlier in islice(earlier_runs, MAX_EARLIER_RUNS):
+    for earlier in islice(_earlier_runs(folder, manifest, account), MAX_EARLIER_RUNS):
         with suppress(RunFolderError):  # a run that cannot be read must not end this one
             results, with_modules = _earlier_results(folder, earlier, account)
             if results:
                 return with_modules
     return 0
+
+
+def find_believed_run(directory: Path, name: str, account: str) -> Path | None:
+    """Return the newest sealed run of a name in which an account is not silent; None: there is none."""
+    runs = RunCatalog(directory, missing_ok=True).named(name)
+    sealed = (run for run in runs if run.ended and run.sealed and account not in run.manifest.silent_accounts)
+    return next((run.folder for run in sealed), None)
+
+
+def read_devices_with_modules(run: Path, account: str) -> list[Device]:
+    """Return a few devices of an account that reported modules in a run; none if the run cannot be read."""
+    columns = "account, product_key, device_name, iot_id"
+    query = f"SELECT {columns} FROM {parquet(run / DEVICES)} WHERE account = $1 AND status = 'ok' LIMIT {MAX_COMPARED}"
+    with suppress(RunFolderError), open_database() as database, translate_read_errors(run):
+        return [Device(*row) for row in database.execute(query, [account]).fetchall()]
+    return []
+
+
+def _earlier_runs(folder: Path, manifest: Manifest, account: str) -> Iterator[Path]:
+    """Yield the earlier runs in which an account is not silent, the newest first."""
+    own = (manifest.started_at, folder.name)
+    for run in RunCatalog(folder.resolve().parent).named(manifest.name):
+        is_earlier = (run.manifest.started_at, run.folder.name) < own
+        if is_earlier and run.ended and run.sealed and account not in run.manifest.silent_accounts:
+            yield run.folder
 
 
 def _earlier_results(folder: Path, earlier: Path, account: str) -> tuple[int, int]:

@@ -65,9 +65,10 @@ class CallOperation(Protocol):
 class AnswerTrust:
     """Decides which answers of an account are believed without a second one.
 
-    An answer that names the requested device is believed. One that names no device (no modules, no such device, modules
-    without the device's names) could be the answer to any request. It is believed until one of these shows that answers
-    reach the wrong request:
+    An answer is believed if each of its pages with modules names the requested device. Modules without its names, which
+    no platform documents, are never believed alone: where no answer names a device, late ones would never show. An
+    answer without modules (none reported, no such device) could be that to any request, too. It is believed until one
+    of these shows that answers reach the wrong request:
 
     - An answer named another device than the next one, or a second answer contradicted the first (``mismatches``).
     - The answer has a request id that an earlier one that names no device had: a late or repeated answer. Ids carry
@@ -219,7 +220,8 @@ async def _read_until_believed(
             trust.record_contradictions(without_device.total() if without_device and isinstance(outcome, Page) else 0)
             break
         else:
-            may_be_believed = not trust.needs_confirmation(outcome.request_id) and without_device is None
+            needs_confirmation = trust.needs_confirmation(outcome.request_id) or bool(reading.modules)
+            may_be_believed = not needs_confirmation and without_device is None
             if may_be_believed and not await trust.is_suspicious_after_hold():
                 break
             without_device = Counter() if without_device is None else without_device
@@ -276,19 +278,19 @@ async def _read_once(
 class _DeviceReading:
     """One reading of a device: checks its pages, and has what they contained so far.
 
-    ``names_device``: an entry named the requested device; ``is_mismatched``: an entry named another one.
+    ``names_device``: each page with modules named the requested device; ``is_mismatched``: an entry named another one.
     """
 
     __slots__ = (
-        "_last_identity", "attempts", "characters", "device", "identity", "is_mismatched", "modules",
-        "names_device", "page_size", "pages", "total",
+        "_last_identity", "_page_names_device", "attempts", "characters", "device", "identity", "is_mismatched",
+        "modules", "names_device", "page_size", "pages", "total",
     )  # fmt: skip
 
     def __init__(self, device: Device, page_size: int) -> None:
         self.device = device
         self.page_size = page_size
         self.identity = device
-        self.names_device = self.is_mismatched = False
+        self.names_device = self.is_mismatched = self._page_names_device = False
         self._last_identity: tuple[str | None, ...] | None = None
         self.modules: dict[str, ModuleVersion] = {}
         self.total: int | None = None
@@ -308,7 +310,10 @@ class _DeviceReading:
         if self.total is not None and self.total != page.total:
             raise InconsistentResponseError(f"the total changed from {self.total} to {page.total}")
         self.total = page.total
+        self._last_identity, self._page_names_device = None, False
         self._add_modules(page.reported)
+        if page.reported:
+            self.names_device = self._page_names_device and (self.names_device or self.pages == 1)
         have = len(self.modules)
         if have > self.total:
             raise InconsistentResponseError(f"{have} modules where the total is {self.total}")
@@ -345,7 +350,7 @@ class _DeviceReading:
         if (device.iot_id is not None and iot_id == device.iot_id) or (
             device.device_name is not None and (product_key, device_name) == (device.product_key, device.device_name)
         ):
-            self.names_device = True
+            self._page_names_device = True
         for expected, reported in (
             (identity.iot_id, iot_id),
             (identity.product_key, product_key),

@@ -3,14 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
-import duckdb
 import pytest
 
 from auditor.audit.finalize import conclude, correct_times
-from auditor.audit.silence import MIN_QUERIED_DEVICES, find_silent_accounts
+from auditor.audit.silence import MIN_QUERIED_DEVICES, MIN_SILENCED_DEVICES, find_silent_accounts
 from auditor.runs.folder import DEVICES, MODULES, RunCatalog
 from auditor.runs.manifest import AccountInfo, DeviceCounts, FleetInfo, Manifest, SilentAccount, write_manifest
 from auditor.runs.selection_info import AccountSelection, SelectionInfo
+from tests.database import connect
 
 Rows = dict[tuple[str, str | None], int]
 """Number of devices by status and source."""
@@ -39,15 +39,16 @@ def manifest_of(started_at: str = "2026-11-22T02:00:00.000Z", *, connected: int 
 def write_devices(folder: Path, accounts: dict[str, Rows], manifest: Manifest | None = None) -> Path:
     folder.mkdir(parents=True)
     rows = [(name, *key) for name, each in accounts.items() for key, devices in each.items() for _ in range(devices)]
-    with duckdb.connect() as database:
-        database.execute("CREATE TABLE devices (account VARCHAR, status VARCHAR, source VARCHAR, number INT)")
+    with connect() as database:
+        database.execute("CREATE TEMP TABLE devices (account VARCHAR, status VARCHAR, source VARCHAR, number INT)")
         if rows:
             numbered = [(*row, number) for number, row in enumerate(rows)]
             database.executemany("INSERT INTO devices VALUES (?, ?, ?, ?)", numbered)
         # As in a run: an id is known of the devices that reported something.
         ids = "CASE WHEN status = 'ok' THEN 'id' || number END AS iot_id"
-        names = f"'k1' AS product_key, 'd' || number AS device_name, {ids}"
-        database.execute(f"CREATE OR REPLACE TABLE devices AS SELECT * EXCLUDE number, {names} FROM devices")
+        at = "TIMESTAMP '2026-11-20 02:00:00' + to_hours(CASE WHEN source IN ('queried', 'carried later') THEN 1 ELSE 0 END) AS audited_at"
+        names = f"'k1' AS product_key, 'd' || number AS device_name, {ids}, {at}"
+        database.execute(f"CREATE OR REPLACE TEMP TABLE devices AS SELECT * EXCLUDE number, {names} FROM devices")
         database.execute(f"COPY devices TO '{folder / DEVICES}'")
         database.execute(f"COPY devices TO '{folder / MODULES}'")
     if manifest is not None:
@@ -143,6 +144,25 @@ def test_many_devices_that_lost_their_modules_are_silence_beside_carried_results
     write_devices(tmp_path / "runs" / "20261101T020000Z-run", {"eu": earlier}, manifest_of("2026-11-01T02:00:00.000Z"))
     rows: Rows = {("empty", "queried"): queried, ("not_found", "queried"): 9, ("ok", "carried"): 900}
     assert silent(tmp_path, rows, manifest_of(connected=90)) == expected
+
+
+@pytest.mark.parametrize("lost", ["empty", "not_found"])
+@pytest.mark.parametrize(("queried", "expected"), [(MIN_SILENCED_DEVICES, True), (MIN_SILENCED_DEVICES - 1, False)])
+def test_a_few_devices_that_all_lost_their_modules_are_silence_without_connection_states(
+    tmp_path: Path, lost: str, queried: int, *, expected: bool
+) -> None:
+    earlier: Rows = {("ok", "queried"): 1_000}
+    write_devices(tmp_path / "runs" / "20261101T020000Z-run", {"eu": earlier}, manifest_of("2026-11-01T02:00:00.000Z"))
+    rows: Rows = {(lost, "queried"): queried, ("ok", "carried"): 900}
+    assert silent(tmp_path, rows) == [lost] * expected
+
+
+def test_devices_that_a_few_runs_query_each_add_up_to_silence(tmp_path: Path) -> None:
+    earlier: Rows = {("ok", "queried"): 1_000}
+    write_devices(tmp_path / "runs" / "20261101T020000Z-run", {"eu": earlier}, manifest_of("2026-11-01T02:00:00.000Z"))
+    # Those of the previous run are carried, and were answered after the last device with modules.
+    rows: Rows = {("empty", "queried"): 2, ("empty", "carried later"): 3, ("ok", "carried"): 900}
+    assert silent(tmp_path, rows) == ["empty"]
 
 
 def test_each_account_counts_for_itself(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ Reply = ApiResponse | PlatformError
 
 
 def entry(name: str, version: str = "1.0", **reported: str) -> dict[str, object]:
-    return {"moduleName": name, "moduleVersion": version, **reported}
+    """Return a module of ``NAMED``, or with what else it reports about its device."""
+    names = reported or {"productKey": "p1", "deviceName": "device001"}
+    return {"moduleName": name, "moduleVersion": version, **names}
 
 
 def entries(count: int, start: int = 0) -> list[dict[str, object]]:

@@ -360,7 +360,7 @@ def _items(answer: ApiResponse) -> list[Any]:
 
 
 def unnamed_page(version: str | None, request_id: str | None) -> ApiResponse:
-    data = [] if version is None else [entry("ble", version)]
+    data = [] if version is None else [{"moduleName": "ble", "moduleVersion": version}]
     return page(data, len(data))._replace(request_id=request_id)
 
 
@@ -437,10 +437,45 @@ async def test_a_repeated_request_id_is_confirmed_where_ids_are_unique() -> None
     assert (fresh, trust.mismatches) == ([False, True, True], 1)
 
 
+async def test_modules_without_names_need_a_second_answer_on_a_fresh_connection() -> None:
+    trust = AnswerTrust()
+    for number in range(3):
+        outcome, fresh = await read_with(trust, unnamed_page(str(number), f"id-{number}"))
+        assert isinstance(outcome, DeviceResult)
+        assert fresh == [False, True]
+    assert trust.mismatches == 0
+    outcome, fresh = await read_with(trust, unnamed_page("late", "a"), unnamed_page("1", "b"), unnamed_page("1", "c"))
+    assert isinstance(outcome, DeviceResult)
+    assert ([module.module_version for module in outcome.modules], fresh) == (["1"], [False, True, True])
+    assert trust.mismatches == 1
+
+
+@pytest.mark.parametrize("unnamed", [1, 2, 3])
+async def test_a_reading_is_believed_only_if_each_page_names_the_device(unnamed: int) -> None:
+    def pages(version: str, *, names: bool) -> list[ApiResponse]:
+        return [
+            page(
+                [
+                    entry(f"m{number}", version)
+                    if names or number != unnamed
+                    else {"moduleName": f"m{number}", "moduleVersion": "of another device"}
+                ],
+                3,
+            )
+            for number in (1, 2, 3)
+        ]
+
+    script = ScriptedCall(*pages("1", names=False), *pages("1", names=True))
+    outcome = await fetch_device(script, NAMED, trust=AnswerTrust(), page_size=1)
+    assert isinstance(outcome, DeviceResult)
+    assert {module.module_version for module in outcome.modules} == {"1"}
+    assert script.fresh_connections == [False] * 3 + [True] * 3
+
+
 async def test_one_id_for_all_answers_costs_an_account_one_request() -> None:
     trust, requests = AnswerTrust(), 0
-    for number in range(50):
-        outcome, fresh = await read_with(trust, unnamed_page(str(number), "r1"))
+    for _ in range(50):
+        outcome, fresh = await read_with(trust, unnamed_page(None, "r1"))
         assert isinstance(outcome, DeviceResult)
         requests += len(fresh)
     assert (requests, trust.mismatches) == (51, 0)
@@ -450,8 +485,8 @@ async def test_one_id_for_all_answers_that_begins_late_costs_as_many_requests_as
     trust, requests = AnswerTrust(), 0
     for number in range(10_000):
         assert not trust.needs_confirmation(f"id-{number}")
-    for number in range(2_000):
-        _, fresh = await read_with(trust, unnamed_page(str(number), "r1"))
+    for _ in range(2_000):
+        _, fresh = await read_with(trust, unnamed_page(None, "r1"))
         requests += len(fresh)
     assert requests <= 2_000 + RECENT_ANSWERS
     assert trust.mismatches == 0

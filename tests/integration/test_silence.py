@@ -13,6 +13,7 @@ from auditor.simulator.quotas import SimulatedAccount
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import World
 from tests.integration.test_audit import account_table, settings_for
+from tests.integration.test_resume_failures import fail_devices
 
 pytestmark = pytest.mark.anyio
 
@@ -89,3 +90,44 @@ async def test_check_queries_more_devices_until_one_exists(tmp_path: Path, missi
         assert platform.counts.received <= 10
     assert (check.problem is not None) == problem
     assert not problem or "region_id, instance_id" in str(check.problem)
+
+
+@pytest.mark.parametrize(("silent", "problem"), [(1.0, True), (0.5, False)])
+async def test_check_compares_a_device_without_modules_with_devices_that_had_some(
+    tmp_path: Path, silent: float, *, problem: bool
+) -> None:
+    world_of().write_fleet(tmp_path / "fleet.csv")
+    async with Simulator(world_of(silent=silent)) as platform:
+        settings = settings_for(tmp_path, account_table(platform.endpoint, tmp_path))
+        assert [check.problem for check in await preflight(settings)] == [None]  # nothing is known of before
+        async with Simulator(world_of()) as before:
+            assert (await audit(before, tmp_path)).exit_code == 0
+        (check,) = await preflight(settings)
+    assert (check.problem is not None) == problem
+    assert not problem or "reports a module, and some did before" in str(check.problem)
+
+
+@pytest.mark.parametrize(("failing", "problem"), [(1, False), (DEVICES, True)])
+async def test_check_passes_over_a_device_that_fails_but_not_over_many(
+    tmp_path: Path, failing: int, *, problem: bool
+) -> None:
+    world = world_of()
+    world.write_fleet(tmp_path / "fleet.csv")
+    async with Simulator(world) as platform:
+        fail_devices(platform, world, set(range(failing)), "iot.common.InvalidPageParams")
+        (check,) = await preflight(settings_for(tmp_path, account_table(platform.endpoint, tmp_path)))
+    assert check.result == "failed: iot.common.InvalidPageParams"
+    assert (check.problem is not None) == problem
+    assert not problem or "none of 3 queried devices has a result: iot.common.InvalidPageParams" in str(check.problem)
+
+
+@pytest.mark.parametrize("wrong", [world_of(silent=1.0), world_of(missing=1.0)], ids=["empty", "not_found"])
+@pytest.mark.parametrize(("max_calls", "runs"), [(12, 1), (3, 2)])
+async def test_a_budget_does_not_hide_silence(tmp_path: Path, wrong: World, max_calls: int, runs: int) -> None:
+    world_of().write_fleet(tmp_path / "fleet.csv")
+    async with Simulator(world_of()) as right, Simulator(wrong) as platform:
+        assert (await audit(right, tmp_path)).exit_code == 0
+        codes = [(await audit(platform, tmp_path, max_calls=max_calls)).exit_code for _ in range(runs)]
+        assert codes == [0] * (runs - 1) + [1]
+        following = await audit(right, tmp_path, max_calls=max_calls)
+    assert (following.exit_code, following.manifest.silent) == (0, ())
