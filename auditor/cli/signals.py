@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 READING_COMMANDS = frozenset(
-    {"completion", "devices", "diff", "history", "inventory", "metrics", "policy", "report", "sql", "verify"}
+    {"completion", "device", "devices", "diff", "history", "inventory", "metrics", "policy", "report", "runs", "sql"}
+    | {"status", "verify"}
 )
 """Commands that change nothing but the file that they write: a signal ends them immediately."""
 

@@ -13,7 +13,7 @@ import structlog
 
 from auditor.errors import RunFolderError, UsageError
 from auditor.runs.manifest import MANIFEST, SUCCESSFUL_STATES, Manifest, file_info, read_manifest
-from auditor.storage.files import create_file, translate_os_errors
+from auditor.storage.files import create_file, translate_os_errors, trusted_owners
 from auditor.text.durations import parse_duration
 from auditor.text.formatting import format_utc, parse_manifest_time
 
@@ -41,7 +41,7 @@ SEALED = (DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)
 REPORT_HTML = "report.html"
 INVENTORY_XLSX = "inventory.xlsx"
 
-READ_BY_QUERIES = (FLEET, RESULTS, COMPRESSED_RESULTS, FAILURES, PRODUCTS, SELECTED, CARRIED, DEVICES, MODULES)
+READ_BY_QUERIES = (FLEET, RESULTS, COMPRESSED_RESULTS, FAILURES, *OPTIONAL, DEVICES, MODULES, CHANGES)
 """Files that DuckDB opens by their names."""
 
 PRESENTATION_FILES = (REPORT_HTML, INVENTORY_XLSX)
@@ -154,11 +154,14 @@ class StoredRun(NamedTuple):
 class RunCatalog:
     """The runs of a directory, as they were when it was read. Hidden folders, links, and other folders are skipped.
 
+    So are, in a directory that all users can write, runs of users other than the caller, root, and its owner: their
+    runs are read only if their folders are given.
+
     With ``missing_ok``, a directory that does not exist is an empty one. One that cannot be read raises RunFolderError.
 
     Attributes:
         runs: the newest first; those with an impossible time last.
-        unreadable: what is wrong with run folders whose manifest cannot be read.
+        unreadable: what is wrong with run folders whose manifest cannot be read, or is not trusted.
     """
 
     def __init__(self, directory: Path, *, missing_ok: bool = False) -> None:
@@ -170,6 +173,7 @@ class RunCatalog:
             if missing_ok and not directory.exists():
                 return
             folders = [path for path in directory.iterdir() if not path.name.startswith(".") and not path.is_symlink()]
+            self._owners = trusted_owners(directory)
         self._foreign_bytes = 0
         for folder in folders:
             try:
@@ -180,12 +184,30 @@ class RunCatalog:
         self.runs.sort(key=self._order, reverse=True)
 
     def _read(self, folder: Path) -> Manifest:
-        """Read a manifest; raise RunFolderError if it is invalid, or those of other users have too many bytes."""
+        """Read a manifest.
+
+        Raises:
+            RunFolderError: it is invalid, or of a user who is not trusted; or those of other users have too many bytes.
+        """
+        if (owner := self._untrusted_owner(folder)) is not None:
+            raise RunFolderError(
+                f"{folder}: belongs to another user (uid {owner}) in a directory that all users can write; "
+                "give this folder to read it"
+            )
         size = _foreign_manifest_bytes(folder)
         self._foreign_bytes += size
         if size and self._foreign_bytes > MAX_FOREIGN_MANIFEST_BYTES:
             raise RunFolderError(f"{folder}: is not read: the manifests of other users here are too large")
         return read_manifest(folder)
+
+    def _untrusted_owner(self, folder: Path) -> int | None:
+        """Return the owner of a folder if it is not trusted; None if it is."""
+        if self._owners is None:
+            return None
+        with contextlib.suppress(OSError):  # deleted meanwhile: reading it reports that
+            owners = {folder.lstat().st_uid, (folder / MANIFEST).lstat().st_uid}
+            return next(iter(owners - self._owners), None)
+        return None
 
     def is_possible(self, run: StoredRun) -> bool:
         """Return whether a run's start, in its manifest and in its folder's name, is not in the future."""
@@ -273,8 +295,11 @@ class RunCatalog:
 
     def archived(self) -> list[StoredRun]:
         """Return the deleted runs whose changes are kept, the newest first. What cannot be read is skipped."""
+        archive = self.directory / ARCHIVE
         try:
-            folders = [path for path in (self.directory / ARCHIVE).iterdir() if not path.is_symlink()]
+            if archive.is_symlink() or (self._owners is not None and archive.lstat().st_uid not in self._owners):
+                return []
+            folders = [path for path in archive.iterdir() if not path.is_symlink()]
         except OSError:
             return []
         found = []

@@ -27,6 +27,7 @@ from auditor.storage.files import (
     PRIVATE_FOLDER,
     check_regular,
     create_file,
+    describe_foreign_access,
     find_foreign_access,
     sync_to_disk,
     translate_os_errors,
@@ -330,10 +331,18 @@ def refuse_overlap(directory: Path, name: str, *, except_folder: Path | None = N
 
 
 def remove_stale_folders(directory: Path) -> None:
-    """Remove folders that killed processes were creating or deleting; call it inside ``directory_lock``."""
+    """Remove folders that killed processes of the caller were creating or deleting, inside ``directory_lock``.
+
+    Nothing is removed from a directory where another user can rename a folder of the caller.
+    """
+    with contextlib.suppress(OSError):
+        if describe_foreign_access(directory) is not None:
+            return
     for folder in directory.iterdir():
         if _OWN_FOLDER.fullmatch(folder.name) and not folder.is_symlink() and not is_locked(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                if folder.lstat().st_uid == os.geteuid():  # of others, it may have any content
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _rename(fresh: Path, requested: Path) -> Path:

@@ -12,6 +12,7 @@ from auditor.errors import RunFolderError, RunNotWritableError, UsageError
 from auditor.runs.folder import ARCHIVE, CHANGES, RunCatalog, StoredRun
 from auditor.runs.locking import DELETING_PREFIX, RunLock, directory_lock, is_locked, remove_stale_folders
 from auditor.runs.manifest import MANIFEST, read_manifest
+from auditor.storage.files import atomic_replace, describe_foreign_access, open_contained
 from auditor.text.formatting import format_utc
 
 _DAY = 86_400
@@ -123,8 +124,13 @@ def _keep_changes(folder: Path) -> None:
     kept = folder.parent / ARCHIVE / folder.name
     mode = stat.S_IMODE(folder.stat().st_mode)
     for place in (kept.parent, kept):
-        if place.is_symlink():
-            raise RunNotWritableError(f"{place}: is a link, so no changes are kept in it; remove the link")
         place.mkdir(mode, exist_ok=True)
+        if (access := describe_foreign_access(place)) is not None:
+            raise RunNotWritableError(f"{place}: {access}, so no changes are kept in it; remove it")
     for name in (CHANGES, MANIFEST):  # a folder without a manifest does not count
-        shutil.copy2(folder / name, kept / name)
+        with (
+            open_contained(folder, name) as source,
+            atomic_replace(kept / name, mode=mode & 0o666) as new,
+            new.open("wb") as target,
+        ):
+            shutil.copyfileobj(source, target)

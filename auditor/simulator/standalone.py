@@ -18,6 +18,7 @@ from auditor.simulator.quotas import SimulatedAccount, WindowKind
 from auditor.simulator.registry import Churn
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import World
+from auditor.storage.files import PRIVATE_FILE, atomic_replace, replace_file
 
 _MAX_PORT = 65_535
 
@@ -135,18 +136,19 @@ def _write_settings(
         if config.fleet == "products":
             table["fleet"] = {"products": "all"}
         else:
-            world.write_fleet(folder / table["fleet"]["file"])
+            with atomic_replace(folder / table["fleet"]["file"]) as new:
+                world.write_fleet(new)
         write_secret(folder / table["access_key_secret"]["file"], account)
         lines += ["", "[[account]]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
     path = folder / "simulated.toml"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    replace_file(path, ("\n".join(lines) + "\n").encode())
     return path
 
 
 def write_secret(file: Path, account: SimulatedAccount) -> None:
     """Write an account's secret into a file that only this user can read."""
-    file.touch(mode=0o600)
-    file.write_text(account.secret.reveal(), encoding="utf-8")
+    with atomic_replace(file, mode=PRIVATE_FILE) as new:
+        new.write_text(account.secret.reveal(), encoding="utf-8")
 
 
 def _account_table(endpoint: str, account: SimulatedAccount, dialect: Dialect) -> dict[str, Any]:

@@ -32,6 +32,9 @@ WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 MAX_BYTES = 1 << 20
 """Size up to which a settings file, or a file of rules or of a secret, is read."""
 
+MAX_LINKS = 40
+"""Links that a path may lead through, as in Linux."""
+
 MAX_SPARSE_BYTES, MIN_FILLED_FRACTION = 1 << 28, 1 / 16
 """Larger files must be stored to this fraction at least. Others consist of holes, and reading them would take hours."""
 
@@ -174,19 +177,59 @@ def describe_foreign_access(path: Path) -> str | None:
     return "can be written by other users" if not sticky and _is_writable_by_others(found) else None
 
 
+def trusted_owners(folder: Path) -> frozenset[int] | None:
+    """Return the users whose entries of a folder that all users can write are trusted; None: not all users can.
+
+    They are the caller, root, and the owner of the folder. Members of a group that can write it are trusted, too: who
+    gave them this right meant it. Raises OSError if the folder cannot be checked.
+    """
+    found = folder.stat()
+    return frozenset({os.geteuid(), 0, found.st_uid}) if found.st_mode & stat.S_IWOTH else None
+
+
 def find_foreign_access(folder: Path) -> str | None:
-    """Return how another user could replace a folder, or one above it, each of which is named; None if none could.
+    """Return how another user could replace a folder, or one on the way to it, which is named; None if none could.
+
+    Every link on the way is followed, and the folders that contain its target are checked like the others.
 
     Raises:
         OSError: a folder cannot be checked.
     """
-    for path in (folder, *folder.absolute().parents):
+    for path in _walk(folder):
         if path.is_symlink() and path.lstat().st_uid in {os.geteuid(), 0}:
-            continue  # its target is checked with the resolved folder
+            continue  # its target follows
         if (access := describe_foreign_access(path)) is not None:
             return f"{path} {access}"
-    resolved = folder.resolve()
-    return None if resolved == folder.absolute() else find_foreign_access(resolved)
+    return None
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    """Yield each folder and link that a path leads through, from the root to its end, as the system follows it.
+
+    A link of the kernel, such as /dev/stdout, is the end: it may lead to what has no path.
+
+    Raises:
+        OSError: it leads through more links than the system follows, or a part of it does not exist.
+    """
+    place = Path("/")
+    yield place
+    rest, links = list(reversed(path.absolute().parts[1:])), 0
+    while rest:
+        part = rest.pop()
+        if part == "..":
+            place = place.parent
+            continue
+        place /= part
+        yield place
+        if stat.S_ISLNK(place.lstat().st_mode):
+            if _is_of_system(place.parent):
+                return
+            links += 1
+            if links > MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            target = Path(os.readlink(place))  # noqa: PTH115  keeps what the link says
+            place = Path("/") if target.is_absolute() else place.parent
+            rest += reversed(target.parts[1:] if target.is_absolute() else target.parts)
 
 
 def _is_writable_by_others(found: os.stat_result) -> bool:
@@ -322,20 +365,22 @@ def atomic_replace(path: Path, *, mode: int | None = None, or_overwrite: bool = 
                 except OSError as error:
                     if not or_overwrite or error.errno != errno.EBUSY:  # the code for a mount point
                         raise
-                    _overwrite(new, folder / path.name)
+                    with _open_folder(folder) as parent:
+                        _overwrite(new, path.name, parent)
             finally:
                 with contextlib.suppress(OSError):
                     new.unlink(missing_ok=True)
                 _temporary.discard(new)
         else:
-            with private_folder("output") as staging:
+            # Opened before the block: meanwhile, others may put a link in the place of the folder.
+            with private_folder("output") as staging, _open_folder(folder) as parent:
                 new = staging / f"{path.name[:100]}.new"
                 final_mode = _create(new, mode, replaced)
                 yield new
                 if overwrite:
-                    _overwrite(new, folder / path.name)
+                    _overwrite(new, path.name, parent)
                 else:
-                    _copy_and_rename(new, folder, path.name, final_mode)
+                    _copy_and_rename(new, parent, path.name, final_mode)
     except OSError as error:
         raise not_writable(path, error) from error
 
@@ -368,7 +413,7 @@ def _is_of_system(folder: Path) -> bool:
 
 def _refuse_foreign_links(folder: Path) -> None:
     """Raise RunNotWritableError if a path goes through a link of another user, who could direct it anywhere."""
-    for part in (folder, *folder.parents):
+    for part in _walk(folder):
         if part.is_symlink() and (owner := part.lstat().st_uid) not in {os.geteuid(), 0}:
             raise RunNotWritableError(f"{part}: is a link of another user (uid {owner}); give the path itself")
 
@@ -417,9 +462,23 @@ def _is_own_in_unwritable_folder(path: Path) -> bool:
     return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
 
 
-def _overwrite(source: Path, path: Path) -> None:
-    """Copy a finished file over another one, which keeps its mode and owner."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+@contextmanager
+def _open_folder(folder: Path) -> Iterator[int]:
+    """Yield a descriptor of a folder whose path has no link; raise OSError if a part of it has become one."""
+    descriptor = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in folder.parts[1:]:
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _overwrite(source: Path, name: str, parent: int) -> None:
+    """Copy a finished file over another one of the folder ``parent``, which keeps its mode and owner."""
+    descriptor = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent)
     with source.open("rb") as content, os.fdopen(descriptor, "wb") as file:
         check_regular(os.fstat(descriptor))
         file.truncate()
@@ -428,9 +487,8 @@ def _overwrite(source: Path, path: Path) -> None:
         os.fsync(descriptor)
 
 
-def _copy_and_rename(source: Path, folder: Path, name: str, mode: int) -> None:
-    """Copy a finished file to a folder that others can write, through descriptors that they cannot redirect."""
-    parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _copy_and_rename(source: Path, parent: int, name: str, mode: int) -> None:
+    """Copy a finished file to the folder ``parent`` that others can write, by its descriptor."""
     new = f".{name[:100]}.{secrets.token_hex(4)}.new"
     try:
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW
@@ -444,7 +502,6 @@ def _copy_and_rename(source: Path, folder: Path, name: str, mode: int) -> None:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(new, dir_fd=parent)
-        os.close(parent)
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -12,9 +12,11 @@ from threading import Thread
 import pytest
 
 from auditor.errors import RunFolderError, UsageError
+from auditor.runs.folder import ARCHIVE, CHANGES
 from auditor.runs.locking import RunLock, create_run_folder, directory_lock
 from auditor.runs.manifest import State
 from auditor.runs.retention import prune_runs
+from auditor.runs.selection_info import ChangesInfo
 from auditor.text.formatting import format_utc
 from tests.cli.conftest import Auditor
 from tests.other_user import OTHER_USER, as_other_user, let_others_enter, needs_root
@@ -233,3 +235,87 @@ def test_a_new_run_folder_without_a_lock_is_not_removed(runs: Path) -> None:
     assert not pruning.is_alive()
     assert fresh.is_dir()
     hold.release()
+
+
+def of_other_user(folder: Path) -> Path:
+    """Give a run to another user."""
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, OTHER_USER, OTHER_USER, follow_symlinks=False)
+    return folder
+
+
+def with_changes(folder: Path) -> Path:
+    """Let a run say that it recorded changes."""
+    (folder / CHANGES).write_bytes(b"recorded")
+    edit_manifest(folder, lambda manifest: replace(manifest, changes=ChangesInfo("20261031T020000Z-nightly", {})))
+    return folder
+
+
+@needs_root
+def test_planted_runs_do_not_push_out_own_ones(auditor: Auditor, runs: Path) -> None:
+    own = [a_run(runs, day) for day in (1, 2)]
+    planted = [of_other_user(a_run(runs, day)) for day in (3, 4, 5)]
+    runs.chmod(0o1777)
+    done = auditor("prune", runs, "--keep", 2)
+    assert f"skipped: {planted[0]}: belongs to another user (uid {OTHER_USER})" in done.stderr
+    assert left(runs) == sorted(path.name for path in own + planted)
+    runs.chmod(0o755)  # only its owner can have put them here
+    assert set(prune_runs(runs, keep=2).removed) == {*own, planted[0]}
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["folder of another user", "link", "link in the folder of the run"])
+def test_changes_are_kept_in_own_folders_only(runs: Path, tmp_path: Path, kind: str) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / CHANGES).write_text("mine")
+    old, _newest = with_changes(a_run(runs, 1)), a_run(runs, 2)
+    runs.chmod(0o1777)
+    archive = runs / ARCHIVE
+    match kind:
+        case "folder of another user":
+            (archive / old.name).mkdir(parents=True)
+            (archive / old.name / CHANGES).symlink_to(precious / CHANGES)
+            of_other_user(archive)
+        case "link":
+            archive.symlink_to(precious)
+        case _:
+            (archive / old.name).mkdir(parents=True)
+            (archive / old.name / CHANGES).symlink_to(precious / CHANGES)
+    result = prune_runs(runs, keep=1)
+    assert (precious / CHANGES).read_text() == "mine"
+    assert left(precious) == [CHANGES]
+    if kind == "link in the folder of the run":  # the own folder's link is replaced
+        assert (result.removed, (archive / old.name / CHANGES).read_bytes()) == ((old,), b"recorded")
+    else:
+        assert (result.removed, old.is_dir(), str(archive) in result.failed[0]) == ((), True, True)
+
+
+@needs_root
+def test_a_recorded_change_that_is_a_link_is_not_copied(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    old, _newest = with_changes(a_run(runs, 1)), a_run(runs, 2)
+    (old / CHANGES).unlink()
+    (old / CHANGES).symlink_to(tmp_path / "secret")
+    result = prune_runs(runs, keep=1)
+    assert result.removed == ()
+    assert str(old) in (*result.skipped, *result.failed)[0]
+    assert not (runs / ARCHIVE / old.name / CHANGES).exists()
+
+
+@needs_root
+def test_leftovers_of_other_users_are_not_removed(runs: Path) -> None:
+    a_run(runs, 1)
+    leftover = runs / ".pruned-20261101T020000Z-nightly-0123abcd"
+    leftover.mkdir()
+    runs.chmod(0o1777)
+    of_other_user(leftover)
+    prune_runs(runs, keep=1)
+    assert leftover.is_dir()
+    os.chown(leftover, 0, 0)
+    runs.chmod(0o777)  # another user may have given a folder this name
+    prune_runs(runs, keep=1)
+    assert leftover.is_dir()
+    runs.chmod(0o1777)
+    prune_runs(runs, keep=1)
+    assert not leftover.exists()

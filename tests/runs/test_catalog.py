@@ -1,3 +1,5 @@
+import os
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -5,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from auditor.errors import RunFolderError
-from auditor.runs.folder import RunCatalog, StoredRun, find_run
-from auditor.runs.manifest import MANIFEST
+from auditor.runs.folder import ARCHIVE, RunCatalog, StoredRun, find_run
+from auditor.runs.manifest import MANIFEST, read_manifest
+from tests.other_user import OTHER_USER, needs_root
 from tests.runs.run_folders import build, edit_manifest, named, ok, running
 
 
@@ -143,3 +146,42 @@ def test_a_directory_means_its_newest_successful_run_for_reading(week: Path) -> 
     assert find_run(week, "fleet").name == "20261128T020000Z-nightly"
     edit_manifest(week / "20261129T020000Z-nightly", lambda manifest: replace(manifest, name="other"))
     assert find_run(week, "successful").name == "20261129T020000Z-nightly", "the newest run decides on the name"
+
+
+@needs_root
+def test_a_run_that_another_user_planted_is_no_newest_and_no_previous_run(directory: Path) -> None:
+    planted = directory / "3"
+    for path in (planted, *planted.iterdir()):
+        os.chown(path, OTHER_USER, OTHER_USER)
+    newest = StoredRun(read_manifest(directory / "4"), directory / "4")
+    for mode, previous in ((0o755, "3"), (0o775, "3"), (0o1777, "1"), (0o777, "1")):
+        directory.chmod(mode)
+        catalog = RunCatalog(directory)
+        assert folder_name(catalog.previous(*newest)) == previous
+        assert folder_name(catalog.latest("nightly", ended=True)) == previous
+        skipped = [str(error) for error in catalog.unreadable if str(error).startswith(f"{planted}: ")]
+        sentence = (
+            f"{planted}: belongs to another user (uid {OTHER_USER}) in a directory that all users can write; "
+            "give this folder to read it"
+        )
+        assert skipped == [sentence] * (previous == "1")
+    assert find_run(planted) == planted
+    os.chown(planted, 0, 0)  # its manifest is still theirs
+    assert folder_name(RunCatalog(directory).previous(*newest)) == "1"
+    os.chown(planted, OTHER_USER, OTHER_USER)
+    os.chown(directory, OTHER_USER, OTHER_USER)  # whoever owns a directory of runs is trusted by those who read it
+    assert folder_name(RunCatalog(directory).previous(*newest)) == "3"
+
+
+@needs_root
+def test_kept_changes_that_another_user_planted_are_not_read(directory: Path) -> None:
+    archive = directory / ARCHIVE
+    shutil.copytree(directory / "1", archive / "1")
+    assert [run.folder.name for run in RunCatalog(directory).archived()] == ["1"]
+    os.chown(archive, OTHER_USER, OTHER_USER)
+    directory.chmod(0o1777)
+    assert RunCatalog(directory).archived() == []
+    archive.rename(directory / "elsewhere")
+    archive.symlink_to(directory / "elsewhere")
+    directory.chmod(0o755)
+    assert RunCatalog(directory).archived() == []

@@ -17,10 +17,12 @@ import pytest
 from auditor.errors import RunNotWritableError
 from auditor.storage.append_only import AppendOnlyFile, cut_torn_line
 from auditor.storage.files import (
+    MAX_LINKS,
     READABLE_BY_ALL,
     atomic_replace,
     check_contained,
     describe_foreign_access,
+    find_foreign_access,
     open_contained,
     private_folder,
     read_contained,
@@ -271,6 +273,61 @@ def test_a_link_of_another_user_on_the_way_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunNotWritableError, match=r"out: is a link of another user \(uid 54321\)"):
         replace_file(tmp_path / "theirs" / "out" / "report.html", b"page")
     assert list((tmp_path / "target").iterdir()) == []
+
+
+@needs_root
+@pytest.mark.parametrize("target", ["absolute", "relative"])
+def test_a_link_of_another_user_that_an_own_link_leads_to_is_refused(tmp_path: Path, target: str) -> None:
+    for name in ("admin", "shared", "rootonly"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "shared").chmod(0o1777)
+    theirs, own = tmp_path / "shared" / "current", tmp_path / "admin" / "reports"
+    theirs.symlink_to(tmp_path / "rootonly")
+    os.chown(theirs, OTHER_USER, OTHER_USER, follow_symlinks=False)
+    own.symlink_to(Path("../shared/../shared/current") if target == "relative" else theirs)
+    with pytest.raises(RunNotWritableError, match=r"shared/current: is a link of another user \(uid 54321\)"):
+        replace_file(own / "report.html", b"page")
+    assert list((tmp_path / "rootonly").iterdir()) == []
+    assert find_foreign_access(own) == f"{theirs} is a link"
+    theirs.unlink()
+    theirs.symlink_to(tmp_path / "rootonly")  # root's own
+    assert find_foreign_access(own) is None
+    replace_file(own / "report.html", b"page")
+    assert (tmp_path / "rootonly" / "report.html").read_bytes() == b"page"
+
+
+@pytest.mark.parametrize("links", [MAX_LINKS, MAX_LINKS + 1])
+def test_a_path_leads_through_as_many_links_as_the_system_follows(tmp_path: Path, links: int) -> None:
+    (tmp_path / "0").mkdir()
+    for number in range(links):
+        (tmp_path / str(number + 1)).symlink_to(tmp_path / str(number))
+    last = tmp_path / str(links)
+    if links <= MAX_LINKS:
+        replace_file(last / "file", b"x")
+        assert (tmp_path / "0" / "file").read_bytes() == b"x"
+    else:
+        with pytest.raises(RunNotWritableError, match=r"[Tt]oo many"):
+            replace_file(last / "file", b"x")
+
+
+@needs_root
+@pytest.mark.parametrize("swapped", ["the folder", "the folder above"])
+def test_a_folder_that_becomes_a_link_during_the_work_gets_the_file_itself(tmp_path: Path, swapped: str) -> None:
+    theirs, rootonly = tmp_path / "out" / "sub", tmp_path / "rootonly"
+    theirs.mkdir(parents=True)
+    (rootonly / "sub").mkdir(parents=True)
+    for place in (rootonly, rootonly / "sub"):
+        (place / "fleet.csv").write_text("precious")
+    for folder in (theirs, theirs.parent):
+        os.chown(folder, OTHER_USER, OTHER_USER)
+    target = theirs if swapped == "the folder" else theirs.parent
+    with atomic_replace(theirs / "fleet.csv") as new:
+        target.rename(tmp_path / "gone")
+        target.symlink_to(rootonly)
+        new.write_text("rows")
+    gone = tmp_path / "gone" if swapped == "the folder" else tmp_path / "gone" / "sub"
+    assert (gone / "fleet.csv").read_text() == "rows"
+    assert {path.read_text() for path in rootonly.rglob("fleet.csv")} == {"precious"}
 
 
 @needs_root

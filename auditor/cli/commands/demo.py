@@ -65,9 +65,10 @@ def _show_results(runs: list[Path], directory: Path) -> None:
     from auditor.cli.commands.report import policy, report
     from auditor.cli.demonstration import DEMO_RULES
     from auditor.cli.options import DeviceFlags, FilterFlags
+    from auditor.storage.files import replace_file
 
     newest, rules, page = runs[-1], directory / "demo-rules.toml", directory / "demo.html"
-    rules.write_text(DEMO_RULES, encoding="utf-8")
+    replace_file(rules, DEMO_RULES.encode())
     _show(lambda: inventory(newest), "inventory", newest)
     few, default = FilterFlags(limit=5), DeviceFlags(module="default")
     _show(lambda: devices(newest, filters=few, missing=True), "devices", newest, "--missing", "--limit", 5)
