@@ -19,6 +19,7 @@ TEST_PROCESSES ?= $(shell n=$$(( $$(nproc 2>/dev/null || echo 2) + 1 )); echo $$
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
 
+test: export PYTHONDONTWRITEBYTECODE =  # compiling the tests takes each process ten seconds, so what is compiled is kept
 test: .venv/.tests-installed  ## set up, then run all tests; more processes than cores, since a third of the time is waiting
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
 

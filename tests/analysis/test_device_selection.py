@@ -20,7 +20,7 @@ from auditor.runs.folder import CHANGES
 from auditor.runs.manifest import read_manifest, write_manifest
 from auditor.runs.retention import prune_runs
 from auditor.storage.tables import ResultTable
-from tests.runs.run_folders import build, edit_manifest, named, ok, sampled
+from tests.runs.run_folders import build, build_once, edit_manifest, named, ok, sampled
 from tests.runs.test_document_schemas import validate
 
 ODD = '{odd} "site" = \'; DROP'
@@ -52,8 +52,12 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two runs of five devices; a sixth one is in the older run only."""
     monkeypatch.chdir(tmp_path)
     directory = tmp_path / "audits"
-    write(directory, 1, [*SITES, "c3"], [*(old for old, _ in VERSIONS), "1.0"])
-    write(directory, 2, [*SITES[:4], "a1"], [new for _, new in VERSIONS])
+
+    def make() -> None:
+        write(directory, 1, [*SITES, "c3"], [*(old for old, _ in VERSIONS), "1.0"])
+        write(directory, 2, [*SITES[:4], "a1"], [new for _, new in VERSIONS])
+
+    build_once(directory, "selected devices", make)
     return directory
 
 

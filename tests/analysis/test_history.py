@@ -19,6 +19,7 @@ from auditor.query.run import Run
 from auditor.runs.folder import INVENTORY_JSON, MODULES
 from auditor.runs.manifest import MANIFEST, DeviceCounts, file_info, read_manifest
 from auditor.text.formats import TableFormat
+from tests.database import connect
 from tests.runs.run_folders import HOSTILE, build, by_id, edit_manifest, every_status, failed, named, ok, running
 
 COLUMNS = [
@@ -307,7 +308,7 @@ def test_a_history_is_written_in_every_format_with_its_warnings(tmp_path: Path) 
     assert "partial: 1 devices failed" in told["warnings"][0]["message"]
     assert [orjson.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()] == rows
     assert "'=1+1" in (tmp_path / "out.csv").read_text()
-    with duckdb.connect() as database:
+    with connect() as database:
         table = database.execute("FROM read_parquet(?)", [str(tmp_path / "out.parquet")]).fetchall()
     assert [dict(zip(COLUMNS, row, strict=True)) for row in table] == rows
 

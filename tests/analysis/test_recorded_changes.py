@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import duckdb
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,6 +20,7 @@ from auditor.runs.manifest import SilentAccount, read_manifest, write_manifest
 from auditor.runs.retention import prune_runs
 from auditor.runs.verify import verify_run
 from tests.analysis.recorded_runs import DAYS, Answer, Modules, add_run, write_days
+from tests.database import connect
 from tests.runs.run_folders import edit_manifest
 
 Row = tuple[str, str | None, str, str | None, str | None]
@@ -92,7 +92,7 @@ class Oracle:
 
 
 def recorded(folder: Path) -> list[Row]:
-    with duckdb.connect() as database:
+    with connect() as database:
         query = f"SELECT device_name, module_name, change, old_version, new_version FROM '{folder / CHANGES}'"
         return sorted(database.execute(query).fetchall(), key=str)
 
@@ -166,6 +166,19 @@ def directory(tmp_path: Path) -> Path:
 def test_changes_are_sealed_and_verified(directory: Path) -> None:
     folder = directory / "20261125T020000Z-nightly"
     assert CHANGES in {info.name for info in read_manifest(folder).files}
+    assert verify_run(folder) == []
+    honest = read_manifest(folder)
+    assert honest.changes is not None
+    invented = replace(honest.changes, counts=honest.changes.counts | {"upgraded": 4_711})
+    for changes in (invented, replace(honest.changes, counts={})):
+        write_manifest(folder, replace(honest, changes=changes))
+        assert verify_run(folder) == [f"run.json: its numbers of changes do not follow from {CHANGES}"]
+    files = tuple(info for info in honest.files if info.name != CHANGES)
+    write_manifest(folder, replace(honest, files=files))
+    (folder / CHANGES).rename(folder / "elsewhere")
+    assert verify_run(folder) == [f"run.json: has numbers of changes, and {CHANGES} is missing"]
+    (folder / "elsewhere").rename(folder / CHANGES)
+    write_manifest(folder, honest)
     assert verify_run(folder) == []
     (folder / CHANGES).write_bytes(b"PAR1")
     assert any(problem.startswith(f"{CHANGES}: is not the file") for problem in verify_run(folder))

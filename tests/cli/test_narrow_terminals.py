@@ -19,7 +19,7 @@ from auditor.cli.output import Column, print_columns
 from auditor.models import Device
 from auditor.runs.manifest import read_manifest, write_manifest
 from auditor.runs.selection_info import ExitReason
-from tests.runs.run_folders import build, ok
+from tests.runs.run_folders import build, build_once, ok
 
 PRODUCT = "a1B2c3D4e5F"
 MODULE = "wifi-esp32"
@@ -41,16 +41,22 @@ COMMANDS = (
 def write_runs(directory: Path, names: list[str], versions: tuple[str, str]) -> set[str]:
     """Write two runs, and return all identifiers in them."""
     devices = [Device("demo", PRODUCT, name, f"{number:032x}") for number, name in enumerate(names)]
+    build_once(directory, ("narrow terminals", names, versions), lambda: _write_runs(directory, devices, versions))
+    runs = {path.name for path in directory.iterdir()}
+    return {PRODUCT, MODULE, *versions, *names, *runs, *(str(each.iot_id) for each in devices)}
+
+
+def _write_runs(directory: Path, devices: list[Device], versions: tuple[str, str]) -> None:
     for day, version in zip((22, 23), versions, strict=True):
         folder = directory / f"202611{day}T020000Z-nightly-europe"
         build(folder, devices, [ok(device, (MODULE, version)) for device in devices])
-        reason = ExitReason("too_many_failed", f"1 of 9 devices failed with auditor.Timeout, such as {names[0]}")
+        reason = ExitReason(
+            "too_many_failed", f"1 of 9 devices failed with auditor.Timeout, such as {devices[0].device_name}"
+        )
         started_at = f"2026-11-{day}T02:00:00.000Z"
         manifest = replace(read_manifest(folder), started_at=started_at, exit_code=1, exit_reason=reason)
         write_manifest(folder, manifest)
         write_manifest(folder, record_changes(folder, manifest))
-    runs = {path.name for path in directory.iterdir()}
-    return {PRODUCT, MODULE, *versions, *names, *runs, *(str(each.iot_id) for each in devices)}
 
 
 def use_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:

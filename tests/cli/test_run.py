@@ -12,13 +12,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import duckdb
 import pytest
 import trustme
 from aiohttp import web
 
 from auditor.simulator.world import World
 from tests.cli.conftest import SECRET, Auditor, Platform, StartPlatform, command, settings_file
+from tests.database import connect
 
 CONTRACT = {
     "run.json",
@@ -78,7 +78,7 @@ def test_every_command_reads_a_complete_run_consistently(auditor: Auditor, platf
     as_lines = [json.loads(line) for line in auditor("inventory", folder, "--format", "jsonl").stdout.splitlines()]
     parquet = folder.parent / "inventory.parquet"
     assert auditor("inventory", folder.parent, "--format", "parquet", "-o", parquet).returncode == 0
-    rows = duckdb.connect().execute("FROM read_parquet(?)", [str(parquet)]).fetchall()
+    rows = connect().execute("FROM read_parquet(?)", [str(parquet)]).fetchall()
     expected = Counter(
         (device.product_key, module.module_name, module.module_version)
         for device in world

@@ -3,7 +3,6 @@
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import duckdb
 import pytest
 
 from auditor.errors import FleetError
@@ -11,6 +10,7 @@ from auditor.fleet.columns import is_column_name
 from auditor.fleet.names import BadRowError, clean_name
 from auditor.fleet.snapshot import Snapshot, write_snapshot
 from auditor.fleet.table import read_snapshot
+from tests.database import connect
 
 Names = tuple[str | None, str | None, str | None]
 
@@ -30,7 +30,7 @@ def snapshot(folder: Path, name: str, content: bytes) -> tuple[Snapshot, list[Na
     assert [each.name for each in out.parent.iterdir()] == ["fleet.parquet"]
     read = devices(out)
     assert taken.devices == len(read)
-    with duckdb.connect() as database:
+    with connect() as database:
         ordinals = database.read_parquet(str(out)).project("ordinal").fetchall()
     assert [ordinal for (ordinal,) in ordinals] == list(range(len(read)))
     return taken, read
@@ -53,7 +53,7 @@ def refused(folder: Path, name: str, content: bytes) -> str:
 def parquet(folder: Path, query: str) -> bytes:
     """The bytes of a Parquet file with the rows of a query."""
     path = folder / "made.parquet"
-    with duckdb.connect() as database:
+    with connect() as database:
         database.execute(f"COPY ({query}) TO '{path}' (FORMAT parquet)")
     return path.read_bytes()
 

@@ -6,14 +6,16 @@ import io
 import itertools
 from pathlib import Path
 
-import duckdb
 import orjson
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from auditor.fleet.columns import MAX_ATTRIBUTE_BYTES, MAX_ATTRIBUTES, column_of
+from auditor.fleet.columns import MAX_ATTRIBUTE_BYTES, column_of, is_column_name
 from auditor.fleet.names import strip_invisible
+from auditor.fleet.snapshot import write_snapshot
+from auditor.runs.attributes import MAX_ATTRIBUTES
+from tests.database import connect
 from tests.fleet.snapshots import parquet, refused, snapshot
 
 Attributes = dict[str, str] | None
@@ -23,7 +25,7 @@ FOLDERS = itertools.count()
 
 def attributes(folder: Path) -> list[Attributes]:
     """The attributes of each device of the fleet that ``snapshot`` wrote."""
-    with duckdb.connect() as database:
+    with connect() as database:
         query = f"SELECT attributes FROM '{folder}/out/fleet.parquet' ORDER BY ordinal"
         return [row[0] for row in database.execute(query).fetchall()]
 
@@ -111,6 +113,20 @@ def test_attributes_that_are_too_long_are_a_bad_row(tmp_path: Path) -> None:
     assert '"site"' in problem
 
 
+def test_parquet_whose_rows_share_long_attributes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("auditor.storage.database.MIN_TEXT_BYTES", 50_000_000)
+    rows = "SELECT 'k' AS product_key, 'd' || i AS device_name, repeat('x', {}) AS note FROM range({}) t(i)"
+    content = parquet(tmp_path, rows.format(10_240, 3_000))
+    assert read(tmp_path, "fleet.parquet", content)[-1] == {"note": "x" * 10_240}
+    (tmp_path / "out" / "fleet.parquet").unlink()
+    for length, devices in ((10_240, 30_000), (60_000, 1_000)):
+        content = parquet(tmp_path, rows.format(length, devices))
+        assert len(content) < 200_000
+        problem = refused(tmp_path, "fleet.parquet", content)
+        assert problem.startswith("has more than ")
+        assert problem.endswith(" bytes; no audit writes such a file")
+
+
 ODD_TEXTS = [
     'quo"te', "apo'strophe", "a,b;c\td", "two\nlines", "back\\slash", "=1+1", "@x", "-1", "+1", "select", "ORDER BY",
     "機器 名稱", "😀🔥", "\u202eright to left", "NULL", "{curly}", "%s{0}$1", "a=b", "a!=b", "x" * 10_240, "\x1b[31m", "'",
@@ -120,7 +136,7 @@ ODD_TEXTS = [
 TEXT = st.one_of(
     st.sampled_from(ODD_TEXTS),
     st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r\0"), min_size=1, max_size=20),
-)
+).filter(lambda text: not is_column_name(text))  # a row with one may be a header, and is refused
 
 NAME = TEXT.filter(lambda text: bool(strip_invisible(text)) and strip_invisible(text) == text and not column_of(text))
 
@@ -151,5 +167,9 @@ def test_odd_names_and_texts_arrive_unchanged(tmp_path: Path, names: list[str], 
     if data is None:  # all long texts in one row are too many
         rows = [{key: text[:2_000] for key, text in row.items()} for row in rows]
     expected = [{name: text for name, text in row.items() if name != "iot_id"} for row in rows]
-    assert read(folder, "fleet.csv", as_csv(rows)) == expected
-    assert read(folder, "fleet.jsonl", as_jsonl(rows)) == expected
+    (folder / "fleet.csv").write_bytes(as_csv(rows))
+    (folder / "fleet.jsonl").write_bytes(as_jsonl(rows))
+    (folder / "out").mkdir()
+    fleets = [("eu", str(folder / "fleet.csv")), ("us", str(folder / "fleet.jsonl"))]
+    assert write_snapshot(fleets, folder / "out" / "fleet.parquet").devices == 2 * len(rows)
+    assert attributes(folder) == expected * 2

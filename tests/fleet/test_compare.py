@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-import duckdb
 import orjson
 import pytest
 from hypothesis import example, given, settings
@@ -19,6 +18,7 @@ from auditor.fleet.snapshot import write_snapshot
 from auditor.fleet.table import FLEET_COLUMNS, read_snapshot
 from auditor.runs.attributes import ATTRIBUTES, LISTED_ATTRIBUTES
 from auditor.text.formats import FleetFormat
+from tests.database import connect
 
 FORMS: tuple[FleetFormat, ...] = get_args(FleetFormat)
 COLUMNS = [*(name for name in FLEET_COLUMNS if name != ATTRIBUTES), *LISTED_ATTRIBUTES]
@@ -37,9 +37,9 @@ class Row(NamedTuple):
 
 
 def fleet_of(path: Path, rows: Sequence[Row], *, account: str = "eu") -> Path:
-    with duckdb.connect() as database:
+    with connect() as database:
         columns = ", ".join(f"{name} {kind}" for name, kind in FLEET_COLUMNS.items())
-        database.execute(f"CREATE TABLE fleet (ordinal BIGINT, {columns})")
+        database.execute(f"CREATE TEMP TABLE fleet (ordinal BIGINT, {columns})")
         for ordinal, row in enumerate(rows):
             database.execute("INSERT INTO fleet VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", [ordinal, account, *row])
         database.execute(f"COPY fleet TO '{path}' (FORMAT parquet)")
@@ -128,12 +128,12 @@ def test_all_that_was_listed_stands_in_a_file_for_programs(tmp_path: Path) -> No
     columns = ", ".join(FLEET_COLUMNS)
     for form in FORMS:
         write_snapshot([("eu", str(tmp_path / f"out.{form}"))], tmp_path / "again.parquet")
-        with duckdb.connect() as database:
+        with connect() as database:
             again, before = (
                 database.read_parquet(str(path)).project(columns) for path in (tmp_path / "again.parquet", fleet)
             )
             assert again.fetchall() == before.fetchall()
-    with duckdb.connect() as database:
+    with connect() as database:
         read = database.read_parquet(str(tmp_path / "out.parquet"))
         types = FLEET_COLUMNS | dict.fromkeys(LISTED_ATTRIBUTES, "VARCHAR")
         assert dict(zip(read.columns, map(str, read.types), strict=True)) == {name: types[name] for name in COLUMNS}
@@ -167,7 +167,7 @@ def test_devices_are_counted_by_product_and_status(tmp_path: Path) -> None:
         fleet_of(tmp_path / "eu.parquet", [*rows, Row("p2", "d")]),
         fleet_of(tmp_path / "us.parquet", [Row("p1", "d", None, "ONLINE")], account="us"),
     ]
-    with duckdb.connect() as database:
+    with connect() as database:
         found = database.sql(product_counts_sql(fleets))
         assert found.columns == ["account", "product_key", "devices", "online", "offline", "unactive", "disable"]
         assert sorted(found.fetchall()) == [
@@ -225,7 +225,7 @@ def differing(
         unsure,
         requested_products=asked,
     )
-    with duckdb.connect() as database:
+    with connect() as database:
         rows = database.sql(query).project("difference, product_key, device_name, iot_id, device_status").fetchall()
         accounts = {account for (account,) in database.sql(query).project("account").fetchall()}
     assert accounts <= {"eu"}

@@ -7,12 +7,12 @@ import json
 import tempfile
 from pathlib import Path
 
-import duckdb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auditor.errors import FleetError
 from auditor.fleet.snapshot import write_snapshot
+from tests.database import connect
 from tests.fleet.snapshots import HEADER, Names, devices, is_name
 
 COLUMNS = ("product_key", "device_name", "iot_id")
@@ -73,8 +73,8 @@ def test_a_written_fleet_is_read_back_as_its_distinct_devices(
         (folder / "a.csv").write_bytes(_as_csv(rows, delimiter, ending))
         lines = [json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=ascii_only) for row in rows]
         (folder / "a.jsonl").write_bytes(ending.join(lines).encode())
-        with duckdb.connect() as database:
-            database.execute("CREATE TABLE t (product_key VARCHAR, device_name VARCHAR, iot_id VARCHAR)")
+        with connect() as database:
+            database.execute("CREATE TEMP TABLE t (product_key VARCHAR, device_name VARCHAR, iot_id VARCHAR)")
             database.executemany("INSERT INTO t VALUES (?, ?, ?)", rows)
             database.execute(f"COPY t TO '{folder}/a.parquet' (FORMAT parquet)")
         expected = distinct(rows)
@@ -123,7 +123,7 @@ def _packed(kind: str) -> bytes:
     text = HEADER + b"".join(b"k,%d\n" % number for number in range(50))
     if kind == "gz":
         return gzip.compress(text)
-    with tempfile.TemporaryDirectory() as made, duckdb.connect() as database:
+    with tempfile.TemporaryDirectory() as made, connect() as database:
         path = Path(made) / "a.parquet"
         database.execute(f"COPY (SELECT 'k' AS product_key, n::VARCHAR AS device_name FROM range(50) t(n)) TO '{path}'")
         return path.read_bytes()

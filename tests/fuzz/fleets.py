@@ -6,12 +6,11 @@ import tempfile
 import unicodedata
 from pathlib import Path
 
-import duckdb
-
 from auditor.client.operations import MAX_NAME_LENGTH
 from auditor.errors import FleetError
 from auditor.fleet.snapshot import write_snapshot
 from auditor.fleet.table import sha256_of
+from tests.database import connect
 from tests.fleet.snapshots import Names, devices
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".txt", "")
@@ -104,7 +103,7 @@ def _parquet() -> list[bytes]:
     ]  # fmt: skip
     folder = Path(tempfile.mkdtemp())
     try:
-        with duckdb.connect() as database:
+        with connect() as database:
             for number, (query, compression) in enumerate(queries):
                 target = f"'{folder}/{number}' (FORMAT parquet, COMPRESSION {compression})"
                 database.execute(f"COPY ({query}) TO {target}")

@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
-import duckdb
-
 from auditor.analysis.drift import diff_runs
 from auditor.errors import RunFolderError
 from auditor.models import Outcome
@@ -20,6 +18,7 @@ from auditor.runs.manifest import MANIFEST, read_manifest
 from auditor.runs.verify import verify_run
 from auditor.storage.database import sql_literal
 from auditor.text.formats import TableFormat
+from tests.database import connect
 from tests.runs.run_folders import both, build, by_id, every_status, failed, named, ok, running
 
 FILES = (MANIFEST, FLEET, RESULTS, FAILURES, DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)
@@ -144,7 +143,7 @@ def _odd_columns() -> list[bytes]:
     types = ("BLOB", "INTEGER[]", "DATE", "UUID", "DECIMAL(9, 2)", "DOUBLE", "INTERVAL", "TIMESTAMP", "VARCHAR")
     odd = _valid_runs() / "odd.parquet"
     columns = ((MODULES, "module_version"), (MODULES, "account"), (DEVICES, "status"), (FLEET, "account"))
-    with duckdb.connect() as database:
+    with connect() as database:
         for name, column in columns:
             source = _valid_runs() / "sealed" / name
             for kind in types:

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import orjson
 import pytest
 
@@ -24,6 +23,7 @@ from auditor.simulator.registry import DEVICE_SECRET_PREFIX, Churn
 from auditor.simulator.responses import Document, RequestRejected
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import SimulatedDevice, World
+from tests.database import connect
 from tests.integration.audits import plain_world
 from tests.integration.test_audit import account_table, assert_matches, read_lines, settings_for
 
@@ -47,7 +47,7 @@ def discoverable(world: Iterable[SimulatedDevice]) -> list[SimulatedDevice]:
 
 
 def read_fleet(folder: Path) -> list[dict[str, Any]]:
-    with duckdb.connect() as database:
+    with connect() as database:
         rows = database.execute("FROM read_parquet(?)", [str(folder / "fleet.parquet")])
         names = [name for name, *_ in rows.description or ()]
         return [dict(zip(names, row, strict=True)) for row in rows.fetchall()]
@@ -322,7 +322,7 @@ async def test_device_secret_is_in_no_file_and_no_log(
         if path.is_file() and path.suffix != ".parquet":
             assert secret not in path.read_bytes(), path
     for path in result.folder.glob("*.parquet"):
-        with duckdb.connect() as database:
+        with connect() as database:
             assert DEVICE_SECRET_PREFIX not in str(database.execute("FROM read_parquet(?)", [str(path)]).fetchall())
     said = capsys.readouterr()
     assert DEVICE_SECRET_PREFIX not in caplog.text + said.out + said.err

@@ -387,7 +387,7 @@ async def test_repeatedly_rejected_tokens_end_a_discovery_with_a_gap(tmp_path: P
     async with Simulator(world, accounts=[account]) as platform:
         modified_operation(platform, QUERY_DEVICE, refusing)
         settings = discovery_settings(
-            tmp_path, platform, quotas={"QueryDevice": 10_000}, calls_per_second=10_000, sample_size=20
+            tmp_path, platform, quotas={"QueryDevice": 10_000}, calls_per_second=10_000, sample_size=20, max_attempts=4
         )
         result = await auditor.run_audit(settings)
     (gap,) = discovery_of(result).gaps

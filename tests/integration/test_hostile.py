@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import duckdb
 import orjson
 import pytest
 from aiohttp import web
@@ -21,6 +20,7 @@ import auditor
 from auditor.runs.folder import results_name
 from auditor.runs.journal import result_blocks
 from tests import forked
+from tests.database import connect
 
 pytestmark = pytest.mark.anyio
 
@@ -118,7 +118,7 @@ async def test_every_text_is_kept_exactly_in_every_file(tmp_path: Path) -> None:
     lines = sorted(read_lines(result.folder / "devices.jsonl"), key=lambda line: str(line["device_name"]))
     assert [line["modules"] for line in lines] == [[pair] for pair in pairs]
     modules = f"SELECT module_name, module_version FROM '{result.folder}/modules.parquet' ORDER BY device_name"
-    with duckdb.connect() as database:
+    with connect() as database:
         assert database.execute(modules).fetchall() == [(text, text) for text in TEXTS]
     inventory = json.loads((result.folder / "inventory.json").read_bytes())["inventory"]
     assert sorted(row["module_name"] for row in inventory) == sorted(TEXTS)
@@ -146,7 +146,7 @@ async def test_the_longest_line_that_is_written_can_be_read_again(tmp_path: Path
     assert_complete(result, 2)
     written = b"".join(result_blocks(result.folder / results_name(result.folder)))
     assert max(len(line) for line in written.split(b"\n")) > 650_000
-    with duckdb.connect() as database:
+    with connect() as database:
         read = database.execute(f"SELECT module_name, module_version FROM '{result.folder}/modules.parquet'").fetchall()
     assert set(read) == {(entry["moduleName"], entry["moduleVersion"]) for each in modules.values() for entry in each}
 
@@ -157,7 +157,7 @@ async def test_names_that_the_platform_reports_are_kept_exactly(tmp_path: Path) 
     result = await audit_texts(tmp_path, bodies, "\n".join(["iot_id", *bodies, ""]))
     assert result.manifest.state == "complete"
     assert_complete(result, len(names))
-    with duckdb.connect() as database:
+    with connect() as database:
         for file in ("devices.parquet", "modules.parquet"):
             query = f"SELECT product_key, device_name FROM '{result.folder}/{file}' ORDER BY iot_id"
             assert database.execute(query).fetchall() == [(text, text) for text in names]

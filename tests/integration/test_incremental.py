@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import duckdb
 import pytest
 
 import auditor
@@ -23,6 +22,7 @@ from auditor.simulator.quotas import SimulatedAccount
 from auditor.simulator.responses import Document, RequestRejected
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import SimulatedDevice, World
+from tests.database import connect
 from tests.integration.audits import stop_after, write_mixed_fleet
 from tests.integration.test_audit import account_table, expected_status, settings_for
 
@@ -58,10 +58,10 @@ async def audit(
 
 
 def rows(folder: Path, query: str) -> list[tuple[Any, ...]]:
-    with duckdb.connect() as database:
+    with connect() as database:
         for name in ("devices", "modules", "plan", "carried", "fleet"):
             if (path := folder / f"{name}.parquet").exists():
-                database.execute(f"CREATE VIEW {name} AS FROM read_parquet('{path}')")
+                database.execute(f"CREATE TEMP VIEW {name} AS FROM read_parquet('{path}')")
         return database.execute(query).fetchall()
 
 
@@ -454,8 +454,8 @@ async def test_plan_and_carried_results_are_verified(tmp_path: Path) -> None:
     result = await audit(tmp_path, world_of(1), since="last")
     assert {"plan.parquet", "carried.parquet"} <= {file.name for file in result.manifest.files}
     carried = result.folder / "carried.parquet"
-    with duckdb.connect() as database:
-        database.execute(f"CREATE TABLE old AS FROM read_parquet('{carried}')")
+    with connect() as database:
+        database.execute(f"CREATE TEMP TABLE old AS FROM read_parquet('{carried}')")
         database.execute(f"COPY (FROM old WHERE status <> 'not_found') TO '{carried}' (FORMAT parquet)")
     problems = auditor.verify_run(result.folder)
     assert any("carried.parquet: " in problem and "sealed" in problem for problem in problems)

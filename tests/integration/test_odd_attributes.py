@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, get_args
 
-import duckdb
 import orjson
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -27,6 +26,7 @@ from auditor.report.render import write_report
 from auditor.storage.tables import ResultTable
 from auditor.text.formats import TableFormat
 from auditor.text.formatting import safe
+from tests.database import connect
 from tests.fleet.test_attributes import NAME, ODD_TEXTS, TEXT, as_csv, read
 from tests.runs.run_folders import build, edit_manifest, named, ok
 
@@ -66,7 +66,7 @@ def label(text: str) -> str:
     return safe(text[:MAX_LABEL_LENGTH])[:MAX_LABEL_LENGTH]
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(NAME, min_size=1, max_size=4, unique=True), st.lists(TEXT, min_size=1, max_size=5, unique=True))
 @example([text for text in ODD_TEXTS if strip_invisible(text) == text][:4], ODD_TEXTS)
 @example([text for text in ODD_TEXTS if strip_invisible(text) == text][-4:], ODD_TEXTS)
@@ -115,7 +115,7 @@ def _check_formats(table: ResultTable, folder: Path, width: int, values: Sequenc
         table.write(folder / f"out.{form}", form)
     rows = orjson.loads((folder / "out.json").read_bytes())["groups"]
     lines = [orjson.loads(line) for line in (folder / "out.jsonl").read_bytes().splitlines()]
-    with duckdb.connect() as database:
+    with connect() as database:
         stored: list[tuple[Any, ...]] = database.execute(f"FROM '{folder}/out.parquet'").fetchall()
     for found in ([tuple(row.values()) for row in rows], [tuple(row.values()) for row in lines], stored):
         assert {row[:width] for row in found} == set(values)

@@ -175,7 +175,7 @@ async def test_run_with_resume_names_every_changed_setting_and_starts_a_new_run(
         "http://127.0.0.1:1/", tmp_path, calls_per_second=5, quota_share=0.5, dialect="alibaba", region_id="r"
     )
     new = account_table("http://127.0.0.1:1/", tmp_path, name="us")
-    other = settings_for(tmp_path, account, new, concurrency=9, timeout=3.0, max_failed="1%")
+    other = settings_for(tmp_path, account, new, concurrency=9, timeout=3.0, give_up_after=0.5, max_failed="1%")
     with capture_logs() as logs:
         result = await auditor.run_audit(other, resume=True)
     assert result.folder != folder

@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import duckdb
 import pytest
 
 import auditor
@@ -14,6 +13,7 @@ from auditor.selection.selector import DeviceSelector
 from auditor.simulator.lifecycle import Lifecycle
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
+from tests.database import connect
 from tests.integration.audits import stop_after
 from tests.integration.test_audit import account_table, settings_for
 from tests.integration.test_incremental import audit, differing, rows
@@ -138,12 +138,12 @@ def select_rolling(
 ) -> list[tuple[str, int, str]]:
     """Return product, number and reason of selected devices, in order; ``violating`` is SQL."""
     fleet, path = tmp_path / "fleet.parquet", tmp_path / "baseline.parquet"
-    with duckdb.connect() as database:
+    with connect() as database:
         names = " UNION ALL ".join(
             f"SELECT '{key}' AS product_key, i FROM range({count}) t(i)" for key, count in products.items()
         )
         database.execute(
-            "CREATE TABLE fleet AS SELECT row_number() OVER (ORDER BY product_key, i) - 1 AS ordinal, 'eu' AS account, "
+            "CREATE TEMP TABLE fleet AS SELECT row_number() OVER (ORDER BY product_key, i) - 1 AS ordinal, 'eu' AS account, "
             "product_key, product_key || '-' || i AS device_name, NULL::VARCHAR AS iot_id, "
             f"NULL::VARCHAR AS device_status, i FROM ({names})"
         )
@@ -164,7 +164,7 @@ def select_rolling(
     with DeviceSelector(tmp_path / "work", "eu", fleet, include_never_activated=True, seed=1) as selector:
         selector.select_rolling(path, lambda: budget, files)
     found = rows(tmp_path, "SELECT product_key, device_name, selection_reason FROM plan ORDER BY rank")
-    with duckdb.connect() as database:
+    with connect() as database:
         queue = database.execute(f"SELECT device_name FROM '{files.queue}'").fetchall()
     assert [name for _, name, _ in found] == [name for (name,) in queue]
     return [(key, int(name.rpartition("-")[2]), reason) for key, name, reason in found]

@@ -141,6 +141,7 @@ class Sandbox:
             try:
                 os.close(reading)
                 self._use_folder()
+                resource.setrlimit(resource.RLIMIT_DATA, (_HARD_MEMORY, _HARD_MEMORY))
                 with os.fdopen(writing, "wb") as pipe_end:
                     pickle.dump(work(), pipe_end)
                 status = 0

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 from structlog.testing import capture_logs
 
@@ -13,6 +12,7 @@ from auditor.planning.measurements import QueriedDevices, latest_measurements
 from auditor.runs.folder import DEVICES
 from auditor.runs.manifest import MANIFEST
 from auditor.runs.selection_info import Rate
+from tests.database import connect
 from tests.runs.run_folders import build, edit_manifest, every_status, named, not_found, ok, running
 
 
@@ -75,8 +75,8 @@ def rewriter(select: str) -> Callable[[Path], object]:
     """Return a function that rewrites ``devices.parquet`` with a query."""
 
     def rewrite(path: Path) -> None:
-        with duckdb.connect() as database:
-            database.execute(f"CREATE TABLE was AS FROM read_parquet('{path}')")
+        with connect() as database:
+            database.execute(f"CREATE TEMP TABLE was AS FROM read_parquet('{path}')")
             database.execute(f"COPY ({select}) TO '{path}' (FORMAT parquet)")
 
     return rewrite

@@ -5,7 +5,6 @@ import itertools
 from pathlib import Path
 from typing import get_args
 
-import duckdb
 import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +17,7 @@ from auditor.query.filters import DeviceFilter
 from auditor.query.sql import query_run
 from auditor.runs.products import ProductInfo, ProductsFile
 from auditor.text.formats import TableFormat
+from tests.database import connect
 from tests.fleet.test_attributes import NAME, TEXT
 from tests.runs.run_folders import build, every_status, failed, finish, named, ok, running
 
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     products.write()
     times = {1: "2026-11-21 20:00:00", 2: "2026-08-01 00:00:00"}
     values = ", ".join(f"('demo', 'p1', 'device000{n}', NULL, 'OFFLINE', TIMESTAMP '{at}')" for n, at in times.items())
-    with duckdb.connect() as database:
+    with connect() as database:
         database.execute(
             f"COPY (SELECT account, product_key, device_name, iot_id::VARCHAR AS iot_id, device_status, last_online_at "
             f"FROM (VALUES {values}) t(account, product_key, device_name, iot_id, device_status, last_online_at)) "
@@ -197,13 +197,26 @@ def test_an_attribute_with_the_name_of_a_column_of_ours_has_a_column_of_its_own(
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(NAME, TEXT, min_size=1, max_size=4))
 def test_odd_attributes_go_through_a_sealed_run_and_every_format(tmp_path: Path, attributes: dict[str, str]) -> None:
-    device, other = named(0), named(1)
+    given = [name for name, text in attributes.items() if f"{name}={text}".partition("=")[0] == name]
+    given = [name for name in given if not name.endswith("!")]
+    # All attributes, none, and each of them missing or alone: if one condition selected too much, a device would show it.
+    others = [
+        {},
+        *(
+            {name: attributes[name] for name in given if (name == one) is alone}
+            for one in given
+            for alone in (True, False)
+        ),
+    ]
+    fleet = [named(number) for number in range(1 + len(others))]
     folder = tmp_path / str(next(NUMBERS))
-    build(folder, [device, other], [ok(device, ("ble", "1")), ok(other)], details=[{"attributes": attributes}])
-    for name, text in attributes.items():
-        if f"{name}={text}".partition("=")[0] == name and not name.endswith("!"):
-            assert found(folder, where=(f"{name}={text}",)) == [0]
-            assert found(folder, where=(f"{name}!={text}",)) == [1]
+    more = [{"attributes": each or None} for each in (attributes, *others)]
+    build(folder, fleet, [ok(fleet[0], ("ble", "1")), *map(ok, fleet[1:])], details=more)
+    if given:
+        for sign, selects in (("=", all), ("!=", lambda same: not any(same))):
+            where = tuple(f"{name}{sign}{attributes[name]}" for name in given)
+            expected = [n for n, each in enumerate((attributes, *others)) if selects(name in each for name in given)]
+            assert found(folder, where=where) == expected
     with select_devices(folder, DeviceFilter(name="device0000")) as selected:
         row = dict(zip(selected.table.columns, next(iter(selected.table)), strict=True))
         for form in get_args(TableFormat):
@@ -217,7 +230,7 @@ def test_odd_attributes_go_through_a_sealed_run_and_every_format(tmp_path: Path,
         cells = next(itertools.islice(csv.reader(file), 1, None))
     for text in attributes.values():
         assert text in cells or any(cell.startswith("'") or "'" in cell for cell in cells)
-    with duckdb.connect() as database:
+    with connect() as database:
         written = database.execute(f"SELECT * FROM '{folder}/out.parquet'")
         names = [column[0] for column in written.description or ()]
         assert dict(zip(names, written.fetchone() or (), strict=True)) == row

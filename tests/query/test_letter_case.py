@@ -3,13 +3,13 @@
 from collections import Counter
 from pathlib import Path
 
-import duckdb
 import pytest
 
 from auditor.query.run import Run, VersionCount
 from auditor.runs.folder import MODULES
 from auditor.runs.verify import verify_run
 from auditor.storage.database import sql_read_path
+from tests.database import connect
 from tests.runs.run_folders import build, named, ok, running
 
 OUTCOMES = [
@@ -41,9 +41,7 @@ def test_two_spellings_are_one_module_in_the_inventory(tmp_path: Path, make: obj
 
 def test_modules_keep_their_spelling_and_the_run_verifies(tmp_path: Path) -> None:
     folder = build(tmp_path / "run", FLEET, OUTCOMES).folder
-    rows = (
-        duckdb.connect().execute(f"SELECT module_name FROM read_parquet({sql_read_path(folder / MODULES)})").fetchall()
-    )
+    rows = connect().execute(f"SELECT module_name FROM read_parquet({sql_read_path(folder / MODULES)})").fetchall()
     assert Counter(name for (name,) in rows) == {"BLE": 2, "ble": 2, "Ble": 1, "bLE": 1, "default": 1}
     assert verify_run(folder) == []
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
-import duckdb
 import jsonschema
 import orjson
 import pytest
@@ -16,6 +15,7 @@ from auditor.runs.folder import DEVICES, FLEET, INVENTORY_CSV, INVENTORY_JSON, M
 from auditor.runs.journal import encode_outcome
 from auditor.runs.manifest import DeviceCounts
 from auditor.text.formats import TableFormat
+from tests.database import connect
 from tests.runs.run_folders import Built, build, by_id, edit_manifest, every_status, finish, named, ok, running
 
 EVERY_STATUS = DeviceCounts(ok=4, empty=1, not_found=1, failed=2, pending=2)
@@ -102,7 +102,7 @@ def test_a_written_inventory_equals_the_sealed_one_in_every_format(
     assert (tmp_path / "it's.json").read_bytes() == (sealed / INVENTORY_JSON).read_bytes()
     rows = orjson.loads((sealed / INVENTORY_JSON).read_bytes())["inventory"]
     assert [orjson.loads(line) for line in (tmp_path / "it's.jsonl").read_bytes().splitlines()] == rows
-    with duckdb.connect() as database:
+    with connect() as database:
         table = database.execute("FROM read_parquet(?)", [str(tmp_path / "it's.parquet")]).fetchall()
     assert [VersionCount(*row) for row in table] == [VersionCount(**row) for row in rows] == INVENTORY
 
@@ -128,7 +128,7 @@ def test_changed_files_cause_warnings_in_the_run_and_its_json(tmp_path: Path) ->
     with Run(folder) as run:
         assert run.warnings == (partial,)
         run.write_inventory(tmp_path / "whole.json", "json")
-    with duckdb.connect() as database:
+    with connect() as database:
         query = f"SELECT * REPLACE ('2' AS module_version) FROM '{folder / MODULES}'"
         database.execute(f"COPY ({query}) TO '{folder / 'new'}' (FORMAT parquet)")
     (folder / "new").replace(folder / MODULES)
@@ -170,7 +170,7 @@ def test_a_broken_parquet_file_fails_with_one_sentence(tmp_path: Path, name: str
 def test_versions_that_are_not_text_fail_with_one_sentence(tmp_path: Path, odd: str) -> None:
     folder = every_status(tmp_path / "run").folder
     query = f"SELECT * REPLACE ({odd} AS module_version) FROM '{folder / MODULES}'"
-    with duckdb.connect() as database:
+    with connect() as database:
         database.execute(f"COPY ({query}) TO '{folder / 'new'}' (FORMAT parquet)")
     (folder / "new").replace(folder / MODULES)
     with pytest.raises(RunFolderError, match=r"modules\.parquet does not have the columns of a run"), Run(folder):

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import duckdb
-
 from auditor.runs.folder import DEVICES, FLEET, MODULES
 from auditor.runs.manifest import AccountInfo, FleetInfo, Manifest, file_info, write_manifest
 from auditor.storage.database import sql_literal
+from tests.database import connect
 
 EVIL = '<img src=x onerror="document.title=1">'
 
@@ -27,7 +26,7 @@ def build_wide_run(folder: Path, products: int, modules: int, versions: int, *, 
         f"1 AS attempts, CASE WHEN {state} = 'failed' THEN $1 || 'Timeout' END AS code, $1 || 'no answer' AS message, "
         "TIMESTAMP '2026-11-22 02:00:00' AS audited_at, 'queried' AS source"
     )
-    with duckdb.connect() as database:
+    with connect() as database:
         reported = f"SELECT {identity}, $1 || 'm' || m AS module_name, $1 || '1.' || (i % {versions}) AS module_version"
         for query, name in (
             (f"SELECT i AS ordinal, {identity} {numbers}", FLEET),

@@ -5,7 +5,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import duckdb
 import pytest
 
 import auditor.report.history
@@ -18,6 +17,7 @@ from auditor.report.render import render_html, write_report
 from auditor.runs.folder import DEVICES, INVENTORY_JSON, MODULES
 from auditor.runs.manifest import MANIFEST
 from auditor.storage.database import sql_literal, sql_read_path
+from tests.database import connect
 from tests.report.pages import parse_html, parse_page
 from tests.runs.run_folders import build, edit_manifest, named, ok
 
@@ -41,7 +41,7 @@ def rewrite(run: Path, name: str, query: str) -> None:
     """Replace a run's Parquet file by the result of a query over it."""
     new = run / "new"
     source = f"read_parquet({sql_read_path(run / name)})"
-    with duckdb.connect() as database:
+    with connect() as database:
         database.execute(f"COPY ({query.format(source)}) TO {sql_literal(new)} (FORMAT parquet)")
     new.replace(run / name)
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import duckdb
 import pytest
 
 from auditor.policy.loader import load_policy
 from auditor.report.render import write_report
 from auditor.runs.folder import DEVICES, MODULES
+from tests.database import connect
 from tests.report.pages import ParsedPage, parse_page
 from tests.runs.run_folders import every_status
 
@@ -18,13 +18,13 @@ RULES = '[[rule]]\nname = "recalled"\ndeny = ["1.0"]\n'
 def query_counts(run: Path) -> dict[str, int]:
     """Return the counts of a run by their names on the page; each is a query over its Parquet files."""
     found: dict[str, int] = {}
-    with duckdb.connect() as database:
+    with connect() as database:
 
         def count(name: str, query: str) -> None:
             (found[name],) = database.execute(query).fetchone() or (-1,)
 
-        database.execute(f"CREATE VIEW devices AS FROM read_parquet('{run / DEVICES}')")
-        database.execute(f"CREATE VIEW modules AS FROM read_parquet('{run / MODULES}')")
+        database.execute(f"CREATE TEMP VIEW devices AS FROM read_parquet('{run / DEVICES}')")
+        database.execute(f"CREATE TEMP VIEW modules AS FROM read_parquet('{run / MODULES}')")
         count("devices.fleet", "SELECT count(*) FROM devices")
         for state in STATES:
             count(f"devices.{state}", f"SELECT count(*) FROM devices WHERE status = '{state}'")
@@ -59,7 +59,7 @@ def query_counts(run: Path) -> dict[str, int]:
 
 def query_rows(run: Path) -> set[tuple[str, ...]]:
     """Return the inventory: account, product, module, version, devices, and share of the module's devices."""
-    with duckdb.connect() as database:
+    with connect() as database:
         return {
             tuple(map(str, row))
             for row in database.execute(

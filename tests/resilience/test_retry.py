@@ -22,6 +22,7 @@ from auditor.errors import (
     ThrottledError,
     TransientError,
 )
+from auditor.resilience import rate_limiter
 from auditor.resilience.circuit_breaker import CircuitBreaker
 from auditor.resilience.rate_limiter import UnlimitedRateLimiter
 from auditor.resilience.retry import (
@@ -120,7 +121,10 @@ async def test_throttling_uses_up_no_attempt_and_counts_as_a_request() -> None:
 
 
 @pytest.mark.parametrize("error", [THROTTLED, ClockSkewError("IllegalTimestamp")])
-async def test_a_request_fails_if_it_alone_is_throttled_or_refused_for_its_time(error: PlatformError) -> None:
+async def test_a_request_fails_if_it_alone_is_throttled_or_refused_for_its_time(
+    monkeypatch: pytest.MonkeyPatch, error: PlatformError
+) -> None:
+    monkeypatch.setattr(rate_limiter, "PROBE_INTERVAL", 0.001)
     bench = Bench()
 
     async def healthy() -> str:
@@ -131,7 +135,8 @@ async def test_a_request_fails_if_it_alone_is_throttled_or_refused_for_its_time(
     assert (sent.result, sent.attempts) == (error, MAX_ACCOUNT_ERRORS)
 
 
-async def test_no_request_fails_while_the_complete_account_is_throttled() -> None:
+async def test_no_request_fails_while_the_complete_account_is_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_limiter, "PROBE_INTERVAL", 0.001)
     bench = Bench()
     throttled: list[PlatformError | str] = [THROTTLED] * (5 * MAX_ACCOUNT_ERRORS)
     responses = iter([*["page"] * 2, *throttled, *["page"] * 2])

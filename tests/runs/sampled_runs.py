@@ -4,13 +4,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import duckdb
 import orjson
 
 from auditor.models import Device, Outcome
 from auditor.runs.folder import CARRIED, SELECTED
 from auditor.storage.database import sql_literal, sql_read_path
 from auditor.text.formatting import format_utc
+from tests.database import connect
 from tests.runs.run_folders import START, Built, build_once, finish, running
 
 _IDENTITY = dict.fromkeys(("account", "product_key", "device_name", "iot_id"), "VARCHAR")
@@ -20,7 +20,7 @@ def _write(path: Path, rows: Sequence[dict[str, object]], columns: Mapping[str, 
     lines = path.with_suffix(".jsonl.tmp")
     lines.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
     types = ", ".join(f"{name}: '{kind}'" for name, kind in columns.items())
-    with duckdb.connect() as database:
+    with connect() as database:
         database.execute(
             f"COPY (FROM read_json({sql_read_path(lines)}, format='newline_delimited', columns={{{types}}})) "
             f"TO {sql_literal(path)} (FORMAT parquet)"

@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import duckdb
 import pytest
 
 import auditor
@@ -23,6 +22,8 @@ from auditor.runs.retention import prune_runs
 from auditor.runs.verify import verify_run
 from auditor.runs.views import define_sealed_views
 from auditor.storage.database import Database
+from tests.analysis.recorded_runs import write_days
+from tests.database import connect
 from tests.other_user import OTHER_USER, as_other_user, let_others_enter, needs_root
 from tests.runs.run_folders import edit_manifest, every_status
 
@@ -183,16 +184,80 @@ def test_manifests_of_other_users_are_read_up_to_a_total_size(run: Path, monkeyp
     assert [str(error) for error in catalog.unreadable if "are too large" not in str(error)] == []
 
 
+def count_rows(folder: Path) -> list[tuple[object, ...]]:
+    with auditor.query_run(folder, "SELECT count(*) FROM fleet") as result:
+        return list(result.table)
+
+
 @pytest.mark.parametrize("name", ["fleet.parquet", "devices.parquet", "modules.parquet"])
-def test_a_file_of_very_many_equal_rows_is_refused(run: Path, tmp_path: Path, name: str) -> None:
-    with duckdb.connect() as database:
-        options = "FORMAT parquet, ROW_GROUP_SIZE 2_000_000, COMPRESSION zstd"
-        rows = f"SELECT r.* FROM (FROM '{run / name}' LIMIT 1) r, range(1_500_000)"
-        database.execute(f"COPY ({rows}) TO '{tmp_path / name}' ({options})")
-    (tmp_path / name).replace(run / name)
-    read: Callable[[Path], object] = verify_run if name == "fleet.parquet" else auditor.Run
+def test_a_file_of_very_many_equal_rows_is_refused(run: Path, name: str) -> None:
+    write_repeated(run / name, f"FROM '{run / name}' LIMIT 1", 1_500_000)
+    reads: list[Callable[[Path], object]] = [verify_run] if name == "fleet.parquet" else [auditor.Run]
+    for read in (*reads, count_rows):
+        with pytest.raises(RunFolderError, match=rf"{name}: has 1,500,000 rows in [\d,]+ bytes"):
+            read(run)
+
+
+@pytest.mark.parametrize("name", ["plan.parquet", "carried.parquet", "connections.parquet"])
+def test_an_optional_file_of_very_many_equal_rows_is_refused(run: Path, name: str) -> None:
+    rows = "SELECT 'eu' AS account, 'p' AS product_key, 'd' AS device_name, 'i' AS iot_id, NULL AS last_online_at"
+    write_repeated(run / name, rows, 1_500_000)
     with pytest.raises(RunFolderError, match=rf"{name}: has 1,500,000 rows in [\d,]+ bytes"):
-        read(run)
+        verify_run(run)
+
+
+@pytest.mark.parametrize("name", ["changes.parquet", "fleet.parquet", "devices.parquet", "modules.parquet"])
+def test_a_file_of_very_many_equal_rows_is_refused_among_several_runs(tmp_path: Path, name: str) -> None:
+    directory = write_days(tmp_path / "audits")
+    newest = directory / "20261125T020000Z-nightly"
+    write_repeated(newest / name, f"FROM '{newest / name}' LIMIT 1", 1_500_000)
+    refused = pytest.raises(RunFolderError, match=rf"{name}: has 1,500,000 rows in [\d,]+ bytes")
+    with refused, auditor.query_runs(directory, "FROM changes"):
+        pass
+    if name in {"changes.parquet", "modules.parquet"}:
+        with refused, auditor.read_timeline(directory, "device0001"):
+            pass
+    if name == "changes.parquet":
+        with refused:
+            verify_run(newest)
+
+
+@pytest.mark.parametrize("name", ["fleet.parquet", "devices.parquet", "modules.parquet"])
+def test_a_file_whose_rows_share_a_long_text_is_refused(run: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("auditor.storage.database.MIN_TEXT_BYTES", 50_000_000)
+    assert count_rows(run) == [(10,)]
+    rows = f"SELECT * REPLACE (repeat('a', 5_000) AS product_key) FROM (FROM '{run / name}' LIMIT 1)"
+    write_repeated(run / name, rows, 20_000)
+    with pytest.raises(RunFolderError, match=rf"{name}: has more than 50,000,000 bytes of text in [\d,]+ bytes"):
+        count_rows(run)
+
+
+def write_repeated(path: Path, row: str, times: int) -> None:
+    """Replace a file by one whose rows are all one row, in as few bytes as possible."""
+    options = "FORMAT parquet, ROW_GROUP_SIZE 2_000_000, DICTIONARY_SIZE_LIMIT 1_000_000, COMPRESSION zstd"
+    new = path.with_name("new.parquet")
+    with connect() as database:
+        database.execute(f"COPY (SELECT r.* FROM ({row}) r, range({times})) TO '{new}' ({options})")
+    new.replace(path)
+
+
+@pytest.mark.parametrize(("names", "accounts", "is_read"), [(30, 1, True), (80, 1, False), (80, 3, True)])
+def test_more_names_of_attributes_than_fleet_files_can_have_are_refused(
+    run: Path, names: int, accounts: int, *, is_read: bool
+) -> None:
+    attributes = "map_from_entries([{'k': 'a' || (ordinal % 10 * 8 + i), 'v': 'x'} for i in range(8)])"
+    chosen = f"CASE WHEN ordinal % 10 * 8 < {names} THEN {attributes}::MAP(VARCHAR, VARCHAR) END"
+    rows = f"SELECT * REPLACE ('eu' || ordinal % {accounts} AS account, {chosen} AS attributes)"
+    with connect() as database:
+        database.execute(f"COPY ({rows} FROM '{run / 'devices.parquet'}') TO '{run / 'new'}' (FORMAT parquet)")
+    (run / "new").replace(run / "devices.parquet")
+    refused = pytest.raises(
+        RunFolderError, match=r"devices\.parquet: its devices have more than 35 names of attributes"
+    )
+    with contextlib.nullcontext() if is_read else refused, auditor.query_run(run, "FROM devices") as result:
+        assert sum(column.startswith("a") and column[1:].isdigit() for column in result.table.columns) == {30: 32}.get(
+            names, names
+        )
 
 
 @needs_root

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import duckdb
 import pytest
 
 from auditor.selection.baseline import Baseline
+from tests.database import connect
 from tests.runs.run_folders import build, named, ok
 
 pytestmark = pytest.mark.anyio
@@ -23,7 +23,7 @@ async def test_policy_that_cannot_be_read_leaves_results_without_priority(
     baseline = Baseline(run, tmp_path / "baseline.parquet", str(policy))
     path = await baseline.read()
     assert path is not None
-    with duckdb.connect() as database:
+    with connect() as database:
         rows = database.execute(f"SELECT violating, count(*) FROM read_parquet('{path}') GROUP BY ALL").fetchall()
     assert rows == [(False, 3)]
     output = capsys.readouterr()

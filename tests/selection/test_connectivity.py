@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import duckdb
 import orjson
 import pytest
 
@@ -16,6 +15,7 @@ from auditor.engine.account_session import AccountSession
 from auditor.errors import InvalidRequestError, NotFoundError, PlatformError
 from auditor.models import CallResult
 from auditor.selection.connectivity import fetch_connection_states
+from tests.database import connect
 
 pytestmark = pytest.mark.anyio
 
@@ -46,9 +46,9 @@ def states_of(*names: str, key: str = "deviceName") -> ApiResponse:
 
 
 def write_queries(path: Path, *rows: tuple[str | None, str | None, str | None]) -> None:
-    with duckdb.connect() as database:
+    with connect() as database:
         database.execute(
-            "CREATE TABLE queries (account VARCHAR, product_key VARCHAR, device_name VARCHAR, iot_id VARCHAR)"
+            "CREATE TEMP TABLE queries (account VARCHAR, product_key VARCHAR, device_name VARCHAR, iot_id VARCHAR)"
         )
         database.executemany("INSERT INTO queries VALUES ('eu', ?, ?, ?)", rows)
         database.execute(f"COPY queries TO '{path}' (FORMAT parquet)")
@@ -60,7 +60,7 @@ async def fetch(folder: Path, platform: Platform) -> dict[str, str | None]:
     session = cast("AccountSession", platform)
     files = folder / "queries.parquet", folder / "states.jsonl", out
     await fetch_connection_states(session, *files, devices=2, stop=StopToken())
-    with duckdb.connect() as database:
+    with connect() as database:
         query = f"SELECT coalesce(iot_id, device_name), status FROM read_parquet('{out}')"
         return dict(database.execute(query).fetchall())
 
@@ -105,6 +105,6 @@ async def test_states_of_an_earlier_version_do_not_count_as_without_a_last_onlin
     row = {"product_key": "p", "device_name": "a", "iot_id": None, "status": "OFFLINE", "changed": NOW, "online": None}
     (tmp_path / "states.jsonl").write_bytes(orjson.dumps([row]) + b"\n")
     await fetch(tmp_path, Platform())
-    with duckdb.connect() as database:
+    with connect() as database:
         states = f"SELECT changed_ms, changed_form FROM read_parquet('{tmp_path / 'states.parquet'}')"
         assert database.execute(states).fetchall() == [(None, None)]  # unknown, and so it is queried
