@@ -202,6 +202,72 @@ class ConnectionState:
 
 
 @dataclass(frozen=True, slots=True)
+class Firmware:
+    """An upgrade package of a product; None where no value was reported. Times are in milliseconds since 1970.
+
+    Attributes:
+        version: version that it installs; ``source_version``: version that it can be installed on.
+        verification: ``not_needed``, ``unverified``, ``verified``, ``verifying`` or ``failed``.
+        kind: ``full`` or ``difference``.
+        size: bytes.
+    """
+
+    firmware_id: str
+    firmware_name: str | None
+    module_name: str
+    version: str | None
+    source_version: str | None
+    verification: str | None
+    kind: str | None
+    size: int | None
+    created: int | None
+    modified: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateJob:
+    """A job that installs firmware on devices; None where no value was reported. Times are as in ``Firmware``.
+
+    Attributes:
+        status: ``PLANNED``, ``IN_PROGRESS``, ``COMPLETED`` or ``CANCELED``.
+        kind: ``VERIFY_FIRMWARE`` or ``UPGRADE_FIRMWARE``.
+        selection: ``STATIC`` or ``DYNAMIC``; ``target``: ``ALL``, ``SPECIFIC``, ``GRAY`` or ``GROUP``.
+    """
+
+    job_id: str
+    status: str | None
+    kind: str | None
+    selection: str | None
+    target: str | None
+    created: int | None
+    started: int | None
+    ended: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateTask:
+    """The update of one device by a job; None where no value was reported. Times are as in ``Firmware``.
+
+    Attributes:
+        status: one of the client's ``TASK_STATUSES``, or another value as it is reported.
+        message: what the platform says about it, such as why it failed.
+        progress: percentage.
+    """
+
+    task_id: str | None
+    product_key: str | None
+    device_name: str | None
+    iot_id: str | None
+    source_version: str | None
+    version: str | None
+    status: str | None
+    message: str | None
+    progress: int | None
+    created: int | None
+    modified: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class ListPage(Generic[T]):
     """One page of one of the platform's lists; None where it reported no value. The token requests the next page."""
 
