@@ -38,6 +38,7 @@ WarningKind = Literal[
     "partial", "running", "aborted", "incomplete", "unsealed", "limited", "accounts", "sample", "recheck",
     "not_reached", "discovery_gap", "tampered", "unreadable", "order", "partial_runs", "sample_comparison",
     "policy_sample", "expired_exception", "unmatched_rule", "silent", "mismatch", "aliases", "inaccurate_runs",
+    "releases",
 ]  # fmt: skip
 """Why numbers do not cover a whole fleet, or are not reliable.
 
@@ -57,6 +58,7 @@ WarningKind = Literal[
 | ``order`` | the older of two compared runs is the newer one |
 | ``partial_runs`` | several runs of a history do not cover the whole fleet |
 | ``inaccurate_runs`` | the numbers of several runs of a history may be wrong in part |
+| ``releases`` | released firmware, or the tasks of its update jobs, could not be read completely |
 | ``expired_exception``, ``unmatched_rule`` | an exception has expired, or a rule matches nothing in the run |
 """
 

@@ -14,10 +14,17 @@ from auditor.runs.manifest import (
     DiscoveryInfo,
     FleetInfo,
     Manifest,
-    MismatchedAccount,
     write_manifest,
 )
-from auditor.runs.selection_info import AccountSelection, Planned, Rate, RequestCounts, SelectionInfo
+from auditor.runs.selection_info import (
+    AccountSelection,
+    MismatchedAccount,
+    Planned,
+    Rate,
+    ReleasesInfo,
+    RequestCounts,
+    SelectionInfo,
+)
 
 
 class RunState:
@@ -60,6 +67,15 @@ class RunState:
     def record_plan(self, planned: Planned | None) -> None:
         """Record the new plan."""
         self._recorded = replace(self._recorded, planned=planned)
+
+    @property
+    def releases(self) -> tuple[ReleasesInfo, ...]:
+        """What was read of released firmware so far."""
+        return self._recorded.releases
+
+    def record_releases(self, releases: tuple[ReleasesInfo, ...]) -> None:
+        """Record what was read of released firmware."""
+        self._recorded = replace(self._recorded, releases=releases)
 
     @property
     def selection(self) -> SelectionInfo | None:

@@ -154,7 +154,7 @@ async def _read_products_page(session: AccountSession, journal: DiscoveryJournal
 
 async def _fetch_products(call: CallOperation, place: PageReference) -> ListPage[Product] | PlatformError:
     parameters = {"CurrentPage": str(place.page), "PageSize": str(QUERY_PRODUCT_LIST.page_size)}
-    return await _fetch_page(call, QUERY_PRODUCT_LIST, parameters, place, parse_products)
+    return await fetch_page(call, QUERY_PRODUCT_LIST, parameters, place, parse_products)
 
 
 async def _recount_products(session: AccountSession, journal: DiscoveryJournal) -> None:
@@ -207,7 +207,7 @@ async def _read_devices_page(
     # The page number too: the documentation does not say whether a token makes it needless.
     parameters |= {} if place.token is None else {"NextToken": place.token}
     operation = QUERY_DEVICE if (place.page - 1) * DEVICES_PER_PAGE < DEEP_LIST_ITEMS else QUERY_DEVICE_DEEP
-    page = await _fetch_page(call, operation, parameters, place, partial(parse_devices, product_key=key))
+    page = await fetch_page(call, operation, parameters, place, partial(parse_devices, product_key=key))
     if isinstance(page, NotFoundError) and not journal.has_configured_products:
         page = _NO_DEVICES
     if not isinstance(page, PlatformError):
@@ -223,7 +223,7 @@ async def _read_devices_page(
         journal.fail(key, page.code, page.message)
 
 
-async def _fetch_page(
+async def fetch_page(
     call: CallOperation,
     operation: Operation,
     parameters: Mapping[str, str],

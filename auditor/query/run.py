@@ -17,7 +17,13 @@ from auditor.runs.folder import MODULES, READ_BY_QUERIES, find_run, is_sealed
 from auditor.runs.inventory import count_devices, count_sources, coverage_head, inventory_head
 from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
 from auditor.runs.recovery import refuse_lost_results
-from auditor.runs.views import define_live_views, define_products, define_sealed_views
+from auditor.runs.views import (
+    define_device_releases,
+    define_live_views,
+    define_products,
+    define_releases,
+    define_sealed_views,
+)
 from auditor.stats.stratified import StratifiedCounts
 from auditor.storage.database import DEFAULT_MEMORY, LARGE_MEMORY, open_database, result_rows
 from auditor.storage.descriptors import pin_files
@@ -32,7 +38,9 @@ _COLUMNS = [
 """The inventory's columns. A Parquet file of another program may hold other types under these names."""
 
 
-TableName = Literal["inventory", "devices", "modules", "products", "missing_modules"]
+TableName = Literal[
+    "inventory", "devices", "modules", "products", "missing_modules", "firmware", "jobs", "tasks", "device_releases"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +160,8 @@ class Run:
                 refuse_lost_results(self._database, self.folder, self.manifest)
             (define_sealed_views if self.sealed else define_live_views)(self._database, self._files)
             define_products(self._database, self._files)
+            define_releases(self._database, self._files)
+            define_device_releases(self._database)
             described = self._database.execute("DESCRIBE inventory").fetchall()
         if [(name, kind) for name, kind, *_ in described] != _COLUMNS:
             raise RunFolderError(f"{self.folder}: cannot be read: {MODULES} does not have the columns of a run")

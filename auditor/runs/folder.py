@@ -32,16 +32,20 @@ MODULES = "modules.parquet"
 INVENTORY_CSV = "inventory.csv"
 INVENTORY_JSON = "inventory.json"
 CHANGES = "changes.parquet"
+FIRMWARE = "firmware.parquet"
+TASKS = "tasks.parquet"
 
-OPTIONAL = (PRODUCTS, PLAN, CARRIED, CONNECTIONS)
-"""Files that only some runs have: products, selected devices, carried results, and connection states."""
+OPTIONAL = (PRODUCTS, PLAN, CARRIED, CONNECTIONS, FIRMWARE, TASKS)
+"""Files that only some runs have: products, selected devices, carried results, connection states, and releases."""
 
 SEALED = (DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)
 
 REPORT_HTML = "report.html"
 INVENTORY_XLSX = "inventory.xlsx"
 
-READ_BY_QUERIES = (FLEET, RESULTS, COMPRESSED_RESULTS, FAILURES, PRODUCTS, PLAN, CARRIED, DEVICES, MODULES)
+READ_BY_QUERIES = (
+    FLEET, RESULTS, COMPRESSED_RESULTS, FAILURES, PRODUCTS, PLAN, CARRIED, DEVICES, MODULES, FIRMWARE, TASKS,
+)  # fmt: skip
 """Files that DuckDB opens by their names."""
 
 PRESENTATION_FILES = (REPORT_HTML, INVENTORY_XLSX)

@@ -15,7 +15,16 @@ import orjson
 from auditor.config.settings import count_allowed
 from auditor.errors import RunFolderError
 from auditor.models import RunWarning
-from auditor.runs.selection_info import ChangesInfo, ExitReason, Planned, Rate, RequestCounts, SelectionInfo
+from auditor.runs.selection_info import (
+    ChangesInfo,
+    ExitReason,
+    MismatchedAccount,
+    Planned,
+    Rate,
+    ReleasesInfo,
+    RequestCounts,
+    SelectionInfo,
+)
 from auditor.storage.files import check_contained, open_contained, read_contained, replace_file, translate_os_errors
 from auditor.storage.json_types import (
     Count,
@@ -25,7 +34,6 @@ from auditor.storage.json_types import (
     Sha256,
     Timestamp,
 )
-from auditor.text.formatting import format_count
 
 SCHEMA_VERSION = 2
 """Version of every JSON document that leaves the program."""
@@ -272,24 +280,6 @@ class SilentAccount:
 
 
 @dataclass(frozen=True, slots=True)
-class MismatchedAccount:
-    """An account whose answers reached the wrong request, as a broken proxy or gateway delivers them.
-
-    Attributes:
-        account: name of the account.
-        answers: answers that named another device than requested, or were contradicted by a second one. Each was
-            replaced by another answer, or its device failed.
-    """
-
-    account: str
-    answers: PositiveCount
-
-    def __str__(self) -> str:
-        found = f'account "{self.account}": {format_count(self.answers, "answer")} reached the wrong request'
-        return f"{found}; a proxy or gateway between here and the platform is broken"
-
-
-@dataclass(frozen=True, slots=True)
 class Manifest:
     """The manifest of a run folder. It is replaced atomically every few seconds, and never holds a secret.
 
@@ -331,6 +321,7 @@ class Manifest:
         trial: whether the run was started with flags that limit it or put it in another directory. Its hooks then write
             no file outside of its folder and post nothing, unless that is requested.
         changes: changes since the previous run; null: there is none, or the run does not cover the fleet.
+        releases: released firmware, as it was read of each account.
         schema_version: version of this contract.
     """
 
@@ -366,6 +357,7 @@ class Manifest:
     exit_reason: ExitReason | None = None
     trial: bool = False
     changes: ChangesInfo | None = None
+    releases: tuple[ReleasesInfo, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __repr__(self) -> str:

@@ -1,10 +1,11 @@
-"""Parts of the manifest: exit reason, requests, changes since the last run, and the selection of devices."""
+"""Parts of the manifest: exit reason, requests, wrong answers, releases, changes, and the selection of devices."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from auditor.errors import ExitWord
-from auditor.models import ChangeDetection, Level
+from auditor.models import ChangeDetection, Level, RunWarning
 from auditor.storage.json_types import (
     CallsPerSecond,
     Count,
@@ -14,6 +15,7 @@ from auditor.storage.json_types import (
     Share,
     Timestamp,
 )
+from auditor.text.formatting import format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,52 @@ class RequestCounts:
     sent: Count = 0
     retried: Count = 0
     throttled: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasesInfo:
+    """Released firmware of an account's products, its update jobs, and their tasks.
+
+    Attributes:
+        account: name of the account.
+        firmware: upgrade packages in ``firmware.parquet``.
+        jobs: jobs of these.
+        tasks: updates of devices in ``tasks.parquet``.
+        requests: requests for them; they are not among the run's requests.
+        problems: why they are incomplete, a sentence each; empty: they are complete.
+    """
+
+    account: str
+    firmware: Count = 0
+    jobs: Count = 0
+    tasks: Count = 0
+    requests: Count = 0
+    problems: tuple[str, ...] = ()
+
+    def warnings(self, run: str = "") -> Iterator[RunWarning]:
+        """Yield a warning, with the first reasons, of the run folder ``run`` if they are incomplete."""
+        if self.problems:
+            first, more = "; ".join(self.problems[:3]), len(self.problems) - 3
+            reason = f"{first}; and {format_count(more, 'more problem')}" if more > 0 else first
+            yield RunWarning("releases", run, f'account "{self.account}": released firmware is incomplete: {reason}')
+
+
+@dataclass(frozen=True, slots=True)
+class MismatchedAccount:
+    """An account whose answers reached the wrong request, as a broken proxy or gateway delivers them.
+
+    Attributes:
+        account: name of the account.
+        answers: answers that named another device than requested, or were contradicted by a second one. Each was
+            replaced by another answer, or its device failed.
+    """
+
+    account: str
+    answers: PositiveCount
+
+    def __str__(self) -> str:
+        found = f'account "{self.account}": {format_count(self.answers, "answer")} reached the wrong request'
+        return f"{found}; a proxy or gateway between here and the platform is broken"
 
 
 @dataclass(frozen=True, slots=True)

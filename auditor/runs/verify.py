@@ -16,6 +16,7 @@ from auditor.runs.folder import (
     COMPRESSED_RESULTS,
     DEVICES,
     FAILURES,
+    FIRMWARE,
     FLEET,
     INVENTORY_CSV,
     INVENTORY_JSON,
@@ -24,6 +25,7 @@ from auditor.runs.folder import (
     READ_BY_QUERIES,
     RESULTS,
     SEALED,
+    TASKS,
     results_name,
     sealed_file_names,
 )
@@ -31,7 +33,14 @@ from auditor.runs.inventory import count_devices, count_failures, count_never_ac
 from auditor.runs.journal import result_blocks
 from auditor.runs.manifest import DeviceCounts, Manifest, file_info, read_manifest
 from auditor.runs.seal import write_inventories
-from auditor.runs.views import define_live_views, define_products, define_sealed_views
+from auditor.runs.views import (
+    ReleaseCounts,
+    count_releases,
+    define_live_views,
+    define_products,
+    define_releases,
+    define_sealed_views,
+)
 from auditor.storage.compressed import check_compressed
 from auditor.storage.database import Database, error_reason, open_database, scalar, sql_identifier, with_enough_memory
 from auditor.storage.descriptors import pin_files
@@ -79,6 +88,7 @@ def _problems(folder: Path, manifest: Manifest, parent: Path | None, memory: str
             files = pin_files(folder, READ_BY_QUERIES, spill)
             define_live_views(database, files, spill)
             yield from _check_states(database, folder, manifest)
+            yield from _check_releases(database, files, manifest)
             if manifest.state == "running":
                 yield f"{folder.name}: is running or was killed; it is not sealed"
             elif manifest.finished_at is None:
@@ -196,6 +206,15 @@ def _check_selection(database: Database, manifest: Manifest) -> Iterator[str]:
     outdated = None if selection is None else selection.outdated
     if outdated is not None and estimate_outdated(database, selection, recheck) != outdated:
         yield f"run.json: its number of outdated results does not follow from {PLAN} and {CARRIED}"
+
+
+def _check_releases(database: Database, files: Path, manifest: Manifest) -> Iterator[str]:
+    """Check the numbers of firmware, jobs and tasks."""
+    define_releases(database, files)
+    counted = count_releases(database)
+    recorded = {each.account: ReleaseCounts(each.firmware, each.jobs, each.tasks) for each in manifest.releases}
+    if counted != {account: counts for account, counts in recorded.items() if any(counts)} and manifest.releases:
+        yield f"run.json: its numbers of released firmware do not follow from {FIRMWARE} and {TASKS}"
 
 
 def _check_sealed(live: Database, files: Path, folder: Path, work: Path, memory: str) -> Iterator[str]:

@@ -20,8 +20,8 @@ from auditor.hooks.prometheus import render_metrics, write_metrics
 from auditor.models import Outcome
 from auditor.policy.loader import load_policy
 from auditor.runs.folder import DEVICES, MODULES
-from auditor.runs.manifest import Manifest, MismatchedAccount
-from auditor.runs.selection_info import OutdatedResults, Recheck, RequestCounts, SelectionInfo
+from auditor.runs.manifest import Manifest
+from auditor.runs.selection_info import MismatchedAccount, OutdatedResults, Recheck, RequestCounts, SelectionInfo
 from auditor.text.formatting import safe
 from tests.runs.run_folders import (
     HOSTILE,
