@@ -29,7 +29,7 @@ from auditor.engine.account_session import AccountSession, Credentials, open_acc
 from auditor.engine.allocation import CallBudget, concurrency_per_account
 from auditor.engine.device_reader import never_activated_result
 from auditor.engine.monitor import HealthMonitor, watch_clock
-from auditor.engine.progress import AuditResult, ProgressCallback, ProgressReporter
+from auditor.engine.progress import AuditResult, Progress, ProgressCallback, ProgressReporter
 from auditor.engine.run_state import RunState
 from auditor.engine.sent_requests import SENT_REQUESTS, SentRequests, count_device_calls, requests_before
 from auditor.engine.worker_pool import run_workers
@@ -200,7 +200,12 @@ class AuditSession:
         self._deadline.check(self._state.fleet_devices)
 
     def _report_progress(self, *, sealing: bool = False) -> None:
-        self._reporter.report(lambda: replace(self._state.progress(self._source.progress), sealing=sealing))
+        def progress() -> Progress:
+            pages = None if sealing else self._releases.pages
+            found = self._state.progress(self._source.progress)
+            return replace(found, sealing=sealing, release_pages=pages)
+
+        self._reporter.report(progress)
 
     async def _query_account(self, session: AccountSession) -> None:
         """Query one account; if it is stopped, the other accounts continue."""

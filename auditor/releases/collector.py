@@ -34,10 +34,14 @@ class ReleaseCollector:
 
     An account that was stopped is skipped, and so is a run that a flag has ``limited`` to some devices, for the tasks
     of a job are those of all devices. All errors become problems that the manifest has as warnings.
+
+    Attributes:
+        pages: pages that this process has read; None while it reads none.
     """
 
     def __init__(self, settings: Settings, folder: Path, state: RunState, *, limited: bool) -> None:
         self._settings, self._folder, self._state, self._limited = settings, folder, state, limited
+        self.pages: int | None = None
 
     async def collect(self, sessions: Sequence[AccountSession], stop: StopToken) -> None:
         """Read what is not read yet, of all accounts concurrently, and write the tables of the run."""
@@ -48,6 +52,7 @@ class ReleaseCollector:
             missed = (f"{stop.reason}; nothing was read",)
             self._state.record_releases(tuple(replace(info, problems=missed) for info in infos.values()))
             return
+        self.pages = 0
         try:
             product_keys = await run_in_thread(read_product_keys, self._folder)
             with ListJournal(self._folder) as journal:
@@ -61,6 +66,7 @@ class ReleaseCollector:
             remove_release_tables(self._folder)  # those of an earlier session have other numbers
             reason = str(error) if isinstance(error, AuditorError) else f"{type(error).__name__}: {error}"
             infos = {name: replace(info, problems=(*info.problems, reason)) for name, info in infos.items()}
+        self.pages = None
         for name, info in infos.items():
             problems = tuple(map(escape_undecodable, info.problems))
             infos[name] = replace(info, problems=problems, **counts.get(name, ReleaseCounts())._asdict())
@@ -86,11 +92,15 @@ class ReleaseCollector:
                 oldest_job=(session.platform_time() - max_age) * 1000,
                 patience=self._settings.give_up_after,
                 stop=stop,
+                count_page=self._count_page,
             )
             await reader.read(product_keys)
             problems = reader.problems
         sent = session.sent_before(*RELEASE_OPERATIONS) + session.request_stats(*RELEASE_OPERATIONS).sent
         infos[session.name] = replace(infos[session.name], requests=sent, problems=tuple(problems))
+
+    def _count_page(self) -> None:
+        self.pages = (self.pages or 0) + 1
 
     def cleanup(self) -> None:
         """Remove the pages of a run that is not resumed any more."""

@@ -45,16 +45,24 @@ class ListReader:
     """Reads the remaining pages of the lists of one account.
 
     ``oldest_job`` is the earliest creation of a job whose tasks are read, in milliseconds since 1970, and ``patience``
-    how many seconds one page may take. The end of reading may be requested by ``stop``.
+    how many seconds one page may take. The end of reading may be requested by ``stop``. ``count_page`` is called after
+    each page.
 
     Attributes:
         problems: why lists are incomplete, a sentence each.
     """
 
     def __init__(
-        self, session: AccountSession, journal: ListJournal, *, oldest_job: float, patience: float, stop: StopToken
+        self,
+        session: AccountSession,
+        journal: ListJournal,
+        *,
+        oldest_job: float,
+        patience: float,
+        stop: StopToken,
+        count_page: Callable[[], None],
     ) -> None:
-        self._session, self._journal, self._stop = session, journal, stop
+        self._session, self._journal, self._stop, self._count_page = session, journal, stop, count_page
         self._oldest_job, self._patience = oldest_job, patience
         self.problems: list[str] = []
         self._failed: Counter[str] = Counter()
@@ -117,6 +125,7 @@ class ListReader:
                 self._record_failure(name, page)
                 return
             self._journal.record(reading, page)
+            self._count_page()
 
     async def _fetch_page(self, reading: ListReading) -> ListPage[Any] | PlatformError:
         list_id, place = reading.list_id, reading.pager.next_page

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import structlog
 import auditor
 from auditor.models import Dialect
 from auditor.query.sql import query_run, query_runs
-from auditor.runs.manifest import read_manifest
+from auditor.runs.manifest import read_manifest, write_manifest
 from auditor.simulator.forms import ResponseForms
 from auditor.simulator.gateway import Parameters
 from auditor.simulator.lifecycle import Lifecycle
@@ -22,7 +23,7 @@ from auditor.simulator.responses import Document, RequestRejected
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import World
 from tests.integration.audits import stop_after, write_mixed_fleet
-from tests.integration.test_audit import assert_matches
+from tests.integration.test_audit import account_table, assert_matches, settings_for
 from tests.releases.released import (
     OPERATIONS,
     assert_released,
@@ -190,6 +191,36 @@ async def test_a_platform_that_does_not_answer_is_not_waited_for(tmp_path: Path,
     assert_devices_are_complete(world, result)
     assert any("gave no answer within 0.5 seconds" in problem for problem in result.manifest.releases[0].problems)
     assert result.manifest.releases[0].firmware == len(FirmwareStore(world).firmware)
+
+
+async def test_an_account_that_was_stopped_is_skipped_and_the_others_are_read(tmp_path: Path, world: World) -> None:
+    revoked = SimulatedAccount("revoked", DEFAULT_ACCOUNT.secret)
+    async with Simulator(world, accounts=[DEFAULT_ACCOUNT, revoked]) as platform:
+        platform.revoke("revoked")
+        tables = [account_table(platform.endpoint, tmp_path, name=name) for name in ("eu", "us")]
+        tables[1]["access_key_id"] = "revoked"
+        result = await auditor.run_audit(settings_for(tmp_path, *tables, released=True, max_job_age="999d"))
+    assert result.manifest.exit_reason is not None
+    assert result.manifest.exit_reason.code == "refused_account"
+    assert_released(world, result.folder)
+    read, skipped = result.manifest.releases
+    assert (read.problems, skipped.requests, skipped.tasks) == ((), 0, 0)
+    assert "InvalidAccessKeyId.Inactive" in skipped.problems[0]
+    assert auditor.verify_run(result.folder) == []
+
+
+async def test_numbers_that_do_not_follow_from_the_tables_are_found(tmp_path: Path, world: World) -> None:
+    async with Simulator(world) as platform:
+        folder = (await auditor.run_audit(released_settings(tmp_path, platform))).folder
+    manifest = read_manifest(folder)
+    (info,) = manifest.releases
+    for wrong in ("firmware", "jobs", "tasks"):
+        changed = replace(info, **{wrong: getattr(info, wrong) + 1})
+        write_manifest(folder, replace(manifest, releases=(changed,)))
+        problems = auditor.verify_run(folder)
+        assert problems == [
+            "run.json: its numbers of released firmware do not follow from firmware.parquet and tasks.parquet"
+        ]
 
 
 async def test_an_unexpected_error_is_a_warning(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
