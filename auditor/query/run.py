@@ -43,6 +43,9 @@ TableName = Literal[
 ]
 
 
+_RELEASES = ("firmware", "jobs", "tasks", "device_releases")
+
+
 @dataclass(frozen=True, slots=True)
 class VersionCount:
     """A version of a product's module, with the number and the share of its devices.
@@ -81,6 +84,7 @@ class Run:
         self.manifest: Manifest = read_manifest(self.folder)
         self.sealed = is_sealed(self.folder, self.manifest)
         self._counts: StratifiedCounts | None = None
+        self._has_releases = False
         self._stack = ExitStack()
         try:
             spill = None
@@ -148,6 +152,11 @@ class Run:
         """Return one of the run's tables, whose columns are those of the SQL view of that name."""
         if name not in get_args(TableName):
             raise UsageError(f"{name!r} is no table of a run; there are {', '.join(get_args(TableName))}")
+        if name in _RELEASES and not self._has_releases:  # not before: a damaged file of them costs no other table
+            with translate_read_errors(self.folder):
+                define_releases(self._database, self._files)
+                define_device_releases(self._database)
+            self._has_releases = True
         return self._table(name)
 
     def _table(self, name: str, head: Mapping[str, object] | None = None) -> ResultTable:
@@ -160,8 +169,6 @@ class Run:
                 refuse_lost_results(self._database, self.folder, self.manifest)
             (define_sealed_views if self.sealed else define_live_views)(self._database, self._files)
             define_products(self._database, self._files)
-            define_releases(self._database, self._files)
-            define_device_releases(self._database)
             described = self._database.execute("DESCRIBE inventory").fetchall()
         if [(name, kind) for name, kind, *_ in described] != _COLUMNS:
             raise RunFolderError(f"{self.folder}: cannot be read: {MODULES} does not have the columns of a run")

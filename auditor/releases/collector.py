@@ -60,7 +60,7 @@ class ReleaseCollector:
                     for session in sessions:
                         keys = product_keys.get(session.name, [])
                         group.start_soon(self._read_account, session, keys, journal, stop, infos)
-            counts = await run_in_thread(write_release_tables, self._folder)
+            counts = await run_in_thread(write_release_tables, self._folder, divided=journal.has_divided_lists)
         except Exception as error:  # noqa: BLE001  nothing here may cost a run its devices
             counts = {}
             remove_release_tables(self._folder)  # those of an earlier session have other numbers

@@ -67,9 +67,13 @@ class ListReading:
 
     def __init__(self, list_id: ListId) -> None:
         self.list_id, self.pages, self._listed = list_id, 0, 0
-        self._keys: set[str] = set()
+        self._keys: set[str] = set()  # of the items that were listed, while there are pages left
         max_items = MAX_LISTED_TASKS if list_id.name == "tasks" else MAX_LISTED
         self.pager = Pager(_PAGE_SIZES[list_id.name], max_by_page_number=None, max_items=max_items)
+
+    def is_new(self, key: str) -> bool:
+        """Return whether no page had an item of this key; a list that changes while it is read has some twice."""
+        return key not in self._keys
 
     def add_page(self, keys: tuple[str, ...], total: int | None) -> None:
         """Add a page by the keys of its items."""
@@ -116,13 +120,14 @@ class _StoredItem(msgspec.Struct):
 
 
 class _StoredPage(msgspec.Struct):
-    """A line of the journal."""
+    """A line of the journal. ``keys`` are those of the whole page, if some of its items were listed before."""
 
     account: str
     key: str
     items: tuple[_StoredItem, ...]
     status: str | None = None
     total: int | None = None
+    keys: tuple[str, ...] | None = None
 
 
 class ListJournal:
@@ -162,14 +167,21 @@ class ListJournal:
         """Yield the ids of the firmware or jobs in a list, and when they were created, in ms since 1970."""
         yield from self._items.get(list_id, {}).items()
 
+    @property
+    def has_divided_lists(self) -> bool:
+        """Whether the tasks of a job were listed by status, so that one may be in two lists."""
+        return any(list_id.status is not None for list_id in self._readings)
+
     def record(self, reading: ListReading, page: ListPage[Item]) -> None:
-        """Write a page; once this returns, killing the process cannot lose it."""
-        list_id = reading.list_id
-        line = {"account": list_id.account, "key": list_id.key, "status": list_id.status, "total": page.total}
-        items = [asdict(item) for item in page.items]
-        self._files[list_id.name].append(orjson.dumps({**line, "items": items}, option=orjson.OPT_APPEND_NEWLINE))
-        stored = tuple(msgspec.convert(item, _StoredItem) for item in items)
-        self._add(list_id.name, _StoredPage(list_id.account, list_id.key, stored, list_id.status, page.total))
+        """Write the items of a page that are new; once this returns, killing the process cannot lose them."""
+        list_id, name = reading.list_id, reading.list_id.name
+        items = {_item_key(name, msgspec.convert(asdict(item), _StoredItem)): asdict(item) for item in page.items}
+        new = {key: item for key, item in items.items() if reading.is_new(key)}
+        line: dict[str, object] = {"account": list_id.account, "key": list_id.key, "status": list_id.status}
+        line |= {"total": page.total, "keys": None if len(new) == len(page.items) else list(items)}
+        line["items"] = list(new.values())
+        self._files[name].append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        self._add(name, msgspec.convert(line, _StoredPage))
 
     def _replay(self, name: ListName, path: Path) -> None:
         """Add the pages of a file, which is cut at the first line that cannot be read."""
@@ -189,7 +201,7 @@ class ListJournal:
     def _add(self, name: ListName, page: _StoredPage) -> None:
         reading = self.reading(ListId(name, page.account, page.key, page.status))
         keys = tuple(_item_key(name, item) for item in page.items)
-        reading.add_page(keys, page.total)
+        reading.add_page(page.keys or keys, page.total)
         if name != "tasks":
             found = self._items.setdefault(reading.list_id, {})
             found.update({key: item.created for key, item in zip(keys, page.items, strict=True)})

@@ -7,7 +7,7 @@ from pathlib import Path
 from auditor.releases.list_journal import RELEASES_FOLDER
 from auditor.runs.folder import FIRMWARE, TASKS
 from auditor.runs.views import ReleaseCounts, count_releases, define_base_views, define_releases, read_records
-from auditor.storage.database import scalar, scratch_database, with_enough_memory, write_parquet
+from auditor.storage.database import scalar, scratch_database, translate_errors, with_enough_memory, write_parquet
 from auditor.storage.files import put_in_place
 
 WORK = ".releasing"
@@ -35,15 +35,6 @@ _ITEMS: Mapping[str, Mapping[str, str]] = {
 }
 """Members of the items in each file of pages, as in the classes of ``auditor.models``."""
 
-_LAST = {"firmware": "modified", "jobs": "created", "tasks": "modified"}
-
-_ROWS = {
-    "firmware": "account, firmware_id",
-    "jobs": "account, job_id",
-    "tasks": "account, key, coalesce(task_id, iot_id, product_key || '/' || device_name)",
-}
-"""What identifies an item: one that was listed twice, because the list changed, is one row."""
-
 _FIRMWARE = """
   WITH lists AS (SELECT DISTINCT account, key FROM jobs_pages), job_lists AS (
     SELECT account, key, list({
@@ -63,30 +54,39 @@ _TASKS = """
     t.source_version, t.status AS task_status, t.message AS task_message, t.progress,
     epoch_ms(t.created) AS created_at, epoch_ms(t.modified) AS modified_at, f.firmware_id, t.key AS job_id, t.task_id
   FROM tasks_rows t LEFT JOIN jobs_rows j ON t.account = j.account AND t.key = j.job_id
-    LEFT JOIN firmware_rows f ON j.account = f.account AND j.key = f.firmware_id
-  ORDER BY account, product_key, device_name, iot_id, created_at, job_id, task_id"""
+    LEFT JOIN firmware_rows f ON j.account = f.account AND j.key = f.firmware_id"""
 
 
-def write_release_tables(folder: Path) -> dict[str, ReleaseCounts]:
+_LATEST = """
+  row_number() OVER (
+    PARTITION BY account, key, coalesce(task_id, iot_id, product_key || '/' || device_name) ORDER BY modified DESC
+  ) = 1"""
+
+
+def write_release_tables(folder: Path, *, divided: bool) -> dict[str, ReleaseCounts]:
     """Write both tables of a run folder from the pages of its lists; return their rows by account.
+
+    Tasks come in the order in which they were listed, so that memory does not depend on their number. Only if lists of
+    tasks were ``divided`` by status, those that are in two of them are dropped.
 
     Raises:
         RunNotWritableError: they cannot be written.
     """
-    return with_enough_memory(lambda memory: _write_tables(folder, memory))
+    with translate_errors(f"{folder}: released firmware cannot be written"):
+        return with_enough_memory(lambda memory: _write_tables(folder, memory, divided=divided))
 
 
-def _write_tables(folder: Path, memory: str) -> dict[str, ReleaseCounts]:
+def _write_tables(folder: Path, memory: str, *, divided: bool) -> dict[str, ReleaseCounts]:
     work = folder / WORK
-    with scratch_database(work, memory=memory, failure=f"{folder}: released firmware cannot be written") as database:
+    with scratch_database(work, memory=memory) as database:
         for name, item in _ITEMS.items():
             path = folder / RELEASES_FOLDER / f"{name}.jsonl"
             page = read_records(path, {"account": "VARCHAR", "key": "VARCHAR", "items": [item]})
             database.execute(f"CREATE VIEW {name}_pages AS {page}")
             items = f"SELECT account, key, unnest(items) AS item FROM {name}_pages"
+            latest = f" QUALIFY {_LATEST}" if divided and name == "tasks" else ""
             rows = f"SELECT account, key, unnest(item) FROM ({items})"
-            latest = f"row_number() OVER (PARTITION BY {_ROWS[name]} ORDER BY {_LAST[name]} DESC NULLS LAST) = 1"
-            database.execute(f"CREATE VIEW {name}_rows AS FROM ({rows}) QUALIFY {latest}")
+            database.execute(f"CREATE VIEW {name}_rows AS FROM ({rows}){latest}")
         for name, query in ((FIRMWARE, _FIRMWARE), (TASKS, _TASKS)):
             write_parquet(database, query, work / name)
         define_releases(database, work)
@@ -111,8 +111,7 @@ def read_product_keys(folder: Path) -> dict[str, list[str]]:
     """
 
     def read(memory: str) -> dict[str, list[str]]:
-        failure = f"{folder}: its products cannot be read"
-        with scratch_database(folder / WORK, memory=memory, failure=failure) as database:
+        with scratch_database(folder / WORK, memory=memory) as database:
             define_base_views(database, folder)
             keys = "SELECT account, product_key FROM fleet"
             if scalar(database, "SELECT count(*) FROM fleet WHERE product_key IS NULL"):
@@ -121,4 +120,5 @@ def read_product_keys(folder: Path) -> dict[str, list[str]]:
             query = f"SELECT account, list(DISTINCT product_key ORDER BY product_key) FROM ({named}) GROUP BY ALL"
             return dict(database.execute(query).fetchall())
 
-    return with_enough_memory(read)
+    with translate_errors(f"{folder}: its products cannot be read"):
+        return with_enough_memory(read)

@@ -11,7 +11,9 @@ import pytest
 import structlog
 
 import auditor
+from auditor.errors import RunFolderError
 from auditor.models import Dialect
+from auditor.query.run import TableName
 from auditor.query.sql import query_run, query_runs
 from auditor.runs.manifest import read_manifest, write_manifest
 from auditor.simulator.forms import ResponseForms
@@ -35,6 +37,8 @@ from tests.releases.released import (
 pytestmark = pytest.mark.anyio
 
 DEVICES = 240
+
+RELEASE_TABLES: tuple[TableName, ...] = ("firmware", "jobs", "tasks", "device_releases")
 
 
 @pytest.fixture
@@ -223,8 +227,24 @@ async def test_numbers_that_do_not_follow_from_the_tables_are_found(tmp_path: Pa
         ]
 
 
+async def test_a_damaged_table_of_releases_costs_no_other_table(tmp_path: Path, world: World) -> None:
+    async with Simulator(world) as platform:
+        folder = (await auditor.run_audit(released_settings(tmp_path, platform))).folder
+    with auditor.Run(folder) as run:
+        tables = {name: len(run.table(name).to_dicts()) for name in RELEASE_TABLES}
+        (info,) = run.manifest.releases
+        assert [tables[name] for name in RELEASE_TABLES[:3]] == [info.firmware, info.jobs, info.tasks]
+        assert tables["device_releases"] == len(run.table("modules").to_dicts())
+    (folder / "firmware.parquet").write_bytes(b"PAR1 nonsense")
+    with auditor.Run(folder) as run:
+        assert [*run.inventory()]
+        with pytest.raises(RunFolderError, match="cannot be read"):
+            run.table("tasks")
+    assert any("firmware.parquet" in problem for problem in auditor.verify_run(folder))
+
+
 async def test_an_unexpected_error_is_a_warning(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: Path) -> None:
+    def fail(_: Path, **__: object) -> None:
         raise KeyError("a mistake")
 
     monkeypatch.setattr("auditor.releases.collector.write_release_tables", fail)
@@ -237,7 +257,7 @@ async def test_an_unexpected_error_is_a_warning(tmp_path: Path, world: World, mo
 async def test_an_error_on_a_resume_leaves_no_tables_of_the_earlier_session(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: Path) -> None:
+    def fail(_: Path, **__: object) -> None:
         raise KeyError("a mistake")
 
     device = next(device for device in world if device.exists and device.activated)

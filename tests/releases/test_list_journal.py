@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import orjson
 import pytest
 
 from auditor.models import Firmware, ListPage, UpdateJob, UpdateTask
@@ -50,6 +51,24 @@ def test_a_resume_continues_with_the_next_page(tmp_path: Path) -> None:
         assert reading.pager.next_page.page == 1  # the newest once more
         journal.record(reading, page_of(0, 100, 250, task))
         assert (reading.is_complete, reading.problem) == (True, None)
+
+
+def test_an_item_that_is_listed_again_is_stored_once_and_a_replay_ends_alike(tmp_path: Path) -> None:
+    pages = [(0, 100, 205), (100, 200, 205), (195, 205, 205), (0, 100, 205)]
+    for stored in range(len(pages) + 1):
+        folder = tmp_path / str(stored)
+        folder.mkdir()
+        with ListJournal(folder) as journal:
+            for page in pages[:stored]:
+                journal.record(journal.reading(TASKS), page_of(*page, task))
+        with ListJournal(folder) as journal:
+            for page in pages[stored:]:
+                assert not journal.reading(TASKS).is_complete
+                journal.record(journal.reading(TASKS), page_of(*page, task))
+            assert (journal.reading(TASKS).is_complete, journal.reading(TASKS).problem) == (True, None)
+        lines = (folder / RELEASES_FOLDER / "tasks.jsonl").read_bytes().splitlines()
+        ids = [item["task_id"] for line in lines for item in orjson.loads(line)["items"]]
+        assert ids == [f"t{number}" for number in range(205)]
 
 
 def test_a_torn_or_damaged_line_is_read_again(tmp_path: Path) -> None:
