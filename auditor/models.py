@@ -38,7 +38,7 @@ WarningKind = Literal[
     "partial", "running", "aborted", "incomplete", "unsealed", "limited", "accounts", "sample", "recheck",
     "not_reached", "discovery_gap", "tampered", "unreadable", "order", "partial_runs", "sample_comparison",
     "policy_sample", "expired_exception", "unmatched_rule", "silent", "mismatch", "aliases", "shared_identity",
-    "inaccurate_runs",
+    "inaccurate_runs", "releases",
 ]  # fmt: skip
 """Why numbers do not cover a whole fleet, or are not reliable.
 
@@ -59,6 +59,7 @@ WarningKind = Literal[
 | ``order`` | the older of two compared runs is the newer one |
 | ``partial_runs`` | several runs of a history do not cover the whole fleet |
 | ``inaccurate_runs`` | the numbers of several runs of a history may be wrong in part |
+| ``releases`` | released firmware, or the tasks of its update jobs, could not be read completely |
 | ``expired_exception``, ``unmatched_rule`` | an exception has expired, or a rule matches nothing in the run |
 """
 
@@ -201,6 +202,72 @@ class ConnectionState:
     status: str | None
     changed: ReportedTime | None
     last_online: ReportedTime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Firmware:
+    """An upgrade package of a product; None where no value was reported. Times are in milliseconds since 1970.
+
+    Attributes:
+        version: version that it installs; ``source_version``: version that it can be installed on.
+        verification: ``not_needed``, ``unverified``, ``verified``, ``verifying`` or ``failed``.
+        kind: ``full`` or ``difference``.
+        size: bytes.
+    """
+
+    firmware_id: str
+    firmware_name: str | None
+    module_name: str
+    version: str | None
+    source_version: str | None
+    verification: str | None
+    kind: str | None
+    size: int | None
+    created: int | None
+    modified: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateJob:
+    """A job that installs firmware on devices; None where no value was reported. Times are as in ``Firmware``.
+
+    Attributes:
+        status: ``PLANNED``, ``IN_PROGRESS``, ``COMPLETED`` or ``CANCELED``.
+        kind: ``VERIFY_FIRMWARE`` or ``UPGRADE_FIRMWARE``.
+        selection: ``STATIC`` or ``DYNAMIC``; ``target``: ``ALL``, ``SPECIFIC``, ``GRAY`` or ``GROUP``.
+    """
+
+    job_id: str
+    status: str | None
+    kind: str | None
+    selection: str | None
+    target: str | None
+    created: int | None
+    started: int | None
+    ended: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateTask:
+    """The update of one device by a job; None where no value was reported. Times are as in ``Firmware``.
+
+    Attributes:
+        status: one of the client's ``TASK_STATUSES``, or another value as it is reported.
+        message: what the platform says about it, such as why it failed.
+        progress: percentage.
+    """
+
+    task_id: str | None
+    product_key: str | None
+    device_name: str | None
+    iot_id: str | None
+    source_version: str | None
+    version: str | None
+    status: str | None
+    message: str | None
+    progress: int | None
+    created: int | None
+    modified: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,13 +29,14 @@ from auditor.engine.account_session import AccountSession, Credentials, open_acc
 from auditor.engine.allocation import CallBudget, concurrency_per_account
 from auditor.engine.device_reader import never_activated_result
 from auditor.engine.monitor import HealthMonitor, watch_clock
-from auditor.engine.progress import AuditResult, ProgressCallback, ProgressReporter
+from auditor.engine.progress import AuditResult, Progress, ProgressCallback, ProgressReporter
 from auditor.engine.run_state import RunState
-from auditor.engine.sent_requests import SENT_REQUESTS, SentRequests, requests_before
+from auditor.engine.sent_requests import SENT_REQUESTS, SentRequests, count_device_calls, requests_before
 from auditor.engine.worker_pool import run_workers
 from auditor.errors import AuditInterruptedError, AuditorError, AuditStoppedError, FleetError, RunNotWritableError
 from auditor.fleet.table import read_never_activated, read_snapshot
 from auditor.models import Device, Outcome
+from auditor.releases.collector import ReleaseCollector
 from auditor.runs.folder import FAILURES, RESULTS
 from auditor.runs.journal import DiskReserve, Journal
 from auditor.runs.locking import PreparedRun, rename_corrected
@@ -92,6 +93,9 @@ class AuditSession:
         self._reporter = ProgressReporter(on_progress)
         self._clock = RunningClock()
         self._sent_requests = SentRequests(self._folder, requests_before(self._folder, prepared.manifest))
+        limited = prepared.manifest.fleet.limit is not None
+        self._releases = ReleaseCollector(settings, self._folder, self._state, limited=limited)
+        calls_before = count_device_calls(self._sent_requests.before)
         self._selection: SelectionCoordinator | None = None  # all devices are queried
         if (selection := prepared.manifest.selection) is not None:
             self._selection = SelectionCoordinator(
@@ -99,12 +103,12 @@ class AuditSession:
                 prepared,
                 selection,
                 self._accounts,
-                calls_before=sum(self._sent_requests.before.values()),
+                calls_before=calls_before,
                 time_limit=time_limit,
             )
         self._budget: CallBudget | None = None  # a selection has its own
         if self._selection is None and settings.max_calls is not None:
-            self._budget = CallBudget(settings, self._accounts, sum(self._sent_requests.before.values()))
+            self._budget = CallBudget(settings, self._accounts, calls_before)
         self._errors: list[AuditorError] = []
 
     async def run(self) -> AuditResult:
@@ -167,6 +171,8 @@ class AuditSession:
                 async with unwrapping_task_group() as group:
                     for session in self._accounts:
                         group.start_soon(self._query_account, session)
+                if not any(isinstance(error, RunNotWritableError) for error in self._errors):
+                    await self._releases.collect(self._accounts, self._stop)
             await self._source.finish()
         except RunNotWritableError as error:
             self._errors.append(error)
@@ -194,7 +200,12 @@ class AuditSession:
         self._deadline.check(self._state.fleet_devices)
 
     def _report_progress(self, *, sealing: bool = False) -> None:
-        self._reporter.report(lambda: replace(self._state.progress(self._source.progress), sealing=sealing))
+        def progress() -> Progress:
+            pages = None if sealing else self._releases.pages
+            found = self._state.progress(self._source.progress)
+            return replace(found, sealing=sealing, release_pages=pages)
+
+        self._reporter.report(progress)
 
     async def _query_account(self, session: AccountSession) -> None:
         """Query one account; if it is stopped, the other accounts continue."""
@@ -302,6 +313,7 @@ class AuditSession:
         self._prepared.lock.refuse_replaced(self._folder)
         if not manifest.remaining_devices:
             (self._folder / SENT_REQUESTS).unlink(missing_ok=True)
+            self._releases.cleanup()
             if self._selection is not None:
                 self._selection.cleanup()
         folder = await run_in_thread(rename_corrected, self._folder, manifest)

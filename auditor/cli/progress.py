@@ -175,6 +175,9 @@ def _describe_progress(progress: Progress, rates: tuple[float, float]) -> str:
         return f"discovering: {_describe_discovery(progress.discovery)}, {rate}{problem}"
     if progress.sealing:
         return f"{done:,}/{progress.fleet:,} devices in {format_duration(progress.elapsed)}, sealing"
+    if progress.release_pages is not None:
+        pages = format_count(progress.release_pages, "page")
+        return f"{done:,}/{progress.fleet:,} devices; reading released firmware: {pages}{problem}"
     if progress.states is not None:
         read, requested = progress.states
         share = f"{read / max(requested, 1):.1%}"

@@ -23,6 +23,7 @@ from auditor.query.run import VersionCount
 from auditor.query.warnings import is_tolerated, state_label
 from auditor.runs.estimates import SampleSummary
 from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, Manifest
+from auditor.runs.selection_info import ReleasesInfo
 from auditor.text.formatting import format_change, format_count, format_duration, format_interval, format_share, safe
 
 if TYPE_CHECKING:
@@ -176,8 +177,10 @@ def summarize_audit(manifest: Manifest, seconds: float, ages: AnswerAges | None 
     yield from describe_selection(manifest.selection) if manifest.selection is not None else ()
     yield from _describe_freshness(manifest, ages)
     yield from (safe(str(mismatched)) for mismatched in manifest.mismatched)
+    yield from map(describe_releases, manifest.releases)
     for failure in manifest.failures[:5]:
-        yield f"failed: {failure.devices:,} with {safe(failure.code[:_MAX_TEXT])}, such as {safe(failure.example[:_MAX_TEXT])}"
+        code, example = (safe(text[:_MAX_TEXT]) for text in (failure.code, failure.example))
+        yield f"failed: {failure.devices:,} with {code}, such as {example}"
     yield from (safe(str(account)) for account in manifest.silent)
     gaps = (warning.detail for discovery in manifest.discovery for warning in discovery.warnings())
     if manifest.error is not None and manifest.error != "; ".join([*map(str, manifest.silent), *gaps]):
@@ -196,6 +199,15 @@ def describe_discovery(discovery: DiscoveryInfo) -> str:
         f"{account}: {devices} of {products} listed in {format_count(discovery.requests.sent, 'request')}, "
         f"{never:,} of them never activated{excluded}" + "".join(f"; {safe(gap)}" for gap in discovery.describe_gaps())
     )
+
+
+def describe_releases(releases: ReleasesInfo) -> str:
+    """Return a line about the released firmware of an account."""
+    found = (
+        f"{safe(releases.account)}: {releases.firmware:,} firmware, {format_count(releases.jobs, 'update job')} and "
+        f"{format_count(releases.tasks, 'task')} read in {format_count(releases.requests, 'request')}"
+    )
+    return found + "".join(f"; {safe(warning.detail.partition(': ')[2])}" for warning in releases.warnings())
 
 
 def print_checks(checks: "Iterable[AccountCheck]") -> None:

@@ -364,6 +364,37 @@ _MODULES = [dict.fromkeys(("moduleName", "productKey"))]
 PRODUCT_MODULES_RESPONSE = response_struct({**_STATUS, "data": {"otaModuleDTO": _MODULES, "otaModuleDto": _MODULES}})
 """What is kept of a response of ListOTAModuleByProduct."""
 
+_FIRMWARE = (
+    "firmwareId", "firmwareName", "firmwareSize", "moduleName", "productKey", "srcVersion", "destVersion", "status",
+    "type", "utcCreate", "utcModified",
+)  # fmt: skip
+_FIRMWARE_LIST = {"simpleFirmwareInfo": [dict.fromkeys(_FIRMWARE)]}
+
+FIRMWARE_LIST_RESPONSE = response_struct(
+    {**_STATUS, **_PAGING, "firmwareInfo": _FIRMWARE_LIST, "data": {**_PAGING, **_FIRMWARE_LIST}}
+)
+"""What is kept of a response of ListOTAFirmware."""
+
+_JOB = (
+    "jobId", "firmwareId", "productKey", "jobStatus", "jobType", "selectionType", "targetSelection", "utcCreate",
+    "utcStartTime", "utcEndTime",
+)  # fmt: skip
+
+JOB_LIST_RESPONSE = response_struct(
+    {**_STATUS, **_PAGING, "data": {**_PAGING, "simpleOTAJobInfo": [dict.fromkeys(_JOB)]}}
+)
+"""What is kept of a response of ListOTAJobByFirmware."""
+
+_TASK = (
+    "taskId", "jobId", "firmwareId", "productKey", "deviceName", "iotId", "srcVersion", "destVersion", "taskStatus",
+    "taskDesc", "progress", "utcCreate", "utcModified",
+)  # fmt: skip
+
+TASK_LIST_RESPONSE = response_struct(
+    {**_STATUS, **_PAGING, "data": {**_PAGING, "simpleOTATaskInfo": [dict.fromkeys(_TASK)]}}
+)
+"""What is kept of a response of ListOTATaskByJob."""
+
 _DEVICE_STATE = ("productKey", "deviceName", "iotId", "status", "timestamp", "lastOnlineTime")
 _STATES = {"deviceStatus": [dict.fromkeys(_DEVICE_STATE)]}
 

@@ -8,8 +8,11 @@ import msgspec
 from auditor.client.decoders import (
     DEVICE_LIST_RESPONSE,
     DEVICE_STATES_RESPONSE,
+    FIRMWARE_LIST_RESPONSE,
+    JOB_LIST_RESPONSE,
     PRODUCT_LIST_RESPONSE,
     PRODUCT_MODULES_RESPONSE,
+    TASK_LIST_RESPONSE,
     decode_documented_page,
 )
 from auditor.models import Device, Page
@@ -90,6 +93,36 @@ LIST_OTA_MODULE_BY_PRODUCT = Operation(
     calls_per_second=10,
     response_type=PRODUCT_MODULES_RESPONSE,
 )
+
+LIST_OTA_FIRMWARE = Operation(
+    name="ListOTAFirmware",
+    page_size=100,
+    calls_per_second=10,
+    response_type=FIRMWARE_LIST_RESPONSE,
+)
+
+LIST_OTA_JOB_BY_FIRMWARE = Operation(
+    name="ListOTAJobByFirmware",
+    page_size=100,
+    calls_per_second=10,
+    response_type=JOB_LIST_RESPONSE,
+)
+
+LIST_OTA_TASK_BY_JOB = Operation(
+    name="ListOTATaskByJob",
+    page_size=100,
+    calls_per_second=10,
+    response_type=TASK_LIST_RESPONSE,
+)
+
+MAX_LISTED_TASKS = 100_000
+"""Tasks of a job, or of one status of it, that can be listed (Alibaba's page on ListOTATaskByJob)."""
+
+TASK_STATUSES = ("CONFIRM", "QUEUED", "NOTIFIED", "IN_PROGRESS", "SUCCEEDED", "FAILED", "CANCELED")
+"""States of the update of a device by a job (the same page)."""
+
+RELEASE_OPERATIONS = (LIST_OTA_FIRMWARE, LIST_OTA_JOB_BY_FIRMWARE, LIST_OTA_TASK_BY_JOB)
+"""The operations that list released firmware, its update jobs, and their tasks."""
 
 DISCOVERY_OPERATIONS = (QUERY_PRODUCT_LIST, QUERY_DEVICE, QUERY_DEVICE_DEEP)
 """The operations that list a fleet."""

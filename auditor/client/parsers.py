@@ -8,10 +8,21 @@ import re
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TypeVar, get_args
 
+from auditor.client.decoders import clean_message
 from auditor.client.operations import MAX_NAME_LENGTH
 from auditor.client.responses import ApiResponse, lowercase_keys, parse_count, parse_text
 from auditor.errors import InconsistentResponseError
-from auditor.models import ConnectionState, DeviceStatus, ListedDevice, ListPage, Product, ReportedTime
+from auditor.models import (
+    ConnectionState,
+    DeviceStatus,
+    Firmware,
+    ListedDevice,
+    ListPage,
+    Product,
+    ReportedTime,
+    UpdateJob,
+    UpdateTask,
+)
 
 T = TypeVar("T")
 
@@ -38,6 +49,13 @@ MIN_UTC_OFFSET, MAX_UTC_OFFSET, UTC_OFFSET_STEP = -12 * 60, 14 * 60, 15
 
 NODE_TYPES = {"0": "device", "1": "gateway"}
 """Words for the numbers of node types (Alibaba's page on QueryProductList)."""
+
+VERIFICATIONS = {"-1": "not_needed", "0": "unverified", "1": "verified", "2": "verifying", "3": "failed"}
+FIRMWARE_KINDS = {"0": "full", "1": "difference"}
+"""Words for the numbers of a firmware's status and type (Alibaba's pages on ListOTAFirmware and QueryOTAFirmware)."""
+
+DEFAULT_MODULE = "default"
+"""Module of a firmware that names none (Alibaba's page on CreateOTAFirmware)."""
 
 OTHER_STATUS = "OTHER"
 """Replaces a device status that is not documented."""
@@ -97,6 +115,121 @@ def parse_connection_states(response: ApiResponse, *, now: float) -> tuple[Conne
         return None
     latest = 1000 * now + MAX_AHEAD_MS
     return tuple(_parse_state(lowercase_keys(entry), latest) for entry in next(filter(None, found), ()))
+
+
+def parse_firmware(response: ApiResponse, product_key: str) -> ListPage[Firmware]:
+    """Return a page of ListOTAFirmware: ``firmwareInfo.simpleFirmwareInfo``, with its numbers beside it.
+
+    Firmware of another product is dropped.
+
+    Raises:
+        InconsistentResponseError: all of it is of another product.
+    """
+    data = response.fields.get("data")
+    places = (response.fields.get("firmwareinfo"), data)
+    entries = next(filter(None, (_entries(place, "simplefirmwareinfo") for place in places)), [])
+    own = _entries_about(entries, "productkey", product_key, "product")
+    parsed = (_parse_firmware(entry) for entry in own)
+    return _parse_page(response, lowercase_keys(data), tuple(each for each in parsed if each is not None))
+
+
+def parse_jobs(response: ApiResponse, firmware_id: str) -> ListPage[UpdateJob]:
+    """Return a page of ListOTAJobByFirmware: ``data.simpleOTAJobInfo``; jobs of other firmware are dropped.
+
+    Raises:
+        InconsistentResponseError: all of them are of other firmware.
+    """
+    data = response.fields.get("data")
+    own = _entries_about(_entries(data, "simpleotajobinfo"), "firmwareid", firmware_id, "firmware")
+    parsed = (_parse_job(entry) for entry in own)
+    return _parse_page(response, lowercase_keys(data), tuple(each for each in parsed if each is not None))
+
+
+def parse_tasks(response: ApiResponse, job_id: str) -> ListPage[UpdateTask]:
+    """Return a page of ListOTATaskByJob: ``data.simpleOTATaskInfo``; tasks of another job are dropped.
+
+    Raises:
+        InconsistentResponseError: all of them are of another job.
+    """
+    data = response.fields.get("data")
+    own = _entries_about(_entries(data, "simpleotataskinfo"), "jobid", job_id, "job")
+    parsed = (_parse_task(entry) for entry in own)
+    return _parse_page(response, lowercase_keys(data), tuple(each for each in parsed if each is not None))
+
+
+def _parse_firmware(entry: dict[str, object]) -> Firmware | None:
+    if (firmware_id := _parse_name(entry, "firmwareid")) is None:
+        return None
+    verification, kind = (_bounded_text(entry.get(key), MAX_NAME_LENGTH) for key in ("status", "type"))
+    return Firmware(
+        firmware_id=firmware_id,
+        firmware_name=_bounded_text(entry.get("firmwarename"), MAX_NAME_LENGTH),
+        module_name=_parse_name(entry, "modulename") or DEFAULT_MODULE,
+        version=_bounded_text(entry.get("destversion"), MAX_NAME_LENGTH),
+        source_version=_bounded_text(entry.get("srcversion"), MAX_NAME_LENGTH),
+        verification=VERIFICATIONS.get(verification or "", verification),
+        kind=FIRMWARE_KINDS.get(kind or "", kind),
+        size=_bounded_count(entry.get("firmwaresize")),
+        created=_parse_milliseconds(entry, "utccreate"),
+        modified=_parse_milliseconds(entry, "utcmodified"),
+    )
+
+
+def _parse_job(entry: dict[str, object]) -> UpdateJob | None:
+    if (job_id := _parse_name(entry, "jobid")) is None:
+        return None
+    return UpdateJob(
+        job_id=job_id,
+        status=_parse_word(entry, "jobstatus"),
+        kind=_parse_word(entry, "jobtype"),
+        selection=_parse_word(entry, "selectiontype"),
+        target=_parse_word(entry, "targetselection"),
+        created=_parse_milliseconds(entry, "utccreate"),
+        started=_parse_milliseconds(entry, "utcstarttime"),
+        ended=_parse_milliseconds(entry, "utcendtime"),
+    )
+
+
+def _parse_task(entry: dict[str, object]) -> UpdateTask | None:
+    """Return a task; None if it names no device."""
+    product_key, device_name = (_parse_name(entry, key) for key in ("productkey", "devicename"))
+    iot_id = _parse_name(entry, "iotid")
+    if iot_id is None and (product_key is None or device_name is None):
+        return None
+    return UpdateTask(
+        task_id=_parse_name(entry, "taskid"),
+        product_key=product_key,
+        device_name=device_name,
+        iot_id=iot_id,
+        source_version=_bounded_text(entry.get("srcversion"), MAX_NAME_LENGTH),
+        version=_bounded_text(entry.get("destversion"), MAX_NAME_LENGTH),
+        status=_parse_word(entry, "taskstatus"),
+        message=clean_message(parse_text(entry.get("taskdesc")) or "") or None,
+        progress=_bounded_count(entry.get("progress")),
+        created=_parse_milliseconds(entry, "utccreate"),
+        modified=_parse_milliseconds(entry, "utcmodified"),
+    )
+
+
+def _entries_about(entries: list[object], key: str, value: str, noun: str) -> list[dict[str, object]]:
+    """Return the entries that name a value or none; raise InconsistentResponseError if all name another one."""
+    members = [lowercase_keys(entry) for entry in entries]
+    own = [entry for entry in members if (parse_text(entry.get(key)) or value) == value]
+    if members and not own:
+        raise InconsistentResponseError(f"requested {noun} {value}, got an answer about another one")
+    return own
+
+
+def _parse_word(entry: dict[str, object], key: str) -> str | None:
+    """Return a word of the platform, such as a status, in upper case."""
+    text = _bounded_text(entry.get(key), MAX_TIME_LENGTH)
+    return (clean_message(text).upper() or None) if text is not None else None
+
+
+def _parse_milliseconds(entry: dict[str, object], key: str) -> int | None:
+    """Return a time in milliseconds since 1970, in UTC where it names no zone; None if it is none."""
+    found = _parse_optional_time(entry, key, math.inf)
+    return None if found is None else found.milliseconds
 
 
 def _parse_state(entry: dict[str, object], latest: float) -> ConnectionState:

@@ -27,6 +27,7 @@ from auditor.config.toml_tables import describe_validation_error, read_toml
 from auditor.config.validation import (
     SOURCE_FORMS,
     account_label,
+    check_duration,
     check_secret_source,
     validate_accounts,
     validate_hooks,
@@ -222,6 +223,8 @@ _EXPECTED = {
     "recheck": 'give a percentage such as "1%"',
     "fair_share": 'give a percentage such as "90%"',
     "precision": 'give a percentage such as "1%"',
+    "released": "give true or false",
+    "max_job_age": 'give a duration such as "30d"',
     "max_failed": 'give a number of devices, or a percentage of them such as "0.1%"',
 } | {
     f"{key}.command": _COMMAND
@@ -258,6 +261,7 @@ def _validate(settings: Settings, where: str) -> None:
         raise SettingsError(f"{where}: retry_budget: give a fraction from 0.001 to 1, such as 0.1")
     _check_quota_sharing(settings.quota_sharing, where)
     _check_time_zone(settings.time_zone, where)
+    check_duration(settings.max_job_age, f"{where}: max_job_age")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", settings.name):
         raise SettingsError(
             f"{where}: name: use up to 64 letters, digits, '.', '-' and '_'; it is part of a folder's name"

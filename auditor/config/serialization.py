@@ -20,8 +20,10 @@ tables, which do not change a run."""
 RATE_KEYS = LOCATION_KEYS | {
     "concurrency", "page_size", "max_attempts", "timeout", "connect_timeout", "give_up_after", "max_failed",
     "fsync_interval", "calls_per_second", "quota_share", "quotas", "retry_budget", "quota_sharing", "ca_file", "proxy",
+    "released", "max_job_age",
 }  # fmt: skip
-"""Settings that may differ when the next run continues an unfinished one: how fast and over which way it queries."""
+"""Settings that may differ when the next run continues an unfinished one: how fast and over which way it queries, and
+what it reads besides devices."""
 
 RUN_INDEPENDENT_KEYS = RATE_KEYS | {
     "fleet", "since", "change_detection", "max_age", "recheck", "max_calls", "fair_share", "sample_size", "precision",

@@ -76,6 +76,9 @@ class Quotas(
         "query_device_deep": "QueryDeviceDeep",
         "list_ota_module_by_product": "ListOTAModuleByProduct",
         "batch_get_device_state": "BatchGetDeviceState",
+        "list_ota_firmware": "ListOTAFirmware",
+        "list_ota_job_by_firmware": "ListOTAJobByFirmware",
+        "list_ota_task_by_job": "ListOTATaskByJob",
     },
 ):
     """An account's quotas for the other operations, in calls a second. None means the default that Alibaba documents.
@@ -86,6 +89,9 @@ class Quotas(
         query_device_deep: ``QueryDevice`` past the first 100,000 devices of a product, default 2.
         list_ota_module_by_product: ``ListOTAModuleByProduct``, default 10.
         batch_get_device_state: ``BatchGetDeviceState``, default 50.
+        list_ota_firmware: ``ListOTAFirmware``, default 10.
+        list_ota_job_by_firmware: ``ListOTAJobByFirmware``, default 10.
+        list_ota_task_by_job: ``ListOTATaskByJob``, default 10.
     """
 
     query_product_list: float | None = None
@@ -93,6 +99,9 @@ class Quotas(
     query_device_deep: float | None = None
     list_ota_module_by_product: float | None = None
     batch_get_device_state: float | None = None
+    list_ota_firmware: float | None = None
+    list_ota_job_by_firmware: float | None = None
+    list_ota_task_by_job: float | None = None
 
 
 class SharedQuotaSettings(_Section, frozen=True):
@@ -300,6 +309,8 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
             nothing is shared; or a place that other users and machines reach, too.
         time_zone: zone of times in tables for people, an IANA name such as ``"Asia/Shanghai"``; None: UTC. Files and
             machine formats are in UTC.
+        released: read which firmware was released, and the update tasks of its jobs, after the devices.
+        max_job_age: maximum age of a job whose tasks are read, such as ``"30d"``.
         policy, report, notify: hooks that run after each run; see ``run_hooks``.
     """
 
@@ -318,6 +329,8 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
     retry_budget: float = 0.1
     quota_sharing: QuotaSharing = "machine"
     time_zone: str | None = None
+    released: bool = False
+    max_job_age: str = "30d"
     policy: PolicySettings | None = None
     report: ReportSettings = ReportSettings()
     notify: NotifySettings | None = None

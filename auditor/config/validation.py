@@ -131,14 +131,19 @@ def validate_selection(settings: SelectionSettings, where: str) -> None:
     if settings.since == "":
         raise SettingsError(f'{where}: since: is empty; give "last", a run folder, or "none"')
     if settings.max_age is not None:
-        try:
-            parse_duration(settings.max_age)
-        except ValueError as error:
-            raise SettingsError(f"{where}: max_age: {error}") from None
+        check_duration(settings.max_age, f"{where}: max_age")
     for key in ("recheck", "fair_share", "precision"):
         if (text := getattr(settings, key)) is not None and not _is_percentage(text):
             raise SettingsError(f'{where}: {key}: {text!r} is not a percentage from 0% to 100%; give one such as "1%"')
     _check_sample(settings, where)
+
+
+def check_duration(text: str, at: str) -> None:
+    """Raise SettingsError if a text is no duration."""
+    try:
+        parse_duration(text)
+    except ValueError as error:
+        raise SettingsError(f"{at}: {error}") from None
 
 
 def _check_sample(settings: SelectionSettings, where: str) -> None:

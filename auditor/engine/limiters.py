@@ -11,8 +11,11 @@ import structlog
 
 from auditor.client.operations import (
     BATCH_GET_DEVICE_STATE,
+    LIST_OTA_FIRMWARE,
+    LIST_OTA_JOB_BY_FIRMWARE,
     LIST_OTA_MODULE_BY_PRODUCT,
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
+    LIST_OTA_TASK_BY_JOB,
     QUERY_DEVICE,
     QUERY_DEVICE_DEEP,
     QUERY_PRODUCT_LIST,
@@ -34,6 +37,9 @@ _QUOTA_KEYS = {
     QUERY_DEVICE_DEEP.quota_name: "query_device_deep",
     LIST_OTA_MODULE_BY_PRODUCT.quota_name: "list_ota_module_by_product",
     BATCH_GET_DEVICE_STATE.quota_name: "batch_get_device_state",
+    LIST_OTA_FIRMWARE.quota_name: "list_ota_firmware",
+    LIST_OTA_JOB_BY_FIRMWARE.quota_name: "list_ota_job_by_firmware",
+    LIST_OTA_TASK_BY_JOB.quota_name: "list_ota_task_by_job",
 }
 """Key under ``quotas`` in the settings for the quota of an operation."""
 

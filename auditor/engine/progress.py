@@ -72,6 +72,7 @@ class Progress:
         resumed: whether the run was resumed.
         discovery: progress of the accounts whose discovery has not finished.
         states: for how many devices, of how many, the connection state is known; None: of none now.
+        release_pages: pages of firmware, update jobs and their tasks that this process has read; None: none now.
         accounts: progress of each account, in the settings' order.
     """
 
@@ -90,6 +91,7 @@ class Progress:
     resumed: bool = False
     discovery: DiscoveryProgress | None = None
     states: tuple[int, int] | None = None
+    release_pages: int | None = None
     accounts: tuple[AccountProgress, ...] = ()
 
 

@@ -9,12 +9,19 @@ from pathlib import Path
 from auditor.engine.account_session import AccountSession
 from auditor.engine.progress import DiscoveryProgress, Progress, combine_discovery_progress
 from auditor.runs.journal import Journal
-from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, FleetInfo, Manifest, write_manifest
+from auditor.runs.manifest import (
+    DeviceCounts,
+    DiscoveryInfo,
+    FleetInfo,
+    Manifest,
+    write_manifest,
+)
 from auditor.runs.selection_info import (
     AccountSelection,
     MismatchedAccount,
     Planned,
     Rate,
+    ReleasesInfo,
     RequestCounts,
     SelectionInfo,
 )
@@ -60,6 +67,15 @@ class RunState:
     def record_plan(self, planned: Planned | None) -> None:
         """Record the new plan."""
         self._recorded = replace(self._recorded, planned=planned)
+
+    @property
+    def releases(self) -> tuple[ReleasesInfo, ...]:
+        """What was read of released firmware so far."""
+        return self._recorded.releases
+
+    def record_releases(self, releases: tuple[ReleasesInfo, ...]) -> None:
+        """Record what was read of released firmware."""
+        self._recorded = replace(self._recorded, releases=releases)
 
     @property
     def selection(self) -> SelectionInfo | None:

@@ -17,6 +17,7 @@ from auditor.client.operations import (
     BATCH_GET_DEVICE_STATE,
     DISCOVERY_OPERATIONS,
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
+    RELEASE_OPERATIONS,
     Operation,
 )
 from auditor.errors import RunFolderError, RunNotWritableError
@@ -137,6 +138,12 @@ def count_sent(counts: Mapping[RequestKey, int], operations: Iterable[Operation]
     """Return the requests for some operations, or for all if there are none, of one account or of all."""
     names = {operation.quota_name for operation in operations} or {key.operation for key in counts}
     return sum(sent for key, sent in counts.items() if key.operation in names and account in {None, key.account})
+
+
+def count_device_calls(counts: Mapping[RequestKey, int]) -> int:
+    """Return the requests that count against a budget of calls: all but those for released firmware."""
+    names = {operation.quota_name for operation in RELEASE_OPERATIONS}
+    return sum(sent for key, sent in counts.items() if key.operation not in names)
 
 
 def requests_before(folder: Path, manifest: Manifest) -> dict[RequestKey, int]:

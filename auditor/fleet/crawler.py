@@ -170,7 +170,7 @@ def _stopped(session: AccountSession, error: PlatformError) -> AccountStoppedErr
 
 async def _fetch_products(call: CallOperation, place: PageReference) -> ListPage[Product] | PlatformError:
     parameters = {"CurrentPage": str(place.page), "PageSize": str(QUERY_PRODUCT_LIST.page_size)}
-    return await _fetch_page(call, QUERY_PRODUCT_LIST, parameters, place, parse_products)
+    return await fetch_page(call, QUERY_PRODUCT_LIST, parameters, place, parse_products)
 
 
 async def _recount_products(session: AccountSession, journal: DiscoveryJournal) -> None:
@@ -229,7 +229,7 @@ async def _read_devices_page(
 
     async def fetch(*, fresh_connection: bool = False) -> ListPage[ListedDevice] | PlatformError:
         send = partial(call, fresh_connection=fresh_connection)
-        found = await _fetch_page(send, operation, parameters, place, partial(parse_devices, product_key=key))
+        found = await fetch_page(send, operation, parameters, place, partial(parse_devices, product_key=key))
         # A product that was deleted has no devices.
         return _NO_DEVICES if isinstance(found, NotFoundError) and not journal.has_configured_products else found
 
@@ -252,7 +252,7 @@ async def _read_devices_page(
         journal.fail(key, page.code, page.message)
 
 
-async def _fetch_page(
+async def fetch_page(
     call: CallOperation,
     operation: Operation,
     parameters: Mapping[str, str],

@@ -14,7 +14,7 @@ from auditor.models import RunWarning
 from auditor.policy.evaluate import PolicySummary
 from auditor.query.describe import describe_warning, warning_objects
 from auditor.query.snapshot import RunSnapshot, open_snapshot
-from auditor.query.warnings import is_tolerated, state_label
+from auditor.query.warnings import is_tolerated, release_warnings, state_label
 from auditor.runs.folder import DEVICES, FLEET, MODULES, RunCatalog
 from auditor.runs.inventory import SourceCounts, count_failures
 from auditor.runs.manifest import MANIFEST, SCHEMA_VERSION, FailureInfo, read_manifest
@@ -70,7 +70,8 @@ def build_payload(
     """
     run, failures = _read_run(folder)
     drift = _read_drift(run)
-    warnings = list(dict.fromkeys((*run.warnings, *(policy.warnings if policy is not None else ()))))
+    of_run = (*run.warnings, *release_warnings(folder, run.manifest))
+    warnings = list(dict.fromkeys((*of_run, *(policy.warnings if policy is not None else ()))))
     manifest = run.manifest
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,

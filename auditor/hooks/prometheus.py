@@ -287,6 +287,7 @@ def _add_run(samples: _SampleCollector, run: RunSnapshot, policy: PolicySummary 
     warnings = {"incomplete": int(incomplete), "silent": len(manifest.silent), "tampered": int(run.tampered)}
     warnings["sample"] = int(run.sources.unsampled > 0)
     warnings |= {kind: kinds[kind] for kind in ("mismatch", "aliases", "shared_identity", "recheck", "not_reached")}
+    warnings["releases"] = sum(bool(each.problems) for each in manifest.releases)
     warnings["policy"] = len(set(policy.warnings) - set(run.warnings)) if policy is not None else 0
     for kind, number in warnings.items():
         samples.add("auditor_run_warnings", number, kind=kind)

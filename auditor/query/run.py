@@ -17,7 +17,13 @@ from auditor.runs.folder import MODULES, READ_BY_QUERIES, find_run, is_sealed
 from auditor.runs.inventory import count_devices, count_sources, coverage_head, inventory_head
 from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
 from auditor.runs.recovery import refuse_lost_results
-from auditor.runs.views import define_live_views, define_products, define_sealed_views
+from auditor.runs.views import (
+    define_device_releases,
+    define_live_views,
+    define_products,
+    define_releases,
+    define_sealed_views,
+)
 from auditor.stats.stratified import StratifiedCounts
 from auditor.storage.database import DEFAULT_MEMORY, LARGE_MEMORY, open_database, result_rows
 from auditor.storage.descriptors import pin_files
@@ -33,7 +39,12 @@ _COLUMNS = [
 """The inventory's columns. A Parquet file of another program may hold other types under these names."""
 
 
-TableName = Literal["inventory", "devices", "modules", "products", "missing_modules"]
+TableName = Literal[
+    "inventory", "devices", "modules", "products", "missing_modules", "firmware", "jobs", "tasks", "device_releases"
+]
+
+
+_RELEASES = ("firmware", "jobs", "tasks", "device_releases")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,7 @@ class Run:
         self.manifest: Manifest = read_manifest(self.folder)
         self.sealed = is_sealed(self.folder, self.manifest)
         self._counts: StratifiedCounts | None = None
+        self._has_releases = False
         self._stack = ExitStack()
         try:
             spill = None
@@ -141,6 +153,11 @@ class Run:
         """Return one of the run's tables, whose columns are those of the SQL view of that name."""
         if name not in get_args(TableName):
             raise UsageError(f"{name!r} is no table of a run; there are {', '.join(get_args(TableName))}")
+        if name in _RELEASES and not self._has_releases:  # not before: a damaged file of them costs no other table
+            with translate_read_errors(self.folder):
+                define_releases(self._database, self._files)
+                define_device_releases(self._database)
+            self._has_releases = True
         return self._table(name)
 
     def _table(self, name: str, head: Mapping[str, object] | None = None) -> ResultTable:

@@ -4,6 +4,7 @@
 |---|---|
 | ``runs`` | a run: name, state, times, devices by state, exit_code, exit_reason, and whether its devices are readable |
 | ``fleet``, ``devices``, ``modules`` | as of one run, of every sealed run |
+| ``firmware``, ``jobs``, ``tasks`` | as of one run, of every sealed run that read them |
 | ``inventory`` | as of one run, from the runs' ``inventory.json`` |
 | ``changes`` | a change since the run before; see ``query.change_log`` |
 """
@@ -16,8 +17,8 @@ import orjson
 
 from auditor.models import RunWarning
 from auditor.query.change_log import define_change_log, run_columns
-from auditor.runs.folder import CHANGES, DEVICES, FLEET, INVENTORY_JSON, MODULES, StoredRun
-from auditor.runs.views import parquet_of_run
+from auditor.runs.folder import CHANGES, DEVICES, FIRMWARE, FLEET, INVENTORY_JSON, MODULES, TASKS, StoredRun
+from auditor.runs.views import FIRMWARE_COLUMNS, TASK_COLUMNS, jobs_query, no_rows, parquet_of_run
 from auditor.storage.database import Database, sql_read_path, text_lines
 
 _INVENTORY = dict.fromkeys(("account", "product_key", "module_name", "module_version"), "VARCHAR")
@@ -50,10 +51,24 @@ def define_run_views(database: Database, runs: Sequence[StoredRun], work: Path) 
             f"SELECT {run_columns(run)}, * FROM {parquet_of_run(database, run.folder / name)}" for run in readable
         ]
         database.execute(f"CREATE VIEW {view} AS {' UNION ALL BY NAME '.join(queries)}")
+    released = _define_releases(database, readable)
     define_inventories(database, readable)
     define_change_log(database, recorded, "changes")
     files = [run.folder / name for run in readable for name in (FLEET, DEVICES, MODULES)]
-    return [*files, *(run.folder / CHANGES for run in recorded)]
+    return [*files, *released, *(run.folder / CHANGES for run in recorded)]
+
+
+def _define_releases(database: Database, runs: Sequence[StoredRun]) -> list[Path]:
+    """Define the views of released firmware, jobs and tasks over runs; return the files that they read."""
+    files = []
+    for view, name, columns in (("firmware", FIRMWARE, FIRMWARE_COLUMNS), ("tasks", TASKS, TASK_COLUMNS)):
+        stored = [run for run in runs if (run.folder / name).is_file()]
+        queries = [f"SELECT {run_columns(run)}, * FROM {parquet_of_run(database, run.folder / name)}" for run in stored]
+        nothing = no_rows({"run": "VARCHAR", "started_at": "TIMESTAMP", **columns})
+        database.execute(f"CREATE VIEW {view} AS {' UNION ALL BY NAME '.join([nothing, *queries])}")
+        files += [run.folder / name for run in stored]
+    database.execute(f"CREATE VIEW jobs AS {jobs_query('firmware', 'run, started_at, ')}")
+    return files
 
 
 def define_runs(database: Database, runs: Sequence[StoredRun], work: Path) -> None:

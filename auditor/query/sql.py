@@ -7,13 +7,17 @@
 | ``modules`` | a module that a device reports: account, product_key, device_name, iot_id, module_name, module_version |
 | ``device_modules`` | the same with all columns of their devices, which have one for each attribute |
 | ``inventory`` | account, product_key, module_name, module_version, devices, share; of a sample also low and high |
+| ``firmware`` | an upgrade package: account, product_key, module_name, version, source_version, created_at and more |
+| ``jobs`` | a job that installs firmware: account, product_key, module_name, version, job_id, job_status and more |
+| ``device_releases`` | a module of a device, released_version, behind_by, and task_status of its last update |
+| ``tasks`` | the update of a device by a job: the device, module_name, version, task_status, task_message and more |
 
 ``query.run_views`` has the views of all runs, and ``query.sql_functions`` the functions that compare versions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -23,17 +27,18 @@ from auditor.models import RunWarning
 from auditor.query.run_views import define_run_views, size_warnings
 from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.query.sql_functions import define_version_functions
+from auditor.query.warnings import release_warnings
 from auditor.runs.attributes import define_attribute_views
 from auditor.runs.estimates import define_estimates
-from auditor.runs.folder import RunCatalog, find_run
+from auditor.runs.folder import FIRMWARE, TASKS, RunCatalog, find_run
 from auditor.runs.manifest import SCHEMA_VERSION
-from auditor.runs.views import define_products, define_sealed_views
+from auditor.runs.views import define_device_releases, define_products, define_releases, define_sealed_views
 from auditor.storage.database import Database, error_reason, parquet, sql_read_path, sql_write_path, temporary_database
 from auditor.storage.tables import ResultTable, translate_read_errors
 
 QUERY_SCOPE = (
-    "it reads the views fleet, devices, modules, device_modules, inventory, products and missing_modules, or with "
-    "--runs also runs and changes, and no file, network or setting"
+    "it reads the views fleet, devices, modules, device_modules, inventory, products, missing_modules, firmware, jobs, "
+    "tasks and device_releases, or with --runs also runs and changes, and no file, network or setting"
 )
 
 
@@ -76,16 +81,20 @@ def query_run(path: str | Path, sql: str, *, prepare: Callable[[], None] = lambd
     folder = find_run(Path(path))
     with temporary_database("sql") as (database, work):
         run = open_snapshot(folder, work)
+        run = replace(run, warnings=(*run.warnings, *release_warnings(folder, run.manifest)))
         out = work / "out"
         out.mkdir()
         with translate_read_errors(folder):
             define_sealed_views(database, run.devices.parent)
             define_products(database, run.files or run.folder)
+            define_releases(database, run.files or run.folder)
+            define_device_releases(database)
             define_estimates(database, run.files or run.folder)
             define_attribute_views(database, run.devices)
             database.execute(f"CREATE VIEW fleet AS FROM {parquet(run.fleet)}")
             define_version_functions(database, "FROM inventory", statement, work)
-        files = (run.fleet, run.devices, run.modules)
+        releases = [(run.files or run.folder) / name for name in (FIRMWARE, TASKS)]
+        files = (run.fleet, run.devices, run.modules, *releases)
         table = _open_result(database, statement, files=files, out=out, prepare=prepare, head=run.coverage)
         yield QueryResult(run, table)
 

@@ -72,6 +72,11 @@ def recheck_warnings(run: str, selection: SelectionInfo) -> Iterator[RunWarning]
         yield RunWarning("not_reached", run, f"{devices} are of devices that may have changed and were not queried")
 
 
+def release_warnings(folder: Path, manifest: Manifest) -> tuple[RunWarning, ...]:
+    """Return why released firmware is incomplete. It says nothing against the numbers of devices."""
+    return tuple(warning for each in manifest.releases for warning in each.warnings(str(folder)))
+
+
 def _sample_warning(run: str, counts: DeviceCounts, unsampled: int) -> RunWarning:
     """Return the warning that a run is a random sample."""
     fleet = counts.fleet

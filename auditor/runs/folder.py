@@ -32,9 +32,11 @@ MODULES = "modules.parquet"
 INVENTORY_CSV = "inventory.csv"
 INVENTORY_JSON = "inventory.json"
 CHANGES = "changes.parquet"
+FIRMWARE = "firmware.parquet"
+TASKS = "tasks.parquet"
 
-OPTIONAL = (PRODUCTS, SELECTED, CARRIED, CONNECTIONS)
-"""Files that only some runs have: products, selected devices, carried results, and connection states."""
+OPTIONAL = (PRODUCTS, SELECTED, CARRIED, CONNECTIONS, FIRMWARE, TASKS)
+"""Files that only some runs have: products, selected devices, carried results, connection states, and releases."""
 
 SEALED = (DEVICES, MODULES, INVENTORY_CSV, INVENTORY_JSON)
 

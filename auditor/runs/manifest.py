@@ -22,6 +22,7 @@ from auditor.runs.selection_info import (
     MismatchedAccount,
     Planned,
     Rate,
+    ReleasesInfo,
     RequestCounts,
     SelectionInfo,
 )
@@ -315,6 +316,7 @@ class Manifest:
         trial: whether the run was started with flags that limit it or put it in another directory. Its hooks then write
             no file outside of its folder and post nothing, unless that is requested.
         changes: changes since the previous run; null: there is none, or the run does not cover the fleet.
+        releases: released firmware, as it was read of each account.
         schema_version: version of this contract.
     """
 
@@ -350,6 +352,7 @@ class Manifest:
     exit_reason: ExitReason | None = None
     trial: bool = False
     changes: ChangesInfo | None = None
+    releases: tuple[ReleasesInfo, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __repr__(self) -> str:

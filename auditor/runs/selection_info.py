@@ -1,10 +1,11 @@
-"""Parts of the manifest: exit reason, gaps, mismatches, requests, changes, and the selection of devices."""
+"""Parts of the manifest: exit reason, gaps, mismatches, requests, releases, changes, and the selection of devices."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from auditor.errors import ExitReasonCode
-from auditor.models import ChangeDetection, Level
+from auditor.models import ChangeDetection, Level, RunWarning
 from auditor.storage.json_types import (
     CallsPerSecond,
     Count,
@@ -87,6 +88,34 @@ class RequestCounts:
     sent: Count = 0
     retried: Count = 0
     throttled: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasesInfo:
+    """Released firmware of an account's products, its update jobs, and their tasks.
+
+    Attributes:
+        account: name of the account.
+        firmware: upgrade packages in ``firmware.parquet``.
+        jobs: jobs of these.
+        tasks: updates of devices in ``tasks.parquet``.
+        requests: requests for them; they are not among the run's requests.
+        problems: why they are incomplete, a sentence each; empty: they are complete.
+    """
+
+    account: str
+    firmware: Count = 0
+    jobs: Count = 0
+    tasks: Count = 0
+    requests: Count = 0
+    problems: tuple[str, ...] = ()
+
+    def warnings(self, run: str = "") -> Iterator[RunWarning]:
+        """Yield a warning, with the first reasons, of the run folder ``run`` if they are incomplete."""
+        if self.problems:
+            first, more = "; ".join(self.problems[:3]), len(self.problems) - 3
+            reason = f"{first}; and {format_count(more, 'more problem')}" if more > 0 else first
+            yield RunWarning("releases", run, f'account "{self.account}": released firmware is incomplete: {reason}')
 
 
 @dataclass(frozen=True, slots=True)

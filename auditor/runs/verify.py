@@ -17,6 +17,7 @@ from auditor.runs.folder import (
     COMPRESSED_RESULTS,
     DEVICES,
     FAILURES,
+    FIRMWARE,
     FLEET,
     INVENTORY_CSV,
     INVENTORY_JSON,
@@ -25,6 +26,7 @@ from auditor.runs.folder import (
     RESULTS,
     SEALED,
     SELECTED,
+    TASKS,
     results_name,
     sealed_file_names,
 )
@@ -32,7 +34,15 @@ from auditor.runs.inventory import count_devices, count_failures, count_never_ac
 from auditor.runs.journal import count_lines
 from auditor.runs.manifest import DeviceCounts, Manifest, file_info, read_manifest
 from auditor.runs.seal import write_inventories
-from auditor.runs.views import define_live_views, define_products, define_sealed_views, parquet_of_run
+from auditor.runs.views import (
+    ReleaseCounts,
+    count_releases,
+    define_live_views,
+    define_products,
+    define_releases,
+    define_sealed_views,
+    parquet_of_run,
+)
 from auditor.storage.compressed import check_compressed
 from auditor.storage.database import Database, error_reason, open_database, scalar, sql_identifier, with_enough_memory
 from auditor.storage.descriptors import pin_files
@@ -82,6 +92,7 @@ def _problems(folder: Path, manifest: Manifest, parent: Path | None, memory: str
             if repeated := _count_repeated_devices(database):
                 yield f"{FLEET}: has {repeated} devices twice, so that a line is about more than one row"
             yield from _check_states(database, folder, manifest)
+            yield from _check_releases(database, files, manifest)
             if manifest.state == "running":
                 yield f"{folder.name}: is running or was killed; it is not sealed"
             elif manifest.finished_at is None:
@@ -213,6 +224,17 @@ def _check_changes(database: Database, files: Path, manifest: Manifest) -> Itera
     counts = dict(database.execute(f"SELECT change, count(*) FROM {rows} GROUP BY change").fetchall())
     if counts != manifest.changes.counts:
         yield f"run.json: its numbers of changes do not follow from {CHANGES}"
+
+
+def _check_releases(database: Database, files: Path, manifest: Manifest) -> Iterator[str]:
+    """Check the numbers of firmware, jobs and tasks, if the run read them."""
+    if not manifest.releases:
+        return
+    define_releases(database, files)
+    counted = count_releases(database)
+    recorded = {each.account: ReleaseCounts(each.firmware, each.jobs, each.tasks) for each in manifest.releases}
+    if counted != {account: counts for account, counts in recorded.items() if any(counts)}:
+        yield f"run.json: its numbers of released firmware do not follow from {FIRMWARE} and {TASKS}"
 
 
 def _check_sealed(live: Database, files: Path, folder: Path, work: Path, memory: str) -> Iterator[str]:

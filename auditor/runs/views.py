@@ -13,6 +13,10 @@
 | ``inventory`` | ``modules`` | a version of a product's module, how many devices run it, and their share |
 | ``products`` | ``products.jsonl`` | a product of the fleet, as far as the platform was queried for it |
 | ``missing_modules`` | ``products``, ``devices``, ``modules`` | a module of a product that devices never reported |
+| ``firmware`` | ``firmware.parquet`` | an upgrade package of a product |
+| ``jobs`` | ``firmware`` | a job that installs firmware on devices |
+| ``tasks`` | ``tasks.parquet`` | the update of a device by a job |
+| ``device_releases`` | ``modules``, ``firmware``, ``tasks`` | a module of a device, and what was released for it |
 
 The view ``devices`` joins the fleet with answers and failures. One join would hold a fleet, or its answers, in memory.
 So it is computed in partitions of the fleet in its own order. The devices of a partition are held in memory, and all
@@ -22,6 +26,7 @@ answers are streamed past them.
 from collections.abc import Mapping, Sequence
 from itertools import compress
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 
@@ -32,10 +37,12 @@ from auditor.runs.folder import (
     CONNECTIONS,
     DEVICES,
     FAILURES,
+    FIRMWARE,
     FLEET,
     MODULES,
     PRODUCTS,
     SELECTED,
+    TASKS,
     results_name,
 )
 from auditor.storage.compressed import check_compressed
@@ -92,6 +99,29 @@ _CONNECTION = {
     "last_online_at": "TIMESTAMP",
 }
 
+JOB_COLUMNS = {
+    **dict.fromkeys(("job_id", "job_status", "job_type", "selection_type", "target_selection"), "VARCHAR"),
+    **dict.fromkeys(("created_at", "scheduled_at", "ended_at"), "TIMESTAMP"),
+}
+
+FIRMWARE_COLUMNS = {
+    **dict.fromkeys(("account", "product_key", "module_name", "version", "source_version"), "VARCHAR"),
+    **dict.fromkeys(("firmware_id", "firmware_name", "verification", "package_type"), "VARCHAR"),
+    "package_bytes": "BIGINT",
+    **dict.fromkeys(("created_at", "modified_at"), "TIMESTAMP"),
+    "jobs": f"STRUCT({', '.join(f'{name} {kind}' for name, kind in JOB_COLUMNS.items())})[]",
+}
+"""Columns of ``firmware.parquet``; ``jobs`` is NULL where they are unknown."""
+
+TASK_COLUMNS = {
+    **dict.fromkeys(("account", "product_key", "device_name", "iot_id", "module_name", "version"), "VARCHAR"),
+    **dict.fromkeys(("source_version", "task_status", "task_message"), "VARCHAR"),
+    "progress": "BIGINT",
+    **dict.fromkeys(("created_at", "modified_at"), "TIMESTAMP"),
+    **dict.fromkeys(("firmware_id", "job_id", "task_id"), "VARCHAR"),
+}
+"""Columns of ``tasks.parquet``."""
+
 
 def inventory_query(modules: str = "modules", divided: Sequence[str] = ()) -> str:
     """Return the SQL of the inventory of the rows of ``modules``, ``divided`` by further columns of it.
@@ -146,6 +176,46 @@ MISSING_DEVICE_MODULES = """
   WHERE d.status IN ('ok', 'empty')"""
 """A row for each device and each module of its product that it never reported."""
 
+_RELEASED = """
+  CASE WHEN jobs IS NULL THEN verification IN ('verified', 'not_needed')
+  ELSE len(list_filter(jobs, lambda job: job.job_type IS DISTINCT FROM 'VERIFY_FIRMWARE'
+    AND job.job_status IN ('IN_PROGRESS', 'COMPLETED'))) > 0 END"""
+
+_DEVICE_RELEASES = f"""
+  WITH versions AS (
+    SELECT account, product_key, lower(module_name) AS module_key, version, min(created_at) AS created_at,
+      bool_or({_RELEASED}) AS released
+    FROM firmware WHERE version IS NOT NULL GROUP BY ALL
+  ), behind AS (
+    SELECT own.account, own.product_key, own.module_key, own.version, count(newer.version) AS behind_by
+    FROM versions own LEFT JOIN versions newer ON own.account = newer.account AND own.product_key = newer.product_key
+      AND own.module_key = newer.module_key AND newer.released AND newer.created_at > own.created_at GROUP BY ALL
+  ), newest AS (
+    SELECT account, product_key, module_key, arg_max(version, created_at) AS released_version,
+      max(created_at) AS released_at
+    FROM versions WHERE released GROUP BY ALL
+  ), last_tasks AS (
+    SELECT *, lower(module_name) AS module_key FROM tasks QUALIFY row_number() OVER (
+      PARTITION BY account, product_key, device_name, lower(module_name)
+      ORDER BY created_at DESC NULLS LAST, modified_at DESC NULLS LAST, job_id) = 1
+  )
+  SELECT m.account, m.product_key, m.device_name, m.iot_id, m.module_name, m.module_version, n.released_version,
+    n.released_at, CASE WHEN n.released_version IS NOT NULL THEN b.behind_by END AS behind_by,
+    t.version AS task_version, t.task_status, t.task_message, t.modified_at AS task_modified_at
+  FROM modules m
+  LEFT JOIN newest n ON m.account = n.account AND m.product_key = n.product_key
+    AND lower(m.module_name) = n.module_key
+  LEFT JOIN behind b ON m.account = b.account AND m.product_key = b.product_key
+    AND lower(m.module_name) = b.module_key AND m.module_version = b.version
+  LEFT JOIN last_tasks t ON m.account = t.account AND m.product_key = t.product_key
+    AND m.device_name = t.device_name AND lower(m.module_name) = t.module_key"""
+"""Each module of a device beside what was released for it, and its last update.
+
+Firmware is released if a job that is no verification, and was started, installs it; where jobs are unknown, if it was
+verified. Released versions are in the order in which they were created. A device is behind by those that are newer than
+its own; that is NULL if its own version is no known firmware.
+"""
+
 DEVICES_PER_PARTITION = 50_000
 """Devices of a partition: as many, with their results, fit into the memory for sealing."""
 
@@ -166,16 +236,16 @@ def define_base_views(database: Database, folder: Path, work: Path | None = None
     """Define the views that need no join; see ``define_live_views``."""
     database.execute(f"CREATE VIEW fleet AS FROM {parquet_of_run(database, folder / FLEET)}")
     path = folder / SELECTED
-    selected = f"FROM {parquet_of_run(database, path)}" if path.is_file() else _no_rows(_SELECTED)
+    selected = f"FROM {parquet_of_run(database, path)}" if path.is_file() else no_rows(_SELECTED)
     database.execute(f"CREATE VIEW selected_devices AS {selected}")
     path = folder / CONNECTIONS
-    connections = f"FROM {parquet_of_run(database, path)}" if path.is_file() else _no_rows(_CONNECTION)
+    connections = f"FROM {parquet_of_run(database, path)}" if path.is_file() else no_rows(_CONNECTION)
     database.execute(f"CREATE VIEW connections AS {connections}")
     results = folder / results_name(folder)
     if results.name == COMPRESSED_RESULTS:
         with translate_os_errors(f"{results}: cannot be read", RunFolderError):
             check_compressed(results)
-    answered = f"({_lines(results, _ANSWERED)}) WHERE status IN ('ok', 'empty', 'not_found')"
+    answered = f"({read_records(results, _ANSWERED)}) WHERE status IN ('ok', 'empty', 'not_found')"
     lines = f"SELECT *, 'queried' AS source FROM {answered}"
     if (folder / CARRIED).is_file():
         # No device is in both: carried and queried devices are disjoint parts of one fleet.
@@ -190,7 +260,7 @@ def define_base_views(database: Database, folder: Path, work: Path | None = None
     database.execute(
         "CREATE VIEW answered AS SELECT * EXCLUDE (modules, module_count), module_count AS modules FROM lines"
     )
-    _define(database, "failures", f"{_lines(folder / FAILURES, _FAILED)} AND status = 'failed'", work)
+    _define(database, "failures", f"{read_records(folder / FAILURES, _FAILED)} AND status = 'failed'", work)
 
 
 def define_sealed_views(database: Database, folder: Path) -> None:
@@ -206,10 +276,46 @@ def define_products(database: Database, folder: Path) -> None:
     database.execute(f"CREATE VIEW missing_modules AS {_MISSING}")
 
 
+def define_releases(database: Database, folder: Path) -> None:
+    """Define ``firmware``, ``jobs`` and ``tasks``, without rows where the run did not read them."""
+    for view, name, columns in (("firmware", FIRMWARE, FIRMWARE_COLUMNS), ("tasks", TASKS, TASK_COLUMNS)):
+        stored = (folder / name).is_file()
+        query = f"FROM {parquet_of_run(database, folder / name)}" if stored else no_rows(columns)
+        database.execute(f"CREATE VIEW {view} AS {query}")
+    database.execute(f"CREATE VIEW jobs AS {jobs_query('firmware')}")
+
+
+def define_device_releases(database: Database) -> None:
+    """Define ``device_releases`` over ``modules``, ``firmware`` and ``tasks``."""
+    database.execute(f"CREATE VIEW device_releases AS {_DEVICE_RELEASES}")
+
+
+class ReleaseCounts(NamedTuple):
+    """Numbers of firmware, jobs and tasks of an account."""
+
+    firmware: int = 0
+    jobs: int = 0
+    tasks: int = 0
+
+
+def count_releases(database: Database) -> dict[str, ReleaseCounts]:
+    """Return the rows of ``firmware``, ``jobs`` and ``tasks`` by account."""
+    kinds = " UNION ALL ".join(f"SELECT account, '{view}' AS kind FROM {view}" for view in ReleaseCounts._fields)
+    columns = ", ".join(f"count(*) FILTER (kind = '{view}')" for view in ReleaseCounts._fields)
+    rows = database.execute(f"SELECT account, {columns} FROM ({kinds}) GROUP BY ALL").fetchall()
+    return {str(account): ReleaseCounts(*counts) for account, *counts in rows}
+
+
+def jobs_query(firmware: str, leading: str = "") -> str:
+    """Return the SQL of the jobs in rows of firmware, after its ``leading`` columns, each with a comma behind."""
+    named = f"{leading}account, product_key, module_name, version, firmware_id"
+    return f"SELECT {named}, unnest(job) FROM (SELECT {named}, unnest(jobs) AS job FROM {firmware})"
+
+
 def products_query(folder: Path) -> str:
     """Return the SQL of the products that a run folder lists."""
     path = folder / PRODUCTS
-    return _lines(path, _PRODUCT) if path.is_file() else _no_rows({**_PRODUCT, "modules": "VARCHAR[]"})
+    return read_records(path, _PRODUCT) if path.is_file() else no_rows({**_PRODUCT, "modules": "VARCHAR[]"})
 
 
 def parquet_of_run(database: Database, path: Path, options: str = "") -> str:
@@ -222,7 +328,8 @@ def parquet_of_run(database: Database, path: Path, options: str = "") -> str:
     return parquet(path, options=options)
 
 
-def _no_rows(columns: Mapping[str, object]) -> str:
+def no_rows(columns: Mapping[str, object]) -> str:
+    """Return the SQL of an empty table."""
     return f"SELECT {', '.join(f'NULL::{kind} AS {name}' for name, kind in columns.items())} WHERE false"
 
 
@@ -233,7 +340,7 @@ def _define(database: Database, name: str, query: str, work: Path | None) -> Non
     database.execute(f"CREATE VIEW {name} AS {query}")
 
 
-def _lines(path: Path, columns: Mapping[str, object]) -> str:
+def read_records(path: Path, columns: Mapping[str, object]) -> str:
     """Return the SQL of the records of a JSON Lines file; unreadable lines, such as a torn last one, are skipped.
 
     A record goes through a list of one: otherwise DuckDB would parse the line once for each column.

@@ -136,6 +136,17 @@ class SimulatedModule:
             place = min(place + 1, len(self.versions) - 1)
         return self.versions[place]
 
+    def update_day(self, order: int) -> int | None:
+        """Return the day on which the rollout reaches a device, by its position in it; None: never."""
+        if not self.daily_fraction or order >= _SHARE_SCALE - _NEVER_UPDATED:
+            return None
+        return order // self.daily_fraction + 1
+
+    @property
+    def last_update_day(self) -> int | None:
+        """The day on which the rollout reaches its last device; None: there is no rollout."""
+        return self.update_day(_SHARE_SCALE - _NEVER_UPDATED - 1)
+
 
 @dataclass(frozen=True, slots=True)
 class SimulatedProduct:

@@ -49,7 +49,8 @@ class ResponseForms:
     Attributes:
         last_online: form of ``LastOnlineTime`` in the states of devices.
         timestamp: form of ``Timestamp`` in the states of devices.
-        zone: zone of local times in these two.
+        utc: form of the times of firmware, jobs and tasks.
+        zone: zone of local times in these three.
         scalars: form of all numbers and truth values.
         arrays: form of the objects that hold an array.
         empty: form of arrays without items.
@@ -58,6 +59,7 @@ class ResponseForms:
 
     last_online: TimeForm = "text"
     timestamp: TimeForm = "milliseconds"
+    utc: TimeForm = "iso"
     zone: tzinfo = CHINA
     scalars: ScalarForm = "typed"
     arrays: ArrayForm = "documented"

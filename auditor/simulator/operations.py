@@ -10,8 +10,11 @@ from functools import partial
 
 from auditor.client.operations import (
     BATCH_GET_DEVICE_STATE,
+    LIST_OTA_FIRMWARE,
+    LIST_OTA_JOB_BY_FIRMWARE,
     LIST_OTA_MODULE_BY_PRODUCT,
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
+    LIST_OTA_TASK_BY_JOB,
     QUERY_DEVICE,
     QUERY_PRODUCT_LIST,
 )
@@ -21,6 +24,7 @@ from auditor.simulator.gateway import Parameters, find_device, find_devices, num
 from auditor.simulator.list_operations import DeviceListOperation, first_product, product_list, product_modules
 from auditor.simulator.quotas import BATCH_QUERY_DEVICE_DETAIL, DEEP_SUFFIX
 from auditor.simulator.registry import Registry, device_record
+from auditor.simulator.releases import FirmwareStore, ReleaseOperations
 from auditor.simulator.responses import Document, RequestRejected
 from auditor.simulator.world import SimulatedDevice, World
 
@@ -62,7 +66,7 @@ class OperationService:
         forms: ResponseForms = MODEL_FORMS,
     ) -> None:
         self.registry = registry
-        devices = DeviceListOperation(registry)
+        devices, releases = DeviceListOperation(registry), ReleaseOperations(FirmwareStore(registry.world), forms)
         self.operations: dict[str, OperationHandler] = {
             LIST_OTA_MODULE_VERSIONS_BY_DEVICE.name: partial(module_versions, registry, corruptions, responses),
             QUERY_PRODUCT_LIST.name: partial(product_list, registry),
@@ -70,6 +74,9 @@ class OperationService:
             BATCH_GET_DEVICE_STATE.name: partial(device_states, registry, forms),
             BATCH_QUERY_DEVICE_DETAIL: partial(device_details, registry),
             LIST_OTA_MODULE_BY_PRODUCT.name: partial(product_modules, registry, forms),
+            LIST_OTA_FIRMWARE.name: releases.firmware,
+            LIST_OTA_JOB_BY_FIRMWARE.name: releases.jobs,
+            LIST_OTA_TASK_BY_JOB.name: releases.tasks,
         }
         self._first_item: dict[str, Callable[[Parameters], int]] = {
             QUERY_PRODUCT_LIST.name: first_product,

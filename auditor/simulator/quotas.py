@@ -16,6 +16,7 @@ from auditor.client.operations import (
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
     QUERY_DEVICE,
     QUERY_PRODUCT_LIST,
+    RELEASE_OPERATIONS,
 )
 from auditor.models import Secret
 from auditor.simulator.responses import RequestRejected
@@ -27,7 +28,9 @@ BATCH_QUERY_DEVICE_DETAIL = "BatchQueryDeviceDetail"
 DEEP_SUFFIX = ".deep"
 """Suffix of an operation's name: its requests for late pages, which have a separate quota."""
 
-_OPERATIONS = (QUERY_PRODUCT_LIST, QUERY_DEVICE, BATCH_GET_DEVICE_STATE, LIST_OTA_MODULE_BY_PRODUCT)
+_OPERATIONS = (
+    QUERY_PRODUCT_LIST, QUERY_DEVICE, BATCH_GET_DEVICE_STATE, LIST_OTA_MODULE_BY_PRODUCT, *RELEASE_OPERATIONS,
+)  # fmt: skip
 
 DOCUMENTED_QUOTAS = {
     **{each.name: each.calls_per_second for each in _OPERATIONS},

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
-from typing import Self
+from typing import Any, Self
 
 from auditor.models import ModuleVersion
 from auditor.simulator.catalog import FRACTION_SCALE, Layout, SimulatedProduct, make_products, version_text
@@ -169,9 +169,7 @@ class World:
         """Return the device at ``index``; raise IndexError outside of the world."""
         if not 0 <= index < self._devices:
             raise IndexError(f"no device {index} in a world of {self._devices}")
-        digest = self._hash.copy()
-        digest.update(index.to_bytes(8, "big"))
-        kind, silent, inactive, large, phase, size, *numbers, letters = _RANDOM_FIELDS.unpack(digest.digest())
+        kind, silent, inactive, large, phase, size, *numbers, letters = self._random_fields(index)
         number, place = self.layout.position_of(index)
         product = self.products[number]
         exact, exists = self._module_counts.get(index), self.layout.exists(index, number, place)
@@ -201,6 +199,16 @@ class World:
             connected_day=connected,
             reported_day=reported,
         )
+
+    def rollout_order(self, index: int, module: int) -> int:
+        """Return a device's position, 0 to 65535, in the rollout of a module of its product, by the module's number."""
+        _kind, _silent, _inactive, _large, _phase, _size, *numbers, _letters = self._random_fields(index)
+        return _rollout_order(numbers, module)
+
+    def _random_fields(self, index: int) -> tuple[Any, ...]:
+        digest = self._hash.copy()
+        digest.update(index.to_bytes(8, "big"))
+        return _RANDOM_FIELDS.unpack(digest.digest())
 
     def find(self, product_key: str, device_name: str) -> SimulatedDevice | None:
         """Return the device of that name, if it exists: its index is part of the name."""
@@ -239,10 +247,14 @@ class World:
             writer.writerows([getattr(device, column) for column in columns] for device in self)
 
 
+def _rollout_order(numbers: list[int], place: int) -> int:
+    return numbers[(_ROLLOUT_AT + place) % len(numbers)]
+
+
 def _reported_modules(product: SimulatedProduct, numbers: list[int], day: int) -> tuple[ModuleVersion, ...]:
     """Return the modules of an ordinary device: ``default`` always, the product's other modules usually."""
     return tuple(
-        module.version(numbers[2 * place + 1], day, numbers[(_ROLLOUT_AT + place) % len(numbers)])
+        module.version(numbers[2 * place + 1], day, _rollout_order(numbers, place))
         for place, module in enumerate(product.modules)
         if numbers[2 * place] < module.report_fraction
     )

@@ -106,6 +106,13 @@ def test_accounts_are_a_second_line_with_unhealthy_ones_first(
     assert plain_lines(monkeypatch, capsys, progress(*accounts, sealing=True)) == ["100/400 devices in 10.0 s, sealing"]
 
 
+def test_pages_of_released_firmware_are_counted_after_the_devices(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (line,) = plain_lines(monkeypatch, capsys, progress(release_pages=1_234))
+    assert line.endswith(" devices; reading released firmware: 1,234 pages")
+
+
 def test_a_terminal_has_a_line_for_each_account_with_its_problem() -> None:
     accounts = (
         account("eu"),

@@ -13,7 +13,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from auditor.client.decoders import DEVICE_LIST_RESPONSE, PRODUCT_LIST_RESPONSE, PRODUCT_MODULES_RESPONSE
+from auditor.client.decoders import (
+    DEVICE_LIST_RESPONSE,
+    FIRMWARE_LIST_RESPONSE,
+    JOB_LIST_RESPONSE,
+    PRODUCT_LIST_RESPONSE,
+    PRODUCT_MODULES_RESPONSE,
+    TASK_LIST_RESPONSE,
+)
 from auditor.client.operations import LIST_OTA_MODULE_BY_PRODUCT, MAX_NAME_LENGTH, QUERY_DEVICE, QUERY_PRODUCT_LIST
 from auditor.client.parsers import (
     parse_connection_states,
@@ -27,7 +34,10 @@ from auditor.errors import InconsistentResponseError, PlatformError, ThrottledEr
 from auditor.models import ListedDevice, ListPage, Product, ReportedTime
 
 NOW = 1_732_009_663.0
-SHAPES = {"products": PRODUCT_LIST_RESPONSE, "devices": DEVICE_LIST_RESPONSE, "modules": PRODUCT_MODULES_RESPONSE}
+SHAPES = {
+    "products": PRODUCT_LIST_RESPONSE, "devices": DEVICE_LIST_RESPONSE, "modules": PRODUCT_MODULES_RESPONSE,
+    "firmware": FIRMWARE_LIST_RESPONSE, "jobs": JOB_LIST_RESPONSE, "tasks": TASK_LIST_RESPONSE,
+}  # fmt: skip
 shapes = pytest.mark.parametrize("kept", SHAPES.values(), ids=SHAPES)
 
 LAMP: dict[str, object] = {

@@ -145,6 +145,7 @@ def test_defaults_are_the_documented_ones() -> None:
         8,
     )
     assert (read.timeout, read.connect_timeout, read.give_up_after, read.max_failed) == (30.0, 10.0, 60.0, 0)
+    assert (read.released, read.max_job_age) == (False, "30d")
     (only,) = read.account
     assert (only.dialect, only.calls_per_second, only.quota_share, only.rate, only.fleet) == (
         "tuya",
@@ -271,6 +272,14 @@ def test_a_renamed_key_in_a_file_is_refused_with_the_file(tmp_path: Path) -> Non
 @pytest.mark.parametrize("value", [0, -1, 10_001, 10**400, "8", True, 1.5])
 def test_a_count_out_of_range_or_of_another_type_is_refused(key: str, value: object) -> None:
     assert refused({key: value, "account": [account()]}).startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize(
+    "table", [{"released": "yes"}, {"max_job_age": "soon"}, {"max_job_age": 30}, {"max_job_age": "0d"}]
+)
+def test_invalid_settings_of_releases_are_refused(table: dict[str, Any]) -> None:
+    (key,) = table
+    assert refused({**table, "account": [account()]}).startswith(f"{key}: ")
 
 
 @pytest.mark.parametrize("key", ["timeout", "connect_timeout", "give_up_after"])

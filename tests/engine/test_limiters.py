@@ -12,6 +12,7 @@ from auditor.client.operations import (
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
     QUERY_DEVICE,
     QUERY_PRODUCT_LIST,
+    RELEASE_OPERATIONS,
 )
 from auditor.config.loader import parse_settings
 from auditor.engine.limiters import AccountLimiters, sends_password_unencrypted
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.anyio
 DEVICE_OPERATION = LIST_OTA_MODULE_VERSIONS_BY_DEVICE
 OPERATIONS = (
     DEVICE_OPERATION, QUERY_PRODUCT_LIST, QUERY_DEVICE, BATCH_GET_DEVICE_STATE, LIST_OTA_MODULE_BY_PRODUCT,
+    *RELEASE_OPERATIONS,
 )  # fmt: skip
 
 
@@ -74,6 +76,9 @@ async def test_each_operation_has_its_documented_quota_and_its_own_limiter() -> 
         "QueryDevice": 25.0,
         "BatchGetDeviceState": 25.0,
         "ListOTAModuleByProduct": 5.0,
+        "ListOTAFirmware": 5.0,
+        "ListOTAJobByFirmware": 5.0,
+        "ListOTATaskByJob": 5.0,
     }
 
 

@@ -10,11 +10,13 @@ from auditor.client.operations import (
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
     QUERY_DEVICE,
     QUERY_PRODUCT_LIST,
+    RELEASE_OPERATIONS,
 )
 from auditor.engine.sent_requests import (
     SENT_REQUESTS,
     RequestKey,
     SentRequests,
+    count_device_calls,
     count_sent,
     read_sent_requests,
     requests_before,
@@ -117,3 +119,9 @@ def test_a_link_is_neither_read_nor_written(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunNotWritableError), SentRequests(tmp_path / "missing", {}):
         pass
+
+
+def test_requests_for_releases_do_not_count_for_a_budget_of_calls() -> None:
+    counts = {RequestKey(VERSIONS, "eu"): 5, RequestKey("QueryProductList", "eu"): 2}
+    counts |= {RequestKey(operation.quota_name, "eu"): 100 for operation in RELEASE_OPERATIONS}
+    assert count_device_calls(counts) == 7

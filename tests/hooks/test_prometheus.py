@@ -21,7 +21,14 @@ from auditor.models import Outcome
 from auditor.policy.loader import load_policy
 from auditor.runs.folder import DEVICES, MODULES
 from auditor.runs.manifest import Manifest
-from auditor.runs.selection_info import MismatchedAccount, OutdatedResults, Recheck, RequestCounts, SelectionInfo
+from auditor.runs.selection_info import (
+    MismatchedAccount,
+    OutdatedResults,
+    Recheck,
+    ReleasesInfo,
+    RequestCounts,
+    SelectionInfo,
+)
 from auditor.text.formatting import safe
 from tests.database import connect
 from tests.runs.run_folders import (
@@ -216,6 +223,7 @@ OUTDATED = SelectionInfo("incremental", recheck=Recheck(100, 50, 50, 4, 0.08, 0.
     ("change", "warnings"),
     [
         (lambda m: replace(m, mismatched=(MismatchedAccount("a", 7), MismatchedAccount("b", 1))), {"mismatch": 2}),
+        (lambda m: replace(m, releases=(ReleasesInfo("a", problems=("x",)), ReleasesInfo("b"))), {"releases": 1}),
         (lambda m: replace(m, fleet=replace(m.fleet, aliases=5)), {"aliases": 1}),
         (lambda m: replace(m, fleet=replace(m.fleet, possible_aliases=2)), {"aliases": 1}),
         (lambda m: replace(m, fleet=replace(m.fleet, shared_identities=2)), {"shared_identity": 1}),

@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta, timezone
+from datetime import UTC, timedelta, timezone
 from itertools import product
 from typing import Any, get_args
 
@@ -14,12 +14,23 @@ from auditor.cli.commands import simulate
 from auditor.client.client import ApiClient
 from auditor.client.operations import (
     BATCH_GET_DEVICE_STATE,
+    LIST_OTA_FIRMWARE,
+    LIST_OTA_JOB_BY_FIRMWARE,
     LIST_OTA_MODULE_BY_PRODUCT,
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
+    LIST_OTA_TASK_BY_JOB,
     QUERY_DEVICE,
     QUERY_PRODUCT_LIST,
 )
-from auditor.client.parsers import parse_connection_states, parse_devices, parse_modules, parse_products
+from auditor.client.parsers import (
+    parse_connection_states,
+    parse_devices,
+    parse_firmware,
+    parse_jobs,
+    parse_modules,
+    parse_products,
+    parse_tasks,
+)
 from auditor.client.responses import parse_module_page
 from auditor.client.transport import Endpoint
 from auditor.errors import PlatformError
@@ -27,6 +38,7 @@ from auditor.models import Dialect, ReportedTime
 from auditor.simulator import forms as simulated
 from auditor.simulator.forms import MODEL_FORMS, ResponseForms, TimeForm, reshape, time_member
 from auditor.simulator.registry import device_record
+from auditor.simulator.releases import FirmwareStore
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import World
 from tests.simulator.api_requests import call
@@ -160,6 +172,15 @@ async def results(platform: Simulator, world: World) -> AsyncIterator[Any]:
             yield parse_devices(await client.call(QUERY_DEVICE, {**parameters, "ProductKey": key}), key)
         yield parse_modules(await client.call(LIST_OTA_MODULE_BY_PRODUCT, {"ProductKey": key}), key)
         yield parse_connection_states(await client.call(BATCH_GET_DEVICE_STATE, names), now=math.inf)
+        store = FirmwareStore(world)
+        job = max(store.jobs.values(), key=lambda job: len(store.tasks_of(job)))
+        for page in (1, 2, 99):
+            numbers = {"CurrentPage": str(page), "PageSize": "3"}
+            yield parse_firmware(await client.call(LIST_OTA_FIRMWARE, {**numbers, "ProductKey": key}), key)
+            for firmware_id in (job.firmware.firmware_id, next(iter(store.firmware))):
+                of_firmware = {**numbers, "FirmwareId": firmware_id}
+                yield parse_jobs(await client.call(LIST_OTA_JOB_BY_FIRMWARE, of_firmware), firmware_id)
+            yield parse_tasks(await client.call(LIST_OTA_TASK_BY_JOB, {**numbers, "JobId": job.job_id}), job.job_id)
         # Without an array the states are unknown, and with an empty one there are none.
         yield (
             parse_connection_states(await client.call(BATCH_GET_DEVICE_STATE, {"IotId.1": "missing"}), now=math.inf)
@@ -171,6 +192,7 @@ async def results(platform: Simulator, world: World) -> AsyncIterator[Any]:
             (QUERY_PRODUCT_LIST, {"CurrentPage": "0"}),
             (LIST_OTA_MODULE_BY_PRODUCT, {}),
             (BATCH_GET_DEVICE_STATE, {"ProductKey": key}),
+            (LIST_OTA_TASK_BY_JOB, {"CurrentPage": "1", "PageSize": "101"}),
         ):
             with pytest.raises(PlatformError) as caught:
                 await client.call(operation, parameters)
@@ -181,7 +203,7 @@ async def results(platform: Simulator, world: World) -> AsyncIterator[Any]:
 async def test_the_client_reads_every_form_alike(world: World, dialect: Dialect) -> None:
     async with Simulator(world, dialect=dialect) as platform:
         expected = [result async for result in results(platform, world)]
-    assert len(expected) == 19
+    assert len(expected) == 32
     for forms in every_form():
         async with Simulator(world, dialect=dialect, forms=forms) as platform:
             found = [result async for result in results(platform, world)]
@@ -214,6 +236,35 @@ async def test_the_client_reads_every_form_of_a_time(world: World, dialect: Dial
                     assert form in {"text", "mixed"} or reported.has_zone
                     local = 0 if reported.has_zone else INDIA.utcoffset(None).total_seconds() * 1000
                     assert 0 <= reported.milliseconds - local - exact <= 999
+
+
+@pytest.mark.parametrize("dialect", ["tuya", "alibaba"])
+async def test_the_client_reads_every_form_of_the_times_of_releases(dialect: Dialect) -> None:
+    world = World(40, products=1, day=3)
+    store = FirmwareStore(world)
+    job = max(store.jobs.values(), key=lambda job: len(store.tasks_of(job)))
+    for form in get_args(TimeForm):
+        forms = ResponseForms(utc=form, zone=UTC)
+        async with Simulator(world, dialect=dialect, forms=forms) as platform, client_of(platform) as client:
+            page = {"CurrentPage": "1", "PageSize": "100"}
+            key, firmware_id = world.product_keys[0], job.firmware.firmware_id
+            firmware = parse_firmware(await client.call(LIST_OTA_FIRMWARE, {**page, "ProductKey": key}), key)
+            jobs = parse_jobs(
+                await client.call(LIST_OTA_JOB_BY_FIRMWARE, {**page, "FirmwareId": firmware_id}), firmware_id
+            )
+            tasks = parse_tasks(await client.call(LIST_OTA_TASK_BY_JOB, {**page, "JobId": job.job_id}), job.job_id)
+        assert firmware.items
+        assert jobs.items
+        assert tasks.items
+        read = [(each.created, store.firmware[each.firmware_id].created) for each in firmware.items]
+        read += [(each.created, store.jobs[each.job_id].created) for each in jobs.items]
+        read += [(each.created, job.created) for each in tasks.items]
+        for created, exact in read:
+            if form in {*NO_VALUE, "unreadable"}:
+                assert created is None
+            else:
+                assert created is not None
+                assert 0 <= created - exact <= 999
 
 
 def test_the_command_offers_every_form() -> None:

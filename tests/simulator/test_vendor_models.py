@@ -17,10 +17,12 @@ from alibabacloud_tea_openapi.exceptions import AlibabaCloudException, ClientExc
 from alibabacloud_tea_openapi.exceptions import ThrottlingException as VendorThrottling
 from anyio.from_thread import start_blocking_portal
 
+from auditor.client.operations import TASK_STATUSES
 from auditor.models import Dialect, Secret
 from auditor.simulator.faults import FaultKind
 from auditor.simulator.forms import ResponseForms, TimeForm
 from auditor.simulator.quotas import SimulatedAccount
+from auditor.simulator.releases import FirmwareStore, SimulatedJob
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import SimulatedDevice, World
 from tests.simulator.api_requests import PRODUCT_ERRORS, call
@@ -35,11 +37,12 @@ from tests.simulator.vendor import (
     to_pascal_case,
 )
 
-STATES, DETAILS, MODULES, VERSIONS, DEVICES, PRODUCTS = OPERATIONS
+STATES, DETAILS, FIRMWARE, JOBS, MODULES, VERSIONS, TASKS, DEVICES, PRODUCTS = OPERATIONS
 
 METHODS = "GET", "POST"
 
-WORLD = World(300, missing=0.1, silent=0.1, inactive=0.1, module_counts={0: 450, 1: 3, 2: 0})
+WORLD = World(300, missing=0.1, silent=0.1, inactive=0.1, module_counts={0: 450, 1: 3, 2: 0}, day=4)
+STORE = FirmwareStore(WORLD)
 
 THROTTLED = SimulatedAccount("throttled", Secret("s"), quotas=dict.fromkeys(OPERATIONS, 0.001))
 REVOKED = SimulatedAccount("revoked", Secret("s"))
@@ -113,15 +116,56 @@ def cases() -> list[Case]:
             Case(operation, "no name", {"ProductKey": key}, "iot.device.NullDeviceName"),
             Case(operation, "odd name", {**named, "DeviceName": ["a b c"]}, "iot.device.InvalidFormattedDeviceName"),
         ]
+    found += release_cases(page, key)
     parameters = {case.operation: case.parameters for case in reversed(found) if not case.code}
     for operation in OPERATIONS:
-        if operation != PRODUCTS:
+        if operation not in (PRODUCTS, JOBS, TASKS):
             named = (
                 {**page, "DeviceName": "dev-0000"} if operation == VERSIONS else {**page, "DeviceName": ["dev-0000"]}
             )
             found += [Case(operation, code, {**named, "ProductKey": key}, code) for key, code in PRODUCT_ERRORS]
         found.append(Case(operation, "business", parameters[operation], "iot.system.SystemException", "business"))
     return found
+
+
+def release_cases(page: dict[str, object], key: str) -> list[Case]:
+    page = {**page, "PageSize": 3}
+    release = next(each for each in STORE.firmware.values() if len(STORE.jobs_of(each.firmware_id)) > 4)
+    without_jobs = next(each for each in STORE.firmware.values() if not STORE.jobs_of(each.firmware_id))
+    jobs = {job.name: job for job in STORE.jobs.values() if STORE.tasks_of(job)}
+    assert set(jobs) == {"old", "verification", "wave", "cancelled", "planned"}
+    largest = max(STORE.jobs.values(), key=lambda job: len(STORE.tasks_of(job)))
+    found = [
+        Case(FIRMWARE, "of a product", {**page, "ProductKey": key}),
+        Case(FIRMWARE, "of all products", {**page, "CurrentPage": 2}),
+        Case(FIRMWARE, "of a version", {**page, "DestVersion": release.version.module_version}),
+        Case(FIRMWARE, "past the end", {**page, "ProductKey": key, "CurrentPage": 99}),
+        Case(FIRMWARE, "large page", {**page, "PageSize": 101}, "iot.common.InvalidPageParams"),
+        Case(JOBS, "first page", {**page, "FirmwareId": release.firmware_id}),
+        Case(JOBS, "second page", {**page, "FirmwareId": release.firmware_id, "CurrentPage": 2}),
+        Case(JOBS, "large", {**page, "FirmwareId": release.firmware_id, "PageSize": 100}),
+        Case(JOBS, "none", {**page, "FirmwareId": without_jobs.firmware_id}),
+        Case(JOBS, "unknown", {**page, "FirmwareId": "unknown"}, "iot.ota.NotExistedFirmware"),
+        Case(TASKS, "largest", {**task_page(page, largest), "PageSize": 100}),
+        Case(TASKS, "past the end", {**task_page(page, largest), "CurrentPage": 999}),
+        Case(TASKS, "deepest", {**task_page(page, largest), "PageSize": 100, "CurrentPage": 1_000}),
+        Case(TASKS, "too deep", {**task_page(page, largest), "PageSize": 100, "CurrentPage": 1_001}, "iot.common.InvalidPageParams"),
+        Case(TASKS, "unknown", {**page, "JobId": "unknown"}, "iot.ota.NotExistedJob"),
+        Case(TASKS, "unknown status", {**task_page(page, largest), "TaskStatus": "DONE"}, "iot.system.IllegalRequest"),
+        Case(TASKS, "of devices", {**task_page(page, largest), "DeviceNames": [
+            WORLD.device(task.index).device_name for task in STORE.tasks_of(largest)[:2]
+        ]}),
+    ]  # fmt: skip
+    found += [Case(TASKS, name, task_page(page, job)) for name, job in jobs.items()]
+    found += [
+        Case(TASKS, f"status {status}", {**task_page(page, jobs["wave"]), "TaskStatus": status})
+        for status in TASK_STATUSES
+    ]
+    return found
+
+
+def task_page(page: dict[str, object], job: SimulatedJob) -> dict[str, object]:
+    return {**page, "JobId": job.job_id}
 
 
 def by_id(device: SimulatedDevice) -> dict[str, object]:

@@ -71,7 +71,7 @@ async def requests_of_audits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> d
     for table, day, changes in (
         (discovery, 0, {"directory": str(folder / "discovery")}),
         (account, 0, {}),
-        (account, 1, {"since": "last"}),
+        (account, 1, {"since": "last", "released": True}),
     ):
         world = World(DEVICES, products=1, lifecycle=life, module_counts={0: 450}, day=day, today=time.time())
         async with Simulator(world, dialect="alibaba") as platform:
@@ -118,11 +118,11 @@ def send_with_older_sdk(port: int, action: str, parameters: Mapping[str, object]
 async def test_both_sdks_build_the_requests_of_an_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = await requests_of_audits(tmp_path, monkeypatch)
     assert sorted(sent) == [
-        "BatchGetDeviceState", "ListOTAModuleByProduct", "ListOTAModuleVersionsByDevice", "QueryDevice",
-        "QueryProductList",
+        "BatchGetDeviceState", "ListOTAFirmware", "ListOTAJobByFirmware", "ListOTAModuleByProduct",
+        "ListOTAModuleVersionsByDevice", "ListOTATaskByJob", "QueryDevice", "QueryProductList",
     ]  # fmt: skip
     shapes = [request for requests in sent.values() for request in distinct(requests)]
-    assert len(shapes) == 8
+    assert len(shapes) == 11
     async with Simulator(World(DEVICES, products=1), dialect="alibaba") as platform:
         built = recorded(platform, monkeypatch)
         for request in shapes:

@@ -17,24 +17,31 @@ from auditor.simulator.quotas import SimulatedAccount
 from auditor.simulator.server import DEFAULT_ACCOUNT
 
 OPERATIONS = (
-    "BatchGetDeviceState", "BatchQueryDeviceDetail", "ListOTAModuleByProduct", "ListOTAModuleVersionsByDevice",
-    "QueryDevice", "QueryProductList",
+    "BatchGetDeviceState", "BatchQueryDeviceDetail", "ListOTAFirmware", "ListOTAJobByFirmware",
+    "ListOTAModuleByProduct", "ListOTAModuleVersionsByDevice", "ListOTATaskByJob", "QueryDevice", "QueryProductList",
 )  # fmt: skip
 
 PASCAL_CASE = {
     "aliasName": "AliasName", "asAddress": "AsAddress", "authType": "AuthType", "code": "Code",
     "currentPage": "CurrentPage", "data": "Data", "dataFormat": "DataFormat", "desc": "Desc",
-    "description": "Description", "deviceCount": "DeviceCount", "deviceId": "DeviceId", "deviceInfo": "DeviceInfo",
+    "description": "Description", "destVersion": "DestVersion", "deviceCount": "DeviceCount", "deviceId": "DeviceId", "deviceInfo": "DeviceInfo",
     "deviceName": "DeviceName", "deviceSecret": "DeviceSecret", "deviceStatus": "DeviceStatus",
     "deviceStatusList": "DeviceStatusList", "deviceType": "DeviceType", "errorMessage": "ErrorMessage",
+    "firmwareDesc": "FirmwareDesc", "firmwareId": "FirmwareId", "firmwareInfo": "FirmwareInfo",
+    "firmwareName": "FirmwareName", "firmwareSign": "FirmwareSign", "firmwareSize": "FirmwareSize",
     "firmwareVersion": "FirmwareVersion", "gmtActive": "GmtActive", "gmtCreate": "GmtCreate",
-    "gmtModified": "GmtModified", "iotId": "IotId", "lastOnlineTime": "LastOnlineTime", "list": "List",
+    "gmtModified": "GmtModified", "iotId": "IotId", "jobId": "JobId",
+    "jobStatus": "JobStatus", "jobType": "JobType", "key": "Key", "lastOnlineTime": "LastOnlineTime", "list": "List",
     "moduleName": "ModuleName", "moduleVersion": "ModuleVersion", "nextToken": "NextToken", "nickname": "Nickname",
-    "nodeType": "NodeType", "page": "Page", "pageCount": "PageCount", "pageSize": "PageSize",
-    "productInfo": "ProductInfo", "productKey": "ProductKey", "productName": "ProductName", "region": "Region",
-    "requestId": "RequestId", "simpleOTAModuleInfo": "SimpleOTAModuleInfo", "status": "Status", "success": "Success",
-    "timestamp": "Timestamp", "total": "Total", "utcActive": "UtcActive", "utcCreate": "UtcCreate",
-    "utcModified": "UtcModified",
+    "nodeType": "NodeType", "otaTagDTO": "OtaTagDTO", "page": "Page", "pageCount": "PageCount", "pageSize": "PageSize",
+    "productInfo": "ProductInfo", "productKey": "ProductKey", "productName": "ProductName", "progress": "Progress",
+    "region": "Region", "requestId": "RequestId", "selectionType": "SelectionType", "signMethod": "SignMethod",
+    "simpleFirmwareInfo": "SimpleFirmwareInfo", "simpleOTAJobInfo": "SimpleOTAJobInfo",
+    "simpleOTAModuleInfo": "SimpleOTAModuleInfo", "simpleOTATaskInfo": "SimpleOTATaskInfo", "srcVersion": "SrcVersion",
+    "status": "Status", "success": "Success", "tags": "Tags", "targetSelection": "TargetSelection",
+    "taskDesc": "TaskDesc", "taskId": "TaskId", "taskStatus": "TaskStatus", "timeout": "Timeout",
+    "timestamp": "Timestamp", "total": "Total", "type": "Type", "utcActive": "UtcActive", "utcCreate": "UtcCreate",
+    "utcEndTime": "UtcEndTime", "utcModified": "UtcModified", "utcStartTime": "UtcStartTime", "value": "Value",
 }  # fmt: skip
 """Every name of Tuya's dialect, and of Alibaba's: written down, so that a wrong name in either is an error."""
 

@@ -42,6 +42,7 @@ def simulate(
     offline_reports: Annotated[float, Parameter(group=LIFECYCLE)] = 0.0,
     last_online: Annotated[TimeForm, Parameter(group=FORMS)] = "text",
     timestamp: Annotated[TimeForm, Parameter(group=FORMS)] = "milliseconds",
+    utc: Annotated[TimeForm, Parameter(group=FORMS)] = "iso",
     zone: Annotated[float, Parameter(group=FORMS)] = 8.0,
     scalars: Annotated[Literal["typed", "text"], Parameter(group=FORMS)] = "typed",
     arrays: Annotated[Literal["documented", "bare", "wrapped"], Parameter(group=FORMS)] = "documented",
@@ -94,6 +95,8 @@ def simulate(
         Write LastOnlineTime like this. Text has no zone, offset has one, digits are a string, mixed varies by device.
     timestamp:
         Write Timestamp, the time of the last change of status, like this.
+    utc:
+        Write the times of firmware, update jobs and their tasks like this.
     zone:
         Zone of times without a zone, in hours ahead of UTC.
     scalars:
@@ -122,6 +125,7 @@ def simulate(
     forms = ResponseForms(
         last_online=last_online,
         timestamp=timestamp,
+        utc=utc,
         zone=timezone(timedelta(hours=zone)),
         scalars=scalars,
         arrays=arrays,
