@@ -177,7 +177,8 @@ def summarize_audit(manifest: Manifest, seconds: float, ages: AnswerAges | None 
     yield from _describe_freshness(manifest, ages)
     yield from (safe(str(mismatched)) for mismatched in manifest.mismatched)
     for failure in manifest.failures[:5]:
-        yield f"failed: {failure.devices:,} with {safe(failure.code[:_MAX_TEXT])}, such as {safe(failure.example[:_MAX_TEXT])}"
+        code, example = (safe(text[:_MAX_TEXT]) for text in (failure.code, failure.example))
+        yield f"failed: {failure.devices:,} with {code}, such as {example}"
     yield from (safe(str(account)) for account in manifest.silent)
     gaps = (warning.detail for discovery in manifest.discovery for warning in discovery.warnings())
     if manifest.error is not None and manifest.error != "; ".join([*map(str, manifest.silent), *gaps]):
