@@ -24,13 +24,8 @@ from auditor.config.serialization import RUN_INDEPENDENT_KEYS, diff_settings, se
 from auditor.config.settings import Account, SecretSource, Settings, SharedQuotaSettings
 from auditor.errors import RunFolderError, RunNotWritableError, SettingsError
 from auditor.runs.manifest import MANIFEST, Manifest, read_manifest
-from auditor.storage.files import (
-    describe_foreign_access,
-    find_foreign_access,
-    read_contained,
-    read_regular_file,
-    replace_file,
-)
+from auditor.storage.files import read_contained, read_regular_file, replace_file
+from auditor.storage.foreign_access import describe_foreign_access, find_foreign_access
 
 log = structlog.get_logger()
 

@@ -40,7 +40,8 @@ from auditor.runs.locking import LOCK, RunLock, is_locked
 from auditor.runs.manifest import DeviceCounts, DiscoveryInfo
 from auditor.runs.products import ProductInfo
 from auditor.runs.selection_info import RequestCounts
-from auditor.storage.files import PRIVATE_FOLDER, describe_foreign_access, replace_file, translate_os_errors
+from auditor.storage.files import PRIVATE_FOLDER, replace_file, translate_os_errors
+from auditor.storage.foreign_access import describe_foreign_access
 
 log = structlog.get_logger()
 

@@ -27,11 +27,10 @@ from auditor.storage.files import (
     PRIVATE_FOLDER,
     check_regular,
     create_file,
-    describe_foreign_access,
-    find_foreign_access,
     sync_to_disk,
     translate_os_errors,
 )
+from auditor.storage.foreign_access import describe_foreign_access, find_foreign_access
 from auditor.text.formatting import safe
 
 log = structlog.get_logger()

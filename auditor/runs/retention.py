@@ -12,7 +12,8 @@ from auditor.errors import RunFolderError, RunNotWritableError, UsageError
 from auditor.runs.folder import ARCHIVE, CHANGES, RunCatalog, StoredRun
 from auditor.runs.locking import DELETING_PREFIX, RunLock, directory_lock, is_locked, remove_stale_folders
 from auditor.runs.manifest import MANIFEST, read_manifest
-from auditor.storage.files import atomic_replace, describe_foreign_access, open_contained
+from auditor.storage.files import atomic_replace, open_contained
+from auditor.storage.foreign_access import describe_foreign_access
 from auditor.text.formatting import format_utc
 
 _DAY = 86_400

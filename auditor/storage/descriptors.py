@@ -13,14 +13,8 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-from auditor.storage.files import (
-    PRIVATE_FILE,
-    PRIVATE_FOLDER,
-    WRITABLE_BY_OTHERS,
-    find_foreign_access,
-    open_contained,
-    open_own_file,
-)
+from auditor.storage.files import PRIVATE_FILE, PRIVATE_FOLDER, open_contained, open_own_file
+from auditor.storage.foreign_access import WRITABLE_BY_OTHERS, find_foreign_access
 
 _DESCRIPTORS = Path("/proc/self/fd")
 """Paths of the open files of this process, on Linux. On macOS ``/dev/fd`` has only copies of descriptors."""

@@ -173,9 +173,9 @@ def growing(call: int, fields: dict[str, Any]) -> None:
         ),
         (ScriptedCall(page(entries(1), MAX_MODULES + 1)), f"more than {MAX_MODULES}"),
         (ScriptedCall(page(entries(1), 10**18)), f"more than {MAX_MODULES}"),
-        (ScriptedCall(page([{"moduleName": "ble"}], 1)), "no module name or version"),
-        (ScriptedCall(page([entry("")], 1)), "no module name or version"),
-        (ScriptedCall(page(["ble"], 1)), "no module name or version"),
+        (ScriptedCall(page([{"moduleName": "ble"}], 1)), "module ble has no version"),
+        (ScriptedCall(page([entry("")], 1)), "has no module name"),
+        (ScriptedCall(page(["ble"], 1)), "has no module name"),
         (ScriptedCall(page([entry("x" * 600_000, "y" * 600_000)], 1)), "characters"),
     ],
 )

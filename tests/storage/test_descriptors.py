@@ -10,7 +10,8 @@ import pytest
 from auditor.errors import RunNotWritableError
 from auditor.storage.database import describe_repeated_rows, open_database, write_rows
 from auditor.storage.descriptors import keeps_modes, pin_files, writable_path
-from auditor.storage.files import create_own_file, find_foreign_access, is_special_output, read_regular_file
+from auditor.storage.files import create_own_file, is_special_output, read_regular_file
+from auditor.storage.foreign_access import find_foreign_access
 from tests.other_user import OTHER_USER, needs_root
 
 

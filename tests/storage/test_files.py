@@ -17,18 +17,16 @@ import pytest
 from auditor.errors import RunNotWritableError
 from auditor.storage.append_only import AppendOnlyFile, cut_torn_line
 from auditor.storage.files import (
-    MAX_LINKS,
     READABLE_BY_ALL,
     atomic_replace,
     check_contained,
-    describe_foreign_access,
-    find_foreign_access,
     open_contained,
     private_folder,
     read_contained,
     read_regular_file,
     replace_file,
 )
+from auditor.storage.foreign_access import MAX_LINKS, describe_foreign_access, find_foreign_access
 from tests.other_user import OTHER_USER, as_other_user, let_others_enter, needs_root
 
 
