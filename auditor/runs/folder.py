@@ -50,7 +50,6 @@ READ_BY_QUERIES = (FLEET, RESULTS, COMPRESSED_RESULTS, FAILURES, *OPTIONAL, DEVI
 PRESENTATION_FILES = (REPORT_HTML, INVENTORY_XLSX)
 """Files that hooks make of a sealed run for people. They are outside the run's contract; a resume removes them."""
 
-
 MAX_FOREIGN_MANIFEST_BYTES = 64 << 20
 """Bytes of manifests of other users that are read of a directory; 1,000 runs have about 4 MB. Each takes memory."""
 
@@ -205,11 +204,9 @@ class RunCatalog:
 
     def _untrusted_owner(self, folder: Path) -> int | None:
         """Return the owner of a folder if it is not trusted; None if it is."""
-        if self._owners is None:
-            return None
         with contextlib.suppress(OSError):  # deleted meanwhile: reading it reports that
             owners = {folder.lstat().st_uid, (folder / MANIFEST).lstat().st_uid}
-            return next(iter(owners - self._owners), None)
+            return None if self._owners is None else next(iter(owners - self._owners), None)
         return None
 
     def is_possible(self, run: StoredRun) -> bool:
