@@ -170,7 +170,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "deep-arrays": (b'{"success":true,"data":' + b"[" * 1_000_000, "auditor.InvalidJSON"),
     "deep-objects": (b'{"a":' * 200_000 + b"1" + b"}" * 200_000, "auditor.InvalidJSON"),
     "infinite": (raw_response('"m"', "1e999"), "auditor.InvalidJSON"),
-    "not-a-number": (raw_response('"m"', "NaN"), "auditor.InvalidJSON"),
+    "not-a-number": (raw_response('"m"', "NaN"), "auditor.InconsistentPages"),
     "a-million-digits": (raw_response('"m"', "9" * 1_000_000), "auditor.InvalidJSON"),
     "two-answers": (answer(module()) * 2, "auditor.InvalidJSON"),
     "no-object": (b"[1]", "auditor.InvalidJSON"),
