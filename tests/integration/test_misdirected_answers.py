@@ -245,9 +245,14 @@ async def test_swapped_answers_are_replaced_counted_and_cost_few_requests(tmp_pa
 
 
 @pytest.mark.parametrize("ids", ["constant", "unique"])
-async def test_a_good_gateway_costs_one_request_a_device_whatever_its_ids(tmp_path: Path, ids: str) -> None:
-    gateway, session, outcomes = await audit(tmp_path, 200, KINDS, (), 0.0, ids)
-    assert gateway.requests <= 200 + (16 if ids == "constant" else 0)
+@pytest.mark.parametrize("nameless", [0, 1])
+async def test_a_good_gateway_costs_one_request_a_device_and_one_more_for_modules_without_names(
+    tmp_path: Path, ids: str, nameless: int
+) -> None:
+    kinds = ("named", "named", "empty", "not_found", *["nameless"] * nameless)
+    gateway, session, outcomes = await audit(tmp_path, 200, kinds, (), 0.0, ids)
+    confirmed = len(range(14, 200, 5)) * nameless  # the first ten have names
+    assert confirmed <= gateway.requests - 200 <= confirmed + (16 if ids == "constant" else 0)
     assert session.mismatches == failures_in(outcomes) == 0
 
 
@@ -259,7 +264,7 @@ async def test_an_answer_that_is_held_back_holds_no_worker(tmp_path: Path) -> No
             session.paused.on_pause = lambda: pauses.append(number)  # noqa: B023  called in this turn
             await session.fetch(Device("eu", "k1", f"d{number}", None))
         assert session.paused.count == 0
-    assert pauses == [1, 2]
+    assert pauses == [1]  # modules without names are confirmed immediately
 
 
 async def test_a_budget_is_kept_where_many_devices_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
