@@ -368,7 +368,7 @@ def test_a_group_is_found_only_where_a_group_can_write(tmp_path: Path, monkeypat
         queried.append(gid)
         return True
 
-    monkeypatch.setattr("auditor.storage.files._is_private_group", query)
+    monkeypatch.setattr("auditor.storage.foreign_access._is_private_group", query)
     for mode, access in ((0o755, None), (0o700, None), (0o777, "can be written by other users")):
         tmp_path.chmod(mode)
         assert describe_foreign_access(tmp_path) == access
