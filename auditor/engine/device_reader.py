@@ -31,11 +31,14 @@ from auditor.models import CallResult, Device, DeviceFailure, DeviceResult, Modu
 MAX_READINGS = 4
 """Number of times that a device is read until its pages agree."""
 
-MAX_WITHOUT_DEVICE = 12
+MAX_WITHOUT_DEVICE = 20
 """Number of answers that name no device after which a device fails, if too few of them agree."""
 
-MISMATCH_RATES = (0.001, 0.01)
-"""Fractions of mismatched answers. Two answers must agree, and one more for each fraction that is exceeded."""
+AGREEING = 2
+"""Number of answers that must agree, if one that names no device is not believed."""
+
+MISMATCH_RATES = (0.001, 0.005, 0.01, 0.02)
+"""Fractions of mismatched answers, for each of which one answer more is needed than ``AGREEING``."""
 
 IDS_PER_GENERATION = 20_000
 """Request ids in each of the two generations that an account remembers."""
@@ -77,10 +80,11 @@ class AnswerTrust:
       requests; one that begins with it later costs at most ``RECENT_ANSWERS``.
 
     An answer that is not believed is requested again on a connection that no other answer can arrive on, until two
-    agree; three or four if even there mismatches are so frequent that two could be wrong (``MISMATCH_RATES``). If two
-    answers are exchanged, both are on their way at the same time. So the first one that names no device is held back
-    for the time of one request, in which the other one shows the exchange. The ids of at least ``IDS_PER_GENERATION``
-    answers are remembered: more than arrive while a connection is idle.
+    agree. If even there mismatches are so frequent that two could be wrong (``MISMATCH_RATES``), one must have arrived
+    three to six times more often than any other. If two answers are exchanged, both are on their way at the same time.
+    So the first one that names no device is held back for the time of one request, in which the other one shows the
+    exchange. The ids of at least ``IDS_PER_GENERATION`` answers are remembered: more than arrive while a connection is
+    idle.
 
     Args:
         hold: waits for the time of one request; None does not wait.
@@ -111,9 +115,9 @@ class AnswerTrust:
 
     @property
     def needed(self) -> int:
-        """Number of answers that must agree if one is not believed."""
+        """Number of answers that must agree; above ``AGREEING``, more of them than of any other answer."""
         rate = self._fresh_mismatches / max(self._fresh_readings, 1)
-        return 2 + sum(rate > each for each in MISMATCH_RATES)
+        return AGREEING + sum(rate > each for each in MISMATCH_RATES)
 
     def record_reading(self, mismatch: str | None, earlier_mismatches: list[str], *, fresh_connection: bool) -> None:
         """Record one reading of a device.
@@ -227,7 +231,9 @@ async def _read_until_believed(
             without_device = Counter() if without_device is None else without_device
             without_device[answer] += 1
             fresh_connection = True
-            if without_device[answer] >= trust.needed:
+            others = max((count for each, count in without_device.items() if each != answer), default=0)
+            lead = without_device[answer] - (others if trust.needed > AGREEING else 0)
+            if lead >= trust.needed:
                 trust.record_contradictions(without_device.total() - without_device[answer])
                 break
             if without_device.total() == MAX_WITHOUT_DEVICE or not may_retry():

@@ -507,4 +507,4 @@ async def test_more_answers_must_agree_where_fresh_connections_bring_mismatches_
     assert trust.mismatches == 40
     outcome, fresh = await read_with(trust, unnamed_page(None, None))
     assert isinstance(outcome, DeviceResult)
-    assert len(fresh) == trust.needed == 4
+    assert len(fresh) == trust.needed == 6
