@@ -101,6 +101,8 @@ def questions(directory: Path) -> list[tuple[str, tuple[str, ...]]]:
         "WHERE change = 'downgraded' AND started_at > now() - INTERVAL 7 DAY ORDER BY ALL"
     )
     below, place = "SELECT count(*) FROM modules WHERE version_below(module_version, '1.5')", str(directory)
+    old = ("--product", "k3", "--module", "module0", "--below", "1.5", "--seen-within", "24h")
+    rollout = ("--module", "module3", "--below", "1.6.0")
     return [
         ("what changed since Monday", ("diff", place, "--since", "monday")),
         ("which devices changed since Monday", ("diff", place, "--since", "monday", "--devices", "--format", "csv")),
@@ -108,6 +110,14 @@ def questions(directory: Path) -> list[tuple[str, tuple[str, ...]]]:
         ("the runs", ("runs", place)),
         ("which devices were rolled back", ("sql", "--runs", place, rolled_back, "--format", "csv")),
         ("how long has device D run 1.4", ("device", "device00000017", place)),
+        (
+            "older than 1.5, online since yesterday, by site",
+            ("inventory", place, *old, "--group-by", "site", "--format", "csv"),
+        ),
+        (
+            "is the rollout of 1.6 done, and where not",
+            ("devices", place, *rollout, "--group-by", "site", "--format", "csv"),
+        ),
         ("SQL: versions of all runs", ("sql", "--runs", place, "FROM inventory", "--format", "csv")),
         ("SQL: version_below", ("sql", place, below)),
     ]
@@ -115,10 +125,10 @@ def questions(directory: Path) -> list[tuple[str, tuple[str, ...]]]:
 
 def main(devices: int, runs: int, directory: Path) -> None:
     build_all(directory, devices, runs)
-    print(f"{devices:,} devices with 4 modules, {runs} runs\n{'question':<40} {'seconds':>8} {'peak MB':>8}")
+    print(f"{devices:,} devices with 4 modules, {runs} runs\n{'question':<48} {'seconds':>8} {'peak MB':>8}")
     for name, arguments in questions(directory):
         seconds, peak = measure_command(*arguments)
-        print(f"{name:<40} {seconds:>8.1f} {peak:>8.0f}", flush=True)
+        print(f"{name:<48} {seconds:>8.1f} {peak:>8.0f}", flush=True)
 
 
 if __name__ == "__main__":
