@@ -49,7 +49,7 @@ class AliasCounts:
 
     Attributes:
         aliases: devices that are in the fleet twice.
-        possible_aliases: devices of which that cannot be determined.
+        possible_aliases: devices that may be in the fleet twice, which no answer decides.
         shared_identities: devices whose answer has the names, or the ``iot_id``, of another one's, and are no aliases.
     """
 

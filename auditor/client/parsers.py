@@ -5,6 +5,7 @@ An entry that cannot be used is dropped. The list is then shorter than its own t
 
 import math
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TypeVar, get_args
 
@@ -129,8 +130,7 @@ def parse_firmware(response: ApiResponse, product_key: str) -> ListPage[Firmware
     places = (response.fields.get("firmwareinfo"), data)
     entries = next(filter(None, (_entries(place, "simplefirmwareinfo") for place in places)), [])
     own = _entries_about(entries, "productkey", product_key, "product")
-    parsed = (_parse_firmware(entry) for entry in own)
-    return _parse_page(response, lowercase_keys(data), tuple(each for each in parsed if each is not None))
+    return _parse_page_of(response, own, _parse_firmware)
 
 
 def parse_jobs(response: ApiResponse, firmware_id: str) -> ListPage[UpdateJob]:
@@ -139,10 +139,8 @@ def parse_jobs(response: ApiResponse, firmware_id: str) -> ListPage[UpdateJob]:
     Raises:
         InconsistentResponseError: all of them are of other firmware.
     """
-    data = response.fields.get("data")
-    own = _entries_about(_entries(data, "simpleotajobinfo"), "firmwareid", firmware_id, "firmware")
-    parsed = (_parse_job(entry) for entry in own)
-    return _parse_page(response, lowercase_keys(data), tuple(each for each in parsed if each is not None))
+    entries = _entries(response.fields.get("data"), "simpleotajobinfo")
+    return _parse_page_of(response, _entries_about(entries, "firmwareid", firmware_id, "firmware"), _parse_job)
 
 
 def parse_tasks(response: ApiResponse, job_id: str) -> ListPage[UpdateTask]:
@@ -151,10 +149,16 @@ def parse_tasks(response: ApiResponse, job_id: str) -> ListPage[UpdateTask]:
     Raises:
         InconsistentResponseError: all of them are of another job.
     """
-    data = response.fields.get("data")
-    own = _entries_about(_entries(data, "simpleotataskinfo"), "jobid", job_id, "job")
-    parsed = (_parse_task(entry) for entry in own)
-    return _parse_page(response, lowercase_keys(data), tuple(each for each in parsed if each is not None))
+    entries = _entries(response.fields.get("data"), "simpleotataskinfo")
+    return _parse_page_of(response, _entries_about(entries, "jobid", job_id, "job"), _parse_task)
+
+
+def _parse_page_of(
+    response: ApiResponse, entries: list[dict[str, object]], parse: Callable[[dict[str, object]], T | None]
+) -> ListPage[T]:
+    """Return a page of those entries that can be parsed, with the page's numbers."""
+    items = tuple(item for item in map(parse, entries) if item is not None)
+    return _parse_page(response, lowercase_keys(response.fields.get("data")), items)
 
 
 def _parse_firmware(entry: dict[str, object]) -> Firmware | None:

@@ -300,7 +300,7 @@ _DELAY = re.compile(r"[+-]?[0-9]{1,15}(?:\.[0-9]{0,9})?")
 
 
 def _bounded_delay(text: str, units: int) -> float | None:
-    """Return a delay in seconds, of which each has so many units; None if it is not a number above 0."""
+    """Return a delay in seconds; None if it is no number above 0. A second has ``units`` of the text's units."""
     if (match := _DELAY.fullmatch(text.strip())) is None:
         return None
     seconds = float(match[0]) / units

@@ -32,13 +32,13 @@ MAX_READINGS = 4
 """Number of times that a device is read until its pages agree."""
 
 MAX_WITHOUT_DEVICE = 20
-"""Number of answers that name no device after which a device fails, if too few of them agree."""
+"""Number of answers that name no device after which a device fails, if they contradict each other."""
 
 AGREEING = 2
 """Number of answers that must agree, if one that names no device is not believed."""
 
 MISMATCH_RATES = (0.001, 0.005, 0.01, 0.02)
-"""Fractions of mismatched answers, for each of which one answer more is needed than ``AGREEING``."""
+"""Fractions of mismatched answers. For each that is exceeded, one more answer than ``AGREEING`` is needed."""
 
 IDS_PER_GENERATION = 20_000
 """Request ids in each of the two generations that an account remembers."""
@@ -80,8 +80,8 @@ class AnswerTrust:
       requests; one that begins with it later costs at most ``RECENT_ANSWERS``.
 
     An answer that is not believed is requested again on a connection that no other answer can arrive on, until two
-    agree. If even there mismatches are so frequent that two could be wrong (``MISMATCH_RATES``), one must have arrived
-    three to six times more often than any other. If two answers are exchanged, both are on their way at the same time.
+    agree. If even there mismatches are so frequent that two could be wrong (``MISMATCH_RATES``), one must be ahead of
+    every other answer by three to six. If two answers are exchanged, both are on their way at the same time.
     So the first one that names no device is held back for the time of one request, in which the other one shows the
     exchange. The ids of at least ``IDS_PER_GENERATION`` answers are remembered: more than arrive while a connection is
     idle.
@@ -115,7 +115,7 @@ class AnswerTrust:
 
     @property
     def needed(self) -> int:
-        """Number of answers that must agree; above ``AGREEING``, more of them than of any other answer."""
+        """Number of answers that must agree; above ``AGREEING``, how far they must be ahead of every other answer."""
         rate = self._fresh_mismatches / max(self._fresh_readings, 1)
         return AGREEING + sum(rate > each for each in MISMATCH_RATES)
 
@@ -238,7 +238,7 @@ async def _read_until_believed(
                 break
             if without_device.total() == MAX_WITHOUT_DEVICE or not may_retry():
                 count = without_device.total()
-                outcome = InconsistentResponseError(f"no {trust.needed} of {count} answers that name no device agree")
+                outcome = InconsistentResponseError(f"{count} answers that name no device contradict each other")
                 break
         reading = _DeviceReading(reading.device, reading.page_size)
         outcome = await _read_once(call, reading, fresh_connection=fresh_connection)
