@@ -91,13 +91,19 @@ class History:
             module_name, module_version, devices, share. If they are counted by further columns, these are in front of
             devices, and shares are of the devices of the product with the module in the group.
         warnings: why the numbers do not cover whole fleets, or are not reliable.
+        stored: the runs with their manifests.
     """
 
     name: str
     runs: tuple[RunSummary, ...]
     table: ResultTable
     warnings: tuple[RunWarning, ...]
+    stored: tuple[StoredRun, ...] = field(repr=False)
     _database: Database = field(repr=False)
+
+    def cursor(self) -> Database:
+        """Return a cursor on the database, which has the tables ``runs`` and ``history``."""
+        return self._database.cursor()
 
     def adoption(self, modules: int = 20, versions: int = 5) -> Adoption:
         """Return the shares of the products' modules over time, those with the most devices first.
@@ -116,6 +122,7 @@ def read_history(
     criteria: DeviceFilter | None = None,
     group_by: Sequence[str] = (),
     limit: int | None = None,
+    until: StoredRun | None = None,
 ) -> Iterator[History]:
     """Open the history of a directory of runs.
 
@@ -128,6 +135,7 @@ def read_history(
             nothing here. Conditions on devices other than account and product read all devices of all runs.
         group_by: product_name, device_status, or attributes: count the versions of each group.
         limit: maximum number of runs, the newest ones; None: all.
+        until: the newest run; the others are the ended ones of its name before it. None: all runs of the name.
 
     Raises:
         UsageError: the limit is less than 1, or no device of any run has a value of the filter.
@@ -138,11 +146,12 @@ def read_history(
         raise UsageError("limit: give a number of runs from 1 up")
     criteria = criteria or DeviceFilter()
     narrow = is_narrow(criteria, group_by)
-    stored, unreadable = _find_runs(Path(directory), name)
+    stored, unreadable = _find_runs(Path(directory), name, until)
     reading = partial(translate_read_errors, directory)
     with temporary_database("history") as (database, work):
         with reading():
-            runs = _read_runs(database, stored[:limit][::-1], work)
+            stored = stored[:limit][::-1]
+            runs = _read_runs(database, stored, work)
             groups = _narrow(database, runs, criteria, group_by) if narrow else []
             _define_history(database, runs, criteria.module)
         skipped = (RunWarning("unreadable", "", f"run skipped: {problem}") for problem in unreadable)
@@ -152,11 +161,18 @@ def read_history(
         table = ResultTable(
             database, _table_query(groups), reading=reading, head=head, name="groups" if groups else "rows"
         )
-        yield History(runs[0].name, runs, table, warnings, database)
+        yield History(runs[0].name, runs, table, warnings, tuple(stored), database)
 
 
-def _find_runs(directory: Path, name: str | None) -> tuple[list[StoredRun], list[RunFolderError]]:
+def _find_runs(
+    directory: Path, name: str | None, until: StoredRun | None
+) -> tuple[list[StoredRun], list[RunFolderError]]:
     """Return the runs of one name, the newest first, and the errors of unreadable runs."""
+    if until is not None:
+        catalog = RunCatalog(directory, missing_ok=True)
+        last = until.manifest.started_at, until.folder.name
+        named = [run for run in catalog.named(until.manifest.name) if run.ended and catalog.is_possible(run)]
+        return [until, *(run for run in named if (run.manifest.started_at, run.folder.name) < last)], catalog.unreadable
     if (directory / MANIFEST).is_file():
         raise RunFolderError(f"{directory}: is one run; give the directory that contains it")
     catalog = RunCatalog(directory)
