@@ -49,7 +49,7 @@ def define_rollout_tables(
     newest = runs[-1][0]
     numbers = ", ".join(str(number) for number, _ in runs)
     database.execute(f"""
-      CREATE OR REPLACE TEMP TABLE rollout_counts AS
+      CREATE OR REPLACE TABLE rollout_counts AS
       SELECT *, sum(devices) OVER (PARTITION BY run, account, product_key, module_name)::BIGINT AS reporting FROM (
         SELECT run, account, product_key, module_name, module_version, sum(devices)::BIGINT AS devices
         FROM history WHERE run IN ({numbers}) GROUP BY ALL)""")
@@ -77,13 +77,13 @@ def _define_coverage(database: Database, runs: Sequence[NumberedRun]) -> None:
                 f"count(*) FILTER ({_ANSWERED}) AS answered "
                 f"FROM {parquet_of_run(database, run.folder / DEVICES)} WHERE NOT ({_NEVER_ACTIVATED}) GROUP BY ALL"
             )
-    database.execute(f"CREATE OR REPLACE TEMP TABLE coverage_rows AS {' UNION ALL '.join(queries)}")
+    database.execute(f"CREATE OR REPLACE TABLE coverage_rows AS {' UNION ALL '.join(queries)}")
     unassigned = ", ".join(
         f"c.{name} + coalesce(round(u.{name} * c.answered / nullif(a.answered, 0)), 0)::BIGINT AS {name}"
         for name in ("devices", "to_answer")
     )
     database.execute(f"""
-      CREATE OR REPLACE TEMP TABLE rollout_coverage AS
+      CREATE OR REPLACE TABLE rollout_coverage AS
       WITH unassigned AS (
         SELECT run, account, sum(devices - answered) AS devices, sum(to_answer - answered) AS to_answer
         FROM coverage_rows WHERE product_key IS NULL GROUP BY ALL
@@ -109,9 +109,9 @@ def _define_releases(database: Database, runs: Sequence[NumberedRun], selected: 
         for number, run in stored:
             if number >= needed and (run.folder / name).is_file():
                 queries.append(f"SELECT {number} AS run, * FROM {parquet_of_run(database, run.folder / name)}")
-        database.execute(f"CREATE OR REPLACE TEMP VIEW {view}_of_runs AS {' UNION ALL BY NAME '.join(queries)}")
+        database.execute(f"CREATE OR REPLACE VIEW {view}_of_runs AS {' UNION ALL BY NAME '.join(queries)}")
     database.execute(
-        "CREATE OR REPLACE TEMP TABLE firmware_runs AS SELECT account, product_key, max(run) AS run "
+        "CREATE OR REPLACE TABLE firmware_runs AS SELECT account, product_key, max(run) AS run "
         "FROM firmware_of_runs "
         "LEFT JOIN (SELECT unnest($1::VARCHAR[]) AS account, unnest($2::INTEGER[]) AS complete) USING (account) "
         "WHERE run >= coalesce(complete, 0) GROUP BY ALL",
@@ -119,7 +119,7 @@ def _define_releases(database: Database, runs: Sequence[NumberedRun], selected: 
     )
     for view in ("firmware", "tasks"):
         database.execute(
-            f"CREATE OR REPLACE TEMP VIEW {view} AS "
+            f"CREATE OR REPLACE VIEW {view} AS "
             f"FROM {view}_of_runs SEMI JOIN firmware_runs USING (account, product_key, run)"
         )
     counts = (
@@ -127,7 +127,7 @@ def _define_releases(database: Database, runs: Sequence[NumberedRun], selected: 
         f"WHERE run = {runs[-1][0]} AND product_key IS NOT NULL"
     )
     database.execute(f"""
-      CREATE OR REPLACE TEMP TABLE rollout_releases AS
+      CREATE OR REPLACE TABLE rollout_releases AS
       SELECT *, released AND row_number() OVER (
         PARTITION BY account, product_key, module_key ORDER BY released DESC, created_at DESC NULLS LAST, version
       ) = 1 AS is_target FROM ({released_versions_query(counts, selected)})""")
@@ -139,7 +139,7 @@ def _accounts(runs: Sequence[NumberedRun]) -> set[str]:
 
 def _define_versions(database: Database, newest: int, started: float) -> None:
     database.execute(f"""
-      CREATE OR REPLACE TEMP TABLE rollout_versions AS
+      CREATE OR REPLACE TABLE rollout_versions AS
       WITH used AS (
         SELECT account, product_key, module_name, module_version,
           bool_or(run = {newest}) OR max(devices / reporting) >= {started} AS in_use
@@ -167,12 +167,12 @@ def define_update_counts(database: Database, newest: NumberedRun | None) -> None
     """
     if newest is None or not (newest[1].folder / TASKS).is_file():
         columns = dict.fromkeys(("module", *UPDATE_STATES), "BIGINT")
-        database.execute(f"CREATE OR REPLACE TEMP TABLE update_counts AS {no_rows(columns)}")
+        database.execute(f"CREATE OR REPLACE TABLE update_counts AS {no_rows(columns)}")
         return
     number, run = newest
     modules = parquet_of_run(database, run.folder / MODULES)
     database.execute(f"""
-      CREATE OR REPLACE TEMP TABLE update_counts AS
+      CREATE OR REPLACE TABLE update_counts AS
       WITH current AS (
         SELECT account, product_key FROM firmware_runs WHERE run = {number}
       ), behind_versions AS (
@@ -211,7 +211,7 @@ def rollout_rows_query(database: Database, newest: NumberedRun, answered: float)
     """
     number, run = newest
     database.execute(
-        "CREATE OR REPLACE TEMP TABLE rollout_products AS SELECT account, product_key, any_value(product_name) "
+        "CREATE OR REPLACE TABLE rollout_products AS SELECT account, product_key, any_value(product_name) "
         f"AS product_name FROM ({products_query(run.folder)}) GROUP BY ALL"
     )
     same = "{0}.account = {1}.account AND {0}.product_key IS NOT DISTINCT FROM {1}.product_key"
