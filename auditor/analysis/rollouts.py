@@ -24,6 +24,7 @@ from auditor.analysis.rollout_states import (
     RolloutThresholds,
     TargetShare,
     UnknownReason,
+    comparable_shares,
     parse_thresholds,
     rollout_state,
 )
@@ -67,7 +68,7 @@ class Rollout:
             count as a day. None: there is no such run.
         state: see ``analysis.rollout_states``.
         reason: why the state is unknown.
-        runs_in_state: newest runs in a row that count and have this state.
+        runs_in_state: newest runs in a row that have this state, of those with a precise share.
         expected_at: date by which the share is expected to be ``done``; None: it is, it does not move, or see
             ``no_date``.
         no_date: why a moving rollout has no date.
@@ -297,6 +298,7 @@ def _change(shares: Sequence[TargetShare]) -> float | None:
 
 
 def _runs_in_state(shares: Sequence[TargetShare], state: RolloutState, thresholds: RolloutThresholds) -> int:
+    shares = [*comparable_shares(shares[:-1], thresholds), shares[-1]]
     runs = 1
     while runs < len(shares) and rollout_state(shares[: len(shares) - runs], thresholds)[0] == state:
         runs += 1
@@ -310,7 +312,7 @@ def _project(
     goal = calendar.thresholds.done
     if row.failed is not None and devices - row.failed < goal * devices:
         return None, "failed_devices"
-    precise = [each for each in shares if each.high - each.low <= calendar.thresholds.precise] or shares
+    precise = comparable_shares(shares, calendar.thresholds)
     lowest = min(range(len(precise)), key=lambda at: (precise[at].share, -at))
     fitted = precise[lowest:]
     projection = project([each.day for each in fitted], [each.share for each in fitted], goal)
