@@ -183,7 +183,8 @@ def _write_tables(database: Database, folder: Path) -> None:
 
 def _write_releases(database: Database, folder: Path, fleet: Fleet, night: int) -> None:
     """Write the firmware of one account: each version, its job, and tasks of the devices that the job of NEW has."""
-    firmware, tasks = [], []
+    firmware: list[tuple[str, str, str, datetime, str]] = []
+    tasks: list[tuple[str, str, str]] = []
     for product in PRODUCTS:
         for version in (OLD, NEW, BETA):
             if version == OLD or (version == BETA and product == "beta") or released(product, night) == version:
