@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -28,16 +29,21 @@ from auditor.analysis.rollout_states import (
     parse_thresholds,
     rollout_state,
 )
-from auditor.analysis.rollout_targets import define_rollout_tables, define_update_counts, rollout_rows_query
+from auditor.analysis.rollout_targets import (
+    UPDATE_STATES,
+    define_rollout_tables,
+    define_update_counts,
+    rollout_rows_query,
+)
 from auditor.config.validation import stored_rollouts
 from auditor.query.filters import DeviceFilter
 from auditor.runs.folder import RunCatalog, StoredRun, find_run
-from auditor.runs.manifest import read_manifest
+from auditor.runs.manifest import SCHEMA_VERSION, read_manifest
 from auditor.stats.intervals import share_interval
 from auditor.stats.projection import ProjectionProblem, project
 from auditor.storage.database import result_rows
 from auditor.storage.files import private_folder
-from auditor.storage.tables import translate_read_errors
+from auditor.storage.tables import ResultTable, translate_read_errors
 from auditor.text.formatting import SECONDS_PER_DAY, parse_manifest_time
 
 MAX_RUNS = 30
@@ -118,12 +124,19 @@ class Rollouts:
     Attributes:
         rollouts: those with the most devices, the largest first.
         by_state: all of them by state.
+        run: name of the folder of the run whose numbers they are; None: no run has any.
         started_at: starts of the runs that were read, the oldest first.
     """
 
     rollouts: tuple[Rollout, ...]
     by_state: Mapping[RolloutState, StateCount]
+    run: str | None
     started_at: tuple[str, ...] = field(default=())
+
+    @property
+    def by_urgency(self) -> list[Rollout]:
+        """The rollouts, those first that need attention, and then those with the most devices behind."""
+        return sorted(self.rollouts, key=lambda each: (_URGENCY.index(each.state), -each.behind, -each.devices))
 
     @property
     def count(self) -> int:
@@ -162,21 +175,17 @@ def read_rollouts(
 
 
 def rollouts_of(
-    history: History,
-    *,
-    thresholds: RolloutThresholds | None = None,
-    limit: int = MAX_ROLLOUTS,
-    with_updates: bool = True,
+    history: History, *, thresholds: RolloutThresholds | None = None, limit: int = MAX_ROLLOUTS
 ) -> Rollouts:
     """Return the rollouts of the newest sealed run of a history; see ``read_rollouts``.
 
-    A run that a flag limits to its first devices does not count. ``with_updates`` is whether devices behind are counted
-    by their update; a history of selected devices cannot do that.
+    A run that a flag limits to its first devices does not count. Devices behind are not counted by their update in a
+    history of selected devices.
     """
     counting = [(at, run) for at, run in enumerate(history.stored) if run.sealed and run.manifest.fleet.limit is None]
     started_at = tuple(run.manifest.started_at for run in history.stored)
     if not counting:
-        return Rollouts((), {}, started_at)
+        return Rollouts((), {}, None, started_at)
     newest, run = counting[-1]
     thresholds = thresholds or parse_thresholds(stored_rollouts(run.manifest.settings))
     database = history.cursor()
@@ -191,10 +200,10 @@ def rollouts_of(
 
     with translate_read_errors(run.folder.parent), private_folder("rollouts") as work:
         define_rollout_tables(database, counting, started=thresholds.started, selected=thresholds.selected, work=work)
-        define_update_counts(database, counting[-1] if with_updates else None)
+        define_update_counts(database, None if history.selects_devices else counting[-1])
         largest = heapq.nlargest(limit, read(), key=lambda each: each.devices)
     by_state = {state: StateCount(*(counts[state, place] for place in range(3))) for state in ROLLOUT_STATES}
-    return Rollouts(tuple(largest), by_state, started_at)
+    return Rollouts(tuple(largest), by_state, run.folder.name, started_at)
 
 
 def _numbers(rollout: Rollout) -> StateCount:
@@ -319,3 +328,31 @@ def _project(
     if projection.days is None or calendar.date is None:
         return None, projection.problem
     return calendar.date + timedelta(days=projection.days), None
+
+
+_TABLE = {
+    **dict.fromkeys(("account", "product_key", "product_name", "module_name", "state", "reason", "target"), "VARCHAR"),
+    "target_source": "VARCHAR",
+    "released_at": "TIMESTAMP",
+    **dict.fromkeys(("devices", "on_target", "behind", *UPDATE_STATES), "BIGINT"),
+    **dict.fromkeys(("share", "low", "high", "change"), "DOUBLE"),
+    "runs_in_state": "BIGINT",
+    "expected_at": "DATE",
+    "no_date": "VARCHAR",
+}
+"""Columns of the table of rollouts."""
+
+_URGENCY: tuple[RolloutState, ...] = ("rolled_back", "stalled", "moving", "not_started", "unknown", "done")
+
+
+def rollout_table(history: History, found: Rollouts) -> ResultTable:
+    """Return rollouts as a table: what needs attention first, then those with the most devices behind."""
+    rows = found.by_urgency
+    columns = ", ".join(f"unnest(${at}::{kind}[]) AS {name}" for at, (name, kind) in enumerate(_TABLE.items(), 1))
+    database = history.cursor()
+    values = [[getattr(row, name) for row in rows] for name in _TABLE]
+    database.execute(f"CREATE OR REPLACE TABLE rollouts AS SELECT {columns}", values)
+    states = {state: count._asdict() for state, count in found.by_state.items()}
+    head = {"schema_version": SCHEMA_VERSION, "name": history.name, "run": found.run, "states": states}
+    reading = partial(translate_read_errors, history.stored[-1].folder.parent)
+    return ResultTable(database, "FROM rollouts", reading=reading, name="rollouts", head=head)
