@@ -170,7 +170,8 @@ def read_rollouts(
     until = StoredRun(read_manifest(folder), folder)
     if not until.sealed and folder != Path(path):
         until = next((run for run in RunCatalog(Path(path)).earlier(*until) if run.sealed), until)
-    with read_history(folder.parent, criteria=criteria, limit=runs, until=until) as history:
+    directory = (folder if folder.name else folder.absolute()).parent
+    with read_history(directory, criteria=criteria, limit=runs, until=until) as history:
         return rollouts_of(history, thresholds=thresholds, limit=limit)
 
 
