@@ -245,22 +245,22 @@ def _evaluate(row: _Row, calendar: _Calendar) -> Rollout:
     devices, on_target = (newest["reporting"] or 0, newest["on_target"] or 0) if newest is not None else (0, 0)
     by_run = _target_shares(row.points, calendar) if row.target is not None else {}
     last = by_run.get(calendar.newest)
-    known = [by_run[run] for run in sorted(by_run)]
+    counted = [by_run[run] for run in sorted(by_run)]
     state: RolloutState = "unknown"
     reason: UnknownReason | None = "no_order" if row.target is None and newest is not None else "few_answers"
     if last is not None:
-        state, reason = rollout_state(known, thresholds)
+        state, reason = rollout_state(counted, thresholds)
     expected_at, no_date = None, None
     if last is not None and state == "moving":
-        expected_at, no_date = _project(row, devices, known, calendar)
+        expected_at, no_date = _project(row, devices, counted, calendar)
     return Rollout(
         row.account, row.product_key, row.product_name, row.module_name, devices, row.target,
         None if row.target is None else "released" if row.is_released else "newest",
         row.released_at if row.is_released else None,
         on_target if row.target is not None else 0, devices - on_target if row.target is not None else 0,
         None if last is None else last.share, None if last is None else last.low, None if last is None else last.high,
-        _change(known) if last is not None else None,
-        state, reason, _runs_in_state(known, state, thresholds) if last is not None else 0, expected_at, no_date,
+        _change(counted, thresholds) if last is not None else None,
+        state, reason, _runs_in_state(counted, state, thresholds) if last is not None else 0, expected_at, no_date,
         tuple(by_run[run].share if run in by_run else None for run in range(len(calendar.days))),
         row.failed, row.offered, row.reverted, row.never_offered,
     )  # fmt: skip
@@ -299,11 +299,12 @@ def _target_shares(points: Sequence[dict[str, int | None]], calendar: _Calendar)
     return shares
 
 
-def _change(shares: Sequence[TargetShare]) -> float | None:
+def _change(shares: Sequence[TargetShare], thresholds: RolloutThresholds) -> float | None:
     """Return the change of the share per day since the run before; runs within a day count as a day."""
-    if len(shares) < 2:  # noqa: PLR2004  two runs
+    earlier, last = comparable_shares(shares[:-1], thresholds), shares[-1]
+    if not earlier:
         return None
-    before, last = shares[-2:]
+    before = earlier[-1]
     return (last.share - before.share) / max(1.0, last.day - before.day)
 
 

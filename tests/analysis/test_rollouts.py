@@ -69,6 +69,15 @@ class Oracle:
         on = sum(number for version, number in found.items() if ORDER.index(version) >= ORDER.index(target))
         return Fraction(on, found.total())
 
+    def change(self, night: int, account: str, product: str, target: str) -> float | None:
+        """The change of the share per day since the last night with all answers; None: there is none."""
+        before = next((each for each in range(night - 1, -1, -1) if each not in KINDS), None)
+        if before is None:
+            return None
+        days = max(1.0, (started(night) - started(before)).total_seconds() / 86_400)
+        last, first = (self.share(each, account, product, target) for each in (night, before))
+        return float(last - first) / days
+
     def expected(self, night: int, account: str, product: str) -> Expected:
         """What holds in a night, by the truth of all devices but the dead one."""
         target = self.target(night, account, product)
@@ -93,7 +102,7 @@ def state_of(points: Sequence[tuple[object, Fraction]]) -> str:
     reference = old[-1] if old else 0
     if len(points) > 1:
         peak = max(shares[:-1])
-        since = max(reference, shares.index(peak))
+        since = max(reference, *(at for at, share in enumerate(shares[:-1]) if share == peak))
         gained = last - min(shares[since:-1])
         if peak - last > Fraction(10, 100):
             return "moving" if gained >= Fraction(8, 1000) else "rolled_back"
@@ -136,6 +145,7 @@ def test_the_rollouts_of_thirty_nights_are_those_of_an_oracle(
             seen = rollout.on_target, rollout.state, rollout.runs_in_state
             assert seen == (expected.on_target, expected.state, expected.runs_in_state), where
             assert rollout.share == expected.on_target / expected.devices, where
+            assert rollout.change == pytest.approx(oracle.change(night, account, product, expected.target)), where
         elif kind == "few":
             assert (rollout.state, rollout.reason, rollout.share) == ("unknown", "few_answers", None), where
         else:  # a state is never false, but may be unknown

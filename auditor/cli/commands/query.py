@@ -73,7 +73,7 @@ def sql(
 
     The views are fleet, devices, modules, device_modules, inventory, products, missing_modules, firmware, jobs, tasks
     and device_releases; auditor sql RUN "DESCRIBE devices" lists columns. With --runs they are runs, changes, fleet,
-    devices, modules, inventory, firmware, jobs and tasks, with the columns run and started_at. version_below(a, b) and
+    devices, modules, inventory, firmware, jobs, tasks and device_releases, with the column run. version_below(a, b) and
     version_above(a, b) compare versions, and version_rank(product_key, module_name, module_version) numbers them.
     The query is one SELECT in DuckDB's dialect. It cannot read other files, use the network or change settings. It
     has 1 GB of memory, 4 GB of temporary files, and an output of 10 GB. A table shows at most 1,000 rows.
