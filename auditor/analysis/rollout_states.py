@@ -131,7 +131,8 @@ def _rules(
 
 def _possible_peaks(before: Sequence[tuple[float, float]]) -> list[int]:
     """Return which of some shares can be the last one that no other exceeds; without shares the first."""
-    found, later = [], 0.0
+    found: list[int] = []
+    later = 0.0
     for at in range(len(before) - 1, -1, -1):
         if before[at][1] > later or not found:
             found.append(at)

@@ -214,6 +214,13 @@ def _write_releases(database: Database, folder: Path, fleet: Fleet, night: int) 
             "'job-' || product_key AS job_id, TIMESTAMP '2026-10-28' AS created_at",
             columns,
         )
+        # Further tasks of the devices, which say nothing of the update to NEW: one before, and one of another version.
+        for version, status, day in ((NEW, "FAILED", 27), (OLD, "QUEUED", 29)):
+            database.execute(
+                f"INSERT INTO tasks BY NAME SELECT account, product_key, device_name, module_name, '{version}' AS version, "
+                f"'{status}' AS task_status, 'other-{day}' AS job_id, TIMESTAMP '2026-10-{day}' AS created_at "
+                "FROM tasks WHERE job_id LIKE 'job-%' AND hash(device_name) % 2 = 0"
+            )
     for name, table in ((FIRMWARE, "firmware"), (TASKS, "tasks")):
         database.execute(f"COPY {table} TO {sql_literal(folder / name)} (FORMAT parquet)")
     database.execute("DROP TABLE firmware; DROP TABLE tasks")
