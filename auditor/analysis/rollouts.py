@@ -12,7 +12,7 @@ product are read from ``devices.parquet``.
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -124,14 +124,14 @@ class Rollouts:
     Attributes:
         rollouts: those with the most devices, the largest first.
         by_state: all of them by state.
-        run: name of the folder of the run whose numbers they are; None: no run has any.
         started_at: starts of the runs that were read, the oldest first.
+        run: name of the folder of the run whose numbers they are; None: no run has any.
     """
 
     rollouts: tuple[Rollout, ...]
     by_state: Mapping[RolloutState, StateCount]
-    run: str | None
-    started_at: tuple[str, ...] = field(default=())
+    started_at: tuple[str, ...] = ()
+    run: str | None = None
 
     @property
     def by_urgency(self) -> list[Rollout]:
@@ -186,7 +186,7 @@ def rollouts_of(
     counting = [(at, run) for at, run in enumerate(history.stored) if run.sealed and run.manifest.fleet.limit is None]
     started_at = tuple(run.manifest.started_at for run in history.stored)
     if not counting:
-        return Rollouts((), {}, None, started_at)
+        return Rollouts((), {}, started_at)
     newest, run = counting[-1]
     thresholds = thresholds or parse_thresholds(stored_rollouts(run.manifest.settings))
     database = history.cursor()
@@ -204,7 +204,7 @@ def rollouts_of(
         define_update_counts(database, None if history.selects_devices else counting[-1])
         largest = heapq.nlargest(limit, read(), key=lambda each: each.devices)
     by_state = {state: StateCount(*(counts[state, place] for place in range(3))) for state in ROLLOUT_STATES}
-    return Rollouts(tuple(largest), by_state, run.folder.name, started_at)
+    return Rollouts(tuple(largest), by_state, started_at, run.folder.name)
 
 
 def _numbers(rollout: Rollout) -> StateCount:
