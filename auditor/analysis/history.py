@@ -91,13 +91,21 @@ class History:
             module_name, module_version, devices, share. If they are counted by further columns, these are in front of
             devices, and shares are of the devices of the product with the module in the group.
         warnings: why the numbers do not cover whole fleets, or are not reliable.
+        stored: the runs with their manifests.
+        selects_devices: whether versions are counted of the devices that meet conditions.
     """
 
     name: str
     runs: tuple[RunSummary, ...]
     table: ResultTable
     warnings: tuple[RunWarning, ...]
+    stored: tuple[StoredRun, ...] = field(repr=False)
+    selects_devices: bool
     _database: Database = field(repr=False)
+
+    def cursor(self) -> Database:
+        """Return a cursor on the database, which has the tables ``runs`` and ``history``."""
+        return self._database.cursor()
 
     def adoption(self, modules: int = 20, versions: int = 5) -> Adoption:
         """Return the shares of the products' modules over time, those with the most devices first.
@@ -116,6 +124,7 @@ def read_history(
     criteria: DeviceFilter | None = None,
     group_by: Sequence[str] = (),
     limit: int | None = None,
+    until: StoredRun | None = None,
 ) -> Iterator[History]:
     """Open the history of a directory of runs.
 
@@ -128,6 +137,7 @@ def read_history(
             nothing here. Conditions on devices other than account and product read all devices of all runs.
         group_by: product_name, device_status, or attributes: count the versions of each group.
         limit: maximum number of runs, the newest ones; None: all.
+        until: the newest run; the others are the ended ones of its name before it. None: all runs of the name.
 
     Raises:
         UsageError: the limit is less than 1, or no device of any run has a value of the filter.
@@ -138,11 +148,12 @@ def read_history(
         raise UsageError("limit: give a number of runs from 1 up")
     criteria = criteria or DeviceFilter()
     narrow = is_narrow(criteria, group_by)
-    stored, unreadable = _find_runs(Path(directory), name)
+    stored, unreadable = _find_runs(Path(directory), name, until)
     reading = partial(translate_read_errors, directory)
     with temporary_database("history") as (database, work):
         with reading():
-            runs = _read_runs(database, stored[:limit][::-1], work)
+            stored = stored[:limit][::-1]
+            runs = _read_runs(database, stored, work)
             groups = _narrow(database, runs, criteria, group_by) if narrow else []
             _define_history(database, runs, criteria.module)
         skipped = (RunWarning("unreadable", "", f"run skipped: {problem}") for problem in unreadable)
@@ -152,11 +163,19 @@ def read_history(
         table = ResultTable(
             database, _table_query(groups), reading=reading, head=head, name="groups" if groups else "rows"
         )
-        yield History(runs[0].name, runs, table, warnings, database)
+        selects_devices = narrow and _selects_devices(criteria, group_by)
+        yield History(runs[0].name, runs, table, warnings, tuple(stored), selects_devices, database)
 
 
-def _find_runs(directory: Path, name: str | None) -> tuple[list[StoredRun], list[RunFolderError]]:
+def _find_runs(
+    directory: Path, name: str | None, until: StoredRun | None
+) -> tuple[list[StoredRun], list[RunFolderError]]:
     """Return the runs of one name, the newest first, and the errors of unreadable runs."""
+    if until is not None:
+        catalog = RunCatalog(directory, missing_ok=True)
+        last = until.manifest.started_at, until.folder.name
+        named = [run for run in catalog.named(until.manifest.name) if run.ended and catalog.is_possible(run)]
+        return [until, *(run for run in named if (run.manifest.started_at, run.folder.name) < last)], catalog.unreadable
     if (directory / MANIFEST).is_file():
         raise RunFolderError(f"{directory}: is one run; give the directory that contains it")
     catalog = RunCatalog(directory)
@@ -170,6 +189,12 @@ def _find_runs(directory: Path, name: str | None) -> tuple[list[StoredRun], list
     return runs, catalog.unreadable
 
 
+def _selects_devices(criteria: DeviceFilter, group_by: Sequence[str]) -> bool:
+    """Return whether versions must be counted again, as the inventories have no such numbers."""
+    by_inventory = DeviceFilter(account=criteria.account, product=criteria.product, module=criteria.module)
+    return bool(group_by) or replace(criteria, sort=None, limit=None) != by_inventory
+
+
 def _narrow(
     database: Database, runs: Sequence[RunSummary], criteria: DeviceFilter, group_by: Sequence[str]
 ) -> list[GroupColumn]:
@@ -181,7 +206,7 @@ def _narrow(
     ]
     if not files:
         return []
-    if group_by or criteria != DeviceFilter(account=criteria.account, product=criteria.product, module=criteria.module):
+    if _selects_devices(criteria, group_by):
         return _recount_selected(database, runs, files, criteria, group_by)
     # The inventories have accounts, products and modules; only names of products are read from the devices of a run.
     define_devices_of_runs(database, files if criteria.product is not None else files[-1:])

@@ -18,6 +18,7 @@ from auditor.config.settings import (
     Quotas,
     QuotaSharing,
     ReportSettings,
+    RolloutSettings,
     SecretSource,
     Settings,
     SharedQuotaSettings,
@@ -31,6 +32,7 @@ from auditor.config.validation import (
     check_secret_source,
     validate_accounts,
     validate_hooks,
+    validate_rollouts,
     validate_selection,
 )
 from auditor.errors import SettingsError
@@ -239,7 +241,12 @@ _EXPECTED = {
     "precision": 'give a percentage such as "1%"',
     "released": "give true or false",
     "max_job_age": 'give a duration such as "30d"',
+    "rollouts": 'give thresholds such as { done = "95%", stalled_after = "3d" }',
+    "rollouts.stalled_after": 'give a duration such as "3d"',
     "max_failed": 'give a number of devices, or a percentage of them such as "0.1%"',
+} | {
+    f"rollouts.{key}": f'give a percentage such as "{example}"'
+    for key, example in msgspec.structs.asdict(RolloutSettings()).items() if key != "stalled_after"
 } | {
     f"{key}.command": _COMMAND
     for key in (
@@ -256,6 +263,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "quota_sharing": SharedQuotaSettings,
     "policy": PolicySettings,
     "report": ReportSettings,
+    "rollouts": RolloutSettings,
     "notify": NotifySettings,
 }
 """Tables by path. Every other table is the source of a secret."""
@@ -285,6 +293,7 @@ def _validate(settings: Settings, where: str) -> None:
     validate_selection(settings, where)
     if settings.max_calls is not None and settings.max_calls < len(settings.account):
         raise SettingsError(f"{where}: max_calls: give at least one for each of the {len(settings.account)} accounts")
+    validate_rollouts(settings.rollouts, where)
     validate_hooks(settings, where)
 
 

@@ -151,6 +151,28 @@ class ReportSettings(_Section, frozen=True):
     group_by: tuple[str, ...] = ()
 
 
+class RolloutSettings(_Section, frozen=True, omit_defaults=True):
+    """When a rollout is done, moving, stalled, rolled back or not started. Percentages are of a product's devices.
+
+    Attributes:
+        done: share on the target from which a rollout is done.
+        moving: points of the share that a rollout gains within ``stalled_after``; otherwise it is stalled.
+        stalled_after: time in which it must have gained them.
+        rolled_back: points below its peak from which it is rolled back.
+        started: share on the target from which a rollout has started.
+        selected: share of the devices up to which a version is a beta, if its jobs are only for selected devices.
+        answered: share of a product's devices that must have answered for a run to count.
+    """
+
+    done: str = "95%"
+    moving: str = "0.8%"
+    stalled_after: str = "3d"
+    rolled_back: str = "10%"
+    started: str = "1%"
+    selected: str = "10%"
+    answered: str = "90%"
+
+
 class NotifySettings(_Section, frozen=True):
     """Webhook that receives a summary of each run.
 
@@ -310,7 +332,9 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
         time_zone: zone of times in tables for people, an IANA name such as ``"Asia/Shanghai"``; None: UTC. Files and
             machine formats are in UTC.
         released: read which firmware was released, and the update tasks of its jobs, after the devices.
-        max_job_age: maximum age of a job whose tasks are read, such as ``"30d"``.
+        max_job_age: maximum age of a job whose tasks are read, such as ``"30d"``; a job in progress
+            has no limit.
+        rollouts: when a rollout is done, moving, stalled, rolled back or not started.
         policy, report, notify: hooks that run after each run; see ``run_hooks``.
     """
 
@@ -331,6 +355,7 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
     time_zone: str | None = None
     released: bool = False
     max_job_age: str = "30d"
+    rollouts: RolloutSettings = RolloutSettings()
     policy: PolicySettings | None = None
     report: ReportSettings = ReportSettings()
     notify: NotifySettings | None = None

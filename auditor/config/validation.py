@@ -12,6 +12,7 @@ from auditor.config.settings import (
     Account,
     FleetSource,
     NotifySettings,
+    RolloutSettings,
     SecretSource,
     SelectionSettings,
     Settings,
@@ -154,6 +155,29 @@ def _check_sample(settings: SelectionSettings, where: str) -> None:
     if settings.is_sample and (settings.max_calls is not None or settings.since not in {None, "none"}):
         key = "precision" if settings.sample_size is None else "sample_size"
         raise SettingsError(f"{where}: {key}: a sample is of the complete fleet; leave out since and max_calls")
+
+
+def validate_rollouts(rollouts: RolloutSettings, where: str) -> None:
+    """Raise SettingsError for the first rule that the thresholds of rollouts break."""
+    check_duration(rollouts.stalled_after, f"{where}: rollouts: stalled_after")
+    for key in ("done", "moving", "rolled_back", "started", "selected", "answered"):
+        if not _is_percentage(text := getattr(rollouts, key)) or not parse_percentage(text):
+            example = getattr(RolloutSettings(), key)
+            raise SettingsError(
+                f'{where}: rollouts: {key}: {text!r} is not a percentage above 0%; give one such as "{example}"'
+            )
+    if parse_percentage(rollouts.started) > parse_percentage(rollouts.done):
+        raise SettingsError(f"{where}: rollouts: started: is more than done; give a smaller percentage")
+
+
+def stored_rollouts(settings: Mapping[str, object] | None) -> RolloutSettings:
+    """Return the thresholds of rollouts in the settings of a run; the defaults if they are unknown or invalid."""
+    try:
+        rollouts = msgspec.convert((settings or {}).get("rollouts", {}), RolloutSettings)
+        validate_rollouts(rollouts, "")
+    except (msgspec.ValidationError, SettingsError):
+        return RolloutSettings()
+    return rollouts
 
 
 def _is_percentage(text: str) -> bool:

@@ -7,23 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Self, get_args
 
+from auditor.config.settings import parse_percentage
+from auditor.config.validation import stored_rollouts
 from auditor.errors import RunFolderError, UsageError
 from auditor.models import RunWarning
 from auditor.query.describe import warning_objects
 from auditor.query.freshness import AnswerAges, read_ages
+from auditor.query.run_views import define_device_releases
 from auditor.query.warnings import completeness_warnings, integrity_warnings
 from auditor.runs.estimates import SampleSummary, define_estimates, may_be_sampled, summarize_sample
 from auditor.runs.folder import MODULES, READ_BY_QUERIES, find_run, is_sealed
 from auditor.runs.inventory import count_devices, count_sources, coverage_head, inventory_head
 from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
 from auditor.runs.recovery import refuse_lost_results
-from auditor.runs.views import (
-    define_device_releases,
-    define_live_views,
-    define_products,
-    define_releases,
-    define_sealed_views,
-)
+from auditor.runs.views import define_live_views, define_products, define_releases, define_sealed_views
 from auditor.stats.stratified import StratifiedCounts
 from auditor.storage.database import DEFAULT_MEMORY, LARGE_MEMORY, open_database, result_rows
 from auditor.storage.descriptors import pin_files
@@ -85,7 +82,7 @@ class Run:
         self.manifest: Manifest = read_manifest(self.folder)
         self.sealed = is_sealed(self.folder, self.manifest)
         self._counts: StratifiedCounts | None = None
-        self._has_releases = False
+        self._defined: set[str] = set()
         self._stack = ExitStack()
         try:
             spill = None
@@ -153,11 +150,14 @@ class Run:
         """Return one of the run's tables, whose columns are those of the SQL view of that name."""
         if name not in get_args(TableName):
             raise UsageError(f"{name!r} is no table of a run; there are {', '.join(get_args(TableName))}")
-        if name in _RELEASES and not self._has_releases:  # not before: a damaged file of them costs no other table
+        if name in _RELEASES and name not in self._defined:  # not before: a damaged file of them costs no other table
             with translate_read_errors(self.folder):
-                define_releases(self._database, self._files)
-                define_device_releases(self._database)
-            self._has_releases = True
+                if not self._defined:
+                    define_releases(self._database, self._files)
+                self._defined |= {"firmware", "jobs", "tasks", name}
+                selected = parse_percentage(stored_rollouts(self.manifest.settings).selected)
+                with private_folder("releases") as work:
+                    define_device_releases(self._database, name, work, selected=selected)
         return self._table(name)
 
     def _table(self, name: str, head: Mapping[str, object] | None = None) -> ResultTable:

@@ -4,7 +4,7 @@
 |---|---|
 | ``runs`` | a run: name, state, times, devices by state, exit_code, exit_reason, and whether its devices are readable |
 | ``fleet``, ``devices``, ``modules`` | as of one run, of every sealed run |
-| ``firmware``, ``jobs``, ``tasks`` | as of one run, of every sealed run that read them |
+| ``firmware``, ``jobs``, ``tasks``, ``device_releases`` | as of one run, of every sealed run that read them |
 | ``inventory`` | as of one run, from the runs' ``inventory.json`` |
 | ``changes`` | a change since the run before; see ``query.change_log`` |
 """
@@ -17,8 +17,17 @@ import orjson
 
 from auditor.models import RunWarning
 from auditor.query.change_log import define_change_log, run_columns
+from auditor.query.version_order import define_target_marks
 from auditor.runs.folder import CHANGES, DEVICES, FIRMWARE, FLEET, INVENTORY_JSON, MODULES, TASKS, StoredRun
-from auditor.runs.views import FIRMWARE_COLUMNS, TASK_COLUMNS, jobs_query, no_rows, parquet_of_run
+from auditor.runs.views import (
+    FIRMWARE_COLUMNS,
+    TASK_COLUMNS,
+    device_releases_query,
+    jobs_query,
+    no_rows,
+    parquet_of_run,
+    released_versions_query,
+)
 from auditor.storage.database import Database, sql_read_path, text_lines
 
 _INVENTORY = dict.fromkeys(("account", "product_key", "module_name", "module_version"), "VARCHAR")
@@ -69,6 +78,50 @@ def _define_releases(database: Database, runs: Sequence[StoredRun]) -> list[Path
         files += [run.folder / name for run in stored]
     database.execute(f"CREATE VIEW jobs AS {jobs_query('firmware', 'run, started_at, ')}")
     return files
+
+
+def define_device_releases(database: Database, sql: str, work: Path, *, selected: float, leading: str = "") -> None:
+    """Define ``device_releases`` over ``modules``, ``firmware`` and ``tasks``, and ``released_versions``.
+
+    Args:
+        database: the database of the query.
+        sql: the query that may read it; without its name in it, nothing is read.
+        work: a folder for an intermediate file.
+        selected: as in ``released_versions_query``.
+        leading: as there.
+    """
+    if "device_releases" not in sql.lower():
+        return
+    module = f"{leading}account, product_key, module_key"
+    counts = f"{leading}account, product_key, module_name, module_version"
+    reported = f"SELECT {counts}, count(*) AS devices FROM modules WHERE product_key IS NOT NULL GROUP BY ALL"
+    database.execute(f"CREATE TABLE reported_versions AS {reported}")
+    database.execute(
+        f"CREATE TABLE released_versions AS {released_versions_query('FROM reported_versions', selected, leading)}"
+    )
+    database.execute(f"""
+      CREATE TABLE numbered_versions AS
+      WITH used AS (
+        SELECT DISTINCT {module.replace("module_key", "lower(module_name) AS module_key")}, module_version AS version
+        FROM reported_versions
+      ), compared AS (
+        SELECT {module}, version, created_at, coalesce(released, false) AS released
+        FROM used FULL JOIN released_versions USING ({module}, version)
+      )
+      SELECT row_number() OVER () AS number, dense_rank() OVER (ORDER BY {module}) AS group_id, *, released
+        AND row_number() OVER (PARTITION BY {module} ORDER BY released DESC, created_at DESC NULLS LAST, version) = 1
+        AS is_released FROM compared""")
+    define_target_marks(
+        database,
+        "SELECT group_id, number AS version, version AS module_version, false AS in_use, is_released, created_at "
+        "FROM numbered_versions",
+        work / "target_marks",
+    )
+    database.execute(
+        f"CREATE TABLE release_marks AS SELECT {module}, v.version, m.on_target, m.is_target "
+        "FROM numbered_versions v JOIN target_marks m ON v.number = m.version"
+    )
+    database.execute(f"CREATE VIEW device_releases AS {device_releases_query(leading)}")
 
 
 def define_runs(database: Database, runs: Sequence[StoredRun], work: Path) -> None:

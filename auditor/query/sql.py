@@ -22,17 +22,19 @@ from pathlib import Path
 
 import duckdb
 
+from auditor.config.settings import parse_percentage
+from auditor.config.validation import stored_rollouts
 from auditor.errors import RunFolderError, UsageError
 from auditor.models import RunWarning
-from auditor.query.run_views import define_run_views, size_warnings
+from auditor.query.run_views import define_device_releases, define_run_views, size_warnings
 from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.query.sql_functions import define_version_functions
 from auditor.query.warnings import release_warnings
 from auditor.runs.attributes import define_attribute_views
 from auditor.runs.estimates import define_estimates
 from auditor.runs.folder import FIRMWARE, TASKS, RunCatalog, find_run
-from auditor.runs.manifest import SCHEMA_VERSION
-from auditor.runs.views import define_device_releases, define_products, define_releases, define_sealed_views
+from auditor.runs.manifest import SCHEMA_VERSION, Manifest
+from auditor.runs.views import define_products, define_releases, define_sealed_views
 from auditor.storage.database import Database, error_reason, parquet, sql_read_path, sql_write_path, temporary_database
 from auditor.storage.tables import ResultTable, translate_read_errors
 
@@ -88,7 +90,7 @@ def query_run(path: str | Path, sql: str, *, prepare: Callable[[], None] = lambd
             define_sealed_views(database, run.devices.parent)
             define_products(database, run.files or run.folder)
             define_releases(database, run.files or run.folder)
-            define_device_releases(database)
+            define_device_releases(database, statement, work, selected=_selected(run.manifest))
             define_estimates(database, run.files or run.folder)
             define_attribute_views(database, run.devices)
             database.execute(f"CREATE VIEW fleet AS FROM {parquet(run.fleet)}")
@@ -120,12 +122,19 @@ def query_runs(
         out.mkdir()
         with translate_read_errors(directory):
             files = define_run_views(database, runs, work)
+            selected = _selected(runs[0].manifest)
+            define_device_releases(database, statement, work, selected=selected, leading="run, ")
             define_version_functions(database, _ALL_VERSIONS, statement, work)
         head = {"schema_version": SCHEMA_VERSION, "runs": [run.folder.name for run in runs]}
         warnings = [RunWarning("unreadable", "", f"run skipped: {error}") for error in catalog.unreadable]
         warnings += [warning for run in runs if run.sealed for warning in size_warnings(run)]
         table = _open_result(database, statement, files=files, out=out, prepare=prepare, head=head)
         yield RunsQueryResult(table, tuple(warnings))
+
+
+def _selected(manifest: Manifest) -> float:
+    """Return the share of the devices up to which a version for selected devices is a beta."""
+    return parse_percentage(stored_rollouts(manifest.settings).selected)
 
 
 _ALL_VERSIONS = """SELECT account, product_key, module_name, module_version FROM inventory UNION

@@ -1,11 +1,12 @@
 """The order of versions as SQL tables. Versions are compared outside the database, each product's module for itself."""
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from hashlib import blake2b
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from auditor.query.versions import VersionOrder, equivalence_key
 from auditor.storage.database import Database, load_rows, result_rows
@@ -63,6 +64,66 @@ def define_newest_versions(database: Database, versions: str, work: Path, contex
                 yield f"{group} {version} {candidate} {order.compare(text, newest)}\n"
 
     load_rows(database, "version_order", _COLUMNS, work / "version_order", lines())
+
+
+def define_target_marks(database: Database, versions: str, path: Path) -> None:
+    """Define ``target_marks``: a ``version`` (a number), whether it is ``on_target``, and whether it ``is_target``.
+
+    A group's target is its version that is released, or else the version in use that is newer than, or the same as, all
+    others in use. On the target is a version that is newer, too: of released firmware the one that was created later,
+    of others by their order. A group without a target has no rows.
+
+    Args:
+        database: the database of the query and the table.
+        versions: a query of group_id, version (numbers), module_version, in_use, is_released, and created_at (NULL: it
+            is no firmware).
+        path: an intermediate file.
+    """
+
+    def lines() -> Iterator[str]:
+        for _, rows in _groups(database, f"SELECT {', '.join(_TARGET_COLUMNS)} FROM ({versions})"):
+            members = [_Versioned(*row) for row in rows]
+            order = VersionOrder(each.text for each in members)
+            target = next((each for each in members if each.is_released), None) or _newest_in_use(order, members)
+            if target is not None:
+                for each in members:
+                    yield f"{each.version} {_is_on_target(order, each, target)} {each is target}\n"
+
+    columns = "{'version': 'BIGINT', 'on_target': 'BOOLEAN', 'is_target': 'BOOLEAN'}"
+    load_rows(database, "target_marks", columns, path, lines())
+
+
+_TARGET_COLUMNS = ("group_id", "version", "module_version", "in_use", "is_released", "created_at")
+
+
+class _Versioned(NamedTuple):
+    """A version of a group; see ``define_target_marks``."""
+
+    version: int
+    text: str
+    in_use: bool
+    is_released: bool
+    created_at: datetime | None
+
+
+def _newest_in_use(order: VersionOrder, versions: Iterable[_Versioned]) -> _Versioned | None:
+    used = [each for each in versions if each.in_use]
+    newest = next(iter(used), None)
+    for each in used:
+        # The newest of all, if there is one, is newer than any candidate before it.
+        if newest is not None and order.compare(each.text, newest.text) == "newer":
+            newest = each
+    if newest is None or any(order.compare(each.text, newest.text) in {"newer", "unordered"} for each in used):
+        return None
+    return newest
+
+
+def _is_on_target(order: VersionOrder, version: _Versioned, target: _Versioned) -> bool:
+    if version is target:
+        return True
+    if version.created_at is not None and target.created_at is not None:
+        return version.created_at > target.created_at
+    return order.compare(version.text, target.text) in {"same", "newer"}
 
 
 def define_equivalence_keys(database: Database, versions: str, path: Path) -> None:

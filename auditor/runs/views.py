@@ -176,45 +176,95 @@ MISSING_DEVICE_MODULES = """
   WHERE d.status IN ('ok', 'empty')"""
 """A row for each device and each module of its product that it never reported."""
 
-_RELEASED = """
-  CASE WHEN jobs IS NULL THEN verification IN ('verified', 'not_needed')
-  ELSE len(list_filter(jobs, lambda job: job.job_type IS DISTINCT FROM 'VERIFY_FIRMWARE'
-    AND job.job_status IN ('IN_PROGRESS', 'COMPLETED'))) > 0 END"""
 
-_DEVICE_RELEASES = f"""
-  WITH versions AS (
-    SELECT account, product_key, lower(module_name) AS module_key, version, min(created_at) AS created_at,
-      bool_or({_RELEASED}) AS released
+def released_versions_query(counts: str, selected: float, leading: str = "") -> str:
+    """Return the SQL of the versions that are firmware: when each was created, and whether it was ``released``.
+
+    A version is released if a job that is no verification, and was started, installs it; where jobs are unknown, if it
+    was verified. A cancelled job was started if it updated a device, or failed to. Jobs that are only for selected
+    devices (``SPECIFIC``) release a version once they were for the fraction ``selected`` of the devices with the
+    module, or so many devices run it.
+
+    Args:
+        counts: a query of the devices by account, product_key, module_name and module_version.
+        selected: see above.
+        leading: columns by which all is divided, each with a comma behind, such as ``run, ``.
+    """
+    product, module = f"{leading}account, product_key", f"{leading}account, product_key, module_key"
+    return f"""
+  WITH job_rows AS (
+    SELECT {product}, lower(module_name) AS module_key, version, job.job_id, job.job_status, job.target_selection
+    FROM (SELECT *, unnest(jobs) AS job FROM firmware) WHERE job.job_type IS DISTINCT FROM 'VERIFY_FIRMWARE'
+  ), offered AS (
+    SELECT {product}, job_id, count(*) AS devices, bool_or(task_status IN ('SUCCEEDED', 'FAILED')) AS was_tried
+    FROM tasks GROUP BY ALL
+  ), started AS (
+    SELECT {module}, version, bool_or(target_selection IS DISTINCT FROM 'SPECIFIC') AS is_for_all,
+      coalesce(sum(devices), 0) AS offered
+    FROM job_rows LEFT JOIN offered USING ({product}, job_id)
+    WHERE job_status IN ('IN_PROGRESS', 'COMPLETED') OR (job_status = 'CANCELED' AND was_tried) GROUP BY ALL
+  ), running AS (
+    SELECT {product}, lower(module_name) AS module_key, module_version AS version, sum(devices) AS devices
+    FROM ({counts}) GROUP BY ALL
+  ), reporting AS (
+    SELECT {module}, sum(devices) AS reporting FROM running GROUP BY ALL
+  ), versions AS (
+    SELECT {product}, lower(module_name) AS module_key, version, min(created_at) AS created_at,
+      bool_or(jobs IS NULL AND verification IN ('verified', 'not_needed')) AS is_verified
     FROM firmware WHERE version IS NOT NULL GROUP BY ALL
-  ), behind AS (
-    SELECT own.account, own.product_key, own.module_key, own.version, count(newer.version) AS behind_by
-    FROM versions own LEFT JOIN versions newer ON own.account = newer.account AND own.product_key = newer.product_key
-      AND own.module_key = newer.module_key AND newer.released AND newer.created_at > own.created_at GROUP BY ALL
-  ), newest AS (
-    SELECT account, product_key, module_key, arg_max(version, created_at) AS released_version,
-      max(created_at) AS released_at
-    FROM versions WHERE released GROUP BY ALL
-  ), last_tasks AS (
-    SELECT *, lower(module_name) AS module_key FROM tasks QUALIFY row_number() OVER (
-      PARTITION BY account, product_key, device_name, lower(module_name)
-      ORDER BY created_at DESC NULLS LAST, modified_at DESC NULLS LAST, job_id) = 1
   )
-  SELECT m.account, m.product_key, m.device_name, m.iot_id, m.module_name, m.module_version, n.released_version,
-    n.released_at, CASE WHEN n.released_version IS NOT NULL THEN b.behind_by END AS behind_by,
-    t.version AS task_version, t.task_status, t.task_message, t.modified_at AS task_modified_at
-  FROM modules m
-  LEFT JOIN newest n ON m.account = n.account AND m.product_key = n.product_key
-    AND lower(m.module_name) = n.module_key
-  LEFT JOIN behind b ON m.account = b.account AND m.product_key = b.product_key
-    AND lower(m.module_name) = b.module_key AND m.module_version = b.version
-  LEFT JOIN last_tasks t ON m.account = t.account AND m.product_key = t.product_key
-    AND m.device_name = t.device_name AND lower(m.module_name) = t.module_key"""
-"""Each module of a device beside what was released for it, and its last update.
+  SELECT {module}, version, created_at, coalesce(is_verified, false) OR coalesce(is_for_all
+    OR greatest(offered, coalesce(devices, 0)) >= {selected} * reporting, false) AS released
+  FROM versions LEFT JOIN started USING ({module}, version) LEFT JOIN running USING ({module}, version)
+  LEFT JOIN reporting USING ({module})"""
 
-Firmware is released if a job that is no verification, and was started, installs it; where jobs are unknown, if it was
-verified. Released versions are in the order in which they were created. A device is behind by those that are newer than
-its own; that is NULL if its own version is no known firmware.
-"""
+
+LAST_TASK_STATE = """CASE arg_max(task_status, (coalesce(created_at, TIMESTAMP '1970-01-01'),
+    coalesce(modified_at, TIMESTAMP '1970-01-01'), job_id))
+  WHEN 'CANCELED' THEN 'never_offered' WHEN 'FAILED' THEN 'failed' WHEN 'SUCCEEDED' THEN 'reverted'
+  ELSE 'offered' END"""
+"""SQL of the state of an update by the last of the tasks of a device that is behind the version of these tasks."""
+
+
+def device_releases_query(leading: str = "") -> str:
+    """Return the SQL of each module of a device beside what was released for it, and its last update.
+
+    Released versions are in the order in which they were created. A device is behind by those that are newer than its
+    own; that is NULL if its own version is no known firmware. ``leading`` is as in ``released_versions_query``, whose
+    result is ``released_versions``. ``release_marks`` says which versions are the released one, or newer.
+    """
+    product, module = f"{leading}account, product_key", f"{leading}account, product_key, module_key"
+    same = " AND ".join(f"newer.{name} = own.{name}" for name in module.split(", "))
+    return f"""
+  WITH behind AS (
+    SELECT {", ".join(f"own.{name}" for name in module.split(", "))}, own.version, count(newer.version) AS behind_by
+    FROM released_versions own LEFT JOIN released_versions newer
+      ON {same} AND newer.released AND newer.created_at > own.created_at GROUP BY ALL
+  ), newest AS (
+    SELECT {module}, version AS released_version, created_at AS released_at
+    FROM released_versions JOIN release_marks USING ({module}, version) WHERE is_target
+  ), last_tasks AS (
+    SELECT {product}, device_name, lower(module_name) AS module_key, version AS task_version, task_status,
+      task_message, modified_at AS task_modified_at
+    FROM tasks QUALIFY row_number() OVER (
+      PARTITION BY {product}, device_name, module_key
+      ORDER BY created_at DESC NULLS LAST, modified_at DESC NULLS LAST, job_id) = 1
+  ), release_tasks AS (
+    SELECT {module}, device_name, version AS released_version, {LAST_TASK_STATE} AS state
+    FROM (SELECT *, lower(module_name) AS module_key FROM tasks)
+    SEMI JOIN (FROM newest) USING ({module}) GROUP BY {module}, device_name, version
+  ), reported AS (
+    SELECT *, lower(module_name) AS module_key, module_version AS version FROM modules
+  )
+  SELECT {leading}account, product_key, device_name, iot_id, module_name, module_version, released_version,
+    released_at, CASE WHEN released_version IS NOT NULL THEN behind_by END AS behind_by,
+    task_version, task_status, task_message, task_modified_at,
+    CASE WHEN released_version IS NULL THEN NULL WHEN on_target THEN 'current'
+      ELSE coalesce(state, 'never_offered') END AS update_state
+  FROM reported LEFT JOIN newest USING ({module}) LEFT JOIN behind USING ({module}, version)
+  LEFT JOIN release_marks USING ({module}, version) LEFT JOIN last_tasks USING ({product}, device_name, module_key)
+  LEFT JOIN release_tasks USING ({product}, device_name, module_key, released_version)"""
+
 
 DEVICES_PER_PARTITION = 50_000
 """Devices of a partition: as many, with their results, fit into the memory for sealing."""
@@ -283,11 +333,6 @@ def define_releases(database: Database, folder: Path) -> None:
         query = f"FROM {parquet_of_run(database, folder / name)}" if stored else no_rows(columns)
         database.execute(f"CREATE VIEW {view} AS {query}")
     database.execute(f"CREATE VIEW jobs AS {jobs_query('firmware')}")
-
-
-def define_device_releases(database: Database) -> None:
-    """Define ``device_releases`` over ``modules``, ``firmware`` and ``tasks``."""
-    database.execute(f"CREATE VIEW device_releases AS {_DEVICE_RELEASES}")
 
 
 class ReleaseCounts(NamedTuple):
