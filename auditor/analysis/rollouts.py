@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 from auditor.analysis.history import History, read_history
 from auditor.analysis.rollout_states import (
+    DEFAULT_THRESHOLDS,
     ROLLOUT_STATES,
     RolloutState,
     RolloutThresholds,
@@ -118,11 +119,13 @@ class Rollouts:
         rollouts: those with the most devices, the largest first.
         by_state: all of them by state.
         started_at: starts of the runs that were read, the oldest first.
+        thresholds: those that decided the states.
     """
 
     rollouts: tuple[Rollout, ...]
     by_state: Mapping[RolloutState, StateCount]
     started_at: tuple[str, ...] = field(default=())
+    thresholds: RolloutThresholds = DEFAULT_THRESHOLDS
 
     @property
     def count(self) -> int:
@@ -193,7 +196,7 @@ def rollouts_of(
         define_update_counts(database, counting[-1] if with_updates else None)
         largest = heapq.nlargest(limit, read(), key=lambda each: each.devices)
     by_state = {state: StateCount(*(counts[state, place] for place in range(3))) for state in ROLLOUT_STATES}
-    return Rollouts(tuple(largest), by_state, started_at)
+    return Rollouts(tuple(largest), by_state, started_at, thresholds)
 
 
 def _numbers(rollout: Rollout) -> StateCount:
