@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from auditor.analysis.history import read_history as read_history
     from auditor.analysis.net_changes import NetChanges as NetChanges
     from auditor.analysis.net_changes import read_changes_since as read_changes_since
+    from auditor.analysis.rollouts import Rollout as Rollout
+    from auditor.analysis.rollouts import Rollouts as Rollouts
+    from auditor.analysis.rollouts import read_rollouts as read_rollouts
     from auditor.analysis.run_list import RunList as RunList
     from auditor.analysis.run_list import read_runs as read_runs
     from auditor.audit.runner import resume_audit as resume_audit
@@ -101,6 +104,7 @@ _EXPORTS = {
     "auditor.analysis.drift": ("Drift", "DriftCounts", "diff_runs"),
     "auditor.analysis.history": ("History", "RunSummary", "read_history"),
     "auditor.analysis.net_changes": ("NetChanges", "read_changes_since"),
+    "auditor.analysis.rollouts": ("Rollout", "Rollouts", "read_rollouts"),
     "auditor.analysis.run_list": ("RunList", "read_runs"),
     "auditor.audit.runner": ("resume_audit", "run_audit"),
     "auditor.audit.stream": ("stream_outcomes",),

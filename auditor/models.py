@@ -28,6 +28,13 @@ ChangeDetection = Literal["strict", "reconnected"]
 Source = Literal["queried", "carried", "unsampled"]
 """Origin of a device's result in a run: queried; carried forward from an earlier run; not in the sample."""
 
+UpdateState = Literal["current", "failed", "offered", "reverted", "never_offered"]
+"""State of a device's update to the released version of a module.
+
+``current``: it runs that version or a newer one. The others are behind: the update failed, or it waits for the device;
+the platform says that it succeeded, and the device runs another version; or no job offers it the version.
+"""
+
 Level = Literal["fleet", "module", "product"]
 """Population that a version's share refers to.
 

@@ -6,6 +6,8 @@ import msgspec
 from documents import RunCoverage, RunHead, WarningMessage
 from msgspec import UNSET, UnsetType
 
+from auditor.analysis.rollout_states import RolloutState, UnknownReason
+from auditor.analysis.rollouts import NoDate
 from auditor.analysis.sample_drift import ShareVerdict
 from auditor.runs.manifest import SCHEMA_VERSION, DeviceCounts, State
 from auditor.storage.json_types import (
@@ -249,6 +251,92 @@ class HistoryRow(msgspec.Struct, frozen=True, kw_only=True):
     module_version: str
     devices: Count
     share: Share | None
+
+
+class RolloutRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A rollout: a product's module and its target version; see docs/rollouts.md.
+
+    Attributes:
+        account: name of the account.
+        product_key: the product; null: unknown.
+        product_name: its name; null: unknown.
+        module_name: the module.
+        state: state of the rollout.
+        reason: why the state is unknown; null: it is not.
+        target: version that devices should run; null: none is known.
+        target_source: whether it was released, or is the newest in use; null: no target.
+        released_at: when its firmware was created, in UTC; null: unknown.
+        devices: devices that report the module.
+        on_target: devices that run the target or a newer version.
+        behind: the other ones.
+        failed: devices behind whose update failed; null: no tasks were read.
+        offered: devices behind that an update waits for.
+        reverted: devices behind whose update succeeded.
+        never_offered: devices behind without an update.
+        share: fraction on the target; null: unknown.
+        low: lower limit of the share.
+        high: upper limit.
+        change: change of the share per day, as a fraction; null: no run before counts.
+        runs_in_state: newest runs in a row with this state.
+        expected_at: date by which it is done; null: unknown, or it is.
+        no_date: why a moving rollout has no date; null: it has one, or does not move.
+    """
+
+    account: str
+    product_key: str | None
+    product_name: str | None
+    module_name: NonEmptyText
+    state: RolloutState
+    reason: UnknownReason | None
+    target: str | None
+    target_source: Literal["released", "newest"] | None
+    released_at: str | None
+    devices: Count
+    on_target: Count
+    behind: Count
+    failed: Count | None
+    offered: Count | None
+    reverted: Count | None
+    never_offered: Count | None
+    share: Share | None
+    low: Share | None
+    high: Share | None
+    change: float | None
+    runs_in_state: Count
+    expected_at: str | None
+    no_date: NoDate | None
+
+
+class StateTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """Rollouts in a state.
+
+    Attributes:
+        rollouts: their number.
+        devices: devices with their modules.
+        behind: those behind the targets.
+    """
+
+    rollouts: Count
+    devices: Count
+    behind: Count
+
+
+class RolloutsDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """Rollouts, by ``auditor history --rollouts --format json``. Strings come from devices: escape them.
+
+    Attributes:
+        schema_version: version of this contract.
+        name: name of the runs.
+        run: folder of the run whose numbers they are; null: no run has any.
+        states: all rollouts by state.
+        rollouts: those with the most devices; the first ones need attention.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    run: str | None
+    states: dict[str, StateTotals]
+    rollouts: list[RolloutRow]
 
 
 class HistoryDocument(msgspec.Struct, frozen=True, kw_only=True):

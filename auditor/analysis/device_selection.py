@@ -78,8 +78,9 @@ def is_narrow(criteria: DeviceFilter, group_by: Sequence[str] = ()) -> bool:
     Raises:
         UsageError: a condition is about a version. A device has several versions over several runs.
     """
-    if criteria.missing or not criteria.version is criteria.below is criteria.above is None:
-        raise UsageError("several runs have several versions of a device: leave out version, below, above and missing")
+    if criteria.missing or not criteria.version is criteria.below is criteria.above is criteria.update is None:
+        further = "leave out version, below, above, update and missing"
+        raise UsageError(f"several runs have several versions of a device: {further}")
     return bool(group_by) or replace(criteria, sort=None, limit=None) != DeviceFilter()
 
 

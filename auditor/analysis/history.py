@@ -92,6 +92,7 @@ class History:
             devices, and shares are of the devices of the product with the module in the group.
         warnings: why the numbers do not cover whole fleets, or are not reliable.
         stored: the runs with their manifests.
+        selects_devices: whether versions are counted of the devices that meet conditions.
     """
 
     name: str
@@ -99,6 +100,7 @@ class History:
     table: ResultTable
     warnings: tuple[RunWarning, ...]
     stored: tuple[StoredRun, ...] = field(repr=False)
+    selects_devices: bool
     _database: Database = field(repr=False)
 
     def cursor(self) -> Database:
@@ -161,7 +163,8 @@ def read_history(
         table = ResultTable(
             database, _table_query(groups), reading=reading, head=head, name="groups" if groups else "rows"
         )
-        yield History(runs[0].name, runs, table, warnings, tuple(stored), database)
+        selects_devices = narrow and _selects_devices(criteria, group_by)
+        yield History(runs[0].name, runs, table, warnings, tuple(stored), selects_devices, database)
 
 
 def _find_runs(
@@ -186,6 +189,12 @@ def _find_runs(
     return runs, catalog.unreadable
 
 
+def _selects_devices(criteria: DeviceFilter, group_by: Sequence[str]) -> bool:
+    """Return whether versions must be counted again, as the inventories have no such numbers."""
+    by_inventory = DeviceFilter(account=criteria.account, product=criteria.product, module=criteria.module)
+    return bool(group_by) or replace(criteria, sort=None, limit=None) != by_inventory
+
+
 def _narrow(
     database: Database, runs: Sequence[RunSummary], criteria: DeviceFilter, group_by: Sequence[str]
 ) -> list[GroupColumn]:
@@ -197,7 +206,7 @@ def _narrow(
     ]
     if not files:
         return []
-    if group_by or criteria != DeviceFilter(account=criteria.account, product=criteria.product, module=criteria.module):
+    if _selects_devices(criteria, group_by):
         return _recount_selected(database, runs, files, criteria, group_by)
     # The inventories have accounts, products and modules; only names of products are read from the devices of a run.
     define_devices_of_runs(database, files if criteria.product is not None else files[-1:])

@@ -107,8 +107,11 @@ def _rules(
     peak_low, peak_high = (max((each[side] for each in before), default=0.0) for side in (0, 1))
     is_below = not _reaches(thresholds.rolled_back, peak_low - high)
     may_be_below = not _reaches(thresholds.rolled_back, peak_high - low)
-    peak_at = max((at for at, each in enumerate(before) if each[0] == peak_low), default=0)
-    since_peak = _gain((low, high), before[max(peak_at, reference) :])
+    peaks = _possible_peaks(before)
+    since_peak = (
+        _gain((low, high), before[max(peaks[-1], reference) :])[0],
+        _gain((low, high), before[max(peaks[0], reference) :])[1],
+    )
     yield (
         "rolled_back",
         is_below and not _reaches(since_peak[1], thresholds.moving),
@@ -121,9 +124,21 @@ def _rules(
     gains = [since_peak] if is_below else [since_peak, since_reference] if may_be_below else [since_reference]
     yield (
         "moving",
-        all(_reaches(least, thresholds.moving) for least, _ in gains),
-        any(_reaches(most, thresholds.moving) for _, most in gains),
+        all(_reaches(low_gain, thresholds.moving) for low_gain, _ in gains),
+        any(_reaches(high_gain, thresholds.moving) for _, high_gain in gains),
     )
+
+
+def _possible_peaks(before: Sequence[tuple[float, float]]) -> list[int]:
+    """Return which of some shares can be the last one that no other exceeds; without shares the first."""
+    found: list[int] = []
+    later = 0.0
+    for at in range(len(before) - 1, -1, -1):
+        if before[at][1] > later or not found:
+            found.append(at)
+        later = max(later, before[at][0])
+    peak = max((low for low, _ in before), default=0.0)
+    return [at for at in reversed(found) if before[at][1] >= peak] or [0]
 
 
 def _gain(last: tuple[float, float], before: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from auditor.query.version_order import define_target_marks
 from auditor.runs.folder import DEVICES, FIRMWARE, MODULES, TASKS, StoredRun
 from auditor.runs.views import (
     FIRMWARE_COLUMNS,
+    LAST_TASK_STATE,
     TASK_COLUMNS,
     no_rows,
     parquet_of_run,
@@ -162,7 +163,7 @@ def _define_versions(database: Database, newest: int, started: float) -> None:
 def define_update_counts(database: Database, newest: NumberedRun | None) -> None:
     """Define ``update_counts``: modules, and ``failed``, ``offered``, ``reverted``, ``never_offered`` devices behind.
 
-    A device counts by its last update task of the module; see ``device_releases_query``. Without a run, or tasks in it,
+    A device counts by its last task of the target version; see ``LAST_TASK_STATE``. Without a run, or tasks in it,
     there are no rows.
     """
     if newest is None or not (newest[1].folder / TASKS).is_file():
@@ -170,33 +171,32 @@ def define_update_counts(database: Database, newest: NumberedRun | None) -> None
         database.execute(f"CREATE OR REPLACE TABLE update_counts AS {no_rows(columns)}")
         return
     number, run = newest
-    modules = parquet_of_run(database, run.folder / MODULES)
+    modules, tasks = (parquet_of_run(database, run.folder / name) for name in (MODULES, TASKS))
+    # By hashes of names, for memory and time: two devices of a module share one in one of ten million fleets.
     database.execute(f"""
       CREATE OR REPLACE TABLE update_counts AS
-      WITH current AS (
-        SELECT account, product_key FROM firmware_runs WHERE run = {number}
+      WITH released AS (
+        SELECT module, account, product_key, lower(module_name) AS module_key, module_version AS target
+        FROM rollout_versions SEMI JOIN (FROM firmware_runs WHERE run = {number}) USING (account, product_key)
+        WHERE is_released
       ), behind_versions AS (
-        SELECT v.account, v.product_key, lower(v.module_name) AS module_key, v.module, v.module_version,
-          t.module_version AS target
-        FROM rollout_versions v JOIN target_marks m USING (version)
-        JOIN (FROM rollout_versions WHERE is_released) t USING (module)
-        SEMI JOIN current c ON v.account = c.account AND v.product_key = c.product_key WHERE NOT m.on_target
+        SELECT r.*, v.module_version AS version
+        FROM released r JOIN rollout_versions v USING (module) JOIN target_marks m USING (version) WHERE NOT on_target
       ), behind AS (
-        SELECT b.module, b.target, b.account, b.product_key, b.module_key, r.device_name
-        FROM {modules} r JOIN behind_versions b ON r.account = b.account AND r.product_key = b.product_key
-          AND lower(r.module_name) = b.module_key AND r.module_version = b.module_version
+        SELECT b.module, hash(m.device_name) AS device
+        FROM {modules} m JOIN behind_versions b ON m.account = b.account AND m.product_key = b.product_key
+          AND lower(m.module_name) = b.module_key AND m.module_version = b.version
       ), last_tasks AS (
-        SELECT account, product_key, device_name, lower(module_name) AS module_key, version, task_status FROM tasks
-        QUALIFY row_number() OVER (PARTITION BY account, product_key, device_name, lower(module_name)
-          ORDER BY created_at DESC NULLS LAST, modified_at DESC NULLS LAST, job_id) = 1
-      ), updates AS (
-        SELECT b.module, CASE WHEN version IS DISTINCT FROM target OR task_status = 'CANCELED' THEN 'never_offered'
-          WHEN task_status = 'FAILED' THEN 'failed' WHEN task_status = 'SUCCEEDED' THEN 'reverted'
-          ELSE 'offered' END AS update_state
-        FROM behind b LEFT JOIN last_tasks USING (account, product_key, device_name, module_key)
+        SELECT r.module, hash(t.device_name) AS device, {LAST_TASK_STATE} AS state
+        FROM {tasks} t JOIN released r ON t.account = r.account AND t.product_key = r.product_key
+          AND lower(t.module_name) = r.module_key AND t.version = r.target
+        SEMI JOIN behind b ON b.module = r.module AND b.device = hash(t.device_name) GROUP BY ALL
       )
-      SELECT module, {", ".join(f"count(*) FILTER (update_state = '{state}') AS {state}" for state in UPDATE_STATES)}
-      FROM updates GROUP BY module""")
+      SELECT module, {", ".join(f"count(*) FILTER (state = '{state}') AS {state}" for state in UPDATE_STATES)}
+      FROM (
+        SELECT module, coalesce(state, 'never_offered') AS state
+        FROM behind LEFT JOIN last_tasks USING (module, device)
+      ) GROUP BY module""")
 
 
 UPDATE_STATES = ("failed", "offered", "reverted", "never_offered")

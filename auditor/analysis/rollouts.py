@@ -12,8 +12,9 @@ product are read from ``devices.parquet``.
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,19 +26,25 @@ from auditor.analysis.rollout_states import (
     RolloutThresholds,
     TargetShare,
     UnknownReason,
+    comparable_shares,
     parse_thresholds,
     rollout_state,
 )
-from auditor.analysis.rollout_targets import define_rollout_tables, define_update_counts, rollout_rows_query
+from auditor.analysis.rollout_targets import (
+    UPDATE_STATES,
+    define_rollout_tables,
+    define_update_counts,
+    rollout_rows_query,
+)
 from auditor.config.validation import stored_rollouts
 from auditor.query.filters import DeviceFilter
 from auditor.runs.folder import RunCatalog, StoredRun, find_run
-from auditor.runs.manifest import read_manifest
+from auditor.runs.manifest import SCHEMA_VERSION, read_manifest
 from auditor.stats.intervals import share_interval
 from auditor.stats.projection import ProjectionProblem, project
 from auditor.storage.database import result_rows
 from auditor.storage.files import private_folder
-from auditor.storage.tables import translate_read_errors
+from auditor.storage.tables import ResultTable, translate_read_errors
 from auditor.text.formatting import SECONDS_PER_DAY, parse_manifest_time
 
 MAX_RUNS = 30
@@ -68,7 +75,7 @@ class Rollout:
             count as a day. None: there is no such run.
         state: see ``analysis.rollout_states``.
         reason: why the state is unknown.
-        runs_in_state: newest runs in a row that count and have this state.
+        runs_in_state: newest runs in a row that have this state, of those with a precise share.
         expected_at: date by which the share is expected to be ``done``; None: it is, it does not move, or see
             ``no_date``.
         no_date: why a moving rollout has no date.
@@ -119,13 +126,20 @@ class Rollouts:
         rollouts: those with the most devices, the largest first.
         by_state: all of them by state.
         started_at: starts of the runs that were read, the oldest first.
+        run: name of the folder of the run whose numbers they are; None: no run has any.
         thresholds: those that decided the states.
     """
 
     rollouts: tuple[Rollout, ...]
     by_state: Mapping[RolloutState, StateCount]
-    started_at: tuple[str, ...] = field(default=())
+    started_at: tuple[str, ...] = ()
+    run: str | None = None
     thresholds: RolloutThresholds = DEFAULT_THRESHOLDS
+
+    @property
+    def by_urgency(self) -> list[Rollout]:
+        """The rollouts, those first that need attention, and then those with the most devices behind."""
+        return sorted(self.rollouts, key=lambda each: (_URGENCY.index(each.state), -each.behind, -each.devices))
 
     @property
     def count(self) -> int:
@@ -159,21 +173,18 @@ def read_rollouts(
     until = StoredRun(read_manifest(folder), folder)
     if not until.sealed and folder != Path(path):
         until = next((run for run in RunCatalog(Path(path)).earlier(*until) if run.sealed), until)
-    with read_history(folder.parent, criteria=criteria, limit=runs, until=until) as history:
+    directory = (folder if folder.name else folder.absolute()).parent
+    with read_history(directory, criteria=criteria, limit=runs, until=until) as history:
         return rollouts_of(history, thresholds=thresholds, limit=limit)
 
 
 def rollouts_of(
-    history: History,
-    *,
-    thresholds: RolloutThresholds | None = None,
-    limit: int = MAX_ROLLOUTS,
-    with_updates: bool = True,
+    history: History, *, thresholds: RolloutThresholds | None = None, limit: int = MAX_ROLLOUTS
 ) -> Rollouts:
     """Return the rollouts of the newest sealed run of a history; see ``read_rollouts``.
 
-    A run that a flag limits to its first devices does not count. ``with_updates`` is whether devices behind are counted
-    by their update; a history of selected devices cannot do that.
+    A run that a flag limits to its first devices does not count. Devices behind are not counted by their update in a
+    history of selected devices.
     """
     counting = [(at, run) for at, run in enumerate(history.stored) if run.sealed and run.manifest.fleet.limit is None]
     started_at = tuple(run.manifest.started_at for run in history.stored)
@@ -193,10 +204,10 @@ def rollouts_of(
 
     with translate_read_errors(run.folder.parent), private_folder("rollouts") as work:
         define_rollout_tables(database, counting, started=thresholds.started, selected=thresholds.selected, work=work)
-        define_update_counts(database, counting[-1] if with_updates else None)
+        define_update_counts(database, None if history.selects_devices else counting[-1])
         largest = heapq.nlargest(limit, read(), key=lambda each: each.devices)
     by_state = {state: StateCount(*(counts[state, place] for place in range(3))) for state in ROLLOUT_STATES}
-    return Rollouts(tuple(largest), by_state, started_at, thresholds)
+    return Rollouts(tuple(largest), by_state, started_at, run.folder.name, thresholds)
 
 
 def _numbers(rollout: Rollout) -> StateCount:
@@ -237,22 +248,22 @@ def _evaluate(row: _Row, calendar: _Calendar) -> Rollout:
     devices, on_target = (newest["reporting"] or 0, newest["on_target"] or 0) if newest is not None else (0, 0)
     by_run = _target_shares(row.points, calendar) if row.target is not None else {}
     last = by_run.get(calendar.newest)
-    known = [by_run[run] for run in sorted(by_run)]
+    counted = [by_run[run] for run in sorted(by_run)]
     state: RolloutState = "unknown"
     reason: UnknownReason | None = "no_order" if row.target is None and newest is not None else "few_answers"
     if last is not None:
-        state, reason = rollout_state(known, thresholds)
+        state, reason = rollout_state(counted, thresholds)
     expected_at, no_date = None, None
     if last is not None and state == "moving":
-        expected_at, no_date = _project(row, devices, known, calendar)
+        expected_at, no_date = _project(row, devices, counted, calendar)
     return Rollout(
         row.account, row.product_key, row.product_name, row.module_name, devices, row.target,
         None if row.target is None else "released" if row.is_released else "newest",
         row.released_at if row.is_released else None,
         on_target if row.target is not None else 0, devices - on_target if row.target is not None else 0,
         None if last is None else last.share, None if last is None else last.low, None if last is None else last.high,
-        _change(known) if last is not None else None,
-        state, reason, _runs_in_state(known, state, thresholds) if last is not None else 0, expected_at, no_date,
+        _change(counted, thresholds) if last is not None else None,
+        state, reason, _runs_in_state(counted, state, thresholds) if last is not None else 0, expected_at, no_date,
         tuple(by_run[run].share if run in by_run else None for run in range(len(calendar.days))),
         row.failed, row.offered, row.reverted, row.never_offered,
     )  # fmt: skip
@@ -291,15 +302,17 @@ def _target_shares(points: Sequence[dict[str, int | None]], calendar: _Calendar)
     return shares
 
 
-def _change(shares: Sequence[TargetShare]) -> float | None:
+def _change(shares: Sequence[TargetShare], thresholds: RolloutThresholds) -> float | None:
     """Return the change of the share per day since the run before; runs within a day count as a day."""
-    if len(shares) < 2:  # noqa: PLR2004  two runs
+    earlier, last = comparable_shares(shares[:-1], thresholds), shares[-1]
+    if not earlier:
         return None
-    before, last = shares[-2:]
+    before = earlier[-1]
     return (last.share - before.share) / max(1.0, last.day - before.day)
 
 
 def _runs_in_state(shares: Sequence[TargetShare], state: RolloutState, thresholds: RolloutThresholds) -> int:
+    shares = [*comparable_shares(shares[:-1], thresholds), shares[-1]]
     runs = 1
     while runs < len(shares) and rollout_state(shares[: len(shares) - runs], thresholds)[0] == state:
         runs += 1
@@ -313,10 +326,38 @@ def _project(
     goal = calendar.thresholds.done
     if row.failed is not None and devices - row.failed < goal * devices:
         return None, "failed_devices"
-    precise = [each for each in shares if each.high - each.low <= calendar.thresholds.precise] or shares
+    precise = comparable_shares(shares, calendar.thresholds)
     lowest = min(range(len(precise)), key=lambda at: (precise[at].share, -at))
     fitted = precise[lowest:]
     projection = project([each.day for each in fitted], [each.share for each in fitted], goal)
     if projection.days is None or calendar.date is None:
         return None, projection.problem
     return calendar.date + timedelta(days=projection.days), None
+
+
+_TABLE = {
+    **dict.fromkeys(("account", "product_key", "product_name", "module_name", "state", "reason", "target"), "VARCHAR"),
+    "target_source": "VARCHAR",
+    "released_at": "TIMESTAMP",
+    **dict.fromkeys(("devices", "on_target", "behind", *UPDATE_STATES), "BIGINT"),
+    **dict.fromkeys(("share", "low", "high", "change"), "DOUBLE"),
+    "runs_in_state": "BIGINT",
+    "expected_at": "DATE",
+    "no_date": "VARCHAR",
+}
+"""Columns of the table of rollouts."""
+
+_URGENCY: tuple[RolloutState, ...] = ("rolled_back", "stalled", "moving", "not_started", "unknown", "done")
+
+
+def rollout_table(history: History, found: Rollouts) -> ResultTable:
+    """Return rollouts as a table: what needs attention first, then those with the most devices behind."""
+    rows = found.by_urgency
+    columns = ", ".join(f"unnest(${at}::{kind}[]) AS {name}" for at, (name, kind) in enumerate(_TABLE.items(), 1))
+    database = history.cursor()
+    values = [[getattr(row, name) for row in rows] for name in _TABLE]
+    database.execute(f"CREATE OR REPLACE TABLE rollouts AS SELECT {columns}", values)
+    states = {state: count._asdict() for state, count in found.by_state.items()}
+    head = {"schema_version": SCHEMA_VERSION, "name": history.name, "run": found.run, "states": states}
+    reading = partial(translate_read_errors, history.stored[-1].folder.parent)
+    return ResultTable(database, "FROM rollouts", reading=reading, name="rollouts", head=head)

@@ -1,7 +1,9 @@
 """Render a history for people: the runs, and the share of each version over time as a line. Names are escaped."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, tzinfo
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -9,8 +11,11 @@ from rich.text import Text
 
 from auditor.analysis.adoption import ModuleSeries, VersionSeries
 from auditor.analysis.history import History, RunSummary
+from auditor.analysis.rollout_states import ROLLOUT_STATES, RolloutState, UnknownReason
+from auditor.analysis.rollouts import NoDate, Rollout, Rollouts, read_rollouts, rollouts_of
 from auditor.cli.console import print_error
 from auditor.cli.output import ALL_ROWS, open_console
+from auditor.errors import RunFolderError
 from auditor.text.formatting import format_share, safe
 from auditor.text.time_zones import show_time
 
@@ -27,6 +32,12 @@ MARKS = {
 }
 
 _STYLES = {"s": "cyan", "~": "yellow", "!": "bold red", "?": "dim"}
+
+MAX_TABLE_ROLLOUTS = 100
+"""Rollouts in a table."""
+
+MAX_STATUS_ROLLOUTS = 3
+"""Rollouts that need attention, in ``auditor status``."""
 
 _VERSION_WIDTH, _NUMBERS_WIDTH, _RUN_WIDTH, _MIN_LINE_WIDTH = 18, 32, 4, 8
 """Characters: maximum of a version, of the numbers beside a line, and of one run in a line; minimum of a line."""
@@ -46,9 +57,12 @@ def print_history(history: History, zone: tzinfo | None = UTC) -> None:
         if mark in marks:
             console.print(Text(f"{mark} {meaning}", style=_STYLES[mark]))
     adoption = history.adoption()
+    rollouts = {(each.account, each.product_key, each.module_name): each for each in rollouts_of(history).rollouts}
     for module in adoption.modules:
         console.print()
         console.print(_module_title(module, history.runs))
+        if (rollout := rollouts.get((module.account, module.product_key, module.module_name))) is not None:
+            console.print(describe_rollout(rollout))
         console.print(_versions_table(console, module, marks))
         if len(adoption.modules) == 1:
             console.print()
@@ -175,3 +189,119 @@ def _shares_table(runs: Sequence[RunSummary], marks: Sequence[str], module: Modu
         cells = ("?" if share is None else format_share(share, aligned=True) if share else "" for share in shares)
         table.add_row(_format_start(run, zone), _render_mark(mark), *cells)
     return table
+
+
+STATE_NAMES: dict[RolloutState, str] = {state: state.replace("_", " ") for state in ROLLOUT_STATES}
+
+STATE_STYLES: dict[RolloutState, str] = {
+    "done": "green",
+    "moving": "cyan",
+    "stalled": "yellow",
+    "rolled_back": "bold red",
+    "not_started": "",
+    "unknown": "dim",
+}
+
+UNKNOWN_REASONS: dict[UnknownReason, str] = {
+    "no_order": "no version is the newest",
+    "few_answers": "few of its devices have an answer",
+    "imprecise": "the share is too imprecise",
+    "short_history": "there are too few runs",
+}
+
+NO_DATES: dict[NoDate, str] = {
+    "few_runs": "too few runs for a date",
+    "irregular": "too irregular for a date",
+    "too_far": "too slow for a date",
+    "failed_devices": "never done, since so many updates failed",
+}
+
+
+def describe_rollout(rollout: Rollout) -> Text:
+    """Return the target of a module, its share and change, its state, and what became of the devices behind."""
+    text = Text("target ")
+    if rollout.target is None:
+        text.append("unknown: no version is the newest", STATE_STYLES["unknown"])
+        return text
+    released = "" if rollout.released_at is None else f" {rollout.released_at:%Y-%m-%d}"
+    text.append(f"{safe(rollout.target)} ({rollout.target_source}{released}): ")
+    if rollout.share is not None:
+        text.append(f"{format_share(rollout.share)} of devices")
+        text.append(f", {_format_points(rollout.change)} a day" if rollout.change else "")
+        text.append(", ")
+    text.append(STATE_NAMES[rollout.state], STATE_STYLES[rollout.state])
+    if rollout.reason is not None:
+        text.append(f" ({UNKNOWN_REASONS[rollout.reason]})")
+    elif rollout.runs_in_state > 1:
+        text.append(f" for {rollout.runs_in_state:,} runs")
+    if rollout.expected_at is not None:
+        text.append(f", done by {rollout.expected_at}")
+    elif rollout.no_date is not None:
+        text.append(f", {NO_DATES[rollout.no_date]}")
+    if rollout.behind and rollout.share is not None:
+        text.append(f"; {rollout.behind:,} behind{_describe_updates(rollout)}")
+    return text
+
+
+def _describe_updates(rollout: Rollout) -> str:
+    counts = {
+        "failed": rollout.failed,
+        "offered": rollout.offered,
+        "reverted": rollout.reverted,
+        "never offered": rollout.never_offered,
+    }
+    found = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    return f" ({found})" if found else ""
+
+
+def print_rollouts(rollouts: Rollouts) -> None:
+    """Print a row for each rollout, those first that need attention, and the number of all of them by state."""
+    console = open_console(pipe_width=200)
+    shown = rollouts.by_urgency[:MAX_TABLE_ROLLOUTS]
+    several = len({each.account for each in shown}) > 1
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (*(("account",) if several else ()), "product", "module", "state", "target"):
+        table.add_column(name, overflow="fold")
+    for name in ("share", "a day", "behind", "failed", "offered", "reverted", "never offered", "runs", "done by"):
+        table.add_column(name, justify="right")
+    for each in shown:
+        numbers = (each.behind, each.failed, each.offered, each.reverted, each.never_offered)
+        table.add_row(
+            *((safe(each.account),) if several else ()),
+            safe(each.product_name or each.product_key or "?"),
+            safe(each.module_name),
+            Text(STATE_NAMES[each.state], style=STATE_STYLES[each.state]),
+            safe(each.target or "?"),
+            "?" if each.share is None else format_share(each.share, aligned=True),
+            "" if each.change is None else _format_points(each.change),
+            *("" if number is None else f"{number:,}" for number in numbers),
+            f"{each.runs_in_state:,}",
+            str(each.expected_at or ""),
+        )
+    console.print(table)
+    print_error(f"{rollouts.count:,} rollouts: {_count_states(rollouts) or 'none'}")
+    if rollouts.count > len(shown):
+        print_error(f"note: {len(shown):,} of them, those first that need attention; {ALL_ROWS}")
+
+
+def _count_states(rollouts: Rollouts) -> str:
+    counted = ((STATE_NAMES[state], count.rollouts) for state, count in rollouts.by_state.items())
+    return ", ".join(f"{count:,} {name}" for name, count in counted if count)
+
+
+def describe_rollouts(run: Path) -> Iterator[str]:
+    """Yield lines about the rollouts of a run: their number by state, and those that need attention."""
+    try:
+        rollouts = read_rollouts(run)
+    except RunFolderError as error:
+        yield f"rollouts: unknown: {safe(error)}"
+        return
+    if any(count.rollouts for state, count in rollouts.by_state.items() if state != "unknown"):
+        yield f"rollouts: {_count_states(rollouts)}"
+    urgent = [each for each in rollouts.by_urgency if each.state in {"rolled_back", "stalled"}]
+    for each in urgent[:MAX_STATUS_ROLLOUTS]:
+        product = safe(each.product_name or each.product_key or "?")
+        yield f"  {product} {safe(each.module_name)}: {describe_rollout(each)}"
+    if len(urgent) > MAX_STATUS_ROLLOUTS:
+        command = f"auditor history {shlex.quote(safe(run.parent))} --rollouts"
+        yield f"  {len(urgent) - MAX_STATUS_ROLLOUTS:,} more: {command}"

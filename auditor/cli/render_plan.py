@@ -52,6 +52,12 @@ def _describe_assumptions(plan: Plan, *, timed: bool) -> Iterator[str]:
             if each.calls_assumed and each.devices:
                 yield f"{_account_label(each)}: no calls in that run: assuming one call per device"
     yield from _describe_device_counts(plan)
+    for each in plan.accounts:
+        if each.release_requests is not None:
+            yield (
+                f"{_account_label(each)}: {each.release_requests:,} more requests for released firmware come last, as "
+                f"in the run {safe(each.release_run)}: {format_planned_duration(each.release_seconds)} at most"
+            )
     if not timed:
         yield "the duration is unknown, because calls_per_second is not a number"
         return

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from auditor.analysis.net_changes import NetChanges
 from auditor.cli.output import MIN_SENTENCE_WIDTH, Column, print_columns, table_zone
+from auditor.cli.render_history import describe_rollouts
 from auditor.cli.render_run import describe_coverage
 from auditor.errors import ExitReasonCode, RunFolderError
 from auditor.query.warnings import is_tolerated, state_label
@@ -116,6 +117,8 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
         counts = (f"{count:,} {change.replace('_', ' ')}" for change, count in manifest.changes.counts.items())
         yield f"changes: {', '.join(counts) or 'none'} (modules of devices, since {safe(manifest.changes.previous)})"
     yield from _describe_success(run)
+    if run.sealed:
+        yield from describe_rollouts(run.folder)
     sentence, commands = _next_steps(run)
     yield f"next: {sentence}"
     yield from (f"  {command}" for command in commands)

@@ -332,7 +332,8 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
         time_zone: zone of times in tables for people, an IANA name such as ``"Asia/Shanghai"``; None: UTC. Files and
             machine formats are in UTC.
         released: read which firmware was released, and the update tasks of its jobs, after the devices.
-        max_job_age: maximum age of a job whose tasks are read, such as ``"30d"``.
+        max_job_age: maximum age of a job whose tasks are read, such as ``"30d"``; a job in progress
+            has no limit.
         rollouts: when a rollout is done, moving, stalled, rolled back or not started.
         policy, report, notify: hooks that run after each run; see ``run_hooks``.
     """

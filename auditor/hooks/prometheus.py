@@ -17,6 +17,9 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from auditor.analysis.device_groups import GROUPED_MODULES, define_device_groups, group_values
+from auditor.analysis.rollout_states import ROLLOUT_STATES
+from auditor.analysis.rollout_targets import UPDATE_STATES
+from auditor.analysis.rollouts import read_rollouts
 from auditor.errors import ExitReasonCode, RunFolderError
 from auditor.models import WarningKind
 from auditor.policy.evaluate import PolicySummary, summarize_policy
@@ -24,7 +27,7 @@ from auditor.policy.model import Policy, Severity
 from auditor.policy.results import Verdict
 from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.runs.estimates import define_estimates
-from auditor.runs.folder import RunCatalog, StoredRun, find_run, refuse_run_file
+from auditor.runs.folder import RunCatalog, StoredRun, find_run, is_sealed, refuse_run_file
 from auditor.runs.inventory import count_failures
 from auditor.runs.manifest import DeviceCounts, Manifest, State
 from auditor.runs.views import define_sealed_views, inventory_query
@@ -36,6 +39,9 @@ from auditor.text.formatting import parse_manifest_time, safe
 MAX_SERIES = 1_000
 """Series of one metric, those with the most devices: devices may report any version, and each is a series. For
 accounts, which have a series for each state, the number of accounts."""
+
+MAX_ROLLOUTS = 100
+"""Rollouts with series of their own, those with the most devices: each has ten."""
 
 MAX_GROUPS = 100
 """Groups of devices by attributes, those with the most devices; the others are one group."""
@@ -64,6 +70,15 @@ _HELP = {
     "auditor_module_version_share": "In a run of a random sample: the fraction of the devices with a module that run a "
     "version, with its 95% confidence interval (bound): estimate, low and high.",
     "auditor_module_versions_omitted": "Versions of modules without series, because there are too many.",
+    "auditor_rollouts": "Rollouts (modules of products) by state: done, moving, stalled, rolled_back, not_started or "
+    "unknown.",
+    "auditor_rollouts_devices": "Devices with the modules of the rollouts in a state.",
+    "auditor_rollouts_devices_behind": "Devices behind the target version of the rollouts in a state.",
+    "auditor_rollout_state": "1 for the state of a module's rollout; 0 for the others.",
+    "auditor_rollout_share": "Fraction of the devices with a module that run its target version or a newer one.",
+    "auditor_rollout_devices_behind": "Devices that run an older version of a module than its target, by the state of "
+    "their update: failed, offered, reverted, never_offered, or unknown if no update tasks were read.",
+    "auditor_rollouts_omitted": "Rollouts without series of their own, because there are too many.",
     "auditor_group_label": "1 for each attribute by which devices are grouped, and the label that has its text.",
     "auditor_group_devices": "Devices by the attributes of group_by, and state; a label other: of all further groups.",
     "auditor_group_version_devices": "Devices that run a version of a module, by the attributes of group_by.",
@@ -149,6 +164,8 @@ def render_metrics(folder: Path, policy: PolicySummary | None = None, group_by: 
             _add_modules(samples, database)
             if group_by:
                 _add_groups(samples, database, group_by)
+    if is_sealed(run.folder, run.manifest):
+        _add_rollouts(samples, run.folder)
     _add_run(samples, run, policy)
     if policy is not None:
         _add_policy(samples, policy)
@@ -223,6 +240,30 @@ def _add_modules(samples: _SampleCollector, database: duckdb.DuckDBPyConnection)
             samples.add("auditor_module_version_share", value, **labels, bound=bound)
     for name, rows in (("auditor_modules_omitted", totals), ("auditor_module_versions_omitted", "FROM version_counts")):
         samples.add(name, _omitted(database, rows))
+
+
+def _add_rollouts(samples: _SampleCollector, folder: Path) -> None:
+    """Add the rollouts of a run. Where the runs before it cannot be read, there are none."""
+    try:
+        found = read_rollouts(folder, limit=MAX_ROLLOUTS)
+    except RunFolderError:
+        return
+    for state, count in found.by_state.items():
+        samples.add("auditor_rollouts", count.rollouts, state=state)
+        samples.add("auditor_rollouts_devices", count.devices, state=state)
+        samples.add("auditor_rollouts_devices_behind", count.behind, state=state)
+    samples.add("auditor_rollouts_omitted", found.count - len(found.rollouts))
+    for each in found.rollouts:
+        labels = {"account": each.account, "product_key": each.product_key, "module_name": each.module_name}
+        for state in ROLLOUT_STATES:
+            samples.add("auditor_rollout_state", state == each.state, **labels, state=state)
+        if each.share is not None:
+            samples.add("auditor_rollout_share", each.share, **labels)
+        updates = {name: getattr(each, name) for name in UPDATE_STATES}
+        if updates["failed"] is None:
+            updates = {"unknown": each.behind}
+        for name, devices in updates.items():
+            samples.add("auditor_rollout_devices_behind", devices, **labels, update=name)
 
 
 def _add_groups(samples: _SampleCollector, database: duckdb.DuckDBPyConnection, names: Sequence[str]) -> None:

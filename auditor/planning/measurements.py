@@ -86,6 +86,24 @@ def _measure_run(run: StoredRun) -> RunMeasurements | None:
     return RunMeasurements(run.folder, queried, latency if plausible else None) if queried else None
 
 
+def measure_releases(directory: Path, name: str) -> dict[str, tuple[str, int]]:
+    """Return the requests for released firmware of each account, in the newest run of a name that sent any.
+
+    With the name of that run's folder. A run that could not read all counts only if no run did.
+    """
+    try:
+        runs = RunCatalog(directory, missing_ok=True).named(name)
+    except RunFolderError:  # logged by `latest_measurements`
+        return {}
+    found: dict[str, tuple[str, int]] = {}
+    for complete in (True, False):
+        for run in runs:
+            for info in run.manifest.releases:
+                if info.requests and (not info.problems or not complete):
+                    found.setdefault(info.account, (run.folder.name, info.requests))
+    return found
+
+
 CHANGE_DETECTION_RULES: tuple[ChangeDetection, ...] = ("strict", "reconnected")
 
 

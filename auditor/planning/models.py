@@ -93,6 +93,10 @@ class AccountPlan:
         in_flight: requests in flight that the rate requires; None: unknown.
         fits: whether it fits into the window; None: unknown, or no window was given.
         remedy: what would make it fit; None if it does.
+        release_requests: requests for released firmware after the devices, as in ``release_run``; None: unknown, or the
+            settings have no ``released``. They are not among the calls.
+        release_seconds: maximum duration of these requests, at the quota of ``ListOTATaskByJob``.
+        release_run: name of the run folder that their number is from.
     """
 
     account: str
@@ -108,6 +112,9 @@ class AccountPlan:
     in_flight: int | None
     fits: bool | None
     remedy: Remedy | None
+    release_requests: int | None = None
+    release_seconds: float | None = None
+    release_run: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

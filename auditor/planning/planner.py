@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from auditor.client.operations import LIST_OTA_TASK_BY_JOB
 from auditor.config.settings import SelectionSettings, Settings
 from auditor.config.validation import validate_selection
 from auditor.engine.open_files import reserve_open_files
@@ -14,7 +15,7 @@ from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_snapsh
 from auditor.fleet.table import product_sizes
 from auditor.planning.capacity import plan_devices
 from auditor.planning.device_counts import advise_fleet_file
-from auditor.planning.measurements import latest_measurements, measure_carry
+from auditor.planning.measurements import latest_measurements, measure_carry, measure_releases
 from auditor.planning.models import Plan
 from auditor.planning.strategies import PlanningInputs, compare_strategies
 from auditor.runs.folder import FLEET, RunCatalog
@@ -82,8 +83,23 @@ def plan_audit(
     devices = {name: sum(size * products for size, products in found.items()) for name, found in by_size.items()}
     devices = devices if limit is None else _limited(settings, devices, limit)
     plan = plan_devices(settings, devices, measurements, window, counted=uncounted)
+    if settings.released and limit is None:
+        plan = _add_releases(settings, plan, measure_releases(runs, settings.name))
     inputs = PlanningInputs(devices, by_size, measurements, measure_carry(runs, settings.name, settings.since))
     return replace(plan, strategies=tuple(compare_strategies(settings, plan, inputs)))
+
+
+def _add_releases(settings: Settings, plan: Plan, measured: Mapping[str, tuple[str, int]]) -> Plan:
+    """Return a plan with the requests for released firmware, as an earlier run sent them."""
+    accounts = []
+    for account, each in zip(settings.account, plan.accounts, strict=True):
+        if account.name in measured:
+            run, requests = measured[account.name]
+            quota = account.quotas.list_ota_task_by_job or LIST_OTA_TASK_BY_JOB.calls_per_second
+            seconds = requests / (quota * account.quota_share)
+            each = replace(each, release_requests=requests, release_seconds=seconds, release_run=run)  # noqa: PLW2901
+        accounts.append(each)
+    return replace(plan, accounts=tuple(accounts))
 
 
 def _override(settings: Settings, max_calls: int | None, sample_size: int | None, precision: str | None) -> Settings:

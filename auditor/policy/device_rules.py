@@ -46,7 +46,7 @@ def evaluate_rules(
     """
     database.execute("CREATE TABLE device_verdicts (rule INTEGER, line BIGINT, rank TINYINT, answered_at TIMESTAMP)")
     database.execute("CREATE TABLE verdict_counts (rule INTEGER, rank TINYINT, number BIGINT)")
-    evaluate_version_rules(database, rules, work, sampled=sampled)
+    evaluate_version_rules(database, rules, now, work, sampled=sampled)
     for number, rule in enumerate(rules):
         match rule.condition:
             case Minimum() | Exact() | Deny():
@@ -66,14 +66,16 @@ def evaluate_rules(
     )
 
 
-def evaluate_version_rules(database: Database, rules: Sequence[Rule], work: Path, *, sampled: bool = False) -> None:
+def evaluate_version_rules(
+    database: Database, rules: Sequence[Rule], now: datetime, work: Path, *, sampled: bool = False
+) -> None:
     """Define ``version_verdicts`` and ``group_verdicts``. They need no devices. See ``evaluate_rules``."""
     database.execute("CREATE TABLE version_verdicts (rule INTEGER, module_version_id INTEGER, rank TINYINT)")
     _define_version_order(database, rules, work)
     for number, rule in enumerate(rules):
         if isinstance(rule.condition, Minimum | Exact | Deny):
             _evaluate_versions(database, number, rule.condition)
-    evaluate_group_rules(database, rules, work, sampled=sampled)
+    evaluate_group_rules(database, rules, now, work, sampled=sampled)
 
 
 def _define_version_order(database: Database, rules: Sequence[Rule], work: Path) -> None:

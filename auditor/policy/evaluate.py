@@ -2,16 +2,18 @@
 
 Rules about versions (minimum, exact, deny) apply to devices that report a matching module; the worst of a device's
 modules decides. ``required`` and ``max_age`` apply to devices that answered. A device that failed or is pending is
-``not_seen``; one that the platform does not know has no verdict. Rules about groups (max_versions, newest) apply to the
-modules of products. A module is ``not_seen`` if it complies, but devices without an answer might change that. So is a
-product without any answer. A module is ``unparseable`` if no version is newer than, or the same as, all others.
+``not_seen``; one that the platform does not know has no verdict. Rules about groups (max_versions, newest, released)
+apply to the modules of products. A module is ``not_seen`` if it complies, but devices without an answer might change
+that. So is a product without any answer. For ``newest``, a module is ``unparseable`` if no version is newer than, or
+the same as, all others.
 
 - ``exact`` compares texts: ``1.2`` differs from ``1.2.0``. ``deny`` compares texts and versions: ``1.2`` denies
   ``v1.2``. Both reject a version that might violate them.
 - An exception exempts what it matches, whatever its verdict would be, from rules about groups too. A device that is
   exempt in part is ``exempt`` if the rest of it complies.
 - Unsampled devices (see ``sampled``) are counted apart from ``not_seen`` ones. The verdict is ``not_seen`` if no
-  sampled device violates the rule, as that proves nothing. ``newest`` is decided by the interval of the share.
+  sampled device violates the rule, as that proves nothing. ``newest`` and ``released`` are decided by the
+  interval of the share.
 - A rule with ``where`` has only the devices in its scope whose attributes match.
 - A rule is ``violated`` if any verdict is, else ``unparseable``, else ``not_seen``, else ``compliant``. A rule that
   matches nothing in the run, probably by a typing error, is ``not_seen``.
@@ -27,6 +29,7 @@ from pathlib import Path
 from auditor.models import RunWarning
 from auditor.policy.device_rules import evaluate_rules
 from auditor.policy.model import Deny, Exact, MaxAge, Minimum, Policy, Required, Rule, join_texts
+from auditor.policy.released import define_released_versions
 from auditor.policy.results import RuleResult, collect_results
 from auditor.policy.sampled import define_strata, has_unsampled, sample_warnings
 from auditor.policy.scope import UNPARSEABLE, VIOLATED, define_run_tables, define_scopes, restrict_scopes
@@ -91,6 +94,7 @@ def evaluate_policy(run: str | Path, policy: Policy, *, now: datetime | None = N
             define_run_tables(database, snapshot)
             define_scopes(database, policy.rules, now)
             restrict_scopes(database, policy.rules)
+            define_released_versions(database, policy.rules, snapshot.files or folder, snapshot.manifest)
             sampled = has_unsampled(database)
             if sampled:
                 define_strata(database, snapshot.fleet)

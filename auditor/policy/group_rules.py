@@ -1,9 +1,11 @@
-"""Verdicts of rules about groups (``max_versions``, ``newest``) on the modules of products; see ``device_rules``."""
+"""Verdicts of rules about groups (``max_versions``, ``newest``, ``released``) on the modules of products."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
-from auditor.policy.model import MaxVersions, Newest, Rule
+from auditor.policy.model import MaxVersions, Newest, Released, Rule
+from auditor.policy.released import define_required_releases
 from auditor.policy.sampled import define_rollout_intervals
 from auditor.policy.scope import ANSWERED, COMPLIANT, EXEMPT, NOT_SEEN, UNANSWERED, UNPARSEABLE, UNSAMPLED, VIOLATED
 from auditor.query.version_order import define_newest_versions
@@ -20,11 +22,10 @@ _UNANSWERED_BY_PRODUCT = f"""SELECT product, not_seen + coalesce(unassigned, 0) 
 """Devices of a product without an answer, which might change the verdict. An unsampled device that is named by its
 iot_id only may belong to any product."""
 
-_COMPARED = """versions_in_use JOIN newest_groups USING (rule, product, module)
-  JOIN (SELECT group_id, one AS version, other AS newest, ordering FROM version_order) USING (group_id, version)"""
 
-
-def evaluate_group_rules(database: Database, rules: Sequence[Rule], work: Path, *, sampled: bool) -> None:
+def evaluate_group_rules(
+    database: Database, rules: Sequence[Rule], now: datetime, work: Path, *, sampled: bool
+) -> None:
     """Define ``group_verdicts``, and add to ``version_verdicts``. Arguments as in ``evaluate_rules``."""
     database.execute(
         "CREATE TABLE group_verdicts (rule INTEGER, product INTEGER, module INTEGER, rank TINYINT, has_row BOOLEAN, "
@@ -32,12 +33,14 @@ def evaluate_group_rules(database: Database, rules: Sequence[Rule], work: Path, 
     )
     _define_versions_in_use(database, rules)
     _define_newest(database, rules, work)
+    define_required_releases(database, rules, now, work)
+    _define_share_versions(database)
     define_rollout_intervals(database, work, sampled=sampled)
     for number, rule in enumerate(rules):
         if isinstance(rule.condition, MaxVersions):
             _evaluate_max_versions(database, number, rule.condition.versions)
-        elif isinstance(rule.condition, Newest):
-            _evaluate_newest(database, number, rule.condition)
+        elif isinstance(rule.condition, Newest | Released):
+            _evaluate_share(database, number, rule.condition)
 
 
 def _define_versions_in_use(database: Database, rules: Sequence[Rule]) -> None:
@@ -87,37 +90,66 @@ def _evaluate_max_versions(database: Database, number: int, limit: int) -> None:
     )
 
 
-def _evaluate_newest(database: Database, number: int, condition: Newest) -> None:
-    few = "{:,} of {:,} devices run the newest, {}{}; required: "
+def _define_share_versions(database: Database) -> None:
+    """Define ``share_versions``: the versions in use of the modules whose share counts, by rule.
+
+    ``target`` is the newest version, or the required release; ``is_on`` is whether a version counts as it, and
+    ``is_ordered`` whether it can be compared with it.
+    """
+    database.execute("""
+      CREATE TABLE share_versions AS
+      SELECT rule, product, module, version, devices, n.module_version AS target, ordering = 'same' AS is_on,
+        ordering IN ('older', 'same') AS is_ordered
+      FROM versions_in_use JOIN newest_groups USING (rule, product, module)
+      JOIN (SELECT group_id, one AS version, other, ordering FROM version_order) USING (group_id, version)
+      JOIN (SELECT version AS other, module_version FROM versions) n USING (other)
+      UNION ALL
+      SELECT u.rule, u.product, u.module, u.version, u.devices, r.bar, m.on_target, true
+      FROM versions_in_use u JOIN versions v USING (version) JOIN rule_versions r ON r.rule = u.rule
+        AND r.product = u.product AND r.module = u.module AND r.module_version = v.module_version
+      JOIN target_marks m ON m.version = r.number""")
+
+
+def _evaluate_share(database: Database, number: int, condition: Newest | Released) -> None:
+    what = "newest" if isinstance(condition, Newest) else "released version"
+    few = f"{{:,}} of {{:,}} devices run the {what}, {{}}{{}}; required: "
     none = "none of {:,} versions is newer than, or the same as, all others"
     # Of a sample by the interval of the share; else by the most that devices without an answer can change.
     sampled = f"WHEN low IS NOT NULL THEN CASE WHEN high < $5 THEN {VIOLATED} WHEN low < $5 THEN {NOT_SEEN} "
     database.execute(
         f"INSERT INTO group_verdicts SELECT $1, product, module, rank, rank <> {VIOLATED}, "
         f"CASE WHEN rank = {UNPARSEABLE} THEN format('{none}', versions) "
-        f"ELSE format('{few}', on_newest, devices, module_version, "
+        f"ELSE format('{few}', on_target, devices, target, "
         "coalesce(': ' || low_text || ' to ' || high_text || ' of all by the sample', '')) || $4 END "
         f"FROM (SELECT *, CASE WHEN NOT ordered THEN {UNPARSEABLE} {sampled} ELSE {COMPLIANT} END "
-        f"WHEN on_newest::HUGEINT * $3::BIGINT < devices::HUGEINT * $2::BIGINT THEN {VIOLATED} "
-        "WHEN on_newest::HUGEINT * $3::BIGINT < (devices + coalesce(not_seen, 0))::HUGEINT * $2::BIGINT "
+        f"WHEN on_target::HUGEINT * $3::BIGINT < devices::HUGEINT * $2::BIGINT THEN {VIOLATED} "
+        "WHEN on_target::HUGEINT * $3::BIGINT < (devices + coalesce(not_seen, 0))::HUGEINT * $2::BIGINT "
         f"THEN {NOT_SEEN} ELSE {COMPLIANT} END AS rank "
-        "FROM (SELECT product, module, newest, bool_and(ordering IN ('older', 'same')) AS ordered, "
+        "FROM (SELECT product, module, target, bool_and(is_ordered) AS ordered, "
         "count(*) AS versions, sum(devices)::BIGINT AS devices, "
-        "(sum(devices) FILTER (ordering = 'same'))::BIGINT AS on_newest "
-        f"FROM {_COMPARED} WHERE rule = $1 GROUP BY product, module, newest) "
+        "coalesce(sum(devices) FILTER (is_on), 0)::BIGINT AS on_target "
+        "FROM share_versions WHERE rule = $1 GROUP BY product, module, target) "
         f"LEFT JOIN ({_UNANSWERED_BY_PRODUCT}) USING (product) "
-        "LEFT JOIN (FROM rollout_intervals WHERE rule = $1) USING (product, module)) JOIN versions ON version = newest",
+        "LEFT JOIN (FROM rollout_intervals WHERE rule = $1) USING (product, module))",
         [number, condition.share.numerator, condition.share.denominator, condition.text, float(condition.share)],
     )
     database.execute(
         f"INSERT INTO version_verdicts SELECT $1, module_version_id, {VIOLATED} "
-        f"FROM (SELECT product, module, version FROM {_COMPARED} "
+        "FROM (SELECT product, module, version FROM share_versions "
         "JOIN group_verdicts USING (rule, product, module) "
-        f"WHERE rule = $1 AND rank = {VIOLATED} AND ordering = 'older') "
+        f"WHERE rule = $1 AND rank = {VIOLATED} AND NOT is_on) "
         "JOIN versions USING (version) JOIN module_versions USING (product, module, module_version) "
         "ANTI JOIN (FROM exempt_versions WHERE rule = $1) USING (module_version_id)",
         [number],
     )
+    if isinstance(condition, Released):
+        database.execute(
+            f"INSERT INTO group_verdicts SELECT DISTINCT $1::INTEGER, product, module, {NOT_SEEN}, false, "
+            "'its released firmware was not read' FROM versions_in_use JOIN products USING (product) "
+            "ANTI JOIN release_accounts USING (account) ANTI JOIN (FROM group_verdicts WHERE rule = $1) "
+            "USING (product, module) WHERE rule = $1",
+            [number],
+        )
 
 
 def count_group_verdicts(database: Database, number: int) -> None:

@@ -20,6 +20,7 @@ from auditor.policy.model import (
     Minimum,
     Newest,
     Policy,
+    Released,
     Required,
     Rule,
     RuleException,
@@ -52,6 +53,8 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         required: whether every device must report the module.
         max_versions: maximum number of versions of a product's module.
         newest: share of devices that must run the newest version, such as ``>= 95%``.
+        released: share of devices that must run the version that was released last, or a newer one.
+        released_within: age of a release from which ``released`` requires it, such as ``14d``; default: immediately.
         max_age: maximum age of an answer, such as ``7d``.
         exception: exceptions from the rule.
     """
@@ -68,6 +71,8 @@ class RuleTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     required: bool | None = None
     max_versions: int | None = None
     newest: str | None = None
+    released: str | None = None
+    released_within: str | None = None
     max_age: str | None = None
     exception: tuple[RuleException, ...] = ()
 
@@ -123,6 +128,8 @@ def _parse_rule(table: RuleTable, at: str) -> Rule:
     keys = ("account", "product", "module")
     accounts, products, modules = (_texts(getattr(table, key), f"{at}: {key}") for key in keys)
     condition = CONDITIONS[names[0]](getattr(table, names[0]), f"{at}: {names[0]}")
+    if table.released_within is not None:
+        condition = _add_grace(condition, table.released_within, f"{at}: released_within")
     if isinstance(condition, MaxAge) and modules != (MATCH_ALL,):
         raise SettingsError(f"{at}: module: max_age applies to whole devices; leave module out")
     for number, exception in enumerate(table.exception, 1):
@@ -149,12 +156,20 @@ def _parse_max_versions(number: int, at: str) -> MaxVersions:
     return MaxVersions(number)
 
 
-def _parse_newest(text: str, at: str) -> Newest:
+def _parse_share(text: str, at: str) -> tuple[Fraction, str]:
     match = _SHARE.fullmatch(text.strip())
     share = Fraction(match[1]) / 100 if match else Fraction(0)
     if match is None or not 0 < share <= 1:
         raise SettingsError(f'{at}: {text!r} is not a share; give one such as "95%"')
-    return Newest(share, f"{match[1]}%")
+    return share, f"{match[1]}%"
+
+
+def _add_grace(condition: Condition, text: str, at: str) -> Released:
+    """Return the condition for releases of an age."""
+    if not isinstance(condition, Released):
+        raise SettingsError(f'{at}: is for rules with released; add released = "95%", or leave it out')
+    age = _parse_max_age(text, at)
+    return Released(condition.share, condition.text, age.seconds, age.text)
 
 
 def _parse_max_age(text: str, at: str) -> MaxAge:
@@ -170,7 +185,8 @@ CONDITIONS: dict[str, Callable[[Any, str], Condition]] = {
     "deny": lambda value, at: Deny(_texts(value, at)),
     "required": _parse_required,
     "max_versions": _parse_max_versions,
-    "newest": _parse_newest,
+    "newest": lambda value, at: Newest(*_parse_share(value, at)),
+    "released": lambda value, at: Released(*_parse_share(value, at)),
     "max_age": _parse_max_age,
 }
 """The condition of each key, from its value and the place that errors name."""

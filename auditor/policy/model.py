@@ -58,6 +58,21 @@ class Newest:
 
 
 @dataclass(frozen=True, slots=True)
+class Released:
+    """At least this share of a product's devices with the module runs the released version, or a newer one.
+
+    Attributes:
+        share, text: as in ``Newest``.
+        seconds, within: age of a release until which it is not required, as in ``14d``; None: it always is.
+    """
+
+    share: Fraction
+    text: str
+    seconds: float | None = None
+    within: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MaxAge:
     """No answer older than this; ``text`` as in the rules file, such as ``36h``."""
 
@@ -65,7 +80,7 @@ class MaxAge:
     text: str
 
 
-Condition = Minimum | Exact | Deny | Required | MaxVersions | Newest | MaxAge
+Condition = Minimum | Exact | Deny | Required | MaxVersions | Newest | Released | MaxAge
 
 
 class RuleException(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -125,7 +140,7 @@ class Rule:
     @property
     def unit(self) -> Literal["devices", "modules"]:
         """What has a verdict: devices, or the modules of products."""
-        return "modules" if isinstance(self.condition, MaxVersions | Newest) else "devices"
+        return "modules" if isinstance(self.condition, MaxVersions | Newest | Released) else "devices"
 
     @property
     def description(self) -> str:  # noqa: PLR0911  one for each
@@ -151,6 +166,9 @@ class Rule:
                 return f"{module}{place} has at most {versions:,} versions in use in a product"
             case Newest(_, share):
                 return f"{module}{place} runs its newest version on {share} of a product's devices or more"
+            case Released(_, share, _, within):
+                age = "" if within is None else f", {within} after its release"
+                return f"{module}{place} runs its released version on {share} of a product's devices or more{age}"
             case MaxAge(_, age):
                 return f"every device{place} was answered within {age}"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from auditor.models import RunWarning
-from auditor.policy.model import MaxAge, Rule
+from auditor.policy.model import MaxAge, Released, Rule
 from auditor.policy.sampled import SampleResult, read_sample_result
 from auditor.policy.scope import COMPLIANT, EXEMPT, NOT_SEEN, SEEN, UNPARSEABLE, UNSAMPLED, VIOLATED
 from auditor.storage.database import Database
@@ -29,8 +29,8 @@ class RuleResult:
         message: the findings in one sentence.
         unsampled: unsampled devices, or products without a sampled device; the other counts do not contain them.
         share, low, high: of a sample, the share of the devices in scope that violate the rule, with its 95% confidence
-            interval; of ``newest``, the share with the newest version in the product's module that decides. None: no
-            device in scope is unsampled, or the share is unknown.
+            interval; of ``newest`` and ``released``, the share with that version in the product's module that decides.
+            None: no device in scope is unsampled, or the share is unknown.
     """
 
     rule: Rule
@@ -66,6 +66,8 @@ def collect_results(
         unanswered = counts["not_seen"] + counts["unsampled"]
         if sum(counts.values()) == unanswered and (numbers.get((at, SEEN), 0) or not unanswered):
             detail = f'rule "{rule.name}" matches nothing in this run: check its patterns'
+            if isinstance(rule.condition, Released):
+                detail += ", and whether the settings have released = true"
             unmatched.append(RunWarning("unmatched_rule", "", detail))
     return tuple(results), tuple(unmatched)
 
@@ -99,6 +101,8 @@ def _message(rule: Rule, counts: Mapping[str, int], sample: SampleResult | None)
     if counts["not_seen"]:
         unsampled = " or are not sampled" if sample is not None else ""
         undecided = "have no answer" if by_device else f"undecided: devices have no answer{unsampled}"
+        if isinstance(rule.condition, Released):
+            undecided += ", or the released firmware was not read"
         parts.append(f"{counts['not_seen']:,} {undecided}")
     if counts["unsampled"]:
         parts.append(f"{counts['unsampled']:,} {'are' if by_device else 'products are'} not sampled")

@@ -1,15 +1,15 @@
 """Policy results of a sample: intervals for the share of devices that violate a rule, or run the newest version.
 
 A violation in the sample is certain. No violation in the sample proves nothing about the other devices. So a sample
-cannot show compliance, except with ``newest``: there the whole 95% interval of the share decides. Sampled devices that
-failed are assumed to be like those that answered.
+cannot show compliance, except with ``newest`` and ``released``: there the whole 95% interval of the share decides.
+Sampled devices that failed are assumed to be like those that answered.
 
 | table | a row |
 |---|---|
 | ``strata`` | a stratum of the sample: an account's product as the fleet names it, and its numbers of devices |
 | ``stratum_devices`` | a device (``line``) with a conclusive answer, and its stratum |
 | ``stratum_products`` | a stratum and a product of its devices |
-| ``rollout_intervals`` | a rule ``newest``, a product's module with unsampled devices, and its share and interval |
+| ``rollout_intervals`` | a rule about a share, a product's module with unsampled devices, and its share and interval |
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from auditor.models import RunWarning
-from auditor.policy.model import MaxAge, Newest, Required, Rule
+from auditor.policy.model import MaxAge, Newest, Released, Required, Rule
 from auditor.policy.scope import COMPLIANT, NOT_SEEN, RANKS_BY_ANSWERS, RANKS_BY_VERSIONS, UNPARSEABLE, VIOLATED
 from auditor.stats.intervals import Interval, Stratum
 from auditor.stats.ratio_estimator import combined_share_interval
@@ -83,7 +83,7 @@ def sample_warnings(database: Database) -> tuple[RunWarning, ...]:
 
 
 def define_rollout_intervals(database: Database, work: Path, *, sampled: bool) -> None:
-    """Define ``rollout_intervals`` for the groups of rules ``newest``; it is empty if the run is no sample."""
+    """Define ``rollout_intervals`` for rules about shares; it is empty if the run is no sample."""
     columns = "{'rule': 'INTEGER', 'product': 'INTEGER', 'module': 'INTEGER', 'share': 'DOUBLE', 'low': 'DOUBLE', "
     columns += "'high': 'DOUBLE', 'low_text': 'VARCHAR', 'high_text': 'VARCHAR'}"
     lines = _rollout_intervals(database) if sampled else ()
@@ -94,14 +94,13 @@ def _rollout_intervals(database: Database) -> Iterator[str]:
     # A device that spells a module in two ways counts once, so that a stratum has no more of them than sampled devices.
     result = database.cursor().execute(
         """SELECT rule, product, module, any_value(s.devices), any_value(s.sampled), count(DISTINCT line),
-          count(DISTINCT line) FILTER (ordering = 'same')
+          count(DISTINCT line) FILTER (is_on)
         FROM (
           SELECT rule, line, module_version_id FROM reported JOIN in_scope USING (module_version_id)
           ANTI JOIN exempt_versions USING (rule, module_version_id) ANTI JOIN exempt_rows USING (rule, line, row)
           ANTI JOIN outside_devices USING (rule, line)
         ) JOIN module_versions USING (module_version_id) JOIN versions USING (module_version)
-        JOIN newest_groups USING (rule, product, module)
-        JOIN (SELECT group_id, one AS version, ordering FROM version_order) USING (group_id, version)
+        JOIN (SELECT rule, product, module, version, is_on FROM share_versions) USING (rule, product, module, version)
         JOIN stratum_devices USING (line) JOIN strata s USING (stratum)
         GROUP BY rule, product, module, stratum
         QUALIFY max(any_value(s.unsampled)) OVER (PARTITION BY rule, product, module) > 0
@@ -144,7 +143,7 @@ def read_sample_result(database: Database, at: int, rule: Rule) -> SampleResult 
 
 
 def _read_rollout(database: Database, at: int, rule: Rule) -> SampleResult:
-    if not isinstance(rule.condition, Newest):
+    if not isinstance(rule.condition, Newest | Released):
         return SampleResult()
     # The deciding module has the worst verdict, and the lowest share among those.
     row = database.execute(
@@ -160,5 +159,6 @@ def _read_rollout(database: Database, at: int, rule: Rule) -> SampleResult:
     interval = Interval(*limits)
     low, high = format_precise_share(interval.low), format_precise_share(interval.high)
     where = " in the module with the fewest" if modules > 1 else ""
-    text = f"{low} to {high} run the newest by the sample{where}, required: {rule.condition.text}"
+    what = "newest" if isinstance(rule.condition, Newest) else "released version"
+    text = f"{low} to {high} run the {what} by the sample{where}, required: {rule.condition.text}"
     return SampleResult(interval, text)

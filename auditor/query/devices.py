@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from auditor.config.settings import parse_percentage
+from auditor.config.validation import stored_rollouts
 from auditor.errors import UsageError
 from auditor.query.filters import (
     DeviceFilter,
@@ -16,12 +18,19 @@ from auditor.query.filters import (
     require_module,
     unknown_name,
 )
+from auditor.query.run_views import define_device_releases
 from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.query.version_order import define_version_order
 from auditor.runs.attributes import attribute_cells, attribute_columns, attribute_names, attribute_sql
 from auditor.runs.folder import find_run
-from auditor.runs.views import MISSING_DEVICE_MODULES, define_products, define_sealed_views, inventory_query
-from auditor.storage.database import Database, scalar, sql_identifier, temporary_database
+from auditor.runs.views import (
+    MISSING_DEVICE_MODULES,
+    define_products,
+    define_releases,
+    define_sealed_views,
+    inventory_query,
+)
+from auditor.storage.database import Database, scalar, sql_identifier, sql_literal, temporary_database
 from auditor.storage.tables import ResultTable, translate_read_errors
 
 _IDENTITY = ("account", "product_key", "device_name", "iot_id")
@@ -32,6 +41,9 @@ _OF_DEVICE = ("source", "audited_at", "device_status", "last_online_at", "attrib
 
 COLUMNS = (*_IDENTITY, "status", *_MODULE, "source", "audited_at", "product_name", "device_status", "last_online_at")
 """Columns of the rows besides attributes."""
+
+RELEASE_COLUMNS = ("released_version", "behind_by", "update_state", "task_status", "task_message")
+"""Further columns where the filter has ``update``; see the view ``device_releases``."""
 
 _ORDER = ", ".join((*_IDENTITY, "status", *_MODULE))
 
@@ -44,7 +56,8 @@ class FilteredDevices:
         table: a row for each device and module, by account and device. A device without modules has one row, unless
             the filter names a module. Columns: account, product_key, device_name, iot_id, status, module_name,
             module_version, source (queried, carried or unsampled), audited_at (when it was answered), product_name,
-            device_status and last_online_at (as the platform reported), and the attributes of the run's devices. If
+            device_status and last_online_at (as the platform reported), ``RELEASE_COLUMNS`` if the filter has
+            ``update``, and the attributes of the run's devices. If
             they are counted by some columns: those and devices, the most frequent first.
         short_table: the same rows without the attributes that no condition names.
         rows: number of rows, ignoring the limit.
@@ -93,17 +106,17 @@ def select_devices(
     with _open_filtered(folder, criteria) as filtered:
         database, run = filtered.database, filtered.run
         with reading():
-            names = attribute_names(database)
-            attributes = attribute_columns(names, COLUMNS)
+            names, own = attribute_names(database), _columns(criteria)
+            attributes = attribute_columns(names, own)
             if group_by:
                 query = _count_devices(database, criteria, names, group_by)
                 order, short = f"devices DESC, {_group_columns(group_by)}", "*"
             else:
-                query = f"SELECT {', '.join(COLUMNS)}{attribute_cells(names, COLUMNS)} FROM filtered"
-                order, short = _ORDER, _group_columns([*COLUMNS, *(attributes[name] for name in filtered.named)])
+                query = f"SELECT {', '.join(own)}{attribute_cells(names, own)} FROM filtered"
+                order, short = _ORDER, _group_columns([*own, *(attributes[name] for name in filtered.named)])
             rows = scalar(database, f"SELECT count(*) FROM {f'({query})' if group_by else 'filtered'}")
             if criteria.sort is not None:
-                columns = [*group_by, "devices"] if group_by else [*COLUMNS, *attributes.values()]
+                columns = [*group_by, "devices"] if group_by else [*own, *attributes.values()]
                 order = f"{parse_sort(database, criteria.sort, columns)}, {order}"
         limit = "" if criteria.limit is None else f" LIMIT {criteria.limit}"
         table, short_table = (
@@ -127,7 +140,7 @@ def select_inventory(
         database, run = filtered.database, filtered.run
         with reading():
             columns = ", ".join((*_IDENTITY[:2], *_MODULE))
-            columns += _group_cells(database, attribute_names(database), group_by)
+            columns += _group_cells(database, _columns(criteria), attribute_names(database), group_by)
             reported = f"SELECT {columns} FROM filtered WHERE module_name IS NOT NULL"
             divided = [column for column in group_by if column not in (*_IDENTITY[:2], *_MODULE)]
             query = inventory_query(f"({reported})", [sql_identifier(column) for column in divided])
@@ -142,7 +155,12 @@ def select_inventory(
         yield FilteredInventory(run, table, filtered.uncompared)
 
 
-def _group_cells(database: Database, names: Sequence[str], group_by: Sequence[str]) -> str:
+def _columns(criteria: DeviceFilter) -> tuple[str, ...]:
+    """Return the columns of the rows besides attributes."""
+    return COLUMNS if criteria.update is None else (*COLUMNS, *RELEASE_COLUMNS)
+
+
+def _group_cells(database: Database, own: Sequence[str], names: Sequence[str], group_by: Sequence[str]) -> str:
     """Return the SQL of the columns to group by that are attributes, each with a comma in front.
 
     Raises:
@@ -150,12 +168,12 @@ def _group_cells(database: Database, names: Sequence[str], group_by: Sequence[st
     """
     cells = []
     for name in group_by:
-        if name in names and name not in COLUMNS:
+        if name in names and name not in own:
             cells.append(f", {attribute_sql(name)} AS {sql_identifier(name)}")
-        elif name in COLUMNS:
+        elif name in own:
             cells.append(f", {name}" if name not in (*_IDENTITY[:2], *_MODULE) else "")
         else:
-            raise unknown_name(database, "group by", name, [*COLUMNS, *names])
+            raise unknown_name(database, "group by", name, [*own, *names])
     return "".join(cells)
 
 
@@ -165,7 +183,7 @@ def _group_columns(group_by: Sequence[str]) -> str:
 
 def _count_devices(database: Database, criteria: DeviceFilter, names: Sequence[str], group_by: Sequence[str]) -> str:
     """Return the SQL of the number of devices of each group."""
-    cells = _group_cells(database, names, group_by)
+    cells = _group_cells(database, _columns(criteria), names, group_by)
     identity = ", ".join(_IDENTITY)
     rows = f"SELECT {identity}, {', '.join(_MODULE)}{cells} FROM filtered"
     # A device has one row of a module.
@@ -198,8 +216,21 @@ def _open_filtered(folder: Path, criteria: DeviceFilter) -> Iterator[_Filtered]:
             if criteria.module is not None:
                 require_module(database, criteria.module)
             named = define_selected(database, criteria, run.manifest.started_at)
+            if criteria.update is not None:
+                _define_updates(database, run, work)
             uncompared = _define_filtered(database, criteria, work)
         yield _Filtered(database, run, named, uncompared)
+
+
+def _define_updates(database: Database, run: RunSnapshot, work: Path) -> None:
+    """Define ``device_releases``; raise UsageError if the run has no released firmware."""
+    define_releases(database, run.files or run.folder)
+    selected = parse_percentage(stored_rollouts(run.manifest.settings).selected)
+    define_device_releases(database, "device_releases", work, selected=selected)
+    if not scalar(database, "SELECT count(*) FROM released_versions WHERE released"):
+        raise UsageError(
+            f"{run.folder}: the run has no released firmware; set released = true in the settings (docs/released.md)"
+        )
 
 
 def _define_filtered(database: Database, criteria: DeviceFilter, work: Path) -> int:
@@ -259,10 +290,17 @@ def _define_eligible(database: Database, criteria: DeviceFilter) -> None:
         rows = f"""
           SELECT {names}, m.status, module_name, module_version, {", ".join(f"d.{name}" for name in _OF_DEVICE)}
           FROM ({MISSING_DEVICE_MODULES}) m JOIN selected d ON {same}"""
+    updates, update_columns = "", ""
+    if criteria.update is not None:
+        of_release = " AND ".join(f"r.{name} IS NOT DISTINCT FROM u.{name}" for name in (*_IDENTITY, *_MODULE))
+        state = "<> 'current'" if criteria.update == "behind" else f"= {sql_literal(criteria.update)}"
+        updates = f"JOIN (FROM device_releases WHERE update_state {state}) u ON {of_release}"
+        update_columns = "".join(f", u.{name}" for name in RELEASE_COLUMNS)
     database.execute(
         f"CREATE VIEW eligible AS SELECT {', '.join(f'r.{name}' for name in (*_IDENTITY, 'status', *_MODULE))}, "
-        f"r.source, r.audited_at, n.product_name, r.device_status, r.last_online_at, r.attributes "
-        f"FROM ({rows}) r LEFT JOIN product_names n ON r.account = n.account AND r.product_key = n.product_key, "
+        f"r.source, r.audited_at, n.product_name, r.device_status, r.last_online_at, r.attributes{update_columns} "
+        f"FROM ({rows}) r LEFT JOIN product_names n ON r.account = n.account AND r.product_key = n.product_key "
+        f"{updates}, "
         "criteria c WHERE (c.module_name IS NULL OR lower(r.module_name) = c.module_name) "
         "AND (c.module_version IS NULL OR r.module_version = c.module_version)"
     )

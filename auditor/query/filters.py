@@ -6,10 +6,10 @@ version that no device runs is an answer, so it is not checked.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from auditor.errors import RunFolderError, UsageError
-from auditor.models import DeviceState, Source
+from auditor.models import DeviceState, Source, UpdateState
 from auditor.runs.attributes import attribute_names, attribute_sql
 from auditor.runs.manifest import MANIFEST
 from auditor.storage.database import Database, scalar, sql_identifier, sql_literal, sql_literals
@@ -44,6 +44,7 @@ class DeviceFilter:
         name: its device_name or iot_id.
         limit: maximum number of rows.
         sort: column by which rows are ordered; descending with ``-`` in front.
+        update: state of the module's update to the released version; ``behind``: any state but ``current``.
         missing: return modules that the product defines and the device never reported, instead of reported ones.
     """
 
@@ -62,15 +63,23 @@ class DeviceFilter:
     name: str | None = None
     limit: int | None = None
     sort: str | None = None
+    update: UpdateState | Literal["behind"] | None = None
     missing: bool = False
 
     def __post_init__(self) -> None:
         """Refuse conditions without a meaning; raise UsageError."""
         if self.module is None and (self.below is not None or self.above is not None):
             raise UsageError("below and above need a module: versions are ordered within one module")
-        for name, value, values in (("status", self.status, DeviceState), ("source", self.source, Source)):
-            if value is not None and value not in get_args(values):
-                raise UsageError(f"{name}: {value!r} is not one of {', '.join(get_args(values))}")
+        named = (
+            ("status", self.status, get_args(DeviceState)),
+            ("source", self.source, get_args(Source)),
+            ("update", self.update, (*get_args(UpdateState), "behind")),
+        )
+        for name, value, values in named:
+            if value is not None and value not in values:
+                raise UsageError(f"{name}: {value!r} is not one of {', '.join(values)}")
+        if self.missing and self.update is not None:
+            raise UsageError("a missing module has no update: leave out update")
         if self.missing and not self.version is self.below is self.above is None:
             raise UsageError("a missing module has no version: leave out version, below and above")
         if self.limit is not None and self.limit < 1:
@@ -82,7 +91,7 @@ class DeviceFilter:
     @property
     def names_versions(self) -> bool:
         """Whether it selects modules, so that a device without one does not match."""
-        return self.module is not None or self.version is not None
+        return self.module is not None or self.version is not None or self.update is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,7 @@ class _StoredItem(msgspec.Struct):
     device_name: str | None = None
     iot_id: str | None = None
     created: int | None = None
+    status: str | None = None
 
 
 class _StoredPage(msgspec.Struct):
@@ -164,7 +165,10 @@ class ListJournal:
         return self._readings.setdefault(list_id, ListReading(list_id))
 
     def read_items(self, list_id: ListId) -> Iterator[tuple[str, int | None]]:
-        """Yield the ids of the firmware or jobs in a list, and when they were created, in ms since 1970."""
+        """Yield the ids of the firmware or jobs in a list, and when they were created, in ms since 1970.
+
+        A job that is in progress has no such time: its tasks change, however old it is.
+        """
         yield from self._items.get(list_id, {}).items()
 
     @property
@@ -204,7 +208,8 @@ class ListJournal:
         reading.add_page(page.keys or keys, page.total)
         if name != "tasks":
             found = self._items.setdefault(reading.list_id, {})
-            found.update({key: item.created for key, item in zip(keys, page.items, strict=True)})
+            for key, item in zip(keys, page.items, strict=True):
+                found[key] = None if name == "jobs" and item.status == "IN_PROGRESS" else item.created
 
 
 def _item_key(name: ListName, item: _StoredItem) -> str:

@@ -44,9 +44,9 @@ _PARSERS: dict[ListName, Callable[[ApiResponse, str], ListPage[Any]]] = {
 class ListReader:
     """Reads the remaining pages of the lists of one account.
 
-    ``oldest_job`` is the earliest creation of a job whose tasks are read, in milliseconds since 1970, and ``patience``
-    how many seconds one page may take. The end of reading may be requested by ``stop``. ``count_page`` is called after
-    each page.
+    ``oldest_job`` is the earliest creation of an ended job whose tasks are read, in milliseconds since 1970, and
+    ``patience`` how many seconds one page may take. The end of reading may be requested by ``stop``. ``count_page`` is
+    called after each page.
 
     Attributes:
         problems: why lists are incomplete, a sentence each.
@@ -69,7 +69,7 @@ class ListReader:
         self._abandoned: set[str] = set()
 
     async def read(self, product_keys: Iterable[str]) -> None:
-        """Read the firmware of products, its jobs, and the tasks of the jobs that are not too old.
+        """Read the firmware of products, its jobs, and the tasks of the jobs that are in progress or not too old.
 
         Raises:
             RunNotWritableError: the journal cannot be written.
@@ -89,7 +89,7 @@ class ListReader:
             self.problems.append(error.sentence)
 
     def _recent_jobs(self, jobs: Iterable[ListId]) -> Iterator[str]:
-        """Yield the ids of jobs whose tasks are read: those of an unknown age, too."""
+        """Yield the ids of jobs whose tasks are read: also those in progress, and those of an unknown age."""
         for list_id in jobs:
             for job_id, created in self._journal.read_items(list_id):
                 if created is None or created >= self._oldest_job:

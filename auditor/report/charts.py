@@ -139,7 +139,7 @@ def draw_ages(
             ends.append((100 * (1 - (upper[-1] + lower[-1]) / 2), labels[area]))
         lower = upper
     shapes += [f'<path class="grid" d="M0 {y}H100"/>' for y in (25, 50, 75)]
-    shapes += [f'<path class="mark" d="M{_number(_across(at, count, 100))} 0V100"/>' for at in marked]
+    shapes += [f'<path class="mark" d="M{_number(min(99.7, _across(at, count, 100)))} 0V100"/>' for at in marked]
     plot = _svg("plot", 100, 100, shapes)
     axis = _labels("axis", "end", [(y, f"{100 - y}%") for y in (0, 25, 50, 75, 100)])
     return Markup('<div class="chart">{}{}{}{}</div>').format(

@@ -18,8 +18,6 @@ MAX_DETAILED, MAX_VERSIONS, MAX_UNKNOWN = 400, 6, 50
 _MAX_LENGTH = 400
 """Characters of a text that are read."""
 
-_ORDER = ("rolled_back", "stalled", "moving", "not_started", "unknown", "done")
-
 
 def read_rollout_section(
     database: duckdb.DuckDBPyConnection, earlier: EarlierRuns, previous: str | None, work: Path
@@ -40,10 +38,10 @@ def read_rollout_section(
         ).fetchall()
     }
     found = earlier.rollouts or _read_without_states(database, len(runs))
-    by_number = {number: each for each in found.rollouts if (number := numbers.get(_key(each))) is not None}
+    by_number = {number: each for each in found.by_urgency if (number := numbers.get(_key(each))) is not None}
     targets = {number: each.target for number, each in by_number.items() if each.target is not None}
     define_version_ages(database, targets, len(runs) - 1, work)
-    shown = sorted(by_number, key=lambda number: _rank(by_number[number]))
+    shown = list(by_number)
     versions = _read_versions(database, shown[:MAX_DETAILED], len(runs), work)
     counts = dict(database.execute("SELECT module, versions FROM modules_in_use").fetchall()) if shown else {}
     before = next((at for at, run in enumerate(runs[:-1]) if run.run == previous), None)
@@ -119,12 +117,6 @@ def _done_by_run(rollouts: Iterable[Rollout], runs: int, done: float) -> tuple[f
 
 def _key(rollout: Rollout) -> tuple[str, str | None, str]:
     return rollout.account, rollout.product_key, rollout.module_name.lower()
-
-
-def _rank(rollout: Rollout) -> tuple[int, int, str, str, str]:
-    """Return the place of a rollout: what needs attention first, then those with the most devices behind."""
-    names = (rollout.account, rollout.product_key or "", rollout.module_name)
-    return _ORDER.index(rollout.state), -rollout.behind, *names
 
 
 def _change(database: duckdb.DuckDBPyConnection, previous: int, last: int) -> float | None:

@@ -219,6 +219,13 @@ def released_versions_query(counts: str, selected: float, leading: str = "") -> 
   LEFT JOIN reporting USING ({module})"""
 
 
+LAST_TASK_STATE = """CASE arg_max(task_status, (coalesce(created_at, TIMESTAMP '1970-01-01'),
+    coalesce(modified_at, TIMESTAMP '1970-01-01'), job_id))
+  WHEN 'CANCELED' THEN 'never_offered' WHEN 'FAILED' THEN 'failed' WHEN 'SUCCEEDED' THEN 'reverted'
+  ELSE 'offered' END"""
+"""SQL of the state of an update by the last of the tasks of a device that is behind the version of these tasks."""
+
+
 def device_releases_query(leading: str = "") -> str:
     """Return the SQL of each module of a device beside what was released for it, and its last update.
 
@@ -242,20 +249,21 @@ def device_releases_query(leading: str = "") -> str:
     FROM tasks QUALIFY row_number() OVER (
       PARTITION BY {product}, device_name, module_key
       ORDER BY created_at DESC NULLS LAST, modified_at DESC NULLS LAST, job_id) = 1
+  ), release_tasks AS (
+    SELECT {module}, device_name, version AS released_version, {LAST_TASK_STATE} AS state
+    FROM (SELECT *, lower(module_name) AS module_key FROM tasks)
+    SEMI JOIN (FROM newest) USING ({module}) GROUP BY {module}, device_name, version
   ), reported AS (
     SELECT *, lower(module_name) AS module_key, module_version AS version FROM modules
   )
   SELECT {leading}account, product_key, device_name, iot_id, module_name, module_version, released_version,
     released_at, CASE WHEN released_version IS NOT NULL THEN behind_by END AS behind_by,
     task_version, task_status, task_message, task_modified_at,
-    CASE WHEN released_version IS NULL THEN NULL
-      WHEN on_target THEN 'current'
-      WHEN task_version IS DISTINCT FROM released_version OR task_status = 'CANCELED' THEN 'never_offered'
-      WHEN task_status = 'FAILED' THEN 'failed'
-      WHEN task_status = 'SUCCEEDED' THEN 'reverted'
-      ELSE 'offered' END AS update_state
+    CASE WHEN released_version IS NULL THEN NULL WHEN on_target THEN 'current'
+      ELSE coalesce(state, 'never_offered') END AS update_state
   FROM reported LEFT JOIN newest USING ({module}) LEFT JOIN behind USING ({module}, version)
-  LEFT JOIN release_marks USING ({module}, version) LEFT JOIN last_tasks USING ({product}, device_name, module_key)"""
+  LEFT JOIN release_marks USING ({module}, version) LEFT JOIN last_tasks USING ({product}, device_name, module_key)
+  LEFT JOIN release_tasks USING ({product}, device_name, module_key, released_version)"""
 
 
 DEVICES_PER_PARTITION = 50_000

@@ -13,6 +13,7 @@ from auditor.errors import RunFolderError, RunNotWritableError, SettingsError
 from auditor.policy.device_rules import evaluate_version_rules
 from auditor.policy.loader import load_policy
 from auditor.policy.model import Policy
+from auditor.policy.released import define_released_versions
 from auditor.policy.scope import VIOLATED, define_module_versions, define_scopes
 from auditor.runs.estimates import MODULE_VERSIONS
 from auditor.runs.folder import DEVICES, MODULES
@@ -140,7 +141,8 @@ def violating_versions(folder: Path, policy: Policy, now: datetime) -> list[tupl
     with temporary_database("policy") as (database, work), translate_read_errors(folder):
         define_module_versions(database, folder / DEVICES, folder / MODULES)
         define_scopes(database, policy.rules, now)
-        evaluate_version_rules(database, policy.rules, work)
+        define_released_versions(database, policy.rules, folder, read_manifest(folder))
+        evaluate_version_rules(database, policy.rules, now, work)
         return database.execute(
             "SELECT DISTINCT account, product_key, module_name, module_version "
             "FROM version_verdicts JOIN module_versions USING (module_version_id) JOIN products USING (product) "

@@ -19,7 +19,7 @@ MAX_POINTS = 10
 MAX_ERROR, MAX_RELATIVE_ERROR = 0.005, 0.06
 """Root mean square error up to which a fit holds: points/100, or a fraction of the growth, whichever is larger."""
 
-MAX_AHEAD = 3
+MAX_AHEAD = 5
 """How many times as long as the shares cover a projection may reach."""
 
 _MIN_REMAINING = 1e-4
@@ -43,12 +43,22 @@ class Projection:
 
 
 def project(days: Sequence[float], shares: Sequence[float], goal: float) -> Projection:
-    """Return in how many days, rounded up, a share reaches ``goal``; ``days`` are ascending, with a share each."""
-    days, shares = days[-MAX_POINTS:], shares[-MAX_POINTS:]
+    """Return in how many days, rounded up, a share reaches ``goal``; ``days`` are ascending, with a share each.
+
+    As many of the newest shares are fitted as one course fits, so that an earlier change of course does not matter.
+    """
     if len(days) < MIN_POINTS:
         return Projection(None, "few_runs")
     if shares[-1] >= goal:
         return Projection(0)
+    for points in range(min(len(days), MAX_POINTS), MIN_POINTS - 1, -1):
+        found = _project(days[-points:], shares[-points:], goal)
+        if found.problem != "irregular":
+            return found
+    return Projection(None, "irregular")
+
+
+def _project(days: Sequence[float], shares: Sequence[float], goal: float) -> Projection:
     growth = shares[-1] - shares[0]
     if growth <= 0:
         return Projection(None, "irregular")

@@ -20,7 +20,17 @@ from auditor.config.loader import (
     load_settings,
     parse_settings,
 )
-from auditor.config.settings import Account, FleetSource, SecretSource, Settings, SharedQuotaSettings, count_allowed
+from auditor.config.serialization import settings_to_dict
+from auditor.config.settings import (
+    Account,
+    FleetSource,
+    RolloutSettings,
+    SecretSource,
+    Settings,
+    SharedQuotaSettings,
+    count_allowed,
+)
+from auditor.config.validation import stored_rollouts
 from auditor.errors import SettingsError, UsageError
 from auditor.models import Secret
 
@@ -280,6 +290,31 @@ def test_a_count_out_of_range_or_of_another_type_is_refused(key: str, value: obj
 def test_invalid_settings_of_releases_are_refused(table: dict[str, Any]) -> None:
     (key,) = table
     assert refused({**table, "account": [account()]}).startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"done": "95"}, "done: '95' is not a percentage above 0%; give one such as \"95%\""),
+        ({"moving": "0%"}, "moving: '0%' is not a percentage"),
+        ({"stalled_after": "3"}, "stalled_after: '3' has no unit"),
+        ({"started": "96%"}, "started: is more than done"),
+        ({"answered": 90}, 'answered: give a percentage such as "90%"'),
+        ({"stuck": "1%"}, "stuck is not a setting"),
+    ],
+)
+def test_invalid_thresholds_of_rollouts_are_refused(table: dict[str, Any], words: str) -> None:
+    assert words in refused({"rollouts": table, "account": [account()]})
+
+
+def test_thresholds_of_rollouts_are_stored_with_a_run() -> None:
+    table = {"rollouts": {"done": "99%", "stalled_after": "12h"}, "account": [account()]}
+    read = parse_settings(table)
+    assert (read.rollouts.done, read.rollouts.moving) == ("99%", "0.8%")
+    stored = settings_to_dict(read)
+    assert stored_rollouts(stored) == read.rollouts == parse_settings(stored).rollouts
+    for odd in (None, {}, {"rollouts": 1}, {"rollouts": {"done": "x"}}, {"rollouts": {"odd": "1%"}}):
+        assert stored_rollouts(odd) == RolloutSettings()
 
 
 @pytest.mark.parametrize("key", ["timeout", "connect_timeout", "give_up_after"])

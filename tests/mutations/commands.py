@@ -16,7 +16,7 @@ QUERIES = (
 
 _FILTERS: tuple[Arguments, ...] = (
     (), ("--module", "ble"), ("--module", "ble", "--below", "2.0"), ("--module", "ble", "--above", "0.1"), ("--status", "ok"), ("--status", "pending"),
-    ("--source", "carried"), ("--source", "unsampled"), ("--missing",), ("--limit", "3"), ("--name", "x"), ("--version", "1.0.0"),
+    ("--source", "carried"), ("--source", "unsampled"), ("--missing",), ("--update", "behind"), ("--limit", "3"), ("--name", "x"), ("--version", "1.0.0"),
 )  # fmt: skip
 
 
@@ -66,7 +66,14 @@ def _diff(runs: Runs) -> Arguments:
 
 def _history(runs: Runs) -> Arguments:
     flags = runs.random.choice(
-        ((), ("--module", "ble"), ("--limit", "1"), ("--name", "nightly"), ("--group-by", "device_status"))
+        (
+            (),
+            ("--module", "ble"),
+            ("--limit", "1"),
+            ("--name", "nightly"),
+            ("--group-by", "device_status"),
+            ("--rollouts",),
+        )
     )
     return ("history", str(runs.audits), *flags, *runs.output())
 

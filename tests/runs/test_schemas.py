@@ -29,7 +29,20 @@ from tests.runs.run_folders import (
 )
 
 KINDS = ["run", "device", "failure", "inventory", "product"]
-DOCUMENTS = [*KINDS, "plan", "diff", "changes", "runs", "timeline", "policy", "history", "webhook", "settings", "rules"]
+DOCUMENTS = [
+    *KINDS,
+    "plan",
+    "diff",
+    "changes",
+    "runs",
+    "timeline",
+    "policy",
+    "history",
+    "rollouts",
+    "webhook",
+    "settings",
+    "rules",
+]
 OPTIONAL: dict[str, set[str]] = {
     "inventory": {"warnings", "modules_missing", "carried", "oldest_answer_at", "unsampled", "sample", "low", "high"},
     "device": {"reason"},

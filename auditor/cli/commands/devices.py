@@ -1,6 +1,6 @@
 """Commands that read the devices of a run: inventory and devices."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -17,7 +17,7 @@ from auditor.cli.options import (
     split_names,
 )
 from auditor.cli.output import FormatOption, emit, print_rows, print_warnings, read_from, resolve_format, table_zone
-from auditor.models import DeviceState, Source
+from auditor.models import DeviceState, Source, UpdateState
 from auditor.text.formatting import safe
 
 
@@ -68,6 +68,7 @@ def devices(
     status: Annotated[DeviceState | None, Parameter(group=FILTERS)] = None,
     source: Annotated[Source | None, Parameter(group=FILTERS)] = None,
     name: Annotated[str | None, Parameter(group=FILTERS)] = None,
+    update: Annotated[UpdateState | Literal["behind"] | None, Parameter(group=FILTERS)] = None,
     missing: Annotated[bool, Parameter(negative=(), show_default=False, group=FILTERS)] = False,
     group_by: GroupBy = None,
     local_time: LocalTime = False,
@@ -88,13 +89,16 @@ def devices(
         Where the result comes from: this run, an earlier run, or nowhere, as the device was not sampled.
     name:
         The device's device_name or iot_id.
+    update:
+        State of the module's update to the released version. Behind are all but current: the update failed, is offered
+        to the device, was reverted, or was never offered. Lists the release and the task, too.
     missing:
         List the modules that the product defines and the device never reported, instead of the reported ones.
     """
     from auditor.query.devices import select_devices
 
     resolved = resolve_format(format, out)
-    criteria = build_filter(filters, status=status, source=source, name=name, missing=missing)
+    criteria = build_filter(filters, status=status, source=source, name=name, update=update, missing=missing)
     with select_devices(read_from(run), criteria, group_by=split_names(group_by)) as selected:
         print_warnings(selected.run.warnings)
         zone = table_zone(selected.run.manifest, local_time=local_time)

@@ -73,7 +73,7 @@ def sql(
 
     The views are fleet, devices, modules, device_modules, inventory, products, missing_modules, firmware, jobs, tasks
     and device_releases; auditor sql RUN "DESCRIBE devices" lists columns. With --runs they are runs, changes, fleet,
-    devices, modules, inventory, firmware, jobs and tasks, with the columns run and started_at. version_below(a, b) and
+    devices, modules, inventory, firmware, jobs, tasks and device_releases, with the column run. version_below(a, b) and
     version_above(a, b) compare versions, and version_rank(product_key, module_name, module_version) numbers them.
     The query is one SELECT in DuckDB's dialect. It cannot read other files, use the network or change settings. It
     has 1 GB of memory, 4 GB of temporary files, and an output of 10 GB. A table shows at most 1,000 rows.
@@ -334,6 +334,7 @@ def history(
     filters: DeviceOptions = None,
     group_by: GroupBy = None,
     limit: Annotated[int | None, Parameter(group=FILTERS)] = None,
+    rollouts: Flag = False,
     local_time: LocalTime = False,
     format: FormatOption = None,  # noqa: A002  the flag's name
     out: OutputPath = None,
@@ -351,20 +352,32 @@ def history(
     name:
         Name of the runs; default: the newest run's.
     limit:
-        Show the newest INT runs; default 30 in a table, all in other formats.
+        Show the newest INT runs; default 30 in a table and with --rollouts, all in other formats.
+    rollouts:
+        List the rollouts instead: for each product's module the target version, its share and change a day, the state,
+        and the devices behind.
     """
     from auditor.analysis.history import read_history
-    from auditor.cli.render_history import print_history
+    from auditor.analysis.rollouts import MAX_RUNS, rollout_table, rollouts_of
+    from auditor.cli.render_history import print_history, print_rollouts
     from auditor.runs.manifest import read_manifest
 
     resolved = resolve_format(format, out)
     newest = limit if limit is not None or resolved != "table" else HISTORY_TABLE_RUNS
     criteria, groups = build_filter(filters), split_names(group_by)
+    if rollouts:
+        if groups:
+            raise UsageError("--rollouts is about products and modules: leave out --group-by")
+        newest = MAX_RUNS if limit is None else limit
     with read_history(directory, name=name, criteria=criteria, group_by=groups, limit=newest) as found:
         print_warnings(found.warnings)
         zone = table_zone(read_manifest(found.runs[-1].folder), local_time=local_time)
-        show = (lambda: print_rows(found.table, brief=True)) if groups else (lambda: print_history(found, zone))
-        emit(resolved, out, show=show, write=found.table.write)
+        if rollouts:
+            current = rollouts_of(found)
+            emit(resolved, out, show=lambda: print_rollouts(current), write=rollout_table(found, current).write)
+        else:
+            show = (lambda: print_rows(found.table, brief=True)) if groups else (lambda: print_history(found, zone))
+            emit(resolved, out, show=show, write=found.table.write)
         if newest != limit and len(found.runs) == newest:
             print_error(f"note: the newest {newest} runs; --limit shows more")
     return 0
