@@ -14,7 +14,7 @@ LICENCES := MIT;Apache;BSD;ISC;Python Software Foundation;PSF;Mozilla Public Lic
 
 TEST_PROCESSES ?= $(shell n=$$(( $$(nproc 2>/dev/null || echo 2) + 1 )); echo $$(( n < 4 ? n : 4 )))
 
-.PHONY: demo test check format help-texts schemas fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
+.PHONY: demo test check format help-texts schemas pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
@@ -40,6 +40,9 @@ help-texts: .venv/.tests-installed  ## write what --help prints into the documen
 
 schemas: .venv/.tests-installed  ## write the JSON Schemas that the types describe
 	$(BIN)/python docs/schemas.py
+
+pictures: .venv/.tests-installed  ## write the pictures of the documents, from the demonstration's data in headless Chromium
+	$(BIN)/python docs/pictures.py
 
 fuzz: .venv/.fuzz-installed  ## fuzz every reader, guided by coverage, FUZZ_SECONDS each
 	$(BIN)/python -m tests.fuzz.long $(FUZZ_SECONDS)

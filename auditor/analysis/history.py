@@ -173,9 +173,9 @@ def _find_runs(
     """Return the runs of one name, the newest first, and the errors of unreadable runs."""
     if until is not None:
         catalog = RunCatalog(directory, missing_ok=True)
-        last = until.manifest.started_at, until.folder.name
+        last = until.manifest.started_at  # the directory may have a copy of the run, which began at the same time
         named = [run for run in catalog.named(until.manifest.name) if run.ended and catalog.is_possible(run)]
-        return [until, *(run for run in named if (run.manifest.started_at, run.folder.name) < last)], catalog.unreadable
+        return [until, *(run for run in named if run.manifest.started_at < last)], catalog.unreadable
     if (directory / MANIFEST).is_file():
         raise RunFolderError(f"{directory}: is one run; give the directory that contains it")
     catalog = RunCatalog(directory)

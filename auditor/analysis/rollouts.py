@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 
 from auditor.analysis.history import History, read_history
 from auditor.analysis.rollout_states import (
+    DEFAULT_THRESHOLDS,
     ROLLOUT_STATES,
     RolloutState,
     RolloutThresholds,
@@ -126,12 +127,14 @@ class Rollouts:
         by_state: all of them by state.
         started_at: starts of the runs that were read, the oldest first.
         run: name of the folder of the run whose numbers they are; None: no run has any.
+        thresholds: those that decided the states.
     """
 
     rollouts: tuple[Rollout, ...]
     by_state: Mapping[RolloutState, StateCount]
     started_at: tuple[str, ...] = ()
     run: str | None = None
+    thresholds: RolloutThresholds = DEFAULT_THRESHOLDS
 
     @property
     def by_urgency(self) -> list[Rollout]:
@@ -204,7 +207,7 @@ def rollouts_of(
         define_update_counts(database, None if history.selects_devices else counting[-1])
         largest = heapq.nlargest(limit, read(), key=lambda each: each.devices)
     by_state = {state: StateCount(*(counts[state, place] for place in range(3))) for state in ROLLOUT_STATES}
-    return Rollouts(tuple(largest), by_state, started_at, run.folder.name)
+    return Rollouts(tuple(largest), by_state, started_at, run.folder.name, thresholds)
 
 
 def _numbers(rollout: Rollout) -> StateCount:

@@ -23,7 +23,7 @@ _NEXT_STEP = "give the settings with --settings"
 
 _SUFFIXES = {"html": (".html", ".htm"), "excel": (".xlsx",), "metrics": (".prom",)}
 
-_REQUIRED_PACKAGES = {"html": ("jinja2", "altair", "vl_convert"), "excel": ("xlsxwriter",)}
+_REQUIRED_PACKAGES = {"html": ("jinja2",), "excel": ("xlsxwriter",)}
 """Packages of the extra ``report``, by setting."""
 
 

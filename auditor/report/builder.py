@@ -11,25 +11,31 @@ import duckdb
 
 from auditor.errors import AuditorError, RunNotWritableError
 from auditor.policy.model import Policy
+from auditor.query.filters import define_product_names
 from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.report.changes import read_changes
-from auditor.report.coverage import read_coverage, read_problems, run_labels
-from auditor.report.groups import read_groups
-from auditor.report.history import read_history_section
+from auditor.report.coverage import read_coverage, read_groups, read_problems, run_labels
 from auditor.report.model import (
     CoverageSection,
     GroupSection,
-    HistorySection,
     PolicySection,
     ProblemSection,
     Report,
+    RolloutSection,
     VersionSection,
 )
 from auditor.report.policy import read_policy
-from auditor.report.versions import read_versions
+from auditor.report.rollouts import read_rollout_section
+from auditor.report.versions import (
+    EarlierRuns,
+    define_earlier_rows,
+    read_earlier_runs,
+    read_versions,
+    reported_run,
+)
 from auditor.runs.estimates import define_estimates
 from auditor.runs.folder import RunCatalog, find_run
-from auditor.runs.views import define_sealed_views
+from auditor.runs.views import define_sealed_views, products_query
 from auditor.storage.database import LARGE_MEMORY, READING_MEMORY, READING_THREADS, error_reason, open_database
 from auditor.storage.files import private_folder
 from auditor.storage.tables import translate_read_errors
@@ -41,7 +47,7 @@ class _RunSections(NamedTuple):
     coverage: CoverageSection
     problems: ProblemSection
     versions: VersionSection
-    history: HistorySection | None
+    rollouts: RolloutSection
     previous: Path | None
     groups: GroupSection | None
 
@@ -91,18 +97,20 @@ def build_report(
     unsampled = snapshot.sources.unsampled
     return Report(
         folder=folder.name,
+        directory=folder.parent.name,
         manifest=snapshot.manifest,
         labels=run_labels(snapshot.manifest.state, snapshot.counts, tampered=snapshot.tampered, unsampled=unsampled),
         warnings=snapshot.warnings,
         coverage=sections.coverage,
         versions=sections.versions,
-        history=sections.history,
+        rollouts=sections.rollouts,
         changes=changes,
         policy=policy_section,
         problems=sections.problems,
         unreadable=tuple(_without_directories(each, folder.parent, directory) for each in unreadable),
         written_at=written_at,
         groups=sections.groups,
+        rules=None if policy is None else Path(policy.source).name,
     )
 
 
@@ -129,19 +137,22 @@ def _read_sections(
 ) -> _RunSections:
     with open_database(work / "spill", memory, READING_THREADS) as database:
         define_sealed_views(database, run.devices.parent)
+        database.execute(f"CREATE TABLE products AS {products_query(run.files or run.folder)}")
+        define_product_names(database)
         sample = define_estimates(database, run.files or run.folder)
         coverage = read_coverage(database, run, sample)
         problems = read_problems(database, run.manifest)
         versions = read_versions(database, work)
         groups = read_groups(database, group_by) if group_by else None
-        history = previous = None
+        earlier, previous = EarlierRuns((reported_run(run),)), None
         with _collect_errors(unreadable):
             catalog = RunCatalog(directory)
             unreadable.extend(f"run skipped: {error}" for error in catalog.unreadable)
             previous = _find_previous(catalog, run)
-            if previous is not None:
-                history = read_history_section(database, run, versions.modules, catalog, work)
-        return _RunSections(coverage, problems, versions, history, previous, groups)
+            earlier = read_earlier_runs(database, run, directory, work)
+        define_earlier_rows(database)
+        rollouts = read_rollout_section(database, earlier, None if previous is None else previous.name, work)
+        return _RunSections(coverage, problems, versions, rollouts, previous, groups)
 
 
 def _find_previous(catalog: RunCatalog, run: RunSnapshot) -> Path | None:

@@ -33,6 +33,7 @@ def read_changes(run: RunSnapshot, previous: Path) -> ChangeSection:
         old = drift.old
         labels = run_labels(old.manifest.state, old.counts, tampered=old.tampered, unsampled=old.sources.unsampled)
         return ChangeSection(
+            run=old.folder.name,
             started_at=old.manifest.started_at,
             label=", ".join(labels) or None,
             counts=drift.counts,

@@ -1,15 +1,19 @@
-"""Coverage of a run and its problems, for the report: queries over the view ``devices``."""
+"""Coverage of a run, its problems, and its devices by attributes, for the report: queries over the view ``devices``."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 import duckdb
 
+from auditor.analysis.device_groups import GROUPED_MODULES, define_device_groups, group_values
 from auditor.query.freshness import read_ages
 from auditor.query.snapshot import RunSnapshot
 from auditor.report.model import (
     AccountEffort,
     CoverageSection,
+    DeviceGroup,
     FailureGroup,
+    GroupSection,
     ProblemSection,
     ProductCoverage,
     RequestEffort,
@@ -19,7 +23,7 @@ from auditor.runs.manifest import SUCCESSFUL_STATES, DeviceCounts, Manifest
 from auditor.stats.stratified import StratifiedCounts
 from auditor.storage.database import scalar
 
-MAX_PRODUCTS, MAX_FAILURES, MAX_ACCOUNTS, MAX_EFFORTS = 8, 8, 12, 5
+MAX_PRODUCTS, MAX_FAILURES, MAX_ACCOUNTS, MAX_EFFORTS, MAX_GROUPS = 8, 8, 12, 5, 30
 """Rows of the page's tables."""
 
 _MAX_LENGTH = 400
@@ -58,7 +62,7 @@ def read_coverage(
     Defines the table ``product_states``.
 
     Args:
-        database: with the view ``devices``.
+        database: with the view ``devices`` and the table ``product_names``.
         run: the run.
         sample: counts of the sample, if the run is one.
     """
@@ -68,14 +72,14 @@ def read_coverage(
         "FROM devices GROUP BY account, product_key"
     )
     rows = database.execute(
-        f"SELECT left(account, {_MAX_LENGTH}), left(product_key, {_MAX_LENGTH}), {', '.join(_STATES)}, unsampled "
-        "FROM product_states WHERE unanswered > 0 "
-        "ORDER BY unanswered / sampled DESC, (not_found + empty) / sampled DESC, devices DESC, "
+        f"SELECT left(account, {_MAX_LENGTH}), left(product_key, {_MAX_LENGTH}), left(product_name, {_MAX_LENGTH}), "
+        f"{', '.join(_STATES)}, unsampled FROM product_states LEFT JOIN product_names USING (account, product_key) "
+        "WHERE unanswered > 0 ORDER BY unanswered / sampled DESC, (not_found + empty) / sampled DESC, devices DESC, "
         f"account, product_key LIMIT {MAX_PRODUCTS}"
     ).fetchall()
     return CoverageSection(
         counts=run.counts,
-        products=tuple(ProductCoverage(row[0], row[1], DeviceCounts(*row[2:-1]), row[-1]) for row in rows),
+        products=tuple(ProductCoverage(row[0], row[1], row[2], DeviceCounts(*row[3:-1]), row[-1]) for row in rows),
         product_count=scalar(database, "SELECT count(*) FROM product_states"),
         incomplete_products=scalar(database, "SELECT count(*) FROM product_states WHERE unanswered > 0"),
         ages=read_ages(database, run.manifest.started_at),
@@ -88,7 +92,7 @@ def read_problems(database: duckdb.DuckDBPyConnection, manifest: Manifest) -> Pr
     """Read failures by code, effort by account, and the products with the most attempts per device.
 
     Args:
-        database: with the view ``devices``.
+        database: with the view ``devices`` and the table ``product_names``.
         manifest: the run's manifest, for the accounts' quotas.
     """
     failed = "FROM devices WHERE status = 'failed'"
@@ -104,16 +108,53 @@ def read_problems(database: duckdb.DuckDBPyConnection, manifest: Manifest) -> Pr
         "count(*) FILTER (status NOT IN ('failed', 'pending')), coalesce(sum(attempts), 0)::BIGINT FROM devices "
         f"GROUP BY name ORDER BY number DESC, name LIMIT {MAX_ACCOUNTS}"
     ).fetchall()
+    reasons = database.execute(
+        f"SELECT left(account, {_MAX_LENGTH}) AS name, left(coalesce(code, ''), {_MAX_LENGTH}) AS kind, "
+        f"min(left(coalesce(message, ''), {_MAX_LENGTH})) {failed} GROUP BY name, kind "
+        "QUALIFY row_number() OVER (PARTITION BY name ORDER BY count(*) DESC, kind) = 1"
+    ).fetchall()
+    failure_of = {name: (code, message) for name, code, message in reasons}
     efforts = database.execute(
         f"SELECT left(account, {_MAX_LENGTH}) AS name, left(product_key, {_MAX_LENGTH}) AS product, "
-        "count(*) AS number, sum(attempts)::BIGINT AS total FROM devices WHERE attempts > 0 "
+        f"any_value(left(product_name, {_MAX_LENGTH})), count(*) AS number, sum(attempts)::BIGINT AS total "
+        "FROM devices LEFT JOIN product_names USING (account, product_key) WHERE attempts > 0 "
         "GROUP BY name, product HAVING total > number "
         f"ORDER BY total / number DESC, number DESC, name, product LIMIT {MAX_EFFORTS}"
     ).fetchall()
     return ProblemSection(
         failures=tuple(FailureGroup(*row) for row in failures),
         failure_count=scalar(database, f"SELECT count(DISTINCT left(coalesce(code, ''), {_MAX_LENGTH})) {failed}"),
-        accounts=tuple(AccountEffort(row[0], quotas.get(row[0]), *row[1:]) for row in accounts),
+        accounts=tuple(
+            AccountEffort(row[0], quotas.get(row[0]), *row[1:], *failure_of.get(row[0], ())) for row in accounts
+        ),
         account_count=scalar(database, f"SELECT count(DISTINCT left(account, {_MAX_LENGTH})) FROM devices"),
         products=tuple(RequestEffort(*row) for row in efforts),
     )
+
+
+def read_groups(database: duckdb.DuckDBPyConnection, names: Sequence[str]) -> GroupSection:
+    """Read the devices by attributes of these names.
+
+    Args:
+        database: with the views ``devices`` and ``modules``, and the table ``versions``; see ``read_versions``.
+        names: names of attributes.
+    """
+    combined = define_device_groups(database, names, MAX_GROUPS)
+    values = [*group_values(database, names, _MAX_LENGTH), (None,) * len(names)]
+    rows = database.execute(_GROUPS).fetchall()
+    groups = [DeviceGroup(values[number], *counts) for number, *counts in rows]
+    return GroupSection(tuple(names), tuple(groups[:MAX_GROUPS]), combined, groups[-1] if combined else None)
+
+
+_GROUPS = f"""
+  SELECT number, devices, failed, on_newest FROM (
+    SELECT number, count(*) AS devices, count(*) FILTER (status = 'failed') AS failed FROM grouped_devices
+    GROUP BY number
+  ) LEFT JOIN (
+    SELECT number, coalesce(sum(m.devices) FILTER (version_order = 'newest'), 0) / sum(m.devices) AS on_newest FROM (
+      SELECT number, account, product_key, lower(module_name) AS module_key, module_version, count(*) AS devices
+      FROM ({GROUPED_MODULES}) GROUP BY ALL
+    ) m JOIN versions v ON m.account = v.account AND m.product_key IS NOT DISTINCT FROM v.product_key
+      AND m.module_key = lower(v.module_name) AND m.module_version = v.module_version
+    WHERE version_order <> 'unordered' GROUP BY number
+  ) USING (number) ORDER BY number"""

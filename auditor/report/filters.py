@@ -51,3 +51,14 @@ def format_age(since: datetime, now: datetime) -> str:
     """Format the age of something, such as ``3 h old``."""
     seconds = (now - since).total_seconds()
     return "dated in the future" if seconds < 0 else f"{format_rough_duration(seconds)} old"
+
+
+def format_signed(value: float, digits: int = 1) -> str:
+    """Format a number with its sign and thousands separators."""
+    return f"{value:+,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def format_points(change: float) -> str:
+    """Format the change of a share in percentage points, such as ``+0.7 points``; empty if it rounds to zero."""
+    text = format_signed(100 * change)
+    return "" if text[1:] == "0.0" else f"{text} {'point' if text[1:] == '1.0' else 'points'}"

@@ -1,12 +1,14 @@
 """The contents of a report as plain values; each count is the result of a query over the run's files."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from auditor.analysis.drift import DriftCounts
+from auditor.analysis.rollout_states import RolloutState, RolloutThresholds
+from auditor.analysis.rollouts import Rollout, StateCount
 from auditor.analysis.sample_drift import ShareCounts
 from auditor.models import RunWarning
 from auditor.policy.results import RuleResult
@@ -19,9 +21,6 @@ from auditor.runs.manifest import DeviceCounts, Manifest
 VersionOrder = Literal["newest", "older", "unordered"]
 """Order of a version in its module; ``unordered``: no rule decides which version is the newest."""
 
-COMPLETE_ROLLOUT = 0.95
-"""Fraction of a module's devices on the newest version from which its rollout counts as complete."""
-
 
 @dataclass(frozen=True, slots=True)
 class ProductCoverage:
@@ -29,6 +28,7 @@ class ProductCoverage:
 
     account: str
     product_key: str | None
+    product_name: str | None
     counts: DeviceCounts
     unsampled: int = 0
 
@@ -93,44 +93,10 @@ class CoverageSection:
 
 @dataclass(frozen=True, slots=True)
 class VersionShare(VersionCount):
-    """A version of a product's module, and its order among the versions of the module."""
+    """A version of a product's module, its order among the versions of the module, and the product's name."""
 
     order: VersionOrder = "unordered"
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleShares:
-    """A product's module and the versions that its devices run.
-
-    Attributes:
-        account: the account of the product.
-        product_key: the product; None if the platform did not report it.
-        module_name: the module.
-        devices: number of devices that report the module.
-        version_count: number of versions in use.
-        versions: the most frequent versions.
-        newest: the version that is newer than all others in use; None if no rule decides.
-        on_newest: fraction of the devices that run it; None if it is unknown.
-    """
-
-    account: str
-    product_key: str | None
-    module_name: str
-    devices: int
-    version_count: int
-    versions: tuple[VersionShare, ...]
-    newest: str | None
-    on_newest: float | None
-
-    @property
-    def other_versions(self) -> int:
-        """Number of versions that are not among ``versions``."""
-        return self.version_count - len(self.versions)
-
-    @property
-    def other_devices(self) -> int:
-        """Number of devices that run one of these."""
-        return self.devices - sum(version.devices for version in self.versions)
+    product_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +104,13 @@ class VersionSection:
     """Versions in use.
 
     Attributes:
-        modules: the modules with the most devices.
         module_count: number of modules; a module of two products counts twice.
-        complete_rollouts: modules with at least ``COMPLETE_ROLLOUT`` of their devices on the newest version.
         unordered_modules: modules whose newest version is unknown.
         rows: the rows of the inventory with the most devices.
         row_count: number of all rows.
     """
 
-    modules: tuple[ModuleShares, ...]
     module_count: int
-    complete_rollouts: int
     unordered_modules: int
     rows: tuple[VersionShare, ...]
     row_count: int
@@ -156,37 +118,125 @@ class VersionSection:
 
 @dataclass(frozen=True, slots=True)
 class PastRun:
-    """A run in the history: its folder's name, its start, and what limits its numbers, None if nothing does."""
+    """A run of the report, the reported one included.
+
+    Attributes:
+        run: name of its folder.
+        started_at: its start.
+        label: what limits its numbers; None: nothing does.
+        devices: devices by state.
+        unsampled: devices outside its sample.
+        changes: numbers of changes since the run before, by change; None: they were not recorded.
+    """
 
     run: str
     started_at: str
     label: str | None
+    devices: DeviceCounts
+    unsampled: int = 0
+    changes: Mapping[str, int] | None = None
+
+    @property
+    def answered(self) -> float | None:
+        """Fraction of the devices to query that has a conclusive answer; None if there was none to query."""
+        return _answered_fraction(self.devices, self.unsampled)
 
 
 @dataclass(frozen=True, slots=True)
-class ModuleAdoption:
-    """Shares of a module's versions over time.
+class ModuleVersions:
+    """A module's versions over the runs, those with the most devices.
 
     Attributes:
-        module: the module in the reported run.
-        versions: the versions with a share of their own, the newest first if it is known. A last one that is None
-            means all others.
-        shares: for each run, the fraction of the devices that runs each of ``versions``; None if the run has no
-            device with the module.
+        version: the version; None: all others together.
+        age: its place among ``AGES``; -1: newer than the target. None: those of several versions.
+        devices: its devices by run; None: the run has no device with the module.
     """
 
-    module: ModuleShares
-    versions: tuple[str | None, ...]
-    shares: tuple[tuple[float, ...] | None, ...]
+    version: str | None
+    age: int | None
+    devices: tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class HistorySection:
-    """The runs up to the reported one, the oldest first, and the largest modules in them."""
+class RolloutDetail:
+    """The rollout of a module, and the module's versions over the runs.
+
+    Attributes:
+        rollout: its state.
+        versions: its main versions, the newest first; empty: they do not fit into the page.
+        version_count: number of versions in use.
+    """
+
+    rollout: Rollout
+    versions: tuple[ModuleVersions, ...]
+    version_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownModule:
+    """A module of an earlier run that no device reports in this one, because devices of its product have no answer."""
+
+    account: str
+    product_key: str | None
+    product_name: str | None
+    module_name: str
+    devices: int
+    run: str
+
+
+AGES = ("on target", "one version behind", "two versions behind", "older", "no known order")
+"""Ages of a version: its place before the target of its module. Versions newer than the target are on target."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSection:
+    """The rollouts, and the fleet by age of its firmware.
+
+    Attributes:
+        runs: the runs, the oldest first; the last one is the reported run.
+        rollouts: the rollouts with the most devices, those that need attention first.
+        by_state: all of them by state.
+        on_target, devices: devices on their module's target, summed over modules; and all devices of these modules.
+        change: change of ``on_target / devices`` since the previous run, of the modules in both; None: unknown.
+        done_by_run: for each run the number of rollouts whose share was ``done``; None: it is unknown.
+        ages: for each run the numbers of devices by ``AGES``, summed over modules; None: the run has no versions.
+        thresholds: those that decided the states.
+        unknown: modules that are unknown because devices have no answer.
+        unknown_by_account: number of all of these by account.
+        warnings: warnings about the runs.
+    """
 
     runs: tuple[PastRun, ...]
-    modules: tuple[ModuleAdoption, ...]
-    warnings: tuple[RunWarning, ...]
+    rollouts: tuple[RolloutDetail, ...]
+    by_state: Mapping[RolloutState, StateCount]
+    on_target: int
+    devices: int
+    change: float | None
+    done_by_run: tuple[float | None, ...]
+    ages: tuple[tuple[int, ...] | None, ...]
+    thresholds: RolloutThresholds
+    unknown: tuple[UnknownModule, ...] = ()
+    unknown_by_account: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[RunWarning, ...] = ()
+
+    @property
+    def share(self) -> float | None:
+        """Fraction of the devices on their module's target; None without any."""
+        return self.on_target / self.devices if self.devices else None
+
+    @property
+    def active(self) -> int:
+        """Rollouts that are neither done, nor not started, nor unknown."""
+        return sum(self.count(state) for state in ("moving", "stalled", "rolled_back"))
+
+    @property
+    def unknown_count(self) -> int:
+        """Number of all unknown modules."""
+        return sum(self.unknown_by_account.values())
+
+    def count(self, state: RolloutState) -> int:
+        """Return the number of rollouts in a state."""
+        return self.by_state[state].rollouts if state in self.by_state else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +257,8 @@ class ChangeSection:
     """Changes since an earlier run.
 
     Attributes:
-        started_at: start of the earlier run.
+        run: folder name of the earlier run.
+        started_at: its start.
         label: what limits its numbers; None if nothing does.
         counts: changes in devices and modules.
         modules: the rows of ``Drift.modules`` with the most changes.
@@ -216,6 +267,7 @@ class ChangeSection:
         shares: changes of shares; None unless one of the runs is a sample.
     """
 
+    run: str
     started_at: str
     label: str | None
     counts: DriftCounts
@@ -233,6 +285,7 @@ class PolicySection:
         results: a result for each rule, violated rules first.
         omitted: number of rules that are not among ``results``.
         violated: number of violated rules.
+        verdicts: number of rules by verdict, and of violated ones by severity.
         examples: some violations: rule, where, and why.
         warnings: warnings about the policy.
         problem: why the policy could not be evaluated; None if it was.
@@ -241,6 +294,7 @@ class PolicySection:
     results: tuple[RuleResult, ...] = ()
     omitted: int = 0
     violated: int = 0
+    verdicts: Mapping[str, int] = field(default_factory=dict)
     examples: tuple[tuple[str, str, str], ...] = ()
     warnings: tuple[RunWarning, ...] = ()
     problem: str | None = None
@@ -292,13 +346,22 @@ class FailureGroup:
 
 @dataclass(frozen=True, slots=True)
 class AccountEffort:
-    """Devices and attempts of an account; ``quota`` is its configured calls a second, None without one."""
+    """Devices and attempts of an account.
+
+    Attributes:
+        quota: its configured calls a second; None: none.
+        devices, answered: devices to query, and those with a conclusive answer.
+        attempts: requests for them.
+        code, message: the most frequent failure of its devices; empty: none failed.
+    """
 
     name: str
     quota: float | None
     devices: int
     answered: int
     attempts: int
+    code: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +370,7 @@ class RequestEffort:
 
     account: str
     product_key: str | None
+    product_name: str | None
     devices: int
     attempts: int
 
@@ -328,14 +392,16 @@ class Report:
 
     Attributes:
         folder: name of the run folder.
+        directory: name of the directory that contains it.
         manifest: its ``run.json``.
         labels: what limits the numbers in a word each, such as ``partial`` and ``tampered``.
         warnings: why the numbers do not cover the whole fleet, or are not reliable.
         coverage: the devices that the numbers cover.
         versions: versions in use.
-        history: earlier runs; None if the directory has none.
+        rollouts: the rollouts, the runs, and the fleet by age of its firmware.
         changes: changes since the previous run; None if there is none.
         policy: results of the policy; None without one.
+        rules: name of the policy's file; None without one.
         problems: slow or failing parts of the audit.
         unreadable: earlier runs that could not be read, a sentence each.
         written_at: when the report was written.
@@ -343,18 +409,20 @@ class Report:
     """
 
     folder: str
+    directory: str
     manifest: Manifest
     labels: tuple[str, ...]
     warnings: tuple[RunWarning, ...]
     coverage: CoverageSection
     versions: VersionSection
-    history: HistorySection | None
+    rollouts: RolloutSection
     changes: ChangeSection | None
     policy: PolicySection | None
     problems: ProblemSection
     unreadable: tuple[str, ...]
     written_at: datetime
     groups: GroupSection | None = None
+    rules: str | None = None
 
     @property
     def caveats(self) -> tuple[str, ...]:

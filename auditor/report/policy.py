@@ -1,5 +1,6 @@
 """Results of a policy, for the report: a result for each rule, and some violations."""
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import islice
@@ -8,6 +9,7 @@ from typing import get_args
 
 from auditor.policy.evaluate import evaluate_policy
 from auditor.policy.model import Policy, Severity
+from auditor.policy.results import RuleResult
 from auditor.report.model import PolicySection
 from auditor.storage.tables import ResultTable
 
@@ -41,9 +43,14 @@ def read_policy(run: Path, policy: Policy, now: datetime) -> PolicySection:
             results=tuple(results[:MAX_RULES]),
             omitted=max(0, len(results) - MAX_RULES),
             violated=sum(result.verdict == "violated" for result in results),
+            verdicts=Counter(_key(result) for result in results),
             examples=tuple(examples[:MAX_EXAMPLES]),
             warnings=tuple(warning for warning in report.warnings if warning not in report.run.warnings),
         )
+
+
+def _key(result: RuleResult) -> str:
+    return result.rule.severity if result.verdict == "violated" else result.verdict
 
 
 def _violations(table: ResultTable) -> Iterator[dict[str, object]]:

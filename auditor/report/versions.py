@@ -1,30 +1,49 @@
-"""Versions in use, for the report: each module's versions, the newest of them, and the inventory's largest rows."""
+"""Versions in use, for the report: the newest of each module, and all of them by run and by age.
 
+No rule orders a version with more than ``MAX_LENGTH`` characters, so not more of a text is read.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cmp_to_key, partial
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 
 import duckdb
 
+from auditor.analysis.history import RunSummary, read_history, summarize_warnings
+from auditor.analysis.rollouts import Rollouts, rollouts_of
+from auditor.models import RunWarning
+from auditor.query.snapshot import RunSnapshot
 from auditor.query.version_order import define_newest_versions
-from auditor.query.versions import MAX_LENGTH
-from auditor.report.model import COMPLETE_ROLLOUT, ModuleShares, VersionSection, VersionShare
-from auditor.storage.database import scalar
+from auditor.query.versions import MAX_LENGTH, VersionOrder
+from auditor.report.coverage import run_labels
+from auditor.report.model import AGES, PastRun, VersionSection, VersionShare
+from auditor.runs.folder import StoredRun
+from auditor.storage.database import load_rows, result_rows, scalar, sql_read_path
 
-MAX_MODULES, MAX_VERSIONS, MAX_ROWS = 12, 8, 3_000
-"""Modules with a chart, versions in a chart, and rows of the table."""
+MAX_ROWS = 3_000
+"""Rows of the table."""
 
-_MAX_LENGTH = MAX_LENGTH
-"""Characters of a text that are read; no rule orders longer versions."""
+MAX_RUNS = 30
+"""Runs of a report, the reported one included."""
+
+MAX_ORDERED = 30_000
+"""Versions that are ordered, those of the modules with the most devices: each takes 40 microseconds."""
+
+NEWER, ON_TARGET, OLDER, UNORDERED = -1, 0, 3, 4
+"""Ages, as places in ``AGES``; 1 and 2 are one and two versions behind the target, and -1 is newer than it."""
 
 
 def read_versions(database: duckdb.DuckDBPyConnection, work: Path) -> VersionSection:
-    """Define the tables ``versions`` and ``largest``, and read the report's part of them.
+    """Define the tables ``versions`` and ``modules_in_use``, and read the report's part of them.
 
     ``versions`` is the inventory with ``line`` (the row's number), ``module`` (the number of its account, product and
-    module name), and ``version_order`` (newest, older or unordered). ``largest`` has ``module`` and ``rank`` of the
-    modules with a chart.
+    module name), and ``version_order`` (newest, older or unordered). ``modules_in_use`` has a row for each module.
 
     Args:
-        database: with the view ``inventory``.
+        database: with the view ``inventory`` and the table ``product_names``.
         work: a folder for intermediate files.
 
     Raises:
@@ -37,22 +56,19 @@ def read_versions(database: duckdb.DuckDBPyConnection, work: Path) -> VersionSec
     )
     _define_versions(database, work)
     database.execute(
-        "CREATE TABLE modules_in_use AS SELECT module, sum(devices)::BIGINT AS devices, count(*) AS versions, "
-        "sum(devices) FILTER (version_order = 'newest') / sum(devices) AS on_newest, min(line) AS first_line "
-        "FROM versions GROUP BY module"
+        "CREATE TABLE modules_in_use AS SELECT module, any_value(account) AS account, any_value(product_key) AS "
+        "product_key, any_value(lower(module_name)) AS module_key, sum(devices)::BIGINT AS devices, "
+        "count(*) AS versions, bool_or(version_order = 'newest') AS ordered FROM versions GROUP BY module"
     )
-    database.execute(
-        "CREATE TABLE largest AS SELECT module, row_number() OVER (ORDER BY devices DESC, versions DESC, module) AS "
-        f"rank FROM modules_in_use ORDER BY rank LIMIT {MAX_MODULES}"
-    )
-    rows = database.execute(f"SELECT {_ROW} FROM versions ORDER BY devices DESC, line LIMIT {MAX_ROWS}").fetchall()
+    rows = database.execute(
+        f"SELECT {_texts('v.account', 'v.product_key', 'module_name', 'module_version')}, devices, share, low, high, "
+        f"version_order, {_texts('product_name')} "
+        f"FROM (FROM versions ORDER BY devices DESC, line LIMIT {MAX_ROWS}) v LEFT JOIN product_names n "
+        "ON v.account = n.account AND v.product_key = n.product_key ORDER BY devices DESC, line"
+    ).fetchall()
     return VersionSection(
-        modules=_read_modules(database),
         module_count=scalar(database, "SELECT count(*) FROM modules_in_use"),
-        complete_rollouts=scalar(
-            database, f"SELECT count(*) FROM modules_in_use WHERE on_newest >= {COMPLETE_ROLLOUT}"
-        ),
-        unordered_modules=scalar(database, "SELECT count(*) FROM modules_in_use WHERE on_newest IS NULL"),
+        unordered_modules=scalar(database, "SELECT count(*) FROM modules_in_use WHERE NOT ordered"),
         rows=tuple(VersionShare(*row) for row in rows),
         row_count=scalar(database, "SELECT count(*) FROM versions"),
     )
@@ -62,8 +78,8 @@ def _define_versions(database: duckdb.DuckDBPyConnection, work: Path) -> None:
     """Define ``versions``: the rows of ``numbered``, and how each compares to its module's newest version."""
     # No rule orders longer versions; the line keeps them apart.
     text = (
-        f"CASE WHEN length(module_version) <= {_MAX_LENGTH} THEN module_version "
-        f"ELSE left(module_version, {_MAX_LENGTH}) || '…' || line END"
+        f"CASE WHEN length(module_version) <= {MAX_LENGTH} THEN module_version "
+        f"ELSE left(module_version, {MAX_LENGTH}) || '…' || line END"
     )
     define_newest_versions(
         database, f"SELECT module AS group_id, line AS version, {text} AS module_version FROM numbered", work
@@ -80,34 +96,167 @@ def _define_versions(database: duckdb.DuckDBPyConnection, work: Path) -> None:
     database.execute("DROP TABLE numbered")
 
 
-def _read_modules(database: duckdb.DuckDBPyConnection) -> tuple[ModuleShares, ...]:
-    modules = database.execute(
-        f"SELECT module, {_texts('account', 'product_key', 'module_name')}, m.devices, m.versions, m.on_newest "
-        "FROM largest JOIN modules_in_use m USING (module) JOIN versions v USING (module) "
-        "WHERE v.line = m.first_line ORDER BY rank"
-    ).fetchall()
-    versions: dict[int, list[VersionShare]] = {}
-    for module, *row in database.execute(
-        f"SELECT module, {_ROW} FROM versions SEMI JOIN largest USING (module) QUALIFY row_number() OVER "
-        f"(PARTITION BY module ORDER BY version_order = 'newest' DESC, line) <= {MAX_VERSIONS} ORDER BY line"
-    ).fetchall():
-        versions.setdefault(module, []).append(VersionShare(*row))
-    newest: dict[int, str] = dict(
-        database.execute(
-            f"SELECT v.module, {_texts('v.module_version')} FROM versions v SEMI JOIN largest USING (module) "
-            "WHERE version_order = 'newest' "
-            "QUALIFY row_number() OVER (PARTITION BY v.module ORDER BY v.line) = 1"
-        ).fetchall()
-    )
-    return tuple(
-        ModuleShares(account, product, name, devices, count, tuple(versions[module]), newest.get(module), on_newest)
-        for module, account, product, name, devices, count, on_newest in modules
-    )
-
-
 def _texts(*columns: str) -> str:
-    return ", ".join(f"left({column}, {_MAX_LENGTH + 1})" for column in columns)
+    return ", ".join(f"left({column}, {MAX_LENGTH + 1})" for column in columns)
 
 
-_ROW = f"{_texts('account', 'product_key', 'module_name', 'module_version')}, devices, share, low, high, version_order"
-"""Columns of a ``VersionShare``."""
+@dataclass(frozen=True, slots=True)
+class EarlierRuns:
+    """The runs of a report, the oldest first and the reported one last, their rollouts, and warnings about them."""
+
+    runs: tuple[PastRun, ...]
+    rollouts: Rollouts | None = None
+    warnings: tuple[RunWarning, ...] = ()
+
+
+def read_earlier_runs(
+    database: duckdb.DuckDBPyConnection, run: RunSnapshot, directory: Path, work: Path
+) -> EarlierRuns:
+    """Read the earlier runs of the same name and the rollouts of the reported run.
+
+    Defines ``earlier_rows``: the inventories of these runs, each with the ``number`` of its run.
+
+    Args:
+        database: the database for the table.
+        run: the reported run, in whichever directory it is.
+        directory: the directory with the earlier runs.
+        work: a folder for intermediate files.
+
+    Raises:
+        RunFolderError: the directory cannot be read.
+    """
+    rows = work / "history.parquet"
+    with read_history(directory, limit=MAX_RUNS, until=StoredRun(run.manifest, run.folder)) as history:
+        history.table.write(rows, "parquet")
+        rollouts = rollouts_of(history) if history.runs[-1].sealed else None
+        earlier, stored = history.runs[:-1], history.stored[:-1]
+    runs = tuple(map(_past_run, earlier, stored))
+    database.execute("CREATE TABLE earlier_runs AS SELECT unnest($1) AS number, unnest($2) AS started_at",
+                     [list(range(len(runs))), [each.started_at for each in runs]])  # fmt: skip
+    database.execute(
+        "CREATE TABLE earlier_rows AS SELECT number, account, product_key, module_name, module_version, devices "
+        f"FROM read_parquet({sql_read_path(rows)}) JOIN earlier_runs USING (started_at)"
+    )
+    return EarlierRuns((*runs, reported_run(run)), rollouts, tuple(summarize_warnings(earlier, "earlier runs")))
+
+
+def _past_run(run: RunSummary, stored: StoredRun) -> PastRun:
+    labels = run_labels(run.state, run.devices, tampered=run.tampered, unsampled=run.unsampled)
+    label = ", ".join(labels) or None
+    return PastRun(run.folder.name, run.started_at, label, run.devices, run.unsampled, _changes(stored))
+
+
+def reported_run(run: RunSnapshot) -> PastRun:
+    """Return the reported run as the last one of the runs, with the counts of the report."""
+    manifest, unsampled = run.manifest, run.sources.unsampled
+    labels = run_labels(manifest.state, run.counts, tampered=run.tampered, unsampled=unsampled)
+    return PastRun(run.folder.name, manifest.started_at, ", ".join(labels) or None, run.counts, unsampled,
+                   _changes(StoredRun(manifest, run.folder)))  # fmt: skip
+
+
+def define_earlier_rows(database: duckdb.DuckDBPyConnection) -> None:
+    """Define ``earlier_rows`` without rows, for a report without earlier runs."""
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS earlier_rows (number BIGINT, account VARCHAR, product_key VARCHAR, "
+        "module_name VARCHAR, module_version VARCHAR, devices BIGINT)"
+    )
+
+
+def define_version_ages(database: duckdb.DuckDBPyConnection, targets: Mapping[int, str], last: int, work: Path) -> None:
+    """Define ``version_rows``: the devices of each version by run, with the version's age and its place in the order.
+
+    Its columns are run, module (as in ``versions``), module_version, devices, age (a place in ``AGES``, or -1) and
+    place (the newest first).
+
+    Args:
+        database: with the tables ``versions``, ``modules_in_use`` and ``earlier_rows``.
+        targets: the target of each module that has one, by its number.
+        last: number of the reported run, which comes after those of ``earlier_rows``.
+        work: a folder for intermediate files.
+    """
+    database.execute(
+        f"""
+      CREATE TABLE counted_versions AS
+      SELECT run, module, CASE WHEN length(text) > {MAX_LENGTH} THEN left(text, {MAX_LENGTH}) || '…' ELSE text END
+        AS module_version, sum(devices)::BIGINT AS devices
+      FROM (
+        SELECT number AS run, module, module_version AS text, e.devices FROM earlier_rows e JOIN modules_in_use m
+          ON e.account = m.account AND e.product_key IS NOT DISTINCT FROM m.product_key
+          AND lower(e.module_name) = m.module_key
+        UNION ALL SELECT $1, module, module_version, devices FROM versions
+      ) GROUP BY ALL""",
+        [last],
+    )
+    database.execute(
+        "CREATE TABLE numbered_versions AS SELECT row_number() OVER (ORDER BY m.devices DESC, module, module_version) "
+        "AS number, module, module_version FROM (SELECT DISTINCT module, module_version FROM counted_versions) "
+        "JOIN modules_in_use m USING (module)"
+    )
+    columns = "{'number': 'BIGINT', 'age': 'BIGINT', 'place': 'BIGINT'}"
+    rows = result_rows(database.cursor().execute("FROM numbered_versions ORDER BY number"))
+    load_rows(database, "version_ages", columns, work / "version_ages", _age_lines(rows, targets))
+    database.execute(
+        "CREATE TABLE version_rows AS SELECT run, module, module_version, devices, age, place FROM counted_versions "
+        "JOIN numbered_versions USING (module, module_version) JOIN version_ages USING (number)"
+    )
+    database.execute("DROP TABLE counted_versions; DROP TABLE numbered_versions; DROP TABLE version_ages")
+
+
+def _age_lines(rows: Iterator[tuple[int, int, str]], targets: Mapping[int, str]) -> Iterator[str]:
+    """Yield a line with number, age and place of each version; the versions of a module follow each other."""
+    ordered = 0
+    for module, group in groupby(rows, key=itemgetter(1)):
+        versions = {text: number for number, _, text in group}
+        ordered += len(versions)
+        target = targets.get(module)
+        if target is None or ordered > MAX_ORDERED:
+            ages = {text: ON_TARGET if text == target else UNORDERED if target is None else OLDER for text in versions}
+            places = dict.fromkeys(versions, 0)
+        else:
+            ages = place_versions(list(versions), target)
+            places = {text: place for place, text in enumerate(ages)}
+        for text, number in versions.items():
+            yield f"{number} {ages[text]} {places[text]}\n"
+
+
+def place_versions(versions: Sequence[str], target: str) -> dict[str, int]:
+    """Return the age of each version, a place in ``AGES``, the newest version first.
+
+    If two older versions cannot be compared, all of them are older, as it is unknown how many versions are between.
+    """
+    order = VersionOrder([*versions, target])
+    parts: dict[str, list[str]] = {"newer": [], "same": [], "older": [], "unordered": []}
+    for text in versions:
+        parts["same" if text == target else order.compare(text, target)].append(text)
+    older = _sort(order, parts["older"])
+    ages = dict.fromkeys(_sort(order, parts["newer"]), NEWER) | dict.fromkeys(parts["same"], ON_TARGET)
+    steps = [order.compare(one, other) for one, other in pairwise(older)]
+    age = 1
+    for text, step in zip(older, ["same", *steps], strict=False):
+        age += step != "same"
+        ages[text] = OLDER if "unordered" in steps or "older" in steps else min(age, OLDER)
+    return ages | dict.fromkeys(parts["unordered"], UNORDERED)
+
+
+def _sort(order: VersionOrder, versions: list[str]) -> list[str]:
+    """Sort versions, the newest first. They are nearly in order before, so that few of them are compared."""
+    by_numbers = sorted(versions, key=lambda text: [(len(part), part) for part in text.split(".")], reverse=True)
+    return sorted(by_numbers, key=cmp_to_key(partial(_compare, order)))
+
+
+def _compare(order: VersionOrder, one: str, other: str) -> int:
+    return {"newer": -1, "older": 1}.get(order.compare(one, other), 0)
+
+
+def count_ages(database: duckdb.DuckDBPyConnection, runs: int) -> tuple[tuple[int, ...] | None, ...]:
+    """Return for each run the numbers of devices by age, from ``version_rows``; None: the run has no versions."""
+    found: dict[int, list[int]] = {}
+    query = "SELECT run, greatest(age, 0) AS age, sum(devices)::BIGINT FROM version_rows GROUP BY ALL"
+    for run, age, devices in database.execute(query).fetchall():
+        found.setdefault(run, [0] * len(AGES))[age] = devices
+    return tuple(tuple(found[run]) if run in found else None for run in range(runs))
+
+
+def _changes(run: StoredRun) -> Mapping[str, int] | None:
+    changes = run.manifest.changes
+    return None if changes is None else changes.counts

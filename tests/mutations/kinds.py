@@ -78,20 +78,6 @@ HIDDEN = (
 """Working files of an audit in a run folder, and files of hooks."""
 
 
-CHARTS_OF = 10
-"""One report of so many has its charts: the renderer takes seconds to start."""
-
-
-def without_charts() -> frozenset[int]:
-    """Replace the renderer of charts by one that renders nothing, and do not validate what it would render."""
-    import altair as alt
-    import vl_convert
-
-    alt.utils.schemapi.DEBUG_MODE = False
-    vl_convert.vegalite_to_svg = lambda *_, **__: "<svg></svg>"
-    return frozenset()
-
-
 def _sources(kind: str, number: int) -> tuple[Random, Random]:
     """Return a source of random numbers for the mutation, and one for the command."""
     return Random(f"{kind} {number}"), Random(f"{kind} {number} command")
@@ -116,8 +102,7 @@ def run_folders(material: Material, number: int) -> Case:
     name = command_random.choice(sorted(commands))
     detected = name == "verify" and manifest.state != "running" and is_changed and not what.startswith(MANIFEST)
     changed, refused = () if is_reading else (audits,), frozenset({0} if detected else ())
-    start = without_charts if name == "report" and number % CHARTS_OF else None
-    return Case(what, commands[name](runs), changed, refused, frozenset({material.port}), start=start)
+    return Case(what, commands[name](runs), changed, refused, frozenset({material.port}))
 
 
 def _mutate_run(folder: Path, outside: Path, random: Random) -> str:
@@ -194,8 +179,7 @@ def settings(material: Material, number: int) -> Case:
         lambda: replace_entry(path, material.sandbox.outside, random) if entry else mutate_file(path, random)
     )
     arguments = settings_commands(folder, command_random, path.name)
-    start = without_charts if number % CHARTS_OF else None
-    return Case(what, arguments, (folder,), ports=frozenset({material.port}), refuse_quietly=True, start=start)
+    return Case(what, arguments, (folder,), ports=frozenset({material.port}), refuse_quietly=True)
 
 
 def rules(material: Material, number: int) -> Case:
@@ -212,7 +196,7 @@ def rules(material: Material, number: int) -> Case:
     arguments = READING[name](Runs(material.sandbox.folder, newest, earlier[0], command_random))
     if name == "metrics":
         arguments += ("--rules", str(path))
-    return Case(what, arguments, start=without_charts if name == "report" and number % CHARTS_OF else None)
+    return Case(what, arguments)
 
 
 def answers(material: Material, number: int) -> Case:

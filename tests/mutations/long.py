@@ -28,9 +28,7 @@ RUN_FOLDERS = 10_000
 """Mutations of run folders, unless the command line says otherwise."""
 
 LIBRARIES = (
-    "altair",
     "jinja2",
-    "vl_convert",
     "xlsxwriter",
     "redis.asyncio",
     "uvloop",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from auditor.runs.attributes import ATTRIBUTES, ATTRIBUTES_TYPE
 from auditor.runs.folder import DEVICES, FLEET, MODULES
 from auditor.runs.manifest import AccountInfo, FleetInfo, Manifest, file_info, write_manifest
 from auditor.storage.database import sql_literal
@@ -24,13 +25,16 @@ def build_wide_run(folder: Path, products: int, modules: int, versions: int, *, 
     state = f"CASE WHEN i % {versions} = 0 AND {versions} > 1 THEN 'failed' ELSE 'ok' END"
     outcome = (
         f"1 AS attempts, CASE WHEN {state} = 'failed' THEN $1 || 'Timeout' END AS code, $1 || 'no answer' AS message, "
-        "TIMESTAMP '2026-11-22 02:00:00' AS audited_at, 'queried' AS source"
+        f"TIMESTAMP '2026-11-22 02:00:00' AS audited_at, 'queried' AS source, NULL::{ATTRIBUTES_TYPE} AS {ATTRIBUTES}"
     )
     with connect() as database:
         reported = f"SELECT {identity}, $1 || 'm' || m AS module_name, $1 || '1.' || (i % {versions}) AS module_version"
         for query, name in (
             (f"SELECT i AS ordinal, {identity} {numbers}", FLEET),
-            (f"SELECT i AS ordinal, {identity}, {state} AS status, {modules} AS modules, {outcome} {numbers}", DEVICES),
+            (
+                f"SELECT i AS ordinal, {identity}, {state} AS status, {modules} AS modules, {outcome} {numbers}",
+                DEVICES,
+            ),
             (f"{reported} {numbers}, range({modules}) q(m) WHERE {state} = 'ok'", MODULES),
         ):
             database.execute(f"COPY ({query}) TO {sql_literal(folder / name)} (FORMAT parquet)", [prefix])

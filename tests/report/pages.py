@@ -4,6 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
+
+import orjson
+
+from auditor.report.filters import format_percent
 
 VOID = {"meta", "link", "input", "br", "img"}
 
@@ -16,7 +21,19 @@ class ParsedPage:
     rows: list[list[str]] = field(default_factory=list)
     tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
     text: str = ""
+    island: dict[str, Any] = field(default_factory=dict)
     unclosed: list[str] = field(default_factory=list)
+
+
+def shows(text: str, value: str) -> bool:
+    """Return whether a text shows a value: the number itself, a share of it in percent, or a sign for zero."""
+    if "." in value:
+        return text == format_percent(float(value))
+    return (
+        text.replace(",", "").startswith(value)
+        or (value == "0" and text in {"·", "no error", "0%"})
+        or (value == "1" and text == "100%")
+    )
 
 
 class _Reader(HTMLParser):
@@ -26,6 +43,7 @@ class _Reader(HTMLParser):
         self._open: list[str] = []
         self._figure: str | None = None
         self._figure_text = ""
+        self._figure_tag = ("", 0)
         self._in_rows = False
 
     def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
@@ -34,8 +52,11 @@ class _Reader(HTMLParser):
         if tag not in VOID:
             self._open.append(tag)
         if "data-figure" in attributes:
+            self._figure_tag = tag, len(self._open) - 1
             self._figure, self._figure_text = str(attributes["data-figure"]), ""
-            self.page.figures[self._figure] = str(attributes["data-value"])
+            value = str(attributes["data-value"])
+            # A number that the page has twice is the same number.
+            assert self.page.figures.setdefault(self._figure, value) == value, self._figure
         if tag == "table":
             self._in_rows = attributes.get("id") == "rows"
         if self._in_rows and tag == "tr":
@@ -45,13 +66,14 @@ class _Reader(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag, f"</{tag}> closes nothing at {self.getpos()}"
-        if self._figure is not None and tag in {"span", "td"}:
-            # The text equals the data attribute.
-            assert self._figure_text.replace(",", "").startswith(self.page.figures[self._figure]) or tag == "td"
+        if self._figure is not None and self._figure_tag == (tag, len(self._open)):
+            assert shows(self._figure_text, self.page.figures[self._figure]), (self._figure, self._figure_text)
             self._figure = None
 
     def handle_data(self, data: str) -> None:
         if self._open and self._open[-1] in {"script", "style"}:
+            if data.startswith('{"runs"'):
+                self.page.island = orjson.loads(data)
             return
         self.page.text += data
         if self._figure is not None:

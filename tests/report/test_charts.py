@@ -1,110 +1,145 @@
 """Charts: plain shapes in the page's colors, without scripts, links or styles."""
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from auditor.report.charts import adoption_colors, draw_adoption, draw_states, draw_versions
-from auditor.report.model import HistorySection, ModuleAdoption, ModuleShares, PastRun, VersionShare, count_by_state
+from auditor.report.charts import (
+    AGE_COLORS,
+    COLORS,
+    color_classes,
+    draw_ages,
+    draw_bar,
+    draw_share,
+    draw_sparkline,
+    state_segments,
+)
+from auditor.report.model import AGES, count_by_state
 from auditor.runs.manifest import DeviceCounts
 from tests.report.fleets import EVIL
 
-ALLOWED_ATTRIBUTES = {"class", "d", "transform", "text-anchor", "font-size", "font-weight", "opacity", "fill-opacity",
-        "stroke-width", "stroke-dasharray", "x1", "x2", "y1", "y2", "x", "y", "width", "height"}  # fmt: skip
+ALLOWED_ATTRIBUTES = {
+    "class", "d", "x", "y", "x1", "x2", "y1", "y2", "dy", "width", "height", "viewBox", "preserveAspectRatio",
+    "text-anchor", "aria-hidden", "focusable",
+}  # fmt: skip
 
 
-def module(*versions: tuple[str, int], newest: str | None = None, more: int = 0) -> ModuleShares:
-    devices = sum(count for _, count in versions) + more
-    shares = tuple(
-        VersionShare(
-            "eu", "k1", "ble", text, count, count / devices,
-            order="unordered" if newest is None else "newest" if text == newest else "older",
-        )
-        for text, count in versions
-    )  # fmt: skip
-    on_newest = None if newest is None else sum(v.share for v in shares if v.order == "newest")
-    return ModuleShares("eu", "k1", "ble", devices, len(shares) + more, shares, newest, on_newest)
+def elements(chart: str) -> list[ET.Element]:
+    """Return the elements of a chart; all have a shape, a position and a class only."""
+    root = ET.fromstring(f"<div>{chart}</div>")
+    found = list(root.iter())[1:]
+    for each in found:
+        assert each.tag in {"svg", "path", "rect", "line", "text", "div"}
+        assert set(each.attrib) <= ALLOWED_ATTRIBUTES, each.attrib
+        assert each.tag != "svg" or each.get("aria-hidden") == "true"
+    return found
 
 
-def elements(svg: str) -> list[ET.Element]:
-    """Return the elements of a chart; all have a shape, a position and a color class only."""
-    root = ET.fromstring(svg)
-    for each in root.iter():
-        assert each.tag in {"svg", "g", "path", "rect", "line", "text"}
-        assert each is root or set(each.attrib) <= ALLOWED_ATTRIBUTES, each.attrib
-    return list(root.iter())
+def texts(chart: str) -> list[str]:
+    return [each.text or "" for each in elements(chart) if each.tag == "text"]
 
 
-def texts(svg: str) -> list[str]:
-    return [each.text or "" for each in elements(svg) if each.tag == "text"]
+def points(path: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", path)]
 
 
-def test_bar_is_as_long_as_its_share() -> None:
-    svg = draw_versions(module(("1.2", 75), ("1.1", 20), newest="1.2", more=5))
-    widths = {
-        each.get("class"): float(re.findall(r"h(\d+(?:\.\d+)?)", each.get("d", ""))[0]) / 320
-        for each in elements(svg)
-        if each.tag == "path"
-    }
-    assert widths == {"fill-track": 1.0, "fill-accent": 0.75, "fill-plain": 0.2, "fill-rest": 0.05}
-    assert texts(svg) == ["1.2", "1.1", "5 other versions", "75  ·  75%", "20  ·  20%", "5  ·  5%"]
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.text(max_size=40), min_size=1, max_size=8, unique=True))
-def test_any_version_is_bounded_text(names: list[str]) -> None:
-    svg = draw_versions(module(*((name, 1) for name in (*names, EVIL))))
-    found = texts(svg)
-    assert len(found) == 2 * (len(names) + 1)
-    assert found[len(names)] == EVIL[:23] + "…"
-    assert all(len(text) <= 24 and text.isprintable() for text in found[: len(names) + 1])
-
-
-def test_states_are_segments_of_one_bar_and_small_ones_are_visible() -> None:
+def test_segments_are_as_long_as_their_sizes_and_small_ones_are_visible() -> None:
+    widths = {e.get("class"): float(e.get("width", "")) for e in elements(draw_bar([("ok", 3), ("failed", 1)]))[1:]}
+    assert widths == {"fill-ok": 75.0, "fill-failed": 25.0}
     counts = DeviceCounts(ok=999_990, failed=10)
-    segments = {
-        each.get("class"): each.get("d", "")
-        for each in elements(draw_states(count_by_state(counts, 0)))
-        if each.tag == "path"
-    }
-    assert set(segments) == {"fill-ok", "fill-failed"}
-    assert float(re.findall(r"h(\d+(?:\.\d+)?)", segments["fill-failed"])[0]) > 3
-    assert [each.tag for each in elements(draw_states(count_by_state(DeviceCounts(), 0)))] == ["svg"]
+    segments = elements(draw_bar(state_segments(count_by_state(counts, 0)), "stretch"))[1:]
+    assert [each.get("class") for each in segments] == ["fill-ok", "fill-failed"]
+    assert float(segments[1].get("width", "")) >= 0.3
+    assert sum(float(each.get("width", "")) for each in segments) == pytest.approx(100, abs=0.2)
+    assert elements(draw_bar(state_segments(count_by_state(DeviceCounts(), 0))))[1:] == []
 
 
-def past(number: int, label: str | None = None) -> PastRun:
-    return PastRun(f"run{number}", f"2026-11-{number + 1:02}T02:00:00.000Z", label)
+def test_share_has_its_interval() -> None:
+    track, bar, line = elements(draw_share(0.5, "n0", 0.4, 0.61))[1:]
+    assert (track.get("width"), bar.get("width")) == ("100", "50")
+    assert (line.get("x1"), line.get("x2")) == ("40", "61")
 
 
-@pytest.mark.parametrize("runs", [1, 2, 30])
-def test_each_run_is_a_column_and_runs_with_a_label_are_marked(runs: int) -> None:
-    shares = tuple(None if n == 1 else (0.25, 0.75) for n in range(runs))
-    adoption = ModuleAdoption(module(("2", 1), ("1", 3), newest="2"), ("2", "1"), shares)
-    history = HistorySection(tuple(past(n, "partial" if n == 0 else None) for n in range(runs)), (adoption,), ())
-    classes = [each.get("class") for each in elements(draw_adoption(adoption, history)) if each.tag == "path"]
-    columns = runs - (runs > 1)
-    assert (classes.count("fill-accent"), classes.count("fill-c3"), classes.count("fill-warn")) == (columns, columns, 1)
-    assert texts(draw_adoption(adoption, history))[3:] == ["1 Nov", f"{runs} Nov"][: 1 + (runs > 1)]
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=30))
+def test_sparkline_has_a_point_for_each_value_and_ends_at_the_last_one(values: list[float | None]) -> None:
+    chart = draw_sparkline(values, "accent", 0, 1)
+    present = [value for value in values if value is not None]
+    if len(present) < 2:
+        assert chart == ""
+        return
+    _, area, line, dot = elements(chart)
+    found = points(line.get("d", ""))
+    assert len(found) == len(present)
+    assert [y for _, y in found] == pytest.approx([25 - 22 * value for value in present], abs=0.06)
+    assert [x for x, _ in found] == sorted(x for x, _ in found)
+    assert points(dot.get("d", "")) == found[-1:]
+    gaps = sum(a is not None and b is None for a, b in zip(values, [*values[1:], None], strict=True))
+    assert line.get("d", "").count("M") == area.get("d", "").count("Z") == gaps
 
 
-def test_color_of_the_newest_version_is_unique() -> None:
-    ordered = ModuleAdoption(module(("2", 1), newest="2"), ("2", "1", "0", None), ())
-    unordered = ModuleAdoption(module(("2", 1)), ("2", "1", "0", None), ())
-    assert adoption_colors(ordered)[0] == "accent"
-    assert "accent" not in (*adoption_colors(ordered)[1:], *adoption_colors(unordered))
-    assert len(set(adoption_colors(unordered))) == 4
-    assert adoption_colors(ordered)[-1] == adoption_colors(unordered)[-1] == "rest"
+def test_sparkline_of_equal_values_is_a_flat_line() -> None:
+    for value in (0.0, 7.0):
+        line = elements(draw_sparkline([value] * 3, "accent", filled=False))[1]
+        assert len({y for _, y in points(line.get("d", ""))}) == 1
 
 
-def test_rolled_back_version_does_not_have_the_color_of_the_newest_in_use() -> None:
-    back = ModuleAdoption(module(("1.1", 1), ("1.0", 1), newest="1.1"), ("2.0", "1.1", "1.0", None), ())
-    assert adoption_colors(back) == ("c1", "accent", "c3", "rest")
-    five = ModuleAdoption(module(("3", 1), newest="3"), ("7", "6", "5", "4", "3"), ())
-    assert adoption_colors(five) == ("c1", "c2", "c3", "c4", "accent")
+SHARES = st.lists(
+    st.one_of(
+        st.none(),
+        st.lists(st.integers(0, 50), min_size=len(AGES), max_size=len(AGES))
+        .filter(any)
+        .map(lambda counts: [count / sum(counts) for count in counts]),
+    ),
+    min_size=1,
+    max_size=30,
+).filter(lambda runs: runs[-1] is not None)
+
+
+@given(SHARES)
+def test_areas_fill_the_chart_and_labels_do_not_overlap(runs: list[Sequence[float] | None]) -> None:
+    last = runs[-1] or ()
+    labels = [name if share else "" for name, share in zip(AGES, last, strict=True)]
+    chart = draw_ages(runs, labels, [f"{day} Nov" for day in range(len(runs))])
+    found = elements(chart)
+    plot = next(each for each in found if each.get("class") == "plot")
+    tops = [points(e.get("d", "")) for e in plot if str(e.get("class")).startswith("fill-")]
+    assert tops, "there is an area"
+    assert {y for _, y in tops[-1][: len(tops[-1]) // 2]} <= {0.0, -0.0}
+    ends = next(each for each in found if each.get("class") == "ends")
+    assert [each.text for each in ends] == [label for label in labels if label]
+    heights = [float(str(each.get("y")).rstrip("%")) for each in ends]
+    assert all(below - above >= 7.9 for below, above in pairwise(heights))
+    assert all(0 <= y <= 100 for y in heights)
+
+
+def test_marked_runs_have_a_line_and_names_are_text() -> None:
+    runs = [[1.0, 0, 0, 0, 0], None, [0.5, 0.5, 0, 0, 0]]
+    chart = draw_ages(runs, [EVIL, "<b>", "", "", ""], ["1 Nov", "2 Nov", "<i>"], marked=[1])
+    marks = [each.get("d") for each in elements(chart) if each.get("class") == "mark"]
+    assert marks == ["M50 0V100"]
+    assert {EVIL, "<b>", "<i>"} <= set(texts(chart))
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3, 30])
+def test_first_and_last_day_are_labelled(runs: int) -> None:
+    chart = draw_ages([[1.0, 0, 0, 0, 0]] * runs, ["all", "", "", "", ""], [f"{n} Nov" for n in range(runs)])
+    days = [text for text in texts(chart) if "Nov" in text]
+    assert days[0] == "0 Nov"
+    assert days[-1] == f"{runs - 1} Nov"
+    assert len(days) <= 5
+
+
+def test_each_color_has_its_classes() -> None:
+    style = color_classes()
+    assert len(set(COLORS)) == len(COLORS)
+    assert set(AGE_COLORS) <= set(COLORS)
+    assert all(f".{use}-{name} {{" in style for name in COLORS for use in ("fill", "stroke", "bg"))
 
 
 def test_same_chart_has_the_same_bytes() -> None:
-    assert draw_versions(module(("1", 1))) == draw_versions(module(("1", 1)))
+    assert draw_sparkline([1, 2, None, 3], "bad") == draw_sparkline([1, 2, None, 3], "bad")

@@ -11,7 +11,7 @@ from auditor.cli.app import main
 from auditor.config.loader import parse_settings
 from auditor.errors import SettingsError
 from auditor.hooks.prometheus import render_metrics
-from auditor.report import groups
+from auditor.report import coverage
 from auditor.report.builder import build_report
 from auditor.report.model import DeviceGroup
 from tests.runs.run_folders import build, failed, named, ok
@@ -54,7 +54,7 @@ def test_devices_failures_and_the_newest_share_are_counted_by_attribute(folder: 
 
 
 def test_further_groups_are_one_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(groups, "MAX_GROUPS", 1)
+    monkeypatch.setattr(coverage, "MAX_GROUPS", 1)
     found = build_report(folder, group_by=["site", "nothing has this"]).groups
     assert found is not None
     assert found.rows == (DeviceGroup(("a1", None), 3, 1, 0.5),)

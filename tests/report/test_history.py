@@ -1,4 +1,4 @@
-"""Earlier runs in a report: which ones, their labels, and a report without them."""
+"""Earlier runs in a report: which ones, their labels, the versions in them, and a report without them."""
 
 import shutil
 from dataclasses import replace
@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import auditor.report.history
+import auditor.report.versions
 from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.policy.loader import parse_policy
 from auditor.policy.model import Policy
 from auditor.report.builder import build_report
-from auditor.report.charts import adoption_colors
 from auditor.report.render import render_html, write_report
 from auditor.runs.folder import DEVICES, INVENTORY_JSON, MODULES
 from auditor.runs.manifest import MANIFEST
@@ -51,10 +50,9 @@ def test_partial_run_with_missing_files_is_labelled_as_tampered_with_a_warning(t
     now = build_run(tmp_path / "runs" / "now", 21, *["1.1"] * 6)
     (before / MODULES).unlink()
     page = build_report(now, now=NOW)
-    assert page.history is not None
-    assert [run.label for run in page.history.runs] == ["partial, tampered", None]
+    assert [run.label for run in page.rollouts.runs] == ["partial, tampered", None]
     reason = "sealed, but modules.parquet is missing: its versions are unknown"
-    assert reason in [warning.detail for warning in page.history.warnings]
+    assert reason in [warning.detail for warning in page.rollouts.warnings]
     assert f"before: {reason}" in parse_html(render_html(page)).text
 
 
@@ -63,9 +61,8 @@ def test_partial_run_with_a_changed_inventory_has_a_warning(tmp_path: Path) -> N
     now = build_run(tmp_path / "runs" / "now", 21, *["1.1"] * 6)
     (before / INVENTORY_JSON).write_text("{}")
     page = build_report(now, now=NOW)
-    assert page.history is not None
-    assert page.history.runs[0].label == "partial, tampered"
-    assert any("inventory.json" in warning.detail for warning in page.history.warnings)
+    assert page.rollouts.runs[0].label == "partial, tampered"
+    assert any("inventory.json" in warning.detail for warning in page.rollouts.warnings)
     assert page.changes is not None
     assert page.changes.label == "partial"  # the files that are compared are those that were sealed
 
@@ -77,46 +74,60 @@ def test_reported_run_is_the_last_column_in_any_directory(tmp_path: Path) -> Non
     build_run(tmp_path / "old" / "now", 22, *["1"] * 5)
     now = build_run(tmp_path / "new" / "now", 23, "2", *["1"] * 5)
     page = build_report(now, directory=tmp_path / "old", now=NOW)
-    assert page.history is not None
-    assert [run.run for run in page.history.runs] == ["run20", "run21", "now", "now"]
-    assert [run.label for run in page.history.runs] == [None, None, "partial", None]
-    (adoption,) = page.history.modules
-    assert adoption.versions == ("2", "1")
-    assert adoption.shares[:3] == ((0.0, 1.0),) * 3
-    assert adoption.shares[3] == pytest.approx((1 / 6, 5 / 6))
+    assert [run.run for run in page.rollouts.runs] == ["run20", "run21", "now", "now"]
+    assert [run.label for run in page.rollouts.runs] == [None, None, "partial", None]
+    (detail,) = page.rollouts.rollouts
+    assert [each.version for each in detail.versions] == ["2", "1"]
+    assert [each.devices for each in detail.versions] == [(0, 0, 0, 1), (6, 6, 5, 5)]
+    assert [each.age for each in detail.versions] == [0, 1]
     # A copy of it among the older runs does not count twice.
     shutil.copytree(now, tmp_path / "old" / "copy")
     repeated = build_report(now, directory=tmp_path / "old", now=NOW)
-    assert repeated.history == page.history
+    assert repeated.rollouts == page.rollouts
 
 
 def test_history_is_bounded_and_ends_with_the_reported_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [build_run(tmp_path / "runs" / f"run{day}", day, *["1"] * (6 if day < 23 else 3)) for day in range(19, 26)]
     page = build_report(runs[3], now=NOW)
-    assert page.history is not None
-    assert [run.run for run in page.history.runs] == ["run19", "run20", "run21", "run22"]
-    assert page.history.warnings == ()
-    monkeypatch.setattr(auditor.report.history, "MAX_RUNS", 3)
+    assert [run.run for run in page.rollouts.runs] == ["run19", "run20", "run21", "run22"]
+    assert page.rollouts.warnings == ()
+    monkeypatch.setattr(auditor.report.versions, "MAX_RUNS", 3)
     fewer = build_report(runs[3], now=NOW)
-    assert fewer.history is not None
-    assert [run.run for run in fewer.history.runs] == ["run20", "run21", "run22"]
+    assert [run.run for run in fewer.rollouts.runs] == ["run20", "run21", "run22"]
     last = build_report(runs[-1], now=NOW)
-    assert last.history is not None
-    assert [warning.detail for warning in last.history.warnings] == [
+    assert [warning.detail for warning in last.rollouts.warnings] == [
         "2 of 2 earlier runs do not cover the whole fleet (partial)"
     ]
 
 
-def test_newest_version_in_use_has_the_accent_color_after_a_rollback(tmp_path: Path) -> None:
+def test_version_that_was_rolled_back_is_still_the_target(tmp_path: Path) -> None:
     build_run(tmp_path / "runs" / "before", 20, "2.0", "2.0", "2.0", "1.0", "1.0", "1.0")
     now = build_run(tmp_path / "runs" / "now", 21, "1.1", "1.1", "1.1", "1.0", "1.0", "1.0")
     page = build_report(now, now=NOW)
-    assert page.history is not None
-    (adoption,) = page.history.modules
-    assert adoption.module.newest == "1.1"
-    colors = dict(zip(adoption.versions, adoption_colors(adoption), strict=True))
-    assert [text for text, color in colors.items() if color == "accent"] == ["1.1"]
-    assert set(colors) == {"2.0", "1.1", "1.0"}
+    (detail,) = page.rollouts.rollouts
+    assert (detail.rollout.target, detail.rollout.state, detail.rollout.on_target) == ("2.0", "rolled_back", 0)
+    assert [(each.version, each.age) for each in detail.versions] == [("2.0", 0), ("1.1", 1), ("1.0", 2)]
+    assert page.rollouts.ages == ((3, 0, 3, 0, 0), (0, 3, 3, 0, 0))
+
+
+def test_modules_are_unknown_whose_devices_have_no_answer(tmp_path: Path) -> None:
+    other = [named(10 + n, product="p2", account="eu") for n in range(2)]
+    fleet = [*FLEET, *other]
+    answers = [ok(device, ("ble", "1")) for device in FLEET]
+    rest = [ok(device, ("wifi", "3")) for device in other]
+    for day, outcomes in ((20, [*answers, *rest]), (21, answers)):
+        folder = build(tmp_path / "runs" / f"run{day}", fleet, outcomes).folder
+        edit_manifest(folder, lambda m, day=day: replace(m, started_at=f"2026-11-{day}T02:00:00.000Z"))  # type: ignore[misc]
+    page = build_report(folder, now=NOW)
+    (unknown,) = page.rollouts.unknown
+    assert (unknown.account, unknown.product_key, unknown.module_name) == ("eu", "p2", "wifi")
+    assert (unknown.devices, unknown.run) == (2, "run20")
+    assert page.rollouts.unknown_by_account == {"eu": 1}
+    text = parse_html(render_html(page)).text
+    assert "1 module is unknown in this run" in text
+    assert "2 of 8 devices have no answer, and 1 module is unknown." in text
+    assert "Account eu: none of its 2 devices answered" in text
+    assert "1 module of its products is unknown in this run" in text
 
 
 def test_skipped_run_is_reported(tmp_path: Path) -> None:
@@ -139,7 +150,7 @@ def test_report_is_written_when_the_previous_run_is_deleted_meanwhile(
         raise FileNotFoundError(2, "No such file or directory", str(before / MODULES))
 
     monkeypatch.setattr("auditor.report.changes.diff_runs", gone)
-    monkeypatch.setattr("auditor.report.history.read_history", gone)
+    monkeypatch.setattr("auditor.report.versions.read_history", gone)
     page = parse_page(write_report(now, tmp_path / "page.html", now=NOW))
     assert page.figures["devices.ok"] == "6"
     assert "before/modules.parquet: cannot be read: No such file or directory" in page.text
@@ -171,7 +182,7 @@ def test_report_is_written_when_the_policy_cannot_be_evaluated(
     assert page.caveats[-1].startswith("the policy could not be evaluated: boom")
     shown = parse_html(render_html(page))
     assert shown.figures["devices.ok"] == "6"
-    assert "The policy could not be evaluated." in shown.text
+    assert "The policy could not be evaluated (error)" in shown.text
     assert page.caveats[-1] in shown.text
     assert "No rule is violated" not in shown.text
     assert "policy.rules" not in shown.figures

@@ -1,6 +1,7 @@
-"""The newest version and the shares of modules equal the same computed in plain Python."""
+"""The newest version of each module, and the ages of versions, equal the same computed in plain Python."""
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -8,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auditor.query.versions import compare_versions
-from auditor.report.model import COMPLETE_ROLLOUT, VersionSection
-from auditor.report.versions import MAX_MODULES, MAX_VERSIONS, read_versions
-from auditor.runs.views import define_sealed_views
+from auditor.query.filters import define_product_names
+from auditor.query.versions import VersionOrder, compare_versions
+from auditor.report.model import VersionSection
+from auditor.report.versions import NEWER, OLDER, ON_TARGET, UNORDERED, place_versions, read_versions
+from auditor.runs.views import define_sealed_views, products_query
 from auditor.storage.database import open_database
-from tests.report.fleets import build_wide_run
 from tests.runs.run_folders import build, named, ok
 
 VERSION = st.sampled_from(["1.0", "1.1", "v1.1", "1.1.0", "1.10", "2.03", "2.1", "hot", "", "1.0-rc1", "x" * 300, "V2"])
@@ -24,6 +25,8 @@ def read_section(folder: Path) -> VersionSection:
         database = open_database()
         try:
             define_sealed_views(database, folder)
+            database.execute(f"CREATE TABLE products AS {products_query(folder)}")
+            define_product_names(database)
             return read_versions(database, Path(work))
         finally:
             database.close()
@@ -47,34 +50,46 @@ def test_newest_version_equals_the_comparison_of_all_pairs(devices: list[tuple[s
         fleet = [named(number, product=product) for number, (product, _) in enumerate(devices)]
         answers = [ok(device, ("ble", version)) for device, (_, version) in zip(fleet, devices, strict=True)]
         shares = read_section(build(Path(temporary, "run"), fleet, answers).folder)
-    expected = {}
+    unordered = 0
     for product in {product for product, _ in devices}:
         counts = Counter(version for each, version in devices if each == product)
         newest = newest_among(set(counts))
-        part = sum(counts[version] for version in newest) / counts.total() if newest else None
-        expected[product] = (counts.total(), len(counts), part)
+        unordered += not newest
         for row in shares.rows:
             if row.product_key == product:
                 version = next(each for each in counts if each[:201] == row.module_version)
                 assert row.devices == counts[version]
                 assert row.order == ("unordered" if not newest else "newest" if version in newest else "older")
-    found = {each.product_key: (each.devices, each.version_count, each.on_newest) for each in shares.modules}
-    assert found == expected
-    parts = [part for _, _, part in expected.values()]
-    assert shares.complete_rollouts == sum(part is not None and part >= COMPLETE_ROLLOUT for part in parts)
-    assert shares.unordered_modules == parts.count(None)
+    assert shares.unordered_modules == unordered
+    assert shares.module_count == len({product for product, _ in devices})
 
 
-def test_charts_are_bounded_and_have_the_newest_version(tmp_path: Path) -> None:
-    shares = read_section(build_wide_run(tmp_path / "run", 5, 4, 30))
-    assert (len(shares.modules), shares.module_count, shares.row_count) == (MAX_MODULES, 20, 5 * 4 * 29)
-    for module in shares.modules:
-        assert len(module.versions) == MAX_VERSIONS
-        assert (
-            [each.module_version for each in module.versions if each.order == "newest"] == [module.newest] == ["1.29"]
-        )
-        assert module.other_versions == 29 - MAX_VERSIONS
-        assert module.other_devices == module.devices - sum(each.devices for each in module.versions)
+def expected_age(version: str, target: str, versions: list[str]) -> int:
+    """Return the age of a version by comparing all pairs; only the versions between it and the target count."""
+    order = VersionOrder([*versions, target])
+    if version == target or (place := order.compare(version, target)) == "same":
+        return ON_TARGET
+    if place in ("newer", "unordered"):
+        return NEWER if place == "newer" else UNORDERED
+    older = [each for each in versions if each != target and order.compare(each, target) == "older"]
+    if any(order.compare(one, other) == "unordered" for one in older for other in older):
+        return OLDER
+    between = [each for each in older if order.compare(each, version) == "newer"]
+    distinct: list[str] = []
+    for each in between:
+        if all(order.compare(each, other) != "same" for other in distinct):
+            distinct.append(each)
+    return min(1 + len(distinct), OLDER)
+
+
+@given(st.lists(VERSION, min_size=1, max_size=9, unique=True), st.data())
+def test_ages_equal_the_number_of_versions_between(versions: list[str], data: st.DataObject) -> None:
+    target = data.draw(st.sampled_from(versions))
+    ages = place_versions(versions, target)
+    assert ages == {version: expected_age(version, target, versions) for version in versions}
+    order = VersionOrder(versions)
+    ordered = [version for version, age in ages.items() if age in (NEWER, ON_TARGET, 1, 2)]
+    assert all(order.compare(one, other) != "older" for one, other in pairwise(ordered))
 
 
 def test_module_with_unordered_versions_has_no_newest_version(tmp_path: Path) -> None:
@@ -82,7 +97,6 @@ def test_module_with_unordered_versions_has_no_newest_version(tmp_path: Path) ->
     shares = read_section(
         build(tmp_path / "run", fleet, [ok(fleet[0], ("m", "hot")), ok(fleet[1], ("m", "1.0"))]).folder
     )
-    assert [(each.newest, each.on_newest) for each in shares.modules] == [(None, None)]
     assert {row.order for row in shares.rows} == {"unordered"}
     assert shares.unordered_modules == 1
 
@@ -91,4 +105,4 @@ def test_module_with_unordered_versions_has_no_newest_version(tmp_path: Path) ->
 def test_run_without_modules_has_no_versions(tmp_path: Path, modules: int) -> None:
     fleet = [named(0)]
     shares = read_section(build(tmp_path / "run", fleet, [ok(fleet[0], *[("m", "1")] * modules)]).folder)
-    assert len(shares.modules) == shares.row_count == modules
+    assert shares.module_count == shares.row_count == modules

@@ -76,7 +76,7 @@ def _show_results(runs: list[Path], directory: Path) -> None:
         _show(lambda: diff(runs[-2], newest), "diff", runs[-2], newest)
         _show(lambda: history(directory, filters=default), "history", directory, "--module", "default")
     _show(lambda: policy(newest, rules), "policy", newest, rules)
-    if find_spec("altair") and find_spec("jinja2"):
+    if find_spec("jinja2"):
         _show(lambda: report(newest, out=page, rules=rules), "report", newest, "--rules", rules, "-o", page)
     else:
         print_line("\nThe report needs more packages: pip install 'auditor[report]'")

@@ -118,8 +118,9 @@ def report(
 ) -> int:
     """Write a self-contained HTML report.
 
-    It shows coverage, versions, adoption, changes, policy, and problems. It is below 2 MB for any fleet, loads nothing
-    from a network, and can be printed. Without -o the file is fleet.html. Print the file's path.
+    Its first screen says whether the fleet is healthy, whether rollouts move, and what needs attention, with commands
+    to copy. It is below 2 MB for any fleet, loads nothing from a network, and prints on two to three pages. Without -o
+    the file is fleet.html. Print the file's path.
 
     Parameters
     ----------

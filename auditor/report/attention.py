@@ -1,0 +1,416 @@
+"""The verdict on a run, and what needs attention, the most severe first."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from auditor.analysis.rollout_states import RolloutState
+from auditor.analysis.rollouts import Rollout
+from auditor.policy.model import Severity
+from auditor.query.describe import describe_warning
+from auditor.query.warnings import is_tolerated, state_label
+from auditor.report.filters import (
+    display_text,
+    format_day,
+    format_number,
+    format_percent,
+    format_time,
+)
+from auditor.report.model import AccountEffort, ProductCoverage, Report
+from auditor.runs.manifest import SUCCESSFUL_STATES
+from auditor.text.formatting import format_count, format_rough_duration, parse_manifest_time
+
+Tone = Literal["plain", "good", "warn", "bad"]
+
+MIN_UNANSWERED, MIN_UNANSWERED_SHARE = 3, 0.05
+"""Devices without an answer, and their fraction, from which a product needs attention."""
+
+MIN_ACCOUNT_SHARE = 0.5
+"""Fraction of an account's devices without an answer from which it is the account that fails, not its products."""
+
+MAX_NAMED = 3
+"""Rollouts, products or accounts that a sentence names."""
+
+_OVERDUE = 2
+"""Usual intervals between runs after which the data is stale."""
+
+_DEFAULT_INTERVAL, _MIN_INTERVAL = timedelta(hours=24), timedelta(hours=1)
+"""Usual interval of a run without earlier ones, and the shortest one: runs that follow each other are tests."""
+
+_RANKS: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
+
+_TONES: dict[Severity, Tone] = {"error": "bad", "warning": "warn", "note": "plain"}
+
+_SEVERE: dict[str, Severity] = {
+    "tampered": "error", "silent": "error", "mismatch": "warning", "recheck": "warning", "not_reached": "warning",
+    "discovery_gap": "warning",
+}  # fmt: skip
+"""Severity of warnings about the run's numbers; that of others is ``note``."""
+
+_TITLES = {
+    "tampered": "Files of this run were changed: do not rely on these numbers",
+    "silent": "An account reports nothing any more",
+    "mismatch": "Answers reached the wrong request",
+    "recheck": "Too many carried results are outdated",
+    "not_reached": "Devices that may have changed were not queried",
+    "discovery_gap": "The device list is incomplete",
+    "limited": "The run covers a part of its fleet",
+    "accounts": "The run excludes accounts",
+    "aliases": "Devices are in the fleet twice",
+    "shared_identity": "Several devices have one name",
+}
+
+_STATED = frozenset({"partial", "incomplete", "running", "aborted", "sample"})
+"""Warnings that the verdict states."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The verdict on a run: its state in a word, a sentence, and their tone."""
+
+    state: str
+    sentence: str
+    tone: Tone
+
+
+@dataclass(frozen=True, slots=True)
+class ShellCommand:
+    """A command to copy: what it does, and its words."""
+
+    purpose: str
+    words: tuple[str, ...]
+
+    @property
+    def line(self) -> str:
+        """The command as a line; empty if a word of it cannot be copied from a page."""
+        line = shlex.join(self.words)
+        return line if line.isprintable() and len(line) <= _MAX_COMMAND else ""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionItem:
+    """Something that needs attention.
+
+    Attributes:
+        severity: how much.
+        glyph: its sign.
+        title, evidence: what happened, and the numbers that show it.
+        number, unit: devices concerned, or what the unit says.
+        cases: the worst cases, one a line.
+        commands: commands that show more or help, each with what it does; words of the command.
+        series: a value by run that shows it.
+        link: section of the page with more.
+    """
+
+    severity: Severity
+    glyph: str
+    title: str
+    evidence: str
+    number: int
+    unit: str
+    commands: tuple[ShellCommand, ...] = ()
+    cases: tuple[str, ...] = ()
+    series: tuple[float | None, ...] = ()
+    link: str = ""
+
+    @property
+    def tone(self) -> Tone:
+        """Its tone."""
+        return _TONES[self.severity]
+
+
+_MAX_COMMAND = 300
+"""Characters of a command."""
+
+
+def read_verdict(report: Report) -> Verdict:
+    """Return the verdict on the run against ``max_failed``."""
+    manifest = report.manifest
+    counts, unsampled = report.coverage.counts, report.coverage.unsampled
+    tolerated = is_tolerated(manifest)
+    state = state_label(manifest.state, counts, unsampled, tolerated=tolerated)
+    if "tampered" in report.labels:
+        return Verdict("files were changed", "do not rely on these numbers", "bad")
+    if manifest.state == "running":
+        return Verdict("running", f"{format_number(counts.pending)} devices are pending", "warn")
+    if manifest.state == "aborted":
+        return Verdict("aborted", manifest.describe_unanswered(), "bad")
+    unanswered = manifest.remaining_devices or manifest.missing_devices or manifest.fleet.shared_identities
+    sentence = manifest.describe_unanswered() if unanswered else "every device has an answer"
+    if unsampled:
+        sentence = f"{sentence}; {_describe_sampled(report)}" if unanswered else _describe_sampled(report)
+    if manifest.state == "within_tolerance" or (tolerated and unanswered):
+        return Verdict("complete within limit" if not unsampled else "sample within limit", sentence, "good")
+    if unsampled and state == "sample":
+        return Verdict("sample", _describe_sampled(report), "good")
+    complete = manifest.state in SUCCESSFUL_STATES and not report.labels
+    return Verdict(
+        "incomplete" if not complete and state == "complete" else state, sentence, "good" if complete else "bad"
+    )
+
+
+def _describe_sampled(report: Report) -> str:
+    coverage = report.coverage
+    answered = format_percent(coverage.answered)
+    return f"{answered} of {coverage.sampled:,} devices sampled from {coverage.fleet:,} answered"
+
+
+def list_attention(report: Report) -> list[AttentionItem]:
+    """Return what needs attention, by severity, then by number."""
+    failing = [each for each in report.problems.accounts if _fails(each)]
+    names = {each.name for each in failing}
+    items = [
+        *_warning_items(report),
+        *(_account_item(report, each) for each in failing),
+        *_run_items(report, explained=bool(failing)),
+        *_rule_items(report),
+        *_rollback_items(report),
+        *_stalled_items(report),
+        *(_product_item(report, each) for each in report.coverage.products if _lacks_answers(each, names)),
+        *_unknown_items(report, names),
+        *_stale_items(report),
+    ]
+    return sorted(items, key=lambda each: (_RANKS[each.severity], -each.number))
+
+
+def _fails(account: AccountEffort) -> bool:
+    return account.devices > 0 and account.answered < (1 - MIN_ACCOUNT_SHARE) * account.devices
+
+
+def _lacks_answers(product: ProductCoverage, failing: set[str]) -> bool:
+    unanswered = product.counts.unanswered - product.unsampled
+    share = 1 - (1.0 if product.answered is None else product.answered)
+    return product.account not in failing and unanswered >= MIN_UNANSWERED and share >= MIN_UNANSWERED_SHARE
+
+
+def _account_item(report: Report, account: AccountEffort) -> AttentionItem:
+    many = "none" if not account.answered else f"only {format_percent(account.answered / account.devices)}"
+    reason = report.manifest.exit_reason
+    named = reason is not None and f'"{account.name}"' in reason.message
+    why = reason.message if reason is not None and named else ": ".join(filter(None, (account.code, account.message)))
+    unknown = report.rollouts.unknown_by_account.get(account.name, 0)
+    lost = f". {format_count(unknown, 'module')} of its products {_is(unknown)} unknown in this run" if unknown else ""
+    return AttentionItem(
+        "error",
+        "✕",
+        f"Account {display_text(account.name, 32)}: {many} of its {account.devices:,} devices answered",
+        f"{why or 'its devices were not queried'}{lost}",
+        account.devices - account.answered,
+        "without an answer",
+        (
+            ShellCommand("find the cause", ("auditor", "check", _settings(report), "--account", account.name)),
+            ShellCommand("then query the rest", ("auditor", "resume", _run(report))),
+        ),
+        link="audit",
+    )
+
+
+def _run_items(report: Report, *, explained: bool) -> Iterator[AttentionItem]:
+    """Yield an item if the run has too few answers, unless a failing account explains that."""
+    manifest = report.manifest
+    unanswered = report.coverage.counts.unanswered - report.coverage.unsampled
+    resume = ("auditor", "resume", _run(report))
+
+    def item(severity: Severity, glyph: str, title: str, evidence: str, purpose: str) -> AttentionItem:
+        commands = (ShellCommand(purpose, resume),)
+        return AttentionItem(
+            severity, glyph, title, evidence, unanswered, "without an answer", commands, link="quality"
+        )
+
+    if manifest.state == "aborted":
+        yield item("error", "✕", "The audit was aborted", manifest.error or "it has no reason", "continue it")
+    elif manifest.state == "running":
+        evidence = "Its numbers do not cover the whole fleet"
+        yield item("warning", "…", "The audit is in progress, or was killed", evidence, "continue it if it was killed")
+    elif unanswered and not explained and not is_tolerated(manifest):
+        failure = next(iter(report.problems.failures), None)
+        reason = "" if failure is None else f"; most failed with {failure.code}: {failure.message}"
+        evidence = f"{manifest.describe_unanswered()}{reason}"
+        yield item("error", "✕", "Too many devices have no answer", evidence, "query them again")
+
+
+def _warning_items(report: Report) -> Iterator[AttentionItem]:
+    for warning in report.warnings:
+        if warning.kind in _STATED:
+            continue
+        title = _TITLES.get(warning.kind, warning.kind.replace("_", " ").capitalize())
+        commands = {
+            "tampered": (ShellCommand("see which files", ("auditor", "verify", _run(report))),),
+            "silent": (ShellCommand("find the cause", ("auditor", "check", _settings(report))),),
+        }.get(warning.kind, ())
+        evidence = describe_warning(warning, Path(warning.run).name)
+        yield AttentionItem(_SEVERE.get(warning.kind, "note"), "!", title, evidence, 0, "", commands, link="quality")
+    if report.unreadable:
+        title = "Some earlier runs could not be read"
+        yield AttentionItem("note", "!", title, report.unreadable[0], 0, "", link="changes")
+
+
+def _rule_items(report: Report) -> Iterator[AttentionItem]:
+    policy = report.policy
+    if policy is None:
+        return
+    if policy.problem is not None:
+        yield AttentionItem("error", "✕", "The policy could not be evaluated", policy.problem, 0, "", link="policy")
+    words = ("auditor", "policy", _run(report), report.rules or "rules.toml", "--devices")
+    commands = (ShellCommand("list the devices", words),)
+    for each in policy.results:
+        if each.verdict == "violated":
+            title = f"{display_text(each.rule.name, 80)} ({each.rule.severity})"
+            severity = each.rule.severity
+            yield AttentionItem(severity, "✕", title, each.message, each.violated, each.unit, commands, link="policy")
+
+
+def _rollback_items(report: Report) -> Iterator[AttentionItem]:
+    found, changes = _by_state(report, "rolled_back"), report.changes
+    downgraded = 0 if changes is None or changes.shares is not None else changes.counts.downgraded
+    evidence = ""
+    commands: tuple[ShellCommand, ...] = ()
+    if changes is not None and downgraded:
+        since = format_day(changes.started_at)
+        evidence = f"{format_count(downgraded, 'module')} {_was(downgraded)} downgraded since {since}"
+        words = ("auditor", "diff", f"{report.directory}/{changes.run}", _run(report), "--changed", "downgraded")
+        commands = (ShellCommand("list them by product", words),)
+    if found:
+        new = any(each.runs_in_state <= 1 for each in found)
+        count = report.rollouts.by_state["rolled_back"]
+        first = f"{_name(found[0])} was rolled back"
+        title = first if count.rollouts == 1 else f"{count.rollouts:,} rollouts were rolled back"
+        yield AttentionItem(
+            "error" if new else "warning",
+            "↓",
+            title,
+            evidence,
+            count.behind,
+            "modules behind",
+            commands or _behind(report, found[0]),
+            tuple(f"{_name(each)}: {_fall(each)}" for each in found[:MAX_NAMED]),
+            found[0].shares,
+            "rollouts",
+        )
+    elif downgraded:
+        severity: Severity = "warning" if downgraded > MIN_UNANSWERED_SHARE * report.coverage.fleet else "note"
+        further = "No rollout was rolled back as a whole"
+        yield AttentionItem(severity, "↓", evidence, further, downgraded, "modules", commands, link="changes")
+
+
+def _stalled_items(report: Report) -> Iterator[AttentionItem]:
+    found = _by_state(report, "stalled")
+    if not found:
+        return
+    count, first = report.rollouts.by_state["stalled"], found[0]
+    title = f"{_name(first)} is stalled" if count.rollouts == 1 else f"{count.rollouts:,} rollouts are stalled"
+    cases = tuple(
+        f"{_name(each)}: {format_percent(each.share)}"
+        + (f", stalled for {each.runs_in_state} runs" if each.runs_in_state > 1 else "")
+        + (f", {format_count(each.failed, 'update')} failed" if each.failed else "")
+        for each in found[:MAX_NAMED]
+    )
+    days = report.rollouts.thresholds.stalled_after
+    evidence = f"Less than {100 * report.rollouts.thresholds.moving:g} points more in {days:g} days"
+    if count.rollouts == 1:
+        evidence, cases = f"{format_percent(first.share)} of its devices run it. {evidence}", ()
+    commands = _behind(report, first)
+    yield AttentionItem(
+        "warning", "▪", title, evidence, count.behind, "modules behind", commands, cases, first.shares, "rollouts"
+    )
+
+
+def _product_item(report: Report, product: ProductCoverage) -> AttentionItem:
+    unanswered = product.counts.unanswered - product.unsampled
+    failed, pending = product.counts.failed, product.counts.pending - product.unsampled
+    name = display_text(product.product_name or product.product_key, 40)
+    parts = [f"{count:,} {word}" for count, word in ((failed, "failed"), (pending, "pending")) if count]
+    others = report.coverage.counts.unanswered - report.coverage.unsampled - unanswered
+    have = "has" if others == 1 else "have"
+    evidence = f"{' and '.join(parts)}; {format_count(others, 'device')} of all other products {have} no answer"
+    words = ("auditor", "devices", _run(report), "--product", product.product_key or "", "--status", "failed")
+    return AttentionItem(
+        "note" if is_tolerated(report.manifest) else "warning",
+        "!",
+        f"{name}: {unanswered:,} of {product.devices - product.unsampled:,} devices have no answer",
+        evidence,
+        unanswered,
+        "without an answer",
+        (ShellCommand("list them", words),) if product.product_key and failed else (),
+        link="quality",
+    )
+
+
+def _unknown_items(report: Report, failing: set[str]) -> Iterator[AttentionItem]:
+    """Yield an item about modules that are unknown, unless failing accounts explain all of them."""
+    by_account = report.rollouts.unknown_by_account
+    count = sum(number for account, number in by_account.items() if account not in failing)
+    if not count:
+        return
+    names = tuple(
+        f"{display_text(each.product_name or each.product_key, 32)} · {display_text(each.module_name, 24)}"
+        for each in report.rollouts.unknown
+        if each.account not in failing
+    )
+    title = f"{format_count(count, 'module')} {_is(count)} unknown in this run"
+    evidence = "Earlier runs had them, and no device with them answered"
+    yield AttentionItem("warning", "?", title, evidence, count, "modules", cases=names[:MAX_NAMED], link="unknown")
+
+
+def _stale_items(report: Report) -> Iterator[AttentionItem]:
+    started = parse_manifest_time(report.manifest.started_at)
+    times = [time for run in report.rollouts.runs if (time := parse_manifest_time(run.started_at)) is not None]
+    intervals = [(later - earlier).total_seconds() for earlier, later in pairwise(times)]
+    usual = max(timedelta(seconds=median(intervals)), _MIN_INTERVAL) if intervals else _DEFAULT_INTERVAL
+    if started is not None and report.written_at - started > _OVERDUE * usual:
+        age = format_rough_duration((report.written_at - started).total_seconds())
+        often = format_rough_duration(usual.total_seconds())
+        evidence = f"The run started {format_time(started)}; usually there is one every {often}"
+        commands = (ShellCommand("audit again", ("auditor", "run", _settings(report))),)
+        yield AttentionItem("warning", "!", f"The data is {age} old", evidence, 0, "", commands)
+    if older := report.coverage.ages.older:
+        title = f"{format_count(older, 'answer')} {_is(older)} more than 7 days old"
+        yield AttentionItem("note", "!", title, "They were carried from earlier runs", older, "devices", link="quality")
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
+
+
+def _by_state(report: Report, state: RolloutState) -> list[Rollout]:
+    return [each.rollout for each in report.rollouts.rollouts if each.rollout.state == state]
+
+
+def _name(rollout: Rollout) -> str:
+    product = display_text(rollout.product_name or rollout.product_key, 32)
+    return f"{product} · {display_text(rollout.module_name, 24)} {display_text(rollout.target, 24)}"
+
+
+def _fall(rollout: Rollout) -> str:
+    peak = max((share for share in rollout.shares if share is not None), default=None)
+    return f"{format_percent(peak)} → {format_percent(rollout.share)}"
+
+
+def _behind(report: Report, rollout: Rollout) -> tuple[ShellCommand, ...]:
+    words = behind_command(_run(report), rollout)
+    return (ShellCommand("list the devices of the first one", words),) if words else ()
+
+
+def behind_command(run: str, rollout: Rollout) -> tuple[str, ...]:
+    """Return the command that lists the devices behind a rollout's target; empty if it has no product or target."""
+    if rollout.product_key is None or rollout.target is None:
+        return ()
+    words = ("auditor", "devices", run, "--product", rollout.product_key, "--module", rollout.module_name)
+    return (*words, "--below", rollout.target)
+
+
+def _run(report: Report) -> str:
+    return f"{report.directory}/{report.folder}"
+
+
+def _settings(report: Report) -> str:
+    return Path(report.manifest.settings_file or "settings.toml").name

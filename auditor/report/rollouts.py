@@ -1,0 +1,193 @@
+"""Rollouts for the report: the state of each, the versions of its module over the runs, and what is unknown."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from auditor.analysis.rollout_states import RolloutState
+from auditor.analysis.rollouts import MAX_ROLLOUTS, Rollout, Rollouts, StateCount
+from auditor.report.model import AGES, ModuleVersions, PastRun, RolloutDetail, RolloutSection, UnknownModule
+from auditor.report.versions import ON_TARGET, UNORDERED, EarlierRuns, count_ages, define_version_ages
+from auditor.storage.database import load_rows
+
+MAX_DETAILED, MAX_VERSIONS, MAX_UNKNOWN = 400, 6, 50
+"""Rollouts whose versions are shown over the runs, their versions, and unknown modules."""
+
+_MAX_LENGTH = 400
+"""Characters of a text that are read."""
+
+
+def read_rollout_section(
+    database: duckdb.DuckDBPyConnection, earlier: EarlierRuns, previous: str | None, work: Path
+) -> RolloutSection:
+    """Read the section.
+
+    Args:
+        database: with ``versions``, ``modules_in_use``, ``earlier_rows``, ``product_states`` and ``product_names``.
+        earlier: the runs and their rollouts.
+        previous: folder name of the run that the reported one is compared with; None: there is none.
+        work: a folder for intermediate files.
+    """
+    runs = earlier.runs
+    numbers: dict[tuple[str, str | None, str], int] = {
+        (account, product, name): number
+        for number, account, product, name in database.execute(
+            "SELECT module, account, product_key, module_key FROM modules_in_use"
+        ).fetchall()
+    }
+    found = earlier.rollouts or _read_without_states(database, len(runs))
+    by_number = {number: each for each in found.by_urgency if (number := numbers.get(_key(each))) is not None}
+    targets = {number: each.target for number, each in by_number.items() if each.target is not None}
+    define_version_ages(database, targets, len(runs) - 1, work)
+    shown = list(by_number)
+    versions = _read_versions(database, shown[:MAX_DETAILED], len(runs), work)
+    counts = dict(database.execute("SELECT module, versions FROM modules_in_use").fetchall()) if shown else {}
+    before = next((at for at, run in enumerate(runs[:-1]) if run.run == previous), None)
+    ages = count_ages(database, len(runs))
+    current = ages[-1] or (0,) * len(AGES)
+    return RolloutSection(
+        runs=runs,
+        rollouts=tuple(RolloutDetail(by_number[number], versions.get(number, ()), counts[number]) for number in shown),
+        by_state=found.by_state if len(found.rollouts) >= MAX_ROLLOUTS else _count_states(by_number.values()),
+        on_target=current[ON_TARGET],
+        devices=sum(current[:UNORDERED]),
+        change=None if before is None else _change(database, before, len(runs) - 1),
+        done_by_run=_done_by_run(by_number.values(), len(runs), found.thresholds.done),
+        ages=ages,
+        thresholds=found.thresholds,
+        unknown=_read_unknown(database, runs),
+        unknown_by_account=dict(
+            database.execute(
+                f"SELECT left(account, {_MAX_LENGTH}), count(*) FROM unknown_modules GROUP BY ALL ORDER BY ALL"
+            ).fetchall()
+        ),
+        warnings=earlier.warnings,
+    )
+
+
+def _read_without_states(database: duckdb.DuckDBPyConnection, runs: int) -> Rollouts:
+    """Return the modules of a run whose rollouts have no state, such as a sample; the newest version is the target."""
+    rows = database.execute(
+        f"SELECT left(v.account, {_MAX_LENGTH}), left(v.product_key, {_MAX_LENGTH}), "
+        f"any_value(left(product_name, {_MAX_LENGTH})), max(left(module_name, {_MAX_LENGTH})), sum(devices)::BIGINT, "
+        "max(left(module_version, 200)) FILTER (version_order = 'newest'), "
+        "coalesce(sum(devices) FILTER (version_order = 'newest'), 0)::BIGINT, "
+        "max(low) FILTER (version_order = 'newest'), max(high) FILTER (version_order = 'newest') "
+        "FROM versions v LEFT JOIN product_names n ON v.account = n.account AND v.product_key = n.product_key "
+        f"GROUP BY v.account, v.product_key, module ORDER BY sum(devices) DESC, module LIMIT {MAX_ROLLOUTS}"
+    ).fetchall()
+    rollouts = tuple(_without_state(row, runs) for row in rows)
+    total = StateCount(len(rollouts), sum(each.devices for each in rollouts), sum(each.behind for each in rollouts))
+    return Rollouts(rollouts, {"unknown": total} if rollouts else {})
+
+
+def _without_state(row: Sequence[Any], runs: int) -> Rollout:
+    """Return the rollout of a row of the query above."""
+    account, product_key, product_name, module_name, devices, target, on_target, low, high = row
+    share = None if target is None else on_target / devices
+    return Rollout(
+        account, product_key, product_name, module_name, devices, target, None if target is None else "newest",
+        released_at=None, on_target=on_target, behind=0 if target is None else devices - on_target, share=share,
+        low=share if low is None else low, high=share if high is None else high, change=None, state="unknown",
+        reason="no_order" if target is None else "short_history", runs_in_state=1, expected_at=None, no_date=None,
+        shares=(*[None] * (runs - 1), share),
+    )  # fmt: skip
+
+
+def _count_states(rollouts: Iterable[Rollout]) -> dict[RolloutState, StateCount]:
+    """Return the numbers of rollouts by state, of modules that the run has."""
+    counts: dict[RolloutState, StateCount] = {}
+    for each in rollouts:
+        before = counts.get(each.state, StateCount())
+        counts[each.state] = StateCount(before.rollouts + 1, before.devices + each.devices, before.behind + each.behind)
+    return counts
+
+
+def _done_by_run(rollouts: Iterable[Rollout], runs: int, done: float) -> tuple[float | None, ...]:
+    """Return the number of rollouts by run whose share was as large as it is when they are done."""
+    counts: list[float | None] = [None] * runs
+    for rollout in rollouts:
+        for run, share in enumerate(rollout.shares[-runs:], start=runs - len(rollout.shares[-runs:])):
+            if share is not None:
+                counts[run] = (counts[run] or 0) + (share >= done)
+    return tuple(counts)
+
+
+def _key(rollout: Rollout) -> tuple[str, str | None, str]:
+    return rollout.account, rollout.product_key, rollout.module_name.lower()
+
+
+def _change(database: duckdb.DuckDBPyConnection, previous: int, last: int) -> float | None:
+    """Return the change of the share on the target since the previous run, of the modules that both runs have."""
+    row = database.execute(
+        """
+      WITH by_module AS (
+        SELECT module, run, sum(devices) AS devices, coalesce(sum(devices) FILTER (age <= 0), 0) AS on_target
+        FROM version_rows WHERE run IN ($1, $2) GROUP BY module, run
+        HAVING bool_or(age < 4) QUALIFY count(*) OVER (PARTITION BY module) = 2
+      )
+      SELECT sum(on_target) FILTER (run = $2) / sum(devices) FILTER (run = $2)
+        - sum(on_target) FILTER (run = $1) / sum(devices) FILTER (run = $1) FROM by_module""",
+        [previous, last],
+    ).fetchone()
+    return None if row is None else row[0]
+
+
+def _read_versions(
+    database: duckdb.DuckDBPyConnection, modules: Sequence[int], runs: int, work: Path
+) -> dict[int, tuple[ModuleVersions, ...]]:
+    """Return the main versions of modules over the runs, and the others together."""
+    load_rows(database, "detailed", "{'module': 'BIGINT'}", work / "detailed", (f"{module}\n" for module in modules))
+    database.execute(f"""
+      CREATE TABLE main_versions AS
+      SELECT *, row_number() OVER (PARTITION BY module ORDER BY age = 0 DESC, peak DESC, module_version)
+        <= {MAX_VERSIONS} AS main
+      FROM (
+        SELECT module, module_version, age, place, max(devices) AS peak
+        FROM version_rows SEMI JOIN detailed USING (module) GROUP BY ALL
+      )""")
+    found: dict[int, dict[str | None, tuple[int | None, list[int | None]]]] = {}
+    present: dict[int, set[int]] = {}
+    for module, version, run, age, devices in database.execute(f"""
+      SELECT module, version, run, CASE WHEN version IS NOT NULL THEN min(age) END, sum(devices)::BIGINT
+      FROM (
+        SELECT v.module, run, devices, m.age, CASE WHEN main THEN m.place END AS place,
+          CASE WHEN main THEN left(module_version, {_MAX_LENGTH}) END AS version
+        FROM version_rows v JOIN main_versions m USING (module, module_version)
+      ) GROUP BY module, version, place, run ORDER BY module, place NULLS LAST, version, run""").fetchall():
+        counts = found.setdefault(module, {}).setdefault(version, (age, [None] * runs))[1]
+        counts[run] = devices
+        present.setdefault(module, set()).add(run)
+    return {
+        module: tuple(
+            ModuleVersions(
+                version, age,
+                tuple((count or 0) if run in present[module] else None for run, count in enumerate(counts)),
+            )
+            for version, (age, counts) in versions.items()
+        )
+        for module, versions in found.items()
+    }  # fmt: skip
+
+
+def _read_unknown(database: duckdb.DuckDBPyConnection, runs: Sequence[PastRun]) -> tuple[UnknownModule, ...]:
+    """Return modules of earlier runs without a device in this one, of products with devices that have no answer."""
+    database.execute("""
+      CREATE TABLE unknown_modules AS
+      SELECT e.account, e.product_key, max(module_name) AS module_name, max(number) AS number,
+        arg_max(in_run, number)::BIGINT AS devices
+      FROM (
+        SELECT account, product_key, module_name, number, sum(devices) AS in_run FROM earlier_rows GROUP BY ALL
+      ) e JOIN product_states p ON e.account = p.account AND e.product_key = p.product_key AND p.unanswered > 0
+      ANTI JOIN modules_in_use m ON e.account = m.account AND e.product_key = m.product_key
+        AND lower(e.module_name) = m.module_key
+      GROUP BY e.account, e.product_key, lower(module_name)""")
+    rows = database.execute(
+        f"SELECT left(u.account, {_MAX_LENGTH}), left(u.product_key, {_MAX_LENGTH}), "
+        f"left(product_name, {_MAX_LENGTH}), left(module_name, {_MAX_LENGTH}), devices, number FROM unknown_modules u "
+        "LEFT JOIN product_names n ON u.account = n.account AND u.product_key = n.product_key "
+        f"ORDER BY devices DESC, ALL LIMIT {MAX_UNKNOWN}".replace(", ALL", ", u.account, u.product_key, module_name")
+    ).fetchall()
+    return tuple(UnknownModule(row[0], row[1], row[2], row[3], row[4], runs[row[5]].run) for row in rows)

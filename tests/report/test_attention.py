@@ -1,0 +1,150 @@
+"""What needs attention: by severity, with the command that helps, and nothing on a night without problems."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from auditor.cli.app import main
+from auditor.models import Outcome
+from auditor.policy.loader import parse_policy
+from auditor.policy.model import Policy
+from auditor.report.attention import ShellCommand, list_attention, read_verdict
+from auditor.report.builder import build_report
+from auditor.report.model import Report
+from auditor.report.render import render_html
+from auditor.runs.folder import MODULES
+from auditor.runs.manifest import State
+from auditor.runs.selection_info import ExitReason
+from tests.report.pages import parse_html
+from tests.runs.run_folders import build, edit_manifest, failed, named, ok, running
+
+NOW = datetime(2026, 11, 24, 5, tzinfo=UTC)
+FLEET = [named(n, product=f"p{n % 4}", account="eu" if n % 2 else "us") for n in range(40)]
+
+
+def answer(night: int, *, back: bool = False) -> list[Outcome]:
+    """Return the answers of a night: a rollout that is done, and one that grows by a fifth each night."""
+    grown = 2 if back else 8 * (night + 1)
+    return [
+        ok(device, ("wifi", "2.0"), ("ble", "1.1" if n < grown else "1.0")) for n, device in enumerate(FLEET)
+    ]  # fmt: skip
+
+
+def nights(directory: Path, *last: Outcome, state: State | None = None, **changes: object) -> Path:
+    """Build four good nights and a last one; return its folder."""
+    for night in range(5):
+        outcomes: Sequence[Outcome] = answer(night) if night < 4 or not last else last
+        folder = directory / "audits" / f"night{night}"
+        (running if state == "running" and night == 4 else build)(folder, FLEET, outcomes)
+        began = f"2026-11-2{night}T02:00:00.000Z"
+        edit_manifest(folder, lambda manifest, began=began: replace(manifest, started_at=began))  # type: ignore[misc]
+    if changes or state:
+        edit_manifest(folder, lambda m: replace(m, **changes, **({"state": state} if state else {})))  # type: ignore[arg-type]
+    return folder
+
+
+def titles(report: Report) -> list[tuple[str, str]]:
+    return [(item.severity, item.title) for item in list_attention(report)]
+
+
+def test_good_night_needs_no_attention(tmp_path: Path) -> None:
+    report = build_report(nights(tmp_path), now=NOW)
+    assert titles(report) == []
+    assert read_verdict(report).state == "complete"
+    text = parse_html(render_html(report)).text
+    assert "Nothing needs attention" in text
+    assert "no rollout is stalled or rolled back" in text
+    assert "downgraded" not in text, "zero is hidden"
+
+
+def test_rollback_is_first_and_names_the_worst_and_the_command(tmp_path: Path) -> None:
+    folder = nights(tmp_path, *answer(4, back=True))
+    report = build_report(folder, now=NOW)
+    first = list_attention(report)[0]
+    assert (first.severity, first.title, first.unit) == ("error", "4 rollouts were rolled back", "modules behind")
+    assert first.number == 38
+    assert first.evidence == "30 modules were downgraded since 23 Nov"
+    assert len(first.cases) == 3
+    assert all(case.endswith(("%", "0%")) and "ble 1.1: " in case and " → " in case for case in first.cases)
+    assert first.commands[0].line == "auditor diff audits/night3 audits/night4 --changed downgraded"
+
+
+def test_account_that_was_refused_is_first_with_the_way_back(tmp_path: Path) -> None:
+    reason = ExitReason("refused_account", 'account "us": the platform refused the access key')
+    answers = [each for each in answer(4) if each.device.account == "eu"]
+    folder = nights(tmp_path, *answers, exit_reason=reason, settings_file="/etc/auditor/nightly.toml")
+    report = build_report(folder, now=NOW)
+    first = list_attention(report)[0]
+    assert first.title == "Account us: none of its 20 devices answered"
+    assert first.evidence == f"{reason.message}. 4 modules of its products are unknown in this run"
+    assert [each.line for each in first.commands] == [
+        "auditor check nightly.toml --account us",
+        "auditor resume audits/night4",
+    ]
+    assert [title for _, title in titles(report) if "p0" in title or "p2" in title or "unknown" in title] == []
+    assert report.rollouts.unknown_by_account == {"us": 4}
+    assert read_verdict(report).tone == "bad"
+
+
+def test_product_and_violated_rules_are_ranked(tmp_path: Path) -> None:
+    last = [failed(each.device) if each.device.product_key == "p3" else each for each in answer(4)]
+    folder = nights(tmp_path, *last, max_failed="50%")
+    rules = [
+        {"name": "old", "deny": ["1.0"], "severity": "note"},
+        {"name": "new", "module": "wifi", "minimum": "3.0", "severity": "error"},
+    ]
+    report = build_report(folder, now=NOW, policy=Policy(parse_policy({"rule": rules}, "rules.toml"), "rules.toml"))
+    found = titles(report)
+    assert found[:2] == [("error", "new (error)"), ("error", "Too many devices have no answer")]
+    assert ("warning", "p3: 10 of 10 devices have no answer") in found
+    assert ("warning", "2 modules are unknown in this run") in found
+    assert [severity for severity, _ in found] == sorted((s for s, _ in found), key=["error", "warning", "note"].index)
+    tolerated = nights(tmp_path / "tolerated", *last, state="within_tolerance", max_failed="50%")
+    lenient = build_report(tolerated, now=NOW)
+    assert ("note", "p3: 10 of 10 devices have no answer") in titles(lenient)
+    assert read_verdict(lenient).state == "complete within limit"
+
+
+@pytest.mark.parametrize(("state", "severity"), [("aborted", "error"), ("running", "warning")])
+def test_unfinished_audit_is_continued(tmp_path: Path, state: State, severity: str) -> None:
+    folder = nights(tmp_path, *answer(4)[:30], state=state, error="the disk is full" if state == "aborted" else None)
+    item = next(item for item in list_attention(build_report(folder, now=NOW)) if "audit" in item.title)
+    assert item.severity == severity
+    assert item.commands[0].line == "auditor resume audits/night4"
+    assert state != "aborted" or item.evidence == "the disk is full"
+
+
+def test_changed_files_and_old_data_need_attention(tmp_path: Path) -> None:
+    folder = nights(tmp_path)
+    (folder / MODULES).write_bytes((folder.parent / "night0" / MODULES).read_bytes())
+    report = build_report(folder, now=datetime(2026, 11, 28, tzinfo=UTC))
+    found = titles(report)
+    assert found[0] == ("error", "Files of this run were changed: do not rely on these numbers")
+    assert ("warning", "The data is 4 days old") in found
+    assert read_verdict(report).tone == "bad"
+
+
+def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = nights(tmp_path, *answer(4, back=True))
+    (tmp_path / "rules.toml").write_text('[[rule]]\nname = "new"\nmodule = "ble"\nminimum = "1.1"\n')
+    rules = Policy(parse_policy({"rule": [{"name": "new", "module": "ble", "minimum": "1.1"}]}, "x"), "rules.toml")
+    lines = [
+        each.line for item in list_attention(build_report(folder, policy=rules, now=NOW)) for each in item.commands
+    ]
+    lines += [entry["command"] for entry in parse_html(render_html(build_report(folder, now=NOW))).island["modules"]]
+    assert len(lines) > 4
+    for line in filter(None, lines):
+        assert main(shlex.split(line)[1:]) in (0, 4), line
+        assert "audits" in line
+    assert "1.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "\u202e", "x" * 400])
+def test_command_that_cannot_be_copied_is_left_out(name: str) -> None:
+    assert ShellCommand("list", ("auditor", "devices", name)).line == ""
+    assert ShellCommand("list", ("auditor", "devices", "it's; rm -rf")).line == "auditor devices 'it'\"'\"'s; rm -rf'"
