@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
-from auditor.text.formatting import escape_lines
+from auditor.text.formatting import escape_lines, safe
 
 LogFormat = Literal["text", "json"]
 """Format of every line on standard error: text, or one JSON object a line."""
@@ -22,7 +22,7 @@ class LogStyle:
     format: LogFormat = "text"
 
 
-_WORD = re.compile(r"(?<=:) auditor [a-z][^;]+| *[^ ]+| +")
+_WORD = re.compile(r"(?<=:) auditor [a-z][^;]+;?| *[^ ]+| +")
 """A command to copy, or a word with the spaces before it."""
 
 LOG_STYLE = LogStyle()
@@ -54,17 +54,30 @@ def print_labelled(label: str, text: str, *, style: str = "", styles: Mapping[st
         style: style of Rich.
         styles: styles of words in the text.
     """
-    line = f"{label:<{LABEL_WIDTH}} {escape_lines(text)}"
+    shown = label if LOG_STYLE.format == "json" else f"{label:<{LABEL_WIDTH}}"
+    _print_styled(f"{shown} {safe(text)}", {label: style, **(styles or {})}, indent=LABEL_WIDTH + 1)
+
+
+def print_exit(reason: str, exit_code: int) -> None:
+    """Print the reason of an exit code to standard error: the last line of a run."""
+    number = f"exit {exit_code}"
+    _print_styled(safe(reason), {number: "bold red" if exit_code else "bold green"}, indent=len(number) + 1)
+
+
+def _print_styled(line: str, styles: Mapping[str, str], *, indent: int) -> None:
+    """Print a line to standard error; ``styles``: styles of its words, the first one at its start."""
     if LOG_STYLE.format == "json" or (width := _error_width()) is None:
         print_error(line)
         return
     from rich.console import Console
     from rich.text import Text
 
-    shown = Text(wrap_words(line, width, indent=LABEL_WIDTH + 1))
-    shown.stylize(style, 0, len(label))
-    for word, word_style in (styles or {}).items():
-        shown.highlight_words([word], word_style)
+    shown = Text(wrap_words(line, width, indent))
+    for number, (word, style) in enumerate(styles.items()):
+        if number:
+            shown.highlight_words([word], style)
+        else:
+            shown.stylize(style, 0, len(word))
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, width=width)
     with console.capture() as captured:
         console.print(shown, soft_wrap=True, end="")

@@ -307,7 +307,8 @@ def print_columns(columns: Sequence[Column]) -> None:
     for row in zip(*(column.cells for column in shown), strict=True):
         table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     console.print(table)
-    missing = [column.name for column in columns if not any(column is each for each in shown)]
+    # A column without a name has nothing that others do not have.
+    missing = [column.name for column in columns if column.name and not any(column is each for each in shown)]
     parts = [f"no space for {', '.join(missing)}"] if missing else []
     parts += ["what ends with … is cut"] if cut else []
     if parts:
@@ -363,7 +364,7 @@ def print_rows(
     ]
     if brief and "source" in table.columns and table.columns.index("source") not in indices:
         indices = [at for at in indices if table.columns[at] != "audited_at"]  # every row is from this run
-    form = partial(_format_brief_cell, marks=_shows_marks()) if brief else lambda _, cell: _format_cell(cell)
+    form = partial(_format_brief_cell, marks=shows_marks()) if brief else lambda _, cell: _format_cell(cell)
     columns = [
         Column(
             safe(name.replace("_", " ") if brief else name),
@@ -420,7 +421,7 @@ def _is_informative(name: str, values: set[object]) -> bool:
     return name != "account" and values not in ({0}, {None}, {"queried"}) and (name != "presence" or values != {"kept"})
 
 
-def _shows_marks() -> bool:
+def shows_marks() -> bool:
     """Return whether standard output is a terminal that has characters other than ASCII."""
     return sys.stdout.isatty() and not open_console().options.ascii_only
 
