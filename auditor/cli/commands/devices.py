@@ -1,6 +1,5 @@
 """Commands that read the devices of a run: inventory and devices."""
 
-import sys
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -36,6 +35,8 @@ def inventory(
     With filters, count the devices that match all of them. With --group-by, count them for each site, or whatever is
     named: shares are of the devices of the product in the group.
     """
+    import sys
+
     from auditor.cli.render_run import print_inventory, print_versions
     from auditor.query.devices import select_inventory
     from auditor.query.run import Run, VersionCount
