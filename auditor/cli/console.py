@@ -2,12 +2,14 @@
 
 import io
 import os
+import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
-from auditor.text.formatting import escape_lines
+from auditor.text.formatting import escape_lines, safe
 
 LogFormat = Literal["text", "json"]
 """Format of every line on standard error: text, or one JSON object a line."""
@@ -20,18 +22,111 @@ class LogStyle:
     format: LogFormat = "text"
 
 
+_WORD = re.compile(r"(?<=:) auditor [a-z][^;]+;?| *[^ ]+| +")
+"""A command to copy, or a word with the spaces before it."""
+
 LOG_STYLE = LogStyle()
 """The style of this process; ``log_to_stderr`` sets it."""
 
 
+LABEL_WIDTH = 8
+"""Characters of the labels of a run's summary."""
+
+
 def print_error(sentence: str, level: Literal["info", "error"] = "info") -> None:
-    """Print a line to standard error; ``level`` is part of a JSON line. An audit continues if it cannot be written."""
-    line = format_json_line(sentence, level) if LOG_STYLE.format == "json" else escape_lines(sentence)
+    """Print a line to standard error; ``level`` is part of a JSON line. An audit continues if it cannot be written.
+
+    A terminal gets lines that end between words.
+    """
+    if LOG_STYLE.format == "json":
+        _write_error(format_json_line(sentence, level))
+    else:
+        width = _error_width()
+        _write_error("\n".join(wrap_words(line, width) for line in escape_lines(sentence).split("\n")))
+
+
+def print_labelled(label: str, text: str, *, style: str = "", styles: Mapping[str, str] | None = None) -> None:
+    """Print a label and a text to standard error, like ``print_error``; further lines are indented behind the label.
+
+    Args:
+        label: a word, which has the colour ``style`` on a terminal with colours.
+        text: a sentence, which is escaped.
+        style: style of Rich.
+        styles: styles of words in the text.
+    """
+    shown = label if LOG_STYLE.format == "json" else f"{label:<{LABEL_WIDTH}}"
+    _print_styled(f"{shown} {safe(text)}", {label: style, **(styles or {})}, indent=LABEL_WIDTH + 1)
+
+
+def print_exit(reason: str, exit_code: int) -> None:
+    """Print the reason of an exit code to standard error: the last line of a run."""
+    number = f"exit {exit_code}"
+    _print_styled(safe(reason), {number: "bold red" if exit_code else "bold green"}, indent=len(number) + 1)
+
+
+def _print_styled(line: str, styles: Mapping[str, str], *, indent: int) -> None:
+    """Print a line to standard error; ``styles``: styles of its words, the first one at its start."""
+    if LOG_STYLE.format == "json" or (width := _error_width()) is None:
+        print_error(line)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    shown = Text(wrap_words(line, width, indent))
+    for number, (word, style) in enumerate(styles.items()):
+        if number:
+            shown.highlight_words([word], style)
+        else:
+            shown.stylize(style, 0, len(word))
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, width=width)
+    with console.capture() as captured:
+        console.print(shown, soft_wrap=True, end="")
+    _write_error(captured.get())
+
+
+def _write_error(line: str) -> None:
     try:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
     except OSError:
         redirect_to_devnull(2)
+
+
+def _error_width() -> int | None:
+    """Return the columns of standard error; None if it is no terminal."""
+    if not sys.stderr.isatty():
+        return None
+    try:
+        return int(os.environ.get("COLUMNS", "")) or None
+    except ValueError:
+        pass
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
+def wrap_words(line: str, width: int | None, indent: int = 2) -> str:
+    """Return a line as lines that end between words; a longer word, and a command to copy, stay in one line.
+
+    Args:
+        line: the line. Spaces at its start stay.
+        width: characters of a line; None: any number.
+        indent: spaces before the lines after the first one.
+    """
+    if width is None or len(line) <= width // 2:
+        return line
+    from rich.cells import cell_len
+
+    start = line[: len(line) - len(line.lstrip(" "))]
+    lines = [start]
+    for word in _WORD.findall(line[len(start) :]):
+        text = word if lines[-1].strip() or not word.isspace() else ""
+        if cell_len(f"{lines[-1]}{text}".rstrip()) > width and lines[-1].strip():
+            lines.append(" " * indent + word.lstrip(" "))
+        else:
+            lines[-1] += text
+    return "\n".join(each.rstrip() for each in lines)
 
 
 def format_json_line(event: str, level: str, **further: str) -> str:
@@ -69,6 +164,11 @@ def print_path(path: Path) -> None:
 def is_dumb_terminal() -> bool:
     """Return whether the terminal can only append text: it has neither colours nor a cursor that moves."""
     return os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
+
+
+def has_colours(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal with colours, and its user wants them: NO_COLOR is not set."""
+    return stream.isatty() and not is_dumb_terminal() and not os.environ.get("NO_COLOR")
 
 
 def redirect_to_devnull(descriptor: int) -> None:

@@ -1,29 +1,20 @@
 """Run an audit for a command: progress, signals, summary, hooks, and how to resume."""
 
-import shlex
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from auditor.cli.console import print_error, print_path
-from auditor.cli.output import print_warnings
-from auditor.errors import FleetError, RunFolderError
-from auditor.text.formatting import safe
+from auditor.cli.console import print_exit, print_labelled, print_path
 
 if TYPE_CHECKING:
+    from auditor.cli.render_summary import SummaryLine
     from auditor.concurrency import StopToken
     from auditor.config.settings import Account
     from auditor.engine.progress import AuditResult, ProgressCallback
     from auditor.hooks.prepare import HookConfig
-    from auditor.hooks.runner import HookResults
-    from auditor.policy.evaluate import PolicySummary
-    from auditor.query.freshness import AnswerAges
 
     Start = Callable[[ProgressCallback, StopToken], Awaitable[AuditResult]]
-
-MAX_RULES = 20
-"""Rules that are printed after a run; ``auditor policy`` prints all."""
 
 
 def describe_plain_http(accounts: "Iterable[Account]") -> Iterator[str]:
@@ -70,83 +61,29 @@ def _run_timed(start: "Start") -> "tuple[AuditResult, float]":
 
 
 def _print_summary(result: "AuditResult", seconds: float) -> None:
-    from auditor.cli.render_run import summarize_audit
+    from auditor.cli.render_summary import summarize_audit
 
-    for line in summarize_audit(result.manifest, seconds, _read_ages(result)):
-        print_error(line)
+    _print_lines(summarize_audit(result.manifest, result.folder, seconds))
 
 
-def _read_ages(result: "AuditResult") -> "AnswerAges | None":
-    """Return the ages of a run's results, if some are carried forward."""
-    from auditor.query.run import Run
-
-    try:
-        if result.manifest.carried:
-            with Run(result.folder) as run:
-                return run.ages
-    except RunFolderError:  # the audit itself succeeded
-        pass
-    return None
+def _print_lines(lines: "Iterable[SummaryLine]") -> None:
+    for line in lines:
+        print_labelled(line.label, line.text, style=line.style, styles=line.styles)
 
 
 def _finish(result: "AuditResult", seconds: float, hooks: "HookConfig") -> int:
+    from auditor.cli.render_summary import summarize_hooks
     from auditor.hooks.runner import run_hooks
 
     manifest = result.manifest
     try:
         _print_summary(result, seconds)
         results = run_hooks(result.folder, hooks, exit_code=result.exit_code)
-        _print_hook_results(results)
+        _print_lines(summarize_hooks(results))
         reason = manifest.exit_reason if results.exit_code else manifest.describe_success()
         manifest = replace(manifest, exit_code=results.exit_code, exit_reason=results.policy_reason or reason)
     finally:  # the run is sealed, even if the user interrupts its hooks
-        if result.exit_code != FleetError.exit_code:  # an empty fleet cannot be resumed
-            _print_remaining(result)
         print_path(result.folder)
     if (line := manifest.describe_exit()) is not None:
-        print_error(safe(line))
+        print_exit(line, results.exit_code)
     return results.exit_code
-
-
-def _print_remaining(result: "AuditResult") -> None:
-    """Print what is left to do, and how, if anything is."""
-    manifest = result.manifest
-    unlisted = any(discovery.state != "complete" for discovery in manifest.discovery)
-    remaining = manifest.remaining_devices
-    if not remaining and not unlisted and manifest.state != "aborted":
-        return
-    parts = [f"{remaining:,} devices remain"] if remaining or not unlisted else []
-    parts += ["fleets are not completely listed"] if unlisted else []
-    advice = f"resume with: auditor resume {safe(shlex.quote(str(result.folder)))}"
-    selection = None if unlisted else manifest.selection
-    if selection is not None and selection.max_calls is not None and selection.budget_exhausted:
-        advice = "the next run queries them first"
-    print_error(f"{' and '.join(parts)}; {advice}")
-
-
-def _print_hook_results(results: "HookResults") -> None:
-    """Print unmet rules, written files, and failed hooks."""
-    if results.policy is not None and results.policy.problem is None:
-        for line in _describe_policy(results.policy):
-            print_error(safe(line))
-        print_warnings(results.policy.warnings)
-    for path in results.written:
-        print_error(f"wrote {safe(path)}")
-    for problem in results.problems:
-        print_error(f"note: {safe(problem)}")
-    if results.problems:
-        print_error("note: the run itself is fine")
-
-
-def _describe_policy(policy: "PolicySummary") -> Iterator[str]:
-    """Yield a line for each unmet rule, violated ones first, then the counts."""
-    undecided = [each for each in policy.results if each.verdict not in {"violated", "compliant"}]
-    unmet = [*policy.violated, *undecided]
-    for each in unmet[:MAX_RULES]:
-        verdict = "violated" if each.verdict == "violated" else "undecided"
-        yield f"policy: {each.rule.name} ({each.rule.severity}): {verdict}, {each.message}"
-    if len(unmet) > MAX_RULES:
-        yield f"policy: and {len(unmet) - MAX_RULES:,} more rules"
-    violated, rules = len(policy.violated), len(policy.results)
-    compliant = rules - len(unmet)
-    yield f"policy: {rules:,} rules, {violated:,} violated, {len(undecided):,} undecided, {compliant:,} compliant"

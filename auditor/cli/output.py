@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,7 +16,7 @@ from auditor.cli.console import print_error
 from auditor.cli.options import OUTPUT
 from auditor.errors import UsageError
 from auditor.text.formats import BINARY_FORMATS, TABLE_FORMATS, TableFormat, list_formats
-from auditor.text.formatting import PIPE_WIDTH, escape_lines, safe
+from auditor.text.formatting import PIPE_WIDTH, escape_lines, format_share, safe
 from auditor.text.time_zones import parse_time_zone, show_time
 
 if TYPE_CHECKING:
@@ -49,12 +50,35 @@ DISPENSABLE = (
 """Columns that a narrow terminal leaves out first, in this order."""
 
 IDENTIFYING = frozenset(
-    {"product_key", "device_name", "module_name", "module_version", "change", "old_version", "new_version"}
+    {"product_key", "device_name", "module_name", "module_version", "change", "old_version", "new_version", "rule"}
 )
 """Columns that a table always has."""
 
 TIME_COLUMNS = frozenset({"since", "until"})
 """Columns of times, besides those whose names end with ``_at``."""
+
+SHARE_COLUMNS = frozenset({"share", "low", "high"})
+
+COUNT_STYLES = {"upgraded": "green", "downgraded": "red", "vanished": "red", "failed": "red", "changed": "yellow"}
+"""Columns of counts that have a colour where they are not 0."""
+
+_COUNT_COLUMNS = frozenset({*COUNT_STYLES, "appeared", "joined", "left", "not_seen", "unsampled"})
+"""Columns of counts in which most are 0."""
+
+_ARROWS = {"upgraded": " ↑", "downgraded": " ↓"}
+
+_WORD_COLUMNS = frozenset({"change", "status", "verdict", "severity"})
+"""Columns of words that have a colour."""
+
+WORD_STYLES = {
+    **dict.fromkeys(("downgraded", "vanished", "failed", "violated", "error"), "red"),
+    **dict.fromkeys(("changed", "pending", "unparseable", "not seen", "not_seen", "warning"), "yellow"),
+    **dict.fromkeys(("upgraded", "compliant"), "green"),
+}
+"""Colours of words in a table: red needs action, yellow may, green is as expected."""
+
+SENTENCE_WIDTH = 40
+"""Characters from which a text with spaces is a sentence in a table whose columns are not known."""
 
 _FRACTION = re.compile(r"(?<=:\d\d)\.\d+")
 
@@ -283,7 +307,8 @@ def print_columns(columns: Sequence[Column]) -> None:
     for row in zip(*(column.cells for column in shown), strict=True):
         table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     console.print(table)
-    missing = [column.name for column in columns if not any(column is each for each in shown)]
+    # A column without a name has nothing that others do not have.
+    missing = [column.name for column in columns if column.name and not any(column is each for each in shown)]
     parts = [f"no space for {', '.join(missing)}"] if missing else []
     parts += ["what ends with … is cut"] if cut else []
     if parts:
@@ -339,33 +364,30 @@ def print_rows(
     ]
     if brief and "source" in table.columns and table.columns.index("source") not in indices:
         indices = [at for at in indices if table.columns[at] != "audited_at"]  # every row is from this run
+    form = partial(_format_brief_cell, marks=shows_marks()) if brief else lambda _, cell: _format_cell(cell)
     columns = [
         Column(
-            safe(table.columns[at].replace("_", " ") if brief else table.columns[at]),
-            [_format_cell(_shorten_time(row[at], zone) if _is_time(table.columns[at]) else row[at]) for row in rows],
+            safe(name.replace("_", " ") if brief else name),
+            [form(name, _shorten_time(row[at], zone) if _is_time(name) else row[at]) for row in rows],
             "right" if any(isinstance(row[at], int | float) for row in rows) else "left",
         )
-        for at in indices
+        for at, name in ((at, table.columns[at]) for at in indices)
     ]
     if brief:
         _rank_columns([table.columns[at] for at in indices], columns)
-        print_columns(columns)
     else:
-        _print_folded(columns)
+        _rank_from_right(columns)
+    print_columns(columns)
     if cut:
         print_error(f"note: the table shows {max_rows:,} rows; {ALL_ROWS}")
 
 
-def _print_folded(columns: Sequence[Column]) -> None:
-    """Print all columns, however narrow the terminal is: the caller has selected them."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column.name, justify=column.justify, overflow="fold")
-    for row in zip(*(column.cells for column in columns), strict=True):
-        table.add_row(*row)
-    open_console().print(table)
+def _rank_from_right(columns: Sequence[Column]) -> None:
+    """Let a narrow terminal leave out the last columns first: the caller has selected and ordered them."""
+    for at, column in enumerate(columns):
+        column.drop = len(columns) - at
+        is_long = any(" " in str(cell) and len(str(cell)) > SENTENCE_WIDTH for cell in column.cells)
+        column.min_sentence = MIN_SENTENCE_WIDTH if is_long else None
 
 
 def _rank_columns(names: Sequence[str], columns: Sequence[Column]) -> None:
@@ -376,8 +398,11 @@ def _rank_columns(names: Sequence[str], columns: Sequence[Column]) -> None:
         elif name not in IDENTIFYING:
             column.drop = len(DISPENSABLE) + len(names) - at
         column.min_sentence = MIN_SENTENCE_WIDTH if name in {"reason", "message"} else None
-    if "iot_id" in names and not ("device_name" in names and all(columns[names.index("device_name")].cells)):
-        columns[names.index("iot_id")].drop = None  # it is the only name of some devices
+    if "iot_id" in names:
+        iot_ids = columns[names.index("iot_id")]
+        named = columns[names.index("device_name")].cells if "device_name" in names else [""] * len(iot_ids.cells)
+        if any(iot_id and not name for iot_id, name in zip(iot_ids.cells, named, strict=True)):
+            iot_ids.drop = None  # it is the only name of some devices
 
 
 def _is_time(column: str) -> bool:
@@ -394,6 +419,28 @@ def _is_informative(name: str, values: set[object]) -> bool:
     if len(values) > 1:
         return True
     return name != "account" and values not in ({0}, {None}, {"queried"}) and (name != "presence" or values != {"kept"})
+
+
+def shows_marks() -> bool:
+    """Return whether standard output is a terminal that has characters other than ASCII."""
+    return sys.stdout.isatty() and not open_console().options.ascii_only
+
+
+def _format_brief_cell(name: str, cell: object, *, marks: bool) -> "str | Text":
+    """Return a cell of a column; ``marks``: a count may have an arrow, and 0 may be a dot."""
+    if name in _COUNT_COLUMNS and isinstance(cell, int):
+        from rich.text import Text
+
+        if not cell:
+            return Text("·" if marks else "0", style="dim")
+        return Text(f"{cell:,}{_ARROWS.get(name, '') if marks else ''}", style=COUNT_STYLES.get(name, ""))
+    if name in SHARE_COLUMNS and isinstance(cell, float):
+        return format_share(cell, aligned=True)
+    if name in _WORD_COLUMNS and cell in WORD_STYLES:
+        from rich.text import Text
+
+        return Text(str(cell), style=WORD_STYLES[str(cell)])
+    return _format_cell(cell)
 
 
 def _format_cell(cell: object) -> str:

@@ -5,7 +5,9 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -26,6 +28,11 @@ RATE_WINDOW = 10.0
 MAX_ACCOUNTS = 20
 """Accounts that are shown, those with problems first."""
 
+_NAME_WIDTH, _STATE_WIDTH, _RATE_WIDTH, _REMAINING_WIDTH = 22, 7, 12, 14
+"""Characters of columns: the maximum of names, and the minimum of the others, so that they stay in their places."""
+
+_STATE_STYLES = {"stopped": "red", "failing": "red", "slowed": "yellow", "done": "dim"}
+
 
 @contextmanager
 def show_progress() -> Iterator[ProgressCallback]:
@@ -38,24 +45,118 @@ def show_progress() -> Iterator[ProgressCallback]:
     with Live(console=console, refresh_per_second=4, transient=True) as live:
 
         def watch(progress: Progress) -> None:
-            line, accounts = view.describe(progress)
-            live.update(_render(progress, line, accounts))
+            live.update(_render(progress, view.describe(progress)))
 
         yield _announce_resume(watch)
 
 
-def _render(progress: Progress, line: str, accounts: list[tuple[AccountProgress, float]]) -> RenderableType:
-    """Render a bar and a line for the audit, and a line for each account, cut at the terminal's width."""
-    grid = Table.grid(padding=(0, 1))
-    grid.add_row(ProgressBar(total=progress.fleet, completed=_completed(progress), width=30), Text(line))
-    if not accounts:
-        return grid
-    shown = [(safe(account.name), _describe_account(account, rate)) for account, rate in accounts[:MAX_ACCOUNTS]]
-    width = max(len(name) for name, _ in shown)
-    lines = [f"{name:<{width}}  {description}" for name, description in shown]
-    if len(accounts) > MAX_ACCOUNTS:
-        lines.append(f"and {len(accounts) - MAX_ACCOUNTS:,} more")
-    return Group(grid, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
+def _render(progress: Progress, shown: "_Description") -> RenderableType:
+    """Render a line for the audit, one for each account, and what the last devices wait for.
+
+    Columns stay where they are, and lines are cut at the terminal's width.
+    """
+    degraded = progress.problem is not None or any(each.stopped is not None for each in progress.accounts)
+    if not _is_querying(progress):
+        lines: list[RenderableType] = [
+            Text(shown.line, no_wrap=True, overflow="ellipsis", style="red" if degraded else "")
+        ]
+    else:
+        lines = [_render_total(progress, shown.remaining, degraded=degraded)]
+    if shown.accounts and not progress.sealing and (_is_querying(progress) or len(shown.accounts) > 1):
+        lines += _render_accounts(progress, shown.accounts[:MAX_ACCOUNTS])
+        if len(shown.accounts) > MAX_ACCOUNTS:
+            lines.append(Text(f"  and {len(shown.accounts) - MAX_ACCOUNTS:,} more accounts"))
+    if shown.waiting is not None:
+        lines.append(Text(shown.waiting, no_wrap=True, overflow="ellipsis"))
+    return Group(*lines)
+
+
+def _render_total(progress: Progress, remaining: str, *, degraded: bool) -> RenderableType:
+    """Render the devices with an outcome: numbers, a bar, and the remaining time. Each column has a fixed place."""
+    done, fleet, colour = _completed(progress), f"{progress.fleet:,}", "red" if degraded else "blue"
+    share = int(100 * done / max(progress.fleet, 1))
+    bar = ProgressBar(total=progress.fleet, completed=done, complete_style=colour, finished_style=colour)
+    grid = Table.grid(padding=(0, 2), expand=True)
+    for _ in range(2):
+        grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1)
+    grid.add_column(no_wrap=True, justify="right", min_width=_REMAINING_WIDTH)
+    grid.add_row(f"{done:>{len(fleet)},} / {fleet}", f"{share:>3}%", bar, remaining)
+    return grid
+
+
+def _render_accounts(progress: Progress, accounts: list[tuple[AccountProgress, float]]) -> Iterator[Text]:
+    """Yield a line for each account: state, devices, requests a second, failed devices, and what is the matter.
+
+    Only the last column is cut where the terminal is too narrow.
+    """
+    digits = len(f"{progress.fleet:,}")
+    names = [safe(account.name) for account, _ in accounts]
+    width = min(max(map(cell_len, names)), _NAME_WIDTH)
+    for name, (account, rate) in zip(names, accounts, strict=True):
+        state = _state_of(account)
+        of = "" if account.configured_rate is None else f" of {account.configured_rate:,.0f}"
+        active = f"{rate:,.0f}/s{of}" if not account.finished and account.stopped is None else ""
+        shown = name if cell_len(name) <= width else f"{set_cell_size(name, width - 1)}…"
+        line = Text(no_wrap=True, overflow="ellipsis").append(f"  {set_cell_size(shown, width)}  ")
+        line.append(f"{state:<{_STATE_WIDTH}}", style=_STATE_STYLES.get(state, ""))
+        line.append(f"  {account.done:>{digits},}  {active:>{_RATE_WIDTH}}  ")
+        line.append(f"{account.failed:>{digits},} failed", style="red" if account.failed else "")
+        yield line.append(f"  {_describe_detail(account)}")
+
+
+def _state_of(account: AccountProgress) -> str:
+    """Return an account's state in a word."""
+    if account.stopped is not None:
+        return "stopped"
+    if account.finished:
+        return "done"
+    if account.problem is not None:
+        return "failing"
+    if account.discovery is not None:
+        return "listing"
+    return "slowed" if _is_slowed(account) else "ok"
+
+
+def _is_slowed(account: AccountProgress) -> bool:
+    rate, configured = account.rate, account.configured_rate
+    return rate is not None and configured is not None and rate < SLOWED_FRACTION * configured
+
+
+def _describe_detail(account: AccountProgress) -> str:
+    """Return what is the matter with an account, or how far its discovery is."""
+    if (problem := account.stopped or account.problem) is not None:
+        return _account_error(account, problem)
+    parts = [_describe_discovery(account.discovery)] if account.discovery is not None else []
+    if account.throttled:
+        allowed = f", {account.rate:,.1f}/s accepted" if _is_slowed(account) else ""
+        parts.append(f"quota refused {account.throttled:,}x{allowed}")
+    if account.other_processes and not account.finished:
+        parts.append(f"shared with {format_count(account.other_processes, 'other')}")
+    return "; ".join(parts)
+
+
+def describe_last_devices(progress: Progress) -> str | None:
+    """Return what the last devices wait for; None while there are others to query."""
+    active = [each for each in progress.accounts if not each.finished]
+    waiting, paused = sum(each.in_flight for each in active), sum(each.paused for each in active)
+    pending = progress.devices.pending
+    if not _is_querying(progress) or progress.discovery is not None or not 0 < pending <= waiting + paused:
+        return None
+    parts = []
+    if waiting:
+        slowest = max(active, key=lambda each: each.longest_wait)
+        longest = f"{slowest.longest_wait:.0f} of {slowest.timeout:.0f} s"
+        parts.append(f"{waiting:,} waiting for {'an answer' if waiting == 1 else 'answers'}, longest {longest}")
+    if paused:
+        parts.append(f"{paused:,} waiting for a retry")
+    return f"last {format_count(pending, 'device')}: {'; '.join(parts)}"
+
+
+def _is_querying(progress: Progress) -> bool:
+    """Return whether devices are queried now, as opposed to what comes before and after."""
+    elsewhere = progress.sealing or progress.release_pages is not None or progress.states is not None
+    return progress.fleet > 0 and not elsewhere
 
 
 def _announce_resume(watch: ProgressCallback) -> ProgressCallback:
@@ -79,11 +180,11 @@ def _print_lines(view: "_ProgressView") -> ProgressCallback:
 
     def watch(progress: Progress) -> None:
         nonlocal last
-        line, accounts = view.describe(progress)
+        line, _, _, accounts = view.describe(progress)
         if progress.sealing or time.monotonic() - last >= PLAIN_INTERVAL:
             last = time.monotonic()
             print_error(line)
-            if accounts:
+            if len(accounts) > 1 and not progress.sealing:
                 more = f"; and {len(accounts) - MAX_ACCOUNTS:,} more" if len(accounts) > MAX_ACCOUNTS else ""
                 shown = (
                     f"{safe(account.name)}: {_summarize_account(account, rate)}"
@@ -115,6 +216,15 @@ class _RateWindow:
         return (sent - self._samples[0][1]) / seconds, (done - self._samples[0][2]) / seconds
 
 
+class _Description(NamedTuple):
+    """An audit in words: a line, the remaining time, what the last devices wait for, and accounts with their rates."""
+
+    line: str
+    remaining: str
+    waiting: str | None
+    accounts: list[tuple[AccountProgress, float]]
+
+
 class _ProgressView:
     """Describes an audit, and keeps what its rates need."""
 
@@ -122,31 +232,20 @@ class _ProgressView:
         self._total = _RateWindow()
         self._accounts: dict[str, _RateWindow] = {}
 
-    def describe(self, progress: Progress) -> tuple[str, list[tuple[AccountProgress, float]]]:
-        """Return a line for the audit, and its accounts with their requests per second if there are several.
-
-        Accounts with problems come first.
-        """
+    def describe(self, progress: Progress) -> "_Description":
+        """Return the audit in words, and its accounts with their requests per second, those with problems first."""
         rates = self._total.rates(progress.elapsed, progress.requests.sent, _completed(progress), progress.before)
         accounts = [(each, self._rate(each, progress.elapsed)) for each in progress.accounts]
         accounts.sort(key=lambda pair: pair[0].stopped is None and pair[0].problem is None)
-        several = len(accounts) > 1 and not progress.sealing
-        return _describe_progress(progress, rates), accounts if several else []
+        waiting = describe_last_devices(progress)
+        remaining = f"{format_duration(progress.devices.pending / rates[1])} left" if rates[1] > 0 else "? left"
+        line = _describe_progress(progress, rates[0], remaining if waiting is None else waiting)
+        return _Description(line, remaining if waiting is None else "", waiting, accounts)
 
     def _rate(self, account: AccountProgress, elapsed: float) -> float:
         window = self._accounts.setdefault(account.name, _RateWindow())
         requests, _ = window.rates(elapsed, account.sent, account.done)
         return requests
-
-
-def _describe_account(account: AccountProgress, rate: float) -> str:
-    """Return a line for an account, with the reason of a problem at its end, for that may be long."""
-    if account.stopped is not None:
-        return f"{_summarize_account(account, rate)}; {_account_error(account, account.stopped)}"
-    if account.finished:
-        return _summarize_account(account, rate)
-    problem = "" if account.problem is None else f"; {_account_error(account, account.problem)}"
-    return f"{_summarize_account(account, rate)}, {account.in_flight} in flight{problem}"
 
 
 def _summarize_account(account: AccountProgress, rate: float) -> str:
@@ -167,7 +266,8 @@ def _completed(progress: Progress) -> int:
     return progress.fleet - progress.devices.pending
 
 
-def _describe_progress(progress: Progress, rates: tuple[float, float]) -> str:
+def _describe_progress(progress: Progress, requests: float, remaining: str) -> str:
+    """Return a line for the audit, which sends ``requests`` a second now."""
     done = _completed(progress)
     problem = "" if progress.problem is None else f"; {safe(progress.problem)}"
     if progress.discovery is not None and not progress.fleet:
@@ -182,14 +282,12 @@ def _describe_progress(progress: Progress, rates: tuple[float, float]) -> str:
         read, requested = progress.states
         share = f"{read / max(requested, 1):.1%}"
         return f"reading connection states: {read:,}/{requested:,} devices ({share}){problem}"
-    requests, devices = rates
-    remaining = format_duration(progress.devices.pending / devices) if devices > 0 else "?"
     throttled = f", {progress.requests.throttled:,} throttled" if progress.requests.throttled else ""
     discovery = "" if progress.discovery is None else f"; still discovering: {_describe_discovery(progress.discovery)}"
     return (
         f"{done:,}/{progress.fleet:,} devices ({done / max(progress.fleet, 1):.1%}), "
         f"{requests:,.1f} requests/s{_describe_quota(progress, requests)}, "
-        f"{progress.in_flight} in flight, {progress.devices.failed:,} failed{throttled}, {remaining} left"
+        f"{progress.in_flight} in flight, {progress.devices.failed:,} failed{throttled}, {remaining}"
         f"{discovery}{problem}"
     )
 

@@ -1,8 +1,11 @@
 """Render runs for people: inventory, drift, coverage, audit summary and checks. Names from devices are escaped."""
 
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -10,30 +13,33 @@ from rich.text import Text
 from auditor.analysis.drift import MODULE_CHANGES, PRESENCES, Drift, DriftCounts
 from auditor.analysis.sample_drift import ShareCounts, ShareDrift
 from auditor.cli.console import print_error, print_line
-from auditor.cli.output import ALL_ROWS, Column, open_console, print_columns
+from auditor.cli.output import ALL_ROWS, Column, open_console, print_columns, shows_marks
 from auditor.query.describe import (
     describe_ages,
     describe_recheck,
     describe_sample_estimates,
-    describe_selection,
     format_limits,
 )
 from auditor.query.freshness import AnswerAges
 from auditor.query.run import VersionCount
+from auditor.query.versions import VersionOrder
 from auditor.query.warnings import is_tolerated, state_label
 from auditor.runs.estimates import SampleSummary
 from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, Manifest
 from auditor.runs.selection_info import ReleasesInfo
-from auditor.text.formatting import format_change, format_count, format_duration, format_interval, format_share, safe
+from auditor.text.formatting import format_change, format_count, format_interval, format_share, safe
 
 if TYPE_CHECKING:
     from auditor.audit.preflight import AccountCheck
 
+MAX_ORDERED = 300
+"""Versions of a module up to which they are printed in their order: each is compared with each other one."""
+
+_BAR_WIDTH = 10
+"""Characters of a bar for 100%."""
+
 MAX_SHARE_ROWS = 1_000
 """Maximum number of rows in a table of shares."""
-
-_MAX_TEXT = 20_000
-"""Characters of a text of ``run.json`` that are printed: another user may have written it."""
 
 
 def print_inventory(
@@ -45,33 +51,64 @@ def print_inventory(
     ages: AnswerAges | None = None,
     now: datetime | None = None,
 ) -> None:
-    """Print the inventory as a table. Repeated cells are blank, and a label says whether the run is complete.
+    """Print the inventory as a table, and a label that says whether the run is complete.
 
     With ``sample``, print its estimates for the fleet; with ``ages``, the ages of the results at ``now``.
     """
-    first = 0 if len(manifest.accounts) > 1 else 1
-    columns = [Column(name, []) for name in ("account", "product", "module", "version")[first:]]
-    columns += [Column("devices", [], "right"), Column("share", [], "right", drop=2)]
-    columns += [] if sample is None else [Column("95% interval", [], "right", drop=1)]
-    previous: tuple[str, ...] = ()
-    for row in versions:
-        place = (safe(row.account), safe(row.product_key or "?"), safe(row.module_name))
-        same = 0
-        while same < len(previous) and place[: same + 1] == previous[: same + 1]:
-            same += 1
-        interval = "" if row.low is None or row.high is None else format_limits(row.low, row.high)
-        cells = ["" if at < same else cell for at, cell in enumerate(place)][first:]
-        cells += [safe(row.module_version), f"{row.devices:,}", format_share(row.share, aligned=True), interval]
-        for column, cell in zip(columns, cells, strict=False):
-            column.cells.append(cell)
-        previous = place
-    print_columns(columns)
+    print_versions(versions, several_accounts=len(manifest.accounts) > 1, sampled=sample is not None)
     console = open_console()
     unsampled = manifest.unsampled if sample is None else sample.devices - sample.sampled - sample.never_activated
     console.print(Text(f"\n{describe_coverage(manifest, devices, unsampled)}"))
     estimates = () if sample is None else describe_sample_estimates(sample)
     for line in (*estimates, *_describe_freshness(manifest, ages, now)):
         console.print(Text(line))
+
+
+def print_versions(versions: Iterable[VersionCount], *, several_accounts: bool, sampled: bool = False) -> None:
+    """Print versions as a table. Repeated cells are blank.
+
+    A terminal shows newer versions of a module first, as far as their order is known, the newest one with a mark, and
+    shares with bars.
+    """
+    first, marks, is_terminal = 0 if several_accounts else 1, shows_marks(), sys.stdout.isatty()
+    columns = [Column(name, []) for name in ("account", "product", "module", "version")[first:]]
+    columns += [Column("devices", [], "right"), Column("share", [], "right", drop=3)]
+    columns += [Column("95% interval", [], "right", drop=2)] if sampled else []
+    columns += [Column("", [], drop=1)] if marks else []
+    previous: tuple[str, ...] = ()
+    for place, rows in groupby(versions, lambda row: (row.account, row.product_key or "?", row.module_name)):
+        cells = tuple(map(safe, place))
+        for row, is_newest in _newest_first(list(rows)) if is_terminal else ((row, False) for row in rows):
+            same = 0
+            while same < len(previous) and cells[: same + 1] == previous[: same + 1]:
+                same += 1
+            version = safe(row.module_version) + (" ●" if marks and is_newest else "")
+            interval = "" if row.low is None or row.high is None else format_limits(row.low, row.high)
+            shown: list[str | Text] = []
+            shown += ["" if at < same else cell for at, cell in enumerate(cells)][first:]
+            shown += [Text(version, style="bold" if is_newest else ""), f"{row.devices:,}"]
+            shown += [format_share(row.share, aligned=True), *([interval] if sampled else [])]
+            shown += [Text(_bar(row.share), style="blue")] if marks else []
+            for column, cell in zip(columns, shown, strict=True):
+                column.cells.append(cell)
+            previous = cells
+    print_columns(columns)
+
+
+def _newest_first(rows: list[VersionCount]) -> Iterator[tuple[VersionCount, bool]]:
+    """Yield the versions of a module, newer ones first, and whether each is newer than all others."""
+    by_version = {row.module_version: row for row in rows}
+    if not 1 < len(rows) == len(by_version) <= MAX_ORDERED:
+        yield from ((row, False) for row in rows)
+        return
+    ordered, newest = VersionOrder(by_version).newest_first(list(by_version))
+    yield from ((by_version[version], version == newest) for version in ordered)
+
+
+def _bar(share: float) -> str:
+    """Return a share as a bar of blocks; one above 0 has an eighth of a block at least."""
+    eighths = max(round(share * _BAR_WIDTH * 8), 1 if share else 0)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def _describe_freshness(manifest: Manifest, ages: AnswerAges | None, now: datetime | None = None) -> Iterator[str]:
@@ -85,19 +122,29 @@ def _describe_freshness(manifest: Manifest, ages: AnswerAges | None, now: dateti
 
 
 def describe_drift(drift: Drift) -> Iterator[str]:
-    """Yield lines about what changed between two runs."""
+    """Yield lines about what changed between two runs; counts of 0 are left out."""
     counts = drift.counts
     runs = f"{safe(drift.old.folder.name)} to {safe(drift.new.folder.name)}"
     if drift.shares is not None:
         yield f"{runs}: {describe_share_counts(drift.shares.counts)}"
-    fates = PRESENCES if drift.shares is not None else tuple(fate for fate in PRESENCES if fate != "unsampled")
-    yield f"{runs}: devices: {_name_counts(counts, ('compared', *fates))}"
+    devices = [f"{counts.compared:,} devices compared", *_name_counts(counts, PRESENCES)]
+    yield f"{runs}: {', '.join(devices)}"
     if counts.carried:
         oldest = drift.new.manifest.oldest_answer_at
         age = "" if oldest is None else f"; the oldest result is of {safe(oldest)}"
         yield f"{counts.carried:,} of {counts.compared:,} compared devices have carried results: the same{age}"
-    of_products = _name_counts(counts, ("added", "removed"))
-    yield f"their modules: {_name_counts(counts, ('same', *MODULE_CHANGES))}; modules of products: {of_products}"
+    changes = list(_name_counts(counts, MODULE_CHANGES)) or ["none changed"]
+    of_products = list(_name_counts(counts, ("added", "removed")))
+    added = f"; modules of products: {', '.join(of_products)}" if of_products else ""
+    yield f"modules of these devices: {', '.join([*changes, f'{counts.same:,} same'])}{added}"
+
+
+def describe_changed_modules(drift: Drift) -> str:
+    """Return how many modules of products changed, also by account if the newer run has several."""
+    accounts = Counter(row[0] for row in drift.changed_modules)
+    several = len(drift.new.manifest.accounts) > 1 and accounts
+    each = f" ({', '.join(f'{safe(name)}: {count:,}' for name, count in sorted(accounts.items()))})" if several else ""
+    return f"{accounts.total():,} of {format_count(drift.modules.count_rows(), 'module')} of products changed{each}"
 
 
 def describe_share_counts(counts: ShareCounts) -> str:
@@ -132,8 +179,9 @@ def print_shares(shares: ShareDrift) -> None:
         print_error(f"note: the table shows {MAX_SHARE_ROWS:,} rows; {ALL_ROWS}")
 
 
-def _name_counts(counts: DriftCounts, names: Iterable[str]) -> str:
-    return ", ".join(f"{getattr(counts, name):,} {name.replace('_', ' ')}" for name in names)
+def _name_counts(counts: DriftCounts, names: Iterable[str]) -> Iterator[str]:
+    """Yield the counts that are not 0, with their names."""
+    yield from (f"{count:,} {name.replace('_', ' ')}" for name in names if (count := getattr(counts, name)))
 
 
 def describe_coverage(manifest: Manifest, counts: DeviceCounts, unsampled: int | None = None) -> str:
@@ -149,42 +197,6 @@ def describe_coverage(manifest: Manifest, counts: DeviceCounts, unsampled: int |
     ]
     label = state_label(manifest.state, counts, unsampled, tolerated=is_tolerated(manifest))
     return f"{label}: {sum(astuple(counts)):,} devices: {', '.join(states)}"
-
-
-def summarize_audit(manifest: Manifest, seconds: float, ages: AnswerAges | None = None) -> Iterator[str]:
-    """Yield the lines of an audit's summary: its session took ``seconds``, and its results have these ages."""
-    for discovery in manifest.discovery:
-        yield describe_discovery(discovery)
-    duplicates = manifest.fleet.duplicates - sum(discovery.duplicates for discovery in manifest.discovery)
-    if duplicates > 0:
-        yield f"fleet: {format_count(duplicates, 'row')} that named a device twice dropped"
-    if (aliases := manifest.fleet.describe_aliases()) is not None:
-        yield f"fleet: {aliases}"
-    yield from (f"fleet: {safe(sentence)}" for sentence in manifest.describe_shared_names())
-    yield describe_coverage(manifest, manifest.devices)
-    requests, rate = manifest.requests, manifest.rate
-    of_quota = "" if not rate.target else f", {rate.achieved / rate.target:.1%} of the quota"
-    querying = requests.sent / rate.achieved if rate.achieved else 0.0
-    expected = None if manifest.planned is None else manifest.planned.seconds
-    from auditor.cli.render_plan import format_planned_duration
-
-    planned = "" if expected is None else f", planned {format_planned_duration(expected)}"
-    yield (
-        f"{requests.sent:,} requests in {format_duration(querying)}{planned} ({rate.achieved:,.1f}/s{of_quota}), "
-        f"{requests.retried:,} retries, {requests.throttled:,} throttled; "
-        f"{format_duration(seconds)} {'in this session' if manifest.resumed_at else 'in total'}"
-    )
-    yield from describe_selection(manifest.selection) if manifest.selection is not None else ()
-    yield from _describe_freshness(manifest, ages)
-    yield from (safe(str(mismatched)) for mismatched in manifest.mismatched)
-    yield from map(describe_releases, manifest.releases)
-    for failure in manifest.failures[:5]:
-        code, example = (safe(text[:_MAX_TEXT]) for text in (failure.code, failure.example))
-        yield f"failed: {failure.devices:,} with {code}, such as {example}"
-    yield from (safe(str(account)) for account in manifest.silent)
-    gaps = (warning.detail for discovery in manifest.discovery for warning in discovery.warnings())
-    if manifest.error is not None and manifest.error != "; ".join([*map(str, manifest.silent), *gaps]):
-        yield f"stopped: {safe(manifest.error[:_MAX_TEXT])}"
 
 
 def describe_discovery(discovery: DiscoveryInfo) -> str:

@@ -10,14 +10,18 @@ from rich.text import Text
 from auditor.analysis.net_changes import NetChanges
 from auditor.cli.output import MIN_SENTENCE_WIDTH, Column, print_columns, table_zone
 from auditor.cli.render_history import describe_rollouts
-from auditor.cli.render_run import describe_coverage
+from auditor.cli.render_run import describe_coverage, describe_discovery, describe_releases
 from auditor.errors import ExitReasonCode, RunFolderError
+from auditor.query.describe import describe_recheck, describe_selection
 from auditor.query.warnings import is_tolerated, state_label
 from auditor.runs.folder import RunCatalog, StoredRun, find_stored_run
 from auditor.runs.locking import is_locked
 from auditor.runs.manifest import Manifest
 from auditor.text.formatting import format_count, format_duration, safe
 from auditor.text.time_zones import show_times
+
+MAX_ACCOUNTS = 20
+"""Accounts whose lists and releases are described."""
 
 _STATE_STYLES = {"complete": "green", "within tolerance": "green", "sample": "cyan", "running": "cyan"}
 
@@ -113,6 +117,7 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
         yield f"failed: {failure.devices:,} with {safe(failure.code)}, such as {safe(failure.example)}"
     if len(manifest.failures) > 5:  # noqa: PLR2004  examples
         yield f"failed: {len(manifest.failures) - 5:,} more codes"
+    yield from _describe_parts(manifest)
     if manifest.changes is not None:
         counts = (f"{count:,} {change.replace('_', ' ')}" for change, count in manifest.changes.counts.items())
         yield f"changes: {', '.join(counts) or 'none'} (modules of devices, since {safe(manifest.changes.previous)})"
@@ -122,6 +127,18 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
     sentence, commands = _next_steps(run)
     yield f"next: {sentence}"
     yield from (f"  {command}" for command in commands)
+
+
+def _describe_parts(manifest: Manifest) -> Iterator[str]:
+    """Yield lines about the device lists, the selection and the released firmware of a run, if it has them."""
+    for discovery in manifest.discovery[:MAX_ACCOUNTS]:
+        yield f"lists: {describe_discovery(discovery)}"
+    if manifest.selection is not None:
+        yield from (f"selection: {line}" for line in describe_selection(manifest.selection))
+        if manifest.selection.recheck is not None:
+            yield f"selection: {describe_recheck(manifest.selection.recheck)}"
+    for releases in manifest.releases[:MAX_ACCOUNTS]:
+        yield f"releases: {describe_releases(releases)}"
 
 
 def _format_minute(at: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import anyio
 import structlog
 
-from auditor.cli.console import LOG_STYLE, LogFormat, format_json_line, is_dumb_terminal, print_error
+from auditor.cli.console import LOG_STYLE, LogFormat, format_json_line, has_colours, print_error
 from auditor.cli.signals import stop_signals
 from auditor.concurrency import StopToken
 from auditor.errors import AuditInterruptedError
@@ -47,7 +47,8 @@ class _JsonFormatter(logging.Formatter):
 def log_to_stderr(level: str, format_: LogFormat = "text") -> None:
     """Log messages of at least ``level`` to standard error, as text or as JSON lines.
 
-    All other lines on standard error have the same format from now on. Text has colours on a terminal that knows them.
+    All other lines on standard error have the same format from now on. Text has colours on a terminal that has them,
+    unless the environment has NO_COLOR.
     """
     LOG_STYLE.format = format_
     handler = logging.StreamHandler(_CurrentStderr())
@@ -58,7 +59,7 @@ def log_to_stderr(level: str, format_: LogFormat = "text") -> None:
     renderer = (
         structlog.processors.JSONRenderer()
         if format_ == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not is_dumb_terminal())
+        else structlog.dev.ConsoleRenderer(colors=has_colours(sys.stderr))
     )
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),

@@ -357,16 +357,23 @@ class AccountSession:
     @property
     def progress(self) -> AccountProgress:
         """Progress of this process with the account."""
+        quota = self.quota_status
         return AccountProgress(
             name=self.name,
             sent=self.stats.sent,
             done=self.fetched + self._unqueried,
             failed=self._failed,
             in_flight=self.stats.in_flight,
-            rate=self.quota_status.rate,
+            rate=quota.rate,
             finished=self.finished,
             stopped=self.stopped,
             problem=None if self.finished else self.problem,
+            configured_rate=quota.configured_rate,
+            throttled=self.stats.throttled,
+            paused=self.paused.count,
+            longest_wait=self._caller.longest_wait,
+            timeout=self._settings.timeout,
+            other_processes=quota.other_processes,
         )
 
 

@@ -41,6 +41,12 @@ class AccountProgress:
         stopped: why the account was stopped, if it was.
         problem: why no results arrive from it now, if there is a reason.
         discovery: progress of its discovery; None once it has finished, and for a fleet file.
+        configured_rate: requests a second that the quota allows as configured; None without one.
+        throttled: requests that the platform refused for the quota.
+        paused: devices that wait, mostly for a retry.
+        longest_wait: seconds for which the oldest request in flight has no answer.
+        timeout: seconds after which a request without an answer fails.
+        other_processes: number of other processes that share its quota now.
     """
 
     name: str
@@ -53,6 +59,12 @@ class AccountProgress:
     stopped: str | None
     problem: str | None
     discovery: DiscoveryProgress | None = None
+    configured_rate: float | None = None
+    throttled: int = 0
+    paused: int = 0
+    longest_wait: float = 0.0
+    timeout: float = 0.0
+    other_processes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,12 @@ def describe_selection(selection: SelectionInfo) -> Iterator[str]:
             f"precision: ±{_percent(selection.achieved_precision)} for the shares ({selection.precision_of}), "
             f"±{_percent(selection.precision)} required"
         )
+    yield from describe_unqueried(selection)
+
+
+def describe_unqueried(selection: SelectionInfo) -> Iterator[str]:
+    """Yield why selected devices were not queried, and what that means for carried results."""
+    incremental = selection.strategy == "incremental"
     if selection.budget_exhausted and selection.max_calls is not None:
         yield f"the budget of {format_count(selection.max_calls, 'call')} was exhausted before all were queried"
     if selection.outdated is not None:

@@ -42,7 +42,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import zip_longest
+from itertools import combinations, zip_longest
 from typing import NamedTuple
 
 from auditor.query.version_dates import (
@@ -238,6 +238,23 @@ class VersionOrder:
             return "same"
         order = self._compare_parsed(one, two)
         return "unordered" if self._is_contradicted(order, one, two) else order
+
+    def newest_first(self, versions: Sequence[str]) -> tuple[list[str], str | None]:
+        """Return versions with newer ones before older ones, and the one that is newer than all others, if one is.
+
+        Versions between which no rule decides keep their order.
+        """
+        older: dict[str, int] = dict.fromkeys(versions, 0)
+        newer = dict(older)
+        for version, other in combinations(older, 2):
+            order = self.compare(version, other)
+            if order in {"older", "newer"}:
+                above, below = (other, version) if order == "older" else (version, other)
+                older[above] += 1
+                newer[below] += 1
+        ranked = sorted(older, key=lambda version: newer[version] - older[version])
+        newest = next((version for version in ranked if older[version] == len(older) - 1), None)
+        return ranked, newest
 
     def _is_contradicted(self, order: Order, one: _Version, two: _Version) -> bool:
         """Return whether a reading as dates, which fits all versions of the kind, contradicts an order."""

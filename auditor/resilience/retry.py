@@ -182,6 +182,7 @@ class RetryingCaller:
         self._limiter, self._breaker, self._backoff, self._jitter = limiter, breaker, backoff, jitter
         self._one_at_a_time, self._probing = anyio.Lock(), anyio.Lock()
         self._last_successful = probe
+        self._sent_at: dict[int, float] = {}
 
     def send(
         self, request: Callable[[], Awaitable[T]], product: str | None = None
@@ -272,6 +273,12 @@ class RetryingCaller:
                     return True
         return False
 
+    @property
+    def longest_wait(self) -> float:
+        """Seconds for which the oldest request in flight has no answer; 0 if there is none."""
+        oldest = next(iter(self._sent_at.values()), None)  # in the order in which they were sent
+        return 0.0 if oldest is None else time.monotonic() - oldest
+
     async def _attempt(
         self, request: Callable[[], Awaitable[T]], sent_at: float, *, is_retry: bool
     ) -> T | PlatformError:
@@ -281,6 +288,8 @@ class RetryingCaller:
         self.stats.sent += 1
         self.stats.retried += is_retry
         self.stats.in_flight += 1
+        number = self.stats.sent
+        self._sent_at[number] = began
         try:
             result: T | PlatformError = await request()
         except (NotFoundError, NeverActivatedError, InvalidRequestError) as error:
@@ -293,6 +302,7 @@ class RetryingCaller:
             return error
         finally:
             self.stats.in_flight -= 1
+            del self._sent_at[number]
         self._limiter.on_success(sent_at)
         self._breaker.record_success()  # reads the clock, so a standstill is noticed
         self.stats.answered += 1

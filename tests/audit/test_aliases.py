@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from auditor.audit.aliases import AliasCounts, count_aliases
-from auditor.cli.render_run import summarize_audit
+from auditor.cli.render_summary import summarize_audit
 from auditor.errors import RunFolderError
 from auditor.query.warnings import completeness_warnings
 from auditor.runs.folder import DEVICES, FLEET
@@ -111,10 +111,9 @@ def test_a_sentence_says_what_is_counted_twice_and_what_cannot_be_determined() -
 def test_the_summary_of_a_run_reports_dropped_and_double_devices() -> None:
     fleet = FleetInfo("f.csv", 9, 3, "", aliases=2)
     manifest = Manifest("1", "run", "complete", "2026-11-22T02:00:00.000Z", (), fleet, devices=DeviceCounts(ok=9))
-    lines = list(summarize_audit(manifest, 1.0))
-    assert "fleet: 3 rows that named a device twice dropped" in lines
-    assert f"fleet: {fleet.describe_aliases()}" in lines
+    lines = {line.label: line.text for line in summarize_audit(manifest, Path("run"), 1.0)}
+    assert lines["warning"] == f"{fleet.describe_aliases()}; 3 rows of the fleet that named a device again dropped"
     quiet = replace(manifest, fleet=FleetInfo("f.csv", 9, 0, ""))
-    assert not [line for line in summarize_audit(quiet, 1.0) if line.startswith("fleet:")]
+    assert "warning" not in [line.label for line in summarize_audit(quiet, Path("run"), 1.0)]
     warnings = completeness_warnings(Path("run"), manifest, manifest.devices)
     assert [each.kind for each in warnings] == ["aliases"]

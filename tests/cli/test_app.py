@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -43,21 +44,26 @@ def test_check_of_a_key_that_is_not_set_exits_with_2(auditor: Auditor, tmp_path:
     assert "the environment variable CANARY is not set" in done.stderr
 
 
-def test_the_demonstration_shows_the_output_of_read_commands(auditor: Auditor, tmp_path: Path) -> None:
+def test_the_demonstration_ends_with_a_page_to_open_and_three_commands_that_work(
+    auditor: Auditor, tmp_path: Path
+) -> None:
     done = auditor("demo", "--devices", 400, "--nights", 2)
     assert done.returncode == 0, done.stderr
     there = sum(device.exists for device in World(400, large=0))
-    assert f"complete: {there} devices" in done.stdout
-    assert f"simulated: {there} devices of 4 products listed in" in done.stderr
+    assert len(re.findall(rf"^OK +{there} devices", done.stderr, re.MULTILINE)) == 2
+    opening, page, commands = re.split("Open in a browser:\n|\n\nTry:\n", done.stdout)
+    assert (opening.strip(), page) == ("", "audits/demo.html")
+    assert (tmp_path / page).read_text().startswith("<!doctype html>")
+    names = []
+    for line in commands.splitlines():
+        words = shlex.split(line.partition("  # ")[0])
+        words = words[next(at for at, word in enumerate(words) if word in COMMANDS) :]
+        names.append(words[0])
+        tried = auditor(*words)
+        assert tried.returncode == 0, tried.stderr
+        assert len(tried.stdout.splitlines()) > 3
+    assert names == ["inventory", "diff", "policy"]
     first, last = sorted((tmp_path / "audits").glob("*-demo"))
-    assert f"$ auditor inventory audits/{last.name}\n" in done.stdout
-    assert f"$ auditor diff audits/{first.name} audits/{last.name}\n" in done.stdout
-    assert "upgraded" in done.stdout
-    assert f"$ auditor devices audits/{last.name} --missing --limit 5\n" in done.stdout
-    assert "$ auditor history audits --module default\n" in done.stdout
-    assert f"$ auditor policy audits/{last.name} audits/demo-rules.toml\n" in done.stdout
-    assert "The runs are in audits;" in done.stdout
-    assert (tmp_path / "audits" / "demo.html").read_text().startswith("<!doctype html>")
     assert all(auditor("verify", folder).returncode == 0 for folder in (first, last))
     assert json.loads((last / "run.json").read_text())["requests"]["retried"] > 0
 

@@ -84,7 +84,8 @@ def test_a_full_disk_is_one_sentence_and_a_later_resume_completes_the_run(
     assert said.startswith(told)
     assert said.count("No space left on device") == said.count("; free some space") == 1
     assert said.endswith("; free some space")
-    assert done.stderr.count(f"stopped: {said}\n") == 1
+    assert done.stderr.splitlines()[-1] == f"exit 3 (cannot_write): {said}"
+    assert done.stderr.count(said) == 1
     assert f"resume with: auditor resume {folder}\n" in done.stderr
     assert "Traceback" not in done.stderr
     assert (counts["pending"] > 0, sum(counts.values())) == (met == "asking", DEVICES)

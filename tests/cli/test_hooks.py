@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -56,8 +57,7 @@ def test_all_hooks_run_after_an_audit(auditor: Auditor, platform: Platform) -> N
         done = auditor("run", settings, "--log-level", "debug", env=env)
     assert done.returncode == 4, done.stderr
     folder = settings.parent.parent / done.stdout.strip()
-    assert "policy: latest ble (error): violated, " in done.stderr
-    assert "policy: 1 rules, 1 violated" in done.stderr
+    assert re.search(r"^policy +1 rule, 1 violated: latest ble \(error\): ", done.stderr, re.MULTILINE)
     assert auditor("verify", folder).returncode == 0
     assert (folder / "inventory.xlsx").is_file()
     assert (settings.parent / "fleet.html").is_file()
@@ -97,8 +97,8 @@ def test_a_failing_hook_does_not_fail_the_audit(auditor: Auditor, platform: Plat
         done = auditor("run", settings, "--log-level", "debug", env={"SIGNING": SIGNING})
         assert len(receiver.bodies) == 1
     assert done.returncode == 0, done.stderr
-    note = "note: the webhook could not be posted: the webhook answered 401: the request was rejected"
-    assert note in done.stderr.splitlines()
+    note = "the webhook could not be posted: the webhook answered 401: the request was rejected; the run itself is fine"
+    assert f"hooks    {note}" in done.stderr.splitlines()
     assert "Traceback" not in done.stderr
     folder = Path(settings.parent.parent, done.stdout.strip())
     assert auditor("verify", folder).returncode == 0

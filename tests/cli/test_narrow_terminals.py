@@ -35,7 +35,15 @@ COMMANDS = (
     ("diff", "audits", "--since", "last~1", "--devices"),
     ("runs", "audits"),
     ("device", "NAME", "audits"),
+    ("policy", "audits", "rules.toml"),
+    ("policy", "audits", "rules.toml", "--devices"),
+    ("sql", "audits", "SELECT * FROM modules"),
+    ("sql", "audits", "SELECT device_name, module_name, module_version, product_key, iot_id FROM device_modules"),
+    ("history", "audits"),
 )
+
+RULES = f'[[rule]]\nname = "all of them are new"\nmodule = "{MODULE}"\nminimum = "99"\n'
+"""Every device violates it."""
 
 
 def write_runs(directory: Path, names: list[str], versions: tuple[str, str]) -> set[str]:
@@ -43,6 +51,7 @@ def write_runs(directory: Path, names: list[str], versions: tuple[str, str]) -> 
     devices = [Device("demo", PRODUCT, name, f"{number:032x}") for number, name in enumerate(names)]
     build_once(directory, ("narrow terminals", names, versions), lambda: _write_runs(directory, devices, versions))
     runs = {path.name for path in directory.iterdir()}
+    (directory.parent / "rules.toml").write_text(RULES)
     return {PRODUCT, MODULE, *versions, *names, *runs, *(str(each.iot_id) for each in devices)}
 
 
@@ -67,7 +76,7 @@ def use_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[list[str], list[str]]:
-    assert main(arguments) in {0, 1}
+    assert main(arguments) in {0, 1, 4}
     output = capsys.readouterr()
     return output.out.splitlines(), output.err.splitlines()
 
@@ -105,7 +114,7 @@ def test_identifiers_of_common_length_are_whole(
     assert len(left_out) == (max(map(cell_len, whole)) > 80 and text.split() != wide.split())
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each[0] != "history"], ids=" ".join)
 def test_long_identifiers_are_cut_with_a_mark_and_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:

@@ -198,7 +198,7 @@ def test_an_audit_prints_its_plan_and_is_measured_for_the_next_one(
     plan = json.loads(auditor("plan", settings, "--format", "json").stdout)
     done = auditor("run", settings, env={"CANARY": SECRET})
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^\d+ requests in \d\.\d s, planned 0\.3 s \(", done.stderr, re.MULTILINE)
+    assert re.search(r"^time .* queries \d\.\d s \(planned 0\.3 s\); \d+ requests \(", done.stderr, re.MULTILINE)
     folder = tmp_path / done.stdout.strip()
     manifest = json.loads((folder / "run.json").read_text())
     assert manifest["planned"] == {"requests": 120, "seconds": plan["seconds"], "in_flight": plan["in_flight"]}

@@ -1,6 +1,7 @@
 """Progress of a running audit: one line, and a line for each account if there are several."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -55,9 +56,8 @@ def plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 def terminal_lines(shown: Progress, width: int = 100) -> list[str]:
     """Return the lines on a terminal."""
     console = Console(width=width, legacy_windows=False)
-    line, accounts = progress_module._ProgressView().describe(shown)
     with console.capture() as captured:
-        console.print(progress_module._render(shown, line, accounts))
+        console.print(progress_module._render(shown, progress_module._ProgressView().describe(shown)))
     return [each.rstrip() for each in captured.get().splitlines()]
 
 
@@ -83,7 +83,6 @@ def test_progress_is_part_of_a_log_in_json(monkeypatch: pytest.MonkeyPatch, caps
 def test_one_account_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert plain_lines(monkeypatch, capsys, progress(account("eu"))) == [LINE]
     assert plain_lines(monkeypatch, capsys, progress()) == [LINE]
-    assert len(terminal_lines(progress(account("eu")), width=200)) == 1
 
 
 def test_accounts_are_a_second_line_with_unhealthy_ones_first(
@@ -113,24 +112,81 @@ def test_pages_of_released_firmware_are_counted_after_the_devices(
     assert line.endswith(" devices; reading released firmware: 1,234 pages")
 
 
-def test_a_terminal_has_a_line_for_each_account_with_its_problem() -> None:
-    accounts = (
-        account("eu"),
-        account("us", problem='account "us": nothing succeeds', failed=3),
-        account("cn\x1b", stopped='account "cn\x1b": key refused', finished=True, done=0),
-        account("in", finished=True),
-    )
-    lines = terminal_lines(progress(*accounts), width=200)
-    assert lines[0].endswith(LINE)
+SEVERAL = (
+    account("eu", configured_rate=10.0, rate=5.0, throttled=3),
+    account("us", problem='account "us": nothing succeeds', failed=3),
+    account("cn\x1b", stopped='account "cn\x1b": key refused', finished=True, done=0),
+    account("in", finished=True),
+    account("jp", configured_rate=5.0, other_processes=1, done=123),
+)
+
+
+def test_a_terminal_has_a_line_for_each_account_in_fixed_columns() -> None:
+    lines = terminal_lines(progress(*SEVERAL), width=120)
+    assert lines[0].split()[:5] == ["100", "/", "400", "25%", lines[0].split()[4]]
+    assert lines[0].endswith("  30.0 s left")
+    assert len(lines[0]) == 120
     assert lines[1:] == [
-        "us      5.0 requests/s, unhealthy, 48 devices, 3 failed, 2 in flight; nothing succeeds",
-        "cn\\x1b  stopped, 0 devices; key refused",
-        "eu      5.0 requests/s, 48 devices, 2 in flight",
-        "in      done, 48 devices",
+        "  us      failing   48           5/s    3 failed  nothing succeeds",
+        "  cn\\x1b  stopped    0                  0 failed  key refused",
+        "  eu      slowed    48     5/s of 10    0 failed  quota refused 3x, 5.0/s accepted",
+        "  in      done      48                  0 failed",
+        "  jp      ok       123      5/s of 5    0 failed  shared with 1 other",
     ]
-    narrow = terminal_lines(progress(*accounts), width=60)
+
+
+def test_lines_of_a_narrow_terminal_are_cut_and_keep_their_columns() -> None:
+    narrow = terminal_lines(progress(*SEVERAL), width=60)
     assert all(len(line) <= 60 for line in narrow)
-    assert [line.split()[0] for line in narrow[-4:]] == ["us", "cn\\x1b", "eu", "in"]
+    assert [line.split()[0] for line in narrow[1:]] == ["us", "cn\\x1b", "eu", "in", "jp"]
+    assert {line.index(" failed") for line in narrow[1:]} == {narrow[1].index(" failed")}
+
+
+def test_columns_stay_where_they_are_while_numbers_grow() -> None:
+    first, second = (
+        terminal_lines(
+            progress(account("eu", done=done, configured_rate=10.0), devices=DeviceCounts(done, pending=400 - done))
+        )
+        for done in (1, 350)
+    )
+    assert first[0].index("/") == second[0].index("/")
+    assert first[1].index("/s of") == second[1].index("/s of")
+    assert first[1].index("failed") == second[1].index("failed")
+
+
+def test_the_bar_is_red_only_where_something_is_wrong() -> None:
+    def colours(*accounts: AccountProgress, **changes: object) -> set[str]:
+        shown = progress(*accounts, **changes)
+        console = Console(width=80, force_terminal=True, color_system="standard", legacy_windows=False)
+        with console.capture() as captured:
+            console.print(progress_module._render(shown, progress_module._ProgressView().describe(shown)))
+        return set(re.findall(r"\x1b\[(\d+)m", captured.get().splitlines()[0]))
+
+    assert "34" in colours(account("eu"))
+    assert "31" not in colours(account("eu"))
+    assert "31" in colours(account("eu", stopped="x", finished=True))
+    assert "31" in colours(account("eu"), problem="nothing succeeds")
+
+
+def tail(pending: int, *accounts: AccountProgress) -> Progress:
+    return progress(*accounts, devices=DeviceCounts(ok=400 - pending, pending=pending))
+
+
+def test_the_last_devices_are_described_by_what_they_wait_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = account("us", finished=True, in_flight=0)
+    last = tail(4, account("eu", in_flight=3, paused=1, longest_wait=27.2, timeout=30.0), done)
+    expected = "last 4 devices: 3 waiting for answers, longest 27 of 30 s; 1 waiting for a retry"
+    lines = terminal_lines(last)
+    assert lines[-1] == expected
+    assert "left" not in lines[0]
+    line, _ = plain_lines(monkeypatch, capsys, last)
+    assert line.endswith(f", 0 failed, {expected}")
+    one = tail(1, account("eu", in_flight=1, longest_wait=2.0, timeout=30.0))
+    assert terminal_lines(one)[-1] == "last 1 device: 1 waiting for an answer, longest 2 of 30 s"
+    for others in (tail(5, account("eu", in_flight=3, paused=1)), tail(0, account("eu", in_flight=3))):
+        assert not [line for line in terminal_lines(others) if line.startswith("last ")]
 
 
 def test_at_most_twenty_accounts_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +196,7 @@ def test_at_most_twenty_accounts_are_shown(monkeypatch: pytest.MonkeyPatch, caps
     assert line.endswith("; a18: 5.0 requests/s, 48 devices; and 5 more")
     lines = terminal_lines(many, width=200)
     assert [line.split()[0] for line in lines[1:]] == ["a24", *(f"a{number}" for number in range(19)), "and"]
-    assert lines[-1].split() == ["and", "5", "more"]
+    assert lines[-1].split() == ["and", "5", "more", "accounts"]
 
 
 def test_the_rate_of_an_account_is_of_the_last_seconds(

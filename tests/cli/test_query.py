@@ -114,7 +114,9 @@ def test_drift_is_printed_by_module_and_by_device(auditor: Auditor, nights: tupl
     assert row.split()[:2] == ["p1", "ble"]
     assert "downgraded" in header
     assert "vanished" not in header
-    assert "old to new: devices: 3 compared, 0 joined, 0 left, 1 not seen" in done.stderr
+    assert "old to new: 3 devices compared, 1 not seen" in done.stderr
+    assert "1 of 1 module of products changed" in done.stderr
+    assert "of products changed" not in auditor("diff", *nights, "--format", "csv").stderr
     assert f"note: {nights[1]}: partial: 1 devices failed" in done.stderr
     rows = list(csv.DictReader(io.StringIO(auditor("diff", *nights, "--devices", "--format", "csv").stdout)))
     assert [row["change"] for row in rows] == ["upgraded", "downgraded", "changed", "not_seen"]

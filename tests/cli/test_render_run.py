@@ -1,19 +1,16 @@
 """A share looks the same on terminals and in the report."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from auditor.analysis.history import read_history
 from auditor.cli.render_history import print_history
-from auditor.cli.render_run import print_inventory, summarize_audit
+from auditor.cli.render_run import print_inventory
 from auditor.query.run import Run
 from auditor.report.builder import build_report
 from auditor.report.render import render_html
-from auditor.runs.manifest import FailureInfo, FleetInfo, Manifest
-from auditor.runs.selection_info import Planned, Rate, RequestCounts
 from auditor.text.formatting import format_share
 from tests.report.pages import parse_html
 from tests.runs.run_folders import build, named, ok
@@ -29,24 +26,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def percentages(text: str) -> set[str]:
     return set(re.findall(r"<?\d+(?:\.\d)?%", text))
-
-
-@pytest.mark.parametrize("rate", [Rate(0.0, 1.0), Rate(1e-320, 1e308), Rate(None, 1e-320), Rate(-1.0, -1e-320)])
-def test_the_summary_of_implausible_rates_is_written(rate: Rate) -> None:
-    manifest = Manifest("1", "run", "partial", "2026-11-22T02:00:00.000Z", (), FleetInfo("f.csv", 9, 0, ""))
-    requests, planned = RequestCounts(sent=2**62), Planned(9, 1e308, None)
-    lines = list(summarize_audit(replace(manifest, rate=rate, requests=requests, planned=planned), 1e308))
-    assert any(line.startswith(f"{2**62:,} requests in ") for line in lines)
-
-
-def test_texts_of_a_manifest_are_printed_up_to_a_length() -> None:
-    manifest = Manifest("1", "run", "partial", "2026-11-22T02:00:00.000Z", (), FleetInfo("f.csv", 9, 0, ""))
-    long = FailureInfo("c" * 1_000_000, 3, "d" * 1_000_000)
-    lines = list(summarize_audit(replace(manifest, failures=(long,), error="e" * 1_000_000), 9.0))
-    assert f"stopped: {'e' * 20_000}" in lines
-    assert sum(map(len, lines)) < 62_000
-    lines = list(summarize_audit(replace(manifest, error="e" * 20_000), 9.0))
-    assert f"stopped: {'e' * 20_000}" in lines
 
 
 def test_shares_near_0_and_1_are_not_shown_as_0_or_100(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -267,7 +267,7 @@ async def test_unusual_names_in_a_fleet_are_escaped(tmp_path: Path) -> None:
     shown.append(command(tmp_path, "verify", "audits"))
     assert [unprintable(done.stdout + done.stderr) for done in shown] == [set()] * 3
     assert [done.returncode for done in shown[1:]] == [0, 0]
-    assert "failed: 4 with iot.device.NullDeviceName" in shown[1].stderr
+    assert "failed   4 with iot.device.NullDeviceName" in shown[1].stderr
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Command that demonstrates the program without an account."""
 
 import shlex
+import shutil
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -23,10 +23,10 @@ def demo(
     log_level: LogLevel = "error",
     log_format: LogFormatOption = "text",
 ) -> int:
-    """Audit a simulated fleet several times, and show the results.
+    """Audit a simulated fleet several times, and write a report.
 
     No account is needed. Between two runs updates reach more of the fleet; the last run is incremental. The simulated
-    platform has a few faults, as real ones have. Then the commands that read runs are shown.
+    platform has a few faults, as real ones have. The end is the page to open, and three commands to try.
 
     Parameters
     ----------
@@ -51,38 +51,41 @@ def demo(
         if result.exit_code > 1:
             return result.exit_code
         folders.append(result.folder)
-    _show_results(folders, out)
-    print_line(f"\nThe runs are in {safe(out)}; each has inventory.csv, modules.parquet, run.json and more.")
+    _print_next_steps(folders, out)
     return result.exit_code
 
 
-def _show_results(runs: list[Path], directory: Path) -> None:
-    """Show the commands that read runs, and their output."""
+def _print_next_steps(runs: list[Path], directory: Path) -> None:
+    """Write the report; print what to open, and three commands to try."""
     from importlib.util import find_spec
 
-    from auditor.cli.commands.devices import devices, inventory
-    from auditor.cli.commands.query import diff, history
-    from auditor.cli.commands.report import policy, report
+    from auditor.cli.commands.report import report
     from auditor.cli.demonstration import DEMO_RULES
-    from auditor.cli.options import DeviceFlags, FilterFlags
     from auditor.storage.files import replace_file
 
-    newest, rules, page = runs[-1], directory / "demo-rules.toml", directory / "demo.html"
+    rules = directory / "demo-rules.toml"
     replace_file(rules, DEMO_RULES.encode())
-    _show(lambda: inventory(newest), "inventory", newest)
-    few, default = FilterFlags(limit=5), DeviceFlags(module="default")
-    _show(lambda: devices(newest, filters=few, missing=True), "devices", newest, "--missing", "--limit", 5)
-    if len(runs) > 1:
-        _show(lambda: diff(runs[-2], newest), "diff", runs[-2], newest)
-        _show(lambda: history(directory, filters=default), "history", directory, "--module", "default")
-    _show(lambda: policy(newest, rules), "policy", newest, rules)
     if find_spec("jinja2"):
-        _show(lambda: report(newest, out=page, rules=rules), "report", newest, "--rules", rules, "-o", page)
+        print_line("\nOpen in a browser:")
+        sys.stdout.flush()
+        report(runs[-1], out=directory / "demo.html", rules=rules)
     else:
         print_line("\nThe report needs more packages: pip install 'auditor[report]'")
+    print_line("\nTry:")
+    program, folder = _program(), shlex.quote(safe(directory))
+    for words, meaning in (
+        (f"inventory {folder} --module default", "versions in use, the newest first"),
+        (f"diff {folder} --since last~{len(runs) - 1}", "what changed since the first run")
+        if len(runs) > 1
+        else (f"status {folder}", "how the run ended, and what to do next"),
+        (f"policy {folder} {shlex.quote(safe(rules))}", "which rules the fleet violates"),
+    ):
+        print_line(f"  {program} {words}  # {meaning}")
 
 
-def _show(command: Callable[[], object], *words: object) -> None:
-    print_line(f"\n$ auditor {shlex.join(map(str, words))}")
-    sys.stdout.flush()
-    command()
+def _program() -> str:
+    """Return how a shell starts this program."""
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py":
+        return f"{shlex.quote(safe(sys.executable))} -m auditor"
+    return started.name if shutil.which(started.name) else shlex.quote(safe(started))

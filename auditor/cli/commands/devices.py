@@ -35,16 +35,26 @@ def inventory(
     With filters, count the devices that match all of them. With --group-by, count them for each site, or whatever is
     named: shares are of the devices of the product in the group.
     """
-    from auditor.cli.render_run import print_inventory
+    import sys
+
+    from auditor.cli.render_run import print_inventory, print_versions
     from auditor.query.devices import select_inventory
-    from auditor.query.run import Run
+    from auditor.query.run import Run, VersionCount
 
     resolved = resolve_format(format, out)
     if filters is not None or group_by is not None:
         with select_inventory(read_from(run), build_filter(filters), group_by=split_names(group_by)) as selected:
             print_warnings(selected.run.warnings)
-            limit = None if filters is None else filters.limit
-            emit(resolved, out, show=lambda: print_rows(selected.table, limit, brief=True), write=selected.table.write)
+            arranged = filters is not None and (filters.limit is not None or filters.sort is not None)
+
+            def show() -> None:
+                if group_by is not None or arranged or not sys.stdout.isatty():
+                    print_rows(selected.table, None if filters is None else filters.limit, brief=True)
+                else:
+                    counts = (VersionCount(*row) for row in selected.table)
+                    print_versions(counts, several_accounts=len(selected.run.manifest.accounts) > 1)
+
+            emit(resolved, out, show=show, write=selected.table.write)
             _note_uncompared(selected.uncompared, filters)
         return 0
     with Run(read_from(run)) as opened:

@@ -255,7 +255,7 @@ class _DiffOptions:
 def _diff_runs(old: Path, new: Path, options: _DiffOptions) -> int:
     """Print or write what differs between two runs."""
     from auditor.analysis.drift import diff_runs
-    from auditor.cli.render_run import describe_drift, print_shares
+    from auditor.cli.render_run import describe_changed_modules, describe_drift, print_shares
     from auditor.runs.folder import find_run
 
     old, new = find_run(old), read_from(new)
@@ -268,6 +268,8 @@ def _diff_runs(old: Path, new: Path, options: _DiffOptions) -> int:
         modules = drift.modules if options.all_ else drift.changed_modules
         found = drift.devices if options.devices else modules if shares is None else shares.table
         show = None if shares is None else partial(print_shares, shares)
+        if options.format_ == "table" and found in (drift.modules, drift.changed_modules) and drift.groups is None:
+            print_error(describe_changed_modules(drift))
         _emit_changes(found if drift.groups is None else drift.groups, options, show)
         _describe_runs(describe_drift(drift), drift.old.manifest, drift.new.manifest, options)
     fail_on_differences(counts)

@@ -9,10 +9,13 @@ from cyclopts import Parameter
 from auditor.cli.console import print_error, print_path
 from auditor.cli.options import OUTPUT, Flag, OutputPath, ReadPath, RunPath, split_names
 from auditor.cli.output import (
+    MIN_SENTENCE_WIDTH,
+    WORD_STYLES,
+    Column,
     emit,
     emit_file,
     is_stdout,
-    open_console,
+    print_columns,
     print_notes,
     print_rows,
     print_warnings,
@@ -93,18 +96,19 @@ def policy(
 
 def _print_results(result: "PolicyReport") -> None:
     """Print a row for each rule, with problems in colour."""
-    from rich.table import Table
     from rich.text import Text
 
-    styles = {"violated": "red", "unparseable": "yellow", "not_seen": "yellow", "compliant": "green"}
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("verdict", "severity", "rule", "found"):
-        table.add_column(name, overflow="fold", no_wrap=name in {"verdict", "severity"})
+    verdict, severity = Column("verdict", []), Column("severity", [], drop=1)
+    rule, found = (Column(name, [], min_sentence=MIN_SENTENCE_WIDTH) for name in ("rule", "found"))
     for each in result.results:
         warning = each.verdict == "violated" and each.rule.severity != "error"
-        verdict = Text(each.verdict.replace("_", " "), style="yellow" if warning else styles[each.verdict])
-        table.add_row(verdict, each.rule.severity, safe(each.rule.name), safe(each.message))
-    open_console().print(table)
+        verdict.cells.append(
+            Text(each.verdict.replace("_", " "), style="yellow" if warning else WORD_STYLES[each.verdict])
+        )
+        severity.cells.append(each.rule.severity)
+        rule.cells.append(safe(each.rule.name))
+        found.cells.append(safe(each.message))
+    print_columns([verdict, severity, rule, found])
 
 
 def report(
