@@ -8,14 +8,14 @@ from pathlib import Path
 
 import msgspec
 
+from auditor.audit.permissions import describe_missing_permissions
 from auditor.audit.silence import find_believed_run, read_devices_with_modules
-from auditor.client.operations import BATCH_GET_DEVICE_STATE, device_state_params
 from auditor.concurrency import StopToken, run_in_abandonable_thread, run_in_thread
 from auditor.config.settings import Account, FleetSource, Settings
 from auditor.engine.account_session import AccountSession, Credentials, open_account, read_credentials
 from auditor.engine.limiters import check_quota_sharing
 from auditor.engine.open_files import reserve_open_files
-from auditor.errors import AccountStoppedError, NotFoundError, PlatformError
+from auditor.errors import AccountStoppedError
 from auditor.fleet.crawler import crawl
 from auditor.fleet.discovery_journal import DiscoveryJournal
 from auditor.fleet.materialize import materialize
@@ -98,8 +98,7 @@ async def _check_account(settings: Settings, account: Account, credentials: Cred
                 preview = await _discover_first_devices(session, account.fleet, fleet)
             if next(read_snapshot(fleet, account.name), None) is not None:
                 earlier = await run_in_thread(find_believed_run, Path(settings.directory), settings.name, account.name)
-                states = settings.since not in {None, "none"}
-                result, problem = await _check_devices(session, fleet, earlier=earlier, states=states)
+                result, problem = await _check_devices(session, settings, account, fleet, earlier=earlier)
             else:
                 result = f"none of the first {MAX_LISTED_DEVICES:,} devices matches the fleet settings"
                 if preview.complete:
@@ -112,12 +111,9 @@ async def _check_account(settings: Settings, account: Account, credentials: Cred
 
 
 async def _check_devices(
-    session: AccountSession, fleet: Path, *, earlier: Path | None, states: bool
+    session: AccountSession, settings: Settings, account: Account, fleet: Path, *, earlier: Path | None
 ) -> tuple[str, str | None]:
-    """Return what the query of the first device resulted in, and the problem of the account, if there is one.
-
-    ``states``: the audit needs connection states, too, to find devices that may have changed.
-    """
+    """Return what the query of the first device resulted in, and the problem of the account, if there is one."""
     outcomes = await _try_devices(session, fleet)
     first, *_, (device, last) = (outcomes[0], *outcomes)
     result = first[1].status if isinstance(first[1], DeviceResult) else f"failed: {first[1].code}"
@@ -131,11 +127,10 @@ async def _check_devices(
         problem = str(SilentAccount(session.name, "not_found", len(outcomes)))
     elif last.status == "empty" and (silenced := await _query_silenced(session, earlier)):
         problem = str(SilentAccount(session.name, "empty", silenced))
-    elif states:
-        sent = await session.call_optional(BATCH_GET_DEVICE_STATE, device_state_params([device]))
-        if isinstance(sent.result, PlatformError) and not isinstance(sent.result, NotFoundError):
-            operation = BATCH_GET_DEVICE_STATE.name
-            problem = f'account "{session.name}": since needs {operation}, which fails: {sent.result}'
+    else:
+        missing = [each async for each in describe_missing_permissions(session, settings, account, device)]
+        if missing:
+            problem = f'account "{session.name}": {"; ".join(missing)}'
     return result, problem
 
 
