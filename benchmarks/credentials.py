@@ -99,7 +99,7 @@ async def measure(minutes: float) -> bool:
         )
     more = used[1] / used[0] - 1, requests[1] / requests[0] - 1
     print(f"{issued} keys of {KEY_SECONDS:g} s; quota used {more[0]:+.2%}, requests {more[1]:+.2%}")
-    failed = sum(run.manifest["devices"]["failed"] + run.manifest["devices"]["pending"] for run in runs)
+    failed: int = sum(run.manifest["devices"]["failed"] + run.manifest["devices"]["pending"] for run in runs)
     return failed == 0 and max(map(abs, more)) < MAX_DIFFERENCE
 
 

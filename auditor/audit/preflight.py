@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from auditor.audit.permissions import describe_missing_permissions
+from auditor.audit.permissions import find_missing_permissions
 from auditor.audit.silence import find_believed_run, read_devices_with_modules
 from auditor.concurrency import StopToken, run_in_abandonable_thread, run_in_thread
 from auditor.config.settings import Account, FleetSource, Settings
@@ -92,6 +92,7 @@ async def _check_account(settings: Settings, account: Account, credentials: Cred
             snapshot = await run_in_thread(write_snapshot, [(name, file)], fleet)
             preview = _FleetPreview(snapshot.devices, snapshot.duplicates)
     result, problem, started_at = "", None, time.monotonic()
+    denied = False
     async with open_account(settings, account, credentials, 1) as session:
         try:
             if account.fleet is not None and account.uses_discovery:
@@ -104,10 +105,14 @@ async def _check_account(settings: Settings, account: Account, credentials: Cred
                 if preview.complete:
                     problem = f'account "{account.name}": no device matches the fleet settings'
         except AccountStoppedError as error:
-            problem = str(error)
+            problem, denied = str(error), error.reason_code == "refused_account"
         counts = preview.devices, preview.duplicates, preview.products
         seconds, clock_offset = time.monotonic() - started_at, session.client.clock_offset
-        return AccountCheck(account.name, account.endpoint, *counts, result, seconds, clock_offset, problem)
+    if denied:  # the session is stopped, and may have called only one of the operations that are denied
+        async with open_account(settings, account, credentials, 1) as session:
+            missing = await find_missing_permissions(session, settings, account)
+        problem = f'account "{account.name}": {"; ".join(missing)}' if missing else problem
+    return AccountCheck(account.name, account.endpoint, *counts, result, seconds, clock_offset, problem)
 
 
 async def _check_devices(
@@ -127,10 +132,8 @@ async def _check_devices(
         problem = str(SilentAccount(session.name, "not_found", len(outcomes)))
     elif last.status == "empty" and (silenced := await _query_silenced(session, earlier)):
         problem = str(SilentAccount(session.name, "empty", silenced))
-    else:
-        missing = [each async for each in describe_missing_permissions(session, settings, account, device)]
-        if missing:
-            problem = f'account "{session.name}": {"; ".join(missing)}'
+    elif missing := await find_missing_permissions(session, settings, account, device):
+        problem = f'account "{session.name}": {"; ".join(missing)}'
     return result, problem
 
 

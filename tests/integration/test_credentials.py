@@ -1,7 +1,9 @@
 """Audits with temporary access keys: renewed while they run, stopped alone when they cannot be, and never written."""
 
+import json
 import logging
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,6 @@ from auditor.errors import CredentialsError, SettingsError
 from auditor.models import AccessKey, Secret
 from auditor.simulator.quotas import SimulatedAccount
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
-from auditor.simulator.world import World
 from tests.credentials_service import CredentialsService, credentials_service, printed_key
 from tests.integration.audits import SLOW_LATENCY, assert_complete_and_correct, plain_world
 from tests.integration.test_audit import account_table, settings_for
@@ -190,18 +191,52 @@ def texts_in(folder: Path) -> list[str]:
     return [path.read_text("latin-1") for path in folder.rglob("*") if path.is_file()]
 
 
-async def test_a_missing_permission_is_named_by_check(tmp_path: Path) -> None:
-    world = World(20)
-    for denied, changes in (
-        ("QueryProductList", {"fleet": {"products": "all"}}),
-        ("QueryDevice", {"fleet": {"products": "all"}}),
-        ("ListOTAModuleVersionsByDevice", {}),
-    ):
-        account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, denied=frozenset({denied}))
-        world.write_fleet(tmp_path / "fleet.csv")
-        async with Simulator(world, accounts=(account,)) as platform:
-            (check,) = await preflight(settings_for(tmp_path, account_table(platform.endpoint, tmp_path, **changes)))
-        assert f"the permission for {denied}: iot:{denied} in a policy" in str(check.problem)
+BASE = {"ListOTAModuleVersionsByDevice"}
+DISCOVERY = {"QueryProductList", "QueryDevice", "ListOTAModuleByProduct"}
+RELEASED = {"ListOTAFirmware", "ListOTAJobByFirmware", "ListOTATaskByJob"}
+STATES = {"BatchGetDeviceState"}
+EVERYTHING: frozenset[str] = frozenset(BASE | DISCOVERY | RELEASED | STATES)
+
+
+@pytest.mark.parametrize(
+    ("account", "changes", "needed"),
+    [
+        ({}, {}, BASE),
+        ({"fetch_product_modules": True}, {}, BASE | {"ListOTAModuleByProduct"}),
+        ({}, {"released": True}, BASE | RELEASED),
+        ({"fleet": {"products": "all"}}, {"since": "last"}, BASE | DISCOVERY | STATES),
+        (
+            {"fleet": {"products": "all"}, "fetch_product_modules": False},
+            {},
+            BASE | DISCOVERY - {"ListOTAModuleByProduct"},
+        ),
+    ],
+)
+async def test_check_names_every_missing_permission_and_the_documented_ones_are_enough(
+    tmp_path: Path, account: dict[str, Any], changes: dict[str, Any], needed: set[str]
+) -> None:
+    world = plain_world(20)
+    world.write_fleet(tmp_path / "fleet.csv")
+
+    async def problem_without(denied: frozenset[str]) -> str | None:
+        key = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, denied=denied)
+        async with Simulator(world, accounts=(key,)) as platform:
+            settings = settings_for(tmp_path, account_table(platform.endpoint, tmp_path, **account), **changes)
+            return (await preflight(settings))[0].problem
+
+    assert await problem_without(EVERYTHING - needed) is None
+    said = str(await problem_without(EVERYTHING))
+    assert set(re.findall(r"permission for (\w+): iot:(\w+) in a policy", said)) == {(each, each) for each in needed}
+    for each in needed:
+        assert f"permission for {each}: iot:{each} in a policy" in str(await problem_without(frozenset({each})))
+
+
+def test_the_documented_policy_is_that_of_a_discovered_fleet() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "credentials.md").read_text()
+    policy = re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0]
+    assert set(json.loads(policy)["Statement"][0]["Action"]) == {f"iot:{each}" for each in BASE | DISCOVERY}
+    listed = set(re.findall(r"`iot:(\w+)`", text.partition("| feature |")[2].partition("\n\n")[0]))
+    assert listed == EVERYTHING
 
 
 @pytest.mark.parametrize(
