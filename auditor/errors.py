@@ -9,6 +9,7 @@
             RunFolderError       the run folder
         AuditStoppedError        the audit cannot continue                      exit 3
             AccountStoppedError  one account: access denied, or never reached
+            CredentialsError     an access key cannot be obtained now
             RunNotWritableError  the run folder cannot be written
         DriftError               drift that --fail-on names                     exit 4
         PolicyError              a rule of severity "error" is violated         exit 4
@@ -17,12 +18,14 @@
         PlatformError            one request failed
             TransientError       retry later, newly signed
                 NonceUsedError
+                KeyExpiredError  after the access key is renewed
                 ClockSkewError   until several answers agree on its time
             ThrottledError       slow the whole account down, then retry
             NotFoundError        conclusive: no such device
             NeverActivatedError  conclusive: nothing was ever reported
             InconsistentResponseError  read the device again from its first page
             InvalidRequestError  this device failed, do not retry
+                OperationDeniedError  the account may not use this operation
             DeviceDeniedError    this device failed, or the account is denied
             AccountDeniedError   stop the account
         WebhookError             a summary was not posted; the run is unaffected
@@ -113,6 +116,17 @@ class AccountStoppedError(AuditStoppedError):
         self.account, self.sentence, self.reason_code = account, sentence, reason_code
 
 
+class CredentialsError(AuditStoppedError):
+    """An access key cannot be obtained now. ``refused``: another attempt would not help.
+
+    The text is a clause that never quotes an answer, since that may contain a key or a token.
+    """
+
+    def __init__(self, sentence: str, *, refused: bool) -> None:
+        super().__init__(sentence)
+        self.refused = refused
+
+
 class RunNotWritableError(AuditStoppedError):
     """The run folder cannot be written: permission, a full disk or an I/O error."""
 
@@ -177,6 +191,10 @@ class NonceUsedError(TransientError):
     """The platform has seen this nonce before."""
 
 
+class KeyExpiredError(TransientError):
+    """The access key is refused, most likely because it has expired, and is renewed before the next request."""
+
+
 class ClockSkewError(TransientError):
     """The request's timestamp was too far from the platform's clock (more than 15 minutes)."""
 
@@ -213,15 +231,15 @@ class DeviceDeniedError(PlatformError):
 
 DenialCause = Literal[
     "permission", "key", "secret", "token", "instance", "region", "action", "https", "parameter", "account", "clock",
-    "platform_clock", "proxy",
+    "platform_clock", "proxy", "credentials",
 ]  # fmt: skip
 """What the platform refuses about an account."""
 
 _ADVICE: Mapping[DenialCause, str] = {
-    "permission": "give the user of the access key the permission for this operation",
+    "permission": "give the user or role of the access key the permission for this operation",
     "key": "check access_key_id, and that the key is active",
     "secret": "check access_key_secret",
-    "token": "the access key is a temporary one, which needs a valid security token: use the access key of a user",
+    "token": "the access key is a temporary one, which needs a valid security token: give credentials, which renew it",
     "instance": "check instance_id and region_id",
     "region": "check region_id",
     "action": "the service at this address does not have this operation: use the address of the IoT service",
@@ -231,6 +249,7 @@ _ADVICE: Mapping[DenialCause, str] = {
     "platform_clock": "the platform refuses the time of its own answers: resume later, or report it to the platform",
     "clock": "set the clock of this machine, for example by NTP",
     "proxy": "check proxy",
+    "credentials": "the renewed access key is refused, too: check credentials",
 }
 
 
@@ -239,14 +258,28 @@ class AccountDeniedError(PlatformError):
 
     Attributes:
         cause: what is refused.
+        operation: name of the operation that was called; "": it makes no difference.
     """
 
     cause: DenialCause = "account"
+    operation: str = ""
 
     @property
     def advice(self) -> str:
         """What to do, as a clause that follows the error."""
+        if self.cause == "permission" and self.operation:
+            return _ADVICE["permission"].replace(
+                "this operation", f"{self.operation}: iot:{self.operation} in a policy"
+            )
         return _ADVICE[self.cause]
+
+
+class OperationDeniedError(InvalidRequestError):
+    """The access key may not use an operation, or the platform does not have it; ``advice`` says what to do."""
+
+    def __init__(self, denied: AccountDeniedError) -> None:
+        super().__init__(denied.code, denied.message, http_status=denied.http_status, request_id=denied.request_id)
+        self.advice = denied.advice
 
 
 class WebhookError(AuditorError):

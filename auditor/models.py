@@ -111,6 +111,27 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessKey:
+    """What signs requests: an access key, and the security token of a temporary one.
+
+    ``expires_at`` is in seconds since 1970; None: never, or unknown.
+    """
+
+    key_id: str
+    secret: Secret
+    token: Secret | None = None
+    expires_at: float | None = None
+
+    def is_same(self, other: "AccessKey") -> bool:
+        """Return whether both are one key with one token."""
+        mine, theirs = (
+            (each.key_id, each.secret.reveal(), None if each.token is None else each.token.reveal())
+            for each in (self, other)
+        )
+        return mine == theirs
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """A device as the fleet names it: by ``iot_id``, or by ``product_key`` and ``device_name``, or by all three."""
 

@@ -55,6 +55,15 @@ IDENTITY = {
 NO_UNANSWERED = {"properties": {"failed": {"const": 0}, "pending": {"const": 0}}}
 
 RULES: dict[str, dict[str, Any]] = {
+    "settings": {
+        "$defs": {
+            "Account": {
+                "oneOf": [{"required": ["access_key_id", "access_key_secret"]}, {"required": ["credentials"]}],
+                "not": {"required": ["access_key_secret", "credentials"]},
+            },
+            "CredentialsSettings": {"oneOf": [{"required": ["type"]}, {"required": ["command", "format"]}]},
+        },
+    },
     "run": {
         "properties": {"failures": {"maxItems": MAX_FAILURE_CODES}},
         "$defs": {
@@ -152,11 +161,14 @@ def generate(kind: str) -> bytes:
     return orjson.dumps(_merge(schema, RULES.get(kind, {})), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def _classes(hint: object) -> list[type]:
-    """Return the classes with fields that a type consists of."""
+def _classes(hint: object, around: tuple[type, ...] = ()) -> list[type]:
+    """Return the classes with fields that a type consists of, below those ``around`` it: a class may contain itself."""
+    if hint in around:
+        return []
     if not (inspect.isclass(hint) and (issubclass(hint, msgspec.Struct) or hasattr(hint, "__dataclass_fields__"))):
-        return [found for argument in typing.get_args(hint) for found in _classes(argument)]
-    return [hint, *(found for field in typing.get_type_hints(hint).values() for found in _classes(field))]
+        return [found for argument in typing.get_args(hint) for found in _classes(argument, around)]
+    around = (*around, hint)
+    return [hint, *(found for field in typing.get_type_hints(hint).values() for found in _classes(field, around))]
 
 
 def _describe(component: dict[str, Any], described: type | None, *, is_input: bool) -> None:

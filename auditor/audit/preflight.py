@@ -8,14 +8,14 @@ from pathlib import Path
 
 import msgspec
 
+from auditor.audit.permissions import find_missing_permissions
 from auditor.audit.silence import find_believed_run, read_devices_with_modules
-from auditor.client.operations import BATCH_GET_DEVICE_STATE, device_state_params
 from auditor.concurrency import StopToken, run_in_abandonable_thread, run_in_thread
 from auditor.config.settings import Account, FleetSource, Settings
 from auditor.engine.account_session import AccountSession, Credentials, open_account, read_credentials
 from auditor.engine.limiters import check_quota_sharing
 from auditor.engine.open_files import reserve_open_files
-from auditor.errors import AccountStoppedError, NotFoundError, PlatformError
+from auditor.errors import AccountStoppedError
 from auditor.fleet.crawler import crawl
 from auditor.fleet.discovery_journal import DiscoveryJournal
 from auditor.fleet.materialize import materialize
@@ -92,32 +92,33 @@ async def _check_account(settings: Settings, account: Account, credentials: Cred
             snapshot = await run_in_thread(write_snapshot, [(name, file)], fleet)
             preview = _FleetPreview(snapshot.devices, snapshot.duplicates)
     result, problem, started_at = "", None, time.monotonic()
+    denied = False
     async with open_account(settings, account, credentials, 1) as session:
         try:
             if account.fleet is not None and account.uses_discovery:
                 preview = await _discover_first_devices(session, account.fleet, fleet)
             if next(read_snapshot(fleet, account.name), None) is not None:
                 earlier = await run_in_thread(find_believed_run, Path(settings.directory), settings.name, account.name)
-                states = settings.since not in {None, "none"}
-                result, problem = await _check_devices(session, fleet, earlier=earlier, states=states)
+                result, problem = await _check_devices(session, settings, account, fleet, earlier=earlier)
             else:
                 result = f"none of the first {MAX_LISTED_DEVICES:,} devices matches the fleet settings"
                 if preview.complete:
                     problem = f'account "{account.name}": no device matches the fleet settings'
         except AccountStoppedError as error:
-            problem = str(error)
+            problem, denied = str(error), error.reason_code == "refused_account"
         counts = preview.devices, preview.duplicates, preview.products
         seconds, clock_offset = time.monotonic() - started_at, session.client.clock_offset
-        return AccountCheck(account.name, account.endpoint, *counts, result, seconds, clock_offset, problem)
+    if denied:  # the session is stopped, and may have called only one of the operations that are denied
+        async with open_account(settings, account, credentials, 1) as session:
+            missing = await find_missing_permissions(session, settings, account)
+        problem = f'account "{account.name}": {"; ".join(missing)}' if missing else problem
+    return AccountCheck(account.name, account.endpoint, *counts, result, seconds, clock_offset, problem)
 
 
 async def _check_devices(
-    session: AccountSession, fleet: Path, *, earlier: Path | None, states: bool
+    session: AccountSession, settings: Settings, account: Account, fleet: Path, *, earlier: Path | None
 ) -> tuple[str, str | None]:
-    """Return what the query of the first device resulted in, and the problem of the account, if there is one.
-
-    ``states``: the audit needs connection states, too, to find devices that may have changed.
-    """
+    """Return what the query of the first device resulted in, and the problem of the account, if there is one."""
     outcomes = await _try_devices(session, fleet)
     first, *_, (device, last) = (outcomes[0], *outcomes)
     result = first[1].status if isinstance(first[1], DeviceResult) else f"failed: {first[1].code}"
@@ -131,11 +132,8 @@ async def _check_devices(
         problem = str(SilentAccount(session.name, "not_found", len(outcomes)))
     elif last.status == "empty" and (silenced := await _query_silenced(session, earlier)):
         problem = str(SilentAccount(session.name, "empty", silenced))
-    elif states:
-        sent = await session.call_optional(BATCH_GET_DEVICE_STATE, device_state_params([device]))
-        if isinstance(sent.result, PlatformError) and not isinstance(sent.result, NotFoundError):
-            operation = BATCH_GET_DEVICE_STATE.name
-            problem = f'account "{session.name}": since needs {operation}, which fails: {sent.result}'
+    elif missing := await find_missing_permissions(session, settings, account, device):
+        problem = f'account "{session.name}": {"; ".join(missing)}'
     return result, problem
 
 

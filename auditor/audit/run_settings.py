@@ -19,6 +19,7 @@ import msgspec
 import orjson
 import structlog
 
+from auditor.config.credentials import describe_credentials
 from auditor.config.loader import parse_settings
 from auditor.config.serialization import RUN_INDEPENDENT_KEYS, diff_settings, settings_to_dict
 from auditor.config.settings import Account, SecretSource, Settings, SharedQuotaSettings
@@ -123,7 +124,8 @@ def resume_settings(
     Raises:
         RunFolderError: the run has other accounts; or other users could have changed it, or (without given settings)
             its directory, or its settings are not remembered, and ``trust`` does not allow that. The message says what
-            the settings contain.
+            the settings contain. Nothing allows ``credentials`` that the folder stores: they would send a token of the
+            caller to an endpoint that the folder names.
     """
     folder = folder.resolve()
     manifest = read_manifest(folder)
@@ -137,12 +139,25 @@ def resume_settings(
             _report_changed_file(record)
     else:
         settings = settings_of(folder, manifest)
+        _refuse_credentials(folder, manifest, settings)
         objections.append("its settings are not among those of your own earlier runs")
     if objections:
         _require_trust(folder, settings, objections, trust, own=given is not None, advise=given is None and not lasting)
         if not quiet:
             log.warning("run folder trusted", folder=str(folder), objections=objections)
     return settings
+
+
+def _refuse_credentials(folder: Path, manifest: Manifest, settings: Settings) -> None:
+    """Raise RunFolderError if settings that a folder stores lead to an access key of the caller."""
+    for account in settings.account:
+        if account.credentials is not None:
+            file = shlex.quote(manifest.settings_file or "FILE")
+            raise RunFolderError(
+                f'{folder}: is not resumed: account "{account.name}" has credentials, which are never taken from a run '
+                f"folder, and its settings are not among those of your own earlier runs. Give your own settings: "
+                f"auditor resume {shlex.quote(str(folder))} --settings {file}"
+            )
 
 
 def describe_objections(folder: Path, *, parent: bool = True) -> Iterator[str]:
@@ -188,6 +203,9 @@ def _describe_effects(settings: Settings) -> Iterator[str]:
     if shared.redis is not None:
         password = "" if shared.password is None else " and send it a password"
         yield f"share quotas through {shared.redis}{password}"
+    keys = [describe_credentials(account.credentials) for account in settings.account if account.credentials]
+    if keys:
+        yield f"get access keys from {', '.join(keys)}"
     sources = list(_secret_sources(settings))
     commands = [shlex.join(source.command) for source in sources if source.command is not None]
     if commands:

@@ -18,7 +18,7 @@ from auditor.client.signing import Signer
 from auditor.client.transport import METHOD, Endpoint, Transport, open_transport
 from auditor.client.transport_errors import attribute_to_proxy, redact, to_platform_error
 from auditor.errors import AccountDeniedError, ClockSkewError, NeverActivatedError, NotFoundError, PlatformError
-from auditor.models import Secret
+from auditor.models import AccessKey, Secret
 from auditor.text.formatting import format_utc_second
 
 
@@ -38,7 +38,8 @@ class ApiClient:
             constants["RegionId"] = endpoint.region_id
         if endpoint.instance_id is not None:
             constants["IotInstanceId"] = endpoint.instance_id
-        self._signer = Signer(access_key_id, secret, constants)
+        self._constants = constants
+        self.use_key(AccessKey(access_key_id, secret))
         self._endpoint = endpoint
         url = URL(endpoint.url)
         self.host = url.host or endpoint.url
@@ -60,6 +61,11 @@ class ApiClient:
         if transport is not None:
             await transport.close()
 
+    def use_key(self, key: AccessKey) -> None:
+        """Sign the next requests with another access key."""
+        self._signer = Signer(key.key_id, key.secret, self._constants, token=key.token)
+        self._token = key.token
+
     async def call(
         self, operation: Operation, parameters: Mapping[str, str], *, fresh_connection: bool = False
     ) -> ApiResponse:
@@ -76,7 +82,7 @@ class ApiClient:
         if self._transport is None:
             raise RuntimeError("the client is not open: use it as `async with ApiClient(…) as client`")
         clock, sent_at = self.clock, self._wall_clock()
-        offset = clock.offset
+        offset, token = clock.offset, self._token
         query, signature = self._signer.sign(
             METHOD,
             {"Action": operation.name, "Version": API_VERSION, **parameters},
@@ -105,9 +111,12 @@ class ApiClient:
                 outcome = self._record_refused_clock(outcome, None if response is None else response.headers, offset)
             elif isinstance(outcome, NotFoundError | NeverActivatedError):
                 clock.record_accepted(offset)
+            if isinstance(outcome, AccountDeniedError):
+                outcome.operation = operation.name
             # Raised here, outside of any `except`. Otherwise aiohttp's exceptions would stay reachable as its context,
             # which `from None` only hides, with the URL they hold. The old frames hold the signed query too.
-            raise redact(outcome, signature).with_traceback(None)
+            secrets = (signature,) if token is None else (signature, token.reveal())
+            raise redact(outcome, *secrets).with_traceback(None)
         return outcome
 
     @property

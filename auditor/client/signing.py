@@ -39,14 +39,20 @@ def signature(secret: Secret, text: str) -> str:
 
 
 class Signer:
-    """Signs the requests of one access key. ``constants`` are parameters that all requests have.
+    """Signs the requests of one access key, with the security token of a temporary one.
+
+    ``constants`` are parameters that all requests have.
 
     Requests of one operation in one second differ in few values. So the sorted query, with placeholders for those
     values, is built once a second. The keyed hash is built once and copied. That halves the work.
     """
 
-    def __init__(self, access_key_id: str, secret: Secret, constants: Mapping[str, str]) -> None:
+    def __init__(
+        self, access_key_id: str, secret: Secret, constants: Mapping[str, str], *, token: Secret | None = None
+    ) -> None:
         key = {"AccessKeyId": access_key_id, "SignatureMethod": "HMAC-SHA1", "SignatureVersion": "1.0"}
+        if token is not None:
+            key["SecurityToken"] = token.reveal()
         self._constants = {**constants, **key}
         self._hmac = hmac.new(_signing_key(secret), digestmod="sha1")
         self._templates: dict[tuple[str, ...], _QueryTemplate] = {}

@@ -11,6 +11,7 @@ import msgspec
 from auditor.config.paths import resolve_path
 from auditor.config.settings import (
     Account,
+    CredentialsSettings,
     FleetSource,
     NotifySettings,
     Patterns,
@@ -26,8 +27,11 @@ from auditor.config.settings import (
 )
 from auditor.config.toml_tables import describe_validation_error, read_toml
 from auditor.config.validation import (
+    CREDENTIALS_FORMS,
+    CREDENTIALS_TYPES,
     SOURCE_FORMS,
     account_label,
+    check_credentials,
     check_duration,
     check_secret_source,
     validate_accounts,
@@ -145,8 +149,7 @@ def _parse_account(raw: object, where: str, folder: Path) -> Account:
         _refuse_renamed(raw, RENAMED_ACCOUNT_KEYS, where)
         _refuse_renamed(raw.get("fleet"), RENAMED_FLEET_KEYS, f"{where}: fleet")
     account = _convert(raw, Account, where)
-    if account.access_key_id == "":
-        raise SettingsError(f"{where}: access_key_id: is empty")
+    _check_keys(account, where)
     for key in ("access_key_id", "access_key_secret", "proxy"):
         if isinstance(source := getattr(account, key), SecretSource):
             check_secret_source(source, f"{where}: {key}")
@@ -154,7 +157,31 @@ def _parse_account(raw: object, where: str, folder: Path) -> Account:
     if fleet is not None and fleet.file not in {None, "-"}:
         fleet = msgspec.structs.replace(fleet, file=resolve_path(folder, str(fleet.file)))
     ca_file = None if account.ca_file is None else resolve_path(folder, account.ca_file)
-    return msgspec.structs.replace(_resolve(account, folder), ca_file=ca_file, fleet=fleet)
+    credentials = None if account.credentials is None else _resolve_credentials(account.credentials, folder)
+    resolved = _resolve(account, folder)
+    return msgspec.structs.replace(resolved, ca_file=ca_file, fleet=fleet, credentials=credentials)
+
+
+def _check_keys(account: Account, where: str) -> None:
+    """Raise SettingsError unless an account has an access key, or credentials that lead to one."""
+    if account.credentials is not None:
+        for key in ("access_key_id", "access_key_secret"):
+            if getattr(account, key) is not None:
+                raise SettingsError(f"{where}: {key}: credentials already lead to a key; leave out one of both")
+        check_credentials(account.credentials, f"{where}: credentials")
+        return
+    for key in ("access_key_id", "access_key_secret"):
+        if getattr(account, key) is None:
+            raise SettingsError(f"{where}: has no {key}")
+    if account.access_key_id == "":
+        raise SettingsError(f"{where}: access_key_id: is empty")
+
+
+def _resolve_credentials(table: CredentialsSettings, folder: Path) -> CredentialsSettings:
+    resolved = _resolve(table, folder, "oidc_token_file")
+    source = None if table.source is None else _resolve_credentials(table.source, folder)
+    command = None if table.command is None else _resolve_program(table.command, folder)
+    return msgspec.structs.replace(resolved, source=source, command=command)
 
 
 def _resolve_quota_sharing(sharing: QuotaSharing, folder: Path) -> QuotaSharing:
@@ -178,11 +205,16 @@ def _resolve_secret_source(source: SecretSource, folder: Path) -> SecretSource:
     """Resolve the path of a secret's file, or that of a command's program if it is given by its path."""
     if source.file is not None:
         return msgspec.structs.replace(source, file=resolve_path(folder, source.file))
-    if source.command and "/" in source.command[0]:
-        # Absolute, for "./key" in a folder "." would become "key", which is searched for in PATH.
-        program = str(Path(resolve_path(folder, source.command[0])).absolute())
-        return msgspec.structs.replace(source, command=(program, *source.command[1:]))
+    if source.command:
+        return msgspec.structs.replace(source, command=_resolve_program(source.command, folder))
     return source
+
+
+def _resolve_program(command: tuple[str, ...], folder: Path) -> tuple[str, ...]:
+    if not command or "/" not in command[0]:
+        return command
+    # Absolute, for "./key" in a folder "." would become "key", which is searched for in PATH.
+    return str(Path(resolve_path(folder, command[0])).absolute()), *command[1:]
 
 
 def _convert(raw: object, struct: type[T], where: str) -> T:
@@ -191,11 +223,16 @@ def _convert(raw: object, struct: type[T], where: str) -> T:
     except msgspec.ValidationError as error:
         sentence = describe_validation_error(
             error,
-            lambda path: _TABLES.get(path, SecretSource) if path else struct,
+            lambda path: _struct_at(path) if path else struct,
             noun=lambda _: "a setting",
             expected=_EXPECTED,
         )
         raise SettingsError(f"{where}: {sentence}") from None
+
+
+def _struct_at(path: str) -> type[msgspec.Struct]:
+    """Return the struct of the table at a path. Every table that is not listed is the source of a secret."""
+    return CredentialsSettings if path.endswith(".source") else _TABLES.get(path, SecretSource)
 
 
 _NAMES = 'glob patterns, such as ["lamp-*"]'
@@ -252,10 +289,29 @@ _EXPECTED = {
     for key in (
         "access_key_id", "access_key_secret", "proxy", "quota_sharing.password", "notify.webhook", "notify.secret",
     )
+} | {
+    f"credentials{sources}{key}": advice
+    for sources in ("", ".source", ".source.source")
+    for key, advice in {
+        "": f"give {CREDENTIALS_FORMS}",
+        ".type": f"give one of {CREDENTIALS_TYPES}",
+        ".access_key_id": f'give "LTAI…" or {SOURCE_FORMS}',
+        ".access_key_secret": f"keep it out of the settings: give {SOURCE_FORMS}",
+        ".security_token": f"keep it out of the settings: give {SOURCE_FORMS}",
+        ".access_key_id.command": _COMMAND,
+        ".access_key_secret.command": _COMMAND,
+        ".security_token.command": _COMMAND,
+        ".credentials_uri": f'give "http://HOST:PORT/PATH" or {SOURCE_FORMS}',
+        ".credentials_uri.command": _COMMAND,
+        ".role_session_expiration": "give whole seconds from 900 to 43,200",
+        ".command": 'give the words of a command, such as ["vault", "read", "-format=json", "alicloud/creds/auditor"]',
+        ".format": 'give "json"',
+    }.items()
 }  # fmt: skip
 """What to give for a key whose value has the wrong type."""
 
 _TABLES: dict[str, type[msgspec.Struct]] = {
+    "credentials": CredentialsSettings,
     "fleet": FleetSource,
     "fleet.include": Patterns,
     "fleet.exclude": Patterns,
@@ -266,7 +322,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "rollouts": RolloutSettings,
     "notify": NotifySettings,
 }
-"""Tables by path. Every other table is the source of a secret."""
+"""Tables by path."""
 
 
 def _validate(settings: Settings, where: str) -> None:

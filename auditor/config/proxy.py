@@ -37,8 +37,10 @@ class Proxy:
         return Secret(f"Basic {base64.b64encode(credentials).decode()}")
 
 
-def resolve_proxy(account: Account) -> Proxy | None:
+def resolve_proxy(account: Account, url: str | None = None) -> Proxy | None:
     """Return the proxy of an account, read from where its address is stored; None if it has none.
+
+    ``url`` is what is requested through it, the account's endpoint by default: the environment may exempt a host.
 
     Raises:
         SettingsError: the address cannot be read, or is not that of a proxy.
@@ -50,10 +52,10 @@ def resolve_proxy(account: Account) -> Proxy | None:
         return _parse_proxy(read_secret(account.proxy, account=account.name, key="proxy").reveal(), at)
     if account.proxy != FROM_ENVIRONMENT:
         return _parse_proxy(account.proxy, at)
-    scheme = urlsplit(account.endpoint).scheme
-    host, port = account.host_and_port
+    parts = urlsplit(account.endpoint if url is None else url)
+    scheme, port = parts.scheme, parts.port or {"https": 443}.get(parts.scheme, 80)
     address = getproxies_environment().get(scheme, "")
-    if not address or proxy_bypass(f"{host}:{port}"):
+    if not address or proxy_bypass(f"{parts.hostname}:{port}"):
         return None
     return _parse_proxy(address if "://" in address else f"http://{address}", f"{at}: {scheme.upper()}_PROXY")
 

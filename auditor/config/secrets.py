@@ -48,7 +48,7 @@ def read_secret(source: str | SecretSource, *, account: str | None, key: str) ->
             raise SettingsError(f"{where}: {place} is not set, or empty")
     elif source.command is not None:
         place = f"what the command {source.command[0]} prints"
-        text = _decode(_run_command(source.command, where), where, place)
+        text = _decode(run_command(source.command, where), where, place)
         if not text:
             raise SettingsError(f"{where}: {place} is empty; make it print only the key")
     else:
@@ -92,8 +92,8 @@ def _warn_if_others_can_read(file: str) -> None:
         log.warning("all users of this machine can read a secret", file=file, advice=f"chmod o-rwx {shlex.quote(file)}")
 
 
-def _run_command(command: tuple[str, ...], where: str) -> bytes:
-    """Return what a command prints. Errors do not quote it. Its standard error is ours."""
+def run_command(command: tuple[str, ...], where: str) -> bytes:
+    """Return what a command prints; raise SettingsError without quoting it. Its standard error is ours."""
     at = f"{where}: the command {command[0]}"
     try:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # noqa: S603  no shell

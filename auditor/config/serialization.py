@@ -10,8 +10,8 @@ from auditor.config.settings import Settings
 
 LOCATION_KEYS = frozenset(
     {
-        "name", "directory", "group_readable", "access_key_id", "access_key_secret", "time_zone", "rollouts", "policy",
-        "report", "notify",
+        "name", "directory", "group_readable", "access_key_id", "access_key_secret", "credentials", "time_zone",
+        "rollouts", "policy", "report", "notify",
     }
 )  # fmt: skip
 """Settings that may differ when a run is resumed: where folders and keys are, and hooks, states of
@@ -32,7 +32,7 @@ RUN_INDEPENDENT_KEYS = RATE_KEYS | {
 """Settings that do not change which devices a run covers. Its fleet and its selection are already stored in the run,
 whatever the settings say now."""
 
-_PATHS = ("file", "ca_file", "directory", "html", "excel", "metrics")
+_PATHS = ("file", "oidc_token_file", "ca_file", "directory", "html", "excel", "metrics")
 
 
 def settings_to_dict(settings: Settings) -> dict[str, Any]:

@@ -30,6 +30,53 @@ class SecretSource(_Section, frozen=True):
     command: tuple[str, ...] | None = None
 
 
+CredentialsType = Literal[
+    "access_key", "sts", "ram_role_arn", "oidc_role_arn", "ecs_ram_role", "credentials_uri", "profile", "default",
+]  # fmt: skip
+"""Ways to an access key, named as in the vendor's library."""
+
+
+class CredentialsSettings(_Section, frozen=True, omit_defaults=True):
+    """How to get an access key, again and again if it is temporary.
+
+    Attributes:
+        type: way to the key: ``access_key``, ``sts``, ``ram_role_arn``, ``oidc_role_arn``, ``ecs_ram_role``,
+            ``credentials_uri``, ``profile`` of ``aliyun configure``, or ``default``, the default chain of the vendor's
+            library.
+        access_key_id, access_key_secret, security_token: where they are stored; for access_key and sts.
+        role_arn: the role to assume, such as ``acs:ram::123456789:role/auditor``.
+        source: credentials with which a role is assumed.
+        role_session_name: name of the session in the vendor's audit log.
+        role_session_expiration: seconds for which a key of a role is valid, from 900.
+        external_id: external id that the role requires.
+        sts_endpoint: host of the security token service; None: ``sts.aliyuncs.com``.
+        oidc_provider_arn, oidc_token_file: the identity provider, and the file that its token is in.
+        role_name: role of the ECS instance; None: the one that it has.
+        credentials_uri: address of a service that returns a temporary key, or where the address is stored.
+        profile: name of the profile.
+        command: program and arguments that print a key.
+        format: of what the command prints: ``json``.
+    """
+
+    type: CredentialsType | None = None
+    access_key_id: str | SecretSource | None = None
+    access_key_secret: SecretSource | None = None
+    security_token: SecretSource | None = None
+    role_arn: str | None = None
+    source: "CredentialsSettings | None" = None
+    role_session_name: str | None = None
+    role_session_expiration: int | None = None
+    external_id: str | None = None
+    sts_endpoint: str | None = None
+    oidc_provider_arn: str | None = None
+    oidc_token_file: str | None = None
+    role_name: str | None = None
+    credentials_uri: str | SecretSource | None = None
+    profile: str | None = None
+    command: tuple[str, ...] | None = None
+    format: Literal["json"] | None = None
+
+
 class Patterns(_Section, frozen=True, omit_defaults=True):
     """Filter for devices of a discovered fleet. An empty list matches every device.
 
@@ -205,6 +252,7 @@ class Account(_Section, frozen=True):
         dialect: spelling of the platform's answers, ``tuya`` or ``alibaba``.
         region_id, instance_id: Alibaba only.
         access_key_id, access_key_secret: where they are stored; a secret in the settings themselves is refused.
+        credentials: other ways to an access key, such as a temporary one; instead of the two.
         calls_per_second: the account's quota for the main operation; ``"unlimited"`` for a platform of your own;
             ``"auto"`` finds the limit, starting at 10.
         quota_share: fraction of the quota to use, above 0 and up to 1.
@@ -218,8 +266,9 @@ class Account(_Section, frozen=True):
 
     name: str
     endpoint: str
-    access_key_id: str | SecretSource
-    access_key_secret: SecretSource
+    access_key_id: str | SecretSource | None = None
+    access_key_secret: SecretSource | None = None
+    credentials: CredentialsSettings | None = None
     dialect: Dialect = "tuya"
     region_id: str | None = None
     instance_id: str | None = None

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -10,6 +11,8 @@ import msgspec
 from auditor.config.proxy import validate_proxy
 from auditor.config.settings import (
     Account,
+    CredentialsSettings,
+    CredentialsType,
     FleetSource,
     NotifySettings,
     RolloutSettings,
@@ -29,6 +32,35 @@ SOURCE_FORMS = '{ env = "NAME" }, { file = "/path" } or { command = ["PROGRAM", 
 """Where a secret may be stored, as errors say it."""
 
 
+CREDENTIALS_TYPES = ", ".join(f'"{each}"' for each in get_args(CredentialsType))
+
+CREDENTIALS_FORMS = '{ type = "…", … } or { command = ["PROGRAM", …], format = "json" }'
+"""What credentials may be, as errors say it."""
+
+MAX_SOURCES = 2
+"""Roles that may lead from the first credentials to the key: each is assumed with the key of the one before."""
+
+_SESSION_KEYS = ("role_session_name", "role_session_expiration", "sts_endpoint")
+
+_Keys = tuple[tuple[str, ...], tuple[str, ...]]
+
+_CREDENTIALS_KEYS: Mapping[CredentialsType, _Keys] = {
+    "access_key": (("access_key_id", "access_key_secret"), ()),
+    "sts": (("access_key_id", "access_key_secret", "security_token"), ()),
+    "ram_role_arn": (("role_arn", "source"), (*_SESSION_KEYS, "external_id")),
+    "oidc_role_arn": (("role_arn", "oidc_provider_arn", "oidc_token_file"), _SESSION_KEYS),
+    "ecs_ram_role": ((), ("role_name",)),
+    "credentials_uri": (("credentials_uri",), ()),
+    "profile": (("profile",), ()),
+    "default": ((), ()),
+}
+"""Keys that a type of credentials needs, and those that it may have."""
+
+_COMMAND_KEYS: _Keys = (("command", "format"), ())
+
+_FORMAT = 'format = "json"'
+
+
 def account_label(raw: object, number: int) -> str:
     """Return how errors call an account: by its number, from 1, and its name if that is printable."""
     name = raw.get("name") if isinstance(raw, Mapping) else None
@@ -45,7 +77,9 @@ def validate_accounts(settings: Settings, where: str) -> None:
         if names.count(account.name) > 1:
             raise SettingsError(f'{where}: two accounts are named "{account.name}"; names must be unique')
         _check_account(account, at)
-    check_distinct_quotas((at, each, each.access_key_id) for at, each in zip(places, settings.account, strict=True))
+    check_distinct_quotas(
+        (at, each, each.credentials or each.access_key_id) for at, each in zip(places, settings.account, strict=True)
+    )
 
 
 def check_distinct_quotas(accounts: Iterable[tuple[str, Account, object]]) -> None:
@@ -72,6 +106,64 @@ def check_secret_source(source: SecretSource, at: str) -> None:
         raise SettingsError(f"{at}: give one of {SOURCE_FORMS}")
     if source.command is not None and not (source.command and source.command[0]):
         raise SettingsError(f"{at}: command: is empty; give a program and its arguments")
+
+
+def check_credentials(table: CredentialsSettings, at: str, sources: int = 0) -> None:
+    """Raise SettingsError for the first rule that credentials break; ``sources`` roles are assumed with them."""
+    _check_credentials_keys(table, at)
+    if table.command is not None and not (table.command and table.command[0]):
+        raise SettingsError(f"{at}: command: is empty; give a program and its arguments")
+    for key, value in msgspec.structs.asdict(table).items():
+        if isinstance(value, SecretSource):
+            check_secret_source(value, f"{at}: {key}")
+        elif isinstance(value, str) and not (value and value.isprintable()):
+            raise SettingsError(f"{at}: {key}: is empty or has control characters; give a text")
+    _check_role(table, at)
+    _check_plain_uri(table.credentials_uri, f"{at}: credentials_uri")
+    if table.source is not None:
+        if sources == MAX_SOURCES:
+            raise SettingsError(f"{at}: source: more than {MAX_SOURCES} roles in a row; assume fewer")
+        check_credentials(table.source, f"{at}: source", sources + 1)
+
+
+def _check_credentials_keys(table: CredentialsSettings, at: str) -> None:
+    """Raise SettingsError unless the keys are those of one way to an access key."""
+    if (table.type is None) == (table.command is None):
+        raise SettingsError(f"{at}: give {CREDENTIALS_FORMS}; the types are {CREDENTIALS_TYPES}")
+    label = "a command" if table.type is None else f'type "{table.type}"'
+    needed, optional = _COMMAND_KEYS if table.type is None else _CREDENTIALS_KEYS[table.type]
+    for key, value in msgspec.structs.asdict(table).items():
+        if value is not None and key not in {*needed, *optional, "type"}:
+            raise SettingsError(f"{at}: {key}: {label} has no such key; leave it out")
+        if value is None and key in needed:
+            raise SettingsError(f"{at}: {label} needs {_FORMAT if key == 'format' else key}")
+
+
+def _check_role(table: CredentialsSettings, at: str) -> None:
+    if table.role_arn is not None and not re.fullmatch(r"acs:ram::\d+:role/\S+", table.role_arn):
+        raise SettingsError(f"{at}: role_arn: is not a name such as acs:ram::123456789:role/auditor")
+    seconds = table.role_session_expiration
+    if seconds is not None and not 900 <= seconds <= 43_200:
+        raise SettingsError(f"{at}: role_session_expiration: give whole seconds from 900 to 43,200")
+    if table.sts_endpoint is not None and not re.fullmatch(r"[A-Za-z0-9.-]+", table.sts_endpoint):
+        raise SettingsError(f"{at}: sts_endpoint: give the name of a host such as sts.cn-shanghai.aliyuncs.com")
+
+
+def _check_plain_uri(uri: str | SecretSource | None, at: str) -> None:
+    """Raise SettingsError if an address in the settings is none, or contains a password or a query."""
+    if isinstance(uri, str):
+        check_credentials_uri(uri, at)
+        if "@" in uri or "?" in uri:
+            raise SettingsError(
+                f"{at}: keep passwords out of the settings: store the complete address in "
+                '{ env = "NAME" } or { file = "/path" }'
+            )
+
+
+def check_credentials_uri(uri: str, at: str) -> None:
+    """Raise SettingsError if this is not the address of a service. It is never quoted: it may contain a password."""
+    if not _is_http_url(uri):
+        raise SettingsError(f"{at}: is not an address such as http://HOST:PORT/PATH")
 
 
 def _check_account(account: Account, at: str) -> None:

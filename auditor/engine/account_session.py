@@ -29,16 +29,25 @@ from auditor.client.operations import (
 from auditor.client.responses import ApiResponse
 from auditor.client.transport import FAST_TRANSPORT_RATE, Endpoint
 from auditor.concurrency import RunningClock, unwrapping_task_group
+from auditor.config.credentials import quota_identity, read_access_key
 from auditor.config.proxy import Proxy, resolve_proxy
 from auditor.config.secrets import read_secret
 from auditor.config.settings import Account, Settings, SharedQuotaSettings
 from auditor.config.validation import check_distinct_quotas
 from auditor.engine.device_reader import AnswerTrust, fetch_device
+from auditor.engine.key_renewal import KeyRenewal
 from auditor.engine.limiters import AccountLimiters
 from auditor.engine.progress import AccountProgress
 from auditor.engine.sent_requests import SentRequests, count_sent
-from auditor.errors import AccountDeniedError, AccountStoppedError, AuditStoppedError, InvalidRequestError
-from auditor.models import CallResult, Device, DeviceFailure, Outcome, Secret
+from auditor.errors import (
+    AccountDeniedError,
+    AccountStoppedError,
+    AuditStoppedError,
+    CredentialsError,
+    InvalidRequestError,
+    OperationDeniedError,
+)
+from auditor.models import AccessKey, CallResult, Device, DeviceFailure, Outcome, Secret
 from auditor.resilience.circuit_breaker import CircuitBreaker
 from auditor.resilience.retry import Backoff, PausedTasks, RequestStats, RetryingCaller
 
@@ -67,10 +76,13 @@ CONNECTION_HEADROOM = 1.5
 
 
 class Credentials(NamedTuple):
-    """How to authenticate as an account, and at the Redis server through which quotas are shared, if there is one."""
+    """How to authenticate as an account, and at the Redis server through which quotas are shared, if there is one.
 
-    key_id: str
-    secret: Secret
+    ``key`` is None if it cannot be obtained yet; ``identity`` is what processes that share the quota have in common.
+    """
+
+    key: AccessKey | None
+    identity: str
     proxy: Proxy | None = None
     redis_password: Secret | None = None
 
@@ -111,6 +123,7 @@ class AccountSession:
         limiters: AccountLimiters,
         *,
         workers: int,
+        key_renewal: KeyRenewal | None = None,
         probe_device: Device | None = None,
         clock: RunningClock | None = None,
         sent_requests: SentRequests | None = None,
@@ -121,6 +134,7 @@ class AccountSession:
         self.states_progress: tuple[int, int] | None = None
         self.fetched = self._failed = self._unqueried = 0
         self._settings, self._limiters = settings, limiters
+        self._key_renewal, self._send = key_renewal, client.call if key_renewal is None else key_renewal.call
         self._clock, self._sent_requests = clock or RunningClock(), sent_requests
         self._breaker = CircuitBreaker(
             account.name,
@@ -152,6 +166,7 @@ class AccountSession:
                 retry_budget=self._settings.retry_budget,
                 probe=probe,
                 paused=self.paused if operation is LIST_OTA_MODULE_VERSIONS_BY_DEVICE else None,
+                key=self._key_renewal,
                 clock=self._clock,
                 count_sent=self._counter(operation, limiter.rate),
             )
@@ -166,7 +181,7 @@ class AccountSession:
 
     async def _probe(self, device: Device) -> ApiResponse:
         operation = LIST_OTA_MODULE_VERSIONS_BY_DEVICE
-        return await self.client.call(operation, module_version_params(device, 1, self._settings.page_size))
+        return await self._send(operation, module_version_params(device, 1, self._settings.page_size))
 
     async def fetch(self, device: Device) -> Outcome:
         """Return the outcome of one device."""
@@ -205,9 +220,7 @@ class AccountSession:
         caller, product = self._caller, parameters.get("ProductKey")
         if operation is not LIST_OTA_MODULE_VERSIONS_BY_DEVICE:
             caller, product = self._caller_for(operation), None
-        sent = await caller.send(
-            lambda: self.client.call(operation, parameters, fresh_connection=fresh_connection), product
-        )
+        sent = await caller.send(lambda: self._send(operation, parameters, fresh_connection=fresh_connection), product)
         if abs((offset := self.client.clock.offset) - self._logged_offset) >= MIN_LOGGED_OFFSET:
             self._logged_offset = offset
             log.warning("the platform's clock differs; using its time", account=self.name, seconds=round(offset))
@@ -226,13 +239,13 @@ class AccountSession:
 
         async def request() -> ApiResponse:
             try:
-                return await self.client.call(operation, parameters, fresh_connection=fresh_connection)
+                return await self._send(operation, parameters, fresh_connection=fresh_connection)
             except AccountDeniedError as error:
                 if error.cause not in {"permission", "action", "parameter"}:  # the account itself is denied
                     nonlocal account_denied
                     account_denied = True
                     raise
-                denied = InvalidRequestError(error.code, error.message, http_status=error.http_status)
+                denied = OperationDeniedError(error)
             raise denied
 
         try:
@@ -390,16 +403,18 @@ def read_credentials(settings: Settings) -> list[Credentials]:
     redis_password = None if password is None else read_secret(password, account=None, key="quota_sharing: password")
     credentials = [_read_account_credentials(account, redis_password) for account in settings.account]
     pairs = zip(settings.account, credentials, strict=True)
-    check_distinct_quotas((f'account "{account.name}"', account, own.key_id) for account, own in pairs)
+    check_distinct_quotas((f'account "{account.name}"', account, own.identity) for account, own in pairs)
     return credentials
 
 
 def _read_account_credentials(account: Account, redis_password: Secret | None) -> Credentials:
     if account.ca_file is not None:
         ssl_context(account.ca_file)
-    key_id = read_secret(account.access_key_id, account=account.name, key="access_key_id").reveal()
-    secret = read_secret(account.access_key_secret, account=account.name, key="access_key_secret")
-    return Credentials(key_id, secret, resolve_proxy(account), redis_password)
+    try:
+        key = read_access_key(account)
+    except CredentialsError:  # of this account alone: its first request tries again, and stops it
+        key = None
+    return Credentials(key, quota_identity(account, key), resolve_proxy(account), redis_password)
 
 
 @asynccontextmanager
@@ -431,15 +446,18 @@ async def open_account(
         calls_per_second=math.inf if account.calls_per_second == "unlimited" else account.rate,
     )
     limiters = AccountLimiters(
-        settings, account, credentials.key_id, priority=priority, password=credentials.redis_password
+        settings, account, credentials.identity, priority=priority, password=credentials.redis_password
     )
-    async with ApiClient(endpoint, credentials.key_id, credentials.secret) as client, limiters:
+    key = credentials.key or AccessKey("", Secret(""))
+    async with ApiClient(endpoint, key.key_id, key.secret) as client, limiters:
+        renewal = None if account.credentials is None else KeyRenewal(account, client, credentials.key)
         yield AccountSession(
             settings,
             account,
             client,
             limiters,
             workers=workers,
+            key_renewal=renewal,
             probe_device=probe_device,
             clock=clock,
             sent_requests=sent_requests,

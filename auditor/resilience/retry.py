@@ -4,7 +4,8 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import anyio
 
@@ -12,6 +13,7 @@ from auditor.concurrency import RunningClock
 from auditor.errors import (
     ClockSkewError,
     InvalidRequestError,
+    KeyExpiredError,
     NeverActivatedError,
     NotFoundError,
     PlatformError,
@@ -136,6 +138,21 @@ class PausedTasks:
         self.count -= 1
 
 
+class RenewableKey(Protocol):
+    """The access key of an account, if it is a temporary one."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether requests may be signed with the key."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next request must renew the key first, or wait until another one has renewed it."""
+
+    async def renew(self) -> None:
+        """Renew the key; raise AccountStoppedError if it cannot be renewed and is not usable."""
+
+
 class RetryingCaller:
     """Sends the requests of one operation: within its quota, with retries, and with probes while the circuit is open.
 
@@ -151,6 +168,7 @@ class RetryingCaller:
         retry_budget: fraction of the quota that retries may use.
         probe: a request that succeeded in an earlier audit session of the run; later successes replace it.
         paused: counts the requests that wait before a retry.
+        key: what must be usable when a request is sent; None: a key that never expires.
         clock: seconds in which this process ran.
         count_sent: called before each request is sent.
         jitter: random number in [0, 1).
@@ -169,6 +187,7 @@ class RetryingCaller:
         retry_budget: float = 0.1,
         probe: Callable[[], Awaitable[object]] | None = None,
         paused: PausedTasks | None = None,
+        key: RenewableKey | None = None,
         clock: RunningClock | None = None,
         count_sent: Callable[[], None] = lambda: None,
         jitter: Callable[[], float] = random.random,
@@ -180,6 +199,7 @@ class RetryingCaller:
         self._paused = paused or PausedTasks()
         self.retry_budget = RetryBudget(retry_budget, limiter)
         self._limiter, self._breaker, self._backoff, self._jitter = limiter, breaker, backoff, jitter
+        self._acquire = limiter.acquire if key is None else partial(self._acquire_with, key)
         self._one_at_a_time, self._probing = anyio.Lock(), anyio.Lock()
         self._last_successful = probe
         self._sent_at: dict[int, float] = {}
@@ -196,6 +216,23 @@ class RetryingCaller:
         """
         return self._send(request, product) if self._breaker.has_succeeded else self._send_first(request, product)
 
+    async def _acquire_with(self, key: RenewableKey) -> float:
+        """Do the same as the limiter's ``acquire``, with a key that is usable afterwards.
+
+        The key is renewed before the request gets its permit. Requests that waited together would otherwise be sent
+        together. One request renews a key that is still usable, and the others continue.
+        """
+        while True:
+            if key.is_due:
+                if key.is_usable:
+                    with self._paused:
+                        await key.renew()
+                else:
+                    await key.renew()
+            sent_at = await self._limiter.acquire()
+            if key.is_usable:
+                return sent_at
+
     async def _send_first(self, request: Callable[[], Awaitable[T]], product: str | None) -> CallResult[T]:
         """Send one request at a time until the account has succeeded."""
         async with self._one_at_a_time:
@@ -209,7 +246,7 @@ class RetryingCaller:
         while True:
             if self._breaker.is_open:
                 await self._wait_until_closed(request)
-            sent_at = await self._limiter.acquire()
+            sent_at = await self._acquire()
             self._breaker.check()
             if self._breaker.is_open:
                 continue
@@ -218,7 +255,7 @@ class RetryingCaller:
             result = await self._attempt(request, sent_at, is_retry=attempts > 1)
             if attempts <= MAX_UNPROVEN_ATTEMPTS and self._proves_nothing(result, standstills):
                 continue
-            if isinstance(result, ThrottledError | ClockSkewError):
+            if isinstance(result, ThrottledError | ClockSkewError | KeyExpiredError):
                 # It concerns the account, not the device: no attempt is used up. The limiter does the waiting. The
                 # client learns the time from a few refusals, or denies the account, unless they are of one device.
                 account_errors += 1
@@ -322,7 +359,7 @@ class RetryingCaller:
     async def probe_account(self) -> None:
         """Send the last successful request once, if there is one, to distinguish a failing account from its devices."""
         if self._last_successful is not None:
-            sent_at = await self._limiter.acquire()
+            sent_at = await self._acquire()
             self._breaker.check()
             await self._attempt(self._last_successful, sent_at, is_retry=True)
 
@@ -337,7 +374,7 @@ class RetryingCaller:
                 if probes:
                     await anyio.sleep(PROBE_BACKOFF.delay(probes, 0.5 + 0.5 * self._jitter()))
                 probes += 1
-                sent_at = await self._limiter.acquire()
+                sent_at = await self._acquire()
                 self._breaker.check()
                 if self._breaker.is_open:
                     await self._attempt(self._last_successful or request, sent_at, is_retry=True)

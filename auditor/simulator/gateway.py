@@ -7,6 +7,7 @@ many devices in one request; here it is the one for an invalid parameter.
 
 import hmac
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -14,7 +15,7 @@ from urllib.parse import unquote_plus
 
 from auditor.client.operations import API_VERSION
 from auditor.client.signing import percent_encode, signature
-from auditor.models import Secret
+from auditor.models import AccessKey, Secret
 from auditor.simulator.quotas import SimulatedAccount
 from auditor.simulator.registry import Registry
 from auditor.simulator.responses import RequestRejected
@@ -79,11 +80,20 @@ class Gateway:
     def __init__(self, accounts: Sequence[SimulatedAccount]) -> None:
         self._accounts = {account.access_key_id: account for account in accounts}
         self._revoked: set[str] = set()
+        self._temporary: dict[str, tuple[SimulatedAccount, AccessKey]] = {}
         self._nonces = NonceMemory()
 
     def revoke(self, access_key_id: str) -> None:
         """Reject a key from now on, as if its user had disabled it; raise KeyError if it is unknown."""
         self._revoked.add(self._accounts[access_key_id].access_key_id)
+
+    def issue_key(self, access_key_id: str, expires_at: float) -> AccessKey:
+        """Return a temporary key of an account, which ends at a time of the server's clock; KeyError if unknown."""
+        account = self._accounts[access_key_id]
+        secret, token = (Secret(secrets.token_urlsafe(size)) for size in (24, 450))
+        key = AccessKey(f"STS.{secrets.token_hex(12)}", secret, token, expires_at)
+        self._temporary[key.key_id] = account, key
+        return key
 
     def check(self, method: str, parameters: Mapping[str, str], now: float) -> SimulatedAccount:
         """Return the account of a request; raise RequestRejected for its first error.
@@ -96,17 +106,35 @@ class Gateway:
         for name in _REQUIRED:
             if not parameters.get(name):
                 raise RequestRejected(f"Missing{name}", f"{name} is mandatory for this action.", 400)
-        account = self._accounts.get(parameters["AccessKeyId"])
-        if account is None:
-            raise RequestRejected("InvalidAccessKeyId.NotFound", "Specified access key is not found.", 404)
+        account, secret = self._find_key(parameters, now)
         if account.access_key_id in self._revoked:
             raise RequestRejected("InvalidAccessKeyId.Inactive", "Specified access key is disabled.", 403)
         _check_common_parameters(parameters)
         _check_timestamp(parameters["Timestamp"], now)
-        _check_signature(method, parameters, account.secret)
+        _check_signature(method, parameters, secret)
         if not self._nonces.is_new(account.access_key_id, parameters["SignatureNonce"], now):
             raise RequestRejected("SignatureNonceUsed", "Specified signature nonce was used already.", 400)
+        if parameters["Action"] in account.denied:
+            raise RequestRejected("NoPermission", "You are not authorized to do this action.", 403)
         return account
+
+    def _find_key(self, parameters: Mapping[str, str], now: float) -> tuple[SimulatedAccount, Secret]:
+        """Return the account and the secret of a request's key; raise RequestRejected unless its token is valid."""
+        key_id, token = parameters["AccessKeyId"], parameters.get("SecurityToken")
+        if key_id in self._accounts:
+            if token is not None:
+                raise RequestRejected("InvalidSecurityToken.MismatchWithAccessKey", "The token is not the key's.", 400)
+            return self._accounts[key_id], self._accounts[key_id].secret
+        if key_id not in self._temporary:
+            raise RequestRejected("InvalidAccessKeyId.NotFound", "Specified access key is not found.", 404)
+        account, key = self._temporary[key_id]
+        if not token:
+            raise RequestRejected("MissingSecurityToken", "SecurityToken is mandatory for this action.", 400)
+        if key.token is None or token != key.token.reveal():
+            raise RequestRejected("InvalidSecurityToken.Malformed", "Specified SecurityToken is malformed.", 400)
+        if key.expires_at is not None and now >= key.expires_at:
+            raise RequestRejected("InvalidSecurityToken.Expired", "Specified SecurityToken is expired.", 400)
+        return account, key.secret
 
 
 def _check_common_parameters(parameters: Mapping[str, str]) -> None:

@@ -193,6 +193,7 @@ class SimulatedAccount:
         world: devices of the account; None: those of the simulator.
         quotas: other quotas, in calls per second by operation; ``QueryDevice.deep`` is for requests after the first
             100,000 devices. Infinity is no quota.
+        denied: operations that the key may not use.
     """
 
     access_key_id: str
@@ -200,6 +201,7 @@ class SimulatedAccount:
     calls_per_second: float | None = None
     world: World | None = None
     quotas: Mapping[str, float] = field(default_factory=dict, hash=False)
+    denied: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         unknown = self.quotas.keys() - DOCUMENTED_QUOTAS.keys() - {LIST_OTA_MODULE_VERSIONS_BY_DEVICE.name}

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from aiohttp import web
 
-from auditor.models import Dialect, Secret
+from auditor.models import AccessKey, Dialect, Secret
 from auditor.simulator.faults import Corruption, FaultKind, Faults, FaultSource
 from auditor.simulator.forms import MODEL_FORMS, ResponseForms
 from auditor.simulator.gateway import Gateway, read_parameters, response_format
@@ -162,6 +162,10 @@ class Simulator:
         """Reject the key from now on, as a disabled one; raise KeyError if no account has it."""
         self._gateway.revoke(access_key_id)
 
+    def issue_key(self, access_key_id: str, seconds: float) -> AccessKey:
+        """Return a temporary key of an account, valid for so many seconds; raise KeyError if no account has the id."""
+        return self._gateway.issue_key(access_key_id, time.monotonic() + self._epoch + seconds)
+
     def registry_for(self, access_key_id: str = "") -> Registry:
         """Return the devices that exist now for an account; without one, those of the simulator's world."""
         registry = self._services.get(access_key_id, self._service).registry
@@ -199,8 +203,8 @@ class Simulator:
             if self._latency[1] > 0:
                 await asyncio.sleep(self._random.uniform(*self._latency))
             if kind is not None:
-                return await self._fail(kind, request, parameters, request_id)
-            reply = self._answer(parameters, request_id)
+                return await self._fail(kind, request, account, parameters, request_id)
+            reply = self._answer(account, parameters, request_id)
             self.counts.answered += 1
         except RequestRejected as error:
             self.counts.rejected_by_code[error.code] += 1
@@ -219,19 +223,24 @@ class Simulator:
             self.arrivals_by_operation[action if action in service.operations else ""].append(now - self._epoch)
         self._meter.count(account, service.quota_name(parameters), now)
 
-    def _answer(self, parameters: Mapping[str, str], request_id: str) -> SimulatedResponse:
-        service = self._services.get(parameters["AccessKeyId"], self._service)
+    def _answer(self, account: SimulatedAccount, parameters: Mapping[str, str], request_id: str) -> SimulatedResponse:
+        service = self._services.get(account.access_key_id, self._service)
         document = service.answer(parameters, time.monotonic())
         action, encoding = parameters["Action"], response_format(parameters)
         return success_response(action, document, request_id, self._dialect, encoding, forms=self._forms)
 
     async def _fail(
-        self, kind: FaultKind, request: web.BaseRequest, parameters: Mapping[str, str], request_id: str
+        self,
+        kind: FaultKind,
+        request: web.BaseRequest,
+        account: SimulatedAccount,
+        parameters: Mapping[str, str],
+        request_id: str,
     ) -> web.StreamResponse:
         self.counts.faults[kind] += 1
         if kind in _BELOW_HTTP:
             if (transport := request.transport) is not None:
-                await self._fail_below_http(kind, transport, parameters, request_id)
+                await self._fail_below_http(kind, transport, account, parameters, request_id)
             # Never sent: the connection is closed, but the server requires a response object.
             return web.Response()
         now = time.monotonic() + self._epoch
@@ -240,14 +249,19 @@ class Simulator:
         return self._response(reply)
 
     async def _fail_below_http(
-        self, kind: FaultKind, transport: asyncio.Transport, parameters: Mapping[str, str], request_id: str
+        self,
+        kind: FaultKind,
+        transport: asyncio.Transport,
+        account: SimulatedAccount,
+        parameters: Mapping[str, str],
+        request_id: str,
     ) -> None:
         date = self._now_as_date()
         if kind != "http10":
             await fail_below_http(kind, transport, date=date, seconds=self._silence_seconds)
             return
         try:
-            reply = self._answer(parameters, request_id)
+            reply = self._answer(account, parameters, request_id)
         except RequestRejected as error:
             reply = error_response(error, request_id, self._dialect, response_format(parameters), forms=self._forms)
         send_as_http10(transport, reply, date)

@@ -479,3 +479,27 @@ def test_an_unfinished_run_that_is_not_resumed_is_reported_with_what_to_do(
                                                    devices=replace(manifest.devices, ok=1, pending=0)))  # fmt: skip
     assert find_unfinished(folder.parent, load_settings(config)) is None
     assert capfd.readouterr().out == ""  # there is nothing to resume
+
+
+@pytest.mark.parametrize("credentials", ['{ type = "default" }', '{ command = ["key"], format = "json" }'])
+def test_credentials_of_a_run_folder_are_never_used_whatever_is_trusted(config: Path, credentials: str) -> None:
+    lines = SETTINGS.format(more=f"credentials = {credentials}").splitlines()
+    config.write_text("\n".join(line for line in lines if not line.startswith("access_key")))
+    own = load_settings(config)
+    folder = start(config, remember=False)
+    with pytest.raises(
+        RunFolderError, match=r'account "eu" has credentials, which are never taken from a run'
+    ) as refused:
+        resume_settings(folder)
+    assert f"auditor resume {folder} --settings {config}" in str(refused.value)
+    assert "--trust" not in str(refused.value)
+    with pytest.raises(RunFolderError, match="never taken from a run folder"):
+        resume_settings(folder, trust="0" * 12)
+    assert resume_settings(folder, own) == own
+    other = msgspec.structs.replace(
+        own.account[0], credentials=None, access_key_id="key", access_key_secret=SecretSource(env="SECRET")
+    )
+    with_key = msgspec.structs.replace(own, account=(other,))
+    assert resume_settings(folder, with_key) == with_key, "keys may differ, as the place of a secret may"
+    remember_settings(own, config)
+    assert resume_settings(folder) == own

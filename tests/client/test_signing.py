@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
+from alibabacloud_openapi_util.client import Client as OpenApiUtil
 from aliyunsdkcore.auth.composer import rpc_signature_composer as vendor
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -99,6 +100,26 @@ def test_a_whole_request_of_the_sdk_gets_the_same_signature_from_the_signer(
     own = {name: value for name, value in url_parameters.items() if name not in SET_BY_THE_SIGNER}
     _, signed = Signer("key-id", Secret("the secret"), constants).sign(method, own, timestamp=stamp, nonce=nonce)
     assert signed == theirs
+
+
+TOKENS = st.text(st.characters(codec="ascii", categories=("L", "N")) | st.sampled_from("+/=-_~%& *"), min_size=1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(parameters=st.dictionaries(names, texts, max_size=4), method=st.sampled_from(["GET", "POST"]), token=TOKENS)
+@example(parameters={"SecurityToken": "of a parameter"}, method="POST", token="CAIS+/==")
+def test_a_security_token_is_signed_and_sent_as_the_signers_of_both_sdks_do(
+    parameters: dict[str, str], method: str, token: str
+) -> None:
+    common = {"Format": "JSON", "SignatureMethod": "HMAC-SHA1", "SignatureVersion": "1.0", "AccessKeyId": "STS.key"}
+    own = {name: value for name, value in parameters.items() if name not in {*common, "SecurityToken", "Signature"}}
+    moment = {"Timestamp": "2026-11-29T12:00:00Z", "SignatureNonce": "nonce"}
+    whole = {**own, **common, **moment, "SecurityToken": token}
+    signer = Signer("STS.key", Secret("the secret"), {"Format": "JSON"}, token=Secret(token))
+    query, signed = signer.sign(method, own, timestamp=moment["Timestamp"], nonce=moment["SignatureNonce"])
+    assert signed == sign_by_vendor(compose(method, whole), "the secret")
+    assert signed == OpenApiUtil.get_rpcsignature(whole, method, "the secret")
+    assert dict(parse_qsl(query, keep_blank_values=True))["SecurityToken"] == token
 
 
 SET_BY_THE_SIGNER = {"AccessKeyId", "SignatureMethod", "SignatureVersion"}

@@ -91,7 +91,7 @@ fleet = { file = "~/fleet.csv" }
     assert found.notify.webhook.file == f"{home}/hook"  # type: ignore[union-attr]
     assert found.notify.secret.command == (f"{home}/bin/secret", "~/not-a-path-of-ours")  # type: ignore[union-attr]
     assert account.access_key_id.file == f"{home}/id"  # type: ignore[union-attr]
-    assert account.access_key_secret.file == f"{tmp_path}/~secret"
+    assert account.access_key_secret.file == f"{tmp_path}/~secret"  # type: ignore[union-attr]
     assert (account.ca_file, account.proxy.file) == (f"{home}/ca.pem", f"{home}/proxy")  # type: ignore[union-attr]
     assert account.fleet is not None
     assert account.fleet.file == f"{home}/fleet.csv"

@@ -167,7 +167,9 @@ def test_the_path_of_a_program_is_relative_to_the_settings_folder_and_kept_absol
     monkeypatch.chdir(tmp_path)
     read = load_settings("nightly.toml")
     monkeypatch.chdir("/")
-    assert read_secret(read.account[0].access_key_secret, account="eu", key="k").reveal() == HIDDEN
+    stored = read.account[0].access_key_secret
+    assert stored is not None
+    assert read_secret(stored, account="eu", key="k").reveal() == HIDDEN
     kept = json.loads(json.dumps(settings_to_dict(read)))
     assert kept["quota_sharing"]["password"] == {"command": ["pass", "redis/cache"]}
     assert kept["account"][0]["access_key_id"] == {"command": ["pass", "show", "iot/eu"]}

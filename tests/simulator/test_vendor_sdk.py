@@ -4,11 +4,13 @@ import gc
 import json
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
 import pytest
 from aliyunsdkcore.acs_exception.exceptions import ServerException
+from aliyunsdkcore.auth.credentials import StsTokenCredential
 from aliyunsdkcore.client import AcsClient
 from aliyunsdkiot.request.v20180120.BatchGetDeviceStateRequest import BatchGetDeviceStateRequest
 from aliyunsdkiot.request.v20180120.BatchQueryDeviceDetailRequest import BatchQueryDeviceDetailRequest
@@ -17,7 +19,7 @@ from aliyunsdkiot.request.v20180120.ListOTAModuleVersionsByDeviceRequest import 
 from aliyunsdkiot.request.v20180120.QueryDeviceRequest import QueryDeviceRequest
 from aliyunsdkiot.request.v20180120.QueryProductListRequest import QueryProductListRequest
 
-from auditor.models import Dialect
+from auditor.models import AccessKey, Dialect
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import SimulatedDevice, World
 
@@ -33,8 +35,13 @@ def collected() -> Iterator[None]:
         gc.collect()
 
 
-def call_sdk(port: int, secret: str, request: Any, method: str, parameters: Mapping[str, object]) -> Any:
+def call_sdk(
+    port: int, secret: str, request: Any, method: str, parameters: Mapping[str, object], *, key: AccessKey | None = None
+) -> Any:
     client = AcsClient(DEFAULT_ACCOUNT.access_key_id, secret, "cn-shanghai", port=port, auto_retry=False)
+    if key is not None and key.token is not None:
+        temporary = StsTokenCredential(key.key_id, key.secret.reveal(), key.token.reveal())
+        client = AcsClient(region_id="cn-shanghai", port=port, auto_retry=False, credential=temporary)
     request.set_endpoint("127.0.0.1")
     request.set_protocol_type("http")
     request.set_method(method)
@@ -165,3 +172,26 @@ async def test_the_sdk_gets_the_states_and_details_of_many_devices(world: World,
     assert by_name["deviceStatusList"] == by_id["deviceStatusList"]
     assert [entry["iotId"] for entry in by_id["deviceStatusList"]["deviceStatus"]] == iot_ids
     assert [entry["iotId"] for entry in details["data"]["data"]] == iot_ids
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_the_sdk_uses_a_temporary_key_until_it_expires(world: World, method: str) -> None:
+    device = world.device(1)
+    parameters = {
+        "CurrentPage": "1",
+        "PageSize": "50",
+        "ProductKey": device.product_key,
+        "DeviceName": device.device_name,
+    }
+
+    async def call_with(key: AccessKey) -> Any:
+        request = ListOTAModuleVersionsByDeviceRequest()
+        call = partial(call_sdk, platform.port, "", request, method, parameters, key=key)
+        return await anyio.to_thread.run_sync(call)
+
+    async with Simulator(world) as platform:
+        answer = await call_with(platform.issue_key(DEFAULT_ACCOUNT.access_key_id, 60))
+        assert answer["data"]["simpleOTAModuleInfo"] == device_names(device)
+        with pytest.raises(ServerException) as expired:
+            await call_with(platform.issue_key(DEFAULT_ACCOUNT.access_key_id, 0))
+        assert expired.value.get_error_code() == "InvalidSecurityToken.Expired"
