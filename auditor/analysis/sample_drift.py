@@ -28,7 +28,7 @@ from auditor.runs.estimates import read_stratified_counts
 from auditor.runs.views import define_sealed_views
 from auditor.stats.intervals import Interval, Z, difference_interval
 from auditor.stats.stratified import StratifiedCounts, VersionKey
-from auditor.storage.database import READING_MEMORY, READING_THREADS, Database, open_database, parquet, sql_read_path
+from auditor.storage.database import READING_MEMORY, READING_THREADS, Database, borrow_database, parquet, sql_read_path
 from auditor.storage.tables import ErrorTranslation, ResultTable
 
 SHARE_CHANGES = ("grew", "shrank")
@@ -151,7 +151,7 @@ def sample_comparison_warning(compared: int) -> RunWarning:
 
 
 def _read_counts(run: RunSnapshot, work: Path) -> StratifiedCounts:
-    with open_database(work / "spill", READING_MEMORY, READING_THREADS) as database:
+    with borrow_database(work / "spill", READING_MEMORY, READING_THREADS) as database:
         define_sealed_views(database, run.devices.parent)
         return read_stratified_counts(database, parquet(run.fleet))
 

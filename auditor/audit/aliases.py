@@ -13,7 +13,7 @@ from pathlib import Path
 
 from auditor.fleet.table import find_duplicate_keys, slices_for
 from auditor.runs.folder import DEVICES, FLEET
-from auditor.storage.database import Database, open_database, parquet, scalar
+from auditor.storage.database import Database, borrow_database, parquet, scalar
 from auditor.storage.tables import translate_read_errors
 
 _MIXED = """
@@ -65,7 +65,7 @@ def count_aliases(folder: Path) -> AliasCounts:
         RunFolderError: the run's files cannot be read.
     """
     fleet, devices = parquet(folder / FLEET), parquet(folder / DEVICES)
-    with open_database() as database, translate_read_errors(folder):
+    with borrow_database() as database, translate_read_errors(folder):
         shared = _count_shared_identities(database, fleet, devices)
         mixed = database.execute(_MIXED.format(fleet=fleet)).fetchone()
         if mixed is None or not mixed[0]:

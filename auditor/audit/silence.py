@@ -14,7 +14,7 @@ from auditor.errors import RunFolderError
 from auditor.models import Device
 from auditor.runs.folder import DEVICES, RunCatalog
 from auditor.runs.manifest import Manifest, SilentAccount
-from auditor.storage.database import open_database, parquet, scalar, sql_literal
+from auditor.storage.database import borrow_database, parquet, scalar, sql_literal
 from auditor.storage.tables import translate_read_errors
 
 MIN_QUERIED_DEVICES = 20
@@ -60,7 +60,7 @@ _EARLIER_RESULTS = """
 
 def find_silent_accounts(folder: Path, manifest: Manifest) -> tuple[SilentAccount, ...]:
     """Return the silent accounts of a sealed run; raise RunFolderError if its devices cannot be read."""
-    with open_database() as database, translate_read_errors(folder):
+    with borrow_database() as database, translate_read_errors(folder):
         rows = database.execute(_ACCOUNTS.format(devices=parquet(folder / DEVICES))).fetchall()
     return tuple(_silent_accounts(folder, manifest, rows))
 
@@ -89,7 +89,7 @@ def _silent_accounts(
 def _count_lost_devices(folder: Path, manifest: Manifest, account: str, statuses: Sequence[str]) -> int:
     """Return how many devices of ``_SILENCED``, with one of these results, had modules in an earlier run."""
     own, name = parquet(folder / DEVICES), sql_literal(account)
-    with open_database() as database, translate_read_errors(folder):
+    with borrow_database() as database, translate_read_errors(folder):
         database.execute("CREATE TABLE had_modules (number BIGINT)")
         database.execute(_SILENCED.format(devices=own, account=name, statuses=", ".join(map(sql_literal, statuses))))
         for earlier in islice(_earlier_runs(folder, manifest, account), MAX_EARLIER_RUNS):
@@ -119,7 +119,7 @@ def read_devices_with_modules(run: Path, account: str) -> list[Device]:
     """Return a few devices of an account that reported modules in a run; none if the run cannot be read."""
     columns = "account, product_key, device_name, iot_id"
     query = f"SELECT {columns} FROM {parquet(run / DEVICES)} WHERE account = $1 AND status = 'ok' LIMIT {MAX_COMPARED}"
-    with suppress(RunFolderError), open_database() as database, translate_read_errors(run):
+    with suppress(RunFolderError), borrow_database() as database, translate_read_errors(run):
         return [Device(*row) for row in database.execute(query, [account]).fetchall()]
     return []
 
@@ -135,5 +135,5 @@ def _earlier_runs(folder: Path, manifest: Manifest, account: str) -> Iterator[Pa
 
 def _earlier_results(folder: Path, earlier: Path, account: str) -> tuple[int, int]:
     files = {"devices": parquet(folder / DEVICES), "earlier": parquet(earlier / DEVICES)}
-    with open_database() as database, translate_read_errors(earlier):
+    with borrow_database() as database, translate_read_errors(earlier):
         return database.execute(_EARLIER_RESULTS.format(account=sql_literal(account), **files)).fetchall()[0]

@@ -17,7 +17,7 @@ from auditor.storage.database import (
     PARQUET_OPTIONS,
     READING_MEMORY,
     READING_THREADS,
-    open_database,
+    borrow_database,
     parquet,
     scratch_database,
     sql_literals,
@@ -103,7 +103,7 @@ DIFFERENCES = ("unknown", "missing", "not_seen")
 def summarize_products(result: DiscoveryResult, work: Path) -> Iterator[ResultTable]:
     """Open a table with a row for each product: its name, devices in the fleet by status, and its own count."""
     reading = partial(translate_read_errors, work)
-    with open_database(work / "spill", READING_MEMORY, READING_THREADS) as database:
+    with borrow_database(work / "spill", READING_MEMORY, READING_THREADS) as database:
         with reading():
             database.execute(
                 "CREATE TABLE products (account VARCHAR, product_key VARCHAR, "
@@ -175,7 +175,7 @@ def compare_fleet(account: DiscoveredAccount, given: GivenFleet, work: Path) -> 
         given.path, account.matching, account.discovered, account.incomplete_products, requested_products=requested
     )
     reading = partial(translate_read_errors, work)
-    with open_database(work / "spill", READING_MEMORY, READING_THREADS) as database:
+    with borrow_database(work / "spill", READING_MEMORY, READING_THREADS) as database:
         with reading():
             rows = dict(database.execute(f"SELECT difference, count(*) FROM ({query}) GROUP BY ALL").fetchall())
         counts = {each: int(rows.get(each, 0)) for each in DIFFERENCES}

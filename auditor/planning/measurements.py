@@ -15,7 +15,7 @@ from auditor.models import ChangeDetection
 from auditor.runs.folder import DEVICES, RunCatalog, StoredRun, find_run
 from auditor.runs.selection_info import AccountSelection, Recheck
 from auditor.runs.views import parquet_of_run
-from auditor.storage.database import error_reason, open_database, scratch_database
+from auditor.storage.database import borrow_database, error_reason, scratch_database
 
 log = structlog.get_logger()
 
@@ -185,7 +185,7 @@ def _count_answered(folder: Path) -> dict[str, int] | None:
       WHERE status NOT IN ('pending', 'failed') AND (status <> 'empty' OR attempts > 0 OR source = 'carried')
       GROUP BY account"""
     try:
-        with open_database() as database:
+        with borrow_database() as database:
             devices = parquet_of_run(database, folder / DEVICES)
             return dict(database.execute(query.format(devices=devices)).fetchall())
     except RunFolderError as error:

@@ -22,7 +22,7 @@ from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
 from auditor.runs.recovery import refuse_lost_results
 from auditor.runs.views import define_live_views, define_products, define_releases, define_sealed_views
 from auditor.stats.stratified import StratifiedCounts
-from auditor.storage.database import DEFAULT_MEMORY, LARGE_MEMORY, open_database, result_rows
+from auditor.storage.database import DEFAULT_MEMORY, LARGE_MEMORY, borrow_database, result_rows
 from auditor.storage.descriptors import pin_files
 from auditor.storage.files import private_folder, translate_os_errors
 from auditor.storage.tables import ResultTable, translate_read_errors
@@ -89,7 +89,7 @@ class Run:
             with suppress(OSError):  # a system without a place for temporary files: nothing is spilled
                 spill = self._stack.enter_context(private_folder("read"))
             memory = DEFAULT_MEMORY if self.sealed else LARGE_MEMORY
-            self._database = self._stack.enter_context(open_database(spill, memory))
+            self._database = self._stack.enter_context(borrow_database(spill, memory))
             with translate_os_errors(f"{self.folder}: cannot be read", RunFolderError):
                 self._files = self.folder if spill is None else pin_files(self.folder, READ_BY_QUERIES, spill)
             self._define_views()

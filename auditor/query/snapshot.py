@@ -15,7 +15,7 @@ from auditor.runs.inventory import SourceCounts, count_devices, count_sources, c
 from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
 from auditor.runs.recovery import refuse_lost_results
 from auditor.runs.views import define_live_views, define_sealed_views, parquet_of_run
-from auditor.storage.database import Database, error_reason, open_database, parquet, with_enough_memory, write_parquet
+from auditor.storage.database import Database, borrow_database, error_reason, parquet, with_enough_memory, write_parquet
 from auditor.storage.descriptors import pin_files
 from auditor.storage.files import translate_os_errors
 from auditor.storage.tables import translate_read_errors
@@ -80,7 +80,7 @@ def _open_snapshot(folder: Path, work: Path) -> RunSnapshot:
     if not sealed:
         _write_rows(folder, files, manifest, work)
     source = files if sealed else work
-    with translate_read_errors(folder), open_database() as database:
+    with translate_read_errors(folder), borrow_database() as database:
         define_sealed_views(database, source)
         parquet_of_run(database, files / FLEET)
         for name, columns in TEXT_COLUMNS.items():
@@ -95,7 +95,7 @@ def _open_snapshot(folder: Path, work: Path) -> RunSnapshot:
 def _write_rows(folder: Path, files: Path, manifest: Manifest, work: Path) -> None:
     def write(memory: str) -> None:
         # Not in `work` itself: the views' own files have the names of the sealed ones.
-        with TemporaryDirectory(dir=work) as views, open_database(Path(views), memory) as database:
+        with TemporaryDirectory(dir=work) as views, borrow_database(Path(views), memory) as database:
             refuse_lost_results(database, folder, manifest)
             define_live_views(database, files, Path(views))
             for name, view in ((DEVICES, "devices"), (MODULES, "modules")):

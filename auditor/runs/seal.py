@@ -20,8 +20,8 @@ from auditor.runs.selection_info import OutdatedResults, Recheck, SelectionInfo
 from auditor.runs.views import define_live_views, define_products, define_sealed_views
 from auditor.storage.database import (
     Database,
-    open_database,
-    scratch_database,
+    borrow_database,
+    scratch_folder,
     translate_errors,
     with_enough_memory,
     write_parquet,
@@ -67,13 +67,13 @@ def seal_run(folder: Path, selection: SelectionInfo | None = None) -> SealedRun:
 
 def _seal(folder: Path, memory: str, selection: SelectionInfo | None) -> SealedRun:
     work = folder / ".sealing"
-    with scratch_database(work, memory=memory) as live:
-        define_live_views(live, folder, work)
-        write_parquet(live, "FROM modules", work / MODULES)
-        recheck, not_reached = read_recheck(live, selection), count_not_reached(live)
-        outdated = estimate_outdated(live, selection, recheck)
-        live.close()  # so that the second database has its memory
-        with open_database(work, memory) as database:
+    with scratch_folder(work):
+        with borrow_database(work, memory) as live:
+            define_live_views(live, folder, work)
+            write_parquet(live, "FROM modules", work / MODULES)
+            recheck, not_reached = read_recheck(live, selection), count_not_reached(live)
+            outdated = estimate_outdated(live, selection, recheck)
+        with borrow_database(work, memory) as database:
             define_sealed_views(database, work)
             define_products(database, folder)
             write_inventories(database, folder, work)

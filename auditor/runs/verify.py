@@ -1,6 +1,5 @@
 """Verification of a run: every number is recomputed from the files and compared with the manifest."""
 
-import contextlib
 import errno
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -44,7 +43,7 @@ from auditor.runs.views import (
     parquet_of_run,
 )
 from auditor.storage.compressed import check_compressed
-from auditor.storage.database import Database, error_reason, open_database, scalar, sql_identifier, with_enough_memory
+from auditor.storage.database import Database, borrow_database, error_reason, scalar, sql_identifier, with_enough_memory
 from auditor.storage.descriptors import pin_files
 from auditor.storage.files import private_folder
 
@@ -85,21 +84,21 @@ def _problems(folder: Path, manifest: Manifest, parent: Path | None, memory: str
     place = private_folder("verify") if parent is None else TemporaryDirectory(prefix=".verifying-", dir=parent)
     with place as name:
         spill = Path(name)
-        database = open_database(spill, memory)
         try:
-            files = pin_files(folder, READ_BY_QUERIES, spill)
-            define_live_views(database, files, spill)
-            if repeated := _count_repeated_devices(database):
-                yield f"{FLEET}: has {repeated} devices twice, so that a line is about more than one row"
-            yield from _check_states(database, folder, manifest)
-            yield from _check_releases(database, files, manifest)
-            if manifest.state == "running":
-                yield f"{folder.name}: is running or was killed; it is not sealed"
-            elif manifest.finished_at is None:
-                yield f"{folder.name}: was stopped before its end; it is not sealed"
-            elif all((folder / name).is_file() for name in SEALED):
-                yield from _check_sealed(database, files, folder, spill, memory)
-                yield from _check_changes(database, files, manifest)
+            with borrow_database(spill, memory) as database:
+                files = pin_files(folder, READ_BY_QUERIES, spill)
+                define_live_views(database, files, spill)
+                if repeated := _count_repeated_devices(database):
+                    yield f"{FLEET}: has {repeated} devices twice, so that a line is about more than one row"
+                yield from _check_states(database, folder, manifest)
+                yield from _check_releases(database, files, manifest)
+                if manifest.state == "running":
+                    yield f"{folder.name}: is running or was killed; it is not sealed"
+                elif manifest.finished_at is None:
+                    yield f"{folder.name}: was stopped before its end; it is not sealed"
+                elif all((folder / name).is_file() for name in SEALED):
+                    yield from _check_sealed(database, files, folder, spill, memory)
+                    yield from _check_changes(database, files, manifest)
         except duckdb.OutOfMemoryException:
             raise
         except (duckdb.Error, UnicodeDecodeError) as error:
@@ -107,9 +106,6 @@ def _problems(folder: Path, manifest: Manifest, parent: Path | None, memory: str
             if str(spill) in str(error) and not of_run:  # an error of the temporary folder
                 raise RunNotWritableError(f"{folder}: cannot be verified: {error_reason(error)}") from error
             yield f"{folder.name}: a file cannot be read: {error_reason(error)}"
-        finally:
-            with contextlib.suppress(duckdb.Error):
-                database.close()
 
 
 def _describe_damage(results: Path) -> str | None:
@@ -238,7 +234,7 @@ def _check_releases(database: Database, files: Path, manifest: Manifest) -> Iter
 
 
 def _check_sealed(live: Database, files: Path, folder: Path, work: Path, memory: str) -> Iterator[str]:
-    with open_database(work, memory) as sealed:
+    with borrow_database(work, memory) as sealed:
         define_sealed_views(sealed, files)
         define_products(sealed, files)
         for name, view in ((DEVICES, "devices"), (MODULES, "modules")):

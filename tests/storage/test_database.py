@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 
 import duckdb
@@ -12,6 +14,7 @@ from auditor.errors import RunFolderError
 from auditor.storage.database import (
     MAX_TEXT_PER_BYTE,
     READING_MEMORY,
+    borrow_database,
     describe_repeated_rows,
     device_key_sql,
     open_database,
@@ -31,6 +34,98 @@ def test_no_progress_bar_is_printed_on_standard_output() -> None:
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert said == "(False,)\n"
+
+
+SETTINGS = ("threads", "memory_limit", "temp_directory", "preserve_insertion_order", "disabled_optimizers")
+
+
+def settings_of(database: duckdb.DuckDBPyConnection) -> object:
+    return database.execute(
+        f"SELECT {', '.join(f'current_setting({sql_literal(name)})' for name in SETTINGS)}"
+    ).fetchone()
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The databases that were opened, and no idle one."""
+    opened: list[object] = []
+    real = duckdb.connect
+
+    def connect(**options: object) -> object:
+        opened.append(options)
+        return real(**options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(duckdb, "connect", connect)
+    monkeypatch.setattr("auditor.storage.database._IDLE", [])
+    return opened
+
+
+def test_a_borrowed_database_is_used_again_and_is_as_a_new_one(tmp_path: Path, opened: list[object]) -> None:
+    with borrow_database(tmp_path / "spill", "200MB", 2) as database:
+        assert scalar(database, "SELECT current_setting('threads')") == 2
+        database.execute(
+            "CREATE TYPE form AS ENUM ('a'); CREATE TABLE t(a form, b INT PRIMARY KEY); CREATE VIEW v AS FROM t"
+        )
+        database.execute("CREATE TEMP TABLE u AS FROM t; SET disabled_optimizers = 'filter_pushdown'")
+        database.cursor().execute('CREATE TABLE "odd "" name" AS FROM range(9)')
+    with borrow_database() as database, open_database() as new:
+        for query in (
+            "FROM duckdb_tables()",
+            "FROM duckdb_views() WHERE NOT internal",
+            "FROM duckdb_types() WHERE NOT internal",
+        ):
+            assert database.execute(query).fetchall() == []
+        assert settings_of(database) == settings_of(new)
+    assert len(opened) == 2  # one of them by open_database
+
+
+def test_databases_that_are_borrowed_concurrently_are_apart(opened: list[object]) -> None:
+    for _ in range(2):
+        with borrow_database() as one, borrow_database() as other:
+            one.execute("CREATE TABLE t AS SELECT 1 AS a")
+            other.execute("CREATE TABLE t AS SELECT 2 AS a")
+            assert (scalar(one, "FROM t"), scalar(other, "FROM t")) == (1, 2)
+    assert len(opened) == 3
+
+
+@pytest.mark.parametrize("end", ["locked", "spilled", "failed"])
+def test_a_database_that_may_not_be_as_a_new_one_is_not_used_again(
+    tmp_path: Path, opened: list[object], end: str
+) -> None:
+    with suppress(duckdb.CatalogException), borrow_database(tmp_path, "32MB") as database:
+        database.execute("CREATE TABLE t AS SELECT 1")
+        if end == "locked":
+            database.execute("SET enable_external_access = false; SET lock_configuration = true")
+        elif end == "spilled":
+            rows = "SELECT hash(i) || repeat('x', 80) AS s FROM range(400_000) t(i) ORDER BY s LIMIT 399_999"
+            assert scalar(database, f"SELECT count(*) FROM ({rows})") == 399_999
+        else:
+            database.execute("FROM missing")
+    with borrow_database(tmp_path) as database:
+        assert database.execute("FROM duckdb_tables()").fetchall() == []
+        assert scalar(database, f"FROM read_csv({sql_literal(fleet_file(tmp_path))})") == 7
+    assert len(opened) == 2
+
+
+def test_a_forked_process_uses_the_idle_database(tmp_path: Path, opened: list[object]) -> None:
+    with borrow_database(threads=4) as database:
+        database.execute("SELECT count(*) FROM range(1_000_000)").fetchall()
+    context = get_context("fork")
+    child = context.Process(target=count_rows_concurrently, args=(tmp_path / "counted",))
+    child.start()
+    child.join(60)
+    assert (child.exitcode, (tmp_path / "counted").read_text()) == (0, "3000000")
+
+
+def count_rows_concurrently(out: Path) -> None:
+    with borrow_database(threads=4) as database:
+        out.write_text(str(scalar(database, "SELECT count(*) FROM range(3_000_000)")))
+
+
+def fleet_file(folder: Path) -> Path:
+    path = folder / "fleet.csv"
+    path.write_text("a\n7\n")
+    return path
 
 
 def test_memory_is_raised_step_by_step() -> None:
