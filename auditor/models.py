@@ -177,6 +177,21 @@ class ListedDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexedDevice(ListedDevice):
+    """A device in the platform's search index, with the versions that the index has of it.
+
+    Attributes:
+        modules: None: they cannot be read.
+        tags: names and values.
+        groups: ids of the groups that it is in.
+    """
+
+    modules: tuple[ModuleVersion, ...] | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ReportedTime:
     """A time that the platform reported.
 

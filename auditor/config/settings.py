@@ -74,6 +74,7 @@ class Quotas(
         "query_product_list": "QueryProductList",
         "query_device": "QueryDevice",
         "query_device_deep": "QueryDeviceDeep",
+        "query_device_by_sql": "QueryDeviceBySQL",
         "list_ota_module_by_product": "ListOTAModuleByProduct",
         "batch_get_device_state": "BatchGetDeviceState",
         "list_ota_firmware": "ListOTAFirmware",
@@ -87,6 +88,7 @@ class Quotas(
         query_product_list: ``QueryProductList``, default 50.
         query_device: ``QueryDevice``, default 50.
         query_device_deep: ``QueryDevice`` past the first 100,000 devices of a product, default 2.
+        query_device_by_sql: ``QueryDeviceBySQL``, default 10.
         list_ota_module_by_product: ``ListOTAModuleByProduct``, default 10.
         batch_get_device_state: ``BatchGetDeviceState``, default 50.
         list_ota_firmware: ``ListOTAFirmware``, default 10.
@@ -97,6 +99,7 @@ class Quotas(
     query_product_list: float | None = None
     query_device: float | None = None
     query_device_deep: float | None = None
+    query_device_by_sql: float | None = None
     list_ota_module_by_product: float | None = None
     batch_get_device_state: float | None = None
     list_ota_firmware: float | None = None
