@@ -37,7 +37,7 @@ def oracle() -> Iterator[Any]:
             record = device_record(device, WORLD.began)
             modules = [{"name": each.module_name, "version": each.module_version} for each in device.modules]
             tags = [{"tag_name": name, "tag_value": value} for name, value in device.tags.items()]
-            dates = {"gmt_create": record.created, "gmt_modified": record.modified}
+            dates: dict[str, int | None] = {"gmt_create": record.created, "gmt_modified": record.modified}
             dates["active_time"] = record.created + 60_000 if device.activated else None
             rows.append({
                 "product_key": device.product_key, "iot_id": device.iot_id, "name": device.device_name,
