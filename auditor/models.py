@@ -25,8 +25,12 @@ Reason = Literal["never_activated"]
 ChangeDetection = Literal["strict", "reconnected"]
 """Which devices may have changed since their last result: those online since then; those that came online since."""
 
-Source = Literal["queried", "carried", "unsampled"]
-"""Origin of a device's result in a run: queried; carried forward from an earlier run; not in the sample."""
+Source = Literal["queried", "carried", "unsampled", "index"]
+"""Origin of a device's result in a run: queried; carried forward from an earlier run; not in the sample; read in bulk
+from the platform's search index."""
+
+ReadMethod = Literal["device", "index", "auto"]
+"""How an account is read: device by device; by the platform's search index; by that if its error is small enough."""
 
 Level = Literal["fleet", "module", "product"]
 """Population that a version's share refers to.

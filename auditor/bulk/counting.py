@@ -65,7 +65,7 @@ def exact_queries(settings: Settings, module: str, version: str | None, products
 
 def queries_below(
     settings: Settings, module: str, below: str, products: Sequence[str]
-) -> tuple[list[CountQuery], Path | None]:
+) -> tuple[list[CountQuery], Path]:
     """Return a query for each version of a module below another one that the newest sealed run has, and that run.
 
     Versions of one product's module are ordered among each other. Of each account or product, the last query is for all

@@ -7,7 +7,9 @@ from auditor.client.operations import MAX_SQL_LENGTH, QUERY_DEVICE_BY_SQL
 from auditor.errors import UsageError
 
 
-def page_statement(product_key: str, *, after: str | None = None, at: str | None = None, prefix: str = "") -> str:
+def page_statement(
+    product_key: str, *, after: str | None = None, at: str | None = None, prefix: str = "", name: str | None = None
+) -> str:
     """Return the statement of one page of a product's devices, the oldest first.
 
     Args:
@@ -15,6 +17,7 @@ def page_statement(product_key: str, *, after: str | None = None, at: str | None
         after: ``gmt_create`` as the platform wrote it; the devices were created later.
         at: the devices were created at this time.
         prefix: the names of the devices begin with it.
+        name: the device has this name.
     """
     conditions = [_equals("product_key", product_key)]
     if after is not None:
@@ -23,6 +26,8 @@ def page_statement(product_key: str, *, after: str | None = None, at: str | None
         conditions.append(_equals("gmt_create", at))
     if prefix:
         conditions.append(f"name LIKE {quote(prefix + '%')}")
+    if name is not None:
+        conditions.append(_equals("name", name))
     limit = f"ORDER BY gmt_create LIMIT 0, {QUERY_DEVICE_BY_SQL.page_size}"
     return _checked(f"SELECT * FROM device WHERE {' AND '.join(conditions)} {limit}")
 

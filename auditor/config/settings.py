@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from auditor.errors import UsageError
-from auditor.models import ChangeDetection, DeviceStatus, Dialect, Level, Secret
+from auditor.models import ChangeDetection, DeviceStatus, Dialect, Level, ReadMethod, Secret
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -194,6 +194,9 @@ class Account(_Section, frozen=True):
             honours HTTPS_PROXY, HTTP_PROXY and NO_PROXY. None ignores these variables.
         fleet: source of the devices.
         quotas: quotas of the other operations.
+        read: ``"device"``: query each device. ``"index"``: read the platform's search index, 50 devices a call, and
+            query only those of the recheck. ``"auto"``: do that, and query all devices if the recheck shows an error
+            above ``max_index_error``. Where the platform has no index, all devices are queried.
         fetch_product_modules: fetch the modules that each product defines; None: only for discovered fleets.
     """
 
@@ -210,6 +213,7 @@ class Account(_Section, frozen=True):
     proxy: str | SecretSource | None = None
     fleet: FleetSource | None = None
     quotas: Quotas = Quotas()
+    read: ReadMethod = "device"
     fetch_product_modules: bool | None = None
 
     @property
@@ -243,7 +247,8 @@ class SelectionSettings(_Section, frozen=True):
         change_detection: when a device may have changed. ``strict``: it is online, or was since its last result;
             ``reconnected``: it came online since then.
         max_age: maximum age of a result that is carried forward, such as ``"30d"``; None: no limit.
-        recheck: percentage of the carried results that are queried anyway, at random.
+        recheck: percentage of the carried results, and of those of the index, that are queried anyway, at random.
+        max_index_error: percentage of the index's results that may be wrong where ``read`` is ``"auto"``.
         max_calls: budget of calls, for all accounts together, divided by their quotas.
         fair_share: percentage of a budget that is divided among products by size, for their oldest results. The rest
             goes to the devices with the highest priority.
@@ -257,6 +262,7 @@ class SelectionSettings(_Section, frozen=True):
     change_detection: ChangeDetection = "strict"
     max_age: str | None = None
     recheck: str = "1%"
+    max_index_error: str = "1%"
     max_calls: int | None = None
     fair_share: str = "90%"
     sample_size: int | None = None
