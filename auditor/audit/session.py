@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -43,6 +43,7 @@ from auditor.runs.locking import PreparedRun, rename_corrected
 from auditor.runs.manifest import Manifest, State, write_manifest
 from auditor.runs.selection_info import ExitReason
 from auditor.selection.coordinator import SelectionCoordinator
+from auditor.selection.rejection import RejectedResults
 from auditor.selection.strategies import SelectionResult
 from auditor.text.formatting import escape_undecodable
 
@@ -252,34 +253,30 @@ class AuditSession:
                 session.limit_retries(self._budget.may_retry)
             elif self._selection is not None:
                 queue, fetch = await self._selection.limit_queries(session, queue)
-            await self._run_workers(session, queue, fetch)
-            await self._query_rejected(session)
+            query = partial(
+                run_workers,
+                write=self._journal.append,
+                concurrency=session.workers,
+                stop=self._stop,
+                paused=session.paused,
+            )
+            await query(queue, fetch)
+            if self._selection is not None and (rejected := await self._reject_results(session, self._selection)):
+                await query(read_snapshot(rejected.devices, session.name), session.fetch)
 
-    async def _run_workers(
-        self, session: AccountSession, queue: Iterable[Device], fetch: Callable[[Device], Awaitable[Outcome]]
-    ) -> None:
-        await run_workers(
-            iter(queue),
-            fetch,
-            self._journal.append,
-            concurrency=session.workers,
-            stop=self._stop,
-            paused=session.paused,
-        )
-
-    async def _query_rejected(self, session: AccountSession) -> None:
-        """Query the devices whose results of the platform's search index are rejected, if there are any."""
+    async def _reject_results(
+        self, session: AccountSession, coordinator: SelectionCoordinator
+    ) -> RejectedResults | None:
+        """Return the devices whose results of the platform's search index are rejected, if there are any."""
         selection = self._state.selection
-        if self._selection is None or selection is None or selection.strategy != "index":
-            return
-        if self._stop.reason is not None:
-            return
+        if selection is None or selection.strategy != "index" or self._stop.reason is not None:
+            return None
         await self._journal.sync()  # the recheck is evaluated from the file
-        rejected = await self._selection.reject_results(session, selection)
+        rejected = await coordinator.reject_results(session, selection)
         if rejected is not None:
             self._state.record_rejected(session.name, rejected.removed)
             await self._state.persist()
-            await self._run_workers(session, read_snapshot(rejected.devices, session.name), session.fetch)
+        return rejected
 
     async def _record_selection(self, coordinator: SelectionCoordinator, result: SelectionResult) -> None:
         """Record the selected devices of one account in the manifest, before they are queried."""
