@@ -25,8 +25,12 @@ Reason = Literal["never_activated"]
 ChangeDetection = Literal["strict", "reconnected"]
 """Which devices may have changed since their last result: those online since then; those that came online since."""
 
-Source = Literal["queried", "carried", "unsampled"]
-"""Origin of a device's result in a run: queried; carried forward from an earlier run; not in the sample."""
+Source = Literal["queried", "carried", "unsampled", "index"]
+"""Origin of a device's result in a run: queried; carried forward from an earlier run; not in the sample; read in bulk
+from the platform's search index."""
+
+ReadMethod = Literal["device", "index", "auto"]
+"""How an account is read: device by device; by the platform's search index; by that if its error is small enough."""
 
 UpdateState = Literal["current", "failed", "offered", "reverted", "never_offered"]
 """State of a device's update to the released version of a module.
@@ -202,6 +206,21 @@ class ListedDevice:
     utc_create: str | None
     utc_modified: str | None
     nickname: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedDevice(ListedDevice):
+    """A device in the platform's search index, with the versions that the index has of it.
+
+    Attributes:
+        modules: None: they cannot be read.
+        tags: names and values.
+        groups: ids of the groups that it is in.
+    """
+
+    modules: tuple[ModuleVersion, ...] | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

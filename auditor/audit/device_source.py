@@ -15,6 +15,9 @@ from typing import NamedTuple
 import anyio
 import structlog
 
+from auditor.bulk.index_journal import IndexJournal
+from auditor.bulk.index_reader import IndexRefusedError, discover_by_index
+from auditor.bulk.index_results import index_results_path
 from auditor.concurrency import StopToken, run_in_thread
 from auditor.config.settings import FleetSource, Settings
 from auditor.engine.account_session import AccountSession
@@ -24,6 +27,7 @@ from auditor.errors import AccountStoppedError, RunFolderError, RunNotWritableEr
 from auditor.fleet.crawler import discover_account, fetch_product_modules
 from auditor.fleet.discovery_journal import DiscoveryJournal
 from auditor.fleet.gaps import discovery_info, discovery_progress, product_infos, retry_gaps
+from auditor.fleet.materialize import MaterializedFleet
 from auditor.fleet.table import devices_by_product, devices_by_status, sha256_of, write_extended_fleet
 from auditor.planning.capacity import plan_fleet
 from auditor.runs.folder import FLEET
@@ -31,7 +35,7 @@ from auditor.runs.locking import PreparedRun
 from auditor.runs.manifest import DiscoveryInfo
 from auditor.runs.products import ProductInfo, ProductsFile
 from auditor.runs.recovery import REMAINING, write_remaining_devices
-from auditor.storage.files import put_in_place
+from auditor.storage.files import put_in_place, translate_os_errors
 
 log = structlog.get_logger()
 
@@ -85,6 +89,27 @@ class DeviceSource:
         async with self._limit_lock:  # one account after the other: the first accounts use up the limit first
             return await self._discover(session, discovery, source, stop)
 
+    async def _discover_by_index(
+        self, session: AccountSession, source: FleetSource, out: Path, limit: int | None, stop: StopToken
+    ) -> tuple[IndexJournal, MaterializedFleet | None] | None:
+        """Read an account by the platform's search index; return None if that is refused, now or before."""
+        path, refused = self._path(session.name, ".index.jsonl"), self._path(session.name, ".refused")
+        if refused.exists():
+            return None
+        results = index_results_path(self._folder, session.name)
+        try:
+            with IndexJournal(path, source) as journal:
+                self._journals[session.name] = journal
+                return journal, await discover_by_index(
+                    session, journal, source, out, results, stop=stop, max_devices=limit
+                )
+        except IndexRefusedError as error:
+            log.warning("the index cannot be read; all devices are queried", account=session.name, reason=str(error))
+        with translate_os_errors(f"{refused}: cannot be written"):
+            refused.touch()
+            path.unlink(missing_ok=True)
+        return None
+
     async def _discover(
         self, session: AccountSession, discovery: DiscoveryInfo, source: FleetSource, stop: StopToken
     ) -> AccountDevices | None:
@@ -94,6 +119,11 @@ class DeviceSource:
         except OSError as error:
             raise RunNotWritableError(f"{self._work}: cannot be written: {error.strerror}") from error
         out, limit = self._path(name, ".parquet"), await run_in_thread(self._limit_for, name)
+        if self._accounts[name].read != "device" and not retry:
+            indexed = await self._discover_by_index(session, source, out, limit, stop)
+            if indexed is not None:
+                rows, listed = indexed
+                return None if listed is None else await self._add_discovery(session, rows, listed, out, limit)
         with DiscoveryJournal(self._path(name, ".jsonl"), source) as journal:
             self._journals[name] = journal
             try:
@@ -108,12 +138,19 @@ class DeviceSource:
                 return AccountDevices(await self._write_remaining(name), error)
             if found is None:
                 return None
-            if not found.devices and limit != 0:
-                log.warning("no device matches the fleet settings", account=name, products=len(journal.products))
-            cut = limit is not None and found.devices >= limit
-            before = self._prepared.discovery_requests(name)
-            discovery = discovery_info(session, journal, found, before, limited=cut)
-            await self._add_to_fleet(discovery, product_infos(name, journal, found), out, limit)
+            return await self._add_discovery(session, journal, found, out, limit)
+
+    async def _add_discovery(
+        self, session: AccountSession, journal: DiscoveryJournal, found: MaterializedFleet, out: Path, limit: int | None
+    ) -> AccountDevices:
+        """Add what was discovered to the fleet; return the account's devices that are to be queried."""
+        name = session.name
+        if not found.devices and limit != 0:
+            log.warning("no device matches the fleet settings", account=name, products=len(journal.products))
+        cut = limit is not None and found.devices >= limit
+        before = self._prepared.discovery_requests(name)
+        discovery = discovery_info(session, journal, found, before, limited=cut)
+        await self._add_to_fleet(discovery, product_infos(name, journal, found), out, limit)
         return AccountDevices(await self._write_remaining(name) if self._prepared.resumed else out)
 
     async def _write_remaining(self, account: str) -> Path:

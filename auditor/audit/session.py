@@ -43,6 +43,7 @@ from auditor.runs.locking import PreparedRun, rename_corrected
 from auditor.runs.manifest import Manifest, State, write_manifest
 from auditor.runs.selection_info import ExitReason
 from auditor.selection.coordinator import SelectionCoordinator
+from auditor.selection.rejection import RejectedResults
 from auditor.selection.strategies import SelectionResult
 from auditor.text.formatting import escape_undecodable
 
@@ -252,14 +253,30 @@ class AuditSession:
                 session.limit_retries(self._budget.may_retry)
             elif self._selection is not None:
                 queue, fetch = await self._selection.limit_queries(session, queue)
-            await run_workers(
-                queue,
-                fetch,
-                self._journal.append,
+            query = partial(
+                run_workers,
+                write=self._journal.append,
                 concurrency=session.workers,
                 stop=self._stop,
                 paused=session.paused,
             )
+            await query(queue, fetch)
+            if self._selection is not None and (rejected := await self._reject_results(session, self._selection)):
+                await query(read_snapshot(rejected.devices, session.name), session.fetch)
+
+    async def _reject_results(
+        self, session: AccountSession, coordinator: SelectionCoordinator
+    ) -> RejectedResults | None:
+        """Return the devices whose results of the platform's search index are rejected, if there are any."""
+        selection = self._state.selection
+        if selection is None or selection.strategy != "index" or self._stop.reason is not None:
+            return None
+        await self._journal.sync()  # the recheck is evaluated from the file
+        rejected = await coordinator.reject_results(session, selection)
+        if rejected is not None:
+            self._state.record_rejected(session.name, rejected.removed)
+            await self._state.persist()
+        return rejected
 
     async def _record_selection(self, coordinator: SelectionCoordinator, result: SelectionResult) -> None:
         """Record the selected devices of one account in the manifest, before they are queried."""

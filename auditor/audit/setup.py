@@ -7,6 +7,7 @@ from pathlib import Path
 from auditor import __about__
 from auditor.audit.run_settings import settings_digest, stored_settings
 from auditor.config.settings import ReportSettings, Settings, parse_percentage
+from auditor.config.validation import check_reading
 from auditor.fleet.snapshot import fleet_files, write_empty_snapshot, write_snapshot
 from auditor.planning.capacity import plan_fleet
 from auditor.runs.folder import FLEET, find_baseline, mark_pending_hooks
@@ -85,7 +86,10 @@ def create_run(
 
 def choose_strategy(settings: Settings, directory: Path, *, timed: bool) -> SelectionInfo | None:
     """Return how a run selects the devices to query; None: it queries the complete fleet."""
+    check_reading(settings)
     seed = secrets.randbits(32) if settings.seed is None else settings.seed
+    if any(account.read != "device" for account in settings.account):
+        return SelectionInfo("index", seed=seed)
     if settings.is_sample:
         precision = None if settings.precision is None else parse_percentage(settings.precision)
         level = None if precision is None else settings.precision_of

@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 
 from auditor.__about__ import VERSION
 from auditor.cli.commands.audit import check, plan, prune, resume, run
+from auditor.cli.commands.count import count
 from auditor.cli.commands.demo import demo
 from auditor.cli.commands.device import device
 from auditor.cli.commands.devices import devices, inventory
@@ -91,6 +92,7 @@ _COMMANDS: dict[Group, tuple[tuple[Callable[..., int], str], ...]] = {
         (inventory, "auditor inventory audits -o inventory.csv"),
         (devices, "auditor devices audits --module ble --below 1.2.0"),
         (device, "auditor device meter-17 audits"),
+        (count, "auditor count nightly.toml --module ble --version 1.0.3"),
         (sql, 'auditor sql audits "SELECT status, count(*) FROM devices GROUP BY status"'),
         (diff, "auditor diff audits --since monday"),
         (history, "auditor history audits --module ble"),

@@ -359,6 +359,18 @@ DEVICE_LIST_RESPONSE = response_struct(
 )
 """What is kept of a response of QueryDevice: never ``deviceSecret``."""
 
+_VERSIONS = [dict.fromkeys(("moduleName", "firmwareVersion"))]
+
+_DEVICE_ROW: Shape = {
+    **dict.fromkeys(("productKey", "deviceName", "iotId", "nickname", "status", "gmtCreate", "gmtModified")),
+    **dict.fromkeys(("OTAModules", "otaModules"), _VERSIONS),
+    "tags": [dict.fromkeys(("tagName", "tagValue"))],
+    "groups": [dict.fromkeys(("groupId",))],
+}
+
+DEVICE_ROWS_RESPONSE = response_struct({**_STATUS, "totalCount": None, "data": [_DEVICE_ROW]})
+"""What is kept of a response of QueryDeviceBySQL."""
+
 _MODULES = [dict.fromkeys(("moduleName", "productKey"))]
 
 PRODUCT_MODULES_RESPONSE = response_struct({**_STATUS, "data": {"otaModuleDTO": _MODULES, "otaModuleDto": _MODULES}})

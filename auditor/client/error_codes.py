@@ -31,7 +31,7 @@ _CLASSES: tuple[tuple[str, type[PlatformError]], ...] = (
     (r"iot\.device\.(notexisteddevice|invalidiotid)|iot\.prod\.notexistedproduct", NotFoundError),
     (r"iot\.device\.inactivedevice", NeverActivatedError),
     (
-        r"invalidparam[ae]t[ae]r(\..*)?|iot\.common\.invalidpageparams|iot\.(device|prod)\.(invalidformatted|null)\w+",
+        r"invalidparam[ae]t[ae]r(\..*)?|iot\.common\.invalidpageparams|iot\.system\.illegalrequest|iot\.(device|prod)\.(invalidformatted|null)\w+",
         InvalidRequestError,
     ),
 )

@@ -7,6 +7,7 @@ import msgspec
 
 from auditor.client.decoders import (
     DEVICE_LIST_RESPONSE,
+    DEVICE_ROWS_RESPONSE,
     DEVICE_STATES_RESPONSE,
     FIRMWARE_LIST_RESPONSE,
     JOB_LIST_RESPONSE,
@@ -80,6 +81,16 @@ QUERY_DEVICE = Operation(
 QUERY_DEVICE_DEEP = replace(QUERY_DEVICE, calls_per_second=2, separate_quota="QueryDevice past 100,000")
 """QueryDevice for a page after the first ``DEEP_LIST_ITEMS`` devices of a product."""
 
+QUERY_DEVICE_BY_SQL = Operation(
+    name="QueryDeviceBySQL",
+    page_size=50,
+    calls_per_second=10,
+    response_type=DEVICE_ROWS_RESPONSE,
+)
+
+MAX_SQL_LENGTH = 400
+"""Characters of a statement of QueryDeviceBySQL (Alibaba's page on it)."""
+
 BATCH_GET_DEVICE_STATE = Operation(
     name="BatchGetDeviceState",
     page_size=50,
@@ -124,7 +135,7 @@ TASK_STATUSES = ("CONFIRM", "QUEUED", "NOTIFIED", "IN_PROGRESS", "SUCCEEDED", "F
 RELEASE_OPERATIONS = (LIST_OTA_FIRMWARE, LIST_OTA_JOB_BY_FIRMWARE, LIST_OTA_TASK_BY_JOB)
 """The operations that list released firmware, its update jobs, and their tasks."""
 
-DISCOVERY_OPERATIONS = (QUERY_PRODUCT_LIST, QUERY_DEVICE, QUERY_DEVICE_DEEP)
+DISCOVERY_OPERATIONS = (QUERY_PRODUCT_LIST, QUERY_DEVICE, QUERY_DEVICE_DEEP, QUERY_DEVICE_BY_SQL)
 """The operations that list a fleet."""
 
 

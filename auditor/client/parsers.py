@@ -5,7 +5,7 @@ An entry that cannot be used is dropped. The list is then shorter than its own t
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TypeVar, get_args
 
@@ -17,8 +17,10 @@ from auditor.models import (
     ConnectionState,
     DeviceStatus,
     Firmware,
+    IndexedDevice,
     ListedDevice,
     ListPage,
+    ModuleVersion,
     Product,
     ReportedTime,
     UpdateJob,
@@ -83,6 +85,66 @@ def parse_devices(response: ApiResponse, product_key: str) -> ListPage[ListedDev
     _check_product(entries, product_key)
     devices = (_parse_device(entry, product_key) for entry in entries)
     return _parse_page(response, lowercase_keys(data), tuple(each for each in devices if each is not None))
+
+
+def parse_device_rows(response: ApiResponse, product_key: str) -> ListPage[IndexedDevice]:
+    """Return the rows of QueryDeviceBySQL, ``data``; the page's total is the number of rows, unreadable ones included.
+
+    Raises:
+        InconsistentResponseError: one is of another product, or they are no list.
+    """
+    data = response.fields.get("data")
+    if not isinstance(data := [] if data is None else data, list):
+        raise InconsistentResponseError("requested devices, got an answer without a list of them")
+    entries = [lowercase_keys(entry) for entry in data]
+    if not all(_is_of_product(entry, product_key) for entry in entries):
+        raise InconsistentResponseError(f"requested product {product_key}, got an answer about another one")
+    rows = (_parse_device_row(entry, product_key) for entry in entries)
+    return ListPage(tuple(each for each in rows if each is not None), None, len(entries), None)
+
+
+def parse_device_count(response: ApiResponse) -> int:
+    """Return the number in an answer of QueryDeviceBySQL to ``count(*)``; raise InconsistentResponseError if none."""
+    count = _bounded_count(response.fields.get("totalcount"))
+    if count is None:
+        raise InconsistentResponseError("requested a number of devices, got an answer without one")
+    return count
+
+
+def _parse_device_row(entry: dict[str, object], product_key: str) -> IndexedDevice | None:
+    names = {"devicestatus": "status", "utccreate": "gmtcreate", "utcmodified": "gmtmodified"}
+    device = _parse_device(entry | {name: entry.get(given) for name, given in names.items()}, product_key)
+    if device is None:
+        return None
+    tags, groups = (_entries(entry, name) for name in ("tags", "groups"))
+    return IndexedDevice(
+        device.device_name,
+        device.iot_id,
+        device.device_status,
+        device.utc_create,
+        device.utc_modified,
+        device.nickname,
+        modules=_parse_versions(entry.get("otamodules")),
+        tags=tuple(_parse_pairs(tags, "tagname", "tagvalue")),
+        groups=tuple(group for group, _ in _parse_pairs(groups, "groupid", "groupid")),
+    )
+
+
+def _parse_versions(value: object) -> tuple[ModuleVersion, ...] | None:
+    """Return the modules of a row; None if one of them has no name, or there is no list of them."""
+    if value is not None and not isinstance(value, list):
+        return None
+    found = list(_parse_pairs(value or [], "modulename", "firmwareversion"))
+    unique = {name.casefold(): ModuleVersion(name, version) for name, version in found}
+    return tuple(unique.values()) if len(unique) == len(value or []) else None
+
+
+def _parse_pairs(entries: list[object], name: str, value: str) -> Iterator[tuple[str, str]]:
+    """Yield two members of the entries that have the first one, with an empty text in place of the second."""
+    for entry in map(lowercase_keys, entries):
+        key, text = parse_text(entry.get(name)), parse_text(entry.get(value)) or ""
+        if key and max(len(key), len(text)) <= MAX_NAME_LENGTH:
+            yield key, text
 
 
 def parse_modules(response: ApiResponse, product_key: str) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from auditor.config.validation import (
     account_label,
     check_credentials,
     check_duration,
+    check_reading,
     check_secret_source,
     validate_accounts,
     validate_hooks,
@@ -256,6 +257,7 @@ _EXPECTED = {
     "fleet.exclude.device_name": f"give {_NAMES}",
     "fleet.query_never_activated": "give true or false",
     "fetch_product_modules": "give true or false",
+    "read": 'give "device", "index" or "auto"',
     "quotas": "give calls a second by operation, such as { QueryDevice = 50 }",
     "fleet.include.status": "give ONLINE, OFFLINE, UNACTIVE or DISABLE",
     "fleet.exclude.status": "give ONLINE, OFFLINE, UNACTIVE or DISABLE",
@@ -274,6 +276,7 @@ _EXPECTED = {
     "precision_of": 'give "fleet", "module" or "product"',
     "max_age": 'give a duration such as "30d"',
     "recheck": 'give a percentage such as "1%"',
+    "max_index_error": 'give a percentage such as "1%"',
     "fair_share": 'give a percentage such as "90%"',
     "precision": 'give a percentage such as "1%"',
     "released": "give true or false",
@@ -347,6 +350,7 @@ def _validate(settings: Settings, where: str) -> None:
     _check_max_failed(settings.max_failed, where)
     validate_accounts(settings, where)
     validate_selection(settings, where)
+    check_reading(settings, f"{where}: ")
     if settings.max_calls is not None and settings.max_calls < len(settings.account):
         raise SettingsError(f"{where}: max_calls: give at least one for each of the {len(settings.account)} accounts")
     validate_rollouts(settings.rollouts, where)

@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from auditor.errors import UsageError
-from auditor.models import ChangeDetection, DeviceStatus, Dialect, Level, Secret
+from auditor.models import ChangeDetection, DeviceStatus, Dialect, Level, ReadMethod, Secret
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -121,6 +121,7 @@ class Quotas(
         "query_product_list": "QueryProductList",
         "query_device": "QueryDevice",
         "query_device_deep": "QueryDeviceDeep",
+        "query_device_by_sql": "QueryDeviceBySQL",
         "list_ota_module_by_product": "ListOTAModuleByProduct",
         "batch_get_device_state": "BatchGetDeviceState",
         "list_ota_firmware": "ListOTAFirmware",
@@ -134,6 +135,7 @@ class Quotas(
         query_product_list: ``QueryProductList``, default 50.
         query_device: ``QueryDevice``, default 50.
         query_device_deep: ``QueryDevice`` past the first 100,000 devices of a product, default 2.
+        query_device_by_sql: ``QueryDeviceBySQL``, default 10.
         list_ota_module_by_product: ``ListOTAModuleByProduct``, default 10.
         batch_get_device_state: ``BatchGetDeviceState``, default 50.
         list_ota_firmware: ``ListOTAFirmware``, default 10.
@@ -144,6 +146,7 @@ class Quotas(
     query_product_list: float | None = None
     query_device: float | None = None
     query_device_deep: float | None = None
+    query_device_by_sql: float | None = None
     list_ota_module_by_product: float | None = None
     batch_get_device_state: float | None = None
     list_ota_firmware: float | None = None
@@ -261,6 +264,9 @@ class Account(_Section, frozen=True):
             honours HTTPS_PROXY, HTTP_PROXY and NO_PROXY. None ignores these variables.
         fleet: source of the devices.
         quotas: quotas of the other operations.
+        read: ``"device"``: query each device. ``"index"``: read the platform's search index, 50 devices a call, and
+            query only those of the recheck. ``"auto"``: do that, and query all devices if the recheck shows an error
+            above ``max_index_error``. Where the platform has no index, all devices are queried.
         fetch_product_modules: fetch the modules that each product defines; None: only for discovered fleets.
     """
 
@@ -278,6 +284,7 @@ class Account(_Section, frozen=True):
     proxy: str | SecretSource | None = None
     fleet: FleetSource | None = None
     quotas: Quotas = Quotas()
+    read: ReadMethod = "device"
     fetch_product_modules: bool | None = None
 
     @property
@@ -311,7 +318,8 @@ class SelectionSettings(_Section, frozen=True):
         change_detection: when a device may have changed. ``strict``: it is online, or was since its last result;
             ``reconnected``: it came online since then.
         max_age: maximum age of a result that is carried forward, such as ``"30d"``; None: no limit.
-        recheck: percentage of the carried results that are queried anyway, at random.
+        recheck: percentage of the carried results, and of those of the index, that are queried anyway, at random.
+        max_index_error: percentage of the index's results that may be wrong where ``read`` is ``"auto"``.
         max_calls: budget of calls, for all accounts together, divided by their quotas.
         fair_share: percentage of a budget that is divided among products by size, for their oldest results. The rest
             goes to the devices with the highest priority.
@@ -325,6 +333,7 @@ class SelectionSettings(_Section, frozen=True):
     change_detection: ChangeDetection = "strict"
     max_age: str | None = None
     recheck: str = "1%"
+    max_index_error: str = "1%"
     max_calls: int | None = None
     fair_share: str = "90%"
     sample_size: int | None = None

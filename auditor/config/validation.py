@@ -225,10 +225,25 @@ def validate_selection(settings: SelectionSettings, where: str) -> None:
         raise SettingsError(f'{where}: since: is empty; give "last", a run folder, or "none"')
     if settings.max_age is not None:
         check_duration(settings.max_age, f"{where}: max_age")
-    for key in ("recheck", "fair_share", "precision"):
+    for key in ("recheck", "max_index_error", "fair_share", "precision"):
         if (text := getattr(settings, key)) is not None and not _is_percentage(text):
             raise SettingsError(f'{where}: {key}: {text!r} is not a percentage from 0% to 100%; give one such as "1%"')
     _check_sample(settings, where)
+
+
+def check_reading(settings: Settings, where: str = "") -> None:
+    """Raise SettingsError if an account is read by the index, and that does not fit the other settings."""
+    for account in settings.account:
+        if account.read == "device":
+            continue
+        at = f'{where}account "{account.name}": read = "{account.read}"'
+        if not account.uses_discovery:
+            raise SettingsError(f'{at}: the index lists the devices itself; set fleet = {{ products = "all" }}')
+        if settings.is_sample or settings.max_calls is not None or settings.since not in {None, "none"}:
+            raise SettingsError(
+                f"{at}: the index reads all devices in fewer calls than a sample or an incremental run needs; "
+                'leave out since, max_calls, sample_size and precision, or set read = "device"'
+            )
 
 
 def check_duration(text: str, at: str) -> None:

@@ -22,6 +22,7 @@ from auditor.client.operations import (
     BATCH_GET_DEVICE_STATE,
     LIST_OTA_MODULE_BY_PRODUCT,
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
+    QUERY_DEVICE_BY_SQL,
     RELEASE_OPERATIONS,
     Operation,
     module_version_params,
@@ -62,7 +63,9 @@ MIN_LOGGED_OFFSET = 60.0
 RESERVED_REQUESTS = 16
 """Requests of a fast account that are recorded in the run folder at a time, which takes some microseconds."""
 
-OPTIONAL_OPERATIONS = (BATCH_GET_DEVICE_STATE, LIST_OTA_MODULE_BY_PRODUCT, *RELEASE_OPERATIONS)
+OPTIONAL_OPERATIONS = (
+    BATCH_GET_DEVICE_STATE, LIST_OTA_MODULE_BY_PRODUCT, QUERY_DEVICE_BY_SQL, *RELEASE_OPERATIONS,
+)  # fmt: skip
 """Operations that an audit can always do without. Each has a circuit breaker of its own."""
 
 MAX_OPTIONAL_SECONDS = 30.0

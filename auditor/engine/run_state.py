@@ -98,6 +98,15 @@ class RunState:
         self._recorded = replace(recorded, selection=selection, unsampled=recorded.unsampled + unsampled)
         return selection
 
+    def record_rejected(self, account: str, removed: Mapping[str, int]) -> None:
+        """Record that results of an account were removed from those that were not queried, by status."""
+        self._carried.subtract(removed)
+        if (selection := self._recorded.selection) is not None:
+            accounts = tuple(
+                replace(each, carried=0) if each.account == account else each for each in selection.accounts
+            )
+            self._recorded = replace(self._recorded, selection=replace(selection, accounts=accounts))
+
     def finalize_selection(self, selection: SelectionInfo, carried: Mapping[str, int]) -> None:
         """Record the final selection, and the results that are carried in addition, by status."""
         self._carried.update(carried)

@@ -102,7 +102,7 @@ async def crawl(
     if enough_devices is not None:
         workers = max(1, min(workers, (enough_devices - journal.rows) // DEVICES_PER_PAGE))
     try:
-        await _read_products(session, journal, is_done, call, stop)
+        await read_products(session, journal, is_done, call, stop)
         discover = partial(_discover_product, session, journal, is_done, concurrent_products, call=call)
         await run_workers(iter(journal.remaining()), discover, discard, concurrency=workers, stop=stop)
         if not is_done() and any(each.shrunk for each in journal.products.values()):
@@ -121,7 +121,7 @@ async def count_devices(session: AccountSession, journal: DiscoveryJournal, *, s
     Raises:
         AccountStoppedError: the account is denied, was never reached, or has a product that cannot be listed.
     """
-    await _read_products(session, journal, lambda: stop.reason is not None, session.call, stop)
+    await read_products(session, journal, lambda: stop.reason is not None, session.call, stop)
     counts: dict[str, int] = {}
     for key, product in journal.products.items():
         if product.product.device_count is None:
@@ -132,7 +132,7 @@ async def count_devices(session: AccountSession, journal: DiscoveryJournal, *, s
     return counts
 
 
-async def _read_products(
+async def read_products(
     session: AccountSession,
     journal: DiscoveryJournal,
     is_done: Callable[[], bool],
@@ -270,10 +270,10 @@ async def fetch_page(
             raise InconsistentResponseError(f"requested {size:,} items, got a page of {len(page.items):,}")
         return page
 
-    return await _read_consistently(call, operation, parameters, parse_page)
+    return await read_consistently(call, operation, parameters, parse_page)
 
 
-async def _read_consistently(
+async def read_consistently(
     call: CallOperation, operation: Operation, parameters: Mapping[str, str], parse: Callable[[ApiResponse], U]
 ) -> U | PlatformError:
     """Return a parsed answer. One that contradicts its request is requested again, ``MAX_READINGS`` times at most."""
@@ -307,7 +307,7 @@ async def fetch_product_modules(
     async def fetch(key: str) -> None:
         parse = partial(parse_modules, product_key=key)
         parameters = {"ProductKey": key}
-        found = await _read_consistently(session.call_optional, LIST_OTA_MODULE_BY_PRODUCT, parameters, parse)
+        found = await read_consistently(session.call_optional, LIST_OTA_MODULE_BY_PRODUCT, parameters, parse)
         if isinstance(found, PlatformError):
             errors.append(str(found))
         elif found:  # every product has a module, so an empty list means nothing

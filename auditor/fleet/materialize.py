@@ -13,7 +13,7 @@ import orjson
 
 from auditor.config.settings import FleetSource, Patterns
 from auditor.fleet.table import FLEET_COLUMNS, find_duplicate_keys, require_folder, slices_for
-from auditor.runs.attributes import ATTRIBUTES, LISTED_ATTRIBUTES, attributes_from_columns
+from auditor.runs.attributes import ATTRIBUTES, ATTRIBUTES_TYPE, LISTED_ATTRIBUTES, attributes_from_columns
 from auditor.storage.database import (
     parquet,
     scalar,
@@ -28,9 +28,7 @@ from auditor.text.globs import glob_regex
 
 _TEXT = dict.fromkeys(("device_name", "iot_id", "device_status", "utc_create", "utc_modified", "nickname"), "VARCHAR")
 
-_RECORD = {"kind": "VARCHAR", "product_key": "VARCHAR", "reading": "BIGINT", "reread": "BOOLEAN", "devices": [_TEXT]}
-
-_PAGE = orjson.dumps(_RECORD).decode()
+_RECORD = {"kind": "VARCHAR", "product_key": "VARCHAR", "reading": "BIGINT", "reread": "BOOLEAN"}
 
 _PRODUCTS = dict.fromkeys(("product_key", "product_name", "node_type"), "VARCHAR")
 
@@ -63,9 +61,18 @@ class MaterializedFleet:
 
 
 def materialize(
-    journal: Path, out: Path, account: str, fleet: FleetSource, *, limit: int | None = None, filtered: bool = True
+    journal: Path,
+    out: Path,
+    account: str,
+    fleet: FleetSource,
+    *,
+    limit: int | None = None,
+    filtered: bool = True,
+    has_attributes: bool = False,
 ) -> MaterializedFleet:
     """Write the devices in a journal to a file: those that match ``fleet`` (all if not ``filtered``), up to ``limit``.
+
+    With ``has_attributes``, the devices in the journal have further attributes.
 
     A folder beside ``out`` holds what does not fit into memory meanwhile.
 
@@ -75,19 +82,26 @@ def materialize(
     require_folder(out)
     work = out.with_suffix(".reading")
     with scratch_database(work, failure=f"{out}: cannot be written") as database:
-        rows = _stage(database, journal, work / "rows.parquet")
+        rows = _stage(database, journal, work / "rows.parquet", has_attributes=has_attributes)
         condition = _filter_condition(fleet) if filtered else "true"
-        return _write(database, rows, out, account, condition=condition, limit=limit)
+        attributes = attributes_from_columns(LISTED_ATTRIBUTES)
+        if has_attributes:
+            attributes = f"nullif(map_concat(further_attributes, {attributes}), MAP {{}}::{ATTRIBUTES_TYPE})"
+        return _write(database, rows, out, account, condition=condition, limit=limit, attributes=attributes)
 
 
-def _stage(database: duckdb.DuckDBPyConnection, journal: Path, stage: Path) -> str:
+def _stage(database: duckdb.DuckDBPyConnection, journal: Path, stage: Path, *, has_attributes: bool) -> str:
     """Write all rows of a journal with their number; return the SQL that reads those of each product's last reading."""
-    pages = f"SELECT unnest(json_transform(line, '{_PAGE}')) FROM ({text_lines(sql_read_path(journal))})"
+    device = _TEXT | ({ATTRIBUTES: ATTRIBUTES_TYPE} if has_attributes else {})
+    page = orjson.dumps(_RECORD | {"devices": [device]}).decode()
+    pages = f"SELECT unnest(json_transform(line, '{page}')) FROM ({text_lines(sql_read_path(journal))})"
+    attributes = f", device.{ATTRIBUTES} AS further_attributes" if has_attributes else ""
     times = ", ".join(f"try_cast(device.{name} AS TIMESTAMP) AS {name}" for name in ("utc_create", "utc_modified"))
     write_rows(
         database,
         "SELECT row_number() OVER () AS record, reading, reread, product_key, device.device_name, device.iot_id, "
-        f"device.device_status, {times}, device.nickname FROM (SELECT product_key, coalesce(reading, 0) AS reading, "
+        f"device.device_status, {times}, device.nickname{attributes} "
+        "FROM (SELECT product_key, coalesce(reading, 0) AS reading, "
         f"reread, unnest(if(len(devices) = 0, [NULL], devices)) AS device FROM ({pages}) WHERE kind = 'devices')",
         stage,
     )
@@ -103,14 +117,20 @@ def _stage(database: duckdb.DuckDBPyConnection, journal: Path, stage: Path) -> s
 
 
 def _write(
-    database: duckdb.DuckDBPyConnection, rows: str, out: Path, account: str, *, condition: str, limit: int | None
+    database: duckdb.DuckDBPyConnection,
+    rows: str,
+    out: Path,
+    account: str,
+    *,
+    condition: str,
+    limit: int | None,
+    attributes: str,
 ) -> MaterializedFleet:
     """Write the rows that meet the condition, each device once, up to the limit."""
     duplicates = _find_duplicates(database, rows)
     once = f"FROM {rows} WHERE record NOT IN (SELECT record FROM duplicates)"
     _find_shared_iot_ids(database, once)
     columns = ", ".join(_SHARED.get(name, name) for name in FLEET_COLUMNS if name not in {"account", ATTRIBUTES})
-    attributes = attributes_from_columns(LISTED_ATTRIBUTES)
     # Products, not devices, are held in memory, so that devices keep their order.
     database.execute("SET disabled_optimizers = 'build_side_probe_side'")
     matching = f"{once} AND ({condition}) {'' if limit is None else f'LIMIT {limit}'}"

@@ -202,11 +202,14 @@ class AccountLoad:
     throughput: Throughput
     quota_fraction: float
 
-    def cost(self, devices: int, state_calls: int = 0) -> Cost:
-        """Return the cost of a number of its devices, after a number of calls for connection states."""
+    def cost(self, devices: int, bulk_calls: int = 0, bulk_quota: float | None = None) -> Cost:
+        """Return the cost of a number of its devices, after calls about many devices, with a quota of their own.
+
+        By default, these are for connection states.
+        """
         calls = estimate_calls(devices, self.queried)
         quota = self.account.quotas.batch_get_device_state or BATCH_GET_DEVICE_STATE.calls_per_second
-        state_rate = None if self.account.rate is None else quota * self.account.quota_share
-        rates = (calls, self.account.rate), (state_calls, state_rate)
+        bulk_rate = None if self.account.rate is None else (bulk_quota or quota) * self.account.quota_share
+        rates = (calls, self.account.rate), (bulk_calls, bulk_rate)
         seconds = all_or_none(estimate_seconds(count, rate, self.throughput) for count, rate in rates)
-        return Cost(devices, calls + state_calls, None if seconds is None else sum(seconds))
+        return Cost(devices, calls + bulk_calls, None if seconds is None else sum(seconds))

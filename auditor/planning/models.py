@@ -6,7 +6,7 @@ from typing import Literal
 from auditor.models import ChangeDetection
 from auditor.runs.selection_info import Planned
 
-PlanStrategy = Literal["full", "incremental", "rolling", "sample"]
+PlanStrategy = Literal["full", "index", "incremental", "rolling", "sample"]
 """``full``: every device. The others are those of ``selection.strategy`` in ``run.json``."""
 
 

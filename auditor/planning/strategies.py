@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from auditor.client.operations import BATCH_GET_DEVICE_STATE
+from auditor.client.operations import BATCH_GET_DEVICE_STATE, QUERY_DEVICE_BY_SQL
 from auditor.config.settings import Settings, parse_percentage
 from auditor.engine.allocation import quota_fractions
 from auditor.models import ChangeDetection
@@ -42,6 +42,7 @@ def compare_strategies(settings: Settings, plan: Plan, inputs: PlanningInputs) -
     loads = _account_loads(settings, inputs)
     full = StrategyPlan("full", devices=plan.devices, calls=plan.calls, seconds=plan.seconds)
     rows = [replace(full, max_age_runs=0, mean_age_runs=0.0)]
+    rows += _index_rows(settings, loads)
     rows += [_incremental_row(settings, loads, rule, inputs.carry) for rule in CHANGE_DETECTION_RULES]
     rows += _rolling_rows(settings, plan, loads, inputs.measurements)
     rows += sample_plans(settings, loads)
@@ -68,6 +69,23 @@ def _account_loads(settings: Settings, inputs: PlanningInputs) -> list[AccountLo
             by_size = {devices: 1}
         loads.append(AccountLoad(account, devices, by_size, queried.get(account.name), throughput, fraction))
     return loads
+
+
+def _index_rows(settings: Settings, loads: list[AccountLoad]) -> Iterator[StrategyPlan]:
+    """Yield a row if an account reads the platform's search index; the other accounts query every device."""
+    if any(load.account.read != "device" for load in loads):
+        cost = total_cost(_index_cost(settings, load) for load in loads)
+        yield StrategyPlan("index", **cost._asdict(), max_age_runs=0, mean_age_runs=0.0)
+
+
+def _index_cost(settings: Settings, load: AccountLoad) -> Cost:
+    """Return the cost of reading an account, and of its recheck. Each page repeats a row of the one before."""
+    if load.account.read == "device":
+        return load.cost(load.devices)
+    per_page = QUERY_DEVICE_BY_SQL.page_size - 1
+    pages = sum((size // per_page + 1) * products for size, products in load.products_by_size.items())
+    quota = load.account.quotas.query_device_by_sql or QUERY_DEVICE_BY_SQL.calls_per_second
+    return load.cost(math.floor(parse_percentage(settings.recheck) * load.devices), pages, quota)
 
 
 def _incremental_row(

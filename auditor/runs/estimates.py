@@ -30,6 +30,12 @@ MAX_NAME_CHARACTERS = 250_000
 
 _DIGITS = 6
 
+_WITH_RECHECK = ("incremental", "index")
+"""Strategies that query a random part of the devices whose results are carried."""
+
+_CARRIED = "'carried', 'index'"
+"""SQL of the sources of results that were not queried in the run."""
+
 
 @dataclass(frozen=True, slots=True)
 class FleetShare:
@@ -206,7 +212,7 @@ def read_recheck(database: Database, selection: SelectionInfo | None) -> Recheck
     changed = f"p.status <> l.status OR {MODULE_VERSIONS.format('p.modules')} <> {MODULE_VERSIONS.format('l.modules')}"
     # Aliases of one device have a line under either name, and one row in the file of selected devices for each.
     columns = f"p.account, {device_key_sql('p.')} AS key, {changed} AS changed"
-    answers = _planned_answers("JOIN", columns, "selection_reason = 'recheck'", "queried")
+    answers = _planned_answers("JOIN", columns, "selection_reason = 'recheck'", "'queried'")
     devices = f"SELECT account, key, bool_or(changed) AS changed FROM ({answers}) GROUP BY ALL"
     query = f"SELECT account, count(*), count(*) FILTER (changed) FROM ({devices}) GROUP BY ALL"
     found = {account: counts for account, *counts in database.execute(query).fetchall()}
@@ -230,15 +236,15 @@ def read_recheck(database: Database, selection: SelectionInfo | None) -> Recheck
 def estimate_outdated(
     database: Database, selection: SelectionInfo | None, recheck: Recheck | None
 ) -> OutdatedResults | None:
-    """Return how many of the carried results of an incremental run are outdated; None if that is not estimated.
+    """Return how many of the carried results, or those of the index, are outdated; None if that is not estimated.
 
     The results that were checked are not carried, whether they were outdated or not.
     """
-    accounts = () if selection is None or selection.strategy != "incremental" else selection.accounts
-    carried = scalar(database, "SELECT count(*) FROM lines WHERE source = 'carried'") if accounts else 0
+    accounts = () if selection is None or selection.strategy not in _WITH_RECHECK else selection.accounts
+    carried = scalar(database, f"SELECT count(*) FROM lines WHERE source IN ({_CARRIED})") if accounts else 0
     if not carried or not accounts or any(each.unchanged is None for each in accounts):
         return None
-    left = _planned_answers("SEMI JOIN", "p.account", "selection_reason = 'recheck'", "carried")
+    left = _planned_answers("SEMI JOIN", "p.account", "selection_reason = 'recheck'", _CARRIED)
     checked = 0 if recheck is None else recheck.checked - scalar(database, f"SELECT count(*) FROM ({left})")
     unchanged = sum(each.unchanged or 0 for each in accounts)
     unchecked = min(carried, max(0, unchanged - checked))
@@ -256,15 +262,15 @@ def count_not_reached(database: Database) -> int:
 
     Devices that were selected only for the recheck do not count: nothing shows that they changed.
     """
-    left = _planned_answers("SEMI JOIN", "p.account", "selection_reason <> 'recheck'", "carried")
+    left = _planned_answers("SEMI JOIN", "p.account", "selection_reason <> 'recheck'", _CARRIED)
     return scalar(database, f"SELECT count(*) FROM ({left})")
 
 
-def _planned_answers(join: str, columns: str, condition: str, source: str) -> str:
-    """Return the SQL of the selected devices (``p``) that have an answer (``l``) of a source."""
+def _planned_answers(join: str, columns: str, condition: str, sources: str) -> str:
+    """Return the SQL of the selected devices (``p``) that have an answer (``l``) of one of the sources."""
     return " UNION ALL ".join(
         f"SELECT {columns} FROM (FROM selected_devices WHERE {condition} AND iot_id IS {negation}NULL) p "
-        f"{join} (FROM lines WHERE source = '{source}') l ON p.account = l.account AND {on}"
+        f"{join} (FROM lines WHERE source IN ({sources})) l ON p.account = l.account AND {on}"
         for negation, on in (
             ("NOT ", "p.iot_id = l.iot_id"),
             ("", "p.product_key = l.product_key AND p.device_name = l.device_name"),

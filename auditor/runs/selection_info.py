@@ -256,11 +256,11 @@ class OutdatedResults:
     high: Share | None = None
 
 
-Strategy = Literal["incremental", "rolling", "sample"]
+Strategy = Literal["incremental", "rolling", "sample", "index"]
 """How devices are selected.
 
 ``incremental``: those that may have changed since an earlier run. ``rolling``: as many as a budget allows. ``sample``:
-a random sample.
+a random sample. ``index``: a random part of those that the platform's search index has.
 """
 
 
@@ -270,7 +270,8 @@ class SelectionInfo:
 
     Attributes:
         strategy: how devices are selected. incremental: those that may have changed since an earlier run. rolling: as
-            many as a budget allows. sample: a random sample.
+            many as a budget allows. sample: a random sample. index: a random part of those that the platform's search
+            index has.
         baseline_run: folder of the earlier run whose results are carried forward; null: none.
         change_detection: rule by which connection states decide that a result is carried.
         seed: seed of the random selection.

@@ -144,7 +144,7 @@ def _check_states(database: Database, folder: Path, manifest: Manifest) -> Itera
     uses_both_names = scalar(database, "SELECT count(DISTINCT iot_id IS NULL) FROM fleet") > 1
     failure = "code IS NOT NULL" if uses_both_names else "status = 'failed'"
     answer = "status IN ('ok', 'empty', 'not_found') AND source"
-    conditions = ("true", f"{answer} = 'queried'", f"{answer} = 'carried'", failure)
+    conditions = ("true", f"{answer} = 'queried'", f"{answer} IN ('carried', 'index')", failure)
     rows, answered, carried, failed = (
         scalar(database, f"SELECT count(*) FILTER ({condition}) FROM devices") for condition in conditions
     )
@@ -155,7 +155,7 @@ def _check_states(database: Database, folder: Path, manifest: Manifest) -> Itera
         yield f"{results}, {FAILURES}: {rows - fleet} more lines than devices: {_duplicate(database)}"
     sources = (
         (results, "answered WHERE source = 'queried'", answered),
-        (CARRIED, "answered WHERE source = 'carried'", carried),
+        (CARRIED, "answered WHERE source IN ('carried', 'index')", carried),
         (FAILURES, "failures", failed),
     )
     for name, view, found in sources:

@@ -298,9 +298,11 @@ def define_base_views(database: Database, folder: Path, work: Path | None = None
     answered = f"({read_records(results, _ANSWERED)}) WHERE status IN ('ok', 'empty', 'not_found')"
     lines = f"SELECT *, 'queried' AS source FROM {answered}"
     if (folder / CARRIED).is_file():
-        # No device is in both: carried and queried devices are disjoint parts of one fleet.
+        # Results of no run are of the platform's search index. No device is in both files: carried and queried
+        # devices are disjoint parts of one fleet.
         rows = parquet_of_run(database, folder / CARRIED)
-        carried = f"SELECT *, 0::BIGINT AS attempts, 'carried' AS source FROM {rows}"
+        source = "if(run IS NULL, 'index', 'carried')"
+        carried = f"SELECT *, 0::BIGINT AS attempts, {source} AS source FROM {rows}"
         lines += f" UNION ALL BY NAME {carried}"
     _define(database, "lines", f"SELECT *, len(modules) AS module_count FROM ({lines})", work)
     database.execute(

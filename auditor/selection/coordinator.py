@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import anyio
+import structlog
 
+from auditor.bulk.index_results import INDEX_FOLDER
 from auditor.concurrency import StopToken, TimeLimit, run_in_thread
-from auditor.config.settings import Settings
+from auditor.config.settings import Settings, parse_percentage
 from auditor.engine.account_session import AccountSession
 from auditor.engine.allocation import CallBudget
 from auditor.models import Device
@@ -25,11 +27,13 @@ from auditor.runs.locking import PreparedRun
 from auditor.runs.selection_info import Planned, SelectionInfo
 from auditor.selection.baseline import Baseline
 from auditor.selection.budget import BudgetEstimator
+from auditor.selection.rejection import RejectedResults, reject_index_results
 from auditor.selection.selection_files import SelectionFiles, count_selected, finalize_selection, merge_account
 from auditor.selection.selector import DeviceSelector
 from auditor.selection.stopping import Fetch, StoppingRule
 from auditor.selection.strategies import (
     IncrementalStrategy,
+    IndexStrategy,
     RollingStrategy,
     SampleStrategy,
     SelectionContext,
@@ -37,6 +41,8 @@ from auditor.selection.strategies import (
     SelectionStrategy,
 )
 from auditor.storage.files import put_in_place, translate_os_errors
+
+log = structlog.get_logger()
 
 WORK = ".selection"
 """Folder in the run folder for previous results and connection states, until the run has ended."""
@@ -76,6 +82,8 @@ class SelectionCoordinator:
     def _strategy_for(self, selection: SelectionInfo, time_limit: TimeLimit, *, discovers: bool) -> SelectionStrategy:
         if selection.strategy == "sample":
             return SampleStrategy(self._settings, None if discovers else self._folder / FLEET)
+        if selection.strategy == "index":
+            return IndexStrategy(self._settings, self._folder)
         run = None if selection.baseline_run is None else self._folder.parent / selection.baseline_run
         policy = self._settings.policy
         baseline = Baseline(run, self._work / "baseline.parquet", None if policy is None else policy.file)
@@ -141,6 +149,27 @@ class SelectionCoordinator:
         await self._stopping_rule.add_account(session.name)
         return self._stopping_rule.take_until_satisfied(devices), self._stopping_rule.counting(session.fetch)
 
+    async def reject_results(self, session: AccountSession, selection: SelectionInfo) -> RejectedResults | None:
+        """Remove the results that an account has of the index, if the recheck shows that too many are wrong.
+
+        Return the devices that must be queried now; None: the results are kept.
+        """
+        account, name = self._account_settings[session.name], session.name
+        if selection.strategy != "index" or account.read != "auto" or not (self._folder / CARRIED).exists():
+            return None
+        remaining = self._work / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.remaining.parquet"
+        limit = parse_percentage(self._settings.max_index_error)
+        async with self._merging:
+            rejected = await run_in_thread(reject_index_results, self._folder, selection, name, limit, remaining)
+        if rejected is not None:
+            log.warning(
+                "too many results of the index are wrong; all devices are queried",
+                account=name,
+                at_least=f"{rejected.low:.2%}",
+                allowed=self._settings.max_index_error,
+            )
+        return rejected
+
     async def finalize(self, selection: SelectionInfo, stop: StopToken) -> tuple[SelectionInfo, dict[str, int]] | None:
         """Finalize a selection that budget, time or precision ended before all selected devices were queried.
 
@@ -164,7 +193,8 @@ class SelectionCoordinator:
 
     def cleanup(self) -> None:
         """Remove the files that only a resume needs."""
-        shutil.rmtree(self._work, ignore_errors=True)
+        for work in (self._work, self._folder / INDEX_FOLDER):
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _replace_file(new: Path, target: Path) -> None:

@@ -4,6 +4,7 @@
 |---|---|---|
 | incremental | devices that may have changed since a run, and a random part of the others | have their result carried |
 | rolling | as many as the budget allows, by priority | have their result carried |
+| index | a random part of the devices in the index | have the result of the index |
 | sample | a random number of devices of each product | have no result |
 
 Previous results are a file with a row for each device that has a result or a failure in a previous run; see
@@ -35,7 +36,14 @@ from auditor.fleet.columns import COLUMNS
 from auditor.runs.selection_info import LearnedOffset
 from auditor.selection.change_detection import IncrementalRule, create_reasons, learn_offset
 from auditor.selection.connectivity import STATE_COLUMNS
-from auditor.selection.ranking import RecheckOrder, SampleSpec, SelectionBudget, rank_by_priority, rank_sample
+from auditor.selection.ranking import (
+    TWO_TO_64,
+    RecheckOrder,
+    SampleSpec,
+    SelectionBudget,
+    rank_by_priority,
+    rank_sample,
+)
 from auditor.selection.selection_files import SelectionFiles, add_aliases, write_carried, write_selected_devices
 from auditor.storage.database import (
     READING_MEMORY,
@@ -95,8 +103,9 @@ class ChangeSelectionCounts:
 class DeviceSelector:
     """Selects among the devices of one account in a file like ``fleet.parquet``. Use as a context manager.
 
-    Callers use one of three pipelines: ``select_sample``; ``select_rolling``; or ``write_state_queries``, then
-    ``select_changed`` or ``select_without_states``. All raise RunNotWritableError if a file cannot be read or written.
+    Callers use one of four pipelines: ``select_sample``; ``select_rolling``; ``select_recheck``; or
+    ``write_state_queries``, then ``select_changed`` or ``select_without_states``. All raise RunNotWritableError if a
+    file cannot be read or written.
 
     ``work`` is a folder for files; it is created, and not removed. ``include_never_activated``: devices are candidates
     that the platform reports as never activated. ``seed`` is that of random numbers.
@@ -142,6 +151,26 @@ class DeviceSelector:
             self._match(baseline)
             self._set_reasons("with_reason", _BY_PRIORITY)
             return self._write(budget, files)
+
+    def select_recheck(self, results: Path | None, fraction: float, files: SelectionFiles) -> ChangeSelectionCounts:
+        """Write a random part of the devices that the index has, and all devices that it does not have.
+
+        ``results`` are like previous results; None: the index has no device.
+        """
+        draw = self._draw("recheck")
+        with self._translated_errors():
+            self._match(results)
+            self._set_reasons("reasons_by_result", "")
+            self._database.execute(f"""
+              CREATE TABLE with_reason AS
+              SELECT r.* REPLACE (CASE
+                WHEN selection_reason IS NULL AND {draw} / {TWO_TO_64} < {fraction!r} THEN 'recheck'
+                ELSE selection_reason
+              END AS selection_reason)
+              FROM reasons_by_result r JOIN candidates USING (position)""")
+            self._database.execute("DROP TABLE reasons_by_result")
+            over_budget = self._write(lambda: None, files, RecheckOrder(draw, fraction))
+            return ChangeSelectionCounts(over_budget, unchanged=scalar(self._database, _COUNT_UNCHANGED))
 
     def write_state_queries(self, baseline: Path | None, rule: IncrementalRule, out: Path) -> int:
         """Write the devices whose connection state decides whether they are queried; return their number."""

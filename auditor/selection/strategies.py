@@ -14,6 +14,7 @@ from typing import Protocol
 
 import structlog
 
+from auditor.bulk.index_results import index_results_path
 from auditor.client.operations import BATCH_GET_DEVICE_STATE
 from auditor.concurrency import StopToken, run_in_thread
 from auditor.config.settings import Account, Settings, parse_percentage
@@ -158,6 +159,24 @@ class RollingStrategy:
         budget = partial(self._budget.estimate, context.account, session.sent_before() + session.total_sent)
         over_budget = await run_in_thread(context.selector.select_rolling, baseline, budget, context.files)
         selection = AccountSelection(context.account.name, over_budget=over_budget, selected_at=format_utc(time.time()))
+        return SelectionResult(context.files.queue, selection)
+
+
+class IndexStrategy:
+    """Selects a random part of the devices that the platform's search index has, and all that it does not have."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings, self._folder = settings, folder
+
+    async def select(self, context: SelectionContext) -> SelectionResult | None:
+        """See ``SelectionStrategy``."""
+        results = index_results_path(self._folder, context.account.name)
+        fraction = parse_percentage(self._settings.recheck)
+        select = partial(context.selector.select_recheck, results if results.exists() else None, fraction)
+        selected = await run_in_thread(select, context.files)
+        selection = AccountSelection(
+            context.account.name, selected_at=format_utc(time.time()), unchanged=selected.unchanged
+        )
         return SelectionResult(context.files.queue, selection)
 
 

@@ -10,11 +10,12 @@ from auditor.simulator.forms import ResponseForms, TimeForm
 from auditor.simulator.lifecycle import ORDINARY_LIFECYCLE, Lifecycle
 from auditor.simulator.quotas import SimulatedAccount, WindowKind
 from auditor.simulator.registry import DEVICE_SECRET_PREFIX, Churn
+from auditor.simulator.search.options import IndexOptions
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator, SimulatorCounts
 from auditor.simulator.world import FLEET_COLUMNS, SimulatedDevice, World
 
 __all__ = [
     "DEFAULT_ACCOUNT", "DEVICE_SECRET_PREFIX", "FLEET_COLUMNS", "ORDINARY_LIFECYCLE", "Churn", "Corruption",
-    "FaultKind", "Faults", "Lifecycle", "ResponseForms", "SimulatedAccount", "SimulatedDevice", "Simulator",
-    "SimulatorCounts", "TimeForm", "WindowKind", "World",
+    "FaultKind", "Faults", "IndexOptions", "Lifecycle", "ResponseForms", "SimulatedAccount", "SimulatedDevice",
+    "Simulator", "SimulatorCounts", "TimeForm", "WindowKind", "World",
 ]  # fmt: skip

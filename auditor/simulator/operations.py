@@ -16,6 +16,7 @@ from auditor.client.operations import (
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
     LIST_OTA_TASK_BY_JOB,
     QUERY_DEVICE,
+    QUERY_DEVICE_BY_SQL,
     QUERY_PRODUCT_LIST,
 )
 from auditor.simulator.faults import Corruption, corrupt, corrupted_page, corrupted_total
@@ -23,9 +24,10 @@ from auditor.simulator.forms import MODEL_FORMS, ResponseForms, format_local_tim
 from auditor.simulator.gateway import Parameters, find_device, find_devices, numbered_values, read_paging_parameter
 from auditor.simulator.list_operations import DeviceListOperation, first_product, product_list, product_modules
 from auditor.simulator.quotas import BATCH_QUERY_DEVICE_DETAIL, DEEP_SUFFIX
-from auditor.simulator.registry import Registry, device_record
+from auditor.simulator.registry import ACTIVATION_MS, Registry, device_record
 from auditor.simulator.releases import FirmwareStore, ReleaseOperations
 from auditor.simulator.responses import Document, RequestRejected
+from auditor.simulator.search.options import IndexOptions
 from auditor.simulator.world import SimulatedDevice, World
 
 MAX_DETAILED_DEVICES = 100
@@ -33,9 +35,6 @@ MAX_DETAILED_DEVICES = 100
 
 FIRST_DEEP_ITEM = 100_000
 """Pages that begin with this item, counted from 0, or a later one, have a separate quota."""
-
-_ACTIVATION_MS = 60_000
-"""Milliseconds from a device's registration to its activation."""
 
 OperationHandler = Callable[[Parameters], Document]
 """Answers a request, without code and request id; raises RequestRejected."""
@@ -53,6 +52,7 @@ class OperationService:
         corruptions: by a device's index, how the responses about its modules are corrupted.
         responses: counts the responses about modules, if given.
         forms: forms of the members of a response.
+        index: how devices are indexed; None: they cannot be searched.
 
     Attributes:
         operations: by name.
@@ -64,6 +64,7 @@ class OperationService:
         corruptions: Mapping[int, Corruption],
         responses: ResponseCounter | None,
         forms: ResponseForms = MODEL_FORMS,
+        index: IndexOptions | None = None,
     ) -> None:
         self.registry = registry
         devices, releases = DeviceListOperation(registry), ReleaseOperations(FirmwareStore(registry.world), forms)
@@ -78,6 +79,10 @@ class OperationService:
             LIST_OTA_JOB_BY_FIRMWARE.name: releases.jobs,
             LIST_OTA_TASK_BY_JOB.name: releases.tasks,
         }
+        if index is not None:
+            from auditor.simulator.search.device_index import DeviceIndex  # its parser is an optional dependency
+
+            self.operations[QUERY_DEVICE_BY_SQL.name] = DeviceIndex(registry, index).answer
         self._first_item: dict[str, Callable[[Parameters], int]] = {
             QUERY_PRODUCT_LIST.name: first_product,
             QUERY_DEVICE.name: devices.first_item,
@@ -103,7 +108,7 @@ class OperationService:
         if operation is None:
             message = "Specified api is not found, please check your url and method."
             raise RequestRejected("InvalidAction.NotFound", message, 404)
-        if action in self._first_item:
+        if action in self._first_item or action == QUERY_DEVICE_BY_SQL.name:
             self.registry.start_churn(now)
         self.registry.advance(now)
         return operation(parameters)
@@ -123,7 +128,8 @@ def module_versions(
         responses[name, page] += 1
     device = _find_activated(registry, parameters)
     corruption = corruptions.get(device.index) if corruptions else None
-    total = corrupted_total(corruption, len(device.modules), page)
+    reported = registry.modules(device)
+    total = corrupted_total(corruption, len(reported), page)
     first = (corrupted_page(corruption, page) - 1) * size
     entries = [
         {
@@ -133,7 +139,7 @@ def module_versions(
             "moduleVersion": module.module_version,
             "productKey": device.product_key,
         }
-        for module in device.modules[first : first + size]
+        for module in reported[first : first + size]
     ]
     document: Document = {
         "currentPage": page,
@@ -187,12 +193,13 @@ def _state_entry(device: SimulatedDevice, world: World, forms: ResponseForms) ->
 def device_details(registry: Registry, parameters: Parameters) -> Document:
     """Answer BatchQueryDeviceDetail."""
     devices = find_devices(parameters, registry, MAX_DETAILED_DEVICES)
-    return {"data": {"data": [_detail_entry(device, registry.world) for device in devices]}}
+    return {"data": {"data": [_detail_entry(device, registry) for device in devices]}}
 
 
-def _detail_entry(device: SimulatedDevice, world: World) -> Document:
+def _detail_entry(device: SimulatedDevice, registry: Registry) -> Document:
+    world = registry.world
     record = device_record(device, world.began)
-    default = [module.module_version for module in device.modules if module.module_name == "default"]
+    default = [module.module_version for module in registry.modules(device) if module.module_name == "default"]
     entry: Document = {
         "deviceName": device.device_name,
         "deviceSecret": record.secret,
@@ -208,6 +215,6 @@ def _detail_entry(device: SimulatedDevice, world: World) -> Document:
         "utcCreate": format_utc_field(record.created),
     }
     if device.activated:
-        activated = record.created + _ACTIVATION_MS
+        activated = record.created + ACTIVATION_MS
         entry |= {"gmtActive": format_local_time(activated), "utcActive": format_utc_field(activated)}
     return entry

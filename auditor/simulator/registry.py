@@ -8,13 +8,15 @@ import math
 import random
 from array import array
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate
 from struct import Struct
 
+from auditor.models import ModuleVersion
 from auditor.simulator.lifecycle import DeviceStatus
-from auditor.simulator.world import FIRST_REGISTERED, MS_PER_DAY, SimulatedDevice, World
+from auditor.simulator.world import MS_PER_DAY, MS_PER_MONTH, SimulatedDevice, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +27,18 @@ class Churn:
         register_per_second: new devices a second, each at the front of its product's list.
         remove_per_second: random devices a second.
         seed: random seed.
+        changes_per_hour: fraction of the devices whose first module gets another version in an hour.
     """
 
     register_per_second: float = 0.0
     remove_per_second: float = 0.0
     seed: int = 0
+    changes_per_hour: float = 0.0
 
     def __post_init__(self) -> None:
-        for rate in (self.register_per_second, self.remove_per_second):
+        for rate in (self.register_per_second, self.remove_per_second, self.changes_per_hour):
             if not 0 <= rate < math.inf:
-                raise ValueError(f"devices must be registered and removed at 0 or more a second, not {rate}")
+                raise ValueError(f"devices must be registered, removed and changed at 0 or more a second, not {rate}")
 
 
 NO_CHURN = Churn()
@@ -61,6 +65,8 @@ class Registry:
         self._churn = churn
         self._random = random.Random(churn.seed)  # noqa: S311  reproducible, no secret
         self._began: float | None = None
+        self._opened: float | None = None
+        self._now = 0.0
         self._next_registered = _seconds(1, churn.register_per_second)
         self._next_removed = _seconds(1, churn.remove_per_second)
         self._removals = 0
@@ -73,6 +79,9 @@ class Registry:
 
     def advance(self, now: float) -> None:
         """Register and remove all devices that are due at ``now``, in seconds."""
+        self._now = now
+        if self._opened is None:
+            self._opened = now
         if self._began is None:
             return
         since = now - self._began
@@ -93,9 +102,47 @@ class Registry:
         """Return the device with that id, if it exists."""
         return self._existing(self._all.find_by_iot_id(iot_id))
 
+    def modules(self, device: SimulatedDevice, ago: float = 0.0) -> tuple[ModuleVersion, ...]:
+        """Return what a device had reported ``ago`` seconds before now.
+
+        Each device changes at moments of its own. Until the first one since the first request, it has the versions of
+        its world; before that request, it had others.
+        """
+        if not self._churn.changes_per_hour or not device.modules:
+            return device.modules
+        phase = int.from_bytes(blake2b(f"{self._churn.seed} {device.iot_id}".encode(), digest_size=4).digest()) / 2**32
+        hours = (self._now - ago - (self._now if self._opened is None else self._opened)) / 3600
+        changes = math.floor(hours * self._churn.changes_per_hour + phase)
+        if not changes:
+            return device.modules
+        first, *others = device.modules
+        return (ModuleVersion(first.module_name, f"{first.module_version}.{changes}"), *others)
+
     def count(self, product: int) -> int:
         """Return how many devices of a product exist."""
         return self._existing_before(product, self._places(product))
+
+    def count_created(self, product: int, after: int | None, before: int | None) -> int:
+        """Return how many devices of a product were created between two times, in ms since 1970, without these."""
+        places = self._created(product, after, before)
+        return self._existing_before(product, places.stop) - self._existing_before(product, places.start)
+
+    def created(self, product: int, after: int | None, before: int | None) -> Iterator[SimulatedDevice]:
+        """Yield the devices of a product that were created between two times, the oldest first."""
+        for place in self._created(product, after, before):
+            if device := self._existing(self._all.device(self.world.layout.index_at(product, place))):
+                yield device
+
+    def _created(self, product: int, after: int | None, before: int | None) -> range:
+        """Return the places of the devices that were created after a time and before another one."""
+
+        def created_at(place: int) -> int:
+            return self.world.created_at(self.world.layout.index_at(product, place))
+
+        places = range(self._places(product))
+        first = 0 if after is None else bisect_right(places, after, key=created_at)
+        end = len(places) if before is None else bisect_left(places, before, key=created_at)
+        return range(first, max(first, end))
 
     def newest(self, product: int, first: int, limit: int) -> list[SimulatedDevice]:
         """Return up to ``limit`` of a product's devices, the newest first, from position ``first`` (from 0) on."""
@@ -145,10 +192,9 @@ def _seconds(number: int, per_second: float) -> float:
 DEVICE_SECRET_PREFIX = "device-secret-"  # noqa: S105  a mark to look for, no secret
 """Every device's secret begins with this, so that a search finds any that was stored."""
 
-_REGISTRATION_INTERVAL = 211
-"""Milliseconds between the registrations of two devices."""
+ACTIVATION_MS = 60_000
+"""Milliseconds from a device's registration to its activation."""
 
-_MONTH = 30 * MS_PER_DAY
 _RANDOM_FIELDS = Struct("<2x3I4B8s")
 
 _CONNECTION_PERIOD = 500
@@ -182,18 +228,18 @@ def device_record(device: SimulatedDevice, began: int) -> DeviceRecord:
     """Return the record of a device of a world whose day 0 is ``began``, in milliseconds since 1970."""
     digest = blake2b(device.iot_id.encode(), digest_size=_RANDOM_FIELDS.size).digest()
     modified, online, offline, *host, secret = _RANDOM_FIELDS.unpack(digest)
-    created = min(FIRST_REGISTERED + device.index * _REGISTRATION_INTERVAL, began - _MONTH - 2 * MS_PER_DAY)
+    created = device.created
     if device.connected_day:
         online_at = began + device.connected_day * MS_PER_DAY + online % _CONNECTION_PERIOD
         offline_at = online_at + 1 + offline % _CONNECTION_PERIOD
     else:
-        online_at = began - 2 * MS_PER_DAY - online % _MONTH
+        online_at = began - 2 * MS_PER_DAY - online % MS_PER_MONTH
         offline_at = online_at + offline % MS_PER_DAY
     changed = {"ONLINE": online_at, "UNACTIVE": created}.get(device.status, offline_at)
     return DeviceRecord(
         status=device.status,
         created=created,
-        modified=created + modified % _MONTH,
+        modified=created + modified % MS_PER_MONTH,
         changed=changed,
         online=online_at if device.activated else None,
         address=f"10.{host[0]}.{host[1]}.{host[2]}:{40_000 + host[3]}" if device.activated else "",

@@ -27,6 +27,7 @@ from auditor.simulator.operations import OperationService, ResponseCounter
 from auditor.simulator.quotas import QuotaExceeded, QuotaMeter, SimulatedAccount, WindowKind
 from auditor.simulator.registry import NO_CHURN, Churn, Registry
 from auditor.simulator.responses import JSON, RequestRejected, SimulatedResponse, error_response, success_response
+from auditor.simulator.search.options import IndexOptions
 from auditor.simulator.world import World
 
 DEFAULT_ACCOUNT = SimulatedAccount("simulated-key", Secret("simulated-secret"))
@@ -76,6 +77,7 @@ class Simulator:
         corruptions: by a device's index, how the responses about its modules are corrupted.
         forms: forms of the members of a response, where documents, models and samples differ.
         churn: devices that are registered and removed, in each world from its first list request on.
+        index: how devices are indexed for QueryDeviceBySQL; None: the platform does not have this operation.
         seed: random seed of faults and latency.
         clock_offset: seconds by which the server's clock is ahead of this machine's.
         port: 0 selects a free one.
@@ -107,6 +109,7 @@ class Simulator:
         corruptions: Mapping[int, Corruption] = _NO_CORRUPTIONS,
         forms: ResponseForms = MODEL_FORMS,
         churn: Churn = NO_CHURN,
+        index: IndexOptions | None = None,
         seed: int = 0,
         clock_offset: float = 0.0,
         host: str = "127.0.0.1",
@@ -130,14 +133,14 @@ class Simulator:
         self._send_retry_after = send_retry_after
         self._gateway = Gateway(accounts)
         self._meter = QuotaMeter(window, competitor)
-        self._service = OperationService(Registry(world, churn), corruptions, self.responses, forms)
+        self._service = OperationService(Registry(world, churn), corruptions, self.responses, forms, index)
         self._operations = self._service.operations
         self._services: dict[str, OperationService] = {}
         by_world = {id(world): self._service}
         for account in accounts:
             own = world if account.world is None else account.world
             if id(own) not in by_world:
-                by_world[id(own)] = OperationService(Registry(own, churn), corruptions, self.responses, forms)
+                by_world[id(own)] = OperationService(Registry(own, churn), corruptions, self.responses, forms, index)
             self._services[account.access_key_id] = by_world[id(own)]
         # One clock for timestamps, Date and quotas: it never jumps, and its seconds are those of the calendar.
         self._epoch = time.time() - time.monotonic() + clock_offset

@@ -16,6 +16,7 @@ from auditor.simulator.forms import MODEL_FORMS, ResponseForms
 from auditor.simulator.lifecycle import ORDINARY_LIFECYCLE, Lifecycle
 from auditor.simulator.quotas import SimulatedAccount, WindowKind
 from auditor.simulator.registry import Churn
+from auditor.simulator.search.options import IndexOptions
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import World
 from auditor.storage.files import PRIVATE_FILE, atomic_replace, replace_file
@@ -30,7 +31,9 @@ class SimulationConfig:
     Attributes:
         accounts: number of accounts, each with ``devices`` of its own.
         register, remove: devices a second that are registered and removed during discovery.
+        changes: fraction of the devices whose version changes in an hour.
         fleet: fleet of the written settings: a file, or all products.
+        index: how devices are indexed; None: they cannot be searched.
     """
 
     devices: int
@@ -45,9 +48,11 @@ class SimulationConfig:
     accounts: int = 1
     register: float = 0.0
     remove: float = 0.0
+    changes: float = 0.0
     fleet: Literal["file", "products"] = "file"
     lifecycle: Lifecycle = ORDINARY_LIFECYCLE
     forms: ResponseForms = MODEL_FORMS
+    index: IndexOptions | None = None
 
 
 async def serve(config: SimulationConfig, port: int, write: Path | None, print_line: Callable[[str], None]) -> None:
@@ -119,7 +124,8 @@ def _simulator(config: SimulationConfig, accounts: dict[SimulatedAccount, World]
         latency=(minimum / 1000, maximum / 1000),
         faults=Faults.evenly(config.faults),
         forms=config.forms,
-        churn=Churn(config.register, config.remove, config.seed),
+        churn=Churn(config.register, config.remove, config.seed, config.changes),
+        index=config.index,
         seed=config.seed,
         port=port,
         send_retry_after=True,

@@ -22,6 +22,11 @@ FIRST_REGISTERED = round(datetime(2025, 3, 1, tzinfo=UTC).timestamp() * 1000)
 MS_PER_DAY = 86_400_000
 """Milliseconds of a simulated day."""
 
+MS_PER_MONTH = 30 * MS_PER_DAY
+
+REGISTRATION_INTERVAL = 211
+"""Milliseconds between the registrations of two devices."""
+
 # Late enough for twelve million devices to be registered and then connected before.
 _BEGAN = FIRST_REGISTERED + 61 * MS_PER_DAY
 _MAX_TODAY = 1 << 37
@@ -58,6 +63,7 @@ class SimulatedDevice:
         status: status on the platform.
         connected_day: last day on which it connected, up to the world's day; 0: before day 1.
         reported_day: last day on which it reported its versions, with or without a new connection.
+        created: when it was registered, in milliseconds since 1970.
     """
 
     index: int
@@ -70,11 +76,22 @@ class SimulatedDevice:
     status: DeviceStatus
     connected_day: int
     reported_day: int
+    created: int
 
     @property
     def nickname(self) -> str:
         """Name that people gave it; empty for two of three devices."""
         return "" if self.index % 3 else f"Unit {self.index}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Tags that people gave it; every second device has none."""
+        return {} if self.index % 2 else {"site": f"site-{self.index % 14}", "line": f"{self.index % 6}"}
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Ids of the groups that it is in."""
+        return () if self.index % 5 else (f"group{self.index % 3}",)
 
 
 class World:
@@ -93,6 +110,7 @@ class World:
         today: when ``day`` begins, in seconds since 1970, so that the platform's times compare with a clock's.
             Connections of a day are in its first second, and those before day 1 a day or more before day 0. None:
             day 0 is the same moment of 2025 in every world.
+        registration_interval: milliseconds between the registrations of two devices; 0: all at one moment.
 
     Attributes:
         began: when day 0 begins, in milliseconds since 1970.
@@ -114,6 +132,7 @@ class World:
         day: int = 0,
         lifecycle: Lifecycle = ORDINARY_LIFECYCLE,
         today: float | None = None,
+        registration_interval: int = REGISTRATION_INTERVAL,
     ) -> None:
         if not 0 <= devices <= _ID_SPACE:
             raise ValueError(f"devices must be 0 to {_ID_SPACE}, not {devices}")
@@ -132,7 +151,7 @@ class World:
         self.seed, self.day = seed, day
         # Rounded up, so that what was read before this moment never appears to be read after it.
         self.began = _BEGAN if today is None else math.ceil(today * 1000) - day * MS_PER_DAY
-        self._devices = devices
+        self._devices, self._registration_interval = devices, registration_interval
         self._module_counts = dict(module_counts or {})
         missing_count, self._silent, self._inactive, self._large = (
             round(each * FRACTION_SCALE) for each in fractions.values()
@@ -198,7 +217,12 @@ class World:
             status=status,
             connected_day=connected,
             reported_day=reported,
+            created=self.created_at(index),
         )
+
+    def created_at(self, index: int) -> int:
+        """Return when the device at ``index`` was registered, in milliseconds since 1970."""
+        return min(FIRST_REGISTERED + index * self._registration_interval, self.began - MS_PER_MONTH - 2 * MS_PER_DAY)
 
     def rollout_order(self, index: int, module: int) -> int:
         """Return a device's position, 0 to 65535, in the rollout of a module of its product, by the module's number."""

@@ -141,8 +141,8 @@ WRITING: dict[str, Callable[[Runs], Arguments]] = {
 }
 """Commands that change the directory of runs."""
 
-OTHER_INPUT = frozenset({"check", "fleet"})
-"""Commands that read no run; they are run on mutated settings, fleets and answers."""
+OTHER_INPUT = frozenset({"check", "count", "fleet"})
+"""Commands that need no run; they are run on mutated settings, fleets and answers."""
 
 WITHOUT_INPUT = frozenset({"demo", "simulate", "completion"})
 """Commands that read no file."""
@@ -153,6 +153,7 @@ def settings_commands(folder: Path, random: Random, name: str) -> Arguments:
     path = str(folder / name)
     commands: tuple[Arguments, ...] = (
         ("plan", path, "--account", "us"), ("plan", path, "--account", "us", "--format", "json"), ("check", path), ("fleet", path),
+        ("count", path, "--module", "ble"), ("count", path, "--module", "ble", "--below", "2.0"),
         ("run", path, "--for", "2s"), ("run", path, "--limit", "2", "--account", "us", "--for", "2s"),
     )  # fmt: skip
     return random.choice(commands)
@@ -175,7 +176,7 @@ def answered_commands(folder: Path, random: Random) -> Arguments:
     commands: tuple[Arguments, ...] = (
         ("run", file, "--for", "5s"), ("run", listed, "--for", "5s"), ("run", listed, "--since", "last", "--for", "5s"), ("check", listed), ("check", file),
         ("run", listed, "--max-calls", "5", "--for", "5s"), ("fleet", listed), ("fleet", listed, "-o", str(folder / "out" / "fleet.csv")),
-        ("fleet", listed, "--against", str(folder / "fleet.csv")),
+        ("fleet", listed, "--against", str(folder / "fleet.csv")), ("count", listed, "--module", "ble"),
     )  # fmt: skip
     return random.choice(commands)
 

@@ -20,10 +20,13 @@ from auditor.client.operations import (
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
     LIST_OTA_TASK_BY_JOB,
     QUERY_DEVICE,
+    QUERY_DEVICE_BY_SQL,
     QUERY_PRODUCT_LIST,
 )
 from auditor.client.parsers import (
     parse_connection_states,
+    parse_device_count,
+    parse_device_rows,
     parse_devices,
     parse_firmware,
     parse_jobs,
@@ -39,6 +42,7 @@ from auditor.simulator import forms as simulated
 from auditor.simulator.forms import MODEL_FORMS, ResponseForms, TimeForm, reshape, time_member
 from auditor.simulator.registry import device_record
 from auditor.simulator.releases import FirmwareStore
+from auditor.simulator.search.options import IndexOptions
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import World
 from tests.simulator.api_requests import call
@@ -181,6 +185,11 @@ async def results(platform: Simulator, world: World) -> AsyncIterator[Any]:
                 of_firmware = {**numbers, "FirmwareId": firmware_id}
                 yield parse_jobs(await client.call(LIST_OTA_JOB_BY_FIRMWARE, of_firmware), firmware_id)
             yield parse_tasks(await client.call(LIST_OTA_TASK_BY_JOB, {**numbers, "JobId": job.job_id}), job.job_id)
+        for rows in (f'product_key = "{key}"', 'product_key = "k1nowhere"'):
+            sql = {"SQL": f"SELECT * FROM device WHERE {rows} ORDER BY gmt_create LIMIT 50"}
+            yield parse_device_rows(await client.call(QUERY_DEVICE_BY_SQL, sql), key)
+        number = {"SQL": f'SELECT count(*) FROM device WHERE product_key = "{key}"'}
+        yield parse_device_count(await client.call(QUERY_DEVICE_BY_SQL, number))
         # Without an array the states are unknown, and with an empty one there are none.
         yield (
             parse_connection_states(await client.call(BATCH_GET_DEVICE_STATE, {"IotId.1": "missing"}), now=math.inf)
@@ -201,11 +210,11 @@ async def results(platform: Simulator, world: World) -> AsyncIterator[Any]:
 
 @pytest.mark.parametrize("dialect", ["tuya", "alibaba"])
 async def test_the_client_reads_every_form_alike(world: World, dialect: Dialect) -> None:
-    async with Simulator(world, dialect=dialect) as platform:
+    async with Simulator(world, dialect=dialect, index=IndexOptions()) as platform:
         expected = [result async for result in results(platform, world)]
-    assert len(expected) == 32
+    assert len(expected) == 35
     for forms in every_form():
-        async with Simulator(world, dialect=dialect, forms=forms) as platform:
+        async with Simulator(world, dialect=dialect, index=IndexOptions(), forms=forms) as platform:
             found = [result async for result in results(platform, world)]
         assert found == expected, forms
 

@@ -23,6 +23,7 @@ from auditor.simulator.faults import FaultKind
 from auditor.simulator.forms import ResponseForms, TimeForm
 from auditor.simulator.quotas import SimulatedAccount
 from auditor.simulator.releases import FirmwareStore, SimulatedJob
+from auditor.simulator.search.options import IndexOptions
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import SimulatedDevice, World
 from tests.simulator.api_requests import PRODUCT_ERRORS, call
@@ -37,7 +38,7 @@ from tests.simulator.vendor import (
     to_pascal_case,
 )
 
-STATES, DETAILS, FIRMWARE, JOBS, MODULES, VERSIONS, TASKS, DEVICES, PRODUCTS = OPERATIONS
+STATES, DETAILS, FIRMWARE, JOBS, MODULES, VERSIONS, TASKS, DEVICES, ROWS, PRODUCTS = OPERATIONS
 
 METHODS = "GET", "POST"
 
@@ -116,16 +117,35 @@ def cases() -> list[Case]:
             Case(operation, "no name", {"ProductKey": key}, "iot.device.NullDeviceName"),
             Case(operation, "odd name", {**named, "DeviceName": ["a b c"]}, "iot.device.InvalidFormattedDeviceName"),
         ]
-    found += release_cases(page, key)
+    found += release_cases(page, key) + search_cases(key)
     parameters = {case.operation: case.parameters for case in reversed(found) if not case.code}
     for operation in OPERATIONS:
-        if operation not in (PRODUCTS, JOBS, TASKS):
+        if operation not in (PRODUCTS, JOBS, TASKS, ROWS):
             named = (
                 {**page, "DeviceName": "dev-0000"} if operation == VERSIONS else {**page, "DeviceName": ["dev-0000"]}
             )
             found += [Case(operation, code, {**named, "ProductKey": key}, code) for key, code in PRODUCT_ERRORS]
         found.append(Case(operation, "business", parameters[operation], "iot.system.SystemException", "business"))
     return found
+
+
+def search_cases(key: str) -> list[Case]:
+    def case(name: str, sql: str, code: str = "") -> Case:
+        return Case(ROWS, name, {"SQL": sql}, code)
+
+    own, refused = f'product_key = "{key}"', "iot.system.IllegalRequest"
+    return [
+        case("first page", f"SELECT * FROM device WHERE {own} ORDER BY gmt_create LIMIT 0, 50"),
+        case("some fields", f"SELECT name, status, tag.tag_name FROM device WHERE {own} LIMIT 3"),
+        case("count", f"SELECT count(*) FROM device WHERE {own}"),
+        case("none", 'SELECT * FROM device WHERE product_key = "k1nowhere"'),
+        case("a version", 'SELECT * FROM device WHERE ota_module.name = "default" AND ota_module.version = "0" OR nickname LIKE "Unit 1%"'),
+        case("large page", f"SELECT * FROM device WHERE {own} LIMIT 51", refused),
+        case("too deep", f"SELECT * FROM device WHERE {own} LIMIT 9951, 50", refused),
+        case("six conditions", "SELECT * FROM device WHERE " + " OR ".join([own] * 6), refused),
+        case("too long", f"SELECT * FROM device WHERE {own}{' ' * 400}", refused),
+        case("no condition", "SELECT * FROM device", refused),
+    ]  # fmt: skip
 
 
 def release_cases(page: dict[str, object], key: str) -> list[Case]:
@@ -181,7 +201,7 @@ def platform(request: pytest.FixtureRequest) -> Iterator[Simulator]:
     """A platform in a thread of its own, because the vendor's client blocks."""
     dialect: Dialect = request.param
     accounts = (DEFAULT_ACCOUNT, THROTTLED, REVOKED)
-    simulator = Simulator(WORLD, dialect=dialect, accounts=accounts, send_retry_after=True)
+    simulator = Simulator(WORLD, dialect=dialect, accounts=accounts, index=IndexOptions(), send_retry_after=True)
     simulator.revoke(REVOKED.access_key_id)
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(simulator) as running:
         yield running

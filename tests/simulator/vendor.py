@@ -18,10 +18,13 @@ from auditor.simulator.server import DEFAULT_ACCOUNT
 
 OPERATIONS = (
     "BatchGetDeviceState", "BatchQueryDeviceDetail", "ListOTAFirmware", "ListOTAJobByFirmware",
-    "ListOTAModuleByProduct", "ListOTAModuleVersionsByDevice", "ListOTATaskByJob", "QueryDevice", "QueryProductList",
+    "ListOTAModuleByProduct", "ListOTAModuleVersionsByDevice", "ListOTATaskByJob", "QueryDevice", "QueryDeviceBySQL",
+    "QueryProductList",
 )  # fmt: skip
 
 PASCAL_CASE = {
+    "OTAModules": "OTAModules", "activeTime": "ActiveTime", "groupId": "GroupId", "groups": "Groups",
+    "tagName": "TagName", "tagValue": "TagValue", "totalCount": "TotalCount",
     "aliasName": "AliasName", "asAddress": "AsAddress", "authType": "AuthType", "code": "Code",
     "currentPage": "CurrentPage", "data": "Data", "dataFormat": "DataFormat", "desc": "Desc",
     "description": "Description", "destVersion": "DestVersion", "deviceCount": "DeviceCount", "deviceId": "DeviceId", "deviceInfo": "DeviceInfo",

@@ -30,12 +30,14 @@ def simulate(
     window: Annotated[Literal["fixed", "sliding", "bucket"], Parameter(group=PLATFORM)] = "sliding",
     latency: Annotated[tuple[float, float], Parameter(negative=(), group=PLATFORM)] = (20.0, 80.0),
     faults: Annotated[float, Parameter(group=PLATFORM)] = 0.0,
+    index_lag: Annotated[float | None, Parameter(group=PLATFORM)] = None,
     devices: Annotated[int, Parameter(group=FLEET)] = 10_000,
     products: Annotated[int, Parameter(group=FLEET)] = 4,
     seed: Annotated[int, Parameter(group=FLEET)] = 0,
     day: Annotated[int, Parameter(group=FLEET)] = 0,
     register: Annotated[float, Parameter(group=FLEET)] = 0.0,
     remove: Annotated[float, Parameter(group=FLEET)] = 0.0,
+    changes: Annotated[float, Parameter(group=FLEET)] = 0.0,
     connecting: Annotated[float, Parameter(group=LIFECYCLE)] = 0.2,
     always_online: Annotated[float, Parameter(group=LIFECYCLE)] = 0.7,
     restarting: Annotated[float, Parameter(group=LIFECYCLE)] = 0.0,
@@ -71,6 +73,8 @@ def simulate(
         Minimum and maximum latency of an answer, in milliseconds.
     faults:
         Fraction of requests with a fault: resets, 5xx, HTML, incomplete bodies, no answer, and more.
+    index_lag:
+        Answer QueryDeviceBySQL, from an index that is this many seconds behind the devices. Needs auditor[simulator].
     devices:
         Number of devices of each account. Some do not exist, report nothing, or have more than 200 modules.
     products:
@@ -83,6 +87,8 @@ def simulate(
         Devices per second that are registered while a fleet is listed.
     remove:
         Devices per second that are removed while a fleet is listed.
+    changes:
+        Fraction of the devices whose first module gets another version in an hour.
     connecting:
         Fraction of the devices, among those not always online, that connect and report on a day.
     always_online:
@@ -117,11 +123,14 @@ def simulate(
     from auditor.cli.runtime import run_in_loop
     from auditor.simulator.forms import ResponseForms
     from auditor.simulator.lifecycle import Lifecycle
+    from auditor.simulator.search.options import IndexOptions
     from auditor.simulator.standalone import SimulationConfig, serve
 
     require_positive("--accounts", accounts, "accounts")
     if not -MAX_ZONE_HOURS <= zone <= MAX_ZONE_HOURS:
         raise UsageError(f"--zone {zone:g}: give hours ahead of UTC, from -{MAX_ZONE_HOURS} to {MAX_ZONE_HOURS}")
+    if index_lag is not None:
+        require_extra()
     forms = ResponseForms(
         last_online=last_online,
         timestamp=timestamp,
@@ -149,9 +158,19 @@ def simulate(
         accounts=accounts,
         register=register,
         remove=remove,
+        changes=changes,
         fleet=fleet,
         lifecycle=lifecycle,
         forms=forms,
+        index=None if index_lag is None else IndexOptions(index_lag),
     )
     run_in_loop(lambda: serve(config, port, write, print_line))
     return 0
+
+
+def require_extra() -> None:
+    """Raise UsageError if the package is not installed that parses the statements of QueryDeviceBySQL."""
+    try:
+        import lark  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"--index-lag needs {error.name}: pip install 'auditor[simulator]'") from None

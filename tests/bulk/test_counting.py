@@ -1,0 +1,101 @@
+"""Devices counted by the platform's index, compared with the devices of the simulated world."""
+
+from pathlib import Path
+
+import pytest
+
+import auditor
+from auditor.bulk.counting import CountQuery, count_devices_by_version, exact_queries, queries_below
+from auditor.bulk.statements import count_statement, page_statement
+from auditor.errors import AccountStoppedError, UsageError
+from auditor.query.versions import VersionOrder
+from auditor.simulator.search.language import parse_statement
+from auditor.simulator.search.options import IndexOptions
+from auditor.simulator.server import Simulator
+from auditor.simulator.world import World
+from tests.integration.test_audit import account_table, settings_for
+
+pytestmark = pytest.mark.anyio
+
+WORLD = World(400, products=3, missing=0.1, silent=0.1, inactive=0.1)
+MODULE = "default"
+
+
+def truth(module: str, version: str | None, product: str | None = None) -> int:
+    return sum(
+        any(each.module_name == module and version in {None, each.module_version} for each in device.modules)
+        for device in WORLD
+        if device.exists and product in {None, device.product_key}
+    )
+
+
+def versions_of(module: str, product: str) -> set[str]:
+    devices = [device for device in WORLD if device.exists and device.product_key == product]
+    return {each.module_version for device in devices for each in device.modules if each.module_name == module}
+
+
+def settings_of(platform: Simulator, folder: Path, **changes: object) -> auditor.Settings:
+    return settings_for(folder, account_table(platform.endpoint, folder, fleet={"products": "all"}), **changes)
+
+
+async def test_every_count_equals_the_devices_in_one_call_each(tmp_path: Path) -> None:
+    async with Simulator(WORLD, index=IndexOptions(), record_arrivals=True) as platform:
+        settings = settings_of(platform, tmp_path)
+        queries = exact_queries(settings, MODULE, None, ())
+        for key in WORLD.product_keys:
+            for version in (None, *sorted(versions_of(MODULE, key)), "no-such-version"):
+                queries += exact_queries(settings, MODULE, version, [key]) + exact_queries(
+                    settings, MODULE, version, ()
+                )
+        queries = list(dict.fromkeys(queries))
+        found = await count_devices_by_version(settings, queries)
+        assert [each.query for each in found] == queries
+        assert [each.devices for each in found] == [truth(MODULE, each.version, each.product_key) for each in queries]
+        assert {name: len(times) for name, times in platform.arrivals_by_operation.items()} == {
+            "QueryDeviceBySQL": len(queries)
+        }
+
+
+async def test_versions_below_another_one_are_those_of_the_newest_run(tmp_path: Path) -> None:
+    async with Simulator(WORLD, index=IndexOptions()) as platform:
+        settings = settings_of(platform, tmp_path)
+        with pytest.raises(UsageError, match="--below needs the versions of a complete run"):
+            queries_below(settings, MODULE, "9", ())
+        await auditor.run_audit(settings)
+        for key in WORLD.product_keys:
+            own = sorted(versions_of(MODULE, key))
+            for below in own:
+                queries, _ = queries_below(settings, MODULE.upper(), below, [key])
+                found = await count_devices_by_version(settings, queries)
+                order = VersionOrder(own)
+                older = [version for version in own if version and order.compare(version, below) == "older"]
+                assert [each.query.version for each in found] == [*older, None]
+                assert sum(each.devices for each in found[:-1]) == sum(truth(MODULE, each, key) for each in older)
+                assert found[-1].devices == truth(MODULE, None, key)
+
+
+async def test_a_platform_without_an_index_is_named_with_its_reason(tmp_path: Path) -> None:
+    for index in (None, IndexOptions(is_refused=True)):
+        async with Simulator(WORLD, index=index) as platform:
+            settings = settings_of(platform, tmp_path)
+            with pytest.raises(AccountStoppedError, match="its devices cannot be searched: "):
+                await count_devices_by_version(settings, exact_queries(settings, MODULE, None, ()))
+
+
+@pytest.mark.parametrize("text", ['1"2', "1\\2", "1\n2"])
+def test_a_version_that_no_statement_can_have_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="cannot be searched for"):
+        count_statement(module="ble", version=text)
+
+
+def test_a_statement_is_not_longer_than_the_platform_allows() -> None:
+    with pytest.raises(UsageError, match="the platform allows 400"):
+        count_statement(product_key="k" * 200, module="m" * 200)
+
+
+def test_statements_are_in_the_documented_language() -> None:
+    date = "2020-04-04 16:38:17.000"
+    assert parse_statement(page_statement("k1", after=date)).order == "gmt_create"
+    assert [len(each) for each in parse_statement(page_statement("k1", at=date, prefix="a")).any_of] == [3]
+    assert parse_statement(count_statement(product_key="k1", at=date, prefix="a")).counts
+    assert CountQuery("a", None, "ble", None) != CountQuery("a", None, "ble", "1")

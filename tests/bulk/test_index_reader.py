@@ -1,0 +1,194 @@
+"""Audits by the platform's search index, compared with what every device of the simulated world runs."""
+
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import auditor
+from auditor.errors import SettingsError
+from auditor.simulator.registry import Churn
+from auditor.simulator.search.options import IndexOptions
+from auditor.simulator.server import Simulator
+from auditor.simulator.world import World
+from tests.database import connect
+from tests.integration.audits import stop_after
+from tests.integration.test_audit import account_table, expected_status, settings_for
+
+pytestmark = pytest.mark.anyio
+
+ROWS = "QueryDeviceBySQL"
+VERSIONS = "ListOTAModuleVersionsByDevice"
+
+
+def settings_of(platform: Simulator, folder: Path, read: str = "index", **changes: object) -> auditor.Settings:
+    fleet = {"products": "all", "query_never_activated": False}
+    return settings_for(folder, account_table(platform.endpoint, folder, fleet=fleet, read=read), **changes)
+
+
+def calls(platform: Simulator) -> dict[str, int]:
+    return {name: len(times) for name, times in platform.arrivals_by_operation.items()}
+
+
+def rows_of(folder: Path, query: str) -> list[tuple[Any, ...]]:
+    with connect() as database:
+        devices = f"read_parquet('{folder / 'devices.parquet'}')"
+        modules = f"read_parquet('{folder / 'modules.parquet'}')"
+        return database.execute(query.format(devices=devices, modules=modules)).fetchall()
+
+
+def assert_snapshot(world: World, result: auditor.AuditResult) -> None:
+    """Check that every device is in the run exactly once, with exactly its versions."""
+    assert (result.manifest.state, result.exit_code, result.manifest.error) == ("complete", 0, None)
+    assert auditor.verify_run(result.folder) == []
+    there = [device for device in world if device.exists]
+    found = rows_of(result.folder, "SELECT product_key, device_name, status FROM {devices}")
+    expected = Counter((each.product_key, each.device_name, expected_status(each)) for each in there)
+    assert Counter(found) == expected
+    versions = rows_of(result.folder, "SELECT device_name, module_name, module_version FROM {modules}")
+    assert Counter(versions) == Counter(
+        (each.device_name, module.module_name, module.module_version)
+        for each in there
+        for module in (each.modules if each.activated else ())
+    )
+    left = [path.name for path in result.folder.iterdir() if path.name.startswith(".") or path.suffix == ".new"]
+    assert left == []
+
+
+async def start_audit(settings: auditor.Settings, stop: auditor.StopToken) -> auditor.AuditResult:
+    return await auditor.run_audit(settings, stop=stop)
+
+
+@pytest.mark.parametrize("dialect", ["tuya", "alibaba"])
+async def test_the_index_gives_what_the_devices_run_in_a_fraction_of_the_calls(tmp_path: Path, dialect: Any) -> None:
+    world = World(2_000, products=5, inactive=0.05)
+    async with Simulator(world, dialect=dialect, index=IndexOptions(), record_arrivals=True) as platform:
+        result = await auditor.run_audit(settings_of(platform, tmp_path, recheck="2%"))
+        sent = calls(platform)
+    assert_snapshot(world, result)
+    there = sum(device.exists for device in world)
+    assert sent[ROWS] <= there / 49 + 5 * 2
+    assert "QueryDevice" not in sent
+    sources = dict(rows_of(result.folder, "SELECT source, count(*) FROM {devices} GROUP BY source"))
+    selection = result.manifest.selection
+    assert selection is not None
+    assert selection.strategy == "index"
+    assert selection.recheck is not None
+    assert selection.recheck.changed == 0
+    assert sources["index"] == selection.accounts[0].carried > 1_700
+    assert 10 < selection.recheck.checked < 80
+    assert selection.outdated is not None
+    assert selection.outdated.high is not None
+    assert 0 < selection.outdated.high < 0.2
+
+
+async def test_names_tags_and_groups_are_attributes(tmp_path: Path) -> None:
+    world = World(120, products=2, missing=0, inactive=0)
+    async with Simulator(world, index=IndexOptions()) as platform:
+        result = await auditor.run_audit(settings_of(platform, tmp_path))
+    found = dict(rows_of(result.folder, "SELECT device_name, attributes FROM {devices}"))
+    for device in world:
+        attributes = dict(device.tags)
+        attributes |= {"nickname": device.nickname} if device.nickname else {}
+        attributes |= {"groups": ",".join(device.groups)} if device.groups else {}
+        own = {
+            name: text for name, text in found[device.device_name].items() if name not in {"product_name", "node_type"}
+        }
+        assert own == attributes
+
+
+@pytest.mark.parametrize("ignores_case", [False, True])
+async def test_devices_created_at_one_time_are_read_whole(tmp_path: Path, *, ignores_case: bool) -> None:
+    world = World(900, products=2, registration_interval=0)
+    index = IndexOptions(ignores_case=ignores_case)
+    async with Simulator(world, index=index) as platform:
+        result = await auditor.run_audit(settings_of(platform, tmp_path))
+    assert_snapshot(world, result)
+
+
+async def test_a_few_devices_created_at_each_time_are_read_whole(tmp_path: Path) -> None:
+    """The clock of the world stops for the last devices, so that a page ends among equals."""
+    world = World(700, products=1, registration_interval=1)
+    world.created_at = lambda index: 1_750_000_000_000 + index // 7  # type: ignore[method-assign]
+    async with Simulator(world, index=IndexOptions()) as platform:
+        result = await auditor.run_audit(settings_of(platform, tmp_path))
+    assert_snapshot(world, result)
+
+
+async def test_no_device_is_missed_that_was_there_throughout(tmp_path: Path) -> None:
+    world = World(3_000, products=3, missing=0, inactive=0)
+    churn = Churn(register_per_second=100, remove_per_second=100)
+    async with Simulator(world, index=IndexOptions(), churn=churn, latency=(0.002, 0.01)) as platform:
+        result = await auditor.run_audit(settings_of(platform, tmp_path))
+        registry = platform.registry_for()
+    assert auditor.verify_run(result.folder) == []
+    found = {name for (name,) in rows_of(result.folder, "SELECT device_name FROM {devices}")}
+    assert registry.removed
+    assert [
+        each.device_name for each in world if each.index not in registry.removed and each.device_name not in found
+    ] == []
+
+
+@pytest.mark.parametrize("index", [None, IndexOptions(is_refused=True)])
+async def test_an_account_without_an_index_is_queried_device_by_device(
+    tmp_path: Path, index: IndexOptions | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(150, products=2, inactive=0)
+    async with Simulator(world, index=index, record_arrivals=True) as platform:
+        result = await auditor.run_audit(settings_of(platform, tmp_path))
+        sent = calls(platform)
+    assert_snapshot(world, result)
+    assert sent[ROWS if index is not None else ""] == 1
+    assert capsys.readouterr().out.count("the index cannot be read") == 1
+    assert {source for (source,) in rows_of(result.folder, "SELECT DISTINCT source FROM {devices}")} == {"queried"}
+
+
+async def test_auto_queries_all_devices_if_too_many_results_are_wrong(tmp_path: Path) -> None:
+    world = World(1_500, products=2, missing=0, silent=0, inactive=0)
+    # So slow that no version changes while the test runs.
+    index, churn = IndexOptions(lag=3_600_000), Churn(changes_per_hour=0.0003)
+    async with Simulator(world, index=index, churn=churn) as platform:
+        kept = await auditor.run_audit(settings_of(platform, tmp_path, recheck="5%", seed=1, name="kept"))
+        result = await auditor.run_audit(settings_of(platform, tmp_path, "auto", recheck="5%", seed=1))
+    assert_snapshot(world, result)
+    assert {source for (source,) in rows_of(result.folder, "SELECT DISTINCT source FROM {devices}")} == {"queried"}
+    recheck = kept.manifest.selection.recheck if kept.manifest.selection else None
+    assert recheck is not None
+    assert recheck.low is not None
+    assert recheck.high is not None
+    assert recheck.low < 0.3 < recheck.high
+    assert auditor.verify_run(kept.folder) == []
+
+
+async def test_an_interrupted_run_loses_nothing_and_reads_no_row_twice(tmp_path: Path) -> None:
+    world = World(1_200, products=3, inactive=0.02)
+    index = IndexOptions()
+    for answers in (3, 8, 15, 24, 30):
+        async with Simulator(world, index=index, latency=(0.001, 0.004), record_arrivals=True) as platform:
+            settings = settings_of(platform, tmp_path / str(answers), recheck="3%", concurrency=2)
+            first = await stop_after(answers, platform, partial(start_audit, settings))
+            result = await auditor.resume_audit(first.folder)
+            assert calls(platform)[ROWS] <= 1_200 / 49 + 3 * 2 + 2
+        assert_snapshot(world, result)
+
+
+@pytest.mark.parametrize("changes", [{"since": "last"}, {"max_calls": 100}, {"sample_size": 10}])
+async def test_a_selection_of_devices_is_refused_beside_the_index(tmp_path: Path, changes: dict[str, Any]) -> None:
+    async with Simulator(World(10), index=IndexOptions()) as platform:
+        with pytest.raises(SettingsError, match="leave out since, max_calls, sample_size and precision"):
+            settings_of(platform, tmp_path, **changes)
+        table = account_table(platform.endpoint, tmp_path, read="index")
+        with pytest.raises(SettingsError, match="the index lists the devices itself"):
+            settings_for(tmp_path, table)
+
+
+async def test_an_incremental_run_carries_no_result_of_the_index(tmp_path: Path) -> None:
+    world = World(200, products=1, today=time.time() - 86_400, missing=0, inactive=0)
+    async with Simulator(world, index=IndexOptions(), record_arrivals=True) as platform:
+        await auditor.run_audit(settings_of(platform, tmp_path, recheck="10%"))
+        queried = calls(platform)[VERSIONS]
+        await auditor.run_audit(settings_of(platform, tmp_path, "device", since="last"))
+        assert calls(platform)[VERSIONS] - queried >= 200 - queried
