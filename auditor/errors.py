@@ -275,11 +275,16 @@ class AccountDeniedError(PlatformError):
 
 
 class OperationDeniedError(InvalidRequestError):
-    """The access key may not use an operation, or the platform does not have it; ``advice`` says what to do."""
+    """The access key may not use an operation, or the platform does not have it.
+
+    Attributes:
+        cause: what is refused: the permission, the operation or its parameters.
+        advice: what to do, as a clause that follows the error.
+    """
 
     def __init__(self, denied: AccountDeniedError) -> None:
         super().__init__(denied.code, denied.message, http_status=denied.http_status, request_id=denied.request_id)
-        self.advice = denied.advice
+        self.cause, self.advice = denied.cause, denied.advice
 
 
 class WebhookError(AuditorError):

@@ -57,8 +57,9 @@ async def find_missing_permissions(
 ) -> list[str]:
     """Call each operation that the settings need once; return a clause for each that is denied.
 
-    Connection states are needed to select devices, so any failure of them counts. Other failures are warnings of a run.
-    ``device`` is one that has been queried.
+    A platform may lack what discovery fetches by default: then only a missing permission counts. Connection states are
+    needed to select devices, so any failure of them counts. Other failures are warnings of a run. ``device`` is one
+    that has been queried.
     """
     missing = []
     for feature, operation, parameters in needed_calls(settings, account, device):
@@ -66,7 +67,7 @@ async def find_missing_permissions(
             error = (await session.call_optional(operation, parameters)).result
         except AccountStoppedError:  # whatever the operation is: the account's own problem, which is reported
             break
-        if isinstance(error, OperationDeniedError):
+        if isinstance(error, OperationDeniedError) and (error.cause == "permission" or feature != "discovery"):
             missing.append(f"{feature} needs {operation.name}, which is denied: {error}; {error.advice}")
         elif feature == "since" and isinstance(error, PlatformError) and not isinstance(error, NotFoundError):
             missing.append(f"{feature} needs {operation.name}, which fails: {error}")

@@ -51,9 +51,7 @@ class Signer:
         self, access_key_id: str, secret: Secret, constants: Mapping[str, str], *, token: Secret | None = None
     ) -> None:
         key = {"AccessKeyId": access_key_id, "SignatureMethod": "HMAC-SHA1", "SignatureVersion": "1.0"}
-        if token is not None:
-            key["SecurityToken"] = token.reveal()
-        self._constants = {**constants, **key}
+        self._constants, self._token = {**constants, **key}, token
         self._hmac = hmac.new(_signing_key(secret), digestmod="sha1")
         self._templates: dict[tuple[str, ...], _QueryTemplate] = {}
         self._timestamp = ""
@@ -92,6 +90,8 @@ class Signer:
         """
         variable = tuple(sorted(set(names) - {"Timestamp"}))
         constant = {**self._constants, "Timestamp": self._timestamp}
+        if self._token is not None:
+            constant["SecurityToken"] = self._token.reveal()
         pairs = {
             name: f"{percent_encode(name)}={percent_encode(value)}".replace("%", "%%")
             for name, value in constant.items()
@@ -114,6 +114,9 @@ class _QueryTemplate(NamedTuple):
     query: str
     text: str
     names: tuple[str, ...]
+
+    def __repr__(self) -> str:  # the rest may contain a token
+        return f"_QueryTemplate(names={self.names})"
 
 
 def _signing_key(secret: Secret) -> bytes:

@@ -176,5 +176,6 @@ def test_the_method_is_part_of_what_is_signed() -> None:
 
 
 def test_a_signer_never_shows_its_secret() -> None:
-    signer = Signer("id", Secret("very-secret"), {})
+    signer = Signer("id", Secret("very-secret"), {}, token=Secret("very-secret-token"))
+    signer.sign("POST", {"Action": "A"}, timestamp="t", nonce="n")
     assert "very-secret" not in repr(signer) + str(vars(signer))

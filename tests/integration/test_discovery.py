@@ -336,6 +336,7 @@ async def test_preflight_lists_products_and_queries_a_first_device(tmp_path: Pat
             "QueryProductList": 1,
             "QueryDevice": 1,
             "ListOTAModuleVersionsByDevice": 1,
+            "ListOTAModuleByProduct": 1,
         }
     assert (found.problem, found.products, found.devices, found.result) == (None, 4, 400, "ok")
 
