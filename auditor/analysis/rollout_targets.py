@@ -17,8 +17,8 @@ from auditor.query.version_order import define_target_marks
 from auditor.runs.folder import DEVICES, FIRMWARE, MODULES, TASKS, StoredRun
 from auditor.runs.views import (
     FIRMWARE_COLUMNS,
-    LAST_TASK_STATE,
     TASK_COLUMNS,
+    last_task_state,
     no_rows,
     parquet_of_run,
     products_query,
@@ -171,7 +171,7 @@ def _define_versions(database: Database, newest: int, started: float) -> None:
 def define_update_counts(database: Database, newest: NumberedRun | None) -> None:
     """Define ``update_counts``: modules, and ``failed``, ``offered``, ``reverted``, ``never_offered`` devices behind.
 
-    A device counts by its last task of the target version; see ``LAST_TASK_STATE``. Without a run, or tasks in it,
+    A device counts by its last task of the target version; see ``last_task_state``. Without a run, or tasks in it,
     there are no rows.
     """
     if newest is None or not (newest[1].folder / TASKS).is_file():
@@ -195,7 +195,7 @@ def define_update_counts(database: Database, newest: NumberedRun | None) -> None
         FROM {modules} m JOIN behind_versions b ON m.account = b.account AND m.product_key = b.product_key
           AND lower(m.module_name) = b.module_key AND m.module_version = b.version
       ), last_tasks AS (
-        SELECT r.module, hash(t.device_name) AS device, {LAST_TASK_STATE} AS state
+        SELECT r.module, hash(t.device_name) AS device, {last_task_state()} AS state
         FROM {tasks} t JOIN released r ON t.account = r.account AND t.product_key = r.product_key
           AND lower(t.module_name) = r.module_key AND t.version = r.target
         SEMI JOIN behind b ON b.module = r.module AND b.device = hash(t.device_name) GROUP BY ALL
