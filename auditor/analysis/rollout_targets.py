@@ -10,15 +10,15 @@
 | ``update_counts`` | a module with a released target: its devices behind by the state of their update |
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from auditor.query.version_order import define_target_marks
 from auditor.runs.folder import DEVICES, FIRMWARE, MODULES, TASKS, StoredRun
 from auditor.runs.views import (
     FIRMWARE_COLUMNS,
-    LAST_TASK_STATE,
     TASK_COLUMNS,
+    last_task_state,
     no_rows,
     parquet_of_run,
     products_query,
@@ -105,12 +105,7 @@ def _define_releases(database: Database, runs: Sequence[NumberedRun], selected: 
     complete = {info.account: number for number, run in runs for info in run.manifest.releases if not info.problems}
     stored = [(number, run) for number, run in runs if (run.folder / FIRMWARE).is_file()]
     needed = min((complete.get(account, 0) for account in _accounts(stored)), default=0)
-    for view, name, columns in (("firmware", FIRMWARE, FIRMWARE_COLUMNS), ("tasks", TASKS, TASK_COLUMNS)):
-        queries = [no_rows({"run": "INTEGER", **columns})]
-        for number, run in stored:
-            if number >= needed and (run.folder / name).is_file():
-                queries.append(f"SELECT {number} AS run, * FROM {parquet_of_run(database, run.folder / name)}")
-        database.execute(f"CREATE OR REPLACE VIEW {view}_of_runs AS {' UNION ALL BY NAME '.join(queries)}")
+    _define_files(database, "firmware", FIRMWARE, FIRMWARE_COLUMNS, [each for each in stored if each[0] >= needed])
     database.execute(
         "CREATE OR REPLACE TABLE firmware_runs AS SELECT account, product_key, max(run) AS run "
         "FROM firmware_of_runs "
@@ -118,6 +113,8 @@ def _define_releases(database: Database, runs: Sequence[NumberedRun], selected: 
         "WHERE run >= coalesce(complete, 0) GROUP BY ALL",
         [list(complete), list(complete.values())],
     )
+    used = {number for (number,) in database.execute("SELECT DISTINCT run FROM firmware_runs").fetchall()}
+    _define_files(database, "tasks", TASKS, TASK_COLUMNS, [each for each in stored if each[0] in used])
     for view in ("firmware", "tasks"):
         database.execute(
             f"CREATE OR REPLACE VIEW {view} AS "
@@ -132,6 +129,17 @@ def _define_releases(database: Database, runs: Sequence[NumberedRun], selected: 
       SELECT *, released AND row_number() OVER (
         PARTITION BY account, product_key, module_key ORDER BY released DESC, created_at DESC NULLS LAST, version
       ) = 1 AS is_target FROM ({released_versions_query(counts, selected)})""")
+
+
+def _define_files(
+    database: Database, view: str, name: str, columns: Mapping[str, str], runs: Sequence[NumberedRun]
+) -> None:
+    """Define the rows of a file of runs, with the number of the run."""
+    queries = [no_rows({"run": "INTEGER", **columns})]
+    for number, run in runs:
+        if (run.folder / name).is_file():
+            queries.append(f"SELECT {number} AS run, * FROM {parquet_of_run(database, run.folder / name)}")
+    database.execute(f"CREATE OR REPLACE VIEW {view}_of_runs AS {' UNION ALL BY NAME '.join(queries)}")
 
 
 def _accounts(runs: Sequence[NumberedRun]) -> set[str]:
@@ -163,7 +171,7 @@ def _define_versions(database: Database, newest: int, started: float) -> None:
 def define_update_counts(database: Database, newest: NumberedRun | None) -> None:
     """Define ``update_counts``: modules, and ``failed``, ``offered``, ``reverted``, ``never_offered`` devices behind.
 
-    A device counts by its last task of the target version; see ``LAST_TASK_STATE``. Without a run, or tasks in it,
+    A device counts by its last task of the target version; see ``last_task_state``. Without a run, or tasks in it,
     there are no rows.
     """
     if newest is None or not (newest[1].folder / TASKS).is_file():
@@ -187,7 +195,7 @@ def define_update_counts(database: Database, newest: NumberedRun | None) -> None
         FROM {modules} m JOIN behind_versions b ON m.account = b.account AND m.product_key = b.product_key
           AND lower(m.module_name) = b.module_key AND m.module_version = b.version
       ), last_tasks AS (
-        SELECT r.module, hash(t.device_name) AS device, {LAST_TASK_STATE} AS state
+        SELECT r.module, hash(t.device_name) AS device, {last_task_state()} AS state
         FROM {tasks} t JOIN released r ON t.account = r.account AND t.product_key = r.product_key
           AND lower(t.module_name) = r.module_key AND t.version = r.target
         SEMI JOIN behind b ON b.module = r.module AND b.device = hash(t.device_name) GROUP BY ALL

@@ -271,7 +271,10 @@ def _define_filtered(database: Database, criteria: DeviceFilter, work: Path) -> 
 
 
 def _define_eligible(database: Database, criteria: DeviceFilter) -> None:
-    """Define the view ``eligible``: the rows of selected devices with the module and the version of the filter."""
+    """Define ``eligible``: the rows of selected devices with the module and the version of the filter.
+
+    It is a view, or a table where updates must be found first, as it is read twice.
+    """
     identity = ", ".join(_IDENTITY)
     define_product_names(database)
     of_device = ", ".join(_OF_DEVICE)
@@ -296,8 +299,9 @@ def _define_eligible(database: Database, criteria: DeviceFilter) -> None:
         state = "<> 'current'" if criteria.update == "behind" else f"= {sql_literal(criteria.update)}"
         updates = f"JOIN (FROM device_releases WHERE update_state {state}) u ON {of_release}"
         update_columns = "".join(f", u.{name}" for name in RELEASE_COLUMNS)
+    kind = "VIEW" if criteria.update is None else "TABLE"
     database.execute(
-        f"CREATE VIEW eligible AS SELECT {', '.join(f'r.{name}' for name in (*_IDENTITY, 'status', *_MODULE))}, "
+        f"CREATE {kind} eligible AS SELECT {', '.join(f'r.{name}' for name in (*_IDENTITY, 'status', *_MODULE))}, "
         f"r.source, r.audited_at, n.product_name, r.device_status, r.last_online_at, r.attributes{update_columns} "
         f"FROM ({rows}) r LEFT JOIN product_names n ON r.account = n.account AND r.product_key = n.product_key "
         f"{updates}, "

@@ -219,11 +219,15 @@ def released_versions_query(counts: str, selected: float, leading: str = "") -> 
   LEFT JOIN reporting USING ({module})"""
 
 
-LAST_TASK_STATE = """CASE arg_max(task_status, (coalesce(created_at, TIMESTAMP '1970-01-01'),
-    coalesce(modified_at, TIMESTAMP '1970-01-01'), job_id))
-  WHEN 'CANCELED' THEN 'never_offered' WHEN 'FAILED' THEN 'failed' WHEN 'SUCCEEDED' THEN 'reverted'
-  ELSE 'offered' END"""
-"""SQL of the state of an update by the last of the tasks of a device that is behind the version of these tasks."""
+_LAST = "(coalesce(created_at, TIMESTAMP '1970-01-01'), coalesce(modified_at, TIMESTAMP '1970-01-01'), job_id)"
+"""SQL by which the last one of the tasks of a device is found."""
+
+
+def last_task_state(condition: str = "true") -> str:
+    """Return the SQL of the state of an update by the last of the tasks of a device that meet a condition."""
+    return f"""CASE arg_max(task_status, {_LAST}) FILTER ({condition})
+    WHEN 'CANCELED' THEN 'never_offered' WHEN 'FAILED' THEN 'failed' WHEN 'SUCCEEDED' THEN 'reverted'
+    ELSE CASE WHEN bool_or({condition}) THEN 'offered' END END"""
 
 
 def device_releases_query(leading: str = "") -> str:
@@ -244,15 +248,11 @@ def device_releases_query(leading: str = "") -> str:
     SELECT {module}, version AS released_version, created_at AS released_at
     FROM released_versions JOIN release_marks USING ({module}, version) WHERE is_target
   ), last_tasks AS (
-    SELECT {product}, device_name, lower(module_name) AS module_key, version AS task_version, task_status,
-      task_message, modified_at AS task_modified_at
-    FROM tasks QUALIFY row_number() OVER (
-      PARTITION BY {product}, device_name, module_key
-      ORDER BY created_at DESC NULLS LAST, modified_at DESC NULLS LAST, job_id) = 1
-  ), release_tasks AS (
-    SELECT {module}, device_name, version AS released_version, {LAST_TASK_STATE} AS state
-    FROM (SELECT *, lower(module_name) AS module_key FROM tasks)
-    SEMI JOIN (FROM newest) USING ({module}) GROUP BY {module}, device_name, version
+    SELECT {product}, device_name, module_key, state, unnest(task) FROM (
+      SELECT {product}, device_name, module_key, {last_task_state("version = released_version")} AS state,
+        arg_max({{'task_version': version, 'task_status': task_status, 'task_message': task_message,
+          'task_modified_at': modified_at}}, {_LAST}) AS task
+      FROM (SELECT *, lower(module_name) AS module_key FROM tasks) LEFT JOIN newest USING ({module}) GROUP BY ALL)
   ), reported AS (
     SELECT *, lower(module_name) AS module_key, module_version AS version FROM modules
   )
@@ -262,8 +262,7 @@ def device_releases_query(leading: str = "") -> str:
     CASE WHEN released_version IS NULL THEN NULL WHEN on_target THEN 'current'
       ELSE coalesce(state, 'never_offered') END AS update_state
   FROM reported LEFT JOIN newest USING ({module}) LEFT JOIN behind USING ({module}, version)
-  LEFT JOIN release_marks USING ({module}, version) LEFT JOIN last_tasks USING ({product}, device_name, module_key)
-  LEFT JOIN release_tasks USING ({product}, device_name, module_key, released_version)"""
+  LEFT JOIN release_marks USING ({module}, version) LEFT JOIN last_tasks USING ({product}, device_name, module_key)"""
 
 
 DEVICES_PER_PARTITION = 50_000

@@ -163,7 +163,9 @@ def _mutate_fleet(path: Path, outside: Path, random: Random) -> str:
         path.write_bytes((path.parent / "fleet.csv").read_bytes())
     if not random.randrange(12):
         return replace_entry(path, outside, random)
-    return mutate_file(path, random, apart_from=frozenset({"secret"}))  # the texts of a fleet are names, and are printed
+    return mutate_file(
+        path, random, apart_from=frozenset({"secret"})
+    )  # the texts of a fleet are names, and are printed
 
 
 def settings(material: Material, number: int) -> Case:
