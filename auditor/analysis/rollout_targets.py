@@ -10,7 +10,7 @@
 | ``update_counts`` | a module with a released target: its devices behind by the state of their update |
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from auditor.query.version_order import define_target_marks
@@ -105,12 +105,7 @@ def _define_releases(database: Database, runs: Sequence[NumberedRun], selected: 
     complete = {info.account: number for number, run in runs for info in run.manifest.releases if not info.problems}
     stored = [(number, run) for number, run in runs if (run.folder / FIRMWARE).is_file()]
     needed = min((complete.get(account, 0) for account in _accounts(stored)), default=0)
-    for view, name, columns in (("firmware", FIRMWARE, FIRMWARE_COLUMNS), ("tasks", TASKS, TASK_COLUMNS)):
-        queries = [no_rows({"run": "INTEGER", **columns})]
-        for number, run in stored:
-            if number >= needed and (run.folder / name).is_file():
-                queries.append(f"SELECT {number} AS run, * FROM {parquet_of_run(database, run.folder / name)}")
-        database.execute(f"CREATE OR REPLACE VIEW {view}_of_runs AS {' UNION ALL BY NAME '.join(queries)}")
+    _define_files(database, "firmware", FIRMWARE, FIRMWARE_COLUMNS, [each for each in stored if each[0] >= needed])
     database.execute(
         "CREATE OR REPLACE TABLE firmware_runs AS SELECT account, product_key, max(run) AS run "
         "FROM firmware_of_runs "
@@ -118,6 +113,8 @@ def _define_releases(database: Database, runs: Sequence[NumberedRun], selected: 
         "WHERE run >= coalesce(complete, 0) GROUP BY ALL",
         [list(complete), list(complete.values())],
     )
+    used = {number for (number,) in database.execute("SELECT DISTINCT run FROM firmware_runs").fetchall()}
+    _define_files(database, "tasks", TASKS, TASK_COLUMNS, [each for each in stored if each[0] in used])
     for view in ("firmware", "tasks"):
         database.execute(
             f"CREATE OR REPLACE VIEW {view} AS "
@@ -132,6 +129,17 @@ def _define_releases(database: Database, runs: Sequence[NumberedRun], selected: 
       SELECT *, released AND row_number() OVER (
         PARTITION BY account, product_key, module_key ORDER BY released DESC, created_at DESC NULLS LAST, version
       ) = 1 AS is_target FROM ({released_versions_query(counts, selected)})""")
+
+
+def _define_files(
+    database: Database, view: str, name: str, columns: Mapping[str, str], runs: Sequence[NumberedRun]
+) -> None:
+    """Define the rows of a file of runs, with the number of the run."""
+    queries = [no_rows({"run": "INTEGER", **columns})]
+    for number, run in runs:
+        if (run.folder / name).is_file():
+            queries.append(f"SELECT {number} AS run, * FROM {parquet_of_run(database, run.folder / name)}")
+    database.execute(f"CREATE OR REPLACE VIEW {view}_of_runs AS {' UNION ALL BY NAME '.join(queries)}")
 
 
 def _accounts(runs: Sequence[NumberedRun]) -> set[str]:

@@ -57,7 +57,11 @@ def print_history(history: History, zone: tzinfo | None = UTC) -> None:
         if mark in marks:
             console.print(Text(f"{mark} {meaning}", style=_STYLES[mark]))
     adoption = history.adoption()
-    rollouts = {(each.account, each.product_key, each.module_name): each for each in rollouts_of(history).rollouts}
+    rollouts: dict[tuple[str, str | None, str], Rollout] = {}
+    try:
+        rollouts = {(each.account, each.product_key, each.module_name): each for each in rollouts_of(history).rollouts}
+    except RunFolderError as error:  # a damaged file of released firmware costs no history
+        print_error(f"note: rollouts are unknown: {safe(error)}")
     for module in adoption.modules:
         console.print()
         console.print(_module_title(module, history.runs))

@@ -62,6 +62,7 @@ def parse_settings(table: Mapping[str, Any], *, where: str = "settings", folder:
     Raises:
         SettingsError: the settings cannot be used. The message names the key and what to do.
     """
+    _refuse_nul(table, where)
     accounts = table.get("account")
     if not isinstance(accounts, list | tuple) or not accounts:
         raise SettingsError(f"{where}: has no [[account]]; add one with name, endpoint and keys")
@@ -105,6 +106,19 @@ RENAMED_ACCOUNT_KEYS = {
 }
 
 RENAMED_FLEET_KEYS = {"ask_never_activated": "query_never_activated"}
+
+
+def _refuse_nul(table: object, where: str) -> None:
+    """Refuse the character NUL in every text: no path, name or header can have it."""
+    left = [(where, table)]
+    while left:
+        at, value = left.pop()
+        if isinstance(value, str) and "\0" in value:
+            raise SettingsError(f"{at}: has the character NUL; remove it")
+        if isinstance(value, Mapping):
+            left.extend((f"{at}: {key}", each) for key, each in value.items())
+        elif isinstance(value, list | tuple):
+            left.extend((at, each) for each in value)
 
 
 def _refuse_renamed(table: object, renamed: Mapping[str, str], where: str) -> None:

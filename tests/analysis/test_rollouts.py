@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from auditor.analysis.rollouts import Rollout, read_rollouts
+from auditor.runs.folder import FIRMWARE, TASKS
+from auditor.runs.selection_info import ReleasesInfo
 from tests.analysis.simulated_nights import (
     BETA,
     DEVICES_EACH,
@@ -26,6 +29,7 @@ from tests.analysis.simulated_nights import (
     task_status,
     write_night,
 )
+from tests.runs.run_folders import edit_manifest
 
 ORDER = (OLD, NEW, BETA)
 """The versions, the oldest first."""
@@ -232,3 +236,20 @@ def test_shares_have_a_place_for_each_run(found: list[dict[tuple[str, str], Roll
     assert [at for at, share in enumerate(shares) if share is None] == [
         at for at, kind in KINDS.items() if kind == "few"
     ]
+
+
+@pytest.mark.parametrize("complete", [False, True], ids=["failed", "complete"])
+def test_without_firmware_in_the_newest_run_that_of_an_earlier_one_counts(tmp_path: Path, *, complete: bool) -> None:
+    fleet = Fleet(3)
+    write_night(tmp_path, fleet, 8)
+    newest = write_night(tmp_path, fleet, 10)
+    for name in (FIRMWARE, TASKS):
+        (newest / name).unlink()
+    infos = (ReleasesInfo(KNOWN, problems=() if complete else ("not permitted",)),)
+    edit_manifest(newest, lambda manifest: replace(manifest, releases=infos))
+    found = {each.product_key: each for each in read_rollouts(newest).rollouts if each.account == KNOWN}
+    # A run that has read all firmware shows that there is none any more.
+    assert {each.target_source for each in found.values()} == {"newest" if complete else "released"}
+    assert found["beta"].target == (BETA if complete else OLD)
+    assert found["offered"].target == (OLD if complete else NEW)
+    assert all(each.failed is None for each in found.values())

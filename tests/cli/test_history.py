@@ -52,7 +52,10 @@ def test_adoption_is_shown_and_incomplete_runs_are_marked(auditor: Auditor, audi
         "~ incomplete: not of the complete fleet", "! damaged: see the notes", "? not sealed: no versions yet",
     ]  # fmt: skip
     assert "demo p1 ble  10 devices report it" in lines
-    old, new, marks = (line.split() for line in lines[15:18])
+    target = lines[lines.index("demo p1 ble  10 devices report it") + 1]
+    sentence = "40% of devices, +10.0 a day, moving for 3 runs, done by 2026-11-11; 6 behind"
+    assert target == f"target 2.0 (newest): {sentence}"
+    old, new, marks = (line.split() for line in lines[16:19])
     assert old == ["1.0", 4 * "█" + 4 * "█" + 4 * "▇" + 4 * "▆" + 4 * "▅", "60.0%", "-40.0", "6"]
     assert new == ["2.0", 4 * "·" + 4 * "▁" + 4 * "▂" + 4 * "▃" + 4 * "▄", "40.0%", "+40.0", "4"]
     assert marks == ["~~~~!!!!", "????"]

@@ -152,7 +152,7 @@ def test_json_has_these_keys_in_this_order(auditor: Auditor, settings: Path) -> 
             "calls_per_second",
             "quota_share",
         ),
-        *("seconds", "in_flight", "fits", "remedy"),
+        *("seconds", "in_flight", "fits", "remedy", "release_requests", "release_seconds", "release_run"),
     ]
     assert (table["devices"], account["remedy"]) == (2, None)
     unfit = json.loads(auditor("plan", settings, "--window", "38s", "--format", "json").stdout)

@@ -233,6 +233,26 @@ def test_an_unknown_setting_is_refused_with_its_path_and_the_nearest_name(table:
     assert says in refused(table)
 
 
+@pytest.mark.parametrize(
+    ("table", "at"),
+    [
+        ({"directory": "runs\0"}, "directory"),
+        ({"since": "\0last"}, "since"),
+        ({"quota_sharing": {"directory": "/tmp/\0"}}, "quota_sharing: directory"),
+        ({"policy": {"file": "rules\0.toml"}}, "policy: file"),
+        ({"report": {"html": "\0"}}, "report: html"),
+        ({"account": [account(ca_file="a\0b")]}, "account: ca_file"),
+        ({"account": [account(fleet={"file": "fleet\0.csv"})]}, "account: fleet: file"),
+        (
+            {"account": [account(access_key_secret={"command": ["pass", "s3cr3t\0"]})]},
+            "account: access_key_secret: command",
+        ),
+    ],
+)
+def test_the_character_nul_is_refused_in_every_text(table: dict[str, Any], at: str) -> None:
+    assert refused({"account": [account()]} | table) == f"{at}: has the character NUL; remove it"
+
+
 @pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
 def test_a_renamed_key_is_refused_with_its_new_name(old: str, new: str) -> None:
     assert refused({old: 1, "account": [account()]}) == f"{old}: this key is now called {new}"
@@ -440,9 +460,9 @@ def test_settings_without_an_account_are_refused(accounts: object) -> None:
         ({"access_key_secret": {}}, "access_key_secret"),
         ({"access_key_secret": {"env": "A", "file": "b"}}, "access_key_secret"),
         ({"access_key_secret": {"env": "A", "command": ["b"]}}, "access_key_secret"),
-        ({"access_key_secret": {"command": []}}, "access_key_secret: command"),
-        ({"access_key_secret": {"command": [""]}}, "access_key_secret: command"),
-        ({"access_key_secret": {"command": "pass show iot/eu"}}, "access_key_secret: command"),
+        ({"access_key_secret": {"command": []}}, "account: access_key_secret: command"),
+        ({"access_key_secret": {"command": [""]}}, "account: access_key_secret: command"),
+        ({"access_key_secret": {"command": "pass show iot/eu"}}, "account: access_key_secret: command"),
         ({"access_key_id": {"command": ["pass", 1]}}, "access_key_id: command 2"),
         ({"access_key_secret": {"env": 3}}, "access_key_secret: env"),
         ({"dialect": "alibaba"}, "region_id"),

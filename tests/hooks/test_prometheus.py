@@ -328,6 +328,7 @@ def test_each_metric_is_documented_and_a_gauge(tmp_path: Path) -> None:
     samples = read_metrics(every_status(tmp_path / "run").folder, POLICY, ("site",))
     names = {family.name for family in samples.families}
     some = {"auditor_last_success_timestamp_seconds", "auditor_module_version_share", "auditor_run_exit_code"}
+    some |= {"auditor_rollout_share"}
     assert names | some == set(metrics._HELP)
     for family in samples.families:
         assert family.name.startswith("auditor_")

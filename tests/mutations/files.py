@@ -31,10 +31,14 @@ MAX_PARSED_BYTES = 32 << 20
 """Size up to which a content is mutated by its format."""
 
 
-def mutate_file(path: Path, random: Random) -> str:
-    """Mutate the content of a file by its format; return what was done. A missing file is created."""
+def mutate_file(path: Path, random: Random, *, apart_from: frozenset[str] = frozenset()) -> str:
+    """Mutate the content of a file by its format; return what was done. A missing file is created.
+
+    It may get the content of another file of its folder, but not of those ``apart_from``.
+    """
     content = path.read_bytes() if path.is_file() else b""
-    others = {each.name: each.read_bytes() for each in sorted(path.parent.iterdir()) if each.is_file() and each != path}
+    files = [each for each in sorted(path.parent.iterdir()) if each.is_file() and each != path]
+    others = {each.name: each.read_bytes() for each in files if each.name not in apart_from}
     changed, what = mutate_content(path.name, content, random, others)
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(changed)

@@ -161,7 +161,11 @@ def _mutate_fleet(path: Path, outside: Path, random: Random) -> str:
             )
     elif path.suffix != ".csv":
         path.write_bytes((path.parent / "fleet.csv").read_bytes())
-    return replace_entry(path, outside, random) if not random.randrange(12) else mutate_file(path, random)
+    if not random.randrange(12):
+        return replace_entry(path, outside, random)
+    return mutate_file(
+        path, random, apart_from=frozenset({"secret"})
+    )  # the texts of a fleet are names, and are printed
 
 
 def settings(material: Material, number: int) -> Case:

@@ -9,7 +9,7 @@ import pytest
 
 from auditor.errors import SettingsError
 from auditor.policy.loader import load_policy, parse_policy
-from auditor.policy.model import Deny, Exact, MaxAge, MaxVersions, Minimum, Newest, Required, RuleException
+from auditor.policy.model import Deny, Exact, MaxAge, MaxVersions, Minimum, Newest, Released, Required, RuleException
 from auditor.storage.database import open_database
 from auditor.text.globs import glob_regex, is_literal
 from tests.runs.run_folders import HOSTILE
@@ -38,6 +38,7 @@ def test_the_example_has_every_condition_and_describes_it() -> None:
         Required(),
         MaxVersions(5),
         Newest(Fraction(19, 20), "95%"),
+        Released(Fraction(19, 20), "95%", 14 * 86_400, "14d"),
         MaxAge(36 * 3_600, "36h"),
     ]
     assert rules[0].exceptions == (RuleException(date(2027, 6, 30), "test bench", device="lab-*"),)
@@ -49,6 +50,7 @@ def test_the_example_has_every_condition_and_describes_it() -> None:
         "every device reports module ble",
         "every module has at most 5 versions in use in a product",
         "module ble runs its newest version on 95% of a product's devices or more",
+        "every module runs its released version on 95% of a product's devices or more, 14d after its release",
         "every device was answered within 36h",
     ]
 

@@ -138,11 +138,19 @@ async def test_every_page_is_requested_once_and_never_before_the_devices(tmp_pat
         found = requests_by_operation(platform)
         devices = platform.arrivals_by_operation["ListOTAModuleVersionsByDevice"]
         assert min(platform.arrivals_by_operation["ListOTAFirmware"]) > max(devices)
+        settings = released_settings(tmp_path, platform, account={"quota_share": 0.5})
+        (plan,) = auditor.plan_audit(settings).accounts
+        (limited,) = auditor.plan_audit(settings, limit=5).accounts
     # Of a list with several pages, the first one is read again at the end.
     pages = sum(max(1, -(-size // 100)) + (size > 100) for size in sizes)
     assert found == {"ListOTAFirmware": 1, "ListOTAJobByFirmware": len(store.firmware), "ListOTATaskByJob": pages}
     assert result.manifest.releases[0].requests == sum(found.values())
     assert_released(world, result.folder)
+    # Half of the quota of 10 requests a second.
+    expected = (sum(found.values()), sum(found.values()) / 5, result.folder.name)
+    assert (plan.release_requests, plan.release_seconds, plan.release_run) == expected
+    assert plan.calls < len(world) + sum(found.values())  # they are not among the calls
+    assert limited.release_requests is None
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
