@@ -1,8 +1,10 @@
-"""Seconds and peak memory of `auditor report` for a run of 1,000,000 devices with 4 modules each and its predecessor.
+"""Seconds and peak memory of `auditor report` for 30 runs of 1,000,000 devices with 4 modules each, and for 20 devices.
 
-python benchmarks/report.py [DEVICES]
+python benchmarks/report.py [DEVICES] [RUNS]
 """
 
+import os
+import shutil
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -13,9 +15,13 @@ from pathlib import Path
 import duckdb
 from drift import PARQUET, build, measure_command
 
-from auditor.runs.folder import DEVICES
-from auditor.runs.manifest import file_info, read_manifest, write_manifest
-from auditor.storage.database import sql_literal
+from auditor.runs.attributes import ATTRIBUTES, ATTRIBUTES_TYPE
+from auditor.runs.folder import DEVICES, FLEET, INVENTORY_CSV, INVENTORY_JSON, SEALED
+from auditor.runs.inventory import count_devices
+from auditor.runs.manifest import MANIFEST, file_info, read_manifest, write_manifest
+from auditor.runs.seal import write_inventories
+from auditor.runs.views import define_products, define_sealed_views
+from auditor.storage.database import sql_literal, temporary_database
 
 RULES = """
 [[rule]]
@@ -33,47 +39,69 @@ max_versions = 9
 
 
 def build_queried(folder: Path, first: int, devices: int, day: int) -> None:
-    """Build a run as in `drift.py`, with attempts and failures."""
+    """Build a run as in `drift.py`, with attempts, failures, attributes and inventories."""
     build(folder, first, devices, day)
     complete, plain = folder / DEVICES, folder / "plain.parquet"
     complete.rename(plain)
     select = (
         "SELECT * EXCLUDE (ordinal, status, modules), ordinal, status, modules, 1 AS attempts, 'no answer' AS message, "
-        "CASE WHEN status = 'failed' THEN 'auditor.Timeout' END AS code FROM read_parquet({})"
+        "CASE WHEN status = 'failed' THEN 'auditor.Timeout' END AS code, "
+        f"MAP {{'product_name': 'Product ' || product_key}}::{ATTRIBUTES_TYPE} AS {ATTRIBUTES} "
+        f"FROM read_parquet({sql_literal(plain)})"
     )
     with duckdb.connect() as database:
         database.execute("SET enable_progress_bar = false")
-        columns = database.execute(f"DESCRIBE FROM read_parquet({sql_literal(plain)})").fetchall()
-        query = select.format(sql_literal(plain))
-        if "audited_at" not in {name for name, *_ in columns}:
-            query = f"SELECT *, TIMESTAMP '2026-11-22 02:00:00' AS audited_at FROM ({query})"
-        database.execute(f"COPY ({query}) TO {sql_literal(complete)} {PARQUET}")
+        database.execute(f"COPY ({select}) TO {sql_literal(complete)} {PARQUET}")
     plain.unlink()
-    manifest = read_manifest(folder)
-    write_manifest(folder, replace(manifest, files=tuple(file_info(folder / info.name) for info in manifest.files)))
+    with temporary_database("bench") as (database, work):
+        define_sealed_views(database, folder)
+        define_products(database, folder)
+        write_inventories(database, folder, work)
+        for name in (INVENTORY_CSV, INVENTORY_JSON):
+            shutil.move(work / name, folder / name)
+        counts = count_devices(database)
+    files = tuple(file_info(folder / name) for name in (FLEET, *SEALED))
+    manifest = replace(read_manifest(folder), devices=counts, files=files, max_failed="1%", state="within_tolerance")
+    write_manifest(folder, replace(manifest, started_at=f"2026-10-{day + 1:02}T02:00:00.000Z"))
 
 
-def main(devices: int) -> None:
+def build_runs(directory: Path, devices: int, runs: int) -> Path:
+    """Build runs on consecutive days; return the newest. Further ones are copies of the first with other dates."""
+    directory.mkdir()
+    first, last = directory / "run00", directory / f"run{runs:02}"
+    # In a separate process, since a command starts with the peak memory of this one.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(build_queried, first, 0, devices, 0).result()
+        pool.submit(build_queried, last, devices // 200, devices, 1).result()
+    manifest = read_manifest(first)
+    for day in range(1, runs - 1):
+        folder = directory / f"run{day:02}"
+        shutil.copytree(first, folder, copy_function=os.link)
+        (folder / MANIFEST).unlink()
+        write_manifest(folder, replace(manifest, started_at=f"2026-10-{day + 1:02}T02:00:00.000Z"))
+    write_manifest(last, replace(read_manifest(last), started_at=f"2026-10-{runs:02}T02:00:00.000Z"))
+    return last
+
+
+def main(devices: int, runs: int) -> None:
     with tempfile.TemporaryDirectory(prefix="auditor-report-") as temporary:
-        runs, alone, page = (Path(temporary, name) for name in ("runs", "alone", "fleet.html"))
-        rules = Path(temporary, "rules.toml")
+        alone, rules = Path(temporary, "alone"), Path(temporary, "rules.toml")
         rules.write_text(RULES)
-        runs.mkdir()
         alone.mkdir()
-        old, new = runs / "old", runs / "new"
-        # In a separate process, since a command starts with the peak memory of this one.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            pool.submit(build_queried, old, 0, devices, 0).result()
-            pool.submit(build_queried, new, devices // 200, devices, 1).result()
-        print(f"{devices:,} devices with 4 modules\n{'command':<50} {'seconds':>8} {'peak MB':>8} {'page kB':>8}")
-        for name, arguments in (
-            ("report NEW, no previous run", ("--history", str(alone))),
-            ("report NEW", ()),
-            ("report NEW --rules R, 3 rules", ("--rules", str(rules))),
-        ):
-            seconds, peak = measure_command("report", str(new), "--out", str(page), *arguments)
-            print(f"{name:<50} {seconds:>8.1f} {peak:>8.0f} {page.stat().st_size / 1_000:>8,.0f}", flush=True)
+        page = Path(temporary, "fleet.html")
+        print(f"{'command':<70} {'seconds':>8} {'peak MB':>8} {'page kB':>8}")
+        for count in (20, devices):
+            newest = build_runs(Path(temporary, str(count)), count, runs)
+            for name, arguments in (
+                ("no previous run", ("--history", str(alone))),
+                (f"{runs} runs", ()),
+                (f"{runs} runs, 3 rules", ("--rules", str(rules))),
+            ):
+                seconds, peak = measure_command("report", str(newest), "--out", str(page), *arguments)
+                what = f"report of {count:,} devices with 4 modules, {name}"
+                print(f"{what:<70} {seconds:>8.1f} {peak:>8.0f} {page.stat().st_size / 1_000:>8,.0f}", flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
+    given = [int(text) for text in sys.argv[1:]]
+    main(*(given + [1_000_000, 30][len(given) :]))

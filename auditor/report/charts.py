@@ -41,8 +41,8 @@ _MIN_SEGMENT = 0.004
 _EDGE = 4
 """Height of the edges of a chart, in percent."""
 
-_DATE_INTERVALS = 4
-"""Intervals between the days below a chart."""
+_DATE_INTERVALS = 3
+"""Intervals between the days below a chart, if it has as many runs."""
 
 _MIN_LABEL_DISTANCE = 8.0
 """Distance of labels at the end of a chart, in percent of its height."""
@@ -150,11 +150,12 @@ def draw_ages(
 def _date_labels(dates: Sequence[str]) -> Markup:
     """Draw the days of some runs below a chart, the first and the last one included."""
     count = len(dates)
-    labelled = sorted({round(part * (count - 1) / _DATE_INTERVALS) for part in range(_DATE_INTERVALS + 1)})
+    intervals = max(1, min(_DATE_INTERVALS, (count - 1) // 2))
+    labelled = sorted({round(part * (count - 1) / intervals) for part in range(intervals + 1)})
     labels = []
-    for place, at in enumerate(labelled):
+    for at in labelled:
         anchor = "start" if at == 0 else "end" if at == count - 1 else "middle"
-        kind = "between" if place % 2 else "main"
+        kind = "between" if 0 < at < count - 1 else "main"
         left = _number(_across(at, max(count, 2), 100))
         labels.append(
             Markup('<text class="{}" x="{}%" y="12" text-anchor="{}">{}</text>').format(kind, left, anchor, dates[at])

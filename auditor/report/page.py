@@ -133,6 +133,7 @@ def render_page(report: Report) -> str:
         names=names,
         states=(*_STATES, *((_UNSAMPLED,) if coverage.unsampled else ())),
         shown_states=[state for state, count in coverage.by_state.items() if count],
+        rule_counts=_rule_counts(report),
         drift_counts=_drift_counts(report),
         drift_columns=_drift_columns,
         states_chart=draw_bar(state_segments(coverage.by_state), "stretch"),
@@ -166,7 +167,7 @@ def _attention_chart(item: AttentionItem) -> str:
 
 
 def _tile_chart(report: Report, tile: Tile) -> str:
-    if tile.figure == "policy.error" and report.policy is not None:
+    if tile.title == "Policy" and report.policy is not None:
         colors = (("error", "bad"), ("warning", "warn"), ("note", "muted"), ("unparseable", "warn"),
                   ("not_seen", "pending"), ("compliant", "good"))  # fmt: skip
         return draw_bar([(color, report.policy.verdicts.get(name, 0)) for name, color in colors], "mini")
@@ -207,6 +208,15 @@ def _calm(report: Report) -> str:
             f"{report.changes.counts.upgraded:,} modules were upgraded since {format_day(report.changes.started_at)}"
         )
     return ", ".join(parts)[:1].upper() + ", ".join(parts)[1:] + "."
+
+
+def _rule_counts(report: Report) -> list[tuple[str, str]]:
+    """Return the counts of rules that are not zero for all of them: name, title."""
+    results = () if report.policy is None else report.policy.results
+    titles = {"unsampled": "Not sampled"}
+    names = ("compliant", "violated", "unparseable", "not_seen", "exempt", "unsampled")
+    shown = [name for name in names if any(getattr(each, name) for each in results)]
+    return [(name, titles.get(name, name.replace("_", " ").capitalize())) for name in shown]
 
 
 def _drift_counts(report: Report) -> list[tuple[str, str, str, int]]:

@@ -183,14 +183,14 @@ def encode_details(report: Report) -> Markup:
     room, modules = MAX_DETAIL_BYTES, []
     for each in rollouts.rollouts:
         entry = _detail_entry(each, run)
-        room -= len(_json(entry))
+        room -= len(encode_json(entry))
         if room < 0:
             break
         modules.append(entry)
     if not modules:
         return Markup()
     days = [format_day(each.started_at) for each in rollouts.runs]
-    return Markup(_json({"runs": days, "modules": modules}))  # noqa: S704  escaped by _json
+    return Markup(encode_json({"runs": days, "modules": modules}))  # noqa: S704  escaped by encode_json
 
 
 def _detail_entry(detail: RolloutDetail, run: str) -> dict[str, object]:
@@ -212,7 +212,7 @@ def _detail_entry(detail: RolloutDetail, run: str) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _json(value: object) -> str:
+def encode_json(value: object) -> str:
     """Return JSON without a character that HTML or JavaScript could read as something else."""
     text = orjson.dumps(value).decode()
     for character in "<>&\u2028\u2029":

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from auditor.analysis.rollout_states import RolloutState
+from auditor.policy.model import Severity
 from auditor.report.attention import Tone, read_verdict
 from auditor.report.filters import format_day, format_number, format_percent, format_points, format_signed
 from auditor.report.model import Report
@@ -132,7 +133,6 @@ def _rollout_tile(report: Report) -> Tile:
 def _policy_tile(report: Report) -> Tile:
     policy = report.policy
     verdicts = {} if policy is None else policy.verdicts
-    errors = verdicts.get("error", 0)
     names = (
         ("warning", "warning", "warnings"),
         ("note", "note", "notes"),
@@ -144,9 +144,12 @@ def _policy_tile(report: Report) -> Tile:
         TileCount(f"policy.{key}", verdicts.get(key, 0), one if verdicts.get(key) == 1 else more)
         for key, one, more in names
     )
-    tone: Tone = "bad" if errors else "warn" if verdicts.get("warning") else "good"
-    text = f"{format_count(errors, 'error')}" if errors else "no error"
-    return Tile("policy.error", "Policy", errors, text, counts_below, tone=tone)
+    severities: tuple[tuple[Severity, Tone], ...] = (("error", "bad"), ("warning", "warn"), ("note", "plain"))
+    for severity, tone in severities:
+        if count := verdicts.get(severity, 0):
+            others = tuple(each for each in counts_below if each.figure != f"policy.{severity}")
+            return Tile(f"policy.{severity}", "Policy", count, format_count(count, severity), others, tone=tone)
+    return Tile("policy.violated", "Policy", 0, "none violated", counts_below, tone="good")
 
 
 def _change_tile(report: Report) -> Tile:

@@ -31,7 +31,7 @@ def shows(text: str, value: str) -> bool:
         return text == format_percent(float(value))
     return (
         text.replace(",", "").startswith(value)
-        or (value == "0" and text in {"·", "no error", "0%"})
+        or (value == "0" and text in {"·", "none violated", "0%"})
         or (value == "1" and text == "100%")
     )
 
