@@ -28,7 +28,7 @@ RATE_WINDOW = 10.0
 MAX_ACCOUNTS = 20
 """Accounts that are shown, those with problems first."""
 
-_NAME_WIDTH, _STATE_WIDTH, _RATE_WIDTH, _REMAINING_WIDTH = 22, 7, 12, 14
+_NAME_WIDTH, _STATE_WIDTH, _RATE_WIDTH, _REMAINING_WIDTH = 16, 7, 11, 14
 """Characters of columns: the maximum of names, and the minimum of the others, so that they stay in their places."""
 
 _STATE_STYLES = {"stopped": "red", "failing": "red", "slowed": "yellow", "done": "dim"}

@@ -127,11 +127,11 @@ def test_a_terminal_has_a_line_for_each_account_in_fixed_columns() -> None:
     assert lines[0].endswith("  30.0 s left")
     assert len(lines[0]) == 120
     assert lines[1:] == [
-        "  us      failing   48           5/s    3 failed  nothing succeeds",
-        "  cn\\x1b  stopped    0                  0 failed  key refused",
-        "  eu      slowed    48     5/s of 10    0 failed  quota refused 3x, 5.0/s accepted",
-        "  in      done      48                  0 failed",
-        "  jp      ok       123      5/s of 5    0 failed  shared with 1 other",
+        "  us      failing   48          5/s    3 failed  nothing succeeds",
+        "  cn\\x1b  stopped    0                 0 failed  key refused",
+        "  eu      slowed    48    5/s of 10    0 failed  quota refused 3x, 5.0/s accepted",
+        "  in      done      48                 0 failed",
+        "  jp      ok       123     5/s of 5    0 failed  shared with 1 other",
     ]
 
 

@@ -326,3 +326,31 @@ async def test_a_request_whose_timestamp_is_always_refused_pauses_so_that_others
     assert isinstance((await bench.caller.send(refuse)).result, ClockSkewError)
     assert len(pauses) == MAX_ACCOUNT_ERRORS - 1 - IMMEDIATE_CLOCK_RETRIES
     assert all(0 < pause <= 2 for pause in pauses)
+
+
+async def test_the_longest_wait_is_that_of_the_oldest_request_in_flight() -> None:
+    bench, answered = Bench(), [anyio.Event() for _ in range(3)]
+    assert bench.caller.longest_wait == 0
+
+    async def send(number: int) -> None:
+        async def request() -> str:
+            await answered[number].wait()
+            if number == 1:
+                raise NotFoundError("iot.device.NotExist")
+            return "page"
+
+        await bench.caller.send(request)
+
+    async with anyio.create_task_group() as tasks:
+        waits = []
+        for number in range(3):
+            tasks.start_soon(send, number)
+            await anyio.sleep(0.02)
+            waits.append(bench.caller.longest_wait)
+        assert 0.01 < waits[0] < waits[1] - 0.01 < waits[2] - 0.02
+        for number in (1, 0, 2):  # the second one fails, and the first one is the oldest until it is answered
+            before = bench.caller.longest_wait
+            answered[number].set()
+            await anyio.wait_all_tasks_blocked()
+            assert bench.caller.longest_wait < before or number == 1
+    assert bench.caller.longest_wait == 0

@@ -74,11 +74,11 @@ def _print_next_steps(runs: list[Path], directory: Path) -> None:
     print_line("\nTry:")
     program, folder = _program(), shlex.quote(safe(directory))
     for words, meaning in (
-        (f"inventory {folder} --module default", "versions in use, the newest first"),
-        (f"diff {folder} --since last~{len(runs) - 1}", "what changed since the first run")
+        (f"inventory {folder} --module default", "versions in use"),
+        (f"diff {folder} --since last~{len(runs) - 1}", "changes since the first run")
         if len(runs) > 1
-        else (f"status {folder}", "how the run ended, and what to do next"),
-        (f"policy {folder} {shlex.quote(safe(rules))}", "which rules the fleet violates"),
+        else (f"status {folder}", "how the run ended"),
+        (f"policy {folder} {shlex.quote(safe(rules))}", "violated rules"),
     ):
         print_line(f"  {program} {words}  # {meaning}")
 
