@@ -5,7 +5,7 @@ from pathlib import Path
 
 import orjson
 
-from auditor.storage.database import scratch_database, sql_read_path, text_lines, write_rows
+from auditor.storage.database import READING_MEMORY, scratch_database, sql_read_path, text_lines, write_rows
 
 INDEX_FOLDER = ".index"
 """Folder in the run folder with what the index has of devices, until the run has no more devices to query."""
@@ -43,7 +43,9 @@ def write_index_results(journal: Path, out: Path, account: str) -> None:
     out.parent.mkdir(0o700, parents=True, exist_ok=True)
     new = out.with_suffix(".new")
     lines = text_lines(sql_read_path(journal))
-    with scratch_database(out.with_suffix(".reading"), failure=f"{out}: cannot be written") as database:
+    with scratch_database(
+        out.with_suffix(".reading"), memory=READING_MEMORY, failure=f"{out}: cannot be written"
+    ) as database:
         query = _RESULTS.format(record=orjson.dumps(_RECORD).decode(), lines=lines)
         write_rows(database, query, new, parameters=[account])
     new.replace(out)

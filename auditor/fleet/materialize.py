@@ -15,6 +15,8 @@ from auditor.config.settings import FleetSource, Patterns
 from auditor.fleet.table import FLEET_COLUMNS, find_duplicate_keys, require_folder, slices_for
 from auditor.runs.attributes import ATTRIBUTES, ATTRIBUTES_TYPE, LISTED_ATTRIBUTES, attributes_from_columns
 from auditor.storage.database import (
+    DEFAULT_MEMORY,
+    READING_MEMORY,
     parquet,
     scalar,
     scratch_database,
@@ -72,7 +74,7 @@ def materialize(
 ) -> MaterializedFleet:
     """Write the devices in a journal to a file: those that match ``fleet`` (all if not ``filtered``), up to ``limit``.
 
-    With ``has_attributes``, the devices in the journal have further attributes.
+    With ``has_attributes``, the devices in the journal have further attributes, and their versions.
 
     A folder beside ``out`` holds what does not fit into memory meanwhile.
 
@@ -81,7 +83,8 @@ def materialize(
     """
     require_folder(out)
     work = out.with_suffix(".reading")
-    with scratch_database(work, failure=f"{out}: cannot be written") as database:
+    memory = READING_MEMORY if has_attributes else DEFAULT_MEMORY  # lines with versions are longer
+    with scratch_database(work, memory=memory, failure=f"{out}: cannot be written") as database:
         rows = _stage(database, journal, work / "rows.parquet", has_attributes=has_attributes)
         condition = _filter_condition(fleet) if filtered else "true"
         attributes = attributes_from_columns(LISTED_ATTRIBUTES)

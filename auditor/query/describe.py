@@ -103,6 +103,8 @@ def describe_selection(selection: SelectionInfo) -> Iterator[str]:
         yield f"results are carried from {safe(selection.baseline_run)}"
     elif incremental:
         yield "no earlier run of this name to carry results from: all devices are queried"
+    elif selection.strategy == "index":
+        yield "results of devices that are not queried are those of the platform's search index"
     for account in selection.accounts:
         yield f"{safe(account.account)}: {_describe_account(account, precise=selection.precision is not None)}"
     if selection.precision is not None and selection.achieved_precision is not None:

@@ -62,10 +62,12 @@ def completeness_warnings(
 def recheck_warnings(run: str, selection: SelectionInfo) -> Iterator[RunWarning]:
     """Yield warnings if too many carried results seem outdated, or belong to devices that may have changed."""
     recheck, outdated = selection.recheck, selection.outdated
-    if recheck is not None and recheck.rate is not None and recheck.rate > MAX_OUTDATED:
+    is_index = selection.strategy == "index"
+    is_used = not is_index or any(account.carried for account in selection.accounts)
+    if is_used and recheck is not None and recheck.rate is not None and recheck.rate > MAX_OUTDATED:
         found = f"the recheck found {recheck.changed:,} of {recheck.answered:,} answers outdated"
         interval = "" if recheck.low is None or recheck.high is None else f" ({recheck.low:.1%} to {recheck.high:.1%})"
-        of = "the answers of devices without a sign of change"
+        of = "the results of the search index" if is_index else "the answers of devices without a sign of change"
         yield RunWarning("recheck", run, f"{found}: about {recheck.rate:.1%}{interval} of {of}")
     if outdated is not None and outdated.may_have_changed > MAX_OUTDATED * outdated.carried:
         devices = f"{outdated.may_have_changed:,} of {outdated.carried:,} carried results"

@@ -270,3 +270,19 @@ def test_budget_and_sample_are_compared_though_they_exclude_each_other_in_a_run(
     rows = list(auditor.plan_audit(changed(settings, max_calls=20), sample_size=10, precision="5%").strategies)
     assert row_of(rows, "rolling").max_calls == 20
     assert (row_of(rows, "sample", sample_size=10).calls, row_of(rows, "sample", precision=0.05).calls) == (10, 30)
+
+
+def test_an_index_costs_a_call_for_49_devices_and_its_recheck() -> None:
+    settings = settings_of((10.0, 1.0))
+    assert not any(row.strategy == "index" for row in rows_of(settings, {"a0": 1_000}))
+    indexed = [
+        msgspec.structs.replace(each, read="index", fleet=FleetSource(products="all")) for each in settings.account
+    ]
+    read = changed(settings, account=tuple(indexed), recheck="1%")
+    sizes = {"a0": {500: 2}}
+    row = row_of(rows_of(read, {"a0": 1_000}, sizes=sizes), "index")
+    assert (row.devices, row.calls) == (10, 10 + 2 * (500 // 49 + 1))
+    full = row_of(rows_of(read, {"a0": 1_000}, sizes=sizes), "full")
+    assert row.seconds is not None
+    assert full.seconds is not None
+    assert row.seconds < full.seconds / 20

@@ -10,10 +10,10 @@ import auditor
 from auditor.errors import RunFolderError
 from auditor.models import RunWarning
 from auditor.query.snapshot import open_snapshot
-from auditor.query.warnings import completeness_warnings, integrity_warnings
+from auditor.query.warnings import completeness_warnings, integrity_warnings, recheck_warnings
 from auditor.runs.folder import CARRIED, DEVICES, FLEET, MODULES, RESULTS
 from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, read_manifest
-from auditor.runs.selection_info import GapInfo
+from auditor.runs.selection_info import AccountSelection, GapInfo, Recheck, SelectionInfo
 from tests.runs.run_folders import build, edit_manifest, every_status, named, ok, running
 
 
@@ -127,3 +127,12 @@ def test_carried_results_are_no_lines_of_the_results(tmp_path: Path) -> None:
     results.write_bytes(b"")
     with pytest.raises(RunFolderError, match="counts 1 answers, and 0 exist"):
         auditor.Run(built.folder)
+
+
+@pytest.mark.parametrize(("carried", "warned"), [(90, 1), (0, 0)])
+def test_a_wrong_index_is_a_warning_only_where_its_results_are_used(carried: int, warned: int) -> None:
+    accounts = (AccountSelection("eu", {"recheck": 10}, carried=carried, unchanged=100),)
+    recheck = Recheck(100, 10, 10, 5, 0.5, 0.2, 0.8)
+    found = list(recheck_warnings("run", SelectionInfo("index", accounts=accounts, recheck=recheck)))
+    assert [warning.kind for warning in found] == ["recheck"] * warned
+    assert all("of the results of the search index" in warning.detail for warning in found)
