@@ -18,7 +18,7 @@ import orjson
 from auditor.models import RunWarning
 from auditor.query.change_log import define_change_log, run_columns
 from auditor.runs.folder import CHANGES, DEVICES, FIRMWARE, FLEET, INVENTORY_JSON, MODULES, TASKS, StoredRun
-from auditor.runs.views import FIRMWARE_COLUMNS, TASK_COLUMNS, jobs_query, no_rows, parquet_of_run
+from auditor.runs.views import FIRMWARE_COLUMNS, TASK_COLUMNS, jobs_query, no_rows, parquet_of_run, releases_query
 from auditor.storage.database import Database, sql_read_path, text_lines
 
 _INVENTORY = dict.fromkeys(("account", "product_key", "module_name", "module_version"), "VARCHAR")
@@ -63,7 +63,10 @@ def _define_releases(database: Database, runs: Sequence[StoredRun]) -> list[Path
     files = []
     for view, name, columns in (("firmware", FIRMWARE, FIRMWARE_COLUMNS), ("tasks", TASKS, TASK_COLUMNS)):
         stored = [run for run in runs if (run.folder / name).is_file()]
-        queries = [f"SELECT {run_columns(run)}, * FROM {parquet_of_run(database, run.folder / name)}" for run in stored]
+        queries = [
+            f"SELECT {run_columns(run)}, * FROM ({releases_query(database, run.folder / name, columns)})"
+            for run in stored
+        ]
         nothing = no_rows({"run": "VARCHAR", "started_at": "TIMESTAMP", **columns})
         database.execute(f"CREATE VIEW {view} AS {' UNION ALL BY NAME '.join([nothing, *queries])}")
         files += [run.folder / name for run in stored]
