@@ -326,3 +326,16 @@ async def test_a_request_whose_timestamp_is_always_refused_pauses_so_that_others
     assert isinstance((await bench.caller.send(refuse)).result, ClockSkewError)
     assert len(pauses) == MAX_ACCOUNT_ERRORS - 1 - IMMEDIATE_CLOCK_RETRIES
     assert all(0 < pause <= 2 for pause in pauses)
+
+
+async def test_a_retry_whose_call_was_used_while_it_waited_is_not_sent() -> None:
+    bench = Bench(initial_delay=0.01)
+
+    async def fail() -> None:
+        raise TransientError("auditor.Timeout")
+
+    bench.caller.may_retry = lambda: bench.caller.stats.sent < 5
+    async with anyio.create_task_group() as group:
+        for _ in range(4):  # each of them may be sent again before it waits, and only one of them afterwards
+            group.start_soon(bench.caller.send, fail)
+    assert bench.caller.stats.sent == 5
