@@ -25,7 +25,7 @@ from auditor.runs.folder import (
     RESULTS,
 )
 from auditor.runs.journal import encode_outcome
-from auditor.runs.manifest import DeviceCounts, read_manifest
+from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
 from auditor.text.formats import TableFormat
 from tests.database import connect
 from tests.runs.run_folders import Built, build, by_id, edit_manifest, every_status, finish, named, ok, running
@@ -119,9 +119,14 @@ def test_a_run_that_is_sealed_while_it_is_opened_is_read(
 
 
 def test_a_run_that_cannot_be_read_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, opened = unsealed(tmp_path / "run").folder, []
+    folder, opened = unsealed(tmp_path / "run").folder, list[Path]()
     (folder / FLEET).write_bytes(b"x")
-    monkeypatch.setattr(run_module, "read_manifest", lambda path: opened.append(path) or read_manifest(path))
+
+    def read(path: Path) -> Manifest:
+        opened.append(path)
+        return read_manifest(path)
+
+    monkeypatch.setattr(run_module, "read_manifest", read)
     with pytest.raises(RunFolderError, match="cannot be read"):
         Run(folder)
     assert len(opened) == 1
