@@ -35,11 +35,11 @@ def define_device_groups(database: Database, names: Sequence[str], limit: int) -
 
     | table | a row |
     |---|---|
-    | ``device_groups`` | a group: number (0: the most devices), devices, and a text for each name: ``value_0`` … |
+    | ``device_groups`` | each group: number (0: the most devices), devices, and a text for each name: ``value_0`` … |
     | ``grouped_devices`` | a device of the view ``devices``: number of its group, its four names, status and source |
 
-    Groups after the first ``limit`` ones are combined in the group ``limit``, which has no row in ``device_groups``. An
-    attribute that no device has gives NULL, as it does for devices without it.
+    Groups after the first ``limit`` ones are combined in the group ``limit`` of ``grouped_devices``. An attribute that
+    no device has gives NULL, as it does for devices without it.
     """
     values = [name if name in WHERE_COLUMNS else attribute_sql(name) for name in names]
     cells = ", ".join(f"{value} AS value_{number}" for number, value in enumerate(values))
@@ -54,15 +54,23 @@ def define_device_groups(database: Database, names: Sequence[str], limit: int) -
         "iot_id, status, source FROM (SELECT account, product_key, device_name, iot_id, status, source, "
         f"{cells} FROM devices) d JOIN device_groups g ON {same}"
     )
-    combined = scalar(database, f"SELECT count(*) FROM device_groups WHERE number >= {limit}")
-    database.execute(f"DELETE FROM device_groups WHERE number >= {limit}")
-    return combined
+    return scalar(database, f"SELECT count(*) FROM device_groups WHERE number >= {limit}")
 
 
-def group_values(database: Database, names: Sequence[str], length: int) -> list[tuple[str | None, ...]]:
-    """Return the texts of each group of ``device_groups``, by its number, cut to ``length`` characters."""
+def group_values(database: Database, names: Sequence[str], length: int, limit: int) -> list[tuple[str | None, ...]]:
+    """Return the texts of each of the first ``limit`` groups, by its number, cut to ``length`` characters."""
     columns = ", ".join(f"left(value_{number}, {length})" for number in range(len(names)))
-    return database.execute(f"SELECT {columns} FROM device_groups ORDER BY number").fetchall()
+    return database.execute(f"SELECT {columns} FROM device_groups WHERE number < {limit} ORDER BY number").fetchall()
+
+
+def unused_texts(database: Database, names: Sequence[str], text: str) -> tuple[str, ...]:
+    """Return for each name a text that no group has: ``text``, and as many ``_`` behind it as that needs."""
+    longest = ", ".join(
+        f"max(length(value_{number})) FILTER (regexp_full_match(value_{number}, '{text}_*'))"
+        for number in range(len(names))
+    )
+    lengths = database.execute(f"SELECT {longest} FROM device_groups").fetchone() or ()
+    return tuple(text if length is None else text.ljust(length + 1, "_") for length in lengths)
 
 
 GROUPED_MODULES = """

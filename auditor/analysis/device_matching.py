@@ -13,7 +13,8 @@ that run or its list is incomplete, a gap of its product is known, or the run wa
 device whose carried result in the new run is older than the answer in the old run, and one whose only answer is that of
 a silent account.
 
-A device that a run lists twice, in both ways, counts once.
+A device that a run lists twice, in both ways, counts once. Devices with different names whose answers have one
+``iot_id`` are several devices: that ``iot_id`` identifies none of them, and they match by their names.
 
 A device that a sample did not contain is ``unsampled``, whatever the other run knows of it.
 """
@@ -29,6 +30,15 @@ SIDES = ("old", "new")
 _NO_ANSWER, _PRESENT = "('failed', 'pending')", "('ok', 'empty')"
 
 _HAS_NAMES = "product_key IS NOT NULL AND device_name IS NOT NULL"
+
+_ALL_NAMES = " || ".join(
+    (*(f"coalesce(length({name}) || '/' || {name}, '-')" for name in ("product_key", "device_name")), device_key_sql())
+)
+"""The SQL of one text for each combination of names."""
+
+_SHARED_IDS = f"""SELECT account, iot_id FROM {{side}}_rows WHERE iot_id IS NOT NULL AND {_HAS_NAMES}
+  GROUP BY ALL HAVING count(DISTINCT (product_key, device_name)) > 1"""
+"""What several devices report as their ``iot_id``."""
 
 _BY_INFORMATION = "array_position(['ok', 'empty', 'not_found', 'failed', 'pending', 'unsampled'], status), line"
 """Order of several rows of one device: the first one counts."""
@@ -84,13 +94,13 @@ def _define_pairs(database: Database) -> None:
     )
     database.execute(
         f"CREATE TABLE pairs AS SELECT {columns} FROM old_devices o JOIN new_devices n "
-        "ON o.account = n.account AND o.iot_id = n.iot_id"
+        "ON o.account = n.account AND o.own_id = n.own_id"
     )
     rest = {side: f"(FROM {side}_devices ANTI JOIN pairs ON line = {side}_line)" for side in SIDES}
     database.execute(
         f"INSERT INTO pairs SELECT {columns} FROM {rest['old']} o JOIN {rest['new']} n "
         "ON o.account = n.account AND o.product_key = n.product_key AND o.device_name = n.device_name "
-        "WHERE o.iot_id IS NULL OR n.iot_id IS NULL"
+        "WHERE o.own_id IS NULL OR n.own_id IS NULL"
     )
     for side, other in (SIDES, SIDES[::-1]):
         # One name of several devices of a run: the first of them is matched with the other run's device.
@@ -155,10 +165,12 @@ def define_reported_versions(
     )
     database.execute("CREATE TABLE reported (device BIGINT, module INTEGER, version INTEGER, in_new BOOLEAN)")
     for side, file in files.items():
+        shared = scalar(database, f"SELECT count(*) FROM {side}_shared_ids") > 0
+        key = _ALL_NAMES if shared else device_key_sql()
         database.execute(
             f"INSERT INTO reported SELECT device, module, version, {side == 'new'} "
-            f"FROM (SELECT {device_key_sql()} AS key, module_name, module_version FROM {file}) "
-            f"JOIN (SELECT {device_key_sql()} AS key, line FROM {side}_devices WHERE status = 'ok') USING (key) "
+            f"FROM (SELECT {key} AS key, module_name, module_version FROM {file}) "
+            f"JOIN (SELECT {key} AS key, line FROM {side}_devices WHERE status = 'ok') USING (key) "
             f"JOIN matched ON line = {side}_line JOIN module_names USING (module_name) "
             "JOIN versions USING (module_version)"
         )
@@ -174,26 +186,36 @@ def _define_devices(database: Database, side: str, run: RunSnapshot) -> None:
         f"source, audited_at FROM {parquet(run.devices, options='file_row_number=true')}"
     )
     # Hashes that all differ prove that no device is listed twice, and comparing numbers is cheap.
-    by_id = f"FROM {side}_rows WHERE iot_id IS NOT NULL"
-    by_names = f"FROM {side}_rows WHERE {_HAS_NAMES}"
-    unique = all(
-        scalar(database, f"SELECT count(*) - count(DISTINCT hash({identity})) {rows}") == 0
-        for identity, rows in (("account, iot_id", by_id), ("account, product_key, device_name", by_names))
+    unique_ids, unique_names = (
+        scalar(database, f"SELECT count(*) - count(DISTINCT hash({names})) FROM {side}_rows WHERE {condition}") == 0
+        for names, condition in (
+            ("account, iot_id", "iot_id IS NOT NULL"),
+            ("account, product_key, device_name", _HAS_NAMES),
+        )
     )
-    devices = f"{side}_rows"
-    if not unique:
-        first_by_id = f"PARTITION BY account, iot_id, CASE WHEN iot_id IS NULL THEN line END ORDER BY {_BY_INFORMATION}"
-        first_by_names = (
-            f"PARTITION BY account, product_key, device_name, CASE WHEN NOT ({_HAS_NAMES}) THEN line END "
-            f"ORDER BY iot_id IS NULL, {_BY_INFORMATION}"
-        )
-        database.execute(
-            f"CREATE TABLE {side}_unique AS SELECT line FROM (FROM {side}_rows "
-            f"QUALIFY row_number() OVER ({first_by_id}) = 1) "
-            f"QUALIFY iot_id IS NOT NULL OR row_number() OVER ({first_by_names}) = 1"
-        )
-        devices = f"{side}_rows SEMI JOIN {side}_unique USING (line)"
+    shared_ids = f"({_SHARED_IDS.format(side=side)}){' LIMIT 0' if unique_ids else ''}"
+    database.execute(f"CREATE TABLE {side}_shared_ids AS FROM {shared_ids}")
+    devices = f"(SELECT *, iot_id AS own_id FROM {side}_rows)"
+    if not (unique_ids and unique_names):
+        _define_unique(database, side)
+        devices = f"(SELECT r.*, own_id FROM {side}_rows r JOIN {side}_unique USING (line))"
     database.execute(f"CREATE VIEW {side}_devices AS SELECT * FROM {devices}")
+
+
+def _define_unique(database: Database, side: str) -> None:
+    """Define ``{side}_unique``: the first line of each device, and its ``own_id``, the iot_id of no other device."""
+    is_shared = f"{_HAS_NAMES} AND (account, iot_id) IN (SELECT (account, iot_id) FROM {side}_shared_ids)"
+    first_by_id = f"PARTITION BY account, own_id, CASE WHEN own_id IS NULL THEN line END ORDER BY {_BY_INFORMATION}"
+    first_by_names = (
+        f"PARTITION BY account, product_key, device_name, CASE WHEN NOT ({_HAS_NAMES}) THEN line END "
+        f"ORDER BY own_id IS NULL, {_BY_INFORMATION}"
+    )
+    database.execute(
+        f"CREATE TABLE {side}_unique AS SELECT line, own_id FROM ("
+        f"FROM (SELECT *, CASE WHEN NOT ({is_shared}) THEN iot_id END AS own_id FROM {side}_rows) "
+        f"QUALIFY row_number() OVER ({first_by_id}) = 1) "
+        f"QUALIFY own_id IS NOT NULL OR row_number() OVER ({first_by_names}) = 1"
+    )
 
 
 def _define_listed(database: Database, old: Manifest, new: Manifest) -> None:
@@ -226,7 +248,7 @@ def _define_unmatched(database: Database) -> None:
     """
     devices = " UNION ALL ".join(
         f"SELECT '{side}' AS side, line, status, account, product_key, "
-        f"CASE WHEN iot_id IS NULL THEN 'names' WHEN NOT ({_HAS_NAMES}) THEN 'id' ELSE 'both' END AS identity "
+        f"CASE WHEN own_id IS NULL THEN 'names' WHEN NOT ({_HAS_NAMES}) THEN 'id' ELSE 'both' END AS identity "
         f"FROM {side}_devices ANTI JOIN pairs ON line = {side}_line"
         for side in SIDES
     )

@@ -16,7 +16,14 @@ from auditor.query.filters import (
     require_module,
     unknown_name,
 )
-from auditor.runs.attributes import ATTRIBUTES, ATTRIBUTES_TYPE, attribute_columns, attribute_names, attribute_sql
+from auditor.runs.attributes import (
+    ATTRIBUTES,
+    ATTRIBUTES_TYPE,
+    attribute_columns,
+    attribute_names,
+    attribute_sql,
+    has_attribute,
+)
 from auditor.runs.views import parquet_of_run, products_query
 from auditor.storage.database import Database, parquet, sql_identifier, temporary_database, write_parquet
 
@@ -113,7 +120,6 @@ def group_columns(
     Raises:
         UsageError: there is no such column, and no device has such an attribute.
     """
-    attributes = attribute_names(database) if group_by else []
     plain = (*own, *OF_DEVICE)
     requested = list(dict.fromkeys(group_by))
     names = attribute_columns([name for name in requested if name not in plain], [*taken, *plain])
@@ -124,10 +130,10 @@ def group_columns(
             columns.append(GroupColumn(name, name))
         elif name in cells:
             columns.append(GroupColumn(name, f"group_{number}", cells[name]))
-        elif name in attributes:
+        elif has_attribute(database, name):
             columns.append(GroupColumn(names[name], f"group_{number}", attribute_sql(name, "s.")))
         else:
-            raise unknown_name(database, "group by", name, [*plain, *attributes])
+            raise unknown_name(database, "group by", name, [*plain, *attribute_names(database)])
     return columns
 
 

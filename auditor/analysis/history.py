@@ -243,7 +243,8 @@ def _recount_selected(
     if criteria.module is not None:
         require_module(database, criteria.module)
     define_selected(database, criteria, runs[-1].started_at)
-    define_product_names(database)
+    if "product_name" in group_by:
+        define_product_names(database)
     own = (*MODULE_COLUMNS, "module_version")
     groups = [each for each in group_columns(database, group_by, own, _COLUMN_NAMES) if each.cell is not None]
     identity = ("account", "product_key", "device_name", "iot_id")
@@ -254,7 +255,8 @@ def _recount_selected(
     database.execute(f"CREATE OR REPLACE TABLE counted AS SELECT *{further} FROM counted WHERE false")
     for run in files:
         selected = ", ".join(f"s.{name}" for name in identity) + select_cells(groups)
-        devices = f"SELECT {selected} FROM {NAMED} WHERE s.run = {run.number} AND s.status = 'ok'"
+        source = NAMED if "product_name" in group_by else "selected s"
+        devices = f"SELECT {selected} FROM {source} WHERE s.run = {run.number} AND s.status = 'ok'"
         # Two rows of a fleet that name one device in two ways are one device.
         devices = f"SELECT {', '.join(identity)}{values} FROM ({devices}) GROUP BY ALL"
         cells = "".join(f", d.{source}" for source in sources)

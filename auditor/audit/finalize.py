@@ -6,10 +6,10 @@ from pathlib import Path
 from statistics import median
 
 from auditor.analysis.recorded_changes import record_changes
-from auditor.audit.aliases import count_aliases
 from auditor.audit.silence import find_silent_accounts
 from auditor.concurrency import run_in_abandonable_thread
 from auditor.errors import AuditInterruptedError, AuditorError, ExitReasonCode, RunNotWritableError
+from auditor.runs.inventory import read_aliases
 from auditor.runs.journal import replace_results
 from auditor.runs.manifest import Manifest, State, write_manifest
 from auditor.runs.seal import SealedRun, seal_run
@@ -41,7 +41,7 @@ async def seal_and_verify(
         replace_results(folder, sealed.compressed)
     manifest = sealed_manifest(manifest, sealed, stopped=bool(errors))
     manifest = replace(manifest, silent=await run_in_abandonable_thread(find_silent_accounts, folder, manifest))
-    aliases = asdict(await run_in_abandonable_thread(count_aliases, folder))
+    aliases = asdict(await run_in_abandonable_thread(read_aliases, folder))
     manifest = replace(manifest, fleet=replace(manifest.fleet, **aliases))
     manifest = await run_in_abandonable_thread(record_changes, folder, manifest)
     incomplete = [*map(str, manifest.silent), *discovery_gaps(manifest)]

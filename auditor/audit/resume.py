@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from auditor.audit.setup import account_infos, has_hooks, record_path, target_ra
 from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
 from auditor.config.serialization import RATE_KEYS, diff_settings
 from auditor.config.settings import Settings
-from auditor.engine.sent_requests import count_sent, requests_before
-from auditor.errors import RunFolderError, RunNotWritableError
+from auditor.engine.sent_requests import SENT_REQUESTS, count_sent, requests_before
+from auditor.errors import AuditorError, RunFolderError, RunNotWritableError
 from auditor.fleet.table import count_devices_to_query
+from auditor.releases.list_journal import RELEASES_FOLDER
+from auditor.releases.release_tables import WORK as RELEASES_WORK
 from auditor.runs.folder import (
     CARRIED,
     COMPRESSED_RESULTS,
@@ -46,8 +49,10 @@ from auditor.runs.locking import (
 from auditor.runs.manifest import SUCCESSFUL_STATES, Manifest, file_info, read_manifest, write_manifest
 from auditor.runs.recovery import REMAINING, repair, rotate_failures, write_remaining_devices
 from auditor.runs.selection_info import ExitReason
+from auditor.selection.coordinator import WORK as SELECTION_WORK
 from auditor.selection.selection_files import keep_accounts
 from auditor.storage.descriptors import keeps_modes
+from auditor.storage.foreign_access import find_foreign_access
 from auditor.text.formatting import escape_undecodable, format_utc
 
 log = structlog.get_logger()
@@ -135,6 +140,27 @@ def _is_unfinished(manifest: Manifest) -> bool:
     return manifest.finished_at is None or pending or unverified
 
 
+def remove_working_files(folder: Path) -> None:
+    """Remove what only a resume needs of a complete run; a process may have been killed before it did that.
+
+    It does nothing while another process uses the folder, or if other users could change it.
+    """
+    names = (SENT_REQUESTS, SELECTION_WORK, RELEASES_FOLDER, RELEASES_WORK)
+    found = [path for name in names if os.path.lexists(path := folder / name)]
+    if not found or find_foreign_access(folder) is not None:
+        return
+    with contextlib.suppress(AuditorError, OSError):
+        lock = RunLock(folder, max_wait=0)
+        try:
+            for path in found:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        finally:
+            lock.release()
+
+
 def reopen(
     folder: Path,
     settings: Settings,
@@ -167,6 +193,7 @@ def reopen(
         manifest = read_manifest(folder)
         if manifest.state == "complete":
             lock.release()
+            remove_working_files(folder)
             return None
         manifest = _with_current_fleet(folder, manifest)
         repair(folder, manifest.devices)

@@ -5,11 +5,11 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-from auditor.audit.resume import Scope, find_unfinished, reopen
+from auditor.audit.resume import Scope, find_unfinished, remove_working_files, reopen
 from auditor.audit.run_settings import remember_settings, resume_settings
 from auditor.audit.session import AuditSession
 from auditor.audit.setup import create_run
-from auditor.concurrency import StopToken, TimeLimit, run_cancellable
+from auditor.concurrency import StopToken, TimeLimit, run_cancellable, run_in_thread
 from auditor.config.settings import Settings
 from auditor.engine.account_session import Credentials, read_credentials
 from auditor.engine.limiters import check_quota_sharing
@@ -144,6 +144,7 @@ async def resume_audit(
     folder = find_run(Path(run), "unfinished")
     manifest = read_manifest(folder)
     if manifest.state == "complete":
+        await run_in_thread(remove_working_files, folder)
         return AuditResult(folder, manifest, 0)
     own = resume_settings(folder, settings, trust=trust)
     if settings is not None and trust is None:

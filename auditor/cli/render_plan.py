@@ -75,7 +75,9 @@ def _describe_assumptions(plan: Plan, *, timed: bool) -> Iterator[str]:
 def _describe_device_counts(plan: Plan) -> Iterator[str]:
     """Yield where the numbers of devices of listed fleets come from."""
     origins = {
-        each.account: "in the newest run" if each.devices_assumed else "the platform counts them, without filters"
+        each.account: "in the newest run"
+        if each.devices_assumed
+        else "the platform counts them, and filters match a sample of them"
         for each in plan.accounts
         if each.devices_assumed or each.devices_counted
     }

@@ -55,7 +55,9 @@ def _quota_weights(settings: Settings) -> list[float]:
 
 
 class CallBudget:
-    """Calls that may be sent by all accounts together; further pages of devices may exceed it by a few.
+    """Calls that may be sent by all accounts together.
+
+    Further pages of devices, requests that were throttled, and probes may exceed it by a few.
 
     ``calls_before`` were sent by earlier processes. ``exhausted``: a device was not queried because of the budget.
     """

@@ -12,14 +12,16 @@ import duckdb
 import orjson
 
 from auditor.config.settings import FleetSource, Patterns
-from auditor.fleet.table import FLEET_COLUMNS, find_duplicate_keys, require_folder, slices_for
+from auditor.fleet.table import FLEET_COLUMNS, require_folder
 from auditor.runs.attributes import ATTRIBUTES, ATTRIBUTES_TYPE, LISTED_ATTRIBUTES, attributes_from_columns
 from auditor.storage.database import (
     DEFAULT_MEMORY,
     READING_MEMORY,
+    find_duplicate_keys,
     parquet,
     scalar,
     scratch_database,
+    slices_for,
     sql_literal,
     sql_literals,
     sql_read_path,

@@ -2,7 +2,9 @@
 
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -30,9 +32,7 @@ from auditor.fleet.table import (
     BATCH_ROWS,
     FLEET_COLUMNS,
     concatenated_rows,
-    find_duplicate_keys,
     sha256_of,
-    slices_for,
     write_numbered,
 )
 from auditor.fleet.text_rows import FleetFile
@@ -40,11 +40,15 @@ from auditor.models import DeviceStatus
 from auditor.runs.attributes import ATTRIBUTES, attributes_from_json
 from auditor.storage.database import (
     CSV_BLOCK_OPTIONS,
+    LARGE_MEMORY,
+    find_duplicate_keys,
     parquet,
     result_rows,
     scalar,
     scratch_database,
+    slices_for,
     sql_read_path,
+    with_growing_memory,
     write_rows,
 )
 from auditor.storage.files import create_own_file
@@ -78,14 +82,30 @@ def write_snapshot(fleets: Sequence[tuple[str, str]], out: Path, *, limit: int |
     with scratch_database(work, failure=f"{out}: cannot be written") as database:
         paths, duplicates = [], 0
         for number, (account, source) in enumerate(fleets):
-            stage = _stage(
-                database, open_fleet_file(source, work / f"{number}.input", database), work / f"{number}.parquet"
-            )
+            file = open_fleet_file(source, work / f"{number}.input", database)
             paths.append(work / f"{number}.unique.parquet")
-            duplicates += _deduplicate(database, stage, account, paths[-1])
-        devices = write_numbered(database, concatenated_rows(paths), work / "all.parquet", limit)
+            with _refuse_long_rows(file.label):
+                stage = with_growing_memory(database, partial(_stage, database, file, work / f"{number}.parquet"))
+                deduplicate = partial(_deduplicate, database, stage, account, paths[-1])
+                duplicates += with_growing_memory(database, deduplicate)
+        sources, rows = ", ".join(dict.fromkeys(source for _, source in fleets)), concatenated_rows(paths)
+        with _refuse_long_rows(sources):
+            write = partial(write_numbered, database, rows, work / "all.parquet", limit)
+            devices = with_growing_memory(database, write)
         (work / "all.parquet").replace(out)
-        return Snapshot(", ".join(dict.fromkeys(source for _, source in fleets)), devices, duplicates, sha256_of(out))
+        return Snapshot(sources, devices, duplicates, sha256_of(out))
+
+
+@contextmanager
+def _refuse_long_rows(label: str) -> Iterator[None]:
+    """Raise FleetError where rows do not fit into any limit of the memory: some thousand are held at a time."""
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        advice = "shorten the values of its further columns, or leave some of these columns out"
+        raise FleetError(
+            f"{label}: some thousand of its rows do not fit into {LARGE_MEMORY} of memory; {advice}"
+        ) from error
 
 
 class _Stage(NamedTuple):

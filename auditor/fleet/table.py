@@ -8,19 +8,14 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from auditor.errors import RunNotWritableError
 from auditor.fleet.columns import COLUMNS
 from auditor.models import Device
 from auditor.runs.attributes import ATTRIBUTES, ATTRIBUTES_TYPE
-from auditor.storage.database import parquet, scalar, scratch_database, write_rows
+from auditor.storage.database import Database, parquet, scalar, scratch_database, write_rows
 
 BATCH_ROWS = 1_000
 """Rows that are read at a time."""
-
-SLICE_ROWS, MAX_SLICES = 50_000, 16
-"""Rows per slice that is searched for duplicates, and maximum number of slices: memory holds one slice."""
 
 FLEET_COLUMNS = {
     **dict.fromkeys(("account", *COLUMNS, "device_status"), "VARCHAR"),
@@ -49,29 +44,12 @@ def concatenated_rows(paths: Sequence[Path]) -> str:
     return f"FROM {parquet(*paths)}" if paths else f"FROM (SELECT {_ALL_NULL_COLUMNS}) WHERE false"
 
 
-def write_numbered(database: duckdb.DuckDBPyConnection, rows: str, out: Path, limit: int | None = None) -> int:
+def write_numbered(database: Database, rows: str, out: Path, limit: int | None = None) -> int:
     """Write devices, numbered from 0 and up to ``limit``; return their number. ``rows`` is the SQL that reads them."""
     limited = "" if limit is None else f"LIMIT {limit}"
     columns = f"row_number() OVER () - 1 AS ordinal, {', '.join(FLEET_COLUMNS)}"
     write_rows(database, f"SELECT {columns} FROM ({rows}) {limited}", out)
     return scalar(database, f"SELECT count(*) FROM {parquet(out)}")
-
-
-def find_duplicate_keys(database: duckdb.DuckDBPyConnection, table: str, keyed: str, slices: int) -> None:
-    """Create a table of the hashes that occur more than once, in its column ``key``; one slice is in memory at a time.
-
-    ``keyed`` is the SQL of the hash and its rows, such as ``hash(name) FROM devices WHERE true``.
-    """
-    key = keyed.partition(" FROM ")[0]
-    database.execute(f"CREATE OR REPLACE TABLE {table} (key UBIGINT)")
-    for number in range(slices):
-        sliced = f"SELECT {keyed} AND {key} % {slices} = {number} GROUP BY 1 HAVING count(*) > 1"
-        database.execute(f"INSERT INTO {table} {sliced}")
-
-
-def slices_for(rows: int) -> int:
-    """Return the number of slices in which rows are searched."""
-    return min(MAX_SLICES, rows // SLICE_ROWS + 1)
 
 
 def write_extended_fleet(

@@ -1,7 +1,6 @@
 """Rows of fleet files that are text: tables (csv, tsv), JSON Lines and plain lists."""
 
 import csv
-import gzip
 import io
 import json
 import re
@@ -31,6 +30,7 @@ from auditor.fleet.columns import (
     refuse_many_attributes,
 )
 from auditor.fleet.names import BadRowError, is_blank, is_error_value, show, strip_invisible
+from auditor.storage.compressed import BoundedGzip
 from auditor.storage.files import open_regular_file
 
 Kind = Literal["csv", "tsv", "jsonl", "parquet", "list"]
@@ -82,7 +82,7 @@ def open_bytes(path: Path, *, gzipped: bool) -> Iterator[IO[bytes]]:
         if not gzipped:
             yield raw
         else:
-            with gzip.open(raw, "rb") as file:
+            with BoundedGzip(raw) as file:
                 yield cast("IO[bytes]", file)
 
 

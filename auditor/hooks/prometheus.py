@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from auditor.analysis.device_groups import GROUPED_MODULES, define_device_groups, group_values
+from auditor.analysis.device_groups import GROUPED_MODULES, define_device_groups, group_values, unused_texts
 from auditor.analysis.rollout_states import ROLLOUT_STATES
 from auditor.analysis.rollout_targets import UPDATE_STATES
 from auditor.analysis.rollouts import read_rollouts
@@ -47,7 +47,7 @@ MAX_GROUPS = 100
 """Groups of devices by attributes, those with the most devices; the others are one group."""
 
 OTHER = "other"
-"""Labels of that group."""
+"""Labels of that group; with ``_`` behind it where an attribute has this text."""
 
 MAX_LABEL_NAME_LENGTH = 64
 """Characters of an attribute's name that its label has."""
@@ -273,7 +273,7 @@ def _add_groups(samples: _SampleCollector, database: duckdb.DuckDBPyConnection, 
     labels = _group_labels(names)
     for label, name in zip(labels, names, strict=True):
         samples.add("auditor_group_label", 1, label=label, attribute=name)
-    values = [*group_values(database, names, MAX_LABEL_LENGTH), (OTHER,) * len(names)]
+    values = [*group_values(database, names, MAX_LABEL_LENGTH, MAX_GROUPS), unused_texts(database, names, OTHER)]
     groups = [dict(zip(labels, texts, strict=True)) for texts in values]
     state = "CASE WHEN source IS NOT DISTINCT FROM 'unsampled' THEN source ELSE status END AS state"
     counts = f"SELECT number, {state}, count(*) FROM grouped_devices GROUP BY ALL ORDER BY ALL"

@@ -82,8 +82,8 @@ class AccountPlan:
         account: its name.
         devices: number of devices to query.
         devices_assumed: whether that number is from an earlier run, because the platform lists the fleet.
-        devices_counted: whether that number is the platform's own count, because no run has recorded the list; filters
-            and devices that were never activated can make it smaller.
+        devices_counted: whether that number is the platform's own count, because no run has recorded the list. Filters
+            reduce it by their share of a sample; without filters, devices that were never activated count, too.
         calls_per_device: mean number of calls for a device, with retries.
         calls_assumed: whether one call per device is assumed, because no run measured it.
         calls: calls for all devices.

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from auditor.errors import RunFolderError, UsageError
 from auditor.models import DeviceState, Source, UpdateState
-from auditor.runs.attributes import attribute_names, attribute_sql
+from auditor.runs.attributes import attribute_names, attribute_sql, has_attribute
 from auditor.runs.manifest import MANIFEST
 from auditor.storage.database import Database, scalar, sql_identifier, sql_literal, sql_literals
 from auditor.storage.tables import ResultTable
@@ -188,7 +188,7 @@ def define_product_names(database: Database) -> None:
 
 def require_module(database: Database, module: str) -> None:
     """Raise UsageError if neither a device reports a module nor a product defines it."""
-    names = "SELECT module_name FROM modules UNION SELECT unnest(modules) FROM products"
+    names = "SELECT module_name FROM modules UNION ALL SELECT unnest(modules) FROM products"
     require_value(database, names, module, f"no device reports the module {module}")
 
 
@@ -202,8 +202,7 @@ def parse_where(database: Database, conditions: tuple[str, ...]) -> list[WhereCo
     """
     if not conditions:
         return []
-    names = [*attribute_names(database), *WHERE_COLUMNS]
-    parsed = [_parse_condition(database, condition, names) for condition in conditions]
+    parsed = [_parse_condition(database, condition) for condition in conditions]
     for each in parsed:
         if each.text:
             value = each.name if each.name in WHERE_COLUMNS else attribute_sql(each.name)
@@ -212,17 +211,17 @@ def parse_where(database: Database, conditions: tuple[str, ...]) -> list[WhereCo
     return parsed
 
 
-def _parse_condition(database: Database, condition: str, names: list[str]) -> WhereCondition:
+def _parse_condition(database: Database, condition: str) -> WhereCondition:
     first: str | None = None
     for at, character in enumerate(condition):
         if character != "=":
             continue
         equal = not condition[:at].endswith("!")
         name = (condition[:at] if equal else condition[: at - 1]).strip()
-        if name in names:
+        if name in WHERE_COLUMNS or has_attribute(database, name):
             return WhereCondition(name, condition[at + 1 :], equal)
         first = name if first is None else first
-    raise unknown_name(database, "where", first or "", names)
+    raise unknown_name(database, "where", first or "", [*attribute_names(database), *WHERE_COLUMNS])
 
 
 def unknown_name(database: Database, option: str, name: str, names: list[str]) -> UsageError:
@@ -236,11 +235,12 @@ def require_value(database: Database, values: str, value: str, problem: str, *, 
 
     A query without any value is no reason: a run in progress has no modules yet.
     """
-    column = f"SELECT DISTINCT #1 AS value FROM ({values}) WHERE #1 IS NOT NULL"
     same = "lower(value) = lower($1)" if ignore_case else "value = $1"
-    counted = f"SELECT count(*), count(*) FILTER ({same}) FROM ({column})"
-    total, found = database.execute(counted, [value]).fetchone() or (0, 0)
-    if total and not found:
+    # Reading ends with the first row: of many runs, most need not be read.
+    given = f"SELECT 1 FROM (SELECT #1 AS value FROM ({values})) WHERE"
+    if database.execute(f"{given} {same} LIMIT 1", [value]).fetchone() is not None:
+        return
+    if database.execute(f"{given} value IS NOT NULL LIMIT 1").fetchone() is not None:
         raise _unknown(database, values, value, problem)
 
 

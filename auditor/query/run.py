@@ -16,7 +16,7 @@ from auditor.query.freshness import AnswerAges, read_ages
 from auditor.query.run_views import define_device_releases
 from auditor.query.warnings import completeness_warnings, integrity_warnings
 from auditor.runs.estimates import SampleSummary, define_estimates, may_be_sampled, summarize_sample
-from auditor.runs.folder import MODULES, READ_BY_QUERIES, find_run, is_sealed
+from auditor.runs.folder import MODULES, READ_BY_QUERIES, find_run, is_sealed, results_name
 from auditor.runs.inventory import count_devices, count_sources, coverage_head, inventory_head
 from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
 from auditor.runs.recovery import refuse_lost_results
@@ -68,7 +68,8 @@ class VersionCount:
 class Run:
     """A run folder, open for reading. Use it as a context manager, or close it at the end.
 
-    A sealed run is read from its Parquet files. A run in progress, or a killed one, is read from its result lines.
+    A sealed run is read from its Parquet files. The lines of a run in progress, or of a killed one, are read once: its
+    numbers are those of the moment at which it was opened.
 
     Attributes:
         folder: the run folder.
@@ -79,6 +80,15 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         """Open a run folder, or the newest run of a directory; raise RunFolderError for any other path."""
         self.folder = find_run(Path(path))
+        results = results_name(self.folder)
+        try:
+            self._open()
+        except RunFolderError:
+            if results_name(self.folder) == results:
+                raise
+            self._open()  # sealing compressed the results meanwhile, or a resume expanded them
+
+    def _open(self) -> None:
         self.manifest: Manifest = read_manifest(self.folder)
         self.sealed = is_sealed(self.folder, self.manifest)
         self._counts: StratifiedCounts | None = None
@@ -92,7 +102,7 @@ class Run:
             self._database = self._stack.enter_context(borrow_database(spill, memory))
             with translate_os_errors(f"{self.folder}: cannot be read", RunFolderError):
                 self._files = self.folder if spill is None else pin_files(self.folder, READ_BY_QUERIES, spill)
-            self._define_views()
+            self._define_views(spill)
         except BaseException:
             self._stack.close()
             raise
@@ -164,11 +174,13 @@ class Run:
         reading = partial(translate_read_errors, self.folder)
         return ResultTable(self._database, f"FROM {name}", reading=reading, name=name, head=head)
 
-    def _define_views(self) -> None:
+    def _define_views(self, work: Path | None) -> None:
         with translate_read_errors(self.folder):
-            if not self.sealed:
+            if self.sealed:
+                define_sealed_views(self._database, self._files)
+            else:
                 refuse_lost_results(self._database, self.folder, self.manifest)
-            (define_sealed_views if self.sealed else define_live_views)(self._database, self._files)
+                define_live_views(self._database, self._files, work)
             define_products(self._database, self._files)
             described = self._database.execute("DESCRIBE inventory").fetchall()
         if [(name, kind) for name, kind, *_ in described] != _COLUMNS:

@@ -27,6 +27,7 @@ from auditor.runs.views import (
     no_rows,
     parquet_of_run,
     released_versions_query,
+    releases_query,
 )
 from auditor.storage.database import Database, sql_read_path, text_lines
 
@@ -72,7 +73,10 @@ def _define_releases(database: Database, runs: Sequence[StoredRun]) -> list[Path
     files = []
     for view, name, columns in (("firmware", FIRMWARE, FIRMWARE_COLUMNS), ("tasks", TASKS, TASK_COLUMNS)):
         stored = [run for run in runs if (run.folder / name).is_file()]
-        queries = [f"SELECT {run_columns(run)}, * FROM {parquet_of_run(database, run.folder / name)}" for run in stored]
+        queries = [
+            f"SELECT {run_columns(run)}, * FROM ({releases_query(database, run.folder / name, columns)})"
+            for run in stored
+        ]
         nothing = no_rows({"run": "VARCHAR", "started_at": "TIMESTAMP", **columns})
         database.execute(f"CREATE VIEW {view} AS {' UNION ALL BY NAME '.join([nothing, *queries])}")
         files += [run.folder / name for run in stored]

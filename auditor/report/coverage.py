@@ -140,7 +140,7 @@ def read_groups(database: duckdb.DuckDBPyConnection, names: Sequence[str]) -> Gr
         names: names of attributes.
     """
     combined = define_device_groups(database, names, MAX_GROUPS)
-    values = [*group_values(database, names, _MAX_LENGTH), (None,) * len(names)]
+    values = [*group_values(database, names, _MAX_LENGTH, MAX_GROUPS), (None,) * len(names)]
     rows = database.execute(_GROUPS).fetchall()
     groups = [DeviceGroup(values[number], *counts) for number, *counts in rows]
     return GroupSection(tuple(names), tuple(groups[:MAX_GROUPS]), combined, groups[-1] if combined else None)

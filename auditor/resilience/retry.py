@@ -307,7 +307,7 @@ class RetryingCaller:
                 if self._breaker.is_open:
                     await self._wait_until_closed(request)
                 if await self.retry_budget.acquire(self._breaker, is_pointless):
-                    return True
+                    return self.may_retry()  # a probe may have used the last call of a call budget meanwhile
         return False
 
     @property

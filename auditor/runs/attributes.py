@@ -40,6 +40,12 @@ def attribute_sql(name: str, prefix: str = "") -> str:
     return f"{prefix}{ATTRIBUTES}[{sql_literal(name)}]"
 
 
+def has_attribute(database: Database, name: str, view: str = "devices") -> bool:
+    """Return whether a device of a view has an attribute. Reading ends with the first one that has it."""
+    query = f"SELECT count(*) FROM (SELECT 1 FROM {view} WHERE {attribute_sql(name)} IS NOT NULL LIMIT 1)"
+    return scalar(database, query) > 0
+
+
 def attribute_names(database: Database, view: str = "devices") -> list[str]:
     """Return the names of all attributes that a device of a view has, sorted.
 

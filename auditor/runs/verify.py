@@ -29,7 +29,13 @@ from auditor.runs.folder import (
     results_name,
     sealed_file_names,
 )
-from auditor.runs.inventory import count_devices, count_failures, count_never_activated, count_sources
+from auditor.runs.inventory import (
+    count_aliases,
+    count_devices,
+    count_failures,
+    count_never_activated,
+    count_sources,
+)
 from auditor.runs.journal import count_lines
 from auditor.runs.manifest import DeviceCounts, Manifest, file_info, read_manifest
 from auditor.runs.seal import write_inventories
@@ -83,7 +89,7 @@ def _problems(folder: Path, manifest: Manifest, parent: Path | None, memory: str
     # In a run folder, it has a name that a resume removes.
     place = private_folder("verify") if parent is None else TemporaryDirectory(prefix=".verifying-", dir=parent)
     with place as name:
-        spill = Path(name)
+        spill, files = Path(name), folder
         try:
             with borrow_database(spill, memory) as database:
                 files = pin_files(folder, READ_BY_QUERIES, spill)
@@ -91,6 +97,7 @@ def _problems(folder: Path, manifest: Manifest, parent: Path | None, memory: str
                 if repeated := _count_repeated_devices(database):
                     yield f"{FLEET}: has {repeated} devices twice, so that a line is about more than one row"
                 yield from _check_states(database, folder, manifest)
+                yield from _check_aliases(database, manifest)
                 yield from _check_releases(database, files, manifest)
                 if manifest.state == "running":
                     yield f"{folder.name}: is running or was killed; it is not sealed"
@@ -178,6 +185,15 @@ def _check_states(database: Database, folder: Path, manifest: Manifest) -> Itera
     exceeded |= manifest.state == "within_tolerance" and replace(manifest, devices=counted).exceeds_tolerance
     if exceeded:
         yield f"run.json: says {manifest.state}, but {counted.unanswered} devices failed or are pending"
+
+
+def _check_aliases(database: Database, manifest: Manifest) -> Iterator[str]:
+    """Check the numbers of devices that have the names of another one."""
+    if manifest.finished_at is None:
+        return
+    counted = asdict(count_aliases(database))
+    if counted != {name: getattr(manifest.fleet, name) for name in counted}:
+        yield f"run.json: its numbers of devices with the names of another one do not follow from {FLEET} and {RESULTS}"
 
 
 def _check_discovery(database: Database, manifest: Manifest) -> Iterator[str]:

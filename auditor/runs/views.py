@@ -28,6 +28,7 @@ from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
+import duckdb
 import orjson
 
 from auditor.errors import RunFolderError
@@ -50,8 +51,10 @@ from auditor.storage.database import (
     Database,
     describe_repeated_rows,
     device_key_sql,
+    error_reason,
     parquet,
     scalar,
+    sql_literal,
     sql_read_path,
     text_lines,
     write_parquet,
@@ -330,10 +333,35 @@ def define_products(database: Database, folder: Path) -> None:
 def define_releases(database: Database, folder: Path) -> None:
     """Define ``firmware``, ``jobs`` and ``tasks``, without rows where the run did not read them."""
     for view, name, columns in (("firmware", FIRMWARE, FIRMWARE_COLUMNS), ("tasks", TASKS, TASK_COLUMNS)):
-        stored = (folder / name).is_file()
-        query = f"FROM {parquet_of_run(database, folder / name)}" if stored else no_rows(columns)
+        path = folder / name
+        query = releases_query(database, path, columns) if path.is_file() else no_rows(columns)
         database.execute(f"CREATE VIEW {view} AS {query}")
     database.execute(f"CREATE VIEW jobs AS {jobs_query('firmware')}")
+
+
+def releases_query(database: Database, path: Path, columns: Mapping[str, object]) -> str:
+    """Return the SQL of the rows of ``firmware.parquet`` or ``tasks.parquet``.
+
+    If the file is damaged, only a query that reads it fails: the other views do not need it.
+    """
+    empty = no_rows(columns)
+    try:
+        if (problem := describe_repeated_rows(database, path)) is None:
+            stored, expected = (
+                {(name, kind) for name, kind, *_ in database.execute(f"DESCRIBE {query}").fetchall()}
+                for query in (f"FROM {parquet(path)}", empty)
+            )
+            if expected <= stored:
+                return f"SELECT {', '.join(columns)} FROM {parquet(path)}"
+            problem = "does not have the columns of a run"
+    except duckdb.OutOfMemoryException:
+        raise
+    except (duckdb.Error, OSError, UnicodeDecodeError) as error:
+        problem = f"cannot be read: {error_reason(error)}"
+    failure = f"error({sql_literal(f'{path.name}: {problem}')})"
+    # In every column, too: of columns that are NULL DuckDB would conclude that no row is left, without an error.
+    cells = ", ".join(f"{failure}::{kind} AS {name}" for name, kind in columns.items())
+    return f"SELECT {cells} WHERE {failure} IS NULL"
 
 
 class ReleaseCounts(NamedTuple):

@@ -1,6 +1,7 @@
 """Compressed files (gzip, RFC 1952): written and read a block at a time, and refused if they expand without bound."""
 
 import errno
+import gzip
 import os
 import zlib
 from collections import deque
@@ -16,6 +17,9 @@ MAX_EXPANSION = 64
 Lines about four modules give 7 to 12, lines about 100 equal modules 52, and a bomb 1,000. What would expand to more is
 not compressed.
 """
+
+MIN_EXPANDED_BYTES = 4 << 20
+"""Bytes to which any compressed file of another program may expand: short ones may have the same text in each row."""
 
 _GZIP = 31
 """Window size of zlib for one gzip member, whose check sum and length are verified."""
@@ -87,3 +91,29 @@ def check_compressed(path: Path) -> None:
 
 
 _last_checked: deque[tuple[int, ...]] = deque(maxlen=1)
+
+
+class BoundedGzip(gzip.GzipFile):
+    """The content of an open file that any program compressed with gzip, in one member or in several.
+
+    Reading a part raises OSError, EOFError or zlib.error where it is damaged, and OSError with ``EFBIG`` where it
+    expands to more than ``MIN_EXPANDED_BYTES`` and to more than ``MAX_EXPANSION`` times its size.
+    """
+
+    def __init__(self, file: BufferedReader) -> None:
+        super().__init__(fileobj=file, mode="rb")
+        self._size = os.fstat(file.fileno()).st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return at most ``size`` bytes."""
+        return self._check(super().read(size))
+
+    def read1(self, size: int = -1) -> bytes:
+        """Return at most ``size`` bytes, by one read of the file."""
+        return self._check(super().read1(size))
+
+    def _check(self, block: bytes) -> bytes:
+        if self.tell() > max(MIN_EXPANDED_BYTES, MAX_EXPANSION * self._size):
+            excess = f"expands to more than {MAX_EXPANSION} times its {self._size:,} bytes"
+            raise OSError(errno.EFBIG, f"{excess}; if that is no mistake, decompress it first")
+        return block

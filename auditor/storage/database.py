@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 import orjson
@@ -19,6 +19,7 @@ from duckdb.sqltypes import DuckDBPyType
 from auditor.errors import AuditorError, RunNotWritableError
 from auditor.storage.descriptors import open_own_folder, writable_path
 from auditor.storage.files import PRIVATE_FOLDER, private_folder
+from auditor.storage.parquet_pages import bound_text
 
 T = TypeVar("T")
 
@@ -50,6 +51,9 @@ MIN_TEXT_BYTES, MAX_TEXT_PER_BYTE = 1_000_000_000, 2_000
 
 Equal modules with versions of 200 characters have 900 for a byte.
 """
+
+SLICE_ROWS, MAX_SLICES = 50_000, 16
+"""Rows per slice that is searched for duplicates, and maximum number of slices: memory holds one slice."""
 
 MAX_LINE_BYTES = 1_000_000
 """Longest line of text that can be read, in bytes."""
@@ -244,6 +248,18 @@ def with_enough_memory(work: Callable[[str], T], *, first: str = SEALING_MEMORY[
     return work(largest)
 
 
+def with_growing_memory(database: Database, work: Callable[[], T]) -> T:
+    """Return what ``work`` returns; repeat it with a higher memory limit of the database where that is reached.
+
+    It is for a database with ``DEFAULT_MEMORY``, whose limit stays as high as was needed.
+    """
+    for memory in SEALING_MEMORY[SEALING_MEMORY.index(DEFAULT_MEMORY) + 1 :]:
+        with suppress(duckdb.OutOfMemoryException):
+            return work()
+        database.execute(f"SET memory_limit = '{memory}'")
+    return work()
+
+
 def error_reason(error: OSError | duckdb.Error | UnicodeDecodeError) -> str:
     """Return what is wrong with a file or a query, in one line."""
     if isinstance(error, UnicodeDecodeError):  # raised for DuckDB's own message, which quotes the file's bytes
@@ -323,17 +339,15 @@ def describe_repeated_rows(database: Database, path: Path) -> str | None:
     first_page = "least(nullif(dictionary_page_offset, 0), data_page_offset)"
     chunks = database.execute(
         "SELECT row_group_id, row_group_num_rows, greatest(row_group_num_rows, num_values), type = 'BYTE_ARRAY', "
-        f"coalesce({first_page}, 0), total_uncompressed_size FROM parquet_metadata({sql_read_path(path)})"
+        f"coalesce({first_page}, 0) FROM parquet_metadata({sql_read_path(path)})"
     ).fetchall()
     rows, size = sum({group: rows for group, rows, *_ in chunks}.values()), path.stat().st_size
     if rows > MIN_REPEATED_ROWS and rows > size * MAX_ROWS_PER_BYTE:
         return f"has {rows:,} rows in {size:,} bytes; no audit writes such a file"
     allowed = max(MIN_TEXT_BYTES, size * MAX_TEXT_PER_BYTE)
     with path.open("rb") as file:
-        bound = sum(
-            plain + values * _dictionary_bytes(file, offset) for *_, values, is_text, offset, plain in chunks if is_text
-        )
-    if bound > allowed and _has_more_text(path, allowed):
+        bound = bound_text(file, [(offset, values) for *_, values, is_text, offset in chunks if is_text])
+    if (bound is None or bound > allowed) and _has_more_text(path, allowed):
         return f"has more than {allowed:,} bytes of text in {size:,} bytes; no audit writes such a file"
     return None
 
@@ -350,24 +364,6 @@ def _has_more_text(path: Path, allowed: int) -> bool:
         with suppress(duckdb.OutOfMemoryException):  # some thousand lists or maps alone have more than the memory
             return scalar(database, f"SELECT count(*) FROM (FROM ({total}) WHERE total > {allowed} LIMIT 1)") > 0
     return True
-
-
-def _dictionary_bytes(file: BinaryIO, offset: int) -> int:
-    """Return the size of the dictionary that is a Parquet page at an offset; 0: it is another page.
-
-    By its own header, by which it is read: sizes elsewhere in the file may be false. The header is a Thrift struct in
-    compact form, whose first fields are the type of the page and its size.
-    """
-    file.seek(offset)
-    found = _PAGE_HEADER.match(file.read(_PAGE_HEADER_BYTES))
-    if found is None or found[1] != _DICTIONARY_PAGE:
-        return 0
-    encoded: int = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(found[2]))
-    return encoded >> 1  # zigzag
-
-
-_PAGE_HEADER, _PAGE_HEADER_BYTES = re.compile(rb"\x15(.)\x15([\x80-\xff]{0,4}[\x00-\x7f])", re.DOTALL), 8
-_DICTIONARY_PAGE = b"\x04"
 
 
 def _text_bytes(value: str, kind: DuckDBPyType, depth: int = 0) -> str | None:
@@ -450,3 +446,20 @@ def load_rows(database: Database, table: str, columns: str, path: Path, lines: I
         f"CREATE OR REPLACE TABLE {table} AS FROM read_csv({sql_read_path(path)}, delim=' ', header=false, "
         f"auto_detect=false, columns={columns}, {CSV_BLOCK_OPTIONS})"
     )
+
+
+def find_duplicate_keys(database: Database, table: str, keyed: str, slices: int) -> None:
+    """Create a table of the hashes that occur more than once, in its column ``key``; one slice is in memory at a time.
+
+    ``keyed`` is the SQL of the hash and its rows, such as ``hash(name) FROM devices WHERE true``.
+    """
+    key = keyed.partition(" FROM ")[0]
+    database.execute(f"CREATE OR REPLACE TABLE {table} (key UBIGINT)")
+    for number in range(slices):
+        sliced = f"SELECT {keyed} AND {key} % {slices} = {number} GROUP BY 1 HAVING count(*) > 1"
+        database.execute(f"INSERT INTO {table} {sliced}")
+
+
+def slices_for(rows: int) -> int:
+    """Return the number of slices in which rows are searched."""
+    return min(MAX_SLICES, rows // SLICE_ROWS + 1)

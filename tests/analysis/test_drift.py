@@ -71,7 +71,10 @@ def seen(draw: st.DrawFn, number: int) -> Seen:
     )
     state = draw(st.sampled_from(["ok", "ok", "ok", "empty", "not_found", "failed", "pending"]))
     modules = draw(st.lists(MODULE, min_size=1, max_size=3, unique_by=lambda m: m[0].lower())) if state == "ok" else []
-    return Seen(asked, whole if state == "ok" and draw(st.booleans()) else asked, state, tuple(modules))
+    reported = whole if state == "ok" and draw(st.booleans()) else asked
+    if reported is not asked and asked.iot_id is None and draw(st.booleans()):
+        reported = replace(whole, iot_id="shared")
+    return Seen(asked, reported, state, tuple(modules))
 
 
 @st.composite
@@ -91,7 +94,7 @@ def match(old: list[Seen], new: list[Seen]) -> list[tuple[Seen | None, Seen | No
     for by_id_ in (True, False):
         for o in list(left):
             for n in list(right):
-                a, b = o.known, n.known
+                a, b = (without_shared_id(each.known, run) for each, run in ((o, old), (n, new)))
                 if a.account != b.account:
                     continue
                 ids = a.iot_id is not None and b.iot_id is not None
@@ -102,6 +105,13 @@ def match(old: list[Seen], new: list[Seen]) -> list[tuple[Seen | None, Seen | No
                     right.remove(n)
                     break
     return pairs + [(o, None) for o in left] + [(None, n) for n in right]
+
+
+def without_shared_id(device: Device, run: list[Seen]) -> Device:
+    """A device without an iot_id that devices with other names have, too."""
+    known = [each.known for each in run if each.known.iot_id == device.iot_id and each.known.device_name is not None]
+    shared = len({(each.product_key, each.device_name) for each in known if each.account == device.account}) > 1
+    return replace(device, iot_id=None) if shared and device.device_name is not None else device
 
 
 def presence(old: Seen | None, new: Seen | None, pairs: list[tuple[Seen | None, Seen | None]]) -> str:
@@ -115,7 +125,9 @@ def presence(old: Seen | None, new: Seen | None, pairs: list[tuple[Seen | None, 
             return "not_seen"
         across = [(o or n) for o, n in pairs if (o is None and new is None) or (n is None and old is None)]
         others = [each for each in across if each is not None and each.known.account == alone.known.account]
-        if any({identity(alone), identity(each)} == {"names", "id"} for each in others):
+        own, other = ([o for o, _ in pairs if o], [n for _, n in pairs if n])[:: -1 if old is None else 1]
+        ways = {identity(without_shared_id(each.known, other)) for each in others}
+        if any({identity(without_shared_id(alone.known, own)), way} == {"names", "id"} for way in ways):
             return "not_seen"
     before, after = (state in ("ok", "empty") for state in states)
     return {(True, True): "compared", (True, False): "left", (False, True): "joined", (False, False): "absent"}[
@@ -123,10 +135,10 @@ def presence(old: Seen | None, new: Seen | None, pairs: list[tuple[Seen | None, 
     ]
 
 
-def identity(each: Seen) -> str:
-    if each.known.iot_id is None:
+def identity(device: Device) -> str:
+    if device.iot_id is None:
         return "names"
-    return "both" if each.known.device_name is not None else "id"
+    return "both" if device.device_name is not None else "id"
 
 
 def expected(old: list[Seen], new: list[Seen]) -> tuple[DriftCounts, Counter[tuple[object, ...]]]:
@@ -231,6 +243,24 @@ def test_a_device_is_the_same_however_either_fleet_names_it(tmp_path: Path) -> N
     counts, changes = diff(tmp_path, old, new)
     assert counts == replace(ZERO, compared=2, upgraded=2)
     assert [row[:4] for row in changes] == [("demo", "p1", f"device000{n}", f"iot000{n}") for n in range(2)]
+
+
+def test_devices_whose_answers_have_one_iot_id_are_matched_by_their_names(tmp_path: Path) -> None:
+    old: list[Outcome] = [ok(named(n), ("ble", f"1.{n}"), learnt=both(n)) for n in range(3)]
+    new: list[Outcome] = [ok(named(n), ("ble", "2"), learnt=replace(both(n), iot_id="same")) for n in range(3)]
+    for number, (before, after) in enumerate(((old, new), (new, old), (new, new))):
+        counts, changes = diff(tmp_path / str(number), before, after)
+        assert (counts.compared, counts.joined, counts.left, counts.not_seen) == (3, 0, 0, 0)
+        if before is old:
+            assert [(*row[1:3], *row[6:]) for row in changes] == [
+                ("p1", f"device000{n}", f"1.{n}", "2") for n in range(3)
+            ]
+        assert counts.same == (3 if before is after else 0)
+
+
+def test_an_iot_id_of_several_answers_is_no_name_of_a_device_that_has_no_other(tmp_path: Path) -> None:
+    new: list[Outcome] = [ok(named(n), ("ble", "2"), learnt=replace(both(n), iot_id="iot0000")) for n in range(2)]
+    assert diff(tmp_path, [ok(by_id(0))], new)[0] == replace(ZERO, not_seen=3)
 
 
 def test_a_reused_name_is_another_device(tmp_path: Path) -> None:

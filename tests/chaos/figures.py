@@ -22,6 +22,7 @@ Phase = Literal[
     "making the folder",
     "discovery",
     "querying",
+    "released firmware",
     "sealing or verifying",
     "hooks",
     "resuming",

@@ -16,8 +16,14 @@ import jsonschema
 import orjson
 
 import auditor
-from auditor.client.operations import DISCOVERY_OPERATIONS, LIST_OTA_MODULE_VERSIONS_BY_DEVICE, QUERY_DEVICE
+from auditor.client.operations import (
+    DISCOVERY_OPERATIONS,
+    LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
+    QUERY_DEVICE,
+    RELEASE_OPERATIONS,
+)
 from auditor.engine.account_session import RESERVED_REQUESTS
+from auditor.releases.list_journal import RELEASES_FOLDER
 from auditor.runs.folder import FAILURES, RESULTS, SEALED, results_name
 from auditor.runs.journal import result_blocks
 from auditor.runs.locking import STARTING_PREFIX
@@ -27,8 +33,11 @@ from auditor.simulator.world import FLEET_COLUMNS, World
 from tests.chaos.counting import PlatformThread, run_platform
 from tests.chaos.figures import Figures, Phase
 from tests.integration.test_audit import assert_matches, read_lines
+from tests.releases.released import assert_released
 
 CONCURRENCY = 32
+RELEASED_SHARE = 0.5
+"""Share of the audits that read released firmware, too."""
 MAX_EARLY_SECONDS = 1.6
 """Seconds until an early kill: while the interpreter starts, the folder is created, or a run is repaired."""
 MAX_SETUP_SECONDS = 0.1
@@ -37,12 +46,14 @@ MAX_HOOKS_SECONDS = 0.2
 """Seconds until a kill after a run is complete, and its metrics are still to be written."""
 MAX_REMEMBERING_SECONDS = 0.005
 """Seconds until a kill after a process starts to write the settings that a resume uses."""
+MAX_RELEASES_SECONDS = 0.05
+"""Seconds until a kill after a process has read a page of released firmware."""
 MAX_SEALING_SECONDS = 0.4
 """Seconds until a kill after a process starts to seal."""
 COMMAND_INTERVAL = 10
 """After one in so many kills the run is read by the command too, not only from Python."""
 
-Kind = Literal["early", "remembering", "discovery", "querying", "sealing", "hooks"]
+Kind = Literal["early", "remembering", "discovery", "querying", "releases", "sealing", "hooks"]
 RUN_SCHEMA = orjson.loads(resources.files("auditor").joinpath("schemas", "run.schema.json").read_bytes())
 
 
@@ -55,6 +66,9 @@ class KilledAudit:
         platform: answers for them.
         rng: determines when kills occur.
         figures: the results are added to it.
+
+    Attributes:
+        released: whether it reads released firmware, too.
     """
 
     def __init__(
@@ -63,7 +77,8 @@ class KilledAudit:
         self._world, self._platform, self._rng, self._figures = world, platform, rng, figures
         self._directory = folder / "audits"
         self._output, self._metrics, self._state = folder / "output.txt", folder / "chaos.prom", folder / "state"
-        self._settings, self._discovered = write_settings(folder, world, platform.endpoint, rng)
+        self.released = rng.random() < RELEASED_SHARE
+        self._settings, self._discovered = write_settings(folder, world, platform.endpoint, rng, released=self.released)
         self._devices = [device for device in world if device.exists or not self._discovered]
         self._unnamed = {
             device.iot_id for device in world if not (device.exists and device.activated and device.modules)
@@ -96,6 +111,10 @@ class KilledAudit:
                 self._wait_for_pages(process)
             case "querying":
                 self._wait_for_responses(process)
+            case "releases":
+                read = self._released_bytes()
+                wait_until(lambda: self._released_bytes() > read, process)
+                time.sleep(self._rng.uniform(0, MAX_RELEASES_SECONDS))
             case "sealing":
                 self._wait_for_sealing(process)
             case "hooks":
@@ -124,6 +143,9 @@ class KilledAudit:
         assert (manifest.state, manifest.devices.unanswered, problems) == ("complete", 0, []), (manifest, problems)
         self._check_lines(run)
         assert_matches(self._devices, run)
+        assert [each.problems for each in manifest.releases] == [()] * self.released
+        if self.released:
+            assert_released(self._world, run)
         assert [path.name for path in self._directory.iterdir()] == [run.name]
         assert [path.name for path in run.iterdir() if path.name.startswith(".") or path.suffix == ".new"] == []
         assert 'state="complete"} 1' in self._metrics.read_text(), "the hooks did not run"
@@ -137,6 +159,7 @@ class KilledAudit:
         for sent, operations in (
             (manifest.requests.sent, (LIST_OTA_MODULE_VERSIONS_BY_DEVICE,)),
             (listed, DISCOVERY_OPERATIONS[:2]),  # deep pages are of the same operation
+            (sum(each.requests for each in manifest.releases), RELEASE_OPERATIONS),
         ):
             received = sum(arrived[operation.name] for operation in operations)
             assert received <= sent <= received + self._kills * (CONCURRENCY + RESERVED_REQUESTS), (sent, received)
@@ -200,6 +223,14 @@ class KilledAudit:
         run = self.run
         return run is not None and ((run / ".sealing").exists() or any(run.glob(".verifying-*")))
 
+    def _released_bytes(self) -> int:
+        """Bytes of the pages of released firmware that were read."""
+        run, size = self.run, 0
+        for path in () if run is None else (run / RELEASES_FOLDER).glob("*.jsonl"):
+            with contextlib.suppress(FileNotFoundError):
+                size += path.stat().st_size
+        return size
+
     def _is_complete(self) -> bool:
         """Whether the run is complete, so that only its hooks remain."""
         run = self.run
@@ -234,7 +265,8 @@ class KilledAudit:
             return "sealing or verifying"
         if any(each.state == "pending" for each in manifest.discovery):
             return "discovery"
-        return "querying" if resumed is None or self._platform.received > received else "resuming"
+        reading: Phase = "released firmware" if (run / RELEASES_FOLDER).exists() else "querying"
+        return reading if resumed is None or self._platform.received > received else "resuming"
 
     def _check_files(self, before: Counter[str]) -> None:
         """Check that a killed run is readable, keeps its results, and lacks at most the responses in flight."""
@@ -287,7 +319,9 @@ class KilledAudit:
         return lines
 
 
-def write_settings(folder: Path, world: World, endpoint: str, rng: random.Random) -> tuple[Path, bool]:
+def write_settings(
+    folder: Path, world: World, endpoint: str, rng: random.Random, *, released: bool
+) -> tuple[Path, bool]:
     """Write settings, secret and fleet file; return the settings, and whether the fleet is discovered.
 
     A file names its devices by all columns or by ``iot_id`` alone.
@@ -299,7 +333,8 @@ def write_settings(folder: Path, world: World, endpoint: str, rng: random.Random
     (folder / "secret").write_text(DEFAULT_ACCOUNT.secret.reveal())
     settings = folder / "settings.toml"
     settings.write_text(
-        f'name = "chaos"\nconcurrency = {CONCURRENCY}\ntimeout = 10.0\n[[account]]\nname = "eu"\n'
+        f'name = "chaos"\nconcurrency = {CONCURRENCY}\ntimeout = 10.0\n'
+        f'released = {str(released).lower()}\nmax_job_age = "9999d"\n[[account]]\nname = "eu"\n'
         f'endpoint = "{endpoint}"\naccess_key_id = "{DEFAULT_ACCOUNT.access_key_id}"\n'
         f'access_key_secret = {{ file = "secret" }}\ncalls_per_second = "unlimited"\nfleet = {{ {fleet} }}\n'
         f'[report]\nmetrics = "{folder / "chaos.prom"}"\n'
@@ -325,13 +360,14 @@ def check_manifest(run: Path) -> Manifest:
     return read_manifest(run)
 
 
-def plan_kills(rng: random.Random) -> list[Kind]:
-    """Kills of one audit: while it starts, lists its fleet, queries and seals, and before its hooks have run."""
+def plan_kills(rng: random.Random, *, released: bool) -> list[Kind]:
+    """Kills of one audit: while it starts, lists its fleet, queries, reads releases and seals, and before its hooks."""
     early: list[Kind] = ["early"]
     querying: list[Kind] = ["querying"]
     sealing: list[Kind] = ["sealing"]
     remembering: list[Kind] = ["remembering"]
     discovery: list[Kind] = ["discovery"]
+    releases: list[Kind] = ["releases"]
     hooks: list[Kind] = ["hooks"]
     begin = early * rng.randint(1, 2) + remembering * rng.randint(0, 2) + discovery * rng.randint(0, 2)
     middle = querying * rng.randint(1, 4) + early * rng.randint(0, 2)
@@ -339,7 +375,7 @@ def plan_kills(rng: random.Random) -> list[Kind]:
     rng.shuffle(begin)
     rng.shuffle(middle)
     rng.shuffle(end)
-    return begin + middle + end + hooks
+    return begin + middle + releases * (released and rng.randint(1, 2)) + end + hooks
 
 
 def run_killed_audits(folder: Path, *, kills: int, devices: int, seed: int) -> Figures:
@@ -347,10 +383,10 @@ def run_killed_audits(folder: Path, *, kills: int, devices: int, seed: int) -> F
     rng, figures = random.Random(seed), Figures()
     while figures.kills.total() < kills:
         number = figures.audits
-        world = World(devices, seed=rng.getrandbits(32))
+        world = World(devices, seed=rng.getrandbits(32), day=rng.randint(0, 5))
         with run_platform(world, rng.getrandbits(32)) as platform:
             audit = KilledAudit(folder / str(number), world, platform, rng, figures)
-            for kind in plan_kills(rng)[: kills - figures.kills.total()]:
+            for kind in plan_kills(rng, released=audit.released)[: kills - figures.kills.total()]:
                 if not audit.kill(kind):
                     break
             audit.finish()

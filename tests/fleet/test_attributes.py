@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import itertools
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -11,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from auditor.errors import FleetError
 from auditor.fleet.columns import MAX_ATTRIBUTE_BYTES, column_of, is_column_name
 from auditor.fleet.names import strip_invisible
 from auditor.fleet.snapshot import write_snapshot
 from auditor.runs.attributes import MAX_ATTRIBUTES
+from auditor.storage.database import DEFAULT_MEMORY, scratch_database
 from tests.database import connect
 from tests.fleet.snapshots import parquet, refused, snapshot
 
@@ -173,3 +176,32 @@ def test_odd_names_and_texts_arrive_unchanged(tmp_path: Path, names: list[str], 
     fleets = [("eu", str(folder / "fleet.csv")), ("us", str(folder / "fleet.jsonl"))]
     assert write_snapshot(fleets, folder / "out" / "fleet.parquet").devices == 2 * len(rows)
     assert attributes(folder) == expected * 2
+
+
+def write_long_attributes(path: Path) -> None:
+    """Fill a file with 50 MB of long attributes, some thousand rows of which are held at a time."""
+    with path.open("w") as file:
+        file.write("product_key,device_name,site,note,more\n")
+        file.writelines(f"p1,device-{number},a{number % 9},{number:020000},\n" for number in range(2_500))
+
+
+def test_long_attributes_of_many_rows_take_more_memory_and_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("auditor.fleet.snapshot.scratch_database", partial(scratch_database, memory="32MB"))
+    write_long_attributes(tmp_path / "fleet.csv")
+    write_snapshot([("eu", str(tmp_path / "fleet.csv"))], tmp_path / "fleet.parquet")
+    with connect() as database:
+        query = f"SELECT attributes['site'], attributes['note'] FROM '{tmp_path}/fleet.parquet' ORDER BY ordinal"
+        for number, row in enumerate(database.execute(query).fetchall()):
+            assert row == (f"a{number % 9}", f"{number:020000}")
+
+
+def test_attributes_that_fit_into_no_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("auditor.fleet.snapshot.scratch_database", partial(scratch_database, memory="32MB"))
+    monkeypatch.setattr("auditor.storage.database.SEALING_MEMORY", (DEFAULT_MEMORY,))
+    path = tmp_path / "fleet.csv"
+    write_long_attributes(path)
+    with pytest.raises(FleetError, match=f"^{path}: some thousand of its rows do not fit .* shorten the values"):
+        write_snapshot([("eu", str(path))], tmp_path / "fleet.parquet")
+    assert not (tmp_path / "fleet.parquet").exists()

@@ -14,6 +14,7 @@ import pytest
 from auditor.errors import FleetError, RunNotWritableError
 from auditor.fleet.snapshot import write_snapshot
 from auditor.fleet.table import read_snapshot, sha256_of
+from auditor.storage.compressed import MAX_EXPANSION, MIN_EXPANDED_BYTES
 from tests.database import connect
 from tests.fleet.snapshots import HEADER, Names, devices, parquet, refused, snapshot
 
@@ -373,6 +374,36 @@ def test_a_full_disk_is_not_the_fleets_fault(tmp_path: Path) -> None:
 def test_a_compressed_file_that_is_cut_is_refused(tmp_path: Path, cut: int) -> None:
     whole = gzip.compress(b"".join(b"%d\n" % (number * number) for number in range(20_000)))
     assert "cannot be read" in refused(tmp_path, "a.txt.gz", whole[:cut])
+
+
+BOMBS = {
+    "blank lines": b"\n",
+    "rows of commas": b",,\r\n",
+    "a device again and again": b"k,a\n",
+    "a long attribute": b"k,a," + b"x" * 500 + b"\n",
+}
+
+
+@pytest.mark.parametrize("repeated", BOMBS.values(), ids=BOMBS)
+@pytest.mark.parametrize("name", ["a.csv.gz", "unknown"])
+def test_a_compressed_file_that_expands_without_bound_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, repeated: bytes
+) -> None:
+    monkeypatch.setattr("auditor.storage.compressed.MIN_EXPANDED_BYTES", 1 << 18)
+    content = gzip.compress(b"product_key,device_name,note\n" + repeated * (MIN_EXPANDED_BYTES // len(repeated)))
+    assert f"expands to more than 64 times its {len(content):,} bytes" in refused(tmp_path, name, content)
+
+
+def test_a_small_compressed_file_may_have_the_same_text_in_each_row(tmp_path: Path) -> None:
+    content = b"product_key,device_name,note\n" + b"".join(b"k,%d,%s\n" % (row, b"x" * 1_000) for row in range(500))
+    compressed = gzip.compress(content)
+    assert len(content) > MAX_EXPANSION * len(compressed)
+    assert len(snapshot(tmp_path, "a.csv.gz", compressed)[1]) == 500
+
+
+def test_a_compressed_file_may_have_several_members(tmp_path: Path) -> None:
+    parts = (HEADER, b"k,a\n", b"k,b\n")
+    assert snapshot(tmp_path, "a.csv.gz", b"".join(map(gzip.compress, parts)))[1] == TWO
 
 
 def test_a_compressed_file_whose_checksum_does_not_fit_is_refused(tmp_path: Path) -> None:

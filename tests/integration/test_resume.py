@@ -9,7 +9,9 @@ import anyio
 import pytest
 
 import auditor
+from auditor.engine.sent_requests import SENT_REQUESTS
 from auditor.errors import RunFolderError
+from auditor.releases.list_journal import RELEASES_FOLDER
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from tests.integration.audits import (
     SLOW_LATENCY,
@@ -194,6 +196,21 @@ async def test_complete_run_is_left_unchanged_to_the_byte(tmp_path: Path) -> Non
         assert platform.counts.received == received
     assert folder_contents(done.folder) == before
     assert (again.exit_code, again.manifest) == (0, done.manifest)
+
+
+async def test_working_files_that_a_kill_left_behind_a_complete_run_are_removed(tmp_path: Path) -> None:
+    world = plain_world(10)
+    world.write_fleet(tmp_path / "fleet.csv")
+    async with Simulator(world) as platform:
+        done = await auditor.run_audit(settings_at(tmp_path, platform))
+        before = folder_contents(done.folder)
+        (done.folder / SENT_REQUESTS).write_bytes(b"x")
+        for name in (RELEASES_FOLDER, ".releasing", ".selection"):
+            (done.folder / name).mkdir()
+            (done.folder / name / "file").touch()
+        again = await auditor.resume_audit(done.folder)
+    assert folder_contents(done.folder) == before
+    assert again.manifest == done.manifest
 
 
 async def test_resumed_full_audit_keeps_to_a_call_budget_of_its_new_settings(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ Arguments = tuple[str, ...]
 QUERIES = (
     "FROM fleet", "FROM devices", "FROM modules", "FROM inventory", "FROM products", "FROM missing_modules", "SELECT count(*) FROM devices",
     "SELECT d.status, m.module_version, count(*) FROM devices d LEFT JOIN modules m USING (account, product_key, device_name) GROUP BY ALL",
-    "DESCRIBE devices", "SUMMARIZE modules",
+    "DESCRIBE devices", "SUMMARIZE modules", "FROM firmware", "FROM jobs", "FROM tasks", "FROM device_releases",
 )  # fmt: skip
 
 _FILTERS: tuple[Arguments, ...] = (
@@ -91,13 +91,13 @@ def _report(runs: Runs) -> Arguments:
 
 def _resume(runs: Runs) -> Arguments:
     settings = runs.random.choice(
-        (("--settings", str(runs.folder / runs.random.choice(("file.toml", "listed.toml")))), ())
+        (("--settings", str(runs.folder / runs.random.choice(("file.toml", "listed.toml", "released.toml")))), ())
     )
     return ("resume", runs.path, *settings, "--for", "5s")
 
 
 def _run(runs: Runs) -> Arguments:
-    settings = str(runs.folder / runs.random.choice(("file.toml", "listed.toml")))
+    settings = str(runs.folder / runs.random.choice(("file.toml", "listed.toml", "released.toml")))
     flags: tuple[Arguments, ...] = (
         ("--resume",), ("--since", "last"), ("--since", str(runs.mutated)), ("--max-calls", "5", "--since", "last"), ("--max-calls", "4"), ("--sample", "5"),
         ("--precision", "20%"), ("--for", "5s"),

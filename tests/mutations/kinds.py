@@ -11,6 +11,7 @@ from random import Random
 import duckdb
 
 from auditor.engine.sent_requests import SENT_REQUESTS
+from auditor.releases.list_journal import RELEASES_FOLDER
 from auditor.resilience.file_backend import FILE_SUFFIX
 from auditor.resilience.redis_backend import MAX_VALUE_SIZE
 from auditor.runs.folder import (
@@ -18,6 +19,7 @@ from auditor.runs.folder import (
     COMPRESSED_RESULTS,
     DEVICES,
     FAILURES,
+    FIRMWARE,
     FLEET,
     INVENTORY_CSV,
     INVENTORY_JSON,
@@ -25,6 +27,7 @@ from auditor.runs.folder import (
     PRODUCTS,
     RESULTS,
     SELECTED,
+    TASKS,
 )
 from auditor.runs.manifest import MANIFEST, read_manifest
 from auditor.simulator.server import DEFAULT_ACCOUNT
@@ -57,13 +60,18 @@ RUN_FILES = (
     PRODUCTS,
     SELECTED,
     CARRIED,
+    FIRMWARE,
+    TASKS,
 )
+
+RELEASE_JOURNALS = tuple(f"{RELEASES_FOLDER}/{name}.jsonl" for name in ("firmware", "jobs", "tasks"))
 
 SEALED_FILES = frozenset(RUN_FILES) - {MANIFEST}
 
 HIDDEN = (
     ".discovery",
     SENT_REQUESTS,
+    RELEASES_FOLDER,
     ".reserve",
     ".sealing",
     ".remaining.parquet",
@@ -116,7 +124,7 @@ def _mutate_run(folder: Path, outside: Path, random: Random) -> str:
         return f"{SENT_REQUESTS}: {line[:30]!r}"
     if not random.randrange(2):
         return mutate_file(folder / MANIFEST, random)
-    name = random.choice([name for name in RUN_FILES if (folder / name).exists()])
+    name = random.choice([name for name in (*RUN_FILES, *RELEASE_JOURNALS) if (folder / name).exists()])
     if name == RESULTS and random.randrange(2):  # as sealing compresses those of more devices
         (folder / COMPRESSED_RESULTS).write_bytes(gzip.compress((folder / name).read_bytes()))
         (folder / name).unlink()

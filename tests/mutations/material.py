@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
+from unittest.mock import patch
 
 import anyio
 
 from auditor.models import Secret
+from auditor.releases.collector import ReleaseCollector
 from auditor.runs.folder import SEALED
 from auditor.runs.manifest import DeviceCounts, read_manifest, write_manifest
 from auditor.simulator.quotas import SimulatedAccount
@@ -20,7 +22,7 @@ from auditor.simulator.world import World
 from tests.mutations.sandbox import ENVIRONMENT, Sandbox
 from tests.resilience.redis_server import RedisServer
 
-WORLD = World(14, seed=3, missing=0.1, silent=0.1, inactive=0.05, large=0)
+WORLD = World(14, seed=3, missing=0.1, silent=0.1, inactive=0.05, large=0, day=5)
 
 RULES = Path(__file__).parents[2] / "configs" / "rules.toml"
 
@@ -92,7 +94,7 @@ class Material:
         return self._redis
 
     def write_settings(self, folder: Path, *, port: int | None = None, head: str = HEAD) -> None:
-        """Write settings of a fleet file and of a listed fleet, and what they need."""
+        """Write settings of a fleet file, of a listed fleet and with released firmware, and what they need."""
         secret = folder / "secret"
         secret.write_text(DEFAULT_ACCOUNT.secret.reveal())
         WORLD.write_fleet(folder / "fleet.csv")
@@ -103,6 +105,8 @@ class Material:
         )
         (folder / "file.toml").write_text(head + account + 'fleet = { file = "fleet.csv" }\n')
         (folder / "listed.toml").write_text(head + account + 'fleet = { products = "all" }\n')
+        released = head + 'released = true\nmax_job_age = "9999d"\n'
+        (folder / "released.toml").write_text(released + account + 'fleet = { file = "fleet.csv" }\n')
 
     def fill(self, name: str) -> Path:
         """Fill the sandbox with a copy of one of ``TEMPLATES``; return its directory of runs."""
@@ -175,6 +179,22 @@ def _sampled(folder: Path, command: Start) -> None:
 def _killed(folder: Path, command: Start) -> None:
     """Make a run as a kill leaves it, after a finished one."""
     _full(folder, command)
+    _unseal(folder)
+
+
+def _released(folder: Path, command: Start) -> None:
+    for _ in range(2):
+        command(["run", str(folder / "released.toml")])
+
+
+def _released_killed(folder: Path, command: Start) -> None:
+    """Make a run as a kill leaves it that came after its released firmware was read, after a finished one."""
+    with patch.object(ReleaseCollector, "cleanup"):
+        _released(folder, command)
+    _unseal(folder)
+
+
+def _unseal(folder: Path) -> None:
     run = max((folder / "audits").glob("2*"))
     for name in SEALED:
         (run / name).unlink()
@@ -187,4 +207,5 @@ def _killed(folder: Path, command: Start) -> None:
 
 TEMPLATES: dict[str, Callable[[Path, Start], None]] = {
     "full": _full, "listed": _listed, "incremental": _incremental, "sampled": _sampled, "killed": _killed,
+    "released": _released, "released-killed": _released_killed,
 }  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 import auditor
 from auditor.client.operations import QUERY_DEVICE, QUERY_PRODUCT_LIST
 from auditor.errors import AccountStoppedError, FleetError, SettingsError
-from auditor.planning.device_counts import count_listed_fleets
+from auditor.planning.device_counts import _sampled_pages, count_listed_fleets
 from auditor.simulator import list_operations
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
@@ -53,6 +53,51 @@ async def test_product_without_a_count_costs_one_call(tmp_path: Path, monkeypatc
         assert len(platform.arrivals_by_operation[QUERY_DEVICE.name]) == 3
     expected = sum(device.exists and device.product_key in keys for device in world)
     assert sum(size * products for size, products in counts["eu"].items()) == expected
+
+
+@pytest.mark.parametrize("never_activated", [False, True])
+async def test_filters_of_small_fleets_are_applied_to_every_device(tmp_path: Path, *, never_activated: bool) -> None:
+    world = World(700, products=5, inactive=0.2)
+    excluded = world.products[1].product_key
+    fleet = {
+        "products": "all",
+        "include": {"device_name": ["*1", "*2", "*3"]},
+        "exclude": {"product_key": [excluded], "device_name": ["*13"]},
+        "query_never_activated": never_activated,
+    }
+    async with Simulator(world, record_arrivals=True) as platform:
+        settings = settings_for(tmp_path, listed(platform.endpoint, tmp_path, "eu", fleet))
+        counts = await count_listed_fleets(settings, ["eu"])
+        assert len(platform.arrivals_by_operation[QUERY_DEVICE.name]) <= 20
+    expected = sum(
+        device.exists and device.product_key != excluded and device.device_name[-1] in "123"
+        and not device.device_name.endswith("13") and (device.activated or never_activated)
+        for device in world
+    )  # fmt: skip
+    assert 0 < sum(size * products for size, products in counts["eu"].items()) == expected
+
+
+async def test_filters_of_large_fleets_are_applied_to_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("auditor.planning.device_counts.SAMPLED_PAGES", 12)
+    world = World(6_000, products=20)
+    fleet = {"products": "all", "include": {"device_name": ["*1", "*2", "*3", "*4", "*5"]}}
+    async with Simulator(world, record_arrivals=True) as platform:
+        settings = settings_for(tmp_path, listed(platform.endpoint, tmp_path, "eu", fleet))
+        counts = await count_listed_fleets(settings, ["eu"])
+        assert len(platform.arrivals_by_operation[QUERY_DEVICE.name]) == 12
+    exist = sum(device.exists for device in world)
+    assert sum(size * products for size, products in counts["eu"].items()) == pytest.approx(exist / 2, rel=0.15)
+
+
+def test_sampled_pages_are_spread_over_the_largest_lists() -> None:
+    assert _sampled_pages({"a": 120, "b": 0, "c": 1}) == {"a": [1, 2, 3], "c": [1]}
+    pages = _sampled_pages({"a": 1_000_000, "b": 100_000, "c": 60})
+    assert pages["c"] == [1, 2]
+    assert len(pages["a"]) == len(pages["b"]) == 19
+    assert pages["a"][:3] == [1, 11, 22]
+    assert max(pages["a"]) <= 200
+    many = _sampled_pages({str(number): number for number in range(1_000)})
+    assert many == {str(number): [1] for number in range(960, 1_000)}
 
 
 async def test_error_names_the_account_and_a_command_that_needs_no_platform(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import gzip
+import pkgutil
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,10 +12,20 @@ import pytest
 
 from auditor.errors import RunFolderError, RunNotWritableError, UsageError
 from auditor.models import RunWarning
+from auditor.query import run as run_module
 from auditor.query.run import Run, VersionCount
-from auditor.runs.folder import DEVICES, FLEET, INVENTORY_CSV, INVENTORY_JSON, MODULES, RESULTS
+from auditor.runs.folder import (
+    COMPRESSED_RESULTS,
+    DEVICES,
+    FAILURES,
+    FLEET,
+    INVENTORY_CSV,
+    INVENTORY_JSON,
+    MODULES,
+    RESULTS,
+)
 from auditor.runs.journal import encode_outcome
-from auditor.runs.manifest import DeviceCounts
+from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
 from auditor.text.formats import TableFormat
 from tests.database import connect
 from tests.runs.run_folders import Built, build, by_id, edit_manifest, every_status, finish, named, ok, running
@@ -52,15 +64,72 @@ def test_a_directory_of_runs_opens_the_newest(tmp_path: Path) -> None:
         assert run.manifest.state == "partial"
 
 
-def test_a_run_in_progress_is_read_as_it_is_now(tmp_path: Path) -> None:
+def test_a_run_in_progress_is_read_as_it_is_when_it_is_opened(tmp_path: Path) -> None:
     folder = running(tmp_path / "run", [named(0), named(1)], [ok(named(0), ("ble", "1"))]).folder
     with Run(folder) as run:
         assert run.devices == DeviceCounts(ok=1, pending=1)
         with (folder / RESULTS).open("ab") as file:
             file.write(encode_outcome(ok(named(1), ("ble", "2"))))
             file.write(b'{"account":"de')
+        assert run.devices == DeviceCounts(ok=1, pending=1)
+        assert [version.module_version for version in run.inventory()] == ["1"]
+    with Run(folder) as run:
         assert run.devices == DeviceCounts(ok=2)
         assert [version.module_version for version in run.inventory()] == ["1", "2"]
+
+
+def test_the_lines_of_a_run_in_progress_are_read_once(tmp_path: Path) -> None:
+    folder = unsealed(tmp_path / "run").folder
+    with Run(folder) as run:
+        for name in (RESULTS, FAILURES):
+            (folder / name).unlink()
+        assert run.devices == EVERY_STATUS
+        assert list(run.inventory()) == INVENTORY
+        assert len(list(run.table("modules"))) == len(list(run.table("modules"))) == 6
+
+
+def compress_now(folder: Path) -> None:
+    (folder / COMPRESSED_RESULTS).write_bytes(gzip.compress((folder / RESULTS).read_bytes()))
+    (folder / RESULTS).unlink()
+
+
+@pytest.mark.parametrize("moment", ["auditor.query.run.is_sealed", "auditor.runs.views.text_lines"])
+def test_a_run_that_is_sealed_while_it_is_opened_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    folder, calls = unsealed(tmp_path / "run").folder, 0
+    original = pkgutil.resolve_name(moment)
+
+    def seal_behind(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        found = original(*arguments)
+        if calls == 1:
+            monkeypatch.setattr(moment, original)
+            finish(folder)
+            if (folder / RESULTS).exists():  # too small to be compressed
+                compress_now(folder)
+        return found
+
+    monkeypatch.setattr(moment, seal_behind)
+    with Run(folder) as run:
+        assert run.devices == EVERY_STATUS
+        assert list(run.inventory()) == INVENTORY
+    assert calls == 1
+
+
+def test_a_run_that_cannot_be_read_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, opened = unsealed(tmp_path / "run").folder, list[Path]()
+    (folder / FLEET).write_bytes(b"x")
+
+    def read(path: Path) -> Manifest:
+        opened.append(path)
+        return read_manifest(path)
+
+    monkeypatch.setattr(run_module, "read_manifest", read)
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        Run(folder)
+    assert len(opened) == 1
 
 
 def test_a_resumed_run_is_read_from_its_lines_and_not_from_its_sealed_files(tmp_path: Path) -> None:

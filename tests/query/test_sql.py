@@ -7,9 +7,13 @@ from pathlib import Path
 import orjson
 import pytest
 
-from auditor.errors import UsageError
-from auditor.query.sql import query_run
+import auditor
+from auditor.errors import RunFolderError, UsageError
+from auditor.query.sql import query_run, query_runs
+from auditor.runs.folder import FIRMWARE, MODULES, TASKS
+from auditor.runs.views import FIRMWARE_COLUMNS, TASK_COLUMNS, no_rows
 from auditor.text.formats import TableFormat
+from tests.database import connect
 from tests.runs.run_folders import Built, build, every_status, named, ok, running
 
 
@@ -137,3 +141,62 @@ def test_a_query_larger_than_memory_spills(tmp_path: Path) -> None:
     with query_run(folder, sql) as answer:
         assert list(answer.table) == [(2_999_999,)]
     assert not list(tmp_path.glob("**/spill*"))
+
+
+def write_releases(folder: Path) -> None:
+    """The tables of a run that read released firmware, which has none."""
+    with connect() as database:
+        for name, columns in ((FIRMWARE, FIRMWARE_COLUMNS), (TASKS, TASK_COLUMNS)):
+            database.execute(f"COPY ({no_rows(columns)}) TO '{folder / name}' (FORMAT parquet)")
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cannot be read: Invalid Input Error: Footer": lambda path: path.write_bytes(b"PAR1 and more PAR1"),
+    "cannot be read: .*No magic bytes": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "does not have the columns of a run": lambda path: path.write_bytes((path.parent / MODULES).read_bytes()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    ("name", "views", "others"),
+    [
+        (FIRMWARE, ("firmware", "jobs", "device_releases"), ("tasks",)),
+        (TASKS, ("tasks", "device_releases"), ("firmware", "jobs")),
+    ],
+)
+def test_only_the_views_of_a_damaged_file_of_releases_fail(
+    tmp_path: Path, name: str, views: tuple[str, ...], others: tuple[str, ...], damage: str
+) -> None:
+    run = tmp_path / "20261122T020000Z-nightly"
+    build(run, [named(1)], [ok(named(1), ("ble", "1"))])
+    write_releases(run)
+    DAMAGES[damage](run / name)
+    for view in ("fleet", "devices", "modules", "inventory", *others):
+        assert query(run, f"SELECT count(*) FROM {view}") == [(0 if view in others else 1,)]
+    for view in views:
+        with pytest.raises(UsageError, match=f"^the query fails: Invalid Input Error: {name}: {damage}"):
+            query(run, f"SELECT count(*) FROM {view}")
+    with auditor.Run(run) as opened:
+        assert len(list(opened.table("modules"))) == 1
+        assert list(opened.table("tasks" if name == FIRMWARE else "firmware")) == []
+        with pytest.raises(RunFolderError, match=f"{name}: {damage}"):
+            list(opened.table("device_releases"))
+    with query_runs(tmp_path, "SELECT count(*) FROM devices") as found:
+        assert list(found.table) == [(1,)]
+    with pytest.raises(UsageError, match=f"{name}: {damage}"), query_runs(tmp_path, f"FROM {views[0]}") as found:
+        list(found.table)
+
+
+def test_a_file_of_releases_that_would_take_hours_fails_its_own_views_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = build(tmp_path / "run", [named(1)], [ok(named(1), ("ble", "1"))]).folder
+    write_releases(run)
+    with connect() as database:
+        nothing = no_rows(TASK_COLUMNS).removesuffix(" WHERE false")
+        database.execute(f"COPY ({nothing} FROM range(900000)) TO '{run / TASKS}' (FORMAT parquet)")
+    monkeypatch.setattr("auditor.storage.database.MIN_REPEATED_ROWS", 1_000)
+    assert query(run, "SELECT count(*) FROM modules") == [(1,)]
+    with pytest.raises(UsageError, match=r"tasks\.parquet: has 900,000 rows in"):
+        query(run, "FROM tasks")

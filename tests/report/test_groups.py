@@ -94,6 +94,22 @@ def test_further_groups_of_metrics_are_other(folder: Path, monkeypatch: pytest.M
     assert set(versions) == {"a1", "other"}
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+def test_an_attribute_with_the_label_of_further_groups_is_not_counted_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    sites = ["a1", "a1", "a1", "other", "other", "b2", "other_", "c3"]
+    fleet = [named(number) for number in range(len(sites))]
+    details = [{"attributes": {"site": site}} for site in sites]
+    run = build(tmp_path / "run", fleet, [ok(device, ("ble", "1")) for device in fleet], details=details).folder
+    monkeypatch.setattr("auditor.hooks.prometheus.MAX_GROUPS", limit)
+    of = samples(run, "site")
+    rest = ("other__", "ok")
+    shown = {("a1", "ok"): 3} if limit == 1 else {("a1", "ok"): 3, ("other", "ok"): 2}
+    assert of("auditor_group_devices") == Counter({**shown, rest: 8 - sum(shown.values())})
+    assert {key[-1] for key in of("auditor_group_version_devices")} == {*(site for site, _ in shown), "other__"}
+
+
 @pytest.mark.parametrize("command", ["report", "metrics"])
 def test_the_flag_names_attributes(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str

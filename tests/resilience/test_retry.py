@@ -354,3 +354,16 @@ async def test_the_longest_wait_is_that_of_the_oldest_request_in_flight() -> Non
             await anyio.wait_all_tasks_blocked()
             assert bench.caller.longest_wait < before or number == 1
     assert bench.caller.longest_wait == 0
+
+
+async def test_a_retry_whose_call_was_used_while_it_waited_is_not_sent() -> None:
+    bench = Bench(initial_delay=0.01)
+
+    async def fail() -> None:
+        raise TransientError("auditor.Timeout")
+
+    bench.caller.may_retry = lambda: bench.caller.stats.sent < 5
+    async with anyio.create_task_group() as group:
+        for _ in range(4):  # each of them may be sent again before it waits, and only one of them afterwards
+            group.start_soon(bench.caller.send, fail)
+    assert bench.caller.stats.sent == 5

@@ -15,6 +15,7 @@ import orjson
 from auditor.fleet.table import FLEET_COLUMNS
 from auditor.models import Device, DeviceFailure, DeviceResult, ModuleVersion, Outcome
 from auditor.runs.folder import CARRIED, FAILURES, FLEET, RESULTS, SELECTED
+from auditor.runs.inventory import read_aliases
 from auditor.runs.journal import encode_outcome, replace_results
 from auditor.runs.manifest import (
     AccountInfo,
@@ -151,8 +152,10 @@ def finish(folder: Path) -> None:
     sealed = seal_run(folder)
     if sealed.compressed is not None:
         replace_results(folder, sealed.compressed)
+    manifest = read_manifest(folder)
     manifest = replace(
-        read_manifest(folder),
+        manifest,
+        fleet=replace(manifest.fleet, **asdict(read_aliases(folder))),
         finished_at=format_utc(START + 60),
         state="complete" if sealed.devices.unanswered == 0 else "partial",
         devices=sealed.devices,

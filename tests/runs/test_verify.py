@@ -10,10 +10,21 @@ import pytest
 from auditor.errors import RunFolderError
 from auditor.runs.folder import DEVICES, FAILURES, FLEET, INVENTORY_CSV, INVENTORY_JSON, MODULES, RESULTS, SEALED
 from auditor.runs.journal import encode_outcome
-from auditor.runs.manifest import FileInfo, Manifest, file_info
+from auditor.runs.manifest import FileInfo, Manifest, file_info, read_manifest
 from auditor.runs.verify import verify_run
 from tests.database import connect
-from tests.runs.run_folders import build, edit_manifest, every_status, failed, named, not_found, ok, running
+from tests.runs.run_folders import (
+    both,
+    build,
+    by_id,
+    edit_manifest,
+    every_status,
+    failed,
+    named,
+    not_found,
+    ok,
+    running,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +55,21 @@ def test_an_unchanged_complete_run_verifies(tmp_path: Path) -> None:
     fleet = [named(number) for number in range(3)]
     outcomes = [ok(fleet[2], ("ble", "1")), ok(fleet[0]), not_found(fleet[1])]
     assert verify_run(build(tmp_path / "run", fleet, outcomes).folder) == []
+
+
+@pytest.mark.parametrize("name", ["aliases", "possible_aliases", "shared_identities"])
+def test_false_numbers_of_devices_with_the_names_of_another_one_are_found(tmp_path: Path, name: str) -> None:
+    one, same = both(1), replace(both(2), iot_id=both(1).iot_id)
+    fleet = [named(1), named(2), by_id(1), by_id(3), named(4)]
+    outcomes = [ok(fleet[0], ("ble", "1"), learnt=one), ok(fleet[1], ("ble", "1"), learnt=same)]
+    folder = build(tmp_path / "run", fleet, outcomes).folder
+    found = read_manifest(folder).fleet
+    assert (found.aliases, found.possible_aliases, found.shared_identities) == (1, 1, 3)
+    assert verify_run(folder) == []
+    edit_manifest(folder, lambda run: replace(run, fleet=replace(run.fleet, **{name: getattr(found, name) - 1})))
+    assert [each.partition(" do not")[0] for each in verify_run(folder)] == [
+        "run.json: its numbers of devices with the names of another one"
+    ]
 
 
 def test_forging_digests_without_a_change_still_verifies(folder: Path) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from auditor.audit.aliases import AliasCounts, count_aliases
 from auditor.cli.render_summary import summarize_audit
 from auditor.errors import RunFolderError
 from auditor.query.warnings import completeness_warnings
 from auditor.runs.folder import DEVICES, FLEET
+from auditor.runs.inventory import AliasCounts, read_aliases
 from auditor.runs.manifest import DeviceCounts, FleetInfo, Manifest
 from tests.database import connect
 
@@ -51,7 +51,7 @@ ANSWERED: Row = ("eu", "k", "a", "1")
 def test_two_rows_of_one_device_are_found_by_its_answers(
     tmp_path: Path, fleet: list[Row], devices: list[Row], counts: tuple[int, int]
 ) -> None:
-    found = count_aliases(sealed(tmp_path, fleet, devices))
+    found = read_aliases(sealed(tmp_path, fleet, devices))
     assert (found.aliases, found.possible_aliases) == counts
 
 
@@ -60,7 +60,7 @@ def test_many_devices_are_counted_once_each(tmp_path: Path) -> None:
     ids: list[Row] = [("eu", None, None, f"i{at}") for at in range(50)]
     answers: list[Row] = [("eu", "k", str(at), f"i{at}") for at in range(60)]
     found = sealed(tmp_path, [*names, *ids], [*answers[:40], *names[40:], *answers[:45], *ids[45:]])
-    assert count_aliases(found) == AliasCounts(40, 5, 0)
+    assert read_aliases(found) == AliasCounts(40, 5, 0)
 
 
 def by_id(iot_id: str) -> Row:
@@ -89,13 +89,13 @@ def by_id(iot_id: str) -> Row:
 def test_devices_with_answers_that_name_one_device_are_counted_unless_they_are_aliases(
     tmp_path: Path, fleet: list[Row], devices: list[Row], shared: int
 ) -> None:
-    assert count_aliases(sealed(tmp_path, fleet, devices)).shared_identities == shared
+    assert read_aliases(sealed(tmp_path, fleet, devices)).shared_identities == shared
 
 
 def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / FLEET).write_bytes(b"x")
     with pytest.raises(RunFolderError, match="cannot be read"):
-        count_aliases(tmp_path)
+        read_aliases(tmp_path)
 
 
 def test_a_sentence_says_what_is_counted_twice_and_what_cannot_be_determined() -> None:
