@@ -15,6 +15,9 @@ from auditor.storage.database import load_rows
 MAX_DETAILED, MAX_VERSIONS, MAX_UNKNOWN = 400, 6, 50
 """Rollouts whose versions are shown over the runs, their versions, and unknown modules."""
 
+_MAX_MODULES = 10 * MAX_ROLLOUTS
+"""Modules that are read, those with the most devices: a damaged run may have a product for each device."""
+
 _MAX_LENGTH = 400
 """Characters of a text that are read."""
 
@@ -31,19 +34,18 @@ def read_rollout_section(
         work: a folder for intermediate files.
     """
     runs = earlier.runs
-    numbers: dict[tuple[str, str | None, str], int] = {
-        (account, product, name): number
-        for number, account, product, name in database.execute(
-            "SELECT module, account, product_key, module_key FROM modules_in_use"
-        ).fetchall()
-    }
+    rows = database.execute(
+        "SELECT module, account, product_key, module_key, versions FROM modules_in_use ORDER BY devices DESC, module "
+        f"LIMIT {_MAX_MODULES}"
+    ).fetchall()
+    numbers = {(account, product, name): number for number, account, product, name, _ in rows}
+    counts = {number: versions for number, *_, versions in rows}
     found = earlier.rollouts or _read_without_states(database, len(runs))
     by_number = {number: each for each in found.by_urgency if (number := numbers.get(_key(each))) is not None}
     targets = {number: each.target for number, each in by_number.items() if each.target is not None}
     define_version_ages(database, targets, len(runs) - 1, work)
     shown = list(by_number)
     versions = _read_versions(database, shown[:MAX_DETAILED], len(runs), work)
-    counts = dict(database.execute("SELECT module, versions FROM modules_in_use").fetchall()) if shown else {}
     before = next((at for at, run in enumerate(runs[:-1]) if run.run == previous), None)
     ages = count_ages(database, len(runs))
     current = ages[-1] or (0,) * len(AGES)
