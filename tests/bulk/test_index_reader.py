@@ -166,9 +166,10 @@ async def test_auto_queries_all_devices_if_too_many_results_are_wrong(tmp_path: 
 async def test_an_interrupted_run_loses_nothing_and_reads_no_row_twice(tmp_path: Path) -> None:
     world = World(1_200, products=3, inactive=0.02)
     index = IndexOptions()
-    for answers in (3, 8, 15, 24, 30):
+    for answers in (3, 15, 30):
+        (folder := tmp_path / str(answers)).mkdir()
         async with Simulator(world, index=index, latency=(0.001, 0.004), record_arrivals=True) as platform:
-            settings = settings_of(platform, tmp_path / str(answers), recheck="3%", concurrency=2)
+            settings = settings_of(platform, folder, recheck="3%", concurrency=2)
             first = await stop_after(answers, platform, partial(start_audit, settings))
             result = await auditor.resume_audit(first.folder)
             assert calls(platform)[ROWS] <= 1_200 / 49 + 3 * 2 + 2
