@@ -207,6 +207,14 @@ def _import_all() -> None:
         importlib.import_module(name)
 
 
+def _open_database() -> None:
+    """Open the database that the first query of a command uses."""
+    from auditor.storage.database import borrow_database
+
+    with borrow_database():
+        pass
+
+
 def _next_command(requests: socket.socket) -> list[str]:
     """Fork for each request. Return in the process of a command its arguments, once it is as if it had been started."""
     while True:
@@ -276,6 +284,7 @@ def _end(arguments: list[str]) -> NoReturn:
 
 if __name__ == "__main__":
     _import_all()
+    _open_database()
     gc.collect()
     gc.freeze()
     _end(_next_command(socket.socket(fileno=int(sys.argv[1]))))

@@ -132,6 +132,7 @@ _FIXED_SETTINGS: dict[str, str | bool | int] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
     "allocator_flush_threshold": "1MB",
+    "async_threads": 0,  # of eight more threads that read files, none would exist in a forked process
     "enable_external_file_cache": False,  # a path such as /proc/self/fd/7 is another file later
 }
 _NO_PROGRESS_BAR = "SET enable_progress_bar = false"  # DuckDB would print it on standard output, where data goes

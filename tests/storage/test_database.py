@@ -23,6 +23,7 @@ from auditor.storage.database import (
     scratch_database,
     sql_literal,
     with_enough_memory,
+    write_parquet,
 )
 
 
@@ -107,25 +108,34 @@ def test_a_database_that_may_not_be_as_a_new_one_is_not_used_again(
     assert len(opened) == 2
 
 
-def test_a_forked_process_uses_the_idle_database(tmp_path: Path, opened: list[object]) -> None:
+def test_a_forked_process_reads_files_with_the_idle_database(tmp_path: Path, opened: list[object]) -> None:
     with borrow_database(threads=4) as database:
-        database.execute("SELECT count(*) FROM range(1_000_000)").fetchall()
-    context = get_context("fork")
-    child = context.Process(target=count_rows_concurrently, args=(tmp_path / "counted",))
+        write_parquet(database, "FROM range(300_000)", tmp_path / "rows.parquet")
+        assert len([*Path("/proc/self/task").iterdir()]) > 1
+    child = get_context("fork").Process(target=count_rows, args=(tmp_path,))
     child.start()
     child.join(60)
-    assert (child.exitcode, (tmp_path / "counted").read_text()) == (0, "3000000")
+    child.kill()
+    assert (tmp_path / "counted").read_text() == "300000"
 
 
-def count_rows_concurrently(out: Path) -> None:
+def count_rows(folder: Path) -> None:
+    assert len([*Path("/proc/self/task").iterdir()]) == 1
     with borrow_database(threads=4) as database:
-        out.write_text(str(scalar(database, "SELECT count(*) FROM range(3_000_000)")))
+        count = scalar(database, f"SELECT count(*) FROM (FROM {parquet(folder / 'rows.parquet')} ORDER BY hash(range))")
+        (folder / "counted").write_text(str(count))
 
 
 def fleet_file(folder: Path) -> Path:
     path = folder / "fleet.csv"
     path.write_text("a\n7\n")
     return path
+
+
+def test_an_idle_database_is_closed_at_the_end_of_a_program() -> None:
+    program = "from auditor.storage.database import borrow_database\nwith borrow_database(): print('used')"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("used\n", "")
 
 
 def test_memory_is_raised_step_by_step() -> None:
