@@ -92,7 +92,6 @@ async def _check_account(settings: Settings, account: Account, credentials: Cred
             snapshot = await run_in_thread(write_snapshot, [(name, file)], fleet)
             preview = _FleetPreview(snapshot.devices, snapshot.duplicates)
     result, problem, started_at = "", None, time.monotonic()
-    denied = False
     async with open_account(settings, account, credentials, 1) as session:
         try:
             if account.fleet is not None and account.uses_discovery:
@@ -105,10 +104,10 @@ async def _check_account(settings: Settings, account: Account, credentials: Cred
                 if preview.complete:
                     problem = f'account "{account.name}": no device matches the fleet settings'
         except AccountStoppedError as error:
-            problem, denied = str(error), error.reason_code == "refused_account"
+            problem = str(error)
         counts = preview.devices, preview.duplicates, preview.products
         seconds, clock_offset = time.monotonic() - started_at, session.client.clock_offset
-    if denied:  # the session is stopped, and may have called only one of the operations that are denied
+    if session.lacks_permission:  # it is stopped, and may have called only one of the operations that are denied
         async with open_account(settings, account, credentials, 1) as session:
             missing = await find_missing_permissions(session, settings, account)
         problem = f'account "{account.name}": {"; ".join(missing)}' if missing else problem

@@ -352,6 +352,12 @@ class AccountSession:
         return self._breaker.is_open
 
     @property
+    def lacks_permission(self) -> bool:
+        """Whether the platform stopped the account because its key lacks a permission."""
+        denial = self._breaker.denial
+        return denial is not None and denial.cause == "permission"
+
+    @property
     def unreached_error(self) -> AccountStoppedError | None:
         """The error of an account that was never reached: requests were sent, and none got a usable answer."""
         if self._breaker.has_succeeded or self._breaker.last_error is None:

@@ -53,6 +53,7 @@ class CircuitBreaker:
             invalid key costs one call.
         is_open: whether an account that has worked fails for every request. The next success closes the circuit.
         last_error: the last error without a usable response.
+        denial: the error that stopped the account because it is denied.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class CircuitBreaker:
     ) -> None:
         self.has_succeeded = self.is_open = False
         self.last_error: PlatformError | None = None
+        self.denial: AccountDeniedError | None = None
         self._account = account
         self._worked_before = worked_before
         self._give_up_after = MAX_FAILING_SECONDS if worked_before else give_up_after
@@ -97,6 +99,7 @@ class CircuitBreaker:
             AccountStoppedError: the account is denied, or has given no usable response for too long.
         """
         if isinstance(error, AccountDeniedError):
+            self.denial = error
             refusal = str(error).rstrip(".")
             self._stop(f"{'' if error.code == PROXY else 'the platform refuses it: '}{refusal}; {error.advice}")
         self.last_error = error
