@@ -30,7 +30,7 @@ from typing import NoReturn, TextIO
 
 _LAZY = (
     "anyio._backends._asyncio", "anyio.streams.tls", "anyio.to_thread", "concurrent.futures.thread", "cyclopts.config",
-    "docstring_parser", "encodings.ascii", "encodings.idna", "encodings.utf_8_sig", "narwhals._interchange.dataframe",
+    "docstring_parser", "encodings.ascii", "encodings.idna", "encodings.utf_8_sig",
     "queue", "rich._emoji_codes", "uvloop", "xlsxwriter",
 )  # fmt: skip
 """What libraries import at the first use."""
