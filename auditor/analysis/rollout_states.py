@@ -13,7 +13,8 @@ The rules are tried in this order. ``last`` is the newest share, the peak the la
 
 A share is an interval if its run is a sample, or if devices have no answer that usually have one. A rule applies to an
 interval if it applies to each share in it. Imprecise shares of earlier runs are ignored if there are precise ones, so
-that a sample, or a run that was cut short, changes no state of the runs after it.
+that a sample, or a run that was cut short, changes no state of the runs after it. They count only where they prove a
+far higher peak.
 """
 
 from collections.abc import Iterator, Sequence
@@ -154,11 +155,31 @@ def _reaches(value: float, threshold: float) -> bool:
 
 
 def comparable_shares(shares: Sequence[TargetShare], thresholds: RolloutThresholds) -> list[TargetShare]:
-    """Return the shares of earlier runs that count: the precise ones, or all if none is."""
-    return [each for each in shares if each.high - each.low <= thresholds.precise] or list(shares)
+    """Return the shares of earlier runs that count: the precise ones, or all if none is.
+
+    An imprecise one counts with its lower limit where that is more than ``rolled_back`` above all shares before it: it
+    proves a peak from which a rollout can be rolled back.
+    """
+    if not any(_is_precise(each, thresholds) for each in shares):
+        return list(shares)
+    counting: list[TargetShare] = []
+    peak = 0.0
+    for each in shares:
+        if _is_precise(each, thresholds):
+            counting.append(each)
+        elif not _reaches(thresholds.rolled_back, each.low - peak):
+            counting.append(TargetShare(each.day, each.low, each.low, each.low))
+        else:
+            continue
+        peak = max(peak, counting[-1].share)
+    return counting
+
+
+def _is_precise(share: TargetShare, thresholds: RolloutThresholds) -> bool:
+    return share.high - share.low <= thresholds.precise
 
 
 def _limits(share: TargetShare, thresholds: RolloutThresholds) -> tuple[float, float]:
-    if share.high - share.low <= thresholds.precise:
+    if _is_precise(share, thresholds):
         return share.share, share.share
     return share.low, share.high

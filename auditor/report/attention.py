@@ -36,6 +36,9 @@ MIN_ACCOUNT_SHARE = 0.5
 MAX_NAMED = 3
 """Rollouts, products or accounts that a sentence names."""
 
+_FALL = 0.01
+"""Fall of a share that a sentence mentions."""
+
 _OVERDUE = 2
 """Usual intervals between runs after which the data is stale."""
 
@@ -287,7 +290,7 @@ def _rollback_items(report: Report) -> Iterator[AttentionItem]:
             evidence,
             count.behind,
             "modules behind",
-            commands or _behind(report, found[0]),
+            commands or _behind(report, found[0], of_many=count.rollouts > 1),
             tuple(f"{_name(each)}: {_fall(each)}" for each in found[:MAX_NAMED]),
             found[0].shares,
             "rollouts",
@@ -305,7 +308,7 @@ def _stalled_items(report: Report) -> Iterator[AttentionItem]:
     count, first = report.rollouts.by_state["stalled"], found[0]
     title = f"{_name(first)} is stalled" if count.rollouts == 1 else f"{count.rollouts:,} rollouts are stalled"
     cases = tuple(
-        f"{_name(each)}: {format_percent(each.share)}"
+        f"{_name(each)}: {_share_and_peak(each)}"
         + (f", stalled for {each.runs_in_state} runs" if each.runs_in_state > 1 else "")
         + (f", {format_count(each.failed, 'update')} failed" if each.failed else "")
         for each in found[:MAX_NAMED]
@@ -313,8 +316,8 @@ def _stalled_items(report: Report) -> Iterator[AttentionItem]:
     days = report.rollouts.thresholds.stalled_after
     evidence = f"Less than {100 * report.rollouts.thresholds.moving:g} points more in {days:g} days"
     if count.rollouts == 1:
-        evidence, cases = f"{format_percent(first.share)} of its devices run it. {evidence}", ()
-    commands = _behind(report, first)
+        evidence, cases = f"{_share_and_peak(first)} of its devices run it. {evidence}", ()
+    commands = _behind(report, first, of_many=count.rollouts > 1)
     yield AttentionItem(
         "warning", "▪", title, evidence, count.behind, "modules behind", commands, cases, first.shares, "rollouts"
     )
@@ -395,9 +398,17 @@ def _fall(rollout: Rollout) -> str:
     return f"{format_percent(peak)} → {format_percent(rollout.share)}"
 
 
-def _behind(report: Report, rollout: Rollout) -> tuple[ShellCommand, ...]:
+def _share_and_peak(rollout: Rollout) -> str:
+    """Return the share, and the peak that it has fallen from by a point or more."""
+    peak = max((share for share in rollout.shares if share is not None), default=0.0)
+    fell = rollout.share is not None and peak - rollout.share >= _FALL
+    return format_percent(rollout.share) + (f" (it was {format_percent(peak)})" if fell else "")
+
+
+def _behind(report: Report, rollout: Rollout, *, of_many: bool) -> tuple[ShellCommand, ...]:
     words = behind_command(_run(report), rollout)
-    return (ShellCommand("list the devices of the first one", words),) if words else ()
+    purpose = "list the devices of the first one" if of_many else "list the devices"
+    return (ShellCommand(purpose, words),) if words else ()
 
 
 def behind_command(run: str, rollout: Rollout) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ def render_page(report: Report) -> str:
         tiles=[(tile, _tile_chart(report, tile)) for tile in list_tiles(report)],
         attention=attention,
         attention_item=parts.attention_item,
-        urgent=any(item.severity != "note" for item, _ in attention),
+        urgent=[item for item, _ in attention if item.severity != "note"],
         max_attention=MAX_ATTENTION,
         calm=_calm(report),
         ages=AGES,

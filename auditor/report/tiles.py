@@ -137,7 +137,7 @@ def _policy_tile(report: Report) -> Tile:
         ("warning", "warning", "warnings"),
         ("note", "note", "notes"),
         ("unparseable", "unparseable", "unparseable"),
-        ("not_seen", "not seen", "not seen"),
+        ("not_seen", "rule not seen", "rules not seen"),
         ("compliant", "rule complies", "rules comply"),
     )
     counts_below = tuple(

@@ -45,11 +45,22 @@ def test_imprecise_shares_have_a_state_only_if_all_values_in_them_have_it(
 
 
 @given(st.lists(PERMILLE, min_size=2, max_size=10), st.lists(st.booleans(), min_size=10, max_size=10), PERMILLE)
-def test_an_imprecise_share_changes_no_state_after_it(values: list[int], places: list[bool], odd: int) -> None:
+def test_an_imprecise_share_that_proves_no_peak_changes_no_state_after_it(
+    values: list[int], places: list[bool], odd: int
+) -> None:
     shares = [share(at, value, value) for at, value in enumerate(values)]
     with_odd = [
         each
         for at, exact in enumerate(shares)
-        for each in ([share(at - 0.5, odd, odd + 100)] if places[at] else []) + [exact]
+        for each in (
+            [share(at - 0.5, odd, odd + 100)] if places[at] and odd <= max(values[:at], default=0) + 100 else []
+        )
+        + [exact]
     ]
     assert rollout_state(with_odd, DEFAULT_THRESHOLDS) == rollout_state(shares, DEFAULT_THRESHOLDS)
+
+
+def test_a_rollout_whose_peak_is_known_from_imprecise_runs_is_rolled_back() -> None:
+    rising = [share(at, 10 * at, 10 * at) for at in range(4)] + [share(4, 300, 310), share(5, 770, 780)]
+    for fallen in (share(6, 50, 50), share(6, 45, 55)):
+        assert rollout_state([*rising, fallen], DEFAULT_THRESHOLDS) == ("rolled_back", None)
