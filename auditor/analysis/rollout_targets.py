@@ -36,7 +36,7 @@ _NEVER_ACTIVATED = "reason IS NOT DISTINCT FROM 'never_activated' AND attempts =
 
 
 def define_rollout_tables(
-    database: Database, runs: Sequence[NumberedRun], *, started: float, selected: float, work: Path
+    database: Database, runs: Sequence[NumberedRun], started: float, selected: float, work: Path, *, some_devices: bool
 ) -> None:
     """Define the tables above but ``update_counts``, from the table ``history``.
 
@@ -46,6 +46,7 @@ def define_rollout_tables(
         started: share that a version of an earlier run must have had to be in use.
         selected: as in ``released_versions_query``.
         work: a folder for an intermediate file.
+        some_devices: whether the history is of selected devices only.
     """
     newest = runs[-1][0]
     numbers = ", ".join(str(number) for number, _ in runs)
@@ -55,7 +56,7 @@ def define_rollout_tables(
         SELECT run, account, product_key, module_name, module_version, sum(devices)::BIGINT AS devices
         FROM history WHERE run IN ({numbers}) GROUP BY ALL)""")
     _define_coverage(database, runs)
-    _define_releases(database, runs, selected)
+    _define_releases(database, runs, selected, some_devices=some_devices)
     _define_versions(database, newest, started)
     query = "SELECT module AS group_id, version, module_version, in_use, is_released, created_at FROM rollout_versions"
     define_target_marks(database, query, work / "target_marks")
@@ -96,11 +97,11 @@ def _define_coverage(database: Database, runs: Sequence[NumberedRun]) -> None:
       WHERE c.product_key IS NOT NULL""")
 
 
-def _define_releases(database: Database, runs: Sequence[NumberedRun], selected: float) -> None:
+def _define_releases(database: Database, runs: Sequence[NumberedRun], selected: float, *, some_devices: bool) -> None:
     """Define ``rollout_releases`` from the newest run that read the firmware of a product, and its views.
 
     Without a product's firmware in the newest run, that of an earlier one counts, unless a later run has read all
-    firmware of the account.
+    firmware of the account. Whether a version is a beta depends on all devices of the product, whichever are selected.
     """
     complete = {info.account: number for number, run in runs for info in run.manifest.releases if not info.problems}
     stored = [(number, run) for number, run in runs if (run.folder / FIRMWARE).is_file()]
@@ -124,6 +125,11 @@ def _define_releases(database: Database, runs: Sequence[NumberedRun], selected: 
         "SELECT account, product_key, module_name, module_version, devices FROM rollout_counts "
         f"WHERE run = {runs[-1][0]} AND product_key IS NOT NULL"
     )
+    if some_devices:
+        counts = (
+            "SELECT account, product_key, module_name, module_version, count(*) AS devices "
+            f"FROM {parquet_of_run(database, runs[-1][1].folder / MODULES)} WHERE product_key IS NOT NULL GROUP BY ALL"
+        )
     database.execute(f"""
       CREATE OR REPLACE TABLE rollout_releases AS
       SELECT *, released AND row_number() OVER (

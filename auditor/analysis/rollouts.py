@@ -50,8 +50,8 @@ from auditor.text.formatting import SECONDS_PER_DAY, parse_manifest_time
 MAX_RUNS = 30
 """Runs that are read, the newest ones."""
 
-MAX_ROLLOUTS = 5_000
-"""Rollouts that are returned, those with the most devices."""
+MAX_ROLLOUTS, MAX_WRITTEN_ROLLOUTS = 5_000, 100_000
+"""Rollouts that are returned, and those that are written to a file, the ones with the most devices."""
 
 NoDate = ProjectionProblem | Literal["failed_devices"]
 """Why there is no date: see ``stats.projection``; or so many updates failed that the goal cannot be reached."""
@@ -178,6 +178,18 @@ def read_rollouts(
         return rollouts_of(history, thresholds=thresholds, limit=limit)
 
 
+def newest_of_fleet(directory: Path, name: str | None) -> StoredRun | None:
+    """Return the newest sealed run of a name that covers its fleet; None if there is none.
+
+    ``name`` None means that of the newest run. Raise RunFolderError if the directory cannot be read.
+    """
+    catalog = RunCatalog(directory)
+    if not catalog.runs:
+        return None
+    named = catalog.named(catalog.runs[0].manifest.name if name is None else name)
+    return next((run for run in named if run.sealed and run.manifest.covers_fleet), None)
+
+
 def rollouts_of(
     history: History, *, thresholds: RolloutThresholds | None = None, limit: int = MAX_ROLLOUTS
 ) -> Rollouts:
@@ -203,7 +215,9 @@ def rollouts_of(
             yield rollout
 
     with translate_read_errors(run.folder.parent), private_folder("rollouts") as work:
-        define_rollout_tables(database, counting, started=thresholds.started, selected=thresholds.selected, work=work)
+        define_rollout_tables(
+            database, counting, thresholds.started, thresholds.selected, work, some_devices=history.selects_devices
+        )
         define_update_counts(database, None if history.selects_devices else counting[-1])
         largest = heapq.nlargest(limit, read(), key=lambda each: each.devices)
     by_state = {state: StateCount(*(counts[state, place] for place in range(3))) for state in ROLLOUT_STATES}
@@ -326,7 +340,7 @@ def _project(
     goal = calendar.thresholds.done
     if row.failed is not None and devices - row.failed < goal * devices:
         return None, "failed_devices"
-    precise = comparable_shares(shares, calendar.thresholds)
+    precise = [*comparable_shares(shares[:-1], calendar.thresholds), shares[-1]]
     lowest = min(range(len(precise)), key=lambda at: (precise[at].share, -at))
     fitted = precise[lowest:]
     projection = project([each.day for each in fitted], [each.share for each in fitted], goal)

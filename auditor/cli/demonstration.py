@@ -11,7 +11,7 @@ from auditor.simulator.faults import Faults
 from auditor.simulator.lifecycle import Lifecycle
 from auditor.simulator.quotas import SimulatedAccount
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
-from auditor.simulator.standalone import _account_table, write_secret
+from auditor.simulator.standalone import account_table, write_secret
 from auditor.simulator.world import World
 from auditor.storage.files import private_folder
 
@@ -60,7 +60,7 @@ async def run_demonstration(
     account = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, DEMO_QUOTA)
     with private_folder("demo") as folder:
         async with Simulator(world, accounts=[account], latency=(0.02, 0.08), faults=DEMO_FAULTS) as platform:
-            account_settings = _account_table(platform.endpoint, account, "tuya")
+            account_settings = account_table(platform.endpoint, account, "tuya")
             write_secret(folder / account_settings["access_key_secret"]["file"], account)
             account_settings |= {"quota_share": DEMO_QUOTA_SHARE, "fleet": {"products": "all"}}
             table = {"name": "demo", "timeout": 2.0, "account": [account_settings], "since": since}

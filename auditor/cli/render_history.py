@@ -16,7 +16,7 @@ from auditor.analysis.rollouts import NoDate, Rollout, Rollouts, read_rollouts, 
 from auditor.cli.console import print_error
 from auditor.cli.output import ALL_ROWS, open_console
 from auditor.errors import RunFolderError
-from auditor.text.formatting import format_share, safe
+from auditor.text.formatting import format_count, format_share, safe
 from auditor.text.time_zones import show_time
 
 LEVELS, PLAIN_LEVELS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
@@ -51,7 +51,7 @@ def print_history(history: History, zone: tzinfo | None = UTC) -> None:
     console = open_console(pipe_width=100)
     marks = [_mark_of(run) for run in history.runs]
     first, last = (_format_start(history.runs[at], zone)[:10] for at in (0, -1))
-    console.print(Text(f"{safe(history.name)}: {len(marks):,} runs, {first} to {last}\n", style="bold"))
+    console.print(Text(f"{safe(history.name)}: {format_count(len(marks), 'run')}, {first} to {last}\n", style="bold"))
     console.print(_runs_table(history.runs, marks, zone))
     for mark, meaning in MARKS.items():
         if mark in marks:
@@ -66,7 +66,7 @@ def print_history(history: History, zone: tzinfo | None = UTC) -> None:
         console.print()
         console.print(_module_title(module, history.runs))
         if (rollout := rollouts.get((module.account, module.product_key, module.module_name))) is not None:
-            console.print(describe_rollout(rollout))
+            console.print(describe_rollout(rollout), soft_wrap=not console.is_terminal)
         console.print(_versions_table(console, module, marks))
         if len(adoption.modules) == 1:
             console.print()
@@ -124,7 +124,7 @@ def _module_title(module: ModuleSeries, runs: Sequence[RunSummary]) -> Text:
     counts = [(devices, run) for devices, run in zip(module.devices, runs, strict=True) if devices is not None]
     devices, sampled = (counts[-1][0], counts[-1][1].unsampled > 0) if counts else (0, False)
     return Text(f"{safe(module.account)} {product} {safe(module.module_name)}", style="bold") + Text(
-        f"  {devices:,} devices{' of a sample' if sampled else ''} report it", style="not bold"
+        f"  reported by {format_count(devices, 'device')}{' of a sample' if sampled else ''}", style="not bold"
     )
 
 
@@ -210,7 +210,7 @@ UNKNOWN_REASONS: dict[UnknownReason, str] = {
     "no_order": "no version is the newest",
     "few_answers": "few of its devices have an answer",
     "imprecise": "the share is too imprecise",
-    "short_history": "there are too few runs",
+    "short_history": "the runs cover too few days",
 }
 
 NO_DATES: dict[NoDate, str] = {
@@ -231,7 +231,8 @@ def describe_rollout(rollout: Rollout) -> Text:
     text.append(f"{safe(rollout.target)} ({rollout.target_source}{released}): ")
     if rollout.share is not None:
         text.append(f"{format_share(rollout.share)} of devices")
-        text.append(f", {_format_points(rollout.change)} a day" if rollout.change else "")
+        change = "=" if rollout.change is None else _format_points(rollout.change)
+        text.append(f", {change} points a day" if change != "=" else "")
         text.append(", ")
     text.append(STATE_NAMES[rollout.state], STATE_STYLES[rollout.state])
     if rollout.reason is not None:
@@ -259,7 +260,7 @@ def _describe_updates(rollout: Rollout) -> str:
 
 
 def print_rollouts(rollouts: Rollouts) -> None:
-    """Print a row for each rollout, those first that need attention, and the number of all of them by state."""
+    """Print a row for each rollout, the most urgent first, and the number of all of them by state."""
     console = open_console(pipe_width=200)
     shown = rollouts.by_urgency[:MAX_TABLE_ROLLOUTS]
     several = len({each.account for each in shown}) > 1
@@ -283,9 +284,9 @@ def print_rollouts(rollouts: Rollouts) -> None:
             str(each.expected_at or ""),
         )
     console.print(table)
-    print_error(f"{rollouts.count:,} rollouts: {_count_states(rollouts) or 'none'}")
+    print_error(f"{format_count(rollouts.count, 'rollout')}: {_count_states(rollouts) or 'none'}")
     if rollouts.count > len(shown):
-        print_error(f"note: {len(shown):,} of them, those first that need attention; {ALL_ROWS}")
+        print_error(f"note: {len(shown):,} of them, the most urgent first; {ALL_ROWS}")
 
 
 def _count_states(rollouts: Rollouts) -> str:

@@ -77,7 +77,7 @@ def _describe_device_counts(plan: Plan) -> Iterator[str]:
     origins = {
         each.account: "in the newest run"
         if each.devices_assumed
-        else "the platform counts them, and filters match a sample of them"
+        else "the platform counts them (filters are applied to a sample)"
         for each in plan.accounts
         if each.devices_assumed or each.devices_counted
     }

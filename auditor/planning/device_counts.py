@@ -17,7 +17,7 @@ from auditor.concurrency import StopToken, run_in_abandonable_thread
 from auditor.config.settings import Account, FleetSource, Patterns, Settings
 from auditor.engine.account_session import AccountSession, open_account, read_credentials
 from auditor.engine.limiters import check_quota_sharing
-from auditor.errors import AccountStoppedError, PlatformError, SettingsError
+from auditor.errors import AccountStoppedError, NotFoundError, PlatformError, SettingsError
 from auditor.fleet.crawler import count_devices, fetch_page
 from auditor.fleet.discovery_journal import DEVICES_PER_PAGE, MAX_DEVICES_BY_PAGE_NUMBER, DiscoveryJournal
 from auditor.fleet.pager import PageReference
@@ -61,12 +61,14 @@ async def count_listed_fleets(settings: Settings, names: Collection[str]) -> dic
 async def _count_products(session: AccountSession, account: Account, journal: DiscoveryJournal) -> dict[int, int]:
     try:
         counts = await count_devices(session, journal, stop=StopToken())
+        source = account.fleet or FleetSource()
+        if source.filters_devices:
+            counts = await _estimate_matching(
+                session, counts, source, skip_never_activated=account.skips_never_activated
+            )
     except AccountStoppedError as error:
         sentence = f"its devices cannot be counted: {error.sentence}; {advise_fleet_file([account.name])}"
         raise AccountStoppedError(account.name, sentence, reason_code=error.reason_code) from error
-    source = account.fleet or FleetSource()
-    if source.filters_devices:
-        counts = await _estimate_matching(session, counts, source, skip_never_activated=account.skips_never_activated)
     return dict(Counter(counts.values()))
 
 
@@ -84,6 +86,8 @@ async def _estimate_matching(
             parameters = {"ProductKey": product_key, "CurrentPage": str(number), "PageSize": str(DEVICES_PER_PAGE)}
             parse = partial(parse_devices, product_key=product_key)
             page = await fetch_page(session.call, QUERY_DEVICE, parameters, PageReference(number), parse)
+            if isinstance(page, NotFoundError):  # deleted meanwhile
+                break
             if isinstance(page, PlatformError):
                 raise AccountStoppedError(session.name, f"product {product_key}: {page}")
             for device in page.items:

@@ -138,7 +138,7 @@ def _write_settings(
     folder.mkdir(parents=True, exist_ok=True)
     lines = ['name = "simulated"']
     for account, world in accounts.items():
-        table = _account_table(endpoint, account, config.dialect)
+        table = account_table(endpoint, account, config.dialect)
         if config.fleet == "products":
             table["fleet"] = {"products": "all"}
         else:
@@ -157,7 +157,8 @@ def write_secret(file: Path, account: SimulatedAccount) -> None:
         new.write_text(account.secret.reveal(), encoding="utf-8")
 
 
-def _account_table(endpoint: str, account: SimulatedAccount, dialect: Dialect) -> dict[str, Any]:
+def account_table(endpoint: str, account: SimulatedAccount, dialect: Dialect) -> dict[str, Any]:
+    """Return the table of an account in the settings of an audit of the simulated platform."""
     region = {"region_id": "cn-shanghai"} if dialect == "alibaba" else {}
     suffix = account.access_key_id.removeprefix(DEFAULT_ACCOUNT.access_key_id)
     return {

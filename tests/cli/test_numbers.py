@@ -86,6 +86,9 @@ def of_results(document: dict[str, Any]) -> Shown:
     return found
 
 
+OF_PAGE = {"devices.answered", "policy.error", "policy.warning", "policy.note"}
+"""Figures of the page alone, which its own tests count."""
+
 SOURCES: dict[str, tuple[tuple[str, ...], Callable[[str], Shown]]] = {
     "inventory": (("inventory", "RUN"), of_terminal),
     "inventory in JSON": (("inventory", "RUN", "--format", "json"), lambda text: of_document(json.loads(text))),
@@ -110,7 +113,7 @@ SOURCES: dict[str, tuple[tuple[str, ...], Callable[[str], Shown]]] = {
         lambda text: {
             name: int(value)
             for name, value in parse_html(text).figures.items()
-            if not name.startswith("requests.") and name != "modules.unordered"
+            if not name.startswith(("requests.", "modules.", "rollouts.")) and name not in OF_PAGE
         },
     ),
 }

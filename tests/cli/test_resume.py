@@ -216,7 +216,7 @@ def test_log_is_one_format(auditor: Auditor, tmp_path: Path, slow: Platform, sta
     done = auditor("resume", folder, "--log-level", "debug", "--log-format", log_format)
     assert done.returncode == 0, done.stderr
     assert_whole(folder, 90)
-    words = ["resuming", "90/90", "complete:", "exit"]
+    words = ["resuming", "90/90", "OK", "exit"]
     if log_format == "json":
         logged = [json.loads(line) for line in done.stderr.splitlines()]
         assert [(line["level"], line["lines"]) for line in logged if "dropped" in line["event"]] == [("warning", 1)]

@@ -134,5 +134,6 @@ async def test_all_requests_are_in_flight_although_the_limits_are_as_low_as_poss
         needed = int(refused.stderr.partition("ulimit -Hn ")[2].partition(",")[0])
         done = await anyio.to_thread.run_sync(run_auditor, run, 100, needed)
         assert done.returncode == 0, done.stderr
-        assert "200 devices: " in done.stderr and ", 0 failed\n" in done.stderr
+        assert "200 devices: " in done.stderr
+        assert ", 0 failed\n" in done.stderr
         assert "retries" not in done.stderr

@@ -360,7 +360,14 @@ def history(
         and the devices behind.
     """
     from auditor.analysis.history import read_history
-    from auditor.analysis.rollouts import MAX_RUNS, rollout_table, rollouts_of
+    from auditor.analysis.rollouts import (
+        MAX_ROLLOUTS,
+        MAX_RUNS,
+        MAX_WRITTEN_ROLLOUTS,
+        newest_of_fleet,
+        rollout_table,
+        rollouts_of,
+    )
     from auditor.cli.render_history import print_history, print_rollouts
     from auditor.runs.manifest import read_manifest
 
@@ -371,11 +378,14 @@ def history(
         if groups:
             raise UsageError("--rollouts is about products and modules: leave out --group-by")
         newest = MAX_RUNS if limit is None else limit
-    with read_history(directory, name=name, criteria=criteria, group_by=groups, limit=newest) as found:
+    until = newest_of_fleet(directory, name) if rollouts else None
+    with read_history(directory, name=name, criteria=criteria, group_by=groups, limit=newest, until=until) as found:
         print_warnings(found.warnings)
         zone = table_zone(read_manifest(found.runs[-1].folder), local_time=local_time)
         if rollouts:
-            current = rollouts_of(found)
+            current = rollouts_of(found, limit=MAX_ROLLOUTS if resolved == "table" else MAX_WRITTEN_ROLLOUTS)
+            if len(current.rollouts) < current.count and resolved != "table":
+                print_error(f"note: the {len(current.rollouts):,} of {current.count:,} rollouts with the most devices")
             emit(resolved, out, show=lambda: print_rollouts(current), write=rollout_table(found, current).write)
         else:
             show = (lambda: print_rows(found.table, brief=True)) if groups else (lambda: print_history(found, zone))
