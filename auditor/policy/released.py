@@ -1,4 +1,4 @@
-"""The released versions that rules ``released`` require; see ``runs.views.released_versions_query``.
+"""The released versions that rules ``released`` require; see ``query.run_views.released_versions_query``.
 
 | table | a row |
 |---|---|
@@ -15,9 +15,10 @@ from pathlib import Path
 from auditor.config.settings import parse_percentage
 from auditor.config.validation import stored_rollouts
 from auditor.policy.model import Released, Rule
+from auditor.query.run_views import released_versions_query
 from auditor.query.version_order import define_target_marks
 from auditor.runs.manifest import Manifest
-from auditor.runs.views import define_releases, no_rows, released_versions_query
+from auditor.runs.views import define_releases, no_rows
 from auditor.storage.database import Database
 
 _COLUMNS = {

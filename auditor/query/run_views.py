@@ -22,11 +22,9 @@ from auditor.runs.folder import CHANGES, DEVICES, FIRMWARE, FLEET, INVENTORY_JSO
 from auditor.runs.views import (
     FIRMWARE_COLUMNS,
     TASK_COLUMNS,
-    device_releases_query,
     jobs_query,
     no_rows,
     parquet_of_run,
-    released_versions_query,
     releases_query,
 )
 from auditor.storage.database import Database, sql_read_path, text_lines
@@ -82,6 +80,94 @@ def _define_releases(database: Database, runs: Sequence[StoredRun]) -> list[Path
         files += [run.folder / name for run in stored]
     database.execute(f"CREATE VIEW jobs AS {jobs_query('firmware', 'run, started_at, ')}")
     return files
+
+
+def released_versions_query(counts: str, selected: float, leading: str = "") -> str:
+    """Return the SQL of the versions that are firmware: when each was created, and whether it was ``released``.
+
+    A version is released if a job that is no verification, and was started, installs it; where jobs are unknown, if it
+    was verified. A cancelled job was started if it updated a device, or failed to. Jobs that are only for selected
+    devices (``SPECIFIC``) release a version once they were for the fraction ``selected`` of the devices with the
+    module, or so many devices run it.
+
+    Args:
+        counts: a query of the devices by account, product_key, module_name and module_version.
+        selected: see above.
+        leading: columns by which all is divided, each with a comma behind, such as ``run, ``.
+    """
+    product, module = f"{leading}account, product_key", f"{leading}account, product_key, module_key"
+    return f"""
+  WITH job_rows AS (
+    SELECT {product}, lower(module_name) AS module_key, version, job.job_id, job.job_status, job.target_selection
+    FROM (SELECT *, unnest(jobs) AS job FROM firmware) WHERE job.job_type IS DISTINCT FROM 'VERIFY_FIRMWARE'
+  ), offered AS (
+    SELECT {product}, job_id, count(*) AS devices, bool_or(task_status IN ('SUCCEEDED', 'FAILED')) AS was_tried
+    FROM tasks GROUP BY ALL
+  ), started AS (
+    SELECT {module}, version, bool_or(target_selection IS DISTINCT FROM 'SPECIFIC') AS is_for_all,
+      coalesce(sum(devices), 0) AS offered
+    FROM job_rows LEFT JOIN offered USING ({product}, job_id)
+    WHERE job_status IN ('IN_PROGRESS', 'COMPLETED') OR (job_status = 'CANCELED' AND was_tried) GROUP BY ALL
+  ), running AS (
+    SELECT {product}, lower(module_name) AS module_key, module_version AS version, sum(devices) AS devices
+    FROM ({counts}) GROUP BY ALL
+  ), reporting AS (
+    SELECT {module}, sum(devices) AS reporting FROM running GROUP BY ALL
+  ), versions AS (
+    SELECT {product}, lower(module_name) AS module_key, version, min(created_at) AS created_at,
+      bool_or(jobs IS NULL AND verification IN ('verified', 'not_needed')) AS is_verified
+    FROM firmware WHERE version IS NOT NULL GROUP BY ALL
+  )
+  SELECT {module}, version, created_at, coalesce(is_verified, false) OR coalesce(is_for_all
+    OR greatest(offered, coalesce(devices, 0)) >= {selected} * reporting, false) AS released
+  FROM versions LEFT JOIN started USING ({module}, version) LEFT JOIN running USING ({module}, version)
+  LEFT JOIN reporting USING ({module})"""
+
+
+_LAST = "(coalesce(created_at, TIMESTAMP '1970-01-01'), coalesce(modified_at, TIMESTAMP '1970-01-01'), job_id)"
+"""SQL by which the last one of the tasks of a device is found."""
+
+
+def last_task_state(condition: str = "true") -> str:
+    """Return the SQL of the state of an update by the last of the tasks of a device that meet a condition."""
+    return f"""CASE arg_max(task_status, {_LAST}) FILTER ({condition})
+    WHEN 'CANCELED' THEN 'never_offered' WHEN 'FAILED' THEN 'failed' WHEN 'SUCCEEDED' THEN 'reverted'
+    ELSE CASE WHEN bool_or({condition}) THEN 'offered' END END"""
+
+
+def device_releases_query(leading: str = "") -> str:
+    """Return the SQL of each module of a device beside what was released for it, and its last update.
+
+    Released versions are in the order in which they were created. A device is behind by those that are newer than its
+    own; that is NULL if its own version is no known firmware. ``leading`` is as in ``released_versions_query``, whose
+    result is ``released_versions``. ``release_marks`` says which versions are the released one, or newer.
+    """
+    product, module = f"{leading}account, product_key", f"{leading}account, product_key, module_key"
+    same = " AND ".join(f"newer.{name} = own.{name}" for name in module.split(", "))
+    return f"""
+  WITH behind AS (
+    SELECT {", ".join(f"own.{name}" for name in module.split(", "))}, own.version, count(newer.version) AS behind_by
+    FROM released_versions own LEFT JOIN released_versions newer
+      ON {same} AND newer.released AND newer.created_at > own.created_at GROUP BY ALL
+  ), newest AS (
+    SELECT {module}, version AS released_version, created_at AS released_at
+    FROM released_versions JOIN release_marks USING ({module}, version) WHERE is_target
+  ), last_tasks AS (
+    SELECT {product}, device_name, module_key, state, unnest(task) FROM (
+      SELECT {product}, device_name, module_key, {last_task_state("version = released_version")} AS state,
+        arg_max({{'task_version': version, 'task_status': task_status, 'task_message': task_message,
+          'task_modified_at': modified_at}}, {_LAST}) AS task
+      FROM (SELECT *, lower(module_name) AS module_key FROM tasks) LEFT JOIN newest USING ({module}) GROUP BY ALL)
+  ), reported AS (
+    SELECT *, lower(module_name) AS module_key, module_version AS version FROM modules
+  )
+  SELECT {leading}account, product_key, device_name, iot_id, module_name, module_version, released_version,
+    released_at, CASE WHEN released_version IS NOT NULL THEN behind_by END AS behind_by,
+    task_version, task_status, task_message, task_modified_at,
+    CASE WHEN released_version IS NULL THEN NULL WHEN on_target THEN 'current'
+      ELSE coalesce(state, 'never_offered') END AS update_state
+  FROM reported LEFT JOIN newest USING ({module}) LEFT JOIN behind USING ({module}, version)
+  LEFT JOIN release_marks USING ({module}, version) LEFT JOIN last_tasks USING ({product}, device_name, module_key)"""
 
 
 def define_device_releases(database: Database, sql: str, work: Path, *, selected: float, leading: str = "") -> None:

@@ -108,7 +108,9 @@ def test_listed_fleet_is_counted_before_the_first_run(auditor: Auditor, tmp_path
     done = auditor("plan", settings, "--window", "1h", env={"CANARY": SECRET})
     assert done.returncode == 0, done.stderr
     assert done.stderr == ("note: no run has recorded the fleet of eu: reading the device counts from the platform\n")
-    assert 'account "eu": number of devices as the platform counts them (filters are applied to a sample)' in done.stdout
+    assert (
+        'account "eu": number of devices as the platform counts them (filters are applied to a sample)' in done.stdout
+    )
     assert int(done.stdout.splitlines()[1].split()[1]) > 100
     assert not (tmp_path / "audits").exists()
     failed = auditor("plan", settings)

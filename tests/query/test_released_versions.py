@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import duckdb
 import pytest
 
-from auditor.runs.views import FIRMWARE_COLUMNS, TASK_COLUMNS, released_versions_query
+from auditor.query.run_views import released_versions_query
+from auditor.runs.views import FIRMWARE_COLUMNS, TASK_COLUMNS
 
 Job = tuple[str, str, str]
 """Status, type and target of a job."""
