@@ -32,7 +32,7 @@ from auditor.models import IndexedDevice, ListPage
 log = structlog.get_logger()
 
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_@.:"
-"""Characters of device names (Alibaba's pages). The empty text means a name that is complete."""
+"""Characters of device names (Alibaba's pages). An empty text is for a name that is complete."""
 
 _SIZE = QUERY_DEVICE_BY_SQL.page_size
 

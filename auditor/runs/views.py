@@ -215,7 +215,8 @@ def define_base_views(database: Database, folder: Path, work: Path | None = None
         # Results of no run are of the platform's search index. No device is in both files: carried and queried
         # devices are disjoint parts of one fleet.
         rows = parquet_of_run(database, folder / CARRIED)
-        source = "if(run IS NULL, 'index', 'carried')"
+        names = {name for name, *_ in database.execute(f"DESCRIBE FROM {rows}").fetchall()}
+        source = "if(run IS NULL, 'index', 'carried')" if "run" in names else "'carried'"
         carried = f"SELECT *, 0::BIGINT AS attempts, {source} AS source FROM {rows}"
         lines += f" UNION ALL BY NAME {carried}"
     _define(database, "lines", f"SELECT *, len(modules) AS module_count FROM ({lines})", work)
