@@ -228,8 +228,9 @@ async def test_a_redis_that_refuses_to_write_is_lost_until_it_writes_again(
             redis.restart("--requirepass", "changed")
         for line in REFUSALS[refusal]:
             redis.run(line.format(key=key_of("account")))
-        for each in clients:
-            await each.limiter.acquire()
+        with anyio.fail_after(5):
+            for each in clients:
+                await each.limiter.acquire()
         await anyio.sleep(0.5)
         with anyio.fail_after(1):
             for each in clients:
