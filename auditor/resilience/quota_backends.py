@@ -131,6 +131,7 @@ class SharedBackend(ABC):
         self._waiting_since: float | None = None
         self._refused_at = -math.inf
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     def _use_memory(self, memory: bytearray) -> None:
         self._memory = memoryview(memory)
@@ -241,6 +242,8 @@ class SharedBackend(ABC):
             try:
                 await self._check()
             except QuotaLostError:
+                if self._is_closed:  # a client that was cancelled may report that as an error of the connection
+                    return
                 continue
             break
         async with self._turn:
@@ -257,6 +260,7 @@ class SharedBackend(ABC):
 
     async def close(self) -> None:
         """See ``QuotaBackend``."""
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,5 +1,6 @@
 """A quota in Redis: shared through a real server, and what happens when the server is lost."""
 
+import asyncio
 import math
 import socket
 import struct
@@ -20,7 +21,7 @@ from auditor.errors import SettingsError
 from auditor.models import Secret
 from auditor.resilience import quota_backends, redis_backend
 from auditor.resilience.adaptive_rate import SendLog, allocate_log
-from auditor.resilience.quota_backends import REJOIN_DELAY
+from auditor.resilience.quota_backends import REJOIN_DELAY, QuotaLostError
 from auditor.resilience.rate_limiter import AdaptiveRateLimiter
 from auditor.resilience.redis_backend import MAX_VALUE_SIZE, RedisBackend, RedisConnection, key_of
 from auditor.resilience.shared_quota import Participant, SharedQuota, copy_quota, size_for
@@ -241,6 +242,29 @@ async def test_a_redis_that_refuses_to_write_is_lost_until_it_writes_again(
             await RedisConnection(redis.address).open("account")
     for each in clients:
         await each.backend.close()
+
+
+@needs_redis
+async def test_closing_ends_although_a_cancelled_client_reports_a_lost_connection(
+    redis: RedisServer, server: RedisConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota_backends, "RECONNECT_INTERVAL", 0.01)
+    client, checking = Client(server, 200), anyio.Event()
+    await client.limiter.acquire()
+
+    async def check() -> None:
+        checking.set()
+        try:
+            await anyio.sleep(60)
+        except asyncio.CancelledError:
+            raise QuotaLostError("the connection was closed") from None
+
+    monkeypatch.setattr(client.backend, "_check", check)
+    redis.run("CONFIG SET maxmemory 1")
+    await client.limiter.acquire()
+    with anyio.fail_after(5):
+        await checking.wait()
+        await client.backend.close()
 
 
 @needs_redis
