@@ -225,6 +225,11 @@ class RolloutSection:
         return self.on_target / self.devices if self.devices else None
 
     @property
+    def total(self) -> int:
+        """Number of all rollouts."""
+        return sum(each.rollouts for each in self.by_state.values())
+
+    @property
     def active(self) -> int:
         """Rollouts that are neither done, nor not started, nor unknown."""
         return sum(self.count(state) for state in ("moving", "stalled", "rolled_back"))

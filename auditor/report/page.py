@@ -127,7 +127,7 @@ def render_page(report: Report) -> str:
         shades=SHADES,
         rollout_rows=rollout_rows,
         rollout_note=describe_rollouts(report),
-        state_filters=list_state_filters(report),
+        state_filters=list_state_filters(report, len(rollout_rows)),
         definition=describe_states(thresholds),
         done=thresholds.done,
         names=names,

@@ -42,8 +42,7 @@ def read_rollout_section(
     counts = {number: versions for number, *_, versions in rows}
     found = earlier.rollouts or _read_without_states(database, len(runs))
     by_number = {number: each for each in found.by_urgency if (number := numbers.get(_key(each))) is not None}
-    targets = {number: each.target for number, each in by_number.items() if each.target is not None}
-    define_version_ages(database, targets, len(runs) - 1, work)
+    define_version_ages(database, len(runs) - 1, work)
     shown = list(by_number)
     versions = _read_versions(database, shown[:MAX_DETAILED], len(runs), work)
     before = next((at for at, run in enumerate(runs[:-1]) if run.run == previous), None)
@@ -52,7 +51,7 @@ def read_rollout_section(
     return RolloutSection(
         runs=runs,
         rollouts=tuple(RolloutDetail(by_number[number], versions.get(number, ()), counts[number]) for number in shown),
-        by_state=found.by_state if len(found.rollouts) >= MAX_ROLLOUTS else _count_states(by_number.values()),
+        by_state=found.by_state if found.count > len(found.rollouts) else _count_states(by_number.values()),
         on_target=current[ON_TARGET],
         devices=sum(current[:UNORDERED]),
         change=None if before is None else _change(database, before, len(runs) - 1),
@@ -81,8 +80,11 @@ def _read_without_states(database: duckdb.DuckDBPyConnection, runs: int) -> Roll
         f"GROUP BY v.account, v.product_key, module ORDER BY sum(devices) DESC, module LIMIT {MAX_ROLLOUTS}"
     ).fetchall()
     rollouts = tuple(_without_state(row, runs) for row in rows)
-    total = StateCount(len(rollouts), sum(each.devices for each in rollouts), sum(each.behind for each in rollouts))
-    return Rollouts(rollouts, {"unknown": total} if rollouts else {})
+    total = database.execute(
+        "SELECT count(DISTINCT module), sum(devices)::BIGINT, "
+        "coalesce(sum(devices) FILTER (version_order = 'older'), 0)::BIGINT FROM versions"
+    ).fetchall()
+    return Rollouts(rollouts, {"unknown": StateCount(*total[0])} if rollouts else {})
 
 
 def _without_state(row: Sequence[Any], runs: int) -> Rollout:

@@ -110,6 +110,22 @@ def test_version_that_was_rolled_back_is_still_the_target(tmp_path: Path) -> Non
     assert page.rollouts.ages == ((3, 0, 3, 0, 0), (0, 3, 3, 0, 0))
 
 
+def limit(folder: Path) -> None:
+    """Mark a run as one that a flag limits to its first devices."""
+    edit_manifest(folder, lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=2)))
+
+
+def test_limited_run_shows_its_own_modules(tmp_path: Path) -> None:
+    build_run(tmp_path / "runs" / "before", 20, *["1.0"] * 6)
+    now = build_run(tmp_path / "runs" / "now", 21, "2.0", "2.0", *["1.0"] * 4)
+    limit(now)
+    for folder in (now, Path(shutil.copytree(now, tmp_path / "alone" / "now"))):
+        page = build_report(folder, now=NOW)
+        (detail,) = page.rollouts.rollouts
+        assert (detail.rollout.target, detail.rollout.on_target, detail.rollout.state) == ("2.0", 2, "unknown")
+        assert "No device reported a module" not in render_html(page)
+
+
 def test_modules_are_unknown_whose_devices_have_no_answer(tmp_path: Path) -> None:
     other = [named(10 + n, product="p2", account="eu") for n in range(2)]
     fleet = [*FLEET, *other]
