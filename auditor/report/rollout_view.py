@@ -16,6 +16,7 @@ from auditor.report.filters import (
     UNKNOWN,
     display_text,
     format_day,
+    format_days,
     format_percent,
     format_points,
     format_signed,
@@ -176,13 +177,18 @@ def list_state_filters(report: Report, shown: int) -> list[tuple[str, str, int]]
 
 def describe_states(thresholds: RolloutThresholds) -> str:
     """Return the rules of the states in a sentence each."""
-    days = f"{thresholds.stalled_after:g} days"
+    days = format_days(thresholds.stalled_after)
+    moving = f"{100 * thresholds.moving:g} points"
     return (
+        "The first rule that applies decides. "
         f"Done: at least {format_percent(thresholds.done)} of the devices run the target. "
-        f"Rolled back: the share is more than {100 * thresholds.rolled_back:g} points below its peak. "
-        f"Moving: it grew by at least {100 * thresholds.moving:g} points in {days}. "
-        f"Stalled: it did not. Not started: it never was {format_percent(thresholds.started)}. "
-        "Unknown: the versions have no order, too few devices answered, or the runs cover too few days."
+        f"Rolled back: the share is more than {100 * thresholds.rolled_back:g} points below its peak, and has gained "
+        f"less than {moving} since then. "
+        f"Not started: it never reached {format_percent(thresholds.started)}. "
+        f"Moving: it grew by at least {moving} in {days}. "
+        "Stalled: it did not. "
+        "Unknown: the versions have no order, too few devices answered, the share is imprecise, or the runs cover too "
+        "few days."
     )
 
 

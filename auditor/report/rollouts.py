@@ -54,6 +54,7 @@ def read_rollout_section(
         by_state=found.by_state if found.count > len(found.rollouts) else _count_states(by_number.values()),
         on_target=current[ON_TARGET],
         devices=sum(current[:UNORDERED]),
+        previous=before,
         change=None if before is None else _change(database, before, len(runs) - 1),
         done_by_run=_done_by_run(by_number.values(), len(runs), found.thresholds.done),
         ages=ages,
@@ -177,7 +178,10 @@ def _read_versions(
 
 
 def _read_unknown(database: duckdb.DuckDBPyConnection, runs: Sequence[PastRun]) -> tuple[UnknownModule, ...]:
-    """Return modules of earlier runs without a device in this one, of products with devices that have no answer."""
+    """Return modules of earlier runs that no device reports in this one, because all of its devices have no answer.
+
+    Its last run had not more devices with it than devices of its product have no answer now.
+    """
     database.execute("""
       CREATE TABLE unknown_modules AS
       SELECT e.account, e.product_key, max(module_name) AS module_name, max(number) AS number,
@@ -187,7 +191,7 @@ def _read_unknown(database: duckdb.DuckDBPyConnection, runs: Sequence[PastRun]) 
       ) e JOIN product_states p ON e.account = p.account AND e.product_key = p.product_key AND p.unanswered > 0
       ANTI JOIN modules_in_use m ON e.account = m.account AND e.product_key = m.product_key
         AND lower(e.module_name) = m.module_key
-      GROUP BY e.account, e.product_key, lower(module_name)""")
+      GROUP BY e.account, e.product_key, lower(module_name) HAVING devices <= any_value(p.unanswered)""")
     rows = database.execute(
         f"SELECT left(u.account, {_MAX_LENGTH}), left(u.product_key, {_MAX_LENGTH}), "
         f"left(product_name, {_MAX_LENGTH}), left(module_name, {_MAX_LENGTH}), devices, number FROM unknown_modules u "

@@ -21,6 +21,7 @@ from auditor.query.versions import MAX_LENGTH, VersionOrder
 from auditor.report.coverage import run_labels
 from auditor.report.model import AGES, PastRun, VersionSection, VersionShare
 from auditor.runs.folder import StoredRun
+from auditor.runs.manifest import Manifest
 from auditor.storage.database import load_rows, result_rows, scalar, sql_literal, sql_read_path
 
 MAX_ROWS = 3_000
@@ -152,7 +153,7 @@ def read_earlier_runs(
 
 def _past_run(run: RunSummary, stored: StoredRun) -> PastRun:
     labels = run_labels(run.state, run.devices, tampered=run.tampered, unsampled=run.unsampled)
-    label = ", ".join(labels) or None
+    label = _label(labels, stored.manifest)
     return PastRun(run.folder.name, run.started_at, label, run.devices, run.unsampled, _changes(stored))
 
 
@@ -160,8 +161,12 @@ def reported_run(run: RunSnapshot) -> PastRun:
     """Return the reported run as the last one of the runs, with the counts of the report."""
     manifest, unsampled = run.manifest, run.sources.unsampled
     labels = run_labels(manifest.state, run.counts, tampered=run.tampered, unsampled=unsampled)
-    return PastRun(run.folder.name, manifest.started_at, ", ".join(labels) or None, run.counts, unsampled,
+    return PastRun(run.folder.name, manifest.started_at, _label(labels, manifest), run.counts, unsampled,
                    _changes(StoredRun(manifest, run.folder)))  # fmt: skip
+
+
+def _label(labels: Sequence[str], manifest: Manifest) -> str | None:
+    return ", ".join((*labels, *(("part of the fleet",) if manifest.fleet.cut else ()))) or None
 
 
 def define_earlier_rows(database: duckdb.DuckDBPyConnection) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from auditor.analysis.rollout_states import DEFAULT_THRESHOLDS
 from auditor.analysis.rollouts import rollouts_of
 from auditor.report import rollout_view
 from auditor.report.builder import build_report
@@ -17,6 +18,7 @@ from auditor.report.rollout_view import (
     GLYPHS,
     SHADES,
     arrange_heat_map,
+    describe_states,
     encode_details,
     encode_json,
     list_state_filters,
@@ -99,3 +101,10 @@ def test_totals_are_those_of_all_modules(tmp_path: Path, monkeypatch: pytest.Mon
         text = parse_html(render_html(report)).text
         assert "168 more rollouts do not fit" in text
         assert "largest of 60 products" in text
+
+
+def test_definition_names_the_thresholds() -> None:
+    text = describe_states(replace(DEFAULT_THRESHOLDS, stalled_after=1.0))
+    assert text.startswith("The first rule that applies decides.")
+    assert " in 1 day." in text
+    assert "never reached" in text
