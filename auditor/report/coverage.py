@@ -65,7 +65,7 @@ def read_coverage(
 ) -> CoverageSection:
     """Read devices by state, ages of answers, and the products that lack the most answers.
 
-    Those that need attention are first.
+    Those that need attention are first. Products of an account that fails do not take the places of the others.
 
     Defines the table ``product_states``.
 
@@ -79,12 +79,18 @@ def read_coverage(
         f"{_UNSAMPLED} AS unsampled, failed + pending - unsampled AS unanswered, count(*) - unsampled AS sampled "
         "FROM devices GROUP BY account, product_key"
     )
+    place = (
+        f"unanswered >= greatest({MIN_UNANSWERED}, {MIN_UNANSWERED_SHARE} * sampled) DESC, unanswered DESC, "
+        "(not_found + empty) / sampled DESC, devices DESC, account, product_key"
+    )
+    by_account = "OVER (PARTITION BY account)"
+    fails = f"sum(sampled - unanswered) {by_account} < {1 - MIN_ACCOUNT_SHARE} * sum(sampled) {by_account}"
     rows = database.execute(
         f"SELECT left(account, {_MAX_LENGTH}), left(product_key, {_MAX_LENGTH}), left(product_name, {_MAX_LENGTH}), "
-        f"{', '.join(_STATES)}, unsampled FROM product_states LEFT JOIN product_names USING (account, product_key) "
-        "WHERE unanswered > 0 "
-        f"ORDER BY unanswered >= greatest({MIN_UNANSWERED}, {MIN_UNANSWERED_SHARE} * sampled) DESC, unanswered DESC, "
-        f"(not_found + empty) / sampled DESC, devices DESC, account, product_key LIMIT {MAX_PRODUCTS}"
+        f"{', '.join(_STATES)}, unsampled FROM (SELECT *, {fails} AS account_fails FROM product_states) "
+        "LEFT JOIN product_names USING (account, product_key) WHERE unanswered > 0 "
+        f"QUALIFY least(row_number() OVER (ORDER BY {place}), row_number() OVER (ORDER BY account_fails, {place})) "
+        f"<= {MAX_PRODUCTS} ORDER BY {place}"
     ).fetchall()
     return CoverageSection(
         counts=run.counts,

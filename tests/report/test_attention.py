@@ -122,6 +122,17 @@ def test_the_product_that_lacks_the_most_answers_is_among_many_small_ones(tmp_pa
     assert ("warning", "large: 10 of 40 devices have no answer") in titles(report)
 
 
+def test_products_of_a_failing_account_do_not_hide_another_one(tmp_path: Path) -> None:
+    gone = [named(n, account="us", product=f"gone{n % 9}") for n in range(90)]
+    fleet = [*gone, *(named(100 + n, account="eu", product="worse") for n in range(40))]
+    answers: list[Outcome] = [failed(device) for device in fleet[:94]]
+    answers += [ok(device, ("ble", "1")) for device in fleet[94:]]
+    report = build_report(build(tmp_path / "run", fleet, answers).folder, now=datetime(2026, 11, 22, 5, tzinfo=UTC))
+    found = [title for _, title in titles(report) if "worse" in title or "gone" in title]
+    assert found == ["worse: 4 of 40 devices have no answer"]
+    assert len(report.coverage.products) == 9
+
+
 def test_the_failing_account_is_among_many_large_ones(tmp_path: Path) -> None:
     fleet = [named(n, account=f"a{n % 14}", product=f"p{n % 14}") for n in range(5 * 14)]
     fleet += [named(100 + n, account="small", product="p") for n in range(3)]
