@@ -122,7 +122,7 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
         counts = (f"{count:,} {change.replace('_', ' ')}" for change, count in manifest.changes.counts.items())
         yield f"changes: {', '.join(counts) or 'none'} (modules of devices, since {safe(manifest.changes.previous)})"
     yield from _describe_success(run)
-    if run.sealed:
+    if run.sealed and manifest.fleet.limit is None:
         yield from describe_rollouts(run.folder)
     sentence, commands = _next_steps(run)
     yield f"next: {sentence}"

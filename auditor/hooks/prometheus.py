@@ -164,7 +164,7 @@ def render_metrics(folder: Path, policy: PolicySummary | None = None, group_by: 
             _add_modules(samples, database)
             if group_by:
                 _add_groups(samples, database, group_by)
-    if is_sealed(run.folder, run.manifest):
+    if is_sealed(run.folder, run.manifest) and run.manifest.fleet.limit is None:
         _add_rollouts(samples, run.folder)
     _add_run(samples, run, policy)
     if policy is not None:

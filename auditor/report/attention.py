@@ -14,24 +14,13 @@ from auditor.analysis.rollouts import Rollout
 from auditor.policy.model import Severity
 from auditor.query.describe import describe_warning
 from auditor.query.warnings import is_tolerated, state_label
-from auditor.report.filters import (
-    display_text,
-    format_day,
-    format_number,
-    format_percent,
-    format_time,
-)
+from auditor.report.coverage import MIN_ACCOUNT_SHARE, MIN_UNANSWERED, MIN_UNANSWERED_SHARE
+from auditor.report.filters import display_text, format_day, format_days, format_number, format_percent, format_time
 from auditor.report.model import AccountEffort, ProductCoverage, Report
 from auditor.runs.manifest import SUCCESSFUL_STATES
 from auditor.text.formatting import format_count, format_rough_duration, parse_manifest_time
 
 Tone = Literal["plain", "good", "warn", "bad"]
-
-MIN_UNANSWERED, MIN_UNANSWERED_SHARE = 3, 0.05
-"""Devices without an answer, and their fraction, from which a product needs attention."""
-
-MIN_ACCOUNT_SHARE = 0.5
-"""Fraction of an account's devices without an answer from which it is the account that fails, not its products."""
 
 MAX_NAMED = 3
 """Rollouts, products or accounts that a sentence names."""
@@ -148,7 +137,8 @@ def read_verdict(report: Report) -> Verdict:
     if unsampled:
         sentence = f"{sentence}; {_describe_sampled(report)}" if unanswered else _describe_sampled(report)
     if manifest.state == "within_tolerance" or (tolerated and unanswered):
-        return Verdict("complete within limit" if not unsampled else "sample within limit", sentence, "good")
+        kind = "sample" if unsampled else "complete"
+        return Verdict(f"{kind}, failures within max_failed", sentence, "good")
     if unsampled and state == "sample":
         return Verdict("sample", _describe_sampled(report), "good")
     complete = manifest.state in SUCCESSFUL_STATES and not report.labels
@@ -165,7 +155,9 @@ def _describe_sampled(report: Report) -> str:
 
 def list_attention(report: Report) -> list[AttentionItem]:
     """Return what needs attention, by severity, then by number."""
-    failing = [each for each in report.problems.accounts if _fails(each)]
+    running = report.manifest.state == "running"  # devices are pending, which is no failure
+    failing = [] if running else [each for each in report.problems.accounts if _fails(each)]
+    products = () if running else report.coverage.products
     names = {each.name for each in failing}
     items = [
         *_warning_items(report),
@@ -174,8 +166,8 @@ def list_attention(report: Report) -> list[AttentionItem]:
         *_rule_items(report),
         *_rollback_items(report),
         *_stalled_items(report),
-        *(_product_item(report, each) for each in report.coverage.products if _lacks_answers(each, names)),
-        *_unknown_items(report, names),
+        *(_product_item(report, each) for each in products if _lacks_answers(each, names)),
+        *(() if running else _unknown_items(report, names)),
         *_stale_items(report),
     ]
     return sorted(items, key=lambda each: (_RANKS[each.severity], -each.number))
@@ -259,6 +251,9 @@ def _rule_items(report: Report) -> Iterator[AttentionItem]:
         return
     if policy.problem is not None:
         yield AttentionItem("error", "✕", "The policy could not be evaluated", policy.problem, 0, "", link="policy")
+    if policy.is_undecided:
+        title, evidence = "No rule of the policy could be decided", "No device was seen, or no version can be compared"
+        yield AttentionItem("warning", "?", title, evidence, policy.undecided, "rules", link="policy")
     words = ("auditor", "policy", _run(report), report.rules or "rules.toml", "--devices")
     commands = (ShellCommand("list the devices", words),)
     for each in policy.results:
@@ -313,8 +308,8 @@ def _stalled_items(report: Report) -> Iterator[AttentionItem]:
         + (f", {format_count(each.failed, 'update')} failed" if each.failed else "")
         for each in found[:MAX_NAMED]
     )
-    days = report.rollouts.thresholds.stalled_after
-    evidence = f"Less than {100 * report.rollouts.thresholds.moving:g} points more in {days:g} days"
+    thresholds = report.rollouts.thresholds
+    evidence = f"Less than {100 * thresholds.moving:g} points more in {format_days(thresholds.stalled_after)}"
     if count.rollouts == 1:
         evidence, cases = f"{_share_and_peak(first)} of its devices run it. {evidence}", ()
     commands = _behind(report, first, of_many=count.rollouts > 1)

@@ -23,6 +23,12 @@ from auditor.runs.manifest import SUCCESSFUL_STATES, DeviceCounts, Manifest
 from auditor.stats.stratified import StratifiedCounts
 from auditor.storage.database import scalar
 
+MIN_UNANSWERED, MIN_UNANSWERED_SHARE = 3, 0.05
+"""Devices without an answer, and their fraction, from which a product needs attention."""
+
+MIN_ACCOUNT_SHARE = 0.5
+"""Fraction of an account's devices without an answer from which it is the account that fails, not its products."""
+
 MAX_PRODUCTS, MAX_FAILURES, MAX_ACCOUNTS, MAX_EFFORTS, MAX_GROUPS = 8, 8, 12, 5, 30
 """Rows of the page's tables."""
 
@@ -57,7 +63,9 @@ def run_labels(state: str, counts: DeviceCounts, *, tampered: bool, unsampled: i
 def read_coverage(
     database: duckdb.DuckDBPyConnection, run: RunSnapshot, sample: StratifiedCounts | None = None
 ) -> CoverageSection:
-    """Read devices by state, ages of answers, and the products with the largest fraction of unanswered devices.
+    """Read devices by state, ages of answers, and the products that lack the most answers.
+
+    Those that need attention are first. Products of an account that fails do not take the places of the others.
 
     Defines the table ``product_states``.
 
@@ -71,11 +79,18 @@ def read_coverage(
         f"{_UNSAMPLED} AS unsampled, failed + pending - unsampled AS unanswered, count(*) - unsampled AS sampled "
         "FROM devices GROUP BY account, product_key"
     )
+    place = (
+        f"unanswered >= greatest({MIN_UNANSWERED}, {MIN_UNANSWERED_SHARE} * sampled) DESC, unanswered DESC, "
+        "(not_found + empty) / sampled DESC, devices DESC, account, product_key"
+    )
+    by_account = "OVER (PARTITION BY account)"
+    fails = f"sum(sampled - unanswered) {by_account} < {1 - MIN_ACCOUNT_SHARE} * sum(sampled) {by_account}"
     rows = database.execute(
         f"SELECT left(account, {_MAX_LENGTH}), left(product_key, {_MAX_LENGTH}), left(product_name, {_MAX_LENGTH}), "
-        f"{', '.join(_STATES)}, unsampled FROM product_states LEFT JOIN product_names USING (account, product_key) "
-        "WHERE unanswered > 0 ORDER BY unanswered / sampled DESC, (not_found + empty) / sampled DESC, devices DESC, "
-        f"account, product_key LIMIT {MAX_PRODUCTS}"
+        f"{', '.join(_STATES)}, unsampled FROM (SELECT *, {fails} AS account_fails FROM product_states) "
+        "LEFT JOIN product_names USING (account, product_key) WHERE unanswered > 0 "
+        f"QUALIFY least(row_number() OVER (ORDER BY {place}), row_number() OVER (ORDER BY account_fails, {place})) "
+        f"<= {MAX_PRODUCTS} ORDER BY {place}"
     ).fetchall()
     return CoverageSection(
         counts=run.counts,
@@ -105,8 +120,10 @@ def read_problems(database: duckdb.DuckDBPyConnection, manifest: Manifest) -> Pr
     quotas = {account.name: account.quota for account in manifest.accounts}
     accounts = database.execute(
         f"SELECT left(account, {_MAX_LENGTH}) AS name, count(*) - {_UNSAMPLED} AS number, "
-        "count(*) FILTER (status NOT IN ('failed', 'pending')), coalesce(sum(attempts), 0)::BIGINT FROM devices "
-        f"GROUP BY name ORDER BY number DESC, name LIMIT {MAX_ACCOUNTS}"
+        "count(*) FILTER (status NOT IN ('failed', 'pending')) AS answered, coalesce(sum(attempts), 0)::BIGINT "
+        "FROM devices "
+        f"GROUP BY name ORDER BY answered < {1 - MIN_ACCOUNT_SHARE} * number DESC, number DESC, name "
+        f"LIMIT {MAX_ACCOUNTS}"
     ).fetchall()
     reasons = database.execute(
         f"SELECT left(account, {_MAX_LENGTH}) AS name, left(coalesce(code, ''), {_MAX_LENGTH}) AS kind, "

@@ -47,6 +47,11 @@ def format_day(text: str) -> str:
     return display_text(text, 16) if time is None else f"{time.astimezone(UTC):%-d %b}"
 
 
+def format_days(days: float) -> str:
+    """Format a number of days, such as ``1 day`` or ``1.5 days``."""
+    return f"{days:g} {'day' if days == 1 else 'days'}"
+
+
 def format_age(since: datetime, now: datetime) -> str:
     """Format the age of something, such as ``3 h old``."""
     seconds = (now - since).total_seconds()

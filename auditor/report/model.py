@@ -54,7 +54,7 @@ class CoverageSection:
 
     Attributes:
         counts: devices by state.
-        products: the products with the largest fraction of unanswered devices, the worst first.
+        products: the products with the most unanswered devices; first those that lack more than a few.
         product_count: number of all products.
         incomplete_products: number of products with a device that has no answer.
         ages: ages of the answers.
@@ -197,7 +197,8 @@ class RolloutSection:
         rollouts: the rollouts with the most devices, those that need attention first.
         by_state: all of them by state.
         on_target, devices: devices on their module's target, summed over modules; and all devices of these modules.
-        change: change of ``on_target / devices`` since the previous run, of the modules in both; None: unknown.
+        previous: place in ``runs`` of the run that the reported one is compared with; None: there is none.
+        change: change of ``on_target / devices`` since that run, of the modules in both; None: unknown.
         done_by_run: for each run the number of rollouts whose share was ``done``; None: it is unknown.
         ages: for each run the numbers of devices by ``AGES``, summed over modules; None: the run has no versions.
         thresholds: those that decided the states.
@@ -211,6 +212,7 @@ class RolloutSection:
     by_state: Mapping[RolloutState, StateCount]
     on_target: int
     devices: int
+    previous: int | None
     change: float | None
     done_by_run: tuple[float | None, ...]
     ages: tuple[tuple[int, ...] | None, ...]
@@ -223,6 +225,16 @@ class RolloutSection:
     def share(self) -> float | None:
         """Fraction of the devices on their module's target; None without any."""
         return self.on_target / self.devices if self.devices else None
+
+    @property
+    def previous_run(self) -> PastRun | None:
+        """The run that the reported one is compared with."""
+        return None if self.previous is None else self.runs[self.previous]
+
+    @property
+    def total(self) -> int:
+        """Number of all rollouts."""
+        return sum(each.rollouts for each in self.by_state.values())
 
     @property
     def active(self) -> int:
@@ -298,6 +310,16 @@ class PolicySection:
     examples: tuple[tuple[str, str, str], ...] = ()
     warnings: tuple[RunWarning, ...] = ()
     problem: str | None = None
+
+    @property
+    def undecided(self) -> int:
+        """Number of rules without a verdict on any device: none was seen, or no version can be compared."""
+        return self.verdicts.get("not_seen", 0) + self.verdicts.get("unparseable", 0)
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether no rule has a verdict."""
+        return self.undecided > 0 and not self.violated and not self.verdicts.get("compliant", 0)
 
 
 @dataclass(frozen=True, slots=True)

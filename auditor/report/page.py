@@ -127,7 +127,7 @@ def render_page(report: Report) -> str:
         shades=SHADES,
         rollout_rows=rollout_rows,
         rollout_note=describe_rollouts(report),
-        state_filters=list_state_filters(report),
+        state_filters=list_state_filters(report, len(rollout_rows)),
         definition=describe_states(thresholds),
         done=thresholds.done,
         names=names,
@@ -180,16 +180,11 @@ def _ages_chart(report: Report, labelled: Sequence[int]) -> str:
     last = shares[-1]
     if last is None:
         return ""
-    labels = [
-        f"{name.removesuffix(' behind').removesuffix(' version').removesuffix(' versions')} {format_percent(share)}"
-        if share
-        else ""
-        for name, share in zip(_AGE_LABELS, last, strict=True)
-    ]
+    labels = [f"{name} {format_percent(share)}" if share else "" for name, share in zip(_AGE_LABELS, last, strict=True)]
     return draw_ages(shares, labels, [format_day(run.started_at) for run in rollouts.runs], labelled)
 
 
-_AGE_LABELS = ("on target", "one behind", "two behind", "older", "no order")
+_AGE_LABELS = ("on target", "1 behind", "2 behind", "older", "no order")
 
 
 def _calm(report: Report) -> str:

@@ -16,6 +16,7 @@ from auditor.report.filters import (
     UNKNOWN,
     display_text,
     format_day,
+    format_days,
     format_percent,
     format_points,
     format_signed,
@@ -107,7 +108,7 @@ def arrange_heat_map(report: Report, linked: int) -> HeatMap:
         name = next(rollouts[at].product_name for at in products[product].values())
         rows.append(MapRow(*product, name, devices, cells))
     states = frozenset(cell.state for row in rows for cell in row.cells if cell is not None)
-    return HeatMap(tuple(columns), tuple(rows), len(products), states)
+    return HeatMap(tuple(columns), tuple(rows), max(len(products), report.coverage.product_count), states)
 
 
 def _map_cell(rollout: Rollout, number: int, linked: int) -> MapCell:
@@ -146,34 +147,48 @@ def draw_rollout(rollout: Rollout) -> str:
 def describe_rollouts(report: Report) -> str:
     """Return how many rollouts are active."""
     rollouts = report.rollouts
-    count = sum(each.rollouts for each in rollouts.by_state.values())
     return (
-        f"{rollouts.active:,} of {count:,} modules are on their way to a new version"
+        f"{rollouts.active:,} of {rollouts.total:,} modules are on their way to a new version"
         if rollouts.active
-        else f"{count:,} modules"
+        else f"{rollouts.total:,} modules"
     )
 
 
-def list_state_filters(report: Report) -> list[tuple[str, str, int]]:
-    """Return the filters of the table of rollouts: the states they show, their title, and the number of rollouts."""
-    rows: Counter[RolloutState] = Counter(each.rollout.state for each in report.rollouts.rollouts)
+def list_state_filters(report: Report, shown: int) -> list[tuple[str, str, int]]:
+    """Return the filters of the table of rollouts: the states they show, their title, and the number of its rows.
+
+    The first one is in effect when the page is opened: active rollouts, or all if none is active.
+
+    Args:
+        report: the report.
+        shown: number of rollouts, from the first one, that have a row in the table.
+    """
+    rows: Counter[RolloutState] = Counter(each.rollout.state for each in report.rollouts.rollouts[:shown])
     active: tuple[RolloutState, ...] = ("rolled_back", "stalled", "moving")
-    filters = [(" ".join(active), "Active", sum(rows[state] for state in active))]
-    filters += [
-        (state, f"{glyph} {state.replace('_', ' ').capitalize()}", rows[state]) for state, glyph in GLYPHS.items()
+    every = ("", "All", rows.total())
+    by_state = [
+        (state, f"{glyph} {state.replace('_', ' ').capitalize()}", rows[state])
+        for state, glyph in GLYPHS.items()
+        if rows[state]
     ]
-    return [*(each for each in filters if each[2]), ("", "All", rows.total())]
+    count = sum(rows[state] for state in active)
+    return [(" ".join(active), "Active", count), *by_state, every] if count else [every, *by_state]
 
 
 def describe_states(thresholds: RolloutThresholds) -> str:
     """Return the rules of the states in a sentence each."""
-    days = f"{thresholds.stalled_after:g} days"
+    days = format_days(thresholds.stalled_after)
+    moving = f"{100 * thresholds.moving:g} points"
     return (
+        "The first rule that applies decides. "
         f"Done: at least {format_percent(thresholds.done)} of the devices run the target. "
-        f"Rolled back: the share is more than {100 * thresholds.rolled_back:g} points below its peak. "
-        f"Moving: it grew by at least {100 * thresholds.moving:g} points in {days}. "
-        f"Stalled: it did not. Not started: it never was {format_percent(thresholds.started)}. "
-        "Unknown: the versions have no order, too few devices answered, or the runs cover too few days."
+        f"Rolled back: the share is more than {100 * thresholds.rolled_back:g} points below its peak, and has gained "
+        f"less than {moving} since then. "
+        f"Not started: it never reached {format_percent(thresholds.started)}. "
+        f"Moving: it grew by at least {moving} in {days}. "
+        "Stalled: it did not. "
+        "Unknown: the versions have no order, too few devices answered, the share is imprecise, or the runs cover too "
+        "few days."
     )
 
 
@@ -183,7 +198,7 @@ def encode_details(report: Report) -> Markup:
     room, modules = MAX_DETAIL_BYTES, []
     for each in rollouts.rollouts:
         entry = _detail_entry(each, run)
-        room -= len(encode_json(entry))
+        room -= len(encode_json(entry).encode())
         if room < 0:
             break
         modules.append(entry)

@@ -42,8 +42,7 @@ def read_rollout_section(
     counts = {number: versions for number, *_, versions in rows}
     found = earlier.rollouts or _read_without_states(database, len(runs))
     by_number = {number: each for each in found.by_urgency if (number := numbers.get(_key(each))) is not None}
-    targets = {number: each.target for number, each in by_number.items() if each.target is not None}
-    define_version_ages(database, targets, len(runs) - 1, work)
+    define_version_ages(database, len(runs) - 1, work)
     shown = list(by_number)
     versions = _read_versions(database, shown[:MAX_DETAILED], len(runs), work)
     before = next((at for at, run in enumerate(runs[:-1]) if run.run == previous), None)
@@ -52,9 +51,10 @@ def read_rollout_section(
     return RolloutSection(
         runs=runs,
         rollouts=tuple(RolloutDetail(by_number[number], versions.get(number, ()), counts[number]) for number in shown),
-        by_state=found.by_state if len(found.rollouts) >= MAX_ROLLOUTS else _count_states(by_number.values()),
+        by_state=found.by_state if found.count > len(found.rollouts) else _count_states(by_number.values()),
         on_target=current[ON_TARGET],
         devices=sum(current[:UNORDERED]),
+        previous=before,
         change=None if before is None else _change(database, before, len(runs) - 1),
         done_by_run=_done_by_run(by_number.values(), len(runs), found.thresholds.done),
         ages=ages,
@@ -81,8 +81,11 @@ def _read_without_states(database: duckdb.DuckDBPyConnection, runs: int) -> Roll
         f"GROUP BY v.account, v.product_key, module ORDER BY sum(devices) DESC, module LIMIT {MAX_ROLLOUTS}"
     ).fetchall()
     rollouts = tuple(_without_state(row, runs) for row in rows)
-    total = StateCount(len(rollouts), sum(each.devices for each in rollouts), sum(each.behind for each in rollouts))
-    return Rollouts(rollouts, {"unknown": total} if rollouts else {})
+    total = database.execute(
+        "SELECT count(DISTINCT module), sum(devices)::BIGINT, "
+        "coalesce(sum(devices) FILTER (version_order = 'older'), 0)::BIGINT FROM versions"
+    ).fetchall()
+    return Rollouts(rollouts, {"unknown": StateCount(*total[0])} if rollouts else {})
 
 
 def _without_state(row: Sequence[Any], runs: int) -> Rollout:
@@ -175,7 +178,10 @@ def _read_versions(
 
 
 def _read_unknown(database: duckdb.DuckDBPyConnection, runs: Sequence[PastRun]) -> tuple[UnknownModule, ...]:
-    """Return modules of earlier runs without a device in this one, of products with devices that have no answer."""
+    """Return modules of earlier runs that no device reports in this one, because all of its devices have no answer.
+
+    Its last run had not more devices with it than devices of its product have no answer now.
+    """
     database.execute("""
       CREATE TABLE unknown_modules AS
       SELECT e.account, e.product_key, max(module_name) AS module_name, max(number) AS number,
@@ -185,7 +191,7 @@ def _read_unknown(database: duckdb.DuckDBPyConnection, runs: Sequence[PastRun]) 
       ) e JOIN product_states p ON e.account = p.account AND e.product_key = p.product_key AND p.unanswered > 0
       ANTI JOIN modules_in_use m ON e.account = m.account AND e.product_key = m.product_key
         AND lower(e.module_name) = m.module_key
-      GROUP BY e.account, e.product_key, lower(module_name)""")
+      GROUP BY e.account, e.product_key, lower(module_name) HAVING devices <= any_value(p.unanswered)""")
     rows = database.execute(
         f"SELECT left(u.account, {_MAX_LENGTH}), left(u.product_key, {_MAX_LENGTH}), "
         f"left(product_name, {_MAX_LENGTH}), left(module_name, {_MAX_LENGTH}), devices, number FROM unknown_modules u "

@@ -66,9 +66,8 @@ def list_tiles(report: Report) -> list[Tile]:
 
 def _device_tile(report: Report) -> Tile:
     coverage = report.coverage
-    runs = report.rollouts.runs
-    before = runs[-2].devices.fleet if len(runs) > 1 else coverage.fleet
-    added = coverage.fleet - before
+    runs, previous = report.rollouts.runs, report.rollouts.previous_run
+    added = 0 if previous is None else coverage.fleet - previous.devices.fleet
     counts_below = (
         TileCount("products.all", coverage.product_count, "product" if coverage.product_count == 1 else "products"),
         TileCount(
@@ -77,20 +76,21 @@ def _device_tile(report: Report) -> Tile:
             "account" if report.problems.account_count == 1 else "accounts",
         ),
     )
-    change = f"{format_signed(added, 0)} since {format_day(runs[-2].started_at)}" if added else ""
+    since = "" if previous is None else f" since {format_day(previous.started_at)}"
+    change = f"{format_signed(added, 0)}{since}" if added else ""
     series = tuple(float(run.devices.fleet) for run in runs)
     return Tile("devices.fleet", "Devices", coverage.fleet, format_number(coverage.fleet), counts_below, change,
                 series=series, limits=(0, 1.25 * max((1.0, *series))))  # fmt: skip
 
 
 def _answer_tile(report: Report) -> Tile:
-    coverage, runs = report.coverage, report.rollouts.runs
+    coverage, previous = report.coverage, report.rollouts.previous_run
     states = coverage.by_state
     names = (("failed", "failed"), ("pending", "pending"), ("not_found", "not found"), ("unsampled", "not sampled"))
     counts_below = tuple(TileCount(f"devices.{name}", states[name], noun) for name, noun in names)
     counts_below += (TileCount("ages.carried", coverage.ages.carried, "carried"),)
-    series = tuple(run.answered for run in runs)
-    before = series[-2] if len(series) > 1 else None
+    series = tuple(run.answered for run in report.rollouts.runs)
+    before = None if previous is None else previous.answered
     change = "" if before is None else format_points(coverage.answered - before)
     low = min((share for share in series if share is not None), default=0.0)
     return Tile(
@@ -105,7 +105,10 @@ def _target_tile(report: Report) -> Tile:
     kinds: dict[tuple[str, ...], str] = {("newest",): "newest", ("released",): "released"}
     kind = kinds.get(tuple(sources), "target")
     title = f"On {kind} firmware"
-    counts_below = (TileCount("modules.on_target", rollouts.on_target, f"of {rollouts.devices:,} installed modules"),)
+    answered = report.coverage.answered
+    of = f" of the {format_percent(answered)} of devices that answered" if report.labels and answered < 1 else ""
+    noun = f"of {rollouts.devices:,} installed modules{of}"
+    counts_below = (TileCount("modules.on_target", rollouts.on_target, noun),)
     series = tuple(_on_target(ages) for ages in rollouts.ages)
     change = "" if rollouts.change is None else format_points(rollouts.change)
     share = rollouts.share
@@ -124,6 +127,8 @@ def _rollout_tile(report: Report) -> Tile:
     counts_below = tuple(
         TileCount(f"rollouts.{state}", report.rollouts.count(state), state.replace("_", " ")) for state in states
     )
+    unknown = report.rollouts.unknown_count
+    counts_below += (TileCount("modules.unknown", unknown, f"{'module' if unknown == 1 else 'modules'} without data"),)
     moving, active = report.rollouts.count("moving"), report.rollouts.active
     text = f"{moving:,} of {active:,}" if active else "0"
     return Tile("rollouts.moving", "Rollouts moving", moving, text, counts_below,
@@ -145,11 +150,12 @@ def _policy_tile(report: Report) -> Tile:
         for key, one, more in names
     )
     severities: tuple[tuple[Severity, Tone], ...] = (("error", "bad"), ("warning", "warn"), ("note", "plain"))
-    for severity, tone in severities:
+    for severity, color in severities:
         if count := verdicts.get(severity, 0):
             others = tuple(each for each in counts_below if each.figure != f"policy.{severity}")
-            return Tile(f"policy.{severity}", "Policy", count, format_count(count, severity), others, tone=tone)
-    return Tile("policy.violated", "Policy", 0, "none violated", counts_below, tone="good")
+            return Tile(f"policy.{severity}", "Policy", count, format_count(count, severity), others, tone=color)
+    tone: Tone = "warn" if policy is not None and policy.is_undecided else "good"
+    return Tile("policy.violated", "Policy", 0, "none violated", counts_below, tone=tone)
 
 
 def _change_tile(report: Report) -> Tile:

@@ -21,7 +21,8 @@ from auditor.query.versions import MAX_LENGTH, VersionOrder
 from auditor.report.coverage import run_labels
 from auditor.report.model import AGES, PastRun, VersionSection, VersionShare
 from auditor.runs.folder import StoredRun
-from auditor.storage.database import load_rows, result_rows, scalar, sql_read_path
+from auditor.runs.manifest import Manifest
+from auditor.storage.database import load_rows, result_rows, scalar, sql_literal, sql_read_path
 
 MAX_ROWS = 3_000
 """Rows of the table."""
@@ -114,7 +115,8 @@ def read_earlier_runs(
 ) -> EarlierRuns:
     """Read the earlier runs of the same name and the rollouts of the reported run.
 
-    Defines ``earlier_rows``: the inventories of these runs, each with the ``number`` of its run.
+    Defines ``earlier_rows``, the inventories of these runs, each with the ``number`` of its run; and
+    ``marked_versions``, the versions of modules with a target, with the columns of ``define_target_marks``.
 
     Args:
         database: the database for the table.
@@ -125,10 +127,17 @@ def read_earlier_runs(
     Raises:
         RunFolderError: the directory cannot be read.
     """
-    rows = work / "history.parquet"
+    rows, marks = work / "history.parquet", work / "marks.parquet"
     with read_history(directory, limit=MAX_RUNS, until=StoredRun(run.manifest, run.folder)) as history:
         history.table.write(rows, "parquet")
-        rollouts = rollouts_of(history) if history.runs[-1].sealed else None
+        # Without its own rollouts, those of another run would be returned.
+        counts = history.runs[-1].sealed and history.stored[-1].manifest.fleet.limit is None
+        rollouts = rollouts_of(history) if counts else None
+        if rollouts is not None:
+            history.cursor().execute(
+                "COPY (SELECT account, product_key, module_name, module_version, on_target, is_target "
+                f"FROM rollout_versions JOIN target_marks USING (version)) TO {sql_literal(marks)} (FORMAT parquet)"
+            )
         earlier, stored = history.runs[:-1], history.stored[:-1]
     runs = tuple(map(_past_run, earlier, stored))
     database.execute("CREATE TABLE earlier_runs AS SELECT unnest($1) AS number, unnest($2) AS started_at",
@@ -137,12 +146,14 @@ def read_earlier_runs(
         "CREATE TABLE earlier_rows AS SELECT number, account, product_key, module_name, module_version, devices "
         f"FROM read_parquet({sql_read_path(rows)}) JOIN earlier_runs USING (started_at)"
     )
+    if rollouts is not None:
+        database.execute(f"CREATE TABLE marked_versions AS FROM read_parquet({sql_read_path(marks)})")
     return EarlierRuns((*runs, reported_run(run)), rollouts, tuple(summarize_warnings(earlier, "earlier runs")))
 
 
 def _past_run(run: RunSummary, stored: StoredRun) -> PastRun:
     labels = run_labels(run.state, run.devices, tampered=run.tampered, unsampled=run.unsampled)
-    label = ", ".join(labels) or None
+    label = _label(labels, stored.manifest)
     return PastRun(run.folder.name, run.started_at, label, run.devices, run.unsampled, _changes(stored))
 
 
@@ -150,8 +161,12 @@ def reported_run(run: RunSnapshot) -> PastRun:
     """Return the reported run as the last one of the runs, with the counts of the report."""
     manifest, unsampled = run.manifest, run.sources.unsampled
     labels = run_labels(manifest.state, run.counts, tampered=run.tampered, unsampled=unsampled)
-    return PastRun(run.folder.name, manifest.started_at, ", ".join(labels) or None, run.counts, unsampled,
+    return PastRun(run.folder.name, manifest.started_at, _label(labels, manifest), run.counts, unsampled,
                    _changes(StoredRun(manifest, run.folder)))  # fmt: skip
+
+
+def _label(labels: Sequence[str], manifest: Manifest) -> str | None:
+    return ", ".join((*labels, *(("part of the fleet",) if manifest.fleet.cut else ()))) or None
 
 
 def define_earlier_rows(database: duckdb.DuckDBPyConnection) -> None:
@@ -162,23 +177,22 @@ def define_earlier_rows(database: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-def define_version_ages(database: duckdb.DuckDBPyConnection, targets: Mapping[int, str], last: int, work: Path) -> None:
+def define_version_ages(database: duckdb.DuckDBPyConnection, last: int, work: Path) -> None:
     """Define ``version_rows``: the devices of each version by run, with the version's age and its place in the order.
 
     Its columns are run, module (as in ``versions``), module_version, devices, age (a place in ``AGES``, or -1) and
-    place (the newest first).
+    place (the newest first). A module's target is that of its rollout; without rollouts, its newest version.
 
     Args:
-        database: with the tables ``versions``, ``modules_in_use`` and ``earlier_rows``.
-        targets: the target of each module that has one, by its number.
+        database: with the tables ``versions``, ``modules_in_use``, ``earlier_rows``, and ``marked_versions`` if the
+            rollouts of the reported run were read.
         last: number of the reported run, which comes after those of ``earlier_rows``.
         work: a folder for intermediate files.
     """
     database.execute(
         f"""
       CREATE TABLE counted_versions AS
-      SELECT run, module, CASE WHEN length(text) > {MAX_LENGTH} THEN left(text, {MAX_LENGTH}) || '…' ELSE text END
-        AS module_version, sum(devices)::BIGINT AS devices
+      SELECT run, module, {_cut("text")} AS module_version, sum(devices)::BIGINT AS devices
       FROM (
         SELECT number AS run, module, module_version AS text, e.devices FROM earlier_rows e JOIN modules_in_use m
           ON e.account = m.account AND e.product_key IS NOT DISTINCT FROM m.product_key
@@ -187,14 +201,20 @@ def define_version_ages(database: duckdb.DuckDBPyConnection, targets: Mapping[in
       ) GROUP BY ALL""",
         [last],
     )
+    _define_marks(database)
     database.execute(
         "CREATE TABLE numbered_versions AS SELECT row_number() OVER (ORDER BY m.devices DESC, module, module_version) "
         "AS number, module, module_version FROM (SELECT DISTINCT module, module_version FROM counted_versions) "
         "JOIN modules_in_use m USING (module)"
     )
     columns = "{'number': 'BIGINT', 'age': 'BIGINT', 'place': 'BIGINT'}"
-    rows = result_rows(database.cursor().execute("FROM numbered_versions ORDER BY number"))
-    load_rows(database, "version_ages", columns, work / "version_ages", _age_lines(rows, targets))
+    rows = result_rows(database.cursor().execute(
+        "SELECT number, module, module_version, on_target, target FROM numbered_versions "
+        "LEFT JOIN module_marks USING (module, module_version) LEFT JOIN ("
+        "SELECT module, min(module_version) AS target FROM module_marks WHERE is_target GROUP BY module"
+        ") USING (module) ORDER BY number"
+    ))  # fmt: skip
+    load_rows(database, "version_ages", columns, work / "version_ages", _age_lines(rows))
     database.execute(
         "CREATE TABLE version_rows AS SELECT run, module, module_version, devices, age, place FROM counted_versions "
         "JOIN numbered_versions USING (module, module_version) JOIN version_ages USING (number)"
@@ -202,21 +222,55 @@ def define_version_ages(database: duckdb.DuckDBPyConnection, targets: Mapping[in
     database.execute("DROP TABLE counted_versions; DROP TABLE numbered_versions; DROP TABLE version_ages")
 
 
-def _age_lines(rows: Iterator[tuple[int, int, str]], targets: Mapping[int, str]) -> Iterator[str]:
+def _define_marks(database: duckdb.DuckDBPyConnection) -> None:
+    """Define ``module_marks``: module, module_version, whether it is ``on_target``, and whether it ``is_target``."""
+    if database.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'marked_versions'").fetchone() is None:
+        # The order of the versions says which others are on the target.
+        query = (
+            f"SELECT module, max({_cut('module_version')}) AS module_version, NULL::BOOLEAN AS on_target, "
+            "true AS is_target FROM versions WHERE version_order = 'newest' GROUP BY module"
+        )
+    else:
+        query = (
+            f"SELECT m.module, {_cut('v.module_version')} AS module_version, bool_and(on_target) AS on_target, "
+            "bool_or(is_target) AS is_target FROM marked_versions v JOIN modules_in_use m ON v.account = m.account "
+            "AND v.product_key IS NOT DISTINCT FROM m.product_key AND lower(v.module_name) = m.module_key GROUP BY ALL"
+        )
+    database.execute(f"CREATE TABLE module_marks AS {query}")
+
+
+def _cut(column: str) -> str:
+    return f"CASE WHEN length({column}) > {MAX_LENGTH} THEN left({column}, {MAX_LENGTH}) || '…' ELSE {column} END"
+
+
+def _age_lines(rows: Iterator[tuple[int, int, str, bool | None, str | None]]) -> Iterator[str]:
     """Yield a line with number, age and place of each version; the versions of a module follow each other."""
     ordered = 0
-    for module, group in groupby(rows, key=itemgetter(1)):
-        versions = {text: number for number, _, text in group}
+    for _, group in groupby(rows, key=itemgetter(1)):
+        members = list(group)
+        versions = {text: number for number, _, text, *_ in members}
+        marks = {text: on_target for _, _, text, on_target, _ in members}
+        target = members[0][-1]  # the same for all
         ordered += len(versions)
-        target = targets.get(module)
-        if target is None or ordered > MAX_ORDERED:
-            ages = {text: ON_TARGET if text == target else UNORDERED if target is None else OLDER for text in versions}
-            places = dict.fromkeys(versions, 0)
+        if target is None:
+            ages = dict.fromkeys(versions, UNORDERED)
+        elif ordered > MAX_ORDERED:
+            ages = {text: ON_TARGET if text == target else OLDER for text in versions}
         else:
             ages = place_versions(list(versions), target)
-            places = {text: place for place, text in enumerate(ages)}
+        ages = {text: _mark_age(age, marks[text]) for text, age in ages.items()}
+        places = {text: place for place, text in enumerate(sorted(ages, key=ages.__getitem__))}
         for text, number in versions.items():
             yield f"{number} {ages[text]} {places[text]}\n"
+
+
+def _mark_age(age: int, on_target: bool | None) -> int:  # noqa: FBT001  a mark of three values
+    """Return the age of a version by its mark: firmware may be newer than the target by its date, not by its text."""
+    if on_target is None:
+        return age
+    if on_target:
+        return age if age <= ON_TARGET else NEWER
+    return age if ON_TARGET < age < UNORDERED else OLDER
 
 
 def place_versions(versions: Sequence[str], target: str) -> dict[str, int]:

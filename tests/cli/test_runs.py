@@ -99,6 +99,16 @@ def test_status_says_why_the_last_run_ended_and_what_to_do(
     assert main([*command.split()[1:2], "--help"]) == 0
 
 
+def test_status_of_a_limited_run_has_no_rollouts_of_another_run(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert any(line.startswith("rollouts: ") for line in auditor(capsys, "status")[0])
+    edit_manifest(directory / NEWEST, lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=1)))
+    lines, _ = auditor(capsys, "status")
+    assert lines[0].endswith(NEWEST)
+    assert not any(line.startswith("rollouts: ") for line in lines)
+
+
 def test_status_of_a_killed_run_names_the_last_success(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = directory / "20261126T020000Z-nightly"
     running(folder, [named(0)], [])

@@ -239,6 +239,15 @@ def test_every_warning_about_the_numbers_of_a_complete_run_has_a_sample(
     assert warnings_of(folder) == warnings
 
 
+def test_limited_run_has_no_rollouts_of_another_run(tmp_path: Path) -> None:
+    for number in range(2):
+        folder = build(tmp_path / f"run{number}", [named(0)], [ok(named(0), ("ble", "1"))]).folder
+        edit_manifest(folder, lambda m, n=number: replace(m, started_at=f"2026-11-2{n}T02:00:00.000Z"))  # type: ignore[misc]
+    assert any(name.startswith("auditor_rollout") for name, _ in read_metrics(folder).values)
+    edit_manifest(folder, lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=1)))
+    assert not any(name.startswith("auditor_rollout") for name, _ in read_metrics(folder).values)
+
+
 def test_running_run_has_its_current_counts(tmp_path: Path) -> None:
     fleet = [named(0), named(1)]
     samples = read_metrics(running(tmp_path / "run", fleet, [ok(fleet[0], ("ble", "1"))]).folder)

@@ -128,7 +128,7 @@ def test_no_output_warns_of_the_failed_devices(nights: list[Night], capfd: pytes
     page = render_html(report)
     assert (report.labels, report.caveats) == ((), ())
     assert 'class="banner' not in page
-    assert "complete within limit" in page
+    assert "complete, failures within max_failed" in page
     assert "3 of 1,000 devices failed (0.3%, limit 0.5%)" in page
     assert {run.label for run in report.rollouts.runs} == {None}
 

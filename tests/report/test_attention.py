@@ -16,6 +16,7 @@ from auditor.report.attention import ShellCommand, list_attention, read_verdict
 from auditor.report.builder import build_report
 from auditor.report.model import Report
 from auditor.report.render import render_html
+from auditor.report.tiles import list_tiles
 from auditor.runs.folder import MODULES
 from auditor.runs.manifest import State
 from auditor.runs.selection_info import ExitReason
@@ -106,7 +107,59 @@ def test_product_and_violated_rules_are_ranked(tmp_path: Path) -> None:
     tolerated = nights(tmp_path / "tolerated", *last, state="within_tolerance", max_failed="50%")
     lenient = build_report(tolerated, now=NOW)
     assert ("note", "p3: 10 of 10 devices have no answer") in titles(lenient)
-    assert read_verdict(lenient).state == "complete within limit"
+    assert read_verdict(lenient).state == "complete, failures within max_failed"
+
+
+def test_the_product_that_lacks_the_most_answers_is_among_many_small_ones(tmp_path: Path) -> None:
+    small = [named(n, product=f"small{n}") for n in range(9)]
+    large = [named(100 + n, product="large") for n in range(40)]
+    rest = [named(200 + n, product="rest") for n in range(60)]
+    answers: list[Outcome] = [failed(device) for device in [*small, *large[:10]]]
+    answers += [ok(device, ("ble", "1")) for device in [*large[10:], *rest]]
+    folder = build(tmp_path / "run", [*small, *large, *rest], answers).folder
+    report = build_report(folder, now=datetime(2026, 11, 22, 5, tzinfo=UTC))
+    assert report.coverage.products[0].product_key == "large"
+    assert ("warning", "large: 10 of 40 devices have no answer") in titles(report)
+
+
+def test_products_of_a_failing_account_do_not_hide_another_one(tmp_path: Path) -> None:
+    gone = [named(n, account="us", product=f"gone{n % 9}") for n in range(90)]
+    fleet = [*gone, *(named(100 + n, account="eu", product="worse") for n in range(40))]
+    answers: list[Outcome] = [failed(device) for device in fleet[:94]]
+    answers += [ok(device, ("ble", "1")) for device in fleet[94:]]
+    report = build_report(build(tmp_path / "run", fleet, answers).folder, now=datetime(2026, 11, 22, 5, tzinfo=UTC))
+    found = [title for _, title in titles(report) if "worse" in title or "gone" in title]
+    assert found == ["worse: 4 of 40 devices have no answer"]
+    assert len(report.coverage.products) == 9
+
+
+def test_the_failing_account_is_among_many_large_ones(tmp_path: Path) -> None:
+    fleet = [named(n, account=f"a{n % 14}", product=f"p{n % 14}") for n in range(5 * 14)]
+    fleet += [named(100 + n, account="small", product="p") for n in range(3)]
+    answers = [failed(each) if each.account == "small" else ok(each, ("ble", "1")) for each in fleet]
+    report = build_report(build(tmp_path / "run", fleet, answers).folder, now=datetime(2026, 11, 22, 5, tzinfo=UTC))
+    assert "Account small: none of its 3 devices answered" in [title for _, title in titles(report)]
+
+
+def test_run_in_progress_has_no_failing_accounts_and_products(tmp_path: Path) -> None:
+    report = build_report(nights(tmp_path, *answer(4)[:3], state="running"), now=NOW)
+    assert titles(report) == [("warning", "The audit is in progress, or was killed")]
+
+
+def test_modules_that_are_gone_are_not_unknown(tmp_path: Path) -> None:
+    last = [ok(device, ("wifi", "2.0")) if n else failed(device) for n, device in enumerate(FLEET)]
+    report = build_report(nights(tmp_path, *last, max_failed="50%"), now=NOW)
+    assert report.rollouts.unknown == ()
+
+
+def test_rules_without_a_verdict_are_no_good_news(tmp_path: Path) -> None:
+    rules = [{"name": "new", "module": "missing", "minimum": "3.0"}]
+    policy = Policy(parse_policy({"rule": rules}, "rules.toml"), "rules.toml")
+    report = build_report(nights(tmp_path), now=NOW, policy=policy)
+    assert titles(report) == [("warning", "No rule of the policy could be decided")]
+    tile = next(each for each in list_tiles(report) if each.title == "Policy")
+    assert (tile.text, tile.tone) == ("none violated", "warn")
+    assert "Nothing needs attention" not in render_html(report)
 
 
 @pytest.mark.parametrize(("state", "severity"), [("aborted", "error"), ("running", "warning")])

@@ -13,6 +13,7 @@ from auditor.policy.loader import parse_policy
 from auditor.policy.model import Policy
 from auditor.report.builder import build_report
 from auditor.report.render import render_html, write_report
+from auditor.report.tiles import list_tiles
 from auditor.runs.folder import DEVICES, INVENTORY_JSON, MODULES
 from auditor.runs.manifest import MANIFEST
 from auditor.storage.database import sql_literal, sql_read_path
@@ -108,6 +109,42 @@ def test_version_that_was_rolled_back_is_still_the_target(tmp_path: Path) -> Non
     assert (detail.rollout.target, detail.rollout.state, detail.rollout.on_target) == ("2.0", "rolled_back", 0)
     assert [(each.version, each.age) for each in detail.versions] == [("2.0", 0), ("1.1", 1), ("1.0", 2)]
     assert page.rollouts.ages == ((3, 0, 3, 0, 0), (0, 3, 3, 0, 0))
+
+
+def limit(folder: Path) -> None:
+    """Mark a run as one that a flag limits to its first devices."""
+    edit_manifest(folder, lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=2)))
+
+
+def test_limited_run_shows_its_own_modules(tmp_path: Path) -> None:
+    build_run(tmp_path / "runs" / "before", 20, *["1.0"] * 6)
+    now = build_run(tmp_path / "runs" / "now", 21, "2.0", "2.0", *["1.0"] * 4)
+    limit(now)
+    for folder in (now, Path(shutil.copytree(now, tmp_path / "alone" / "now"))):
+        page = build_report(folder, now=NOW)
+        (detail,) = page.rollouts.rollouts
+        assert (detail.rollout.target, detail.rollout.on_target, detail.rollout.state) == ("2.0", 2, "unknown")
+        assert "No device reported a module" not in render_html(page)
+
+
+def test_tiles_compare_with_the_same_run_and_not_with_a_trial(tmp_path: Path) -> None:
+    build_run(tmp_path / "runs" / "before", 20, *["1.0"] * 5)
+    trial = build(tmp_path / "runs" / "trial", FLEET[:2], [ok(each, ("ble", "1.0")) for each in FLEET[:2]]).folder
+    edit_manifest(trial, lambda manifest: replace(manifest, started_at="2026-11-21T02:00:00.000Z"))
+    limit(trial)
+    page = build_report(build_run(tmp_path / "runs" / "now", 22, *["1.0"] * 6), now=NOW)
+    assert [run.label for run in page.rollouts.runs] == ["partial", "part of the fleet", None]
+    tiles = {tile.title: tile for tile in list_tiles(page)}
+    assert tiles["Devices"].change == ""
+    assert tiles["Answered"].change == "+16.7 points"
+    assert page.changes is not None
+    assert page.changes.run == "before"
+
+
+def test_share_of_a_partial_run_says_how_many_devices_answered(tmp_path: Path) -> None:
+    page = build_report(build_run(tmp_path / "now", 22, *["1.0"] * 3), now=NOW)
+    tile = next(tile for tile in list_tiles(page) if tile.figure == "modules.share")
+    assert tile.counts_below[0].noun == "of 3 installed modules of the 50% of devices that answered"
 
 
 def test_modules_are_unknown_whose_devices_have_no_answer(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The map of products and modules, and the details for the script: bounded, and no text in them is markup."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,11 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from auditor.analysis.rollout_states import DEFAULT_THRESHOLDS
+from auditor.analysis.rollouts import rollouts_of
 from auditor.report import rollout_view
 from auditor.report.builder import build_report
-from auditor.report.rollout_view import GLYPHS, SHADES, arrange_heat_map, encode_json, list_state_filters
+from auditor.report.render import render_html
+from auditor.report.rollout_view import (
+    GLYPHS,
+    SHADES,
+    arrange_heat_map,
+    describe_states,
+    encode_details,
+    encode_json,
+    list_state_filters,
+)
 from tests.report.fleets import EVIL, build_wide_run
-from tests.runs.run_folders import build, named, ok
+from tests.report.pages import parse_html
+from tests.runs.run_folders import build, edit_manifest, named, ok
 
 NOW = datetime(2026, 11, 24, 5, tzinfo=UTC)
 
@@ -56,8 +69,42 @@ def test_darker_cells_have_larger_shares(tmp_path: Path) -> None:
 
 def test_filters_count_the_rows(tmp_path: Path) -> None:
     report = build_report(build_wide_run(tmp_path / "run", 5, 4, 3), now=NOW)
-    filters = list_state_filters(report)
-    assert filters[-1] == ("", "All", 20)
-    by_state = {states: count for states, _, count in filters if states in GLYPHS}
-    assert sum(by_state.values()) == 20
-    assert all(by_state.values()), "zero is hidden"
+    for shown in (20, 7):
+        filters = list_state_filters(report, shown)
+        assert filters[0] == ("", "All", shown), "no rollout is active"
+        by_state = {states: count for states, _, count in filters if states in GLYPHS}
+        assert sum(by_state.values()) == shown
+        assert all(by_state.values()), "zero is hidden"
+
+
+def test_details_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = build_report(build_wide_run(tmp_path / "run", 5, 4, 3, prefix="版本"), now=NOW)
+    monkeypatch.setattr(rollout_view, "MAX_DETAIL_BYTES", 4_000)
+    head = len('{"runs":["20 Nov"],"modules":[]}')
+    found = encode_details(report)
+    assert 2_000 < len(found.encode()) <= 4_000 + head + found.count("},{")
+
+
+def test_totals_are_those_of_all_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = build_wide_run(tmp_path / "run", 60, 3, 3)
+    whole = build_report(folder, now=NOW).rollouts
+    assert (len(whole.rollouts), whole.total) == (180, 180)
+    monkeypatch.setitem(rollouts_of.__kwdefaults__, "limit", 12)  # type: ignore[arg-type]
+    monkeypatch.setattr("auditor.report.rollouts.MAX_ROLLOUTS", 12)
+    edit_manifest(folder, lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=180)))
+    without_states = build_report(folder, now=NOW)
+    edit_manifest(folder, lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=None)))
+    for report in (build_report(folder, now=NOW), without_states):
+        found = report.rollouts
+        assert (len(found.rollouts), found.total) == (12, 180)
+        assert (found.ages, found.devices, found.on_target) == (whole.ages, whole.devices, whole.on_target)
+        text = parse_html(render_html(report)).text
+        assert "168 more rollouts do not fit" in text
+        assert "largest of 60 products" in text
+
+
+def test_definition_names_the_thresholds() -> None:
+    text = describe_states(replace(DEFAULT_THRESHOLDS, stalled_after=1.0))
+    assert text.startswith("The first rule that applies decides.")
+    assert " in 1 day." in text
+    assert "never reached" in text

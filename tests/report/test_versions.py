@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from auditor.query.filters import define_product_names
 from auditor.query.versions import VersionOrder, compare_versions
+from auditor.report.builder import build_report
 from auditor.report.model import VersionSection
 from auditor.report.versions import NEWER, OLDER, ON_TARGET, UNORDERED, place_versions, read_versions
-from auditor.runs.views import define_sealed_views, products_query
+from auditor.runs.folder import FIRMWARE
+from auditor.runs.views import FIRMWARE_COLUMNS, define_sealed_views, products_query
 from auditor.storage.database import open_database
+from tests.database import connect
 from tests.runs.run_folders import build, named, ok
 
 VERSION = st.sampled_from(["1.0", "1.1", "v1.1", "1.1.0", "1.10", "2.03", "2.1", "hot", "", "1.0-rc1", "x" * 300, "V2"])
@@ -106,3 +109,29 @@ def test_run_without_modules_has_no_versions(tmp_path: Path, modules: int) -> No
     fleet = [named(0)]
     shares = read_section(build(tmp_path / "run", fleet, [ok(fleet[0], *[("m", "1")] * modules)]).folder)
     assert shares.module_count == shares.row_count == modules
+
+
+def test_firmware_is_on_target_by_its_date_where_its_versions_have_no_order(tmp_path: Path) -> None:
+    fleet = [named(n) for n in range(12)]
+    texts = ["build-new"] * 8 + ["build-old"] * 2 + ["build-beta", "unlisted"]
+    folder = build(tmp_path / "run", fleet, [ok(d, ("ble", t)) for d, t in zip(fleet, texts, strict=True)]).folder
+    rows = ", ".join(
+        f"('demo', 'p1', 'ble', '{text}', '{verification}', TIMESTAMP '2026-11-{day}')"
+        for text, verification, day in (
+            ("build-old", "verified", "01"), ("build-new", "verified", "10"), ("build-beta", "unverified", "20"),
+        )
+    )  # fmt: skip
+    with connect() as database:
+        columns = ", ".join(f"{name} {kind}" for name, kind in FIRMWARE_COLUMNS.items())
+        database.execute(f"CREATE TABLE firmware ({columns})")
+        names = "account, product_key, module_name, version, verification, created_at"
+        database.execute(f"INSERT INTO firmware ({names}) VALUES {rows}")
+        database.execute(f"COPY firmware TO '{folder / FIRMWARE}' (FORMAT parquet)")
+    found = build_report(folder).rollouts
+    (detail,) = found.rollouts
+    assert (detail.rollout.target, detail.rollout.on_target) == ("build-new", 9)
+    assert {each.version: each.age for each in detail.versions} == {
+        "build-beta": NEWER, "build-new": ON_TARGET, "build-old": OLDER, "unlisted": OLDER,
+    }  # fmt: skip
+    assert [each.version for each in detail.versions][:2] == ["build-beta", "build-new"]
+    assert (found.on_target, found.devices, found.ages) == (9, 12, ((9, 0, 0, 3, 0),))

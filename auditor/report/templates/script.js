@@ -38,9 +38,10 @@
 
   const startAge = () => {
     const age = document.querySelector(".age");
-    const hours = (Date.now() - Date.parse(age.dataset.started)) / 3600e3;
-    if (!(hours >= 1)) return;
-    age.textContent = `· ${hours < 48 ? `${Math.floor(hours)} h` : `${whole.format(Math.floor(hours / 24))} days`} old`;
+    const minutes = (Date.now() - Date.parse(age.dataset.started)) / 60e3;
+    if (!(minutes > 0)) return;
+    const [size, unit] = minutes > 2880 ? [1440, "days"] : minutes > 120 ? [60, "h"] : [1, "min"];
+    age.textContent = `· ${whole.format(Math.ceil(minutes / size))} ${unit} old`;
   };
 
   const copyButton = (button, code) => {
@@ -122,11 +123,14 @@
     form.hidden = false;
     if (chips.length) press(chips[0]);
     else filter();
-    return () => chips.length && press(chips[chips.length - 1]);
   };
 
   const COLORS = ["n0", "n1", "n2", "n3", "unordered"];
-  const percent = (count, of) => (count === of ? "100%" : `${(Math.floor((1000 * count) / of) / 10).toFixed(1)}%`);
+  const percent = (count, of) => {
+    if (count === of) return "100%";
+    const tenths = Math.floor((1000 * count) / of);
+    return tenths || !count ? `${(tenths / 10).toFixed(1)}%` : "<0.1%";
+  };
 
   const drawVersions = (versions, days) => {
     const places = days.map((_, run) => run).filter((run) => versions.some((each) => each[2][run] !== null));
@@ -184,7 +188,7 @@
     return make("table", "", make("thead", "", make("tr", "", ...heads)), body);
   };
 
-  const startDetails = (island, showAll) => {
+  const startDetails = (island) => {
     const { runs, modules } = JSON.parse(island.textContent);
     const panel = byId("detail");
     const cells = all(".heat .cell");
@@ -259,7 +263,6 @@
     });
     window.addEventListener("hashchange", follow);
     if (!follow()) show(0, false);
-    return showAll;
   };
 
   startTheme();
