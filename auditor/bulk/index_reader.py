@@ -23,7 +23,7 @@ from auditor.concurrency import StopToken, run_in_thread
 from auditor.config.settings import FleetSource
 from auditor.engine.account_session import AccountSession
 from auditor.engine.worker_pool import discard, run_workers
-from auditor.errors import AccountStoppedError, InconsistentResponseError, PlatformError, TransientError, UsageError
+from auditor.errors import InconsistentResponseError, PlatformError, UsageError
 from auditor.fleet.crawler import read_consistently, read_products
 from auditor.fleet.discovery_journal import ProductDiscovery
 from auditor.fleet.materialize import MaterializedFleet, materialize
@@ -170,6 +170,8 @@ class _IndexReader:
         """Divide the devices whose names begin with a prefix; characters that some have are requested first."""
         statement = count_statement(product_key=key, at=position.tied_at, prefix=prefix)
         count = await request_count(self._session, statement)
+        if isinstance(count, PlatformError):
+            raise IndexRefusedError(f"product {key}: its devices cannot be counted: {count}") from count
         found = {row.device_name[len(prefix) : len(prefix) + 1] for row in rows if row.device_name.startswith(prefix)}
         characters = sorted(CHARACTERS, key=lambda each: each not in found)
         others = sorted(found - set(CHARACTERS) - {""})
@@ -206,6 +208,7 @@ class _IndexReader:
         """Count a product that has fewer devices than it had: those that were removed meanwhile are no gap."""
         try:
             count = await request_count(self._session, count_statement(product_key=key))
-        except (AccountStoppedError, TransientError, UsageError):
+        except UsageError:
             return
-        self._journal.record_final_counts({key: count})
+        if not isinstance(count, PlatformError):
+            self._journal.record_final_counts({key: count})

@@ -11,6 +11,8 @@ import pytest
 import auditor
 from auditor.errors import SettingsError
 from auditor.simulator.registry import Churn
+from auditor.simulator.responses import RequestRejected
+from auditor.simulator.search.device_index import DeviceIndex
 from auditor.simulator.search.options import IndexOptions
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
@@ -193,3 +195,17 @@ async def test_an_incremental_run_carries_no_result_of_the_index(tmp_path: Path)
         queried = calls(platform)[VERSIONS]
         await auditor.run_audit(settings_of(platform, tmp_path, "device", since="last"))
         assert calls(platform)[VERSIONS] - queried >= 200 - queried
+
+
+async def test_an_index_that_cannot_count_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices created at one time are counted before they are divided by their names."""
+
+    def refuse(*_: object) -> int:
+        raise RequestRejected("iot.system.IllegalRequest", "count is not supported")
+
+    monkeypatch.setattr(DeviceIndex, "_count", refuse)
+    world = World(150, products=2, registration_interval=0)
+    async with Simulator(world, index=IndexOptions()) as platform:
+        result = await auditor.run_audit(settings_of(platform, tmp_path))
+    assert_snapshot(world, result)
+    assert {source for (source,) in rows_of(result.folder, "SELECT DISTINCT source FROM {devices}")} == {"queried"}
