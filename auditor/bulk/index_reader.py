@@ -23,7 +23,14 @@ from auditor.concurrency import StopToken, run_in_thread
 from auditor.config.settings import FleetSource
 from auditor.engine.account_session import AccountSession
 from auditor.engine.worker_pool import discard, run_workers
-from auditor.errors import InconsistentResponseError, PlatformError, UsageError
+from auditor.errors import (
+    InconsistentResponseError,
+    OperationUnavailableError,
+    PlatformError,
+    ThrottledError,
+    TransientError,
+    UsageError,
+)
 from auditor.fleet.crawler import read_consistently, read_products
 from auditor.fleet.discovery_journal import ProductDiscovery
 from auditor.fleet.materialize import MaterializedFleet, materialize
@@ -38,7 +45,11 @@ _SIZE = QUERY_DEVICE_BY_SQL.page_size
 
 
 class IndexRefusedError(Exception):
-    """The index cannot be used for this account; the text says why."""
+    """The index cannot be used for this account; the text says why. ``is_temporary``: another attempt may succeed."""
+
+    def __init__(self, sentence: str, cause: PlatformError | None = None) -> None:
+        super().__init__(sentence)
+        self.is_temporary = isinstance(cause, TransientError | ThrottledError | OperationUnavailableError)
 
 
 async def discover_by_index(
@@ -108,7 +119,7 @@ class _IndexReader:
                 await self._read_ties(product, position, position.tied_at)
         except PlatformError as error:
             if not self._worked:
-                raise IndexRefusedError(str(error)) from error
+                raise IndexRefusedError(str(error), error) from error
             log.warning("a product cannot be searched", account=self._session.name, product_key=key, reason=str(error))
             self._journal.fail(key, error.code, error.message)
         if product.pager.phase == "ended" and product.rows < (product.product.device_count or 0):
@@ -171,7 +182,7 @@ class _IndexReader:
         statement = count_statement(product_key=key, at=position.tied_at, prefix=prefix)
         count = await request_count(self._session, statement)
         if isinstance(count, PlatformError):
-            raise IndexRefusedError(f"product {key}: its devices cannot be counted: {count}") from count
+            raise IndexRefusedError(f"product {key}: its devices cannot be counted: {count}", count) from count
         found = {row.device_name[len(prefix) : len(prefix) + 1] for row in rows if row.device_name.startswith(prefix)}
         characters = sorted(CHARACTERS, key=lambda each: each not in found)
         others = sorted(found - set(CHARACTERS) - {""})

@@ -94,6 +94,11 @@ class KeyRenewal:
         """Whether the next request must renew the key first, or wait until another one has renewed it."""
         return not self.is_usable or (self._now() >= self._renew_at and not self._lock.locked())
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the key can be renewed no more, so that the account is stopped."""
+        return self._stopped is not None
+
     async def renew(self) -> None:
         """Renew the key, unless another request has renewed it meanwhile.
 

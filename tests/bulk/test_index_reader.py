@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from auditor.simulator.registry import Churn
 from auditor.simulator.responses import RequestRejected
 from auditor.simulator.search.device_index import DeviceIndex
 from auditor.simulator.search.options import IndexOptions
-from auditor.simulator.server import Simulator
-from auditor.simulator.world import World
+from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
+from auditor.simulator.world import SimulatedDevice, World
 from tests.database import connect
 from tests.integration.audits import stop_after
 from tests.integration.test_audit import account_table, expected_status, settings_for
@@ -209,3 +210,26 @@ async def test_an_index_that_cannot_count_is_not_used(tmp_path: Path, monkeypatc
         result = await auditor.run_audit(settings_of(platform, tmp_path))
     assert_snapshot(world, result)
     assert {source for (source,) in rows_of(result.folder, "SELECT DISTINCT source FROM {devices}")} == {"queried"}
+
+
+@pytest.mark.parametrize("code", ["ServiceUnavailable", "iot.system.IllegalRequest"])
+async def test_a_resume_tries_the_index_again_only_if_its_failure_may_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    def fail(*_: object) -> list[SimulatedDevice]:
+        raise RequestRejected(code, "not now")
+
+    monkeypatch.setattr("auditor.engine.account_session.MAX_OPTIONAL_SECONDS", 0.3)
+    world = World(60, products=1)
+    account = replace(DEFAULT_ACCOUNT, denied=frozenset({"QueryDevice"}))
+    async with Simulator(world, accounts=(account,), index=IndexOptions()) as platform:
+        with monkeypatch.context() as patch:
+            patch.setattr(DeviceIndex, "_rows", fail)
+            first = await auditor.run_audit(settings_of(platform, tmp_path))
+        assert first.exit_code == 3
+        resumed = await auditor.resume_audit(first.folder)
+    if code == "ServiceUnavailable":
+        assert_snapshot(world, resumed)
+        assert rows_of(resumed.folder, "SELECT count(*) FROM {devices} WHERE source = 'index'") != [(0,)]
+    else:
+        assert resumed.exit_code == 3
