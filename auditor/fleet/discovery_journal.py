@@ -180,18 +180,22 @@ class DiscoveryJournal:
         self._apply(record)
 
     def _replay(self) -> None:
-        """Replay the file; truncate it at the first invalid line, which a power failure may leave."""
-        kept = 0
+        """Replay the file; truncate it at an invalid line or incomplete page, which a power failure may leave."""
+        kept = end = 0
         with self.path.open("r+b") as file:
             for line in file:
+                end += len(line)
                 try:
-                    self._apply(orjson.loads(line))
+                    is_complete = self._apply(orjson.loads(line))
                 except (ValueError, KeyError, TypeError, AttributeError):
-                    file.truncate(kept)
-                    return
-                kept += len(line)
+                    break
+                if is_complete:
+                    kept = end
+            if kept < end:
+                file.truncate(kept)
 
-    def _apply(self, record: Record) -> None:
+    def _apply(self, record: Record) -> bool:
+        """Apply a line; return whether it is the last one of its page."""
         match record["kind"]:
             case "products":
                 self._apply_products([Product(**each) for each in record["products"]], record["total"])
@@ -210,6 +214,7 @@ class DiscoveryJournal:
                 refused.pager.forget_tokens()
                 refused.rejected_tokens += 1
         self.pages += 1
+        return True
 
     def _apply_products(self, listed: Sequence[Product], total: int | None) -> None:
         keys = tuple(each.product_key for each in listed)
