@@ -24,6 +24,7 @@ from auditor.config.settings import FleetSource
 from auditor.engine.account_session import AccountSession
 from auditor.engine.worker_pool import discard, run_workers
 from auditor.errors import (
+    AuditorError,
     InconsistentResponseError,
     OperationUnavailableError,
     PlatformError,
@@ -44,7 +45,7 @@ CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_@.
 _SIZE = QUERY_DEVICE_BY_SQL.page_size
 
 
-class IndexRefusedError(Exception):
+class IndexRefusedError(AuditorError):
     """The index cannot be used for this account; the text says why. ``is_temporary``: another attempt may succeed."""
 
     def __init__(self, sentence: str, cause: PlatformError | None = None) -> None:
@@ -122,6 +123,8 @@ class _IndexReader:
                 raise IndexRefusedError(str(error), error) from error
             log.warning("a product cannot be searched", account=self._session.name, product_key=key, reason=str(error))
             self._journal.fail(key, error.code, error.message)
+        except UsageError as error:  # a text of the platform that no statement can have
+            raise IndexRefusedError(f"product {key}: {error}") from error
         if product.pager.phase == "ended" and product.rows < (product.product.device_count or 0):
             await self._count_again(key)
 
