@@ -32,7 +32,7 @@ from auditor.errors import (
     TransientError,
     UsageError,
 )
-from auditor.fleet.crawler import read_consistently, read_products
+from auditor.fleet.crawler import enough_rows, read_consistently, read_products
 from auditor.fleet.discovery_journal import ProductDiscovery
 from auditor.fleet.materialize import MaterializedFleet, materialize
 from auditor.models import IndexedDevice, ListPage
@@ -63,22 +63,25 @@ async def discover_by_index(
     stop: StopToken,
     max_devices: int | None = None,
 ) -> MaterializedFleet | None:
-    """Read an account's devices, write them to ``out`` like ``fleet.parquet``, and what they run to ``results``.
+    """Read an account's devices, up to ``max_devices``, and write them to ``out`` like ``fleet.parquet``.
 
-    Return what was written; None: the end was requested first.
+    What they run is written to ``results``. Return what was written; None: the end was requested first.
 
     Raises:
         IndexRefusedError: the platform does not answer, or not as documented.
         AccountStoppedError: the account is denied, was never reached, or may not list its products.
         RunNotWritableError: the journal or a file cannot be written.
     """
-    reader = _IndexReader(session, journal, stop, max_devices)
-    await reader.read()
-    if stop.reason is not None and not journal.finished:
-        return None
-    found = await run_in_thread(
-        partial(materialize, journal.path, out, session.name, source, limit=max_devices, has_attributes=True)
-    )
+    enough_devices = max_devices
+    write = partial(materialize, journal.path, out, session.name, source, limit=max_devices, has_attributes=True)
+    while True:
+        await _IndexReader(session, journal, stop, enough_devices).read()
+        if stop.reason is not None and not journal.finished:
+            return None
+        found = await run_in_thread(write)
+        if max_devices is None or found.devices >= max_devices or journal.finished:
+            break
+        enough_devices = enough_rows(journal, found, max_devices)
     await run_in_thread(write_index_results, journal.path, results, session.name)
     return found
 
@@ -87,13 +90,13 @@ class _IndexReader:
     """Reads the products of one account, several of them concurrently."""
 
     def __init__(
-        self, session: AccountSession, journal: IndexJournal, stop: StopToken, max_devices: int | None
+        self, session: AccountSession, journal: IndexJournal, stop: StopToken, enough_devices: int | None
     ) -> None:
-        self._session, self._journal, self._stop, self._max_devices = session, journal, stop, max_devices
+        self._session, self._journal, self._stop, self._enough_devices = session, journal, stop, enough_devices
         self._worked = journal.rows > 0
 
     def _is_done(self) -> bool:
-        enough = self._max_devices is not None and self._journal.rows >= self._max_devices
+        enough = self._enough_devices is not None and self._journal.rows >= self._enough_devices
         return self._stop.reason is not None or enough
 
     async def read(self) -> None:
@@ -125,7 +128,8 @@ class _IndexReader:
             self._journal.fail(key, error.code, error.message)
         except UsageError as error:  # a text of the platform that no statement can have
             raise IndexRefusedError(f"product {key}: {error}") from error
-        if product.pager.phase == "ended" and product.rows < (product.product.device_count or 0):
+        count = product.product.device_count
+        if product.pager.phase == "ended" and (count is None or product.rows < count):
             await self._count_again(key)
 
     async def _read_next(self, product: ProductDiscovery, position: IndexPosition) -> None:
@@ -219,7 +223,7 @@ class _IndexReader:
         return row.utc_create
 
     async def _count_again(self, key: str) -> None:
-        """Count a product that has fewer devices than it had: those that were removed meanwhile are no gap."""
+        """Count a product that has fewer devices than it had, since removed ones are no gap, or that has no count."""
         try:
             count = await request_count(self._session, count_statement(product_key=key))
         except UsageError:
