@@ -194,7 +194,8 @@ BASE = {"ListOTAModuleVersionsByDevice"}
 DISCOVERY = {"QueryProductList", "QueryDevice", "ListOTAModuleByProduct"}
 RELEASED = {"ListOTAFirmware", "ListOTAJobByFirmware", "ListOTATaskByJob"}
 STATES = {"BatchGetDeviceState"}
-EVERYTHING: frozenset[str] = frozenset(BASE | DISCOVERY | RELEASED | STATES)
+INDEX = {"QueryDeviceBySQL"}
+EVERYTHING: frozenset[str] = frozenset(BASE | DISCOVERY | RELEASED | STATES | INDEX)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +205,7 @@ EVERYTHING: frozenset[str] = frozenset(BASE | DISCOVERY | RELEASED | STATES)
         ({"fetch_product_modules": True}, {}, BASE | {"ListOTAModuleByProduct"}),
         ({}, {"released": True}, BASE | RELEASED),
         ({"fleet": {"products": "all"}}, {"since": "last"}, BASE | DISCOVERY | STATES),
+        ({"fleet": {"products": "all"}, "read": "auto"}, {}, BASE | DISCOVERY | INDEX),
         (
             {"fleet": {"products": "all"}, "fetch_product_modules": False},
             {},
@@ -219,7 +221,7 @@ async def test_check_names_every_missing_permission_and_the_documented_ones_are_
 
     async def problem_without(denied: frozenset[str]) -> str | None:
         key = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, denied=denied)
-        async with Simulator(world, accounts=(key,)) as platform:
+        async with Simulator(world, accounts=(key,), index=IndexOptions()) as platform:
             settings = settings_for(tmp_path, account_table(platform.endpoint, tmp_path, **account), **changes)
             return (await preflight(settings))[0].problem
 
