@@ -66,7 +66,7 @@ def exact_queries(settings: Settings, module: str, version: str | None, products
 def queries_below(
     settings: Settings, module: str, below: str, products: Sequence[str]
 ) -> tuple[list[CountQuery], Path]:
-    """Return a query for each version of a module below another one that the newest sealed run has, and that run.
+    """Return a query for each version of a module below another one that the newest complete run has, and that run.
 
     Versions of one product's module are ordered among each other. Of each account or product, the last query is for all
     devices with the module.
@@ -76,7 +76,7 @@ def queries_below(
         RunFolderError: it cannot be read.
     """
     runs = RunCatalog(Path(settings.directory), missing_ok=True).named(settings.name)
-    newest = next((run for run in runs if run.sealed and run.manifest.covers_fleet), None)
+    newest = next((run for run in runs if run.sealed and run.is_success), None)
     if newest is None:
         raise UsageError(
             f"--below needs the versions of a complete run, and {settings.directory} has none of the name "
