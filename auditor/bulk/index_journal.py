@@ -28,7 +28,9 @@ GROUPS = "groups"
 
 @dataclass(slots=True)
 class TieFrame:
-    """Devices created at one time, more than a page has, that are divided by the next character of their names.
+    """Devices that are read by their names, since more were created at one time than a page has: they are a tie.
+
+    They are divided by the next character of their names.
 
     Attributes:
         prefix: what their names begin with.
@@ -120,6 +122,7 @@ class IndexJournal(DiscoveryJournal):
             return False
         self._positions[key] = msgspec.convert(record["position"], IndexPosition)
         product.rows += self._page_rows
+        product.indexed = (product.indexed or 0) + self._page_rows
         self._page_rows = 0
         if record["ended"]:
             product.pager.phase = "ended"

@@ -48,6 +48,7 @@ class ProductDiscovery:
         last_page: the highest page that was read.
         rejected_tokens: tokens that were rejected since then.
         final_count: the product's own device count at the end, where it was read again.
+        indexed: devices that the search index returned; None: the product is listed.
     """
 
     product: Product
@@ -58,12 +59,18 @@ class ProductDiscovery:
     last_page: int = 0
     rejected_tokens: int = 0
     final_count: int | None = None
+    indexed: int | None = None
 
     @property
     def least_devices(self) -> int:
         """Least number of devices that were in the list throughout, by its totals and the product's counts."""
         counts = [number for number in (self.product.device_count, self.final_count) if number is not None]
         return max(self.pager.least_total or 0, min(counts, default=0))
+
+    @property
+    def reached(self) -> int:
+        """Number of the product's devices that were read completely."""
+        return self.pager.reached if self.indexed is None else self.indexed
 
     @property
     def shrunk(self) -> bool:

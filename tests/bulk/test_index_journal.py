@@ -9,6 +9,7 @@ import pytest
 from auditor.bulk.index_journal import IndexJournal, IndexPosition, TieFrame
 from auditor.bulk.index_results import write_index_results
 from auditor.config.settings import FleetSource
+from auditor.fleet.gaps import discovery_progress
 from auditor.models import IndexedDevice, ListPage, ModuleVersion, Product
 from auditor.storage.database import MAX_LINE_BYTES
 from tests.database import connect
@@ -50,6 +51,7 @@ def test_a_cut_journal_continues_after_its_last_line(tmp_path: Path, seed: int) 
         assert journal.position("k1") == position
         assert journal.products["k1"].rows == rows
         assert journal.finished == (rows == 30)
+        assert discovery_progress(journal).devices == rows
 
 
 def test_a_fleet_has_a_bounded_number_of_attributes(tmp_path: Path) -> None:
