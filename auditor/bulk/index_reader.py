@@ -93,7 +93,7 @@ class _IndexReader:
         self, session: AccountSession, journal: IndexJournal, stop: StopToken, enough_devices: int | None
     ) -> None:
         self._session, self._journal, self._stop, self._enough_devices = session, journal, stop, enough_devices
-        self._worked = journal.rows > 0
+        self._has_answered = journal.rows > 0
 
     def _is_done(self) -> bool:
         enough = self._enough_devices is not None and self._journal.rows >= self._enough_devices
@@ -104,7 +104,7 @@ class _IndexReader:
         session, journal = self._session, self._journal
         await read_products(session, journal, self._is_done, session.call, self._stop)
         concurrency = max(1, min(session.workers, session.concurrency_for(QUERY_DEVICE_BY_SQL)))
-        if not self._worked and (products := journal.remaining()) and not self._is_done():
+        if not self._has_answered and (products := journal.remaining()) and not self._is_done():
             await self._read_page(products[0])  # alone: an account without an index costs one request
         remaining = iter(journal.remaining())
         await run_workers(remaining, self._read_product, discard, concurrency=concurrency, stop=self._stop)
@@ -122,7 +122,7 @@ class _IndexReader:
             else:
                 await self._read_ties(product, position, position.tied_at)
         except PlatformError as error:
-            if not self._worked:
+            if not self._has_answered:
                 raise IndexRefusedError(str(error), error) from error
             log.warning("a product cannot be searched", account=self._session.name, product_key=key, reason=str(error))
             self._journal.fail(key, error.code, error.message)
@@ -204,7 +204,7 @@ class _IndexReader:
         *,
         ended: bool = False,
     ) -> None:
-        self._worked = True
+        self._has_answered = True
         self._journal.record_rows(product, rows, position, read_at=read_at, ended=ended)
 
     async def _fetch(self, key: str, statement: str) -> tuple[ListPage[IndexedDevice], float]:

@@ -162,7 +162,10 @@ class KeyRenewal:
         except (CredentialsError, SettingsError) as error:
             return error
         if self._refusal is not None and self._key is not None and key.is_same(self._key):
-            sentence = f"the platform refuses the access key: {self._refusal.code}; credentials lead to no newer one"
+            sentence = (
+                f"the platform refuses the access key: {self._refusal.code}, and credentials give the same key again; "
+                "replace it where it is stored, then resume"
+            )
             return CredentialsError(sentence, refused=True)
         self._is_last_attempt = self._refusal is not None
         self._use(key)
