@@ -26,6 +26,7 @@
             InconsistentResponseError  read the device again from its first page
             InvalidRequestError  this device failed, do not retry
                 OperationDeniedError  the account may not use this operation
+                OperationUnavailableError  it fails now, and may work later
             DeviceDeniedError    this device failed, or the account is denied
             AccountDeniedError   stop the account
         WebhookError             a summary was not posted; the run is unaffected
@@ -285,6 +286,10 @@ class OperationDeniedError(InvalidRequestError):
     def __init__(self, denied: AccountDeniedError) -> None:
         super().__init__(denied.code, denied.message, http_status=denied.http_status, request_id=denied.request_id)
         self.cause, self.advice = denied.cause, denied.advice
+
+
+class OperationUnavailableError(InvalidRequestError):
+    """An operation that an audit can do without gave no usable answer for too long. It may work later."""
 
 
 class WebhookError(AuditorError):

@@ -92,7 +92,10 @@ class DeviceSource:
     async def _discover_by_index(
         self, session: AccountSession, source: FleetSource, out: Path, limit: int | None, stop: StopToken
     ) -> tuple[IndexJournal, MaterializedFleet | None] | None:
-        """Read an account by the platform's search index; return None if that is refused, now or before."""
+        """Read an account by the platform's search index; return None if that is refused, now or before.
+
+        A resume tries again what failed for a reason that may pass.
+        """
         path, refused = self._path(session.name, ".index.jsonl"), self._path(session.name, ".refused")
         if refused.exists():
             return None
@@ -105,6 +108,8 @@ class DeviceSource:
                 )
         except IndexRefusedError as error:
             log.warning("the index cannot be read; all devices are queried", account=session.name, reason=str(error))
+            if error.is_temporary:
+                return None
         with translate_os_errors(f"{refused}: cannot be written"):
             refused.touch()
             path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from auditor.bulk.statements import count_statement
 from auditor.client.operations import (
     BATCH_GET_DEVICE_STATE,
     LIST_OTA_FIRMWARE,
@@ -10,6 +11,7 @@ from auditor.client.operations import (
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
     LIST_OTA_TASK_BY_JOB,
     QUERY_DEVICE,
+    QUERY_DEVICE_BY_SQL,
     QUERY_PRODUCT_LIST,
     Operation,
     device_state_params,
@@ -41,6 +43,8 @@ def needed_calls(settings: Settings, account: Account, device: Device | None) ->
             yield "discovery", QUERY_PRODUCT_LIST, _FIRST_ITEM
             yield "discovery", QUERY_DEVICE, product | _FIRST_ITEM
         yield "an audit", LIST_OTA_MODULE_VERSIONS_BY_DEVICE, module_version_params(device, 1, 1)
+    if account.read != "device":
+        yield "read", QUERY_DEVICE_BY_SQL, {"SQL": count_statement(product_key=_UNUSED_ID)}
     if settings.since not in {None, "none"}:
         yield "since", BATCH_GET_DEVICE_STATE, device_state_params([device])
     if account.fetch_product_modules or (account.uses_discovery and account.fetch_product_modules is None):
@@ -57,9 +61,9 @@ async def find_missing_permissions(
 ) -> list[str]:
     """Call each operation that the settings need once; return a clause for each that is denied.
 
-    A platform may lack what discovery fetches by default: then only a missing permission counts. Connection states are
-    needed to select devices, so any failure of them counts. Other failures are warnings of a run. ``device`` is one
-    that has been queried.
+    A platform may lack what discovery fetches by default, or the search index: then only a missing permission counts.
+    Connection states are needed to select devices, so any failure of them counts. Other failures are warnings of a run.
+    ``device`` is one that has been queried.
     """
     missing = []
     for feature, operation, parameters in needed_calls(settings, account, device):
@@ -67,7 +71,9 @@ async def find_missing_permissions(
             error = (await session.call_optional(operation, parameters)).result
         except AccountStoppedError:  # whatever the operation is: the account's own problem, which is reported
             break
-        if isinstance(error, OperationDeniedError) and (error.cause == "permission" or feature != "discovery"):
+        if isinstance(error, OperationDeniedError) and (
+            error.cause == "permission" or feature not in {"discovery", "read"}
+        ):
             missing.append(f"{feature} needs {operation.name}, which is denied: {error}; {error.advice}")
         elif feature == "since" and isinstance(error, PlatformError) and not isinstance(error, NotFoundError):
             missing.append(f"{feature} needs {operation.name}, which fails: {error}")

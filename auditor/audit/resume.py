@@ -17,6 +17,7 @@ from auditor.audit.run_settings import (
     stored_settings,
 )
 from auditor.audit.setup import account_infos, has_hooks, record_path, target_rate
+from auditor.bulk.index_results import INDEX_FOLDER
 from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
 from auditor.config.serialization import RATE_KEYS, diff_settings
 from auditor.config.settings import Settings
@@ -145,7 +146,7 @@ def remove_working_files(folder: Path) -> None:
 
     It does nothing while another process uses the folder, or if other users could change it.
     """
-    names = (SENT_REQUESTS, SELECTION_WORK, RELEASES_FOLDER, RELEASES_WORK)
+    names = (SENT_REQUESTS, SELECTION_WORK, INDEX_FOLDER, RELEASES_FOLDER, RELEASES_WORK)
     found = [path for name in names if os.path.lexists(path := folder / name)]
     if not found or find_foreign_access(folder) is not None:
         return

@@ -66,7 +66,7 @@ def exact_queries(settings: Settings, module: str, version: str | None, products
 def queries_below(
     settings: Settings, module: str, below: str, products: Sequence[str]
 ) -> tuple[list[CountQuery], Path]:
-    """Return a query for each version of a module below another one that the newest sealed run has, and that run.
+    """Return a query for each version of a module below another one that the newest complete run has, and that run.
 
     Versions of one product's module are ordered among each other. Of each account or product, the last query is for all
     devices with the module.
@@ -76,7 +76,7 @@ def queries_below(
         RunFolderError: it cannot be read.
     """
     runs = RunCatalog(Path(settings.directory), missing_ok=True).named(settings.name)
-    newest = next((run for run in runs if run.sealed and run.manifest.covers_fleet), None)
+    newest = next((run for run in runs if run.sealed and run.is_success), None)
     if newest is None:
         raise UsageError(
             f"--below needs the versions of a complete run, and {settings.directory} has none of the name "
@@ -128,7 +128,10 @@ async def count_devices_by_version(settings: Settings, queries: Sequence[CountQu
         sessions = {session.name: session for session in opened}
 
         async def count(query: CountQuery) -> None:
-            counts[query] = await request_count(sessions[query.account], statements[query])
+            result = await request_count(sessions[query.account], statements[query])
+            if isinstance(result, PlatformError):
+                raise AccountStoppedError(query.account, f"its devices cannot be searched: {result}")
+            counts[query] = result
 
         await run_workers(iter(statements), count, discard, concurrency=settings.concurrency, stop=StopToken())
     return [IndexCount(each, counts[each]) for each in queries]
@@ -138,13 +141,12 @@ def _statement(query: CountQuery) -> str:
     return count_statement(product_key=query.product_key, module=query.module_name, version=query.version)
 
 
-async def request_count(session: AccountSession, statement: str) -> int:
-    """Return the number that a statement counts; raise AccountStoppedError if there is none."""
+async def request_count(session: AccountSession, statement: str) -> int | PlatformError:
+    """Return the number that a statement counts, or why there is none."""
     sent = await session.call_optional(QUERY_DEVICE_BY_SQL, {"SQL": statement})
-    result = sent.result
+    if isinstance(sent.result, PlatformError):
+        return sent.result
     try:
-        if not isinstance(result, PlatformError):
-            return parse_device_count(result)
+        return parse_device_count(sent.result)
     except InconsistentResponseError as error:
-        result = error
-    raise AccountStoppedError(session.name, f"its devices cannot be searched: {result}")
+        return error

@@ -1,20 +1,26 @@
 """Journal of a discovery by the search index: the rows that it returned, and where each product continues.
 
-It is a discovery journal whose lines have the versions of devices as well. Each line has the position after its page,
-so that a resume continues there, and no row is in it twice.
+It is a discovery journal whose lines have the versions of devices as well. A page of many versions has several lines.
+The last one has the position after the page, so that a resume continues there, and no row is in it twice. A page whose
+last line is missing does not count.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import orjson
 
 from auditor.config.settings import FleetSource
 from auditor.fleet.discovery_journal import DiscoveryJournal, ProductDiscovery, Record
 from auditor.models import IndexedDevice
 from auditor.runs.attributes import LISTED_ATTRIBUTES, MAX_ATTRIBUTES
+from auditor.storage.database import MAX_LINE_BYTES
+
+MAX_DEVICES_BYTES = MAX_LINE_BYTES // 2
+"""Bytes of the devices of one line. A device with more has no versions in the journal, so it is queried itself."""
 
 GROUPS = "groups"
 """Attribute with the ids of a device's groups, separated by commas."""
@@ -22,7 +28,9 @@ GROUPS = "groups"
 
 @dataclass(slots=True)
 class TieFrame:
-    """Devices created at one time, more than a page has, that are divided by the next character of their names.
+    """Devices that are read by their names, since more were created at one time than a page has: they are a tie.
+
+    They are divided by the next character of their names.
 
     Attributes:
         prefix: what their names begin with.
@@ -59,6 +67,7 @@ class IndexJournal(DiscoveryJournal):
         super().__init__(path, fleet)
         self._positions: dict[str, IndexPosition] = {}
         self._names: set[str] = set()
+        self._page_rows = 0  # in the lines of a page before its last one
 
     def position(self, product_key: str) -> IndexPosition:
         """Return where a product continues."""
@@ -74,12 +83,12 @@ class IndexJournal(DiscoveryJournal):
         ended: bool = False,
     ) -> None:
         """Record the new rows of a page that was read at a time, and where the product continues."""
-        devices = [self._device(row) for row in rows]
-        origin = {"reading": product.reading, "reread": False, "read_at": read_at, "ended": ended}
-        key = product.product.product_key
-        self._record(
-            {"kind": "devices", "product_key": key, **origin, "devices": devices, "position": asdict(position)}
-        )
+        origin = {"reading": product.reading, "reread": False, "read_at": read_at}
+        line = {"kind": "devices", "product_key": product.product.product_key, **origin}
+        *others, last = _divide(self._device(row) for row in rows)
+        for devices in others:
+            self._record({**line, "ended": False, "devices": devices, "position": None})
+        self._record({**line, "ended": ended, "devices": last, "position": asdict(position)})
 
     def _device(self, row: IndexedDevice) -> dict[str, Any]:
         device = asdict(row)
@@ -96,22 +105,49 @@ class IndexJournal(DiscoveryJournal):
             self._names.add(name)
         return name in self._names
 
-    def _apply(self, record: Record) -> None:
+    def _replay(self) -> None:
+        super()._replay()
+        self._page_rows = 0  # an incomplete page at the end was removed
+
+    def _apply(self, record: Record) -> bool:
         if "position" not in record:
-            super()._apply(record)
-            return
+            return super()._apply(record)
         key, devices = record["product_key"], record["devices"]
         product = self.products[key]
         for device in devices:
             for name in device["attributes"]:
                 self._is_kept(name)
+        self._page_rows += len(devices)
+        if record["position"] is None:
+            return False
         self._positions[key] = msgspec.convert(record["position"], IndexPosition)
-        product.rows += len(devices)
+        product.rows += self._page_rows
+        product.indexed = (product.indexed or 0) + self._page_rows
+        self._page_rows = 0
         if record["ended"]:
             product.pager.phase = "ended"
         self.pages += 1
+        return True
 
     def _restart(self, product_key: str | None) -> None:
         super()._restart(product_key)
         if product_key is not None:
             self._positions.pop(product_key, None)
+
+
+def _divide(devices: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the devices of each line of a page: at least one line, and devices that fit into it."""
+    line: list[dict[str, Any]] = []
+    size = 0
+    for device in devices:
+        length = len(orjson.dumps(device))
+        for name, empty in (("modules", None), ("attributes", {})):
+            if length > MAX_DEVICES_BYTES:
+                device[name] = empty
+                length = len(orjson.dumps(device))
+        if line and size + length > MAX_DEVICES_BYTES:
+            yield line
+            line, size = [], 0
+        line.append(device)
+        size += length
+    yield line

@@ -23,8 +23,16 @@ from auditor.concurrency import StopToken, run_in_thread
 from auditor.config.settings import FleetSource
 from auditor.engine.account_session import AccountSession
 from auditor.engine.worker_pool import discard, run_workers
-from auditor.errors import AccountStoppedError, InconsistentResponseError, PlatformError, TransientError, UsageError
-from auditor.fleet.crawler import read_consistently, read_products
+from auditor.errors import (
+    AuditorError,
+    InconsistentResponseError,
+    OperationUnavailableError,
+    PlatformError,
+    ThrottledError,
+    TransientError,
+    UsageError,
+)
+from auditor.fleet.crawler import enough_rows, read_consistently, read_products
 from auditor.fleet.discovery_journal import ProductDiscovery
 from auditor.fleet.materialize import MaterializedFleet, materialize
 from auditor.models import IndexedDevice, ListPage
@@ -37,8 +45,12 @@ CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_@.
 _SIZE = QUERY_DEVICE_BY_SQL.page_size
 
 
-class IndexRefusedError(Exception):
-    """The index cannot be used for this account; the text says why."""
+class IndexRefusedError(AuditorError):
+    """The index cannot be used for this account; the text says why. ``is_temporary``: another attempt may succeed."""
+
+    def __init__(self, sentence: str, cause: PlatformError | None = None) -> None:
+        super().__init__(sentence)
+        self.is_temporary = isinstance(cause, TransientError | ThrottledError | OperationUnavailableError)
 
 
 async def discover_by_index(
@@ -51,22 +63,25 @@ async def discover_by_index(
     stop: StopToken,
     max_devices: int | None = None,
 ) -> MaterializedFleet | None:
-    """Read an account's devices, write them to ``out`` like ``fleet.parquet``, and what they run to ``results``.
+    """Read an account's devices, up to ``max_devices``, and write them to ``out`` like ``fleet.parquet``.
 
-    Return what was written; None: the end was requested first.
+    What they run is written to ``results``. Return what was written; None: the end was requested first.
 
     Raises:
         IndexRefusedError: the platform does not answer, or not as documented.
         AccountStoppedError: the account is denied, was never reached, or may not list its products.
         RunNotWritableError: the journal or a file cannot be written.
     """
-    reader = _IndexReader(session, journal, stop, max_devices)
-    await reader.read()
-    if stop.reason is not None and not journal.finished:
-        return None
-    found = await run_in_thread(
-        partial(materialize, journal.path, out, session.name, source, limit=max_devices, has_attributes=True)
-    )
+    enough_devices = max_devices
+    write = partial(materialize, journal.path, out, session.name, source, limit=max_devices, has_attributes=True)
+    while True:
+        await _IndexReader(session, journal, stop, enough_devices).read()
+        if stop.reason is not None and not journal.finished:
+            return None
+        found = await run_in_thread(write)
+        if max_devices is None or found.devices >= max_devices or journal.finished:
+            break
+        enough_devices = enough_rows(journal, found, max_devices)
     await run_in_thread(write_index_results, journal.path, results, session.name)
     return found
 
@@ -75,13 +90,13 @@ class _IndexReader:
     """Reads the products of one account, several of them concurrently."""
 
     def __init__(
-        self, session: AccountSession, journal: IndexJournal, stop: StopToken, max_devices: int | None
+        self, session: AccountSession, journal: IndexJournal, stop: StopToken, enough_devices: int | None
     ) -> None:
-        self._session, self._journal, self._stop, self._max_devices = session, journal, stop, max_devices
-        self._worked = journal.rows > 0
+        self._session, self._journal, self._stop, self._enough_devices = session, journal, stop, enough_devices
+        self._has_answered = journal.rows > 0
 
     def _is_done(self) -> bool:
-        enough = self._max_devices is not None and self._journal.rows >= self._max_devices
+        enough = self._enough_devices is not None and self._journal.rows >= self._enough_devices
         return self._stop.reason is not None or enough
 
     async def read(self) -> None:
@@ -89,7 +104,7 @@ class _IndexReader:
         session, journal = self._session, self._journal
         await read_products(session, journal, self._is_done, session.call, self._stop)
         concurrency = max(1, min(session.workers, session.concurrency_for(QUERY_DEVICE_BY_SQL)))
-        if not self._worked and (products := journal.remaining()) and not self._is_done():
+        if not self._has_answered and (products := journal.remaining()) and not self._is_done():
             await self._read_page(products[0])  # alone: an account without an index costs one request
         remaining = iter(journal.remaining())
         await run_workers(remaining, self._read_product, discard, concurrency=concurrency, stop=self._stop)
@@ -107,11 +122,14 @@ class _IndexReader:
             else:
                 await self._read_ties(product, position, position.tied_at)
         except PlatformError as error:
-            if not self._worked:
-                raise IndexRefusedError(str(error)) from error
+            if not self._has_answered:
+                raise IndexRefusedError(str(error), error) from error
             log.warning("a product cannot be searched", account=self._session.name, product_key=key, reason=str(error))
             self._journal.fail(key, error.code, error.message)
-        if product.pager.phase == "ended" and product.rows < (product.product.device_count or 0):
+        except UsageError as error:  # a text of the platform that no statement can have
+            raise IndexRefusedError(f"product {key}: {error}") from error
+        count = product.product.device_count
+        if product.pager.phase == "ended" and (count is None or product.rows < count):
             await self._count_again(key)
 
     async def _read_next(self, product: ProductDiscovery, position: IndexPosition) -> None:
@@ -170,6 +188,8 @@ class _IndexReader:
         """Divide the devices whose names begin with a prefix; characters that some have are requested first."""
         statement = count_statement(product_key=key, at=position.tied_at, prefix=prefix)
         count = await request_count(self._session, statement)
+        if isinstance(count, PlatformError):
+            raise IndexRefusedError(f"product {key}: its devices cannot be counted: {count}", count) from count
         found = {row.device_name[len(prefix) : len(prefix) + 1] for row in rows if row.device_name.startswith(prefix)}
         characters = sorted(CHARACTERS, key=lambda each: each not in found)
         others = sorted(found - set(CHARACTERS) - {""})
@@ -184,7 +204,7 @@ class _IndexReader:
         *,
         ended: bool = False,
     ) -> None:
-        self._worked = True
+        self._has_answered = True
         self._journal.record_rows(product, rows, position, read_at=read_at, ended=ended)
 
     async def _fetch(self, key: str, statement: str) -> tuple[ListPage[IndexedDevice], float]:
@@ -203,9 +223,10 @@ class _IndexReader:
         return row.utc_create
 
     async def _count_again(self, key: str) -> None:
-        """Count a product that has fewer devices than it had: those that were removed meanwhile are no gap."""
+        """Count a product that has fewer devices than it had, since removed ones are no gap, or that has no count."""
         try:
             count = await request_count(self._session, count_statement(product_key=key))
-        except (AccountStoppedError, TransientError, UsageError):
+        except UsageError:
             return
-        self._journal.record_final_counts({key: count})
+        if not isinstance(count, PlatformError):
+            self._journal.record_final_counts({key: count})

@@ -3,6 +3,7 @@
 import hashlib
 import ipaddress
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -124,6 +125,11 @@ def parse_key_document(content: bytes, where: str) -> AccessKey:
     parts: dict[str, Any] = {
         part: next((members[name] for name in names if members.get(name)), None) for part, names in _MEMBERS.items()
     }
+    return _check_parts(parts, where)
+
+
+def _check_parts(parts: Mapping[str, Any], where: str) -> AccessKey:
+    """Return the access key that has these parts; raise SettingsError if one is missing, or cannot be signed with."""
     for part, label in (("key_id", "AccessKeyId"), ("secret", "AccessKeySecret"), ("token", "SecurityToken")):
         text = parts[part]
         if text is None and part != "token":
@@ -139,14 +145,18 @@ def _plain_names(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parse_expiration(value: object) -> float | None:
-    """Return seconds since 1970 of an ISO 8601 text, in UTC without a zone, or of seconds or milliseconds."""
-    if isinstance(value, int | float):
-        return value / 1000 if value > MAX_SECONDS else float(value)
+    """Return seconds since 1970 of an ISO 8601 text, in UTC without a zone, or of seconds or milliseconds.
+
+    What cannot be read as a time is None.
+    """
     try:
+        if isinstance(value, int | float):
+            seconds = value / 1000 if value > MAX_SECONDS else float(value)
+            return seconds if math.isfinite(seconds) else None
         moment = datetime.fromisoformat(str(value))
-    except ValueError:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _call_library(table: CredentialsSettings, account: Account, where: str) -> AccessKey:
@@ -170,8 +180,9 @@ def _call_library(table: CredentialsSettings, account: Account, where: str) -> A
     if "error" in answer:
         sentence = f"{where}: {describe_credentials(table)} gives no access key: {answer['error']}"
         raise CredentialsError(sentence, refused=answer["refused"])
-    token = answer["token"]
-    return AccessKey(answer["key_id"], Secret(answer["secret"]), Secret(token) if token else None, answer["expires_at"])
+    parts = {part: answer[part] or None for part in ("key_id", "secret", "token")}
+    where = f"{where}: the access key of {describe_credentials(table)}"
+    return _check_parts(parts | {"expiration": answer["expires_at"]}, where)
 
 
 def _library_table(table: CredentialsSettings, account: Account, where: str) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def check_reading(settings: Settings, where: str = "") -> None:
             raise SettingsError(f'{at}: the index lists the devices itself; set fleet = {{ products = "all" }}')
         if settings.is_sample or settings.max_calls is not None or settings.since not in {None, "none"}:
             raise SettingsError(
-                f"{at}: the index reads all devices in fewer calls than a sample or an incremental run needs; "
+                f"{at}: the index reads all devices, so none are left to select; "
                 'leave out since, max_calls, sample_size and precision, or set read = "device"'
             )
 

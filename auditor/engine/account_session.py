@@ -45,8 +45,10 @@ from auditor.errors import (
     AccountStoppedError,
     AuditStoppedError,
     CredentialsError,
+    DeviceDeniedError,
     InvalidRequestError,
     OperationDeniedError,
+    OperationUnavailableError,
 )
 from auditor.models import AccessKey, CallResult, Device, DeviceFailure, Outcome, Secret
 from auditor.resilience.circuit_breaker import CircuitBreaker
@@ -236,17 +238,14 @@ class AccountSession:
 
         If the access key may not use this operation, or the platform does not have it, this is an
         ``InvalidRequestError``, and the account continues. So it is if one of ``OPTIONAL_OPERATIONS`` fails for all
-        requests, or is throttled all the time.
+        requests, or is throttled all the time: then it is an ``OperationUnavailableError``.
         """
-        account_denied = False
 
         async def request() -> ApiResponse:
             try:
                 return await self._send(operation, parameters, fresh_connection=fresh_connection)
             except AccountDeniedError as error:
                 if error.cause not in {"permission", "action", "parameter"}:  # the account itself is denied
-                    nonlocal account_denied
-                    account_denied = True
                     raise
                 denied = OperationDeniedError(error)
             raise denied
@@ -255,10 +254,11 @@ class AccountSession:
             return await self._caller_for(operation).send(request)
         except AccountStoppedError:
             breaker = self._optional_breakers.get(operation.name)
-            error = None if breaker is None else breaker.last_error
-            if account_denied or error is None:
+            error = None if breaker is None or breaker.denial is not None else breaker.last_error
+            if error is None or (self._key_renewal is not None and self._key_renewal.is_stopped):
                 raise
-            return CallResult(InvalidRequestError(error.code, error.message, http_status=error.http_status), 0)
+            kind = InvalidRequestError if isinstance(error, DeviceDeniedError) else OperationUnavailableError
+            return CallResult(kind(error.code, error.message, http_status=error.http_status), 0)
 
     async def keep_warm(self) -> None:
         """Keep as many connections open as the rate needs, so that no request waits for a handshake; never return."""

@@ -94,6 +94,11 @@ class KeyRenewal:
         """Whether the next request must renew the key first, or wait until another one has renewed it."""
         return not self.is_usable or (self._now() >= self._renew_at and not self._lock.locked())
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the key can be renewed no more, so that the account is stopped."""
+        return self._stopped is not None
+
     async def renew(self) -> None:
         """Renew the key, unless another request has renewed it meanwhile.
 
@@ -157,7 +162,10 @@ class KeyRenewal:
         except (CredentialsError, SettingsError) as error:
             return error
         if self._refusal is not None and self._key is not None and key.is_same(self._key):
-            sentence = f"the platform refuses the access key: {self._refusal.code}; credentials lead to no newer one"
+            sentence = (
+                f"the platform refuses the access key: {self._refusal.code}, and credentials give the same key again; "
+                "replace it where it is stored, then resume"
+            )
             return CredentialsError(sentence, refused=True)
         self._is_last_attempt = self._refusal is not None
         self._use(key)

@@ -77,8 +77,15 @@ async def discover_account(
         found = await run_in_thread(materialize, journal.path, out, session.name, source, limit=max_devices)
         if max_devices is None or found.devices >= max_devices or journal.finished:
             return found
-        # Some are duplicates or excluded, so more have to be read.
-        enough_devices = journal.rows + max(max_devices - found.devices, journal.rows if found.excluded else 0)
+        enough_devices = enough_rows(journal, found, max_devices)
+
+
+def enough_rows(journal: DiscoveryJournal, found: MaterializedFleet, max_devices: int) -> int:
+    """Return how many rows to read up to now, since fewer devices than needed were found among those in the journal.
+
+    Some are duplicates or excluded.
+    """
+    return journal.rows + max(max_devices - found.devices, journal.rows if found.excluded else 0)
 
 
 async def crawl(

@@ -48,6 +48,7 @@ class ProductDiscovery:
         last_page: the highest page that was read.
         rejected_tokens: tokens that were rejected since then.
         final_count: the product's own device count at the end, where it was read again.
+        indexed: devices that the search index returned; None: the product is listed.
     """
 
     product: Product
@@ -58,12 +59,18 @@ class ProductDiscovery:
     last_page: int = 0
     rejected_tokens: int = 0
     final_count: int | None = None
+    indexed: int | None = None
 
     @property
     def least_devices(self) -> int:
         """Least number of devices that were in the list throughout, by its totals and the product's counts."""
         counts = [number for number in (self.product.device_count, self.final_count) if number is not None]
         return max(self.pager.least_total or 0, min(counts, default=0))
+
+    @property
+    def reached(self) -> int:
+        """Number of the product's devices that were read completely."""
+        return self.pager.reached if self.indexed is None else self.indexed
 
     @property
     def shrunk(self) -> bool:
@@ -180,18 +187,22 @@ class DiscoveryJournal:
         self._apply(record)
 
     def _replay(self) -> None:
-        """Replay the file; truncate it at the first invalid line, which a power failure may leave."""
-        kept = 0
+        """Replay the file; truncate it at an invalid line or incomplete page, which a power failure may leave."""
+        kept = end = 0
         with self.path.open("r+b") as file:
             for line in file:
+                end += len(line)
                 try:
-                    self._apply(orjson.loads(line))
+                    is_complete = self._apply(orjson.loads(line))
                 except (ValueError, KeyError, TypeError, AttributeError):
-                    file.truncate(kept)
-                    return
-                kept += len(line)
+                    break
+                if is_complete:
+                    kept = end
+            if kept < end:
+                file.truncate(kept)
 
-    def _apply(self, record: Record) -> None:
+    def _apply(self, record: Record) -> bool:
+        """Apply a line; return whether it is the last one of its page."""
         match record["kind"]:
             case "products":
                 self._apply_products([Product(**each) for each in record["products"]], record["total"])
@@ -210,6 +221,7 @@ class DiscoveryJournal:
                 refused.pager.forget_tokens()
                 refused.rejected_tokens += 1
         self.pages += 1
+        return True
 
     def _apply_products(self, listed: Sequence[Product], total: int | None) -> None:
         keys = tuple(each.product_key for each in listed)

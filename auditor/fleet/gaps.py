@@ -87,7 +87,7 @@ def discovery_progress(journal: DiscoveryJournal | None) -> DiscoveryProgress:
         accounts=1,
         products=len(journal.products),
         products_done=journal.done,
-        devices=sum(each.pager.reached for each in journal.products.values()),
+        devices=sum(each.reached for each in journal.products.values()),
         devices_reported=None if None in counts or not counts else sum(count for count in counts if count is not None),
         pages=journal.pages - journal.pages_before,
     )

@@ -53,7 +53,7 @@ def bound_text(file: BinaryIO, chunks: list[tuple[int, int]]) -> int | None:
                     largest = max(largest, page.size)
                 bound += page.size
             bound += values * largest
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, OverflowError, OSError):  # also an offset that no file has
         return None
     return bound
 

@@ -9,10 +9,12 @@ from auditor.bulk.counting import CountQuery, count_devices_by_version, exact_qu
 from auditor.bulk.statements import count_statement, page_statement
 from auditor.errors import AccountStoppedError, UsageError
 from auditor.query.versions import VersionOrder
+from auditor.runs.folder import RunCatalog
 from auditor.simulator.search.language import parse_statement
 from auditor.simulator.search.options import IndexOptions
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
+from tests.integration.audits import stop_after
 from tests.integration.test_audit import account_table, settings_for
 
 pytestmark = pytest.mark.anyio
@@ -72,6 +74,18 @@ async def test_versions_below_another_one_are_those_of_the_newest_run(tmp_path: 
                 assert [each.query.version for each in found] == [*older, None]
                 assert sum(each.devices for each in found[:-1]) == sum(truth(MODULE, each, key) for each in older)
                 assert found[-1].devices == truth(MODULE, None, key)
+
+
+async def test_versions_below_another_one_are_those_of_a_complete_run(tmp_path: Path) -> None:
+    async with Simulator(WORLD, index=IndexOptions(), latency=(0.005, 0.01)) as platform:
+        settings = settings_of(platform, tmp_path)
+        complete = await auditor.run_audit(settings)
+        partial = await stop_after(
+            platform.counts.answered + 50, platform, lambda stop: auditor.run_audit(settings, stop=stop)
+        )
+    newest = RunCatalog(tmp_path / "audits").named(settings.name)[0]
+    assert (newest.folder, newest.sealed) == (partial.folder, True)
+    assert queries_below(settings, MODULE, "9", ())[1] == complete.folder
 
 
 async def test_a_platform_without_an_index_is_named_with_its_reason(tmp_path: Path) -> None:

@@ -1,13 +1,18 @@
 """The journal of a discovery by the index, cut anywhere: it continues after the last complete line."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from auditor.bulk.index_journal import IndexJournal, IndexPosition, TieFrame
+from auditor.bulk.index_results import write_index_results
 from auditor.config.settings import FleetSource
+from auditor.fleet.gaps import discovery_progress
 from auditor.models import IndexedDevice, ListPage, ModuleVersion, Product
+from auditor.storage.database import MAX_LINE_BYTES
+from tests.database import connect
 
 ALL = FleetSource(products="all")
 
@@ -46,6 +51,7 @@ def test_a_cut_journal_continues_after_its_last_line(tmp_path: Path, seed: int) 
         assert journal.position("k1") == position
         assert journal.products["k1"].rows == rows
         assert journal.finished == (rows == 30)
+        assert discovery_progress(journal).devices == rows
 
 
 def test_a_fleet_has_a_bounded_number_of_attributes(tmp_path: Path) -> None:
@@ -61,3 +67,50 @@ def test_a_fleet_has_a_bounded_number_of_attributes(tmp_path: Path) -> None:
     assert text.count('"site":"a1"') == 120
     assert '"nickname":"y"' not in text
     assert sum(f'"tag{number}"' in text for number in range(60)) == 31
+
+
+def large_page(modules: int) -> list[IndexedDevice]:
+    """Return a page of 50 devices with so many modules each."""
+    versions = tuple(ModuleVersion(f"module-{number:03}", "1.0.0-production-build") for number in range(modules))
+    return [replace(row(number), modules=versions) for number in range(50)]
+
+
+def test_a_page_of_many_versions_is_read_back_from_several_lines(tmp_path: Path) -> None:
+    path, out = tmp_path / "index.jsonl", tmp_path / "results.parquet"
+    with IndexJournal(path, ALL) as journal:
+        journal.record_products(ListPage((Product("k1", None, None),), None, 1, None))
+        journal.record_rows(journal.products["k1"], large_page(400), IndexPosition("t"), read_at=0.0, ended=True)
+    lines = path.read_bytes().splitlines()
+    assert len(lines) > 2
+    assert max(len(line) for line in lines) < MAX_LINE_BYTES
+    write_index_results(path, out, "eu")
+    with connect() as database:
+        found = database.execute(f"SELECT count(*), sum(total) FROM '{out}'").fetchall()
+    assert found == [(50, 50 * 400)]
+
+
+def test_a_page_without_its_last_line_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "index.jsonl"
+    with IndexJournal(path, ALL) as journal:
+        journal.record_products(ListPage((Product("k1", None, None),), None, 1, None))
+        journal.record_rows(journal.products["k1"], [row(99)], IndexPosition("t"), read_at=0.0)
+        size = path.stat().st_size
+        journal.record_rows(journal.products["k1"], large_page(400), IndexPosition("u"), read_at=0.0, ended=True)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rstrip().rindex(b"\n") + 1])
+    with IndexJournal(path, ALL) as journal:
+        assert path.stat().st_size == size
+        assert (journal.rows, journal.finished, journal.position("k1")) == (1, False, IndexPosition("t"))
+        journal.record_rows(journal.products["k1"], large_page(400), IndexPosition("u"), read_at=0.0, ended=True)
+        assert (journal.rows, journal.finished) == (51, True)
+
+
+def test_a_device_whose_versions_fit_into_no_line_has_none(tmp_path: Path) -> None:
+    path, out = tmp_path / "index.jsonl", tmp_path / "results.parquet"
+    with IndexJournal(path, ALL) as journal:
+        journal.record_products(ListPage((Product("k1", None, None),), None, 1, None))
+        devices = [large_page(20_000)[0], row(1)]
+        journal.record_rows(journal.products["k1"], devices, IndexPosition("t"), read_at=0.0, ended=True)
+    write_index_results(path, out, "eu")
+    with connect() as database:
+        assert database.execute(f"SELECT device_name FROM '{out}'").fetchall() == [("lamp-1",)]

@@ -2,18 +2,25 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 import auditor
+from auditor.bulk.index_reader import IndexRefusedError, _IndexReader
 from auditor.errors import SettingsError
+from auditor.fleet.discovery_journal import ProductDiscovery
 from auditor.simulator.registry import Churn
+from auditor.simulator.responses import RequestRejected
+from auditor.simulator.search import device_index
+from auditor.simulator.search.device_index import DeviceIndex, format_date
 from auditor.simulator.search.options import IndexOptions
-from auditor.simulator.server import Simulator
-from auditor.simulator.world import World
+from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
+from auditor.simulator.world import SimulatedDevice, World
 from tests.database import connect
 from tests.integration.audits import stop_after
 from tests.integration.test_audit import account_table, expected_status, settings_for
@@ -193,3 +200,97 @@ async def test_an_incremental_run_carries_no_result_of_the_index(tmp_path: Path)
         queried = calls(platform)[VERSIONS]
         await auditor.run_audit(settings_of(platform, tmp_path, "device", since="last"))
         assert calls(platform)[VERSIONS] - queried >= 200 - queried
+
+
+async def test_an_index_that_cannot_count_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices created at one time are counted before they are divided by their names."""
+
+    def refuse(*_: object) -> int:
+        raise RequestRejected("iot.system.IllegalRequest", "count is not supported")
+
+    monkeypatch.setattr(DeviceIndex, "_count", refuse)
+    world = World(150, products=2, registration_interval=0)
+    async with Simulator(world, index=IndexOptions()) as platform:
+        result = await auditor.run_audit(settings_of(platform, tmp_path))
+    assert_snapshot(world, result)
+    assert {source for (source,) in rows_of(result.folder, "SELECT DISTINCT source FROM {devices}")} == {"queried"}
+
+
+@pytest.mark.parametrize("code", ["ServiceUnavailable", "iot.system.IllegalRequest"])
+async def test_a_resume_tries_the_index_again_only_if_its_failure_may_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    def fail(*_: object) -> list[SimulatedDevice]:
+        raise RequestRejected(code, "not now")
+
+    monkeypatch.setattr("auditor.engine.account_session.MAX_OPTIONAL_SECONDS", 0.3)
+    world = World(60, products=1)
+    account = replace(DEFAULT_ACCOUNT, denied=frozenset({"QueryDevice"}))
+    async with Simulator(world, accounts=(account,), index=IndexOptions()) as platform:
+        with monkeypatch.context() as patch:
+            patch.setattr(DeviceIndex, "_rows", fail)
+            first = await auditor.run_audit(settings_of(platform, tmp_path))
+        assert first.exit_code == 3
+        resumed = await auditor.resume_audit(first.folder)
+    if code == "ServiceUnavailable":
+        assert_snapshot(world, resumed)
+        assert rows_of(resumed.folder, "SELECT count(*) FROM {devices} WHERE source = 'index'") != [(0,)]
+    else:
+        assert resumed.exit_code == 3
+
+
+async def test_a_time_that_no_statement_can_have_makes_the_run_query_its_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_index, "format_date", lambda date: f'{format_date(date)}"')
+    world = World(200, products=2, missing=0, inactive=0)
+    async with Simulator(world, index=IndexOptions()) as platform:
+        result = await auditor.run_audit(settings_of(platform, tmp_path))
+    assert result.exit_code == 0
+    assert rows_of(result.folder, "SELECT source, count(*) FROM {devices} GROUP BY source") == [("queried", 200)]
+
+
+async def test_two_refusals_of_an_index_at_one_moment_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(600, products=6, missing=0, silent=0, inactive=0)
+    pages = 0
+
+    async def read_page(reader: _IndexReader, product: ProductDiscovery) -> None:
+        nonlocal pages
+        pages += 1
+        if pages == 1:
+            await read(reader, product)
+            return
+        try:
+            await anyio.sleep(0.05)
+        finally:
+            raise IndexRefusedError("not as documented")
+
+    read = _IndexReader._read_page
+    monkeypatch.setattr(_IndexReader, "_read_page", read_page)
+    async with Simulator(world, index=IndexOptions(), latency=(0.02, 0.02)) as platform:
+        result = await auditor.run_audit(settings_of(platform, tmp_path))
+    assert pages > 2
+    assert (result.exit_code, result.manifest.devices.ok) == (0, 600)
+
+
+async def test_products_without_a_count_are_counted_by_the_index(tmp_path: Path) -> None:
+    world = World(120, products=2, missing=0, inactive=0)
+    account = replace(DEFAULT_ACCOUNT, denied=frozenset({"QueryProductList"}))
+    fleet = {"products": list(world.product_keys)}
+    async with Simulator(world, accounts=(account,), index=IndexOptions()) as platform:
+        table = account_table(platform.endpoint, tmp_path, fleet=fleet, read="index")
+        result = await auditor.run_audit(settings_for(tmp_path, table))
+    assert_snapshot(world, result)
+    assert result.manifest.discovery[0].gaps == ()
+
+
+async def test_a_limit_is_reached_although_devices_are_excluded(tmp_path: Path) -> None:
+    world = World(600, products=1, missing=0, inactive=0)
+    excluded = [device.device_name for device in list(world)[:200]]
+    fleet = {"products": "all", "exclude": {"device_name": excluded}}
+    async with Simulator(world, index=IndexOptions(), record_arrivals=True) as platform:
+        table = account_table(platform.endpoint, tmp_path, fleet=fleet, read="index")
+        result = await auditor.run_audit(settings_for(tmp_path, table), limit=100)
+        sent = calls(platform)
+    assert (result.manifest.state, result.exit_code, result.manifest.fleet.devices) == ("complete", 0, 100)
+    assert sent[ROWS] < 600 / 49

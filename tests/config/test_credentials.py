@@ -3,7 +3,8 @@
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -162,9 +163,38 @@ def test_keys_are_read_as_common_programs_print_them(document: str) -> None:
     assert key.expires_at == datetime(2030, 1, 1, tzinfo=UTC).timestamp()
 
 
-def test_an_expiration_that_cannot_be_read_is_unknown() -> None:
-    key = parse_key_document(b'{"AccessKeyId": "a", "AccessKeySecret": "b", "Expiration": "soon"}', "where")
+@pytest.mark.parametrize(
+    "expiration", ['"soon"', "NaN", "Infinity", "-Infinity", "1e400", "9" * 400, "-" + "9" * 400, "{}", "null"]
+)
+def test_an_expiration_that_cannot_be_read_is_unknown(expiration: str) -> None:
+    document = f'{{"AccessKeyId": "a", "AccessKeySecret": "b", "Expiration": {expiration}}}'
+    key = parse_key_document(document.encode(), "where")
     assert (key.expires_at, key.token) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"key_id": 123}, "the default chain has a AccessKeyId that is not a printable text"),
+        ({"key_id": None}, "the default chain has no AccessKeyId"),
+        ({"secret": ""}, "the default chain has no AccessKeySecret"),
+        ({"token": ["t"]}, "the default chain has a SecurityToken that is not a printable text"),
+    ],
+)
+def test_what_the_library_answers_is_checked(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], says: str
+) -> None:
+    answer = {"key_id": "a", "secret": "b", "token": None, "expires_at": float("nan")}
+
+    def run(command: Sequence[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.CompletedProcess(command, 0, json.dumps(answer).encode())
+
+    monkeypatch.setattr("auditor.config.credentials.subprocess.run", run)
+    key = read_access_key(account_with({"type": "default"}))
+    assert (key.key_id, key.expires_at) == ("a", None)
+    answer |= changes
+    with pytest.raises(SettingsError, match=says):
+        read_access_key(account_with({"type": "default"}))
 
 
 def test_a_missing_library_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,7 +284,9 @@ async def test_a_source_that_returns_the_refused_key_again_stops_the_account() -
     platform.expirations["key-1"] = 0
     with pytest.raises(KeyExpiredError):
         await send(renewal)
-    with pytest.raises(AccountStoppedError, match=r"InvalidSecurityToken.Expired; credentials lead to no newer one"):
+    with pytest.raises(
+        AccountStoppedError, match=r"InvalidSecurityToken.Expired, and credentials give the same key again; replace it"
+    ):
         await send(renewal)
 
 

@@ -21,7 +21,9 @@ from auditor.engine import key_renewal
 from auditor.errors import CredentialsError
 from auditor.models import AccessKey, Secret
 from auditor.simulator.quotas import SimulatedAccount
+from auditor.simulator.search.options import IndexOptions
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
+from auditor.simulator.world import World
 from tests.credentials_service import CredentialsService, credentials_service, printed_key
 from tests.integration.audits import SLOW_LATENCY, assert_complete_and_correct, plain_world
 from tests.integration.test_audit import account_table, settings_for
@@ -192,7 +194,8 @@ BASE = {"ListOTAModuleVersionsByDevice"}
 DISCOVERY = {"QueryProductList", "QueryDevice", "ListOTAModuleByProduct"}
 RELEASED = {"ListOTAFirmware", "ListOTAJobByFirmware", "ListOTATaskByJob"}
 STATES = {"BatchGetDeviceState"}
-EVERYTHING: frozenset[str] = frozenset(BASE | DISCOVERY | RELEASED | STATES)
+INDEX = {"QueryDeviceBySQL"}
+EVERYTHING: frozenset[str] = frozenset(BASE | DISCOVERY | RELEASED | STATES | INDEX)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +205,7 @@ EVERYTHING: frozenset[str] = frozenset(BASE | DISCOVERY | RELEASED | STATES)
         ({"fetch_product_modules": True}, {}, BASE | {"ListOTAModuleByProduct"}),
         ({}, {"released": True}, BASE | RELEASED),
         ({"fleet": {"products": "all"}}, {"since": "last"}, BASE | DISCOVERY | STATES),
+        ({"fleet": {"products": "all"}, "read": "auto"}, {}, BASE | DISCOVERY | INDEX),
         (
             {"fleet": {"products": "all"}, "fetch_product_modules": False},
             {},
@@ -217,7 +221,7 @@ async def test_check_names_every_missing_permission_and_the_documented_ones_are_
 
     async def problem_without(denied: frozenset[str]) -> str | None:
         key = SimulatedAccount(DEFAULT_ACCOUNT.access_key_id, DEFAULT_ACCOUNT.secret, denied=denied)
-        async with Simulator(world, accounts=(key,)) as platform:
+        async with Simulator(world, accounts=(key,), index=IndexOptions()) as platform:
             settings = settings_for(tmp_path, account_table(platform.endpoint, tmp_path, **account), **changes)
             return (await preflight(settings))[0].problem
 
@@ -234,3 +238,30 @@ def test_the_documented_policy_is_that_of_a_discovered_fleet() -> None:
     assert set(json.loads(policy)["Statement"][0]["Action"]) == {f"iot:{each}" for each in BASE | DISCOVERY}
     listed = set(re.findall(r"`iot:(\w+)`", text.partition("| feature |")[2].partition("\n\n")[0]))
     assert listed == EVERYTHING
+
+
+async def test_an_account_that_is_read_by_the_index_continues_so_after_its_key_could_not_be_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(1_500, products=1, missing=0, silent=0, inactive=0)
+    async with (
+        Simulator(world, latency=(0.05, 0.05), index=IndexOptions()) as platform,
+        credentials_service(platform, seconds=0.5) as service,
+    ):
+        read_in_process(monkeypatch, service)
+        fleet = {"products": "all"}
+        settings = settings_with(tmp_path, platform, of_service(service), fleet=fleet, read="index")
+
+        async def refuse() -> None:
+            await anyio.sleep(0.7)
+            service.refusing = "NoPermission"
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(refuse)
+            result = await auditor.run_audit(settings)
+        assert result.manifest.error == 'account "eu": credentials: it is refused: NoPermission'
+        assert result.exit_code == 3
+        service.refusing = None
+        resumed = await auditor.run_audit(settings, resume=True)
+    assert (resumed.exit_code, resumed.manifest.devices.ok) == (0, 1_500)
+    assert resumed.manifest.requests.sent < 200

@@ -205,7 +205,7 @@ async def test_working_files_that_a_kill_left_behind_a_complete_run_are_removed(
         done = await auditor.run_audit(settings_at(tmp_path, platform))
         before = folder_contents(done.folder)
         (done.folder / SENT_REQUESTS).write_bytes(b"x")
-        for name in (RELEASES_FOLDER, ".releasing", ".selection"):
+        for name in (RELEASES_FOLDER, ".releasing", ".selection", ".index"):
             (done.folder / name).mkdir()
             (done.folder / name / "file").touch()
         again = await auditor.resume_audit(done.folder)

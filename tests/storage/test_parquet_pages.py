@@ -76,6 +76,16 @@ def test_other_content_has_no_bound(tmp_path: Path, content: bytes, values: int)
         assert bound_text(file, [(0, values)]) is None
 
 
+def test_an_offset_that_no_file_has_has_no_bound(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    # A page without values that says that it is stored in 2**65 bytes, so that the next one begins there.
+    size = b"\x80" * 9 + b"\x08"
+    path.write_bytes(b"\x15\x00\x15\x00\x15" + size + b"\x2c\x15\x00\x00\x00")
+    with path.open("rb") as file:
+        assert bound_text(file, [(0, 1)]) is None
+        assert bound_text(file, [(-1, 1)]) is None
+
+
 def test_pages_without_end_have_no_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("auditor.storage.parquet_pages.MAX_PAGES", 10)
     path = tmp_path / "a"
