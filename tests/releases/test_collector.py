@@ -251,7 +251,7 @@ async def test_a_damaged_table_of_releases_costs_no_other_table(tmp_path: Path, 
         assert [*run.inventory()]
         assert len(run.table("tasks").to_dicts()) == tables["tasks"]
         for name in ("firmware", "jobs", "device_releases"):
-            with pytest.raises(RunFolderError, match="firmware.parquet: cannot be read"):
+            with pytest.raises(RunFolderError, match=r"firmware\.parquet: cannot be read"):
                 run.table(name).to_dicts()
     assert any("firmware.parquet" in problem for problem in auditor.verify_run(folder))
 
