@@ -297,7 +297,14 @@ def _make_carried(
     rows = [
         {name: getattr(each.device, name) for name in ("account", "product_key", "device_name", "iot_id")}
         | {"status": each.status, "modules": [asdict(module) for module in each.modules]}
-        | {"total": each.total, "pages": each.pages, "request_id": None, "audited_at": at, "reason": None, "run": "previous"}
+        | {
+            "total": each.total,
+            "pages": each.pages,
+            "request_id": None,
+            "audited_at": at,
+            "reason": None,
+            "run": "previous",
+        }
         for each, at in carried
     ]
     kinds = (
