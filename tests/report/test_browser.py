@@ -7,7 +7,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 
 from auditor.models import Outcome
 from auditor.policy.loader import load_policy
+from auditor.report.filters import format_age
 from auditor.report.render import write_report
 from auditor.runs.selection_info import Recheck, SelectionInfo
 from tests.report.fleets import EVIL
@@ -293,6 +294,16 @@ def test_rollouts_are_filtered_by_state_and_text(open_page: Any) -> None:
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.classList.contains('find')")
+
+
+def test_age_is_rounded_as_in_the_report(open_page: Any) -> None:
+    page = open_page().page
+    started = datetime.fromisoformat(page.get_attribute(".age", "data-started"))
+    for minutes in (1, 45, 119, 121, 7 * 60 + 1, 47 * 60 + 30, 49 * 60, 100 * 24 * 60):
+        now = started + timedelta(minutes=minutes)
+        page.clock.set_fixed_time(now)
+        page.reload()
+        assert page.inner_text(".age") == f"· {format_age(started, now)}"
 
 
 def test_command_is_copied(open_page: Any) -> None:
