@@ -48,8 +48,8 @@ class IndexPosition:
     """Where the reading of a product continues.
 
     Attributes:
-        after: devices created later than this are next, as the platform writes times; None: all.
-        latest: names of devices that were read although they were created later, since a page ended among them.
+        after: time of creation, as the platform writes it: devices that were created later are next. None: all devices.
+        latest: names of those devices that the last page had already, since it ended among devices of one time.
         tied_at: time at which more devices were created than a page has, while these are read.
         frames: how these are divided.
     """

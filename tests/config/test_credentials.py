@@ -184,7 +184,7 @@ def test_an_expiration_that_cannot_be_read_is_unknown(expiration: str) -> None:
 def test_what_the_library_answers_is_checked(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], says: str
 ) -> None:
-    answer = {"key_id": "a", "secret": "b", "token": None, "expires_at": float("nan")}
+    answer: dict[str, object] = {"key_id": "a", "secret": "b", "token": None, "expires_at": float("nan")}
 
     def run(command: Sequence[str], **_: object) -> subprocess.CompletedProcess[bytes]:
         return subprocess.CompletedProcess(command, 0, json.dumps(answer).encode())
