@@ -28,7 +28,10 @@ _CLASSES: tuple[tuple[str, type[PlatformError]], ...] = (
     (r".*timestamp(\..*)?|requesttimetooskewed|requestexpired|signatureexpired", ClockSkewError),
     (r"(.*\.)?(throttling|throttled|flowlimit|flowcontrol|toomanyrequests)(\..*)?", ThrottledError),
     (r"iot\.common\.authactionpermissiondeny", DeviceDeniedError),
-    (r"iot\.device\.(notexisteddevice|invalidiotid)|iot\.prod\.notexistedproduct", NotFoundError),
+    (
+        r"iot\.device\.(notexisteddevice|invalidiotid)|iot\.prod\.notexistedproduct|iot\.ota\.notexisted\w+",
+        NotFoundError,
+    ),
     (r"iot\.device\.inactivedevice", NeverActivatedError),
     (
         r"invalidparam[ae]t[ae]r(\..*)?|iot\.common\.invalidpageparams|iot\.system\.illegalrequest|iot\.(device|prod)\.(invalidformatted|null)\w+",

@@ -273,7 +273,10 @@ CODES: dict[type[PlatformError], list[str]] = {
         "iot.system.UidNotFound", "iot.system.BillIsOverDue", "iot.system.InstanceNotFound", *DENIALS,
     ],
     DeviceDeniedError: ["iot.common.AuthActionPermissionDeny", "1106"],
-    NotFoundError: ["iot.device.NotExistedDevice", "iot.device.InvalidIoTId", "iot.prod.NotExistedProduct"],
+    NotFoundError: [
+        "iot.device.NotExistedDevice", "iot.device.InvalidIoTId", "iot.prod.NotExistedProduct", "iot.ota.NotExistedFirmware",
+        "iot.ota.NotExistedJob",
+    ],
     NeverActivatedError: ["iot.device.InactiveDevice"],
     InvalidRequestError: [
         "iot.common.InvalidPageParams", "iot.device.InvalidFormattedDeviceName", "iot.prod.InvalidFormattedProductkey",

@@ -244,4 +244,4 @@ def test_history_labels_a_sample_and_does_not_count_unsampled_devices_as_pending
     (line,) = (line for line in out.splitlines() if " sample " in line and line.startswith("2026"))
     assert line.split()[2:] == ["s", "sample", "400", "80", "0", "0", "320"]
     assert "random sample: 320 of 400 devices" in warning.detail
-    assert "54 devices of a sample report it" in out
+    assert "reported by 54 devices of a sample" in out
