@@ -43,7 +43,7 @@ ROW_GROUP = 20_480
 PARQUET_OPTIONS = f"FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP}"
 """Options of ``COPY`` for an intermediate file that is read in batches."""
 
-MIN_REPEATED_ROWS, MAX_ROWS_PER_BYTE = 1_000_000, 64
+MIN_REPEATED_ROWS, MAX_ROWS_PER_BYTE = 1_000_000, 16
 """Rows that any Parquet file may have, and rows for each byte of a larger one. Equal modules take 3.5 for a byte."""
 
 MIN_TEXT_BYTES, MAX_TEXT_PER_BYTE = 1_000_000_000, 2_000
