@@ -66,6 +66,7 @@ def test_terminal_without_a_cursor_gets_plain_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], term: str, lines: int
 ) -> None:
     monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     printed = plain_lines(monkeypatch, capsys, progress(account("eu")))
     assert printed.count(LINE) == lines
