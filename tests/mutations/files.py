@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import os
+import shutil
 import socket
 import stat
 import zipfile
@@ -246,6 +247,8 @@ def replace_entry(path: Path, outside: Path, random: Random) -> str:
     action = random.choice(ENTRIES)
     content = path.read_bytes() if path.is_file() else b""
     if action not in _KEEPING:
+        if path.is_dir() and not path.is_symlink():  # the journals of released firmware
+            shutil.rmtree(path)
         path.unlink(missing_ok=True)
     else:
         path.touch()
