@@ -44,7 +44,7 @@ RENEWAL_PATIENCE = 60.0
 
 RENEWAL_BACKOFF = Backoff(initial_delay=1.0, max_delay=15.0)
 
-_OF_KEYS = frozenset(("token", "key", "secret"))
+_CAUSES_OF_KEYS = frozenset(("token", "key", "secret"))
 """Causes of a refusal that another access key may remove."""
 
 
@@ -132,7 +132,7 @@ class KeyRenewal:
         try:
             response = await self._client.call(operation, parameters, fresh_connection=fresh_connection)
         except AccountDeniedError as error:
-            if error.cause not in _OF_KEYS:
+            if error.cause not in _CAUSES_OF_KEYS:
                 raise
             refusal = self._record_refusal(key, error)
         except (NotFoundError, NeverActivatedError, InvalidRequestError):

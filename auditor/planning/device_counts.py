@@ -101,7 +101,7 @@ async def _estimate_matching(
 
 
 def _sampled_pages(counts: Mapping[str, int]) -> dict[str, list[int]]:
-    """Return which pages to read of which products: as many of each of the largest ones, spread over its list."""
+    """Return which pages to read of which products: the same number of each large product, spread over its list."""
     largest = sorted((key for key in counts if counts[key]), key=lambda key: -counts[key])[:SAMPLED_PAGES]
     pages: dict[str, list[int]] = {}
     remaining = SAMPLED_PAGES
