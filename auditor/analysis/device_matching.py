@@ -23,6 +23,7 @@ from pathlib import Path
 
 from auditor.query.snapshot import RunSnapshot
 from auditor.runs.manifest import DiscoveryInfo, Manifest
+from auditor.runs.views import QUERIED
 from auditor.storage.database import Database, device_key_sql, parquet, scalar, sql_literals
 
 SIDES = ("old", "new")
@@ -182,7 +183,7 @@ def _define_devices(database: Database, side: str, run: RunSnapshot) -> None:
     database.execute(
         f"CREATE VIEW {side}_rows AS SELECT file_row_number AS line, account, product_key, device_name, iot_id, "
         "CASE WHEN source = 'unsampled' THEN source "
-        f"WHEN source = 'queried' AND account IN ({silent}) THEN 'failed' ELSE status END AS status, "
+        f"WHEN source IN ({QUERIED}) AND account IN ({silent}) THEN 'failed' ELSE status END AS status, "
         f"source, audited_at FROM {parquet(run.devices, options='file_row_number=true')}"
     )
     # Hashes that all differ prove that no device is listed twice, and comparing numbers is cheap.

@@ -20,7 +20,7 @@ from auditor.config.settings import Settings, parse_percentage
 from auditor.engine.account_session import AccountSession
 from auditor.engine.allocation import CallBudget
 from auditor.models import Device
-from auditor.planning.capacity import plan_devices
+from auditor.planning.capacity import plan_queries
 from auditor.planning.measurements import latest_measurements
 from auditor.runs.folder import CARRIED, CONNECTIONS, FLEET, SELECTED
 from auditor.runs.locking import PreparedRun
@@ -138,7 +138,7 @@ class SelectionCoordinator:
     def estimate_cost(self, selection: SelectionInfo) -> Planned:
         """Return the estimated cost of the devices that were selected so far."""
         devices = {each.account: sum(each.selected.values()) for each in selection.accounts}
-        return plan_devices(self._settings, devices, self._measurements).planned
+        return plan_queries(self._settings, devices, self._measurements).planned
 
     async def limit_queries(self, session: AccountSession, devices: Iterator[Device]) -> tuple[Iterator[Device], Fetch]:
         """Return an account's devices up to the call budget and the precision, and the function that queries one."""
