@@ -49,7 +49,7 @@ def needed_calls(settings: Settings, account: Account, device: Device | None) ->
         yield "read", QUERY_DEVICE_BY_SQL, {"SQL": count_statement(product_key=_UNUSED_ID)}
     if settings.modules is not None:
         yield "modules", BATCH_QUERY_DEVICE_DETAIL, device_detail_params([Device("", _UNUSED_ID, _UNUSED_ID, None)])
-    if settings.since not in {None, "none"}:
+    if settings.since not in {None, "none"} and account.read == "device":
         yield "since", BATCH_GET_DEVICE_STATE, device_state_params([device])
     if settings.fetches_modules_of(account):
         setting = "fetch_product_modules" if account.fetch_product_modules else "discovery"

@@ -288,7 +288,7 @@ class AuditSession:
     ) -> RejectedResults | None:
         """Return the devices whose results of the platform's search index are rejected, if there are any."""
         selection = self._state.selection
-        if selection is None or selection.strategy != "index" or self._stop.reason is not None:
+        if selection is None or self._stop.reason is not None or not coordinator.may_reject(session, selection):
             return None
         await self._journal.sync()  # the recheck is evaluated from the file
         rejected = await coordinator.reject_results(session, selection)

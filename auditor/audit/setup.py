@@ -100,14 +100,14 @@ def choose_strategy(settings: Settings, directory: Path, *, timed: bool) -> Sele
     """Return how a run selects the devices to query; None: it queries the complete fleet."""
     check_reading(settings)
     seed = secrets.randbits(32) if settings.seed is None else settings.seed
-    if any(account.read != "device" for account in settings.account):
-        return SelectionInfo("index", seed=seed)
     if settings.is_sample:
         precision = None if settings.precision is None else parse_percentage(settings.precision)
         level = None if precision is None else settings.precision_of
         return SelectionInfo(
             "sample", seed=seed, sample_size=settings.sample_size, precision=precision, precision_of=level
         )
+    if settings.since in {None, "none"} and any(account.read != "device" for account in settings.account):
+        return SelectionInfo("index", seed=seed, max_calls=settings.max_calls)
     if settings.since is None and settings.max_calls is None and not timed:
         return None
     strategy: Strategy = "rolling" if settings.since in {None, "none"} else "incremental"

@@ -240,10 +240,10 @@ def check_reading(settings: Settings, where: str = "") -> None:
         at = f'{where}account "{account.name}": read = "{account.read}"'
         if not account.uses_discovery:
             raise SettingsError(f'{at}: the index lists the devices itself; set fleet = {{ products = "all" }}')
-        if settings.is_sample or settings.max_calls is not None or settings.since not in {None, "none"}:
+        if account.read == "auto" and settings.max_calls is not None:
             raise SettingsError(
-                f"{at}: the index reads all devices, so none are left to select; "
-                'leave out since, max_calls, sample_size and precision, or set read = "device"'
+                f"{at}: all devices are queried if the index has too many wrong results, and max_calls limits that; "
+                'set read = "index", or leave out max_calls'
             )
 
 

@@ -83,10 +83,14 @@ def _index_cost(settings: Settings, load: AccountLoad) -> Cost:
     """Return the cost of reading an account, and of its recheck. Each page repeats a row of the one before."""
     if load.account.read == "device":
         return load.cost(load.devices)
+    return load.cost(math.floor(parse_percentage(settings.recheck) * load.devices), *_index_calls(load))
+
+
+def _index_calls(load: AccountLoad) -> tuple[int, float]:
+    """Return the number of pages of an account's devices in the search index, and the quota for them."""
     per_page = QUERY_DEVICE_BY_SQL.page_size - 1
     pages = sum((size // per_page + 1) * products for size, products in load.products_by_size.items())
-    quota = load.account.quotas.query_device_by_sql or QUERY_DEVICE_BY_SQL.calls_per_second
-    return load.cost(math.floor(parse_percentage(settings.recheck) * load.devices), pages, quota)
+    return pages, load.account.quotas.query_device_by_sql or QUERY_DEVICE_BY_SQL.calls_per_second
 
 
 def _details_rows(settings: Settings, loads: list[AccountLoad]) -> Iterator[StrategyPlan]:
@@ -134,8 +138,9 @@ def _incremental_cost(load: AccountLoad, carry: CarryMeasurements, stats: Increm
     fraction = stats.selected_fraction.get(load.account.name, 0.0)
     selected = max(new, math.ceil(load.devices * fraction - 1e-6))
     selected += math.floor(recheck * (load.devices - selected))
-    state_calls = -(-(load.devices - new) // BATCH_GET_DEVICE_STATE.page_size)
-    return load.cost(selected, state_calls)
+    if load.account.read != "device":
+        return load.cost(selected, *_index_calls(load))
+    return load.cost(selected, -(-(load.devices - new) // BATCH_GET_DEVICE_STATE.page_size))
 
 
 def _rolling_rows(
