@@ -270,7 +270,8 @@ class Account(_Section, frozen=True):
         read: ``"device"``: query each device. ``"index"``: read the platform's search index, 50 devices a call, and
             query only those of the recheck. ``"auto"``: do that, and query all devices if the recheck shows an error
             above ``max_index_error``. Where the platform has no index, all devices are queried.
-        fetch_product_modules: fetch the modules that each product defines; None: only for discovered fleets.
+        fetch_product_modules: fetch the modules that each product defines; None: only for discovered fleets. A run that
+            reads some modules only does not fetch them.
     """
 
     name: str

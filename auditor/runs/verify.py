@@ -260,7 +260,7 @@ def _check_sealed(live: Database, files: Path, folder: Path, work: Path, memory:
         if _columns(live, "inventory") != _columns(sealed, "inventory"):
             return  # other types than text, as just reported: there is no inventory of them
         # From the sealed rows, which follow from the lines as just shown.
-        write_inventories(sealed, files, work)
+        write_inventories(sealed, files, work, read_manifest(folder).modules)
         for name in (INVENTORY_JSON, INVENTORY_CSV):
             if file_info(work / name) != file_info(folder / name):
                 yield f"{name}: does not follow from {MODULES}"

@@ -1,5 +1,6 @@
 """Audits of the module default alone, compared with what every device of the simulated world runs."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -75,6 +76,8 @@ async def test_details_give_the_default_module_of_a_hundred_devices_a_call(tmp_p
     assert "ListOTAModuleByProduct" not in sent  # it would name modules that no device can have here
     assert result.manifest.requests.sent == sent[DETAILS.name]
     assert result.manifest.modules == ("default",)
+    head = json.loads((result.folder / "inventory.json").read_text())
+    assert (head["complete"], head["modules"]) == (True, ["default"])
     assert result.manifest.exit_reason is not None
     assert result.manifest.exit_reason.message.endswith("have an answer about the module default")
     assert result.manifest.planned is not None
@@ -198,7 +201,7 @@ async def test_an_interrupted_run_loses_nothing_and_reads_no_device_twice(tmp_pa
             first = await stop_after(answers, platform, partial(start_audit, settings))
             result = await auditor.resume_audit(first.folder)
             there = [device for device in world if device.exists]
-            # A batch that was in flight is requested again, and the products' last ones are divided anew.
+            # A batch that was in flight is requested again, and the products' last ones are divided again.
             assert calls(platform)[DETAILS.name] <= len(there) / 100 + 3 * 2 + 2
         assert_snapshot(there, result)
 
