@@ -25,9 +25,12 @@ Reason = Literal["never_activated"]
 ChangeDetection = Literal["strict", "reconnected"]
 """Which devices may have changed since their last result: those online since then; those that came online since."""
 
-Source = Literal["queried", "carried", "unsampled", "index"]
+Source = Literal["queried", "carried", "unsampled", "index", "details"]
 """Origin of a device's result in a run: queried; carried forward from an earlier run; not in the sample; read in bulk
-from the platform's search index."""
+from the platform's search index; read in bulk with the details of other devices."""
+
+ReadModules = tuple[Literal["default"], ...]
+"""The modules that a run reads, if not all. The platform has a bulk operation for this one."""
 
 ReadMethod = Literal["device", "index", "auto"]
 """How an account is read: device by device; by the platform's search index; by that if its error is small enough."""
@@ -49,7 +52,7 @@ WarningKind = Literal[
     "partial", "running", "aborted", "incomplete", "unsealed", "limited", "accounts", "sample", "recheck",
     "not_reached", "discovery_gap", "tampered", "unreadable", "order", "partial_runs", "sample_comparison",
     "policy_sample", "expired_exception", "unmatched_rule", "silent", "mismatch", "aliases", "shared_identity",
-    "inaccurate_runs", "releases",
+    "inaccurate_runs", "releases", "modules",
 ]  # fmt: skip
 """Why numbers do not cover a whole fleet, or are not reliable.
 
@@ -61,6 +64,7 @@ WarningKind = Literal[
 | ``sample``, ``sample_comparison``, ``policy_sample`` | a run, comparison or policy result is based on a sample |
 | ``recheck`` | too many carried results are outdated, as the recheck estimates |
 | ``not_reached`` | too many carried results are of devices that may have changed and were not queried |
+| ``modules`` | the run read some modules only |
 | ``silent`` | no device of an account exists, or reports a module any more |
 | ``aliases`` | devices are in the fleet twice, under two names, or that cannot be determined |
 | ``shared_identity`` | several devices are listed with one ``iot_id``, or have answers that name one device |
@@ -252,6 +256,21 @@ class ConnectionState:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceDetails:
+    """Details of a device as the platform reports them; None where no value was reported.
+
+    Attributes:
+        version: version of the module ``default``.
+    """
+
+    product_key: str | None
+    device_name: str | None
+    iot_id: str | None
+    status: str | None
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Firmware:
     """An upgrade package of a product; None where no value was reported. Times are in milliseconds since 1970.
 
@@ -338,7 +357,8 @@ class CallResult(NamedTuple, Generic[T]):
 class DeviceResult:
     """A device's conclusive answer. ``audited_at`` is in seconds since 1970; ``attempts`` counts requests sent.
 
-    ``attempts`` is 0 where no request was needed; ``reason`` says why no module was reported.
+    ``attempts`` is 0 where no request was needed; ``reason`` says why no module was reported. ``source`` says which
+    operation answered: the one for a device, or the one for the details of many.
     """
 
     device: Device
@@ -350,6 +370,7 @@ class DeviceResult:
     request_id: str | None
     audited_at: float
     reason: Reason | None = None
+    source: Literal["queried", "details"] = "queried"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,12 @@ A device that a run lists twice, in both ways, counts once. Devices with differe
 A device that a sample did not contain is ``unsampled``, whatever the other run knows of it.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from auditor.query.snapshot import RunSnapshot
 from auditor.runs.manifest import DiscoveryInfo, Manifest
+from auditor.runs.views import QUERIED
 from auditor.storage.database import Database, device_key_sql, parquet, scalar, sql_literals
 
 SIDES = ("old", "new")
@@ -31,14 +33,14 @@ _NO_ANSWER, _PRESENT = "('failed', 'pending')", "('ok', 'empty')"
 
 _HAS_NAMES = "product_key IS NOT NULL AND device_name IS NOT NULL"
 
-_ALL_NAMES = " || ".join(
+ALL_NAMES = " || ".join(
     (*(f"coalesce(length({name}) || '/' || {name}, '-')" for name in ("product_key", "device_name")), device_key_sql())
 )
 """The SQL of one text for each combination of names."""
 
-_SHARED_IDS = f"""SELECT account, iot_id FROM {{side}}_rows WHERE iot_id IS NOT NULL AND {_HAS_NAMES}
+_SHARED_IDS = f"""SELECT account, iot_id FROM {{rows}} WHERE iot_id IS NOT NULL AND {_HAS_NAMES}
   GROUP BY ALL HAVING count(DISTINCT (product_key, device_name)) > 1"""
-"""What several devices report as their ``iot_id``."""
+"""What several devices of a run report as their ``iot_id``."""
 
 _BY_INFORMATION = "array_position(['ok', 'empty', 'not_found', 'failed', 'pending', 'unsampled'], status), line"
 """Order of several rows of one device: the first one counts."""
@@ -84,6 +86,20 @@ def match_devices(database: Database, old: RunSnapshot, new: RunSnapshot) -> Non
         f"bool_or(side = 'new') AS in_new FROM ({unsampled}) u JOIN products p ON u.account = p.account "
         "AND (u.product_key IS NULL OR u.product_key = p.product_key) GROUP BY product"
     )
+
+
+def define_shared_ids(database: Database, runs: Iterable[str]) -> None:
+    """Define ``shared_ids``: what several devices report as their ``iot_id`` in one of the runs, tables as SQL."""
+    shared = " UNION ".join(_SHARED_IDS.format(rows=rows) for rows in runs)
+    database.execute(f"CREATE OR REPLACE TABLE shared_ids AS {shared}")
+
+
+def distinct_key_sql(prefix: str = "") -> str:
+    """Return the SQL of ``device_key_sql``, but by the names of a device whose ``iot_id`` is in ``shared_ids``."""
+    has_names = " AND ".join(f"{prefix}{name} IS NOT NULL" for name in ("product_key", "device_name"))
+    is_shared = f"({prefix}account, {prefix}iot_id) IN (SELECT (account, iot_id) FROM shared_ids)"
+    by_names, key = device_key_sql(prefix, by_names=True), device_key_sql(prefix)
+    return f"CASE WHEN {has_names} AND {is_shared} THEN {by_names} ELSE {key} END"
 
 
 def _define_pairs(database: Database) -> None:
@@ -166,7 +182,7 @@ def define_reported_versions(
     database.execute("CREATE TABLE reported (device BIGINT, module INTEGER, version INTEGER, in_new BOOLEAN)")
     for side, file in files.items():
         shared = scalar(database, f"SELECT count(*) FROM {side}_shared_ids") > 0
-        key = _ALL_NAMES if shared else device_key_sql()
+        key = ALL_NAMES if shared else device_key_sql()
         database.execute(
             f"INSERT INTO reported SELECT device, module, version, {side == 'new'} "
             f"FROM (SELECT {key} AS key, module_name, module_version FROM {file}) "
@@ -182,7 +198,7 @@ def _define_devices(database: Database, side: str, run: RunSnapshot) -> None:
     database.execute(
         f"CREATE VIEW {side}_rows AS SELECT file_row_number AS line, account, product_key, device_name, iot_id, "
         "CASE WHEN source = 'unsampled' THEN source "
-        f"WHEN source = 'queried' AND account IN ({silent}) THEN 'failed' ELSE status END AS status, "
+        f"WHEN source IN ({QUERIED}) AND account IN ({silent}) THEN 'failed' ELSE status END AS status, "
         f"source, audited_at FROM {parquet(run.devices, options='file_row_number=true')}"
     )
     # Hashes that all differ prove that no device is listed twice, and comparing numbers is cheap.
@@ -193,7 +209,7 @@ def _define_devices(database: Database, side: str, run: RunSnapshot) -> None:
             ("account, product_key, device_name", _HAS_NAMES),
         )
     )
-    shared_ids = f"({_SHARED_IDS.format(side=side)}){' LIMIT 0' if unique_ids else ''}"
+    shared_ids = f"({_SHARED_IDS.format(rows=f'{side}_rows')}){' LIMIT 0' if unique_ids else ''}"
     database.execute(f"CREATE TABLE {side}_shared_ids AS FROM {shared_ids}")
     devices = f"(SELECT *, iot_id AS own_id FROM {side}_rows)"
     if not (unique_ids and unique_names):

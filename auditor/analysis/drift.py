@@ -124,7 +124,8 @@ def diff_runs(
             (product_name, device_status, or an attribute).
 
     Raises:
-        UsageError: no device of either run has a value of the filter, or a run is a sample and has a filter.
+        UsageError: no device of either run has a value of the filter, or a run is a sample and has a filter; or only
+            one of them read a module that is compared.
         RunFolderError: a path is no run, or cannot be read.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
@@ -133,6 +134,7 @@ def diff_runs(
     folders = find_run(Path(old)), find_run(Path(new))
     with temporary_database("diff") as (database, work):
         before, after = (open_snapshot(folder, work / side) for side, folder in zip(SIDES, folders, strict=True))
+        _refuse_other_modules(before, after, criteria.module)
         reading = partial(translate_read_errors, f"{before.folder}, {after.folder}")
         with reading():
             match_devices(database, before, after)
@@ -160,6 +162,17 @@ def diff_runs(
             shares = read_share_drift(database, before, after, work, reading=reading, head=head)
             warnings.append(sample_comparison_warning(counts.compared))
         yield Drift(before, after, counts, modules, changed, devices, tuple(warnings), shares, grouped)
+
+
+def _refuse_other_modules(before: RunSnapshot, after: RunSnapshot, module: str | None) -> None:
+    """Raise UsageError if one of the runs did not read a module that is compared."""
+    for run, other in ((before, after), (after, before)):
+        read = run.manifest.modules
+        if read != other.manifest.modules and read is not None and (module is None or module.casefold() not in read):
+            raise UsageError(
+                f"{run.folder} has only the module {', '.join(read)}, which is all that it read; compare it with a "
+                f"run that read the same, or with --module {read[0]}"
+            )
 
 
 def _narrow(

@@ -285,7 +285,12 @@ def _define_history(database: Database, runs: Sequence[RunSummary], module_name:
 
 
 def summarize_warnings(runs: Sequence[RunSummary], noun: str = "runs") -> Iterator[RunWarning]:
-    """Yield the warnings about tampered runs, then one for all runs that are only incomplete, called ``noun``."""
+    """Yield the warnings about tampered runs, then one for all runs that are only incomplete, called ``noun``.
+
+    All runs of a name read the same modules: that is said of the last one.
+    """
+    yield from (each for run in runs[-1:] for each in run.warnings if each.kind == "modules")
+    runs = [replace(run, warnings=tuple(each for each in run.warnings if each.kind != "modules")) for run in runs]
     for run in runs:
         if run.tampered:
             yield from run.warnings

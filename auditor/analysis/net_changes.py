@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from auditor.analysis.device_matching import define_shared_ids, distinct_key_sql
 from auditor.analysis.device_selection import (
     NET_CHANGES,
     GroupColumn,
@@ -33,7 +34,6 @@ from auditor.runs.folder import DEVICES, MODULES, RunCatalog, StoredRun
 from auditor.runs.manifest import SCHEMA_VERSION
 from auditor.storage.database import (
     Database,
-    device_key_sql,
     parquet,
     sql_literal,
     sql_literals,
@@ -101,16 +101,16 @@ def read_changes_since(
     with temporary_database("changes") as (database, work):
         recorded = _recorded_between(catalog, old, new)
         with reading():
+            compared = [run for run in (old, new) if run.sealed or run is new]
+            files = [_files_of(run, number, work) for number, run in enumerate(compared, 1)]
             if recorded:
-                _define_net_changes(database, recorded, new, work)
+                _define_net_changes(database, recorded, new, files, work)
             elif not old.sealed:
                 raise RunFolderError(
                     f"{old.folder}: is deleted, and not every run since then recorded its changes; give a newer run"
                 )
             else:
                 _define_compared(database, old, new, work)
-            compared = [run for run in (old, new) if run.sealed or run is new]
-            files = [_files_of(run, number, work) for number, run in enumerate(compared, 1)]
             groups = _narrow(database, files, criteria, group_by, work) if narrow else []
             define_devices_of_runs(database, files)
             _define_named_changes(database, changes)
@@ -158,7 +158,8 @@ def _narrow(
     write_parquet(database, "SELECT DISTINCT account, product_key, device_name, iot_id FROM net_changes", changed)
     runs = [RunFiles(0, changed), *files]
     groups = write_selected(path, runs, criteria, group_by)
-    key = f"{device_key_sql()} AS device_key"
+    _define_shared_ids(database, "net_changes", files)
+    key = f"{distinct_key_sql()} AS device_key"
     listed = " UNION ALL ".join(f"SELECT {run.number} AS run, {key} FROM {parquet(run.devices)}" for run in runs)
     database.execute(
         f"CREATE TABLE newest AS SELECT device_key, max(run) AS run FROM ({listed}) "
@@ -172,7 +173,7 @@ def _narrow(
     )
     database.execute(
         "CREATE OR REPLACE TABLE net_changes AS SELECT n.*, s.* EXCLUDE (device_key) FROM net_changes n "
-        f"JOIN narrow s ON s.device_key = {device_key_sql('n.')}"
+        f"JOIN narrow s ON s.device_key = {distinct_key_sql('n.')}"
     )
     if criteria.module is not None:
         database.execute(
@@ -224,9 +225,21 @@ def _define_compared(database: Database, old: StoredRun, new: StoredRun, work: P
     database.execute(f"CREATE TABLE net_changes AS FROM read_parquet({sql_literal(path)})")
 
 
-def _define_net_changes(database: Database, runs: list[StoredRun], new: StoredRun, work: Path) -> None:
-    """Define ``net_changes`` from the changes that runs recorded."""
+def _define_shared_ids(
+    database: Database, changes: str, files: Sequence[RunFiles], runs: Sequence[StoredRun] = ()
+) -> None:
+    """Define ``shared_ids`` for the devices of a table of changes, as it shows them by run, or the files of runs do."""
+    own = f"SEMI JOIN {changes} USING (account, iot_id)"
+    by_run = [f"(FROM {changes} WHERE run = {sql_literal(run.folder.name)})" for run in runs]
+    define_shared_ids(database, [*by_run, *(f"(FROM {parquet(run.devices)} {own})" for run in files)])
+
+
+def _define_net_changes(
+    database: Database, runs: list[StoredRun], new: StoredRun, files: Sequence[RunFiles], work: Path
+) -> None:
+    """Define ``net_changes`` from the changes that runs recorded; ``files`` are of the first and the last run."""
     define_change_log(database, runs)
+    _define_shared_ids(database, "change_log", files, runs)
     define_inventories(database, [new] if new.sealed else [])
     database.execute(_NET)
     database.execute(
@@ -269,7 +282,7 @@ _NET = f"""CREATE TABLE net AS
     SELECT device_key, module_key, arg_min(l, started_at) AS first_row, arg_max(l, started_at) AS last_row,
       min(started_at) AS first_at, max(started_at) AS last_at
     FROM (
-      SELECT {device_key_sql()} AS device_key, lower(module_name) AS module_key, started_at,
+      SELECT {distinct_key_sql()} AS device_key, lower(module_name) AS module_key, started_at,
         {{account: account, product_key: product_key, device_name: device_name, iot_id: iot_id,
           module_name: module_name, change: change, old_version: old_version, new_version: new_version}} AS l
       FROM change_log

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import duckdb
 
-from auditor.analysis.device_matching import define_reported_versions, match_devices
+from auditor.analysis.device_matching import ALL_NAMES, define_reported_versions, define_shared_ids, match_devices
 from auditor.analysis.drift import CHANGE, ORDERED, define_changes
 from auditor.errors import AuditorError, RunFolderError
 from auditor.log import log
@@ -23,7 +23,6 @@ from auditor.runs.views import parquet_of_run
 from auditor.storage.database import (
     SEALING_MEMORY,
     Database,
-    device_key_sql,
     error_reason,
     parquet,
     scalar,
@@ -122,9 +121,13 @@ def _define_gaps(database: Database, previous: StoredRun) -> int:
         "WHERE change = 'not_seen'"
     )
     rows = parquet(previous.folder / DEVICES, options="file_row_number=true")
+    define_shared_ids(database, [f"(FROM {rows} SEMI JOIN gaps USING (account, iot_id))"])
+    ways = {"account, iot_id": "gaps ANTI JOIN shared_ids USING (account, iot_id)"}
+    ways["account, product_key, device_name"] = "gaps"
     found = " UNION ALL ".join(
-        f"SELECT file_row_number AS line, gap FROM {rows} JOIN (SELECT DISTINCT gap, {names} FROM gaps) USING ({names})"
-        for names in ("account, iot_id", "account, product_key, device_name")
+        f"SELECT file_row_number AS line, gap FROM {rows} "
+        f"JOIN (SELECT DISTINCT gap, {names} FROM {own}) USING ({names})"
+        for names, own in ways.items()
     )
     database.execute(f"CREATE TABLE gap_lines AS SELECT line, min(gap) AS gap FROM ({found}) GROUP BY line")
     return scalar(database, "SELECT count(*) FROM gap_lines")
@@ -157,10 +160,10 @@ def _fill_gaps(database: Database, run: RunSnapshot, work: Path) -> tuple[RunSna
         f"FROM gaps g JOIN ({of_gaps}) d USING (gap) WHERE g.module_name IS NOT NULL",
         further,
     )
-    outdated = f"SELECT {device_key_sql()} AS key FROM ({of_gaps}) WHERE status = 'ok'"
+    outdated = f"SELECT {ALL_NAMES} AS key FROM ({of_gaps}) WHERE status = 'ok'"
     if scalar(database, f"SELECT count(*) FROM ({outdated})"):  # results that were carried from before the last known
         modules = work / f"old-{MODULES}"
-        others = f"SELECT {_MODULE_COLUMNS}, {device_key_sql()} AS key FROM {parquet(run.modules)}"
+        others = f"SELECT {_MODULE_COLUMNS}, {ALL_NAMES} AS key FROM {parquet(run.modules)}"
         write_parquet(database, f"SELECT {_MODULE_COLUMNS} FROM ({others}) ANTI JOIN ({outdated}) USING (key)", modules)
     return replace(run, devices=devices, modules=modules), (further,)
 

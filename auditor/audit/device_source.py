@@ -198,7 +198,7 @@ class DeviceSource:
     async def fetch_modules(self, session: AccountSession, stop: StopToken) -> None:
         """Fetch which modules an account's products define, if that is configured."""
         account = self._accounts[session.name]
-        if account.fetch_product_modules is False or not (account.uses_discovery or account.fetch_product_modules):
+        if not self._settings.fetches_modules_of(account):
             return
         if not account.uses_discovery:
             counts = await run_in_thread(devices_by_product, self._folder / FLEET, session.name)

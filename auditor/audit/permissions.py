@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from auditor.bulk.statements import count_statement
 from auditor.client.operations import (
     BATCH_GET_DEVICE_STATE,
+    BATCH_QUERY_DEVICE_DETAIL,
     LIST_OTA_FIRMWARE,
     LIST_OTA_JOB_BY_FIRMWARE,
     LIST_OTA_MODULE_BY_PRODUCT,
@@ -14,6 +15,7 @@ from auditor.client.operations import (
     QUERY_DEVICE_BY_SQL,
     QUERY_PRODUCT_LIST,
     Operation,
+    device_detail_params,
     device_state_params,
     module_version_params,
 )
@@ -45,9 +47,11 @@ def needed_calls(settings: Settings, account: Account, device: Device | None) ->
         yield "an audit", LIST_OTA_MODULE_VERSIONS_BY_DEVICE, module_version_params(device, 1, 1)
     if account.read != "device":
         yield "read", QUERY_DEVICE_BY_SQL, {"SQL": count_statement(product_key=_UNUSED_ID)}
-    if settings.since not in {None, "none"}:
+    if settings.modules is not None:
+        yield "modules", BATCH_QUERY_DEVICE_DETAIL, device_detail_params([Device("", _UNUSED_ID, _UNUSED_ID, None)])
+    if settings.since not in {None, "none"} and account.read == "device":
         yield "since", BATCH_GET_DEVICE_STATE, device_state_params([device])
-    if account.fetch_product_modules or (account.uses_discovery and account.fetch_product_modules is None):
+    if settings.fetches_modules_of(account):
         setting = "fetch_product_modules" if account.fetch_product_modules else "discovery"
         yield setting, LIST_OTA_MODULE_BY_PRODUCT, product
     if settings.released:
@@ -61,7 +65,7 @@ async def find_missing_permissions(
 ) -> list[str]:
     """Call each operation that the settings need once; return a clause for each that is denied.
 
-    A platform may lack what discovery fetches by default, or the search index: then only a missing permission counts.
+    A platform may lack what discovery fetches by default, or what reads in bulk: then only a missing permission counts.
     Connection states are needed to select devices, so any failure of them counts. Other failures are warnings of a run.
     ``device`` is one that has been queried.
     """
@@ -72,7 +76,7 @@ async def find_missing_permissions(
         except AccountStoppedError:  # whatever the operation is: the account's own problem, which is reported
             break
         if isinstance(error, OperationDeniedError) and (
-            error.cause == "permission" or feature not in {"discovery", "read"}
+            error.cause == "permission" or feature not in {"discovery", "read", "modules"}
         ):
             missing.append(f"{feature} needs {operation.name}, which is denied: {error}; {error.advice}")
         elif feature == "since" and isinstance(error, PlatformError) and not isinstance(error, NotFoundError):

@@ -15,8 +15,9 @@ from auditor.audit.run_settings import (
     stored_settings,
 )
 from auditor.audit.setup import account_infos, has_hooks, record_path, target_rate
+from auditor.bulk.detail_reader import DETAILS_FOLDER
 from auditor.bulk.index_results import INDEX_FOLDER
-from auditor.client.operations import LIST_OTA_MODULE_VERSIONS_BY_DEVICE
+from auditor.client.operations import DEVICE_OPERATIONS
 from auditor.config.serialization import RATE_KEYS, diff_settings
 from auditor.config.settings import Settings
 from auditor.engine.sent_requests import SENT_REQUESTS, count_sent, requests_before
@@ -143,7 +144,7 @@ def remove_working_files(folder: Path) -> None:
 
     It does nothing while another process uses the folder, or if other users could change it.
     """
-    names = (SENT_REQUESTS, SELECTION_WORK, INDEX_FOLDER, RELEASES_FOLDER, RELEASES_WORK)
+    names = (SENT_REQUESTS, SELECTION_WORK, INDEX_FOLDER, DETAILS_FOLDER, RELEASES_FOLDER, RELEASES_WORK)
     found = [path for name in names if os.path.lexists(path := folder / name)]
     if not found or find_foreign_access(folder) is not None:
         return
@@ -199,7 +200,7 @@ def reopen(
         remaining = write_remaining_devices(folder, folder / REMAINING)
         # A killed process did not write the requests of its last second to the manifest. After a power cut its file of
         # requests may be missing; most of them can be counted in its results.
-        sent = count_sent(requests_before(folder, manifest), (LIST_OTA_MODULE_VERSIONS_BY_DEVICE,))
+        sent = count_sent(requests_before(folder, manifest), DEVICE_OPERATIONS)
         requests = replace(manifest.requests, sent=max(sent, remaining.requests))
         manifest = replace(manifest, devices=remaining.counts, unsampled=remaining.unsampled, requests=requests)
         if settings_file is not None:

@@ -1,6 +1,7 @@
 """One session of an audit: from a prepared run folder to the sealed one. A resumed run has several sessions."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
@@ -14,6 +15,7 @@ import anyio
 from auditor.audit.deadline import Deadline
 from auditor.audit.device_source import DeviceSource
 from auditor.audit.finalize import correct_times, describe_errors, seal_and_verify
+from auditor.bulk.detail_reader import DETAILS_FOLDER, DetailReader
 from auditor.concurrency import (
     RunningClock,
     StopToken,
@@ -31,7 +33,7 @@ from auditor.engine.monitor import HealthMonitor, watch_clock
 from auditor.engine.progress import AuditResult, Progress, ProgressCallback, ProgressReporter
 from auditor.engine.run_state import RunState
 from auditor.engine.sent_requests import SENT_REQUESTS, SentRequests, count_device_calls, requests_before
-from auditor.engine.worker_pool import run_workers
+from auditor.engine.worker_pool import discard, run_workers
 from auditor.errors import AuditInterruptedError, AuditorError, AuditStoppedError, FleetError, RunNotWritableError
 from auditor.fleet.table import read_never_activated, read_snapshot
 from auditor.log import log
@@ -258,16 +260,33 @@ class AuditSession:
                 stop=self._stop,
                 paused=session.paused,
             )
-            await query(queue, fetch)
+            if self._settings.modules is None:
+                await query(queue, fetch)
+            else:
+                await self._read_details(session, queue, fetch)
             if self._selection is not None and (rejected := await self._reject_results(session, self._selection)):
                 await query(read_snapshot(rejected.devices, session.name), session.fetch)
+
+    async def _read_details(
+        self, session: AccountSession, queue: Iterator[Device], fetch: Callable[[Device], Awaitable[Outcome]]
+    ) -> None:
+        """Read devices in batches; ``fetch`` queries those that a batch does not answer."""
+        reader = DetailReader(session, self._folder, fetch, self._journal.append, self._stop)
+        await run_workers(
+            reader.divide(queue),
+            reader.read,
+            discard,
+            concurrency=session.workers,
+            stop=self._stop,
+            paused=session.paused,
+        )
 
     async def _reject_results(
         self, session: AccountSession, coordinator: SelectionCoordinator
     ) -> RejectedResults | None:
         """Return the devices whose results of the platform's search index are rejected, if there are any."""
         selection = self._state.selection
-        if selection is None or selection.strategy != "index" or self._stop.reason is not None:
+        if selection is None or self._stop.reason is not None or not coordinator.may_reject(session, selection):
             return None
         await self._journal.sync()  # the recheck is evaluated from the file
         rejected = await coordinator.reject_results(session, selection)
@@ -328,6 +347,7 @@ class AuditSession:
         self._prepared.lock.refuse_replaced(self._folder)
         if not manifest.remaining_devices:
             (self._folder / SENT_REQUESTS).unlink(missing_ok=True)
+            shutil.rmtree(self._folder / DETAILS_FOLDER, ignore_errors=True)
             self._releases.cleanup()
             if self._selection is not None:
                 self._selection.cleanup()

@@ -8,11 +8,20 @@ from auditor import __about__
 from auditor.audit.run_settings import settings_digest, stored_settings
 from auditor.config.settings import ReportSettings, Settings, parse_percentage
 from auditor.config.validation import check_reading
+from auditor.errors import SettingsError
 from auditor.fleet.snapshot import fleet_files, write_empty_snapshot, write_snapshot
 from auditor.planning.capacity import plan_fleet
-from auditor.runs.folder import FLEET, find_baseline, mark_pending_hooks
+from auditor.runs.folder import FLEET, RunCatalog, find_baseline, find_run, mark_pending_hooks
 from auditor.runs.locking import MAX_LOCK_WAIT, PreparedRun, create_run_folder
-from auditor.runs.manifest import AccountInfo, DeviceCounts, DiscoveryInfo, FleetInfo, Manifest, write_manifest
+from auditor.runs.manifest import (
+    AccountInfo,
+    DeviceCounts,
+    DiscoveryInfo,
+    FleetInfo,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
 from auditor.runs.selection_info import Rate, SelectionInfo, Strategy
 from auditor.text.formatting import escape_undecodable, format_utc
 
@@ -41,10 +50,12 @@ def create_run(
     Raises:
         FleetError: the fleet cannot be used; no folder is left.
         RunFolderError: a run of this name is being written, or the baseline run cannot be used.
+        SettingsError: an earlier run of this name read other modules.
         RunNotWritableError: the directory cannot be written.
     """
     manifests: list[Manifest] = []
     selection = choose_strategy(settings, directory, timed=timed)
+    refuse_other_modules(settings, directory)
 
     def fill(folder: Path) -> None:
         files = fleet_files(settings)
@@ -71,6 +82,7 @@ def create_run(
             discovery=tuple(DiscoveryInfo(name) for name in discovered),
             selection=selection,
             trial=trial,
+            modules=settings.modules,
         )
         write_manifest(folder, manifest)
         if with_hooks and has_hooks(settings):
@@ -88,14 +100,14 @@ def choose_strategy(settings: Settings, directory: Path, *, timed: bool) -> Sele
     """Return how a run selects the devices to query; None: it queries the complete fleet."""
     check_reading(settings)
     seed = secrets.randbits(32) if settings.seed is None else settings.seed
-    if any(account.read != "device" for account in settings.account):
-        return SelectionInfo("index", seed=seed)
     if settings.is_sample:
         precision = None if settings.precision is None else parse_percentage(settings.precision)
         level = None if precision is None else settings.precision_of
         return SelectionInfo(
             "sample", seed=seed, sample_size=settings.sample_size, precision=precision, precision_of=level
         )
+    if settings.since in {None, "none"} and any(account.read != "device" for account in settings.account):
+        return SelectionInfo("index", seed=seed, max_calls=settings.max_calls)
     if settings.since is None and settings.max_calls is None and not timed:
         return None
     strategy: Strategy = "rolling" if settings.since in {None, "none"} else "incremental"
@@ -108,6 +120,24 @@ def choose_strategy(settings: Settings, directory: Path, *, timed: bool) -> Sele
         run = escape_undecodable(path.name if path.parent == directory.resolve() else str(path))
     rule = settings.change_detection if strategy == "incremental" else None
     return SelectionInfo(strategy, baseline_run=run, change_detection=rule, seed=seed, max_calls=settings.max_calls)
+
+
+def refuse_other_modules(settings: Settings, directory: Path) -> None:
+    """Raise SettingsError if an earlier run of the name, or the baseline, read other modules of its devices.
+
+    Runs of one name are compared, and their results carried forward: other modules would seem to come and go.
+    """
+    catalog = RunCatalog(directory, missing_ok=True)
+    earlier = [run.manifest for run in (*catalog.named(settings.name), *catalog.archived())]
+    earlier = [manifest for manifest in earlier if manifest.name == settings.name]
+    if settings.since not in {None, "none", "last"}:
+        earlier.append(read_manifest(find_run(Path(settings.since))))
+    if any(manifest.modules != settings.modules for manifest in earlier):
+        read = "read the module default only" if settings.modules is None else "read all modules"
+        raise SettingsError(
+            f'modules: runs with the name "{settings.name}" in {directory}, or its baseline, {read}, and runs that '
+            "are compared read the same; give this audit another name, and no baseline of the other kind"
+        )
 
 
 def account_infos(settings: Settings) -> tuple[AccountInfo, ...]:

@@ -35,7 +35,9 @@ MAX_EARLIER_RUNS = 10
 _ACCOUNTS = """
   SELECT account, count(*) FILTER (answered), count(*) FILTER (answered AND status = 'empty'),
     count(*) FILTER (source = 'carried')
-  FROM (SELECT *, source = 'queried' AND status IN ('ok', 'empty', 'not_found') AS answered FROM {devices})
+  FROM (
+    SELECT *, source IN ('queried', 'details') AND status IN ('ok', 'empty', 'not_found') AS answered FROM {devices}
+  )
   GROUP BY account HAVING count(*) FILTER (answered) > 0 AND count(*) FILTER (answered AND status = 'ok') = 0
   ORDER BY account"""
 """Accounts without any queried device that reported a module."""
@@ -51,7 +53,7 @@ _HAD_MODULES = """
   JOIN silenced s ON s.iot_id = e.iot_id OR (s.product_key = e.product_key AND s.device_name = e.device_name)"""
 
 _EARLIER_RESULTS = """
-  WITH silent AS (FROM {devices} WHERE account = {account} AND source = 'queried' AND status = 'empty')
+  WITH silent AS (FROM {devices} WHERE account = {account} AND source IN ('queried', 'details') AND status = 'empty')
   SELECT count(*), count(*) FILTER (status = 'ok') FROM {earlier} WHERE account = {account} AND (
     iot_id IN (SELECT iot_id FROM silent WHERE iot_id IS NOT NULL)
     OR (product_key, device_name) IN (SELECT (product_key, device_name) FROM silent WHERE device_name IS NOT NULL))"""

@@ -1,13 +1,17 @@
 """Counting devices by a module's version: the platform's search index answers with one number, however many there are.
 
-Without a product, one call of an account counts the devices of all its products. The index orders no texts, so versions
-below another one are those that the newest run of the name has: a call for each of them.
+Without a product, one call of an account counts the devices of all its products. The index orders no texts, and its
+language has no list of values. So versions below another one are those that the newest run of the name has: a call for
+each of them, or for all that begin alike if nothing that begins so can be another version than an older one.
 """
 
+import re
+import shlex
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from auditor.bulk.statements import count_statement
@@ -22,13 +26,16 @@ from auditor.engine.worker_pool import discard, run_workers
 from auditor.errors import AccountStoppedError, InconsistentResponseError, PlatformError, UsageError
 from auditor.query.run import Run
 from auditor.query.versions import VersionOrder
-from auditor.runs.folder import RunCatalog
+from auditor.runs.folder import RunCatalog, StoredRun
 
 CAVEAT = (
     "counted by the platform's search index, which may be behind the devices; how far is not documented. "
     "auditor run queries the devices themselves"
 )
 """What each count depends on."""
+
+_HIGHEST = 999_999_999
+"""A number in a version that none exceeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +45,19 @@ class CountQuery:
     Attributes:
         product_key: the product; None: all of the account.
         version: the version; None: all devices with the module.
+        is_prefix: whether all versions that begin with ``version`` are counted.
     """
 
     account: str
     product_key: str | None
     module_name: str
     version: str | None
+    is_prefix: bool = False
+
+    @property
+    def label(self) -> str | None:
+        """The version as it is printed: ``1.2.*`` stands for all that begin so."""
+        return f"{self.version}*" if self.is_prefix else self.version
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +80,16 @@ def exact_queries(settings: Settings, module: str, version: str | None, products
 def queries_below(
     settings: Settings, module: str, below: str, products: Sequence[str]
 ) -> tuple[list[CountQuery], Path]:
-    """Return a query for each version of a module below another one that the newest complete run has, and that run.
+    """Return queries for the versions of a module below another one that the newest complete run has, and that run.
 
-    Versions of one product's module are ordered among each other. Of each account or product, the last query is for all
-    devices with the module.
+    Versions of one product's module are ordered among each other. Versions that begin alike may have one query. Of each
+    account or product, the last query is for all devices with the module.
 
     Raises:
         UsageError: there is no such run.
         RunFolderError: it cannot be read.
     """
-    runs = RunCatalog(Path(settings.directory), missing_ok=True).named(settings.name)
-    newest = next((run for run in runs if run.sealed and run.is_success), None)
+    newest = _newest_run(settings, module)
     if newest is None:
         raise UsageError(
             f"--below needs the versions of a complete run, and {settings.directory} has none of the name "
@@ -92,6 +105,13 @@ def queries_below(
     return _below(settings, versions, next(iter(names), module), below, products), newest.folder
 
 
+def _newest_run(settings: Settings, module: str) -> StoredRun | None:
+    """Return the newest complete run of the name that read a module."""
+    runs = RunCatalog(Path(settings.directory), missing_ok=True).named(settings.name)
+    read = (run for run in runs if run.manifest.modules is None or module.casefold() in run.manifest.modules)
+    return next((run for run in read if run.sealed and run.is_success), None)
+
+
 def _below(
     settings: Settings,
     versions: dict[tuple[str, str | None], set[str]],
@@ -101,14 +121,59 @@ def _below(
 ) -> list[CountQuery]:
     found: list[CountQuery] = []
     for total in exact_queries(settings, module, None, products):
-        selected = set[str]()
-        for (account, product), own in versions.items():
-            if account == total.account and total.product_key in {None, product}:
-                order = VersionOrder((*own, below))
-                selected |= {version for version in own if version and order.compare(version, below) == "older"}
-        found += [CountQuery(total.account, total.product_key, module, version) for version in sorted(selected)]
+        own = {
+            product: each
+            for (account, product), each in versions.items()
+            if account == total.account and total.product_key in {None, product}
+        }
+        groups = _group_older(own, below)
+        query = partial(CountQuery, total.account, total.product_key, module)
+        found += [query(version, is_prefix) for version, is_prefix in sorted(groups.items())]
         found.append(total)
     return found
+
+
+def _group_older(versions: Mapping[str | None, set[str]], below: str) -> dict[str, bool]:
+    """Return the versions of products that are older than another one, or the beginnings of several, and which it is.
+
+    No version is in two groups.
+    """
+    older = {product: set(_older(own, below)) for product, own in versions.items()}
+    left, groups = set().union(*older.values()), dict[str, bool]()
+    prefixes = sorted({each for version in left for each in _beginnings(version)}, key=lambda each: (len(each), each))
+    for prefix in prefixes:
+        covered = {version for version in left if version.startswith(prefix)}
+        # An index that ignores case would count those that differ only in it, too.
+        alike = {version for version in left if version.casefold().startswith(prefix.casefold())}
+        if len(covered) > 1 and covered == alike and _is_older(prefix, versions, older, below):
+            groups[prefix] = True
+            left -= covered
+    return groups | dict.fromkeys(left, False)
+
+
+def _older(versions: set[str], below: str) -> Iterator[str]:
+    order = VersionOrder((*versions, below))
+    return (version for version in versions if version and order.compare(version, below) == "older")
+
+
+def _beginnings(version: str) -> Iterator[str]:
+    """Yield the beginnings of a version that end with a dot: ``1.`` and ``1.2.`` of ``1.2.3``."""
+    parts = re.match(r"[A-Za-z]?\d+\.(?:\d+\.)*", version, re.ASCII)
+    if parts is not None:
+        yield from (version[: match.end()] for match in re.finditer(r"\.", parts[0]))
+
+
+def _is_older(
+    prefix: str, versions: Mapping[str | None, set[str]], older: Mapping[str | None, set[str]], below: str
+) -> bool:
+    """Return whether every version that begins with a prefix is older, also one that the run does not have."""
+    for product, own in versions.items():
+        lowest, highest = f"{prefix}0", f"{prefix}{_HIGHEST}"
+        if not {lowest, highest} <= {*_older({*own, lowest, highest}, below)}:
+            return False
+        if any(version.startswith(prefix) and version not in older[product] for version in own):
+            return False
+    return True
 
 
 async def count_devices_by_version(settings: Settings, queries: Sequence[CountQuery]) -> list[IndexCount]:
@@ -120,6 +185,7 @@ async def count_devices_by_version(settings: Settings, queries: Sequence[CountQu
         AccountStoppedError: an account is denied, was never reached, or cannot be searched.
     """
     statements = {each: _statement(each) for each in queries}
+    advice = await run_in_abandonable_thread(_advise_run, settings, queries[0].module_name if queries else "")
     credentials = await run_in_abandonable_thread(read_credentials, settings)
     await check_quota_sharing(settings, credentials[0].redis_password)
     counts: dict[CountQuery, int] = {}
@@ -130,15 +196,26 @@ async def count_devices_by_version(settings: Settings, queries: Sequence[CountQu
         async def count(query: CountQuery) -> None:
             result = await request_count(sessions[query.account], statements[query])
             if isinstance(result, PlatformError):
-                raise AccountStoppedError(query.account, f"its devices cannot be searched: {result}")
+                raise AccountStoppedError(query.account, f"its devices cannot be searched: {result}; {advice}")
             counts[query] = result
 
         await run_workers(iter(statements), count, discard, concurrency=settings.concurrency, stop=StopToken())
     return [IndexCount(each, counts[each]) for each in queries]
 
 
+def _advise_run(settings: Settings, module: str) -> str:
+    """Return where the numbers are, if the platform does not count."""
+    newest = _newest_run(settings, module)
+    if newest is None:
+        return "an audit counts them, too: auditor run"
+    return f"the newest complete run has them: auditor inventory {shlex.quote(str(newest.folder))}"
+
+
 def _statement(query: CountQuery) -> str:
-    return count_statement(product_key=query.product_key, module=query.module_name, version=query.version)
+    version, prefix = (None, query.version or "") if query.is_prefix else (query.version, "")
+    return count_statement(
+        product_key=query.product_key, module=query.module_name, version=version, version_prefix=prefix
+    )
 
 
 async def request_count(session: AccountSession, statement: str) -> int | PlatformError:

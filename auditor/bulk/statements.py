@@ -37,6 +37,7 @@ def count_statement(
     product_key: str | None = None,
     module: str | None = None,
     version: str | None = None,
+    version_prefix: str = "",
     at: str | None = None,
     prefix: str = "",
 ) -> str:
@@ -45,8 +46,9 @@ def count_statement(
         ("product_key", product_key), ("ota_module.name", module), ("ota_module.version", version), ("gmt_create", at),
     )  # fmt: skip
     conditions = [_equals(field, text) for field, text in named if text is not None]
-    if prefix:
-        conditions.append(f"name LIKE {quote(prefix + '%')}")
+    for field, beginning in (("ota_module.version", version_prefix), ("name", prefix)):
+        if beginning:
+            conditions.append(f"{field} LIKE {quote(beginning + '%')}")
     return _checked(f"SELECT count(*) FROM device WHERE {' AND '.join(conditions)}")
 
 

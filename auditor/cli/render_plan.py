@@ -138,8 +138,8 @@ def _print_strategies(plan: Plan, console: Console) -> None:
 def _strategy_name(row: StrategyPlan) -> str:
     if row.strategy == "full":
         return "every device"
-    if row.strategy == "index":
-        return "index"
+    if row.strategy in {"index", "details"}:
+        return row.strategy
     if row.strategy == "incremental":
         return f"incremental, {row.change_detection}"
     if row.strategy == "sample":
@@ -187,6 +187,8 @@ def _explain_incremental(plan: Plan) -> Iterator[str]:
 def _explain_rolling_and_sample(plan: Plan) -> Iterator[str]:
     if any(each.strategy == "index" for each in plan.strategies):
         yield "index: the platform's search index, and its recheck; results are as old as the index is behind"
+    if any(each.strategy == "details" for each in plan.strategies):
+        yield "details: the module default of all devices, and no other"
     rolling = [each for each in plan.strategies if each.strategy == "rolling"]
     if any(each.max_age_runs for each in rolling):
         yield "rolling: maximum ages in runs, once every device has been queried"

@@ -415,6 +415,11 @@ DEVICE_STATES_RESPONSE = response_struct(
 )
 """What is kept of a response of BatchGetDeviceState: never ``asAddress``, the address a device connected from."""
 
+_DETAILS = {"data": [dict.fromkeys(("productKey", "deviceName", "iotId", "status", "firmwareVersion"))]}
+
+DEVICE_DETAILS_RESPONSE = response_struct({**_STATUS, "data": _DETAILS})
+"""What is kept of a response of BatchQueryDeviceDetail: never ``deviceSecret``."""
+
 _MODULE = ("moduleName", "moduleVersion", "productKey", "deviceName", "iotId")
 
 MODULE_PAGE_RESPONSE = response_struct(

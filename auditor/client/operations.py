@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from auditor.client.decoders import (
+    DEVICE_DETAILS_RESPONSE,
     DEVICE_LIST_RESPONSE,
     DEVICE_ROWS_RESPONSE,
     DEVICE_STATES_RESPONSE,
@@ -98,6 +99,13 @@ BATCH_GET_DEVICE_STATE = Operation(
     response_type=DEVICE_STATES_RESPONSE,
 )
 
+BATCH_QUERY_DEVICE_DETAIL = Operation(
+    name="BatchQueryDeviceDetail",
+    page_size=100,
+    calls_per_second=5,
+    response_type=DEVICE_DETAILS_RESPONSE,
+)
+
 LIST_OTA_MODULE_BY_PRODUCT = Operation(
     name="ListOTAModuleByProduct",
     page_size=0,
@@ -135,6 +143,15 @@ TASK_STATUSES = ("CONFIRM", "QUEUED", "NOTIFIED", "IN_PROGRESS", "SUCCEEDED", "F
 RELEASE_OPERATIONS = (LIST_OTA_FIRMWARE, LIST_OTA_JOB_BY_FIRMWARE, LIST_OTA_TASK_BY_JOB)
 """The operations that list released firmware, its update jobs, and their tasks."""
 
+OPTIONAL_OPERATIONS = (
+    BATCH_GET_DEVICE_STATE, BATCH_QUERY_DEVICE_DETAIL, LIST_OTA_MODULE_BY_PRODUCT, QUERY_DEVICE_BY_SQL,
+    *RELEASE_OPERATIONS,
+)  # fmt: skip
+"""Operations that an audit can always do without."""
+
+DEVICE_OPERATIONS = (LIST_OTA_MODULE_VERSIONS_BY_DEVICE, BATCH_QUERY_DEVICE_DETAIL)
+"""The operations that read versions of devices of the fleet."""
+
 DISCOVERY_OPERATIONS = (QUERY_PRODUCT_LIST, QUERY_DEVICE, QUERY_DEVICE_DEEP, QUERY_DEVICE_BY_SQL)
 """The operations that list a fleet."""
 
@@ -159,5 +176,10 @@ def device_state_params(devices: Sequence[Device]) -> dict[str, str]:
     """Return the parameters for the states of at most 50 devices, all with an iot_id or all of one product."""
     if devices[0].iot_id is not None:
         return {f"IotId.{number}": str(device.iot_id) for number, device in enumerate(devices, 1)}
+    return device_detail_params(devices)
+
+
+def device_detail_params(devices: Sequence[Device]) -> dict[str, str]:
+    """Return the parameters for the details of at most 100 devices of one product."""
     names = {f"DeviceName.{number}": str(device.device_name) for number, device in enumerate(devices, 1)}
     return {"ProductKey": str(devices[0].product_key)} | names

@@ -15,6 +15,7 @@ from auditor.client.responses import ApiResponse, lowercase_keys, parse_count, p
 from auditor.errors import InconsistentResponseError
 from auditor.models import (
     ConnectionState,
+    DeviceDetails,
     DeviceStatus,
     Firmware,
     IndexedDevice,
@@ -178,6 +179,28 @@ def parse_connection_states(response: ApiResponse, *, now: float) -> tuple[Conne
         return None
     latest = 1000 * now + MAX_AHEAD_MS
     return tuple(_parse_state(lowercase_keys(entry), latest) for entry in next(filter(None, found), ()))
+
+
+def parse_device_details(response: ApiResponse) -> tuple[DeviceDetails, ...]:
+    """Return the devices of a response of BatchQueryDeviceDetail, ``data.data``.
+
+    Raises:
+        InconsistentResponseError: it has no list of them, or one of them has no readable name.
+    """
+    data = response.fields.get("data")
+    entries = data if isinstance(data, list) else lowercase_keys(data).get("data")
+    if not isinstance(entries, list):
+        raise InconsistentResponseError("requested details of devices, got an answer without a list of them")
+    found = tuple(_parse_details(lowercase_keys(entry)) for entry in entries)
+    if any(each.device_name is None for each in found):
+        raise InconsistentResponseError("requested details of devices, got some without a name")
+    return found
+
+
+def _parse_details(entry: dict[str, object]) -> DeviceDetails:
+    product_key, device_name, iot_id = (_parse_name(entry, key) for key in ("productkey", "devicename", "iotid"))
+    version = _bounded_text(entry.get("firmwareversion"), MAX_NAME_LENGTH)
+    return DeviceDetails(product_key, device_name, iot_id, _parse_word(entry, "status"), version)
 
 
 def parse_firmware(response: ApiResponse, product_key: str) -> ListPage[Firmware]:

@@ -279,6 +279,7 @@ _EXPECTED = {
     "max_index_error": 'give a percentage such as "1%"',
     "fair_share": 'give a percentage such as "90%"',
     "precision": 'give a percentage such as "1%"',
+    "modules": 'give ["default"], the only module that the platform reads in bulk, or leave it out for all modules',
     "released": "give true or false",
     "max_job_age": 'give a duration such as "30d"',
     "rollouts": 'give thresholds such as { done = "95%", stalled_after = "3d" }',

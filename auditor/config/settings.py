@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from auditor.errors import UsageError
-from auditor.models import ChangeDetection, DeviceStatus, Dialect, Level, ReadMethod, Secret
+from auditor.models import ChangeDetection, DeviceStatus, Dialect, Level, ReadMethod, ReadModules, Secret
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -124,6 +124,7 @@ class Quotas(
         "query_device_by_sql": "QueryDeviceBySQL",
         "list_ota_module_by_product": "ListOTAModuleByProduct",
         "batch_get_device_state": "BatchGetDeviceState",
+        "batch_query_device_detail": "BatchQueryDeviceDetail",
         "list_ota_firmware": "ListOTAFirmware",
         "list_ota_job_by_firmware": "ListOTAJobByFirmware",
         "list_ota_task_by_job": "ListOTATaskByJob",
@@ -138,6 +139,7 @@ class Quotas(
         query_device_by_sql: ``QueryDeviceBySQL``, default 10.
         list_ota_module_by_product: ``ListOTAModuleByProduct``, default 10.
         batch_get_device_state: ``BatchGetDeviceState``, default 50.
+        batch_query_device_detail: ``BatchQueryDeviceDetail``, default 5.
         list_ota_firmware: ``ListOTAFirmware``, default 10.
         list_ota_job_by_firmware: ``ListOTAJobByFirmware``, default 10.
         list_ota_task_by_job: ``ListOTATaskByJob``, default 10.
@@ -149,6 +151,7 @@ class Quotas(
     query_device_by_sql: float | None = None
     list_ota_module_by_product: float | None = None
     batch_get_device_state: float | None = None
+    batch_query_device_detail: float | None = None
     list_ota_firmware: float | None = None
     list_ota_job_by_firmware: float | None = None
     list_ota_task_by_job: float | None = None
@@ -267,7 +270,8 @@ class Account(_Section, frozen=True):
         read: ``"device"``: query each device. ``"index"``: read the platform's search index, 50 devices a call, and
             query only those of the recheck. ``"auto"``: do that, and query all devices if the recheck shows an error
             above ``max_index_error``. Where the platform has no index, all devices are queried.
-        fetch_product_modules: fetch the modules that each product defines; None: only for discovered fleets.
+        fetch_product_modules: fetch the modules that each product defines; None: only for discovered fleets. A run that
+            reads some modules only does not fetch them.
     """
 
     name: str
@@ -377,6 +381,7 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
         name: part of the run folder's name.
         directory: where run folders are created.
         concurrency: maximum number of requests in flight, divided among the accounts by their quotas.
+        modules: ``["default"]``: read only this module, 100 devices a call; None: all modules.
         page_size: modules per request, 1 to 200.
         max_attempts: maximum number of requests for one page; throttling responses do not count.
         timeout, connect_timeout: seconds for a complete request, and for connecting.
@@ -400,6 +405,7 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
     name: str = "audit"
     directory: str = "audits"
     concurrency: int = 64
+    modules: ReadModules | None = None
     page_size: int = 200
     max_attempts: int = 8
     timeout: float = 30.0
@@ -417,6 +423,11 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
     policy: PolicySettings | None = None
     report: ReportSettings = ReportSettings()
     notify: NotifySettings | None = None
+
+    def fetches_modules_of(self, account: Account) -> bool:
+        """Return whether a run fetches the modules that an account's products define; only if it reads all modules."""
+        fetches = account.uses_discovery if account.fetch_product_modules is None else account.fetch_product_modules
+        return fetches and self.modules is None
 
     def restrict_to_accounts(self, names: Collection[str]) -> "Settings":
         """Return the settings with only these accounts, in the order of the settings.

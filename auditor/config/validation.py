@@ -232,17 +232,36 @@ def validate_selection(settings: SelectionSettings, where: str) -> None:
 
 
 def check_reading(settings: Settings, where: str = "") -> None:
-    """Raise SettingsError if an account is read by the index, and that does not fit the other settings."""
+    """Raise SettingsError if a way to read many devices in one call does not fit the other settings."""
+    _check_modules(settings, where)
     for account in settings.account:
         if account.read == "device":
             continue
         at = f'{where}account "{account.name}": read = "{account.read}"'
         if not account.uses_discovery:
             raise SettingsError(f'{at}: the index lists the devices itself; set fleet = {{ products = "all" }}')
-        if settings.is_sample or settings.max_calls is not None or settings.since not in {None, "none"}:
+        if account.read == "auto" and settings.max_calls is not None:
             raise SettingsError(
-                f"{at}: the index reads all devices, so none are left to select; "
-                'leave out since, max_calls, sample_size and precision, or set read = "device"'
+                f"{at}: all devices are queried if the index has too many wrong results, and max_calls limits that; "
+                'set read = "index", or leave out max_calls'
+            )
+
+
+def _check_modules(settings: Settings, where: str) -> None:
+    if settings.modules is None:
+        return
+    if settings.modules != ("default",):
+        raise SettingsError(f'{where}modules: give ["default"], or leave it out for all modules')
+    for key in ("max_calls", "precision"):
+        if getattr(settings, key) is not None:
+            raise SettingsError(
+                f"{where}modules: a call reads 100 devices, and {key} counts single ones; leave out one of both"
+            )
+    for account in settings.account:
+        if account.read != "device":
+            raise SettingsError(
+                f'{where}modules: account "{account.name}" has read = "{account.read}", and the index has all modules '
+                "of a device in one call; leave out one of both"
             )
 
 

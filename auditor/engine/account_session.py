@@ -18,11 +18,8 @@ from auditor import __about__
 from auditor.client.client import ApiClient
 from auditor.client.connector import ssl_context
 from auditor.client.operations import (
-    BATCH_GET_DEVICE_STATE,
-    LIST_OTA_MODULE_BY_PRODUCT,
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
-    QUERY_DEVICE_BY_SQL,
-    RELEASE_OPERATIONS,
+    OPTIONAL_OPERATIONS,
     Operation,
     module_version_params,
 )
@@ -34,7 +31,7 @@ from auditor.config.proxy import Proxy, resolve_proxy
 from auditor.config.secrets import read_secret
 from auditor.config.settings import Account, Settings, SharedQuotaSettings
 from auditor.config.validation import check_distinct_quotas
-from auditor.engine.device_reader import AnswerTrust, fetch_device
+from auditor.engine.device_reader import AnswerTrust, fetch_device, keep_modules
 from auditor.engine.key_renewal import KeyRenewal
 from auditor.engine.limiters import AccountLimiters
 from auditor.engine.progress import AccountProgress
@@ -62,11 +59,6 @@ MIN_LOGGED_OFFSET = 60.0
 
 RESERVED_REQUESTS = 16
 """Requests of a fast account that are recorded in the run folder at a time, which takes some microseconds."""
-
-OPTIONAL_OPERATIONS = (
-    BATCH_GET_DEVICE_STATE, LIST_OTA_MODULE_BY_PRODUCT, QUERY_DEVICE_BY_SQL, *RELEASE_OPERATIONS,
-)  # fmt: skip
-"""Operations that an audit can always do without. Each has a circuit breaker of its own."""
 
 MAX_OPTIONAL_SECONDS = 30.0
 """Seconds without a usable response after which such an operation is not used, if it has never worked."""
@@ -196,6 +188,7 @@ class AccountSession:
             now=self.platform_time,
             may_retry=self._caller.may_retry,
         )
+        outcome = keep_modules(outcome, self._settings.modules)
         self.fetched += 1
         self._failed += isinstance(outcome, DeviceFailure)
         if self._caller.failing_products.is_failing(device.product_key) and device.product_key not in self._reported:
@@ -285,7 +278,7 @@ class AccountSession:
         self.finished, self.stopped = True, None if error is None else str(error)
 
     def count_unqueried(self) -> None:
-        """Count one device whose result needed no request."""
+        """Count one device whose result needed no request of its own."""
         self._unqueried += 1
 
     def report_states(self, progress: tuple[int, int] | None) -> None:

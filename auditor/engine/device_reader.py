@@ -10,6 +10,7 @@ A broken proxy may give a request the answer of another one. An answer that name
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from auditor.client.operations import (
@@ -26,7 +27,17 @@ from auditor.errors import (
     NotFoundError,
     PlatformError,
 )
-from auditor.models import CallResult, Device, DeviceFailure, DeviceResult, ModuleVersion, Outcome, Page, ReportedModule
+from auditor.models import (
+    CallResult,
+    Device,
+    DeviceFailure,
+    DeviceResult,
+    ModuleVersion,
+    Outcome,
+    Page,
+    ReadModules,
+    ReportedModule,
+)
 
 MAX_READINGS = 4
 """Number of times that a device is read until its pages agree."""
@@ -253,6 +264,14 @@ def _answer_without_device(outcome: Page | PlatformError, reading: "_DeviceReadi
         return None if reading.names_device else tuple(reading.modules.values())
     conclusive = isinstance(outcome, NotFoundError | NeverActivatedError | InvalidRequestError)
     return outcome.code.lower() if conclusive else None
+
+
+def keep_modules(outcome: Outcome, names: ReadModules | None) -> Outcome:
+    """Return an outcome with only the modules of these names; None: with all."""
+    if names is None or not isinstance(outcome, DeviceResult) or not outcome.modules:
+        return outcome
+    modules = tuple(each for each in outcome.modules if each.module_name.casefold() in names)
+    return replace(outcome, modules=modules, total=len(modules), status="ok" if modules else "empty")
 
 
 def never_activated_result(device: Device, now: float) -> DeviceResult:

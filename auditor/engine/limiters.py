@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from auditor.client.operations import (
     BATCH_GET_DEVICE_STATE,
+    BATCH_QUERY_DEVICE_DETAIL,
     LIST_OTA_FIRMWARE,
     LIST_OTA_JOB_BY_FIRMWARE,
     LIST_OTA_MODULE_BY_PRODUCT,
@@ -36,6 +37,7 @@ _QUOTA_KEYS = {
     QUERY_DEVICE_BY_SQL.quota_name: "query_device_by_sql",
     LIST_OTA_MODULE_BY_PRODUCT.quota_name: "list_ota_module_by_product",
     BATCH_GET_DEVICE_STATE.quota_name: "batch_get_device_state",
+    BATCH_QUERY_DEVICE_DETAIL.quota_name: "batch_query_device_detail",
     LIST_OTA_FIRMWARE.quota_name: "list_ota_firmware",
     LIST_OTA_JOB_BY_FIRMWARE.quota_name: "list_ota_job_by_firmware",
     LIST_OTA_TASK_BY_JOB.quota_name: "list_ota_task_by_job",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from auditor.client.operations import DEVICE_OPERATIONS
 from auditor.engine.account_session import AccountSession
 from auditor.engine.progress import DiscoveryProgress, Progress, combine_discovery_progress
 from auditor.runs.journal import Journal
@@ -176,7 +177,8 @@ class RunState:
         return tuple(MismatchedAccount(*each) for each in counts.items())
 
     def _requests(self) -> RequestCounts:
-        stats, before = [session.stats for session in self._accounts], self._recorded.requests
+        stats = [session.request_stats(*DEVICE_OPERATIONS) for session in self._accounts]
+        before = self._recorded.requests
         return RequestCounts(
             sent=before.sent + sum(each.sent for each in stats),
             retried=before.retried + sum(each.retried for each in stats),

@@ -15,8 +15,8 @@ import orjson
 
 from auditor.client.operations import (
     BATCH_GET_DEVICE_STATE,
+    DEVICE_OPERATIONS,
     DISCOVERY_OPERATIONS,
-    LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
     RELEASE_OPERATIONS,
     Operation,
 )
@@ -149,9 +149,7 @@ def count_device_calls(counts: Mapping[RequestKey, int]) -> int:
 def requests_before(folder: Path, manifest: Manifest) -> dict[RequestKey, int]:
     """Return what the processes of a run have sent, by its file, and by its manifest where that has more."""
     counts = read_sent_requests(folder)
-    recorded: list[tuple[tuple[Operation, ...], str | None, int]] = [
-        ((LIST_OTA_MODULE_VERSIONS_BY_DEVICE,), None, manifest.requests.sent)
-    ]
+    recorded: list[tuple[tuple[Operation, ...], str | None, int]] = [(DEVICE_OPERATIONS, None, manifest.requests.sent)]
     recorded += [(DISCOVERY_OPERATIONS, each.account, each.requests.sent) for each in manifest.discovery]
     if manifest.selection is not None:
         states = (BATCH_GET_DEVICE_STATE,)

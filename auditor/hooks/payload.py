@@ -29,6 +29,9 @@ MAX_RULES, MAX_SENTENCES, MAX_TEXT_LENGTH = 50, 20, 5_000
 MAX_NAMED, MAX_SENTENCE_LENGTH = 3, 500
 """Failures, rules and warnings that the paragraph names, and characters of a sentence in it."""
 
+_CONFIGURED = frozenset({"sample", "modules"})
+"""Warnings about what the settings request, which are no problems."""
+
 _STATED = frozenset({"partial", "running", "aborted", "incomplete", "sample"})
 """Warnings that the paragraph's first sentence states."""
 
@@ -95,7 +98,7 @@ def build_payload(
         "problems": list(problems)[:MAX_SENTENCES],
     }
     text = escape_chat_markup(_paragraph(run, content, warnings[:MAX_SENTENCES], policy, drift))
-    has_problems = bool(exit_code or problems or any(warning.kind != "sample" for warning in warnings))
+    has_problems = bool(exit_code or problems or any(warning.kind not in _CONFIGURED for warning in warnings))
     has_problems |= policy is not None and bool(policy.violated or policy.problem)
     return Payload(orjson.dumps(_clean(content | {"text": text})), has_problems)
 

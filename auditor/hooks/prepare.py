@@ -116,8 +116,11 @@ def _load_policy(settings: Settings) -> "Policy | None":
     if settings.policy is None:
         return None
     from auditor.policy.loader import load_policy
+    from auditor.policy.scope import check_modules
 
-    return load_policy(settings.policy.file)
+    policy = load_policy(settings.policy.file)
+    check_modules(policy, settings.modules)
+    return policy
 
 
 def _report_problems(report: ReportSettings, source: str) -> Iterator[str]:

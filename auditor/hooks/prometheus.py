@@ -216,8 +216,11 @@ def _add_devices(samples: _SampleCollector, database: duckdb.DuckDBPyConnection)
     samples.add("auditor_accounts_omitted", _omitted(database, accounts))
     for failure in count_failures(database):
         samples.add("auditor_failed_devices", failure.devices, code=failure.code)
-    indexed_devices = scalar(database, "SELECT count(*) FROM devices WHERE source = 'index'")
-    further = {"unsampled": unsampled_devices, "index": indexed_devices}
+    in_bulk = {
+        source: scalar(database, f"SELECT count(*) FROM devices WHERE source = '{source}'")
+        for source in ("index", "details")
+    }
+    further = {"unsampled": unsampled_devices} | in_bulk
     for source in ("queried", "carried", *(name for name, devices in further.items() if devices)):
         devices = scalar(database, f"SELECT count(*) FILTER (source = '{source}') FROM devices")
         samples.add("auditor_source_devices", devices, source=source)

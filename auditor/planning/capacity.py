@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from auditor.client.operations import BATCH_GET_DEVICE_STATE
+from auditor.client.operations import BATCH_GET_DEVICE_STATE, BATCH_QUERY_DEVICE_DETAIL
 from auditor.config.settings import Account, Settings
 from auditor.engine.allocation import concurrency_per_account, min_concurrency_for
 from auditor.fleet.table import count_devices_to_query
@@ -34,7 +34,26 @@ def plan_fleet(settings: Settings, fleet: Path, directory: Path) -> Plan:
     """Return the plan for the devices in a file that ``write_snapshot`` wrote; earlier runs are in ``directory``."""
     included = [account.name for account in settings.account if not account.skips_never_activated]
     devices = count_devices_to_query(fleet, included)
-    return plan_devices(settings, devices, latest_measurements(directory, settings.name))
+    return plan_queries(settings, devices, latest_measurements(directory, settings.name))
+
+
+def plan_queries(settings: Settings, devices: Mapping[str, int], measurements: RunMeasurements | None) -> Plan:
+    """Return the plan for querying devices as the settings say: one a call, or in batches if they name modules."""
+    if settings.modules is None:
+        return plan_devices(settings, devices, measurements)
+    quota = BATCH_QUERY_DEVICE_DETAIL.calls_per_second
+    accounts = tuple(
+        each
+        if each.calls_per_second == "unlimited"
+        else msgspec.structs.replace(each, calls_per_second=each.quotas.batch_query_device_detail or quota)
+        for each in settings.account
+    )
+    batches = dict.fromkeys(devices, QueriedDevices(BATCH_QUERY_DEVICE_DETAIL.page_size, 1))
+    latency = None if measurements is None else measurements.latency
+    folder = Path() if measurements is None else measurements.folder
+    return plan_devices(
+        msgspec.structs.replace(settings, account=accounts), devices, RunMeasurements(folder, batches, latency)
+    )
 
 
 def plan_devices(

@@ -6,8 +6,9 @@ from typing import Literal
 from auditor.models import ChangeDetection
 from auditor.runs.selection_info import Planned
 
-PlanStrategy = Literal["full", "index", "incremental", "rolling", "sample"]
-"""``full``: every device. The others are those of ``selection.strategy`` in ``run.json``."""
+PlanStrategy = Literal["full", "index", "details", "incremental", "rolling", "sample"]
+"""``full``: every device, one a call. ``details``: the module ``default`` of every device, many a call. The others are
+those of ``selection.strategy`` in ``run.json``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from auditor.client.operations import BATCH_GET_DEVICE_STATE, QUERY_DEVICE_BY_SQL
+from auditor.client.operations import BATCH_GET_DEVICE_STATE, BATCH_QUERY_DEVICE_DETAIL, QUERY_DEVICE_BY_SQL
 from auditor.config.settings import Settings, parse_percentage
 from auditor.engine.allocation import quota_fractions
 from auditor.models import ChangeDetection
@@ -43,6 +43,7 @@ def compare_strategies(settings: Settings, plan: Plan, inputs: PlanningInputs) -
     full = StrategyPlan("full", devices=plan.devices, calls=plan.calls, seconds=plan.seconds)
     rows = [replace(full, max_age_runs=0, mean_age_runs=0.0)]
     rows += _index_rows(settings, loads)
+    rows += _details_rows(settings, loads)
     rows += [_incremental_row(settings, loads, rule, inputs.carry) for rule in CHANGE_DETECTION_RULES]
     rows += _rolling_rows(settings, plan, loads, inputs.measurements)
     rows += sample_plans(settings, loads)
@@ -82,10 +83,28 @@ def _index_cost(settings: Settings, load: AccountLoad) -> Cost:
     """Return the cost of reading an account, and of its recheck. Each page repeats a row of the one before."""
     if load.account.read == "device":
         return load.cost(load.devices)
+    return load.cost(math.floor(parse_percentage(settings.recheck) * load.devices), *_index_calls(load))
+
+
+def _index_calls(load: AccountLoad) -> tuple[int, float]:
+    """Return the number of pages of an account's devices in the search index, and the quota for them."""
     per_page = QUERY_DEVICE_BY_SQL.page_size - 1
     pages = sum((size // per_page + 1) * products for size, products in load.products_by_size.items())
-    quota = load.account.quotas.query_device_by_sql or QUERY_DEVICE_BY_SQL.calls_per_second
-    return load.cost(math.floor(parse_percentage(settings.recheck) * load.devices), pages, quota)
+    return pages, load.account.quotas.query_device_by_sql or QUERY_DEVICE_BY_SQL.calls_per_second
+
+
+def _details_rows(settings: Settings, loads: list[AccountLoad]) -> Iterator[StrategyPlan]:
+    """Yield a row if the run reads only the module ``default``, in batches of one product each."""
+    if settings.modules is not None:
+        cost = total_cost(_details_cost(load) for load in loads)
+        yield StrategyPlan("details", **cost._asdict(), max_age_runs=0, mean_age_runs=0.0)
+
+
+def _details_cost(load: AccountLoad) -> Cost:
+    size = BATCH_QUERY_DEVICE_DETAIL.page_size
+    calls = sum(-(-devices // size) * products for devices, products in load.products_by_size.items())
+    quota = load.account.quotas.batch_query_device_detail or BATCH_QUERY_DEVICE_DETAIL.calls_per_second
+    return load.cost(0, calls, quota)._replace(devices=load.devices)
 
 
 def _incremental_row(
@@ -119,8 +138,9 @@ def _incremental_cost(load: AccountLoad, carry: CarryMeasurements, stats: Increm
     fraction = stats.selected_fraction.get(load.account.name, 0.0)
     selected = max(new, math.ceil(load.devices * fraction - 1e-6))
     selected += math.floor(recheck * (load.devices - selected))
-    state_calls = -(-(load.devices - new) // BATCH_GET_DEVICE_STATE.page_size)
-    return load.cost(selected, state_calls)
+    if load.account.read != "device":
+        return load.cost(selected, *_index_calls(load))
+    return load.cost(selected, -(-(load.devices - new) // BATCH_GET_DEVICE_STATE.page_size))
 
 
 def _rolling_rows(

@@ -32,7 +32,14 @@ from auditor.policy.model import Deny, Exact, MaxAge, Minimum, Policy, Required,
 from auditor.policy.released import define_released_versions
 from auditor.policy.results import RuleResult, collect_results
 from auditor.policy.sampled import define_strata, has_unsampled, sample_warnings
-from auditor.policy.scope import UNPARSEABLE, VIOLATED, define_run_tables, define_scopes, restrict_scopes
+from auditor.policy.scope import (
+    UNPARSEABLE,
+    VIOLATED,
+    check_modules,
+    define_run_tables,
+    define_scopes,
+    restrict_scopes,
+)
 from auditor.query.describe import warning_objects
 from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.runs.folder import find_run
@@ -83,6 +90,7 @@ def evaluate_policy(run: str | Path, policy: Policy, *, now: datetime | None = N
 
     Raises:
         RunFolderError: the path is no run, or cannot be read.
+        SettingsError: a rule is about modules that the run did not read.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
     now = datetime.now(UTC) if now is None else now.astimezone(UTC)
@@ -90,6 +98,7 @@ def evaluate_policy(run: str | Path, policy: Policy, *, now: datetime | None = N
     reading = partial(translate_read_errors, folder)
     with temporary_database("policy") as (database, work):
         snapshot = open_snapshot(folder, work)
+        check_modules(policy, snapshot.manifest.modules)
         with reading():
             define_run_tables(database, snapshot)
             define_scopes(database, policy.rules, now)

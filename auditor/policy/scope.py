@@ -22,11 +22,13 @@ from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
-from auditor.policy.model import Rule, RuleException
+from auditor.errors import SettingsError
+from auditor.models import ReadModules
+from auditor.policy.model import Policy, Rule, RuleException, join_texts
 from auditor.query.snapshot import RunSnapshot
 from auditor.runs.attributes import attribute_sql
 from auditor.storage.database import Database, parquet, scalar, sql_literal
-from auditor.text.globs import MATCH_ALL, glob_regex
+from auditor.text.globs import MATCH_ALL, glob_regex, matches_any
 
 _HASH = "hash(account, product_key, device_name, iot_id)"
 
@@ -35,6 +37,20 @@ _KEY = """length(account) || ':' || account || '/' || coalesce(length(product_ke
 """One text per device and its names; lengths keep apart what a separator alone would not."""
 
 _SAME_PRODUCT = "p.account = t.account AND p.product_key IS NOT DISTINCT FROM t.product_key"
+
+
+def check_modules(policy: Policy, modules: ReadModules | None) -> None:
+    """Raise SettingsError if a rule is about none of the modules that a run reads; None: it reads all.
+
+    Every device of the run would lack the modules of such a rule.
+    """
+    for rule in policy.rules if modules is not None else ():
+        patterns = [pattern.casefold() for pattern in rule.modules]
+        if not any(matches_any(module, patterns) for module in modules or ()):
+            raise SettingsError(
+                f'{policy.source}: rule "{rule.name}": is about module {join_texts(rule.modules)}, and the run reads '
+                f"only the module {', '.join(modules or ())}; use rules without it, or a run of all modules"
+            )
 
 
 def define_run_tables(database: Database, run: RunSnapshot) -> None:

@@ -44,7 +44,7 @@ def read_ages(database: Database, started_at: str) -> AnswerAges:
     )
     carried = "FILTER (answered AND source = 'carried' AND coalesce(started - point, 'inf') {})"
     row = database.execute(
-        "SELECT count(*), count(*) FILTER (answered AND source = 'queried'), "
+        "SELECT count(*), count(*) FILTER (answered AND source IN ('queried', 'details')), "
         f"count(*) {carried.format(f'<= {_DAY}')}, "
         f"count(*) {carried.format(f'> {_DAY} AND started - point <= {7 * _DAY}')}, "
         f"count(*) {carried.format(f'> {7 * _DAY}')}, "

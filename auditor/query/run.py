@@ -208,11 +208,11 @@ class Run:
         match form:
             case "json":  # the counts show how complete the run is
                 warnings = integrity_warnings(self.folder, self.manifest)
-                head = inventory_head(self._database.cursor(), self._counts)
+                head = inventory_head(self._database.cursor(), self._counts, self.manifest.modules)
                 return head | ({"warnings": warning_objects(warnings)} if warnings else {})
             case "xlsx":
                 manifest = self.manifest
                 about = {"run": self.folder.name, "state": manifest.state, "started_at": manifest.started_at}
-                coverage = coverage_head(self.devices, count_sources(self._database.cursor()))
+                coverage = coverage_head(self.devices, count_sources(self._database.cursor()), manifest.modules)
                 return coverage | about | {"warnings": warning_objects(self.warnings)}
         return {}

@@ -53,7 +53,8 @@ class RunSnapshot:
     def coverage(self) -> dict[str, object]:
         """The head of JSON documents about the run: its name and state, device counts and warnings."""
         about = {"run": self.folder.name, "state": self.manifest.state, "started_at": self.manifest.started_at}
-        return coverage_head(self.counts, self.sources) | about | {"warnings": warning_objects(self.warnings)}
+        coverage = coverage_head(self.counts, self.sources, self.manifest.modules)
+        return coverage | about | {"warnings": warning_objects(self.warnings)}
 
 
 def open_snapshot(folder: Path, work: Path) -> RunSnapshot:

@@ -44,6 +44,9 @@ def completeness_warnings(
         kind: WarningKind = _INCOMPLETE_KINDS.get(manifest.state, "incomplete")
         unanswered = f"{counts.failed:,} devices failed, {pending:,} pending{' in the sample' if unsampled else ''}"
         found.append(RunWarning(kind, run, f"{manifest.state}: {unanswered}"))
+    if manifest.modules is not None:
+        detail = f"has only the module {', '.join(manifest.modules)} of each device: no other was read"
+        found.append(RunWarning("modules", run, detail))
     if manifest.selection is not None:
         found += recheck_warnings(run, manifest.selection)
     if manifest.fleet.excluded_accounts:

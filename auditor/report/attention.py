@@ -51,6 +51,7 @@ _TITLES = {
     "recheck": "Too many carried results are outdated",
     "not_reached": "Devices that may have changed were not queried",
     "discovery_gap": "The device list is incomplete",
+    "modules": "The run read one module only",
     "limited": "The run covers a part of its fleet",
     "accounts": "The run excludes accounts",
     "aliases": "Devices are in the fleet twice",

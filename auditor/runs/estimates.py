@@ -9,7 +9,7 @@ from pathlib import Path
 
 from auditor.runs.folder import FLEET, SELECTED
 from auditor.runs.selection_info import OutdatedResults, Recheck, SelectionInfo
-from auditor.runs.views import INVENTORY
+from auditor.runs.views import INVENTORY, QUERIED
 from auditor.stats.intervals import Interval, Stratum, error_rate
 from auditor.stats.ratio_estimator import combined_share_interval
 from auditor.stats.stratified import StratifiedCounts
@@ -212,7 +212,7 @@ def read_recheck(database: Database, selection: SelectionInfo | None) -> Recheck
     changed = f"p.status <> l.status OR {MODULE_VERSIONS.format('p.modules')} <> {MODULE_VERSIONS.format('l.modules')}"
     # Aliases of one device have a line under either name, and one row in the file of selected devices for each.
     columns = f"p.account, {device_key_sql('p.')} AS key, {changed} AS changed"
-    answers = _planned_answers("JOIN", columns, "selection_reason = 'recheck'", "'queried'")
+    answers = _planned_answers("JOIN", columns, "selection_reason = 'recheck'", QUERIED)
     devices = f"SELECT account, key, bool_or(changed) AS changed FROM ({answers}) GROUP BY ALL"
     query = f"SELECT account, count(*), count(*) FILTER (changed) FROM ({devices}) GROUP BY ALL"
     found = {account: counts for account, *counts in database.execute(query).fetchall()}

@@ -167,13 +167,13 @@ class RunCatalog:
         self.directory = directory
         self.runs: list[StoredRun] = []
         self.unreadable: list[RunFolderError] = []
-        self._latest_start = time.time() + MAX_CLOCK_DIFFERENCE
+        self._foreign_bytes, self._latest_start = 0, time.time() + MAX_CLOCK_DIFFERENCE
+        self._owners: frozenset[int] | None = None
         with translate_os_errors(f"{directory}: cannot be read", RunFolderError):
             if missing_ok and not directory.exists():
                 return
             folders = [path for path in directory.iterdir() if not path.name.startswith(".") and not path.is_symlink()]
             self._owners = trusted_owners(directory)
-        self._foreign_bytes = 0
         for folder in folders:
             try:
                 if has_manifest(folder):  # another process may delete the folder in between

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from auditor.models import ReadModules
 from auditor.runs.estimates import summarize_sample
 from auditor.runs.folder import DEVICES, FLEET
 from auditor.runs.manifest import MAX_FAILURE_CODES, SCHEMA_VERSION, DeviceCounts, FailureInfo
@@ -51,6 +52,7 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
         carried: devices whose result is carried forward from earlier runs; absent: none.
         oldest_answer_at: time of the oldest carried result; absent: none is carried.
         unsampled: pending devices that are not in the sample; absent: the run is not sampled.
+        modules: the only modules that were read, which ``complete`` is about; absent: all.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -59,6 +61,7 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     carried: PositiveCount | UnsetType = UNSET
     oldest_answer_at: Timestamp | UnsetType | None = UNSET
     unsampled: PositiveCount | UnsetType = UNSET
+    modules: ReadModules | UnsetType = UNSET
 
 
 def count_devices(database: Database) -> DeviceCounts:
@@ -136,14 +139,14 @@ def _count_shared_identities(database: Database) -> int:
     return scalar(database, f"SELECT count(*) FROM ({' UNION '.join(tables)})") if tables else 0
 
 
-def inventory_json(database: Database, counts: StratifiedCounts | None) -> Iterator[bytes]:
-    """Yield ``inventory.json`` in pieces: its head, then each row."""
-    return json_parts(inventory_head(database, counts), "inventory", dict_rows(database, "FROM inventory"))
+def inventory_json(database: Database, counts: StratifiedCounts | None, modules: ReadModules | None) -> Iterator[bytes]:
+    """Yield ``inventory.json`` in pieces: its head, then each row. ``modules`` is that of the manifest."""
+    return json_parts(inventory_head(database, counts, modules), "inventory", dict_rows(database, "FROM inventory"))
 
 
-def inventory_head(database: Database, counts: StratifiedCounts | None) -> dict[str, Any]:
+def inventory_head(database: Database, counts: StratifiedCounts | None, modules: ReadModules | None) -> dict[str, Any]:
     """Return the coverage of a run, the summary of its sample (see ``define_estimates``), and its missing modules."""
-    head = coverage_head(count_devices(database), count_sources(database))
+    head = coverage_head(count_devices(database), count_sources(database), modules)
     if counts is not None:
         head["sample"] = msgspec.to_builtins(summarize_sample(database, counts))
     if scalar(database, "SELECT count(*) FROM products WHERE modules IS NOT NULL"):
@@ -151,14 +154,15 @@ def inventory_head(database: Database, counts: StratifiedCounts | None) -> dict[
     return head
 
 
-def coverage_head(devices: DeviceCounts, sources: SourceCounts) -> dict[str, Any]:
-    """Return the ``Coverage`` of a run for JSON."""
+def coverage_head(devices: DeviceCounts, sources: SourceCounts, modules: ReadModules | None) -> dict[str, Any]:
+    """Return the ``Coverage`` of a run for JSON; ``modules`` is that of its manifest."""
     coverage = Coverage(
         complete=devices.unanswered == 0,
         devices=devices,
         carried=sources.carried or UNSET,
         oldest_answer_at=sources.oldest_answer_at if sources.carried else UNSET,
         unsampled=sources.unsampled or UNSET,
+        modules=UNSET if modules is None else modules,
     )
     head: dict[str, Any] = msgspec.to_builtins(coverage)
     return head

@@ -76,6 +76,8 @@ def encode_outcome(outcome: Outcome) -> bytes:
             }
             if outcome.reason is not None:
                 record["reason"] = outcome.reason
+            if outcome.source != "queried":
+                record["source"] = outcome.source
         case DeviceFailure():
             record |= {
                 "status": "failed",

@@ -14,7 +14,7 @@ import orjson
 
 from auditor.config.settings import count_allowed
 from auditor.errors import RunFolderError
-from auditor.models import RunWarning
+from auditor.models import ReadModules, RunWarning
 from auditor.runs.selection_info import (
     ChangesInfo,
     ExitReason,
@@ -317,6 +317,7 @@ class Manifest:
             no file outside of its folder and post nothing, unless that is requested.
         changes: changes since the previous run; null: there is none, or the run does not cover the fleet.
         releases: released firmware, as it was read of each account.
+        modules: the only modules that the run read of its devices; null: all. A device that reports others is empty.
         schema_version: version of this contract.
     """
 
@@ -353,6 +354,7 @@ class Manifest:
     trial: bool = False
     changes: ChangesInfo | None = None
     releases: tuple[ReleasesInfo, ...] = ()
+    modules: ReadModules | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __repr__(self) -> str:
@@ -417,7 +419,8 @@ class Manifest:
         if self.remaining_devices or self.missing_devices or self.fleet.shared_identities:
             return ExitReason("within_tolerance", self.describe_unanswered())
         sampled = " sampled" if self.unsampled else ""
-        return ExitReason("success", f"all {self._required_devices:,}{sampled} devices have an answer")
+        about = "" if self.modules is None else f" about the module {', '.join(self.modules)}"
+        return ExitReason("success", f"all {self._required_devices:,}{sampled} devices have an answer{about}")
 
     def describe_exit(self) -> str | None:
         """Return the exit code with its reason, the last line of a log; None: the run has not ended."""

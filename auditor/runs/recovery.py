@@ -87,7 +87,7 @@ def _write_remaining(folder: Path, out: Path, memory: str, account: str | None) 
         return RemainingDevices(
             replace(counts, failed=0, pending=counts.unanswered),
             scalar(database, "SELECT count(*) FROM devices WHERE source = 'unsampled'"),
-            scalar(database, "SELECT coalesce(sum(attempts), 0)::BIGINT FROM answered"),
+            scalar(database, "SELECT coalesce(sum(attempts), 0)::BIGINT FROM answered WHERE source = 'queried'"),
             _successful_devices(database),
         )
 

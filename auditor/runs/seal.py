@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from auditor.models import ReadModules
 from auditor.runs.estimates import count_not_reached, define_estimates, estimate_outdated, read_recheck
 from auditor.runs.folder import (
     COMPRESSED_RESULTS,
@@ -15,7 +16,7 @@ from auditor.runs.folder import (
 )
 from auditor.runs.inventory import count_devices, count_failures, count_never_activated, count_sources, inventory_json
 from auditor.runs.journal import compress_results
-from auditor.runs.manifest import DeviceCounts, FailureInfo, FileInfo, file_info
+from auditor.runs.manifest import DeviceCounts, FailureInfo, FileInfo, file_info, read_manifest
 from auditor.runs.selection_info import OutdatedResults, Recheck, SelectionInfo
 from auditor.runs.views import define_live_views, define_products, define_sealed_views
 from auditor.storage.database import (
@@ -76,7 +77,7 @@ def _seal(folder: Path, memory: str, selection: SelectionInfo | None) -> SealedR
         with borrow_database(work, memory) as database:
             define_sealed_views(database, work)
             define_products(database, folder)
-            write_inventories(database, folder, work)
+            write_inventories(database, folder, work, read_manifest(folder).modules)
             devices, failures = count_devices(database), count_failures(database)
             answers = (*count_sources(database), recheck, not_reached, outdated)
             sealed = SealedRun(devices, count_never_activated(database), failures, (), *answers)
@@ -85,9 +86,12 @@ def _seal(folder: Path, memory: str, selection: SelectionInfo | None) -> SealedR
     return sealed
 
 
-def write_inventories(database: Database, folder: Path, work: Path) -> None:
-    """Write ``inventory.csv`` and ``inventory.json`` to ``work``, from the sealed views of a run and its products."""
+def write_inventories(database: Database, folder: Path, work: Path, modules: ReadModules | None = None) -> None:
+    """Write ``inventory.csv`` and ``inventory.json`` to ``work``, from the sealed views of a run and its products.
+
+    ``modules`` is that of its manifest.
+    """
     counts = define_estimates(database, folder)
     write_csv(database, "FROM inventory", work / INVENTORY_CSV)
     with create_own_file(work / INVENTORY_JSON) as file:
-        file.writelines(inventory_json(database, counts))
+        file.writelines(inventory_json(database, counts, modules))

@@ -194,7 +194,7 @@ class AccountSelection:
         carried: devices whose previous results were selected to be carried forward.
         states_requested: devices whose connection states were requested.
         states_unknown: devices whose connection states the platform did not report, or that do not show whether they
-            were online since; they are selected.
+            were online since; or that the search index does not have, if it is used instead. They are selected.
         requests: requests for connection states.
         selected_at: when the selection was made; carried results are at least this old. null: not recorded.
         unchanged: devices without a sign of change, those of the recheck included. null: not recorded.

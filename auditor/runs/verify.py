@@ -40,6 +40,7 @@ from auditor.runs.journal import count_lines
 from auditor.runs.manifest import DeviceCounts, Manifest, file_info, read_manifest
 from auditor.runs.seal import write_inventories
 from auditor.runs.views import (
+    QUERIED,
     ReleaseCounts,
     count_releases,
     define_live_views,
@@ -151,7 +152,7 @@ def _check_states(database: Database, folder: Path, manifest: Manifest) -> Itera
     uses_both_names = scalar(database, "SELECT count(DISTINCT iot_id IS NULL) FROM fleet") > 1
     failure = "code IS NOT NULL" if uses_both_names else "status = 'failed'"
     answer = "status IN ('ok', 'empty', 'not_found') AND source"
-    conditions = ("true", f"{answer} = 'queried'", f"{answer} IN ('carried', 'index')", failure)
+    conditions = ("true", f"{answer} IN ({QUERIED})", f"{answer} IN ('carried', 'index')", failure)
     rows, answered, carried, failed = (
         scalar(database, f"SELECT count(*) FILTER ({condition}) FROM devices") for condition in conditions
     )
@@ -161,7 +162,7 @@ def _check_states(database: Database, folder: Path, manifest: Manifest) -> Itera
     if rows != fleet:
         yield f"{results}, {FAILURES}: {rows - fleet} more lines than devices: {_duplicate(database)}"
     sources = (
-        (results, "answered WHERE source = 'queried'", answered),
+        (results, f"answered WHERE source IN ({QUERIED})", answered),
         (CARRIED, "answered WHERE source IN ('carried', 'index')", carried),
         (FAILURES, "failures", failed),
     )
@@ -259,7 +260,7 @@ def _check_sealed(live: Database, files: Path, folder: Path, work: Path, memory:
         if _columns(live, "inventory") != _columns(sealed, "inventory"):
             return  # other types than text, as just reported: there is no inventory of them
         # From the sealed rows, which follow from the lines as just shown.
-        write_inventories(sealed, files, work)
+        write_inventories(sealed, files, work, read_manifest(folder).modules)
         for name in (INVENTORY_JSON, INVENTORY_CSV):
             if file_info(work / name) != file_info(folder / name):
                 yield f"{name}: does not follow from {MODULES}"

@@ -61,6 +61,9 @@ from auditor.storage.database import (
 )
 from auditor.storage.files import translate_os_errors
 
+QUERIED = "'queried', 'details'"
+"""SQL of the sources of results that the run itself requested of the devices."""
+
 _IDENTITY = dict.fromkeys(("account", "product_key", "device_name", "iot_id", "status"), "VARCHAR")
 
 _NAMES = ("product_key", "device_name", "iot_id")
@@ -74,6 +77,7 @@ _ANSWERED = {
     "request_id": "VARCHAR",
     "audited_at": "TIMESTAMP",
     "reason": "VARCHAR",
+    "source": "VARCHAR",
 }
 
 _PRODUCT = {
@@ -210,7 +214,7 @@ def define_base_views(database: Database, folder: Path, work: Path | None = None
         with translate_os_errors(f"{results}: cannot be read", RunFolderError):
             check_compressed(results)
     answered = f"({read_records(results, _ANSWERED)}) WHERE status IN ('ok', 'empty', 'not_found')"
-    lines = f"SELECT *, 'queried' AS source FROM {answered}"
+    lines = f"SELECT * REPLACE (if(source = 'details', source, 'queried') AS source) FROM {answered}"
     if (folder / CARRIED).is_file():
         # Results of no run are of the platform's search index. No device is in both files: carried and queried
         # devices are disjoint parts of one fleet.

@@ -1,4 +1,4 @@
-"""Which devices may have changed since their previous result, by their connection states.
+"""Which devices may have changed since their previous result, by their connection states, or by the search index.
 
 The platform reports two times of a device: when it entered its status, and when it was last online. They come in many
 forms (``auditor.client.parsers.parse_reported_time``). A device is *connected* if it was online since its previous
@@ -17,6 +17,7 @@ import duckdb
 
 from auditor.client.parsers import MAX_UTC_OFFSET, MIN_UTC_OFFSET, UTC_OFFSET_STEP
 from auditor.models import ChangeDetection
+from auditor.runs.estimates import MODULE_VERSIONS
 from auditor.runs.selection_info import LearnedOffset
 from auditor.selection.ranking import TWO_TO_64
 
@@ -125,6 +126,23 @@ _REASONS_BY_STATE = """
   FROM decision"""
 
 
+_REASONS_BY_INDEX = f"""
+  CREATE TABLE with_reason AS
+  WITH indexed AS NOT MATERIALIZED (
+    SELECT product_key, device_name, hash(status, {MODULE_VERSIONS.format("modules")}) AS indexed FROM {{results}}
+  ), earlier AS NOT MATERIALIZED (
+    SELECT file_row_number AS previous_row, hash(status, {MODULE_VERSIONS.format("modules")}) AS earlier FROM previous
+  )
+  SELECT position, {{result}}, CASE
+    WHEN selection_reason IS NOT NULL THEN selection_reason
+    WHEN indexed IS NULL THEN 'unknown'  -- the index does not have it, or none of its versions can be read
+    WHEN indexed <> earlier THEN 'differs'
+    WHEN {{draw}} / {{draw_bound}} < $recheck THEN 'recheck'
+  END AS selection_reason
+  FROM reasons_by_result JOIN candidates USING (position)
+  LEFT JOIN indexed USING (product_key, device_name) LEFT JOIN earlier USING (previous_row)"""
+
+
 @dataclass(frozen=True, slots=True)
 class IncrementalRule:
     """Which devices an incremental run queries.
@@ -178,3 +196,14 @@ def create_reasons(
     database.execute("CREATE TYPE time_form AS ENUM ('utc', 'local', 'unreadable')")  # a byte for each device
     database.execute(query, parameters)
     database.execute("DROP TYPE time_form")
+
+
+def create_reasons_by_index(
+    database: duckdb.DuckDBPyConnection, results: str, rule: IncrementalRule, *, result: str, draw: str
+) -> None:
+    """Do the same by the platform's search index: a device may have changed if its result there is another one.
+
+    ``results`` is the SQL of a table with the results of the index; the devices have a product_key and a device_name.
+    """
+    query = _REASONS_BY_INDEX.format(results=results, result=result, draw=draw, draw_bound=TWO_TO_64)
+    database.execute(query, {"recheck": rule.recheck})

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import anyio
 
-from auditor.bulk.index_results import INDEX_FOLDER
+from auditor.bulk.index_results import INDEX_FOLDER, index_results_path
 from auditor.concurrency import StopToken, TimeLimit, run_in_thread
 from auditor.config.settings import Settings, parse_percentage
 from auditor.engine.account_session import AccountSession
 from auditor.engine.allocation import CallBudget
 from auditor.log import log
 from auditor.models import Device
-from auditor.planning.capacity import plan_devices
+from auditor.planning.capacity import plan_queries
 from auditor.planning.measurements import latest_measurements
 from auditor.runs.folder import CARRIED, CONNECTIONS, FLEET, SELECTED
 from auditor.runs.locking import PreparedRun
@@ -87,7 +87,7 @@ class SelectionCoordinator:
         baseline = Baseline(run, self._work / "baseline.parquet", None if policy is None else policy.file)
         budget = BudgetEstimator(self._settings, self._measurements, time_limit)
         if selection.strategy == "incremental":
-            return IncrementalStrategy(self._settings, baseline, budget)
+            return IncrementalStrategy(self._settings, self._folder, baseline, budget)
         return RollingStrategy(baseline, budget)
 
     @property
@@ -136,7 +136,7 @@ class SelectionCoordinator:
     def estimate_cost(self, selection: SelectionInfo) -> Planned:
         """Return the estimated cost of the devices that were selected so far."""
         devices = {each.account: sum(each.selected.values()) for each in selection.accounts}
-        return plan_devices(self._settings, devices, self._measurements).planned
+        return plan_queries(self._settings, devices, self._measurements).planned
 
     async def limit_queries(self, session: AccountSession, devices: Iterator[Device]) -> tuple[Iterator[Device], Fetch]:
         """Return an account's devices up to the call budget and the precision, and the function that queries one."""
@@ -147,14 +147,18 @@ class SelectionCoordinator:
         await self._stopping_rule.add_account(session.name)
         return self._stopping_rule.take_until_satisfied(devices), self._stopping_rule.counting(session.fetch)
 
-    async def reject_results(self, session: AccountSession, selection: SelectionInfo) -> RejectedResults | None:
-        """Remove the results that an account has of the index, if the recheck shows that too many are wrong.
+    def may_reject(self, session: AccountSession, selection: SelectionInfo) -> bool:
+        """Return whether an account's results depend on the index, and are rejected if the recheck shows an error."""
+        has_results = index_results_path(self._folder, session.name).exists()
+        is_auto = self._account_settings[session.name].read == "auto"
+        return is_auto and has_results and selection.strategy != "sample" and (self._folder / CARRIED).exists()
 
-        Return the devices that must be queried now; None: the results are kept.
+    async def reject_results(self, session: AccountSession, selection: SelectionInfo) -> RejectedResults | None:
+        """Remove the results that an account has by the index, if the recheck shows that too many are wrong.
+
+        Return the devices that must be queried now; None: the results are kept. ``may_reject`` is true.
         """
-        account, name = self._account_settings[session.name], session.name
-        if selection.strategy != "index" or account.read != "auto" or not (self._folder / CARRIED).exists():
-            return None
+        name = session.name
         remaining = self._work / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.remaining.parquet"
         limit = parse_percentage(self._settings.max_index_error)
         async with self._merging:

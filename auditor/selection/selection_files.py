@@ -16,7 +16,7 @@ from duckdb import DuckDBPyConnection
 
 from auditor.fleet.columns import COLUMNS
 from auditor.runs.folder import CARRIED, SELECTED
-from auditor.runs.views import define_base_views
+from auditor.runs.views import QUERIED, define_base_views
 from auditor.storage.database import (
     READING_MEMORY,
     READING_THREADS,
@@ -197,9 +197,9 @@ def finalize_selection(folder: Path, out: Path, accounts: Collection[str], *, sa
 def _finalize_selection(
     database: DuckDBPyConnection, folder: Path, out: Path, accounts: Collection[str], *, sample: bool
 ) -> dict[str, int]:
-    database.execute("""
+    database.execute(f"""
       CREATE TABLE outcomes AS
-      SELECT account, product_key, device_name, iot_id FROM lines WHERE source = 'queried'
+      SELECT account, product_key, device_name, iot_id FROM lines WHERE source IN ({QUERIED})
       UNION ALL SELECT account, product_key, device_name, iot_id FROM failures""")
     selected = f"(FROM {parquet(folder / SELECTED, options='file_row_number=true')})"
     # A row counts as queried under either name, and under either previous name: aliases have one result.

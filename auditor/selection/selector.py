@@ -34,7 +34,12 @@ import duckdb
 from auditor.errors import RunNotWritableError
 from auditor.fleet.columns import COLUMNS
 from auditor.runs.selection_info import LearnedOffset
-from auditor.selection.change_detection import IncrementalRule, create_reasons, learn_offset
+from auditor.selection.change_detection import (
+    IncrementalRule,
+    create_reasons,
+    create_reasons_by_index,
+    learn_offset,
+)
 from auditor.selection.connectivity import STATE_COLUMNS
 from auditor.selection.ranking import (
     TWO_TO_64,
@@ -103,8 +108,8 @@ class ChangeSelectionCounts:
 class DeviceSelector:
     """Selects among the devices of one account in a file like ``fleet.parquet``. Use as a context manager.
 
-    Callers use one of four pipelines: ``select_sample``; ``select_rolling``; ``select_recheck``; or
-    ``write_state_queries``, then ``select_changed`` or ``select_without_states``. All raise RunNotWritableError if a
+    Callers use one of five pipelines: ``select_sample``; ``select_rolling``; ``select_recheck``; ``select_differing``;
+    or ``write_state_queries``, then ``select_changed`` or ``select_without_states``. All raise RunNotWritableError if a
     file cannot be read or written.
 
     ``work`` is a folder for files; it is created, and not removed. ``include_never_activated``: devices are candidates
@@ -174,11 +179,10 @@ class DeviceSelector:
 
     def write_state_queries(self, baseline: Path | None, rule: IncrementalRule, out: Path) -> int:
         """Write the devices whose connection state decides whether they are queried; return their number."""
-        expired = "false" if rule.expired is None else f"audited_at < TIMESTAMP '{rule.expired:%Y-%m-%d %H:%M:%S}'"
         undecided = "FROM reasons_by_result WHERE selection_reason IS NULL"
         with self._translated_errors():
             self._match(baseline)
-            self._set_reasons("reasons_by_result", f"WHEN {expired} THEN 'expired'")
+            self._set_reasons("reasons_by_result", _expired_case(rule))
             columns = f"account, {', '.join(COLUMNS)}"
             query = f"SELECT {columns} FROM candidates SEMI JOIN ({undecided}) USING (position)"
             write_parquet(self._database, query, out)
@@ -201,6 +205,20 @@ class DeviceSelector:
             unknown = scalar(self._database, "SELECT count(*) FROM with_reason WHERE selection_reason = 'unknown'")
             over_budget = self._write(budget, files, RecheckOrder(draw, rule.recheck))
             return ChangeSelectionCounts(over_budget, unknown, scalar(self._database, _COUNT_UNCHANGED), learned)
+
+    def select_differing(
+        self, baseline: Path | None, results: Path, rule: IncrementalRule, budget: Budget, files: SelectionFiles
+    ) -> ChangeSelectionCounts:
+        """Write the devices whose result in the search index, ``results``, differs from their previous one."""
+        draw = self._draw("recheck")
+        with self._translated_errors():
+            self._match(baseline)
+            self._set_reasons("reasons_by_result", _expired_case(rule))
+            create_reasons_by_index(self._database, parquet(results), rule, result=_RESULT, draw=draw)
+            self._database.execute("DROP TABLE reasons_by_result")
+            unknown = scalar(self._database, "SELECT count(*) FROM with_reason WHERE selection_reason = 'unknown'")
+            over_budget = self._write(budget, files, RecheckOrder(draw, rule.recheck))
+            return ChangeSelectionCounts(over_budget, unknown, scalar(self._database, _COUNT_UNCHANGED))
 
     def select_without_states(self, budget: Budget, files: SelectionFiles) -> int:
         """Write as many devices as the budget allows, by priority without states; return how many are over budget."""
@@ -274,3 +292,10 @@ class DeviceSelector:
             yield
         except (OSError, duckdb.Error) as error:
             raise RunNotWritableError(f"{self._work}: devices cannot be selected: {error_reason(error)}") from error
+
+
+def _expired_case(rule: IncrementalRule) -> str:
+    """Return the SQL case of a result that is too old to be carried."""
+    return (
+        "" if rule.expired is None else f"WHEN audited_at < TIMESTAMP '{rule.expired:%Y-%m-%d %H:%M:%S}' THEN 'expired'"
+    )

@@ -77,11 +77,29 @@ class SelectionStrategy(Protocol):
 class IncrementalStrategy:
     """Selects the devices that may have changed since the baseline run, and some others at random."""
 
-    def __init__(self, settings: Settings, baseline: Baseline, budget: BudgetEstimator) -> None:
-        self._settings, self._baseline, self._budget = settings, baseline, budget
+    def __init__(self, settings: Settings, folder: Path, baseline: Baseline, budget: BudgetEstimator) -> None:
+        self._settings, self._folder, self._baseline, self._budget = settings, folder, baseline, budget
 
     async def select(self, context: SelectionContext) -> SelectionResult | None:
-        """See ``SelectionStrategy``."""
+        """See ``SelectionStrategy``. An account that was read by the search index needs no connection states."""
+        results = index_results_path(self._folder, context.account.name)
+        return await (self._select_differing(context, results) if results.exists() else self._select_connected(context))
+
+    async def _select_differing(self, context: SelectionContext, results: Path) -> SelectionResult:
+        account, session = context.account, context.session
+        budget = partial(self._budget.estimate, account, session.sent_before() + session.total_sent)
+        select = partial(context.selector.select_differing, await self._baseline.read(), results, self._rule(), budget)
+        changed = await run_in_thread(select, context.files)
+        selection = AccountSelection(
+            account.name,
+            over_budget=changed.over_budget,
+            states_unknown=changed.unknown,
+            selected_at=format_utc(time.time()),
+            unchanged=changed.unchanged,
+        )
+        return SelectionResult(context.files.queue, selection)
+
+    async def _select_connected(self, context: SelectionContext) -> SelectionResult | None:
         account, session, selector, stop = context.account, context.session, context.selector, context.stop
         baseline, rule = await self._baseline.read(), self._rule()
         queries, states = context.work / "state-queries.parquet", context.work / "states.parquet"

@@ -10,6 +10,7 @@ from functools import partial
 
 from auditor.client.operations import (
     BATCH_GET_DEVICE_STATE,
+    BATCH_QUERY_DEVICE_DETAIL,
     LIST_OTA_FIRMWARE,
     LIST_OTA_JOB_BY_FIRMWARE,
     LIST_OTA_MODULE_BY_PRODUCT,
@@ -23,15 +24,12 @@ from auditor.simulator.faults import Corruption, corrupt, corrupted_page, corrup
 from auditor.simulator.forms import MODEL_FORMS, ResponseForms, format_local_time, format_utc_field, time_member
 from auditor.simulator.gateway import Parameters, find_device, find_devices, numbered_values, read_paging_parameter
 from auditor.simulator.list_operations import DeviceListOperation, first_product, product_list, product_modules
-from auditor.simulator.quotas import BATCH_QUERY_DEVICE_DETAIL, DEEP_SUFFIX
+from auditor.simulator.quotas import DEEP_SUFFIX
 from auditor.simulator.registry import ACTIVATION_MS, Registry, device_record
 from auditor.simulator.releases import FirmwareStore, ReleaseOperations
 from auditor.simulator.responses import Document, RequestRejected
 from auditor.simulator.search.options import IndexOptions
 from auditor.simulator.world import SimulatedDevice, World
-
-MAX_DETAILED_DEVICES = 100
-"""Devices in one request of BatchQueryDeviceDetail."""
 
 FIRST_DEEP_ITEM = 100_000
 """Pages that begin with this item, counted from 0, or a later one, have a separate quota."""
@@ -73,7 +71,7 @@ class OperationService:
             QUERY_PRODUCT_LIST.name: partial(product_list, registry),
             QUERY_DEVICE.name: devices.answer,
             BATCH_GET_DEVICE_STATE.name: partial(device_states, registry, forms),
-            BATCH_QUERY_DEVICE_DETAIL: partial(device_details, registry),
+            BATCH_QUERY_DEVICE_DETAIL.name: partial(device_details, registry),
             LIST_OTA_MODULE_BY_PRODUCT.name: partial(product_modules, registry, forms),
             LIST_OTA_FIRMWARE.name: releases.firmware,
             LIST_OTA_JOB_BY_FIRMWARE.name: releases.jobs,
@@ -192,7 +190,7 @@ def _state_entry(device: SimulatedDevice, world: World, forms: ResponseForms) ->
 
 def device_details(registry: Registry, parameters: Parameters) -> Document:
     """Answer BatchQueryDeviceDetail."""
-    devices = find_devices(parameters, registry, MAX_DETAILED_DEVICES)
+    devices = find_devices(parameters, registry, BATCH_QUERY_DEVICE_DETAIL.page_size)
     return {"data": {"data": [_detail_entry(device, registry) for device in devices]}}
 
 

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from auditor.client.operations import (
     BATCH_GET_DEVICE_STATE,
+    BATCH_QUERY_DEVICE_DETAIL,
     LIST_OTA_MODULE_BY_PRODUCT,
     LIST_OTA_MODULE_VERSIONS_BY_DEVICE,
     QUERY_DEVICE,
@@ -23,21 +24,17 @@ from auditor.models import Secret
 from auditor.simulator.responses import RequestRejected
 from auditor.simulator.world import World
 
-BATCH_QUERY_DEVICE_DETAIL = "BatchQueryDeviceDetail"
-"""An operation that audits do not use."""
-
 DEEP_SUFFIX = ".deep"
 """Suffix of an operation's name: its requests for late pages, which have a separate quota."""
 
 _OPERATIONS = (
-    QUERY_PRODUCT_LIST, QUERY_DEVICE, QUERY_DEVICE_BY_SQL, BATCH_GET_DEVICE_STATE, LIST_OTA_MODULE_BY_PRODUCT,
-    *RELEASE_OPERATIONS,
+    QUERY_PRODUCT_LIST, QUERY_DEVICE, QUERY_DEVICE_BY_SQL, BATCH_GET_DEVICE_STATE, BATCH_QUERY_DEVICE_DETAIL,
+    LIST_OTA_MODULE_BY_PRODUCT, *RELEASE_OPERATIONS,
 )  # fmt: skip
 
 DOCUMENTED_QUOTAS = {
     **{each.name: each.calls_per_second for each in _OPERATIONS},
     **{each.name + DEEP_SUFFIX: each.deep_calls_per_second for each in _OPERATIONS if each.deep_calls_per_second},
-    BATCH_QUERY_DEVICE_DETAIL: 5.0,
 }
 """Calls per second of the operations other than ListOTAModuleVersionsByDevice (Alibaba's pages)."""
 

@@ -315,14 +315,16 @@ def sql_write_path(path: Path) -> str:
     return sql_literal(path.absolute())
 
 
-def device_key_sql(prefix: str = "") -> str:
+def device_key_sql(prefix: str = "", *, by_names: bool = False) -> str:
     """Return the SQL of one text per device as the fleet names it: by ``iot_id``, else by its two names.
 
     Lengths keep apart what a separator alone would not. ``prefix`` is in front of each column's name, such as ``f.``.
+    ``by_names``: as if it had no ``iot_id``.
     """
     account, product_key = f"{prefix}account", f"{prefix}product_key"
     names = f"'n' || length({product_key}) || '/' || {product_key} || '/' || {prefix}device_name"
-    return f"length({account}) || '/' || {account} || coalesce('i' || {prefix}iot_id, {names})"
+    name = names if by_names else f"coalesce('i' || {prefix}iot_id, {names})"
+    return f"length({account}) || '/' || {account} || {name}"
 
 
 def parquet(*paths: Path, options: str = "") -> str:

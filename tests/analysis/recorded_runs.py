@@ -10,25 +10,29 @@ from pathlib import Path
 from auditor.analysis.recorded_changes import record_changes
 from auditor.models import Outcome
 from auditor.runs.manifest import read_manifest, write_manifest
-from tests.runs.run_folders import both, build, edit_manifest, failed, not_found, ok
+from tests.runs.run_folders import both, build, edit_manifest, failed, named, not_found, ok
 
 Modules = dict[str, str]
 Answer = Modules | str
 """A device in a run: its modules, or ``failed``, ``not_found`` or ``absent``."""
 
 
-def outcome(number: int, answer: Answer) -> Outcome:
+def outcome(number: int, answer: Answer, *, shared: bool = False) -> Outcome:
+    device = named(number) if shared else both(number)
     if isinstance(answer, dict):
-        return ok(both(number), *answer.items())
-    return failed(both(number)) if answer == "failed" else not_found(both(number))
+        return ok(device, *answer.items(), learnt=replace(device, iot_id="shared") if shared else None)
+    return failed(device) if answer == "failed" else not_found(device)
 
 
-def add_run(directory: Path, day: int, answers: Sequence[Answer]) -> Path:
-    """Write a sealed run of the devices that are not absent, and let it record its changes."""
+def add_run(directory: Path, day: int, answers: Sequence[Answer], *, shared: bool = False) -> Path:
+    """Write a sealed run of the devices that are not absent, and let it record its changes.
+
+    ``shared``: the fleet names devices by their names, and all that answer report one ``iot_id``.
+    """
     present = [(number, answer) for number, answer in enumerate(answers) if answer != "absent"]
-    outcomes = [outcome(number, answer) for number, answer in present]
+    outcomes = [outcome(number, answer, shared=shared) for number, answer in present]
     folder = directory / f"202611{day:02}T020000Z-nightly"
-    build(folder, [both(number) for number, _ in present], outcomes)
+    build(folder, [named(number) if shared else both(number) for number, _ in present], outcomes)
     started_at = f"2026-11-{day:02}T02:00:00.000Z"
     edit_manifest(folder, lambda manifest: replace(manifest, started_at=started_at))
     write_manifest(folder, record_changes(folder, read_manifest(folder)))

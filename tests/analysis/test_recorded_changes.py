@@ -109,13 +109,18 @@ RUNS = st.integers(1, 3).flatmap(
 )
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(RUNS)
-def test_each_run_records_what_changed_since_the_last_answer(runs: list[tuple[Answer, ...]]) -> None:
+SHARING: list[Answer] = [{"ble": "1.0"}, {"ble": "1.0"}]
+"""Two devices that answer in each run, so that each run shows that an ``iot_id`` is shared."""
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(runs=RUNS, shared=st.booleans())
+def test_each_run_records_what_changed_since_the_last_answer(runs: list[tuple[Answer, ...]], *, shared: bool) -> None:
     with TemporaryDirectory() as temporary:
         oracle, directory = Oracle(), Path(temporary, "audits")
-        for day, answers in enumerate(runs, 1):
-            expected, folder = oracle.add(answers), add_run(directory, day, answers)
+        for day, own in enumerate(runs, 1):
+            answers = (*own, *(SHARING if shared else ()))
+            expected, folder = oracle.add(answers), add_run(directory, day, answers, shared=shared)
             if day == 1:
                 assert not (folder / CHANGES).exists()
                 assert read_manifest(folder).changes is None
@@ -136,17 +141,17 @@ def net(
         return sorted((tuple(row[name] for name in names) for row in rows), key=str), found.counts, found.recorded
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(RUNS)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(runs=RUNS, shared=st.booleans())
 def test_net_changes_are_those_of_a_comparison_of_two_runs_in_which_all_devices_answered(
-    runs: list[tuple[Answer, ...]],
+    *, runs: list[tuple[Answer, ...]], shared: bool
 ) -> None:
     with TemporaryDirectory() as temporary:
         directory = Path(temporary, "audits")
         # In the first and in the last run every device answers, so that the comparison knows all versions.
         ends = [tuple(each if isinstance(each, dict) else {} for each in run) for run in (runs[0], runs[-1])]
         for day, answers in enumerate([ends[0], *runs[1:-1], ends[1]], 1):
-            add_run(directory, day, answers)
+            add_run(directory, day, (*answers, *(SHARING if shared else ())), shared=shared)
         rows, counts, used = net(directory, "last~1" if len(runs) == 2 else f"last~{len(runs) - 1}")
         expected = [
             row
@@ -156,6 +161,24 @@ def test_net_changes_are_those_of_a_comparison_of_two_runs_in_which_all_devices_
         assert used == len(runs) - 1
         assert rows == sorted(expected, key=str)
         assert sum(counts.values()) == len(expected)
+
+
+def test_devices_that_report_one_iot_id_keep_their_own_last_versions(tmp_path: Path) -> None:
+    """While one of them does not answer, and where changes are selected by the attributes of their devices."""
+    directory = tmp_path / "audits"
+    days: list[list[Answer]] = [
+        [{"ble": "1.0"}, {"ble": "1.1"}, *SHARING],
+        ["failed", "failed", *SHARING],
+        ["failed", {"ble": "1.2"}, *SHARING],
+        [{"ble": "1.1"}, {"ble": "1.2"}, *SHARING],
+    ]
+    for day, answers in enumerate(days, 1):
+        folder = add_run(directory, day, answers, shared=True)
+    assert recorded(folder) == [("device0000", "ble", "upgraded", "1.0", "1.1")]
+    first, second = "device0000", "device0001"
+    expected = [(first, "ble", "upgraded", "1.0", "1.1"), (second, "ble", "upgraded", "1.1", "1.2")]
+    assert net(directory, "last~3") == (expected, dict.fromkeys(NET_CHANGES, 0) | {"upgraded": 2}, 3)
+    assert net(directory, "last~3", name=first)[0] == expected[:1]
 
 
 @pytest.fixture

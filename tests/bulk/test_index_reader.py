@@ -12,7 +12,6 @@ import pytest
 
 import auditor
 from auditor.bulk.index_reader import IndexRefusedError, _IndexReader
-from auditor.errors import SettingsError
 from auditor.fleet.discovery_journal import ProductDiscovery
 from auditor.simulator.registry import Churn
 from auditor.simulator.responses import RequestRejected
@@ -181,16 +180,6 @@ async def test_an_interrupted_run_loses_nothing_and_reads_no_row_twice(tmp_path:
             result = await auditor.resume_audit(first.folder)
             assert calls(platform)[ROWS] <= 1_200 / 49 + 3 * 2 + 2
         assert_snapshot(world, result)
-
-
-@pytest.mark.parametrize("changes", [{"since": "last"}, {"max_calls": 100}, {"sample_size": 10}])
-async def test_a_selection_of_devices_is_refused_beside_the_index(tmp_path: Path, changes: dict[str, Any]) -> None:
-    async with Simulator(World(10), index=IndexOptions()) as platform:
-        with pytest.raises(SettingsError, match="leave out since, max_calls, sample_size and precision"):
-            settings_of(platform, tmp_path, **changes)
-        table = account_table(platform.endpoint, tmp_path, read="index")
-        with pytest.raises(SettingsError, match="the index lists the devices itself"):
-            settings_for(tmp_path, table)
 
 
 async def test_an_incremental_run_carries_no_result_of_the_index(tmp_path: Path) -> None:

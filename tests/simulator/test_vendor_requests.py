@@ -62,7 +62,7 @@ def recorded(platform: Simulator, monkeypatch: pytest.MonkeyPatch) -> list[Reque
 
 
 async def requests_of_audits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Request]]:
-    """The requests of a discovery, and of a complete and an incremental audit of devices with either name."""
+    """The requests of a discovery, of a module alone, and of a complete and an incremental audit with either name."""
     sent = defaultdict(list)
     write_mixed_fleet(World(DEVICES, products=1), folder / "fleet.csv")
     account = {"dialect": "alibaba", "region_id": "cn-shanghai", "instance_id": "iot-instance"}
@@ -70,6 +70,7 @@ async def requests_of_audits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> d
     life = Lifecycle(connecting=0.1, always_online=0.0)
     for table, day, changes in (
         (discovery, 0, {"directory": str(folder / "discovery")}),
+        (account, 0, {"directory": str(folder / "details"), "modules": ["default"]}),
         (account, 0, {}),
         (account, 1, {"since": "last", "released": True}),
     ):
@@ -118,11 +119,12 @@ def send_with_older_sdk(port: int, action: str, parameters: Mapping[str, object]
 async def test_both_sdks_build_the_requests_of_an_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = await requests_of_audits(tmp_path, monkeypatch)
     assert sorted(sent) == [
-        "BatchGetDeviceState", "ListOTAFirmware", "ListOTAJobByFirmware", "ListOTAModuleByProduct",
-        "ListOTAModuleVersionsByDevice", "ListOTATaskByJob", "QueryDevice", "QueryProductList",
+        "BatchGetDeviceState", "BatchQueryDeviceDetail", "ListOTAFirmware", "ListOTAJobByFirmware",
+        "ListOTAModuleByProduct", "ListOTAModuleVersionsByDevice", "ListOTATaskByJob", "QueryDevice",
+        "QueryProductList",
     ]  # fmt: skip
     shapes = [request for requests in sent.values() for request in distinct(requests)]
-    assert len(shapes) == 11
+    assert len(shapes) == 12
     async with Simulator(World(DEVICES, products=1), dialect="alibaba") as platform:
         built = recorded(platform, monkeypatch)
         for request in shapes:

@@ -35,8 +35,9 @@ def count(
     The platform counts with its search index, in one call for each account, or each product that is named. The index
     may be behind the devices. Alibaba's enterprise instances have it in some regions; others refuse.
 
-    With --below, count each version that the newest complete run has, since the index does not order versions. The row
-    without a version counts all devices with the module.
+    With --below, count the versions that the newest complete run has, since the index does not order versions: in one
+    call for each, or for all that begin alike and are older whatever follows, such as 1.2.*. The row without a version
+    counts all devices with the module.
 
     Parameters
     ----------
@@ -76,7 +77,7 @@ def _emit(counts: "Sequence[IndexCount]", format_: "FormatOption", out: Path | N
     from auditor.storage.database import open_database
     from auditor.storage.tables import ResultTable, translate_read_errors
 
-    rows = [(each.query.account, each.query.product_key, each.query.module_name, each.query.version, each.devices)
+    rows = [(each.query.account, each.query.product_key, each.query.module_name, each.query.label, each.devices)
             for each in counts]  # fmt: skip
     names = ("account", "product_key", "module_name", "module_version")
     with open_database() as database:
