@@ -244,8 +244,8 @@ def write_csv(database: Database, query: str, path: Path, *, by_name: bool = Fal
 def _inert(text: str) -> str:
     """Return the SQL of a text that no spreadsheet takes for a formula."""
     replaced = rf"regexp_replace({text}, '{_LATER_FORMULA}', '\1''\2', 'g')"
-    inner = f"CASE WHEN regexp_matches({text}, '{_LATER_FORMULA}') THEN {replaced} ELSE {text} END"
-    return f"CASE WHEN regexp_matches({text}, '{_FORMULA}') THEN '''' || {inner} ELSE {inner} END"
+    later = f"CASE WHEN regexp_matches({text}, '{_LATER_FORMULA}') THEN {replaced} ELSE {text} END"
+    return f"CASE WHEN regexp_matches({text}, '{_FORMULA}') THEN '''' ELSE '' END || {later}"
 
 
 def _cell(column: str, kind: str) -> str:
