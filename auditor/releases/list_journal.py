@@ -7,7 +7,7 @@ list, so that no page that was received is requested again. Lists that could not
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -179,13 +179,13 @@ class ListJournal:
     def record(self, reading: ListReading, page: ListPage[Item]) -> None:
         """Write the items of a page that are new; once this returns, killing the process cannot lose them."""
         list_id, name = reading.list_id, reading.list_id.name
-        items = {_item_key(name, msgspec.convert(asdict(item), _StoredItem)): asdict(item) for item in page.items}
+        items = {_item_key(name, msgspec.convert(item, _StoredItem, from_attributes=True)): item for item in page.items}
         new = {key: item for key, item in items.items() if reading.is_new(key)}
         line: dict[str, object] = {"account": list_id.account, "key": list_id.key, "status": list_id.status}
         line |= {"total": page.total, "keys": None if len(new) == len(page.items) else list(items)}
         line["items"] = list(new.values())
         self._files[name].append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-        self._add(name, msgspec.convert(line, _StoredPage))
+        self._add(name, msgspec.convert(line, _StoredPage, from_attributes=True))
 
     def _replay(self, name: ListName, path: Path) -> None:
         """Add the pages of a file, which is cut at the first line that cannot be read."""

@@ -153,9 +153,8 @@ def _check_states(database: Database, folder: Path, manifest: Manifest) -> Itera
     failure = "code IS NOT NULL" if uses_both_names else "status = 'failed'"
     answer = "status IN ('ok', 'empty', 'not_found') AND source"
     conditions = ("true", f"{answer} IN ({QUERIED})", f"{answer} IN ('carried', 'index')", failure)
-    rows, answered, carried, failed = (
-        scalar(database, f"SELECT count(*) FILTER ({condition}) FROM devices") for condition in conditions
-    )
+    counts = ", ".join(f"count(*) FILTER ({condition})" for condition in conditions)
+    rows, answered, carried, failed = database.execute(f"SELECT {counts} FROM devices").fetchone() or (0, 0, 0, 0)
     if fleet != manifest.fleet.devices:
         yield f"{FLEET}: has {fleet} devices, the manifest says {manifest.fleet.devices}"
     results = results_name(folder)

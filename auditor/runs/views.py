@@ -371,7 +371,9 @@ def _devices_query(database: Database, fleet: str = "fleet") -> str:
     found by all names that the fleet has of it: one of them alone may be wrong. Only in a fleet that names its devices
     in several ways can two lines match one row, when two rows are aliases of one device; then the later answer counts.
     """
-    ways, is_mixed = _naming_ways(database, fleet) or [_NAMES], len(_naming_ways(database)) > 1
+    of_fleet = _naming_ways(database)
+    is_mixed = len(of_fleet) > 1
+    ways = (of_fleet if fleet == "fleet" else _naming_ways(database, fleet)) or [_NAMES]
     columns = """SELECT f.ordinal, f.account, f.account AS fleet_account,
       f.product_key AS fleet_product_key, f.device_name AS fleet_device_name, f.iot_id AS fleet_iot_id,
       coalesce(f.product_key, a.product_key) AS product_key, coalesce(f.device_name, a.device_name) AS device_name,

@@ -193,7 +193,7 @@ def create_reasons(
         "min_online_offset": online[0] * _MS_PER_MINUTE,
         "max_online_offset": online[1] * _MS_PER_MINUTE,
     }
-    database.execute("CREATE TYPE time_form AS ENUM ('utc', 'local', 'unreadable')")  # a byte for each device
+    database.execute("CREATE TEMP TYPE time_form AS ENUM ('utc', 'local', 'unreadable')")  # a byte for each device
     database.execute(query, parameters)
     database.execute("DROP TYPE time_form")
 

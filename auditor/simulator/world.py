@@ -1,4 +1,4 @@
-"""A fleet as a function of the index: a million devices take no more memory than one."""
+"""A fleet as a function of the index: a million devices take no more memory than the last ones, which are cached."""
 
 import copy
 import csv
@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
@@ -46,6 +47,9 @@ _ROLLOUT_AT = 10
 
 The fifth rollout uses the very first one, because ``default`` is always reported.
 """
+
+MAX_CACHED_DEVICES = 256
+"""Devices of a world that are kept: those of a small one are computed once."""
 
 FLEET_COLUMNS = ("product_key", "device_name", "iot_id")
 """Columns of the fleet files that a world can write."""
@@ -162,6 +166,7 @@ class World:
         self._schedule = ConnectionSchedule(lifecycle, day)
         self._hash = blake2b(f"device {seed} ".encode())
         self._id_offset = int.from_bytes(blake2b(f"ids {seed}".encode(), digest_size=5).digest(), "big")
+        self._cached_device = lru_cache(MAX_CACHED_DEVICES)(self._compute_device)
 
     def __len__(self) -> int:
         return self._devices
@@ -188,6 +193,9 @@ class World:
         """Return the device at ``index``; raise IndexError outside of the world."""
         if not 0 <= index < self._devices:
             raise IndexError(f"no device {index} in a world of {self._devices}")
+        return self._cached_device(index)
+
+    def _compute_device(self, index: int) -> SimulatedDevice:
         kind, silent, inactive, large, phase, size, *numbers, letters = self._random_fields(index)
         number, place = self.layout.position_of(index)
         product = self.products[number]

@@ -66,7 +66,10 @@ _UNUSED_DELIMITER = "\\x1f"
 
 
 _IDLE: list[Database] = []
-"""The database that the next block of ``borrow_database`` uses; at most one."""
+"""Databases that the next blocks of ``borrow_database`` use."""
+
+_MAX_IDLE = 2
+"""Idle databases that are kept: a run is verified with one for its live files and one for its sealed ones."""
 
 
 def open_database(spill_folder: Path | None = None, memory: str = DEFAULT_MEMORY, threads: int = 1) -> Database:
@@ -146,7 +149,7 @@ def _connect(settings: Mapping[str, str | bool | int]) -> Database:
 
 
 def _reuse_idle(settings: Mapping[str, str | bool | int]) -> Database | None:
-    """Return the idle database with other settings; None: there is none that can have them."""
+    """Return an idle database with other settings; None: there is none that can have them."""
     try:
         database = _IDLE.pop()
     except IndexError:
@@ -160,7 +163,7 @@ def _reuse_idle(settings: Mapping[str, str | bool | int]) -> Database | None:
 
 
 def _empty(database: Database) -> None:
-    """Remove all tables, views and types from a database and keep it for the next block, or close it."""
+    """Remove all tables and views from a database and keep it for the next block, or close it."""
     try:
         for kind, name in database.execute(_CREATED).fetchall():
             database.execute(f"DROP {kind} {sql_identifier(name)}")
@@ -169,15 +172,14 @@ def _empty(database: Database) -> None:
     except duckdb.Error:
         database.close()
         return
-    if _IDLE:
-        database.close()
-    else:
+    if len(_IDLE) < _MAX_IDLE:
         _IDLE.append(database)
+    else:
+        database.close()
 
 
 _CREATED = """SELECT 'VIEW', view_name FROM duckdb_views() WHERE NOT internal AND NOT temporary
-UNION ALL SELECT 'TABLE', table_name FROM duckdb_tables() WHERE NOT internal AND NOT temporary
-UNION ALL SELECT 'TYPE', type_name FROM duckdb_types() WHERE NOT internal"""
+UNION ALL SELECT 'TABLE', table_name FROM duckdb_tables() WHERE NOT internal AND NOT temporary"""
 
 
 @contextmanager

@@ -65,9 +65,9 @@ def test_a_borrowed_database_is_used_again_and_is_as_a_new_one(tmp_path: Path, o
     with borrow_database(tmp_path / "spill", "200MB", 2) as database:
         assert scalar(database, "SELECT current_setting('threads')") == 2
         database.execute(
-            "CREATE TYPE form AS ENUM ('a'); CREATE TABLE t(a form, b INT PRIMARY KEY); CREATE VIEW v AS FROM t"
+            "CREATE TEMP TYPE form AS ENUM ('a'); CREATE TABLE t(a INT, b INT PRIMARY KEY); CREATE VIEW v AS FROM t"
         )
-        database.execute("CREATE TEMP TABLE u AS FROM t; SET disabled_optimizers = 'filter_pushdown'")
+        database.execute("CREATE TEMP TABLE u AS SELECT 'a'::form FROM t; SET disabled_optimizers = 'filter_pushdown'")
         database.cursor().execute('CREATE TABLE "odd "" name" AS FROM range(9)')
     with borrow_database() as database, open_database() as new:
         for query in (
@@ -82,11 +82,11 @@ def test_a_borrowed_database_is_used_again_and_is_as_a_new_one(tmp_path: Path, o
 
 def test_databases_that_are_borrowed_concurrently_are_apart(opened: list[object]) -> None:
     for _ in range(2):
-        with borrow_database() as one, borrow_database() as other:
-            one.execute("CREATE TABLE t AS SELECT 1 AS a")
-            other.execute("CREATE TABLE t AS SELECT 2 AS a")
-            assert (scalar(one, "FROM t"), scalar(other, "FROM t")) == (1, 2)
-    assert len(opened) == 3
+        with borrow_database() as one, borrow_database() as other, borrow_database() as third:
+            for number, database in enumerate((one, other, third)):
+                database.execute(f"CREATE TABLE t AS SELECT {number} AS a")
+            assert [scalar(database, "FROM t") for database in (one, other, third)] == [0, 1, 2]
+    assert len(opened) == 4  # two are kept
 
 
 @pytest.mark.parametrize("end", ["locked", "spilled", "failed"])
