@@ -5,6 +5,7 @@ by the views of ``runs.views``, so their numbers are those of ``auditor inventor
 ``TABLES_VERSION``: ``schemas/tables.json`` has the columns of every version.
 """
 
+import hashlib
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -136,6 +137,7 @@ TABLES: dict[PublishedTable, TableContract] = {
                 TableColumn("exit_reason", "text", "why it has this exit code: a code"),
                 TableColumn("exit_message", "text", "why it has this exit code: a sentence"),
                 TableColumn("previous_run", "text", "run before, which changes are since; NULL without changes"),
+                TableColumn("digest", "text", "SHA-256 of the sealed files, which a resume changes", required=True),
                 TableColumn("auditor_version", "text", "version of the auditor that wrote the run", required=True),
                 TableColumn("tables_version", "integer", "version of these columns", required=True),
             ),
@@ -232,6 +234,11 @@ class PublishedRun:
     night: str
     database: Database
 
+    @property
+    def digest(self) -> str:
+        """A digest of the sealed files, by which a destination knows whether it has the run as it is."""
+        return run_digest(self.manifest)
+
     def query(self, table: PublishedTable) -> str:
         """Return the SELECT of a table's rows, in the order of its ordinals, with the columns of the contract."""
         return f"SELECT * FROM published_{table}"
@@ -242,15 +249,21 @@ def run_name(folder: Path) -> str:
     return escape_undecodable(Path(os.path.abspath(folder)).name)  # noqa: PTH100  resolve() would follow a link
 
 
+def run_digest(manifest: Manifest) -> str:
+    """Return the SHA-256 of the names and digests of a run's sealed files."""
+    lines = sorted(f"{file.sha256}  {file.name}\n" for file in manifest.files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 @contextmanager
 def open_published(
     folder: Path, tables: Collection[PublishedTable] = get_args(PublishedTable), *, threads: int = 1
 ) -> Iterator[PublishedRun]:
-    """Open a sealed run with a view for each of the tables; errors of its files are raised as RunFolderError.
+    """Open a sealed run with a view for each of the tables.
 
-    Rows are read from the run's files while they are queried, in constant memory. With more than one thread they come
-    in any order. Rollouts are read from the run and the ones before it, which takes seconds: name only the tables that
-    are needed.
+    Rows are read from the run's files while they are queried, in constant memory: query in ``translate_read_errors``,
+    for a file may be damaged. With more than one thread they come in any order. Rollouts are read from the run and the
+    ones before it, which takes seconds: name only the tables that are needed.
 
     Raises:
         RunFolderError: the folder is no sealed run, or cannot be read.
@@ -267,7 +280,7 @@ def open_published(
         published = PublishedRun(run_name(folder), folder, manifest, started_at.date().isoformat(), database)
         with translate_read_errors(folder):
             define_published_views(published, run, tables)
-            yield published
+        yield published
 
 
 def define_published_views(published: PublishedRun, run: RunSnapshot, tables: Collection[PublishedTable]) -> None:
@@ -323,6 +336,7 @@ def _run_query(published: PublishedRun) -> str:
         "oldest_answer_at": None if oldest is None else oldest.removesuffix("Z"),
         "covers_fleet": manifest.covers_fleet,
         "previous_run": None if manifest.changes is None else manifest.changes.previous,
+        "digest": published.digest,
         "auditor_version": manifest.auditor_version,
         "tables_version": TABLES_VERSION,
     }

@@ -136,11 +136,10 @@ def test_a_run_that_is_not_sealed_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_a_file_that_is_damaged_while_it_is_read_is_an_error_of_the_run(folder: Path) -> None:
-    with pytest.raises(RunFolderError, match="cannot be read"), open_published(folder, ["modules"]) as run:  # noqa: PT012
-        path = sql_literal(folder / MODULES)
-        duckdb.execute(f"COPY (SELECT 1 AS other) TO {path} (FORMAT parquet)")
-        run.database.execute(run.query("modules")).fetchall()
+def test_a_damaged_file_is_an_error_of_the_run(folder: Path) -> None:
+    duckdb.execute(f"COPY (SELECT 1 AS other) TO {sql_literal(folder / MODULES)} (FORMAT parquet)")
+    with pytest.raises(RunFolderError, match="does not have the columns of a run"), open_published(folder):
+        pass
 
 
 def test_a_relative_path_has_the_name_of_its_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
