@@ -29,22 +29,18 @@ CURRENT_RUNS = """SELECT DISTINCT ON (audit) * FROM {schema}.runs WHERE covers_f
   ORDER BY audit, started_at DESC, run DESC"""
 
 
-def create_statements(schema: str, existing: dict[str, set[str]] | None = None) -> Iterator[str]:
-    """Yield the SQL statements that create a schema, or migrate one that has the ``existing`` columns of tables.
-
-    Every statement has an effect only where it is needed, so that they can be repeated.
-    """
-    existing, quoted = existing or {}, sql_identifier(schema)
+def create_statements(schema: str) -> Iterator[str]:
+    """Yield the SQL statements that create a schema, or migrate one of an older version; they can be repeated."""
+    quoted, separator = sql_identifier(schema), ",\n  "
     yield f"CREATE SCHEMA IF NOT EXISTS {quoted}"
     yield f"CREATE TABLE IF NOT EXISTS {quoted}.tables_version (version integer NOT NULL)"
     for name, table in TABLES.items():
-        columns = ",\n  ".join(_definition(column) for column in table.columns)
+        columns = separator.join(_definition(column) for column in table.columns)
         key = ", ".join(table.key)
         yield f"CREATE TABLE IF NOT EXISTS {quoted}.{name} (\n  {columns},\n  PRIMARY KEY ({key})\n)"
-        for column in table.columns:
-            if name in existing and column.name not in existing[name]:  # rows of older runs have no value
-                kind = POSTGRESQL_TYPES[column.type]
-                yield f"ALTER TABLE {quoted}.{name} ADD COLUMN IF NOT EXISTS {column.name} {kind}"
+        # In rows of older runs a new column has no value.
+        added = (f"ADD COLUMN IF NOT EXISTS {column.name} {POSTGRESQL_TYPES[column.type]}" for column in table.columns)
+        yield f"ALTER TABLE {quoted}.{name}\n  {separator.join(added)}"
         yield f"COMMENT ON TABLE {quoted}.{name} IS {sql_literal(table.description)}"
         for column in table.columns:
             yield f"COMMENT ON COLUMN {quoted}.{name}.{column.name} IS {sql_literal(column.description)}"
@@ -84,16 +80,10 @@ def read_version(connection: "psycopg.Connection", schema: str) -> int | None:
 
 def migrate(connection: "psycopg.Connection", schema: str) -> None:
     """Create or migrate a schema, in the transaction of the caller."""
-    rows = connection.execute(
-        "SELECT table_name::text, column_name::text FROM information_schema.columns WHERE table_schema = %s", [schema]
-    ).fetchall()
-    existing: dict[str, set[str]] = {}
-    for table, column in rows:
-        existing.setdefault(table, set()).add(column)
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise DestinationError(f"its encoding is {encoding}; create a database with the encoding UTF8")
-    for statement in create_statements(schema, existing):
+    for statement in create_statements(schema):
         connection.execute(statement.encode())
 
 
