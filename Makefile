@@ -73,6 +73,7 @@ lock: .tools/.installed  ## write the hashes of everything that is installed, af
 		--output-file requirements/test.lock
 	$(COMPILE) benchmarks/requirements.txt --output-file requirements/bench.lock
 	$(COMPILE) requirements/tools.in --output-file requirements/tools.lock
+	$(COMPILE) requirements/dbt.in --output-file requirements/dbt.lock
 
 sbom: .tools/.installed  ## write what an audit consists of as CycloneDX to sbom.cdx.json
 	.tools/bin/cyclonedx-py requirements requirements/audit.lock --pyproject pyproject.toml --output-reproducible --output-file sbom.cdx.json
@@ -94,6 +95,11 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	.bench/bin/$(LOCKED) $<
 	touch $@
 
+.dbt/.installed: requirements/dbt.lock  ## set up dbt, which the tests of deploy/dbt need
+	$(PYTHON) -m venv .dbt
+	.dbt/bin/$(LOCKED) $<
+	touch $@
+
 .venv/.installed: pyproject.toml requirements/audit.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/$(LOCKED) requirements/audit.lock
@@ -109,4 +115,4 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	touch $@
 
 clean:
-	rm -rf .venv .bench .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache
+	rm -rf .venv .bench .dbt .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache

@@ -8,10 +8,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -71,10 +72,15 @@ def _free_port() -> int:
 
 
 @contextmanager
-def run_server(*, tcp_rules: str = "", files: dict[str, bytes] | None = None, **settings: str) -> Iterator[Server]:
+def run_server(
+    *,
+    tcp_rules: str = "",
+    files: Mapping[str, bytes] = MappingProxyType({}),
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Server]:
     """Run a server until the block ends. It refuses to run as root, so root runs it as nobody.
 
-    ``files`` are put into its directory, and ``tcp_rules`` are lines of ``pg_hba.conf`` for TCP; a socket is trusted.
+    ``settings`` differ from ``SETTINGS``. ``files`` are put into the server's directory, and ``tcp_rules`` are lines of ``pg_hba.conf`` for TCP; a socket is trusted.
     """
     programs = find_programs()
     assert programs is not None
@@ -98,7 +104,7 @@ def run_server(*, tcp_rules: str = "", files: dict[str, bytes] | None = None, **
             "-N",
         ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder, **user)
-        for name, content in (files or {}).items():
+        for name, content in files.items():
             (data / name).write_bytes(content)
             (data / name).chmod(0o600)
             if user:
@@ -106,7 +112,7 @@ def run_server(*, tcp_rules: str = "", files: dict[str, bytes] | None = None, **
         (data / "pg_hba.conf").write_text(f"local all all trust\n{tcp_rules}\n")
         address = "127.0.0.1" if tcp_rules else ""
         options = SETTINGS | {"unix_socket_directories": str(folder), "listen_addresses": address, "port": str(port)}
-        arguments = [f"-c{name}={value}" for name, value in (options | settings).items()]
+        arguments = [f"-c{name}={value}" for name, value in {**options, **settings}.items()]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [programs / "postgres", "-D", data, *arguments], cwd=folder, stdout=log, stderr=log, **user

@@ -405,7 +405,7 @@ def tls_server(authority: trustme.CA) -> Any:
         "server.key": certificate.private_key_pem.bytes(),
     }
     rules = "hostssl all password_user 127.0.0.1/32 scram-sha-256\n"
-    with run_server(tcp_rules=rules, files=files, ssl="on") as running:
+    with run_server(tcp_rules=rules, files=files, settings={"ssl": "on"}) as running:
         running.query(f"CREATE ROLE password_user LOGIN SUPERUSER PASSWORD '{CANARY}'")
         yield running
 
