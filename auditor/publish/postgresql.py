@@ -21,7 +21,7 @@ import msgspec
 from auditor.concurrency import TimeLimit
 from auditor.config.secrets import read_secret
 from auditor.config.settings import SecretSource
-from auditor.errors import DestinationError, UsageError
+from auditor.errors import DestinationError, SettingsError, UsageError
 from auditor.publish.postgresql_schema import migrate, read_version
 from auditor.publish.tables import TABLES, TABLES_VERSION, PublishedRun, PublishedTable, open_published
 from auditor.storage.database import sql_identifier
@@ -42,6 +42,9 @@ ABANDONED_SECONDS = 60
 
 MAX_TIMEOUT_SECONDS = 1e6
 """Seconds up to which the server limits a statement; its limit is a number of 32 bits, of milliseconds."""
+
+MAX_NAME_BYTES = 63
+"""Longest name in PostgreSQL, which cuts longer ones off."""
 
 NUL_SYMBOL = "\N{SYMBOL FOR NULL}"
 """What is stored in place of the character NUL, which PostgreSQL cannot store in any text."""
@@ -91,6 +94,12 @@ class PostgresqlDestination:
     settings_type: ClassVar = PostgresqlSettings
 
     def __init__(self, settings: PostgresqlSettings) -> None:
+        """Check the settings; nothing is sent, and no password is read.
+
+        Raises:
+            SettingsError: an option cannot be used.
+        """
+        _check_settings(settings)
         self._settings = settings
         self._schema = sql_identifier(settings.schema)
 
@@ -202,6 +211,22 @@ class PostgresqlDestination:
             parameters |= {"sslmode": settings.ssl_mode, "sslrootcert": _authorities(settings) if checked else None}
             parameters |= {"sslcert": settings.certificate_file, "sslkey": settings.key_file}
         return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _check_settings(settings: PostgresqlSettings) -> None:
+    """Raise SettingsError for options that no database can have, or that contradict each other."""
+    for name in ("host", "database", "user", "schema"):
+        text = getattr(settings, name)
+        if not text or not text.isprintable():
+            raise SettingsError(f"{name}: is empty, or has a control character; give a name")
+    if len(settings.schema.encode()) > MAX_NAME_BYTES or settings.schema.startswith("pg_"):
+        raise SettingsError(f"schema: has at most {MAX_NAME_BYTES} bytes and does not start with pg_; give such a name")
+    if not 0 < settings.port < 65_536:  # noqa: PLR2004  ports have 16 bits
+        raise SettingsError(f"port: {settings.port} is no port; give 1 to 65535")
+    if settings.ssl_mode == "verify-ca" and settings.ca_file is None:
+        raise SettingsError("ssl_mode: verify-ca needs ca_file: the system's authorities sign the names of all servers")
+    if (settings.certificate_file is None) != (settings.key_file is None):
+        raise SettingsError("certificate_file and key_file: give both, or neither")
 
 
 class _ConnectionTimer:

@@ -20,7 +20,7 @@ import trustme
 
 from auditor.concurrency import TimeLimit
 from auditor.config.settings import SecretSource
-from auditor.errors import DestinationError, RunFolderError
+from auditor.errors import DestinationError, RunFolderError, SettingsError
 from auditor.publish import postgresql, postgresql_schema
 from auditor.publish.postgresql import PostgresqlDestination, PostgresqlSettings
 from auditor.publish.tables import TABLES, TABLES_VERSION, open_published, run_digest
@@ -463,3 +463,21 @@ def test_a_server_that_is_not_there_is_reported(tmp_path: Path) -> None:
     target = PostgresqlDestination(PostgresqlSettings(host=str(tmp_path), database="d", user="u"))
     with pytest.raises(DestinationError, match=r"^postgresql://.*:5432/d, schema auditor: .*No such file"):
         target.publish(tmp_path / "run", TimeLimit(60))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"host": ""}, "host: is empty"),
+        ({"database": "a\0b"}, "database: is empty, or has a control character"),
+        ({"schema": "x" * 64}, "schema: has at most 63 bytes"),
+        ({"schema": "pg_mine"}, "does not start with pg_"),
+        ({"port": 0}, "port: 0 is no port"),
+        ({"ssl_mode": "verify-ca"}, "ssl_mode: verify-ca needs ca_file"),
+        ({"key_file": "key.pem"}, "certificate_file and key_file: give both"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(wrong: dict[str, Any], sentence: str) -> None:
+    settings: dict[str, Any] = {"host": "db", "database": "d", "user": "u"} | wrong
+    with pytest.raises(SettingsError, match=sentence):
+        PostgresqlDestination(PostgresqlSettings(**settings))

@@ -3,7 +3,7 @@
    Only files that runs/ names are read: those of a run that is being published are not named yet. #}
 {% macro create_sources_of_dataset() %}
   {% if target.type == 'duckdb' and var('dataset') and execute %}
-    {% set schema, dataset = var('auditor_schema'), var('dataset') | replace("'", "''") %}
+    {% set schema, dataset = var('auditor_schema'), sql_read_path(var('dataset')) %}
     {% set documents = "read_json('" ~ dataset ~ "/runs/*.json', maximum_object_size = 16777216, columns = {" ~ dataset_columns('runs') ~ ", files: 'STRUCT(key VARCHAR, \"table\" VARCHAR)[]'})" %}
     {% do run_query("create schema if not exists " ~ schema) %}
     {% do run_query("create or replace view " ~ schema ~ ".runs as select * exclude (files) from " ~ documents) %}
@@ -11,7 +11,7 @@
       {% set found = run_query("select file.key from (select unnest(files) as file from " ~ documents ~ ") where file.\"table\" = '" ~ table ~ "'") %}
       {% set files = [] %}
       {% for key in found.columns[0].values() %}
-        {% do files.append("'" ~ dataset ~ "/" ~ key | replace("'", "''") | replace('[', '[[]') ~ "'") %}
+        {% do files.append("'" ~ dataset ~ "/" ~ sql_read_path(key) ~ "'") %}
       {% endfor %}
       {% set columns = [] %}
       {% for name, type in dataset_types(table).items() %}
@@ -27,4 +27,9 @@
   {%- for name, type in dataset_types(table).items() -%}
     {{ name }}: '{{ type }}'{{ ", " if not loop.last }}
   {%- endfor -%}
+{% endmacro %}
+
+{# A path inside an SQL literal; DuckDB takes *, ? and [ for a pattern. #}
+{% macro sql_read_path(path) %}
+  {{- return(modules.re.sub("([][*?])", "[\\1]", path) | replace("'", "''")) -}}
 {% endmacro %}
