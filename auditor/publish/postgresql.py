@@ -259,17 +259,25 @@ class _ConnectionTimer:
 
 
 _ADVICE = {
-    "28": "",  # the password, or the role, or pg_hba.conf
+    "28": "",  # the role is refused
     "42501": "; give the role the privileges of docs/publishing-postgresql.md",
-    "3D000": "; create it, with the encoding UTF8",
 }
 """What to do about errors that no retry mends, by their SQLSTATE or its class."""
+
+
+_REFUSALS = (
+    "authentication failed", "does not exist", "no pg_hba.conf entry", "certificate verify failed",
+    "does not match host name",
+)  # fmt: skip
+"""Parts of the messages of refused connections that no retry mends; libpq gives no SQLSTATE for them."""
 
 
 def _describe_error(error: "psycopg.Error") -> tuple[str, bool]:
     """Return the reason of an error, without the rows that the server quotes, and whether no retry mends it."""
     reason = safe(error.diag.message_primary or str(error).strip().partition("\n")[0])
-    state = error.sqlstate or ""
+    state = error.sqlstate
+    if state is None:
+        return reason, any(each in reason for each in _REFUSALS)
     advice = _ADVICE.get(state, _ADVICE.get(state[:2]))
     return (reason, False) if advice is None else (reason + advice, True)
 

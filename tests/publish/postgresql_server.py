@@ -1,6 +1,5 @@
 """A PostgreSQL server of the tests: a cluster in a temporary directory, on a Unix socket, and on TCP with TLS."""
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -41,7 +40,7 @@ def find_programs() -> Path | None:
 
 
 needs_postgresql = pytest.mark.skipif(
-    find_programs() is None or importlib.util.find_spec("psycopg") is None,
+    find_programs() is None,
     reason="NOT TESTED: publishing to PostgreSQL, because it is missing (Debian: apt install postgresql)",
 )
 
