@@ -1,9 +1,12 @@
 """The dbt project on PostgreSQL and DuckDB: its tests pass, and its models have the numbers of an oracle."""
 
+import json
 import os
 import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +76,14 @@ def publish_to_duckdb(folders: list[Path], path: Path) -> None:
             run.database.execute("DETACH target")
 
 
-@pytest.fixture(params=["postgresql", "duckdb"])
+DATASET = "auditor.publish.parquet_dataset"
+
+needs_dataset = pytest.mark.skipif(
+    find_spec(DATASET) is None, reason=f"NOT TESTED: dbt on a dataset, without {DATASET}"
+)
+
+
+@pytest.fixture(params=["postgresql", "duckdb", pytest.param("dataset", marks=needs_dataset)])
 def built(request: pytest.FixtureRequest, directory: Path, server: Server, database: str, tmp_path: Path) -> Any:
     """Run dbt on a database that has the runs; return a function that queries it, and one that runs dbt."""
     folders, environment = sorted(directory.iterdir()), {"DBT_DUCKDB_PATH": str(tmp_path / "runs.duckdb")}
@@ -87,6 +97,11 @@ def built(request: pytest.FixtureRequest, directory: Path, server: Server, datab
         target = PostgresqlDestination(PostgresqlSettings(str(server.folder), database, ADMIN, port=server.port))
         for folder in folders:
             target.publish(folder, TimeLimit(60))
+    elif request.param == "dataset":
+        files = import_module(DATASET)
+        lake = files.DatasetDestination(files.FilesSettings(str(tmp_path / "it's [a] dataset")))
+        for folder in folders:
+            lake.publish(folder, TimeLimit(60))
     else:
         publish_to_duckdb(folders, tmp_path / "runs.duckdb")
 
@@ -97,7 +112,10 @@ def built(request: pytest.FixtureRequest, directory: Path, server: Server, datab
             return connection.execute(sql).fetchall()
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return run_dbt(tmp_path, request.param, *arguments, **environment)
+        if request.param == "dataset":
+            arguments = (*arguments, "--vars", json.dumps({"dataset": str(tmp_path / "it's [a] dataset")}))
+        target = "postgresql" if request.param == "postgresql" else "duckdb"
+        return run_dbt(tmp_path, target, *arguments, **environment)
 
     return query, run
 
