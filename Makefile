@@ -14,7 +14,7 @@ LICENCES := MIT;Apache;BSD;ISC;Python Software Foundation;PSF;Mozilla Public Lic
 
 TEST_PROCESSES ?= $(shell n=$$(( $$(nproc 2>/dev/null || echo 2) + 1 )); echo $$(( n < 4 ? n : 4 )))
 
-.PHONY: demo test check format help-texts schemas pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
+.PHONY: demo test check format help-texts schemas tables pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
@@ -30,6 +30,7 @@ check: .venv/.tests-installed  ## check style, types, import layers, help texts 
 	$(BIN)/lint-imports
 	$(BIN)/python docs/help_texts.py --check README.md docs/commands.md
 	$(BIN)/python docs/schemas.py --check
+	$(BIN)/python docs/tables.py --check
 
 format: .venv/.tests-installed
 	$(BIN)/ruff check --fix
@@ -40,6 +41,9 @@ help-texts: .venv/.tests-installed  ## write what --help prints into the documen
 
 schemas: .venv/.tests-installed  ## write the JSON Schemas that the types describe
 	$(BIN)/python docs/schemas.py
+
+tables: .venv/.tests-installed  ## write the columns of published tables and of Parquet files, and the schema of PostgreSQL
+	$(BIN)/python docs/tables.py
 
 pictures: .venv/.tests-installed  ## write the pictures of the documents, from the demonstration's data in headless Chromium
 	$(BIN)/python docs/pictures.py
@@ -69,6 +73,7 @@ lock: .tools/.installed  ## write the hashes of everything that is installed, af
 		--output-file requirements/test.lock
 	$(COMPILE) benchmarks/requirements.txt --output-file requirements/bench.lock
 	$(COMPILE) requirements/tools.in --output-file requirements/tools.lock
+	$(COMPILE) requirements/dbt.in --output-file requirements/dbt.lock
 
 sbom: .tools/.installed  ## write what an audit consists of as CycloneDX to sbom.cdx.json
 	.tools/bin/cyclonedx-py requirements requirements/audit.lock --pyproject pyproject.toml --output-reproducible --output-file sbom.cdx.json
@@ -90,6 +95,11 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	.bench/bin/$(LOCKED) $<
 	touch $@
 
+.dbt/.installed: requirements/dbt.lock  ## set up dbt, which the tests of deploy/dbt need
+	$(PYTHON) -m venv .dbt
+	.dbt/bin/$(LOCKED) $<
+	touch $@
+
 .venv/.installed: pyproject.toml requirements/audit.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/$(LOCKED) requirements/audit.lock
@@ -105,4 +115,4 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	touch $@
 
 clean:
-	rm -rf .venv .bench .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache
+	rm -rf .venv .bench .dbt .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache

@@ -30,6 +30,7 @@
             DeviceDeniedError    this device failed, or the account is denied
             AccountDeniedError   stop the account
         WebhookError             a summary was not posted; the run is unaffected
+        DestinationError         a run was not published; the run is unaffected
 """
 
 import errno
@@ -294,3 +295,15 @@ class OperationUnavailableError(InvalidRequestError):
 
 class WebhookError(AuditorError):
     """A summary was not posted. The text says why and omits the URL, which may contain a token."""
+
+
+class DestinationError(AuditorError):
+    """A run was not published. The run is as it was, and the destination has what it had, or all of the run.
+
+    Attributes:
+        retryable: whether a retry may succeed; it does not if a password is wrong, for example.
+    """
+
+    def __init__(self, sentence: str, *, retryable: bool = True) -> None:
+        super().__init__(sentence)
+        self.retryable = retryable

@@ -42,7 +42,7 @@ from auditor.runs.folder import RunCatalog, StoredRun, find_run
 from auditor.runs.manifest import SCHEMA_VERSION, read_manifest
 from auditor.stats.intervals import share_interval
 from auditor.stats.projection import ProjectionProblem, project
-from auditor.storage.database import result_rows
+from auditor.storage.database import Database, result_rows
 from auditor.storage.files import private_folder
 from auditor.storage.tables import ResultTable, translate_read_errors
 from auditor.text.formatting import SECONDS_PER_DAY, parse_manifest_time
@@ -364,13 +364,17 @@ _TABLE = {
 _URGENCY: tuple[RolloutState, ...] = ("rolled_back", "stalled", "moving", "not_started", "unknown", "done")
 
 
+def define_rollouts(database: Database, rows: Sequence[Rollout], table: str) -> None:
+    """Create or replace a table of rollouts."""
+    columns = ", ".join(f"unnest(${at}::{kind}[]) AS {name}" for at, (name, kind) in enumerate(_TABLE.items(), 1))
+    values = [[getattr(row, name) for row in rows] for name in _TABLE]
+    database.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT {columns}", values)
+
+
 def rollout_table(history: History, found: Rollouts) -> ResultTable:
     """Return rollouts as a table: what needs attention first, then those with the most devices behind."""
-    rows = found.by_urgency
-    columns = ", ".join(f"unnest(${at}::{kind}[]) AS {name}" for at, (name, kind) in enumerate(_TABLE.items(), 1))
     database = history.cursor()
-    values = [[getattr(row, name) for row in rows] for name in _TABLE]
-    database.execute(f"CREATE OR REPLACE TABLE rollouts AS SELECT {columns}", values)
+    define_rollouts(database, found.by_urgency, "rollouts")
     states = {state: count._asdict() for state, count in found.by_state.items()}
     head = {"schema_version": SCHEMA_VERSION, "name": history.name, "run": found.run, "states": states}
     reading = partial(translate_read_errors, history.stored[-1].folder.parent)

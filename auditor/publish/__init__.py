@@ -1,0 +1,1 @@
+"""Sealed runs in other places: files, object storage and databases, all with the tables of ``publish.tables``."""
