@@ -316,6 +316,8 @@ class DestinationError(AuditorError):
         retryable: whether a retry may succeed; it does not if a password is wrong, for example.
     """
 
+    exit_code = 3
+
     def __init__(self, sentence: str, *, retryable: bool = True) -> None:
         super().__init__(sentence)
         self.retryable = retryable

@@ -72,6 +72,7 @@ def _simulated_port() -> int:
 def simulated_s3(folder: Path, *, seed: int = 1) -> Iterator[S3]:
     """Yield a storage whose objects other tests of this process see too: use a prefix of your own."""
     authority = trustme.CA()
+    folder.mkdir(exist_ok=True)
     ca_file = folder / "s3-ca.pem"
     authority.cert_pem.write_to_path(ca_file)
     tls = trustme_context(authority)
