@@ -5,7 +5,7 @@ MUTATIONS ?= 10000
 KILLS ?= 200
 SOAK_MINUTES ?= 15
 BIN := .venv/bin
-BENCHES := $(addprefix bench-,credentials bulk speed sealing memory quota discovery contention sharing accounts rate_limiter outages rate_control drift report \
+BENCHES := $(addprefix bench-,credentials bulk publishing speed sealing memory quota discovery contention sharing accounts rate_limiter outages rate_control drift report \
 	sampling precision incremental rolling planning)
 PIP := python -m pip --disable-pip-version-check install --quiet
 LOCKED := $(PIP) --require-hashes --no-deps --requirement
@@ -73,6 +73,7 @@ lock: .tools/.installed  ## write the hashes of everything that is installed, af
 		--output-file requirements/test.lock
 	$(COMPILE) benchmarks/requirements.txt --output-file requirements/bench.lock
 	$(COMPILE) requirements/tools.in --output-file requirements/tools.lock
+	$(COMPILE) requirements/s3.in --output-file requirements/s3.lock
 	$(COMPILE) requirements/dbt.in --output-file requirements/dbt.lock
 
 sbom: .tools/.installed  ## write what an audit consists of as CycloneDX to sbom.cdx.json
@@ -95,6 +96,11 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	.bench/bin/$(LOCKED) $<
 	touch $@
 
+.s3/.installed: requirements/s3.lock  ## set up a simulated S3, which the tests of object storages need
+	$(PYTHON) -m venv .s3
+	.s3/bin/$(LOCKED) $<
+	touch $@
+
 .dbt/.installed: requirements/dbt.lock  ## set up dbt, which the tests of deploy/dbt need
 	$(PYTHON) -m venv .dbt
 	.dbt/bin/$(LOCKED) $<
@@ -115,4 +121,4 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	touch $@
 
 clean:
-	rm -rf .venv .bench .dbt .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache
+	rm -rf .venv .bench .dbt .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache

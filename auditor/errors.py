@@ -11,6 +11,8 @@
             AccountStoppedError  one account: access denied, or never reached
             CredentialsError     an access key cannot be obtained now
             RunNotWritableError  the run folder cannot be written
+            ObjectStoreError     a directory or object storage cannot be used now
+                ObjectMissingError  it has no such object
         DriftError               drift that --fail-on names                     exit 4
         PolicyError              a rule of severity "error" is violated         exit 4
         AuditInterruptedError    interrupted before the first request, or by a
@@ -137,6 +139,16 @@ class RunNotWritableError(AuditStoppedError):
     def __init__(self, sentence: str) -> None:
         disk_full = any(os.strerror(number) in sentence for number in (errno.ENOSPC, errno.EDQUOT))
         super().__init__(f"{sentence}; free some space" if disk_full else sentence)
+
+
+class ObjectStoreError(AuditStoppedError):
+    """A directory or an object storage cannot be read or written now. The text has no secret and no signed address."""
+
+    reason_code = "cannot_write"
+
+
+class ObjectMissingError(ObjectStoreError):
+    """An object storage has no object of this key."""
 
 
 class DriftError(AuditorError):
@@ -303,6 +315,8 @@ class DestinationError(AuditorError):
     Attributes:
         retryable: whether a retry may succeed; it does not if a password is wrong, for example.
     """
+
+    exit_code = 3
 
     def __init__(self, sentence: str, *, retryable: bool = True) -> None:
         super().__init__(sentence)

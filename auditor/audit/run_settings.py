@@ -217,6 +217,9 @@ def _describe_effects(settings: Settings) -> Iterator[str]:
     report = settings.report
     paths = [path for path in (report.html, report.excel, report.metrics, shared.directory) if isinstance(path, str)]
     yield f"write {', '.join(paths) or 'no file outside of the run'}"
+    for table in settings.publish:
+        options = [f"{key} = {value}" for key, value in table.options.items() if not isinstance(value, SecretSource)]
+        yield f"publish to {table.name}, {table.type} with {', '.join(options) or 'no option'}"
     if settings.notify is not None:
         yield "post to a webhook"
 
@@ -238,8 +241,8 @@ def _secret_sources(value: object) -> Iterator[SecretSource]:
     elif isinstance(value, msgspec.Struct):
         for each in msgspec.structs.astuple(value):
             yield from _secret_sources(each)
-    elif isinstance(value, tuple):
-        for each in value:
+    elif isinstance(value, tuple | dict):
+        for each in value.values() if isinstance(value, dict) else value:
             yield from _secret_sources(each)
 
 

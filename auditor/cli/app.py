@@ -17,6 +17,7 @@ from auditor.cli.commands.demo import demo
 from auditor.cli.commands.device import device
 from auditor.cli.commands.devices import devices, inventory
 from auditor.cli.commands.fleet import fleet
+from auditor.cli.commands.publish import fetch, publish
 from auditor.cli.commands.query import diff, history, sql, verify
 from auditor.cli.commands.report import metrics, policy, report
 from auditor.cli.commands.runs import runs
@@ -102,6 +103,8 @@ _COMMANDS: dict[Group, tuple[tuple[Callable[..., int], str], ...]] = {
     PUBLISH: (
         (report, "auditor report audits --rules rules.toml -o fleet.html"),
         (metrics, "auditor metrics audits -o /var/lib/node_exporter/textfile/auditor.prom"),
+        (publish, "auditor publish audits --to lake"),
+        (fetch, "auditor fetch s3://lake/auditor fetched"),
     ),
     PRACTISE: (
         (demo, "auditor demo --devices 500"),

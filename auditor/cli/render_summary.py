@@ -53,9 +53,11 @@ def summarize_audit(manifest: Manifest, folder: Path, seconds: float) -> Iterato
 
 
 def summarize_hooks(results: HookResults) -> Iterator[SummaryLine]:
-    """Yield a line about the policy, and one about the files that were written and the hooks that failed."""
+    """Yield lines about the policy and each destination, and one about files that were written and failed hooks."""
     if results.policy is not None and results.policy.problem is None:
         yield _describe_policy(results.policy)
+    for sentence in results.published:
+        yield SummaryLine("published", sentence)
     parts = [f"wrote {_join_first(map(str, results.written), MAX_FILES, 'more')}"] if results.written else []
     if results.problems:
         parts += [*(_shorten(problem) for problem in results.problems), "the run itself is fine"]

@@ -16,6 +16,7 @@ from auditor.config.settings import (
     NotifySettings,
     Patterns,
     PolicySettings,
+    PublishSettings,
     Quotas,
     QuotaSharing,
     ReportSettings,
@@ -37,6 +38,7 @@ from auditor.config.validation import (
     check_secret_source,
     validate_accounts,
     validate_hooks,
+    validate_publish,
     validate_rollouts,
     validate_selection,
 )
@@ -88,6 +90,7 @@ def parse_settings(table: Mapping[str, Any], *, where: str = "settings", folder:
         policy=None if settings.policy is None else _resolve(settings.policy, folder, "file"),
         report=_resolve(settings.report, folder, "html", "excel", "metrics"),
         notify=None if settings.notify is None else _resolve(settings.notify, folder),
+        publish=tuple(_resolve_destination(each, folder) for each in settings.publish),
     )
     _validate(settings, where)
     return settings
@@ -202,6 +205,17 @@ def _resolve(table: T, folder: Path, *paths: str) -> T:
     return msgspec.structs.replace(table, **resolved)
 
 
+def _resolve_destination(table: PublishSettings, folder: Path) -> PublishSettings:
+    """Return a destination with absolute paths in its options: secrets, what ends in ``_file``, and ``to``."""
+    options = dict(table.options)
+    for key, value in options.items():
+        if isinstance(value, SecretSource):
+            options[key] = _resolve_secret_source(value, folder)
+        elif isinstance(value, str) and value and (key.endswith("_file") or (key == "to" and "://" not in value)):
+            options[key] = str(Path(resolve_path(folder, value)).absolute())
+    return msgspec.structs.replace(table, options=options)
+
+
 def _resolve_secret_source(source: SecretSource, folder: Path) -> SecretSource:
     """Resolve the path of a secret's file, or that of a command's program if it is given by its path."""
     if source.file is not None:
@@ -271,6 +285,9 @@ _EXPECTED = {
     "notify.webhook": f'give "https://HOST/PATH", {SOURCE_FORMS}',
     "notify.secret": f"keep it out of the settings: give {SOURCE_FORMS}",
     "notify.when": 'give "always" or "problems"',
+    "publish": "give tables [[publish]] with name, type and options",
+    "publish.options": 'give options such as { to = "s3://lake/auditor" }',
+    "publish.timeout": 'give a duration such as "10m"',
     "since": 'give "last", a run folder, or "none"',
     "change_detection": 'give "strict" or "reconnected"',
     "precision_of": 'give "fleet", "module" or "product"',
@@ -325,6 +342,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "report": ReportSettings,
     "rollouts": RolloutSettings,
     "notify": NotifySettings,
+    "publish": PublishSettings,
 }
 """Tables by path."""
 
@@ -356,6 +374,7 @@ def _validate(settings: Settings, where: str) -> None:
         raise SettingsError(f"{where}: max_calls: give at least one for each of the {len(settings.account)} accounts")
     validate_rollouts(settings.rollouts, where)
     validate_hooks(settings, where)
+    validate_publish(settings, where)
 
 
 def _check_max_failed(max_failed: int | str, where: str) -> None:

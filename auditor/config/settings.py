@@ -313,6 +313,26 @@ class Account(_Section, frozen=True):
         return parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80)
 
 
+OptionSetting = str | int | bool | SecretSource
+"""An option of a destination."""
+
+
+class PublishSettings(_Section, frozen=True, omit_defaults=True):
+    """A destination to which each run is published.
+
+    Attributes:
+        name: name for messages and ``auditor publish --to``.
+        type: ``"files"``, ``"postgresql"``, or what an installed package adds.
+        options: options of the destination, such as ``{ to = "s3://lake/auditor" }``. Secrets are stored elsewhere.
+        timeout: time for the run, and for runs that the destination does not have yet, such as ``"10m"``.
+    """
+
+    name: str
+    type: str
+    options: dict[str, OptionSetting] = {}
+    timeout: str = "10m"
+
+
 class SelectionSettings(_Section, frozen=True):
     """Selection of the devices to query, if that is not the complete fleet.
 
@@ -399,6 +419,7 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
             has no limit.
         rollouts: when a rollout is done, moving, stalled, rolled back or not started.
         policy, report, notify: hooks that run after each run; see ``run_hooks``.
+        publish: destinations to which each run is published.
     """
 
     account: tuple[Account, ...]
@@ -423,6 +444,7 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
     policy: PolicySettings | None = None
     report: ReportSettings = ReportSettings()
     notify: NotifySettings | None = None
+    publish: tuple[PublishSettings, ...] = ()
 
     def fetches_modules_of(self, account: Account) -> bool:
         """Return whether a run fetches the modules that an account's products define; only if it reads all modules."""

@@ -336,6 +336,29 @@ def _check_notify(notify: NotifySettings, at: str) -> None:
         check_secret_source(notify.secret, f"{at}: secret")
 
 
+def validate_publish(settings: Settings, where: str) -> None:
+    """Raise SettingsError for the first rule that [[publish]] breaks. A destination checks its options before a run."""
+    names = [table.name for table in settings.publish]
+    for table in settings.publish:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", table.name):
+            raise SettingsError(f"{where}: publish: name: use up to 64 letters, digits, '.', '-' and '_'")
+        at = f'{where}: publish "{table.name}"'
+        if names.count(table.name) > 1:
+            raise SettingsError(f"{at}: two destinations have this name; names must be unique")
+        check_duration(table.timeout, f"{at}: timeout")
+        for key, value in table.options.items():
+            if isinstance(value, SecretSource):
+                check_secret_source(value, f"{at}: {key}")
+            elif isinstance(value, str) and _SECRET_OPTION.search(key):
+                raise SettingsError(f"{at}: {key}: keep it out of the settings: give {SOURCE_FORMS}")
+            elif isinstance(value, str) and re.search(r"://[^/]*@|[?&]", value):
+                raise SettingsError(f"{at}: {key}: leave password and parameters out of the address")
+
+
+_SECRET_OPTION = re.compile(r"password|secret|token|(?<!public)_key$", re.IGNORECASE)
+"""Names of options that are secrets."""
+
+
 def check_webhook_url(url: str, at: str) -> None:
     """Raise SettingsError if this is not an HTTP address. It is never quoted, for it may contain a token."""
     if not _is_http_url(url):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from auditor.config.secrets import read_secret
-from auditor.config.settings import NotifySettings, ReportSettings, Settings
+from auditor.config.settings import NotifySettings, PublishSettings, ReportSettings, Settings
 from auditor.config.validation import SOURCE_FORMS, check_webhook_url
 from auditor.errors import SettingsError
 from auditor.models import Secret
@@ -39,6 +39,7 @@ class HookConfig:
         only_problems: post only runs that have problems.
         policy_error: why the configured policy cannot be evaluated.
         webhook_error: why nothing can be posted to the configured webhook.
+        publish: destinations to which the run is published.
         notes: configured steps that will fail, a sentence each.
         withheld: names of the configured steps that a trial leaves out; see ``for_trial``.
     """
@@ -50,11 +51,12 @@ class HookConfig:
     only_problems: bool = False
     policy_error: str | None = None
     webhook_error: str | None = None
+    publish: tuple[PublishSettings, ...] = ()
     notes: tuple[str, ...] = ()
     withheld: tuple[str, ...] = ()
 
     def for_trial(self) -> "HookConfig":
-        """Return the hooks of a trial: those that write a file outside of the run folder, or post, are withheld.
+        """Return the hooks of a trial: those that write a file outside of the run folder, publish or post are withheld.
 
         A trial covers a part of the fleet, or is stored elsewhere; it must not replace what others read every day.
         """
@@ -67,8 +69,9 @@ class HookConfig:
             metrics=None,
         )
         names = {"html": "report", "excel": "Excel file", "metrics": "metrics", "webhook": "webhook"}
-        withheld = tuple(names[key] for key in (*outside, *webhook))
-        return replace(self, report=kept, webhook=None, webhook_error=None, withheld=withheld)
+        publish = ["publishing"] if self.publish else []
+        withheld = (*(names[key] for key in outside), *publish, *webhook)
+        return replace(self, report=kept, publish=(), webhook=None, webhook_error=None, withheld=withheld)
 
 
 def prepare_hooks(settings: Settings, *, source: str = "settings") -> HookConfig:
@@ -81,7 +84,9 @@ def prepare_hooks(settings: Settings, *, source: str = "settings") -> HookConfig
     Raises:
         SettingsError: rules cannot be read, a file cannot be written, or a package or a secret is missing.
     """
-    config = HookConfig(_load_policy(settings), settings.report)
+    config = HookConfig(_load_policy(settings), settings.report, publish=settings.publish)
+    for table in settings.publish:
+        _check_destination(table, source)
     for problem in _report_problems(settings.report, source):
         raise SettingsError(problem)
     return config if settings.notify is None else _with_webhook(config, settings.notify, f"{source}: notify")
@@ -99,6 +104,13 @@ def prepare_resume_hooks(settings: Settings, *, source: str = "settings") -> Hoo
         config = replace(config, policy_error=str(error))
         notes.append(f"the policy cannot be evaluated: {error}; {_NEXT_STEP}")
     notes += [f"{problem}; {_NEXT_STEP}" for problem in _report_problems(settings.report, source)]
+    for table in settings.publish:
+        try:
+            _check_destination(table, source)
+        except SettingsError as error:
+            notes.append(f"nothing will be published: {error}; {_NEXT_STEP}")
+        else:
+            config = replace(config, publish=(*config.publish, table))
     if settings.notify is not None and settings.notify.webhook is None:
         reason = "the webhook address was written out in the settings, so the run does not store it"
         notes.append(f"nothing will be posted: {reason}; {_NEXT_STEP}")
@@ -121,6 +133,13 @@ def _load_policy(settings: Settings) -> "Policy | None":
     policy = load_policy(settings.policy.file)
     check_modules(policy, settings.modules)
     return policy
+
+
+def _check_destination(table: PublishSettings, source: str) -> None:
+    """Raise SettingsError if a destination is not configured as it should be."""
+    from auditor.publish.destinations import open_destination
+
+    open_destination(table, source)
 
 
 def _report_problems(report: ReportSettings, source: str) -> Iterator[str]:

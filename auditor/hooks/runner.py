@@ -1,4 +1,4 @@
-"""Run the hooks after a run: policy, metrics, report, Excel file, webhook, in this order.
+"""Run the hooks after a run: policy, metrics, report, Excel file, destinations, webhook, in this order.
 
 The run is sealed before the first hook starts, and no hook changes it. A hook that fails is reported, and the next one
 starts. Only the policy affects the exit code: a run that ended with 0 ends with 4 if a rule of severity ``error`` is
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from auditor.concurrency import run_to_end
+from auditor.config.settings import PublishSettings
 from auditor.errors import AuditInterruptedError, AuditorError, PolicyError, SettingsError
 from auditor.hooks.prepare import HookConfig
 from auditor.log import log
-from auditor.runs.folder import INVENTORY_XLSX, REPORT_HTML, clear_pending_hooks, defer_hooks
+from auditor.runs.folder import INVENTORY_XLSX, REPORT_HTML, StoredRun, clear_pending_hooks, defer_hooks
 from auditor.runs.locking import RunLock
 from auditor.runs.manifest import SUCCESSFUL_STATES, Manifest, read_manifest, write_manifest
 from auditor.runs.selection_info import ExitReason
@@ -27,18 +28,20 @@ from auditor.text.formatting import escape_undecodable
 if TYPE_CHECKING:
     from auditor.policy.evaluate import PolicySummary
     from auditor.policy.model import Policy
+    from auditor.publish.publisher import Publication
 
 
 T = TypeVar("T")
 
 
-HookName = Literal["policy", "metrics", "report", "excel", "webhook"]
+HookName = Literal["policy", "metrics", "report", "excel", "publish", "webhook"]
 
 _FAILURES: dict[HookName, str] = {
     "policy": "the policy could not be evaluated",
     "metrics": "the metrics could not be written",
     "report": "the report could not be written",
     "excel": "the Excel file could not be written",
+    "publish": "the run could not be published",
     "webhook": "the webhook could not be posted",
 }
 
@@ -51,11 +54,12 @@ _INTERRUPTED = "Query interrupted"
 
 @dataclass(frozen=True, slots=True)
 class HookOutcome:
-    """Outcome of one hook: the file that it wrote, if any, or why it failed."""
+    """Outcome of one hook: the file that it wrote or what it published, if any, or why it failed."""
 
     name: HookName
     path: Path | None = None
     error: str | None = None
+    published: str | None = None
 
     @property
     def problem(self) -> str | None:
@@ -83,6 +87,11 @@ class HookResults:
     def problems(self) -> tuple[str, ...]:
         """Failures, a sentence each."""
         return tuple(each.problem for each in self.outcomes if each.problem is not None)
+
+    @property
+    def published(self) -> tuple[str, ...]:
+        """What was published to each destination, a sentence each."""
+        return tuple(each.published for each in self.outcomes if each.published is not None)
 
     @property
     def written(self) -> tuple[Path, ...]:
@@ -129,6 +138,7 @@ def _run_all(folder: Path, config: HookConfig, exit_code: int, now: datetime) ->
     for name, path, write in _file_hooks(folder, config, policy, now):
         _, outcome = _attempt(name, partial(write, folder, path))
         outcomes.append(replace(outcome, path=path if outcome.error is None else None))
+    outcomes += [each for table in config.publish if (each := _publish(folder, table)) is not None]
     results = HookResults(exit_code, tuple(outcomes), policy, reason)
     posted, outcome = _attempt("webhook", partial(_post, folder, config, results))
     (defer_hooks if config.notes else clear_pending_hooks)(folder)
@@ -210,6 +220,22 @@ def _file_hooks(
         yield "report", _output_path(folder, report.html, REPORT_HTML), write
     if report.excel:
         yield "excel", _output_path(folder, report.excel, INVENTORY_XLSX), _write_excel
+
+
+def _publish(folder: Path, table: PublishSettings) -> HookOutcome | None:
+    """Publish a run to a destination, and earlier runs that it does not have; None: the run did not verify."""
+    from auditor.publish.publisher import is_candidate, publish_run
+
+    def publish() -> "Publication | None":
+        return publish_run(folder, table) if is_candidate(StoredRun(read_manifest(folder), folder)) else None
+
+    publication, outcome = _attempt("publish", publish)
+    if publication is None:
+        return outcome if outcome.error is not None else None
+    if publication.error is not None:
+        log.info("hook failed", hook="publish", reason=publication.sentence)
+        return replace(outcome, error=publication.sentence)
+    return replace(outcome, published=publication.sentence)
 
 
 def _output_path(folder: Path, setting: str | bool, default_name: str) -> Path:  # noqa: FBT001  a setting's value

@@ -79,7 +79,7 @@ def query_run(path: str | Path, sql: str, *, prepare: Callable[[], None] = lambd
         RunFolderError: the path is no run, or cannot be read.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
-    statement = _parse_select(sql)
+    statement = parse_select(sql)
     folder = find_run(Path(path))
     with temporary_database("sql") as (database, work):
         run = open_snapshot(folder, work)
@@ -97,7 +97,7 @@ def query_run(path: str | Path, sql: str, *, prepare: Callable[[], None] = lambd
             define_version_functions(database, "FROM inventory", statement, work)
         releases = [(run.files or run.folder) / name for name in (FIRMWARE, TASKS)]
         files = (run.fleet, run.devices, run.modules, *releases)
-        table = _open_result(database, statement, files=files, out=out, prepare=prepare, head=run.coverage)
+        table = open_result(database, statement, files=files, out=out, prepare=prepare, head=run.coverage)
         yield QueryResult(run, table)
 
 
@@ -110,7 +110,7 @@ def query_runs(
     Deleted runs whose changes are kept are in ``runs`` and ``changes``. ``name`` defaults to that of the newest run.
     Sizes of the files are checked, and not their digests.
     """
-    statement = _parse_select(sql)
+    statement = parse_select(sql)
     catalog = RunCatalog(Path(directory))
     newest = catalog.latest()
     name = newest.manifest.name if name is None and newest is not None else name
@@ -128,7 +128,7 @@ def query_runs(
         head = {"schema_version": SCHEMA_VERSION, "runs": [run.folder.name for run in runs]}
         warnings = [RunWarning("unreadable", "", f"run skipped: {error}") for error in catalog.unreadable]
         warnings += [warning for run in runs if run.sealed for warning in size_warnings(run)]
-        table = _open_result(database, statement, files=files, out=out, prepare=prepare, head=head)
+        table = open_result(database, statement, files=files, out=out, prepare=prepare, head=head)
         yield RunsQueryResult(table, tuple(warnings))
 
 
@@ -142,7 +142,7 @@ _ALL_VERSIONS = """SELECT account, product_key, module_name, module_version FROM
   WHERE module_name IS NOT NULL"""
 
 
-def _open_result(
+def open_result(
     database: Database,
     statement: str,
     *,
@@ -174,7 +174,8 @@ def _restrict_access(database: Database, files: Sequence[Path], out: Path) -> No
         database.execute(f"SET {setting}")
 
 
-def _parse_select(sql: str) -> str:
+def parse_select(sql: str) -> str:
+    """Return the statement of a query; raise UsageError unless it is one SELECT."""
     with _translate_query_errors():
         statements = duckdb.extract_statements(sql)
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:

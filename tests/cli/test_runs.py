@@ -201,7 +201,10 @@ def test_sql_reads_all_runs_and_statements_from_files_and_standard_input(
         assert auditor(capsys, "sql", *arguments, "--format", "csv")[0] == expected
     monkeypatch.setattr("sys.stdin", io.StringIO("SELECT count(*) AS n FROM devices"))
     assert auditor(capsys, "sql", "audits", "-", "--format", "csv")[0] == ["n", "3"]
-    assert "give RUN and a statement" in auditor(capsys, "sql", "audits", code=2)[1]
+    assert (
+        "give RUN, --runs DIRECTORY or --dataset DIRECTORY, and a statement"
+        in auditor(capsys, "sql", "audits", code=2)[1]
+    )
     assert "no.sql: cannot be read" in auditor(capsys, "sql", "audits", "-f", "no.sql", code=2)[1]
 
 

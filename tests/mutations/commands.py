@@ -110,6 +110,13 @@ def _plan(runs: Runs) -> Arguments:
     return ("plan", str(runs.folder / runs.random.choice(("file.toml", "listed.toml"))), *flags)
 
 
+def _publish(runs: Runs) -> Arguments:
+    settings = runs.folder / "publish.toml"
+    table = '\n[[publish]]\nname = "lake"\ntype = "files"\noptions = { to = "out/lake" }\n'
+    settings.write_text((runs.folder / "file.toml").read_text(encoding="utf-8") + table, encoding="utf-8")
+    return ("publish", runs.path, "--settings", str(settings), *runs.random.choice(((), ("--missing",))))
+
+
 READING: dict[str, Callable[[Runs], Arguments]] = {
     "inventory": lambda runs: ("inventory", runs.path, *runs.output()),
     "devices": lambda runs: ("devices", runs.path, *runs.random.choice(_FILTERS), *runs.output()),
@@ -124,6 +131,7 @@ READING: dict[str, Callable[[Runs], Arguments]] = {
     "runs": lambda runs: ("runs", str(runs.audits), *runs.output()),
     "status": lambda runs: ("status", str(runs.audits)),
     "device": lambda runs: ("device", "device1", str(runs.audits), *runs.output()),
+    "publish": _publish,
 }
 """Commands that change nothing but the file that they write."""
 
@@ -141,7 +149,7 @@ WRITING: dict[str, Callable[[Runs], Arguments]] = {
 }
 """Commands that change the directory of runs."""
 
-OTHER_INPUT = frozenset({"check", "count", "fleet"})
+OTHER_INPUT = frozenset({"check", "count", "fetch", "fleet"})
 """Commands that need no run; they are run on mutated settings, fleets and answers."""
 
 WITHOUT_INPUT = frozenset({"demo", "simulate", "completion"})
@@ -154,6 +162,7 @@ def settings_commands(folder: Path, random: Random, name: str) -> Arguments:
     commands: tuple[Arguments, ...] = (
         ("plan", path, "--account", "us"), ("plan", path, "--account", "us", "--format", "json"), ("check", path), ("fleet", path),
         ("count", path, "--module", "ble"), ("count", path, "--module", "ble", "--below", "2.0"),
+        ("fetch", "lake", str(folder / "out" / "copy"), "--settings", path),
         ("run", path, "--for", "2s"), ("run", path, "--limit", "2", "--account", "us", "--for", "2s"),
     )  # fmt: skip
     return random.choice(commands)
@@ -199,6 +208,7 @@ seed = 7
 policy = { file = "rules.toml" }
 report = { html = "out/report.html", excel = "out/inventory.xlsx", metrics = "out/auditor.prom" }
 notify = { webhook = { env = "AUDITOR_TEST_WEBHOOK" }, secret = { file = "secret" }, when = "problems" }
+publish = [{ name = "lake", type = "files", timeout = "1m", options = { to = "out/lake" } }]
 """
 )
 

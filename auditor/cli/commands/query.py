@@ -64,16 +64,18 @@ def sql(
     /,
     *,
     runs: Path | None = None,
+    dataset: Path | None = None,
     file: Annotated[Path | None, Parameter(alias="-f")] = None,
     timeout: str = "10m",
     format: FormatOption = None,  # noqa: A002  the flag's name
     out: OutputPath = None,
 ) -> int:
-    """Query a run, or all runs of a directory, with SQL (read-only).
+    """Query a run, all runs of a directory, or published runs, with SQL (read-only).
 
     The views are fleet, devices, modules, device_modules, inventory, products, missing_modules, firmware, jobs, tasks
     and device_releases; auditor sql RUN "DESCRIBE devices" lists columns. With --runs they are runs, changes, fleet,
-    devices, modules, inventory, firmware, jobs, tasks and device_releases, with the column run. version_below(a, b) and
+    devices, modules, inventory, firmware, jobs, tasks and device_releases, with the column run. With --dataset they are
+    the published tables runs, devices, modules, inventory, rollouts and changes. version_below(a, b) and
     version_above(a, b) compare versions, and version_rank(product_key, module_name, module_version) numbers them.
     The query is one SELECT in DuckDB's dialect. It cannot read other files, use the network or change settings. It
     has 1 GB of memory, 4 GB of temporary files, and an output of 10 GB. A table shows at most 1,000 rows.
@@ -84,6 +86,8 @@ def sql(
         The SELECT statement; - reads it from standard input.
     runs:
         Query all runs of this directory that have the name of its newest one.
+    dataset:
+        Query the runs that were published to this directory, or fetched into it.
     file:
         Read the statement from this file.
     timeout:
@@ -91,10 +95,11 @@ def sql(
     """
     from auditor.query.sql import query_run, query_runs
 
-    if runs is not None and run is not None and query is None and file is None:
+    if (runs or dataset) is not None and run is not None and query is None and file is None:
         run, query = None, str(run)  # the only argument is the statement
-    if (run is None) == (runs is None) or (query is None) == (file is None):
-        raise UsageError("give RUN and a statement, or --runs DIRECTORY and a statement; -f FILE has the statement too")
+    if sum(each is not None for each in (run, runs, dataset)) != 1 or (query is None) == (file is None):
+        what = "RUN, --runs DIRECTORY or --dataset DIRECTORY"
+        raise UsageError(f"give {what}, and a statement; -f FILE has the statement too")
     statement = _read_statement(query, file)
     resolved = resolve_format(format, out)
     seconds = parse_duration_flag("--timeout", timeout)
@@ -108,6 +113,11 @@ def sql(
                 with query_runs(runs, statement, prepare=prepare) as of_runs:
                     print_warnings(of_runs.warnings)
                     emit(resolved, out, show=lambda: print_rows(of_runs.table), write=of_runs.table.write)
+            elif dataset is not None:
+                from auditor.publish.dataset_reader import query_dataset
+
+                with query_dataset(dataset, statement, prepare=prepare) as published:
+                    emit(resolved, out, show=lambda: print_rows(published.table), write=published.table.write)
             elif run is not None:
                 with query_run(read_from(run), statement, prepare=prepare) as result:
                     print_warnings(result.run.warnings)

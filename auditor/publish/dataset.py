@@ -1,0 +1,147 @@
+"""The dataset of published runs in a directory or an object storage: its names, and ``runs/RUN.json``.
+
+::
+
+    devices/audit=NAME/night=2026-11-28/account=NAME/RUN-VERSION.parquet
+    modules/…  inventory/…  rollouts/…  changes/…      likewise
+    runs/RUN.json                                      the row of the run, and its files with their digests
+    latest/NAME.json                                   the same of the newest successful run of an audit
+
+``runs/RUN.json`` is written after all files that it names, and a file that it names is never written again. So a reader
+that first reads ``runs/``, and then the files that are named there, sees a run as a whole or not at all. A run that was
+resumed gets files of another VERSION; the old ones are deleted after ``runs/RUN.json`` was replaced.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from urllib.parse import quote
+
+import msgspec
+
+from auditor.errors import ObjectMissingError, ObjectStoreError
+from auditor.publish.tables import TABLES, TABLES_VERSION, PublishedRun, PublishedTable
+from auditor.storage.object_store import ObjectStore, check_key
+
+RUNS, LATEST = "runs", "latest"
+"""Folders of the dataset besides those of its tables."""
+
+PARTITIONS = ("audit", "night", "account")
+"""Columns that are in the paths and not in the files, as is usual for such datasets."""
+
+DATASET_TABLES: tuple[PublishedTable, ...] = tuple(name for name in TABLES if name != RUNS)
+
+MAX_DOCUMENT_BYTES = 16 << 20
+"""Size up to which ``runs/RUN.json`` is read."""
+
+_VERSION_DIGITS = 12
+
+
+class DatasetFile(msgspec.Struct, frozen=True):
+    """A file of a published run.
+
+    Attributes:
+        key: its path in the dataset.
+        table: the table that it has rows of.
+        rows: number of rows.
+        bytes, sha256: its size and its digest.
+    """
+
+    key: str
+    table: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class DatasetRun(msgspec.Struct, frozen=True):
+    """``runs/RUN.json``, without the columns of ``runs`` that only readers need.
+
+    Attributes:
+        run, audit, night, digest, tables_version, started_at: see the table ``runs``.
+        files: the files that have its rows.
+        cleaned: whether files that the run had before were deleted.
+    """
+
+    run: str
+    audit: str
+    night: str
+    digest: str
+    tables_version: int
+    started_at: str
+    files: tuple[DatasetFile, ...]
+    cleaned: bool = True
+
+
+def escape_segment(text: str) -> str:
+    """Return a text as a part of a path, as Hive escapes partitions: ``%`` and two digits for unusual characters."""
+    return "".join(
+        character if character.isprintable() and not character.isascii() else quote(character, safe="@")
+        for character in text.encode("utf-8", "replace").decode()
+    )
+
+
+def partition(table: str, run: PublishedRun) -> str:
+    """Return the folder of a run's audit and night in a table."""
+    return f"{table}/audit={escape_segment(run.manifest.name)}/night={run.night}"
+
+
+def file_key(table: str, run: PublishedRun, account: str, version: str) -> str:
+    """Return the key of the file of a run's account."""
+    name = f"{escape_segment(run.name)}-{version}.parquet"
+    return f"{partition(table, run)}/account={escape_segment(account)}/{name}"
+
+
+def content_version(run: PublishedRun) -> str:
+    """Return the part of a file's name that changes with the content of the run, or with the columns."""
+    return hashlib.sha256(f"{run.digest}:{TABLES_VERSION}".encode()).hexdigest()[:_VERSION_DIGITS]
+
+
+def is_file_of(key: str, run: str) -> bool:
+    """Return whether a key is that of a file of a run, of any version."""
+    name = rf"{re.escape(escape_segment(run))}-[0-9a-f]{{{_VERSION_DIGITS}}}\.parquet"
+    return re.fullmatch(name, key.rpartition("/")[2]) is not None
+
+
+def run_key(run: str) -> str:
+    """Return the key of ``runs/RUN.json``."""
+    return f"{RUNS}/{escape_segment(run)}.json"
+
+
+def latest_key(audit: str) -> str:
+    """Return the key of ``latest/NAME.json``."""
+    return f"{LATEST}/{escape_segment(audit)}.json"
+
+
+def read_dataset_run(store: ObjectStore, key: str) -> DatasetRun | None:
+    """Return a run of a dataset; None if it has none of this key.
+
+    Raises:
+        ObjectStoreError: the storage fails, or the object is none that ``auditor publish`` writes.
+    """
+    try:
+        content = store.get(key, max_bytes=MAX_DOCUMENT_BYTES)
+    except ObjectMissingError:
+        return None
+    return parse_dataset_run(content, f"{store.address}/{key}")
+
+
+def parse_dataset_run(content: bytes, where: str) -> DatasetRun:
+    """Return the run in ``runs/RUN.json``; raise ObjectStoreError if it is none that ``auditor publish`` writes."""
+    try:
+        document = msgspec.json.decode(content, type=DatasetRun)
+        for file in document.files:
+            check_key(file.key)
+            if file.table not in DATASET_TABLES or PurePosixPath(file.key).parts[0] != file.table:
+                raise ValueError(f"{file.key} is no file of {file.table}")  # noqa: TRY301  one sentence for all
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise ObjectStoreError(f"{where}: is no published run: {error}") from None
+    return document
+
+
+def read_dataset_runs(store: ObjectStore) -> Iterator[DatasetRun]:
+    """Yield all runs of a dataset, in the order of their names."""
+    for found in store.list(RUNS):
+        if found.key.endswith(".json") and (document := read_dataset_run(store, found.key)) is not None:
+            yield document

@@ -1,0 +1,190 @@
+"""Read a dataset of published runs: fetch a run into a directory, or query all of them with SQL."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from auditor.errors import ObjectMissingError, ObjectStoreError, RunFolderError, UsageError
+from auditor.publish.dataset import (
+    DATASET_TABLES,
+    LATEST,
+    MAX_DOCUMENT_BYTES,
+    PARTITIONS,
+    RUNS,
+    DatasetRun,
+    latest_key,
+    parse_dataset_run,
+    read_dataset_run,
+    read_dataset_runs,
+    run_key,
+)
+from auditor.publish.tables import SQL_TYPES, TABLES, TABLES_VERSION, PublishedTable
+from auditor.query.sql import open_result, parse_select
+from auditor.query.sql_functions import define_version_functions
+from auditor.runs.manifest import SCHEMA_VERSION, file_info
+from auditor.runs.views import no_rows
+from auditor.storage.database import Database, sql_literal, sql_read_path, temporary_database, text_lines
+from auditor.storage.files import private_folder, translate_os_errors
+from auditor.storage.object_store import DirectoryStore, ObjectStore
+from auditor.storage.tables import ResultTable, translate_read_errors
+
+MAX_READS = 3
+"""How often a run is read that is being published again meanwhile."""
+
+
+def fetch_run(store: ObjectStore, directory: Path, name: str | None = None) -> DatasetRun:
+    """Copy a run of a dataset into a directory, which is a dataset, too; digests are checked.
+
+    The directory is created if the folder above it exists. It has the run after all of its files are there.
+
+    Args:
+        store: the dataset.
+        directory: where the run is stored.
+        name: name of the run; None: the latest successful run, where the dataset has runs of one audit.
+
+    Raises:
+        UsageError: the dataset does not have the run, or has several audits.
+        ObjectStoreError: the dataset cannot be read, the directory cannot be written, or a digest is wrong.
+    """
+    key = _latest_key(store) if name is None else run_key(name)
+    target = DirectoryStore(directory)
+    for attempt in range(1, MAX_READS + 1):
+        content = _read_document(store, key, name)
+        document = parse_dataset_run(content, f"{store.address}/{key}")
+        try:
+            _copy_files(store, target, document)
+        except ObjectMissingError:  # published again meanwhile
+            if attempt == MAX_READS:
+                raise
+        else:
+            break
+    target.put(run_key(document.run), content)
+    latest = read_dataset_run(target, latest_key(document.audit))
+    if latest is None or latest.started_at <= document.started_at:
+        target.put(latest_key(document.audit), content)
+    return document
+
+
+def _read_document(store: ObjectStore, key: str, name: str | None) -> bytes:
+    try:
+        return store.get(key, max_bytes=MAX_DOCUMENT_BYTES)
+    except ObjectMissingError:
+        names = [each.key.removeprefix(f"{RUNS}/").removesuffix(".json") for each in store.list(RUNS)]
+    has = f"it has {len(names):,}, the last one is {names[-1]}" if names else "it has none"
+    raise UsageError(f"{store.address}: has no run {name or 'that is successful'}; {has}")
+
+
+def _latest_key(store: ObjectStore) -> str:
+    audits = [each.key for each in store.list(LATEST)]
+    if len(audits) > 1:
+        names = ", ".join(key.removeprefix(f"{LATEST}/").removesuffix(".json") for key in audits)
+        raise UsageError(f"{store.address}: has runs of several audits ({names}); name the run with --run")
+    return audits[0] if audits else f"{LATEST}/none.json"
+
+
+def _copy_files(store: ObjectStore, target: ObjectStore, document: DatasetRun) -> None:
+    with private_folder("fetch") as work:
+        for file in document.files:
+            path = work / "file.parquet"
+            store.get_file(file.key, path)
+            info = file_info(path)
+            if (info.bytes, info.sha256) != (file.bytes, file.sha256):
+                raise ObjectStoreError(
+                    f"{store.address}/{file.key}: is not the file that was published: its digest differs"
+                )
+            target.put_file(file.key, path)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetQueryResult:
+    """The rows of a query over a dataset, and the names of its runs."""
+
+    table: ResultTable
+    runs: tuple[str, ...]
+
+
+@contextmanager
+def query_dataset(
+    directory: Path, sql: str, *, prepare: Callable[[], None] = lambda: None
+) -> Iterator[DatasetQueryResult]:
+    """Run one SELECT over the tables of a dataset in a directory; see ``query_run`` for what it cannot do.
+
+    Only files that ``runs/`` names are read, so that a run that is being published is not there, or as a whole.
+
+    Raises:
+        UsageError: the directory is no dataset; or the query is not one SELECT, fails, or reads anything but the views.
+        RunFolderError: a file of the dataset is missing, or cannot be read.
+    """
+    statement = parse_select(sql)
+    if re.match(r"[a-z0-9]{2,}:/", str(directory)):
+        raise UsageError(f"{directory}: is not a directory; fetch runs with auditor fetch, and query the directory")
+    try:
+        documents = tuple(read_dataset_runs(DirectoryStore(directory)))
+    except ObjectStoreError as error:
+        raise RunFolderError(str(error)) from error
+    if not documents:
+        raise UsageError(f"{directory}: is no dataset of published runs: it has no {RUNS}/*.json")
+    with temporary_database("sql") as (database, work):
+        out = work / "out"
+        out.mkdir()
+        with translate_read_errors(directory):
+            files = _define_tables(database, directory, documents, work)
+            versions = "SELECT DISTINCT account, product_key, module_name, module_version FROM inventory"
+            define_version_functions(database, versions, statement, work)
+        head = {"schema_version": SCHEMA_VERSION, "runs": [each.run for each in documents]}
+        table = open_result(database, statement, files=files, out=out, prepare=prepare, head=head)
+        yield DatasetQueryResult(table, tuple(each.run for each in documents))
+
+
+def _define_tables(database: Database, directory: Path, documents: Sequence[DatasetRun], work: Path) -> list[Path]:
+    """Define a view of each table over the files that the runs name; return the files."""
+    _define_runs(database, directory, documents, work)
+    files = []
+    for name in DATASET_TABLES:
+        paths = [_file_path(directory, file.key) for each in documents for file in each.files if file.table == name]
+        columns = {column.name: SQL_TYPES[column.type] for column in TABLES[name].columns}
+        query = no_rows(columns)
+        if paths:
+            query = f"SELECT {', '.join(columns)} FROM {_read_parquet(name, paths, documents)}"
+        database.execute(f"CREATE VIEW {name} AS {query}")
+        files += paths
+    return files
+
+
+def _read_parquet(table: PublishedTable, paths: Sequence[Path], documents: Sequence[DatasetRun]) -> str:
+    """Return the SQL that reads files of a dataset with the columns that are in their paths."""
+    read = ", ".join(map(sql_read_path, paths))
+    types = {column.name: SQL_TYPES[column.type] for column in TABLES[table].columns if column.name in PARTITIONS}
+    hive = ", ".join(f"'{name}': {kind}" for name, kind in types.items())
+    by_name = any(each.tables_version != TABLES_VERSION for each in documents)
+    return (
+        f"read_parquet([{read}], hive_partitioning=true, hive_types={{{hive}}}, union_by_name={str(by_name).lower()})"
+    )
+
+
+def _file_path(directory: Path, key: str) -> Path:
+    """Return the path of a file; raise RunFolderError if it is missing, or a link leads elsewhere."""
+    path = directory.absolute() / key
+    with translate_os_errors(f"{path}: cannot be read", RunFolderError):
+        path.stat()
+        if os.path.realpath(path) != os.path.join(os.path.realpath(directory), key):  # noqa: PTH118  no link is followed
+            raise RunFolderError(f"{path}: is reached by a link; replace it by the file itself")
+    return path
+
+
+def _define_runs(database: Database, directory: Path, documents: Sequence[DatasetRun], work: Path) -> None:
+    """Define the table ``runs`` from the rows in ``runs/*.json``."""
+    columns = {column.name: SQL_TYPES[column.type] for column in TABLES["runs"].columns}
+    store, lines = DirectoryStore(directory), work / "runs.jsonl"
+    with lines.open("wb") as file:
+        for document in documents:
+            row = orjson.loads(store.get(run_key(document.run), max_bytes=MAX_DOCUMENT_BYTES))
+            file.write(orjson.dumps({name: row.get(name) for name in columns}) + b"\n")
+    structure = sql_literal(orjson.dumps(columns).decode())
+    rows = f"SELECT unnest(json_transform(line, {structure})) FROM ({text_lines(sql_read_path(lines))})"
+    database.execute(f"CREATE TABLE runs AS FROM ({rows}) ORDER BY started_at DESC, run DESC")

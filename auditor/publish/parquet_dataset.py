@@ -1,0 +1,244 @@
+"""Publish runs as a dataset of Parquet files, in a directory or an object storage; see ``publish.dataset``.
+
+Files are written to the system's temporary folder one at a time, and sent from there. Rows are in the order of the
+fleet, in row groups of ``ROW_GROUP_ROWS``, so that query engines skip the products that a query does not need.
+"""
+
+import secrets
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+import duckdb
+import msgspec
+import orjson
+
+from auditor.concurrency import TimeLimit
+from auditor.config.secrets import read_secret
+from auditor.config.settings import SecretSource
+from auditor.errors import DestinationError, ObjectStoreError, RunNotWritableError
+from auditor.publish.dataset import (
+    DATASET_TABLES,
+    PARTITIONS,
+    RUNS,
+    DatasetFile,
+    DatasetRun,
+    content_version,
+    file_key,
+    is_file_of,
+    latest_key,
+    partition,
+    read_dataset_run,
+    run_key,
+)
+from auditor.publish.tables import TABLES, TABLES_VERSION, PublishedRun, PublishedTable, open_published
+from auditor.runs.manifest import file_info
+from auditor.storage.database import error_reason, scalar, sql_identifier, sql_literal, write_rows
+from auditor.storage.files import private_folder
+from auditor.storage.object_store import ObjectStore, OptionValue, StoredObject, open_store
+from auditor.storage.tables import translate_read_errors
+
+ROW_GROUP_ROWS, WRITING_MEMORY, WRITING_THREADS = 61_440, "160MB", 2
+"""Rows of a row group; and memory and threads of DuckDB, which holds one row group for each thread."""
+
+_OPTIONS = f"FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
+
+
+class FilesSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A directory or an object storage in the settings.
+
+    Attributes:
+        to: path of a directory, or an address such as ``s3://BUCKET/FOLDER``, ``gs://…`` or ``az://…``.
+        access_key_id, secret_access_key, session_token: of S3; None: from the environment, or the role of the instance.
+        region, endpoint: of S3, or of a storage with its interface.
+        virtual_hosted_style: whether the bucket is a part of the host name, as Alibaba OSS requires.
+        service_account_file: key file of Google Cloud; None: from the environment, or the role of the instance.
+        account_name, account_key, sas_token: of Azure; None: from the environment, or the role of the instance.
+        ca_file: PEM file with authorities to trust besides the system's.
+    """
+
+    to: str
+    access_key_id: str | SecretSource | None = None
+    secret_access_key: SecretSource | None = None
+    session_token: SecretSource | None = None
+    region: str | None = None
+    endpoint: str | None = None
+    virtual_hosted_style: bool | None = None
+    service_account_file: str | None = None
+    account_name: str | None = None
+    account_key: SecretSource | None = None
+    sas_token: SecretSource | None = None
+    ca_file: str | None = None
+
+    def open(self, limit: TimeLimit) -> ObjectStore:
+        """Open the storage, with the secrets as they are stored now; raise SettingsError if that is not possible."""
+        options: dict[str, OptionValue] = {}
+        for key, value in msgspec.structs.asdict(self).items():
+            if isinstance(value, SecretSource):
+                options[key] = read_secret(value, account=None, key=key)
+            elif value is not None and key != "to":
+                options[key] = value
+        return open_store(self.to, options, limit=limit)
+
+    def check(self) -> None:
+        """Raise SettingsError if the storage cannot be used. Secrets are not read, and so no access key is used."""
+        options: dict[str, OptionValue] = {
+            key: value
+            for key, value in msgspec.structs.asdict(self).items()
+            if value is not None and key not in {"to", "access_key_id"} and not isinstance(value, SecretSource)
+        }
+        open_store(self.to, options)
+
+
+class DatasetDestination:
+    """A dataset of Parquet files that has runs; see ``publish.dataset`` for its layout."""
+
+    settings_type: ClassVar[type[msgspec.Struct]] = FilesSettings
+
+    def __init__(self, settings: FilesSettings) -> None:
+        settings.check()
+        self._settings = settings
+
+    def __repr__(self) -> str:
+        return f"<DatasetDestination {self.describe()}>"
+
+    def describe(self) -> str:
+        """See ``Destination``."""
+        return self._settings.to
+
+    def open(self, limit: TimeLimit) -> ObjectStore:
+        """Open the storage of the dataset."""
+        return self._settings.open(limit)
+
+    def published_runs(self, names: Collection[str], limit: TimeLimit) -> dict[str, str]:
+        """See ``Destination``. A run whose earlier files are not deleted yet is not complete."""
+        found = {}
+        with _translated():
+            store = self.open(limit)
+            stored = {each.key for each in store.list(RUNS)}
+            for name in names:
+                document = read_dataset_run(store, run_key(name)) if run_key(name) in stored else None
+                if document is not None and document.cleaned:
+                    found[name] = document.digest
+        return found
+
+    def publish(self, folder: Path, limit: TimeLimit) -> None:
+        """See ``Destination``."""
+        with _translated(), open_published(folder, threads=WRITING_THREADS) as run:
+            store = self.open(limit)
+            publish_to_store(run, store, limit)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise DestinationError for an error of the storage, or of the temporary folder."""
+    try:
+        yield
+    except (ObjectStoreError, RunNotWritableError) as error:
+        raise DestinationError(str(error)) from error
+    except (OSError, duckdb.IOException) as error:
+        raise DestinationError(f"the temporary folder cannot be used: {error_reason(error)}") from error
+
+
+def publish_to_store(run: PublishedRun, store: ObjectStore, limit: TimeLimit) -> DatasetRun:
+    """Write the files of a run to a dataset, unless it has them, then ``runs/RUN.json``; delete what it had before."""
+    previous = read_dataset_run(store, run_key(run.name))
+    version = content_version(run)
+    is_same = previous is not None and (previous.digest, previous.tables_version) == (run.digest, TABLES_VERSION)
+    if previous is not None and is_same and _has_files(store, run, previous):
+        document = previous
+    else:
+        if is_same:  # files were deleted or damaged: a file that is named is never written again
+            version = secrets.token_hex(len(version) // 2)
+        row = _run_row(run)
+        document = DatasetRun(
+            run.name, run.manifest.name, run.night, run.digest, TABLES_VERSION, row["started_at"],
+            tuple(_write_files(run, store, version, limit)), cleaned=previous is None,
+        )  # fmt: skip
+        _put_run(store, run_key(run.name), document, row)
+    _delete_others(store, run, document)
+    if not document.cleaned:
+        _put_run(store, run_key(run.name), msgspec.structs.replace(document, cleaned=True), _run_row(run))
+    _put_latest(store, run, document)
+    return document
+
+
+def _has_files(store: ObjectStore, run: PublishedRun, document: DatasetRun) -> bool:
+    """Return whether a dataset has the files that it names, by their sizes."""
+    found = {each.key: each.bytes for each in _stored_files(store, run)}
+    return all(found.get(file.key) == file.bytes for file in document.files)
+
+
+def _stored_files(store: ObjectStore, run: PublishedRun) -> Iterator[StoredObject]:
+    for table in DATASET_TABLES:
+        yield from store.list(partition(table, run))
+
+
+def _write_files(run: PublishedRun, store: ObjectStore, version: str, limit: TimeLimit) -> Iterator[DatasetFile]:
+    """Write a file for each table and account that has rows."""
+    run.database.execute(f"SET memory_limit = '{WRITING_MEMORY}'; SET preserve_insertion_order = true")
+    with private_folder("dataset") as work:
+        for table in DATASET_TABLES:
+            with translate_read_errors(run.folder):
+                accounts = run.database.execute(f"SELECT DISTINCT account FROM ({run.query(table)}) ORDER BY 1")
+            for (account,) in accounts.fetchall():
+                if limit.remaining() <= 0:
+                    raise DestinationError("there was not enough time; give more with timeout")
+                path = work / f"{table}.parquet"
+                try:
+                    rows = _write_parquet(run, table, account, path)
+                    info = file_info(path)
+                    key = file_key(table, run, account, version)
+                    store.put_file(key, path)
+                finally:
+                    path.unlink(missing_ok=True)
+                yield DatasetFile(key, table, rows, info.bytes, info.sha256)
+
+
+def _write_parquet(run: PublishedRun, table: PublishedTable, account: str, path: Path) -> int:
+    """Write the rows of a table that are of an account; return their number."""
+    columns = [column.name for column in TABLES[table].columns if column.name not in PARTITIONS]
+    selected = ", ".join(map(sql_identifier, columns))
+    query = f"SELECT {selected} FROM ({run.query(table)}) WHERE account = {sql_literal(account)}"
+    with translate_read_errors(run.folder, duckdb.IOException):
+        write_rows(run.database, query, path, _OPTIONS, by_name=True)
+        return scalar(run.database, f"SELECT num_rows FROM parquet_file_metadata({sql_literal(path)})")
+
+
+def _run_row(run: PublishedRun) -> dict[str, Any]:
+    """Return the row of ``runs`` with times as JSON has them: ISO 8601, in UTC."""
+    result = run.database.execute(run.query("runs"))
+    names = [column.name for column in TABLES["runs"].columns]
+    (row,) = result.fetchall()
+    return {name: _json_value(value) for name, value in zip(names, row, strict=True)}
+
+
+def _json_value(value: object) -> Any:  # noqa: ANN401  a value of JSON
+    if isinstance(value, datetime):
+        return f"{value.isoformat()}Z"
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _put_run(store: ObjectStore, key: str, document: DatasetRun, row: dict[str, Any]) -> None:
+    """Store the row and the files of a run, as one line of JSON."""
+    store.put(key, orjson.dumps(row | msgspec.to_builtins(document)) + b"\n")
+
+
+def _delete_others(store: ObjectStore, run: PublishedRun, document: DatasetRun) -> None:
+    """Delete files of the run that it does not have any more, or that were written and never named."""
+    named = {file.key for file in document.files}
+    keys = [each.key for each in _stored_files(store, run) if is_file_of(each.key, run.name) and each.key not in named]
+    store.delete(keys)
+
+
+def _put_latest(store: ObjectStore, run: PublishedRun, document: DatasetRun) -> None:
+    """Store the run as the latest one of its audit, if it is a successful one of the fleet, and none is newer."""
+    if not run.manifest.is_success:
+        return
+    key = latest_key(document.audit)
+    latest = read_dataset_run(store, key)
+    current = msgspec.structs.replace(document, cleaned=True)
+    if latest is None or (latest.started_at <= current.started_at and latest != current):
+        _put_run(store, key, current, _run_row(run))

@@ -1,0 +1,102 @@
+"""Reading a dataset: a run fetched with its digests checked, and SQL that reads nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from auditor.concurrency import TimeLimit
+from auditor.errors import ObjectStoreError, RunFolderError, UsageError
+from auditor.publish.dataset import run_key
+from auditor.publish.dataset_reader import fetch_run, query_dataset
+from auditor.publish.parquet_dataset import publish_to_store
+from auditor.publish.tables import open_published
+from auditor.storage.object_store import open_store
+from tests.runs.run_folders import build, every_status, named, ok
+
+NAMES = ["20261121T020000Z-nightly", "20261122T020000Z-nightly"]
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    fleet = [named(n) for n in range(5)]
+    build(tmp_path / NAMES[0], fleet, [ok(d, ("ble", "1.0")) for d in fleet])
+    every_status(tmp_path / NAMES[1])
+    for name in NAMES:
+        with open_published(tmp_path / name) as run:
+            publish_to_store(run, open_store(str(tmp_path / "lake")), TimeLimit())
+    return tmp_path / "lake"
+
+
+def counts(directory: Path) -> list[tuple[object, ...]]:
+    with query_dataset(directory, "SELECT run, count(*) FROM devices GROUP BY run ORDER BY run") as found:
+        return [tuple(row) for row in found.table]
+
+
+def test_a_fetched_run_is_a_dataset_with_the_same_rows(lake: Path, tmp_path: Path) -> None:
+    store = open_store(str(lake))
+    assert fetch_run(store, tmp_path / "copy").run == NAMES[0]  # the other one is partial
+    assert counts(tmp_path / "copy") == counts(lake)[:1]
+    assert fetch_run(store, tmp_path / "copy", NAMES[1]).run == NAMES[1]
+    assert counts(tmp_path / "copy") == counts(lake)
+    assert (tmp_path / "copy" / run_key(NAMES[1])).read_bytes() == (lake / run_key(NAMES[1])).read_bytes()
+
+
+def test_a_changed_file_is_not_fetched(lake: Path, tmp_path: Path) -> None:
+    path = next((lake / "modules").rglob(f"{NAMES[0]}*.parquet"))
+    content = bytearray(path.read_bytes())
+    content[20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ObjectStoreError, match="is not the file that was published: its digest differs"):
+        fetch_run(open_store(str(lake)), tmp_path / "copy")
+    assert not (tmp_path / "copy" / "runs").exists()
+
+
+def test_a_run_that_is_not_there_is_a_sentence(lake: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"has no run nothing; it has 2, the last one is {NAMES[1]}"):
+        fetch_run(open_store(str(lake)), tmp_path / "copy", "nothing")
+    with pytest.raises(UsageError, match="has no run that is successful; it has none"):
+        fetch_run(open_store(str(tmp_path / "empty")), tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM read_parquet('{lake}/devices/**/*.parquet')",
+        "SELECT 1; SELECT 2",
+        "COPY devices TO '/tmp/x'",
+        "SELECT * FROM nothing",
+    ],
+)
+def test_sql_reads_the_tables_and_nothing_else(lake: Path, sql: str) -> None:
+    with pytest.raises(UsageError), query_dataset(lake, sql.format(lake=lake)) as found:
+        list(found.table)
+
+
+def test_versions_are_compared_in_sql(lake: Path) -> None:
+    with query_dataset(lake, "SELECT count(*) FROM modules WHERE version_below(module_version, '2.0')") as found:
+        assert [tuple(row) for row in found.table] != [(0,)]
+
+
+def test_a_file_that_is_not_named_is_not_read(lake: Path) -> None:
+    before = counts(lake)
+    path = next((lake / "devices").rglob("*.parquet"))
+    (path.parent / "other-000000000000.parquet").write_bytes(path.read_bytes())
+    assert counts(lake) == before
+
+
+def test_a_missing_file_or_a_link_is_an_error(lake: Path, tmp_path: Path) -> None:
+    path = next((lake / "devices").rglob("*.parquet"))
+    path.rename(tmp_path / "moved")
+    with pytest.raises(RunFolderError, match="cannot be read: No such file"):
+        counts(lake)
+    path.symlink_to(tmp_path / "moved")
+    with pytest.raises(RunFolderError, match="reached by a link"):
+        counts(lake)
+
+
+def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no dataset of published runs"):
+        counts(tmp_path)
+    with pytest.raises(UsageError, match="fetch runs with auditor fetch"):
+        counts(Path("s3://lake/x"))

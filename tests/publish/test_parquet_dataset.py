@@ -1,0 +1,277 @@
+"""The dataset of published runs: its rows, its names, what a reader sees while it changes, and what is left of kills."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import duckdb
+import orjson
+import pytest
+
+from auditor.concurrency import TimeLimit
+from auditor.config.settings import PublishSettings
+from auditor.errors import DestinationError, RunFolderError, SettingsError
+from auditor.publish.dataset import DatasetRun, escape_segment, read_dataset_run, run_key
+from auditor.publish.dataset_reader import query_dataset
+from auditor.publish.destinations import Destination, open_destination
+from auditor.publish.parquet_dataset import publish_to_store
+from auditor.publish.tables import TABLES, PublishedTable, open_published
+from auditor.query.run import Run
+from auditor.storage.object_store import MemoryStore, ObjectStore, open_store
+from tests.runs.run_folders import HOSTILE, build, edit_manifest, every_status, named, ok
+
+NAME = "20261122T020000Z-nightly"
+ACCOUNT = "a%/b=c ü#?*.+&'\"😀 中"
+ATTRIBUTES = {text: text for text in HOSTILE if text.strip()}
+
+
+def hostile_run(folder: Path) -> Path:
+    fleet = [named(n, account=account) for account in ("demo", ACCOUNT, "0017") for n in range(20)]
+    outcomes = [ok(d, ("ble", "1.0"), ("mcu", HOSTILE[n % len(HOSTILE)])) for n, d in enumerate(fleet)]
+    return build(folder, fleet, outcomes, details=[{"attributes": ATTRIBUTES}] * len(fleet)).folder
+
+
+def contract_rows(folder: Path, table: PublishedTable) -> list[tuple[Any, ...]]:
+    with open_published(folder, [table]) as run:
+        return sorted(run.database.execute(run.query(table)).fetchall(), key=repr)
+
+
+def dataset_rows(directory: Path, table: str) -> list[tuple[Any, ...]]:
+    with query_dataset(directory, f"FROM {table}") as found:
+        return [tuple(row) for row in found.table]
+
+
+def publish(folder: Path, directory: Path) -> DatasetRun:
+    with open_published(folder, threads=2) as run:
+        return publish_to_store(run, open_store(str(directory)), TimeLimit())
+
+
+@pytest.mark.parametrize("make", [hostile_run, lambda path: every_status(path).folder])
+def test_every_table_has_the_rows_of_its_contract_in_their_order(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    run = make(tmp_path / NAME)
+    publish(run, tmp_path / "lake")
+    for table in get_args(PublishedTable):
+        expected = contract_rows(run, table)
+        names = ", ".join(column.name for column in TABLES[table].columns)
+        with query_dataset(tmp_path / "lake", f"SELECT {names} FROM {table}") as found:
+            assert sorted((tuple(row) for row in found.table), key=repr) == _as_result(run, table, expected), table
+
+
+def _as_result(run: Path, table: PublishedTable, expected: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return rows as a result table has them, whose values are those of its formats."""
+    from functools import partial
+
+    from auditor.storage.tables import ResultTable, translate_read_errors
+
+    with open_published(run, [table]) as opened:
+        found = ResultTable(opened.database, opened.query(table), reading=partial(translate_read_errors, run))
+        return sorted((tuple(row) for row in found), key=repr)
+
+
+def test_hostile_names_and_attributes_arrive_unchanged_in_any_reader_of_hive_partitions(tmp_path: Path) -> None:
+    run = hostile_run(tmp_path / NAME)
+    publish(run, tmp_path / "lake")
+    types = "{'audit': VARCHAR, 'night': DATE, 'account': VARCHAR}"
+    source = f"read_parquet('{tmp_path}/lake/*/audit=*/*/*/*.parquet', hive_partitioning=true, hive_types={types}, union_by_name=true)"
+    accounts = {name for (name,) in duckdb.execute(f"SELECT DISTINCT account FROM {source}").fetchall()}
+    assert accounts == {"demo", ACCOUNT, "0017"}
+    versions = {
+        name
+        for (name,) in duckdb.execute(
+            f"SELECT DISTINCT module_version FROM {source} WHERE module_version IS NOT NULL AND module_name = 'mcu'"
+        ).fetchall()
+    }
+    assert versions == set(HOSTILE)
+    attributes = duckdb.execute(f"SELECT DISTINCT attributes FROM {source} WHERE attributes IS NOT NULL").fetchall()
+    assert [dict(found) for (found,) in attributes] == [ATTRIBUTES]
+
+
+def test_other_libraries_read_the_dataset(tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.dataset")
+    run = hostile_run(tmp_path / NAME)
+    publish(run, tmp_path / "lake")
+    table = pq.dataset(tmp_path / "lake" / "modules", partitioning=pq.partitioning(flavor="hive")).to_table()
+    assert set(table["account"].to_pylist()) == {"demo", ACCOUNT, "0017"}
+    assert table.num_rows == 120
+
+
+def test_numbers_equal_those_of_the_inventory(tmp_path: Path) -> None:
+    run = every_status(tmp_path / NAME).folder
+    publish(run, tmp_path / "lake")
+    with Run(run) as opened:
+        expected = {(v.product_key, v.module_name, v.module_version, v.devices) for v in opened.inventory()}
+    query = """SELECT product_key, module_name, module_version, count(DISTINCT ordinal) FROM modules
+      WHERE product_key IS NOT NULL GROUP BY ALL"""
+    with query_dataset(tmp_path / "lake", query) as found:
+        counted = {tuple(row) for row in found.table}
+    with query_dataset(
+        tmp_path / "lake", "SELECT product_key, module_name, module_version, devices FROM inventory"
+    ) as found:
+        listed = {tuple(row) for row in found.table}
+    assert listed == expected
+    assert counted <= expected
+
+
+class Watched(MemoryStore):
+    """A storage that calls a reader after each change, and can die at one."""
+
+    def __init__(self, changed: Callable[["Watched"], None] = lambda _: None) -> None:
+        super().__init__()
+        self.changed, self.left = changed, 10**9
+
+    def put(self, key: str, content: bytes) -> None:
+        self._spend()
+        super().put(key, content)
+        self.changed(self)
+
+    def delete(self, keys: Any) -> None:
+        for key in keys:
+            self._spend()
+            super().delete([key])
+            self.changed(self)
+
+    def _spend(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt  # what no code of ours handles, as a kill
+
+
+def seen(store: ObjectStore, name: str) -> tuple[str, int] | None:
+    """Return what a reader that follows the contract sees of a run: its digest and rows; None: nothing."""
+    document = read_dataset_run(store, run_key(name))
+    if document is None:
+        return None
+    rows = 0
+    for file in document.files:
+        content = store.get(file.key)
+        assert len(content) == file.bytes
+        rows += file.rows
+    return document.digest, rows
+
+
+def test_at_any_kill_a_reader_sees_all_of_a_run_or_nothing_and_the_next_attempt_completes_it(tmp_path: Path) -> None:
+    old, new = tmp_path / "old" / NAME, tmp_path / "new" / NAME
+    fleet = [named(n, account=a) for a in ("eu", "us") for n in range(4)]
+    build(old, fleet, [ok(d, ("ble", "1.0")) for d in fleet[:6]])
+    build(new, fleet, [ok(d, ("ble", "1.0")) for d in fleet])  # as it was resumed
+    with open_published(old) as first, open_published(new) as second:
+        whole: dict[str, int] = {}
+        for run in (first, second):
+            document = publish_to_store(run, MemoryStore(), TimeLimit())
+            whole[document.digest] = sum(file.rows for file in document.files)
+
+        def check(store: Watched) -> None:
+            found = seen(store, NAME)
+            assert found is None or whole[found[0]] == found[1]
+
+        changes = 10**9
+        kill = 0
+        while kill < changes:
+            store = Watched(check)
+            for run in (first, second):
+                store.left = kill if run is first else kill // 2
+                try:
+                    publish_to_store(run, store, TimeLimit())
+                    changes = kill if run is first else changes
+                except KeyboardInterrupt:
+                    check(store)
+            store.left = 10**9
+            publish_to_store(second, store, TimeLimit())
+            assert seen(store, NAME) == (second.digest, whole[second.digest])
+            named_files = {file.key for file in read_dataset_run(store, run_key(NAME)).files}  # type: ignore[union-attr]
+            assert {each.key for each in store.list()} == {*named_files, run_key(NAME), "latest/nightly.json"}
+            kill += 1
+        assert kill > 8
+
+
+def test_a_run_that_is_there_is_not_written_again_and_a_damaged_one_is_repaired(tmp_path: Path) -> None:
+    run = every_status(tmp_path / NAME).folder
+    document = publish(run, tmp_path / "lake")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "lake").rglob("*.*")}
+    publish(run, tmp_path / "lake")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "lake").rglob("*.*")} == before
+    (tmp_path / "lake" / document.files[0].key).write_bytes(b"damaged")
+    repaired = publish(run, tmp_path / "lake")
+    assert not {file.key for file in repaired.files} & {file.key for file in document.files}
+    assert len(dataset_rows(tmp_path / "lake", "devices")) == len(contract_rows(run, "devices"))
+    assert len(list((tmp_path / "lake").rglob("*.parquet"))) == len(repaired.files)
+
+
+def test_latest_is_the_newest_successful_run(tmp_path: Path) -> None:
+    fleet = [named(n) for n in range(2)]
+    names = [f"202611{day}T020000Z-nightly" for day in (20, 21, 22, 23)]
+    for name in names:
+        build(tmp_path / name, fleet, [ok(d, ("ble", "1.0")) for d in fleet])
+        edit_manifest(tmp_path / name, lambda m, n=name: replace(m, started_at=f"2026-11-{n[6:8]}T02:00:00Z"))  # type: ignore[misc]
+    edit_manifest(tmp_path / names[3], lambda m: replace(m, state="partial"))
+    for name in (names[1], names[2], names[0], names[3]):
+        publish(tmp_path / name, tmp_path / "lake")
+    latest = orjson.loads((tmp_path / "lake" / "latest" / "nightly.json").read_bytes())
+    assert latest["run"] == names[2]
+    assert [row[0] for row in dataset_rows(tmp_path / "lake", "(SELECT run FROM runs)")] == names[::-1]
+
+
+class TestDestination:
+    def opened(self, tmp_path: Path) -> Destination:
+        return open_destination(PublishSettings(name="lake", type="files", options={"to": str(tmp_path / "lake")}))
+
+    def test_it_reports_the_runs_that_it_has_completely(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = every_status(tmp_path / NAME).folder
+        destination = self.opened(tmp_path)
+        assert destination.published_runs([NAME], TimeLimit()) == {}
+        destination.publish(run, TimeLimit())
+        with open_published(run, ["runs"]) as opened:
+            digest = opened.digest
+        assert destination.published_runs([NAME, "other"], TimeLimit()) == {NAME: digest}
+        path = tmp_path / "lake" / run_key(NAME)
+        path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {"cleaned": False}))
+        assert destination.published_runs([NAME], TimeLimit()) == {}
+
+    def test_a_time_limit_that_is_over_ends_it_before_the_run_is_seen(self, tmp_path: Path) -> None:
+        run = every_status(tmp_path / NAME).folder
+        with pytest.raises(DestinationError, match="not enough time; give more with timeout"):
+            self.opened(tmp_path).publish(run, TimeLimit(0))
+        assert not (tmp_path / "lake" / "runs").exists()
+
+    def test_a_damaged_run_is_an_error_of_the_run(self, tmp_path: Path) -> None:
+        run = every_status(tmp_path / NAME).folder
+        (run / "modules.parquet").write_bytes(b"PAR1 damaged PAR1")
+        with pytest.raises(RunFolderError):
+            self.opened(tmp_path).publish(run, TimeLimit())
+        assert not (tmp_path / "lake" / "runs").exists()
+
+    @pytest.mark.parametrize("content", [b"", b"[]", b'{"run": 1}', b"\xff", b"[" * 100_000])
+    def test_a_document_that_is_none_is_an_error(self, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "lake" / run_key(NAME)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+        with pytest.raises(DestinationError, match="is no published run"):
+            self.opened(tmp_path).published_runs([NAME], TimeLimit())
+
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            ({}, "has no to"),
+            ({"too": "x", "to": "x"}, "too is not an option; did you mean to"),
+            ({"to": "ftp://x"}, "give a directory, or an address"),
+            ({"to": "lake", "region": "x"}, "a directory has no such option"),
+        ],
+    )
+    def test_options_that_cannot_be_used_are_refused(self, options: dict[str, Any], sentence: str) -> None:
+        with pytest.raises(SettingsError, match=f'publish "lake": .*{sentence}'):
+            open_destination(PublishSettings(name="lake", type="files", options=options))
+
+    def test_an_unknown_type_names_those_that_exist(self) -> None:
+        with pytest.raises(SettingsError, match='"fles" is no type of destination; the types are files, postgresql'):
+            open_destination(PublishSettings(name="lake", type="fles"))
+
+
+@pytest.mark.parametrize("text", [ACCOUNT, ".", "..", "\u202e\n", "a/b", "%2F", "demo", "0017", "é" * 100])
+def test_names_become_parts_of_paths_and_back(text: str) -> None:
+    from urllib.parse import unquote
+
+    escaped = escape_segment(text)
+    assert "/" not in escaped
+    assert escaped.isprintable()
+    assert unquote(escaped) == text
