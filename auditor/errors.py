@@ -11,6 +11,9 @@
             AccountStoppedError  one account: access denied, or never reached
             CredentialsError     an access key cannot be obtained now
             RunNotWritableError  the run folder cannot be written
+            StorageError         a storage of runs cannot be used now
+                MissingObjectError  it has no such object
+        SupersededError          another process has taken over; do not retry   exit 75
         DriftError               drift that --fail-on names                     exit 4
         PolicyError              a rule of severity "error" is violated         exit 4
         AuditInterruptedError    interrupted before the first request, or by a
@@ -136,6 +139,22 @@ class RunNotWritableError(AuditStoppedError):
     def __init__(self, sentence: str) -> None:
         disk_full = any(os.strerror(number) in sentence for number in (errno.ENOSPC, errno.EDQUOT))
         super().__init__(f"{sentence}; free some space" if disk_full else sentence)
+
+
+class StorageError(AuditStoppedError):
+    """A storage that several machines share, such as a bucket, cannot be used now."""
+
+    reason_code = "cannot_write"
+
+
+class MissingObjectError(StorageError):
+    """A storage has no such object."""
+
+
+class SupersededError(AuditorError):
+    """Another process has taken over the shard of this one. To retry this one would supersede the other."""
+
+    exit_code = 75
 
 
 class DriftError(AuditorError):

@@ -11,6 +11,7 @@ import msgspec
 from auditor.config.paths import resolve_path
 from auditor.config.settings import (
     Account,
+    ClusterSettings,
     CredentialsSettings,
     FleetSource,
     NotifySettings,
@@ -36,6 +37,7 @@ from auditor.config.validation import (
     check_reading,
     check_secret_source,
     validate_accounts,
+    validate_cluster,
     validate_hooks,
     validate_rollouts,
     validate_selection,
@@ -88,6 +90,7 @@ def parse_settings(table: Mapping[str, Any], *, where: str = "settings", folder:
         policy=None if settings.policy is None else _resolve(settings.policy, folder, "file"),
         report=_resolve(settings.report, folder, "html", "excel", "metrics"),
         notify=None if settings.notify is None else _resolve(settings.notify, folder),
+        cluster=None if settings.cluster is None else _resolve_storage(settings.cluster, folder),
     )
     _validate(settings, where)
     return settings
@@ -191,6 +194,11 @@ def _resolve_quota_sharing(sharing: QuotaSharing, folder: Path) -> QuotaSharing:
     return _resolve(sharing, folder, "directory", "ca_file")
 
 
+def _resolve_storage(cluster: ClusterSettings, folder: Path) -> ClusterSettings:
+    """Return the settings with a directory relative to a folder; the address of a bucket stays."""
+    return cluster if "://" in cluster.storage else _resolve(cluster, folder, "storage")
+
+
 def _resolve(table: T, folder: Path, *paths: str) -> T:
     """Return a table with its secrets, and those of its ``paths`` that are not empty, relative to a folder."""
     resolved: dict[str, object] = {}
@@ -283,6 +291,10 @@ _EXPECTED = {
     "max_job_age": 'give a duration such as "30d"',
     "rollouts": 'give thresholds such as { done = "95%", stalled_after = "3d" }',
     "rollouts.stalled_after": 'give a duration such as "3d"',
+    "cluster": 'give { storage = "/mnt/audits" } or { storage = "s3://BUCKET/audits" }',
+    "cluster.checkpoint": "give a number of seconds, such as 10",
+    "site": 'give the name of a site, such as "frankfurt"',
+    "lanes": "give a whole number, such as 3",
     "max_failed": 'give a number of devices, or a percentage of them such as "0.1%"',
 } | {
     f"rollouts.{key}": f'give a percentage such as "{example}"'
@@ -324,6 +336,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "report": ReportSettings,
     "rollouts": RolloutSettings,
     "notify": NotifySettings,
+    "cluster": ClusterSettings,
 }
 """Tables by path."""
 
@@ -355,6 +368,7 @@ def _validate(settings: Settings, where: str) -> None:
         raise SettingsError(f"{where}: max_calls: give at least one for each of the {len(settings.account)} accounts")
     validate_rollouts(settings.rollouts, where)
     validate_hooks(settings, where)
+    validate_cluster(settings, where)
 
 
 def _check_max_failed(max_failed: int | str, where: str) -> None:
