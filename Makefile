@@ -69,6 +69,7 @@ lock: .tools/.installed  ## write the hashes of everything that is installed, af
 		--output-file requirements/test.lock
 	$(COMPILE) benchmarks/requirements.txt --output-file requirements/bench.lock
 	$(COMPILE) requirements/tools.in --output-file requirements/tools.lock
+	$(COMPILE) requirements/s3.in --output-file requirements/s3.lock
 
 sbom: .tools/.installed  ## write what an audit consists of as CycloneDX to sbom.cdx.json
 	.tools/bin/cyclonedx-py requirements requirements/audit.lock --pyproject pyproject.toml --output-reproducible --output-file sbom.cdx.json
@@ -90,6 +91,11 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	.bench/bin/$(LOCKED) $<
 	touch $@
 
+.s3/.installed: requirements/s3.lock  ## set up a simulated S3, which the tests of object storages need
+	$(PYTHON) -m venv .s3
+	.s3/bin/$(LOCKED) $<
+	touch $@
+
 .venv/.installed: pyproject.toml requirements/audit.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/$(LOCKED) requirements/audit.lock
@@ -105,4 +111,4 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	touch $@
 
 clean:
-	rm -rf .venv .bench .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache
+	rm -rf .venv .bench .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache

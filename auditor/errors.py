@@ -11,8 +11,8 @@
             AccountStoppedError  one account: access denied, or never reached
             CredentialsError     an access key cannot be obtained now
             RunNotWritableError  the run folder cannot be written
-            StorageError         a storage of runs cannot be used now
-                MissingObjectError  it has no such object
+            ObjectStoreError     a directory or object storage cannot be used now
+                ObjectMissingError  it has no such object
         SupersededError          another process has taken over; do not retry   exit 75
         DriftError               drift that --fail-on names                     exit 4
         PolicyError              a rule of severity "error" is violated         exit 4
@@ -141,14 +141,14 @@ class RunNotWritableError(AuditStoppedError):
         super().__init__(f"{sentence}; free some space" if disk_full else sentence)
 
 
-class StorageError(AuditStoppedError):
-    """A storage that several machines share, such as a bucket, cannot be used now."""
+class ObjectStoreError(AuditStoppedError):
+    """A directory or an object storage cannot be read or written now. The text has no secret and no signed address."""
 
     reason_code = "cannot_write"
 
 
-class MissingObjectError(StorageError):
-    """A storage has no such object."""
+class ObjectMissingError(ObjectStoreError):
+    """An object storage has no object of this key."""
 
 
 class SupersededError(AuditorError):
