@@ -50,8 +50,8 @@ fuzz: .venv/.fuzz-installed  ## fuzz every reader, guided by coverage, FUZZ_SECO
 mutations: .venv/.tests-installed  ## run commands on MUTATIONS mutated run folders, and on a tenth of settings, rules, fleets, responses and quotas
 	$(BIN)/python -m tests.mutations.long $(MUTATIONS)
 
-chaos: .venv/.tests-installed  ## kill audits KILLS times at random moments, cut files at every byte, and print figures
-	AUDITOR_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/chaos
+chaos: .venv/.tests-installed  ## kill audits and workers of shards KILLS times at random moments, cut files at every byte, and print figures
+	AUDITOR_KILLS=$(KILLS) AUDITOR_ROUNDS=$(KILLS) $(BIN)/python -m pytest -s tests/chaos
 
 soak: .venv/.tests-installed  ## audit for SOAK_MINUTES, and print the slopes of memory, descriptors and tasks
 	$(BIN)/python benchmarks/soak.py $(SOAK_MINUTES)

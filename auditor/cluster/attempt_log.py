@@ -1,9 +1,9 @@
 """What one attempt puts into the storage of its run, in the order that the rules of ``attempts`` need."""
 
 import secrets
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
@@ -23,13 +23,10 @@ from auditor.cluster.attempts import (
     part_key,
     read_listing,
 )
-from auditor.cluster.storage import RunStorage
-from auditor.errors import StorageError, SupersededError
-
-T = TypeVar("T")
-
-MAX_RECORD_BYTES = 32 << 20
-"""Size up to which a record of an attempt is read; it contains a manifest."""
+from auditor.cluster.records import MAX_RECORD_BYTES, decode_record
+from auditor.errors import ObjectStoreError, SupersededError
+from auditor.storage.object_store import ObjectStore
+from auditor.text.formatting import format_utc
 
 COMPLETE = "run.json"
 """Object of a snapshot that is put last."""
@@ -38,8 +35,8 @@ COMPLETE = "run.json"
 class AttemptLog:
     """The objects of one attempt at a shard.
 
-    All methods block, and raise StorageError if the storage cannot be used now. Each can be called again then, with the
-    same arguments: what was put before is put again with the same content.
+    All methods block, and raise ObjectStoreError if the storage cannot be used now. Each can be called again then, with
+    the same arguments: what was put before is put again with the same content.
 
     Args:
         storage: that of the run.
@@ -50,7 +47,7 @@ class AttemptLog:
         base: what it continues.
     """
 
-    def __init__(self, storage: RunStorage, shard: str) -> None:
+    def __init__(self, storage: ObjectStore, shard: str) -> None:
         self._storage, self._shard = storage, shard
         self._parts = self._snapshot = 0
         self.name = ""
@@ -64,7 +61,7 @@ class AttemptLog:
         """
         if not self.name:
             self.name = next_name(self._names(), secrets.token_hex(8))
-        self._storage.put(f"{self._shard}/{MARKERS}/{self.name}", self.name.encode())
+        self._storage.put(f"{self._shard}/{MARKERS}/{self.name}", format_utc(time.time()).encode())
         self.require_ownership()
         continued = find_continued(list_attempts(self._storage, self._shard), self.name)
         if continued is not None:
@@ -73,7 +70,10 @@ class AttemptLog:
 
     def require_ownership(self) -> None:
         """Raise SupersededError if another attempt owns the shard."""
-        if (found := owner(self._names())) != self.name:
+        names = self._names()
+        if self.name not in names:
+            raise ObjectStoreError(f"{self._shard}: does not list what was put before")
+        if (found := owner(names)) != self.name:
             raise SupersededError(f"{self._shard}: attempt {found} has taken over; this one ends, and is not retried")
 
     def append(self, content: bytes) -> None:
@@ -101,11 +101,11 @@ class AttemptLog:
         """
         self.require_ownership()
         base = self.base.extended(self.name, self._parts, self._snapshot)
-        self._put(DONE, msgspec.json.encode(DoneMarker(base=base, run=msgspec.Raw(record))))
+        self._put(DONE, msgspec.json.encode(DoneMarker(attempt=self.name, base=base, run=msgspec.Raw(record))))
 
-    def _names(self) -> Iterable[str]:
-        folder = f"{self._shard}/{MARKERS}/"
-        return [each.key.removeprefix(folder) for each in self._storage.objects(folder)]
+    def _names(self) -> list[str]:
+        folder = f"{self._shard}/{MARKERS}"
+        return [each.key.removeprefix(f"{folder}/") for each in self._storage.list(folder)]
 
     def _put(self, name: str, content: bytes) -> None:
         self._storage.put(self._key(f"{self.name}/{name}"), content)
@@ -118,21 +118,23 @@ class DoneMarker(msgspec.Struct, frozen=True, kw_only=True):
     """What counts of a shard that is done.
 
     Attributes:
+        attempt: the attempt that ended it.
         base: its parts and files.
         run: the record of its end.
     """
 
+    attempt: str
     base: Base
     run: msgspec.Raw
 
 
-def list_attempts(storage: RunStorage, shard: str) -> dict[str, AttemptObjects]:
+def list_attempts(storage: ObjectStore, shard: str) -> dict[str, AttemptObjects]:
     """Return the attempts at a shard by name."""
-    folder = f"{shard}/{ATTEMPTS}/"
-    return read_listing(each.key.removeprefix(folder) for each in storage.objects(folder))
+    folder = f"{shard}/{ATTEMPTS}"
+    return read_listing(each.key.removeprefix(f"{folder}/") for each in storage.list(folder))
 
 
-def read_base(storage: RunStorage, shard: str, attempt: AttemptObjects) -> Base:
+def read_base(storage: ObjectStore, shard: str, attempt: AttemptObjects) -> Base:
     """Return what the attempt that continues this one starts from."""
     content = storage.get(f"{shard}/{ATTEMPTS}/{attempt.name}/{BASE}", max_bytes=MAX_RECORD_BYTES)
     return decode_record(content, Base, f"{shard}: {attempt.name}").extended(
@@ -140,17 +142,9 @@ def read_base(storage: RunStorage, shard: str, attempt: AttemptObjects) -> Base:
     )
 
 
-def read_done(storage: RunStorage, shard: str, attempts: Mapping[str, AttemptObjects]) -> DoneMarker | None:
+def read_done(storage: ObjectStore, shard: str, attempts: Mapping[str, AttemptObjects]) -> DoneMarker | None:
     """Return what counts of a shard; None: it is not done."""
     if (name := find_done(attempts)) is None:
         return None
     content = storage.get(f"{shard}/{ATTEMPTS}/{name}/{DONE}", max_bytes=MAX_RECORD_BYTES)
     return decode_record(content, DoneMarker, f"{shard}: {name}")
-
-
-def decode_record(content: bytes, kind: type[T], where: str) -> T:
-    """Return a record of a storage; raise StorageError if it is none."""
-    try:
-        return msgspec.json.decode(content, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StorageError(f"{where}: was not written by an attempt: {error}") from error

@@ -1,171 +1,124 @@
-"""Storage of a run that several machines share: objects under keys, such as ``plan.json``.
+"""The storage of a run that several machines share: a directory that all of them mount, or an object storage.
 
-It needs little, so that any directory or object store has it: an object that was put is listed, and is read as it was
-put. Nothing is put on a condition, renamed or appended to; some object stores refuse conditions.
+It needs little, so that any storage has it: what was put is listed, and is read as it was put. Nothing is put on a
+condition or appended to. Credentials of an object storage come from the environment, or from the machine's role.
 """
 
-import errno
-import os
+import contextlib
 import re
 import secrets
-import shutil
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
-from auditor.errors import MissingObjectError, RunNotWritableError, StorageError
-from auditor.storage.files import atomic_replace, open_contained, read_contained
-
-_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+from auditor.cluster.plan import PLAN
+from auditor.errors import ObjectStoreError, UsageError
+from auditor.storage.object_store import MAX_OBJECT_BYTES, DirectoryStore, ObjectStore, StoredObject, open_store
 
 CHECK_FOLDER = "check"
 """Folder of the objects with which a storage is checked."""
 
-
-class StoredObject(NamedTuple):
-    """An object of a listing: its key, its size in bytes, and when it was put, in seconds since 1970."""
-
-    key: str
-    size: int
-    modified: float
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
-class RunStorage(Protocol):
-    """Objects under keys.
-
-    All methods block, and raise StorageError if the storage cannot be used now. What was put is never empty.
-
-    Attributes:
-        address: for messages; it contains no secret.
-    """
-
-    address: str
-
-    def put(self, key: str, content: bytes) -> None:
-        """Store an object, whole; once this returns, it is listed."""
-
-    def put_file(self, key: str, path: Path) -> None:
-        """Store the content of a file, whole."""
-
-    def get(self, key: str, *, max_bytes: int) -> bytes:
-        """Return an object; raise MissingObjectError if there is none, StorageError if it is larger."""
-
-    def get_file(self, key: str, path: Path) -> None:
-        """Write an object to a file that does not exist; raise MissingObjectError if there is none."""
-
-    def objects(self, folder: str = "") -> Iterator[StoredObject]:
-        """Yield the objects below a folder, in any order. ``folder`` is empty or ends in ``/``."""
-
-
-def require_key(key: str) -> str:
-    """Return a key that is safe as a path, too; raise StorageError for another one."""
-    if not all(map(_SEGMENT.fullmatch, key.split("/"))):
-        raise StorageError(f"{key[:80]!r}: is not a key of a run")
-    return key
-
-
-class DirectoryStorage:
-    """A directory that all machines mount, such as one of NFS. It must exist; see ``RunStorage``."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root.absolute()
-        self.address = str(root)
-
-    def put(self, key: str, content: bytes) -> None:
-        """Store an object durably: its bytes are on disk before its name."""
-        with self._new_file(key) as new:
-            new.write_bytes(content)
-
-    def put_file(self, key: str, path: Path) -> None:
-        """Store the content of a file durably."""
-        with self._new_file(key) as new:
-            shutil.copyfile(path, new)
-
-    @contextmanager
-    def _new_file(self, key: str) -> Iterator[Path]:
-        """Yield a new file, which is in its place once the block ends; folders below the directory are created."""
-        path = self._root / require_key(key)
-        try:
-            mode = stat.S_IMODE(self._root.stat().st_mode)  # a directory that is not mounted is not created
-            for parent in reversed(path.relative_to(self._root).parents[:-1]):
-                (self._root / parent).mkdir(mode, exist_ok=True)
-            self._contained(path.parent)
-            with atomic_replace(path, mode=mode & 0o666) as new:
-                yield new
-        except (OSError, RunNotWritableError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise StorageError(f"{self.address}/{key}: cannot be written: {reason}") from error
-
-    def get(self, key: str, *, max_bytes: int) -> bytes:
-        """Return an object; a link that leads out of the directory is refused."""
-        path = self._root / require_key(key)
-        try:
-            return read_contained(self._contained(path.parent), path.name, max_bytes=max_bytes)
-        except OSError as error:
-            raise self._error(key, error, "read") from error
-
-    def get_file(self, key: str, path: Path) -> None:
-        """Copy an object to a new file."""
-        source = self._root / require_key(key)
-        try:
-            with open_contained(self._contained(source.parent), source.name) as file, path.open("xb") as new:
-                shutil.copyfileobj(file, new, 1 << 20)
-        except OSError as error:
-            raise self._error(key, error, "read") from error
-
-    def objects(self, folder: str = "") -> Iterator[StoredObject]:
-        """Yield the files below a folder, without links and hidden files."""
-        top = self._root / require_key(folder.rstrip("/")) if folder else self._root
-        try:
-            self._root.stat()
-            yield from self._walk(top)
-        except FileNotFoundError as error:
-            if not self._root.is_dir():
-                raise self._error(folder or ".", error, "listed") from error
-        except OSError as error:
-            raise self._error(folder or ".", error, "listed") from error
-
-    def _walk(self, folder: Path) -> Iterator[StoredObject]:
-        with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda each: each.name)
-        for entry in found:
-            if entry.name.startswith(".") or entry.is_symlink():
-                continue
-            try:
-                status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:  # replaced or removed meanwhile
-                continue
-            if stat.S_ISDIR(status.st_mode):
-                yield from self._walk(Path(entry.path))
-            elif stat.S_ISREG(status.st_mode):
-                key = str(Path(entry.path).relative_to(self._root))
-                yield StoredObject(key, status.st_size, status.st_mtime)
-
-    def _contained(self, folder: Path) -> Path:
-        """Return a folder; raise OSError if a link leads out of the directory."""
-        if not folder.resolve().is_relative_to(self._root.resolve()):
-            raise OSError(errno.ELOOP, "a link leads out of the storage")
-        return folder
-
-    def _error(self, key: str, error: OSError, action: str) -> StorageError:
-        missing = isinstance(error, FileNotFoundError) and self._root.is_dir()
-        kind = MissingObjectError if missing else StorageError
-        return kind(f"{self.address}/{key}: cannot be {action}: {error.strerror or error}")
-
-
-def check_storage(storage: RunStorage) -> None:
-    """Check that a storage lists what was put, and keeps what was written, by two small objects that stay.
+def open_run(address: str, *, create: bool = False) -> ObjectStore:
+    """Return the storage of a run; ``create`` makes its directory.
 
     Raises:
-        StorageError: it does not, or it cannot be used.
+        SettingsError: the address cannot be used.
+        UsageError: its directory cannot be created.
+        ObjectStoreError: its directory does not exist now.
     """
-    folder, names = f"{CHECK_FOLDER}/", [secrets.token_hex(8) for _ in range(2)]
-    for name in names:
-        storage.put(f"{folder}{name}", name.encode())
-        if f"{folder}{name}" not in {each.key for each in storage.objects(folder)}:
-            raise StorageError(f"{storage.address}: does not list what was put just before, so it cannot hold runs")
-    for name in names:
-        if storage.get(f"{folder}{name}", max_bytes=100) != name.encode():
-            raise StorageError(f"{storage.address}: returns other content than was put, so it cannot hold runs")
+    if "://" in address:
+        return open_store(address)
+    path = Path(address)
+    if create:
+        try:
+            path.mkdir(0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{address}: cannot be created: {error.strerror}") from error
+    if not path.is_dir():
+        raise ObjectStoreError(
+            f"{address}: is no directory now; check that it is mounted, and what auditor cut printed"
+        )
+    return RunDirectory(path)
+
+
+def join_address(storage: str, name: str) -> str:
+    """Return the address of a run in a storage."""
+    return f"{storage.rstrip('/')}/{name}"
+
+
+def is_cut_run(address: str) -> bool:
+    """Return whether an address is that of a run that was cut into shards; an object storage has no other runs."""
+    return "://" in address or (Path(address) / PLAN).is_file()
+
+
+class RunDirectory(DirectoryStore):
+    """The directory of a run. If it is not mounted now, nothing is written in its place."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._folder = root.absolute()
+
+    def put(self, key: str, content: bytes) -> None:
+        """See ``ObjectStore``."""
+        self._require_mounted()
+        super().put(key, content)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """See ``ObjectStore``."""
+        self._require_mounted()
+        super().put_file(key, path)
+
+    def get(self, key: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
+        """See ``ObjectStore``."""
+        self._require_contained(key)
+        return super().get(key, max_bytes=max_bytes)
+
+    def get_file(self, key: str, path: Path) -> None:
+        """See ``ObjectStore``."""
+        self._require_contained(key)
+        super().get_file(key, path)
+
+    def list(self, folder: str = "") -> list[StoredObject]:
+        """See ``ObjectStore``. What no process of a run writes is left out."""
+        self._require_mounted()
+        found = [each for each in super().list(folder) if is_run_key(each.key)]
+        self._require_mounted()  # otherwise the list may be a part
+        return found
+
+    def _require_mounted(self) -> None:
+        if not self._folder.is_dir():
+            raise ObjectStoreError(f"{self.address}: is no directory now; check that it is mounted")
+
+    def _require_contained(self, key: str) -> None:
+        """Raise ObjectStoreError if the directory is away, or a link in it leads elsewhere."""
+        self._require_mounted()
+        folder = (self._folder / key).parent
+        if not is_run_key(key) or not folder.resolve().is_relative_to(self._folder.resolve()):
+            raise ObjectStoreError(f"{self.address}/{key[:80]!r}: leads out of the run")
+
+
+def is_run_key(key: str) -> bool:
+    """Return whether a key is one that processes of a run write."""
+    return all(map(_SEGMENT.fullmatch, key.split("/")))
+
+
+def check_storage(storage: ObjectStore) -> None:
+    """Check that a storage lists what was put, and keeps what was written, by two small objects.
+
+    Raises:
+        ObjectStoreError: it does not, or it cannot be used.
+    """
+    keys = [f"{CHECK_FOLDER}/{secrets.token_hex(8)}" for _ in range(2)]
+    try:
+        for key in keys:
+            storage.put(key, key.encode())
+            if key not in {each.key for each in storage.list(CHECK_FOLDER)}:
+                raise ObjectStoreError(f"{storage.address}: does not list what was put before, so it cannot hold runs")
+        for key in keys:
+            storage.put(key, key.upper().encode())
+            if storage.get(key, max_bytes=100) != key.upper().encode():
+                raise ObjectStoreError(f"{storage.address}: returns other content than was put, so it cannot hold runs")
+    finally:
+        with contextlib.suppress(ObjectStoreError):  # workers may not be allowed to delete; what stays is small
+            storage.delete(keys)

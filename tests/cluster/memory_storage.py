@@ -1,13 +1,12 @@
 """A storage in memory, and one whose operations happen in an order that a test decides."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from auditor.cluster.storage import StoredObject, require_key
-from auditor.errors import MissingObjectError, StorageError
+from auditor.errors import ObjectStoreError
+from auditor.storage.object_store import MAX_OBJECT_BYTES, MemoryStore, StoredObject
 
 T = TypeVar("T")
 
@@ -18,38 +17,12 @@ or it is done, and what it put arrives once more later."""
 MAX_WAIT = 10.0
 
 
-class MemoryStorage:
-    """Objects in a dictionary."""
-
-    address = "memory"
+class MemoryStorage(MemoryStore):
+    """Objects in memory, and puts that arrive once more later."""
 
     def __init__(self) -> None:
-        self.contents: dict[str, tuple[bytes, float]] = {}
-        self.late: list[Callable[[], None]] = []  # puts that arrive once more later
-
-    def put(self, key: str, content: bytes) -> None:
-        assert content
-        self.contents[require_key(key)] = (content, time.time())
-
-    def put_file(self, key: str, path: Path) -> None:
-        self.put(key, path.read_bytes())
-
-    def get(self, key: str, *, max_bytes: int) -> bytes:
-        if key not in self.contents:
-            raise MissingObjectError(f"{key}: is missing")
-        content, _ = self.contents[key]
-        if len(content) > max_bytes:
-            raise StorageError(f"{key}: has more than {max_bytes} bytes")
-        return content
-
-    def get_file(self, key: str, path: Path) -> None:
-        with path.open("xb") as file:
-            file.write(self.get(key, max_bytes=1 << 40))
-
-    def objects(self, folder: str = "") -> Iterator[StoredObject]:
-        for key, (content, modified) in sorted(self.contents.items()):
-            if key.startswith(folder):
-                yield StoredObject(key, len(content), modified)
+        super().__init__()
+        self.late: list[Callable[[], None]] = []
 
 
 class Killed(BaseException):
@@ -96,12 +69,12 @@ class ScheduledProcess:
         if fate == "killed":
             raise Killed
         if fate == "refused":
-            raise StorageError("the storage is away")
+            raise ObjectStoreError("the storage is away")
         result = operation()
         if fate == "killed after":
             raise Killed
         if fate == "lost":
-            raise StorageError("the answer was lost")
+            raise ObjectStoreError("the answer was lost")
         if fate == "repeated" and late is not None:
             self._storage.late.append(late)
         return result
@@ -123,11 +96,14 @@ class ScheduledStorage:
     def put_file(self, key: str, path: Path) -> None:
         self.put(key, path.read_bytes())
 
-    def get(self, key: str, *, max_bytes: int) -> bytes:
+    def get(self, key: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         return self._process.perform(lambda: self._inner.get(key, max_bytes=max_bytes))
 
     def get_file(self, key: str, path: Path) -> None:
         self._process.perform(lambda: self._inner.get_file(key, path))
 
-    def objects(self, folder: str = "") -> Iterator[StoredObject]:
-        return iter(self._process.perform(lambda: list(self._inner.objects(folder))))
+    def list(self, folder: str = "") -> list[StoredObject]:
+        return self._process.perform(lambda: self._inner.list(folder))
+
+    def delete(self, keys: Iterable[str]) -> None:
+        raise AssertionError("nothing of a run is deleted")

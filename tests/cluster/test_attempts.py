@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from auditor.cluster.attempt_log import AttemptLog, list_attempts, read_done
 from auditor.cluster.attempts import ATTEMPTS, DONE, Base, PartRange, next_name, owner, read_listing
-from auditor.cluster.storage import RunStorage
-from auditor.errors import StorageError, SupersededError
+from auditor.errors import ObjectStoreError, SupersededError
+from auditor.storage.object_store import ObjectStore
 from tests.cluster.memory_storage import Fate, Killed, MemoryStorage, ScheduledProcess, ScheduledStorage
 
 SHARD = "shards/0000-eu"
@@ -24,12 +24,12 @@ def persist(action: Callable[[], None]) -> None:
     while True:
         try:
             action()
-        except StorageError:
+        except ObjectStoreError:
             continue
         return
 
 
-def read_devices(storage: RunStorage, base: Base) -> list[str]:
+def read_devices(storage: ObjectStore, base: Base) -> list[str]:
     keys = [f"{SHARD}/{ATTEMPTS}/{key}" for key in base.part_keys()]
     return [line for key in keys for line in storage.get(key, max_bytes=10_000).decode().splitlines()]
 
@@ -106,7 +106,7 @@ def test_any_order_of_attempts_kills_and_late_parts_gives_the_fleet_once(actions
 def test_a_kill_loses_at_most_the_part_that_was_not_stored() -> None:
     storage = MemoryStorage()
     first = ScheduledProcess(storage, query_shard)
-    while not any("/parts/000002" in key for key in storage.contents):
+    while not any("/parts/000002" in each.key for each in storage.list()):
         first.step()
     first.step("killed")
     second = AttemptLog(storage, SHARD)
