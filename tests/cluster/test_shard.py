@@ -1,6 +1,6 @@
 """Shards of one run, queried one after the other in this process: their run is that of one machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,20 @@ import pytest
 import auditor
 from auditor.cluster import mirror
 from auditor.cluster.attempt_log import AttemptLog, list_attempts
+from auditor.cluster.merge import seal_if_done
 from auditor.cluster.plan import ShardPlan
 from auditor.cluster.progress import fetch_run, read_progress
+from auditor.cluster.records import MAX_PART_BYTES, compress_lines
 from auditor.cluster.shard import ShardWorker
 from auditor.cluster.storage import RunDirectory
 from auditor.errors import ObjectStoreError, SettingsError, SupersededError
 from auditor.simulator.faults import Faults
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
-from auditor.storage.object_store import ObjectStore
+from auditor.storage.object_store import ObjectStore, open_store
 from tests.cluster.memory_storage import MemoryStorage
 from tests.cluster.shards import account_table, assert_same_run, cluster_settings, cut, run_all
+from tests.storage.s3 import needs_s3, simulated_s3
 
 pytestmark = pytest.mark.anyio
 
@@ -31,13 +34,24 @@ async def run_alone(settings: auditor.Settings) -> Path:
     return (await auditor.run_audit(settings)).folder
 
 
-@pytest.mark.parametrize("kind", ["directory", "memory"])
+@pytest.fixture(params=["directory", "memory", pytest.param("s3", marks=needs_s3)])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStore]:
+    if request.param == "memory":
+        yield MemoryStorage()
+    elif request.param == "directory":
+        (tmp_path / "run").mkdir()
+        yield RunDirectory(tmp_path / "run")
+    else:
+        keys = {"access_key_id": "AKID", "secret_access_key": "SECRET"}
+        with simulated_s3(tmp_path) as s3:
+            s3.failures = 0.02
+            yield open_store(f"s3://lake/cluster/{tmp_path.name}", {**s3.options, **keys})
+
+
 @pytest.mark.parametrize("fleet", ["filed", "listed", "mixed"])
-async def test_shards_give_the_run_of_one_machine(tmp_path: Path, fleet: str, kind: str) -> None:
+async def test_shards_give_the_run_of_one_machine(tmp_path: Path, fleet: str, storage: ObjectStore) -> None:
     world = World(300, seed=3)
     world.write_fleet(tmp_path / "fleet.csv")
-    (tmp_path / "run").mkdir()
-    storage = MemoryStorage() if kind == "memory" else RunDirectory(tmp_path / "run")
     async with Simulator(world, faults=FAULTS, seed=3) as platform, Simulator(World(90, seed=5)) as other:
         filed = account_table(platform.endpoint, tmp_path, lanes=3, fetch_product_modules=True)
         listed = account_table(other.endpoint, tmp_path, "us", fleet={"products": "all"})
@@ -207,3 +221,36 @@ async def test_no_secret_and_no_setting_of_a_worker_reaches_the_storage(tmp_path
     stored = b"".join(storage.get(each.key) for each in storage.list())
     for text in (secret, "marker-of-a-worker", str(tmp_path / "audits")):
         assert text.encode() not in stored
+
+
+async def test_two_processes_that_seal_the_run_store_the_same(tmp_path: Path) -> None:
+    World(30).write_fleet(tmp_path / "fleet.csv")
+    storage = MemoryStorage()
+    async with Simulator(World(30)) as platform:
+        settings = cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path))
+        _, plan = cut(settings, storage)
+        assert await run_all(storage, plan, settings) == [0]
+    first = storage.get("run.json")
+    storage.delete(["run.json"])
+    async with anyio.create_task_group() as group:
+        group.start_soon(seal_if_done, storage, plan)
+        group.start_soon(seal_if_done, storage, plan)
+    assert storage.get("run.json") == first
+    assert len({each.key.split("/")[1] for each in storage.list("sealed")}) == 1
+    assert await seal_if_done(storage, plan) is None
+
+
+async def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
+    World(30).write_fleet(tmp_path / "fleet.csv")
+    storage = MemoryStorage()
+    async with Simulator(World(30)) as platform:
+        settings = cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path))
+        _, plan = cut(settings, storage)
+        assert await run_all(storage, plan, settings) == [0]
+    (part,) = (each.key for each in storage.list() if "/parts/" in each.key)
+    storage.delete(["run.json"])
+    bomb = compress_lines(b"x" * (MAX_PART_BYTES + 1))
+    for content in (storage.get(part)[:-20], b"not compressed", compress_lines(b"no line break"), bomb):
+        storage.put(part, content)
+        with pytest.raises(ObjectStoreError, match="is damaged"):
+            await seal_if_done(storage, plan)
