@@ -70,6 +70,7 @@ lock: .tools/.installed  ## write the hashes of everything that is installed, af
 	$(COMPILE) benchmarks/requirements.txt --output-file requirements/bench.lock
 	$(COMPILE) requirements/tools.in --output-file requirements/tools.lock
 	$(COMPILE) requirements/s3.in --output-file requirements/s3.lock
+	$(COMPILE) requirements/kubernetes.in --output-file requirements/kubernetes.lock
 
 sbom: .tools/.installed  ## write what an audit consists of as CycloneDX to sbom.cdx.json
 	.tools/bin/cyclonedx-py requirements requirements/audit.lock --pyproject pyproject.toml --output-reproducible --output-file sbom.cdx.json
@@ -89,6 +90,11 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 .bench/.installed: requirements/bench.lock
 	$(PYTHON) -m venv .bench
 	.bench/bin/$(LOCKED) $<
+	touch $@
+
+.kubernetes/.installed: requirements/kubernetes.lock  ## set up the models of Kubernetes, which the test of the manifests needs
+	$(PYTHON) -m venv .kubernetes
+	.kubernetes/bin/$(LOCKED) $<
 	touch $@
 
 .s3/.installed: requirements/s3.lock  ## set up a simulated S3, which the tests of object storages need
@@ -111,4 +117,4 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	touch $@
 
 clean:
-	rm -rf .venv .bench .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache
+	rm -rf .venv .bench .kubernetes .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache

@@ -17,7 +17,7 @@ from auditor.cluster.plan import (
     digest_settings,
     refuse_strategies,
 )
-from auditor.cluster.storage import check_storage
+from auditor.cluster.storage import check_storage, find_object
 from auditor.config.settings import ClusterSettings, Settings
 from auditor.errors import UsageError
 from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_empty_snapshot, write_snapshot
@@ -78,7 +78,7 @@ def cut_run(
         )
         storage = open_storage(name)
         check_storage(storage)
-        if any(each.key == PLAN for each in storage.list()):
+        if find_object(storage, PLAN) is not None:
             raise UsageError(f"{storage.address}: was cut in this second; cut again")
         for shard in shards:
             if shard.devices is not None:
@@ -107,11 +107,11 @@ def read_plan(storage: ObjectStore) -> ShardPlan:
         UsageError: the storage has none, or one of another version.
         ObjectStoreError: it cannot be read now.
     """
-    if not any(each.key == PLAN for each in storage.list()):
+    content = find_object(storage, PLAN, max_bytes=MAX_PLAN_BYTES)
+    if content is None:
         raise UsageError(
             f"{storage.address}: has no {PLAN}, so it is no run that was cut; give what auditor cut printed"
         )
-    content = storage.get(PLAN, max_bytes=MAX_PLAN_BYTES)
     try:
         return msgspec.json.decode(content, type=ShardPlan)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -20,6 +20,7 @@ from auditor.cluster.attempt_log import DoneMarker, read_done
 from auditor.cluster.attempts import ATTEMPTS, read_listing
 from auditor.cluster.plan import FLEET_OBJECT, Shard, ShardPlan
 from auditor.cluster.records import FAILED, ShardRecord, decode_record, part_lines
+from auditor.cluster.storage import find_object
 from auditor.concurrency import run_in_thread
 from auditor.fleet.table import FLEET_COLUMNS, sha256_of, write_numbered
 from auditor.runs.folder import FAILURES, FLEET, PRODUCTS, RESULTS
@@ -68,7 +69,7 @@ async def seal_if_done(storage: ObjectStore, plan: ShardPlan) -> Manifest | None
 
 
 def _needs_seal(storage: ObjectStore, plan: ShardPlan) -> bool:
-    if any(each.key == MANIFEST for each in storage.list()):
+    if find_object(storage, MANIFEST) is not None:
         return False
     done = {each.key.removeprefix(f"{DONE_SHARDS}/") for each in storage.list(DONE_SHARDS)}
     return all(shard.name in done for shard in plan.shards)

@@ -6,8 +6,9 @@ fleet that the platform lists, and the products of a fleet, become a snapshot be
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import structlog
@@ -21,6 +22,8 @@ from auditor.runs.folder import FAILURES, FLEET, PRODUCTS, RESULTS
 from auditor.runs.manifest import Manifest, read_manifest
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 PART_BYTES = 8 << 20
 """Bytes of lines in a part, before compression; more become further parts."""
@@ -137,12 +140,12 @@ def _read_lines(path: Path, start: int, size: int) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-async def persist(action: Callable[[], None], stop: StopToken, retry_seconds: float) -> None:
-    """Repeat an action until the storage accepts it; raise ObjectStoreError if it does not in an hour, or at a stop."""
+async def persist(action: Callable[[], Awaitable[T]], stop: StopToken, retry_seconds: float) -> T:
+    """Repeat an action until the storage lets it end; raise ObjectStoreError after an hour, or at a stop."""
     began = time.monotonic()
     while True:
         try:
-            return await run_in_thread(action)
+            return await action()
         except ObjectStoreError as error:
             if stop.interrupted or time.monotonic() - began >= GIVE_UP_SECONDS:
                 raise

@@ -13,6 +13,7 @@ from auditor.cluster.attempts import ATTEMPTS, DONE, MARKERS, STATE, is_attempt_
 from auditor.cluster.merge import READERS, sealed_folder
 from auditor.cluster.plan import Shard, ShardPlan
 from auditor.cluster.records import MAX_RECORD_BYTES, ShardRecord, decode_record
+from auditor.cluster.storage import find_object
 from auditor.errors import ObjectStoreError, RunFolderError
 from auditor.runs.folder import sealed_file_names
 from auditor.runs.manifest import MANIFEST, MAX_MANIFEST_BYTES, DeviceCounts, Manifest
@@ -85,9 +86,9 @@ def _shard_progress(
 
 def read_sealed(storage: ObjectStore) -> tuple[Manifest, bytes] | None:
     """Return the manifest of a sealed run, and its bytes; None: it is not sealed."""
-    if not any(each.key == MANIFEST for each in storage.list()):
+    content = find_object(storage, MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
+    if content is None:
         return None
-    content = storage.get(MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
     try:
         return msgspec.json.decode(content, type=Manifest), content
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

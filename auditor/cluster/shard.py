@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -35,6 +36,8 @@ from auditor.storage.files import private_folder
 from auditor.storage.object_store import ObjectStore
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 
 class ShardWorker:
@@ -80,28 +83,28 @@ class ShardWorker:
             ObjectStoreError: the storage was away for an hour.
         """
         credentials: list[Credentials] = []
-        while not await run_in_thread(self._is_done):
+        while not await self._persist(self._is_done):
             credentials = credentials or await read_checked_credentials(self._settings, self._stop)
             with private_folder("shard") as scratch:
                 code = await self._attempt(credentials, scratch)
             if code:
                 return code
         await self._persist(partial(record_done, self._storage, self._shard))
-        await seal_if_done(self._storage, self._plan)
+        await persist(partial(seal_if_done, self._storage, self._plan), self._stop, self._plan.checkpoint)
         return 0
 
     def _is_done(self) -> bool:
         folder = self._shard.folder
         return read_done(self._storage, folder, list_attempts(self._storage, folder)) is not None
 
-    async def _persist(self, action: Callable[[], None]) -> None:
-        await persist(action, self._stop, self._plan.checkpoint)
+    async def _persist(self, action: Callable[[], T]) -> T:
+        return await persist(partial(run_in_thread, action), self._stop, self._plan.checkpoint)
 
     async def _attempt(self, credentials: list[Credentials], scratch: Path) -> int:
         """Make one attempt; return 0 if the shard may be done now, or the storage was away and is there again."""
         attempts = AttemptLog(self._storage, self._shard.folder)
         await self._persist(attempts.begin)
-        prepared = await run_in_thread(self._prepare, attempts.base, scratch)
+        prepared = await self._persist(partial(self._prepare, attempts.base, scratch))
         (scratch / "mirror").mkdir()
         mirror = Mirror(prepared.folder, attempts, scratch / "mirror", grows=self._shard.devices is None)
         inner = StopToken(self._stop.drain_seconds)

@@ -10,11 +10,11 @@ import secrets
 from pathlib import Path
 
 from auditor.cluster.plan import PLAN
-from auditor.errors import ObjectStoreError, UsageError
+from auditor.errors import ObjectMissingError, ObjectStoreError, UsageError
 from auditor.storage.object_store import MAX_OBJECT_BYTES, DirectoryStore, ObjectStore, StoredObject, open_store
 
-CHECK_FOLDER = "check"
-"""Folder of the objects with which a storage is checked."""
+CHECK_FOLDER, NEWEST_FOLDER = "check", "newest"
+"""Folders of a storage: objects with which it is checked; an object for each audit, with the name of its newest run."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
@@ -48,8 +48,44 @@ def join_address(storage: str, name: str) -> str:
 
 
 def is_cut_run(address: str) -> bool:
-    """Return whether an address is that of a run that was cut into shards; an object storage has no other runs."""
-    return "://" in address or (Path(address) / PLAN).is_file()
+    """Return whether an address is that of a run that was cut, or of a storage of such runs."""
+    return "://" in address or (Path(address) / PLAN).is_file() or (Path(address) / NEWEST_FOLDER).is_dir()
+
+
+def find_object(storage: ObjectStore, key: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes | None:
+    """Return the content of an object; None: there is no such object."""
+    try:
+        return storage.get(key, max_bytes=max_bytes)
+    except ObjectMissingError:
+        return None
+
+
+def record_newest(storage: ObjectStore, audit: str, run: str) -> None:
+    """Record the newest run of an audit, so that its shards are found by the address of the storage of all runs."""
+    storage.put(f"{NEWEST_FOLDER}/{audit}", run.encode())
+
+
+def find_run_address(address: str, audit: str | None = None) -> str:
+    """Return the address of a run: the given one, or that of the newest run in this storage, of an audit or of all.
+
+    Raises:
+        UsageError: it has neither, or runs of several audits and none is named.
+        ObjectStoreError: the storage cannot be used now.
+    """
+    storage = open_run(address)
+    if find_object(storage, PLAN) is not None:
+        return address
+    audits = {each.key.rpartition("/")[2] for each in storage.list(NEWEST_FOLDER)}
+    if audit is not None and audit in audits:
+        audits = {audit}
+    if not audits or (audit is not None and audit not in audits):
+        raise UsageError(f"{address}: has no {PLAN}, so it is no run that was cut; give what auditor cut printed")
+    if len(audits) > 1:
+        raise UsageError(f"{address}: has runs of {', '.join(sorted(audits))}; give the address of one of them")
+    run = storage.get(f"{NEWEST_FOLDER}/{audits.pop()}", max_bytes=300).decode("ascii", "replace")
+    if not is_run_key(run) or "/" in run:
+        raise ObjectStoreError(f"{address}: does not name its newest run")
+    return join_address(address, run)
 
 
 class RunDirectory(DirectoryStore):
@@ -72,7 +108,11 @@ class RunDirectory(DirectoryStore):
     def get(self, key: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         """See ``ObjectStore``."""
         self._require_contained(key)
-        return super().get(key, max_bytes=max_bytes)
+        try:
+            return super().get(key, max_bytes=max_bytes)
+        except ObjectMissingError:
+            self._require_mounted()  # otherwise nothing is missing
+            raise
 
     def get_file(self, key: str, path: Path) -> None:
         """See ``ObjectStore``."""

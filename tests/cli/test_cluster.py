@@ -66,12 +66,12 @@ def test_a_run_is_cut_queried_shown_verified_and_fetched(tmp_path: Path, platfor
     cut = run_command(tmp_path, "cut", settings)
     address = cut.stdout.strip()
     assert (cut.returncode, "2 shards" in cut.stderr) == (0, True)
-    assert "waiting" in run_command(tmp_path, "status", address).stdout
+    assert "waiting" in run_command(tmp_path, "status", tmp_path / "shared").stdout
     not_sealed = run_command(tmp_path, "verify", address)
     assert (not_sealed.returncode, "is not sealed" in not_sealed.stderr) == (2, True)
     variables = ({"JOB_COMPLETION_INDEX": "0"}, {"AWS_BATCH_JOB_ARRAY_INDEX": "1"}, {"SLURM_ARRAY_TASK_ID": "2"})
-    for variable in variables:
-        ended = run_command(tmp_path, "shard", address, "--settings", settings, **variable)
+    for variable, place in zip(variables, (address, tmp_path / "shared", address), strict=True):
+        ended = run_command(tmp_path, "shard", place, "--settings", settings, **variable)
         assert ended.returncode == 0, ended.stderr
     assert "nothing to do" in ended.stderr
     shown = run_command(tmp_path, "status", address).stdout

@@ -247,7 +247,7 @@ async def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
         settings = cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path))
         _, plan = cut(settings, storage)
         assert await run_all(storage, plan, settings) == [0]
-    (part,) = (each.key for each in storage.list() if "/parts/" in each.key)
+    part = next(each.key for each in storage.list() if "/parts/" in each.key)
     storage.delete(["run.json"])
     bomb = compress_lines(b"x" * (MAX_PART_BYTES + 1))
     for content in (storage.get(part)[:-20], b"not compressed", compress_lines(b"no line break"), bomb):

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 INDEX_VARIABLES = ("JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID", "AWS_BATCH_JOB_ARRAY_INDEX")
 """Variables in which Kubernetes, Slurm and AWS Batch give the index of a task, from 0."""
 
-Address = Annotated[str, Parameter(help="Address of a run, as auditor cut printed it.")]
+Address = Annotated[
+    str, Parameter(help="Address of a run, as auditor cut printed it, or of a storage (uses its newest run).")
+]
 
 
 def cut(config: Config, /, *, account: Accounts = None, log_level: LogLevel = "warning") -> int:
@@ -31,7 +33,7 @@ def cut(config: Config, /, *, account: Accounts = None, log_level: LogLevel = "w
     """
     from auditor.cli.runtime import log_to_stderr
     from auditor.cluster.cut import cut_run
-    from auditor.cluster.storage import join_address, open_run
+    from auditor.cluster.storage import join_address, open_run, record_newest
     from auditor.config.loader import load_settings
 
     log_to_stderr(log_level)
@@ -43,6 +45,7 @@ def cut(config: Config, /, *, account: Accounts = None, log_level: LogLevel = "w
     kept = {each.name for each in settings.account}
     excluded = tuple(each.name for each in loaded.account if each.name not in kept)
     name, plan = cut_run(settings, lambda name: open_run(join_address(storage, name), create=True), excluded)
+    record_newest(open_run(storage), plan.name, name)
     print_notes(_describe_hooks(settings))
     print_error(f"{format_count(len(plan.shards), 'shard')}: start auditor shard for each index from 0")
     print_line(safe(join_address(storage, name)))
@@ -89,7 +92,7 @@ def shard(
 
     log_to_stderr(log_level, log_format)
     own = load_settings(settings)
-    storage, plan = _open(run)
+    _, storage, plan = _open(run, own.name)
     shards = plan.shards_of(site)
     number = _find_index() if index is None else index
     if number < 0:
@@ -125,7 +128,7 @@ def stop(run: Address, /, *, log_level: LogLevel = "warning") -> int:
     from auditor.cluster.stop import stop_shards
 
     log_to_stderr(log_level)
-    storage, plan = _open(run)
+    run, storage, plan = _open(run)
     if read_sealed(storage) is None:
         stopped = stop_shards(storage, plan)
         print_error(f"{format_count(len(stopped), 'shard')} stopped; sealing")
@@ -147,7 +150,7 @@ def fetch(run: Address, /, *, out: Annotated[Path, Parameter(alias="-o", group=O
     """
     from auditor.cluster.progress import fetch_run
 
-    storage, _ = _open(run)
+    run, storage, _ = _open(run)
     print_path(fetch_run(storage, out / run.rstrip("/").rpartition("/")[2]))
     return 0
 
@@ -161,13 +164,14 @@ def check_run_storage(cluster: "ClusterSettings") -> None:
     print_line(f"storage {safe(storage.address)}: lists what was put, and keeps what was written")
 
 
-def _open(run: str) -> "tuple[ObjectStore, ShardPlan]":
-    """Return the storage and the plan of a run."""
+def _open(run: str, audit: str | None = None) -> "tuple[str, ObjectStore, ShardPlan]":
+    """Return the address, the storage and the plan of a run."""
     from auditor.cluster.cut import read_plan
-    from auditor.cluster.storage import open_run
+    from auditor.cluster.storage import find_run_address, open_run
 
-    storage = open_run(run)
-    return storage, read_plan(storage)
+    address = find_run_address(run, audit)
+    storage = open_run(address)
+    return address, storage, read_plan(storage)
 
 
 def print_shards(run: str) -> int:
@@ -176,7 +180,7 @@ def print_shards(run: str) -> int:
     from auditor.cluster.progress import read_progress, read_sealed
     from auditor.text.formatting import format_duration
 
-    storage, plan = _open(run)
+    run, storage, plan = _open(run)
     sealed = read_sealed(storage)
     print_line(f"{safe(run)}: {'not sealed' if sealed is None else safe(sealed[0].describe_exit())}")
     columns = [Column("shard", []), Column("state", []), Column("checkpoint", [], "right")]
@@ -198,7 +202,7 @@ def verify_cut_run(run: str) -> int:
     from auditor.runs.verify import verify_run
     from auditor.storage.files import private_folder
 
-    storage, _ = _open(run)
+    run, storage, _ = _open(run)
     with private_folder("fetch") as folder:
         problems = verify_run(fetch_run(storage, folder / "run"))
     for problem in problems:
