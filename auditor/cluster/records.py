@@ -62,8 +62,10 @@ def expand_lines(content: bytes, where: str) -> bytes:
 
 
 def encode_record(manifest: Manifest, files: tuple[str, ...] = ()) -> bytes:
-    """Return a record about a shard. Settings name keys, commands and files of the worker, so they stay there."""
-    own = replace(manifest, settings=None, settings_sha256=None, settings_file=None)
+    """Return a record about a shard. Settings and errors may name keys, commands and files of the worker: they stay."""
+    own = replace(
+        manifest, settings=None, settings_sha256=None, settings_file=None, error=None, exit_code=None, exit_reason=None
+    )
     return msgspec.json.encode(ShardRecord(manifest=own, reported_at=format_utc(time.time()), files=files))
 
 

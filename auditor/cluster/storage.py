@@ -92,7 +92,7 @@ class RunDirectory(DirectoryStore):
     """The directory of a run. If it is not mounted now, nothing is written in its place."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root)
+        super().__init__(root, create=False)
         self._folder = root.absolute()
 
     def put(self, key: str, content: bytes) -> None:

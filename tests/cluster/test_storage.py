@@ -63,3 +63,14 @@ class StaleStorage(MemoryStore):
 def test_a_storage_that_cannot_hold_runs_is_found_out(kind: type[MemoryStore], match: str) -> None:
     with pytest.raises(ObjectStoreError, match=match):
         check_storage(kind())
+
+
+def test_a_directory_that_goes_away_between_check_and_write_is_not_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_run(str(tmp_path / "runs"), create=True)
+    (tmp_path / "runs").rmdir()
+    monkeypatch.setattr(RunDirectory, "_require_mounted", lambda _: None)
+    with pytest.raises(ObjectStoreError, match="cannot be written"):
+        storage.put("a/b/c", b"x")
+    assert list(tmp_path.iterdir()) == []

@@ -101,9 +101,11 @@ def shard(
         print_error(f"index {number}: there are {format_count(len(shards), 'shard')}; nothing to do")
         return 0
     with show_progress() as watch:
-        return run_until_signal(
+        code = run_until_signal(
             lambda stop: ShardWorker(storage, plan, shards[number], own, stop=stop, on_progress=watch).run()
         )
+    print_error(f"shard {safe(shards[number].label)}: {'every device was queried' if code == 0 else f'exit {code}'}")
+    return code
 
 
 def _find_index() -> int:
