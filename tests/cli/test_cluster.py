@@ -1,6 +1,7 @@
 """The commands of an audit on several machines."""
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
 from tests import forked
 from tests.cluster.shards import account_table, assert_same_run
+from tests.storage.s3 import needs_s3, simulated_s3
 
 DEVICES = 60
 
@@ -53,8 +55,6 @@ def platform(tmp_path: Path) -> Iterator[Simulator]:
 
 
 def run_command(folder: Path, *words: object, **env: str) -> subprocess.CompletedProcess[str]:
-    import os
-
     return forked.run(*words, cwd=folder, env={**os.environ, **env})
 
 
@@ -145,3 +145,29 @@ def test_what_cannot_be_cut_or_queried_is_one_sentence(
         assert main([command[0], str(tmp_path), *command[1:]]) == 2
         assert "has no plan.json" in capsys.readouterr().err
     assert read_plan(open_run(address)).shards[0].devices == 5
+
+
+@needs_s3
+def test_a_bucket_is_used_with_credentials_of_the_environment_alone(tmp_path: Path, platform: Simulator) -> None:
+    settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path, lanes=2))
+    bucket = f"s3://lake/{tmp_path.name}"
+    settings.write_text(settings.read_text().replace(str(tmp_path / "shared"), bucket))
+    with simulated_s3(tmp_path) as s3:
+        env = {
+            "AWS_ACCESS_KEY_ID": "AKID",
+            "AWS_SECRET_ACCESS_KEY": "SECRETCANARY",
+            "AWS_ENDPOINT_URL": s3.endpoint,
+            "AWS_REGION": "us-east-1",
+            "SSL_CERT_FILE": str(s3.ca_file),
+        }
+        cut = run_command(tmp_path, "cut", settings, **env)
+        assert cut.stdout.startswith(f"{bucket}/"), cut.stderr
+        for index in range(2):
+            ended = run_command(tmp_path, "shard", bucket, "--settings", settings, "--index", index, **env)
+            assert ended.returncode == 0, ended.stderr
+        assert "exit 0 (success)" in run_command(tmp_path, "status", bucket, **env).stdout
+        fetched = run_command(tmp_path, "fetch", bucket, **env)
+        alone = anyio.run(auditor.run_audit, auditor.load_settings(settings)).folder
+        assert_same_run(Path(tmp_path, fetched.stdout.strip()), alone)
+        denied = run_command(tmp_path, "status", bucket, **(env | {"AWS_ENDPOINT_URL": "https://127.0.0.1:1"}))
+        assert (denied.returncode, "SECRETCANARY" in denied.stderr) == (3, False)
