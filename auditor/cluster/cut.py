@@ -1,7 +1,7 @@
 """Cut a run into shards: the fleet files are read once, and each shard gets its devices."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -23,7 +23,7 @@ from auditor.errors import UsageError
 from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_empty_snapshot, write_snapshot
 from auditor.fleet.table import FLEET_COLUMNS, count_devices_to_query, write_numbered
 from auditor.runs.manifest import FleetInfo
-from auditor.storage.database import parquet, scalar, scratch_database, sql_literal
+from auditor.storage.database import parquet, scratch_database
 from auditor.storage.files import private_folder
 from auditor.storage.object_store import ObjectStore
 from auditor.text.formatting import escape_undecodable, format_utc
@@ -80,24 +80,28 @@ def cut_run(
         check_storage(storage)
         if find_object(storage, PLAN) is not None:
             raise UsageError(f"{storage.address}: was cut in this second; cut again")
-        for shard in shards:
-            if shard.devices is not None:
-                path = work / f"{shard.name}.parquet"
-                write_shard_fleet(fleet, shard, path)
-                storage.put_file(f"{shard.folder}/{FLEET_OBJECT}", path)
-                path.unlink()
+        for shard, path in write_shard_fleets(fleet, shards, work):
+            storage.put_file(f"{shard.folder}/{FLEET_OBJECT}", path)
+            path.unlink()
         storage.put_file(FLEET_OBJECT, fleet)
         storage.put(PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
     return name, plan
 
 
-def write_shard_fleet(fleet: Path, shard: Shard, out: Path) -> None:
-    """Write the devices of a shard: every so many device of its account, so that all lanes are alike."""
-    with scratch_database(failure=f"{out}: cannot be written") as database:
-        rows = f"(FROM {parquet(fleet)} WHERE account = {sql_literal(shard.account)})"
-        first = scalar(database, f"SELECT coalesce(min(ordinal), 0) FROM {rows}")
-        own = f"(ordinal - {first}) % {shard.lanes} = {shard.lane}"
-        write_numbered(database, f"SELECT {', '.join(FLEET_COLUMNS)} FROM {rows} WHERE {own}", out)
+def write_shard_fleets(fleet: Path, shards: Sequence[Shard], work: Path) -> Iterator[tuple[Shard, Path]]:
+    """Yield each shard with a fleet file, and a new file of its devices: every so many device, so lanes are alike."""
+    columns = ", ".join(FLEET_COLUMNS)
+    with scratch_database(failure=f"{work}: cannot be written") as database:
+        counted = f"SELECT account, min(ordinal), max(ordinal) FROM {parquet(fleet)} GROUP BY account"
+        ordinals = {account: (first, last) for account, first, last in database.execute(counted).fetchall()}
+        for shard in shards:
+            if shard.devices is None:
+                continue
+            first, last = ordinals.get(shard.account, (0, -1))  # an account's rows follow each other
+            own = f"ordinal BETWEEN {first} AND {last} AND (ordinal - {first}) % {shard.lanes} = {shard.lane}"
+            path = work / f"{shard.name}.parquet"
+            write_numbered(database, f"SELECT {columns} FROM {parquet(fleet)} WHERE {own}", path)
+            yield shard, path
 
 
 def read_plan(storage: ObjectStore) -> ShardPlan:
