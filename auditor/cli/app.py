@@ -93,7 +93,7 @@ _COMMANDS: dict[Group, tuple[tuple[Callable[..., int], str], ...]] = {
         (cut, "auditor cut nightly.toml"),
         (shard, "auditor shard /mnt/audits/20261129T020000Z-nightly --settings nightly.toml --index 0"),
         (stop, "auditor stop /mnt/audits/20261129T020000Z-nightly"),
-        (fetch, "auditor fetch s3://bucket/20261129T020000Z-nightly -o audits"),
+        (fetch, "auditor fetch s3://bucket/20261129T020000Z-nightly audits"),
     ),
     READ: (
         (status, "auditor status audits"),

@@ -14,6 +14,7 @@ from auditor.cluster.attempts import (
     MARKERS,
     SNAPSHOTS,
     STATE,
+    AttemptName,
     AttemptObjects,
     Base,
     find_continued,
@@ -123,7 +124,7 @@ class DoneMarker(msgspec.Struct, frozen=True, kw_only=True):
         run: the record of its end.
     """
 
-    attempt: str
+    attempt: AttemptName
     base: Base
     run: msgspec.Raw
 

@@ -15,6 +15,7 @@ everything, from a listing alone:
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
@@ -31,11 +32,17 @@ _SNAPSHOT = re.compile(r"snapshots/(\d{6})/run\.json")
 _MAX_ATTEMPTS = 999_999
 
 
+AttemptName = Annotated[str, msgspec.Meta(pattern=r"^\d{6}-[0-9a-f]{16}$")]
+"""Name of an attempt; a record of a storage that has another one is refused."""
+
+SnapshotPath = Annotated[str, msgspec.Meta(pattern=r"^\d{6}-[0-9a-f]{16}/snapshots/\d{6}$")]
+
+
 class PartRange(msgspec.Struct, frozen=True, array_like=True):
     """The parts 1 to ``count`` of an attempt."""
 
-    attempt: str
-    count: int
+    attempt: AttemptName
+    count: Annotated[int, msgspec.Meta(ge=1, le=999_999)]
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +54,7 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     parts: tuple[PartRange, ...] = ()
-    snapshot: str | None = None
+    snapshot: SnapshotPath | None = None
 
     def extended(self, attempt: str, parts: int, snapshot: int) -> "Base":
         """Return a base with the parts of an attempt that continues this one, and its last snapshot."""

@@ -145,7 +145,7 @@ def _write_fleet(storage: ObjectStore, plan: ShardPlan, files: Mapping[str, Path
         for number, account in enumerate(plan.accounts):
             parts.append(work / "fleet" / f"{number}.parquet")
             source = parquet(discovered.get(account.name, work / "filed.parquet"))
-            rows = f"SELECT {columns} FROM {source} WHERE account = {sql_literal(account.name)} ORDER BY ordinal"
+            rows = f"SELECT {columns} FROM {source} WHERE account = {sql_literal(account.name)}"
             write_rows(database, rows, parts[-1])
         write_numbered(database, f"FROM {parquet(*parts)}", work / "all.parquet")
     (work / "all.parquet").replace(out)

@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import orjson
@@ -31,6 +31,12 @@ _EVERYTHING = "settings"
 """Name under which the digests of keys outside of accounts are stored."""
 
 
+ShardName = Annotated[str, msgspec.Meta(pattern=r"^\d{4,6}-[a-z0-9]([a-z0-9-]{0,39})$")]
+
+RunName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""Names that become those of folders: a plan that has another one is refused, for a storage is untrusted input."""
+
+
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a run that one process queries: an account, or one of its lanes.
 
@@ -43,7 +49,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
         devices: its devices; null: the platform lists them.
     """
 
-    name: str
+    name: ShardName
     account: str
     lane: Count = 0
     lanes: PositiveCount = 1
@@ -78,12 +84,12 @@ class ShardPlan(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     auditor_version: str
-    name: str
+    name: RunName
     started_at: Timestamp
     accounts: tuple[AccountInfo, ...]
     fleet: FleetInfo
     max_failed: MaxFailed
-    checkpoint: float
+    checkpoint: Annotated[float, msgspec.Meta(ge=0.1, le=600)]
     shards: tuple[Shard, ...]
     digests: dict[str, dict[str, str]]
     plan_version: int = PLAN_VERSION

@@ -79,11 +79,11 @@ def test_a_run_is_cut_queried_shown_verified_and_fetched(tmp_path: Path, platfor
     assert shown.count(" done ") == 2
     verified = run_command(tmp_path, "verify", address)
     assert (verified.returncode, verified.stderr) == (0, f"{address}: verified\n")
-    fetched = run_command(tmp_path, "fetch", address, "-o", tmp_path / "fetched")
+    fetched = run_command(tmp_path, "fetch", address, tmp_path / "fetched")
     assert fetched.returncode == 0
     alone = anyio.run(auditor.run_audit, auditor.load_settings(settings)).folder
     assert_same_run(Path(fetched.stdout.strip()), alone)
-    again = run_command(tmp_path, "fetch", address, "-o", tmp_path / "fetched")
+    again = run_command(tmp_path, "fetch", address, tmp_path / "fetched")
     assert (again.returncode, "cannot be created" in again.stderr) == (2, True)
 
 

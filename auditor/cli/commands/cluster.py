@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from auditor.cli.console import print_error, print_line, print_path
-from auditor.cli.options import OUTPUT, Accounts, Config, LogFormatOption, LogLevel, restrict_accounts
+from auditor.cli.options import Accounts, Config, LogFormatOption, LogLevel, restrict_accounts
 from auditor.cli.output import print_notes
 from auditor.errors import SettingsError, UsageError
 from auditor.text.formatting import format_count, safe
@@ -142,18 +142,18 @@ def stop(run: Address, /, *, log_level: LogLevel = "warning") -> int:
     return sealed[0].exit_code or 0
 
 
-def fetch(run: Address, /, *, out: Annotated[Path, Parameter(alias="-o", group=OUTPUT)] = Path("audits")) -> int:
+def fetch(run: Address, directory: Path = Path("audits"), /) -> int:
     """Fetch the sealed run folder of a run that was cut, and print its path.
 
     Parameters
     ----------
-    out:
-        Directory of runs to write it to.
+    directory:
+        Directory of runs to copy it into.
     """
     from auditor.cluster.progress import fetch_run
 
     run, storage, _ = _open(run)
-    print_path(fetch_run(storage, out / run.rstrip("/").rpartition("/")[2]))
+    print_path(fetch_run(storage, directory / run.rstrip("/").rpartition("/")[2]))
     return 0
 
 
