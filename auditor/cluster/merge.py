@@ -19,7 +19,7 @@ from auditor.audit.finalize import seal_and_verify
 from auditor.cluster.attempt_log import DoneMarker, read_done
 from auditor.cluster.attempts import ATTEMPTS, read_listing
 from auditor.cluster.plan import FLEET_OBJECT, Shard, ShardPlan
-from auditor.cluster.records import FAILED, ShardRecord, decode_record, part_lines
+from auditor.cluster.records import ShardRecord, decode_record, part_lines, split_failed
 from auditor.cluster.storage import find_object
 from auditor.concurrency import run_in_thread
 from auditor.fleet.table import FLEET_COLUMNS, sha256_of, write_numbered
@@ -158,13 +158,10 @@ def _write_lines(storage: ObjectStore, plan: ShardPlan, markers: Mapping[str, Do
         for shard in plan.shards:
             marker = markers[shard.name]
             for attempt, lines in part_lines(storage, shard.folder, marker.base):
-                answered: list[bytes] = []
-                failed: list[bytes] = []
-                for line in lines.splitlines(keepends=True):
-                    (failed if FAILED in line else answered).append(line)
-                results.append(b"".join(answered))
+                answered, failed = split_failed(lines)
+                results.append(answered)
                 if attempt == marker.attempt:  # it has queried again what failed before
-                    failures.append(b"".join(failed))
+                    failures.append(failed)
     finally:
         try:
             results.close()

@@ -83,3 +83,11 @@ def part_lines(storage: ObjectStore, folder: str, base: Base) -> Iterator[tuple[
         place = f"{folder}/{ATTEMPTS}/{key}"
         content = storage.get(place, max_bytes=MAX_COMPRESSED_BYTES)
         yield key.partition("/")[0], expand_lines(content, place)
+
+
+def split_failed(lines: bytes) -> tuple[bytes, bytes]:
+    """Return the lines of answers, and those of failed devices."""
+    if FAILED not in lines:
+        return lines, b""
+    split = lines.splitlines(keepends=True)
+    return b"".join(line for line in split if FAILED not in line), b"".join(line for line in split if FAILED in line)

@@ -19,7 +19,7 @@ from auditor.cluster.attempts import ATTEMPTS, STATE, Base
 from auditor.cluster.merge import record_done, seal_if_done
 from auditor.cluster.mirror import Mirror, persist
 from auditor.cluster.plan import FLEET_OBJECT, Shard, ShardPlan, describe_differences, worker_settings
-from auditor.cluster.records import FAILED, MAX_RECORD_BYTES, ShardRecord, decode_record, part_lines
+from auditor.cluster.records import MAX_RECORD_BYTES, ShardRecord, decode_record, part_lines, split_failed
 from auditor.concurrency import StopToken, TimeLimit, background_tasks, run_in_thread
 from auditor.config.settings import Settings
 from auditor.engine.account_session import Credentials
@@ -209,7 +209,7 @@ class ShardWorker:
         results = AppendOnlyFile(folder / RESULTS)
         try:
             for _, lines in part_lines(self._storage, self._shard.folder, base):
-                results.append(b"".join(line for line in lines.splitlines(keepends=True) if FAILED not in line))
+                results.append(split_failed(lines)[0])
         finally:
             results.close()
 

@@ -281,7 +281,14 @@ async def test_a_base_that_names_something_else_is_refused(tmp_path: Path) -> No
     storage, plan = cut(cluster_settings(tmp_path, account_table("http://127.0.0.1:1/", tmp_path)))
     first = AttemptLog(storage, plan.shards[0].folder)
     first.begin()
-    for base in ({"snapshot": "../../secret"}, {"parts": [["../x", 1]]}, {"parts": [[first.name, 10**9]]}, [], "x"):
+    bases: tuple[object, ...] = (
+        {"snapshot": "../../secret"},
+        {"parts": [["../x", 1]]},
+        {"parts": [[first.name, 10**9]]},
+        [],
+        "x",
+    )
+    for base in bases:
         storage.put(f"{plan.shards[0].folder}/attempts/{first.name}/base.json", orjson.dumps(base))
         with pytest.raises(ObjectStoreError, match="was not written by an attempt"):
             AttemptLog(storage, plan.shards[0].folder).begin()
