@@ -2,12 +2,15 @@
 
 import asyncio
 import math
+import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from types import FrameType
+from typing import Any, ParamSpec, Self, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -149,13 +152,75 @@ async def run_in_abandonable_thread(function: Callable[P, T], /, *args: P.args, 
 
 
 def run_to_end(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run an asynchronous function in an event loop of its own; one that runs in this thread waits meanwhile."""
+    """Run an asynchronous function in an event loop of its own; one that runs in this thread waits meanwhile.
+
+    See ``run_event_loop`` for signals.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return anyio.run(function)
+        return run_event_loop(function)
     with ThreadPoolExecutor(1) as thread:  # such as in a notebook
         return thread.submit(anyio.run, function).result()
+
+
+def run_event_loop(function: Callable[[], Awaitable[T]], *, use_uvloop: bool = False) -> T:
+    """Run an asynchronous function in a new event loop. A signal cancels it; the signal's handler is called afterwards.
+
+    A handler that raises inside the loop's own code can leave a task that never ends, and the loop with it. A second
+    signal calls the handler immediately.
+    """
+
+    async def main() -> list[T]:
+        with anyio.CancelScope() as scope:
+            signals.cancel_first(scope)
+            return [await function()]
+        return []
+
+    with _SignalsOfLoop() as signals:
+        results = anyio.run(main, backend_options={"use_uvloop": use_uvloop})
+    if not results:
+        raise KeyboardInterrupt
+    return results[0]
+
+
+class _SignalsOfLoop:
+    """Takes the place of the handlers that signals have in Python, until the block ends, and calls them then."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self._received: int | None = None
+        self._cancel: Callable[[], object] | None = None
+
+    def cancel_first(self, scope: anyio.CancelScope) -> None:
+        """Cancel a scope of the running loop with the first signal, which may have come already."""
+        loop = asyncio.get_running_loop()
+        self._cancel = lambda: loop.call_soon_threadsafe(scope.cancel)
+        if self._received is not None:
+            scope.cancel()
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                handler = signal.getsignal(number)
+                if callable(handler) and handler is not signal.default_int_handler:  # asyncio does the same with that
+                    self._handlers[number] = handler
+                    signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._received is not None:
+            self._handlers[self._received](self._received, None)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            self._handlers[number](number, frame)
+            return
+        self._received = number
+        if self._cancel is not None:
+            self._cancel()
 
 
 async def run_cancellable(function: Callable[[], T], stop: StopToken) -> T:

@@ -26,6 +26,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
 def test_reading_a_run_loads_no_network_and_help_loads_no_database() -> None:
     for program, unwanted in (
         ("import auditor; auditor.Run", {"aiohttp", "aiolimiter"}),
+        ("import auditor.report.builder", {"aiohttp", "structlog"}),
         ("import auditor.cli", {"aiohttp", "duckdb", "anyio", "structlog", "msgspec"}),
     ):
         listing = f"{program}; import sys; print(*sys.modules)"

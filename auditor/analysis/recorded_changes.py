@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import duckdb
-import structlog
 
 from auditor.analysis.device_matching import define_reported_versions, match_devices
 from auditor.analysis.drift import CHANGE, ORDERED, define_changes
 from auditor.errors import AuditorError, RunFolderError
+from auditor.log import log
 from auditor.query.change_log import CHANGE_COLUMNS
 from auditor.query.snapshot import RunSnapshot
 from auditor.runs.folder import CHANGES, DEVICES, FLEET, MODULES, RunCatalog, StoredRun
@@ -32,8 +32,6 @@ from auditor.storage.database import (
     write_parquet,
 )
 from auditor.storage.files import put_in_place
-
-log = structlog.get_logger()
 
 _WORK = ".sealing"
 """Scratch folder in the run folder, which a resume removes."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import anyio
-import structlog
 
 from auditor.bulk.index_journal import IndexJournal
 from auditor.bulk.index_reader import IndexRefusedError, discover_by_index
@@ -29,6 +28,7 @@ from auditor.fleet.discovery_journal import DiscoveryJournal
 from auditor.fleet.gaps import discovery_info, discovery_progress, product_infos, retry_gaps
 from auditor.fleet.materialize import MaterializedFleet
 from auditor.fleet.table import devices_by_product, devices_by_status, sha256_of, write_extended_fleet
+from auditor.log import log
 from auditor.planning.capacity import plan_fleet
 from auditor.runs.folder import FLEET
 from auditor.runs.locking import PreparedRun
@@ -36,8 +36,6 @@ from auditor.runs.manifest import DiscoveryInfo
 from auditor.runs.products import ProductInfo, ProductsFile
 from auditor.runs.recovery import REMAINING, write_remaining_devices
 from auditor.storage.files import put_in_place, translate_os_errors
-
-log = structlog.get_logger()
 
 DISCOVERY_FOLDER = ".discovery"
 """Folder in the run folder that holds discovered devices until they are in the fleet."""

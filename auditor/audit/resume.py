@@ -7,8 +7,6 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import structlog
-
 from auditor import __about__
 from auditor.audit.run_settings import (
     describe_objections,
@@ -24,6 +22,7 @@ from auditor.config.settings import Settings
 from auditor.engine.sent_requests import SENT_REQUESTS, count_sent, requests_before
 from auditor.errors import AuditorError, RunFolderError, RunNotWritableError
 from auditor.fleet.table import count_devices_to_query
+from auditor.log import log
 from auditor.releases.list_journal import RELEASES_FOLDER
 from auditor.releases.release_tables import WORK as RELEASES_WORK
 from auditor.runs.folder import (
@@ -55,8 +54,6 @@ from auditor.selection.selection_files import keep_accounts
 from auditor.storage.descriptors import keeps_modes
 from auditor.storage.foreign_access import find_foreign_access
 from auditor.text.formatting import escape_undecodable, format_utc
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)

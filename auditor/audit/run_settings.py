@@ -17,18 +17,16 @@ from typing import Any
 
 import msgspec
 import orjson
-import structlog
 
 from auditor.config.credentials import describe_credentials
 from auditor.config.loader import parse_settings
 from auditor.config.serialization import RUN_INDEPENDENT_KEYS, diff_settings, settings_to_dict
 from auditor.config.settings import Account, SecretSource, Settings, SharedQuotaSettings
 from auditor.errors import RunFolderError, RunNotWritableError, SettingsError
+from auditor.log import log
 from auditor.runs.manifest import MANIFEST, Manifest, read_manifest
 from auditor.storage.files import read_contained, read_regular_file, replace_file
 from auditor.storage.foreign_access import describe_foreign_access, find_foreign_access
-
-log = structlog.get_logger()
 
 MAX_REMEMBERED = 1_000
 """Settings that are remembered; those that were not used for the longest time are dropped."""

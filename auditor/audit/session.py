@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import structlog
 
 from auditor.audit.deadline import Deadline
 from auditor.audit.device_source import DeviceSource
@@ -35,6 +34,7 @@ from auditor.engine.sent_requests import SENT_REQUESTS, SentRequests, count_devi
 from auditor.engine.worker_pool import run_workers
 from auditor.errors import AuditInterruptedError, AuditorError, AuditStoppedError, FleetError, RunNotWritableError
 from auditor.fleet.table import read_never_activated, read_snapshot
+from auditor.log import log
 from auditor.models import Device, Outcome
 from auditor.releases.collector import ReleaseCollector
 from auditor.runs.folder import FAILURES, RESULTS
@@ -46,8 +46,6 @@ from auditor.selection.coordinator import SelectionCoordinator
 from auditor.selection.rejection import RejectedResults
 from auditor.selection.strategies import SelectionResult
 from auditor.text.formatting import escape_undecodable
-
-log = structlog.get_logger()
 
 CHECK_SECONDS = 0.1
 """Seconds between two checks of the deadline and of the accounts' health."""
@@ -226,7 +224,7 @@ class AuditSession:
             session.finish(error)
             if len(self._accounts) > 1:
                 # Logged now, since the others may continue for hours. For people: a traceback would add nothing.
-                log.error("account stopped", account=session.name, reason=str(error))  # noqa: TRY400
+                log.error("account stopped", account=session.name, reason=str(error))
             if isinstance(error, RunNotWritableError):
                 self._stop.request(str(error))
         else:

@@ -11,8 +11,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import structlog
-
 from auditor.bulk.counting import request_count
 from auditor.bulk.index_journal import IndexJournal, IndexPosition, TieFrame
 from auditor.bulk.index_results import write_index_results
@@ -35,9 +33,8 @@ from auditor.errors import (
 from auditor.fleet.crawler import enough_rows, read_consistently, read_products
 from auditor.fleet.discovery_journal import ProductDiscovery
 from auditor.fleet.materialize import MaterializedFleet, materialize
+from auditor.log import log
 from auditor.models import IndexedDevice, ListPage
-
-log = structlog.get_logger()
 
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_@.:"
 """Characters of device names (Alibaba's pages). An empty text is for a name that is complete."""

@@ -150,11 +150,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [_expand_home(each) for each in (sys.argv[1:] if arguments is None else arguments)]
     # Also usage errors, which come before the command, have its format.
     LOG_STYLE.format = "json" if "--log-format json" in " ".join(given).replace("=", " ") else "text"
-    if not {"--help", "-h", "--version"}.intersection(given):
-        import structlog
-
-        # Its default is standard output, which is for data.
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(file=sys.stderr))
     try:
         code = app(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()

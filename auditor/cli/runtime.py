@@ -79,11 +79,6 @@ def _escape_texts(_logger: object, _method: str, event: structlog.typing.EventDi
     return {key: escape_lines(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
-def run_in_loop(main: Callable[[], Awaitable[T]]) -> T:
-    """Run ``main`` on uvloop and return its result."""
-    return anyio.run(main, backend_options={"use_uvloop": True})
-
-
 def run_until_signal(start: Callable[[StopToken], Awaitable[T]]) -> T:
     """Run ``start`` and return its result.
 
@@ -102,7 +97,7 @@ def run_until_signal(start: Callable[[StopToken], Awaitable[T]]) -> T:
 
     handler = _SignalHandler()
     try:
-        return run_in_loop(main)
+        return anyio.run(main, backend_options={"use_uvloop": True})
     finally:
         handler.finish()
 

@@ -15,7 +15,6 @@ from functools import cache
 from typing import NamedTuple, Protocol
 
 import aiohttp
-import structlog
 from multidict import CIMultiDictProxy
 from yarl import URL
 
@@ -23,8 +22,7 @@ from auditor.client.connector import AccountConnector, ssl_context
 from auditor.client.decoders import MAX_BODY_BYTES, decompress, too_large
 from auditor.client.transport_errors import REDIRECTS, SWITCHING_PROTOCOLS, elsewhere
 from auditor.config.proxy import Proxy
-
-log = structlog.get_logger()
+from auditor.log import log
 
 METHOD = "POST"
 """HTTP method of all requests; it is part of the text that is signed."""

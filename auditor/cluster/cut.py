@@ -8,9 +8,9 @@ import msgspec
 
 from auditor import __about__
 from auditor.audit.setup import account_infos
+from auditor.cluster.addresses import PLAN
 from auditor.cluster.plan import (
     FLEET_OBJECT,
-    PLAN,
     Shard,
     ShardPlan,
     cut_into_shards,

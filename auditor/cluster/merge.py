@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
-import structlog
 
 from auditor import __about__
 from auditor.audit.finalize import seal_and_verify
@@ -23,6 +22,7 @@ from auditor.cluster.records import ShardRecord, decode_record, part_lines, spli
 from auditor.cluster.storage import find_object
 from auditor.concurrency import run_in_thread
 from auditor.fleet.table import FLEET_COLUMNS, sha256_of, write_numbered
+from auditor.log import log
 from auditor.runs.folder import FAILURES, FLEET, PRODUCTS, RESULTS
 from auditor.runs.locking import PreparedRun, create_run_folder
 from auditor.runs.manifest import MANIFEST, DeviceCounts, Manifest, write_manifest
@@ -33,8 +33,6 @@ from auditor.storage.database import parquet, scratch_database, sql_literal, wri
 from auditor.storage.files import private_folder, replace_file
 from auditor.storage.object_store import ObjectStore
 from auditor.text.formatting import parse_manifest_time
-
-log = structlog.get_logger()
 
 DONE_SHARDS, SEALED_FOLDER = "done", "sealed"
 """Folder with an object for each shard that is done, and folder of the sealed files."""

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import anyio
-import structlog
 
 from auditor.cluster.attempt_log import AttemptLog
 from auditor.cluster.records import compress_lines, encode_record
 from auditor.concurrency import StopToken, run_in_thread
 from auditor.errors import ObjectStoreError, SupersededError
 from auditor.fleet.table import sha256_of
+from auditor.log import log
 from auditor.runs.folder import FAILURES, FLEET, PRODUCTS, RESULTS
 from auditor.runs.manifest import Manifest, read_manifest
-
-log = structlog.get_logger()
 
 T = TypeVar("T")
 

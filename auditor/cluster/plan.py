@@ -20,7 +20,7 @@ from auditor.errors import SettingsError, UsageError
 from auditor.runs.manifest import AccountInfo, FleetInfo
 from auditor.storage.json_types import Count, MaxFailed, PositiveCount, Timestamp
 
-PLAN, FLEET_OBJECT = "plan.json", "fleet.parquet"
+FLEET_OBJECT = "fleet.parquet"
 
 CALLS_PER_LANE = 5_000.0
 """Calls a second from which an account is cut into another lane: one process does a multiple of that."""

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import structlog
-
 from auditor import __about__
 from auditor.audit.resume import reopen
 from auditor.audit.runner import read_checked_credentials
@@ -27,6 +25,7 @@ from auditor.engine.progress import AuditResult, ProgressCallback
 from auditor.errors import AuditorError, ObjectStoreError, SettingsError
 from auditor.fleet.snapshot import write_empty_snapshot
 from auditor.fleet.table import count_devices_to_query, sha256_of
+from auditor.log import log
 from auditor.runs.folder import FLEET, PRODUCTS, RESULTS
 from auditor.runs.locking import PreparedRun, create_run_folder
 from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, FleetInfo, Manifest, write_manifest
@@ -34,8 +33,6 @@ from auditor.runs.selection_info import Rate, RequestCounts
 from auditor.storage.append_only import AppendOnlyFile
 from auditor.storage.files import private_folder
 from auditor.storage.object_store import ObjectStore
-
-log = structlog.get_logger()
 
 T = TypeVar("T")
 

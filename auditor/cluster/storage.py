@@ -9,12 +9,12 @@ import re
 import secrets
 from pathlib import Path
 
-from auditor.cluster.plan import PLAN
+from auditor.cluster.addresses import NEWEST_FOLDER, PLAN, join_address
 from auditor.errors import ObjectMissingError, ObjectStoreError, UsageError
 from auditor.storage.object_store import MAX_OBJECT_BYTES, DirectoryStore, ObjectStore, StoredObject, open_store
 
-CHECK_FOLDER, NEWEST_FOLDER = "check", "newest"
-"""Folders of a storage: objects with which it is checked; an object for each audit, with the name of its newest run."""
+CHECK_FOLDER = "check"
+"""Folder of the objects with which a storage is checked."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
@@ -40,16 +40,6 @@ def open_run(address: str, *, create: bool = False) -> ObjectStore:
             f"{address}: is no directory now; check that it is mounted, and what auditor cut printed"
         )
     return RunDirectory(path)
-
-
-def join_address(storage: str, name: str) -> str:
-    """Return the address of a run in a storage."""
-    return f"{storage.rstrip('/')}/{name}"
-
-
-def is_cut_run(address: str) -> bool:
-    """Return whether an address is that of a run that was cut, or of a storage of such runs."""
-    return "://" in address or (Path(address) / PLAN).is_file() or (Path(address) / NEWEST_FOLDER).is_dir()
 
 
 def find_object(storage: ObjectStore, key: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes | None:

@@ -11,14 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-import structlog
-
 from auditor.config.settings import SecretSource
 from auditor.errors import SettingsError
+from auditor.log import log
 from auditor.models import Secret
 from auditor.storage.files import read_regular_file
-
-log = structlog.get_logger()
 
 COMMAND_TIMEOUT = 30.0
 """Seconds that a command may take to print a secret. A person may have to unlock it first."""

@@ -13,7 +13,6 @@ from functools import partial
 from typing import NamedTuple
 
 import anyio
-import structlog
 
 from auditor import __about__
 from auditor.client.client import ApiClient
@@ -50,11 +49,10 @@ from auditor.errors import (
     OperationDeniedError,
     OperationUnavailableError,
 )
+from auditor.log import log
 from auditor.models import AccessKey, CallResult, Device, DeviceFailure, Outcome, Secret
 from auditor.resilience.circuit_breaker import CircuitBreaker
 from auditor.resilience.retry import Backoff, PausedTasks, RequestStats, RetryingCaller
-
-log = structlog.get_logger()
 
 MIN_PREWARM_INTERVAL, MAX_PREWARM_INTERVAL = 0.05, 30.0
 """Seconds between two checks for missing connections; doubled up to the maximum while none can be opened."""

@@ -7,7 +7,6 @@ from functools import partial
 from typing import NoReturn
 
 import anyio
-import structlog
 
 from auditor.client.client import ApiClient
 from auditor.client.operations import Operation
@@ -27,10 +26,9 @@ from auditor.errors import (
     PlatformError,
     SettingsError,
 )
+from auditor.log import log
 from auditor.models import AccessKey
 from auditor.resilience.retry import Backoff
-
-log = structlog.get_logger()
 
 RENEWAL_FRACTION, MAX_RENEWAL_MARGIN = 0.25, 300.0
 """A key is renewed when this fraction of its time is left, or so many seconds. Jitter adds up to a half, so that

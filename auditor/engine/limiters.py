@@ -7,8 +7,6 @@ from tempfile import TemporaryFile
 from typing import Self
 from urllib.parse import urlsplit
 
-import structlog
-
 from auditor.client.operations import (
     BATCH_GET_DEVICE_STATE,
     LIST_OTA_FIRMWARE,
@@ -24,13 +22,12 @@ from auditor.client.operations import (
 )
 from auditor.config.settings import Account, Settings, SharedQuotaSettings
 from auditor.errors import SettingsError
+from auditor.log import log
 from auditor.models import Secret
 from auditor.resilience.file_backend import FILE_SUFFIX, FileBackend, machine_directories, prepare_directory
 from auditor.resilience.quota_backends import LocalBackend, QuotaBackend
 from auditor.resilience.rate_limiter import AdaptiveRateLimiter, RateLimiter, UnlimitedRateLimiter
 from auditor.resilience.redis_backend import RedisBackend, RedisConnection
-
-log = structlog.get_logger()
 
 _QUOTA_KEYS = {
     QUERY_PRODUCT_LIST.quota_name: "query_product_list",

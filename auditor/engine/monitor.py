@@ -8,12 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import anyio
-import structlog
 
 from auditor.concurrency import MIN_STANDSTILL, RunningClock
 from auditor.engine.account_session import AccountSession
-
-log = structlog.get_logger()
+from auditor.log import log
 
 TICK_SECONDS = MIN_STANDSTILL / 10
 """Seconds between two ticks of the clock that stops with this process."""

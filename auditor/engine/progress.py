@@ -4,12 +4,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
+from auditor.log import log
 from auditor.runs.manifest import DeviceCounts, Manifest
 from auditor.runs.selection_info import RequestCounts
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)

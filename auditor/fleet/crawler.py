@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import anyio
-import structlog
 
 from auditor.client.operations import (
     DEEP_LIST_ITEMS,
@@ -36,9 +35,8 @@ from auditor.errors import (
 from auditor.fleet.discovery_journal import DEVICES_PER_PAGE, DiscoveryJournal, ProductDiscovery, products_pager
 from auditor.fleet.materialize import MaterializedFleet, materialize
 from auditor.fleet.pager import PageReference
+from auditor.log import log
 from auditor.models import ListedDevice, ListPage, Product
-
-log = structlog.get_logger()
 
 T = TypeVar("T")
 U = TypeVar("U")

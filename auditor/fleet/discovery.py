@@ -12,7 +12,6 @@ from typing import Any
 import anyio
 import msgspec
 import orjson
-import structlog
 
 from auditor.concurrency import (
     RunningClock,
@@ -36,14 +35,13 @@ from auditor.fleet.crawler import discover_account
 from auditor.fleet.discovery_journal import DiscoveryJournal
 from auditor.fleet.gaps import discovery_info, discovery_progress, find_gaps, product_infos, retry_gaps
 from auditor.fleet.materialize import materialize
+from auditor.log import log
 from auditor.runs.locking import LOCK, RunLock, is_locked
 from auditor.runs.manifest import DeviceCounts, DiscoveryInfo
 from auditor.runs.products import ProductInfo
 from auditor.runs.selection_info import RequestCounts
 from auditor.storage.files import PRIVATE_FOLDER, replace_file, translate_os_errors
 from auditor.storage.foreign_access import describe_foreign_access
-
-log = structlog.get_logger()
 
 PROGRESS_SECONDS = 0.5
 """Seconds between two progress reports."""
@@ -219,7 +217,7 @@ async def _discover(state: _State, path: Path, account: Account, session: Accoun
         await _discover_devices(state, path, account.fleet or ALL_PRODUCTS, session)
     except AuditStoppedError as error:
         state.errors.append(error)
-        log.error("account stopped", account=session.name, reason=str(error))  # noqa: TRY400  for people
+        log.error("account stopped", account=session.name, reason=str(error))
         if isinstance(error, RunNotWritableError):
             state.stop.request(str(error))
 

@@ -14,11 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-import structlog
-
 from auditor.concurrency import run_to_end
 from auditor.errors import AuditInterruptedError, AuditorError, PolicyError, SettingsError
 from auditor.hooks.prepare import HookConfig
+from auditor.log import log
 from auditor.runs.folder import INVENTORY_XLSX, REPORT_HTML, clear_pending_hooks, defer_hooks
 from auditor.runs.locking import RunLock
 from auditor.runs.manifest import SUCCESSFUL_STATES, Manifest, read_manifest, write_manifest
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-log = structlog.get_logger()
 
 HookName = Literal["policy", "metrics", "report", "excel", "webhook"]
 

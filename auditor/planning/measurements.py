@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
-import structlog
 
 from auditor.errors import RunFolderError
+from auditor.log import log
 from auditor.models import ChangeDetection
 from auditor.runs.folder import DEVICES, RunCatalog, StoredRun, find_run
 from auditor.runs.selection_info import AccountSelection, Recheck
 from auditor.runs.views import parquet_of_run
 from auditor.storage.database import borrow_database, error_reason, scratch_database
-
-log = structlog.get_logger()
 
 MAX_REQUESTS_PER_DEVICE = 1_000_000
 """Largest plausible number of requests for one device; a file with more is corrupted."""

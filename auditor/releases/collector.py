@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import structlog
-
 from auditor.client.operations import RELEASE_OPERATIONS
 from auditor.concurrency import StopToken, run_in_thread, unwrapping_task_group
 from auditor.config.settings import Settings
 from auditor.engine.account_session import AccountSession
 from auditor.engine.run_state import RunState
 from auditor.errors import AuditorError
+from auditor.log import log
 from auditor.releases.list_journal import RELEASES_FOLDER, ListJournal
 from auditor.releases.list_reader import ListReader
 from auditor.releases.release_tables import (
@@ -25,8 +24,6 @@ from auditor.runs.selection_info import ReleasesInfo
 from auditor.runs.views import ReleaseCounts
 from auditor.text.durations import parse_duration
 from auditor.text.formatting import escape_undecodable
-
-log = structlog.get_logger()
 
 
 class ReleaseCollector:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine
 from typing import Protocol, TypeVar
 
 import anyio
-import structlog
 
+from auditor.log import log
 from auditor.resilience.shared_quota import (
     PRESENCE_TIMEOUT,
     STATE_LIFETIME,
@@ -19,8 +19,6 @@ from auditor.resilience.shared_quota import (
     Permit,
     SharedQuota,
 )
-
-log = structlog.get_logger()
 
 T = TypeVar("T")
 

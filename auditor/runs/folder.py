@@ -9,16 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import structlog
-
 from auditor.errors import RunFolderError, UsageError
+from auditor.log import log
 from auditor.runs.manifest import MANIFEST, SUCCESSFUL_STATES, Manifest, file_info, read_manifest
 from auditor.storage.files import create_file, translate_os_errors
 from auditor.storage.foreign_access import trusted_owners
 from auditor.text.durations import parse_duration
 from auditor.text.formatting import format_utc, parse_manifest_time
-
-log = structlog.get_logger()
 
 FLEET = "fleet.parquet"
 RESULTS = "devices.jsonl"

@@ -18,9 +18,9 @@ from typing import Self
 
 import anyio
 import orjson
-import structlog
 
 from auditor.errors import RunFolderError
+from auditor.log import log
 from auditor.models import DeviceFailure, DeviceResult, Outcome
 from auditor.runs.folder import COMPRESSED_RESULTS, RESULTS
 from auditor.storage.append_only import AppendOnlyFile
@@ -34,8 +34,6 @@ from auditor.storage.files import (
     translate_os_errors,
 )
 from auditor.text.formatting import format_utc
-
-log = structlog.get_logger()
 
 RESERVE = ".reserve"
 """A file that is deleted when its room is needed for the last manifest."""

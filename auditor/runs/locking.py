@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-import structlog
-
 from auditor.errors import AuditorError, RunFolderError, RunNotWritableError
+from auditor.log import log
 from auditor.models import Device
 from auditor.runs.folder import FAILURES, FLEET, FOLDER_NAME, RESULTS
 from auditor.runs.manifest import Manifest, read_manifest
@@ -32,8 +31,6 @@ from auditor.storage.files import (
 )
 from auditor.storage.foreign_access import describe_foreign_access, find_foreign_access
 from auditor.text.formatting import safe
-
-log = structlog.get_logger()
 
 STARTING_PREFIX = ".new-"
 """Prefix of a folder that is being filled."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import orjson
-import structlog
 
 from auditor.errors import RunFolderError
+from auditor.log import log
 from auditor.models import Device
 from auditor.runs.folder import CARRIED, COMPRESSED_RESULTS, FAILURES, RESULTS, results_name
 from auditor.runs.inventory import count_devices
@@ -37,8 +37,6 @@ from auditor.storage.files import (
     replace_file,
     translate_os_errors,
 )
-
-log = structlog.get_logger()
 
 RESUME_WORK = ".resuming"
 """Scratch folder in the run folder."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import anyio
 import duckdb
-import structlog
 
 from auditor.concurrency import run_in_thread
 from auditor.errors import RunFolderError, RunNotWritableError, SettingsError
+from auditor.log import log
 from auditor.policy.device_rules import evaluate_version_rules
 from auditor.policy.loader import load_policy
 from auditor.policy.model import Policy
@@ -32,8 +32,6 @@ from auditor.storage.database import (
     write_rows,
 )
 from auditor.storage.tables import translate_read_errors
-
-log = structlog.get_logger()
 
 _ALL_COLUMNS = """
   SELECT NULL::VARCHAR AS run, NULL::BIGINT AS change_count, NULL::VARCHAR AS status,

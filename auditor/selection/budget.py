@@ -2,16 +2,13 @@
 
 import math
 
-import structlog
-
 from auditor.concurrency import TimeLimit
 from auditor.config.settings import Account, Settings, parse_percentage
 from auditor.engine.allocation import calls_per_account
+from auditor.log import log
 from auditor.planning.capacity import max_calls_within
 from auditor.planning.measurements import RunMeasurements
 from auditor.selection.ranking import SelectionBudget
-
-log = structlog.get_logger()
 
 
 class BudgetEstimator:

@@ -13,7 +13,6 @@ from typing import get_args
 
 import duckdb
 import orjson
-import structlog
 
 from auditor.client.operations import BATCH_GET_DEVICE_STATE, device_state_params
 from auditor.client.parsers import OTHER_STATUS, parse_connection_states
@@ -23,6 +22,7 @@ from auditor.engine.worker_pool import discard, run_workers
 from auditor.errors import NotFoundError, PlatformError, RunNotWritableError
 from auditor.fleet.columns import COLUMNS
 from auditor.fleet.table import BATCH_ROWS
+from auditor.log import log
 from auditor.models import ConnectionState, Device, DeviceStatus, ReportedTime
 from auditor.runs.recovery import REMAINING
 from auditor.runs.selection_info import LearnedOffset
@@ -39,8 +39,6 @@ from auditor.storage.database import (
     text_lines,
     write_parquet,
 )
-
-log = structlog.get_logger()
 
 MAX_STATE_AGE = 3_600
 """Seconds that a journal of states is used; after that a resumed run requests all states again."""

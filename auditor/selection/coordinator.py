@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import anyio
-import structlog
 
 from auditor.bulk.index_results import INDEX_FOLDER
 from auditor.concurrency import StopToken, TimeLimit, run_in_thread
 from auditor.config.settings import Settings, parse_percentage
 from auditor.engine.account_session import AccountSession
 from auditor.engine.allocation import CallBudget
+from auditor.log import log
 from auditor.models import Device
 from auditor.planning.capacity import plan_devices
 from auditor.planning.measurements import latest_measurements
@@ -41,8 +41,6 @@ from auditor.selection.strategies import (
     SelectionStrategy,
 )
 from auditor.storage.files import put_in_place, translate_os_errors
-
-log = structlog.get_logger()
 
 WORK = ".selection"
 """Folder in the run folder for previous results and connection states, until the run has ended."""

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import structlog
-
 from auditor.bulk.index_results import index_results_path
 from auditor.client.operations import BATCH_GET_DEVICE_STATE
 from auditor.concurrency import StopToken, run_in_thread
@@ -21,6 +19,7 @@ from auditor.config.settings import Account, Settings, parse_percentage
 from auditor.engine.account_session import AccountSession
 from auditor.engine.allocation import quota_fractions
 from auditor.fleet.table import count_devices_to_query
+from auditor.log import log
 from auditor.runs.selection_info import AccountSelection, RequestCounts
 from auditor.selection.baseline import Baseline
 from auditor.selection.budget import BudgetEstimator
@@ -32,8 +31,6 @@ from auditor.selection.selector import ChangeSelectionCounts, DeviceSelector
 from auditor.stats.intervals import Z
 from auditor.text.durations import parse_duration
 from auditor.text.formatting import format_utc
-
-log = structlog.get_logger()
 
 EXTRA_FACTOR, EXTRA_DEVICES = 1.25, 200
 """Devices of a sample in addition to those that the precision needs without strata: some will fail, for example."""

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
-
 from auditor.errors import UsageError
+from auditor.log import log
 from auditor.storage.files import private_folder
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from xlsxwriter.format import Format
     from xlsxwriter.worksheet import Worksheet
 
-log = structlog.get_logger()
 
 MAX_SHEET_ROWS = 1_048_575
 """Rows of a sheet below the column names."""

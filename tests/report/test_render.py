@@ -4,16 +4,19 @@ import base64
 import builtins
 import hashlib
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import jinja2
 import pytest
 
 from auditor.analysis.drift import diff_runs
 from auditor.errors import RunFolderError, RunNotWritableError, UsageError
 from auditor.policy.loader import load_policy
+from auditor.report.page import _environment as report_environment
 from auditor.report.render import write_report
 from auditor.runs.folder import MODULES
 from auditor.runs.manifest import State
@@ -213,3 +216,32 @@ def test_missing_extra_is_reported_with_the_command_to_install_it(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UsageError, match=re.escape("the report needs jinja2: pip install 'auditor[report]'")):
         write_report(tmp_path, tmp_path / "page.html")
+
+
+def test_templates_are_compiled_once_and_what_is_kept_is_never_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled templates are kept where Python keeps compiled modules, also if that is another folder."""
+    run = build(tmp_path / "run", [named(0)], [ok(named(0), ("ble", "1.0"))]).folder
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path / "compiled"))
+
+    def render() -> bytes:
+        report_environment.cache_clear()
+        return write_report(run, tmp_path / "page.html", now=NOW).read_bytes()
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    expected = render()
+    assert not list(tmp_path.rglob("*.template"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert render() == expected
+    kept = list(tmp_path.rglob("*.template"))
+    assert kept
+    with monkeypatch.context() as patched:
+        patched.setattr(jinja2.Environment, "_generate", None)  # nothing is compiled again
+        assert render() == expected
+    for file in kept:
+        file.write_bytes(b"cut off"[: len(file.name) % 8])
+    assert render() == expected
+    monkeypatch.setattr(sys, "pycache_prefix", "/dev/null")
+    assert render() == expected
+    report_environment.cache_clear()

@@ -63,7 +63,8 @@ def check(
     from auditor.audit.preflight import preflight
     from auditor.cli.commands.cluster import check_run_storage
     from auditor.cli.render_run import print_checks
-    from auditor.cli.runtime import log_to_stderr, run_in_loop
+    from auditor.cli.runtime import log_to_stderr
+    from auditor.concurrency import run_event_loop
     from auditor.config.loader import load_settings
     from auditor.hooks.prepare import prepare_hooks
 
@@ -71,7 +72,7 @@ def check(
     settings = restrict_accounts(load_settings(config), account)
     print_notes(describe_plain_http(settings.account))
     prepare_hooks(settings, source=str(config))
-    checks = run_in_loop(lambda: preflight(settings, fleet=fleet))
+    checks = run_event_loop(lambda: preflight(settings, fleet=fleet), use_uvloop=True)
     print_checks(checks)
     if settings.cluster is not None:
         check_run_storage(settings.cluster)
@@ -142,12 +143,12 @@ def plan(
 
 def _count_listed_fleets(settings: "Settings", names: "Collection[str]") -> dict[str, dict[int, int]]:
     """Count the devices of listed fleets on the platform, and say so."""
-    from auditor.cli.runtime import run_in_loop
+    from auditor.concurrency import run_event_loop
     from auditor.planning.device_counts import count_listed_fleets
 
     print_notes([f"no run has recorded the fleet of {', '.join(names)}: reading the device counts from the platform"])
     print_notes(describe_plain_http(settings.restrict_to_accounts(names).account))
-    return run_in_loop(lambda: count_listed_fleets(settings, names))
+    return run_event_loop(lambda: count_listed_fleets(settings, names), use_uvloop=True)
 
 
 def run(

@@ -32,8 +32,9 @@ def cut(config: Config, /, *, account: Accounts = None, log_level: LogLevel = "w
     Start auditor shard with the address once for each shard.
     """
     from auditor.cli.runtime import log_to_stderr
+    from auditor.cluster.addresses import join_address
     from auditor.cluster.cut import cut_run
-    from auditor.cluster.storage import join_address, open_run, record_newest
+    from auditor.cluster.storage import open_run, record_newest
     from auditor.config.loader import load_settings
 
     log_to_stderr(log_level)
@@ -124,17 +125,18 @@ def stop(run: Address, /, *, log_level: LogLevel = "warning") -> int:
     Workers end with 75 at their next checkpoint. Devices without an answer stay pending. Exit with the exit code of
     the sealed run.
     """
-    from auditor.cli.runtime import log_to_stderr, run_in_loop
+    from auditor.cli.runtime import log_to_stderr
     from auditor.cluster.merge import seal_if_done
     from auditor.cluster.progress import read_sealed
     from auditor.cluster.stop import stop_shards
+    from auditor.concurrency import run_event_loop
 
     log_to_stderr(log_level)
     run, storage, plan = _open(run)
     if read_sealed(storage) is None:
         stopped = stop_shards(storage, plan)
         print_error(f"{format_count(len(stopped), 'shard')} stopped; sealing")
-        run_in_loop(lambda: seal_if_done(storage, plan))
+        run_event_loop(lambda: seal_if_done(storage, plan))
     sealed = read_sealed(storage)
     if sealed is None:
         raise UsageError(f"{run}: a shard started meanwhile; stop it again")

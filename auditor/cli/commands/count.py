@@ -50,7 +50,8 @@ def count(
         Count the devices of this product; repeat it for several.
     """
     from auditor.bulk.counting import CAVEAT, count_devices_by_version, exact_queries, queries_below
-    from auditor.cli.runtime import log_to_stderr, run_in_loop
+    from auditor.cli.runtime import log_to_stderr
+    from auditor.concurrency import run_event_loop
     from auditor.config.loader import load_settings
 
     if version is not None and below is not None:
@@ -64,7 +65,7 @@ def count(
     else:
         queries, run = queries_below(settings, module, below, product)
         notes.append(f"versions that {run.name} does not have are in the row without a version only")
-    counts = run_in_loop(lambda: count_devices_by_version(settings, queries))
+    counts = run_event_loop(lambda: count_devices_by_version(settings, queries), use_uvloop=True)
     _emit(counts, resolved, out)
     print_notes(notes)
     return 0

@@ -120,7 +120,7 @@ def simulate(
     """
     from datetime import timedelta, timezone
 
-    from auditor.cli.runtime import run_in_loop
+    from auditor.concurrency import run_event_loop
     from auditor.simulator.forms import ResponseForms
     from auditor.simulator.lifecycle import Lifecycle
     from auditor.simulator.search.options import IndexOptions
@@ -164,7 +164,7 @@ def simulate(
         forms=forms,
         index=None if index_lag is None else IndexOptions(index_lag),
     )
-    run_in_loop(lambda: serve(config, port, write, print_line))
+    run_event_loop(lambda: serve(config, port, write, print_line), use_uvloop=True)
     return 0
 
 

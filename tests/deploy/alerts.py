@@ -1,0 +1,125 @@
+"""Thirty nights of a fleet with one of each problem, the metrics of each, and the alerts that must fire, by hand."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from auditor.hooks.prometheus import render_metrics
+from auditor.models import Outcome
+from auditor.runs.folder import MODULES
+from auditor.runs.manifest import Manifest
+from auditor.runs.selection_info import RequestCounts
+from auditor.storage.database import sql_literal
+from auditor.text.formatting import format_utc
+from tests.database import connect
+from tests.runs.run_folders import START, build, edit_manifest, failed, named, ok
+
+DAY, HOUR, MINUTE = 86_400, 3_600, 60
+NIGHTS = 30
+
+MISSING, LATE, TOLERATED, BEYOND, TAMPERED, ROLLED_BACK, THROTTLED, OLD = 8, 12, 15, 18, 21, 24, 26, 28
+"""Nights with one problem each; after the last night the machine dies at noon."""
+
+GPS_RELEASED = 27
+"""Night in which the rollout of ``gps`` ends, which stalled from the first night on."""
+
+FLEET = [named(number, product="p1" if number < 20 else "p2") for number in range(40)]
+
+
+@dataclass(frozen=True)
+class Night:
+    """Metrics from a time on, in seconds since the first midnight; None: there are none any more."""
+
+    since: int
+    metrics: bytes | None
+
+
+@dataclass(frozen=True)
+class Firing:
+    """An alert between two times, in seconds since the first midnight."""
+
+    alert: str
+    first: int
+    last: int
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+def _module(product: str, name: str) -> tuple[tuple[str, str], ...]:
+    return (("account", "demo"), ("module_name", name), ("product_key", product))
+
+
+def expected_firings() -> list[Firing]:
+    """The alerts of the thirty nights: a run ends at 03:00, and is late after 25 hours, missing after 30."""
+    end = 3 * HOUR
+    return [
+        Firing("AuditorRunLate", MISSING * DAY + 4 * HOUR, MISSING * DAY + 9 * HOUR),
+        Firing("AuditorRunMissing", MISSING * DAY + 9 * HOUR, (MISSING + 1) * DAY + end),
+        Firing("AuditorRunLate", LATE * DAY + 4 * HOUR, LATE * DAY + 8 * HOUR),
+        Firing("AuditorRunIncomplete", BEYOND * DAY + end, (BEYOND + 1) * DAY + end, (("state", "partial"),)),
+        Firing("AuditorRunTampered", TAMPERED * DAY + 12 * HOUR, (TAMPERED + 1) * DAY + end),
+        Firing("AuditorRolledBack", ROLLED_BACK * DAY + end, (ROLLED_BACK + 1) * DAY + end, _module("p1", "ble")),
+        Firing("AuditorQuotaSharedBadly", THROTTLED * DAY + end, (THROTTLED + 1) * DAY + end),
+        Firing("AuditorRolloutStalled", 3 * DAY + end, GPS_RELEASED * DAY + end, _module("p2", "gps")),
+        Firing("AuditorDataTooOld", OLD * DAY + end, (OLD + 1) * DAY + end),
+        Firing("AuditorRunLate", NIGHTS * DAY + 4 * HOUR, NIGHTS * DAY + 9 * HOUR),
+        Firing("AuditorRunMissing", NIGHTS * DAY + 9 * HOUR, NIGHTS * DAY + 12 * HOUR),
+    ]
+
+
+def build_nights(directory: Path) -> Iterator[Night]:
+    """Build the runs, one after the other, and yield the metrics that an audit writes at the end of each."""
+    for number in range(NIGHTS):
+        if number == MISSING:
+            continue
+        ended = number * DAY + (8 if number == LATE else 3) * HOUR
+        folder = _build_run(directory, number, ended)
+        yield Night(ended, render_metrics(folder))
+        if number == TAMPERED:
+            sealed = (folder / MODULES).read_bytes()
+            with connect() as database:
+                path = sql_literal(folder / MODULES)
+                database.execute(
+                    f"CREATE TABLE changed AS FROM {path} LIMIT 10; COPY changed TO {path} (FORMAT parquet)"
+                )
+            yield Night(number * DAY + 12 * HOUR, render_metrics(folder))
+            (folder / MODULES).write_bytes(sealed)
+    yield Night((NIGHTS - 1) * DAY + 12 * HOUR, None)
+
+
+def _build_run(directory: Path, number: int, ended: int) -> Path:
+    unanswered = {TOLERATED: 1, BEYOND: 10}.get(number, 0)
+    answered_at = START + ended - (15 * DAY if number == OLD else MINUTE)
+    outcomes: list[Outcome] = []
+    for place, device in enumerate(FLEET):
+        if place < unanswered:
+            outcomes.append(failed(device))
+            continue
+        modules = [("mcu", "2.0")]
+        if device.product_key == "p1":
+            modules.append(("ble", "1.0" if number == ROLLED_BACK and place >= 5 else "1.1"))
+        else:
+            modules.append(("gps", "1.1" if number >= GPS_RELEASED or place % 2 else "1.0"))
+        outcomes.append(replace(ok(device, *modules), audited_at=answered_at))
+    started, finished = format_utc(START + ended - HOUR), format_utc(START + ended)
+    name = "".join(character for character in started[:19] if character.isalnum())
+    folder = build(directory / f"{name}Z-nightly", FLEET, outcomes).folder
+    throttled = 400 if number == THROTTLED else 2
+
+    def end(manifest: Manifest) -> Manifest:
+        state = "within_tolerance" if number == TOLERATED else manifest.state
+        requests = RequestCounts(sent=4_000, retried=throttled, throttled=throttled)
+        return replace(manifest, started_at=started, finished_at=finished, state=state, requests=requests)
+
+    edit_manifest(folder, end)
+    return folder
+
+
+def samples_of(metrics: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Samples by name and labels, as an independent parser reads them."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(metrics.decode())
+        for sample in family.samples
+    }
