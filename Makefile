@@ -54,8 +54,8 @@ fuzz: .venv/.fuzz-installed  ## fuzz every reader, guided by coverage, FUZZ_SECO
 mutations: .venv/.tests-installed  ## run commands on MUTATIONS mutated run folders, and on a tenth of settings, rules, fleets, responses and quotas
 	$(BIN)/python -m tests.mutations.long $(MUTATIONS)
 
-chaos: .venv/.tests-installed  ## kill audits KILLS times at random moments, cut files at every byte, and print figures
-	AUDITOR_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/chaos
+chaos: .venv/.tests-installed  ## kill audits and workers of shards KILLS times at random moments, cut files at every byte, and print figures
+	AUDITOR_KILLS=$(KILLS) AUDITOR_ROUNDS=$(KILLS) $(BIN)/python -m pytest -s tests/chaos
 
 soak: .venv/.tests-installed  ## audit for SOAK_MINUTES, and print the slopes of memory, descriptors and tasks
 	$(BIN)/python benchmarks/soak.py $(SOAK_MINUTES)
@@ -75,6 +75,7 @@ lock: .tools/.installed  ## write the hashes of everything that is installed, af
 	$(COMPILE) requirements/tools.in --output-file requirements/tools.lock
 	$(COMPILE) requirements/s3.in --output-file requirements/s3.lock
 	$(COMPILE) requirements/dbt.in --output-file requirements/dbt.lock
+	$(COMPILE) requirements/kubernetes.in --output-file requirements/kubernetes.lock
 
 sbom: .tools/.installed  ## write what an audit consists of as CycloneDX to sbom.cdx.json
 	.tools/bin/cyclonedx-py requirements requirements/audit.lock --pyproject pyproject.toml --output-reproducible --output-file sbom.cdx.json
@@ -94,6 +95,11 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 .bench/.installed: requirements/bench.lock
 	$(PYTHON) -m venv .bench
 	.bench/bin/$(LOCKED) $<
+	touch $@
+
+.kubernetes/.installed: requirements/kubernetes.lock  ## set up the models of Kubernetes, which the test of the manifests needs
+	$(PYTHON) -m venv .kubernetes
+	.kubernetes/bin/$(LOCKED) $<
 	touch $@
 
 .s3/.installed: requirements/s3.lock  ## set up a simulated S3, which the tests of object storages need
@@ -121,4 +127,4 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	touch $@
 
 clean:
-	rm -rf .venv .bench .dbt .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache
+	rm -rf .venv .bench .dbt .kubernetes .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache

@@ -13,6 +13,7 @@
             RunNotWritableError  the run folder cannot be written
             ObjectStoreError     a directory or object storage cannot be used now
                 ObjectMissingError  it has no such object
+        SupersededError          another process has taken over; do not retry   exit 75
         DriftError               drift that --fail-on names                     exit 4
         PolicyError              a rule of severity "error" is violated         exit 4
         AuditInterruptedError    interrupted before the first request, or by a
@@ -149,6 +150,12 @@ class ObjectStoreError(AuditStoppedError):
 
 class ObjectMissingError(ObjectStoreError):
     """An object storage has no object of this key."""
+
+
+class SupersededError(AuditorError):
+    """Another process has taken over the shard of this one. To retry this one would supersede the other."""
+
+    exit_code = 75
 
 
 class DriftError(AuditorError):

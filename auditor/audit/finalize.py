@@ -131,6 +131,28 @@ def sealed_manifest(manifest: Manifest, sealed: SealedRun, *, stopped: bool) -> 
     )
 
 
+def conclude_unsealed(
+    manifest: Manifest, errors: Sequence[AuditorError], reason: str | None, *, interrupted: bool
+) -> Manifest:
+    """Return the manifest of a shard whose session ends, with its exit code: 0, if every device was queried.
+
+    The arguments are those of ``seal_and_verify``. Whether too many devices failed is concluded when the run is sealed.
+    """
+    manifest = replace(manifest, state="partial", error=reason)
+    pending = manifest.devices.pending or any(each.state == "pending" for each in manifest.discovery)
+    if errors:
+        error = describe_errors(errors)
+        code, why = errors[0].exit_code, ExitReason(errors[0].reason_code, error)
+        return replace(manifest, state="aborted", error=error, exit_code=code, exit_reason=why)
+    if pending and interrupted:
+        why = ExitReason("interrupted", f"{reason}; {_describe_rest(manifest)}")
+        return replace(manifest, exit_code=AuditInterruptedError.exit_code, exit_reason=why)
+    if pending:
+        why = ExitReason("too_many_pending", f"{_describe_rest(manifest)}: {reason}")
+        return replace(manifest, exit_code=INCOMPLETE, exit_reason=why)
+    return replace(manifest, error=None, exit_code=0, exit_reason=ExitReason("success", "every device was queried"))
+
+
 def conclude(manifest: Manifest, reason: str | None, *, interrupted: bool) -> tuple[Manifest, int, ExitReason]:
     """Return the manifest of a verified run that no error stopped, with its final state, its exit code, and why.
 

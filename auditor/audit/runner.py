@@ -75,7 +75,7 @@ async def run_audit(
     settings = apply_fleet_option(settings.restrict_to_accounts(accounts) if accounts else settings, fleet)
     excluded = tuple(name for name in names if name not in {account.name for account in settings.account})
     stop = stop or StopToken()
-    credentials = await _read_checked_credentials(settings, stop)
+    credentials = await read_checked_credentials(settings, stop)
     target, now = Path(directory or settings.directory), time.time()
 
     def prepare() -> PreparedRun | Path:
@@ -150,7 +150,7 @@ async def resume_audit(
     if settings is not None and trust is None:
         remember_settings(own, settings_file)
     stop = stop or StopToken()
-    credentials = await _read_checked_credentials(own, stop)
+    credentials = await read_checked_credentials(own, stop)
     max_wait = _max_lock_wait(time_limit)
     reopen_run = partial(reopen, settings_file=settings_file, with_hooks=with_hooks, max_wait=max_wait)
     prepared = await run_cancellable(lambda: reopen_run(folder, own, time.time()), stop)
@@ -161,7 +161,7 @@ async def resume_audit(
     ).run()
 
 
-async def _read_checked_credentials(settings: Settings, stop: StopToken) -> list[Credentials]:
+async def read_checked_credentials(settings: Settings, stop: StopToken) -> list[Credentials]:
     """Return the credentials of all accounts, after checking that there are enough open files and a usable quota."""
     reserve_open_files(settings)
     credentials = await run_cancellable(partial(read_credentials, settings), stop)

@@ -14,7 +14,7 @@ import anyio
 
 from auditor.audit.deadline import Deadline
 from auditor.audit.device_source import DeviceSource
-from auditor.audit.finalize import correct_times, describe_errors, seal_and_verify
+from auditor.audit.finalize import conclude_unsealed, correct_times, describe_errors, seal_and_verify
 from auditor.bulk.detail_reader import DETAILS_FOLDER, DetailReader
 from auditor.concurrency import (
     RunningClock,
@@ -67,6 +67,7 @@ class AuditSession:
 
     ``credentials`` are in the settings' order.
     ``priority`` takes precedence over other processes that share an account's quota.
+    ``seals`` is False for a shard: its results are sealed later, together with those of the other shards.
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class AuditSession:
         on_progress: ProgressCallback | None,
         stop: StopToken,
         priority: bool = False,
+        seals: bool = True,
     ) -> None:
         self._settings, self._credentials, self._priority = settings, credentials, priority
+        self._seals = seals
         self._prepared, self._folder, self._stop = prepared, prepared.folder, stop
         counts = asdict(prepared.manifest.devices)
         self._journal = Journal(
@@ -341,6 +344,10 @@ class AuditSession:
         reason = self._stop.reason or (None if limited is None else limited.reason)
         manifest = replace(manifest, max_failed=self._settings.max_failed)
         self._prepared.lock.refuse_replaced(self._folder)
+        if not self._seals:
+            manifest = conclude_unsealed(manifest, self._errors, reason, interrupted=self._stop.interrupted)
+            write_manifest(self._folder, manifest)
+            return AuditResult(self._folder, manifest, manifest.exit_code or 0)
         manifest = await seal_and_verify(
             self._folder, manifest, self._errors, reason, interrupted=self._stop.interrupted
         )

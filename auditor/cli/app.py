@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 
 from auditor.__about__ import VERSION
 from auditor.cli.commands.audit import check, plan, prune, resume, run
+from auditor.cli.commands.cluster import cut, fetch, shard, stop
 from auditor.cli.commands.count import count
 from auditor.cli.commands.demo import demo
 from auditor.cli.commands.device import device
@@ -38,6 +39,7 @@ Exit codes:
   3    the platform refuses an account or was never reached, or the run
        cannot be written
   4    --fail-on matched, or a policy is violated
+  75   another process has taken over this shard; do not start it again
   130  interrupted by SIGINT; run, resume, fleet and demo also by SIGTERM or
        SIGHUP
   129, 143
@@ -45,10 +47,11 @@ Exit codes:
 
 
 AUDIT = Group("Audit", sort_key=1)
-READ = Group("Read", sort_key=2)
-PUBLISH = Group("Publish", sort_key=3)
-PRACTISE = Group("Practise", sort_key=4)
-OTHER = Group("Other", sort_key=5)
+CLUSTER = Group("Audit on several machines", sort_key=2)
+READ = Group("Read", sort_key=3)
+PUBLISH = Group("Publish", sort_key=4)
+PRACTISE = Group("Practise", sort_key=5)
+OTHER = Group("Other", sort_key=6)
 
 RENAMED_FLAGS = {"--calls": "--max-calls", "--since-rule": "--change-detection"}
 """Flags of versions before 0.1.0, and their names today."""
@@ -86,6 +89,12 @@ _COMMANDS: dict[Group, tuple[tuple[Callable[..., int], str], ...]] = {
         (resume, "auditor resume audits"),
         (fleet, "auditor fleet nightly.toml --account eu -o fleet.csv"),
         (prune, "auditor prune audits --keep-days 30"),
+    ),
+    CLUSTER: (
+        (cut, "auditor cut nightly.toml"),
+        (shard, "auditor shard /mnt/audits/20261129T020000Z-nightly --settings nightly.toml --index 0"),
+        (stop, "auditor stop /mnt/audits/20261129T020000Z-nightly"),
+        (fetch, "auditor fetch s3://bucket/20261129T020000Z-nightly audits"),
     ),
     READ: (
         (status, "auditor status audits"),

@@ -43,6 +43,14 @@ RunPath = Annotated[
     Path, Parameter(help="Run folder, or directory of runs (uses its newest run). Works on a run in progress.")
 ]
 
+RunAddress = Annotated[
+    str,
+    Parameter(
+        help="Run folder, directory of runs (uses its newest run), or address of a run that was cut. Works on a run in "
+        "progress.",
+    ),
+]
+
 Accounts = Annotated[
     list[str] | None,
     Parameter(name="--account", negative=(), group=DEVICES, help="Use only this account of the settings; repeatable."),

@@ -11,6 +11,7 @@ import msgspec
 from auditor.config.paths import resolve_path
 from auditor.config.settings import (
     Account,
+    ClusterSettings,
     CredentialsSettings,
     FleetSource,
     NotifySettings,
@@ -37,6 +38,7 @@ from auditor.config.validation import (
     check_reading,
     check_secret_source,
     validate_accounts,
+    validate_cluster,
     validate_hooks,
     validate_publish,
     validate_rollouts,
@@ -91,6 +93,7 @@ def parse_settings(table: Mapping[str, Any], *, where: str = "settings", folder:
         report=_resolve(settings.report, folder, "html", "excel", "metrics"),
         notify=None if settings.notify is None else _resolve(settings.notify, folder),
         publish=tuple(_resolve_destination(each, folder) for each in settings.publish),
+        cluster=None if settings.cluster is None else _resolve_storage(settings.cluster, folder),
     )
     _validate(settings, where)
     return settings
@@ -192,6 +195,11 @@ def _resolve_quota_sharing(sharing: QuotaSharing, folder: Path) -> QuotaSharing:
     if isinstance(sharing, str):
         return sharing
     return _resolve(sharing, folder, "directory", "ca_file")
+
+
+def _resolve_storage(cluster: ClusterSettings, folder: Path) -> ClusterSettings:
+    """Return the settings with a directory relative to a folder; the address of a bucket stays."""
+    return cluster if "://" in cluster.storage else _resolve(cluster, folder, "storage")
 
 
 def _resolve(table: T, folder: Path, *paths: str) -> T:
@@ -301,6 +309,10 @@ _EXPECTED = {
     "max_job_age": 'give a duration such as "30d"',
     "rollouts": 'give thresholds such as { done = "95%", stalled_after = "3d" }',
     "rollouts.stalled_after": 'give a duration such as "3d"',
+    "cluster": 'give { storage = "/mnt/audits" } or { storage = "s3://BUCKET/audits" }',
+    "cluster.checkpoint": "give a number of seconds, such as 10",
+    "site": 'give the name of a site, such as "frankfurt"',
+    "lanes": "give a whole number, such as 3",
     "max_failed": 'give a number of devices, or a percentage of them such as "0.1%"',
 } | {
     f"rollouts.{key}": f'give a percentage such as "{example}"'
@@ -343,6 +355,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "rollouts": RolloutSettings,
     "notify": NotifySettings,
     "publish": PublishSettings,
+    "cluster": ClusterSettings,
 }
 """Tables by path."""
 
@@ -375,6 +388,7 @@ def _validate(settings: Settings, where: str) -> None:
     validate_rollouts(settings.rollouts, where)
     validate_hooks(settings, where)
     validate_publish(settings, where)
+    validate_cluster(settings, where)
 
 
 def _check_max_failed(max_failed: int | str, where: str) -> None:

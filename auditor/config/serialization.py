@@ -11,11 +11,11 @@ from auditor.config.settings import Settings
 LOCATION_KEYS = frozenset(
     {
         "name", "directory", "group_readable", "access_key_id", "access_key_secret", "credentials", "time_zone",
-        "rollouts", "policy", "report", "notify", "publish",
+        "rollouts", "policy", "report", "notify", "publish", "cluster", "site", "lanes",
     }
 )  # fmt: skip
-"""Settings that may differ when a run is resumed: where folders and keys are, and hooks, states of
-rollouts and time zones of tables, which do not change a run."""
+"""Settings that may differ when a run is resumed: where folders and keys are, which machines query,
+and hooks, states of rollouts and time zones of tables, which do not change a run."""
 
 RATE_KEYS = LOCATION_KEYS | {
     "concurrency", "page_size", "max_attempts", "timeout", "connect_timeout", "give_up_after", "max_failed",

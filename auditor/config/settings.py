@@ -249,6 +249,18 @@ class NotifySettings(_Section, frozen=True):
         return [("webhook", webhook), ("secret", self.secret), ("when", self.when)]
 
 
+class ClusterSettings(_Section, frozen=True, omit_defaults=True):
+    """An audit on several machines; see docs/cluster.md.
+
+    Attributes:
+        storage: where runs are stored: a directory that all machines mount, or the address of a bucket.
+        checkpoint: seconds between two checkpoints: the answers that are lost with a machine.
+    """
+
+    storage: str
+    checkpoint: float = 10.0
+
+
 class Account(_Section, frozen=True):
     """One account of a platform: endpoint, keys, quota and fleet.
 
@@ -272,6 +284,8 @@ class Account(_Section, frozen=True):
             above ``max_index_error``. Where the platform has no index, all devices are queried.
         fetch_product_modules: fetch the modules that each product defines; None: only for discovered fleets. A run that
             reads some modules only does not fetch them.
+        site: in an audit on several machines, the site whose workers query the account; None: any.
+        lanes: into how many shards such an audit cuts the account; None: one for each 5,000 calls a second.
     """
 
     name: str
@@ -290,6 +304,8 @@ class Account(_Section, frozen=True):
     quotas: Quotas = Quotas()
     read: ReadMethod = "device"
     fetch_product_modules: bool | None = None
+    site: str | None = None
+    lanes: int | None = None
 
     @property
     def uses_discovery(self) -> bool:
@@ -420,6 +436,7 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
         rollouts: when a rollout is done, moving, stalled, rolled back or not started.
         policy, report, notify: hooks that run after each run; see ``run_hooks``.
         publish: destinations to which each run is published.
+        cluster: where an audit on several machines is stored; None: ``auditor cut`` is not used.
     """
 
     account: tuple[Account, ...]
@@ -445,6 +462,7 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
     report: ReportSettings = ReportSettings()
     notify: NotifySettings | None = None
     publish: tuple[PublishSettings, ...] = ()
+    cluster: ClusterSettings | None = None
 
     def fetches_modules_of(self, account: Account) -> bool:
         """Return whether a run fetches the modules that an account's products define; only if it reads all modules."""

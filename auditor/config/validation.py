@@ -25,6 +25,9 @@ from auditor.config.settings import (
 from auditor.errors import SettingsError
 from auditor.text.durations import parse_duration
 
+MAX_LANES = 100
+"""Shards of one account."""
+
 MAX_GROUP_NAMES = 4
 """Attributes by which the report and the metrics count devices: their combinations are many."""
 
@@ -368,3 +371,21 @@ def check_webhook_url(url: str, at: str) -> None:
 def _is_http_url(url: str) -> bool:
     parts = split_url(url)
     return parts is not None and parts.scheme in {"http", "https"} and re.search(r"[^!-~]", url) is None
+
+
+def validate_cluster(settings: Settings, where: str) -> None:
+    """Raise SettingsError for the first rule that [cluster], or the site or lanes of an account, breaks."""
+    for number, account in enumerate(settings.account, 1):
+        at = f"{where}: {account_label({'name': account.name}, number)}"
+        if account.lanes is not None and not 1 <= account.lanes <= MAX_LANES:
+            raise SettingsError(f"{at}: lanes: give a whole number from 1 to {MAX_LANES}")
+        if account.lanes not in {None, 1} and account.uses_discovery:
+            reason = "its devices are not known before one shard has read the list; give it a fleet file, or one lane"
+            raise SettingsError(f"{at}: lanes: a fleet that the platform lists is one shard: {reason}")
+        if account.site is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", account.site):
+            raise SettingsError(f"{at}: site: use up to 64 letters, digits, '.', '-' and '_'")
+    cluster = settings.cluster
+    if cluster is not None and not cluster.storage:
+        raise SettingsError(f"{where}: cluster: storage: is empty; give a directory, or an address such as s3://BUCKET")
+    if cluster is not None and not 0.1 <= cluster.checkpoint <= 600:
+        raise SettingsError(f"{where}: cluster: checkpoint: give a number of seconds from 0.1 to 600")

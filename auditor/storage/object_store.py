@@ -182,14 +182,14 @@ class MemoryStore:
 
 
 class DirectoryStore:
-    """Objects as the files of a directory, which is created if the folder above it exists.
+    """Objects as the files of a directory, which is created if the folder above it exists, unless ``create`` is False.
 
     A file is written beside itself and renamed once it is on disk. Links that another user made are not followed.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, create: bool = True) -> None:
         self.address = str(root)
-        self._root = root.absolute()
+        self._root, self._create = root.absolute(), create
 
     def put(self, key: str, content: bytes) -> None:
         """See ``ObjectStore``."""
@@ -244,8 +244,10 @@ class DirectoryStore:
         path = self._path(key)
         try:
             with self._failing(f"{key}: cannot be written"):
-                self._root.mkdir(exist_ok=True)
-                path.parent.mkdir(parents=True, exist_ok=True)
+                if self._create:
+                    self._root.mkdir(exist_ok=True)
+                for folder in reversed(path.parents[: key.count("/")]):
+                    folder.mkdir(exist_ok=True)
                 _remove_unfinished(path)
                 with atomic_replace(path) as new:
                     write(new)

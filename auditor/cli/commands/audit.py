@@ -57,9 +57,11 @@ def check(
 ) -> int:
     """Check settings, keys and fleet files, and make one test call per account.
 
-    If the platform lists the fleet, also fetch its products and the first page of devices.
+    If the platform lists the fleet, also fetch its products and the first page of devices. With [cluster], check that
+    its storage lists what is put into it, and keeps what is written.
     """
     from auditor.audit.preflight import preflight
+    from auditor.cli.commands.cluster import check_run_storage
     from auditor.cli.render_run import print_checks
     from auditor.cli.runtime import log_to_stderr
     from auditor.concurrency import run_event_loop
@@ -72,6 +74,8 @@ def check(
     prepare_hooks(settings, source=str(config))
     checks = run_event_loop(lambda: preflight(settings, fleet=fleet), use_uvloop=True)
     print_checks(checks)
+    if settings.cluster is not None:
+        check_run_storage(settings.cluster)
     return 3 if any(each.problem is not None for each in checks) else 0
 
 

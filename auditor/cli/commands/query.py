@@ -20,7 +20,7 @@ from auditor.cli.options import (
     LocalTime,
     OutputPath,
     ReadPath,
-    RunPath,
+    RunAddress,
     build_filter,
     fail_on_differences,
     parse_duration_flag,
@@ -405,17 +405,21 @@ def history(
     return 0
 
 
-def verify(run: RunPath, /) -> int:
+def verify(run: RunAddress, /) -> int:
     """Verify a run's files and numbers.
 
     Recompute its states, counts, digests, Parquet files and inventory, and compare. Print each difference and exit
-    with 1 if there is one.
+    with 1 if there is one. Of a run that was cut, fetch the sealed files for that.
     """
+    from auditor.cli.commands.cluster import verify_cut_run
+    from auditor.cluster.addresses import is_cut_run
     from auditor.runs.folder import find_run
     from auditor.runs.manifest import read_manifest
     from auditor.runs.verify import verify_run
 
-    folder = find_run(run)
+    if is_cut_run(run):
+        return verify_cut_run(run)
+    folder = find_run(Path(run))
     problems = verify_run(folder)
     for problem in problems:
         print_line(safe(problem))

@@ -1,0 +1,216 @@
+"""Commands of an audit on several machines: cut, shard, stop and fetch."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from auditor.cli.console import print_error, print_line, print_path
+from auditor.cli.options import Accounts, Config, LogFormatOption, LogLevel, restrict_accounts
+from auditor.cli.output import print_notes
+from auditor.errors import SettingsError, UsageError
+from auditor.text.formatting import format_count, safe
+
+if TYPE_CHECKING:
+    from auditor.cluster.plan import ShardPlan
+    from auditor.config.settings import ClusterSettings, Settings
+    from auditor.storage.object_store import ObjectStore
+
+INDEX_VARIABLES = ("JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID", "AWS_BATCH_JOB_ARRAY_INDEX")
+"""Variables in which Kubernetes, Slurm and AWS Batch give the index of a task, from 0."""
+
+Address = Annotated[
+    str, Parameter(help="Address of a run, as auditor cut printed it, or of a storage (uses its newest run).")
+]
+
+
+def cut(config: Config, /, *, account: Accounts = None, log_level: LogLevel = "warning") -> int:
+    """Cut a run into shards for several machines, and print its address and the number of shards.
+
+    Read the fleet files, and store the fleet and the plan in the storage of [cluster]. Query nothing, and need no key.
+    Start auditor shard with the address once for each shard.
+    """
+    from auditor.cli.runtime import log_to_stderr
+    from auditor.cluster.addresses import join_address
+    from auditor.cluster.cut import cut_run
+    from auditor.cluster.storage import open_run, record_newest
+    from auditor.config.loader import load_settings
+
+    log_to_stderr(log_level)
+    loaded = load_settings(config)
+    if loaded.cluster is None:
+        raise SettingsError(f'{config}: has no [cluster]; add [cluster] with storage = "/mnt/audits" or "s3://BUCKET"')
+    storage = loaded.cluster.storage
+    settings = restrict_accounts(loaded, account)
+    kept = {each.name for each in settings.account}
+    excluded = tuple(each.name for each in loaded.account if each.name not in kept)
+    name, plan = cut_run(settings, lambda name: open_run(join_address(storage, name), create=True), excluded)
+    record_newest(open_run(storage), plan.name, name)
+    print_notes(_describe_hooks(settings))
+    print_error(f"{format_count(len(plan.shards), 'shard')}: start auditor shard for each index from 0")
+    print_line(safe(join_address(storage, name)))
+    return 0
+
+
+def _describe_hooks(settings: "Settings") -> list[str]:
+    """Return a sentence about the hooks of the settings, which no shard runs."""
+    hooks = {"policy": settings.policy, "notify": settings.notify, "publish": getattr(settings, "publish", None)}
+    names = [f"[{name}]" for name, hook in hooks.items() if hook]
+    names += ["[report]"] if settings.report.html or settings.report.excel or settings.report.metrics else []
+    return [f"no shard runs {', '.join(names)}: fetch the sealed run, and use its commands"] if names else []
+
+
+def shard(
+    run: Address,
+    /,
+    *,
+    settings: Path,
+    index: int | None = None,
+    site: str | None = None,
+    log_level: LogLevel = "warning",
+    log_format: LogFormatOption = "text",
+) -> int:
+    """Query one shard of a run that was cut, on this machine; the last shard seals the run.
+
+    Continue what an earlier process of the shard has stored. Exit with 0 when every device was queried, with 3 when the
+    account is refused or the storage stays away, with 130 when interrupted: start it again; with 75 when another
+    process has taken over the shard: do not start it again.
+
+    Parameters
+    ----------
+    settings:
+        Settings of this machine. Keys, endpoints, commands and proxies come from nowhere else.
+    index:
+        Index of the shard, from 0; default: JOB_COMPLETION_INDEX, SLURM_ARRAY_TASK_ID or AWS_BATCH_JOB_ARRAY_INDEX.
+    site:
+        Count only shards of accounts with this site.
+    """
+    from auditor.cli.progress import show_progress
+    from auditor.cli.runtime import log_to_stderr, run_until_signal
+    from auditor.cluster.shard import ShardWorker
+    from auditor.config.loader import load_settings
+
+    log_to_stderr(log_level, log_format)
+    own = load_settings(settings)
+    _, storage, plan = _open(run, own.name)
+    shards = plan.shards_of(site)
+    number = _find_index() if index is None else index
+    if number < 0:
+        raise UsageError(f"--index {number}: give a number from 0 to {len(shards) - 1}")
+    if number >= len(shards):
+        print_error(f"index {number}: there are {format_count(len(shards), 'shard')}; nothing to do")
+        return 0
+    with show_progress() as watch:
+        code = run_until_signal(
+            lambda stop: ShardWorker(storage, plan, shards[number], own, stop=stop, on_progress=watch).run()
+        )
+    print_error(f"shard {safe(shards[number].label)}: {'every device was queried' if code == 0 else f'exit {code}'}")
+    return code
+
+
+def _find_index() -> int:
+    """Return the index that a scheduler gives this task; raise UsageError if there is none."""
+    for name in INDEX_VARIABLES:
+        if (text := os.environ.get(name, "")) != "":
+            if not (text.isascii() and text.isdigit()):
+                raise UsageError(f"{name}: {text[:40]!r} is no index from 0; give --index")
+            return int(text)
+    raise UsageError(f"no index: give --index, or set one of {', '.join(INDEX_VARIABLES)}")
+
+
+def stop(run: Address, /, *, log_level: LogLevel = "warning") -> int:
+    """End a run that was cut, and seal the answers that it has.
+
+    Workers end with 75 at their next checkpoint. Devices without an answer stay pending. Exit with the exit code of
+    the sealed run.
+    """
+    from auditor.cli.runtime import log_to_stderr
+    from auditor.cluster.merge import seal_if_done
+    from auditor.cluster.progress import read_sealed
+    from auditor.cluster.stop import stop_shards
+    from auditor.concurrency import run_event_loop
+
+    log_to_stderr(log_level)
+    run, storage, plan = _open(run)
+    if read_sealed(storage) is None:
+        stopped = stop_shards(storage, plan)
+        print_error(f"{format_count(len(stopped), 'shard')} stopped; sealing")
+        run_event_loop(lambda: seal_if_done(storage, plan))
+    sealed = read_sealed(storage)
+    if sealed is None:
+        raise UsageError(f"{run}: a shard started meanwhile; stop it again")
+    print_error(safe(sealed[0].describe_exit()))
+    return sealed[0].exit_code or 0
+
+
+def fetch(run: Address, directory: Path = Path("audits"), /) -> int:
+    """Fetch the sealed run folder of a run that was cut, and print its path.
+
+    Parameters
+    ----------
+    directory:
+        Directory of runs to copy it into.
+    """
+    from auditor.cluster.progress import fetch_run
+
+    run, storage, _ = _open(run)
+    print_path(fetch_run(storage, directory / run.rstrip("/").rpartition("/")[2]))
+    return 0
+
+
+def check_run_storage(cluster: "ClusterSettings") -> None:
+    """Check that a storage can hold runs, and print that it can; raise ObjectStoreError otherwise."""
+    from auditor.cluster.storage import check_storage, open_run
+
+    storage = open_run(cluster.storage)
+    check_storage(storage)
+    print_line(f"storage {safe(storage.address)}: lists what was put, and keeps what was written")
+
+
+def _open(run: str, audit: str | None = None) -> "tuple[str, ObjectStore, ShardPlan]":
+    """Return the address, the storage and the plan of a run."""
+    from auditor.cluster.cut import read_plan
+    from auditor.cluster.storage import find_run_address, open_run
+
+    address = find_run_address(run, audit)
+    storage = open_run(address)
+    return address, storage, read_plan(storage)
+
+
+def print_shards(run: str) -> int:
+    """Print how a run that was cut progresses: silent shards first, then by the age of their last checkpoint."""
+    from auditor.cli.output import Column, print_columns
+    from auditor.cluster.progress import read_progress, read_sealed
+    from auditor.text.formatting import format_duration
+
+    run, storage, plan = _open(run)
+    sealed = read_sealed(storage)
+    print_line(f"{safe(run)}: {'not sealed' if sealed is None else safe(sealed[0].describe_exit())}")
+    columns = [Column("shard", []), Column("state", []), Column("checkpoint", [], "right")]
+    columns += [Column(name, [], "right") for name in ("devices", "answered", "failed", "starts")]
+    for each in read_progress(storage, plan):
+        counts = each.devices
+        shown = ("", "", "") if counts is None else (counts.fleet, counts.answered, counts.failed)
+        age = "" if each.age is None else f"{format_duration(each.age)} ago"
+        cells = (safe(each.shard.label), each.state, age, *(f"{count:,}" if counts else "" for count in shown))
+        for column, cell in zip(columns, (*cells, f"{each.attempts:,}"), strict=True):
+            column.cells.append(cell)
+    print_columns(columns)
+    return 0
+
+
+def verify_cut_run(run: str) -> int:
+    """Verify the sealed files of a run that was cut, in a temporary folder."""
+    from auditor.cluster.progress import fetch_run
+    from auditor.runs.verify import verify_run
+    from auditor.storage.files import private_folder
+
+    run, storage, _ = _open(run)
+    with private_folder("fetch") as folder:
+        problems = verify_run(fetch_run(storage, folder / "run"))
+    for problem in problems:
+        print_line(safe(problem))
+    if not problems:
+        print_error(f"{safe(run)}: verified")
+    return 1 if problems else 0

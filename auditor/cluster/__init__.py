@@ -1,0 +1,1 @@
+"""One audit on several machines: shards that share nothing but a storage."""

@@ -1,0 +1,122 @@
+"""Cut a run into shards: the fleet files are read once, and each shard gets its devices."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from auditor import __about__
+from auditor.audit.setup import account_infos
+from auditor.cluster.addresses import PLAN
+from auditor.cluster.plan import (
+    FLEET_OBJECT,
+    Shard,
+    ShardPlan,
+    cut_into_shards,
+    digest_settings,
+    refuse_strategies,
+)
+from auditor.cluster.storage import check_storage, find_object
+from auditor.config.settings import ClusterSettings, Settings
+from auditor.errors import UsageError
+from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_empty_snapshot, write_snapshot
+from auditor.fleet.table import FLEET_COLUMNS, count_devices_to_query, write_numbered
+from auditor.runs.manifest import FleetInfo
+from auditor.storage.database import parquet, scratch_database
+from auditor.storage.files import private_folder
+from auditor.storage.object_store import ObjectStore
+from auditor.text.formatting import escape_undecodable, format_utc
+
+MAX_PLAN_BYTES = 64 << 20
+"""Size up to which a plan is read: one of 10,000 shards has about 3 MB."""
+
+
+def cut_run(
+    settings: Settings, open_storage: Callable[[str], ObjectStore], excluded_accounts: tuple[str, ...] = ()
+) -> tuple[str, ShardPlan]:
+    """Cut a new run into shards; return its name in the storage of the settings, and its plan.
+
+    Args:
+        settings: those of the run; they have ``cluster``.
+        open_storage: opens the storage of a run, by its name.
+        excluded_accounts: names of configured accounts that the run does not cover.
+
+    Raises:
+        SettingsError: a setting cannot be followed by shards.
+        FleetError: a fleet file cannot be used.
+        ObjectStoreError: the storage cannot be used.
+        UsageError: a run of this name was cut in this second.
+    """
+    refuse_strategies(settings)
+    settings = apply_fleet_option(settings, None)
+    cluster = settings.cluster or ClusterSettings(storage="")
+    started = time.time()
+    name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}-{settings.name}"
+    with private_folder("cut") as work:
+        fleet, files = work / FLEET_OBJECT, fleet_files(settings)
+        snapshot = write_snapshot(files, fleet) if files else write_empty_snapshot(fleet)
+        accounts = [account.name for account in settings.account]
+        shards = cut_into_shards(settings, count_devices_to_query(fleet, accounts))
+        source = ", ".join((*([snapshot.source] if files else []), *(["platform"] * (len(files) < len(accounts)))))
+        plan = ShardPlan(
+            auditor_version=__about__.VERSION,
+            name=settings.name,
+            started_at=format_utc(started),
+            accounts=account_infos(settings),
+            fleet=FleetInfo(
+                escape_undecodable(source),
+                snapshot.devices,
+                snapshot.duplicates,
+                snapshot.sha256,
+                excluded_accounts=excluded_accounts,
+            ),
+            max_failed=settings.max_failed,
+            checkpoint=cluster.checkpoint,
+            shards=shards,
+            digests=digest_settings(settings),
+        )
+        storage = open_storage(name)
+        check_storage(storage)
+        if find_object(storage, PLAN) is not None:
+            raise UsageError(f"{storage.address}: was cut in this second; cut again")
+        for shard, path in write_shard_fleets(fleet, shards, work):
+            storage.put_file(f"{shard.folder}/{FLEET_OBJECT}", path)
+            path.unlink()
+        storage.put_file(FLEET_OBJECT, fleet)
+        storage.put(PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
+    return name, plan
+
+
+def write_shard_fleets(fleet: Path, shards: Sequence[Shard], work: Path) -> Iterator[tuple[Shard, Path]]:
+    """Yield each shard with a fleet file, and a new file of its devices: every so many device, so lanes are alike."""
+    columns = ", ".join(FLEET_COLUMNS)
+    with scratch_database(failure=f"{work}: cannot be written") as database:
+        counted = f"SELECT account, min(ordinal), max(ordinal) FROM {parquet(fleet)} GROUP BY account"
+        ordinals = {account: (first, last) for account, first, last in database.execute(counted).fetchall()}
+        for shard in shards:
+            if shard.devices is None:
+                continue
+            first, last = ordinals.get(shard.account, (0, -1))  # an account's rows follow each other
+            own = f"ordinal BETWEEN {first} AND {last} AND (ordinal - {first}) % {shard.lanes} = {shard.lane}"
+            path = work / f"{shard.name}.parquet"
+            write_numbered(database, f"SELECT {columns} FROM {parquet(fleet)} WHERE {own}", path)
+            yield shard, path
+
+
+def read_plan(storage: ObjectStore) -> ShardPlan:
+    """Return the plan of a run.
+
+    Raises:
+        UsageError: the storage has none, or one of another version.
+        ObjectStoreError: it cannot be read now.
+    """
+    content = find_object(storage, PLAN, max_bytes=MAX_PLAN_BYTES)
+    if content is None:
+        raise UsageError(
+            f"{storage.address}: has no {PLAN}, so it is no run that was cut; give what auditor cut printed"
+        )
+    try:
+        return msgspec.json.decode(content, type=ShardPlan)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{storage.address}/{PLAN}: is not a plan of this version of auditor: {error}") from error

@@ -1,0 +1,121 @@
+"""What a storage shows of a run: its shards by the age of their last checkpoint, and its sealed files."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from auditor.cluster.attempts import ATTEMPTS, DONE, MARKERS, STATE, is_attempt_name
+from auditor.cluster.merge import READERS, sealed_folder
+from auditor.cluster.plan import Shard, ShardPlan
+from auditor.cluster.records import MAX_RECORD_BYTES, ShardRecord, decode_record
+from auditor.cluster.storage import find_object
+from auditor.errors import ObjectStoreError, RunFolderError
+from auditor.runs.folder import sealed_file_names
+from auditor.runs.manifest import MANIFEST, MAX_MANIFEST_BYTES, DeviceCounts, Manifest
+from auditor.storage.files import create_file
+from auditor.storage.object_store import ObjectStore
+from auditor.text.formatting import parse_manifest_time
+
+SILENT_CHECKPOINTS = 3
+"""Checkpoints that a shard may miss until it is shown as silent."""
+
+ShardState = Literal["silent", "waiting", "running", "done"]
+"""State of a shard, in the order in which shards are shown."""
+
+STATE_ORDER: tuple[ShardState, ...] = ("silent", "waiting", "running", "done")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardProgress:
+    """Progress of a shard.
+
+    Attributes:
+        shard: the shard.
+        state: silent: it has missed checkpoints. waiting: no process has started it.
+        age: seconds since its last checkpoint; None: it has none.
+        attempts: number of processes that have started it.
+        devices: its devices by state, at its last checkpoint; None: unknown.
+    """
+
+    shard: Shard
+    state: ShardState
+    age: float | None
+    attempts: int
+    devices: DeviceCounts | None
+
+
+def read_progress(storage: ObjectStore, plan: ShardPlan, *, now: float | None = None) -> list[ShardProgress]:
+    """Return the progress of all shards, silent ones first, and then by the age of their last checkpoint."""
+    now = time.time() if now is None else now
+    found: dict[str, dict[str, set[str]]] = {}
+    for each in storage.list("shards"):
+        _, name, *rest = each.key.split("/", 4)
+        if len(rest) > 1 and rest[0] in {MARKERS, ATTEMPTS} and is_attempt_name(rest[1]):
+            found.setdefault(name, {}).setdefault(rest[1], set()).update(rest[2:3])
+    with ThreadPoolExecutor(READERS) as readers:
+        read = partial(_shard_progress, storage, plan.checkpoint, now)
+        progress = list(readers.map(lambda shard: read(shard, found.get(shard.name, {})), plan.shards))
+    return sorted(progress, key=lambda each: (STATE_ORDER.index(each.state), -(each.age or 0.0)))
+
+
+def _shard_progress(
+    storage: ObjectStore, checkpoint: float, now: float, shard: Shard, attempts: dict[str, set[str]]
+) -> ShardProgress:
+    if not attempts:
+        return ShardProgress(shard, "waiting", None, 0, None)
+    done = [name for name, objects in attempts.items() if DONE in objects]
+    name = min(done) if done else max(attempts)
+    devices = None
+    if STATE in attempts[name]:
+        place = f"{shard.folder}/{ATTEMPTS}/{name}/{STATE}"
+        record = decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), ShardRecord, place)
+        devices, reported_at = record.manifest.devices, record.reported_at
+    else:  # its first checkpoint is still to come
+        reported_at = storage.get(f"{shard.folder}/{MARKERS}/{name}", max_bytes=100).decode("ascii", "replace")
+    reported = parse_manifest_time(reported_at)
+    age = None if reported is None else max(0.0, now - reported.timestamp())
+    silent = age is None or age > SILENT_CHECKPOINTS * checkpoint
+    state: ShardState = "done" if done else "silent" if silent else "running"
+    return ShardProgress(shard, state, age, len(attempts), devices)
+
+
+def read_sealed(storage: ObjectStore) -> tuple[Manifest, bytes] | None:
+    """Return the manifest of a sealed run, and its bytes; None: it is not sealed."""
+    content = find_object(storage, MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
+    if content is None:
+        return None
+    try:
+        return msgspec.json.decode(content, type=Manifest), content
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ObjectStoreError(f"{storage.address}/{MANIFEST}: is not a manifest: {error}") from error
+
+
+def fetch_run(storage: ObjectStore, folder: Path) -> Path:
+    """Write the sealed files of a run to a new folder, and return it.
+
+    Raises:
+        RunFolderError: the run is not sealed, or the folder exists.
+        ObjectStoreError: the storage cannot be used.
+    """
+    if (sealed := read_sealed(storage)) is None:
+        raise RunFolderError(f"{storage.address}: is not sealed; see auditor status {storage.address}")
+    manifest, content = sealed
+    try:
+        folder.mkdir(0o700, parents=True)
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be created: {error.strerror}") from error
+    place = sealed_folder(content)
+    listed = {info.name for info in manifest.files}
+    stored = {each.key.removeprefix(f"{place}/") for each in storage.list(place)}
+    for name in sorted(stored.intersection(sealed_file_names(folder, listed))):
+        storage.get_file(f"{place}/{name}", folder / name)
+    for info in manifest.files:
+        if not info.bytes and info.name in sealed_file_names(folder, listed) and not (folder / info.name).exists():
+            create_file(folder / info.name)  # an object store may refuse empty objects
+    create_file(folder / MANIFEST, content)
+    return folder

@@ -1,0 +1,93 @@
+"""What a storage has of a shard: compressed lines, and records about its run."""
+
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TypeVar
+
+import msgspec
+
+from auditor.cluster.attempts import ATTEMPTS, Base
+from auditor.errors import ObjectStoreError
+from auditor.runs.manifest import Manifest
+from auditor.storage.json_types import Timestamp
+from auditor.storage.object_store import ObjectStore
+from auditor.text.formatting import format_utc
+
+T = TypeVar("T")
+
+MAX_RECORD_BYTES = 32 << 20
+"""Size up to which a record is read; it contains a manifest."""
+
+MAX_COMPRESSED_BYTES = MAX_PART_BYTES = 64 << 20
+"""Size up to which a part is read, and to which it may expand: a line is never cut."""
+
+FAILED = b'"status":"failed"'
+"""Only the line of a failed device contains this: a quote in a name is escaped."""
+
+_GZIP, _LEVEL = 31, 1
+
+
+class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a storage has about the run of a shard besides its lines.
+
+    Attributes:
+        manifest: its manifest, without settings.
+        reported_at: when it was written, by the clock of the worker.
+        files: names of the files of a snapshot.
+    """
+
+    manifest: Manifest
+    reported_at: Timestamp
+    files: tuple[str, ...] = ()
+
+
+def compress_lines(lines: bytes) -> bytes:
+    """Return lines as the content of a part."""
+    engine = zlib.compressobj(_LEVEL, wbits=_GZIP)
+    return engine.compress(lines) + engine.flush()
+
+
+def expand_lines(content: bytes, where: str) -> bytes:
+    """Return the lines of a part; raise ObjectStoreError if it is damaged, or expands to more than any part has."""
+    engine = zlib.decompressobj(wbits=_GZIP)
+    try:
+        lines = engine.decompress(content, MAX_PART_BYTES)
+    except zlib.error as error:
+        raise ObjectStoreError(f"{where}: is damaged: {error}") from error
+    if not engine.eof or engine.unused_data or (lines and not lines.endswith(b"\n")):
+        raise ObjectStoreError(f"{where}: is damaged, or no attempt has written it")
+    return lines
+
+
+def encode_record(manifest: Manifest, files: tuple[str, ...] = ()) -> bytes:
+    """Return a record about a shard. Settings and errors may name keys, commands and files of the worker: they stay."""
+    own = replace(
+        manifest, settings=None, settings_sha256=None, settings_file=None, error=None, exit_code=None, exit_reason=None
+    )
+    return msgspec.json.encode(ShardRecord(manifest=own, reported_at=format_utc(time.time()), files=files))
+
+
+def decode_record(content: bytes, kind: type[T], where: str) -> T:
+    """Return a record of a storage; raise ObjectStoreError if it is none."""
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ObjectStoreError(f"{where}: was not written by an attempt: {error}") from error
+
+
+def part_lines(storage: ObjectStore, folder: str, base: Base) -> Iterator[tuple[str, bytes]]:
+    """Yield the attempt and the lines of each part that counts, of the shard in a folder, in their order."""
+    for key in base.part_keys():
+        place = f"{folder}/{ATTEMPTS}/{key}"
+        content = storage.get(place, max_bytes=MAX_COMPRESSED_BYTES)
+        yield key.partition("/")[0], expand_lines(content, place)
+
+
+def split_failed(lines: bytes) -> tuple[bytes, bytes]:
+    """Return the lines of answers, and those of failed devices."""
+    if FAILED not in lines:
+        return lines, b""
+    split = lines.splitlines(keepends=True)
+    return b"".join(line for line in split if FAILED not in line), b"".join(line for line in split if FAILED in line)

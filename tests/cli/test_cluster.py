@@ -1,0 +1,173 @@
+"""The commands of an audit on several machines."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+import auditor
+from auditor.cli import main
+from auditor.cluster.cut import read_plan
+from auditor.cluster.storage import open_run
+from auditor.simulator.server import Simulator
+from auditor.simulator.world import World
+from tests import forked
+from tests.cluster.shards import account_table, assert_same_run
+from tests.storage.s3 import needs_s3, simulated_s3
+
+DEVICES = 60
+
+
+def write_settings(folder: Path, *tables: dict[str, object], name: str = "nightly.toml", more: str = "") -> Path:
+    lines = [
+        f"directory = '{folder / 'audits'}'",
+        more,
+        "[cluster]",
+        f"storage = '{folder / 'shared'}'",
+        "checkpoint = 0.5",
+    ]
+    for table in tables:
+        lines.append("[[account]]")
+        lines += [f"{key} = {toml(value)}" for key, value in table.items()]
+    path = folder / name
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml(each)}" for key, each in value.items()) + " }"
+    return json.dumps(value)
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[Simulator]:
+    world = World(DEVICES, seed=2)
+    world.write_fleet(tmp_path / "fleet.csv")
+    simulator = Simulator(world)
+    with start_blocking_portal("asyncio") as portal, portal.wrap_async_context_manager(simulator):
+        yield simulator
+
+
+def run_command(folder: Path, *words: object, **env: str) -> subprocess.CompletedProcess[str]:
+    return forked.run(*words, cwd=folder, env={**os.environ, **env})
+
+
+def test_a_run_is_cut_queried_shown_verified_and_fetched(tmp_path: Path, platform: Simulator) -> None:
+    (tmp_path / "shared").mkdir()
+    settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path, lanes=2))
+    checked = run_command(tmp_path, "check", settings)
+    assert (checked.returncode, "keeps what was written" in checked.stdout) == (0, True)
+    cut = run_command(tmp_path, "cut", settings)
+    address = cut.stdout.strip()
+    assert (cut.returncode, "2 shards" in cut.stderr) == (0, True)
+    assert "waiting" in run_command(tmp_path, "status", tmp_path / "shared").stdout
+    not_sealed = run_command(tmp_path, "verify", address)
+    assert (not_sealed.returncode, "is not sealed" in not_sealed.stderr) == (2, True)
+    variables = ({"JOB_COMPLETION_INDEX": "0"}, {"AWS_BATCH_JOB_ARRAY_INDEX": "1"}, {"SLURM_ARRAY_TASK_ID": "2"})
+    for variable, place in zip(variables, (address, tmp_path / "shared", address), strict=True):
+        ended = run_command(tmp_path, "shard", place, "--settings", settings, **variable)
+        assert ended.returncode == 0, ended.stderr
+    assert "nothing to do" in ended.stderr
+    shown = run_command(tmp_path, "status", address).stdout
+    assert "exit 0 (success)" in shown
+    assert shown.count(" done ") == 2
+    verified = run_command(tmp_path, "verify", address)
+    assert (verified.returncode, verified.stderr) == (0, f"{address}: verified\n")
+    fetched = run_command(tmp_path, "fetch", address, tmp_path / "fetched")
+    assert fetched.returncode == 0
+    alone = anyio.run(auditor.run_audit, auditor.load_settings(settings)).folder
+    assert_same_run(Path(fetched.stdout.strip()), alone)
+    again = run_command(tmp_path, "fetch", address, tmp_path / "fetched")
+    assert (again.returncode, "cannot be created" in again.stderr) == (2, True)
+
+
+def test_a_damaged_part_of_a_sealed_run_does_not_verify(tmp_path: Path, platform: Simulator) -> None:
+    settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path))
+    address = run_command(tmp_path, "cut", settings).stdout.strip()
+    assert run_command(tmp_path, "shard", address, "--settings", settings, "--index", "0").returncode == 0
+    (sealed,) = (Path(address) / "sealed").iterdir()
+    inventory = sealed / "inventory.csv"
+    inventory.write_bytes(inventory.read_bytes().replace(b"1", b"2", 1))
+    verified = run_command(tmp_path, "verify", address)
+    assert (verified.returncode, "inventory.csv" in verified.stdout) == (1, True)
+
+
+def test_stop_seals_what_exists_and_later_workers_have_nothing_to_do(tmp_path: Path, platform: Simulator) -> None:
+    listed = account_table(platform.endpoint, tmp_path, "us", fleet={"products": "all"})
+    settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path), listed)
+    address = run_command(tmp_path, "cut", settings).stdout.strip()
+    assert run_command(tmp_path, "shard", address, "--settings", settings, "--index", "0").returncode == 0
+    stopped = run_command(tmp_path, "stop", address)
+    assert (stopped.returncode, "1 shard stopped" in stopped.stderr) == (1, True), stopped.stderr
+    fetched = run_command(tmp_path, "fetch", address)
+    manifest = auditor.Run(Path(tmp_path, fetched.stdout.strip())).manifest
+    assert (manifest.state, manifest.devices.answered, manifest.fleet.devices) == ("partial", DEVICES, DEVICES)
+    assert [each.state for each in manifest.discovery] == ["pending"]
+    before = platform.counts.received
+    assert run_command(tmp_path, "shard", address, "--settings", settings, "--index", "1").returncode == 0
+    assert platform.counts.received == before
+
+
+def test_what_cannot_be_cut_or_queried_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    World(5).write_fleet(tmp_path / "fleet.csv")
+    table = account_table("http://127.0.0.1:1/", tmp_path)
+    settings = write_settings(tmp_path, table)
+    sampled = write_settings(tmp_path, table, name="sampled.toml", more="sample_size = 3")
+    without = tmp_path / "without.toml"
+    without.write_text(
+        settings.read_text().replace("[cluster]", "").replace("storage =", "name =").replace("checkpoint = 0.5", "")
+    )
+    for name in ("JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID", "AWS_BATCH_JOB_ARRAY_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["cut", str(sampled)]) == 2
+    assert "sample_size: is not for a run of shards: a sample is drawn" in capsys.readouterr().err
+    assert not (tmp_path / "shared").exists()
+    assert main(["cut", str(settings)]) == 0
+    address = capsys.readouterr().out.strip()
+    for words, code, text in (
+        (["--index", "-1"], 2, "give a number from 0 to 0"),
+        ([], 2, "no index: give --index"),
+        (["--index", "0", "--site", "paris"], 2, "has no shard of this run"),
+    ):
+        assert main(["shard", address, "--settings", str(settings), *words]) == code
+        assert text in capsys.readouterr().err
+    for command in (["stop"], ["fetch"], ["shard", "--settings", str(settings), "--index", "0"]):
+        assert main([command[0], str(tmp_path / "elsewhere"), *command[1:]]) == 3
+        assert "is no directory now" in capsys.readouterr().err
+        assert main([command[0], str(tmp_path), *command[1:]]) == 2
+        assert "has no plan.json" in capsys.readouterr().err
+    assert read_plan(open_run(address)).shards[0].devices == 5
+
+
+@needs_s3
+def test_a_bucket_is_used_with_credentials_of_the_environment_alone(tmp_path: Path, platform: Simulator) -> None:
+    settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path, lanes=2))
+    bucket = f"s3://lake/{tmp_path.name}"
+    settings.write_text(settings.read_text().replace(str(tmp_path / "shared"), bucket))
+    with simulated_s3(tmp_path) as s3:
+        env = {
+            "AWS_ACCESS_KEY_ID": "AKID",
+            "AWS_SECRET_ACCESS_KEY": "SECRETCANARY",
+            "AWS_ENDPOINT_URL": s3.endpoint,
+            "AWS_REGION": "us-east-1",
+            "SSL_CERT_FILE": str(s3.ca_file),
+        }
+        cut = run_command(tmp_path, "cut", settings, **env)
+        assert cut.stdout.startswith(f"{bucket}/"), cut.stderr
+        for index in range(2):
+            ended = run_command(tmp_path, "shard", bucket, "--settings", settings, "--index", index, **env)
+            assert ended.returncode == 0, ended.stderr
+        assert "exit 0 (success)" in run_command(tmp_path, "status", bucket, **env).stdout
+        fetched = run_command(tmp_path, "fetch", bucket, **env)
+        alone = anyio.run(auditor.run_audit, auditor.load_settings(settings)).folder
+        assert_same_run(Path(tmp_path, fetched.stdout.strip()), alone)
+        denied = run_command(tmp_path, "status", bucket, **(env | {"AWS_ENDPOINT_URL": "https://127.0.0.1:1"}))
+        assert (denied.returncode, "SECRETCANARY" in denied.stderr) == (3, False)
