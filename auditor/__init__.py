@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from auditor.policy.model import Policy as Policy
     from auditor.policy.model import Rule as Rule
     from auditor.policy.results import RuleResult as RuleResult
+    from auditor.publish.dlt_source import dlt_source as dlt_source
     from auditor.query.devices import FilteredDevices as FilteredDevices
     from auditor.query.devices import FilteredInventory as FilteredInventory
     from auditor.query.devices import select_devices as select_devices
@@ -123,6 +124,7 @@ _EXPORTS = {
     "auditor.policy.loader": ("load_policy",),
     "auditor.policy.model": ("Rule", "Policy"),
     "auditor.policy.results": ("RuleResult",),
+    "auditor.publish.dlt_source": ("dlt_source",),
     "auditor.query.devices": ("FilteredDevices", "FilteredInventory", "select_devices", "select_inventory"),
     "auditor.query.filters": ("DeviceFilter",),
     "auditor.query.run": ("Run", "VersionCount"),

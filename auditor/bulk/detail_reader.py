@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import anyio
-import structlog
 
 from auditor.client.operations import BATCH_QUERY_DEVICE_DETAIL, device_detail_params
 from auditor.client.parsers import DEFAULT_MODULE, parse_device_details
@@ -29,10 +28,9 @@ from auditor.errors import (
     ThrottledError,
     TransientError,
 )
+from auditor.log import log
 from auditor.models import Device, DeviceDetails, DeviceResult, ModuleVersion, Outcome
 from auditor.storage.files import translate_os_errors
-
-log = structlog.get_logger()
 
 DETAILS_FOLDER = ".details"
 """Folder in the run folder with an empty file for each account that refused the operation, until the run has ended."""

@@ -12,7 +12,7 @@ from rich.box import SIMPLE
 
 from auditor.__about__ import VERSION
 from auditor.cli.commands.audit import check, plan, prune, resume, run
-from auditor.cli.commands.cluster import cut, fetch, shard, stop
+from auditor.cli.commands.cluster import cut, shard, stop
 from auditor.cli.commands.count import count
 from auditor.cli.commands.demo import demo
 from auditor.cli.commands.device import device
@@ -94,7 +94,6 @@ _COMMANDS: dict[Group, tuple[tuple[Callable[..., int], str], ...]] = {
         (cut, "auditor cut nightly.toml"),
         (shard, "auditor shard /mnt/audits/20261129T020000Z-nightly --settings nightly.toml --index 0"),
         (stop, "auditor stop /mnt/audits/20261129T020000Z-nightly"),
-        (fetch, "auditor fetch s3://bucket/20261129T020000Z-nightly audits"),
     ),
     READ: (
         (status, "auditor status audits"),

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import duckdb
-import structlog
 
 from auditor.concurrency import TimeLimit
 from auditor.config.settings import PublishSettings
 from auditor.errors import AuditorError, DestinationError, RunFolderError
+from auditor.log import log
 from auditor.publish.destinations import open_destination
 from auditor.publish.tables import run_digest, run_name
 from auditor.resilience.retry import Backoff
@@ -28,7 +28,6 @@ from auditor.text.durations import parse_duration
 
 T = TypeVar("T")
 
-log = structlog.get_logger()
 
 BACKOFF = Backoff(max_attempts=6, initial_delay=1.0, max_delay=30.0)
 """Attempts to publish a run, and the pauses between them, within the time limit of a destination."""

@@ -1,4 +1,4 @@
-"""Commands of an audit on several machines: cut, shard, stop and fetch."""
+"""Commands of an audit on several machines: cut, shard and stop."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_error, print_line, print_path
+from auditor.cli.console import print_error, print_line
 from auditor.cli.options import Accounts, Config, LogFormatOption, LogLevel, restrict_accounts
 from auditor.cli.output import print_notes
 from auditor.errors import SettingsError, UsageError
@@ -144,19 +144,17 @@ def stop(run: Address, /, *, log_level: LogLevel = "warning") -> int:
     return sealed[0].exit_code or 0
 
 
-def fetch(run: Address, directory: Path = Path("audits"), /) -> int:
-    """Fetch the sealed run folder of a run that was cut, and print its path.
-
-    Parameters
-    ----------
-    directory:
-        Directory of runs to copy it into.
-    """
+def fetch_cut_run(address: str, directory: Path) -> Path | None:
+    """Fetch the sealed run folder of a run that was cut into a directory of runs; None: there is no such run."""
+    from auditor.cluster.plan import PLAN
     from auditor.cluster.progress import fetch_run
+    from auditor.cluster.storage import NEWEST_FOLDER, find_object, open_run
 
-    run, storage, _ = _open(run)
-    print_path(fetch_run(storage, directory / run.rstrip("/").rpartition("/")[2]))
-    return 0
+    storage = open_run(address)
+    if find_object(storage, PLAN) is None and not storage.list(NEWEST_FOLDER):
+        return None
+    run, storage, _ = _open(address)
+    return fetch_run(storage, directory / run.rstrip("/").rpartition("/")[2])
 
 
 def check_run_storage(cluster: "ClusterSettings") -> None:

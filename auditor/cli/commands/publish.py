@@ -1,4 +1,4 @@
-"""Commands for published runs: publish and fetch."""
+"""Commands that publish runs and fetch them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -73,32 +73,38 @@ def _destinations(settings: "Settings", names: list[str] | None) -> "list[Publis
 
 
 def fetch(
-    dataset: str,
-    directory: Path,
+    source: str,
+    directory: Path = Path("audits"),
     /,
     *,
     run: str | None = None,
     settings: Path | None = None,
 ) -> int:
-    """Copy a published run into a directory, and check its digests.
+    """Copy a published run, or one of several machines, into a directory, and check its digests.
 
-    The directory is then a dataset too, which auditor sql --dataset reads.
+    A run of a dataset is copied with its files, so the directory is then a dataset, too, which auditor sql --dataset
+    reads. A run that auditor cut has made becomes a run folder in the directory.
 
     Parameters
     ----------
-    dataset:
-        Directory or address of a dataset, such as s3://lake/auditor; with --settings, the name of a destination.
-        Credentials of an address come from the environment, or from the role of the instance.
+    source:
+        Directory or address of a dataset, such as s3://lake/auditor; with --settings, the name of a destination; or
+        what auditor cut printed. Credentials of an address come from the environment, or from the instance's role.
     directory:
         Directory to copy the run into. It may have other runs.
     run:
-        Name of the run; default: the latest successful one.
+        Name of the run of a dataset; default: the latest successful one.
     settings:
         Settings file that has the destination.
     """
+    from auditor.cli.commands.cluster import fetch_cut_run
+
+    if run is None and settings is None and (folder := fetch_cut_run(source, directory)) is not None:
+        print_path(folder)
+        return 0
     from auditor.publish.dataset_reader import fetch_run
 
-    document = fetch_run(_open_dataset(dataset, settings), directory, run)
+    document = fetch_run(_open_dataset(source, settings), directory, run)
     rows = sum(file.rows for file in document.files if file.table == "devices")
     print_error(f"{safe(document.run)}: {rows:,} devices fetched, digests verified")
     print_path(directory)
