@@ -56,7 +56,7 @@ class CountQuery:
 
     @property
     def label(self) -> str | None:
-        """The version as it is printed: ``1.2.*`` stands for all that begin so."""
+        """The version as it is printed: ``1.2.*`` means all that begin so."""
         return f"{self.version}*" if self.is_prefix else self.version
 
 
