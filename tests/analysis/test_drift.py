@@ -79,7 +79,7 @@ def seen(draw: st.DrawFn, number: int) -> Seen:
 
 @st.composite
 def a_run(draw: st.DrawFn) -> list[Seen]:
-    return [draw(seen(number)) for number in draw(st.lists(st.integers(0, 7), min_size=1, max_size=6, unique=True))]
+    return [draw(seen(number)) for number in draw(st.lists(st.integers(0, 15), min_size=3, max_size=12, unique=True))]
 
 
 def write(folder: Path, run: list[Seen], *, sealed: bool = True) -> Path:
@@ -178,7 +178,7 @@ def expected(old: list[Seen], new: list[Seen]) -> tuple[DriftCounts, Counter[tup
     return replace(ZERO, **{name: counts[name] for name in asdict(ZERO)}), changes
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(old=a_run(), new=a_run(), old_sealed=st.booleans(), new_sealed=st.booleans())
 @example(
     old=[Seen(named(1), named(1), "ok", (("ble", "1"),))],

@@ -289,10 +289,10 @@ def a_rule(draw: st.DrawFn) -> Rule:
 
 @st.composite
 def a_policy(draw: st.DrawFn) -> list[Rule]:
-    return [replace(draw(a_rule()), name=f"rule {at}") for at in range(draw(st.integers(8, 16)))]
+    return [replace(draw(a_rule()), name=f"rule {at}") for at in range(draw(st.integers(12, 18)))]
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(run=a_run(), rules=a_policy(), sealed=st.booleans())
 def test_a_policy_equals_an_evaluation_in_plain_python(*, run: list[Seen], rules: list[Rule], sealed: bool) -> None:
     with TemporaryDirectory() as folder:

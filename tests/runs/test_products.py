@@ -161,7 +161,7 @@ spelled = st.sampled_from([*MODULES, "BLE", "Default", "MCU.2", "extra"])
 @st.composite
 def answers(draw: st.DrawFn) -> tuple[list[Device], list[Outcome], list[ProductInfo]]:
     """Devices of two products in every state, reporting modules in any letter case, each once."""
-    fleet = [named(at, product=draw(st.sampled_from(["p1", "p2"]))) for at in range(draw(st.integers(1, 6)))]
+    fleet = [named(at, product=draw(st.sampled_from(["p1", "p2"]))) for at in range(draw(st.integers(3, 13)))]
     outcomes: list[Outcome] = []
     for device in fleet:
         match draw(st.sampled_from(["ok", "ok", "empty", "never", "not_found", "failed", "pending"])):
@@ -195,7 +195,7 @@ def never_reported(outcomes: Sequence[Outcome], products: Sequence[ProductInfo])
     ]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(built=answers())
 @example(([named(0)], [ok(named(0), ("BLE", "1"))], [product("p1", ("ble", "Default"))]))
 @example(([named(0), named(1)], [never_activated(named(0)), failed(named(1))], [product("p1", ("ble",))]))
