@@ -3,14 +3,20 @@
 import contextlib
 import gc
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 
 LIVE = frozenset({"anyio_backend", "auditor", "start_platform"})
 """Fixtures of tests that run against the clock: an event loop, processes, a server."""
+
+MEMORY, MIN_ROOM = Path("/dev/shm"), 2 << 30
+"""A file system in memory, and what must be free of it."""
 
 
 @pytest.fixture
@@ -36,8 +42,19 @@ def fresh_log_settings() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+def use_memory_for_temporary_files() -> None:
+    """An audit waits for the disk 27 times, which would be a third of the time of the tests. TMPDIR says otherwise."""
+    if "TMPDIR" in os.environ:
+        return
+    with contextlib.suppress(OSError):
+        is_usable = os.access(MEMORY, os.W_OK | os.X_OK) and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC
+        if is_usable and shutil.disk_usage(MEMORY).free >= MIN_ROOM:
+            os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+
+
 def pytest_configure() -> None:
     """Programs that the tests start hear hang-ups, whether or not the tests themselves were started by nohup."""
+    use_memory_for_temporary_files()
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

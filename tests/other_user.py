@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,10 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a second user needs r
 
 
 def let_others_enter(folder: Path) -> None:
-    """Let other users read a folder below /tmp, whose parents are pytest's own."""
+    """Let other users read a temporary folder, whose parents are pytest's own."""
+    temporary = Path(tempfile.gettempdir())
     for path in (folder, *folder.parents):
-        if path != Path("/tmp") and path.is_relative_to("/tmp"):
+        if temporary in path.parents:
             path.chmod(path.stat().st_mode | 0o055)
 
 
