@@ -112,9 +112,9 @@ def evaluate_policy(run: str | Path, policy: Policy, *, now: datetime | None = N
             return ResultTable(database, query, reading=reading, name=name, head=head)
 
         by_rule = (f"{_VIOLATIONS} WHERE v.number = {at} {_ORDER} LIMIT {MAX_EXAMPLES}" for at in range(len(results)))
-        examples = tuple(map(table, by_rule))
         verdicts = table("SELECT * EXCLUDE (number) FROM results ORDER BY number", "results")
         violations = table(f"{_VIOLATIONS} {_ORDER}")
+        examples = tuple(map(violations.restricted, by_rule))
         yield PolicyReport(snapshot, policy, results, verdicts, violations, count, examples, warnings)
 
 

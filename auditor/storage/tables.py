@@ -1,5 +1,6 @@
 """Result rows for other programs: CSV that is safe in a spreadsheet, JSON, JSON Lines, Parquet or Excel."""
 
+import copy
 import html
 import shutil
 import unicodedata
@@ -74,8 +75,8 @@ class ResultTable:
         with reading(()):
             described = database.execute(f"DESCRIBE {query}").fetchall()
         self.columns: Sequence[str] = [str(column) for column, *_ in described]
-        cells = ", ".join(_cell(column, str(kind)) for column, kind, *_ in described)
-        self._query = f"SELECT {cells} FROM ({query})"
+        self._cells = ", ".join(_cell(column, str(kind)) for column, kind, *_ in described)
+        self._query = f"SELECT {self._cells} FROM ({query})"
 
     def __repr__(self) -> str:
         return f"<ResultTable {self._name!r}, columns: {', '.join(self.columns)}>"
@@ -153,6 +154,12 @@ class ResultTable:
         return ResultTable(
             self._database, query, reading=self._reading, staging=self._staging, name=self._name, head=self._head
         )
+
+    def restricted(self, query: str) -> "ResultTable":
+        """Return the table of some of the rows, which ``query`` returns in the same columns."""
+        table = copy.copy(self)
+        table._source, table._query = query, f"SELECT {self._cells} FROM ({query})"  # noqa: SLF001  of its own class
+        return table
 
     def write(self, path: Path, form: TableFormat) -> None:
         """Write the rows to a file.
