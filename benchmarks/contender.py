@@ -253,7 +253,7 @@ def sdk_tea(port: int, devices: Iterator[Device], out: Path) -> float:
 
 def dlt(port: int, devices: Iterator[Device], out: Path) -> float:
     """Use dlt's REST client, in threads."""
-    from dlt.sources.helpers.rest_client import RESTClient
+    from dlt.sources.helpers.rest_client.client import RESTClient
 
     def new_query() -> Callable[[Device], dict[str, Any]]:
         client = RESTClient(base_url=f"http://127.0.0.1:{port}")

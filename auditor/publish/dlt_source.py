@@ -70,8 +70,8 @@ def dlt_source(directory: str | Path, *, name: str | None = None) -> "DltSource"
 
     @dlt.source(name="auditor", max_table_nesting=0, section="auditor")  # a map of attributes is no table
     def auditor() -> "Iterator[DltResource]":
-        for table in (*(each for each in TABLES if each != "runs"), "runs"):
-            yield _make_resource(dlt, TABLES[table], found)
+        for table in sorted(TABLES.values(), key=lambda table: table.name == "runs"):
+            yield _make_resource(table, found)
 
     return auditor()
 
@@ -80,7 +80,9 @@ def _find_runs(catalog: RunCatalog, audit: str) -> list[StoredRun]:
     return [run for run in reversed(catalog.named(audit)) if is_candidate(run)]
 
 
-def _make_resource(dlt: Any, table: TableContract, found: Callable[[], list[StoredRun]]) -> "DltResource":
+def _make_resource(table: TableContract, found: Callable[[], list[StoredRun]]) -> "DltResource":
+    import dlt
+
     columns = {
         column.name: {"name": column.name, "data_type": _TYPES[column.type], "nullable": not column.required,
                       "description": column.description}

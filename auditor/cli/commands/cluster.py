@@ -146,9 +146,9 @@ def stop(run: Address, /, *, log_level: LogLevel = "warning") -> int:
 
 def fetch_cut_run(address: str, directory: Path) -> Path | None:
     """Fetch the sealed run folder of a run that was cut into a directory of runs; None: there is no such run."""
-    from auditor.cluster.plan import PLAN
+    from auditor.cluster.addresses import NEWEST_FOLDER, PLAN
     from auditor.cluster.progress import fetch_run
-    from auditor.cluster.storage import NEWEST_FOLDER, find_object, open_run
+    from auditor.cluster.storage import find_object, open_run
 
     storage = open_run(address)
     if find_object(storage, PLAN) is None and not storage.list(NEWEST_FOLDER):
