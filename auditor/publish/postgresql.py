@@ -188,7 +188,7 @@ class PostgresqlDestination:
             ):
                 yield connection
         except psycopg.Error as error:
-            if timer is not None and timer.has_ended:
+            if (timer is not None and timer.has_ended) or limit.remaining() <= 0:  # the server's own limit may be first
                 raise DestinationError(f"{self.describe()}: the time is over") from None
             reason, is_permanent = _describe_error(error)
             raise DestinationError(f"{self.describe()}: {reason}", retryable=not is_permanent) from None
