@@ -8,10 +8,10 @@ import math
 import random
 from array import array
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import accumulate
+from itertools import accumulate, islice, takewhile
 from struct import Struct
 
 from auditor.models import ModuleVersion
@@ -62,6 +62,7 @@ class Registry:
         self.registered = 0
         self._all = world.unbounded()
         self._removed_places: dict[int, array[int]] = {}
+        self._names: tuple[object, list[tuple[str, int]]] = (None, [])  # names with their places, as last searched
         self._churn = churn
         self._random = random.Random(churn.seed)  # noqa: S311  reproducible, no secret
         self._began: float | None = None
@@ -130,6 +131,22 @@ class Registry:
     def created(self, product: int, after: int | None, before: int | None) -> Iterator[SimulatedDevice]:
         """Yield the devices of a product that were created between two times, the oldest first."""
         for place in self._created(product, after, before):
+            if device := self._existing(self._all.device(self.world.layout.index_at(product, place))):
+                yield device
+
+    def created_with_prefix(
+        self, product: int, after: int | None, before: int | None, prefix: str, *, ignores_case: bool
+    ) -> Iterator[SimulatedDevice]:
+        """Yield those of ``created`` whose names start with a prefix."""
+        places = self._created(product, after, before)
+        found: Callable[[str], str] = str.casefold if ignores_case else str
+        key = (product, places, ignores_case)
+        if self._names[0] != key:
+            names = ((self._all.device(self.world.layout.index_at(product, place)), place) for place in places)
+            self._names = key, sorted((found(device.device_name), place) for device, place in names)
+        first = bisect_left(self._names[1], (found(prefix), -1))
+        matching = takewhile(lambda each: each[0].startswith(found(prefix)), islice(self._names[1], first, None))
+        for place in sorted(place for _, place in matching):
             if device := self._existing(self._all.device(self.world.layout.index_at(product, place))):
                 yield device
 

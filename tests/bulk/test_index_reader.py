@@ -148,7 +148,7 @@ async def test_an_account_without_an_index_is_queried_device_by_device(
         sent = calls(platform)
     assert_snapshot(world, result)
     assert sent[ROWS if index is not None else ""] == 1
-    assert capsys.readouterr().out.count("the index cannot be read") == 1
+    assert capsys.readouterr().err.count("the index cannot be read") == 1
     assert {source for (source,) in rows_of(result.folder, "SELECT DISTINCT source FROM {devices}")} == {"queried"}
 
 

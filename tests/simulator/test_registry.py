@@ -111,3 +111,21 @@ def test_churn_is_a_number_of_devices_a_second(rate: float) -> None:
         Churn(rate, 0)
     with pytest.raises(ValueError, match="a second"):
         Churn(0, rate)
+
+
+@settings(max_examples=40)
+@given(WORLDS, st.integers(0, 40), st.integers(0, 40), st.data())
+def test_devices_whose_names_start_alike_are_those_of_all_devices(
+    world: World, register: int, remove: int, data: st.DataObject
+) -> None:
+    registry = Registry(world, Churn(register, remove, seed=3))
+    registry.start_churn(100)
+    for product in range(len(world.products)):
+        registry.advance(101 + product)  # names of the product before are kept
+        devices = list(registry.created(product, None, None))
+        names = [device.device_name for device in devices]
+        prefix = data.draw(st.sampled_from([*(name[:length] for name in names[:9] for length in (1, 3, 30)), "", "~"]))
+        ignores_case = data.draw(st.booleans())
+        wanted = prefix.swapcase() if ignores_case else prefix
+        found = registry.created_with_prefix(product, None, None, wanted, ignores_case=ignores_case)
+        assert list(found) == [device for device in devices if device.device_name.startswith(prefix)]

@@ -76,11 +76,20 @@ class DeviceIndex:
         for conditions in statement.any_of:
             selected, others = self._select_range(conditions)
             for each in selected:
-                for device in self._registry.created(*each):
+                for device in self._created(each, others):
                     if self._match(device, others) and device.index not in seen:
                         if len(statement.any_of) > 1:
                             seen.add(device.index)
                         yield device
+
+    def _created(
+        self, places: tuple[int, int | None, int | None], conditions: tuple[Condition, ...]
+    ) -> Iterator[SimulatedDevice]:
+        """Yield the devices of a range, if a condition is a prefix of names only those that have it."""
+        prefix = next((str(each.value) for each in conditions if (each.field, each.operator) == ("name", "LIKE")), None)
+        if prefix is None:
+            return self._registry.created(*places)
+        return self._registry.created_with_prefix(*places, prefix, ignores_case=self._options.ignores_case)
 
     def _has_one_product(self, conditions: tuple[Condition, ...]) -> bool:
         return any(each.field == "product_key" and each.operator == "=" for each in conditions)
