@@ -36,7 +36,7 @@ async def seal_and_verify(
     Raises:
         RunNotWritableError: the folder cannot be written.
     """
-    sealed = await run_in_abandonable_thread(seal_run, folder, manifest.selection)
+    sealed = await run_in_abandonable_thread(seal_run, folder, manifest.selection, manifest.modules)
     if sealed.compressed is not None:
         replace_results(folder, sealed.compressed)
     manifest = sealed_manifest(manifest, sealed, stopped=bool(errors))

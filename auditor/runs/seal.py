@@ -16,7 +16,7 @@ from auditor.runs.folder import (
 )
 from auditor.runs.inventory import count_devices, count_failures, count_never_activated, count_sources, inventory_json
 from auditor.runs.journal import compress_results
-from auditor.runs.manifest import DeviceCounts, FailureInfo, FileInfo, file_info, read_manifest
+from auditor.runs.manifest import DeviceCounts, FailureInfo, FileInfo, file_info
 from auditor.runs.selection_info import OutdatedResults, Recheck, SelectionInfo
 from auditor.runs.views import define_live_views, define_products, define_sealed_views
 from auditor.storage.database import (
@@ -51,13 +51,13 @@ class SealedRun:
     compressed: Path | None = None
 
 
-def seal_run(folder: Path, selection: SelectionInfo | None = None) -> SealedRun:
+def seal_run(folder: Path, selection: SelectionInfo | None = None, modules: ReadModules | None = None) -> SealedRun:
     """Write the sealed files of a run folder from its live files. Sealing again gives the same bytes.
 
-    If the results were ``compressed``, the caller puts them in their place (``replace_results``); ``files`` lists them.
+    ``modules`` is that of the run's manifest. If the results were ``compressed``, the caller puts them in their place (``replace_results``); ``files`` lists them.
     """
     with translate_errors(f"{folder}: cannot be sealed"):
-        sealed = with_enough_memory(lambda memory: _seal(folder, memory, selection))
+        sealed = with_enough_memory(lambda memory: _seal(folder, memory, selection, modules))
     compressed = compress_results(folder)
     files = [file_info(folder / name) for name in sealed_file_names(folder)]
     if compressed is not None:
@@ -66,7 +66,7 @@ def seal_run(folder: Path, selection: SelectionInfo | None = None) -> SealedRun:
     return replace(sealed, files=tuple(files), compressed=compressed)
 
 
-def _seal(folder: Path, memory: str, selection: SelectionInfo | None) -> SealedRun:
+def _seal(folder: Path, memory: str, selection: SelectionInfo | None, modules: ReadModules | None) -> SealedRun:
     work = folder / ".sealing"
     with scratch_folder(work):
         with borrow_database(work, memory) as live:
@@ -77,7 +77,7 @@ def _seal(folder: Path, memory: str, selection: SelectionInfo | None) -> SealedR
         with borrow_database(work, memory) as database:
             define_sealed_views(database, work)
             define_products(database, folder)
-            write_inventories(database, folder, work, read_manifest(folder).modules)
+            write_inventories(database, folder, work, modules)
             devices, failures = count_devices(database), count_failures(database)
             answers = (*count_sources(database), recheck, not_reached, outdated)
             sealed = SealedRun(devices, count_never_activated(database), failures, (), *answers)

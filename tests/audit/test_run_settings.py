@@ -111,7 +111,7 @@ def test_next_run_continues_with_other_rates_and_keys_and_starts_anew_after_othe
     for changes in same:
         assert find_unfinished(folder.parent, changed(**changes)) == folder, changes
         (key,) = changes
-        logged = capfd.readouterr().out
+        logged = capfd.readouterr().err
         assert (f"{key} changed from" in logged) == (key != "access_key_secret")
     other: list[dict[str, Any]] = [
         {"endpoint": "https://other.example/"}, {"region_id": "eu-1"}, {"fleet": FleetSource(file="other.csv")},
@@ -119,7 +119,7 @@ def test_next_run_continues_with_other_rates_and_keys_and_starts_anew_after_othe
     ]  # fmt: skip
     for changes in other:
         assert find_unfinished(folder.parent, changed(**changes)) is None, changes
-        logged = capfd.readouterr().out
+        logged = capfd.readouterr().err
         assert "run not resumed; a new one starts" in logged
         assert "auditor resume" in logged
     for scope in (Scope(limit=5), Scope(excluded_accounts=("us",))):
@@ -314,7 +314,7 @@ def test_a_changed_settings_file_changes_nothing_until_it_is_given(
     before = load_settings(config)
     config.write_text("concurrency = 7\n" + config.read_text())
     assert resume_settings(folder) == before
-    assert "has changed since" in capfd.readouterr().out
+    assert "has changed since" in capfd.readouterr().err
     resume_settings(folder, quiet=True)
     assert "has changed" not in capfd.readouterr().out
     assert resume_settings(folder, load_settings(config)).concurrency == 7
@@ -471,7 +471,7 @@ def test_an_unfinished_run_that_is_not_resumed_is_reported_with_what_to_do(
         monkeypatch.setattr("auditor.audit.resume.keeps_modes", lambda _: False)
     capfd.readouterr()
     assert find_unfinished(folder.parent, load_settings(config)) is None
-    printed = capfd.readouterr().out
+    printed = capfd.readouterr().err
     assert "unfinished run not resumed" in printed
     assert ("shows every file as writable" in printed) != modes
     assert (f"auditor resume {folder} --settings CONFIG" in printed) != modes

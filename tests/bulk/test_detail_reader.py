@@ -176,7 +176,7 @@ async def test_a_refused_operation_costs_few_requests_and_is_remembered_for_the_
         assert sent == (3 if code == "iot.system.IllegalRequest" else 1)
         result = await auditor.resume_audit(first.folder)
         assert calls(platform)[DETAILS.name] == sent
-    assert capsys.readouterr().out.count("details of devices cannot be read") == 1
+    assert capsys.readouterr().err.count("details of devices cannot be read") == 1
     assert_snapshot(list(world), result)
     with auditor.Run(result.folder) as run:
         assert {row["source"] for row in run.table("devices").to_dicts()} == {"queried"}

@@ -195,7 +195,8 @@ DISCOVERY = {"QueryProductList", "QueryDevice", "ListOTAModuleByProduct"}
 RELEASED = {"ListOTAFirmware", "ListOTAJobByFirmware", "ListOTATaskByJob"}
 STATES = {"BatchGetDeviceState"}
 INDEX = {"QueryDeviceBySQL"}
-EVERYTHING: frozenset[str] = frozenset(BASE | DISCOVERY | RELEASED | STATES | INDEX)
+DETAILS = {"BatchQueryDeviceDetail"}
+EVERYTHING: frozenset[str] = frozenset(BASE | DISCOVERY | RELEASED | STATES | INDEX | DETAILS)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +205,7 @@ EVERYTHING: frozenset[str] = frozenset(BASE | DISCOVERY | RELEASED | STATES | IN
         ({}, {}, BASE),
         ({"fetch_product_modules": True}, {}, BASE | {"ListOTAModuleByProduct"}),
         ({}, {"released": True}, BASE | RELEASED),
+        ({}, {"modules": ["default"]}, BASE | DETAILS),
         ({"fleet": {"products": "all"}}, {"since": "last"}, BASE | DISCOVERY | STATES),
         ({"fleet": {"products": "all"}, "read": "auto"}, {}, BASE | DISCOVERY | INDEX),
         (

@@ -149,7 +149,7 @@ def running(
 
 def finish(folder: Path) -> None:
     """Seals a run and states what it holds, as the end of an audit does."""
-    sealed = seal_run(folder)
+    sealed = seal_run(folder, modules=read_manifest(folder).modules)
     if sealed.compressed is not None:
         replace_results(folder, sealed.compressed)
     manifest = read_manifest(folder)

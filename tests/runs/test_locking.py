@@ -153,10 +153,10 @@ def test_a_directory_whose_runs_others_can_replace_is_reported(
     audits = tmp_path / "shared" / "audits"
     audits.mkdir(parents=True)
     make(directory=audits)
-    assert "can replace runs" not in capfd.readouterr().out
+    assert "can replace runs" not in capfd.readouterr().err
     (tmp_path / "shared").chmod(0o777)
     make(directory=audits)
-    printed = capfd.readouterr().out
+    printed = capfd.readouterr().err
     assert "other users can replace runs in this directory" in printed
     assert f"{tmp_path}/shared can be written by other users" in printed
 

@@ -44,7 +44,17 @@ DOCUMENTS = [
     "rules",
 ]
 OPTIONAL: dict[str, set[str]] = {
-    "inventory": {"warnings", "modules_missing", "carried", "oldest_answer_at", "unsampled", "sample", "low", "high"},
+    "inventory": {
+        "modules",
+        "warnings",
+        "modules_missing",
+        "carried",
+        "oldest_answer_at",
+        "unsampled",
+        "sample",
+        "low",
+        "high",
+    },
     "device": {"reason"},
 }
 """Of an inventory whose files are not those that were sealed, whose products are known, or that is not of devices that
