@@ -54,7 +54,8 @@ class SealedRun:
 def seal_run(folder: Path, selection: SelectionInfo | None = None, modules: ReadModules | None = None) -> SealedRun:
     """Write the sealed files of a run folder from its live files. Sealing again gives the same bytes.
 
-    ``modules`` is that of the run's manifest. If the results were ``compressed``, the caller puts them in their place (``replace_results``); ``files`` lists them.
+    ``modules`` is that of the run's manifest. If the results were ``compressed``, the caller puts them in their place
+    (``replace_results``); ``files`` lists them.
     """
     with translate_errors(f"{folder}: cannot be sealed"):
         sealed = with_enough_memory(lambda memory: _seal(folder, memory, selection, modules))
