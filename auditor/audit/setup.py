@@ -127,9 +127,11 @@ def refuse_other_modules(settings: Settings, directory: Path) -> None:
 
     Runs of one name are compared, and their results carried forward: other modules would seem to come and go.
     """
-    catalog = RunCatalog(directory, missing_ok=True)
-    earlier = [run.manifest for run in (*catalog.named(settings.name), *catalog.archived())]
-    earlier = [manifest for manifest in earlier if manifest.name == settings.name]
+    earlier: list[Manifest] = []
+    if directory.is_dir():  # otherwise it is created, or refused, afterwards
+        catalog = RunCatalog(directory)
+        runs = (*catalog.named(settings.name), *catalog.archived())
+        earlier = [run.manifest for run in runs if run.manifest.name == settings.name]
     if settings.since not in {None, "none", "last"}:
         earlier.append(read_manifest(find_run(Path(settings.since))))
     if any(manifest.modules != settings.modules for manifest in earlier):

@@ -56,8 +56,10 @@ def expected_firings() -> list[Firing]:
     return [
         Firing("AuditorRunLate", MISSING * DAY + 4 * HOUR, MISSING * DAY + 9 * HOUR),
         Firing("AuditorRunMissing", MISSING * DAY + 9 * HOUR, (MISSING + 1) * DAY + end),
+        Firing("AuditorNoSuccess", MISSING * DAY + 15 * HOUR, (MISSING + 1) * DAY + end),
         Firing("AuditorRunLate", LATE * DAY + 4 * HOUR, LATE * DAY + 8 * HOUR),
         Firing("AuditorRunIncomplete", BEYOND * DAY + end, (BEYOND + 1) * DAY + end, (("state", "partial"),)),
+        Firing("AuditorNoSuccess", BEYOND * DAY + 15 * HOUR, (BEYOND + 1) * DAY + end),
         Firing("AuditorRunTampered", TAMPERED * DAY + 12 * HOUR, (TAMPERED + 1) * DAY + end),
         Firing("AuditorRolledBack", ROLLED_BACK * DAY + end, (ROLLED_BACK + 1) * DAY + end, _module("p1", "ble")),
         Firing("AuditorQuotaSharedBadly", THROTTLED * DAY + end, (THROTTLED + 1) * DAY + end),

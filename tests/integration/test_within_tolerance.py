@@ -27,7 +27,7 @@ from tests.integration.test_resume_failures import fail_devices
 
 DAYS, DEVICES, FAILING = 12, 400, 3
 DAY, HOUR = 86_400, 3_600
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+RULES = (Path(__file__).parents[2] / "deploy" / "prometheus" / "auditor.rules.yml").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> list[Night]:
 
 
 def alerts(nights: list[Night], *, left_out: int | None = None) -> list[float]:
-    """Return the times at which the first alert of the README fires, checked every hour, until a day after the end."""
-    text = r"^time\(\) - (auditor_last_success_timestamp_seconds) > (\d+) \* (\d+) "
-    metric, *numbers = re.findall(text, README, re.MULTILINE)[0]
+    """Return the times at which AuditorNoSuccess fires, checked every hour, until a day after the end."""
+    text = r"time\(\) - run:(auditor_last_success_timestamp_seconds):max > (\d+) \* (\d+)$"
+    metric, *numbers = re.findall(text, RULES, re.MULTILINE)[0]
     hours, seconds = map(int, numbers)
     ran = [night for number, night in enumerate(nights) if number != left_out]
     times = range(int(nights[0].ended) + 1, int(nights[-1].ended) + DAY, HOUR)

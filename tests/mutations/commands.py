@@ -152,6 +152,9 @@ WRITING: dict[str, Callable[[Runs], Arguments]] = {
 OTHER_INPUT = frozenset({"check", "count", "fetch", "fleet"})
 """Commands that need no run; they are run on mutated settings, fleets and answers."""
 
+SHARED_STORAGE = frozenset({"cut", "shard", "stop"})
+"""Commands whose input is the storage of a run on several machines; ``tests/cluster`` damages that."""
+
 WITHOUT_INPUT = frozenset({"demo", "simulate", "completion"})
 """Commands that read no file."""
 

@@ -14,7 +14,7 @@ import pytest
 import auditor.cli
 from auditor.cli.app import app
 from tests.mutations import sandbox
-from tests.mutations.commands import OTHER_INPUT, READING, WITHOUT_INPUT, WRITING
+from tests.mutations.commands import OTHER_INPUT, READING, SHARED_STORAGE, WITHOUT_INPUT, WRITING
 from tests.mutations.kinds import KINDS
 from tests.mutations.sandbox import Case, Sandbox
 from tests.resilience.redis_server import PROGRAM
@@ -29,7 +29,7 @@ NUMBERS = {
 
 def test_every_command_is_run_on_mutated_input_or_reads_none() -> None:
     commands = {name for name in app if not name.startswith("-")}
-    assert commands == READING.keys() | WRITING.keys() | OTHER_INPUT | WITHOUT_INPUT
+    assert commands == READING.keys() | WRITING.keys() | OTHER_INPUT | SHARED_STORAGE | WITHOUT_INPUT
 
 
 def test_every_kind_has_a_short_form() -> None:
