@@ -2,15 +2,17 @@
 
 Without a product, one call of an account counts the devices of all its products. The index orders no texts, and its
 language has no list of values. So versions below another one are those that the newest run of the name has: a call for
-each of them, or for all that begin alike if nothing that begins so can be another version than an older one.
+each of them, or for all that begin alike if nothing that begins so can be another version than an older one. The order
+depends on the versions of a product: one that is not older in each product that has it takes a call for each product.
 """
 
 import re
 import shlex
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from auditor.engine.limiters import check_quota_sharing
 from auditor.engine.worker_pool import discard, run_workers
 from auditor.errors import AccountStoppedError, InconsistentResponseError, PlatformError, UsageError
 from auditor.query.run import Run
+from auditor.query.version_dates import Order
 from auditor.query.versions import VersionOrder
 from auditor.runs.folder import RunCatalog, StoredRun
 
@@ -61,6 +64,21 @@ class CountQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class BelowQueries:
+    """The queries for the versions below another one.
+
+    Attributes:
+        queries: of each account or product, the last one is for all devices with the module.
+        run: the run folder whose versions they are.
+        uncompared: devices of that run whose version cannot be compared; only the queries for all devices count them.
+    """
+
+    queries: list[CountQuery]
+    run: Path
+    uncompared: int
+
+
+@dataclass(frozen=True, slots=True)
 class IndexCount:
     """A number of devices, as the index has it."""
 
@@ -73,87 +91,116 @@ def exact_queries(settings: Settings, module: str, version: str | None, products
     return [
         CountQuery(account.name, product, module, version)
         for account in settings.account
-        for product in (products or (None,))
+        for product in (dict.fromkeys(products) or (None,))
     ]
 
 
-def queries_below(
-    settings: Settings, module: str, below: str, products: Sequence[str]
-) -> tuple[list[CountQuery], Path]:
-    """Return queries for the versions of a module below another one that the newest complete run has, and that run.
+def queries_below(settings: Settings, module: str, below: str, products: Sequence[str]) -> BelowQueries:
+    """Return queries for the versions of a module below another one that the newest complete run has.
 
-    Versions of one product's module are ordered among each other. Versions that begin alike may have one query. Of each
-    account or product, the last query is for all devices with the module.
+    Versions of one product's module are ordered among each other. Versions that begin alike may have one query.
 
     Raises:
-        UsageError: there is no such run.
+        UsageError: there is no such run, or none of its versions can be compared.
         RunFolderError: it cannot be read.
     """
     newest = _newest_run(settings, module)
     if newest is None:
-        raise UsageError(
-            f"--below needs the versions of a complete run, and {settings.directory} has none of the name "
-            f"{settings.name}; give --version, or run an audit first"
-        )
-    versions: dict[tuple[str, str | None], set[str]] = defaultdict(set)
+        raise UsageError(_describe_missing_run(settings, module))
+    devices: dict[tuple[str, str | None], Counter[str]] = defaultdict(Counter)
     names: dict[str, None] = {}
+    accounts = {account.name for account in settings.account}
     with Run(newest.folder) as run:
         for row in run.inventory():
-            if row.module_name.casefold() == module.casefold() and (not products or row.product_key in products):
-                versions[row.account, row.product_key].add(row.module_version)
+            is_selected = row.account in accounts and (not products or row.product_key in products)
+            if is_selected and row.module_name.casefold() == module.casefold():
+                devices[row.account, row.product_key][row.module_version] += row.devices
                 names[row.module_name] = None
-    return _below(settings, versions, next(iter(names), module), below, products), newest.folder
+    orders = {key: _compare(own, below) for key, own in devices.items()}
+    if orders and all(order == "unordered" for own in orders.values() for order in own.values()):
+        raise UsageError(
+            f"--below {below}: none of the versions of {module} in {newest.folder} can be compared with it; give one "
+            f"of the same form, such as {next(iter(next(iter(devices.values()))))!r}"
+        )
+    found: list[CountQuery] = []
+    uncompared = sum(devices[key][each] for key, own in orders.items() for each in own if own[each] == "unordered")
+    for total in exact_queries(settings, next(iter(names), module), None, products):
+        of_products = {
+            product: own
+            for (account, product), own in orders.items()
+            if account == total.account and total.product_key in {None, product}
+        }
+        older = {product: _older(own) for product, own in of_products.items()}
+        everywhere = _older_everywhere(of_products)
+        groups = _group_older(of_products, below)
+        query = partial(replace, total)
+        found += [query(version=version, is_prefix=is_prefix) for version, is_prefix in sorted(groups.items())]
+        rest = sorted((version, product or "") for product, own in older.items() for version in own - everywhere)
+        found += [query(version=version, product_key=product) for version, product in rest if product]
+        # Devices of an unknown product: which versions theirs are compared with is unknown, too.
+        uncompared += sum(devices[total.account, None][version] for version, product in rest if not product)
+        found.append(total)
+    return BelowQueries(found, newest.folder, uncompared)
 
 
-def _newest_run(settings: Settings, module: str) -> StoredRun | None:
-    """Return the newest complete run of the name that read a module."""
+def _newest_run(settings: Settings, module: str | None) -> StoredRun | None:
+    """Return the newest complete run of the name, or the newest one that read a module."""
     runs = RunCatalog(Path(settings.directory), missing_ok=True).named(settings.name)
-    read = (run for run in runs if run.manifest.modules is None or module.casefold() in run.manifest.modules)
+    read = (
+        run
+        for run in runs
+        if module is None or run.manifest.modules is None or module.casefold() in run.manifest.modules
+    )
     return next((run for run in read if run.sealed and run.is_success), None)
 
 
-def _below(
-    settings: Settings,
-    versions: dict[tuple[str, str | None], set[str]],
-    module: str,
-    below: str,
-    products: Sequence[str],
-) -> list[CountQuery]:
-    found: list[CountQuery] = []
-    for total in exact_queries(settings, module, None, products):
-        own = {
-            product: each
-            for (account, product), each in versions.items()
-            if account == total.account and total.product_key in {None, product}
-        }
-        groups = _group_older(own, below)
-        query = partial(CountQuery, total.account, total.product_key, module)
-        found += [query(version, is_prefix) for version, is_prefix in sorted(groups.items())]
-        found.append(total)
-    return found
+def _describe_missing_run(settings: Settings, module: str) -> str:
+    needed = "--below needs the versions of a complete run"
+    other = _newest_run(settings, None)
+    if other is not None:
+        names = " and ".join(other.manifest.modules or ())
+        return (
+            f"{needed} that read the module {module}; {settings.directory} has complete runs of the name "
+            f"{settings.name}, but its runs read only the module {names}; give --version, or run an audit of all "
+            "modules under another name"
+        )
+    return (
+        f"{needed}, and {settings.directory} has none of the name {settings.name}; give --version, or run an audit "
+        "first"
+    )
 
 
-def _group_older(versions: Mapping[str | None, set[str]], below: str) -> dict[str, bool]:
-    """Return the versions of products that are older than another one, or the beginnings of several, and which it is.
+def _group_older(orders: Mapping[str | None, Mapping[str, Order]], below: str) -> dict[str, bool]:
+    """Return the versions that are older in each product that has them, or the beginnings of several, and which it is.
 
     No version is in two groups.
     """
-    older = {product: set(_older(own, below)) for product, own in versions.items()}
-    left, groups = set().union(*older.values()), dict[str, bool]()
+    left, groups = _older_everywhere(orders), dict[str, bool]()
     prefixes = sorted({each for version in left for each in _beginnings(version)}, key=lambda each: (len(each), each))
     for prefix in prefixes:
         covered = {version for version in left if version.startswith(prefix)}
         # An index that ignores case would count those that differ only in it, too.
         alike = {version for version in left if version.casefold().startswith(prefix.casefold())}
-        if len(covered) > 1 and covered == alike and _is_older(prefix, versions, older, below):
+        if len(covered) > 1 and covered == alike and _is_older(prefix, orders, below):
             groups[prefix] = True
             left -= covered
     return groups | dict.fromkeys(left, False)
 
 
-def _older(versions: set[str], below: str) -> Iterator[str]:
+def _compare(versions: Iterable[str], below: str) -> dict[str, Order]:
+    """Return how each version of a product compares to another one."""
     order = VersionOrder((*versions, below))
-    return (version for version in versions if version and order.compare(version, below) == "older")
+    return {version: order.compare(version, below) for version in versions}
+
+
+def _older(orders: Mapping[str, Order]) -> AbstractSet[str]:
+    return {version for version, order in orders.items() if order == "older"}
+
+
+def _older_everywhere(orders: Mapping[str | None, Mapping[str, Order]]) -> set[str]:
+    """Return the versions that are older in each product that has them."""
+    older = set[str]().union(*(_older(own) for own in orders.values()))
+    return older.difference(*(own.keys() - _older(own) for own in orders.values()))
 
 
 def _beginnings(version: str) -> Iterator[str]:
@@ -163,15 +210,13 @@ def _beginnings(version: str) -> Iterator[str]:
         yield from (version[: match.end()] for match in re.finditer(r"\.", parts[0]))
 
 
-def _is_older(
-    prefix: str, versions: Mapping[str | None, set[str]], older: Mapping[str | None, set[str]], below: str
-) -> bool:
+def _is_older(prefix: str, orders: Mapping[str | None, Mapping[str, Order]], below: str) -> bool:
     """Return whether every version that begins with a prefix is older, also one that the run does not have."""
-    for product, own in versions.items():
+    for own in orders.values():
         lowest, highest = f"{prefix}0", f"{prefix}{_HIGHEST}"
-        if not {lowest, highest} <= {*_older({*own, lowest, highest}, below)}:
+        if not {lowest, highest} <= _older(_compare({*own, lowest, highest}, below)):
             return False
-        if any(version.startswith(prefix) and version not in older[product] for version in own):
+        if any(version.startswith(prefix) and order != "older" for version, order in own.items()):
             return False
     return True
 

@@ -44,13 +44,7 @@ def print_plan(plan: Plan, *, compare: bool) -> None:
 
 
 def _describe_assumptions(plan: Plan, *, timed: bool) -> Iterator[str]:
-    if plan.run is None:
-        yield "no earlier run of this name: assuming one call per device"
-    else:
-        yield f"calls each: as in the run {safe(plan.run)}"
-        for each in plan.accounts:
-            if each.calls_assumed and each.devices:
-                yield f"{_account_label(each)}: no calls in that run: assuming one call per device"
+    yield from _describe_calls(plan)
     yield from _describe_device_counts(plan)
     for each in plan.accounts:
         if each.release_requests is not None:
@@ -72,6 +66,24 @@ def _describe_assumptions(plan: Plan, *, timed: bool) -> Iterator[str]:
         yield f"concurrency = {plan.concurrency} is too small for these quotas, so it takes longer; {advice}"
 
 
+def _describe_calls(plan: Plan) -> Iterator[str]:
+    """Yield where the numbers of calls come from."""
+    for each in plan.accounts:
+        if each.read == "details":
+            yield f"{_account_label(each)}: reads only the module default, up to 100 devices a call"
+        elif each.read == "index":
+            yield f"{_account_label(each)}: reads the search index, 49 devices a call, and queries a recheck"
+    if all(each.read != "device" for each in plan.accounts):
+        return
+    if plan.run is None:
+        yield "no earlier run of this name: assuming one call per device"
+        return
+    yield f"calls each: as in the run {safe(plan.run)}"
+    for each in plan.accounts:
+        if each.calls_assumed and each.devices:
+            yield f"{_account_label(each)}: no calls in that run: assuming one call per device"
+
+
 def _describe_device_counts(plan: Plan) -> Iterator[str]:
     """Yield where the numbers of devices of listed fleets come from."""
     origins = {
@@ -83,10 +95,9 @@ def _describe_device_counts(plan: Plan) -> Iterator[str]:
     }
     for each in plan.accounts:
         if each.account in origins:
-            yield (
-                f"{_account_label(each)}: number of devices as {origins[each.account]}; listing them comes first and "
-                "takes about one call per 50 devices"
-            )
+            discovery = "; listing them comes first and takes about one call per 50 devices"
+            origin = origins[each.account] if each.read == "index" else f"{origins[each.account]}{discovery}"
+            yield f"{_account_label(each)}: number of devices as {origin}"
 
 
 def _describe_fit(plan: Plan) -> Iterator[str]:
@@ -187,8 +198,10 @@ def _explain_incremental(plan: Plan) -> Iterator[str]:
 def _explain_rolling_and_sample(plan: Plan) -> Iterator[str]:
     if any(each.strategy == "index" for each in plan.strategies):
         yield "index: the platform's search index, and its recheck; results are as old as the index is behind"
-    if any(each.strategy == "details" for each in plan.strategies):
-        yield "details: the module default of all devices, and no other"
+    for each in plan.strategies:
+        if each.strategy == "details":
+            before = "" if each.run is None else f"; devices are queried one by one as in the run {each.run}"
+            yield f"details: the module default of all devices, and no other{before}"
     rolling = [each for each in plan.strategies if each.strategy == "rolling"]
     if any(each.max_age_runs for each in rolling):
         yield "rolling: maximum ages in runs, once every device has been queried"

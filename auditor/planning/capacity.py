@@ -3,7 +3,7 @@
 import math
 import sys
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -74,25 +74,45 @@ def plan_devices(
         _account_plan(account, devices.get(account.name, 0), queried.get(account.name), throughput, window)
         for account, throughput in zip(settings.account, account_throughputs(settings, measurements), strict=True)
     )
-    seconds, in_flight = all_or_none(each.seconds for each in plans), all_or_none(each.in_flight for each in plans)
-    fits = [each.fits for each in plans]
-    return Plan(
+    plan = Plan(
         name=settings.name,
         run=None if measurements is None else safe(measurements.folder.name),
-        devices=sum(each.devices for each in plans),
-        calls=sum(each.calls for each in plans),
-        seconds=None if seconds is None else max(seconds),
-        in_flight=None if in_flight is None else sum(in_flight),
+        devices=0,
+        calls=0,
+        seconds=None,
+        in_flight=None,
         latency=ASSUMED_LATENCY if latency is None else latency,
         latency_assumed=latency is None,
         concurrency=settings.concurrency,
-        concurrency_advised=_advised_concurrency(settings, plans),
+        concurrency_advised=None,
         window=window,
-        fits=False if False in fits else None if None in fits else True,
-        accounts=tuple(
+        fits=None,
+        accounts=(),
+    )
+    return with_accounts(
+        settings,
+        plan,
+        [
             replace(each, devices_assumed=False, devices_counted=True) if each.account in counted else each
             for each in plans
-        ),
+        ],
+    )
+
+
+def with_accounts(settings: Settings, plan: Plan, accounts: Sequence[AccountPlan]) -> Plan:
+    """Return a plan with other accounts, and their sums."""
+    seconds = all_or_none(each.seconds for each in accounts)
+    in_flight = all_or_none(each.in_flight for each in accounts)
+    fits = [each.fits for each in accounts]
+    return replace(
+        plan,
+        devices=sum(each.devices for each in accounts),
+        calls=sum(each.calls for each in accounts),
+        seconds=None if seconds is None else max(seconds),
+        in_flight=None if in_flight is None else sum(in_flight),
+        concurrency_advised=_advised_concurrency(settings, accounts),
+        fits=False if False in fits else None if None in fits else True,
+        accounts=tuple(accounts),
     )
 
 

@@ -26,10 +26,14 @@ MAX_LATENCY = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class QueriedDevices:
-    """Devices of an account with a result or a failure, and the requests for them, with retries."""
+    """Devices of an account with a result or a failure, and the requests for them, with retries.
+
+    ``one_by_one`` are the requests, in a run that reads one module, for devices that it queried one by one.
+    """
 
     devices: int
     requests: int
+    one_by_one: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,8 @@ def _measure_run(run: StoredRun) -> RunMeasurements | None:
     """Return the measurements of a sealed run; None if it queried no device."""
     query = """
       SELECT account, count(*),
-        greatest(count(*), sum(attempts)::BIGINT)  -- a device that failed without a request will need one
+        greatest(count(*), sum(attempts)::BIGINT),  -- a device that failed without a request will need one
+        coalesce(sum(greatest(attempts, 1)) FILTER (source = 'queried'), 0)::BIGINT
       FROM {devices}
       WHERE source IS DISTINCT FROM 'carried' AND status <> 'pending'
         AND NOT (status = 'empty' AND attempts <= 0)  -- a device that was never activated needs no request
@@ -76,7 +81,11 @@ def _measure_run(run: StoredRun) -> RunMeasurements | None:
     with scratch_database(failure=f"{run.folder}: cannot be read", error=RunFolderError) as database:
         devices = parquet_of_run(database, run.folder / DEVICES)
         rows = database.execute(query.format(devices=devices)).fetchall()
-    queried = {account: QueriedDevices(count, requests) for account, count, requests in rows}
+    in_bulk = run.manifest.modules is not None
+    queried = {
+        account: QueriedDevices(count, requests, one_by_one if in_bulk else 0)
+        for account, count, requests, one_by_one in rows
+    }
     if any(each.requests > MAX_REQUESTS_PER_DEVICE * each.devices for each in queried.values()):
         raise RunFolderError(f"{run.folder}: cannot be read: {DEVICES} has an implausible number of requests")
     latency = run.manifest.rate.latency

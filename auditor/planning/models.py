@@ -10,6 +10,12 @@ PlanStrategy = Literal["full", "index", "details", "incremental", "rolling", "sa
 """``full``: every device, one a call. ``details``: the module ``default`` of every device, many a call. The others are
 those of ``selection.strategy`` in ``run.json``."""
 
+BulkReadingKind = Literal["index", "details"]
+"""Ways to read many devices a call: by the platform's search index, or the details of the module ``default`` only."""
+
+AccountReading = Literal["device", "index", "details"]
+"""How the devices of an account are read: ``device`` is one a call."""
+
 
 @dataclass(frozen=True, slots=True)
 class StrategyPlan:
@@ -98,6 +104,7 @@ class AccountPlan:
             settings have no ``released``. They are not among the calls.
         release_seconds: maximum duration of these requests, at the quota of ``ListOTATaskByJob``.
         release_run: name of the run folder that their number is from.
+        read: how its devices are read, which all of these figures are about.
     """
 
     account: str
@@ -116,6 +123,7 @@ class AccountPlan:
     release_requests: int | None = None
     release_seconds: float | None = None
     release_run: str | None = None
+    read: AccountReading = "device"
 
 
 @dataclass(frozen=True, slots=True)

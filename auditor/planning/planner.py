@@ -13,11 +13,12 @@ from auditor.engine.open_files import reserve_open_files
 from auditor.errors import FleetError, UsageError
 from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_snapshot
 from auditor.fleet.table import product_sizes
+from auditor.planning.bulk_reading import plan_as_configured
 from auditor.planning.capacity import plan_devices
 from auditor.planning.device_counts import advise_fleet_file
 from auditor.planning.measurements import latest_measurements, measure_carry, measure_releases
 from auditor.planning.models import Plan
-from auditor.planning.strategies import PlanningInputs, compare_strategies
+from auditor.planning.strategies import PlanningInputs, account_loads, compare_strategies
 from auditor.runs.folder import FLEET, RunCatalog
 from auditor.storage.files import private_folder
 
@@ -39,7 +40,8 @@ def plan_audit(
 ) -> Plan:
     """Estimate the calls and the duration of an audit, and whether it fits. No key is read and no request is sent.
 
-    The plan is for querying every device, whatever the settings select; its ``strategies`` give the cost of the others.
+    The plan is for reading every device as the settings say, one by one or many a call, whatever they select. Its
+    ``strategies`` give the cost of the others.
     A fleet that the platform lists is assumed to have as many devices as in the newest run of the same name; of a fleet
     that no run has recorded, ``count_devices`` gets the platform's counts.
 
@@ -83,10 +85,12 @@ def plan_audit(
     devices = {name: sum(size * products for size, products in found.items()) for name, found in by_size.items()}
     devices = devices if limit is None else _limited(settings, devices, limit)
     plan = plan_devices(settings, devices, measurements, window, counted=uncounted)
+    inputs = PlanningInputs(devices, by_size, measurements, measure_carry(runs, settings.name, settings.since))
+    strategies = tuple(compare_strategies(settings, plan, inputs))
+    plan = plan_as_configured(settings, plan, account_loads(settings, inputs))
     if settings.released and limit is None:
         plan = _add_releases(settings, plan, measure_releases(runs, settings.name))
-    inputs = PlanningInputs(devices, by_size, measurements, measure_carry(runs, settings.name, settings.since))
-    return replace(plan, strategies=tuple(compare_strategies(settings, plan, inputs)))
+    return replace(plan, strategies=strategies)
 
 
 def _add_releases(settings: Settings, plan: Plan, measured: Mapping[str, tuple[str, int]]) -> Plan:

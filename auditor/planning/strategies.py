@@ -6,10 +6,11 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from auditor.client.operations import BATCH_GET_DEVICE_STATE, BATCH_QUERY_DEVICE_DETAIL, QUERY_DEVICE_BY_SQL
+from auditor.client.operations import BATCH_GET_DEVICE_STATE
 from auditor.config.settings import Settings, parse_percentage
 from auditor.engine.allocation import quota_fractions
 from auditor.models import ChangeDetection
+from auditor.planning.bulk_reading import bulk_reading, index_calls
 from auditor.planning.capacity import AccountLoad, Cost, account_throughputs, all_or_none, max_calls_within, total_cost
 from auditor.planning.measurements import CHANGE_DETECTION_RULES, CarryMeasurements, IncrementalStats, RunMeasurements
 from auditor.planning.models import Plan, StrategyPlan
@@ -39,11 +40,10 @@ def compare_strategies(settings: Settings, plan: Plan, inputs: PlanningInputs) -
 
     ``max_calls``, ``sample_size`` and ``precision`` of the settings determine what is compared; defaults replace them.
     """
-    loads = _account_loads(settings, inputs)
+    loads = account_loads(settings, inputs)
     full = StrategyPlan("full", devices=plan.devices, calls=plan.calls, seconds=plan.seconds)
     rows = [replace(full, max_age_runs=0, mean_age_runs=0.0)]
-    rows += _index_rows(settings, loads)
-    rows += _details_rows(settings, loads)
+    rows += _bulk_rows(settings, loads, inputs)
     rows += [_incremental_row(settings, loads, rule, inputs.carry) for rule in CHANGE_DETECTION_RULES]
     rows += _rolling_rows(settings, plan, loads, inputs.measurements)
     rows += sample_plans(settings, loads)
@@ -59,7 +59,8 @@ def _fits(row: StrategyPlan, window: float | None) -> bool | None:
     return row.seconds <= window
 
 
-def _account_loads(settings: Settings, inputs: PlanningInputs) -> list[AccountLoad]:
+def account_loads(settings: Settings, inputs: PlanningInputs) -> list[AccountLoad]:
+    """Return what determines the cost of each account, in the settings' order."""
     queried = {} if inputs.measurements is None else inputs.measurements.queried
     throughputs, fractions = account_throughputs(settings, inputs.measurements), quota_fractions(settings)
     loads = []
@@ -72,39 +73,16 @@ def _account_loads(settings: Settings, inputs: PlanningInputs) -> list[AccountLo
     return loads
 
 
-def _index_rows(settings: Settings, loads: list[AccountLoad]) -> Iterator[StrategyPlan]:
-    """Yield a row if an account reads the platform's search index; the other accounts query every device."""
-    if any(load.account.read != "device" for load in loads):
-        cost = total_cost(_index_cost(settings, load) for load in loads)
-        yield StrategyPlan("index", **cost._asdict(), max_age_runs=0, mean_age_runs=0.0)
-
-
-def _index_cost(settings: Settings, load: AccountLoad) -> Cost:
-    """Return the cost of reading an account, and of its recheck. Each page repeats a row of the one before."""
-    if load.account.read == "device":
-        return load.cost(load.devices)
-    return load.cost(math.floor(parse_percentage(settings.recheck) * load.devices), *_index_calls(load))
-
-
-def _index_calls(load: AccountLoad) -> tuple[int, float]:
-    """Return the number of pages of an account's devices in the search index, and the quota for them."""
-    per_page = QUERY_DEVICE_BY_SQL.page_size - 1
-    pages = sum((size // per_page + 1) * products for size, products in load.products_by_size.items())
-    return pages, load.account.quotas.query_device_by_sql or QUERY_DEVICE_BY_SQL.calls_per_second
-
-
-def _details_rows(settings: Settings, loads: list[AccountLoad]) -> Iterator[StrategyPlan]:
-    """Yield a row if the run reads only the module ``default``, in batches of one product each."""
-    if settings.modules is not None:
-        cost = total_cost(_details_cost(load) for load in loads)
-        yield StrategyPlan("details", **cost._asdict(), max_age_runs=0, mean_age_runs=0.0)
-
-
-def _details_cost(load: AccountLoad) -> Cost:
-    size = BATCH_QUERY_DEVICE_DETAIL.page_size
-    calls = sum(-(-devices // size) * products for devices, products in load.products_by_size.items())
-    quota = load.account.quotas.batch_query_device_detail or BATCH_QUERY_DEVICE_DETAIL.calls_per_second
-    return load.cost(0, calls, quota)._replace(devices=load.devices)
+def _bulk_rows(settings: Settings, loads: list[AccountLoad], inputs: PlanningInputs) -> Iterator[StrategyPlan]:
+    """Yield a row if an account is read many devices a call; every device of the other accounts is queried."""
+    readings = [bulk_reading(settings, load) for load in loads]
+    costs = [each.cost() if each else load.cost(load.devices) for each, load in zip(readings, loads, strict=True)]
+    kinds = {each.kind for each in readings if each is not None}
+    for kind in kinds:
+        run = None
+        if kind == "details" and any(load.queried is not None and load.queried.one_by_one for load in loads):
+            run = None if inputs.measurements is None else safe(inputs.measurements.folder.name)
+        yield StrategyPlan(kind, **total_cost(costs)._asdict(), max_age_runs=0, mean_age_runs=0.0, run=run)
 
 
 def _incremental_row(
@@ -139,7 +117,7 @@ def _incremental_cost(load: AccountLoad, carry: CarryMeasurements, stats: Increm
     selected = max(new, math.ceil(load.devices * fraction - 1e-6))
     selected += math.floor(recheck * (load.devices - selected))
     if load.account.read != "device":
-        return load.cost(selected, *_index_calls(load))
+        return load.cost(selected, *index_calls(load))
     return load.cost(selected, -(-(load.devices - new) // BATCH_GET_DEVICE_STATE.page_size))
 
 

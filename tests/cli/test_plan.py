@@ -154,7 +154,7 @@ def test_json_has_these_keys_in_this_order(auditor: Auditor, settings: Path) -> 
             "calls_per_second",
             "quota_share",
         ),
-        *("seconds", "in_flight", "fits", "remedy", "release_requests", "release_seconds", "release_run"),
+        *("seconds", "in_flight", "fits", "remedy", "release_requests", "release_seconds", "release_run", "read"),
     ]
     assert (table["devices"], account["remedy"]) == (2, None)
     unfit = json.loads(auditor("plan", settings, "--window", "38s", "--format", "json").stdout)
@@ -220,6 +220,17 @@ def test_a_broken_run_is_skipped_with_a_warning_on_standard_error(
     assert done.returncode == 0
     assert json.loads(done.stdout)["run"] is None
     assert "run skipped" in done.stderr
+
+
+def test_the_table_and_the_verdict_are_about_the_configured_modules(auditor: Auditor, settings: Path) -> None:
+    settings.write_text(f'modules = ["default"]\n{settings.read_text()}')
+    done = auditor("plan", settings, "--window", "38s")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert lines[1].split()[:5] == ["eu", "970", "0.01", "10", "5"]
+    assert 'account "eu": reads only the module default, up to 100 devices a call' in lines
+    assert "it fits into 38.0 s" in lines
+    assert not any("one call per device" in line for line in lines)
 
 
 def test_names_are_escaped(auditor: Auditor, platform: Platform) -> None:

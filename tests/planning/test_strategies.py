@@ -17,18 +17,22 @@ from hypothesis import strategies as st
 import auditor
 from auditor.config.settings import FleetSource
 from auditor.errors import SettingsError
+from auditor.planning.bulk_reading import plan_as_configured
 from auditor.planning.capacity import plan_devices
 from auditor.planning.measurements import (
     CarryMeasurements,
     IncrementalStats,
     QueriedDevices,
     RunMeasurements,
+    latest_measurements,
     measure_carry,
 )
-from auditor.planning.models import StrategyPlan
-from auditor.planning.strategies import PlanningInputs, answer_ages, compare_strategies
+from auditor.planning.models import Plan, StrategyPlan
+from auditor.planning.strategies import PlanningInputs, account_loads, answer_ages, compare_strategies
 from auditor.runs.selection_info import Recheck
 from auditor.selection.ranking import SelectionBudget, rank_by_priority
+from auditor.simulator import operations
+from auditor.simulator.responses import RequestRejected
 from auditor.simulator.server import Simulator
 from tests.integration.audits import plain_world
 from tests.integration.test_audit import account_table, settings_for
@@ -286,3 +290,81 @@ def test_an_index_costs_a_call_for_49_devices_and_its_recheck() -> None:
     assert row.seconds is not None
     assert full.seconds is not None
     assert row.seconds < full.seconds / 20
+
+
+def listed(settings: auditor.Settings, **fields: Any) -> auditor.Settings:
+    accounts = [msgspec.structs.replace(each, fleet=FleetSource(products="all"), **fields) for each in settings.account]
+    return changed(settings, account=tuple(accounts))
+
+
+def configured_plan(
+    settings: auditor.Settings,
+    devices: int,
+    before: RunMeasurements | None = None,
+    window: float | None = None,
+    sizes: Mapping[int, int] | None = None,
+) -> Plan:
+    inputs = PlanningInputs({"a0": devices}, {"a0": sizes or {devices: 1}}, before, CarryMeasurements())
+    plan = plan_devices(settings, {"a0": devices}, before, window)
+    return plan_as_configured(settings, plan, account_loads(settings, inputs))
+
+
+def test_the_verdict_follows_the_configured_reading() -> None:
+    settings = settings_of((1.0, 1.0))
+    assert configured_plan(settings, 3_000, window=600).fits is False
+    details = configured_plan(changed(settings, modules=("default",)), 3_000, window=600, sizes={150: 2, 2_700: 1})
+    index = configured_plan(changed(listed(settings, read="index"), recheck="1%"), 3_000, window=600, sizes={1_500: 2})
+    assert (details.calls, index.calls) == (2 * 2 + 27, 30 + 2 * (1_500 // 49 + 1))
+    for plan, kind in ((details, "details"), (index, "index")):
+        (account,) = plan.accounts
+        assert (account.read, plan.fits, account.fits, account.remedy) == (kind, True, True, None)
+        assert account.calls_per_device == plan.calls / 3_000
+    # It may have to query all devices, so only that is certain.
+    auto = configured_plan(listed(settings, read="auto"), 3_000, window=600)
+    assert (auto.calls, auto.fits, auto.accounts[0].read) == (3_000, False, "device")
+
+
+@pytest.mark.parametrize("one_by_one", [0, 60])
+@pytest.mark.parametrize("window", [1, 200, 1_000])
+def test_a_plan_of_details_that_follows_the_advice_fits(one_by_one: int, window: float) -> None:
+    settings = changed(settings_of((1.0, 0.01)), modules=("default",))
+    before = measurements({"a0": QueriedDevices(1_000, 1_060, one_by_one)})
+    remedy = configured_plan(settings, 10_000, before, window).accounts[0].remedy
+    assert remedy is not None
+    assert (remedy.devices > 0) is (window > 100)
+    if remedy.devices:
+        assert configured_plan(settings, remedy.devices, before, window).fits
+    if remedy.quota_share is not None:
+        (account,) = settings.account
+        larger = changed(settings, account=(msgspec.structs.replace(account, quota_share=remedy.quota_share),))
+        assert configured_plan(larger, 10_000, before, window).fits
+
+
+def test_details_cost_the_devices_too_that_the_previous_run_queried_one_by_one() -> None:
+    settings = changed(settings_of((10.0, 1.0)), modules=("default",))
+    before = measurements({"a0": QueriedDevices(1_000, 1_060, 60)})
+    row = row_of(rows_of(settings, {"a0": 10_000}, before=before), "details")
+    assert (row.devices, row.calls, row.run) == (10_000, 100 + 600, before.folder.name)
+    assert row_of(rows_of(settings, {"a0": 10_000}), "details").calls == 100
+    plan = configured_plan(settings, 10_000, before)
+    assert (plan.calls, plan.seconds) == (row.calls, row.seconds)
+
+
+@pytest.mark.anyio
+async def test_devices_that_details_did_not_decide_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> Any:
+        raise RequestRejected("Forbidden.RAM", "refused", 403)
+
+    found = []
+    for directory in ("answered", "refused"):
+        async with Simulator(plain_world(30)) as platform:
+            account = account_table(platform.endpoint, tmp_path, fleet={"products": "all"})
+            settings = settings_for(tmp_path, account, modules=["default"], directory=str(tmp_path / directory))
+            await auditor.run_audit(settings)
+        measured = latest_measurements(tmp_path / directory, settings.name)
+        assert measured is not None
+        found += [(each.devices, each.one_by_one) for each in measured.queried.values()]
+        monkeypatch.setattr(operations, "device_details", refuse)
+    assert found == [(30, 0), (30, 30)]

@@ -96,7 +96,7 @@ def plan(
 
     Compare incremental, rolling and sample runs, too: their calls, and how old or inexact their results may be. Make no
     call and need no key, except for a fleet that the platform lists and no run has recorded: read its device counts,
-    200 products a call, and with filters up to 40 pages of devices. With --window, exit with 1 unless querying the
+    200 products a call, and with filters up to 40 pages of devices. With --window, exit with 1 unless reading the
     complete fleet fits.
 
     Parameters

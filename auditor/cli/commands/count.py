@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from auditor.bulk.counting import IndexCount
 
+_ONLY_IN_TOTAL = "only the row without a version counts them"
+
 
 def count(
     config: Config,
@@ -36,8 +38,9 @@ def count(
     may be behind the devices. Alibaba's enterprise instances have it in some regions; others refuse.
 
     With --below, count the versions that the newest complete run has, since the index does not order versions: in one
-    call for each, or for all that begin alike and are older whatever follows, such as 1.2.*. The row without a version
-    counts all devices with the module.
+    call for each, or for all that begin alike and are older whatever follows, such as 1.2.*. A version that is not
+    older in each product that has it is counted by product. The row without a version counts all devices with the
+    module. Versions that cannot be compared are in that row only; standard error says how many devices run one.
 
     Parameters
     ----------
@@ -64,8 +67,12 @@ def count(
     if below is None:
         queries = exact_queries(settings, module, version, product)
     else:
-        queries, run = queries_below(settings, module, below, product)
-        notes.append(f"versions that {run.name} does not have are in the row without a version only")
+        found = queries_below(settings, module, below, product)
+        queries, run = found.queries, found.run.name
+        if found.uncompared:
+            number = f"{found.uncompared:,} devices of {run}"
+            notes.append(f"{number} run a version that cannot be compared with {below}; {_ONLY_IN_TOTAL}")
+        notes.append(f"versions that {run} does not have: {_ONLY_IN_TOTAL}")
     counts = run_event_loop(lambda: count_devices_by_version(settings, queries), use_uvloop=True)
     _emit(counts, resolved, out)
     print_notes(notes)
