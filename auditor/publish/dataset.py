@@ -15,6 +15,7 @@ resumed gets files of another VERSION; the old ones are deleted after ``runs/RUN
 import hashlib
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
@@ -140,8 +141,10 @@ def parse_dataset_run(content: bytes, where: str) -> DatasetRun:
     return document
 
 
-def read_dataset_runs(store: ObjectStore) -> Iterator[DatasetRun]:
-    """Yield all runs of a dataset, in the order of their names."""
+def read_dataset_runs(store: ObjectStore) -> Iterator[tuple[DatasetRun, bytes]]:
+    """Yield all runs of a dataset in the order of their names, each with the content of ``runs/RUN.json``."""
     for found in store.list(RUNS):
-        if found.key.endswith(".json") and (document := read_dataset_run(store, found.key)) is not None:
-            yield document
+        if found.key.endswith(".json"):
+            with suppress(ObjectMissingError):  # deleted meanwhile
+                content = store.get(found.key, max_bytes=MAX_DOCUMENT_BYTES)
+                yield parse_dataset_run(content, f"{store.address}/{found.key}"), content
