@@ -16,7 +16,6 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import PurePosixPath
 from urllib.parse import quote
 
 import msgspec
@@ -83,15 +82,15 @@ def escape_segment(text: str) -> str:
     )
 
 
-def partition(table: str, run: PublishedRun) -> str:
-    """Return the folder of a run's audit and night in a table."""
-    return f"{table}/audit={escape_segment(run.manifest.name)}/night={run.night}"
+def partition(table: str, audit: str, night: str) -> str:
+    """Return the folder of an audit and a night in a table."""
+    return f"{table}/audit={escape_segment(audit)}/night={night}"
 
 
 def file_key(table: str, run: PublishedRun, account: str, version: str) -> str:
     """Return the key of the file of a run's account."""
     name = f"{escape_segment(run.name)}-{version}.parquet"
-    return f"{partition(table, run)}/account={escape_segment(account)}/{name}"
+    return f"{partition(table, run.manifest.name, run.night)}/account={escape_segment(account)}/{name}"
 
 
 def content_version(run: PublishedRun) -> str:
@@ -125,20 +124,38 @@ def read_dataset_run(store: ObjectStore, key: str) -> DatasetRun | None:
         content = store.get(key, max_bytes=MAX_DOCUMENT_BYTES)
     except ObjectMissingError:
         return None
-    return parse_dataset_run(content, f"{store.address}/{key}")
+    return parse_dataset_run(content, key, store.address)
 
 
-def parse_dataset_run(content: bytes, where: str) -> DatasetRun:
-    """Return the run in ``runs/RUN.json``; raise ObjectStoreError if it is none that ``auditor publish`` writes."""
+def parse_dataset_run(content: bytes, key: str, address: str) -> DatasetRun:
+    """Return the run in ``runs/RUN.json`` or ``latest/NAME.json`` of a dataset.
+
+    Raises:
+        ObjectStoreError: it is none that ``auditor publish`` writes, or is that of another key: a copy would be read
+            as a second run.
+    """
     try:
         document = msgspec.json.decode(content, type=DatasetRun)
-        for file in document.files:
-            check_key(file.key)
-            if file.table not in DATASET_TABLES or PurePosixPath(file.key).parts[0] != file.table:
-                raise ValueError(f"{file.key} is no file of {file.table}")  # noqa: TRY301  one sentence for all
+        _check_run(document, key)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise ObjectStoreError(f"{where}: is no published run: {error}") from None
+        raise ObjectStoreError(f"{address}/{key}: is no published run: {error}") from None
     return document
+
+
+def _check_run(document: DatasetRun, key: str) -> None:
+    """Raise ValueError unless a run has this key, and its files are where its files are."""
+    expected = latest_key(document.audit) if key.startswith(f"{LATEST}/") else run_key(document.run)
+    if key != expected:
+        raise ValueError(f"it is {expected}")
+    if not document.run or not document.audit or not re.fullmatch(r"\d{4}-\d\d-\d\d", document.night, re.ASCII):
+        raise ValueError("it has no run, audit or night")
+    for name in (run_key(document.run), latest_key(document.audit), *(file.key for file in document.files)):
+        check_key(name)
+    for file in document.files:
+        folder = partition(file.table, document.audit, document.night)
+        is_there = file.table in DATASET_TABLES and file.key.startswith(f"{folder}/")
+        if not is_there or not is_file_of(file.key, document.run):
+            raise ValueError(f"{file.key} is no file of {file.table}")
 
 
 def read_dataset_runs(store: ObjectStore) -> Iterator[tuple[DatasetRun, bytes]]:
@@ -147,4 +164,4 @@ def read_dataset_runs(store: ObjectStore) -> Iterator[tuple[DatasetRun, bytes]]:
         if found.key.endswith(".json"):
             with suppress(ObjectMissingError):  # deleted meanwhile
                 content = store.get(found.key, max_bytes=MAX_DOCUMENT_BYTES)
-                yield parse_dataset_run(content, f"{store.address}/{found.key}"), content
+                yield parse_dataset_run(content, found.key, store.address), content

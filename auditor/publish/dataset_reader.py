@@ -57,7 +57,7 @@ def fetch_run(store: ObjectStore, directory: Path, name: str | None = None) -> D
     target = DirectoryStore(directory)
     for attempt in range(1, MAX_READS + 1):
         content = _read_document(store, key, name)
-        document = parse_dataset_run(content, f"{store.address}/{key}")
+        document = parse_dataset_run(content, key, store.address)
         try:
             _copy_files(store, target, document)
         except ObjectMissingError:  # published again meanwhile

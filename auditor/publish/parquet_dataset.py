@@ -173,7 +173,7 @@ def _has_files(store: ObjectStore, run: PublishedRun, document: DatasetRun) -> b
 
 def _stored_files(store: ObjectStore, run: PublishedRun) -> Iterator[StoredObject]:
     for table in DATASET_TABLES:
-        yield from store.list(partition(table, run))
+        yield from store.list(partition(table, run.manifest.name, run.night))
 
 
 def _write_files(run: PublishedRun, store: ObjectStore, version: str, limit: TimeLimit) -> Iterator[DatasetFile]:

@@ -137,3 +137,14 @@ def test_a_file_that_is_deleted_during_a_query_is_no_error_of_its_sql(lake: Path
             path.unlink()
         with pytest.raises(RunFolderError, match="is being published again; repeat the query"):
             list(found.table)
+
+
+def test_a_copy_of_a_document_does_not_double_its_run(lake: Path) -> None:
+    path = lake / run_key(NAMES[0])
+    copy = path.with_name("copy.json")
+    copy.write_bytes(path.read_bytes())
+    with pytest.raises(RunFolderError, match=rf"runs/copy.json: is no published run: it is runs/{NAMES[0]}.json"):
+        counts(lake)
+    copy.write_bytes(path.read_bytes().replace(f'"run":"{NAMES[0]}"'.encode(), b'"run":"copy"'))
+    with pytest.raises(RunFolderError, match=r"is no file of devices"):
+        counts(lake)
