@@ -9,7 +9,8 @@
 
 ``runs/RUN.json`` is written after all files that it names, and a file that it names is never written again. So a reader
 that first reads ``runs/``, and then the files that are named there, sees a run as a whole or not at all. A run that was
-resumed gets files of another VERSION; the old ones are deleted after ``runs/RUN.json`` was replaced.
+resumed gets files of another VERSION; the old ones are deleted after ``runs/RUN.json`` and ``latest/NAME.json`` were
+replaced.
 """
 
 import hashlib
@@ -61,7 +62,7 @@ class DatasetRun(msgspec.Struct, frozen=True):
     Attributes:
         run, audit, night, digest, tables_version, started_at: see the table ``runs``.
         files: the files that have its rows.
-        cleaned: whether files that the run had before were deleted.
+        cleaned: whether ``latest`` has the run, if it is the newest, and files that it had before were deleted.
     """
 
     run: str

@@ -113,7 +113,7 @@ class DatasetDestination:
         return self._settings.open(limit)
 
     def published_runs(self, names: Collection[str], limit: TimeLimit) -> dict[str, str]:
-        """See ``Destination``. A run whose earlier files are not deleted yet is not complete."""
+        """See ``Destination``. A run is not complete before ``latest`` has it and its earlier files are deleted."""
         found = {}
         with _translated():
             store = self.open(limit)
@@ -155,13 +155,13 @@ def publish_to_store(run: PublishedRun, store: ObjectStore, limit: TimeLimit) ->
         row = _run_row(run)
         document = DatasetRun(
             run.name, run.manifest.name, run.night, run.digest, TABLES_VERSION, row["started_at"],
-            tuple(_write_files(run, store, version, limit)), cleaned=previous is None,
+            tuple(_write_files(run, store, version, limit)), cleaned=False,
         )  # fmt: skip
         _put_run(store, run_key(run.name), document, row)
+    _put_latest(store, run, document)  # before the files are deleted that it names until now
     _delete_others(store, run, document)
     if not document.cleaned:
         _put_run(store, run_key(run.name), msgspec.structs.replace(document, cleaned=True), _run_row(run))
-    _put_latest(store, run, document)
     return document
 
 

@@ -12,7 +12,7 @@ import pytest
 from auditor.concurrency import TimeLimit
 from auditor.config.settings import PublishSettings
 from auditor.errors import DestinationError, RunFolderError, SettingsError
-from auditor.publish.dataset import DatasetRun, escape_segment, read_dataset_run, run_key
+from auditor.publish.dataset import DatasetRun, escape_segment, latest_key, read_dataset_run, run_key
 from auditor.publish.dataset_reader import query_dataset
 from auditor.publish.destinations import Destination, open_destination
 from auditor.publish.parquet_dataset import publish_to_store
@@ -164,6 +164,9 @@ def test_at_any_kill_a_reader_sees_all_of_a_run_or_nothing_and_the_next_attempt_
         def check(store: Watched) -> None:
             found = seen(store, NAME)
             assert found is None or whole[found[0]] == found[1]
+            latest = read_dataset_run(store, latest_key("nightly"))
+            stored = {each.key for each in store.list()}
+            assert latest is None or stored.issuperset(file.key for file in latest.files)
 
         changes = 10**9
         kill = 0
@@ -176,6 +179,9 @@ def test_at_any_kill_a_reader_sees_all_of_a_run_or_nothing_and_the_next_attempt_
                     changes = kill if run is first else changes
                 except KeyboardInterrupt:
                     check(store)
+                published = read_dataset_run(store, run_key(NAME))
+                if published is not None and published.cleaned and published.digest == second.digest:
+                    assert read_dataset_run(store, latest_key("nightly")) == published
             store.left = 10**9
             publish_to_store(second, store, TimeLimit())
             assert seen(store, NAME) == (second.digest, whole[second.digest])
