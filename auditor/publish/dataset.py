@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from auditor.errors import ObjectMissingError, ObjectStoreError
+from auditor.errors import InvalidObjectError, ObjectMissingError
 from auditor.publish.tables import TABLES, TABLES_VERSION, PublishedRun, PublishedTable
 from auditor.storage.object_store import ObjectStore, check_key
 
@@ -132,14 +132,14 @@ def parse_dataset_run(content: bytes, key: str, address: str) -> DatasetRun:
     """Return the run in ``runs/RUN.json`` or ``latest/NAME.json`` of a dataset.
 
     Raises:
-        ObjectStoreError: it is none that ``auditor publish`` writes, or is that of another key: a copy would be read
+        InvalidObjectError: it is none that ``auditor publish`` writes, or is that of another key: a copy would be read
             as a second run.
     """
     try:
         document = msgspec.json.decode(content, type=DatasetRun)
         _check_run(document, key)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise ObjectStoreError(f"{address}/{key}: is no published run: {error}") from None
+    except (msgspec.DecodeError, InvalidObjectError, ValueError, RecursionError) as error:
+        raise InvalidObjectError(f"{address}/{key}: is no published run: {error}") from None
     return document
 
 

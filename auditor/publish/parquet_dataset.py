@@ -18,7 +18,7 @@ import orjson
 from auditor.concurrency import TimeLimit
 from auditor.config.secrets import read_secret
 from auditor.config.settings import SecretSource
-from auditor.errors import DestinationError, ObjectStoreError, RunNotWritableError
+from auditor.errors import DestinationError, InvalidObjectError, ObjectStoreError, RunNotWritableError
 from auditor.publish.dataset import (
     DATASET_TABLES,
     PARTITIONS,
@@ -137,7 +137,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (ObjectStoreError, RunNotWritableError) as error:
-        raise DestinationError(str(error)) from error
+        raise DestinationError(str(error), retryable=not isinstance(error, InvalidObjectError)) from error
     except (OSError, duckdb.IOException) as error:
         raise DestinationError(f"the temporary folder cannot be used: {error_reason(error)}") from error
 

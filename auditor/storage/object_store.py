@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 import anyio
 
 from auditor.concurrency import TimeLimit, run_to_end
-from auditor.errors import ObjectMissingError, ObjectStoreError, RunNotWritableError, SettingsError
+from auditor.errors import InvalidObjectError, ObjectMissingError, ObjectStoreError, RunNotWritableError, SettingsError
 from auditor.models import Secret
 from auditor.storage.files import atomic_replace, open_contained, read_contained, translate_os_errors
 
@@ -90,12 +90,12 @@ class ObjectStore(Protocol):
 
 
 def check_key(key: str) -> None:
-    """Raise ValueError unless every storage can have an object of this key, and a directory has it inside."""
+    """Raise InvalidObjectError unless every storage can have an object of this key, and a directory has it inside."""
     segments = key.split("/")
     if any(segment in {"", ".", ".."} or len(segment.encode()) > MAX_SEGMENT_BYTES for segment in segments):
-        raise ValueError(f"{key!r} is no key: a part of it is empty, a dot, or too long")
+        raise InvalidObjectError(f"{key!r} is no key: a part of it is empty, a dot, or too long")
     if len(key.encode()) > MAX_KEY_BYTES or re.search(r"[\x00-\x1f\x7f\\]", key) or _UNFINISHED.fullmatch(segments[-1]):
-        raise ValueError(f"{key!r} is no key: it is too long, or has characters that no key has")
+        raise InvalidObjectError(f"{key!r} is no key: it is too long, or has characters that no key has")
 
 
 def open_store(
@@ -125,7 +125,7 @@ def open_store(
     folder = folder.strip("/")
     try:
         check_key(folder or "folder")
-    except ValueError:
+    except InvalidObjectError:
         bucket = ""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
         raise SettingsError(f"{scheme}://: give {scheme}://BUCKET/FOLDER, without a password")
@@ -495,5 +495,5 @@ def _missing(address: str, key: str) -> ObjectMissingError:
     return ObjectMissingError(f"{address}: has no {key}")
 
 
-def _too_large(address: str, key: str, max_bytes: int) -> ObjectStoreError:
-    return ObjectStoreError(f"{address}: {key}: cannot be read: has more than {max_bytes:,} bytes")
+def _too_large(address: str, key: str, max_bytes: int) -> InvalidObjectError:
+    return InvalidObjectError(f"{address}: {key}: cannot be read: has more than {max_bytes:,} bytes")

@@ -240,6 +240,13 @@ class TestDestination:
             self.opened(tmp_path).publish(run, TimeLimit(0))
         assert not (tmp_path / "lake" / "runs").exists()
 
+    def test_a_name_that_is_too_long_is_a_sentence(self, tmp_path: Path) -> None:
+        account = "%" * 100
+        run = build(tmp_path / NAME, [named(0, account=account)], [ok(named(0, account=account), ("ble", "1.0"))])
+        with pytest.raises(DestinationError, match="is no key: a part of it is empty, a dot, or too long") as caught:
+            self.opened(tmp_path).publish(run.folder, TimeLimit())
+        assert not caught.value.retryable
+
     def test_a_damaged_run_is_an_error_of_the_run(self, tmp_path: Path) -> None:
         run = every_status(tmp_path / NAME).folder
         (run / "modules.parquet").write_bytes(b"PAR1 damaged PAR1")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from auditor.concurrency import TimeLimit
-from auditor.errors import ObjectMissingError, ObjectStoreError, SettingsError
+from auditor.errors import InvalidObjectError, ObjectMissingError, ObjectStoreError, SettingsError
 from auditor.models import Secret
 from auditor.storage import object_store
 from auditor.storage.object_store import MemoryStore, ObjectStore, OptionValue, StoredObject, check_key, open_store
@@ -82,7 +82,7 @@ def test_what_is_missing_or_too_large_is_an_error(store: ObjectStore, tmp_path: 
     "key", ["", "/a", "a/", "a//b", "../a", "a/../b", "a/./b", "a\nb", "a\0b", "x" * 256, "x/" * 600, "a\\b"]
 )
 def test_keys_that_lead_elsewhere_are_refused(key: str) -> None:
-    with pytest.raises(ValueError, match="is no key"):
+    with pytest.raises(InvalidObjectError, match="is no key"):
         check_key(key)
 
 
