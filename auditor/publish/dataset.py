@@ -22,6 +22,7 @@ from urllib.parse import quote
 import msgspec
 
 from auditor.errors import InvalidObjectError, ObjectMissingError
+from auditor.log import log
 from auditor.publish.tables import TABLES, TABLES_VERSION, PublishedRun, PublishedTable
 from auditor.storage.object_store import ObjectStore, check_key
 
@@ -119,13 +120,27 @@ def read_dataset_run(store: ObjectStore, key: str) -> DatasetRun | None:
     """Return a run of a dataset; None if it has none of this key.
 
     Raises:
-        ObjectStoreError: the storage fails, or the object is none that ``auditor publish`` writes.
+        InvalidObjectError: the object is none that ``auditor publish`` writes.
+        ObjectStoreError: the storage fails.
     """
     try:
         content = store.get(key, max_bytes=MAX_DOCUMENT_BYTES)
     except ObjectMissingError:
         return None
     return parse_dataset_run(content, key, store.address)
+
+
+def read_replaceable_run(store: ObjectStore, key: str) -> tuple[DatasetRun | None, bool]:
+    """Return a run that may be replaced, None if it is missing or damaged; and whether it is damaged, which is logged.
+
+    Raises:
+        ObjectStoreError: the storage fails.
+    """
+    try:
+        return read_dataset_run(store, key), False
+    except InvalidObjectError as error:
+        log.warning("a document of the dataset is damaged and is written again", reason=str(error))
+        return None, True
 
 
 def parse_dataset_run(content: bytes, key: str, address: str) -> DatasetRun:

@@ -30,7 +30,7 @@ from auditor.publish.dataset import (
     is_file_of,
     latest_key,
     partition,
-    read_dataset_run,
+    read_replaceable_run,
     run_key,
 )
 from auditor.publish.tables import TABLES, TABLES_VERSION, PublishedRun, PublishedTable, open_published
@@ -119,7 +119,7 @@ class DatasetDestination:
             store = self.open(limit)
             stored = {each.key for each in store.list(RUNS)}
             for name in names:
-                document = read_dataset_run(store, run_key(name)) if run_key(name) in stored else None
+                document = read_replaceable_run(store, run_key(name))[0] if run_key(name) in stored else None
                 if document is not None and document.cleaned:
                     found[name] = document.digest
         return found
@@ -144,13 +144,13 @@ def _translated() -> Iterator[None]:
 
 def publish_to_store(run: PublishedRun, store: ObjectStore, limit: TimeLimit) -> DatasetRun:
     """Write the files of a run to a dataset, unless it has them, then ``runs/RUN.json``; delete what it had before."""
-    previous = read_dataset_run(store, run_key(run.name))
+    previous, is_damaged = read_replaceable_run(store, run_key(run.name))
     version = content_version(run)
     is_same = previous is not None and (previous.digest, previous.tables_version) == (run.digest, TABLES_VERSION)
     if previous is not None and is_same and _has_files(store, run, previous):
         document = previous
     else:
-        if is_same:  # files were deleted or damaged: a file that is named is never written again
+        if is_same or is_damaged:  # a file that may be named is never written again
             version = secrets.token_hex(len(version) // 2)
         row = _run_row(run)
         document = DatasetRun(
@@ -238,7 +238,7 @@ def _put_latest(store: ObjectStore, run: PublishedRun, document: DatasetRun) -> 
     if not run.manifest.is_success:
         return
     key = latest_key(document.audit)
-    latest = read_dataset_run(store, key)
+    latest, _ = read_replaceable_run(store, key)
     current = msgspec.structs.replace(document, cleaned=True)
     if latest is None or (latest.started_at <= current.started_at and latest != current):
         _put_run(store, key, current, _run_row(run))

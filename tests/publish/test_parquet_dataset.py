@@ -255,12 +255,20 @@ class TestDestination:
         assert not (tmp_path / "lake" / "runs").exists()
 
     @pytest.mark.parametrize("content", [b"", b"[]", b'{"run": 1}', b"\xff", b"[" * 100_000])
-    def test_a_document_that_is_none_is_an_error(self, tmp_path: Path, content: bytes) -> None:
-        path = tmp_path / "lake" / run_key(NAME)
-        path.parent.mkdir(parents=True)
-        path.write_bytes(content)
-        with pytest.raises(DestinationError, match="is no published run"):
-            self.opened(tmp_path).published_runs([NAME], TimeLimit())
+    def test_a_damaged_document_is_written_again(self, tmp_path: Path, content: bytes) -> None:
+        run = build(tmp_path / NAME, [named(0)], [ok(named(0), ("ble", "1.0"))]).folder
+        before = publish(run, tmp_path / "lake")
+        for key in (run_key(NAME), latest_key("nightly")):
+            (tmp_path / "lake" / key).write_bytes(content)
+        destination = self.opened(tmp_path)
+        assert destination.published_runs([NAME], TimeLimit()) == {}
+        destination.publish(run, TimeLimit())
+        assert destination.published_runs([NAME], TimeLimit()) == {NAME: before.digest}
+        store = open_store(str(tmp_path / "lake"))
+        after = read_dataset_run(store, run_key(NAME))
+        assert after is not None
+        assert not {file.key for file in after.files} & {file.key for file in before.files}
+        assert read_dataset_run(store, latest_key("nightly")) == after
 
     @pytest.mark.parametrize(
         ("options", "sentence"),
