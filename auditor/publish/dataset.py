@@ -84,9 +84,14 @@ def escape_segment(text: str) -> str:
     )
 
 
+def audit_folder(table: str, audit: str) -> str:
+    """Return the folder of an audit in a table."""
+    return f"{table}/audit={escape_segment(audit)}"
+
+
 def partition(table: str, audit: str, night: str) -> str:
     """Return the folder of an audit and a night in a table."""
-    return f"{table}/audit={escape_segment(audit)}/night={night}"
+    return f"{audit_folder(table, audit)}/night={night}"
 
 
 def file_key(table: str, run: PublishedRun, account: str, version: str) -> str:

@@ -5,7 +5,7 @@ fleet, in row groups of ``ROW_GROUP_ROWS``, so that query engines skip the produ
 """
 
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from auditor.publish.dataset import (
     RUNS,
     DatasetFile,
     DatasetRun,
+    audit_folder,
     content_version,
     file_key,
     is_file_of,
@@ -113,16 +114,23 @@ class DatasetDestination:
         return self._settings.open(limit)
 
     def published_runs(self, names: Collection[str], limit: TimeLimit) -> dict[str, str]:
-        """See ``Destination``. A run is not complete before ``latest`` has it and its earlier files are deleted."""
-        found = {}
+        """See ``Destination``. A run is not complete before ``latest`` has it and its earlier files are deleted.
+
+        The sizes of its files are compared, and not their digests.
+        """
+        documents = []
         with _translated():
             store = self.open(limit)
             stored = {each.key for each in store.list(RUNS)}
             for name in names:
                 document = read_replaceable_run(store, run_key(name))[0] if run_key(name) in stored else None
                 if document is not None and document.cleaned:
-                    found[name] = document.digest
-        return found
+                    documents.append(document)
+            files: dict[str, int] = {}
+            for audit in {document.audit for document in documents}:
+                for table in DATASET_TABLES:
+                    files |= {each.key: each.bytes for each in store.list(audit_folder(table, audit))}
+        return {document.run: document.digest for document in documents if _is_whole(document, files)}
 
     def publish(self, folder: Path, limit: TimeLimit) -> None:
         """See ``Destination``."""
@@ -143,11 +151,15 @@ def _translated() -> Iterator[None]:
 
 
 def publish_to_store(run: PublishedRun, store: ObjectStore, limit: TimeLimit) -> DatasetRun:
-    """Write the files of a run to a dataset, unless it has them, then ``runs/RUN.json``; delete what it had before."""
+    """Write the files of a run to a dataset, then ``runs/RUN.json``; delete what it had before.
+
+    What an attempt began that a kill or a failure ended is continued. A run that is there as a whole is written again:
+    its files may be damaged.
+    """
     previous, is_damaged = read_replaceable_run(store, run_key(run.name))
     version = content_version(run)
     is_same = previous is not None and (previous.digest, previous.tables_version) == (run.digest, TABLES_VERSION)
-    if previous is not None and is_same and _has_files(store, run, previous):
+    if previous is not None and is_same and not previous.cleaned and _has_files(store, run, previous):
         document = previous
     else:
         if is_same or is_damaged:  # a file that may be named is never written again
@@ -167,8 +179,11 @@ def publish_to_store(run: PublishedRun, store: ObjectStore, limit: TimeLimit) ->
 
 def _has_files(store: ObjectStore, run: PublishedRun, document: DatasetRun) -> bool:
     """Return whether a dataset has the files that it names, by their sizes."""
-    found = {each.key: each.bytes for each in _stored_files(store, run)}
-    return all(found.get(file.key) == file.bytes for file in document.files)
+    return _is_whole(document, {each.key: each.bytes for each in _stored_files(store, run)})
+
+
+def _is_whole(document: DatasetRun, sizes: Mapping[str, int]) -> bool:
+    return all(sizes.get(file.key) == file.bytes for file in document.files)
 
 
 def _stored_files(store: ObjectStore, run: PublishedRun) -> Iterator[StoredObject]:

@@ -191,13 +191,16 @@ def test_at_any_kill_a_reader_sees_all_of_a_run_or_nothing_and_the_next_attempt_
         assert kill > 8
 
 
-def test_a_run_that_is_there_is_not_written_again_and_a_damaged_one_is_repaired(tmp_path: Path) -> None:
+def test_an_attempt_is_continued_and_files_that_are_damaged_are_written_again(tmp_path: Path) -> None:
     run = every_status(tmp_path / NAME).folder
     document = publish(run, tmp_path / "lake")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "lake").rglob("*.*")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "lake").rglob("*.parquet")}
+    path = tmp_path / "lake" / run_key(NAME)
+    path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {"cleaned": False}))
     publish(run, tmp_path / "lake")
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "lake").rglob("*.*")} == before
-    (tmp_path / "lake" / document.files[0].key).write_bytes(b"damaged")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "lake").rglob("*.parquet")} == before
+    damaged = tmp_path / "lake" / document.files[0].key
+    damaged.write_bytes(bytes(damaged.stat().st_size))
     repaired = publish(run, tmp_path / "lake")
     assert not {file.key for file in repaired.files} & {file.key for file in document.files}
     assert len(dataset_rows(tmp_path / "lake", "devices")) == len(contract_rows(run, "devices"))
@@ -230,6 +233,10 @@ class TestDestination:
         with open_published(run, ["runs"]) as opened:
             digest = opened.digest
         assert destination.published_runs([NAME, "other"], TimeLimit()) == {NAME: digest}
+        file = next((tmp_path / "lake").rglob("modules/**/*.parquet"))
+        file.rename(tmp_path / "moved")
+        assert destination.published_runs([NAME], TimeLimit()) == {}
+        (tmp_path / "moved").rename(file)
         path = tmp_path / "lake" / run_key(NAME)
         path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {"cleaned": False}))
         assert destination.published_runs([NAME], TimeLimit()) == {}
