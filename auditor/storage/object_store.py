@@ -45,6 +45,12 @@ REQUEST_SECONDS, CONNECT_SECONDS, MAX_RETRIES = 30.0, 10.0, 6
 _PART_BYTES, _PARTS_IN_FLIGHT = 8 << 20, 3
 """Parts in which a large file is sent, and how many of them are in memory."""
 
+_SENDING_SECONDS = REQUEST_SECONDS + _PARTS_IN_FLIGHT * _PART_BYTES / MIN_BYTES_PER_SECOND
+"""Seconds for one request that sends a part, while the other parts share the slowest connection."""
+
+_SMALL_BYTES = 1 << 20
+"""Size up to which an object is sent within ``REQUEST_SECONDS``, so that a request without answer is soon repeated."""
+
 _STALE_SECONDS = 60.0
 """Age from which an unfinished file of a directory was left by a killed process."""
 
@@ -319,26 +325,25 @@ class CloudStore:
     ) -> None:
         self.address = f"{scheme}://{bucket}/{folder}".rstrip("/")
         self._limit = limit
-        self._client = self._connect(scheme, bucket, folder, options)
+        self._client = self._connect(scheme, bucket, folder, options, REQUEST_SECONDS)
+        self._sending = self._connect(scheme, bucket, folder, options, _SENDING_SECONDS)
 
     def put(self, key: str, content: bytes) -> None:
         """See ``ObjectStore``."""
-        import obstore
-
         check_key(key)
-        self._call(key, "written", lambda: obstore.put_async(self._client, key, content), len(content))
+        self._call(key, "written", lambda: self._send(key, content, len(content)), len(content))
 
     def put_file(self, key: str, path: Path) -> None:
         """See ``ObjectStore``. What a killed process has sent of a large file stays hidden in the storage."""
-        import obstore
-
         check_key(key)
         size = path.stat().st_size
+        self._call(key, "written", lambda: self._send(key, path, size), size)
 
-        async def send() -> None:
-            await obstore.put_async(self._client, key, path, chunk_size=_PART_BYTES, max_concurrency=_PARTS_IN_FLIGHT)
+    async def _send(self, key: str, content: bytes | Path, size: int) -> None:
+        import obstore
 
-        self._call(key, "written", send, size)
+        client = self._client if size <= _SMALL_BYTES else self._sending
+        await obstore.put_async(client, key, content, chunk_size=_PART_BYTES, max_concurrency=_PARTS_IN_FLIGHT)
 
     def get(self, key: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         """See ``ObjectStore``."""
@@ -416,13 +421,16 @@ class CloudStore:
             raise _missing(self.address, key)
         raise ObjectStoreError(f"{failure}: {reason}")
 
-    def _connect(self, scheme: str, bucket: str, folder: str, options: Mapping[str, OptionValue]) -> "CloudClient":
+    def _connect(
+        self, scheme: str, bucket: str, folder: str, options: Mapping[str, OptionValue], seconds: float
+    ) -> "CloudClient":
+        """Return a client of obstore; ``seconds``: for one request."""
         try:
             from obstore import store
         except ImportError:
             raise SettingsError(f"{self.address}: needs obstore: pip install 'auditor[publish]'") from None
         client: dict[str, Any] = {
-            "timeout": timedelta(seconds=REQUEST_SECONDS),
+            "timeout": timedelta(seconds=seconds),
             "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
             "allow_http": str(options.get("endpoint", "")).startswith("http://"),
         }
@@ -436,7 +444,7 @@ class CloudStore:
         }
         retries = {
             "max_retries": MAX_RETRIES,
-            "retry_timeout": timedelta(seconds=CALL_SECONDS / 2),
+            "retry_timeout": timedelta(seconds=CALL_SECONDS / 2 + seconds - REQUEST_SECONDS),
             "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2},
         }
         kind = getattr(store, self._CLIENTS[scheme])

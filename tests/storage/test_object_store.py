@@ -103,6 +103,19 @@ def test_503s_and_cut_connections_are_survived(s3: S3, tmp_path: Path, monkeypat
 
 
 @needs_s3
+def test_a_part_may_take_longer_than_other_requests(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_store, "REQUEST_SECONDS", 0.8)
+    monkeypatch.setattr(object_store, "MAX_RETRIES", 0)
+    s3.failures, s3.pause = 0.0, 1.5
+    (tmp_path / "large").write_bytes(bytes(9 << 20))
+    store = open_store(f"s3://lake/{tmp_path.name}", {**s3.options, **KEYS})
+    store.put_file("file", tmp_path / "large")
+    store.put("content", bytes(2 << 20))
+    s3.pause = 0.0
+    assert [each.bytes for each in store.list()] == [2 << 20, 9 << 20]
+
+
+@needs_s3
 def test_no_conditional_write_is_used(s3: S3, tmp_path: Path) -> None:
     s3.failures, s3.requests[:] = 0.0, []
     (tmp_path / "large").write_bytes(bytes(9 << 20))
