@@ -138,6 +138,9 @@ def open_store(
     for name in options:
         if name not in OPTIONS[scheme]:
             raise SettingsError(f"{address}: {name}: is no option; the options are {', '.join(OPTIONS[scheme])}")
+    endpoint = options.get("endpoint")
+    if endpoint is not None and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", str(endpoint)):
+        raise SettingsError(f"{address}: endpoint: give https://HOST or http://HOST")  # it may have a password
     return CloudStore(scheme, bucket, folder, options, limit or TimeLimit())
 
 
@@ -408,7 +411,7 @@ class CloudStore:
                 return await call()
 
         failure = f"{self.address}{'/' if key else ''}{key}: cannot be {verb}"
-        missing = False
+        missing = is_fault = False
         try:
             return run_to_end(bounded)
         except TimeoutError:
@@ -416,7 +419,10 @@ class CloudStore:
         except FileNotFoundError as error:
             missing, reason = verb == "read", _describe_failure(error)
         except Exception as error:  # noqa: BLE001  obstore's classes, which it does not raise for every failure
+            is_fault = type(error).__name__ == "RustPanic"  # of the library: a retry repeats it
             reason = _describe_failure(error)
+        if is_fault:
+            raise InvalidObjectError(f"{failure}: {reason}")
         if missing and reason != _CODES["NoSuchBucket"]:
             raise _missing(self.address, key)
         raise ObjectStoreError(f"{failure}: {reason}")

@@ -177,6 +177,8 @@ def test_errors_say_what_to_do_and_show_no_secret(s3: S3, tmp_path: Path, monkey
         ("s3://lake/../x", {}, "give s3://BUCKET/FOLDER"),
         ("s3://lake", {"regoin": "x"}, "regoin: is no option; the options are access_key_id"),
         ("s3://lake", {"ca_file": "/no/such/file"}, "/no/such/file: cannot be read: No such file"),
+        ("s3://lake", {"endpoint": "storage.example.com"}, "endpoint: give https://HOST"),
+        ("s3://lake", {"endpoint": "https://key:secret@host"}, "endpoint: give https://HOST"),
         ("audits", {"region": "x"}, "a directory has no such option"),
         ("az://lake", {"account_name": "a", "account_key": Secret("CANARY")}, "cannot be used"),
     ],
