@@ -21,8 +21,8 @@ from auditor.publish.dataset import (
     DatasetRun,
     latest_key,
     parse_dataset_run,
-    read_dataset_run,
     read_dataset_runs,
+    read_replaceable_run,
     run_key,
 )
 from auditor.publish.tables import SQL_TYPES, TABLES, TABLES_VERSION, PublishedTable
@@ -66,10 +66,21 @@ def fetch_run(store: ObjectStore, directory: Path, name: str | None = None) -> D
         else:
             break
     target.put(run_key(document.run), content)
-    latest = read_dataset_run(target, latest_key(document.audit))
-    if latest is None or latest.started_at <= document.started_at:
-        target.put(latest_key(document.audit), content)
+    _copy_latest(store, target, document, content)
     return document
+
+
+def _copy_latest(store: ObjectStore, target: ObjectStore, document: DatasetRun, content: bytes) -> None:
+    """Store a run as the latest one of its audit if it is that of the source, and the target has none that is newer."""
+    key = latest_key(document.audit)
+    of_source, of_target = read_replaceable_run(store, key)[0], read_replaceable_run(target, key)[0]
+    is_latest = of_source is not None and of_source.run == document.run
+    if of_target is None:
+        is_copied = is_latest
+    else:  # the same run may be there with files that it has no more
+        is_copied = of_target.run == document.run or (is_latest and of_target.started_at <= document.started_at)
+    if is_copied:
+        target.put(key, content)
 
 
 def _read_document(store: ObjectStore, key: str, name: str | None) -> bytes:

@@ -8,7 +8,7 @@ import pytest
 from auditor.concurrency import TimeLimit
 from auditor.errors import ObjectStoreError, RunFolderError, UsageError
 from auditor.publish import dataset_reader
-from auditor.publish.dataset import run_key
+from auditor.publish.dataset import latest_key, read_dataset_run, run_key
 from auditor.publish.dataset_reader import fetch_run, query_dataset
 from auditor.publish.parquet_dataset import publish_to_store
 from auditor.publish.tables import PublishedTable, open_published
@@ -38,8 +38,11 @@ def test_a_fetched_run_is_a_dataset_with_the_same_rows(lake: Path, tmp_path: Pat
     store = open_store(str(lake))
     assert fetch_run(store, tmp_path / "copy").run == NAMES[0]  # the other one is partial
     assert counts(tmp_path / "copy") == counts(lake)[:1]
+    latest = read_dataset_run(store, latest_key("nightly"))
+    assert read_dataset_run(open_store(str(tmp_path / "copy")), latest_key("nightly")) == latest
     assert fetch_run(store, tmp_path / "copy", NAMES[1]).run == NAMES[1]
     assert counts(tmp_path / "copy") == counts(lake)
+    assert read_dataset_run(open_store(str(tmp_path / "copy")), latest_key("nightly")) == latest
     assert (tmp_path / "copy" / run_key(NAMES[1])).read_bytes() == (lake / run_key(NAMES[1])).read_bytes()
 
 
@@ -137,6 +140,11 @@ def test_a_file_that_is_deleted_during_a_query_is_no_error_of_its_sql(lake: Path
             path.unlink()
         with pytest.raises(RunFolderError, match="is being published again; repeat the query"):
             list(found.table)
+
+
+def test_a_run_that_is_not_successful_is_not_fetched_as_the_latest(lake: Path, tmp_path: Path) -> None:
+    fetch_run(open_store(str(lake)), tmp_path / "copy", NAMES[1])
+    assert not (tmp_path / "copy" / "latest").exists()
 
 
 def test_a_copy_of_a_document_does_not_double_its_run(lake: Path) -> None:
