@@ -24,7 +24,7 @@ import msgspec
 from auditor.errors import InvalidObjectError, ObjectMissingError
 from auditor.log import log
 from auditor.publish.tables import TABLES, TABLES_VERSION, PublishedRun, PublishedTable
-from auditor.storage.object_store import ObjectStore, check_key
+from auditor.storage.object_store import ObjectStore, StoredObject, check_key
 
 RUNS, LATEST = "runs", "latest"
 """Folders of the dataset besides those of its tables."""
@@ -109,6 +109,19 @@ def is_file_of(key: str, run: str) -> bool:
     """Return whether a key is that of a file of a run, of any version."""
     name = rf"{re.escape(escape_segment(run))}-[0-9a-f]{{{_VERSION_DIGITS}}}\.parquet"
     return re.fullmatch(name, key.rpartition("/")[2]) is not None
+
+
+def stored_files(store: ObjectStore, audit: str, night: str) -> Iterator[StoredObject]:
+    """Yield the files of an audit and a night."""
+    for table in DATASET_TABLES:
+        yield from store.list(partition(table, audit, night))
+
+
+def delete_other_files(store: ObjectStore, document: DatasetRun) -> None:
+    """Delete files of a run that it does not have any more, or that were written and never named."""
+    named = {file.key for file in document.files}
+    stored = [each.key for each in stored_files(store, document.audit, document.night)]
+    store.delete([key for key in stored if is_file_of(key, document.run) and key not in named])
 
 
 def run_key(run: str) -> str:

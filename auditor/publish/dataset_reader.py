@@ -19,6 +19,7 @@ from auditor.publish.dataset import (
     PARTITIONS,
     RUNS,
     DatasetRun,
+    delete_other_files,
     latest_key,
     parse_dataset_run,
     read_dataset_runs,
@@ -67,6 +68,7 @@ def fetch_run(store: ObjectStore, directory: Path, name: str | None = None) -> D
             break
     target.put(run_key(document.run), content)
     _copy_latest(store, target, document, content)
+    delete_other_files(target, document)
     return document
 
 

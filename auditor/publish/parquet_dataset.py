@@ -27,18 +27,18 @@ from auditor.publish.dataset import (
     DatasetRun,
     audit_folder,
     content_version,
+    delete_other_files,
     file_key,
-    is_file_of,
     latest_key,
-    partition,
     read_replaceable_run,
     run_key,
+    stored_files,
 )
 from auditor.publish.tables import TABLES, TABLES_VERSION, PublishedRun, PublishedTable, open_published
 from auditor.runs.manifest import file_info
 from auditor.storage.database import error_reason, scalar, sql_identifier, sql_literal, write_rows
 from auditor.storage.files import private_folder
-from auditor.storage.object_store import ObjectStore, OptionValue, StoredObject, open_store
+from auditor.storage.object_store import ObjectStore, OptionValue, open_store
 from auditor.storage.tables import translate_read_errors
 
 ROW_GROUP_ROWS, WRITING_MEMORY, WRITING_THREADS = 61_440, "160MB", 2
@@ -159,7 +159,7 @@ def publish_to_store(run: PublishedRun, store: ObjectStore, limit: TimeLimit) ->
     previous, is_damaged = read_replaceable_run(store, run_key(run.name))
     version = content_version(run)
     is_same = previous is not None and (previous.digest, previous.tables_version) == (run.digest, TABLES_VERSION)
-    if previous is not None and is_same and not previous.cleaned and _has_files(store, run, previous):
+    if previous is not None and is_same and not previous.cleaned and _has_files(store, previous):
         document = previous
     else:
         if is_same or is_damaged:  # a file that may be named is never written again
@@ -171,24 +171,19 @@ def publish_to_store(run: PublishedRun, store: ObjectStore, limit: TimeLimit) ->
         )  # fmt: skip
         _put_run(store, run_key(run.name), document, row)
     _put_latest(store, run, document)  # before the files are deleted that it names until now
-    _delete_others(store, run, document)
+    delete_other_files(store, document)
     if not document.cleaned:
         _put_run(store, run_key(run.name), msgspec.structs.replace(document, cleaned=True), _run_row(run))
     return document
 
 
-def _has_files(store: ObjectStore, run: PublishedRun, document: DatasetRun) -> bool:
+def _has_files(store: ObjectStore, document: DatasetRun) -> bool:
     """Return whether a dataset has the files that it names, by their sizes."""
-    return _is_whole(document, {each.key: each.bytes for each in _stored_files(store, run)})
+    return _is_whole(document, {each.key: each.bytes for each in stored_files(store, document.audit, document.night)})
 
 
 def _is_whole(document: DatasetRun, sizes: Mapping[str, int]) -> bool:
     return all(sizes.get(file.key) == file.bytes for file in document.files)
-
-
-def _stored_files(store: ObjectStore, run: PublishedRun) -> Iterator[StoredObject]:
-    for table in DATASET_TABLES:
-        yield from store.list(partition(table, run.manifest.name, run.night))
 
 
 def _write_files(run: PublishedRun, store: ObjectStore, version: str, limit: TimeLimit) -> Iterator[DatasetFile]:
@@ -239,13 +234,6 @@ def _json_value(value: object) -> Any:  # noqa: ANN401  a value of JSON
 def _put_run(store: ObjectStore, key: str, document: DatasetRun, row: dict[str, Any]) -> None:
     """Store the row and the files of a run, as one line of JSON."""
     store.put(key, orjson.dumps(row | msgspec.to_builtins(document)) + b"\n")
-
-
-def _delete_others(store: ObjectStore, run: PublishedRun, document: DatasetRun) -> None:
-    """Delete files of the run that it does not have any more, or that were written and never named."""
-    named = {file.key for file in document.files}
-    keys = [each.key for each in _stored_files(store, run) if is_file_of(each.key, run.name) and each.key not in named]
-    store.delete(keys)
 
 
 def _put_latest(store: ObjectStore, run: PublishedRun, document: DatasetRun) -> None:

@@ -147,6 +147,16 @@ def test_a_run_that_is_not_successful_is_not_fetched_as_the_latest(lake: Path, t
     assert not (tmp_path / "copy" / "latest").exists()
 
 
+def test_files_that_a_run_no_longer_has_are_deleted_where_it_is_fetched(lake: Path, tmp_path: Path) -> None:
+    store, copy = open_store(str(lake)), tmp_path / "copy"
+    first = fetch_run(store, copy)
+    with open_published(tmp_path / NAMES[0]) as run:
+        publish_to_store(run, store, TimeLimit())
+    again = fetch_run(store, copy)
+    assert {path.relative_to(copy).as_posix() for path in copy.rglob("*.parquet")} == {file.key for file in again.files}
+    assert not {file.key for file in first.files} & {file.key for file in again.files}
+
+
 def test_a_copy_of_a_document_does_not_double_its_run(lake: Path) -> None:
     path = lake / run_key(NAMES[0])
     copy = path.with_name("copy.json")
