@@ -43,10 +43,10 @@ REQUEST_SECONDS, CONNECT_SECONDS, MAX_RETRIES = 30.0, 10.0, 6
 """Seconds for one request of an operation, and how often one is repeated after a failure that may pass."""
 
 _PART_BYTES, _PARTS_IN_FLIGHT = 8 << 20, 3
-"""Parts in which a large file is sent, and how many of them are in memory."""
+"""Parts in which a large file is sent and read, and how many of them are in memory while it is sent."""
 
-_SENDING_SECONDS = REQUEST_SECONDS + _PARTS_IN_FLIGHT * _PART_BYTES / MIN_BYTES_PER_SECOND
-"""Seconds for one request that sends a part, while the other parts share the slowest connection."""
+_TRANSFER_SECONDS = REQUEST_SECONDS + _PARTS_IN_FLIGHT * _PART_BYTES / MIN_BYTES_PER_SECOND
+"""Seconds for one request that sends or reads a part, while the other parts share the slowest connection."""
 
 _SMALL_BYTES = 1 << 20
 """Size up to which an object is sent within ``REQUEST_SECONDS``, so that a request without answer is soon repeated."""
@@ -329,7 +329,7 @@ class CloudStore:
         self.address = f"{scheme}://{bucket}/{folder}".rstrip("/")
         self._limit = limit
         self._client = self._connect(scheme, bucket, folder, options, REQUEST_SECONDS)
-        self._sending = self._connect(scheme, bucket, folder, options, _SENDING_SECONDS)
+        self._transfers = self._connect(scheme, bucket, folder, options, _TRANSFER_SECONDS)
 
     def put(self, key: str, content: bytes) -> None:
         """See ``ObjectStore``."""
@@ -345,7 +345,7 @@ class CloudStore:
     async def _send(self, key: str, content: bytes | Path, size: int) -> None:
         import obstore
 
-        client = self._client if size <= _SMALL_BYTES else self._sending
+        client = self._client if size <= _SMALL_BYTES else self._transfers
         await obstore.put_async(client, key, content, chunk_size=_PART_BYTES, max_concurrency=_PARTS_IN_FLIGHT)
 
     def get(self, key: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
@@ -370,11 +370,17 @@ class CloudStore:
         check_key(key)
 
         async def read() -> None:
-            result = await obstore.get_async(self._client, key)
+            result = await obstore.get_async(self._transfers, key)
+            size = result.meta["size"]
             with path.open("wb") as file:
-                async for part in result.stream(min_chunk_size=_PART_BYTES):
-                    file.write(part)
-                if file.tell() != result.meta["size"]:
+                if size <= _PART_BYTES:
+                    file.write(await result.bytes_async())
+                else:  # by parts, each with its own time and retries: a whole file may take hours
+                    del result
+                    for start in range(0, size, _PART_BYTES):
+                        end = min(size, start + _PART_BYTES)
+                        file.write(await obstore.get_range_async(self._transfers, key, start=start, end=end))
+                if file.tell() != size:
                     raise ConnectionError
 
         self._call(key, "read", read, None)

@@ -111,8 +111,10 @@ def test_a_part_may_take_longer_than_other_requests(s3: S3, tmp_path: Path, monk
     store = open_store(f"s3://lake/{tmp_path.name}", {**s3.options, **KEYS})
     store.put_file("file", tmp_path / "large")
     store.put("content", bytes(2 << 20))
+    store.get_file("file", tmp_path / "read")
     s3.pause = 0.0
     assert [each.bytes for each in store.list()] == [2 << 20, 9 << 20]
+    assert (tmp_path / "read").read_bytes() == bytes(9 << 20)
 
 
 @needs_s3
