@@ -4,6 +4,7 @@ Files are written to the system's temporary folder one at a time, and sent from 
 fleet, in row groups of ``ROW_GROUP_ROWS``, so that query engines skip the products that a query does not need.
 """
 
+import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import orjson
 from auditor.concurrency import TimeLimit
 from auditor.config.secrets import read_secret
 from auditor.config.settings import SecretSource
-from auditor.errors import DestinationError, InvalidObjectError, ObjectStoreError, RunNotWritableError
+from auditor.errors import DestinationError, InvalidObjectError, ObjectStoreError, RunNotWritableError, SettingsError
 from auditor.publish.dataset import (
     DATASET_TABLES,
     PARTITIONS,
@@ -85,6 +86,10 @@ class FilesSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
     def check(self) -> None:
         """Raise SettingsError if the storage cannot be used. Secrets are not read, and so no access key is used."""
+        if not self.to.strip():
+            raise SettingsError("to: is empty; give a directory, or an address such as s3://BUCKET/FOLDER")
+        if re.match(r"[A-Za-z][A-Za-z0-9]+:/(?!/)", self.to):
+            raise SettingsError(f"to: {self.to}: is no address; it needs :// as in s3://BUCKET/FOLDER")
         options: dict[str, OptionValue] = {
             key: value
             for key, value in msgspec.structs.asdict(self).items()

@@ -282,6 +282,8 @@ class TestDestination:
         [
             ({}, "has no to"),
             ({"too": "x", "to": "x"}, "too is not an option; did you mean to"),
+            ({"to": " "}, "to: is empty; give a directory"),
+            ({"to": "s3:/lake/x"}, "to: s3:/lake/x: is no address; it needs ://"),
             ({"to": "ftp://x"}, "give a directory, or an address"),
             ({"to": "lake", "region": "x"}, "a directory has no such option"),
         ],
