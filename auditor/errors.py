@@ -13,6 +13,7 @@
             RunNotWritableError  the run folder cannot be written
             ObjectStoreError     a directory or object storage cannot be used now
                 ObjectMissingError  it has no such object
+                InvalidObjectError  a key or a content is not valid; do not retry
         SupersededError          another process has taken over; do not retry   exit 75
         DriftError               drift that --fail-on names                     exit 4
         PolicyError              a rule of severity "error" is violated         exit 4
@@ -150,6 +151,10 @@ class ObjectStoreError(AuditStoppedError):
 
 class ObjectMissingError(ObjectStoreError):
     """An object storage has no object of this key."""
+
+
+class InvalidObjectError(ObjectStoreError):
+    """No storage can have an object of this key, or an object is not what the auditor writes. A retry does not help."""
 
 
 class SupersededError(AuditorError):

@@ -9,20 +9,22 @@
 
 ``runs/RUN.json`` is written after all files that it names, and a file that it names is never written again. So a reader
 that first reads ``runs/``, and then the files that are named there, sees a run as a whole or not at all. A run that was
-resumed gets files of another VERSION; the old ones are deleted after ``runs/RUN.json`` was replaced.
+resumed gets files of another VERSION; the old ones are deleted after ``runs/RUN.json`` and ``latest/NAME.json`` were
+replaced.
 """
 
 import hashlib
 import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from contextlib import suppress
 from urllib.parse import quote
 
 import msgspec
 
-from auditor.errors import ObjectMissingError, ObjectStoreError
+from auditor.errors import InvalidObjectError, ObjectMissingError
+from auditor.log import log
 from auditor.publish.tables import TABLES, TABLES_VERSION, PublishedRun, PublishedTable
-from auditor.storage.object_store import ObjectStore, check_key
+from auditor.storage.object_store import ObjectStore, StoredObject, check_key
 
 RUNS, LATEST = "runs", "latest"
 """Folders of the dataset besides those of its tables."""
@@ -61,7 +63,7 @@ class DatasetRun(msgspec.Struct, frozen=True):
     Attributes:
         run, audit, night, digest, tables_version, started_at: see the table ``runs``.
         files: the files that have its rows.
-        cleaned: whether files that the run had before were deleted.
+        cleaned: whether ``latest`` has the run, if it is the newest, and files that it had before were deleted.
     """
 
     run: str
@@ -82,15 +84,20 @@ def escape_segment(text: str) -> str:
     )
 
 
-def partition(table: str, run: PublishedRun) -> str:
-    """Return the folder of a run's audit and night in a table."""
-    return f"{table}/audit={escape_segment(run.manifest.name)}/night={run.night}"
+def audit_folder(table: str, audit: str) -> str:
+    """Return the folder of an audit in a table."""
+    return f"{table}/audit={escape_segment(audit)}"
+
+
+def partition(table: str, audit: str, night: str) -> str:
+    """Return the folder of an audit and a night in a table."""
+    return f"{audit_folder(table, audit)}/night={night}"
 
 
 def file_key(table: str, run: PublishedRun, account: str, version: str) -> str:
     """Return the key of the file of a run's account."""
     name = f"{escape_segment(run.name)}-{version}.parquet"
-    return f"{partition(table, run)}/account={escape_segment(account)}/{name}"
+    return f"{partition(table, run.manifest.name, run.night)}/account={escape_segment(account)}/{name}"
 
 
 def content_version(run: PublishedRun) -> str:
@@ -102,6 +109,19 @@ def is_file_of(key: str, run: str) -> bool:
     """Return whether a key is that of a file of a run, of any version."""
     name = rf"{re.escape(escape_segment(run))}-[0-9a-f]{{{_VERSION_DIGITS}}}\.parquet"
     return re.fullmatch(name, key.rpartition("/")[2]) is not None
+
+
+def stored_files(store: ObjectStore, audit: str, night: str) -> Iterator[StoredObject]:
+    """Yield the files of an audit and a night."""
+    for table in DATASET_TABLES:
+        yield from store.list(partition(table, audit, night))
+
+
+def delete_other_files(store: ObjectStore, document: DatasetRun) -> None:
+    """Delete files of a run that it does not have any more, or that were written and never named."""
+    named = {file.key for file in document.files}
+    stored = [each.key for each in stored_files(store, document.audit, document.night)]
+    store.delete([key for key in stored if is_file_of(key, document.run) and key not in named])
 
 
 def run_key(run: str) -> str:
@@ -118,30 +138,64 @@ def read_dataset_run(store: ObjectStore, key: str) -> DatasetRun | None:
     """Return a run of a dataset; None if it has none of this key.
 
     Raises:
-        ObjectStoreError: the storage fails, or the object is none that ``auditor publish`` writes.
+        InvalidObjectError: the object is none that ``auditor publish`` writes.
+        ObjectStoreError: the storage fails.
     """
     try:
         content = store.get(key, max_bytes=MAX_DOCUMENT_BYTES)
     except ObjectMissingError:
         return None
-    return parse_dataset_run(content, f"{store.address}/{key}")
+    return parse_dataset_run(content, key, store.address)
 
 
-def parse_dataset_run(content: bytes, where: str) -> DatasetRun:
-    """Return the run in ``runs/RUN.json``; raise ObjectStoreError if it is none that ``auditor publish`` writes."""
+def read_replaceable_run(store: ObjectStore, key: str) -> tuple[DatasetRun | None, bool]:
+    """Return a run that may be replaced, None if it is missing or damaged; and whether it is damaged, which is logged.
+
+    Raises:
+        ObjectStoreError: the storage fails.
+    """
+    try:
+        return read_dataset_run(store, key), False
+    except InvalidObjectError as error:
+        log.warning("a document of the dataset is damaged and is written again", reason=str(error))
+        return None, True
+
+
+def parse_dataset_run(content: bytes, key: str, address: str) -> DatasetRun:
+    """Return the run in ``runs/RUN.json`` or ``latest/NAME.json`` of a dataset.
+
+    Raises:
+        InvalidObjectError: it is none that ``auditor publish`` writes, or is that of another key: a copy would be read
+            as a second run.
+    """
     try:
         document = msgspec.json.decode(content, type=DatasetRun)
-        for file in document.files:
-            check_key(file.key)
-            if file.table not in DATASET_TABLES or PurePosixPath(file.key).parts[0] != file.table:
-                raise ValueError(f"{file.key} is no file of {file.table}")  # noqa: TRY301  one sentence for all
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise ObjectStoreError(f"{where}: is no published run: {error}") from None
+        _check_run(document, key)
+    except (msgspec.DecodeError, InvalidObjectError, ValueError, RecursionError) as error:
+        raise InvalidObjectError(f"{address}/{key}: is no published run: {error}") from None
     return document
 
 
-def read_dataset_runs(store: ObjectStore) -> Iterator[DatasetRun]:
-    """Yield all runs of a dataset, in the order of their names."""
+def _check_run(document: DatasetRun, key: str) -> None:
+    """Raise ValueError unless a run has this key, and its files are where its files are."""
+    expected = latest_key(document.audit) if key.startswith(f"{LATEST}/") else run_key(document.run)
+    if key != expected:
+        raise ValueError(f"it is {expected}")
+    if not document.run or not document.audit or not re.fullmatch(r"\d{4}-\d\d-\d\d", document.night, re.ASCII):
+        raise ValueError("it has no run, audit or night")
+    for name in (run_key(document.run), latest_key(document.audit), *(file.key for file in document.files)):
+        check_key(name)
+    for file in document.files:
+        folder = partition(file.table, document.audit, document.night)
+        is_there = file.table in DATASET_TABLES and file.key.startswith(f"{folder}/")
+        if not is_there or not is_file_of(file.key, document.run):
+            raise ValueError(f"{file.key} is no file of {file.table}")
+
+
+def read_dataset_runs(store: ObjectStore) -> Iterator[tuple[DatasetRun, bytes]]:
+    """Yield all runs of a dataset in the order of their names, each with the content of ``runs/RUN.json``."""
     for found in store.list(RUNS):
-        if found.key.endswith(".json") and (document := read_dataset_run(store, found.key)) is not None:
-            yield document
+        if found.key.endswith(".json"):
+            with suppress(ObjectMissingError):  # deleted meanwhile
+                content = store.get(found.key, max_bytes=MAX_DOCUMENT_BYTES)
+                yield parse_dataset_run(content, found.key, store.address), content

@@ -1,12 +1,14 @@
 """Read a dataset of published runs: fetch a run into a directory, or query all of them with SQL."""
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
 import orjson
 
 from auditor.errors import ObjectMissingError, ObjectStoreError, RunFolderError, UsageError
@@ -17,14 +19,15 @@ from auditor.publish.dataset import (
     PARTITIONS,
     RUNS,
     DatasetRun,
+    delete_other_files,
     latest_key,
     parse_dataset_run,
-    read_dataset_run,
     read_dataset_runs,
+    read_replaceable_run,
     run_key,
 )
 from auditor.publish.tables import SQL_TYPES, TABLES, TABLES_VERSION, PublishedTable
-from auditor.query.sql import open_result, parse_select
+from auditor.query.sql import open_result, parse_select, translate_query_errors
 from auditor.query.sql_functions import define_version_functions
 from auditor.runs.manifest import SCHEMA_VERSION, file_info
 from auditor.runs.views import no_rows
@@ -55,7 +58,7 @@ def fetch_run(store: ObjectStore, directory: Path, name: str | None = None) -> D
     target = DirectoryStore(directory)
     for attempt in range(1, MAX_READS + 1):
         content = _read_document(store, key, name)
-        document = parse_dataset_run(content, f"{store.address}/{key}")
+        document = parse_dataset_run(content, key, store.address)
         try:
             _copy_files(store, target, document)
         except ObjectMissingError:  # published again meanwhile
@@ -64,10 +67,22 @@ def fetch_run(store: ObjectStore, directory: Path, name: str | None = None) -> D
         else:
             break
     target.put(run_key(document.run), content)
-    latest = read_dataset_run(target, latest_key(document.audit))
-    if latest is None or latest.started_at <= document.started_at:
-        target.put(latest_key(document.audit), content)
+    _copy_latest(store, target, document, content)
+    delete_other_files(target, document)
     return document
+
+
+def _copy_latest(store: ObjectStore, target: ObjectStore, document: DatasetRun, content: bytes) -> None:
+    """Store a run as the latest one of its audit if it is that of the source, and the target has none that is newer."""
+    key = latest_key(document.audit)
+    of_source, of_target = read_replaceable_run(store, key)[0], read_replaceable_run(target, key)[0]
+    is_latest = of_source is not None and of_source.run == document.run
+    if of_target is None:
+        is_copied = is_latest
+    else:  # the same run may be there with files that it has no more
+        is_copied = of_target.run == document.run or (is_latest and of_target.started_at <= document.started_at)
+    if is_copied:
+        target.put(key, content)
 
 
 def _read_document(store: ObjectStore, key: str, name: str | None) -> bytes:
@@ -120,40 +135,114 @@ def query_dataset(
         UsageError: the directory is no dataset; or the query is not one SELECT, fails, or reads anything but the views.
         RunFolderError: a file of the dataset is missing, or cannot be read.
     """
-    statement = parse_select(sql)
+    parse_select(sql)
     if re.match(r"[a-z0-9]{2,}:/", str(directory)):
         raise UsageError(f"{directory}: is not a directory; fetch runs with auditor fetch, and query the directory")
+    with ExitStack() as opened:
+        yield _open_query(opened, directory, sql, prepare)
+
+
+def _open_query(opened: ExitStack, directory: Path, sql: str, prepare: Callable[[], None]) -> DatasetQueryResult:
+    """Return the result of a query; read the runs again if one is published again meanwhile."""
+    before: Sequence[_ReadRun] = ()
+    for _ in range(MAX_READS):
+        with ExitStack() as attempt:
+            runs = _read_runs(directory)
+            try:
+                result = attempt.enter_context(_query_runs(directory, runs, sql, prepare))
+            except _MissingFileError as error:
+                if runs == before:  # no run is being published
+                    raise RunFolderError(f"{error.path}: cannot be read: {os.strerror(errno.ENOENT)}") from error
+                before = runs
+            else:
+                opened.push(attempt.pop_all())
+                return result
+    raise RunFolderError(_published_again(directory))
+
+
+def _published_again(directory: Path) -> str:
+    return f"{directory}: a run of it is being published again; repeat the query"
+
+
+class _MissingFileError(RunFolderError):
+    """A file is missing that a run named when it was read."""
+
+    def __init__(self, directory: Path, path: Path) -> None:
+        super().__init__(_published_again(directory))
+        self.path = path
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadRun:
+    """A run of a dataset, and its row of ``runs`` as JSON, from one reading of ``runs/RUN.json``."""
+
+    document: DatasetRun
+    row: bytes
+
+
+def _read_runs(directory: Path) -> tuple[_ReadRun, ...]:
+    names = [column.name for column in TABLES["runs"].columns]
     try:
-        documents = tuple(read_dataset_runs(DirectoryStore(directory)))
+        runs = []
+        for document, content in read_dataset_runs(DirectoryStore(directory)):
+            row = orjson.loads(content)
+            runs.append(_ReadRun(document, orjson.dumps({name: row.get(name) for name in names})))
     except ObjectStoreError as error:
         raise RunFolderError(str(error)) from error
-    if not documents:
+    except orjson.JSONDecodeError as error:
+        raise RunFolderError(f"{directory}: {run_key(document.run)}: is no published run: {error}") from None
+    if not runs:
         raise UsageError(f"{directory}: is no dataset of published runs: it has no {RUNS}/*.json")
+    return tuple(runs)
+
+
+@contextmanager
+def _query_runs(
+    directory: Path, runs: Sequence[_ReadRun], sql: str, prepare: Callable[[], None]
+) -> Iterator[DatasetQueryResult]:
+    """Query runs as they were read; raise _MissingFileError if one of their files is missing."""
+    statement = parse_select(sql)
+    documents = [each.document for each in runs]
     with temporary_database("sql") as (database, work):
         out = work / "out"
         out.mkdir()
-        with translate_read_errors(directory):
-            files = _define_tables(database, directory, documents, work)
+        files: list[Path] = []
+
+        @contextmanager
+        def find_missing() -> Iterator[None]:
+            try:
+                yield
+            except duckdb.Error as error:
+                missing = next((path for path in files if not path.exists()), None)
+                if missing is None:
+                    raise
+                raise _MissingFileError(directory, missing) from error
+
+        @contextmanager
+        def translate(except_: type[duckdb.Error] | tuple[()] = ()) -> Iterator[None]:
+            with translate_query_errors(except_), find_missing():
+                yield
+
+        with translate_read_errors(directory), find_missing():
+            _define_runs(database, runs, work)
+            _define_tables(database, directory, documents, files)
             versions = "SELECT DISTINCT account, product_key, module_name, module_version FROM inventory"
             define_version_functions(database, versions, statement, work)
         head = {"schema_version": SCHEMA_VERSION, "runs": [each.run for each in documents]}
-        table = open_result(database, statement, files=files, out=out, prepare=prepare, head=head)
+        table = open_result(database, statement, files=files, out=out, prepare=prepare, head=head, reading=translate)
         yield DatasetQueryResult(table, tuple(each.run for each in documents))
 
 
-def _define_tables(database: Database, directory: Path, documents: Sequence[DatasetRun], work: Path) -> list[Path]:
-    """Define a view of each table over the files that the runs name; return the files."""
-    _define_runs(database, directory, documents, work)
-    files = []
+def _define_tables(database: Database, directory: Path, documents: Sequence[DatasetRun], files: list[Path]) -> None:
+    """Define a view of each table over the files that the runs name; add the files to ``files``."""
     for name in DATASET_TABLES:
         paths = [_file_path(directory, file.key) for each in documents for file in each.files if file.table == name]
+        files += paths
         columns = {column.name: SQL_TYPES[column.type] for column in TABLES[name].columns}
         query = no_rows(columns)
         if paths:
             query = f"SELECT {', '.join(columns)} FROM {_read_parquet(name, paths, documents)}"
         database.execute(f"CREATE VIEW {name} AS {query}")
-        files += paths
-    return files
 
 
 def _read_parquet(table: PublishedTable, paths: Sequence[Path], documents: Sequence[DatasetRun]) -> str:
@@ -168,8 +257,10 @@ def _read_parquet(table: PublishedTable, paths: Sequence[Path], documents: Seque
 
 
 def _file_path(directory: Path, key: str) -> Path:
-    """Return the path of a file; raise RunFolderError if it is missing, or a link leads elsewhere."""
+    """Return the path of a file; raise RunFolderError if a link leads elsewhere, _MissingFileError if it is missing."""
     path = directory.absolute() / key
+    if not os.path.lexists(path):
+        raise _MissingFileError(directory, path)
     with translate_os_errors(f"{path}: cannot be read", RunFolderError):
         path.stat()
         if os.path.realpath(path) != os.path.join(os.path.realpath(directory), key):  # noqa: PTH118  no link is followed
@@ -177,14 +268,11 @@ def _file_path(directory: Path, key: str) -> Path:
     return path
 
 
-def _define_runs(database: Database, directory: Path, documents: Sequence[DatasetRun], work: Path) -> None:
+def _define_runs(database: Database, runs: Sequence[_ReadRun], work: Path) -> None:
     """Define the table ``runs`` from the rows in ``runs/*.json``."""
     columns = {column.name: SQL_TYPES[column.type] for column in TABLES["runs"].columns}
-    store, lines = DirectoryStore(directory), work / "runs.jsonl"
-    with lines.open("wb") as file:
-        for document in documents:
-            row = orjson.loads(store.get(run_key(document.run), max_bytes=MAX_DOCUMENT_BYTES))
-            file.write(orjson.dumps({name: row.get(name) for name in columns}) + b"\n")
+    lines = work / "runs.jsonl"
+    lines.write_bytes(b"".join(each.row + b"\n" for each in runs))
     structure = sql_literal(orjson.dumps(columns).decode())
     rows = f"SELECT unnest(json_transform(line, {structure})) FROM ({text_lines(sql_read_path(lines))})"
     database.execute(f"CREATE TABLE runs AS FROM ({rows}) ORDER BY started_at DESC, run DESC")

@@ -4,8 +4,9 @@ Files are written to the system's temporary folder one at a time, and sent from 
 fleet, in row groups of ``ROW_GROUP_ROWS``, so that query engines skip the products that a query does not need.
 """
 
+import re
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
@@ -18,26 +19,27 @@ import orjson
 from auditor.concurrency import TimeLimit
 from auditor.config.secrets import read_secret
 from auditor.config.settings import SecretSource
-from auditor.errors import DestinationError, ObjectStoreError, RunNotWritableError
+from auditor.errors import DestinationError, InvalidObjectError, ObjectStoreError, RunNotWritableError, SettingsError
 from auditor.publish.dataset import (
     DATASET_TABLES,
     PARTITIONS,
     RUNS,
     DatasetFile,
     DatasetRun,
+    audit_folder,
     content_version,
+    delete_other_files,
     file_key,
-    is_file_of,
     latest_key,
-    partition,
-    read_dataset_run,
+    read_replaceable_run,
     run_key,
+    stored_files,
 )
 from auditor.publish.tables import TABLES, TABLES_VERSION, PublishedRun, PublishedTable, open_published
 from auditor.runs.manifest import file_info
 from auditor.storage.database import error_reason, scalar, sql_identifier, sql_literal, write_rows
 from auditor.storage.files import private_folder
-from auditor.storage.object_store import ObjectStore, OptionValue, StoredObject, open_store
+from auditor.storage.object_store import ObjectStore, OptionValue, open_store
 from auditor.storage.tables import translate_read_errors
 
 ROW_GROUP_ROWS, WRITING_MEMORY, WRITING_THREADS = 61_440, "160MB", 2
@@ -84,6 +86,10 @@ class FilesSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
     def check(self) -> None:
         """Raise SettingsError if the storage cannot be used. Secrets are not read, and so no access key is used."""
+        if not self.to.strip():
+            raise SettingsError("to: is empty; give a directory, or an address such as s3://BUCKET/FOLDER")
+        if re.match(r"[A-Za-z][A-Za-z0-9]+:/(?!/)", self.to):
+            raise SettingsError(f"to: {self.to}: is no address; it needs :// as in s3://BUCKET/FOLDER")
         options: dict[str, OptionValue] = {
             key: value
             for key, value in msgspec.structs.asdict(self).items()
@@ -113,16 +119,23 @@ class DatasetDestination:
         return self._settings.open(limit)
 
     def published_runs(self, names: Collection[str], limit: TimeLimit) -> dict[str, str]:
-        """See ``Destination``. A run whose earlier files are not deleted yet is not complete."""
-        found = {}
+        """See ``Destination``. A run is not complete before ``latest`` has it and its earlier files are deleted.
+
+        The sizes of its files are compared, and not their digests.
+        """
+        documents = []
         with _translated():
             store = self.open(limit)
             stored = {each.key for each in store.list(RUNS)}
             for name in names:
-                document = read_dataset_run(store, run_key(name)) if run_key(name) in stored else None
+                document = read_replaceable_run(store, run_key(name))[0] if run_key(name) in stored else None
                 if document is not None and document.cleaned:
-                    found[name] = document.digest
-        return found
+                    documents.append(document)
+            files: dict[str, int] = {}
+            for audit in {document.audit for document in documents}:
+                for table in DATASET_TABLES:
+                    files |= {each.key: each.bytes for each in store.list(audit_folder(table, audit))}
+        return {document.run: document.digest for document in documents if _is_whole(document, files)}
 
     def publish(self, folder: Path, limit: TimeLimit) -> None:
         """See ``Destination``."""
@@ -137,43 +150,45 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (ObjectStoreError, RunNotWritableError) as error:
-        raise DestinationError(str(error)) from error
+        raise DestinationError(str(error), retryable=not isinstance(error, InvalidObjectError)) from error
     except (OSError, duckdb.IOException) as error:
         raise DestinationError(f"the temporary folder cannot be used: {error_reason(error)}") from error
 
 
 def publish_to_store(run: PublishedRun, store: ObjectStore, limit: TimeLimit) -> DatasetRun:
-    """Write the files of a run to a dataset, unless it has them, then ``runs/RUN.json``; delete what it had before."""
-    previous = read_dataset_run(store, run_key(run.name))
+    """Write the files of a run to a dataset, then ``runs/RUN.json``; delete what it had before.
+
+    What an attempt began that a kill or a failure ended is continued. A run that is there as a whole is written again:
+    its files may be damaged.
+    """
+    previous, is_damaged = read_replaceable_run(store, run_key(run.name))
     version = content_version(run)
     is_same = previous is not None and (previous.digest, previous.tables_version) == (run.digest, TABLES_VERSION)
-    if previous is not None and is_same and _has_files(store, run, previous):
+    if previous is not None and is_same and not previous.cleaned and _has_files(store, previous):
         document = previous
     else:
-        if is_same:  # files were deleted or damaged: a file that is named is never written again
+        if is_same or is_damaged:  # a file that may be named is never written again
             version = secrets.token_hex(len(version) // 2)
         row = _run_row(run)
         document = DatasetRun(
             run.name, run.manifest.name, run.night, run.digest, TABLES_VERSION, row["started_at"],
-            tuple(_write_files(run, store, version, limit)), cleaned=previous is None,
+            tuple(_write_files(run, store, version, limit)), cleaned=False,
         )  # fmt: skip
         _put_run(store, run_key(run.name), document, row)
-    _delete_others(store, run, document)
+    _put_latest(store, run, document)  # before the files are deleted that it names until now
+    delete_other_files(store, document)
     if not document.cleaned:
         _put_run(store, run_key(run.name), msgspec.structs.replace(document, cleaned=True), _run_row(run))
-    _put_latest(store, run, document)
     return document
 
 
-def _has_files(store: ObjectStore, run: PublishedRun, document: DatasetRun) -> bool:
+def _has_files(store: ObjectStore, document: DatasetRun) -> bool:
     """Return whether a dataset has the files that it names, by their sizes."""
-    found = {each.key: each.bytes for each in _stored_files(store, run)}
-    return all(found.get(file.key) == file.bytes for file in document.files)
+    return _is_whole(document, {each.key: each.bytes for each in stored_files(store, document.audit, document.night)})
 
 
-def _stored_files(store: ObjectStore, run: PublishedRun) -> Iterator[StoredObject]:
-    for table in DATASET_TABLES:
-        yield from store.list(partition(table, run))
+def _is_whole(document: DatasetRun, sizes: Mapping[str, int]) -> bool:
+    return all(sizes.get(file.key) == file.bytes for file in document.files)
 
 
 def _write_files(run: PublishedRun, store: ObjectStore, version: str, limit: TimeLimit) -> Iterator[DatasetFile]:
@@ -226,19 +241,12 @@ def _put_run(store: ObjectStore, key: str, document: DatasetRun, row: dict[str, 
     store.put(key, orjson.dumps(row | msgspec.to_builtins(document)) + b"\n")
 
 
-def _delete_others(store: ObjectStore, run: PublishedRun, document: DatasetRun) -> None:
-    """Delete files of the run that it does not have any more, or that were written and never named."""
-    named = {file.key for file in document.files}
-    keys = [each.key for each in _stored_files(store, run) if is_file_of(each.key, run.name) and each.key not in named]
-    store.delete(keys)
-
-
 def _put_latest(store: ObjectStore, run: PublishedRun, document: DatasetRun) -> None:
     """Store the run as the latest one of its audit, if it is a successful one of the fleet, and none is newer."""
     if not run.manifest.is_success:
         return
     key = latest_key(document.audit)
-    latest = read_dataset_run(store, key)
+    latest, _ = read_replaceable_run(store, key)
     current = msgspec.structs.replace(document, cleaned=True)
     if latest is None or (latest.started_at <= current.started_at and latest != current):
         _put_run(store, key, current, _run_row(run))

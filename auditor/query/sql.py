@@ -36,7 +36,7 @@ from auditor.runs.folder import FIRMWARE, TASKS, RunCatalog, find_run
 from auditor.runs.manifest import SCHEMA_VERSION, Manifest
 from auditor.runs.views import define_products, define_releases, define_sealed_views
 from auditor.storage.database import Database, error_reason, parquet, sql_read_path, sql_write_path, temporary_database
-from auditor.storage.tables import ResultTable, translate_read_errors
+from auditor.storage.tables import ErrorTranslation, ResultTable, translate_read_errors
 
 QUERY_SCOPE = (
     "it reads the views fleet, devices, modules, device_modules, inventory, products, missing_modules, firmware, jobs, "
@@ -150,13 +150,15 @@ def open_result(
     out: Path,
     prepare: Callable[[], None],
     head: Mapping[str, object],
+    reading: ErrorTranslation | None = None,
 ) -> ResultTable:
-    """Return the rows of a query that can read only these files."""
+    """Return the rows of a query that can read only these files. ``reading`` translates errors of the query."""
+    reading = reading or translate_query_errors
     _restrict_access(database, files, out)
     prepare()
-    with _translate_query_errors():
+    with reading(()):
         database.execute(f"CREATE VIEW result AS {statement}")
-    return ResultTable(database, "FROM result", reading=_translate_query_errors, staging=out, head=head)
+    return ResultTable(database, "FROM result", reading=reading, staging=out, head=head)
 
 
 def _restrict_access(database: Database, files: Sequence[Path], out: Path) -> None:
@@ -176,7 +178,7 @@ def _restrict_access(database: Database, files: Sequence[Path], out: Path) -> No
 
 def parse_select(sql: str) -> str:
     """Return the statement of a query; raise UsageError unless it is one SELECT."""
-    with _translate_query_errors():
+    with translate_query_errors():
         statements = duckdb.extract_statements(sql)
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
         raise UsageError(f"the query must be one SELECT: {QUERY_SCOPE}")
@@ -184,7 +186,7 @@ def parse_select(sql: str) -> str:
 
 
 @contextmanager
-def _translate_query_errors(except_: type[duckdb.Error] | tuple[()] = ()) -> Iterator[None]:
+def translate_query_errors(except_: type[duckdb.Error] | tuple[()] = ()) -> Iterator[None]:
     """Raise UsageError for an error of a query; errors of the class ``except_`` concern another file and pass."""
     try:
         yield

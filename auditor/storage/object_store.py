@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 import anyio
 
 from auditor.concurrency import TimeLimit, run_to_end
-from auditor.errors import ObjectMissingError, ObjectStoreError, RunNotWritableError, SettingsError
+from auditor.errors import InvalidObjectError, ObjectMissingError, ObjectStoreError, RunNotWritableError, SettingsError
 from auditor.models import Secret
 from auditor.storage.files import atomic_replace, open_contained, read_contained, translate_os_errors
 
@@ -43,7 +43,13 @@ REQUEST_SECONDS, CONNECT_SECONDS, MAX_RETRIES = 30.0, 10.0, 6
 """Seconds for one request of an operation, and how often one is repeated after a failure that may pass."""
 
 _PART_BYTES, _PARTS_IN_FLIGHT = 8 << 20, 3
-"""Parts in which a large file is sent, and how many of them are in memory."""
+"""Parts in which a large file is sent and read, and how many of them are in memory while it is sent."""
+
+_TRANSFER_SECONDS = REQUEST_SECONDS + _PARTS_IN_FLIGHT * _PART_BYTES / MIN_BYTES_PER_SECOND
+"""Seconds for one request that sends or reads a part, while the other parts share the slowest connection."""
+
+_SMALL_BYTES = 1 << 20
+"""Size up to which an object is sent within ``REQUEST_SECONDS``, so that a request without answer is soon repeated."""
 
 _STALE_SECONDS = 60.0
 """Age from which an unfinished file of a directory was left by a killed process."""
@@ -90,12 +96,12 @@ class ObjectStore(Protocol):
 
 
 def check_key(key: str) -> None:
-    """Raise ValueError unless every storage can have an object of this key, and a directory has it inside."""
+    """Raise InvalidObjectError unless every storage can have an object of this key, and a directory has it inside."""
     segments = key.split("/")
     if any(segment in {"", ".", ".."} or len(segment.encode()) > MAX_SEGMENT_BYTES for segment in segments):
-        raise ValueError(f"{key!r} is no key: a part of it is empty, a dot, or too long")
+        raise InvalidObjectError(f"{key!r} is no key: a part of it is empty, a dot, or too long")
     if len(key.encode()) > MAX_KEY_BYTES or re.search(r"[\x00-\x1f\x7f\\]", key) or _UNFINISHED.fullmatch(segments[-1]):
-        raise ValueError(f"{key!r} is no key: it is too long, or has characters that no key has")
+        raise InvalidObjectError(f"{key!r} is no key: it is too long, or has characters that no key has")
 
 
 def open_store(
@@ -125,13 +131,16 @@ def open_store(
     folder = folder.strip("/")
     try:
         check_key(folder or "folder")
-    except ValueError:
+    except InvalidObjectError:
         bucket = ""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
         raise SettingsError(f"{scheme}://: give {scheme}://BUCKET/FOLDER, without a password")
     for name in options:
         if name not in OPTIONS[scheme]:
             raise SettingsError(f"{address}: {name}: is no option; the options are {', '.join(OPTIONS[scheme])}")
+    endpoint = options.get("endpoint")
+    if endpoint is not None and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", str(endpoint)):
+        raise SettingsError(f"{address}: endpoint: give https://HOST or http://HOST")  # it may have a password
     return CloudStore(scheme, bucket, folder, options, limit or TimeLimit())
 
 
@@ -319,26 +328,25 @@ class CloudStore:
     ) -> None:
         self.address = f"{scheme}://{bucket}/{folder}".rstrip("/")
         self._limit = limit
-        self._client = self._connect(scheme, bucket, folder, options)
+        self._client = self._connect(scheme, bucket, folder, options, REQUEST_SECONDS)
+        self._transfers = self._connect(scheme, bucket, folder, options, _TRANSFER_SECONDS)
 
     def put(self, key: str, content: bytes) -> None:
         """See ``ObjectStore``."""
-        import obstore
-
         check_key(key)
-        self._call(key, "written", lambda: obstore.put_async(self._client, key, content), len(content))
+        self._call(key, "written", lambda: self._send(key, content, len(content)), len(content))
 
     def put_file(self, key: str, path: Path) -> None:
         """See ``ObjectStore``. What a killed process has sent of a large file stays hidden in the storage."""
-        import obstore
-
         check_key(key)
         size = path.stat().st_size
+        self._call(key, "written", lambda: self._send(key, path, size), size)
 
-        async def send() -> None:
-            await obstore.put_async(self._client, key, path, chunk_size=_PART_BYTES, max_concurrency=_PARTS_IN_FLIGHT)
+    async def _send(self, key: str, content: bytes | Path, size: int) -> None:
+        import obstore
 
-        self._call(key, "written", send, size)
+        client = self._client if size <= _SMALL_BYTES else self._transfers
+        await obstore.put_async(client, key, content, chunk_size=_PART_BYTES, max_concurrency=_PARTS_IN_FLIGHT)
 
     def get(self, key: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         """See ``ObjectStore``."""
@@ -362,11 +370,17 @@ class CloudStore:
         check_key(key)
 
         async def read() -> None:
-            result = await obstore.get_async(self._client, key)
+            result = await obstore.get_async(self._transfers, key)
+            size = result.meta["size"]
             with path.open("wb") as file:
-                async for part in result.stream(min_chunk_size=_PART_BYTES):
-                    file.write(part)
-                if file.tell() != result.meta["size"]:
+                if size <= _PART_BYTES:
+                    file.write(await result.bytes_async())
+                else:  # by parts, each with its own time and retries: a whole file may take hours
+                    del result
+                    for start in range(0, size, _PART_BYTES):
+                        end = min(size, start + _PART_BYTES)
+                        file.write(await obstore.get_range_async(self._transfers, key, start=start, end=end))
+                if file.tell() != size:
                     raise ConnectionError
 
         self._call(key, "read", read, None)
@@ -403,7 +417,7 @@ class CloudStore:
                 return await call()
 
         failure = f"{self.address}{'/' if key else ''}{key}: cannot be {verb}"
-        missing = False
+        missing = is_fault = False
         try:
             return run_to_end(bounded)
         except TimeoutError:
@@ -411,18 +425,24 @@ class CloudStore:
         except FileNotFoundError as error:
             missing, reason = verb == "read", _describe_failure(error)
         except Exception as error:  # noqa: BLE001  obstore's classes, which it does not raise for every failure
+            is_fault = type(error).__name__ == "RustPanic"  # of the library: a retry repeats it
             reason = _describe_failure(error)
+        if is_fault:
+            raise InvalidObjectError(f"{failure}: {reason}")
         if missing and reason != _CODES["NoSuchBucket"]:
             raise _missing(self.address, key)
         raise ObjectStoreError(f"{failure}: {reason}")
 
-    def _connect(self, scheme: str, bucket: str, folder: str, options: Mapping[str, OptionValue]) -> "CloudClient":
+    def _connect(
+        self, scheme: str, bucket: str, folder: str, options: Mapping[str, OptionValue], seconds: float
+    ) -> "CloudClient":
+        """Return a client of obstore; ``seconds``: for one request."""
         try:
             from obstore import store
         except ImportError:
             raise SettingsError(f"{self.address}: needs obstore: pip install 'auditor[publish]'") from None
         client: dict[str, Any] = {
-            "timeout": timedelta(seconds=REQUEST_SECONDS),
+            "timeout": timedelta(seconds=seconds),
             "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
             "allow_http": str(options.get("endpoint", "")).startswith("http://"),
         }
@@ -436,7 +456,7 @@ class CloudStore:
         }
         retries = {
             "max_retries": MAX_RETRIES,
-            "retry_timeout": timedelta(seconds=CALL_SECONDS / 2),
+            "retry_timeout": timedelta(seconds=CALL_SECONDS / 2 + seconds - REQUEST_SECONDS),
             "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2},
         }
         kind = getattr(store, self._CLIENTS[scheme])
@@ -495,5 +515,5 @@ def _missing(address: str, key: str) -> ObjectMissingError:
     return ObjectMissingError(f"{address}: has no {key}")
 
 
-def _too_large(address: str, key: str, max_bytes: int) -> ObjectStoreError:
-    return ObjectStoreError(f"{address}: {key}: cannot be read: has more than {max_bytes:,} bytes")
+def _too_large(address: str, key: str, max_bytes: int) -> InvalidObjectError:
+    return InvalidObjectError(f"{address}: {key}: cannot be read: has more than {max_bytes:,} bytes")

@@ -12,7 +12,7 @@ import pytest
 from auditor.concurrency import TimeLimit
 from auditor.config.settings import PublishSettings
 from auditor.errors import DestinationError, RunFolderError, SettingsError
-from auditor.publish.dataset import DatasetRun, escape_segment, read_dataset_run, run_key
+from auditor.publish.dataset import DatasetRun, escape_segment, latest_key, read_dataset_run, run_key
 from auditor.publish.dataset_reader import query_dataset
 from auditor.publish.destinations import Destination, open_destination
 from auditor.publish.parquet_dataset import publish_to_store
@@ -164,6 +164,9 @@ def test_at_any_kill_a_reader_sees_all_of_a_run_or_nothing_and_the_next_attempt_
         def check(store: Watched) -> None:
             found = seen(store, NAME)
             assert found is None or whole[found[0]] == found[1]
+            latest = read_dataset_run(store, latest_key("nightly"))
+            stored = {each.key for each in store.list()}
+            assert latest is None or stored.issuperset(file.key for file in latest.files)
 
         changes = 10**9
         kill = 0
@@ -176,6 +179,9 @@ def test_at_any_kill_a_reader_sees_all_of_a_run_or_nothing_and_the_next_attempt_
                     changes = kill if run is first else changes
                 except KeyboardInterrupt:
                     check(store)
+                published = read_dataset_run(store, run_key(NAME))
+                if published is not None and published.cleaned and published.digest == second.digest:
+                    assert read_dataset_run(store, latest_key("nightly")) == published
             store.left = 10**9
             publish_to_store(second, store, TimeLimit())
             assert seen(store, NAME) == (second.digest, whole[second.digest])
@@ -185,13 +191,16 @@ def test_at_any_kill_a_reader_sees_all_of_a_run_or_nothing_and_the_next_attempt_
         assert kill > 8
 
 
-def test_a_run_that_is_there_is_not_written_again_and_a_damaged_one_is_repaired(tmp_path: Path) -> None:
+def test_an_attempt_is_continued_and_files_that_are_damaged_are_written_again(tmp_path: Path) -> None:
     run = every_status(tmp_path / NAME).folder
     document = publish(run, tmp_path / "lake")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "lake").rglob("*.*")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "lake").rglob("*.parquet")}
+    path = tmp_path / "lake" / run_key(NAME)
+    path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {"cleaned": False}))
     publish(run, tmp_path / "lake")
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "lake").rglob("*.*")} == before
-    (tmp_path / "lake" / document.files[0].key).write_bytes(b"damaged")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "lake").rglob("*.parquet")} == before
+    damaged = tmp_path / "lake" / document.files[0].key
+    damaged.write_bytes(bytes(damaged.stat().st_size))
     repaired = publish(run, tmp_path / "lake")
     assert not {file.key for file in repaired.files} & {file.key for file in document.files}
     assert len(dataset_rows(tmp_path / "lake", "devices")) == len(contract_rows(run, "devices"))
@@ -224,6 +233,10 @@ class TestDestination:
         with open_published(run, ["runs"]) as opened:
             digest = opened.digest
         assert destination.published_runs([NAME, "other"], TimeLimit()) == {NAME: digest}
+        file = next((tmp_path / "lake").rglob("modules/**/*.parquet"))
+        file.rename(tmp_path / "moved")
+        assert destination.published_runs([NAME], TimeLimit()) == {}
+        (tmp_path / "moved").rename(file)
         path = tmp_path / "lake" / run_key(NAME)
         path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | {"cleaned": False}))
         assert destination.published_runs([NAME], TimeLimit()) == {}
@@ -234,6 +247,13 @@ class TestDestination:
             self.opened(tmp_path).publish(run, TimeLimit(0))
         assert not (tmp_path / "lake" / "runs").exists()
 
+    def test_a_name_that_is_too_long_is_a_sentence(self, tmp_path: Path) -> None:
+        account = "%" * 100
+        run = build(tmp_path / NAME, [named(0, account=account)], [ok(named(0, account=account), ("ble", "1.0"))])
+        with pytest.raises(DestinationError, match="is no key: a part of it is empty, a dot, or too long") as caught:
+            self.opened(tmp_path).publish(run.folder, TimeLimit())
+        assert not caught.value.retryable
+
     def test_a_damaged_run_is_an_error_of_the_run(self, tmp_path: Path) -> None:
         run = every_status(tmp_path / NAME).folder
         (run / "modules.parquet").write_bytes(b"PAR1 damaged PAR1")
@@ -242,18 +262,28 @@ class TestDestination:
         assert not (tmp_path / "lake" / "runs").exists()
 
     @pytest.mark.parametrize("content", [b"", b"[]", b'{"run": 1}', b"\xff", b"[" * 100_000])
-    def test_a_document_that_is_none_is_an_error(self, tmp_path: Path, content: bytes) -> None:
-        path = tmp_path / "lake" / run_key(NAME)
-        path.parent.mkdir(parents=True)
-        path.write_bytes(content)
-        with pytest.raises(DestinationError, match="is no published run"):
-            self.opened(tmp_path).published_runs([NAME], TimeLimit())
+    def test_a_damaged_document_is_written_again(self, tmp_path: Path, content: bytes) -> None:
+        run = build(tmp_path / NAME, [named(0)], [ok(named(0), ("ble", "1.0"))]).folder
+        before = publish(run, tmp_path / "lake")
+        for key in (run_key(NAME), latest_key("nightly")):
+            (tmp_path / "lake" / key).write_bytes(content)
+        destination = self.opened(tmp_path)
+        assert destination.published_runs([NAME], TimeLimit()) == {}
+        destination.publish(run, TimeLimit())
+        assert destination.published_runs([NAME], TimeLimit()) == {NAME: before.digest}
+        store = open_store(str(tmp_path / "lake"))
+        after = read_dataset_run(store, run_key(NAME))
+        assert after is not None
+        assert not {file.key for file in after.files} & {file.key for file in before.files}
+        assert read_dataset_run(store, latest_key("nightly")) == after
 
     @pytest.mark.parametrize(
         ("options", "sentence"),
         [
             ({}, "has no to"),
             ({"too": "x", "to": "x"}, "too is not an option; did you mean to"),
+            ({"to": " "}, "to: is empty; give a directory"),
+            ({"to": "s3:/lake/x"}, "to: s3:/lake/x: is no address; it needs ://"),
             ({"to": "ftp://x"}, "give a directory, or an address"),
             ({"to": "lake", "region": "x"}, "a directory has no such option"),
         ],

@@ -44,6 +44,7 @@ class S3:
         failures: fraction of the requests that fail.
         status: of the answers that are failures.
         requests: methods, paths and headers of all requests.
+        pause: seconds before an answer, if it or the request has more than 1 MB.
     """
 
     endpoint: str
@@ -52,6 +53,7 @@ class S3:
     failures: float = 0.0
     status: int = 503
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    pause: float = 0.0
 
     @property
     def options(self) -> dict[str, str]:
@@ -121,6 +123,7 @@ async def _forward(s3: S3, request: web.Request, session: aiohttp.ClientSession,
     s3.requests.append((request.method, request.raw_path, dict(request.headers)))
     kind = s3.random.choice(("answer", "cut", "lose", "half")) if s3.random.random() < s3.failures else None
     body = await request.read()
+    await asyncio.sleep(s3.pause * (len(body) > 1 << 20))
     if kind == "answer":
         return web.Response(status=s3.status, text="<Error><Code>SlowDown</Code></Error>")
     if kind == "cut":
@@ -129,7 +132,8 @@ async def _forward(s3: S3, request: web.Request, session: aiohttp.ClientSession,
     url = URL(f"{target}{request.raw_path}", encoded=True)
     async with session.request(request.method, url, data=io.BytesIO(body), headers=headers) as found:
         content = await found.read()
-        if kind == "lose":
+        await asyncio.sleep(s3.pause * (len(content) > 1 << 20))
+        if kind == "lose" or (kind == "half" and not content):
             return _cut(request)
         response = web.StreamResponse(status=found.status)
         for name, value in found.headers.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from auditor.concurrency import TimeLimit
-from auditor.errors import ObjectMissingError, ObjectStoreError, SettingsError
+from auditor.errors import InvalidObjectError, ObjectMissingError, ObjectStoreError, SettingsError
 from auditor.models import Secret
 from auditor.storage import object_store
 from auditor.storage.object_store import MemoryStore, ObjectStore, OptionValue, StoredObject, check_key, open_store
@@ -82,7 +82,7 @@ def test_what_is_missing_or_too_large_is_an_error(store: ObjectStore, tmp_path: 
     "key", ["", "/a", "a/", "a//b", "../a", "a/../b", "a/./b", "a\nb", "a\0b", "x" * 256, "x/" * 600, "a\\b"]
 )
 def test_keys_that_lead_elsewhere_are_refused(key: str) -> None:
-    with pytest.raises(ValueError, match="is no key"):
+    with pytest.raises(InvalidObjectError, match="is no key"):
         check_key(key)
 
 
@@ -100,6 +100,21 @@ def test_503s_and_cut_connections_are_survived(s3: S3, tmp_path: Path, monkeypat
     assert (tmp_path / "read").read_bytes() == large
     assert len(store.list("n")) == 15
     s3.failures = 0.0
+
+
+@needs_s3
+def test_a_part_may_take_longer_than_other_requests(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_store, "REQUEST_SECONDS", 0.8)
+    monkeypatch.setattr(object_store, "MAX_RETRIES", 0)
+    s3.failures, s3.pause = 0.0, 1.5
+    (tmp_path / "large").write_bytes(bytes(9 << 20))
+    store = open_store(f"s3://lake/{tmp_path.name}", {**s3.options, **KEYS})
+    store.put_file("file", tmp_path / "large")
+    store.put("content", bytes(2 << 20))
+    store.get_file("file", tmp_path / "read")
+    s3.pause = 0.0
+    assert [each.bytes for each in store.list()] == [2 << 20, 9 << 20]
+    assert (tmp_path / "read").read_bytes() == bytes(9 << 20)
 
 
 @needs_s3
@@ -164,6 +179,8 @@ def test_errors_say_what_to_do_and_show_no_secret(s3: S3, tmp_path: Path, monkey
         ("s3://lake/../x", {}, "give s3://BUCKET/FOLDER"),
         ("s3://lake", {"regoin": "x"}, "regoin: is no option; the options are access_key_id"),
         ("s3://lake", {"ca_file": "/no/such/file"}, "/no/such/file: cannot be read: No such file"),
+        ("s3://lake", {"endpoint": "storage.example.com"}, "endpoint: give https://HOST"),
+        ("s3://lake", {"endpoint": "https://key:secret@host"}, "endpoint: give https://HOST"),
         ("audits", {"region": "x"}, "a directory has no such option"),
         ("az://lake", {"account_name": "a", "account_key": Secret("CANARY")}, "cannot be used"),
     ],
