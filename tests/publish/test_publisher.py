@@ -158,15 +158,17 @@ def test_only_runs_that_verified_and_are_unchanged_are_published(
     assert set(recording.runs) == {run_of(audits, day).name for day in ("20", "22")}
 
 
-@pytest.mark.parametrize("change", [{"trial": True}, {"exit_reason": ExitReason("interrupted", "by SIGINT")}])
-def test_trials_and_interrupted_runs_are_published_by_hand_only(
-    audits: Path, recording: type[Recording], change: dict[str, Any]
+def test_a_trial_is_published_by_hand_only_and_an_interrupted_run_after_a_resume(
+    audits: Path, recording: type[Recording]
 ) -> None:
-    edit_manifest(run_of(audits, "21"), lambda m: replace(m, **change))
+    edit_manifest(run_of(audits, "21"), lambda m: replace(m, trial=True))
+    edit_manifest(run_of(audits, "20"), lambda m: replace(m, exit_reason=ExitReason("interrupted", "by SIGINT")))
     publish_missing(audits, TO_RECORDING)
-    assert run_of(audits, "21").name not in recording.runs
-    publish_run(run_of(audits, "21"), TO_RECORDING)
+    assert set(recording.runs) == {run_of(audits, "22").name}
+    publish_run(run_of(audits, "21"), TO_RECORDING, catch_up=False)
     assert run_of(audits, "21").name in recording.runs
+    with pytest.raises(RunFolderError, match="it was interrupted; resume it"):
+        publish_run(run_of(audits, "20"), TO_RECORDING)
 
 
 ACCOUNT = {"name": "eu", "endpoint": "https://x", "access_key_id": "a", "access_key_secret": {"env": "EU_SECRET"}}
@@ -336,6 +338,24 @@ options = {{ to = "{tmp_path}/other" }}
         assert (
             main(["fetch", str(tmp_path / "other"), str(tmp_path / "copy"), "--run", "20261120T020000Z-nightly"]) == 0
         )
+
+    def test_of_a_directory_the_newest_run_is_published_that_is_no_trial(
+        self, audits: Path, settings: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        publish = ["publish", "--settings", str(settings), "--to", "lake"]
+        edit_manifest(run_of(audits, "22"), lambda m: replace(m, trial=True))
+        edit_manifest(run_of(audits, "21"), lambda m: replace(m, exit_reason=ExitReason("interrupted", "by SIGINT")))
+        assert main([*publish, str(audits)]) == 0
+        assert "lake: 20261120T020000Z-nightly published" in capfd.readouterr().err
+        assert main([*publish, str(run_of(audits, "22"))]) == 0
+        error = capfd.readouterr().err
+        assert "20261122T020000Z-nightly is a trial" in error
+        assert "lake: 20261122T020000Z-nightly published" in error
+        assert main([*publish, str(run_of(audits, "21"))]) == 2
+        assert "it was interrupted; resume it" in capfd.readouterr().err
+        edit_manifest(run_of(audits, "20"), lambda m: replace(m, trial=True))
+        assert main([*publish, str(audits)]) == 2
+        assert "contains no run that ended, verified" in capfd.readouterr().err
 
     def test_mistakes_are_a_sentence_and_2(
         self, audits: Path, settings: Path, capfd: pytest.CaptureFixture[str]
