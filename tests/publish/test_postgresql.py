@@ -194,15 +194,17 @@ def test_a_name_with_nul_in_a_manifest_is_replaced(server: Server, database: str
     assert server.query("SELECT audit, auditor_version FROM auditor.runs", database=database) == [("a␀b", "1␀")]
 
 
-def test_views_have_the_newest_run_of_each_audit_that_covers_its_fleet(
-    server: Server, database: str, tmp_path: Path
-) -> None:
+def test_views_have_the_newest_successful_run_of_each_audit(server: Server, database: str, tmp_path: Path) -> None:
     directory = write_days(tmp_path / "audits")
     folders = sorted(directory.iterdir())
     every_status(directory / "other")
-    edit_manifest(directory / "other", lambda manifest: replace(manifest, name="other"))
+    edit_manifest(directory / "other", lambda manifest: replace(manifest, name="other", state="within_tolerance"))
+    every_status(directory / "partial")
+    edit_manifest(directory / "partial", lambda manifest: replace(manifest, name="partial", state="partial"))
+    for folder in folders:
+        edit_manifest(folder, lambda manifest: replace(manifest, state="complete"))
     edit_manifest(folders[-1], lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=1)))
-    for folder in [*reversed(folders), directory / "other"]:
+    for folder in [*reversed(folders), directory / "other", directory / "partial"]:
         publish(server, database, folder)
     expected = {("nightly", folders[-2].name), ("other", "other")}
     assert set(server.query("SELECT audit, run FROM auditor.current_runs", database=database)) == expected
