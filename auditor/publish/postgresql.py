@@ -111,6 +111,13 @@ class PostgresqlDestination:
         settings = self._settings
         return safe(f"postgresql://{settings.host}:{settings.port}/{settings.database}, schema {settings.schema}")
 
+    def check(self) -> None:
+        """Raise SettingsError if the package of PostgreSQL is not installed, or cannot be loaded."""
+        try:
+            _import_psycopg()
+        except UsageError as error:
+            raise SettingsError(str(error)) from None
+
     def published_runs(self, names: Collection[str], limit: TimeLimit) -> dict[str, str]:
         """Return the digest of each of these runs that the database has, by the run's name."""
         with self._connect(limit) as connection, _transaction(connection, limit):
