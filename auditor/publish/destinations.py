@@ -4,6 +4,7 @@ A kind is named by ``type`` in a table ``[[publish]]``. Other packages add kinds
 ``auditor.destinations``: the name of an entry point is the type, and it is a class such as ``DatasetDestination``.
 """
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -13,6 +14,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import msgspec
 
 from auditor.concurrency import TimeLimit
+from auditor.config.secrets import read_secret
 from auditor.config.settings import PublishSettings, SecretSource
 from auditor.config.toml_tables import describe_validation_error
 from auditor.errors import SettingsError
@@ -70,6 +72,35 @@ def open_destination(settings: PublishSettings, where: str = "publish") -> Desti
     except SettingsError as error:
         raise SettingsError(f"{at}: {error}") from None
     return destination
+
+
+def check_destination(settings: PublishSettings, where: str = "publish") -> str:
+    """Return where a destination is; check its packages, folder, key files and secrets. Nothing is sent.
+
+    A destination may have a method ``check``, which raises SettingsError if it cannot work on this machine.
+
+    Raises:
+        SettingsError: it is not configured as it should be, or lacks something on this machine.
+    """
+    destination = open_destination(settings, where)
+    at = f'{where}: publish "{settings.name}"'
+    check = getattr(destination, "check", None)
+    try:
+        if check is not None:
+            check()
+    except SettingsError as error:
+        raise SettingsError(f"{at}: {error}") from None
+    for key, value in settings.options.items():
+        if isinstance(value, SecretSource):
+            read_secret(value, account=None, key=f"{at}: {key}")
+        elif key.endswith("_file") and not os.access(str(value), os.R_OK):
+            raise SettingsError(f"{at}: {key}: {value}: is missing, or cannot be read; give the path of a file")
+    to = settings.options.get("to")
+    if settings.type == "files" and isinstance(to, str) and "://" not in to:
+        folder = Path(to) if os.path.lexists(to) else Path(to).absolute().parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise SettingsError(f"{at}: to: {folder}: is no directory, or cannot be written; make it, or give another")
+    return destination.describe()
 
 
 def _struct_at(kind: type[Destination], path: str) -> type[msgspec.Struct]:

@@ -1,11 +1,13 @@
 """A source of dlt over run folders: the way to the warehouses that have no destination here.
 
 Each published table is a resource. A pipeline's state has the runs that each resource has loaded, so the next load has
-only new runs. A run that was resumed is loaded again, and takes its own place.
+only new runs. A run that was resumed is loaded again, and takes its own place. Each table has one more column,
+``deleted``: where a resumed run has no row in a table that had some, a row with this mark deletes them in the load, and
+is not stored. It is the hint ``hard_delete`` of dlt.
 """
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,20 @@ _TYPES: dict[ColumnType, str] = {
     "attributes": "json",
 }
 """Types of dlt."""
+
+_DELETED = "deleted"
+"""Column that marks a row which deletes the rows of its run, and is not stored itself. It is NULL in stored rows."""
+
+_FILLERS: dict[ColumnType, object] = {
+    "text": "",
+    "integer": 0,
+    "number": 0.0,
+    "boolean": False,
+    "date": date(1970, 1, 1),
+    "timestamp": datetime(1970, 1, 1, tzinfo=UTC),
+    "attributes": {},
+}
+"""Values of required columns in such a row."""
 
 
 def dlt_source(directory: str | Path, *, name: str | None = None) -> "DltSource":
@@ -83,11 +99,18 @@ def _find_runs(catalog: RunCatalog, audit: str) -> list[StoredRun]:
 def _make_resource(table: TableContract, found: Callable[[], list[StoredRun]]) -> "DltResource":
     import dlt
 
-    columns = {
+    columns: dict[str, Any] = {
         column.name: {"name": column.name, "data_type": _TYPES[column.type], "nullable": not column.required,
                       "description": column.description}
         for column in table.columns
     }  # fmt: skip
+    columns[_DELETED] = {
+        "name": _DELETED,
+        "data_type": "bool",
+        "nullable": True,
+        "hard_delete": True,
+        "description": "always NULL: a row that has it is not stored, and deletes the rows of its run",
+    }
 
     def rows() -> Iterator[list[dict[str, Any]]]:
         loaded: dict[str, str] = dlt.current.resource_state().setdefault("runs", {})
@@ -100,7 +123,12 @@ def _make_resource(table: TableContract, found: Callable[[], list[StoredRun]]) -
             except RunFolderError as error:
                 log.warning("run not loaded", reason=str(error))
                 continue
-            yield from _read_rows(run.folder, table.name)
+            is_empty = True
+            for batch in _read_rows(run.folder, table.name):
+                is_empty = False
+                yield batch
+            if is_empty and name in loaded:
+                yield [_deleting_row(table, name)]
             loaded[name] = digest
 
     resource: DltResource = dlt.resource(
@@ -113,6 +141,12 @@ def _make_resource(table: TableContract, found: Callable[[], list[StoredRun]]) -
         schema_contract={"tables": "evolve", "columns": "freeze", "data_type": "freeze"},
     )
     return resource
+
+
+def _deleting_row(table: TableContract, run: str) -> dict[str, Any]:
+    """Return a row that deletes what a table has of a run."""
+    row = {column.name: _FILLERS[column.type] for column in table.columns if column.required}
+    return {**row, "run": run, _DELETED: True}
 
 
 def _read_rows(folder: Path, table: PublishedTable) -> Iterator[list[dict[str, Any]]]:

@@ -26,7 +26,7 @@ from auditor.publish.postgresql_schema import migrate, read_version
 from auditor.publish.tables import TABLES, TABLES_VERSION, PublishedRun, PublishedTable, open_published
 from auditor.storage.database import sql_identifier
 from auditor.storage.tables import translate_read_errors
-from auditor.text.formatting import safe
+from auditor.text.formatting import parse_manifest_time, safe
 
 if TYPE_CHECKING:
     import psycopg
@@ -111,6 +111,13 @@ class PostgresqlDestination:
         settings = self._settings
         return safe(f"postgresql://{settings.host}:{settings.port}/{settings.database}, schema {settings.schema}")
 
+    def check(self) -> None:
+        """Raise SettingsError if the package of PostgreSQL is not installed, or cannot be loaded."""
+        try:
+            _import_psycopg()
+        except UsageError as error:
+            raise SettingsError(str(error)) from None
+
     def published_runs(self, names: Collection[str], limit: TimeLimit) -> dict[str, str]:
         """Return the digest of each of these runs that the database has, by the run's name."""
         with self._connect(limit) as connection, _transaction(connection, limit):
@@ -132,6 +139,7 @@ class PostgresqlDestination:
             self._prepare_schema(connection, limit)
             with _transaction(connection, limit):
                 self._lock(connection, run.name)
+                self._refuse_other_run(connection, run)
                 for name in TABLES:
                     connection.execute(f"DELETE FROM {self._schema}.{name} WHERE run = %s".encode(), [run.name])
                 for name in TABLES:
@@ -167,6 +175,28 @@ class PostgresqlDestination:
         if version is not None and version > TABLES_VERSION:
             has = f"has tables of version {version}, and this auditor writes version {TABLES_VERSION}"
             raise DestinationError(f"{self.describe()}: {has}; update auditor", retryable=False)
+
+    def _refuse_other_run(self, connection: "psycopg.Connection", run: PublishedRun) -> None:
+        """Raise DestinationError if the database has another run of this name, such as one of another machine.
+
+        A resume changes neither the start of a run nor its accounts. It may add accounts to a partial run, whose
+        devices were not listed before. Where the rows of devices were deleted, only the start is compared.
+        """
+        query = f"SELECT state, started_at FROM {self._schema}.runs WHERE run = %s"
+        found = connection.execute(query.encode(), [run.name]).fetchone()
+        if found is None:
+            return
+        state, started_at = found
+        query = f"SELECT DISTINCT account FROM {self._schema}.devices WHERE run = %s"
+        accounts = {account for (account,) in connection.execute(query.encode(), [run.name])}
+        with translate_read_errors(run.folder):
+            rows = run.database.execute(f"SELECT DISTINCT account FROM ({run.query('devices')})").fetchall()
+        own = {account.replace("\0", NUL_SYMBOL) for (account,) in rows}
+        has_other_accounts = bool(accounts - own) or (state != "partial" and bool(own - accounts))
+        if started_at != parse_manifest_time(run.manifest.started_at) or (accounts and has_other_accounts):
+            reason = f"has another run of the name {safe(run.name)}, of another start or of other accounts"
+            advice = "give each audit that is published here a name of its own in its settings"
+            raise DestinationError(f"{self.describe()}: {reason}; {advice}", retryable=False)
 
     def _copy(self, connection: "psycopg.Connection", run: PublishedRun, name: PublishedTable) -> None:
         columns = ", ".join(column.name for column in TABLES[name].columns)
@@ -260,6 +290,8 @@ class _ConnectionTimer:
 
 _ADVICE = {
     "28": "",  # the role is refused
+    "3F": "; run deploy/postgresql/schema.sql again",
+    "42": "; the schema is not as auditor makes it: run deploy/postgresql/schema.sql again",
     "42501": "; give the role the privileges of docs/publishing-postgresql.md",
 }
 """What to do about errors that no retry mends, by their SQLSTATE or its class."""
@@ -267,7 +299,7 @@ _ADVICE = {
 
 _REFUSALS = (
     "authentication failed", "does not exist", "no pg_hba.conf entry", "certificate verify failed",
-    "does not match host name",
+    "does not match host name", "server does not support SSL",
 )  # fmt: skip
 """Parts of the messages of refused connections that no retry mends; libpq gives no SQLSTATE for them."""
 
@@ -369,11 +401,10 @@ def csv_blocks(run: PublishedRun, name: PublishedTable) -> Iterator[Iterator[byt
 
 def _csv_query(run: PublishedRun, name: PublishedTable) -> str:
     """Return the SQL of a table's rows with texts that PostgreSQL can store; attributes become JSON."""
-    own = {"audit", "night", "run"}  # names of files and settings have no NUL
     cells = []
     for column in TABLES[name].columns:
         match column.type:
-            case "text" if column.name not in own:
+            case "text":
                 cells.append(f"replace({column.name}, chr(0), '{NUL_SYMBOL}') AS {column.name}")
             case "attributes":
                 cells.append(f"{_json_object(column.name)} AS {column.name}")

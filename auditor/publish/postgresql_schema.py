@@ -25,7 +25,8 @@ POSTGRESQL_TYPES: dict[ColumnType, str] = {
 }
 """Types of the columns. Text is ordered by its bytes, as in DuckDB, on every system."""
 
-CURRENT_RUNS = """SELECT DISTINCT ON (audit) * FROM {schema}.runs WHERE covers_fleet
+CURRENT_RUNS = """SELECT DISTINCT ON (audit) * FROM {schema}.runs
+  WHERE covers_fleet AND state IN ('complete', 'within_tolerance')
   ORDER BY audit, started_at DESC, run DESC"""
 
 
@@ -64,7 +65,7 @@ def _view_statements(quoted: str) -> Iterator[str]:
         if name != "runs":
             query = f"SELECT rows.* FROM {quoted}.{name} AS rows JOIN {quoted}.current_runs USING (run)"
         yield f"CREATE OR REPLACE VIEW {quoted}.current_{name} AS {query}"
-        comment = f"{table.description}, of the newest run of each audit that covers its fleet"
+        comment = f"{table.description}, of the newest successful run of each audit that covers its fleet"
         yield f"COMMENT ON VIEW {quoted}.current_{name} IS {sql_literal(comment)}"
 
 

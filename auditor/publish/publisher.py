@@ -5,6 +5,7 @@ reached gets with the next run what it does not have.
 """
 
 import contextlib
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from auditor.publish.destinations import open_destination
 from auditor.publish.tables import run_digest, run_name
 from auditor.resilience.retry import Backoff
 from auditor.runs.folder import RunCatalog, StoredRun
-from auditor.runs.manifest import Manifest, file_info, read_manifest
+from auditor.runs.manifest import MANIFEST, Manifest, file_info, read_manifest
 from auditor.storage.files import check_contained, translate_os_errors
 from auditor.text.durations import parse_duration
 
@@ -76,7 +77,12 @@ class PublisherClock:
 
 
 def check_publishable(folder: Path, manifest: Manifest) -> None:
-    """Raise RunFolderError unless a run has ended and verified, and its files are those that were sealed."""
+    """Raise RunFolderError unless a run has ended and verified, and its files are those that were sealed.
+
+    An interrupted run will be resumed; publishing it before would show a part of it.
+    """
+    if is_interrupted(manifest):
+        raise RunFolderError(f"{folder}: cannot be published: it was interrupted; resume it")
     if manifest.state not in VERIFIED_STATES:
         why = {"running": "has not ended; wait for it, or resume it"}.get(manifest.state, "was stopped; resume it")
         raise RunFolderError(f"{folder}: cannot be published: it {why}")
@@ -203,10 +209,28 @@ class _Publishing:
 
 
 def is_candidate(run: StoredRun) -> bool:
-    """Return whether a run is published without a request for it: it verified, and is neither a trial nor interrupted.
+    """Return whether a run is published without a request: it verified, and is neither a trial nor interrupted."""
+    manifest = run.manifest
+    return manifest.state in VERIFIED_STATES and run.sealed and not manifest.trial and not is_interrupted(manifest)
 
-    An interrupted run will be resumed; publishing it before would show a part of it.
+
+def is_interrupted(manifest: Manifest) -> bool:
+    """Return whether a signal ended a run before its end."""
+    return manifest.exit_reason is not None and manifest.exit_reason.code == "interrupted"
+
+
+def find_publishable(path: Path) -> Path:
+    """Return a run folder, or the newest run of a directory that is published without a request for it.
+
+    Raises:
+        RunFolderError: the directory has no such run, or cannot be read.
     """
-    reason = run.manifest.exit_reason
-    interrupted = reason is not None and reason.code == "interrupted"
-    return run.manifest.state in VERIFIED_STATES and run.sealed and not run.manifest.trial and not interrupted
+    with translate_os_errors(f"{path}: cannot be read", RunFolderError):
+        if os.path.lexists(path / MANIFEST):
+            return path
+    newest = next(filter(is_candidate, RunCatalog(path).runs), None)
+    if newest is None:
+        raise RunFolderError(
+            f"{path}: contains no run that ended, verified, and is neither a trial nor interrupted; give a run folder"
+        )
+    return newest.folder

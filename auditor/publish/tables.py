@@ -123,7 +123,7 @@ TABLES: dict[PublishedTable, TableContract] = {
             "runs", "a run", ("run",),
             (
                 *_RUN,
-                TableColumn("state", "text", "complete, within_tolerance, partial or aborted", required=True),
+                TableColumn("state", "text", "complete, within_tolerance or partial", required=True),
                 TableColumn("started_at", "timestamp", "start of the run", required=True),
                 TableColumn("finished_at", "timestamp", "end of the run"),
                 TableColumn("seconds", "number", "time from start to end; NULL if a clock was wrong"),

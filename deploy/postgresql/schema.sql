@@ -59,7 +59,7 @@ COMMENT ON TABLE "auditor".runs IS 'a run';
 COMMENT ON COLUMN "auditor".runs.audit IS 'name of the audit, from its settings';
 COMMENT ON COLUMN "auditor".runs.night IS 'day on which the run started, in UTC';
 COMMENT ON COLUMN "auditor".runs.run IS 'name of the run folder';
-COMMENT ON COLUMN "auditor".runs.state IS 'complete, within_tolerance, partial or aborted';
+COMMENT ON COLUMN "auditor".runs.state IS 'complete, within_tolerance or partial';
 COMMENT ON COLUMN "auditor".runs.started_at IS 'start of the run';
 COMMENT ON COLUMN "auditor".runs.finished_at IS 'end of the run';
 COMMENT ON COLUMN "auditor".runs.seconds IS 'time from start to end; NULL if a clock was wrong';
@@ -354,19 +354,20 @@ COMMENT ON COLUMN "auditor".changes.change IS 'upgraded, downgraded, changed, ap
 COMMENT ON COLUMN "auditor".changes.old_version IS 'version before; NULL without one';
 COMMENT ON COLUMN "auditor".changes.new_version IS 'version since; NULL without one';
 COMMENT ON COLUMN "auditor".changes.answered_at IS 'time of the answer that shows the change';
-CREATE OR REPLACE VIEW "auditor".current_runs AS SELECT DISTINCT ON (audit) * FROM "auditor".runs WHERE covers_fleet
+CREATE OR REPLACE VIEW "auditor".current_runs AS SELECT DISTINCT ON (audit) * FROM "auditor".runs
+  WHERE covers_fleet AND state IN ('complete', 'within_tolerance')
   ORDER BY audit, started_at DESC, run DESC;
-COMMENT ON VIEW "auditor".current_runs IS 'a run, of the newest run of each audit that covers its fleet';
+COMMENT ON VIEW "auditor".current_runs IS 'a run, of the newest successful run of each audit that covers its fleet';
 CREATE OR REPLACE VIEW "auditor".current_devices AS SELECT rows.* FROM "auditor".devices AS rows JOIN "auditor".current_runs USING (run);
-COMMENT ON VIEW "auditor".current_devices IS 'a device of the fleet, in the order of the fleet, of the newest run of each audit that covers its fleet';
+COMMENT ON VIEW "auditor".current_devices IS 'a device of the fleet, in the order of the fleet, of the newest successful run of each audit that covers its fleet';
 CREATE OR REPLACE VIEW "auditor".current_modules AS SELECT rows.* FROM "auditor".modules AS rows JOIN "auditor".current_runs USING (run);
-COMMENT ON VIEW "auditor".current_modules IS 'a module that a device reports, of the newest run of each audit that covers its fleet';
+COMMENT ON VIEW "auditor".current_modules IS 'a module that a device reports, of the newest successful run of each audit that covers its fleet';
 CREATE OR REPLACE VIEW "auditor".current_inventory AS SELECT rows.* FROM "auditor".inventory AS rows JOIN "auditor".current_runs USING (run);
-COMMENT ON VIEW "auditor".current_inventory IS 'a version of a product''s module, in the order of the inventory, of the newest run of each audit that covers its fleet';
+COMMENT ON VIEW "auditor".current_inventory IS 'a version of a product''s module, in the order of the inventory, of the newest successful run of each audit that covers its fleet';
 CREATE OR REPLACE VIEW "auditor".current_rollouts AS SELECT rows.* FROM "auditor".rollouts AS rows JOIN "auditor".current_runs USING (run);
-COMMENT ON VIEW "auditor".current_rollouts IS 'a product''s module and its target version, the most urgent first, of the newest run of each audit that covers its fleet';
+COMMENT ON VIEW "auditor".current_rollouts IS 'a product''s module and its target version, the most urgent first, of the newest successful run of each audit that covers its fleet';
 CREATE OR REPLACE VIEW "auditor".current_changes AS SELECT rows.* FROM "auditor".changes AS rows JOIN "auditor".current_runs USING (run);
-COMMENT ON VIEW "auditor".current_changes IS 'a module of a device that changed since the previous run, of the newest run of each audit that covers its fleet';
+COMMENT ON VIEW "auditor".current_changes IS 'a module of a device that changed since the previous run, of the newest successful run of each audit that covers its fleet';
 DELETE FROM "auditor".tables_version;
 INSERT INTO "auditor".tables_version VALUES (1);
 COMMIT;

@@ -46,8 +46,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_dbt(tmp_path: Path, target: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     project = tmp_path / "dbt"
-    if not project.exists():
-        shutil.copytree(ROOT / "deploy" / "dbt", project, ignore=shutil.ignore_patterns("target", "logs"))
+    if not (project / "dbt_project.yml").exists():
+        ignored = shutil.ignore_patterns("target", "logs", "*.duckdb")
+        shutil.copytree(ROOT / "deploy" / "dbt", project, ignore=ignored, dirs_exist_ok=True)
     variables = {
         **os.environ,
         **environment,
@@ -76,6 +77,9 @@ def publish_to_duckdb(folders: list[Path], path: Path) -> None:
             run.database.execute("DETACH target")
 
 
+DUCKDB_FILE = "dbt/auditor_dbt.duckdb"
+"""The default of the documented command, in the folder of the project."""
+
 DATASET = "auditor.publish.parquet_dataset"
 
 needs_dataset = pytest.mark.skipif(
@@ -86,7 +90,8 @@ needs_dataset = pytest.mark.skipif(
 @pytest.fixture(params=["postgresql", "duckdb", pytest.param("dataset", marks=needs_dataset)])
 def built(request: pytest.FixtureRequest, directory: Path, server: Server, database: str, tmp_path: Path) -> Any:
     """Run dbt on a database that has the runs; return a function that queries it, and one that runs dbt."""
-    folders, environment = sorted(directory.iterdir()), {"DBT_DUCKDB_PATH": str(tmp_path / "runs.duckdb")}
+    folders, environment = sorted(directory.iterdir()), dict[str, str]()
+    (tmp_path / DUCKDB_FILE).parent.mkdir()
     if request.param == "postgresql":
         environment |= {
             "PGHOST": str(server.folder),
@@ -103,12 +108,12 @@ def built(request: pytest.FixtureRequest, directory: Path, server: Server, datab
         for folder in folders:
             lake.publish(folder, TimeLimit(60))
     else:
-        publish_to_duckdb(folders, tmp_path / "runs.duckdb")
+        publish_to_duckdb(folders, tmp_path / DUCKDB_FILE)
 
     def query(sql: str) -> list[tuple[Any, ...]]:
         if request.param == "postgresql":
             return server.query(sql, database=database)
-        with duckdb.connect(str(tmp_path / "runs.duckdb")) as connection:
+        with duckdb.connect(str(tmp_path / DUCKDB_FILE)) as connection:
             return connection.execute(sql).fetchall()
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -149,6 +154,26 @@ def test_models_have_the_numbers_of_the_runs(built: Any, directory: Path) -> Non
     assert sorted((name, int(changes), int(returns), versions) for name, changes, returns, versions in flapping) == [
         ("device0000", 4, 3, 2), ("device0001", 4, 0, 5),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("built", ["postgresql"], indirect=True)
+def test_old_runs_whose_rows_were_deleted_are_no_failure_and_partial_runs_in_no_model(built: Any) -> None:
+    """As docs/publishing-postgresql.md deletes them."""
+    query, run = built
+    names = [name for (name,) in query("SELECT run FROM auditor.runs ORDER BY run")]
+    query(f"UPDATE auditor.runs SET state = 'partial' WHERE run = '{names[-1]}'")
+    query(f"UPDATE auditor.runs SET night = current_date - 91 WHERE run = '{names[0]}'")
+    query(f"UPDATE auditor.runs SET night = current_date - 89 WHERE run = '{names[1]}'")
+    for table in ("modules", "devices", "changes"):
+        query(f"DELETE FROM auditor.{table} WHERE run = '{names[0]}'")
+    built_models = run("build", "--exclude", "flapping")
+    assert built_models.returncode == 0, built_models.stdout
+    assert query("SELECT max(run) FROM auditor_models.adoption") == [(names[-2],)]
+    assert query("SELECT DISTINCT run FROM auditor_models.behind") == [(names[-2],)]
+    for table in ("modules", "devices", "changes"):
+        query(f"DELETE FROM auditor.{table} WHERE run = '{names[1]}'")
+    failed = run("test", "--select", "complete_runs")
+    assert "Got 1 result" in failed.stdout
 
 
 @pytest.mark.parametrize("built", ["postgresql"], indirect=True)

@@ -81,6 +81,23 @@ def test_each_run_is_loaded_once_and_again_if_it_was_resumed(warehouse: Warehous
     assert len(warehouse.rows("runs")) == 2
 
 
+def test_a_table_that_is_empty_after_a_resume_loses_its_rows(warehouse: Warehouse, tmp_path: Path) -> None:
+    fleet = [named(number) for number in range(3)]
+    folders = [tmp_path / "runs" / f"202611{day}T020000Z-nightly" for day in ("22", "23")]
+    for folder in folders:
+        build(folder, fleet, [ok(device, ("ble", "1.0")) for device in fleet])
+    warehouse.load(tmp_path / "runs")
+    assert len(warehouse.rows("modules")) == 6
+    build(tmp_path / "again", fleet, [ok(device) for device in fleet])
+    for file in (tmp_path / "again").iterdir():
+        file.replace(folders[0] / file.name)
+    warehouse.load(tmp_path / "runs")
+    assert {row[2] for row in warehouse.rows("modules")} == {folders[1].name}
+    assert {row[2] for row in warehouse.rows("inventory")} == {folders[1].name}
+    assert len(warehouse.rows("devices")) == 6
+    assert len(warehouse.rows("runs")) == 2
+
+
 def without_attributes(rows: list[tuple[Any, ...]], table: PublishedTable) -> list[tuple[Any, ...]]:
     places = [place for place, column in enumerate(TABLES[table].columns) if column.type != "attributes"]
     return sorted((tuple(row[place] for place in places) for row in rows), key=repr)

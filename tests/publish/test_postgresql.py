@@ -122,7 +122,8 @@ def test_a_run_published_again_replaces_itself(server: Server, database: str, tm
     for folder in ("run", "other", "run"):
         publish(server, database, tmp_path / folder)
     rows = {name: server.query(f"SELECT * FROM auditor.{name} WHERE run = 'run'", database=database) for name in TABLES}
-    build(tmp_path / "new" / "run", [named(0)], [ok(named(0), ("ble", "9"))])
+    fleet = [named(0), named(0, account="other", product="p2")]
+    build(tmp_path / "new" / "run", fleet, [ok(device, ("ble", "9")) for device in fleet])
     publish(server, database, tmp_path / "new" / "run")
     digests = {name: run_digest(read_manifest(tmp_path / name)) for name in ("new/run", "other")}
     target = destination(server, database)
@@ -130,22 +131,80 @@ def test_a_run_published_again_replaces_itself(server: Server, database: str, tm
         "run": digests["new/run"],
         "other": digests["other"],
     }
-    assert server.query("SELECT module_version FROM auditor.modules WHERE run = 'run'", database=database) == [("9",)]
+    assert server.query("SELECT module_version FROM auditor.modules WHERE run = 'run'", database=database) == [
+        ("9",),
+        ("9",),
+    ]
     publish(server, database, tmp_path / "run")
     for name in TABLES:
         again = server.query(f"SELECT * FROM auditor.{name} WHERE run = 'run'", database=database)
         assert sorted(again, key=str) == sorted(rows[name], key=str)
 
 
-def test_views_have_the_newest_run_of_each_audit_that_covers_its_fleet(
+def test_another_run_of_the_same_name_is_not_replaced(server: Server, database: str, tmp_path: Path) -> None:
+    """Such as that of another machine with the same settings and the same timetable."""
+    every_status(tmp_path / "run")
+    publish(server, database, tmp_path / "run")
+    fleet = [named(0), named(1, account="third")]
+    build(tmp_path / "accounts" / "run", fleet, [ok(device, ("ble", "9")) for device in fleet])
+    every_status(tmp_path / "start" / "run")
+    edit_manifest(tmp_path / "start" / "run", lambda manifest: replace(manifest, started_at="2026-11-22T02:00:09Z"))
+    for other in ("accounts", "start"):
+        with pytest.raises(DestinationError, match=r"has another run of the name run, .*a name of its own") as caught:
+            publish(server, database, tmp_path / other / "run")
+        assert not caught.value.retryable
+    assert server.query("SELECT digest FROM auditor.runs", database=database) == [
+        (run_digest(read_manifest(tmp_path / "run")),)
+    ]
+
+
+def test_a_resumed_run_may_have_an_account_that_was_not_listed_before(
     server: Server, database: str, tmp_path: Path
 ) -> None:
+    fleet = [named(0), named(1, account="other")]
+    build(tmp_path / "run", fleet[:1], [ok(fleet[0], ("ble", "1"))])
+    edit_manifest(tmp_path / "run", lambda manifest: replace(manifest, state="partial"))
+    publish(server, database, tmp_path / "run")
+    build(tmp_path / "resumed" / "run", fleet, [ok(device, ("ble", "1")) for device in fleet])
+    publish(server, database, tmp_path / "resumed" / "run")
+    assert server.query("SELECT count(*) FROM auditor.devices", database=database) == [(2,)]
+
+
+def test_a_missing_table_is_not_retried(server: Server, database: str, tmp_path: Path) -> None:
+    every_status(tmp_path / "run")
+    publish(server, database, tmp_path / "run")
+    server.query("DROP TABLE auditor.rollouts CASCADE", database=database)
+    with pytest.raises(DestinationError, match=r"does not exist; the schema is not as auditor makes it") as caught:
+        publish(server, database, tmp_path / "run")
+    assert not caught.value.retryable
+
+
+def test_a_server_without_tls_is_not_retried(tmp_path: Path) -> None:
+    every_status(tmp_path / "run")
+    with run_server(tcp_rules="host all all 127.0.0.1/32 trust\n") as running:
+        with pytest.raises(DestinationError, match="does not support SSL") as caught:
+            publish(running, "postgres", tmp_path / "run", host="127.0.0.1")
+        assert not caught.value.retryable
+
+
+def test_a_name_with_nul_in_a_manifest_is_replaced(server: Server, database: str, tmp_path: Path) -> None:
+    every_status(tmp_path / "run")
+    edit_manifest(tmp_path / "run", lambda manifest: replace(manifest, name="a\0b", auditor_version="1\0"))
+    publish(server, database, tmp_path / "run")
+    assert server.query("SELECT audit, auditor_version FROM auditor.runs", database=database) == [("a␀b", "1␀")]
+
+
+def test_views_have_the_newest_successful_run_of_each_audit(server: Server, database: str, tmp_path: Path) -> None:
     directory = write_days(tmp_path / "audits")
     folders = sorted(directory.iterdir())
     every_status(directory / "other")
-    edit_manifest(directory / "other", lambda manifest: replace(manifest, name="other"))
+    edit_manifest(directory / "other", lambda manifest: replace(manifest, name="other", state="within_tolerance"))
+    every_status(directory / "partial")
+    edit_manifest(directory / "partial", lambda manifest: replace(manifest, name="partial", state="partial"))
+    for folder in folders:
+        edit_manifest(folder, lambda manifest: replace(manifest, state="complete"))
     edit_manifest(folders[-1], lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=1)))
-    for folder in [*reversed(folders), directory / "other"]:
+    for folder in [*reversed(folders), directory / "other", directory / "partial"]:
         publish(server, database, folder)
     expected = {("nightly", folders[-2].name), ("other", "other")}
     assert set(server.query("SELECT audit, run FROM auditor.current_runs", database=database)) == expected

@@ -21,6 +21,7 @@ from auditor.errors import DestinationError, RunFolderError, SettingsError
 from auditor.hooks.prepare import prepare_hooks, prepare_resume_hooks
 from auditor.hooks.runner import run_hooks
 from auditor.publish import destinations, publisher
+from auditor.publish.destinations import check_destination
 from auditor.publish.publisher import PublisherClock, publish_missing, publish_run
 from auditor.publish.tables import run_digest, run_name
 from auditor.resilience.retry import Backoff
@@ -158,15 +159,17 @@ def test_only_runs_that_verified_and_are_unchanged_are_published(
     assert set(recording.runs) == {run_of(audits, day).name for day in ("20", "22")}
 
 
-@pytest.mark.parametrize("change", [{"trial": True}, {"exit_reason": ExitReason("interrupted", "by SIGINT")}])
-def test_trials_and_interrupted_runs_are_published_by_hand_only(
-    audits: Path, recording: type[Recording], change: dict[str, Any]
+def test_a_trial_is_published_by_hand_only_and_an_interrupted_run_after_a_resume(
+    audits: Path, recording: type[Recording]
 ) -> None:
-    edit_manifest(run_of(audits, "21"), lambda m: replace(m, **change))
+    edit_manifest(run_of(audits, "21"), lambda m: replace(m, trial=True))
+    edit_manifest(run_of(audits, "20"), lambda m: replace(m, exit_reason=ExitReason("interrupted", "by SIGINT")))
     publish_missing(audits, TO_RECORDING)
-    assert run_of(audits, "21").name not in recording.runs
-    publish_run(run_of(audits, "21"), TO_RECORDING)
+    assert set(recording.runs) == {run_of(audits, "22").name}
+    publish_run(run_of(audits, "21"), TO_RECORDING, catch_up=False)
     assert run_of(audits, "21").name in recording.runs
+    with pytest.raises(RunFolderError, match="it was interrupted; resume it"):
+        publish_run(run_of(audits, "20"), TO_RECORDING)
 
 
 ACCOUNT = {"name": "eu", "endpoint": "https://x", "access_key_id": "a", "access_key_secret": {"env": "EU_SECRET"}}
@@ -281,6 +284,49 @@ def test_settings_that_cannot_be_used_are_refused_without_secrets(table: dict[st
     assert "CANARY" not in str(caught.value)
 
 
+POSTGRESQL = {"host": "db.example.com", "database": "iot", "user": "publisher"}
+
+
+@pytest.mark.parametrize(
+    ("type_", "options", "sentence"),
+    [
+        ("files", {"to": "{folder}/missing/lake"}, "to: {folder}/missing: is no directory"),
+        ("files", {"to": "{folder}/file"}, "to: {folder}/file: is no directory"),
+        ("postgresql", {**POSTGRESQL, "password": SecretSource(env="PG_UNSET")}, "password: .*PG_UNSET is not set"),
+        (
+            "postgresql",
+            {**POSTGRESQL, "certificate_file": "{folder}/file", "key_file": "{folder}/none"},
+            "key_file: {folder}/none: is missing",
+        ),
+    ],
+)
+def test_what_a_destination_lacks_on_this_machine_is_a_sentence(
+    type_: str, options: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PG_UNSET", raising=False)
+    (tmp_path / "file").write_text("a file")
+    options = {
+        key: value.replace("{folder}", str(tmp_path)) if isinstance(value, str) else value
+        for key, value in options.items()
+    }
+    expected = rf'^nightly.toml: publish "there": {sentence.replace("{folder}", str(tmp_path))}'
+    with pytest.raises(SettingsError, match=expected):
+        check_destination(PublishSettings(name="there", type=type_, options=options), "nightly.toml")
+
+
+def test_a_package_that_is_not_installed_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = PublishSettings(name="there", type="postgresql", options=dict(POSTGRESQL))
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(SettingsError, match=r'publish "there": .* needs psycopg; install it'):
+        check_destination(table)
+
+
+def test_a_destination_that_lacks_nothing_is_described(tmp_path: Path) -> None:
+    table = PublishSettings(name="there", type="files", options={"to": str(tmp_path / "lake")})
+    assert check_destination(table) == str(tmp_path / "lake")
+    assert not (tmp_path / "lake").exists()
+
+
 def test_two_destinations_of_one_name_are_refused() -> None:
     table = {"name": "lake", "type": "files", "options": {"to": "x"}}
     with pytest.raises(SettingsError, match="two destinations have this name"):
@@ -335,6 +381,38 @@ options = {{ to = "{tmp_path}/other" }}
         assert capfd.readouterr().out.splitlines()[-1] == "20261122T020000Z-nightly,3"
         assert (
             main(["fetch", str(tmp_path / "other"), str(tmp_path / "copy"), "--run", "20261120T020000Z-nightly"]) == 0
+        )
+
+    def test_of_a_directory_the_newest_run_is_published_that_is_no_trial(
+        self, audits: Path, settings: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        publish = ["publish", "--settings", str(settings), "--to", "lake"]
+        edit_manifest(run_of(audits, "22"), lambda m: replace(m, trial=True))
+        edit_manifest(run_of(audits, "21"), lambda m: replace(m, exit_reason=ExitReason("interrupted", "by SIGINT")))
+        assert main([*publish, str(audits)]) == 0
+        assert "lake: 20261120T020000Z-nightly published" in capfd.readouterr().err
+        assert main([*publish, str(run_of(audits, "22"))]) == 0
+        error = capfd.readouterr().err
+        assert "20261122T020000Z-nightly is a trial" in error
+        assert "lake: 20261122T020000Z-nightly published" in error
+        assert main([*publish, str(run_of(audits, "21"))]) == 2
+        assert "it was interrupted; resume it" in capfd.readouterr().err
+        edit_manifest(run_of(audits, "20"), lambda m: replace(m, trial=True))
+        assert main([*publish, str(audits)]) == 2
+        assert "contains no run that ended, verified" in capfd.readouterr().err
+
+    def test_check_prints_a_line_for_each_destination(
+        self, settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("EU_SECRET", "s")
+        (tmp_path / "fleet.csv").write_text("product_key,device_name\np1,d1\n")
+        content = settings.read_text().replace("https://x", "http://127.0.0.1:9")
+        settings.write_text(content.replace(f"{tmp_path}/other", f"{tmp_path}/missing/other"))
+        assert main(["check", str(settings), "--fleet", str(tmp_path / "fleet.csv")]) == 3
+        lines = capfd.readouterr().out.splitlines()
+        assert f"ok   publish lake: {tmp_path}/lake" in lines
+        assert any(
+            re.match(rf'FAIL .*publish "other": to: {tmp_path}/missing: is no directory', line) for line in lines
         )
 
     def test_mistakes_are_a_sentence_and_2(

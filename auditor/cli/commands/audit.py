@@ -34,14 +34,14 @@ from auditor.cli.options import (
     restrict_accounts,
 )
 from auditor.cli.output import print_notes, resume_from
-from auditor.errors import RunNotWritableError
+from auditor.errors import RunNotWritableError, SettingsError
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from auditor.concurrency import StopToken
-    from auditor.config.settings import Settings
+    from auditor.config.settings import PublishSettings, Settings
     from auditor.engine.progress import AuditResult, ProgressCallback
     from auditor.hooks.prepare import HookConfig
 
@@ -58,7 +58,8 @@ def check(
     """Check settings, keys and fleet files, and make one test call per account.
 
     If the platform lists the fleet, also fetch its products and the first page of devices. With [cluster], check that
-    its storage lists what is put into it, and keeps what is written.
+    its storage lists what is put into it, and keeps what is written. Of [[publish]], check packages, folders, key files
+    and secrets.
     """
     from auditor.audit.preflight import preflight
     from auditor.cli.commands.cluster import check_run_storage
@@ -74,9 +75,24 @@ def check(
     prepare_hooks(settings, source=str(config))
     checks = run_event_loop(lambda: preflight(settings, fleet=fleet), use_uvloop=True)
     print_checks(checks)
+    failed = any(each.problem is not None for each in checks)
+    for table in settings.publish:
+        failed = not _check_destination(table, str(config)) or failed
     if settings.cluster is not None:
         check_run_storage(settings.cluster)
-    return 3 if any(each.problem is not None for each in checks) else 0
+    return 3 if failed else 0
+
+
+def _check_destination(table: "PublishSettings", source: str) -> bool:
+    """Print whether a destination has what it needs on this machine; return it."""
+    from auditor.publish.destinations import check_destination
+
+    try:
+        print_line(f"ok   publish {safe(table.name)}: {safe(check_destination(table, source))}")
+    except SettingsError as error:
+        print_line(f"FAIL {safe(str(error))}")
+        return False
+    return True
 
 
 def plan(

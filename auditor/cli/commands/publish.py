@@ -27,12 +27,13 @@ def publish(
 ) -> int:
     """Publish a run to the destinations of its settings.
 
-    A run that a destination has is replaced. Only runs that ended and verified are published.
+    A run that a destination has is replaced. Only runs that ended and verified are published. A trial is published only
+    if you give its own folder, and an interrupted run only after a resume.
 
     Parameters
     ----------
     run:
-        Run folder, or directory of runs (uses its newest run).
+        Run folder, or directory of runs (uses its newest run that is no trial and was not interrupted).
     to:
         Publish only to the destination of this name; repeatable.
     missing:
@@ -44,11 +45,13 @@ def publish(
     from auditor.cli.runtime import log_to_stderr
     from auditor.config.loader import load_settings
     from auditor.errors import DestinationError
-    from auditor.publish.publisher import publish_missing, publish_run
-    from auditor.runs.folder import find_run
+    from auditor.publish.publisher import find_publishable, publish_missing, publish_run
+    from auditor.runs.manifest import read_manifest
 
     log_to_stderr(log_level, log_format)
-    folder = find_run(run)
+    folder = find_publishable(run)
+    if read_manifest(folder).trial:
+        print_error(f"{safe(folder.name)} is a trial: those who read the destination see it as any other run")
     own = resume_settings(folder, quiet=True) if settings is None else load_settings(settings)
     failed = 0
     for table in _destinations(own, to):

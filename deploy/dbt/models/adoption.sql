@@ -1,10 +1,11 @@
 -- Adoption: the share of every version in every night, and its change since the run before.
--- Runs of a part of a fleet are left out, since their shares are of other devices.
+-- Runs of a part of a fleet, and those without as many answers as required, are left out: their shares are of other
+-- devices.
 with inventory as (
     select i.*, r.started_at
     from {{ source('auditor', 'inventory') }} as i
     join {{ source('auditor', 'runs') }} as r on r.run = i.run
-    where r.covers_fleet
+    where r.covers_fleet and r.state in ('complete', 'within_tolerance')
 )
 
 select

@@ -1,8 +1,9 @@
--- Behind: products' modules with devices that do not run the target version, in the newest run of each audit.
+-- Behind: products' modules with devices that do not run the target version, in the newest successful run of
+-- each audit.
 with newest as (
     select run, row_number() over (partition by audit order by started_at desc, run desc) as place
     from {{ source('auditor', 'runs') }}
-    where covers_fleet
+    where covers_fleet and state in ('complete', 'within_tolerance')
 )
 
 select

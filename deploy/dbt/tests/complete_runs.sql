@@ -1,4 +1,5 @@
 -- Every run has all of its rows, and its inventory counts its modules. A row is a run of which that is not true.
+-- Runs without any row in devices that are older than `retention_nights` days are skipped: their rows were deleted.
 with devices as (
     select run, count(*) as devices, sum(modules) as modules from {{ source('auditor', 'devices') }} group by run
 ),
@@ -12,6 +13,7 @@ from {{ source('auditor', 'runs') }} as r
 left join devices as d on d.run = r.run
 left join modules as m on m.run = r.run
 left join inventory as i on i.run = r.run
-where
+where (d.run is not null or r.night >= current_date - {{ var('retention_nights') }}) and (
     r.devices <> coalesce(d.devices, 0) or r.devices <> r.ok + r.empty + r.not_found + r.failed + r.pending
     or coalesce(d.modules, 0) <> coalesce(m.modules, 0) or coalesce(m.modules, 0) <> coalesce(i.modules, 0)
+)
