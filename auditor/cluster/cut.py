@@ -75,6 +75,7 @@ def cut_run(
             checkpoint=cluster.checkpoint,
             shards=shards,
             digests=digest_settings(settings),
+            modules=settings.modules,
         )
         storage = open_storage(name)
         check_storage(storage)

@@ -209,6 +209,7 @@ def _combine(plan: ShardPlan, manifests: list[Manifest], folder: Path) -> Manife
         discovery=discovery,
         max_failed=plan.max_failed,
         mismatched=tuple(MismatchedAccount(*each) for each in mismatches.items()),
+        modules=plan.modules,
     )
 
 

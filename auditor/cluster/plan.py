@@ -17,6 +17,7 @@ import orjson
 from auditor.config.serialization import RATE_KEYS, settings_to_dict
 from auditor.config.settings import Account, Settings, SharedQuotaSettings
 from auditor.errors import SettingsError, UsageError
+from auditor.models import ReadModules
 from auditor.runs.manifest import AccountInfo, FleetInfo
 from auditor.storage.json_types import Count, MaxFailed, PositiveCount, Timestamp
 
@@ -80,6 +81,7 @@ class ShardPlan(msgspec.Struct, frozen=True, kw_only=True):
         checkpoint: seconds between two checkpoints.
         shards: the shards; their index is their place.
         digests: digests of settings, by account or ``settings``, and by key.
+        modules: the only modules that the run reads of its devices; null: all.
         plan_version: version of this contract.
     """
 
@@ -92,6 +94,7 @@ class ShardPlan(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: Annotated[float, msgspec.Meta(ge=0.1, le=600)]
     shards: tuple[Shard, ...]
     digests: dict[str, dict[str, str]]
+    modules: ReadModules | None = None
     plan_version: int = PLAN_VERSION
 
     def shards_of(self, site: str | None) -> list[Shard]:

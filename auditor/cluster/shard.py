@@ -199,6 +199,7 @@ class ShardWorker:
             fleet=FleetInfo("platform" if listed else plan.fleet.source, devices, 0, sha256_of(folder / FLEET)),
             rate=Rate(target=target_rate(self._settings)),
             discovery=(DiscoveryInfo(self._shard.account),) if listed else (),
+            modules=plan.modules,
         )
 
     def _restore_lines(self, base: Base, folder: Path) -> None:

@@ -50,4 +50,5 @@ def _last_manifest(storage: ObjectStore, plan: ShardPlan, shard: Shard, attempt:
         fleet=FleetInfo(plan.fleet.source, devices, 0, plan.fleet.sha256),
         devices=DeviceCounts(pending=devices),
         discovery=(DiscoveryInfo(shard.account),) if shard.devices is None else (),
+        modules=plan.modules,
     )

@@ -50,15 +50,16 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectSt
             yield open_store(f"s3://lake/cluster/{tmp_path.name}", {**s3.options, **keys})
 
 
-@pytest.mark.parametrize("fleet", ["filed", "mixed"])
+@pytest.mark.parametrize("fleet", ["filed", "mixed", "default"])
 async def test_shards_give_the_run_of_one_machine(tmp_path: Path, fleet: str, storage: ObjectStore) -> None:
     world = World(300, seed=3)
     world.write_fleet(tmp_path / "fleet.csv")
     async with Simulator(world, faults=FAULTS, seed=3) as platform, Simulator(World(90, seed=5)) as other:
-        filed = account_table(platform.endpoint, tmp_path, lanes=3, fetch_product_modules=True)
+        filed = account_table(platform.endpoint, tmp_path, lanes=3, fetch_product_modules=fleet != "default")
         listed = account_table(other.endpoint, tmp_path, "us", fleet={"products": "all"})
-        accounts = [filed] if fleet == "filed" else [listed, filed]
-        settings = cluster_settings(tmp_path, *accounts)
+        accounts = [listed, filed] if fleet == "mixed" else [filed]
+        changes = {"modules": ["default"]} if fleet == "default" else {}
+        settings = cluster_settings(tmp_path, *accounts, **changes)
         alone = await run_alone(settings)
         _, plan = cut(settings, storage)
         assert await run_all(storage, plan, settings) == [0] * len(plan.shards)
@@ -66,7 +67,7 @@ async def test_shards_give_the_run_of_one_machine(tmp_path: Path, fleet: str, st
     assert_same_run(folder, alone)
     manifest, expected = auditor.Run(folder).manifest, auditor.Run(alone).manifest
     assert (manifest.state, manifest.exit_code, manifest.devices) == (expected.state, 0, expected.devices)
-    assert manifest.fleet.sha256
+    assert (bool(manifest.fleet.sha256), manifest.modules) == (True, expected.modules)
     assert [each.devices for each in manifest.discovery] == [each.devices for each in expected.discovery]
     assert {each.state for each in read_progress(storage, plan)} == {"done"}
 
