@@ -13,6 +13,7 @@
             RunNotWritableError  the run folder cannot be written
             ObjectStoreError     a directory or object storage cannot be used now
                 ObjectMissingError  it has no such object
+                DamagedObjectError  an object has other content than was put
         SupersededError          another process has taken over; do not retry   exit 75
         DriftError               drift that --fail-on names                     exit 4
         PolicyError              a rule of severity "error" is violated         exit 4
@@ -150,6 +151,10 @@ class ObjectStoreError(AuditStoppedError):
 
 class ObjectMissingError(ObjectStoreError):
     """An object storage has no object of this key."""
+
+
+class DamagedObjectError(ObjectStoreError):
+    """An object of a storage has other content than was put. To read it again would not help."""
 
 
 class SupersededError(AuditorError):

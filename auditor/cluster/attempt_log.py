@@ -138,7 +138,7 @@ def list_attempts(storage: ObjectStore, shard: str) -> dict[str, AttemptObjects]
 def read_base(storage: ObjectStore, shard: str, attempt: AttemptObjects) -> Base:
     """Return what the attempt that continues this one starts from."""
     content = storage.get(f"{shard}/{ATTEMPTS}/{attempt.name}/{BASE}", max_bytes=MAX_RECORD_BYTES)
-    return decode_record(content, Base, f"{shard}: {attempt.name}").extended(
+    return decode_record(content, Base, f"{shard}/{ATTEMPTS}/{attempt.name}/{BASE}").extended(
         attempt.name, attempt.parts, attempt.snapshot
     )
 
@@ -147,5 +147,5 @@ def read_done(storage: ObjectStore, shard: str, attempts: Mapping[str, AttemptOb
     """Return what counts of a shard; None: it is not done."""
     if (name := find_done(attempts)) is None:
         return None
-    content = storage.get(f"{shard}/{ATTEMPTS}/{name}/{DONE}", max_bytes=MAX_RECORD_BYTES)
-    return decode_record(content, DoneMarker, f"{shard}: {name}")
+    place = f"{shard}/{ATTEMPTS}/{name}/{DONE}"
+    return decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), DoneMarker, place)

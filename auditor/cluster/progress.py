@@ -14,7 +14,7 @@ from auditor.cluster.merge import READERS, sealed_folder
 from auditor.cluster.plan import Shard, ShardPlan
 from auditor.cluster.records import MAX_RECORD_BYTES, ShardRecord, decode_record
 from auditor.cluster.storage import find_object
-from auditor.errors import ObjectStoreError, RunFolderError
+from auditor.errors import DamagedObjectError, RunFolderError
 from auditor.runs.folder import sealed_file_names
 from auditor.runs.manifest import MANIFEST, MAX_MANIFEST_BYTES, DeviceCounts, Manifest
 from auditor.storage.files import create_file
@@ -92,7 +92,7 @@ def read_sealed(storage: ObjectStore) -> tuple[Manifest, bytes] | None:
     try:
         return msgspec.json.decode(content, type=Manifest), content
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ObjectStoreError(f"{storage.address}/{MANIFEST}: is not a manifest: {error}") from error
+        raise DamagedObjectError(f"{storage.address}/{MANIFEST}: is not a manifest: {error}") from error
 
 
 def fetch_run(storage: ObjectStore, folder: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from auditor.cluster.attempts import ATTEMPTS, Base
-from auditor.errors import ObjectStoreError
+from auditor.errors import DamagedObjectError
 from auditor.runs.manifest import Manifest
 from auditor.storage.json_types import Timestamp
 from auditor.storage.object_store import ObjectStore
@@ -50,14 +50,14 @@ def compress_lines(lines: bytes) -> bytes:
 
 
 def expand_lines(content: bytes, where: str) -> bytes:
-    """Return the lines of a part; raise ObjectStoreError if it is damaged, or expands to more than any part has."""
+    """Return the lines of a part; raise DamagedObjectError if it is damaged, or expands to more than any part has."""
     engine = zlib.decompressobj(wbits=_GZIP)
     try:
         lines = engine.decompress(content, MAX_PART_BYTES)
     except zlib.error as error:
-        raise ObjectStoreError(f"{where}: is damaged: {error}") from error
+        raise DamagedObjectError(f"{where}: is damaged: {error}") from error
     if not engine.eof or engine.unused_data or (lines and not lines.endswith(b"\n")):
-        raise ObjectStoreError(f"{where}: is damaged, or no attempt has written it")
+        raise DamagedObjectError(f"{where}: is damaged, or no attempt has written it")
     return lines
 
 
@@ -70,11 +70,11 @@ def encode_record(manifest: Manifest, files: tuple[str, ...] = ()) -> bytes:
 
 
 def decode_record(content: bytes, kind: type[T], where: str) -> T:
-    """Return a record of a storage; raise ObjectStoreError if it is none."""
+    """Return a record of a storage; raise DamagedObjectError if it is none."""
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ObjectStoreError(f"{where}: was not written by an attempt: {error}") from error
+        raise DamagedObjectError(f"{where}: was not written by an attempt: {error}") from error
 
 
 def part_lines(storage: ObjectStore, folder: str, base: Base) -> Iterator[tuple[str, bytes]]:

@@ -77,6 +77,7 @@ class ShardWorker:
 
         Raises:
             SupersededError: another process has taken over the shard.
+            DamagedObjectError: an object of the run is damaged; its name is in the text.
             ObjectStoreError: the storage was away for an hour.
         """
         credentials: list[Credentials] = []

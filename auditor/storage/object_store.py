@@ -5,6 +5,7 @@ replaced as a whole, and a list has every object that was put before.
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 import anyio
 
 from auditor.concurrency import TimeLimit, run_to_end
-from auditor.errors import ObjectMissingError, ObjectStoreError, RunNotWritableError, SettingsError
+from auditor.errors import DamagedObjectError, ObjectMissingError, ObjectStoreError, RunNotWritableError, SettingsError
 from auditor.models import Secret
 from auditor.storage.files import atomic_replace, open_contained, read_contained, translate_os_errors
 
@@ -62,7 +63,8 @@ class StoredObject:
 class ObjectStore(Protocol):
     """Objects by key. A key is a relative path with ``/``; see ``check_key``.
 
-    Every method raises ObjectStoreError if the storage fails, and ObjectMissingError if there is no such object.
+    Every method raises ObjectStoreError if the storage fails, ObjectMissingError if there is no such object, and
+    DamagedObjectError if one has more bytes than the limit.
 
     Attributes:
         address: where the objects are, without secrets.
@@ -265,6 +267,8 @@ class DirectoryStore:
         except ObjectStoreError as error:
             if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError) or self._path(key).is_dir():
                 raise _missing(self.address, key) from None
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EFBIG:
+                raise DamagedObjectError(str(error)) from error
             raise
 
 
@@ -495,5 +499,5 @@ def _missing(address: str, key: str) -> ObjectMissingError:
     return ObjectMissingError(f"{address}: has no {key}")
 
 
-def _too_large(address: str, key: str, max_bytes: int) -> ObjectStoreError:
-    return ObjectStoreError(f"{address}: {key}: cannot be read: has more than {max_bytes:,} bytes")
+def _too_large(address: str, key: str, max_bytes: int) -> DamagedObjectError:
+    return DamagedObjectError(f"{address}: {key}: cannot be read: has more than {max_bytes:,} bytes")

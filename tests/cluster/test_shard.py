@@ -18,7 +18,7 @@ from auditor.cluster.progress import fetch_run, read_progress
 from auditor.cluster.records import MAX_PART_BYTES, compress_lines
 from auditor.cluster.shard import ShardWorker
 from auditor.cluster.storage import RunDirectory
-from auditor.errors import ObjectStoreError, SettingsError, SupersededError, UsageError
+from auditor.errors import DamagedObjectError, ObjectStoreError, SettingsError, SupersededError, UsageError
 from auditor.simulator.faults import Faults
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
@@ -243,7 +243,7 @@ async def test_two_processes_that_seal_the_run_store_the_same(tmp_path: Path) ->
     assert await seal_if_done(storage, plan) is None
 
 
-async def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
+async def test_a_damaged_part_ends_the_shard_immediately(tmp_path: Path) -> None:
     World(30).write_fleet(tmp_path / "fleet.csv")
     storage = MemoryStorage()
     async with Simulator(World(30)) as platform:
@@ -255,8 +255,8 @@ async def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
     bomb = compress_lines(b"x" * (MAX_PART_BYTES + 1))
     for content in (storage.get(part)[:-20], b"not compressed", compress_lines(b"no line break"), bomb):
         storage.put(part, content)
-        with pytest.raises(ObjectStoreError, match="is damaged"):
-            await seal_if_done(storage, plan)
+        with pytest.raises(DamagedObjectError, match=f"{part}: is damaged"):
+            await ShardWorker(storage, plan, plan.shards[0], settings, stop=auditor.StopToken()).run()
 
 
 @pytest.mark.parametrize(
