@@ -11,7 +11,14 @@ from pathlib import Path
 
 from auditor.cluster.addresses import NEWEST_FOLDER, PLAN, join_address
 from auditor.errors import ObjectMissingError, ObjectStoreError, UsageError
-from auditor.storage.object_store import MAX_OBJECT_BYTES, DirectoryStore, ObjectStore, StoredObject, open_store
+from auditor.storage.object_store import (
+    MAX_FILE_BYTES,
+    MAX_OBJECT_BYTES,
+    DirectoryStore,
+    ObjectStore,
+    StoredObject,
+    open_store,
+)
 
 CHECK_FOLDER = "check"
 """Folder of the objects with which a storage is checked."""
@@ -104,10 +111,10 @@ class RunDirectory(DirectoryStore):
             self._require_mounted()  # otherwise nothing is missing
             raise
 
-    def get_file(self, key: str, path: Path) -> None:
+    def get_file(self, key: str, path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         """See ``ObjectStore``."""
         self._require_contained(key)
-        super().get_file(key, path)
+        super().get_file(key, path, max_bytes=max_bytes)
 
     def list(self, folder: str = "") -> list[StoredObject]:
         """See ``ObjectStore``. What no process of a run writes is left out."""

@@ -34,6 +34,9 @@ OptionValue = str | bool | Secret
 MAX_OBJECT_BYTES = 64 << 20
 """Size up to which an object is read into memory."""
 
+MAX_FILE_BYTES = 64 << 30
+"""Size up to which an object is written to a file, if the caller has no better limit."""
+
 MAX_KEY_BYTES, MAX_SEGMENT_BYTES = 1024, 255
 """Longest key of S3, and longest name of a file."""
 
@@ -81,8 +84,8 @@ class ObjectStore(Protocol):
     def get(self, key: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         """Return the content of an object; one that is larger is an error."""
 
-    def get_file(self, key: str, path: Path) -> None:
-        """Write the content of an object to a file, some MB in memory at a time."""
+    def get_file(self, key: str, path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
+        """Write the content of an object to a file, some MB in memory at a time; a larger one is an error."""
 
     def list(self, folder: str = "") -> list[StoredObject]:
         """Return the objects whose keys begin with ``folder`` and ``/``, in the order of their keys; "": all."""
@@ -166,9 +169,9 @@ class MemoryStore:
             raise _too_large(self.address, key, max_bytes)
         return content
 
-    def get_file(self, key: str, path: Path) -> None:
+    def get_file(self, key: str, path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         """See ``ObjectStore``."""
-        path.write_bytes(self.get(key))
+        path.write_bytes(self.get(key, max_bytes=max_bytes))
 
     def list(self, folder: str = "") -> list[StoredObject]:
         """See ``ObjectStore``."""
@@ -207,10 +210,12 @@ class DirectoryStore:
         with self._reading(key):
             return read_contained(path.parent, path.name, max_bytes=max_bytes)
 
-    def get_file(self, key: str, path: Path) -> None:
+    def get_file(self, key: str, path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         """See ``ObjectStore``."""
         source = self._path(key)
         with self._reading(key), open_contained(source.parent, source.name) as content, path.open("wb") as file:
+            if os.fstat(content.fileno()).st_size > max_bytes:
+                raise _too_large(self.address, key, max_bytes)
             shutil.copyfileobj(content, file, _PART_BYTES)
 
     def list(self, folder: str = "") -> list[StoredObject]:
@@ -359,21 +364,25 @@ class CloudStore:
             raise _too_large(self.address, key, max_bytes)
         return content
 
-    def get_file(self, key: str, path: Path) -> None:
+    def get_file(self, key: str, path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         """See ``ObjectStore``."""
         import obstore
 
         check_key(key)
 
-        async def read() -> None:
+        async def read() -> bool:
             result = await obstore.get_async(self._client, key)
+            if result.meta["size"] > max_bytes:
+                return False
             with path.open("wb") as file:
                 async for part in result.stream(min_chunk_size=_PART_BYTES):
                     file.write(part)
                 if file.tell() != result.meta["size"]:
                     raise ConnectionError
+            return True
 
-        self._call(key, "read", read, None)
+        if not self._call(key, "read", read, None):
+            raise _too_large(self.address, key, max_bytes)
 
     def list(self, folder: str = "") -> list[StoredObject]:
         """See ``ObjectStore``."""
