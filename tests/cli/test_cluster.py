@@ -84,7 +84,12 @@ def test_a_run_is_cut_queried_shown_verified_and_fetched(tmp_path: Path, platfor
     alone = anyio.run(auditor.run_audit, auditor.load_settings(settings)).folder
     assert_same_run(Path(fetched.stdout.strip()), alone)
     again = run_command(tmp_path, "fetch", address, tmp_path / "fetched")
-    assert (again.returncode, "cannot be created" in again.stderr) == (2, True)
+    assert (again.returncode, again.stdout) == (0, fetched.stdout)
+    assert "was fetched before, and is equal" in again.stderr
+    changed = Path(fetched.stdout.strip()) / "inventory.csv"
+    changed.write_bytes(changed.read_bytes() + b"x")
+    other = run_command(tmp_path, "fetch", address, tmp_path / "fetched")
+    assert (other.returncode, "exists, and is not this run" in other.stderr) == (2, True)
 
 
 def test_a_damaged_part_of_a_sealed_run_does_not_verify(tmp_path: Path, platform: Simulator) -> None:
@@ -96,6 +101,12 @@ def test_a_damaged_part_of_a_sealed_run_does_not_verify(tmp_path: Path, platform
     inventory.write_bytes(inventory.read_bytes().replace(b"1", b"2", 1))
     verified = run_command(tmp_path, "verify", address)
     assert (verified.returncode, "inventory.csv" in verified.stdout) == (1, True)
+    (sealed / "modules.parquet").unlink()
+    fetched = run_command(tmp_path, "fetch", address, tmp_path / "fetched")
+    assert fetched.returncode == 3
+    assert "inventory.csv: is not the file" in fetched.stderr
+    assert "modules.parquet: is missing" in fetched.stderr
+    assert list((tmp_path / "fetched").iterdir()) == []
 
 
 def test_stop_seals_what_exists_and_later_workers_have_nothing_to_do(tmp_path: Path, platform: Simulator) -> None:

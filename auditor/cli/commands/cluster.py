@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from auditor.cli.console import print_error, print_line
 from auditor.cli.options import Accounts, Config, LogFormatOption, LogLevel, restrict_accounts
 from auditor.cli.output import print_notes
-from auditor.errors import SettingsError, UsageError
+from auditor.errors import DamagedObjectError, SettingsError, UsageError
 from auditor.text.formatting import format_count, safe
 
 if TYPE_CHECKING:
@@ -154,7 +154,12 @@ def fetch_cut_run(address: str, directory: Path) -> Path | None:
     if find_object(storage, PLAN) is None and not storage.list(NEWEST_FOLDER):
         return None
     run, storage, _ = _open(address)
-    return fetch_run(storage, directory / run.rstrip("/").rpartition("/")[2])
+    folder = directory / run.rstrip("/").rpartition("/")[2]
+    existed = folder.exists()
+    fetch_run(storage, folder)
+    if existed:
+        print_error(f"{safe(folder)}: was fetched before, and is equal")
+    return folder
 
 
 def check_run_storage(cluster: "ClusterSettings") -> None:
@@ -206,7 +211,10 @@ def verify_cut_run(run: str) -> int:
 
     run, storage, _ = _open(run)
     with private_folder("fetch") as folder:
-        problems = verify_run(fetch_run(storage, folder / "run"))
+        try:
+            problems = verify_run(fetch_run(storage, folder / "run"))
+        except DamagedObjectError as error:
+            problems = [str(error)]
     for problem in problems:
         print_line(safe(problem))
     if not problems:
