@@ -27,19 +27,21 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
 def open_run(address: str, *, create: bool = False) -> ObjectStore:
-    """Return the storage of a run; ``create`` makes its directory.
+    """Return the storage of a run; ``create`` makes its directory, but not the one above it, which may not be mounted.
 
     Raises:
         SettingsError: the address cannot be used.
         UsageError: its directory cannot be created.
-        ObjectStoreError: its directory does not exist now.
+        ObjectStoreError: its directory, or with ``create`` the one above it, does not exist now.
     """
     if "://" in address:
         return open_store(address)
     path = Path(address)
     if create:
+        if not path.parent.is_dir():
+            raise ObjectStoreError(f"{path.parent}: is no directory now; create it, or mount it")
         try:
-            path.mkdir(0o700, parents=True, exist_ok=True)
+            path.mkdir(0o700, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{address}: cannot be created: {error.strerror}") from error
     if not path.is_dir():

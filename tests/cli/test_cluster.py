@@ -24,6 +24,7 @@ DEVICES = 60
 
 
 def write_settings(folder: Path, *tables: dict[str, object], name: str = "nightly.toml", more: str = "") -> Path:
+    (folder / "shared").mkdir(exist_ok=True)
     lines = [
         f"directory = '{folder / 'audits'}'",
         more,
@@ -59,7 +60,6 @@ def run_command(folder: Path, *words: object, **env: str) -> subprocess.Complete
 
 
 def test_a_run_is_cut_queried_shown_verified_and_fetched(tmp_path: Path, platform: Simulator) -> None:
-    (tmp_path / "shared").mkdir()
     settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path, lanes=2))
     checked = run_command(tmp_path, "check", settings)
     assert (checked.returncode, "keeps what was written" in checked.stdout) == (0, True)
@@ -140,7 +140,11 @@ def test_what_cannot_be_cut_or_queried_is_one_sentence(
         monkeypatch.delenv(name, raising=False)
     assert main(["cut", str(sampled)]) == 2
     assert "sample_size: is not for a run of shards: a sample is drawn" in capsys.readouterr().err
-    assert not (tmp_path / "shared").exists()
+    assert list((tmp_path / "shared").iterdir()) == []
+    (tmp_path / "shared").rename(tmp_path / "away")
+    assert main(["cut", str(settings)]) == 3
+    assert "is no directory now; create it, or mount it" in capsys.readouterr().err
+    (tmp_path / "away").rename(tmp_path / "shared")
     assert main(["cut", str(settings)]) == 0
     address = capsys.readouterr().out.strip()
     for words, code, text in (

@@ -32,6 +32,12 @@ def test_a_directory_that_is_away_is_an_error_and_not_created(tmp_path: Path) ->
         open_run(join_address(f"{tmp_path}/", "other"))
 
 
+def test_a_run_is_not_created_in_a_storage_that_is_not_mounted(tmp_path: Path) -> None:
+    with pytest.raises(ObjectStoreError, match="shared: is no directory now; create it, or mount it"):
+        open_run(str(tmp_path / "shared" / "run"), create=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_links_are_neither_followed_nor_is_anything_else_listed(tmp_path: Path) -> None:
     root, outside = tmp_path / "runs", tmp_path / "outside"
     root.mkdir()
