@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from auditor import __about__
 from auditor.audit.setup import account_infos
@@ -21,7 +22,7 @@ from auditor.cluster.storage import check_storage, find_object
 from auditor.config.settings import ClusterSettings, Settings
 from auditor.errors import UsageError
 from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_empty_snapshot, write_snapshot
-from auditor.fleet.table import FLEET_COLUMNS, count_devices_to_query, write_numbered
+from auditor.fleet.table import FLEET_COLUMNS, count_devices_to_query, sha256_of, write_numbered
 from auditor.runs.manifest import FleetInfo
 from auditor.storage.database import parquet, scratch_database
 from auditor.storage.files import private_folder
@@ -81,12 +82,20 @@ def cut_run(
         check_storage(storage)
         if find_object(storage, PLAN) is not None:
             raise UsageError(f"{storage.address}: was cut in this second; cut again")
+        digests: dict[str, tuple[int, str]] = {}
         for shard, path in write_shard_fleets(fleet, shards, work):
             storage.put_file(f"{shard.folder}/{FLEET_OBJECT}", path)
+            digests[shard.name] = path.stat().st_size, sha256_of(path)
             path.unlink()
+        plan = replace(plan, shards=tuple(_with_digest(shard, digests.get(shard.name)) for shard in shards))
         storage.put_file(FLEET_OBJECT, fleet)
         storage.put(PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
     return name, plan
+
+
+def _with_digest(shard: Shard, digest: tuple[int, str] | None) -> Shard:
+    """Return a shard with the size and the SHA-256 of its fleet file; one that is listed has none."""
+    return shard if digest is None else replace(shard, bytes=digest[0], sha256=digest[1])
 
 
 def write_shard_fleets(fleet: Path, shards: Sequence[Shard], work: Path) -> Iterator[tuple[Shard, Path]]:

@@ -19,7 +19,7 @@ from auditor.config.settings import Account, Settings, SharedQuotaSettings
 from auditor.errors import SettingsError, UsageError
 from auditor.models import ReadModules
 from auditor.runs.manifest import AccountInfo, FleetInfo
-from auditor.storage.json_types import Count, MaxFailed, PositiveCount, Timestamp
+from auditor.storage.json_types import Count, MaxFailed, PositiveCount, Sha256, Timestamp
 
 FLEET_OBJECT = "fleet.parquet"
 
@@ -48,6 +48,8 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
         lanes: number of these lanes.
         site: name of the site whose workers query it; null: any.
         devices: its devices; null: the platform lists them.
+        bytes: size of its fleet file.
+        sha256: digest of its fleet file; null: it has none.
     """
 
     name: ShardName
@@ -56,6 +58,8 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     lanes: PositiveCount = 1
     site: str | None = None
     devices: Count | None = None
+    bytes: Count = 0
+    sha256: Sha256 | None = None
 
     @property
     def folder(self) -> str:

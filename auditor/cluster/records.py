@@ -4,15 +4,17 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from auditor.cluster.attempts import ATTEMPTS, Base
 from auditor.errors import DamagedObjectError
+from auditor.fleet.table import sha256_of
 from auditor.runs.manifest import Manifest
 from auditor.storage.json_types import Timestamp
-from auditor.storage.object_store import ObjectStore
+from auditor.storage.object_store import MAX_FILE_BYTES, ObjectStore
 from auditor.text.formatting import format_utc
 
 T = TypeVar("T")
@@ -75,6 +77,15 @@ def decode_record(content: bytes, kind: type[T], where: str) -> T:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DamagedObjectError(f"{where}: was not written by an attempt: {error}") from error
+
+
+def get_fleet(storage: ObjectStore, key: str, path: Path, sha256: str | None, max_bytes: int = MAX_FILE_BYTES) -> None:
+    """Write a fleet of the storage to a file; raise DamagedObjectError if it has another digest than was recorded."""
+    storage.get_file(key, path, max_bytes=max_bytes)
+    if sha256 is not None and sha256_of(path) != sha256:
+        raise DamagedObjectError(
+            f"{storage.address}/{key}: is damaged: it is not the fleet of the run (its digest differs)"
+        )
 
 
 def part_lines(storage: ObjectStore, folder: str, base: Base) -> Iterator[tuple[str, bytes]]:

@@ -17,7 +17,7 @@ from auditor.cluster.attempts import ATTEMPTS, STATE, Base
 from auditor.cluster.merge import record_done, seal_if_done
 from auditor.cluster.mirror import Mirror, persist
 from auditor.cluster.plan import FLEET_OBJECT, Shard, ShardPlan, describe_differences, worker_settings
-from auditor.cluster.records import MAX_RECORD_BYTES, ShardRecord, decode_record, part_lines, split_failed
+from auditor.cluster.records import MAX_RECORD_BYTES, ShardRecord, decode_record, get_fleet, part_lines, split_failed
 from auditor.concurrency import StopToken, TimeLimit, background_tasks, run_in_thread
 from auditor.config.settings import Settings
 from auditor.engine.account_session import Credentials
@@ -185,7 +185,8 @@ class ShardWorker:
             if self._shard.devices is None:
                 write_empty_snapshot(folder / FLEET)
             else:
-                self._storage.get_file(f"{self._shard.folder}/{FLEET_OBJECT}", folder / FLEET)
+                shard, place = self._shard, f"{self._shard.folder}/{FLEET_OBJECT}"
+                get_fleet(self._storage, place, folder / FLEET, shard.sha256, shard.bytes)
         return record
 
     def _first_manifest(self, folder: Path) -> Manifest:

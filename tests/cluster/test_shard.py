@@ -15,8 +15,9 @@ from auditor.cluster.cut import read_plan
 from auditor.cluster.merge import seal_if_done
 from auditor.cluster.plan import ShardPlan
 from auditor.cluster.progress import fetch_run, read_progress
-from auditor.cluster.records import MAX_PART_BYTES, compress_lines
+from auditor.cluster.records import FAILED, MAX_PART_BYTES, compress_lines, expand_lines
 from auditor.cluster.shard import ShardWorker
+from auditor.cluster.stop import stop_shards
 from auditor.cluster.storage import RunDirectory
 from auditor.errors import DamagedObjectError, ObjectStoreError, SettingsError, SupersededError, UsageError
 from auditor.simulator.faults import Faults
@@ -257,6 +258,42 @@ async def test_a_damaged_part_ends_the_shard_immediately(tmp_path: Path) -> None
         storage.put(part, content)
         with pytest.raises(DamagedObjectError, match=f"{part}: is damaged"):
             await ShardWorker(storage, plan, plan.shards[0], settings, stop=auditor.StopToken()).run()
+
+
+@pytest.mark.parametrize("name", ["shards/0000-eu/fleet.parquet", "fleet.parquet"])
+async def test_a_fleet_that_is_not_that_of_the_plan_is_refused(tmp_path: Path, name: str) -> None:
+    World(30).write_fleet(tmp_path / "fleet.csv")
+    (tmp_path / "other.csv").write_text("".join((tmp_path / "fleet.csv").read_text().splitlines(keepends=True)[:-1]))
+    async with Simulator(World(30)) as platform:
+        table = account_table(platform.endpoint, tmp_path)
+        settings = cluster_settings(tmp_path, table)
+        storage, plan = cut(settings)
+        other, _ = cut(cluster_settings(tmp_path, table | {"fleet": {"file": str(tmp_path / "other.csv")}}))
+        storage.put(name, other.get(name))
+        with pytest.raises(DamagedObjectError, match=f"{name}: is damaged: it is not the fleet of the run"):
+            await run_all(storage, plan, settings)
+        assert (platform.counts.received == 0) == name.startswith("shards")
+    assert not any(each.key == "run.json" for each in storage.list())
+
+
+async def test_failures_of_a_stopped_shard_are_sealed(tmp_path: Path) -> None:
+    world = World(400, seed=1)
+    world.write_fleet(tmp_path / "fleet.csv")
+    async with Simulator(world, faults=Faults(business=0.5), latency=(0.01, 0.03)) as platform:
+        settings = cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path), concurrency=8)
+        storage, plan = cut(settings)
+
+        def has_failure() -> bool:
+            parts = [storage.get(each.key) for each in storage.list() if "/parts/" in each.key]
+            return any(FAILED in expand_lines(part, "part") for part in parts)
+
+        assert await interrupted_worker(storage, plan, settings, has_failure) == 130
+    assert [each.name for each in stop_shards(storage, plan)] == [plan.shards[0].name]
+    manifest = await seal_if_done(storage, plan)
+    assert manifest is not None
+    assert manifest.devices.failed > 0
+    assert manifest.devices.pending > 0
+    assert auditor.verify_run(fetch_run(storage, tmp_path / "fetched")) == []
 
 
 @pytest.mark.parametrize(
