@@ -9,8 +9,8 @@ import re
 import secrets
 from pathlib import Path
 
-from auditor.cluster.addresses import NEWEST_FOLDER, PLAN, join_address
 from auditor.errors import ObjectMissingError, ObjectStoreError, UsageError
+from auditor.runs.folder import CUT_PLAN, NEWEST_CUT
 from auditor.storage.object_store import (
     MAX_FILE_BYTES,
     MAX_OBJECT_BYTES,
@@ -61,7 +61,7 @@ def find_object(storage: ObjectStore, key: str, *, max_bytes: int = MAX_OBJECT_B
 
 def record_newest(storage: ObjectStore, audit: str, run: str) -> None:
     """Record the newest run of an audit, so that its shards are found by the address of the storage of all runs."""
-    storage.put(f"{NEWEST_FOLDER}/{audit}", run.encode())
+    storage.put(f"{NEWEST_CUT}/{audit}", run.encode())
 
 
 def find_run_address(address: str, audit: str | None = None) -> str:
@@ -72,19 +72,24 @@ def find_run_address(address: str, audit: str | None = None) -> str:
         ObjectStoreError: the storage cannot be used now.
     """
     storage = open_run(address)
-    if find_object(storage, PLAN) is not None:
+    if find_object(storage, CUT_PLAN) is not None:
         return address
-    audits = {each.key.rpartition("/")[2] for each in storage.list(NEWEST_FOLDER)}
+    audits = {each.key.rpartition("/")[2] for each in storage.list(NEWEST_CUT)}
     if audit is not None and audit in audits:
         audits = {audit}
     if not audits or (audit is not None and audit not in audits):
-        raise UsageError(f"{address}: has no {PLAN}, so it is no run that was cut; give what auditor cut printed")
+        raise UsageError(f"{address}: has no {CUT_PLAN}, so it is no run that was cut; give what auditor cut printed")
     if len(audits) > 1:
         raise UsageError(f"{address}: has runs of {', '.join(sorted(audits))}; give the address of one of them")
-    run = storage.get(f"{NEWEST_FOLDER}/{audits.pop()}", max_bytes=300).decode("ascii", "replace")
+    run = storage.get(f"{NEWEST_CUT}/{audits.pop()}", max_bytes=300).decode("ascii", "replace")
     if not is_run_key(run) or "/" in run:
         raise ObjectStoreError(f"{address}: does not name its newest run")
     return join_address(address, run)
+
+
+def join_address(storage: str, name: str) -> str:
+    """Return the address of a run in a storage."""
+    return f"{storage.rstrip('/')}/{name}"
 
 
 class RunDirectory(DirectoryStore):

@@ -77,6 +77,12 @@ def test_a_run_is_cut_queried_shown_verified_and_fetched(tmp_path: Path, platfor
     shown = run_command(tmp_path, "status", address).stdout
     assert "exit 0 (success)" in shown
     assert shown.count(" done ") == 2
+    for place in (address, tmp_path / "shared", "s3://lake/run"):
+        for words in (["inventory", place], ["runs", place], ["diff", place, place]):
+            read = run_command(tmp_path, *words)
+            assert (read.returncode, f"{place}: is a run that was cut; auditor fetch" in read.stderr) == (2, True), (
+                words
+            )
     verified = run_command(tmp_path, "verify", address)
     assert (verified.returncode, verified.stderr) == (0, f"{address}: verified\n")
     fetched = run_command(tmp_path, "fetch", address, tmp_path / "fetched")

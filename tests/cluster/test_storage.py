@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from auditor.cluster.addresses import join_address
-from auditor.cluster.storage import RunDirectory, check_storage, open_run
+from auditor.cluster.storage import RunDirectory, check_storage, join_address, open_run
 from auditor.errors import ObjectMissingError, ObjectStoreError
 from auditor.storage.object_store import MemoryStore, StoredObject
 

@@ -32,9 +32,8 @@ def cut(config: Config, /, *, account: Accounts = None, log_level: LogLevel = "w
     Start auditor shard with the address once for each shard.
     """
     from auditor.cli.runtime import log_to_stderr
-    from auditor.cluster.addresses import join_address
     from auditor.cluster.cut import cut_run
-    from auditor.cluster.storage import open_run, record_newest
+    from auditor.cluster.storage import join_address, open_run, record_newest
     from auditor.config.loader import load_settings
 
     log_to_stderr(log_level)
@@ -146,12 +145,12 @@ def stop(run: Address, /, *, log_level: LogLevel = "warning") -> int:
 
 def fetch_cut_run(address: str, directory: Path) -> Path | None:
     """Fetch the sealed run folder of a run that was cut into a directory of runs; None: there is no such run."""
-    from auditor.cluster.addresses import NEWEST_FOLDER, PLAN
     from auditor.cluster.progress import fetch_run
     from auditor.cluster.storage import find_object, open_run
+    from auditor.runs.folder import CUT_PLAN, NEWEST_CUT
 
     storage = open_run(address)
-    if find_object(storage, PLAN) is None and not storage.list(NEWEST_FOLDER):
+    if find_object(storage, CUT_PLAN) is None and not storage.list(NEWEST_CUT):
         return None
     run, storage, _ = _open(address)
     folder = directory / run.rstrip("/").rpartition("/")[2]
