@@ -9,7 +9,7 @@ import re
 import secrets
 from pathlib import Path
 
-from auditor.errors import ObjectMissingError, ObjectStoreError, UsageError
+from auditor.errors import DamagedObjectError, ObjectMissingError, ObjectStoreError, UsageError
 from auditor.runs.folder import CUT_PLAN, NEWEST_CUT
 from auditor.storage.object_store import (
     MAX_FILE_BYTES,
@@ -101,12 +101,12 @@ class RunDirectory(DirectoryStore):
 
     def put(self, key: str, content: bytes) -> None:
         """See ``ObjectStore``."""
-        self._require_mounted()
+        self._require_contained(key)
         super().put(key, content)
 
     def put_file(self, key: str, path: Path) -> None:
         """See ``ObjectStore``."""
-        self._require_mounted()
+        self._require_contained(key)
         super().put_file(key, path)
 
     def get(self, key: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
@@ -125,7 +125,7 @@ class RunDirectory(DirectoryStore):
 
     def list(self, folder: str = "") -> list[StoredObject]:
         """See ``ObjectStore``. What no process of a run writes is left out."""
-        self._require_mounted()
+        self._require_contained(f"{folder}/each" if folder else "each")
         found = [each for each in super().list(folder) if is_run_key(each.key)]
         self._require_mounted()  # otherwise the list may be a part
         return found
@@ -139,7 +139,7 @@ class RunDirectory(DirectoryStore):
         self._require_mounted()
         folder = (self._folder / key).parent
         if not is_run_key(key) or not folder.resolve().is_relative_to(self._folder.resolve()):
-            raise ObjectStoreError(f"{self.address}/{key[:80]!r}: leads out of the run")
+            raise DamagedObjectError(f"{self.address}/{key[:80]!r}: leads out of the run")
 
 
 def is_run_key(key: str) -> bool:

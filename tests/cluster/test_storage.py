@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from auditor.cluster.storage import RunDirectory, check_storage, join_address, open_run
-from auditor.errors import ObjectMissingError, ObjectStoreError
+from auditor.errors import DamagedObjectError, ObjectMissingError, ObjectStoreError
 from auditor.storage.object_store import MemoryStore, StoredObject
 
 
@@ -52,6 +52,28 @@ def test_links_are_neither_followed_nor_is_anything_else_listed(tmp_path: Path) 
         with pytest.raises(ObjectStoreError):
             storage.get(key)
     check_storage(storage)
+
+
+@pytest.mark.parametrize("link", ["done", "shards/0000-eu/markers", "shards/0000-eu/attempts"])
+def test_no_method_follows_a_link_that_leads_out_of_the_run(tmp_path: Path, link: str) -> None:
+    root, outside = tmp_path / "runs", tmp_path / "outside"
+    (root / link).parent.mkdir(parents=True)
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    (root / link).symlink_to(outside)
+    storage = RunDirectory(root)
+    for action in (
+        lambda: storage.put(f"{link}/new", b"x"),
+        lambda: storage.put(f"{link}/deeper/new", b"x"),
+        lambda: storage.put_file(f"{link}/new", outside / "secret"),
+        lambda: storage.get(f"{link}/secret"),
+        lambda: storage.get_file(f"{link}/secret", tmp_path / "read"),
+        lambda: storage.list(link),
+    ):
+        with pytest.raises(DamagedObjectError, match="leads out of the run"):
+            action()
+    assert [each.name for each in outside.iterdir()] == ["secret"]
+    assert not any("secret" in each.key for each in storage.list())
 
 
 class ForgetfulStorage(MemoryStore):
