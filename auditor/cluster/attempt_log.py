@@ -25,7 +25,7 @@ from auditor.cluster.attempts import (
     read_listing,
 )
 from auditor.cluster.records import MAX_RECORD_BYTES, decode_record
-from auditor.errors import ObjectStoreError, SupersededError
+from auditor.errors import DamagedObjectError, ObjectStoreError, SupersededError
 from auditor.storage.object_store import ObjectStore
 from auditor.text.formatting import format_utc
 
@@ -59,9 +59,13 @@ class AttemptLog:
 
         Raises:
             SupersededError: another attempt started at the same time, and owns the shard.
+            DamagedObjectError: a marker has the greatest name, or a base was not written by an attempt.
         """
         if not self.name:
-            self.name = next_name(self._names(), secrets.token_hex(8))
+            try:
+                self.name = next_name(self._names(), secrets.token_hex(8))
+            except ValueError as error:
+                raise DamagedObjectError(f"{self._shard}/{MARKERS}: has a marker of {error}; delete it") from error
         self._storage.put(f"{self._shard}/{MARKERS}/{self.name}", format_utc(time.time()).encode())
         self.require_ownership()
         continued = find_continued(list_attempts(self._storage, self._shard), self.name)

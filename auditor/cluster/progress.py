@@ -41,6 +41,7 @@ class ShardProgress:
         age: seconds since its last checkpoint; None: it has none.
         attempts: number of processes that have started it.
         devices: its devices by state, at its last checkpoint; None: unknown.
+        readable: whether its progress can be read; False: what was stored of it is damaged.
     """
 
     shard: Shard
@@ -48,6 +49,7 @@ class ShardProgress:
     age: float | None
     attempts: int
     devices: DeviceCounts | None
+    readable: bool = True
 
 
 def read_progress(storage: ObjectStore, plan: ShardPlan, *, now: float | None = None) -> list[ShardProgress]:
@@ -72,12 +74,15 @@ def _shard_progress(
     done = [name for name, objects in attempts.items() if DONE in objects]
     name = min(done) if done else max(attempts)
     devices = None
-    if STATE in attempts[name]:
-        place = f"{shard.folder}/{ATTEMPTS}/{name}/{STATE}"
-        record = decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), ShardRecord, place)
-        devices, reported_at = record.manifest.devices, record.reported_at
-    else:  # its first checkpoint is still to come
-        reported_at = storage.get(f"{shard.folder}/{MARKERS}/{name}", max_bytes=100).decode("ascii", "replace")
+    try:
+        if STATE in attempts[name]:
+            place = f"{shard.folder}/{ATTEMPTS}/{name}/{STATE}"
+            record = decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), ShardRecord, place)
+            devices, reported_at = record.manifest.devices, record.reported_at
+        else:  # its first checkpoint is still to come
+            reported_at = storage.get(f"{shard.folder}/{MARKERS}/{name}", max_bytes=100).decode("ascii", "replace")
+    except DamagedObjectError:
+        return ShardProgress(shard, "done" if done else "silent", None, len(attempts), None, readable=False)
     reported = parse_manifest_time(reported_at)
     age = None if reported is None else max(0.0, now - reported.timestamp())
     silent = age is None or age > SILENT_CHECKPOINTS * checkpoint

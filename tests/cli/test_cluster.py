@@ -160,6 +160,10 @@ def test_what_cannot_be_cut_or_queried_is_one_sentence(
     ):
         assert main(["shard", address, "--settings", str(settings), *words]) == code
         assert text in capsys.readouterr().err
+    for index in ("9" * 5_000, "-1", "one"):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
+        assert main(["shard", address, "--settings", str(settings)]) == 2
+        assert "is no index from 0; give --index" in capsys.readouterr().err
     for command in (["stop"], ["fetch"], ["shard", "--settings", str(settings), "--index", "0"]):
         assert main([command[0], str(tmp_path / "elsewhere"), *command[1:]]) == 3
         assert "is no directory now" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from auditor.cluster.cut import read_plan
 from auditor.cluster.merge import seal_if_done
 from auditor.cluster.plan import ShardPlan
 from auditor.cluster.progress import fetch_run, read_progress
-from auditor.cluster.records import FAILED, MAX_PART_BYTES, compress_lines, expand_lines
+from auditor.cluster.records import FAILED, MAX_PART_BYTES, MAX_RECORD_BYTES, compress_lines, expand_lines
 from auditor.cluster.shard import ShardWorker
 from auditor.cluster.stop import stop_shards
 from auditor.cluster.storage import RunDirectory
@@ -209,6 +209,12 @@ async def test_other_settings_are_refused_by_name_before_a_call(tmp_path: Path) 
     assert 'account "eu": endpoint differs; account "eu": dialect differs' in str(error.value)
 
 
+def test_a_storage_that_is_the_directory_of_run_folders_is_refused(tmp_path: Path) -> None:
+    cluster = {"storage": f"{tmp_path}/audits/"}
+    with pytest.raises(SettingsError, match='cluster: storage: is the directory that "directory" names, too'):
+        cluster_settings(tmp_path, account_table("http://127.0.0.1:1/", tmp_path), cluster=cluster)
+
+
 async def test_no_secret_and_no_setting_of_a_worker_reaches_the_storage(tmp_path: Path) -> None:
     world = World(40)
     world.write_fleet(tmp_path / "fleet.csv")
@@ -277,9 +283,9 @@ async def test_a_fleet_that_is_not_that_of_the_plan_is_refused(tmp_path: Path, n
 
 
 async def test_failures_of_a_stopped_shard_are_sealed(tmp_path: Path) -> None:
-    world = World(400, seed=1)
+    world = World(800, seed=1)
     world.write_fleet(tmp_path / "fleet.csv")
-    async with Simulator(world, faults=Faults(business=0.5), latency=(0.01, 0.03)) as platform:
+    async with Simulator(world, faults=Faults(business=0.5), latency=(0.05, 0.05)) as platform:
         settings = cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path), concurrency=8)
         storage, plan = cut(settings)
 
@@ -312,6 +318,33 @@ async def test_a_plan_with_names_that_lead_elsewhere_is_refused(tmp_path: Path, 
     storage.put("plan.json", orjson.dumps(plan | {field: value}))
     with pytest.raises(UsageError, match="is not a plan"):
         read_plan(storage)
+
+
+async def test_a_damaged_state_is_shown_and_does_not_keep_a_run_from_its_end(tmp_path: Path) -> None:
+    world = World(400)
+    world.write_fleet(tmp_path / "fleet.csv")
+    async with Simulator(world, latency=(0.01, 0.03)) as platform:
+        settings = cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path), concurrency=8)
+        storage, plan = cut(settings)
+        assert await interrupted_worker(storage, plan, settings, lambda: has_part(storage)) == 130
+    for content in (b"not json", b"x" * (MAX_RECORD_BYTES + 1)):
+        for each in storage.list():
+            if each.key.endswith("/state.json"):
+                storage.put(each.key, content)
+        (shown,) = read_progress(storage, plan)
+        assert (shown.state, shown.age, shown.readable) == ("silent", None, False)
+    assert len(stop_shards(storage, plan)) == 1
+    manifest = await seal_if_done(storage, plan)
+    assert manifest is not None
+    assert manifest.devices.ok > 0
+
+
+async def test_a_marker_of_the_greatest_name_is_one_sentence(tmp_path: Path) -> None:
+    World(5).write_fleet(tmp_path / "fleet.csv")
+    storage, plan = cut(cluster_settings(tmp_path, account_table("http://127.0.0.1:1/", tmp_path)))
+    storage.put(f"{plan.shards[0].folder}/markers/999999-{16 * '0'}", b"")
+    with pytest.raises(DamagedObjectError, match="markers: has a marker of 999,999 attempts; delete it"):
+        AttemptLog(storage, plan.shards[0].folder).begin()
 
 
 async def test_a_base_that_names_something_else_is_refused(tmp_path: Path) -> None:

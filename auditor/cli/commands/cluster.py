@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 INDEX_VARIABLES = ("JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID", "AWS_BATCH_JOB_ARRAY_INDEX")
 """Variables in which Kubernetes, Slurm and AWS Batch give the index of a task, from 0."""
 
+MAX_INDEX_DIGITS = 9
+"""Digits of an index; Python refuses to read numbers of some thousand digits."""
+
 Address = Annotated[
     str, Parameter(help="Address of a run, as auditor cut printed it, or of a storage (uses its newest run).")
 ]
@@ -112,7 +115,7 @@ def _find_index() -> int:
     """Return the index that a scheduler gives this task; raise UsageError if there is none."""
     for name in INDEX_VARIABLES:
         if (text := os.environ.get(name, "")) != "":
-            if not (text.isascii() and text.isdigit()):
+            if not (text.isascii() and text.isdigit() and len(text) <= MAX_INDEX_DIGITS):
                 raise UsageError(f"{name}: {text[:40]!r} is no index from 0; give --index")
             return int(text)
     raise UsageError(f"no index: give --index, or set one of {', '.join(INDEX_VARIABLES)}")
@@ -195,6 +198,7 @@ def print_shards(run: str) -> int:
         counts = each.devices
         shown = ("", "", "") if counts is None else (counts.fleet, counts.answered, counts.failed)
         age = "" if each.age is None else f"{format_duration(each.age)} ago"
+        age = age if each.readable else "progress unreadable"
         cells = (safe(each.shard.label), each.state, age, *(f"{count:,}" if counts else "" for count in shown))
         for column, cell in zip(columns, (*cells, f"{each.attempts:,}"), strict=True):
             column.cells.append(cell)
