@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 from anyio.from_thread import start_blocking_portal
 
 import auditor
 from auditor.cli import main
 from auditor.cluster.cut import read_plan
+from auditor.cluster.stop import stop_shards
 from auditor.cluster.storage import open_run
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
@@ -74,6 +76,8 @@ def test_a_run_is_cut_queried_shown_verified_and_fetched(tmp_path: Path, platfor
         ended = run_command(tmp_path, "shard", place, "--settings", settings, **variable)
         assert ended.returncode == 0, ended.stderr
     assert "nothing to do" in ended.stderr
+    again = run_command(tmp_path, "shard", address, "--settings", settings, "--index", "0")
+    assert (again.returncode, "was done already, 0 devices pending" in again.stderr) == (0, True)
     shown = run_command(tmp_path, "status", address).stdout
     assert "exit 0 (success)" in shown
     assert shown.count(" done ") == 2
@@ -129,6 +133,23 @@ def test_stop_seals_what_exists_and_later_workers_have_nothing_to_do(tmp_path: P
     before = platform.counts.received
     assert run_command(tmp_path, "shard", address, "--settings", settings, "--index", "1").returncode == 0
     assert platform.counts.received == before
+
+
+def test_a_shard_that_was_stopped_and_a_run_that_did_not_succeed_are_reported(
+    tmp_path: Path, platform: Simulator
+) -> None:
+    tables = [account_table(platform.endpoint, tmp_path, name) for name in ("eu", "us")]
+    settings = write_settings(tmp_path, *tables)
+    address = run_command(tmp_path, "cut", settings).stdout.strip()
+    storage = open_run(address)
+    plan = read_plan(storage)
+    stop_shards(storage, msgspec.structs.replace(plan, shards=plan.shards[1:]))
+    first = run_command(tmp_path, "shard", address, "--settings", settings, "--index", "0")
+    assert (first.returncode, "every device was queried" in first.stderr) == (0, True)
+    assert "the sealed run did not succeed" in first.stderr
+    assert "exit 1" in first.stderr
+    second = run_command(tmp_path, "shard", address, "--settings", settings, "--index", "1")
+    assert (second.returncode, f"was done already, {DEVICES} devices pending" in second.stderr) == (0, True)
 
 
 def test_what_cannot_be_cut_or_queried_is_one_sentence(

@@ -14,6 +14,7 @@ from auditor.text.formatting import format_count, safe
 
 if TYPE_CHECKING:
     from auditor.cluster.plan import ShardPlan
+    from auditor.concurrency import StopToken
     from auditor.config.settings import ClusterSettings, Settings
     from auditor.storage.object_store import ObjectStore
 
@@ -75,7 +76,7 @@ def shard(
 ) -> int:
     """Query one shard of a run that was cut, on this machine; the last shard seals the run.
 
-    Continue what an earlier process of the shard has stored. Exit with 0 when every device was queried, with 3 when the
+    Continue what an earlier process of the shard has stored. Exit with 0 when the shard is done, with 3 when the
     account is refused or the storage stays away, with 130 when interrupted: start it again; with 75 when another
     process has taken over the shard: do not start it again.
 
@@ -103,11 +104,18 @@ def shard(
     if number >= len(shards):
         print_error(f"index {number}: there are {format_count(len(shards), 'shard')}; nothing to do")
         return 0
+    workers: list[ShardWorker] = []
+
+    async def work(stop: "StopToken") -> int:
+        workers.append(ShardWorker(storage, plan, shards[number], own, stop=stop, on_progress=watch))
+        return await workers[0].run()
+
     with show_progress() as watch:
-        code = run_until_signal(
-            lambda stop: ShardWorker(storage, plan, shards[number], own, stop=stop, on_progress=watch).run()
-        )
-    print_error(f"shard {safe(shards[number].label)}: {'every device was queried' if code == 0 else f'exit {code}'}")
+        code = run_until_signal(work)
+    ended = "every device was queried" if code == 0 else f"exit {code}"
+    if code == 0 and (workers[0].was_done or workers[0].pending):
+        ended = f"was done already, {format_count(workers[0].pending, 'device')} pending"
+    print_error(f"shard {safe(shards[number].label)}: {ended}")
     return code
 
 
