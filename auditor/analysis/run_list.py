@@ -8,7 +8,7 @@ from pathlib import Path
 
 from auditor.errors import RunFolderError
 from auditor.query.run_views import define_runs
-from auditor.runs.folder import RunCatalog, StoredRun
+from auditor.runs.folder import RunCatalog, StoredRun, refuse_cut_run
 from auditor.runs.manifest import MANIFEST, SCHEMA_VERSION
 from auditor.storage.database import temporary_database
 from auditor.storage.tables import ResultTable, translate_read_errors
@@ -40,6 +40,7 @@ def read_runs(directory: str | Path, *, name: str | None = None, limit: int | No
         RunNotWritableError: the system's temporary folder cannot be written.
     """
     directory = Path(directory)
+    refuse_cut_run(directory)
     if (directory / MANIFEST).is_file():
         raise RunFolderError(f"{directory}: is one run; give the directory that contains it")
     catalog = RunCatalog(directory)

@@ -25,7 +25,7 @@ from auditor.cluster.attempts import (
     read_listing,
 )
 from auditor.cluster.records import MAX_RECORD_BYTES, decode_record
-from auditor.errors import ObjectStoreError, SupersededError
+from auditor.errors import InvalidObjectError, ObjectStoreError, SupersededError
 from auditor.storage.object_store import ObjectStore
 from auditor.text.formatting import format_utc
 
@@ -59,9 +59,13 @@ class AttemptLog:
 
         Raises:
             SupersededError: another attempt started at the same time, and owns the shard.
+            InvalidObjectError: a marker has the greatest name, or a base was not written by an attempt.
         """
         if not self.name:
-            self.name = next_name(self._names(), secrets.token_hex(8))
+            try:
+                self.name = next_name(self._names(), secrets.token_hex(8))
+            except ValueError as error:
+                raise InvalidObjectError(f"{self._shard}/{MARKERS}: has a marker of {error}; delete it") from error
         self._storage.put(f"{self._shard}/{MARKERS}/{self.name}", format_utc(time.time()).encode())
         self.require_ownership()
         continued = find_continued(list_attempts(self._storage, self._shard), self.name)
@@ -138,7 +142,7 @@ def list_attempts(storage: ObjectStore, shard: str) -> dict[str, AttemptObjects]
 def read_base(storage: ObjectStore, shard: str, attempt: AttemptObjects) -> Base:
     """Return what the attempt that continues this one starts from."""
     content = storage.get(f"{shard}/{ATTEMPTS}/{attempt.name}/{BASE}", max_bytes=MAX_RECORD_BYTES)
-    return decode_record(content, Base, f"{shard}: {attempt.name}").extended(
+    return decode_record(content, Base, f"{shard}/{ATTEMPTS}/{attempt.name}/{BASE}").extended(
         attempt.name, attempt.parts, attempt.snapshot
     )
 
@@ -147,5 +151,5 @@ def read_done(storage: ObjectStore, shard: str, attempts: Mapping[str, AttemptOb
     """Return what counts of a shard; None: it is not done."""
     if (name := find_done(attempts)) is None:
         return None
-    content = storage.get(f"{shard}/{ATTEMPTS}/{name}/{DONE}", max_bytes=MAX_RECORD_BYTES)
-    return decode_record(content, DoneMarker, f"{shard}: {name}")
+    place = f"{shard}/{ATTEMPTS}/{name}/{DONE}"
+    return decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), DoneMarker, place)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from auditor import __about__
 from auditor.audit.setup import account_infos
-from auditor.cluster.addresses import PLAN
 from auditor.cluster.plan import (
     FLEET_OBJECT,
     Shard,
@@ -21,7 +21,8 @@ from auditor.cluster.storage import check_storage, find_object
 from auditor.config.settings import ClusterSettings, Settings
 from auditor.errors import UsageError
 from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_empty_snapshot, write_snapshot
-from auditor.fleet.table import FLEET_COLUMNS, count_devices_to_query, write_numbered
+from auditor.fleet.table import FLEET_COLUMNS, count_devices_to_query, sha256_of, write_numbered
+from auditor.runs.folder import CUT_PLAN
 from auditor.runs.manifest import FleetInfo
 from auditor.storage.database import parquet, scratch_database
 from auditor.storage.files import private_folder
@@ -75,17 +76,26 @@ def cut_run(
             checkpoint=cluster.checkpoint,
             shards=shards,
             digests=digest_settings(settings),
+            modules=settings.modules,
         )
         storage = open_storage(name)
         check_storage(storage)
-        if find_object(storage, PLAN) is not None:
+        if find_object(storage, CUT_PLAN) is not None:
             raise UsageError(f"{storage.address}: was cut in this second; cut again")
+        digests: dict[str, tuple[int, str]] = {}
         for shard, path in write_shard_fleets(fleet, shards, work):
             storage.put_file(f"{shard.folder}/{FLEET_OBJECT}", path)
+            digests[shard.name] = path.stat().st_size, sha256_of(path)
             path.unlink()
+        plan = replace(plan, shards=tuple(_with_digest(shard, digests.get(shard.name)) for shard in shards))
         storage.put_file(FLEET_OBJECT, fleet)
-        storage.put(PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
+        storage.put(CUT_PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
     return name, plan
+
+
+def _with_digest(shard: Shard, digest: tuple[int, str] | None) -> Shard:
+    """Return a shard with the size and the SHA-256 of its fleet file; one that is listed has none."""
+    return shard if digest is None else replace(shard, bytes=digest[0], sha256=digest[1])
 
 
 def write_shard_fleets(fleet: Path, shards: Sequence[Shard], work: Path) -> Iterator[tuple[Shard, Path]]:
@@ -111,12 +121,12 @@ def read_plan(storage: ObjectStore) -> ShardPlan:
         UsageError: the storage has none, or one of another version.
         ObjectStoreError: it cannot be read now.
     """
-    content = find_object(storage, PLAN, max_bytes=MAX_PLAN_BYTES)
+    content = find_object(storage, CUT_PLAN, max_bytes=MAX_PLAN_BYTES)
     if content is None:
         raise UsageError(
-            f"{storage.address}: has no {PLAN}, so it is no run that was cut; give what auditor cut printed"
+            f"{storage.address}: has no {CUT_PLAN}, so it is no run that was cut; give what auditor cut printed"
         )
     try:
         return msgspec.json.decode(content, type=ShardPlan)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{storage.address}/{PLAN}: is not a plan of this version of auditor: {error}") from error
+        raise UsageError(f"{storage.address}/{CUT_PLAN}: is not a plan of this version of auditor: {error}") from error

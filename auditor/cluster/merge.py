@@ -18,7 +18,7 @@ from auditor.audit.finalize import seal_and_verify
 from auditor.cluster.attempt_log import DoneMarker, read_done
 from auditor.cluster.attempts import ATTEMPTS, read_listing
 from auditor.cluster.plan import FLEET_OBJECT, Shard, ShardPlan
-from auditor.cluster.records import ShardRecord, decode_record, part_lines, split_failed
+from auditor.cluster.records import ShardRecord, decode_record, get_fleet, part_lines, split_failed
 from auditor.cluster.storage import find_object
 from auditor.concurrency import run_in_thread
 from auditor.fleet.table import FLEET_COLUMNS, sha256_of, write_numbered
@@ -104,7 +104,7 @@ def _assemble(storage: ObjectStore, plan: ShardPlan, markers: Mapping[str, DoneM
         if any(shard.devices is None for shard in plan.shards):
             _write_fleet(storage, plan, files, work, folder / FLEET)
         else:
-            storage.get_file(FLEET_OBJECT, folder / FLEET)
+            get_fleet(storage, FLEET_OBJECT, folder / FLEET, plan.fleet.sha256)
         _write_lines(storage, plan, markers, folder)
         _write_products(plan, files, folder)
         manifests.append(_combine(plan, [decode_run(markers[shard.name]) for shard in plan.shards], folder))
@@ -134,7 +134,7 @@ def _fetch_snapshots(
 
 def _write_fleet(storage: ObjectStore, plan: ShardPlan, files: Mapping[str, Path], work: Path, out: Path) -> None:
     """Write the fleet of all accounts in their order: from fleet files, and as shards discovered it."""
-    storage.get_file(FLEET_OBJECT, work / "filed.parquet")
+    get_fleet(storage, FLEET_OBJECT, work / "filed.parquet", plan.fleet.sha256)
     listed = [shard for shard in plan.shards if shard.devices is None and shard.name in files]
     discovered = {shard.account: files[shard.name] / FLEET for shard in listed}
     columns = ", ".join(FLEET_COLUMNS)
@@ -150,15 +150,18 @@ def _write_fleet(storage: ObjectStore, plan: ShardPlan, files: Mapping[str, Path
 
 
 def _write_lines(storage: ObjectStore, plan: ShardPlan, markers: Mapping[str, DoneMarker], folder: Path) -> None:
-    """Write the answers of all shards, and the failures of the attempts that ended them."""
+    """Write the answers of all shards, and the failures of the last attempts that have parts.
+
+    A done marker may be that of ``auditor stop``, which has no part. Each attempt queries again what failed before it.
+    """
     results, failures = AppendOnlyFile(folder / RESULTS), AppendOnlyFile(folder / FAILURES)
     try:
         for shard in plan.shards:
-            marker = markers[shard.name]
-            for attempt, lines in part_lines(storage, shard.folder, marker.base):
+            base = markers[shard.name].base
+            for attempt, lines in part_lines(storage, shard.folder, base):
                 answered, failed = split_failed(lines)
                 results.append(answered)
-                if attempt == marker.attempt:  # it has queried again what failed before
+                if attempt == base.parts[-1].attempt:
                     failures.append(failed)
     finally:
         try:
@@ -209,6 +212,7 @@ def _combine(plan: ShardPlan, manifests: list[Manifest], folder: Path) -> Manife
         discovery=discovery,
         max_failed=plan.max_failed,
         mismatched=tuple(MismatchedAccount(*each) for each in mismatches.items()),
+        modules=plan.modules,
     )
 
 

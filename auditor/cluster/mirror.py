@@ -15,7 +15,7 @@ import anyio
 from auditor.cluster.attempt_log import AttemptLog
 from auditor.cluster.records import compress_lines, encode_record
 from auditor.concurrency import StopToken, run_in_thread
-from auditor.errors import ObjectStoreError, SupersededError
+from auditor.errors import InvalidObjectError, ObjectStoreError, SupersededError
 from auditor.fleet.table import sha256_of
 from auditor.log import log
 from auditor.runs.folder import FAILURES, FLEET, PRODUCTS, RESULTS
@@ -139,11 +139,18 @@ def _read_lines(path: Path, start: int, size: int) -> bytes:
 
 
 async def persist(action: Callable[[], Awaitable[T]], stop: StopToken, retry_seconds: float) -> T:
-    """Repeat an action until the storage lets it end; raise ObjectStoreError after an hour, or at a stop."""
+    """Repeat an action until the storage lets it end.
+
+    Raises:
+        InvalidObjectError: the action read an object that is damaged.
+        ObjectStoreError: the storage was away for an hour, or until a stop.
+    """
     began = time.monotonic()
     while True:
         try:
             return await action()
+        except InvalidObjectError:
+            raise
         except ObjectStoreError as error:
             if stop.interrupted or time.monotonic() - began >= GIVE_UP_SECONDS:
                 raise

@@ -17,8 +17,9 @@ import orjson
 from auditor.config.serialization import RATE_KEYS, settings_to_dict
 from auditor.config.settings import Account, Settings, SharedQuotaSettings
 from auditor.errors import SettingsError, UsageError
+from auditor.models import ReadModules
 from auditor.runs.manifest import AccountInfo, FleetInfo
-from auditor.storage.json_types import Count, MaxFailed, PositiveCount, Timestamp
+from auditor.storage.json_types import Count, MaxFailed, PositiveCount, Sha256, Timestamp
 
 FLEET_OBJECT = "fleet.parquet"
 
@@ -47,6 +48,8 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
         lanes: number of these lanes.
         site: name of the site whose workers query it; null: any.
         devices: its devices; null: the platform lists them.
+        bytes: size of its fleet file.
+        sha256: digest of its fleet file; null: it has none.
     """
 
     name: ShardName
@@ -55,6 +58,8 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     lanes: PositiveCount = 1
     site: str | None = None
     devices: Count | None = None
+    bytes: Count = 0
+    sha256: Sha256 | None = None
 
     @property
     def folder(self) -> str:
@@ -80,6 +85,7 @@ class ShardPlan(msgspec.Struct, frozen=True, kw_only=True):
         checkpoint: seconds between two checkpoints.
         shards: the shards; their index is their place.
         digests: digests of settings, by account or ``settings``, and by key.
+        modules: the only modules that the run reads of its devices; null: all.
         plan_version: version of this contract.
     """
 
@@ -92,6 +98,7 @@ class ShardPlan(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: Annotated[float, msgspec.Meta(ge=0.1, le=600)]
     shards: tuple[Shard, ...]
     digests: dict[str, dict[str, str]]
+    modules: ReadModules | None = None
     plan_version: int = PLAN_VERSION
 
     def shards_of(self, site: str | None) -> list[Shard]:

@@ -1,5 +1,6 @@
 """What a storage shows of a run: its shards by the age of their last checkpoint, and its sealed files."""
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from auditor.cluster.merge import READERS, sealed_folder
 from auditor.cluster.plan import Shard, ShardPlan
 from auditor.cluster.records import MAX_RECORD_BYTES, ShardRecord, decode_record
 from auditor.cluster.storage import find_object
-from auditor.errors import ObjectStoreError, RunFolderError
-from auditor.runs.folder import sealed_file_names
-from auditor.runs.manifest import MANIFEST, MAX_MANIFEST_BYTES, DeviceCounts, Manifest
-from auditor.storage.files import create_file
+from auditor.errors import InvalidObjectError, ObjectMissingError, RunFolderError
+from auditor.runs.folder import FLEET, SEALED, sealed_file_names
+from auditor.runs.manifest import MANIFEST, MAX_MANIFEST_BYTES, DeviceCounts, Manifest, file_info
+from auditor.storage.files import create_file, private_folder, read_contained, translate_os_errors
 from auditor.storage.object_store import ObjectStore
 from auditor.text.formatting import parse_manifest_time
 
@@ -40,6 +41,7 @@ class ShardProgress:
         age: seconds since its last checkpoint; None: it has none.
         attempts: number of processes that have started it.
         devices: its devices by state, at its last checkpoint; None: unknown.
+        readable: whether its progress can be read; False: what was stored of it is damaged.
     """
 
     shard: Shard
@@ -47,6 +49,7 @@ class ShardProgress:
     age: float | None
     attempts: int
     devices: DeviceCounts | None
+    readable: bool = True
 
 
 def read_progress(storage: ObjectStore, plan: ShardPlan, *, now: float | None = None) -> list[ShardProgress]:
@@ -71,12 +74,15 @@ def _shard_progress(
     done = [name for name, objects in attempts.items() if DONE in objects]
     name = min(done) if done else max(attempts)
     devices = None
-    if STATE in attempts[name]:
-        place = f"{shard.folder}/{ATTEMPTS}/{name}/{STATE}"
-        record = decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), ShardRecord, place)
-        devices, reported_at = record.manifest.devices, record.reported_at
-    else:  # its first checkpoint is still to come
-        reported_at = storage.get(f"{shard.folder}/{MARKERS}/{name}", max_bytes=100).decode("ascii", "replace")
+    try:
+        if STATE in attempts[name]:
+            place = f"{shard.folder}/{ATTEMPTS}/{name}/{STATE}"
+            record = decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), ShardRecord, place)
+            devices, reported_at = record.manifest.devices, record.reported_at
+        else:  # its first checkpoint is still to come
+            reported_at = storage.get(f"{shard.folder}/{MARKERS}/{name}", max_bytes=100).decode("ascii", "replace")
+    except InvalidObjectError:
+        return ShardProgress(shard, "done" if done else "silent", None, len(attempts), None, readable=False)
     reported = parse_manifest_time(reported_at)
     age = None if reported is None else max(0.0, now - reported.timestamp())
     silent = age is None or age > SILENT_CHECKPOINTS * checkpoint
@@ -92,30 +98,66 @@ def read_sealed(storage: ObjectStore) -> tuple[Manifest, bytes] | None:
     try:
         return msgspec.json.decode(content, type=Manifest), content
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ObjectStoreError(f"{storage.address}/{MANIFEST}: is not a manifest: {error}") from error
+        raise InvalidObjectError(f"{storage.address}/{MANIFEST}: is not a manifest: {error}") from error
 
 
 def fetch_run(storage: ObjectStore, folder: Path) -> Path:
-    """Write the sealed files of a run to a new folder, and return it.
+    """Write the sealed files of a run to a new folder, and return it; if it is there and equal, change nothing.
+
+    The files are written to a folder beside it, which is renamed when all are there and have the digests of the
+    manifest.
 
     Raises:
-        RunFolderError: the run is not sealed, or the folder exists.
+        RunFolderError: the run is not sealed, or the folder exists and is not this run.
+        InvalidObjectError: a sealed file is missing, or is not the one of the manifest.
         ObjectStoreError: the storage cannot be used.
     """
     if (sealed := read_sealed(storage)) is None:
         raise RunFolderError(f"{storage.address}: is not sealed; see auditor status {storage.address}")
     manifest, content = sealed
-    try:
-        folder.mkdir(0o700, parents=True)
-    except OSError as error:
-        raise RunFolderError(f"{folder}: cannot be created: {error.strerror}") from error
-    place = sealed_folder(content)
-    listed = {info.name for info in manifest.files}
-    stored = {each.key.removeprefix(f"{place}/") for each in storage.list(place)}
-    for name in sorted(stored.intersection(sealed_file_names(folder, listed))):
-        storage.get_file(f"{place}/{name}", folder / name)
-    for info in manifest.files:
-        if not info.bytes and info.name in sealed_file_names(folder, listed) and not (folder / info.name).exists():
-            create_file(folder / info.name)  # an object store may refuse empty objects
-    create_file(folder / MANIFEST, content)
+    if os.path.lexists(folder):
+        _require_equal(folder, manifest, content)
+        return folder
+    with translate_os_errors(f"{folder}: cannot be created", RunFolderError):
+        folder.parent.mkdir(0o700, parents=True, exist_ok=True)
+        with private_folder("fetch", folder.parent) as work:
+            _fetch_files(storage, manifest, content, work / "run")
+            (work / "run").rename(folder)
     return folder
+
+
+def _fetch_files(storage: ObjectStore, manifest: Manifest, content: bytes, folder: Path) -> None:
+    """Write the sealed files to a new folder; raise InvalidObjectError for all that are not those of the manifest."""
+    folder.mkdir(0o700)
+    place, problems = sealed_folder(content), []
+    listed = {info.name for info in manifest.files}
+    allowed = sealed_file_names(folder, listed)
+    problems += [f"{name}: is not in its manifest" for name in (FLEET, *SEALED) if name not in listed]
+    for info in manifest.files:
+        if info.name not in allowed:
+            problems.append(f"{info.name}: is no file of a run")
+        elif not info.bytes:
+            create_file(folder / info.name)  # an object store may refuse empty objects
+        else:
+            try:
+                storage.get_file(f"{place}/{info.name}", folder / info.name, max_bytes=info.bytes)
+            except ObjectMissingError:
+                problems.append(f"{info.name}: is missing")
+                continue
+            except InvalidObjectError:
+                problems.append(f"{info.name}: has more than {info.bytes:,} bytes")
+                continue
+            if file_info(folder / info.name) != info:
+                problems.append(f"{info.name}: is not the file that was sealed (its digest differs)")
+    if problems:
+        raise InvalidObjectError(f"{storage.address}/{place}: is damaged: {'; '.join(problems)}")
+    create_file(folder / MANIFEST, content)
+
+
+def _require_equal(folder: Path, manifest: Manifest, content: bytes) -> None:
+    """Raise RunFolderError unless a folder has the manifest and the sealed files of a run."""
+    with translate_os_errors(f"{folder}: exists, and is not this run", RunFolderError):
+        equal = read_contained(folder, MANIFEST, max_bytes=MAX_MANIFEST_BYTES) == content
+        equal = equal and all(file_info(folder / Path(info.name).name) == info for info in manifest.files)
+    if not equal:
+        raise RunFolderError(f"{folder}: exists, and is not this run; rename it, or fetch into another directory")

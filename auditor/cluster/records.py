@@ -4,15 +4,17 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from auditor.cluster.attempts import ATTEMPTS, Base
-from auditor.errors import ObjectStoreError
+from auditor.errors import InvalidObjectError
+from auditor.fleet.table import sha256_of
 from auditor.runs.manifest import Manifest
 from auditor.storage.json_types import Timestamp
-from auditor.storage.object_store import ObjectStore
+from auditor.storage.object_store import MAX_FILE_BYTES, ObjectStore
 from auditor.text.formatting import format_utc
 
 T = TypeVar("T")
@@ -50,14 +52,14 @@ def compress_lines(lines: bytes) -> bytes:
 
 
 def expand_lines(content: bytes, where: str) -> bytes:
-    """Return the lines of a part; raise ObjectStoreError if it is damaged, or expands to more than any part has."""
+    """Return the lines of a part; raise InvalidObjectError if it is damaged, or expands to more than any part has."""
     engine = zlib.decompressobj(wbits=_GZIP)
     try:
         lines = engine.decompress(content, MAX_PART_BYTES)
     except zlib.error as error:
-        raise ObjectStoreError(f"{where}: is damaged: {error}") from error
+        raise InvalidObjectError(f"{where}: is damaged: {error}") from error
     if not engine.eof or engine.unused_data or (lines and not lines.endswith(b"\n")):
-        raise ObjectStoreError(f"{where}: is damaged, or no attempt has written it")
+        raise InvalidObjectError(f"{where}: is damaged, or no attempt has written it")
     return lines
 
 
@@ -70,11 +72,20 @@ def encode_record(manifest: Manifest, files: tuple[str, ...] = ()) -> bytes:
 
 
 def decode_record(content: bytes, kind: type[T], where: str) -> T:
-    """Return a record of a storage; raise ObjectStoreError if it is none."""
+    """Return a record of a storage; raise InvalidObjectError if it is none."""
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ObjectStoreError(f"{where}: was not written by an attempt: {error}") from error
+        raise InvalidObjectError(f"{where}: was not written by an attempt: {error}") from error
+
+
+def get_fleet(storage: ObjectStore, key: str, path: Path, sha256: str | None, max_bytes: int = MAX_FILE_BYTES) -> None:
+    """Write a fleet of the storage to a file; raise InvalidObjectError if it has another digest than was recorded."""
+    storage.get_file(key, path, max_bytes=max_bytes)
+    if sha256 is not None and sha256_of(path) != sha256:
+        raise InvalidObjectError(
+            f"{storage.address}/{key}: is damaged: it is not the fleet of the run (its digest differs)"
+        )
 
 
 def part_lines(storage: ObjectStore, folder: str, base: Base) -> Iterator[tuple[str, bytes]]:

@@ -12,12 +12,12 @@ from auditor.audit.resume import reopen
 from auditor.audit.runner import read_checked_credentials
 from auditor.audit.session import AuditSession
 from auditor.audit.setup import account_infos, target_rate
-from auditor.cluster.attempt_log import COMPLETE, AttemptLog, list_attempts, read_done
+from auditor.cluster.attempt_log import COMPLETE, AttemptLog, DoneMarker, list_attempts, read_done
 from auditor.cluster.attempts import ATTEMPTS, STATE, Base
-from auditor.cluster.merge import record_done, seal_if_done
+from auditor.cluster.merge import decode_run, record_done, seal_if_done
 from auditor.cluster.mirror import Mirror, persist
 from auditor.cluster.plan import FLEET_OBJECT, Shard, ShardPlan, describe_differences, worker_settings
-from auditor.cluster.records import MAX_RECORD_BYTES, ShardRecord, decode_record, part_lines, split_failed
+from auditor.cluster.records import MAX_RECORD_BYTES, ShardRecord, decode_record, get_fleet, part_lines, split_failed
 from auditor.concurrency import StopToken, TimeLimit, background_tasks, run_in_thread
 from auditor.config.settings import Settings
 from auditor.engine.account_session import Credentials
@@ -48,6 +48,10 @@ class ShardWorker:
         stop: a request to end early.
         on_progress: called with the progress.
 
+    Attributes:
+        was_done: whether the shard was done before this process queried a device: all were queried, or it was stopped.
+        pending: devices of the shard that were not queried, once it is done.
+
     Raises:
         SettingsError: the settings, or this version, differ from those of the run.
     """
@@ -69,30 +73,38 @@ class ShardWorker:
         self._storage, self._plan, self._shard = storage, plan, shard
         self._settings = worker_settings(settings, shard)
         self._stop, self._on_progress = stop, on_progress
+        self.was_done, self.pending = False, 0
 
     async def run(self) -> int:
         """Do the work, and return an exit code.
 
-        0: every device was queried. 3: the account is refused or was stopped. 130: interrupted; start the shard again.
+        0: the shard is done, and the run is sealed if all shards are; a sealed run that did not succeed is a warning.
+        3: the account is refused or was stopped. 130: interrupted; start the shard again.
 
         Raises:
             SupersededError: another process has taken over the shard.
+            InvalidObjectError: an object of the run is damaged; its name is in the text.
             ObjectStoreError: the storage was away for an hour.
         """
         credentials: list[Credentials] = []
-        while not await self._persist(self._is_done):
+        attempted = False
+        while (marker := await self._persist(self._read_done)) is None:
+            attempted = True
             credentials = credentials or await read_checked_credentials(self._settings, self._stop)
             with private_folder("shard") as scratch:
                 code = await self._attempt(credentials, scratch)
             if code:
                 return code
+        self.was_done, self.pending = not attempted, decode_run(marker).devices.pending
         await self._persist(partial(record_done, self._storage, self._shard))
-        await persist(partial(seal_if_done, self._storage, self._plan), self._stop, self._plan.checkpoint)
+        sealed = await persist(partial(seal_if_done, self._storage, self._plan), self._stop, self._plan.checkpoint)
+        if sealed is not None and sealed.exit_code:
+            log.warning("the sealed run did not succeed", run=self._storage.address, result=sealed.describe_exit())
         return 0
 
-    def _is_done(self) -> bool:
+    def _read_done(self) -> DoneMarker | None:
         folder = self._shard.folder
-        return read_done(self._storage, folder, list_attempts(self._storage, folder)) is not None
+        return read_done(self._storage, folder, list_attempts(self._storage, folder))
 
     async def _persist(self, action: Callable[[], T]) -> T:
         return await persist(partial(run_in_thread, action), self._stop, self._plan.checkpoint)
@@ -184,7 +196,8 @@ class ShardWorker:
             if self._shard.devices is None:
                 write_empty_snapshot(folder / FLEET)
             else:
-                self._storage.get_file(f"{self._shard.folder}/{FLEET_OBJECT}", folder / FLEET)
+                shard, place = self._shard, f"{self._shard.folder}/{FLEET_OBJECT}"
+                get_fleet(self._storage, place, folder / FLEET, shard.sha256, shard.bytes)
         return record
 
     def _first_manifest(self, folder: Path) -> Manifest:
@@ -199,6 +212,7 @@ class ShardWorker:
             fleet=FleetInfo("platform" if listed else plan.fleet.source, devices, 0, sha256_of(folder / FLEET)),
             rate=Rate(target=target_rate(self._settings)),
             discovery=(DiscoveryInfo(self._shard.account),) if listed else (),
+            modules=plan.modules,
         )
 
     def _restore_lines(self, base: Base, folder: Path) -> None:

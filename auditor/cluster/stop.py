@@ -6,7 +6,8 @@ from auditor.cluster.attempts import ATTEMPTS, STATE
 from auditor.cluster.merge import read_markers, record_done
 from auditor.cluster.plan import Shard, ShardPlan
 from auditor.cluster.records import MAX_RECORD_BYTES, ShardRecord, decode_record, encode_record
-from auditor.errors import ObjectMissingError
+from auditor.errors import InvalidObjectError, ObjectMissingError
+from auditor.log import log
 from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, FleetInfo, Manifest
 from auditor.storage.object_store import ObjectStore
 
@@ -38,8 +39,8 @@ def _last_manifest(storage: ObjectStore, plan: ShardPlan, shard: Shard, attempt:
         place = f"{shard.folder}/{ATTEMPTS}/{attempt}/{STATE}"
         try:
             return decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), ShardRecord, place).manifest
-        except ObjectMissingError:
-            pass
+        except (ObjectMissingError, InvalidObjectError) as error:
+            log.warning("progress unreadable; its requests are not counted", shard=shard.label, reason=str(error))
     devices = shard.devices or 0
     return Manifest(
         auditor_version=__about__.VERSION,
@@ -50,4 +51,5 @@ def _last_manifest(storage: ObjectStore, plan: ShardPlan, shard: Shard, attempt:
         fleet=FleetInfo(plan.fleet.source, devices, 0, plan.fleet.sha256),
         devices=DeviceCounts(pending=devices),
         discovery=(DiscoveryInfo(shard.account),) if shard.devices is None else (),
+        modules=plan.modules,
     )

@@ -9,9 +9,16 @@ import re
 import secrets
 from pathlib import Path
 
-from auditor.cluster.addresses import NEWEST_FOLDER, PLAN, join_address
-from auditor.errors import ObjectMissingError, ObjectStoreError, UsageError
-from auditor.storage.object_store import MAX_OBJECT_BYTES, DirectoryStore, ObjectStore, StoredObject, open_store
+from auditor.errors import InvalidObjectError, ObjectMissingError, ObjectStoreError, UsageError
+from auditor.runs.folder import CUT_PLAN, NEWEST_CUT
+from auditor.storage.object_store import (
+    MAX_FILE_BYTES,
+    MAX_OBJECT_BYTES,
+    DirectoryStore,
+    ObjectStore,
+    StoredObject,
+    open_store,
+)
 
 CHECK_FOLDER = "check"
 """Folder of the objects with which a storage is checked."""
@@ -20,19 +27,21 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
 def open_run(address: str, *, create: bool = False) -> ObjectStore:
-    """Return the storage of a run; ``create`` makes its directory.
+    """Return the storage of a run; ``create`` makes its directory, but not the one above it, which may not be mounted.
 
     Raises:
         SettingsError: the address cannot be used.
         UsageError: its directory cannot be created.
-        ObjectStoreError: its directory does not exist now.
+        ObjectStoreError: its directory, or with ``create`` the one above it, does not exist now.
     """
     if "://" in address:
         return open_store(address)
     path = Path(address)
     if create:
+        if not path.parent.is_dir():
+            raise ObjectStoreError(f"{path.parent}: is no directory now; create it, or mount it")
         try:
-            path.mkdir(0o700, parents=True, exist_ok=True)
+            path.mkdir(0o700, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{address}: cannot be created: {error.strerror}") from error
     if not path.is_dir():
@@ -52,7 +61,7 @@ def find_object(storage: ObjectStore, key: str, *, max_bytes: int = MAX_OBJECT_B
 
 def record_newest(storage: ObjectStore, audit: str, run: str) -> None:
     """Record the newest run of an audit, so that its shards are found by the address of the storage of all runs."""
-    storage.put(f"{NEWEST_FOLDER}/{audit}", run.encode())
+    storage.put(f"{NEWEST_CUT}/{audit}", run.encode())
 
 
 def find_run_address(address: str, audit: str | None = None) -> str:
@@ -63,19 +72,24 @@ def find_run_address(address: str, audit: str | None = None) -> str:
         ObjectStoreError: the storage cannot be used now.
     """
     storage = open_run(address)
-    if find_object(storage, PLAN) is not None:
+    if find_object(storage, CUT_PLAN) is not None:
         return address
-    audits = {each.key.rpartition("/")[2] for each in storage.list(NEWEST_FOLDER)}
+    audits = {each.key.rpartition("/")[2] for each in storage.list(NEWEST_CUT)}
     if audit is not None and audit in audits:
         audits = {audit}
     if not audits or (audit is not None and audit not in audits):
-        raise UsageError(f"{address}: has no {PLAN}, so it is no run that was cut; give what auditor cut printed")
+        raise UsageError(f"{address}: has no {CUT_PLAN}, so it is no run that was cut; give what auditor cut printed")
     if len(audits) > 1:
         raise UsageError(f"{address}: has runs of {', '.join(sorted(audits))}; give the address of one of them")
-    run = storage.get(f"{NEWEST_FOLDER}/{audits.pop()}", max_bytes=300).decode("ascii", "replace")
+    run = storage.get(f"{NEWEST_CUT}/{audits.pop()}", max_bytes=300).decode("ascii", "replace")
     if not is_run_key(run) or "/" in run:
         raise ObjectStoreError(f"{address}: does not name its newest run")
     return join_address(address, run)
+
+
+def join_address(storage: str, name: str) -> str:
+    """Return the address of a run in a storage."""
+    return f"{storage.rstrip('/')}/{name}"
 
 
 class RunDirectory(DirectoryStore):
@@ -87,12 +101,12 @@ class RunDirectory(DirectoryStore):
 
     def put(self, key: str, content: bytes) -> None:
         """See ``ObjectStore``."""
-        self._require_mounted()
+        self._require_contained(key)
         super().put(key, content)
 
     def put_file(self, key: str, path: Path) -> None:
         """See ``ObjectStore``."""
-        self._require_mounted()
+        self._require_contained(key)
         super().put_file(key, path)
 
     def get(self, key: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
@@ -104,14 +118,14 @@ class RunDirectory(DirectoryStore):
             self._require_mounted()  # otherwise nothing is missing
             raise
 
-    def get_file(self, key: str, path: Path) -> None:
+    def get_file(self, key: str, path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         """See ``ObjectStore``."""
         self._require_contained(key)
-        super().get_file(key, path)
+        super().get_file(key, path, max_bytes=max_bytes)
 
     def list(self, folder: str = "") -> list[StoredObject]:
         """See ``ObjectStore``. What no process of a run writes is left out."""
-        self._require_mounted()
+        self._require_contained(f"{folder}/each" if folder else "each")
         found = [each for each in super().list(folder) if is_run_key(each.key)]
         self._require_mounted()  # otherwise the list may be a part
         return found
@@ -125,7 +139,7 @@ class RunDirectory(DirectoryStore):
         self._require_mounted()
         folder = (self._folder / key).parent
         if not is_run_key(key) or not folder.resolve().is_relative_to(self._folder.resolve()):
-            raise ObjectStoreError(f"{self.address}/{key[:80]!r}: leads out of the run")
+            raise InvalidObjectError(f"{self.address}/{key[:80]!r}: leads out of the run")
 
 
 def is_run_key(key: str) -> bool:

@@ -387,5 +387,8 @@ def validate_cluster(settings: Settings, where: str) -> None:
     cluster = settings.cluster
     if cluster is not None and not cluster.storage:
         raise SettingsError(f"{where}: cluster: storage: is empty; give a directory, or an address such as s3://BUCKET")
+    if cluster is not None and Path(cluster.storage).absolute() == Path(settings.directory).absolute():
+        advice = "runs of shards are no run folders; give each a directory of its own"
+        raise SettingsError(f'{where}: cluster: storage: is the directory that "directory" names, too; {advice}')
     if cluster is not None and not 0.1 <= cluster.checkpoint <= 600:
         raise SettingsError(f"{where}: cluster: checkpoint: give a number of seconds from 0.1 to 600")

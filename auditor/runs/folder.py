@@ -44,6 +44,9 @@ INVENTORY_XLSX = "inventory.xlsx"
 READ_BY_QUERIES = (FLEET, RESULTS, COMPRESSED_RESULTS, FAILURES, *OPTIONAL, DEVICES, MODULES, CHANGES)
 """Files that DuckDB opens by their names."""
 
+CUT_PLAN, NEWEST_CUT = "plan.json", "newest"
+"""Object of a run that was cut, which no run folder has; folder beside such runs, with the names of the newest ones."""
+
 PRESENTATION_FILES = (REPORT_HTML, INVENTORY_XLSX)
 """Files that hooks make of a sealed run for people. They are outside the run's contract; a resume removes them."""
 
@@ -172,6 +175,7 @@ class RunCatalog:
         with translate_os_errors(f"{directory}: cannot be read", RunFolderError):
             if missing_ok and not directory.exists():
                 return
+            refuse_cut_run(directory)
             folders = [path for path in directory.iterdir() if not path.name.startswith(".") and not path.is_symlink()]
             self._owners = trusted_owners(directory)
         for folder in folders:
@@ -401,6 +405,7 @@ def find_stored_run(path: Path, preference: Preference = "newest") -> tuple[Stor
     Raises:
         RunFolderError: it is none of them; or no run can be read, with the error of the first.
     """
+    refuse_cut_run(path)
     with translate_os_errors(f"{path}: cannot be read", RunFolderError):
         if path.is_dir() and os.path.lexists(path / MANIFEST):
             run = StoredRun(read_manifest(path), path)
@@ -434,10 +439,26 @@ def _is_reference(text: str) -> bool:
 
 def find_run(path: Path, preference: Preference = "newest") -> Path:
     """Return the folder of the run that a path means; see ``find_stored_run``."""
+    refuse_cut_run(path)
     with translate_os_errors(f"{path}: cannot be read", RunFolderError):
         if path.is_dir() and os.path.lexists(path / MANIFEST):
             return path  # its manifest may be unreadable, which the caller reports
     return find_stored_run(path, preference)[0].folder
+
+
+def is_cut_run(address: str) -> bool:
+    """Return whether an address is that of a run that was cut, or of a storage of such runs."""
+    folder = Path(address) / NEWEST_CUT
+    is_storage = folder.is_dir() and not folder.is_symlink() and not os.path.lexists(folder / MANIFEST)
+    return "://" in address or (Path(address) / CUT_PLAN).is_file() or is_storage
+
+
+def refuse_cut_run(path: Path) -> None:
+    """Raise RunFolderError if a path is a run that was cut, a storage of such runs, or was an address with a scheme."""
+    scheme = re.match(r"[a-z0-9]+:/(?=[^/])", str(path))  # a path has one slash of two
+    address = str(path) if scheme is None or path.exists() else f"{scheme[0]}/{str(path)[scheme.end() :]}"
+    if is_cut_run(address):
+        raise RunFolderError(f"{address}: is a run that was cut; auditor fetch {address} audits, then use its folder")
 
 
 _IDENTITY = ("account", "product_key", "device_name", "iot_id")

@@ -168,13 +168,13 @@ _temporary: set[Path] = set()
 
 
 @contextmanager
-def private_folder(purpose: str) -> Iterator[Path]:
+def private_folder(purpose: str, within: Path | None = None) -> Iterator[Path]:
     """Yield a new folder for temporary files that no other user can enter, and remove it at the end.
 
-    Folders that killed processes left are removed before. ``purpose`` is a word of its name, in lower case. Raises
-    OSError if it cannot be created.
+    Folders that killed processes left are removed before. ``purpose`` is a word of its name, in lower case. It is in
+    the folder ``within``; default: that of temporary files. Raises OSError if it cannot be created.
     """
-    root = Path(gettempdir())
+    root = Path(gettempdir()) if within is None else within
     _sweep_private_folders(root)
     folder = Path(mkdtemp(prefix=f"auditor-work-{purpose}-", dir=root))
     _temporary.add(folder)

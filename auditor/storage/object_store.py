@@ -5,6 +5,7 @@ replaced as a whole, and a list has every object that was put before.
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -32,6 +33,9 @@ OptionValue = str | bool | Secret
 
 MAX_OBJECT_BYTES = 64 << 20
 """Size up to which an object is read into memory."""
+
+MAX_FILE_BYTES = 64 << 30
+"""Size up to which an object is written to a file, if the caller has no better limit."""
 
 MAX_KEY_BYTES, MAX_SEGMENT_BYTES = 1024, 255
 """Longest key of S3, and longest name of a file."""
@@ -68,7 +72,8 @@ class StoredObject:
 class ObjectStore(Protocol):
     """Objects by key. A key is a relative path with ``/``; see ``check_key``.
 
-    Every method raises ObjectStoreError if the storage fails, and ObjectMissingError if there is no such object.
+    Every method raises ObjectStoreError if the storage fails, ObjectMissingError if there is no such object, and
+    InvalidObjectError if one has more bytes than the limit.
 
     Attributes:
         address: where the objects are, without secrets.
@@ -85,8 +90,8 @@ class ObjectStore(Protocol):
     def get(self, key: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         """Return the content of an object; one that is larger is an error."""
 
-    def get_file(self, key: str, path: Path) -> None:
-        """Write the content of an object to a file, some MB in memory at a time."""
+    def get_file(self, key: str, path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
+        """Write the content of an object to a file, some MB in memory at a time; a larger one is an error."""
 
     def list(self, folder: str = "") -> list[StoredObject]:
         """Return the objects whose keys begin with ``folder`` and ``/``, in the order of their keys; "": all."""
@@ -173,9 +178,9 @@ class MemoryStore:
             raise _too_large(self.address, key, max_bytes)
         return content
 
-    def get_file(self, key: str, path: Path) -> None:
+    def get_file(self, key: str, path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         """See ``ObjectStore``."""
-        path.write_bytes(self.get(key))
+        path.write_bytes(self.get(key, max_bytes=max_bytes))
 
     def list(self, folder: str = "") -> list[StoredObject]:
         """See ``ObjectStore``."""
@@ -214,10 +219,12 @@ class DirectoryStore:
         with self._reading(key):
             return read_contained(path.parent, path.name, max_bytes=max_bytes)
 
-    def get_file(self, key: str, path: Path) -> None:
+    def get_file(self, key: str, path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         """See ``ObjectStore``."""
         source = self._path(key)
         with self._reading(key), open_contained(source.parent, source.name) as content, path.open("wb") as file:
+            if os.fstat(content.fileno()).st_size > max_bytes:
+                raise _too_large(self.address, key, max_bytes)
             shutil.copyfileobj(content, file, _PART_BYTES)
 
     def list(self, folder: str = "") -> list[StoredObject]:
@@ -274,6 +281,8 @@ class DirectoryStore:
         except ObjectStoreError as error:
             if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError) or self._path(key).is_dir():
                 raise _missing(self.address, key) from None
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EFBIG:
+                raise InvalidObjectError(str(error)) from error
             raise
 
 
@@ -363,15 +372,17 @@ class CloudStore:
             raise _too_large(self.address, key, max_bytes)
         return content
 
-    def get_file(self, key: str, path: Path) -> None:
+    def get_file(self, key: str, path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         """See ``ObjectStore``."""
         import obstore
 
         check_key(key)
 
-        async def read() -> None:
+        async def read() -> bool:
             result = await obstore.get_async(self._transfers, key)
             size = result.meta["size"]
+            if size > max_bytes:
+                return False
             with path.open("wb") as file:
                 if size <= _PART_BYTES:
                     file.write(await result.bytes_async())
@@ -382,8 +393,10 @@ class CloudStore:
                         file.write(await obstore.get_range_async(self._transfers, key, start=start, end=end))
                 if file.tell() != size:
                     raise ConnectionError
+            return True
 
-        self._call(key, "read", read, None)
+        if not self._call(key, "read", read, None):
+            raise _too_large(self.address, key, max_bytes)
 
     def list(self, folder: str = "") -> list[StoredObject]:
         """See ``ObjectStore``."""

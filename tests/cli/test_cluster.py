@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 from anyio.from_thread import start_blocking_portal
 
 import auditor
 from auditor.cli import main
 from auditor.cluster.cut import read_plan
+from auditor.cluster.stop import stop_shards
 from auditor.cluster.storage import open_run
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
@@ -24,6 +26,7 @@ DEVICES = 60
 
 
 def write_settings(folder: Path, *tables: dict[str, object], name: str = "nightly.toml", more: str = "") -> Path:
+    (folder / "shared").mkdir(exist_ok=True)
     lines = [
         f"directory = '{folder / 'audits'}'",
         more,
@@ -59,7 +62,6 @@ def run_command(folder: Path, *words: object, **env: str) -> subprocess.Complete
 
 
 def test_a_run_is_cut_queried_shown_verified_and_fetched(tmp_path: Path, platform: Simulator) -> None:
-    (tmp_path / "shared").mkdir()
     settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path, lanes=2))
     checked = run_command(tmp_path, "check", settings)
     assert (checked.returncode, "keeps what was written" in checked.stdout) == (0, True)
@@ -74,9 +76,17 @@ def test_a_run_is_cut_queried_shown_verified_and_fetched(tmp_path: Path, platfor
         ended = run_command(tmp_path, "shard", place, "--settings", settings, **variable)
         assert ended.returncode == 0, ended.stderr
     assert "nothing to do" in ended.stderr
+    again = run_command(tmp_path, "shard", address, "--settings", settings, "--index", "0")
+    assert (again.returncode, "was done already, 0 devices pending" in again.stderr) == (0, True)
     shown = run_command(tmp_path, "status", address).stdout
     assert "exit 0 (success)" in shown
     assert shown.count(" done ") == 2
+    for place in (address, tmp_path / "shared", "s3://lake/run"):
+        for words in (["inventory", place], ["runs", place], ["diff", place, place]):
+            read = run_command(tmp_path, *words)
+            assert (read.returncode, f"{place}: is a run that was cut; auditor fetch" in read.stderr) == (2, True), (
+                words
+            )
     verified = run_command(tmp_path, "verify", address)
     assert (verified.returncode, verified.stderr) == (0, f"{address}: verified\n")
     fetched = run_command(tmp_path, "fetch", address, tmp_path / "fetched")
@@ -84,7 +94,12 @@ def test_a_run_is_cut_queried_shown_verified_and_fetched(tmp_path: Path, platfor
     alone = anyio.run(auditor.run_audit, auditor.load_settings(settings)).folder
     assert_same_run(Path(fetched.stdout.strip()), alone)
     again = run_command(tmp_path, "fetch", address, tmp_path / "fetched")
-    assert (again.returncode, "cannot be created" in again.stderr) == (2, True)
+    assert (again.returncode, again.stdout) == (0, fetched.stdout)
+    assert "was fetched before, and is equal" in again.stderr
+    changed = Path(fetched.stdout.strip()) / "inventory.csv"
+    changed.write_bytes(changed.read_bytes() + b"x")
+    other = run_command(tmp_path, "fetch", address, tmp_path / "fetched")
+    assert (other.returncode, "exists, and is not this run" in other.stderr) == (2, True)
 
 
 def test_a_damaged_part_of_a_sealed_run_does_not_verify(tmp_path: Path, platform: Simulator) -> None:
@@ -96,6 +111,12 @@ def test_a_damaged_part_of_a_sealed_run_does_not_verify(tmp_path: Path, platform
     inventory.write_bytes(inventory.read_bytes().replace(b"1", b"2", 1))
     verified = run_command(tmp_path, "verify", address)
     assert (verified.returncode, "inventory.csv" in verified.stdout) == (1, True)
+    (sealed / "modules.parquet").unlink()
+    fetched = run_command(tmp_path, "fetch", address, tmp_path / "fetched")
+    assert fetched.returncode == 3
+    assert "inventory.csv: is not the file" in fetched.stderr
+    assert "modules.parquet: is missing" in fetched.stderr
+    assert list((tmp_path / "fetched").iterdir()) == []
 
 
 def test_stop_seals_what_exists_and_later_workers_have_nothing_to_do(tmp_path: Path, platform: Simulator) -> None:
@@ -114,6 +135,23 @@ def test_stop_seals_what_exists_and_later_workers_have_nothing_to_do(tmp_path: P
     assert platform.counts.received == before
 
 
+def test_a_shard_that_was_stopped_and_a_run_that_did_not_succeed_are_reported(
+    tmp_path: Path, platform: Simulator
+) -> None:
+    tables = [account_table(platform.endpoint, tmp_path, name) for name in ("eu", "us")]
+    settings = write_settings(tmp_path, *tables)
+    address = run_command(tmp_path, "cut", settings).stdout.strip()
+    storage = open_run(address)
+    plan = read_plan(storage)
+    stop_shards(storage, msgspec.structs.replace(plan, shards=plan.shards[1:]))
+    first = run_command(tmp_path, "shard", address, "--settings", settings, "--index", "0")
+    assert (first.returncode, "every device was queried" in first.stderr) == (0, True)
+    assert "the sealed run did not succeed" in first.stderr
+    assert "exit 1" in first.stderr
+    second = run_command(tmp_path, "shard", address, "--settings", settings, "--index", "1")
+    assert (second.returncode, f"was done already, {DEVICES} devices pending" in second.stderr) == (0, True)
+
+
 def test_what_cannot_be_cut_or_queried_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +167,11 @@ def test_what_cannot_be_cut_or_queried_is_one_sentence(
         monkeypatch.delenv(name, raising=False)
     assert main(["cut", str(sampled)]) == 2
     assert "sample_size: is not for a run of shards: a sample is drawn" in capsys.readouterr().err
-    assert not (tmp_path / "shared").exists()
+    assert list((tmp_path / "shared").iterdir()) == []
+    (tmp_path / "shared").rename(tmp_path / "away")
+    assert main(["cut", str(settings)]) == 3
+    assert "is no directory now; create it, or mount it" in capsys.readouterr().err
+    (tmp_path / "away").rename(tmp_path / "shared")
     assert main(["cut", str(settings)]) == 0
     address = capsys.readouterr().out.strip()
     for words, code, text in (
@@ -139,6 +181,10 @@ def test_what_cannot_be_cut_or_queried_is_one_sentence(
     ):
         assert main(["shard", address, "--settings", str(settings), *words]) == code
         assert text in capsys.readouterr().err
+    for index in ("9" * 5_000, "-1", "one"):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
+        assert main(["shard", address, "--settings", str(settings)]) == 2
+        assert "is no index from 0; give --index" in capsys.readouterr().err
     for command in (["stop"], ["fetch"], ["shard", "--settings", str(settings), "--index", "0"]):
         assert main([command[0], str(tmp_path / "elsewhere"), *command[1:]]) == 3
         assert "is no directory now" in capsys.readouterr().err

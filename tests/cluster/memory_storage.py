@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from auditor.errors import ObjectStoreError
-from auditor.storage.object_store import MAX_OBJECT_BYTES, MemoryStore, StoredObject
+from auditor.storage.object_store import MAX_FILE_BYTES, MAX_OBJECT_BYTES, MemoryStore, StoredObject
 
 T = TypeVar("T")
 
@@ -99,8 +99,8 @@ class ScheduledStorage:
     def get(self, key: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         return self._process.perform(lambda: self._inner.get(key, max_bytes=max_bytes))
 
-    def get_file(self, key: str, path: Path) -> None:
-        self._process.perform(lambda: self._inner.get_file(key, path))
+    def get_file(self, key: str, path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
+        self._process.perform(lambda: self._inner.get_file(key, path, max_bytes=max_bytes))
 
     def list(self, folder: str = "") -> list[StoredObject]:
         return self._process.perform(lambda: self._inner.list(folder))

@@ -15,10 +15,11 @@ from auditor.cluster.cut import read_plan
 from auditor.cluster.merge import seal_if_done
 from auditor.cluster.plan import ShardPlan
 from auditor.cluster.progress import fetch_run, read_progress
-from auditor.cluster.records import MAX_PART_BYTES, compress_lines
+from auditor.cluster.records import FAILED, MAX_PART_BYTES, MAX_RECORD_BYTES, compress_lines, expand_lines
 from auditor.cluster.shard import ShardWorker
+from auditor.cluster.stop import stop_shards
 from auditor.cluster.storage import RunDirectory
-from auditor.errors import ObjectStoreError, SettingsError, SupersededError, UsageError
+from auditor.errors import InvalidObjectError, ObjectStoreError, SettingsError, SupersededError, UsageError
 from auditor.simulator.faults import Faults
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
@@ -50,15 +51,16 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectSt
             yield open_store(f"s3://lake/cluster/{tmp_path.name}", {**s3.options, **keys})
 
 
-@pytest.mark.parametrize("fleet", ["filed", "mixed"])
+@pytest.mark.parametrize("fleet", ["filed", "mixed", "default"])
 async def test_shards_give_the_run_of_one_machine(tmp_path: Path, fleet: str, storage: ObjectStore) -> None:
     world = World(300, seed=3)
     world.write_fleet(tmp_path / "fleet.csv")
     async with Simulator(world, faults=FAULTS, seed=3) as platform, Simulator(World(90, seed=5)) as other:
-        filed = account_table(platform.endpoint, tmp_path, lanes=3, fetch_product_modules=True)
+        filed = account_table(platform.endpoint, tmp_path, lanes=3, fetch_product_modules=fleet != "default")
         listed = account_table(other.endpoint, tmp_path, "us", fleet={"products": "all"})
-        accounts = [filed] if fleet == "filed" else [listed, filed]
-        settings = cluster_settings(tmp_path, *accounts)
+        accounts = [listed, filed] if fleet == "mixed" else [filed]
+        changes = {"modules": ["default"]} if fleet == "default" else {}
+        settings = cluster_settings(tmp_path, *accounts, **changes)
         alone = await run_alone(settings)
         _, plan = cut(settings, storage)
         assert await run_all(storage, plan, settings) == [0] * len(plan.shards)
@@ -66,7 +68,7 @@ async def test_shards_give_the_run_of_one_machine(tmp_path: Path, fleet: str, st
     assert_same_run(folder, alone)
     manifest, expected = auditor.Run(folder).manifest, auditor.Run(alone).manifest
     assert (manifest.state, manifest.exit_code, manifest.devices) == (expected.state, 0, expected.devices)
-    assert manifest.fleet.sha256
+    assert (bool(manifest.fleet.sha256), manifest.modules) == (True, expected.modules)
     assert [each.devices for each in manifest.discovery] == [each.devices for each in expected.discovery]
     assert {each.state for each in read_progress(storage, plan)} == {"done"}
 
@@ -207,6 +209,12 @@ async def test_other_settings_are_refused_by_name_before_a_call(tmp_path: Path) 
     assert 'account "eu": endpoint differs; account "eu": dialect differs' in str(error.value)
 
 
+def test_a_storage_that_is_the_directory_of_run_folders_is_refused(tmp_path: Path) -> None:
+    cluster = {"storage": f"{tmp_path}/audits/"}
+    with pytest.raises(SettingsError, match='cluster: storage: is the directory that "directory" names, too'):
+        cluster_settings(tmp_path, account_table("http://127.0.0.1:1/", tmp_path), cluster=cluster)
+
+
 async def test_no_secret_and_no_setting_of_a_worker_reaches_the_storage(tmp_path: Path) -> None:
     world = World(40)
     world.write_fleet(tmp_path / "fleet.csv")
@@ -242,7 +250,7 @@ async def test_two_processes_that_seal_the_run_store_the_same(tmp_path: Path) ->
     assert await seal_if_done(storage, plan) is None
 
 
-async def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
+async def test_a_damaged_part_ends_the_shard_immediately(tmp_path: Path) -> None:
     World(30).write_fleet(tmp_path / "fleet.csv")
     storage = MemoryStorage()
     async with Simulator(World(30)) as platform:
@@ -254,8 +262,44 @@ async def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
     bomb = compress_lines(b"x" * (MAX_PART_BYTES + 1))
     for content in (storage.get(part)[:-20], b"not compressed", compress_lines(b"no line break"), bomb):
         storage.put(part, content)
-        with pytest.raises(ObjectStoreError, match="is damaged"):
-            await seal_if_done(storage, plan)
+        with pytest.raises(InvalidObjectError, match=f"{part}: is damaged"):
+            await ShardWorker(storage, plan, plan.shards[0], settings, stop=auditor.StopToken()).run()
+
+
+@pytest.mark.parametrize("name", ["shards/0000-eu/fleet.parquet", "fleet.parquet"])
+async def test_a_fleet_that_is_not_that_of_the_plan_is_refused(tmp_path: Path, name: str) -> None:
+    World(30).write_fleet(tmp_path / "fleet.csv")
+    (tmp_path / "other.csv").write_text("".join((tmp_path / "fleet.csv").read_text().splitlines(keepends=True)[:-1]))
+    async with Simulator(World(30)) as platform:
+        table = account_table(platform.endpoint, tmp_path)
+        settings = cluster_settings(tmp_path, table)
+        storage, plan = cut(settings)
+        other, _ = cut(cluster_settings(tmp_path, table | {"fleet": {"file": str(tmp_path / "other.csv")}}))
+        storage.put(name, other.get(name))
+        with pytest.raises(InvalidObjectError, match=f"{name}: is damaged: it is not the fleet of the run"):
+            await run_all(storage, plan, settings)
+        assert (platform.counts.received == 0) == name.startswith("shards")
+    assert not any(each.key == "run.json" for each in storage.list())
+
+
+async def test_failures_of_a_stopped_shard_are_sealed(tmp_path: Path) -> None:
+    world = World(800, seed=1)
+    world.write_fleet(tmp_path / "fleet.csv")
+    async with Simulator(world, faults=Faults(business=0.5), latency=(0.05, 0.05)) as platform:
+        settings = cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path), concurrency=8)
+        storage, plan = cut(settings)
+
+        def has_failure() -> bool:
+            parts = [storage.get(each.key) for each in storage.list() if "/parts/" in each.key]
+            return any(FAILED in expand_lines(part, "part") for part in parts)
+
+        assert await interrupted_worker(storage, plan, settings, has_failure) == 130
+    assert [each.name for each in stop_shards(storage, plan)] == [plan.shards[0].name]
+    manifest = await seal_if_done(storage, plan)
+    assert manifest is not None
+    assert manifest.devices.failed > 0
+    assert manifest.devices.pending > 0
+    assert auditor.verify_run(fetch_run(storage, tmp_path / "fetched")) == []
 
 
 @pytest.mark.parametrize(
@@ -274,6 +318,33 @@ async def test_a_plan_with_names_that_lead_elsewhere_is_refused(tmp_path: Path, 
     storage.put("plan.json", orjson.dumps(plan | {field: value}))
     with pytest.raises(UsageError, match="is not a plan"):
         read_plan(storage)
+
+
+async def test_a_damaged_state_is_shown_and_does_not_keep_a_run_from_its_end(tmp_path: Path) -> None:
+    world = World(400)
+    world.write_fleet(tmp_path / "fleet.csv")
+    async with Simulator(world, latency=(0.01, 0.03)) as platform:
+        settings = cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path), concurrency=8)
+        storage, plan = cut(settings)
+        assert await interrupted_worker(storage, plan, settings, lambda: has_part(storage)) == 130
+    for content in (b"not json", b"x" * (MAX_RECORD_BYTES + 1)):
+        for each in storage.list():
+            if each.key.endswith("/state.json"):
+                storage.put(each.key, content)
+        (shown,) = read_progress(storage, plan)
+        assert (shown.state, shown.age, shown.readable) == ("silent", None, False)
+    assert len(stop_shards(storage, plan)) == 1
+    manifest = await seal_if_done(storage, plan)
+    assert manifest is not None
+    assert manifest.devices.ok > 0
+
+
+async def test_a_marker_of_the_greatest_name_is_one_sentence(tmp_path: Path) -> None:
+    World(5).write_fleet(tmp_path / "fleet.csv")
+    storage, plan = cut(cluster_settings(tmp_path, account_table("http://127.0.0.1:1/", tmp_path)))
+    storage.put(f"{plan.shards[0].folder}/markers/999999-{16 * '0'}", b"")
+    with pytest.raises(InvalidObjectError, match="markers: has a marker of 999,999 attempts; delete it"):
+        AttemptLog(storage, plan.shards[0].folder).begin()
 
 
 async def test_a_base_that_names_something_else_is_refused(tmp_path: Path) -> None:

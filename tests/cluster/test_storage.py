@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from auditor.cluster.addresses import join_address
-from auditor.cluster.storage import RunDirectory, check_storage, open_run
-from auditor.errors import ObjectMissingError, ObjectStoreError
+from auditor.cluster.storage import RunDirectory, check_storage, join_address, open_run
+from auditor.errors import InvalidObjectError, ObjectMissingError, ObjectStoreError
 from auditor.storage.object_store import MemoryStore, StoredObject
 
 
@@ -32,6 +31,12 @@ def test_a_directory_that_is_away_is_an_error_and_not_created(tmp_path: Path) ->
         open_run(join_address(f"{tmp_path}/", "other"))
 
 
+def test_a_run_is_not_created_in_a_storage_that_is_not_mounted(tmp_path: Path) -> None:
+    with pytest.raises(ObjectStoreError, match="shared: is no directory now; create it, or mount it"):
+        open_run(str(tmp_path / "shared" / "run"), create=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_links_are_neither_followed_nor_is_anything_else_listed(tmp_path: Path) -> None:
     root, outside = tmp_path / "runs", tmp_path / "outside"
     root.mkdir()
@@ -47,6 +52,28 @@ def test_links_are_neither_followed_nor_is_anything_else_listed(tmp_path: Path) 
         with pytest.raises(ObjectStoreError):
             storage.get(key)
     check_storage(storage)
+
+
+@pytest.mark.parametrize("link", ["done", "shards/0000-eu/markers", "shards/0000-eu/attempts"])
+def test_no_method_follows_a_link_that_leads_out_of_the_run(tmp_path: Path, link: str) -> None:
+    root, outside = tmp_path / "runs", tmp_path / "outside"
+    (root / link).parent.mkdir(parents=True)
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    (root / link).symlink_to(outside)
+    storage = RunDirectory(root)
+    for action in (
+        lambda: storage.put(f"{link}/new", b"x"),
+        lambda: storage.put(f"{link}/deeper/new", b"x"),
+        lambda: storage.put_file(f"{link}/new", outside / "secret"),
+        lambda: storage.get(f"{link}/secret"),
+        lambda: storage.get_file(f"{link}/secret", tmp_path / "read"),
+        lambda: storage.list(link),
+    ):
+        with pytest.raises(InvalidObjectError, match="leads out of the run"):
+            action()
+    assert [each.name for each in outside.iterdir()] == ["secret"]
+    assert not any("secret" in each.key for each in storage.list())
 
 
 class ForgetfulStorage(MemoryStore):

@@ -74,8 +74,11 @@ def test_what_is_missing_or_too_large_is_an_error(store: ObjectStore, tmp_path: 
             store.get(missing)
     with pytest.raises(ObjectMissingError):
         store.get_file("no", tmp_path / "read")
-    with pytest.raises(ObjectStoreError, match="more than 4 bytes"):
+    with pytest.raises(InvalidObjectError, match="more than 4 bytes"):
         store.get("folder/key", max_bytes=4)
+    with pytest.raises(InvalidObjectError, match=r"folder/key: cannot be read: has more than 4 bytes"):
+        store.get_file("folder/key", tmp_path / "read", max_bytes=4)
+    store.get_file("folder/key", tmp_path / "read", max_bytes=5)
 
 
 @pytest.mark.parametrize(

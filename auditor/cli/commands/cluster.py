@@ -9,16 +9,20 @@ from cyclopts import Parameter
 from auditor.cli.console import print_error, print_line
 from auditor.cli.options import Accounts, Config, LogFormatOption, LogLevel, restrict_accounts
 from auditor.cli.output import print_notes
-from auditor.errors import SettingsError, UsageError
+from auditor.errors import InvalidObjectError, SettingsError, UsageError
 from auditor.text.formatting import format_count, safe
 
 if TYPE_CHECKING:
     from auditor.cluster.plan import ShardPlan
+    from auditor.concurrency import StopToken
     from auditor.config.settings import ClusterSettings, Settings
     from auditor.storage.object_store import ObjectStore
 
 INDEX_VARIABLES = ("JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID", "AWS_BATCH_JOB_ARRAY_INDEX")
 """Variables in which Kubernetes, Slurm and AWS Batch give the index of a task, from 0."""
+
+MAX_INDEX_DIGITS = 9
+"""Digits of an index; Python refuses to read numbers of some thousand digits."""
 
 Address = Annotated[
     str, Parameter(help="Address of a run, as auditor cut printed it, or of a storage (uses its newest run).")
@@ -32,9 +36,8 @@ def cut(config: Config, /, *, account: Accounts = None, log_level: LogLevel = "w
     Start auditor shard with the address once for each shard.
     """
     from auditor.cli.runtime import log_to_stderr
-    from auditor.cluster.addresses import join_address
     from auditor.cluster.cut import cut_run
-    from auditor.cluster.storage import open_run, record_newest
+    from auditor.cluster.storage import join_address, open_run, record_newest
     from auditor.config.loader import load_settings
 
     log_to_stderr(log_level)
@@ -73,7 +76,7 @@ def shard(
 ) -> int:
     """Query one shard of a run that was cut, on this machine; the last shard seals the run.
 
-    Continue what an earlier process of the shard has stored. Exit with 0 when every device was queried, with 3 when the
+    Continue what an earlier process of the shard has stored. Exit with 0 when the shard is done, with 3 when the
     account is refused or the storage stays away, with 130 when interrupted: start it again; with 75 when another
     process has taken over the shard: do not start it again.
 
@@ -101,11 +104,18 @@ def shard(
     if number >= len(shards):
         print_error(f"index {number}: there are {format_count(len(shards), 'shard')}; nothing to do")
         return 0
+    workers: list[ShardWorker] = []
+
+    async def work(stop: "StopToken") -> int:
+        workers.append(ShardWorker(storage, plan, shards[number], own, stop=stop, on_progress=watch))
+        return await workers[0].run()
+
     with show_progress() as watch:
-        code = run_until_signal(
-            lambda stop: ShardWorker(storage, plan, shards[number], own, stop=stop, on_progress=watch).run()
-        )
-    print_error(f"shard {safe(shards[number].label)}: {'every device was queried' if code == 0 else f'exit {code}'}")
+        code = run_until_signal(work)
+    ended = "every device was queried" if code == 0 else f"exit {code}"
+    if code == 0 and (workers[0].was_done or workers[0].pending):
+        ended = f"was done already, {format_count(workers[0].pending, 'device')} pending"
+    print_error(f"shard {safe(shards[number].label)}: {ended}")
     return code
 
 
@@ -113,7 +123,7 @@ def _find_index() -> int:
     """Return the index that a scheduler gives this task; raise UsageError if there is none."""
     for name in INDEX_VARIABLES:
         if (text := os.environ.get(name, "")) != "":
-            if not (text.isascii() and text.isdigit()):
+            if not (text.isascii() and text.isdigit() and len(text) <= MAX_INDEX_DIGITS):
                 raise UsageError(f"{name}: {text[:40]!r} is no index from 0; give --index")
             return int(text)
     raise UsageError(f"no index: give --index, or set one of {', '.join(INDEX_VARIABLES)}")
@@ -146,15 +156,20 @@ def stop(run: Address, /, *, log_level: LogLevel = "warning") -> int:
 
 def fetch_cut_run(address: str, directory: Path) -> Path | None:
     """Fetch the sealed run folder of a run that was cut into a directory of runs; None: there is no such run."""
-    from auditor.cluster.addresses import NEWEST_FOLDER, PLAN
     from auditor.cluster.progress import fetch_run
     from auditor.cluster.storage import find_object, open_run
+    from auditor.runs.folder import CUT_PLAN, NEWEST_CUT
 
     storage = open_run(address)
-    if find_object(storage, PLAN) is None and not storage.list(NEWEST_FOLDER):
+    if find_object(storage, CUT_PLAN) is None and not storage.list(NEWEST_CUT):
         return None
     run, storage, _ = _open(address)
-    return fetch_run(storage, directory / run.rstrip("/").rpartition("/")[2])
+    folder = directory / run.rstrip("/").rpartition("/")[2]
+    existed = folder.exists()
+    fetch_run(storage, folder)
+    if existed:
+        print_error(f"{safe(folder)}: was fetched before, and is equal")
+    return folder
 
 
 def check_run_storage(cluster: "ClusterSettings") -> None:
@@ -191,6 +206,7 @@ def print_shards(run: str) -> int:
         counts = each.devices
         shown = ("", "", "") if counts is None else (counts.fleet, counts.answered, counts.failed)
         age = "" if each.age is None else f"{format_duration(each.age)} ago"
+        age = age if each.readable else "progress unreadable"
         cells = (safe(each.shard.label), each.state, age, *(f"{count:,}" if counts else "" for count in shown))
         for column, cell in zip(columns, (*cells, f"{each.attempts:,}"), strict=True):
             column.cells.append(cell)
@@ -206,7 +222,10 @@ def verify_cut_run(run: str) -> int:
 
     run, storage, _ = _open(run)
     with private_folder("fetch") as folder:
-        problems = verify_run(fetch_run(storage, folder / "run"))
+        try:
+            problems = verify_run(fetch_run(storage, folder / "run"))
+        except InvalidObjectError as error:
+            problems = [str(error)]
     for problem in problems:
         print_line(safe(problem))
     if not problems:

@@ -412,8 +412,7 @@ def verify(run: RunAddress, /) -> int:
     with 1 if there is one. Of a run that was cut, fetch the sealed files for that.
     """
     from auditor.cli.commands.cluster import verify_cut_run
-    from auditor.cluster.addresses import is_cut_run
-    from auditor.runs.folder import find_run
+    from auditor.runs.folder import find_run, is_cut_run
     from auditor.runs.manifest import read_manifest
     from auditor.runs.verify import verify_run
 

@@ -20,7 +20,7 @@ def status(directory: str = "audits", /, *, name: str | None = None, local_time:
     """
     from auditor.cli.commands.cluster import print_shards
     from auditor.cli.render_runs import describe_status
-    from auditor.cluster.addresses import is_cut_run
+    from auditor.runs.folder import is_cut_run
 
     if is_cut_run(directory):
         return print_shards(directory)
