@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 import duckdb
 import orjson
@@ -48,13 +49,14 @@ def fetch_run(store: ObjectStore, directory: Path, name: str | None = None) -> D
     Args:
         store: the dataset.
         directory: where the run is stored.
-        name: name of the run; None: the latest successful run, where the dataset has runs of one audit.
+        name: name of the run, also as it is written in ``runs/``; None: the latest successful run, where the dataset
+            has runs of one audit.
 
     Raises:
         UsageError: the dataset does not have the run, or has several audits.
         ObjectStoreError: the dataset cannot be read, the directory cannot be written, or a digest is wrong.
     """
-    key = _latest_key(store) if name is None else run_key(name)
+    key = _latest_key(store) if name is None else _find_key(store, name)
     target = DirectoryStore(directory)
     for attempt in range(1, MAX_READS + 1):
         content = _read_document(store, key, name)
@@ -89,15 +91,27 @@ def _read_document(store: ObjectStore, key: str, name: str | None) -> bytes:
     try:
         return store.get(key, max_bytes=MAX_DOCUMENT_BYTES)
     except ObjectMissingError:
-        names = [each.key.removeprefix(f"{RUNS}/").removesuffix(".json") for each in store.list(RUNS)]
+        names = [_name_in(each.key) for each in store.list(RUNS)]
     has = f"it has {len(names):,}, the last one is {names[-1]}" if names else "it has none"
     raise UsageError(f"{store.address}: has no run {name or 'that is successful'}; {has}")
+
+
+def _name_in(key: str) -> str:
+    """Return the name of a run, or of an audit, of which a key is."""
+    return unquote(PurePosixPath(key).stem)
+
+
+def _find_key(store: ObjectStore, name: str) -> str:
+    """Return the key of a run by its name, which may be escaped as the key has it."""
+    key, escaped = run_key(name), run_key(unquote(name))
+    is_escaped = key != escaped and {each.key for each in store.list(RUNS)}.isdisjoint({key})
+    return escaped if is_escaped else key
 
 
 def _latest_key(store: ObjectStore) -> str:
     audits = [each.key for each in store.list(LATEST)]
     if len(audits) > 1:
-        names = ", ".join(key.removeprefix(f"{LATEST}/").removesuffix(".json") for key in audits)
+        names = ", ".join(map(_name_in, audits))
         raise UsageError(f"{store.address}: has runs of several audits ({names}); name the run with --run")
     return audits[0] if audits else f"{LATEST}/none.json"
 

@@ -189,7 +189,9 @@ def test_what_cannot_be_cut_or_queried_is_one_sentence(
         assert main([command[0], str(tmp_path / "elsewhere"), *command[1:]]) == 3
         assert "is no directory now" in capsys.readouterr().err
         assert main([command[0], str(tmp_path), *command[1:]]) == 2
-        assert ("has no run" if command == ["fetch"] else "has no plan.json") in capsys.readouterr().err
+        assert (
+            "neither published runs nor a run" if command == ["fetch"] else "has no plan.json"
+        ) in capsys.readouterr().err
     assert read_plan(open_run(address)).shards[0].devices == 5
 
 

@@ -1,6 +1,6 @@
 """Reading a dataset: a run fetched with its digests checked, and SQL that reads nothing else."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -155,6 +155,18 @@ def test_files_that_a_run_no_longer_has_are_deleted_where_it_is_fetched(lake: Pa
     again = fetch_run(store, copy)
     assert {path.relative_to(copy).as_posix() for path in copy.rglob("*.parquet")} == {file.key for file in again.files}
     assert not {file.key for file in first.files} & {file.key for file in again.files}
+
+
+def test_a_run_is_named_with_and_without_escapes(tmp_path: Path) -> None:
+    name = "20261121T020000Z-ü 100%"
+    build(tmp_path / name, [named(0)], [ok(named(0), ("ble", "1.0"))])
+    store = open_store(str(tmp_path / "lake"))
+    with open_published(tmp_path / name) as run:
+        publish_to_store(run, store, TimeLimit())
+    for given in (name, PurePosixPath(run_key(name)).stem):
+        assert fetch_run(store, tmp_path / "copy", given).run == name
+    with pytest.raises(UsageError, match=f"the last one is {name}$"):
+        fetch_run(store, tmp_path / "copy", "nothing")
 
 
 def test_a_copy_of_a_document_does_not_double_its_run(lake: Path) -> None:

@@ -101,13 +101,17 @@ def fetch(
         Settings file that has the destination.
     """
     from auditor.cli.commands.cluster import fetch_cut_run
-
-    if run is None and settings is None and (folder := fetch_cut_run(source, directory)) is not None:
-        print_path(folder)
-        return 0
+    from auditor.publish.dataset import RUNS
     from auditor.publish.dataset_reader import fetch_run
 
-    document = fetch_run(_open_dataset(source, settings), directory, run)
+    store = _open_dataset(source, settings)
+    if run is None and settings is None and not store.list(RUNS):
+        folder = fetch_cut_run(source, directory)
+        if folder is None:
+            raise UsageError(f"{source}: has neither published runs nor a run that was cut")
+        print_path(folder)
+        return 0
+    document = fetch_run(store, directory, run)
     rows = sum(file.rows for file in document.files if file.table == "devices")
     print_error(f"{safe(document.run)}: {rows:,} devices fetched, digests verified")
     print_path(directory)
