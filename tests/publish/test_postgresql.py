@@ -48,6 +48,11 @@ def publish(server: Server, database: str, folder: Path, *, seconds: float = 60,
     destination(server, database, **settings).publish(folder, TimeLimit(seconds))
 
 
+def succeed(folder: Path) -> None:
+    """Let a run be one of those that the views of newest runs have."""
+    edit_manifest(folder, lambda manifest: replace(manifest, state="within_tolerance"))
+
+
 def stored(value: object) -> object:
     """What PostgreSQL should have of a value of DuckDB."""
     match value:
@@ -71,6 +76,7 @@ def test_all_tables_have_the_rows_of_the_run_and_its_inventory(
     make: Any, server: Server, database: str, tmp_path: Path
 ) -> None:
     make(tmp_path / "run")
+    succeed(tmp_path / "run")
     publish(server, database, tmp_path / "run")
     for table in TABLES:
         found = server.query(f"SELECT * FROM auditor.{table} ORDER BY run, 4", database=database)
@@ -369,6 +375,7 @@ def test_a_server_that_stands_still_ends_at_the_time_limit(tmp_path: Path) -> No
 
 def test_a_publisher_and_a_reader_need_few_privileges(server: Server, database: str, tmp_path: Path) -> None:
     every_status(tmp_path / "run")
+    succeed(tmp_path / "run")
     for role in ("publisher", "reader"):
         server.query(f"DROP ROLE IF EXISTS {role}")
         server.query(f"CREATE ROLE {role} LOGIN")
@@ -400,6 +407,7 @@ def test_a_schema_of_an_older_version_is_migrated(
     server: Server, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every_status(tmp_path / "run")
+    succeed(tmp_path / "run")
     every_status(tmp_path / "older")
     with monkeypatch.context() as older:
         cut = {name: replace(table, columns=table.columns[:-1]) for name, table in TABLES.items() if name != "changes"}
