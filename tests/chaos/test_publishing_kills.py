@@ -145,7 +145,7 @@ def publish(audits: Path, tables: Path, kill_after: float | None = None) -> bool
 
 
 def assert_exactly_once(store: ObjectStore, audits: Path) -> None:
-    documents = list(read_dataset_runs(store))
+    documents = [document for document, _ in read_dataset_runs(store)]
     assert [each.run for each in documents] == NAMES
     for document in documents:
         assert document.cleaned
