@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+MAX_LINES, MAX_MODULES = 500, 14
+"""Lines of a file, and files of a package: larger ones have more than one subject."""
+
 MODULES = sorted((ROOT / "auditor").rglob("*.py"))
 GLOSSARY = ROOT / "docs" / "contributing.md"
 ROW = re.compile(r"^\| (?P<standard>[^|]+) \| (?P<refused>[^|]+) \|$", re.MULTILINE)
@@ -141,3 +144,9 @@ def test_no_import_points_upwards() -> None:
                 upwards.append(f"{named(path)}:{line}: {importer} imports {imported}")
     assert placed > 300
     assert upwards == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_a_file_has_one_subject(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+    assert len([each for each in path.parent.glob("*.py") if each.name != "__init__.py"]) <= MAX_MODULES

@@ -11,7 +11,7 @@ from auditor.config.validation import check_reading
 from auditor.errors import SettingsError
 from auditor.fleet.snapshot import fleet_files, write_empty_snapshot, write_snapshot
 from auditor.planning.capacity import plan_fleet
-from auditor.runs.folder import FLEET, RunCatalog, find_baseline, find_run, mark_pending_hooks
+from auditor.runs.folder import FLEET, RunCatalog, find_run, mark_pending_hooks
 from auditor.runs.locking import MAX_LOCK_WAIT, PreparedRun, create_run_folder
 from auditor.runs.manifest import (
     AccountInfo,
@@ -23,6 +23,7 @@ from auditor.runs.manifest import (
     write_manifest,
 )
 from auditor.runs.selection_info import Rate, SelectionInfo, Strategy
+from auditor.selection.baseline import find_baseline
 from auditor.text.formatting import escape_undecodable, format_utc
 
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from auditor.errors import RunFolderError, UsageError
 from auditor.log import log
-from auditor.runs.manifest import MANIFEST, SUCCESSFUL_STATES, Manifest, file_info, read_manifest
+from auditor.runs.manifest import MANIFEST, SUCCESSFUL_STATES, Manifest, read_manifest
 from auditor.storage.files import create_file, translate_os_errors
 from auditor.storage.foreign_access import trusted_owners
 from auditor.text.durations import parse_duration
@@ -486,33 +486,3 @@ def sealed_file_names(folder: Path, listed: Container[str] = ()) -> tuple[str, .
 def is_sealed(folder: Path, manifest: Manifest) -> bool:
     """Return whether a run is read from its Parquet files; otherwise it is read from its lines."""
     return manifest.state != "running" and all((folder / name).is_file() for name in TEXT_COLUMNS)
-
-
-def find_baseline(directory: Path, name: str, since: str) -> Path | None:
-    """Return the run folder whose answers are carried forward; None: there is no such run yet.
-
-    ``since`` is a run folder, or ``last``: see ``RunCatalog.baseline``.
-
-    Raises:
-        RunFolderError: the run is none, is not sealed, or was changed since it was sealed.
-    """
-    if since != "last":
-        folder = find_run(Path(since))
-        if not is_sealed(folder, read_manifest(folder)):
-            raise RunFolderError(f"{folder}: is not sealed, so its answers cannot be carried forward; resume it first")
-        return _verified(folder)
-    catalog = RunCatalog(directory, missing_ok=True)
-    catalog.log_unreadable()
-    run = catalog.baseline(name)
-    return None if run is None else _verified(run.folder)
-
-
-def _verified(folder: Path) -> Path:
-    """Return the folder if its answers are as sealed: a changed answer must not be carried from run to run."""
-    infos = {info.name: info for info in read_manifest(folder).files}
-    for name in (results_name(folder, infos), FAILURES, *((CARRIED,) if CARRIED in infos else ())):
-        with translate_os_errors(f"{folder / name}: cannot be read", RunFolderError):
-            if file_info(folder / name) == infos.get(name):
-                continue
-        raise RunFolderError(f"{folder / name}: is not the file that was sealed, so no result is carried forward")
-    return folder

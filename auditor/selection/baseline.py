@@ -16,8 +16,8 @@ from auditor.policy.model import Policy
 from auditor.policy.released import define_released_versions
 from auditor.policy.scope import VIOLATED, define_module_versions, define_scopes
 from auditor.runs.estimates import MODULE_VERSIONS
-from auditor.runs.folder import DEVICES, MODULES
-from auditor.runs.manifest import read_manifest
+from auditor.runs.folder import CARRIED, DEVICES, FAILURES, MODULES, RunCatalog, find_run, is_sealed, results_name
+from auditor.runs.manifest import file_info, read_manifest
 from auditor.runs.views import define_base_views
 from auditor.storage.database import (
     PARQUET_OPTIONS,
@@ -31,6 +31,7 @@ from auditor.storage.database import (
     temporary_database,
     write_rows,
 )
+from auditor.storage.files import translate_os_errors
 from auditor.storage.tables import translate_read_errors
 
 _ALL_COLUMNS = """
@@ -185,3 +186,33 @@ class Baseline:
         except SettingsError as error:
             log.warning("policy cannot be read; devices that violate it have no priority", reason=str(error))
             return None
+
+
+def find_baseline(directory: Path, name: str, since: str) -> Path | None:
+    """Return the run folder whose answers are carried forward; None: there is no such run yet.
+
+    ``since`` is a run folder, or ``last``: see ``RunCatalog.baseline``.
+
+    Raises:
+        RunFolderError: the run is none, is not sealed, or was changed since it was sealed.
+    """
+    if since != "last":
+        folder = find_run(Path(since))
+        if not is_sealed(folder, read_manifest(folder)):
+            raise RunFolderError(f"{folder}: is not sealed, so its answers cannot be carried forward; resume it first")
+        return _verified(folder)
+    catalog = RunCatalog(directory, missing_ok=True)
+    catalog.log_unreadable()
+    run = catalog.baseline(name)
+    return None if run is None else _verified(run.folder)
+
+
+def _verified(folder: Path) -> Path:
+    """Return the folder if its answers are as sealed: a changed answer must not be carried from run to run."""
+    infos = {info.name: info for info in read_manifest(folder).files}
+    for name in (results_name(folder, infos), FAILURES, *((CARRIED,) if CARRIED in infos else ())):
+        with translate_os_errors(f"{folder / name}: cannot be read", RunFolderError):
+            if file_info(folder / name) == infos.get(name):
+                continue
+        raise RunFolderError(f"{folder / name}: is not the file that was sealed, so no result is carried forward")
+    return folder

@@ -472,7 +472,7 @@ class TestS3:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         caplog.set_level(logging.DEBUG)
-        monkeypatch.setattr("auditor.storage.object_store.MAX_RETRIES", 0)
+        monkeypatch.setattr("auditor.storage.cloud_store.MAX_RETRIES", 0)
         table = s3_settings(s3, "x", timeout="2s")
         shown = [repr(table), str(settings_to_dict(msgspec.structs.replace(settings_with(), publish=(table,))))]
         for failures, status in ((1.0, 403), (1.0, 503), (0.3, 500)):

@@ -15,12 +15,13 @@ import auditor
 from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.query.snapshot import open_snapshot
 from auditor.runs import journal, views
-from auditor.runs.folder import COMPRESSED_RESULTS, RESULTS, SEALED, find_baseline, refuse_run_file, results_name
+from auditor.runs.folder import COMPRESSED_RESULTS, RESULTS, SEALED, refuse_run_file, results_name
 from auditor.runs.journal import MIN_COMPRESSED_BYTES, compress_results, expand_results, replace_results
 from auditor.runs.manifest import file_info, read_manifest
 from auditor.runs.recovery import repair
 from auditor.runs.seal import seal_run
 from auditor.runs.verify import verify_run
+from auditor.selection.baseline import find_baseline
 from tests.other_user import OTHER_USER, as_other_user, let_others_enter, needs_root
 from tests.runs.run_folders import edit_manifest, every_status, finish, named, ok, running
 

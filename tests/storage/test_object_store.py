@@ -10,7 +10,7 @@ import pytest
 from auditor.concurrency import TimeLimit
 from auditor.errors import InvalidObjectError, ObjectMissingError, ObjectStoreError, SettingsError
 from auditor.models import Secret
-from auditor.storage import object_store
+from auditor.storage import cloud_store
 from auditor.storage.object_store import MemoryStore, ObjectStore, OptionValue, StoredObject, check_key, open_store
 from tests.storage.s3 import S3, needs_s3, simulated_s3
 
@@ -107,8 +107,8 @@ def test_503s_and_cut_connections_are_survived(s3: S3, tmp_path: Path, monkeypat
 
 @needs_s3
 def test_a_part_may_take_longer_than_other_requests(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "REQUEST_SECONDS", 0.8)
-    monkeypatch.setattr(object_store, "MAX_RETRIES", 0)
+    monkeypatch.setattr(cloud_store, "REQUEST_SECONDS", 0.8)
+    monkeypatch.setattr(cloud_store, "MAX_RETRIES", 0)
     s3.failures, s3.pause = 0.0, 1.5
     (tmp_path / "large").write_bytes(bytes(9 << 20))
     store = open_store(f"s3://lake/{tmp_path.name}", {**s3.options, **KEYS})
@@ -145,7 +145,7 @@ def test_a_storage_that_fails_for_good_ends_within_the_time_limit_with_a_sentenc
 
 @needs_s3
 def test_errors_say_what_to_do_and_show_no_secret(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "MAX_RETRIES", 0)
+    monkeypatch.setattr(cloud_store, "MAX_RETRIES", 0)
     options = {**s3.options, **KEYS}
     errors: list[BaseException] = []
     for address, changed, sentence in (
