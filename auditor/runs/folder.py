@@ -448,15 +448,15 @@ def find_run(path: Path, preference: Preference = "newest") -> Path:
 
 def is_cut_run(address: str) -> bool:
     """Return whether an address is that of a run that was cut, or of a storage of such runs."""
-    folder = Path(address) / NEWEST_CUT
-    is_storage = folder.is_dir() and not folder.is_symlink() and not os.path.lexists(folder / MANIFEST)
-    return "://" in address or (Path(address) / CUT_PLAN).is_file() or is_storage
+    path, folder = os.path, Path(address) / NEWEST_CUT  # these functions raise nothing, whatever an address is
+    is_storage = path.isdir(folder) and not path.islink(folder) and not path.lexists(folder / MANIFEST)
+    return "://" in address or path.isfile(Path(address) / CUT_PLAN) or is_storage
 
 
 def refuse_cut_run(path: Path) -> None:
     """Raise RunFolderError if a path is a run that was cut, a storage of such runs, or was an address with a scheme."""
     scheme = re.match(r"[a-z0-9]+:/(?=[^/])", str(path))  # a path has one slash of two
-    address = str(path) if scheme is None or path.exists() else f"{scheme[0]}/{str(path)[scheme.end() :]}"
+    address = str(path) if scheme is None or os.path.lexists(path) else f"{scheme[0]}/{str(path)[scheme.end() :]}"
     if is_cut_run(address):
         raise RunFolderError(f"{address}: is a run that was cut; auditor fetch {address} audits, then use its folder")
 

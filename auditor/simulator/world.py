@@ -48,7 +48,7 @@ _ROLLOUT_AT = 10
 The fifth rollout uses the very first one, because ``default`` is always reported.
 """
 
-MAX_CACHED_DEVICES = 256
+MAX_CACHED_DEVICES = 128
 """Devices of a world that are kept: those of a small one are computed once."""
 
 FLEET_COLUMNS = ("product_key", "device_name", "iot_id")
