@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -10,7 +11,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     This is the entry point of a process. SIGINT, SIGTERM and SIGHUP end it without a traceback.
     """
-    from auditor.cli.signals import READING_COMMANDS, CommandSignals, exit_process
+    from auditor.cli.signals import READING_COMMANDS, CommandSignals
 
     signals = CommandSignals()
     from auditor.cli.console import open_standard_streams
@@ -21,15 +22,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if READING_COMMANDS.intersection(given[:1]):
         signals.exit_immediately()
-        code = app.main(arguments)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # the reader has closed the pipe
-                stream.flush()
-        exit_process(code)  # a signal while Python ends would not be handled
+        _exit(app.main(arguments))  # a signal while Python ends would not be handled
     try:
         with signals.interrupting():
             code = app.main(arguments)
     except BaseException:  # a library may report the interruption as an error of its own
         if signals.exit_code is None:
             raise
-    return code if signals.exit_code is None else signals.exit_code
+        code = signals.exit_code
+    code = code if signals.exit_code is None else signals.exit_code
+    if "obstore" in sys.modules:  # one of its threads can abort the process while Python ends
+        _exit(code)
+    return code
+
+
+def _exit(code: int) -> NoReturn:
+    from auditor.cli.signals import exit_process
+
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the reader has closed the pipe
+            stream.flush()
+    exit_process(code)

@@ -1,5 +1,6 @@
 """A process that publishes the runs of a directory to the destinations in a JSON file, until it is killed."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,3 +16,4 @@ sys.stdout.flush()
 for table in tables:
     publication = publish_missing(Path(sys.argv[1]), table)
     assert publication.error is None, publication.sentence
+os._exit(0)  # as a command ends: one of the threads of obstore can abort the process while Python ends
