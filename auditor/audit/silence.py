@@ -14,6 +14,7 @@ from auditor.errors import RunFolderError
 from auditor.models import Device
 from auditor.runs.folder import DEVICES, RunCatalog
 from auditor.runs.manifest import Manifest, SilentAccount
+from auditor.runs.views import QUERIED
 from auditor.storage.database import borrow_database, parquet, scalar, sql_literal
 from auditor.storage.tables import translate_read_errors
 
@@ -32,11 +33,11 @@ MAX_COMPARED = 10
 MAX_EARLIER_RUNS = 10
 """Earlier runs that are searched for the devices of this one, the newest first."""
 
-_ACCOUNTS = """
+_ACCOUNTS = f"""
   SELECT account, count(*) FILTER (answered), count(*) FILTER (answered AND status = 'empty'),
     count(*) FILTER (source = 'carried')
   FROM (
-    SELECT *, source IN ('queried', 'details') AND status IN ('ok', 'empty', 'not_found') AS answered FROM {devices}
+    SELECT *, source IN ({QUERIED}) AND status IN ('ok', 'empty', 'not_found') AS answered FROM {{devices}}
   )
   GROUP BY account HAVING count(*) FILTER (answered) > 0 AND count(*) FILTER (answered AND status = 'ok') = 0
   ORDER BY account"""
@@ -52,9 +53,9 @@ _HAD_MODULES = """
   INSERT INTO had_modules SELECT number FROM (FROM {earlier} WHERE account = {account} AND status = 'ok') e
   JOIN silenced s ON s.iot_id = e.iot_id OR (s.product_key = e.product_key AND s.device_name = e.device_name)"""
 
-_EARLIER_RESULTS = """
-  WITH silent AS (FROM {devices} WHERE account = {account} AND source IN ('queried', 'details') AND status = 'empty')
-  SELECT count(*), count(*) FILTER (status = 'ok') FROM {earlier} WHERE account = {account} AND (
+_EARLIER_RESULTS = f"""
+  WITH silent AS (FROM {{devices}} WHERE account = {{account}} AND source IN ({QUERIED}) AND status = 'empty')
+  SELECT count(*), count(*) FILTER (status = 'ok') FROM {{earlier}} WHERE account = {{account}} AND (
     iot_id IN (SELECT iot_id FROM silent WHERE iot_id IS NOT NULL)
     OR (product_key, device_name) IN (SELECT (product_key, device_name) FROM silent WHERE device_name IS NOT NULL))"""
 """Number of results that an earlier run has of the devices without modules, and how many of these have modules."""

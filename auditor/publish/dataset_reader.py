@@ -97,7 +97,7 @@ def _read_document(store: ObjectStore, key: str, name: str | None) -> bytes:
 
 
 def _name_in(key: str) -> str:
-    """Return the name of a run, or of an audit, of which a key is."""
+    """Return the name of the run, or of the audit, that a key belongs to."""
     return unquote(PurePosixPath(key).stem)
 
 

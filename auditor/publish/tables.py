@@ -149,7 +149,7 @@ TABLES: dict[PublishedTable, TableContract] = {
                 TableColumn("status", "text", "ok, empty, not_found, failed or pending", required=True),
                 TableColumn("modules", "integer", "modules that the device reported", required=True),
                 TableColumn("audited_at", "timestamp", "time of the answer; NULL without one"),
-                TableColumn("source", "text", "queried, carried, index or unsampled; NULL if not queried"),
+                TableColumn("source", "text", "queried, details, carried, index or unsampled; NULL if not queried"),
                 TableColumn("reason", "text", "why it is empty: never_activated, or NULL"),
                 TableColumn("code", "text", "code of the failure"),
                 TableColumn("message", "text", "message of the failure"),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from auditor.runs.views import QUERIED
 from auditor.storage.database import Database
 from auditor.text.formatting import SECONDS_PER_DAY as _DAY
 
@@ -44,7 +45,7 @@ def read_ages(database: Database, started_at: str) -> AnswerAges:
     )
     carried = "FILTER (answered AND source = 'carried' AND coalesce(started - point, 'inf') {})"
     row = database.execute(
-        "SELECT count(*), count(*) FILTER (answered AND source IN ('queried', 'details')), "
+        f"SELECT count(*), count(*) FILTER (answered AND source IN ({QUERIED})), "
         f"count(*) {carried.format(f'<= {_DAY}')}, "
         f"count(*) {carried.format(f'> {_DAY} AND started - point <= {7 * _DAY}')}, "
         f"count(*) {carried.format(f'> {7 * _DAY}')}, "

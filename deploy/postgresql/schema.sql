@@ -138,7 +138,7 @@ COMMENT ON COLUMN "auditor".devices.iot_id IS 'identifier of the device; NULL as
 COMMENT ON COLUMN "auditor".devices.status IS 'ok, empty, not_found, failed or pending';
 COMMENT ON COLUMN "auditor".devices.modules IS 'modules that the device reported';
 COMMENT ON COLUMN "auditor".devices.audited_at IS 'time of the answer; NULL without one';
-COMMENT ON COLUMN "auditor".devices.source IS 'queried, carried, index or unsampled; NULL if not queried';
+COMMENT ON COLUMN "auditor".devices.source IS 'queried, details, carried, index or unsampled; NULL if not queried';
 COMMENT ON COLUMN "auditor".devices.reason IS 'why it is empty: never_activated, or NULL';
 COMMENT ON COLUMN "auditor".devices.code IS 'code of the failure';
 COMMENT ON COLUMN "auditor".devices.message IS 'message of the failure';

@@ -19,6 +19,7 @@ from auditor.cluster.records import FAILED, MAX_PART_BYTES, MAX_RECORD_BYTES, co
 from auditor.cluster.shard import ShardWorker
 from auditor.cluster.stop import stop_shards
 from auditor.cluster.storage import RunDirectory
+from auditor.config.settings import Settings
 from auditor.errors import InvalidObjectError, ObjectStoreError, SettingsError, SupersededError, UsageError
 from auditor.simulator.faults import Faults
 from auditor.simulator.server import Simulator
@@ -233,13 +234,19 @@ async def test_no_secret_and_no_setting_of_a_worker_reaches_the_storage(tmp_path
         assert text.encode() not in stored
 
 
-async def test_two_processes_that_seal_the_run_store_the_same(tmp_path: Path) -> None:
-    World(30).write_fleet(tmp_path / "fleet.csv")
+async def run_in_memory(folder: Path) -> tuple[MemoryStorage, ShardPlan, Settings]:
+    """Run all shards of thirty devices, and seal the run."""
+    World(30).write_fleet(folder / "fleet.csv")
     storage = MemoryStorage()
     async with Simulator(World(30)) as platform:
-        settings = cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path))
+        settings = cluster_settings(folder, account_table(platform.endpoint, folder))
         _, plan = cut(settings, storage)
         assert await run_all(storage, plan, settings) == [0]
+    return storage, plan, settings
+
+
+async def test_two_processes_that_seal_the_run_store_the_same(tmp_path: Path) -> None:
+    storage, plan, _ = await run_in_memory(tmp_path)
     first = storage.get("run.json")
     storage.delete(["run.json"])
     async with anyio.create_task_group() as group:
@@ -251,12 +258,7 @@ async def test_two_processes_that_seal_the_run_store_the_same(tmp_path: Path) ->
 
 
 async def test_a_damaged_part_ends_the_shard_immediately(tmp_path: Path) -> None:
-    World(30).write_fleet(tmp_path / "fleet.csv")
-    storage = MemoryStorage()
-    async with Simulator(World(30)) as platform:
-        settings = cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path))
-        _, plan = cut(settings, storage)
-        assert await run_all(storage, plan, settings) == [0]
+    storage, plan, settings = await run_in_memory(tmp_path)
     part = next(each.key for each in storage.list() if "/parts/" in each.key)
     storage.delete(["run.json"])
     bomb = compress_lines(b"x" * (MAX_PART_BYTES + 1))

@@ -58,7 +58,7 @@ def cut(config: Config, /, *, account: Accounts = None, log_level: LogLevel = "w
 
 def _describe_hooks(settings: "Settings") -> list[str]:
     """Return a sentence about the hooks of the settings, which no shard runs."""
-    hooks = {"policy": settings.policy, "notify": settings.notify, "publish": getattr(settings, "publish", None)}
+    hooks = {"policy": settings.policy, "notify": settings.notify, "publish": settings.publish}
     names = [f"[{name}]" for name, hook in hooks.items() if hook]
     names += ["[report]"] if settings.report.html or settings.report.excel or settings.report.metrics else []
     return [f"no shard runs {', '.join(names)}: fetch the sealed run, and use its commands"] if names else []

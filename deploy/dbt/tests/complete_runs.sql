@@ -1,4 +1,4 @@
--- Every run has all of its rows, and its inventory counts its modules. A row is a run of which that is not true.
+-- Every run has all of its rows, and its inventory counts its modules. A row is a run that lacks some.
 -- Runs without any row in devices that are older than `retention_nights` days are skipped: their rows were deleted.
 with devices as (
     select run, count(*) as devices, sum(modules) as modules from {{ source('auditor', 'devices') }} group by run
