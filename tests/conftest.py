@@ -8,9 +8,12 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import structlog
+
+from auditor.cli import signals
 
 LIVE = frozenset({"anyio_backend", "auditor", "start_platform"})
 """Fixtures of tests that run against the clock: an event loop, processes, a server."""
@@ -52,9 +55,15 @@ def use_memory_for_temporary_files() -> None:
             os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 
+def refuse_to_exit(code: int) -> NoReturn:
+    """Fail a test that calls the entry point of a process in the process of the tests, which it would end."""
+    raise AssertionError(f"exit with {code}: call auditor.cli.app.main, or start a process by tests.forked")
+
+
 def pytest_configure() -> None:
     """Programs that the tests start hear hang-ups, whether or not the tests themselves were started by nohup."""
     use_memory_for_temporary_files()
+    signals.exit_process = refuse_to_exit
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

@@ -12,7 +12,7 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 
 import auditor
-from auditor.cli import main
+from auditor.cli.app import main
 from auditor.cluster.cut import read_plan
 from auditor.cluster.stop import stop_shards
 from auditor.cluster.storage import open_run
