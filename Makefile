@@ -21,6 +21,7 @@ demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inv
 
 PYTEST = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
 
+test test-all: export GLIBC_TUNABLES = glibc.malloc.tcache_count=2000  # small queries take a tenth less time
 test test-all: export PYTHONDONTWRITEBYTECODE =  # compiling the tests takes each process ten seconds, so what is compiled is kept
 test: .venv/.tests-installed  ## set up, then run all tests but slow ones; more processes than cores, since a third of the time is waiting
 	$(PYTEST) -m "not slow"
