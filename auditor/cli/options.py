@@ -33,14 +33,11 @@ ReadPath = Annotated[
 ]
 
 ResumePath = Annotated[
-    Path,
+    str,
     Parameter(
-        help="Run folder, or directory of runs (uses its newest run; a trial only if no other run is unfinished)."
+        help="Run folder, directory of runs (uses its newest run; a trial only if no other run is unfinished), or "
+        "address of a run that was cut."
     ),
-]
-
-RunPath = Annotated[
-    Path, Parameter(help="Run folder, or directory of runs (uses its newest run). Works on a run in progress.")
 ]
 
 RunAddress = Annotated[

@@ -1,11 +1,13 @@
 """Commands that audit: check, plan, run, resume and prune."""
 
 from collections.abc import Awaitable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from auditor.cli.commands.cluster import prune_cut_runs, refuse_flags, resume_cut_run, start_on
 from auditor.cli.console import print_error, print_line, print_path
 from auditor.cli.execution import describe_plain_http, run_audit_command
 from auditor.cli.options import (
@@ -181,6 +183,7 @@ def run(
     priority: Priority = False,
     out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     hooks: Hooks = False,
+    on: str | None = None,
     log_level: LogLevel = "warning",
     log_format: LogFormatOption = "text",
 ) -> int:
@@ -200,6 +203,10 @@ def run(
         rates, keys and timeouts; after other changes of the settings, start a new one.
     out:
         Create the run folder in this directory instead of the one in the settings.
+    on:
+        Query by several processes, with the storage of [cluster]: dask:N starts N on this machine (dask: one for each
+        core), tls://HOST:PORT or tcp://127.0.0.1:PORT is a scheduler of Dask whose workers have AUDITOR_SETTINGS.
+        Continue the newest run that is not sealed, if there is one.
     """
     from auditor.cli.runtime import log_to_stderr
     from auditor.config.loader import load_settings
@@ -211,11 +218,18 @@ def run(
     # Refuses unknown names; the run stores all accounts.
     print_notes(describe_plain_http(restrict_accounts(settings, account).account))
     until, max_seconds = parse_time_limits(deadline, for_)
+    if on is not None:
+        flags = {"--fleet": fleet, "--limit": limit, "--resume": resume, "--deadline": deadline, "--for": for_}
+        refuse_flags(flags | {"--priority": priority, "a flag that selects devices": selection})
     configured = prepare_hooks(settings, source=str(config))
     trial = [] if hooks else _trial_flags(settings, account, max_devices, selection, out)
     if trial:
         configured = configured.for_trial()
         print_notes(_describe_withheld(configured, f"with {', '.join(trial)}"))
+
+    if on is not None:
+        prepare = partial(log_to_stderr, log_level, log_format)
+        return run_audit_command(start_on(on, settings, config, account or (), out, prepare=prepare), configured)
 
     def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
         from auditor.audit.runner import run_audit
@@ -284,6 +298,8 @@ def resume(
 
     Keep the results that exist. Use the run's own fleet, and the settings that you started it with, also for its hooks.
     Do not change a complete run, but run the hooks that have not run. The last line is the exit code with its reason.
+    Of a run that was cut, query the shards that are not done here, one after the other, with --settings; leave a shard
+    to another process while that stores checkpoints.
 
     Parameters
     ----------
@@ -298,11 +314,15 @@ def resume(
     from auditor.cli.runtime import log_to_stderr
     from auditor.config.loader import load_settings
     from auditor.hooks.prepare import prepare_hooks, prepare_resume_hooks
-    from auditor.runs.folder import has_pending_hooks
+    from auditor.runs.folder import has_pending_hooks, is_cut_run
     from auditor.runs.manifest import read_manifest
 
     log_to_stderr(log_level, log_format)
-    folder = resume_from(run)
+    if is_cut_run(run):
+        given = {"--trust": trust, "--deadline": deadline, "--for": for_, "--priority": priority, "--hooks": hooks}
+        refuse_flags(given)
+        return resume_cut_run(run, settings)
+    folder = resume_from(Path(run))
     manifest = read_manifest(folder)
     if manifest.state == "complete" and not has_pending_hooks(folder):
         print_error(f"{safe(folder)}: is complete; nothing to resume")
@@ -340,7 +360,7 @@ def resume(
 
 
 def prune(
-    directory: Path = Path("audits"),
+    directory: str = "audits",
     /,
     *,
     keep: int | None = None,
@@ -350,12 +370,12 @@ def prune(
     """Delete old runs and print their names.
 
     Keep the newest successful run of each name, however old it is, and runs in progress. The changes that deleted runs
-    recorded stay in the folder .changes.
+    recorded stay in the folder .changes. In the storage of runs that were cut, keep those that are not sealed.
 
     Parameters
     ----------
     directory:
-        Directory of runs.
+        Directory of runs, or the address of a storage of runs that were cut.
     keep:
         Keep the newest INT runs of each name.
     keep_days:
@@ -363,8 +383,11 @@ def prune(
     dry_run:
         Print what would be deleted, and delete nothing.
     """
+    from auditor.runs.folder import is_cut_run
     from auditor.runs.retention import prune_runs
 
+    if is_cut_run(directory):
+        return prune_cut_runs(directory, keep=keep, keep_days=keep_days, dry_run=dry_run)
     pruned = prune_runs(directory, keep=keep, keep_days=keep_days, dry_run=dry_run)
     for folder in pruned.removed:
         print_path(folder)
