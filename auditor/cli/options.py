@@ -111,7 +111,7 @@ Hooks = Annotated[
         negative=(),
         show_default=False,
         group=OUTPUT,
-        help="Write report and metrics and post the webhook, although the run is limited or in another directory.",
+        help="Write report and metrics and send messages, although the run is limited or in another directory.",
     ),
 ]
 

@@ -91,7 +91,8 @@ def parse_settings(table: Mapping[str, Any], *, where: str = "settings", folder:
         quota_sharing=_resolve_quota_sharing(settings.quota_sharing, folder),
         policy=None if settings.policy is None else _resolve(settings.policy, folder, "file"),
         report=_resolve(settings.report, folder, "html", "excel", "metrics"),
-        notify=None if settings.notify is None else _resolve(settings.notify, folder),
+        notify=tuple(_resolve(each, folder) for each in settings.notify),
+        ping=None if settings.ping is None else resolve_secret_source(settings.ping, folder),
         publish=tuple(_resolve_destination(each, folder) for each in settings.publish),
         cluster=None if settings.cluster is None else _resolve_storage(settings.cluster, folder),
     )
@@ -142,9 +143,8 @@ def _refuse_renamed(table: object, renamed: Mapping[str, str], where: str) -> No
 def _refuse_renamed_values(table: Mapping[str, Any], where: str) -> None:
     if table.get("quota_sharing") == "alone":
         raise SettingsError(f'{where}: quota_sharing: the value "alone" is now called "none"')
-    notify = table.get("notify")
-    if isinstance(notify, Mapping) and notify.get("when") == "trouble":
-        raise SettingsError(f'{where}: notify: when: the value "trouble" is now called "problems"')
+    if isinstance(table.get("notify"), Mapping):
+        raise SettingsError(f"{where}: notify: this table is now called [[notify]]; {_EXPECTED['notify']}")
 
 
 def _parse_account(raw: object, where: str, folder: Path) -> Account:
@@ -207,7 +207,7 @@ def _resolve(table: T, folder: Path, *paths: str) -> T:
     resolved: dict[str, object] = {}
     for key, value in msgspec.structs.asdict(table).items():
         if isinstance(value, SecretSource):
-            resolved[key] = _resolve_secret_source(value, folder)
+            resolved[key] = resolve_secret_source(value, folder)
         elif key in paths and isinstance(value, str) and value:
             resolved[key] = resolve_path(folder, value)
     return msgspec.structs.replace(table, **resolved)
@@ -218,13 +218,13 @@ def _resolve_destination(table: PublishSettings, folder: Path) -> PublishSetting
     options = dict(table.options)
     for key, value in options.items():
         if isinstance(value, SecretSource):
-            options[key] = _resolve_secret_source(value, folder)
+            options[key] = resolve_secret_source(value, folder)
         elif isinstance(value, str) and value and (key.endswith("_file") or (key == "to" and "://" not in value)):
             options[key] = str(Path(resolve_path(folder, value)).absolute())
     return msgspec.structs.replace(table, options=options)
 
 
-def _resolve_secret_source(source: SecretSource, folder: Path) -> SecretSource:
+def resolve_secret_source(source: SecretSource, folder: Path) -> SecretSource:
     """Resolve the path of a secret's file, or that of a command's program if it is given by its path."""
     if source.file is not None:
         return msgspec.structs.replace(source, file=resolve_path(folder, source.file))
@@ -290,9 +290,14 @@ _EXPECTED = {
     "report.excel": 'give true, or a path such as "fleet.xlsx"',
     "report.metrics": 'give a path such as "/var/lib/node_exporter/textfile/auditor.prom"',
     "report.group_by": 'give names of attributes such as ["site", "ring"]',
-    "notify.webhook": f'give "https://HOST/PATH", {SOURCE_FORMS}',
+    "notify": "give it a name, and an address or a webhook; there may be several of these tables",
+    "notify.address": f"keep it out of the settings: give {SOURCE_FORMS}",
+    "notify.webhook": f"keep it out of the settings: give {SOURCE_FORMS}",
     "notify.secret": f"keep it out of the settings: give {SOURCE_FORMS}",
-    "notify.when": 'give "always" or "problems"',
+    "notify.when": 'give "always", "problems" or "changes"',
+    "notify.message": 'give a text such as "{verdict}"',
+    "notify.link": 'give an address such as "https://reports.example.com/{run}/report.html"',
+    "ping": f"keep it out of the settings: give {SOURCE_FORMS}",
     "publish": "give tables [[publish]] with name, type and options",
     "publish.options": 'give options such as { to = "s3://lake/auditor" }',
     "publish.timeout": 'give a duration such as "10m"',
@@ -320,7 +325,8 @@ _EXPECTED = {
 } | {
     f"{key}.command": _COMMAND
     for key in (
-        "access_key_id", "access_key_secret", "proxy", "quota_sharing.password", "notify.webhook", "notify.secret",
+        "access_key_id", "access_key_secret", "proxy", "quota_sharing.password", "notify.address", "notify.webhook",
+        "notify.secret", "ping",
     )
 } | {
     f"credentials{sources}{key}": advice

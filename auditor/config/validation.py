@@ -1,8 +1,9 @@
 """Rules of the settings that types cannot express: accounts, selection, and hooks."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from string import Formatter
 from typing import get_args
 from urllib.parse import urlsplit
 
@@ -24,6 +25,12 @@ from auditor.config.settings import (
 )
 from auditor.errors import SettingsError
 from auditor.text.durations import parse_duration
+
+MESSAGE_FIELDS = ("verdict", "reason", "changes", "policy", "action", "link", "notes", "name", "run")
+"""Fields of the template of a message."""
+
+LINK_FIELDS = ("name", "run")
+"""Fields of the address of a report."""
 
 MAX_LANES = 100
 """Shards of one account."""
@@ -314,7 +321,7 @@ def _is_percentage(text: str) -> bool:
 
 
 def validate_hooks(settings: Settings, where: str) -> None:
-    """Raise SettingsError for the first rule that [policy], [report] or [notify] breaks.
+    """Raise SettingsError for the first rule that [policy], [report], [[notify]] or ping breaks.
 
     Whether their files can be used is checked before a run.
     """
@@ -326,28 +333,55 @@ def validate_hooks(settings: Settings, where: str) -> None:
     names = settings.report.group_by
     if len(names) > MAX_GROUP_NAMES or len(set(names)) < len(names) or "" in names:
         raise SettingsError(f"{where}: report: group_by: give at most {MAX_GROUP_NAMES} different names of attributes")
-    if settings.notify is not None:
-        _check_notify(settings.notify, f"{where}: notify")
+    _check_names([table.name for table in settings.notify], f"{where}: notify", "tables")
+    for table in settings.notify:
+        _check_notify(table, f'{where}: notify "{table.name}"')
+    if settings.ping is not None:
+        check_secret_source(settings.ping, f"{where}: ping")
 
 
-def _check_notify(notify: NotifySettings, at: str) -> None:
-    if isinstance(notify.webhook, SecretSource):
-        check_secret_source(notify.webhook, f"{at}: webhook")
-    elif notify.webhook is not None:
-        check_webhook_url(notify.webhook, f"{at}: webhook")
-    if notify.secret is not None:
-        check_secret_source(notify.secret, f"{at}: secret")
+def _check_names(names: list[str], at: str, noun: str) -> None:
+    """Raise SettingsError if a name of a table cannot be part of a message, or two tables have it."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            raise SettingsError(f"{at}: name: use up to 64 letters, digits, '.', '-' and '_'")
+        if names.count(name) > 1:
+            raise SettingsError(f'{at} "{name}": two {noun} have this name; names must be unique')
+
+
+def _check_notify(table: NotifySettings, at: str) -> None:
+    if (table.address is None) == (table.webhook is None):
+        raise SettingsError(f"{at}: give one of address, for a chat or a mailbox, and webhook, for a program")
+    if table.address is not None and table.secret is not None:
+        raise SettingsError(f"{at}: secret: only a webhook is signed with it; leave it out")
+    for key in ("address", "webhook", "secret"):
+        if (source := getattr(table, key)) is not None:
+            check_secret_source(source, f"{at}: {key}")
+    if table.message is not None:
+        check_template(table.message, MESSAGE_FIELDS, f"{at}: message")
+    if table.link is not None:
+        check_template(table.link, LINK_FIELDS, f"{at}: link")
+        if not _is_http_url(table.link) or "@" in table.link:
+            raise SettingsError(f"{at}: link: is not an address such as https://HOST/PATH")
+
+
+def check_template(text: str, fields: Collection[str], at: str) -> None:
+    """Raise SettingsError if a text has other fields in braces than these."""
+    try:
+        parts = list(Formatter().parse(text))
+    except ValueError:
+        raise SettingsError(f"{at}: a brace is not closed; write {{{{ for a brace") from None
+    for _, field, format_spec, conversion in parts:
+        if field is not None and (field not in fields or format_spec or conversion):
+            names = ", ".join(f"{{{each}}}" for each in fields)
+            raise SettingsError(f"{at}: {{{field}}} is not a field; the fields are {names}")
 
 
 def validate_publish(settings: Settings, where: str) -> None:
     """Raise SettingsError for the first rule that [[publish]] breaks. A destination checks its options before a run."""
-    names = [table.name for table in settings.publish]
+    _check_names([table.name for table in settings.publish], f"{where}: publish", "destinations")
     for table in settings.publish:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", table.name):
-            raise SettingsError(f"{where}: publish: name: use up to 64 letters, digits, '.', '-' and '_'")
         at = f'{where}: publish "{table.name}"'
-        if names.count(table.name) > 1:
-            raise SettingsError(f"{at}: two destinations have this name; names must be unique")
         check_duration(table.timeout, f"{at}: timeout")
         for key, value in table.options.items():
             if isinstance(value, SecretSource):

@@ -210,7 +210,7 @@ fair_share = "50%"
 seed = 7
 policy = { file = "rules.toml" }
 report = { html = "out/report.html", excel = "out/inventory.xlsx", metrics = "out/auditor.prom" }
-notify = { webhook = { env = "AUDITOR_TEST_WEBHOOK" }, secret = { file = "secret" }, when = "problems" }
+notify = [{ name = "ops", webhook = { env = "AUDITOR_TEST_WEBHOOK" }, secret = { file = "secret" }, when = "problems" }]
 publish = [{ name = "lake", type = "files", timeout = "1m", options = { to = "out/lake" } }]
 """
 )

@@ -190,9 +190,9 @@ def run(
     """Query every device, or a selection, and write a run folder.
 
     Print the folder's path to standard output, and progress to standard error. The last line on standard error is the
-    exit code with its reason. Afterwards, run the [policy], [report], [[publish]] and [notify] hooks of the settings.
+    exit code with its reason. Afterwards, run the [policy], [report], [[publish]] and [[notify]] hooks of the settings.
     Of these only a violated policy changes the exit code, from 0 to 4. With --account, --limit, --sample, --precision
-    or --out, write no report, Excel file or metrics outside of the run folder, publish nothing, and post no webhook,
+    or --out, write no report, Excel file or metrics outside of the run folder, publish nothing, and send no message,
     unless --hooks is given. At a deadline the results of the previous run are carried for the remaining devices;
     devices without one stay pending.
 
