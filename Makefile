@@ -14,7 +14,7 @@ LICENCES := MIT;Apache;BSD;ISC;Python Software Foundation;PSF;Mozilla Public Lic
 
 TEST_PROCESSES ?= $(shell n=$$(( $$(nproc 2>/dev/null || echo 2) + 1 )); echo $$(( n < 4 ? n : 4 )))
 
-.PHONY: demo test test-all check format help-texts schemas tables pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
+.PHONY: demo test test-all check format help-texts schemas tables dashboard pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
@@ -51,6 +51,10 @@ schemas: .venv/.tests-installed  ## write the JSON Schemas that the types descri
 tables: .venv/.tests-installed  ## write the columns of published tables and of Parquet files, and the schema of PostgreSQL
 	$(BIN)/python docs/tables.py
 
+dashboard: .grafana/.installed  ## write the dashboard of deploy/grafana
+	.grafana/bin/python deploy/grafana/dashboard.py > deploy/grafana/auditor.json.new
+	mv deploy/grafana/auditor.json.new deploy/grafana/auditor.json
+
 pictures: .venv/.tests-installed  ## write the pictures of the documents, from the demonstration's data in headless Chromium
 	$(BIN)/python docs/pictures.py
 
@@ -82,6 +86,7 @@ lock: .tools/.installed  ## write the hashes of everything that is installed, af
 	$(COMPILE) requirements/s3.in --output-file requirements/s3.lock
 	$(COMPILE) requirements/dbt.in --output-file requirements/dbt.lock
 	$(COMPILE) requirements/kubernetes.in --output-file requirements/kubernetes.lock
+	$(COMPILE) requirements/grafana.in --output-file requirements/grafana.lock
 
 sbom: .tools/.installed  ## write what an audit consists of as CycloneDX to sbom.cdx.json
 	.tools/bin/cyclonedx-py requirements requirements/audit.lock --pyproject pyproject.toml --output-reproducible --output-file sbom.cdx.json
@@ -106,6 +111,11 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 .kubernetes/.installed: requirements/kubernetes.lock  ## set up the models of Kubernetes, which the test of the manifests needs
 	$(PYTHON) -m venv .kubernetes
 	.kubernetes/bin/$(LOCKED) $<
+	touch $@
+
+.grafana/.installed: requirements/grafana.lock  ## set up the types of Grafana, which generate the dashboard
+	$(PYTHON) -m venv .grafana
+	.grafana/bin/$(LOCKED) $<
 	touch $@
 
 .s3/.installed: requirements/s3.lock  ## set up a simulated S3, which the tests of object storages need
@@ -133,4 +143,4 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	touch $@
 
 clean:
-	rm -rf .venv .bench .dbt .kubernetes .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache
+	rm -rf .venv .bench .dbt .grafana .kubernetes .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache

@@ -23,6 +23,7 @@ from tests.deploy.slurm import MAX_SECONDS, needs_slurm, running_slurm
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @needs_slurm
 @pytest.mark.live
 def test_an_array_job_of_slurm_gives_the_run_of_one_machine(tmp_path: Path) -> None:
