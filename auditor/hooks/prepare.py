@@ -14,6 +14,7 @@ from auditor.config.settings import NotifySettings, PublishSettings, ReportSetti
 from auditor.config.validation import SOURCE_FORMS, check_webhook_url
 from auditor.errors import SettingsError
 from auditor.models import Secret
+from auditor.text.extras import describe_extra
 
 if TYPE_CHECKING:
     from auditor.policy.model import Policy
@@ -148,7 +149,7 @@ def _report_problems(report: ReportSettings, source: str) -> Iterator[str]:
         setting = getattr(report, key)
         missing = [package for package in _REQUIRED_PACKAGES.get(key, ()) if find_spec(package) is None]
         if setting and missing:
-            yield f"{source}: report: {key}: needs {', '.join(missing)}: pip install 'auditor[report]'"
+            yield f"{source}: report: {key}: needs {', '.join(missing)}: {describe_extra('report')}"
         problem = _path_problem(Path(setting), _SUFFIXES[key]) if isinstance(setting, str) else None
         if problem is not None:
             yield f"{source}: report: {key}: {problem}"
