@@ -93,7 +93,18 @@ class UsageError(AuditorError):
 
 
 class SettingsError(UsageError):
-    """The settings cannot be used. The text says which file and key, and what is valid."""
+    """The settings cannot be used. The text says which file and key, and what is valid: a line for each fault.
+
+    Attributes:
+        sentences: the lines.
+    """
+
+    def __init__(self, *sentences: str) -> None:
+        super().__init__(*sentences)
+        self.sentences = sentences
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)
 
 
 class FleetError(UsageError):

@@ -26,7 +26,7 @@ from auditor.cli.commands.simulate import simulate
 from auditor.cli.commands.status import status
 from auditor.cli.console import LOG_STYLE, open_standard_streams, print_error, redirect_to_devnull
 from auditor.config.paths import expand_home
-from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, UsageError
+from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, SettingsError, UsageError
 from auditor.text.formatting import safe
 
 EXIT_CODES = """\
@@ -163,7 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(f"auditor: {error}", "error")
         os._exit(error.exit_code)
     except AuditorError as error:
-        print_error(f"auditor: {safe(error)}", "error")
+        for sentence in error.sentences if isinstance(error, SettingsError) else (str(error),):
+            print_error(f"auditor: {safe(sentence)}", "error")
         return error.exit_code
     except KeyboardInterrupt:
         return AuditInterruptedError.exit_code

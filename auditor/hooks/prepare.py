@@ -13,6 +13,7 @@ from auditor.config.secrets import read_secret
 from auditor.config.settings import NotifySettings, PublishSettings, ReportSettings, Settings
 from auditor.config.validation import check_webhook_url
 from auditor.errors import SettingsError
+from auditor.text.extras import describe_extra
 
 if TYPE_CHECKING:
     from auditor.hooks.notifications import NotifyTarget
@@ -140,7 +141,7 @@ def _report_problems(report: ReportSettings, source: str) -> Iterator[str]:
         setting = getattr(report, key)
         missing = [package for package in _REQUIRED_PACKAGES.get(key, ()) if find_spec(package) is None]
         if setting and missing:
-            yield f"{source}: report: {key}: needs {', '.join(missing)}: pip install 'auditor[report]'"
+            yield f"{source}: report: {key}: needs {', '.join(missing)}: {describe_extra('report')}"
         problem = _path_problem(Path(setting), _SUFFIXES[key]) if isinstance(setting, str) else None
         if problem is not None:
             yield f"{source}: report: {key}: {problem}"

@@ -223,7 +223,10 @@ def test_a_path_that_cannot_be_read_is_refused(tmp_path: Path, name: str, says: 
             {"account": [account(calls_per_secnd=3)]},
             'account 1 ("eu"): calls_per_secnd is not a setting; did you mean calls_per_second?',
         ),
-        ({"account": [account(), account(name="b", regionid="x")]}, 'account 2 ("b"): regionid is not a setting'),
+        (
+            {"account": [account(), account(name="b", access_key_id="b", regionid="x")]},
+            'account 2 ("b"): regionid is not a setting',
+        ),
         ({"account": [account(access_key_id={"evn": "x"})]}, "access_key_id: evn is not a setting; did you mean env?"),
         ({"account": [account(access_key_secret={"fil": "x"})]}, "access_key_secret: fil is not a setting"),
         ({"account": [account(fleet={"fyle": "x"})]}, "fleet: fyle is not a setting; did you mean file?"),
@@ -531,7 +534,8 @@ def test_an_unknown_account_is_refused_with_the_configured_ones(names: list[str]
 
 
 def test_accounts_with_the_same_name_are_refused() -> None:
-    text = refused({"account": [account(), account(name="us"), account()]})
+    accounts = [account(), account(name="us", access_key_id="us"), account(access_key_id="other")]
+    text = refused({"account": accounts})
     assert text == 'two accounts are named "eu"; names must be unique'
 
 
@@ -577,7 +581,7 @@ def test_a_password_in_an_endpoint_is_refused_and_not_quoted(form: str) -> None:
         {"value": HIDDEN},
         {"env": [HIDDEN]},
         {"file": {HIDDEN: 1}},
-        {"env": "A", "file": "b", "x": HIDDEN},
+        {"env": "A", "x": HIDDEN},
         {"command": HIDDEN},
         {"command": {"x": HIDDEN}},
     ],

@@ -25,6 +25,7 @@ from auditor.runs.selection_info import ExitReason
 from auditor.runs.verify import verify_run
 from auditor.simulator.server import Simulator
 from auditor.storage.files import atomic_replace
+from auditor.text.extras import describe_extra
 from tests.hooks.receiver import TOKEN, receiving
 from tests.integration.audits import SLOW_LATENCY, interrupted_audit, plain_world, settings_at
 from tests.runs.run_folders import build, edit_manifest, every_status, failed, named, ok
@@ -373,7 +374,7 @@ def test_missing_extra_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(prepare, "find_spec", lambda _name: None)
     with pytest.raises(SettingsError) as caught:
         prepare_hooks(settings(tmp_path, report={key: True}), source="nightly.toml")
-    assert str(caught.value) == f"nightly.toml: report: {key}: needs {package}: pip install 'auditor[report]'"
+    assert str(caught.value) == f"nightly.toml: report: {key}: needs {package}: {describe_extra('report')}"
 
 
 def test_preparing_hooks_writes_nothing(tmp_path: Path) -> None:
