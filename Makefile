@@ -31,6 +31,7 @@ check: .venv/.tests-installed  ## check style, types, import layers, help texts 
 	$(BIN)/python docs/help_texts.py --check README.md docs/commands.md
 	$(BIN)/python docs/schemas.py --check
 	$(BIN)/python docs/tables.py --check
+	$(BIN)/python docs/log_events.py --check
 
 format: .venv/.tests-installed
 	$(BIN)/ruff check --fix
@@ -42,8 +43,9 @@ help-texts: .venv/.tests-installed  ## write what --help prints into the documen
 schemas: .venv/.tests-installed  ## write the JSON Schemas that the types describe
 	$(BIN)/python docs/schemas.py
 
-tables: .venv/.tests-installed  ## write the columns of published tables and of Parquet files, and the schema of PostgreSQL
+tables: .venv/.tests-installed  ## write the columns of published tables and of Parquet files, the schema of PostgreSQL, and the events of the log
 	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/log_events.py
 
 pictures: .venv/.tests-installed  ## write the pictures of the documents, from the demonstration's data in headless Chromium
 	$(BIN)/python docs/pictures.py

@@ -105,7 +105,7 @@ class DeviceSource:
                     session, journal, source, out, results, stop=stop, max_devices=limit
                 )
         except IndexRefusedError as error:
-            log.warning("the index cannot be read; all devices are queried", account=session.name, reason=str(error))
+            log.warning("index_unavailable", account=session.name, reason=str(error))
             if error.is_temporary:
                 return None
         with translate_os_errors(f"{refused}: cannot be written"):
@@ -149,7 +149,7 @@ class DeviceSource:
         """Add what was discovered to the fleet; return the account's devices that are to be queried."""
         name = session.name
         if not found.devices and limit != 0:
-            log.warning("no device matches the fleet settings", account=name, products=len(journal.products))
+            log.warning("fleet_empty", account=name, products=len(journal.products))
         cut = limit is not None and found.devices >= limit
         before = self._prepared.discovery_requests(name)
         discovery = discovery_info(session, journal, found, before, limited=cut)

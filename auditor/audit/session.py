@@ -226,7 +226,7 @@ class AuditSession:
             session.finish(error)
             if len(self._accounts) > 1:
                 # Logged now, since the others may continue for hours. For people: a traceback would add nothing.
-                log.error("account stopped", account=session.name, reason=str(error))
+                log.error("account_stopped", account=session.name, reason=str(error))
             if isinstance(error, RunNotWritableError):
                 self._stop.request(str(error))
         else:

@@ -156,14 +156,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = app(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
-        print_error(f"auditor: {_describe_usage_error(error)}", "error")
+        _print_failure(_describe_usage_error(error), UsageError.exit_code)
         return UsageError.exit_code
     except AuditInterruptedError as error:
         # A thread that still seals must not delay the exit; it loses nothing.
-        print_error(f"auditor: {error}", "error")
+        _print_failure(str(error), error.exit_code)
         os._exit(error.exit_code)
     except AuditorError as error:
-        print_error(f"auditor: {safe(error)}", "error")
+        _print_failure(safe(error), error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
         return AuditInterruptedError.exit_code
@@ -174,10 +174,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         redirect_to_devnull(1)
         return 0
     except OSError as error:
-        print_error(f"auditor: {safe(error.filename or 'output')}: {error.strerror}", "error")
+        _print_failure(f"{safe(error.filename or 'output')}: {error.strerror}", RunNotWritableError.exit_code)
         redirect_to_devnull(1)
         return RunNotWritableError.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _print_failure(sentence: str, exit_code: int) -> None:
+    print_error(f"auditor: {sentence}", "error", event="command_failed", exit_code=exit_code)
 
 
 def _describe_usage_error(error: CycloptsError) -> str:

@@ -168,7 +168,7 @@ def _announce_resume(watch: ProgressCallback) -> ProgressCallback:
         if progress.resumed and not announced:
             remaining = f"{progress.devices.unanswered:,} of {progress.fleet:,} devices remain"
             discovery = "" if progress.discovery is None else ", and fleets are not completely listed"
-            print_error(f"resuming {safe(progress.folder)}: {remaining}{discovery}")
+            print_error(f"resuming {safe(progress.folder)}: {remaining}{discovery}", event="resuming")
         announced = True
         watch(progress)
 
@@ -183,14 +183,14 @@ def _print_lines(view: "_ProgressView") -> ProgressCallback:
         line, _, _, accounts = view.describe(progress)
         if progress.sealing or time.monotonic() - last >= PLAIN_INTERVAL:
             last = time.monotonic()
-            print_error(line)
+            print_error(line, event="progress")
             if len(accounts) > 1 and not progress.sealing:
                 more = f"; and {len(accounts) - MAX_ACCOUNTS:,} more" if len(accounts) > MAX_ACCOUNTS else ""
                 shown = (
                     f"{safe(account.name)}: {_summarize_account(account, rate)}"
                     for account, rate in accounts[:MAX_ACCOUNTS]
                 )
-                print_error(f"  {'; '.join(shown)}{more}")
+                print_error(f"  {'; '.join(shown)}{more}", event="progress")
 
     return watch
 

@@ -17,6 +17,7 @@ from auditor.cli.console import LOG_STYLE, LogFormat, format_json_line, has_colo
 from auditor.cli.signals import stop_signals
 from auditor.concurrency import StopToken
 from auditor.errors import AuditInterruptedError
+from auditor.log import EVENTS, show_sentence
 from auditor.text.formatting import escape_lines
 
 T = TypeVar("T")
@@ -41,7 +42,8 @@ class _JsonFormatter(logging.Formatter):
     """Formats the messages of libraries as lines of a log in JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return format_json_line(super().format(record), record.levelname.lower(), logger=record.name)
+        message, level = super().format(record), record.levelname.lower()
+        return format_json_line("library_message", message, level, logger=record.name)
 
 
 def log_to_stderr(level: str, format_: LogFormat = "text") -> None:
@@ -56,10 +58,10 @@ def log_to_stderr(level: str, format_: LogFormat = "text") -> None:
         _JsonFormatter() if format_ == "json" else logging.Formatter("%(levelname)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=_LEVELS[level], handlers=[handler], force=True)
-    renderer = (
-        structlog.processors.JSONRenderer()
+    render: tuple[structlog.typing.Processor, ...] = (
+        (_add_sentence, structlog.processors.JSONRenderer())
         if format_ == "json"
-        else structlog.dev.ConsoleRenderer(colors=has_colours(sys.stderr))
+        else (show_sentence, structlog.dev.ConsoleRenderer(colors=has_colours(sys.stderr)))
     )
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
@@ -67,11 +69,16 @@ def log_to_stderr(level: str, format_: LogFormat = "text") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _escape_texts,
-            renderer,
+            *render,
         ],
         logger_factory=structlog.PrintLoggerFactory(file=_CurrentStderr()),  # type: ignore[arg-type]  # has its methods
         cache_logger_on_first_use=False,
     )
+
+
+def _add_sentence(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Add the sentence of an event, as lines that commands print have it."""
+    return {"event": event["event"], "message": EVENTS.get(event["event"], event["event"]), **event}
 
 
 def _escape_texts(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -145,7 +152,7 @@ class _SignalHandler:
                 scope.cancel()
                 return
             stop.request(f"interrupted by {name}")
-            print_error("stopping after open requests finish (5 s at most); Ctrl-C again stops now")
+            print_error("stopping after open requests finish (5 s at most); Ctrl-C again stops now", event="stopping")
 
         for number in stop_signals():
             self._previous[number] = signal.signal(number, receive)

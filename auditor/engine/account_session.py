@@ -194,15 +194,13 @@ class AccountSession:
         if self._caller.failing_products.is_failing(device.product_key) and device.product_key not in self._reported:
             self._reported.add(device.product_key)
             log.warning(
-                "every request for a product fails; its devices have one attempt each",
+                "product_failing",
                 account=self.name,
                 product_key=device.product_key,
             )
         if self._trust.mismatches and not self._logged_mismatch:
             self._logged_mismatch = True
-            log.warning(
-                "an answer reached the wrong request; answers that name no device are confirmed", account=self.name
-            )
+            log.warning("answer_misdirected", account=self.name)
         return outcome
 
     def platform_time(self) -> float:
@@ -219,7 +217,7 @@ class AccountSession:
         sent = await caller.send(lambda: self._send(operation, parameters, fresh_connection=fresh_connection), product)
         if abs((offset := self.client.clock.offset) - self._logged_offset) >= MIN_LOGGED_OFFSET:
             self._logged_offset = offset
-            log.warning("the platform's clock differs; using its time", account=self.name, seconds=round(offset))
+            log.warning("clock_differs", account=self.name, seconds=round(offset))
         return sent
 
     async def call_optional(

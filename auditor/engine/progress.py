@@ -120,7 +120,7 @@ class ProgressReporter:
         try:
             self._callback(progress())
         except Exception as error:  # noqa: BLE001  an audit of hours does not end for a display
-            log.warning("the progress callback failed and is not called again", error=repr(error))
+            log.warning("progress_callback_failed", error=repr(error))
             self._callback = None
 
 

@@ -217,7 +217,7 @@ async def _discover(state: _State, path: Path, account: Account, session: Accoun
         await _discover_devices(state, path, account.fleet or ALL_PRODUCTS, session)
     except AuditStoppedError as error:
         state.errors.append(error)
-        log.error("account stopped", account=session.name, reason=str(error))
+        log.error("account_stopped", account=session.name, reason=str(error))
         if isinstance(error, RunNotWritableError):
             state.stop.request(str(error))
 

@@ -192,7 +192,7 @@ def _attempt(name: HookName, hook: Callable[[], T]) -> tuple[T | None, HookOutco
         if str(error) == _INTERRUPTED:
             raise KeyboardInterrupt from None
         reason = f"{type(error).__name__}: {error}"
-    log.info("hook failed", hook=name, reason=reason)
+    log.info("hook_failed", hook=name, reason=reason)
     return None, HookOutcome(name, error=reason)
 
 
@@ -233,7 +233,7 @@ def _publish(folder: Path, table: PublishSettings) -> HookOutcome | None:
     if publication is None:
         return outcome if outcome.error is not None else None
     if publication.error is not None:
-        log.info("hook failed", hook="publish", reason=publication.sentence)
+        log.info("hook_failed", hook="publish", reason=publication.sentence)
         return replace(outcome, error=publication.sentence)
     return replace(outcome, published=publication.sentence)
 

@@ -177,7 +177,7 @@ class _Publishing:
                 check_publishable(run.folder, run.manifest)
                 self.publish(run.folder)
             except RunFolderError as error:
-                log.warning("run not published", reason=str(error))
+                log.warning("run_not_published", reason=str(error))
 
     @contextlib.contextmanager
     def _noting_failure(self) -> Iterator[None]:
@@ -203,7 +203,7 @@ class _Publishing:
                 pause = BACKOFF.delay(attempt, self._clock.random())
                 if not error.retryable or attempt == BACKOFF.max_attempts or self._limit.remaining() <= pause:
                     raise
-                log.info("publishing is retried", destination=self._name, reason=str(error), pause=round(pause, 1))
+                log.info("publishing_retried", destination=self._name, reason=str(error), pause=round(pause, 1))
             self._clock.sleep(pause)
             attempt += 1
 

@@ -70,7 +70,7 @@ class ReleaseCollector:
         self._state.record_releases(tuple(infos.values()))
         for info in infos.values():
             for warning in info.warnings():
-                log.warning("released firmware is incomplete", reason=warning.detail)
+                log.warning("releases_incomplete", reason=warning.detail)
 
     async def _read_account(
         self,

@@ -78,7 +78,12 @@ def test_progress_is_part_of_a_log_in_json(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(LOG_STYLE, "format", "json")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     (line,) = plain_lines(monkeypatch, capsys, progress(account("eu")))
-    assert json.loads(line) | {"timestamp": ""} == {"event": LINE, "level": "info", "timestamp": ""}
+    assert json.loads(line) | {"timestamp": ""} == {
+        "event": "progress",
+        "message": LINE,
+        "level": "info",
+        "timestamp": "",
+    }
 
 
 def test_one_account_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_error
+from auditor.cli.console import print_error, print_note
 from auditor.cli.options import (
     OUTPUT,
     Accounts,
@@ -166,9 +166,7 @@ def _write(
     if format_ is not None:
         files = [each.matching for each in found.accounts if each.matching is not None]
         if len(files) > 1:
-            print_error(
-                f"note: the file has {len(files)} accounts; to audit it as a fleet, write one file for each --account"
-            )
+            print_note(f"the file has {len(files)} accounts; to audit it as a fleet, write one file for each --account")
         emit_file(out, lambda path: write_fleet(files, path, format_))
     if summary or format_ is None:
         with summarize_products(found, work) as table:
