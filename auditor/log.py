@@ -76,6 +76,7 @@ EVENTS = {
     "settings_not_remembered": "settings not remembered; a resume needs --settings",
     "shard_not_done": "shard not done",
     "shard_progress_unreadable": "progress unreadable; its requests are not counted",
+    "spans_not_sent": "spans could not be sent to the collector of traces",
     "status": "status",
     "storage_unavailable": "the storage is away; trying again",
     "time_zone_learned": "last-online times have no time zone and are read as most devices that are online show it",

@@ -36,6 +36,7 @@ from auditor.runs.manifest import DiscoveryInfo
 from auditor.runs.products import ProductInfo, ProductsFile
 from auditor.runs.recovery import REMAINING, write_remaining_devices
 from auditor.storage.files import put_in_place, translate_os_errors
+from auditor.tracing import span
 
 DISCOVERY_FOLDER = ".discovery"
 """Folder in the run folder that holds discovered devices until they are in the fleet."""
@@ -82,10 +83,11 @@ class DeviceSource:
         discovery, source = self._discovery.get(session.name), self._accounts[session.name].fleet
         if discovery is None or source is None or discovery.state == "complete":
             return AccountDevices(self._prepared.devices)
-        if self._fleet.limit is None:
-            return await self._discover(session, discovery, source, stop)
-        async with self._limit_lock:  # one account after the other: the first accounts use up the limit first
-            return await self._discover(session, discovery, source, stop)
+        with span("discovery", {"auditor.account.name": session.name}):
+            if self._fleet.limit is None:
+                return await self._discover(session, discovery, source, stop)
+            async with self._limit_lock:  # one account after the other: the first accounts use up the limit first
+                return await self._discover(session, discovery, source, stop)
 
     async def _discover_by_index(
         self, session: AccountSession, source: FleetSource, out: Path, limit: int | None, stop: StopToken

@@ -25,6 +25,7 @@ from auditor.cli.commands.runs import runs
 from auditor.cli.commands.simulate import simulate
 from auditor.cli.commands.status import status
 from auditor.cli.console import LOG_STYLE, open_standard_streams, print_error, redirect_to_devnull
+from auditor.cli.execution import trace_command
 from auditor.config.paths import expand_home
 from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, UsageError
 from auditor.text.formatting import safe
@@ -153,15 +154,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Also usage errors, which come before the command, have its format.
     LOG_STYLE.format = "json" if "--log-format json" in " ".join(given).replace("=", " ") else "text"
     try:
+        with trace_command(given[0] if given else "") as traced:
+            code = _run_command(given)
+            traced.set({"process.exit.code": code})
+            if code:
+                traced.fail(str(code))
+            return code
+    except AuditInterruptedError as error:
+        # A thread that still seals must not delay the exit; it loses nothing.
+        _print_failure(str(error), error.exit_code)
+        os._exit(error.exit_code)
+
+
+def _run_command(given: Sequence[str]) -> int:
+    """Run one command and return its exit code; raise AuditInterruptedError if threads may still run."""
+    try:
         code = app(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
         _print_failure(_describe_usage_error(error), UsageError.exit_code)
         return UsageError.exit_code
-    except AuditInterruptedError as error:
-        # A thread that still seals must not delay the exit; it loses nothing.
-        _print_failure(str(error), error.exit_code)
-        os._exit(error.exit_code)
+    except AuditInterruptedError:
+        raise
     except AuditorError as error:
         _print_failure(safe(error), error.exit_code)
         return error.exit_code

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from auditor.text.formatting import escape_lines, safe
+from auditor.tracing import trace_ids
 
 LogFormat = Literal["text", "json"]
 """Format of every line on standard error: text, or one JSON object a line."""
@@ -148,7 +149,7 @@ def format_json_line(event: str, message: str, level: str, **values: object) -> 
     from datetime import UTC, datetime
 
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    line = {"event": event, "message": message, **values, "level": level, "timestamp": now}
+    line = {"event": event, "message": message, **values, "level": level, "timestamp": now, **trace_ids()}
     return json.dumps({key: escape_lines(value) if isinstance(value, str) else value for key, value in line.items()})
 
 

@@ -19,6 +19,7 @@ from auditor.concurrency import StopToken
 from auditor.errors import AuditInterruptedError
 from auditor.log import EVENTS, show_sentence
 from auditor.text.formatting import escape_lines
+from auditor.tracing import trace_ids
 
 T = TypeVar("T")
 
@@ -68,12 +69,18 @@ def log_to_stderr(level: str, format_: LogFormat = "text") -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _add_trace_ids,
             _escape_texts,
             *render,
         ],
         logger_factory=structlog.PrintLoggerFactory(file=_CurrentStderr()),  # type: ignore[arg-type]  # has its methods
         cache_logger_on_first_use=False,
     )
+
+
+def _add_trace_ids(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Add the ids of the current span, by which a collector of logs finds its trace."""
+    return {**event, **trace_ids()}
 
 
 def _add_sentence(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

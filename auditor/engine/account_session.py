@@ -36,6 +36,7 @@ from auditor.engine.key_renewal import KeyRenewal
 from auditor.engine.limiters import AccountLimiters
 from auditor.engine.progress import AccountProgress
 from auditor.engine.sent_requests import SentRequests, count_sent
+from auditor.engine.slow_devices import SlowDevices
 from auditor.errors import (
     AccountDeniedError,
     AccountStoppedError,
@@ -129,7 +130,9 @@ class AccountSession:
         self.states_progress: tuple[int, int] | None = None
         self.fetched = self._failed = self._unqueried = 0
         self._settings, self._limiters = settings, limiters
-        self._key_renewal, self._send = key_renewal, client.call if key_renewal is None else key_renewal.call
+        self.slow_devices = SlowDevices(account)
+        self._send = self.slow_devices.watch_requests(client.call if key_renewal is None else key_renewal.call)
+        self._key_renewal = key_renewal
         self._clock, self._sent_requests = clock or RunningClock(), sent_requests
         self._breaker = CircuitBreaker(
             account.name,
