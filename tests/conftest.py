@@ -44,7 +44,7 @@ def fresh_log_settings() -> Iterator[None]:
     """A command that a test runs in this process sets level and format of its logs. The next test must not inherit it."""
     yield
     structlog.reset_defaults()
-    LOG_STYLE.format = "text"
+    LOG_STYLE.format, LOG_STYLE.progress = "text", "auto"
 
 
 def use_memory_for_temporary_files() -> None:

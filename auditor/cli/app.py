@@ -152,7 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A shell does not expand the home directory in --flag=~/path.
     given = [_expand_home(each) for each in (sys.argv[1:] if arguments is None else arguments)]
     # Also usage errors, which come before the command, have its format.
-    LOG_STYLE.format = "json" if "--log-format json" in " ".join(given).replace("=", " ") else "text"
+    flags = " ".join(given).replace("=", " ")
+    LOG_STYLE.format = "json" if "--log-format json" in flags or "--progress json" in flags else "text"
     try:
         with trace_command(given[0] if given else "") as traced:
             code = _run_command(given)

@@ -16,11 +16,16 @@ LogFormat = Literal["text", "json"]
 """Format of every line on standard error: text, or one JSON object a line."""
 
 
+ProgressStyle = Literal["auto", "line", "json", "none"]
+"""How progress is shown: live on a terminal and as lines elsewhere, as lines, as JSON lines, or not at all."""
+
+
 @dataclass(slots=True)
 class LogStyle:
-    """How lines on standard error are written by this process."""
+    """How lines on standard error, and those of progress, are written by this process."""
 
     format: LogFormat = "text"
+    progress: ProgressStyle = "auto"
 
 
 _WORD = re.compile(r"(?<=:) auditor [a-z][^;]+;?| *[^ ]+| +")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import anyio
 import structlog
 
-from auditor.cli.console import LOG_STYLE, LogFormat, format_json_line, has_colours, print_error
+from auditor.cli.console import LOG_STYLE, LogFormat, ProgressStyle, format_json_line, has_colours, print_error
 from auditor.cli.signals import stop_signals
 from auditor.concurrency import StopToken
 from auditor.errors import AuditInterruptedError
@@ -47,13 +47,14 @@ class _JsonFormatter(logging.Formatter):
         return format_json_line("library_message", message, level, logger=record.name)
 
 
-def log_to_stderr(level: str, format_: LogFormat = "text") -> None:
-    """Log messages of at least ``level`` to standard error, as text or as JSON lines.
+def log_to_stderr(level: str, format_: LogFormat = "text", progress: ProgressStyle = "auto") -> None:
+    """Log messages of at least ``level`` to standard error, as text or as JSON lines; show progress in this style.
 
-    All other lines on standard error have the same format from now on. Text has colours on a terminal that has them,
-    unless the environment has NO_COLOR.
+    All other lines on standard error have the same format from now on, so progress in JSON makes all of them JSON. Text
+    has colours on a terminal that has them, unless the environment has NO_COLOR.
     """
-    LOG_STYLE.format = format_
+    format_ = "json" if progress == "json" else format_
+    LOG_STYLE.format, LOG_STYLE.progress = format_, progress
     handler = logging.StreamHandler(_CurrentStderr())
     handler.setFormatter(
         _JsonFormatter() if format_ == "json" else logging.Formatter("%(levelname)s %(name)s: %(message)s")

@@ -24,6 +24,7 @@ from auditor.cli.options import (
     LogFormatOption,
     LogLevel,
     Priority,
+    ProgressOption,
     ResumePath,
     SelectionFlags,
     SelectionOptions,
@@ -183,6 +184,7 @@ def run(
     hooks: Hooks = False,
     log_level: LogLevel = "warning",
     log_format: LogFormatOption = "text",
+    progress: ProgressOption = "auto",
 ) -> int:
     """Query every device, or a selection, and write a run folder.
 
@@ -205,7 +207,7 @@ def run(
     from auditor.config.loader import load_settings
     from auditor.hooks.prepare import prepare_hooks
 
-    log_to_stderr(log_level, log_format)
+    log_to_stderr(log_level, log_format, progress)
     settings = apply_selection_flags(load_settings(config), selection, where=str(config))
     max_devices = require_positive("--limit", limit)
     # Refuses unknown names; the run stores all accounts.
@@ -279,6 +281,7 @@ def resume(
     hooks: Hooks = False,
     log_level: LogLevel = "warning",
     log_format: LogFormatOption = "text",
+    progress: ProgressOption = "auto",
 ) -> int:
     """Resume an unfinished run; retry failed devices.
 
@@ -301,7 +304,7 @@ def resume(
     from auditor.runs.folder import has_pending_hooks
     from auditor.runs.manifest import read_manifest
 
-    log_to_stderr(log_level, log_format)
+    log_to_stderr(log_level, log_format, progress)
     folder = resume_from(run)
     manifest = read_manifest(folder)
     if manifest.state == "complete" and not has_pending_hooks(folder):
