@@ -5,7 +5,7 @@ MUTATIONS ?= 10000
 KILLS ?= 200
 SOAK_MINUTES ?= 15
 BIN := .venv/bin
-BENCHES := $(addprefix bench-,credentials bulk publishing speed sealing memory quota discovery contention sharing accounts rate_limiter outages rate_control drift report \
+BENCHES := $(addprefix bench-,credentials tracing bulk publishing speed sealing memory quota discovery contention sharing accounts rate_limiter outages rate_control drift report \
 	sampling precision incremental rolling planning)
 PIP := python -m pip --disable-pip-version-check install --quiet
 LOCKED := $(PIP) --require-hashes --no-deps --requirement
@@ -37,6 +37,7 @@ check: .venv/.tests-installed  ## check style, types, import layers, help texts 
 	$(BIN)/python docs/help_texts.py --check README.md docs/commands.md
 	$(BIN)/python docs/schemas.py --check
 	$(BIN)/python docs/tables.py --check
+	$(BIN)/python docs/log_events.py --check
 
 format: .venv/.tests-installed
 	$(BIN)/ruff check --fix
@@ -48,8 +49,9 @@ help-texts: .venv/.tests-installed  ## write what --help prints into the documen
 schemas: .venv/.tests-installed  ## write the JSON Schemas that the types describe
 	$(BIN)/python docs/schemas.py
 
-tables: .venv/.tests-installed  ## write the columns of published tables and of Parquet files, and the schema of PostgreSQL
+tables: .venv/.tests-installed  ## write the columns of published tables and of Parquet files, the schema of PostgreSQL, and the events of the log
 	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/log_events.py
 
 dashboard: .grafana/.installed  ## write the dashboard of deploy/grafana
 	.grafana/bin/python deploy/grafana/dashboard.py > deploy/grafana/auditor.json.new

@@ -34,6 +34,7 @@ DOCUMENTS: dict[str, tuple[type, str]] = {
     "plan": (Plan, "auditor plan --format json: the cost of an audit"),
     "diff": (comparison_documents.DiffDocument, "auditor diff --format json: changes between two runs"),
     "changes": (comparison_documents.ChangesDocument, "auditor diff --since --format json: changes since a run"),
+    "progress": (documents.ProgressLine, "A line of progress on standard error, by --progress json"),
     "runs": (documents.RunsDocument, "auditor runs --format json: the runs of a directory"),
     "timeline": (documents.DeviceDocument, "auditor device --format json: a device over all runs"),
     "policy": (documents.PolicyDocument, "auditor policy --format json: the result of a policy"),

@@ -1,11 +1,15 @@
 """Run an audit for a command: progress, signals, summary, hooks, and how to resume."""
 
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from auditor.cli.console import print_exit, print_labelled, print_path
+from auditor.cli.console import print_exit, print_labelled, print_note, print_path
+from auditor.tracing import Attributes, Span, span, use_tracer
 
 if TYPE_CHECKING:
     from auditor.cli.render_summary import SummaryLine
@@ -32,6 +36,57 @@ def describe_plain_http(accounts: "Iterable[Account]") -> Iterator[str]:
         if parts.scheme == "http" and not loopback:
             advice = "others on the network can read and change it; use https://"
             yield f'account "{account.name}": plain http to {host}: {advice}'
+
+
+TRACED_COMMANDS = frozenset({"fleet", "publish", "resume", "run", "shard"})
+"""Commands whose traces are sent: the others end soon, or only read."""
+
+TRACES_PROTOCOL = "http/protobuf"
+"""The value of OTEL_EXPORTER_OTLP_PROTOCOL that is supported."""
+
+
+@contextmanager
+def trace_command(command: str) -> Iterator[Span]:
+    """Yield the span of a command. It is sent if the environment names a collector of traces."""
+    with ExitStack() as stack:
+        if command in TRACED_COMMANDS and _are_traces_requested():
+            _open_tracer(stack)
+        # Names and attributes are those of OpenTelemetry's conventions for command-line programs.
+        attributes: Attributes = {"process.executable.name": "auditor", "process.pid": os.getpid()}
+        yield stack.enter_context(span(f"auditor {command}", attributes))
+
+
+def _are_traces_requested() -> bool:
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    if exporter := os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower():
+        return exporter == "otlp"
+    return bool(_signal_variable("ENDPOINT"))
+
+
+def _signal_variable(name: str) -> str:
+    """Return a variable of the collector: that of traces, or that of all signals."""
+    specific = os.environ.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}", "")
+    return (specific or os.environ.get(f"OTEL_EXPORTER_OTLP_{name}", "")).strip()
+
+
+def _open_tracer(stack: ExitStack) -> None:
+    """Send spans until the stack is closed; if that is not possible, print why."""
+    protocol = _signal_variable("PROTOCOL") or TRACES_PROTOCOL
+    if protocol != TRACES_PROTOCOL:
+        print_note(f"no traces are sent: OTEL_EXPORTER_OTLP_PROTOCOL must be {TRACES_PROTOCOL}")
+        return
+    if find_spec("opentelemetry") is None or find_spec("requests") is None:
+        print_note("no traces are sent: install the packages with: pip install 'auditor[otel]'")
+        return
+    try:
+        from auditor.otlp import open_tracer
+
+        tracer = stack.enter_context(open_tracer())
+    except Exception as error:  # noqa: BLE001  a wrong variable of a library costs no audit
+        print_note(f"no traces are sent: the OTEL_ variables cannot be used ({type(error).__name__})")
+        return
+    stack.enter_context(use_tracer(tracer))
 
 
 def run_with_progress(start: "Start") -> "AuditResult":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from auditor.cli.console import LogFormat
+from auditor.cli.console import LogFormat, ProgressStyle
 from auditor.errors import DriftError, UsageError
 from auditor.models import ChangeDetection, Level
 
@@ -102,6 +102,15 @@ LogFormatOption = Annotated[
         name="--log-format",
         group=OUTPUT,
         help="Write everything on standard error, progress too, as text or as JSON lines.",
+    ),
+]
+
+ProgressOption = Annotated[
+    ProgressStyle,
+    Parameter(
+        group=OUTPUT,
+        help="Show progress live on a terminal and as lines elsewhere, always as lines, as JSON lines, or not at "
+        "all. With json, all lines on standard error are JSON.",
     ),
 ]
 

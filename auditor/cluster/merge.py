@@ -71,7 +71,7 @@ async def seal_if_done(storage: ObjectStore, plan: ShardPlan, errors: Sequence[A
             reason = "stopped before every device was queried" if incomplete else None
             manifest = await seal_and_verify(prepared.folder, prepared.manifest, errors, reason, interrupted=False)
             await run_in_thread(_upload, storage, prepared.folder)
-    log.info("run sealed", run=storage.address, state=manifest.state)
+    log.info("run_sealed", run=storage.address, state=manifest.state)
     return manifest
 
 

@@ -23,6 +23,7 @@ from auditor.runs.locking import RunLock
 from auditor.runs.manifest import SUCCESSFUL_STATES, Manifest, read_manifest, write_manifest
 from auditor.runs.selection_info import ExitReason
 from auditor.text.formatting import escape_undecodable
+from auditor.tracing import span
 
 if TYPE_CHECKING:
     from auditor.policy.evaluate import PolicySummary
@@ -190,16 +191,19 @@ def _record_exit(folder: Path, conclude: Callable[[Manifest], tuple[int, ExitRea
 
 def _attempt(name: HookName, hook: Callable[[], T]) -> tuple[T | None, HookOutcome]:
     """Return the result of a hook and its outcome; the result is None if the hook fails."""
-    try:
-        return hook(), HookOutcome(name)
-    except AuditorError as error:
-        reason = str(error)
-    except Exception as error:  # noqa: BLE001  an audit of hours is not lost for any error after it
-        if str(error) == _INTERRUPTED:
-            raise KeyboardInterrupt from None
-        reason = f"{type(error).__name__}: {error}"
-    log.info("hook failed", hook=name, reason=reason)
-    return None, HookOutcome(name, error=reason)
+    with span("hook", {"auditor.hook.name": name}) as running:
+        try:
+            return hook(), HookOutcome(name)
+        except AuditorError as error:
+            reason, kind = str(error), type(error).__name__
+        except Exception as error:  # noqa: BLE001  an audit of hours is not lost for any error after it
+            if str(error) == _INTERRUPTED:
+                raise KeyboardInterrupt from None
+            kind = type(error).__name__
+            reason = f"{kind}: {error}"
+        running.fail(kind)
+        log.info("hook_failed", hook=name, reason=reason)
+        return None, HookOutcome(name, error=reason)
 
 
 def _evaluate(folder: Path, config: HookConfig, now: datetime) -> "tuple[PolicySummary, HookOutcome]":
@@ -239,7 +243,7 @@ def _publish(folder: Path, table: PublishSettings) -> HookOutcome | None:
     if publication is None:
         return outcome if outcome.error is not None else None
     if publication.error is not None:
-        log.info("hook failed", hook="publish", reason=publication.sentence)
+        log.info("hook_failed", hook="publish", reason=publication.sentence)
         return replace(outcome, error=publication.sentence)
     return replace(outcome, published=publication.sentence)
 

@@ -168,7 +168,7 @@ def read_replaceable_run(store: ObjectStore, key: str) -> tuple[DatasetRun | Non
     try:
         return read_dataset_run(store, key), False
     except InvalidObjectError as error:
-        log.warning("a document of the dataset is damaged and is written again", reason=str(error))
+        log.warning("dataset_document_damaged", reason=str(error))
         return None, True
 
 

@@ -350,7 +350,7 @@ class RunCatalog:
     def log_unreadable(self) -> None:
         """Log a warning for each run that cannot be read."""
         for error in self.unreadable:
-            log.warning("run skipped", reason=str(error))
+            log.warning("run_skipped", reason=str(error))
 
 
 def _foreign_manifest_bytes(folder: Path) -> int:

@@ -1,6 +1,7 @@
 """The summary of a run: at most eight lines, the verdict first and the exit reason last, whatever the run has."""
 
 import io
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -264,5 +265,8 @@ def test_a_log_in_json_has_a_line_for_each(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(console.LOG_STYLE, "format", "json")
     print_labelled("OK", "5 devices", style="green")
     print_exit("exit 0 (success): all", 0)
-    events = [line.split('"')[3] for line in capsys.readouterr().err.splitlines()]
-    assert events == ["OK 5 devices", "exit 0 (success): all"]
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(each["event"], each.get("label"), each["message"]) for each in lines] == [
+        ("summary", "OK", "5 devices"),
+        ("exit", None, "exit 0 (success): all"),
+    ]

@@ -236,7 +236,7 @@ def test_a_file_that_all_users_can_read_is_warned_of_once(in_the_open: Path) -> 
     link.symlink_to(path)
     (said,) = warnings_of([path, path, link])
     assert said == {
-        "event": "all users of this machine can read a secret", "log_level": "warning",
+        "event": "secret_readable", "log_level": "warning",
         "file": str(path), "advice": f"chmod o-rwx '{path}'",
     }  # fmt: skip
 

@@ -26,6 +26,7 @@ from auditor.cli.options import (
     LogFormatOption,
     LogLevel,
     Priority,
+    ProgressOption,
     ResumePath,
     SelectionFlags,
     SelectionOptions,
@@ -186,6 +187,7 @@ def run(
     on: str | None = None,
     log_level: LogLevel = "warning",
     log_format: LogFormatOption = "text",
+    progress: ProgressOption = "auto",
 ) -> int:
     """Query every device, or a selection, and write a run folder.
 
@@ -212,7 +214,7 @@ def run(
     from auditor.config.loader import load_settings
     from auditor.hooks.prepare import prepare_hooks
 
-    log_to_stderr(log_level, log_format)
+    log_to_stderr(log_level, log_format, progress)
     settings = apply_selection_flags(load_settings(config), selection, where=str(config))
     max_devices = require_positive("--limit", limit)
     # Refuses unknown names; the run stores all accounts.
@@ -293,6 +295,7 @@ def resume(
     hooks: Hooks = False,
     log_level: LogLevel = "warning",
     log_format: LogFormatOption = "text",
+    progress: ProgressOption = "auto",
 ) -> int:
     """Resume an unfinished run; retry failed devices.
 
@@ -317,7 +320,7 @@ def resume(
     from auditor.runs.folder import has_pending_hooks, is_cut_run
     from auditor.runs.manifest import read_manifest
 
-    log_to_stderr(log_level, log_format)
+    log_to_stderr(log_level, log_format, progress)
     if is_cut_run(run):
         given = {"--trust": trust, "--deadline": deadline, "--for": for_, "--priority": priority, "--hooks": hooks}
         refuse_flags(given)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from auditor.cli.console import print_error, print_line
-from auditor.cli.options import Accounts, Config, LogFormatOption, LogLevel, restrict_accounts
+from auditor.cli.options import Accounts, Config, LogFormatOption, LogLevel, ProgressOption, restrict_accounts
 from auditor.cli.output import print_notes
 from auditor.errors import AuditInterruptedError, InvalidObjectError, SettingsError, UsageError
 from auditor.text.formatting import format_count, safe
@@ -134,6 +134,7 @@ def shard(
     site: str | None = None,
     log_level: LogLevel = "warning",
     log_format: LogFormatOption = "text",
+    progress: ProgressOption = "auto",
 ) -> int:
     """Query one shard of a run that was cut, on this machine; the last shard seals the run.
 
@@ -155,7 +156,7 @@ def shard(
     from auditor.cluster.shard import ShardWorker
     from auditor.config.loader import load_settings
 
-    log_to_stderr(log_level, log_format)
+    log_to_stderr(log_level, log_format, progress)
     own = load_settings(settings)
     _, storage, plan = _open(run, own.name)
     shards = plan.shards_of(site)
