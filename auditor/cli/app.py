@@ -18,6 +18,7 @@ from auditor.cli.commands.demo import demo
 from auditor.cli.commands.device import device
 from auditor.cli.commands.devices import devices, inventory
 from auditor.cli.commands.fleet import fleet
+from auditor.cli.commands.notify import notify
 from auditor.cli.commands.publish import fetch, publish
 from auditor.cli.commands.query import diff, history, sql, verify
 from auditor.cli.commands.report import metrics, policy, report
@@ -89,6 +90,7 @@ _COMMANDS: dict[Group, tuple[tuple[Callable[..., int], str], ...]] = {
         (run, "auditor run nightly.toml --for 6h"),
         (resume, "auditor resume audits"),
         (fleet, "auditor fleet nightly.toml --account eu -o fleet.csv"),
+        (notify, "auditor notify nightly.toml --test"),
         (prune, "auditor prune audits --keep-days 30"),
     ),
     CLUSTER: (

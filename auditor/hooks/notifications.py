@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +18,12 @@ from anyio.streams.text import TextReceiveStream
 from auditor.concurrency import run_to_end
 from auditor.config.settings import NotifySettings
 from auditor.errors import AuditorError, WebhookError
-from auditor.hooks.payload import Payload
+from auditor.hooks.payload import Payload, render_event
 from auditor.hooks.webhook import post_webhook
 from auditor.models import Secret
 from auditor.runs.folder import DEFERRED_HOOKS, PENDING_HOOKS
 from auditor.storage.files import read_contained, replace_file
+from auditor.text.formatting import format_utc
 
 MAX_SECONDS = 20.0
 """Seconds for all messages together."""
@@ -135,6 +138,16 @@ def send_messages(
     if due:
         run_to_end(main)
     return problems
+
+
+def send_test(targets: Sequence[NotifyTarget], name: str) -> dict[str, str | None]:
+    """Send a test message about the audit ``name``; return for each place why it was not delivered, or None."""
+    message_id = f"msg_{secrets.token_hex(16)}"
+    text = f"{name} sends its messages here. Nothing is wrong, and there is nothing to do."
+    event = render_event("test", message_id, format_utc(time.time()), text, None)
+    return send_messages(
+        [OutgoingMessage(each, message_id, f"Test: {name}", "success", text, event) for each in targets]
+    )
 
 
 def check_addresses(addresses: Iterable[tuple[str, Secret]]) -> dict[str, str | None]:

@@ -85,7 +85,7 @@ def prepare_hooks(settings: Settings, *, source: str = "settings") -> HookConfig
         _check_destination(table, source)
     for problem in _report_problems(settings.report, source):
         raise SettingsError(problem)
-    targets = tuple(_prepare_targets(settings, source)) if settings.notify else ()
+    targets = tuple(prepare_targets(settings, source)) if settings.notify else ()
     for target in targets:
         if target.error is not None:
             raise SettingsError(target.error)
@@ -111,7 +111,7 @@ def prepare_resume_hooks(settings: Settings, *, source: str = "settings") -> Hoo
             notes.append(f"nothing will be published: {error}; {_NEXT_STEP}")
         else:
             config = replace(config, publish=(*config.publish, table))
-    targets = tuple(_prepare_targets(settings, source)) if settings.notify else ()
+    targets = tuple(prepare_targets(settings, source)) if settings.notify else ()
     notes += [f"a message will not be sent: {each.error}; {_NEXT_STEP}" for each in targets if each.error is not None]
     config = replace(config, notify=targets)
     return replace(config, notes=tuple(notes))
@@ -162,7 +162,7 @@ def _path_problem(path: Path, suffixes: tuple[str, ...]) -> str | None:
     return None
 
 
-def _prepare_targets(settings: Settings, source: str) -> "Iterator[NotifyTarget]":
+def prepare_targets(settings: Settings, source: str) -> "Iterator[NotifyTarget]":
     """Yield the places that receive messages; what cannot be used has an ``error``."""
     from auditor.hooks.notifications import NotifyTarget, check_addresses
 

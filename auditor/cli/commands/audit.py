@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from auditor.cli.commands.cluster import prune_cut_runs, refuse_flags, resume_cut_run, start_on
 from auditor.cli.console import print_error, print_line, print_path
-from auditor.cli.execution import describe_plain_http, run_audit_command
+from auditor.cli.execution import describe_plain_http, noting_settings_errors, reporting_to_switch, run_audit_command
 from auditor.cli.options import (
     DEVICES,
     LIMITS,
@@ -70,12 +70,15 @@ def check(
     from auditor.cli.runtime import log_to_stderr
     from auditor.concurrency import run_event_loop
     from auditor.config.loader import load_settings
+    from auditor.hooks.ping import DeadMansSwitch
     from auditor.hooks.prepare import prepare_hooks
 
     log_to_stderr(log_level, log_format)
     settings = restrict_accounts(load_settings(config), account)
     print_notes(describe_plain_http(settings.account))
     prepare_hooks(settings, source=str(config))
+    if settings.ping is not None:
+        DeadMansSwitch.open(settings.ping, str(config))
     checks = run_event_loop(lambda: preflight(settings, fleet=fleet), use_uvloop=True)
     print_checks(checks)
     failed = any(each.problem is not None for each in checks)
@@ -212,52 +215,58 @@ def run(
     """
     from auditor.cli.runtime import log_to_stderr
     from auditor.config.loader import load_settings
+    from auditor.config.ping import read_ping
     from auditor.hooks.prepare import prepare_hooks
 
     log_to_stderr(log_level, log_format, progress)
-    settings = apply_selection_flags(load_settings(config), selection, where=str(config))
-    max_devices = require_positive("--limit", limit)
-    # Refuses unknown names; the run stores all accounts.
-    print_notes(describe_plain_http(restrict_accounts(settings, account).account))
-    until, max_seconds = parse_time_limits(deadline, for_)
-    if on is not None:
-        flags = {"--fleet": fleet, "--limit": limit, "--resume": resume, "--deadline": deadline, "--for": for_}
-        refuse_flags(flags | {"--priority": priority, "a flag that selects devices": selection})
-    configured = prepare_hooks(settings, source=str(config))
-    trial = [] if hooks else _trial_flags(settings, account, max_devices, selection, out)
-    if trial:
-        configured = configured.for_trial()
-        print_notes(_describe_withheld(configured, f"with {', '.join(trial)}"))
+    with reporting_to_switch() as switch:
+        named = read_ping(config)
+        if hooks or not _trial_flags(named.directory, account, limit, selection, out):
+            switch.start(named.ping, str(config))
+        settings = apply_selection_flags(load_settings(config), selection, where=str(config))
+        max_devices = require_positive("--limit", limit)
+        # Refuses unknown names; the run stores all accounts.
+        print_notes(describe_plain_http(restrict_accounts(settings, account).account))
+        until, max_seconds = parse_time_limits(deadline, for_)
+        if on is not None:
+            flags = {"--fleet": fleet, "--limit": limit, "--resume": resume, "--deadline": deadline, "--for": for_}
+            refuse_flags(flags | {"--priority": priority, "a flag that selects devices": selection})
+        configured = prepare_hooks(settings, source=str(config))
+        trial = [] if hooks else _trial_flags(Path(settings.directory), account, max_devices, selection, out)
+        if trial:
+            configured = configured.for_trial()
+            print_notes(_describe_withheld(configured, f"with {', '.join(trial)}"))
 
-    if on is not None:
-        prepare = partial(log_to_stderr, log_level, log_format)
-        return run_audit_command(start_on(on, settings, config, account or (), out, prepare=prepare), configured)
+        if on is not None:
+            prepare = partial(log_to_stderr, log_level, log_format)
+            on_engine = start_on(on, settings, config, account or (), out, prepare=prepare)
+            return run_audit_command(on_engine, configured, switch)
 
-    def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
-        from auditor.audit.runner import run_audit
+        def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
+            from auditor.audit.runner import run_audit
 
-        return run_audit(
-            settings,
-            fleet=fleet,
-            directory=out,
-            limit=max_devices,
-            resume=resume,
-            until=until,
-            max_seconds=max_seconds,
-            on_progress=watch,
-            stop=stop,
-            priority=priority,
-            accounts=account or (),
-            settings_file=config,
-            with_hooks=True,
-            trial=bool(trial),
-        )
+            return run_audit(
+                settings,
+                fleet=fleet,
+                directory=out,
+                limit=max_devices,
+                resume=resume,
+                until=until,
+                max_seconds=max_seconds,
+                on_progress=watch,
+                stop=stop,
+                priority=priority,
+                accounts=account or (),
+                settings_file=config,
+                with_hooks=True,
+                trial=bool(trial),
+            )
 
-    return run_audit_command(start, configured)
+        return run_audit_command(start, configured, switch)
 
 
 def _trial_flags(
-    settings: "Settings",
+    directory: Path,
     accounts: list[str] | None,
     limit: int | None,
     selection: SelectionFlags | None,
@@ -270,7 +279,7 @@ def _trial_flags(
         "--limit": limit,
         "--sample": flags.sample_size,
         "--precision": flags.precision,
-        "--out": out is not None and out.resolve() != Path(settings.directory).resolve(),
+        "--out": out is not None and out.resolve() != directory.resolve(),
     }
     return [flag for flag, value in given.items() if value]
 
@@ -316,6 +325,7 @@ def resume(
     from auditor.audit.run_settings import resume_settings
     from auditor.cli.runtime import log_to_stderr
     from auditor.config.loader import load_settings
+    from auditor.config.ping import read_ping
     from auditor.hooks.prepare import prepare_hooks, prepare_resume_hooks
     from auditor.runs.folder import has_pending_hooks, is_cut_run
     from auditor.runs.manifest import read_manifest
@@ -325,41 +335,47 @@ def resume(
         given = {"--trust": trust, "--deadline": deadline, "--for": for_, "--priority": priority, "--hooks": hooks}
         refuse_flags(given)
         return resume_cut_run(run, settings)
-    folder = resume_from(Path(run))
-    manifest = read_manifest(folder)
-    if manifest.state == "complete" and not has_pending_hooks(folder):
-        print_error(f"{safe(folder)}: is complete; nothing to resume")
-        print_path(folder)
-        return 0
-    replacement = None if settings is None else load_settings(settings)
-    own = resume_settings(folder, replacement, trust=trust, quiet=True)
-    until, max_seconds = parse_time_limits(deadline, for_)
-    if replacement is None:
-        configured = prepare_resume_hooks(own, source=f"settings of {folder}")
-    else:
-        configured = prepare_hooks(replacement, source=str(settings))
-    if manifest.trial and not hooks:
-        configured = configured.for_trial()
-        print_notes(_describe_withheld(configured, "that was started as a trial"))
-    print_notes(configured.notes)
+    with reporting_to_switch() as switch:
+        folder = resume_from(Path(run))
+        manifest = read_manifest(folder)
+        if settings is not None and (hooks or not manifest.trial):
+            switch.start(read_ping(settings).ping, str(settings))
+        if manifest.state == "complete" and not has_pending_hooks(folder):
+            print_error(f"{safe(folder)}: is complete; nothing to resume")
+            print_path(folder)
+            return 0
+        replacement = None if settings is None else load_settings(settings)
+        own = resume_settings(folder, replacement, trust=trust, quiet=True)
+        if replacement is None and (hooks or not manifest.trial):
+            with noting_settings_errors():
+                switch.start(own.ping, f"settings of {folder}")
+        until, max_seconds = parse_time_limits(deadline, for_)
+        if replacement is None:
+            configured = prepare_resume_hooks(own, source=f"settings of {folder}")
+        else:
+            configured = prepare_hooks(replacement, source=str(settings))
+        if manifest.trial and not hooks:
+            configured = configured.for_trial()
+            print_notes(_describe_withheld(configured, "that was started as a trial"))
+        print_notes(configured.notes)
 
-    def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
-        from auditor.audit.runner import resume_audit
+        def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
+            from auditor.audit.runner import resume_audit
 
-        return resume_audit(
-            folder,
-            settings=replacement,
-            until=until,
-            max_seconds=max_seconds,
-            on_progress=watch,
-            stop=stop,
-            priority=priority,
-            settings_file=settings,
-            with_hooks=True,
-            trust=trust,
-        )
+            return resume_audit(
+                folder,
+                settings=replacement,
+                until=until,
+                max_seconds=max_seconds,
+                on_progress=watch,
+                stop=stop,
+                priority=priority,
+                settings_file=settings,
+                with_hooks=True,
+                trust=trust,
+            )
 
-    return run_audit_command(start, configured)
+        return run_audit_command(start, configured, switch)
 
 
 def prune(
