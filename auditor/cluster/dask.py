@@ -73,7 +73,7 @@ class _RunningShards:
         try:
             return await _query_shard(run, shard, fingerprint, stop)
         except AuditorError as error:
-            log.error("shard failed", shard=shard, reason=str(error))
+            log.error("shard_failed", shard=shard, reason=str(error))
             return error.exit_code
         finally:
             with self._lock:
@@ -237,5 +237,5 @@ async def _connect(address: str) -> AsyncIterator[distributed.Client]:
         raise AuditStoppedError(f"--on {address}: the scheduler cannot be reached: {error}") from error
     async with client:
         if not client.scheduler_info()["workers"]:
-            log.warning("the scheduler has no worker; shards wait for one", scheduler=address)
+            log.warning("scheduler_without_workers", scheduler=address)
         yield client

@@ -126,7 +126,7 @@ def continue_or_cut(settings: Settings, excluded_accounts: tuple[str, ...]) -> t
         differences = _find_differences(plan, settings, excluded_accounts)
         if not differences:
             return address, plan, True
-        log.warning("a run that is not sealed is left, and a new one is cut", run=address, because=differences[0])
+        log.warning("unsealed_run_left", run=address, because=differences[0])
     name, plan = cut_run(
         settings, lambda name: open_run(join_address(cluster.storage, name), create=True), excluded_accounts
     )
@@ -240,10 +240,10 @@ class RunDriver:
             return False
         label = self._labels[ended.name]
         if ended.code in FINAL_ERRORS or self._starts[ended.name] >= MAX_STARTS:
-            log.error("shard failed", shard=label, exit_code=ended.code)
+            log.error("shard_failed", shard=label, exit_code=ended.code)
             self._failed[ended.name] = ended.code
             return False
-        log.warning("shard ended early, and is started again", shard=label, exit_code=ended.code)
+        log.warning("shard_restarted", shard=label, exit_code=ended.code)
         await anyio.sleep(min(self._plan.checkpoint, MAX_PAUSE_SECONDS))
         return True
 
@@ -265,7 +265,7 @@ class RunDriver:
         try:
             shards = await run_in_thread(read_progress, self.storage, self._plan)
         except ObjectStoreError as error:
-            log.warning("the progress cannot be read", reason=str(error))
+            log.warning("progress_unreadable", reason=str(error))
             return
         progress = combine_progress(self._plan, shards, self._first, Path(self._address))
         progress = replace(progress, elapsed=time.monotonic() - self._started, resumed=self._continued)
@@ -330,7 +330,7 @@ async def query_open_shards(
         states = {each.shard.name: each.state for each in await run_in_thread(read_progress, storage, plan)}
         name = next((name for name in workers if states[name] != "running"), None)
         if name is None:
-            log.warning("other processes query these shards; waiting for them", shards=len(workers))
+            log.warning("shards_queried_elsewhere", shards=len(workers))
             with anyio.move_on_after(plan.checkpoint):
                 await stop.wait()
             continue
@@ -338,7 +338,7 @@ async def query_open_shards(
         try:
             codes[name] = await worker.run()
         except SupersededError as error:
-            log.warning("shard left to another process", reason=str(error))
+            log.warning("shard_left", reason=str(error))
             workers[name] = ShardWorker(storage, plan, shards[name], settings, stop=stop, on_progress=on_progress)
     await seal_if_done(storage, plan)
     return codes

@@ -290,7 +290,7 @@ def _notify(folder: Path, config: HookConfig, results: HookResults) -> tuple[Hoo
         return (outcome,)
     for name, problem in problems.items():
         if problem is not None:
-            log.info("hook failed", hook="notify", name=name, reason=problem)
+            log.info("hook_failed", hook="notify", name=name, reason=problem)
     return tuple(
         replace(outcome, notified=name) if problem is None else replace(outcome, error=f"{name}: {problem}")
         for name, problem in problems.items()

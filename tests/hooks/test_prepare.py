@@ -148,8 +148,8 @@ def test_no_hook_is_configured_by_default(tmp_path: Path) -> None:
 def test_invalid_values_are_one_sentence_that_names_the_key(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(sentence)) as caught:
         read(tmp_path, text)
-    assert str(caught.value).startswith(f"{tmp_path}/nightly.toml: ")
-    assert "\n" not in str(caught.value)
+    assert all(each.startswith(f"{tmp_path}/nightly.toml: ") for each in caught.value.sentences)
+    assert "\n" not in "".join(caught.value.sentences)
     assert HIDDEN not in str(caught.value)
 
 
