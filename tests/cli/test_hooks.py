@@ -106,6 +106,21 @@ def test_a_failing_hook_does_not_fail_the_audit(auditor: Auditor, platform: Plat
     assert TOKEN.encode() not in everything_under(folder)
 
 
+def test_a_chat_that_refuses_is_reported_without_its_address(auditor: Auditor, platform: Platform) -> None:
+    with receiving(401) as receiver:
+        table = '[[notify]]\nname = "ops"\naddress = { env = "CHAT" }\n'
+        settings = settings_with(platform, table)
+        address = receiver.address.replace("http://", "json://")
+        done = auditor("run", settings, "--log-level", "debug", env={"CHAT": address})
+        assert len(receiver.bodies) == 1
+    assert done.returncode == 0, done.stderr
+    note = "a message was not delivered: ops: the service answered 401; the run itself is fine"
+    assert f"hooks    {note}" in done.stderr.splitlines()
+    folder = Path(settings.parent.parent, done.stdout.strip())
+    assert TOKEN not in done.stdout + done.stderr
+    assert TOKEN.encode() not in everything_under(folder)
+
+
 def test_with_problems_only_a_good_run_is_not_posted(auditor: Auditor, platform: Platform) -> None:
     with receiving() as receiver:
         settings = settings_with(platform, notify("problems"))

@@ -423,6 +423,23 @@ def test_missing_extra_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
     assert str(caught.value) == f"nightly.toml: report: {key}: needs {package}: pip install 'auditor[report]'"
 
 
+def test_a_chat_needs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "find_spec", lambda _name: None)
+    monkeypatch.setenv("CHAT", f"slack://{TOKEN}")
+    with pytest.raises(SettingsError) as caught:
+        prepare_hooks(settings(tmp_path, notify=[{"name": "ops", "address": {"env": "CHAT"}}]), source="nightly.toml")
+    sentence = "nightly.toml: notify \"ops\": address: needs apprise: pip install 'auditor[notify]'"
+    assert str(caught.value) == sentence
+
+
+def test_an_address_that_is_none_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAT", f"slck://{TOKEN}")
+    with pytest.raises(SettingsError) as caught:
+        prepare_hooks(settings(tmp_path, notify=[{"name": "ops", "address": {"env": "CHAT"}}]), source="nightly.toml")
+    sentence = 'nightly.toml: notify "ops": address: is not an address of a service that Apprise has'
+    assert str(caught.value) == sentence
+
+
 def test_preparing_hooks_writes_nothing(tmp_path: Path) -> None:
     prepare_hooks(settings(tmp_path, MET, report={"html": "f.html", "metrics": "m.prom"}))
     assert {path.name for path in tmp_path.iterdir()} == {"rules.toml"}
