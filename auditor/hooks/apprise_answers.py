@@ -101,7 +101,7 @@ def _refusal_code(host: str, table: Mapping[str, Any], content: bytes) -> str | 
     if table.get("ok") is False or table.get("success") is False:
         return str(table.get("error", ""))
     error = table.get("error")
-    if isinstance(error, dict) and not table.get("ok"):
+    if isinstance(error, dict) and error and not table.get("ok"):
         return str(error.get("code", ""))
     if host == _SLACK_WEBHOOKS and not table and content.strip() not in {b"", b"ok"}:
         return ""

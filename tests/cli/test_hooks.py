@@ -12,6 +12,7 @@ import pytest
 import standardwebhooks
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import forked
 from tests.cli.conftest import Auditor, Platform, StartPlatform, command
 from tests.hooks.receiver import TOKEN, Receiver, receiving
 
@@ -101,6 +102,21 @@ def test_a_failing_hook_does_not_fail_the_audit(auditor: Auditor, platform: Plat
     assert "Traceback" not in done.stderr
     folder = Path(settings.parent.parent, done.stdout.strip())
     assert auditor("verify", folder).returncode == 0
+    assert TOKEN not in done.stdout + done.stderr
+    assert TOKEN.encode() not in everything_under(folder)
+
+
+def test_a_chat_that_refuses_is_reported_without_its_address(auditor: Auditor, platform: Platform) -> None:
+    with receiving(401) as receiver:
+        table = '[[notify]]\nname = "ops"\naddress = { env = "CHAT" }\n'
+        settings = settings_with(platform, table)
+        address = receiver.address.replace("http://", "json://")
+        done = auditor("run", settings, "--log-level", "debug", env={"CHAT": address})
+        assert len(receiver.bodies) == 1
+    assert done.returncode == 0, done.stderr
+    note = "a message was not delivered: ops: the service answered 401; the run itself is fine"
+    assert f"hooks    {note}" in done.stderr.splitlines()
+    folder = Path(settings.parent.parent, done.stdout.strip())
     assert TOKEN not in done.stdout + done.stderr
     assert TOKEN.encode() not in everything_under(folder)
 
@@ -202,6 +218,28 @@ def test_an_interrupted_webhook_leaves_the_run_intact(platform: Platform, number
     assert process.returncode == 130
     assert "Traceback" not in said
     assert json.loads(Path(out.strip(), "run.json").read_text())["state"] == "complete"
+
+
+def test_a_message_that_was_delivered_before_a_kill_is_not_sent_again(auditor: Auditor, platform: Platform) -> None:
+    with receiving() as receiver, receiving() as other, socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        other.file.write_text(f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        settings = settings_with(platform, receiver.toml(), other.toml().replace('"hook"', '"other"'))
+        with forked.serving("run", settings, cwd=platform.settings.parents[1]) as (process, _):
+            connection, _ = silent.accept()
+            (folder,) = (path.parent for path in platform.settings.parent.rglob("run.json"))
+            while not (folder / ".hooks").read_text():
+                assert process.poll() is None
+            process.send_signal(signal.SIGKILL)
+            process.wait(10)
+            connection.close()
+        other.file.write_text(other.address)
+        done = auditor("resume", folder)
+    assert done.returncode == 0, done.stderr
+    assert "notified other" in done.stderr.splitlines()
+    assert (len(receiver.bodies), len(other.bodies)) == (1, 1)
+    assert receiver.event["id"] == other.event["id"] == other.headers[0]["webhook-id"]
+    assert not (folder / ".hooks").exists()
 
 
 def test_metrics_of_a_run_go_to_a_file_or_to_standard_output(

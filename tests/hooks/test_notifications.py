@@ -106,6 +106,7 @@ def test_a_service_that_limits_messages_is_waited_for(services: tuple[Chats, Mai
     assert {name: len(requests) for name, requests in services[0].requests.items()} == dict.fromkeys(CHATS, 2)
 
 
+@pytest.mark.slow
 def test_a_limit_that_lasts_is_a_failure_within_the_time(
     services: tuple[Chats, MailServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +150,7 @@ def test_an_error_is_a_failure_without_its_text_if_that_quotes_the_address(servi
     assert problems["mail"] == "the mail server answered 554: 5.7.1 rejected by policy"
 
 
+@pytest.mark.slow
 def test_slow_services_do_not_delay_others_and_end_at_the_time_limit(
     services: tuple[Chats, MailServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +201,7 @@ def test_a_process_that_fails_is_a_failure_of_each_message(monkeypatch: pytest.M
         monkeypatch.setattr(sys, "executable", executable)
         problems = send_messages([message_to("a", "json://127.0.0.1:1"), message_to("b", "json://127.0.0.1:1")])
         assert problems == dict.fromkeys("ab", "the process that sends it cannot be started, or fails")
+        assert check_addresses([("a", Secret("nosuchservice://x"))]) == {"a": None}
 
 
 def test_secrets_are_in_no_text_of_a_target() -> None:

@@ -280,6 +280,53 @@ def test_runs_with_problems_are_reported_and_others_are_not(
     assert (posted(done), bool(receiver.bodies)) == (expected, expected)
 
 
+def test_only_runs_with_changes_are_reported_where_that_is_requested(tmp_path: Path) -> None:
+    fleet = [named(n) for n in range(3)]
+    success = ExitReason("success", "all 3 devices have an answer")
+    violated = ExitReason("policy_violated", "the policy is violated: ble 1.1")
+    runs = [
+        ("1", "111", success, True),  # there is no previous run
+        ("2", "111", success, False),
+        ("3", "112", success, True),
+        ("4", "112", violated, True),
+        ("5", "112", violated, False),
+        ("6", "112", ExitReason("policy_violated", "the policy is violated: ble 2.0"), True),
+        ("7", "112", success, True),
+    ]
+    for name, versions, reason, expected in runs:
+        run = build(tmp_path / name, fleet, [ok(d, ("ble", v)) for d, v in zip(fleet, versions, strict=True)]).folder
+        began = f"2026-11-2{name}T02:00:00.000Z"
+        edit_manifest(run, lambda m, began=began, reason=reason: replace(m, started_at=began, exit_reason=reason))  # type: ignore[misc]
+        with receiving() as receiver:
+            hooks_after(tmp_path, run, notify=receiver.tables(when="changes"))
+        assert bool(receiver.bodies) == expected, name
+
+
+def test_a_message_has_its_template_and_link(tmp_path: Path) -> None:
+    run = whole_run(tmp_path / "run")
+    with receiving() as receiver:
+        keys = {"message": "{name}: {verdict}\n{reason}\n{link}", "link": "https://reports.example.com/{run}/"}
+        done = hooks_after(tmp_path, run, notify=receiver.tables(**keys))
+    assert (done.notified, receiver.event["type"]) == (("hook",), "run.finished")
+    verdict = "nightly: nightly is complete: 2 of 2 devices answered, 0 failed, 0 pending."
+    assert receiver.event["text"] == f"{verdict}\nhttps://reports.example.com/run/"
+
+
+def test_each_place_has_its_own_outcome(tmp_path: Path) -> None:
+    run = whole_run(tmp_path / "run")
+    with receiving() as receiver, receiving(403) as refusing, receiving(307) as redirecting:
+        tables = [
+            {**each.tables()[0], "name": name} for name, each in (("a", receiver), ("b", refusing), ("c", redirecting))
+        ]
+        done = hooks_after(tmp_path, run, notify=tables)
+    assert done.notified == ("a",)
+    assert done.problems == (
+        "a message was not delivered: b: the webhook answered 403: the request was rejected",
+        "a message was not delivered: c: the webhook answered 307: redirects are not allowed",
+    )
+    assert {event["id"] for event in (receiver.event, refusing.event)} == {receiver.event["id"]}
+
+
 def test_payload_has_the_drift_since_the_previous_run(tmp_path: Path) -> None:
     fleet = [named(n) for n in range(3)]
     for name, night, versions in (("1", 1, "112"), ("2", 2, "122"), ("0", 3, "999")):
@@ -375,6 +422,23 @@ def test_missing_extra_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(SettingsError) as caught:
         prepare_hooks(settings(tmp_path, report={key: True}), source="nightly.toml")
     assert str(caught.value) == f"nightly.toml: report: {key}: needs {package}: {describe_extra('report')}"
+
+
+def test_a_chat_needs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "find_spec", lambda _name: None)
+    monkeypatch.setenv("CHAT", f"slack://{TOKEN}")
+    with pytest.raises(SettingsError) as caught:
+        prepare_hooks(settings(tmp_path, notify=[{"name": "ops", "address": {"env": "CHAT"}}]), source="nightly.toml")
+    sentence = "nightly.toml: notify \"ops\": address: needs apprise: pip install 'auditor[notify]'"
+    assert str(caught.value) == sentence
+
+
+def test_an_address_that_is_none_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAT", f"slck://{TOKEN}")
+    with pytest.raises(SettingsError) as caught:
+        prepare_hooks(settings(tmp_path, notify=[{"name": "ops", "address": {"env": "CHAT"}}]), source="nightly.toml")
+    sentence = 'nightly.toml: notify "ops": address: is not an address of a service that Apprise has'
+    assert str(caught.value) == sentence
 
 
 def test_preparing_hooks_writes_nothing(tmp_path: Path) -> None:

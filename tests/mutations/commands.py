@@ -149,7 +149,7 @@ WRITING: dict[str, Callable[[Runs], Arguments]] = {
 }
 """Commands that change the directory of runs."""
 
-OTHER_INPUT = frozenset({"check", "count", "fetch", "fleet"})
+OTHER_INPUT = frozenset({"check", "notify", "count", "fetch", "fleet"})
 """Commands that need no run; they are run on mutated settings, fleets and answers."""
 
 SHARED_STORAGE = frozenset({"cut", "shard", "stop"})
