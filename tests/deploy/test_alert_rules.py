@@ -29,10 +29,13 @@ from tests.deploy.alerts import (
 
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "auditor.rules.yml"
 
-pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, ("promtool", "prometheus", "prometheus-node-exporter"))),
-    reason="Prometheus is not installed (Debian: prometheus, prometheus-node-exporter)",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all(map(shutil.which, ("promtool", "prometheus", "prometheus-node-exporter"))),
+        reason="Prometheus is not installed (Debian: prometheus, prometheus-node-exporter)",
+    ),
+]
 
 STEP = 5 * MINUTE
 """Prometheus forgets a sample after five minutes."""
