@@ -3,19 +3,25 @@
 import re
 from pathlib import Path
 
+import anyio
 import pytest
 
 import auditor
 from auditor.cli.execution import trace_command
+from auditor.config.settings import PublishSettings
 from auditor.engine import slow_devices
+from auditor.fleet.discovery import discover_fleets
 from auditor.hooks.prepare import prepare_hooks
 from auditor.hooks.runner import run_hooks
+from auditor.publish.publisher import PublisherClock, publish_run
 from auditor.simulator.faults import Faults
 from auditor.simulator.quotas import SimulatedAccount
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import World
+from auditor.tracing import use_tracer
 from tests.collector import ReceivedSpan, collector
 from tests.integration.test_audit import account_table, settings_for
+from tests.test_tracing import Recorder
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "tracing.md"
 TOKEN = "canary-token"
@@ -26,6 +32,7 @@ def below(spans: list[ReceivedSpan], span: ReceivedSpan) -> list[str]:
     return [each.name for each in sorted(spans, key=lambda each: each.began) if each.parent == span.id]
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_every_part_of_an_audit_has_a_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slow_devices, "SLOW_NANOSECONDS", 0)
@@ -92,3 +99,28 @@ async def test_every_part_of_an_audit_has_a_span(tmp_path: Path, monkeypatch: py
     documented = set(re.findall(r"(?<!`)`([^`\n]+)`(?!`)", DOCUMENT.read_text()))
     assert {each.name for each in spans} - documented == set()
     assert {name for each in spans for name in each.attributes} - documented == set()
+
+
+def test_listing_a_fleet_and_publishing_a_run_have_spans(tmp_path: Path) -> None:
+    world = World(5, large=0, missing=0, silent=0, inactive=0)
+    recorder = Recorder()
+    (tmp_path / "work").mkdir()
+
+    async def audit() -> auditor.AuditResult:
+        async with Simulator(world) as platform:
+            fleet = {"products": "all"}
+            settings = settings_for(tmp_path, account_table(platform.endpoint, tmp_path, fleet=fleet))
+            await discover_fleets(settings, tmp_path / "work")
+            world.write_fleet(tmp_path / "fleet.csv")
+            return await auditor.run_audit(settings_for(tmp_path, account_table(platform.endpoint, tmp_path)))
+
+    with use_tracer(recorder):
+        folder = anyio.run(audit).folder
+        here = PublishSettings("lake", "files", {"to": str(tmp_path / "lake")})
+        nowhere = PublishSettings("away", "files", {"to": f"{folder / 'run.json'}/lake"})
+        assert publish_run(folder, here).error is None
+        assert publish_run(folder, nowhere, clock=PublisherClock(sleep=lambda _: None)).error is not None
+    names = [line[1] for line in recorder.lines if isinstance(line, tuple) and line[0] == "begin"]
+    assert names == ["discovery", "run", "account", "seal", "verify", "publish", "publish"]
+    assert recorder.lines[-2:] == [("fail", "not_published"), ("end", "publish")]
+    assert [line for line in recorder.lines if line == ("fail", "not_published")] == [("fail", "not_published")]
