@@ -14,7 +14,7 @@ LICENCES := MIT;Apache;BSD;ISC;Python Software Foundation;PSF;Mozilla Public Lic
 
 TEST_PROCESSES ?= $(shell n=$$(( $$(nproc 2>/dev/null || echo 2) + 1 )); echo $$(( n < 4 ? n : 4 )))
 
-.PHONY: demo test test-all check format help-texts schemas tables dashboard pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
+.PHONY: demo test test-all check format help-texts schemas tables references docs dashboard pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
@@ -34,17 +34,18 @@ check: .venv/.tests-installed  ## check style, types, import layers, help texts 
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python docs/help_texts.py --check README.md docs/commands.md
+	$(BIN)/python docs/help_texts.py --check docs/commands.md
 	$(BIN)/python docs/schemas.py --check
 	$(BIN)/python docs/tables.py --check
 	$(BIN)/python docs/log_events.py --check
+	$(BIN)/python docs/references.py --check
 
 format: .venv/.tests-installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 help-texts: .venv/.tests-installed  ## write what --help prints into the documents
-	$(BIN)/python docs/help_texts.py README.md docs/commands.md
+	$(BIN)/python docs/help_texts.py docs/commands.md
 
 schemas: .venv/.tests-installed  ## write the JSON Schemas that the types describe
 	$(BIN)/python docs/schemas.py
@@ -56,6 +57,12 @@ tables: .venv/.tests-installed  ## write the columns of published tables and of 
 dashboard: .grafana/.installed  ## write the dashboard of deploy/grafana
 	.grafana/bin/python deploy/grafana/dashboard.py > deploy/grafana/auditor.json.new
 	mv deploy/grafana/auditor.json.new deploy/grafana/auditor.json
+
+references: .venv/.tests-installed  ## write the pages of settings, rules, JSON, error codes, exit codes and the Python API
+	$(BIN)/python docs/references.py
+
+docs: .docs/.installed  ## build the site of the documents in site/pages, strictly; open site/pages/index.html
+	.docs/bin/python docs/site.py site
 
 pictures: .venv/.tests-installed  ## write the pictures of the documents, from the demonstration's data in headless Chromium
 	$(BIN)/python docs/pictures.py
@@ -87,6 +94,7 @@ lock: .tools/.installed  ## write the hashes of everything that is installed, af
 	$(COMPILE) requirements/tools.in --output-file requirements/tools.lock
 	$(COMPILE) requirements/s3.in --output-file requirements/s3.lock
 	$(COMPILE) requirements/dbt.in --output-file requirements/dbt.lock
+	$(COMPILE) requirements/docs.in --output-file requirements/docs.lock
 	$(COMPILE) requirements/kubernetes.in --output-file requirements/kubernetes.lock
 	$(COMPILE) requirements/grafana.in --output-file requirements/grafana.lock
 
@@ -125,6 +133,11 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	.s3/bin/$(LOCKED) $<
 	touch $@
 
+.docs/.installed: requirements/docs.lock  ## set up Zensical, which builds the site of the documents
+	$(PYTHON) -m venv .docs
+	.docs/bin/$(LOCKED) $<
+	touch $@
+
 .dbt/.installed: requirements/dbt.lock  ## set up dbt, which the tests of deploy/dbt need
 	$(PYTHON) -m venv .dbt
 	.dbt/bin/$(LOCKED) $<
@@ -145,4 +158,4 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	touch $@
 
 clean:
-	rm -rf .venv .bench .dbt .grafana .kubernetes .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache
+	rm -rf .venv .bench .dbt .docs .grafana .kubernetes .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache site
