@@ -131,7 +131,7 @@ async def test_a_shard_that_is_not_done_ends_with_its_code_and_no_text(
             assert (ended.name, ended.code) == ("0000-eu", 75)
             engine.start(address, "0001-eu", fingerprint)
             await until(lambda: any("0001-eu/attempts" in each.key for each in storage.list()))
-        await until(lambda: not engine_module._RUNNING.is_any)
+        assert not engine_module._RUNNING.is_any, "a worker has not stored its last answers"
         assert not any(each.is_done for shard in plan.shards for each in list_attempts(storage, shard.folder).values())
 
 
