@@ -115,7 +115,7 @@ def _send(message: Mapping[str, str], deadline: float) -> str | None:
             return None if accepted else "the service did not accept it"
         seconds = pause if refusal.retry_after is None else refusal.retry_after
         delivered = any(answer.problem is None for answer in attempt.answers)
-        if delivered or not refusal.retryable or time.monotonic() + seconds >= deadline:
+        if delivered or not refusal.retryable or time.monotonic() + seconds + CONNECT_SECONDS >= deadline:
             return _describe(refusal, attempts, message["address"])
         time.sleep(seconds)
         pause *= 2
