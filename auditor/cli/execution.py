@@ -5,7 +5,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from auditor.cli.console import print_exit, print_labelled, print_note, print_path
@@ -60,7 +59,7 @@ def _are_traces_requested() -> bool:
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
     if exporter := os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower():
-        return exporter == "otlp"
+        return "otlp" in (each.strip() for each in exporter.split(","))
     return bool(_signal_variable("ENDPOINT"))
 
 
@@ -76,13 +75,13 @@ def _open_tracer(stack: ExitStack) -> None:
     if protocol != TRACES_PROTOCOL:
         print_note(f"no traces are sent: OTEL_EXPORTER_OTLP_PROTOCOL must be {TRACES_PROTOCOL}")
         return
-    if find_spec("opentelemetry") is None or find_spec("requests") is None:
-        print_note("no traces are sent: install the packages with: pip install 'auditor[otel]'")
-        return
     try:
         from auditor.otlp import open_tracer
 
         tracer = stack.enter_context(open_tracer())
+    except ImportError:
+        print_note("no traces are sent: install the packages with: pip install 'auditor[otel]'")
+        return
     except Exception as error:  # noqa: BLE001  a wrong variable of a library costs no audit
         print_note(f"no traces are sent: the OTEL_ variables cannot be used ({type(error).__name__})")
         return
