@@ -15,7 +15,7 @@ from auditor.cli.execution import trace_command
 from auditor.cli.runtime import log_to_stderr
 from auditor.errors import AccountStoppedError
 from auditor.log import log
-from auditor.tracing import FinishedSpan, current_tracer, span, trace_ids
+from auditor.tracing import FinishedSpan, current_tracer, flush_spans, span, trace_ids
 from tests.collector import Collector, collector
 
 PASSWORD, KEY = "canary-password", "canary-key"
@@ -182,6 +182,23 @@ def test_a_collector_that_does_not_accept_spans_is_one_line_without_its_address(
     assert "127.0.0.1" in line
     assert PASSWORD not in printed
     assert KEY not in printed
+
+
+def test_a_warning_about_the_collector_comes_before_the_last_line_of_a_command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log_to_stderr("warning")
+    with collector(status=404) as found:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.endpoint)
+        with trace_command("run"):
+            with span("seal"):
+                pass
+            flush_spans()
+            print_error("the last line")
+        assert len(found.paths) == 1, "nothing more is sent after a failure"
+    warning, last = capfd.readouterr().err.splitlines()
+    assert "HTTP status 404" in warning
+    assert last == "the last line"
 
 
 def test_a_collector_that_is_not_there_is_one_line(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from auditor.cli.console import print_exit, print_labelled, print_note, print_path
-from auditor.tracing import Attributes, Span, span, use_tracer
+from auditor.tracing import Attributes, Span, flush_spans, span, use_tracer
 
 if TYPE_CHECKING:
     from auditor.cli.render_summary import SummaryLine
@@ -138,6 +138,7 @@ def _finish(result: "AuditResult", seconds: float, hooks: "HookConfig") -> int:
         manifest = replace(manifest, exit_code=results.exit_code, exit_reason=results.policy_reason or reason)
     finally:  # the run is sealed, even if the user interrupts its hooks
         print_path(result.folder)
+    flush_spans()  # a warning about the collector comes before the last line
     if (line := manifest.describe_exit()) is not None:
         print_exit(line, results.exit_code)
     return results.exit_code
