@@ -5,13 +5,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from auditor.cli.console import RECENT_LINES, print_exit, print_labelled, print_note, print_path
 from auditor.errors import AuditorError, SettingsError
 from auditor.text.formatting import safe
-from auditor.tracing import Attributes, Span, span, use_tracer
+from auditor.tracing import Attributes, Span, flush_spans, span, use_tracer
 
 if TYPE_CHECKING:
     from auditor.cli.render_summary import SummaryLine
@@ -63,7 +62,7 @@ def _are_traces_requested() -> bool:
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
     if exporter := os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower():
-        return exporter == "otlp"
+        return "otlp" in (each.strip() for each in exporter.split(","))
     return bool(_signal_variable("ENDPOINT"))
 
 
@@ -79,13 +78,13 @@ def _open_tracer(stack: ExitStack) -> None:
     if protocol != TRACES_PROTOCOL:
         print_note(f"no traces are sent: OTEL_EXPORTER_OTLP_PROTOCOL must be {TRACES_PROTOCOL}")
         return
-    if find_spec("opentelemetry") is None or find_spec("requests") is None:
-        print_note("no traces are sent: install the packages with: pip install 'auditor[otel]'")
-        return
     try:
         from auditor.otlp import open_tracer
 
         tracer = stack.enter_context(open_tracer())
+    except ImportError:
+        print_note("no traces are sent: install the packages with: pip install 'auditor[otel]'")
+        return
     except Exception as error:  # noqa: BLE001  a wrong variable of a library costs no audit
         print_note(f"no traces are sent: the OTEL_ variables cannot be used ({type(error).__name__})")
         return
@@ -204,6 +203,7 @@ def _finish(result: "AuditResult", seconds: float, hooks: "HookConfig", switch: 
         manifest = replace(manifest, exit_code=results.exit_code, exit_reason=results.policy_reason or reason)
     finally:  # the run is sealed, even if the user interrupts its hooks
         print_path(result.folder)
+    flush_spans()  # a warning about the collector comes before the last line
     line = manifest.describe_exit()
     switch.finish(results.exit_code, safe(line or f"exit {results.exit_code}"))
     if line is not None:
