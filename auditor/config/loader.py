@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from auditor.config.metrics_settings import MetricsSettings, PushgatewaySettings
 from auditor.config.paths import resolve_path
 from auditor.config.settings import (
     Account,
@@ -40,6 +41,7 @@ from auditor.config.validation import (
     validate_accounts,
     validate_cluster,
     validate_hooks,
+    validate_metrics,
     validate_publish,
     validate_rollouts,
     validate_selection,
@@ -91,6 +93,7 @@ def parse_settings(table: Mapping[str, Any], *, where: str = "settings", folder:
         quota_sharing=_resolve_quota_sharing(settings.quota_sharing, folder),
         policy=None if settings.policy is None else _resolve(settings.policy, folder, "file"),
         report=_resolve(settings.report, folder, "html", "excel", "metrics"),
+        metrics=_resolve_pushgateway(settings.metrics, folder),
         notify=None if settings.notify is None else _resolve(settings.notify, folder),
         publish=tuple(_resolve_destination(each, folder) for each in settings.publish),
         cluster=None if settings.cluster is None else _resolve_storage(settings.cluster, folder),
@@ -202,6 +205,11 @@ def _resolve_storage(cluster: ClusterSettings, folder: Path) -> ClusterSettings:
     return cluster if "://" in cluster.storage else _resolve(cluster, folder, "storage")
 
 
+def _resolve_pushgateway(metrics: MetricsSettings, folder: Path) -> MetricsSettings:
+    gateway = metrics.pushgateway
+    return metrics if gateway is None else msgspec.structs.replace(metrics, pushgateway=_resolve(gateway, folder))
+
+
 def _resolve(table: T, folder: Path, *paths: str) -> T:
     """Return a table with its secrets, and those of its ``paths`` that are not empty, relative to a folder."""
     resolved: dict[str, object] = {}
@@ -290,6 +298,12 @@ _EXPECTED = {
     "report.excel": 'give true, or a path such as "fleet.xlsx"',
     "report.metrics": 'give a path such as "/var/lib/node_exporter/textfile/auditor.prom"',
     "report.group_by": 'give names of attributes such as ["site", "ring"]',
+    "metrics": 'give { interval = "15s", modules = ["mcu"], max_series = 1000 }',
+    "metrics.interval": 'give a duration such as "15s", or "off"',
+    "metrics.modules": f"give {_NAMES}",
+    "metrics.max_series": "give a whole number, such as 1000",
+    "metrics.pushgateway": 'give { address = "https://pushgateway.example:9091" }',
+    "metrics.pushgateway.password": f"keep it out of the settings: give {SOURCE_FORMS}",
     "notify.webhook": f'give "https://HOST/PATH", {SOURCE_FORMS}',
     "notify.secret": f"keep it out of the settings: give {SOURCE_FORMS}",
     "notify.when": 'give "always" or "problems"',
@@ -320,7 +334,8 @@ _EXPECTED = {
 } | {
     f"{key}.command": _COMMAND
     for key in (
-        "access_key_id", "access_key_secret", "proxy", "quota_sharing.password", "notify.webhook", "notify.secret",
+        "access_key_id", "access_key_secret", "proxy", "quota_sharing.password", "metrics.pushgateway.password",
+        "notify.webhook", "notify.secret",
     )
 } | {
     f"credentials{sources}{key}": advice
@@ -352,6 +367,8 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "quota_sharing": SharedQuotaSettings,
     "policy": PolicySettings,
     "report": ReportSettings,
+    "metrics": MetricsSettings,
+    "metrics.pushgateway": PushgatewaySettings,
     "rollouts": RolloutSettings,
     "notify": NotifySettings,
     "publish": PublishSettings,
@@ -387,6 +404,7 @@ def _validate(settings: Settings, where: str) -> None:
         raise SettingsError(f"{where}: max_calls: give at least one for each of the {len(settings.account)} accounts")
     validate_rollouts(settings.rollouts, where)
     validate_hooks(settings, where)
+    validate_metrics(settings.metrics, f"{where}: metrics")
     validate_publish(settings, where)
     validate_cluster(settings, where)
 

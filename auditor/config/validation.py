@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from auditor.config.metrics_settings import METRIC_SERIES, MetricsSettings
 from auditor.config.proxy import validate_proxy
 from auditor.config.settings import (
     Account,
@@ -328,6 +329,31 @@ def validate_hooks(settings: Settings, where: str) -> None:
         raise SettingsError(f"{where}: report: group_by: give at most {MAX_GROUP_NAMES} different names of attributes")
     if settings.notify is not None:
         _check_notify(settings.notify, f"{where}: notify")
+
+
+def validate_metrics(metrics: MetricsSettings, where: str) -> None:
+    """Raise SettingsError for the first rule that [metrics] breaks. Messages never quote the address."""
+    if metrics.interval != "off":
+        check_duration(metrics.interval, f"{where}: interval")
+    if "" in metrics.modules:
+        raise SettingsError(f"{where}: modules: a pattern is empty; give names of modules, such as mcu or ble*")
+    if metrics.max_series not in METRIC_SERIES:
+        allowed = f"from {METRIC_SERIES[0]} to {METRIC_SERIES[-1]:,}"
+        raise SettingsError(f"{where}: max_series: give a whole number {allowed}")
+    if (gateway := metrics.pushgateway) is None:
+        return
+    at = f"{where}: pushgateway"
+    if not _is_http_url(gateway.address) or re.search(r"[@?#]", gateway.address):
+        advice = "give one such as https://HOST:9091; user and password have keys of their own"
+        raise SettingsError(f"{at}: address: is not the address of a server; {advice}")
+    if not gateway.job:
+        raise SettingsError(f'{at}: job: is empty; give a name such as "auditor"')
+    if (gateway.username is None) != (gateway.password is None):
+        raise SettingsError(f"{at}: give both of username and password, or none")
+    if gateway.username is not None and not re.fullmatch(r"[!-9;-~]+", gateway.username):
+        raise SettingsError(f"{at}: username: give letters, digits and punctuation, but no colon")
+    if gateway.password is not None:
+        check_secret_source(gateway.password, f"{at}: password")
 
 
 def _check_notify(notify: NotifySettings, at: str) -> None:

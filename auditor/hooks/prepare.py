@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from auditor.config.metrics_settings import MetricsSettings
 from auditor.config.secrets import read_secret
 from auditor.config.settings import NotifySettings, PublishSettings, ReportSettings, Settings
 from auditor.config.validation import SOURCE_FORMS, check_webhook_url
@@ -16,6 +17,7 @@ from auditor.errors import SettingsError
 from auditor.models import Secret
 
 if TYPE_CHECKING:
+    from auditor.hooks.pushgateway import Pushgateway
     from auditor.policy.model import Policy
 
 
@@ -40,6 +42,9 @@ class HookConfig:
         policy_error: why the configured policy cannot be evaluated.
         webhook_error: why nothing can be posted to the configured webhook.
         publish: destinations to which the run is published.
+        metrics: which metrics the run has, and how often they are written.
+        pushgateway: where metrics are pushed.
+        pushgateway_error: why nothing can be pushed to the configured Pushgateway.
         notes: configured steps that will fail, a sentence each.
         withheld: names of the configured steps that a trial leaves out; see ``for_trial``.
     """
@@ -52,6 +57,9 @@ class HookConfig:
     policy_error: str | None = None
     webhook_error: str | None = None
     publish: tuple[PublishSettings, ...] = ()
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    pushgateway: "Pushgateway | None" = None
+    pushgateway_error: str | None = None
     notes: tuple[str, ...] = ()
     withheld: tuple[str, ...] = ()
 
@@ -70,8 +78,11 @@ class HookConfig:
         )
         names = {"html": "report", "excel": "Excel file", "metrics": "metrics", "webhook": "webhook"}
         publish = ["publishing"] if self.publish else []
-        withheld = (*(names[key] for key in outside), *publish, *webhook)
-        return replace(self, report=kept, publish=(), webhook=None, webhook_error=None, withheld=withheld)
+        pushed = self.pushgateway is not None or self.pushgateway_error is not None
+        metrics = ["metrics"] if pushed and "metrics" not in outside else []
+        withheld = (*(names[key] for key in outside), *metrics, *publish, *webhook)
+        kept_hooks = replace(self, report=kept, publish=(), webhook=None, webhook_error=None, withheld=withheld)
+        return replace(kept_hooks, pushgateway=None, pushgateway_error=None)
 
 
 def prepare_hooks(settings: Settings, *, source: str = "settings") -> HookConfig:
@@ -84,7 +95,13 @@ def prepare_hooks(settings: Settings, *, source: str = "settings") -> HookConfig
     Raises:
         SettingsError: rules cannot be read, a file cannot be written, or a package or a secret is missing.
     """
-    config = HookConfig(_load_policy(settings), settings.report, publish=settings.publish)
+    config = HookConfig(
+        _load_policy(settings),
+        settings.report,
+        publish=settings.publish,
+        metrics=settings.metrics,
+        pushgateway=_open_pushgateway(settings, source),
+    )
     for table in settings.publish:
         _check_destination(table, source)
     for problem in _report_problems(settings.report, source):
@@ -97,13 +114,18 @@ def prepare_resume_hooks(settings: Settings, *, source: str = "settings") -> Hoo
 
     A hook that cannot run is a note, and fails later: files may have moved, which is no reason to skip devices.
     """
-    config, notes = HookConfig(report=settings.report), []
+    config, notes = HookConfig(report=settings.report, metrics=settings.metrics), []
     try:
         config = replace(config, policy=_load_policy(settings))
     except SettingsError as error:
         config = replace(config, policy_error=str(error))
         notes.append(f"the policy cannot be evaluated: {error}; {_NEXT_STEP}")
     notes += [f"{problem}; {_NEXT_STEP}" for problem in _report_problems(settings.report, source)]
+    try:
+        config = replace(config, pushgateway=_open_pushgateway(settings, source))
+    except SettingsError as error:
+        config = replace(config, pushgateway_error=str(error))
+        notes.append(f"metrics will not be pushed: {error}; {_NEXT_STEP}")
     for table in settings.publish:
         try:
             _check_destination(table, source)
@@ -133,6 +155,14 @@ def _load_policy(settings: Settings) -> "Policy | None":
     policy = load_policy(settings.policy.file)
     check_modules(policy, settings.modules)
     return policy
+
+
+def _open_pushgateway(settings: Settings, source: str) -> "Pushgateway | None":
+    if settings.metrics.pushgateway is None:
+        return None
+    from auditor.hooks.pushgateway import open_pushgateway
+
+    return open_pushgateway(settings.metrics.pushgateway, settings.name, f"{source}: metrics: pushgateway")
 
 
 def _check_destination(table: PublishSettings, source: str) -> None:

@@ -23,7 +23,7 @@ from auditor.cli.output import (
     write_to_stdout,
 )
 from auditor.errors import PolicyError, UsageError
-from auditor.text.formats import POLICY_REPORT_FORMATS, PolicyReportFormat, TableFormat
+from auditor.text.formats import POLICY_REPORT_FORMATS, MetricsFormat, PolicyReportFormat, TableFormat
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
@@ -149,25 +149,47 @@ def report(
 
 
 def metrics(
-    run: RunPath, /, *, rules: RulesOption = None, group_by: AttributesOption = None, out: OutputPath = None
+    run: RunPath,
+    /,
+    *,
+    rules: RulesOption = None,
+    group_by: AttributesOption = None,
+    modules: Annotated[str | None, Parameter(group=OUTPUT)] = None,
+    max_series: Annotated[int, Parameter(group=OUTPUT)] = 1_000,
+    format: Annotated[MetricsFormat, Parameter(group=OUTPUT)] = "prometheus",  # noqa: A002  the flag's name
+    out: OutputPath = None,
 ) -> int:
     """Write a run as Prometheus metrics, for node_exporter's textfile collector.
 
     The metrics are coverage, devices by module and version, verdicts of rules, requests, and the time of the last
     success. The file is replaced atomically and is readable for all users. In a directory, use its newest run of the
     whole fleet, also if that failed.
+
+    Parameters
+    ----------
+    modules:
+        Write series only of modules whose names match one of these patterns, such as mcu,ble*; default: all.
+    max_series:
+        Write at most INT series of a metric: those with the most devices. Count the others in auditor_…_omitted.
+    format:
+        Write the text format of Prometheus, which node_exporter reads, or OpenMetrics, which promtool backfills.
     """
+    from auditor.config.metrics_settings import METRIC_SERIES, MetricsSettings
     from auditor.hooks.prometheus import render_metrics, write_metrics_file
     from auditor.policy.evaluate import summarize_policy
     from auditor.runs.folder import find_run
 
+    if max_series not in METRIC_SERIES:
+        raise UsageError(f"--max-series {max_series}: give a number from {METRIC_SERIES[0]} to {METRIC_SERIES[-1]:,}")
+    options = MetricsSettings(modules=split_names(modules), max_series=max_series)
     folder, loaded = find_run(run, "fleet"), _load_policy(rules)
     groups = _parse_attributes(group_by, folder)
     evaluated = None if loaded is None else summarize_policy(folder, loaded)
+    text = render_metrics(folder, evaluated, groups, options=options, format_=format)
     if out is not None and not is_stdout(out):
-        write_metrics_file(folder, out, evaluated, groups)
+        write_metrics_file(text, out)
     else:
-        write_to_stdout(io.BytesIO(render_metrics(folder, evaluated, groups)))
+        write_to_stdout(io.BytesIO(text))
     return 0
 
 
