@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from auditor.cli.render_summary import SummaryLine
     from auditor.concurrency import StopToken
     from auditor.config.settings import Account, SecretSource
-    from auditor.engine.progress import AuditResult, ProgressCallback
+    from auditor.engine.progress import AuditResult, Progress, ProgressCallback
     from auditor.hooks.ping import DeadMansSwitch
     from auditor.hooks.prepare import HookConfig
 
@@ -165,18 +165,33 @@ def run_audit_command(start: "Start", hooks: "HookConfig", switch: SwitchReporte
     from auditor.cli.runtime import interrupt_on_signals
 
     with interrupt_on_signals():
-        result, seconds = _run_timed(start)
+        result, seconds = _run_timed(start, hooks)
         return _finish(result, seconds, hooks, switch)
 
 
-def _run_timed(start: "Start") -> "tuple[AuditResult, float]":
+def _run_timed(start: "Start", hooks: "HookConfig | None" = None) -> "tuple[AuditResult, float]":
     from auditor.cli.progress import show_progress
     from auditor.cli.runtime import run_until_signal
 
     started = time.monotonic()
-    with show_progress() as watch:
+    with _live_metrics(hooks) as observe, show_progress() as show:
+
+        def watch(progress: "Progress") -> None:
+            if observe is not None:
+                observe(progress)
+            show(progress)
+
         result = run_until_signal(lambda stop: start(watch, stop))
     return result, time.monotonic() - started
+
+
+def _live_metrics(hooks: "HookConfig | None") -> "AbstractContextManager[ProgressCallback | None]":
+    """Return what writes metrics while a run is under way; it yields None if none are configured."""
+    if hooks is None or (hooks.report.metrics is None and hooks.pushgateway is None):
+        return nullcontext()
+    from auditor.hooks.live_metrics import live_metrics
+
+    return live_metrics(hooks)
 
 
 def _print_summary(result: "AuditResult", seconds: float) -> None:

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import msgspec
 
+from auditor.config.metrics_settings import MetricsSettings
 from auditor.config.paths import resolve_path
 from auditor.config.settings import (
     Account,
@@ -30,6 +31,7 @@ def resolve_settings(settings: Settings, folder: Path) -> Settings:
         quota_sharing=_resolve_quota_sharing(settings.quota_sharing, folder),
         policy=None if settings.policy is None else _resolve(settings.policy, folder, "file"),
         report=_resolve(settings.report, folder, "html", "excel", "metrics"),
+        metrics=_resolve_pushgateway(settings.metrics, folder),
         notify=tuple(_resolve(each, folder) for each in settings.notify),
         ping=None if settings.ping is None else resolve_secret_source(settings.ping, folder),
         publish=tuple(_resolve_destination(each, folder) for each in settings.publish),
@@ -59,6 +61,11 @@ def _resolve_quota_sharing(sharing: QuotaSharing, folder: Path) -> QuotaSharing:
     if isinstance(sharing, str):
         return sharing
     return _resolve(sharing, folder, "directory", "ca_file")
+
+
+def _resolve_pushgateway(metrics: MetricsSettings, folder: Path) -> MetricsSettings:
+    gateway = metrics.pushgateway
+    return metrics if gateway is None else msgspec.structs.replace(metrics, pushgateway=_resolve(gateway, folder))
 
 
 def _resolve_storage(cluster: ClusterSettings, folder: Path) -> ClusterSettings:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from auditor.config.faults import faults_of, raises_faults
+from auditor.config.metrics_settings import METRIC_SERIES, MetricsSettings
 from auditor.config.proxy import validate_proxy
 from auditor.config.settings import (
     Account,
@@ -358,6 +359,31 @@ def _name_faults(names: list[str], at: str, noun: str) -> Iterator[str]:
             yield f"{at}: name: use up to 64 letters, digits, '.', '-' and '_'"
         if names.count(name) > 1:
             yield f'{at} "{name}": two {noun} have this name; names must be unique'
+
+
+@raises_faults
+def validate_metrics(metrics: MetricsSettings, where: str) -> Iterator[str]:
+    """Raise SettingsError for the rules that [metrics] breaks. Messages never quote the address."""
+    if metrics.interval != "off":
+        yield from faults_of(check_duration, metrics.interval, f"{where}: interval")
+    if "" in metrics.modules:
+        yield f"{where}: modules: a pattern is empty; give names of modules, such as mcu or ble*"
+    if metrics.max_series not in METRIC_SERIES:
+        yield f"{where}: max_series: give a whole number from {METRIC_SERIES[0]} to {METRIC_SERIES[-1]:,}"
+    if (gateway := metrics.pushgateway) is None:
+        return
+    at = f"{where}: pushgateway"
+    if not _is_http_url(gateway.address) or re.search(r"[@?#]", gateway.address):
+        advice = "give one such as https://HOST:9091; user and password have keys of their own"
+        yield f"{at}: address: is not the address of a server; {advice}"
+    if not gateway.job:
+        yield f'{at}: job: is empty; give a name such as "auditor"'
+    if (gateway.username is None) != (gateway.password is None):
+        yield f"{at}: give both of username and password, or none"
+    if gateway.username is not None and not re.fullmatch(r"[!-9;-~]+", gateway.username):
+        yield f"{at}: username: give letters, digits and punctuation, but no colon"
+    if gateway.password is not None:
+        yield from faults_of(check_secret_source, gateway.password, f"{at}: password")
 
 
 def _notify_faults(table: NotifySettings, at: str) -> Iterator[str]:

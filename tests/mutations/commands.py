@@ -210,6 +210,7 @@ fair_share = "50%"
 seed = 7
 policy = { file = "rules.toml" }
 report = { html = "out/report.html", excel = "out/inventory.xlsx", metrics = "out/auditor.prom" }
+metrics = { interval = "1m", modules = ["mcu"], max_series = 50, pushgateway = { address = "http://127.0.0.1:9" } }
 notify = [{ name = "ops", webhook = { env = "AUDITOR_TEST_WEBHOOK" }, secret = { env = "AUDITOR_TEST_SIGNING" }, when = "problems" }]
 publish = [{ name = "lake", type = "files", timeout = "1m", options = { to = "out/lake" } }]
 """

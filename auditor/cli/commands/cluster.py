@@ -122,6 +122,7 @@ def _describe_hooks(settings: "Settings") -> list[str]:
     hooks = {"policy": settings.policy, "notify": settings.notify, "publish": settings.publish}
     names = [f"[{name}]" for name, hook in hooks.items() if hook]
     names += ["[report]"] if settings.report.html or settings.report.excel or settings.report.metrics else []
+    names += ["[metrics]"] if settings.metrics.pushgateway is not None else []
     return [f"no shard runs {', '.join(names)}: fetch the sealed run, and use its commands"] if names else []
 
 

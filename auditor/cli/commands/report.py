@@ -23,10 +23,11 @@ from auditor.cli.output import (
     write_to_stdout,
 )
 from auditor.errors import PolicyError, UsageError
-from auditor.text.formats import POLICY_REPORT_FORMATS, PolicyReportFormat, TableFormat
+from auditor.text.formats import POLICY_REPORT_FORMATS, MetricsFormat, PolicyReportFormat, TableFormat
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
+    from auditor.config.metrics_settings import MetricsSettings
     from auditor.policy.evaluate import PolicyReport
     from auditor.policy.model import Policy
 
@@ -149,34 +150,64 @@ def report(
 
 
 def metrics(
-    run: RunAddress, /, *, rules: RulesOption = None, group_by: AttributesOption = None, out: OutputPath = None
+    run: RunAddress,
+    /,
+    *,
+    rules: RulesOption = None,
+    group_by: AttributesOption = None,
+    modules: Annotated[str | None, Parameter(group=OUTPUT)] = None,
+    max_series: Annotated[int, Parameter(group=OUTPUT)] = 1_000,
+    format: Annotated[MetricsFormat, Parameter(group=OUTPUT)] = "prometheus",  # noqa: A002  the flag's name
+    out: OutputPath = None,
 ) -> int:
     """Write a run as Prometheus metrics, for node_exporter's textfile collector.
 
     The metrics are coverage, devices by module and version, verdicts of rules, requests, and the time of the last
     success. The file is replaced atomically and is readable for all users. In a directory, use its newest run of the
     whole fleet, also if that failed. Of a run that was cut, fetch the sealed files for that.
+
+    Parameters
+    ----------
+    modules:
+        Write series only of modules whose names match one of these patterns, such as mcu,ble*; default: all.
+    max_series:
+        Write at most INT series of a metric: those with the most devices. Count the others in auditor_…_omitted.
+    format:
+        Write the text format of Prometheus, which node_exporter reads, or OpenMetrics, which promtool backfills.
     """
     from auditor.cli.commands.cluster import fetch_temporarily
+    from auditor.config.metrics_settings import METRIC_SERIES, MetricsSettings
     from auditor.runs.folder import find_run, is_cut_run
 
+    if max_series not in METRIC_SERIES:
+        raise UsageError(f"--max-series {max_series}: give a number from {METRIC_SERIES[0]} to {METRIC_SERIES[-1]:,}")
+    options = MetricsSettings(modules=split_names(modules), max_series=max_series)
     if is_cut_run(run):
         with fetch_temporarily(run) as folder:
-            return _write_metrics(folder, rules, group_by, out)
-    return _write_metrics(find_run(Path(run), "fleet"), rules, group_by, out)
+            return _write_metrics(folder, rules, group_by, out, options=options, format_=format)
+    return _write_metrics(find_run(Path(run), "fleet"), rules, group_by, out, options=options, format_=format)
 
 
-def _write_metrics(folder: Path, rules: Path | None, group_by: str | None, out: Path | None) -> int:
+def _write_metrics(
+    folder: Path,
+    rules: Path | None,
+    group_by: str | None,
+    out: Path | None,
+    *,
+    options: "MetricsSettings",
+    format_: MetricsFormat,
+) -> int:
     from auditor.hooks.prometheus import render_metrics, write_metrics_file
     from auditor.policy.evaluate import summarize_policy
 
     loaded = _load_policy(rules)
     groups = _parse_attributes(group_by, folder)
     evaluated = None if loaded is None else summarize_policy(folder, loaded)
+    text = render_metrics(folder, evaluated, groups, options=options, format_=format_)
     if out is not None and not is_stdout(out):
-        write_metrics_file(folder, out, evaluated, groups)
+        write_metrics_file(text, out)
     else:
-        write_to_stdout(io.BytesIO(render_metrics(folder, evaluated, groups)))
+        write_to_stdout(io.BytesIO(text))
     return 0
 
 
