@@ -14,7 +14,7 @@ LICENCES := MIT;Apache;BSD;ISC;Python Software Foundation;PSF;Mozilla Public Lic
 
 TEST_PROCESSES ?= $(shell n=$$(( $$(nproc 2>/dev/null || echo 2) + 1 )); echo $$(( n < 4 ? n : 4 )))
 
-.PHONY: demo test check format help-texts schemas tables pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
+.PHONY: dist pex install-test release-check demo test check format help-texts schemas tables units pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
@@ -31,6 +31,7 @@ check: .venv/.tests-installed  ## check style, types, import layers, help texts 
 	$(BIN)/python docs/help_texts.py --check README.md docs/commands.md
 	$(BIN)/python docs/schemas.py --check
 	$(BIN)/python docs/tables.py --check
+	$(BIN)/python release/units.py --check
 
 format: .venv/.tests-installed
 	$(BIN)/ruff check --fix
@@ -41,6 +42,9 @@ help-texts: .venv/.tests-installed  ## write what --help prints into the documen
 
 schemas: .venv/.tests-installed  ## write the JSON Schemas that the types describe
 	$(BIN)/python docs/schemas.py
+
+units: .venv/.installed  ## write the systemd units of deploy/
+	$(BIN)/python release/units.py
 
 tables: .venv/.tests-installed  ## write the columns of published tables and of Parquet files, and the schema of PostgreSQL
 	$(BIN)/python docs/tables.py
@@ -71,11 +75,38 @@ lock: .tools/.installed  ## write the hashes of everything that is installed, af
 	$(COMPILE) pyproject.toml requirements/build.in --extra report --extra redis --constraint constraints.txt --output-file requirements/audit.lock
 	$(COMPILE) pyproject.toml requirements/build.in --all-extras --constraint constraints.txt --no-emit-package atheris \
 		--output-file requirements/test.lock
+	$(COMPILE) pyproject.toml requirements/build.in $(addprefix --extra ,credentials dlt postgresql publish redis report simulator) \
+		--constraint constraints.txt --constraint requirements/test.lock --output-file requirements/extras.lock
 	$(COMPILE) benchmarks/requirements.txt --output-file requirements/bench.lock
 	$(COMPILE) requirements/tools.in --output-file requirements/tools.lock
 	$(COMPILE) requirements/s3.in --output-file requirements/s3.lock
 	$(COMPILE) requirements/dbt.in --output-file requirements/dbt.lock
 	$(COMPILE) requirements/kubernetes.in --output-file requirements/kubernetes.lock
+
+# The same commit gives the same bytes: the times in the archives are that of the commit.
+dist: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+dist: .venv/.installed sbom  ## build wheel and source distribution, with manual page, completions, SBOM and provenance, in dist/
+	rm -rf dist build/share
+	$(BIN)/python release/shell_files.py
+	$(BIN)/python -m hatchling build -d dist
+	cp sbom.cdx.json dist/
+	$(BIN)/python release/provenance.py dist
+
+pex: build/wheelhouse/.filled dist  ## build dist/auditor.pex: one file for servers that have Python alone
+	printf '%s --hash=sha256:%s\n' "$$(realpath dist/*.whl)" "$$(sha256sum < dist/*.whl | cut -d ' ' -f 1)" > build/pex.txt
+	.tools/bin/pex --python $(BIN)/python --no-pypi --find-links build/wheelhouse --no-transitive \
+		--requirement requirements/audit.lock --requirement build/pex.txt --console-script auditor --output-file dist/auditor.pex
+	$(BIN)/python release/provenance.py dist
+
+build/wheelhouse/.filled: requirements/extras.lock  ## download what an audit and its extras need, with hashes
+	rm -rf build/wheelhouse
+	for python in $$($(PYTHON) release/pythons.py); do \
+		$$python -m pip --disable-pip-version-check wheel --quiet --require-hashes --no-deps --requirement $< \
+			--wheel-dir build/wheelhouse || exit 1; done
+	touch $@
+
+install-test: dist build/wheelhouse/.filled  ## install wheel and source offline, with and without each extra, and run them
+	$(BIN)/python release/install_test.py dist build/wheelhouse
 
 sbom: .tools/.installed  ## write what an audit consists of as CycloneDX to sbom.cdx.json
 	.tools/bin/cyclonedx-py requirements requirements/audit.lock --pyproject pyproject.toml --output-reproducible --output-file sbom.cdx.json
@@ -127,4 +158,4 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	touch $@
 
 clean:
-	rm -rf .venv .bench .dbt .kubernetes .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache
+	rm -rf build dist .venv .bench .dbt .kubernetes .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache
