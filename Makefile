@@ -92,10 +92,12 @@ dist: .venv/.installed sbom  ## build wheel and source distribution, with manual
 	cp sbom.cdx.json dist/
 	$(BIN)/python release/provenance.py dist
 
-pex: build/wheelhouse/.filled dist  ## build dist/auditor.pex: one file for servers that have Python alone
-	printf '%s --hash=sha256:%s\n' "$$(realpath dist/*.whl)" "$$(sha256sum < dist/*.whl | cut -d ' ' -f 1)" > build/pex.txt
-	.tools/bin/pex --python $(BIN)/python --no-pypi --find-links build/wheelhouse --no-transitive \
-		--requirement requirements/audit.lock --requirement build/pex.txt --console-script auditor --output-file dist/auditor.pex
+pex: build/wheelhouse/.filled dist  ## build dist/auditor-pythonX.Y.pex: one file for servers that have Python alone
+	printf '%s --hash=sha256:%s\n' "$$(realpath dist/*.whl)" "$$(cat dist/*.whl | sha256sum | cut -d ' ' -f 1)" > build/pex.txt
+	for python in $$($(PYTHON) release/pythons.py); do \
+		.tools/bin/pex --python $$python --no-pypi --find-links build/wheelhouse --no-transitive --console-script auditor \
+			--requirement requirements/audit.lock --requirement build/pex.txt \
+			--output-file dist/auditor-$$(basename $$python).pex || exit 1; done
 	$(BIN)/python release/provenance.py dist
 
 build/wheelhouse/.filled: requirements/extras.lock  ## download what an audit and its extras need, with hashes
@@ -107,6 +109,9 @@ build/wheelhouse/.filled: requirements/extras.lock  ## download what an audit an
 
 install-test: dist build/wheelhouse/.filled  ## install wheel and source offline, with and without each extra, and run them
 	$(BIN)/python release/install_test.py dist build/wheelhouse
+
+release-check: .venv/.tests-installed .tools/.installed  ## walk the checklist of a release
+	$(BIN)/python release/release_check.py
 
 sbom: .tools/.installed  ## write what an audit consists of as CycloneDX to sbom.cdx.json
 	.tools/bin/cyclonedx-py requirements requirements/audit.lock --pyproject pyproject.toml --output-reproducible --output-file sbom.cdx.json
