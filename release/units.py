@@ -6,7 +6,7 @@ The same code writes those of `auditor init --schedule systemd`, for the paths t
 import sys
 from pathlib import Path
 
-from auditor.config.schedule import Schedule
+from auditor.scaffold.schedule import Schedule
 
 FOLDER = Path(__file__).parents[1] / "deploy" / "systemd"
 
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         if "--check" not in arguments:
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            sys.stderr.write(f"{path}: differs from auditor/config/schedule.py; run `make units`\n")
+            sys.stderr.write(f"{path}: differs from auditor/scaffold/schedule.py; run `make units`\n")
             exit_code = 1
     return exit_code
 

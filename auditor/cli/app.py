@@ -23,12 +23,11 @@ from auditor.cli.commands.notify import notify
 from auditor.cli.commands.publish import fetch, publish
 from auditor.cli.commands.query import diff, history, sql, verify
 from auditor.cli.commands.report import metrics, policy, report
-from auditor.cli.commands.runs import runs
+from auditor.cli.commands.runs import runs, status
 from auditor.cli.commands.simulate import simulate
-from auditor.cli.commands.status import status
 from auditor.cli.console import LOG_STYLE, open_standard_streams, print_error, print_path, redirect_to_devnull
 from auditor.cli.execution import trace_command
-from auditor.config.paths import expand_home
+from auditor.config.resolution import expand_home
 from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, SettingsError, UsageError
 from auditor.text.formatting import safe
 

@@ -1,12 +1,12 @@
-"""Make the paths of settings relative to the folder of their file."""
+"""Paths as people write them: in a home directory, or relative to the folder of a settings file."""
 
+import os
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from auditor.config.metrics_settings import MetricsSettings
-from auditor.config.paths import resolve_path
 from auditor.config.settings import (
     Account,
     ClusterSettings,
@@ -18,6 +18,20 @@ from auditor.config.settings import (
 )
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+
+def expand_home(path: str) -> str:
+    """Return a path with the home directory for ``~``, ``~/`` or ``~user/`` at its start, as shells do.
+
+    Anywhere else ``~`` is a character: ``~fleet.csv`` is a file of this name, and so is the path of an unknown user.
+    """
+    # PurePath would raise for an unknown user, and for the name of a file.
+    return os.path.expanduser(path) if path == "~" or (path.startswith("~") and "/" in path) else path  # noqa: PTH111
+
+
+def resolve_path(folder: Path, path: str) -> str:
+    """Return a path of the settings in a folder, as a path of the working directory."""
+    return str(folder / expand_home(path))
 
 
 def resolve_settings(settings: Settings, folder: Path) -> Settings:

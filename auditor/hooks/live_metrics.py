@@ -111,7 +111,7 @@ class LiveMetrics:
         except (AuditorError, OSError) as error:
             if name not in self._failed:
                 self._failed.add(name)
-                log.warning("metrics of the run under way are not written", to=name, reason=str(error))
+                log.warning("live_metrics_not_written", to=name, reason=str(error))
         else:
             self._failed.discard(name)
 

@@ -672,7 +672,10 @@ def test_any_table_becomes_settings_or_a_settings_error(table: dict[str, Any], a
             "metrics: pushgateway: job: is empty; give a name such as ",
         ),
         ({"pushgateway": {"address": "http://g", "username": "a"}}, "give both of username and password, or none"),
-        ({"pushgateway": {"address": "http://g", "password": "S3CRET"}}, "keep it out of the settings: give { env"),
+        (
+            {"pushgateway": {"address": "http://g", "username": "a", "password": "S3CRET"}},
+            "keep it out of the settings: give { env",
+        ),
         (
             {"pushgateway": {"address": "http://g", "username": "a:b", "password": {"env": "X"}}},
             "metrics: pushgateway: username: give letters, digits and punctuation, but no colon",

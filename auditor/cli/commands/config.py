@@ -19,8 +19,8 @@ from auditor.errors import RunNotWritableError, SettingsError, UsageError
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
-    from auditor.config.schedule import Schedule
-    from auditor.config.template import NewSettings
+    from auditor.scaffold.schedule import Schedule
+    from auditor.scaffold.settings_file import NewSettings
 
 ACCOUNT = Group("Account", sort_key=1)
 FILES = Group("Files", sort_key=2)
@@ -93,7 +93,7 @@ def init(
     check:
         Run auditor check afterwards; it needs the key and the platform.
     """
-    from auditor.config.template import RULES, schema_path
+    from auditor.scaffold.settings_file import RULES, schema_path
 
     new = _NewAccount(
         platform=platform,
@@ -183,7 +183,7 @@ class _NewAccount:
 
     def settings(self, account: str, calls_per_second: float, directory: str, *, rules: bool) -> "NewSettings":
         """Return the settings of the account; raise UsageError for an answer that cannot be used."""
-        from auditor.config.template import NewSettings, schema_path
+        from auditor.scaffold.settings_file import NewSettings, schema_path
 
         key_id = str(self.key_id)
         return NewSettings(
@@ -224,8 +224,8 @@ def _schedule(path: Path, directory: str, time: str, duration: str) -> "Schedule
     import getpass
     import re
 
-    from auditor.config.paths import resolve_path
-    from auditor.config.schedule import Schedule
+    from auditor.config.resolution import resolve_path
+    from auditor.scaffold.schedule import Schedule
 
     if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", time):
         raise UsageError(f"--time: {time!r} is no time of day; give one such as 02:00")
@@ -288,7 +288,7 @@ def show(
     """
     from auditor.config.loader import load_settings
     from auditor.config.serialization import settings_to_dict
-    from auditor.config.template import format_tables
+    from auditor.scaffold.settings_file import format_tables
 
     table = settings_to_dict(load_settings(path))
     if format == "json":
@@ -349,7 +349,7 @@ def schema(kind: Literal["settings", "rules"] = "settings", /, *, out: OutputPat
     kind:
         What the schema describes.
     """
-    from auditor.config.template import schema_path
+    from auditor.scaffold.settings_file import schema_path
 
     def write(path: Path) -> None:
         path.write_bytes(schema_path(kind).read_bytes())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from auditor.config.schedule import Schedule
+from auditor.scaffold.schedule import Schedule
 
 ODD = Path('/opt/100% odd $HOME/a\'b "c"')
 
