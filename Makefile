@@ -14,7 +14,7 @@ LICENCES := MIT;Apache;BSD;ISC;Python Software Foundation;PSF;Mozilla Public Lic
 
 TEST_PROCESSES ?= $(shell n=$$(( $$(nproc 2>/dev/null || echo 2) + 1 )); echo $$(( n < 4 ? n : 4 )))
 
-.PHONY: demo test test-all check format help-texts schemas tables pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
+.PHONY: demo test test-all check format help-texts schemas tables references docs dashboard pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
@@ -34,17 +34,18 @@ check: .venv/.tests-installed  ## check style, types, import layers, help texts 
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python docs/help_texts.py --check README.md docs/commands.md
+	$(BIN)/python docs/help_texts.py --check docs/commands.md
 	$(BIN)/python docs/schemas.py --check
 	$(BIN)/python docs/tables.py --check
 	$(BIN)/python docs/log_events.py --check
+	$(BIN)/python docs/references.py --check
 
 format: .venv/.tests-installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 help-texts: .venv/.tests-installed  ## write what --help prints into the documents
-	$(BIN)/python docs/help_texts.py README.md docs/commands.md
+	$(BIN)/python docs/help_texts.py docs/commands.md
 
 schemas: .venv/.tests-installed  ## write the JSON Schemas that the types describe
 	$(BIN)/python docs/schemas.py
@@ -52,6 +53,16 @@ schemas: .venv/.tests-installed  ## write the JSON Schemas that the types descri
 tables: .venv/.tests-installed  ## write the columns of published tables and of Parquet files, the schema of PostgreSQL, and the events of the log
 	$(BIN)/python docs/tables.py
 	$(BIN)/python docs/log_events.py
+
+dashboard: .grafana/.installed  ## write the dashboard of deploy/grafana
+	.grafana/bin/python deploy/grafana/dashboard.py > deploy/grafana/auditor.json.new
+	mv deploy/grafana/auditor.json.new deploy/grafana/auditor.json
+
+references: .venv/.tests-installed  ## write the pages of settings, rules, JSON, error codes, exit codes and the Python API
+	$(BIN)/python docs/references.py
+
+docs: .docs/.installed  ## build the site of the documents in site/pages, strictly; open site/pages/index.html
+	.docs/bin/python docs/site.py site
 
 pictures: .venv/.tests-installed  ## write the pictures of the documents, from the demonstration's data in headless Chromium
 	$(BIN)/python docs/pictures.py
@@ -83,7 +94,9 @@ lock: .tools/.installed  ## write the hashes of everything that is installed, af
 	$(COMPILE) requirements/tools.in --output-file requirements/tools.lock
 	$(COMPILE) requirements/s3.in --output-file requirements/s3.lock
 	$(COMPILE) requirements/dbt.in --output-file requirements/dbt.lock
+	$(COMPILE) requirements/docs.in --output-file requirements/docs.lock
 	$(COMPILE) requirements/kubernetes.in --output-file requirements/kubernetes.lock
+	$(COMPILE) requirements/grafana.in --output-file requirements/grafana.lock
 
 sbom: .tools/.installed  ## write what an audit consists of as CycloneDX to sbom.cdx.json
 	.tools/bin/cyclonedx-py requirements requirements/audit.lock --pyproject pyproject.toml --output-reproducible --output-file sbom.cdx.json
@@ -110,9 +123,19 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	.kubernetes/bin/$(LOCKED) $<
 	touch $@
 
+.grafana/.installed: requirements/grafana.lock  ## set up the types of Grafana, which generate the dashboard
+	$(PYTHON) -m venv .grafana
+	.grafana/bin/$(LOCKED) $<
+	touch $@
+
 .s3/.installed: requirements/s3.lock  ## set up a simulated S3, which the tests of object storages need
 	$(PYTHON) -m venv .s3
 	.s3/bin/$(LOCKED) $<
+	touch $@
+
+.docs/.installed: requirements/docs.lock  ## set up Zensical, which builds the site of the documents
+	$(PYTHON) -m venv .docs
+	.docs/bin/$(LOCKED) $<
 	touch $@
 
 .dbt/.installed: requirements/dbt.lock  ## set up dbt, which the tests of deploy/dbt need
@@ -135,4 +158,4 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	touch $@
 
 clean:
-	rm -rf .venv .bench .dbt .kubernetes .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache
+	rm -rf .venv .bench .dbt .docs .grafana .kubernetes .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache site

@@ -45,6 +45,7 @@ EVENTS = {
     "product_not_searched": "a product cannot be searched",
     "products_not_listed": "products cannot be listed; using the configured ones",
     "progress_callback_failed": "the progress callback failed and is not called again",
+    "progress_unreadable": "the progress cannot be read",
     "publishing_retried": "publishing is retried",
     "quota_exceeded": "quota exceeded: slowed down below the configured rate",
     "quota_not_shared": "the quota is not shared with other audits",
@@ -69,18 +70,24 @@ EVENTS = {
     "run_sealed": "run sealed",
     "run_skipped": "run skipped",
     "run_unsuccessful": "the sealed run did not succeed",
+    "scheduler_without_workers": "the scheduler has no worker; shards wait for one",
     "secret_readable": "all users of this machine can read a secret",
     "settings_file_changed": (
         "the settings file has changed since this run started, which continues with its earlier settings"
     ),
     "settings_not_remembered": "settings not remembered; a resume needs --settings",
+    "shard_failed": "shard failed",
+    "shard_left": "shard left to another process",
     "shard_not_done": "shard not done",
     "shard_progress_unreadable": "progress unreadable; its requests are not counted",
+    "shard_restarted": "shard ended early, and is started again",
+    "shards_queried_elsewhere": "other processes query these shards; waiting for them",
     "spans_not_sent": "spans could not be sent to the collector of traces",
     "status": "status",
     "storage_unavailable": "the storage is away; trying again",
     "time_zone_learned": "last-online times have no time zone and are read as most devices that are online show it",
     "unfinished_run_not_resumed": "unfinished run not resumed",
+    "unsealed_run_left": "a run that is not sealed is left, and a new one is cut",
     "waiting_for_process": "waiting for another process",
 }
 """Each event of the log with its sentence. ``docs/logs.md`` lists them with their values."""

@@ -40,7 +40,7 @@ DOCUMENTS: dict[str, tuple[type, str]] = {
     "policy": (documents.PolicyDocument, "auditor policy --format json: the result of a policy"),
     "history": (comparison_documents.HistoryDocument, "auditor history --format json: versions over several runs"),
     "rollouts": (comparison_documents.RolloutsDocument, "auditor history --rollouts --format json: states of rollouts"),
-    "webhook": (webhook_documents.WebhookBody, "The body of a webhook request"),
+    "webhook": (webhook_documents.WebhookEvent, "The body of a webhook request"),
     "settings": (Settings, "The settings file of an audit (TOML)"),
     "rules": (documents.PolicyFile, "A file of policy rules (TOML)"),
 }

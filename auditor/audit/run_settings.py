@@ -220,8 +220,10 @@ def _describe_effects(settings: Settings) -> Iterator[str]:
     for table in settings.publish:
         options = [f"{key} = {value}" for key, value in table.options.items() if not isinstance(value, SecretSource)]
         yield f"publish to {table.name}, {table.type} with {', '.join(options) or 'no option'}"
-    if settings.notify is not None:
-        yield "post to a webhook"
+    if settings.notify:
+        yield f"send messages to {', '.join(table.name for table in settings.notify)}"
+    if settings.ping is not None:
+        yield "report to a dead man's switch"
 
 
 def _describe_route(account: Account) -> str:

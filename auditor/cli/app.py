@@ -18,6 +18,7 @@ from auditor.cli.commands.demo import demo
 from auditor.cli.commands.device import device
 from auditor.cli.commands.devices import devices, inventory
 from auditor.cli.commands.fleet import fleet
+from auditor.cli.commands.notify import notify
 from auditor.cli.commands.publish import fetch, publish
 from auditor.cli.commands.query import diff, history, sql, verify
 from auditor.cli.commands.report import metrics, policy, report
@@ -27,7 +28,7 @@ from auditor.cli.commands.status import status
 from auditor.cli.console import LOG_STYLE, open_standard_streams, print_error, redirect_to_devnull
 from auditor.cli.execution import trace_command
 from auditor.config.paths import expand_home
-from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, UsageError
+from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, SettingsError, UsageError
 from auditor.text.formatting import safe
 
 EXIT_CODES = """\
@@ -89,6 +90,7 @@ _COMMANDS: dict[Group, tuple[tuple[Callable[..., int], str], ...]] = {
         (run, "auditor run nightly.toml --for 6h"),
         (resume, "auditor resume audits"),
         (fleet, "auditor fleet nightly.toml --account eu -o fleet.csv"),
+        (notify, "auditor notify nightly.toml --test"),
         (prune, "auditor prune audits --keep-days 30"),
     ),
     CLUSTER: (
@@ -178,7 +180,8 @@ def _run_command(given: Sequence[str]) -> int:
     except AuditInterruptedError:
         raise
     except AuditorError as error:
-        _print_failure(safe(error), error.exit_code)
+        for sentence in error.sentences if isinstance(error, SettingsError) else (str(error),):
+            _print_failure(safe(sentence), error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
         return AuditInterruptedError.exit_code

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,17 @@ LOG_STYLE = LogStyle()
 
 LABEL_WIDTH = 8
 """Characters of the labels of a run's summary."""
+
+
+RECENT_LINES: deque[str] = deque(maxlen=40)
+"""The last lines of this process on standard error, without colours, for a dead man's switch."""
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def remember_line(line: str) -> None:
+    """Put what is written to standard error into ``RECENT_LINES``."""
+    RECENT_LINES.extend(_COLOURS.sub("", line).splitlines())
 
 
 def print_error(
@@ -104,6 +116,7 @@ def _print_styled(line: str, styles: Mapping[str, str], *, indent: int) -> None:
 
 
 def _write_error(line: str) -> None:
+    remember_line(line)
     try:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()

@@ -7,14 +7,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from auditor.cli.console import print_exit, print_labelled, print_note, print_path
+from auditor.cli.console import RECENT_LINES, print_exit, print_labelled, print_note, print_path
+from auditor.errors import AuditorError, SettingsError
+from auditor.text.extras import describe_extra
+from auditor.text.formatting import safe
 from auditor.tracing import Attributes, Span, flush_spans, span, use_tracer
 
 if TYPE_CHECKING:
     from auditor.cli.render_summary import SummaryLine
     from auditor.concurrency import StopToken
-    from auditor.config.settings import Account
+    from auditor.config.settings import Account, SecretSource
     from auditor.engine.progress import AuditResult, ProgressCallback
+    from auditor.hooks.ping import DeadMansSwitch
     from auditor.hooks.prepare import HookConfig
 
     Start = Callable[[ProgressCallback, StopToken], Awaitable[AuditResult]]
@@ -80,7 +84,7 @@ def _open_tracer(stack: ExitStack) -> None:
 
         tracer = stack.enter_context(open_tracer())
     except ImportError:
-        print_note("no traces are sent: install the packages with: pip install 'auditor[otel]'")
+        print_note(f"no traces are sent: {describe_extra('otel')}")
         return
     except Exception as error:  # noqa: BLE001  a wrong variable of a library costs no audit
         print_note(f"no traces are sent: the OTEL_ variables cannot be used ({type(error).__name__})")
@@ -95,13 +99,75 @@ def run_with_progress(start: "Start") -> "AuditResult":
     return result
 
 
-def run_audit_command(start: "Start", hooks: "HookConfig") -> int:
+class SwitchReporter:
+    """Reports the end of a command to its dead man's switch, once, if it has one."""
+
+    def __init__(self) -> None:
+        self._switch: DeadMansSwitch | None = None
+
+    def start(self, source: "SecretSource | None", where: str) -> None:
+        """Report the start, if the settings, which errors call ``where``, have a switch, and none was started.
+
+        Raises:
+            SettingsError: its address cannot be read, or is none.
+        """
+        if source is None or self._switch is not None:
+            return
+        from auditor.hooks.ping import DeadMansSwitch
+
+        self._switch = DeadMansSwitch.open(source, where)
+        self._switch.start()
+
+    def finish(self, exit_code: int, reason: str) -> None:
+        """Report an exit code with its reason."""
+        switch, self._switch = self._switch, None
+        if switch is not None:
+            _print_switch_problem(switch.finish(exit_code, reason, list(RECENT_LINES)))
+
+    def fail(self, error: BaseException) -> None:
+        """Report an error that ends the command."""
+        switch, self._switch = self._switch, None
+        if switch is None:
+            return
+        described = safe(str(error)) if isinstance(error, AuditorError) else ""
+        if isinstance(error, KeyboardInterrupt):
+            described = "interrupted by a signal"
+        _print_switch_problem(switch.fail(described or f"unexpected {type(error).__name__}", list(RECENT_LINES)))
+
+
+def _print_switch_problem(problem: str | None) -> None:
+    if problem is not None:
+        print_note(f"the dead man's switch was not reached: {problem}")
+
+
+@contextmanager
+def noting_settings_errors() -> "Iterator[None]":
+    """Print a SettingsError of the block as a note: a run is resumed without what it is about."""
+    try:
+        yield
+    except SettingsError as error:
+        print_note(safe(str(error)))
+
+
+@contextmanager
+def reporting_to_switch() -> "Iterator[SwitchReporter]":
+    """Yield what reports the end of a command to its dead man's switch, whatever ends the block."""
+    reporter = SwitchReporter()
+    try:
+        yield reporter
+        reporter.finish(0, "nothing to do")
+    except BaseException as error:
+        reporter.fail(error)
+        raise
+
+
+def run_audit_command(start: "Start", hooks: "HookConfig", switch: SwitchReporter) -> int:
     """Run an audit and its hooks, print the summary and the run folder, and return the exit code."""
     from auditor.cli.runtime import interrupt_on_signals
 
     with interrupt_on_signals():
         result, seconds = _run_timed(start)
-        return _finish(result, seconds, hooks)
+        return _finish(result, seconds, hooks, switch)
 
 
 def _run_timed(start: "Start") -> "tuple[AuditResult, float]":
@@ -125,7 +191,7 @@ def _print_lines(lines: "Iterable[SummaryLine]") -> None:
         print_labelled(line.label, line.text, style=line.style, styles=line.styles)
 
 
-def _finish(result: "AuditResult", seconds: float, hooks: "HookConfig") -> int:
+def _finish(result: "AuditResult", seconds: float, hooks: "HookConfig", switch: SwitchReporter) -> int:
     from auditor.cli.render_summary import summarize_hooks
     from auditor.hooks.runner import run_hooks
 
@@ -139,6 +205,8 @@ def _finish(result: "AuditResult", seconds: float, hooks: "HookConfig") -> int:
     finally:  # the run is sealed, even if the user interrupts its hooks
         print_path(result.folder)
     flush_spans()  # a warning about the collector comes before the last line
-    if (line := manifest.describe_exit()) is not None:
+    line = manifest.describe_exit()
+    switch.finish(results.exit_code, safe(line or f"exit {results.exit_code}"))
+    if line is not None:
         print_exit(line, results.exit_code)
     return results.exit_code

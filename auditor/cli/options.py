@@ -33,14 +33,11 @@ ReadPath = Annotated[
 ]
 
 ResumePath = Annotated[
-    Path,
+    str,
     Parameter(
-        help="Run folder, or directory of runs (uses its newest run; a trial only if no other run is unfinished)."
+        help="Run folder, directory of runs (uses its newest run; a trial only if no other run is unfinished), or "
+        "address of a run that was cut."
     ),
-]
-
-RunPath = Annotated[
-    Path, Parameter(help="Run folder, or directory of runs (uses its newest run). Works on a run in progress.")
 ]
 
 RunAddress = Annotated[
@@ -123,7 +120,7 @@ Hooks = Annotated[
         negative=(),
         show_default=False,
         group=OUTPUT,
-        help="Write report and metrics and post the webhook, although the run is limited or in another directory.",
+        help="Write report and metrics and send messages, although the run is limited or in another directory.",
     ),
 ]
 

@@ -13,7 +13,15 @@ from typing import Any, TypeVar
 import anyio
 import structlog
 
-from auditor.cli.console import LOG_STYLE, LogFormat, ProgressStyle, format_json_line, has_colours, print_error
+from auditor.cli.console import (
+    LOG_STYLE,
+    LogFormat,
+    ProgressStyle,
+    format_json_line,
+    has_colours,
+    print_error,
+    remember_line,
+)
 from auditor.cli.signals import stop_signals
 from auditor.concurrency import StopToken
 from auditor.errors import AuditInterruptedError
@@ -30,6 +38,7 @@ class _CurrentStderr:
     """Standard error at the time of writing: a live progress display replaces ``sys.stderr``."""
 
     def write(self, text: str) -> int:
+        remember_line(text)
         with contextlib.suppress(OSError):
             sys.stderr.write(text)
         return len(text)

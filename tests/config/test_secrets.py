@@ -160,7 +160,8 @@ def test_the_path_of_a_program_is_relative_to_the_settings_folder_and_kept_absol
         access_key_id = { command = ["pass", "show", "iot/eu"] }
         access_key_secret = { command = ["./key", "iot/eu"] }
         proxy = { command = ["../acc/key", "./proxy"] }
-        [notify]
+        [[notify]]
+        name = "ops"
         webhook = { command = ["./key"] }
         """
     )
@@ -175,7 +176,7 @@ def test_the_path_of_a_program_is_relative_to_the_settings_folder_and_kept_absol
     assert kept["account"][0]["access_key_id"] == {"command": ["pass", "show", "iot/eu"]}
     assert kept["account"][0]["access_key_secret"] == {"command": [str(tmp_path / "key"), "iot/eu"]}
     assert kept["account"][0]["proxy"] == {"command": [str(tmp_path.parent / "acc/key"), "./proxy"]}
-    assert kept["notify"]["webhook"] == {"command": [str(tmp_path / "key")]}
+    assert kept["notify"][0]["webhook"] == {"command": [str(tmp_path / "key")]}
     assert settings_to_dict(auditor.parse_settings(kept)) == settings_to_dict(read)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 import socket
 import struct
 import sys
@@ -25,6 +26,7 @@ from auditor.resilience.quota_backends import REJOIN_DELAY, QuotaLostError
 from auditor.resilience.rate_limiter import AdaptiveRateLimiter
 from auditor.resilience.redis_backend import MAX_VALUE_SIZE, RedisBackend, RedisConnection, key_of
 from auditor.resilience.shared_quota import Participant, SharedQuota, copy_quota, size_for
+from auditor.text.extras import describe_extra
 from tests.resilience.redis_server import RedisServer, needs_redis
 
 pytestmark = pytest.mark.anyio
@@ -463,7 +465,7 @@ async def test_a_wrong_address_is_reported() -> None:
 
 def test_a_missing_library_is_reported_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
-    with pytest.raises(SettingsError, match=r"pip install 'auditor\[redis\]'"):
+    with pytest.raises(SettingsError, match=re.escape(describe_extra("redis"))):
         RedisConnection("redis://127.0.0.1:1/0")
 
 

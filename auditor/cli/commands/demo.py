@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from auditor.cli.console import print_error, print_line
 from auditor.cli.execution import run_with_progress
 from auditor.cli.options import OUTPUT, LogFormatOption, LogLevel, ProgressOption, require_positive
+from auditor.text.extras import describe_extra
 from auditor.text.formatting import safe
 
 
@@ -71,7 +72,7 @@ def _print_next_steps(runs: list[Path], directory: Path) -> None:
         sys.stdout.flush()
         report(runs[-1], out=directory / "demo.html", rules=rules)
     else:
-        print_line("\nThe report needs more packages: pip install 'auditor[report]'")
+        print_line(f"\nThe report needs more packages: {describe_extra('report')}")
     print_line("\nTry:")
     program, folder = _program(), shlex.quote(safe(directory))
     for words, meaning in (
