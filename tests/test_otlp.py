@@ -150,7 +150,8 @@ def test_without_the_packages_a_note_says_what_to_install(
     with trace_command("run"):
         assert current_tracer() is None
     printed = capsys.readouterr().err
-    assert printed == "note: no traces are sent: install the packages with: pip install 'auditor[otel]'\n"
+    assert printed.startswith("note: no traces are sent: pip install ")
+    assert len(printed.splitlines()) == 1
     assert received.spans == []
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from auditor.cli.console import RECENT_LINES, print_exit, print_labelled, print_note, print_path
 from auditor.errors import AuditorError, SettingsError
+from auditor.text.extras import describe_extra
 from auditor.text.formatting import safe
 from auditor.tracing import Attributes, Span, flush_spans, span, use_tracer
 
@@ -83,7 +84,7 @@ def _open_tracer(stack: ExitStack) -> None:
 
         tracer = stack.enter_context(open_tracer())
     except ImportError:
-        print_note("no traces are sent: install the packages with: pip install 'auditor[otel]'")
+        print_note(f"no traces are sent: {describe_extra('otel')}")
         return
     except Exception as error:  # noqa: BLE001  a wrong variable of a library costs no audit
         print_note(f"no traces are sent: the OTEL_ variables cannot be used ({type(error).__name__})")

@@ -299,7 +299,13 @@ def _notify(folder: Path, config: HookConfig, results: HookResults) -> tuple[Hoo
 
     def send() -> dict[str, str | None]:
         payload = build_payload(folder, exit_code=results.exit_code, policy=results.policy, problems=results.problems)
-        return deliver(folder, config.notify, payload)
+        with span("notify") as sending:
+            problems = deliver(folder, config.notify, payload)
+            failed = sum(problem is not None for problem in problems.values())
+            sending.set({"auditor.messages.sent": len(problems) - failed, "auditor.messages.failed": failed})
+            if failed:
+                sending.fail("not_delivered")
+            return problems
 
     problems, outcome = _attempt("notify", send)
     if problems is None:

@@ -34,6 +34,18 @@ def below(spans: list[ReceivedSpan], span: ReceivedSpan) -> list[str]:
     return [each.name for each in sorted(spans, key=lambda each: each.began) if each.parent == span.id]
 
 
+def assert_requests_of_slow_devices(spans: list[ReceivedSpan]) -> None:
+    """Check that each slow device has a span for each of its requests, by the conventions for HTTP."""
+    for device in (each for each in spans if each.name == "device"):
+        requests = [each for each in spans if each.parent == device.id]
+        assert len(requests) == device.attributes["auditor.device.attempts"]
+        assert all(each.is_client and each.attributes["http.request.method"] == "POST" for each in requests)
+        assert all(device.began <= each.began <= each.ended <= device.ended for each in requests)
+    requests = [each for each in spans if each.name == "POST"]
+    assert [each for each in requests if "http.request.resend_count" in each.attributes]
+    assert {each.attributes["http.response.status_code"] for each in requests} == {200, 503}
+
+
 @pytest.mark.slow
 @pytest.mark.anyio
 async def test_every_part_of_an_audit_has_a_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +70,7 @@ async def test_every_part_of_an_audit_has_a_span(tmp_path: Path, monkeypatch: py
                 max_calls=500,
                 released=True,
                 report={"metrics": str(tmp_path / "auditor.prom")},
-                notify={"webhook": {"env": "WEBHOOK"}},
+                notify=[{"name": "ops", "webhook": {"env": "WEBHOOK"}}],
                 publish=[{"name": "lake", "type": "files", "options": {"to": str(tmp_path / "lake")}}],
             )
             hooks = prepare_hooks(settings, source="test")
@@ -82,17 +94,12 @@ async def test_every_part_of_an_audit_has_a_span(tmp_path: Path, monkeypatch: py
     assert run.attributes["auditor.run.exit_reason"] == run.attributes["error.type"] == "refused_account"
     assert run.attributes["auditor.devices.fleet"] == result.manifest.fleet.devices
     assert run.attributes["auditor.requests.sent"] == result.manifest.requests.sent
-    for device in received.named("device"):
-        requests = [each for each in spans if each.parent == device.id]
-        assert len(requests) == device.attributes["auditor.device.attempts"]
-        assert all(each.is_client and each.attributes["http.request.method"] == "POST" for each in requests)
-        assert all(device.began <= each.began <= each.ended <= device.ended for each in requests)
-    retried = [each for each in received.named("POST") if "http.request.resend_count" in each.attributes]
-    assert retried
-    assert {each.attributes["http.response.status_code"] for each in received.named("POST")} == {200, 503}
+    assert_requests_of_slow_devices(spans)
     hooks_run = {str(each.attributes["auditor.hook.name"]): each for each in received.named("hook")}
-    assert {"metrics", "webhook"} <= hooks_run.keys()
-    assert hooks_run["webhook"].failed
+    assert {"metrics", "notify"} <= hooks_run.keys()
+    (sending,) = received.named("notify")
+    assert sending.parent == hooks_run["notify"].id
+    assert (sending.failed, sending.attributes["auditor.messages.failed"]) == (True, 1)
     assert not hooks_run["metrics"].failed
     content = b"".join(received.bodies)
     for secret in (TOKEN, DEFAULT_ACCOUNT.secret.reveal(), "Signature", "AccessKeyId"):
