@@ -149,8 +149,8 @@ def test_config_validate_prints_the_faults_of_all_files(auditor: Auditor, tmp_pa
 def test_config_show_prints_a_settings_file_with_every_setting_and_no_secret(auditor: Auditor, tmp_path: Path) -> None:
     auditor("init", *TUYA, *REST)
     with (tmp_path / "nightly.toml").open("a") as file:
-        file.write(f'webhook = "https://hooks.example/{SECRET}"\n'.join(["[notify]\n", ""]))
-    shown = auditor("config", "show", "nightly.toml").stdout
+        file.write('[[notify]]\nname = "ops"\nwebhook = { env = "HOOK" }\n')
+    shown = auditor("config", "show", "nightly.toml", env={"HOOK": f"https://hooks.example/{SECRET}"}).stdout
     assert "concurrency = 64" in shown
     assert SECRET not in shown
     (tmp_path / "shown.toml").write_text(shown)
