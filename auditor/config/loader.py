@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from auditor.config.faults import FaultList, faults_of, raises_faults
 from auditor.config.resolution import resolve_account, resolve_settings
 from auditor.config.settings import (
     Account,
@@ -28,7 +27,7 @@ from auditor.config.settings import (
     SharedQuotaSettings,
     split_url,
 )
-from auditor.config.toml_tables import TableWords, convert_table, read_toml
+from auditor.config.toml_tables import FaultList, TableWords, convert_table, faults_of, raises_faults, read_toml
 from auditor.config.validation import (
     CREDENTIALS_FORMS,
     CREDENTIALS_TYPES,
@@ -136,10 +135,9 @@ def _without_renamed_values(table: Mapping[str, Any], where: str, faults: FaultL
     if table.get("quota_sharing") == "alone":
         faults.sentences.append(f'{where}: quota_sharing: the value "alone" is now called "none"')
         del kept["quota_sharing"]
-    notify = table.get("notify")
-    if isinstance(notify, Mapping) and notify.get("when") == "trouble":
-        faults.sentences.append(f'{where}: notify: when: the value "trouble" is now called "problems"')
-        kept["notify"] = {key: value for key, value in notify.items() if key != "when"}
+    if isinstance(table.get("notify"), Mapping):
+        faults.sentences.append(f"{where}: notify: this table is now called [[notify]]; {_EXPECTED['notify']}")
+        del kept["notify"]
     return kept
 
 
@@ -197,14 +195,19 @@ _PLACEHOLDERS: dict[str, object] = {
     "quota_sharing.directory": "/",
     "quota_sharing.redis": "rediss://placeholder.invalid",
     "quota_sharing.password": _SECRET,
+    "notify[]": {"name": "placeholder-table", "webhook": _SECRET},
+    "notify.address": _SECRET,
     "notify.webhook": _SECRET,
     "notify.secret": _SECRET,
+    "ping": _SECRET,
     "policy.file": "placeholder",
     "rollouts.done": "100%",
     "modules[]": "default",
     "publish.type": "placeholder",
     "cluster.storage": "/placeholder",
-    **_placeholders_of_secrets("quota_sharing.password", "notify.webhook", "notify.secret", "publish.options"),
+    **_placeholders_of_secrets(
+        "quota_sharing.password", "notify.address", "notify.webhook", "notify.secret", "ping", "publish.options"
+    ),
 }
 """Values that no rule refuses, in place of values of a wrong type: so other keys of the table can be checked."""
 
@@ -294,9 +297,14 @@ _EXPECTED = {
     "report.excel": 'give true, or a path such as "fleet.xlsx"',
     "report.metrics": 'give a path such as "/var/lib/node_exporter/textfile/auditor.prom"',
     "report.group_by": 'give names of attributes such as ["site", "ring"]',
-    "notify.webhook": f'give "https://HOST/PATH", {SOURCE_FORMS}',
+    "notify": "give it a name, and an address or a webhook; there may be several of these tables",
+    "notify.address": f"keep it out of the settings: give {SOURCE_FORMS}",
+    "notify.webhook": f"keep it out of the settings: give {SOURCE_FORMS}",
     "notify.secret": f"keep it out of the settings: give {SOURCE_FORMS}",
-    "notify.when": 'give "always" or "problems"',
+    "notify.when": 'give "always", "problems" or "changes"',
+    "notify.message": 'give a text such as "{verdict}"',
+    "notify.link": 'give an address such as "https://reports.example.com/{run}/report.html"',
+    "ping": f"keep it out of the settings: give {SOURCE_FORMS}",
     "publish": "give tables [[publish]] with name, type and options",
     "publish.options": 'give options such as { to = "s3://lake/auditor" }',
     "publish.timeout": 'give a duration such as "10m"',
@@ -324,7 +332,8 @@ _EXPECTED = {
 } | {
     f"{key}.command": _COMMAND
     for key in (
-        "access_key_id", "access_key_secret", "proxy", "quota_sharing.password", "notify.webhook", "notify.secret",
+        "access_key_id", "access_key_secret", "proxy", "quota_sharing.password", "notify.address", "notify.webhook",
+        "notify.secret", "ping",
     )
 } | {
     f"credentials{sources}{key}": advice

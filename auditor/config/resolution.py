@@ -30,7 +30,8 @@ def resolve_settings(settings: Settings, folder: Path) -> Settings:
         quota_sharing=_resolve_quota_sharing(settings.quota_sharing, folder),
         policy=None if settings.policy is None else _resolve(settings.policy, folder, "file"),
         report=_resolve(settings.report, folder, "html", "excel", "metrics"),
-        notify=None if settings.notify is None else _resolve(settings.notify, folder),
+        notify=tuple(_resolve(each, folder) for each in settings.notify),
+        ping=None if settings.ping is None else resolve_secret_source(settings.ping, folder),
         publish=tuple(_resolve_destination(each, folder) for each in settings.publish),
         cluster=None if settings.cluster is None else _resolve_storage(settings.cluster, folder),
     )
@@ -70,7 +71,7 @@ def _resolve(table: T, folder: Path, *paths: str) -> T:
     resolved: dict[str, object] = {}
     for key, value in msgspec.structs.asdict(table).items():
         if isinstance(value, SecretSource):
-            resolved[key] = _resolve_secret_source(value, folder)
+            resolved[key] = resolve_secret_source(value, folder)
         elif key in paths and isinstance(value, str) and value:
             resolved[key] = resolve_path(folder, value)
     return msgspec.structs.replace(table, **resolved)
@@ -81,13 +82,13 @@ def _resolve_destination(table: PublishSettings, folder: Path) -> PublishSetting
     options = dict(table.options)
     for key, value in options.items():
         if isinstance(value, SecretSource):
-            options[key] = _resolve_secret_source(value, folder)
+            options[key] = resolve_secret_source(value, folder)
         elif isinstance(value, str) and value and (key.endswith("_file") or (key == "to" and "://" not in value)):
             options[key] = str(Path(resolve_path(folder, value)).absolute())
     return msgspec.structs.replace(table, options=options)
 
 
-def _resolve_secret_source(source: SecretSource, folder: Path) -> SecretSource:
+def resolve_secret_source(source: SecretSource, folder: Path) -> SecretSource:
     """Resolve the path of a secret's file, or that of a command's program if it is given by its path."""
     if source.file is not None:
         return msgspec.structs.replace(source, file=resolve_path(folder, source.file))

@@ -1,14 +1,14 @@
 """Rules of the settings that types cannot express: accounts, selection, and hooks."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from string import Formatter
 from typing import get_args
 from urllib.parse import urlsplit
 
 import msgspec
 
-from auditor.config.faults import faults_of, raises_faults
 from auditor.config.proxy import validate_proxy
 from auditor.config.settings import (
     Account,
@@ -23,8 +23,15 @@ from auditor.config.settings import (
     parse_percentage,
     split_url,
 )
+from auditor.config.toml_tables import faults_of, raises_faults
 from auditor.errors import SettingsError
 from auditor.text.durations import parse_duration
+
+MESSAGE_FIELDS = ("verdict", "reason", "changes", "policy", "action", "link", "notes", "name", "run")
+"""Fields of the template of a message."""
+
+LINK_FIELDS = ("name", "run")
+"""Fields of the address of a report."""
 
 MAX_LANES = 100
 """Shards of one account."""
@@ -324,7 +331,7 @@ def _is_percentage(text: str) -> bool:
 
 @raises_faults
 def validate_hooks(settings: Settings, where: str) -> Iterator[str]:
-    """Raise SettingsError for the rules that [policy], [report] or [notify] break.
+    """Raise SettingsError for the rules that [policy], [report], [[notify]] or ping break.
 
     Whether their files can be used is checked before a run.
     """
@@ -336,29 +343,59 @@ def validate_hooks(settings: Settings, where: str) -> Iterator[str]:
     names = settings.report.group_by
     if len(names) > MAX_GROUP_NAMES or len(set(names)) < len(names) or "" in names:
         yield f"{where}: report: group_by: give at most {MAX_GROUP_NAMES} different names of attributes"
-    if settings.notify is not None:
-        yield from _notify_faults(settings.notify, f"{where}: notify")
+    yield from _name_faults([table.name for table in settings.notify], f"{where}: notify", "tables")
+    for number, table in enumerate(settings.notify, 1):
+        label = number if table.name.startswith("placeholder-") else f'"{table.name}"'  # see ``convert_table``
+        yield from _notify_faults(table, f"{where}: notify {label}")
+    if settings.ping is not None:
+        yield from faults_of(check_secret_source, settings.ping, f"{where}: ping")
 
 
-def _notify_faults(notify: NotifySettings, at: str) -> Iterator[str]:
-    if isinstance(notify.webhook, SecretSource):
-        yield from faults_of(check_secret_source, notify.webhook, f"{at}: webhook")
-    elif notify.webhook is not None:
-        yield from faults_of(check_webhook_url, notify.webhook, f"{at}: webhook")
-    if notify.secret is not None:
-        yield from faults_of(check_secret_source, notify.secret, f"{at}: secret")
+def _name_faults(names: list[str], at: str, noun: str) -> Iterator[str]:
+    """Yield why names of tables cannot be part of a message, or that two tables have one."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            yield f"{at}: name: use up to 64 letters, digits, '.', '-' and '_'"
+        if names.count(name) > 1:
+            yield f'{at} "{name}": two {noun} have this name; names must be unique'
+
+
+def _notify_faults(table: NotifySettings, at: str) -> Iterator[str]:
+    if (table.address is None) == (table.webhook is None):
+        yield f"{at}: give one of address, for a chat or a mailbox, and webhook, for a program"
+    if table.address is not None and table.secret is not None:
+        yield f"{at}: secret: only a webhook is signed with it; leave it out"
+    for key in ("address", "webhook", "secret"):
+        if (source := getattr(table, key)) is not None:
+            yield from faults_of(check_secret_source, source, f"{at}: {key}")
+    if table.message is not None:
+        yield from faults_of(check_template, table.message, MESSAGE_FIELDS, f"{at}: message")
+    if table.link is not None:
+        yield from faults_of(check_template, table.link, LINK_FIELDS, f"{at}: link")
+        if not _is_http_url(table.link) or "@" in table.link:
+            yield f"{at}: link: is not an address such as https://HOST/PATH"
+
+
+@raises_faults
+def check_template(text: str, fields: Collection[str], at: str) -> Iterator[str]:
+    """Raise SettingsError if a text has other fields in braces than these."""
+    try:
+        parts = list(Formatter().parse(text))
+    except ValueError:
+        yield f"{at}: a brace is not closed; write {{{{ for a brace"
+        return
+    for _, field, format_spec, conversion in parts:
+        if field is not None and (field not in fields or format_spec or conversion):
+            names = ", ".join(f"{{{each}}}" for each in fields)
+            yield f"{at}: {{{field}}} is not a field; the fields are {names}"
 
 
 @raises_faults
 def validate_publish(settings: Settings, where: str) -> Iterator[str]:
     """Raise SettingsError for the rules that [[publish]] breaks. A destination checks its options before a run."""
-    names = [table.name for table in settings.publish]
+    yield from _name_faults([table.name for table in settings.publish], f"{where}: publish", "destinations")
     for table in settings.publish:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", table.name):
-            yield f"{where}: publish: name: use up to 64 letters, digits, '.', '-' and '_'"
         at = f'{where}: publish "{table.name}"'
-        if names.count(table.name) > 1:
-            yield f"{at}: two destinations have this name; names must be unique"
         yield from faults_of(check_duration, table.timeout, f"{at}: timeout")
         for key, value in table.options.items():
             if isinstance(value, SecretSource):

@@ -122,7 +122,7 @@ def _make_resource(table: TableContract, found: Callable[[], list[StoredRun]]) -
             try:
                 check_publishable(run.folder, run.manifest)
             except RunFolderError as error:
-                log.warning("run not loaded", reason=str(error))
+                log.warning("run_not_loaded", reason=str(error))
                 continue
             is_empty = True
             for batch in _read_rows(run.folder, table.name):

@@ -158,7 +158,7 @@ def _fill(
         each.set_widths(widths)
     if writer.cut_cells:
         limit = MAX_CELL_CHARACTERS
-        log.warning("cells too long for Excel were cut and marked", cells=writer.cut_cells, characters=limit)
+        log.warning("cells_cut", cells=writer.cut_cells, characters=limit)
     _write_about(writer, about, head, count)
     if head.get("warnings"):
         about.sheet.activate()

@@ -27,7 +27,7 @@ TOP: dict[str, tuple[Any, str]] = {
     "rollouts": ({"done": 5, "started": "99%", "moving": "0%"}, "rollouts: done: give a percentage"),
     "policy": ({"fyle": "rules.toml"}, "policy: fyle is not a setting; did you mean file?"),
     "report": ({"html": "", "group_by": ["a", 5]}, "report: html: is empty"),
-    "notify": ({"webhook": "ftp://x", "when": "never"}, "notify: webhook: is not an address"),
+    "notify": ([{"name": "ops", "webhook": "ftp://x", "when": "never"}], "notify 1: webhook: keep it out"),
     "publish": (
         [{"name": "lake", "type": "files", "timeout": "x", "options": {"to": 1.5}}],
         "publish 1: options: to: give options",

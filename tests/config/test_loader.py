@@ -280,7 +280,6 @@ def test_a_renamed_key_of_a_fleet_is_refused_with_its_new_name(old: str, new: st
     ("table", "says"),
     [
         ({"quota_sharing": "alone"}, 'quota_sharing: the value "alone" is now called "none"'),
-        ({"notify": {"when": "trouble"}}, 'notify: when: the value "trouble" is now called "problems"'),
     ],
 )
 def test_a_renamed_value_is_refused_with_its_new_name(table: dict[str, Any], says: str) -> None:
@@ -289,8 +288,9 @@ def test_a_renamed_value_is_refused_with_its_new_name(table: dict[str, Any], say
 
 @pytest.mark.parametrize("key", ["webhook", "secret"])
 def test_an_empty_command_of_a_webhook_is_refused(key: str) -> None:
-    sentence = f"notify: {key}: command: is empty; give a program and its arguments"
-    assert refused({"notify": {key: {"command": []}}, "account": [account()]}) == sentence
+    sentence = f'notify "ops": {key}: command: is empty; give a program and its arguments'
+    table = {"name": "ops", "webhook": {"env": "HOOK"}, key: {"command": []}}
+    assert refused({"notify": [table], "account": [account()]}) == sentence
 
 
 def test_a_renamed_key_in_a_file_is_refused_with_the_file(tmp_path: Path) -> None:
