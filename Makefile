@@ -14,7 +14,7 @@ LICENCES := MIT;Apache;BSD;ISC;Python Software Foundation;PSF;Mozilla Public Lic
 
 TEST_PROCESSES ?= $(shell n=$$(( $$(nproc 2>/dev/null || echo 2) + 1 )); echo $$(( n < 4 ? n : 4 )))
 
-.PHONY: dist pex install-test release-check demo test test-all check format help-texts schemas tables units references docs dashboard pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
+.PHONY: demo dist pex install-test image-test release-check units test test-all check format help-texts schemas tables references docs dashboard pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
@@ -37,9 +37,9 @@ check: .venv/.tests-installed  ## check style, types, import layers, help texts 
 	$(BIN)/python docs/help_texts.py --check docs/commands.md
 	$(BIN)/python docs/schemas.py --check
 	$(BIN)/python docs/tables.py --check
+	$(BIN)/python release/units.py --check
 	$(BIN)/python docs/log_events.py --check
 	$(BIN)/python docs/references.py --check
-	$(BIN)/python release/units.py --check
 
 format: .venv/.tests-installed
 	$(BIN)/ruff check --fix
@@ -94,7 +94,7 @@ lock: .tools/.installed  ## write the hashes of everything that is installed, af
 	$(COMPILE) pyproject.toml requirements/build.in --extra report --extra redis --constraint constraints.txt --output-file requirements/audit.lock
 	$(COMPILE) pyproject.toml requirements/build.in --all-extras --constraint constraints.txt --no-emit-package atheris \
 		--output-file requirements/test.lock
-	$(COMPILE) pyproject.toml requirements/build.in $(addprefix --extra ,credentials dlt postgresql publish redis report simulator) \
+	$(COMPILE) pyproject.toml requirements/build.in $(addprefix --extra ,credentials dask dlt notify otel postgresql publish redis report simulator) \
 		--constraint constraints.txt --constraint requirements/test.lock --output-file requirements/extras.lock
 	$(COMPILE) benchmarks/requirements.txt --output-file requirements/bench.lock
 	$(COMPILE) requirements/tools.in --output-file requirements/tools.lock
@@ -113,15 +113,20 @@ dist: .venv/.installed sbom  ## build wheel and source distribution, with manual
 	cp sbom.cdx.json dist/
 	$(BIN)/python release/provenance.py dist
 
-pex: build/wheelhouse/.filled dist  ## build dist/auditor-pythonX.Y.pex: one file for servers that have Python alone
+pex: build/wheelhouse/.filled build/audit.lock dist  ## build dist/auditor-pythonX.Y.pex: one file for servers that have Python alone
 	printf '%s --hash=sha256:%s\n' "$$(realpath dist/*.whl)" "$$(cat dist/*.whl | sha256sum | cut -d ' ' -f 1)" > build/pex.txt
 	for python in $$($(PYTHON) release/pythons.py); do \
 		.tools/bin/pex --python $$python --no-pypi --find-links build/wheelhouse --no-transitive --console-script auditor \
-			--requirement requirements/audit.lock --requirement build/pex.txt \
+			--requirement build/audit.lock --requirement build/pex.txt \
 			--output-file dist/auditor-$$(basename $$python).pex || exit 1; done
 	$(BIN)/python release/provenance.py dist
 
-build/wheelhouse/.filled: requirements/extras.lock  ## download what an audit and its extras need, with hashes
+# Packages that only a patch version of Python needs, such as Debian's 3.11.2, are for all of them.
+build/%.lock: requirements/%.lock
+	mkdir -p build
+	sed "s/ ; python_full_version < '[0-9.]*' \\\\$$/ \\\\/" $< > $@
+
+build/wheelhouse/.filled: build/extras.lock  ## download what an audit and its extras need, with hashes
 	rm -rf build/wheelhouse
 	for python in $$($(PYTHON) release/pythons.py); do \
 		$$python -m pip --disable-pip-version-check wheel --quiet --require-hashes --no-deps --requirement $< \
@@ -130,6 +135,9 @@ build/wheelhouse/.filled: requirements/extras.lock  ## download what an audit an
 
 install-test: dist build/wheelhouse/.filled  ## install wheel and source offline, with and without each extra, and run them
 	$(BIN)/python release/install_test.py dist build/wheelhouse
+
+image-test: dist build/wheelhouse/.filled  ## build the image of deploy/container on a base of debootstrap, and run it read-only
+	$(BIN)/python release/container_test.py
 
 release-check: .venv/.tests-installed .tools/.installed  ## walk the checklist of a release
 	$(BIN)/python release/release_check.py

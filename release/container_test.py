@@ -2,8 +2,8 @@
 
 python release/container_test.py
 
-The base image is made by debootstrap. The image is built by buildah, and its root is mounted without write access for a user
-without rights, as `podman run --read-only` does. Where a tool is missing, or this user may not do that, it says so.
+The base image is made by debootstrap. The image is built by buildah, and its root is mounted without write access for a
+user without rights, as `podman run --read-only` does. Where a tool or the right is missing, it says so.
 """
 
 import os
@@ -25,9 +25,8 @@ mount -o remount,bind,ro "$1"
 mount -t tmpfs tmpfs "$1/tmp"
 mount -t tmpfs -o uid=10001,gid=10001,mode=0750 tmpfs "$1/var/lib/auditor"
 mount -t proc proc "$1/proc"
-mount --bind /dev/null "$1/dev/null" 2>/dev/null || mount -t devtmpfs devtmpfs "$1/dev"
-shift 0
-exec chroot --userspec=10001:10001 "$1" /usr/bin/env -i PATH=/opt/auditor/bin:/usr/bin:/bin HOME=/var/lib/auditor sh -ec '
+mount --rbind /dev "$1/dev"
+exec chroot --userspec=10001:10001 "$1" /usr/bin/env -i PATH=/opt/auditor/bin:/usr/bin HOME=/var/lib/auditor sh -ec '
     test "$(id -u)" = 10001
     ! touch /opt/auditor/x 2>/dev/null
     cd /var/lib/auditor

@@ -8,7 +8,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 GENERATED = "build/share"
 """What ``release/shell_files.py`` wrote; a build without it has no manual page and no completions."""
 
-DOCUMENTS = {"docs": (".md",), "configs": (".toml",), "deploy/systemd": (".service", ".timer")}
+DOCUMENTS = {"docs": (".md",), "configs": (".toml",), "deploy/systemd": (".conf", ".service", ".timer")}
 
 
 class SharedData(BuildHookInterface[Any]):

@@ -23,9 +23,17 @@ UV = ROOT / ".tools" / "bin" / "uv"
 OFFLINE = ("--quiet", "--offline", "--no-index", "--no-config")
 
 MODULES = {
-    "credentials": "alibabacloud_credentials", "dlt": "dlt", "postgresql": "psycopg", "publish": "obstore",
-    "redis": "redis", "report": "jinja2, xlsxwriter", "simulator": "lark",
-}  # fmt: skip
+    "credentials": "alibabacloud_credentials",
+    "dask": "distributed",
+    "dlt": "dlt",
+    "notify": "apprise",
+    "otel": "opentelemetry.sdk",
+    "postgresql": "psycopg",
+    "publish": "obstore",
+    "redis": "redis",
+    "report": "jinja2, xlsxwriter",
+    "simulator": "lark",
+}
 """What each extra makes importable."""
 
 SHARED = (

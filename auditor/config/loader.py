@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from auditor.config.faults import FaultList, faults_of, raises_faults
 from auditor.config.metrics_settings import MetricsSettings, PushgatewaySettings
 from auditor.config.resolution import resolve_account, resolve_settings
 from auditor.config.settings import (
@@ -29,7 +28,7 @@ from auditor.config.settings import (
     SharedQuotaSettings,
     split_url,
 )
-from auditor.config.toml_tables import TableWords, convert_table, read_toml
+from auditor.config.toml_tables import FaultList, TableWords, convert_table, faults_of, raises_faults, read_toml
 from auditor.config.validation import (
     CREDENTIALS_FORMS,
     CREDENTIALS_TYPES,

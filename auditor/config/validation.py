@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from auditor.config.faults import faults_of, raises_faults
 from auditor.config.metrics_settings import METRIC_SERIES, MetricsSettings
 from auditor.config.proxy import validate_proxy
 from auditor.config.settings import (
@@ -25,6 +24,7 @@ from auditor.config.settings import (
     parse_percentage,
     split_url,
 )
+from auditor.config.toml_tables import faults_of, raises_faults
 from auditor.errors import SettingsError
 from auditor.text.durations import parse_duration
 

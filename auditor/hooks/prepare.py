@@ -219,7 +219,7 @@ def _read_target(table: NotifySettings, at: str) -> "NotifyTarget":
 
     if table.address is not None:
         if find_spec("apprise") is None:
-            raise SettingsError(f"{at}: address: needs apprise: pip install 'auditor[notify]'")
+            raise SettingsError(f"{at}: address: needs apprise: {describe_extra('notify')}")
         return NotifyTarget(table, address=read_secret(table.address, account=None, key=f"{at}: address"))
     if table.webhook is None:  # the settings have one of both
         raise SettingsError(f"{at}: has neither address nor webhook")

@@ -13,6 +13,8 @@ import pytest
 from auditor.policy.loader import CONDITIONS
 from tests.cli.conftest import SECRET, Auditor, Platform, command
 
+ROOT = Path(__file__).parents[2]
+
 TWO_FAULTS = """
 concurrency = 0
 [[account]]
@@ -58,6 +60,14 @@ def test_init_writes_settings_and_rules_that_are_valid(
         assert text.startswith("#:schema file:///")
         schema = json.loads(auditor("config", "schema", kind).stdout)
         jsonschema.validate(tomllib.loads(text), schema)
+
+
+def test_the_examples_name_the_schema_that_they_follow_for_editors() -> None:
+    for path in sorted((ROOT / "configs").glob("*.toml")):
+        directive, _, rest = path.read_text().partition("\n")
+        schema = path.parent / directive.removeprefix("#:schema ")
+        assert schema.name == ("rules.schema.json" if path.stem == "rules" else "settings.schema.json")
+        jsonschema.validate(json.loads(json.dumps(tomllib.loads(rest), default=str)), json.loads(schema.read_text()))
 
 
 def test_init_runs_check_with_the_new_settings(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:

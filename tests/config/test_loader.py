@@ -92,7 +92,8 @@ def account(**changed: Any) -> dict[str, Any]:
 def refused(table: dict[str, Any]) -> str:
     with pytest.raises(SettingsError) as caught:
         parse_settings(table, where="nightly.toml")
-    text = str(caught.value)
+    (text,) = caught.value.sentences
+    assert str(caught.value) == text
     assert text.startswith("nightly.toml: ")
     assert "\n" not in text
     return text.removeprefix("nightly.toml: ")

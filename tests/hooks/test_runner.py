@@ -429,7 +429,7 @@ def test_a_chat_needs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CHAT", f"slack://{TOKEN}")
     with pytest.raises(SettingsError) as caught:
         prepare_hooks(settings(tmp_path, notify=[{"name": "ops", "address": {"env": "CHAT"}}]), source="nightly.toml")
-    sentence = "nightly.toml: notify \"ops\": address: needs apprise: pip install 'auditor[notify]'"
+    sentence = f'nightly.toml: notify "ops": address: needs apprise: {describe_extra("notify")}'
     assert str(caught.value) == sentence
 
 

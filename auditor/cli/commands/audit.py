@@ -96,7 +96,8 @@ def _check_destination(table: "PublishSettings", source: str) -> bool:
     try:
         print_line(f"ok   publish {safe(table.name)}: {safe(check_destination(table, source))}")
     except SettingsError as error:
-        print_line(f"FAIL {safe(str(error))}")
+        for sentence in error.sentences:
+            print_line(f"FAIL {safe(sentence)}")
         return False
     return True
 
