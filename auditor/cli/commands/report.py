@@ -172,7 +172,7 @@ def metrics(
     max_series:
         Write at most INT series of a metric: those with the most devices. Count the others in auditor_…_omitted.
     format:
-        Write the text format of Prometheus, which node_exporter reads, or OpenMetrics, which promtool backfills.
+        Write the text format of Prometheus, which node_exporter reads, or OpenMetrics.
     """
     from auditor.config.metrics_settings import METRIC_SERIES, MetricsSettings
     from auditor.hooks.prometheus import render_metrics, write_metrics_file
