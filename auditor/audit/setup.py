@@ -157,8 +157,8 @@ def target_rate(settings: Settings) -> float | None:
 
 
 def has_hooks(settings: Settings) -> bool:
-    """Return whether a policy, a report, metrics or a webhook follow a run."""
-    others = (settings.policy, settings.notify, settings.metrics.pushgateway)
+    """Return whether a policy, a report, metrics or messages follow a run."""
+    others = (settings.policy, settings.notify or None, settings.metrics.pushgateway)
     return any(each is not None for each in others) or settings.report != ReportSettings()
 
 

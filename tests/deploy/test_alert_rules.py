@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from auditor.cli.app import app
 from tests.deploy.alerts import (
     CHECKED,
@@ -22,7 +24,7 @@ from tests.deploy.alerts import (
 from tests.deploy.conftest import History
 from tests.deploy.servers import RULES, free_port, get, needs_prometheus, prometheus, wait_for
 
-pytestmark = needs_prometheus
+pytestmark = [pytest.mark.slow, needs_prometheus]
 
 STEP = 5 * MINUTE
 """Prometheus forgets a sample after five minutes."""

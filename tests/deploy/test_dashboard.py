@@ -161,6 +161,7 @@ def test_each_metric_and_each_command_of_the_dashboard_exists() -> None:
         assert {each for each in arguments.split() if each.startswith("--")} <= existing, command
 
 
+@pytest.mark.slow
 @needs_prometheus
 @pytest.mark.parametrize("variables", [ALL, ONE], ids=["all", "one"])
 def test_each_expression_returns_data_of_the_nights(history: History, variables: dict[str, str]) -> None:
@@ -173,6 +174,7 @@ def test_each_expression_returns_data_of_the_nights(history: History, variables:
     assert empty == []
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_each_expression_is_limited_to_the_selected_audit(history: History) -> None:
     """Apart from counts, which are 0."""
@@ -181,6 +183,7 @@ def test_each_expression_is_limited_to_the_selected_audit(history: History) -> N
         assert all(float(value) == 0 for series in found for _, value in series["values"]), panel["title"]
 
 
+@pytest.mark.slow
 @needs_prometheus
 @pytest.mark.parametrize(
     ("name", "expected"),
@@ -195,6 +198,7 @@ def test_variables_offer_what_the_nights_have(history: History, name: str, expec
     assert get(history.address, f"label/{query[2]}/values", **{"match[]": selector}, **times) == expected
 
 
+@pytest.mark.slow
 @needs_prometheus
 def test_the_nights_with_a_problem_can_be_seen(history: History) -> None:
     noon = 12 * HOUR + HOUR // 2

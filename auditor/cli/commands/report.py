@@ -1,13 +1,14 @@
 """Commands that evaluate and publish a run: policy, report and metrics."""
 
 import io
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from auditor.cli.console import print_error, print_path
-from auditor.cli.options import OUTPUT, Flag, OutputPath, ReadPath, RunPath, split_names
+from auditor.cli.options import OUTPUT, Flag, OutputPath, ReadPath, RunAddress, split_names
 from auditor.cli.output import (
     MIN_SENTENCE_WIDTH,
     WORD_STYLES,
@@ -27,6 +28,7 @@ from auditor.text.formats import POLICY_REPORT_FORMATS, MetricsFormat, PolicyRep
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
+    from auditor.config.sections import MetricsSettings
     from auditor.policy.evaluate import PolicyReport
     from auditor.policy.model import Policy
 
@@ -149,7 +151,7 @@ def report(
 
 
 def metrics(
-    run: RunPath,
+    run: RunAddress,
     /,
     *,
     rules: RulesOption = None,
@@ -163,7 +165,7 @@ def metrics(
 
     The metrics are coverage, devices by module and version, verdicts of rules, requests, and the time of the last
     success. The file is replaced atomically and is readable for all users. In a directory, use its newest run of the
-    whole fleet, also if that failed.
+    whole fleet, also if that failed. Of a run that was cut, fetch the sealed files for that.
 
     Parameters
     ----------
@@ -174,23 +176,34 @@ def metrics(
     format:
         Write the text format of Prometheus, which node_exporter reads, or OpenMetrics.
     """
-    from auditor.config.metrics_settings import METRIC_SERIES, MetricsSettings
-    from auditor.hooks.prometheus import render_metrics, write_metrics_file
-    from auditor.policy.evaluate import summarize_policy
-    from auditor.runs.folder import find_run
+    from auditor.cli.commands.cluster import fetch_temporarily
+    from auditor.config.sections import METRIC_SERIES, MetricsSettings
+    from auditor.runs.folder import find_run, is_cut_run
 
     if max_series not in METRIC_SERIES:
         raise UsageError(f"--max-series {max_series}: give a number from {METRIC_SERIES[0]} to {METRIC_SERIES[-1]:,}")
     options = MetricsSettings(modules=split_names(modules), max_series=max_series)
-    folder, loaded = find_run(run, "fleet"), _load_policy(rules)
-    groups = _parse_attributes(group_by, folder)
-    evaluated = None if loaded is None else summarize_policy(folder, loaded)
-    text = render_metrics(folder, evaluated, groups, options=options, format_=format)
+    with fetch_temporarily(run) if is_cut_run(run) else nullcontext(find_run(Path(run), "fleet")) as folder:
+        text = _render_metrics(folder, rules, group_by, options, format)
     if out is not None and not is_stdout(out):
+        from auditor.hooks.prometheus import write_metrics_file
+
         write_metrics_file(text, out)
     else:
         write_to_stdout(io.BytesIO(text))
     return 0
+
+
+def _render_metrics(
+    folder: Path, rules: Path | None, group_by: str | None, options: "MetricsSettings", format_: MetricsFormat
+) -> bytes:
+    from auditor.hooks.prometheus import render_metrics
+    from auditor.policy.evaluate import summarize_policy
+
+    loaded = _load_policy(rules)
+    groups = _parse_attributes(group_by, folder)
+    evaluated = None if loaded is None else summarize_policy(folder, loaded)
+    return render_metrics(folder, evaluated, groups, options=options, format_=format_)
 
 
 def _parse_attributes(text: str | None, folder: Path) -> tuple[str, ...]:
