@@ -70,6 +70,7 @@ docs: .docs/.installed  ## build the site of the documents in site/pages, strict
 
 pictures: .venv/.tests-installed  ## write the pictures of the documents, from the demonstration's data in headless Chromium
 	$(BIN)/python docs/pictures.py
+	$(BIN)/python -m tests.deploy.picture docs/dashboard.png
 
 fuzz: .venv/.fuzz-installed  ## fuzz every reader, guided by coverage, FUZZ_SECONDS each
 	$(BIN)/python -m tests.fuzz.long $(FUZZ_SECONDS)

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from auditor.config.metrics_settings import MetricsSettings, PushgatewaySettings
 from auditor.config.resolution import resolve_account, resolve_settings
+from auditor.config.sections import MetricsSettings, PushgatewaySettings
 from auditor.config.settings import (
     Account,
     ClusterSettings,
@@ -202,6 +202,8 @@ _PLACEHOLDERS: dict[str, object] = {
     "notify.webhook": _SECRET,
     "notify.secret": _SECRET,
     "ping": _SECRET,
+    "metrics.interval": "off",
+    "metrics.max_series": 10,
     "metrics.pushgateway.address": "https://placeholder.invalid",
     "metrics.pushgateway.password": _SECRET,
     "policy.file": "placeholder",
@@ -211,12 +213,12 @@ _PLACEHOLDERS: dict[str, object] = {
     "cluster.storage": "/placeholder",
     **_placeholders_of_secrets(
         "quota_sharing.password",
+        "metrics.pushgateway.password",
         "notify.address",
         "notify.webhook",
         "notify.secret",
         "ping",
         "publish.options",
-        "metrics.pushgateway.password",
     ),
 }
 """Values that no rule refuses, in place of values of a wrong type: so other keys of the table can be checked."""
@@ -348,8 +350,8 @@ _EXPECTED = {
 } | {
     f"{key}.command": _COMMAND
     for key in (
-        "access_key_id", "access_key_secret", "proxy", "quota_sharing.password", "metrics.pushgateway.password",
-        "notify.address", "notify.webhook", "notify.secret", "ping",
+        "access_key_id", "access_key_secret", "proxy", "quota_sharing.password", "notify.address", "notify.webhook",
+        "notify.secret", "ping", "metrics.pushgateway.password",
     )
 } | {
     f"credentials{sources}{key}": advice

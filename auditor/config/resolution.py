@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
-from auditor.config.metrics_settings import MetricsSettings
+from auditor.config.sections import MetricsSettings
 from auditor.config.settings import (
     Account,
     ClusterSettings,
@@ -85,6 +85,11 @@ def _resolve_pushgateway(metrics: MetricsSettings, folder: Path) -> MetricsSetti
 def _resolve_storage(cluster: ClusterSettings, folder: Path) -> ClusterSettings:
     """Return the settings with a directory relative to a folder; the address of a bucket stays."""
     return cluster if "://" in cluster.storage else _resolve(cluster, folder, "storage")
+
+
+def _resolve_pushgateway(metrics: MetricsSettings, folder: Path) -> MetricsSettings:
+    gateway = metrics.pushgateway
+    return metrics if gateway is None else msgspec.structs.replace(metrics, pushgateway=_resolve(gateway, folder))
 
 
 def _resolve(table: T, folder: Path, *paths: str) -> T:

@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from auditor.config.metrics_settings import MetricsSettings
+from auditor.config.sections import MetricsSettings
 from auditor.config.sections import SecretSource as SecretSource  # noqa: PLC0414  modules import it from here
 from auditor.config.sections import Section as _Section
 from auditor.errors import UsageError

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from auditor.config.metrics_settings import METRIC_SERIES, MetricsSettings
 from auditor.config.proxy import validate_proxy
+from auditor.config.sections import METRIC_SERIES, MetricsSettings
 from auditor.config.settings import (
     Account,
     CredentialsSettings,
@@ -352,15 +352,6 @@ def validate_hooks(settings: Settings, where: str) -> Iterator[str]:
         yield from faults_of(check_secret_source, settings.ping, f"{where}: ping")
 
 
-def _name_faults(names: list[str], at: str, noun: str) -> Iterator[str]:
-    """Yield why names of tables cannot be part of a message, or that two tables have one."""
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-            yield f"{at}: name: use up to 64 letters, digits, '.', '-' and '_'"
-        if names.count(name) > 1:
-            yield f'{at} "{name}": two {noun} have this name; names must be unique'
-
-
 @raises_faults
 def validate_metrics(metrics: MetricsSettings, where: str) -> Iterator[str]:
     """Raise SettingsError for the rules that [metrics] breaks. Messages never quote the address."""
@@ -369,7 +360,8 @@ def validate_metrics(metrics: MetricsSettings, where: str) -> Iterator[str]:
     if "" in metrics.modules:
         yield f"{where}: modules: a pattern is empty; give names of modules, such as mcu or ble*"
     if metrics.max_series not in METRIC_SERIES:
-        yield f"{where}: max_series: give a whole number from {METRIC_SERIES[0]} to {METRIC_SERIES[-1]:,}"
+        allowed = f"from {METRIC_SERIES[0]} to {METRIC_SERIES[-1]:,}"
+        yield f"{where}: max_series: give a whole number {allowed}"
     if (gateway := metrics.pushgateway) is None:
         return
     at = f"{where}: pushgateway"
@@ -384,6 +376,15 @@ def validate_metrics(metrics: MetricsSettings, where: str) -> Iterator[str]:
         yield f"{at}: username: give letters, digits and punctuation, but no colon"
     if gateway.password is not None:
         yield from faults_of(check_secret_source, gateway.password, f"{at}: password")
+
+
+def _name_faults(names: list[str], at: str, noun: str) -> Iterator[str]:
+    """Yield why names of tables cannot be part of a message, or that two tables have one."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            yield f"{at}: name: use up to 64 letters, digits, '.', '-' and '_'"
+        if names.count(name) > 1:
+            yield f'{at} "{name}": two {noun} have this name; names must be unique'
 
 
 def _notify_faults(table: NotifySettings, at: str) -> Iterator[str]:

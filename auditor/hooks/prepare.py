@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from auditor.config.metrics_settings import MetricsSettings
 from auditor.config.secrets import read_secret
+from auditor.config.sections import MetricsSettings
 from auditor.config.settings import NotifySettings, PublishSettings, ReportSettings, Settings
 from auditor.config.validation import check_webhook_url
 from auditor.errors import SettingsError
@@ -72,9 +72,9 @@ class HookConfig:
         )
         names = {"html": "report", "excel": "Excel file", "metrics": "metrics"}
         publish = ["publishing"] if self.publish else []
+        messages = ["messages"] if self.notify else []
         pushed = self.pushgateway is not None or self.pushgateway_error is not None
         metrics = ["metrics"] if pushed and "metrics" not in outside else []
-        messages = ["messages"] if self.notify else []
         withheld = (*(names[key] for key in outside), *metrics, *publish, *messages)
         kept_hooks = replace(self, report=kept, publish=(), notify=(), withheld=withheld)
         return replace(kept_hooks, pushgateway=None, pushgateway_error=None)

@@ -17,7 +17,7 @@ from auditor.analysis.device_groups import GROUPED_MODULES, define_device_groups
 from auditor.analysis.rollout_states import ROLLOUT_STATES
 from auditor.analysis.rollout_targets import UPDATE_STATES
 from auditor.analysis.rollouts import MAX_ROLLOUTS, read_rollouts
-from auditor.config.metrics_settings import MetricsSettings
+from auditor.config.sections import MetricsSettings
 from auditor.errors import ExitReasonCode, RunFolderError
 from auditor.hooks.metric_samples import MAX_LABEL_LENGTH, SampleCollector, render_samples
 from auditor.models import WarningKind

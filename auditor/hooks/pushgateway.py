@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from auditor.__about__ import VERSION
-from auditor.config.metrics_settings import PushgatewaySettings
 from auditor.config.secrets import read_secret
+from auditor.config.sections import PushgatewaySettings
 from auditor.hooks.http_post import PostLimits, post_body
 from auditor.models import Secret
 

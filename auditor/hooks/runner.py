@@ -1,4 +1,4 @@
-"""Run the hooks after a run: policy, metrics (file and Pushgateway), report, Excel file, destinations, messages.
+"""Run the hooks after a run: policy, metrics, their push, report, Excel file, destinations, messages, in this order.
 
 The run is sealed before the first hook starts, and no hook changes it. A hook that fails is reported, and the next one
 starts. Only the policy affects the exit code: a run that ended with 0 ends with 4 if a rule of severity ``error`` is

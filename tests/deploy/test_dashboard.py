@@ -68,11 +68,13 @@ def expression(target: dict[str, Any], variables: dict[str, str]) -> str:
     return found
 
 
-def evaluate(history: History, target: dict[str, Any], variables: dict[str, str]) -> list[dict[str, Any]]:
-    """Return the series of a query, as Grafana requests it: at the end of the nights, or all over them."""
+def evaluate(
+    history: History, target: dict[str, Any], variables: dict[str, str], *, at: int = AT
+) -> list[dict[str, Any]]:
+    """Return the series of a query, as Grafana requests it: at the end of the nights (``at``), or all over them."""
     query = expression(target, variables)
     if target["instant"]:
-        found = get(history.address, "query", query=query, time=history.start + AT)["result"]
+        found = get(history.address, "query", query=query, time=history.start + at)["result"]
         return [{"metric": each["metric"], "values": [each["value"]]} for each in found]
     times = {"start": history.start + CHECKED.start, "end": history.start + LAST, "step": HOUR}
     series: list[dict[str, Any]] = get(history.address, "query_range", query=query, **times)["result"]

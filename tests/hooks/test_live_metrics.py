@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from auditor.config.metrics_settings import MetricsSettings
+from auditor.config.sections import MetricsSettings
 from auditor.config.settings import ReportSettings
 from auditor.engine.progress import Progress
 from auditor.hooks.http_post import PostLimits

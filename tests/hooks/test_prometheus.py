@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from auditor.config.metrics_settings import MetricsSettings
+from auditor.config.sections import MetricsSettings
 from auditor.errors import RunFolderError, RunNotWritableError
 from auditor.hooks.metric_samples import HELP
 from auditor.hooks.prometheus import render_metrics, write_metrics

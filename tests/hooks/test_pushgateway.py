@@ -7,7 +7,7 @@ import anyio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from auditor.config.metrics_settings import PushgatewaySettings
+from auditor.config.sections import PushgatewaySettings
 from auditor.config.settings import SecretSource
 from auditor.errors import SettingsError, WebhookError
 from auditor.hooks.http_post import PostLimits

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from auditor.cli.app import main
 from auditor.config.loader import parse_settings
-from auditor.config.metrics_settings import MetricsSettings
+from auditor.config.sections import MetricsSettings
 from auditor.errors import SettingsError
 from auditor.hooks.prometheus import render_metrics
 from auditor.report import coverage

@@ -1,6 +1,7 @@
 """Commands that evaluate and publish a run: policy, report and metrics."""
 
 import io
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,7 +28,7 @@ from auditor.text.formats import POLICY_REPORT_FORMATS, MetricsFormat, PolicyRep
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
-    from auditor.config.metrics_settings import MetricsSettings
+    from auditor.config.sections import MetricsSettings
     from auditor.policy.evaluate import PolicyReport
     from auditor.policy.model import Policy
 
@@ -173,42 +174,36 @@ def metrics(
     max_series:
         Write at most INT series of a metric: those with the most devices. Count the others in auditor_…_omitted.
     format:
-        Write the text format of Prometheus, which node_exporter reads, or OpenMetrics, which promtool backfills.
+        Write the text format of Prometheus, which node_exporter reads, or OpenMetrics.
     """
     from auditor.cli.commands.cluster import fetch_temporarily
-    from auditor.config.metrics_settings import METRIC_SERIES, MetricsSettings
+    from auditor.config.sections import METRIC_SERIES, MetricsSettings
     from auditor.runs.folder import find_run, is_cut_run
 
     if max_series not in METRIC_SERIES:
         raise UsageError(f"--max-series {max_series}: give a number from {METRIC_SERIES[0]} to {METRIC_SERIES[-1]:,}")
     options = MetricsSettings(modules=split_names(modules), max_series=max_series)
-    if is_cut_run(run):
-        with fetch_temporarily(run) as folder:
-            return _write_metrics(folder, rules, group_by, out, options=options, format_=format)
-    return _write_metrics(find_run(Path(run), "fleet"), rules, group_by, out, options=options, format_=format)
+    with fetch_temporarily(run) if is_cut_run(run) else nullcontext(find_run(Path(run), "fleet")) as folder:
+        text = _render_metrics(folder, rules, group_by, options, format)
+    if out is not None and not is_stdout(out):
+        from auditor.hooks.prometheus import write_metrics_file
+
+        write_metrics_file(text, out)
+    else:
+        write_to_stdout(io.BytesIO(text))
+    return 0
 
 
-def _write_metrics(
-    folder: Path,
-    rules: Path | None,
-    group_by: str | None,
-    out: Path | None,
-    *,
-    options: "MetricsSettings",
-    format_: MetricsFormat,
-) -> int:
-    from auditor.hooks.prometheus import render_metrics, write_metrics_file
+def _render_metrics(
+    folder: Path, rules: Path | None, group_by: str | None, options: "MetricsSettings", format_: MetricsFormat
+) -> bytes:
+    from auditor.hooks.prometheus import render_metrics
     from auditor.policy.evaluate import summarize_policy
 
     loaded = _load_policy(rules)
     groups = _parse_attributes(group_by, folder)
     evaluated = None if loaded is None else summarize_policy(folder, loaded)
-    text = render_metrics(folder, evaluated, groups, options=options, format_=format_)
-    if out is not None and not is_stdout(out):
-        write_metrics_file(text, out)
-    else:
-        write_to_stdout(io.BytesIO(text))
-    return 0
+    return render_metrics(folder, evaluated, groups, options=options, format_=format_)
 
 
 def _parse_attributes(text: str | None, folder: Path) -> tuple[str, ...]:
