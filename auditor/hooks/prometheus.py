@@ -55,7 +55,7 @@ MAX_LABEL_NAME_LENGTH = 64
 MAX_LABEL_LENGTH = 200
 """Characters of a label; labels that are cut to the same text are one series."""
 
-_HELP = {
+HELP = {
     "auditor_fleet_devices": "Devices of the fleet.",
     "auditor_devices": "Devices by account and state: ok, empty, not_found, failed, pending or unsampled.",
     "auditor_source_devices": "Devices by the source of their result: queried in this run, carried from an earlier "
@@ -106,6 +106,7 @@ _HELP = {
     "auditor_policy_rule_subjects": "Devices or modules of products (unit) by rule and verdict.",
     "auditor_policy_violations": "Devices and modules of products that violate a rule, summed over rules by severity.",
 }
+"""The metrics, with their help texts."""
 
 _INCOMPLETE: tuple[WarningKind, ...] = (
     "partial", "running", "aborted", "incomplete", "silent", "discovery_gap", "limited", "accounts",
@@ -190,7 +191,7 @@ class _SampleCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the metrics; see ``prometheus_client.registry.Collector``."""
         for name, values in self._samples.items():
-            family = GaugeMetricFamily(name, _HELP[name], labels=[label for label, _ in next(iter(values))])
+            family = GaugeMetricFamily(name, HELP[name], labels=[label for label, _ in next(iter(values))])
             for key, value in values.items():
                 family.add_metric([text for _, text in key], value)
             yield family

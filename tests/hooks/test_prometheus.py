@@ -338,7 +338,7 @@ def test_each_metric_is_documented_and_a_gauge(tmp_path: Path) -> None:
     names = {family.name for family in samples.families}
     some = {"auditor_last_success_timestamp_seconds", "auditor_module_version_share", "auditor_run_exit_code"}
     some |= {"auditor_rollout_share"}
-    assert names | some == set(metrics._HELP)
+    assert names | some == set(metrics.HELP)
     for family in samples.families:
         assert family.name.startswith("auditor_")
         assert family.documentation.endswith(".")
