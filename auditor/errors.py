@@ -33,7 +33,7 @@
                 OperationUnavailableError  it fails now, and may work later
             DeviceDeniedError    this device failed, or the account is denied
             AccountDeniedError   stop the account
-        WebhookError             a summary was not posted; the run is unaffected
+        WebhookError             a message was not posted; the run is unaffected
         DestinationError         a run was not published; the run is unaffected
 """
 
@@ -93,7 +93,18 @@ class UsageError(AuditorError):
 
 
 class SettingsError(UsageError):
-    """The settings cannot be used. The text says which file and key, and what is valid."""
+    """The settings cannot be used. The text says which file and key, and what is valid: a line for each fault.
+
+    Attributes:
+        sentences: the lines.
+    """
+
+    def __init__(self, *sentences: str) -> None:
+        super().__init__(*sentences)
+        self.sentences = sentences
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)
 
 
 class FleetError(UsageError):
@@ -318,7 +329,7 @@ class OperationUnavailableError(InvalidRequestError):
 
 
 class WebhookError(AuditorError):
-    """A summary was not posted. The text says why and omits the URL, which may contain a token."""
+    """A message was not posted. The text says why and omits the URL, which may contain a token."""
 
 
 class DestinationError(AuditorError):

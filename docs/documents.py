@@ -1,10 +1,12 @@
 """Types of JSON documents that are written without one: their JSON Schemas are compared with real output in a test."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from auditor.cli.progress import AccountState, Stage
+from auditor.engine.progress import DiscoveryProgress
 from auditor.errors import ExitReasonCode
 from auditor.models import ModuleVersion, Reason, Status, WarningKind
 from auditor.policy.loader import RuleTable
@@ -12,8 +14,10 @@ from auditor.policy.model import Severity
 from auditor.policy.results import Verdict
 from auditor.runs.estimates import SampleSummary
 from auditor.runs.inventory import Coverage
-from auditor.runs.manifest import SCHEMA_VERSION, State
+from auditor.runs.manifest import SCHEMA_VERSION, DeviceCounts, State
+from auditor.runs.selection_info import RequestCounts
 from auditor.storage.json_types import (
+    CallsPerSecond,
     Count,
     NonEmptyText,
     PositiveCount,
@@ -283,6 +287,113 @@ class DeviceDocument(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     recorded_since: Timestamp
     versions: list[DeviceVersionRow]
+
+
+LogTime = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z$"})]
+
+
+class ConnectionStates(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the reading of connection states is.
+
+    Attributes:
+        read: devices whose state is read.
+        requested: devices whose state is needed.
+    """
+
+    read: Count
+    requested: Count
+
+
+class AccountLine(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an account is, counted since this process started or resumed the run.
+
+    Attributes:
+        name: name of the account.
+        state: how it is queried now, in a word.
+        done: devices with an outcome, including the failed ones.
+        failed: devices without a conclusive answer.
+        sent: requests sent.
+        throttled: requests that the platform refused for the quota.
+        in_flight: requests without an answer yet.
+        paused: devices that wait, mostly for a retry.
+        requests_per_second: over the last ten seconds.
+        configured_rate: requests a second that the quota allows as configured; null: without one.
+        learned_rate: requests a second that it currently allows; null: likewise.
+        other_processes: number of other processes that share its quota now.
+        problem: why the account was stopped, or gives no results now; null: nothing is wrong.
+        discovery: progress of its discovery; null: it has finished, or the fleet is a file.
+    """
+
+    name: str
+    state: AccountState
+    done: Count
+    failed: Count
+    sent: Count
+    throttled: Count
+    in_flight: Count
+    paused: Count
+    requests_per_second: CallsPerSecond
+    configured_rate: CallsPerSecond | None
+    learned_rate: CallsPerSecond | None
+    other_processes: Count
+    problem: str | None
+    discovery: DiscoveryProgress | None
+
+
+class ProgressLine(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an audit is: a line on standard error every five seconds, and when the stage changes.
+
+    Attributes:
+        event: name of the event.
+        message: the progress in a sentence.
+        run: name of the run folder.
+        stage: what the audit does now.
+        resumed: whether the run was resumed.
+        elapsed: seconds since this process started or resumed the run.
+        fleet: devices whose discovery has finished.
+        devices: devices by state.
+        requests: requests of the complete run.
+        in_flight: requests without an answer yet.
+        requests_per_second: over the last ten seconds.
+        target_rate: requests a second that all quotas allow as configured; null: an account has no quota.
+        learned_rate: requests a second that all quotas currently allow; null: likewise.
+        remaining_seconds: estimate of the seconds until all devices have an outcome; null: unknown.
+        other_processes: number of other processes that share one of the quotas now.
+        problem: the problem of an account that gives no usable answer; null: there is none.
+        discovery: progress of the accounts whose discovery has not finished; null: there are none.
+        states: progress of reading connection states; null: none are read now.
+        release_pages: pages of released firmware that were read; null: none are read now.
+        accounts: progress of each account, those with problems first.
+        level: level of the line.
+        timestamp: when the line was written, in UTC.
+        trace_id: trace that the line belongs to; only while traces are sent.
+        span_id: span that the line belongs to; likewise.
+    """
+
+    event: Literal["progress"]
+    message: str
+    run: str
+    stage: Stage
+    resumed: bool
+    elapsed: Seconds
+    fleet: Count
+    devices: DeviceCounts
+    requests: RequestCounts
+    in_flight: Count
+    requests_per_second: CallsPerSecond
+    target_rate: CallsPerSecond | None
+    learned_rate: CallsPerSecond | None
+    remaining_seconds: Seconds | None
+    other_processes: Count
+    problem: str | None
+    discovery: DiscoveryProgress | None
+    states: ConnectionStates | None
+    release_pages: int | None
+    accounts: list[AccountLine]
+    level: Literal["info"]
+    timestamp: LogTime
+    trace_id: str | UnsetType = UNSET
+    span_id: str | UnsetType = UNSET
 
 
 class RuleResultRow(msgspec.Struct, frozen=True, kw_only=True):

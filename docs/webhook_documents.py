@@ -1,6 +1,6 @@
 """Types of the body of a webhook request; see ``documents``."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 from documents import WarningMessage
@@ -113,11 +113,10 @@ class WebhookDrift(msgspec.Struct, frozen=True, kw_only=True):
     shares: ShareCounts | None
 
 
-class WebhookBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of the request that reports a run to a webhook.
+class WebhookRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that has ended.
 
     Attributes:
-        schema_version: version of this contract.
         name: name of the run.
         run: name of the run folder.
         state: state of the run.
@@ -136,10 +135,8 @@ class WebhookBody(msgspec.Struct, frozen=True, kw_only=True):
         drift: changes since the previous run; null: there is none that can be compared.
         warnings: why the numbers may be incomplete or wrong.
         problems: hooks that failed, a sentence each.
-        text: all of it in sentences, with markup characters escaped for chats.
     """
 
-    schema_version: int = SCHEMA_VERSION
     name: str
     run: str
     state: State
@@ -158,4 +155,23 @@ class WebhookBody(msgspec.Struct, frozen=True, kw_only=True):
     drift: WebhookDrift | None
     warnings: list[WarningMessage]
     problems: list[str]
+
+
+class WebhookEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of a request to a webhook, which is signed as Standard Webhooks requires.
+
+    Attributes:
+        schema_version: version of this contract.
+        type: what happened: a run ended, or the webhook is tested.
+        id: id of the event, as in the header webhook-id; an event that is sent again has the same.
+        timestamp: when it happened.
+        text: the event for people, with markup characters escaped for chats.
+        data: the run; null: a test.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    type: Literal["run.finished", "test"]
+    id: Annotated[str, msgspec.Meta(extra_json_schema={"pattern": "^msg_[0-9a-f]{32}$"})]
+    timestamp: Timestamp
     text: str
+    data: WebhookRun | None

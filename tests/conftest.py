@@ -14,6 +14,7 @@ import pytest
 import structlog
 
 from auditor.cli import signals
+from auditor.cli.console import LOG_STYLE
 
 LIVE = frozenset({"anyio_backend", "auditor", "start_platform"})
 """Fixtures of tests that run against the clock: an event loop, processes, a server."""
@@ -40,9 +41,10 @@ def state_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def fresh_log_settings() -> Iterator[None]:
-    """A command that a test runs in this process sets the level of its logs. The next test must not inherit it."""
+    """A command that a test runs in this process sets level and format of its logs. The next test must not inherit it."""
     yield
     structlog.reset_defaults()
+    LOG_STYLE.format, LOG_STYLE.progress = "text", "auto"
 
 
 def use_memory_for_temporary_files() -> None:

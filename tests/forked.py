@@ -201,7 +201,7 @@ def _import_all() -> None:
     import auditor
 
     for module in pkgutil.walk_packages(auditor.__path__, "auditor."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith(("__main__", "cluster.dask")):  # Dask takes a second, and few commands need it
             importlib.import_module(module.name)
     for name in _LAZY:
         importlib.import_module(name)

@@ -27,7 +27,7 @@ def test_reading_a_run_loads_no_network_and_help_loads_no_database() -> None:
     for program, unwanted in (
         ("import auditor; auditor.Run", {"aiohttp", "aiolimiter"}),
         ("import auditor.report.builder", {"aiohttp", "structlog"}),
-        ("import auditor.cli", {"aiohttp", "duckdb", "anyio", "structlog", "msgspec"}),
+        ("import auditor.cli", {"aiohttp", "duckdb", "anyio", "structlog", "msgspec", "opentelemetry", "requests"}),
     ):
         listing = f"{program}; import sys; print(*sys.modules)"
         loaded = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True).stdout

@@ -28,7 +28,7 @@ def named_in(requirements: list[str]) -> set[str]:
 def test_every_locked_package_has_hashes_and_no_address(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     found = list(REQUIREMENT.finditer(text))
-    assert len(found) > 20
+    assert len(found) > (0 if path.stem == "grafana" else 20)  # it has no dependencies
     assert [each["name"] for each in found if not HASH.search(each["rest"])] == []
     assert "://" not in text
     assert "--index" not in text

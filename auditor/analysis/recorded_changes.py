@@ -63,7 +63,7 @@ def record_changes(folder: Path, manifest: Manifest) -> Manifest:
         counts = with_enough_memory(lambda memory: _write(folder, manifest, previous, memory), first=first)
     except (AuditorError, duckdb.Error, UnicodeDecodeError, OSError) as error:
         reason = str(error) if isinstance(error, AuditorError) else error_reason(error)
-        log.warning("the changes since the previous run are not recorded", folder=str(folder), reason=reason)
+        log.warning("changes_not_recorded", folder=str(folder), reason=reason)
         return manifest
     files = (*manifest.files, file_info(folder / CHANGES))
     return replace(manifest, files=files, changes=ChangesInfo(previous.folder.name, counts))

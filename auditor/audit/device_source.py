@@ -36,6 +36,7 @@ from auditor.runs.manifest import DiscoveryInfo
 from auditor.runs.products import ProductInfo, ProductsFile
 from auditor.runs.recovery import REMAINING, write_remaining_devices
 from auditor.storage.files import put_in_place, translate_os_errors
+from auditor.tracing import span
 
 DISCOVERY_FOLDER = ".discovery"
 """Folder in the run folder that holds discovered devices until they are in the fleet."""
@@ -82,10 +83,11 @@ class DeviceSource:
         discovery, source = self._discovery.get(session.name), self._accounts[session.name].fleet
         if discovery is None or source is None or discovery.state == "complete":
             return AccountDevices(self._prepared.devices)
-        if self._fleet.limit is None:
-            return await self._discover(session, discovery, source, stop)
-        async with self._limit_lock:  # one account after the other: the first accounts use up the limit first
-            return await self._discover(session, discovery, source, stop)
+        with span("discovery", {"auditor.account.name": session.name}):
+            if self._fleet.limit is None:
+                return await self._discover(session, discovery, source, stop)
+            async with self._limit_lock:  # one account after the other: the first accounts use up the limit first
+                return await self._discover(session, discovery, source, stop)
 
     async def _discover_by_index(
         self, session: AccountSession, source: FleetSource, out: Path, limit: int | None, stop: StopToken
@@ -105,7 +107,7 @@ class DeviceSource:
                     session, journal, source, out, results, stop=stop, max_devices=limit
                 )
         except IndexRefusedError as error:
-            log.warning("the index cannot be read; all devices are queried", account=session.name, reason=str(error))
+            log.warning("index_unavailable", account=session.name, reason=str(error))
             if error.is_temporary:
                 return None
         with translate_os_errors(f"{refused}: cannot be written"):
@@ -149,7 +151,7 @@ class DeviceSource:
         """Add what was discovered to the fleet; return the account's devices that are to be queried."""
         name = session.name
         if not found.devices and limit != 0:
-            log.warning("no device matches the fleet settings", account=name, products=len(journal.products))
+            log.warning("fleet_empty", account=name, products=len(journal.products))
         cut = limit is not None and found.devices >= limit
         before = self._prepared.discovery_requests(name)
         discovery = discovery_info(session, journal, found, before, limited=cut)

@@ -16,6 +16,7 @@ from auditor.runs.seal import SealedRun, seal_run
 from auditor.runs.selection_info import ExitReason
 from auditor.runs.verify import verify_run
 from auditor.text.formatting import escape_undecodable, format_count, format_utc, parse_manifest_time
+from auditor.tracing import span
 
 INCOMPLETE = NOT_VERIFIED = 1
 """Exit code of a run without an error whose numbers are incomplete, or do not follow from its files."""
@@ -36,19 +37,16 @@ async def seal_and_verify(
     Raises:
         RunNotWritableError: the folder cannot be written.
     """
-    sealed = await run_in_abandonable_thread(seal_run, folder, manifest.selection, manifest.modules)
-    if sealed.compressed is not None:
-        replace_results(folder, sealed.compressed)
-    manifest = sealed_manifest(manifest, sealed, stopped=bool(errors))
-    manifest = replace(manifest, silent=await run_in_abandonable_thread(find_silent_accounts, folder, manifest))
-    aliases = asdict(await run_in_abandonable_thread(read_aliases, folder))
-    manifest = replace(manifest, fleet=replace(manifest.fleet, **aliases))
-    manifest = await run_in_abandonable_thread(record_changes, folder, manifest)
+    with span("seal"):
+        manifest = await _seal(folder, manifest, stopped=bool(errors))
     incomplete = [*map(str, manifest.silent), *discovery_gaps(manifest)]
     error = describe_errors(errors) if errors else reason or escape_undecodable("; ".join(incomplete))
     manifest = replace(manifest, error=error or None)
     write_manifest(folder, manifest)
-    problems = await run_in_abandonable_thread(verify_run, folder, folder)
+    with span("verify") as verifying:
+        problems = await run_in_abandonable_thread(verify_run, folder, folder)
+        if problems:
+            verifying.fail("not_verified")
     if problems:
         error = describe_errors((*errors, RunNotWritableError("; ".join(problems))))
         manifest = replace(manifest, state="aborted", error=error)
@@ -60,6 +58,18 @@ async def seal_and_verify(
     manifest = replace(manifest, exit_code=code, exit_reason=why)
     write_manifest(folder, manifest)
     return manifest
+
+
+async def _seal(folder: Path, manifest: Manifest, *, stopped: bool) -> Manifest:
+    """Write the files that follow from the results; return the manifest with them, and with what they show."""
+    sealed = await run_in_abandonable_thread(seal_run, folder, manifest.selection, manifest.modules)
+    if sealed.compressed is not None:
+        replace_results(folder, sealed.compressed)
+    manifest = sealed_manifest(manifest, sealed, stopped=stopped)
+    manifest = replace(manifest, silent=await run_in_abandonable_thread(find_silent_accounts, folder, manifest))
+    aliases = asdict(await run_in_abandonable_thread(read_aliases, folder))
+    manifest = replace(manifest, fleet=replace(manifest.fleet, **aliases))
+    return await run_in_abandonable_thread(record_changes, folder, manifest)
 
 
 def correct_times(manifest: Manifest, offsets: Sequence[float], *, now: float, resumed: bool) -> Manifest:

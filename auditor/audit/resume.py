@@ -104,15 +104,15 @@ def _continues(folder: Path, manifest: Manifest, settings: Settings) -> bool:
     try:
         before = settings_of(folder, manifest)
     except RunFolderError as error:
-        log.warning("run not resumed; a new one starts", folder=str(folder), reason=str(error))
+        log.warning("run_not_resumed", folder=str(folder), reason=str(error))
         return False
     advice = f"finish it with: auditor resume {shlex.quote(str(folder))} --settings CONFIG"
     if changes := diff_settings(before, settings, ignore=RATE_KEYS):
         reason = f"settings changed since it started: {'; '.join(changes)}"
-        log.warning("run not resumed; a new one starts", folder=str(folder), reason=reason, advice=advice)
+        log.warning("run_not_resumed", folder=str(folder), reason=reason, advice=advice)
         return False
     if changes := diff_settings(before, settings):
-        log.warning("run resumed with changed settings", folder=str(folder), changes="; ".join(changes))
+        log.warning("run_resumed_with_changes", folder=str(folder), changes="; ".join(changes))
     return True
 
 
@@ -124,7 +124,7 @@ def _report_not_resumed(folder: Path, objections: list[str]) -> None:
             reason = "its file system shows every file as writable by other users"
             resume = f"auditor resume {shlex.quote(str(folder))} --settings CONFIG"
             advice = {"advice": f"mount it with umask=077, or continue the run with: {resume}"}
-    log.warning("unfinished run not resumed", folder=str(folder), reason=reason, **advice)
+    log.warning("unfinished_run_not_resumed", folder=str(folder), reason=reason, **advice)
 
 
 def _is_unfinished(manifest: Manifest) -> bool:

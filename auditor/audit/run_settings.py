@@ -90,7 +90,7 @@ def remember_settings(settings: Settings, source: Path | None) -> None:
         for unused in by_use[MAX_REMEMBERED:]:
             unused.unlink(missing_ok=True)
     except (OSError, RunNotWritableError, TypeError) as error:
-        log.info("settings not remembered; a resume needs --settings", reason=str(error))
+        log.info("settings_not_remembered", reason=str(error))
 
 
 def _settings_directory() -> Path:
@@ -142,7 +142,7 @@ def resume_settings(
     if objections:
         _require_trust(folder, settings, objections, trust, own=given is not None, advise=given is None and not lasting)
         if not quiet:
-            log.warning("run folder trusted", folder=str(folder), objections=objections)
+            log.warning("run_folder_trusted", folder=str(folder), objections=objections)
     return settings
 
 
@@ -220,8 +220,10 @@ def _describe_effects(settings: Settings) -> Iterator[str]:
     for table in settings.publish:
         options = [f"{key} = {value}" for key, value in table.options.items() if not isinstance(value, SecretSource)]
         yield f"publish to {table.name}, {table.type} with {', '.join(options) or 'no option'}"
-    if settings.notify is not None:
-        yield "post to a webhook"
+    if settings.notify:
+        yield f"send messages to {', '.join(table.name for table in settings.notify)}"
+    if settings.ping is not None:
+        yield "report to a dead man's switch"
 
 
 def _describe_route(account: Account) -> str:
@@ -255,7 +257,7 @@ def _report_changed_file(record: dict[str, Any]) -> None:
         if hashlib.sha256(read_regular_file(Path(file))).hexdigest() == record.get("file_sha256"):
             return
     log.warning(
-        "the settings file has changed since this run started, which continues with its earlier settings",
+        "settings_file_changed",
         file=file,
         advice=f"add --settings {shlex.quote(file)} to use the new ones",
     )

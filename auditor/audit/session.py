@@ -48,6 +48,7 @@ from auditor.selection.coordinator import SelectionCoordinator
 from auditor.selection.rejection import RejectedResults
 from auditor.selection.strategies import SelectionResult
 from auditor.text.formatting import escape_undecodable
+from auditor.tracing import Attributes, span
 
 CHECK_SECONDS = 0.1
 """Seconds between two checks of the deadline and of the accounts' health."""
@@ -120,6 +121,15 @@ class AuditSession:
 
         A run folder that cannot be written any more is a result too, since all outcomes written so far are valid.
         """
+        names = {"auditor.run.name": self._prepared.manifest.name, "auditor.run.id": self._folder.name}
+        with span("run", {**names, "auditor.run.resumed": self._prepared.resumed}) as running:
+            result = await self._run()
+            running.set(_describe_result(result.manifest))
+            if result.exit_code and result.manifest.exit_reason is not None:
+                running.fail(result.manifest.exit_reason.code)
+            return result
+
+    async def _run(self) -> AuditResult:
         with self._prepared.lock:
             try:
                 await self._query_accounts()
@@ -213,6 +223,14 @@ class AuditSession:
 
     async def _query_account(self, session: AccountSession) -> None:
         """Query one account; if it is stopped, the other accounts continue."""
+        with span("account", {"auditor.account.name": session.name}) as querying:
+            error = await self._query_until_stopped(session)
+            querying.set(_describe_account(session))
+            if error is not None:
+                querying.fail(error.reason_code)
+
+    async def _query_until_stopped(self, session: AccountSession) -> AuditStoppedError | None:
+        """Query one account; return the error that stopped it, if there was one."""
         try:
             devices = await self._source.open_account(session, stop=self._stop)
             if devices is not None:
@@ -226,20 +244,22 @@ class AuditSession:
             session.finish(error)
             if len(self._accounts) > 1:
                 # Logged now, since the others may continue for hours. For people: a traceback would add nothing.
-                log.error("account stopped", account=session.name, reason=str(error))
+                log.error("account_stopped", account=session.name, reason=str(error))
             if isinstance(error, RunNotWritableError):
                 self._stop.request(str(error))
-        else:
-            session.finish()
+            return error
+        session.finish()
+        return None
 
     async def _query_devices(self, session: AccountSession, devices: Path) -> None:
         """Query the devices of one account, and concurrently the modules that its products define."""
         include_never_activated = self._source.includes_never_activated(session.name)
         selected = devices
         if self._selection is not None:
-            result = await self._selection.select(
-                session, devices, include_never_activated=include_never_activated, stop=self._stop
-            )
+            with span("selection", {"auditor.account.name": session.name}):
+                result = await self._selection.select(
+                    session, devices, include_never_activated=include_never_activated, stop=self._stop
+                )
             if result is None:  # interrupted first
                 return
             await self._record_selection(self._selection, result)
@@ -256,6 +276,7 @@ class AuditSession:
                 session.limit_retries(self._budget.may_retry)
             elif self._selection is not None:
                 queue, fetch = await self._selection.limit_queries(session, queue)
+            fetch = session.slow_devices.watch(fetch)
             query = partial(
                 run_workers,
                 write=self._journal.append,
@@ -268,7 +289,7 @@ class AuditSession:
             else:
                 await self._read_details(session, queue, fetch)
             if self._selection is not None and (rejected := await self._reject_results(session, self._selection)):
-                await query(read_snapshot(rejected.devices, session.name), session.fetch)
+                await query(read_snapshot(rejected.devices, session.name), fetch)
 
     async def _read_details(
         self, session: AccountSession, queue: Iterator[Device], fetch: Callable[[Device], Awaitable[Outcome]]
@@ -360,3 +381,31 @@ class AuditSession:
                 self._selection.cleanup()
         folder = await run_in_thread(rename_corrected, self._folder, manifest)
         return AuditResult(folder, manifest, manifest.exit_code or 0)
+
+
+def _describe_result(manifest: Manifest) -> Attributes:
+    """Return the attributes of the span of a run that has ended."""
+    counts = {f"auditor.devices.{state}": number for state, number in asdict(manifest.devices).items()}
+    requests = {f"auditor.requests.{kind}": number for kind, number in asdict(manifest.requests).items()}
+    reason = None if manifest.exit_reason is None else manifest.exit_reason.code
+    return {
+        "auditor.run.state": manifest.state,
+        "auditor.run.exit_code": manifest.exit_code,
+        "auditor.run.exit_reason": reason,
+        "auditor.devices.fleet": manifest.fleet.devices,
+        **counts,
+        **requests,
+    }
+
+
+def _describe_account(session: AccountSession) -> Attributes:
+    """Return the attributes of the span of an account that has been queried."""
+    progress = session.progress
+    return {
+        "server.address": session.client.host,
+        "auditor.devices.done": progress.done,
+        "auditor.devices.failed": progress.failed,
+        "auditor.devices.slow": session.slow_devices.count,
+        "auditor.requests.sent": session.total_sent,
+        "auditor.requests.throttled": progress.throttled,
+    }

@@ -157,8 +157,8 @@ def target_rate(settings: Settings) -> float | None:
 
 
 def has_hooks(settings: Settings) -> bool:
-    """Return whether a policy, a report, metrics or a webhook follow a run."""
-    return settings.policy is not None or settings.notify is not None or settings.report != ReportSettings()
+    """Return whether a policy, a report, metrics or messages follow a run."""
+    return settings.policy is not None or bool(settings.notify) or settings.report != ReportSettings()
 
 
 def record_path(path: Path) -> str:

@@ -150,7 +150,7 @@ class DetailReader:
             return
         self._is_used = False
         log.warning(
-            "details of devices cannot be read; devices are queried one by one",
+            "details_unavailable",
             account=self._session.name,
             reason=str(error),
         )

@@ -121,7 +121,7 @@ class _IndexReader:
         except PlatformError as error:
             if not self._has_answered:
                 raise IndexRefusedError(str(error), error) from error
-            log.warning("a product cannot be searched", account=self._session.name, product_key=key, reason=str(error))
+            log.warning("product_not_searched", account=self._session.name, product_key=key, reason=str(error))
             self._journal.fail(key, error.code, error.message)
         except UsageError as error:  # a text of the platform that no statement can have
             raise IndexRefusedError(f"product {key}: {error}") from error

@@ -18,6 +18,7 @@ from auditor.cli.commands.demo import demo
 from auditor.cli.commands.device import device
 from auditor.cli.commands.devices import devices, inventory
 from auditor.cli.commands.fleet import fleet
+from auditor.cli.commands.notify import notify
 from auditor.cli.commands.publish import fetch, publish
 from auditor.cli.commands.query import diff, history, sql, verify
 from auditor.cli.commands.report import metrics, policy, report
@@ -25,8 +26,9 @@ from auditor.cli.commands.runs import runs
 from auditor.cli.commands.simulate import simulate
 from auditor.cli.commands.status import status
 from auditor.cli.console import LOG_STYLE, open_standard_streams, print_error, redirect_to_devnull
+from auditor.cli.execution import trace_command
 from auditor.config.paths import expand_home
-from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, UsageError
+from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, SettingsError, UsageError
 from auditor.text.formatting import safe
 
 EXIT_CODES = """\
@@ -88,6 +90,7 @@ _COMMANDS: dict[Group, tuple[tuple[Callable[..., int], str], ...]] = {
         (run, "auditor run nightly.toml --for 6h"),
         (resume, "auditor resume audits"),
         (fleet, "auditor fleet nightly.toml --account eu -o fleet.csv"),
+        (notify, "auditor notify nightly.toml --test"),
         (prune, "auditor prune audits --keep-days 30"),
     ),
     CLUSTER: (
@@ -151,19 +154,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A shell does not expand the home directory in --flag=~/path.
     given = [_expand_home(each) for each in (sys.argv[1:] if arguments is None else arguments)]
     # Also usage errors, which come before the command, have its format.
-    LOG_STYLE.format = "json" if "--log-format json" in " ".join(given).replace("=", " ") else "text"
+    flags = " ".join(given).replace("=", " ")
+    LOG_STYLE.format = "json" if "--log-format json" in flags or "--progress json" in flags else "text"
+    try:
+        with trace_command(given[0] if given else "") as traced:
+            code = _run_command(given)
+            traced.set({"process.exit.code": code})
+            if code:
+                traced.fail(str(code))
+            return code
+    except AuditInterruptedError as error:
+        # A thread that still seals must not delay the exit; it loses nothing.
+        _print_failure(str(error), error.exit_code)
+        os._exit(error.exit_code)
+
+
+def _run_command(given: Sequence[str]) -> int:
+    """Run one command and return its exit code; raise AuditInterruptedError if threads may still run."""
     try:
         code = app(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
-        print_error(f"auditor: {_describe_usage_error(error)}", "error")
+        _print_failure(_describe_usage_error(error), UsageError.exit_code)
         return UsageError.exit_code
-    except AuditInterruptedError as error:
-        # A thread that still seals must not delay the exit; it loses nothing.
-        print_error(f"auditor: {error}", "error")
-        os._exit(error.exit_code)
+    except AuditInterruptedError:
+        raise
     except AuditorError as error:
-        print_error(f"auditor: {safe(error)}", "error")
+        for sentence in error.sentences if isinstance(error, SettingsError) else (str(error),):
+            _print_failure(safe(sentence), error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
         return AuditInterruptedError.exit_code
@@ -174,10 +192,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         redirect_to_devnull(1)
         return 0
     except OSError as error:
-        print_error(f"auditor: {safe(error.filename or 'output')}: {error.strerror}", "error")
+        _print_failure(f"{safe(error.filename or 'output')}: {error.strerror}", RunNotWritableError.exit_code)
         redirect_to_devnull(1)
         return RunNotWritableError.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _print_failure(sentence: str, exit_code: int) -> None:
+    print_error(f"auditor: {sentence}", "error", event="command_failed", exit_code=exit_code)
 
 
 def _describe_usage_error(error: CycloptsError) -> str:

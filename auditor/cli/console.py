@@ -4,22 +4,29 @@ import io
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
 from auditor.text.formatting import escape_lines, safe
+from auditor.tracing import trace_ids
 
 LogFormat = Literal["text", "json"]
 """Format of every line on standard error: text, or one JSON object a line."""
 
 
+ProgressStyle = Literal["auto", "line", "json", "none"]
+"""How progress is shown: live on a terminal and as lines elsewhere, as lines, as JSON lines, or not at all."""
+
+
 @dataclass(slots=True)
 class LogStyle:
-    """How lines on standard error are written by this process."""
+    """How lines on standard error, and those of progress, are written by this process."""
 
     format: LogFormat = "text"
+    progress: ProgressStyle = "auto"
 
 
 _WORD = re.compile(r"(?<=:) auditor [a-z][^;]+;?| *[^ ]+| +")
@@ -33,16 +40,35 @@ LABEL_WIDTH = 8
 """Characters of the labels of a run's summary."""
 
 
-def print_error(sentence: str, level: Literal["info", "error"] = "info") -> None:
-    """Print a line to standard error; ``level`` is part of a JSON line. An audit continues if it cannot be written.
+RECENT_LINES: deque[str] = deque(maxlen=40)
+"""The last lines of this process on standard error, without colours, for a dead man's switch."""
 
-    A terminal gets lines that end between words.
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def remember_line(line: str) -> None:
+    """Put what is written to standard error into ``RECENT_LINES``."""
+    RECENT_LINES.extend(_COLOURS.sub("", line).splitlines())
+
+
+def print_error(
+    sentence: str, level: Literal["info", "error"] = "info", *, event: str = "result", **values: object
+) -> None:
+    """Print a line to standard error. An audit continues if it cannot be written.
+
+    A terminal gets lines that end between words. Only a JSON line has ``level``, ``event``, which is one of
+    ``LINE_EVENTS``, and ``values``.
     """
     if LOG_STYLE.format == "json":
-        _write_error(format_json_line(sentence, level))
+        _write_error(format_json_line(event, sentence, level, **values))
     else:
         width = _error_width()
         _write_error("\n".join(wrap_words(line, width) for line in escape_lines(sentence).split("\n")))
+
+
+def print_note(sentence: str) -> None:
+    """Print to standard error what to know about the output of a command."""
+    print_error(sentence if LOG_STYLE.format == "json" else f"note: {sentence}", event="note")
 
 
 def print_labelled(label: str, text: str, *, style: str = "", styles: Mapping[str, str] | None = None) -> None:
@@ -54,19 +80,24 @@ def print_labelled(label: str, text: str, *, style: str = "", styles: Mapping[st
         style: style of Rich.
         styles: styles of words in the text.
     """
-    shown = label if LOG_STYLE.format == "json" else f"{label:<{LABEL_WIDTH}}"
-    _print_styled(f"{shown} {safe(text)}", {label: style, **(styles or {})}, indent=LABEL_WIDTH + 1)
+    if LOG_STYLE.format == "json":
+        print_error(safe(text), event="summary", label=label)
+    else:
+        _print_styled(f"{label:<{LABEL_WIDTH}} {safe(text)}", {label: style, **(styles or {})}, indent=LABEL_WIDTH + 1)
 
 
 def print_exit(reason: str, exit_code: int) -> None:
     """Print the reason of an exit code to standard error: the last line of a run."""
     number = f"exit {exit_code}"
+    if LOG_STYLE.format == "json":
+        print_error(safe(reason), event="exit", exit_code=exit_code)
+        return
     _print_styled(safe(reason), {number: "bold red" if exit_code else "bold green"}, indent=len(number) + 1)
 
 
 def _print_styled(line: str, styles: Mapping[str, str], *, indent: int) -> None:
     """Print a line to standard error; ``styles``: styles of its words, the first one at its start."""
-    if LOG_STYLE.format == "json" or (width := _error_width()) is None:
+    if (width := _error_width()) is None:
         print_error(line)
         return
     from rich.console import Console
@@ -85,6 +116,7 @@ def _print_styled(line: str, styles: Mapping[str, str], *, indent: int) -> None:
 
 
 def _write_error(line: str) -> None:
+    remember_line(line)
     try:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
@@ -129,14 +161,14 @@ def wrap_words(line: str, width: int | None, indent: int = 2) -> str:
     return "\n".join(each.rstrip() for each in lines)
 
 
-def format_json_line(event: str, level: str, **further: str) -> str:
+def format_json_line(event: str, message: str, level: str, **values: object) -> str:
     """Return a line of the log in JSON, with the keys of the lines that structlog writes."""
     import json
     from datetime import UTC, datetime
 
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    texts = {"event": event, **further, "level": level, "timestamp": now}
-    return json.dumps({key: escape_lines(text) for key, text in texts.items()})
+    line = {"event": event, "message": message, **values, "level": level, "timestamp": now, **trace_ids()}
+    return json.dumps({key: escape_lines(value) if isinstance(value, str) else value for key, value in line.items()})
 
 
 def print_line(line: str) -> None:

@@ -1,17 +1,24 @@
 """Run an audit for a command: progress, signals, summary, hooks, and how to resume."""
 
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from auditor.cli.console import print_exit, print_labelled, print_path
+from auditor.cli.console import RECENT_LINES, print_exit, print_labelled, print_note, print_path
+from auditor.errors import AuditorError, SettingsError
+from auditor.text.formatting import safe
+from auditor.tracing import Attributes, Span, span, use_tracer
 
 if TYPE_CHECKING:
     from auditor.cli.render_summary import SummaryLine
     from auditor.concurrency import StopToken
-    from auditor.config.settings import Account
+    from auditor.config.settings import Account, SecretSource
     from auditor.engine.progress import AuditResult, ProgressCallback
+    from auditor.hooks.ping import DeadMansSwitch
     from auditor.hooks.prepare import HookConfig
 
     Start = Callable[[ProgressCallback, StopToken], Awaitable[AuditResult]]
@@ -34,6 +41,57 @@ def describe_plain_http(accounts: "Iterable[Account]") -> Iterator[str]:
             yield f'account "{account.name}": plain http to {host}: {advice}'
 
 
+TRACED_COMMANDS = frozenset({"fleet", "publish", "resume", "run", "shard"})
+"""Commands whose traces are sent: the others end soon, or only read."""
+
+TRACES_PROTOCOL = "http/protobuf"
+"""The value of OTEL_EXPORTER_OTLP_PROTOCOL that is supported."""
+
+
+@contextmanager
+def trace_command(command: str) -> Iterator[Span]:
+    """Yield the span of a command. It is sent if the environment names a collector of traces."""
+    with ExitStack() as stack:
+        if command in TRACED_COMMANDS and _are_traces_requested():
+            _open_tracer(stack)
+        # Names and attributes are those of OpenTelemetry's conventions for command-line programs.
+        attributes: Attributes = {"process.executable.name": "auditor", "process.pid": os.getpid()}
+        yield stack.enter_context(span(f"auditor {command}", attributes))
+
+
+def _are_traces_requested() -> bool:
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    if exporter := os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower():
+        return exporter == "otlp"
+    return bool(_signal_variable("ENDPOINT"))
+
+
+def _signal_variable(name: str) -> str:
+    """Return a variable of the collector: that of traces, or that of all signals."""
+    specific = os.environ.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}", "")
+    return (specific or os.environ.get(f"OTEL_EXPORTER_OTLP_{name}", "")).strip()
+
+
+def _open_tracer(stack: ExitStack) -> None:
+    """Send spans until the stack is closed; if that is not possible, print why."""
+    protocol = _signal_variable("PROTOCOL") or TRACES_PROTOCOL
+    if protocol != TRACES_PROTOCOL:
+        print_note(f"no traces are sent: OTEL_EXPORTER_OTLP_PROTOCOL must be {TRACES_PROTOCOL}")
+        return
+    if find_spec("opentelemetry") is None or find_spec("requests") is None:
+        print_note("no traces are sent: install the packages with: pip install 'auditor[otel]'")
+        return
+    try:
+        from auditor.otlp import open_tracer
+
+        tracer = stack.enter_context(open_tracer())
+    except Exception as error:  # noqa: BLE001  a wrong variable of a library costs no audit
+        print_note(f"no traces are sent: the OTEL_ variables cannot be used ({type(error).__name__})")
+        return
+    stack.enter_context(use_tracer(tracer))
+
+
 def run_with_progress(start: "Start") -> "AuditResult":
     """Run an audit with progress and signal handling, and print its summary."""
     result, seconds = _run_timed(start)
@@ -41,13 +99,75 @@ def run_with_progress(start: "Start") -> "AuditResult":
     return result
 
 
-def run_audit_command(start: "Start", hooks: "HookConfig") -> int:
+class SwitchReporter:
+    """Reports the end of a command to its dead man's switch, once, if it has one."""
+
+    def __init__(self) -> None:
+        self._switch: DeadMansSwitch | None = None
+
+    def start(self, source: "SecretSource | None", where: str) -> None:
+        """Report the start, if the settings, which errors call ``where``, have a switch, and none was started.
+
+        Raises:
+            SettingsError: its address cannot be read, or is none.
+        """
+        if source is None or self._switch is not None:
+            return
+        from auditor.hooks.ping import DeadMansSwitch
+
+        self._switch = DeadMansSwitch.open(source, where)
+        self._switch.start()
+
+    def finish(self, exit_code: int, reason: str) -> None:
+        """Report an exit code with its reason."""
+        switch, self._switch = self._switch, None
+        if switch is not None:
+            _print_switch_problem(switch.finish(exit_code, reason, list(RECENT_LINES)))
+
+    def fail(self, error: BaseException) -> None:
+        """Report an error that ends the command."""
+        switch, self._switch = self._switch, None
+        if switch is None:
+            return
+        described = safe(str(error)) if isinstance(error, AuditorError) else ""
+        if isinstance(error, KeyboardInterrupt):
+            described = "interrupted by a signal"
+        _print_switch_problem(switch.fail(described or f"unexpected {type(error).__name__}", list(RECENT_LINES)))
+
+
+def _print_switch_problem(problem: str | None) -> None:
+    if problem is not None:
+        print_note(f"the dead man's switch was not reached: {problem}")
+
+
+@contextmanager
+def noting_settings_errors() -> "Iterator[None]":
+    """Print a SettingsError of the block as a note: a run is resumed without what it is about."""
+    try:
+        yield
+    except SettingsError as error:
+        print_note(safe(str(error)))
+
+
+@contextmanager
+def reporting_to_switch() -> "Iterator[SwitchReporter]":
+    """Yield what reports the end of a command to its dead man's switch, whatever ends the block."""
+    reporter = SwitchReporter()
+    try:
+        yield reporter
+        reporter.finish(0, "nothing to do")
+    except BaseException as error:
+        reporter.fail(error)
+        raise
+
+
+def run_audit_command(start: "Start", hooks: "HookConfig", switch: SwitchReporter) -> int:
     """Run an audit and its hooks, print the summary and the run folder, and return the exit code."""
     from auditor.cli.runtime import interrupt_on_signals
 
     with interrupt_on_signals():
         result, seconds = _run_timed(start)
-        return _finish(result, seconds, hooks)
+        return _finish(result, seconds, hooks, switch)
 
 
 def _run_timed(start: "Start") -> "tuple[AuditResult, float]":
@@ -71,7 +191,7 @@ def _print_lines(lines: "Iterable[SummaryLine]") -> None:
         print_labelled(line.label, line.text, style=line.style, styles=line.styles)
 
 
-def _finish(result: "AuditResult", seconds: float, hooks: "HookConfig") -> int:
+def _finish(result: "AuditResult", seconds: float, hooks: "HookConfig", switch: SwitchReporter) -> int:
     from auditor.cli.render_summary import summarize_hooks
     from auditor.hooks.runner import run_hooks
 
@@ -84,6 +204,8 @@ def _finish(result: "AuditResult", seconds: float, hooks: "HookConfig") -> int:
         manifest = replace(manifest, exit_code=results.exit_code, exit_reason=results.policy_reason or reason)
     finally:  # the run is sealed, even if the user interrupts its hooks
         print_path(result.folder)
-    if (line := manifest.describe_exit()) is not None:
+    line = manifest.describe_exit()
+    switch.finish(results.exit_code, safe(line or f"exit {results.exit_code}"))
+    if line is not None:
         print_exit(line, results.exit_code)
     return results.exit_code

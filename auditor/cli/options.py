@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from auditor.cli.console import LogFormat
+from auditor.cli.console import LogFormat, ProgressStyle
 from auditor.errors import DriftError, UsageError
 from auditor.models import ChangeDetection, Level
 
@@ -33,14 +33,11 @@ ReadPath = Annotated[
 ]
 
 ResumePath = Annotated[
-    Path,
+    str,
     Parameter(
-        help="Run folder, or directory of runs (uses its newest run; a trial only if no other run is unfinished)."
+        help="Run folder, directory of runs (uses its newest run; a trial only if no other run is unfinished), or "
+        "address of a run that was cut."
     ),
-]
-
-RunPath = Annotated[
-    Path, Parameter(help="Run folder, or directory of runs (uses its newest run). Works on a run in progress.")
 ]
 
 RunAddress = Annotated[
@@ -108,13 +105,22 @@ LogFormatOption = Annotated[
     ),
 ]
 
+ProgressOption = Annotated[
+    ProgressStyle,
+    Parameter(
+        group=OUTPUT,
+        help="Show progress live on a terminal and as lines elsewhere, always as lines, as JSON lines, or not at "
+        "all. With json, all lines on standard error are JSON.",
+    ),
+]
+
 Hooks = Annotated[
     bool,
     Parameter(
         negative=(),
         show_default=False,
         group=OUTPUT,
-        help="Write report and metrics and post the webhook, although the run is limited or in another directory.",
+        help="Write report and metrics and send messages, although the run is limited or in another directory.",
     ),
 ]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_error
+from auditor.cli.console import print_note
 from auditor.cli.options import OUTPUT
 from auditor.errors import UsageError
 from auditor.text.formats import BINARY_FORMATS, TABLE_FORMATS, TableFormat, list_formats
@@ -235,7 +235,7 @@ def describe_starts(manifests: Sequence["Manifest"], zone: tzinfo | None) -> Ite
 def print_notes(sentences: Iterable[str]) -> None:
     """Print sentences to standard error, one a line."""
     for sentence in sentences:
-        print_error(f"note: {safe(sentence)}")
+        print_note(safe(sentence))
 
 
 def open_console(pipe_width: int = PIPE_WIDTH) -> "Console":
@@ -313,7 +313,7 @@ def print_columns(columns: Sequence[Column]) -> None:
     parts += ["what ends with … is cut"] if cut else []
     if parts:
         advice = "a wider terminal or --format csv shows all"
-        print_error(f"note: lines of {console.width} characters: {'; '.join(parts)}; {advice}")
+        print_note(f"lines of {console.width} characters: {'; '.join(parts)}; {advice}")
 
 
 def _gaps(columns: Sequence[Column]) -> int:
@@ -379,7 +379,7 @@ def print_rows(
         _rank_from_right(columns)
     print_columns(columns)
     if cut:
-        print_error(f"note: the table shows {max_rows:,} rows; {ALL_ROWS}")
+        print_note(f"the table shows {max_rows:,} rows; {ALL_ROWS}")
 
 
 def _rank_from_right(columns: Sequence[Column]) -> None:

@@ -1,11 +1,13 @@
 """Show the progress of an audit on standard error: live on a terminal, as lines of the log elsewhere."""
 
+import math
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import asdict
+from typing import Literal, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
@@ -34,11 +36,21 @@ _NAME_WIDTH, _STATE_WIDTH, _RATE_WIDTH, _REMAINING_WIDTH = 16, 7, 11, 14
 _STATE_STYLES = {"stopped": "red", "failing": "red", "slowed": "yellow", "done": "dim"}
 
 
+Stage = Literal["discovery", "states", "querying", "releases", "sealing"]
+"""What an audit does now: listing devices, reading their connection states, querying them, and what comes after."""
+
+
 @contextmanager
 def show_progress() -> Iterator[ProgressCallback]:
-    """Yield a callback that shows an audit's progress."""
-    view = _ProgressView()
-    if not sys.stderr.isatty() or is_dumb_terminal() or LOG_STYLE.format == "json":
+    """Yield a callback that shows an audit's progress in the style of this process."""
+    view, style = _ProgressView(), LOG_STYLE.progress
+    if style == "none":
+        yield _announce_resume(lambda _: None)
+        return
+    if LOG_STYLE.format == "json":
+        yield _announce_resume(_print_records(view))
+        return
+    if style == "line" or not sys.stderr.isatty() or is_dumb_terminal():
         yield _announce_resume(_print_lines(view))
         return
     console = Console(stderr=True, highlight=False)
@@ -105,7 +117,10 @@ def _render_accounts(progress: Progress, accounts: list[tuple[AccountProgress, f
         yield line.append(f"  {_describe_detail(account)}")
 
 
-def _state_of(account: AccountProgress) -> str:
+AccountState = Literal["stopped", "done", "failing", "listing", "slowed", "ok"]
+
+
+def _state_of(account: AccountProgress) -> AccountState:
     """Return an account's state in a word."""
     if account.stopped is not None:
         return "stopped"
@@ -168,7 +183,7 @@ def _announce_resume(watch: ProgressCallback) -> ProgressCallback:
         if progress.resumed and not announced:
             remaining = f"{progress.devices.unanswered:,} of {progress.fleet:,} devices remain"
             discovery = "" if progress.discovery is None else ", and fleets are not completely listed"
-            print_error(f"resuming {safe(progress.folder)}: {remaining}{discovery}")
+            print_error(f"resuming {safe(progress.folder)}: {remaining}{discovery}", event="resuming")
         announced = True
         watch(progress)
 
@@ -180,19 +195,89 @@ def _print_lines(view: "_ProgressView") -> ProgressCallback:
 
     def watch(progress: Progress) -> None:
         nonlocal last
-        line, _, _, accounts = view.describe(progress)
+        described = view.describe(progress)
+        line, accounts = described.line, described.accounts
         if progress.sealing or time.monotonic() - last >= PLAIN_INTERVAL:
             last = time.monotonic()
-            print_error(line)
+            print_error(line, event="progress")
             if len(accounts) > 1 and not progress.sealing:
                 more = f"; and {len(accounts) - MAX_ACCOUNTS:,} more" if len(accounts) > MAX_ACCOUNTS else ""
                 shown = (
                     f"{safe(account.name)}: {_summarize_account(account, rate)}"
                     for account, rate in accounts[:MAX_ACCOUNTS]
                 )
-                print_error(f"  {'; '.join(shown)}{more}")
+                print_error(f"  {'; '.join(shown)}{more}", event="progress")
 
     return watch
+
+
+def _print_records(view: "_ProgressView") -> ProgressCallback:
+    """Return a callback that prints JSON lines at an interval, and when the stage changes."""
+    last, before = -math.inf, ""
+
+    def watch(progress: Progress) -> None:
+        nonlocal last, before
+        stage, described = _stage_of(progress), view.describe(progress)
+        if stage != before or time.monotonic() - last >= PLAIN_INTERVAL:
+            last, before = time.monotonic(), stage
+            print_error(described.line, "info", event="progress", **_record(progress, described, stage))
+
+    return watch
+
+
+def _stage_of(progress: Progress) -> Stage:
+    if progress.sealing:
+        return "sealing"
+    if progress.release_pages is not None:
+        return "releases"
+    if progress.states is not None:
+        return "states"
+    return "discovery" if progress.discovery is not None and not progress.fleet else "querying"
+
+
+def _record(progress: Progress, described: "_Description", stage: Stage) -> dict[str, object]:
+    """Return the values of a line of progress in JSON."""
+    states = None if progress.states is None else dict(zip(("read", "requested"), progress.states, strict=True))
+    return {
+        "run": safe(progress.folder.name),
+        "stage": stage,
+        "resumed": progress.resumed,
+        "elapsed": round(progress.elapsed, 3),
+        "fleet": progress.fleet,
+        "devices": asdict(progress.devices),
+        "requests": asdict(progress.requests),
+        "in_flight": progress.in_flight,
+        "requests_per_second": round(described.requests_per_second, 2),
+        "target_rate": progress.target_rate,
+        "learned_rate": progress.learned_rate,
+        "remaining_seconds": described.remaining_seconds,
+        "other_processes": progress.other_processes,
+        "problem": None if progress.problem is None else safe(progress.problem),
+        "discovery": None if progress.discovery is None else asdict(progress.discovery),
+        "states": states,
+        "release_pages": progress.release_pages,
+        "accounts": [_account_record(account, rate) for account, rate in described.accounts],
+    }
+
+
+def _account_record(account: AccountProgress, rate: float) -> dict[str, object]:
+    problem = account.stopped or account.problem
+    return {
+        "name": safe(account.name),
+        "state": _state_of(account),
+        "done": account.done,
+        "failed": account.failed,
+        "sent": account.sent,
+        "throttled": account.throttled,
+        "in_flight": account.in_flight,
+        "paused": account.paused,
+        "requests_per_second": round(rate, 2),
+        "configured_rate": account.configured_rate,
+        "learned_rate": account.rate,
+        "other_processes": account.other_processes,
+        "problem": None if problem is None else safe(problem),
+        "discovery": None if account.discovery is None else asdict(account.discovery),
+    }
 
 
 class _RateWindow:
@@ -217,12 +302,17 @@ class _RateWindow:
 
 
 class _Description(NamedTuple):
-    """An audit in words: a line, the remaining time, what the last devices wait for, and accounts with their rates."""
+    """An audit in words: a line, the remaining time, what the last devices wait for, and accounts with their rates.
+
+    ``remaining_seconds``: None if no device had an outcome in the last seconds.
+    """
 
     line: str
     remaining: str
     waiting: str | None
     accounts: list[tuple[AccountProgress, float]]
+    requests_per_second: float
+    remaining_seconds: float | None
 
 
 class _ProgressView:
@@ -238,9 +328,11 @@ class _ProgressView:
         accounts = [(each, self._rate(each, progress.elapsed)) for each in progress.accounts]
         accounts.sort(key=lambda pair: pair[0].stopped is None and pair[0].problem is None)
         waiting = describe_last_devices(progress)
-        remaining = f"{format_duration(progress.devices.pending / rates[1])} left" if rates[1] > 0 else "? left"
+        seconds = progress.devices.pending / rates[1] if rates[1] > 0 else None
+        remaining = "? left" if seconds is None else f"{format_duration(seconds)} left"
         line = _describe_progress(progress, rates[0], remaining if waiting is None else waiting)
-        return _Description(line, remaining if waiting is None else "", waiting, accounts)
+        left = None if seconds is None else round(seconds, 1)
+        return _Description(line, remaining if waiting is None else "", waiting, accounts, rates[0], left)
 
     def _rate(self, account: AccountProgress, elapsed: float) -> float:
         window = self._accounts.setdefault(account.name, _RateWindow())

@@ -13,7 +13,7 @@ from auditor.analysis.adoption import ModuleSeries, VersionSeries
 from auditor.analysis.history import History, RunSummary
 from auditor.analysis.rollout_states import ROLLOUT_STATES, RolloutState, UnknownReason
 from auditor.analysis.rollouts import NoDate, Rollout, Rollouts, read_rollouts, rollouts_of
-from auditor.cli.console import print_error
+from auditor.cli.console import print_error, print_note
 from auditor.cli.output import ALL_ROWS, open_console
 from auditor.errors import RunFolderError
 from auditor.text.formatting import format_count, format_share, safe
@@ -61,7 +61,7 @@ def print_history(history: History, zone: tzinfo | None = UTC) -> None:
     try:
         rollouts = {(each.account, each.product_key, each.module_name): each for each in rollouts_of(history).rollouts}
     except RunFolderError as error:  # a damaged file of released firmware costs no history
-        print_error(f"note: rollouts are unknown: {safe(error)}")
+        print_note(f"rollouts are unknown: {safe(error)}")
     for module in adoption.modules:
         console.print()
         console.print(_module_title(module, history.runs))
@@ -74,8 +74,8 @@ def print_history(history: History, zone: tzinfo | None = UTC) -> None:
     if not adoption.modules:
         console.print("\nno versions: these runs have none of the requested modules")
     elif adoption.module_count > len(adoption.modules):
-        print_error(
-            f"note: {len(adoption.modules)} of {adoption.module_count:,} modules of products, with the most devices; "
+        print_note(
+            f"{len(adoption.modules)} of {adoption.module_count:,} modules of products, with the most devices; "
             f"--product and --module select others, and {ALL_ROWS}"
         )
 
@@ -286,7 +286,7 @@ def print_rollouts(rollouts: Rollouts) -> None:
     console.print(table)
     print_error(f"{format_count(rollouts.count, 'rollout')}: {_count_states(rollouts) or 'none'}")
     if rollouts.count > len(shown):
-        print_error(f"note: {len(shown):,} of them, the most urgent first; {ALL_ROWS}")
+        print_note(f"{len(shown):,} of them, the most urgent first; {ALL_ROWS}")
 
 
 def _count_states(rollouts: Rollouts) -> str:

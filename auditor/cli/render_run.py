@@ -12,7 +12,7 @@ from rich.text import Text
 
 from auditor.analysis.drift import MODULE_CHANGES, PRESENCES, Drift, DriftCounts
 from auditor.analysis.sample_drift import ShareCounts, ShareDrift
-from auditor.cli.console import print_error, print_line
+from auditor.cli.console import print_line, print_note
 from auditor.cli.output import ALL_ROWS, Column, open_console, print_columns, shows_marks
 from auditor.query.describe import (
     describe_ages,
@@ -176,7 +176,7 @@ def print_shares(shares: ShareDrift) -> None:
     columns += [Column("change", list(changes), "right"), Column("verdict", [row["verdict"] for row in rows])]
     print_columns(columns)
     if shares.counts.shares > MAX_SHARE_ROWS:
-        print_error(f"note: the table shows {MAX_SHARE_ROWS:,} rows; {ALL_ROWS}")
+        print_note(f"the table shows {MAX_SHARE_ROWS:,} rows; {ALL_ROWS}")
 
 
 def _name_counts(counts: DriftCounts, names: Iterable[str]) -> Iterator[str]:

@@ -53,11 +53,13 @@ def summarize_audit(manifest: Manifest, folder: Path, seconds: float) -> Iterato
 
 
 def summarize_hooks(results: HookResults) -> Iterator[SummaryLine]:
-    """Yield lines about the policy and each destination, and one about files that were written and failed hooks."""
+    """Yield lines about the policy and each destination, one about messages, and one about files and failed hooks."""
     if results.policy is not None and results.policy.problem is None:
         yield _describe_policy(results.policy)
     for sentence in results.published:
         yield SummaryLine("published", sentence)
+    if results.notified:
+        yield SummaryLine("notified", ", ".join(results.notified))
     parts = [f"wrote {_join_first(map(str, results.written), MAX_FILES, 'more')}"] if results.written else []
     if results.problems:
         parts += [*(_shorten(problem) for problem in results.problems), "the run itself is fine"]

@@ -13,11 +13,21 @@ from typing import Any, TypeVar
 import anyio
 import structlog
 
-from auditor.cli.console import LOG_STYLE, LogFormat, format_json_line, has_colours, print_error
+from auditor.cli.console import (
+    LOG_STYLE,
+    LogFormat,
+    ProgressStyle,
+    format_json_line,
+    has_colours,
+    print_error,
+    remember_line,
+)
 from auditor.cli.signals import stop_signals
 from auditor.concurrency import StopToken
 from auditor.errors import AuditInterruptedError
+from auditor.log import EVENTS, show_sentence
 from auditor.text.formatting import escape_lines
+from auditor.tracing import trace_ids
 
 T = TypeVar("T")
 
@@ -28,6 +38,7 @@ class _CurrentStderr:
     """Standard error at the time of writing: a live progress display replaces ``sys.stderr``."""
 
     def write(self, text: str) -> int:
+        remember_line(text)
         with contextlib.suppress(OSError):
             sys.stderr.write(text)
         return len(text)
@@ -41,37 +52,50 @@ class _JsonFormatter(logging.Formatter):
     """Formats the messages of libraries as lines of a log in JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return format_json_line(super().format(record), record.levelname.lower(), logger=record.name)
+        message, level = super().format(record), record.levelname.lower()
+        return format_json_line("library_message", message, level, logger=record.name)
 
 
-def log_to_stderr(level: str, format_: LogFormat = "text") -> None:
-    """Log messages of at least ``level`` to standard error, as text or as JSON lines.
+def log_to_stderr(level: str, format_: LogFormat = "text", progress: ProgressStyle = "auto") -> None:
+    """Log messages of at least ``level`` to standard error, as text or as JSON lines; show progress in this style.
 
-    All other lines on standard error have the same format from now on. Text has colours on a terminal that has them,
-    unless the environment has NO_COLOR.
+    All other lines on standard error have the same format from now on, so progress in JSON makes all of them JSON. Text
+    has colours on a terminal that has them, unless the environment has NO_COLOR.
     """
-    LOG_STYLE.format = format_
+    format_ = "json" if progress == "json" else format_
+    LOG_STYLE.format, LOG_STYLE.progress = format_, progress
     handler = logging.StreamHandler(_CurrentStderr())
     handler.setFormatter(
         _JsonFormatter() if format_ == "json" else logging.Formatter("%(levelname)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=_LEVELS[level], handlers=[handler], force=True)
-    renderer = (
-        structlog.processors.JSONRenderer()
+    render: tuple[structlog.typing.Processor, ...] = (
+        (_add_sentence, structlog.processors.JSONRenderer())
         if format_ == "json"
-        else structlog.dev.ConsoleRenderer(colors=has_colours(sys.stderr))
+        else (show_sentence, structlog.dev.ConsoleRenderer(colors=has_colours(sys.stderr)))
     )
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _add_trace_ids,
             _escape_texts,
-            renderer,
+            *render,
         ],
         logger_factory=structlog.PrintLoggerFactory(file=_CurrentStderr()),  # type: ignore[arg-type]  # has its methods
         cache_logger_on_first_use=False,
     )
+
+
+def _add_trace_ids(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Add the ids of the current span, by which a collector of logs finds its trace."""
+    return {**event, **trace_ids()}
+
+
+def _add_sentence(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Add the sentence of an event, as lines that commands print have it."""
+    return {"event": event["event"], "message": EVENTS.get(event["event"], event["event"]), **event}
 
 
 def _escape_texts(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -145,7 +169,7 @@ class _SignalHandler:
                 scope.cancel()
                 return
             stop.request(f"interrupted by {name}")
-            print_error("stopping after open requests finish (5 s at most); Ctrl-C again stops now")
+            print_error("stopping after open requests finish (5 s at most); Ctrl-C again stops now", event="stopping")
 
         for number in stop_signals():
             self._previous[number] = signal.signal(number, receive)

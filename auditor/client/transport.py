@@ -322,4 +322,4 @@ def _proxy_authorization(proxy: Proxy | None) -> dict[str, str]:
 @cache
 def _warn_of_fallback(reason: str) -> None:
     """Log once in a process why the fast transport is not used."""
-    log.warning("fast transport not available, using aiohttp's session", aiohttp=aiohttp.__version__, reason=reason)
+    log.warning("fast_transport_unavailable", aiohttp=aiohttp.__version__, reason=reason)

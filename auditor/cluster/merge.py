@@ -6,7 +6,7 @@ their content, and ``run.json`` last. Everything is copied in parts, so memory d
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from auditor.cluster.plan import FLEET_OBJECT, Shard, ShardPlan
 from auditor.cluster.records import ShardRecord, decode_record, get_fleet, part_lines, split_failed
 from auditor.cluster.storage import find_object
 from auditor.concurrency import run_in_thread
+from auditor.errors import AuditorError
 from auditor.fleet.table import FLEET_COLUMNS, sha256_of, write_numbered
 from auditor.log import log
 from auditor.runs.folder import FAILURES, FLEET, PRODUCTS, RESULTS
@@ -48,8 +49,16 @@ def record_done(storage: ObjectStore, shard: Shard) -> None:
     storage.put(f"{DONE_SHARDS}/{shard.name}", shard.name.encode())
 
 
-async def seal_if_done(storage: ObjectStore, plan: ShardPlan) -> Manifest | None:
-    """Seal a run whose shards are all done; return its manifest, or None if some are not, or it is sealed already."""
+def find_done_names(storage: ObjectStore) -> set[str]:
+    """Return the names of the shards that are recorded as done."""
+    return {each.key.removeprefix(f"{DONE_SHARDS}/") for each in storage.list(DONE_SHARDS)}
+
+
+async def seal_if_done(storage: ObjectStore, plan: ShardPlan, errors: Sequence[AuditorError] = ()) -> Manifest | None:
+    """Seal a run whose shards are all done; return its manifest, or None if some are not, or it is sealed already.
+
+    ``errors`` stopped some of its accounts.
+    """
     if not await run_in_thread(_needs_seal, storage, plan):
         return None
     markers = await run_in_thread(read_markers, storage, plan)
@@ -60,16 +69,16 @@ async def seal_if_done(storage: ObjectStore, plan: ShardPlan) -> Manifest | None
         with prepared.lock:
             incomplete = any(decode_run(marker).devices.pending for marker in markers.values())
             reason = "stopped before every device was queried" if incomplete else None
-            manifest = await seal_and_verify(prepared.folder, prepared.manifest, (), reason, interrupted=False)
+            manifest = await seal_and_verify(prepared.folder, prepared.manifest, errors, reason, interrupted=False)
             await run_in_thread(_upload, storage, prepared.folder)
-    log.info("run sealed", run=storage.address, state=manifest.state)
+    log.info("run_sealed", run=storage.address, state=manifest.state)
     return manifest
 
 
 def _needs_seal(storage: ObjectStore, plan: ShardPlan) -> bool:
     if find_object(storage, MANIFEST) is not None:
         return False
-    done = {each.key.removeprefix(f"{DONE_SHARDS}/") for each in storage.list(DONE_SHARDS)}
+    done = find_done_names(storage)
     return all(shard.name in done for shard in plan.shards)
 
 

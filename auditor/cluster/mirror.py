@@ -68,7 +68,7 @@ class Mirror:
             except ObjectStoreError as error:
                 now = time.monotonic()
                 failing_since = now if failing_since is None else failing_since
-                log.warning("no checkpoint; results stay on this machine", reason=str(error))
+                log.warning("checkpoint_failed", reason=str(error))
                 if now - failing_since >= PAUSE_SECONDS:
                     self.paused = True
                     stop.request("the storage is away")
@@ -154,5 +154,5 @@ async def persist(action: Callable[[], Awaitable[T]], stop: StopToken, retry_sec
         except ObjectStoreError as error:
             if stop.interrupted or time.monotonic() - began >= GIVE_UP_SECONDS:
                 raise
-            log.warning("the storage is away; trying again", reason=str(error), seconds=retry_seconds)
+            log.warning("storage_unavailable", reason=str(error), seconds=retry_seconds)
         await anyio.sleep(retry_seconds)

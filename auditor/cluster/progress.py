@@ -2,8 +2,9 @@
 
 import os
 import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -15,9 +16,11 @@ from auditor.cluster.merge import READERS, sealed_folder
 from auditor.cluster.plan import Shard, ShardPlan
 from auditor.cluster.records import MAX_RECORD_BYTES, ShardRecord, decode_record
 from auditor.cluster.storage import find_object
+from auditor.engine.progress import AccountProgress, Progress
 from auditor.errors import InvalidObjectError, ObjectMissingError, RunFolderError
 from auditor.runs.folder import FLEET, SEALED, sealed_file_names
 from auditor.runs.manifest import MANIFEST, MAX_MANIFEST_BYTES, DeviceCounts, Manifest, file_info
+from auditor.runs.selection_info import RequestCounts
 from auditor.storage.files import create_file, private_folder, read_contained, translate_os_errors
 from auditor.storage.object_store import ObjectStore
 from auditor.text.formatting import parse_manifest_time
@@ -41,6 +44,7 @@ class ShardProgress:
         age: seconds since its last checkpoint; None: it has none.
         attempts: number of processes that have started it.
         devices: its devices by state, at its last checkpoint; None: unknown.
+        requests: requests until its last checkpoint.
         readable: whether its progress can be read; False: what was stored of it is damaged.
     """
 
@@ -49,6 +53,7 @@ class ShardProgress:
     age: float | None
     attempts: int
     devices: DeviceCounts | None
+    requests: RequestCounts = field(default_factory=RequestCounts)
     readable: bool = True
 
 
@@ -73,12 +78,13 @@ def _shard_progress(
         return ShardProgress(shard, "waiting", None, 0, None)
     done = [name for name, objects in attempts.items() if DONE in objects]
     name = min(done) if done else max(attempts)
-    devices = None
+    devices, requests = None, RequestCounts()
     try:
         if STATE in attempts[name]:
             place = f"{shard.folder}/{ATTEMPTS}/{name}/{STATE}"
             record = decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), ShardRecord, place)
-            devices, reported_at = record.manifest.devices, record.reported_at
+            devices, requests = record.manifest.devices, record.manifest.requests
+            reported_at = record.reported_at
         else:  # its first checkpoint is still to come
             reported_at = storage.get(f"{shard.folder}/{MARKERS}/{name}", max_bytes=100).decode("ascii", "replace")
     except InvalidObjectError:
@@ -87,7 +93,61 @@ def _shard_progress(
     age = None if reported is None else max(0.0, now - reported.timestamp())
     silent = age is None or age > SILENT_CHECKPOINTS * checkpoint
     state: ShardState = "done" if done else "silent" if silent else "running"
-    return ShardProgress(shard, state, age, len(attempts), devices)
+    return ShardProgress(shard, state, age, len(attempts), devices, requests)
+
+
+def combine_progress(plan: ShardPlan, shards: Sequence[ShardProgress], first: Progress | None, run: Path) -> Progress:
+    """Return the progress of a run from that of its shards; ``first`` is what was shown first, if there was any."""
+    by_account: dict[str, list[ShardProgress]] = {account.name: [] for account in plan.accounts}
+    for each in shards:
+        by_account[each.shard.account].append(each)
+    rates = [account.quota for account in plan.accounts]
+    devices, requests = _add_devices(shards), _add_requests(shards)
+    return Progress(
+        folder=run,
+        fleet=devices.fleet,
+        devices=devices,
+        requests=requests,
+        in_flight=0,
+        target_rate=None if None in rates else sum(rate for rate in rates if rate is not None),
+        elapsed=0.0,
+        before=(requests.sent, devices.fleet - devices.pending) if first is None else first.before,
+        accounts=tuple(
+            _account_progress(account.name, by_account[account.name], account.quota) for account in plan.accounts
+        ),
+    )
+
+
+def _account_progress(name: str, shards: Sequence[ShardProgress], quota: float | None) -> AccountProgress:
+    devices, requests = _add_devices(shards), _add_requests(shards)
+    silent = [
+        f"{each.shard.label} has stored nothing for {each.age or 0:.0f} s" for each in shards if each.state == "silent"
+    ]
+    return AccountProgress(
+        name=name,
+        sent=requests.sent,
+        done=devices.fleet - devices.pending,
+        failed=devices.failed,
+        in_flight=0,
+        rate=None,
+        finished=all(each.state == "done" for each in shards),
+        stopped=None,
+        problem=silent[0] if silent else None,
+        configured_rate=quota,
+        throttled=requests.throttled,
+    )
+
+
+def _add_devices(shards: Iterable[ShardProgress]) -> DeviceCounts:
+    """Return the devices of shards by state; those of a shard without a checkpoint are pending."""
+    counts = [each.devices or DeviceCounts(pending=each.shard.devices or 0) for each in shards]
+    names = ("ok", "empty", "not_found", "failed", "pending")
+    return DeviceCounts(**{name: sum(getattr(each, name) for each in counts) for name in names})
+
+
+def _add_requests(shards: Iterable[ShardProgress]) -> RequestCounts:
+    names = ("sent", "retried", "throttled")
+    return RequestCounts(**{name: sum(getattr(each.requests, name) for each in shards) for name in names})
 
 
 def read_sealed(storage: ObjectStore) -> tuple[Manifest, bytes] | None:

@@ -99,7 +99,7 @@ class ShardWorker:
         await self._persist(partial(record_done, self._storage, self._shard))
         sealed = await persist(partial(seal_if_done, self._storage, self._plan), self._stop, self._plan.checkpoint)
         if sealed is not None and sealed.exit_code:
-            log.warning("the sealed run did not succeed", run=self._storage.address, result=sealed.describe_exit())
+            log.warning("run_unsuccessful", run=self._storage.address, result=sealed.describe_exit())
         return 0
 
     def _read_done(self) -> DoneMarker | None:
@@ -135,7 +135,7 @@ class ShardWorker:
         await self._ship_rest(mirror)
         if mirror.paused and self._stop.reason is None:
             return 0
-        log.warning("shard not done", shard=self._shard.label, reason=result.manifest.error)
+        log.warning("shard_not_done", shard=self._shard.label, reason=result.manifest.error)
         return result.exit_code
 
     async def _run_mirrored(self, session: AuditSession, mirror: Mirror, inner: StopToken) -> AuditResult:
@@ -156,7 +156,7 @@ class ShardWorker:
         except ObjectStoreError as error:
             if not self._stop.interrupted:
                 raise
-            log.warning("results since the last checkpoint are lost", reason=str(error))
+            log.warning("checkpoint_lost", reason=str(error))
 
     def _prepare(self, base: Base, scratch: Path) -> PreparedRun:
         """Create the run folder of the shard in local scratch, with the answers that it has already."""

@@ -40,7 +40,7 @@ def _last_manifest(storage: ObjectStore, plan: ShardPlan, shard: Shard, attempt:
         try:
             return decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), ShardRecord, place).manifest
         except (ObjectMissingError, InvalidObjectError) as error:
-            log.warning("progress unreadable; its requests are not counted", shard=shard.label, reason=str(error))
+            log.warning("shard_progress_unreadable", shard=shard.label, reason=str(error))
     devices = shard.devices or 0
     return Manifest(
         auditor_version=__about__.VERSION,

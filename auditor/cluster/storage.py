@@ -7,6 +7,7 @@ condition or appended to. Credentials of an object storage come from the environ
 import contextlib
 import re
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from auditor.errors import InvalidObjectError, ObjectMissingError, ObjectStoreError, UsageError
@@ -122,6 +123,12 @@ class RunDirectory(DirectoryStore):
         """See ``ObjectStore``."""
         self._require_contained(key)
         super().get_file(key, path, max_bytes=max_bytes)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See ``ObjectStore``."""
+        for key in keys:
+            self._require_contained(key)
+            super().delete([key])
 
     def list(self, folder: str = "") -> list[StoredObject]:
         """See ``ObjectStore``. What no process of a run writes is left out."""

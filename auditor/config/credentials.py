@@ -20,6 +20,7 @@ from auditor.config.settings import Account, CredentialsSettings
 from auditor.config.validation import check_credentials_uri
 from auditor.errors import CredentialsError, SettingsError
 from auditor.models import AccessKey, Secret
+from auditor.text.extras import describe_extra
 
 LIBRARY = "alibabacloud_credentials"
 
@@ -83,7 +84,7 @@ def _read(table: CredentialsSettings, account: Account, key: str) -> AccessKey:
         return _read_stored(table, account.name, f"{key}: ")
     if find_spec(LIBRARY) is None:
         package = LIBRARY.replace("_", "-")
-        raise SettingsError(f"{where}: {table.type} needs {package}: pip install 'auditor[credentials]'")
+        raise SettingsError(f"{where}: {table.type} needs {package}: {describe_extra('credentials')}")
     return _call_library(table, account, where)
 
 

@@ -1,14 +1,15 @@
-"""Load settings from TOML into immutable values, or refuse them in one sentence that names the key."""
+"""Load settings from TOML into immutable values, or refuse them: a sentence for each fault, which names the key."""
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from auditor.config.paths import resolve_path
+from auditor.config.faults import FaultList, faults_of, raises_faults
+from auditor.config.resolution import resolve_account, resolve_settings
 from auditor.config.settings import (
     Account,
     ClusterSettings,
@@ -27,7 +28,7 @@ from auditor.config.settings import (
     SharedQuotaSettings,
     split_url,
 )
-from auditor.config.toml_tables import describe_validation_error, read_toml
+from auditor.config.toml_tables import TableWords, convert_table, read_toml
 from auditor.config.validation import (
     CREDENTIALS_FORMS,
     CREDENTIALS_TYPES,
@@ -37,6 +38,7 @@ from auditor.config.validation import (
     check_duration,
     check_reading,
     check_secret_source,
+    unnamed_account,
     validate_accounts,
     validate_cluster,
     validate_hooks,
@@ -54,7 +56,7 @@ def load_settings(path: str | os.PathLike[str]) -> Settings:
     """Load the settings in a TOML file. Paths in it are relative to the file's folder; ``~/`` is the home directory.
 
     Raises:
-        SettingsError: the settings cannot be used. The message names the file, the key and what to do.
+        SettingsError: the settings cannot be used. The text names the file, the key and what to do, for every fault.
     """
     path = Path(path)
     return parse_settings(read_toml(path), where=str(path), folder=path.parent)
@@ -69,33 +71,22 @@ def parse_settings(table: Mapping[str, Any], *, where: str = "settings", folder:
         folder: folder that relative paths are relative to.
 
     Raises:
-        SettingsError: the settings cannot be used. The message names the key and what to do.
+        SettingsError: the settings cannot be used. The text names the key and what to do, for every fault.
     """
-    _refuse_nul(table, where)
+    faults = FaultList()
+    if nul := list(_nul_faults(table, where)):
+        raise SettingsError(*nul)
     accounts = table.get("account")
     if not isinstance(accounts, list | tuple) or not accounts:
-        raise SettingsError(f"{where}: has no [[account]]; add one with name, endpoint and keys")
-    parsed = tuple(
-        _parse_account(raw, f"{where}: {account_label(raw, number)}", folder) for number, raw in enumerate(accounts, 1)
-    )
-    _refuse_renamed(table, RENAMED_KEYS, where)
-    _refuse_renamed_values(table, where)
-    settings = _convert({**table, "account": ()}, Settings, where)
-    settings = msgspec.structs.replace(
-        settings,
-        account=parsed,
-        directory=resolve_path(folder, settings.directory),
-        since=settings.since
-        if settings.since in {None, "last", "none", ""}
-        else resolve_path(folder, str(settings.since)),
-        quota_sharing=_resolve_quota_sharing(settings.quota_sharing, folder),
-        policy=None if settings.policy is None else _resolve(settings.policy, folder, "file"),
-        report=_resolve(settings.report, folder, "html", "excel", "metrics"),
-        notify=None if settings.notify is None else _resolve(settings.notify, folder),
-        publish=tuple(_resolve_destination(each, folder) for each in settings.publish),
-        cluster=None if settings.cluster is None else _resolve_storage(settings.cluster, folder),
-    )
-    _validate(settings, where)
+        faults.sentences.append(f"{where}: has no [[account]]; add one with name, endpoint and keys")
+        accounts = ()
+    parsed = tuple(_parse_account(raw, number, where, folder, faults) for number, raw in enumerate(accounts, 1))
+    table = _without_renamed(table, RENAMED_KEYS, where, faults)
+    table = _without_renamed_values(table, where, faults)
+    settings = _convert({**table, "account": ()}, Settings, where, faults, _PLACEHOLDERS)
+    settings = msgspec.structs.replace(resolve_settings(settings, folder), account=parsed)
+    faults.sentences += faults_of(_validate, settings, where)
+    faults.refuse()
     return settings
 
 
@@ -119,138 +110,155 @@ RENAMED_ACCOUNT_KEYS = {
 RENAMED_FLEET_KEYS = {"ask_never_activated": "query_never_activated"}
 
 
-def _refuse_nul(table: object, where: str) -> None:
-    """Refuse the character NUL in every text: no path, name or header can have it."""
+def _nul_faults(table: object, where: str) -> Iterator[str]:
+    """Yield a sentence for every text with the character NUL: no path, name or header can have it."""
     left = [(where, table)]
     while left:
         at, value = left.pop()
         if isinstance(value, str) and "\0" in value:
-            raise SettingsError(f"{at}: has the character NUL; remove it")
+            yield f"{at}: has the character NUL; remove it"
         if isinstance(value, Mapping):
             left.extend((f"{at}: {key}", each) for key, each in value.items())
         elif isinstance(value, list | tuple):
             left.extend((at, each) for each in value)
 
 
-def _refuse_renamed(table: object, renamed: Mapping[str, str], where: str) -> None:
-    """Refuse keys of settings that were written before 0.1.0, and give their new names."""
-    for key in table if isinstance(table, Mapping) else ():
-        if key in renamed:
-            raise SettingsError(f"{where}: {key}: this key is now called {renamed[key]}")
+def _without_renamed(
+    table: Mapping[str, Any], renamed: Mapping[str, str], where: str, faults: FaultList
+) -> Mapping[str, Any]:
+    """Return a table without the keys of settings that were written before 0.1.0; their new names are faults."""
+    faults.sentences += [f"{where}: {key}: this key is now called {renamed[key]}" for key in table if key in renamed]
+    return {key: value for key, value in table.items() if key not in renamed}
 
 
-def _refuse_renamed_values(table: Mapping[str, Any], where: str) -> None:
+def _without_renamed_values(table: Mapping[str, Any], where: str, faults: FaultList) -> Mapping[str, Any]:
+    kept = dict(table)
     if table.get("quota_sharing") == "alone":
-        raise SettingsError(f'{where}: quota_sharing: the value "alone" is now called "none"')
-    notify = table.get("notify")
-    if isinstance(notify, Mapping) and notify.get("when") == "trouble":
-        raise SettingsError(f'{where}: notify: when: the value "trouble" is now called "problems"')
+        faults.sentences.append(f'{where}: quota_sharing: the value "alone" is now called "none"')
+        del kept["quota_sharing"]
+    if isinstance(table.get("notify"), Mapping):
+        faults.sentences.append(f"{where}: notify: this table is now called [[notify]]; {_EXPECTED['notify']}")
+        del kept["notify"]
+    return kept
 
 
-def _parse_account(raw: object, where: str, folder: Path) -> Account:
+def _parse_account(raw: object, number: int, where: str, folder: Path, faults: FaultList) -> Account:
+    """Return an account; values that cannot be used are faults, and are replaced by others."""
+    at = f"{where}: {account_label(raw, number)}"
+    placeholders = _account_placeholders(raw, number)
     if isinstance(raw, Mapping):
+        raw = _without_renamed(raw, RENAMED_ACCOUNT_KEYS, at, faults)
+        if isinstance(fleet := raw.get("fleet"), Mapping):
+            raw = {**raw, "fleet": _without_renamed(fleet, RENAMED_FLEET_KEYS, f"{at}: fleet", faults)}
         if isinstance(raw.get("access_key_secret"), str):
-            raise SettingsError(
-                f"{where}: access_key_secret: keep the secret out of the settings: access_key_secret = {SOURCE_FORMS}"
-            )
-        _refuse_renamed(raw, RENAMED_ACCOUNT_KEYS, where)
-        _refuse_renamed(raw.get("fleet"), RENAMED_FLEET_KEYS, f"{where}: fleet")
-    account = _convert(raw, Account, where)
-    _check_keys(account, where)
+            advice = f"keep the secret out of the settings: access_key_secret = {SOURCE_FORMS}"
+            faults.sentences.append(f"{at}: access_key_secret: {advice}")
+            raw = {**raw, "access_key_secret": placeholders["access_key_secret"]}
+    account = _convert(raw, Account, at, faults, placeholders)
+    faults.sentences += faults_of(_check_keys, account, at)
     for key in ("access_key_id", "access_key_secret", "proxy"):
         if isinstance(source := getattr(account, key), SecretSource):
-            check_secret_source(source, f"{where}: {key}")
-    fleet = account.fleet
-    if fleet is not None and fleet.file not in {None, "-"}:
-        fleet = msgspec.structs.replace(fleet, file=resolve_path(folder, str(fleet.file)))
-    ca_file = None if account.ca_file is None else resolve_path(folder, account.ca_file)
-    credentials = None if account.credentials is None else _resolve_credentials(account.credentials, folder)
-    resolved = _resolve(account, folder)
-    return msgspec.structs.replace(resolved, ca_file=ca_file, fleet=fleet, credentials=credentials)
+            faults.sentences += faults_of(check_secret_source, source, f"{at}: {key}")
+    return resolve_account(account, folder)
 
 
-def _check_keys(account: Account, where: str) -> None:
+@raises_faults
+def _check_keys(account: Account, where: str) -> Iterator[str]:
     """Raise SettingsError unless an account has an access key, or credentials that lead to one."""
+    keys = ("access_key_id", "access_key_secret")
     if account.credentials is not None:
-        for key in ("access_key_id", "access_key_secret"):
+        for key in keys:
             if getattr(account, key) is not None:
-                raise SettingsError(f"{where}: {key}: credentials already lead to a key; leave out one of both")
-        check_credentials(account.credentials, f"{where}: credentials")
+                yield f"{where}: {key}: credentials already lead to a key; leave out one of both"
+        yield from faults_of(check_credentials, account.credentials, f"{where}: credentials")
         return
-    for key in ("access_key_id", "access_key_secret"):
-        if getattr(account, key) is None:
-            raise SettingsError(f"{where}: has no {key}")
+    yield from (f"{where}: has no {key}" for key in keys if getattr(account, key) is None)
     if account.access_key_id == "":
-        raise SettingsError(f"{where}: access_key_id: is empty")
+        yield f"{where}: access_key_id: is empty"
 
 
-def _resolve_credentials(table: CredentialsSettings, folder: Path) -> CredentialsSettings:
-    resolved = _resolve(table, folder, "oidc_token_file")
-    source = None if table.source is None else _resolve_credentials(table.source, folder)
-    command = None if table.command is None else _resolve_program(table.command, folder)
-    return msgspec.structs.replace(resolved, source=source, command=command)
+def _convert(raw: object, struct: type[T], where: str, faults: FaultList, placeholders: Mapping[str, object]) -> T:
+    words = TableWords(lambda path: _struct_at(path) if path else struct, lambda _: "a setting", _EXPECTED)
+    table, sentences = convert_table(raw, struct, where, words, placeholders)
+    faults.sentences += sentences
+    return table
 
 
-def _resolve_quota_sharing(sharing: QuotaSharing, folder: Path) -> QuotaSharing:
-    if isinstance(sharing, str):
-        return sharing
-    return _resolve(sharing, folder, "directory", "ca_file")
+_SECRET = {"env": "PLACEHOLDER"}
 
 
-def _resolve_storage(cluster: ClusterSettings, folder: Path) -> ClusterSettings:
-    """Return the settings with a directory relative to a folder; the address of a bucket stays."""
-    return cluster if "://" in cluster.storage else _resolve(cluster, folder, "storage")
+def _placeholders_of_secrets(*paths: str) -> dict[str, object]:
+    keys: dict[str, object] = {**_SECRET, "file": "/placeholder", "command": ["placeholder"]}
+    return {f"{path}.{key}": value for path in paths for key, value in keys.items()}
 
 
-def _resolve(table: T, folder: Path, *paths: str) -> T:
-    """Return a table with its secrets, and those of its ``paths`` that are not empty, relative to a folder."""
-    resolved: dict[str, object] = {}
-    for key, value in msgspec.structs.asdict(table).items():
-        if isinstance(value, SecretSource):
-            resolved[key] = _resolve_secret_source(value, folder)
-        elif key in paths and isinstance(value, str) and value:
-            resolved[key] = resolve_path(folder, value)
-    return msgspec.structs.replace(table, **resolved)
+_PLACEHOLDERS: dict[str, object] = {
+    "quota_sharing.directory": "/",
+    "quota_sharing.redis": "rediss://placeholder.invalid",
+    "quota_sharing.password": _SECRET,
+    "notify[]": {"name": "placeholder-table", "webhook": _SECRET},
+    "notify.address": _SECRET,
+    "notify.webhook": _SECRET,
+    "notify.secret": _SECRET,
+    "ping": _SECRET,
+    "policy.file": "placeholder",
+    "rollouts.done": "100%",
+    "modules[]": "default",
+    "publish.type": "placeholder",
+    "cluster.storage": "/placeholder",
+    **_placeholders_of_secrets(
+        "quota_sharing.password", "notify.address", "notify.webhook", "notify.secret", "ping", "publish.options"
+    ),
+}
+"""Values that no rule refuses, in place of values of a wrong type: so other keys of the table can be checked."""
+
+_PLACEHOLDERS_OF_CREDENTIALS: dict[str, object] = {
+    "type^": {"type": "default"},
+    "access_key_id": "placeholder",
+    "access_key_secret": _SECRET,
+    "security_token": _SECRET,
+    "role_arn": "acs:ram::1:role/placeholder",
+    "source": {"type": "default"},
+    "oidc_provider_arn": "placeholder",
+    "oidc_token_file": "/placeholder",
+    "credentials_uri": "http://placeholder.invalid",
+    "profile": "placeholder",
+    "command": ["placeholder"],
+    "format": "json",
+    **_placeholders_of_secrets("access_key_id", "access_key_secret", "security_token", "credentials_uri"),
+}
 
 
-def _resolve_destination(table: PublishSettings, folder: Path) -> PublishSettings:
-    """Return a destination with absolute paths in its options: secrets, what ends in ``_file``, and ``to``."""
-    options = dict(table.options)
-    for key, value in options.items():
-        if isinstance(value, SecretSource):
-            options[key] = _resolve_secret_source(value, folder)
-        elif isinstance(value, str) and value and (key.endswith("_file") or (key == "to" and "://" not in value)):
-            options[key] = str(Path(resolve_path(folder, value)).absolute())
-    return msgspec.structs.replace(table, options=options)
-
-
-def _resolve_secret_source(source: SecretSource, folder: Path) -> SecretSource:
-    """Resolve the path of a secret's file, or that of a command's program if it is given by its path."""
-    if source.file is not None:
-        return msgspec.structs.replace(source, file=resolve_path(folder, source.file))
-    if source.command:
-        return msgspec.structs.replace(source, command=_resolve_program(source.command, folder))
-    return source
-
-
-def _resolve_program(command: tuple[str, ...], folder: Path) -> tuple[str, ...]:
-    if not command or "/" not in command[0]:
-        return command
-    # Absolute, for "./key" in a folder "." would become "key", which is searched for in PATH.
-    return str(Path(resolve_path(folder, command[0])).absolute()), *command[1:]
-
-
-def _convert(raw: object, struct: type[T], where: str) -> T:
-    try:
-        return msgspec.convert(raw, struct)
-    except msgspec.ValidationError as error:
-        sentence = describe_validation_error(
-            error,
-            lambda path: _struct_at(path) if path else struct,
-            noun=lambda _: "a setting",
-            expected=_EXPECTED,
-        )
-        raise SettingsError(f"{where}: {sentence}") from None
+def _account_placeholders(raw: object, number: int) -> dict[str, object]:
+    """Return values that no rule refuses, also not together with those of other accounts."""
+    reads_index = isinstance(raw, Mapping) and raw.get("read", "device") != "device"
+    keys = {
+        "name": unnamed_account(number),
+        "endpoint": f"https://account-{number}.invalid",
+        "access_key_id": {"env": f"ACCOUNT_{number}"},
+        "access_key_secret": _SECRET,
+    }
+    return {
+        "": keys,
+        **keys,
+        **_placeholders_of_secrets("access_key_secret", "proxy"),
+        "proxy": _SECRET,
+        "access_key_id.env": f"ACCOUNT_{number}",
+        "access_key_id.file": f"/account-{number}",
+        "access_key_id.command": [f"account-{number}"],
+        "credentials": {"type": "default"},
+        **{
+            f"{path}.{key}": value
+            for path in ("credentials", "credentials.source", "credentials.source.source")
+            for key, value in _PLACEHOLDERS_OF_CREDENTIALS.items()
+        },
+        "region_id": "placeholder",
+        "fleet.file": "-",
+        "fleet.products": "all",
+        "fleet.include.status[]": "ONLINE",
+        "fleet.exclude.status[]": "ONLINE",
+        **({"fleet": {"products": "all"}} if reads_index else {}),
+    }
 
 
 def _struct_at(path: str) -> type[msgspec.Struct]:
@@ -290,9 +298,14 @@ _EXPECTED = {
     "report.excel": 'give true, or a path such as "fleet.xlsx"',
     "report.metrics": 'give a path such as "/var/lib/node_exporter/textfile/auditor.prom"',
     "report.group_by": 'give names of attributes such as ["site", "ring"]',
-    "notify.webhook": f'give "https://HOST/PATH", {SOURCE_FORMS}',
+    "notify": "give it a name, and an address or a webhook; there may be several of these tables",
+    "notify.address": f"keep it out of the settings: give {SOURCE_FORMS}",
+    "notify.webhook": f"keep it out of the settings: give {SOURCE_FORMS}",
     "notify.secret": f"keep it out of the settings: give {SOURCE_FORMS}",
-    "notify.when": 'give "always" or "problems"',
+    "notify.when": 'give "always", "problems" or "changes"',
+    "notify.message": 'give a text such as "{verdict}"',
+    "notify.link": 'give an address such as "https://reports.example.com/{run}/report.html"',
+    "ping": f"keep it out of the settings: give {SOURCE_FORMS}",
     "publish": "give tables [[publish]] with name, type and options",
     "publish.options": 'give options such as { to = "s3://lake/auditor" }',
     "publish.timeout": 'give a duration such as "10m"',
@@ -320,7 +333,8 @@ _EXPECTED = {
 } | {
     f"{key}.command": _COMMAND
     for key in (
-        "access_key_id", "access_key_secret", "proxy", "quota_sharing.password", "notify.webhook", "notify.secret",
+        "access_key_id", "access_key_secret", "proxy", "quota_sharing.password", "notify.address", "notify.webhook",
+        "notify.secret", "ping",
     )
 } | {
     f"credentials{sources}{key}": advice
@@ -360,44 +374,43 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
 """Tables by path."""
 
 
-def _validate(settings: Settings, where: str) -> None:
+@raises_faults
+def _validate(settings: Settings, where: str) -> Iterator[str]:
     """Check the rules that types cannot express."""
     for key, low, high in (("concurrency", 1, 10_000), ("page_size", 1, 200), ("max_attempts", 1, 100)):
         if not low <= getattr(settings, key) <= high:
-            raise SettingsError(f"{where}: {key}: give a whole number from {low} to {high:,}")
+            yield f"{where}: {key}: give a whole number from {low} to {high:,}"
     for key in ("timeout", "connect_timeout", "give_up_after"):
         if not 0 < getattr(settings, key) <= 86_400:
-            raise SettingsError(f"{where}: {key}: give a number of seconds above 0, at most 86,400")
+            yield f"{where}: {key}: give a number of seconds above 0, at most 86,400"
     if not 0 <= settings.fsync_interval <= 3_600:
-        raise SettingsError(f"{where}: fsync_interval: give a number of seconds from 0 (every result) to 3,600")
+        yield f"{where}: fsync_interval: give a number of seconds from 0 (every result) to 3,600"
     if not 0.001 <= settings.retry_budget <= 1:
-        raise SettingsError(f"{where}: retry_budget: give a fraction from 0.001 to 1, such as 0.1")
-    _check_quota_sharing(settings.quota_sharing, where)
-    _check_time_zone(settings.time_zone, where)
-    check_duration(settings.max_job_age, f"{where}: max_job_age")
+        yield f"{where}: retry_budget: give a fraction from 0.001 to 1, such as 0.1"
+    yield from _sharing_faults(settings.quota_sharing, where)
+    yield from faults_of(_check_time_zone, settings.time_zone, where)
+    yield from faults_of(check_duration, settings.max_job_age, f"{where}: max_job_age")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", settings.name):
-        raise SettingsError(
-            f"{where}: name: use up to 64 letters, digits, '.', '-' and '_'; it is part of a folder's name"
-        )
-    _check_max_failed(settings.max_failed, where)
-    validate_accounts(settings, where)
-    validate_selection(settings, where)
-    check_reading(settings, f"{where}: ")
+        yield f"{where}: name: use up to 64 letters, digits, '.', '-' and '_'; it is part of a folder's name"
+    yield from _max_failed_faults(settings.max_failed, where)
+    yield from faults_of(validate_accounts, settings, where)
+    yield from faults_of(validate_selection, settings, where)
+    yield from faults_of(check_reading, settings, f"{where}: ")
     if settings.max_calls is not None and settings.max_calls < len(settings.account):
-        raise SettingsError(f"{where}: max_calls: give at least one for each of the {len(settings.account)} accounts")
-    validate_rollouts(settings.rollouts, where)
-    validate_hooks(settings, where)
-    validate_publish(settings, where)
-    validate_cluster(settings, where)
+        yield f"{where}: max_calls: give at least one for each of the {len(settings.account)} accounts"
+    yield from faults_of(validate_rollouts, settings.rollouts, where)
+    yield from faults_of(validate_hooks, settings, where)
+    yield from faults_of(validate_publish, settings, where)
+    yield from faults_of(validate_cluster, settings, where)
 
 
-def _check_max_failed(max_failed: int | str, where: str) -> None:
+def _max_failed_faults(max_failed: int | str, where: str) -> Iterator[str]:
     if isinstance(max_failed, int):
         valid = max_failed >= 0
     else:
         valid = re.fullmatch(r"\d+(\.\d+)?%", max_failed) is not None and float(max_failed[:-1]) <= 100
     if not valid:
-        raise SettingsError(f"{where}: max_failed: {_EXPECTED['max_failed']}")
+        yield f"{where}: max_failed: {_EXPECTED['max_failed']}"
 
 
 def _check_time_zone(name: str | None, where: str) -> None:
@@ -408,30 +421,30 @@ def _check_time_zone(name: str | None, where: str) -> None:
         raise SettingsError(f"{where}: time_zone: {error}") from None
 
 
-def _check_quota_sharing(sharing: QuotaSharing, where: str) -> None:
+def _sharing_faults(sharing: QuotaSharing, where: str) -> Iterator[str]:
     if isinstance(sharing, str):
         return
     at = f"{where}: quota_sharing"
     if (sharing.directory is None) == (sharing.redis is None):
-        raise SettingsError(f"{at}: give one of directory and redis")
+        yield f"{at}: give one of directory and redis"
     if sharing.directory is not None and not Path(sharing.directory).is_dir():
-        raise SettingsError(f"{at}: {sharing.directory} is not a directory; create one that its users can write to")
+        yield f"{at}: {sharing.directory} is not a directory; create one that its users can write to"
     for key in ("username", "password", "ca_file"):
         if sharing.redis is None and getattr(sharing, key) is not None:
-            raise SettingsError(f"{at}: {key}: only redis has one; leave it out")
+            yield f"{at}: {key}: only redis has one; leave it out"
     if sharing.password is not None:
-        check_secret_source(sharing.password, f"{at}: password")
+        yield from faults_of(check_secret_source, sharing.password, f"{at}: password")
     if sharing.redis is not None:
-        _check_redis_url(sharing.redis, f"{at}: redis")
+        yield from _redis_faults(sharing.redis, f"{at}: redis")
         if sharing.username is not None and sharing.password is None:
-            raise SettingsError(f"{at}: username: needs a password: password = {SOURCE_FORMS}")
+            yield f"{at}: username: needs a password: password = {SOURCE_FORMS}"
         if sharing.ca_file is not None and not sharing.redis.startswith("rediss://"):
-            raise SettingsError(f"{at}: ca_file: is for TLS only; start the address with rediss://, or leave it out")
+            yield f"{at}: ca_file: is for TLS only; start the address with rediss://, or leave it out"
 
 
-def _check_redis_url(url: str, at: str) -> None:
+def _redis_faults(url: str, at: str) -> Iterator[str]:
     # The address is never quoted: it may contain a password.
     if "@" in url:
-        raise SettingsError(f"{at}: leave the password out of the address: password = {SOURCE_FORMS}")
-    if split_url(url) is None or not re.fullmatch(r"rediss?://[!-.0->A-~]+(/\d+)?", url):
-        raise SettingsError(f"{at}: is not an address such as rediss://HOST:6379/0")
+        yield f"{at}: leave the password out of the address: password = {SOURCE_FORMS}"
+    elif split_url(url) is None or not re.fullmatch(r"rediss?://[!-.0->A-~]+(/\d+)?", url):
+        yield f"{at}: is not an address such as rediss://HOST:6379/0"

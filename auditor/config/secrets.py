@@ -86,7 +86,7 @@ def _warn_if_others_can_read(file: str) -> None:
     except OSError:  # reading it worked, and that is enough
         return
     if open_to_all:
-        log.warning("all users of this machine can read a secret", file=file, advice=f"chmod o-rwx {shlex.quote(file)}")
+        log.warning("secret_readable", file=file, advice=f"chmod o-rwx {shlex.quote(file)}")
 
 
 def run_command(command: tuple[str, ...], where: str) -> bytes:

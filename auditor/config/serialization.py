@@ -11,7 +11,7 @@ from auditor.config.settings import Settings
 LOCATION_KEYS = frozenset(
     {
         "name", "directory", "group_readable", "access_key_id", "access_key_secret", "credentials", "time_zone",
-        "rollouts", "policy", "report", "notify", "publish", "cluster", "site", "lanes",
+        "rollouts", "policy", "report", "notify", "ping", "publish", "cluster", "site", "lanes",
     }
 )  # fmt: skip
 """Settings that may differ when a run is resumed: where folders and keys are, which machines query,
@@ -38,11 +38,8 @@ _PATHS = ("file", "oidc_token_file", "ca_file", "directory", "html", "excel", "m
 def settings_to_dict(settings: Settings) -> dict[str, Any]:
     """Return the settings as a table for ``parse_settings``. Every path is absolute.
 
-    The table says where secrets are stored and contains none. The address of a webhook may contain a token, so it is
-    left out unless it is stored elsewhere.
+    The table says where secrets are stored and contains none.
     """
-    if settings.notify is not None and isinstance(settings.notify.webhook, str):
-        settings = msgspec.structs.replace(settings, notify=msgspec.structs.replace(settings.notify, webhook=None))
     table: dict[str, Any] = _absolute(msgspec.to_builtins(settings))
     return table | {"directory": os.path.abspath(settings.directory)}  # noqa: PTH100  as below
 

@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from auditor.errors import UsageError
-from auditor.models import ChangeDetection, DeviceStatus, Dialect, Level, ReadMethod, ReadModules, Secret
+from auditor.models import ChangeDetection, DeviceStatus, Dialect, Level, ReadMethod, ReadModules
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -226,27 +226,27 @@ class RolloutSettings(_Section, frozen=True, omit_defaults=True):
     answered: str = "90%"
 
 
-class NotifySettings(_Section, frozen=True):
-    """Webhook that receives a summary of each run.
+class NotifySettings(_Section, frozen=True, omit_defaults=True):
+    """A place that receives a message about each run: a chat, a mailbox, or a program.
 
     Attributes:
-        webhook: address to post to. It may contain a token, so an address in the settings is never stored.
-        secret: signs the request.
-        when: ``always``, or ``problems``: exit code other than 0, a violated rule, or a warning about the numbers.
+        name: name for messages of the auditor.
+        address: where an Apprise address such as ``slack://…`` is stored. It contains a token.
+        webhook: where the address of a webhook is stored, which receives JSON; instead of ``address``.
+        secret: where the secret is stored that signs what a webhook receives: ``whsec_`` and base64.
+        when: ``always``; ``problems``: exit code other than 0, a violated rule, a failed hook, or a warning about the
+            numbers; ``changes``: something changed since the previous run, or it had another exit reason.
+        message: text with fields such as ``{verdict}``; see docs/notify.md. None: all fields, a line each.
+        link: address of the report, which the message contains. ``{run}`` in it is the name of the run folder.
     """
 
-    webhook: str | SecretSource | None = None
+    name: str
+    address: SecretSource | None = None
+    webhook: SecretSource | None = None
     secret: SecretSource | None = None
-    when: Literal["always", "problems"] = "always"
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{key}={value!r}" for key, value in self.__rich_repr__())
-        return f"NotifySettings({shown})"
-
-    def __rich_repr__(self) -> list[tuple[str, object]]:
-        """Return the fields to show, without the address itself."""
-        webhook = Secret(self.webhook) if isinstance(self.webhook, str) else self.webhook
-        return [("webhook", webhook), ("secret", self.secret), ("when", self.when)]
+    when: Literal["always", "problems", "changes"] = "always"
+    message: str | None = None
+    link: str | None = None
 
 
 class ClusterSettings(_Section, frozen=True, omit_defaults=True):
@@ -434,7 +434,9 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
         max_job_age: maximum age of a job whose tasks are read, such as ``"30d"``; a job in progress
             has no limit.
         rollouts: when a rollout is done, moving, stalled, rolled back or not started.
-        policy, report, notify: hooks that run after each run; see ``run_hooks``.
+        policy, report: hooks that run after each run; see ``run_hooks``.
+        notify: places that receive a message about each run.
+        ping: where the address of a dead man's switch is stored, to which each run reports its start and its end.
         publish: destinations to which each run is published.
         cluster: where an audit on several machines is stored; None: ``auditor cut`` is not used.
     """
@@ -460,7 +462,8 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
     rollouts: RolloutSettings = RolloutSettings()
     policy: PolicySettings | None = None
     report: ReportSettings = ReportSettings()
-    notify: NotifySettings | None = None
+    notify: tuple[NotifySettings, ...] = ()
+    ping: SecretSource | None = None
     publish: tuple[PublishSettings, ...] = ()
     cluster: ClusterSettings | None = None
 

@@ -1,13 +1,15 @@
 """Rules of the settings that types cannot express: accounts, selection, and hooks."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from string import Formatter
 from typing import get_args
 from urllib.parse import urlsplit
 
 import msgspec
 
+from auditor.config.faults import faults_of, raises_faults
 from auditor.config.proxy import validate_proxy
 from auditor.config.settings import (
     Account,
@@ -24,6 +26,12 @@ from auditor.config.settings import (
 )
 from auditor.errors import SettingsError
 from auditor.text.durations import parse_duration
+
+MESSAGE_FIELDS = ("verdict", "reason", "changes", "policy", "action", "link", "notes", "name", "run")
+"""Fields of the template of a message."""
+
+LINK_FIELDS = ("name", "run")
+"""Fields of the address of a report."""
 
 MAX_LANES = 100
 """Shards of one account."""
@@ -64,40 +72,48 @@ _COMMAND_KEYS: _Keys = (("command", "format"), ())
 _FORMAT = 'format = "json"'
 
 
+def unnamed_account(number: int) -> str:
+    """Return how errors call an account without a usable name."""
+    return f"account {number}"
+
+
 def account_label(raw: object, number: int) -> str:
     """Return how errors call an account: by its number, from 1, and its name if that is printable."""
-    name = raw.get("name") if isinstance(raw, Mapping) else None
-    return f'account {number} ("{name}")' if isinstance(name, str) and name.isprintable() else f"account {number}"
+    name, unnamed = raw.get("name") if isinstance(raw, Mapping) else None, unnamed_account(number)
+    return f'{unnamed} ("{name}")' if isinstance(name, str) and name.isprintable() and name != unnamed else unnamed
 
 
-def validate_accounts(settings: Settings, where: str) -> None:
-    """Raise SettingsError for the first rule that an account, or all of them together, breaks."""
+@raises_faults
+def validate_accounts(settings: Settings, where: str) -> Iterator[str]:
+    """Raise SettingsError for the rules that an account, or all of them together, break."""
     names = [account.name for account in settings.account]
     places = [f"{where}: {account_label({'name': name}, number)}" for number, name in enumerate(names, 1)]
     for at, account in zip(places, settings.account, strict=True):
         if not account.name or not account.name.isprintable():
-            raise SettingsError(f"{at}: name: give a name of printable characters")
-        if names.count(account.name) > 1:
-            raise SettingsError(f'{where}: two accounts are named "{account.name}"; names must be unique')
-        _check_account(account, at)
-    check_distinct_quotas(
-        (at, each, each.credentials or each.access_key_id) for at, each in zip(places, settings.account, strict=True)
+            yield f"{at}: name: give a name of printable characters"
+        elif names.count(account.name) > 1:
+            yield f'{where}: two accounts are named "{account.name}"; names must be unique'
+        yield from _account_faults(account, at)
+    sound = ((at, each) for at, each in zip(places, settings.account, strict=True) if _is_http_url(each.endpoint))
+    yield from faults_of(
+        check_distinct_quotas, ((at, each, each.credentials or each.access_key_id) for at, each in sound)
     )
 
 
-def check_distinct_quotas(accounts: Iterable[tuple[str, Account, object]]) -> None:
+@raises_faults
+def check_distinct_quotas(accounts: Iterable[tuple[str, Account, object]]) -> Iterator[str]:
     """Raise SettingsError if two accounts have the same endpoint and key, for they would use the same quota.
 
     Args:
         accounts: label for errors, account, and access key id (or where that is stored).
     """
-    quotas: dict[tuple[object, ...], str] = {}
+    quotas: dict[tuple[object, ...], tuple[str, str]] = {}
     for at, account, key_id in accounts:
         if account.calls_per_second == "unlimited":
             continue
-        other = quotas.setdefault((*account.host_and_port, key_id), account.name)
-        if other != account.name:
-            raise SettingsError(
+        first, other = quotas.setdefault((*account.host_and_port, key_id), (at, account.name))
+        if first != at:
+            yield (
                 f'{at}: has the same endpoint and key as account "{other}", so both would use one quota; '
                 "merge them into one account with one fleet"
             )
@@ -111,48 +127,51 @@ def check_secret_source(source: SecretSource, at: str) -> None:
         raise SettingsError(f"{at}: command: is empty; give a program and its arguments")
 
 
-def check_credentials(table: CredentialsSettings, at: str, sources: int = 0) -> None:
-    """Raise SettingsError for the first rule that credentials break; ``sources`` roles are assumed with them."""
-    _check_credentials_keys(table, at)
+@raises_faults
+def check_credentials(table: CredentialsSettings, at: str, sources: int = 0) -> Iterator[str]:
+    """Raise SettingsError for the rules that credentials break; ``sources`` roles are assumed with them."""
+    yield from _credentials_key_faults(table, at)
     if table.command is not None and not (table.command and table.command[0]):
-        raise SettingsError(f"{at}: command: is empty; give a program and its arguments")
+        yield f"{at}: command: is empty; give a program and its arguments"
     for key, value in msgspec.structs.asdict(table).items():
         if isinstance(value, SecretSource):
-            check_secret_source(value, f"{at}: {key}")
+            yield from faults_of(check_secret_source, value, f"{at}: {key}")
         elif isinstance(value, str) and not (value and value.isprintable()):
-            raise SettingsError(f"{at}: {key}: is empty or has control characters; give a text")
-    _check_role(table, at)
-    _check_plain_uri(table.credentials_uri, f"{at}: credentials_uri")
-    if table.source is not None:
-        if sources == MAX_SOURCES:
-            raise SettingsError(f"{at}: source: more than {MAX_SOURCES} roles in a row; assume fewer")
-        check_credentials(table.source, f"{at}: source", sources + 1)
+            yield f"{at}: {key}: is empty or has control characters; give a text"
+    yield from _role_faults(table, at)
+    if table.credentials_uri:  # an empty one is reported above
+        yield from faults_of(_check_plain_uri, table.credentials_uri, f"{at}: credentials_uri")
+    if table.source is not None and sources == MAX_SOURCES:
+        yield f"{at}: source: more than {MAX_SOURCES} roles in a row; assume fewer"
+    elif table.source is not None:
+        yield from faults_of(check_credentials, table.source, f"{at}: source", sources + 1)
 
 
-def _check_credentials_keys(table: CredentialsSettings, at: str) -> None:
-    """Raise SettingsError unless the keys are those of one way to an access key."""
+def _credentials_key_faults(table: CredentialsSettings, at: str) -> Iterator[str]:
+    """Yield a sentence for each key that is not one of the way to an access key, or that it lacks."""
     if (table.type is None) == (table.command is None):
-        raise SettingsError(f"{at}: give {CREDENTIALS_FORMS}; the types are {CREDENTIALS_TYPES}")
+        yield f"{at}: give {CREDENTIALS_FORMS}; the types are {CREDENTIALS_TYPES}"
+        return
     label = "a command" if table.type is None else f'type "{table.type}"'
     needed, optional = _COMMAND_KEYS if table.type is None else _CREDENTIALS_KEYS[table.type]
     for key, value in msgspec.structs.asdict(table).items():
         if value is not None and key not in {*needed, *optional, "type"}:
-            raise SettingsError(f"{at}: {key}: {label} has no such key; leave it out")
+            yield f"{at}: {key}: {label} has no such key; leave it out"
         if value is None and key in needed:
-            raise SettingsError(f"{at}: {label} needs {_FORMAT if key == 'format' else key}")
+            yield f"{at}: {label} needs {_FORMAT if key == 'format' else key}"
 
 
-def _check_role(table: CredentialsSettings, at: str) -> None:
-    if table.role_arn is not None and not re.fullmatch(r"acs:ram::\d+:role/\S+", table.role_arn):
-        raise SettingsError(f"{at}: role_arn: is not a name such as acs:ram::123456789:role/auditor")
+def _role_faults(table: CredentialsSettings, at: str) -> Iterator[str]:
+    if table.role_arn and not re.fullmatch(r"acs:ram::\d+:role/\S+", table.role_arn):
+        yield f"{at}: role_arn: is not a name such as acs:ram::123456789:role/auditor"
     seconds = table.role_session_expiration
     if seconds is not None and not 900 <= seconds <= 43_200:
-        raise SettingsError(f"{at}: role_session_expiration: give whole seconds from 900 to 43,200")
-    if table.sts_endpoint is not None and not re.fullmatch(r"[A-Za-z0-9.-]+", table.sts_endpoint):
-        raise SettingsError(f"{at}: sts_endpoint: give the name of a host such as sts.cn-shanghai.aliyuncs.com")
+        yield f"{at}: role_session_expiration: give whole seconds from 900 to 43,200"
+    if table.sts_endpoint and not re.fullmatch(r"[A-Za-z0-9.-]+", table.sts_endpoint):
+        yield f"{at}: sts_endpoint: give the name of a host such as sts.cn-shanghai.aliyuncs.com"
 
 
-def _check_plain_uri(uri: str | SecretSource | None, at: str) -> None:
+def _check_plain_uri(uri: str | SecretSource, at: str) -> None:
     """Raise SettingsError if an address in the settings is none, or contains a password or a query."""
     if isinstance(uri, str):
         check_credentials_uri(uri, at)
@@ -169,100 +188,96 @@ def check_credentials_uri(uri: str, at: str) -> None:
         raise SettingsError(f"{at}: is not an address such as http://HOST:PORT/PATH")
 
 
-def _check_account(account: Account, at: str) -> None:
+def _account_faults(account: Account, at: str) -> Iterator[str]:
     # An endpoint is never quoted: it may contain a password.
     if not _is_http_url(account.endpoint):
-        raise SettingsError(f"{at}: endpoint: is not an address such as https://HOST:PORT/")
-    parts = urlsplit(account.endpoint)
-    if "@" in parts.netloc or parts.path not in {"", "/"} or re.search(r"[?#]", account.endpoint):
-        raise SettingsError(f"{at}: endpoint: leave out everything but https://HOST:PORT/")
-    _check_quotas(account, at)
+        yield f"{at}: endpoint: is not an address such as https://HOST:PORT/"
+    else:
+        parts = urlsplit(account.endpoint)
+        if "@" in parts.netloc or parts.path not in {"", "/"} or re.search(r"[?#]", account.endpoint):
+            yield f"{at}: endpoint: leave out everything but https://HOST:PORT/"
+    yield from _quota_faults(account, at)
     if account.dialect == "alibaba" and not account.region_id:
-        raise SettingsError(f'{at}: region_id: the dialect alibaba needs one, such as region_id = "cn-shanghai"')
+        yield f'{at}: region_id: the dialect alibaba needs one, such as region_id = "cn-shanghai"'
     if account.fleet is not None:
-        _check_fleet(account.fleet, f"{at}: fleet")
+        yield from _fleet_faults(account.fleet, f"{at}: fleet")
     if account.ca_file is not None and not Path(account.ca_file).is_file():
-        raise SettingsError(f"{at}: ca_file: {account.ca_file} is not a file")
+        yield f"{at}: ca_file: {account.ca_file} is not a file"
     if isinstance(account.proxy, str):
-        validate_proxy(account.proxy, f"{at}: proxy")
+        yield from faults_of(validate_proxy, account.proxy, f"{at}: proxy")
 
 
-def _check_quotas(account: Account, at: str) -> None:
+def _quota_faults(account: Account, at: str) -> Iterator[str]:
     if not isinstance(account.calls_per_second, str) and not 0.001 <= account.calls_per_second <= 1_000_000:
-        raise SettingsError(
-            f'{at}: calls_per_second: give calls a second from 0.001 to 1,000,000, or "unlimited" or "auto"'
-        )
-    if account.calls_per_second == "auto" and account.quota_share != 1:
-        raise SettingsError(
-            f'{at}: quota_share: needs a known quota; leave out quota_share, or calls_per_second = "auto"'
-        )
+        yield f'{at}: calls_per_second: give calls a second from 0.001 to 1,000,000, or "unlimited" or "auto"'
     if not 0 < account.quota_share <= 1:
-        raise SettingsError(f"{at}: quota_share: give a fraction above 0 and up to 1")
+        yield f"{at}: quota_share: give a fraction above 0 and up to 1"
+    elif account.calls_per_second == "auto" and account.quota_share != 1:
+        yield f'{at}: quota_share: needs a known quota; leave out quota_share, or calls_per_second = "auto"'
     for operation, quota in msgspec.to_builtins(account.quotas).items():
         if quota is not None and not 0.001 <= quota <= 1_000_000:
-            raise SettingsError(f"{at}: quotas: {operation}: give calls a second from 0.001 to 1,000,000")
+            yield f"{at}: quotas: {operation}: give calls a second from 0.001 to 1,000,000"
 
 
-def _check_fleet(fleet: FleetSource, at: str) -> None:
+def _fleet_faults(fleet: FleetSource, at: str) -> Iterator[str]:
     if (fleet.file is None) == (fleet.products is None):
-        raise SettingsError(f'{at}: give one of file = "fleet.csv" and products = "all" or ["k1…"]')
-    if fleet.file is not None:
-        if fleet != FleetSource(file=fleet.file):
-            raise SettingsError(f"{at}: include, exclude and query_never_activated need products, not a file")
-        return
-    keys = () if fleet.products == "all" else fleet.products or ("",)
-    if not all(keys) or len(set(keys)) < len(keys) or fleet.products == ():
-        raise SettingsError(f'{at}: products: give "all", or product keys, each of them once')
+        yield f'{at}: give one of file = "fleet.csv" and products = "all" or ["k1…"]'
+    elif fleet.file is not None and fleet != FleetSource(file=fleet.file):
+        yield f"{at}: include, exclude and query_never_activated need products, not a file"
+    if fleet.products is not None and fleet.products != "all":
+        keys = fleet.products
+        if not keys or not all(keys) or len(set(keys)) < len(keys):
+            yield f'{at}: products: give "all", or product keys, each of them once'
     for key, patterns in (("include", fleet.include), ("exclude", fleet.exclude)):
         if not all((*patterns.product_key, *patterns.device_name)):
-            raise SettingsError(f"{at}: {key}: a pattern is empty; leave it out, or give one such as lamp_*")
+            yield f"{at}: {key}: a pattern is empty; leave it out, or give one such as lamp_*"
 
 
-def validate_selection(settings: SelectionSettings, where: str) -> None:
-    """Raise SettingsError for the first rule that the settings of the selection break."""
+@raises_faults
+def validate_selection(settings: SelectionSettings, where: str) -> Iterator[str]:
+    """Raise SettingsError for the rules that the settings of the selection break."""
     for key, low, high in (("max_calls", 1, 10**12), ("sample_size", 1, 10**12), ("seed", 0, 2**63 - 1)):
         value = getattr(settings, key)
         if value is not None and not low <= value <= high:
-            raise SettingsError(f"{where}: {key}: give a whole number from {low} up")
+            yield f"{where}: {key}: give a whole number from {low} up"
     if settings.since == "":
-        raise SettingsError(f'{where}: since: is empty; give "last", a run folder, or "none"')
+        yield f'{where}: since: is empty; give "last", a run folder, or "none"'
     if settings.max_age is not None:
-        check_duration(settings.max_age, f"{where}: max_age")
+        yield from faults_of(check_duration, settings.max_age, f"{where}: max_age")
     for key in ("recheck", "max_index_error", "fair_share", "precision"):
         if (text := getattr(settings, key)) is not None and not _is_percentage(text):
-            raise SettingsError(f'{where}: {key}: {text!r} is not a percentage from 0% to 100%; give one such as "1%"')
-    _check_sample(settings, where)
+            yield f'{where}: {key}: {text!r} is not a percentage from 0% to 100%; give one such as "1%"'
+    yield from _sample_faults(settings, where)
 
 
-def check_reading(settings: Settings, where: str = "") -> None:
+@raises_faults
+def check_reading(settings: Settings, where: str = "") -> Iterator[str]:
     """Raise SettingsError if a way to read many devices in one call does not fit the other settings."""
-    _check_modules(settings, where)
+    yield from _module_faults(settings, where)
     for account in settings.account:
         if account.read == "device":
             continue
         at = f'{where}account "{account.name}": read = "{account.read}"'
         if not account.uses_discovery:
-            raise SettingsError(f'{at}: the index lists the devices itself; set fleet = {{ products = "all" }}')
+            yield f'{at}: the index lists the devices itself; set fleet = {{ products = "all" }}'
         if account.read == "auto" and settings.max_calls is not None:
-            raise SettingsError(
+            yield (
                 f"{at}: all devices are queried if the index has too many wrong results, and max_calls limits that; "
                 'set read = "index", or leave out max_calls'
             )
 
 
-def _check_modules(settings: Settings, where: str) -> None:
+def _module_faults(settings: Settings, where: str) -> Iterator[str]:
     if settings.modules is None:
         return
     if settings.modules != ("default",):
-        raise SettingsError(f'{where}modules: give ["default"], or leave it out for all modules')
+        yield f'{where}modules: give ["default"], or leave it out for all modules'
     for key in ("max_calls", "precision"):
         if getattr(settings, key) is not None:
-            raise SettingsError(
-                f"{where}modules: a call reads 100 devices, and {key} counts single ones; leave out one of both"
-            )
+            yield f"{where}modules: a call reads 100 devices, and {key} counts single ones; leave out one of both"
     for account in settings.account:
         if account.read != "device":
-            raise SettingsError(
+            yield (
                 f'{where}modules: account "{account.name}" has read = "{account.read}", and the index has all modules '
                 "of a device in one call; leave out one of both"
             )
@@ -276,27 +291,28 @@ def check_duration(text: str, at: str) -> None:
         raise SettingsError(f"{at}: {error}") from None
 
 
-def _check_sample(settings: SelectionSettings, where: str) -> None:
-    if settings.precision is not None and not 0 < parse_percentage(settings.precision) < 0.5:
-        raise SettingsError(f'{where}: precision: give one above 0% and below 50%, such as "1%"')
-    if settings.sample_size is not None and settings.precision is not None:
-        raise SettingsError(f"{where}: precision: sample_size already says how many devices; give one of both")
+def _sample_faults(settings: SelectionSettings, where: str) -> Iterator[str]:
+    precision = settings.precision
+    if precision is not None and _is_percentage(precision) and not 0 < parse_percentage(precision) < 0.5:
+        yield f'{where}: precision: give one above 0% and below 50%, such as "1%"'
+    if settings.sample_size is not None and precision is not None:
+        yield f"{where}: precision: sample_size already says how many devices; give one of both"
     if settings.is_sample and (settings.max_calls is not None or settings.since not in {None, "none"}):
         key = "precision" if settings.sample_size is None else "sample_size"
-        raise SettingsError(f"{where}: {key}: a sample is of the complete fleet; leave out since and max_calls")
+        yield f"{where}: {key}: a sample is of the complete fleet; leave out since and max_calls"
 
 
-def validate_rollouts(rollouts: RolloutSettings, where: str) -> None:
-    """Raise SettingsError for the first rule that the thresholds of rollouts break."""
-    check_duration(rollouts.stalled_after, f"{where}: rollouts: stalled_after")
+@raises_faults
+def validate_rollouts(rollouts: RolloutSettings, where: str) -> Iterator[str]:
+    """Raise SettingsError for the rules that the thresholds of rollouts break."""
+    yield from faults_of(check_duration, rollouts.stalled_after, f"{where}: rollouts: stalled_after")
     for key in ("done", "moving", "rolled_back", "started", "selected", "answered"):
         if not _is_percentage(text := getattr(rollouts, key)) or not parse_percentage(text):
             example = getattr(RolloutSettings(), key)
-            raise SettingsError(
-                f'{where}: rollouts: {key}: {text!r} is not a percentage above 0%; give one such as "{example}"'
-            )
-    if parse_percentage(rollouts.started) > parse_percentage(rollouts.done):
-        raise SettingsError(f"{where}: rollouts: started: is more than done; give a smaller percentage")
+            yield f'{where}: rollouts: {key}: {text!r} is not a percentage above 0%; give one such as "{example}"'
+    started, done = rollouts.started, rollouts.done
+    if _is_percentage(started) and _is_percentage(done) and parse_percentage(started) > parse_percentage(done) > 0:
+        yield f"{where}: rollouts: started: is more than done; give a smaller percentage"
 
 
 def stored_rollouts(settings: Mapping[str, object] | None) -> RolloutSettings:
@@ -313,49 +329,81 @@ def _is_percentage(text: str) -> bool:
     return re.fullmatch(r"\d+(\.\d+)?%", text, re.ASCII) is not None and float(text[:-1]) <= 100
 
 
-def validate_hooks(settings: Settings, where: str) -> None:
-    """Raise SettingsError for the first rule that [policy], [report] or [notify] breaks.
+@raises_faults
+def validate_hooks(settings: Settings, where: str) -> Iterator[str]:
+    """Raise SettingsError for the rules that [policy], [report], [[notify]] or ping break.
 
     Whether their files can be used is checked before a run.
     """
     if settings.policy is not None and not settings.policy.file:
-        raise SettingsError(f'{where}: policy: file: is empty; give a file of rules such as "rules.toml"')
+        yield f'{where}: policy: file: is empty; give a file of rules such as "rules.toml"'
     for key in ("html", "excel", "metrics"):
         if getattr(settings.report, key) == "":
-            raise SettingsError(f"{where}: report: {key}: is empty; give a path, or leave it out")
+            yield f"{where}: report: {key}: is empty; give a path, or leave it out"
     names = settings.report.group_by
     if len(names) > MAX_GROUP_NAMES or len(set(names)) < len(names) or "" in names:
-        raise SettingsError(f"{where}: report: group_by: give at most {MAX_GROUP_NAMES} different names of attributes")
-    if settings.notify is not None:
-        _check_notify(settings.notify, f"{where}: notify")
+        yield f"{where}: report: group_by: give at most {MAX_GROUP_NAMES} different names of attributes"
+    yield from _name_faults([table.name for table in settings.notify], f"{where}: notify", "tables")
+    for number, table in enumerate(settings.notify, 1):
+        label = number if table.name.startswith("placeholder-") else f'"{table.name}"'  # see ``convert_table``
+        yield from _notify_faults(table, f"{where}: notify {label}")
+    if settings.ping is not None:
+        yield from faults_of(check_secret_source, settings.ping, f"{where}: ping")
 
 
-def _check_notify(notify: NotifySettings, at: str) -> None:
-    if isinstance(notify.webhook, SecretSource):
-        check_secret_source(notify.webhook, f"{at}: webhook")
-    elif notify.webhook is not None:
-        check_webhook_url(notify.webhook, f"{at}: webhook")
-    if notify.secret is not None:
-        check_secret_source(notify.secret, f"{at}: secret")
+def _name_faults(names: list[str], at: str, noun: str) -> Iterator[str]:
+    """Yield why names of tables cannot be part of a message, or that two tables have one."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            yield f"{at}: name: use up to 64 letters, digits, '.', '-' and '_'"
+        if names.count(name) > 1:
+            yield f'{at} "{name}": two {noun} have this name; names must be unique'
 
 
-def validate_publish(settings: Settings, where: str) -> None:
-    """Raise SettingsError for the first rule that [[publish]] breaks. A destination checks its options before a run."""
-    names = [table.name for table in settings.publish]
+def _notify_faults(table: NotifySettings, at: str) -> Iterator[str]:
+    if (table.address is None) == (table.webhook is None):
+        yield f"{at}: give one of address, for a chat or a mailbox, and webhook, for a program"
+    if table.address is not None and table.secret is not None:
+        yield f"{at}: secret: only a webhook is signed with it; leave it out"
+    for key in ("address", "webhook", "secret"):
+        if (source := getattr(table, key)) is not None:
+            yield from faults_of(check_secret_source, source, f"{at}: {key}")
+    if table.message is not None:
+        yield from faults_of(check_template, table.message, MESSAGE_FIELDS, f"{at}: message")
+    if table.link is not None:
+        yield from faults_of(check_template, table.link, LINK_FIELDS, f"{at}: link")
+        if not _is_http_url(table.link) or "@" in table.link:
+            yield f"{at}: link: is not an address such as https://HOST/PATH"
+
+
+@raises_faults
+def check_template(text: str, fields: Collection[str], at: str) -> Iterator[str]:
+    """Raise SettingsError if a text has other fields in braces than these."""
+    try:
+        parts = list(Formatter().parse(text))
+    except ValueError:
+        yield f"{at}: a brace is not closed; write {{{{ for a brace"
+        return
+    for _, field, format_spec, conversion in parts:
+        if field is not None and (field not in fields or format_spec or conversion):
+            names = ", ".join(f"{{{each}}}" for each in fields)
+            yield f"{at}: {{{field}}} is not a field; the fields are {names}"
+
+
+@raises_faults
+def validate_publish(settings: Settings, where: str) -> Iterator[str]:
+    """Raise SettingsError for the rules that [[publish]] breaks. A destination checks its options before a run."""
+    yield from _name_faults([table.name for table in settings.publish], f"{where}: publish", "destinations")
     for table in settings.publish:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", table.name):
-            raise SettingsError(f"{where}: publish: name: use up to 64 letters, digits, '.', '-' and '_'")
         at = f'{where}: publish "{table.name}"'
-        if names.count(table.name) > 1:
-            raise SettingsError(f"{at}: two destinations have this name; names must be unique")
-        check_duration(table.timeout, f"{at}: timeout")
+        yield from faults_of(check_duration, table.timeout, f"{at}: timeout")
         for key, value in table.options.items():
             if isinstance(value, SecretSource):
-                check_secret_source(value, f"{at}: {key}")
+                yield from faults_of(check_secret_source, value, f"{at}: {key}")
             elif isinstance(value, str) and _SECRET_OPTION.search(key):
-                raise SettingsError(f"{at}: {key}: keep it out of the settings: give {SOURCE_FORMS}")
+                yield f"{at}: {key}: keep it out of the settings: give {SOURCE_FORMS}"
             elif isinstance(value, str) and re.search(r"://[^/]*@|[?&]", value):
-                raise SettingsError(f"{at}: {key}: leave password and parameters out of the address")
+                yield f"{at}: {key}: leave password and parameters out of the address"
 
 
 _SECRET_OPTION = re.compile(r"password|secret|token|(?<!public)_key$", re.IGNORECASE)
@@ -373,22 +421,23 @@ def _is_http_url(url: str) -> bool:
     return parts is not None and parts.scheme in {"http", "https"} and re.search(r"[^!-~]", url) is None
 
 
-def validate_cluster(settings: Settings, where: str) -> None:
-    """Raise SettingsError for the first rule that [cluster], or the site or lanes of an account, breaks."""
+@raises_faults
+def validate_cluster(settings: Settings, where: str) -> Iterator[str]:
+    """Raise SettingsError for the rules that [cluster], or the site or lanes of an account, break."""
     for number, account in enumerate(settings.account, 1):
         at = f"{where}: {account_label({'name': account.name}, number)}"
         if account.lanes is not None and not 1 <= account.lanes <= MAX_LANES:
-            raise SettingsError(f"{at}: lanes: give a whole number from 1 to {MAX_LANES}")
-        if account.lanes not in {None, 1} and account.uses_discovery:
+            yield f"{at}: lanes: give a whole number from 1 to {MAX_LANES}"
+        elif account.lanes not in {None, 1} and account.uses_discovery:
             reason = "its devices are not known before one shard has read the list; give it a fleet file, or one lane"
-            raise SettingsError(f"{at}: lanes: a fleet that the platform lists is one shard: {reason}")
+            yield f"{at}: lanes: a fleet that the platform lists is one shard: {reason}"
         if account.site is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", account.site):
-            raise SettingsError(f"{at}: site: use up to 64 letters, digits, '.', '-' and '_'")
+            yield f"{at}: site: use up to 64 letters, digits, '.', '-' and '_'"
     cluster = settings.cluster
     if cluster is not None and not cluster.storage:
-        raise SettingsError(f"{where}: cluster: storage: is empty; give a directory, or an address such as s3://BUCKET")
-    if cluster is not None and Path(cluster.storage).absolute() == Path(settings.directory).absolute():
+        yield f"{where}: cluster: storage: is empty; give a directory, or an address such as s3://BUCKET"
+    elif cluster is not None and Path(cluster.storage).absolute() == Path(settings.directory).absolute():
         advice = "runs of shards are no run folders; give each a directory of its own"
-        raise SettingsError(f'{where}: cluster: storage: is the directory that "directory" names, too; {advice}')
+        yield f'{where}: cluster: storage: is the directory that "directory" names, too; {advice}'
     if cluster is not None and not 0.1 <= cluster.checkpoint <= 600:
-        raise SettingsError(f"{where}: cluster: checkpoint: give a number of seconds from 0.1 to 600")
+        yield f"{where}: cluster: checkpoint: give a number of seconds from 0.1 to 600"

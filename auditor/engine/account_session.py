@@ -36,6 +36,7 @@ from auditor.engine.key_renewal import KeyRenewal
 from auditor.engine.limiters import AccountLimiters
 from auditor.engine.progress import AccountProgress
 from auditor.engine.sent_requests import SentRequests, count_sent
+from auditor.engine.slow_devices import SlowDevices
 from auditor.errors import (
     AccountDeniedError,
     AccountStoppedError,
@@ -129,7 +130,9 @@ class AccountSession:
         self.states_progress: tuple[int, int] | None = None
         self.fetched = self._failed = self._unqueried = 0
         self._settings, self._limiters = settings, limiters
-        self._key_renewal, self._send = key_renewal, client.call if key_renewal is None else key_renewal.call
+        self.slow_devices = SlowDevices(account)
+        self._send = self.slow_devices.watch_requests(client.call if key_renewal is None else key_renewal.call)
+        self._key_renewal = key_renewal
         self._clock, self._sent_requests = clock or RunningClock(), sent_requests
         self._breaker = CircuitBreaker(
             account.name,
@@ -194,15 +197,13 @@ class AccountSession:
         if self._caller.failing_products.is_failing(device.product_key) and device.product_key not in self._reported:
             self._reported.add(device.product_key)
             log.warning(
-                "every request for a product fails; its devices have one attempt each",
+                "product_failing",
                 account=self.name,
                 product_key=device.product_key,
             )
         if self._trust.mismatches and not self._logged_mismatch:
             self._logged_mismatch = True
-            log.warning(
-                "an answer reached the wrong request; answers that name no device are confirmed", account=self.name
-            )
+            log.warning("answer_misdirected", account=self.name)
         return outcome
 
     def platform_time(self) -> float:
@@ -219,7 +220,7 @@ class AccountSession:
         sent = await caller.send(lambda: self._send(operation, parameters, fresh_connection=fresh_connection), product)
         if abs((offset := self.client.clock.offset) - self._logged_offset) >= MIN_LOGGED_OFFSET:
             self._logged_offset = offset
-            log.warning("the platform's clock differs; using its time", account=self.name, seconds=round(offset))
+            log.warning("clock_differs", account=self.name, seconds=round(offset))
         return sent
 
     async def call_optional(

@@ -190,8 +190,7 @@ class KeyRenewal:
         self._renew_at = now + max(1.0, (self._expires_at - now) / 2)
         if not self._logged:
             self._logged = True
-            event = "the access key cannot be renewed; it is used until it expires, and renewed as soon as possible"
-            log.warning(event, account=self._account, reason=str(failure))
+            log.warning("key_not_renewed", account=self._account, reason=str(failure))
 
     def _stop(self, failure: CredentialsError | SettingsError) -> NoReturn:
         sentence = str(failure).removeprefix(f'account "{self._account}": ')

@@ -129,10 +129,11 @@ class AccountLimiters:
                 reasons.append(f"{directory}: {error.strerror}" if isinstance(error, OSError) else str(error))
                 continue
             if reasons:
-                event = "the quota is shared in another directory: audits that use the usual one do not share it"
-                log.warning(event, account=account, directory=str(directory), reason="; ".join(reasons))
+                log.warning(
+                    "quota_shared_elsewhere", account=account, directory=str(directory), reason="; ".join(reasons)
+                )
             return backend
-        log.warning("the quota is not shared with other audits", account=account, reason="; ".join(reasons))
+        log.warning("quota_not_shared", account=account, reason="; ".join(reasons))
         return LocalBackend(rate)
 
 
@@ -147,7 +148,7 @@ async def check_quota_sharing(settings: Settings, password: Secret | None = None
     if (server := await _open_server(settings, password)) is not None:
         await server.close()
         if password is not None and sends_password_unencrypted(server.address):
-            log.warning("the Redis password is sent without encryption; use rediss://", server=server.address)
+            log.warning("redis_password_unencrypted", server=server.address)
 
 
 def sends_password_unencrypted(address: str) -> bool:

@@ -63,12 +63,12 @@ class HealthMonitor:
     def _check_health(self, session: AccountSession) -> None:
         match self._transition(session, "unhealthy", begins=session.is_unhealthy, ends=not session.is_unhealthy):
             case "begins":
-                log.warning("every request fails; probing the platform", account=session.name, reason=session.problem)
+                log.warning("requests_failing", account=session.name, reason=session.problem)
             case "ends":
-                log.warning("the platform answers again", account=session.name)
+                log.warning("requests_succeeding", account=session.name)
         waiting = session.quota_status.retries_waiting and not session.is_unhealthy
         if self._transition(session, "retries", begins=waiting, ends=not waiting) == "begins":
-            log.warning("retries exceed their budget and wait", account=session.name, reason=session.problem)
+            log.warning("retries_over_budget", account=session.name, reason=session.problem)
 
     def _check_rate(self, session: AccountSession) -> None:
         status = session.quota_status
@@ -77,15 +77,15 @@ class HealthMonitor:
             recovered = status.rate > RECOVERED_FRACTION * status.configured_rate
             match self._transition(session, "slowed", begins=slowed, ends=recovered):
                 case "begins":
-                    log.warning("quota exceeded: slowed down below the configured rate", **rate_figures(session))
+                    log.warning("quota_exceeded", **rate_figures(session))
                 case "ends":
-                    log.warning("quota recovered", **rate_figures(session))
+                    log.warning("quota_recovered", **rate_figures(session))
         others = status.other_processes
         match self._transition(session, "shared", begins=others > 0, ends=others == 0):
             case "begins":
-                log.info("the quota is shared with another audit", account=session.name, others=others)
+                log.info("quota_shared", account=session.name, others=others)
             case "ends":
-                log.info("the quota is no longer shared", account=session.name)
+                log.info("quota_unshared", account=session.name)
 
     def _check_concurrency(self, session: AccountSession, now: float) -> None:
         rate, stats = session.quota_status.rate, session.stats
@@ -100,7 +100,7 @@ class HealthMonitor:
         saturated = now - since >= SATURATED_SECONDS
         if saturated and self._transition(session, "saturated", begins=True, ends=False):
             log.warning(
-                "concurrency is too small to use the quota at this latency",
+                "concurrency_too_small",
                 account=session.name,
                 in_flight=stats.in_flight,
                 latency=round(latency, 3),
@@ -114,7 +114,7 @@ async def watch_clock(clock: RunningClock) -> None:
         await anyio.sleep(TICK_SECONDS)
         if seconds := clock.tick():
             log.warning(
-                "this process stood still: stopped, suspended or too busy; what failed meanwhile is requested again",
+                "process_stood_still",
                 seconds=round(seconds, 1),
             )
 

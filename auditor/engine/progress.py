@@ -7,22 +7,28 @@ from pathlib import Path
 from auditor.log import log
 from auditor.runs.manifest import DeviceCounts, Manifest
 from auditor.runs.selection_info import RequestCounts
+from auditor.storage.json_types import Count
 
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryProgress:
     """How far the discovery of devices is, of one account or of several that have not finished.
 
-    ``products_done`` of ``products`` are completely listed. They have ``devices_reported`` by the platform's own
-    count, None if a product has none. ``pages`` were received by this process.
+    Attributes:
+        accounts: number of these accounts.
+        products: products that are listed.
+        products_done: those that are completely listed.
+        devices: devices that are listed so far.
+        devices_reported: devices of the products by the platform's own count; None: a product has no count.
+        pages: pages that this process received.
     """
 
-    accounts: int
-    products: int
-    products_done: int
-    devices: int
-    devices_reported: int | None
-    pages: int
+    accounts: Count
+    products: Count
+    products_done: Count
+    devices: Count
+    devices_reported: Count | None
+    pages: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +126,7 @@ class ProgressReporter:
         try:
             self._callback(progress())
         except Exception as error:  # noqa: BLE001  an audit of hours does not end for a display
-            log.warning("the progress callback failed and is not called again", error=repr(error))
+            log.warning("progress_callback_failed", error=repr(error))
             self._callback = None
 
 

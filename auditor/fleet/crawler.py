@@ -160,7 +160,7 @@ async def _read_products_page(session: AccountSession, journal: DiscoveryJournal
     if not isinstance(page, PlatformError):
         journal.record_products(page)
     elif journal.has_configured_products:
-        log.warning("products cannot be listed; using the configured ones", account=session.name, reason=str(page))
+        log.warning("products_not_listed", account=session.name, reason=str(page))
         journal.record_products_denied(page.code, page.message)
     else:
         raise _stopped(session, page)
@@ -253,7 +253,7 @@ async def _read_devices_page(
     ):
         journal.record_rejected_token(key)
     else:
-        log.warning("a product cannot be listed", account=session.name, product_key=key, reason=str(page))
+        log.warning("product_not_listed", account=session.name, product_key=key, reason=str(page))
         journal.fail(key, page.code, page.message)
 
 
@@ -323,4 +323,4 @@ async def fetch_product_modules(
     except AccountStoppedError as error:  # the query of its devices raises it too
         errors.append(error.sentence)
     if errors:
-        log.warning("modules of products are unknown", account=session.name, products=len(errors), reason=errors[0])
+        log.warning("modules_unknown", account=session.name, products=len(errors), reason=errors[0])

@@ -42,6 +42,7 @@ from auditor.runs.products import ProductInfo
 from auditor.runs.selection_info import RequestCounts
 from auditor.storage.files import PRIVATE_FOLDER, replace_file, translate_os_errors
 from auditor.storage.foreign_access import describe_foreign_access
+from auditor.tracing import span
 
 PROGRESS_SECONDS = 0.5
 """Seconds between two progress reports."""
@@ -214,10 +215,11 @@ def _empty_folder(work: Path) -> None:
 async def _discover(state: _State, path: Path, account: Account, session: AccountSession) -> None:
     """Discover the devices of one account; if it is stopped, the other accounts continue."""
     try:
-        await _discover_devices(state, path, account.fleet or ALL_PRODUCTS, session)
+        with span("discovery", {"auditor.account.name": session.name}):
+            await _discover_devices(state, path, account.fleet or ALL_PRODUCTS, session)
     except AuditStoppedError as error:
         state.errors.append(error)
-        log.error("account stopped", account=session.name, reason=str(error))
+        log.error("account_stopped", account=session.name, reason=str(error))
         if isinstance(error, RunNotWritableError):
             state.stop.request(str(error))
 

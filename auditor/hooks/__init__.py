@@ -1,1 +1,1 @@
-"""Hooks after a run: evaluate the policy, write metrics, report and Excel file, post a webhook."""
+"""Hooks after a run: evaluate the policy, write metrics, report and Excel file, send messages."""

@@ -1,39 +1,45 @@
-"""Build the webhook's JSON payload: an object for programs that contains one paragraph for people."""
+"""Build what is sent about a run: an object for programs, and a message for people."""
 
+import hashlib
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
 from auditor.analysis.drift import DriftCounts, diff_runs
 from auditor.analysis.sample_drift import ShareCounts
 from auditor.errors import AuditorError
+from auditor.hooks.message import RunMessage, describe_action
 from auditor.models import RunWarning
 from auditor.policy.evaluate import PolicySummary
 from auditor.query.describe import describe_warning, warning_objects
 from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.query.warnings import is_tolerated, release_warnings, state_label
-from auditor.runs.folder import DEVICES, FLEET, MODULES, RunCatalog
+from auditor.runs.folder import DEVICES, FLEET, MODULES, RunCatalog, StoredRun
 from auditor.runs.inventory import SourceCounts, count_failures
-from auditor.runs.manifest import MANIFEST, SCHEMA_VERSION, FailureInfo, read_manifest
+from auditor.runs.manifest import MANIFEST, SCHEMA_VERSION, FailureInfo, Manifest, read_manifest
 from auditor.runs.views import define_sealed_views
 from auditor.storage.database import temporary_database
 from auditor.storage.tables import translate_read_errors
-from auditor.text.formatting import safe
+from auditor.text.formatting import escape_undecodable
 
 MAX_RULES, MAX_SENTENCES, MAX_TEXT_LENGTH = 50, 20, 5_000
 """Rules; warnings, and problems; and characters of any text in a payload. Chats reject large messages."""
 
-MAX_NAMED, MAX_SENTENCE_LENGTH = 3, 500
-"""Failures, rules and warnings that the paragraph names, and characters of a sentence in it."""
+MAX_NAMED = 3
+"""Failures, rules and warnings that the message names."""
 
 _CONFIGURED = frozenset({"sample", "modules"})
 """Warnings about what the settings request, which are no problems."""
 
+_CHANGES = ("upgraded", "downgraded", "changed", "appeared", "vanished", "joined", "left")
+"""Numbers of changes that the message names."""
+
 _STATED = frozenset({"partial", "running", "aborted", "incomplete", "sample"})
-"""Warnings that the paragraph's first sentence states."""
+"""Warnings that the message's first sentence states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +57,35 @@ class DriftSummary:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """JSON to post; the run has problems if it has an exit code, a violated rule, a warning, or a failed hook."""
+    """What is sent about a run.
 
-    body: bytes
+    Attributes:
+        message_id: id of the message: that of a resume that repeats it is the same.
+        timestamp: when the run ended.
+        data: the run for programs, valid JSON.
+        message: the run for people.
+        has_problems: whether the run has an exit code, a violated rule, a warning, or a failed hook.
+        has_changes: whether something changed since the previous run, or there is none to compare with.
+    """
+
+    message_id: str
+    timestamp: str
+    data: dict[str, Any]
+    message: RunMessage
     has_problems: bool
+    has_changes: bool
+
+    def render_event(self, text: str) -> bytes:
+        """Return the body for a webhook, with a text for people."""
+        return render_event("run.finished", self.message_id, self.timestamp, text, self.data)
+
+
+def render_event(
+    type_: Literal["run.finished", "test"], message_id: str, timestamp: str, text: str, data: dict[str, Any] | None
+) -> bytes:
+    """Return an event for a webhook as JSON, whose text is escaped for chats."""
+    event = {"schema_version": SCHEMA_VERSION, "type": type_, "id": message_id, "timestamp": timestamp}
+    return orjson.dumps(event | {"text": escape_chat_markup(text), "data": data})
 
 
 def build_payload(
@@ -72,12 +103,12 @@ def build_payload(
         RunFolderError: the folder is no run.
     """
     run, failures = _read_run(folder)
-    drift = _read_drift(run)
+    previous = _find_previous(run)
+    drift = None if previous is None else _read_drift(run, previous)
     of_run = (*run.warnings, *release_warnings(folder, run.manifest))
     warnings = list(dict.fromkeys((*of_run, *(policy.warnings if policy is not None else ()))))
     manifest = run.manifest
     content: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
         "name": manifest.name,
         "run": folder.name,
         "state": manifest.state,
@@ -97,10 +128,21 @@ def build_payload(
         "warnings": warning_objects(warnings[:MAX_SENTENCES]),
         "problems": list(problems)[:MAX_SENTENCES],
     }
-    text = escape_chat_markup(_paragraph(run, content, warnings[:MAX_SENTENCES], policy, drift))
     has_problems = bool(exit_code or problems or any(warning.kind not in _CONFIGURED for warning in warnings))
     has_problems |= policy is not None and bool(policy.violated or policy.problem)
-    return Payload(orjson.dumps(_clean(content | {"text": text})), has_problems)
+    message = _describe_run(run, content, warnings[:MAX_SENTENCES], policy, drift)
+    if not exit_code:
+        action = message.action if has_problems else ""
+        message = replace(message, outcome="warning" if has_problems else "success", action=action)
+    has_changes = drift is None or _has_changed(drift) or previous is None or _ended_otherwise(previous, manifest)
+    timestamp = manifest.finished_at or manifest.started_at
+    return Payload(_message_id(run, timestamp), timestamp, _clean_table(content), message, has_problems, has_changes)
+
+
+def _message_id(run: RunSnapshot, timestamp: str) -> str:
+    """Return the id of the message about the end of a run, or of its last session."""
+    text = f"{run.folder.resolve().name}\n{run.manifest.name}\n{run.manifest.started_at}\n{timestamp}"
+    return f"msg_{hashlib.sha256(text.encode(errors='backslashreplace')).hexdigest()[:32]}"
 
 
 def escape_chat_markup(text: str) -> str:
@@ -146,17 +188,37 @@ def _devices_by_state(run: RunSnapshot) -> dict[str, int]:
     return devices | ({"unsampled": unsampled} if unsampled else {})
 
 
-def _read_drift(run: RunSnapshot) -> DriftSummary | None:
-    """Return the changes since the previous ended run of the same name; None if there is none that can be read."""
+def _find_previous(run: RunSnapshot) -> StoredRun | None:
+    """Return the previous ended run of the same name; None if there is none that can be read."""
     try:
-        previous = RunCatalog(run.folder.resolve().parent).previous(run.manifest, run.folder)
-        if previous is None:
-            return None
+        return RunCatalog(run.folder.resolve().parent).previous(run.manifest, run.folder)
+    except (AuditorError, OSError):
+        return None
+
+
+def _read_drift(run: RunSnapshot, previous: StoredRun) -> DriftSummary | None:
+    """Return the changes since a previous run; None if the two cannot be compared."""
+    try:
         with diff_runs(previous.folder, run.folder) as drift:
             shares = None if drift.shares is None else drift.shares.counts
             return DriftSummary(previous.folder.name, drift.counts, tuple(drift.warnings[:MAX_SENTENCES]), shares)
     except (AuditorError, OSError):  # the payload is about this run, and matters most when the disk is full
         return None
+
+
+def _has_changed(drift: DriftSummary) -> bool:
+    """Return whether devices changed, or shares of versions if one of the runs is a sample."""
+    if drift.shares is not None:
+        return bool(drift.shares.grew or drift.shares.shrank)
+    return any(getattr(drift.counts, name) for name in _CHANGES)
+
+
+def _ended_otherwise(previous: StoredRun, manifest: Manifest) -> bool:
+    """Return whether a run has another exit reason than the previous one. That of a policy names the rules."""
+    before, now = previous.manifest.exit_reason, manifest.exit_reason
+    if before is None or now is None or before.code != now.code:
+        return before != now
+    return now.code == "policy_violated" and before.message != now.message
 
 
 def _policy_object(policy: PolicySummary) -> dict[str, object]:
@@ -185,41 +247,51 @@ def _policy_object(policy: PolicySummary) -> dict[str, object]:
     return {"failed": policy.failed, "problem": policy.problem, "rules": rules, "omitted": omitted}
 
 
-def _paragraph(
+def _describe_run(
     run: RunSnapshot,
     content: Mapping[str, Any],
     warnings: Sequence[RunWarning],
     policy: PolicySummary | None,
     drift: DriftSummary | None,
-) -> str:
-    counts, code, failures = run.counts, content["exit_code"], content["failures"]
-    answered = counts.answered
-    unsampled = run.sources.unsampled
-    fleet = counts.fleet
+) -> RunMessage:
+    manifest, code = run.manifest, content["exit_code"]
+    reason = manifest.exit_reason if code else None
+    sentences = [f"Stopped: {manifest.error}."] if manifest.error is not None else []
+    if reason is not None and reason.message not in (manifest.error or ""):
+        sentences.insert(0, f"Exit code {code}, {reason.code}: {reason.message}.")
+    if content["failures"]:
+        by_code = (f"{each['devices']:,} with {each['code']}" for each in content["failures"])
+        sentences.append(f"Failed: {_join_first(by_code)}.")
+    notes = [describe_warning(each) for each in warnings if each.kind not in _STATED] + content["problems"]
+    path = shlex.quote(escape_undecodable(str(run.folder.resolve())))
+    ended = f"FAILED, exit code {code}" if code else "OK"
+    return RunMessage(
+        outcome="failure",
+        title=f"{ended}: {manifest.name}",
+        name=manifest.name,
+        run=run.folder.name,
+        verdict=_describe_state(run),
+        reason=" ".join(sentences),
+        changes="" if drift is None else _drift_sentence(drift),
+        policy="" if policy is None else _policy_sentence(policy),
+        action=describe_action(reason, path),
+        notes=f"Note: {_join_first(notes, '; ')}." if notes else "",
+    )
+
+
+def _describe_state(run: RunSnapshot) -> str:
+    """Return the state of a run, and its devices by state, in a sentence or two."""
+    counts, unsampled, fleet = run.counts, run.sources.unsampled, run.counts.fleet
     scope = f"{fleet - unsampled:,} devices sampled from {fleet:,}" if unsampled else f"{fleet:,} devices"
     pending = counts.pending - unsampled
-    figures = f"{answered:,} of {scope} answered, {counts.failed:,} failed, {pending:,} pending"
+    figures = f"{counts.answered:,} of {scope} answered, {counts.failed:,} failed, {pending:,} pending"
     state = state_label(run.manifest.state, counts, unsampled, tolerated=is_tolerated(run.manifest))
-    if run.manifest.exit_reason is not None and code:
-        code = f"{code}, {run.manifest.exit_reason.code}"
     state = f"a {state}, and its shares are estimates" if unsampled and "sample" in state else state
-    sentences = [f"{run.manifest.name} is {state}{f' (exit code {code})' if code else ''}: {figures}."]
-    if run.sources.carried:
-        oldest = f", the oldest from {run.sources.oldest_answer_at}" if run.sources.oldest_answer_at else ""
-        sentences.append(f"Carried: {run.sources.carried:,} of these answers{oldest}.")
-    if failures:
-        by_code = (f"{each['devices']:,} with {each['code']}" for each in failures)
-        sentences.append(f"Failed: {_join_first(by_code)}.")
-    if run.manifest.error is not None:
-        sentences.append(f"Stopped: {run.manifest.error}.")
-    if policy is not None:
-        sentences.append(_policy_sentence(policy))
-    if drift is not None:
-        sentences.append(_drift_sentence(drift))
-    notes = [describe_warning(each) for each in warnings if each.kind not in _STATED] + content["problems"]
-    if notes:
-        sentences.append(f"Note: {_join_first(notes, '; ')}.")
-    return safe(" ".join(sentence[:MAX_SENTENCE_LENGTH] for sentence in sentences))
+    sentence = f"{run.manifest.name} is {state}: {figures}."
+    if not run.sources.carried:
+        return sentence
+    oldest = f", the oldest from {run.sources.oldest_answer_at}" if run.sources.oldest_answer_at else ""
+    return f"{sentence} Carried: {run.sources.carried:,} of these answers{oldest}."
 
 
 def _policy_sentence(policy: PolicySummary) -> str:
@@ -241,8 +313,7 @@ def _drift_sentence(drift: DriftSummary) -> str:
             f"Since {drift.since}, by samples: {shares.grew:,} of {shares.shares:,} shares of versions grew and "
             f"{shares.shrank:,} shrank significantly."
         )
-    names = ("upgraded", "downgraded", "changed", "joined", "left")
-    changes = [f"{getattr(drift.counts, name):,} {name}" for name in names if getattr(drift.counts, name)]
+    changes = [f"{getattr(drift.counts, name):,} {name}" for name in _CHANGES if getattr(drift.counts, name)]
     return f"Since {drift.since}: {', '.join(changes) or 'no change'}."
 
 
@@ -251,6 +322,10 @@ def _join_first(texts: Iterable[str], separator: str = ", ") -> str:
     found = list(texts)
     more = [f"{len(found) - MAX_NAMED:,} more"] if len(found) > MAX_NAMED else []
     return separator.join([*found[:MAX_NAMED], *more])
+
+
+def _clean_table(content: Mapping[str, object]) -> dict[str, Any]:
+    return {key: _clean(each) for key, each in content.items()}
 
 
 def _clean(value: object) -> object:

@@ -1,4 +1,4 @@
-"""Check before a run that its hooks can run afterwards: rules, paths, packages, secrets."""
+"""Check before a run that its hooks can run afterwards: rules, paths, packages, addresses, secrets."""
 
 import os
 from collections.abc import Iterator
@@ -11,11 +11,12 @@ import msgspec
 
 from auditor.config.secrets import read_secret
 from auditor.config.settings import NotifySettings, PublishSettings, ReportSettings, Settings
-from auditor.config.validation import SOURCE_FORMS, check_webhook_url
+from auditor.config.validation import check_webhook_url
 from auditor.errors import SettingsError
-from auditor.models import Secret
+from auditor.text.extras import describe_extra
 
 if TYPE_CHECKING:
+    from auditor.hooks.notifications import NotifyTarget
     from auditor.policy.model import Policy
 
 
@@ -34,11 +35,8 @@ class HookConfig:
     Attributes:
         policy: the policy to evaluate.
         report: the files to write.
-        webhook: the address of the webhook.
-        secret: signs what is posted.
-        only_problems: post only runs that have problems.
+        notify: the places that receive messages.
         policy_error: why the configured policy cannot be evaluated.
-        webhook_error: why nothing can be posted to the configured webhook.
         publish: destinations to which the run is published.
         notes: configured steps that will fail, a sentence each.
         withheld: names of the configured steps that a trial leaves out; see ``for_trial``.
@@ -46,32 +44,29 @@ class HookConfig:
 
     policy: "Policy | None" = None
     report: ReportSettings = field(default_factory=ReportSettings)
-    webhook: Secret | None = None
-    secret: Secret | None = None
-    only_problems: bool = False
+    notify: "tuple[NotifyTarget, ...]" = ()
     policy_error: str | None = None
-    webhook_error: str | None = None
     publish: tuple[PublishSettings, ...] = ()
     notes: tuple[str, ...] = ()
     withheld: tuple[str, ...] = ()
 
     def for_trial(self) -> "HookConfig":
-        """Return the hooks of a trial: those that write a file outside of the run folder, publish or post are withheld.
+        """Return the hooks of a trial: those that write a file outside of the run folder, publish or send are withheld.
 
         A trial covers a part of the fleet, or is stored elsewhere; it must not replace what others read every day.
         """
         outside = [key for key in _SUFFIXES if isinstance(getattr(self.report, key), str)]
-        webhook = ["webhook"] if self.webhook is not None or self.webhook_error is not None else []
         kept = msgspec.structs.replace(
             self.report,
             html=False if "html" in outside else self.report.html,
             excel=False if "excel" in outside else self.report.excel,
             metrics=None,
         )
-        names = {"html": "report", "excel": "Excel file", "metrics": "metrics", "webhook": "webhook"}
+        names = {"html": "report", "excel": "Excel file", "metrics": "metrics"}
         publish = ["publishing"] if self.publish else []
-        withheld = (*(names[key] for key in outside), *publish, *webhook)
-        return replace(self, report=kept, publish=(), webhook=None, webhook_error=None, withheld=withheld)
+        messages = ["messages"] if self.notify else []
+        withheld = (*(names[key] for key in outside), *publish, *messages)
+        return replace(self, report=kept, publish=(), notify=(), withheld=withheld)
 
 
 def prepare_hooks(settings: Settings, *, source: str = "settings") -> HookConfig:
@@ -82,14 +77,19 @@ def prepare_hooks(settings: Settings, *, source: str = "settings") -> HookConfig
         source: where the settings come from, for error messages.
 
     Raises:
-        SettingsError: rules cannot be read, a file cannot be written, or a package or a secret is missing.
+        SettingsError: rules cannot be read, a file cannot be written, a package or a secret is missing, or an address
+            cannot be used.
     """
     config = HookConfig(_load_policy(settings), settings.report, publish=settings.publish)
     for table in settings.publish:
         _check_destination(table, source)
     for problem in _report_problems(settings.report, source):
         raise SettingsError(problem)
-    return config if settings.notify is None else _with_webhook(config, settings.notify, f"{source}: notify")
+    targets = tuple(prepare_targets(settings, source)) if settings.notify else ()
+    for target in targets:
+        if target.error is not None:
+            raise SettingsError(target.error)
+    return replace(config, notify=targets)
 
 
 def prepare_resume_hooks(settings: Settings, *, source: str = "settings") -> HookConfig:
@@ -111,16 +111,9 @@ def prepare_resume_hooks(settings: Settings, *, source: str = "settings") -> Hoo
             notes.append(f"nothing will be published: {error}; {_NEXT_STEP}")
         else:
             config = replace(config, publish=(*config.publish, table))
-    if settings.notify is not None and settings.notify.webhook is None:
-        reason = "the webhook address was written out in the settings, so the run does not store it"
-        notes.append(f"nothing will be posted: {reason}; {_NEXT_STEP}")
-    elif settings.notify is not None:
-        try:
-            config = _with_webhook(config, settings.notify, f"{source}: notify")
-        except SettingsError as error:
-            only_problems = settings.notify.when == "problems"
-            config = replace(config, webhook_error=str(error), only_problems=only_problems)
-            notes.append(f"nothing will be posted: {error}; {_NEXT_STEP}")
+    targets = tuple(prepare_targets(settings, source)) if settings.notify else ()
+    notes += [f"a message will not be sent: {each.error}; {_NEXT_STEP}" for each in targets if each.error is not None]
+    config = replace(config, notify=targets)
     return replace(config, notes=tuple(notes))
 
 
@@ -148,7 +141,7 @@ def _report_problems(report: ReportSettings, source: str) -> Iterator[str]:
         setting = getattr(report, key)
         missing = [package for package in _REQUIRED_PACKAGES.get(key, ()) if find_spec(package) is None]
         if setting and missing:
-            yield f"{source}: report: {key}: needs {', '.join(missing)}: pip install 'auditor[report]'"
+            yield f"{source}: report: {key}: needs {', '.join(missing)}: {describe_extra('report')}"
         problem = _path_problem(Path(setting), _SUFFIXES[key]) if isinstance(setting, str) else None
         if problem is not None:
             yield f"{source}: report: {key}: {problem}"
@@ -169,10 +162,40 @@ def _path_problem(path: Path, suffixes: tuple[str, ...]) -> str | None:
     return None
 
 
-def _with_webhook(config: HookConfig, notify: NotifySettings, source: str) -> HookConfig:
-    if notify.webhook is None:
-        raise SettingsError(f'{source}: webhook: is missing; give "https://HOST/PATH", {SOURCE_FORMS}')
-    address = read_secret(notify.webhook, account=None, key=f"{source}: webhook")
-    check_webhook_url(address.reveal(), f"{source}: webhook")
-    secret = None if notify.secret is None else read_secret(notify.secret, account=None, key=f"{source}: secret")
-    return replace(config, webhook=address, secret=secret, only_problems=notify.when == "problems")
+def prepare_targets(settings: Settings, source: str) -> "Iterator[NotifyTarget]":
+    """Yield the places that receive messages; what cannot be used has an ``error``."""
+    from auditor.hooks.notifications import NotifyTarget, check_addresses
+
+    targets: list[NotifyTarget] = []
+    for table in settings.notify:
+        try:
+            targets.append(_read_target(table, f'{source}: notify "{table.name}"'))
+        except SettingsError as error:
+            targets.append(NotifyTarget(table, error=str(error)))
+    problems = check_addresses((each.name, each.address) for each in targets if each.address is not None)
+    for target in targets:
+        problem = problems.get(target.name)
+        yield (
+            target
+            if problem is None
+            else replace(target, error=f'{source}: notify "{target.name}": address: {problem}')
+        )
+
+
+def _read_target(table: NotifySettings, at: str) -> "NotifyTarget":
+    """Return a place that receives messages, with its secrets; raise SettingsError if one is missing or not valid."""
+    from auditor.hooks.notifications import NotifyTarget
+    from auditor.hooks.webhook import decode_signing_secret
+
+    if table.address is not None:
+        if find_spec("apprise") is None:
+            raise SettingsError(f"{at}: address: needs apprise: pip install 'auditor[notify]'")
+        return NotifyTarget(table, address=read_secret(table.address, account=None, key=f"{at}: address"))
+    if table.webhook is None:  # the settings have one of both
+        raise SettingsError(f"{at}: has neither address nor webhook")
+    webhook = read_secret(table.webhook, account=None, key=f"{at}: webhook")
+    check_webhook_url(webhook.reveal(), f"{at}: webhook")
+    if table.secret is None:
+        return NotifyTarget(table, webhook=webhook)
+    secret = read_secret(table.secret, account=None, key=f"{at}: secret")
+    return NotifyTarget(table, webhook=webhook, key=decode_signing_secret(secret, f"{at}: secret"))

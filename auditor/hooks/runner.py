@@ -1,4 +1,4 @@
-"""Run the hooks after a run: policy, metrics, report, Excel file, destinations, webhook, in this order.
+"""Run the hooks after a run: policy, metrics, report, Excel file, destinations, messages, in this order.
 
 The run is sealed before the first hook starts, and no hook changes it. A hook that fails is reported, and the next one
 starts. Only the policy affects the exit code: a run that ended with 0 ends with 4 if a rule of severity ``error`` is
@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from auditor.concurrency import run_to_end
 from auditor.config.settings import PublishSettings
 from auditor.errors import AuditInterruptedError, AuditorError, PolicyError, SettingsError
 from auditor.hooks.prepare import HookConfig
@@ -24,6 +23,7 @@ from auditor.runs.locking import RunLock
 from auditor.runs.manifest import SUCCESSFUL_STATES, Manifest, read_manifest, write_manifest
 from auditor.runs.selection_info import ExitReason
 from auditor.text.formatting import escape_undecodable
+from auditor.tracing import span
 
 if TYPE_CHECKING:
     from auditor.policy.evaluate import PolicySummary
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-HookName = Literal["policy", "metrics", "report", "excel", "publish", "webhook"]
+HookName = Literal["policy", "metrics", "report", "excel", "publish", "notify"]
 
 _FAILURES: dict[HookName, str] = {
     "policy": "the policy could not be evaluated",
@@ -42,7 +42,7 @@ _FAILURES: dict[HookName, str] = {
     "report": "the report could not be written",
     "excel": "the Excel file could not be written",
     "publish": "the run could not be published",
-    "webhook": "the webhook could not be posted",
+    "notify": "a message was not delivered",
 }
 
 MAX_RULE_NAMES = 3
@@ -54,12 +54,13 @@ _INTERRUPTED = "Query interrupted"
 
 @dataclass(frozen=True, slots=True)
 class HookOutcome:
-    """Outcome of one hook: the file that it wrote or what it published, if any, or why it failed."""
+    """Outcome of one hook: the file that it wrote, what it published or which place it notified, or its failure."""
 
     name: HookName
     path: Path | None = None
     error: str | None = None
     published: str | None = None
+    notified: str | None = None
 
     @property
     def problem(self) -> str | None:
@@ -73,7 +74,8 @@ class HookResults:
 
     Attributes:
         exit_code: the audit's; or 4 if that was 0, and the policy is violated or could not be evaluated.
-        outcomes: one for each hook that ran. A webhook that is posted only for problems has none if there was none.
+        outcomes: one for each hook that ran. A place that receives messages only about problems has none if there was
+            none.
         policy: the result of the policy; None if none is configured.
         policy_reason: why the policy changed the exit code; None if it did not.
     """
@@ -92,6 +94,11 @@ class HookResults:
     def published(self) -> tuple[str, ...]:
         """What was published to each destination, a sentence each."""
         return tuple(each.published for each in self.outcomes if each.published is not None)
+
+    @property
+    def notified(self) -> tuple[str, ...]:
+        """The names of the places that received a message."""
+        return tuple(each.notified for each in self.outcomes if each.notified is not None)
 
     @property
     def written(self) -> tuple[Path, ...]:
@@ -120,7 +127,7 @@ def run_hooks(run: str | Path, config: HookConfig, *, exit_code: int = 0) -> Hoo
     try:
         return _run_all(folder, config, exit_code, datetime.now(UTC))
     except KeyboardInterrupt:
-        message = "interrupted before its policy, report, metrics and webhook were done; auditor resume repeats them"
+        message = "interrupted before its policy, report, metrics and messages were done; auditor resume repeats them"
         _record_exit(folder, lambda _: (AuditInterruptedError.exit_code, ExitReason("interrupted", message)))
         raise
 
@@ -140,9 +147,9 @@ def _run_all(folder: Path, config: HookConfig, exit_code: int, now: datetime) ->
         outcomes.append(replace(outcome, path=path if outcome.error is None else None))
     outcomes += [each for table in config.publish if (each := _publish(folder, table)) is not None]
     results = HookResults(exit_code, tuple(outcomes), policy, reason)
-    posted, outcome = _attempt("webhook", partial(_post, folder, config, results))
+    sent = _notify(folder, config, results)
     (defer_hooks if config.notes else clear_pending_hooks)(folder)
-    return replace(results, outcomes=(*outcomes, outcome)) if posted or outcome.error is not None else results
+    return replace(results, outcomes=(*outcomes, *sent))
 
 
 def _policy_reason(policy: "PolicySummary") -> ExitReason:
@@ -184,16 +191,19 @@ def _record_exit(folder: Path, conclude: Callable[[Manifest], tuple[int, ExitRea
 
 def _attempt(name: HookName, hook: Callable[[], T]) -> tuple[T | None, HookOutcome]:
     """Return the result of a hook and its outcome; the result is None if the hook fails."""
-    try:
-        return hook(), HookOutcome(name)
-    except AuditorError as error:
-        reason = str(error)
-    except Exception as error:  # noqa: BLE001  an audit of hours is not lost for any error after it
-        if str(error) == _INTERRUPTED:
-            raise KeyboardInterrupt from None
-        reason = f"{type(error).__name__}: {error}"
-    log.info("hook failed", hook=name, reason=reason)
-    return None, HookOutcome(name, error=reason)
+    with span("hook", {"auditor.hook.name": name}) as running:
+        try:
+            return hook(), HookOutcome(name)
+        except AuditorError as error:
+            reason, kind = str(error), type(error).__name__
+        except Exception as error:  # noqa: BLE001  an audit of hours is not lost for any error after it
+            if str(error) == _INTERRUPTED:
+                raise KeyboardInterrupt from None
+            kind = type(error).__name__
+            reason = f"{kind}: {error}"
+        running.fail(kind)
+        log.info("hook_failed", hook=name, reason=reason)
+        return None, HookOutcome(name, error=reason)
 
 
 def _evaluate(folder: Path, config: HookConfig, now: datetime) -> "tuple[PolicySummary, HookOutcome]":
@@ -233,7 +243,7 @@ def _publish(folder: Path, table: PublishSettings) -> HookOutcome | None:
     if publication is None:
         return outcome if outcome.error is not None else None
     if publication.error is not None:
-        log.info("hook failed", hook="publish", reason=publication.sentence)
+        log.info("hook_failed", hook="publish", reason=publication.sentence)
         return replace(outcome, error=publication.sentence)
     return replace(outcome, published=publication.sentence)
 
@@ -264,17 +274,24 @@ def _write_excel(folder: Path, path: Path) -> None:
         opened.write_inventory(new, "xlsx")
 
 
-def _post(folder: Path, config: HookConfig, results: HookResults) -> bool:
-    """Post the summary of a run, if configured; return whether it was posted."""
-    if config.webhook is None and config.webhook_error is None:
-        return False
+def _notify(folder: Path, config: HookConfig, results: HookResults) -> tuple[HookOutcome, ...]:
+    """Send the messages about a run; return an outcome for each place that received one, or should have."""
+    if not config.notify:
+        return ()
+    from auditor.hooks.notifications import deliver
     from auditor.hooks.payload import build_payload
-    from auditor.hooks.webhook import post_webhook
 
-    payload = build_payload(folder, exit_code=results.exit_code, policy=results.policy, problems=results.problems)
-    if config.only_problems and not payload.has_problems:
-        return False
-    if config.webhook is None:
-        raise SettingsError(config.webhook_error or "")
-    run_to_end(partial(post_webhook, config.webhook, payload.body, secret=config.secret))
-    return True
+    def send() -> dict[str, str | None]:
+        payload = build_payload(folder, exit_code=results.exit_code, policy=results.policy, problems=results.problems)
+        return deliver(folder, config.notify, payload)
+
+    problems, outcome = _attempt("notify", send)
+    if problems is None:
+        return (outcome,)
+    for name, problem in problems.items():
+        if problem is not None:
+            log.info("hook_failed", hook="notify", name=name, reason=problem)
+    return tuple(
+        replace(outcome, notified=name) if problem is None else replace(outcome, error=f"{name}: {problem}")
+        for name, problem in problems.items()
+    )

@@ -53,7 +53,7 @@ def latest_measurements(directory: Path, name: str) -> RunMeasurements | None:
     try:
         catalog = RunCatalog(directory, missing_ok=True)
     except RunFolderError as error:
-        log.warning("no earlier run can be read", reason=str(error))
+        log.warning("no_earlier_run", reason=str(error))
         return None
     found = None
     for run in catalog.named(name):
@@ -196,8 +196,8 @@ def _count_answered(folder: Path) -> dict[str, int] | None:
             devices = parquet_of_run(database, folder / DEVICES)
             return dict(database.execute(query.format(devices=devices)).fetchall())
     except RunFolderError as error:
-        log.warning("run skipped", reason=str(error))
+        log.warning("run_skipped", reason=str(error))
         return None
     except (OSError, duckdb.Error, UnicodeDecodeError) as error:
-        log.warning("run skipped", reason=f"{folder}: cannot be read: {error_reason(error)}")
+        log.warning("run_skipped", reason=f"{folder}: cannot be read: {error_reason(error)}")
         return None

@@ -1,4 +1,4 @@
-"""Rules of a policy: TOML into values, or one sentence that says which rule and which key is wrong."""
+"""Rules of a policy: TOML into values, or a sentence for each fault, which says which rule and which key is wrong."""
 
 import os
 import re
@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from auditor.config.toml_tables import describe_validation_error, read_toml
+from auditor.config.faults import FaultList
+from auditor.config.toml_tables import TableWords, convert_table, read_toml
 from auditor.errors import SettingsError
 from auditor.policy.model import (
     Condition,
@@ -84,20 +85,26 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
 
 
 def parse_policy(table: Mapping[str, Any], where: str) -> tuple[Rule, ...]:
-    """Return the rules in a parsed TOML table; a SettingsError names the file ``where``, the rule and the key."""
-    for key in table:
-        if key != "rule":
-            raise SettingsError(f"{where}: {key!r} is not a key of a rules file; each rule is a table [[rule]]")
+    """Return the rules in a parsed TOML table; a SettingsError names the file ``where``, rules, keys and all faults."""
+    faults = FaultList()
+    faults.sentences += [
+        f"{where}: {key!r} is not a key of a rules file; each rule is a table [[rule]]"
+        for key in table
+        if key != "rule"
+    ]
     tables = table.get("rule")
     if not isinstance(tables, list) or not tables:
-        raise SettingsError(f"{where}: has no [[rule]]; add one with a name and a condition, such as minimum")
+        faults.sentences.append(f"{where}: has no [[rule]]; add one with a name and a condition, such as minimum")
+        tables = []
     rules: list[Rule] = []
     for number, raw in enumerate(tables, 1):
         at = f"{where}: {_title(raw, number)}"
-        rule = _parse_rule(_convert(raw, at), at)
-        if any(rule.name == other.name for other in rules):
-            raise SettingsError(f"{at}: name: another rule has this name; names must be unique")
-        rules.append(rule)
+        with faults.collect():
+            rule = _parse_rule(_convert(raw, at), at)
+            if any(rule.name == other.name for other in rules):
+                raise SettingsError(f"{at}: name: another rule has this name; names must be unique")
+            rules.append(rule)
+    faults.refuse()
     return tuple(rules)
 
 
@@ -106,16 +113,17 @@ def _title(raw: object, number: int) -> str:
     return f'rule {number} ("{name[:MAX_NAME]}")' if isinstance(name, str) and name.isprintable() else f"rule {number}"
 
 
+_WORDS = TableWords(
+    lambda path: RuleException if path == "exception" else RuleTable,
+    lambda path: "a key of an exception" if path == "exception" else "a key of a rule",
+)
+
+
 def _convert(raw: object, at: str) -> RuleTable:
-    try:
-        return msgspec.convert(raw, RuleTable)
-    except msgspec.ValidationError as error:
-        sentence = describe_validation_error(
-            error,
-            lambda path: RuleException if path == "exception" else RuleTable,
-            noun=lambda path: "a key of an exception" if path == "exception" else "a key of a rule",
-        )
-    raise SettingsError(f"{at}: {sentence}")
+    table, sentences = convert_table(raw, RuleTable, at, _WORDS)
+    if sentences:
+        raise SettingsError(*sentences)
+    return table
 
 
 def _parse_rule(table: RuleTable, at: str) -> Rule:

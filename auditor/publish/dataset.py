@@ -61,7 +61,7 @@ class DatasetRun(msgspec.Struct, frozen=True):
     """``runs/RUN.json``, without the columns of ``runs`` that only readers need.
 
     Attributes:
-        run, audit, night, digest, tables_version, started_at: see the table ``runs``.
+        run, audit, night, state, digest, tables_version, started_at: see the table ``runs``.
         files: the files that have its rows.
         cleaned: whether ``latest`` has the run, if it is the newest, and files that it had before were deleted.
     """
@@ -69,11 +69,17 @@ class DatasetRun(msgspec.Struct, frozen=True):
     run: str
     audit: str
     night: str
+    state: str
     digest: str
     tables_version: int
     started_at: str
     files: tuple[DatasetFile, ...]
     cleaned: bool = True
+
+    @property
+    def account_folders(self) -> frozenset[str]:
+        """Names of the folders of accounts that have files of devices."""
+        return frozenset(file.key.split("/")[-2] for file in self.files if file.table == "devices")
 
 
 def escape_segment(text: str) -> str:
@@ -97,7 +103,12 @@ def partition(table: str, audit: str, night: str) -> str:
 def file_key(table: str, run: PublishedRun, account: str, version: str) -> str:
     """Return the key of the file of a run's account."""
     name = f"{escape_segment(run.name)}-{version}.parquet"
-    return f"{partition(table, run.manifest.name, run.night)}/account={escape_segment(account)}/{name}"
+    return f"{partition(table, run.manifest.name, run.night)}/{account_folder(account)}/{name}"
+
+
+def account_folder(account: str) -> str:
+    """Return the name of the folder of an account in a night."""
+    return f"account={escape_segment(account)}"
 
 
 def content_version(run: PublishedRun) -> str:
@@ -157,7 +168,7 @@ def read_replaceable_run(store: ObjectStore, key: str) -> tuple[DatasetRun | Non
     try:
         return read_dataset_run(store, key), False
     except InvalidObjectError as error:
-        log.warning("a document of the dataset is damaged and is written again", reason=str(error))
+        log.warning("dataset_document_damaged", reason=str(error))
         return None, True
 
 

@@ -16,7 +16,7 @@ import msgspec
 from auditor.concurrency import TimeLimit
 from auditor.config.secrets import read_secret
 from auditor.config.settings import PublishSettings, SecretSource
-from auditor.config.toml_tables import describe_validation_error
+from auditor.config.toml_tables import TableWords, convert_table
 from auditor.errors import SettingsError
 
 ENTRY_POINTS = "auditor.destinations"
@@ -62,15 +62,14 @@ def open_destination(settings: PublishSettings, where: str = "publish") -> Desti
         key: msgspec.to_builtins(value) if isinstance(value, SecretSource) else value
         for key, value in settings.options.items()
     }
-    try:
-        converted = msgspec.convert(options, kind.settings_type)
-    except msgspec.ValidationError as error:
-        sentence = describe_validation_error(error, lambda path: _struct_at(kind, path), noun=lambda _: "an option")
-        raise SettingsError(f"{at}: {sentence}") from None
+    words = TableWords(lambda path: _struct_at(kind, path), lambda _: "an option")
+    converted, sentences = convert_table(options, kind.settings_type, at, words)
+    if sentences:
+        raise SettingsError(*sentences)
     try:
         destination: Destination = kind(converted)  # type: ignore[call-arg]
     except SettingsError as error:
-        raise SettingsError(f"{at}: {error}") from None
+        raise SettingsError(*(f"{at}: {sentence}" for sentence in error.sentences)) from None
     return destination
 
 

@@ -26,6 +26,7 @@ from auditor.publish.tables import (
 )
 from auditor.runs.folder import RunCatalog, StoredRun
 from auditor.storage.tables import translate_read_errors
+from auditor.text.extras import describe_extra
 
 if TYPE_CHECKING:
     from dlt.extract import DltResource, DltSource
@@ -76,7 +77,7 @@ def dlt_source(directory: str | Path, *, name: str | None = None) -> "DltSource"
     try:
         import dlt
     except ImportError as error:
-        raise UsageError("dlt_source needs dlt: install the extra dlt, or pip install dlt") from error
+        raise UsageError(f"dlt_source needs dlt: {describe_extra('dlt')}") from error
     catalog = RunCatalog(Path(directory))
     newest = catalog.latest()
     if newest is None:
@@ -121,7 +122,7 @@ def _make_resource(table: TableContract, found: Callable[[], list[StoredRun]]) -
             try:
                 check_publishable(run.folder, run.manifest)
             except RunFolderError as error:
-                log.warning("run not loaded", reason=str(error))
+                log.warning("run_not_loaded", reason=str(error))
                 continue
             is_empty = True
             for batch in _read_rows(run.folder, table.name):

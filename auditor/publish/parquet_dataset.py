@@ -26,6 +26,7 @@ from auditor.publish.dataset import (
     RUNS,
     DatasetFile,
     DatasetRun,
+    account_folder,
     audit_folder,
     content_version,
     delete_other_files,
@@ -41,6 +42,7 @@ from auditor.storage.database import error_reason, scalar, sql_identifier, sql_l
 from auditor.storage.files import private_folder
 from auditor.storage.object_store import ObjectStore, OptionValue, open_store
 from auditor.storage.tables import translate_read_errors
+from auditor.text.formatting import safe
 
 ROW_GROUP_ROWS, WRITING_MEMORY, WRITING_THREADS = 61_440, "160MB", 2
 """Rows of a row group; and memory and threads of DuckDB, which holds one row group for each thread."""
@@ -160,8 +162,13 @@ def publish_to_store(run: PublishedRun, store: ObjectStore, limit: TimeLimit) ->
 
     What an attempt began that a kill or a failure ended is continued. A run that is there as a whole is written again:
     its files may be damaged.
+
+    Raises:
+        DestinationError: there was not enough time, or the dataset has another run of this name.
     """
     previous, is_damaged = read_replaceable_run(store, run_key(run.name))
+    if previous is not None:
+        _refuse_other_run(run, previous, store.address)
     version = content_version(run)
     is_same = previous is not None and (previous.digest, previous.tables_version) == (run.digest, TABLES_VERSION)
     if previous is not None and is_same and not previous.cleaned and _has_files(store, previous):
@@ -171,7 +178,7 @@ def publish_to_store(run: PublishedRun, store: ObjectStore, limit: TimeLimit) ->
             version = secrets.token_hex(len(version) // 2)
         row = _run_row(run)
         document = DatasetRun(
-            run.name, run.manifest.name, run.night, run.digest, TABLES_VERSION, row["started_at"],
+            run.name, run.manifest.name, run.night, row["state"], run.digest, TABLES_VERSION, row["started_at"],
             tuple(_write_files(run, store, version, limit)), cleaned=False,
         )  # fmt: skip
         _put_run(store, run_key(run.name), document, row)
@@ -180,6 +187,23 @@ def publish_to_store(run: PublishedRun, store: ObjectStore, limit: TimeLimit) ->
     if not document.cleaned:
         _put_run(store, run_key(run.name), msgspec.structs.replace(document, cleaned=True), _run_row(run))
     return document
+
+
+def _refuse_other_run(run: PublishedRun, published: DatasetRun, address: str) -> None:
+    """Raise DestinationError if a dataset has another run of this name, such as one of another machine.
+
+    A resume changes neither the start of a run nor its accounts. It may add accounts to a partial run, whose devices
+    were not listed before.
+    """
+    with translate_read_errors(run.folder):
+        rows = run.database.execute(f"SELECT DISTINCT account FROM ({run.query('devices')})").fetchall()
+    own = {account_folder(account) for (account,) in rows}
+    added, removed = own - published.account_folders, published.account_folders - own
+    has_other_accounts = bool(removed) or (published.state != "partial" and bool(added))
+    if published.started_at != _run_row(run)["started_at"] or has_other_accounts:
+        reason = f"has another run of the name {safe(run.name)}, of another start or of other accounts"
+        advice = "give each audit that is published here a name of its own in its settings"
+        raise DestinationError(f"{address}: {reason}; {advice}", retryable=False)
 
 
 def _has_files(store: ObjectStore, document: DatasetRun) -> bool:

@@ -26,6 +26,7 @@ from auditor.publish.postgresql_schema import migrate, read_version
 from auditor.publish.tables import TABLES, TABLES_VERSION, PublishedRun, PublishedTable, open_published
 from auditor.storage.database import sql_identifier
 from auditor.storage.tables import translate_read_errors
+from auditor.text.extras import describe_extra
 from auditor.text.formatting import parse_manifest_time, safe
 
 if TYPE_CHECKING:
@@ -348,9 +349,7 @@ def _import_psycopg() -> ModuleType:
     try:
         import psycopg
     except ImportError:
-        raise UsageError(
-            "publishing to PostgreSQL needs psycopg; install it with: pip install 'auditor[postgresql]'"
-        ) from None
+        raise UsageError(f"publishing to PostgreSQL needs psycopg: {describe_extra('postgresql')}") from None
     return psycopg
 
 

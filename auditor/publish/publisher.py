@@ -26,6 +26,7 @@ from auditor.runs.folder import RunCatalog, StoredRun
 from auditor.runs.manifest import MANIFEST, Manifest, file_info, read_manifest
 from auditor.storage.files import check_contained, translate_os_errors
 from auditor.text.durations import parse_duration
+from auditor.tracing import span
 
 T = TypeVar("T")
 
@@ -156,9 +157,13 @@ class _Publishing:
 
     def publish(self, folder: Path) -> bool:
         """Publish a run; return whether it was published."""
-        with self._noting_failure():
-            self._retrying(lambda: self._destination.publish(folder, self._limit))
-            self._published.append(run_name(folder))
+        attributes = {"auditor.destination.name": self._name, "auditor.run.id": run_name(folder)}
+        with span("publish", attributes) as publishing:
+            with self._noting_failure():
+                self._retrying(lambda: self._destination.publish(folder, self._limit))
+                self._published.append(run_name(folder))
+            if self._error is not None:
+                publishing.fail("not_published")
         return self._error is None
 
     def publish_missing(self, runs: Sequence[StoredRun]) -> None:
@@ -177,7 +182,7 @@ class _Publishing:
                 check_publishable(run.folder, run.manifest)
                 self.publish(run.folder)
             except RunFolderError as error:
-                log.warning("run not published", reason=str(error))
+                log.warning("run_not_published", reason=str(error))
 
     @contextlib.contextmanager
     def _noting_failure(self) -> Iterator[None]:
@@ -203,7 +208,7 @@ class _Publishing:
                 pause = BACKOFF.delay(attempt, self._clock.random())
                 if not error.retryable or attempt == BACKOFF.max_attempts or self._limit.remaining() <= pause:
                     raise
-                log.info("publishing is retried", destination=self._name, reason=str(error), pause=round(pause, 1))
+                log.info("publishing_retried", destination=self._name, reason=str(error), pause=round(pause, 1))
             self._clock.sleep(pause)
             attempt += 1
 

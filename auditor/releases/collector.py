@@ -24,6 +24,7 @@ from auditor.runs.selection_info import ReleasesInfo
 from auditor.runs.views import ReleaseCounts
 from auditor.text.durations import parse_duration
 from auditor.text.formatting import escape_undecodable
+from auditor.tracing import span
 
 
 class ReleaseCollector:
@@ -70,7 +71,7 @@ class ReleaseCollector:
         self._state.record_releases(tuple(infos.values()))
         for info in infos.values():
             for warning in info.warnings():
-                log.warning("released firmware is incomplete", reason=warning.detail)
+                log.warning("releases_incomplete", reason=warning.detail)
 
     async def _read_account(
         self,
@@ -80,6 +81,17 @@ class ReleaseCollector:
         stop: StopToken,
         infos: dict[str, ReleasesInfo],
     ) -> None:
+        with span("releases", {"auditor.account.name": session.name}):
+            infos[session.name] = await self._read_releases(session, product_keys, journal, stop, infos[session.name])
+
+    async def _read_releases(
+        self,
+        session: AccountSession,
+        product_keys: Sequence[str],
+        journal: ListJournal,
+        stop: StopToken,
+        info: ReleasesInfo,
+    ) -> ReleasesInfo:
         problems = [session.stopped] if session.stopped is not None else []
         if not problems:
             max_age = parse_duration(self._settings.max_job_age)
@@ -94,7 +106,7 @@ class ReleaseCollector:
             await reader.read(product_keys)
             problems = reader.problems
         sent = session.sent_before(*RELEASE_OPERATIONS) + session.request_stats(*RELEASE_OPERATIONS).sent
-        infos[session.name] = replace(infos[session.name], requests=sent, problems=tuple(problems))
+        return replace(info, requests=sent, problems=tuple(problems))
 
     def _count_page(self) -> None:
         self.pages = (self.pages or 0) + 1

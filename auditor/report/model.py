@@ -1,10 +1,12 @@
 """The contents of a report as plain values; each count is the result of a query over the run's files."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
 
 from auditor.analysis.drift import DriftCounts
 from auditor.analysis.rollout_states import RolloutState, RolloutThresholds
@@ -22,8 +24,7 @@ VersionOrder = Literal["newest", "older", "unordered"]
 """Order of a version in its module; ``unordered``: no rule decides which version is the newest."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProductCoverage:
+class ProductCoverage(msgspec.Struct, frozen=True):
     """Devices of a product by state; ``unsampled`` counts the pending devices that were not sampled."""
 
     account: str
@@ -48,8 +49,7 @@ class ProductCoverage:
         return _answered_fraction(self.counts, self.unsampled)
 
 
-@dataclass(frozen=True, slots=True)
-class CoverageSection:
+class CoverageSection(msgspec.Struct, frozen=True):
     """The devices that the report's numbers cover.
 
     Attributes:
@@ -99,8 +99,7 @@ class VersionShare(VersionCount):
     product_name: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class VersionSection:
+class VersionSection(msgspec.Struct, frozen=True):
     """Versions in use.
 
     Attributes:
@@ -116,8 +115,7 @@ class VersionSection:
     row_count: int
 
 
-@dataclass(frozen=True, slots=True)
-class PastRun:
+class PastRun(msgspec.Struct, frozen=True):
     """A run of the report, the reported one included.
 
     Attributes:
@@ -142,8 +140,7 @@ class PastRun:
         return _answered_fraction(self.devices, self.unsampled)
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleVersions:
+class ModuleVersions(msgspec.Struct, frozen=True):
     """A module's versions over the runs, those with the most devices.
 
     Attributes:
@@ -157,8 +154,7 @@ class ModuleVersions:
     devices: tuple[int | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RolloutDetail:
+class RolloutDetail(msgspec.Struct, frozen=True):
     """The rollout of a module, and the module's versions over the runs.
 
     Attributes:
@@ -172,8 +168,7 @@ class RolloutDetail:
     version_count: int
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownModule:
+class UnknownModule(msgspec.Struct, frozen=True):
     """A module of an earlier run that no device reports in this one, because devices of its product have no answer."""
 
     account: str
@@ -188,8 +183,7 @@ AGES = ("on target", "one version behind", "two versions behind", "older", "no k
 """Ages of a version: its place before the target of its module. Versions newer than the target are on target."""
 
 
-@dataclass(frozen=True, slots=True)
-class RolloutSection:
+class RolloutSection(msgspec.Struct, frozen=True):
     """The rollouts, and the fleet by age of its firmware.
 
     Attributes:
@@ -218,7 +212,7 @@ class RolloutSection:
     ages: tuple[tuple[int, ...] | None, ...]
     thresholds: RolloutThresholds
     unknown: tuple[UnknownModule, ...] = ()
-    unknown_by_account: Mapping[str, int] = field(default_factory=dict)
+    unknown_by_account: Mapping[str, int] = msgspec.field(default_factory=dict)
     warnings: tuple[RunWarning, ...] = ()
 
     @property
@@ -251,8 +245,7 @@ class RolloutSection:
         return self.by_state[state].rollouts if state in self.by_state else 0
 
 
-@dataclass(frozen=True, slots=True)
-class ShareChanges:
+class ShareChanges(msgspec.Struct, frozen=True):
     """Numbers of shares by verdict, and the rows of ``ShareDrift.table`` with the largest significant changes."""
 
     counts: ShareCounts
@@ -264,8 +257,7 @@ class ShareChanges:
         return self.counts.grew + self.counts.shrank - len(self.rows)
 
 
-@dataclass(frozen=True, slots=True)
-class ChangeSection:
+class ChangeSection(msgspec.Struct, frozen=True):
     """Changes since an earlier run.
 
     Attributes:
@@ -289,8 +281,7 @@ class ChangeSection:
     shares: ShareChanges | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PolicySection:
+class PolicySection(msgspec.Struct, frozen=True):
     """Results of a policy.
 
     Attributes:
@@ -306,7 +297,7 @@ class PolicySection:
     results: tuple[RuleResult, ...] = ()
     omitted: int = 0
     violated: int = 0
-    verdicts: Mapping[str, int] = field(default_factory=dict)
+    verdicts: Mapping[str, int] = msgspec.field(default_factory=dict)
     examples: tuple[tuple[str, str, str], ...] = ()
     warnings: tuple[RunWarning, ...] = ()
     problem: str | None = None
@@ -322,8 +313,7 @@ class PolicySection:
         return self.undecided > 0 and not self.violated and not self.verdicts.get("compliant", 0)
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceGroup:
+class DeviceGroup(msgspec.Struct, frozen=True):
     """Devices with the same attributes.
 
     Attributes:
@@ -339,8 +329,7 @@ class DeviceGroup:
     on_newest: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class GroupSection:
+class GroupSection(msgspec.Struct, frozen=True):
     """Devices by attributes.
 
     Attributes:
@@ -356,8 +345,7 @@ class GroupSection:
     others: DeviceGroup | None
 
 
-@dataclass(frozen=True, slots=True)
-class FailureGroup:
+class FailureGroup(msgspec.Struct, frozen=True):
     """Failed devices with one error code; ``example`` is one of them, with its ``message``."""
 
     code: str
@@ -366,8 +354,7 @@ class FailureGroup:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class AccountEffort:
+class AccountEffort(msgspec.Struct, frozen=True):
     """Devices and attempts of an account.
 
     Attributes:
@@ -386,8 +373,7 @@ class AccountEffort:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestEffort:
+class RequestEffort(msgspec.Struct, frozen=True):
     """Devices of a product that were queried, and the attempts they took."""
 
     account: str
@@ -397,8 +383,7 @@ class RequestEffort:
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class ProblemSection:
+class ProblemSection(msgspec.Struct, frozen=True):
     """Slow or failing parts of the audit, the worst first, and the numbers of all error codes and accounts."""
 
     failures: tuple[FailureGroup, ...]
@@ -408,8 +393,7 @@ class ProblemSection:
     products: tuple[RequestEffort, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """All contents of a report.
 
     Attributes:

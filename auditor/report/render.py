@@ -10,6 +10,7 @@ from auditor.report.builder import build_report
 from auditor.report.model import Report
 from auditor.runs.folder import refuse_run_file
 from auditor.storage.files import atomic_replace
+from auditor.text.extras import describe_extra
 
 if TYPE_CHECKING:
     from auditor.policy.model import Policy
@@ -51,7 +52,7 @@ def require_extra() -> None:
     try:
         import jinja2  # noqa: F401
     except ImportError as error:
-        raise UsageError(f"the report needs {error.name}: pip install 'auditor[report]'") from None
+        raise UsageError(f"the report needs {error.name}: {describe_extra('report')}") from None
 
 
 def write_html(report: Report, path: Path) -> Path:

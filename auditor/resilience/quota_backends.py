@@ -226,7 +226,7 @@ class SharedBackend(ABC):
             min(2 * self._reconnect_interval, MAX_RECONNECT_INTERVAL) if again else RECONNECT_INTERVAL
         )
         log.warning(
-            "the shared quota is lost: using a reduced rate until it can be used again",
+            "quota_storage_lost",
             place=self._place,
             per_second=round(self.quota.rate_limit, 3),
             others=others,
@@ -249,7 +249,7 @@ class SharedBackend(ABC):
             self._use_memory(bytearray(len(self._memory)))  # what the others stored counts
             self._active_until, self._synced, self._sends = -math.inf, b"", 0
             self._is_lost, self._shared_at = False, self.clock()
-        log.warning("the quota is shared again", place=self._place)
+        log.warning("quota_shared_again", place=self._place)
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

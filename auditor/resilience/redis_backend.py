@@ -14,6 +14,7 @@ from auditor.models import Secret
 from auditor.resilience.adaptive_rate import MAX_LOGGED_SENDS
 from auditor.resilience.quota_backends import LAYOUT, TIMEOUT, ClockAheadError, QuotaLostError, SharedBackend
 from auditor.resilience.shared_quota import AHEAD, Command, copy_quota, size_for
+from auditor.text.extras import describe_extra
 from auditor.text.formatting import safe
 
 T = TypeVar("T")
@@ -122,8 +123,8 @@ class RedisConnection:
             from redis.exceptions import ConnectionError as RedisConnectionError
             from redis.exceptions import RedisError
         except ImportError as error:
-            message = "quota_sharing: redis: the library for it is not installed: pip install 'auditor[redis]'"
-            raise SettingsError(message) from error
+            message = "quota_sharing: redis: the library for it is not installed"
+            raise SettingsError(f"{message}: {describe_extra('redis')}") from error
         self.address = address
         self._errors = (RedisError, OSError)
         # One retry, because an idle connection may have been closed without notice.

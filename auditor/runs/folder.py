@@ -79,7 +79,10 @@ REFERENCES = "last, last~3, today, yesterday, monday, 2026-11-23 or 7d"
 _LAST = re.compile(r"last(?:~(\d{1,6}))?")
 
 PENDING_HOOKS = ".hooks"
-"""An empty file in a run folder while the run's hooks, such as its policy and its report, are still to run."""
+"""File in a run folder while the run's hooks, such as its policy and its report, are still to run.
+
+``hooks.notifications`` adds a line to it for each message that was delivered.
+"""
 
 DEFERRED_HOOKS = ".hooks-deferred"
 """New name of ``PENDING_HOOKS`` after hooks that could not run, as they need settings that only a user can give."""
@@ -347,7 +350,7 @@ class RunCatalog:
     def log_unreadable(self) -> None:
         """Log a warning for each run that cannot be read."""
         for error in self.unreadable:
-            log.warning("run skipped", reason=str(error))
+            log.warning("run_skipped", reason=str(error))
 
 
 def _foreign_manifest_bytes(folder: Path) -> int:

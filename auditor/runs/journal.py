@@ -213,7 +213,7 @@ def compress_results(folder: Path) -> Path | None:
             sync_to_disk(new)
             return new
     except OSError as error:
-        log.warning("results not compressed", file=str(results), reason=error.strerror)
+        log.warning("results_not_compressed", file=str(results), reason=error.strerror)
     with contextlib.suppress(OSError):
         new.unlink(missing_ok=True)
     return None

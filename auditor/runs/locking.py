@@ -92,7 +92,7 @@ class RunLock:
             if waited >= _REPORT_AFTER and not reported:
                 reported = True
                 holder = describe_lock_holder(folder / LOCK).strip(" ()")
-                log.warning("waiting for another process", file=str(folder / LOCK), holder=holder, seconds=max_wait)
+                log.warning("waiting_for_process", file=str(folder / LOCK), holder=holder, seconds=max_wait)
             time.sleep(_RETRY_SECONDS)
 
     def _try_lock(self) -> bool:
@@ -286,7 +286,7 @@ def rename_corrected(folder: Path, manifest: Manifest) -> Path:
             renamed = _rename(path, path.with_name(f"{stamp}-{manifest.name}"))
         sync_to_disk(path.parent)
     except (OSError, AuditorError) as error:
-        log.warning("the run folder keeps the name of a wrong time", folder=str(folder), reason=str(error))
+        log.warning("folder_not_renamed", folder=str(folder), reason=str(error))
         return folder
     return folder.with_name(renamed.name)
 
@@ -299,7 +299,7 @@ def warn_if_replaceable(directory: Path) -> None:
         access = f"cannot be checked: {error.strerror}"
     if access is not None:
         log.warning(
-            "other users can replace runs in this directory", directory=str(directory), reason=access,
+            "run_replaceable", directory=str(directory), reason=access,
             advice="keep runs in a directory that only you can write, as are the folders above it",
         )  # fmt: skip
 

@@ -208,7 +208,7 @@ def _drop_unreadable_lines(path: Path) -> None:
         damaged = sum(1 for line in file if not _is_answer(line))
     if not damaged:
         return
-    log.warning("unreadable lines dropped; their devices are queried again", file=str(path), lines=damaged)
+    log.warning("lines_dropped", file=str(path), lines=damaged)
     with atomic_replace(path) as new, path.open("rb") as file, new.open("wb") as kept:
         kept.writelines(line for line in file if _is_answer(line))
 

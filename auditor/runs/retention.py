@@ -58,7 +58,7 @@ def prune_runs(
         RunNotWritableError: the file system does not support locks.
     """
     directory = Path(directory)
-    _refuse_limits(keep, keep_days)
+    refuse_limits(keep, keep_days)
     catalog = RunCatalog(directory)
     skipped, failed, removed = [str(error) for error in catalog.unreadable], list[str](), list[Path]()
     if not dry_run:
@@ -86,7 +86,8 @@ def prune_runs(
     return PruneResult(tuple(removed), tuple(skipped), tuple(failed), len(catalog.runs) - len(removed))
 
 
-def _refuse_limits(keep: int | None, keep_days: int | None) -> None:
+def refuse_limits(keep: int | None, keep_days: int | None) -> None:
+    """Raise UsageError if neither limit is given, or one is below 1."""
     if keep is None and keep_days is None:
         raise UsageError("nothing says which runs to keep; give a number of runs (--keep) or of days (--keep-days)")
     for name, number, unit in (("keep", keep, "runs"), ("keep-days", keep_days, "days")):

@@ -167,7 +167,7 @@ class Baseline:
         async with self._writing:
             if not self._path.exists():
                 if not self._run.is_dir():
-                    log.warning("baseline run not found; all devices are queried", run=self._run.name)
+                    log.warning("baseline_not_found", run=self._run.name)
                     return None
                 new = self._path.with_suffix(".new")
                 try:
@@ -184,7 +184,7 @@ class Baseline:
         try:
             return load_policy(self._policy_file)
         except SettingsError as error:
-            log.warning("policy cannot be read; devices that violate it have no priority", reason=str(error))
+            log.warning("policy_unreadable", reason=str(error))
             return None
 
 

@@ -37,7 +37,7 @@ class BudgetEstimator:
         if calls is None and not self._time_limit.is_set:
             return None
         if calls == 0:
-            log.warning("call budget already exhausted by earlier requests", account=account.name, calls=sent)
+            log.warning("call_budget_exhausted", account=account.name, calls=sent)
         available = [each for each in (calls, timed) if each is not None]
         queried = None if self._measurements is None else self._measurements.queried.get(account.name)
         per_device = 1.0 if queried is None else queried.requests / queried.devices

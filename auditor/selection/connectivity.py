@@ -94,7 +94,7 @@ async def fetch_connection_states(
             session.report_states(None)
     if errors:
         log.warning(
-            "connection states are unknown, so these devices are queried",
+            "connection_states_unknown",
             account=session.name,
             requests=len(errors),
             reason=str(errors[0]),

@@ -165,7 +165,7 @@ class SelectionCoordinator:
             rejected = await run_in_thread(reject_index_results, self._folder, selection, name, limit, remaining)
         if rejected is not None:
             log.warning(
-                "too many results of the index are wrong; all devices are queried",
+                "index_rejected",
                 account=name,
                 at_least=f"{rejected.low:.2%}",
                 allowed=self._settings.max_index_error,

@@ -114,9 +114,7 @@ class IncrementalStrategy:
                 return None
             comparable = abs(session.client.clock_offset) <= MAX_CLOCK_DIFFERENCE
             if not comparable:
-                log.warning(
-                    "clocks differ too much to compare connection times; devices are queried", account=account.name
-                )
+                log.warning("clocks_differ", account=account.name)
             budget = partial(self._budget.estimate, account, max(sent_before, calls_before) + session.total_sent)
             changed = await run_in_thread(
                 selector.select_changed, states if comparable else None, rule, budget, context.files
@@ -126,14 +124,14 @@ class IncrementalStrategy:
             )
             if changed.learned_offset is not None:
                 log.info(
-                    "last-online times have no time zone and are read as most devices that are online show it",
+                    "time_zone_learned",
                     account=account.name,
                     zone=str(changed.learned_offset),
                     devices=changed.learned_offset.devices,
                 )
         else:
             log.warning(
-                "call budget does not cover connection states; devices are queried by priority",
+                "call_budget_without_states",
                 account=account.name,
                 devices=requested,
             )

@@ -23,6 +23,7 @@ from auditor.storage.object_store import (
     missing_object,
     too_large_object,
 )
+from auditor.text.extras import describe_extra
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as CloudClient
@@ -174,7 +175,7 @@ class CloudStore:
         try:
             from obstore import store
         except ImportError:
-            raise SettingsError(f"{self.address}: needs obstore: pip install 'auditor[publish]'") from None
+            raise SettingsError(f"{self.address}: needs obstore: {describe_extra('publish')}") from None
         client: dict[str, Any] = {
             "timeout": timedelta(seconds=seconds),
             "connect_timeout": timedelta(seconds=CONNECT_SECONDS),

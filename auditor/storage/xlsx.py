@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from auditor.errors import UsageError
 from auditor.log import log
 from auditor.storage.files import private_folder
+from auditor.text.extras import describe_extra
 
 if TYPE_CHECKING:
     from xlsxwriter import Workbook
@@ -59,7 +60,7 @@ def write_xlsx(
         from xlsxwriter import Workbook
         from xlsxwriter.exceptions import FileCreateError
     except ImportError:
-        raise UsageError("writing Excel files needs XlsxWriter: pip install 'auditor[report]'") from None
+        raise UsageError(f"writing Excel files needs XlsxWriter: {describe_extra('report')}") from None
     if len(columns) > MAX_SHEET_COLUMNS:
         raise UsageError(f"{len(columns):,} columns: an Excel sheet has {MAX_SHEET_COLUMNS:,} at most")
     with private_folder("excel") as work:
@@ -157,7 +158,7 @@ def _fill(
         each.set_widths(widths)
     if writer.cut_cells:
         limit = MAX_CELL_CHARACTERS
-        log.warning("cells too long for Excel were cut and marked", cells=writer.cut_cells, characters=limit)
+        log.warning("cells_cut", cells=writer.cut_cells, characters=limit)
     _write_about(writer, about, head, count)
     if head.get("warnings"):
         about.sheet.activate()

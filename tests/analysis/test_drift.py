@@ -186,6 +186,7 @@ def expected(old: list[Seen], new: list[Seen]) -> tuple[DriftCounts, Counter[tup
     old_sealed=True,
     new_sealed=True,
 )
+@pytest.mark.slow
 def test_drift_equals_a_comparison_in_plain_python(
     *, old: list[Seen], new: list[Seen], old_sealed: bool, new_sealed: bool
 ) -> None:

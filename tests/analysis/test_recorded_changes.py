@@ -115,6 +115,7 @@ SHARING: list[Answer] = [{"ble": "1.0"}, {"ble": "1.0"}]
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(runs=RUNS, shared=st.booleans())
+@pytest.mark.slow
 def test_each_run_records_what_changed_since_the_last_answer(runs: list[tuple[Answer, ...]], *, shared: bool) -> None:
     with TemporaryDirectory() as temporary:
         oracle, directory = Oracle(), Path(temporary, "audits")
@@ -143,6 +144,7 @@ def net(
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(runs=RUNS, shared=st.booleans())
+@pytest.mark.slow
 def test_net_changes_are_those_of_a_comparison_of_two_runs_in_which_all_devices_answered(
     *, runs: list[tuple[Answer, ...]], shared: bool
 ) -> None:

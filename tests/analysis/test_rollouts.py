@@ -135,6 +135,7 @@ GROUPS = [(account, product) for account in (KNOWN, UNKNOWN) for product in PROD
 
 
 @pytest.mark.parametrize(("account", "product"), GROUPS)
+@pytest.mark.slow
 def test_the_rollouts_of_thirty_nights_are_those_of_an_oracle(
     nights: tuple[Fleet, list[Path]], found: list[dict[tuple[str, str], Rollout]], account: str, product: str
 ) -> None:

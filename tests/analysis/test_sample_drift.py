@@ -5,6 +5,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from auditor.analysis.drift import Drift, diff_runs
 from auditor.models import Device, Outcome
 from auditor.runs.manifest import file_info
@@ -80,6 +82,7 @@ def test_a_product_that_both_samples_contain_completely_can_lose_a_module(tmp_pa
         assert {row[1]: row[3] for row in drift.modules} == {"p1": "removed", "p2": "kept"}
 
 
+@pytest.mark.slow
 def test_two_samples_of_a_fleet_that_did_not_change_have_no_significant_changes(tmp_path: Path) -> None:
     fleet = fleet_of()
     told = shares = 0

@@ -26,6 +26,8 @@ from tests.chaos.counting import PlatformThread, run_platform
 from tests.chaos.figures import SEED, print_figures
 from tests.cluster.shards import account_table, assert_same_run
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = int(os.environ.get("AUDITOR_ROUNDS", "3"))
 """Runs of shards; ``make chaos`` has 200."""
 

@@ -14,6 +14,8 @@ from tests.chaos.figures import KILLS, LONG_RUN_KILLS, SEED, print_figures
 from tests.chaos.killing import CONCURRENCY, run_killed_audits
 from tests.integration.test_audit import account_table, assert_matches, settings_for
 
+pytestmark = pytest.mark.slow
+
 DEVICES = 5_000 if KILLS >= LONG_RUN_KILLS else 600
 """Devices of each fleet."""
 

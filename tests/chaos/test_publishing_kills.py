@@ -26,6 +26,8 @@ from auditor.storage.object_store import ObjectStore, open_store
 from tests.runs.run_folders import build, named, ok
 from tests.storage.s3 import S3, needs_s3, simulated_s3
 
+pytestmark = pytest.mark.slow
+
 KILLS = min(50, int(os.environ.get("AUDITOR_KILLS", "4")))
 PROCESS = Path(__file__).with_name("publishing_process.py")
 NAMES = [f"202611{day}T020000Z-nightly" for day in (20, 21)]

@@ -19,7 +19,7 @@ from auditor.simulator.world import World
 from tests.chaos.figures import KILLS, LONG_RUN_KILLS, print_figures
 from tests.integration.test_audit import account_table, assert_matches, read_lines, settings_for
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 WORLD = World(6, seed=3, missing=0, silent=0, inactive=0, large=0, module_counts={3: 1, 4: 0, 5: 2})
 """Its last three devices have one, no and two modules: short lines of both statuses."""

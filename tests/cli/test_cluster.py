@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from anyio.from_thread import start_blocking_portal
 
 import auditor
 from auditor.cli.app import main
+from auditor.cluster.attempt_log import AttemptLog, list_attempts
 from auditor.cluster.cut import read_plan
 from auditor.cluster.stop import stop_shards
 from auditor.cluster.storage import open_run
@@ -195,6 +197,63 @@ def test_what_cannot_be_cut_or_queried_is_one_sentence(
     assert read_plan(open_run(address)).shards[0].devices == 5
 
 
+def test_resume_queries_the_shards_that_are_not_done_and_leaves_a_running_one_to_its_process(
+    tmp_path: Path, platform: Simulator
+) -> None:
+    settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path, lanes=3))
+    address = run_command(tmp_path, "cut", settings).stdout.strip()
+    refused = run_command(tmp_path, "resume", address)
+    assert (refused.returncode, "give those of this machine by --settings" in refused.stderr) == (2, True)
+    flagged = run_command(tmp_path, "resume", address, "--settings", settings, "--priority")
+    assert (flagged.returncode, "--priority: is not for a run of shards" in flagged.stderr) == (2, True)
+    storage = open_run(address)
+    plan = read_plan(storage)
+    assert run_command(tmp_path, "shard", address, "--settings", settings, "--index", "0").returncode == 0
+    AttemptLog(storage, plan.shards[1].folder).begin()  # its process is silent after three checkpoints of 0.5 s
+    before = platform.counts.received
+    resumed = run_command(tmp_path, "resume", tmp_path / "shared", "--settings", settings)
+    assert (resumed.returncode, resumed.stdout.strip()) == (0, address), resumed.stderr
+    assert "other processes query these shards" in resumed.stderr
+    assert "exit 0 (success)" in resumed.stderr
+    assert platform.counts.received - before <= 45
+    assert [len(list_attempts(storage, each.folder)) for each in plan.shards] == [1, 2, 1]
+    again = run_command(tmp_path, "resume", address, "--settings", settings)
+    assert (again.returncode, platform.counts.received - before <= 45) == (0, True)
+    alone = anyio.run(auditor.run_audit, auditor.load_settings(settings)).folder
+    fetched = run_command(tmp_path, "fetch", address)
+    assert_same_run(Path(tmp_path, fetched.stdout.strip()), alone)
+    shown = run_command(tmp_path, "metrics", address)
+    assert (shown.returncode, f'auditor_fleet_devices{{run="audit"}} {DEVICES}.0' in shown.stdout) == (0, True)
+
+
+def test_prune_keeps_the_newest_runs_of_a_storage_and_those_that_are_not_sealed(
+    tmp_path: Path, platform: Simulator
+) -> None:
+    settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path))
+    address = Path(run_command(tmp_path, "cut", settings).stdout.strip())
+    assert run_command(tmp_path, "shard", address, "--settings", settings, "--index", "0").returncode == 0
+    days = ("20261101", "20261102", "20261103", "20261104")
+    old = [address.with_name(f"{day}T020000Z-audit") for day in days]
+    for each in old:
+        shutil.copytree(address, each)
+    (old[0] / "run.json").unlink()  # not sealed
+    (old[1] / "plan.json").unlink()  # a deletion that was killed
+    shutil.rmtree(old[1] / "sealed")
+    storage = tmp_path / "shared"
+    words = ("prune", storage, "--keep", "2")
+    shown = run_command(tmp_path, *words, "--dry-run")
+    assert sorted(shown.stdout.split()) == [str(old[1]), str(old[2])]
+    assert all(each.exists() for each in old)
+    pruned = run_command(tmp_path, *words)
+    assert (pruned.returncode, sorted(pruned.stdout.split())) == (0, [str(old[1]), str(old[2])])
+    assert f"skipped: {old[0]}: is not sealed; auditor stop" in pruned.stderr
+    assert "2 runs deleted, 3 kept" in pruned.stderr
+    assert [each.name for each in sorted(storage.iterdir())] == [old[0].name, old[3].name, address.name, "newest"]
+    assert run_command(tmp_path, "verify", storage).returncode == 0
+    assert run_command(tmp_path, "prune", storage).returncode == 2
+    assert "0 runs deleted" in run_command(tmp_path, "prune", storage, "--keep-days", "1").stderr
+
+
 @needs_s3
 def test_a_bucket_is_used_with_credentials_of_the_environment_alone(tmp_path: Path, platform: Simulator) -> None:
     settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path, lanes=2))
@@ -217,5 +276,7 @@ def test_a_bucket_is_used_with_credentials_of_the_environment_alone(tmp_path: Pa
         fetched = run_command(tmp_path, "fetch", bucket, **env)
         alone = anyio.run(auditor.run_audit, auditor.load_settings(settings)).folder
         assert_same_run(Path(tmp_path, fetched.stdout.strip()), alone)
+        assert "auditor_" in run_command(tmp_path, "metrics", bucket, **env).stdout
+        assert "0 runs deleted, 1 kept" in run_command(tmp_path, "prune", bucket, "--keep", "1", **env).stderr
         denied = run_command(tmp_path, "status", bucket, **(env | {"AWS_ENDPOINT_URL": "https://127.0.0.1:1"}))
         assert (denied.returncode, "SECRETCANARY" in denied.stderr) == (3, False)

@@ -1,7 +1,5 @@
-"""`auditor run` and `auditor resume` with [policy], [report] and [notify]; and `auditor metrics`."""
+"""`auditor run` and `auditor resume` with [policy], [report] and [[notify]]; and `auditor metrics`."""
 
-import hashlib
-import hmac
 import json
 import os
 import re
@@ -11,12 +9,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import standardwebhooks
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import forked
 from tests.cli.conftest import Auditor, Platform, StartPlatform, command
 from tests.hooks.receiver import TOKEN, Receiver, receiving
 
-SIGNING = "S3CRET-that-signs"
+SIGNING = "whsec_UzNDUkVULXRoYXQtc2lnbnMtMDEyMzQ1Njc4OQ=="
 
 VIOLATED = """
 [[rule]]
@@ -42,8 +42,8 @@ def settings_with(platform: Platform, *tables: str, rules: str | None = None) ->
     return path
 
 
-def notify(webhook: str, when: str = "always") -> str:
-    return f'[notify]\nwebhook = {webhook}\nsecret = {{ env = "SIGNING" }}\nwhen = "{when}"\n'
+def notify(when: str = "always") -> str:
+    return f'[[notify]]\nname = "hook"\nwebhook = {{ env = "HOOK" }}\nsecret = {{ env = "SIGNING" }}\nwhen = "{when}"\n'
 
 
 def everything_under(*folders: Path) -> bytes:
@@ -52,7 +52,7 @@ def everything_under(*folders: Path) -> bytes:
 
 def test_all_hooks_run_after_an_audit(auditor: Auditor, platform: Platform) -> None:
     with receiving(503, 200) as receiver:
-        settings = settings_with(platform, REPORT, notify('{ env = "HOOK" }'), rules=VIOLATED)
+        settings = settings_with(platform, REPORT, notify(), rules=VIOLATED)
         env = {"HOOK": receiver.address, "SIGNING": SIGNING}
         done = auditor("run", settings, "--log-level", "debug", env=env)
     assert done.returncode == 4, done.stderr
@@ -80,11 +80,9 @@ def assert_posted_and_signed(receiver: Receiver, manifest: dict[str, object], vi
     """Twice the same, for the first was refused; and signed as the documentation says."""
     assert len(receiver.bodies) == 2
     assert receiver.bodies[0] == receiver.bodies[1]
-    assert receiver.headers[0]["Idempotency-Key"] == receiver.headers[1]["Idempotency-Key"]
-    head = receiver.headers[1]
-    signed = head["X-Auditor-Timestamp"].encode() + b"." + receiver.bodies[1]
-    expected = hmac.new(SIGNING.encode(), signed, hashlib.sha256).hexdigest()
-    assert head["X-Auditor-Signature"] == f"sha256={expected}"
+    assert receiver.headers[0]["webhook-id"] == receiver.headers[1]["webhook-id"] == receiver.event["id"]
+    standardwebhooks.Webhook(SIGNING).verify(receiver.bodies[1], receiver.headers[1])
+    assert (receiver.event["type"], receiver.event["timestamp"]) == ("run.finished", manifest["finished_at"])
     payload = receiver.payload
     assert (payload["exit_code"], payload["state"], payload["devices"]) == (4, manifest["state"], manifest["devices"])
     assert payload["requests"] == manifest["requests"]
@@ -93,11 +91,13 @@ def assert_posted_and_signed(receiver: Receiver, manifest: dict[str, object], vi
 
 def test_a_failing_hook_does_not_fail_the_audit(auditor: Auditor, platform: Platform) -> None:
     with receiving(401) as receiver:
-        settings = settings_with(platform, notify(f'"{receiver.address}"'))
-        done = auditor("run", settings, "--log-level", "debug", env={"SIGNING": SIGNING})
+        settings = settings_with(platform, notify())
+        done = auditor("run", settings, "--log-level", "debug", env={"SIGNING": SIGNING, "HOOK": receiver.address})
         assert len(receiver.bodies) == 1
     assert done.returncode == 0, done.stderr
-    note = "the webhook could not be posted: the webhook answered 401: the request was rejected; the run itself is fine"
+    note = (
+        "a message was not delivered: hook: the webhook answered 401: the request was rejected; the run itself is fine"
+    )
     assert f"hooks    {note}" in done.stderr.splitlines()
     assert "Traceback" not in done.stderr
     folder = Path(settings.parent.parent, done.stdout.strip())
@@ -106,13 +106,28 @@ def test_a_failing_hook_does_not_fail_the_audit(auditor: Auditor, platform: Plat
     assert TOKEN.encode() not in everything_under(folder)
 
 
+def test_a_chat_that_refuses_is_reported_without_its_address(auditor: Auditor, platform: Platform) -> None:
+    with receiving(401) as receiver:
+        table = '[[notify]]\nname = "ops"\naddress = { env = "CHAT" }\n'
+        settings = settings_with(platform, table)
+        address = receiver.address.replace("http://", "json://")
+        done = auditor("run", settings, "--log-level", "debug", env={"CHAT": address})
+        assert len(receiver.bodies) == 1
+    assert done.returncode == 0, done.stderr
+    note = "a message was not delivered: ops: the service answered 401; the run itself is fine"
+    assert f"hooks    {note}" in done.stderr.splitlines()
+    folder = Path(settings.parent.parent, done.stdout.strip())
+    assert TOKEN not in done.stdout + done.stderr
+    assert TOKEN.encode() not in everything_under(folder)
+
+
 def test_with_problems_only_a_good_run_is_not_posted(auditor: Auditor, platform: Platform) -> None:
     with receiving() as receiver:
-        settings = settings_with(platform, notify(f'"{receiver.address}"', "problems"))
-        assert auditor("run", settings, env={"SIGNING": SIGNING}).returncode == 0
+        settings = settings_with(platform, notify("problems"))
+        assert auditor("run", settings, env={"SIGNING": SIGNING, "HOOK": receiver.address}).returncode == 0
         assert receiver.bodies == []
-        settings = settings_with(platform, notify(f'"{receiver.address}"', "problems"), rules=VIOLATED)
-        assert auditor("run", settings, env={"SIGNING": SIGNING}).returncode == 4
+        settings = settings_with(platform, notify("problems"), rules=VIOLATED)
+        assert auditor("run", settings, env={"SIGNING": SIGNING, "HOOK": receiver.address}).returncode == 4
         assert len(receiver.bodies) == 1
 
 
@@ -122,7 +137,7 @@ def test_with_problems_only_a_good_run_is_not_posted(auditor: Auditor, platform:
     [
         ('[policy]\nfile = "none.toml"', "none.toml: cannot be read: No such file or directory"),
         ('[report]\nhtml = "none/fleet.html"', "none is not a directory; make it, or give another path"),
-        (notify('{ env = "HOOK" }'), "with.toml: notify: webhook: the environment variable HOOK is not set, or empty"),
+        (notify(), 'with.toml: notify "hook": webhook: the environment variable HOOK is not set, or empty'),
     ],
 )
 def test_broken_hooks_are_refused_before_the_audit(
@@ -138,7 +153,7 @@ def test_a_resumed_run_uses_the_hooks_of_its_own_settings(auditor: Auditor, star
     platform = start_platform("--devices", 60, "--per-second", 20)
     with receiving() as receiver:
         report = '[report]\nexcel = true\nmetrics = "auditor.prom"\n'
-        settings = settings_with(platform, report, notify('{ env = "HOOK" }'), rules=VIOLATED)
+        settings = settings_with(platform, report, notify(), rules=VIOLATED)
         env = {"HOOK": receiver.address, "SIGNING": SIGNING}
         first = auditor("run", settings, "--for", "1s", env=env)
         assert first.returncode == 1, first.stderr
@@ -156,19 +171,20 @@ def test_a_resumed_run_uses_the_hooks_of_its_own_settings(auditor: Auditor, star
     assert auditor("verify", folder).returncode == 0
 
 
-def test_a_webhook_address_that_is_not_stored_is_requested(auditor: Auditor, start_platform: StartPlatform) -> None:
+def test_a_message_whose_address_is_missing_is_sent_by_a_resume_that_has_it(
+    auditor: Auditor, start_platform: StartPlatform
+) -> None:
     platform = start_platform("--devices", 60, "--per-second", 20)
     with receiving() as receiver:
-        settings = settings_with(platform, notify(f'"{receiver.address}"'))
-        env = {"SIGNING": SIGNING}
+        settings = settings_with(platform, notify())
+        env = {"SIGNING": SIGNING, "HOOK": receiver.address}
         folder = Path(settings.parent.parent, auditor("run", settings, "--for", "1s", env=env).stdout.strip())
         assert len(receiver.bodies) == 1
         assert TOKEN.encode() not in everything_under(folder)
-        other = auditor("resume", folder, "--for", "1s", env=env)
-        reason = "the webhook address was written out in the settings, so the run does not store it"
-        assert f"note: nothing will be posted: {reason}" in other.stderr
+        other = auditor("resume", folder, "--for", "1s", env={"SIGNING": SIGNING})
+        assert "note: a message will not be sent: " in other.stderr
         assert len(receiver.bodies) == 1
-        done = auditor("resume", folder, "--settings", settings, env=env)
+        done = auditor("resume", folder, env=env)
         assert done.returncode == 0, done.stderr
         assert (len(receiver.bodies), receiver.payload["state"]) == (2, "complete")
 
@@ -186,13 +202,14 @@ def test_other_hooks_do_not_prevent_a_resume(auditor: Auditor, start_platform: S
 def test_an_interrupted_webhook_leaves_the_run_intact(platform: Platform, number: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(30)
-        settings = settings_with(platform, notify(f'"http://127.0.0.1:{silent.getsockname()[1]}/{TOKEN}"'))
+        settings = settings_with(platform, notify())
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/{TOKEN}"
         process = subprocess.Popen(
             command(("run", settings, "--out", settings.parent / "runs", "--hooks")),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"SIGNING": SIGNING},
+            env=os.environ | {"SIGNING": SIGNING, "HOOK": address},
         )
         connection, _ = silent.accept()
         process.send_signal(number)
@@ -201,6 +218,28 @@ def test_an_interrupted_webhook_leaves_the_run_intact(platform: Platform, number
     assert process.returncode == 130
     assert "Traceback" not in said
     assert json.loads(Path(out.strip(), "run.json").read_text())["state"] == "complete"
+
+
+def test_a_message_that_was_delivered_before_a_kill_is_not_sent_again(auditor: Auditor, platform: Platform) -> None:
+    with receiving() as receiver, receiving() as other, socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        other.file.write_text(f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        settings = settings_with(platform, receiver.toml(), other.toml().replace('"hook"', '"other"'))
+        with forked.serving("run", settings, cwd=platform.settings.parents[1]) as (process, _):
+            connection, _ = silent.accept()
+            (folder,) = (path.parent for path in platform.settings.parent.rglob("run.json"))
+            while not (folder / ".hooks").read_text():
+                assert process.poll() is None
+            process.send_signal(signal.SIGKILL)
+            process.wait(10)
+            connection.close()
+        other.file.write_text(other.address)
+        done = auditor("resume", folder)
+    assert done.returncode == 0, done.stderr
+    assert "notified other" in done.stderr.splitlines()
+    assert (len(receiver.bodies), len(other.bodies)) == (1, 1)
+    assert receiver.event["id"] == other.event["id"] == other.headers[0]["webhook-id"]
+    assert not (folder / ".hooks").exists()
 
 
 def test_metrics_of_a_run_go_to_a_file_or_to_standard_output(

@@ -1,19 +1,23 @@
 """Progress of a running audit: one line, and a line for each account if there are several."""
 
 import json
+import math
 import re
 import sys
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import anyio
+import jsonschema
 import pytest
 from rich.console import Console
 
 import auditor
 from auditor.cli import progress as progress_module
-from auditor.cli.console import LOG_STYLE
-from auditor.engine.progress import AccountProgress, Progress
+from auditor.cli.console import LOG_STYLE, ProgressStyle
+from auditor.cli.runtime import log_to_stderr
+from auditor.engine.progress import AccountProgress, DiscoveryProgress, Progress
 from auditor.runs.manifest import DeviceCounts
 from auditor.runs.selection_info import RequestCounts
 from auditor.simulator.quotas import SimulatedAccount
@@ -74,11 +78,105 @@ def test_terminal_without_a_cursor_gets_plain_lines(
         assert printed == [LINE]
 
 
+DISCOVERY = DiscoveryProgress(1, products=4, products_done=1, devices=90, devices_reported=None, pages=3)
+
+
 def test_progress_is_part_of_a_log_in_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(LOG_STYLE, "format", "json")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    (line,) = plain_lines(monkeypatch, capsys, progress(account("eu")))
-    assert json.loads(line) | {"timestamp": ""} == {"event": LINE, "level": "info", "timestamp": ""}
+    (line,) = plain_lines(monkeypatch, capsys, progress(account("eu", discovery=DISCOVERY)))
+    listed = {"accounts": 1, "products": 4, "products_done": 1, "devices": 90, "devices_reported": None, "pages": 3}
+    assert json.loads(line) | {"timestamp": ""} == {
+        "event": "progress",
+        "message": LINE,
+        "run": "1",
+        "stage": "querying",
+        "resumed": False,
+        "elapsed": 10.0,
+        "fleet": 400,
+        "devices": {"ok": 100, "empty": 0, "not_found": 0, "failed": 0, "pending": 300},
+        "requests": {"sent": 100, "retried": 0, "throttled": 0},
+        "in_flight": 4,
+        "requests_per_second": 10.0,
+        "target_rate": 10.0,
+        "learned_rate": None,
+        "remaining_seconds": 30.0,
+        "other_processes": 0,
+        "problem": None,
+        "discovery": None,
+        "states": None,
+        "release_pages": None,
+        "accounts": [
+            {
+                "name": "eu",
+                "state": "listing",
+                "done": 48,
+                "failed": 0,
+                "sent": 50,
+                "throttled": 0,
+                "in_flight": 2,
+                "paused": 0,
+                "requests_per_second": 5.0,
+                "configured_rate": None,
+                "learned_rate": 5.0,
+                "other_processes": 0,
+                "problem": None,
+                "discovery": listed,
+            }
+        ],
+        "level": "info",
+        "timestamp": "",
+    }
+
+
+def test_records_have_each_stage_and_their_schema(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = (
+        progress(fleet=0, devices=DeviceCounts(), discovery=DISCOVERY, elapsed=0.0),
+        progress(states=(10, 50), elapsed=1.0),
+        progress(*SEVERAL, elapsed=2.0),
+        progress(release_pages=3, problem="nothing\x1b succeeds", elapsed=3.0),
+        progress(sealing=True, elapsed=3.0),
+    )
+    log_to_stderr("warning", progress="json")
+    monkeypatch.setattr(progress_module, "PLAIN_INTERVAL", math.inf)
+    with progress_module.show_progress() as watch:
+        for each in shown:
+            watch(each)
+            watch(each)
+    printed = capsys.readouterr().err
+    assert "\x1b" not in printed
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert [line["stage"] for line in lines] == ["discovery", "states", "querying", "releases", "sealing"]
+    assert [each["name"] for each in lines[2]["accounts"]][:2] == ["us", "cn\\x1b"]
+    schema = json.loads(resources.files("auditor").joinpath("schemas", "progress.schema.json").read_bytes())
+    validator = jsonschema.Draft202012Validator(schema)
+    assert [error.message for line in lines for error in validator.iter_errors(line)] == []
+    assert validator.is_valid(lines[0] | {"trace_id": "0" * 32, "span_id": "0" * 16})
+    assert not validator.is_valid(lines[0] | {"stage": "later"})
+
+
+@pytest.mark.parametrize(("style", "lines"), [("auto", []), ("line", [LINE]), ("none", [])])
+def test_the_style_of_progress_can_be_selected(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], style: ProgressStyle, lines: list[str]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    log_to_stderr("warning", progress=style)
+    printed = plain_lines(monkeypatch, capsys, progress(account("eu")))
+    assert [line for line in printed if line == LINE] == lines
+    assert (printed == lines) == (style != "auto")
+
+
+def test_without_progress_a_resumed_run_is_still_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_to_stderr("warning", progress="none")
+    assert plain_lines(monkeypatch, capsys, progress(account("eu"), resumed=True)) == [
+        "resuming runs/1: 300 of 400 devices remain"
+    ]
 
 
 def test_one_account_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The summary of a run: at most eight lines, the verdict first and the exit reason last, whatever the run has."""
 
 import io
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -146,11 +147,11 @@ def test_hooks_are_a_line_about_the_policy_and_one_about_files_and_failures() ->
         ("policy", "3 rules, 2 violated, 1 undecided: b (error): found b; a (warning): found a; 1 more"),
         ("wrote", "auditor.prom; fleet.html"),
     ]
-    failed = HookOutcome("webhook", error="answered 401")
+    failed = HookOutcome("notify", error="ops: answered 401")
     (line,) = summarize_hooks(HookResults(0, (*outcomes, failed)))
     assert (line.label, line.text) == (
         "hooks",
-        "wrote auditor.prom; fleet.html; the webhook could not be posted: answered 401; the run itself is fine",
+        "wrote auditor.prom; fleet.html; a message was not delivered: ops: answered 401; the run itself is fine",
     )
     assert list(summarize_hooks(HookResults(0))) == []
     (line,) = summarize_hooks(HookResults(0, (), PolicySummary((result("a", "compliant"),))))
@@ -178,7 +179,7 @@ def worst() -> tuple[Manifest, HookResults]:
         rules, failed=True, warnings=tuple(RunWarning("unmatched_rule", "", long) for _ in range(99))
     )
     outcomes = [HookOutcome("report", Path(long)) for _ in range(9)]
-    return manifest, HookResults(1, (*outcomes, HookOutcome("webhook", error=long)), policy)
+    return manifest, HookResults(1, (*outcomes, HookOutcome("notify", error=long)), policy)
 
 
 def test_no_run_has_more_than_eight_lines_and_no_text_acts_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,5 +265,8 @@ def test_a_log_in_json_has_a_line_for_each(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(console.LOG_STYLE, "format", "json")
     print_labelled("OK", "5 devices", style="green")
     print_exit("exit 0 (success): all", 0)
-    events = [line.split('"')[3] for line in capsys.readouterr().err.splitlines()]
-    assert events == ["OK 5 devices", "exit 0 (success): all"]
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(each["event"], each.get("label"), each["message"]) for each in lines] == [
+        ("summary", "OK", "5 devices"),
+        ("exit", None, "exit 0 (success): all"),
+    ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from auditor.log import LINE_EVENTS
 from auditor.runs.verify import verify_run
 from tests.cli.conftest import Auditor, Platform, StartPlatform, command
 from tests.cli.test_run import counts_of, manifest_of, wait_for_lines
@@ -219,10 +220,12 @@ def test_log_is_one_format(auditor: Auditor, tmp_path: Path, slow: Platform, sta
     words = ["resuming", "90/90", "OK", "exit"]
     if log_format == "json":
         logged = [json.loads(line) for line in done.stderr.splitlines()]
-        assert [(line["level"], line["lines"]) for line in logged if "dropped" in line["event"]] == [("warning", 1)]
+        assert [(line["level"], line["lines"]) for line in logged if line["event"] == "lines_dropped"] == [
+            ("warning", 1)
+        ]
         assert all(line["timestamp"].endswith("Z") and line["level"] and line["event"] for line in logged)
-        spoken = [line["event"].split()[0] for line in logged if line.keys() == {"event", "level", "timestamp"}]
-        assert [word for word in spoken if word in words] == words
+        printed = dict.fromkeys(line["event"] for line in logged if line["event"] in LINE_EVENTS)
+        assert list(printed) == ["resuming", "progress", "summary", "exit"]
     else:
         text = done.stderr.splitlines()
         assert [line.split()[0] for line in text if line.split()[0] in words] == words
@@ -237,5 +240,6 @@ def test_errors_are_json_lines_too(auditor: Auditor, arguments: tuple[str, ...],
     done = auditor(*arguments, "--log-format=json")
     assert (done.returncode, done.stdout) == (code, "")
     (line,) = done.stderr.splitlines()
-    assert json.loads(line)["level"] == "error"
-    assert json.loads(line)["event"]
+    found = json.loads(line)
+    assert (found["event"], found["level"], found["exit_code"]) == ("command_failed", "error", code)
+    assert found["message"].startswith("auditor: ")

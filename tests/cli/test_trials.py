@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import orjson
 import pytest
 
 from auditor.cli.app import main
@@ -54,16 +53,16 @@ def test_a_run_of_a_part_or_elsewhere_replaces_no_file_of_the_whole_fleet(
     run: Run, production: Path, tmp_path: Path, flags: list[object]
 ) -> None:
     with receiving() as receiver:
-        production.write_text(f'{production.read_text()}\n[notify]\nwebhook = "{receiver.address}"\n')
+        production.write_text(f"{production.read_text()}\n{receiver.toml()}")
         where = [tmp_path / "other" if flag == "other" else flag for flag in flags]
         code, manifest, log = run("run", production, *where)
         assert (code, manifest.trial, replaced(production), receiver.bodies) == (0, True, [], [])
-        left_out = "report, Excel file, metrics, webhook; --hooks includes it"
+        left_out = "report, Excel file, metrics, messages; --hooks includes it"
         assert f"note: a run with {flags[0]} leaves out what others read every day: {left_out}" in log
         code, manifest, log = run("run", production, *where, "--hooks")
         assert (code, manifest.trial, len(receiver.bodies)) == (0, False, 1)
         assert replaced(production) == ["auditor.prom", "fleet.html", "fleet.xlsx"]
-        assert orjson.loads(receiver.bodies[0])["exit_reason"]["code"] == "success"
+        assert receiver.payload["exit_reason"]["code"] == "success"
 
 
 def test_a_report_in_the_run_folder_is_written_in_any_case(run: Run, platform: Platform) -> None:

@@ -74,6 +74,7 @@ ACTIONS = st.lists(
 """What happens, to which of the last attempts, and how many times."""
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(ACTIONS)
 def test_any_order_of_attempts_kills_and_late_parts_gives_the_fleet_once(actions: list[tuple[str, int, int]]) -> None:

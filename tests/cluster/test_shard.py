@@ -52,6 +52,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectSt
             yield open_store(f"s3://lake/cluster/{tmp_path.name}", {**s3.options, **keys})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fleet", ["filed", "mixed", "default"])
 async def test_shards_give_the_run_of_one_machine(tmp_path: Path, fleet: str, storage: ObjectStore) -> None:
     world = World(300, seed=3)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Sequence
@@ -27,6 +28,7 @@ from auditor.config.vendor_credentials import _describe
 from auditor.errors import CredentialsError, SettingsError
 from auditor.models import AccessKey, Secret
 from auditor.simulator.gateway import signed_text
+from auditor.text.extras import describe_extra
 
 CANARY = "c4n4ryT0ken9f8e7d"
 ROLE = "acs:ram::123456789:role/auditor"
@@ -200,7 +202,7 @@ def test_what_the_library_answers_is_checked(
 def test_a_missing_library_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ways, "LIBRARY", "alibabacloud_absent")
     with pytest.raises(
-        SettingsError, match=r"ram_role_arn needs alibabacloud-absent: pip install 'auditor\[credentials\]'"
+        SettingsError, match=re.escape(f"ram_role_arn needs alibabacloud-absent: {describe_extra('credentials')}")
     ):
         read_access_key(account_with(role_with()))
 

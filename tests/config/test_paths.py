@@ -67,7 +67,8 @@ since = "~/audits/earlier"
 quota_sharing = { directory = "~/shared" }
 policy = { file = "~/rules.toml" }
 report = { html = "~/r.html", excel = "~/r.xlsx", metrics = "~/r.prom" }
-[notify]
+[[notify]]
+name = "ops"
 webhook = { file = "~/hook" }
 secret = { command = ["~/bin/secret", "~/not-a-path-of-ours"] }
 [[account]]
@@ -87,9 +88,9 @@ fleet = { file = "~/fleet.csv" }
     assert found.policy.file == f"{home}/rules.toml"
     assert (found.report.html, found.report.excel) == (f"{home}/r.html", f"{home}/r.xlsx")
     assert found.report.metrics == f"{home}/r.prom"
-    assert found.notify is not None
-    assert found.notify.webhook.file == f"{home}/hook"  # type: ignore[union-attr]
-    assert found.notify.secret.command == (f"{home}/bin/secret", "~/not-a-path-of-ours")  # type: ignore[union-attr]
+    (notify,) = found.notify
+    assert notify.webhook.file == f"{home}/hook"  # type: ignore[union-attr]
+    assert notify.secret.command == (f"{home}/bin/secret", "~/not-a-path-of-ours")  # type: ignore[union-attr]
     assert account.access_key_id.file == f"{home}/id"  # type: ignore[union-attr]
     assert account.access_key_secret.file == f"{tmp_path}/~secret"  # type: ignore[union-attr]
     assert (account.ca_file, account.proxy.file) == (f"{home}/ca.pem", f"{home}/proxy")  # type: ignore[union-attr]

@@ -160,7 +160,8 @@ def test_the_path_of_a_program_is_relative_to_the_settings_folder_and_kept_absol
         access_key_id = { command = ["pass", "show", "iot/eu"] }
         access_key_secret = { command = ["./key", "iot/eu"] }
         proxy = { command = ["../acc/key", "./proxy"] }
-        [notify]
+        [[notify]]
+        name = "ops"
         webhook = { command = ["./key"] }
         """
     )
@@ -175,7 +176,7 @@ def test_the_path_of_a_program_is_relative_to_the_settings_folder_and_kept_absol
     assert kept["account"][0]["access_key_id"] == {"command": ["pass", "show", "iot/eu"]}
     assert kept["account"][0]["access_key_secret"] == {"command": [str(tmp_path / "key"), "iot/eu"]}
     assert kept["account"][0]["proxy"] == {"command": [str(tmp_path.parent / "acc/key"), "./proxy"]}
-    assert kept["notify"]["webhook"] == {"command": [str(tmp_path / "key")]}
+    assert kept["notify"][0]["webhook"] == {"command": [str(tmp_path / "key")]}
     assert settings_to_dict(auditor.parse_settings(kept)) == settings_to_dict(read)
 
 
@@ -235,7 +236,7 @@ def test_a_file_that_all_users_can_read_is_warned_of_once(in_the_open: Path) -> 
     link.symlink_to(path)
     (said,) = warnings_of([path, path, link])
     assert said == {
-        "event": "all users of this machine can read a secret", "log_level": "warning",
+        "event": "secret_readable", "log_level": "warning",
         "file": str(path), "advice": f"chmod o-rwx '{path}'",
     }  # fmt: skip
 

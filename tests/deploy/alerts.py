@@ -1,6 +1,7 @@
 """Thirty nights of a fleet with one of each problem, the metrics of each, and the alerts that must fire, by hand."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from auditor.hooks.prometheus import render_metrics
 from auditor.models import Outcome
+from auditor.policy.evaluate import PolicySummary, summarize_policy
+from auditor.policy.loader import load_policy
 from auditor.runs.folder import MODULES
 from auditor.runs.manifest import Manifest
 from auditor.runs.selection_info import RequestCounts
@@ -22,8 +25,25 @@ NIGHTS = 30
 MISSING, LATE, TOLERATED, BEYOND, TAMPERED, ROLLED_BACK, THROTTLED, OLD = 8, 12, 15, 18, 21, 24, 26, 28
 """Nights with one problem each; after the last night the machine dies at noon."""
 
+UNANSWERED = {TOLERATED: 1, BEYOND: 10}
+"""Devices that failed, by night."""
+
 GPS_RELEASED = 27
 """Night in which the rollout of ``gps`` ends, which stalled from the first night on."""
+
+RULES = """
+[[rule]]
+name = "ble at least 1.1"
+module = "ble"
+minimum = "1.1"
+"""
+"""The policy of these nights."""
+
+LAST = NIGHTS * DAY + 12 * HOUR
+"""When the alerts are looked at for the last time."""
+
+CHECKED = range(HOUR // 2, LAST, HOUR)
+"""Times at which alerts are compared: at half past, since all of them begin and end near a full hour."""
 
 FLEET = [named(number, product="p1" if number < 20 else "p2") for number in range(40)]
 
@@ -62,6 +82,7 @@ def expected_firings() -> list[Firing]:
         Firing("AuditorNoSuccess", BEYOND * DAY + 15 * HOUR, (BEYOND + 1) * DAY + end),
         Firing("AuditorRunTampered", TAMPERED * DAY + 12 * HOUR, (TAMPERED + 1) * DAY + end),
         Firing("AuditorRolledBack", ROLLED_BACK * DAY + end, (ROLLED_BACK + 1) * DAY + end, _module("p1", "ble")),
+        Firing("AuditorPolicyViolated", ROLLED_BACK * DAY + end, (ROLLED_BACK + 1) * DAY + end),
         Firing("AuditorQuotaSharedBadly", THROTTLED * DAY + end, (THROTTLED + 1) * DAY + end),
         Firing("AuditorRolloutStalled", 3 * DAY + end, GPS_RELEASED * DAY + end, _module("p2", "gps")),
         Firing("AuditorDataTooOld", OLD * DAY + end, (OLD + 1) * DAY + end),
@@ -72,12 +93,19 @@ def expected_firings() -> list[Firing]:
 
 def build_nights(directory: Path) -> Iterator[Night]:
     """Build the runs, one after the other, and yield the metrics that an audit writes at the end of each."""
+    rules = directory / "rules.toml"
+    rules.write_text(RULES)
+    policy = load_policy(rules)
+    verdicts: dict[tuple[int, bool], PolicySummary] = {}  # of inventories that differ only in their times
     for number in range(NIGHTS):
         if number == MISSING:
             continue
         ended = number * DAY + (8 if number == LATE else 3) * HOUR
         folder = _build_run(directory, number, ended)
-        yield Night(ended, render_metrics(folder))
+        inventory = (UNANSWERED.get(number, 0), number == ROLLED_BACK)
+        if inventory not in verdicts:
+            verdicts[inventory] = summarize_policy(folder, policy)
+        yield Night(ended, render_metrics(folder, verdicts[inventory]))
         if number == TAMPERED:
             sealed = (folder / MODULES).read_bytes()
             with connect() as database:
@@ -85,13 +113,13 @@ def build_nights(directory: Path) -> Iterator[Night]:
                 database.execute(
                     f"CREATE TABLE changed AS FROM {path} LIMIT 10; COPY changed TO {path} (FORMAT parquet)"
                 )
-            yield Night(number * DAY + 12 * HOUR, render_metrics(folder))
+            yield Night(number * DAY + 12 * HOUR, render_metrics(folder, verdicts[inventory]))
             (folder / MODULES).write_bytes(sealed)
     yield Night((NIGHTS - 1) * DAY + 12 * HOUR, None)
 
 
 def _build_run(directory: Path, number: int, ended: int) -> Path:
-    unanswered = {TOLERATED: 1, BEYOND: 10}.get(number, 0)
+    unanswered = UNANSWERED.get(number, 0)
     answered_at = START + ended - (15 * DAY if number == OLD else MINUTE)
     outcomes: list[Outcome] = []
     for place, device in enumerate(FLEET):
@@ -116,6 +144,31 @@ def _build_run(directory: Path, number: int, ended: int) -> Path:
 
     edit_manifest(folder, end)
     return folder
+
+
+def series_of(
+    nights: Sequence[Night], names: Container[str] | None = None
+) -> Iterator[tuple[str, list[tuple[int, float | None]]]]:
+    """Yield each series, with its value from a time on; None: from then on there is none.
+
+    ``names``: of the metrics; None: all.
+    """
+    samples = [(night.since, {} if night.metrics is None else samples_of(night.metrics)) for night in nights]
+    for key in sorted({key for _, found in samples for key in found}):
+        if names is None or key[0] in names:
+            labels = ",".join(f'{name}="{value}"' for name, value in key[1])
+            yield f"{key[0]}{{{labels}}}", [(since, found.get(key)) for since, found in samples]
+
+
+def with_time(name: str, value: float | None, since_start: float) -> float | None:
+    """Return a value; times are moved so that the first midnight is ``since_start``."""
+    return value if value is None or "timestamp" not in name else value - START + since_start
+
+
+def severity_of(alert: str, rules: Path) -> str:
+    found = re.search(rf"alert: {alert}\n.*?severity: (\w+)", rules.read_text(), re.DOTALL)
+    assert found is not None
+    return found[1]
 
 
 def samples_of(metrics: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

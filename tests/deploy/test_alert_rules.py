@@ -2,14 +2,7 @@
 
 import json
 import re
-import shutil
-import socket
 import subprocess
-import time
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +10,24 @@ import pytest
 
 from auditor.cli.app import app
 from tests.deploy.alerts import (
-    DAY,
+    CHECKED,
     HOUR,
+    LAST,
     MINUTE,
-    NIGHTS,
     Night,
-    build_nights,
     expected_firings,
     samples_of,
+    series_of,
+    severity_of,
+    with_time,
 )
+from tests.deploy.conftest import History
+from tests.deploy.servers import RULES, free_port, get, needs_prometheus, prometheus, wait_for
 
-RULES = Path(__file__).parents[2] / "deploy" / "prometheus" / "auditor.rules.yml"
-
-pytestmark = pytest.mark.skipif(
-    not all(map(shutil.which, ("promtool", "prometheus", "prometheus-node-exporter"))),
-    reason="Prometheus is not installed (Debian: prometheus, prometheus-node-exporter)",
-)
+pytestmark = [pytest.mark.slow, needs_prometheus]
 
 STEP = 5 * MINUTE
 """Prometheus forgets a sample after five minutes."""
-
-LAST = NIGHTS * DAY + 12 * HOUR
-
-CHECKED = range(HOUR // 2, LAST, HOUR)
-"""Times at which alerts are compared: at half past, since all of them begin and end near a full hour."""
-
-
-@pytest.fixture(scope="module")
-def nights(tmp_path_factory: pytest.TempPathFactory) -> list[Night]:
-    return list(build_nights(tmp_path_factory.mktemp("nights")))
 
 
 def alert_queries(address: str) -> dict[str, str]:
@@ -68,26 +50,9 @@ def firing_at(moment: int) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
     }
 
 
-def series_of(nights: Sequence[Night]) -> Iterator[tuple[str, list[tuple[int, float | None]]]]:
-    """Yield each series that the rules read, with its value from a time on; None: from then on there is none."""
-    names = set(re.findall(r"auditor_\w+", RULES.read_text()))
-    samples = [(night.since, {} if night.metrics is None else samples_of(night.metrics)) for night in nights]
-    for key in sorted({key for _, found in samples for key in found}):
-        if key[0] in names:
-            labels = ",".join(f'{name}="{value}"' for name, value in key[1])
-            yield f"{key[0]}{{{labels}}}", [(since, found.get(key)) for since, found in samples]
-
-
-def with_time(name: str, value: float | None, since_start: float) -> float | None:
-    """Return a value; times are moved so that the first midnight is ``since_start``."""
-    from tests.runs.run_folders import START
-
-    return value if value is None or "timestamp" not in name else value - START + since_start
-
-
 def test_exactly_the_alerts_that_should_fire_fire_and_resolve_by_promtool(nights: list[Night], tmp_path: Path) -> None:
     series = []
-    for name, values in series_of(nights):
+    for name, values in series_of(nights, set(re.findall(r"auditor_\w+", RULES.read_text()))):
         ends = [since for since, _ in values[1:]] + [LAST]
         texts = [f"_x{values[0][0] // STEP - 1}"]
         for (since, value), end in zip(values, ends, strict=True):
@@ -104,7 +69,7 @@ def test_exactly_the_alerts_that_should_fire_fire_and_resolve_by_promtool(nights
                 {
                     "labels": "ALERTS{" + ",".join(
                         f'{name}="{value}"'
-                        for name, value in {**dict(labels), "alertname": alert, "alertstate": "firing", "severity": severity(alert)}.items()
+                        for name, value in {**dict(labels), "alertname": alert, "alertstate": "firing", "severity": severity_of(alert, RULES)}.items()
                     ) + "}",
                     "value": 1,
                 }
@@ -122,33 +87,16 @@ def test_exactly_the_alerts_that_should_fire_fire_and_resolve_by_promtool(nights
     assert tested.returncode == 0, tested.stdout[:3_000] + tested.stderr[:3_000]
 
 
-def severity(alert: str) -> str:
-    found = re.search(rf"alert: {alert}\n.*?severity: (\w+)", RULES.read_text(), re.DOTALL)
-    assert found is not None
-    return found[1]
-
-
-def test_prometheus_agrees_about_each_alert(nights: list[Night], tmp_path: Path) -> None:
-    start = int(time.time()) // DAY * DAY - LAST // DAY * DAY - DAY
-    lines: list[str] = []
-    for name, values in series_of(nights):
-        metric = name.partition("{")[0]
-        lines.append(f"# TYPE {metric} gauge")
-        ends = [since for since, _ in values[1:]] + [LAST]
-        for (since, value), end in zip(values, ends, strict=True):
-            if (shown := with_time(name, value, start)) is not None:
-                lines += [f"{name} {shown} {start + at}" for at in CHECKED if since <= at < end]
-    data = tmp_path / "data"
-    backfill(lines, tmp_path, data)
-    with prometheus(tmp_path, data=data) as address:
-        rules = alert_queries(address)
-        found: dict[int, set[Any]] = {moment: set() for moment in CHECKED}
-        for alert, query in rules.items():
-            parameters = {"query": query, "start": start + CHECKED.start, "end": start + LAST, "step": HOUR}
-            for series in get(address, "query_range", **parameters)["result"]:
-                labels = tuple(sorted((k, v) for k, v in series["metric"].items() if not k.startswith("__")))
-                for at, _ in series["values"]:
-                    found[int(at) - start].add((alert, labels))
+def test_prometheus_agrees_about_each_alert(history: History) -> None:
+    rules = alert_queries(history.address)
+    found: dict[int, set[Any]] = {moment: set() for moment in CHECKED}
+    start = history.start
+    for alert, query in rules.items():
+        parameters = {"query": query, "start": start + CHECKED.start, "end": start + LAST, "step": HOUR}
+        for series in get(history.address, "query_range", **parameters)["result"]:
+            labels = tuple(sorted((k, v) for k, v in series["metric"].items() if not k.startswith("__")))
+            for at, _ in series["values"]:
+                found[int(at) - start].add((alert, labels))
     assert {moment: fired for moment, fired in found.items() if fired != firing_at(moment)} == {}
     assert {each.alert for each in expected_firings()} <= set(rules)
 
@@ -190,80 +138,3 @@ def test_each_command_that_an_alert_advises_exists() -> None:
         flags = {each for each in arguments.split() if each.startswith("--")}
         existing = {name for argument in app[command].assemble_argument_collection() for name in argument.names}
         assert flags <= existing, f"auditor {command}"
-
-
-def backfill(lines: Sequence[str], folder: Path, data: Path) -> None:
-    """Write samples to the database of a Prometheus; a metric has one TYPE line, and its series are together."""
-    seen, kept = set(), []
-    for line in lines:
-        if line not in seen or not line.startswith("#"):
-            kept.append(line)
-        seen.add(line)
-    (folder / "metrics").write_text("\n".join([*kept, "# EOF\n"]))
-    run(
-        "promtool",
-        "tsdb",
-        "create-blocks-from",
-        "openmetrics",
-        "--max-block-duration=744h",
-        "--quiet",
-        folder / "metrics",
-        data,
-    )
-
-
-def run(*command: object) -> str:
-    ended = subprocess.run([str(each) for each in command], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-2_000:]
-    return ended.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
-
-
-@contextmanager
-def prometheus(folder: Path, *, data: Path | None = None, scrape: int | None = None) -> Iterator[str]:
-    """Start a Prometheus with the rules, and yield its address."""
-    jobs = [] if scrape is None else [
-        {"job_name": "node", "scrape_interval": "1s", "static_configs": [{"targets": [f"127.0.0.1:{scrape}"]}]}
-    ]  # fmt: skip
-    config = folder / "prometheus.json"
-    config.write_text(json.dumps({"rule_files": [str(RULES)], "scrape_configs": jobs}))
-    port = free_port()
-    command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={data or folder / 'tsdb'}",
-               "--storage.tsdb.retention.time=10y", f"--web.listen-address=127.0.0.1:{port}"]  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    with (folder / "prometheus.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        wait_for(lambda: is_ready(address))
-        yield address
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def is_ready(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/-/ready") as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def get(address: str, path: str, **parameters: object) -> Any:
-    query = urllib.parse.urlencode(parameters)
-    with urllib.request.urlopen(f"{address}/api/v1/{path}?{query}") as answer:
-        return json.load(answer)["data"]
-
-
-def wait_for(condition: Any, seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not come in time"
-        time.sleep(0.1)
-    return found

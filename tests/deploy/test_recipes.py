@@ -1,4 +1,4 @@
-"""Recipes that start shards: manifests for Kubernetes, and a script for Slurm."""
+"""Recipes that start shards: manifests for Kubernetes, job definitions for AWS Batch, and a script for Slurm."""
 
 import json
 import os
@@ -17,6 +17,13 @@ PYTHON = Path(os.environ.get("AUDITOR_KUBERNETES_PYTHON", ROOT / ".kubernetes" /
 needs_kubernetes = pytest.mark.skipif(
     not PYTHON.exists(),
     reason="NOT TESTED: Kubernetes manifests, because .kubernetes is missing (make .kubernetes/.installed)",
+)
+
+S3_PYTHON = Path(os.environ.get("AUDITOR_S3_PYTHON", ROOT / ".s3" / "bin" / "python"))
+
+needs_botocore = pytest.mark.skipif(
+    not S3_PYTHON.exists(),
+    reason="NOT TESTED: job definitions of AWS Batch, because .s3 is missing (make .s3/.installed)",
 )
 
 
@@ -60,6 +67,54 @@ def test_pods_have_no_privileges_and_follow_the_exit_codes() -> None:
     )
     assert shards["completionMode"] == "Indexed"
     assert INDEX_VARIABLES[0] == "JOB_COMPLETION_INDEX"
+
+
+BATCH = ROOT / "deploy" / "aws-batch"
+
+
+def read_job_definitions(*paths: Path) -> list[str]:
+    """Return what the model of AWS Batch does not have of job definitions."""
+    script = Path(__file__).with_name("job_definitions.py")
+    shown = subprocess.run([S3_PYTHON, script, *paths], capture_output=True, text=True, check=True)
+    problems: list[str] = json.loads(shown.stdout)
+    return problems
+
+
+@needs_botocore
+def test_job_definitions_are_what_the_model_of_the_service_has(tmp_path: Path) -> None:
+    paths = [BATCH / "cut.json", BATCH / "shard.json"]
+    assert read_job_definitions(*paths) == []
+    for number, (right, wrong) in enumerate((("evaluateOnExit", "evaluate"), ('"EXIT"', '"STOP"'), ('"1024"', "1024"))):
+        broken = tmp_path / f"{number}.json"
+        broken.write_text(paths[1].read_text().replace(right, wrong))
+        assert read_job_definitions(broken) != [], wrong
+
+
+def test_jobs_have_no_privileges_and_are_started_again_only_if_they_may_be() -> None:
+    for name in ("cut", "shard"):
+        job = json.loads((BATCH / f"{name}.json").read_text())
+        container = job["containerProperties"]
+        assert (container["privileged"], container["readonlyRootFilesystem"]) == (False, True)
+        assert container["user"] == "10001:10001"
+        assert not any("secret" in json.dumps(each).lower() for each in container["environment"])
+    rules = job["retryStrategy"]["evaluateOnExit"]
+    final = [int(each["onExitCode"]) for each in rules if each["action"] == "EXIT"]
+    assert final == [UsageError.exit_code, SupersededError.exit_code]
+    assert rules[-1] == {"action": "RETRY", "onReason": "*"}
+    assert "AWS_BATCH_JOB_ARRAY_INDEX" in INDEX_VARIABLES
+
+
+def test_the_array_job_of_aws_batch_waits_for_the_run_to_be_cut(tmp_path: Path) -> None:
+    """``aws`` is replaced by a program that prints its arguments, and a job's id."""
+    program = tmp_path / "aws"
+    program.write_text(f'#!/bin/bash\necho "$*" >> {tmp_path}/called\necho job-7\n')
+    program.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run([BATCH / "submit.sh", "queue", "4"], env=env, check=True, capture_output=True)
+    first, second = (tmp_path / "called").read_text().splitlines()
+    assert "--job-definition auditor-cut" in first
+    assert "--job-definition auditor-shard" in second
+    assert "--array-properties size=4 --depends-on jobId=job-7" in second
 
 
 @pytest.mark.parametrize(

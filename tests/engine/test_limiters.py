@@ -149,8 +149,8 @@ async def test_another_private_directory_is_used_if_the_usual_one_cannot_be(
                 await limiters.for_operation(DEVICE_OPERATION).acquire()
             assert one.for_operation(DEVICE_OPERATION).other_participants == 1
     assert len(contents(tmp_path / "auditor")) == 1
-    assert [(line["event"].partition(":")[0], line["directory"]) for line in logs] == [
-        ("the quota is shared in another directory", str(tmp_path / "auditor"))
+    assert [(line["event"], line["directory"]) for line in logs] == [
+        ("quota_shared_elsewhere", str(tmp_path / "auditor"))
     ] * 2
     assert str(directory) in logs[0]["reason"]
 
@@ -165,7 +165,7 @@ async def test_a_machine_without_a_quota_directory_is_audited_without_sharing(
     with structlog.testing.capture_logs() as logs:
         async with open_limiters() as limiters:
             assert limiters.for_operation(DEVICE_OPERATION).rate == 10 / (1 + INITIAL_MARGIN)
-    assert [(line["event"], line["account"]) for line in logs] == [("the quota is not shared with other audits", "eu")]
+    assert [(line["event"], line["account"]) for line in logs] == [("quota_not_shared", "eu")]
 
 
 @pytest.mark.parametrize(

@@ -44,26 +44,26 @@ def test_a_healthy_account_is_not_logged() -> None:
 
 def test_a_slowdown_is_logged_once_and_so_is_its_end() -> None:
     session = FakeSession()
-    slowed = ("warning", "quota exceeded: slowed down below the configured rate")
+    slowed = ("warning", "quota_exceeded")
     assert session.events(rate=5.0) == [slowed]
     assert session.events(rate=9.2) == []
-    assert session.events(rate=9.6) == [("warning", "quota recovered")]
+    assert session.events(rate=9.6) == [("warning", "quota_recovered")]
     assert session.events(rate=5.0) == [slowed]
 
 
 def test_processes_that_share_the_quota_are_logged() -> None:
     session = FakeSession()
-    assert session.events(other_processes=2) == [("info", "the quota is shared with another audit")]
-    assert session.events(other_processes=0) == [("info", "the quota is no longer shared")]
+    assert session.events(other_processes=2) == [("info", "quota_shared")]
+    assert session.events(other_processes=0) == [("info", "quota_unshared")]
 
 
 def test_waiting_retries_are_logged_unless_the_account_is_unhealthy() -> None:
     session = FakeSession()
-    assert session.events(retries_waiting=True) == [("warning", "retries exceed their budget and wait")]
+    assert session.events(retries_waiting=True) == [("warning", "retries_over_budget")]
     session.is_unhealthy = True
-    assert session.events() == [("warning", "every request fails; probing the platform")]
+    assert session.events() == [("warning", "requests_failing")]
     session.is_unhealthy = False
-    assert session.events(retries_waiting=False) == [("warning", "the platform answers again")]
+    assert session.events(retries_waiting=False) == [("warning", "requests_succeeding")]
 
 
 def test_too_few_requests_in_flight_are_logged_with_the_number_needed() -> None:
@@ -74,7 +74,7 @@ def test_too_few_requests_in_flight_are_logged_with_the_number_needed() -> None:
         session.monitor.check()
         session.monitor.check()
     assert [(line["event"], line["in_flight"], line["latency"], line["needed"]) for line in logs] == [
-        ("concurrency is too small to use the quota at this latency", 4, 2.0, 21)
+        ("concurrency_too_small", 4, 2.0, 21)
     ]
 
 

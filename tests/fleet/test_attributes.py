@@ -159,6 +159,7 @@ def as_jsonl(rows: list[dict[str, str]]) -> bytes:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(NAME, min_size=1, max_size=4, unique=True), st.data())
 @example([text for text in ODD_TEXTS if strip_invisible(text) == text], None)
+@pytest.mark.slow
 def test_odd_names_and_texts_arrive_unchanged(tmp_path: Path, names: list[str], data: st.DataObject | None) -> None:
     texts = ODD_TEXTS if data is None else data.draw(st.lists(TEXT, min_size=1, max_size=4))
     folder = tmp_path / str(next(FOLDERS))

@@ -44,7 +44,8 @@ def read(data: bytes) -> str:
         try:
             loaded = load_settings(path)
         except SettingsError as error:
-            _check_message(str(error).removeprefix(f"{path}: "), data)
+            for sentence in error.sentences:
+                _check_message(sentence.removeprefix(f"{path}: "), data)
             return type(error).__name__
         assert parse_settings(tomllib.loads(data.decode("utf-8-sig")), folder=path.parent) == loaded
     assert count_allowed(loaded.max_failed, 100) >= 0

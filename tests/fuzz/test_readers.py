@@ -27,6 +27,7 @@ def corrupted(draw: st.DrawFn, seeds: Sequence[bytes], fragments: Sequence[bytes
 
 
 @pytest.mark.parametrize(("target", "examples"), TARGETS, ids=[target.__name__.split(".")[-1] for target, _ in TARGETS])
+@pytest.mark.slow
 def test_readers_keep_their_contract_for_any_bytes(target: ModuleType, examples: int) -> None:
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(corrupted(target.seeds(), target.FRAGMENTS))

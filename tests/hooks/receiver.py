@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 TOKEN = "T0KEN-in-the-address"
@@ -17,14 +19,28 @@ class Receiver:
 
     statuses: Sequence[int]
     address: str = ""
+    file: Path = Path()
     headers: list[dict[str, str]] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
 
     @property
-    def payload(self) -> dict[str, Any]:
+    def event(self) -> dict[str, Any]:
         """The body that was posted last."""
         loaded: dict[str, Any] = json.loads(self.bodies[-1])
         return loaded
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """The run in the body that was posted last."""
+        data: dict[str, Any] = self.event["data"]
+        return data
+
+    def tables(self, **keys: object) -> list[dict[str, object]]:
+        """The setting `notify` with this webhook, whose address is in a file."""
+        return [{"name": "hook", "webhook": {"file": str(self.file)}, **keys}]
+
+    def toml(self, more: str = "") -> str:
+        return f'[[notify]]\nname = "hook"\nwebhook = {{ file = "{self.file}" }}\n{more}\n'
 
 
 @contextmanager
@@ -47,7 +63,10 @@ def receiving(*statuses: int) -> Iterator[Receiver]:
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
-        yield receiver
+        with TemporaryDirectory() as folder:
+            receiver.file = Path(folder, "address")
+            receiver.file.write_text(receiver.address)
+            yield receiver
     finally:
         server.shutdown()
         thread.join()

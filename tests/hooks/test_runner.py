@@ -25,6 +25,7 @@ from auditor.runs.selection_info import ExitReason
 from auditor.runs.verify import verify_run
 from auditor.simulator.server import Simulator
 from auditor.storage.files import atomic_replace
+from auditor.text.extras import describe_extra
 from tests.hooks.receiver import TOKEN, receiving
 from tests.integration.audits import SLOW_LATENCY, interrupted_audit, plain_world, settings_at
 from tests.runs.run_folders import build, edit_manifest, every_status, failed, named, ok
@@ -35,6 +36,7 @@ ACCOUNT = {
     "access_key_id": "LTAI",
     "access_key_secret": {"env": "DEMO_SECRET"},
 }
+HOOK = {"name": "ops", "webhook": {"env": "NO_SUCH_HOOK"}}
 VIOLATED = '[[rule]]\nname = "ble 1.1"\nmodule = "ble"\nminimum = "1.1"\n'
 MET = '[[rule]]\nname = "ble 1.0"\nmodule = "ble"\nminimum = "1.0"\n'
 
@@ -60,15 +62,15 @@ def hooks_after(
 
 def posted(results: HookResults) -> bool:
     """Return whether the webhook was posted."""
-    return any(each.name == "webhook" and each.error is None for each in results.outcomes)
+    return any(each.name == "notify" and each.error is None for each in results.outcomes)
 
 
-def test_all_hooks_run_and_the_webhook_is_posted_last(tmp_path: Path) -> None:
+def test_all_hooks_run_and_messages_are_sent_last(tmp_path: Path) -> None:
     run = every_status(tmp_path / "audits" / "run").folder
     report = {"html": "fleet.html", "excel": True, "metrics": "auditor.prom"}
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     with receiving() as receiver:
-        done = hooks_after(tmp_path, run, VIOLATED, exit_code=1, report=report, notify={"webhook": receiver.address})
+        done = hooks_after(tmp_path, run, VIOLATED, exit_code=1, report=report, notify=receiver.tables())
     assert (done.exit_code, done.problems, posted(done)) == (1, (), True)
     assert done.written == (tmp_path / "auditor.prom", tmp_path / "fleet.html", run / "inventory.xlsx")
     assert b"<html" in (tmp_path / "fleet.html").read_bytes()
@@ -84,10 +86,10 @@ def test_all_hooks_run_and_the_webhook_is_posted_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_webhook_is_posted_where_an_event_loop_runs_as_in_a_notebook(tmp_path: Path) -> None:
+async def test_a_message_is_sent_where_an_event_loop_runs_as_in_a_notebook(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "audits" / "run")
     with receiving() as receiver:
-        done = hooks_after(tmp_path, run, notify={"webhook": receiver.address, "when": "always"})
+        done = hooks_after(tmp_path, run, notify=receiver.tables(when="always"))
     assert (done.problems, posted(done)) == ((), True)
     assert receiver.payload["state"] == "complete"
 
@@ -181,7 +183,7 @@ def test_policy_that_cannot_be_evaluated_fails_and_the_other_hooks_run(tmp_path:
     run = whole_run(tmp_path / "run")
     (run / DEVICES).write_bytes(b"PAR1 no more")
     with receiving() as receiver:
-        done = hooks_after(tmp_path, run, MET, report={"metrics": "m.prom"}, notify={"webhook": receiver.address})
+        done = hooks_after(tmp_path, run, MET, report={"metrics": "m.prom"}, notify=receiver.tables())
     assert (done.exit_code, posted(done)) == (4, True)
     assert [problem.partition(":")[0] for problem in done.problems] == [
         "the policy could not be evaluated",
@@ -214,7 +216,7 @@ def test_each_failed_hook_is_a_sentence_and_the_others_run(tmp_path: Path) -> No
         (tmp_path / name).mkdir()
     report = {"html": "a/fleet.html", "excel": "b/fleet.xlsx", "metrics": "c/auditor.prom"}
     with receiving(404) as receiver:
-        prepared = prepare_hooks(settings(tmp_path, MET, report=report, notify={"webhook": receiver.address}))
+        prepared = prepare_hooks(settings(tmp_path, MET, report=report, notify=receiver.tables()))
         for name in ("a", "b", "c"):
             (tmp_path / name).rmdir()
         done = run_hooks(run, prepared)
@@ -226,10 +228,10 @@ def test_each_failed_hook_is_a_sentence_and_the_others_run(tmp_path: Path) -> No
         "the report could not be written",
         "the Excel file could not be written",
     ]
-    assert [each.partition(":")[0] for each in done.problems] == [*failures, "the webhook could not be posted"]
+    assert [each.partition(":")[0] for each in done.problems] == [*failures, "a message was not delivered"]
     assert receiver.payload["problems"] == list(done.problems[:3])
     assert TOKEN not in "".join(done.problems)
-    assert done.problems[-1] == "the webhook could not be posted: the webhook answered 404: the request was rejected"
+    assert done.problems[-1] == "a message was not delivered: hook: the webhook answered 404: the request was rejected"
 
 
 def test_unexpected_error_of_a_hook_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,15 +269,62 @@ def aborted(run: Path) -> None:
         (aborted, None, 0, True),
     ],
 )
-def test_runs_with_problems_are_posted_and_others_are_not(
+def test_runs_with_problems_are_reported_and_others_are_not(
     tmp_path: Path, change: Callable[[Path], None], rules: str | None, code: int, *, expected: bool
 ) -> None:
     run = whole_run(tmp_path / "run")
     change(run)
     with receiving() as receiver:
-        notify = {"webhook": receiver.address, "when": "problems"}
+        notify = receiver.tables(when="problems")
         done = hooks_after(tmp_path, run, rules, exit_code=code, notify=notify)
     assert (posted(done), bool(receiver.bodies)) == (expected, expected)
+
+
+def test_only_runs_with_changes_are_reported_where_that_is_requested(tmp_path: Path) -> None:
+    fleet = [named(n) for n in range(3)]
+    success = ExitReason("success", "all 3 devices have an answer")
+    violated = ExitReason("policy_violated", "the policy is violated: ble 1.1")
+    runs = [
+        ("1", "111", success, True),  # there is no previous run
+        ("2", "111", success, False),
+        ("3", "112", success, True),
+        ("4", "112", violated, True),
+        ("5", "112", violated, False),
+        ("6", "112", ExitReason("policy_violated", "the policy is violated: ble 2.0"), True),
+        ("7", "112", success, True),
+    ]
+    for name, versions, reason, expected in runs:
+        run = build(tmp_path / name, fleet, [ok(d, ("ble", v)) for d, v in zip(fleet, versions, strict=True)]).folder
+        began = f"2026-11-2{name}T02:00:00.000Z"
+        edit_manifest(run, lambda m, began=began, reason=reason: replace(m, started_at=began, exit_reason=reason))  # type: ignore[misc]
+        with receiving() as receiver:
+            hooks_after(tmp_path, run, notify=receiver.tables(when="changes"))
+        assert bool(receiver.bodies) == expected, name
+
+
+def test_a_message_has_its_template_and_link(tmp_path: Path) -> None:
+    run = whole_run(tmp_path / "run")
+    with receiving() as receiver:
+        keys = {"message": "{name}: {verdict}\n{reason}\n{link}", "link": "https://reports.example.com/{run}/"}
+        done = hooks_after(tmp_path, run, notify=receiver.tables(**keys))
+    assert (done.notified, receiver.event["type"]) == (("hook",), "run.finished")
+    verdict = "nightly: nightly is complete: 2 of 2 devices answered, 0 failed, 0 pending."
+    assert receiver.event["text"] == f"{verdict}\nhttps://reports.example.com/run/"
+
+
+def test_each_place_has_its_own_outcome(tmp_path: Path) -> None:
+    run = whole_run(tmp_path / "run")
+    with receiving() as receiver, receiving(403) as refusing, receiving(307) as redirecting:
+        tables = [
+            {**each.tables()[0], "name": name} for name, each in (("a", receiver), ("b", refusing), ("c", redirecting))
+        ]
+        done = hooks_after(tmp_path, run, notify=tables)
+    assert done.notified == ("a",)
+    assert done.problems == (
+        "a message was not delivered: b: the webhook answered 403: the request was rejected",
+        "a message was not delivered: c: the webhook answered 307: redirects are not allowed",
+    )
+    assert {event["id"] for event in (receiver.event, refusing.event)} == {receiver.event["id"]}
 
 
 def test_payload_has_the_drift_since_the_previous_run(tmp_path: Path) -> None:
@@ -286,11 +335,11 @@ def test_payload_has_the_drift_since_the_previous_run(tmp_path: Path) -> None:
         named_so = "other" if name == "0" else "nightly"
         edit_manifest(run, lambda m, began=began, name=named_so: replace(m, started_at=began, name=name))  # type: ignore[misc]
     with receiving() as receiver:
-        notify: dict[str, Any] = {"webhook": receiver.address}
+        notify = receiver.tables()
         hooks_after(tmp_path, tmp_path / "2", notify=notify)
         assert receiver.payload["drift"]["since"] == "1"
         assert receiver.payload["drift"]["counts"]["upgraded"] == 1
-        assert "Since 1: 1 upgraded." in receiver.payload["text"]
+        assert "Since 1: 1 upgraded." in receiver.event["text"]
         hooks_after(tmp_path, tmp_path / "1", notify=notify)
         assert receiver.payload["drift"] is None
 
@@ -301,23 +350,24 @@ def test_payload_is_bounded_and_safe_for_chats(tmp_path: Path) -> None:
     codes = [f"<!channel> & <https://evil.example|x>\n{n:03}" for n in range(150)]
     build(folder, fleet, [failed(d, c) for d, c in zip(fleet, codes, strict=True)])
     with receiving() as receiver:
-        done = hooks_after(tmp_path, folder, exit_code=1, notify={"webhook": receiver.address})
+        done = hooks_after(tmp_path, folder, exit_code=1, notify=receiver.tables())
     assert done.problems == ()
     payload = receiver.payload
     assert len(payload["failures"]) == 100
-    assert "&lt;!channel&gt; &amp; &lt;https://evil.example|x&gt;\\n000" in payload["text"]
-    assert "97 more" in payload["text"]
-    assert not {"<", ">", "\n"} & set(payload["text"])
+    text = receiver.event["text"]
+    assert "&lt;\u200b!channel&gt; &amp; &lt;\u200bhttps://evil.example|x&gt;\\n000" in text
+    assert "97 more" in text
+    assert not {"<", ">"} & set(text)
     assert len(receiver.bodies[0]) < 60_000
-    assert payload["schema_version"] == 2
+    assert receiver.event["schema_version"] == 2
 
 
 def test_text_that_is_not_utf_8_is_escaped(tmp_path: Path) -> None:
     path = os.fsdecode(b"/srv/\xff.html")
     result = build_payload(whole_run(tmp_path / "run"), problems=[f"{path}: cannot be written"])
-    payload = orjson.loads(result.body)
-    assert payload["problems"] == ["/srv/\\udcff.html: cannot be written"]
-    assert "/srv/\\udcff.html: cannot be written" in payload["text"]
+    event = orjson.loads(result.render_event(result.message.render()))
+    assert event["data"]["problems"] == ["/srv/\\udcff.html: cannot be written"]
+    assert "/srv/\\udcff.html: cannot be written" in event["text"]
     assert result.has_problems
 
 
@@ -330,15 +380,21 @@ def test_text_that_is_not_utf_8_is_escaped(tmp_path: Path) -> None:
         ({"report": {"metrics": "folder.prom"}}, "folder.prom is not a file; give the path of a file"),
         ({"report": {"html": "fleet.csv"}}, "fleet.csv does not end with .html or .htm; it is replaced after each run"),
         ({"report": {"excel": "bad.toml/x.xlsx"}}, "bad.toml is not a directory; make it"),
-        ({"notify": {"when": "always"}}, 'notify: webhook: is missing; give "https://HOST/PATH"'),
         (
-            {"notify": {"webhook": {"env": "NO_SUCH_HOOK"}}},
-            "the environment variable NO_SUCH_HOOK is not set, or empty",
+            {"notify": [{"name": "ops", "webhook": {"env": "NO_SUCH_HOOK"}}]},
+            'notify "ops": webhook: the environment variable NO_SUCH_HOOK is not set, or empty',
         ),
-        ({"notify": {"webhook": {"file": "token"}}}, "notify: webhook: is not an address such as https://HOST/PATH"),
         (
-            {"notify": {"webhook": "https://h/x", "secret": {"env": "NO_SUCH_HOOK"}}},
-            "notify: secret: the environment variable NO_SUCH_HOOK is not set",
+            {"notify": [{"name": "ops", "webhook": {"file": "token"}}]},
+            'notify "ops": webhook: is not an address such as https://HOST/PATH',
+        ),
+        (
+            {"notify": [{"name": "ops", "webhook": {"file": "hook"}, "secret": {"env": "NO_SUCH_HOOK"}}]},
+            'notify "ops": secret: the environment variable NO_SUCH_HOOK is not set',
+        ),
+        (
+            {"notify": [{"name": "ops", "webhook": {"file": "hook"}, "secret": {"file": "token"}}]},
+            'notify "ops": secret: is not whsec_ and base64 of 24 to 64 bytes; generate one: echo "whsec_$(openssl',
         ),
     ],
 )
@@ -346,6 +402,7 @@ def test_mistakes_are_refused_before_the_run(tmp_path: Path, tables: Any, senten
     (tmp_path / "folder.prom").mkdir()
     (tmp_path / "bad.toml").write_text("[[rule]]\nnam = 1\n")
     (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "hook").write_text("https://h/x")
     with pytest.raises(SettingsError) as caught:
         prepare_hooks(settings(tmp_path, **tables), source="nightly.toml")
     assert sentence in str(caught.value)
@@ -364,7 +421,24 @@ def test_missing_extra_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(prepare, "find_spec", lambda _name: None)
     with pytest.raises(SettingsError) as caught:
         prepare_hooks(settings(tmp_path, report={key: True}), source="nightly.toml")
-    assert str(caught.value) == f"nightly.toml: report: {key}: needs {package}: pip install 'auditor[report]'"
+    assert str(caught.value) == f"nightly.toml: report: {key}: needs {package}: {describe_extra('report')}"
+
+
+def test_a_chat_needs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "find_spec", lambda _name: None)
+    monkeypatch.setenv("CHAT", f"slack://{TOKEN}")
+    with pytest.raises(SettingsError) as caught:
+        prepare_hooks(settings(tmp_path, notify=[{"name": "ops", "address": {"env": "CHAT"}}]), source="nightly.toml")
+    sentence = "nightly.toml: notify \"ops\": address: needs apprise: pip install 'auditor[notify]'"
+    assert str(caught.value) == sentence
+
+
+def test_an_address_that_is_none_is_refused_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAT", f"slck://{TOKEN}")
+    with pytest.raises(SettingsError) as caught:
+        prepare_hooks(settings(tmp_path, notify=[{"name": "ops", "address": {"env": "CHAT"}}]), source="nightly.toml")
+    sentence = 'nightly.toml: notify "ops": address: is not an address of a service that Apprise has'
+    assert str(caught.value) == sentence
 
 
 def test_preparing_hooks_writes_nothing(tmp_path: Path) -> None:
@@ -392,14 +466,6 @@ def test_hooks_are_part_of_the_public_api() -> None:
     assert {"HookConfig", "HookResults"} <= set(auditor.__all__)
 
 
-def test_resuming_a_run_without_a_stored_webhook_address_has_a_note(tmp_path: Path) -> None:
-    stored: dict[str, object] = {"account": [ACCOUNT], "notify": {"when": "always"}, "report": {"excel": True}}
-    config = prepare_resume_hooks(parse_settings(stored))
-    assert config.webhook is None
-    assert config.report.excel is True
-    assert "give the settings with --settings" in config.notes[0]
-
-
 def test_resuming_a_run_whose_policy_is_missing_has_a_note(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "run")
     stored: dict[str, object] = {"account": [ACCOUNT], "policy": {"file": str(tmp_path / "gone.toml")}}
@@ -415,12 +481,12 @@ def test_resuming_a_run_whose_policy_is_missing_has_a_note(tmp_path: Path) -> No
 def test_each_hook_that_cannot_run_after_a_resume_is_a_note_and_fails_alone(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "run")
     report = {"html": str(tmp_path / "gone" / "x.html"), "metrics": str(tmp_path / "m.prom")}
-    stored: dict[str, object] = {"account": [ACCOUNT], "report": report, "notify": {"webhook": {"env": "NO_SUCH_HOOK"}}}
+    stored: dict[str, object] = {"account": [ACCOUNT], "report": report, "notify": [HOOK]}
     config = prepare_resume_hooks(parse_settings(stored))
-    assert [note.partition(":")[0] for note in config.notes] == ["settings", "nothing will be posted"]
+    assert [note.partition(":")[0] for note in config.notes] == ["settings", "a message will not be sent"]
     done = run_hooks(run, config)
     assert (done.exit_code, done.written, posted(done)) == (0, (tmp_path / "m.prom",), False)
-    failures = ["the report could not be written", "the webhook could not be posted"]
+    failures = ["the report could not be written", "a message was not delivered"]
     assert [problem.partition(":")[0] for problem in done.problems] == failures
     assert "NO_SUCH_HOOK is not set" in done.problems[1]
 
@@ -460,7 +526,7 @@ def test_payload_has_no_drift_when_the_previous_run_is_deleted(tmp_path: Path, m
         raise FileNotFoundError(2, "No such file or directory")
 
     monkeypatch.setattr("auditor.hooks.payload.diff_runs", gone)
-    assert orjson.loads(build_payload(tmp_path / "2").body)["drift"] is None
+    assert build_payload(tmp_path / "2").data["drift"] is None
 
 
 def test_chat_mentions_are_escaped() -> None:

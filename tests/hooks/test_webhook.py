@@ -1,8 +1,8 @@
 """Post a summary over a real socket: signed, retried while that may help, and without disclosing the address."""
 
 import asyncio
-import hashlib
-import hmac
+import base64
+import json
 import logging
 import socket
 import threading
@@ -10,21 +10,27 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
 
 import anyio
 import pytest
+import standardwebhooks
 from aiohttp import web
 
-from auditor.errors import WebhookError
+from auditor.errors import SettingsError, WebhookError
 from auditor.hooks import webhook
-from auditor.hooks.webhook import WebhookClock, post_webhook
+from auditor.hooks.http_post import PostClock, PostLimits
+from auditor.hooks.webhook import build_headers, decode_signing_secret, post_webhook
 from auditor.models import Secret
 from tests.client.wire.sockets import Serve, answering, closing, everything_in, http, resetting, serving
 
 pytestmark = pytest.mark.anyio
 
 BODY = '{"text":"ü & <b>"}'.encode()
-SECRET = Secret("S3CRET-that-signs")
+SECRET = Secret("whsec_" + base64.b64encode(b"S3CRET-that-signs-0123456").decode())
+KEY = decode_signing_secret(SECRET, "secret")
+MESSAGE = "msg_1"
 TOKEN = "T0KEN-in-the-address"
 
 
@@ -71,54 +77,66 @@ class Pauses:
         self.seconds.append(seconds)
 
     @property
-    def clock(self) -> WebhookClock:
-        return WebhookClock(
-            now=lambda: 1_795_312_800.7 + len(self.seconds), sleep=self.sleep, random=lambda: self.random
-        )
+    def clock(self) -> PostClock:
+        return PostClock(now=lambda: 1_795_312_800.7 + len(self.seconds), sleep=self.sleep, random=lambda: self.random)
 
 
 async def failure_of(address: Secret, pauses: Pauses | None = None) -> WebhookError:
     with pytest.raises(WebhookError) as caught:
-        await post_webhook(address, BODY, secret=SECRET, clock=(pauses or Pauses()).clock)
+        await post_webhook(address, BODY, message_id=MESSAGE, key=KEY, clock=(pauses or Pauses()).clock)
     return caught.value
 
 
 async def test_signature_of_a_posted_body_can_be_verified_as_documented() -> None:
     async with receiving() as receiver:
-        await post_webhook(receiver.address, BODY, secret=SECRET)
+        await post_webhook(receiver.address, BODY, message_id=MESSAGE, key=KEY)
     ((request, body),) = receiver.got
     assert (request.method, body, request.headers["Content-Type"]) == ("POST", BODY, "application/json")
     assert request.path_qs == f"/hooks/{TOKEN}?token={TOKEN}"
-    moment = request.headers["X-Auditor-Timestamp"]
-    assert abs(int(moment) - time.time()) < 60
-    expected = hmac.new(SECRET.reveal().encode(), f"{moment}.".encode() + body, hashlib.sha256).hexdigest()
-    assert request.headers["X-Auditor-Signature"] == f"sha256={expected}"
+    judge = standardwebhooks.Webhook(SECRET.reveal())
+    assert judge.verify(body, dict(request.headers)) == json.loads(BODY)
+    assert request.headers["webhook-id"] == MESSAGE
+    for changed in ({"webhook-id": "msg_2"}, {"webhook-timestamp": str(int(time.time()) - 1)}):
+        with pytest.raises(standardwebhooks.WebhookVerificationError, match="No matching signature"):
+            judge.verify(body, dict(request.headers) | changed)
+    with pytest.raises(standardwebhooks.WebhookVerificationError, match="No matching signature"):
+        judge.verify(body + b" ", dict(request.headers))
     assert request.headers["User-Agent"].startswith("auditor/")
 
 
 async def test_body_is_not_signed_without_a_secret() -> None:
     async with receiving() as receiver:
-        await post_webhook(receiver.address, BODY)
-    assert "X-Auditor-Signature" not in receiver.got[0][0].headers
+        await post_webhook(receiver.address, BODY, message_id=MESSAGE)
+    assert "webhook-signature" not in receiver.got[0][0].headers
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-async def test_retries_have_new_signatures_and_the_same_idempotency_key(status: int) -> None:
+async def test_retries_have_new_signatures_and_the_same_id(status: int) -> None:
     pauses = Pauses()
     async with receiving(status, status, 204) as receiver:
-        await post_webhook(receiver.address, BODY, secret=SECRET, clock=pauses.clock)
+        await post_webhook(receiver.address, BODY, message_id=MESSAGE, key=KEY, clock=pauses.clock)
     assert [body for _, body in receiver.got] == [BODY] * 3
     assert pauses.seconds == [0.5, 1.0]
     heads = [request.headers for request, _ in receiver.got]
-    assert len({head["Idempotency-Key"] for head in heads}) == 1
-    assert len({head["X-Auditor-Signature"] for head in heads}) == 3
+    assert {head["webhook-id"] for head in heads} == {MESSAGE}
+    assert len({head["webhook-signature"] for head in heads}) == 3
 
 
-async def test_different_bodies_have_different_idempotency_keys() -> None:
-    async with receiving() as receiver:
-        await post_webhook(receiver.address, BODY)
-        await post_webhook(receiver.address, BODY + b" ")
-    assert len({request.headers["Idempotency-Key"] for request, _ in receiver.got}) == 2
+@pytest.mark.parametrize("length", [24, 25, 32, 64])
+def test_signing_secrets_are_those_of_the_reference_library(length: int) -> None:
+    key = bytes(range(length))
+    for text in (base64.b64encode(key).decode(), f"whsec_{base64.b64encode(key).decode().rstrip('=')}"):
+        assert decode_signing_secret(Secret(text), "secret") == key
+        now = datetime.now(UTC)
+        headers = build_headers(BODY, MESSAGE, key, now.timestamp())
+        assert headers["webhook-signature"] == standardwebhooks.Webhook(text).sign(MESSAGE, now, BODY.decode())
+
+
+@pytest.mark.parametrize("text", ["whsec_c2hvcnQtYW5k", "whsec_c2hvcnQ=", f"whsec_{TOKEN * 4}!", "ü" * 40, "A" * 1_000])
+def test_other_signing_secrets_are_refused_without_their_text(text: str) -> None:
+    with pytest.raises(SettingsError, match="secret: is not whsec_ and base64 of 24 to 64 bytes") as caught:
+        decode_signing_secret(Secret(text), "secret")
+    assert text not in everything_in(caught.value)
 
 
 async def test_error_is_raised_after_four_attempts() -> None:
@@ -140,7 +158,7 @@ async def test_client_errors_are_not_retried(status: int) -> None:
 async def test_retry_after_header_is_respected() -> None:
     pauses = Pauses()
     async with receiving(429, 200, Retry_After="3") as receiver:
-        await post_webhook(receiver.address, BODY, clock=pauses.clock)
+        await post_webhook(receiver.address, BODY, message_id=MESSAGE, clock=pauses.clock)
     assert (len(receiver.got), pauses.seconds) == (2, [3.0])
 
 
@@ -161,8 +179,7 @@ async def test_redirects_are_not_allowed(status: int) -> None:
 
 
 async def test_all_attempts_end_within_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhook, "MAX_SECONDS", 0.5)
-    monkeypatch.setattr(webhook, "MAX_ATTEMPT_SECONDS", 0.2)
+    monkeypatch.setattr(webhook, "LIMITS", PostLimits(0.5, 0.2))
     began = time.monotonic()
     async with serving(silent) as seen:
         error = await failure_of(Secret(f"{seen.url}{TOKEN}"), Pauses(random=0))
@@ -191,7 +208,7 @@ FAULTS: dict[str, Serve] = {
 async def test_errors_disclose_neither_address_nor_secret(
     fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(webhook, "MAX_ATTEMPT_SECONDS", 0.1)
+    monkeypatch.setattr(webhook, "LIMITS", PostLimits(20, 0.1))
     caplog.set_level(logging.DEBUG)
     async with serving(FAULTS[fault]) as seen:
         error = await failure_of(Secret(f"{seen.url}hooks/{TOKEN}?{TOKEN}"))
@@ -233,37 +250,38 @@ async def test_endless_response_is_not_read() -> None:
             sent += 1
 
     async with serving(endless) as seen:
-        await post_webhook(Secret(seen.url), BODY)
+        await post_webhook(Secret(seen.url), BODY, message_id=MESSAGE)
     assert sent < 1_000
 
 
 def test_stalled_resolver_ends_at_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     stalled = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: stalled.wait(10))
-    monkeypatch.setattr(webhook, "MAX_SECONDS", 0.4)
+    monkeypatch.setattr(webhook, "LIMITS", PostLimits(0.4, 10))
     began = time.monotonic()
     with pytest.raises(WebhookError, match="did not answer in time"):
-        anyio.run(post_webhook, Secret("http://some.host/x"), BODY)
+        anyio.run(partial(post_webhook, Secret("http://some.host/x"), BODY, message_id=MESSAGE))
     assert time.monotonic() - began < 5
     stalled.set()
 
 
 async def test_host_names_are_resolved() -> None:
     async with receiving() as receiver:
-        await post_webhook(Secret(receiver.url.replace("127.0.0.1", "localhost")), BODY)
+        await post_webhook(Secret(receiver.url.replace("127.0.0.1", "localhost")), BODY, message_id=MESSAGE)
     assert len(receiver.got) == 1
 
 
 async def test_pause_that_lasts_too_long_keeps_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webhook, "MAX_SECONDS", 0.6)
-    monkeypatch.setattr(webhook, "MAX_ATTEMPT_SECONDS", 0.2)
+    monkeypatch.setattr(webhook, "LIMITS", PostLimits(0.6, 0.2))
 
     async def oversleep(_seconds: float) -> None:
         await asyncio.sleep(0.8)
 
     async with serving(silent) as seen:
         with anyio.fail_after(5), pytest.raises(WebhookError, match="after 2 attempts"):
-            await post_webhook(Secret(seen.url), BODY, clock=WebhookClock(sleep=oversleep, random=lambda: 0))
+            await post_webhook(
+                Secret(seen.url), BODY, message_id=MESSAGE, clock=PostClock(sleep=oversleep, random=lambda: 0)
+            )
 
 
 async def test_unreachable_webhook_is_reported_without_its_address() -> None:

@@ -114,6 +114,7 @@ async def test_fleet_identified_by_product_and_name_gets_the_iot_ids(tmp_path: P
     assert auditor.verify_run(result.folder) == []
 
 
+@pytest.mark.slow
 async def test_ten_thousand_devices_are_correct_despite_all_faults(tmp_path: Path) -> None:
     world = World(10_000, seed=7)
     world.write_fleet(tmp_path / "fleet.csv")
@@ -236,6 +237,7 @@ async def test_requests_stay_within_the_quota_and_every_attempt_counts(tmp_path:
     assert rate.in_flight == pytest.approx(rate.latency * rate.achieved, rel=0.3)
 
 
+@pytest.mark.slow
 async def test_unknown_quota_is_found_and_not_exceeded(tmp_path: Path) -> None:
     world = World(1500, large=0)
     world.write_fleet(tmp_path / "fleet.csv")

@@ -152,6 +152,7 @@ async def test_a_refused_renewal_stops_that_account_alone_and_resume_continues(
     assert resumed.manifest.devices.ok == 400
 
 
+@pytest.mark.slow
 async def test_keys_and_tokens_are_in_no_file_log_or_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     world = plain_world(60)
     world.write_fleet(tmp_path / "fleet.csv")

@@ -209,6 +209,7 @@ async def test_discovery_is_correct_despite_all_faults(tmp_path: Path) -> None:
 
 
 @pytest.mark.live
+@pytest.mark.slow
 async def test_devices_that_exist_throughout_are_audited_while_others_are_added_and_removed(tmp_path: Path) -> None:
     world = World(4000, products=3, missing=0, large=0)
     account = SimulatedAccount(

@@ -221,6 +221,7 @@ async def test_device_that_is_registered_again_meanwhile_keeps_its_row(tmp_path:
     assert auditor.verify_run(result.folder) == []
 
 
+@pytest.mark.slow
 async def test_list_that_shrinks_faster_than_it_is_read_is_a_gap_and_the_run_ends(tmp_path: Path) -> None:
     world = World(9_000, products=1, missing=0, silent=0, inactive=0, large=0)
     account = SimulatedAccount(
@@ -397,6 +398,7 @@ async def test_repeatedly_rejected_tokens_end_a_discovery_with_a_gap(tmp_path: P
 
 
 @pytest.mark.live
+@pytest.mark.slow
 async def test_heavy_removal_ends_in_a_complete_list_or_a_gap(tmp_path: Path) -> None:
     world = World(6_000, products=1, missing=0, large=0)
     account = SimulatedAccount(

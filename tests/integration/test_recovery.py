@@ -179,7 +179,7 @@ async def test_run_with_resume_names_every_changed_setting_and_starts_a_new_run(
     with capture_logs() as logs:
         result = await auditor.run_audit(other, resume=True)
     assert result.folder != folder
-    (said,) = (str(line["reason"]) for line in logs if line["event"] == "run not resumed; a new one starts")
+    (said,) = (str(line["reason"]) for line in logs if line["event"] == "run_not_resumed")
     for difference in (
         'account "us" was added',
         f'account "eu": endpoint changed from "{settings.account[0].endpoint}" to "http://127.0.0.1:1/"',

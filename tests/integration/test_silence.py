@@ -43,7 +43,7 @@ async def test_an_account_without_any_device_is_no_success_and_is_never_carried(
         assert "auditor_last_success_timestamp_seconds{" not in metrics
         payload = build_payload(result.folder, exit_code=1)
         assert payload.has_problems
-        assert "none of 30 queried devices exists" in orjson.loads(payload.body)["text"]
+        assert "none of 30 queried devices exists" in payload.message.render()
         again = await auditor.resume_audit(
             result.folder, settings=settings_for(tmp_path, account_table(wrong.endpoint, tmp_path))
         )

@@ -88,6 +88,7 @@ def alerts(nights: list[Night], *, left_out: int | None = None) -> list[float]:
     return [time for time, written in files if time - written[-1][metric] > hours * seconds]
 
 
+@pytest.mark.slow
 def test_every_run_is_a_success(nights: list[Night]) -> None:
     folders = [night.result.folder for night in nights]
     assert [night.result.exit_code for night in nights] == [0] * DAYS

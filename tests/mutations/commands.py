@@ -149,7 +149,7 @@ WRITING: dict[str, Callable[[Runs], Arguments]] = {
 }
 """Commands that change the directory of runs."""
 
-OTHER_INPUT = frozenset({"check", "count", "fetch", "fleet"})
+OTHER_INPUT = frozenset({"check", "notify", "count", "fetch", "fleet"})
 """Commands that need no run; they are run on mutated settings, fleets and answers."""
 
 SHARED_STORAGE = frozenset({"cut", "shard", "stop"})
@@ -163,7 +163,7 @@ def settings_commands(folder: Path, random: Random, name: str) -> Arguments:
     """Return a command that reads settings, rules or a fleet named in them."""
     path = str(folder / name)
     commands: tuple[Arguments, ...] = (
-        ("plan", path, "--account", "us"), ("plan", path, "--account", "us", "--format", "json"), ("check", path), ("fleet", path),
+        ("plan", path, "--account", "us"), ("plan", path, "--account", "us", "--format", "json"), ("check", path), ("fleet", path), ("notify", path),
         ("count", path, "--module", "ble"), ("count", path, "--module", "ble", "--below", "2.0"),
         ("fetch", "lake", str(folder / "out" / "copy"), "--settings", path),
         ("run", path, "--for", "2s"), ("run", path, "--limit", "2", "--account", "us", "--for", "2s"),
@@ -210,7 +210,7 @@ fair_share = "50%"
 seed = 7
 policy = { file = "rules.toml" }
 report = { html = "out/report.html", excel = "out/inventory.xlsx", metrics = "out/auditor.prom" }
-notify = { webhook = { env = "AUDITOR_TEST_WEBHOOK" }, secret = { file = "secret" }, when = "problems" }
+notify = [{ name = "ops", webhook = { env = "AUDITOR_TEST_WEBHOOK" }, secret = { env = "AUDITOR_TEST_SIGNING" }, when = "problems" }]
 publish = [{ name = "lake", type = "files", timeout = "1m", options = { to = "out/lake" } }]
 """
 )

@@ -67,6 +67,7 @@ ENVIRONMENT = {
     "AUDITOR_TEST_KEY": "simulated-key-us",
     "AUDITOR_TEST_SECRET": "hidden-secret",
     "AUDITOR_TEST_WEBHOOK": "http://127.0.0.1:1/hook",
+    "AUDITOR_TEST_SIGNING": "whsec_aGlkZGVuLXNpZ25pbmcta2V5LW9mLXRlc3Rz",
 }
 """Variables that settings name."""
 

@@ -37,6 +37,7 @@ def test_every_kind_has_a_short_form() -> None:
 
 
 @pytest.mark.live
+@pytest.mark.slow
 def test_a_command_on_mutated_input_ends_with_a_documented_exit_code_and_changes_nothing_else() -> None:
     kinds = [f"{kind}:{numbers}" for kind, numbers in NUMBERS.items() if kind != "redis_values" or PROGRAM is not None]
     # A process of its own has no other thread and can fork.

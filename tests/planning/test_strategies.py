@@ -74,6 +74,7 @@ def changed(settings: auditor.Settings, **fields: Any) -> auditor.Settings:
     fair_share=st.sampled_from([1.0, 0.9, 0.5, 0.25, 0.1]),
     violating=st.integers(0, 2**20),
 )
+@pytest.mark.slow
 def test_ranking_keeps_results_within_the_planned_ages(
     sizes: list[int], devices_per_run: int, fair_share: float, violating: int
 ) -> None:

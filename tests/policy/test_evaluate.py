@@ -294,6 +294,7 @@ def a_policy(draw: st.DrawFn) -> list[Rule]:
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(run=a_run(), rules=a_policy(), sealed=st.booleans())
+@pytest.mark.slow
 def test_a_policy_equals_an_evaluation_in_plain_python(*, run: list[Seen], rules: list[Rule], sealed: bool) -> None:
     with TemporaryDirectory() as folder:
         results, found, _ = evaluate(write(Path(folder, "run"), run, sealed=sealed), *rules)
@@ -540,6 +541,7 @@ def test_a_folder_that_is_no_run_is_refused_and_missing_times_are_unparseable(tm
     assert "unmatched_rule" not in {warning.kind for warning in warnings}
 
 
+@pytest.mark.slow
 def test_all_versions_of_a_module_decide_how_its_dates_are_read(tmp_path: Path) -> None:
     # 27 September can only be written with the day first, so 1 February is newer than 2 January.
     dated = fleet(tmp_path / "dated", "01.02.2020", "27.09.2020")

@@ -59,6 +59,7 @@ def expected(fleet: Fleet, night: int, days: int) -> Counter[str]:
 
 
 @pytest.mark.parametrize("days", [0, 5])
+@pytest.mark.slow
 def test_modules_comply_as_the_truth_says(nights: tuple[Fleet, dict[int, Path]], days: int) -> None:
     fleet, folders = nights
     rules = policy(released="95%", account=KNOWN, **({"released_within": f"{days}d"} if days else {}))

@@ -69,6 +69,7 @@ def rules_for(**more: Any) -> list[Rule]:
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(DEVICE, min_size=3, max_size=16), st.sampled_from(["a*", "b1", "a1"]))
+@pytest.mark.slow
 def test_a_rule_has_only_devices_whose_attributes_match(
     tmp_path: Path, given_devices: list[tuple[str, str | None, str | None]], pattern: str
 ) -> None:

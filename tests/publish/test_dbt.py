@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 DBT = Path(os.environ.get("AUDITOR_DBT", ROOT / ".dbt" / "bin" / "dbt"))
 
 pytestmark = [
+    pytest.mark.slow,
     needs_postgresql,
     pytest.mark.skipif(
         not DBT.exists(), reason="NOT TESTED: the dbt project, because dbt is missing (make .dbt/.installed)"

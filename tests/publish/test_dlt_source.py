@@ -16,6 +16,8 @@ from tests.runs.run_folders import HOSTILE, build, edit_manifest, every_status, 
 dlt = pytest.importorskip("dlt", reason="the extra dlt is not installed")
 failures = pytest.importorskip("dlt.pipeline.exceptions")
 
+pytestmark = pytest.mark.slow
+
 
 class Warehouse:
     """A pipeline of dlt into a DuckDB file."""

@@ -207,6 +207,26 @@ def test_an_attempt_is_continued_and_files_that_are_damaged_are_written_again(tm
     assert len(list((tmp_path / "lake").rglob("*.parquet"))) == len(repaired.files)
 
 
+def test_another_run_of_the_same_name_is_not_replaced_but_a_resumed_one_is(tmp_path: Path) -> None:
+    """Such as that of another machine with the same settings and the same timetable."""
+    both = [named(0), named(1, account="third")]
+    parts = {"whole": both, "fewer": both[:1], "start": both, "resumed": both}
+    for name, fleet in parts.items():
+        build(tmp_path / name / NAME, fleet, [ok(device, ("ble", name)) for device in fleet])
+    edit_manifest(tmp_path / "start" / NAME, lambda m: replace(m, started_at="2026-11-22T02:00:09Z"))
+    edit_manifest(tmp_path / "fewer" / NAME, lambda m: replace(m, state="partial"))
+    publish(tmp_path / "whole" / NAME, tmp_path / "lake")
+    before = dataset_rows(tmp_path / "lake", "modules")
+    for name in ("fewer", "start"):
+        with pytest.raises(DestinationError, match=r"has another run of the name .*a name of its own") as caught:
+            publish(tmp_path / name / NAME, tmp_path / "lake")
+        assert not caught.value.retryable
+    assert dataset_rows(tmp_path / "lake", "modules") == before
+    publish(tmp_path / "fewer" / NAME, tmp_path / "second")
+    publish(tmp_path / "resumed" / NAME, tmp_path / "second")  # a resume of a partial run may add an account
+    assert len(dataset_rows(tmp_path / "second", "modules")) == len(both)
+
+
 def test_latest_is_the_newest_successful_run(tmp_path: Path) -> None:
     fleet = [named(n) for n in range(2)]
     names = [f"202611{day}T020000Z-nightly" for day in (20, 21, 22, 23)]

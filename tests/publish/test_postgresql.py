@@ -31,7 +31,7 @@ from tests.analysis.recorded_runs import write_days
 from tests.publish.postgresql_server import ADMIN, Server, needs_postgresql, run_server
 from tests.runs.run_folders import HOSTILE, build, edit_manifest, every_status, listed, named, ok
 
-pytestmark = needs_postgresql
+pytestmark = [pytest.mark.slow, needs_postgresql]
 
 
 def destination(server: Server, database: str, **settings: Any) -> PostgresqlDestination:

@@ -81,6 +81,7 @@ VERSION = st.sampled_from(["1.0", "1.1", "v1.1", "1.1.0", "2.03", "2.1", "2.10",
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(VERSION, min_size=1, max_size=12), VERSION, VERSION)
+@pytest.mark.slow
 def test_bounds_follow_the_order_of_versions(
     tmp_path_factory: pytest.TempPathFactory, versions: list[str], below: str, above: str
 ) -> None:

@@ -196,6 +196,7 @@ def test_an_attribute_with_the_name_of_a_column_of_ours_has_a_column_of_its_own(
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(NAME, TEXT, min_size=2, max_size=8))
+@pytest.mark.slow
 def test_odd_attributes_go_through_a_sealed_run_and_every_format(tmp_path: Path, attributes: dict[str, str]) -> None:
     given = [name for name, text in attributes.items() if f"{name}={text}".partition("=")[0] == name]
     given = [name for name in given if not name.endswith("!")]

@@ -39,6 +39,7 @@ def expected(fleet: Fleet, night: int) -> dict[tuple[str, str], str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_filter_selects_the_devices_of_a_state(nights: tuple[Fleet, dict[int, Path]]) -> None:
     fleet, folders = nights
     for night in NIGHTS[1:]:

@@ -127,6 +127,7 @@ async def test_the_tasks_of_old_jobs_are_not_read(tmp_path: Path, world: World) 
     assert_released(world, recent.folder, newest)
 
 
+@pytest.mark.slow
 async def test_every_page_is_requested_once_and_never_before_the_devices(tmp_path: Path) -> None:
     world = World(1_500, products=1, day=4, today=time.time())
     world.write_fleet(tmp_path / "fleet.csv")
@@ -318,6 +319,7 @@ async def test_requests_stay_within_the_quota_of_each_operation(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("lists_all", [True, False])
+@pytest.mark.slow
 async def test_a_job_with_more_tasks_than_can_be_listed_is_read_by_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, lists_all: bool
 ) -> None:
@@ -343,6 +345,7 @@ async def test_a_job_with_more_tasks_than_can_be_listed_is_read_by_status(
         assert any("no more than 100 can be listed" in problem for problem in problems)
 
 
+@pytest.mark.slow
 async def test_the_views_of_several_runs_have_the_releases_of_each(tmp_path: Path, world: World) -> None:
     async with Simulator(world) as platform:
         for _ in range(2):

@@ -74,6 +74,7 @@ def start(settings: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
 
+@pytest.mark.slow
 def test_killed_runs_end_with_all_releases(tmp_path: Path, settings_file: Path) -> None:
     world = World(400, products=3, day=4, today=time.time())
     world.write_fleet(tmp_path / "fleet.csv")

@@ -25,10 +25,13 @@ sync_api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="NOT TESTED: the report in a browser, because there is no chromium (Debian: apt install chromium)",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None,
+        reason="NOT TESTED: the report in a browser, because there is no chromium (Debian: apt install chromium)",
+    ),
+]
 
 RULES = """
 [[rule]]

@@ -20,6 +20,7 @@ from auditor.report.page import _environment as report_environment
 from auditor.report.render import write_report
 from auditor.runs.folder import MODULES
 from auditor.runs.manifest import State
+from auditor.text.extras import describe_extra
 from tests.report.fleets import EVIL, build_wide_run
 from tests.report.pages import ParsedPage, parse_page
 from tests.runs.run_folders import HOSTILE, build, edit_manifest, every_status, failed, named, not_found, ok, running
@@ -214,7 +215,7 @@ def test_missing_extra_is_reported_with_the_command_to_install_it(
         return real(name, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UsageError, match=re.escape("the report needs jinja2: pip install 'auditor[report]'")):
+    with pytest.raises(UsageError, match=re.escape(f"the report needs jinja2: {describe_extra('report')}")):
         write_report(tmp_path, tmp_path / "page.html")
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -117,10 +116,10 @@ def test_metrics_with_carried_answers_have_the_oldest_answer(carried: Path) -> N
 
 def test_payload_of_a_complete_sample_has_no_problems(sample: Path) -> None:
     payload = build_payload(sample)
-    content = orjson.loads(payload.body)
+    content = payload.data
     assert not payload.has_problems
     assert content["devices"] == {"ok": 100, "empty": 0, "not_found": 0, "failed": 0, "pending": 0, "unsampled": 900}
-    assert content["text"] == (
+    assert payload.message.verdict == (
         "nightly is a sample, and its shares are estimates: 100 of 100 devices sampled from 1,000 answered, 0 failed, 0 pending."
     )
     assert any("random sample: 900 of 1,000 devices" in warning["message"] for warning in content["warnings"])
@@ -130,10 +129,11 @@ def test_payload_of_a_sample_with_failed_devices_has_problems(tmp_path: Path) ->
     folder = sampled(tmp_path / "runs" / "run", FLEET, SAMPLED, [*ANSWERS[:-1], failed(SAMPLED[-1])]).folder
     payload = build_payload(folder)
     assert payload.has_problems
-    assert "nightly is a partial sample" in orjson.loads(payload.body)["text"]
+    assert "nightly is a partial sample" in payload.message.render()
 
 
 def test_payload_has_the_number_of_carried_answers(carried: Path) -> None:
-    content = orjson.loads(build_payload(carried).body)
+    payload = build_payload(carried)
+    content = payload.data
     assert (content["carried"], content["oldest_answer_at"]) == (900, "2026-11-01T12:00:00.000Z")
-    assert "Carried: 900 of these answers, the oldest from 2026-11-01T12:00:00.000Z." in content["text"]
+    assert "Carried: 900 of these answers, the oldest from 2026-11-01T12:00:00.000Z." in payload.message.render()

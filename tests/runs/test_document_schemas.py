@@ -82,10 +82,11 @@ def test_a_policy_result_and_a_webhook_body_are_valid(runs: list[Path], tmp_path
         for table in (report.table, report.violations):
             validate("policy", written(table, tmp_path / "policy.json"))
     summary = summarize_policy(runs[number], policy, now=now)
-    body = orjson.loads(build_payload(runs[number], exit_code=4, policy=summary, problems=["no room"]).body)
-    assert body["policy"]["rules"]
-    assert body["drift"] is None or body["drift"]["since"] == "3"
-    validate("webhook", body)
+    payload = build_payload(runs[number], exit_code=4, policy=summary, problems=["no room"])
+    event = orjson.loads(payload.render_event(payload.message.render()))
+    assert event["data"]["policy"]["rules"]
+    assert event["data"]["drift"] is None or event["data"]["drift"]["since"] == "3"
+    validate("webhook", event)
 
 
 def test_a_plan_is_valid() -> None:

@@ -200,6 +200,7 @@ def never_reported(outcomes: Sequence[Outcome], products: Sequence[ProductInfo])
 @example(([named(0)], [ok(named(0), ("BLE", "1"))], [product("p1", ("ble", "Default"))]))
 @example(([named(0), named(1)], [never_activated(named(0)), failed(named(1))], [product("p1", ("ble",))]))
 @example(([named(0)], [not_found(named(0))], [product("p1", ("ble",))]))
+@pytest.mark.slow
 def test_missing_modules_are_those_that_plain_python_finds(
     built: tuple[list[Device], list[Outcome], list[ProductInfo]],
 ) -> None:

@@ -34,6 +34,7 @@ DOCUMENTS = [
     "plan",
     "diff",
     "changes",
+    "progress",
     "runs",
     "timeline",
     "policy",
@@ -56,6 +57,7 @@ OPTIONAL: dict[str, set[str]] = {
         "high",
     },
     "device": {"reason"},
+    "progress": {"trace_id", "span_id"},
 }
 """Of an inventory whose files are not those that were sealed, whose products are known, or that is not of devices that
 were all asked; and of an empty device."""

@@ -264,6 +264,7 @@ def oracle(outcomes: list[Outcome]) -> list[dict[str, Any]]:
 
 @settings(max_examples=8, deadline=None)
 @given(runs())
+@pytest.mark.slow
 def test_inventory_and_states_are_what_plain_python_counts(run: tuple[list[Device], list[Outcome]]) -> None:
     fleet, outcomes = run
     with tempfile.TemporaryDirectory() as temporary:
@@ -287,6 +288,7 @@ def test_inventory_and_states_are_what_plain_python_counts(run: tuple[list[Devic
 
 @settings(max_examples=8, deadline=None)
 @given(runs().filter(lambda run: len(run[0]) > 4), st.integers(1, 4))
+@pytest.mark.slow
 def test_a_partitioned_fleet_is_sealed_and_verified_like_one_join(
     run: tuple[list[Device], list[Outcome]], part: int
 ) -> None:

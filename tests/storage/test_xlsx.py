@@ -19,6 +19,7 @@ from auditor.query.run import Run
 from auditor.query.sql import query_run
 from auditor.storage import xlsx as workbook
 from auditor.storage.xlsx import CUT, MAX_CELL_CHARACTERS, write_xlsx
+from auditor.text.extras import describe_extra
 from tests.runs.run_folders import HOSTILE, build, edit_manifest, every_status, named, ok
 
 MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
@@ -242,6 +243,6 @@ def test_a_missing_extra_is_an_error_with_the_command_to_install_it(
     without_xlsxwriter()
     with (
         Run(every_status(tmp_path / "run").folder) as run,
-        pytest.raises(UsageError, match=r"pip install 'auditor\[report\]'"),
+        pytest.raises(UsageError, match=re.escape(describe_extra("report"))),
     ):
         run.write_inventory(tmp_path / "out.xlsx", "xlsx")

@@ -1,13 +1,15 @@
 """Commands that audit: check, plan, run, resume and prune."""
 
 from collections.abc import Awaitable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from auditor.cli.commands.cluster import prune_cut_runs, refuse_flags, resume_cut_run, start_on
 from auditor.cli.console import print_error, print_line, print_path
-from auditor.cli.execution import describe_plain_http, run_audit_command
+from auditor.cli.execution import describe_plain_http, noting_settings_errors, reporting_to_switch, run_audit_command
 from auditor.cli.options import (
     DEVICES,
     LIMITS,
@@ -24,6 +26,7 @@ from auditor.cli.options import (
     LogFormatOption,
     LogLevel,
     Priority,
+    ProgressOption,
     ResumePath,
     SelectionFlags,
     SelectionOptions,
@@ -67,12 +70,15 @@ def check(
     from auditor.cli.runtime import log_to_stderr
     from auditor.concurrency import run_event_loop
     from auditor.config.loader import load_settings
+    from auditor.hooks.ping import DeadMansSwitch
     from auditor.hooks.prepare import prepare_hooks
 
     log_to_stderr(log_level, log_format)
     settings = restrict_accounts(load_settings(config), account)
     print_notes(describe_plain_http(settings.account))
     prepare_hooks(settings, source=str(config))
+    if settings.ping is not None:
+        DeadMansSwitch.open(settings.ping, str(config))
     checks = run_event_loop(lambda: preflight(settings, fleet=fleet), use_uvloop=True)
     print_checks(checks)
     failed = any(each.problem is not None for each in checks)
@@ -181,15 +187,17 @@ def run(
     priority: Priority = False,
     out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     hooks: Hooks = False,
+    on: str | None = None,
     log_level: LogLevel = "warning",
     log_format: LogFormatOption = "text",
+    progress: ProgressOption = "auto",
 ) -> int:
     """Query every device, or a selection, and write a run folder.
 
     Print the folder's path to standard output, and progress to standard error. The last line on standard error is the
-    exit code with its reason. Afterwards, run the [policy], [report], [[publish]] and [notify] hooks of the settings.
+    exit code with its reason. Afterwards, run the [policy], [report], [[publish]] and [[notify]] hooks of the settings.
     Of these only a violated policy changes the exit code, from 0 to 4. With --account, --limit, --sample, --precision
-    or --out, write no report, Excel file or metrics outside of the run folder, publish nothing, and post no webhook,
+    or --out, write no report, Excel file or metrics outside of the run folder, publish nothing, and send no message,
     unless --hooks is given. At a deadline the results of the previous run are carried for the remaining devices;
     devices without one stay pending.
 
@@ -200,48 +208,65 @@ def run(
         rates, keys and timeouts; after other changes of the settings, start a new one.
     out:
         Create the run folder in this directory instead of the one in the settings.
+    on:
+        Query by several processes, with the storage of [cluster]: dask:N starts N on this machine (dask: one for each
+        core), tls://HOST:PORT or tcp://127.0.0.1:PORT is a scheduler of Dask whose workers have AUDITOR_SETTINGS.
+        Continue the newest run that is not sealed, if there is one.
     """
     from auditor.cli.runtime import log_to_stderr
     from auditor.config.loader import load_settings
+    from auditor.config.ping import read_ping
     from auditor.hooks.prepare import prepare_hooks
 
-    log_to_stderr(log_level, log_format)
-    settings = apply_selection_flags(load_settings(config), selection, where=str(config))
-    max_devices = require_positive("--limit", limit)
-    # Refuses unknown names; the run stores all accounts.
-    print_notes(describe_plain_http(restrict_accounts(settings, account).account))
-    until, max_seconds = parse_time_limits(deadline, for_)
-    configured = prepare_hooks(settings, source=str(config))
-    trial = [] if hooks else _trial_flags(settings, account, max_devices, selection, out)
-    if trial:
-        configured = configured.for_trial()
-        print_notes(_describe_withheld(configured, f"with {', '.join(trial)}"))
+    log_to_stderr(log_level, log_format, progress)
+    with reporting_to_switch() as switch:
+        named = read_ping(config)
+        if hooks or not _trial_flags(named.directory, account, limit, selection, out):
+            switch.start(named.ping, str(config))
+        settings = apply_selection_flags(load_settings(config), selection, where=str(config))
+        max_devices = require_positive("--limit", limit)
+        # Refuses unknown names; the run stores all accounts.
+        print_notes(describe_plain_http(restrict_accounts(settings, account).account))
+        until, max_seconds = parse_time_limits(deadline, for_)
+        if on is not None:
+            flags = {"--fleet": fleet, "--limit": limit, "--resume": resume, "--deadline": deadline, "--for": for_}
+            refuse_flags(flags | {"--priority": priority, "a flag that selects devices": selection})
+        configured = prepare_hooks(settings, source=str(config))
+        trial = [] if hooks else _trial_flags(Path(settings.directory), account, max_devices, selection, out)
+        if trial:
+            configured = configured.for_trial()
+            print_notes(_describe_withheld(configured, f"with {', '.join(trial)}"))
 
-    def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
-        from auditor.audit.runner import run_audit
+        if on is not None:
+            prepare = partial(log_to_stderr, log_level, log_format)
+            on_engine = start_on(on, settings, config, account or (), out, prepare=prepare)
+            return run_audit_command(on_engine, configured, switch)
 
-        return run_audit(
-            settings,
-            fleet=fleet,
-            directory=out,
-            limit=max_devices,
-            resume=resume,
-            until=until,
-            max_seconds=max_seconds,
-            on_progress=watch,
-            stop=stop,
-            priority=priority,
-            accounts=account or (),
-            settings_file=config,
-            with_hooks=True,
-            trial=bool(trial),
-        )
+        def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
+            from auditor.audit.runner import run_audit
 
-    return run_audit_command(start, configured)
+            return run_audit(
+                settings,
+                fleet=fleet,
+                directory=out,
+                limit=max_devices,
+                resume=resume,
+                until=until,
+                max_seconds=max_seconds,
+                on_progress=watch,
+                stop=stop,
+                priority=priority,
+                accounts=account or (),
+                settings_file=config,
+                with_hooks=True,
+                trial=bool(trial),
+            )
+
+        return run_audit_command(start, configured, switch)
 
 
 def _trial_flags(
-    settings: "Settings",
+    directory: Path,
     accounts: list[str] | None,
     limit: int | None,
     selection: SelectionFlags | None,
@@ -254,7 +279,7 @@ def _trial_flags(
         "--limit": limit,
         "--sample": flags.sample_size,
         "--precision": flags.precision,
-        "--out": out is not None and out.resolve() != Path(settings.directory).resolve(),
+        "--out": out is not None and out.resolve() != directory.resolve(),
     }
     return [flag for flag, value in given.items() if value]
 
@@ -279,11 +304,14 @@ def resume(
     hooks: Hooks = False,
     log_level: LogLevel = "warning",
     log_format: LogFormatOption = "text",
+    progress: ProgressOption = "auto",
 ) -> int:
     """Resume an unfinished run; retry failed devices.
 
     Keep the results that exist. Use the run's own fleet, and the settings that you started it with, also for its hooks.
     Do not change a complete run, but run the hooks that have not run. The last line is the exit code with its reason.
+    Of a run that was cut, query the shards that are not done here, one after the other, with --settings; leave a shard
+    to another process while that stores checkpoints.
 
     Parameters
     ----------
@@ -297,50 +325,61 @@ def resume(
     from auditor.audit.run_settings import resume_settings
     from auditor.cli.runtime import log_to_stderr
     from auditor.config.loader import load_settings
+    from auditor.config.ping import read_ping
     from auditor.hooks.prepare import prepare_hooks, prepare_resume_hooks
-    from auditor.runs.folder import has_pending_hooks
+    from auditor.runs.folder import has_pending_hooks, is_cut_run
     from auditor.runs.manifest import read_manifest
 
-    log_to_stderr(log_level, log_format)
-    folder = resume_from(run)
-    manifest = read_manifest(folder)
-    if manifest.state == "complete" and not has_pending_hooks(folder):
-        print_error(f"{safe(folder)}: is complete; nothing to resume")
-        print_path(folder)
-        return 0
-    replacement = None if settings is None else load_settings(settings)
-    own = resume_settings(folder, replacement, trust=trust, quiet=True)
-    until, max_seconds = parse_time_limits(deadline, for_)
-    if replacement is None:
-        configured = prepare_resume_hooks(own, source=f"settings of {folder}")
-    else:
-        configured = prepare_hooks(replacement, source=str(settings))
-    if manifest.trial and not hooks:
-        configured = configured.for_trial()
-        print_notes(_describe_withheld(configured, "that was started as a trial"))
-    print_notes(configured.notes)
+    log_to_stderr(log_level, log_format, progress)
+    if is_cut_run(run):
+        given = {"--trust": trust, "--deadline": deadline, "--for": for_, "--priority": priority, "--hooks": hooks}
+        refuse_flags(given)
+        return resume_cut_run(run, settings)
+    with reporting_to_switch() as switch:
+        folder = resume_from(Path(run))
+        manifest = read_manifest(folder)
+        if settings is not None and (hooks or not manifest.trial):
+            switch.start(read_ping(settings).ping, str(settings))
+        if manifest.state == "complete" and not has_pending_hooks(folder):
+            print_error(f"{safe(folder)}: is complete; nothing to resume")
+            print_path(folder)
+            return 0
+        replacement = None if settings is None else load_settings(settings)
+        own = resume_settings(folder, replacement, trust=trust, quiet=True)
+        if replacement is None and (hooks or not manifest.trial):
+            with noting_settings_errors():
+                switch.start(own.ping, f"settings of {folder}")
+        until, max_seconds = parse_time_limits(deadline, for_)
+        if replacement is None:
+            configured = prepare_resume_hooks(own, source=f"settings of {folder}")
+        else:
+            configured = prepare_hooks(replacement, source=str(settings))
+        if manifest.trial and not hooks:
+            configured = configured.for_trial()
+            print_notes(_describe_withheld(configured, "that was started as a trial"))
+        print_notes(configured.notes)
 
-    def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
-        from auditor.audit.runner import resume_audit
+        def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
+            from auditor.audit.runner import resume_audit
 
-        return resume_audit(
-            folder,
-            settings=replacement,
-            until=until,
-            max_seconds=max_seconds,
-            on_progress=watch,
-            stop=stop,
-            priority=priority,
-            settings_file=settings,
-            with_hooks=True,
-            trust=trust,
-        )
+            return resume_audit(
+                folder,
+                settings=replacement,
+                until=until,
+                max_seconds=max_seconds,
+                on_progress=watch,
+                stop=stop,
+                priority=priority,
+                settings_file=settings,
+                with_hooks=True,
+                trust=trust,
+            )
 
-    return run_audit_command(start, configured)
+        return run_audit_command(start, configured, switch)
 
 
 def prune(
-    directory: Path = Path("audits"),
+    directory: str = "audits",
     /,
     *,
     keep: int | None = None,
@@ -350,12 +389,12 @@ def prune(
     """Delete old runs and print their names.
 
     Keep the newest successful run of each name, however old it is, and runs in progress. The changes that deleted runs
-    recorded stay in the folder .changes.
+    recorded stay in the folder .changes. In the storage of runs that were cut, keep those that are not sealed.
 
     Parameters
     ----------
     directory:
-        Directory of runs.
+        Directory of runs, or the address of a storage of runs that were cut.
     keep:
         Keep the newest INT runs of each name.
     keep_days:
@@ -363,8 +402,11 @@ def prune(
     dry_run:
         Print what would be deleted, and delete nothing.
     """
+    from auditor.runs.folder import is_cut_run
     from auditor.runs.retention import prune_runs
 
+    if is_cut_run(directory):
+        return prune_cut_runs(directory, keep=keep, keep_days=keep_days, dry_run=dry_run)
     pruned = prune_runs(directory, keep=keep, keep_days=keep_days, dry_run=dry_run)
     for folder in pruned.removed:
         print_path(folder)

@@ -1,21 +1,25 @@
 """Commands of an audit on several machines: cut, shard and stop."""
 
 import os
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from auditor.cli.console import print_error, print_line
-from auditor.cli.options import Accounts, Config, LogFormatOption, LogLevel, restrict_accounts
+from auditor.cli.options import Accounts, Config, LogFormatOption, LogLevel, ProgressOption, restrict_accounts
 from auditor.cli.output import print_notes
-from auditor.errors import InvalidObjectError, SettingsError, UsageError
+from auditor.errors import AuditInterruptedError, InvalidObjectError, SettingsError, UsageError
 from auditor.text.formatting import format_count, safe
 
 if TYPE_CHECKING:
+    from auditor.cli.execution import Start
     from auditor.cluster.plan import ShardPlan
     from auditor.concurrency import StopToken
     from auditor.config.settings import ClusterSettings, Settings
+    from auditor.engine.progress import AuditResult, ProgressCallback
     from auditor.storage.object_store import ObjectStore
 
 INDEX_VARIABLES = ("JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID", "AWS_BATCH_JOB_ARRAY_INDEX")
@@ -42,18 +46,75 @@ def cut(config: Config, /, *, account: Accounts = None, log_level: LogLevel = "w
 
     log_to_stderr(log_level)
     loaded = load_settings(config)
-    if loaded.cluster is None:
-        raise SettingsError(f'{config}: has no [cluster]; add [cluster] with storage = "/mnt/audits" or "s3://BUCKET"')
-    storage = loaded.cluster.storage
-    settings = restrict_accounts(loaded, account)
-    kept = {each.name for each in settings.account}
-    excluded = tuple(each.name for each in loaded.account if each.name not in kept)
+    storage = _require_cluster(loaded, config).storage
+    settings, excluded = _restrict(loaded, account)
     name, plan = cut_run(settings, lambda name: open_run(join_address(storage, name), create=True), excluded)
     record_newest(open_run(storage), plan.name, name)
     print_notes(_describe_hooks(settings))
     print_error(f"{format_count(len(plan.shards), 'shard')}: start auditor shard for each index from 0")
     print_line(safe(join_address(storage, name)))
     return 0
+
+
+def _require_cluster(settings: "Settings", config: Path) -> "ClusterSettings":
+    if settings.cluster is None:
+        raise SettingsError(f'{config}: has no [cluster]; add [cluster] with storage = "/mnt/audits" or "s3://BUCKET"')
+    return settings.cluster
+
+
+def _restrict(settings: "Settings", accounts: "Accounts") -> "tuple[Settings, tuple[str, ...]]":
+    """Return the settings with the accounts of --account, and the names of the others."""
+    kept = restrict_accounts(settings, accounts)
+    names = {each.name for each in kept.account}
+    return kept, tuple(each.name for each in settings.account if each.name not in names)
+
+
+def refuse_flags(given: Mapping[str, object]) -> None:
+    """Raise UsageError for the first flag that is given, and that a run of shards cannot follow."""
+    for flag, value in given.items():
+        if value is not None and value is not False:
+            raise UsageError(f"{flag}: is not for a run of shards; leave it out")
+
+
+def start_on(
+    on: str,
+    settings: "Settings",
+    config: Path,
+    accounts: Collection[str],
+    out: Path | None,
+    *,
+    prepare: Callable[[], None],
+) -> "Start":
+    """Return the function that queries a run by processes of Dask; each calls ``prepare`` first.
+
+    Raises:
+        UsageError: ``on`` is no engine, or the package is not installed.
+        SettingsError: the accounts need several engines, or there is no storage.
+    """
+    from auditor.cluster.driver import parse_engine, run_on_engine
+
+    target = parse_engine(on, len(os.sched_getaffinity(0)))
+    _require_cluster(settings, config)
+    kept, excluded = _restrict(settings, list(accounts))
+    if len({each.site for each in kept.account}) > 1:
+        advice = "use auditor cut, and auditor shard --site at each, or --account"
+        raise SettingsError(f"--on: processes of one engine are at one site, and the accounts have several; {advice}")
+    try:
+        from auditor.cluster.dask import open_dask
+    except ImportError as error:
+        raise UsageError(f"--on needs {error.name}: pip install 'auditor[dask]'") from None
+
+    def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
+        return run_on_engine(
+            kept,
+            lambda shards: open_dask(target if isinstance(target, str) else min(target, shards), config, prepare),
+            Path(settings.directory) if out is None else out,
+            excluded_accounts=excluded,
+            stop=stop,
+            on_progress=watch,
+        )
+
+    return start
 
 
 def _describe_hooks(settings: "Settings") -> list[str]:
@@ -73,6 +134,7 @@ def shard(
     site: str | None = None,
     log_level: LogLevel = "warning",
     log_format: LogFormatOption = "text",
+    progress: ProgressOption = "auto",
 ) -> int:
     """Query one shard of a run that was cut, on this machine; the last shard seals the run.
 
@@ -94,7 +156,7 @@ def shard(
     from auditor.cluster.shard import ShardWorker
     from auditor.config.loader import load_settings
 
-    log_to_stderr(log_level, log_format)
+    log_to_stderr(log_level, log_format, progress)
     own = load_settings(settings)
     _, storage, plan = _open(run, own.name)
     shards = plan.shards_of(site)
@@ -214,18 +276,70 @@ def print_shards(run: str) -> int:
     return 0
 
 
-def verify_cut_run(run: str) -> int:
-    """Verify the sealed files of a run that was cut, in a temporary folder."""
+def resume_cut_run(run: str, settings: Path | None) -> int:
+    """Query the shards of a run that are not done on this machine, one after the other; return its exit code."""
+    from auditor.cli.progress import show_progress
+    from auditor.cli.runtime import run_until_signal
+    from auditor.cluster.driver import query_open_shards
+    from auditor.cluster.progress import read_sealed
+    from auditor.config.loader import load_settings
+
+    if settings is None:
+        raise UsageError(f"{run}: a run that was cut has no settings; give those of this machine by --settings")
+    own = load_settings(settings)
+    run, storage, plan = _open(run, own.name)
+    codes: dict[str, int] = {}
+    if read_sealed(storage) is None:
+
+        async def work(stop: "StopToken") -> "dict[str, int]":
+            return await query_open_shards(storage, plan, own, stop=stop, on_progress=watch)
+
+        with show_progress() as watch:
+            codes = run_until_signal(work)
+    print_line(safe(run))
+    if (sealed := read_sealed(storage)) is not None:
+        print_error(safe(sealed[0].describe_exit()))
+        return sealed[0].exit_code or 0
+    failed = [code for code in codes.values() if code]
+    print_error(f"not sealed: {format_count(len(failed), 'shard')} failed; auditor status {safe(run)} shows all")
+    return failed[0] if failed else AuditInterruptedError.exit_code
+
+
+def prune_cut_runs(address: str, *, keep: int | None, keep_days: int | None, dry_run: bool) -> int:
+    """Delete old runs of a storage, and print their addresses."""
+    from auditor.cluster.prune import prune_storage
+
+    pruned = prune_storage(address, keep=keep, keep_days=keep_days, dry_run=dry_run)
+    for run in pruned.removed:
+        print_line(safe(run))
+    for sentence in pruned.skipped:
+        print_error(f"skipped: {safe(sentence)}")
+    would = "would be deleted" if dry_run else "deleted"
+    print_error(f"{len(pruned.removed)} runs {would}, {pruned.remaining} kept")
+    return 0
+
+
+@contextmanager
+def fetch_temporarily(run: str) -> Iterator[Path]:
+    """Yield the folder of a sealed run that was cut, in a temporary folder."""
     from auditor.cluster.progress import fetch_run
-    from auditor.runs.verify import verify_run
     from auditor.storage.files import private_folder
 
-    run, storage, _ = _open(run)
+    address, storage, _ = _open(run)
     with private_folder("fetch") as folder:
-        try:
-            problems = verify_run(fetch_run(storage, folder / "run"))
-        except InvalidObjectError as error:
-            problems = [str(error)]
+        yield fetch_run(storage, folder / address.rstrip("/").rpartition("/")[2])
+
+
+def verify_cut_run(run: str) -> int:
+    """Verify the sealed files of a run that was cut, in a temporary folder."""
+    from auditor.runs.verify import verify_run
+
+    run = _open(run)[0]
+    try:
+        with fetch_temporarily(run) as folder:
+            problems = verify_run(folder)
+    except InvalidObjectError as error:
+        problems = [str(error)]
     for problem in problems:
         print_line(safe(problem))
     if not problems:

@@ -11,7 +11,8 @@ from cyclopts import Parameter
 
 from auditor.cli.console import print_error, print_line
 from auditor.cli.execution import run_with_progress
-from auditor.cli.options import OUTPUT, LogFormatOption, LogLevel, require_positive
+from auditor.cli.options import OUTPUT, LogFormatOption, LogLevel, ProgressOption, require_positive
+from auditor.text.extras import describe_extra
 from auditor.text.formatting import safe
 
 
@@ -22,6 +23,7 @@ def demo(
     out: Annotated[Path, Parameter(group=OUTPUT)] = Path("audits"),
     log_level: LogLevel = "error",
     log_format: LogFormatOption = "text",
+    progress: ProgressOption = "auto",
 ) -> int:
     """Audit a simulated fleet several times, and write a report.
 
@@ -40,7 +42,7 @@ def demo(
     from auditor.cli.demonstration import run_demonstration
     from auditor.cli.runtime import log_to_stderr
 
-    log_to_stderr(log_level, log_format)
+    log_to_stderr(log_level, log_format, progress)
     require_positive("--devices", devices, "devices")
     require_positive("--nights", runs, "nights")
     folders: list[Path] = []
@@ -70,7 +72,7 @@ def _print_next_steps(runs: list[Path], directory: Path) -> None:
         sys.stdout.flush()
         report(runs[-1], out=directory / "demo.html", rules=rules)
     else:
-        print_line("\nThe report needs more packages: pip install 'auditor[report]'")
+        print_line(f"\nThe report needs more packages: {describe_extra('report')}")
     print_line("\nTry:")
     program, folder = _program(), shlex.quote(safe(directory))
     for words, meaning in (

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_error
+from auditor.cli.console import print_note
 from auditor.cli.options import (
     FILTERS,
     FilterFlags,
@@ -120,11 +120,11 @@ def devices(
         )
         _note_uncompared(selected.uncompared, filters)
         if criteria.limit is not None and selected.rows > criteria.limit:
-            print_error(f"note: {criteria.limit:,} of {selected.rows:,} rows")
+            print_note(f"{criteria.limit:,} of {selected.rows:,} rows")
     return 0
 
 
 def _note_uncompared(count: int, filters: FilterFlags | None) -> None:
     if count and filters is not None:
         bounds = " and ".join(each for each in (filters.below, filters.above) if each is not None)
-        print_error(f"note: {count:,} devices run a version that cannot be compared with {safe(bounds)}")
+        print_note(f"{count:,} devices run a version that cannot be compared with {safe(bounds)}")

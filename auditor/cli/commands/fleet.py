@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_error
+from auditor.cli.console import print_error, print_note
 from auditor.cli.options import (
     OUTPUT,
     Accounts,
@@ -16,6 +16,7 @@ from auditor.cli.options import (
     LogFormatOption,
     LogLevel,
     OutputPath,
+    ProgressOption,
     fail_on_differences,
     parse_names,
     restrict_accounts,
@@ -50,6 +51,7 @@ def fleet(
     out: OutputPath = None,
     log_level: LogLevel = "warning",
     log_format: LogFormatOption = "text",
+    progress: ProgressOption = "auto",
 ) -> int:
     """List the devices of accounts on the platform, and write or compare fleet files.
 
@@ -75,7 +77,7 @@ def fleet(
     from auditor.cli.runtime import log_to_stderr
     from auditor.config.loader import load_settings
 
-    log_to_stderr(log_level, log_format)
+    log_to_stderr(log_level, log_format, progress)
     settings = restrict_accounts(load_settings(config), account)
     failing = _parse_differences(fail_on, against)
     fleet_format = None if against is not None else _resolve_fleet_format(out, format)
@@ -166,9 +168,7 @@ def _write(
     if format_ is not None:
         files = [each.matching for each in found.accounts if each.matching is not None]
         if len(files) > 1:
-            print_error(
-                f"note: the file has {len(files)} accounts; to audit it as a fleet, write one file for each --account"
-            )
+            print_note(f"the file has {len(files)} accounts; to audit it as a fleet, write one file for each --account")
         emit_file(out, lambda path: write_fleet(files, path, format_))
     if summary or format_ is None:
         with summarize_products(found, work) as table:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_error, print_line
+from auditor.cli.console import print_error, print_line, print_note
 from auditor.cli.options import (
     FILTERS,
     ChangeOptions,
@@ -314,7 +314,7 @@ def _emit_changes(table: "ResultTable", options: _DiffOptions, show: Callable[[]
     show_rows = partial(print_rows, arranged, limit, brief=True)
     emit(options.format_, options.out, show=show or show_rows, write=arranged.write)
     if limit is not None and (rows := table.count_rows()) > limit:
-        print_error(f"note: {limit:,} of {rows:,} rows")
+        print_note(f"{limit:,} of {rows:,} rows")
 
 
 def _describe_runs(sentences: Iterable[str], old: "Manifest", new: "Manifest", options: _DiffOptions) -> None:
@@ -395,13 +395,13 @@ def history(
         if rollouts:
             current = rollouts_of(found, limit=MAX_ROLLOUTS if resolved == "table" else MAX_WRITTEN_ROLLOUTS)
             if len(current.rollouts) < current.count and resolved != "table":
-                print_error(f"note: the {len(current.rollouts):,} of {current.count:,} rollouts with the most devices")
+                print_note(f"the {len(current.rollouts):,} of {current.count:,} rollouts with the most devices")
             emit(resolved, out, show=lambda: print_rollouts(current), write=rollout_table(found, current).write)
         else:
             show = (lambda: print_rows(found.table, brief=True)) if groups else (lambda: print_history(found, zone))
             emit(resolved, out, show=show, write=found.table.write)
         if newest != limit and len(found.runs) == newest:
-            print_error(f"note: the newest {newest} runs; --limit shows more")
+            print_note(f"the newest {newest} runs; --limit shows more")
     return 0
 
 

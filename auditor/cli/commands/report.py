@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from auditor.cli.console import print_error, print_path
-from auditor.cli.options import OUTPUT, Flag, OutputPath, ReadPath, RunPath, split_names
+from auditor.cli.options import OUTPUT, Flag, OutputPath, ReadPath, RunAddress, split_names
 from auditor.cli.output import (
     MIN_SENTENCE_WIDTH,
     WORD_STYLES,
@@ -149,19 +149,28 @@ def report(
 
 
 def metrics(
-    run: RunPath, /, *, rules: RulesOption = None, group_by: AttributesOption = None, out: OutputPath = None
+    run: RunAddress, /, *, rules: RulesOption = None, group_by: AttributesOption = None, out: OutputPath = None
 ) -> int:
     """Write a run as Prometheus metrics, for node_exporter's textfile collector.
 
     The metrics are coverage, devices by module and version, verdicts of rules, requests, and the time of the last
     success. The file is replaced atomically and is readable for all users. In a directory, use its newest run of the
-    whole fleet, also if that failed.
+    whole fleet, also if that failed. Of a run that was cut, fetch the sealed files for that.
     """
+    from auditor.cli.commands.cluster import fetch_temporarily
+    from auditor.runs.folder import find_run, is_cut_run
+
+    if is_cut_run(run):
+        with fetch_temporarily(run) as folder:
+            return _write_metrics(folder, rules, group_by, out)
+    return _write_metrics(find_run(Path(run), "fleet"), rules, group_by, out)
+
+
+def _write_metrics(folder: Path, rules: Path | None, group_by: str | None, out: Path | None) -> int:
     from auditor.hooks.prometheus import render_metrics, write_metrics_file
     from auditor.policy.evaluate import summarize_policy
-    from auditor.runs.folder import find_run
 
-    folder, loaded = find_run(run, "fleet"), _load_policy(rules)
+    loaded = _load_policy(rules)
     groups = _parse_attributes(group_by, folder)
     evaluated = None if loaded is None else summarize_policy(folder, loaded)
     if out is not None and not is_stdout(out):

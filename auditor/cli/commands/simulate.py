@@ -8,6 +8,7 @@ from cyclopts import Group, Parameter
 from auditor.cli.console import print_line
 from auditor.cli.options import require_positive
 from auditor.errors import UsageError
+from auditor.text.extras import describe_extra
 
 PLATFORM = Group("Platform", sort_key=1)
 FLEET = Group("Fleet", sort_key=2)
@@ -74,7 +75,7 @@ def simulate(
     faults:
         Fraction of requests with a fault: resets, 5xx, HTML, incomplete bodies, no answer, and more.
     index_lag:
-        Answer QueryDeviceBySQL, from an index that is this many seconds behind the devices. Needs auditor[simulator].
+        Answer QueryDeviceBySQL, from an index that is this many seconds behind the devices. Needs the extra simulator.
     devices:
         Number of devices of each account. Some do not exist, report nothing, or have more than 200 modules.
     products:
@@ -173,4 +174,4 @@ def require_extra() -> None:
     try:
         import lark  # noqa: F401
     except ImportError as error:
-        raise UsageError(f"--index-lag needs {error.name}: pip install 'auditor[simulator]'") from None
+        raise UsageError(f"--index-lag needs {error.name}: {describe_extra('simulator')}") from None

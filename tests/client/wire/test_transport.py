@@ -65,9 +65,7 @@ async def test_missing_internals_select_the_session_with_one_warning(
             opened = [await open_transport(Endpoint(seen.url, calls_per_second=math.inf)) for _ in range(3)]
             monkeypatch.setattr(ResponseHandler, "read", original)
         assert {type(each) for each in opened} == {SessionTransport}
-        assert [(entry["log_level"], entry["event"]) for entry in logs] == [
-            ("warning", "fast transport not available, using aiohttp's session")
-        ]
+        assert [(entry["log_level"], entry["event"]) for entry in logs] == [("warning", "fast_transport_unavailable")]
         response = await opened[0].send("a=1")
         assert (response.status, response.body) == (200, SUCCESS)
         for each in opened:

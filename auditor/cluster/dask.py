@@ -1,0 +1,241 @@
+"""Starts shards with Dask: on processes of this machine, or on the workers of a scheduler that exists.
+
+A task has three strings: the address of the run, the name of the shard, and the fingerprint of the plan. Its worker
+takes keys, endpoints, commands and proxies from its own settings file, which the environment variable AUDITOR_SETTINGS
+names. A task returns nothing: what it did is in the storage. One that did not finish its shard raises an exception with
+its exit code, which needs no worker to be read: a result of a worker that is lost would be computed again, and a
+process that was superseded must not be started again.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import anyio
+import dask
+import distributed
+from distributed.security import Security
+
+from auditor.cluster.cut import read_plan
+from auditor.cluster.driver import EndedShard, Engine, plan_fingerprint
+from auditor.cluster.shard import ShardWorker
+from auditor.cluster.storage import open_run
+from auditor.concurrency import StopToken
+from auditor.config.loader import load_settings
+from auditor.errors import AuditorError, AuditStoppedError, SettingsError, UsageError
+from auditor.log import log
+from auditor.storage.files import private_folder
+
+SETTINGS_VARIABLE = "AUDITOR_SETTINGS"
+"""Variable of a worker's environment with the path of its settings file."""
+
+DRAIN_SECONDS = 8.0
+"""Seconds that a worker which ends gives its shard to store its last answers."""
+
+_CONNECT_SECONDS = 30
+
+_CONFIGURATION = {
+    "distributed.scheduler.http.routes": [],  # nothing but the ports with certificates
+    "distributed.worker.http.routes": [],
+    "distributed.admin.log-format": "%(levelname)s %(name)s: %(message)s",
+}
+"""Dask's configuration of processes on this machine."""
+
+
+class ShardEndedError(Exception):
+    """A shard is not done. It has the exit code, and no text: a scheduler shows exceptions to all who reach it."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class _RunningShards:
+    """The shards that the threads of this worker query, by the key of their task."""
+
+    def __init__(self) -> None:
+        self._stops: dict[str, tuple[asyncio.AbstractEventLoop, StopToken]] = {}
+        self._lock = threading.Lock()
+
+    async def run(self, key: str, run: str, shard: str, fingerprint: str) -> int:
+        """Query a shard with the settings of this worker; return its exit code."""
+        stop = StopToken()
+        with self._lock:
+            self._stops[key] = asyncio.get_running_loop(), stop
+        try:
+            return await _query_shard(run, shard, fingerprint, stop)
+        except AuditorError as error:
+            log.error("shard_failed", shard=shard, reason=str(error))
+            return error.exit_code
+        finally:
+            with self._lock:
+                del self._stops[key]
+
+    @property
+    def is_any(self) -> bool:
+        """Whether a shard is running."""
+        return bool(self._stops)
+
+    def stop(self, key: str | None = None) -> None:
+        """Request the end of a task, or of all."""
+        with self._lock:
+            for name, (loop, stop) in self._stops.items():
+                if key in {None, name}:
+                    loop.call_soon_threadsafe(stop.request, "its worker ends")
+
+
+_RUNNING = _RunningShards()
+
+
+class ShardStops(distributed.WorkerPlugin):  # type: ignore[misc]  # the class has no types
+    """Ends the shards of a worker with the driver: when their tasks are cancelled, or the worker is closed.
+
+    Args:
+        prepare: called in the worker first; it configures the log.
+        is_local: whether the driver has started the worker. Then signals to the group of processes are left to the
+            driver.
+    """
+
+    name = "auditor"
+
+    def __init__(self, prepare: Callable[[], None], *, is_local: bool) -> None:
+        self._prepare, self._is_local = prepare, is_local
+
+    def setup(self, worker: object) -> None:  # noqa: ARG002  the interface has it
+        """Configure the log, and ignore the signals that the driver handles."""
+        self._prepare()
+        if self._is_local and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+
+    def transition(self, key: str, start: str, finish: str, **_: object) -> None:
+        """End the shard of a task that was cancelled while it is executed."""
+        if start == "executing" and finish in {"cancelled", "released"}:
+            _RUNNING.stop(key)
+
+    async def teardown(self, worker: object) -> None:  # noqa: ARG002  likewise
+        """End all shards, and wait until they have stored their last answers."""
+        ends_at = time.monotonic() + DRAIN_SECONDS
+        _RUNNING.stop()
+        while _RUNNING.is_any and time.monotonic() < ends_at:  # noqa: ASYNC110  tasks run in threads
+            await asyncio.sleep(0.05)
+
+
+def run_shard(run: str, shard: str, fingerprint: str) -> None:
+    """Query a shard: this is the task.
+
+    Raises:
+        ShardEndedError: it is not done.
+    """
+    key = str(distributed.get_worker().get_current_task())
+    work = partial(_RUNNING.run, key, run, shard, fingerprint)
+    if code := anyio.run(work, backend_options={"use_uvloop": True}):
+        raise ShardEndedError(code)
+
+
+async def _query_shard(run: str, shard: str, fingerprint: str, stop: StopToken) -> int:
+    if not (path := os.environ.get(SETTINGS_VARIABLE)):
+        raise SettingsError(f"{SETTINGS_VARIABLE}: is not set; name the settings file in the worker's environment")
+    settings = load_settings(Path(path))
+    storage = open_run(run)
+    if plan_fingerprint(storage) != fingerprint:
+        raise UsageError(f"{run}: is another run here than at the driver; mount the same directory at both")
+    plan = read_plan(storage)
+    found = [each for each in plan.shards if each.name == shard]
+    if not found:
+        raise UsageError(f"{run}: has no shard {shard!r}")
+    return await ShardWorker(storage, plan, found[0], settings, stop=stop).run()
+
+
+class DaskEngine(Engine):
+    """Submits a task for each shard, and waits for it. Results are not gathered: there are none."""
+
+    def __init__(self, client: distributed.Client) -> None:
+        self._client = client
+        self._names: dict[str, str] = {}
+        self._ended = distributed.as_completed(loop=client.loop)
+
+    def start(self, run: str, shard: str, fingerprint: str) -> None:
+        """See ``Engine``."""
+        key = f"auditor-{shard}-{secrets.token_hex(8)}"
+        self._names[key] = shard
+        self._ended.add(self._client.submit(run_shard, run, shard, fingerprint, key=key, pure=False, retries=0))
+
+    async def next_ended(self) -> EndedShard:
+        """See ``Engine``."""
+        future = await anext(self._ended)
+        name = self._names.pop(future.key)
+        if future.status == "finished":
+            return EndedShard(name, 0)
+        error = await future.exception() if future.status == "error" else None
+        return EndedShard(name, error.code if isinstance(error, ShardEndedError) else None)
+
+
+@asynccontextmanager
+async def open_dask(target: int | str, settings_file: Path, prepare: Callable[[], None]) -> AsyncIterator[DaskEngine]:
+    """Open an engine; at the end, its tasks are cancelled, and workers that it started are ended.
+
+    Args:
+        target: number of processes to start on this machine, or the address of a scheduler.
+        settings_file: settings of processes on this machine.
+        prepare: called in each worker first.
+
+    Raises:
+        AuditStoppedError: the scheduler cannot be reached.
+    """
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    async with AsyncExitStack() as stack:
+        if isinstance(target, int):
+            stack.enter_context(dask.config.set(_CONFIGURATION))
+            scratch = stack.enter_context(private_folder("dask"))
+            cluster = await stack.enter_async_context(_local_cluster(target, settings_file, scratch))
+            client = await stack.enter_async_context(
+                distributed.Client(cluster, asynchronous=True, set_as_default=False)
+            )
+        else:
+            client = await stack.enter_async_context(_connect(target))
+        await client.register_plugin(ShardStops(prepare, is_local=isinstance(target, int)))
+        yield DaskEngine(client)
+
+
+def _local_cluster(processes: int, settings_file: Path, scratch: Path) -> distributed.LocalCluster:
+    """Return processes that trust only each other: other users of this machine cannot run programs by their ports."""
+    return distributed.LocalCluster(
+        n_workers=processes,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        protocol="tls://",
+        security=Security.temporary(),
+        dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False},
+        asynchronous=True,
+        silence_logs=logging.ERROR,
+        local_directory=str(scratch),
+        env={SETTINGS_VARIABLE: str(settings_file.absolute())},
+        memory_limit=0,
+    )
+
+
+@asynccontextmanager
+async def _connect(address: str) -> AsyncIterator[distributed.Client]:
+    """Connect to a scheduler; certificates come from Dask's own configuration."""
+    try:
+        security = Security(require_encryption=True) if address.startswith("tls:") else Security()
+        client = await distributed.Client(
+            address, security=security, asynchronous=True, set_as_default=False, timeout=_CONNECT_SECONDS
+        )
+    except (OSError, TimeoutError, RuntimeError, TypeError) as error:
+        raise AuditStoppedError(f"--on {address}: the scheduler cannot be reached: {error}") from error
+    async with client:
+        if not client.scheduler_info()["workers"]:
+            log.warning("scheduler_without_workers", scheduler=address)
+        yield client

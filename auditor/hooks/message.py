@@ -1,0 +1,100 @@
+"""The message about a run that people read: what matters first, at most a screen long, and safe for chats."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from auditor.runs.selection_info import ExitReason
+from auditor.text.formatting import safe
+
+Outcome = Literal["success", "warning", "failure"]
+
+MAX_LINE_LENGTH, MAX_MESSAGE_BYTES = 500, 2_000
+"""Characters of a field, and bytes of a message: WeCom rejects texts of more than 2,048 bytes."""
+
+DEFAULT_TEMPLATE = "{verdict}\n{reason}\n{changes}\n{policy}\n{action}\n{link}\n{notes}"
+"""A message's lines. The last ones are cut first, by this project and by services that limit the length."""
+
+_ACTIVE = re.compile(r"[<@]|\](?=\()")
+"""What begins a mention, a tag or the address of a link in a chat."""
+
+
+STATUS_ACTION = "See: auditor status {run}"
+
+_RESUME = "Query the rest by: auditor resume {run}"
+
+_ACTIONS: Mapping[str, str] = {
+    "success": "",
+    "within_tolerance": "",
+    "policy_violated": "List what violates it by: auditor policy {run} RULES",
+    "refused_account": "Check the account by: auditor check CONFIG, then: auditor resume {run}",
+    "not_verified": "Check the files by: auditor verify {run}",
+    "unreadable_run": "Check the files by: auditor verify {run}",
+    "unusable_fleet": "Correct what the reason names, and run again",
+    "policy_not_evaluated": "Correct what the reason names, and run again",
+    "silent_account": STATUS_ACTION,
+    "shared_identity": STATUS_ACTION,
+    "imprecise": STATUS_ACTION,
+    "unexpected_error": STATUS_ACTION,
+}
+"""What to do, by the code of the exit reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunMessage:
+    """What a message says about a run. Each field is a line, or empty.
+
+    Attributes:
+        outcome: how a service shows it, for example by a colour.
+        title: the verdict in a few words.
+        name: name of the audit.
+        run: name of the run folder.
+        verdict: the state of the run and its numbers of devices.
+        reason: why it has its exit code, if that is not 0.
+        changes: what changed since the previous run.
+        policy: how many rules are violated, and which.
+        action: what to do.
+        notes: warnings about the numbers, and hooks that failed.
+        link: address of the report.
+    """
+
+    outcome: Outcome
+    title: str
+    name: str
+    run: str
+    verdict: str
+    reason: str = ""
+    changes: str = ""
+    policy: str = ""
+    action: str = ""
+    notes: str = ""
+    link: str = ""
+
+    def render(self, template: str | None = None) -> str:
+        """Return the message: the template with its fields, without the lines that are empty then.
+
+        A zero-width space after ``<``, ``@`` and before the address of a link prevents that a text of a device or a
+        platform mentions people or becomes a link. The link of the settings stays as it is.
+        """
+        fields = {key: _disarm(safe(text)[:MAX_LINE_LENGTH]) for key, text in asdict(self).items()} | {
+            "link": self.link
+        }
+        lines = (DEFAULT_TEMPLATE if template is None else template).format_map(fields).splitlines()
+        return _cut("\n".join(line.strip() for line in lines if line.strip()))
+
+
+def describe_action(reason: ExitReason | None, run: str) -> str:
+    """Return what to do about the exit reason of a run, whose path is ``run`` as a shell reads it; "": nothing."""
+    return _ACTIONS.get("unexpected_error" if reason is None else reason.code, _RESUME).format(run=run)
+
+
+def _disarm(text: str) -> str:
+    return _ACTIVE.sub("\\g<0>\u200b", text)
+
+
+def _cut(text: str) -> str:
+    content = text.encode(errors="backslashreplace")
+    if len(content) <= MAX_MESSAGE_BYTES:
+        return content.decode()
+    return content[: MAX_MESSAGE_BYTES - 3].decode(errors="ignore") + "…"

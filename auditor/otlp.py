@@ -1,0 +1,173 @@
+"""The tracer that sends spans to a collector by OTLP over HTTP, by the SDK of OpenTelemetry.
+
+The environment variables that OpenTelemetry defines configure it; see docs/tracing.md. A collector that cannot be
+reached is no error of the command, whose end waits ``MAX_SEND_SECONDS`` for it.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from auditor.__about__ import VERSION
+from auditor.log import log
+from auditor.tracing import Attributes, FinishedSpan, Span
+
+MAX_SEND_SECONDS = 5.0
+"""Seconds that the end of a command waits for the collector."""
+
+
+@contextmanager
+def open_tracer() -> Iterator["OtlpTracer"]:
+    """Open the tracer, and send at the end what it has recorded; log if spans could not be sent."""
+    for name in ("opentelemetry", "urllib3"):  # their messages have the address of the collector, which may have a key
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    exporter = _CountingExporter()
+    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence.
+    own = {"service.name": "auditor", "service.version": VERSION}
+    resource = Resource.create(own).merge(OTELResourceDetector().detect())
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    # A program that starts the command gives the span that it belongs to by these variables.
+    carrier = {name.lower(): os.environ[name] for name in ("TRACEPARENT", "TRACESTATE") if name in os.environ}
+    try:
+        yield OtlpTracer(provider.get_tracer("auditor", VERSION), TraceContextTextMapPropagator().extract(carrier))
+    finally:
+        sending = threading.Thread(target=provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(MAX_SEND_SECONDS)
+        is_late = sending.is_alive()
+        exporter.shutdown()
+        if is_late or exporter.lost:
+            reason = "no answer in time" if exporter.problem is None else exporter.problem
+            log.warning("spans_not_sent", server=exporter.server, reason=reason)
+
+
+class _ObservedSession(requests.Session):
+    """Sends requests, and keeps what was wrong with the last one, without its address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.problem: str | None = None
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # noqa: ANN401  as there
+        """Send one request."""
+        try:
+            response = super().send(request, **options)
+        except requests.RequestException as error:
+            self.problem = type(error).__name__
+            raise
+        self.problem = None if response.ok else f"HTTP status {response.status_code}"
+        return response
+
+
+class _CountingExporter(SpanExporter):
+    """Sends spans to the collector, and counts those that it did not accept."""
+
+    def __init__(self) -> None:
+        self._session = _ObservedSession()
+        self._exporter = OTLPSpanExporter(session=self._session)
+        self.lost = 0
+
+    @property
+    def problem(self) -> str | None:
+        """What was wrong with the last request, in a word; None: nothing, or it has no answer yet."""
+        return self._session.problem
+
+    @property
+    def server(self) -> str:
+        """Host of the collector."""
+        name = "OTEL_EXPORTER_OTLP_ENDPOINT"
+        address = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(name, "")
+        return urlsplit(address).hostname or "localhost"
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send spans."""
+        result = self._exporter.export(spans)
+        self.lost += 0 if result is SpanExportResult.SUCCESS else len(spans)
+        return result
+
+    def shutdown(self) -> None:
+        """End a request that waits to be repeated."""
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]
+
+
+class _OtlpSpan:
+    def __init__(self, recorded: trace.Span) -> None:
+        self._recorded = recorded
+
+    def set(self, attributes: Attributes) -> None:
+        self._recorded.set_attributes(_present(attributes))
+
+    def fail(self, kind: str) -> None:
+        self._recorded.set_attribute("error.type", kind)
+        self._recorded.set_status(trace.StatusCode.ERROR)
+
+
+class OtlpTracer:
+    """Records spans of the command; the first one is below ``parent``, the span of the program that started it."""
+
+    def __init__(self, tracer: trace.Tracer, parent: Context) -> None:
+        self._tracer, self._parent = tracer, parent
+
+    def _context(self) -> Context | None:
+        """Return the context with the span above the next one; None: the current one."""
+        return None if trace.get_current_span().get_span_context().is_valid else self._parent
+
+    @contextmanager
+    def span(self, name: str, attributes: Attributes) -> Iterator[Span]:
+        """Record a block, which fails if an error leaves it. The message of the error is not recorded."""
+        with self._tracer.start_as_current_span(
+            name,
+            self._context(),
+            attributes=_present(attributes),
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as recorded:
+            entered = _OtlpSpan(recorded)
+            try:
+                yield entered
+            except BaseException as error:
+                entered.fail(type(error).__name__)
+                raise
+
+    def record(self, finished: FinishedSpan) -> None:
+        """Record work that has ended, below the current span."""
+        self._record(finished, self._context())
+
+    def _record(self, finished: FinishedSpan, context: Context | None) -> None:
+        recorded = self._tracer.start_span(
+            finished.name,
+            context,
+            kind=trace.SpanKind.CLIENT if finished.is_request else trace.SpanKind.INTERNAL,
+            attributes=_present(finished.attributes),
+            start_time=finished.began,
+        )
+        if finished.error is not None:
+            _OtlpSpan(recorded).fail(finished.error)
+        for part in finished.parts:
+            self._record(part, trace.set_span_in_context(recorded))
+        recorded.end(finished.ended)
+
+    def ids(self) -> Mapping[str, str]:
+        """Return the ids of the current span, by the names that OpenTelemetry defines for logs."""
+        found = trace.get_current_span().get_span_context()
+        if not found.is_valid:
+            return {}
+        return {"trace_id": trace.format_trace_id(found.trace_id), "span_id": trace.format_span_id(found.span_id)}
+
+
+def _present(attributes: Attributes) -> dict[str, str | int | float | bool]:
+    return {name: value for name, value in attributes.items() if value is not None}

@@ -1,0 +1,136 @@
+"""`auditor run`, `resume` and `notify` with a dead man's switch and [[notify]]."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests import forked
+from tests.cli.conftest import Auditor, Platform, StartPlatform
+from tests.hooks.healthchecks import CHECK, Check, healthchecks
+from tests.hooks.receiver import TOKEN, receiving
+
+
+def with_switch(platform: Platform, check: Check, more: str = "") -> Path:
+    path = platform.settings.with_name("switch.toml")
+    path.write_text(f'ping = {{ file = "{check.file}" }}\n{more}\n{platform.settings.read_text()}')
+    return path
+
+
+def test_a_run_reports_its_start_and_its_success_and_a_trial_reports_nothing(
+    auditor: Auditor, platform: Platform, tmp_path: Path
+) -> None:
+    with healthchecks() as check:
+        settings = with_switch(platform, check)
+        assert auditor("run", settings, "--limit", 3).returncode == 0
+        assert auditor("run", settings, "--out", tmp_path / "other").returncode == 0
+        assert check.pings == []
+        done = auditor("run", settings, "--out", settings.parent / "audits")
+        assert done.returncode == 0, done.stderr
+    assert (check.signals, check.state) == (["start", "success"], "up")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("exit 0")
+    reason, _, *lines = check.last_body.splitlines()
+    assert reason == last
+    assert any(line.startswith("OK ") for line in lines)
+    folder = tmp_path / done.stdout.strip()
+    stored = json.loads((folder / "run.json").read_text())["settings"]["ping"]
+    assert stored == {"file": str(check.file)}
+    assert CHECK not in done.stderr + (folder / "run.json").read_text()
+
+
+def test_wrong_settings_are_a_failure_with_the_sentence(auditor: Auditor, platform: Platform) -> None:
+    with healthchecks() as check:
+        for more in ("at_once = 3", "concurrency = = 3", "report = { html = 'none/x.html' }"):
+            done = auditor("run", with_switch(platform, check, more))
+            assert (done.returncode, done.stdout) == (2, "")
+            assert check.signals[-2:] == ["start", "fail"]
+            assert done.stderr.splitlines()[-1] == f"auditor: {check.last_body.splitlines()[0]}"
+    assert check.state == "down"
+
+
+def test_an_audit_that_ends_otherwise_reports_its_exit_code_and_a_resume_the_next(
+    auditor: Auditor, start_platform: StartPlatform
+) -> None:
+    platform = start_platform("--devices", 60, "--per-second", 20)
+    with healthchecks() as check:
+        done = auditor("run", with_switch(platform, check), "--for", "1s")
+        assert done.returncode == 1, done.stderr
+        assert (check.signals, check.state) == (["start", "1"], "down")
+        assert check.last_body.startswith("exit 1 (too_many_pending): ")
+        again = auditor("resume", done.stdout.strip())
+        assert again.returncode == 0, again.stderr
+    assert (check.signals[2:], check.state) == (["start", "success"], "up")
+
+
+@pytest.mark.parametrize(
+    ("number", "signals", "state"),
+    [(signal.SIGTERM, ["start", "fail"], "down"), (signal.SIGKILL, ["start"], "started")],
+)
+def test_a_signal_is_a_failure_and_a_killed_process_is_silent(
+    start_platform: StartPlatform, tmp_path: Path, number: signal.Signals, signals: list[str], state: str
+) -> None:
+    platform = start_platform("--devices", 600, "--per-second", 20)
+    with healthchecks() as check:
+        with forked.serving("run", with_switch(platform, check), cwd=tmp_path) as (process, _):
+            while not check.pings or not list(tmp_path.rglob("devices.jsonl")):
+                assert process.poll() is None
+            process.send_signal(number)
+            code = process.wait(20)
+        assert (check.signals, check.state) == (signals, state)
+    assert code == (130 if number == signal.SIGTERM else -signal.SIGKILL)
+    if number == signal.SIGTERM:
+        assert "interrupted" in check.last_body.splitlines()[0]
+
+
+def test_a_switch_that_refuses_changes_neither_the_exit_code_nor_the_last_line(
+    auditor: Auditor, platform: Platform
+) -> None:
+    with healthchecks(404) as check:
+        done = auditor("run", with_switch(platform, check))
+        assert done.returncode == 0, done.stderr
+        *_, note, last = done.stderr.splitlines()
+        refused = "the dead man's switch answered 404: the request was rejected"
+        assert note == f"note: the dead man's switch was not reached: {refused}"
+        assert last.startswith("exit 0")
+    missing = auditor("run", with_switch(platform, Check(file=Path("/no/such/file"))))
+    assert missing.returncode == 2
+    assert "ping: /no/such/file: cannot be read" in missing.stderr
+
+
+def test_every_place_receives_a_test_message(auditor: Auditor, platform: Platform) -> None:
+    with healthchecks() as check, receiving() as receiver, receiving(401) as refusing:
+        more = refusing.toml().replace('"hook"', '"other"')
+        settings = platform.settings.with_name("notify.toml")
+        settings.write_text(
+            f'ping = {{ file = "{check.file}" }}\n{platform.settings.read_text()}\n{receiver.toml()}\n{more}'
+        )
+        done = auditor("notify", settings, "--test")
+        assert done.returncode == 3, done.stderr
+        assert done.stdout.splitlines() == [
+            "ok   notify hook: delivered",
+            "FAIL notify other: the webhook answered 401: the request was rejected",
+            "ok   ping: reached",
+        ]
+        assert (receiver.event["type"], receiver.event["data"]) == ("test", None)
+        assert (check.signals, check.state) == (["log"], "new")
+        done = auditor("notify", settings, "--test", "--to", "hook")
+        assert (done.returncode, done.stdout, check.signals) == (0, "ok   notify hook: delivered\n", ["log"])
+    assert TOKEN not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "notify needs --test; messages about a run are sent by auditor run and auditor resume"),
+        (("--test",), "has neither [[notify]] nor ping"),
+        (("--test", "--to", "ops"), "--to ops: is not in "),
+    ],
+)
+def test_a_test_without_a_place_is_refused(
+    auditor: Auditor, platform: Platform, arguments: tuple[str, ...], sentence: str
+) -> None:
+    done = auditor("notify", platform.settings, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr

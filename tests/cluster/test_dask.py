@@ -1,0 +1,219 @@
+"""Shards by Dask: on workers of a scheduler, and on processes of one machine that are killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import auditor
+from auditor.cluster.attempt_log import AttemptLog, list_attempts
+from auditor.cluster.cut import cut_run, read_plan
+from auditor.cluster.driver import plan_fingerprint, run_on_engine
+from auditor.cluster.plan import ShardPlan
+from auditor.cluster.storage import find_run_address, open_run
+from auditor.concurrency import StopToken
+from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
+from auditor.simulator.world import World
+from tests.chaos.counting import run_platform
+from tests.cli.test_cluster import write_settings
+from tests.cluster.shards import account_table, assert_same_run
+
+distributed: Any = pytest.importorskip("distributed", reason="NOT TESTED: Dask, because distributed is missing")
+
+from auditor.cluster import dask as engine_module  # noqa: E402  needs distributed
+from auditor.cluster.dask import SETTINGS_VARIABLE, DaskEngine, open_dask  # noqa: E402
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of Dask's own connections
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+MAX_SECONDS = 120
+
+
+@asynccontextmanager
+async def scheduler(workers: int = 2) -> AsyncIterator[Any]:
+    """Run a scheduler with workers in threads of this process, on a port of this machine."""
+    async with distributed.LocalCluster(
+        n_workers=workers, threads_per_worker=1, processes=False, protocol="tcp://", host="127.0.0.1",
+        dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False}, asynchronous=True, memory_limit=0,
+    ) as cluster:  # fmt: skip
+        yield cluster
+
+
+@pytest.fixture
+def small_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Simulator], Path]:
+    def write(platform: Simulator) -> Path:
+        settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path, lanes=2), more="concurrency = 4")
+        monkeypatch.setenv(SETTINGS_VARIABLE, str(settings))
+        return settings
+
+    return write
+
+
+def no_log() -> None:
+    """Leave the log of this process as it is."""
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(MAX_SECONDS):
+        while not condition():  # noqa: ASYNC110  neither storages nor tasks have events
+            await anyio.sleep(0.02)
+
+
+def cut_by_file(path: Path) -> tuple[str, ShardPlan]:
+    address = str(path.parent / "shared" / "run")
+    return address, cut_run(auditor.load_settings(path), lambda _: open_run(address, create=True))[1]
+
+
+async def test_tasks_have_two_strings_and_a_fingerprint_and_no_secret(
+    tmp_path: Path, small_settings: Callable[[Simulator], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(60, seed=2)
+    world.write_fleet(tmp_path / "fleet.csv")
+    async with Simulator(world) as platform, scheduler() as cluster:
+        path = small_settings(platform)
+        settings = auditor.load_settings(path)
+        alone = (await auditor.run_audit(settings)).folder
+        submitted: list[tuple[object, ...]] = []
+
+        @asynccontextmanager
+        async def recorded(_shards: int) -> AsyncIterator[DaskEngine]:
+            async with open_dask(cluster.scheduler_address, path, no_log) as engine:
+                submit = engine._client.submit
+
+                def record(*words: object, **more: object) -> object:
+                    submitted.append(words)
+                    return submit(*words, **more)
+
+                engine._client.submit = record
+                yield engine
+                shown = repr(list(cluster.scheduler.transition_log))
+                assert DEFAULT_ACCOUNT.secret.reveal() not in shown
+
+        result = await run_on_engine(settings, recorded, tmp_path / "fetched", stop=StopToken())
+    assert_same_run(result.folder, alone)
+    address = find_run_address(str(tmp_path / "shared"))
+    fingerprint = plan_fingerprint(open_run(address))
+    assert {words[1:] for words in submitted} == {(address, f"000{lane}-eu", fingerprint) for lane in range(2)}
+    assert DEFAULT_ACCOUNT.secret.reveal() not in caplog.text
+
+
+async def test_a_shard_that_is_not_done_ends_with_its_code_and_no_text(
+    tmp_path: Path, small_settings: Callable[[Simulator], Path]
+) -> None:
+    world = World(300, seed=2)
+    world.write_fleet(tmp_path / "fleet.csv")
+    async with Simulator(world, latency=(0.05, 0.05)) as platform, scheduler() as cluster:
+        path = small_settings(platform)
+        address, plan = cut_by_file(path)
+        storage = open_run(address)
+        fingerprint = plan_fingerprint(storage)
+        async with open_dask(cluster.scheduler_address, path, no_log) as engine:
+            engine.start(address, "0000-eu", "0" * 64)
+            assert (await engine.next_ended()).code == 2
+            engine.start(address, "0009-none", fingerprint)
+            assert (await engine.next_ended()).code == 2
+            engine.start(address, "0000-eu", fingerprint)
+            await until(lambda: any("/parts/" in each.key for each in storage.list()))
+            AttemptLog(storage, plan.shards[0].folder).begin()
+            ended = await engine.next_ended()
+            assert (ended.name, ended.code) == ("0000-eu", 75)
+            engine.start(address, "0001-eu", fingerprint)
+            await until(lambda: any("0001-eu/attempts" in each.key for each in storage.list()))
+        await until(lambda: not engine_module._RUNNING.is_any)
+        assert not any(each.is_done for shard in plan.shards for each in list_attempts(storage, shard.folder).values())
+
+
+@contextmanager
+def driver(folder: Path, settings: Path, processes: int) -> Iterator[subprocess.Popen[str]]:
+    """Run the command that drives a run, in a process group of its own."""
+    words = [sys.executable, "-m", "auditor", "run", str(settings), "--on", f"dask:{processes}"]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with (folder / "log.txt").open("a") as log:
+        process = subprocess.Popen(
+            words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def processes_of(group: int) -> list[int]:
+    """Return the processes of a group that are no zombies."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+def read_processes(numbers: list[int]) -> bytes:
+    """Return environments and arguments of processes."""
+    return b"".join(Path(f"/proc/{each}/{name}").read_bytes() for each in numbers for name in ("environ", "cmdline"))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    ends_at = time.monotonic() + MAX_SECONDS
+    while not condition():
+        assert time.monotonic() < ends_at
+        time.sleep(0.05)
+
+
+@pytest.mark.live
+async def test_killed_workers_and_a_killed_driver_give_the_run_of_one_machine(tmp_path: Path) -> None:
+    world = World(200, seed=2)
+    world.write_fleet(tmp_path / "fleet.csv")
+    with run_platform(world, 5) as platform:
+        table = account_table(platform.endpoint, tmp_path, lanes=3, calls_per_second=30)
+        settings = write_settings(tmp_path, table)
+        with driver(tmp_path, settings, 2) as first:
+            wait_until(lambda: _count_parts(tmp_path / "shared") > 1)
+            group = processes_of(first.pid)
+            shown = read_processes(group)
+            os.kill(max(_workers(group)), signal.SIGKILL)
+            parts = _count_parts(tmp_path / "shared")
+            wait_until(lambda: _count_parts(tmp_path / "shared") > parts)
+            first.send_signal(signal.SIGKILL)
+            wait_until(lambda: not processes_of(first.pid))
+        assert first.stdout is not None
+        with driver(tmp_path, settings, 1) as second:
+            printed, _ = second.communicate(timeout=MAX_SECONDS)
+        alone = await auditor.run_audit(auditor.load_settings(settings))
+    log = (tmp_path / "log.txt").read_text()
+    assert second.returncode == 0, log
+    (run,) = [each for each in (tmp_path / "shared").iterdir() if each.name != "newest"]
+    folder = Path(printed.strip())
+    assert (folder.name, folder.parent) == (run.name, tmp_path / "audits")
+    assert_same_run(folder, alone.folder)
+    plan = read_plan(open_run(str(run)))
+    assert max(len(list_attempts(open_run(str(run)), each.folder)) for each in plan.shards) > 1
+    assert "resuming" in log
+    stored = b"".join(each.read_bytes() for each in run.rglob("*") if each.is_file())
+    secret = DEFAULT_ACCOUNT.secret.reveal().encode()
+    assert secret not in shown + stored + log.encode()
+    assert json.dumps(str(tmp_path / "secret")).encode() not in stored
+
+
+def _count_parts(storage: Path) -> int:
+    return sum(1 for _ in storage.glob("*/shards/*/attempts/*/parts/*.gz"))
+
+
+def _workers(group: list[int]) -> list[int]:
+    """Return the processes of Dask that query shards."""
+    return [each for each in group if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]

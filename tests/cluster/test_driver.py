@@ -1,0 +1,191 @@
+"""The driver of a run: what it starts, starts again, seals and fetches, whatever its engine does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+import auditor
+from auditor.cluster.cut import read_plan
+from auditor.cluster.driver import MAX_STARTS, EndedShard, Engine, parse_engine, plan_fingerprint, run_on_engine
+from auditor.cluster.shard import ShardWorker
+from auditor.cluster.storage import find_run_address, open_run
+from auditor.concurrency import StopToken
+from auditor.config.settings import Settings
+from auditor.engine.progress import Progress
+from auditor.errors import (
+    AuditInterruptedError,
+    AuditorError,
+    AuditStoppedError,
+    SettingsError,
+    SupersededError,
+    UsageError,
+)
+from auditor.simulator.server import Simulator
+from auditor.simulator.world import World
+from tests.cluster.shards import account_table, assert_same_run, cluster_settings
+
+pytestmark = pytest.mark.anyio
+
+Outcome = int | None | str
+"""What happens to a start of a shard: it ends with a code, is killed too often (None), or does its work."""
+
+
+class SimulatedEngine(Engine):
+    """Queries shards in this process, one after the other, or ends them as a test decides."""
+
+    def __init__(self, settings: Settings, outcome: Callable[[str, int], Outcome]) -> None:
+        self._settings, self._outcome = settings, outcome
+        self._started = asyncio.Queue[tuple[str, str, str]]()
+        self.starts: dict[str, int] = {}
+
+    def start(self, run: str, shard: str, fingerprint: str) -> None:
+        self.starts[shard] = self.starts.get(shard, 0) + 1
+        self._started.put_nowait((run, shard, fingerprint))
+
+    async def next_ended(self) -> EndedShard:
+        run, name, fingerprint = await self._started.get()
+        outcome = self._outcome(name, self.starts[name])
+        if outcome != "work":
+            assert not isinstance(outcome, str)
+            return EndedShard(name, outcome)
+        storage = open_run(run)
+        assert plan_fingerprint(storage) == fingerprint
+        plan = read_plan(storage)
+        shard = next(each for each in plan.shards if each.name == name)
+        code = await ShardWorker(storage, plan, shard, self._settings, stop=StopToken()).run()
+        return EndedShard(name, code)
+
+    def open(self, _shards: int) -> AbstractAsyncContextManager[Engine]:
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[Engine]:
+            yield self
+
+        return opened()
+
+
+def work(_name: str, _start: int) -> Outcome:
+    return "work"
+
+
+async def drive(
+    settings: Settings, outcome: Callable[[str, int], Outcome] = work, stop: StopToken | None = None
+) -> tuple[SimulatedEngine, auditor.Run, list[Progress]]:
+    engine, shown = SimulatedEngine(settings, outcome), list[Progress]()
+    directory = Path(settings.directory) / "fetched"
+    result = await run_on_engine(settings, engine.open, directory, stop=stop or StopToken(), on_progress=shown.append)
+    assert result.exit_code == result.manifest.exit_code
+    return engine, auditor.Run(result.folder), shown
+
+
+@pytest.fixture
+async def platform(tmp_path: Path) -> AsyncIterator[Simulator]:
+    world = World(60, seed=4)
+    world.write_fleet(tmp_path / "fleet.csv")
+    (tmp_path / "shared").mkdir()
+    async with Simulator(world) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def settings(tmp_path: Path, platform: Simulator) -> Settings:
+    return cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path, lanes=3))
+
+
+async def test_a_run_is_that_of_one_machine_and_each_shard_is_started_once(settings: Settings) -> None:
+    alone = (await auditor.run_audit(settings)).folder
+    engine, run, shown = await drive(settings)
+    assert_same_run(run.folder, alone)
+    assert list(engine.starts.values()) == [1, 1, 1]
+    assert (shown[0].fleet, shown[0].devices.pending, shown[0].resumed) == (60, 60, False)
+
+
+async def test_what_died_is_started_again(settings: Settings) -> None:
+    def die_first(_name: str, start: int) -> Outcome:
+        return {1: None, 2: 130}.get(start, "work")
+
+    engine, run, _ = await drive(settings, die_first)
+    assert list(engine.starts.values()) == [MAX_STARTS] * 3
+    assert run.manifest.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [(75, (SupersededError, 1)), (2, (SettingsError, 1)), (None, (AuditStoppedError, MAX_STARTS))],
+)
+async def test_a_shard_that_cannot_be_done_ends_the_run_unsealed_and_the_next_driver_continues_it(
+    tmp_path: Path, settings: Settings, platform: Simulator, code: int | None, expected: tuple[type[AuditorError], int]
+) -> None:
+    engine = SimulatedEngine(settings, lambda name, _: code if name.startswith("0002") else "work")
+    error, starts = expected
+    with pytest.raises(error, match="shard eu 3/3"):
+        await run_on_engine(settings, engine.open, Path(settings.directory), stop=StopToken())
+    assert engine.starts["0002-eu"] == starts
+    address, sent = find_run_address(str(tmp_path / "shared")), platform.counts.received
+    again, run, shown = await drive(settings)
+    assert list(again.starts) == ["0002-eu"]
+    assert (run.folder.name, shown[0].resumed) == (Path(address).name, True)
+    assert platform.counts.received - sent <= 22
+
+
+async def test_a_refused_account_seals_the_run_as_one_machine_does(tmp_path: Path, platform: Simulator) -> None:
+    tables = [account_table(platform.endpoint, tmp_path, name) for name in ("eu", "us")]
+    settings = cluster_settings(tmp_path, *tables)
+    _, run, _ = await drive(settings, lambda name, _: 3 if name.endswith("us") else "work")
+    manifest = run.manifest
+    assert (manifest.exit_code, manifest.devices.answered, manifest.devices.pending) == (3, 60, 60)
+    assert manifest.exit_reason is not None
+    assert manifest.exit_reason.code == "refused_account"
+    assert auditor.verify_run(run.folder) == []
+    _, run, _ = await drive(settings)
+    assert run.manifest.exit_code == 0, "a run that is sealed is not continued"
+
+
+async def test_an_interrupted_driver_says_how_to_continue(settings: Settings) -> None:
+    stop = StopToken()
+
+    def interrupt(_name: str, _start: int) -> Outcome:
+        stop.request("interrupted by SIGINT")
+        return 130
+
+    with pytest.raises(AuditInterruptedError, match="interrupted by SIGINT; the same command continues"):
+        await drive(settings, interrupt, stop)
+    _, run, _ = await drive(settings)
+    assert run.manifest.exit_code == 0
+
+
+async def test_other_settings_cut_a_new_run(tmp_path: Path, settings: Settings, platform: Simulator) -> None:
+    with pytest.raises(SupersededError):
+        await drive(settings, lambda _name, _start: 75)
+    await anyio.sleep(1.01)  # names of runs have seconds
+    other = cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path, lanes=2, fetch_product_modules=False))
+    engine, run, shown = await drive(other)
+    assert (list(engine.starts), shown[0].resumed) == (["0000-eu", "0001-eu", "0002-eu"][: len(engine.starts)], False)
+    assert run.manifest.exit_code == 0
+
+
+def test_an_engine_is_on_this_machine_or_behind_tls() -> None:
+    assert parse_engine("dask", 7) == 7
+    assert parse_engine("dask:3", 7) == 3
+    for address in ("tls://scheduler:8786", "tcp://127.0.0.1:8786", "tcp://[::1]:8786", "tcp://localhost:8786"):
+        assert parse_engine(address, 7) == address
+    for address in ("tcp://scheduler:8786", "tcp://10.0.0.1:8786", "tcp://0.0.0.0:8786", "tcp://localhost.example:1"):
+        with pytest.raises(UsageError, match="who reaches this port can run programs there"):
+            parse_engine(address, 7)
+    for text in (
+        "",
+        "dask:0",
+        "dask:x",
+        "dask:-1",
+        "dask:99999",
+        "ray",
+        "http://127.0.0.1:1",
+        "tls://h",
+        "tcp://[:1",
+        "tls://h:x",
+    ):
+        with pytest.raises(UsageError, match="give dask"):
+            parse_engine(text, 7)
