@@ -66,7 +66,7 @@ references: .venv/.tests-installed  ## write the pages of settings, rules, JSON,
 	$(BIN)/python docs/references.py
 
 docs: .docs/.installed  ## build the site of the documents in site/pages, strictly; open site/pages/index.html
-	.docs/bin/python docs/site.py site
+	.docs/bin/python docs/site_builder.py site
 
 pictures: .venv/.tests-installed  ## write the pictures of the documents, from the demonstration's data in headless Chromium
 	$(BIN)/python docs/pictures.py

@@ -14,11 +14,13 @@ from typing import Any
 
 import schemas
 from error_codes import OWN_CODES, PLATFORM_CODES, own_codes
+from metric_labels import LABELS
 from settings_examples import EXAMPLES, TABLES
 
 import auditor
 from auditor.client.error_codes import classify_error, make_error
 from auditor.errors import AccountDeniedError
+from auditor.hooks.metric_samples import HELP
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -168,6 +170,17 @@ def exit_codes_page() -> str:
     return "\n".join(parts) + "\n"
 
 
+def metrics_page() -> str:
+    """Return the page about the metrics of a run."""
+    if missing := set(HELP) ^ set(LABELS):
+        sys.exit(f"docs/metric_labels.py: metrics without labels, or not in the code: {', '.join(sorted(missing))}")
+    rows = [
+        f"| {anchor(name)}`{name}` | {', '.join(labels) or '–'} | {cell(HELP[name])} |"
+        for name, labels in LABELS.items()
+    ]
+    return "\n".join([METRICS, *rows, METRIC_LIMITS])
+
+
 def api_page() -> str:
     """Return the page about the names of the package, which the site completes with their docstrings."""
     parts = [API]
@@ -255,6 +268,27 @@ The last line of `run` and `resume` is the exit code with its reason, such as
 `exit 1 (too_many_failed): 412 of 9,156 devices failed (4.5%, limit 0.5%), most of them with auditor.Timeout`.
 The word in parentheses is `exit_reason.code` in `run.json`, and a label of the metric `auditor_run_exit_reason`.
 """
+METRICS = f"""# Metrics
+
+{GENERATED}
+What a run writes for Prometheus. [Monitoring](monitoring.md) describes how the metrics are read, and which alerts there are.
+
+They are gauges, and all have the label `run`, the name in the settings. Use a separate file for each name. A run writes them if
+`report.metrics` is set, and `auditor metrics RUN -o FILE` writes those of any run.
+
+| metric | other labels | meaning |
+|---|---|---|"""
+METRIC_LIMITS = """
+## Limits
+
+Each metric has at most the 1,000 series with the most devices, and rollouts and groups at most 100; the metrics that end in `_omitted` and
+`_combined` count the others. Those of a policy are only written with rules. Those of groups need `group_by`: the label of a group is the name of its attribute, with
+`_` for what no label may have. The others are combined in a group with the label `other`, which is `other_` where an attribute is `other`.
+
+Characters of names that cannot be printed are escaped (`\\x00`), and labels are cut at 200 characters. Versions that are equal after that are one
+series. `auditor_last_success_timestamp_seconds` is the end of the newest run of this name in the same directory that covers the fleet and is `complete` or
+`within_tolerance`, which `prune` keeps. The age of the data is `time() - auditor_oldest_answer_timestamp_seconds`.
+"""
 API = f"""# Python API
 
 {GENERATED}
@@ -271,6 +305,7 @@ def main() -> None:
         "errors.md": errors_page(),
         "exit-codes.md": exit_codes_page(),
         "python-api.md": api_page(),
+        "metrics.md": metrics_page(),
     }
     different = [
         name for name, text in pages.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != text

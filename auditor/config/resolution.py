@@ -77,11 +77,6 @@ def _resolve_quota_sharing(sharing: QuotaSharing, folder: Path) -> QuotaSharing:
     return _resolve(sharing, folder, "directory", "ca_file")
 
 
-def _resolve_pushgateway(metrics: MetricsSettings, folder: Path) -> MetricsSettings:
-    gateway = metrics.pushgateway
-    return metrics if gateway is None else msgspec.structs.replace(metrics, pushgateway=_resolve(gateway, folder))
-
-
 def _resolve_storage(cluster: ClusterSettings, folder: Path) -> ClusterSettings:
     """Return the settings with a directory relative to a folder; the address of a bucket stays."""
     return cluster if "://" in cluster.storage else _resolve(cluster, folder, "storage")

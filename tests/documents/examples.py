@@ -3,7 +3,8 @@
 A line of a console block that begins with ``$`` is a command. Lines below it are its output, of both streams: they are
 compared with what it prints. A line ``…`` stands for any lines, and ``…`` within a line for any text. Times, durations
 and rates may differ. ``<!-- exit 4 -->`` before a block is the exit code of its commands; otherwise it is 0. A comment
-that begins with ``settings`` has tables that are added to the settings of the workspace.
+that begins with ``settings`` has tables that are added to the settings of the workspace. ``<!-- not run: REASON -->``
+before a block: its commands need what a test cannot have, so only their flags are checked.
 """
 
 import json
@@ -33,7 +34,7 @@ from tests.documents.build_workspace import SECRETS
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = SECRETS | {"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"}
-SHELL = re.compile(r"[|&;<>]|\$\(|\$[A-Z]|^\w+=")
+SHELL = re.compile(r"[|&;<>]|\$\(|\$[A-Z]|^\w+=|^export ")
 """What a shell has to interpret."""
 
 STOP_JOBS = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT"
@@ -202,9 +203,16 @@ class Examples:
         before = example.document.text[: example.start].rstrip().splitlines()[-1:]
         note = re.fullmatch(r"<!-- exit (\d+) -->", before[0]) if before else None
         commands = list(read_commands(example.parsed))
+        if before and re.fullmatch(r"<!-- not run: .+ -->", before[0]):
+            for command in commands:
+                self.check_words(example, without_comment(command.text))
+            return
         codes = {0, int(note[1])} if note else {0}
         texts = [without_comment(each.text) for each in commands]
         if any(SHELL.search(unquoted(text)) or text.startswith("cp ") for text in texts):
+            for text in texts:
+                self.check_words(example, text)
+            texts = [text for text in texts if shlex.split(text)[0] not in {"make", *ELSEWHERE}]
             whole = Command("\n".join(texts), [line for each in commands for line in each.output])
             script = "\n".join(
                 [STOP_JOBS, *(text + WAIT_FOR_PLATFORM if text.endswith("&") else text for text in texts)]
@@ -231,15 +239,22 @@ class Examples:
                 os.close(writer)
                 printed = output.read()
             return self._check(example, command, process.wait(120), printed, codes)
-        if program == "make":
-            if unknown := [word for word in words if "=" not in word and word not in make_targets()]:
-                self._fail(example, f"the Makefile has no {', '.join(unknown)}")
-        elif program not in ELSEWHERE:
+        self.check_words(example, command.text)
+        if program not in {"make", *ELSEWHERE}:
             self._fail(example, f"{program} is neither run nor listed in ELSEWHERE")
-        for names in re.findall(r"auditor\[([\w,]+)\]", command.text):
+        return 0
+
+    def check_words(self, example: Example, text: str) -> None:
+        """Check the words of a command that is not run: flags, targets and extras exist."""
+        program, *words = shlex.split(text, comments=True)
+        if program == "auditor":
+            app.parse_args(words, exit_on_error=False, print_error=False)
+        unknown = [word for word in words if "=" not in word and word not in make_targets()]
+        if program == "make" and unknown:
+            self._fail(example, f"the Makefile has no {', '.join(unknown)}")
+        for names in re.findall(r"pip install '.*\[([\w,]+)\]", text):
             if missing := set(names.split(",")) - extras():
                 self._fail(example, f"pyproject.toml has no extra {', '.join(missing)}")
-        return 0
 
     def _check(self, example: Example, command: Command, code: int, printed: str, codes: set[int]) -> int:
         if code not in codes:

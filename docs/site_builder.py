@@ -1,4 +1,4 @@
-"""Build the documents as a site of HTML pages: python docs/site.py FOLDER.
+"""Build the documents as a site of HTML pages: python docs/site_builder.py FOLDER.
 
 The pages and what they link to are copied to FOLDER, where Zensical builds them, and stops at a broken link or anchor.
 The site is complete: it has a copy of every file of the repository that a page links to, and loads nothing from a
