@@ -41,22 +41,25 @@ def run_with_progress(start: "Start") -> "AuditResult":
     return result
 
 
-def run_audit_command(start: "Start", hooks: "HookConfig") -> int:
-    """Run an audit and its hooks, print the summary and the run folder, and return the exit code."""
+def run_audit_command(start: "Start", hooks: "HookConfig", *, use_uvloop: bool = True) -> int:
+    """Run an audit and its hooks, print the summary and the run folder, and return the exit code.
+
+    ``use_uvloop``: see ``run_until_signal``.
+    """
     from auditor.cli.runtime import interrupt_on_signals
 
     with interrupt_on_signals():
-        result, seconds = _run_timed(start)
+        result, seconds = _run_timed(start, use_uvloop=use_uvloop)
         return _finish(result, seconds, hooks)
 
 
-def _run_timed(start: "Start") -> "tuple[AuditResult, float]":
+def _run_timed(start: "Start", *, use_uvloop: bool = True) -> "tuple[AuditResult, float]":
     from auditor.cli.progress import show_progress
     from auditor.cli.runtime import run_until_signal
 
     started = time.monotonic()
     with show_progress() as watch:
-        result = run_until_signal(lambda stop: start(watch, stop))
+        result = run_until_signal(lambda stop: start(watch, stop), use_uvloop=use_uvloop)
     return result, time.monotonic() - started
 
 

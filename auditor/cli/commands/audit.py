@@ -229,9 +229,10 @@ def run(
 
     if on is not None:
         prepare = partial(log_to_stderr, log_level, log_format)
-        return run_audit_command(start_on(on, settings, config, account or (), out, prepare=prepare), configured)
+        start = start_on(on, settings, config, account or (), out, prepare=prepare)
+        return run_audit_command(start, configured, use_uvloop=False)  # Dask can crash in it
 
-    def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
+    def start_here(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
         from auditor.audit.runner import run_audit
 
         return run_audit(
@@ -251,7 +252,7 @@ def run(
             trial=bool(trial),
         )
 
-    return run_audit_command(start, configured)
+    return run_audit_command(start_here, configured)
 
 
 def _trial_flags(
