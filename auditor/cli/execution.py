@@ -161,16 +161,21 @@ def reporting_to_switch() -> "Iterator[SwitchReporter]":
         raise
 
 
-def run_audit_command(start: "Start", hooks: "HookConfig", switch: SwitchReporter) -> int:
-    """Run an audit and its hooks, print the summary and the run folder, and return the exit code."""
+def run_audit_command(start: "Start", hooks: "HookConfig", switch: SwitchReporter, *, use_uvloop: bool = True) -> int:
+    """Run an audit and its hooks, print the summary and the run folder, and return the exit code.
+
+    ``use_uvloop``: see ``run_until_signal``.
+    """
     from auditor.cli.runtime import interrupt_on_signals
 
     with interrupt_on_signals():
-        result, seconds = _run_timed(start, hooks)
+        result, seconds = _run_timed(start, hooks, use_uvloop=use_uvloop)
         return _finish(result, seconds, hooks, switch)
 
 
-def _run_timed(start: "Start", hooks: "HookConfig | None" = None) -> "tuple[AuditResult, float]":
+def _run_timed(
+    start: "Start", hooks: "HookConfig | None" = None, *, use_uvloop: bool = True
+) -> "tuple[AuditResult, float]":
     from auditor.cli.progress import show_progress
     from auditor.cli.runtime import run_until_signal
 
@@ -182,7 +187,7 @@ def _run_timed(start: "Start", hooks: "HookConfig | None" = None) -> "tuple[Audi
                 observe(progress)
             show(progress)
 
-        result = run_until_signal(lambda stop: start(watch, stop))
+        result = run_until_signal(lambda stop: start(watch, stop), use_uvloop=use_uvloop)
     return result, time.monotonic() - started
 
 

@@ -40,7 +40,7 @@ SETTINGS_VARIABLE = "AUDITOR_SETTINGS"
 DRAIN_SECONDS = 8.0
 """Seconds that a worker which ends gives its shard to store its last answers."""
 
-_CONNECT_SECONDS = 30
+CONNECT_SECONDS = 30
 
 _CONFIGURATION = {
     "distributed.scheduler.http.routes": [],  # nothing but the ports with certificates
@@ -245,12 +245,19 @@ def _local_cluster(processes: int, settings_file: Path, scratch: Path) -> distri
 @asynccontextmanager
 async def _connect(address: str) -> AsyncIterator[distributed.Client]:
     """Connect to a scheduler; certificates come from Dask's own configuration."""
-    try:
-        security = Security(require_encryption=True) if address.startswith("tls:") else Security()
-        client = await distributed.Client(
-            address, security=security, asynchronous=True, set_as_default=False, timeout=_CONNECT_SECONDS
+    is_encrypted = address.startswith("tls:")
+    security = Security(require_encryption=True) if is_encrypted else Security()
+    if is_encrypted and security.get_connection_args("client")["ssl_context"] is None:
+        variables = ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY")
+        names = ", ".join(f"DASK_DISTRIBUTED__COMM__TLS__{each}" for each in variables)
+        raise SettingsError(
+            f"--on {address}: needs certificates; name their files in Dask's configuration, or in {names}"
         )
-    except (OSError, TimeoutError, RuntimeError, TypeError) as error:
+    try:
+        client = await distributed.Client(
+            address, security=security, asynchronous=True, set_as_default=False, timeout=CONNECT_SECONDS
+        )
+    except OSError as error:
         raise AuditStoppedError(f"--on {address}: the scheduler cannot be reached: {error}") from error
     async with client:
         if not client.scheduler_info()["workers"]:

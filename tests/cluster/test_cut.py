@@ -76,6 +76,7 @@ async def test_shards_carry_the_results_of_the_previous_run_as_one_machine_does(
     async with settings_of(tmp_path, 1, since="last") as settings:
         storage, plan, fetched = await cut_and_run(tmp_path, settings)
         alone = (await auditor.run_audit(settings)).folder
+    assert auditor.verify_run(alone) == []
     assert_same_run(fetched, alone)
     selection, expected = auditor.Run(fetched).manifest.selection, auditor.Run(alone).manifest.selection
     assert selection is not None

@@ -241,7 +241,7 @@ def run(
         if on is not None:
             prepare = partial(log_to_stderr, log_level, log_format)
             on_engine = start_on(on, settings, config, account or (), out, prepare=prepare)
-            return run_audit_command(on_engine, configured, switch)
+            return run_audit_command(on_engine, configured, switch, use_uvloop=False)  # Dask can crash in it
 
         def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
             from auditor.audit.runner import run_audit
