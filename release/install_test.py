@@ -3,7 +3,8 @@
 python release/install_test.py DIST WHEELHOUSE
 
 Every supported Python that is on this machine is used: the first one with each extra, the others with none and with all.
-Those that are missing are named. Nothing but the files of the two folders can be installed: no index is configured, and the network is switched off for the installer.
+Those that are missing are named. Nothing but the files of the two folders can be installed: no index is configured, and
+the network is switched off for the installer.
 """
 
 import os
