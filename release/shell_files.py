@@ -43,6 +43,7 @@ def read_help(*command: str) -> str:
 def literal(text: str) -> str:
     """Return a text for roff: no line is a request, and no character is a command."""
     escaped = text.replace("\\", r"\e").replace("-", r"\-").replace("'", r"\(aq").replace("`", r"\(ga")
+    escaped = "".join(each if each.isascii() else f"\\[u{ord(each):04X}]" for each in escaped)
     return "\n".join(re.sub(r"^([.'])", r"\&\1", line) for line in escaped.splitlines())
 
 
