@@ -14,7 +14,7 @@ LICENCES := MIT;Apache;BSD;ISC;Python Software Foundation;PSF;Mozilla Public Lic
 
 TEST_PROCESSES ?= $(shell n=$$(( $$(nproc 2>/dev/null || echo 2) + 1 )); echo $$(( n < 4 ? n : 4 )))
 
-.PHONY: demo test test-all check format help-texts schemas tables references docs dashboard pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
+.PHONY: demo dist pex install-test image-test release-check units test test-all check format help-texts schemas tables references docs dashboard pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
@@ -37,6 +37,7 @@ check: .venv/.tests-installed  ## check style, types, import layers, help texts 
 	$(BIN)/python docs/help_texts.py --check docs/commands.md
 	$(BIN)/python docs/schemas.py --check
 	$(BIN)/python docs/tables.py --check
+	$(BIN)/python release/units.py --check
 	$(BIN)/python docs/log_events.py --check
 	$(BIN)/python docs/references.py --check
 
@@ -49,6 +50,9 @@ help-texts: .venv/.tests-installed  ## write what --help prints into the documen
 
 schemas: .venv/.tests-installed  ## write the JSON Schemas that the types describe
 	$(BIN)/python docs/schemas.py
+
+units: .venv/.installed  ## write the systemd units of deploy/
+	$(BIN)/python release/units.py
 
 tables: .venv/.tests-installed  ## write the columns of published tables and of Parquet files, the schema of PostgreSQL, and the events of the log
 	$(BIN)/python docs/tables.py
@@ -66,6 +70,7 @@ docs: .docs/.installed  ## build the site of the documents in site/pages, strict
 
 pictures: .venv/.tests-installed  ## write the pictures of the documents, from the demonstration's data in headless Chromium
 	$(BIN)/python docs/pictures.py
+	$(BIN)/python -m tests.deploy.picture docs/dashboard.png
 
 fuzz: .venv/.fuzz-installed  ## fuzz every reader, guided by coverage, FUZZ_SECONDS each
 	$(BIN)/python -m tests.fuzz.long $(FUZZ_SECONDS)
@@ -90,6 +95,8 @@ lock: .tools/.installed  ## write the hashes of everything that is installed, af
 	$(COMPILE) pyproject.toml requirements/build.in --extra report --extra redis --constraint constraints.txt --output-file requirements/audit.lock
 	$(COMPILE) pyproject.toml requirements/build.in --all-extras --constraint constraints.txt --no-emit-package atheris \
 		--output-file requirements/test.lock
+	$(COMPILE) pyproject.toml requirements/build.in $(addprefix --extra ,credentials dask dlt notify otel postgresql publish redis report simulator) \
+		--constraint constraints.txt --constraint requirements/test.lock --output-file requirements/extras.lock
 	$(COMPILE) benchmarks/requirements.txt --output-file requirements/bench.lock
 	$(COMPILE) requirements/tools.in --output-file requirements/tools.lock
 	$(COMPILE) requirements/s3.in --output-file requirements/s3.lock
@@ -97,6 +104,44 @@ lock: .tools/.installed  ## write the hashes of everything that is installed, af
 	$(COMPILE) requirements/docs.in --output-file requirements/docs.lock
 	$(COMPILE) requirements/kubernetes.in --output-file requirements/kubernetes.lock
 	$(COMPILE) requirements/grafana.in --output-file requirements/grafana.lock
+
+# The same commit gives the same bytes: the times in the archives are that of the commit.
+dist: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+dist: .venv/.installed sbom  ## build wheel and source distribution, with manual page, completions, SBOM and provenance, in dist/
+	rm -rf dist build/share
+	$(BIN)/python release/shell_files.py
+	$(BIN)/python -m hatchling build -d dist
+	cp sbom.cdx.json dist/
+	$(BIN)/python release/provenance.py dist
+
+pex: build/wheelhouse/.filled build/audit.lock dist  ## build dist/auditor-pythonX.Y.pex: one file for servers that have Python alone
+	printf '%s --hash=sha256:%s\n' "$$(realpath dist/*.whl)" "$$(cat dist/*.whl | sha256sum | cut -d ' ' -f 1)" > build/pex.txt
+	for python in $$($(PYTHON) release/pythons.py); do \
+		.tools/bin/pex --python $$python --no-pypi --find-links build/wheelhouse --no-transitive --console-script auditor \
+			--requirement build/audit.lock --requirement build/pex.txt \
+			--output-file dist/auditor-$$(basename $$python).pex || exit 1; done
+	$(BIN)/python release/provenance.py dist
+
+# Packages that only a patch version of Python needs, such as Debian's 3.11.2, are for all of them.
+build/%.lock: requirements/%.lock
+	mkdir -p build
+	sed "s/ ; python_full_version < '[0-9.]*' \\\\$$/ \\\\/" $< > $@
+
+build/wheelhouse/.filled: build/extras.lock  ## download what an audit and its extras need, with hashes
+	rm -rf build/wheelhouse
+	for python in $$($(PYTHON) release/pythons.py); do \
+		$$python -m pip --disable-pip-version-check wheel --quiet --require-hashes --no-deps --requirement $< \
+			--wheel-dir build/wheelhouse || exit 1; done
+	touch $@
+
+install-test: dist build/wheelhouse/.filled  ## install wheel and source offline, with and without each extra, and run them
+	$(BIN)/python release/install_test.py dist build/wheelhouse
+
+image-test: dist build/wheelhouse/.filled  ## build the image of deploy/container on a base of debootstrap, and run it read-only
+	$(BIN)/python release/container_test.py
+
+release-check: .venv/.tests-installed .tools/.installed  ## walk the checklist of a release
+	$(BIN)/python release/release_check.py
 
 sbom: .tools/.installed  ## write what an audit consists of as CycloneDX to sbom.cdx.json
 	.tools/bin/cyclonedx-py requirements requirements/audit.lock --pyproject pyproject.toml --output-reproducible --output-file sbom.cdx.json
@@ -158,4 +203,4 @@ vulnerabilities: .tools/.installed  ## check every library of an audit against t
 	touch $@
 
 clean:
-	rm -rf .venv .bench .dbt .docs .grafana .kubernetes .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache site
+	rm -rf build dist .venv .bench .dbt .docs .grafana .kubernetes .s3 .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache site

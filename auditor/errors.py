@@ -93,10 +93,10 @@ class UsageError(AuditorError):
 
 
 class SettingsError(UsageError):
-    """The settings cannot be used. The text says which file and key, and what is valid: a line for each fault.
+    """The settings cannot be used. The text says which file and key, and what is valid, for every fault.
 
     Attributes:
-        sentences: the lines.
+        sentences: the faults, a sentence each. The text has them in one line.
     """
 
     def __init__(self, *sentences: str) -> None:
@@ -104,7 +104,7 @@ class SettingsError(UsageError):
         self.sentences = sentences
 
     def __str__(self) -> str:
-        return "\n".join(self.sentences)
+        return "; ".join(self.sentences)
 
 
 class FleetError(UsageError):

@@ -34,6 +34,7 @@ EVENTS = {
     "index_unavailable": "the index cannot be read; all devices are queried",
     "key_not_renewed": "the access key cannot be renewed; it is used until it expires, and renewed as soon as possible",
     "lines_dropped": "unreadable lines dropped; their devices are queried again",
+    "live_metrics_not_written": "metrics of the run under way are not written",
     "modules_unknown": "modules of products are unknown",
     "no_earlier_run": "no earlier run can be read",
     "policy_unreadable": "policy cannot be read; devices that violate it have no priority",

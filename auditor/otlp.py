@@ -7,7 +7,8 @@ reached is no error of the command, whose end waits ``MAX_SEND_SECONDS`` for it.
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -42,17 +43,47 @@ def open_tracer() -> Iterator["OtlpTracer"]:
     provider.add_span_processor(BatchSpanProcessor(exporter))
     # A program that starts the command gives the span that it belongs to by these variables.
     carrier = {name.lower(): os.environ[name] for name in ("TRACEPARENT", "TRACESTATE") if name in os.environ}
+    delivery = _Delivery(provider, exporter)
+    tracer = provider.get_tracer("auditor", VERSION)
     try:
-        yield OtlpTracer(provider.get_tracer("auditor", VERSION), TraceContextTextMapPropagator().extract(carrier))
+        yield OtlpTracer(tracer, TraceContextTextMapPropagator().extract(carrier), delivery.flush)
     finally:
-        sending = threading.Thread(target=provider.shutdown, daemon=True)
+        delivery.close()
+
+
+class _Delivery:
+    """Sends what is recorded, within ``MAX_SEND_SECONDS`` in all, and logs once if that fails."""
+
+    def __init__(self, provider: TracerProvider, exporter: "_CountingExporter") -> None:
+        self._provider, self._exporter = provider, exporter
+        self._remaining = MAX_SEND_SECONDS
+        self._is_checked = self._has_failed = False
+
+    def flush(self) -> None:
+        """Send the spans that have ended. A last line of a command can follow: ``close`` logs nothing then."""
+        self._check(in_time=self._wait(self._provider.force_flush))
+
+    def close(self) -> None:
+        """Send the last spans, unless that has failed before."""
+        in_time = not self._has_failed and self._wait(self._provider.shutdown)
+        self._exporter.shutdown()
+        if not self._is_checked:
+            self._check(in_time=in_time)
+
+    def _wait(self, send: Callable[[], object]) -> bool:
+        """Return whether spans were sent in time. The library itself may wait for minutes."""
+        began = time.monotonic()
+        sending = threading.Thread(target=send, daemon=True)
         sending.start()
-        sending.join(MAX_SEND_SECONDS)
-        is_late = sending.is_alive()
-        exporter.shutdown()
-        if is_late or exporter.lost:
-            reason = "no answer in time" if exporter.problem is None else exporter.problem
-            log.warning("spans_not_sent", server=exporter.server, reason=reason)
+        sending.join(self._remaining)
+        self._remaining = max(0.0, self._remaining - (time.monotonic() - began))
+        return not sending.is_alive()
+
+    def _check(self, *, in_time: bool) -> None:
+        self._is_checked, self._has_failed = True, not in_time or self._exporter.lost > 0
+        if self._has_failed:
+            reason = self._exporter.problem or "no answer in time"
+            log.warning("spans_not_sent", server=self._exporter.server, reason=reason)
 
 
 class _ObservedSession(requests.Session):
@@ -119,8 +150,8 @@ class _OtlpSpan:
 class OtlpTracer:
     """Records spans of the command; the first one is below ``parent``, the span of the program that started it."""
 
-    def __init__(self, tracer: trace.Tracer, parent: Context) -> None:
-        self._tracer, self._parent = tracer, parent
+    def __init__(self, tracer: trace.Tracer, parent: Context, flush: Callable[[], None]) -> None:
+        self._tracer, self._parent, self._flush = tracer, parent, flush
 
     def _context(self) -> Context | None:
         """Return the context with the span above the next one; None: the current one."""
@@ -160,6 +191,10 @@ class OtlpTracer:
         for part in finished.parts:
             self._record(part, trace.set_span_in_context(recorded))
         recorded.end(finished.ended)
+
+    def flush(self) -> None:
+        """Send the spans that have ended, and log if that is not possible."""
+        self._flush()
 
     def ids(self) -> Mapping[str, str]:
         """Return the ids of the current span, by the names that OpenTelemetry defines for logs."""

@@ -52,6 +52,9 @@ class Tracer(Protocol):
     def ids(self) -> Mapping[str, str]:
         """Return ``trace_id`` and ``span_id`` of the current span; nothing if there is none."""
 
+    def flush(self) -> None:
+        """Send the spans that have ended, and log if that is not possible; wait some seconds at most."""
+
 
 class _NoSpan:
     """What a block gets without a tracer."""
@@ -95,6 +98,12 @@ def current_tracer() -> Tracer | None:
 def span(name: str, attributes: Attributes = _NO_IDS) -> AbstractContextManager[Span]:
     """Record a block as a span, which fails if an error leaves it; without a tracer, do nothing."""
     return _tracers[-1].span(name, attributes) if _tracers else _NO_SPAN
+
+
+def flush_spans() -> None:
+    """Send the spans that have ended, and log if that is not possible; without a tracer, do nothing."""
+    if _tracers:
+        _tracers[-1].flush()
 
 
 def trace_ids() -> Mapping[str, str]:

@@ -12,6 +12,7 @@ LABELS: dict[str, tuple[str, ...]] = {
     "auditor_oldest_answer_timestamp_seconds": (),
     "auditor_module_devices": _MODULE,
     "auditor_module_versions": _MODULE,
+    "auditor_modules_excluded": (),
     "auditor_modules_omitted": (),
     "auditor_module_version_devices": (*_MODULE, "module_version"),
     "auditor_module_version_share": (*_MODULE, "module_version", "bound"),
@@ -41,4 +42,10 @@ LABELS: dict[str, tuple[str, ...]] = {
     "auditor_policy_rule": ("rule", "severity", "verdict"),
     "auditor_policy_rule_subjects": ("rule", "severity", "unit", "verdict"),
     "auditor_policy_violations": ("severity",),
+    "auditor_running": (),
+    "auditor_running_start_timestamp_seconds": (),
+    "auditor_running_updated_timestamp_seconds": (),
+    "auditor_running_devices": ("state",),
+    "auditor_running_requests": ("kind",),
+    "auditor_running_requests_per_second": ("kind",),
 }

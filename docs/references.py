@@ -20,7 +20,7 @@ from settings_examples import EXAMPLES, TABLES
 import auditor
 from auditor.client.error_codes import classify_error, make_error
 from auditor.errors import AccountDeniedError
-from auditor.hooks.prometheus import HELP
+from auditor.hooks.metric_samples import HELP
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -19,6 +19,8 @@ from auditor.cli.console import LOG_STYLE
 LIVE = frozenset({"anyio_backend", "auditor", "start_platform"})
 """Fixtures of tests that run against the clock: an event loop, processes, a server."""
 
+TESTS, EXIT_PROCESS = os.getpid(), signals.exit_process
+
 MEMORY, MIN_ROOM = Path("/dev/shm"), 2 << 30
 """A file system in memory, and what must be free of it."""
 
@@ -59,6 +61,8 @@ def use_memory_for_temporary_files() -> None:
 
 def refuse_to_exit(code: int) -> NoReturn:
     """Fail a test that calls the entry point of a process in the process of the tests, which it would end."""
+    if os.getpid() != TESTS:  # a process that a test has forked
+        EXIT_PROCESS(code)
     raise AssertionError(f"exit with {code}: call auditor.cli.app.main, or start a process by tests.forked")
 
 

@@ -1,6 +1,8 @@
 """Spans as a collector receives them, and collectors that do not accept them."""
 
+import json
 import logging
+import sys
 import time
 from collections.abc import Iterator
 
@@ -8,10 +10,12 @@ import pytest
 import structlog
 
 from auditor import otlp
+from auditor.cli.console import LogFormat, print_error
 from auditor.cli.execution import trace_command
 from auditor.cli.runtime import log_to_stderr
 from auditor.errors import AccountStoppedError
-from auditor.tracing import FinishedSpan, current_tracer, span, trace_ids
+from auditor.log import log
+from auditor.tracing import FinishedSpan, current_tracer, flush_spans, span, trace_ids
 from tests.collector import Collector, collector
 
 PASSWORD, KEY = "canary-password", "canary-key"
@@ -94,7 +98,7 @@ def test_a_program_that_starts_a_command_gives_the_span_above(
     ("variables", "sends"),
     [
         ({}, False),
-        ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
+        ({"OTEL_TRACES_EXPORTER": "console, otlp"}, True),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}, True),
         ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:9/traces"}, True),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_SDK_DISABLED": "TRUE"}, False),
@@ -116,6 +120,39 @@ def test_the_standard_variables_decide_whether_spans_are_sent(
         assert (current_tracer() is not None) == sends
     noted = "OTEL_EXPORTER_OTLP_PROTOCOL" in variables or "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT" in variables
     assert ("no traces are sent" in capsys.readouterr().err) == noted
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_lines_of_the_log_name_the_span_that_wrote_them(
+    received: Collector, capsys: pytest.CaptureFixture[str], log_format: LogFormat
+) -> None:
+    log_to_stderr("warning", log_format)
+    with trace_command("run"), span("seal"):
+        log.warning("account_stopped", account="eu")
+        print_error("a line")
+        ids = trace_ids()
+    log.warning("account_stopped", account="eu")
+    message, line, later = capsys.readouterr().err.splitlines()
+    (seal,) = received.named("seal")
+    assert ids == {"trace_id": seal.trace, "span_id": seal.id}
+    if log_format == "json":
+        assert [{name: json.loads(each).get(name) for name in ids} for each in (message, line)] == [ids, ids]
+    else:
+        assert f"trace_id={seal.trace}" in message
+        assert line == "a line"
+    assert "trace_id" not in later
+
+
+def test_without_the_packages_a_note_says_what_to_install(
+    received: Collector, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "auditor.otlp", None)  # its import fails
+    with trace_command("run"):
+        assert current_tracer() is None
+    printed = capsys.readouterr().err
+    assert printed.startswith("note: no traces are sent: pip install ")
+    assert len(printed.splitlines()) == 1
+    assert received.spans == []
 
 
 def test_commands_that_only_read_are_not_traced(received: Collector) -> None:
@@ -146,6 +183,23 @@ def test_a_collector_that_does_not_accept_spans_is_one_line_without_its_address(
     assert "127.0.0.1" in line
     assert PASSWORD not in printed
     assert KEY not in printed
+
+
+def test_a_warning_about_the_collector_comes_before_the_last_line_of_a_command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log_to_stderr("warning")
+    with collector(status=404) as found:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.endpoint)
+        with trace_command("run"):
+            with span("seal"):
+                pass
+            flush_spans()
+            print_error("the last line")
+        assert len(found.paths) == 1, "nothing more is sent after a failure"
+    warning, last = capfd.readouterr().err.splitlines()
+    assert "HTTP status 404" in warning
+    assert last == "the last line"
 
 
 def test_a_collector_that_is_not_there_is_one_line(

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 REQUIREMENT = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)==(?P<version>\S+)(?P<rest>(?:.*\\\n)*.*)$", re.MULTILINE)
+FOR_DEVELOPERS = {"test", "check", "fuzz", "docs"}
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}\b")
 
 
@@ -47,6 +48,14 @@ def test_the_locks_have_all_dependencies_in_the_constrained_versions() -> None:
         name: version for name, version in constraints.items() if name in tests
     }
     assert constraints.keys() - tests.keys() == {"atheris"}  # it is ready-made for one platform only
+
+
+def test_the_extras_of_users_are_locked_in_the_tested_versions() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: needs for name, needs in project["optional-dependencies"].items() if name not in FOR_DEVELOPERS}
+    locked, tests = (pins(ROOT / "requirements" / f"{name}.lock") for name in ("extras", "test"))
+    assert named_in([*project["dependencies"], *(each for needs in extras.values() for each in needs)]) <= locked.keys()
+    assert locked.items() <= tests.items()
 
 
 def test_the_build_backend_is_locked() -> None:

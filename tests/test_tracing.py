@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from auditor.tracing import Attributes, FinishedSpan, Span, current_tracer, span, trace_ids, use_tracer
+from auditor.tracing import Attributes, FinishedSpan, Span, current_tracer, flush_spans, span, trace_ids, use_tracer
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +34,9 @@ class Recorder:
     def record(self, finished: FinishedSpan) -> None:
         self.lines.append(finished)
 
+    def flush(self) -> None:
+        self.lines.append("flush")
+
     def ids(self) -> Mapping[str, str]:
         return {"trace_id": "1"}
 
@@ -44,6 +47,7 @@ def test_without_a_tracer_all_spans_are_one_object_that_does_nothing() -> None:
         second.fail("x")
     assert first is second
     assert trace_ids() == {}
+    flush_spans()
     assert current_tracer() is None
     with pytest.raises(ValueError, match="passes"), span("run"):
         raise ValueError("passes")
@@ -55,10 +59,11 @@ def test_a_tracer_records_until_its_block_ends() -> None:
         with span("run", {"a": 1}) as run:
             run.set({"b": 2})
         assert trace_ids() == {"trace_id": "1"}
+        flush_spans()
         assert current_tracer() is recorder
     with span("later"):
         pass
-    assert recorder.lines == [("begin", "run", {"a": 1}), ("set", {"b": 2}), ("end", "run")]
+    assert recorder.lines == [("begin", "run", {"a": 1}), ("set", {"b": 2}), ("end", "run"), "flush"]
     assert current_tracer() is None
 
 

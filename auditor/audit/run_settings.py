@@ -220,6 +220,8 @@ def _describe_effects(settings: Settings) -> Iterator[str]:
     for table in settings.publish:
         options = [f"{key} = {value}" for key, value in table.options.items() if not isinstance(value, SecretSource)]
         yield f"publish to {table.name}, {table.type} with {', '.join(options) or 'no option'}"
+    if settings.metrics.pushgateway is not None:
+        yield f"push metrics to {settings.metrics.pushgateway.address}"
     if settings.notify:
         yield f"send messages to {', '.join(table.name for table in settings.notify)}"
     if settings.ping is not None:

@@ -158,7 +158,8 @@ def target_rate(settings: Settings) -> float | None:
 
 def has_hooks(settings: Settings) -> bool:
     """Return whether a policy, a report, metrics or messages follow a run."""
-    return settings.policy is not None or bool(settings.notify) or settings.report != ReportSettings()
+    others = (settings.policy, settings.notify or None, settings.metrics.pushgateway)
+    return any(each is not None for each in others) or settings.report != ReportSettings()
 
 
 def record_path(path: Path) -> str:

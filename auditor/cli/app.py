@@ -4,15 +4,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from inspect import cleandoc
-from typing import Literal
+from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, Group, MissingArgumentError, UnknownOptionError
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnknownOptionError
 from cyclopts.help import DefaultFormatter, PanelSpec, format_usage
 from rich.box import SIMPLE
 
 from auditor.__about__ import VERSION
 from auditor.cli.commands.audit import check, plan, prune, resume, run
 from auditor.cli.commands.cluster import cut, shard, stop
+from auditor.cli.commands.config import config, init
 from auditor.cli.commands.count import count
 from auditor.cli.commands.demo import demo
 from auditor.cli.commands.device import device
@@ -22,12 +23,11 @@ from auditor.cli.commands.notify import notify
 from auditor.cli.commands.publish import fetch, publish
 from auditor.cli.commands.query import diff, history, sql, verify
 from auditor.cli.commands.report import metrics, policy, report
-from auditor.cli.commands.runs import runs
+from auditor.cli.commands.runs import runs, status
 from auditor.cli.commands.simulate import simulate
-from auditor.cli.commands.status import status
-from auditor.cli.console import LOG_STYLE, open_standard_streams, print_error, redirect_to_devnull
+from auditor.cli.console import LOG_STYLE, open_standard_streams, print_error, print_path, redirect_to_devnull
 from auditor.cli.execution import trace_command
-from auditor.config.paths import expand_home
+from auditor.config.resolution import expand_home
 from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, SettingsError, UsageError
 from auditor.text.formatting import safe
 
@@ -71,20 +71,33 @@ app = App(
 )
 
 
-def completion(shell: Literal["bash", "zsh", "fish"], /) -> int:
-    """Print a completion script.
+def completion(
+    shell: Literal["bash", "zsh", "fish"],
+    /,
+    *,
+    install: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+) -> int:
+    """Print a completion script, or install it for this user.
 
     Parameters
     ----------
     shell:
         The shell to complete in.
+    install:
+        Write the script to where the shell finds it, and print the path. Bash and zsh also read it from a line that is
+        added to ~/.bashrc or ~/.zshrc.
     """
-    sys.stdout.write(app.generate_completion(shell=shell))
+    if not install:
+        sys.stdout.write(app.generate_completion(shell=shell))
+        return 0
+    print_path(app.install_completion(shell=shell))
     return 0
 
 
-_COMMANDS: dict[Group, tuple[tuple[Callable[..., int], str], ...]] = {
+_COMMANDS: dict[Group, tuple[tuple[Callable[..., int] | App, str], ...]] = {
     AUDIT: (
+        (init, "auditor init nightly.toml --platform tuya --fleet all"),
+        (config, "auditor config validate nightly.toml"),
         (check, "auditor check nightly.toml"),
         (plan, "auditor plan nightly.toml --window 6h"),
         (run, "auditor run nightly.toml --for 6h"),
@@ -134,6 +147,10 @@ def _description(command: Callable[..., int]) -> str:
 
 for _group, _commands in _COMMANDS.items():
     for _order, (_command, _example) in enumerate(_commands):
+        if isinstance(_command, App):
+            _command.group, _command.sort_key, _command.help_epilogue = _group, _order, f"Example: {_example}"
+            app.command(_command)
+            continue
         app.command(
             _command, group=_group, sort_key=_order, help=_description(_command), help_epilogue=f"Example: {_example}"
         )

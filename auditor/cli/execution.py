@@ -3,21 +3,21 @@
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from auditor.cli.console import RECENT_LINES, print_exit, print_labelled, print_note, print_path
 from auditor.errors import AuditorError, SettingsError
+from auditor.text.extras import describe_extra
 from auditor.text.formatting import safe
-from auditor.tracing import Attributes, Span, span, use_tracer
+from auditor.tracing import Attributes, Span, flush_spans, span, use_tracer
 
 if TYPE_CHECKING:
     from auditor.cli.render_summary import SummaryLine
     from auditor.concurrency import StopToken
     from auditor.config.settings import Account, SecretSource
-    from auditor.engine.progress import AuditResult, ProgressCallback
+    from auditor.engine.progress import AuditResult, Progress, ProgressCallback
     from auditor.hooks.ping import DeadMansSwitch
     from auditor.hooks.prepare import HookConfig
 
@@ -63,7 +63,7 @@ def _are_traces_requested() -> bool:
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
     if exporter := os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower():
-        return exporter == "otlp"
+        return "otlp" in (each.strip() for each in exporter.split(","))
     return bool(_signal_variable("ENDPOINT"))
 
 
@@ -79,13 +79,13 @@ def _open_tracer(stack: ExitStack) -> None:
     if protocol != TRACES_PROTOCOL:
         print_note(f"no traces are sent: OTEL_EXPORTER_OTLP_PROTOCOL must be {TRACES_PROTOCOL}")
         return
-    if find_spec("opentelemetry") is None or find_spec("requests") is None:
-        print_note("no traces are sent: install the packages with: pip install 'auditor[otel]'")
-        return
     try:
         from auditor.otlp import open_tracer
 
         tracer = stack.enter_context(open_tracer())
+    except ImportError:
+        print_note(f"no traces are sent: {describe_extra('otel')}")
+        return
     except Exception as error:  # noqa: BLE001  a wrong variable of a library costs no audit
         print_note(f"no traces are sent: the OTEL_ variables cannot be used ({type(error).__name__})")
         return
@@ -161,23 +161,43 @@ def reporting_to_switch() -> "Iterator[SwitchReporter]":
         raise
 
 
-def run_audit_command(start: "Start", hooks: "HookConfig", switch: SwitchReporter) -> int:
-    """Run an audit and its hooks, print the summary and the run folder, and return the exit code."""
+def run_audit_command(start: "Start", hooks: "HookConfig", switch: SwitchReporter, *, use_uvloop: bool = True) -> int:
+    """Run an audit and its hooks, print the summary and the run folder, and return the exit code.
+
+    ``use_uvloop``: see ``run_until_signal``.
+    """
     from auditor.cli.runtime import interrupt_on_signals
 
     with interrupt_on_signals():
-        result, seconds = _run_timed(start)
+        result, seconds = _run_timed(start, hooks, use_uvloop=use_uvloop)
         return _finish(result, seconds, hooks, switch)
 
 
-def _run_timed(start: "Start") -> "tuple[AuditResult, float]":
+def _run_timed(
+    start: "Start", hooks: "HookConfig | None" = None, *, use_uvloop: bool = True
+) -> "tuple[AuditResult, float]":
     from auditor.cli.progress import show_progress
     from auditor.cli.runtime import run_until_signal
 
     started = time.monotonic()
-    with show_progress() as watch:
-        result = run_until_signal(lambda stop: start(watch, stop))
+    with _live_metrics(hooks) as observe, show_progress() as show:
+
+        def watch(progress: "Progress") -> None:
+            if observe is not None:
+                observe(progress)
+            show(progress)
+
+        result = run_until_signal(lambda stop: start(watch, stop), use_uvloop=use_uvloop)
     return result, time.monotonic() - started
+
+
+def _live_metrics(hooks: "HookConfig | None") -> "AbstractContextManager[ProgressCallback | None]":
+    """Return what writes metrics while a run is under way; it yields None if none are configured."""
+    if hooks is None or (hooks.report.metrics is None and hooks.pushgateway is None):
+        return nullcontext()
+    from auditor.hooks.live_metrics import live_metrics
+
+    return live_metrics(hooks)
 
 
 def _print_summary(result: "AuditResult", seconds: float) -> None:
@@ -204,6 +224,7 @@ def _finish(result: "AuditResult", seconds: float, hooks: "HookConfig", switch: 
         manifest = replace(manifest, exit_code=results.exit_code, exit_reason=results.policy_reason or reason)
     finally:  # the run is sealed, even if the user interrupts its hooks
         print_path(result.folder)
+    flush_spans()  # a warning about the collector comes before the last line
     line = manifest.describe_exit()
     switch.finish(results.exit_code, safe(line or f"exit {results.exit_code}"))
     if line is not None:

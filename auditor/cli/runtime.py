@@ -103,8 +103,10 @@ def _escape_texts(_logger: object, _method: str, event: structlog.typing.EventDi
     return {key: escape_lines(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
-def run_until_signal(start: Callable[[StopToken], Awaitable[T]]) -> T:
+def run_until_signal(start: Callable[[StopToken], Awaitable[T]], *, use_uvloop: bool = True) -> T:
     """Run ``start`` and return its result.
+
+    ``use_uvloop``: False for libraries that were not made for this event loop.
 
     The first of SIGINT, SIGTERM and SIGHUP requests a stop, a second one cancels, and a third one exits.
 
@@ -121,7 +123,7 @@ def run_until_signal(start: Callable[[StopToken], Awaitable[T]]) -> T:
 
     handler = _SignalHandler()
     try:
-        return anyio.run(main, backend_options={"use_uvloop": True})
+        return anyio.run(main, backend_options={"use_uvloop": use_uvloop})
     finally:
         handler.finish()
 

@@ -13,7 +13,20 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 READING_COMMANDS = frozenset(
-    {"completion", "device", "devices", "diff", "history", "inventory", "metrics", "policy", "report", "runs", "sql"}
+    {
+        "completion",
+        "config",
+        "device",
+        "devices",
+        "diff",
+        "history",
+        "inventory",
+        "metrics",
+        "policy",
+        "report",
+        "runs",
+        "sql",
+    }
     | {"status", "verify"}
 )
 """Commands that change nothing but the file that they write: a signal ends them immediately."""

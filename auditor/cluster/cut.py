@@ -1,7 +1,10 @@
 """Cut a run into shards: the fleet files are read once, and each shard gets its devices."""
 
+import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace as replace_fields
 from pathlib import Path
 
 import msgspec
@@ -10,6 +13,7 @@ from msgspec.structs import replace
 from auditor import __about__
 from auditor.audit.setup import account_infos
 from auditor.cluster.plan import (
+    BASELINE_OBJECT,
     FLEET_OBJECT,
     Shard,
     ShardPlan,
@@ -17,14 +21,18 @@ from auditor.cluster.plan import (
     digest_settings,
     refuse_strategies,
 )
-from auditor.cluster.storage import check_storage, find_object
+from auditor.cluster.progress import fetch_run
+from auditor.cluster.prune import find_newest_success
+from auditor.cluster.storage import check_storage, find_object, join_address, open_run
 from auditor.config.settings import ClusterSettings, Settings
-from auditor.errors import UsageError
+from auditor.errors import SettingsError, UsageError
 from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_empty_snapshot, write_snapshot
 from auditor.fleet.table import FLEET_COLUMNS, count_devices_to_query, sha256_of, write_numbered
 from auditor.runs.folder import CUT_PLAN
-from auditor.runs.manifest import FleetInfo
-from auditor.storage.database import parquet, scratch_database
+from auditor.runs.manifest import FleetInfo, read_manifest
+from auditor.runs.selection_info import SelectionInfo
+from auditor.selection.baseline import write_baseline
+from auditor.storage.database import parquet, scratch_database, sql_literal, write_rows
 from auditor.storage.files import private_folder
 from auditor.storage.object_store import ObjectStore
 from auditor.text.formatting import escape_undecodable, format_utc
@@ -56,6 +64,7 @@ def cut_run(
     name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}-{settings.name}"
     with private_folder("cut") as work:
         fleet, files = work / FLEET_OBJECT, fleet_files(settings)
+        selection, baseline = _select_since(settings, cluster.storage, work)
         snapshot = write_snapshot(files, fleet) if files else write_empty_snapshot(fleet)
         accounts = [account.name for account in settings.account]
         shards = cut_into_shards(settings, count_devices_to_query(fleet, accounts))
@@ -77,6 +86,7 @@ def cut_run(
             shards=shards,
             digests=digest_settings(settings),
             modules=settings.modules,
+            selection=selection,
         )
         storage = open_storage(name)
         check_storage(storage)
@@ -87,7 +97,10 @@ def cut_run(
             storage.put_file(f"{shard.folder}/{FLEET_OBJECT}", path)
             digests[shard.name] = path.stat().st_size, sha256_of(path)
             path.unlink()
-        plan = replace(plan, shards=tuple(_with_digest(shard, digests.get(shard.name)) for shard in shards))
+        shards = tuple(_with_digest(shard, digests.get(shard.name)) for shard in shards)
+        if baseline is not None:
+            shards = tuple(_put_baseline(storage, shard, baseline, work) for shard in shards)
+        plan = replace(plan, shards=shards)
         storage.put_file(FLEET_OBJECT, fleet)
         storage.put(CUT_PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
     return name, plan
@@ -96,6 +109,37 @@ def cut_run(
 def _with_digest(shard: Shard, digest: tuple[int, str] | None) -> Shard:
     """Return a shard with the size and the SHA-256 of its fleet file; one that is listed has none."""
     return shard if digest is None else replace(shard, bytes=digest[0], sha256=digest[1])
+
+
+def _select_since(settings: Settings, address: str, work: Path) -> tuple[SelectionInfo | None, Path | None]:
+    """Return how the devices of a run with ``since`` are selected, and the previous results of all its accounts.
+
+    They are those of the newest successful run of this name in the storage; without one, all devices are queried.
+    """
+    if settings.since != "last":
+        return None, None
+    seed = secrets.randbits(32) if settings.seed is None else settings.seed
+    selection = SelectionInfo("incremental", change_detection=settings.change_detection, seed=seed)
+    if (name := find_newest_success(address, settings.name)) is None:
+        return selection, None
+    folder = fetch_run(open_run(join_address(address, name)), work / name)
+    if read_manifest(folder).modules != settings.modules:
+        raise SettingsError(f"modules: differs from that of {name}, whose results since carries; give another name")
+    write_baseline(folder, work / BASELINE_OBJECT)
+    shutil.rmtree(folder)
+    return replace_fields(selection, baseline_run=name), work / BASELINE_OBJECT
+
+
+def _put_baseline(storage: ObjectStore, shard: Shard, baseline: Path, work: Path) -> Shard:
+    """Store the previous results of a shard's account, in their order; return the shard with their digest."""
+    path = work / f"{shard.name}-{BASELINE_OBJECT}"
+    with scratch_database(failure=f"{work}: cannot be written") as database:
+        rows = f"FROM {parquet(baseline)} WHERE account = {sql_literal(shard.account)}"
+        write_rows(database, rows, path)
+    storage.put_file(f"{shard.folder}/{BASELINE_OBJECT}", path)
+    digest = sha256_of(path)
+    path.unlink()
+    return replace(shard, baseline_sha256=digest)
 
 
 def write_shard_fleets(fleet: Path, shards: Sequence[Shard], work: Path) -> Iterator[tuple[Shard, Path]]:

@@ -40,7 +40,7 @@ SETTINGS_VARIABLE = "AUDITOR_SETTINGS"
 DRAIN_SECONDS = 8.0
 """Seconds that a worker which ends gives its shard to store its last answers."""
 
-_CONNECT_SECONDS = 30
+CONNECT_SECONDS = 30
 
 _CONFIGURATION = {
     "distributed.scheduler.http.routes": [],  # nothing but the ports with certificates
@@ -123,10 +123,15 @@ class ShardStops(distributed.WorkerPlugin):  # type: ignore[misc]  # the class h
 
     async def teardown(self, worker: object) -> None:  # noqa: ARG002  likewise
         """End all shards, and wait until they have stored their last answers."""
-        ends_at = time.monotonic() + DRAIN_SECONDS
         _RUNNING.stop()
-        while _RUNNING.is_any and time.monotonic() < ends_at:  # noqa: ASYNC110  tasks run in threads
-            await asyncio.sleep(0.05)
+        await drain()
+
+
+async def drain() -> None:
+    """Wait in a worker until its shards that were stopped have stored their last answers."""
+    ends_at = time.monotonic() + DRAIN_SECONDS
+    while _RUNNING.is_any and time.monotonic() < ends_at:  # noqa: ASYNC110  tasks run in threads
+        await asyncio.sleep(0.05)
 
 
 def run_shard(run: str, shard: str, fingerprint: str) -> None:
@@ -161,17 +166,27 @@ class DaskEngine(Engine):
     def __init__(self, client: distributed.Client) -> None:
         self._client = client
         self._names: dict[str, str] = {}
+        self._futures: set[distributed.Future] = set()
         self._ended = distributed.as_completed(loop=client.loop)
 
     def start(self, run: str, shard: str, fingerprint: str) -> None:
         """See ``Engine``."""
         key = f"auditor-{shard}-{secrets.token_hex(8)}"
         self._names[key] = shard
-        self._ended.add(self._client.submit(run_shard, run, shard, fingerprint, key=key, pure=False, retries=0))
+        future = self._client.submit(run_shard, run, shard, fingerprint, key=key, pure=False, retries=0)
+        self._futures.add(future)
+        self._ended.add(future)
+
+    async def cancel(self) -> None:
+        """Cancel the tasks that have not ended, and wait until their workers have stored the last answers."""
+        if self._futures:
+            await self._client.cancel(list(self._futures))
+            await self._client.run(drain, on_error="ignore")
 
     async def next_ended(self) -> EndedShard:
         """See ``Engine``."""
         future = await anext(self._ended)
+        self._futures.discard(future)
         name = self._names.pop(future.key)
         if future.status == "finished":
             return EndedShard(name, 0)
@@ -203,7 +218,9 @@ async def open_dask(target: int | str, settings_file: Path, prepare: Callable[[]
         else:
             client = await stack.enter_async_context(_connect(target))
         await client.register_plugin(ShardStops(prepare, is_local=isinstance(target, int)))
-        yield DaskEngine(client)
+        engine = DaskEngine(client)
+        yield engine
+        await engine.cancel()
 
 
 def _local_cluster(processes: int, settings_file: Path, scratch: Path) -> distributed.LocalCluster:
@@ -228,12 +245,19 @@ def _local_cluster(processes: int, settings_file: Path, scratch: Path) -> distri
 @asynccontextmanager
 async def _connect(address: str) -> AsyncIterator[distributed.Client]:
     """Connect to a scheduler; certificates come from Dask's own configuration."""
-    try:
-        security = Security(require_encryption=True) if address.startswith("tls:") else Security()
-        client = await distributed.Client(
-            address, security=security, asynchronous=True, set_as_default=False, timeout=_CONNECT_SECONDS
+    is_encrypted = address.startswith("tls:")
+    security = Security(require_encryption=True) if is_encrypted else Security()
+    if is_encrypted and security.get_connection_args("client")["ssl_context"] is None:
+        variables = ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY")
+        names = ", ".join(f"DASK_DISTRIBUTED__COMM__TLS__{each}" for each in variables)
+        raise SettingsError(
+            f"--on {address}: needs certificates; name their files in Dask's configuration, or in {names}"
         )
-    except (OSError, TimeoutError, RuntimeError, TypeError) as error:
+    try:
+        client = await distributed.Client(
+            address, security=security, asynchronous=True, set_as_default=False, timeout=CONNECT_SECONDS
+        )
+    except OSError as error:
         raise AuditStoppedError(f"--on {address}: the scheduler cannot be reached: {error}") from error
     async with client:
         if not client.scheduler_info()["workers"]:

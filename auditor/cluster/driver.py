@@ -209,26 +209,28 @@ class RunDriver:
     async def _run_shards(self, open_engine: OpenEngine, names: list[str]) -> None:
         fingerprint = await run_in_thread(plan_fingerprint, self.storage)
         await self._show_progress()
-        with anyio.CancelScope() as scope:
+        show = partial(repeat, PROGRESS_SECONDS, self._show_progress)
+        async with open_engine(len(names)) as engine:  # an end that is requested does not cut short how it is closed
+            with anyio.CancelScope() as scope:
 
-            async def cancel() -> None:
-                await self._stop.wait()
-                scope.cancel()
+                async def cancel() -> None:
+                    await self._stop.wait()
+                    scope.cancel()
 
-            async with (
-                open_engine(len(names)) as engine,
-                background_tasks(cancel, partial(repeat, PROGRESS_SECONDS, self._show_progress)),
-            ):
-                start = partial(engine.start, self._address, fingerprint=fingerprint)
-                for name in names:
-                    self._start(start, name)
-                running = len(names)
-                while running:
-                    ended = await engine.next_ended()
-                    if await self._is_to_restart(ended):
-                        self._start(start, ended.name)
-                    else:
-                        running -= 1
+                async with background_tasks(cancel, show):
+                    await self._wait_for_shards(engine, fingerprint, names)
+
+    async def _wait_for_shards(self, engine: Engine, fingerprint: str, names: list[str]) -> None:
+        start = partial(engine.start, self._address, fingerprint=fingerprint)
+        for name in names:
+            self._start(start, name)
+        running = len(names)
+        while running:
+            ended = await engine.next_ended()
+            if await self._is_to_restart(ended):
+                self._start(start, ended.name)
+            else:
+                running -= 1
 
     def _start(self, start: Callable[[str], None], name: str) -> None:
         self._starts[name] += 1

@@ -6,6 +6,7 @@ their content, and ``run.json`` last. Everything is copied in parts, so memory d
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,17 +19,17 @@ from auditor.audit.finalize import seal_and_verify
 from auditor.cluster.attempt_log import DoneMarker, read_done
 from auditor.cluster.attempts import ATTEMPTS, read_listing
 from auditor.cluster.plan import FLEET_OBJECT, Shard, ShardPlan
-from auditor.cluster.records import ShardRecord, decode_record, get_fleet, part_lines, split_failed
+from auditor.cluster.records import SNAPSHOT_FILES, ShardRecord, decode_record, get_fleet, part_lines, split_failed
 from auditor.cluster.storage import find_object
 from auditor.concurrency import run_in_thread
 from auditor.errors import AuditorError
 from auditor.fleet.table import FLEET_COLUMNS, sha256_of, write_numbered
 from auditor.log import log
-from auditor.runs.folder import FAILURES, FLEET, PRODUCTS, RESULTS
+from auditor.runs.folder import CARRIED, CONNECTIONS, FAILURES, FLEET, PRODUCTS, RESULTS, SELECTED
 from auditor.runs.locking import PreparedRun, create_run_folder
 from auditor.runs.manifest import MANIFEST, DeviceCounts, Manifest, write_manifest
 from auditor.runs.products import ProductInfo, read_products
-from auditor.runs.selection_info import MismatchedAccount, Rate, RequestCounts
+from auditor.runs.selection_info import AccountSelection, MismatchedAccount, Rate, RequestCounts, SelectionInfo
 from auditor.storage.append_only import AppendOnlyFile
 from auditor.storage.database import parquet, scratch_database, sql_literal, write_rows
 from auditor.storage.files import private_folder, replace_file
@@ -116,6 +117,7 @@ def _assemble(storage: ObjectStore, plan: ShardPlan, markers: Mapping[str, DoneM
             get_fleet(storage, FLEET_OBJECT, folder / FLEET, plan.fleet.sha256)
         _write_lines(storage, plan, markers, folder)
         _write_products(plan, files, folder)
+        _write_selection(files, folder)
         manifests.append(_combine(plan, [decode_run(markers[shard.name]) for shard in plan.shards], folder))
         write_manifest(folder, manifests[0])
 
@@ -136,7 +138,7 @@ def _fetch_snapshots(
             found[shard.name].mkdir()
             place = f"{shard.folder}/{ATTEMPTS}/{snapshot}"
             for each in storage.list(place):
-                if (name := each.key.removeprefix(f"{place}/")) in {FLEET, PRODUCTS}:
+                if (name := each.key.removeprefix(f"{place}/")) in SNAPSHOT_FILES:
                     storage.get_file(each.key, found[shard.name] / name)
     return found
 
@@ -191,6 +193,51 @@ def _write_products(plan: ShardPlan, files: Mapping[str, Path], folder: Path) ->
         replace_file(folder / PRODUCTS, b"".join(msgspec.json.encode(row) + b"\n" for row in rows.values()))
 
 
+def _write_selection(files: Mapping[str, Path], folder: Path) -> None:
+    """Write the selected devices, the carried results and the connection states of all shards."""
+    for name in (SELECTED, CARRIED, CONNECTIONS):
+        if parts := [each / name for each in files.values() if (each / name).is_file()]:
+            with scratch_database(failure=f"{folder / name}: cannot be written") as database:
+                write_rows(database, f"FROM {parquet(*parts)}", folder / name)
+
+
+def _combine_selections(selections: Sequence[SelectionInfo]) -> SelectionInfo | None:
+    """Return the selection of a run whose shards have these; lanes of an account are added."""
+    accounts: dict[str, AccountSelection] = {}
+    for each in (account for selection in selections for account in selection.accounts):
+        before = accounts.get(each.account)
+        accounts[each.account] = each if before is None else _add_selections(before, each)
+    if not selections:
+        return None
+    return replace(
+        selections[0],
+        accounts=tuple(accounts.values()),
+        budget_exhausted=any(each.budget_exhausted for each in selections),
+        not_reached=sum(each.not_reached for each in selections),
+    )
+
+
+def _add_selections(one: AccountSelection, other: AccountSelection) -> AccountSelection:
+    unchanged = None if one.unchanged is None or other.unchanged is None else one.unchanged + other.unchanged
+    return replace(
+        one,
+        selected=dict(Counter(one.selected) + Counter(other.selected)),
+        over_budget=one.over_budget + other.over_budget,
+        carried=one.carried + other.carried,
+        states_requested=one.states_requested + other.states_requested,
+        states_unknown=one.states_unknown + other.states_unknown,
+        requests=add_requests([one.requests, other.requests]),
+        selected_at=min(filter(None, (one.selected_at, other.selected_at)), default=None),
+        unchanged=unchanged,
+    )
+
+
+def add_requests(counts: Iterable[RequestCounts]) -> RequestCounts:
+    """Return the sum of requests."""
+    listed, names = list(counts), ("sent", "retried", "throttled")
+    return RequestCounts(**{name: sum(getattr(each, name) for each in listed) for name in names})
+
+
 def _combine(plan: ShardPlan, manifests: list[Manifest], folder: Path) -> Manifest:
     """Return the manifest of a run whose shards have these, before it is sealed."""
     discovery = tuple(each for manifest in manifests for each in manifest.discovery)
@@ -202,11 +249,6 @@ def _combine(plan: ShardPlan, manifests: list[Manifest], folder: Path) -> Manife
     mismatches: dict[str, int] = {}
     for each in (each for manifest in manifests for each in manifest.mismatched):
         mismatches[each.account] = mismatches.get(each.account, 0) + each.answers
-    sent = RequestCounts(
-        sent=sum(each.sent for each in requests),
-        retried=sum(each.retried for each in requests),
-        throttled=sum(each.throttled for each in requests),
-    )
     return Manifest(
         auditor_version=__about__.VERSION,
         name=plan.name,
@@ -216,12 +258,13 @@ def _combine(plan: ShardPlan, manifests: list[Manifest], folder: Path) -> Manife
         fleet=fleet,
         finished_at=max(manifest.finished_at or plan.started_at for manifest in manifests),
         devices=DeviceCounts(pending=devices),
-        requests=sent,
+        requests=add_requests(requests),
         rate=_combine_rates([manifest.rate for manifest in manifests], requests),
         discovery=discovery,
         max_failed=plan.max_failed,
         mismatched=tuple(MismatchedAccount(*each) for each in mismatches.items()),
         modules=plan.modules,
+        selection=_combine_selections([each.selection for each in manifests if each.selection is not None]),
     )
 
 

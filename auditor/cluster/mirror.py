@@ -1,7 +1,8 @@
 """Ships what an audit session appends to its run folder in local scratch, and what it knows of its fleet.
 
 The session does not know of it. At each checkpoint, the lines that were appended since the last one become a part. A
-fleet that the platform lists, and the products of a fleet, become a snapshot before a part has lines about them.
+fleet that the platform lists, the products of a fleet, and a selection of its devices become a snapshot before a part
+has lines about them.
 """
 
 import shutil
@@ -13,12 +14,12 @@ from typing import TypeVar
 import anyio
 
 from auditor.cluster.attempt_log import AttemptLog
-from auditor.cluster.records import compress_lines, encode_record
+from auditor.cluster.records import SNAPSHOT_FILES, compress_lines, encode_record
 from auditor.concurrency import StopToken, run_in_thread
 from auditor.errors import InvalidObjectError, ObjectStoreError, SupersededError
 from auditor.fleet.table import sha256_of
 from auditor.log import log
-from auditor.runs.folder import FAILURES, FLEET, PRODUCTS, RESULTS
+from auditor.runs.folder import FAILURES, FLEET, RESULTS
 from auditor.runs.manifest import Manifest, read_manifest
 
 T = TypeVar("T")
@@ -112,13 +113,12 @@ class Mirror:
 
     def _put_snapshot(self, manifest: Manifest) -> bool:
         """Ship the fleet and the products if they changed; return False while they do not fit the manifest."""
-        products = self._folder / PRODUCTS
-        found = products.stat() if products.is_file() else None
-        version = (manifest.fleet.sha256 if self._grows else "", found and (found.st_size, found.st_mtime_ns))
-        if version in {self._snapshot, ("", None)}:
+        names = [name for name in SNAPSHOT_FILES if (name != FLEET or self._grows) and (self._folder / name).is_file()]
+        version = [(name, self._describe(name, manifest)) for name in names]
+        if version in (self._snapshot, []):
             return True
         files = {}
-        for name in (*([FLEET] if self._grows else []), *([] if found is None else [PRODUCTS])):
+        for name in names:
             shutil.copyfile(self._folder / name, self._work / name)
             files[name] = self._work / name
         if FLEET in files and sha256_of(files[FLEET]) != manifest.fleet.sha256:
@@ -126,6 +126,13 @@ class Mirror:
         self._log.put_snapshot(files, encode_record(manifest, tuple(files)))
         self._snapshot = version
         return True
+
+    def _describe(self, name: str, manifest: Manifest) -> object:
+        """Return what differs between two contents of a file."""
+        if name == FLEET:
+            return manifest.fleet.sha256
+        found = (self._folder / name).stat()
+        return found.st_size, found.st_mtime_ns
 
 
 def _read_lines(path: Path, start: int, size: int) -> bytes:

@@ -19,9 +19,10 @@ from auditor.config.settings import Account, Settings, SharedQuotaSettings
 from auditor.errors import SettingsError, UsageError
 from auditor.models import ReadModules
 from auditor.runs.manifest import AccountInfo, FleetInfo
+from auditor.runs.selection_info import SelectionInfo
 from auditor.storage.json_types import Count, MaxFailed, PositiveCount, Sha256, Timestamp
 
-FLEET_OBJECT = "fleet.parquet"
+FLEET_OBJECT, BASELINE_OBJECT = "fleet.parquet", "baseline.parquet"
 
 CALLS_PER_LANE = 5_000.0
 """Calls a second from which an account is cut into another lane: one process does a multiple of that."""
@@ -50,6 +51,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
         devices: its devices; null: the platform lists them.
         bytes: size of its fleet file.
         sha256: digest of its fleet file; null: it has none.
+        baseline_sha256: digest of its previous results; null: it has none.
     """
 
     name: ShardName
@@ -60,6 +62,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     devices: Count | None = None
     bytes: Count = 0
     sha256: Sha256 | None = None
+    baseline_sha256: Sha256 | None = None
 
     @property
     def folder(self) -> str:
@@ -86,6 +89,7 @@ class ShardPlan(msgspec.Struct, frozen=True, kw_only=True):
         shards: the shards; their index is their place.
         digests: digests of settings, by account or ``settings``, and by key.
         modules: the only modules that the run reads of its devices; null: all.
+        selection: how devices are selected; null: all are queried.
         plan_version: version of this contract.
     """
 
@@ -99,6 +103,7 @@ class ShardPlan(msgspec.Struct, frozen=True, kw_only=True):
     shards: tuple[Shard, ...]
     digests: dict[str, dict[str, str]]
     modules: ReadModules | None = None
+    selection: SelectionInfo | None = None
     plan_version: int = PLAN_VERSION
 
     def shards_of(self, site: str | None) -> list[Shard]:
@@ -115,7 +120,6 @@ def refuse_strategies(settings: Settings) -> None:
     budget = "it divides one budget, by previous results of all accounts, which a shard does not have"
     sample = "a sample is drawn and evaluated over the whole fleet, and a shard has a part of it"
     reasons = {
-        "since": "it carries results of the previous run, which a shard does not have",
         "max_calls": budget,
         "sample_size": sample,
         "precision": sample,
@@ -124,6 +128,9 @@ def refuse_strategies(settings: Settings) -> None:
     for key, reason in reasons.items():
         if getattr(settings, key):
             raise SettingsError(f"{key}: is not for a run of shards: {reason}; use auditor run, or leave it out")
+    if settings.since not in {None, "last", "none"}:
+        reason = "its machines take previous results from the storage, not from a path"
+        raise SettingsError(f'since: is not for a run of shards: {reason}; use auditor run, or since = "last"')
     for account in settings.account:
         if account.read != "device":
             reason = "results of the search index are evaluated over the whole run"

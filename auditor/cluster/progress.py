@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from auditor.cluster.attempts import ATTEMPTS, DONE, MARKERS, STATE, is_attempt_name
-from auditor.cluster.merge import READERS, sealed_folder
+from auditor.cluster.merge import READERS, add_requests, sealed_folder
 from auditor.cluster.plan import Shard, ShardPlan
 from auditor.cluster.records import MAX_RECORD_BYTES, ShardRecord, decode_record
 from auditor.cluster.storage import find_object
@@ -102,7 +102,7 @@ def combine_progress(plan: ShardPlan, shards: Sequence[ShardProgress], first: Pr
     for each in shards:
         by_account[each.shard.account].append(each)
     rates = [account.quota for account in plan.accounts]
-    devices, requests = _add_devices(shards), _add_requests(shards)
+    devices, requests = _add_devices(shards), add_requests(each.requests for each in shards)
     return Progress(
         folder=run,
         fleet=devices.fleet,
@@ -119,7 +119,7 @@ def combine_progress(plan: ShardPlan, shards: Sequence[ShardProgress], first: Pr
 
 
 def _account_progress(name: str, shards: Sequence[ShardProgress], quota: float | None) -> AccountProgress:
-    devices, requests = _add_devices(shards), _add_requests(shards)
+    devices, requests = _add_devices(shards), add_requests(each.requests for each in shards)
     silent = [
         f"{each.shard.label} has stored nothing for {each.age or 0:.0f} s" for each in shards if each.state == "silent"
     ]
@@ -143,11 +143,6 @@ def _add_devices(shards: Iterable[ShardProgress]) -> DeviceCounts:
     counts = [each.devices or DeviceCounts(pending=each.shard.devices or 0) for each in shards]
     names = ("ok", "empty", "not_found", "failed", "pending")
     return DeviceCounts(**{name: sum(getattr(each, name) for each in counts) for name in names})
-
-
-def _add_requests(shards: Iterable[ShardProgress]) -> RequestCounts:
-    names = ("sent", "retried", "throttled")
-    return RequestCounts(**{name: sum(getattr(each.requests, name) for each in shards) for name in names})
 
 
 def read_sealed(storage: ObjectStore) -> tuple[Manifest, bytes] | None:

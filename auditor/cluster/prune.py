@@ -1,4 +1,4 @@
-"""Delete old runs from a storage that several machines share. A run that is not sealed is never deleted."""
+"""Runs of a storage that several machines share: old ones are deleted, unless they are not sealed; the newest one."""
 
 import re
 import time
@@ -73,6 +73,18 @@ def prune_storage(
         storage.delete([last])
     remaining = sum(1 for name in folders if _RUN.fullmatch(name)) - len(removed)
     return StoragePrune(tuple(join_address(address, name) for name in removed), tuple(skipped), remaining)
+
+
+def find_newest_success(address: str, audit: str) -> str | None:
+    """Return the name of the newest successful run of an audit in a storage; None: there is none."""
+    keys = {each.key for each in open_run(address).list()}
+    names = {_first_folder(key) for key in keys}
+    for name in sorted((each for each in names if _RUN.fullmatch(each)), reverse=True):
+        if name.partition("-")[2] == audit and {f"{name}/{MANIFEST}", f"{name}/{CUT_PLAN}"} <= keys:
+            found = read_sealed(open_run(join_address(address, name)))
+            if found is not None and found[0].is_success:
+                return name
+    return None
 
 
 def _first_folder(key: str) -> str:

@@ -12,6 +12,7 @@ import msgspec
 from auditor.cluster.attempts import ATTEMPTS, Base
 from auditor.errors import InvalidObjectError
 from auditor.fleet.table import sha256_of
+from auditor.runs.folder import CARRIED, CONNECTIONS, FLEET, PRODUCTS, SELECTED
 from auditor.runs.manifest import Manifest
 from auditor.storage.json_types import Timestamp
 from auditor.storage.object_store import MAX_FILE_BYTES, ObjectStore
@@ -24,6 +25,9 @@ MAX_RECORD_BYTES = 32 << 20
 
 MAX_COMPRESSED_BYTES = MAX_PART_BYTES = 64 << 20
 """Size up to which a part is read, and to which it may expand: a line is never cut."""
+
+SNAPSHOT_FILES = (FLEET, PRODUCTS, SELECTED, CARRIED, CONNECTIONS)
+"""Files of a run folder that a snapshot may have."""
 
 FAILED = b'"status":"failed"'
 """Only the line of a failed device contains this: a quote in a name is escaped."""

@@ -16,8 +16,16 @@ from auditor.cluster.attempt_log import COMPLETE, AttemptLog, DoneMarker, list_a
 from auditor.cluster.attempts import ATTEMPTS, STATE, Base
 from auditor.cluster.merge import decode_run, record_done, seal_if_done
 from auditor.cluster.mirror import Mirror, persist
-from auditor.cluster.plan import FLEET_OBJECT, Shard, ShardPlan, describe_differences, worker_settings
-from auditor.cluster.records import MAX_RECORD_BYTES, ShardRecord, decode_record, get_fleet, part_lines, split_failed
+from auditor.cluster.plan import BASELINE_OBJECT, FLEET_OBJECT, Shard, ShardPlan, describe_differences, worker_settings
+from auditor.cluster.records import (
+    MAX_RECORD_BYTES,
+    SNAPSHOT_FILES,
+    ShardRecord,
+    decode_record,
+    get_fleet,
+    part_lines,
+    split_failed,
+)
 from auditor.concurrency import StopToken, TimeLimit, background_tasks, run_in_thread
 from auditor.config.settings import Settings
 from auditor.engine.account_session import Credentials
@@ -26,10 +34,11 @@ from auditor.errors import AuditorError, ObjectStoreError, SettingsError
 from auditor.fleet.snapshot import write_empty_snapshot
 from auditor.fleet.table import count_devices_to_query, sha256_of
 from auditor.log import log
-from auditor.runs.folder import FLEET, PRODUCTS, RESULTS
+from auditor.runs.folder import FLEET, RESULTS
 from auditor.runs.locking import PreparedRun, create_run_folder
 from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, FleetInfo, Manifest, write_manifest
 from auditor.runs.selection_info import Rate, RequestCounts
+from auditor.selection.coordinator import WORK as SELECTION_WORK
 from auditor.storage.append_only import AppendOnlyFile
 from auditor.storage.files import private_folder
 from auditor.storage.object_store import ObjectStore
@@ -185,18 +194,22 @@ class ShardWorker:
 
     def _restore_snapshot(self, base: Base, folder: Path) -> ShardRecord | None:
         """Write the fleet and the products of the shard; return what the storage has about its run."""
-        record = None
+        record, shard = None, self._shard
+        if shard.baseline_sha256 is not None:
+            (folder / SELECTION_WORK).mkdir(0o700)
+            place = f"{shard.folder}/{BASELINE_OBJECT}"
+            get_fleet(self._storage, place, folder / SELECTION_WORK / BASELINE_OBJECT, shard.baseline_sha256)
         if base.snapshot is not None:
             place = f"{self._shard.folder}/{ATTEMPTS}/{base.snapshot}"
             content = self._storage.get(f"{place}/{COMPLETE}", max_bytes=MAX_RECORD_BYTES)
             record = decode_record(content, ShardRecord, place)
-            for name in {FLEET, PRODUCTS}.intersection(record.files):
+            for name in set(SNAPSHOT_FILES).intersection(record.files):
                 self._storage.get_file(f"{place}/{name}", folder / name)
         if not (folder / FLEET).exists():
-            if self._shard.devices is None:
+            if shard.devices is None:
                 write_empty_snapshot(folder / FLEET)
             else:
-                shard, place = self._shard, f"{self._shard.folder}/{FLEET_OBJECT}"
+                place = f"{shard.folder}/{FLEET_OBJECT}"
                 get_fleet(self._storage, place, folder / FLEET, shard.sha256, shard.bytes)
         return record
 
@@ -213,6 +226,7 @@ class ShardWorker:
             rate=Rate(target=target_rate(self._settings)),
             discovery=(DiscoveryInfo(self._shard.account),) if listed else (),
             modules=plan.modules,
+            selection=plan.selection,
         )
 
     def _restore_lines(self, base: Base, folder: Path) -> None:

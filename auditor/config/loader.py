@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from auditor.config.faults import FaultList, faults_of, raises_faults
 from auditor.config.resolution import resolve_account, resolve_settings
+from auditor.config.sections import MetricsSettings, PushgatewaySettings
 from auditor.config.settings import (
     Account,
     ClusterSettings,
@@ -28,7 +28,7 @@ from auditor.config.settings import (
     SharedQuotaSettings,
     split_url,
 )
-from auditor.config.toml_tables import TableWords, convert_table, read_toml
+from auditor.config.toml_tables import FaultList, TableWords, convert_table, faults_of, raises_faults, read_toml
 from auditor.config.validation import (
     CREDENTIALS_FORMS,
     CREDENTIALS_TYPES,
@@ -42,6 +42,7 @@ from auditor.config.validation import (
     validate_accounts,
     validate_cluster,
     validate_hooks,
+    validate_metrics,
     validate_publish,
     validate_rollouts,
     validate_selection,
@@ -201,13 +202,23 @@ _PLACEHOLDERS: dict[str, object] = {
     "notify.webhook": _SECRET,
     "notify.secret": _SECRET,
     "ping": _SECRET,
+    "metrics.interval": "off",
+    "metrics.max_series": 10,
+    "metrics.pushgateway.address": "https://placeholder.invalid",
+    "metrics.pushgateway.password": _SECRET,
     "policy.file": "placeholder",
     "rollouts.done": "100%",
     "modules[]": "default",
     "publish.type": "placeholder",
     "cluster.storage": "/placeholder",
     **_placeholders_of_secrets(
-        "quota_sharing.password", "notify.address", "notify.webhook", "notify.secret", "ping", "publish.options"
+        "quota_sharing.password",
+        "metrics.pushgateway.password",
+        "notify.address",
+        "notify.webhook",
+        "notify.secret",
+        "ping",
+        "publish.options",
     ),
 }
 """Values that no rule refuses, in place of values of a wrong type: so other keys of the table can be checked."""
@@ -298,6 +309,12 @@ _EXPECTED = {
     "report.excel": 'give true, or a path such as "fleet.xlsx"',
     "report.metrics": 'give a path such as "/var/lib/node_exporter/textfile/auditor.prom"',
     "report.group_by": 'give names of attributes such as ["site", "ring"]',
+    "metrics": 'give { interval = "15s", modules = ["mcu"], max_series = 1000 }',
+    "metrics.interval": 'give a duration such as "15s", or "off"',
+    "metrics.modules": f"give {_NAMES}",
+    "metrics.max_series": "give a whole number, such as 1000",
+    "metrics.pushgateway": 'give { address = "https://pushgateway.example:9091" }',
+    "metrics.pushgateway.password": f"keep it out of the settings: give {SOURCE_FORMS}",
     "notify": "give it a name, and an address or a webhook; there may be several of these tables",
     "notify.address": f"keep it out of the settings: give {SOURCE_FORMS}",
     "notify.webhook": f"keep it out of the settings: give {SOURCE_FORMS}",
@@ -334,7 +351,7 @@ _EXPECTED = {
     f"{key}.command": _COMMAND
     for key in (
         "access_key_id", "access_key_secret", "proxy", "quota_sharing.password", "notify.address", "notify.webhook",
-        "notify.secret", "ping",
+        "notify.secret", "ping", "metrics.pushgateway.password",
     )
 } | {
     f"credentials{sources}{key}": advice
@@ -366,6 +383,8 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "quota_sharing": SharedQuotaSettings,
     "policy": PolicySettings,
     "report": ReportSettings,
+    "metrics": MetricsSettings,
+    "metrics.pushgateway": PushgatewaySettings,
     "rollouts": RolloutSettings,
     "notify": NotifySettings,
     "publish": PublishSettings,
@@ -400,6 +419,7 @@ def _validate(settings: Settings, where: str) -> Iterator[str]:
         yield f"{where}: max_calls: give at least one for each of the {len(settings.account)} accounts"
     yield from faults_of(validate_rollouts, settings.rollouts, where)
     yield from faults_of(validate_hooks, settings, where)
+    yield from faults_of(validate_metrics, settings.metrics, f"{where}: metrics")
     yield from faults_of(validate_publish, settings, where)
     yield from faults_of(validate_cluster, settings, where)
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import msgspec
 
-from auditor.config.paths import resolve_path
-from auditor.config.resolution import resolve_secret_source
+from auditor.config.resolution import resolve_path, resolve_secret_source
 from auditor.config.settings import SecretSource, Settings
 from auditor.config.validation import check_secret_source
 from auditor.errors import SettingsError

@@ -1,11 +1,12 @@
-"""Make the paths of settings relative to the folder of their file."""
+"""Paths as people write them: in a home directory, or relative to the folder of a settings file."""
 
+import os
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from auditor.config.paths import resolve_path
+from auditor.config.sections import MetricsSettings
 from auditor.config.settings import (
     Account,
     ClusterSettings,
@@ -19,6 +20,20 @@ from auditor.config.settings import (
 T = TypeVar("T", bound=msgspec.Struct)
 
 
+def expand_home(path: str) -> str:
+    """Return a path with the home directory for ``~``, ``~/`` or ``~user/`` at its start, as shells do.
+
+    Anywhere else ``~`` is a character: ``~fleet.csv`` is a file of this name, and so is the path of an unknown user.
+    """
+    # PurePath would raise for an unknown user, and for the name of a file.
+    return os.path.expanduser(path) if path == "~" or (path.startswith("~") and "/" in path) else path  # noqa: PTH111
+
+
+def resolve_path(folder: Path, path: str) -> str:
+    """Return a path of the settings in a folder, as a path of the working directory."""
+    return str(folder / expand_home(path))
+
+
 def resolve_settings(settings: Settings, folder: Path) -> Settings:
     """Return settings with paths relative to a folder."""
     return msgspec.structs.replace(
@@ -30,6 +45,7 @@ def resolve_settings(settings: Settings, folder: Path) -> Settings:
         quota_sharing=_resolve_quota_sharing(settings.quota_sharing, folder),
         policy=None if settings.policy is None else _resolve(settings.policy, folder, "file"),
         report=_resolve(settings.report, folder, "html", "excel", "metrics"),
+        metrics=_resolve_pushgateway(settings.metrics, folder),
         notify=tuple(_resolve(each, folder) for each in settings.notify),
         ping=None if settings.ping is None else resolve_secret_source(settings.ping, folder),
         publish=tuple(_resolve_destination(each, folder) for each in settings.publish),
@@ -64,6 +80,11 @@ def _resolve_quota_sharing(sharing: QuotaSharing, folder: Path) -> QuotaSharing:
 def _resolve_storage(cluster: ClusterSettings, folder: Path) -> ClusterSettings:
     """Return the settings with a directory relative to a folder; the address of a bucket stays."""
     return cluster if "://" in cluster.storage else _resolve(cluster, folder, "storage")
+
+
+def _resolve_pushgateway(metrics: MetricsSettings, folder: Path) -> MetricsSettings:
+    gateway = metrics.pushgateway
+    return metrics if gateway is None else msgspec.structs.replace(metrics, pushgateway=_resolve(gateway, folder))
 
 
 def _resolve(table: T, folder: Path, *paths: str) -> T:

@@ -11,7 +11,7 @@ from auditor.config.settings import Settings
 LOCATION_KEYS = frozenset(
     {
         "name", "directory", "group_readable", "access_key_id", "access_key_secret", "credentials", "time_zone",
-        "rollouts", "policy", "report", "notify", "ping", "publish", "cluster", "site", "lanes",
+        "rollouts", "policy", "report", "metrics", "notify", "ping", "publish", "cluster", "site", "lanes",
     }
 )  # fmt: skip
 """Settings that may differ when a run is resumed: where folders and keys are, which machines query,

@@ -8,27 +8,11 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
+from auditor.config.sections import MetricsSettings
+from auditor.config.sections import SecretSource as SecretSource  # noqa: PLC0414  modules import it from here
+from auditor.config.sections import Section as _Section
 from auditor.errors import UsageError
 from auditor.models import ChangeDetection, DeviceStatus, Dialect, Level, ReadMethod, ReadModules
-
-
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of the settings file. Unknown keys are refused."""
-
-
-class SecretSource(_Section, frozen=True):
-    """Where a secret is stored: in an environment variable, in a file, or in what a command prints.
-
-    Attributes:
-        env: name of the variable.
-        file: path of the file.
-        command: program and arguments, such as ``["pass", "show", "iot/eu"]``.
-    """
-
-    env: str | None = None
-    file: str | None = None
-    command: tuple[str, ...] | None = None
-
 
 CredentialsType = Literal[
     "access_key", "sts", "ram_role_arn", "oidc_role_arn", "ecs_ram_role", "credentials_uri", "profile", "default",
@@ -345,7 +329,7 @@ class PublishSettings(_Section, frozen=True, omit_defaults=True):
 
     name: str
     type: str
-    options: dict[str, OptionSetting] = {}
+    options: dict[str, OptionSetting] = {}  # noqa: RUF012  msgspec copies it
     timeout: str = "10m"
 
 
@@ -435,6 +419,7 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
             has no limit.
         rollouts: when a rollout is done, moving, stalled, rolled back or not started.
         policy, report: hooks that run after each run; see ``run_hooks``.
+        metrics: what ``report.metrics`` has, and where metrics are pushed.
         notify: places that receive a message about each run.
         ping: where the address of a dead man's switch is stored, to which each run reports its start and its end.
         publish: destinations to which each run is published.
@@ -462,6 +447,7 @@ class Settings(SelectionSettings, frozen=True, kw_only=True):
     rollouts: RolloutSettings = RolloutSettings()
     policy: PolicySettings | None = None
     report: ReportSettings = ReportSettings()
+    metrics: MetricsSettings = MetricsSettings()
     notify: tuple[NotifySettings, ...] = ()
     ping: SecretSource | None = None
     publish: tuple[PublishSettings, ...] = ()

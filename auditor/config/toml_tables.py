@@ -1,19 +1,23 @@
-"""Read TOML files into typed tables, with one sentence for each error. Settings and rules share it."""
+"""Read TOML files into typed tables, with a sentence for each fault. Settings and rules share it."""
 
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
 from auditor.errors import SettingsError
 from auditor.storage.files import read_regular_file
 from auditor.text.formatting import safe
+
+P = ParamSpec("P")
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -27,6 +31,46 @@ MAX_FAULTS = 100
 
 MAX_KEY_LENGTH = 80
 """Characters of an unknown key that an error quotes."""
+
+
+class FaultList:
+    """Collects the faults of a file, a sentence each."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Collect what a check raises; the statements after the ``with`` are executed in any case."""
+        try:
+            yield
+        except SettingsError as error:
+            self.sentences += error.sentences
+
+    def refuse(self) -> None:
+        """Raise SettingsError with all faults, each of them once; return if there is none."""
+        if self.sentences:
+            raise SettingsError(*dict.fromkeys(self.sentences)) from None
+
+
+def raises_faults(find: Callable[P, Iterator[str]]) -> Callable[P, None]:
+    """Return a check that raises SettingsError with all the sentences that a generator yields."""
+
+    @wraps(find)
+    def check(*args: P.args, **kwargs: P.kwargs) -> None:
+        if sentences := list(find(*args, **kwargs)):
+            raise SettingsError(*sentences)
+
+    return check
+
+
+def faults_of(check: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> tuple[str, ...]:
+    """Return the sentences of what a check raises; none if it raises nothing."""
+    try:
+        check(*args, **kwargs)
+    except SettingsError as error:
+        return error.sentences
+    return ()
 
 
 def read_toml(path: Path) -> dict[str, Any]:

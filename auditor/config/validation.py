@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from auditor.config.faults import faults_of, raises_faults
 from auditor.config.proxy import validate_proxy
+from auditor.config.sections import METRIC_SERIES, MetricsSettings
 from auditor.config.settings import (
     Account,
     CredentialsSettings,
@@ -24,6 +24,7 @@ from auditor.config.settings import (
     parse_percentage,
     split_url,
 )
+from auditor.config.toml_tables import faults_of, raises_faults
 from auditor.errors import SettingsError
 from auditor.text.durations import parse_duration
 
@@ -349,6 +350,32 @@ def validate_hooks(settings: Settings, where: str) -> Iterator[str]:
         yield from _notify_faults(table, f"{where}: notify {label}")
     if settings.ping is not None:
         yield from faults_of(check_secret_source, settings.ping, f"{where}: ping")
+
+
+@raises_faults
+def validate_metrics(metrics: MetricsSettings, where: str) -> Iterator[str]:
+    """Raise SettingsError for the rules that [metrics] breaks. Messages never quote the address."""
+    if metrics.interval != "off":
+        yield from faults_of(check_duration, metrics.interval, f"{where}: interval")
+    if "" in metrics.modules:
+        yield f"{where}: modules: a pattern is empty; give names of modules, such as mcu or ble*"
+    if metrics.max_series not in METRIC_SERIES:
+        allowed = f"from {METRIC_SERIES[0]} to {METRIC_SERIES[-1]:,}"
+        yield f"{where}: max_series: give a whole number {allowed}"
+    if (gateway := metrics.pushgateway) is None:
+        return
+    at = f"{where}: pushgateway"
+    if not _is_http_url(gateway.address) or re.search(r"[@?#]", gateway.address):
+        advice = "give one such as https://HOST:9091; user and password have keys of their own"
+        yield f"{at}: address: is not the address of a server; {advice}"
+    if not gateway.job:
+        yield f'{at}: job: is empty; give a name such as "auditor"'
+    if (gateway.username is None) != (gateway.password is None):
+        yield f"{at}: give both of username and password, or none"
+    if gateway.username is not None and not re.fullmatch(r"[!-9;-~]+", gateway.username):
+        yield f"{at}: username: give letters, digits and punctuation, but no colon"
+    if gateway.password is not None:
+        yield from faults_of(check_secret_source, gateway.password, f"{at}: password")
 
 
 def _name_faults(names: list[str], at: str, noun: str) -> Iterator[str]:

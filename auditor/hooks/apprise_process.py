@@ -52,7 +52,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # plugins may print
     logging.disable(logging.CRITICAL)
     request = json.load(sys.stdin)
-    deadline = time.monotonic() + request["seconds"]
+    deadline: float = request["deadline"]  # by the clock of this machine since its start, which all processes share
     _observe_requests()
     _observe_mail()
     lock = threading.Lock()
@@ -115,7 +115,7 @@ def _send(message: Mapping[str, str], deadline: float) -> str | None:
             return None if accepted else "the service did not accept it"
         seconds = pause if refusal.retry_after is None else refusal.retry_after
         delivered = any(answer.problem is None for answer in attempt.answers)
-        if delivered or not refusal.retryable or time.monotonic() + seconds >= deadline:
+        if delivered or not refusal.retryable or time.monotonic() + seconds + CONNECT_SECONDS >= deadline:
             return _describe(refusal, attempts, message["address"])
         time.sleep(seconds)
         pause *= 2

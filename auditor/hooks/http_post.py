@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from typing import Literal
 
 import aiohttp
 import anyio
@@ -64,6 +65,7 @@ async def post_body(
     *,
     limits: PostLimits,
     receiver: str,
+    method: Literal["POST", "PUT"] = "POST",
     clock: PostClock | None = None,
 ) -> None:
     """Post a body; retry after failures that may pass: no connection, timeout, 408, 429, 5xx.
@@ -74,6 +76,7 @@ async def post_body(
         build_headers: returns the headers of an attempt at a time, in seconds since 1970.
         limits: time limits.
         receiver: how messages of errors call the receiver, such as "the webhook".
+        method: of the requests.
         clock: for tests.
 
     Raises:
@@ -87,7 +90,8 @@ async def post_body(
             # A pause may last longer than requested, and 0 would mean no timeout.
             seconds = min(limits.attempt_seconds, max(0.05, deadline - time.monotonic()))
             send = partial(
-                session.post,
+                session.request,
+                method,
                 address.reveal(),
                 data=body,
                 headers=build_headers(clock.now()),

@@ -25,10 +25,10 @@ from auditor.runs.folder import DEFERRED_HOOKS, PENDING_HOOKS
 from auditor.storage.files import read_contained, replace_file
 from auditor.text.formatting import format_utc
 
-MAX_SECONDS = 20.0
-"""Seconds for all messages together."""
+MAX_SECONDS = 19.0
+"""Seconds for all messages together; with the end of their process less than 20."""
 
-ANSWER_SECONDS = 18.5
+ANSWER_SECONDS = 17.5
 """Seconds within which Apprise retries, so that its own reason is reported."""
 
 CHECK_SECONDS = 20.0
@@ -174,7 +174,7 @@ async def _call_apprise(
     requests: list[dict[str, str]], report: Callable[[str, str | None], object], *, check_only: bool = False
 ) -> None:
     """Report outcomes by name as they become clear; see ``apprise_process``. Kill the process if cancelled."""
-    request = {"messages": requests, "seconds": ANSWER_SECONDS, "check_only": check_only}
+    request = {"messages": requests, "deadline": time.monotonic() + ANSWER_SECONDS, "check_only": check_only}
     command = (sys.executable, "-P", "-m", "auditor.hooks.apprise_process")
     remaining = {each["name"] for each in requests}
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from auditor.config.secrets import read_secret
+from auditor.config.sections import MetricsSettings
 from auditor.config.settings import NotifySettings, PublishSettings, ReportSettings, Settings
 from auditor.config.validation import check_webhook_url
 from auditor.errors import SettingsError
@@ -17,6 +18,7 @@ from auditor.text.extras import describe_extra
 
 if TYPE_CHECKING:
     from auditor.hooks.notifications import NotifyTarget
+    from auditor.hooks.pushgateway import Pushgateway
     from auditor.policy.model import Policy
 
 
@@ -38,6 +40,9 @@ class HookConfig:
         notify: the places that receive messages.
         policy_error: why the configured policy cannot be evaluated.
         publish: destinations to which the run is published.
+        metrics: which metrics the run has, and how often they are written.
+        pushgateway: where metrics are pushed.
+        pushgateway_error: why nothing can be pushed to the configured Pushgateway.
         notes: configured steps that will fail, a sentence each.
         withheld: names of the configured steps that a trial leaves out; see ``for_trial``.
     """
@@ -47,6 +52,9 @@ class HookConfig:
     notify: "tuple[NotifyTarget, ...]" = ()
     policy_error: str | None = None
     publish: tuple[PublishSettings, ...] = ()
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    pushgateway: "Pushgateway | None" = None
+    pushgateway_error: str | None = None
     notes: tuple[str, ...] = ()
     withheld: tuple[str, ...] = ()
 
@@ -65,8 +73,11 @@ class HookConfig:
         names = {"html": "report", "excel": "Excel file", "metrics": "metrics"}
         publish = ["publishing"] if self.publish else []
         messages = ["messages"] if self.notify else []
-        withheld = (*(names[key] for key in outside), *publish, *messages)
-        return replace(self, report=kept, publish=(), notify=(), withheld=withheld)
+        pushed = self.pushgateway is not None or self.pushgateway_error is not None
+        metrics = ["metrics"] if pushed and "metrics" not in outside else []
+        withheld = (*(names[key] for key in outside), *metrics, *publish, *messages)
+        kept_hooks = replace(self, report=kept, publish=(), notify=(), withheld=withheld)
+        return replace(kept_hooks, pushgateway=None, pushgateway_error=None)
 
 
 def prepare_hooks(settings: Settings, *, source: str = "settings") -> HookConfig:
@@ -80,7 +91,13 @@ def prepare_hooks(settings: Settings, *, source: str = "settings") -> HookConfig
         SettingsError: rules cannot be read, a file cannot be written, a package or a secret is missing, or an address
             cannot be used.
     """
-    config = HookConfig(_load_policy(settings), settings.report, publish=settings.publish)
+    config = HookConfig(
+        _load_policy(settings),
+        settings.report,
+        publish=settings.publish,
+        metrics=settings.metrics,
+        pushgateway=_open_pushgateway(settings, source),
+    )
     for table in settings.publish:
         _check_destination(table, source)
     for problem in _report_problems(settings.report, source):
@@ -97,13 +114,18 @@ def prepare_resume_hooks(settings: Settings, *, source: str = "settings") -> Hoo
 
     A hook that cannot run is a note, and fails later: files may have moved, which is no reason to skip devices.
     """
-    config, notes = HookConfig(report=settings.report), []
+    config, notes = HookConfig(report=settings.report, metrics=settings.metrics), []
     try:
         config = replace(config, policy=_load_policy(settings))
     except SettingsError as error:
         config = replace(config, policy_error=str(error))
         notes.append(f"the policy cannot be evaluated: {error}; {_NEXT_STEP}")
     notes += [f"{problem}; {_NEXT_STEP}" for problem in _report_problems(settings.report, source)]
+    try:
+        config = replace(config, pushgateway=_open_pushgateway(settings, source))
+    except SettingsError as error:
+        config = replace(config, pushgateway_error=str(error))
+        notes.append(f"metrics will not be pushed: {error}; {_NEXT_STEP}")
     for table in settings.publish:
         try:
             _check_destination(table, source)
@@ -126,6 +148,14 @@ def _load_policy(settings: Settings) -> "Policy | None":
     policy = load_policy(settings.policy.file)
     check_modules(policy, settings.modules)
     return policy
+
+
+def _open_pushgateway(settings: Settings, source: str) -> "Pushgateway | None":
+    if settings.metrics.pushgateway is None:
+        return None
+    from auditor.hooks.pushgateway import open_pushgateway
+
+    return open_pushgateway(settings.metrics.pushgateway, settings.name, f"{source}: metrics: pushgateway")
 
 
 def _check_destination(table: PublishSettings, source: str) -> None:
@@ -189,7 +219,7 @@ def _read_target(table: NotifySettings, at: str) -> "NotifyTarget":
 
     if table.address is not None:
         if find_spec("apprise") is None:
-            raise SettingsError(f"{at}: address: needs apprise: pip install 'auditor[notify]'")
+            raise SettingsError(f"{at}: address: needs apprise: {describe_extra('notify')}")
         return NotifyTarget(table, address=read_secret(table.address, account=None, key=f"{at}: address"))
     if table.webhook is None:  # the settings have one of both
         raise SettingsError(f"{at}: has neither address nor webhook")

@@ -5,22 +5,21 @@ Each count is the result of a query over the run's files.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
 
 import duckdb
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from auditor.analysis.device_groups import GROUPED_MODULES, define_device_groups, group_values, unused_texts
 from auditor.analysis.rollout_states import ROLLOUT_STATES
 from auditor.analysis.rollout_targets import UPDATE_STATES
-from auditor.analysis.rollouts import read_rollouts
+from auditor.analysis.rollouts import MAX_ROLLOUTS, read_rollouts
+from auditor.config.sections import MetricsSettings
 from auditor.errors import ExitReasonCode, RunFolderError
+from auditor.hooks.metric_samples import MAX_LABEL_LENGTH, SampleCollector, render_samples
 from auditor.models import WarningKind
 from auditor.policy.evaluate import PolicySummary, summarize_policy
 from auditor.policy.model import Policy, Severity
@@ -31,82 +30,21 @@ from auditor.runs.folder import RunCatalog, StoredRun, find_run, is_sealed, refu
 from auditor.runs.inventory import count_failures
 from auditor.runs.manifest import DeviceCounts, Manifest, State
 from auditor.runs.views import define_sealed_views, inventory_query
-from auditor.storage.database import scalar, temporary_database
+from auditor.storage.database import scalar, sql_literal, temporary_database
 from auditor.storage.files import READABLE_BY_ALL, atomic_replace
 from auditor.storage.tables import translate_read_errors
-from auditor.text.formatting import parse_manifest_time, safe
+from auditor.text.formats import MetricsFormat
+from auditor.text.formatting import parse_manifest_time
+from auditor.text.globs import MATCH_ALL, glob_regex, matches_any
 
-MAX_SERIES = 1_000
-"""Series of one metric, those with the most devices: devices may report any version, and each is a series. For
-accounts, which have a series for each state, the number of accounts."""
-
-MAX_ROLLOUTS = 100
-"""Rollouts with series of their own, those with the most devices: each has ten."""
-
-MAX_GROUPS = 100
-"""Groups of devices by attributes, those with the most devices; the others are one group."""
+DEFAULT = MetricsSettings()
 
 OTHER = "other"
-"""Labels of that group; with ``_`` behind it where an attribute has this text."""
+"""Labels of the group of all devices whose group has no series of its own; with ``_`` behind it where an attribute has
+this text."""
 
 MAX_LABEL_NAME_LENGTH = 64
 """Characters of an attribute's name that its label has."""
-
-MAX_LABEL_LENGTH = 200
-"""Characters of a label; labels that are cut to the same text are one series."""
-
-HELP = {
-    "auditor_fleet_devices": "Devices of the fleet.",
-    "auditor_devices": "Devices by account and state: ok, empty, not_found, failed, pending or unsampled.",
-    "auditor_source_devices": "Devices by the source of their result: queried in this run, carried from an earlier "
-    "run, or unsampled.",
-    "auditor_accounts_omitted": "Accounts without series, because there are too many.",
-    "auditor_failed_devices": "Failed devices by error code.",
-    "auditor_oldest_answer_timestamp_seconds": "Time of the oldest result in the run.",
-    "auditor_module_devices": "Devices that report a module.",
-    "auditor_module_versions": "Number of versions of a module.",
-    "auditor_modules_omitted": "Modules of products without series, because there are too many.",
-    "auditor_module_version_devices": "Devices that run a version of a module.",
-    "auditor_module_version_share": "In a run of a random sample: the fraction of the devices with a module that run a "
-    "version, with its 95% confidence interval (bound): estimate, low and high.",
-    "auditor_module_versions_omitted": "Versions of modules without series, because there are too many.",
-    "auditor_rollouts": "Rollouts (modules of products) by state: done, moving, stalled, rolled_back, not_started or "
-    "unknown.",
-    "auditor_rollouts_devices": "Devices with the modules of the rollouts in a state.",
-    "auditor_rollouts_devices_behind": "Devices behind the target version of the rollouts in a state.",
-    "auditor_rollout_state": "1 for the state of a module's rollout; 0 for the others.",
-    "auditor_rollout_share": "Fraction of the devices with a module that run its target version or a newer one.",
-    "auditor_rollout_devices_behind": "Devices that run an older version of a module than its target, by the state of "
-    "their update: failed, offered, reverted, never_offered, or unknown if no update tasks were read.",
-    "auditor_rollouts_omitted": "Rollouts without series of their own, because there are too many.",
-    "auditor_group_label": "1 for each attribute by which devices are grouped, and the label that has its text.",
-    "auditor_group_devices": "Devices by the attributes of group_by, and state; a label other: of all further groups.",
-    "auditor_group_version_devices": "Devices that run a version of a module, by the attributes of group_by.",
-    "auditor_group_versions_omitted": "Versions of groups without series, because there are too many.",
-    "auditor_groups_combined": "Groups that are combined in the one with the labels other.",
-    "auditor_run_state": "1 for the run's state: running, complete, within_tolerance, partial or aborted; 0 for the "
-    "others.",
-    "auditor_run_exit_code": "Exit code of the command that ran the audit.",
-    "auditor_run_exit_reason": "1 for the reason of the exit code, such as success, within_tolerance, too_many_failed "
-    "or refused_account; 0 for the others.",
-    "auditor_run_warnings": "Warnings about these numbers by kind: incomplete, silent (accounts whose devices do not "
-    "exist or report nothing any more), tampered (files were changed), sample (counts are of a random sample), "
-    "mismatch (accounts whose answers reached the wrong request, and were replaced), aliases (devices are in the fleet "
-    "twice), shared_identity (several devices are listed or answered as one), recheck (too many carried results are "
-    "outdated), not_reached (too many carried results are of devices that may have changed), policy (such as "
-    "rules that match nothing).",
-    "auditor_run_duration_seconds": "Time from the run's start to its end, including pauses before it was resumed.",
-    "auditor_run_requests": "Requests of the run by kind: sent, retried, and throttled by the platform.",
-    "auditor_run_requests_per_second": "Request rate: the target set by the quotas, and the achieved rate.",
-    "auditor_last_run_timestamp_seconds": "End time of the run; its start time if it has not ended.",
-    "auditor_last_success_timestamp_seconds": "End time of the newest run of this name in the directory that covers "
-    "the fleet and is complete or within tolerance.",
-    "auditor_policy_evaluated": "1 if the policy was evaluated; 0 if that was not possible.",
-    "auditor_policy_rule": "1 for a rule's verdict: compliant, violated, unparseable or not_seen; 0 for the others.",
-    "auditor_policy_rule_subjects": "Devices or modules of products (unit) by rule and verdict.",
-    "auditor_policy_violations": "Devices and modules of products that violate a rule, summed over rules by severity.",
-}
-"""The metrics, with their help texts."""
 
 _INCOMPLETE: tuple[WarningKind, ...] = (
     "partial", "running", "aborted", "incomplete", "silent", "discovery_gap", "limited", "accounts",
@@ -115,7 +53,12 @@ _INCOMPLETE: tuple[WarningKind, ...] = (
 
 
 def write_metrics(
-    run: str | Path, path: str | Path, *, policy: Policy | None = None, group_by: Sequence[str] = ()
+    run: str | Path,
+    path: str | Path,
+    *,
+    policy: Policy | None = None,
+    group_by: Sequence[str] = (),
+    options: MetricsSettings = DEFAULT,
 ) -> None:
     """Write the metrics of a run to a file that all users may read. The file is replaced atomically.
 
@@ -124,6 +67,7 @@ def write_metrics(
         path: the file; node_exporter's textfile collector reads files that end in ``.prom``.
         policy: the policy to evaluate; None: no policy metrics.
         group_by: attributes by which devices and versions are counted, too. One that no device has is an empty label.
+        options: which modules have series, and how many.
 
     Raises:
         RunFolderError: the folder is no run, or cannot be read.
@@ -131,24 +75,25 @@ def write_metrics(
     """
     folder = find_run(Path(run), "fleet")
     summary = None if policy is None else summarize_policy(folder, policy)
-    write_metrics_file(folder, Path(path), summary, group_by)
+    write_metrics_file(render_metrics(folder, summary, group_by, options=options), Path(path))
 
 
-def write_metrics_file(folder: Path, path: Path, policy: PolicySummary | None, group_by: Sequence[str] = ()) -> None:
-    """Write the metrics of a run whose policy was evaluated before; see ``write_metrics``.
-
-    Raises:
-        RunFolderError: the run cannot be read.
-        RunNotWritableError: the file, or the system's temporary folder, cannot be written.
-    """
-    text = render_metrics(folder, policy, group_by)
+def write_metrics_file(text: bytes, path: Path) -> None:
+    """Write metrics to a file that all users may read; raise RunNotWritableError if that fails."""
     refuse_run_file(path)
     with atomic_replace(path, mode=READABLE_BY_ALL) as new:
         new.write_bytes(text)
 
 
-def render_metrics(folder: Path, policy: PolicySummary | None = None, group_by: Sequence[str] = ()) -> bytes:
-    """Return the metrics of a run in the Prometheus exposition format.
+def render_metrics(
+    folder: Path,
+    policy: PolicySummary | None = None,
+    group_by: Sequence[str] = (),
+    *,
+    options: MetricsSettings = DEFAULT,
+    format_: MetricsFormat = "prometheus",
+) -> bytes:
+    """Return the metrics of a run whose policy was evaluated before; see ``write_metrics``.
 
     Raises:
         RunFolderError: the run cannot be read.
@@ -156,54 +101,23 @@ def render_metrics(folder: Path, policy: PolicySummary | None = None, group_by: 
     """
     with temporary_database("metrics") as (database, work):
         run = open_snapshot(folder, work / "rows")
-        samples = _SampleCollector(run.manifest.name)
+        samples = SampleCollector(run.manifest.name)
         with translate_read_errors(run.folder):
             define_sealed_views(database, run.devices.parent)
             define_estimates(database, run.files or run.folder)
-            database.execute("CREATE TABLE version_counts AS FROM inventory")
-            _add_devices(samples, database)
-            _add_modules(samples, database)
+            _add_devices(samples, database, options.max_series)
+            _add_modules(samples, database, options)
             if group_by:
-                _add_groups(samples, database, group_by)
+                _add_groups(samples, database, group_by, options)
     if is_sealed(run.folder, run.manifest) and run.manifest.fleet.limit is None:
-        _add_rollouts(samples, run.folder)
+        _add_rollouts(samples, run.folder, options)
     _add_run(samples, run, policy)
     if policy is not None:
         _add_policy(samples, policy)
-    registry = CollectorRegistry()
-    registry.register(samples)
-    return generate_latest(registry)
+    return render_samples(samples, format_)
 
 
-class _SampleCollector(Collector):
-    """Samples by metric and labels. The library's own gauges may write files if an environment variable is set."""
-
-    def __init__(self, run: str) -> None:
-        self._run = run
-        self._samples: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
-
-    def add(self, name: str, value: float, **labels: object) -> None:
-        """Add a value to the sum for these labels: two long names from devices may be cut to one label."""
-        key = tuple((label, _label_text(text)) for label, text in {"run": self._run, **labels}.items())
-        values = self._samples.setdefault(name, {})
-        values[key] = values.get(key, 0) + value
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the metrics; see ``prometheus_client.registry.Collector``."""
-        for name, values in self._samples.items():
-            family = GaugeMetricFamily(name, HELP[name], labels=[label for label, _ in next(iter(values))])
-            for key, value in values.items():
-                family.add_metric([text for _, text in key], value)
-            yield family
-
-
-def _label_text(text: object) -> str:
-    """Return text that any parser can read: NUL ends some parsers, and half a character is not UTF-8."""
-    printable = "" if text is None else safe(str(text)[:MAX_LABEL_LENGTH])
-    return printable[:MAX_LABEL_LENGTH]
-
-
-def _add_devices(samples: _SampleCollector, database: duckdb.DuckDBPyConnection) -> None:
+def _add_devices(samples: SampleCollector, database: duckdb.DuckDBPyConnection, max_series: int) -> None:
     samples.add("auditor_fleet_devices", scalar(database, "SELECT count(*) FROM devices"))
     unsampled = "source IS NOT DISTINCT FROM 'unsampled'"
     conditions = {each.name: f"status = '{each.name}' AND NOT ({unsampled})" for each in fields(DeviceCounts)}
@@ -211,10 +125,10 @@ def _add_devices(samples: _SampleCollector, database: duckdb.DuckDBPyConnection)
         conditions["unsampled"] = unsampled
     counts_by_state = ", ".join(f"count(*) FILTER ({condition})" for condition in conditions.values())
     accounts = f"SELECT account, count(*) AS devices, {counts_by_state} FROM devices GROUP BY account"
-    for account, _, *counts in _largest(database, accounts, "account"):
+    for account, _, *counts in _largest(database, accounts, "account", max_series):
         for state, devices in zip(conditions, counts, strict=True):
             samples.add("auditor_devices", devices, account=account, state=state)
-    samples.add("auditor_accounts_omitted", _omitted(database, accounts))
+    samples.add("auditor_accounts_omitted", _omitted(database, accounts, max_series))
     for failure in count_failures(database):
         samples.add("auditor_failed_devices", failure.devices, code=failure.code)
     in_bulk = {
@@ -230,36 +144,51 @@ def _add_devices(samples: _SampleCollector, database: duckdb.DuckDBPyConnection)
         samples.add("auditor_oldest_answer_timestamp_seconds", oldest)
 
 
-def _add_modules(samples: _SampleCollector, database: duckdb.DuckDBPyConnection) -> None:
+def _add_modules(samples: SampleCollector, database: duckdb.DuckDBPyConnection, options: MetricsSettings) -> None:
+    included, limit = _module_condition(options), options.max_series
+    database.execute(f"CREATE TABLE version_counts AS FROM inventory WHERE {included}")
+    excluded = f"SELECT DISTINCT account, product_key, module_name FROM inventory WHERE NOT ({included})"
+    samples.add("auditor_modules_excluded", scalar(database, f"SELECT count(*) FROM ({excluded})"))
     module = ("account", "product_key", "module_name")
     columns = ", ".join(module)
     totals = f"SELECT {columns}, sum(devices)::BIGINT AS devices, count(*) AS versions FROM version_counts GROUP BY ALL"
-    for *names, devices, versions in _largest(database, totals, columns):
+    for *names, devices, versions in _largest(database, totals, columns, limit):
         labels = dict(zip(module, names, strict=True))
         samples.add("auditor_module_devices", devices, **labels)
         samples.add("auditor_module_versions", versions, **labels)
-    for row in _largest(database, "FROM version_counts", f"{columns}, module_version"):
+    for row in _largest(database, "FROM version_counts", f"{columns}, module_version", limit):
         labels = dict(zip((*module, "module_version"), row, strict=False))
         devices, *bounds = row[len(labels) :]
         samples.add("auditor_module_version_devices", devices, **labels)
         for bound, value in zip(("estimate", "low", "high"), bounds, strict=True) if len(bounds) > 1 else ():
             samples.add("auditor_module_version_share", value, **labels, bound=bound)
     for name, rows in (("auditor_modules_omitted", totals), ("auditor_module_versions_omitted", "FROM version_counts")):
-        samples.add(name, _omitted(database, rows))
+        samples.add(name, _omitted(database, rows, limit))
 
 
-def _add_rollouts(samples: _SampleCollector, folder: Path) -> None:
+def _module_condition(options: MetricsSettings) -> str:
+    """Return the SQL condition on modules with series of their own. The case of names does not matter."""
+    if not options.modules:
+        return "true"
+    pattern = sql_literal(glob_regex(each.lower() for each in options.modules))
+    return f"regexp_full_match(lower(module_name), {pattern})"
+
+
+def _add_rollouts(samples: SampleCollector, folder: Path, options: MetricsSettings) -> None:
     """Add the rollouts of a run. Where the runs before it cannot be read, there are none."""
     try:
-        found = read_rollouts(folder, limit=MAX_ROLLOUTS)
+        found = read_rollouts(folder, limit=MAX_ROLLOUTS if options.modules else options.max_parts)
     except RunFolderError:
         return
     for state, count in found.by_state.items():
         samples.add("auditor_rollouts", count.rollouts, state=state)
         samples.add("auditor_rollouts_devices", count.devices, state=state)
         samples.add("auditor_rollouts_devices_behind", count.behind, state=state)
-    samples.add("auditor_rollouts_omitted", found.count - len(found.rollouts))
-    for each in found.rollouts:
+    patterns = [pattern.lower() for pattern in options.modules] or [MATCH_ALL]
+    included = [each for each in found.rollouts if matches_any(each.module_name.lower(), patterns)]
+    unread = found.count - len(found.rollouts)
+    samples.add("auditor_rollouts_omitted", unread + max(0, len(included) - options.max_parts))
+    for each in included[: options.max_parts]:
         labels = {"account": each.account, "product_key": each.product_key, "module_name": each.module_name}
         for state in ROLLOUT_STATES:
             samples.add("auditor_rollout_state", state == each.state, **labels, state=state)
@@ -272,12 +201,14 @@ def _add_rollouts(samples: _SampleCollector, folder: Path) -> None:
             samples.add("auditor_rollout_devices_behind", devices, **labels, update=name)
 
 
-def _add_groups(samples: _SampleCollector, database: duckdb.DuckDBPyConnection, names: Sequence[str]) -> None:
-    combined = define_device_groups(database, names, MAX_GROUPS)
+def _add_groups(
+    samples: SampleCollector, database: duckdb.DuckDBPyConnection, names: Sequence[str], options: MetricsSettings
+) -> None:
+    combined = define_device_groups(database, names, options.max_parts)
     labels = _group_labels(names)
     for label, name in zip(labels, names, strict=True):
         samples.add("auditor_group_label", 1, label=label, attribute=name)
-    values = [*group_values(database, names, MAX_LABEL_LENGTH, MAX_GROUPS), unused_texts(database, names, OTHER)]
+    values = [*group_values(database, names, MAX_LABEL_LENGTH, options.max_parts), unused_texts(database, names, OTHER)]
     groups = [dict(zip(labels, texts, strict=True)) for texts in values]
     state = "CASE WHEN source IS NOT DISTINCT FROM 'unsampled' THEN source ELSE status END AS state"
     counts = f"SELECT number, {state}, count(*) FROM grouped_devices GROUP BY ALL ORDER BY ALL"
@@ -286,18 +217,19 @@ def _add_groups(samples: _SampleCollector, database: duckdb.DuckDBPyConnection, 
     samples.add("auditor_groups_combined", combined)
     module = ("account", "product_key", "module_name", "module_version")
     database.execute(f"CREATE TABLE group_versions AS {inventory_query(f'({GROUPED_MODULES})', ['number'])}")
-    versions = f"SELECT number, {', '.join(module)}, devices FROM group_versions"
-    for number, *row in _largest(database, versions, f"number, {', '.join(module)}"):
+    columns = ", ".join(module)
+    versions = f"SELECT number, {columns}, devices FROM group_versions WHERE {_module_condition(options)}"
+    for number, *row in _largest(database, versions, f"number, {columns}", options.max_series):
         texts = dict(zip(module, row, strict=False))
         samples.add("auditor_group_version_devices", row[-1], **groups[number], **texts)
-    samples.add("auditor_group_versions_omitted", _omitted(database, versions))
+    samples.add("auditor_group_versions_omitted", _omitted(database, versions, options.max_series))
 
 
 _RESERVED_LABELS = (
     "run", "state", "account", "product_key", "module_name", "module_version", "self", "name", "value", "job",
     "instance",
 )  # fmt: skip
-"""Labels that cannot be those of an attribute: ours, Prometheus' own, and parameters of ``_SampleCollector.add``."""
+"""Labels that cannot be those of an attribute: ours, Prometheus' own, and parameters of ``SampleCollector.add``."""
 
 
 def _group_labels(names: Sequence[str]) -> list[str]:
@@ -317,17 +249,19 @@ def _group_labels(names: Sequence[str]) -> list[str]:
     return labels
 
 
-def _largest(database: duckdb.DuckDBPyConnection, rows: str, order: str) -> list[tuple[Any, ...]]:
-    query = f"FROM ({rows}) ORDER BY devices DESC, {order} LIMIT {MAX_SERIES}"
+def _largest(database: duckdb.DuckDBPyConnection, rows: str, order: str, limit: int) -> list[tuple[Any, ...]]:
+    query = f"FROM ({rows}) ORDER BY devices DESC, {order} LIMIT {limit}"
     return database.execute(query).fetchall()
 
 
-def _omitted(database: duckdb.DuckDBPyConnection, rows: str) -> int:
-    return max(0, scalar(database, f"SELECT count(*) FROM ({rows})") - MAX_SERIES)
+def _omitted(database: duckdb.DuckDBPyConnection, rows: str, limit: int) -> int:
+    return max(0, scalar(database, f"SELECT count(*) FROM ({rows})") - limit)
 
 
-def _add_run(samples: _SampleCollector, run: RunSnapshot, policy: PolicySummary | None) -> None:
+def _add_run(samples: SampleCollector, run: RunSnapshot, policy: PolicySummary | None) -> None:
     manifest = run.manifest
+    if manifest.state != "running":  # otherwise its own process knows best
+        samples.add("auditor_running", 0)
     _add_ending(samples, manifest)
     kinds = Counter(warning.kind for warning in run.warnings)
     incomplete = any(kinds[kind] for kind in _INCOMPLETE)
@@ -352,7 +286,7 @@ def _add_run(samples: _SampleCollector, run: RunSnapshot, policy: PolicySummary 
             samples.add(f"auditor_last_{name}_timestamp_seconds", time)
 
 
-def _add_ending(samples: _SampleCollector, manifest: Manifest) -> None:
+def _add_ending(samples: SampleCollector, manifest: Manifest) -> None:
     """Add the state of the run, its exit code, and why."""
     for state in get_args(State):
         samples.add("auditor_run_state", state == manifest.state, state=state)
@@ -378,7 +312,7 @@ def _timestamp(text: str | None) -> float | None:
     return None if time is None else time.timestamp()
 
 
-def _add_policy(samples: _SampleCollector, policy: PolicySummary) -> None:
+def _add_policy(samples: SampleCollector, policy: PolicySummary) -> None:
     samples.add("auditor_policy_evaluated", policy.problem is None)
     if policy.problem is not None:
         return

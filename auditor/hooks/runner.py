@@ -1,4 +1,4 @@
-"""Run the hooks after a run: policy, metrics, report, Excel file, destinations, messages, in this order.
+"""Run the hooks after a run: policy, metrics, their push, report, Excel file, destinations, messages, in this order.
 
 The run is sealed before the first hook starts, and no hook changes it. A hook that fails is reported, and the next one
 starts. Only the policy affects the exit code: a run that ended with 0 ends with 4 if a rule of severity ``error`` is
@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from auditor.concurrency import run_to_end
 from auditor.config.settings import PublishSettings
 from auditor.errors import AuditInterruptedError, AuditorError, PolicyError, SettingsError
 from auditor.hooks.prepare import HookConfig
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-HookName = Literal["policy", "metrics", "report", "excel", "publish", "notify"]
+HookName = Literal["policy", "metrics", "pushgateway", "report", "excel", "publish", "notify"]
 
 _FAILURES: dict[HookName, str] = {
     "policy": "the policy could not be evaluated",
     "metrics": "the metrics could not be written",
+    "pushgateway": "the metrics could not be pushed",
     "report": "the report could not be written",
     "excel": "the Excel file could not be written",
     "publish": "the run could not be published",
@@ -142,7 +144,8 @@ def _run_all(folder: Path, config: HookConfig, exit_code: int, now: datetime) ->
         if policy.failed and exit_code == 0:
             exit_code, reason = PolicyError.exit_code, _policy_reason(policy)
     _record_policy(folder, reason)
-    for name, path, write in _file_hooks(folder, config, policy, now):
+    outcomes += _write_metrics(folder, config, policy)
+    for name, path, write in _file_hooks(folder, config, now):
         _, outcome = _attempt(name, partial(write, folder, path))
         outcomes.append(replace(outcome, path=path if outcome.error is None else None))
     outcomes += [each for table in config.publish if (each := _publish(folder, table)) is not None]
@@ -219,12 +222,10 @@ def _evaluate(folder: Path, config: HookConfig, now: datetime) -> "tuple[PolicyS
 
 
 def _file_hooks(
-    folder: Path, config: HookConfig, policy: "PolicySummary | None", now: datetime
+    folder: Path, config: HookConfig, now: datetime
 ) -> Iterator[tuple[HookName, Path, Callable[[Path, Path], None]]]:
     """Yield the configured hooks that write a file: name, path, and the function that writes a run to a path."""
     report = config.report
-    if report.metrics is not None:
-        yield "metrics", Path(report.metrics), partial(_write_metrics, policy, report.group_by)
     if report.html:
         write = partial(_write_report, config.policy, now, report.group_by)
         yield "report", _output_path(folder, report.html, REPORT_HTML), write
@@ -252,10 +253,25 @@ def _output_path(folder: Path, setting: str | bool, default_name: str) -> Path: 
     return folder / default_name if setting is True else Path(str(setting))
 
 
-def _write_metrics(policy: "PolicySummary | None", group_by: tuple[str, ...], folder: Path, path: Path) -> None:
-    from auditor.hooks.prometheus import write_metrics_file
+def _write_metrics(folder: Path, config: HookConfig, policy: "PolicySummary | None") -> Iterator[HookOutcome]:
+    """Write and push the metrics, if configured; yield an outcome for the file and one for the Pushgateway."""
+    path, gateway = config.report.metrics, config.pushgateway
+    if path is None and gateway is None and config.pushgateway_error is None:
+        return
+    from auditor.hooks.prometheus import render_metrics, write_metrics_file
 
-    write_metrics_file(folder, path, policy, group_by)
+    render = partial(render_metrics, folder, policy, config.report.group_by, options=config.metrics)
+    text, outcome = _attempt("metrics", render)
+    if text is None:
+        yield outcome
+        return
+    if path is not None:
+        _, outcome = _attempt("metrics", partial(write_metrics_file, text, Path(path)))
+        yield replace(outcome, path=Path(path) if outcome.error is None else None)
+    if config.pushgateway_error is not None:
+        yield HookOutcome("pushgateway", error=config.pushgateway_error)
+    if gateway is not None:
+        yield _attempt("pushgateway", partial(run_to_end, partial(gateway.push, text)))[1]
 
 
 def _write_report(policy: "Policy | None", now: datetime, group_by: tuple[str, ...], folder: Path, path: Path) -> None:
@@ -283,7 +299,13 @@ def _notify(folder: Path, config: HookConfig, results: HookResults) -> tuple[Hoo
 
     def send() -> dict[str, str | None]:
         payload = build_payload(folder, exit_code=results.exit_code, policy=results.policy, problems=results.problems)
-        return deliver(folder, config.notify, payload)
+        with span("notify") as sending:
+            problems = deliver(folder, config.notify, payload)
+            failed = sum(problem is not None for problem in problems.values())
+            sending.set({"auditor.messages.sent": len(problems) - failed, "auditor.messages.failed": failed})
+            if failed:
+                sending.fail("not_delivered")
+            return problems
 
     problems, outcome = _attempt("notify", send)
     if problems is None:

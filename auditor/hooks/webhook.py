@@ -16,7 +16,7 @@ from auditor.errors import SettingsError
 from auditor.hooks.http_post import PostClock, PostLimits, post_body
 from auditor.models import Secret
 
-LIMITS = PostLimits(seconds=19.0, attempt_seconds=10.0)
+LIMITS = PostLimits(seconds=18.0, attempt_seconds=10.0)
 
 MIN_KEY_BYTES, MAX_KEY_BYTES = 24, 64
 """Bytes of a signing key, as the scheme says."""

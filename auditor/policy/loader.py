@@ -9,8 +9,7 @@ from typing import Any
 
 import msgspec
 
-from auditor.config.faults import FaultList
-from auditor.config.toml_tables import TableWords, convert_table, read_toml
+from auditor.config.toml_tables import FaultList, TableWords, convert_table, read_toml
 from auditor.errors import SettingsError
 from auditor.policy.model import (
     Condition,

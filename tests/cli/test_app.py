@@ -17,7 +17,7 @@ from auditor.simulator.world import World
 from tests.cli.conftest import SECRET, Auditor, Platform, StartPlatform, command, settings_file
 
 COMMANDS = (
-    "check", "completion", "count", "cut", "demo", "device", "devices", "diff", "fetch", "fleet", "history", "inventory", "metrics", "notify", "plan", "policy",
+    "check", "completion", "config", "count", "cut", "demo", "device", "devices", "diff", "fetch", "fleet", "history", "init", "inventory", "metrics", "notify", "plan", "policy",
     "prune", "publish", "report", "resume", "run", "runs", "shard", "simulate", "sql", "status", "stop", "verify",
 )  # fmt: skip
 

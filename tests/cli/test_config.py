@@ -1,9 +1,19 @@
-"""How faults of settings are printed."""
+"""The commands that write, show and check settings: init, config and completion. And how faults are printed."""
 
 import json
+import os
+import pty
+import subprocess
+import tomllib
 from pathlib import Path
 
-from tests.cli.conftest import Auditor
+import jsonschema
+import pytest
+
+from auditor.policy.loader import CONDITIONS
+from tests.cli.conftest import SECRET, Auditor, Platform, command
+
+ROOT = Path(__file__).parents[2]
 
 TWO_FAULTS = """
 concurrency = 0
@@ -13,20 +23,155 @@ endpoint = "si.tuyacloud.com"
 access_key_id = "LTAI"
 access_key_secret = { env = "SECRET" }
 """
+SENTENCES = [
+    "nightly.toml: concurrency: give a whole number from 1 to 10,000",
+    'nightly.toml: account 1 ("eu"): endpoint: is not an address such as https://HOST:PORT/',
+]
+
+TUYA = ("--platform", "tuya", "--endpoint", "https://si.tuyacloud.com/", "--key-id", "LTAI")
+ALIBABA = ("--platform", "alibaba", "--region", "cn-shanghai", "--key-id", "env:KEY_ID")
+REST = ("--key-secret", "file:secret", "--fleet", "all", "--no-check")
 
 
 def test_every_command_prints_all_faults_of_its_settings_a_line_each(auditor: Auditor, tmp_path: Path) -> None:
     (tmp_path / "nightly.toml").write_text(TWO_FAULTS)
-    for command in ("run", "check", "plan"):
-        ended = auditor(command, "nightly.toml")
+    for name in ("run", "check", "plan"):
+        ended = auditor(name, "nightly.toml")
         assert ended.returncode == 2
-        assert ended.stderr.splitlines() == [
-            "auditor: nightly.toml: concurrency: give a whole number from 1 to 10,000",
-            'auditor: nightly.toml: account 1 ("eu"): endpoint: is not an address such as https://HOST:PORT/',
-        ]
+        assert ended.stderr.splitlines() == [f"auditor: {sentence}" for sentence in SENTENCES]
 
 
 def test_faults_are_json_lines_in_a_log_of_json_lines(auditor: Auditor, tmp_path: Path) -> None:
     (tmp_path / "nightly.toml").write_text(TWO_FAULTS)
     lines = [json.loads(line) for line in auditor("run", "nightly.toml", "--log-format", "json").stderr.splitlines()]
     assert [each["level"] for each in lines] == ["error", "error"]
+
+
+@pytest.mark.parametrize("flags", [TUYA, ALIBABA], ids=["tuya", "alibaba"])
+def test_init_writes_settings_and_rules_that_are_valid(
+    auditor: Auditor, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    ended = auditor("init", "new.toml", *flags, *REST)
+    assert (ended.returncode, ended.stdout) == (0, "wrote new.toml\nwrote rules.toml\n")
+    validated = auditor("config", "validate", "new.toml")
+    assert (validated.returncode, validated.stdout) == (0, "ok   new.toml: 1 account\nok   rules.toml: 3 rules\n")
+    for name, kind in (("new.toml", "settings"), ("rules.toml", "rules")):
+        text = (tmp_path / name).read_text()
+        assert text.startswith("#:schema file:///")
+        schema = json.loads(auditor("config", "schema", kind).stdout)
+        jsonschema.validate(tomllib.loads(text), schema)
+
+
+def test_the_examples_name_the_schema_that_they_follow_for_editors() -> None:
+    for path in sorted((ROOT / "configs").glob("*.toml")):
+        directive, _, rest = path.read_text().partition("\n")
+        schema = path.parent / directive.removeprefix("#:schema ")
+        assert schema.name == ("rules.schema.json" if path.stem == "rules" else "settings.schema.json")
+        jsonschema.validate(json.loads(json.dumps(tomllib.loads(rest), default=str)), json.loads(schema.read_text()))
+
+
+def test_init_runs_check_with_the_new_settings(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:
+    (tmp_path / "secret").write_text(SECRET)
+    (tmp_path / "secret").chmod(0o600)
+    flags = ("--platform", "tuya", "--endpoint", platform.endpoint, "--key-id", "simulated-key")
+    ended = auditor("init", *flags, "--key-secret", "file:secret", "--fleet", "all")
+    assert ended.returncode == 0, ended.stderr
+    assert "ok   " in ended.stdout
+    assert auditor("run", "nightly.toml").returncode in {0, 4}
+
+
+def test_init_names_the_flags_that_are_missing_without_a_terminal(auditor: Auditor, tmp_path: Path) -> None:
+    ended = auditor("init", "--platform", "alibaba", "--key-id", "x")
+    assert ended.returncode == 2
+    assert "--region, --key-secret, --fleet: give these flags" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_init_replaces_no_file_without_force(auditor: Auditor, tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text("mine")
+    ended = auditor("init", *TUYA, *REST)
+    assert ended.returncode == 2
+    assert "rules.toml: exists already" in ended.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["rules.toml"]
+    assert auditor("init", *TUYA, *REST, "--force").returncode == 0
+    assert "[[rule]]" in (tmp_path / "rules.toml").read_text()
+
+
+def test_init_never_quotes_or_writes_a_secret(auditor: Auditor, tmp_path: Path) -> None:
+    ended = auditor("init", *TUYA, "--key-secret", SECRET, "--fleet", "all", "--no-check")
+    assert ended.returncode == 2
+    assert "and not the secret itself" in ended.stderr
+    assert SECRET not in ended.stderr + ended.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_init_writes_texts_that_toml_would_take_for_syntax(auditor: Auditor, tmp_path: Path) -> None:
+    odd = 'a"b\\c {x} # é'
+    assert auditor("init", *TUYA, *REST, "--account", odd, "--directory", odd).returncode == 0
+    table = tomllib.loads((tmp_path / "nightly.toml").read_text())
+    assert (table["directory"], table["account"][0]["name"]) == (odd, odd)
+
+
+def test_init_asks_on_a_terminal_for_what_no_flag_gives(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    words = command(("init", "--no-check", "--platform", "tuya"))
+    with subprocess.Popen(
+        words, cwd=tmp_path, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        os.write(ours, b"https://si.tuyacloud.com/\nenv:KEY_ID\nthe-secret\nenv:KEY\nfleet.csv\n")
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "give the place of the secret" in said
+    (account,) = tomllib.loads((tmp_path / "nightly.toml").read_text())["account"]
+    assert account["access_key_secret"] == {"env": "KEY"}
+    assert account["fleet"] == {"file": "fleet.csv"}
+
+
+@pytest.mark.parametrize("flags", [("--time", "25:00"), ("--time", "2"), ("--for", "soon")])
+def test_init_refuses_times_that_are_none(auditor: Auditor, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    assert auditor("init", *TUYA, *REST, *flags).returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_init_prints_a_line_for_cron_and_writes_units_for_systemd(auditor: Auditor, tmp_path: Path) -> None:
+    ended = auditor("init", "eu.toml", *ALIBABA, *REST, "--schedule", "cron", "--time", "03:30")
+    (line,) = (line for line in ended.stdout.splitlines() if " * * * " in line)
+    assert line.startswith("30 3 * * * ")
+    assert f"run {tmp_path}/eu.toml --resume --for 4h >> {tmp_path}/auditor-eu.log 2>&1" in line
+    assert "cron does not set KEY_ID" in ended.stderr
+    assert auditor("init", "us.toml", *TUYA, *REST, "--no-rules", "--schedule", "systemd").returncode == 0
+    assert f"run {tmp_path}/us.toml --resume --for 4h" in (tmp_path / "auditor-us.service").read_text()
+    assert "OnCalendar=*-*-* 02:00" in (tmp_path / "auditor-us.timer").read_text()
+
+
+def test_config_validate_prints_the_faults_of_all_files(auditor: Auditor, tmp_path: Path) -> None:
+    (tmp_path / "nightly.toml").write_text(TWO_FAULTS)
+    (tmp_path / "rules.toml").write_text('[[rule]]\nname = "a"\nminimun = "1"\n[[rule]]\nname = "b"\n')
+    ended = auditor("config", "validate", "nightly.toml", "rules.toml")
+    assert ended.returncode == 2
+    assert ended.stdout.splitlines() == [
+        *(f"FAIL {sentence}" for sentence in SENTENCES),
+        'FAIL rules.toml: rule 1 ("a"): minimun is not a key of a rule; did you mean minimum?',
+        'FAIL rules.toml: rule 2 ("b"): has no condition; give exactly one of ' + ", ".join(CONDITIONS),
+    ]
+
+
+def test_config_show_prints_a_settings_file_with_every_setting_and_no_secret(auditor: Auditor, tmp_path: Path) -> None:
+    auditor("init", *TUYA, *REST)
+    with (tmp_path / "nightly.toml").open("a") as file:
+        file.write('[[notify]]\nname = "ops"\nwebhook = { env = "HOOK" }\n')
+    shown = auditor("config", "show", "nightly.toml", env={"HOOK": f"https://hooks.example/{SECRET}"}).stdout
+    assert "concurrency = 64" in shown
+    assert SECRET not in shown
+    (tmp_path / "shown.toml").write_text(shown)
+    assert auditor("config", "show", "shown.toml").stdout == shown
+    assert json.loads(auditor("config", "show", "nightly.toml", "--format", "json").stdout) == tomllib.loads(shown)
+
+
+def test_completion_is_installed_for_the_user(auditor: Auditor, tmp_path: Path) -> None:
+    ended = auditor("completion", "bash", "--install", env={"HOME": str(tmp_path)})
+    assert ended.returncode == 0, ended.stderr
+    installed = Path(ended.stdout.strip())
+    assert installed.is_relative_to(tmp_path)
+    assert installed.read_text() == auditor("completion", "bash").stdout
+    assert str(installed) in (tmp_path / ".bashrc").read_text()

@@ -15,7 +15,7 @@ from auditor.storage.object_store import ObjectStore
 from tests.cluster.memory_storage import MemoryStorage
 
 SEALED_EQUALLY = ("inventory.csv", "inventory.json")
-MAY_DIFFER = ("request_id", "attempts", "audited_at", "failed_at", "ordinal")
+MAY_DIFFER = ("request_id", "attempts", "audited_at", "failed_at", "last_online_at", "ordinal")
 
 
 def account_table(endpoint: str, folder: Path, name: str = "eu", **changes: object) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def assert_same_run(folder: Path, other: Path, names: Iterable[str] = SEALED_EQU
     """Check that two sealed runs have the same inventory, devices and modules, and that the first one verifies."""
     assert auditor.verify_run(folder) == []
     for name in names:
-        assert (folder / name).read_bytes() == (other / name).read_bytes()
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
     for name in ("devices.parquet", "modules.parquet"):
         assert rows_of(folder, name) == rows_of(other, name)
     assert (folder / MANIFEST).is_file()

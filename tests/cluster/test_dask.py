@@ -21,6 +21,7 @@ from auditor.cluster.driver import plan_fingerprint, run_on_engine
 from auditor.cluster.plan import ShardPlan
 from auditor.cluster.storage import find_run_address, open_run
 from auditor.concurrency import StopToken
+from auditor.errors import AuditStoppedError, SettingsError
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import World
 from tests.chaos.counting import run_platform
@@ -131,8 +132,18 @@ async def test_a_shard_that_is_not_done_ends_with_its_code_and_no_text(
             assert (ended.name, ended.code) == ("0000-eu", 75)
             engine.start(address, "0001-eu", fingerprint)
             await until(lambda: any("0001-eu/attempts" in each.key for each in storage.list()))
-        await until(lambda: not engine_module._RUNNING.is_any)
+        assert not engine_module._RUNNING.is_any, "a worker has not stored its last answers"
         assert not any(each.is_done for shard in plan.shards for each in list_attempts(storage, shard.folder).values())
+
+
+async def test_a_scheduler_that_cannot_be_used_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "CONNECT_SECONDS", 0.2)
+    with pytest.raises(SettingsError, match="needs certificates; name their files in Dask's configuration"):
+        async with open_dask("tls://127.0.0.1:1", tmp_path / "nightly.toml", no_log):
+            pass
+    with pytest.raises(AuditStoppedError, match="the scheduler cannot be reached"):
+        async with open_dask("tcp://127.0.0.1:1", tmp_path / "nightly.toml", no_log):
+            pass
 
 
 @contextmanager

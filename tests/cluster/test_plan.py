@@ -77,7 +77,7 @@ def test_lanes_divide_the_quota_unless_redis_does() -> None:
 @pytest.mark.parametrize(
     ("key", "changes"),
     [
-        ("since", {"since": "last"}),
+        ("since", {"since": "audits/20261101T020000Z-audit"}),
         ("max_calls", {"max_calls": 100}),
         ("sample_size", {"sample_size": 100}),
         ("precision", {"precision": "1%"}),

@@ -70,7 +70,7 @@ def keyless(credentials: dict[str, Any]) -> dict[str, Any]:
 def faults_of(table: dict[str, Any]) -> tuple[str, ...]:
     with pytest.raises(SettingsError) as caught:
         parse_settings(table, where="nightly.toml")
-    assert str(caught.value) == "\n".join(caught.value.sentences)
+    assert str(caught.value) == "; ".join(caught.value.sentences)
     return caught.value.sentences
 
 

@@ -92,7 +92,8 @@ def account(**changed: Any) -> dict[str, Any]:
 def refused(table: dict[str, Any]) -> str:
     with pytest.raises(SettingsError) as caught:
         parse_settings(table, where="nightly.toml")
-    text = str(caught.value)
+    (text,) = caught.value.sentences
+    assert str(caught.value) == text
     assert text.startswith("nightly.toml: ")
     assert "\n" not in text
     return text.removeprefix("nightly.toml: ")
@@ -651,3 +652,52 @@ def test_any_table_becomes_settings_or_a_settings_error(table: dict[str, Any], a
         assert str(error)  # noqa: PT017  either outcome is right
     else:
         assert count_allowed(read.max_failed, 100) >= 0
+
+
+@pytest.mark.parametrize(
+    ("metrics", "says"),
+    [
+        ("15s", 'metrics: give { interval = "15s", modules = ["mcu"], max_series = 1000 }'),
+        ({"interval": "15"}, "metrics: interval: '15' has no unit; add one, such as 15h or 15m"),
+        ({"modules": [""]}, "metrics: modules: a pattern is empty; give names of modules, such as mcu or ble*"),
+        ({"max_series": 9}, "metrics: max_series: give a whole number from 10 to 100,000"),
+        ({"max_series": 100_001}, "metrics: max_series: give a whole number from 10 to 100,000"),
+        (
+            {"pushgateway": {"address": "gateway:9091"}},
+            "metrics: pushgateway: address: is not the address of a server; ",
+        ),
+        ({"pushgateway": {"address": "http://u:S3CRET@g"}}, "metrics: pushgateway: address: is not the address of a "),
+        ({"pushgateway": {"address": "http://g?k=S3CRET"}}, "metrics: pushgateway: address: is not the address of a "),
+        (
+            {"pushgateway": {"address": "http://g", "job": ""}},
+            "metrics: pushgateway: job: is empty; give a name such as ",
+        ),
+        ({"pushgateway": {"address": "http://g", "username": "a"}}, "give both of username and password, or none"),
+        (
+            {"pushgateway": {"address": "http://g", "username": "a", "password": "S3CRET"}},
+            "keep it out of the settings: give { env",
+        ),
+        (
+            {"pushgateway": {"address": "http://g", "username": "a:b", "password": {"env": "X"}}},
+            "metrics: pushgateway: username: give letters, digits and punctuation, but no colon",
+        ),
+        (
+            {"pushgateway": {"address": "http://g", "username": "a", "password": {}}},
+            "metrics: pushgateway: password: give one of { env",
+        ),
+    ],
+)
+def test_invalid_metrics_are_refused_without_a_secret(metrics: object, says: str) -> None:
+    sentence = refused({"account": [account()], "metrics": metrics})
+    assert says in sentence
+    assert "S3CRET" not in sentence
+
+
+def test_valid_metrics_are_accepted_and_their_files_are_beside_the_settings(tmp_path: Path) -> None:
+    gateway = {"address": "https://gateway:9091/x", "username": "a", "password": {"file": "secret"}}
+    table = {"interval": "1m", "modules": ["mcu", "ble*"], "max_series": 100_000, "pushgateway": gateway}
+    found = parse_settings({"account": [account()], "metrics": table}, folder=tmp_path).metrics
+    assert (found.interval, found.modules, found.max_parts) == ("1m", ("mcu", "ble*"), 10_000)
+    assert found.pushgateway is not None
+    assert found.pushgateway.password == SecretSource(file=str(tmp_path / "secret"))
+    assert parse_settings({"account": [account()], "metrics": {"interval": "off"}}).metrics.interval == "off"

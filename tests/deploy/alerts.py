@@ -7,12 +7,14 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from auditor.engine.progress import Progress
+from auditor.hooks.live_metrics import render_progress, write_live_metrics
 from auditor.hooks.prometheus import render_metrics
 from auditor.models import Outcome
 from auditor.policy.evaluate import PolicySummary, summarize_policy
 from auditor.policy.loader import load_policy
 from auditor.runs.folder import MODULES
-from auditor.runs.manifest import Manifest
+from auditor.runs.manifest import DeviceCounts, Manifest, read_manifest
 from auditor.runs.selection_info import RequestCounts
 from auditor.storage.database import sql_literal
 from auditor.text.formatting import format_utc
@@ -24,6 +26,9 @@ NIGHTS = 30
 
 MISSING, LATE, TOLERATED, BEYOND, TAMPERED, ROLLED_BACK, THROTTLED, OLD = 8, 12, 15, 18, 21, 24, 26, 28
 """Nights with one problem each; after the last night the machine dies at noon."""
+
+KILLED, RESUMED = 2 * HOUR + MINUTE, 7 * HOUR
+"""When the process of the late run is killed, and when the run is resumed: it ends an hour later."""
 
 UNANSWERED = {TOLERATED: 1, BEYOND: 10}
 """Devices that failed, by night."""
@@ -78,6 +83,7 @@ def expected_firings() -> list[Firing]:
         Firing("AuditorRunMissing", MISSING * DAY + 9 * HOUR, (MISSING + 1) * DAY + end),
         Firing("AuditorNoSuccess", MISSING * DAY + 15 * HOUR, (MISSING + 1) * DAY + end),
         Firing("AuditorRunLate", LATE * DAY + 4 * HOUR, LATE * DAY + 8 * HOUR),
+        Firing("AuditorRunDied", LATE * DAY + KILLED + 10 * MINUTE, LATE * DAY + RESUMED),
         Firing("AuditorRunIncomplete", BEYOND * DAY + end, (BEYOND + 1) * DAY + end, (("state", "partial"),)),
         Firing("AuditorNoSuccess", BEYOND * DAY + 15 * HOUR, (BEYOND + 1) * DAY + end),
         Firing("AuditorRunTampered", TAMPERED * DAY + 12 * HOUR, (TAMPERED + 1) * DAY + end),
@@ -96,16 +102,20 @@ def build_nights(directory: Path) -> Iterator[Night]:
     rules = directory / "rules.toml"
     rules.write_text(RULES)
     policy = load_policy(rules)
+    metrics = b""
     verdicts: dict[tuple[int, bool], PolicySummary] = {}  # of inventories that differ only in their times
     for number in range(NIGHTS):
         if number == MISSING:
             continue
         ended = number * DAY + (8 if number == LATE else 3) * HOUR
+        if number == LATE:
+            yield from _under_way(directory, number * DAY, metrics)
         folder = _build_run(directory, number, ended)
         inventory = (UNANSWERED.get(number, 0), number == ROLLED_BACK)
         if inventory not in verdicts:
             verdicts[inventory] = summarize_policy(folder, policy)
-        yield Night(ended, render_metrics(folder, verdicts[inventory]))
+        metrics = render_metrics(folder, verdicts[inventory])
+        yield Night(ended, metrics)
         if number == TAMPERED:
             sealed = (folder / MODULES).read_bytes()
             with connect() as database:
@@ -116,6 +126,23 @@ def build_nights(directory: Path) -> Iterator[Night]:
             yield Night(number * DAY + 12 * HOUR, render_metrics(folder, verdicts[inventory]))
             (folder / MODULES).write_bytes(sealed)
     yield Night((NIGHTS - 1) * DAY + 12 * HOUR, None)
+
+
+def _under_way(directory: Path, midnight: int, before: bytes) -> Iterator[Night]:
+    """Yield the metrics of a run under way, beside those of the last one, until its process is killed; and resumed.
+
+    A process that runs writes every few seconds; here its last words before an hour stand for them.
+    """
+    path = directory / "auditor.prom"
+    manifest = replace(
+        read_manifest(next(directory.glob("*-nightly"))), started_at=format_utc(START + midnight + 2 * HOUR)
+    )
+    for since, reported, ok_devices in ((2 * HOUR, KILLED, 12), (RESUMED, RESUMED + HOUR, 30)):
+        counts, requests = DeviceCounts(ok=ok_devices, pending=40 - ok_devices), RequestCounts(100 * ok_devices, 0, 0)
+        progress = Progress(directory, 40, counts, requests, 1, 10.0, 60.0, learned_rate=9.5)
+        path.write_bytes(before)
+        write_live_metrics(render_progress(progress, manifest, START + midnight + reported), path)
+        yield Night(midnight + since, path.read_bytes())
 
 
 def _build_run(directory: Path, number: int, ended: int) -> Path:

@@ -5,7 +5,9 @@ import os
 import pickle
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -52,7 +54,13 @@ class History:
 
 @pytest.fixture(scope="session")
 def history(nights: list[Night], tmp_path_factory: pytest.TempPathFactory) -> Iterator[History]:
-    folder = tmp_path_factory.mktemp("prometheus")
+    with fill_prometheus(nights, tmp_path_factory.mktemp("prometheus")) as filled:
+        yield filled
+
+
+@contextmanager
+def fill_prometheus(nights: list[Night], folder: Path) -> Iterator[History]:
+    """Start a Prometheus that holds the nights."""
     start = int(time.time()) // DAY * DAY - LAST // DAY * DAY - DAY
     backfill(_samples(nights, start), folder, folder / "data")
     with prometheus(folder, data=folder / "data") as address:

@@ -54,13 +54,12 @@ def test_exactly_the_alerts_that_should_fire_fire_and_resolve_by_promtool(nights
     series = []
     for name, values in series_of(nights, set(re.findall(r"auditor_\w+", RULES.read_text()))):
         ends = [since for since, _ in values[1:]] + [LAST]
-        texts = [f"_x{values[0][0] // STEP - 1}"]
+        texts = [f"_x{values[0][0] // STEP}"]
         for (since, value), end in zip(values, ends, strict=True):
-            shown = with_time(name, value, 0)
-            texts.append(f"{'_' if shown is None else f'{shown:.3f}'}x{(end - since) // STEP - 1}")
-        series.append(
-            {"series": name, "values": " ".join(text.replace("x", "+0x") if text[0] != "_" else text for text in texts)}
-        )
+            shown, steps = with_time(name, value, 0), (end - since) // STEP
+            # "_x2" is two steps without a sample, and "1+0x2" three with one.
+            texts.append(f"_x{steps}" if shown is None else f"{shown:.3f}+0x{steps - 1}")
+        series.append({"series": name, "values": " ".join(texts)})
     checks = [
         {
             "expr": 'ALERTS{alertstate="firing"}',

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from auditor.cli.app import app
-from auditor.hooks.prometheus import _HELP
+from auditor.hooks.metric_samples import HELP
 from tests.deploy.alerts import (
     BEYOND,
     CHECKED,
@@ -68,11 +68,13 @@ def expression(target: dict[str, Any], variables: dict[str, str]) -> str:
     return found
 
 
-def evaluate(history: History, target: dict[str, Any], variables: dict[str, str]) -> list[dict[str, Any]]:
-    """Return the series of a query, as Grafana requests it: at the end of the nights, or all over them."""
+def evaluate(
+    history: History, target: dict[str, Any], variables: dict[str, str], *, at: int = AT
+) -> list[dict[str, Any]]:
+    """Return the series of a query, as Grafana requests it: at the end of the nights (``at``), or all over them."""
     query = expression(target, variables)
     if target["instant"]:
-        found = get(history.address, "query", query=query, time=history.start + AT)["result"]
+        found = get(history.address, "query", query=query, time=history.start + at)["result"]
         return [{"metric": each["metric"], "values": [each["value"]]} for each in found]
     times = {"start": history.start + CHECKED.start, "end": history.start + LAST, "step": HOUR}
     series: list[dict[str, Any]] = get(history.address, "query_range", query=query, **times)["result"]
@@ -150,7 +152,7 @@ def test_panels_are_described_and_do_not_overlap() -> None:
 def test_each_metric_and_each_command_of_the_dashboard_exists() -> None:
     names = {name for _, target in targets() for name in re.findall(r"\bauditor_\w+", target["expr"])}
     assert len(names) > 15
-    assert names <= set(_HELP)
+    assert names <= set(HELP)
     (text,) = [panel["options"]["content"] for panel in panels() if panel["type"] == "text"]
     advised = re.findall(r"`auditor ([a-z]+)([^`]*)`", text)
     assert len(advised) > 8
@@ -204,6 +206,8 @@ def test_the_nights_with_a_problem_can_be_seen(history: History) -> None:
     assert (shown(history, since, MISSING * DAY + noon) or 0) > 30 * HOUR
     assert shown(history, alerts, MISSING * DAY + noon, alertname="AuditorRunMissing") == 1
     assert (shown(history, since, LATE * DAY + 7 * HOUR + HOUR // 2) or 0) > 25 * HOUR
+    assert shown(history, alerts, LATE * DAY + 5 * HOUR + HOUR // 2, alertname="AuditorRunDied") == 1
+    assert shown(history, "Progress", LATE * DAY + 2 * HOUR + HOUR // 2) == pytest.approx(12 / 40)
     assert (shown(history, since, (LATE - 1) * DAY + noon) or DAY) < 10 * HOUR
     assert shown(history, "Coverage", BEYOND * DAY + noon) == 0.75
     assert shown(history, "Failed devices by code", BEYOND * DAY + noon) == 10

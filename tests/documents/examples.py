@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,7 @@ class Examples:
     def check_words(self, example: Example, text: str) -> None:
         """Check the words of a command that is not run: flags, targets and extras exist."""
         program, *words = shlex.split(text, comments=True)
+        words = list(takewhile(lambda word: not re.match(r"\d*[<>|&]", word), words))
         if program == "auditor":
             app.parse_args(words, exit_on_error=False, print_error=False)
         unknown = [word for word in words if "=" not in word and word not in make_targets()]

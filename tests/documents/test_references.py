@@ -14,12 +14,13 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
+from cyclopts import App
 from prometheus_client.parser import text_string_to_metric_families
 
 from auditor.cli.app import app
 from auditor.config.settings import Settings
 from auditor.errors import ExitReasonCode
-from auditor.hooks import prometheus
+from auditor.hooks import metric_samples
 from auditor.models import WarningKind
 from auditor.policy.loader import RuleTable
 from auditor.runs import folder as run_folder
@@ -86,18 +87,30 @@ def test_pages_are_as_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     script("references").main()
 
 
-def flags_of(command: str) -> set[str]:
+def leaf_commands(parent: App = app, words: str = "") -> dict[str, App]:
+    """Return the commands that have no commands of their own, by their words."""
+    found: dict[str, App] = {}
+    for name in (name for name in parent if not name.startswith("-")):
+        child, at = parent[name], f"{words} {name}".strip()
+        found |= leaf_commands(child, at) or {at: child}
+    return found
+
+
+def flags_of(command: App) -> set[str]:
     """Return the flags of a command, as its parser has them."""
-    arguments = app[command].assemble_argument_collection()
+    arguments = command.assemble_argument_collection()
     return {name for each in arguments if each.parameter.show is not False for name in each.names if name[:2] == "--"}
 
 
 def test_each_command_and_flag_has_its_entry() -> None:
-    sections = dict(re.findall(r"<!-- help: auditor ([a-z]+) -->\n(.*?)<!-- end -->", page("commands.md"), re.DOTALL))
-    assert set(sections) == {name for name in app if not name.startswith("-")}
-    for command, text in sections.items():
+    sections = dict(re.findall(r"<!-- help: auditor ([a-z ]+) -->\n(.*?)<!-- end -->", page("commands.md"), re.DOTALL))
+    commands = leaf_commands()
+    groups = {name.rpartition(" ")[0] for name in commands} - {""}
+    assert set(sections) == set(commands) | groups
+    for command in commands:
+        text = sections[command]
         names = re.findall(r"(?:^ (?:\*  )?|^ .*?[ (])(--[a-z][a-z-]*)", text, re.MULTILINE)
-        flags = flags_of(command)
+        flags = flags_of(commands[command])
         assert {flag for flag in flags if flag not in text} == set(), command
         listed = {
             name
@@ -110,7 +123,7 @@ def test_each_command_and_flag_has_its_entry() -> None:
 
 
 def test_each_metric_has_its_entry() -> None:
-    assert sorted(targets("metrics.md")) == sorted(prometheus.HELP)
+    assert sorted(targets("metrics.md")) == sorted(metric_samples.HELP)
 
 
 def test_labels_of_metrics_are_those_of_a_run(examples_folder: Path) -> None:

@@ -7,15 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from auditor.config.sections import MetricsSettings
 from auditor.errors import RunFolderError, RunNotWritableError
-from auditor.hooks import prometheus as metrics
+from auditor.hooks.metric_samples import HELP
 from auditor.hooks.prometheus import render_metrics, write_metrics
 from auditor.models import Outcome
 from auditor.policy.loader import load_policy
@@ -75,13 +74,13 @@ class Samples:
         return value
 
 
-def read_metrics(folder: Path, policy: str | None = None, group_by: tuple[str, ...] = ()) -> Samples:
+def read_metrics(folder: Path, policy: str | None = None, group_by: tuple[str, ...] = (), **options: Any) -> Samples:
     path = folder.parent / "auditor.prom"
     loaded = None
     if policy is not None:
         (folder.parent / "rules.toml").write_text(policy)
         loaded = load_policy(folder.parent / "rules.toml")
-    write_metrics(folder, path, policy=loaded, group_by=group_by)
+    write_metrics(folder, path, policy=loaded, group_by=group_by, options=MetricsSettings(**options))
     return Samples(path.read_bytes())
 
 
@@ -159,16 +158,13 @@ def test_file_can_be_parsed_with_any_version_text_metrics(tmp_path: Path) -> Non
     assert b"\r" not in raw
 
 
-def test_only_the_largest_modules_have_series_and_the_others_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(metrics, "MAX_SERIES", 5)
+def test_only_the_largest_modules_have_series_and_the_others_are_counted(tmp_path: Path) -> None:
     fleet = [named(n) for n in range(20)]
     outcomes: list[Outcome] = [ok(d, (f"m{n % 7}", f"1.{n // 2}")) for n, d in enumerate(fleet)]
     outcomes[0] = ok(fleet[0], ("m6", "big"))
     outcomes[1] = ok(fleet[1], ("m6", "big"))
     folder = build(tmp_path / "run", fleet, outcomes).folder
-    samples = read_metrics(folder)
+    samples = read_metrics(folder, max_series=5)
     versions, modules = samples.of("auditor_module_version_devices"), samples.of("auditor_module_versions")
     (total,) = query_files(folder, "SELECT count(DISTINCT (module_name, module_version)) FROM modules")
     assert (len(versions), len(modules)) == (5, 5)
@@ -178,11 +174,30 @@ def test_only_the_largest_modules_have_series_and_the_others_are_counted(
     assert ("demo", "p1", "m6") in modules
 
 
-def test_accounts_over_the_limit_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "MAX_SERIES", 2)
+def test_modules_with_series_can_be_selected_and_the_others_are_counted(tmp_path: Path) -> None:
+    fleet = [named(n) for n in range(4)]
+    outcomes: list[Outcome] = [ok(d, ("MCU", "1"), ("ble", str(n)), ("ble-radio", "1")) for n, d in enumerate(fleet)]
+    folder = build(tmp_path / "run", fleet, outcomes, details=[{"attributes": {"site": "a"}}] * 4).folder
+    samples = read_metrics(folder, group_by=("site",), modules=("mcu", "ble-*"))
+    selected = {("demo", "p1", "MCU"), ("demo", "p1", "ble-radio")}
+    assert set(samples.of("auditor_module_devices")) == selected
+    assert set(samples.of("auditor_rollout_share")) == selected
+    for name in ("auditor_module_version_devices", "auditor_group_version_devices"):
+        found = {dict(labels)["module_name"] for metric, labels in samples.values if metric == name}
+        assert found == {"MCU", "ble-radio"}, name
+    counts = {
+        name: samples.one(f"auditor_{name}") for name in ("modules_excluded", "modules_omitted", "rollouts_omitted")
+    }
+    assert counts == {"modules_excluded": 1, "modules_omitted": 0, "rollouts_omitted": 0}
+    assert sum(samples.of("auditor_rollouts").values()) == 3, "rollouts by state are of all modules"
+    assert read_metrics(folder).one("auditor_modules_excluded") == 0
+    assert read_metrics(folder, modules=("b*",), max_series=10).one("auditor_rollouts_omitted") == 1
+
+
+def test_accounts_over_the_limit_are_counted(tmp_path: Path) -> None:
     fleet = [replace(named(n), account=account) for n, account in enumerate("abbccc")]
     outcomes: list[Outcome] = [failed(d) if n % 2 else ok(d, ("ble", "1")) for n, d in enumerate(fleet)]
-    samples = read_metrics(build(tmp_path / "run", fleet, outcomes).folder)
+    samples = read_metrics(build(tmp_path / "run", fleet, outcomes).folder, max_series=2)
     shown = samples.of("auditor_devices")
     assert {key: value for key, value in shown.items() if value} == {
         ("b", "ok"): 1, ("b", "failed"): 1, ("c", "ok"): 1, ("c", "failed"): 2,
@@ -337,8 +352,8 @@ def test_each_metric_is_documented_and_a_gauge(tmp_path: Path) -> None:
     samples = read_metrics(every_status(tmp_path / "run").folder, POLICY, ("site",))
     names = {family.name for family in samples.families}
     some = {"auditor_last_success_timestamp_seconds", "auditor_module_version_share", "auditor_run_exit_code"}
-    some |= {"auditor_rollout_share"}
-    assert names | some == set(metrics.HELP)
+    some |= {"auditor_rollout_share"} | {name for name in HELP if name.startswith("auditor_running_")}
+    assert names | some == set(HELP)
     for family in samples.families:
         assert family.name.startswith("auditor_")
         assert family.documentation.endswith(".")
@@ -392,18 +407,3 @@ def test_old_file_is_kept_when_the_run_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="cannot be read"):
         write_metrics(folder, tmp_path / "auditor.prom")
     assert (tmp_path / "auditor.prom").read_text() == "old"
-
-
-@given(st.dictionaries(st.text(max_size=12), st.integers(1, 1_000_000), max_size=6), st.text(max_size=12))
-def test_any_text_is_a_label_that_a_parser_reads_back(values: dict[str, int], run: str) -> None:
-    gathered = metrics._SampleCollector(run)
-    for text, value in values.items():
-        gathered.add("auditor_failed_devices", value, code=text)
-    registry = CollectorRegistry()
-    registry.register(gathered)
-    found = Samples(generate_latest(registry)).values
-    expected: Counter[str] = Counter()
-    for text, value in values.items():
-        expected[safe(text)] += value
-    assert {dict(labels)["code"]: value for (_, labels), value in found.items()} == expected
-    assert {dict(labels)["run"] for _, labels in found} <= {safe(run)}

@@ -166,7 +166,7 @@ def test_interrupted_hooks_are_the_reason_until_a_resume_repeats_them(
     success = ExitReason("success", "all 2 devices have an answer")
     edit_manifest(run, lambda manifest: replace(manifest, exit_code=0, exit_reason=success))
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -235,7 +235,7 @@ def test_each_failed_hook_is_a_sentence_and_the_others_run(tmp_path: Path) -> No
 
 
 def test_unexpected_error_of_a_hook_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise KeyError("a bug")
 
     monkeypatch.setattr(metrics, "render_metrics", broken)
@@ -429,7 +429,7 @@ def test_a_chat_needs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CHAT", f"slack://{TOKEN}")
     with pytest.raises(SettingsError) as caught:
         prepare_hooks(settings(tmp_path, notify=[{"name": "ops", "address": {"env": "CHAT"}}]), source="nightly.toml")
-    sentence = "nightly.toml: notify \"ops\": address: needs apprise: pip install 'auditor[notify]'"
+    sentence = f'nightly.toml: notify "ops": address: needs apprise: {describe_extra("notify")}'
     assert str(caught.value) == sentence
 
 

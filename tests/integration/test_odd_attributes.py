@@ -19,7 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from auditor.analysis.drift import diff_runs
 from auditor.analysis.history import read_history
 from auditor.fleet.names import strip_invisible
-from auditor.hooks.prometheus import MAX_LABEL_LENGTH, render_metrics
+from auditor.hooks.metric_samples import MAX_LABEL_LENGTH
+from auditor.hooks.prometheus import render_metrics
 from auditor.query.filters import DeviceFilter
 from auditor.report.filters import display_text
 from auditor.report.render import write_report

@@ -13,7 +13,9 @@ from auditor.engine import slow_devices
 from auditor.fleet.discovery import discover_fleets
 from auditor.hooks.prepare import prepare_hooks
 from auditor.hooks.runner import run_hooks
-from auditor.publish.publisher import PublisherClock, publish_run
+from auditor.publish import publisher
+from auditor.publish.publisher import publish_run
+from auditor.resilience.retry import Backoff
 from auditor.simulator.faults import Faults
 from auditor.simulator.quotas import SimulatedAccount
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
@@ -30,6 +32,18 @@ TOKEN = "canary-token"
 def below(spans: list[ReceivedSpan], span: ReceivedSpan) -> list[str]:
     """Return the names of the spans directly below a span, in the order of their beginning."""
     return [each.name for each in sorted(spans, key=lambda each: each.began) if each.parent == span.id]
+
+
+def assert_requests_of_slow_devices(spans: list[ReceivedSpan]) -> None:
+    """Check that each slow device has a span for each of its requests, by the conventions for HTTP."""
+    for device in (each for each in spans if each.name == "device"):
+        requests = [each for each in spans if each.parent == device.id]
+        assert len(requests) == device.attributes["auditor.device.attempts"]
+        assert all(each.is_client and each.attributes["http.request.method"] == "POST" for each in requests)
+        assert all(device.began <= each.began <= each.ended <= device.ended for each in requests)
+    requests = [each for each in spans if each.name == "POST"]
+    assert [each for each in requests if "http.request.resend_count" in each.attributes]
+    assert {each.attributes["http.response.status_code"] for each in requests} == {200, 503}
 
 
 @pytest.mark.slow
@@ -56,7 +70,7 @@ async def test_every_part_of_an_audit_has_a_span(tmp_path: Path, monkeypatch: py
                 max_calls=500,
                 released=True,
                 report={"metrics": str(tmp_path / "auditor.prom")},
-                notify={"webhook": {"env": "WEBHOOK"}},
+                notify=[{"name": "ops", "webhook": {"env": "WEBHOOK"}}],
                 publish=[{"name": "lake", "type": "files", "options": {"to": str(tmp_path / "lake")}}],
             )
             hooks = prepare_hooks(settings, source="test")
@@ -80,17 +94,12 @@ async def test_every_part_of_an_audit_has_a_span(tmp_path: Path, monkeypatch: py
     assert run.attributes["auditor.run.exit_reason"] == run.attributes["error.type"] == "refused_account"
     assert run.attributes["auditor.devices.fleet"] == result.manifest.fleet.devices
     assert run.attributes["auditor.requests.sent"] == result.manifest.requests.sent
-    for device in received.named("device"):
-        requests = [each for each in spans if each.parent == device.id]
-        assert len(requests) == device.attributes["auditor.device.attempts"]
-        assert all(each.is_client and each.attributes["http.request.method"] == "POST" for each in requests)
-        assert all(device.began <= each.began <= each.ended <= device.ended for each in requests)
-    retried = [each for each in received.named("POST") if "http.request.resend_count" in each.attributes]
-    assert retried
-    assert {each.attributes["http.response.status_code"] for each in received.named("POST")} == {200, 503}
+    assert_requests_of_slow_devices(spans)
     hooks_run = {str(each.attributes["auditor.hook.name"]): each for each in received.named("hook")}
-    assert {"metrics", "webhook"} <= hooks_run.keys()
-    assert hooks_run["webhook"].failed
+    assert {"metrics", "notify"} <= hooks_run.keys()
+    (sending,) = received.named("notify")
+    assert sending.parent == hooks_run["notify"].id
+    assert (sending.failed, sending.attributes["auditor.messages.failed"]) == (True, 1)
     assert not hooks_run["metrics"].failed
     content = b"".join(received.bodies)
     for secret in (TOKEN, DEFAULT_ACCOUNT.secret.reveal(), "Signature", "AccessKeyId"):
@@ -101,7 +110,8 @@ async def test_every_part_of_an_audit_has_a_span(tmp_path: Path, monkeypatch: py
     assert {name for each in spans for name in each.attributes} - documented == set()
 
 
-def test_listing_a_fleet_and_publishing_a_run_have_spans(tmp_path: Path) -> None:
+def test_listing_a_fleet_and_publishing_a_run_have_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "BACKOFF", Backoff(max_attempts=1))
     world = World(5, large=0, missing=0, silent=0, inactive=0)
     recorder = Recorder()
     (tmp_path / "work").mkdir()
@@ -119,7 +129,7 @@ def test_listing_a_fleet_and_publishing_a_run_have_spans(tmp_path: Path) -> None
         here = PublishSettings("lake", "files", {"to": str(tmp_path / "lake")})
         nowhere = PublishSettings("away", "files", {"to": f"{folder / 'run.json'}/lake"})
         assert publish_run(folder, here).error is None
-        assert publish_run(folder, nowhere, clock=PublisherClock(sleep=lambda _: None)).error is not None
+        assert publish_run(folder, nowhere).error is not None
     names = [line[1] for line in recorder.lines if isinstance(line, tuple) and line[0] == "begin"]
     assert names == ["discovery", "run", "account", "seal", "verify", "publish", "publish"]
     assert recorder.lines[-2:] == [("fail", "not_published"), ("end", "publish")]

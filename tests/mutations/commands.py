@@ -149,13 +149,13 @@ WRITING: dict[str, Callable[[Runs], Arguments]] = {
 }
 """Commands that change the directory of runs."""
 
-OTHER_INPUT = frozenset({"check", "notify", "count", "fetch", "fleet"})
+OTHER_INPUT = frozenset({"config", "check", "notify", "count", "fetch", "fleet"})
 """Commands that need no run; they are run on mutated settings, fleets and answers."""
 
 SHARED_STORAGE = frozenset({"cut", "shard", "stop"})
 """Commands whose input is the storage of a run on several machines; ``tests/cluster`` damages that."""
 
-WITHOUT_INPUT = frozenset({"demo", "simulate", "completion"})
+WITHOUT_INPUT = frozenset({"demo", "simulate", "completion", "init"})
 """Commands that read no file."""
 
 
@@ -166,6 +166,8 @@ def settings_commands(folder: Path, random: Random, name: str) -> Arguments:
         ("plan", path, "--account", "us"), ("plan", path, "--account", "us", "--format", "json"), ("check", path), ("fleet", path), ("notify", path),
         ("count", path, "--module", "ble"), ("count", path, "--module", "ble", "--below", "2.0"),
         ("fetch", "lake", str(folder / "out" / "copy"), "--settings", path),
+        ("config", "validate", path, str(folder / "rules.toml")),
+        ("config", "show", path, "--format", random.choice(("toml", "json"))),
         ("run", path, "--for", "2s"), ("run", path, "--limit", "2", "--account", "us", "--for", "2s"),
     )  # fmt: skip
     return random.choice(commands)
@@ -210,6 +212,7 @@ fair_share = "50%"
 seed = 7
 policy = { file = "rules.toml" }
 report = { html = "out/report.html", excel = "out/inventory.xlsx", metrics = "out/auditor.prom" }
+metrics = { interval = "1m", modules = ["mcu"], max_series = 50, pushgateway = { address = "http://127.0.0.1:9" } }
 notify = [{ name = "ops", webhook = { env = "AUDITOR_TEST_WEBHOOK" }, secret = { env = "AUDITOR_TEST_SIGNING" }, when = "problems" }]
 publish = [{ name = "lake", type = "files", timeout = "1m", options = { to = "out/lake" } }]
 """

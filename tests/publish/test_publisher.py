@@ -275,7 +275,7 @@ def test_settings_are_stored_without_secrets_and_are_the_same_again(tmp_path: Pa
         ),
         ({"name": "l", "type": "files", "timeout": "soon"}, "timeout: 'soon' is not a duration"),
         ({"name": "l", "type": "files", "options": {"x": {"env": "A", "file": "B"}}}, "give one of"),
-        ({"name": "l", "type": "files", "options": {"to": 1.5}}, "options: give options such as"),
+        ({"name": "l", "type": "files", "options": {"to": 1.5}}, "options: to: give options such as"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused_without_secrets(table: dict[str, Any], sentence: str) -> None:
@@ -317,7 +317,7 @@ def test_what_a_destination_lacks_on_this_machine_is_a_sentence(
 def test_a_package_that_is_not_installed_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     table = PublishSettings(name="there", type="postgresql", options=dict(POSTGRESQL))
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(SettingsError, match=r'publish "there": .* needs psycopg; install it'):
+    with pytest.raises(SettingsError, match=r'publish "there": .* needs psycopg: pip install'):
         check_destination(table)
 
 

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from auditor.cli.app import main
 from auditor.config.loader import parse_settings
+from auditor.config.sections import MetricsSettings
 from auditor.errors import SettingsError
 from auditor.hooks.prometheus import render_metrics
 from auditor.report import coverage
@@ -61,8 +62,8 @@ def test_further_groups_are_one_row(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert (found.combined, found.others) == (3, DeviceGroup((None, None), 4, 0, 0.25))
 
 
-def samples(folder: Path, *names: str) -> Callable[[str], Counter[tuple[str, ...]]]:
-    text = render_metrics(folder, group_by=names).decode()
+def samples(folder: Path, *names: str, max_series: int = 1_000) -> Callable[[str], Counter[tuple[str, ...]]]:
+    text = render_metrics(folder, group_by=names, options=MetricsSettings(max_series=max_series)).decode()
     found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
     def of(name: str) -> Counter[tuple[str, ...]]:
@@ -85,9 +86,8 @@ def test_metrics_have_a_label_for_each_attribute(folder: Path) -> None:
     assert not samples(folder)("auditor_group_devices")
 
 
-def test_further_groups_of_metrics_are_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("auditor.hooks.prometheus.MAX_GROUPS", 1)
-    of = samples(folder, "site")
+def test_further_groups_of_metrics_are_other(folder: Path) -> None:
+    of = samples(folder, "site", max_series=10)
     assert of("auditor_group_devices") == Counter({("a1", "ok"): 2, ("a1", "failed"): 1, ("other", "ok"): 4})
     assert of("auditor_groups_combined") == Counter({(): 3})
     versions = {key[-1]: 0 for key in of("auditor_group_version_devices")}
@@ -95,15 +95,12 @@ def test_further_groups_of_metrics_are_other(folder: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-def test_an_attribute_with_the_label_of_further_groups_is_not_counted_with_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
+def test_an_attribute_with_the_label_of_further_groups_is_not_counted_with_them(tmp_path: Path, limit: int) -> None:
     sites = ["a1", "a1", "a1", "other", "other", "b2", "other_", "c3"]
     fleet = [named(number) for number in range(len(sites))]
     details = [{"attributes": {"site": site}} for site in sites]
     run = build(tmp_path / "run", fleet, [ok(device, ("ble", "1")) for device in fleet], details=details).folder
-    monkeypatch.setattr("auditor.hooks.prometheus.MAX_GROUPS", limit)
-    of = samples(run, "site")
+    of = samples(run, "site", max_series=10 * limit)
     rest = ("other__", "ok")
     shown = {("a1", "ok"): 3} if limit == 1 else {("a1", "ok"): 3, ("other", "ok"): 2}
     assert of("auditor_group_devices") == Counter({**shown, rest: 8 - sum(shown.values())})

@@ -105,7 +105,7 @@ def test_the_package_holds_these_schemas_and_no_other() -> None:
     names = sorted(file.name for file in folder.iterdir() if file.name != "tables.json")  # not a schema: columns
     assert names == sorted(f"{kind}.schema.json" for kind in DOCUMENTS)
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    assert project["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["auditor"]}
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["auditor"]
 
 
 def records(folder: Path) -> dict[str, list[Any]]:

@@ -45,7 +45,7 @@ def test_otherwise_the_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_the_name_auditor_is_given_to_pip_nowhere() -> None:
-    pattern = re.compile(r"install\W+['\"]?auditor\b")
-    documents = [*(PROGRAM.parent / "docs").glob("*.md"), PROGRAM.parent / "CHANGELOG.md"]
+    pattern = re.compile(r"(?:pip|pipx|uv tool) install\s+(?:-\S+\s+)*['\"]?auditor\b")
+    documents = [*(PROGRAM.parent / "docs").glob("*.md"), *PROGRAM.parent.glob("*.md")]
     found = [str(path) for path in (*PROGRAM.rglob("*.py"), *documents) if pattern.search(path.read_text())]
     assert found == []

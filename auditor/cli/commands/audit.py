@@ -96,7 +96,8 @@ def _check_destination(table: "PublishSettings", source: str) -> bool:
     try:
         print_line(f"ok   publish {safe(table.name)}: {safe(check_destination(table, source))}")
     except SettingsError as error:
-        print_line(f"FAIL {safe(str(error))}")
+        for sentence in error.sentences:
+            print_line(f"FAIL {safe(sentence)}")
         return False
     return True
 
@@ -240,7 +241,7 @@ def run(
         if on is not None:
             prepare = partial(log_to_stderr, log_level, log_format)
             on_engine = start_on(on, settings, config, account or (), out, prepare=prepare)
-            return run_audit_command(on_engine, configured, switch)
+            return run_audit_command(on_engine, configured, switch, use_uvloop=False)  # Dask can crash in it
 
         def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
             from auditor.audit.runner import run_audit

@@ -12,6 +12,7 @@ from auditor.cli.console import print_error, print_line
 from auditor.cli.options import Accounts, Config, LogFormatOption, LogLevel, ProgressOption, restrict_accounts
 from auditor.cli.output import print_notes
 from auditor.errors import AuditInterruptedError, InvalidObjectError, SettingsError, UsageError
+from auditor.text.extras import describe_extra
 from auditor.text.formatting import format_count, safe
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def start_on(
     try:
         from auditor.cluster.dask import open_dask
     except ImportError as error:
-        raise UsageError(f"--on needs {error.name}: pip install 'auditor[dask]'") from None
+        raise UsageError(f"--on needs {error.name}: {describe_extra('dask')}") from None
 
     def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
         return run_on_engine(
@@ -122,6 +123,7 @@ def _describe_hooks(settings: "Settings") -> list[str]:
     hooks = {"policy": settings.policy, "notify": settings.notify, "publish": settings.publish}
     names = [f"[{name}]" for name, hook in hooks.items() if hook]
     names += ["[report]"] if settings.report.html or settings.report.excel or settings.report.metrics else []
+    names += ["[metrics]"] if settings.metrics.pushgateway is not None else []
     return [f"no shard runs {', '.join(names)}: fetch the sealed run, and use its commands"] if names else []
 
 

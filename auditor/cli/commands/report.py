@@ -1,6 +1,7 @@
 """Commands that evaluate and publish a run: policy, report and metrics."""
 
 import io
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,10 +24,11 @@ from auditor.cli.output import (
     write_to_stdout,
 )
 from auditor.errors import PolicyError, UsageError
-from auditor.text.formats import POLICY_REPORT_FORMATS, PolicyReportFormat, TableFormat
+from auditor.text.formats import POLICY_REPORT_FORMATS, MetricsFormat, PolicyReportFormat, TableFormat
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
+    from auditor.config.sections import MetricsSettings
     from auditor.policy.evaluate import PolicyReport
     from auditor.policy.model import Policy
 
@@ -149,35 +151,59 @@ def report(
 
 
 def metrics(
-    run: RunAddress, /, *, rules: RulesOption = None, group_by: AttributesOption = None, out: OutputPath = None
+    run: RunAddress,
+    /,
+    *,
+    rules: RulesOption = None,
+    group_by: AttributesOption = None,
+    modules: Annotated[str | None, Parameter(group=OUTPUT)] = None,
+    max_series: Annotated[int, Parameter(group=OUTPUT)] = 1_000,
+    format: Annotated[MetricsFormat, Parameter(group=OUTPUT)] = "prometheus",  # noqa: A002  the flag's name
+    out: OutputPath = None,
 ) -> int:
     """Write a run as Prometheus metrics, for node_exporter's textfile collector.
 
     The metrics are coverage, devices by module and version, verdicts of rules, requests, and the time of the last
     success. The file is replaced atomically and is readable for all users. In a directory, use its newest run of the
     whole fleet, also if that failed. Of a run that was cut, fetch the sealed files for that.
+
+    Parameters
+    ----------
+    modules:
+        Write series only of modules whose names match one of these patterns, such as mcu,ble*; default: all.
+    max_series:
+        Write at most INT series of a metric: those with the most devices. Count the others in auditor_…_omitted.
+    format:
+        Write the text format of Prometheus, which node_exporter reads, or OpenMetrics.
     """
     from auditor.cli.commands.cluster import fetch_temporarily
+    from auditor.config.sections import METRIC_SERIES, MetricsSettings
     from auditor.runs.folder import find_run, is_cut_run
 
-    if is_cut_run(run):
-        with fetch_temporarily(run) as folder:
-            return _write_metrics(folder, rules, group_by, out)
-    return _write_metrics(find_run(Path(run), "fleet"), rules, group_by, out)
+    if max_series not in METRIC_SERIES:
+        raise UsageError(f"--max-series {max_series}: give a number from {METRIC_SERIES[0]} to {METRIC_SERIES[-1]:,}")
+    options = MetricsSettings(modules=split_names(modules), max_series=max_series)
+    with fetch_temporarily(run) if is_cut_run(run) else nullcontext(find_run(Path(run), "fleet")) as folder:
+        text = _render_metrics(folder, rules, group_by, options, format)
+    if out is not None and not is_stdout(out):
+        from auditor.hooks.prometheus import write_metrics_file
+
+        write_metrics_file(text, out)
+    else:
+        write_to_stdout(io.BytesIO(text))
+    return 0
 
 
-def _write_metrics(folder: Path, rules: Path | None, group_by: str | None, out: Path | None) -> int:
-    from auditor.hooks.prometheus import render_metrics, write_metrics_file
+def _render_metrics(
+    folder: Path, rules: Path | None, group_by: str | None, options: "MetricsSettings", format_: MetricsFormat
+) -> bytes:
+    from auditor.hooks.prometheus import render_metrics
     from auditor.policy.evaluate import summarize_policy
 
     loaded = _load_policy(rules)
     groups = _parse_attributes(group_by, folder)
     evaluated = None if loaded is None else summarize_policy(folder, loaded)
-    if out is not None and not is_stdout(out):
-        write_metrics_file(folder, out, evaluated, groups)
-    else:
-        write_to_stdout(io.BytesIO(render_metrics(folder, evaluated, groups)))
-    return 0
+    return render_metrics(folder, evaluated, groups, options=options, format_=format_)
 
 
 def _parse_attributes(text: str | None, folder: Path) -> tuple[str, ...]:

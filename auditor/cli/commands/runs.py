@@ -1,10 +1,11 @@
-"""The command runs: the runs of a directory."""
+"""The commands runs and status: the runs of a directory, and how the last one ended."""
 
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from auditor.cli.console import print_line
 from auditor.cli.options import OUTPUT, LocalTime, OutputPath, require_positive
 from auditor.cli.output import FormatOption, emit, print_notes, resolve_format, table_zone
 
@@ -47,4 +48,27 @@ def runs(
         emit(resolved, out, show=lambda: print_runs(found.runs, zone), write=found.table.write)
         if found.count > len(found.runs):
             print_notes([f"the newest {len(found.runs):,} of {found.count:,} runs; --limit shows more"])
+    return 0
+
+
+def status(directory: str = "audits", /, *, name: str | None = None, local_time: LocalTime = False) -> int:
+    """Describe the last run of a directory: how it ended, why, what changed, and what to do next.
+
+    Of a run that was cut, print its shards: silent ones first, then by the age of their last checkpoint.
+
+    Parameters
+    ----------
+    directory:
+        Directory of runs, a run folder, or the address of a run that was cut.
+    name:
+        Name of the runs; default: the newest run's.
+    """
+    from auditor.cli.commands.cluster import print_shards
+    from auditor.cli.render_runs import describe_status
+    from auditor.runs.folder import is_cut_run
+
+    if is_cut_run(directory):
+        return print_shards(directory)
+    for line in describe_status(Path(directory), name, local_time=local_time):
+        print_line(line)
     return 0

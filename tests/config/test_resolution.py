@@ -6,7 +6,7 @@ import pytest
 
 from auditor.cli.app import _expand_home
 from auditor.config.loader import load_settings
-from auditor.config.paths import expand_home, resolve_path
+from auditor.config.resolution import expand_home, resolve_path
 
 ROOT_HOME = Path("~root").expanduser()
 

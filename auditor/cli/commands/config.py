@@ -1,0 +1,358 @@
+"""Commands that write, show and check settings: init and config."""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
+
+from cyclopts import App, Group, Parameter
+
+from auditor.cli.console import print_error, print_line
+from auditor.cli.options import OUTPUT, Config, Flag, OutputPath, parse_duration_flag
+from auditor.cli.output import emit_file, print_notes
+from auditor.errors import RunNotWritableError, SettingsError, UsageError
+from auditor.text.formatting import safe
+
+if TYPE_CHECKING:
+    from auditor.scaffold.schedule import Schedule
+    from auditor.scaffold.settings_file import NewSettings
+
+ACCOUNT = Group("Account", sort_key=1)
+FILES = Group("Files", sort_key=2)
+
+Platform = Literal["tuya", "alibaba"]
+Starter = Literal["systemd", "cron"]
+
+SECRET_FORMS = "env:NAME or file:PATH"  # noqa: S105  a form, no secret
+
+
+def init(
+    path: Path = Path("nightly.toml"),
+    /,
+    *,
+    platform: Annotated[Platform | None, Parameter(group=ACCOUNT)] = None,
+    account: Annotated[str, Parameter(group=ACCOUNT)] = "main",
+    endpoint: Annotated[str | None, Parameter(group=ACCOUNT)] = None,
+    region: Annotated[str | None, Parameter(group=ACCOUNT)] = None,
+    instance: Annotated[str | None, Parameter(group=ACCOUNT)] = None,
+    key_id: Annotated[str | None, Parameter(group=ACCOUNT)] = None,
+    key_secret: Annotated[str | None, Parameter(group=ACCOUNT)] = None,
+    fleet: Annotated[str | None, Parameter(group=ACCOUNT)] = None,
+    calls_per_second: Annotated[float, Parameter(group=ACCOUNT)] = 10,
+    directory: Annotated[str, Parameter(group=FILES)] = "audits",
+    rules: Annotated[bool, Parameter(negative="--no-rules", group=FILES)] = True,
+    schedule: Annotated[Starter | None, Parameter(group=FILES)] = None,
+    time: Annotated[str, Parameter(group=FILES)] = "02:00",
+    duration: Annotated[str, Parameter(name="--for", group=FILES)] = "4h",
+    force: Annotated[Flag, Parameter(group=FILES)] = False,
+    check: Annotated[bool, Parameter(negative="--no-check", group=FILES)] = True,
+) -> int:
+    """Write settings for one account, with rules and what starts an audit each night, and check them.
+
+    What no flag gives is entered on the terminal. The settings name the place of the secret, and never contain it.
+
+    Parameters
+    ----------
+    path:
+        Settings to write.
+    platform:
+        Platform of the account.
+    account:
+        Name of the account in files and messages.
+    endpoint:
+        Address of the platform, https://HOST:PORT/; default for alibaba: the one of the region.
+    region:
+        Region of an Alibaba account, such as cn-shanghai.
+    instance:
+        Instance of an Alibaba account, if it has one, such as iot-060a0xxx.
+    key_id:
+        Access key id, or where it is stored: env:NAME or file:PATH.
+    key_secret:
+        Where the secret of the access key is stored: env:NAME or file:PATH.
+    fleet:
+        Fleet file, or all for every device that the platform lists.
+    calls_per_second:
+        Quota of the account.
+    directory:
+        Directory of runs, relative to the settings.
+    rules:
+        Write rules.toml, which is evaluated after each run.
+    schedule:
+        Write units for systemd beside the settings, or print a line for crontab -e.
+    time:
+        Time of day at which the audit starts, in the zone of this machine.
+    duration:
+        Stop the audit after this long; the next one resumes it.
+    force:
+        Replace files that exist.
+    check:
+        Run auditor check afterwards; it needs the key and the platform.
+    """
+    from auditor.scaffold.settings_file import RULES, schema_path
+
+    new = _NewAccount(
+        platform=platform,
+        endpoint=endpoint,
+        region=region,
+        instance=instance,
+        key_id=key_id,
+        key_secret=key_secret,
+        fleet=fleet,
+    )
+    new.complete()
+    settings = new.settings(account, calls_per_second, directory, rules=rules)
+    files = {path: settings.text()}
+    if rules:
+        files[path.parent / "rules.toml"] = RULES.format(schema=schema_path("rules").as_uri())
+    starter = _schedule(path, directory, time, duration)
+    if schedule == "systemd":
+        files[path.parent / f"{starter.name}.service"] = starter.service_unit()
+        files[path.parent / f"{starter.name}.timer"] = starter.timer_unit()
+    _write_files(files, force=force)
+    _print_next_steps(starter, path, schedule)
+    variables = [str(each)[4:] for each in (new.key_id, new.key_secret) if str(each).startswith("env:")]
+    if schedule is not None and variables:
+        print_notes([f"{schedule} does not set {' and '.join(variables)}: set them there, or store the key in a file"])
+    if not check:
+        return 0
+    from auditor.cli.commands.audit import check as check_settings
+
+    return check_settings(path)
+
+
+@dataclass(kw_only=True)
+class _NewAccount:
+    """What flags and answers say about the account."""
+
+    platform: Platform | None
+    endpoint: str | None
+    region: str | None
+    instance: str | None
+    key_id: str | None
+    key_secret: str | None
+    fleet: str | None
+
+    def complete(self) -> None:
+        """Enter what is missing on the terminal; raise UsageError without one."""
+        missing = list(self._missing())
+        if missing and not sys.stdin.isatty():
+            flags = ", ".join(flag for flag, *_ in missing)
+            raise UsageError(f"{flags}: give these flags, or run auditor init on a terminal")
+        while missing:
+            flag, question, accept = missing[0]
+            answer = _prompt(question)
+            try:
+                accept(answer)
+            except UsageError as error:
+                print_error(str(error))
+            missing = list(self._missing())
+            if missing and missing[0][0] == flag and not answer:
+                print_error(f"{flag} is needed")
+
+    def _missing(self) -> Iterator[tuple[str, str, Callable[[str], None]]]:
+        """Yield each flag that is needed, its question, and what takes the answer."""
+        if self.platform is None:
+            yield "--platform", "Platform, tuya or alibaba", self._accept_platform
+            return
+        if self.platform == "alibaba" and not self.region:
+            yield "--region", "Region, such as cn-shanghai", lambda text: setattr(self, "region", text)
+        if self.platform == "tuya" and not self.endpoint:
+            yield "--endpoint", "Address, https://HOST:PORT/", lambda text: setattr(self, "endpoint", text)
+        if not self.key_id:
+            question = "Access key id, or where it is stored (env:NAME, file:PATH)"
+            yield "--key-id", question, lambda text: setattr(self, "key_id", text)
+        if not self.key_secret:
+            yield "--key-secret", f"Where its secret is stored ({SECRET_FORMS})", self._accept_secret
+        if not self.fleet:
+            question = "Fleet file, or all for every device that the platform lists"
+            yield "--fleet", question, lambda text: setattr(self, "fleet", text)
+
+    def _accept_platform(self, text: str) -> None:
+        if text not in get_args(Platform):
+            raise UsageError("platform: give tuya or alibaba")
+        self.platform = cast("Platform", text)
+
+    def _accept_secret(self, text: str) -> None:
+        _parse_secret(text)
+        self.key_secret = text
+
+    def settings(self, account: str, calls_per_second: float, directory: str, *, rules: bool) -> "NewSettings":
+        """Return the settings of the account; raise UsageError for an answer that cannot be used."""
+        from auditor.scaffold.settings_file import NewSettings, schema_path
+
+        key_id = str(self.key_id)
+        return NewSettings(
+            dialect=self.platform or "tuya",
+            account=account,
+            endpoint=self.endpoint or f"https://iot.{self.region}.aliyuncs.com/",
+            region_id=self.region,
+            instance_id=self.instance,
+            access_key_id=_parse_secret(key_id) if key_id.startswith(("env:", "file:")) else key_id,
+            access_key_secret=_parse_secret(str(self.key_secret)),
+            fleet={"products": "all"} if self.fleet == "all" else {"file": str(self.fleet)},
+            calls_per_second=calls_per_second,
+            directory=directory,
+            rules=rules,
+            report=find_spec("jinja2") is not None,
+            schema=schema_path("settings").as_uri(),
+        )
+
+
+def _prompt(question: str) -> str:
+    sys.stderr.write(f"{question}: ")
+    sys.stderr.flush()
+    line = sys.stdin.readline()
+    if not line:
+        raise UsageError("the input ended before all questions were answered; nothing was written")
+    return line.strip()
+
+
+def _parse_secret(text: str) -> dict[str, str]:
+    """Return the table of a place such as ``env:NAME``. What is no place is not quoted: it may be the secret."""
+    kind, _, place = text.partition(":")
+    if kind not in {"env", "file"} or not place:
+        raise UsageError(f"--key-secret: give the place of the secret, {SECRET_FORMS}, and not the secret itself")
+    return {kind: place}
+
+
+def _schedule(path: Path, directory: str, time: str, duration: str) -> "Schedule":
+    import getpass
+    import re
+
+    from auditor.config.resolution import resolve_path
+    from auditor.scaffold.schedule import Schedule
+
+    if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", time):
+        raise UsageError(f"--time: {time!r} is no time of day; give one such as 02:00")
+    parse_duration_flag("--for", duration)
+    settings = path.absolute()
+    beside = Path(sys.executable).parent / "auditor"  # of an environment; argv[0] may be a module of it
+    program = beside if beside.is_file() else Path(shutil.which(sys.argv[0]) or sys.argv[0]).absolute()
+    runs = Path(os.path.abspath(resolve_path(settings.parent, directory)))  # noqa: PTH100  links stay
+    name = f"auditor-{path.stem}"
+    comment = "Copy both to /etc/systemd/system."
+    return Schedule(program, settings, runs, getpass.getuser(), time, duration, name=name, comment=comment)
+
+
+def _write_files(files: dict[Path, str], *, force: bool) -> None:
+    """Write new files, all or none of them; with ``force``, replace those that exist."""
+    from auditor.storage.files import create_file, replace_file
+
+    existing = [str(path) for path in files if path.exists() or path.is_symlink()]
+    if existing and not force:
+        raise UsageError(f"{', '.join(existing)}: exists already; give another path, or --force to replace it")
+    for path, text in files.items():
+        try:
+            if force:
+                replace_file(path, text.encode())
+            else:
+                create_file(path, text.encode(), 0o644)
+        except FileExistsError:
+            raise UsageError(f"{path}: exists already; give another path, or --force to replace it") from None
+        except OSError as error:
+            raise RunNotWritableError(f"{path}: cannot be written: {error.strerror}") from error
+        print_line(f"wrote {path}")
+
+
+def _print_next_steps(starter: "Schedule", path: Path, schedule: Starter | None) -> None:
+    if schedule == "cron":
+        print_line(f"add this line with crontab -e:\n{starter.crontab_line()}")
+    elif schedule == "systemd":
+        units = " ".join(shlex.quote(str(path.parent / f"{starter.name}.{kind}")) for kind in ("service", "timer"))
+        print_line(f"install the units: cp {units} /etc/systemd/system/ && systemctl enable --now {starter.name}.timer")
+
+
+config = App(name="config", help="Show every setting in effect, check files, or print their JSON Schema.")
+
+
+@config.command
+def show(
+    path: Config,
+    /,
+    *,
+    format: Annotated[Literal["toml", "json"], Parameter(group=OUTPUT)] = "toml",  # noqa: A002  the flag's name
+) -> int:
+    """Print every setting in effect: those of the file, and the defaults of all others.
+
+    Paths are absolute. Secrets are not read, and never printed.
+
+    Parameters
+    ----------
+    format:
+        Print TOML, which is a settings file again, or JSON.
+    """
+    from auditor.config.loader import load_settings
+    from auditor.config.serialization import settings_to_dict
+    from auditor.scaffold.settings_file import format_tables
+
+    table = settings_to_dict(load_settings(path))
+    if format == "json":
+        import orjson
+
+        print_line(orjson.dumps(table, option=orjson.OPT_INDENT_2).decode())
+    else:
+        print_line(format_tables(table).rstrip("\n"))
+    return 0
+
+
+@config.command
+def validate(*paths: Path) -> int:
+    """Check files of settings or rules, and print all faults of each.
+
+    Of settings, also check the file of rules that they name. Nothing is sent, and no secret is read.
+
+    Parameters
+    ----------
+    paths:
+        Files of settings or rules.
+    """
+    if not paths:
+        raise UsageError("give the files to check")
+    return max(_validate(path) for path in paths)
+
+
+def _validate(path: Path) -> int:
+    """Print a line for each fault of a file, or that it has none; return the exit code."""
+    from auditor.config.loader import parse_settings
+    from auditor.config.toml_tables import read_toml
+    from auditor.policy.loader import parse_policy
+
+    try:
+        table = read_toml(path)
+        if "rule" in table:
+            print_line(f"ok   {safe(path)}: {_count(len(parse_policy(table, str(path))), 'rule')}")
+            return 0
+        settings = parse_settings(table, where=str(path), folder=path.parent)
+        print_line(f"ok   {safe(path)}: {_count(len(settings.account), 'account')}")
+    except SettingsError as error:
+        for sentence in error.sentences:
+            print_line(f"FAIL {safe(sentence)}")
+        return error.exit_code
+    return 0 if settings.policy is None else _validate(Path(settings.policy.file))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+@config.command
+def schema(kind: Literal["settings", "rules"] = "settings", /, *, out: OutputPath = None) -> int:
+    """Print the JSON Schema of settings or rules, which editors of TOML check a file with.
+
+    Parameters
+    ----------
+    kind:
+        What the schema describes.
+    """
+    from auditor.scaffold.settings_file import schema_path
+
+    def write(path: Path) -> None:
+        path.write_bytes(schema_path(kind).read_bytes())
+
+    emit_file(out, write)
+    return 0

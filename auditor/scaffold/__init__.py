@@ -1,0 +1,1 @@
+"""The files of a new audit: settings, rules, and what starts it each night."""
