@@ -98,7 +98,7 @@ async def audit(folder: Path, day: int) -> None:
             world.write_fleet(folder / "fleets" / "eu.csv")
             add_attributes(folder / "fleets" / "eu.csv")
         table = read_toml(folder / "nightly.toml")
-        table |= {"released": True}
+        table |= {"released": day == DAYS - 1}
         table["account"][0]["endpoint"] = platform.endpoint
         os.environ |= SECRETS
         await run_audit(parse_settings(table, folder=folder))
