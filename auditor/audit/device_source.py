@@ -55,7 +55,8 @@ class AccountDevices(NamedTuple):
 class DeviceSource:
     """Provides the devices of each account, and lets ``state`` record the growing fleet.
 
-    ``fleet_lock`` is held while the fleet's file is replaced, and by those who read it meanwhile. Methods raise RunNotWritableError if the run folder cannot be written.
+    ``fleet_lock`` is held while the fleet's file is replaced, and by those who read it meanwhile. Methods raise
+    RunNotWritableError if the run folder cannot be written.
     """
 
     def __init__(self, settings: Settings, prepared: PreparedRun, state: RunState) -> None:
