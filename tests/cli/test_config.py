@@ -156,6 +156,24 @@ def test_config_validate_prints_the_faults_of_all_files(auditor: Auditor, tmp_pa
     ]
 
 
+@pytest.mark.parametrize("concurrency", [0, 1])
+def test_config_validate_checks_the_rules_that_settings_name_whatever_else_is_wrong(
+    auditor: Auditor, tmp_path: Path, concurrency: int
+) -> None:
+    settings = TWO_FAULTS.replace("= 0", f"= {concurrency}").replace("si.tuya", "https://si.tuya")
+    (tmp_path / "nightly.toml").write_text(f'{settings}[policy]\nfile = "rules.toml"\n')
+    wrong = [f"FAIL {SENTENCES[0]}"] if concurrency == 0 else []
+    ended = auditor("config", "validate", "nightly.toml")
+    missing = "FAIL nightly.toml: policy: file: rules.toml: cannot be read: No such file or directory"
+    assert (ended.returncode, ended.stdout.splitlines()) == (2, [*wrong, missing])
+    (tmp_path / "rules.toml").write_text('[[rule]]\nname = "a"\nminimum = 1\n')
+    ended = auditor("config", "validate", "nightly.toml")
+    fault = 'FAIL rules.toml: rule 1 ("a"): minimum: give a text, not a whole number'
+    assert (ended.returncode, ended.stdout.splitlines()) == (2, [*(wrong or ["ok   nightly.toml: 1 account"]), fault])
+    (tmp_path / "rules.toml").write_text(settings)  # settings are no rules
+    assert "FAIL rules.toml: has no [[rule]]" in auditor("config", "validate", "nightly.toml").stdout
+
+
 def test_config_show_prints_a_settings_file_with_every_setting_and_no_secret(auditor: Auditor, tmp_path: Path) -> None:
     auditor("init", *TUYA, *REST)
     with (tmp_path / "nightly.toml").open("a") as file:

@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,7 +54,7 @@ def init(
 ) -> int:
     """Write settings for one account, with rules and what starts an audit each night, and check them.
 
-    What no flag gives is entered on the terminal. The settings name the place of the secret, and never contain it.
+    Values without a flag are entered on the terminal. The settings name the place of the secret, and never contain it.
 
     Parameters
     ----------
@@ -304,7 +304,7 @@ def show(
 def validate(*paths: Path) -> int:
     """Check files of settings or rules, and print all faults of each.
 
-    Of settings, also check the file of rules that they name. Nothing is sent, and no secret is read.
+    The file of rules that settings name is checked with them. Nothing is sent, and no secret is read.
 
     Parameters
     ----------
@@ -319,21 +319,55 @@ def validate(*paths: Path) -> int:
 def _validate(path: Path) -> int:
     """Print a line for each fault of a file, or that it has none; return the exit code."""
     from auditor.config.loader import parse_settings
-    from auditor.config.toml_tables import read_toml
+    from auditor.config.toml_tables import FaultList, read_toml
+
+    faults = FaultList()
+    table: dict[str, object] = {}
+    with faults.collect():
+        table = read_toml(path)
+    if faults.sentences:
+        return _print_faults(faults.sentences)
+    if "rule" in table:
+        return _validate_rules(path, table)
+    accounts = 0
+    with faults.collect():
+        accounts = len(parse_settings(table, where=str(path), folder=path.parent).account)
+    rules = _rules_file(table, path.parent)
+    rules_table: dict[str, object] | None = None
+    try:
+        rules_table = None if rules is None else read_toml(rules)
+    except SettingsError as error:
+        faults.sentences += [f"{path}: policy: file: {sentence}" for sentence in error.sentences]
+    exit_code = _print_faults(faults.sentences)
+    if exit_code == 0:
+        print_line(f"ok   {safe(path)}: {_count(accounts, 'account')}")
+    return exit_code if rules is None or rules_table is None else max(exit_code, _validate_rules(rules, rules_table))
+
+
+def _validate_rules(path: Path, table: Mapping[str, object]) -> int:
     from auditor.policy.loader import parse_policy
 
     try:
-        table = read_toml(path)
-        if "rule" in table:
-            print_line(f"ok   {safe(path)}: {_count(len(parse_policy(table, str(path))), 'rule')}")
-            return 0
-        settings = parse_settings(table, where=str(path), folder=path.parent)
-        print_line(f"ok   {safe(path)}: {_count(len(settings.account), 'account')}")
+        rules = parse_policy(table, str(path))
     except SettingsError as error:
-        for sentence in error.sentences:
-            print_line(f"FAIL {safe(sentence)}")
-        return error.exit_code
-    return 0 if settings.policy is None else _validate(Path(settings.policy.file))
+        return _print_faults(error.sentences)
+    print_line(f"ok   {safe(path)}: {_count(len(rules), 'rule')}")
+    return 0
+
+
+def _rules_file(table: Mapping[str, object], folder: Path) -> Path | None:
+    """Return the file of rules that a table of settings names, also if other settings are wrong."""
+    from auditor.config.resolution import resolve_path
+
+    policy = table.get("policy")
+    file = policy.get("file") if isinstance(policy, Mapping) else None
+    return Path(resolve_path(folder, file)) if isinstance(file, str) and file and "\0" not in file else None
+
+
+def _print_faults(sentences: Sequence[str]) -> int:
+    for sentence in sentences:
+        print_line(f"FAIL {safe(sentence)}")
+    return SettingsError.exit_code if sentences else 0
 
 
 def _count(number: int, noun: str) -> str:
