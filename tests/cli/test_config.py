@@ -88,13 +88,56 @@ def test_init_names_the_flags_that_are_missing_without_a_terminal(auditor: Audit
 
 
 def test_init_replaces_no_file_without_force(auditor: Auditor, tmp_path: Path) -> None:
-    (tmp_path / "rules.toml").write_text("mine")
-    ended = auditor("init", *TUYA, *REST)
+    (tmp_path / "nightly.toml").write_text("mine")
+    ended = auditor("init")  # before it asks for anything
     assert ended.returncode == 2
-    assert "rules.toml: exists already" in ended.stderr
-    assert [each.name for each in tmp_path.iterdir()] == ["rules.toml"]
+    assert "nightly.toml: exists already" in ended.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["nightly.toml"]
     assert auditor("init", *TUYA, *REST, "--force").returncode == 0
-    assert "[[rule]]" in (tmp_path / "rules.toml").read_text()
+    assert "[[account]]" in (tmp_path / "nightly.toml").read_text()
+
+
+def test_init_never_replaces_rules(auditor: Auditor, tmp_path: Path) -> None:
+    mine = '[[rule]]\nname = "mine"\nminimum = "1"\n'
+    (tmp_path / "rules.toml").write_text(mine)
+    ended = auditor("init", *TUYA, *REST)
+    assert (ended.returncode, ended.stdout) == (0, "wrote nightly.toml\nkept rules.toml\n")
+    assert auditor("init", *TUYA, *REST, "--force").returncode == 0
+    assert (tmp_path / "rules.toml").read_text() == mine
+    (tmp_path / "rules.toml").write_text("mine")
+    ended = auditor("init", "other.toml", *TUYA, *REST)
+    assert (ended.returncode, (tmp_path / "other.toml").exists()) == (2, False)
+    assert "rules.toml: is not TOML" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("rules.toml",), "rules.toml: is the name of the rules"),
+        (("--calls-per-second=-5",), "calls_per_second: give calls a second"),
+        (("--calls-per-second", "nan"), "calls_per_second: give calls a second"),
+        (("--endpoint", "si.tuyacloud.com"), "endpoint: is not an address"),
+        (("--account", ""), "name: "),
+        (("--key-id", "file:"), "--key-id: the place is empty"),
+        (("--platform", "alibaba", "--endpoint", "", "--region", 'cn"/@x'), "--region: "),
+        (("my set%.toml", "--schedule", "systemd"), "my set%.toml: what starts the audit is named after it"),
+        (("--schedule", "systemd", "--directory", "/"), "--directory: / contains "),
+        (("--schedule", "systemd", "--directory", "."), "--directory: . contains "),
+        (("--schedule", "cron", "--directory", "link"), "--directory: link contains "),
+        (("--schedule", "cron", "--directory", "a\nb"), "use printable characters"),
+    ],
+)
+def test_init_writes_nothing_that_cannot_be_used(
+    auditor: Auditor, tmp_path: Path, flags: tuple[str, ...], sentence: str
+) -> None:
+    (tmp_path / "link").symlink_to(".")
+    path = () if flags[0].startswith("--") else flags[:1]
+    given = dict(zip(TUYA[::2], TUYA[1::2], strict=True))
+    rest = flags[len(path) :]
+    overridden = {flag: word for flag, word in given.items() if flag not in rest}
+    ended = auditor("init", *path, *(word for pair in overridden.items() for word in pair), *rest, *REST)
+    assert (ended.returncode, sentence in ended.stderr) == (2, True), ended.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["link"]
 
 
 def test_init_never_quotes_or_writes_a_secret(auditor: Auditor, tmp_path: Path) -> None:
@@ -137,10 +180,12 @@ def test_init_prints_a_line_for_cron_and_writes_units_for_systemd(auditor: Audit
     ended = auditor("init", "eu.toml", *ALIBABA, *REST, "--schedule", "cron", "--time", "03:30")
     (line,) = (line for line in ended.stdout.splitlines() if " * * * " in line)
     assert line.startswith("30 3 * * * ")
-    assert f"run {tmp_path}/eu.toml --resume --for 4h >> {tmp_path}/auditor-eu.log 2>&1" in line
+    assert f"run {tmp_path}/eu.toml --resume --for 4h >> {tmp_path}/audits/auditor-eu.log 2>&1" in line
     assert "cron does not set KEY_ID" in ended.stderr
+    assert (tmp_path / "audits").is_dir()
     assert auditor("init", "us.toml", *TUYA, *REST, "--no-rules", "--schedule", "systemd").returncode == 0
     assert f"run {tmp_path}/us.toml --resume --for 4h" in (tmp_path / "auditor-us.service").read_text()
+    assert f"ReadWritePaths={tmp_path}/audits\n" in (tmp_path / "auditor-us.service").read_text()
     assert "OnCalendar=*-*-* 02:00" in (tmp_path / "auditor-us.timer").read_text()
 
 
