@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -238,3 +239,20 @@ def test_completion_is_installed_for_the_user(auditor: Auditor, tmp_path: Path) 
     assert installed.is_relative_to(tmp_path)
     assert installed.read_text() == auditor("completion", "bash").stdout
     assert str(installed) in (tmp_path / ".bashrc").read_text()
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+@pytest.mark.parametrize("startup", [None, "export EDITOR=vi", "autoload -Uz compinit\ncompinit\n"])
+def test_zsh_completes_the_command_after_the_installation(
+    auditor: Auditor, tmp_path: Path, startup: str | None
+) -> None:
+    if startup is not None:
+        (tmp_path / ".zshrc").write_text(startup)
+    home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    assert auditor("completion", "zsh", "--install", env=home).returncode == 0
+    installed = (tmp_path / ".zshrc").read_text()
+    assert auditor("completion", "zsh", "--install", env=home).returncode == 0
+    assert (tmp_path / ".zshrc").read_text() == installed
+    words = ["zsh", "-d", "-i", "-c", "print -r -- $_comps[auditor]"]
+    ended = subprocess.run(words, env=home, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert ended.stdout == "_cyclopts_auditor\n", ended.stderr

@@ -363,7 +363,7 @@ def _print_next_steps(starter: "Schedule", path: Path, schedule: Starter | None)
 config = App(name="config", help="Show every setting in effect, check files, or print their JSON Schema.")
 
 
-@config.command
+@config.command(help_epilogue="Example: auditor config show nightly.toml")
 def show(
     path: Config,
     /,
@@ -393,7 +393,7 @@ def show(
     return 0
 
 
-@config.command
+@config.command(help_epilogue="Example: auditor config validate nightly.toml rules.toml")
 def validate(*paths: Path) -> int:
     """Check files of settings or rules, and print all faults of each.
 
@@ -467,7 +467,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-@config.command
+@config.command(help_epilogue="Example: auditor config schema rules -o rules.schema.json")
 def schema(kind: Literal["settings", "rules"] = "settings", /, *, out: OutputPath = None) -> int:
     """Print the JSON Schema of settings or rules, which editors of TOML check a file with.
 
