@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from inspect import cleandoc
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnknownOptionError
@@ -84,14 +85,25 @@ def completion(
     shell:
         The shell to complete in.
     install:
-        Write the script to where the shell finds it, and print the path. Bash and zsh also read it from a line that is
-        added to ~/.bashrc or ~/.zshrc.
+        Write the script to where the shell finds it, and print the path. For bash and zsh, also add the lines that
+        load it to ~/.bashrc or ~/.zshrc.
     """
     if not install:
         sys.stdout.write(app.generate_completion(shell=shell))
         return 0
     print_path(app.install_completion(shell=shell))
+    if shell == "zsh":
+        _start_zsh_completions(Path.home() / ".zshrc")
     return 0
+
+
+def _start_zsh_completions(startup: Path) -> None:
+    """Let zsh load completions from the directory that its startup file adds, unless the file does that already."""
+    text = startup.read_text(encoding="utf-8", errors="surrogateescape") if startup.exists() else ""
+    if "compinit" not in text and "fpath=" in text:
+        line = "" if text.endswith("\n") else "\n"
+        with startup.open("a", encoding="utf-8") as file:
+            file.write(f"{line}autoload -Uz compinit && compinit\n")
 
 
 _COMMANDS: dict[Group, tuple[tuple[Callable[..., int] | App, str], ...]] = {

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from auditor.cli.app import app
+from auditor.cli.commands.config import config
 from auditor.simulator.world import World
 from tests.cli.conftest import SECRET, Auditor, Platform, StartPlatform, command, settings_file
 
@@ -127,10 +128,12 @@ def test_help_lists_every_command_and_version_is_printed(auditor: Auditor) -> No
 
 def test_only_the_help_of_the_program_has_exit_codes_and_each_command_has_an_example(auditor: Auditor) -> None:
     assert "Exit codes:" in auditor("--help").stdout
-    for name in COMMANDS:
-        shown = auditor(name, "--help").stdout
+    parts = [("config", part) for part in config if not part.startswith("-")]
+    assert len(parts) == 3
+    for words in [(name,) for name in COMMANDS] + parts:
+        shown = auditor(*words, "--help").stdout
         assert "Exit codes:" not in shown
-        assert f"Example: auditor {name}" in shown
+        assert f"Example: auditor {' '.join(words)}" in shown
 
 
 @pytest.mark.parametrize(
