@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from inspect import cleandoc
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnknownOptionError
@@ -25,7 +26,14 @@ from auditor.cli.commands.query import diff, history, sql, verify
 from auditor.cli.commands.report import metrics, policy, report
 from auditor.cli.commands.runs import runs, status
 from auditor.cli.commands.simulate import simulate
-from auditor.cli.console import LOG_STYLE, open_standard_streams, print_error, print_path, redirect_to_devnull
+from auditor.cli.console import (
+    LOG_STYLE,
+    open_standard_streams,
+    print_error,
+    print_note,
+    print_path,
+    redirect_to_devnull,
+)
 from auditor.cli.execution import trace_command
 from auditor.config.resolution import expand_home
 from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, SettingsError, UsageError
@@ -91,13 +99,23 @@ def completion(
         sys.stdout.write(app.generate_completion(shell=shell))
         return 0
     print_path(app.install_completion(shell=shell))
+    if shell == "zsh" and not _calls_compinit(Path.home() / ".zshrc"):
+        print_note("zsh completes after this line at the end of ~/.zshrc: autoload -Uz compinit && compinit")
     return 0
+
+
+def _calls_compinit(settings: Path) -> bool:
+    try:
+        text = settings.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return "compinit" in text or "oh-my-zsh" in text
 
 
 _COMMANDS: dict[Group, tuple[tuple[Callable[..., int] | App, str], ...]] = {
     AUDIT: (
         (init, "auditor init nightly.toml --platform tuya --fleet all"),
-        (config, "auditor config validate nightly.toml"),
+        (config, "auditor config show nightly.toml"),
         (check, "auditor check nightly.toml"),
         (plan, "auditor plan nightly.toml --window 6h"),
         (run, "auditor run nightly.toml --for 6h"),
@@ -138,6 +156,13 @@ _COMMANDS: dict[Group, tuple[tuple[Callable[..., int] | App, str], ...]] = {
 }
 """Each command with an example, in the order of the help."""
 
+_SUBCOMMANDS: tuple[tuple[App, str, str], ...] = (
+    (config, "show", "auditor config show nightly.toml --format json"),
+    (config, "validate", "auditor config validate nightly.toml rules.toml"),
+    (config, "schema", "auditor config schema -o settings.schema.json"),
+)
+"""Commands of a command, each with an example."""
+
 
 def _description(command: Callable[..., int]) -> str:
     """Return a command's docstring without its parameters, and with each paragraph in one line."""
@@ -154,6 +179,10 @@ for _group, _commands in _COMMANDS.items():
         app.command(
             _command, group=_group, sort_key=_order, help=_description(_command), help_epilogue=f"Example: {_example}"
         )
+
+
+for _command, _name, _example in _SUBCOMMANDS:
+    _command[_name].help_epilogue = f"Example: {_example}"
 
 
 def _expand_home(argument: str) -> str:
