@@ -60,8 +60,8 @@ ExitReasonCode = Literal[
 |---|---|---|
 | ``success`` | 0 | every device has a conclusive answer |
 | ``within_tolerance`` | 0 | no more devices failed, are pending or were not listed than ``max_failed`` allows |
-| ``too_many_failed``, ``too_many_pending``, ``unlisted_product`` | 1 | more did, and most of them for this reason |
-| ``unlisted_product`` | 1 | also: it is unknown how many devices a product or an account has |
+| ``too_many_failed``, ``too_many_pending`` | 1 | more did, and most of them for this reason |
+| ``unlisted_product`` | 1 | most of them were not listed, or a product or an account has an unknown number of devices |
 | ``shared_identity`` | 1 | the answers of several devices have the same names, or the same ``iot_id`` |
 | ``silent_account`` | 1 | no device of an account exists, or reports a module any more |
 | ``imprecise`` | 1 | a sample is less precise than configured |

@@ -19,7 +19,7 @@ COMMENT = """\
 Set up, as root:
 #   install -m 644 auditor.conf /etc/sysusers.d/ && systemd-sysusers
 #   install -m 644 auditor.service auditor.timer /etc/systemd/system/
-#   install -m 600 /dev/stdin /etc/auditor/access-key-secret    # then in /etc/auditor/nightly.toml:
+#   install -D -m 600 /dev/stdin /etc/auditor/access-key-secret    # then in /etc/auditor/nightly.toml:
 #       directory = "/var/lib/auditor/audits"
 #       access_key_secret = { file = "/run/credentials/auditor.service/access-key-secret" }
 #   systemctl daemon-reload && systemctl enable --now auditor.timer"""

@@ -26,7 +26,13 @@ from auditor.cli.commands.query import diff, history, sql, verify
 from auditor.cli.commands.report import metrics, policy, report
 from auditor.cli.commands.runs import runs, status
 from auditor.cli.commands.simulate import simulate
-from auditor.cli.console import LOG_STYLE, open_standard_streams, print_error, print_path, redirect_to_devnull
+from auditor.cli.console import (
+    LOG_STYLE,
+    open_standard_streams,
+    print_error,
+    print_path,
+    redirect_to_devnull,
+)
 from auditor.cli.execution import trace_command
 from auditor.config.resolution import expand_home
 from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, SettingsError, UsageError
@@ -100,7 +106,7 @@ def completion(
 def _start_zsh_completions(startup: Path) -> None:
     """Let zsh load completions from the directory that its startup file adds, unless the file does that already."""
     text = startup.read_text(encoding="utf-8", errors="surrogateescape") if startup.exists() else ""
-    if "compinit" not in text and "fpath=" in text:
+    if "compinit" not in text and "oh-my-zsh" not in text and "fpath=" in text:
         line = "" if text.endswith("\n") else "\n"
         with startup.open("a", encoding="utf-8") as file:
             file.write(f"{line}autoload -Uz compinit && compinit\n")
@@ -109,7 +115,7 @@ def _start_zsh_completions(startup: Path) -> None:
 _COMMANDS: dict[Group, tuple[tuple[Callable[..., int] | App, str], ...]] = {
     AUDIT: (
         (init, "auditor init nightly.toml --platform tuya --fleet all"),
-        (config, "auditor config validate nightly.toml"),
+        (config, "auditor config show nightly.toml"),
         (check, "auditor check nightly.toml"),
         (plan, "auditor plan nightly.toml --window 6h"),
         (run, "auditor run nightly.toml --for 6h"),
@@ -150,6 +156,13 @@ _COMMANDS: dict[Group, tuple[tuple[Callable[..., int] | App, str], ...]] = {
 }
 """Each command with an example, in the order of the help."""
 
+_SUBCOMMANDS: tuple[tuple[App, str, str], ...] = (
+    (config, "show", "auditor config show nightly.toml --format json"),
+    (config, "validate", "auditor config validate nightly.toml rules.toml"),
+    (config, "schema", "auditor config schema -o settings.schema.json"),
+)
+"""Commands of a command, each with an example."""
+
 
 def _description(command: Callable[..., int]) -> str:
     """Return a command's docstring without its parameters, and with each paragraph in one line."""
@@ -166,6 +179,10 @@ for _group, _commands in _COMMANDS.items():
         app.command(
             _command, group=_group, sort_key=_order, help=_description(_command), help_epilogue=f"Example: {_example}"
         )
+
+
+for _command, _name, _example in _SUBCOMMANDS:
+    _command[_name].help_epilogue = f"Example: {_example}"
 
 
 def _expand_home(argument: str) -> str:

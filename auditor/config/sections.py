@@ -31,7 +31,7 @@ class PushgatewaySettings(Section, frozen=True, omit_defaults=True):
     Attributes:
         address: such as ``https://pushgateway.example:9091``.
         job: the label ``job`` of the metrics.
-        username, password: of the server, if it requires them.
+        username, password: what the server requires of its clients, if anything.
     """
 
     address: str

@@ -120,6 +120,22 @@ def test_completion_scripts_have_every_command(auditor: Auditor, shell: str) -> 
     assert all(name in done.stdout for name in COMMANDS)
 
 
+def test_zsh_needs_a_line_that_a_new_home_does_not_have(auditor: Auditor, tmp_path: Path) -> None:
+    line = "autoload -Uz compinit && compinit"
+    ended = auditor("completion", "zsh", "--install", env={"HOME": str(tmp_path)})
+    assert (ended.returncode, line in ended.stderr) == (0, True)
+    with (tmp_path / ".zshrc").open("a") as settings:
+        settings.write(f"{line}\n")
+    assert auditor("completion", "zsh", "--install", env={"HOME": str(tmp_path)}).stderr == ""
+
+
+@pytest.mark.parametrize("name", ["show", "validate", "schema"])
+def test_each_command_of_config_has_an_example_of_its_own(auditor: Auditor, name: str) -> None:
+    assert re.findall(r"Example: (.*?) *$", auditor("config", name, "--help").stdout, re.MULTILINE)[0].startswith(
+        f"auditor config {name} "
+    )
+
+
 def test_help_lists_every_command_and_version_is_printed(auditor: Auditor) -> None:
     shown = auditor("--help").stdout
     assert all(re.search(rf"^ *{name} ", shown, re.MULTILINE) for name in COMMANDS)

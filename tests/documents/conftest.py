@@ -19,6 +19,13 @@ def built_workspace(tmp_path_factory: pytest.TempPathFactory, worker_id: str) ->
         yield folder, endpoint
 
 
+@pytest.fixture(scope="session")
+def demonstration(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder in which `auditor demo` was run."""
+    base = tmp_path_factory.getbasetemp()
+    return workspace.demonstrate_once(base if worker_id == "master" else base.parent)
+
+
 @pytest.fixture
 def examples_folder(built_workspace: tuple[Path, str], tmp_path: Path) -> Path:
     """A copy of the workspace."""

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,14 +25,24 @@ def serve(folder: Path) -> Iterator[str]:
 
 def build_once(shared: Path) -> Path:
     """Return a workspace that one of several processes builds."""
-    folder = shared / "documents"
-    with (shared / "documents.lock").open("w") as lock:
+    return _build_once(shared / "documents", lambda folder: ("tests.documents.build_workspace", folder))
+
+
+def demonstrate_once(shared: Path) -> Path:
+    """Return a folder with the directory of runs of the demonstration, which one of several processes makes."""
+    return _build_once(
+        shared / "demonstration", lambda folder: ("auditor", "demo", "--progress", "none", "--out", folder / "audits")
+    )
+
+
+def _build_once(folder: Path, command: Callable[[Path], tuple[str | Path, ...]]) -> Path:
+    with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
-            building = shared / "documents.new"
+            building = folder.with_suffix(".new")
             shutil.rmtree(building, ignore_errors=True)
-            words = [sys.executable, "-m", "tests.documents.build_workspace", str(building)]
-            subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+            environment = os.environ | {"PYTHONPATH": str(ROOT)}
+            subprocess.run([sys.executable, "-m", *command(building)], cwd=ROOT, env=environment, check=True)
             building.rename(folder)
     return folder
 

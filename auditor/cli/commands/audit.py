@@ -311,8 +311,8 @@ def resume(
 
     Keep the results that exist. Use the run's own fleet, and the settings that you started it with, also for its hooks.
     Do not change a complete run, but run the hooks that have not run. The last line is the exit code with its reason.
-    Of a run that was cut, query the shards that are not done here, one after the other, with --settings; leave a shard
-    to another process while that stores checkpoints.
+    If the run was cut, query its open shards here, one after the other; this needs --settings. Leave a shard to
+    another process while that stores checkpoints.
 
     Parameters
     ----------

@@ -409,7 +409,7 @@ def verify(run: RunAddress, /) -> int:
     """Verify a run's files and numbers.
 
     Recompute its states, counts, digests, Parquet files and inventory, and compare. Print each difference and exit
-    with 1 if there is one. Of a run that was cut, fetch the sealed files for that.
+    with 1 if there is one. If the run was cut, fetch its sealed files first.
     """
     from auditor.cli.commands.cluster import verify_cut_run
     from auditor.runs.folder import find_run, is_cut_run

@@ -165,7 +165,7 @@ def metrics(
 
     The metrics are coverage, devices by module and version, verdicts of rules, requests, and the time of the last
     success. The file is replaced atomically and is readable for all users. In a directory, use its newest run of the
-    whole fleet, also if that failed. Of a run that was cut, fetch the sealed files for that.
+    whole fleet, also if that failed. If the run was cut, fetch its sealed files first.
 
     Parameters
     ----------

@@ -54,7 +54,7 @@ def runs(
 def status(directory: str = "audits", /, *, name: str | None = None, local_time: LocalTime = False) -> int:
     """Describe the last run of a directory: how it ended, why, what changed, and what to do next.
 
-    Of a run that was cut, print its shards: silent ones first, then by the age of their last checkpoint.
+    If the run was cut, print its shards: silent ones first, then by the age of their last checkpoint.
 
     Parameters
     ----------
