@@ -86,6 +86,9 @@ def _open_tracer(stack: ExitStack) -> None:
     except ImportError:
         print_note(f"no traces are sent: {describe_extra('otel')}")
         return
+    except SettingsError as error:
+        print_note(f"no traces are sent: {error}")
+        return
     except Exception as error:  # noqa: BLE001  a wrong variable of a library costs no audit
         print_note(f"no traces are sent: the OTEL_ variables cannot be used ({type(error).__name__})")
         return

@@ -126,6 +126,8 @@ def check_secret_source(source: SecretSource, at: str) -> None:
         raise SettingsError(f"{at}: give one of {SOURCE_FORMS}")
     if source.command is not None and not (source.command and source.command[0]):
         raise SettingsError(f"{at}: command: is empty; give a program and its arguments")
+    if any("\0" in text for text in (source.env or "", source.file or "", *(source.command or ()))):
+        raise SettingsError(f"{at}: has the character NUL; remove it")
 
 
 @raises_faults
