@@ -46,7 +46,8 @@ Exit codes:
   130  interrupted by SIGINT; run, resume, fleet and demo also by SIGTERM or
        SIGHUP
   129, 143
-       another command was ended by SIGHUP or SIGTERM"""
+       another command was ended by SIGHUP or SIGTERM; or one of these, before
+       it had begun"""
 
 
 AUDIT = Group("Audit", sort_key=1)

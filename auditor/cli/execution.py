@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from auditor.cli.console import RECENT_LINES, print_exit, print_labelled, print_note, print_path
-from auditor.errors import AuditorError, SettingsError
+from auditor.errors import AuditInterruptedError, AuditorError, SettingsError
 from auditor.text.extras import describe_extra
 from auditor.text.formatting import safe
 from auditor.tracing import Attributes, Span, flush_spans, span, use_tracer
@@ -221,6 +221,8 @@ def _finish(result: "AuditResult", seconds: float, hooks: "HookConfig", switch: 
     manifest = result.manifest
     try:
         _print_summary(result, seconds)
+        if result.exit_code == AuditInterruptedError.exit_code:  # what stops the process may soon kill it
+            switch.finish(result.exit_code, safe(manifest.describe_exit() or ""))
         results = run_hooks(result.folder, hooks, exit_code=result.exit_code)
         _print_lines(summarize_hooks(results))
         reason = manifest.exit_reason if results.exit_code else manifest.describe_success()
