@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from inspect import cleandoc
 from pathlib import Path
@@ -52,7 +53,8 @@ Exit codes:
   130  interrupted by SIGINT; run, resume, fleet and demo also by SIGTERM or
        SIGHUP
   129, 143
-       another command was ended by SIGHUP or SIGTERM"""
+       another command was ended by SIGHUP or SIGTERM; or one of these, before
+       it had begun"""
 
 
 AUDIT = Group("Audit", sort_key=1)
@@ -242,6 +244,20 @@ def _run_command(given: Sequence[str]) -> int:
         redirect_to_devnull(1)
         return RunNotWritableError.exit_code
     return code if isinstance(code, int) else 0
+
+
+def print_unexpected(error: Exception) -> int:
+    """Print an error that is a fault of this program, with where it happened; return the exit code.
+
+    A program that reads the lines of ``--log-format json`` gets one line of JSON; a person a traceback.
+    """
+    lines = traceback.format_exception(error)
+    if LOG_STYLE.format == "json":
+        sentence = f"auditor: unexpected {type(error).__name__}: {safe(str(error))}"
+        print_error(sentence, "error", event="command_failed", exit_code=1, traceback="".join(lines))
+    else:
+        print_error("".join(lines).rstrip("\n"), "error", event="command_failed", exit_code=1)
+    return 1
 
 
 def _print_failure(sentence: str, exit_code: int) -> None:

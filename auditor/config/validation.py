@@ -40,6 +40,9 @@ MAX_LANES = 100
 MAX_GROUP_NAMES = 4
 """Attributes by which the report and the metrics count devices: their combinations are many."""
 
+MAX_METRICS_SECONDS = 300.0
+"""Seconds between two writes of metrics during a run: two fit into the ten minutes of the alert AuditorRunDied."""
+
 SOURCE_FORMS = '{ env = "NAME" }, { file = "/path" } or { command = ["PROGRAM", …] }'
 """Where a secret may be stored, as errors say it."""
 
@@ -126,6 +129,8 @@ def check_secret_source(source: SecretSource, at: str) -> None:
         raise SettingsError(f"{at}: give one of {SOURCE_FORMS}")
     if source.command is not None and not (source.command and source.command[0]):
         raise SettingsError(f"{at}: command: is empty; give a program and its arguments")
+    if any("\0" in text for text in (source.env or "", source.file or "", *(source.command or ()))):
+        raise SettingsError(f"{at}: has the character NUL; remove it")
 
 
 @raises_faults
@@ -356,7 +361,7 @@ def validate_hooks(settings: Settings, where: str) -> Iterator[str]:
 def validate_metrics(metrics: MetricsSettings, where: str) -> Iterator[str]:
     """Raise SettingsError for the rules that [metrics] breaks. Messages never quote the address."""
     if metrics.interval != "off":
-        yield from faults_of(check_duration, metrics.interval, f"{where}: interval")
+        yield from faults_of(_check_interval, metrics.interval, f"{where}: interval")
     if "" in metrics.modules:
         yield f"{where}: modules: a pattern is empty; give names of modules, such as mcu or ble*"
     if metrics.max_series not in METRIC_SERIES:
@@ -378,6 +383,12 @@ def validate_metrics(metrics: MetricsSettings, where: str) -> Iterator[str]:
         yield from faults_of(check_secret_source, gateway.password, f"{at}: password")
 
 
+def _check_interval(text: str, at: str) -> None:
+    check_duration(text, at)
+    if parse_duration(text) > MAX_METRICS_SECONDS:
+        raise SettingsError(f'{at}: give at most "5m": the alert AuditorRunDied waits ten minutes for a sign')
+
+
 def _name_faults(names: list[str], at: str, noun: str) -> Iterator[str]:
     """Yield why names of tables cannot be part of a message, or that two tables have one."""
     for name in names:
@@ -396,6 +407,8 @@ def _notify_faults(table: NotifySettings, at: str) -> Iterator[str]:
         if (source := getattr(table, key)) is not None:
             yield from faults_of(check_secret_source, source, f"{at}: {key}")
     if table.message is not None:
+        if not table.message.strip():
+            yield f'{at}: message: is empty; give a text such as "{{verdict}}", or leave it out'
         yield from faults_of(check_template, table.message, MESSAGE_FIELDS, f"{at}: message")
     if table.link is not None:
         yield from faults_of(check_template, table.link, LINK_FIELDS, f"{at}: link")

@@ -18,7 +18,7 @@ WorkingDirectory={folder}
 ExecStart={command}
 {secrets}# A run that is stopped by the time limit, or by a restart of the machine, is resumed by the next start.
 TimeoutStartSec=infinity
-TimeoutStopSec=60
+TimeoutStopSec=180
 UMask=0027
 
 # It reads settings and keys, writes runs, and talks to the platform: nothing else is permitted.

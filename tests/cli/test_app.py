@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -247,3 +248,23 @@ def test_a_secret_is_not_in_any_output(auditor: Auditor, tmp_path: Path, platfor
     shown = [done.stdout, done.stderr, auditor("check", settings, env={"CANARY": SECRET}).stdout]
     shown += [path.read_bytes().decode("latin-1") for path in (tmp_path / done.stdout.strip()).iterdir()]
     assert not any(SECRET in text for text in shown)
+
+
+@pytest.mark.parametrize(
+    "words", [("metrics", "x", "-o", "m.prom"), ("check", "s.toml"), ("check", "s.toml", "--log-format", "json")]
+)
+def test_an_unexpected_error_has_a_traceback_which_is_one_line_in_json(words: tuple[str, ...]) -> None:
+    breaking = (
+        "import auditor.runs.folder as a, auditor.config.loader as b; a.is_cut_run = b.load_settings = lambda _: 1 / 0"
+    )
+    code = f"import sys; {breaking}; from auditor.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    if "json" in words:
+        (line,) = map(json.loads, done.stderr.splitlines())
+        assert (line["level"], line["event"], line["exit_code"]) == ("error", "command_failed", 1)
+        assert line["message"] == "auditor: unexpected ZeroDivisionError: division by zero"
+        assert "1 / 0" in line["traceback"] or "<string>" in line["traceback"]
+    else:
+        assert done.stderr.startswith("Traceback (most recent call last):\n")
+        assert done.stderr.endswith("ZeroDivisionError: division by zero\n")

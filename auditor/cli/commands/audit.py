@@ -224,7 +224,10 @@ def run(
         named = read_ping(config)
         if hooks or not _trial_flags(named.directory, account, limit, selection, out):
             switch.start(named.ping, str(config))
-        settings = apply_selection_flags(load_settings(config), selection, where=str(config))
+        loaded = load_settings(config)
+        if hooks or not _trial_flags(Path(loaded.directory), account, limit, selection, out):
+            switch.start(loaded.ping, str(config))  # if that was not possible before
+        settings = apply_selection_flags(loaded, selection, where=str(config))
         max_devices = require_positive("--limit", limit)
         # Refuses unknown names; the run stores all accounts.
         print_notes(describe_plain_http(restrict_accounts(settings, account).account))
