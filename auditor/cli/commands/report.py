@@ -176,14 +176,14 @@ def metrics(
     format:
         Write the text format of Prometheus, which node_exporter reads, or OpenMetrics.
     """
-    from auditor.cli.commands.cluster import fetch_temporarily
+    from auditor.cli.commands.cluster import fetch_temporarily, is_cluster_run
     from auditor.config.sections import METRIC_SERIES, MetricsSettings
-    from auditor.runs.folder import find_run, is_cut_run
+    from auditor.runs.folder import find_run
 
     if max_series not in METRIC_SERIES:
         raise UsageError(f"--max-series {max_series}: give a number from {METRIC_SERIES[0]} to {METRIC_SERIES[-1]:,}")
     options = MetricsSettings(modules=split_names(modules), max_series=max_series)
-    with fetch_temporarily(run) if is_cut_run(run) else nullcontext(find_run(Path(run), "fleet")) as folder:
+    with fetch_temporarily(run) if is_cluster_run(run) else nullcontext(find_run(Path(run), "fleet")) as folder:
         text = _render_metrics(folder, rules, group_by, options, format)
     if out is not None and not is_stdout(out):
         from auditor.hooks.prometheus import write_metrics_file
