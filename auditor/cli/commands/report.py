@@ -183,13 +183,13 @@ def metrics(
     """
     from msgspec.structs import replace
 
-    from auditor.cli.commands.cluster import fetch_temporarily
+    from auditor.cli.commands.cluster import fetch_temporarily, is_cluster_run
     from auditor.config.loader import load_settings
     from auditor.config.sections import METRIC_SERIES
     from auditor.config.settings import Settings
     from auditor.hooks.prepare import describe_path_problem
     from auditor.hooks.prometheus import write_metrics_file
-    from auditor.runs.folder import find_run, is_cut_run
+    from auditor.runs.folder import find_run
 
     if max_series is not None and max_series not in METRIC_SERIES:
         raise UsageError(f"--max-series {max_series}: give a number from {METRIC_SERIES[0]} to {METRIC_SERIES[-1]:,}")
@@ -200,7 +200,7 @@ def metrics(
     chosen = {"modules": split_names(modules) if modules is not None else None, "max_series": max_series}
     options = {key: value for key, value in chosen.items() if value is not None}
     configured = replace(configured, metrics=replace(configured.metrics, **options))
-    with fetch_temporarily(run) if is_cut_run(run) else nullcontext(find_run(Path(run), "fleet")) as folder:
+    with fetch_temporarily(run) if is_cluster_run(run) else nullcontext(find_run(Path(run), "fleet")) as folder:
         text = _render_metrics(folder, rules, group_by, configured, format)
     if to_file is not None:
         write_metrics_file(text, to_file)
