@@ -194,14 +194,17 @@ def check_credentials_uri(uri: str, at: str) -> None:
         raise SettingsError(f"{at}: is not an address such as http://HOST:PORT/PATH")
 
 
+@raises_faults
+def check_endpoint(endpoint: str, at: str) -> Iterator[str]:
+    """Raise SettingsError if this is not the address of a platform. It is never quoted: it may contain a password."""
+    if not _is_http_url(endpoint):
+        yield f"{at}: is not an address such as https://HOST:PORT/"
+    elif (parts := urlsplit(endpoint)).path not in {"", "/"} or re.search(r"[?#]", endpoint) or "@" in parts.netloc:
+        yield f"{at}: leave out everything but https://HOST:PORT/"
+
+
 def _account_faults(account: Account, at: str) -> Iterator[str]:
-    # An endpoint is never quoted: it may contain a password.
-    if not _is_http_url(account.endpoint):
-        yield f"{at}: endpoint: is not an address such as https://HOST:PORT/"
-    else:
-        parts = urlsplit(account.endpoint)
-        if "@" in parts.netloc or parts.path not in {"", "/"} or re.search(r"[?#]", account.endpoint):
-            yield f"{at}: endpoint: leave out everything but https://HOST:PORT/"
+    yield from faults_of(check_endpoint, account.endpoint, f"{at}: endpoint")
     yield from _quota_faults(account, at)
     if account.dialect == "alibaba" and not account.region_id:
         yield f'{at}: region_id: the dialect alibaba needs one, such as region_id = "cn-shanghai"'

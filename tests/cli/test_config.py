@@ -162,10 +162,19 @@ def test_init_asks_on_a_terminal_for_what_no_flag_gives(tmp_path: Path) -> None:
     with subprocess.Popen(
         words, cwd=tmp_path, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
-        os.write(ours, b"https://si.tuyacloud.com/\nenv:KEY_ID\nthe-secret\nenv:KEY\nfleet.csv\n")
+        wrong_and_right = (
+            b"si.tuyacloud.com",
+            b"https://si.tuyacloud.com/",
+            b"file:",
+            b"env:KEY_ID",
+            b"the-secret",
+            b"env:KEY",
+        )
+        os.write(ours, b"\n".join((*wrong_and_right, b"fleet.csv", b"")))
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
-    assert "give the place of the secret" in said
+    for sentence in ("endpoint: is not an address", "--key-id: the place is empty", "give the place of the secret"):
+        assert sentence in said
     (account,) = tomllib.loads((tmp_path / "nightly.toml").read_text())["account"]
     assert account["access_key_secret"] == {"env": "KEY"}
     assert account["fleet"] == {"file": "fleet.csv"}
@@ -188,6 +197,14 @@ def test_init_prints_a_line_for_cron_and_writes_units_for_systemd(auditor: Audit
     assert f"run {tmp_path}/us.toml --resume --for 4h" in (tmp_path / "auditor-us.service").read_text()
     assert f"ReadWritePaths={tmp_path}/audits\n" in (tmp_path / "auditor-us.service").read_text()
     assert "OnCalendar=*-*-* 02:00" in (tmp_path / "auditor-us.timer").read_text()
+
+
+def test_init_says_that_a_service_would_run_as_root(auditor: Auditor) -> None:
+    for user in ("root", "auditor"):
+        words = ("init", f"{user}.toml", *TUYA, *REST, "--no-rules", "--schedule", "systemd")
+        ended = auditor(*words, env={"LOGNAME": user})
+        assert ended.returncode == 0
+        assert ("the service runs as root: set User= " in ended.stderr) == (user == "root")
 
 
 def test_config_validate_prints_the_faults_of_all_files(auditor: Auditor, tmp_path: Path) -> None:

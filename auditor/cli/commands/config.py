@@ -142,12 +142,15 @@ class _NewAccount:
 
     def complete(self) -> None:
         """Enter what is missing on the terminal; raise UsageError without one, or for a flag that cannot be used."""
-        if self.region:
-            _check_region(self.region)
-        if self.key_id:
-            _parse_key_id(self.key_id)
-        if self.key_secret:
-            _parse_secret(self.key_secret)
+        given_flags: tuple[tuple[str | None, Callable[[str], None]], ...] = (
+            (self.region, self._accept_region),
+            (self.endpoint, self._accept_endpoint),
+            (self.key_id, self._accept_key_id),
+            (self.key_secret, self._accept_secret),
+        )
+        for given, accept in given_flags:
+            if given:
+                accept(given)
         missing = list(self._missing())
         if missing and not sys.stdin.isatty():
             flags = ", ".join(flag for flag, *_ in missing)
@@ -156,7 +159,8 @@ class _NewAccount:
             flag, question, accept = missing[0]
             answer = _prompt(question)
             try:
-                accept(answer)
+                if answer:
+                    accept(answer)
             except UsageError as error:
                 print_error(str(error))
             missing = list(self._missing())
@@ -171,7 +175,7 @@ class _NewAccount:
         if self.platform == "alibaba" and not self.region:
             yield "--region", "Region, such as cn-shanghai", self._accept_region
         if self.platform == "tuya" and not self.endpoint:
-            yield "--endpoint", "Address, https://HOST:PORT/", lambda text: setattr(self, "endpoint", text)
+            yield "--endpoint", "Address, https://HOST:PORT/", self._accept_endpoint
         if not self.key_id:
             question = "Access key id, or where it is stored (env:NAME, file:PATH)"
             yield "--key-id", question, self._accept_key_id
@@ -185,6 +189,12 @@ class _NewAccount:
         if text not in get_args(Platform):
             raise UsageError("platform: give tuya or alibaba")
         self.platform = cast("Platform", text)
+
+    def _accept_endpoint(self, text: str) -> None:
+        from auditor.config.validation import check_endpoint
+
+        check_endpoint(text, "--endpoint")
+        self.endpoint = text
 
     def _accept_region(self, text: str) -> None:
         _check_region(text)
@@ -231,7 +241,7 @@ def _prompt(question: str) -> str:
 def _check_region(text: str) -> None:
     import re
 
-    if text and not re.fullmatch(r"[a-z0-9-]{1,63}", text):
+    if not re.fullmatch(r"[a-z0-9-]{1,63}", text):
         raise UsageError(f"--region: {text!r} is not a region; give one such as cn-shanghai")
 
 
