@@ -149,7 +149,7 @@ def errors_page() -> str:
         sys.exit(f"docs/error_codes.py: codes that are not in the code, or not there: {', '.join(sorted(missing))}")
     parts = [ERRORS]
     for code, (meaning, remedy) in sorted(OWN_CODES.items()):
-        parts.append(f"### {code}\n\n{meaning}\n\n**What to do:** {remedy}\n")
+        parts.append(f"{anchor(code)}\n\n### {code}\n\n{meaning}\n\n**What to do:** {remedy}\n")
     parts.append(PLATFORM)
     for code, meaning in PLATFORM_CODES.items():
         error = make_error(code, "", http_status=400, request_id=None)
