@@ -143,8 +143,10 @@ image-test: dist build/wheelhouse/.filled  ## build the image of deploy/containe
 release-check: .venv/.tests-installed .tools/.installed  ## walk the checklist of a release
 	$(BIN)/python release/release_check.py
 
-sbom: .tools/.installed  ## write what an audit consists of as CycloneDX to sbom.cdx.json
-	.tools/bin/cyclonedx-py requirements requirements/audit.lock --pyproject pyproject.toml --output-reproducible --output-file sbom.cdx.json
+sbom: .tools/.installed .venv/.installed  ## write what an audit consists of as CycloneDX to sbom.cdx.json
+	mkdir -p build
+	.tools/bin/cyclonedx-py requirements requirements/audit.lock --pyproject pyproject.toml --output-reproducible --output-file build/parts.cdx.json
+	$(BIN)/python release/sbom.py build/parts.cdx.json sbom.cdx.json
 
 licences: .tools/.installed .venv/.installed  ## check that every library of an audit has a licence that permits its use
 	.tools/bin/pip-licenses --python $(BIN)/python --partial-match --allow-only '$(LICENCES)' --order license \

@@ -3,8 +3,12 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sbom
+
+from auditor.__about__ import VERSION
 
 ROOT = Path(__file__).parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
@@ -63,3 +67,32 @@ def test_the_build_backend_is_locked() -> None:
     (backend,) = system["requires"]
     name, _, version = backend.partition("==")
     assert pins(ROOT / "requirements" / "audit.lock")[name] == version
+
+
+@pytest.fixture
+def bill() -> dict[str, Any]:
+    """The parts list of requirements/audit.lock."""
+    locked = pins(ROOT / "requirements" / "audit.lock")
+    parts = [{"bom-ref": f"line of {name}", "name": name, "version": version} for name, version in locked.items()]
+    return sbom.complete({"metadata": {"component": {"bom-ref": "root", "name": "auditor"}}, "components": parts})
+
+
+def test_the_parts_list_has_the_version_and_the_graph(bill: dict[str, Any]) -> None:
+    assert bill["metadata"]["component"]["version"] == VERSION
+    edges = {each["ref"]: set(each["dependsOn"]) for each in bill["dependencies"]}
+    components = {each["bom-ref"] for each in bill["components"]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert edges["root"] >= {f"line of {name}" for name in named_in(project["dependencies"])}
+    assert edges.keys() == components | {"root"}
+    assert set().union(*edges.values()) == components  # each is needed by something
+    assert "line of markupsafe" in edges["line of jinja2"]
+    assert "line of multidict" in edges["line of yarl"]
+
+
+def test_what_only_a_build_needs_is_no_part_and_not_in_the_image(bill: dict[str, Any]) -> None:
+    locked = pins(ROOT / "requirements" / "audit.lock").keys()
+    for_builds = locked - {each["name"] for each in bill["components"]}
+    assert for_builds >= {"hatchling", "editables", "trove-classifiers", "pluggy"}
+    image = (ROOT / "deploy" / "container" / "Containerfile").read_text(encoding="utf-8")
+    removed = {name for words in re.findall(r"uninstall --quiet --yes (.*?) \\", image) for name in words.split()}
+    assert removed == for_builds | {"pip", "setuptools"}

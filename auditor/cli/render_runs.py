@@ -117,6 +117,8 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
         yield f"failed: {failure.devices:,} with {safe(failure.code)}, such as {safe(failure.example)}"
     if len(manifest.failures) > 5:  # noqa: PLR2004  examples
         yield f"failed: {len(manifest.failures) - 5:,} more codes"
+    if manifest.failures:
+        yield f"failed: what each code means is in docs/errors.md#{safe(manifest.failures[0].code)}"
     yield from _describe_parts(manifest)
     if manifest.changes is not None:
         counts = (f"{count:,} {change.replace('_', ' ')}" for change, count in manifest.changes.counts.items())

@@ -206,3 +206,9 @@ def sources() -> str:
     """Return the text of the package, with the parts of each message put together."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "auditor").rglob("*.py"))
     return re.sub(r"\"\s*\n\s*f?\"", "", text)
+
+
+def test_each_error_code_has_an_anchor_of_its_name() -> None:
+    codes = script("error_codes")
+    assert targets("errors.md").count("auditor.Timeout") == 1
+    assert {*codes.OWN_CODES, *codes.PLATFORM_CODES} <= set(targets("errors.md"))

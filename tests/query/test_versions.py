@@ -6,7 +6,7 @@ from itertools import combinations, permutations
 from random import Random
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
 
@@ -220,6 +220,9 @@ def in_form(moment: datetime, form: str) -> str:
 @settings(max_examples=300, deadline=None)
 def test_no_reported_order_contradicts_the_calendar(moments: list[datetime], form: str, other: str) -> None:
     versions = [in_form(moment, form) for moment in sorted(moments)]
+    # Days and months from 10 to 12 beside a version that is no date: 10.12.14 and 10.11.15 are plain numbers, too.
+    is_evident = any(re.search(r"(?<!\d)0\d|^(1[3-9]|[23])", version) for version in versions)
+    assume(is_evident or form not in {"%d.%m.%y", "%m.%d.%y", "%d-%m-%y"})
     order = VersionOrder([*versions, other])
     for earlier, later in combinations(versions, 2):
         if earlier != later and form != "%d.%m.%y.1":
