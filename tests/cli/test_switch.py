@@ -2,14 +2,23 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from auditor.cli.execution import SwitchReporter, _finish
+from auditor.engine.progress import AuditResult
+from auditor.hooks import runner
+from auditor.hooks.prepare import HookConfig
+from auditor.hooks.runner import HookResults
+from auditor.runs.manifest import read_manifest
+from auditor.runs.selection_info import ExitReason
 from tests import forked
 from tests.cli.conftest import Auditor, Platform, StartPlatform
 from tests.hooks.healthchecks import CHECK, Check, healthchecks
 from tests.hooks.receiver import TOKEN, receiving
+from tests.runs.run_folders import every_status
 
 
 def with_switch(platform: Platform, check: Check, more: str = "") -> Path:
@@ -144,3 +153,27 @@ def test_a_byte_order_mark_and_a_wrong_address_for_traces_cost_no_report(auditor
     assert done.returncode == 0, done.stderr
     assert (check.signals, check.state) == (["start", "success"], "up")
     assert done.stderr.startswith("note: no traces are sent: OTEL_EXPORTER_OTLP_ENDPOINT: is not the address")
+
+
+@pytest.mark.parametrize(("exit_code", "order"), [(130, ["switch", "hooks", "again"]), (1, ["hooks", "switch"])])
+def test_after_a_signal_the_switch_is_reported_to_before_the_hooks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exit_code: int, order: list[str]
+) -> None:
+    """What sends the signal, such as systemd, kills the process some time later."""
+    done: list[str] = []
+
+    class Recording(SwitchReporter):
+        def finish(self, exit_code: int, reason: str) -> None:
+            done.append("again" if "switch" in done else "switch")
+            assert reason.startswith(f"exit {exit_code} (interrupted)")
+
+    def run_hooks(_run: Path, _config: HookConfig, *, exit_code: int) -> HookResults:
+        done.append("hooks")
+        return HookResults(exit_code)
+
+    monkeypatch.setattr(runner, "run_hooks", run_hooks)
+    folder = every_status(tmp_path / "run").folder
+    reason = ExitReason("interrupted", "stopped by a signal")
+    manifest = replace(read_manifest(folder), exit_code=exit_code, exit_reason=reason)
+    assert _finish(AuditResult(folder, manifest, exit_code), 1.0, HookConfig(), Recording()) == exit_code
+    assert done == order

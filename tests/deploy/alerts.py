@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from auditor.config.sections import MetricsSettings
 from auditor.engine.progress import Progress
 from auditor.hooks.live_metrics import render_progress, write_live_metrics
 from auditor.hooks.prometheus import render_metrics
@@ -29,6 +30,9 @@ MISSING, LATE, TOLERATED, BEYOND, TAMPERED, ROLLED_BACK, THROTTLED, OLD = 8, 12,
 
 KILLED, RESUMED = 2 * HOUR + MINUTE, 7 * HOUR
 """When the process of the late run is killed, and when the run is resumed: it ends an hour later."""
+
+CROWDED = 1
+"""A night with more series than the settings allow: only one module, version and rollout has some."""
 
 UNANSWERED = {TOLERATED: 1, BEYOND: 10}
 """Devices that failed, by night."""
@@ -114,7 +118,8 @@ def build_nights(directory: Path) -> Iterator[Night]:
         inventory = (UNANSWERED.get(number, 0), number == ROLLED_BACK)
         if inventory not in verdicts:
             verdicts[inventory] = summarize_policy(folder, policy)
-        metrics = render_metrics(folder, verdicts[inventory])
+        options = MetricsSettings(max_series=1 if number == CROWDED else 1_000)
+        metrics = render_metrics(folder, verdicts[inventory], options=options)
         yield Night(ended, metrics)
         if number == TAMPERED:
             sealed = (folder / MODULES).read_bytes()

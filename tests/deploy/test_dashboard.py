@@ -16,6 +16,7 @@ from auditor.hooks.metric_samples import HELP
 from tests.deploy.alerts import (
     BEYOND,
     CHECKED,
+    CROWDED,
     DAY,
     GPS_RELEASED,
     HOUR,
@@ -48,6 +49,13 @@ ONE = {"run": "nightly", "account": "demo", "product": "p1", "module": "(ble|mcu
 
 AT = (NIGHTS - 1) * DAY + 11 * HOUR + HOUR // 2
 """Half an hour before the machine dies."""
+
+
+WITH_DATA = {
+    "What needs you now": ROLLED_BACK * DAY + 12 * HOUR + HOUR // 2,
+    "Left out of the metrics": CROWDED * DAY + 12 * HOUR + HOUR // 2,
+}
+"""When panels have data that are empty on a day without a problem."""
 
 
 def panels() -> list[dict[str, Any]]:
@@ -168,10 +176,25 @@ def test_each_expression_returns_data_of_the_nights(history: History, variables:
     empty = [
         f"{panel['title']}: {target['expr']}"
         for panel, target in targets()
-        if not evaluate(history, target, variables)
-        and panel["title"] not in {"What needs you now", "Left out of the metrics"}
+        if not evaluate(history, target, variables, at=WITH_DATA.get(panel["title"], AT))
     ]
     assert empty == []
+
+
+@pytest.mark.slow
+@needs_prometheus
+def test_what_needs_someone_and_what_is_left_out_are_rows_of_their_day(history: History) -> None:
+    found = {
+        panel["title"]: evaluate(history, target, ALL, at=WITH_DATA[panel["title"]])
+        for panel, target in targets()
+        if panel["title"] in WITH_DATA
+    }
+    alerts = {(row["metric"]["alertname"], row["metric"]["severity"]) for row in found["What needs you now"]}
+    stalled = ("AuditorRolloutStalled", "warning")
+    assert alerts == {("AuditorRolledBack", "critical"), ("AuditorPolicyViolated", "warning"), stalled}
+    left_out = {row["metric"]["__name__"]: float(row["values"][0][1]) for row in found["Left out of the metrics"]}
+    assert left_out["auditor_modules_omitted"] == 3, "mcu of two products, ble and gps, but one"
+    assert left_out["auditor_module_versions_omitted"] > 0
 
 
 @pytest.mark.slow
