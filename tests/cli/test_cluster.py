@@ -155,6 +155,18 @@ def test_a_shard_that_was_stopped_and_a_run_that_did_not_succeed_are_reported(
     assert (second.returncode, f"was done already, {DEVICES} devices pending" in second.stderr) == (0, True)
 
 
+def test_status_shows_counts_of_a_stopped_shard_and_why_a_shard_ended(tmp_path: Path, platform: Simulator) -> None:
+    refused = account_table(platform.endpoint, tmp_path, "us", access_key_id="unknown")
+    settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path), refused)
+    address = run_command(tmp_path, "cut", settings).stdout.strip()
+    assert run_command(tmp_path, "shard", address, "--settings", settings, "--index", "1").returncode == 3
+    (row,) = [line for line in run_command(tmp_path, "status", address).stdout.splitlines() if line.startswith("us ")]
+    assert row.split()[-1] == "refused_account"
+    assert run_command(tmp_path, "stop", address).returncode == 1
+    (row,) = [line for line in run_command(tmp_path, "status", address).stdout.splitlines() if line.startswith("eu ")]
+    assert row.split()[-4:] == [str(DEVICES), "0", "0", "1"]
+
+
 def test_what_cannot_be_cut_or_queried_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,9 +215,10 @@ def test_what_cannot_be_cut_or_queried_is_one_sentence(
     storage.put("plan.json", msgspec.json.encode(msgspec.structs.replace(plan, started_at="2026-11-01T02:00:00Z")))
     assert main(["shard", address, "--settings", str(settings), "--index", "0", "--newer-than", "20h"]) == 3
     assert "was cut at 2026-11-01T02:00:00Z, which is not within --newer-than 20h" in capsys.readouterr().err
-    for command in ("status", "verify", "resume", "metrics"):
-        assert main([command, str(tmp_path / "away" / "20261101T020000Z-audit")]) == (2 if command == "resume" else 3)
-        assert "settings of this machine" if command == "resume" else "is no directory now" in capsys.readouterr().err
+    away = str(tmp_path / "away" / "20261101T020000Z-audit")
+    for words in (["status"], ["verify"], ["metrics"], ["resume", "--settings", str(settings)]):
+        assert main([words[0], away, *words[1:]]) == 3
+        assert "is no directory now" in capsys.readouterr().err
     for command in (["stop"], ["fetch"], ["shard", "--settings", str(settings), "--index", "0"]):
         assert main([command[0], str(tmp_path / "elsewhere"), *command[1:]]) == 3
         assert "is no directory now" in capsys.readouterr().err
