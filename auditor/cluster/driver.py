@@ -22,7 +22,7 @@ from auditor import __about__
 from auditor.cluster.cut import cut_fleet, read_fleet, read_plan
 from auditor.cluster.merge import find_done_names, seal_if_done
 from auditor.cluster.plan import ShardPlan, describe_differences
-from auditor.cluster.progress import combine_progress, fetch_run, read_progress
+from auditor.cluster.progress import ShardProgress, combine_progress, fetch_run, read_progress
 from auditor.cluster.shard import ShardWorker
 from auditor.cluster.stop import stop_shards
 from auditor.cluster.storage import find_object, find_run_address, join_address, open_run, record_newest
@@ -231,8 +231,14 @@ class RunDriver:
         if waiting := [shard.name for shard in self._plan.shards if shard.name not in done]:
             await self._run_shards(open_engine, waiting)
         self._raise_final()
-        errors = [_account_error(self._plan, name, self._starts[name]) for name in self._failed]
-        if errors:
+        errors = []
+        if self._failed:
+            progress = await run_in_thread(read_progress, self.storage, self._plan)
+            errors = [
+                _account_error(each, self._starts[each.shard.name])
+                for each in progress
+                if each.shard.name in self._failed
+            ]
             await run_in_thread(stop_shards, self.storage, self._plan)
         await seal_if_done(self.storage, self._plan, errors)
 
@@ -303,15 +309,18 @@ class RunDriver:
             log.warning("progress_unreadable", reason=str(error))
             return
         progress = combine_progress(self._plan, shards, self._first, Path(self._address))
-        progress = replace(progress, elapsed=time.monotonic() - self._started, resumed=self._continued)
+        progress = replace(
+            progress, elapsed=time.monotonic() - self._started, resumed=self._continued and progress.before != (0, 0)
+        )
         self._first = self._first or progress
         self._on_progress(progress)
 
 
-def _account_error(plan: ShardPlan, name: str, starts: int) -> AccountStoppedError:
-    """Return the error of a run for a shard whose account was refused."""
-    shard = next(each for each in plan.shards if each.name == name)
-    return AccountStoppedError(shard.account, f"its shard was stopped {starts} times; the log of its workers says why")
+def _account_error(progress: ShardProgress, starts: int) -> AccountStoppedError:
+    """Return the error of a run for a shard whose account cannot be queried."""
+    reason = progress.reason or "refused_account"
+    sentence = f"its shard was stopped {starts} times ({reason}); the log of its workers says why"
+    return AccountStoppedError(progress.shard.account, sentence, reason_code=reason)
 
 
 async def run_on_engine(

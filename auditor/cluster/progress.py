@@ -17,7 +17,7 @@ from auditor.cluster.plan import Shard, ShardPlan
 from auditor.cluster.records import MAX_RECORD_BYTES, ShardRecord, decode_record
 from auditor.cluster.storage import find_object
 from auditor.engine.progress import AccountProgress, Progress
-from auditor.errors import InvalidObjectError, ObjectMissingError, RunFolderError
+from auditor.errors import ExitReasonCode, InvalidObjectError, ObjectMissingError, RunFolderError
 from auditor.runs.folder import FLEET, SEALED, sealed_file_names
 from auditor.runs.manifest import MANIFEST, MAX_MANIFEST_BYTES, DeviceCounts, Manifest, file_info
 from auditor.runs.selection_info import RequestCounts
@@ -46,6 +46,7 @@ class ShardProgress:
         devices: its devices by state, at its last checkpoint; None: unknown.
         requests: requests until its last checkpoint.
         readable: whether its progress can be read; False: what was stored of it is damaged.
+        reason: why its last session ended without a result, as a code; None: it did not.
     """
 
     shard: Shard
@@ -55,6 +56,7 @@ class ShardProgress:
     devices: DeviceCounts | None
     requests: RequestCounts = field(default_factory=RequestCounts)
     readable: bool = True
+    reason: ExitReasonCode | None = None
 
 
 def read_progress(storage: ObjectStore, plan: ShardPlan, *, now: float | None = None) -> list[ShardProgress]:
@@ -78,13 +80,13 @@ def _shard_progress(
         return ShardProgress(shard, "waiting", None, 0, None)
     done = [name for name, objects in attempts.items() if DONE in objects]
     name = min(done) if done else max(attempts)
-    devices, requests = None, RequestCounts()
+    devices, requests, reason = None, RequestCounts(), None
     try:
         if STATE in attempts[name]:
             place = f"{shard.folder}/{ATTEMPTS}/{name}/{STATE}"
             record = decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), ShardRecord, place)
             devices, requests = record.manifest.devices, record.manifest.requests
-            reported_at = record.reported_at
+            reported_at, reason = record.reported_at, record.reason
         else:  # its first checkpoint is still to come
             reported_at = storage.get(f"{shard.folder}/{MARKERS}/{name}", max_bytes=100).decode("ascii", "replace")
     except InvalidObjectError:
@@ -93,7 +95,7 @@ def _shard_progress(
     age = None if reported is None else max(0.0, now - reported.timestamp())
     silent = age is None or age > SILENT_CHECKPOINTS * checkpoint
     state: ShardState = "done" if done else "silent" if silent else "running"
-    return ShardProgress(shard, state, age, len(attempts), devices, requests)
+    return ShardProgress(shard, state, age, len(attempts), devices, requests, reason=None if done else reason)
 
 
 def combine_progress(plan: ShardPlan, shards: Sequence[ShardProgress], first: Progress | None, run: Path) -> Progress:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from auditor.cluster.attempts import ATTEMPTS, Base
-from auditor.errors import InvalidObjectError
+from auditor.errors import ExitReasonCode, InvalidObjectError
 from auditor.fleet.table import sha256_of
 from auditor.runs.folder import CARRIED, CONNECTIONS, FLEET, PRODUCTS, SELECTED
 from auditor.runs.manifest import Manifest
@@ -42,11 +42,13 @@ class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
         manifest: its manifest, without settings.
         reported_at: when it was written, by the clock of the worker.
         files: names of the files of a snapshot.
+        reason: why its last session ended without a result, as a code; null: it did not.
     """
 
     manifest: Manifest
     reported_at: Timestamp
     files: tuple[str, ...] = ()
+    reason: ExitReasonCode | None = None
 
 
 def compress_lines(lines: bytes) -> bytes:
@@ -68,11 +70,17 @@ def expand_lines(content: bytes, where: str) -> bytes:
 
 
 def encode_record(manifest: Manifest, files: tuple[str, ...] = ()) -> bytes:
-    """Return a record about a shard. Settings and errors may name keys, commands and files of the worker: they stay."""
+    """Return a record about a shard. Settings and errors may name keys, commands and files of the worker: they stay.
+
+    Of an error, its code is kept.
+    """
+    reason = manifest.exit_reason.code if manifest.exit_code and manifest.exit_reason is not None else None
     own = replace(
         manifest, settings=None, settings_sha256=None, settings_file=None, error=None, exit_code=None, exit_reason=None
     )
-    return msgspec.json.encode(ShardRecord(manifest=own, reported_at=format_utc(time.time()), files=files))
+    return msgspec.json.encode(
+        ShardRecord(manifest=own, reported_at=format_utc(time.time()), files=files, reason=reason)
+    )
 
 
 def decode_record(content: bytes, kind: type[T], where: str) -> T:

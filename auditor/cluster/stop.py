@@ -27,7 +27,9 @@ def stop_shards(storage: ObjectStore, plan: ShardPlan) -> list[Shard]:
         attempts = AttemptLog(storage, shard.folder)
         attempts.begin()
         last = attempts.base.parts[-1].attempt if attempts.base.parts else None
-        attempts.finish(encode_record(_last_manifest(storage, plan, shard, last)))
+        record = encode_record(_last_manifest(storage, plan, shard, last))
+        attempts.report(record)
+        attempts.finish(record)
     for shard in plan.shards:
         record_done(storage, shard)
     return stopped

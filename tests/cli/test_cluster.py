@@ -155,6 +155,18 @@ def test_a_shard_that_was_stopped_and_a_run_that_did_not_succeed_are_reported(
     assert (second.returncode, f"was done already, {DEVICES} devices pending" in second.stderr) == (0, True)
 
 
+def test_status_shows_counts_of_a_stopped_shard_and_why_a_shard_ended(tmp_path: Path, platform: Simulator) -> None:
+    refused = account_table(platform.endpoint, tmp_path, "us", access_key_id="unknown")
+    settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path), refused)
+    address = run_command(tmp_path, "cut", settings).stdout.strip()
+    assert run_command(tmp_path, "shard", address, "--settings", settings, "--index", "1").returncode == 3
+    (row,) = [line for line in run_command(tmp_path, "status", address).stdout.splitlines() if line.startswith("us ")]
+    assert row.split()[-1] == "refused_account"
+    assert run_command(tmp_path, "stop", address).returncode == 1
+    (row,) = [line for line in run_command(tmp_path, "status", address).stdout.splitlines() if line.startswith("eu ")]
+    assert row.split()[-4:] == [str(DEVICES), "0", "0", "1"]
+
+
 def test_what_cannot_be_cut_or_queried_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,6 +158,17 @@ async def test_a_refused_account_seals_the_run_as_one_machine_does(tmp_path: Pat
     assert run.manifest.exit_code == 0, "a run that is sealed is not continued"
 
 
+async def test_the_reason_of_a_worker_is_in_the_sealed_run(tmp_path: Path, platform: Simulator) -> None:
+    tables = [
+        account_table(platform.endpoint, tmp_path),
+        account_table(platform.endpoint, tmp_path, "us", access_key_id="unknown"),
+    ]
+    _, run, _ = await drive(cluster_settings(tmp_path, *tables))
+    assert run.manifest.exit_reason is not None
+    assert run.manifest.exit_reason.code == "refused_account"
+    assert "was stopped 3 times (refused_account)" in str(run.manifest.error)
+
+
 async def test_an_interrupted_driver_says_how_to_continue(settings: Settings) -> None:
     stop = StopToken()
 

@@ -323,15 +323,16 @@ def print_shards(run: str) -> int:
     print_line(f"{safe(run)}: {'not sealed' if sealed is None else safe(sealed[0].describe_exit())}")
     columns = [Column("shard", []), Column("state", []), Column("checkpoint", [], "right")]
     columns += [Column(name, [], "right") for name in ("devices", "answered", "failed", "starts")]
+    columns.append(Column("reason", []))
     for each in read_progress(storage, plan):
         counts = each.devices
         shown = ("", "", "") if counts is None else (counts.fleet, counts.answered, counts.failed)
         age = "" if each.age is None else f"{format_duration(each.age)} ago"
         age = age if each.readable else "progress unreadable"
         cells = (safe(each.shard.label), each.state, age, *(f"{count:,}" if counts else "" for count in shown))
-        for column, cell in zip(columns, (*cells, f"{each.attempts:,}"), strict=True):
+        for column, cell in zip(columns, (*cells, f"{each.attempts:,}", each.reason or ""), strict=True):
             column.cells.append(cell)
-    print_columns(columns)
+    print_columns(columns if any(columns[-1].cells) else columns[:-1])
     return 0
 
 
