@@ -54,7 +54,7 @@ Exit codes:
        SIGHUP
   129, 143
        another command was ended by SIGHUP or SIGTERM; or one of these, before
-       it had begun"""
+       it handles signals"""
 
 
 AUDIT = Group("Audit", sort_key=1)

@@ -197,8 +197,8 @@ def metrics(
     if to_file is not None and (problem := describe_path_problem(to_file, "metrics")) is not None:
         raise UsageError(f"-o: {problem}")
     configured = Settings(account=()) if settings is None else load_settings(settings)
-    given = {"modules": split_names(modules) if modules is not None else None, "max_series": max_series}
-    options = {key: value for key, value in given.items() if value is not None}
+    flags = {"modules": split_names(modules) if modules is not None else None, "max_series": max_series}
+    options = {key: value for key, value in flags.items() if value is not None}
     configured = replace(configured, metrics=replace(configured.metrics, **options))
     with fetch_temporarily(run) if is_cluster_run(run) else nullcontext(find_run(Path(run), "fleet")) as folder:
         text = _render_metrics(folder, rules, group_by, configured, format)
