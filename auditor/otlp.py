@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from auditor.__about__ import VERSION
+from auditor.errors import SettingsError
 from auditor.log import log
 from auditor.tracing import Attributes, FinishedSpan, Span
 
@@ -110,19 +111,13 @@ class _CountingExporter(SpanExporter):
     def __init__(self) -> None:
         self._session = _ObservedSession()
         self._exporter = OTLPSpanExporter(session=self._session)
+        self.server = _read_server()
         self.lost = 0
 
     @property
     def problem(self) -> str | None:
         """What was wrong with the last request, in a word; None: nothing, or it has no answer yet."""
         return self._session.problem
-
-    @property
-    def server(self) -> str:
-        """Host of the collector."""
-        name = "OTEL_EXPORTER_OTLP_ENDPOINT"
-        address = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(name, "")
-        return urlsplit(address).hostname or "localhost"
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send spans."""
@@ -133,6 +128,19 @@ class _CountingExporter(SpanExporter):
     def shutdown(self) -> None:
         """End a request that waits to be repeated."""
         self._exporter.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _read_server() -> str:
+    """Return the host of the collector; raise SettingsError, without its address, if that cannot be used."""
+    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    name = next((each for each in names if os.environ.get(each)), None)
+    if name is None:
+        return "localhost"
+    with suppress(ValueError):  # a bracket that is not closed, or a port that is no number
+        parts = urlsplit(os.environ[name].strip())
+        if parts.scheme in {"http", "https"} and parts.hostname is not None and parts.port != 0:
+            return parts.hostname
+    raise SettingsError(f"{name}: is not the address of a collector; give one such as http://HOST:4318")
 
 
 class _OtlpSpan:

@@ -262,7 +262,7 @@ EXIT_CODES = f"""# Exit codes
 | 4 | `--fail-on` matched (drift, or a difference of a fleet file); a rule of severity `error` is violated, or the policy of a run that ended with 0 could not be evaluated |
 | 75 | another process has taken over the shard of this one (`shard`); do not start it again |
 | 130 | interrupted by SIGINT; `run`, `resume`, `fleet` and `demo` also by SIGTERM or SIGHUP. All results are kept |
-| 129, 143 | another command was ended by SIGHUP or SIGTERM |
+| 129, 143 | another command was ended by SIGHUP or SIGTERM; so was one of these in its first second, before it has begun |
 
 The last line of `run` and `resume` is the exit code with its reason, such as
 `exit 1 (too_many_failed): 412 of 9,156 devices failed (4.5%, limit 0.5%), most of them with auditor.Timeout`.

@@ -6,7 +6,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-VERSIONS = ("3.11", "3.12", "3.13", "3.14")
+VERSIONS = tuple(os.environ.get("AUDITOR_PYTHONS", "3.11 3.12 3.13 3.14").split())
+"""Versions that are looked for; CI takes the lowest and the newest one that it has."""
 
 
 def find_python(version: str) -> str | None:

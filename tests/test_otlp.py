@@ -202,6 +202,24 @@ def test_a_warning_about_the_collector_comes_before_the_last_line_of_a_command(
     assert last == "the last line"
 
 
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])
+@pytest.mark.parametrize(
+    "address", ["http://[::1:4318", "http://host:port", "http://h:70000", "localhost:4318", "http://", "x"]
+)
+def test_an_address_that_cannot_be_called_is_a_note_and_the_command_ends_as_without_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str, address: str
+) -> None:
+    monkeypatch.setenv(name, address)
+    with trace_command("run"):
+        assert current_tracer() is None
+        flush_spans()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert (
+        line
+        == f"note: no traces are sent: {name}: is not the address of a collector; give one such as http://HOST:4318"
+    )
+
+
 def test_a_collector_that_is_not_there_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

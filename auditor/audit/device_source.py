@@ -55,7 +55,8 @@ class AccountDevices(NamedTuple):
 class DeviceSource:
     """Provides the devices of each account, and lets ``state`` record the growing fleet.
 
-    Methods raise RunNotWritableError if the run folder cannot be written.
+    ``fleet_lock`` is held while the fleet's file is replaced, and by those who read it meanwhile. Methods raise
+    RunNotWritableError if the run folder cannot be written.
     """
 
     def __init__(self, settings: Settings, prepared: PreparedRun, state: RunState) -> None:
@@ -66,7 +67,8 @@ class DeviceSource:
         self._file_duplicates = self._fleet.duplicates - sum(each.duplicates for each in self._discovery.values())
         self._accounts = {account.name: account for account in settings.account}
         self._journals: dict[str, DiscoveryJournal] = {}
-        self._fleet_lock, self._limit_lock = anyio.Lock(), anyio.Lock()
+        self._pinned = False
+        self.fleet_lock, self._limit_lock = anyio.Lock(), anyio.Lock()
 
     @cached_property
     def _products(self) -> ProductsFile:
@@ -82,12 +84,29 @@ class DeviceSource:
         """
         discovery, source = self._discovery.get(session.name), self._accounts[session.name].fleet
         if discovery is None or source is None or discovery.state == "complete":
-            return AccountDevices(self._prepared.devices)
+            return AccountDevices(await self._pinned_devices())
         with span("discovery", {"auditor.account.name": session.name}):
             if self._fleet.limit is None:
                 return await self._discover(session, discovery, source, stop)
             async with self._limit_lock:  # one account after the other: the first accounts use up the limit first
                 return await self._discover(session, discovery, source, stop)
+
+    async def _pinned_devices(self) -> Path:
+        """Return a file of the devices that were in the fleet before, which no discovery of an account replaces.
+
+        A query that reads a file while it is replaced finds other rows, or none, at the positions that it has.
+        """
+        devices = self._prepared.devices
+        if devices != self._folder / FLEET or all(each.state == "complete" for each in self._discovery.values()):
+            return devices
+        pinned = self._work / "fleet-before.parquet"
+        async with self.fleet_lock:
+            if not self._pinned:
+                with translate_os_errors(f"{pinned}: cannot be written"):
+                    self._work.mkdir(exist_ok=True)
+                    await run_in_thread(shutil.copyfile, devices, pinned)
+                self._pinned = True
+        return pinned
 
     async def _discover_by_index(
         self, session: AccountSession, source: FleetSource, out: Path, limit: int | None, stop: StopToken
@@ -162,7 +181,8 @@ class DeviceSource:
         """Write a file of an account's devices that are in the fleet and have no answer, and return its path."""
         remaining = self._path(account, REMAINING)
         try:
-            await run_in_thread(write_remaining_devices, self._folder, remaining, account=account)
+            async with self.fleet_lock:
+                await run_in_thread(write_remaining_devices, self._folder, remaining, account=account)
         except RunFolderError as error:
             raise AccountStoppedError(account, str(error), reason_code=error.reason_code) from error
         return remaining
@@ -172,7 +192,7 @@ class DeviceSource:
     ) -> None:
         """Add an account's devices to the fleet, then record that in the manifest."""
         name, fleet, new = discovery.account, self._folder / FLEET, self._work / FLEET
-        async with self._fleet_lock:
+        async with self.fleet_lock:
             try:
                 total = await run_in_thread(
                     write_extended_fleet, fleet, out, name, list(self._accounts), new, max_devices=limit
@@ -203,7 +223,8 @@ class DeviceSource:
         if not self._settings.fetches_modules_of(account):
             return
         if not account.uses_discovery:
-            counts = await run_in_thread(devices_by_product, self._folder / FLEET, session.name)
+            async with self.fleet_lock:
+                counts = await run_in_thread(devices_by_product, self._folder / FLEET, session.name)
             products = (ProductInfo(session.name, key, None, None, devices) for key, devices in counts.items())
             self._products.replace_products(session.name, products)
         set_modules = partial(self._products.set_modules, session.name)

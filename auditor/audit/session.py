@@ -313,7 +313,8 @@ class AuditSession:
         if selection is None or self._stop.reason is not None or not coordinator.may_reject(session, selection):
             return None
         await self._journal.sync()  # the recheck is evaluated from the file
-        rejected = await coordinator.reject_results(session, selection)
+        async with self._source.fleet_lock:  # it reads the fleet
+            rejected = await coordinator.reject_results(session, selection)
         if rejected is not None:
             self._state.record_rejected(session.name, rejected.removed)
             await self._state.persist()

@@ -26,14 +26,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.enable()
     if READING_COMMANDS.intersection(given[:1]):
         signals.exit_immediately()
-        _exit(app.main(arguments))  # a signal while Python ends would not be handled
+        try:
+            code = app.main(arguments)
+        except Exception as error:  # noqa: BLE001  it is printed as it would be, or as JSON
+            code = app.print_unexpected(error)
+        _exit(code)  # a signal while Python ends would not be handled
     try:
         with signals.interrupting():
             code = app.main(arguments)
-    except BaseException:  # a library may report the interruption as an error of its own
-        if signals.exit_code is None:
+    except BaseException as error:  # a library may report the interruption as an error of its own
+        if signals.exit_code is not None:
+            code = signals.exit_code
+        elif isinstance(error, Exception):
+            code = app.print_unexpected(error)
+        else:
             raise
-        code = signals.exit_code
     code = code if signals.exit_code is None else signals.exit_code
     if "obstore" in sys.modules:  # one of its threads can abort the process while Python ends
         _exit(code)

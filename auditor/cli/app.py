@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from inspect import cleandoc
 from pathlib import Path
@@ -30,7 +31,6 @@ from auditor.cli.console import (
     LOG_STYLE,
     open_standard_streams,
     print_error,
-    print_note,
     print_path,
     redirect_to_devnull,
 )
@@ -53,7 +53,8 @@ Exit codes:
   130  interrupted by SIGINT; run, resume, fleet and demo also by SIGTERM or
        SIGHUP
   129, 143
-       another command was ended by SIGHUP or SIGTERM"""
+       another command was ended by SIGHUP or SIGTERM; or one of these, before
+       it had begun"""
 
 
 AUDIT = Group("Audit", sort_key=1)
@@ -92,24 +93,25 @@ def completion(
     shell:
         The shell to complete in.
     install:
-        Write the script to where the shell finds it, and print the path. Bash and zsh also read it from a line that is
-        added to ~/.bashrc or ~/.zshrc.
+        Write the script to where the shell finds it, and print the path. For bash and zsh, also add the lines that
+        load it to ~/.bashrc or ~/.zshrc.
     """
     if not install:
         sys.stdout.write(app.generate_completion(shell=shell))
         return 0
     print_path(app.install_completion(shell=shell))
-    if shell == "zsh" and not _calls_compinit(Path.home() / ".zshrc"):
-        print_note("zsh completes after this line at the end of ~/.zshrc: autoload -Uz compinit && compinit")
+    if shell == "zsh":
+        _start_zsh_completions(Path.home() / ".zshrc")
     return 0
 
 
-def _calls_compinit(settings: Path) -> bool:
-    try:
-        text = settings.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return "compinit" in text or "oh-my-zsh" in text
+def _start_zsh_completions(startup: Path) -> None:
+    """Let zsh load completions from the directory that its startup file adds, unless the file does that already."""
+    text = startup.read_text(encoding="utf-8", errors="surrogateescape") if startup.exists() else ""
+    if "compinit" not in text and "oh-my-zsh" not in text and "fpath=" in text:
+        line = "" if text.endswith("\n") else "\n"
+        with startup.open("a", encoding="utf-8") as file:
+            file.write(f"{line}autoload -Uz compinit && compinit\n")
 
 
 _COMMANDS: dict[Group, tuple[tuple[Callable[..., int] | App, str], ...]] = {
@@ -156,13 +158,6 @@ _COMMANDS: dict[Group, tuple[tuple[Callable[..., int] | App, str], ...]] = {
 }
 """Each command with an example, in the order of the help."""
 
-_SUBCOMMANDS: tuple[tuple[App, str, str], ...] = (
-    (config, "show", "auditor config show nightly.toml --format json"),
-    (config, "validate", "auditor config validate nightly.toml rules.toml"),
-    (config, "schema", "auditor config schema -o settings.schema.json"),
-)
-"""Commands of a command, each with an example."""
-
 
 def _description(command: Callable[..., int]) -> str:
     """Return a command's docstring without its parameters, and with each paragraph in one line."""
@@ -179,10 +174,6 @@ for _group, _commands in _COMMANDS.items():
         app.command(
             _command, group=_group, sort_key=_order, help=_description(_command), help_epilogue=f"Example: {_example}"
         )
-
-
-for _command, _name, _example in _SUBCOMMANDS:
-    _command[_name].help_epilogue = f"Example: {_example}"
 
 
 def _expand_home(argument: str) -> str:
@@ -242,6 +233,20 @@ def _run_command(given: Sequence[str]) -> int:
         redirect_to_devnull(1)
         return RunNotWritableError.exit_code
     return code if isinstance(code, int) else 0
+
+
+def print_unexpected(error: Exception) -> int:
+    """Print an error that is a fault of this program, with where it happened; return the exit code.
+
+    A program that reads the lines of ``--log-format json`` gets one line of JSON; a person a traceback.
+    """
+    lines = traceback.format_exception(error)
+    if LOG_STYLE.format == "json":
+        sentence = f"auditor: unexpected {type(error).__name__}: {safe(str(error))}"
+        print_error(sentence, "error", event="command_failed", exit_code=1, traceback="".join(lines))
+    else:
+        print_error("".join(lines).rstrip("\n"), "error", event="command_failed", exit_code=1)
+    return 1
 
 
 def _print_failure(sentence: str, exit_code: int) -> None:

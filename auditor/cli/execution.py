@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from auditor.cli.console import RECENT_LINES, print_exit, print_labelled, print_note, print_path
-from auditor.errors import AuditorError, SettingsError
+from auditor.errors import AuditInterruptedError, AuditorError, SettingsError
 from auditor.text.extras import describe_extra
 from auditor.text.formatting import safe
 from auditor.tracing import Attributes, Span, flush_spans, span, use_tracer
@@ -85,6 +85,9 @@ def _open_tracer(stack: ExitStack) -> None:
         tracer = stack.enter_context(open_tracer())
     except ImportError:
         print_note(f"no traces are sent: {describe_extra('otel')}")
+        return
+    except SettingsError as error:
+        print_note(f"no traces are sent: {error}")
         return
     except Exception as error:  # noqa: BLE001  a wrong variable of a library costs no audit
         print_note(f"no traces are sent: the OTEL_ variables cannot be used ({type(error).__name__})")
@@ -218,6 +221,8 @@ def _finish(result: "AuditResult", seconds: float, hooks: "HookConfig", switch: 
     manifest = result.manifest
     try:
         _print_summary(result, seconds)
+        if result.exit_code == AuditInterruptedError.exit_code:  # what stops the process may soon kill it
+            switch.finish(result.exit_code, safe(manifest.describe_exit() or ""))
         results = run_hooks(result.folder, hooks, exit_code=result.exit_code)
         _print_lines(summarize_hooks(results))
         reason = manifest.exit_reason if results.exit_code else manifest.describe_success()

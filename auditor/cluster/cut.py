@@ -22,12 +22,13 @@ from auditor.cluster.plan import (
     refuse_strategies,
 )
 from auditor.cluster.progress import fetch_run
-from auditor.cluster.prune import find_newest_success
+from auditor.cluster.prune import find_successes
 from auditor.cluster.storage import check_storage, find_object, join_address, open_run
 from auditor.config.settings import ClusterSettings, Settings
-from auditor.errors import SettingsError, UsageError
-from auditor.fleet.snapshot import apply_fleet_option, fleet_files, write_empty_snapshot, write_snapshot
+from auditor.errors import InvalidObjectError, SettingsError, UsageError
+from auditor.fleet.snapshot import Snapshot, apply_fleet_option, fleet_files, write_empty_snapshot, write_snapshot
 from auditor.fleet.table import FLEET_COLUMNS, count_devices_to_query, sha256_of, write_numbered
+from auditor.log import log
 from auditor.runs.folder import CUT_PLAN
 from auditor.runs.manifest import FleetInfo, read_manifest
 from auditor.runs.selection_info import SelectionInfo
@@ -41,6 +42,18 @@ MAX_PLAN_BYTES = 64 << 20
 """Size up to which a plan is read: one of 10,000 shards has about 3 MB."""
 
 
+def read_fleet(settings: Settings, work: Path) -> Snapshot:
+    """Read the fleet files of a run into ``fleet.parquet`` of an own folder.
+
+    Raises:
+        SettingsError: a setting cannot be followed by shards.
+        FleetError: a fleet file cannot be used.
+    """
+    refuse_strategies(settings)
+    files = fleet_files(apply_fleet_option(settings, None))
+    return write_snapshot(files, work / FLEET_OBJECT) if files else write_empty_snapshot(work / FLEET_OBJECT)
+
+
 def cut_run(
     settings: Settings, open_storage: Callable[[str], ObjectStore], excluded_accounts: tuple[str, ...] = ()
 ) -> tuple[str, ShardPlan]:
@@ -52,57 +65,68 @@ def cut_run(
         excluded_accounts: names of configured accounts that the run does not cover.
 
     Raises:
-        SettingsError: a setting cannot be followed by shards.
-        FleetError: a fleet file cannot be used.
+        AuditorError: see ``read_fleet`` and ``cut_fleet``.
+    """
+    with private_folder("cut") as work:
+        return cut_fleet(settings, open_storage, excluded_accounts, read_fleet(settings, work), work)
+
+
+def cut_fleet(
+    settings: Settings,
+    open_storage: Callable[[str], ObjectStore],
+    excluded_accounts: tuple[str, ...],
+    snapshot: Snapshot,
+    work: Path,
+) -> tuple[str, ShardPlan]:
+    """Cut a new run whose fleet ``read_fleet`` has written to a folder; see ``cut_run``.
+
+    Raises:
+        SettingsError: previous results do not fit the settings.
         ObjectStoreError: the storage cannot be used.
         UsageError: a run of this name was cut in this second.
     """
-    refuse_strategies(settings)
-    settings = apply_fleet_option(settings, None)
     cluster = settings.cluster or ClusterSettings(storage="")
     started = time.time()
     name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}-{settings.name}"
-    with private_folder("cut") as work:
-        fleet, files = work / FLEET_OBJECT, fleet_files(settings)
-        selection, baseline = _select_since(settings, cluster.storage, work)
-        snapshot = write_snapshot(files, fleet) if files else write_empty_snapshot(fleet)
-        accounts = [account.name for account in settings.account]
-        shards = cut_into_shards(settings, count_devices_to_query(fleet, accounts))
-        source = ", ".join((*([snapshot.source] if files else []), *(["platform"] * (len(files) < len(accounts)))))
-        plan = ShardPlan(
-            auditor_version=__about__.VERSION,
-            name=settings.name,
-            started_at=format_utc(started),
-            accounts=account_infos(settings),
-            fleet=FleetInfo(
-                escape_undecodable(source),
-                snapshot.devices,
-                snapshot.duplicates,
-                snapshot.sha256,
-                excluded_accounts=excluded_accounts,
-            ),
-            max_failed=settings.max_failed,
-            checkpoint=cluster.checkpoint,
-            shards=shards,
-            digests=digest_settings(settings),
-            modules=settings.modules,
-            selection=selection,
-        )
-        storage = open_storage(name)
-        check_storage(storage)
-        if find_object(storage, CUT_PLAN) is not None:
-            raise UsageError(f"{storage.address}: was cut in this second; cut again")
-        digests: dict[str, tuple[int, str]] = {}
-        for shard, path in write_shard_fleets(fleet, shards, work):
-            storage.put_file(f"{shard.folder}/{FLEET_OBJECT}", path)
-            digests[shard.name] = path.stat().st_size, sha256_of(path)
-            path.unlink()
-        shards = tuple(_with_digest(shard, digests.get(shard.name)) for shard in shards)
-        if baseline is not None:
-            shards = tuple(_put_baseline(storage, shard, baseline, work) for shard in shards)
-        plan = replace(plan, shards=shards)
-        storage.put_file(FLEET_OBJECT, fleet)
-        storage.put(CUT_PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
+    fleet, files = work / FLEET_OBJECT, fleet_files(settings)
+    selection, baseline = _select_since(settings, cluster.storage, work)
+    accounts = [account.name for account in settings.account]
+    shards = cut_into_shards(settings, count_devices_to_query(fleet, accounts))
+    source = ", ".join((*([snapshot.source] if files else []), *(["platform"] * (len(files) < len(accounts)))))
+    plan = ShardPlan(
+        auditor_version=__about__.VERSION,
+        name=settings.name,
+        started_at=format_utc(started),
+        accounts=account_infos(settings),
+        fleet=FleetInfo(
+            escape_undecodable(source),
+            snapshot.devices,
+            snapshot.duplicates,
+            snapshot.sha256,
+            excluded_accounts=excluded_accounts,
+        ),
+        max_failed=settings.max_failed,
+        checkpoint=cluster.checkpoint,
+        shards=shards,
+        digests=digest_settings(settings),
+        modules=settings.modules,
+        selection=selection,
+    )
+    storage = open_storage(name)
+    check_storage(storage)
+    if find_object(storage, CUT_PLAN) is not None:
+        raise UsageError(f"{storage.address}: was cut in this second; cut again")
+    digests: dict[str, tuple[int, str]] = {}
+    for shard, path in write_shard_fleets(fleet, shards, work):
+        storage.put_file(f"{shard.folder}/{FLEET_OBJECT}", path)
+        digests[shard.name] = path.stat().st_size, sha256_of(path)
+        path.unlink()
+    shards = tuple(_with_digest(shard, digests.get(shard.name)) for shard in shards)
+    if baseline is not None:
+        shards = tuple(_put_baseline(storage, shard, baseline, work) for shard in shards)
+    plan = replace(plan, shards=shards)
+    storage.put_file(FLEET_OBJECT, fleet)
+    storage.put(CUT_PLAN, msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
     return name, plan
 
 
@@ -114,20 +138,25 @@ def _with_digest(shard: Shard, digest: tuple[int, str] | None) -> Shard:
 def _select_since(settings: Settings, address: str, work: Path) -> tuple[SelectionInfo | None, Path | None]:
     """Return how the devices of a run with ``since`` are selected, and the previous results of all its accounts.
 
-    They are those of the newest successful run of this name in the storage; without one, all devices are queried.
+    They are those of the newest successful run of this name in the storage that can be read; without one, all devices
+    are queried.
     """
     if settings.since != "last":
         return None, None
     seed = secrets.randbits(32) if settings.seed is None else settings.seed
     selection = SelectionInfo("incremental", change_detection=settings.change_detection, seed=seed)
-    if (name := find_newest_success(address, settings.name)) is None:
-        return selection, None
-    folder = fetch_run(open_run(join_address(address, name)), work / name)
-    if read_manifest(folder).modules != settings.modules:
-        raise SettingsError(f"modules: differs from that of {name}, whose results since carries; give another name")
-    write_baseline(folder, work / BASELINE_OBJECT)
-    shutil.rmtree(folder)
-    return replace_fields(selection, baseline_run=name), work / BASELINE_OBJECT
+    for name in find_successes(address, settings.name):
+        try:
+            folder = fetch_run(open_run(join_address(address, name)), work / name)
+        except InvalidObjectError as error:
+            log.warning("run_skipped", reason=str(error))
+            continue
+        if read_manifest(folder).modules != settings.modules:
+            raise SettingsError(f"modules: differs from that of {name}, whose results since carries; give another name")
+        write_baseline(folder, work / BASELINE_OBJECT)
+        shutil.rmtree(folder)
+        return replace_fields(selection, baseline_run=name), work / BASELINE_OBJECT
+    return selection, None
 
 
 def _put_baseline(storage: ObjectStore, shard: Shard, baseline: Path, work: Path) -> Shard:

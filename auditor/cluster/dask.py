@@ -33,6 +33,7 @@ from auditor.config.loader import load_settings
 from auditor.errors import AuditorError, AuditStoppedError, SettingsError, UsageError
 from auditor.log import log
 from auditor.storage.files import private_folder
+from auditor.text.extras import describe_extra
 
 SETTINGS_VARIABLE = "AUDITOR_SETTINGS"
 """Variable of a worker's environment with the path of its settings file."""
@@ -112,6 +113,8 @@ class ShardStops(distributed.WorkerPlugin):  # type: ignore[misc]  # the class h
     def setup(self, worker: object) -> None:  # noqa: ARG002  the interface has it
         """Configure the log, and ignore the signals that the driver handles."""
         self._prepare()
+        if self._is_local:
+            _quiet_dask()
         if self._is_local and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
@@ -168,6 +171,7 @@ class DaskEngine(Engine):
         self._names: dict[str, str] = {}
         self._futures: set[distributed.Future] = set()
         self._ended = distributed.as_completed(loop=client.loop)
+        self._has_started = asyncio.Event()
 
     def start(self, run: str, shard: str, fingerprint: str) -> None:
         """See ``Engine``."""
@@ -176,6 +180,7 @@ class DaskEngine(Engine):
         future = self._client.submit(run_shard, run, shard, fingerprint, key=key, pure=False, retries=0)
         self._futures.add(future)
         self._ended.add(future)
+        self._has_started.set()
 
     async def cancel(self) -> None:
         """Cancel the tasks that have not ended, and wait until their workers have stored the last answers."""
@@ -185,13 +190,19 @@ class DaskEngine(Engine):
 
     async def next_ended(self) -> EndedShard:
         """See ``Engine``."""
+        while not self._futures:  # shards that are started again wait for their pause
+            self._has_started.clear()
+            await self._has_started.wait()
         future = await anext(self._ended)
         self._futures.discard(future)
         name = self._names.pop(future.key)
         if future.status == "finished":
             return EndedShard(name, 0)
         error = await future.exception() if future.status == "error" else None
-        return EndedShard(name, error.code if isinstance(error, ShardEndedError) else None)
+        if isinstance(error, ShardEndedError):
+            return EndedShard(name, error.code)
+        is_killed = error is None or isinstance(error, distributed.KilledWorker)
+        return EndedShard(name, None, None if is_killed else type(error).__name__)
 
 
 @asynccontextmanager
@@ -206,7 +217,7 @@ async def open_dask(target: int | str, settings_file: Path, prepare: Callable[[]
     Raises:
         AuditStoppedError: the scheduler cannot be reached.
     """
-    logging.getLogger("distributed").setLevel(logging.ERROR)
+    _quiet_dask()
     async with AsyncExitStack() as stack:
         if isinstance(target, int):
             stack.enter_context(dask.config.set(_CONFIGURATION))
@@ -217,10 +228,41 @@ async def open_dask(target: int | str, settings_file: Path, prepare: Callable[[]
             )
         else:
             client = await stack.enter_async_context(_connect(target))
-        await client.register_plugin(ShardStops(prepare, is_local=isinstance(target, int)))
+        await _prepare_workers(client, f"--on {target}", ShardStops(prepare, is_local=isinstance(target, int)))
         engine = DaskEngine(client)
         yield engine
         await engine.cancel()
+
+
+async def _prepare_workers(client: distributed.Client, where: str, plugin: ShardStops) -> None:
+    """Register the plugin at all workers.
+
+    Raises:
+        UsageError: a worker has no auditor that can be imported, or the plugin cannot be used there.
+    """
+
+    def import_there() -> None:  # a function inside another one needs no auditor to be read
+        import auditor.cluster.shard  # noqa: F401
+
+    for worker, error in (await client.run(import_there, on_error="return")).items():
+        if isinstance(error, Exception):
+            raise UsageError(
+                f"{where}: the worker {worker} cannot import auditor ({type(error).__name__}); install this version "
+                f"there: {describe_extra('dask')}"
+            )
+    try:
+        await client.register_plugin(plugin)
+    except Exception as error:  # noqa: BLE001  a worker can raise any class
+        raise UsageError(f"{where}: a worker cannot be prepared: {type(error).__name__}; see its log") from None
+
+
+def _quiet_dask() -> None:
+    """Let Dask log its errors in the format of this process, and no exception of a task: shards log why they end."""
+    logger = logging.getLogger("distributed")
+    logger.setLevel(logging.ERROR)
+    logger.handlers.clear()
+    logger.propagate = True
+    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
 
 
 def _local_cluster(processes: int, settings_file: Path, scratch: Path) -> distributed.LocalCluster:
@@ -235,7 +277,7 @@ def _local_cluster(processes: int, settings_file: Path, scratch: Path) -> distri
         dashboard_address="127.0.0.1:0",
         scheduler_kwargs={"dashboard": False},
         asynchronous=True,
-        silence_logs=logging.ERROR,
+        silence_logs=logging.CRITICAL,
         local_directory=str(scratch),
         env={SETTINGS_VARIABLE: str(settings_file.absolute())},
         memory_limit=0,

@@ -19,14 +19,14 @@ from urllib.parse import urlsplit
 import anyio
 
 from auditor import __about__
-from auditor.cluster.cut import cut_run, read_plan
+from auditor.cluster.cut import cut_fleet, read_fleet, read_plan
 from auditor.cluster.merge import find_done_names, seal_if_done
 from auditor.cluster.plan import ShardPlan, describe_differences
 from auditor.cluster.progress import combine_progress, fetch_run, read_progress
 from auditor.cluster.shard import ShardWorker
 from auditor.cluster.stop import stop_shards
 from auditor.cluster.storage import find_object, find_run_address, join_address, open_run, record_newest
-from auditor.concurrency import StopToken, background_tasks, repeat, run_in_thread
+from auditor.concurrency import StopToken, background_tasks, repeat, run_in_thread, unwrapping_task_group
 from auditor.config.settings import ClusterSettings, Settings
 from auditor.engine.progress import AuditResult, Progress, ProgressCallback
 from auditor.errors import (
@@ -42,7 +42,12 @@ from auditor.errors import (
 from auditor.log import log
 from auditor.runs.folder import CUT_PLAN
 from auditor.runs.manifest import MANIFEST, read_manifest
+from auditor.storage.files import private_folder
 from auditor.storage.object_store import ObjectStore
+from auditor.text.formatting import format_duration, parse_manifest_time
+
+MAX_CONTINUED_SECONDS = 86_400.0
+"""Age up to which a run that is not sealed is continued: the answers of an older one are those of another day."""
 
 MAX_STARTS = 3
 """Starts of a shard by a driver. An engine that loses a process starts the shard elsewhere by itself, before that."""
@@ -89,10 +94,24 @@ def _is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class EndedShard:
-    """How a start of a shard ended: with an exit code, or None if its processes were killed too often."""
+    """How a start of a shard ended.
+
+    Attributes:
+        name: the shard.
+        code: its exit code; None: it has none.
+        error: class of the exception that ended it without an exit code; None: its processes were killed too often.
+    """
 
     name: str
     code: int | None
+    error: str | None = None
+
+    @property
+    def clause(self) -> str:
+        """How it ended, for people."""
+        if self.code is not None:
+            return f"it ended with {self.code}"
+        return "its processes were killed" if self.error is None else f"it raised {self.error}"
 
 
 class Engine(Protocol):
@@ -102,7 +121,7 @@ class Engine(Protocol):
         """Start a shard of the run at an address; ``fingerprint`` is that of its plan."""
 
     async def next_ended(self) -> EndedShard:
-        """Wait for a shard that was started, and return how it ended."""
+        """Wait for a shard that was started, or will be, and return how it ended."""
 
 
 def plan_fingerprint(storage: ObjectStore) -> str:
@@ -113,29 +132,33 @@ def plan_fingerprint(storage: ObjectStore) -> str:
 def continue_or_cut(settings: Settings, excluded_accounts: tuple[str, ...]) -> tuple[str, ShardPlan, bool]:
     """Return the address and the plan of the newest run of this audit that is not sealed, or of a new one.
 
+    A run is continued if it is young, and has the fleet and the settings of a new one.
+
     Returns:
         The address, the plan, and whether the run was there before.
 
     Raises:
         SettingsError: shards cannot follow the settings.
+        FleetError: a fleet file cannot be used.
         ObjectStoreError: the storage cannot be used now.
     """
-    cluster = settings.cluster or ClusterSettings(storage="")
-    if (found := _find_unsealed(cluster.storage, settings)) is not None:
-        address, plan = found
-        differences = _find_differences(plan, settings, excluded_accounts)
-        if not differences:
-            return address, plan, True
-        log.warning("unsealed_run_left", run=address, because=differences[0])
-    name, plan = cut_run(
-        settings, lambda name: open_run(join_address(cluster.storage, name), create=True), excluded_accounts
-    )
-    record_newest(open_run(cluster.storage), plan.name, name)
-    return join_address(cluster.storage, name), plan, False
+    storage = (settings.cluster or ClusterSettings(storage="")).storage
+    open_run(storage)
+    with private_folder("cut") as work:
+        snapshot = read_fleet(settings, work)
+        if (found := _find_unsealed(storage, settings)) is not None:
+            address, plan = found
+            differences = _find_differences(plan, settings, excluded_accounts, snapshot.sha256)
+            if not differences:
+                return address, plan, True
+            log.warning("unsealed_run_left", run=address, because=differences[0])
+        open_new = lambda name: open_run(join_address(storage, name), create=True)  # noqa: E731
+        name, plan = cut_fleet(settings, open_new, excluded_accounts, snapshot, work)
+    record_newest(open_run(storage), plan.name, name)
+    return join_address(storage, name), plan, False
 
 
 def _find_unsealed(storage: str, settings: Settings) -> tuple[str, ShardPlan] | None:
-    open_run(storage)
     try:
         address = find_run_address(storage, settings.name)
         run = open_run(address)
@@ -144,12 +167,19 @@ def _find_unsealed(storage: str, settings: Settings) -> tuple[str, ShardPlan] | 
         return None
 
 
-def _find_differences(plan: ShardPlan, settings: Settings, excluded_accounts: tuple[str, ...]) -> list[str]:
-    """Return how a run differs from one that these settings would cut."""
+def _find_differences(
+    plan: ShardPlan, settings: Settings, excluded_accounts: tuple[str, ...], fleet_sha256: str
+) -> list[str]:
+    """Return how a run differs from one that these settings would cut now."""
+    started = parse_manifest_time(plan.started_at)
+    if started is None or time.time() - started.timestamp() > MAX_CONTINUED_SECONDS:
+        return [f"it was cut more than {format_duration(MAX_CONTINUED_SECONDS)} ago"]
     if [each.name for each in plan.accounts] != [each.name for each in settings.account]:
         return ["it has other accounts"]
     if plan.fleet.excluded_accounts != excluded_accounts:
         return ["it excludes other accounts"]
+    if plan.fleet.sha256 != fleet_sha256:
+        return ["its fleet differs"]
     return [each for shard in plan.shards for each in describe_differences(plan, shard, settings, __about__.VERSION)]
 
 
@@ -182,7 +212,7 @@ class RunDriver:
         self._on_progress, self._continued = on_progress, continued
         self._labels = {shard.name: shard.label for shard in plan.shards}
         self._starts = Counter[str]()
-        self._failed: dict[str, int | None] = {}
+        self._failed: dict[str, EndedShard] = {}
         self._started = time.monotonic()
         self._first: Progress | None = None
 
@@ -225,39 +255,42 @@ class RunDriver:
         for name in names:
             self._start(start, name)
         running = len(names)
-        while running:
-            ended = await engine.next_ended()
-            if await self._is_to_restart(ended):
-                self._start(start, ended.name)
-            else:
-                running -= 1
+        async with unwrapping_task_group() as restarts:
+            while running:
+                ended = await engine.next_ended()
+                if self._is_to_restart(ended):
+                    restarts.start_soon(self._restart, start, ended.name)
+                else:
+                    running -= 1
+
+    async def _restart(self, start: Callable[[str], None], name: str) -> None:
+        await anyio.sleep(min(self._plan.checkpoint, MAX_PAUSE_SECONDS))
+        self._start(start, name)
 
     def _start(self, start: Callable[[str], None], name: str) -> None:
         self._starts[name] += 1
         start(name)
 
-    async def _is_to_restart(self, ended: EndedShard) -> bool:
+    def _is_to_restart(self, ended: EndedShard) -> bool:
         """Return whether a shard is started again, after a pause; note how it failed if not."""
         if ended.code == 0:
             return False
         label = self._labels[ended.name]
         if ended.code in FINAL_ERRORS or self._starts[ended.name] >= MAX_STARTS:
-            log.error("shard_failed", shard=label, exit_code=ended.code)
-            self._failed[ended.name] = ended.code
+            log.error("shard_failed", shard=label, reason=ended.clause, exit_code=ended.code)
+            self._failed[ended.name] = ended
             return False
-        log.warning("shard_restarted", shard=label, exit_code=ended.code)
-        await anyio.sleep(min(self._plan.checkpoint, MAX_PAUSE_SECONDS))
+        log.warning("shard_restarted", shard=label, reason=ended.clause, exit_code=ended.code)
         return True
 
     def _raise_final(self) -> None:
         """Raise the error that ends a run without a seal, if there is one."""
         if self._stop.reason is not None:
             raise AuditInterruptedError(f"{self._stop.reason}; the same command continues {self._address}")
-        for name, code in self._failed.items():
-            if code != AuditStoppedError.exit_code:
-                ended = "its processes were killed" if code is None else f"it ended with {code}"
-                again = f"{ended} {self._starts[name]} times; the same command continues the run"
-                error, sentence = FINAL_ERRORS.get(code, (AuditStoppedError, again))
+        for name, ended in self._failed.items():
+            if ended.code != AuditStoppedError.exit_code:
+                again = f"{ended.clause} {self._starts[name]} times; the same command continues the run"
+                error, sentence = FINAL_ERRORS.get(ended.code, (AuditStoppedError, again))
                 raise error(f"{self._address}: shard {self._labels[name]}: {sentence}")
 
     async def _show_progress(self) -> None:

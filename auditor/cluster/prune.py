@@ -2,12 +2,14 @@
 
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
 from auditor.cluster.progress import read_sealed
 from auditor.cluster.storage import join_address, open_run
 from auditor.errors import InvalidObjectError, UsageError
+from auditor.log import log
 from auditor.runs.folder import CUT_PLAN, NEWEST_CUT
 from auditor.runs.manifest import MANIFEST, Manifest
 from auditor.runs.retention import refuse_limits
@@ -75,16 +77,19 @@ def prune_storage(
     return StoragePrune(tuple(join_address(address, name) for name in removed), tuple(skipped), remaining)
 
 
-def find_newest_success(address: str, audit: str) -> str | None:
-    """Return the name of the newest successful run of an audit in a storage; None: there is none."""
+def find_successes(address: str, audit: str) -> Iterator[str]:
+    """Yield the names of the successful runs of an audit in a storage, the newest first; damaged ones are skipped."""
     keys = {each.key for each in open_run(address).list()}
     names = {_first_folder(key) for key in keys}
     for name in sorted((each for each in names if _RUN.fullmatch(each)), reverse=True):
         if name.partition("-")[2] == audit and {f"{name}/{MANIFEST}", f"{name}/{CUT_PLAN}"} <= keys:
-            found = read_sealed(open_run(join_address(address, name)))
+            try:
+                found = read_sealed(open_run(join_address(address, name)))
+            except InvalidObjectError as error:
+                log.warning("run_skipped", reason=str(error))
+                continue
             if found is not None and found[0].is_success:
-                return name
-    return None
+                yield name
 
 
 def _first_folder(key: str) -> str:

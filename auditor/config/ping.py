@@ -15,7 +15,9 @@ from auditor.config.validation import check_secret_source
 from auditor.errors import SettingsError
 from auditor.storage.files import read_regular_file
 
-_LINE = re.compile(r"^(?:ping|directory)\s*=.*$", re.MULTILINE)
+_LINE = r"""^[ \t]*["']?{key}["']?[ \t]*(?:\.[ \t]*["']?\w+["']?[ \t]*)?=[^\r\n]*"""
+
+_TABLE = re.compile(r"^[ \t]*\[", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,8 @@ def read_ping(path: Path) -> PingSettings:
     """
     table: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
-        text = read_regular_file(path).decode()
-        table = _parse(text) or {key: value for line in _LINE.findall(text) for key, value in _parse(line).items()}
+        text = read_regular_file(path).decode("utf-8-sig", "replace")
+        table = _parse(text) or _search(text)
     directory = table.get("directory")
     ping = None
     with contextlib.suppress(msgspec.ValidationError, SettingsError):
@@ -51,8 +53,17 @@ def read_ping(path: Path) -> PingSettings:
     return PingSettings(ping, Path(resolve_path(path.parent, named)))
 
 
+def _search(text: str) -> dict[str, Any]:
+    """Return the keys in their first lines; a table such as ``[quota_sharing]`` has another ``directory``."""
+    found: dict[str, Any] = {}
+    for key, part in (("ping", text), ("directory", _TABLE.split(text, maxsplit=1)[0])):
+        lines = re.finditer(_LINE.format(key=key), part, re.MULTILINE)
+        found |= next(filter(None, (_parse(line[0]) for line in lines)), {})
+    return found
+
+
 def _parse(text: str) -> dict[str, Any]:
-    """Return a table; empty if the text is no TOML."""
-    with contextlib.suppress(tomllib.TOMLDecodeError):
+    """Return a table; empty if the text is no TOML, or has too large a number or too deep a nesting."""
+    with contextlib.suppress(ValueError, RecursionError):
         return tomllib.loads(text)
     return {}

@@ -44,7 +44,7 @@ class MetricsSettings(Section, frozen=True, omit_defaults=True):
     """Which metrics a run has, and when they are written. ``report.metrics`` is the file.
 
     Attributes:
-        interval: time between two writes while a run is under way; ``off``: only at its end.
+        interval: time between two writes while a run is under way, at most ``5m``; ``off``: only at its end.
         modules: patterns of names of modules that have series of their own; none: all.
         max_series: maximum series of a metric by module, version or account: those with the most devices. A tenth of
             it is the maximum of rollouts, and of groups of devices.

@@ -216,7 +216,8 @@ class NotifySettings(_Section, frozen=True, omit_defaults=True):
     Attributes:
         name: name for messages of the auditor.
         address: where an Apprise address such as ``slack://…`` is stored. It contains a token.
-        webhook: where the address of a webhook is stored, which receives JSON. It takes the place of ``address``.
+        webhook: where the address of a webhook is stored, which receives JSON. It takes the place of ``address``. Every
+            answer 2xx counts as delivered: use ``address`` for a chat.
         secret: where the secret is stored that signs what a webhook receives: ``whsec_`` and base64.
         when: ``always``; ``problems``: exit code other than 0, a violated rule, a failed hook, or a warning about the
             numbers; ``changes``: something changed since the previous run, or it had another exit reason.

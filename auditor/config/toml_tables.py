@@ -3,13 +3,13 @@
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -94,7 +94,7 @@ class TableWords:
     Attributes:
         struct_at: returns the struct of the table at a path such as ``fleet.include``; ``""`` is the top.
         noun: returns what a key of the table at a path is called, such as ``a setting``.
-        expected: advice by path, without indices. Other paths get msgspec's own text.
+        expected: advice by path, without indices. Other paths get the types or values that the key has.
     """
 
     struct_at: Callable[[str], type[msgspec.Struct]]
@@ -267,7 +267,60 @@ def describe_validation_error(error: msgspec.ValidationError, words: TableWords,
         return f"{at}{_shorten(unknown[1])} is not {words.noun(plain)}; {hint}"
     if (missing := re.search(r"missing required field `(.*)`", message, re.DOTALL)) is not None:
         return f"{at}has no {missing[1]}"
-    return at + words.expected.get(plain, message[0].lower() + message[1:])
+    return at + (words.expected.get(plain) or _describe_type(message, _type_at(plain, words)))
+
+
+_EXPECTED_TYPES = re.compile(r"Expected `([^`]+)`, got `(\w+)`")
+
+_TYPE_NAMES = {
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "date": "a date",
+    "datetime": "a date with a time",
+    "time": "a time of day",
+}
+"""Names of msgspec's types. Its ``null`` is a key that is left out, which TOML cannot write."""
+
+
+def _describe_type(message: str, expected: object) -> str:
+    """Return what to give instead of a value of another type, or of one that its key does not have."""
+    values = [f'"{each}"' if isinstance(each, str) else str(each).lower() for each in _literals(expected)]
+    if values and message.startswith("Invalid enum value"):
+        return f"give {_join(values)}"
+    types = _EXPECTED_TYPES.match(message)
+    if message.startswith("Invalid RFC3339 encoded date") or (types is not None and "date" in types[1].split(" | ")):
+        return "give a date such as 2027-06-30"
+    if types is not None:
+        names = set(types[1].split(" | ")) - ({"int"} if "float" in types[1] else set())
+        texts = {"bool": ["true", "false"], "str": values or ["a text"]}
+        given = [text for key, name in _TYPE_NAMES.items() if key in names for text in texts.get(key, [name])]
+        found = "a decimal number" if types[2] == "float" else _TYPE_NAMES.get(types[2], types[2])
+        return f"give {_join(given)}, not {found}"
+    if "out of range" in message:
+        return "give a smaller number"
+    return message[0].lower() + message[1:]
+
+
+def _join(words: Sequence[str]) -> str:
+    """Return ``a, b or c``."""
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _type_at(plain: str, words: TableWords) -> object:
+    """Return the type of the key at a path without indices; None if its table has no such key."""
+    owner, _, key = plain.rpartition(".")
+    return next((each.type for each in msgspec.structs.fields(words.struct_at(owner)) if each.encode_name == key), None)
+
+
+def _literals(expected: object) -> list[object]:
+    """Return the values of all literals in a type."""
+    if get_origin(expected) is Literal:
+        return list(get_args(expected))
+    return [value for each in get_args(expected) for value in _literals(each)]
 
 
 def _shorten(key: str) -> str:

@@ -40,6 +40,9 @@ MAX_LANES = 100
 MAX_GROUP_NAMES = 4
 """Attributes by which the report and the metrics count devices: their combinations are many."""
 
+MAX_METRICS_SECONDS = 300.0
+"""Seconds between two writes of metrics during a run: two fit into the ten minutes of the alert AuditorRunDied."""
+
 SOURCE_FORMS = '{ env = "NAME" }, { file = "/path" } or { command = ["PROGRAM", …] }'
 """Where a secret may be stored, as errors say it."""
 
@@ -126,6 +129,8 @@ def check_secret_source(source: SecretSource, at: str) -> None:
         raise SettingsError(f"{at}: give one of {SOURCE_FORMS}")
     if source.command is not None and not (source.command and source.command[0]):
         raise SettingsError(f"{at}: command: is empty; give a program and its arguments")
+    if any("\0" in text for text in (source.env or "", source.file or "", *(source.command or ()))):
+        raise SettingsError(f"{at}: has the character NUL; remove it")
 
 
 @raises_faults
@@ -189,14 +194,17 @@ def check_credentials_uri(uri: str, at: str) -> None:
         raise SettingsError(f"{at}: is not an address such as http://HOST:PORT/PATH")
 
 
+@raises_faults
+def check_endpoint(endpoint: str, at: str) -> Iterator[str]:
+    """Raise SettingsError if this is not the address of a platform. It is never quoted: it may contain a password."""
+    if not _is_http_url(endpoint):
+        yield f"{at}: is not an address such as https://HOST:PORT/"
+    elif (parts := urlsplit(endpoint)).path not in {"", "/"} or re.search(r"[?#]", endpoint) or "@" in parts.netloc:
+        yield f"{at}: leave out everything but https://HOST:PORT/"
+
+
 def _account_faults(account: Account, at: str) -> Iterator[str]:
-    # An endpoint is never quoted: it may contain a password.
-    if not _is_http_url(account.endpoint):
-        yield f"{at}: endpoint: is not an address such as https://HOST:PORT/"
-    else:
-        parts = urlsplit(account.endpoint)
-        if "@" in parts.netloc or parts.path not in {"", "/"} or re.search(r"[?#]", account.endpoint):
-            yield f"{at}: endpoint: leave out everything but https://HOST:PORT/"
+    yield from faults_of(check_endpoint, account.endpoint, f"{at}: endpoint")
     yield from _quota_faults(account, at)
     if account.dialect == "alibaba" and not account.region_id:
         yield f'{at}: region_id: the dialect alibaba needs one, such as region_id = "cn-shanghai"'
@@ -356,7 +364,7 @@ def validate_hooks(settings: Settings, where: str) -> Iterator[str]:
 def validate_metrics(metrics: MetricsSettings, where: str) -> Iterator[str]:
     """Raise SettingsError for the rules that [metrics] breaks. Messages never quote the address."""
     if metrics.interval != "off":
-        yield from faults_of(check_duration, metrics.interval, f"{where}: interval")
+        yield from faults_of(_check_interval, metrics.interval, f"{where}: interval")
     if "" in metrics.modules:
         yield f"{where}: modules: a pattern is empty; give names of modules, such as mcu or ble*"
     if metrics.max_series not in METRIC_SERIES:
@@ -378,6 +386,12 @@ def validate_metrics(metrics: MetricsSettings, where: str) -> Iterator[str]:
         yield from faults_of(check_secret_source, gateway.password, f"{at}: password")
 
 
+def _check_interval(text: str, at: str) -> None:
+    check_duration(text, at)
+    if parse_duration(text) > MAX_METRICS_SECONDS:
+        raise SettingsError(f'{at}: give at most "5m": the alert AuditorRunDied waits ten minutes for a sign')
+
+
 def _name_faults(names: list[str], at: str, noun: str) -> Iterator[str]:
     """Yield why names of tables cannot be part of a message, or that two tables have one."""
     for name in names:
@@ -396,6 +410,8 @@ def _notify_faults(table: NotifySettings, at: str) -> Iterator[str]:
         if (source := getattr(table, key)) is not None:
             yield from faults_of(check_secret_source, source, f"{at}: {key}")
     if table.message is not None:
+        if not table.message.strip():
+            yield f'{at}: message: is empty; give a text such as "{{verdict}}", or leave it out'
         yield from faults_of(check_template, table.message, MESSAGE_FIELDS, f"{at}: message")
     if table.link is not None:
         yield from faults_of(check_template, table.link, LINK_FIELDS, f"{at}: link")

@@ -75,7 +75,7 @@ class LiveMetrics:
         if self._thread is None:
             return
         self._closed.set()
-        self._thread.join(2 * QUICK.seconds)
+        self._thread.join(QUICK.seconds)
         if not self._thread.is_alive() and self._manifest is not None:
             samples = SampleCollector(self._manifest.name)
             samples.add("auditor_running", 0)

@@ -72,7 +72,9 @@ class RunMessage:
     link: str = ""
 
     def render(self, template: str | None = None) -> str:
-        """Return the message: the template with its fields, without the lines that are empty then.
+        """Return the message: the template with its fields, without the lines that are empty then; or the verdict.
+
+        No service accepts an empty message, which a template such as ``{reason}`` is after a run without a problem.
 
         A zero-width space after ``<``, ``@`` and before the address of a link prevents that a text of a device or a
         platform mentions people or becomes a link. The link of the settings stays as it is.
@@ -81,7 +83,7 @@ class RunMessage:
             "link": self.link
         }
         lines = (DEFAULT_TEMPLATE if template is None else template).format_map(fields).splitlines()
-        return _cut("\n".join(line.strip() for line in lines if line.strip()))
+        return _cut("\n".join(line.strip() for line in lines if line.strip()) or fields["verdict"])
 
 
 def describe_action(reason: ExitReason | None, run: str) -> str:

@@ -92,7 +92,7 @@ def prepare_hooks(settings: Settings, *, source: str = "settings") -> HookConfig
             cannot be used.
     """
     config = HookConfig(
-        _load_policy(settings),
+        load_configured_policy(settings),
         settings.report,
         publish=settings.publish,
         metrics=settings.metrics,
@@ -116,7 +116,7 @@ def prepare_resume_hooks(settings: Settings, *, source: str = "settings") -> Hoo
     """
     config, notes = HookConfig(report=settings.report, metrics=settings.metrics), []
     try:
-        config = replace(config, policy=_load_policy(settings))
+        config = replace(config, policy=load_configured_policy(settings))
     except SettingsError as error:
         config = replace(config, policy_error=str(error))
         notes.append(f"the policy cannot be evaluated: {error}; {_NEXT_STEP}")
@@ -139,7 +139,8 @@ def prepare_resume_hooks(settings: Settings, *, source: str = "settings") -> Hoo
     return replace(config, notes=tuple(notes))
 
 
-def _load_policy(settings: Settings) -> "Policy | None":
+def load_configured_policy(settings: Settings) -> "Policy | None":
+    """Return the policy of settings; None: they have none. Raise SettingsError if its rules cannot be used."""
     if settings.policy is None:
         return None
     from auditor.policy.loader import load_policy
@@ -172,15 +173,16 @@ def _report_problems(report: ReportSettings, source: str) -> Iterator[str]:
         missing = [package for package in _REQUIRED_PACKAGES.get(key, ()) if find_spec(package) is None]
         if setting and missing:
             yield f"{source}: report: {key}: needs {', '.join(missing)}: {describe_extra('report')}"
-        problem = _path_problem(Path(setting), _SUFFIXES[key]) if isinstance(setting, str) else None
+        problem = describe_path_problem(Path(setting), key) if isinstance(setting, str) else None
         if problem is not None:
             yield f"{source}: report: {key}: {problem}"
 
 
-def _path_problem(path: Path, suffixes: tuple[str, ...]) -> str | None:
-    """Return why a file cannot be replaced; None if it can."""
+def describe_path_problem(path: Path, key: str) -> str | None:
+    """Return why a file that a key of ``[report]`` may name cannot be replaced; None if it can."""
+    suffixes = _SUFFIXES[key]
     if path.suffix.lower() not in suffixes:  # it must not be a fleet file, a key or the settings
-        return f"{path.name} does not end with {' or '.join(suffixes)}; it is replaced after each run"
+        return f"{path.name} does not end with {' or '.join(suffixes)}; another file is not replaced"
     path = Path(os.path.realpath(path))
     folder = path.parent
     if not folder.is_dir():

@@ -2,14 +2,15 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from auditor.config.toml_tables import FaultList, TableWords, convert_table, read_toml
+from auditor.config.toml_tables import FaultList, TableWords, convert_table, faults_of, read_toml
 from auditor.errors import SettingsError
 from auditor.policy.model import (
     Condition,
@@ -96,13 +97,16 @@ def parse_policy(table: Mapping[str, Any], where: str) -> tuple[Rule, ...]:
         faults.sentences.append(f"{where}: has no [[rule]]; add one with a name and a condition, such as minimum")
         tables = []
     rules: list[Rule] = []
+    names: set[str] = set()
     for number, raw in enumerate(tables, 1):
         at = f"{where}: {_title(raw, number)}"
+        name = raw.get("name") if isinstance(raw, Mapping) else None
+        if isinstance(name, str):
+            if name in names:
+                faults.sentences.append(f"{at}: name: another rule has this name; names must be unique")
+            names.add(name)
         with faults.collect():
-            rule = _parse_rule(_convert(raw, at), at)
-            if any(rule.name == other.name for other in rules):
-                raise SettingsError(f"{at}: name: another rule has this name; names must be unique")
-            rules.append(rule)
+            rules.append(_parse_rule(raw, at))
     faults.refuse()
     return tuple(rules)
 
@@ -118,31 +122,75 @@ _WORDS = TableWords(
 )
 
 
-def _convert(raw: object, at: str) -> RuleTable:
-    table, sentences = convert_table(raw, RuleTable, at, _WORDS)
-    if sentences:
-        raise SettingsError(*sentences)
-    return table
+_PLACEHOLDERS: dict[str, object] = {
+    "": {"name": "placeholder", "required": True},
+    "minimum": "1",
+    "exact": "placeholder",
+    "deny": "placeholder",
+    "required": True,
+    "max_versions": 1,
+    "newest": "100%",
+    "released": "100%",
+    "max_age": "1d",
+    "exception[]": {"until": date.max, "reason": "placeholder", "device": "placeholder"},
+    "exception.until": date.max,
+    "exception.device": "placeholder",
+    "exception.product": "placeholder",
+    "exception.module": "placeholder",
+    "exception.version": "placeholder",
+}
+"""Values that no check refuses, in place of values of a wrong type: so the other keys of the rule are checked, too."""
 
 
-def _parse_rule(table: RuleTable, at: str) -> Rule:
+def _parse_rule(raw: object, at: str) -> Rule:
+    """Return a rule; raise SettingsError with all its faults."""
+    faults = FaultList()
+    table, faults.sentences = convert_table(raw, RuleTable, at, _WORDS, _PLACEHOLDERS)
     if not table.name.strip() or not table.name.isprintable() or len(table.name) > MAX_NAME:
-        raise SettingsError(f"{at}: name: give 1 to {MAX_NAME} printable characters")
+        faults.sentences.append(f"{at}: name: give 1 to {MAX_NAME} printable characters")
+    texts = {}
+    for key in ("account", "product", "module"):
+        with faults.collect():
+            texts[key] = _texts(getattr(table, key), f"{at}: {key}")
+    where = []
+    for name, value in sorted(table.where.items()):
+        with faults.collect():
+            where.append((name, _texts(value, f"{at}: where: {name}")))
+    condition = _parse_condition(table, at, faults)
+    if isinstance(condition, MaxAge) and texts.get("module", (MATCH_ALL,)) != (MATCH_ALL,):
+        faults.sentences.append(f"{at}: module: max_age applies to whole devices; leave module out")
+    for number, exception in enumerate(table.exception, 1):
+        faults.sentences += _exception_faults(exception, condition, f"{at}: exception {number}")
+    faults.refuse()
+    assert condition is not None  # noqa: S101  without one there is a fault
+    return Rule(
+        table.name,
+        table.severity,
+        condition,
+        texts["account"],
+        texts["product"],
+        texts["module"],
+        table.exception,
+        tuple(where),
+    )
+
+
+def _parse_condition(table: RuleTable, at: str, faults: FaultList) -> Condition | None:
+    """Return the condition of a rule, or None with its faults added."""
     names = [name for name in CONDITIONS if getattr(table, name) is not None]
     if len(names) != 1:
         found = f"has {' and '.join(names)}" if names else "has no condition"
-        raise SettingsError(f"{at}: {found}; give exactly one of {', '.join(CONDITIONS)}")
-    keys = ("account", "product", "module")
-    accounts, products, modules = (_texts(getattr(table, key), f"{at}: {key}") for key in keys)
-    condition = CONDITIONS[names[0]](getattr(table, names[0]), f"{at}: {names[0]}")
+        faults.sentences.append(f"{at}: {found}; give exactly one of {', '.join(CONDITIONS)}")
+    condition: Condition | None = None
+    for name in names:
+        with faults.collect():
+            condition = CONDITIONS[name](getattr(table, name), f"{at}: {name}")
     if table.released_within is not None:
-        condition = _add_grace(condition, table.released_within, f"{at}: released_within")
-    if isinstance(condition, MaxAge) and modules != (MATCH_ALL,):
-        raise SettingsError(f"{at}: module: max_age applies to whole devices; leave module out")
-    for number, exception in enumerate(table.exception, 1):
-        _check_exception(exception, condition, f"{at}: exception {number}")
-    where = tuple((name, _texts(value, f"{at}: where: {name}")) for name, value in sorted(table.where.items()))
-    return Rule(table.name, table.severity, condition, accounts, products, modules, table.exception, where)
+        with faults.collect():
+            condition = _add_grace(
+                condition, table.released_within, f"{at}: released_within", allowed="released" in names
+            )
+    return condition if len(names) == 1 else None
 
 
 def _parse_minimum(version: str, at: str) -> Minimum:
@@ -171,11 +219,13 @@ def _parse_share(text: str, at: str) -> tuple[Fraction, str]:
     return share, f"{match[1]}%"
 
 
-def _add_grace(condition: Condition, text: str, at: str) -> Released:
-    """Return the condition for releases of an age."""
-    if not isinstance(condition, Released):
+def _add_grace(condition: Condition | None, text: str, at: str, *, allowed: bool) -> Condition | None:
+    """Return the condition for releases of an age; ``allowed``: the rule has the key released."""
+    if not allowed:
         raise SettingsError(f'{at}: is for rules with released; add released = "95%", or leave it out')
     age = _parse_max_age(text, at)
+    if not isinstance(condition, Released):
+        return condition
     return Released(condition.share, condition.text, age.seconds, age.text)
 
 
@@ -199,16 +249,17 @@ CONDITIONS: dict[str, Callable[[Any, str], Condition]] = {
 """The condition of each key, from its value and the place that errors name."""
 
 
-def _check_exception(exception: RuleException, condition: Condition, at: str) -> None:
+def _exception_faults(exception: RuleException, condition: Condition | None, at: str) -> Iterator[str]:
+    """Yield a sentence for each fault of an exception."""
     if not exception.description:
-        raise SettingsError(f"{at}: matches everything; give device, product, module or version")
+        yield f"{at}: matches everything; give device, product, module or version"
     for key in ("device", "product", "module", "version"):
         if (pattern := getattr(exception, key)) is not None:
-            _texts(pattern, f"{at}: {key}")
+            yield from faults_of(_texts, pattern, f"{at}: {key}")
     if not exception.reason.strip():
-        raise SettingsError(f"{at}: reason: is empty; give the reason of the exception")
+        yield f"{at}: reason: is empty; give the reason of the exception"
     if isinstance(condition, Required | MaxAge) and not exception.whole_devices:
-        raise SettingsError(f"{at}: the rule applies to whole devices; leave module and version out")
+        yield f"{at}: the rule applies to whole devices; leave module and version out"
 
 
 def _texts(value: str | Iterable[str], at: str, *, empty: bool = False) -> tuple[str, ...]:

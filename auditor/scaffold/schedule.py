@@ -18,7 +18,7 @@ WorkingDirectory={folder}
 ExecStart={command}
 {secrets}# A run that is stopped by the time limit, or by a restart of the machine, is resumed by the next start.
 TimeoutStartSec=infinity
-TimeoutStopSec=60
+TimeoutStopSec=180
 UMask=0027
 
 # It reads settings and keys, writes runs, and talks to the platform: nothing else is permitted.
@@ -72,7 +72,7 @@ class Schedule:
     Attributes:
         program: path of the program ``auditor``.
         settings: path of the settings.
-        runs: directory of runs, which the audit writes to.
+        runs: directory of runs, the only one that the audit writes to. It exists before the first start.
         user: user that it runs as.
         time: time of day at which it starts, such as ``02:00``, in the zone of the machine.
         duration: time after which it stops; the next one resumes it.
@@ -105,12 +105,12 @@ class Schedule:
             name=self.name,
             comment=self.comment,
             user=self.user,
-            folder=_escape(str(state if owns_state else self.runs.parent)),
+            folder=_escape(str(state if owns_state else self.runs)),
             command=" ".join(map(_quote, self._words)),
             secrets="" if secret is None else f"LoadCredential=access-key-secret:{_escape(str(secret))}\n",
             state="StateDirectory=auditor\nStateDirectoryMode=0750\nEnvironment=HOME=/var/lib/auditor\n"
             if owns_state
-            else f"ReadWritePaths={_quote(str(self.runs.parent))}\n",
+            else f"ReadWritePaths={_quote(str(self.runs))}\n",
             home="read-only" if in_home else "yes",
         )
 
@@ -125,7 +125,7 @@ class Schedule:
     def crontab_line(self) -> str:
         """Return a line of the user's crontab. If something is wrong, cron mails the exit code with its reason."""
         hour, minute = self.time.split(":")
-        log = shlex.quote(str(self.runs.parent / f"{self.name}.log"))
+        log = shlex.quote(str(self.runs / f"{self.name}.log"))
         command = f"{shlex.join(self._words)} >> {log} 2>&1 || tail -n 1 {log}"
         escaped = command.replace("%", r"\%")  # a percent sign ends the command
         return f"{int(minute)} {int(hour)} * * * {escaped}"

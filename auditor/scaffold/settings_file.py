@@ -100,7 +100,7 @@ class NewSettings:
             alibaba="".join(f"{line}\n" for line in alibaba),
             access_key_id=value(self.access_key_id),
             access_key_secret=value(self.access_key_secret),
-            calls_per_second=f"{self.calls_per_second:g}",
+            calls_per_second=f"{self.calls_per_second:.15g}",
             fleet=value(self.fleet),
             other_fleet=_FLEET_FILE if listed else _FLEET_LISTED,
             report=_REPORT if self.report else "\n".join(f"# {line}" for line in _REPORT.splitlines()),
@@ -143,7 +143,8 @@ fleet = {fleet}
 
 {report}
 
-# [notify]                                # post a summary of each run
+# [[notify]]                              # post a summary of each run
+# name = "operators"
 # webhook = {{ file = "/run/secrets/webhook" }}
 # when = "problems"
 """

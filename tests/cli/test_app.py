@@ -7,12 +7,14 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from auditor.cli.app import app
+from auditor.cli.commands.config import config
 from auditor.simulator.world import World
 from tests.cli.conftest import SECRET, Auditor, Platform, StartPlatform, command, settings_file
 
@@ -119,13 +121,10 @@ def test_completion_scripts_have_every_command(auditor: Auditor, shell: str) -> 
     assert all(name in done.stdout for name in COMMANDS)
 
 
-def test_zsh_needs_a_line_that_a_new_home_does_not_have(auditor: Auditor, tmp_path: Path) -> None:
-    line = "autoload -Uz compinit && compinit"
-    ended = auditor("completion", "zsh", "--install", env={"HOME": str(tmp_path)})
-    assert (ended.returncode, line in ended.stderr) == (0, True)
-    with (tmp_path / ".zshrc").open("a") as settings:
-        settings.write(f"{line}\n")
-    assert auditor("completion", "zsh", "--install", env={"HOME": str(tmp_path)}).stderr == ""
+def test_zsh_gets_the_line_that_a_new_home_does_not_have_once(auditor: Auditor, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert auditor("completion", "zsh", "--install", env={"HOME": str(tmp_path)}).returncode == 0
+        assert (tmp_path / ".zshrc").read_text().splitlines().count("autoload -Uz compinit && compinit") == 1
 
 
 @pytest.mark.parametrize("name", ["show", "validate", "schema"])
@@ -143,10 +142,12 @@ def test_help_lists_every_command_and_version_is_printed(auditor: Auditor) -> No
 
 def test_only_the_help_of_the_program_has_exit_codes_and_each_command_has_an_example(auditor: Auditor) -> None:
     assert "Exit codes:" in auditor("--help").stdout
-    for name in COMMANDS:
-        shown = auditor(name, "--help").stdout
+    parts = [("config", part) for part in config if not part.startswith("-")]
+    assert len(parts) == 3
+    for words in [(name,) for name in COMMANDS] + parts:
+        shown = auditor(*words, "--help").stdout
         assert "Exit codes:" not in shown
-        assert f"Example: auditor {name}" in shown
+        assert f"Example: auditor {' '.join(words)}" in shown
 
 
 @pytest.mark.parametrize(
@@ -244,3 +245,23 @@ def test_a_secret_is_not_in_any_output(auditor: Auditor, tmp_path: Path, platfor
     shown = [done.stdout, done.stderr, auditor("check", settings, env={"CANARY": SECRET}).stdout]
     shown += [path.read_bytes().decode("latin-1") for path in (tmp_path / done.stdout.strip()).iterdir()]
     assert not any(SECRET in text for text in shown)
+
+
+@pytest.mark.parametrize(
+    "words", [("metrics", "x", "-o", "m.prom"), ("check", "s.toml"), ("check", "s.toml", "--log-format", "json")]
+)
+def test_an_unexpected_error_has_a_traceback_which_is_one_line_in_json(words: tuple[str, ...]) -> None:
+    breaking = (
+        "import auditor.runs.folder as a, auditor.config.loader as b; a.is_cut_run = b.load_settings = lambda _: 1 / 0"
+    )
+    code = f"import sys; {breaking}; from auditor.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    if "json" in words:
+        (line,) = map(json.loads, done.stderr.splitlines())
+        assert (line["level"], line["event"], line["exit_code"]) == ("error", "command_failed", 1)
+        assert line["message"] == "auditor: unexpected ZeroDivisionError: division by zero"
+        assert "1 / 0" in line["traceback"] or "<string>" in line["traceback"]
+    else:
+        assert done.stderr.startswith("Traceback (most recent call last):\n")
+        assert done.stderr.endswith("ZeroDivisionError: division by zero\n")

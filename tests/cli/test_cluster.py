@@ -14,8 +14,9 @@ from anyio.from_thread import start_blocking_portal
 
 import auditor
 from auditor.cli.app import main
+from auditor.cli.commands.cluster import INDEX_VARIABLES
 from auditor.cluster.attempt_log import AttemptLog, list_attempts
-from auditor.cluster.cut import read_plan
+from auditor.cluster.cut import cut_run, read_plan
 from auditor.cluster.stop import stop_shards
 from auditor.cluster.storage import open_run
 from auditor.simulator.server import Simulator
@@ -187,6 +188,24 @@ def test_what_cannot_be_cut_or_queried_is_one_sentence(
         monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
         assert main(["shard", address, "--settings", str(settings)]) == 2
         assert "is no index from 0; give --index" in capsys.readouterr().err
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    lanes = write_settings(tmp_path, account_table("http://127.0.0.1:1/", tmp_path, lanes=3), name="lanes.toml")
+    cut_run(auditor.load_settings(lanes), lambda _: open_run(str(tmp_path / "three"), create=True))
+    for name, count in INDEX_VARIABLES.items():
+        monkeypatch.delenv("JOB_COMPLETION_INDEX", raising=False)
+        with monkeypatch.context() as patched:
+            patched.setenv(name, "2")
+            patched.setenv(count, "2")
+            assert main(["shard", str(tmp_path / "three"), "--settings", str(lanes)]) == 2
+            assert f"{count}: 2: 3 shards need as many indexes; start more, or give --index" in capsys.readouterr().err
+    storage = open_run(address)
+    plan = read_plan(storage)
+    storage.put("plan.json", msgspec.json.encode(msgspec.structs.replace(plan, started_at="2026-11-01T02:00:00Z")))
+    assert main(["shard", address, "--settings", str(settings), "--index", "0", "--newer-than", "20h"]) == 3
+    assert "was cut at 2026-11-01T02:00:00Z, which is not within --newer-than 20h" in capsys.readouterr().err
+    for command in ("status", "verify", "resume", "metrics"):
+        assert main([command, str(tmp_path / "away" / "20261101T020000Z-audit")]) == (2 if command == "resume" else 3)
+        assert "settings of this machine" if command == "resume" else "is no directory now" in capsys.readouterr().err
     for command in (["stop"], ["fetch"], ["shard", "--settings", str(settings), "--index", "0"]):
         assert main([command[0], str(tmp_path / "elsewhere"), *command[1:]]) == 3
         assert "is no directory now" in capsys.readouterr().err

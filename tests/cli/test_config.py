@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -88,13 +89,56 @@ def test_init_names_the_flags_that_are_missing_without_a_terminal(auditor: Audit
 
 
 def test_init_replaces_no_file_without_force(auditor: Auditor, tmp_path: Path) -> None:
-    (tmp_path / "rules.toml").write_text("mine")
-    ended = auditor("init", *TUYA, *REST)
+    (tmp_path / "nightly.toml").write_text("mine")
+    ended = auditor("init")  # before it asks for anything
     assert ended.returncode == 2
-    assert "rules.toml: exists already" in ended.stderr
-    assert [each.name for each in tmp_path.iterdir()] == ["rules.toml"]
+    assert "nightly.toml: exists already" in ended.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["nightly.toml"]
     assert auditor("init", *TUYA, *REST, "--force").returncode == 0
-    assert "[[rule]]" in (tmp_path / "rules.toml").read_text()
+    assert "[[account]]" in (tmp_path / "nightly.toml").read_text()
+
+
+def test_init_never_replaces_rules(auditor: Auditor, tmp_path: Path) -> None:
+    mine = '[[rule]]\nname = "mine"\nminimum = "1"\n'
+    (tmp_path / "rules.toml").write_text(mine)
+    ended = auditor("init", *TUYA, *REST)
+    assert (ended.returncode, ended.stdout) == (0, "wrote nightly.toml\nkept rules.toml\n")
+    assert auditor("init", *TUYA, *REST, "--force").returncode == 0
+    assert (tmp_path / "rules.toml").read_text() == mine
+    (tmp_path / "rules.toml").write_text("mine")
+    ended = auditor("init", "other.toml", *TUYA, *REST)
+    assert (ended.returncode, (tmp_path / "other.toml").exists()) == (2, False)
+    assert "rules.toml: is not TOML" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("rules.toml",), "rules.toml: is the name of the rules"),
+        (("--calls-per-second=-5",), "calls_per_second: give calls a second"),
+        (("--calls-per-second", "nan"), "calls_per_second: give calls a second"),
+        (("--endpoint", "si.tuyacloud.com"), "endpoint: is not an address"),
+        (("--account", ""), "name: "),
+        (("--key-id", "file:"), "--key-id: the place is empty"),
+        (("--platform", "alibaba", "--endpoint", "", "--region", 'cn"/@x'), "--region: "),
+        (("my set%.toml", "--schedule", "systemd"), "my set%.toml: what starts the audit is named after it"),
+        (("--schedule", "systemd", "--directory", "/"), "--directory: / contains "),
+        (("--schedule", "systemd", "--directory", "."), "--directory: . contains "),
+        (("--schedule", "cron", "--directory", "link"), "--directory: link contains "),
+        (("--schedule", "cron", "--directory", "a\nb"), "use printable characters"),
+    ],
+)
+def test_init_writes_nothing_that_cannot_be_used(
+    auditor: Auditor, tmp_path: Path, flags: tuple[str, ...], sentence: str
+) -> None:
+    (tmp_path / "link").symlink_to(".")
+    path = () if flags[0].startswith("--") else flags[:1]
+    given = dict(zip(TUYA[::2], TUYA[1::2], strict=True))
+    rest = flags[len(path) :]
+    overridden = {flag: word for flag, word in given.items() if flag not in rest}
+    ended = auditor("init", *path, *(word for pair in overridden.items() for word in pair), *rest, *REST)
+    assert (ended.returncode, sentence in ended.stderr) == (2, True), ended.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["link"]
 
 
 def test_init_never_quotes_or_writes_a_secret(auditor: Auditor, tmp_path: Path) -> None:
@@ -118,10 +162,19 @@ def test_init_asks_on_a_terminal_for_what_no_flag_gives(tmp_path: Path) -> None:
     with subprocess.Popen(
         words, cwd=tmp_path, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
-        os.write(ours, b"https://si.tuyacloud.com/\nenv:KEY_ID\nthe-secret\nenv:KEY\nfleet.csv\n")
+        wrong_and_right = (
+            b"si.tuyacloud.com",
+            b"https://si.tuyacloud.com/",
+            b"file:",
+            b"env:KEY_ID",
+            b"the-secret",
+            b"env:KEY",
+        )
+        os.write(ours, b"\n".join((*wrong_and_right, b"fleet.csv", b"")))
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
-    assert "give the place of the secret" in said
+    for sentence in ("endpoint: is not an address", "--key-id: the place is empty", "give the place of the secret"):
+        assert sentence in said
     (account,) = tomllib.loads((tmp_path / "nightly.toml").read_text())["account"]
     assert account["access_key_secret"] == {"env": "KEY"}
     assert account["fleet"] == {"file": "fleet.csv"}
@@ -137,11 +190,21 @@ def test_init_prints_a_line_for_cron_and_writes_units_for_systemd(auditor: Audit
     ended = auditor("init", "eu.toml", *ALIBABA, *REST, "--schedule", "cron", "--time", "03:30")
     (line,) = (line for line in ended.stdout.splitlines() if " * * * " in line)
     assert line.startswith("30 3 * * * ")
-    assert f"run {tmp_path}/eu.toml --resume --for 4h >> {tmp_path}/auditor-eu.log 2>&1" in line
+    assert f"run {tmp_path}/eu.toml --resume --for 4h >> {tmp_path}/audits/auditor-eu.log 2>&1" in line
     assert "cron does not set KEY_ID" in ended.stderr
+    assert (tmp_path / "audits").is_dir()
     assert auditor("init", "us.toml", *TUYA, *REST, "--no-rules", "--schedule", "systemd").returncode == 0
     assert f"run {tmp_path}/us.toml --resume --for 4h" in (tmp_path / "auditor-us.service").read_text()
+    assert f"ReadWritePaths={tmp_path}/audits\n" in (tmp_path / "auditor-us.service").read_text()
     assert "OnCalendar=*-*-* 02:00" in (tmp_path / "auditor-us.timer").read_text()
+
+
+def test_init_says_that_a_service_would_run_as_root(auditor: Auditor) -> None:
+    for user in ("root", "auditor"):
+        words = ("init", f"{user}.toml", *TUYA, *REST, "--no-rules", "--schedule", "systemd")
+        ended = auditor(*words, env={"LOGNAME": user})
+        assert ended.returncode == 0
+        assert ("the service runs as root: set User= " in ended.stderr) == (user == "root")
 
 
 def test_config_validate_prints_the_faults_of_all_files(auditor: Auditor, tmp_path: Path) -> None:
@@ -154,6 +217,24 @@ def test_config_validate_prints_the_faults_of_all_files(auditor: Auditor, tmp_pa
         'FAIL rules.toml: rule 1 ("a"): minimun is not a key of a rule; did you mean minimum?',
         'FAIL rules.toml: rule 2 ("b"): has no condition; give exactly one of ' + ", ".join(CONDITIONS),
     ]
+
+
+@pytest.mark.parametrize("concurrency", [0, 1])
+def test_config_validate_checks_the_rules_that_settings_name_whatever_else_is_wrong(
+    auditor: Auditor, tmp_path: Path, concurrency: int
+) -> None:
+    settings = TWO_FAULTS.replace("= 0", f"= {concurrency}").replace("si.tuya", "https://si.tuya")
+    (tmp_path / "nightly.toml").write_text(f'{settings}[policy]\nfile = "rules.toml"\n')
+    wrong = [f"FAIL {SENTENCES[0]}"] if concurrency == 0 else []
+    ended = auditor("config", "validate", "nightly.toml")
+    missing = "FAIL nightly.toml: policy: file: rules.toml: cannot be read: No such file or directory"
+    assert (ended.returncode, ended.stdout.splitlines()) == (2, [*wrong, missing])
+    (tmp_path / "rules.toml").write_text('[[rule]]\nname = "a"\nminimum = 1\n')
+    ended = auditor("config", "validate", "nightly.toml")
+    fault = 'FAIL rules.toml: rule 1 ("a"): minimum: give a text, not a whole number'
+    assert (ended.returncode, ended.stdout.splitlines()) == (2, [*(wrong or ["ok   nightly.toml: 1 account"]), fault])
+    (tmp_path / "rules.toml").write_text(settings)  # settings are no rules
+    assert "FAIL rules.toml: has no [[rule]]" in auditor("config", "validate", "nightly.toml").stdout
 
 
 def test_config_show_prints_a_settings_file_with_every_setting_and_no_secret(auditor: Auditor, tmp_path: Path) -> None:
@@ -175,3 +256,20 @@ def test_completion_is_installed_for_the_user(auditor: Auditor, tmp_path: Path) 
     assert installed.is_relative_to(tmp_path)
     assert installed.read_text() == auditor("completion", "bash").stdout
     assert str(installed) in (tmp_path / ".bashrc").read_text()
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+@pytest.mark.parametrize("startup", [None, "export EDITOR=vi", "autoload -Uz compinit\ncompinit\n"])
+def test_zsh_completes_the_command_after_the_installation(
+    auditor: Auditor, tmp_path: Path, startup: str | None
+) -> None:
+    if startup is not None:
+        (tmp_path / ".zshrc").write_text(startup)
+    home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    assert auditor("completion", "zsh", "--install", env=home).returncode == 0
+    installed = (tmp_path / ".zshrc").read_text()
+    assert auditor("completion", "zsh", "--install", env=home).returncode == 0
+    assert (tmp_path / ".zshrc").read_text() == installed
+    words = ["zsh", "-d", "-i", "-c", "print -r -- $_comps[auditor]"]
+    ended = subprocess.run(words, env=home, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert ended.stdout == "_cyclopts_auditor\n", ended.stderr

@@ -134,3 +134,13 @@ def test_a_test_without_a_place_is_refused(
     done = auditor("notify", platform.settings, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert sentence in done.stderr
+
+
+def test_a_byte_order_mark_and_a_wrong_address_for_traces_cost_no_report(auditor: Auditor, platform: Platform) -> None:
+    with healthchecks() as check:
+        settings = with_switch(platform, check)
+        settings.write_bytes(b"\xef\xbb\xbf" + settings.read_bytes())
+        done = auditor("run", settings, env={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1:4318"})
+    assert done.returncode == 0, done.stderr
+    assert (check.signals, check.state) == (["start", "success"], "up")
+    assert done.stderr.startswith("note: no traces are sent: OTEL_EXPORTER_OTLP_ENDPOINT: is not the address")

@@ -1,5 +1,6 @@
 """Runs that are cut with ``since``: shards carry the results of the newest run of their storage."""
 
+import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -106,6 +107,19 @@ async def test_an_interrupted_shard_keeps_its_selection(tmp_path: Path) -> None:
         alone = (await auditor.run_audit(settings)).folder
     assert len(list_attempts(storage, plan.shards[0].folder)) == 2
     assert_same_run(fetch_run(storage, tmp_path / "fetched" / name), alone)
+
+
+async def test_a_damaged_run_is_skipped_for_an_older_one(tmp_path: Path) -> None:
+    await run_first(tmp_path)
+    (first,) = [each for each in (tmp_path / "shared").iterdir() if each.name != "newest"]
+    for second, name in enumerate(("run.json", "sealed")):
+        damaged = shutil.copytree(first, first.with_name(f"20991231T00000{second}Z-audit"))
+        path = damaged / name if name == "run.json" else next(damaged.glob("sealed/*/modules.parquet"))
+        path.write_text("damaged")
+    async with settings_of(tmp_path, 1, since="last") as settings:
+        _, plan, _ = cut_here(settings)
+    assert plan.selection is not None
+    assert plan.selection.baseline_run == first.name
 
 
 async def test_since_of_a_path_and_other_modules_are_refused(tmp_path: Path) -> None:

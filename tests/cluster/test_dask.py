@@ -21,7 +21,7 @@ from auditor.cluster.driver import plan_fingerprint, run_on_engine
 from auditor.cluster.plan import ShardPlan
 from auditor.cluster.storage import find_run_address, open_run
 from auditor.concurrency import StopToken
-from auditor.errors import AuditStoppedError, SettingsError
+from auditor.errors import AuditStoppedError, SettingsError, UsageError
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import World
 from tests.chaos.counting import run_platform
@@ -146,10 +146,44 @@ async def test_a_scheduler_that_cannot_be_used_is_one_sentence(tmp_path: Path, m
             pass
 
 
+async def test_a_worker_without_auditor_is_one_sentence_with_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "without"
+    folder.mkdir()
+    (folder / "auditor.py").write_text("raise ModuleNotFoundError('auditor')\n")
+    words = [sys.executable, "-m", "distributed.cli.dask_worker", "--no-nanny", "--no-dashboard", "--name", "lonely"]
+    async with scheduler(workers=0) as cluster:
+        address = cluster.scheduler_address
+        worker = subprocess.Popen(  # noqa: ASYNC220  it returns immediately
+            [*words, address], cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, stderr=subprocess.DEVNULL
+        )
+        try:
+            await until(lambda: bool(cluster.scheduler.workers))
+            (name,) = cluster.scheduler.workers
+            with pytest.raises(UsageError, match=f"the worker {name} cannot import auditor \\(ModuleNotFoundError"):
+                async with open_dask(address, tmp_path / "nightly.toml", no_log):
+                    pass
+        finally:
+            worker.kill()
+            worker.wait()
+
+
+@pytest.mark.live
+def test_every_line_of_a_refused_run_is_json(tmp_path: Path) -> None:
+    world = World(5, seed=2)
+    world.write_fleet(tmp_path / "fleet.csv")
+    with run_platform(world, 5) as platform:
+        settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path, access_key_id="unknown"))
+        with driver(tmp_path, settings, 1, "--log-format", "json") as process:
+            process.communicate(timeout=MAX_SECONDS)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    events = [json.loads(line)["event"] for line in lines]
+    assert (process.returncode, "shard_failed" in events) == (3, True), lines
+
+
 @contextmanager
-def driver(folder: Path, settings: Path, processes: int) -> Iterator[subprocess.Popen[str]]:
+def driver(folder: Path, settings: Path, processes: int, *flags: str) -> Iterator[subprocess.Popen[str]]:
     """Run the command that drives a run, in a process group of its own."""
-    words = [sys.executable, "-m", "auditor", "run", str(settings), "--on", f"dask:{processes}"]
+    words = [sys.executable, "-m", "auditor", "run", str(settings), "--on", f"dask:{processes}", *flags]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     with (folder / "log.txt").open("a") as log:
         process = subprocess.Popen(

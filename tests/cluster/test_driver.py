@@ -1,16 +1,26 @@
 """The driver of a run: what it starts, starts again, seals and fetches, whatever its engine does."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 
 import auditor
 from auditor.cluster.cut import read_plan
-from auditor.cluster.driver import MAX_STARTS, EndedShard, Engine, parse_engine, plan_fingerprint, run_on_engine
+from auditor.cluster.driver import (
+    MAX_CONTINUED_SECONDS,
+    MAX_STARTS,
+    EndedShard,
+    Engine,
+    parse_engine,
+    plan_fingerprint,
+    run_on_engine,
+)
 from auditor.cluster.shard import ShardWorker
 from auditor.cluster.storage import find_run_address, open_run
 from auditor.concurrency import StopToken
@@ -24,14 +34,16 @@ from auditor.errors import (
     SupersededError,
     UsageError,
 )
+from auditor.runs.folder import CUT_PLAN
 from auditor.simulator.server import Simulator
 from auditor.simulator.world import World
+from auditor.text.formatting import format_utc
 from tests.cluster.shards import account_table, assert_same_run, cluster_settings
 
 pytestmark = pytest.mark.anyio
 
-Outcome = int | None | str
-"""What happens to a start of a shard: it ends with a code, is killed too often (None), or does its work."""
+Outcome = int | None | str | EndedShard
+"""What happens to a start of a shard: it ends with a code or so, is killed too often (None), or does its work."""
 
 
 class SimulatedEngine(Engine):
@@ -49,6 +61,8 @@ class SimulatedEngine(Engine):
     async def next_ended(self) -> EndedShard:
         run, name, fingerprint = await self._started.get()
         outcome = self._outcome(name, self.starts[name])
+        if isinstance(outcome, EndedShard):
+            return outcome
         if outcome != "work":
             assert not isinstance(outcome, str)
             return EndedShard(name, outcome)
@@ -165,6 +179,48 @@ async def test_other_settings_cut_a_new_run(tmp_path: Path, settings: Settings, 
     engine, run, shown = await drive(other)
     assert (list(engine.starts), shown[0].resumed) == (["0000-eu", "0001-eu", "0002-eu"][: len(engine.starts)], False)
     assert run.manifest.exit_code == 0
+
+
+async def test_another_fleet_and_an_old_run_cut_a_new_run(tmp_path: Path, settings: Settings) -> None:
+    with pytest.raises(SupersededError):
+        await drive(settings, lambda _name, _start: 75)
+    await anyio.sleep(1.01)
+    fleet = tmp_path / "fleet.csv"
+    fleet.write_text("".join(fleet.read_text().splitlines(keepends=True)[:-10]))
+    with pytest.raises(SupersededError):
+        await drive(settings, lambda _name, _start: 75)
+    storage = open_run(find_run_address(str(tmp_path / "shared")))
+    plan = read_plan(storage)
+    assert plan.fleet.devices == 50
+    old = msgspec.structs.replace(plan, started_at=format_utc(time.time() - MAX_CONTINUED_SECONDS - 60))
+    storage.put(CUT_PLAN, msgspec.json.encode(old))
+    await anyio.sleep(1.01)
+    _, run, shown = await drive(settings)
+    assert (shown[0].resumed, run.manifest.devices.answered) == (False, 50)
+
+
+async def test_shards_that_end_together_start_again_together(tmp_path: Path, platform: Simulator) -> None:
+    settings = cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path, lanes=10))
+    assert settings.cluster is not None
+    settings = msgspec.structs.replace(settings, cluster=msgspec.structs.replace(settings.cluster, checkpoint=0.5))
+    started = list[float]()
+
+    def end(_name: str, start: int) -> Outcome:
+        if start == 1:
+            return 130
+        started.append(time.monotonic())
+        return 75
+
+    with pytest.raises(SupersededError):
+        await drive(settings, end)
+    assert len(started) == 10
+    assert max(started) - min(started) < 0.5
+
+
+async def test_the_class_of_an_exception_is_in_the_sentence(tmp_path: Path, settings: Settings) -> None:
+    engine = SimulatedEngine(settings, lambda name, _: EndedShard(name, None, "ModuleNotFoundError"))
+    with pytest.raises(AuditStoppedError, match="shard eu 1/3: it raised ModuleNotFoundError 3 times"):
+        await run_on_engine(settings, engine.open, Path(settings.directory), stop=StopToken())
 
 
 def test_an_engine_is_on_this_machine_or_behind_tls() -> None:

@@ -1,19 +1,25 @@
 """All faults of a settings file are reported together: each of them once, and nothing that is not one."""
 
+import re
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auditor.config.loader import parse_settings
+from auditor.config.settings import Account, Settings
 from auditor.config.toml_tables import MAX_FAULTS
 from auditor.errors import SettingsError
+from auditor.policy.loader import RuleTable, parse_policy
+from auditor.policy.model import RuleException
 
 TOP: dict[str, tuple[Any, str]] = {
     "concurrency": (0, "concurrency: give a whole number from 1 to 10,000"),
-    "page_size": ("many", "page_size: expected `int`, got `str`"),
+    "page_size": ("many", "page_size: give a whole number, not a text"),
     "timeout": (-1, "timeout: give a number of seconds above 0"),
     "retry_budget": (7, "retry_budget: give a fraction"),
     "time_zone": ("Mars/Base", "time_zone: "),
@@ -33,21 +39,21 @@ TOP: dict[str, tuple[Any, str]] = {
         "publish 1: options: to: give options",
     ),
     "cluster": ({"storage": 5, "checkpoint": 0}, "cluster: checkpoint: give a number of seconds"),
-    "quota_sharing": ({"redis": 5, "ca_file": "ca.pem"}, "quota_sharing: redis: expected `str | null`, got `int`"),
+    "quota_sharing": ({"redis": 5, "ca_file": "ca.pem"}, "quota_sharing: redis: give a text, not a whole number"),
     "at_once": (5, "at_once: this key is now called concurrency"),
 }
 """A fault of each key, and words of its sentence. None of them makes another one."""
 
 OF_ACCOUNT: dict[str, tuple[Any, str]] = {
     "endpoint": ("si.tuyacloud.com", "endpoint: is not an address"),
-    "access_key_id": (5, "access_key_id: expected"),
+    "access_key_id": (5, "access_key_id: give a text or a table, not a whole number"),
     "access_key_secret": ("written out", "access_key_secret: keep the secret out of the settings"),
     "dialect": ("ali", 'dialect: give "tuya" or "alibaba"'),
     "calls_per_second": (0, "calls_per_second: give calls a second"),
     "quota_share": (2, "quota_share: give a fraction"),
     "ca_file": ("none.pem", "none.pem is not a file"),
     "proxy": ("https://proxy", "proxy: is not the address of a proxy"),
-    "fleet": ({"file": 5}, "fleet: file: expected"),
+    "fleet": ({"file": 5}, "fleet: file: give a text, not a whole number"),
     "quotas": ({"QueryDevice": 0}, "quotas: QueryDevice: give calls a second"),
     "site": ("a b", "site: use up to 64 letters"),
     "lanes": (0, "lanes: give a whole number"),
@@ -142,3 +148,31 @@ def test_the_table_of_the_caller_stays_as_it_is(tmp_path: Path) -> None:
     before = repr(table)
     faults_of(table)
     assert repr(table) == before
+
+
+ODD_VALUES = [5, 1.5, True, "odd", ["odd", 5], [[]], {}, {"odd": 5}, 10**400, float("nan")]
+ODD_TIMES = [date(2027, 1, 1), datetime(2027, 1, 1), time(1)]  # noqa: DTZ001  as TOML has them
+OF_TYPES = re.compile(r"[`|]|expected|enum|RFC|object|null|got ")
+"""Words of the library that checks types, which say nothing to those who write settings."""
+
+
+def keys(struct: type[msgspec.Struct]) -> list[str]:
+    return [each.encode_name for each in msgspec.structs.fields(struct)]
+
+
+@pytest.mark.parametrize("value", ODD_VALUES + ODD_TIMES, ids=lambda value: repr(value)[:20])
+def test_no_sentence_has_the_words_of_a_type_checker(value: object) -> None:
+    tables = [{"account": [account(1, {})], key: value} for key in keys(Settings)]
+    tables += [{"account": [account(1, {key: value})]} for key in keys(Account)]
+    rules = [{"name": "a", "minimum": "1", key: value} for key in keys(RuleTable)]
+    rules += [{"name": "a", "deny": "1", "exception": [{key: value}]} for key in keys(RuleException)]
+    sentences: list[str] = []
+    for parse, table in [(parse_settings, each) for each in tables] + [
+        (parse_policy, {"rule": [each]}) for each in rules
+    ]:
+        try:
+            parse(table, where="file")
+        except SettingsError as error:
+            sentences += error.sentences
+    assert len(sentences) > len(rules)
+    assert [each for each in sentences if OF_TYPES.search(each.replace("odd", ""))] == []

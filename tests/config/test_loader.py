@@ -659,6 +659,7 @@ def test_any_table_becomes_settings_or_a_settings_error(table: dict[str, Any], a
     [
         ("15s", 'metrics: give { interval = "15s", modules = ["mcu"], max_series = 1000 }'),
         ({"interval": "15"}, "metrics: interval: '15' has no unit; add one, such as 15h or 15m"),
+        ({"interval": "301s"}, 'metrics: interval: give at most "5m": the alert AuditorRunDied waits ten minutes'),
         ({"modules": [""]}, "metrics: modules: a pattern is empty; give names of modules, such as mcu or ble*"),
         ({"max_series": 9}, "metrics: max_series: give a whole number from 10 to 100,000"),
         ({"max_series": 100_001}, "metrics: max_series: give a whole number from 10 to 100,000"),
@@ -700,4 +701,5 @@ def test_valid_metrics_are_accepted_and_their_files_are_beside_the_settings(tmp_
     assert (found.interval, found.modules, found.max_parts) == ("1m", ("mcu", "ble*"), 10_000)
     assert found.pushgateway is not None
     assert found.pushgateway.password == SecretSource(file=str(tmp_path / "secret"))
-    assert parse_settings({"account": [account()], "metrics": {"interval": "off"}}).metrics.interval == "off"
+    for interval in ("off", "5m"):
+        assert parse_settings({"account": [account()], "metrics": {"interval": interval}}).metrics.interval == interval

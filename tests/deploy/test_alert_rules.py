@@ -11,6 +11,7 @@ import pytest
 from auditor.cli.app import app
 from tests.deploy.alerts import (
     CHECKED,
+    DAY,
     HOUR,
     LAST,
     MINUTE,
@@ -81,6 +82,36 @@ def test_exactly_the_alerts_that_should_fire_fire_and_resolve_by_promtool(nights
     test = {"interval": f"{STEP // MINUTE}m", "input_series": series, "promql_expr_test": checks}
     order = re.findall(r"^  - name: (\S+)", RULES.read_text(), re.MULTILINE)  # otherwise it is random
     options = {"evaluation_interval": f"{3 * STEP // MINUTE}m", "group_eval_order": order}
+    file.write_text(json.dumps({"rule_files": [str(RULES)], **options, "tests": [test]}))
+    tested = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True, check=False)
+    assert tested.returncode == 0, tested.stdout[:3_000] + tested.stderr[:3_000]
+
+
+def test_the_alerts_of_a_machine_that_died_fire_until_it_runs_again(tmp_path: Path) -> None:
+    """Its metrics are gone after two days, and there again, by another run, after twelve."""
+    gone, back = 2 * DAY // STEP, 10 * DAY // STEP
+    values = f"0+0x{gone - 1} _x{back} {12 * DAY}+0x{DAY // STEP}"
+    names = ("auditor_last_run_timestamp_seconds", "auditor_last_success_timestamp_seconds")
+    series = [{"series": f'{name}{{run="nightly",instance="a"}}', "values": values} for name in names]
+    alerts = {"AuditorRunMissing", "AuditorNoSuccess"}
+    checks = [
+        {
+            "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
+            "eval_time": f"{at // MINUTE}m",
+            "exp_samples": [{"labels": f'{{alertname="{alert}"}}', "value": 1} for alert in sorted(firing)],
+        }
+        for at, firing in (
+            (DAY, set()),
+            (3 * DAY, alerts),
+            (10 * DAY, alerts),
+            (12 * DAY - HOUR, alerts),
+            (12 * DAY + HOUR, set()),
+        )
+    ]
+    test = {"interval": f"{STEP // MINUTE}m", "input_series": series, "promql_expr_test": checks}
+    order = re.findall(r"^  - name: (\S+)", RULES.read_text(), re.MULTILINE)
+    options = {"evaluation_interval": f"{3 * STEP // MINUTE}m", "group_eval_order": order}
+    file = tmp_path / "twelve-days.json"
     file.write_text(json.dumps({"rule_files": [str(RULES)], **options, "tests": [test]}))
     tested = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True, check=False)
     assert tested.returncode == 0, tested.stdout[:3_000] + tested.stderr[:3_000]

@@ -34,5 +34,7 @@ def test_the_context_has_what_is_copied_and_nothing_else() -> None:
     ignored, *kept = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert ignored == "*"
     sources = [word for each in words_of("COPY") if not each.startswith("--") for word in each.split()[:-1]]
-    assert sources == ["requirements/audit.lock", "dist/auditor-*.whl"]
-    assert sorted(kept) == ["!build/wheelhouse", "!dist/*.whl", "!requirements/audit.lock"]
+    assert sources == ["requirements/${LOCK}", "dist/auditor-*.whl"]
+    locks = ["!requirements/audit.lock", "!requirements/extras.lock"]
+    assert sorted(kept) == ["!build/wheelhouse", "!dist/*.whl", *locks]
+    assert "obstore==" in (ROOT / "requirements" / "extras.lock").read_text(), "runs in a bucket need it"

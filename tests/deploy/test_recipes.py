@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from auditor.cli.app import app
 from auditor.cli.commands.cluster import INDEX_VARIABLES
 from auditor.errors import SupersededError, UsageError
 
@@ -39,7 +41,7 @@ def read_manifests(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def test_manifests_are_what_the_official_models_have(tmp_path: Path) -> None:
     path = ROOT / "deploy" / "kubernetes" / "auditor.yaml"
     documents, problems = read_manifests(path)
-    assert (len(documents), problems) == (3, [])
+    assert (len(documents), problems) == (4, [])
     broken = tmp_path / "broken.yaml"
     broken.write_text(path.read_text().replace("backoffLimitPerIndex", "backoffPerIndex"))
     assert ["backoffPerIndex: is no field" in problem for problem in read_manifests(broken)[1]] == [True]
@@ -66,7 +68,12 @@ def test_pods_have_no_privileges_and_follow_the_exit_codes() -> None:
         [UsageError.exit_code, SupersededError.exit_code],
     )
     assert shards["completionMode"] == "Indexed"
-    assert INDEX_VARIABLES[0] == "JOB_COMPLETION_INDEX"
+    assert "JOB_COMPLETION_INDEX" in INDEX_VARIABLES
+    (container,) = shards["template"]["spec"]["containers"]
+    assert {"name": "JOB_COMPLETIONS", "value": str(shards["completions"])} in container["env"]
+    for name in ("auditor-cut", "auditor-prune"):
+        assert "keys" not in json.dumps(jobs[name])
+        assert jobs[name]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [UsageError.exit_code]
 
 
 BATCH = ROOT / "deploy" / "aws-batch"
@@ -78,6 +85,33 @@ def read_job_definitions(*paths: Path) -> list[str]:
     shown = subprocess.run([S3_PYTHON, script, *paths], capture_output=True, text=True, check=True)
     problems: list[str] = json.loads(shown.stdout)
     return problems
+
+
+def read_entrypoint() -> list[str]:
+    """Return the program that the image of deploy/container starts."""
+    text = (ROOT / "deploy" / "container" / "Containerfile").read_text()
+    (line,) = [each for each in text.splitlines() if each.startswith("ENTRYPOINT ")]
+    words: list[str] = json.loads(line.removeprefix("ENTRYPOINT "))
+    return words
+
+
+def assert_is_command(words: list[str]) -> None:
+    program, *rest = words
+    assert program.rpartition("/")[2] == "auditor"
+    _, bound, _ = app.parse_args(rest, print_error=False, exit_on_error=False)
+    assert bound.arguments
+
+
+def test_each_recipe_starts_a_command_of_the_program() -> None:
+    """AWS Batch appends the command of a job to the entrypoint of its image; Kubernetes replaces it."""
+    for name in ("cut", "shard"):
+        job = json.loads((BATCH / f"{name}.json").read_text())
+        assert_is_command([*read_entrypoint(), *job["containerProperties"]["command"]])
+    manifests = (ROOT / "deploy" / "kubernetes" / "auditor.yaml").read_text()
+    commands = re.findall(r"command: \[(.*)\]", manifests)
+    assert len(commands) == 3
+    for command in commands:
+        assert_is_command(command.replace('"', "").split(", "))
 
 
 @needs_botocore

@@ -16,6 +16,11 @@ def test_what_matters_comes_first_and_empty_lines_are_left_out() -> None:
     assert RunMessage("success", "OK", "nightly", "run-1", "verdict", notes="notes").render() == "verdict\nnotes"
 
 
+@pytest.mark.parametrize("template", ["{reason}", "{policy}\n{link}\n", " {changes} "])
+def test_a_template_whose_fields_are_empty_is_the_verdict(template: str) -> None:
+    assert RunMessage("success", "OK", "nightly", "run-1", "<verdict>").render(template) == "<\u200bverdict>"
+
+
 def test_a_template_has_every_field() -> None:
     template = " ".join(f"{{{field}}}" for field in MESSAGE_FIELDS) + "\n{changes}\n{{}}"
     shown = "verdict reason changes policy action https://h/@< notes nightly run-1"

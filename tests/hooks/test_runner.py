@@ -378,7 +378,7 @@ def test_text_that_is_not_utf_8_is_escaped(tmp_path: Path) -> None:
         ({"policy": {"file": "bad.toml"}}, "bad.toml: "),
         ({"report": {"html": "none/fleet.html"}}, "none is not a directory; make it, or give another path"),
         ({"report": {"metrics": "folder.prom"}}, "folder.prom is not a file; give the path of a file"),
-        ({"report": {"html": "fleet.csv"}}, "fleet.csv does not end with .html or .htm; it is replaced after each run"),
+        ({"report": {"html": "fleet.csv"}}, "fleet.csv does not end with .html or .htm; another file is not replaced"),
         ({"report": {"excel": "bad.toml/x.xlsx"}}, "bad.toml is not a directory; make it"),
         (
             {"notify": [{"name": "ops", "webhook": {"env": "NO_SUCH_HOOK"}}]},

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 import auditor
@@ -14,7 +15,10 @@ from auditor.errors import RunFolderError
 from auditor.models import ChangeDetection
 from auditor.query.describe import describe_selection
 from auditor.query.warnings import recheck_warnings
+from auditor.runs.folder import SELECTED
 from auditor.runs.manifest import write_manifest
+from auditor.selection import coordinator
+from auditor.selection.selector import ChangeSelectionCounts, DeviceSelector
 from auditor.simulator.faults import Corruption
 from auditor.simulator.forms import MODEL_FORMS, ResponseForms
 from auditor.simulator.lifecycle import Lifecycle
@@ -460,3 +464,51 @@ async def test_plan_and_carried_results_are_verified(tmp_path: Path) -> None:
     problems = auditor.verify_run(result.folder)
     assert any("carried.parquet: " in problem and "sealed" in problem for problem in problems)
     assert any("run.json: says " in problem for problem in problems)
+
+
+async def test_a_fleet_that_grows_during_a_selection_does_not_change_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One account is listed while the selection of another one, whose devices are behind it in the fleet, reads them."""
+    listed, filed = (tmp_path / name for name in ("us", "eu"))
+    selected: list[list[tuple[Any, ...]]] = []
+
+    class SlowSelector(DeviceSelector):
+        def select_changed(self, *given: Any, **named: Any) -> ChangeSelectionCounts:
+            (fleet,) = (tmp_path / "audits").glob("*/fleet.parquet") if self._account == "eu" else [None]
+            with connect() as database:
+                while (
+                    fleet is not None
+                    and not database.execute(
+                        "SELECT count(*) FROM read_parquet(?) WHERE account = 'us'", [str(fleet)]
+                    ).fetchall()[0][0]
+                ):
+                    time.sleep(0.01)
+            return super().select_changed(*given, **named)
+
+    for folder in (listed, filed):
+        folder.mkdir()
+    for day in (0, 1):
+        world, other = world_of(day), World(60, seed=5, lifecycle=QUIET, day=day, today=time.time())
+        world.write_fleet(filed / "fleet.csv")
+        async with Simulator(other) as first, Simulator(world) as second:
+            tables = (
+                account_table(first.endpoint, listed, name="us", fleet=ALL),
+                account_table(second.endpoint, filed, name="eu"),
+            )
+            settings = settings_for(tmp_path, *tables, since="last" if day else None, seed=1)
+            if not day:
+                before = (await auditor.run_audit(settings, directory=tmp_path / "first")).folder
+                continue
+            for selector in (DeviceSelector, SlowSelector):
+                monkeypatch.setattr(coordinator, "DeviceSelector", selector)
+                run = msgspec.structs.replace(settings, since=str(before))
+                result = await auditor.run_audit(run)
+                assert (result.manifest.state, auditor.verify_run(result.folder)) == ("complete", [])
+                query = "SELECT account, product_key, device_name, iot_id, selection_reason FROM read_parquet(?) ORDER BY ALL"
+                with connect() as database:
+                    found = database.execute(query, [str(result.folder / SELECTED)]).fetchall()
+                selected.append(found)
+                result.folder.rename(tmp_path / f"run-{len(selected)}")
+    assert selected[0] == selected[1]
+    assert {row[0] for row in selected[0]} == {"us", "eu"}

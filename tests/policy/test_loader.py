@@ -6,6 +6,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from auditor.errors import SettingsError
 from auditor.policy.loader import load_policy, parse_policy
@@ -61,7 +63,7 @@ def test_the_example_has_every_condition_and_describes_it() -> None:
         ("minimun = '1'", 'rule 1 ("r"): minimun is not a key of a rule; did you mean minimum?'),
         ("", 'rule 1 ("r"): has no condition; give exactly one of minimum, exact, deny, required, max_versions, '),
         ("minimum = '1'\ndeny = '2'", 'rule 1 ("r"): has minimum and deny; give exactly one of'),
-        ("minimum = 1.2", 'rule 1 ("r"): minimum: expected `str | null`, got `float`'),
+        ("minimum = 1.2", 'rule 1 ("r"): minimum: give a text, not a decimal number'),
         ("minimum = 'hot'", "minimum: 'hot' has no order; give a version such as 1.2.0"),
         ("exact = []", "exact: is empty"),
         ("deny = ['']", "deny: is empty"),
@@ -73,10 +75,10 @@ def test_the_example_has_every_condition_and_describes_it() -> None:
         ("max_age = '3 days'", "max_age: '3 days' is not a duration"),
         ("max_age = '7w'", "max_age: '7w' is not a duration; give one such as "),
         ("max_age = '1h'\nmodule = 'ble'", "module: max_age applies to whole devices"),
-        ("severity = 'fatal'\nminimum = '1'", "severity: invalid enum value 'fatal'"),
+        ("severity = 'fatal'\nminimum = '1'", 'severity: give "error", "warning" or "note"'),
         ("product = []\nminimum = '1'", "product: is empty"),
         ("product = ''\nminimum = '1'", "product: is empty"),
-        ("product = ['a', 1]\nminimum = '1'", "product 2: expected `str`, got `int`"),
+        ("product = ['a', 1]\nminimum = '1'", "product 2: give a text, not a whole number"),
         (f"deny = '{'x' * 10_001}'", "deny: give at most 1,000 texts, 10,000 characters in total"),
     ],
 )
@@ -116,12 +118,51 @@ def test_rules_about_devices_refuse_exceptions_for_versions() -> None:
         ({"rule": [GOOD, GOOD]}, 'rule 2 \\("r"\\): name: another rule has this name'),
         ({"rule": [{"minimum": "1"}]}, "rule 1: has no name"),
         ({"rule": [GOOD | {"name": "a\nb"}]}, "rule 1: name: give 1 to 100 printable characters"),
-        ({"rule": ["text"]}, "rule 1: expected `object`, got `str`"),
+        ({"rule": ["text"]}, "rule 1: give a table, not a text"),
     ],
 )
 def test_an_invalid_file_is_refused(table: dict[str, object], sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
         parse_policy(table, "rules")
+
+
+RULE_FAULTS: dict[str, tuple[object, str]] = {
+    "severity": ("fatal", 'severity: give "error", "warning" or "note"'),
+    "account": (5, "account: give a text or a list, not a whole number"),
+    "product": ([], "product: is empty"),
+    "where": ({"site": ""}, "where: site: is empty"),
+    "newest": ("0%", "newest: '0%' is not a share"),
+    "minimum": (1.2, "minimum: give a text, not a decimal number"),
+    "released_within": ("14d", "released_within: is for rules with released"),
+    "exception": ([{"until": "soon"}], "exception 1: until: give a date such as 2027-06-30"),
+    "sevirity": (5, "sevirity is not a key of a rule; did you mean severity?"),
+}
+"""A fault of each key, and words of its sentence."""
+
+
+@given(st.lists(st.sets(st.sampled_from(sorted(RULE_FAULTS))), min_size=1, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_no_fault_of_rules_hides_another(of_rules: list[set[str]]) -> None:
+    table = [{"name": "r", **{key: RULE_FAULTS[key][0] for key in faults}} for faults in of_rules]
+    expected = [("name: another rule has this name", n) for n in range(2, len(table) + 1)]
+    for n, faults in enumerate(of_rules, 1):
+        expected += [(RULE_FAULTS[key][1], n) for key in faults]
+        expected += [
+            (text, n) for text in ("exception 1: has no reason", "matches everything") if "exception" in faults
+        ]
+        if len({"newest", "minimum"} & faults) != 1:
+            expected.append(("give exactly one of minimum", n))
+    if not expected:
+        return
+    with pytest.raises(SettingsError) as caught:
+        parse_policy({"rule": table}, "rules")
+    sentences = caught.value.sentences
+    for text, n in expected:
+        assert any(each.startswith(f'rules: rule {n} ("r"): ') and text in each for each in sentences), (
+            text,
+            sentences,
+        )
+    assert len(sentences) == len(expected)
 
 
 @pytest.mark.parametrize("content", [b"[[rule]", b"\xff\xfe", b"a = " + b"[" * 10_000])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from auditor.cli.commands.cluster import prune_cut_runs, refuse_flags, resume_cut_run, start_on
+from auditor.cli.commands.cluster import is_cluster_run, prune_cut_runs, refuse_flags, resume_cut_run, start_on
 from auditor.cli.console import print_error, print_line, print_path
 from auditor.cli.execution import describe_plain_http, noting_settings_errors, reporting_to_switch, run_audit_command
 from auditor.cli.options import (
@@ -224,7 +224,10 @@ def run(
         named = read_ping(config)
         if hooks or not _trial_flags(named.directory, account, limit, selection, out):
             switch.start(named.ping, str(config))
-        settings = apply_selection_flags(load_settings(config), selection, where=str(config))
+        loaded = load_settings(config)
+        if hooks or not _trial_flags(Path(loaded.directory), account, limit, selection, out):
+            switch.start(loaded.ping, str(config))  # if that was not possible before
+        settings = apply_selection_flags(loaded, selection, where=str(config))
         max_devices = require_positive("--limit", limit)
         # Refuses unknown names; the run stores all accounts.
         print_notes(describe_plain_http(restrict_accounts(settings, account).account))
@@ -328,11 +331,11 @@ def resume(
     from auditor.config.loader import load_settings
     from auditor.config.ping import read_ping
     from auditor.hooks.prepare import prepare_hooks, prepare_resume_hooks
-    from auditor.runs.folder import has_pending_hooks, is_cut_run
+    from auditor.runs.folder import has_pending_hooks
     from auditor.runs.manifest import read_manifest
 
     log_to_stderr(log_level, log_format, progress)
-    if is_cut_run(run):
+    if is_cluster_run(run):
         given = {"--trust": trust, "--deadline": deadline, "--for": for_, "--priority": priority, "--hooks": hooks}
         refuse_flags(given)
         return resume_cut_run(run, settings)

@@ -1,6 +1,8 @@
 """Commands of an audit on several machines: cut, shard and stop."""
 
 import os
+import re
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from auditor.cli.console import print_error, print_line
-from auditor.cli.options import Accounts, Config, LogFormatOption, LogLevel, ProgressOption, restrict_accounts
+from auditor.cli.options import (
+    Accounts,
+    Config,
+    LogFormatOption,
+    LogLevel,
+    ProgressOption,
+    parse_duration_flag,
+    restrict_accounts,
+)
 from auditor.cli.output import print_notes
-from auditor.errors import AuditInterruptedError, InvalidObjectError, SettingsError, UsageError
+from auditor.errors import AuditInterruptedError, AuditStoppedError, InvalidObjectError, SettingsError, UsageError
 from auditor.text.extras import describe_extra
-from auditor.text.formatting import format_count, safe
+from auditor.text.formatting import format_count, parse_manifest_time, safe
 
 if TYPE_CHECKING:
     from auditor.cli.execution import Start
@@ -23,8 +33,17 @@ if TYPE_CHECKING:
     from auditor.engine.progress import AuditResult, ProgressCallback
     from auditor.storage.object_store import ObjectStore
 
-INDEX_VARIABLES = ("JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID", "AWS_BATCH_JOB_ARRAY_INDEX")
-"""Variables in which Kubernetes, Slurm and AWS Batch give the index of a task, from 0."""
+INDEX_VARIABLES = {
+    "JOB_COMPLETION_INDEX": "JOB_COMPLETIONS",
+    "SLURM_ARRAY_TASK_ID": "SLURM_ARRAY_TASK_COUNT",
+    "AWS_BATCH_JOB_ARRAY_INDEX": "AWS_BATCH_JOB_ARRAY_SIZE",
+}
+"""Variables in which Kubernetes, Slurm and AWS Batch give the index of a task, from 0, and the number of indexes.
+
+Kubernetes gives no number: the manifest does, beside its completions.
+"""
+
+_CUT_RUN = re.compile(r"\d{8}T\d{6}Z-.+")
 
 MAX_INDEX_DIGITS = 9
 """Digits of an index; Python refuses to read numbers of some thousand digits."""
@@ -134,6 +153,7 @@ def shard(
     settings: Path,
     index: int | None = None,
     site: str | None = None,
+    newer_than: str | None = None,
     log_level: LogLevel = "warning",
     log_format: LogFormatOption = "text",
     progress: ProgressOption = "auto",
@@ -152,6 +172,8 @@ def shard(
         Index of the shard, from 0; default: JOB_COMPLETION_INDEX, SLURM_ARRAY_TASK_ID or AWS_BATCH_JOB_ARRAY_INDEX.
     site:
         Count only shards of accounts with this site.
+    newer_than:
+        Exit with 3 if the run was cut longer ago, such as 20h: then the last cut failed.
     """
     from auditor.cli.progress import show_progress
     from auditor.cli.runtime import log_to_stderr, run_until_signal
@@ -162,7 +184,8 @@ def shard(
     own = load_settings(settings)
     _, storage, plan = _open(run, own.name)
     shards = plan.shards_of(site)
-    number = _find_index() if index is None else index
+    _refuse_old(run, plan, newer_than)
+    number = _find_index(len(shards)) if index is None else index
     if number < 0:
         raise UsageError(f"--index {number}: give a number from 0 to {len(shards) - 1}")
     if number >= len(shards):
@@ -183,14 +206,40 @@ def shard(
     return code
 
 
-def _find_index() -> int:
-    """Return the index that a scheduler gives this task; raise UsageError if there is none."""
-    for name in INDEX_VARIABLES:
-        if (text := os.environ.get(name, "")) != "":
-            if not (text.isascii() and text.isdigit() and len(text) <= MAX_INDEX_DIGITS):
-                raise UsageError(f"{name}: {text[:40]!r} is no index from 0; give --index")
-            return int(text)
+def _refuse_old(run: str, plan: "ShardPlan", newer_than: str | None) -> None:
+    """Raise AuditStoppedError if a run was cut longer ago than a duration."""
+    if newer_than is None:
+        return
+    seconds, started = parse_duration_flag("--newer-than", newer_than), parse_manifest_time(plan.started_at)
+    if started is None or time.time() - started.timestamp() > seconds:
+        when = f"was cut at {plan.started_at}, which is not within --newer-than {newer_than}"
+        raise AuditStoppedError(f"{run}: its newest run {when}; see why auditor cut failed")
+
+
+def _find_index(shards: int) -> int:
+    """Return the index that a scheduler gives this task.
+
+    Raises:
+        UsageError: there is none, or a scheduler starts fewer indexes from 0 than there are shards.
+    """
+    for name, count in INDEX_VARIABLES.items():
+        if (index := _read_number(name)) is not None:
+            number = _read_number(count)
+            is_part = _read_number("SLURM_ARRAY_TASK_MIN")  # a task that is started again alone, as --array=3
+            if number is not None and number < shards and not is_part:
+                need = f"{format_count(shards, 'shard')} need as many indexes"
+                raise UsageError(f"{count}: {number}: {need}; start more, or give --index")
+            return index
     raise UsageError(f"no index: give --index, or set one of {', '.join(INDEX_VARIABLES)}")
+
+
+def _read_number(name: str) -> int | None:
+    """Return the number of a variable of the environment; None: it is not set. Raise UsageError if it is none."""
+    if (text := os.environ.get(name, "")) == "":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_INDEX_DIGITS):
+        raise UsageError(f"{name}: {text[:40]!r} is no index from 0; give --index")
+    return int(text)
 
 
 def stop(run: Address, /, *, log_level: LogLevel = "warning") -> int:
@@ -253,6 +302,14 @@ def _open(run: str, audit: str | None = None) -> "tuple[str, ObjectStore, ShardP
     address = find_run_address(run, audit)
     storage = open_run(address)
     return address, storage, read_plan(storage)
+
+
+def is_cluster_run(address: str) -> bool:
+    """Return whether an address is that of a run that was cut, also if its storage is away now."""
+    from auditor.runs.folder import is_cut_run
+
+    path = Path(address)
+    return is_cut_run(address) or (_CUT_RUN.fullmatch(path.name) is not None and not os.path.lexists(path.parent))
 
 
 def print_shards(run: str) -> int:

@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,7 +54,7 @@ def init(
 ) -> int:
     """Write settings for one account, with rules and what starts an audit each night, and check them.
 
-    What no flag gives is entered on the terminal. The settings name the place of the secret, and never contain it.
+    Values without a flag are entered on the terminal. The settings name the place of the secret, and never contain it.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def init(
     directory:
         Directory of runs, relative to the settings.
     rules:
-        Write rules.toml, which is evaluated after each run.
+        Name rules.toml, which is evaluated after each run; write it if it is missing.
     schedule:
         Write units for systemd beside the settings, or print a line for crontab -e.
     time:
@@ -89,12 +89,14 @@ def init(
     duration:
         Stop the audit after this long; the next one resumes it.
     force:
-        Replace files that exist.
+        Replace settings and units that exist. Rules are never replaced.
     check:
         Run auditor check afterwards; it needs the key and the platform.
     """
-    from auditor.scaffold.settings_file import RULES, schema_path
-
+    starter = _schedule(path, directory, time, duration, schedule)
+    rules_file = path.parent / "rules.toml" if rules else None
+    units = [path.parent / f"{starter.name}.{kind}" for kind in ("service", "timer")] if schedule == "systemd" else []
+    _refuse_existing(path, units, rules_file, force=force)
     new = _NewAccount(
         platform=platform,
         endpoint=endpoint,
@@ -105,19 +107,20 @@ def init(
         fleet=fleet,
     )
     new.complete()
-    settings = new.settings(account, calls_per_second, directory, rules=rules)
-    files = {path: settings.text()}
-    if rules:
-        files[path.parent / "rules.toml"] = RULES.format(schema=schema_path("rules").as_uri())
-    starter = _schedule(path, directory, time, duration)
-    if schedule == "systemd":
-        files[path.parent / f"{starter.name}.service"] = starter.service_unit()
-        files[path.parent / f"{starter.name}.timer"] = starter.timer_unit()
+    files = {path: new.settings(account, calls_per_second, directory, rules=rules).text()}
+    _check_settings(path, files[path])
+    files |= dict(zip(units, (starter.service_unit(), starter.timer_unit()), strict=False))
+    if schedule is not None:
+        _create_directory(starter.runs)
     _write_files(files, force=force)
+    if rules_file is not None:
+        _write_rules(rules_file)
     _print_next_steps(starter, path, schedule)
     variables = [str(each)[4:] for each in (new.key_id, new.key_secret) if str(each).startswith("env:")]
     if schedule is not None and variables:
         print_notes([f"{schedule} does not set {' and '.join(variables)}: set them there, or store the key in a file"])
+    if schedule == "systemd" and starter.user == "root":
+        print_notes([f"the service runs as root: set User= in {units[0]} to a user who can only write {starter.runs}"])
     if not check:
         return 0
     from auditor.cli.commands.audit import check as check_settings
@@ -138,7 +141,16 @@ class _NewAccount:
     fleet: str | None
 
     def complete(self) -> None:
-        """Enter what is missing on the terminal; raise UsageError without one."""
+        """Enter what is missing on the terminal; raise UsageError without one, or for a flag that cannot be used."""
+        given_flags: tuple[tuple[str | None, Callable[[str], None]], ...] = (
+            (self.region, self._accept_region),
+            (self.endpoint, self._accept_endpoint),
+            (self.key_id, self._accept_key_id),
+            (self.key_secret, self._accept_secret),
+        )
+        for given, accept in given_flags:
+            if given:
+                accept(given)
         missing = list(self._missing())
         if missing and not sys.stdin.isatty():
             flags = ", ".join(flag for flag, *_ in missing)
@@ -147,7 +159,8 @@ class _NewAccount:
             flag, question, accept = missing[0]
             answer = _prompt(question)
             try:
-                accept(answer)
+                if answer:
+                    accept(answer)
             except UsageError as error:
                 print_error(str(error))
             missing = list(self._missing())
@@ -160,12 +173,12 @@ class _NewAccount:
             yield "--platform", "Platform, tuya or alibaba", self._accept_platform
             return
         if self.platform == "alibaba" and not self.region:
-            yield "--region", "Region, such as cn-shanghai", lambda text: setattr(self, "region", text)
+            yield "--region", "Region, such as cn-shanghai", self._accept_region
         if self.platform == "tuya" and not self.endpoint:
-            yield "--endpoint", "Address, https://HOST:PORT/", lambda text: setattr(self, "endpoint", text)
+            yield "--endpoint", "Address, https://HOST:PORT/", self._accept_endpoint
         if not self.key_id:
             question = "Access key id, or where it is stored (env:NAME, file:PATH)"
-            yield "--key-id", question, lambda text: setattr(self, "key_id", text)
+            yield "--key-id", question, self._accept_key_id
         if not self.key_secret:
             yield "--key-secret", f"Where its secret is stored ({SECRET_FORMS})", self._accept_secret
         if not self.fleet:
@@ -177,6 +190,20 @@ class _NewAccount:
             raise UsageError("platform: give tuya or alibaba")
         self.platform = cast("Platform", text)
 
+    def _accept_endpoint(self, text: str) -> None:
+        from auditor.config.validation import check_endpoint
+
+        check_endpoint(text, "--endpoint")
+        self.endpoint = text
+
+    def _accept_region(self, text: str) -> None:
+        _check_region(text)
+        self.region = text
+
+    def _accept_key_id(self, text: str) -> None:
+        _parse_key_id(text)
+        self.key_id = text
+
     def _accept_secret(self, text: str) -> None:
         _parse_secret(text)
         self.key_secret = text
@@ -185,14 +212,13 @@ class _NewAccount:
         """Return the settings of the account; raise UsageError for an answer that cannot be used."""
         from auditor.scaffold.settings_file import NewSettings, schema_path
 
-        key_id = str(self.key_id)
         return NewSettings(
             dialect=self.platform or "tuya",
             account=account,
             endpoint=self.endpoint or f"https://iot.{self.region}.aliyuncs.com/",
             region_id=self.region,
             instance_id=self.instance,
-            access_key_id=_parse_secret(key_id) if key_id.startswith(("env:", "file:")) else key_id,
+            access_key_id=_parse_key_id(str(self.key_id)),
             access_key_secret=_parse_secret(str(self.key_secret)),
             fleet={"products": "all"} if self.fleet == "all" else {"file": str(self.fleet)},
             calls_per_second=calls_per_second,
@@ -212,6 +238,23 @@ def _prompt(question: str) -> str:
     return line.strip()
 
 
+def _check_region(text: str) -> None:
+    import re
+
+    if not re.fullmatch(r"[a-z0-9-]{1,63}", text):
+        raise UsageError(f"--region: {text!r} is not a region; give one such as cn-shanghai")
+
+
+def _parse_key_id(text: str) -> str | dict[str, str]:
+    """Return an access key id, or the table of the place that it is stored in."""
+    kind, colon, place = text.partition(":")
+    if not colon or kind not in {"env", "file"}:
+        return text
+    if not place:
+        raise UsageError("--key-id: the place is empty; give the id, env:NAME or file:PATH")
+    return {kind: place}
+
+
 def _parse_secret(text: str) -> dict[str, str]:
     """Return the table of a place such as ``env:NAME``. What is no place is not quoted: it may be the secret."""
     kind, _, place = text.partition(":")
@@ -220,7 +263,8 @@ def _parse_secret(text: str) -> dict[str, str]:
     return {kind: place}
 
 
-def _schedule(path: Path, directory: str, time: str, duration: str) -> "Schedule":
+def _schedule(path: Path, directory: str, time: str, duration: str, schedule: Starter | None) -> "Schedule":
+    """Return what starts the audit; raise UsageError if that cannot work with these paths and times."""
     import getpass
     import re
 
@@ -234,18 +278,77 @@ def _schedule(path: Path, directory: str, time: str, duration: str) -> "Schedule
     beside = Path(sys.executable).parent / "auditor"  # of an environment; argv[0] may be a module of it
     program = beside if beside.is_file() else Path(shutil.which(sys.argv[0]) or sys.argv[0]).absolute()
     runs = Path(os.path.abspath(resolve_path(settings.parent, directory)))  # noqa: PTH100  links stay
-    name = f"auditor-{path.stem}"
-    comment = "Copy both to /etc/systemd/system."
-    return Schedule(program, settings, runs, getpass.getuser(), time, duration, name=name, comment=comment)
+    starter = Schedule(program, settings, runs, getpass.getuser(), time, duration, name=f"auditor-{path.stem}")
+    if schedule is not None:
+        _check_schedule(starter, directory)
+    return starter
 
 
-def _write_files(files: dict[Path, str], *, force: bool) -> None:
-    """Write new files, all or none of them; with ``force``, replace those that exist."""
-    from auditor.storage.files import create_file, replace_file
+def _check_schedule(starter: "Schedule", directory: str) -> None:
+    """Raise UsageError if a unit or a crontab cannot have the paths, or the audit could change its own files."""
+    import re
 
-    existing = [str(path) for path in files if path.exists() or path.is_symlink()]
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", starter.name):
+        name = starter.settings.name
+        raise UsageError(f"{name}: what starts the audit is named after it; use letters, digits, '.', '-' and '_'")
+    for path in (starter.program, starter.settings, starter.runs):
+        if not str(path).isprintable():
+            raise UsageError(f"{str(path)!r}: a unit or a crontab cannot contain this path; use printable characters")
+    runs = starter.runs.resolve()
+    for path in (starter.program, starter.settings):
+        if path.is_relative_to(starter.runs) or path.resolve().is_relative_to(runs):
+            raise UsageError(f"--directory: {directory} contains {path}, which the audit must not change; give another")
+
+
+def _refuse_existing(path: Path, units: Sequence[Path], rules: Path | None, *, force: bool) -> None:
+    """Raise UsageError if a file would be replaced, SettingsError if the rules that exist have faults."""
+    from auditor.policy.loader import load_policy
+
+    if rules is not None and os.path.realpath(path).casefold() == os.path.realpath(rules).casefold():
+        raise UsageError(f"{path}: is the name of the rules; give the settings another one, or --no-rules")
+    existing = [str(each) for each in (path, *units) if os.path.lexists(each)]
     if existing and not force:
         raise UsageError(f"{', '.join(existing)}: exists already; give another path, or --force to replace it")
+    if rules is not None and os.path.lexists(rules):
+        load_policy(rules)
+
+
+def _check_settings(path: Path, text: str) -> None:
+    """Raise SettingsError if new settings have faults."""
+    import tomllib
+
+    from auditor.config.loader import parse_settings
+
+    try:
+        parse_settings(tomllib.loads(text), where=str(path), folder=path.parent)
+    except SettingsError as error:
+        raise SettingsError(*error.sentences, "nothing was written: correct the flags or answers") from None
+
+
+def _create_directory(runs: Path) -> None:
+    """Create the directory of runs, which a service cannot do in a file system that it may only read."""
+    try:
+        runs.mkdir(0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunNotWritableError(
+            f"{runs}: cannot be created: {error.strerror}; create it for the user of the audit, or give --directory"
+        ) from error
+
+
+def _write_rules(path: Path) -> None:
+    """Write new rules, and keep those that exist: they may have been edited."""
+    from auditor.scaffold.settings_file import RULES, schema_path
+
+    if os.path.lexists(path):
+        print_line(f"kept {path}")
+    else:
+        _write_files({path: RULES.format(schema=schema_path("rules").as_uri())}, force=False)
+
+
+def _write_files(files: Mapping[Path, str], *, force: bool) -> None:
+    """Write new files; with ``force``, replace those that exist."""
+    from auditor.storage.files import create_file, replace_file
+
     for path, text in files.items():
         try:
             if force:
@@ -270,7 +373,7 @@ def _print_next_steps(starter: "Schedule", path: Path, schedule: Starter | None)
 config = App(name="config", help="Show every setting in effect, check files, or print their JSON Schema.")
 
 
-@config.command
+@config.command(help_epilogue="Example: auditor config show nightly.toml")
 def show(
     path: Config,
     /,
@@ -300,11 +403,11 @@ def show(
     return 0
 
 
-@config.command
+@config.command(help_epilogue="Example: auditor config validate nightly.toml rules.toml")
 def validate(*paths: Path) -> int:
     """Check files of settings or rules, and print all faults of each.
 
-    Of settings, also check the file of rules that they name. Nothing is sent, and no secret is read.
+    The file of rules that settings name is checked with them. Nothing is sent, and no secret is read.
 
     Parameters
     ----------
@@ -319,28 +422,62 @@ def validate(*paths: Path) -> int:
 def _validate(path: Path) -> int:
     """Print a line for each fault of a file, or that it has none; return the exit code."""
     from auditor.config.loader import parse_settings
-    from auditor.config.toml_tables import read_toml
+    from auditor.config.toml_tables import FaultList, read_toml
+
+    faults = FaultList()
+    table: dict[str, object] = {}
+    with faults.collect():
+        table = read_toml(path)
+    if faults.sentences:
+        return _print_faults(faults.sentences)
+    if "rule" in table:
+        return _validate_rules(path, table)
+    accounts = 0
+    with faults.collect():
+        accounts = len(parse_settings(table, where=str(path), folder=path.parent).account)
+    rules = _rules_file(table, path.parent)
+    rules_table: dict[str, object] | None = None
+    try:
+        rules_table = None if rules is None else read_toml(rules)
+    except SettingsError as error:
+        faults.sentences += [f"{path}: policy: file: {sentence}" for sentence in error.sentences]
+    exit_code = _print_faults(faults.sentences)
+    if exit_code == 0:
+        print_line(f"ok   {safe(path)}: {_count(accounts, 'account')}")
+    return exit_code if rules is None or rules_table is None else max(exit_code, _validate_rules(rules, rules_table))
+
+
+def _validate_rules(path: Path, table: Mapping[str, object]) -> int:
     from auditor.policy.loader import parse_policy
 
     try:
-        table = read_toml(path)
-        if "rule" in table:
-            print_line(f"ok   {safe(path)}: {_count(len(parse_policy(table, str(path))), 'rule')}")
-            return 0
-        settings = parse_settings(table, where=str(path), folder=path.parent)
-        print_line(f"ok   {safe(path)}: {_count(len(settings.account), 'account')}")
+        rules = parse_policy(table, str(path))
     except SettingsError as error:
-        for sentence in error.sentences:
-            print_line(f"FAIL {safe(sentence)}")
-        return error.exit_code
-    return 0 if settings.policy is None else _validate(Path(settings.policy.file))
+        return _print_faults(error.sentences)
+    print_line(f"ok   {safe(path)}: {_count(len(rules), 'rule')}")
+    return 0
+
+
+def _rules_file(table: Mapping[str, object], folder: Path) -> Path | None:
+    """Return the file of rules that a table of settings names, also if other settings are wrong."""
+    from auditor.config.resolution import resolve_path
+
+    policy = table.get("policy")
+    file = policy.get("file") if isinstance(policy, Mapping) else None
+    return Path(resolve_path(folder, file)) if isinstance(file, str) and file and "\0" not in file else None
+
+
+def _print_faults(sentences: Sequence[str]) -> int:
+    for sentence in sentences:
+        print_line(f"FAIL {safe(sentence)}")
+    return SettingsError.exit_code if sentences else 0
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-@config.command
+@config.command(help_epilogue="Example: auditor config schema rules -o rules.schema.json")
 def schema(kind: Literal["settings", "rules"] = "settings", /, *, out: OutputPath = None) -> int:
     """Print the JSON Schema of settings or rules, which editors of TOML check a file with.
 

@@ -411,12 +411,12 @@ def verify(run: RunAddress, /) -> int:
     Recompute its states, counts, digests, Parquet files and inventory, and compare. Print each difference and exit
     with 1 if there is one. If the run was cut, fetch its sealed files first.
     """
-    from auditor.cli.commands.cluster import verify_cut_run
-    from auditor.runs.folder import find_run, is_cut_run
+    from auditor.cli.commands.cluster import is_cluster_run, verify_cut_run
+    from auditor.runs.folder import find_run
     from auditor.runs.manifest import read_manifest
     from auditor.runs.verify import verify_run
 
-    if is_cut_run(run):
+    if is_cluster_run(run):
         return verify_cut_run(run)
     folder = find_run(Path(run))
     problems = verify_run(folder)

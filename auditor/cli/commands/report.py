@@ -28,7 +28,7 @@ from auditor.text.formats import POLICY_REPORT_FORMATS, MetricsFormat, PolicyRep
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
-    from auditor.config.sections import MetricsSettings
+    from auditor.config.settings import Settings
     from auditor.policy.evaluate import PolicyReport
     from auditor.policy.model import Policy
 
@@ -154,10 +154,11 @@ def metrics(
     run: RunAddress,
     /,
     *,
+    settings: Path | None = None,
     rules: RulesOption = None,
     group_by: AttributesOption = None,
     modules: Annotated[str | None, Parameter(group=OUTPUT)] = None,
-    max_series: Annotated[int, Parameter(group=OUTPUT)] = 1_000,
+    max_series: Annotated[int | None, Parameter(group=OUTPUT)] = None,
     format: Annotated[MetricsFormat, Parameter(group=OUTPUT)] = "prometheus",  # noqa: A002  the flag's name
     out: OutputPath = None,
 ) -> int:
@@ -169,41 +170,56 @@ def metrics(
 
     Parameters
     ----------
+    settings:
+        Take policy, group_by and [metrics] from this settings file, so that the file has the series that a run with it
+        writes. The other flags replace what they are about.
     modules:
         Write series only of modules whose names match one of these patterns, such as mcu,ble*; default: all.
     max_series:
-        Write at most INT series of a metric: those with the most devices. Count the others in auditor_…_omitted.
+        Write at most INT series of a metric, by default 1000: those with the most devices. Count the others in
+        auditor_…_omitted.
     format:
         Write the text format of Prometheus, which node_exporter reads, or OpenMetrics.
     """
-    from auditor.cli.commands.cluster import fetch_temporarily
-    from auditor.config.sections import METRIC_SERIES, MetricsSettings
-    from auditor.runs.folder import find_run, is_cut_run
+    from msgspec.structs import replace
 
-    if max_series not in METRIC_SERIES:
+    from auditor.cli.commands.cluster import fetch_temporarily, is_cluster_run
+    from auditor.config.loader import load_settings
+    from auditor.config.sections import METRIC_SERIES
+    from auditor.config.settings import Settings
+    from auditor.hooks.prepare import describe_path_problem
+    from auditor.hooks.prometheus import write_metrics_file
+    from auditor.runs.folder import find_run
+
+    if max_series is not None and max_series not in METRIC_SERIES:
         raise UsageError(f"--max-series {max_series}: give a number from {METRIC_SERIES[0]} to {METRIC_SERIES[-1]:,}")
-    options = MetricsSettings(modules=split_names(modules), max_series=max_series)
-    with fetch_temporarily(run) if is_cut_run(run) else nullcontext(find_run(Path(run), "fleet")) as folder:
-        text = _render_metrics(folder, rules, group_by, options, format)
-    if out is not None and not is_stdout(out):
-        from auditor.hooks.prometheus import write_metrics_file
-
-        write_metrics_file(text, out)
+    to_file = None if out is None or is_stdout(out) else out
+    if to_file is not None and (problem := describe_path_problem(to_file, "metrics")) is not None:
+        raise UsageError(f"-o: {problem}")
+    configured = Settings(account=()) if settings is None else load_settings(settings)
+    chosen = {"modules": split_names(modules) if modules is not None else None, "max_series": max_series}
+    options = {key: value for key, value in chosen.items() if value is not None}
+    configured = replace(configured, metrics=replace(configured.metrics, **options))
+    with fetch_temporarily(run) if is_cluster_run(run) else nullcontext(find_run(Path(run), "fleet")) as folder:
+        text = _render_metrics(folder, rules, group_by, configured, format)
+    if to_file is not None:
+        write_metrics_file(text, to_file)
     else:
         write_to_stdout(io.BytesIO(text))
     return 0
 
 
 def _render_metrics(
-    folder: Path, rules: Path | None, group_by: str | None, options: "MetricsSettings", format_: MetricsFormat
+    folder: Path, rules: Path | None, group_by: str | None, settings: "Settings", format_: MetricsFormat
 ) -> bytes:
+    from auditor.hooks.prepare import load_configured_policy
     from auditor.hooks.prometheus import render_metrics
     from auditor.policy.evaluate import summarize_policy
 
-    loaded = _load_policy(rules)
-    groups = _parse_attributes(group_by, folder)
+    loaded = load_configured_policy(settings) if rules is None else _load_policy(rules)
+    groups = settings.report.group_by if group_by is None else _parse_attributes(group_by, folder)
     evaluated = None if loaded is None else summarize_policy(folder, loaded)
-    return render_metrics(folder, evaluated, groups, options=options, format_=format_)
+    return render_metrics(folder, evaluated, groups, options=settings.metrics, format_=format_)
 
 
 def _parse_attributes(text: str | None, folder: Path) -> tuple[str, ...]:

@@ -63,11 +63,10 @@ def status(directory: str = "audits", /, *, name: str | None = None, local_time:
     name:
         Name of the runs; default: the newest run's.
     """
-    from auditor.cli.commands.cluster import print_shards
+    from auditor.cli.commands.cluster import is_cluster_run, print_shards
     from auditor.cli.render_runs import describe_status
-    from auditor.runs.folder import is_cut_run
 
-    if is_cut_run(directory):
+    if is_cluster_run(directory):
         return print_shards(directory)
     for line in describe_status(Path(directory), name, local_time=local_time):
         print_line(line)
