@@ -158,13 +158,6 @@ _COMMANDS: dict[Group, tuple[tuple[Callable[..., int] | App, str], ...]] = {
 }
 """Each command with an example, in the order of the help."""
 
-_SUBCOMMANDS: tuple[tuple[App, str, str], ...] = (
-    (config, "show", "auditor config show nightly.toml --format json"),
-    (config, "validate", "auditor config validate nightly.toml rules.toml"),
-    (config, "schema", "auditor config schema -o settings.schema.json"),
-)
-"""Commands of a command, each with an example."""
-
 
 def _description(command: Callable[..., int]) -> str:
     """Return a command's docstring without its parameters, and with each paragraph in one line."""
@@ -181,10 +174,6 @@ for _group, _commands in _COMMANDS.items():
         app.command(
             _command, group=_group, sort_key=_order, help=_description(_command), help_epilogue=f"Example: {_example}"
         )
-
-
-for _command, _name, _example in _SUBCOMMANDS:
-    _command[_name].help_epilogue = f"Example: {_example}"
 
 
 def _expand_home(argument: str) -> str:
