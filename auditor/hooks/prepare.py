@@ -173,16 +173,23 @@ def _report_problems(report: ReportSettings, source: str) -> Iterator[str]:
         missing = [package for package in _REQUIRED_PACKAGES.get(key, ()) if find_spec(package) is None]
         if setting and missing:
             yield f"{source}: report: {key}: needs {', '.join(missing)}: {describe_extra('report')}"
-        problem = describe_path_problem(Path(setting), key) if isinstance(setting, str) else None
+        problem = _describe_path_problem(Path(setting), key) if isinstance(setting, str) else None
         if problem is not None:
             yield f"{source}: report: {key}: {problem}"
 
 
-def describe_path_problem(path: Path, key: str) -> str | None:
-    """Return why a file that a key of ``[report]`` may name cannot be replaced; None if it can."""
+def describe_wrong_name(path: Path, key: str) -> str | None:
+    """Return why a file cannot be the one of a key of ``[report]``, by its name; None if it can."""
     suffixes = _SUFFIXES[key]
     if path.suffix.lower() not in suffixes:  # it must not be a fleet file, a key or the settings
         return f"{path.name} does not end with {' or '.join(suffixes)}; another file is not replaced"
+    return None
+
+
+def _describe_path_problem(path: Path, key: str) -> str | None:
+    """Return why a file that a key of ``[report]`` may name cannot be replaced; None if it can."""
+    if (problem := describe_wrong_name(path, key)) is not None:
+        return problem
     path = Path(os.path.realpath(path))
     folder = path.parent
     if not folder.is_dir():

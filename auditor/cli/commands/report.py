@@ -187,14 +187,14 @@ def metrics(
     from auditor.config.loader import load_settings
     from auditor.config.sections import METRIC_SERIES
     from auditor.config.settings import Settings
-    from auditor.hooks.prepare import describe_path_problem
+    from auditor.hooks.prepare import describe_wrong_name
     from auditor.hooks.prometheus import write_metrics_file
     from auditor.runs.folder import find_run
 
     if max_series is not None and max_series not in METRIC_SERIES:
         raise UsageError(f"--max-series {max_series}: give a number from {METRIC_SERIES[0]} to {METRIC_SERIES[-1]:,}")
     to_file = None if out is None or is_stdout(out) else out
-    if to_file is not None and (problem := describe_path_problem(to_file, "metrics")) is not None:
+    if to_file is not None and (problem := describe_wrong_name(to_file, "metrics")) is not None:
         raise UsageError(f"-o: {problem}")
     configured = Settings(account=()) if settings is None else load_settings(settings)
     flags = {"modules": split_names(modules) if modules is not None else None, "max_series": max_series}
