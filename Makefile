@@ -12,7 +12,7 @@ LOCKED := $(PIP) --require-hashes --no-deps --requirement
 COMPILE := .tools/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-package auditor
 LICENCES := MIT;Apache;BSD;ISC;Python Software Foundation;PSF;Mozilla Public License 2.0;MPL-2.0;Unlicense;0BSD;CC0
 
-TEST_PROCESSES ?= $(shell n=$$(( $$(nproc 2>/dev/null || echo 2) + 1 )); echo $$(( n < 4 ? n : 4 )))
+TEST_PROCESSES ?= $(shell n=$$(( $$(nproc 2>/dev/null || echo 2) + 2 )); echo $$(( n < 6 ? n : 6 )))
 
 .PHONY: demo dist pex install-test image-test release-check units test test-all check format help-texts schemas tables references docs dashboard pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
 

@@ -161,6 +161,7 @@ def test_the_rollouts_of_thirty_nights_are_those_of_an_oracle(
             assert rollout.low - 1e-9 <= truth <= rollout.high + 1e-9, where
 
 
+@pytest.mark.slow
 def test_the_nights_have_every_state_and_runs_that_decide_little(
     found: list[dict[tuple[str, str], Rollout]],
 ) -> None:
@@ -175,6 +176,7 @@ def test_the_nights_have_every_state_and_runs_that_decide_little(
     assert sum(decided) > len(decided) / 2
 
 
+@pytest.mark.slow
 def test_a_beta_device_changes_no_bar_where_releases_are_known(found: list[dict[tuple[str, str], Rollout]]) -> None:
     known = [rollouts[KNOWN, "beta"] for night, rollouts in enumerate(found) if night >= 3 and night not in KINDS]
     assert {(each.target, each.target_source, each.state, each.behind) for each in known} == {
@@ -184,6 +186,7 @@ def test_a_beta_device_changes_no_bar_where_releases_are_known(found: list[dict[
     assert {(each.target, each.target_source, each.state) for each in unknown} == {(BETA, "newest", "not_started")}
 
 
+@pytest.mark.slow
 def test_devices_behind_are_counted_by_their_update(
     nights: tuple[Fleet, list[Path]], found: list[dict[tuple[str, str], Rollout]]
 ) -> None:

@@ -475,6 +475,7 @@ def test_no_answer_and_no_page_holds_a_devices_secret(spelled: str) -> None:
     assert not [text for text in reached if CANARY in text]
 
 
+@pytest.mark.slow
 def test_no_object_of_the_process_holds_a_devices_secret() -> None:
     before = known_to_the_process()
     kept = [read(entry_with(*pair), DEVICE_LIST_RESPONSE) for pair in SECRETS.values()]

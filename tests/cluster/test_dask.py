@@ -221,6 +221,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.live
+@pytest.mark.slow
 async def test_killed_workers_and_a_killed_driver_give_the_run_of_one_machine(tmp_path: Path) -> None:
     world = World(200, seed=2)
     world.write_fleet(tmp_path / "fleet.csv")

@@ -289,7 +289,7 @@ async def test_failures_of_a_stopped_shard_are_sealed(tmp_path: Path) -> None:
     world = World(800, seed=1)
     world.write_fleet(tmp_path / "fleet.csv")
     async with Simulator(world, faults=Faults(business=0.5), latency=(0.05, 0.05)) as platform:
-        settings = cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path), concurrency=8)
+        settings = cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path), concurrency=8, max_attempts=2)
         storage, plan = cut(settings)
 
         def has_failure() -> bool:

@@ -196,6 +196,7 @@ async def test_limit_discovers_only_the_pages_it_needs(tmp_path: Path) -> None:
     assert auditor.verify_run(result.folder) == []
 
 
+@pytest.mark.slow
 async def test_discovery_is_correct_despite_all_faults(tmp_path: Path) -> None:
     world = World(1500, products=6, large=0)
     faults = Faults.evenly(0.1, silence=0.004, silence_seconds=1.0)

@@ -43,7 +43,7 @@ async def test_its_devices_have_one_attempt_and_retries_stay_within_their_budget
     failing = next(iter(world)).product_key
     sick = sum(device.product_key == failing for device in world)
     async with FailingProductSimulator(world, failing) as platform:
-        result = await auditor.run_audit(prepare(tmp_path, world, platform))
+        result = await auditor.run_audit(prepare(tmp_path, world, platform, max_attempts=5))
     devices, requests = result.manifest.devices, result.manifest.requests
     assert (devices.ok, devices.failed, result.exit_code) == (len(world) - sick, sick, 1)
     assert requests.sent == platform.counts.received
@@ -52,6 +52,7 @@ async def test_its_devices_have_one_attempt_and_retries_stay_within_their_budget
     assert attempts.count(1) > sick / 2
 
 
+@pytest.mark.slow
 async def test_a_call_budget_covers_retries_and_failing_devices_hold_no_worker(tmp_path: Path) -> None:
     world = plain_world(400)
     failing = next(iter(world)).product_key

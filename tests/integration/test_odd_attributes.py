@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import orjson
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -71,6 +72,7 @@ def label(text: str) -> str:
 @given(st.lists(NAME, min_size=1, max_size=4, unique=True), st.lists(TEXT, min_size=1, max_size=5, unique=True))
 @example([text for text in ODD_TEXTS if strip_invisible(text) == text][:4], ODD_TEXTS)
 @example([text for text in ODD_TEXTS if strip_invisible(text) == text][-4:], ODD_TEXTS)
+@pytest.mark.slow
 def test_odd_attributes_are_the_same_everywhere(tmp_path: Path, names: list[str], texts: list[str]) -> None:
     folder = tmp_path / str(next(FOLDERS))
     folder.mkdir()

@@ -45,6 +45,7 @@ async def test_resumed_audit_queries_every_device_once(tmp_path: Path, named: st
     assert_complete_and_correct(world, result)
 
 
+@pytest.mark.slow
 async def test_audit_may_be_resumed_many_times(tmp_path: Path) -> None:
     world = plain_world(80)
     world.write_fleet(tmp_path / "fleet.csv")

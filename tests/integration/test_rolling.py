@@ -37,6 +37,7 @@ def ages(folder: Path, runs: list[str]) -> Counter[int]:
     return found
 
 
+@pytest.mark.slow
 async def test_budget_covers_the_fleet_over_several_runs_and_each_run_is_complete(tmp_path: Path) -> None:
     plain().write_fleet(tmp_path / "fleet.csv")
     runs: list[str] = []

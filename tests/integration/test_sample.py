@@ -58,6 +58,7 @@ async def test_same_seed_samples_the_same_devices(tmp_path: Path) -> None:
     assert len(set(one) - set(longer)) <= 4  # a longer sample has the shorter one in it, but for what is rounded
 
 
+@pytest.mark.slow
 async def test_every_device_has_the_same_probability_to_be_sampled(tmp_path: Path) -> None:
     world = world_of(40, products=1, missing=0)
     world.write_fleet(tmp_path / "fleet.csv")
@@ -133,6 +134,7 @@ async def test_precision_that_needs_the_complete_fleet_gives_a_complete_run(tmp_
     assert result.manifest.state == "complete"
 
 
+@pytest.mark.slow
 async def test_intervals_of_samples_cover_the_true_shares(tmp_path: Path) -> None:
     world = world_of()
     world.write_fleet(tmp_path / "fleet.csv")

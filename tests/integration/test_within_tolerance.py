@@ -111,6 +111,7 @@ def test_every_run_is_a_success(nights: list[Night]) -> None:
     assert newest.folder == folders[-1]
 
 
+@pytest.mark.slow
 def test_no_output_warns_of_the_failed_devices(nights: list[Night], capfd: pytest.CaptureFixture[str]) -> None:
     newest = nights[-1].result.folder
     assert main(["status", str(newest.parent)]) == 0
@@ -134,6 +135,7 @@ def test_no_output_warns_of_the_failed_devices(nights: list[Night], capfd: pytes
     assert {run.label for run in report.rollouts.runs} == {None}
 
 
+@pytest.mark.slow
 def test_alert_fires_if_a_run_is_left_out_and_not_otherwise(nights: list[Night]) -> None:
     assert alerts(nights) == []
     for left_out in range(1, DAYS):

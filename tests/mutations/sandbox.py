@@ -35,7 +35,8 @@ MAX_MEMORY = 1 << 30
 """Resident bytes of a command at its peak."""
 
 _HARD_MEMORY, _HARD_FILE = 4 << 30, 2 << 30
-"""What the system refuses, so that a finding does not stop the machine."""
+"""What the system refuses, so that a finding does not stop the machine: more memory than the forked process began with
+by so much, and a larger file."""
 
 DOCUMENTED_EXITS = frozenset({0, 1, 2, 3, 4})
 """Exit codes of a command that no signal ends."""
@@ -142,7 +143,7 @@ class Sandbox:
             try:
                 os.close(reading)
                 self._use_folder()
-                resource.setrlimit(resource.RLIMIT_DATA, (_HARD_MEMORY, _HARD_MEMORY))
+                _limit(resource.RLIMIT_DATA, _data_size() + _HARD_MEMORY)
                 with os.fdopen(writing, "wb") as pipe_end:
                     pickle.dump(work(), pipe_end)
                 status = 0
@@ -245,12 +246,9 @@ class Sandbox:
             ports = case.ports if case.start is None else case.ports | case.start()
             self._redirect()
             faulthandler.enable((self._results / "hang").open("w"))
-            for limit, size in (
-                (resource.RLIMIT_DATA, _HARD_MEMORY),
-                (resource.RLIMIT_FSIZE, _HARD_FILE),
-                (resource.RLIMIT_CORE, 0),
-            ):
-                resource.setrlimit(limit, (size, size))
+            _limit(resource.RLIMIT_DATA, _data_size() + _HARD_MEMORY)
+            _limit(resource.RLIMIT_FSIZE, _HARD_FILE)
+            _limit(resource.RLIMIT_CORE, 0)
             forbidden = os.open(self._results / "forbidden", os.O_WRONLY | os.O_CREAT, 0o600)
             sys.addaudithook(_Guard(self.folder, ports, forbidden, quiet=case.refuse_quietly).check)
             from auditor.cli import main
@@ -324,6 +322,16 @@ class _Guard:
             raise PermissionError(13, os.strerror(13), "refused by the test")
         os.write(self._report, (sentence + "\n" + "".join(traceback.format_stack(limit=12))).encode("utf-8", "replace"))
         os._exit(_FORBIDDEN_EXIT)
+
+
+def _limit(kind: int, size: int) -> None:
+    """Set a limit of this process, which it cannot raise again."""
+    resource.setrlimit(kind, (size, size))
+
+
+def _data_size() -> int:
+    """Return the bytes of this process's data, as its limit counts them; see proc(5)."""
+    return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
 
 
 def _processor_seconds(process: int) -> float:

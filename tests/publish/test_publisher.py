@@ -407,7 +407,8 @@ options = {{ to = "{tmp_path}/other" }}
         monkeypatch.setenv("EU_SECRET", "s")
         (tmp_path / "fleet.csv").write_text("product_key,device_name\np1,d1\n")
         content = settings.read_text().replace("https://x", "http://127.0.0.1:9")
-        settings.write_text(content.replace(f"{tmp_path}/other", f"{tmp_path}/missing/other"))
+        content = content.replace(f"{tmp_path}/other", f"{tmp_path}/missing/other")
+        settings.write_text(f"max_attempts = 1\ngive_up_after = 1\n{content}")
         assert main(["check", str(settings), "--fleet", str(tmp_path / "fleet.csv")]) == 3
         lines = capfd.readouterr().out.splitlines()
         assert f"ok   publish lake: {tmp_path}/lake" in lines

@@ -48,6 +48,7 @@ def newest_among(versions: set[str]) -> set[str]:
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["p1", "p2", "p3", "p4"]), VERSION), min_size=1, max_size=24))
+@pytest.mark.slow
 def test_newest_version_equals_the_comparison_of_all_pairs(devices: list[tuple[str, str]]) -> None:
     with TemporaryDirectory() as temporary:
         fleet = [named(number, product=product) for number, (product, _) in enumerate(devices)]

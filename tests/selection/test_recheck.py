@@ -95,6 +95,7 @@ def true_rate(database: duckdb.DuckDBPyConnection, condition: str) -> float:
     return float(rate)
 
 
+@pytest.mark.slow
 def test_intervals_of_a_run_with_a_budget_cover_the_truth(database: duckdb.DuckDBPyConnection) -> None:
     covered = covered_all = 0
     bias = []
