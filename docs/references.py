@@ -259,7 +259,7 @@ EXIT_CODES = f"""# Exit codes
 | 1 | more devices failed or are pending than `max_failed` allows, or an account is silent. Also: a product could not be listed, a run does not verify, or a plan does not fit its window |
 | 2 | the usage, the settings or the fleet file is wrong, and no request was sent; or the platform lists no device that matches the settings |
 | 3 | the platform refuses an account (credentials, permission) or was never reached, or the run cannot be written |
-| 4 | `--fail-on` matched (drift, or a difference of a fleet file); a rule of severity `error` is violated, or the policy of a run that ended with 0 could not be evaluated |
+| 4 | `--fail-on` matched (drift, or a difference of a fleet file); a rule of severity `error` is violated; or the policy of a run that ended with 0 could not be evaluated |
 | 75 | another process has taken over the shard of this one (`shard`); do not start it again |
 | 130 | interrupted by SIGINT; `run`, `resume`, `fleet` and `demo` also by SIGTERM or SIGHUP. All results are kept |
 | 129, 143 | another command was ended by SIGHUP or SIGTERM; so was one of these in its first second, before it handles signals |
