@@ -1,6 +1,7 @@
 """What a storage shows of a run: its shards by the age of their last checkpoint, and its sealed files."""
 
 import os
+import shlex
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -170,7 +171,7 @@ def fetch_run(storage: ObjectStore, folder: Path) -> Path:
         ObjectStoreError: the storage cannot be used.
     """
     if (sealed := read_sealed(storage)) is None:
-        raise RunFolderError(f"{storage.address}: is not sealed; see auditor status {storage.address}")
+        raise RunFolderError(f"{storage.address}: is not sealed; see auditor status {shlex.quote(storage.address)}")
     manifest, content = sealed
     if os.path.lexists(folder):
         _require_equal(folder, manifest, content)

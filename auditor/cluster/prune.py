@@ -1,6 +1,7 @@
 """Runs of a storage that several machines share: old ones are deleted, unless they are not sealed; the newest one."""
 
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def prune_storage(
     for name in sorted((each for each in folders if _RUN.fullmatch(each)), reverse=True):
         run = join_address(address, name)
         if f"{name}/{MANIFEST}" not in folders[name]:
-            skipped.append(f"{run}: is not sealed; auditor stop {run} seals what it has")
+            skipped.append(f"{run}: is not sealed; auditor stop {shlex.quote(run)} seals what it has")
         elif f"{name}/{CUT_PLAN}" not in folders[name]:
             removed.append(name)
         else:

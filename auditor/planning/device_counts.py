@@ -5,6 +5,7 @@ from some pages of the lists. Pages are spread over a list, since it has the new
 """
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
@@ -127,4 +128,4 @@ def _conditions(device: ListedDevice, patterns: Patterns) -> Iterator[bool]:
 def advise_fleet_file(names: Collection[str]) -> str:
     """Return how to plan accounts from a fleet file instead, with a command for one of them."""
     each = "" if len(names) == 1 else ", one account at a time"
-    return f"or plan with a fleet file{each}: auditor plan CONFIG --account {min(names)} --fleet FILE"
+    return f"or plan with a fleet file{each}: auditor plan CONFIG --account {shlex.quote(min(names))} --fleet FILE"

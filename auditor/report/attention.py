@@ -117,8 +117,8 @@ class AttentionItem:
         return _TONES[self.severity]
 
 
-_MAX_COMMAND = 300
-"""Characters of a command."""
+_MAX_COMMAND = 1_000
+"""Characters of a command: a few paths of usual lengths."""
 
 
 def read_verdict(report: Report) -> Verdict:
@@ -200,7 +200,7 @@ def _account_item(report: Report, account: AccountEffort) -> AttentionItem:
         "without an answer",
         (
             ShellCommand("find the cause", ("auditor", "check", _settings(report), "--account", account.name)),
-            ShellCommand("then query the rest", ("auditor", "resume", _run(report))),
+            ShellCommand("then query the rest", ("auditor", "resume", report.path)),
         ),
         link="audit",
     )
@@ -210,7 +210,7 @@ def _run_items(report: Report, *, explained: bool) -> Iterator[AttentionItem]:
     """Yield an item if the run has too few answers, unless a failing account explains that."""
     manifest = report.manifest
     unanswered = report.coverage.counts.unanswered - report.coverage.unsampled
-    resume = ("auditor", "resume", _run(report))
+    resume = ("auditor", "resume", report.path)
 
     def item(severity: Severity, glyph: str, title: str, evidence: str, purpose: str) -> AttentionItem:
         commands = (ShellCommand(purpose, resume),)
@@ -236,7 +236,7 @@ def _warning_items(report: Report) -> Iterator[AttentionItem]:
             continue
         title = _TITLES.get(warning.kind, warning.kind.replace("_", " ").capitalize())
         commands = {
-            "tampered": (ShellCommand("see which files", ("auditor", "verify", _run(report))),),
+            "tampered": (ShellCommand("see which files", ("auditor", "verify", report.path)),),
             "silent": (ShellCommand("find the cause", ("auditor", "check", _settings(report))),),
         }.get(warning.kind, ())
         evidence = describe_warning(warning, Path(warning.run).name)
@@ -255,7 +255,7 @@ def _rule_items(report: Report) -> Iterator[AttentionItem]:
     if policy.is_undecided:
         title, evidence = "No rule of the policy could be decided", "No device was seen, or no version can be compared"
         yield AttentionItem("warning", "?", title, evidence, policy.undecided, "rules", link="policy")
-    words = ("auditor", "policy", _run(report), report.rules or "rules.toml", "--devices")
+    words = ("auditor", "policy", report.path, report.rules or "RULES.toml", "--devices")
     commands = (ShellCommand("list the devices", words),)
     for each in policy.results:
         if each.verdict == "violated":
@@ -272,7 +272,7 @@ def _rollback_items(report: Report) -> Iterator[AttentionItem]:
     if changes is not None and downgraded:
         since = format_day(changes.started_at)
         evidence = f"{format_count(downgraded, 'module')} {_was(downgraded)} downgraded since {since}"
-        words = ("auditor", "diff", f"{report.directory}/{changes.run}", _run(report), "--changed", "downgraded")
+        words = ("auditor", "diff", str(Path(report.directory, changes.run)), report.path, "--changed", "downgraded")
         commands = (ShellCommand("list them by product", words),)
     if found:
         new = any(each.runs_in_state <= 1 for each in found)
@@ -327,7 +327,7 @@ def _product_item(report: Report, product: ProductCoverage) -> AttentionItem:
     others = report.coverage.counts.unanswered - report.coverage.unsampled - unanswered
     have = "has" if others == 1 else "have"
     evidence = f"{' and '.join(parts)}; {format_count(others, 'device')} of all other products {have} no answer"
-    words = ("auditor", "devices", _run(report), "--product", product.product_key or "", "--status", "failed")
+    words = ("auditor", "devices", report.path, "--product", product.product_key or "", "--status", "failed")
     return AttentionItem(
         "note" if is_tolerated(report.manifest) else "warning",
         "!",
@@ -402,22 +402,18 @@ def _share_and_peak(rollout: Rollout) -> str:
 
 
 def _behind(report: Report, rollout: Rollout, *, of_many: bool) -> tuple[ShellCommand, ...]:
-    words = behind_command(_run(report), rollout)
     purpose = "list the devices of the first one" if of_many else "list the devices"
-    return (ShellCommand(purpose, words),) if words else ()
+    command = behind_command(report.path, rollout, purpose)
+    return () if command is None else (command,)
 
 
-def behind_command(run: str, rollout: Rollout) -> tuple[str, ...]:
-    """Return the command that lists the devices behind a rollout's target; empty if it has no product or target."""
+def behind_command(run: str, rollout: Rollout, purpose: str) -> ShellCommand | None:
+    """Return the command that lists the devices behind a rollout's target; None if it has no product or target."""
     if rollout.product_key is None or rollout.target is None:
-        return ()
+        return None
     words = ("auditor", "devices", run, "--product", rollout.product_key, "--module", rollout.module_name)
-    return (*words, "--below", rollout.target)
-
-
-def _run(report: Report) -> str:
-    return f"{report.directory}/{report.folder}"
+    return ShellCommand(purpose, (*words, "--below", rollout.target))
 
 
 def _settings(report: Report) -> str:
-    return Path(report.manifest.settings_file or "settings.toml").name
+    return report.manifest.settings_file or "SETTINGS.toml"

@@ -75,8 +75,12 @@ def build_report(
         RunFolderError: the folder is no run, or cannot be read.
         RunNotWritableError: the system's temporary folder cannot be written.
     """
-    folder = find_run(Path(run)).absolute()
-    directory = folder.parent if directory is None else Path(directory).absolute()
+    given = find_run(Path(run))
+    folder = given.absolute()
+    if given.name in {"", ".."}:  # such as the working directory, whose parent has no name
+        given = folder
+    earlier = given.parent if directory is None else Path(directory)
+    directory = earlier.absolute()
     written_at = (now or datetime.now(UTC)).astimezone(UTC)
     unreadable: list[str] = []
     snapshot, sections = _read_run(folder, directory, group_by, unreadable)
@@ -97,7 +101,8 @@ def build_report(
     unsampled = snapshot.sources.unsampled
     return Report(
         folder=folder.name,
-        directory=folder.parent.name,
+        path=str(given),
+        directory=str(earlier),
         manifest=snapshot.manifest,
         labels=run_labels(snapshot.manifest.state, snapshot.counts, tampered=snapshot.tampered, unsampled=unsampled),
         warnings=snapshot.warnings,
@@ -110,7 +115,7 @@ def build_report(
         unreadable=tuple(_without_directories(each, folder.parent, directory) for each in unreadable),
         written_at=written_at,
         groups=sections.groups,
-        rules=None if policy is None else Path(policy.source).name,
+        rules=None if policy is None else policy.source,
     )
 
 

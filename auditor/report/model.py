@@ -398,7 +398,8 @@ class Report(msgspec.Struct, frozen=True):
 
     Attributes:
         folder: name of the run folder.
-        directory: name of the directory that contains it.
+        path: its path, as it was given, for commands.
+        directory: path of the directory of earlier runs, likewise.
         manifest: its ``run.json``.
         labels: what limits the numbers in a word each, such as ``partial`` and ``tampered``.
         warnings: why the numbers do not cover the whole fleet, or are not reliable.
@@ -407,7 +408,7 @@ class Report(msgspec.Struct, frozen=True):
         rollouts: the rollouts, the runs, and the fleet by age of its firmware.
         changes: changes since the previous run; None if there is none.
         policy: results of the policy; None without one.
-        rules: name of the policy's file; None without one.
+        rules: path of the policy's file, likewise; None without one.
         problems: slow or failing parts of the audit.
         unreadable: earlier runs that could not be read, a sentence each.
         written_at: when the report was written.
@@ -415,6 +416,7 @@ class Report(msgspec.Struct, frozen=True):
     """
 
     folder: str
+    path: str
     directory: str
     manifest: Manifest
     labels: tuple[str, ...]

@@ -27,7 +27,7 @@ def write_report(
 ) -> Path:
     """Write the report of a run to a file, which is replaced atomically, and return its path.
 
-    The same files and the same ``now`` give the same bytes, fewer than 2 MB for any fleet.
+    The same files, under the same paths, and the same ``now`` give the same bytes, fewer than 2 MB for any fleet.
 
     Args:
         run: a run folder, or a directory of runs, which means its newest run. A run in progress is reported as it is.

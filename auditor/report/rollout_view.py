@@ -1,6 +1,5 @@
 """How rollouts are shown: the map of products and modules, the rows of the table, and the details for the script."""
 
-import shlex
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
@@ -12,7 +11,6 @@ from auditor.analysis.rollouts import Rollout
 from auditor.report.attention import behind_command
 from auditor.report.charts import draw_sparkline
 from auditor.report.filters import (
-    MAX_SENTENCE_LENGTH,
     UNKNOWN,
     display_text,
     format_day,
@@ -194,10 +192,10 @@ def describe_states(thresholds: RolloutThresholds) -> str:
 
 def encode_details(report: Report) -> Markup:
     """Return the versions of modules over the runs as JSON for the script, in which no text can end the element."""
-    rollouts, run = report.rollouts, f"{report.directory}/{report.folder}"
+    rollouts = report.rollouts
     room, modules = MAX_DETAIL_BYTES, []
     for each in rollouts.rollouts:
-        entry = _detail_entry(each, run)
+        entry = _detail_entry(each, report.path)
         room -= len(encode_json(entry).encode())
         if room < 0:
             break
@@ -210,7 +208,7 @@ def encode_details(report: Report) -> Markup:
 
 def _detail_entry(detail: RolloutDetail, run: str) -> dict[str, object]:
     rollout = detail.rollout
-    line = shlex.join(behind_command(run, rollout)) if rollout.behind else ""
+    command = behind_command(run, rollout, "list them") if rollout.behind else None
     share = _describe_share(rollout, 32)
     change = "" if rollout.change is None else format_points(rollout.change)
     return {
@@ -219,7 +217,7 @@ def _detail_entry(detail: RolloutDetail, run: str) -> dict[str, object]:
         "module": display_text(rollout.module_name),
         "state": rollout.state, "glyph": GLYPHS[rollout.state], "share": share,
         "change": f"{change} a day" if change else "", "devices": rollout.devices, "count": detail.version_count,
-        "command": line if line.isprintable() and len(line) < MAX_SENTENCE_LENGTH else "",
+        "command": "" if command is None else command.line,
         "versions": [
             [None if each.version is None else display_text(each.version, 32), each.age, each.devices]
             for each in detail.versions

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import time
 from collections.abc import Container, Iterator
 from datetime import UTC, datetime, timedelta
@@ -461,7 +462,8 @@ def refuse_cut_run(path: Path) -> None:
     scheme = re.match(r"[a-z0-9]+:/(?=[^/])", str(path))  # a path has one slash of two
     address = str(path) if scheme is None or os.path.lexists(path) else f"{scheme[0]}/{str(path)[scheme.end() :]}"
     if is_cut_run(address):
-        raise RunFolderError(f"{address}: is a run that was cut; auditor fetch {address} audits, then use its folder")
+        fetch = f"auditor fetch {shlex.quote(address)} audits"
+        raise RunFolderError(f"{address}: is a run that was cut; {fetch}, then use its folder")
 
 
 _IDENTITY = ("account", "product_key", "device_name", "iot_id")

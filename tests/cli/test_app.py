@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from auditor.cli.app import app
 from auditor.cli.commands.config import config
 from auditor.simulator.world import World
 from tests.cli.conftest import SECRET, Auditor, Platform, StartPlatform, command, settings_file
+from tests.report.pages import parse_html
 
 COMMANDS = (
     "check", "completion", "config", "count", "cut", "demo", "device", "devices", "diff", "fetch", "fleet", "history", "init", "inventory", "metrics", "notify", "plan", "policy",
@@ -46,26 +48,33 @@ def test_check_of_a_key_that_is_not_set_exits_with_2(auditor: Auditor, tmp_path:
     assert "the environment variable CANARY is not set" in done.stderr
 
 
-def test_the_demonstration_ends_with_a_page_to_open_and_three_commands_that_work(
+def test_the_demonstration_ends_with_a_page_to_open_and_each_printed_command_works(
     auditor: Auditor, tmp_path: Path
 ) -> None:
-    done = auditor("demo", "--devices", 400, "--nights", 2)
+    done = auditor("demo", "--devices", 400, "--nights", 2, "--out", "my audits")
     assert done.returncode == 0, done.stderr
     there = sum(device.exists for device in World(400, large=0))
     assert len(re.findall(rf"^OK +{there} devices", done.stderr, re.MULTILINE)) == 2
     opening, page, commands = re.split("Open in a browser:\n|\n\nTry:\n", done.stdout)
-    assert (opening.strip(), page) == ("", "audits/demo.html")
-    assert (tmp_path / page).read_text().startswith("<!doctype html>")
-    names = []
-    for line in commands.splitlines():
-        words = shlex.split(line.partition("  # ")[0])
+    assert (opening.strip(), page) == ("", "my audits/demo.html")
+    html = (tmp_path / page).read_text()
+    assert html.startswith("<!doctype html>")
+
+    def try_command(line: str) -> str:
+        words = shlex.split(line, comments=True)
         words = words[next(at for at, word in enumerate(words) if word in COMMANDS) :]
-        names.append(words[0])
         tried = auditor(*words)
-        assert tried.returncode == 0, tried.stderr
-        assert len(tried.stdout.splitlines()) > 3
-    assert names == ["inventory", "diff", "policy"]
-    first, last = sorted((tmp_path / "audits").glob("*-demo"))
+        assert tried.returncode == 0, (line, tried.stderr)
+        assert len(tried.stdout.splitlines()) > 3, line
+        return words[0]
+
+    assert [try_command(line) for line in commands.splitlines()] == ["inventory", "diff", "policy"]
+    copied = {unescape(line) for line in re.findall(r'<div class="command">.*?<code>(.*?)</code>', html)}
+    copied |= {entry["command"] for entry in parse_html(html).island["modules"] if entry["command"]}
+    assert {try_command(line) for line in copied} >= {"devices", "policy"}
+    next_steps = auditor("status", "my audits").stdout.partition("\nnext: ")[2].splitlines()[1:]
+    assert [try_command(line) for line in next_steps] == ["diff"]
+    first, last = sorted((tmp_path / "my audits").glob("*-demo"))
     assert all(auditor("verify", folder).returncode == 0 for folder in (first, last))
     assert json.loads((last / "run.json").read_text())["requests"]["retried"] > 0
 

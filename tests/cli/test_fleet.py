@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -127,20 +128,21 @@ def test_a_killed_or_interrupted_listing_is_resumed(
     pages = 0
     for ending, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
         more = () if ending == signal.SIGKILL else ("--resume",)
-        process = CapturedCommand("fleet", settings, "-o", tmp_path / "fleet.csv", *more, cwd=tmp_path)
+        process = CapturedCommand("fleet", settings, "-o", tmp_path / "fleet of all.csv", *more, cwd=tmp_path)
         while pages_in(journal) < pages + 20:
             time.sleep(0.02)
         process.command.send_signal(ending)
         done = process.result(20)
         assert done.returncode == code
         assert listing(folder) == [".discovery-simulated"]
-        assert not (tmp_path / "fleet.csv").exists()
+        assert not (tmp_path / "fleet of all.csv").exists()
         pages = pages_in(journal)
-    assert "no file was written; resume with: auditor fleet" in done.stderr
-    done = auditor("fleet", settings, "-o", tmp_path / "fleet.csv", "--resume")
+    command = shlex.split(done.stderr.partition("no file was written; resume with: ")[2].splitlines()[0])
+    assert command == ["auditor", "fleet", str(settings), "-o", str(tmp_path / "fleet of all.csv"), "--resume"]
+    done = auditor(*command[1:])
     assert done.returncode == 0
     assert re.search(r"resuming the discovery that started at 20\S+Z", done.stderr.splitlines()[0])
-    rows = rows_of((tmp_path / "fleet.csv").read_text())
+    rows = rows_of((tmp_path / "fleet of all.csv").read_text())
     assert len({row["iot_id"] for row in rows}) == len(rows) == sum(device.exists for device in World(12_000))
     assert listing(folder) == []
 

@@ -10,7 +10,7 @@ import pytest
 
 from auditor.cli.app import main
 from auditor.models import Outcome
-from auditor.policy.loader import parse_policy
+from auditor.policy.loader import load_policy, parse_policy
 from auditor.policy.model import Policy
 from auditor.report.attention import ShellCommand, list_attention, read_verdict
 from auditor.report.builder import build_report
@@ -71,7 +71,7 @@ def test_rollback_is_first_and_names_the_worst_and_the_command(tmp_path: Path) -
     assert first.evidence == "30 modules were downgraded since 23 Nov"
     assert len(first.cases) == 3
     assert all(case.endswith(("%", "0%")) and "ble 1.1: " in case and " → " in case for case in first.cases)
-    assert first.commands[0].line == "auditor diff audits/night3 audits/night4 --changed downgraded"
+    assert first.commands[0].line == f"auditor diff {folder.parent}/night3 {folder} --changed downgraded"
 
 
 def test_account_that_was_refused_is_first_with_the_way_back(tmp_path: Path) -> None:
@@ -83,8 +83,8 @@ def test_account_that_was_refused_is_first_with_the_way_back(tmp_path: Path) -> 
     assert first.title == "Account us: none of its 20 devices answered"
     assert first.evidence == f"{reason.message}. 4 modules of its products are unknown in this run"
     assert [each.line for each in first.commands] == [
-        "auditor check nightly.toml --account us",
-        "auditor resume audits/night4",
+        "auditor check /etc/auditor/nightly.toml --account us",
+        f"auditor resume {folder}",
     ]
     assert [title for _, title in titles(report) if "p0" in title or "p2" in title or "unknown" in title] == []
     assert report.rollouts.unknown_by_account == {"us": 4}
@@ -167,7 +167,7 @@ def test_unfinished_audit_is_continued(tmp_path: Path, state: State, severity: s
     folder = nights(tmp_path, *answer(4)[:30], state=state, error="the disk is full" if state == "aborted" else None)
     item = next(item for item in list_attention(build_report(folder, now=NOW)) if "audit" in item.title)
     assert item.severity == severity
-    assert item.commands[0].line == "auditor resume audits/night4"
+    assert item.commands[0].line == f"auditor resume {folder}"
     assert state != "aborted" or item.evidence == "the disk is full"
 
 
@@ -182,22 +182,29 @@ def test_changed_files_and_old_data_need_attention(tmp_path: Path) -> None:
 
 
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = nights(tmp_path, *answer(4, back=True))
-    (tmp_path / "rules.toml").write_text('[[rule]]\nname = "new"\nmodule = "ble"\nminimum = "1.1"\n')
-    rules = Policy(parse_policy({"rule": [{"name": "new", "module": "ble", "minimum": "1.1"}]}, "x"), "rules.toml")
-    lines = [
-        each.line for item in list_attention(build_report(folder, policy=rules, now=NOW)) for each in item.commands
-    ]
-    lines += [entry["command"] for entry in parse_html(render_html(build_report(folder, now=NOW))).island["modules"]]
-    assert len(lines) > 4
-    for line in filter(None, lines):
-        assert main(shlex.split(line)[1:]) in (0, 4), line
-        assert "audits" in line
-    assert "1.0" in capsys.readouterr().out
+    """They name files as the report's arguments do, so that they work where the user is."""
+    (tmp_path / "our fleet" / "rules").mkdir(parents=True)
+    folder = nights(tmp_path / "our fleet", *answer(4, back=True))
+    rules_file = tmp_path / "our fleet" / "rules" / "rules.toml"
+    rules_file.write_text('[[rule]]\nname = "new"\nmodule = "ble"\nminimum = "1.1"\n')
+    for at, run, rules in (
+        (tmp_path, folder.relative_to(tmp_path), rules_file.relative_to(tmp_path)),
+        (tmp_path, Path("our fleet/audits/last"), rules_file),
+        (folder.parent, Path(), Path("../rules/rules.toml")),
+        (folder, Path(), Path("../../rules/rules.toml")),
+        (folder / "..", folder, rules_file),
+    ):
+        monkeypatch.chdir(at)
+        report = build_report(run, policy=load_policy(rules), now=NOW)
+        lines = {each.line for item in list_attention(report) for each in item.commands}
+        lines |= {entry["command"] for entry in parse_html(render_html(report)).island["modules"]}
+        assert {shlex.split(line)[1] for line in filter(None, lines)} == {"devices", "diff", "policy"}
+        for line in filter(None, lines):
+            assert main(shlex.split(line)[1:]) in (0, 4), line
+        assert "1.0" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "\u202e", "x" * 400])
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "\u202e", "x" * 1_000])
 def test_command_that_cannot_be_copied_is_left_out(name: str) -> None:
     assert ShellCommand("list", ("auditor", "devices", name)).line == ""
     assert ShellCommand("list", ("auditor", "devices", "it's; rm -rf")).line == "auditor devices 'it'\"'\"'s; rm -rf'"

@@ -226,6 +226,27 @@ def test_page_fits_and_axe_finds_no_violation(open_page: Any, width: int, scheme
     assert faults == {}
 
 
+EXCESS = """value => {
+  const range = document.createRange(), tile = value.closest('.tile'), style = getComputedStyle(tile);
+  range.selectNodeContents(value);
+  const room = tile.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+  return range.getBoundingClientRect().width - room;
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 1024, 1280])
+@pytest.mark.parametrize(("number", "unit"), [("12", "warnings"), ("none", "violated"), ("1,234", "of 5,678")])
+def test_values_of_tiles_keep_their_distance_from_the_edge(open_page: Any, width: int, number: str, unit: str) -> None:
+    page = open_page(width).page
+    value = page.locator(".tile .value:has(.unit)").first
+    value.evaluate(
+        "(value, [number, unit]) => { value.firstChild.data = `${number} `; value.lastChild.textContent = unit; }",
+        [number, unit],
+    )
+    assert value.text_content() == f"{number} {unit}"
+    assert value.evaluate(EXCESS) <= 0
+
+
 MEASURE = """() => {
   const shown = (each) => each.checkVisibility({ visibilityProperty: true, contentVisibilityAuto: true })
     && !each.closest(".unseen, .skip");

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -361,7 +362,9 @@ def resume_cut_run(run: str, settings: Path | None) -> int:
         print_error(safe(sealed[0].describe_exit()))
         return sealed[0].exit_code or 0
     failed = [code for code in codes.values() if code]
-    print_error(f"not sealed: {format_count(len(failed), 'shard')} failed; auditor status {safe(run)} shows all")
+    print_error(
+        f"not sealed: {format_count(len(failed), 'shard')} failed; auditor status {shlex.quote(safe(run))} shows all"
+    )
     return failed[0] if failed else AuditInterruptedError.exit_code
 
 

@@ -90,4 +90,6 @@ def _program() -> str:
     started = Path(sys.argv[0])
     if started.name == "__main__.py":
         return f"{shlex.quote(safe(sys.executable))} -m auditor"
-    return started.name if shutil.which(started.name) else shlex.quote(safe(started))
+    found = shutil.which(started.name)  # which may be another installation
+    is_found = found is not None and started.exists() and started.samefile(found)
+    return started.name if is_found else shlex.quote(safe(started))

@@ -1,5 +1,7 @@
 """Command that discovers fleets: write them, summarize them, or compare them with a fleet file."""
 
+import shlex
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -92,7 +94,9 @@ def fleet(
         stack.enter_context(lock_folder(work, group_readable=settings.group_readable))
         found = _discover(settings, work, resume=resume)
         if any(each.info.state == "pending" for each in found.accounts):
-            print_error(f"no file was written; resume with: auditor fleet {safe(config)} --resume …")
+            flags = {"--against": against, "--fail-on": fail_on, "--format": format, "-o": out}
+            command = _resume_command(config, account or (), flags, summary=summary)
+            print_error(f"no file was written; resume with: {safe(command)}")
             return found.exit_code
         counts: dict[str, int] = {}
         if given is not None:
@@ -190,6 +194,13 @@ def _compare(
             f"{counts['not_seen']:,} in the file were not seen"
         )
     return counts
+
+
+def _resume_command(config: Path, accounts: Sequence[str], flags: Mapping[str, object], *, summary: bool) -> str:
+    """Return the command that continues this one, with the flags that were given."""
+    words = ["auditor", "fleet", str(config), *(word for name in accounts for word in ("--account", name))]
+    words += [str(word) for flag, value in flags.items() if value is not None for word in (flag, value)]
+    return shlex.join([*words, *(["--summary"] if summary else []), "--resume"])
 
 
 def _parse_differences(fail_on: str | None, against: str | None) -> list[str]:
