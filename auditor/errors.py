@@ -39,7 +39,9 @@
 
 import errno
 import os
+import re
 from collections.abc import Mapping
+from functools import cache
 from typing import ClassVar, Literal
 
 from auditor.text.formatting import safe
@@ -264,6 +266,29 @@ class InvalidRequestError(PlatformError):
 
 class DeviceDeniedError(PlatformError):
     """Access to this device was denied. The other devices show whether the whole account is denied."""
+
+
+DESCRIBED_CODES = (
+    "iot.device.NotExistedDevice", "iot.device.InvalidIotId", "iot.prod.NotExistedProduct", "iot.device.InactiveDevice",
+    "iot.device.NullDeviceName", "InvalidParameter", "iot.common.AuthActionPermissionDeny", "NoPermission",
+    "Forbidden.RAM", "InvalidAccessKeyId.NotFound", "InvalidAccessKeyId.Inactive", "SignatureDoesNotMatch",
+    "InvalidSecurityToken.Expired", "InvalidTimeStamp.Expired", "SignatureNonceUsed", "Throttling.User", "Throttling",
+    "iot.system.QpsLimit", "InvalidRegionId", "InvalidAction.NotFound", "MissingParameter", "UnsupportedProtocol",
+    "iot.system.BillIsOverdue", "ServiceUnavailable", "InternalError", "iot.system.SystemException",
+)  # fmt: skip
+"""Codes of the platform that docs/errors.md describes, as it describes all of ours."""
+
+
+def refer_to_code(text: str) -> str:
+    """Return a sentence with where the documents describe the first error code in it, if they describe one."""
+    found = _described_code().search(text)
+    return text if found is None else f"{text}; see docs/errors.md#{found[0]}"
+
+
+@cache
+def _described_code() -> re.Pattern[str]:
+    codes = "|".join(map(re.escape, sorted(DESCRIBED_CODES, reverse=True)))  # the longer one of two first
+    return re.compile(rf"(?<![\w.])(?:auditor\.[A-Z]\w*|{codes})(?!\w|\.\w)")
 
 
 DenialCause = Literal[

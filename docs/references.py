@@ -19,7 +19,7 @@ from settings_examples import EXAMPLES, TABLES
 
 import auditor
 from auditor.client.error_codes import classify_error, make_error
-from auditor.errors import AccountDeniedError
+from auditor.errors import DESCRIBED_CODES, AccountDeniedError
 from auditor.hooks.metric_samples import HELP
 
 ROOT = Path(__file__).parents[1]
@@ -147,6 +147,8 @@ def errors_page() -> str:
     """Return the page about the codes of failed devices, and about warnings."""
     if missing := own_codes(ROOT / "auditor") ^ set(OWN_CODES):
         sys.exit(f"docs/error_codes.py: codes that are not in the code, or not there: {', '.join(sorted(missing))}")
+    if missing := set(DESCRIBED_CODES) ^ set(PLATFORM_CODES):
+        sys.exit(f"docs/error_codes.py: codes that auditor/errors.py does not name, or only: {', '.join(missing)}")
     parts = [ERRORS]
     for code, (meaning, remedy) in sorted(OWN_CODES.items()):
         parts.append(f"{anchor(code)}\n\n### {code}\n\n{meaning}\n\n**What to do:** {remedy}\n")
@@ -265,7 +267,7 @@ EXIT_CODES = f"""# Exit codes
 | 129, 143 | another command was ended by SIGHUP or SIGTERM; so was one of these in its first second, before it handles signals |
 
 The last line of `run` and `resume` is the exit code with its reason, such as
-`exit 1 (too_many_failed): 412 of 9,156 devices failed (4.5%, limit 0.5%), most of them with auditor.Timeout`.
+`exit 1 (too_many_failed): 412 of 9,156 devices failed (4.5%, limit 0.5%), most of them with auditor.Timeout; see docs/errors.md#auditor.Timeout`.
 The word in parentheses is `exit_reason.code` in `run.json`, and a label of the metric `auditor_run_exit_reason`.
 """
 METRICS = f"""# Metrics

@@ -11,7 +11,7 @@ from auditor.analysis.net_changes import NetChanges
 from auditor.cli.output import MIN_SENTENCE_WIDTH, Column, print_columns, table_zone
 from auditor.cli.render_history import describe_rollouts
 from auditor.cli.render_run import describe_coverage, describe_discovery, describe_releases
-from auditor.errors import ExitReasonCode, RunFolderError
+from auditor.errors import ExitReasonCode, RunFolderError, refer_to_code
 from auditor.query.describe import describe_recheck, describe_selection
 from auditor.query.warnings import is_tolerated, state_label
 from auditor.runs.folder import RunCatalog, StoredRun, find_stored_run
@@ -19,6 +19,9 @@ from auditor.runs.locking import is_locked
 from auditor.runs.manifest import Manifest
 from auditor.text.formatting import format_count, format_duration, safe
 from auditor.text.time_zones import show_times
+
+MAX_CODES = 5
+"""Error codes that are listed."""
 
 MAX_ACCOUNTS = 20
 """Accounts whose lists and releases are described."""
@@ -111,14 +114,14 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
         f"started: {_format_minute(manifest.started_at)}{_describe_end(run)}",
         table_zone(manifest, local_time=local_time),
     )
-    yield f"result: {safe(manifest.describe_exit() or _describe_unfinished(run))}"
+    result = safe(manifest.describe_exit() or _describe_unfinished(run))
+    yield f"result: {result}"
     yield f"devices: {describe_coverage(manifest, manifest.devices)}"
-    for failure in manifest.failures[:5]:
-        yield f"failed: {failure.devices:,} with {safe(failure.code)}, such as {safe(failure.example)}"
-    if len(manifest.failures) > 5:  # noqa: PLR2004  examples
-        yield f"failed: {len(manifest.failures) - 5:,} more codes"
-    if manifest.failures:
-        yield f"failed: what each code means is in docs/errors.md#{safe(manifest.failures[0].code)}"
+    for failure in manifest.failures[:MAX_CODES]:
+        line = f"failed: {failure.devices:,} with {safe(failure.code)}, such as {safe(failure.example)}"
+        yield line if failure.code in result else refer_to_code(line)
+    if (more := len(manifest.failures) - MAX_CODES) > 0:
+        yield f"failed: {format_count(more, 'more code')}"
     yield from _describe_parts(manifest)
     if manifest.changes is not None:
         counts = (f"{count:,} {change.replace('_', ' ')}" for change, count in manifest.changes.counts.items())

@@ -13,7 +13,7 @@ import msgspec
 import orjson
 
 from auditor.config.settings import count_allowed
-from auditor.errors import RunFolderError
+from auditor.errors import RunFolderError, refer_to_code
 from auditor.models import ReadModules, RunWarning
 from auditor.runs.selection_info import (
     ChangesInfo,
@@ -423,10 +423,13 @@ class Manifest:
         return ExitReason("success", f"all {self._required_devices:,}{sampled} devices have an answer{about}")
 
     def describe_exit(self) -> str | None:
-        """Return the exit code with its reason, the last line of a log; None: the run has not ended."""
+        """Return the exit code with its reason, the last line of a log, and where an error code in it is described.
+
+        None: the run has not ended.
+        """
         if self.exit_code is None or self.exit_reason is None:
             return None
-        return f"exit {self.exit_code} ({self.exit_reason.code}): {self.exit_reason.message}"
+        return refer_to_code(f"exit {self.exit_code} ({self.exit_reason.code}): {self.exit_reason.message}")
 
 
 def read_manifest(folder: Path) -> Manifest:

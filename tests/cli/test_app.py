@@ -40,6 +40,7 @@ def test_check_of_a_refused_key_exits_with_3_and_names_the_cause(
     assert done.returncode == 3
     assert "FAIL eu" in done.stdout
     assert "SignatureDoesNotMatch" in done.stdout
+    assert done.stdout.endswith("; see docs/errors.md#SignatureDoesNotMatch\n")
 
 
 def test_check_of_a_key_that_is_not_set_exits_with_2(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:

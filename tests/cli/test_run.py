@@ -131,6 +131,7 @@ def test_a_wrong_secret_costs_few_calls_and_names_account_and_cause(
     assert done.returncode == 3
     assert 'account "eu"' in only_sentence(done)
     assert "SignatureDoesNotMatch" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("; see docs/errors.md#SignatureDoesNotMatch")
     manifest = manifest_of(done.stdout)
     assert manifest["state"] == "aborted"
     requests = manifest["requests"]

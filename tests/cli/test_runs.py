@@ -92,8 +92,8 @@ def test_status_says_why_the_last_run_ended_and_what_to_do(
     lines, _ = auditor(capsys, "status")
     assert lines[0] == f"run: audits/{NEWEST}"
     assert f"result: exit {code} ({word}): the sentence of {word}" in lines
-    assert "failed: 3 with auditor.Timeout, such as p1/device0001" in lines
-    assert "failed: what each code means is in docs/errors.md#auditor.Timeout" in lines
+    entry = "; see docs/errors.md#auditor.Timeout"
+    assert f"failed: 3 with auditor.Timeout, such as p1/device0001{entry}" in lines
     assert "changes: 3 upgraded (modules of devices, since 20261124T020000Z-nightly)" in lines
     assert f"  {command}" in lines
     # What it advises is a command with such options.

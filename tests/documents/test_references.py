@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from auditor.cli.app import app
 from auditor.config.settings import Settings
-from auditor.errors import ExitReasonCode
+from auditor.errors import ExitReasonCode, refer_to_code
 from auditor.hooks import metric_samples
 from auditor.models import WarningKind
 from auditor.policy.loader import RuleTable
@@ -212,3 +212,10 @@ def test_each_error_code_has_an_anchor_of_its_name() -> None:
     codes = script("error_codes")
     assert targets("errors.md").count("auditor.Timeout") == 1
     assert {*codes.OWN_CODES, *codes.PLATFORM_CODES} <= set(targets("errors.md"))
+    for code in (*codes.OWN_CODES, *codes.PLATFORM_CODES):
+        assert refer_to_code(f"1 failed with {code}: no") == f"1 failed with {code}: no; see docs/errors.md#{code}"
+
+
+@pytest.mark.parametrize("text", ["no code", "Throttling.Other", "x.InternalError", "auditor.timeout", "auditor.Run.x"])
+def test_a_code_that_no_page_describes_has_no_reference(text: str) -> None:
+    assert refer_to_code(text) == text
