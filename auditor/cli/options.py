@@ -68,28 +68,7 @@ Limit = Annotated[
     int | None, Parameter(group=DEVICES, help="Use only the first INT devices, of all accounts together.")
 ]
 
-Deadline = Annotated[
-    str | None,
-    Parameter(
-        group=LIMITS, help="Stop at a time of day such as 06:00, or at a date and time such as 2026-11-23T06:00."
-    ),
-]
-
-Duration = Annotated[
-    str | None, Parameter(name="--for", group=LIMITS, help="Stop after this long, such as 4h or 1h30m.")
-]
-
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
-
-Priority = Annotated[
-    bool,
-    Parameter(
-        negative=(),
-        show_default=False,
-        group=LIMITS,
-        help="Take 90% of a quota that other audits share.",
-    ),
-]
 
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"],
@@ -130,6 +109,23 @@ OutputPath = Annotated[
         alias="-o", allow_leading_hyphen=True, group=OUTPUT, help="Write to this file instead of standard output."
     ),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitFlags:
+    """Flags about the time and the quota of an audit."""
+
+    deadline: str | None = None
+    """Stop at a time of day such as 06:00, or at a date and time such as 2026-11-23T06:00."""
+
+    duration: Annotated[str | None, Parameter(name="--for")] = None
+    """Stop after this long, such as 4h or 1h30m."""
+
+    priority: Annotated[bool, Parameter(negative=(), show_default=False)] = False
+    """Take 90% of a quota that other audits share."""
+
+
+LimitOptions = Annotated[LimitFlags | None, Parameter(name="*", group=LIMITS)]
 
 MAX_NUMBER = 10**12
 """Largest number that a flag such as --limit takes; DuckDB has 64 bits."""
@@ -292,13 +288,13 @@ def apply_selection_flags(settings: "Settings", flags: SelectionFlags | None, *,
     return settings
 
 
-def parse_time_limits(deadline: str | None, duration: str | None) -> tuple[float | None, float | None]:
+def parse_time_limits(flags: LimitFlags) -> tuple[float | None, float | None]:
     """Return the time that --deadline means, in seconds since 1970, and the seconds that --for means."""
     from auditor.text.durations import parse_deadline
 
-    max_seconds = None if duration is None else parse_duration_flag("--for", duration)
+    max_seconds = None if flags.duration is None else parse_duration_flag("--for", flags.duration)
     try:
-        return None if deadline is None else parse_deadline(deadline, time.time()), max_seconds
+        return None if flags.deadline is None else parse_deadline(flags.deadline, time.time()), max_seconds
     except ValueError as error:
         raise UsageError(f"--deadline {error}") from None
 

@@ -1,6 +1,5 @@
 """Commands that audit: check, plan, run, resume and prune."""
 
-from collections.abc import Awaitable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,15 +16,14 @@ from auditor.cli.options import (
     SELECTION,
     Accounts,
     Config,
-    Deadline,
-    Duration,
     Flag,
     FleetFile,
     Hooks,
     Limit,
+    LimitFlags,
+    LimitOptions,
     LogFormatOption,
     LogLevel,
-    Priority,
     ProgressOption,
     ResumePath,
     SelectionFlags,
@@ -41,7 +39,7 @@ from auditor.errors import RunNotWritableError, SettingsError
 from auditor.text.formatting import safe
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Awaitable, Collection
 
     from auditor.concurrency import StopToken
     from auditor.config.settings import PublishSettings, Settings
@@ -183,9 +181,7 @@ def run(
     limit: Limit = None,
     selection: SelectionOptions = None,
     resume: Annotated[bool, Parameter(negative=(), show_default=False, group=DEVICES)] = False,
-    deadline: Deadline = None,
-    for_: Duration = None,
-    priority: Priority = False,
+    limits: LimitOptions = None,
     out: Annotated[Path | None, Parameter(group=OUTPUT)] = None,
     hooks: Hooks = False,
     on: str | None = None,
@@ -220,50 +216,46 @@ def run(
     from auditor.hooks.prepare import prepare_hooks
 
     log_to_stderr(log_level, log_format, progress)
+    limits = limits or LimitFlags()
     with reporting_to_switch() as switch:
-        named = read_ping(config)
-        if hooks or not _trial_flags(named.directory, account, limit, selection, out):
+        named = read_ping(config)  # also from settings that have faults
+        trial = [] if hooks else _trial_flags(named.directory, account, limit, selection, out)
+        if not trial:
             switch.start(named.ping, str(config))
-        loaded = load_settings(config)
-        if hooks or not _trial_flags(Path(loaded.directory), account, limit, selection, out):
-            switch.start(loaded.ping, str(config))  # if that was not possible before
-        settings = apply_selection_flags(loaded, selection, where=str(config))
-        max_devices = require_positive("--limit", limit)
+        settings = apply_selection_flags(load_settings(config), selection, where=str(config))
+        require_positive("--limit", limit)
         # Refuses unknown names; the run stores all accounts.
         print_notes(describe_plain_http(restrict_accounts(settings, account).account))
-        until, max_seconds = parse_time_limits(deadline, for_)
+        until, max_seconds = parse_time_limits(limits)
         if on is not None:
-            flags = {"--fleet": fleet, "--limit": limit, "--resume": resume, "--deadline": deadline, "--for": for_}
-            refuse_flags(flags | {"--priority": priority, "a flag that selects devices": selection})
+            flags = {"--fleet": fleet, "--limit": limit, "--resume": resume, "a flag that selects devices": selection}
+            refuse_flags(flags | _given_limits(limits))
         configured = prepare_hooks(settings, source=str(config))
-        trial = [] if hooks else _trial_flags(Path(settings.directory), account, max_devices, selection, out)
         if trial:
-            configured = configured.for_trial()
-            print_notes(_describe_withheld(configured, f"with {', '.join(trial)}"))
-
+            configured = _leave_out_hooks(configured, f"with {', '.join(trial)}")
         if on is not None:
             prepare = partial(log_to_stderr, log_level, log_format)
             on_engine = start_on(on, settings, config, account or (), out, prepare=prepare)
             return run_audit_command(on_engine, configured, switch, use_uvloop=False)  # Dask can crash in it
 
         def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
-            from auditor.audit.runner import run_audit
+            from auditor.audit.runner import run_audit  # takes a second, in which signals are handled
 
             return run_audit(
                 settings,
                 fleet=fleet,
                 directory=out,
-                limit=max_devices,
+                limit=limit,
                 resume=resume,
                 until=until,
                 max_seconds=max_seconds,
-                on_progress=watch,
-                stop=stop,
-                priority=priority,
+                priority=limits.priority,
                 accounts=account or (),
                 settings_file=config,
                 with_hooks=True,
                 trial=bool(trial),
+                on_progress=watch,
+                stop=stop,
             )
 
         return run_audit_command(start, configured, switch)
@@ -288,12 +280,18 @@ def _trial_flags(
     return [flag for flag, value in given.items() if value]
 
 
-def _describe_withheld(configured: "HookConfig", description: str) -> list[str]:
-    """Return a sentence about the hooks that a trial leaves out, if there are any."""
-    if not configured.withheld:
-        return []
-    names = ", ".join(configured.withheld)
-    return [f"a run {description} leaves out what others read every day: {names}; --hooks includes it"]
+def _given_limits(flags: LimitFlags) -> dict[str, object]:
+    """Return the values of the flags about time and quota, by flag."""
+    return {"--deadline": flags.deadline, "--for": flags.duration, "--priority": flags.priority}
+
+
+def _leave_out_hooks(configured: "HookConfig", description: str) -> "HookConfig":
+    """Return the hooks of a trial, which is a run of this description, and say which it leaves out."""
+    configured = configured.for_trial()
+    if configured.withheld:
+        names = ", ".join(configured.withheld)
+        print_notes([f"a run {description} leaves out what others read every day: {names}; --hooks includes it"])
+    return configured
 
 
 def resume(
@@ -302,9 +300,7 @@ def resume(
     *,
     settings: Path | None = None,
     trust: str | None = None,
-    deadline: Deadline = None,
-    for_: Duration = None,
-    priority: Priority = False,
+    limits: LimitOptions = None,
     hooks: Hooks = False,
     log_level: LogLevel = "warning",
     log_format: LogFormatOption = "text",
@@ -335,32 +331,32 @@ def resume(
     from auditor.runs.manifest import read_manifest
 
     log_to_stderr(log_level, log_format, progress)
+    limits = limits or LimitFlags()
     if is_cluster_run(run):
-        given = {"--trust": trust, "--deadline": deadline, "--for": for_, "--priority": priority, "--hooks": hooks}
-        refuse_flags(given)
+        refuse_flags({"--trust": trust, "--hooks": hooks} | _given_limits(limits))
         return resume_cut_run(run, settings)
     with reporting_to_switch() as switch:
         folder = resume_from(Path(run))
         manifest = read_manifest(folder)
-        if settings is not None and (hooks or not manifest.trial):
+        trial = manifest.trial and not hooks
+        if settings is not None and not trial:
             switch.start(read_ping(settings).ping, str(settings))
         if manifest.state == "complete" and not has_pending_hooks(folder):
             print_error(f"{safe(folder)}: is complete; nothing to resume")
             print_path(folder)
             return 0
-        replacement = None if settings is None else load_settings(settings)
-        own = resume_settings(folder, replacement, trust=trust, quiet=True)
-        if replacement is None and (hooks or not manifest.trial):
+        given = None if settings is None else load_settings(settings)
+        own = resume_settings(folder, given, trust=trust, quiet=True)
+        if given is None and not trial:
             with noting_settings_errors():
                 switch.start(own.ping, f"settings of {folder}")
-        until, max_seconds = parse_time_limits(deadline, for_)
-        if replacement is None:
+        until, max_seconds = parse_time_limits(limits)
+        if given is None:
             configured = prepare_resume_hooks(own, source=f"settings of {folder}")
         else:
-            configured = prepare_hooks(replacement, source=str(settings))
-        if manifest.trial and not hooks:
-            configured = configured.for_trial()
-            print_notes(_describe_withheld(configured, "that was started as a trial"))
+            configured = prepare_hooks(given, source=str(settings))
+        if trial:
+            configured = _leave_out_hooks(configured, "that was started as a trial")
         print_notes(configured.notes)
 
         def start(watch: "ProgressCallback", stop: "StopToken") -> "Awaitable[AuditResult]":
@@ -368,15 +364,15 @@ def resume(
 
             return resume_audit(
                 folder,
-                settings=replacement,
+                settings=given,
                 until=until,
                 max_seconds=max_seconds,
-                on_progress=watch,
-                stop=stop,
-                priority=priority,
+                priority=limits.priority,
                 settings_file=settings,
                 with_hooks=True,
                 trust=trust,
+                on_progress=watch,
+                stop=stop,
             )
 
         return run_audit_command(start, configured, switch)
