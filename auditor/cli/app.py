@@ -15,12 +15,12 @@ from rich.box import SIMPLE
 from auditor.__about__ import VERSION
 from auditor.cli.commands.audit import check, plan, prune, resume, run
 from auditor.cli.commands.cluster import cut, shard, stop
-from auditor.cli.commands.config import config, init
+from auditor.cli.commands.config import config
 from auditor.cli.commands.count import count
 from auditor.cli.commands.demo import demo
-from auditor.cli.commands.device import device
-from auditor.cli.commands.devices import devices, inventory
+from auditor.cli.commands.devices import device, devices, inventory
 from auditor.cli.commands.fleet import fleet
+from auditor.cli.commands.init import init
 from auditor.cli.commands.notify import notify
 from auditor.cli.commands.publish import fetch, publish
 from auditor.cli.commands.query import diff, history, sql, verify

@@ -1,5 +1,6 @@
-"""Commands that read the devices of a run: inventory and devices."""
+"""Commands that read devices: inventory and devices of a run, and device of all runs."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -16,9 +17,19 @@ from auditor.cli.options import (
     build_filter,
     split_names,
 )
-from auditor.cli.output import FormatOption, emit, print_rows, print_warnings, read_from, resolve_format, table_zone
+from auditor.cli.output import (
+    FormatOption,
+    emit,
+    print_notes,
+    print_rows,
+    print_warnings,
+    read_from,
+    resolve_format,
+    table_zone,
+)
 from auditor.models import DeviceState, Source, UpdateState
 from auditor.text.formatting import safe
+from auditor.text.time_zones import show_times
 
 
 def inventory(
@@ -128,3 +139,42 @@ def _note_uncompared(count: int, filters: FilterFlags | None) -> None:
     if count and filters is not None:
         bounds = " and ".join(each for each in (filters.below, filters.above) if each is not None)
         print_note(f"{count:,} devices run a version that cannot be compared with {safe(bounds)}")
+
+
+def device(
+    name: str,
+    directory: Path = Path("audits"),
+    /,
+    *,
+    account: str | None = None,
+    product: str | None = None,
+    local_time: LocalTime = False,
+    format: FormatOption = None,  # noqa: A002  the flag's name
+    out: OutputPath = None,
+) -> int:
+    """Show what one device runs, since when, and what it ran before.
+
+    Read the newest run, and the changes that each run recorded. Standard error names rollbacks, modules that flap
+    between versions, and runs without an answer.
+
+    Parameters
+    ----------
+    name:
+        The device's device_name or iot_id.
+    directory:
+        Directory of runs.
+    account:
+        Name of the account, if several have a device of this name.
+    product:
+        Product key, if several products have a device of this name.
+    """
+    from auditor.analysis.device_timeline import read_timeline
+
+    resolved = resolve_format(format, out)
+    with read_timeline(directory, name, account=account, product_key=product) as found:
+        zone = table_zone(found.run.manifest, local_time=local_time)
+        print_notes(show_times(each, zone) for each in (*found.devices, *found.notes))
+        emit(resolved, out, show=lambda: print_rows(found.table, brief=True, zone=zone), write=found.table.write)
+        if found.recorded == 0:
+            print_notes([f"{found.run.folder.name} recorded no changes: only its own versions are known"])
+    return 0
