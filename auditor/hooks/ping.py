@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import anyio
 
 from auditor.__about__ import VERSION
+from auditor.config.hook_validation import check_webhook_url
 from auditor.config.secrets import read_secret
 from auditor.config.settings import SecretSource
-from auditor.config.validation import check_webhook_url
 from auditor.errors import AuditInterruptedError, UsageError, WebhookError
 from auditor.hooks.http_post import PostLimits, post_body
 from auditor.models import Secret

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from auditor.config.hook_validation import check_webhook_url
 from auditor.config.secrets import read_secret
 from auditor.config.sections import MetricsSettings
 from auditor.config.settings import NotifySettings, PublishSettings, ReportSettings, Settings
-from auditor.config.validation import check_webhook_url
 from auditor.errors import SettingsError
 from auditor.text.extras import describe_extra
 

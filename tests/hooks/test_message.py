@@ -2,7 +2,7 @@
 
 import pytest
 
-from auditor.config.validation import MESSAGE_FIELDS
+from auditor.config.hook_validation import MESSAGE_FIELDS
 from auditor.hooks.message import MAX_MESSAGE_BYTES, RunMessage, describe_action
 from auditor.runs.selection_info import ExitReason
 

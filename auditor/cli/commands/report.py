@@ -225,7 +225,7 @@ def _render_metrics(
 def _parse_attributes(text: str | None, folder: Path) -> tuple[str, ...]:
     """Return the attributes in a flag's text; raise UsageError if there are too many, or no device has one."""
     from auditor.analysis.device_groups import require_group_names
-    from auditor.config.validation import MAX_GROUP_NAMES
+    from auditor.config.hook_validation import MAX_GROUP_NAMES
 
     names = tuple(dict.fromkeys(split_names(text)))
     if len(names) > MAX_GROUP_NAMES:
