@@ -2,14 +2,15 @@
 
 import gzip
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
+
+from tests.post_server import post_server
 
 
 @dataclass(frozen=True)
@@ -84,31 +85,18 @@ def collector(status: int = 200, pause: float = 0.0) -> Iterator[Collector]:
     found = Collector(status=status, pause=pause)
     stopped = threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            found.paths.append(self.path)
-            found.headers.append(dict(self.headers))
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if found.pause:
-                stopped.wait(found.pause)
-                return
-            if found.status == 200:
-                found.receive(gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body)
-            self.send_response(found.status)
-            self.send_header("Content-Type", "application/x-protobuf")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+    def receive(path: str, headers: Mapping[str, str], body: bytes) -> int | None:
+        found.paths.append(path)
+        found.headers.append(dict(headers))
+        if found.pause:
+            stopped.wait(found.pause)
+            return None
+        if found.status == 200:
+            found.receive(gzip.decompress(body) if headers.get("Content-Encoding") == "gzip" else body)
+        return found.status
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        stopped.set()
-        server.shutdown()
-        server.server_close()
+    with post_server(receive) as found.port:
+        try:
+            yield found
+        finally:
+            stopped.set()

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -36,6 +36,16 @@ def auditor(tmp_path: Path) -> Auditor:
         return forked.run(*arguments, cwd=tmp_path, stdin=stdin, env=os.environ | (env or {}))
 
     return run
+
+
+def read_terminal(ours: int) -> bytes:
+    """Return what was written to a terminal until its other end is closed, and close it."""
+    shown = b""
+    with suppress(OSError):  # how a pseudoterminal ends
+        while block := os.read(ours, 65536):
+            shown += block
+    os.close(ours)
+    return shown
 
 
 def command(arguments: Sequence[object]) -> list[str]:

@@ -17,7 +17,7 @@ import pytest
 from auditor.cli.app import app
 from auditor.cli.commands.config import config
 from auditor.simulator.world import World
-from tests.cli.conftest import SECRET, Auditor, Platform, StartPlatform, command, settings_file
+from tests.cli.conftest import SECRET, Auditor, Platform, StartPlatform, command, read_terminal, settings_file
 from tests.report.pages import parse_html
 
 COMMANDS = (
@@ -108,16 +108,7 @@ def test_progress_on_a_terminal_is_live_and_leaves_only_the_summary(tmp_path: Pa
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, env=os.environ | {"TERM": "xterm"},
     )  # fmt: skip
     os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            block = os.read(ours, 65536)
-        except OSError:
-            break
-        if not block:
-            break
-        shown += block
-    os.close(ours)
+    shown = read_terminal(ours)
     process.communicate(timeout=20)
     assert process.returncode == 0
     assert b"\x1b[" in shown

@@ -13,7 +13,7 @@ import pytest
 
 from auditor.models import Outcome
 from auditor.runs.folder import INVENTORY_JSON, MODULES
-from tests.cli.conftest import Auditor, command
+from tests.cli.conftest import Auditor, command, read_terminal
 from tests.runs.run_folders import build, edit_manifest, every_status, failed, named, ok, running
 
 ESCAPE = "\x1b[31mred"
@@ -75,16 +75,7 @@ def test_device_names_are_escaped_and_a_narrow_terminal_is_enough(audits: Path) 
         env=os.environ | {"TERM": "dumb", "COLUMNS": "80"},
     )  # fmt: skip
     os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            block = os.read(ours, 65536)
-        except OSError:
-            break
-        if not block:
-            break
-        shown += block
-    os.close(ours)
+    shown = read_terminal(ours)
     assert process.wait(20) == 0
     text = shown.decode()
     assert "\\x1b[31mred" in text

@@ -1,15 +1,15 @@
 """A stand-in of healthchecks.io: what its pings do to a check, by https://healthchecks.io/docs/http_api/."""
 
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 from urllib.parse import parse_qs, urlsplit
+
+from tests.post_server import post_server
 
 CHECK = "5b1c4d4e-7f3a-4d0e-9a55-2a1d3c6f8e01"
 """The secret part of an address."""
@@ -53,27 +53,11 @@ def healthchecks(status: int = 200) -> Iterator[Check]:
     """Run the service with one check, whose address is in a file; it answers pings with a status."""
     check = Check(status=status)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            self.send_response(check.receive(self.path, body))
-            self.send_header("Content-Length", "2")
-            self.end_headers()
-            self.wfile.write(b"OK")
-
-        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  its own name
-            """Log nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    check.address = f"http://127.0.0.1:{server.server_address[1]}/{CHECK}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        with TemporaryDirectory() as folder:
-            check.file = Path(folder, "address")
-            check.file.write_text(check.address)
-            yield check
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with (
+        post_server(lambda path, _, body: check.receive(path, body.decode()), b"OK") as port,
+        TemporaryDirectory() as folder,
+    ):
+        check.address = f"http://127.0.0.1:{port}/{CHECK}"
+        check.file = Path(folder, "address")
+        check.file.write_text(check.address)
+        yield check

@@ -1,14 +1,14 @@
 """A webhook in a thread: for tests whose audits and hooks have an event loop or a process of their own."""
 
 import json
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from tests.post_server import post_server
 
 TOKEN = "T0KEN-in-the-address"
 
@@ -47,27 +47,13 @@ class Receiver:
 def receiving(*statuses: int) -> Iterator[Receiver]:
     receiver = Receiver(statuses or (200,))
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            receiver.headers.append(dict(self.headers.items()))
-            receiver.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(receiver.statuses[min(len(receiver.bodies), len(receiver.statuses)) - 1])
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+    def receive(_path: str, headers: Mapping[str, str], body: bytes) -> int:
+        receiver.headers.append(dict(headers))
+        receiver.bodies.append(body)
+        return receiver.statuses[min(len(receiver.bodies), len(receiver.statuses)) - 1]
 
-        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  its own name
-            """Log nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    receiver.address = f"http://127.0.0.1:{server.server_address[1]}/{TOKEN}?key={TOKEN}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        with TemporaryDirectory() as folder:
-            receiver.file = Path(folder, "address")
-            receiver.file.write_text(receiver.address)
-            yield receiver
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with post_server(receive) as port, TemporaryDirectory() as folder:
+        receiver.address = f"http://127.0.0.1:{port}/{TOKEN}?key={TOKEN}"
+        receiver.file = Path(folder, "address")
+        receiver.file.write_text(receiver.address)
+        yield receiver
