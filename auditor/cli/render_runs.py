@@ -11,8 +11,8 @@ from auditor.analysis.net_changes import NetChanges
 from auditor.cli.output import MIN_SENTENCE_WIDTH, Column, print_columns, table_zone
 from auditor.cli.render_history import describe_rollouts
 from auditor.cli.render_run import describe_coverage, describe_discovery, describe_releases
-from auditor.errors import ExitReasonCode, RunFolderError, refer_to_code
-from auditor.query.describe import describe_recheck, describe_selection
+from auditor.errors import RunFolderError, refer_to_code
+from auditor.query.describe import describe_next_steps, describe_recheck, describe_selection
 from auditor.query.warnings import is_tolerated, state_label
 from auditor.runs.folder import RunCatalog, StoredRun, find_stored_run
 from auditor.runs.locking import is_locked
@@ -27,34 +27,6 @@ MAX_ACCOUNTS = 20
 """Accounts whose lists and releases are described."""
 
 _STATE_STYLES = {"complete": "green", "within tolerance": "green", "sample": "cyan", "running": "cyan"}
-
-_RESUME, _CHECK, _VERIFY = "auditor resume {run}", "auditor check {settings}", "auditor verify {run}"
-
-_ALL = "auditor run {settings} --since none"
-
-_FAILED = "auditor devices {run} --status failed"
-
-_NEXT_STEPS: dict[ExitReasonCode, tuple[str, tuple[str, ...]]] = {
-    "success": ("nothing is to be done; see what changed", ("auditor diff --since {previous} {directory}",)),
-    "within_tolerance": ("nothing has to be done; see which devices have no answer", (_FAILED,)),
-    "too_many_failed": ("see which devices failed, remove the cause, and retry them", (_FAILED, _RESUME)),
-    "too_many_pending": ("continue with the pending devices", (_RESUME,)),
-    "unlisted_product": ("continue the device lists", (_RESUME,)),
-    "shared_identity": ("see the warning, repair the gateway, and query all devices again", (_CHECK, _ALL)),
-    "silent_account": ("check region_id, instance_id and the permission of the access key", (_CHECK,)),
-    "imprecise": ("query a larger sample, or with a longer time limit", ("auditor plan {settings}",)),
-    "not_verified": ("see which file differs, and start a new run", (_VERIFY, "auditor run {settings}")),
-    "unexpected_error": ("report the error, and continue the run", (_RESUME,)),
-    "unusable_fleet": ("correct the fleet settings", (_CHECK,)),
-    "refused_account": ("correct the key or the permission, and continue the run", (_CHECK, _RESUME)),
-    "unreachable_account": ("check the endpoint, the network and the proxy, and continue the run", (_CHECK, _RESUME)),
-    "unreadable_run": ("see which file is damaged", (_VERIFY,)),
-    "cannot_write": ("free some space or correct the permissions, and continue the run", (_RESUME,)),
-    "policy_violated": ("see which devices violate a rule", ("auditor report {run}",)),
-    "policy_not_evaluated": ("correct the rules, and run the hooks again", (_CHECK, _RESUME)),
-    "interrupted": ("continue the run", (_RESUME,)),
-}
-"""What to do after a run with this exit reason, and the commands for it."""
 
 
 def print_runs(runs: Sequence[StoredRun], zone: tzinfo | None) -> None:
@@ -176,30 +148,16 @@ def _describe_success(run: StoredRun) -> Iterator[str]:
     yield f"last success: {found}"
 
 
-def _next_steps(run: StoredRun) -> tuple[str, list[str]]:
+def _next_steps(run: StoredRun) -> tuple[str, tuple[str, ...]]:
     """Return what to do after a run, and the commands."""
     manifest = run.manifest
-    names = {
-        "run": _quote(run.folder),
-        "directory": _quote(run.folder.parent),
-        "settings": "SETTINGS.toml" if manifest.settings_file is None else _quote(manifest.settings_file),
-        "previous": _quote(manifest.changes.previous) if manifest.changes is not None else "last~1",
-    }
     if manifest.exit_reason is not None:
-        sentence, commands = _NEXT_STEPS[manifest.exit_reason.code]
-        if manifest.exit_reason.code == "success" and manifest.changes is None:
-            sentence, commands = "nothing is to be done", ()
-    elif manifest.state == "running" and is_locked(run.folder):
-        sentence, commands = "wait for its end", ()
-    elif manifest.is_success:
-        sentence, commands = "nothing is to be done", ()
-    else:
-        sentence, commands = "continue the run", (_RESUME,)
-    return sentence, [command.format(**names) for command in commands]
-
-
-def _quote(path: str | Path) -> str:
-    return shlex.quote(safe(path))
+        return describe_next_steps(manifest, manifest.exit_reason.code, run.folder)
+    if manifest.state == "running" and is_locked(run.folder):
+        return "wait for its end", ()
+    if manifest.is_success:
+        return "nothing is to be done", ()
+    return "continue the run", (f"auditor resume {shlex.quote(safe(run.folder))}",)
 
 
 def describe_net_changes(changes: NetChanges) -> Iterator[str]:

@@ -1,11 +1,9 @@
 """The message about a run that people read: what matters first, at most a screen long, and safe for chats."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from auditor.runs.selection_info import ExitReason
 from auditor.text.formatting import safe
 
 Outcome = Literal["success", "warning", "failure"]
@@ -18,27 +16,6 @@ DEFAULT_TEMPLATE = "{verdict}\n{reason}\n{changes}\n{policy}\n{action}\n{link}\n
 
 _ACTIVE = re.compile(r"[<@]|\](?=\()")
 """What begins a mention, a tag or the address of a link in a chat."""
-
-
-STATUS_ACTION = "See: auditor status {run}"
-
-_RESUME = "Query the rest by: auditor resume {run}"
-
-_ACTIONS: Mapping[str, str] = {
-    "success": "",
-    "within_tolerance": "",
-    "policy_violated": "List what violates it by: auditor policy {run} RULES",
-    "refused_account": "Check the account by: auditor check CONFIG, then: auditor resume {run}",
-    "not_verified": "Check the files by: auditor verify {run}",
-    "unreadable_run": "Check the files by: auditor verify {run}",
-    "unusable_fleet": "Correct what the reason names, and run again",
-    "policy_not_evaluated": "Correct what the reason names, and run again",
-    "silent_account": STATUS_ACTION,
-    "shared_identity": STATUS_ACTION,
-    "imprecise": STATUS_ACTION,
-    "unexpected_error": STATUS_ACTION,
-}
-"""What to do, by the code of the exit reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +61,6 @@ class RunMessage:
         }
         lines = (DEFAULT_TEMPLATE if template is None else template).format_map(fields).splitlines()
         return _cut("\n".join(line.strip() for line in lines if line.strip()) or fields["verdict"])
-
-
-def describe_action(reason: ExitReason | None, run: str) -> str:
-    """Return what to do about the exit reason of a run, whose path is ``run`` as a shell reads it; "": nothing."""
-    return _ACTIONS.get("unexpected_error" if reason is None else reason.code, _RESUME).format(run=run)
 
 
 def _disarm(text: str) -> str:

@@ -12,15 +12,16 @@ import orjson
 from auditor.analysis.drift import DriftCounts, diff_runs
 from auditor.analysis.sample_drift import ShareCounts
 from auditor.errors import AuditorError
-from auditor.hooks.message import RunMessage, describe_action
+from auditor.hooks.message import RunMessage
 from auditor.models import RunWarning
 from auditor.policy.evaluate import PolicySummary
-from auditor.query.describe import describe_warning, warning_objects
+from auditor.query.describe import describe_next_steps, describe_warning, warning_objects
 from auditor.query.snapshot import RunSnapshot, open_snapshot
 from auditor.query.warnings import is_tolerated, release_warnings, state_label
 from auditor.runs.folder import DEVICES, FLEET, MODULES, RunCatalog, StoredRun
 from auditor.runs.inventory import SourceCounts, count_failures
 from auditor.runs.manifest import MANIFEST, SCHEMA_VERSION, FailureInfo, Manifest, read_manifest
+from auditor.runs.selection_info import ExitReason
 from auditor.runs.views import define_sealed_views
 from auditor.storage.database import temporary_database
 from auditor.storage.tables import translate_read_errors
@@ -263,7 +264,6 @@ def _describe_run(
         by_code = (f"{each['devices']:,} with {each['code']}" for each in content["failures"])
         sentences.append(f"Failed: {_join_first(by_code)}.")
     notes = [describe_warning(each) for each in warnings if each.kind not in _STATED] + content["problems"]
-    path = shlex.quote(escape_undecodable(str(run.folder.resolve())))
     ended = f"FAILED, exit code {code}" if code else "OK"
     return RunMessage(
         outcome="failure",
@@ -274,9 +274,17 @@ def _describe_run(
         reason=" ".join(sentences),
         changes="" if drift is None else _drift_sentence(drift),
         policy="" if policy is None else _policy_sentence(policy),
-        action=describe_action(reason, path),
+        action=_describe_action(manifest, reason, run.folder.resolve()),
         notes=f"Note: {_join_first(notes, '; ')}." if notes else "",
     )
+
+
+def _describe_action(manifest: Manifest, reason: ExitReason | None, folder: Path) -> str:
+    """Return what to do about the exit reason of a run, or how to see more if it has none."""
+    if reason is None:
+        return f"See: auditor status {shlex.quote(escape_undecodable(str(folder)))}"
+    sentence, commands = describe_next_steps(manifest, reason.code, folder)
+    return f"{sentence[:1].upper()}{sentence[1:]}: {'; '.join(commands)}"
 
 
 def _describe_state(run: RunSnapshot) -> str:

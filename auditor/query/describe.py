@@ -1,17 +1,49 @@
 """Sentences about a run's numbers: warnings, sample, age of results, rechecks, selection of devices."""
 
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from math import ceil, floor
+from pathlib import Path
 
+from auditor.errors import ExitReasonCode
 from auditor.models import RunWarning
 from auditor.query.freshness import AnswerAges
 from auditor.runs.estimates import SampleSummary
+from auditor.runs.manifest import Manifest
 from auditor.runs.selection_info import AccountSelection, OutdatedResults, Recheck, SelectionInfo
 from auditor.text.formatting import format_count, format_rough_duration, format_share, safe
 
 MAX_SAMPLE_VERSIONS = 5
 """Versions that the description of a sample lists."""
+
+_RESUME, _CHECK, _VERIFY = "auditor resume {run}", "auditor check {settings}", "auditor verify {run}"
+
+_ALL = "auditor run {settings} --since none"
+
+_FAILED = "auditor devices {run} --status failed"
+
+_NEXT_STEPS: Mapping[ExitReasonCode, tuple[str, tuple[str, ...]]] = {
+    "success": ("nothing is to be done; see what changed", ("auditor diff --since {previous} {directory}",)),
+    "within_tolerance": ("nothing has to be done; see which devices have no answer", (_FAILED,)),
+    "too_many_failed": ("see which devices failed, remove the cause, and retry them", (_FAILED, _RESUME)),
+    "too_many_pending": ("continue with the pending devices", (_RESUME,)),
+    "unlisted_product": ("continue the device lists", (_RESUME,)),
+    "shared_identity": ("see the warning, repair the gateway, and query all devices again", (_CHECK, _ALL)),
+    "silent_account": ("check region_id, instance_id and the permission of the access key", (_CHECK,)),
+    "imprecise": ("query a larger sample, or with a longer time limit", ("auditor plan {settings}",)),
+    "not_verified": ("see which file differs, and start a new run", (_VERIFY, "auditor run {settings}")),
+    "unexpected_error": ("report the error, and continue the run", (_RESUME,)),
+    "unusable_fleet": ("correct the fleet settings", (_CHECK,)),
+    "refused_account": ("correct the key or the permission, and continue the run", (_CHECK, _RESUME)),
+    "unreachable_account": ("check the endpoint, the network and the proxy, and continue the run", (_CHECK, _RESUME)),
+    "unreadable_run": ("see which file is damaged", (_VERIFY,)),
+    "cannot_write": ("free some space or correct the permissions, and continue the run", (_RESUME,)),
+    "policy_violated": ("see which devices violate a rule", ("auditor policy {run} {rules} --devices",)),
+    "policy_not_evaluated": ("correct the rules, and run the hooks again", (_CHECK, _RESUME)),
+    "interrupted": ("continue the run", (_RESUME,)),
+}
+"""What to do after a run with this exit reason, and the commands for it."""
 
 
 def describe_warning(warning: RunWarning, run: str | None = None) -> str:
@@ -149,3 +181,25 @@ def _describe_account(account: AccountSelection, *, precise: bool = False) -> st
 
 def _percent(share: float) -> str:
     return f"{ceil(share * 1e6 - 1e-6) / 1e4:g}%"
+
+
+def describe_next_steps(manifest: Manifest, code: ExitReasonCode, folder: Path) -> tuple[str, tuple[str, ...]]:
+    """Return what to do after a run with this exit reason, and the commands, which name it by this path."""
+    if code == "success" and manifest.changes is None:
+        return "nothing is to be done", ()
+    sentence, commands = _NEXT_STEPS[code]
+    names = {
+        "run": folder,
+        "directory": folder.parent,
+        "settings": manifest.settings_file or "SETTINGS.toml",
+        "rules": _rules_file(manifest) or "RULES.toml",
+        "previous": "last~1" if manifest.changes is None else manifest.changes.previous,
+    }
+    quoted = {name: shlex.quote(safe(path)) for name, path in names.items()}
+    return sentence, tuple(command.format(**quoted) for command in commands)
+
+
+def _rules_file(manifest: Manifest) -> str | None:
+    policy = (manifest.settings or {}).get("policy")
+    file = policy.get("file") if isinstance(policy, dict) else None
+    return file if isinstance(file, str) else None

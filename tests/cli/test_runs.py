@@ -77,7 +77,7 @@ def test_deleted_runs_are_listed_as_deleted(directory: Path, capsys: pytest.Capt
         ("silent_account", 1, "auditor check 'my settings.toml'"),
         ("not_verified", 1, f"auditor verify audits/{NEWEST}"),
         ("refused_account", 3, "auditor check 'my settings.toml'"),
-        ("policy_violated", 4, f"auditor report audits/{NEWEST}"),
+        ("policy_violated", 4, f"auditor policy audits/{NEWEST} 'our rules.toml' --devices"),
         ("interrupted", 130, f"auditor resume audits/{NEWEST}"),
     ],
 )
@@ -87,7 +87,13 @@ def test_status_says_why_the_last_run_ended_and_what_to_do(
     conclude(directory / NEWEST, code, word)
     failures = (FailureInfo("auditor.Timeout", 3, "p1/device0001"),)
     edit_manifest(
-        directory / NEWEST, lambda manifest: replace(manifest, settings_file="my settings.toml", failures=failures)
+        directory / NEWEST,
+        lambda manifest: replace(
+            manifest,
+            settings_file="my settings.toml",
+            settings={"policy": {"file": "our rules.toml"}},
+            failures=failures,
+        ),
     )
     lines, _ = auditor(capsys, "status")
     assert lines[0] == f"run: audits/{NEWEST}"

@@ -1,10 +1,17 @@
 """The message about a run: what matters first, templates, and texts that mention nobody."""
 
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from auditor.config.hook_validation import MESSAGE_FIELDS
-from auditor.hooks.message import MAX_MESSAGE_BYTES, RunMessage, describe_action
+from auditor.errors import ExitReasonCode
+from auditor.hooks.message import MAX_MESSAGE_BYTES, RunMessage
+from auditor.hooks.payload import build_payload
 from auditor.runs.selection_info import ExitReason
+from tests.runs.run_folders import build, edit_manifest, named, ok
 
 FULL = RunMessage(
     "failure", "FAILED", "nightly", "run-1", "verdict", "reason", "changes", "policy", "action", "notes", "https://h/@<"
@@ -38,18 +45,28 @@ def test_texts_of_others_are_disarmed_and_the_message_is_short() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "expected"),
+    ("code", "reason", "action"),
     [
-        ("success", ""),
-        ("within_tolerance", ""),
-        ("too_many_failed", "Query the rest by: auditor resume audits/run"),
-        ("interrupted", "Query the rest by: auditor resume audits/run"),
-        ("policy_violated", "List what violates it by: auditor policy audits/run RULES"),
-        ("refused_account", "Check the account by: auditor check CONFIG, then: auditor resume audits/run"),
-        ("not_verified", "Check the files by: auditor verify audits/run"),
-        (None, "See: auditor status audits/run"),
+        (1, "too_many_pending", "Continue with the pending devices: auditor resume {run}"),
+        (3, "unusable_fleet", "Correct the fleet settings: auditor check '/etc/our settings.toml'"),
+        (4, "policy_violated", "See which devices violate a rule: auditor policy {run} '/etc/our rules.toml' --devices"),
+        (1, None, "See: auditor status {run}"),
+        (0, "success", ""),
     ],
-)
-def test_the_action_fits_the_reason(code: str | None, expected: str) -> None:
-    reason = None if code is None else ExitReason(code, "because")  # type: ignore[arg-type]
-    assert describe_action(reason, "audits/run") == expected
+)  # fmt: skip
+def test_what_to_do_is_a_sentence_with_commands_that_name_files_by_their_paths(
+    tmp_path: Path, code: int, reason: ExitReasonCode | None, action: str
+) -> None:
+    device = named(0)
+    folder = build(tmp_path / "our audits" / "run", [device], [ok(device, ("ble", "1"))]).folder
+    edit_manifest(
+        folder,
+        lambda manifest: replace(
+            manifest,
+            exit_code=code,
+            exit_reason=None if reason is None else ExitReason(reason, "because"),
+            settings_file="/etc/our settings.toml",
+            settings={"policy": {"file": "/etc/our rules.toml"}},
+        ),
+    )
+    assert build_payload(folder, exit_code=code).message.action == action.format(run=shlex.quote(str(folder)))
