@@ -9,7 +9,7 @@ from auditor.audit.run_settings import settings_digest, stored_settings
 from auditor.config.settings import ReportSettings, Settings, parse_percentage
 from auditor.config.validation import check_reading
 from auditor.errors import SettingsError
-from auditor.fleet.snapshot import fleet_files, write_empty_snapshot, write_snapshot
+from auditor.fleet.snapshot import describe_fleet, fleet_files, write_snapshot
 from auditor.planning.capacity import plan_fleet
 from auditor.runs.folder import FLEET, RunCatalog, find_run, mark_pending_hooks
 from auditor.runs.locking import MAX_LOCK_WAIT, PreparedRun, create_run_folder
@@ -17,7 +17,6 @@ from auditor.runs.manifest import (
     AccountInfo,
     DeviceCounts,
     DiscoveryInfo,
-    FleetInfo,
     Manifest,
     read_manifest,
     write_manifest,
@@ -59,13 +58,8 @@ def create_run(
     refuse_other_modules(settings, directory)
 
     def fill(folder: Path) -> None:
-        files = fleet_files(settings)
+        snapshot = write_snapshot(fleet_files(settings), folder / FLEET, limit=limit)
         discovered = [account.name for account in settings.account if account.uses_discovery]
-        snapshot = write_snapshot(files, folder / FLEET, limit=limit) if files else write_empty_snapshot(folder / FLEET)
-        source = ", ".join((*([snapshot.source] if files else []), *(["platform"] if discovered else [])))
-        fleet = FleetInfo(
-            escape_undecodable(source), snapshot.devices, snapshot.duplicates, snapshot.sha256, limit, excluded_accounts
-        )
         stored = stored_settings(settings)
         manifest = Manifest(
             auditor_version=__about__.VERSION,
@@ -73,7 +67,7 @@ def create_run(
             state="running",
             started_at=format_utc(started),
             accounts=account_infos(settings),
-            fleet=fleet,
+            fleet=describe_fleet(settings, snapshot, limit=limit, excluded_accounts=excluded_accounts),
             devices=DeviceCounts(pending=snapshot.devices),
             rate=Rate(target=target_rate(settings)),
             planned=plan_fleet(settings, folder / FLEET, directory).planned,

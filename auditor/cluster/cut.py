@@ -26,17 +26,17 @@ from auditor.cluster.prune import find_successes
 from auditor.cluster.storage import check_storage, find_object, join_address, open_run
 from auditor.config.settings import ClusterSettings, Settings
 from auditor.errors import InvalidObjectError, SettingsError, UsageError
-from auditor.fleet.snapshot import Snapshot, apply_fleet_option, fleet_files, write_empty_snapshot, write_snapshot
+from auditor.fleet.snapshot import Snapshot, apply_fleet_option, describe_fleet, fleet_files, write_snapshot
 from auditor.fleet.table import FLEET_COLUMNS, count_devices_to_query, sha256_of, write_numbered
 from auditor.log import log
 from auditor.runs.folder import CUT_PLAN
-from auditor.runs.manifest import FleetInfo, read_manifest
+from auditor.runs.manifest import read_manifest
 from auditor.runs.selection_info import SelectionInfo
 from auditor.selection.baseline import write_baseline
 from auditor.storage.database import parquet, scratch_database, sql_literal, write_rows
 from auditor.storage.files import private_folder
 from auditor.storage.object_store import ObjectStore
-from auditor.text.formatting import escape_undecodable, format_utc
+from auditor.text.formatting import format_utc
 
 MAX_PLAN_BYTES = 64 << 20
 """Size up to which a plan is read: one of 10,000 shards has about 3 MB."""
@@ -50,8 +50,7 @@ def read_fleet(settings: Settings, work: Path) -> Snapshot:
         FleetError: a fleet file cannot be used.
     """
     refuse_strategies(settings)
-    files = fleet_files(apply_fleet_option(settings, None))
-    return write_snapshot(files, work / FLEET_OBJECT) if files else write_empty_snapshot(work / FLEET_OBJECT)
+    return write_snapshot(fleet_files(apply_fleet_option(settings, None)), work / FLEET_OBJECT)
 
 
 def cut_run(
@@ -88,23 +87,16 @@ def cut_fleet(
     cluster = settings.cluster or ClusterSettings(storage="")
     started = time.time()
     name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(started))}-{settings.name}"
-    fleet, files = work / FLEET_OBJECT, fleet_files(settings)
+    fleet = work / FLEET_OBJECT
     selection, baseline = _select_since(settings, cluster.storage, work)
     accounts = [account.name for account in settings.account]
     shards = cut_into_shards(settings, count_devices_to_query(fleet, accounts))
-    source = ", ".join((*([snapshot.source] if files else []), *(["platform"] * (len(files) < len(accounts)))))
     plan = ShardPlan(
         auditor_version=__about__.VERSION,
         name=settings.name,
         started_at=format_utc(started),
         accounts=account_infos(settings),
-        fleet=FleetInfo(
-            escape_undecodable(source),
-            snapshot.devices,
-            snapshot.duplicates,
-            snapshot.sha256,
-            excluded_accounts=excluded_accounts,
-        ),
+        fleet=describe_fleet(settings, snapshot, excluded_accounts=excluded_accounts),
         max_failed=settings.max_failed,
         checkpoint=cluster.checkpoint,
         shards=shards,

@@ -38,6 +38,7 @@ from auditor.fleet.table import (
 from auditor.fleet.text_rows import FleetFile
 from auditor.models import DeviceStatus
 from auditor.runs.attributes import ATTRIBUTES, attributes_from_json
+from auditor.runs.manifest import FleetInfo
 from auditor.storage.database import (
     CSV_BLOCK_OPTIONS,
     LARGE_MEMORY,
@@ -52,6 +53,7 @@ from auditor.storage.database import (
     write_rows,
 )
 from auditor.storage.files import create_own_file
+from auditor.text.formatting import escape_undecodable
 
 MAX_ROWS_SHOWN = 10
 """Bad rows that an error lists; all are counted."""
@@ -70,14 +72,15 @@ class Snapshot:
 def write_snapshot(fleets: Sequence[tuple[str, str]], out: Path, *, limit: int | None = None) -> Snapshot:
     """Read the fleet files of all accounts into one validated Parquet file, with up to ``limit`` devices.
 
-    ``fleets`` has the account and source (a path, or ``-``) of each. A folder beside ``out`` holds intermediate files.
+    ``fleets`` has the account and source (a path, or ``-``) of each; without one, there are no devices until they are
+    discovered. A folder beside ``out`` holds intermediate files.
 
     Raises:
         FleetError: a file cannot be read, has bad rows (counted, the first ones listed), or has no device.
         RunNotWritableError: ``out`` cannot be written.
     """
     if not fleets:
-        raise FleetError("no account has a fleet; a fleet has at least one device")
+        return write_empty_snapshot(out)
     work = out.with_suffix(".reading")
     with scratch_database(work, failure=f"{out}: cannot be written") as database:
         paths, duplicates = [], 0
@@ -286,6 +289,16 @@ def write_empty_snapshot(out: Path) -> Snapshot:
     """Write a fleet without devices, for accounts whose devices are discovered later."""
     with scratch_database(failure=f"{out}: cannot be written") as database:
         return Snapshot("", write_numbered(database, concatenated_rows(()), out), 0, sha256_of(out))
+
+
+def describe_fleet(
+    settings: Settings, snapshot: Snapshot, *, limit: int | None = None, excluded_accounts: tuple[str, ...] = ()
+) -> FleetInfo:
+    """Return what a manifest says about a fleet before the platform's device lists are read."""
+    listed = any(account.uses_discovery for account in settings.account)
+    source = ", ".join(filter(None, (snapshot.source, "platform" if listed else "")))
+    devices, duplicates, sha256 = snapshot.devices, snapshot.duplicates, snapshot.sha256
+    return FleetInfo(escape_undecodable(source), devices, duplicates, sha256, limit, excluded_accounts)
 
 
 def apply_fleet_option(settings: Settings, fleet: str | None) -> Settings:

@@ -89,74 +89,63 @@ class IncrementalStrategy:
         account, session = context.account, context.session
         budget = partial(self._budget.estimate, account, session.sent_before() + session.total_sent)
         select = partial(context.selector.select_differing, await self._baseline.read(), results, self._rule(), budget)
-        changed = await run_in_thread(select, context.files)
-        selection = AccountSelection(
-            account.name,
-            over_budget=changed.over_budget,
-            states_unknown=changed.unknown,
-            selected_at=format_utc(time.time()),
-            unchanged=changed.unchanged,
-        )
-        return SelectionResult(context.files.queue, selection)
+        return _changed_result(context, await run_in_thread(select, context.files))
 
     async def _select_connected(self, context: SelectionContext) -> SelectionResult | None:
-        account, session, selector, stop = context.account, context.session, context.selector, context.stop
+        """Select by connection states, or without them if the call budget does not cover them."""
+        account, session, selector = context.account, context.session, context.selector
         baseline, rule = await self._baseline.read(), self._rule()
         queries, states = context.work / "state-queries.parquet", context.work / "states.parquet"
         requested = await run_in_thread(selector.write_state_queries, baseline, rule, queries)
-        sent_before, calls_before = 0, session.sent_before()
+        calls_before = session.sent_before()
         calls = requested // BATCH_GET_DEVICE_STATE.page_size
-        if self._budget.covers(account, calls_before + session.total_sent + calls):
-            journal = context.work / "states.jsonl"
-            responses = await fetch_connection_states(session, queries, journal, states, devices=requested, stop=stop)
-            sent_before = max(responses, session.sent_before(BATCH_GET_DEVICE_STATE))
-            if stop.interrupted:
-                return None
-            comparable = abs(session.client.clock_offset) <= MAX_CLOCK_DIFFERENCE
-            if not comparable:
-                log.warning("clocks_differ", account=account.name)
-            budget = partial(self._budget.estimate, account, max(sent_before, calls_before) + session.total_sent)
-            changed = await run_in_thread(
-                selector.select_changed, states if comparable else None, rule, budget, context.files
-            )
-            await run_in_thread(
-                write_connections, states, context.files.connections, account.name, changed.learned_offset
-            )
-            if changed.learned_offset is not None:
-                log.info(
-                    "time_zone_learned",
-                    account=account.name,
-                    zone=str(changed.learned_offset),
-                    devices=changed.learned_offset.devices,
-                )
-        else:
-            log.warning(
-                "call_budget_without_states",
-                account=account.name,
-                devices=requested,
-            )
-            requested = 0
+        if not self._budget.covers(account, calls_before + session.total_sent + calls):
+            log.warning("call_budget_without_states", account=account.name, devices=requested)
             budget = partial(self._budget.estimate, account, calls_before + session.total_sent)
             over_budget = await run_in_thread(selector.select_without_states, budget, context.files)
-            changed = ChangeSelectionCounts(over_budget)
-        stats = session.request_stats(BATCH_GET_DEVICE_STATE)
-        selection = AccountSelection(
-            account.name,
-            over_budget=changed.over_budget,
-            states_requested=requested,
-            states_unknown=changed.unknown,
-            requests=RequestCounts(sent_before + stats.sent, stats.retried, stats.throttled),
-            selected_at=format_utc(time.time()),
-            unchanged=changed.unchanged,
-            learned_offset=changed.learned_offset,
+            return _changed_result(context, ChangeSelectionCounts(over_budget))
+        journal = context.work / "states.jsonl"
+        responses = await fetch_connection_states(
+            session, queries, journal, states, devices=requested, stop=context.stop
         )
-        return SelectionResult(context.files.queue, selection)
+        if context.stop.interrupted:
+            return None
+        sent_before = max(responses, session.sent_before(BATCH_GET_DEVICE_STATE))
+        comparable = abs(session.client.clock_offset) <= MAX_CLOCK_DIFFERENCE
+        if not comparable:
+            log.warning("clocks_differ", account=account.name)
+        budget = partial(self._budget.estimate, account, max(sent_before, calls_before) + session.total_sent)
+        select = partial(selector.select_changed, states if comparable else None, rule, budget)
+        changed = await run_in_thread(select, context.files)
+        offset = changed.learned_offset
+        await run_in_thread(write_connections, states, context.files.connections, account.name, offset)
+        if offset is not None:
+            log.info("time_zone_learned", account=account.name, zone=str(offset), devices=offset.devices)
+        return _changed_result(context, changed, states_requested=requested, sent_before=sent_before)
 
     def _rule(self) -> IncrementalRule:
         settings = self._settings
         age = None if settings.max_age is None else parse_duration(settings.max_age)
         expired = None if age is None else datetime.fromtimestamp(max(0.0, time.time() - age), UTC)
         return IncrementalRule(settings.change_detection, expired, parse_percentage(settings.recheck))
+
+
+def _changed_result(
+    context: SelectionContext, changed: ChangeSelectionCounts, *, states_requested: int = 0, sent_before: int = 0
+) -> SelectionResult:
+    """Return the result of an incremental selection; earlier sessions sent ``sent_before`` requests for states."""
+    stats = context.session.request_stats(BATCH_GET_DEVICE_STATE)
+    selection = AccountSelection(
+        context.account.name,
+        over_budget=changed.over_budget,
+        states_requested=states_requested,
+        states_unknown=changed.unknown,
+        requests=RequestCounts(sent_before + stats.sent, stats.retried, stats.throttled),
+        selected_at=format_utc(time.time()),
+        unchanged=changed.unchanged,
+        learned_offset=changed.learned_offset,
+    )
+    return SelectionResult(context.files.queue, selection)
 
 
 class RollingStrategy:
