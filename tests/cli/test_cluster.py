@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -284,6 +285,14 @@ def test_prune_keeps_the_newest_runs_of_a_storage_and_those_that_are_not_sealed(
     assert run_command(tmp_path, "verify", storage).returncode == 0
     assert run_command(tmp_path, "prune", storage).returncode == 2
     assert "0 runs deleted" in run_command(tmp_path, "prune", storage, "--keep-days", "1").stderr
+    spaced = shutil.copytree(storage, tmp_path / "our runs")
+    advice = (
+        run_command(tmp_path, "prune", spaced, "--keep", "1").stderr.partition("is not sealed; ")[2].splitlines()[0]
+    )
+    command = advice.removesuffix(" seals what it has")
+    assert command == f"auditor stop '{spaced / old[0].name}'"
+    assert run_command(tmp_path, *shlex.split(command)[1:]).returncode in (0, 1)
+    assert (spaced / old[0].name / "run.json").exists()
 
 
 @needs_s3

@@ -102,14 +102,14 @@ def test_sampled_pages_are_spread_over_the_largest_lists() -> None:
 
 async def test_error_names_the_account_and_a_command_that_needs_no_platform(tmp_path: Path) -> None:
     nowhere = "http://127.0.0.1:1/"
-    tables = [listed(nowhere, tmp_path, name, {"products": "all"}) for name in ("eu", "us")]
+    tables = [listed(nowhere, tmp_path, name, {"products": "all"}) for name in ("eu west", "us")]
     tables[1] |= {"access_key_id": "other"}
     settings = settings_for(tmp_path, *tables, give_up_after=0.5, timeout=0.5)
-    advice = "plan with a fleet file.*: auditor plan CONFIG --account eu --fleet FILE$"
-    with pytest.raises(FleetError, match=f'^accounts "eu", "us": the platform lists their fleets.*{advice}'):
+    advice = "plan with a fleet file.*: auditor plan CONFIG --account 'eu west' --fleet FILE$"
+    with pytest.raises(FleetError, match=f'^accounts "eu west", "us": the platform lists their fleets.*{advice}'):
         auditor.plan_audit(settings)
-    with pytest.raises(AccountStoppedError, match=f'^account "eu": its devices cannot be counted: .*{advice}'):
-        await count_listed_fleets(settings, ["eu", "us"])
+    with pytest.raises(AccountStoppedError, match=f'^account "eu west": its devices cannot be counted: .*{advice}'):
+        await count_listed_fleets(settings, ["eu west", "us"])
     (tmp_path / "secret").unlink()
     with pytest.raises(SettingsError, match=f"secret.*{advice}"):
-        await count_listed_fleets(settings, ["eu", "us"])
+        await count_listed_fleets(settings, ["eu west", "us"])
