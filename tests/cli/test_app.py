@@ -52,7 +52,10 @@ def test_check_of_a_key_that_is_not_set_exits_with_2(auditor: Auditor, tmp_path:
 def test_the_demonstration_ends_with_a_page_to_open_and_each_printed_command_works(
     auditor: Auditor, tmp_path: Path
 ) -> None:
-    done = auditor("demo", "--devices", 400, "--nights", 2, "--out", "my audits")
+    done = subprocess.run(  # in no process that is called auditor
+        command(("demo", "--devices", 400, "--nights", 2, "--out", "my audits")),
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     there = sum(device.exists for device in World(400, large=0))
     assert len(re.findall(rf"^OK +{there} devices", done.stderr, re.MULTILINE)) == 2
@@ -73,6 +76,12 @@ def test_the_demonstration_ends_with_a_page_to_open_and_each_printed_command_wor
     copied = {unescape(line) for line in re.findall(r'<div class="command">.*?<code>(.*?)</code>', html)}
     copied |= {entry["command"] for entry in parse_html(html).island["modules"] if entry["command"]}
     assert {try_command(line) for line in copied} >= {"devices", "policy"}
+    finds_auditor = done.stderr.partition("let the shell find auditor: ")[2].splitlines()[0]
+    shell = subprocess.run(
+        ["/bin/sh", "-c", f"{finds_auditor}; {min(copied)}"],
+        cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (shell.returncode, shell.stderr.startswith("/bin/sh")) == (0, False), shell.stderr
     next_steps = auditor("status", "my audits").stdout.partition("\nnext: ")[2].splitlines()[1:]
     assert [try_command(line) for line in next_steps] == ["diff"]
     first, last = sorted((tmp_path / "my audits").glob("*-demo"))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_error, print_line
+from auditor.cli.console import print_error, print_line, print_note
 from auditor.cli.execution import run_with_progress
 from auditor.cli.options import OUTPUT, LogFormatOption, LogLevel, ProgressOption, require_positive
 from auditor.text.extras import describe_extra
@@ -83,6 +83,10 @@ def _print_next_steps(runs: list[Path], directory: Path) -> None:
         (f"policy {folder} {shlex.quote(safe(rules))}", "violated rules"),
     ):
         print_line(f"  {program} {words}  # {meaning}")
+    beside = Path(sys.executable).parent / "auditor"
+    if program != beside.name and beside.is_file() and find_spec("jinja2"):
+        path = f'export PATH={shlex.quote(safe(beside.parent))}:"$PATH"'
+        print_note(f"for the page's commands, let the shell find auditor: {path}")
 
 
 def _program() -> str:
