@@ -3,7 +3,7 @@
 import pytest
 
 from auditor.audit.deadline import Deadline
-from auditor.cli.options import parse_time_limits
+from auditor.cli.options import LimitFlags, parse_time_limits
 from auditor.concurrency import StopToken, TimeLimit, elapsed_clock
 from auditor.config.loader import parse_settings
 from auditor.selection.budget import BudgetEstimator
@@ -103,7 +103,7 @@ def test_a_budget_of_time_does_not_change_when_the_clock_is_set() -> None:
 
 
 def test_the_flags_say_which_kind_of_limit_they_are() -> None:
-    until, seconds = parse_time_limits("2999-01-01T06:00+00:00", "1h30m")
+    until, seconds = parse_time_limits(LimitFlags(deadline="2999-01-01T06:00+00:00", duration="1h30m"))
     assert seconds == 5_400.0
     assert until == 32_472_165_600.0
 

@@ -1,20 +1,20 @@
 """`auditor simulate` with several accounts and churn, in a process of its own."""
 
 import csv
-import inspect
 import math
 import time
 import tomllib
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
 import orjson
 import pytest
 
-from auditor.cli.commands.simulate import simulate
+from auditor.cli.commands.simulate import FormFlags, LifecycleFlags, simulate
 from auditor.errors import UsageError
 from auditor.simulator.lifecycle import ORDINARY_LIFECYCLE, Lifecycle
 from auditor.simulator.world import World
@@ -104,9 +104,8 @@ def test_invalid_options_are_rejected(tmp_path: Path, option: tuple[object, ...]
 @pytest.mark.parametrize("hours", [-14.5, 15, math.inf, math.nan])
 def test_a_zone_is_at_most_14_hours_from_utc(hours: float) -> None:
     with pytest.raises(UsageError, match=r"--zone .*: give hours ahead of UTC, from -14 to 14"):
-        simulate(zone=hours)
+        simulate(forms=FormFlags(zone=hours))
 
 
 def test_the_command_has_the_default_lifecycle() -> None:
-    defaults = {name: each.default for name, each in inspect.signature(simulate).parameters.items()}
-    assert Lifecycle(**{name: defaults[name] for name in Lifecycle.__slots__}) == ORDINARY_LIFECYCLE
+    assert Lifecycle(**asdict(LifecycleFlags())) == ORDINARY_LIFECYCLE

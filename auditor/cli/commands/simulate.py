@@ -52,8 +52,7 @@ class PlatformFlags:
     """Fraction of requests with a fault: resets, 5xx, HTML, incomplete bodies, no answer, and more."""
 
     index_lag: float | None = None
-    """Answer QueryDeviceBySQL, from an index that is this many seconds behind the devices. Needs the extra
-    simulator."""
+    """Answer QueryDeviceBySQL by an index that is this many seconds behind the devices. Needs the extra simulator."""
 
 
 @dataclass(frozen=True, kw_only=True)
