@@ -1,13 +1,15 @@
 """Publish runs as a dataset of Parquet files, in a directory or an object storage; see ``publish.dataset``.
 
-Files are written to the system's temporary folder one at a time, and sent from there. Rows are in the order of the
-fleet, in row groups of ``ROW_GROUP_ROWS``, so that query engines skip the products that a query does not need.
+The files of an account are written to the system's temporary folder, two concurrently, and sent from there. Rows are in
+the order of the fleet, in row groups of ``ROW_GROUP_ROWS``, so that query engines skip the products that a query does
+not need.
 """
 
 import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,14 +40,17 @@ from auditor.publish.dataset import (
 )
 from auditor.publish.tables import TABLES, TABLES_VERSION, PublishedRun, PublishedTable, open_published
 from auditor.runs.manifest import file_info
-from auditor.storage.database import error_reason, scalar, sql_identifier, sql_literal, write_rows
+from auditor.storage.database import Database, error_reason, scalar, sql_identifier, sql_literal, write_rows
 from auditor.storage.files import private_folder
 from auditor.storage.object_store import ObjectStore, OptionValue, open_store
 from auditor.storage.tables import translate_read_errors
 from auditor.text.formatting import safe
 
-ROW_GROUP_ROWS, WRITING_MEMORY, WRITING_THREADS = 61_440, "160MB", 2
-"""Rows of a row group; and memory and threads of DuckDB, which holds one row group for each thread."""
+ROW_GROUP_ROWS, WRITING_MEMORY, WRITERS = 61_440, "160MB", 2
+"""Rows of a row group; memory of DuckDB; and files that are written concurrently, each of which holds a row group."""
+
+_LARGEST_FIRST: tuple[PublishedTable, ...] = ("modules", *(name for name in DATASET_TABLES if name != "modules"))
+"""The order in which files are started, so that the other writer has time for all smaller ones."""
 
 _OPTIONS = f"FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
 
@@ -141,7 +146,7 @@ class DatasetDestination:
 
     def publish(self, folder: Path, limit: TimeLimit) -> None:
         """See ``Destination``."""
-        with _translated(), open_published(folder, threads=WRITING_THREADS) as run:
+        with _translated(), open_published(folder) as run:
             store = self.open(limit)
             publish_to_store(run, store, limit)
 
@@ -215,35 +220,64 @@ def _is_whole(document: DatasetRun, sizes: Mapping[str, int]) -> bool:
     return all(sizes.get(file.key) == file.bytes for file in document.files)
 
 
-def _write_files(run: PublishedRun, store: ObjectStore, version: str, limit: TimeLimit) -> Iterator[DatasetFile]:
-    """Write a file for each table and account that has rows."""
-    run.database.execute(f"SET memory_limit = '{WRITING_MEMORY}'; SET preserve_insertion_order = true")
+def _write_files(run: PublishedRun, store: ObjectStore, version: str, limit: TimeLimit) -> list[DatasetFile]:
+    """Write a file for each table and account that has rows; return them in the order of the tables."""
+    run.database.execute(f"SET memory_limit = '{WRITING_MEMORY}'; SET threads = 1; SET preserve_insertion_order = true")
+    files = []
     with private_folder("dataset") as work:
-        for table in DATASET_TABLES:
-            with translate_read_errors(run.folder):
-                accounts = run.database.execute(f"SELECT DISTINCT account FROM ({run.query(table)}) ORDER BY 1")
-            for (account,) in accounts.fetchall():
-                if limit.remaining() <= 0:
-                    raise DestinationError("there was not enough time; give more with timeout")
+        for account in _accounts(run):
+            for table, rows in zip(_LARGEST_FIRST, _write_account(run, account, work, limit), strict=True):
                 path = work / f"{table}.parquet"
-                try:
-                    rows = _write_parquet(run, table, account, path)
+                if rows:
                     info = file_info(path)
                     key = file_key(table, run, account, version)
                     store.put_file(key, path)
-                finally:
-                    path.unlink(missing_ok=True)
-                yield DatasetFile(key, table, rows, info.bytes, info.sha256)
+                    files.append(DatasetFile(key, table, rows, info.bytes, info.sha256))
+                path.unlink()
+    return sorted(files, key=lambda file: DATASET_TABLES.index(file.table))
 
 
-def _write_parquet(run: PublishedRun, table: PublishedTable, account: str, path: Path) -> int:
+def _accounts(run: PublishedRun) -> list[str]:
+    """Return the accounts that have rows; those of the inventory have modules."""
+    tables = (f"SELECT account FROM ({run.query(table)})" for table in DATASET_TABLES if table != "inventory")
+    with translate_read_errors(run.folder):
+        rows = run.database.execute(f"{' UNION '.join(tables)} ORDER BY 1").fetchall()
+    return [account for (account,) in rows]
+
+
+def _write_account(run: PublishedRun, account: str, work: Path, limit: TimeLimit) -> list[int]:
+    """Write the files of an account, some concurrently; return the rows of each, in the order of ``_LARGEST_FIRST``.
+
+    Each file has one thread: two threads for one file use hardly more than one processor, since rows have an order.
+    """
+
+    def write(table: PublishedTable, cursor: Database) -> int:
+        if limit.remaining() <= 0:
+            raise DestinationError("there was not enough time; give more with timeout")
+        return _write_parquet(cursor, run, table, account, work / f"{table}.parquet")
+
+    with ExitStack() as stack, ThreadPoolExecutor(WRITERS) as writers:
+        cursors = [stack.enter_context(run.database.cursor()) for _ in _LARGEST_FIRST]
+        written = [writers.submit(write, *each) for each in zip(_LARGEST_FIRST, cursors, strict=True)]
+        try:
+            return [each.result() for each in written]
+        except BaseException:  # also a signal: a large file takes seconds
+            for each in written:
+                each.cancel()
+            while wait(written, timeout=0.05).not_done:
+                for cursor in cursors:
+                    cursor.interrupt()
+            raise
+
+
+def _write_parquet(database: Database, run: PublishedRun, table: PublishedTable, account: str, path: Path) -> int:
     """Write the rows of a table that are of an account; return their number."""
     columns = [column.name for column in TABLES[table].columns if column.name not in PARTITIONS]
     selected = ", ".join(map(sql_identifier, columns))
     query = f"SELECT {selected} FROM ({run.query(table)}) WHERE account = {sql_literal(account)}"
     with translate_read_errors(run.folder, duckdb.IOException):
-        write_rows(run.database, query, path, _OPTIONS, by_name=True)
-        return scalar(run.database, f"SELECT num_rows FROM parquet_file_metadata({sql_literal(path)})")
+        write_rows(database, query, path, _OPTIONS, by_name=True)
+        return scalar(database, f"SELECT num_rows FROM parquet_file_metadata({sql_literal(path)})")
 
 
 def _run_row(run: PublishedRun) -> dict[str, Any]:

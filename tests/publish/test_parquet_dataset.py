@@ -1,5 +1,9 @@
 """The dataset of published runs: its rows, its names, what a reader sees while it changes, and what is left of kills."""
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +20,7 @@ from auditor.publish.dataset import DatasetRun, escape_segment, latest_key, read
 from auditor.publish.dataset_reader import query_dataset
 from auditor.publish.destinations import Destination, open_destination
 from auditor.publish.parquet_dataset import publish_to_store
-from auditor.publish.tables import TABLES, PublishedTable, open_published
+from auditor.publish.tables import TABLES, PublishedRun, PublishedTable, open_published
 from auditor.query.run import Run
 from auditor.storage.object_store import MemoryStore, ObjectStore, open_store
 from tests.runs.run_folders import HOSTILE, build, edit_manifest, every_status, named, ok
@@ -111,6 +115,35 @@ def test_numbers_equal_those_of_the_inventory(tmp_path: Path) -> None:
         listed = {tuple(row) for row in found.table}
     assert listed == expected
     assert counted <= expected
+
+
+def repeat_rows(run: PublishedRun, table: PublishedTable, rows: int) -> None:
+    """Let a table have its first row many times, with ordinals."""
+    run.database.execute(f"CREATE TABLE first_row AS {run.query(table)} LIMIT 1")
+    repeated = f"SELECT first_row.* REPLACE (i AS ordinal) FROM first_row, range({rows}) AS numbers (i)"
+    run.database.execute(f"CREATE OR REPLACE VIEW published_{table} AS {repeated}")
+
+
+def test_rows_of_a_file_are_in_their_order_in_row_groups_of_one_size(tmp_path: Path) -> None:
+    with open_published(every_status(tmp_path / NAME).folder, threads=2) as run:
+        repeat_rows(run, "modules", 200_000)
+        publish_to_store(run, open_store(str(tmp_path / "lake")), TimeLimit())
+    (path,) = (tmp_path / "lake" / "modules").rglob("*.parquet")
+    ordered = f"SELECT bool_and(ordinal = file_row_number) FROM read_parquet('{path}', file_row_number = true)"
+    assert duckdb.execute(ordered).fetchone() == (True,)
+    groups = f"SELECT DISTINCT row_group_id, row_group_num_rows FROM parquet_metadata('{path}') ORDER BY 1"
+    assert [rows for _, rows in duckdb.execute(groups).fetchall()] == [61_440, 61_440, 61_440, 15_680]
+
+
+def test_an_interrupt_ends_the_writer_of_a_large_file_and_leaves_nothing(tmp_path: Path) -> None:
+    with open_published(every_status(tmp_path / NAME).folder) as run:
+        repeat_rows(run, "inventory", 10**12)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        before = time.monotonic()
+        with pytest.raises((KeyboardInterrupt, duckdb.InterruptException)):  # the latter before the writers begin
+            publish_to_store(run, open_store(str(tmp_path / "lake")), TimeLimit())
+        assert time.monotonic() - before < 10
+    assert not (tmp_path / "lake").exists()
 
 
 class Watched(MemoryStore):
