@@ -147,6 +147,32 @@ def test_a_run_published_again_replaces_itself(server: Server, database: str, tm
         assert sorted(again, key=str) == sorted(rows[name], key=str)
 
 
+def test_of_a_run_published_again_only_rows_that_differ_are_written(
+    server: Server, database: str, tmp_path: Path
+) -> None:
+    fleet = [named(n) for n in range(6)]
+    details = [{"attributes": {"site": "paris"}} for _ in fleet]
+    build(tmp_path / "run", fleet, [ok(d, ("ble", "1"), ("mcu", "2")) for d in fleet[:4]], details=details)
+    edit_manifest(tmp_path / "run", lambda manifest: replace(manifest, state="partial"))
+    publish(server, database, tmp_path / "run")
+    stored = "SELECT ordinal, xmin::text FROM auditor.{} ORDER BY ordinal"
+    before = {name: dict(server.query(stored.format(name), database=database)) for name in ("devices", "modules")}
+    for statement in (
+        "UPDATE auditor.modules SET module_version = '3' WHERE ordinal = 3",
+        "DELETE FROM auditor.modules WHERE ordinal = 1",
+        "UPDATE auditor.modules SET ordinal = 99 WHERE ordinal = 6",
+    ):
+        server.query(statement, database=database)
+    build(tmp_path / "resumed" / "run", fleet, [ok(d, ("ble", "1"), ("mcu", "2")) for d in fleet], details=details)
+    publish(server, database, tmp_path / "resumed" / "run")
+    for table in TABLES:
+        found = server.query(f"SELECT * FROM auditor.{table} ORDER BY run, 4", database=database)
+        assert found == expected_rows(tmp_path / "resumed" / "run", table)
+    after = {name: dict(server.query(stored.format(name), database=database)) for name in before}
+    unchanged = {name: {n for n in before[name] if after[name][n] == before[name][n]} for name in before}
+    assert unchanged == {"devices": {0, 1, 2, 3}, "modules": {0, 2, 4, 5, 7}}
+
+
 def test_another_run_of_the_same_name_is_not_replaced(server: Server, database: str, tmp_path: Path) -> None:
     """Such as that of another machine with the same settings and the same timetable."""
     every_status(tmp_path / "run")
@@ -387,6 +413,8 @@ def test_a_publisher_and_a_reader_need_few_privileges(server: Server, database: 
             server.query(statement, database=database)
         for statement in postgresql_schema.grant_statements("auditor", publisher="publisher", reader="reader"):
             server.query(statement, database=database)
+        server.query(f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC")
+        server.query(f"GRANT TEMPORARY ON DATABASE {database} TO publisher")
         publish(server, database, tmp_path / "run", user="publisher")
         publish(server, database, tmp_path / "run", user="publisher")
         with server.connect("reader", database) as connection:
