@@ -2,6 +2,8 @@
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 MUTATIONS ?= 10000
+SUITE ?= forky
+DEBIAN ?= http://deb.debian.org/debian
 KILLS ?= 200
 SOAK_MINUTES ?= 15
 BIN := .venv/bin
@@ -14,7 +16,7 @@ LICENCES := MIT;Apache;BSD;ISC;Python Software Foundation;PSF;Mozilla Public Lic
 
 TEST_PROCESSES ?= $(shell n=$$(( $$(nproc 2>/dev/null || echo 2) + 2 )); echo $$(( n < 6 ? n : 6 )))
 
-.PHONY: demo dist pex install-test image-test release-check units test test-all check format help-texts schemas tables references docs dashboard pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
+.PHONY: demo dist pex install-test image-test debian-python release-check units test test-all check format help-texts schemas tables references docs dashboard pictures fuzz mutations chaos soak bench lock sbom licences vulnerabilities clean $(BENCHES)
 
 demo: .venv/.installed  ## set up, then audit a simulated fleet and show its inventory
 	$(BIN)/auditor demo
@@ -127,7 +129,7 @@ build/%.lock: requirements/%.lock
 	mkdir -p build
 	sed "s/ ; python_full_version < '[0-9.]*' \\\\$$/ \\\\/" $< > $@
 
-build/wheelhouse/.filled: build/extras.lock  ## download what an audit and its extras need, with hashes
+build/wheelhouse/.filled: build/extras.lock $(wildcard build/debian-*/.ready)  ## download what an audit and its extras need, with hashes
 	rm -rf build/wheelhouse
 	for python in $$($(PYTHON) release/pythons.py); do \
 		$$python -m pip --disable-pip-version-check wheel --quiet --require-hashes --no-deps --requirement $< \
@@ -136,6 +138,17 @@ build/wheelhouse/.filled: build/extras.lock  ## download what an audit and its e
 
 install-test: dist build/wheelhouse/.filled  ## install wheel and source offline, with and without each extra, and run them
 	$(BIN)/python release/install_test.py dist build/wheelhouse
+
+debian-python: build/debian-$(SUITE)/.ready  ## unpack the Python of SUITE of Debian, which install-test then finds; needs root and debootstrap
+
+# It runs with the C library of its suite, wherever the folder is; to start it, nothing of this machine is replaced.
+build/debian-%/.ready: .tools/.installed
+	rm -rf $(@D)
+	debootstrap --variant=minbase --include=python3-pip,python3-venv $* $(@D) $(DEBIAN) /usr/share/debootstrap/scripts/sid
+	root=$(CURDIR)/$(@D) && python=$$(realpath $(@D)/usr/bin/python3) && .tools/bin/patchelf --force-rpath \
+		--set-interpreter $$root$$(.tools/bin/patchelf --print-interpreter $$python) --set-rpath $$(dirname $$root/usr/lib/*/libc.so.6) $$python
+	sed --in-place "s|/usr/share/python-wheels|$(CURDIR)/$(@D)&|" $(@D)/usr/lib/python3.*/_sysconfigdata_*.py
+	touch $@
 
 image-test: dist build/wheelhouse/.filled  ## build the image of deploy/container on a base of debootstrap, and run it read-only
 	$(BIN)/python release/container_test.py

@@ -6,7 +6,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-VERSIONS = tuple(os.environ.get("AUDITOR_PYTHONS", "3.11 3.12 3.13 3.14").split())
+ROOT = Path(__file__).parents[1]
+SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
+VERSIONS = tuple(os.environ.get("AUDITOR_PYTHONS", " ".join(SUPPORTED)).split())
 """Versions that are looked for; CI takes the lowest and the newest one that it has."""
 
 
@@ -25,6 +27,8 @@ def _candidates(version: str) -> Iterator[str]:
         yield found
     versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     yield from (str(path) for path in sorted(versions.glob(f"{version}.*/bin/python{version}")))
+    unpacked = sorted(ROOT.glob(f"build/debian-*/usr/bin/python{version}"))  # by make debian-python
+    yield from map(str, unpacked)
 
 
 if __name__ == "__main__":

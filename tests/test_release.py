@@ -3,10 +3,12 @@
 import hashlib
 import json
 import subprocess
+import tomllib
 from pathlib import Path
 
 import provenance
 import pytest
+import pythons
 import release_check
 import shell_files
 
@@ -99,3 +101,27 @@ def test_the_manual_page_has_every_command_and_groff_accepts_it() -> None:
     except FileNotFoundError:
         pytest.skip("groff is not installed")
     assert said.stderr == ""
+
+
+def test_the_package_and_the_page_name_the_pythons_that_are_tested() -> None:
+    root = Path(__file__).parents[1]
+    classifiers = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["classifiers"]
+    assert [each for each in classifiers if "Python ::" in each] == [
+        f"Programming Language :: Python :: {version}" for version in pythons.SUPPORTED
+    ]
+    *others, newest = pythons.SUPPORTED
+    page = (root / "docs" / "install.md").read_text(encoding="utf-8")
+    assert f"tested on {', '.join(others)} and {newest}." in page
+
+
+def test_an_unpacked_python_is_found_by_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pythons, "ROOT", tmp_path)
+    unpacked = tmp_path / "build" / "debian-forky" / "usr" / "bin"
+    unpacked.mkdir(parents=True)
+    for version, printed in (("9.1", "9.1"), ("9.2", "9.1")):
+        program = unpacked / f"python{version}"
+        program.write_text(f"#!/bin/sh\necho {printed}\n")
+        program.chmod(0o755)
+    assert pythons.find_python("9.1") == str(unpacked / "python9.1")
+    assert pythons.find_python("9.2") is None
+    assert pythons.find_python("9.3") is None
