@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -34,6 +34,8 @@ _LAZY = (
     "queue", "rich._emoji_codes", "uvloop", "xlsxwriter",
 )  # fmt: skip
 """What libraries import at the first use."""
+
+DASK_PROGRAMS = {"scheduler": "distributed.cli.dask_scheduler", "worker": "distributed.cli.dask_worker"}
 
 _MAX_REQUEST = 1 << 17
 
@@ -78,12 +80,12 @@ class ForkedCommand:
 
 
 @cache
-def _requests() -> socket.socket:
+def _requests(*, dask: bool) -> socket.socket:
     """Start the process from which commands are forked. It ends when the returned socket is closed."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.forked", str(theirs.fileno())],
+            [sys.executable, "-m", "tests.forked", str(theirs.fileno()), *(["dask"] if dask else [])],
             pass_fds=[theirs.fileno()], cwd=Path(__file__).parents[1], stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -95,20 +97,23 @@ def _requests() -> socket.socket:
     return ours
 
 
-def start(*words: object, cwd: Path, streams: Sequence[int], env: Mapping[str, str] | None = None) -> ForkedCommand:
+def start(
+    *words: object, cwd: Path, streams: Sequence[int], env: Mapping[str, str] | None = None, dask: bool = False
+) -> ForkedCommand:
     """Start a command.
 
     Args:
-        words: arguments of ``auditor``.
+        words: arguments of ``auditor``; with ``dask`` also ``scheduler`` or ``worker`` and arguments of that.
         cwd: the folder in which it runs.
         streams: descriptors of its standard input, output and error output.
         env: its environment; None: that of this process.
+        dask: whether the process from which it is forked has imported Dask.
     """
     answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     texts = [str(word) for word in words]
     request = json.dumps([texts, str(cwd), dict(os.environ if env is None else env)]).encode()
     with theirs:
-        socket.send_fds(_requests(), [request], [theirs.fileno(), *streams])
+        socket.send_fds(_requests(dask=dask), [request], [theirs.fileno(), *streams])
     return ForkedCommand(answers, texts)
 
 
@@ -263,13 +268,22 @@ def _text(number: int, mode: str, errors: str = "strict") -> io.TextIOWrapper:
     return io.TextIOWrapper(stream, encoding="utf-8", errors=errors, line_buffering=number == 2 or os.isatty(number))
 
 
-def _end(arguments: list[str]) -> NoReturn:
-    """Run the command and exit as the interpreter does, without the half second in which that frees its memory."""
+def _program(arguments: list[str]) -> Callable[[list[str]], object]:
+    """Return what runs a command; of programs of Dask, its name is taken off the arguments."""
+    if "dask" in sys.modules:
+        sys.modules["dask"].config.refresh()  # it is read from the environment at the import
+    if arguments[0] in DASK_PROGRAMS:
+        return importlib.import_module(DASK_PROGRAMS[arguments.pop(0)]).main  # type: ignore[no-any-return]
     from auditor.cli import main
 
+    return main
+
+
+def _end(arguments: list[str]) -> NoReturn:
+    """Run the command and exit as the interpreter does, without the half second in which that frees its memory."""
     code: object = 1
     try:
-        code = main(arguments)
+        code = _program(arguments)(arguments)
     except SystemExit as error:
         code = error.code
     except BaseException:  # noqa: BLE001  the interpreter prints it
@@ -284,6 +298,8 @@ def _end(arguments: list[str]) -> NoReturn:
 
 if __name__ == "__main__":
     _import_all()
+    for module in ("auditor.cluster.dask", *DASK_PROGRAMS.values()) if "dask" in sys.argv else ():
+        importlib.import_module(module)
     _open_database()
     gc.collect()
     gc.freeze()

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +42,9 @@ DRAIN_SECONDS = 8.0
 """Seconds that a worker which ends gives its shard to store its last answers."""
 
 CONNECT_SECONDS = 30
+
+CONNECTED = "running"
+"""Status of a client of Dask that is connected to its scheduler."""
 
 _CONFIGURATION = {
     "distributed.scheduler.http.routes": [],  # nothing but the ports with certificates
@@ -166,8 +169,8 @@ async def _query_shard(run: str, shard: str, fingerprint: str, stop: StopToken) 
 class DaskEngine(Engine):
     """Submits a task for each shard, and waits for it. Results are not gathered: there are none."""
 
-    def __init__(self, client: distributed.Client) -> None:
-        self._client = client
+    def __init__(self, client: distributed.Client, where: str) -> None:
+        self._client, self._where = client, where
         self._names: dict[str, str] = {}
         self._futures: set[distributed.Future] = set()
         self._ended = distributed.as_completed(loop=client.loop)
@@ -175,6 +178,7 @@ class DaskEngine(Engine):
 
     def start(self, run: str, shard: str, fingerprint: str) -> None:
         """See ``Engine``."""
+        self._require_scheduler()
         key = f"auditor-{shard}-{secrets.token_hex(8)}"
         self._names[key] = shard
         future = self._client.submit(run_shard, run, shard, fingerprint, key=key, pure=False, retries=0)
@@ -184,9 +188,10 @@ class DaskEngine(Engine):
 
     async def cancel(self) -> None:
         """Cancel the tasks that have not ended, and wait until their workers have stored the last answers."""
-        if self._futures:
-            await self._client.cancel(list(self._futures))
-            await self._client.run(drain, on_error="ignore")
+        if self._futures and self._client.status == CONNECTED:
+            with suppress(OSError):  # the scheduler ends at this moment, and its workers with it
+                await self._client.cancel(list(self._futures))
+                await self._client.run(drain, on_error="ignore")
 
     async def next_ended(self) -> EndedShard:
         """See ``Engine``."""
@@ -198,11 +203,17 @@ class DaskEngine(Engine):
         name = self._names.pop(future.key)
         if future.status == "finished":
             return EndedShard(name, 0)
+        self._require_scheduler()
         error = await future.exception() if future.status == "error" else None
         if isinstance(error, ShardEndedError):
             return EndedShard(name, error.code)
         is_killed = error is None or isinstance(error, distributed.KilledWorker)
         return EndedShard(name, None, None if is_killed else type(error).__name__)
+
+    def _require_scheduler(self) -> None:
+        """Raise AuditStoppedError if the scheduler is gone: one in its place has neither tasks nor plugin."""
+        if self._client.status != CONNECTED:
+            raise _lost_scheduler(self._where)
 
 
 @asynccontextmanager
@@ -228,8 +239,9 @@ async def open_dask(target: int | str, settings_file: Path, prepare: Callable[[]
             )
         else:
             client = await stack.enter_async_context(_connect(target))
-        await _prepare_workers(client, f"--on {target}", ShardStops(prepare, is_local=isinstance(target, int)))
-        engine = DaskEngine(client)
+        where = f"--on {target}"
+        await _prepare_workers(client, where, ShardStops(prepare, is_local=isinstance(target, int)))
+        engine = DaskEngine(client, where)
         yield engine
         await engine.cancel()
 
@@ -239,12 +251,17 @@ async def _prepare_workers(client: distributed.Client, where: str, plugin: Shard
 
     Raises:
         UsageError: a worker has no auditor that can be imported, or the plugin cannot be used there.
+        AuditStoppedError: the scheduler is gone.
     """
 
     def import_there() -> None:  # a function inside another one needs no auditor to be read
         import auditor.cluster.shard  # noqa: F401
 
-    for worker, error in (await client.run(import_there, on_error="return")).items():
+    try:
+        imported = await client.run(import_there, on_error="return")
+    except OSError:
+        raise _lost_scheduler(where) from None
+    for worker, error in imported.items():
         if isinstance(error, Exception):
             raise UsageError(
                 f"{where}: the worker {worker} cannot import auditor ({type(error).__name__}); install this version "
@@ -252,17 +269,24 @@ async def _prepare_workers(client: distributed.Client, where: str, plugin: Shard
             )
     try:
         await client.register_plugin(plugin)
+    except OSError:
+        raise _lost_scheduler(where) from None
     except Exception as error:  # noqa: BLE001  a worker can raise any class
         raise UsageError(f"{where}: a worker cannot be prepared: {type(error).__name__}; see its log") from None
 
 
+def _lost_scheduler(where: str) -> AuditStoppedError:
+    return AuditStoppedError(f"{where}: the scheduler is gone; the same command continues the run")
+
+
 def _quiet_dask() -> None:
-    """Let Dask log its errors in the format of this process, and no exception of a task: shards log why they end."""
+    """Let Dask log its errors in the format of this process, and no exceptions: shards and driver say why they end."""
     logger = logging.getLogger("distributed")
     logger.setLevel(logging.ERROR)
     logger.handlers.clear()
     logger.propagate = True
-    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
+    for name in ("distributed.client", "distributed.worker"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _local_cluster(processes: int, settings_file: Path, scratch: Path) -> distributed.LocalCluster:

@@ -1,5 +1,6 @@
 """What a storage shows of a run: its shards by the age of their last checkpoint, and its sealed files."""
 
+import errno
 import os
 import shlex
 import time
@@ -180,7 +181,12 @@ def fetch_run(storage: ObjectStore, folder: Path) -> Path:
         folder.parent.mkdir(0o700, parents=True, exist_ok=True)
         with private_folder("fetch", folder.parent) as work:
             _fetch_files(storage, manifest, content, work / "run")
-            (work / "run").rename(folder)
+            try:
+                (work / "run").rename(folder)
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+                _require_equal(folder, manifest, content)  # another process has fetched it meanwhile
     return folder
 
 

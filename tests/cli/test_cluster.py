@@ -301,13 +301,7 @@ def test_a_bucket_is_used_with_credentials_of_the_environment_alone(tmp_path: Pa
     bucket = f"s3://lake/{tmp_path.name}"
     settings.write_text(settings.read_text().replace(str(tmp_path / "shared"), bucket))
     with simulated_s3(tmp_path) as s3:
-        env = {
-            "AWS_ACCESS_KEY_ID": "AKID",
-            "AWS_SECRET_ACCESS_KEY": "SECRETCANARY",
-            "AWS_ENDPOINT_URL": s3.endpoint,
-            "AWS_REGION": "us-east-1",
-            "SSL_CERT_FILE": str(s3.ca_file),
-        }
+        env = s3.environment
         cut = run_command(tmp_path, "cut", settings, **env)
         assert cut.stdout.startswith(f"{bucket}/"), cut.stderr
         for index in range(2):

@@ -3,16 +3,18 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import pytest
+import trustme
 
 import auditor
 from auditor.cluster.attempt_log import AttemptLog, list_attempts
@@ -24,9 +26,11 @@ from auditor.concurrency import StopToken
 from auditor.errors import AuditStoppedError, SettingsError, UsageError
 from auditor.simulator.server import DEFAULT_ACCOUNT, Simulator
 from auditor.simulator.world import World
+from tests import forked
 from tests.chaos.counting import run_platform
 from tests.cli.test_cluster import write_settings
 from tests.cluster.shards import account_table, assert_same_run
+from tests.storage.s3 import needs_s3, simulated_s3
 
 distributed: Any = pytest.importorskip("distributed", reason="NOT TESTED: Dask, because distributed is missing")
 
@@ -254,6 +258,138 @@ async def test_killed_workers_and_a_killed_driver_give_the_run_of_one_machine(tm
     secret = DEFAULT_ACCOUNT.secret.reveal().encode()
     assert secret not in shown + stored + log.encode()
     assert json.dumps(str(tmp_path / "secret")).encode() not in stored
+
+
+@needs_s3
+async def test_a_run_by_dask_in_a_bucket_is_that_of_one_machine(
+    tmp_path: Path, small_settings: Callable[[Simulator], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(60, seed=2)
+    world.write_fleet(tmp_path / "fleet.csv")
+    with simulated_s3(tmp_path) as s3:
+        s3.failures = 0.02
+        for name, value in s3.environment.items():
+            monkeypatch.setenv(name, value)
+        async with Simulator(world) as platform, scheduler() as cluster:
+            path = small_settings(platform)
+            path.write_text(path.read_text().replace(str(tmp_path / "shared"), f"s3://lake/{tmp_path.name}"))
+            settings = auditor.load_settings(path)
+            alone = (await auditor.run_audit(settings)).folder
+            result = await run_on_engine(
+                settings,
+                lambda _: open_dask(cluster.scheduler_address, path, no_log),
+                tmp_path / "fetched",
+                stop=StopToken(),
+            )
+            shown = repr(list(cluster.scheduler.transition_log))
+    assert_same_run(result.folder, alone)
+    assert not any(value in shown for name, value in s3.environment.items() if "KEY" in name)
+    assert list((tmp_path / "shared").iterdir()) == []
+
+
+class Programs:
+    """Programs of Dask and their driver, as an operator starts them; all are killed in the end."""
+
+    def __init__(self, folder: Path, settings: Path, *, protocol: str = "tcp", **variables: object) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.address = f"{protocol}://127.0.0.1:{self._port}"
+        self._folder, self._settings, self._protocol = folder, settings, protocol
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        own = {SETTINGS_VARIABLE: settings, "TMPDIR": scratch, **variables}
+        self._env = os.environ | {name: str(value) for name, value in own.items()}
+        self._started: list[forked.ForkedCommand] = []
+
+    def start(self, *words: object, **variables: object) -> forked.ForkedCommand:
+        env = self._env | {name: str(value) for name, value in variables.items()}
+        with (self._folder / ("driver.txt" if words[0] == "run" else "log.txt")).open("ab") as output:
+            streams = [0, output.fileno(), output.fileno()]
+            self._started.append(forked.start(*words, cwd=self._folder, streams=streams, env=env, dask=True))
+        return self._started[-1]
+
+    def scheduler(self) -> forked.ForkedCommand:
+        where = ("--protocol", f"{self._protocol}://", "--host", "127.0.0.1", "--port", self._port)
+        return self.start("scheduler", *where, "--no-dashboard")
+
+    def worker(self) -> forked.ForkedCommand:
+        return self.start("worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+
+    def driver(self, **variables: object) -> forked.ForkedCommand:
+        return self.start("run", self._settings, "--on", self.address, **variables)
+
+    @property
+    def log(self) -> str:
+        """What the drivers have written."""
+        return (self._folder / "driver.txt").read_text()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self._started:
+            each.send_signal(signal.SIGKILL)
+            each.wait(MAX_SECONDS)
+
+
+@pytest.mark.slow
+@pytest.mark.live
+async def test_a_killed_scheduler_ends_its_workers_and_the_same_command_continues_the_run(tmp_path: Path) -> None:
+    world = World(120, seed=2)
+    world.write_fleet(tmp_path / "fleet.csv")
+    with run_platform(world, 5) as platform:
+        table = account_table(platform.endpoint, tmp_path, lanes=3, calls_per_second=45)
+        settings = write_settings(tmp_path, table, more="concurrency = 3")
+        with Programs(tmp_path, settings) as programs:
+            killed, workers, driver = programs.scheduler(), [programs.worker() for _ in range(2)], programs.driver()
+            wait_until(lambda: _count_parts(tmp_path / "shared") > 1)
+            killed.send_signal(signal.SIGKILL)
+            assert driver.wait(MAX_SECONDS) == AuditStoppedError.exit_code, programs.log
+            assert "the scheduler is gone; the same command continues the run" in programs.log
+            assert "Traceback" not in programs.log
+            assert [each.wait(MAX_SECONDS) for each in workers] == [0, 0]
+            programs.scheduler()
+            programs.worker()
+            assert programs.driver().wait(MAX_SECONDS) == 0, programs.log
+        alone = await auditor.run_audit(auditor.load_settings(settings))
+    address = find_run_address(str(tmp_path / "shared"))
+    assert_same_run(tmp_path / "audits" / Path(address).name, alone.folder)
+    plan = read_plan(open_run(address))
+    assert max(len(list_attempts(open_run(address), each.folder)) for each in plan.shards) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.live
+async def test_a_scheduler_with_certificates_takes_only_drivers_of_its_authority(tmp_path: Path) -> None:
+    world = World(40, seed=2)
+    world.write_fleet(tmp_path / "fleet.csv")
+    variables = {name: _write_certificates(tmp_path / name) for name in ("own", "other")}
+    with run_platform(world, 5) as platform:
+        settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path, lanes=2))
+        with Programs(tmp_path, settings, protocol="tls", **variables["own"]) as programs:
+            programs.scheduler()
+            programs.worker()
+            refused = programs.driver(**variables["other"], DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="3s")
+            assert refused.wait(MAX_SECONDS) == AuditStoppedError.exit_code, programs.log
+            assert f"--on {programs.address}: the scheduler cannot be reached" in programs.log
+            assert programs.driver().wait(MAX_SECONDS) == 0, programs.log
+        alone = await auditor.run_audit(auditor.load_settings(settings))
+    address = find_run_address(str(tmp_path / "shared"))
+    assert_same_run(tmp_path / "audits" / Path(address).name, alone.folder)
+
+
+def _write_certificates(folder: Path) -> dict[str, object]:
+    """Write an authority and a certificate; return the variables of Dask that name them."""
+    folder.mkdir()
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    names = {"CA_FILE": "ca.pem"}
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    for role in ("CLIENT", "WORKER", "SCHEDULER"):
+        names |= {f"{role}__CERT": "cert.pem", f"{role}__KEY": "key.pem"}
+    return {f"DASK_DISTRIBUTED__COMM__TLS__{name}": folder / file for name, file in names.items()}
 
 
 def _count_parts(storage: Path) -> int:

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 import auditor
-from auditor.cluster import mirror
+from auditor.cluster import mirror, progress
 from auditor.cluster.attempt_log import AttemptLog, list_attempts
 from auditor.cluster.cut import read_plan
 from auditor.cluster.merge import seal_if_done
@@ -256,6 +256,24 @@ async def test_two_processes_that_seal_the_run_store_the_same(tmp_path: Path) ->
     assert storage.get("run.json") == first
     assert len({each.key.split("/")[1] for each in storage.list("sealed")}) == 1
     assert await seal_if_done(storage, plan) is None
+
+
+async def test_two_processes_that_fetch_the_run_have_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, _, _ = await run_in_memory(tmp_path)
+    fetch_files, folder = progress._fetch_files, tmp_path / "fetched"
+
+    def fetch_both(*arguments: Any) -> None:
+        """Let another process be faster."""
+        monkeypatch.setattr(progress, "_fetch_files", fetch_files)
+        fetch_run(storage, folder)
+        fetch_files(*arguments)
+
+    monkeypatch.setattr(progress, "_fetch_files", fetch_both)
+    assert fetch_run(storage, folder) == folder
+    assert auditor.verify_run(folder) == []
+    assert [each.name for each in tmp_path.glob("*fetch*")] == ["fetched"]  # noqa: ASYNC240
 
 
 async def test_a_damaged_part_ends_the_shard_immediately(tmp_path: Path) -> None:

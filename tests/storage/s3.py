@@ -56,6 +56,17 @@ class S3:
     pause: float = 0.0
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Variables of a process that uses it without options."""
+        return {
+            "AWS_ACCESS_KEY_ID": "AKID",
+            "AWS_SECRET_ACCESS_KEY": "SECRETCANARY",
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": "us-east-1",
+            "SSL_CERT_FILE": str(self.ca_file),
+        }
+
+    @property
     def options(self) -> dict[str, str]:
         """Options of a store, without credentials."""
         return {"endpoint": self.endpoint, "region": "us-east-1", "ca_file": str(self.ca_file)}
