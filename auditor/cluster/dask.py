@@ -109,6 +109,7 @@ class ShardStops(distributed.WorkerPlugin):  # type: ignore[misc]  # the class h
     """
 
     name = "auditor"
+    idempotent = True  # a plugin in the place of another one would remove it, and that ends all shards of its worker
 
     def __init__(self, prepare: Callable[[], None], *, is_local: bool) -> None:
         self._prepare, self._is_local = prepare, is_local
@@ -169,8 +170,8 @@ async def _query_shard(run: str, shard: str, fingerprint: str, stop: StopToken) 
 class DaskEngine(Engine):
     """Submits a task for each shard, and waits for it. Results are not gathered: there are none."""
 
-    def __init__(self, client: distributed.Client, where: str) -> None:
-        self._client, self._where = client, where
+    def __init__(self, client: distributed.Client, scheduler: str) -> None:
+        self._client, self._scheduler = client, scheduler
         self._names: dict[str, str] = {}
         self._futures: set[distributed.Future] = set()
         self._ended = distributed.as_completed(loop=client.loop)
@@ -213,7 +214,7 @@ class DaskEngine(Engine):
     def _require_scheduler(self) -> None:
         """Raise AuditStoppedError if the scheduler is gone: one in its place has neither tasks nor plugin."""
         if self._client.status != CONNECTED:
-            raise _lost_scheduler(self._where)
+            raise _lost_scheduler(self._scheduler)
 
 
 @asynccontextmanager
@@ -239,14 +240,13 @@ async def open_dask(target: int | str, settings_file: Path, prepare: Callable[[]
             )
         else:
             client = await stack.enter_async_context(_connect(target))
-        where = f"--on {target}"
-        await _prepare_workers(client, where, ShardStops(prepare, is_local=isinstance(target, int)))
-        engine = DaskEngine(client, where)
+        await _prepare_workers(client, str(target), ShardStops(prepare, is_local=isinstance(target, int)))
+        engine = DaskEngine(client, str(target))
         yield engine
         await engine.cancel()
 
 
-async def _prepare_workers(client: distributed.Client, where: str, plugin: ShardStops) -> None:
+async def _prepare_workers(client: distributed.Client, scheduler: str, plugin: ShardStops) -> None:
     """Register the plugin at all workers.
 
     Raises:
@@ -260,23 +260,26 @@ async def _prepare_workers(client: distributed.Client, where: str, plugin: Shard
     try:
         imported = await client.run(import_there, on_error="return")
     except OSError:
-        raise _lost_scheduler(where) from None
+        raise _lost_scheduler(scheduler) from None
+    if not imported:
+        log.warning("scheduler_without_workers", scheduler=scheduler)
     for worker, error in imported.items():
         if isinstance(error, Exception):
             raise UsageError(
-                f"{where}: the worker {worker} cannot import auditor ({type(error).__name__}); install this version "
-                f"there: {describe_extra('dask')}"
+                f"--on {scheduler}: the worker {worker} cannot import auditor ({type(error).__name__}); install this "
+                f"version there: {describe_extra('dask')}"
             )
     try:
         await client.register_plugin(plugin)
     except OSError:
-        raise _lost_scheduler(where) from None
+        raise _lost_scheduler(scheduler) from None
     except Exception as error:  # noqa: BLE001  a worker can raise any class
-        raise UsageError(f"{where}: a worker cannot be prepared: {type(error).__name__}; see its log") from None
+        reason = f"{type(error).__name__}; see its log"
+        raise UsageError(f"--on {scheduler}: a worker cannot be prepared: {reason}") from None
 
 
-def _lost_scheduler(where: str) -> AuditStoppedError:
-    return AuditStoppedError(f"{where}: the scheduler is gone; the same command continues the run")
+def _lost_scheduler(scheduler: str) -> AuditStoppedError:
+    return AuditStoppedError(f"--on {scheduler}: the scheduler is gone; the same command continues the run")
 
 
 def _quiet_dask() -> None:
@@ -326,6 +329,4 @@ async def _connect(address: str) -> AsyncIterator[distributed.Client]:
     except OSError as error:
         raise AuditStoppedError(f"--on {address}: the scheduler cannot be reached: {error}") from error
     async with client:
-        if not client.scheduler_info()["workers"]:
-            log.warning("scheduler_without_workers", scheduler=address)
         yield client

@@ -140,6 +140,33 @@ async def test_a_shard_that_is_not_done_ends_with_its_code_and_no_text(
         assert not any(each.is_done for shard in plan.shards for each in list_attempts(storage, shard.folder).values())
 
 
+async def test_a_second_driver_leaves_the_shards_of_the_first_one_alone(
+    tmp_path: Path, small_settings: Callable[[Simulator], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(100, seed=2)
+    world.write_fleet(tmp_path / "fleet.csv")
+    async with Simulator(world, latency=(0.05, 0.05)) as platform, scheduler() as cluster:
+        path = small_settings(platform)
+        address, plan = cut_by_file(path)
+        storage = open_run(address)
+        async with open_dask(cluster.scheduler_address, path, no_log) as first:
+            first.start(address, "0000-eu", plan_fingerprint(storage))
+            await until(lambda: any("/parts/" in each.key for each in storage.list()))
+            async with open_dask(cluster.scheduler_address, path, no_log):
+                assert engine_module._RUNNING.is_any
+            assert (await first.next_ended()).code == 0
+        assert len(list_attempts(storage, plan.shards[0].folder)) == 1
+    assert "has no worker" not in capsys.readouterr().err
+
+
+async def test_a_scheduler_without_workers_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with scheduler(workers=0) as cluster:
+        async with open_dask(cluster.scheduler_address, tmp_path / "nightly.toml", no_log):
+            pass
+        assert "the scheduler has no worker; shards wait for one" in capsys.readouterr().err
+        await cluster.scale(1)
+
+
 async def test_a_scheduler_that_cannot_be_used_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "CONNECT_SECONDS", 0.2)
     with pytest.raises(SettingsError, match="needs certificates; name their files in Dask's configuration"):
