@@ -82,10 +82,10 @@ class PlatformThread:
 
 
 @contextmanager
-def run_platform(world: World, seed: int) -> Iterator[PlatformThread]:
+def run_platform(world: World, seed: int, latency: tuple[float, float] = (0.001, 0.015)) -> Iterator[PlatformThread]:
     """Run a platform with a world and faults, as fast as possible."""
     simulator = ObservedSimulator(
-        world, faults=FAULTS, latency=(0.001, 0.015), seed=seed, record_responses=True, record_arrivals=True
+        world, faults=FAULTS, latency=latency, seed=seed, record_responses=True, record_arrivals=True
     )
     with (
         start_blocking_portal("asyncio", {"use_uvloop": True}) as portal,

@@ -1,0 +1,407 @@
+"""Shards whose processes are killed, suspended and started twice, as an array job or by Dask, on storages that go away."""
+
+import os
+import random
+import signal
+import socket
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import orjson
+
+from auditor.cluster.attempts import ATTEMPTS, MARKERS, PARTS
+from auditor.cluster.merge import DONE_SHARDS
+from auditor.cluster.plan import ShardPlan
+from auditor.cluster.records import expand_lines
+from auditor.cluster.storage import find_object, join_address, open_run
+from auditor.errors import ObjectStoreError
+from auditor.runs.folder import FAILURES, RESULTS
+from auditor.runs.manifest import MANIFEST
+from auditor.storage.object_store import ObjectStore, open_store
+from auditor.text.formatting import parse_manifest_time
+from tests import forked
+from tests.storage.s3 import S3
+
+KEYS = {"access_key_id": "AKID", "secret_access_key": "SECRET"}
+
+MAX_EVENTS = 8
+MAX_STARTS = 60
+"""Starts of programs in a round, after which it is a live-lock."""
+
+SEALING_INTERVAL = 0.1
+"""Seconds between two looks at the storage whether the run is being sealed."""
+
+RESTART_SECONDS = 0.2
+"""Seconds after which a scheduler starts what has ended."""
+
+LATE_SECONDS = 1.0
+"""Seconds that a checkpoint may be late on a machine that other tests use, too."""
+
+
+class Place(Protocol):
+    """Where runs are stored, and how it goes away.
+
+    Attributes:
+        address: of the storage of all runs.
+        environment: variables of the processes that use it.
+    """
+
+    address: str
+    environment: Mapping[str, str]
+
+    def open(self, run: str) -> ObjectStore:
+        """Return the storage of a run; its address begins with that of the place."""
+
+    def leave(self) -> None:
+        """Go away."""
+
+    def return_(self) -> None:
+        """Be there again."""
+
+
+class DirectoryPlace:
+    """A directory that is not mounted for a while."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "shared"
+        self._path.mkdir()
+        self.address = str(self._path)
+        self.environment: Mapping[str, str] = {}
+
+    def open(self, run: str) -> ObjectStore:
+        return open_run(join_address(self.address, run), create=True)
+
+    def leave(self) -> None:
+        self._path.rename(self._path.with_name("away"))
+
+    def return_(self) -> None:
+        self._path.with_name("away").rename(self._path)
+
+
+class BucketPlace:
+    """A bucket that always fails now and then, and for a while at each request: before or after it was carried out."""
+
+    def __init__(self, s3: S3, folder: Path) -> None:
+        self._s3 = s3
+        self.address = f"s3://lake/{folder.parent.name}/{folder.name}"
+        self.environment: Mapping[str, str] = s3.environment
+        self.return_()
+
+    def open(self, run: str) -> ObjectStore:
+        return open_store(join_address(self.address, run), {**self._s3.options, **KEYS})
+
+    def leave(self) -> None:
+        self._s3.failures = 1.0
+
+    def return_(self) -> None:
+        self._s3.failures = 0.02
+
+
+@dataclass(eq=False)
+class Program:
+    """A process that its scheduler, or an operator, starts again.
+
+    Attributes:
+        name: what it does: ``shard 0``, ``driver``.
+        words: arguments of its command.
+        process: the process.
+        scratch: its folder for temporary files.
+        continue_at: when it is continued; None: it is not suspended.
+        was_suspended: whether it was suspended at some time.
+        killed_at: when it was killed, in seconds since 1970.
+    """
+
+    name: str
+    words: tuple[object, ...]
+    process: forked.ForkedCommand
+    scratch: Path
+    continue_at: float | None = None
+    was_suspended: bool = False
+    killed_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CutRun:
+    """A run that was cut, in an own folder for what its programs write."""
+
+    folder: Path
+    place: Place
+    address: str
+    storage: ObjectStore
+    plan: ShardPlan
+    settings: Path
+
+
+class Job:
+    """Programs that query the shards of one run, and what happens to them.
+
+    Args:
+        run: the run.
+        rng: decides what happens.
+
+    Attributes:
+        events: what happened, by kind.
+        codes: exit codes.
+        lost: lines that a killed process had written and not stored, by kill.
+    """
+
+    dask = False
+    kinds: tuple[str, ...] = ("kill", "kill", "suspend", "suspend", "twice", "away")
+
+    def __init__(self, run: CutRun, rng: random.Random) -> None:
+        self._run, self._storage, self._plan, self._rng = run, run.storage, run.plan, rng
+        self._folder, self._place = run.folder, run.place
+        self._environment = {**os.environ, **run.place.environment, "AUDITOR_SETTINGS": str(run.settings)}
+        self._output = (run.folder / "output.txt").open("ab")
+        self._programs: list[Program] = []
+        self._waiting: list[tuple[float, Program]] = []
+        self._killed: list[Program] = []
+        self._killed_at = defaultdict[str, float](float)
+        self._away = [0.0, 0.0]
+        self.starts, self.codes, self.events = Counter[str](), Counter[int](), Counter[str]()
+        self.lost: list[int] = []
+
+    def start(self, name: str, *words: object) -> None:
+        self.starts[name] += 1
+        assert self.starts.total() <= MAX_STARTS, f"no end: {self.starts}, {self.codes}, {self.events}"
+        scratch = self._folder / f"scratch-{self.starts.total()}"
+        scratch.mkdir()
+        env = {**self._environment, "TMPDIR": str(scratch)}
+        streams = [0, self._output.fileno(), self._output.fileno()]
+        process = forked.start(*words, cwd=self._folder, streams=streams, env=env, dask=self.dask)
+        self._programs.append(Program(name, words, process, scratch))
+
+    def start_again(self, program: Program) -> None:
+        """Start a program that has ended, after a pause, as schedulers do."""
+        self._waiting.append((time.monotonic() + RESTART_SECONDS, program))
+
+    def poll(self) -> bool:
+        """Note which programs have ended, and start them again; return whether the run is sealed and all have ended."""
+        now = time.monotonic()
+        if self._away[1] and now >= self._away[1]:
+            self._place.return_()
+            self._away = [self._away[0], 0.0]
+        for each in list(self._programs):
+            if each.continue_at is not None and now >= each.continue_at:
+                self._continue(each)
+            if each.process.poll() is not None:
+                self._programs.remove(each)
+                self._note_end(each)
+        for start_at, each in [entry for entry in self._waiting if now >= entry[0]]:
+            self._waiting.remove((start_at, each))
+            self.start(each.name, *each.words)
+        return self._is_done()
+
+    def _note_end(self, program: Program) -> None:
+        code = program.process.returncode or 0
+        self.codes[code] += 1
+        if code == -signal.SIGKILL:
+            self._killed.append(program)
+        assert code in {0, 3, 75, -signal.SIGKILL}, (program.name, code, self.read_output())
+        assert code != 3 or self._may_fail(program), (program.name, self.read_output())
+        self._after(program, code)
+
+    def _may_fail(self, program: Program) -> bool:
+        """Return whether exit code 3 is right: the storage was away."""
+        return self.events["away"] > 0
+
+    def _after(self, program: Program, code: int) -> None:
+        """Start a program again if it is to."""
+        raise NotImplementedError
+
+    def _is_done(self) -> bool:
+        raise NotImplementedError
+
+    def _disturbable(self) -> list[Program]:
+        return [each for each in self._programs if each.continue_at is None]
+
+    def _continue(self, program: Program) -> None:
+        program.continue_at = None
+        program.process.send_signal(signal.SIGCONT)
+
+    def disturb(self) -> None:
+        """Let something happen."""
+        kind, running = self._rng.choice(self.kinds), self._disturbable()
+        if not running or self.events.total() >= MAX_EVENTS or (kind == "away" and self._away[1]):
+            return
+        self.events[kind] += 1
+        program = self._rng.choice(running)
+        match kind:
+            case "kill":
+                self._kill(program)
+            case "suspend":
+                self._suspend(program, self._rng.uniform(0.1, 1.5))
+            case "twice":
+                self._start_twice(program)
+            case _:
+                self._away = [time.time(), time.monotonic() + self._rng.uniform(0.05, 0.6)]
+                self._place.leave()
+
+    def _kill(self, program: Program) -> None:
+        program.process.send_signal(signal.SIGKILL)
+        program.killed_at = self._killed_at[program.name] = time.time()
+
+    def _suspend(self, program: Program, seconds: float) -> None:
+        program.process.send_signal(signal.SIGSTOP)
+        program.continue_at, program.was_suspended = time.monotonic() + seconds, True
+
+    def _start_twice(self, program: Program) -> None:
+        self.start(program.name, *program.words)
+
+    def _runs(self, name: str) -> bool:
+        """Return whether a program runs, or is to be started again."""
+        return any(each.name == name for each in (*self._programs, *(each for _, each in self._waiting)))
+
+    def is_sealed(self) -> bool:
+        with suppress(ObjectStoreError):
+            return find_object(self._storage, MANIFEST) is not None
+        return False
+
+    def read_output(self) -> str:
+        return (self._folder / "output.txt").read_text()[-4000:]
+
+    def close(self) -> None:
+        """Kill what runs, and let the storage be there."""
+        for each in self._programs:
+            with suppress(ProcessLookupError):
+                each.process.send_signal(signal.SIGKILL)
+            each.process.wait(10)
+        self._output.close()
+        if self._away[1]:
+            self._place.return_()
+
+    def check_attempts(self) -> None:
+        """Check that each shard was attempted."""
+        for shard in self._plan.shards:
+            assert self._storage.list(f"{shard.folder}/{ATTEMPTS}")
+
+    def check_losses(self) -> None:
+        """Check that a killed process has lost no line that was written before its last checkpoint."""
+        stored = set(self._stored_lines())
+        for program in self._killed:
+            written = {line for line in _journal_lines(program.scratch) if line not in stored}
+            self.lost.append(len(written))
+            ages = [(program.killed_at or 0.0) - _written_at(line) for line in written]
+            hindered = program.was_suspended or self._away[0] > (program.killed_at or 0.0) - 3
+            assert hindered or max(ages, default=0.0) <= self._plan.checkpoint + LATE_SECONDS, (program.name, max(ages))
+
+    def _stored_lines(self) -> Iterator[bytes]:
+        for each in self._storage.list("shards"):
+            if f"/{PARTS}/" in each.key:
+                yield from expand_lines(self._storage.get(each.key), each.key).splitlines()
+
+
+def _journal_lines(scratch: Path) -> Iterator[bytes]:
+    """Yield the complete lines of the journals that a killed process has left."""
+    for name in (RESULTS, FAILURES):
+        for path in scratch.rglob(name):
+            content = path.read_bytes()
+            yield from content[: content.rfind(b"\n") + 1].splitlines()
+
+
+def _written_at(line: bytes) -> float:
+    record = orjson.loads(line)
+    written = parse_manifest_time(record.get("audited_at") or record["failed_at"])
+    assert written is not None
+    return written.timestamp()
+
+
+class ArrayJob(Job):
+    """Each index is started again until it has ended with 0, as array jobs do, and never after 75.
+
+    A suspended process counts as that of a lost node: the index is started elsewhere, and the other one continues later.
+    """
+
+    def __init__(self, run: CutRun, rng: random.Random) -> None:
+        super().__init__(run, rng)
+        self._words = ("shard", run.address, "--settings", run.settings)
+        self._done: set[str] = set()
+        self._checked_at = 0.0
+        for index in range(len(self._plan.shards)):
+            self._start_index(index)
+
+    def _start_index(self, index: int) -> None:
+        self.start(f"shard {index}", *self._words, "--index", index)
+
+    def _after(self, program: Program, code: int) -> None:
+        if code == 0:
+            self._done.add(program.name)
+        elif code != 75:
+            self.start_again(program)
+
+    def _suspend(self, program: Program, seconds: float) -> None:
+        super()._suspend(program, seconds)
+        self.start(program.name, *program.words)
+
+    def _is_done(self) -> bool:
+        for name in self.starts.keys() - self._done:
+            assert self._runs(name), f"{name}: all its processes were superseded"
+        if self._programs and not self.events["sealers"]:
+            self._start_sealers()
+        return not self._programs and not self._waiting
+
+    def _start_sealers(self) -> None:
+        """Let two more processes seal the run while another one does, which may be suspended or killed."""
+        if time.monotonic() < self._checked_at + SEALING_INTERVAL:
+            return
+        self._checked_at = time.monotonic()
+        with suppress(ObjectStoreError):
+            if len(self._storage.list(DONE_SHARDS)) < len(self._plan.shards) or self.is_sealed():
+                return
+            self.events["sealers"] += 1
+            for each in self._disturbable():
+                match self._rng.choice(("suspend", "kill", "leave")):
+                    case "suspend":
+                        super()._suspend(each, self._rng.uniform(0.1, 0.5))
+                    case "kill":
+                        self._kill(each)
+            for index in self._rng.sample(range(len(self._plan.shards)), 2):
+                self._start_index(index)
+
+    def check_attempts(self) -> None:
+        """Check that no process has made a second attempt after it was superseded."""
+        for index, shard in enumerate(self._plan.shards):
+            markers = len(self._storage.list(f"{shard.folder}/{MARKERS}"))
+            assert 1 <= markers <= self.starts[f"shard {index}"]
+
+
+class DaskJob(Job):
+    """A scheduler, two workers and a driver; each is started again when it has ended, until the run is sealed.
+
+    A driver that was superseded is not started again while another one runs. Dask moves tasks, so that starts of
+    programs do not bound the attempts at a shard.
+    """
+
+    dask = True
+    kinds = ("kill", "kill", "kill", "suspend", "twice", "away")
+
+    def __init__(self, run: CutRun, rng: random.Random) -> None:
+        super().__init__(run, rng)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        address = f"tcp://127.0.0.1:{port}"
+        self.start("scheduler", "scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
+        for number in range(2):
+            self.start(f"worker {number}", "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+        self._driver = ("driver", "run", run.settings, "--on", address)
+        self.start(*self._driver)
+
+    def _may_fail(self, program: Program) -> bool:
+        return super()._may_fail(program) or self._killed_at["scheduler"] > 0
+
+    def _after(self, program: Program, code: int) -> None:
+        is_driver = program.name == "driver"
+        if is_driver and (self.is_sealed() or (code == 75 and self._runs("driver"))):
+            return
+        self.start_again(program)
+
+    def _start_twice(self, program: Program) -> None:
+        self.start(*self._driver)
+
+    def _is_done(self) -> bool:
+        return not self._runs("driver") and self.is_sealed()
