@@ -220,6 +220,7 @@ class RunDriver:
         """Start the shards that are not done, and return when the run is sealed.
 
         A shard that the refusal of its account ended is stopped, so that the run is sealed as that of one machine is.
+        One that another process has taken over, and ended meanwhile, is done.
 
         Raises:
             AuditInterruptedError: the end was requested.
@@ -230,6 +231,8 @@ class RunDriver:
         done = await run_in_thread(find_done_names, self.storage)
         if waiting := [shard.name for shard in self._plan.shards if shard.name not in done]:
             await self._run_shards(open_engine, waiting)
+            done = await run_in_thread(find_done_names, self.storage)
+            self._failed = {name: each for name, each in self._failed.items() if name not in done}
         self._raise_final()
         errors = []
         if self._failed:

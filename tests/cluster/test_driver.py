@@ -43,7 +43,10 @@ from tests.cluster.shards import account_table, assert_same_run, cluster_setting
 pytestmark = pytest.mark.anyio
 
 Outcome = int | None | str | EndedShard
-"""What happens to a start of a shard: it ends with a code or so, is killed too often (None), or does its work."""
+"""What happens to a start of a shard: it ends with a code or so, is killed too often (None), or does its work.
+
+"taken over" is that another process does its work.
+"""
 
 
 class SimulatedEngine(Engine):
@@ -63,15 +66,14 @@ class SimulatedEngine(Engine):
         outcome = self._outcome(name, self.starts[name])
         if isinstance(outcome, EndedShard):
             return outcome
-        if outcome != "work":
-            assert not isinstance(outcome, str)
+        if not isinstance(outcome, str):
             return EndedShard(name, outcome)
         storage = open_run(run)
         assert plan_fingerprint(storage) == fingerprint
         plan = read_plan(storage)
         shard = next(each for each in plan.shards if each.name == name)
         code = await ShardWorker(storage, plan, shard, self._settings, stop=StopToken()).run()
-        return EndedShard(name, code)
+        return EndedShard(name, code if outcome == "work" else SupersededError.exit_code)
 
     def open(self, _shards: int) -> AbstractAsyncContextManager[Engine]:
         @asynccontextmanager
@@ -123,6 +125,12 @@ async def test_what_died_is_started_again(settings: Settings) -> None:
 
     engine, run, _ = await drive(settings, die_first)
     assert list(engine.starts.values()) == [MAX_STARTS] * 3
+    assert run.manifest.exit_code == 0
+
+
+async def test_a_shard_that_another_process_has_taken_over_and_ended_is_done(settings: Settings) -> None:
+    engine, run, _ = await drive(settings, lambda name, _: "taken over" if name.startswith("0001") else "work")
+    assert list(engine.starts.values()) == [1, 1, 1]
     assert run.manifest.exit_code == 0
 
 
