@@ -264,7 +264,7 @@ async def _prepare_workers(client: distributed.Client, scheduler: str, plugin: S
     if not imported:
         log.warning("scheduler_without_workers", scheduler=scheduler)
     for worker, error in imported.items():
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and not isinstance(error, OSError):  # one that ends at this moment is no fault
             raise UsageError(
                 f"--on {scheduler}: the worker {worker} cannot import auditor ({type(error).__name__}); install this "
                 f"version there: {describe_extra('dask')}"
@@ -272,7 +272,8 @@ async def _prepare_workers(client: distributed.Client, scheduler: str, plugin: S
     try:
         await client.register_plugin(plugin)
     except OSError:
-        raise _lost_scheduler(scheduler) from None
+        if client.status != CONNECTED:
+            raise _lost_scheduler(scheduler) from None
     except Exception as error:  # noqa: BLE001  a worker can raise any class
         reason = f"{type(error).__name__}; see its log"
         raise UsageError(f"--on {scheduler}: a worker cannot be prepared: {reason}") from None

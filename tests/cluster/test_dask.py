@@ -177,6 +177,26 @@ async def test_a_scheduler_that_cannot_be_used_is_one_sentence(tmp_path: Path, m
             pass
 
 
+class DyingClient:
+    """A client whose connection to a worker, or to the scheduler, ends at each request."""
+
+    def __init__(self, status: str) -> None:
+        self.status = status
+
+    async def run(self, *_: object, **__: object) -> dict[str, Exception]:
+        return {"tcp://127.0.0.1:1": OSError("closed")}
+
+    async def register_plugin(self, plugin: object) -> None:
+        raise OSError("closed")
+
+
+async def test_a_worker_that_ends_while_it_is_prepared_is_no_fault() -> None:
+    plugin = engine_module.ShardStops(no_log, is_local=False)
+    await engine_module._prepare_workers(DyingClient("running"), "tcp://127.0.0.1:2", plugin)
+    with pytest.raises(AuditStoppedError, match="the scheduler is gone"):
+        await engine_module._prepare_workers(DyingClient("closed"), "tcp://127.0.0.1:2", plugin)
+
+
 async def test_a_worker_without_auditor_is_one_sentence_with_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "without"
     folder.mkdir()
