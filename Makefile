@@ -119,8 +119,8 @@ dist: .venv/.installed sbom  ## build wheel and source distribution, with manual
 pex: build/wheelhouse/.filled build/audit.lock dist  ## build dist/auditor-pythonX.Y.pex: one file for servers that have Python alone
 	printf '%s --hash=sha256:%s\n' "$$(realpath dist/*.whl)" "$$(cat dist/*.whl | sha256sum | cut -d ' ' -f 1)" > build/pex.txt
 	for python in $$($(PYTHON) release/pythons.py); do \
-		.tools/bin/pex --python $$python --no-pypi --find-links build/wheelhouse --no-transitive --console-script auditor \
-			--requirement build/audit.lock --requirement build/pex.txt \
+		.tools/bin/pex --python $$python --no-pypi --pre-resolved-dists build/wheelhouse --pre-resolved-dist dist/*.whl --no-transitive \
+			--console-script auditor --requirement build/audit.lock --requirement build/pex.txt \
 			--output-file dist/auditor-$$(basename $$python).pex || exit 1; done
 	$(BIN)/python release/provenance.py dist
 
