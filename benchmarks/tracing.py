@@ -47,8 +47,8 @@ def collector() -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--devices", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--devices", type=int, default=40_000)
     options = parser.parse_args()
     speed.LIMITS["auditor_limited"] = LIMIT
     figures: dict[bool, list[speed.Figure]] = {False: [], True: []}
