@@ -36,14 +36,7 @@ from auditor.cli.console import (
 )
 from auditor.cli.execution import trace_command
 from auditor.config.resolution import expand_home
-from auditor.errors import (
-    AuditInterruptedError,
-    AuditorError,
-    RunNotWritableError,
-    SettingsError,
-    UsageError,
-    refer_to_code,
-)
+from auditor.errors import AuditInterruptedError, AuditorError, RunNotWritableError, SettingsError, UsageError
 from auditor.text.formatting import safe
 
 EXIT_CODES = """\
@@ -257,7 +250,7 @@ def print_unexpected(error: Exception) -> int:
 
 
 def _print_failure(sentence: str, exit_code: int) -> None:
-    print_error(f"auditor: {refer_to_code(sentence)}", "error", event="command_failed", exit_code=exit_code)
+    print_error(f"auditor: {sentence}", "error", event="command_failed", exit_code=exit_code)
 
 
 def _describe_usage_error(error: CycloptsError) -> str:
