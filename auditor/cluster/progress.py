@@ -16,7 +16,7 @@ import msgspec
 from auditor.cluster.attempts import ATTEMPTS, DONE, MARKERS, STATE, is_attempt_name
 from auditor.cluster.merge import READERS, add_requests, sealed_folder
 from auditor.cluster.plan import Shard, ShardPlan
-from auditor.cluster.records import MAX_RECORD_BYTES, ShardRecord, decode_record
+from auditor.cluster.records import MAX_RECORD_BYTES, SHARD_RECORDS, decode_record
 from auditor.cluster.storage import find_object
 from auditor.engine.progress import AccountProgress, Progress
 from auditor.errors import ExitReasonCode, InvalidObjectError, ObjectMissingError, RunFolderError
@@ -26,6 +26,8 @@ from auditor.runs.selection_info import RequestCounts
 from auditor.storage.files import create_file, private_folder, read_contained, translate_os_errors
 from auditor.storage.object_store import ObjectStore
 from auditor.text.formatting import parse_manifest_time
+
+_MANIFESTS = msgspec.json.Decoder(Manifest)
 
 SILENT_CHECKPOINTS = 3
 """Checkpoints that a shard may miss until it is shown as silent."""
@@ -86,7 +88,7 @@ def _shard_progress(
     try:
         if STATE in attempts[name]:
             place = f"{shard.folder}/{ATTEMPTS}/{name}/{STATE}"
-            record = decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), ShardRecord, place)
+            record = decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), SHARD_RECORDS, place)
             devices, requests = record.manifest.devices, record.manifest.requests
             reported_at, reason = record.reported_at, record.reason
         else:  # its first checkpoint is still to come
@@ -155,7 +157,7 @@ def read_sealed(storage: ObjectStore) -> tuple[Manifest, bytes] | None:
     if content is None:
         return None
     try:
-        return msgspec.json.decode(content, type=Manifest), content
+        return _MANIFESTS.decode(content), content
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidObjectError(f"{storage.address}/{MANIFEST}: is not a manifest: {error}") from error
 

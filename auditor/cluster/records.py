@@ -51,6 +51,9 @@ class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
     reason: ExitReasonCode | None = None
 
 
+SHARD_RECORDS = msgspec.json.Decoder(ShardRecord)
+
+
 def compress_lines(lines: bytes) -> bytes:
     """Return lines as the content of a part."""
     engine = zlib.compressobj(_LEVEL, wbits=_GZIP)
@@ -83,10 +86,13 @@ def encode_record(manifest: Manifest, files: tuple[str, ...] = ()) -> bytes:
     )
 
 
-def decode_record(content: bytes, kind: type[T], where: str) -> T:
-    """Return a record of a storage; raise InvalidObjectError if it is none."""
+def decode_record(content: bytes, decoder: msgspec.json.Decoder[T], where: str) -> T:
+    """Return a record of a storage; raise InvalidObjectError if it is none.
+
+    A decoder is made while a module is imported: msgspec crashes if two threads decode a type for the first time.
+    """
     try:
-        return msgspec.json.decode(content, type=kind)
+        return decoder.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidObjectError(f"{where}: was not written by an attempt: {error}") from error
 

@@ -1,4 +1,7 @@
-"""Parts of a shard: their lines, those of failed devices apart."""
+"""Parts of a shard: their lines, those of failed devices apart. Records that threads read."""
+
+import subprocess
+import sys
 
 from auditor.cluster.records import compress_lines, expand_lines, split_failed
 from auditor.models import Device, DeviceFailure, DeviceResult
@@ -28,3 +31,30 @@ def test_lines_of_failed_devices_are_told_apart_whatever_the_names() -> None:
     assert split_failed(lines) == (b"".join(answered), failed)
     assert split_failed(b"".join(answered)) == (b"".join(answered), b"")
     assert expand_lines(compress_lines(lines), "part") == lines
+
+
+FIRST_RECORDS = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from auditor.cluster.records import SHARD_RECORDS, decode_record
+from auditor.errors import InvalidObjectError
+
+sys.setswitchinterval(1e-6)
+together = threading.Barrier(16)
+
+def read(_):
+    together.wait()
+    try:
+        decode_record(b'{"manifest":{}}', SHARD_RECORDS, "record")
+    except InvalidObjectError:
+        return True
+
+with ThreadPoolExecutor(16) as threads:
+    assert all(threads.map(read, range(16)))
+"""
+
+
+def test_threads_that_read_the_first_records_of_a_process_do_not_crash_it() -> None:
+    """Without decoders that are made at the import, two of three processes die by SIGSEGV."""
+    processes = [subprocess.Popen([sys.executable, "-c", FIRST_RECORDS]) for _ in range(3)]
+    assert [each.wait(60) for each in processes] == [0, 0, 0]
