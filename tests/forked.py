@@ -6,6 +6,7 @@ and limits. Only the start of the interpreter and the imports are missing; what 
 
 import atexit
 import contextlib
+import faulthandler
 import gc
 import importlib
 import io
@@ -272,6 +273,7 @@ def _program(arguments: list[str]) -> Callable[[list[str]], object]:
     """Return what runs a command; of programs of Dask, its name is taken off the arguments."""
     if "dask" in sys.modules:
         sys.modules["dask"].config.refresh()  # it is read from the environment at the import
+        faulthandler.enable()
     if arguments[0] in DASK_PROGRAMS:
         return importlib.import_module(DASK_PROGRAMS[arguments.pop(0)]).main  # type: ignore[no-any-return]
     from auditor.cli import main

@@ -145,12 +145,14 @@ class Job:
         rng: decides what happens.
 
     Attributes:
+        pauses: minimum and maximum seconds between two events.
         events: what happened, by kind.
         codes: exit codes.
         lost: lines that a killed process had written and not stored, by kill.
     """
 
     dask = False
+    pauses = (0.05, 0.4)
     kinds: tuple[str, ...] = ("kill", "kill", "suspend", "suspend", "twice", "away")
 
     def __init__(self, run: CutRun, rng: random.Random) -> None:
@@ -378,6 +380,7 @@ class DaskJob(Job):
     """
 
     dask = True
+    pauses = (0.2, 1.2)
     kinds = ("kill", "kill", "kill", "suspend", "twice", "away")
 
     def __init__(self, run: CutRun, rng: random.Random) -> None:

@@ -76,15 +76,15 @@ def run_round(folder: Path, engine: str, place: Place, settings: Path, rng: rand
     storage = place.open(name)
     record_newest(place.open(""), plan.name, name)
     run = CutRun(folder, place, join_address(place.address, name), storage, plan, settings)
-    began, disturbed_at = time.monotonic(), time.monotonic() + rng.uniform(0.1, 0.4)
     job = JOBS[engine](run, rng)
+    began, disturbed_at = time.monotonic(), time.monotonic() + rng.uniform(*job.pauses)
     try:
         while not job.poll():
             now = time.monotonic()
             assert now - began < MAX_ROUND_SECONDS, f"no end: {job.starts}, {job.events}, {job.read_output()}"
             if now >= disturbed_at:
                 job.disturb()
-                disturbed_at = now + rng.uniform(0.05, 0.4)
+                disturbed_at = now + rng.uniform(*job.pauses)
             time.sleep(0.02)
     finally:
         job.close()
