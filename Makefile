@@ -7,7 +7,7 @@ DEBIAN ?= http://deb.debian.org/debian
 KILLS ?= 200
 SOAK_MINUTES ?= 15
 BIN := .venv/bin
-BENCHES := $(addprefix bench-,credentials tracing bulk publishing speed sealing memory quota discovery contention sharing accounts rate_limiter outages rate_control drift report \
+BENCHES := $(addprefix bench-,credentials tracing cluster bulk publishing speed sealing memory quota discovery contention sharing accounts rate_limiter outages rate_control drift report \
 	sampling precision incremental rolling planning)
 PIP := python -m pip --disable-pip-version-check install --quiet
 LOCKED := $(PIP) --require-hashes --no-deps --requirement
