@@ -73,7 +73,7 @@ def write_settings(folder: Path, endpoint: str, *, rate: object, lanes: int, acc
     path = folder / f"lanes-{lanes}.toml"
     cluster = f'[cluster]\nstorage = "{folder / "shared"}"\ncheckpoint = {ZOMBIE_CHECKPOINT}\n'
     path.write_text(
-        f'directory = "{folder / "audits"}"\nconcurrency = 50\nquota_sharing = "none"\n{cluster}{"".join(tables)}'
+        f'directory = "{folder / "audits"}"\nconcurrency = 200\nquota_sharing = "none"\n{cluster}{"".join(tables)}'
     )
     return path
 
