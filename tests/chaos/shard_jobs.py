@@ -49,13 +49,21 @@ class Place(Protocol):
     Attributes:
         address: of the storage of all runs.
         environment: variables of the processes that use it.
+        failures: fraction of the requests that fail while it is there, as far as ``begin`` was called.
     """
 
+    failures: float
     address: str
     environment: Mapping[str, str]
 
     def open(self, run: str) -> ObjectStore:
         """Return the storage of a run; its address begins with that of the place."""
+
+    def begin(self) -> None:
+        """Let requests fail now and then from now on."""
+
+    def end(self) -> None:
+        """Let no request fail."""
 
     def leave(self) -> None:
         """Go away."""
@@ -67,6 +75,8 @@ class Place(Protocol):
 class DirectoryPlace:
     """A directory that is not mounted for a while."""
 
+    failures = 0.0
+
     def __init__(self, folder: Path) -> None:
         self._path = folder / "shared"
         self._path.mkdir()
@@ -75,6 +85,10 @@ class DirectoryPlace:
 
     def open(self, run: str) -> ObjectStore:
         return open_run(join_address(self.address, run), create=True)
+
+    def begin(self) -> None: ...
+
+    def end(self) -> None: ...
 
     def leave(self) -> None:
         self._path.rename(self._path.with_name("away"))
@@ -86,20 +100,28 @@ class DirectoryPlace:
 class BucketPlace:
     """A bucket that always fails now and then, and for a while at each request: before or after it was carried out."""
 
+    failures = 0.02
+
     def __init__(self, s3: S3, folder: Path) -> None:
         self._s3 = s3
         self.address = f"s3://lake/{folder.parent.name}/{folder.name}"
         self.environment: Mapping[str, str] = s3.environment
-        self.return_()
+        self.end()
 
     def open(self, run: str) -> ObjectStore:
         return open_store(join_address(self.address, run), {**self._s3.options, **KEYS})
+
+    def begin(self) -> None:
+        self._s3.failures = self.failures
+
+    def end(self) -> None:
+        self._s3.failures = 0.0
 
     def leave(self) -> None:
         self._s3.failures = 1.0
 
     def return_(self) -> None:
-        self._s3.failures = 0.02
+        self.begin()
 
 
 @dataclass(eq=False)
@@ -209,8 +231,8 @@ class Job:
         self._after(program, code)
 
     def _may_fail(self, program: Program) -> bool:
-        """Return whether exit code 3 is right: the storage was away."""
-        return self.events["away"] > 0
+        """Return whether exit code 3 is right: the storage was away, or may fail at any time."""
+        return self.events["away"] > 0 or self._place.failures > 0
 
     def _after(self, program: Program, code: int) -> None:
         """Start a program again if it is to."""
@@ -276,6 +298,7 @@ class Job:
         self._output.close()
         if self._away[1]:
             self._place.return_()
+        self._place.end()
 
     def check_attempts(self) -> None:
         """Check that each shard was attempted."""

@@ -76,6 +76,7 @@ def run_round(folder: Path, engine: str, place: Place, settings: Path, rng: rand
     storage = place.open(name)
     record_newest(place.open(""), plan.name, name)
     run = CutRun(folder, place, join_address(place.address, name), storage, plan, settings)
+    place.begin()
     job = JOBS[engine](run, rng)
     began, disturbed_at = time.monotonic(), time.monotonic() + rng.uniform(*job.pauses)
     try:
