@@ -105,6 +105,8 @@ def _describe_selected(manifest: Manifest) -> str:
     reasons: Counter[str] = Counter()
     for account in selection.accounts:
         reasons.update(account.selected)
+    if reasons.total() == manifest.fleet.devices:  # in which order is no matter
+        return ""
     why = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in reasons.items() if count)
     return f" ({reasons.total():,} to query{f': {why}' if why else ''}; {manifest.carried:,} carried)"
 

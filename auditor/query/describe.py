@@ -192,14 +192,15 @@ def describe_next_steps(manifest: Manifest, code: ExitReasonCode, folder: Path) 
         "run": folder,
         "directory": folder.parent,
         "settings": manifest.settings_file or "SETTINGS.toml",
-        "rules": _rules_file(manifest) or "RULES.toml",
+        "rules": find_rules(manifest) or "RULES.toml",
         "previous": "last~1" if manifest.changes is None else manifest.changes.previous,
     }
     quoted = {name: shlex.quote(safe(path)) for name, path in names.items()}
     return sentence, tuple(command.format(**quoted) for command in commands)
 
 
-def _rules_file(manifest: Manifest) -> str | None:
+def find_rules(manifest: Manifest) -> str | None:
+    """Return the file of the rules in a run's settings; None: they name no rules."""
     policy = (manifest.settings or {}).get("policy")
     file = policy.get("file") if isinstance(policy, dict) else None
     return file if isinstance(file, str) else None

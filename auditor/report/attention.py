@@ -12,7 +12,7 @@ from typing import Literal
 from auditor.analysis.rollout_states import RolloutState
 from auditor.analysis.rollouts import Rollout
 from auditor.policy.model import Severity
-from auditor.query.describe import describe_warning
+from auditor.query.describe import describe_warning, find_rules
 from auditor.query.warnings import is_tolerated, state_label
 from auditor.report.coverage import MIN_ACCOUNT_SHARE, MIN_UNANSWERED, MIN_UNANSWERED_SHARE
 from auditor.report.filters import display_text, format_day, format_days, format_number, format_percent, format_time
@@ -249,6 +249,9 @@ def _warning_items(report: Report) -> Iterator[AttentionItem]:
 def _rule_items(report: Report) -> Iterator[AttentionItem]:
     policy = report.policy
     if policy is None:
+        if (rules := find_rules(report.manifest)) is not None:
+            title, evidence = "The rules of the run are not evaluated", f"Its settings name {Path(rules).name}"
+            yield AttentionItem("note", "?", title, display_text(evidence, 200), 0, "", link="quality")
         return
     if policy.problem is not None:
         yield AttentionItem("error", "✕", "The policy could not be evaluated", policy.problem, 0, "", link="policy")

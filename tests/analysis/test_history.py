@@ -348,6 +348,7 @@ NIGHTS = st.lists(
 
 @settings(max_examples=8, deadline=None)
 @given(NIGHTS)
+@pytest.mark.slow
 def test_adoption_equals_counting_in_plain_python(
     tmp_path_factory: pytest.TempPathFactory, nights: list[list[list[tuple[str, str]]]]
 ) -> None:

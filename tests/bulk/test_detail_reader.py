@@ -192,6 +192,7 @@ async def test_check_names_the_permission_that_is_missing(tmp_path: Path) -> Non
     assert "iot:BatchQueryDeviceDetail" in check.problem
 
 
+@pytest.mark.slow
 async def test_an_interrupted_run_loses_nothing_and_reads_no_device_twice(tmp_path: Path) -> None:
     world = World(2_000, products=3, silent=0.01, inactive=0.02)
     for answers in (2, 20, 40):
@@ -219,6 +220,7 @@ async def test_a_quota_of_its_own_limits_the_details(tmp_path: Path) -> None:
     assert_snapshot(list(world), result)
 
 
+@pytest.mark.slow
 async def test_samples_and_incremental_runs_read_details(tmp_path: Path) -> None:
     world = World(1_000, products=2, missing=0, silent=0, inactive=0)
     async with Simulator(world, record_arrivals=True) as platform:

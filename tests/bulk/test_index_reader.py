@@ -107,6 +107,7 @@ async def test_names_tags_and_groups_are_attributes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ignores_case", [False, True])
+@pytest.mark.slow
 async def test_devices_created_at_one_time_are_read_whole(tmp_path: Path, *, ignores_case: bool) -> None:
     world = World(900, products=2, registration_interval=0)
     index = IndexOptions(ignores_case=ignores_case)
@@ -152,6 +153,7 @@ async def test_an_account_without_an_index_is_queried_device_by_device(
     assert {source for (source,) in rows_of(result.folder, "SELECT DISTINCT source FROM {devices}")} == {"queried"}
 
 
+@pytest.mark.slow
 async def test_auto_queries_all_devices_if_too_many_results_are_wrong(tmp_path: Path) -> None:
     world = World(1_500, products=2, missing=0, silent=0, inactive=0)
     # So slow that no version changes while the test runs.
@@ -169,6 +171,7 @@ async def test_auto_queries_all_devices_if_too_many_results_are_wrong(tmp_path: 
     assert auditor.verify_run(kept.folder) == []
 
 
+@pytest.mark.slow
 async def test_an_interrupted_run_loses_nothing_and_reads_no_row_twice(tmp_path: Path) -> None:
     world = World(1_200, products=3, inactive=0.02)
     index = IndexOptions()

@@ -43,6 +43,26 @@ def test_check_of_a_refused_key_exits_with_3_and_names_the_cause(
     assert done.stdout.endswith("; see docs/errors.md#SignatureDoesNotMatch\n")
 
 
+def test_check_finds_a_directory_in_which_no_run_can_be_created(
+    auditor: Auditor, tmp_path: Path, platform: Platform
+) -> None:
+    settings = settings_file(tmp_path, platform.endpoint, directory="fleet.csv/audits")
+    done = auditor("check", settings, env={"CANARY": SECRET})
+    assert done.returncode == 3
+    assert f"FAIL directory: {tmp_path}/fleet.csv/audits: this user cannot create a run there" in done.stdout
+    done = auditor("check", settings_file(tmp_path, platform.endpoint), env={"CANARY": SECRET})
+    assert "directory" not in done.stdout
+
+
+def test_a_device_comes_before_the_directory(auditor: Auditor, tmp_path: Path) -> None:
+    (tmp_path / "my audits").mkdir()
+    done = auditor("device", "my audits", "dev-1")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "auditor: dev-1: no such directory; the device comes first: auditor device dev-1 'my audits'\n"
+    )
+
+
 def test_check_of_a_key_that_is_not_set_exits_with_2(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:
     done = auditor("check", settings_file(tmp_path, platform.endpoint), env={"CANARY": ""})
     assert done.returncode == 2
@@ -221,6 +241,7 @@ def test_a_damaged_run_and_a_full_disk_are_one_sentence(auditor: Auditor, tmp_pa
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "2>/dev/full"])
+@pytest.mark.slow
 def test_closed_or_full_streams_do_not_fail_an_audit(
     tmp_path: Path, platform: Platform, auditor: Auditor, closed: str
 ) -> None:

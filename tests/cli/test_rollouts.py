@@ -35,6 +35,7 @@ def auditor(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str
     return done.out, done.err
 
 
+@pytest.mark.slow
 def test_each_format_has_every_rollout(
     capsys: pytest.CaptureFixture[str], audits: Path, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def reading_commands(run: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "shift_jis"])
+@pytest.mark.slow
 def test_no_command_fails_where_the_encoding_lacks_characters(
     run: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:

@@ -51,6 +51,7 @@ def configure_zone(directory: Path, name: object) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.slow
 def test_zone_of_the_settings_or_of_this_machine(
     directory: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:

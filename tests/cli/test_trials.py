@@ -49,6 +49,7 @@ def replaced(settings: Path) -> list[str]:
 @pytest.mark.parametrize(
     "flags", [["--limit", 5], ["--sample", 5], ["--precision", "20%"], ["--account", "simulated"], ["--out", "other"]]
 )
+@pytest.mark.slow
 def test_a_run_of_a_part_or_elsewhere_replaces_no_file_of_the_whole_fleet(
     run: Run, production: Path, tmp_path: Path, flags: list[object]
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
+import pytest
 from alibabacloud_openapi_util.client import Client as OpenApiUtil
 from aliyunsdkcore.auth.composer import rpc_signature_composer as vendor
 from hypothesis import example, given, settings
@@ -149,6 +150,7 @@ SETS = st.lists(st.tuples(st.sampled_from(["GET", "POST"]), stamps, texts, st.di
 @given(sent=SETS, constants=st.dictionaries(names, texts, max_size=3))
 @example(sent=[("GET", "t", "n", {"a%s": "%s"}), ("GET", "t", "n", {"a%s": "b"})], constants={"%d": "%(x)s"})
 @example(sent=[("GET", "t", "n", {"Timestamp": "other", "SignatureNonce": "other", "Format": "XML"})], constants={})
+@pytest.mark.slow
 def test_one_signer_signs_one_request_after_another_as_each_for_itself(
     sent: list[tuple[str, str, str, dict[str, str]]], constants: dict[str, str]
 ) -> None:

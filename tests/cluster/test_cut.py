@@ -71,6 +71,7 @@ async def run_first(folder: Path) -> Path:
     return fetch_run(storage, folder / "audits" / fetched.name)
 
 
+@pytest.mark.slow
 async def test_shards_carry_the_results_of_the_previous_run_as_one_machine_does(tmp_path: Path) -> None:
     first = await run_first(tmp_path)
     await anyio.sleep(1.01)  # names of runs have seconds
@@ -98,6 +99,7 @@ async def test_shards_carry_the_results_of_the_previous_run_as_one_machine_does(
         await run_all(again, other, settings)
 
 
+@pytest.mark.slow
 async def test_an_interrupted_shard_keeps_its_selection(tmp_path: Path) -> None:
     await run_first(tmp_path)
     await anyio.sleep(1.01)

@@ -219,6 +219,7 @@ async def test_a_worker_without_auditor_is_one_sentence_with_its_name(tmp_path: 
 
 
 @pytest.mark.live
+@pytest.mark.slow
 def test_every_line_of_a_refused_run_is_json(tmp_path: Path) -> None:
     world = World(5, seed=2)
     world.write_fleet(tmp_path / "fleet.csv")

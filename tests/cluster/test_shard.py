@@ -98,6 +98,7 @@ def has_part(storage: ObjectStore) -> bool:
 
 
 @pytest.mark.parametrize("fleet", ["filed", "listed"])
+@pytest.mark.slow
 async def test_an_interrupted_shard_is_continued_from_the_storage(tmp_path: Path, fleet: str) -> None:
     world = World(400, seed=1)
     world.write_fleet(tmp_path / "fleet.csv")

@@ -101,6 +101,7 @@ async def test_kill_at_any_step_of_adding_to_the_fleet_loses_nothing(
     assert_complete_and_correct(world, result)
 
 
+@pytest.mark.slow
 async def test_product_that_could_not_be_listed_is_listed_by_a_resume(
     tmp_path: Path,
 ) -> None:

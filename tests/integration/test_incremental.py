@@ -173,6 +173,7 @@ async def test_discovered_fleet_is_carried(tmp_path: Path) -> None:
     assert result.manifest.state == "complete"
 
 
+@pytest.mark.slow
 async def test_carried_results_keep_their_time_over_several_runs(tmp_path: Path) -> None:
     world_of(0).write_fleet(tmp_path / "fleet.csv")
     runs = [await audit(tmp_path, world_of(0))]
@@ -189,6 +190,7 @@ async def test_carried_results_keep_their_time_over_several_runs(tmp_path: Path)
     assert queried_by == {run.folder.name for run in runs[:3]}
 
 
+@pytest.mark.slow
 async def test_recheck_measures_outdated_results(tmp_path: Path) -> None:
     life = Lifecycle(connecting=0.1, always_online=0.0, offline_reports=0.5)
     world_of(0, life, MANY).write_fleet(tmp_path / "fleet.csv")
@@ -466,6 +468,7 @@ async def test_plan_and_carried_results_are_verified(tmp_path: Path) -> None:
     assert any("run.json: says " in problem for problem in problems)
 
 
+@pytest.mark.slow
 async def test_a_fleet_that_grows_during_a_selection_does_not_change_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ async def test_sample_has_each_product_by_its_size_and_is_partial(tmp_path: Path
     assert not list(result.folder.glob(".*"))
 
 
+@pytest.mark.slow
 async def test_same_seed_samples_the_same_devices(tmp_path: Path) -> None:
     world = world_of()
     world.write_fleet(tmp_path / "fleet.csv")
@@ -110,6 +111,7 @@ async def test_interrupted_sample_continues_with_the_same_devices(tmp_path: Path
 
 
 @pytest.mark.parametrize("level", ["fleet", "module", "product"])
+@pytest.mark.slow
 async def test_queries_end_at_the_required_precision(tmp_path: Path, level: Any) -> None:
     world = world_of(4_000)
     world.write_fleet(tmp_path / "fleet.csv")

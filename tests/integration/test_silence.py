@@ -123,6 +123,7 @@ async def test_check_passes_over_a_device_that_fails_but_not_over_many(
 
 @pytest.mark.parametrize("wrong", [world_of(silent=1.0), world_of(missing=1.0)], ids=["empty", "not_found"])
 @pytest.mark.parametrize(("max_calls", "runs"), [(12, 1), (3, 2)])
+@pytest.mark.slow
 async def test_a_budget_does_not_hide_silence(tmp_path: Path, wrong: World, max_calls: int, runs: int) -> None:
     world_of().write_fleet(tmp_path / "fleet.csv")
     async with Simulator(world_of()) as right, Simulator(wrong) as platform:

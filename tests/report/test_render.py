@@ -103,6 +103,7 @@ def test_names_from_devices_are_text(tmp_path: Path) -> None:
     [(300, 4, 50, "k" * 20), (300, 4, 20, "<&\"'😀" * 20), (1, 2, 2, '"<😀' * 400_000)],
     ids=["a wide fleet", "hostile names", "names larger than a page"],
 )
+@pytest.mark.slow
 def test_page_is_smaller_than_2_mb(tmp_path: Path, products: int, modules: int, versions: int, prefix: str) -> None:
     nightly = range(1 if versions == 50 else 2)  # the widest alone is enough to wait for
     runs = [build_wide_run(tmp_path / f"run{n}", products, modules, versions, prefix=prefix, day=n) for n in nightly]

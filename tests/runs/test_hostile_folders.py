@@ -207,6 +207,7 @@ def test_an_optional_file_of_very_many_equal_rows_is_refused(run: Path, name: st
 
 
 @pytest.mark.parametrize("name", ["changes.parquet", "fleet.parquet", "devices.parquet", "modules.parquet"])
+@pytest.mark.slow
 def test_a_file_of_very_many_equal_rows_is_refused_among_several_runs(tmp_path: Path, name: str) -> None:
     directory = write_days(tmp_path / "audits")
     newest = directory / "20261125T020000Z-nightly"

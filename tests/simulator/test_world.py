@@ -197,6 +197,7 @@ def test_invalid_arguments_of_a_world_are_rejected() -> None:
     assert list(World(0)) == []
 
 
+@pytest.mark.slow
 def test_updates_reach_more_devices_each_day_and_few_are_rolled_back() -> None:
     days = [World(12_000, day=day) for day in range(6)]
     assert list(days[0]) == list(World(12_000))

@@ -1,5 +1,6 @@
 """Commands that audit: check, plan, run, resume and prune."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -56,7 +57,7 @@ def check(
     log_level: LogLevel = "warning",
     log_format: LogFormatOption = "text",
 ) -> int:
-    """Check settings, keys and fleet files, and make one test call per account.
+    """Check settings, keys, fleet files and the directory of runs, and make one test call per account.
 
     If the platform lists the fleet, also fetch its products and the first page of devices. With [cluster], check that
     its storage lists what is put into it, and keeps what is written. Of [[publish]], check packages, folders, key files
@@ -80,11 +81,26 @@ def check(
     checks = run_event_loop(lambda: preflight(settings, fleet=fleet), use_uvloop=True)
     print_checks(checks)
     failed = any(each.problem is not None for each in checks)
+    if settings.cluster is None and (problem := _find_directory_problem(Path(settings.directory))) is not None:
+        print_line(f"FAIL {safe(problem)}")
+        failed = True
     for table in settings.publish:
         failed = not _check_destination(table, str(config)) or failed
     if settings.cluster is not None:
         check_run_storage(settings.cluster)
     return 3 if failed else 0
+
+
+def _find_directory_problem(directory: Path) -> str | None:
+    """Return why this user cannot create a run in a directory, in a sentence; None: it can."""
+    try:
+        existing = next(each for each in (directory, *directory.parents) if os.path.lexists(each))
+        is_writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    except OSError:  # a folder on the way cannot be searched
+        is_writable = False
+    if is_writable:
+        return None
+    return f"directory: {directory}: this user cannot create a run there; give another directory in the settings"
 
 
 def _check_destination(table: "PublishSettings", source: str) -> bool:

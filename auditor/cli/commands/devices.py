@@ -1,5 +1,7 @@
 """Commands that read devices: inventory and devices of a run, and device of all runs."""
 
+import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,6 +29,7 @@ from auditor.cli.output import (
     resolve_format,
     table_zone,
 )
+from auditor.errors import UsageError
 from auditor.models import DeviceState, Source, UpdateState
 from auditor.text.formatting import safe
 from auditor.text.time_zones import show_times
@@ -171,6 +174,9 @@ def device(
     from auditor.analysis.device_timeline import read_timeline
 
     resolved = resolve_format(format, out)
+    if not directory.exists() and os.path.isdir(name):  # noqa: PTH112  false for what is no path
+        command = shlex.join(["auditor", "device", str(directory), name])
+        raise UsageError(f"{directory}: no such directory; the device comes first: {command}")
     with read_timeline(directory, name, account=account, product_key=product) as found:
         zone = table_zone(found.run.manifest, local_time=local_time)
         print_notes(show_times(each, zone) for each in (*found.devices, *found.notes))

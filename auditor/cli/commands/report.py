@@ -1,13 +1,14 @@
 """Commands that evaluate and publish a run: policy, report and metrics."""
 
 import io
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from auditor.cli.console import print_error, print_path
+from auditor.cli.console import print_error, print_note, print_path
 from auditor.cli.options import OUTPUT, Flag, OutputPath, ReadPath, RunAddress, split_names
 from auditor.cli.output import (
     MIN_SENTENCE_WIDTH,
@@ -130,9 +131,12 @@ def report(
 
     Parameters
     ----------
+    rules:
+        Evaluate these rules. Those in the settings of the run are only named, since a run folder is data.
     history:
         Read older runs of the same name from this directory; default: the directory of the run.
     """
+    from auditor.query.describe import find_rules
     from auditor.report.builder import build_report
     from auditor.report.render import render_html, require_extra, write_html
 
@@ -141,6 +145,9 @@ def report(
     groups = _parse_attributes(group_by, folder)
     page = build_report(folder, policy=_load_policy(rules), directory=history, group_by=groups)
     print_notes(page.caveats)
+    own_rules = find_rules(page.manifest)
+    if rules is None and own_rules is not None:
+        print_note(f"the rules of the run are not evaluated; add --rules {shlex.quote(safe(own_rules))}")
     if out is not None and is_stdout(out):
         write_to_stdout(io.BytesIO(render_html(page).encode()))
         return 0
