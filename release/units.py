@@ -21,7 +21,7 @@ Set up, as root:
 #   install -m 644 auditor.service auditor.timer /etc/systemd/system/
 #   install -D -m 600 /dev/stdin /etc/auditor/access-key-secret    # then in /etc/auditor/nightly.toml:
 #       directory = "/var/lib/auditor/audits"
-#       access_key_secret = { file = "/run/credentials/auditor.service/access-key-secret" }
+#       access_key_secret = { command = ["systemd-creds", "cat", "access-key-secret"] }
 #   systemctl daemon-reload && systemctl enable --now auditor.timer"""
 
 

@@ -1,8 +1,11 @@
-"""What starts an audit each night: a hardened systemd unit with its timer, or a line of a crontab."""
+"""What starts an audit each night, and then deletes old runs: a hardened systemd unit with its timer, or a crontab."""
 
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+
+from auditor.text.durations import parse_duration
 
 _SERVICE = """\
 # {name}.service: an audit, started by {name}.timer. {comment}
@@ -16,6 +19,8 @@ Type=oneshot
 User={user}
 WorkingDirectory={folder}
 ExecStart={command}
+# Old runs are deleted after each audit, also after one that failed.
+ExecStopPost={prune}
 {secrets}# A run that is stopped by the time limit, or by a restart of the machine, is resumed by the next start.
 TimeoutStartSec=infinity
 TimeoutStopSec=180
@@ -76,6 +81,7 @@ class Schedule:
         user: user that it runs as.
         time: time of day at which it starts, such as ``02:00``, in the zone of the machine.
         duration: time after which it stops; the next one resumes it.
+        keep_days: age below which runs are kept, in days.
         secret_file: file of root that systemd passes on as ``access-key-secret``; None: the settings name the place.
         name: name of the units.
         comment: what to do with the unit.
@@ -87,6 +93,7 @@ class Schedule:
     user: str
     time: str = "02:00"
     duration: str = "4h"
+    keep_days: int = 30
     secret_file: Path | None = None
     name: str = "auditor"
     comment: str = "Copy both to /etc/systemd/system."
@@ -94,6 +101,10 @@ class Schedule:
     @property
     def _words(self) -> tuple[str, ...]:
         return str(self.program), "run", str(self.settings), "--resume", "--for", self.duration
+
+    @property
+    def _prune_words(self) -> tuple[str, ...]:
+        return str(self.program), "prune", str(self.runs), "--keep-days", str(self.keep_days)
 
     def service_unit(self) -> str:
         """Return the unit of the service."""
@@ -107,6 +118,7 @@ class Schedule:
             user=self.user,
             folder=_escape(str(state if owns_state else self.runs)),
             command=" ".join(map(_quote, self._words)),
+            prune=" ".join(map(_quote, self._prune_words)),
             secrets="" if secret is None else f"LoadCredential=access-key-secret:{_escape(str(secret))}\n",
             state="StateDirectory=auditor\nStateDirectoryMode=0750\nEnvironment=HOME=/var/lib/auditor\n"
             if owns_state
@@ -122,13 +134,26 @@ class Schedule:
         """Return the unit of the timer."""
         return _TIMER.format(name=self.name, time=self.time)
 
-    def crontab_line(self) -> str:
-        """Return a line of the user's crontab. If something is wrong, cron mails the exit code with its reason."""
-        hour, minute = self.time.split(":")
+    def crontab_lines(self) -> tuple[str, str]:
+        """Return lines of the user's crontab: the audit, and what deletes old runs an hour after the audit must end.
+
+        If an audit ends with another exit code than 0, cron mails the code with its reason.
+        """
+        hour, minute = map(int, self.time.split(":"))
         log = shlex.quote(str(self.runs / f"{self.name}.log"))
-        command = f"{shlex.join(self._words)} >> {log} 2>&1 || tail -n 1 {log}"
-        escaped = command.replace("%", r"\%")  # a percent sign ends the command
-        return f"{int(minute)} {int(hour)} * * * {escaped}"
+        start = 60 * hour + minute
+        prune = start + math.ceil(parse_duration(self.duration) / 60) + 60
+        return (
+            _crontab_line(start, f"{shlex.join(self._words)} >> {log} 2>&1 || tail -n 1 {log}"),
+            _crontab_line(prune, f"{shlex.join(self._prune_words)} >> {log} 2>&1"),
+        )
+
+
+def _crontab_line(minutes: int, command: str) -> str:
+    """Return a line that runs a command each day, a number of minutes after midnight."""
+    hour, minute = divmod(minutes % (24 * 60), 60)
+    escaped = command.replace("%", r"\%")  # a percent sign ends the command
+    return f"{minute} {hour} * * * {escaped}"
 
 
 def _escape(text: str) -> str:

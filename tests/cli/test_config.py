@@ -122,9 +122,9 @@ def test_init_never_replaces_rules(auditor: Auditor, tmp_path: Path) -> None:
         (("--key-id", "file:"), "--key-id: the place is empty"),
         (("--platform", "alibaba", "--endpoint", "", "--region", 'cn"/@x'), "--region: "),
         (("my set%.toml", "--schedule", "systemd"), "my set%.toml: what starts the audit is named after it"),
-        (("--schedule", "systemd", "--directory", "/"), "--directory: / contains "),
-        (("--schedule", "systemd", "--directory", "."), "--directory: . contains "),
-        (("--schedule", "cron", "--directory", "link"), "--directory: link contains "),
+        (("--schedule", "systemd", "--directory", "/"), "the directory of runs / contains "),
+        (("--schedule", "systemd", "--directory", "."), "the directory of runs . contains "),
+        (("--schedule", "cron", "--directory", "link"), "the directory of runs link contains "),
         (("--schedule", "cron", "--directory", "a\nb"), "use printable characters"),
     ],
 )
@@ -186,10 +186,11 @@ def test_init_refuses_times_that_are_none(auditor: Auditor, tmp_path: Path, flag
     assert list(tmp_path.iterdir()) == []
 
 
-def test_init_prints_a_line_for_cron_and_writes_units_for_systemd(auditor: Auditor, tmp_path: Path) -> None:
+def test_init_prints_lines_for_cron_and_writes_units_for_systemd(auditor: Auditor, tmp_path: Path) -> None:
     ended = auditor("init", "eu.toml", *ALIBABA, *REST, "--schedule", "cron", "--time", "03:30")
-    (line,) = (line for line in ended.stdout.splitlines() if " * * * " in line)
+    line, prune = (line for line in ended.stdout.splitlines() if " * * * " in line)
     assert line.startswith("30 3 * * * ")
+    assert f"prune {tmp_path}/audits --keep-days 30 >> " in prune
     assert f"run {tmp_path}/eu.toml --resume --for 4h >> {tmp_path}/audits/auditor-eu.log 2>&1" in line
     assert "cron does not set KEY_ID" in ended.stderr
     assert (tmp_path / "audits").is_dir()
@@ -197,6 +198,33 @@ def test_init_prints_a_line_for_cron_and_writes_units_for_systemd(auditor: Audit
     assert f"run {tmp_path}/us.toml --resume --for 4h" in (tmp_path / "auditor-us.service").read_text()
     assert f"ReadWritePaths={tmp_path}/audits\n" in (tmp_path / "auditor-us.service").read_text()
     assert "OnCalendar=*-*-* 02:00" in (tmp_path / "auditor-us.timer").read_text()
+
+
+def test_init_writes_only_a_schedule_for_settings_that_exist(auditor: Auditor, tmp_path: Path) -> None:
+    account = '[[account]]\nname = "{0}"\nendpoint = "https://si.tuyacloud.com/"\naccess_key_id = "{0}"\n'
+    account += 'access_key_secret = {{ env = "{0}_SECRET" }}\nfleet = {{ products = "all" }}\n'
+    mine = 'directory = "nights"  # mine\n' + account.format("eu") + account.format("us")
+    (tmp_path / "eu.toml").write_text(mine)
+    ended = auditor("init", "eu.toml", "--schedule", "cron", "--no-check")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("kept eu.toml\n")
+    assert f"run {tmp_path}/eu.toml --resume --for 4h >> {tmp_path}/nights/auditor-eu.log" in ended.stdout
+    assert "cron does not set eu_SECRET and us_SECRET" in ended.stderr
+    assert auditor("init", "eu.toml", "--schedule", "systemd", "--no-check").returncode == 0
+    assert f"ReadWritePaths={tmp_path}/nights\n" in (tmp_path / "auditor-eu.service").read_text()
+    names = {"eu.toml", "nights", "auditor-eu.service", "auditor-eu.timer"}
+    for flags, sentence in (
+        ((), "auditor-eu.timer: exists already; delete it"),  # units that exist may have been edited
+        ((*TUYA, *REST), "exists already; give another path, or --force"),
+        (("--directory", "audits2"), "exists already; give another path, or --force"),
+    ):
+        ended = auditor("init", "eu.toml", "--schedule", "systemd", *flags)
+        assert (ended.returncode, sentence in ended.stderr) == (2, True), ended.stderr
+    assert (tmp_path / "eu.toml").read_text() == mine
+    assert {each.name for each in tmp_path.iterdir()} == names
+    (tmp_path / "eu.toml").write_text(TWO_FAULTS)
+    ended = auditor("init", "eu.toml", "--schedule", "cron", "--no-check")
+    assert (ended.returncode, "concurrency: give a whole number" in ended.stderr) == (2, True), ended.stderr
 
 
 def test_init_says_that_a_service_would_run_as_root(auditor: Auditor) -> None:

@@ -16,28 +16,41 @@ def schedule(folder: Path, **keys: object) -> Schedule:
 
 
 def test_a_crontab_line_runs_the_command_by_a_shell() -> None:
-    line = schedule(ODD, time="03:05").crontab_line()
+    line, prune = schedule(ODD, time="03:05").crontab_lines()
     minute, hour, *_, command = line.split(" ", 5)
     assert (minute, hour) == ("5", "3")
     assert "%" not in command.replace(r"\%", "")
     words = shlex.split(command.replace(r"\%", "%"))
     assert words[:5] == [str(ODD / "auditor"), "run", str(ODD / "nightly.toml"), "--resume", "--for"]
+    words = shlex.split(prune.split(" ", 5)[5].replace(r"\%", "%"))
+    assert words[:5] == [str(ODD / "auditor"), "prune", str(ODD / "runs"), "--keep-days", "30"]
+
+
+@pytest.mark.parametrize(
+    ("time", "duration", "prune"),
+    [("02:00", "4h", "0 7 "), ("21:30", "90m", "0 0 "), ("02:00", "1h30s", "1 4 "), ("02:00", "7d", "0 3 ")],
+)
+def test_old_runs_are_deleted_an_hour_after_the_audit_must_end(time: str, duration: str, prune: str) -> None:
+    assert schedule(Path("/srv"), time=time, duration=duration).crontab_lines()[1].startswith(prune)
 
 
 def test_a_crontab_line_logs_where_the_audit_can_write(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()
-    line = Schedule(Path("/bin/echo"), Path("nightly.toml"), runs, "auditor").crontab_line()
-    subprocess.run(["/bin/sh", "-c", line.split(" ", 5)[5].replace(r"\%", "%")], check=True)
+    for line in Schedule(Path("/bin/echo"), Path("nightly.toml"), runs, "auditor").crontab_lines():
+        subprocess.run(["/bin/sh", "-c", line.split(" ", 5)[5].replace(r"\%", "%")], check=True)
     assert [each.name for each in tmp_path.iterdir()] == ["runs"]
-    assert (runs / "auditor.log").read_text() == "run nightly.toml --resume --for 4h\n"
+    log = (runs / "auditor.log").read_text()
+    assert log == f"run nightly.toml --resume --for 4h\nprune {runs} --keep-days 30\n"
 
 
-def test_a_unit_quotes_its_command() -> None:
-    (line,) = (line for line in schedule(ODD).service_unit().splitlines() if line.startswith("ExecStart="))
-    assert line == (
-        'ExecStart="/opt/100%% odd $$HOME/a\'b \\"c\\"/auditor" run "/opt/100%% odd $$HOME/a\'b \\"c\\"/nightly.toml" --resume --for 4h'
-    )
+def test_a_unit_quotes_its_commands() -> None:
+    lines = [line for line in schedule(ODD).service_unit().splitlines() if line.startswith("Exec")]
+    odd = '/opt/100%% odd $$HOME/a\'b \\"c\\"'
+    assert lines == [
+        f'ExecStart="{odd}/auditor" run "{odd}/nightly.toml" --resume --for 4h',
+        f'ExecStopPost="{odd}/auditor" prune "{odd}/runs" --keep-days 30',
+    ]
 
 
 @pytest.mark.parametrize(

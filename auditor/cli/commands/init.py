@@ -18,6 +18,7 @@ from auditor.cli.output import print_notes
 from auditor.errors import RunNotWritableError, SettingsError, UsageError
 
 if TYPE_CHECKING:
+    from auditor.config.settings import Settings
     from auditor.scaffold.schedule import Schedule
     from auditor.scaffold.settings_file import NewSettings
 
@@ -166,6 +167,7 @@ def init(
     """Write settings for one account, with rules and what starts an audit each night, and check them.
 
     Values without a flag are entered on the terminal. The settings name the place of the secret, and never contain it.
+    With --schedule, and without flags of an account, settings that exist are kept.
 
     Parameters
     ----------
@@ -176,7 +178,7 @@ def init(
     rules:
         Name rules.toml, which is evaluated after each run; write it if it is missing.
     schedule:
-        Write units for systemd beside the settings, or print a line for crontab -e.
+        Write units for systemd beside the settings, or print lines for crontab -e. Both delete runs after 30 days.
     time:
         Time of day at which the audit starts, in the zone of this machine.
     duration:
@@ -186,14 +188,24 @@ def init(
     check:
         Run auditor check afterwards; it needs the key and the platform.
     """
+    from auditor.config.loader import load_settings
+
     account = account or AccountFlags()
+    only_schedule = schedule is not None and (account, directory) == (AccountFlags(), "audits") and not force
+    settings = load_settings(path) if only_schedule and os.path.lexists(path) else None
+    if settings is not None:
+        directory, rules = str(Path(settings.directory).absolute()), False
     starter = _schedule(path, directory, time, duration, schedule)
     rules_file = path.parent / "rules.toml" if rules else None
     units = [path.parent / f"{starter.name}.{kind}" for kind in ("service", "timer")] if schedule == "systemd" else []
-    _refuse_existing(path, units, rules_file, force=force)
-    account.complete()
-    files = {path: account.settings(directory, rules=rules).text()}
-    _check_settings(path, files[path])
+    _refuse_existing(path, units, rules_file, force=force, kept=settings is not None)
+    files: dict[Path, str] = {}
+    if settings is None:
+        account.complete()
+        files = {path: account.settings(directory, rules=rules).text()}
+        settings = _check_settings(path, files[path])
+    else:
+        print_line(f"kept {path}")
     files |= dict(zip(units, (starter.service_unit(), starter.timer_unit()), strict=False))
     if schedule is not None:
         _create_directory(starter.runs)
@@ -201,7 +213,7 @@ def init(
     if rules_file is not None:
         _write_rules(rules_file)
     if schedule is not None:
-        _print_next_steps(starter, units, account)
+        _print_next_steps(starter, units, settings)
     if not check:
         return 0
     from auditor.cli.commands.audit import check as check_settings
@@ -277,30 +289,34 @@ def _check_schedule(starter: "Schedule", directory: str) -> None:
     runs = starter.runs.resolve()
     for path in (starter.program, starter.settings):
         if path.is_relative_to(starter.runs) or path.resolve().is_relative_to(runs):
-            raise UsageError(f"--directory: {directory} contains {path}, which the audit must not change; give another")
+            raise UsageError(
+                f"the directory of runs {directory} contains {path}, which no audit may change; give another"
+            )
 
 
-def _refuse_existing(path: Path, units: Sequence[Path], rules: Path | None, *, force: bool) -> None:
+def _refuse_existing(path: Path, units: Sequence[Path], rules: Path | None, *, force: bool, kept: bool) -> None:
     """Raise UsageError if a file would be replaced, SettingsError if the rules that exist have faults."""
     from auditor.policy.loader import load_policy
 
     if rules is not None and os.path.realpath(path).casefold() == os.path.realpath(rules).casefold():
         raise UsageError(f"{path}: is the name of the rules; give the settings another one, or --no-rules")
-    existing = [str(each) for each in (path, *units) if os.path.lexists(each)]
+    written = units if kept else (path, *units)
+    existing = [str(each) for each in written if os.path.lexists(each)]
     if existing and not force:
-        raise UsageError(f"{', '.join(existing)}: exists already; give another path, or --force to replace it")
+        advice = "delete it for a new one" if kept else "give another path, or --force to replace it"
+        raise UsageError(f"{', '.join(existing)}: exists already; {advice}")
     if rules is not None and os.path.lexists(rules):
         load_policy(rules)
 
 
-def _check_settings(path: Path, text: str) -> None:
-    """Raise SettingsError if new settings have faults."""
+def _check_settings(path: Path, text: str) -> "Settings":
+    """Return new settings; raise SettingsError if they have faults."""
     import tomllib
 
     from auditor.config.loader import parse_settings
 
     try:
-        parse_settings(tomllib.loads(text), where=str(path), folder=path.parent)
+        return parse_settings(tomllib.loads(text), where=str(path), folder=path.parent)
     except SettingsError as error:
         raise SettingsError(*error.sentences, "nothing was written: correct the flags or answers") from None
 
@@ -342,14 +358,17 @@ def _write_files(files: Mapping[Path, str], *, force: bool) -> None:
         print_line(f"wrote {path}")
 
 
-def _print_next_steps(starter: "Schedule", units: Sequence[Path], account: AccountFlags) -> None:
+def _print_next_steps(starter: "Schedule", units: Sequence[Path], settings: "Settings") -> None:
     """Print how the audit is started each night, by systemd if there are units, or by cron, and what that needs."""
+    from auditor.config.settings import SecretSource
+
     if units:
         files = " ".join(shlex.quote(str(each)) for each in units)
         print_line(f"install the units: cp {files} /etc/systemd/system/ && systemctl enable --now {starter.name}.timer")
     else:
-        print_line(f"add this line with crontab -e:\n{starter.crontab_line()}")
-    variables = [str(each)[4:] for each in (account.key_id, account.key_secret) if str(each).startswith("env:")]
+        print_line("\n".join(("add these lines with crontab -e:", *starter.crontab_lines())))
+    sources = (source for each in settings.account for source in (each.access_key_id, each.access_key_secret))
+    variables = [source.env for source in sources if isinstance(source, SecretSource) and source.env]
     if variables:
         by = "systemd" if units else "cron"
         print_notes([f"{by} does not set {' and '.join(variables)}: set them there, or store the key in a file"])
