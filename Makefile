@@ -1,4 +1,4 @@
-# These need only Python: `make demo` shows a complete audit, `make test` runs the tests.
+# These need Python with venv, git and a package index: `make demo` shows a complete audit, `make test` runs the tests.
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 MUTATIONS ?= 10000
