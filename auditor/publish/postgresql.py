@@ -1,7 +1,7 @@
 """Publish runs to PostgreSQL: one transaction for each run, so that a reader sees all of a run or nothing of it.
 
-DuckDB writes the rows as CSV into a pipe, and ``COPY`` reads them from it. No row passes through Python, and memory
-does not grow with the run.
+DuckDB writes the rows as CSV into a pipe, and ``COPY`` reads them from it. No row passes through Python, and blocks
+have a fixed size.
 """
 
 import contextlib
@@ -208,24 +208,30 @@ class PostgresqlDestination:
         """Replace those rows of a table that differ from the run's; equal ones remain.
 
         To delete all and insert them again would take twice as long as to insert them for the first time, since the
-        index has the deleted keys, and would leave as many dead rows.
+        index has the deleted keys. It would also leave a dead row for each row of the run.
         """
         table = f"{self._schema}.{name}"
         key = "new.ordinal = old.ordinal" if "ordinal" in TABLES[name].key else "new.run = old.run"
-        names = [column.name for column in TABLES[name].columns]
-        old, new = (", ".join(f"{side}.{each}" for each in names) for side in ("old", "new"))
-        connection.execute(f"CREATE TEMPORARY TABLE new_rows (LIKE {table}) ON COMMIT DROP".encode())
+        columns = TABLES[name].columns
+        names = ", ".join(column.name for column in columns)
+        # As text: `json`, to which the type of attributes may be changed, has no `=`.
+        compared = [f"{column.name}{'::text' if column.type == 'attributes' else ''}" for column in columns]
+        old, new = (", ".join(f"{side}.{each}" for each in compared) for side in ("old", "new"))
+        # Only our columns: one that was added to the table may be NOT NULL, and its default would not be copied.
+        rows = f"SELECT {names} FROM {table} WITH NO DATA"
+        connection.execute(f"CREATE TEMPORARY TABLE new_rows ON COMMIT DROP AS {rows}".encode())
         self._copy(connection, run, name, "pg_temp.new_rows")
         connection.execute("ANALYZE pg_temp.new_rows")
-        # Until the server counts the rows of a new run, it expects none, and would compare each row with each. Rows are
-        # in the order of their ordinals, so that merging them takes less than to hash them.
+        # Until the table is analyzed after a new run, the server expects no row of the run, and would compare each row
+        # with each. Rows are in the order of their ordinals, so that to merge them takes less than to hash them. Both
+        # settings hold to the end of the transaction, so for the tables that follow, too.
         for join in ("nestloop", "hashjoin"):
             connection.execute(f"SET LOCAL enable_{join} = off".encode())
         same = f"SELECT FROM pg_temp.new_rows AS new WHERE {key} AND ({new}) IS NOT DISTINCT FROM ({old})"
         connection.execute(f"DELETE FROM {table} AS old WHERE run = %s AND NOT EXISTS ({same})".encode(), [run.name])
         kept = f"SELECT FROM {table} AS old WHERE old.run = %s AND {key}"
-        inserted = f"SELECT {new} FROM pg_temp.new_rows AS new WHERE NOT EXISTS ({kept})"
-        connection.execute(f"INSERT INTO {table} ({', '.join(names)}) {inserted}".encode(), [run.name])
+        inserted = f"SELECT {names} FROM pg_temp.new_rows AS new WHERE NOT EXISTS ({kept})"
+        connection.execute(f"INSERT INTO {table} ({names}) {inserted}".encode(), [run.name])
         connection.execute("DROP TABLE pg_temp.new_rows")
 
     def _copy(self, connection: "psycopg.Connection", run: PublishedRun, name: PublishedTable, table: str) -> None:

@@ -86,14 +86,3 @@ def migrate(connection: "psycopg.Connection", schema: str) -> None:
         raise DestinationError(f"its encoding is {encoding}; create a database with the encoding UTF8")
     for statement in create_statements(schema):
         connection.execute(statement.encode())
-
-
-def grant_statements(schema: str, *, publisher: str, reader: str) -> Iterator[str]:
-    """Yield the statements that let one role publish, and another one read, in a schema that exists."""
-    quoted, publisher, reader = map(sql_identifier, (schema, publisher, reader))
-    tables = ", ".join(f"{quoted}.{name}" for name in TABLES)
-    views = ", ".join(f"{quoted}.current_{name}" for name in TABLES)
-    yield f"GRANT USAGE ON SCHEMA {quoted} TO {publisher}, {reader}"
-    yield f"GRANT SELECT ON {quoted}.tables_version TO {publisher}, {reader}"
-    yield f"GRANT SELECT, INSERT, DELETE ON {tables} TO {publisher}"
-    yield f"GRANT SELECT ON {tables}, {views} TO {reader}"

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -147,7 +148,7 @@ def test_a_run_published_again_replaces_itself(server: Server, database: str, tm
         assert sorted(again, key=str) == sorted(rows[name], key=str)
 
 
-def test_of_a_run_published_again_only_rows_that_differ_are_written(
+def test_only_rows_that_differ_are_written_when_a_run_is_published_again(
     server: Server, database: str, tmp_path: Path
 ) -> None:
     fleet = [named(n) for n in range(6)]
@@ -171,6 +172,27 @@ def test_of_a_run_published_again_only_rows_that_differ_are_written(
     after = {name: dict(server.query(stored.format(name), database=database)) for name in before}
     unchanged = {name: {n for n in before[name] if after[name][n] == before[name][n]} for name in before}
     assert unchanged == {"devices": {0, 1, 2, 3}, "modules": {0, 2, 4, 5, 7}}
+
+
+def test_a_run_is_published_again_to_tables_that_an_operator_changed(
+    server: Server, database: str, tmp_path: Path
+) -> None:
+    every_status(tmp_path / "run")
+    for added in ("loaded_at timestamptz NOT NULL DEFAULT now()", "id bigint GENERATED ALWAYS AS IDENTITY"):
+        for statement in postgresql_schema.create_statements("auditor"):
+            server.query(statement, database=database)
+        server.query(f"ALTER TABLE auditor.devices ADD COLUMN {added}", database=database)
+    server.query("DROP VIEW auditor.current_devices", database=database)
+    server.query("ALTER TABLE auditor.devices ALTER COLUMN attributes TYPE json", database=database)
+    columns = ", ".join(column.name for column in TABLES["devices"].columns)
+    stored = f"SELECT {columns}, loaded_at, id, xmin::text FROM auditor.devices ORDER BY ordinal"
+    publish(server, database, tmp_path / "run")
+    before = server.query(stored, database=database)
+    server.query("DELETE FROM auditor.devices WHERE ordinal = 1", database=database)
+    publish(server, database, tmp_path / "run")
+    after = server.query(stored, database=database)
+    assert [row[:-3] for row in after] == expected_rows(tmp_path / "run", "devices")
+    assert [row for row in after if row in before] == [before[0], *before[2:]]
 
 
 def test_another_run_of_the_same_name_is_not_replaced(server: Server, database: str, tmp_path: Path) -> None:
@@ -402,32 +424,31 @@ def test_a_server_that_stands_still_ends_at_the_time_limit(tmp_path: Path) -> No
 def test_a_publisher_and_a_reader_need_few_privileges(server: Server, database: str, tmp_path: Path) -> None:
     every_status(tmp_path / "run")
     succeed(tmp_path / "run")
-    for role in ("publisher", "reader"):
-        server.query(f"DROP ROLE IF EXISTS {role}")
-        server.query(f"CREATE ROLE {role} LOGIN")
+    page = (Path(__file__).parents[2] / "docs" / "publishing-postgresql.md").read_text(encoding="utf-8")
+    found = re.search(r"(CREATE ROLE.*?)(GRANT.*?)```", page, re.DOTALL)
+    assert found is not None
+    roles, grants = (part.replace("DATABASE iot", f"DATABASE {database}") for part in found.groups())
+    server.query(f"{roles}; ALTER ROLE auditor_reader LOGIN")
     try:
         with pytest.raises(DestinationError, match=r"permission denied .*docs/publishing-postgresql\.md") as caught:
-            publish(server, database, tmp_path / "run", user="publisher")
+            publish(server, database, tmp_path / "run", user="auditor_publisher")
         assert not caught.value.retryable
         for statement in postgresql_schema.create_statements("auditor"):
             server.query(statement, database=database)
-        for statement in postgresql_schema.grant_statements("auditor", publisher="publisher", reader="reader"):
-            server.query(statement, database=database)
-        server.query(f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC")
-        server.query(f"GRANT TEMPORARY ON DATABASE {database} TO publisher")
-        publish(server, database, tmp_path / "run", user="publisher")
-        publish(server, database, tmp_path / "run", user="publisher")
-        with server.connect("reader", database) as connection:
+        server.query(f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC; {grants}", database=database)
+        for _ in range(2):
+            publish(server, database, tmp_path / "run", user="auditor_publisher")
+        with server.connect("auditor_reader", database) as connection:
             rows = connection.execute("SELECT count(*) FROM auditor.current_devices").fetchall()
             assert rows == [(10,)]
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute("DELETE FROM auditor.runs")
-        with server.connect("publisher", database) as connection:
+        with server.connect("auditor_publisher", database) as connection:
             for statement in ("UPDATE auditor.runs SET state = ''", "DROP TABLE auditor.runs", "TRUNCATE auditor.runs"):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     connection.execute(statement)
     finally:
-        for role in ("publisher", "reader"):
+        for role in ("auditor_publisher", "auditor_reader"):
             server.query(f"DROP OWNED BY {role}; DROP ROLE {role}", database=database)
 
 
