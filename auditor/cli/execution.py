@@ -132,8 +132,10 @@ class SwitchReporter:
         switch, self._switch = self._switch, None
         if switch is None:
             return
+        from auditor.storage.database import is_interruption
+
         described = safe(str(error)) if isinstance(error, AuditorError) else ""
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) or is_interruption(error):
             described = "interrupted by a signal"
         _print_switch_problem(switch.fail(described or f"unexpected {type(error).__name__}", list(RECENT_LINES)))
 

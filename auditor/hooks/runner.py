@@ -50,9 +50,6 @@ _FAILURES: dict[HookName, str] = {
 MAX_RULE_NAMES = 3
 """Violated rules that the reason of an exit code names."""
 
-_INTERRUPTED = "Query interrupted"
-"""DuckDB's message for a KeyboardInterrupt that arrives during a query."""
-
 
 @dataclass(frozen=True, slots=True)
 class HookOutcome:
@@ -200,7 +197,9 @@ def _attempt(name: HookName, hook: Callable[[], T]) -> tuple[T | None, HookOutco
         except AuditorError as error:
             reason, kind = str(error), type(error).__name__
         except Exception as error:  # noqa: BLE001  an audit of hours is not lost for any error after it
-            if str(error) == _INTERRUPTED:
+            from auditor.storage.database import is_interruption
+
+            if is_interruption(error):
                 raise KeyboardInterrupt from None
             kind = type(error).__name__
             reason = f"{kind}: {error}"

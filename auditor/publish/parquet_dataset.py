@@ -8,7 +8,7 @@ not need.
 import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack, contextmanager
 from datetime import date, datetime
 from pathlib import Path
@@ -222,7 +222,7 @@ def _is_whole(document: DatasetRun, sizes: Mapping[str, int]) -> bool:
 
 def _write_files(run: PublishedRun, store: ObjectStore, version: str, limit: TimeLimit) -> list[DatasetFile]:
     """Write a file for each table and account that has rows; return them in the order of the tables."""
-    run.database.execute(f"SET memory_limit = '{WRITING_MEMORY}'; SET threads = 1; SET preserve_insertion_order = true")
+    run.database.execute(f"SET memory_limit = '{WRITING_MEMORY}'")
     files = []
     with private_folder("dataset") as work:
         for account in _accounts(run):
@@ -260,8 +260,10 @@ def _write_account(run: PublishedRun, account: str, work: Path, limit: TimeLimit
         cursors = [stack.enter_context(run.database.cursor()) for _ in _LARGEST_FIRST]
         written = [writers.submit(write, *each) for each in zip(_LARGEST_FIRST, cursors, strict=True)]
         try:
+            for each in as_completed(written):
+                each.result()
             return [each.result() for each in written]
-        except BaseException:  # also a signal: a large file takes seconds
+        except BaseException:  # an error of one writer, or a signal: a large file takes seconds
             for each in written:
                 each.cancel()
             while wait(written, timeout=0.05).not_done:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import duckdb
-
 from auditor.concurrency import TimeLimit
 from auditor.config.settings import PublishSettings
 from auditor.errors import AuditorError, DestinationError, RunFolderError
@@ -24,6 +22,7 @@ from auditor.publish.tables import run_digest, run_name
 from auditor.resilience.retry import Backoff
 from auditor.runs.folder import RunCatalog, StoredRun
 from auditor.runs.manifest import MANIFEST, Manifest, file_info, read_manifest
+from auditor.storage.database import is_interruption
 from auditor.storage.files import check_contained, translate_os_errors
 from auditor.text.durations import parse_duration
 from auditor.tracing import span
@@ -193,9 +192,9 @@ class _Publishing:
             raise
         except AuditorError as error:
             self._error = str(error)
-        except duckdb.InterruptException:
-            raise KeyboardInterrupt from None
         except Exception as error:  # noqa: BLE001  no destination may harm a run
+            if is_interruption(error):
+                raise KeyboardInterrupt from None
             self._error = f"an unexpected error ({type(error).__name__})"
 
     def _retrying(self, call: Callable[[], T]) -> T:

@@ -257,13 +257,13 @@ def run_digest(manifest: Manifest) -> str:
 
 @contextmanager
 def open_published(
-    folder: Path, tables: Collection[PublishedTable] = get_args(PublishedTable), *, threads: int = 1
+    folder: Path, tables: Collection[PublishedTable] = get_args(PublishedTable)
 ) -> Iterator[PublishedRun]:
     """Open a sealed run with a view for each of the tables.
 
     Rows are read from the run's files while they are queried, in constant memory: query in ``translate_read_errors``,
-    for a file may be damaged. With more than one thread they come in any order. Rollouts are read from the run and the
-    ones before it, which takes seconds: name only the tables that are needed.
+    for a file may be damaged. Rollouts are read from the run and the ones before it, which takes seconds: name only the
+    tables that are needed.
 
     Raises:
         RunFolderError: the folder is no sealed run, or cannot be read.
@@ -275,7 +275,7 @@ def open_published(
     started_at = parse_manifest_time(manifest.started_at)
     if started_at is None:
         raise RunFolderError(f"{folder}: cannot be published: its start {manifest.started_at!r} is no time")
-    with temporary_database("publish", threads=threads) as (database, work):
+    with temporary_database("publish", threads=1) as (database, work):
         run = open_snapshot(folder, work)
         published = PublishedRun(run_name(folder), folder, manifest, started_at.date().isoformat(), database)
         with translate_read_errors(folder):

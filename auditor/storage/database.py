@@ -263,6 +263,14 @@ def with_growing_memory(database: Database, work: Callable[[], T]) -> T:
     return work()
 
 
+def is_interruption(error: BaseException) -> bool:
+    """Return whether an error is what DuckDB raises for a signal during a query, in place of a KeyboardInterrupt.
+
+    It is no ``duckdb.Error``; ``duckdb.InterruptException`` is that of a query which another thread interrupts.
+    """
+    return isinstance(error, RuntimeError) and str(error) == "Query interrupted"
+
+
 def error_reason(error: OSError | duckdb.Error | UnicodeDecodeError) -> str:
     """Return what is wrong with a file or a query, in one line."""
     if isinstance(error, UnicodeDecodeError):  # raised for DuckDB's own message, which quotes the file's bytes

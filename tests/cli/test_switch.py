@@ -4,6 +4,7 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from auditor.runs.manifest import read_manifest
 from auditor.runs.selection_info import ExitReason
 from tests import forked
 from tests.cli.conftest import Auditor, Platform, StartPlatform
+from tests.database import run_interrupted_query
 from tests.hooks.healthchecks import CHECK, Check, healthchecks
 from tests.hooks.receiver import TOKEN, receiving
 from tests.runs.run_folders import every_status
@@ -91,6 +93,17 @@ def test_a_signal_is_a_failure_and_a_killed_process_is_silent(
     assert code == (130 if number == signal.SIGTERM else -signal.SIGKILL)
     if number == signal.SIGTERM:
         assert "interrupted" in check.last_body.splitlines()[0]
+
+
+def test_a_signal_during_a_query_is_reported_as_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports: list[str] = []
+    switch = SimpleNamespace(fail=lambda reason, _lines: reports.append(reason))
+    reporter = SwitchReporter()
+    monkeypatch.setattr(reporter, "_switch", switch)
+    with pytest.raises(RuntimeError) as caught:
+        run_interrupted_query()
+    reporter.fail(caught.value)
+    assert reports == ["interrupted by a signal"]
 
 
 def test_a_switch_that_refuses_changes_neither_the_exit_code_nor_the_last_line(

@@ -26,6 +26,7 @@ from auditor.runs.verify import verify_run
 from auditor.simulator.server import Simulator
 from auditor.storage.files import atomic_replace
 from auditor.text.extras import describe_extra
+from tests.database import run_interrupted_query
 from tests.hooks.receiver import TOKEN, receiving
 from tests.integration.audits import SLOW_LATENCY, interrupted_audit, plain_world, settings_at
 from tests.runs.run_folders import build, edit_manifest, every_status, failed, named, ok
@@ -509,10 +510,7 @@ def test_policy_and_report_use_one_point_in_time(tmp_path: Path, monkeypatch: py
 
 
 def test_interrupted_query_ends_the_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise RuntimeError("Query interrupted")
-
-    monkeypatch.setattr(metrics, "render_metrics", interrupted)
+    monkeypatch.setattr(metrics, "render_metrics", lambda *_, **__: run_interrupted_query())
     with pytest.raises(KeyboardInterrupt):
         hooks_after(tmp_path, whole_run(tmp_path / "run"), report={"metrics": "m.prom"})
 

@@ -16,13 +16,16 @@ import pytest
 from auditor.concurrency import TimeLimit
 from auditor.config.settings import PublishSettings
 from auditor.errors import DestinationError, RunFolderError, SettingsError
+from auditor.publish import parquet_dataset
 from auditor.publish.dataset import DatasetRun, escape_segment, latest_key, read_dataset_run, run_key
 from auditor.publish.dataset_reader import query_dataset
 from auditor.publish.destinations import Destination, open_destination
 from auditor.publish.parquet_dataset import publish_to_store
+from auditor.publish.publisher import publish_run
 from auditor.publish.tables import TABLES, PublishedRun, PublishedTable, open_published
 from auditor.query.run import Run
 from auditor.storage.object_store import MemoryStore, ObjectStore, open_store
+from tests.database import run_interrupted_query
 from tests.runs.run_folders import HOSTILE, build, edit_manifest, every_status, named, ok
 
 NAME = "20261122T020000Z-nightly"
@@ -47,7 +50,7 @@ def dataset_rows(directory: Path, table: str) -> list[tuple[Any, ...]]:
 
 
 def publish(folder: Path, directory: Path) -> DatasetRun:
-    with open_published(folder, threads=2) as run:
+    with open_published(folder) as run:
         return publish_to_store(run, open_store(str(directory)), TimeLimit())
 
 
@@ -125,7 +128,7 @@ def repeat_rows(run: PublishedRun, table: PublishedTable, rows: int) -> None:
 
 
 def test_rows_of_a_file_are_in_their_order_in_row_groups_of_one_size(tmp_path: Path) -> None:
-    with open_published(every_status(tmp_path / NAME).folder, threads=2) as run:
+    with open_published(every_status(tmp_path / NAME).folder) as run:
         repeat_rows(run, "modules", 200_000)
         publish_to_store(run, open_store(str(tmp_path / "lake")), TimeLimit())
     (path,) = (tmp_path / "lake" / "modules").rglob("*.parquet")
@@ -135,14 +138,55 @@ def test_rows_of_a_file_are_in_their_order_in_row_groups_of_one_size(tmp_path: P
     assert [rows for _, rows in duckdb.execute(groups).fetchall()] == [61_440, 61_440, 61_440, 15_680]
 
 
-def test_an_interrupt_ends_the_writer_of_a_large_file_and_leaves_nothing(tmp_path: Path) -> None:
+def call_before_writing(monkeypatch: pytest.MonkeyPatch, table: PublishedTable, call: Callable[[], object]) -> None:
+    """Call a function in the writer of a table before it writes."""
+    write = parquet_dataset._write_parquet
+
+    def call_and_write(*arguments: Any) -> int:
+        if arguments[2] == table:
+            call()
+        return write(*arguments)
+
+    monkeypatch.setattr(parquet_dataset, "_write_parquet", call_and_write)
+
+
+def test_an_interrupt_ends_the_writer_of_a_large_file_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    call_before_writing(monkeypatch, "inventory", interrupt.start)
     with open_published(every_status(tmp_path / NAME).folder) as run:
         repeat_rows(run, "inventory", 10**12)
-        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         before = time.monotonic()
-        with pytest.raises((KeyboardInterrupt, duckdb.InterruptException)):  # the latter before the writers begin
+        with pytest.raises(KeyboardInterrupt):
             publish_to_store(run, open_store(str(tmp_path / "lake")), TimeLimit())
         assert time.monotonic() - before < 10
+    assert not (tmp_path / "lake").exists()
+
+
+def test_an_error_of_a_writer_ends_the_other_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        time.sleep(0.2)  # until the other one writes
+        raise OSError(28, "No space left on device")
+
+    call_before_writing(monkeypatch, "changes", fail)
+    with open_published(every_status(tmp_path / NAME).folder) as run:
+        repeat_rows(run, "inventory", 10**12)
+        before = time.monotonic()
+        with pytest.raises(OSError, match="No space left"):
+            publish_to_store(run, open_store(str(tmp_path / "lake")), TimeLimit())
+        assert time.monotonic() - before < 10
+    assert not (tmp_path / "lake").exists()
+
+
+def test_an_interrupt_during_a_query_of_publishing_is_no_failure_of_the_destination(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next destination would be published to."""
+    run = every_status(tmp_path / NAME).folder
+    monkeypatch.setattr(parquet_dataset, "_accounts", lambda run: run_interrupted_query(run.database))
+    with pytest.raises(KeyboardInterrupt):
+        publish_run(run, PublishSettings(name="lake", type="files", options={"to": str(tmp_path / "lake")}))
     assert not (tmp_path / "lake").exists()
 
 

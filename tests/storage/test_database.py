@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,6 +18,7 @@ from auditor.storage.database import (
     borrow_database,
     describe_repeated_rows,
     device_key_sql,
+    is_interruption,
     open_database,
     parquet,
     scalar,
@@ -25,6 +27,7 @@ from auditor.storage.database import (
     with_enough_memory,
     write_parquet,
 )
+from tests.database import run_interrupted_query
 
 
 def test_no_progress_bar_is_printed_on_standard_output() -> None:
@@ -35,6 +38,17 @@ def test_no_progress_bar_is_printed_on_standard_output() -> None:
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert said == "(False,)\n"
+
+
+def test_a_signal_during_a_query_is_recognized_and_the_interruption_of_another_thread_is_not() -> None:
+    with open_database() as database:
+        with pytest.raises(RuntimeError) as caught:
+            run_interrupted_query(database)
+        assert is_interruption(caught.value)
+        threading.Timer(0.2, database.interrupt).start()
+        with pytest.raises(duckdb.InterruptException) as interrupted:
+            database.execute("SELECT count(*) FROM range(1_000_000_000_000_000) WHERE range % 7 = 3")
+    assert not any(map(is_interruption, (interrupted.value, RuntimeError("other"), ValueError("Query interrupted"))))
 
 
 SETTINGS = ("threads", "memory_limit", "temp_directory", "preserve_insertion_order", "disabled_optimizers")
