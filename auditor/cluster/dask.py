@@ -24,6 +24,7 @@ import dask
 import distributed
 from distributed.security import Security
 
+from auditor import __about__
 from auditor.cluster.cut import read_plan
 from auditor.cluster.driver import EndedShard, Engine, plan_fingerprint
 from auditor.cluster.shard import ShardWorker
@@ -108,15 +109,15 @@ class ShardStops(distributed.WorkerPlugin):  # type: ignore[misc]  # the class h
             driver.
     """
 
-    name = "auditor"
+    name = f"auditor {__about__.VERSION}"
     idempotent = True  # a plugin in the place of another one would remove it, and that ends all shards of its worker
 
     def __init__(self, prepare: Callable[[], None], *, is_local: bool) -> None:
-        self._prepare, self._is_local = prepare, is_local
+        self.prepare, self._is_local = prepare, is_local
 
     def setup(self, worker: object) -> None:  # noqa: ARG002  the interface has it
         """Configure the log, and ignore the signals that the driver handles."""
-        self._prepare()
+        self.prepare()
         if self._is_local:
             _quiet_dask()
         if self._is_local and threading.current_thread() is threading.main_thread():
@@ -230,6 +231,7 @@ async def open_dask(target: int | str, settings_file: Path, prepare: Callable[[]
         AuditStoppedError: the scheduler cannot be reached.
     """
     _quiet_dask()
+    scheduler = "dask" if isinstance(target, int) else target
     async with AsyncExitStack() as stack:
         if isinstance(target, int):
             stack.enter_context(dask.config.set(_CONFIGURATION))
@@ -240,43 +242,58 @@ async def open_dask(target: int | str, settings_file: Path, prepare: Callable[[]
             )
         else:
             client = await stack.enter_async_context(_connect(target))
-        await _prepare_workers(client, str(target), ShardStops(prepare, is_local=isinstance(target, int)))
-        engine = DaskEngine(client, str(target))
+        await _prepare_workers(client, scheduler, ShardStops(prepare, is_local=isinstance(target, int)))
+        engine = DaskEngine(client, scheduler)
         yield engine
         await engine.cancel()
 
 
 async def _prepare_workers(client: distributed.Client, scheduler: str, plugin: ShardStops) -> None:
-    """Register the plugin at all workers.
+    """Prepare all workers, and register the plugin, which prepares those that come later.
+
+    Each driver does it: a scheduler registers a plugin once, and reports to later drivers nothing of its workers.
 
     Raises:
-        UsageError: a worker has no auditor that can be imported, or the plugin cannot be used there.
+        UsageError: a worker has no auditor that can be imported, or cannot be prepared.
         AuditStoppedError: the scheduler is gone.
     """
 
     def import_there() -> None:  # a function inside another one needs no auditor to be read
         import auditor.cluster.shard  # noqa: F401
 
-    try:
-        imported = await client.run(import_there, on_error="return")
-    except OSError:
-        raise _lost_scheduler(scheduler) from None
-    if not imported:
+    advice = f"install this version there: {describe_extra('dask')}"
+    if not await _call_workers(client, scheduler, import_there, "cannot import auditor", advice):
         log.warning("scheduler_without_workers", scheduler=scheduler)
-    for worker, error in imported.items():
-        if isinstance(error, Exception) and not isinstance(error, OSError):  # one that ends at this moment is no fault
-            raise UsageError(
-                f"--on {scheduler}: the worker {worker} cannot import auditor ({type(error).__name__}); install this "
-                f"version there: {describe_extra('dask')}"
-            )
+    await _call_workers(client, scheduler, plugin.prepare, "cannot be prepared", "its log says why")
     try:
         await client.register_plugin(plugin)
-    except OSError:
+    except Exception as error:  # noqa: BLE001  a worker can raise any class
         if client.status != CONNECTED:
             raise _lost_scheduler(scheduler) from None
-    except Exception as error:  # noqa: BLE001  a worker can raise any class
-        reason = f"{type(error).__name__}; see its log"
-        raise UsageError(f"--on {scheduler}: a worker cannot be prepared: {reason}") from None
+        if not isinstance(error, distributed.comm.CommClosedError):  # see below
+            reason = f"{type(error).__name__}; its log says why"
+            raise UsageError(f"--on {scheduler}: a worker cannot be prepared: {reason}") from None
+
+
+async def _call_workers(
+    client: distributed.Client, scheduler: str, function: Callable[[], None], fault: str, advice: str
+) -> int:
+    """Call a function in each worker, and return how many there are.
+
+    A connection that is closed is that of a worker which ends at this moment, and no fault.
+
+    Raises:
+        UsageError: the function raised an exception in a worker; ``fault`` and ``advice`` describe it.
+        AuditStoppedError: the scheduler is gone.
+    """
+    try:
+        answers = await client.run(function, on_error="return")
+    except OSError:
+        raise _lost_scheduler(scheduler) from None
+    for worker, error in answers.items():
+        if isinstance(error, Exception) and not isinstance(error, distributed.comm.CommClosedError):
+            raise UsageError(f"--on {scheduler}: the worker {worker} {fault} ({type(error).__name__}); {advice}")
+    return len(answers)
 
 
 def _lost_scheduler(scheduler: str) -> AuditStoppedError:
