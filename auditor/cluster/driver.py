@@ -8,7 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_address
@@ -231,8 +231,8 @@ class RunDriver:
         done = await run_in_thread(find_done_names, self.storage)
         if waiting := [shard.name for shard in self._plan.shards if shard.name not in done]:
             await self._run_shards(open_engine, waiting)
-            done = await run_in_thread(find_done_names, self.storage)
-            self._failed = {name: each for name, each in self._failed.items() if name not in done}
+            if self._failed and self._stop.reason is None:
+                await self._drop_done()
         self._raise_final()
         errors = []
         if self._failed:
@@ -244,6 +244,12 @@ class RunDriver:
             ]
             await run_in_thread(stop_shards, self.storage, self._plan)
         await seal_if_done(self.storage, self._plan, errors)
+
+    async def _drop_done(self) -> None:
+        """Keep of the failed shards those that are not done: all of them, if the storage cannot be read."""
+        with suppress(ObjectStoreError):
+            done = await run_in_thread(find_done_names, self.storage)
+            self._failed = {name: each for name, each in self._failed.items() if name not in done}
 
     async def _run_shards(self, open_engine: OpenEngine, names: list[str]) -> None:
         fingerprint = await run_in_thread(plan_fingerprint, self.storage)

@@ -190,6 +190,25 @@ async def test_an_interrupted_driver_says_how_to_continue(settings: Settings) ->
     assert run.manifest.exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("code", "expected"), [(130, AuditInterruptedError), (2, SettingsError), (75, SupersededError)]
+)
+async def test_why_a_run_ended_is_reported_while_its_storage_is_away(
+    tmp_path: Path, settings: Settings, code: int, expected: type[AuditorError]
+) -> None:
+    stop = StopToken()
+
+    def end(_name: str, _start: int) -> Outcome:
+        if code == 130:
+            stop.request("interrupted by SIGINT")
+        if (tmp_path / "shared").exists():
+            (tmp_path / "shared").rename(tmp_path / "away")
+        return code
+
+    with pytest.raises(expected):
+        await drive(settings, end, stop)
+
+
 async def test_other_settings_cut_a_new_run(tmp_path: Path, settings: Settings, platform: Simulator) -> None:
     with pytest.raises(SupersededError):
         await drive(settings, lambda _name, _start: 75)
