@@ -133,7 +133,7 @@ class DoneMarker(msgspec.Struct, frozen=True, kw_only=True):
     run: msgspec.Raw
 
 
-_BASES, _DONE_MARKERS = msgspec.json.Decoder(Base), msgspec.json.Decoder(DoneMarker)
+_BASE_DECODER, _DONE_MARKER_DECODER = msgspec.json.Decoder(Base), msgspec.json.Decoder(DoneMarker)
 
 
 def list_attempts(storage: ObjectStore, shard: str) -> dict[str, AttemptObjects]:
@@ -145,7 +145,7 @@ def list_attempts(storage: ObjectStore, shard: str) -> dict[str, AttemptObjects]
 def read_base(storage: ObjectStore, shard: str, attempt: AttemptObjects) -> Base:
     """Return what the attempt that continues this one starts from."""
     content = storage.get(f"{shard}/{ATTEMPTS}/{attempt.name}/{BASE}", max_bytes=MAX_RECORD_BYTES)
-    return decode_record(content, _BASES, f"{shard}/{ATTEMPTS}/{attempt.name}/{BASE}").extended(
+    return decode_record(content, _BASE_DECODER, f"{shard}/{ATTEMPTS}/{attempt.name}/{BASE}").extended(
         attempt.name, attempt.parts, attempt.snapshot
     )
 
@@ -155,4 +155,4 @@ def read_done(storage: ObjectStore, shard: str, attempts: Mapping[str, AttemptOb
     if (name := find_done(attempts)) is None:
         return None
     place = f"{shard}/{ATTEMPTS}/{name}/{DONE}"
-    return decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), _DONE_MARKERS, place)
+    return decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), _DONE_MARKER_DECODER, place)

@@ -38,7 +38,7 @@ from auditor.storage.files import private_folder
 from auditor.storage.object_store import ObjectStore
 from auditor.text.formatting import format_utc
 
-_PLANS = msgspec.json.Decoder(ShardPlan)
+_PLAN_DECODER = msgspec.json.Decoder(ShardPlan)
 
 MAX_PLAN_BYTES = 64 << 20
 """Size up to which a plan is read: one of 10,000 shards has about 3 MB."""
@@ -194,6 +194,6 @@ def read_plan(storage: ObjectStore) -> ShardPlan:
             f"{storage.address}: has no {CUT_PLAN}, so it is no run that was cut; give what auditor cut printed"
         )
     try:
-        return _PLANS.decode(content)
+        return _PLAN_DECODER.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{storage.address}/{CUT_PLAN}: is not a plan of this version of auditor: {error}") from error

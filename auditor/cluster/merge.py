@@ -19,7 +19,14 @@ from auditor.audit.finalize import seal_and_verify
 from auditor.cluster.attempt_log import DoneMarker, read_done
 from auditor.cluster.attempts import ATTEMPTS, read_listing
 from auditor.cluster.plan import FLEET_OBJECT, Shard, ShardPlan
-from auditor.cluster.records import SHARD_RECORDS, SNAPSHOT_FILES, decode_record, get_fleet, part_lines, split_failed
+from auditor.cluster.records import (
+    SHARD_RECORD_DECODER,
+    SNAPSHOT_FILES,
+    decode_record,
+    get_fleet,
+    part_lines,
+    split_failed,
+)
 from auditor.cluster.storage import find_object
 from auditor.concurrency import run_in_thread
 from auditor.errors import AuditorError
@@ -96,7 +103,7 @@ def read_markers(storage: ObjectStore, plan: ShardPlan) -> dict[str, DoneMarker]
 
 def decode_run(marker: DoneMarker) -> Manifest:
     """Return the manifest of a shard at its end."""
-    return decode_record(bytes(marker.run), SHARD_RECORDS, marker.attempt).manifest
+    return decode_record(bytes(marker.run), SHARD_RECORD_DECODER, marker.attempt).manifest
 
 
 def _read_marker(storage: ObjectStore, shard: Shard, keys: Iterable[str]) -> DoneMarker | None:

@@ -16,7 +16,7 @@ import msgspec
 from auditor.cluster.attempts import ATTEMPTS, DONE, MARKERS, STATE, is_attempt_name
 from auditor.cluster.merge import READERS, add_requests, sealed_folder
 from auditor.cluster.plan import Shard, ShardPlan
-from auditor.cluster.records import MAX_RECORD_BYTES, SHARD_RECORDS, decode_record
+from auditor.cluster.records import MAX_RECORD_BYTES, SHARD_RECORD_DECODER, decode_record
 from auditor.cluster.storage import find_object
 from auditor.engine.progress import AccountProgress, Progress
 from auditor.errors import ExitReasonCode, InvalidObjectError, ObjectMissingError, RunFolderError
@@ -27,7 +27,7 @@ from auditor.storage.files import create_file, private_folder, read_contained, t
 from auditor.storage.object_store import ObjectStore
 from auditor.text.formatting import parse_manifest_time
 
-_MANIFESTS = msgspec.json.Decoder(Manifest)
+_MANIFEST_DECODER = msgspec.json.Decoder(Manifest)
 
 SILENT_CHECKPOINTS = 3
 """Checkpoints that a shard may miss until it is shown as silent."""
@@ -88,7 +88,7 @@ def _shard_progress(
     try:
         if STATE in attempts[name]:
             place = f"{shard.folder}/{ATTEMPTS}/{name}/{STATE}"
-            record = decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), SHARD_RECORDS, place)
+            record = decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), SHARD_RECORD_DECODER, place)
             devices, requests = record.manifest.devices, record.manifest.requests
             reported_at, reason = record.reported_at, record.reason
         else:  # its first checkpoint is still to come
@@ -157,7 +157,7 @@ def read_sealed(storage: ObjectStore) -> tuple[Manifest, bytes] | None:
     if content is None:
         return None
     try:
-        return _MANIFESTS.decode(content), content
+        return _MANIFEST_DECODER.decode(content), content
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidObjectError(f"{storage.address}/{MANIFEST}: is not a manifest: {error}") from error
 

@@ -51,7 +51,8 @@ class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
     reason: ExitReasonCode | None = None
 
 
-SHARD_RECORDS = msgspec.json.Decoder(ShardRecord)
+SHARD_RECORD_DECODER = msgspec.json.Decoder(ShardRecord)
+"""Decodes the records about shards; see ``decode_record``."""
 
 
 def compress_lines(lines: bytes) -> bytes:

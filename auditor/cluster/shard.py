@@ -19,7 +19,7 @@ from auditor.cluster.mirror import Mirror, persist
 from auditor.cluster.plan import BASELINE_OBJECT, FLEET_OBJECT, Shard, ShardPlan, describe_differences, worker_settings
 from auditor.cluster.records import (
     MAX_RECORD_BYTES,
-    SHARD_RECORDS,
+    SHARD_RECORD_DECODER,
     SNAPSHOT_FILES,
     ShardRecord,
     decode_record,
@@ -203,7 +203,7 @@ class ShardWorker:
         if base.snapshot is not None:
             place = f"{self._shard.folder}/{ATTEMPTS}/{base.snapshot}"
             content = self._storage.get(f"{place}/{COMPLETE}", max_bytes=MAX_RECORD_BYTES)
-            record = decode_record(content, SHARD_RECORDS, place)
+            record = decode_record(content, SHARD_RECORD_DECODER, place)
             for name in set(SNAPSHOT_FILES).intersection(record.files):
                 self._storage.get_file(f"{place}/{name}", folder / name)
         if not (folder / FLEET).exists():
@@ -245,7 +245,7 @@ class ShardWorker:
             return RequestCounts()
         place = f"{self._shard.folder}/{ATTEMPTS}/{base.parts[-1].attempt}/{STATE}"
         try:
-            record = decode_record(self._storage.get(place, max_bytes=MAX_RECORD_BYTES), SHARD_RECORDS, place)
+            record = decode_record(self._storage.get(place, max_bytes=MAX_RECORD_BYTES), SHARD_RECORD_DECODER, place)
         except ObjectStoreError:
             return RequestCounts()
         return record.manifest.requests

@@ -5,7 +5,7 @@ from auditor.cluster.attempt_log import AttemptLog
 from auditor.cluster.attempts import ATTEMPTS, STATE
 from auditor.cluster.merge import read_markers, record_done
 from auditor.cluster.plan import Shard, ShardPlan
-from auditor.cluster.records import MAX_RECORD_BYTES, SHARD_RECORDS, decode_record, encode_record
+from auditor.cluster.records import MAX_RECORD_BYTES, SHARD_RECORD_DECODER, decode_record, encode_record
 from auditor.errors import InvalidObjectError, ObjectMissingError
 from auditor.log import log
 from auditor.runs.manifest import DeviceCounts, DiscoveryInfo, FleetInfo, Manifest
@@ -40,7 +40,7 @@ def _last_manifest(storage: ObjectStore, plan: ShardPlan, shard: Shard, attempt:
     if attempt is not None:
         place = f"{shard.folder}/{ATTEMPTS}/{attempt}/{STATE}"
         try:
-            return decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), SHARD_RECORDS, place).manifest
+            return decode_record(storage.get(place, max_bytes=MAX_RECORD_BYTES), SHARD_RECORD_DECODER, place).manifest
         except (ObjectMissingError, InvalidObjectError) as error:
             log.warning("shard_progress_unreadable", shard=shard.label, reason=str(error))
     devices = shard.devices or 0

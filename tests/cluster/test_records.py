@@ -36,7 +36,7 @@ def test_lines_of_failed_devices_are_told_apart_whatever_the_names() -> None:
 FIRST_RECORDS = """
 import sys, threading
 from concurrent.futures import ThreadPoolExecutor
-from auditor.cluster.records import SHARD_RECORDS, decode_record
+from auditor.cluster.records import SHARD_RECORD_DECODER, decode_record
 from auditor.errors import InvalidObjectError
 
 sys.setswitchinterval(1e-6)
@@ -45,7 +45,7 @@ together = threading.Barrier(16)
 def read(_):
     together.wait()
     try:
-        decode_record(b'{"manifest":{}}', SHARD_RECORDS, "record")
+        decode_record(b'{"manifest":{}}', SHARD_RECORD_DECODER, "record")
     except InvalidObjectError:
         return True
 
