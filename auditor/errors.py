@@ -268,7 +268,15 @@ class DeviceDeniedError(PlatformError):
     """Access to this device was denied. The other devices show whether the whole account is denied."""
 
 
+OWN_CODES = (
+    "auditor.DNS", "auditor.Disconnected", "auditor.IncompleteBody", "auditor.InconsistentPages",
+    "auditor.InvalidEncoding", "auditor.InvalidHTTP", "auditor.InvalidJSON", PROXY, "auditor.ResponseTooLarge",
+    "auditor.TLS", "auditor.Timeout", "auditor.Unreachable",
+)  # fmt: skip
+"""Codes of this project, for requests without a usable response."""
+
 DESCRIBED_CODES = (
+    *OWN_CODES,
     "iot.device.NotExistedDevice", "iot.device.InvalidIotId", "iot.prod.NotExistedProduct", "iot.device.InactiveDevice",
     "iot.device.NullDeviceName", "InvalidParameter", "iot.common.AuthActionPermissionDeny", "NoPermission",
     "Forbidden.RAM", "InvalidAccessKeyId.NotFound", "InvalidAccessKeyId.Inactive", "SignatureDoesNotMatch",
@@ -276,19 +284,35 @@ DESCRIBED_CODES = (
     "iot.system.QpsLimit", "InvalidRegionId", "InvalidAction.NotFound", "MissingParameter", "UnsupportedProtocol",
     "iot.system.BillIsOverdue", "ServiceUnavailable", "InternalError", "iot.system.SystemException",
 )  # fmt: skip
-"""Codes of the platform that docs/errors.md describes, as it describes all of ours."""
+"""Codes that docs/errors.md describes."""
+
+_WITH_CODE = frozenset[ExitReasonCode](
+    {"too_many_failed", "too_many_pending", "unlisted_product", "refused_account", "unreachable_account"}
+)
+"""Exit reasons whose sentences have error codes."""
 
 
-def refer_to_code(text: str) -> str:
-    """Return a sentence with where the documents describe the first error code in it, if they describe one."""
-    found = _described_code().search(text)
-    return text if found is None else f"{text}; see docs/errors.md#{found[0]}"
+def refer_to_code(text: str, code: str | None) -> str:
+    """Return a sentence with where the documents describe an error code, if there is one and they do."""
+    return f"{text}; see docs/errors.md#{code}" if code in DESCRIBED_CODES else text
+
+
+def find_code(sentence: str, reason: ExitReasonCode = "refused_account") -> str | None:
+    """Return the first described error code of a sentence of this project, of an exit with this reason.
+
+    Sentences have a code after a colon, or as that of most failures. A name is in quotes, or elsewhere, and is no code.
+    """
+    found = _code_in_place().search(_QUOTED.sub('""', sentence)) if reason in _WITH_CODE else None
+    return None if found is None else found[1]
+
+
+_QUOTED = re.compile(r'"[^"]*"')
 
 
 @cache
-def _described_code() -> re.Pattern[str]:
-    codes = "|".join(map(re.escape, sorted(DESCRIBED_CODES, reverse=True)))  # the longer one of two first
-    return re.compile(rf"(?<![\w.])(?:auditor\.[A-Z]\w*|{codes})(?!\w|\.\w)")
+def _code_in_place() -> re.Pattern[str]:
+    codes = "|".join(map(re.escape, DESCRIBED_CODES))
+    return re.compile(rf"(?:: |most of them with )({codes})(?=: |; |$)")
 
 
 DenialCause = Literal[

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +54,7 @@ from auditor.selection.selection_files import keep_accounts
 from auditor.storage.descriptors import keeps_modes
 from auditor.storage.foreign_access import find_foreign_access
 from auditor.text.formatting import escape_undecodable, format_utc
+from auditor.text.shell import format_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def _continues(folder: Path, manifest: Manifest, settings: Settings) -> bool:
     except RunFolderError as error:
         log.warning("run_not_resumed", folder=str(folder), reason=str(error))
         return False
-    advice = f"finish it with: auditor resume {shlex.quote(str(folder))} --settings CONFIG"
+    advice = f"finish it with: {format_command('auditor resume', folder)} --settings CONFIG"
     if changes := diff_settings(before, settings, ignore=RATE_KEYS):
         reason = f"settings changed since it started: {'; '.join(changes)}"
         log.warning("run_not_resumed", folder=str(folder), reason=reason, advice=advice)
@@ -122,7 +122,7 @@ def _report_not_resumed(folder: Path, objections: list[str]) -> None:
     with contextlib.suppress(OSError):
         if folder.stat().st_uid == os.geteuid() and not keeps_modes(folder):
             reason = "its file system shows every file as writable by other users"
-            resume = f"auditor resume {shlex.quote(str(folder))} --settings CONFIG"
+            resume = f"{format_command('auditor resume', folder)} --settings CONFIG"
             advice = {"advice": f"mount it with umask=077, or continue the run with: {resume}"}
     log.warning("unfinished_run_not_resumed", folder=str(folder), reason=reason, **advice)
 

@@ -27,6 +27,7 @@ from auditor.log import log
 from auditor.runs.manifest import MANIFEST, Manifest, read_manifest
 from auditor.storage.files import read_contained, read_regular_file, replace_file
 from auditor.storage.foreign_access import describe_foreign_access, find_foreign_access
+from auditor.text.shell import format_command
 
 MAX_REMEMBERED = 1_000
 """Settings that are remembered; those that were not used for the longest time are dropped."""
@@ -150,11 +151,11 @@ def _refuse_credentials(folder: Path, manifest: Manifest, settings: Settings) ->
     """Raise RunFolderError if settings that a folder stores lead to an access key of the caller."""
     for account in settings.account:
         if account.credentials is not None:
-            file = shlex.quote(manifest.settings_file or "FILE")
+            settings_flag = ("--settings", manifest.settings_file or "FILE")
             raise RunFolderError(
                 f'{folder}: is not resumed: account "{account.name}" has credentials, which are never taken from a run '
                 f"folder, and its settings are not among those of your own earlier runs. Give your own settings: "
-                f"auditor resume {shlex.quote(str(folder))} --settings {file}"
+                f"{format_command('auditor resume', folder, flags=[settings_flag])}"
             )
 
 
@@ -183,10 +184,10 @@ def _require_trust(
     token = hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:_TRUST_DIGITS]
     if trust == token:
         return
-    command = f"auditor resume {shlex.quote(str(folder))}"
     source = read_manifest(folder).settings_file
+    command = format_command("auditor resume", folder, flags=[("--settings", source or "FILE")])
     effects = "; ".join(_describe_effects(settings))
-    advice = f"Give your own settings: {command} --settings {shlex.quote(source or 'FILE')}. " if advise else ""
+    advice = f"Give your own settings: {command}. " if advise else ""
     raise RunFolderError(
         f"{folder}: is not resumed: {', '.join(objections)}. {advice}"
         f"{'Your' if own else 'Its'} settings {effects}. If all of that is right, add --trust {token}"
@@ -261,7 +262,7 @@ def _report_changed_file(record: dict[str, Any]) -> None:
     log.warning(
         "settings_file_changed",
         file=file,
-        advice=f"add --settings {shlex.quote(file)} to use the new ones",
+        advice=f"add --settings={shlex.quote(file)} to use the new ones",
     )
 
 

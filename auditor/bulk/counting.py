@@ -7,7 +7,6 @@ depends on the versions of a product: one that is not older in each product that
 """
 
 import re
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -30,6 +29,7 @@ from auditor.query.run import Run
 from auditor.query.version_dates import Order
 from auditor.query.versions import VersionOrder
 from auditor.runs.folder import RunCatalog, StoredRun
+from auditor.text.shell import format_command
 
 CAVEAT = (
     "counted by the platform's search index, which may be behind the devices; how far is not documented. "
@@ -253,7 +253,7 @@ def _advise_run(settings: Settings, module: str) -> str:
     newest = _newest_run(settings, module)
     if newest is None:
         return "an audit counts them, too: auditor run"
-    return f"the newest complete run has them: auditor inventory {shlex.quote(str(newest.folder))}"
+    return f"the newest complete run has them: {format_command('auditor inventory', newest.folder)}"
 
 
 def _statement(query: CountQuery) -> str:

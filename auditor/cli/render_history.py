@@ -1,6 +1,5 @@
 """Render a history for people: the runs, and the share of each version over time as a line. Names are escaped."""
 
-import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, tzinfo
 from pathlib import Path
@@ -17,6 +16,7 @@ from auditor.cli.console import print_error, print_note
 from auditor.cli.output import ALL_ROWS, open_console
 from auditor.errors import RunFolderError
 from auditor.text.formatting import format_count, format_share, safe
+from auditor.text.shell import format_command
 from auditor.text.time_zones import show_time
 
 LEVELS, PLAIN_LEVELS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
@@ -308,5 +308,5 @@ def describe_rollouts(run: Path) -> Iterator[str]:
         product = safe(each.product_name or each.product_key or "?")
         yield f"  {product} {safe(each.module_name)}: {describe_rollout(each)}"
     if len(urgent) > MAX_STATUS_ROLLOUTS:
-        command = f"auditor history {shlex.quote(safe(run.parent))} --rollouts"
+        command = format_command("auditor history", run.parent, flags=[("--rollouts", None)])
         yield f"  {len(urgent) - MAX_STATUS_ROLLOUTS:,} more: {command}"

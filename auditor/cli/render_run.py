@@ -14,7 +14,7 @@ from auditor.analysis.drift import MODULE_CHANGES, PRESENCES, Drift, DriftCounts
 from auditor.analysis.sample_drift import ShareCounts, ShareDrift
 from auditor.cli.console import print_line, print_note
 from auditor.cli.output import ALL_ROWS, Column, open_console, print_columns, shows_marks
-from auditor.errors import refer_to_code
+from auditor.errors import find_code, refer_to_code
 from auditor.query.describe import (
     describe_ages,
     describe_recheck,
@@ -229,7 +229,7 @@ def print_checks(checks: "Iterable[AccountCheck]") -> None:
         duplicates = f", {format_count(check.duplicates, 'duplicate')} dropped" if check.duplicates else ""
         products = "" if check.products is None else f" of {format_count(check.products, 'product')}"
         clock = f", its clock is {check.clock_offset:+.0f} s off" if check.clock_offset else ""
-        problem = None if check.problem is None else refer_to_code(check.problem)
+        problem = None if check.problem is None else refer_to_code(check.problem, find_code(check.problem))
         outcome = problem or f"answers in {check.seconds * 1000:.0f} ms, first device: {check.result}{clock}"
         print_line(
             f"{'ok  ' if check.problem is None else 'FAIL'} {safe(check.account)} ({safe(check.endpoint)}): "

@@ -1,6 +1,5 @@
 """Render the runs of a directory for people: their list, and the state of the last one. Names are escaped."""
 
-import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, tzinfo
 from pathlib import Path
@@ -11,13 +10,14 @@ from auditor.analysis.net_changes import NetChanges
 from auditor.cli.output import MIN_SENTENCE_WIDTH, Column, print_columns, table_zone
 from auditor.cli.render_history import describe_rollouts
 from auditor.cli.render_run import describe_coverage, describe_discovery, describe_releases
-from auditor.errors import RunFolderError, refer_to_code
+from auditor.errors import RunFolderError, find_code, refer_to_code
 from auditor.query.describe import describe_next_steps, describe_recheck, describe_selection
 from auditor.query.warnings import is_tolerated, state_label
 from auditor.runs.folder import RunCatalog, StoredRun, find_stored_run
 from auditor.runs.locking import is_locked
 from auditor.runs.manifest import Manifest
 from auditor.text.formatting import format_count, format_duration, safe
+from auditor.text.shell import format_command
 from auditor.text.time_zones import show_times
 
 MAX_CODES = 5
@@ -86,12 +86,13 @@ def describe_status(path: Path, name: str | None = None, *, local_time: bool = F
         f"started: {_format_minute(manifest.started_at)}{_describe_end(run)}",
         table_zone(manifest, local_time=local_time),
     )
-    result = safe(manifest.describe_exit() or _describe_unfinished(run))
-    yield f"result: {result}"
+    yield f"result: {safe(manifest.describe_exit() or _describe_unfinished(run))}"
     yield f"devices: {describe_coverage(manifest, manifest.devices)}"
+    reason = manifest.exit_reason
+    referred = None if reason is None else find_code(reason.message, reason.code)
     for failure in manifest.failures[:MAX_CODES]:
         line = f"failed: {failure.devices:,} with {safe(failure.code)}, such as {safe(failure.example)}"
-        yield line if failure.code in result else refer_to_code(line)
+        yield line if failure.code == referred else refer_to_code(line, failure.code)
     if (more := len(manifest.failures) - MAX_CODES) > 0:
         yield f"failed: {format_count(more, 'more code')}"
     yield from _describe_parts(manifest)
@@ -157,7 +158,7 @@ def _next_steps(run: StoredRun) -> tuple[str, tuple[str, ...]]:
         return "wait for its end", ()
     if manifest.is_success:
         return "nothing is to be done", ()
-    return "continue the run", (f"auditor resume {shlex.quote(safe(run.folder))}",)
+    return "continue the run", (format_command("auditor resume", run.folder),)
 
 
 def describe_net_changes(changes: NetChanges) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shlex
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from auditor.runs.selection_info import RequestCounts
 from auditor.storage.files import create_file, private_folder, read_contained, translate_os_errors
 from auditor.storage.object_store import ObjectStore
 from auditor.text.formatting import parse_manifest_time
+from auditor.text.shell import format_command
 
 _MANIFEST_DECODER = msgspec.json.Decoder(Manifest)
 
@@ -174,7 +174,8 @@ def fetch_run(storage: ObjectStore, folder: Path) -> Path:
         ObjectStoreError: the storage cannot be used.
     """
     if (sealed := read_sealed(storage)) is None:
-        raise RunFolderError(f"{storage.address}: is not sealed; see auditor status {shlex.quote(storage.address)}")
+        status = format_command("auditor status", storage.address)
+        raise RunFolderError(f"{storage.address}: is not sealed; see {status}")
     manifest, content = sealed
     if os.path.lexists(folder):
         _require_equal(folder, manifest, content)

@@ -1,7 +1,6 @@
 """Runs of a storage that several machines share: old ones are deleted, unless they are not sealed; the newest one."""
 
 import re
-import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from auditor.runs.folder import CUT_PLAN, NEWEST_CUT
 from auditor.runs.manifest import MANIFEST, Manifest
 from auditor.runs.retention import refuse_limits
 from auditor.text.formatting import format_utc
+from auditor.text.shell import format_command
 
 _RUN = re.compile(r"\d{8}T\d{6}Z-(.+)")
 
@@ -57,7 +57,7 @@ def prune_storage(
     for name in sorted((each for each in folders if _RUN.fullmatch(each)), reverse=True):
         run = join_address(address, name)
         if f"{name}/{MANIFEST}" not in folders[name]:
-            skipped.append(f"{run}: is not sealed; auditor stop {shlex.quote(run)} seals what it has")
+            skipped.append(f"{run}: is not sealed; {format_command('auditor stop', run)} seals what it has")
         elif f"{name}/{CUT_PLAN}" not in folders[name]:
             removed.append(name)
         else:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import selectors
-import shlex
 import stat
 import subprocess
 import time
@@ -16,6 +15,7 @@ from auditor.errors import SettingsError
 from auditor.log import log
 from auditor.models import Secret
 from auditor.storage.files import read_regular_file
+from auditor.text.shell import format_command
 
 COMMAND_TIMEOUT = 30.0
 """Seconds that a command may take to print a secret. A person may have to unlock it first."""
@@ -86,7 +86,7 @@ def _warn_if_others_can_read(file: str) -> None:
     except OSError:  # reading it worked, and that is enough
         return
     if open_to_all:
-        log.warning("secret_readable", file=file, advice=f"chmod o-rwx {shlex.quote(file)}")
+        log.warning("secret_readable", file=file, advice=format_command("chmod o-rwx", file))
 
 
 def run_command(command: tuple[str, ...], where: str) -> bytes:

@@ -1,6 +1,7 @@
 """The message about a run that people read: what matters first, at most a screen long, and safe for chats."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -17,6 +18,9 @@ DEFAULT_TEMPLATE = "{verdict}\n{reason}\n{changes}\n{policy}\n{action}\n{link}\n
 _ACTIVE = re.compile(r"[<@]|\](?=\()")
 """What begins a mention, a tag or the address of a link in a chat."""
 
+_EMPTY_QUOTES = r"\g<0>''"
+"""What is inserted after it into a command. Within quotes it ends them and begins new ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunMessage:
@@ -32,6 +36,7 @@ class RunMessage:
         changes: what changed since the previous run.
         policy: how many rules are violated, and which.
         action: what to do.
+        commands: the commands for it.
         notes: warnings about the numbers, and hooks that failed.
         link: address of the report.
     """
@@ -47,6 +52,7 @@ class RunMessage:
     action: str = ""
     notes: str = ""
     link: str = ""
+    commands: tuple[str, ...] = ()
 
     def render(self, template: str | None = None) -> str:
         """Return the message: the template with its fields, without the lines that are empty then; or the verdict.
@@ -54,13 +60,28 @@ class RunMessage:
         No service accepts an empty message, which a template such as ``{reason}`` is after a run without a problem.
 
         A zero-width space after ``<``, ``@`` and before the address of a link prevents that a text of a device or a
-        platform mentions people or becomes a link. The link of the settings stays as it is.
+        platform mentions people or becomes a link. In a command it is an empty pair of quotes, which a shell ignores.
+        The link of the settings stays as it is.
         """
-        fields = {key: _disarm(safe(text)[:MAX_LINE_LENGTH]) for key, text in asdict(self).items()} | {
-            "link": self.link
-        }
+        texts = {key: value for key, value in asdict(self).items() if isinstance(value, str)}
+        fields = {key: _disarm(_shorten(safe(text))) for key, text in texts.items()} | {"link": self.link}
+        fields["action"] = _add_commands(fields["action"], self.commands)
         lines = (DEFAULT_TEMPLATE if template is None else template).format_map(fields).splitlines()
         return _cut("\n".join(line.strip() for line in lines if line.strip()) or fields["verdict"])
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_LINE_LENGTH else f"{text[: MAX_LINE_LENGTH - 1]}…"
+
+
+def _add_commands(action: str, commands: Iterable[str]) -> str:
+    """Return what to do with its first commands: those that fit as a whole, as a part of one may do something else."""
+    for number, command in enumerate(commands):
+        longer = f"{action}{'; ' if number else ': '}{_ACTIVE.sub(_EMPTY_QUOTES, command)}"
+        if len(longer) > MAX_LINE_LENGTH:
+            break
+        action = longer
+    return action
 
 
 def _disarm(text: str) -> str:

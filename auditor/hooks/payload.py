@@ -1,7 +1,7 @@
 """Build what is sent about a run: an object for programs, and a message for people."""
 
 import hashlib
-import shlex
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import orjson
 from auditor.analysis.drift import DriftCounts, diff_runs
 from auditor.analysis.sample_drift import ShareCounts
 from auditor.errors import AuditorError
-from auditor.hooks.message import RunMessage
+from auditor.hooks.message import MAX_LINE_LENGTH, RunMessage
 from auditor.models import RunWarning
 from auditor.policy.evaluate import PolicySummary
 from auditor.query.describe import describe_next_steps, describe_warning, warning_objects
@@ -25,7 +25,7 @@ from auditor.runs.selection_info import ExitReason
 from auditor.runs.views import define_sealed_views
 from auditor.storage.database import temporary_database
 from auditor.storage.tables import translate_read_errors
-from auditor.text.formatting import escape_undecodable
+from auditor.text.shell import format_command
 
 MAX_RULES, MAX_SENTENCES, MAX_TEXT_LENGTH = 50, 20, 5_000
 """Rules; warnings, and problems; and characters of any text in a payload. Chats reject large messages."""
@@ -133,8 +133,8 @@ def build_payload(
     has_problems |= policy is not None and bool(policy.violated or policy.problem)
     message = _describe_run(run, content, warnings[:MAX_SENTENCES], policy, drift)
     if not exit_code:
-        action = message.action if has_problems else ""
-        message = replace(message, outcome="warning" if has_problems else "success", action=action)
+        message = replace(message, outcome="warning" if has_problems else "success")
+        message = message if has_problems else replace(message, action="", commands=())
     has_changes = drift is None or _has_changed(drift) or previous is None or _ended_otherwise(previous, manifest)
     timestamp = manifest.finished_at or manifest.started_at
     return Payload(_message_id(run, timestamp), timestamp, _clean_table(content), message, has_problems, has_changes)
@@ -149,9 +149,11 @@ def _message_id(run: RunSnapshot, timestamp: str) -> str:
 def escape_chat_markup(text: str) -> str:
     """Escape ``&``, ``<`` and ``>`` as Slack requires, so that nothing in the text is Slack's markup.
 
-    A zero-width space after ``@`` prevents mentions in Mattermost too. A chat may still turn addresses into links.
+    A zero-width space after ``@`` prevents mentions in Mattermost too, as do the empty quotes that a command has there.
+    A chat may still turn addresses into links.
     """
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "@\u200b")
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub("@(?!''|\u200b)", "@\u200b", escaped)
 
 
 def _read_run(folder: Path) -> tuple[RunSnapshot, tuple[FailureInfo, ...]]:
@@ -265,6 +267,7 @@ def _describe_run(
         sentences.append(f"Failed: {_join_first(by_code)}.")
     notes = [describe_warning(each) for each in warnings if each.kind not in _STATED] + content["problems"]
     ended = f"FAILED, exit code {code}" if code else "OK"
+    action, commands = _describe_action(manifest, reason, run.folder.resolve())
     return RunMessage(
         outcome="failure",
         title=f"{ended}: {manifest.name}",
@@ -274,17 +277,20 @@ def _describe_run(
         reason=" ".join(sentences),
         changes="" if drift is None else _drift_sentence(drift),
         policy="" if policy is None else _policy_sentence(policy),
-        action=_describe_action(manifest, reason, run.folder.resolve()),
+        action=action,
+        commands=commands,
         notes=f"Note: {_join_first(notes, '; ')}." if notes else "",
     )
 
 
-def _describe_action(manifest: Manifest, reason: ExitReason | None, folder: Path) -> str:
-    """Return what to do about the exit reason of a run, or how to see more if it has none."""
+def _describe_action(manifest: Manifest, reason: ExitReason | None, folder: Path) -> tuple[str, tuple[str, ...]]:
+    """Return what to do after an exit with this reason, and its commands, or the one that prints long ones."""
+    status = (format_command("auditor status", folder),)
     if reason is None:
-        return f"See: auditor status {shlex.quote(escape_undecodable(str(folder)))}"
+        return "See how it ended", status
     sentence, commands = describe_next_steps(manifest, reason.code, folder)
-    return f"{sentence[:1].upper()}{sentence[1:]}: {'; '.join(commands)}"
+    is_short = len(f"{sentence}: {'; '.join(commands)}") <= MAX_LINE_LENGTH
+    return f"{sentence[:1].upper()}{sentence[1:]}", commands if is_short else status
 
 
 def _describe_state(run: RunSnapshot) -> str:

@@ -109,7 +109,8 @@ def run_hooks(run: str | Path, config: HookConfig, *, exit_code: int = 0) -> Hoo
     """Run the configured hooks, in the order of this module's docstring. An event loop of this thread waits meanwhile.
 
     All hooks use one point in time, so that exit code, metrics and report agree. Hooks that were known to fail before
-    they ran (``HookConfig.notes``) are deferred: a resume with other settings runs them.
+    they ran (``HookConfig.notes``) are deferred: a resume with other settings runs them. A policy that could not be
+    evaluated defers them, too, so that a resume evaluates corrected rules; it sends no message again.
 
     Args:
         run: the run folder.
@@ -148,7 +149,7 @@ def _run_all(folder: Path, config: HookConfig, exit_code: int, now: datetime) ->
     outcomes += [each for table in config.publish if (each := _publish(folder, table)) is not None]
     results = HookResults(exit_code, tuple(outcomes), policy, reason)
     sent = _notify(folder, config, results)
-    (defer_hooks if config.notes else clear_pending_hooks)(folder)
+    (defer_hooks if config.notes or (policy and policy.problem) else clear_pending_hooks)(folder)
     return replace(results, outcomes=(*outcomes, *sent))
 
 
@@ -274,9 +275,11 @@ def _write_metrics(folder: Path, config: HookConfig, policy: "PolicySummary | No
 
 
 def _write_report(policy: "Policy | None", now: datetime, group_by: tuple[str, ...], folder: Path, path: Path) -> None:
+    """Write the page with absolute paths in its commands: its readers do not know the audit's working directory."""
     from auditor.report.render import write_report
 
-    write_report(folder, path, policy=policy, now=now, group_by=group_by)
+    absolute = policy and replace(policy, source=str(Path(policy.source).absolute()))
+    write_report(folder.absolute(), path, policy=absolute, now=now, group_by=group_by)
 
 
 def _write_excel(folder: Path, path: Path) -> None:

@@ -5,7 +5,6 @@ from some pages of the lists. Pages are spread over a list, since it has the new
 """
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
@@ -25,6 +24,7 @@ from auditor.fleet.pager import PageReference
 from auditor.models import ListedDevice
 from auditor.storage.files import private_folder
 from auditor.text.globs import matches_any
+from auditor.text.shell import format_command
 
 SAMPLED_PAGES = 40
 """Pages of devices that are read of an account with filters: 2,000 devices."""
@@ -128,4 +128,5 @@ def _conditions(device: ListedDevice, patterns: Patterns) -> Iterator[bool]:
 def advise_fleet_file(names: Collection[str]) -> str:
     """Return how to plan accounts from a fleet file instead, with a command for one of them."""
     each = "" if len(names) == 1 else ", one account at a time"
-    return f"or plan with a fleet file{each}: auditor plan CONFIG --account {shlex.quote(min(names))} --fleet FILE"
+    command = format_command("auditor plan", "CONFIG", flags=[("--account", min(names)), ("--fleet", "FILE")])
+    return f"or plan with a fleet file{each}: {command}"

@@ -13,6 +13,7 @@ from auditor.runs.estimates import SampleSummary
 from auditor.runs.manifest import Manifest
 from auditor.runs.selection_info import AccountSelection, OutdatedResults, Recheck, SelectionInfo
 from auditor.text.formatting import format_count, format_rough_duration, format_share, safe
+from auditor.text.shell import quote_path
 
 MAX_SAMPLE_VERSIONS = 5
 """Versions that the description of a sample lists."""
@@ -24,7 +25,7 @@ _ALL = "auditor run {settings} --since none"
 _FAILED = "auditor devices {run} --status failed"
 
 _NEXT_STEPS: Mapping[ExitReasonCode, tuple[str, tuple[str, ...]]] = {
-    "success": ("nothing is to be done; see what changed", ("auditor diff --since {previous} {directory}",)),
+    "success": ("nothing is to be done; see what changed", ("auditor diff --since={previous} {directory}",)),
     "within_tolerance": ("nothing has to be done; see which devices have no answer", (_FAILED,)),
     "too_many_failed": ("see which devices failed, remove the cause, and retry them", (_FAILED, _RESUME)),
     "too_many_pending": ("continue with the pending devices", (_RESUME,)),
@@ -188,15 +189,15 @@ def describe_next_steps(manifest: Manifest, code: ExitReasonCode, folder: Path) 
     if code == "success" and manifest.changes is None:
         return "nothing is to be done", ()
     sentence, commands = _NEXT_STEPS[code]
-    names = {
+    paths = {
         "run": folder,
         "directory": folder.parent,
         "settings": manifest.settings_file or "SETTINGS.toml",
         "rules": find_rules(manifest) or "RULES.toml",
-        "previous": "last~1" if manifest.changes is None else manifest.changes.previous,
     }
-    quoted = {name: shlex.quote(safe(path)) for name, path in names.items()}
-    return sentence, tuple(command.format(**quoted) for command in commands)
+    quoted = {name: quote_path(path) for name, path in paths.items()}
+    previous = shlex.quote(safe("last~1" if manifest.changes is None else manifest.changes.previous))
+    return sentence, tuple(command.format(**quoted, previous=previous) for command in commands)
 
 
 def find_rules(manifest: Manifest) -> str | None:

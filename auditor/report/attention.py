@@ -1,6 +1,5 @@
 """The verdict on a run, and what needs attention, the most severe first."""
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +18,7 @@ from auditor.report.filters import display_text, format_day, format_days, format
 from auditor.report.model import AccountEffort, ProductCoverage, Report
 from auditor.runs.manifest import SUCCESSFUL_STATES
 from auditor.text.formatting import format_count, format_rough_duration, parse_manifest_time
+from auditor.text.shell import format_command
 
 Tone = Literal["plain", "good", "warn", "bad"]
 
@@ -73,16 +73,19 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class ShellCommand:
-    """A command to copy: what it does, and its words."""
+    """A command to copy: what it does, and its parts, see ``format_command``."""
 
     purpose: str
-    words: tuple[str, ...]
+    command: str
+    paths: tuple[str, ...] = ()
+    flags: tuple[tuple[str, str | None], ...] = ()
 
     @property
     def line(self) -> str:
         """The command as a line; empty if a word of it cannot be copied from a page."""
-        line = shlex.join(self.words)
-        return line if line.isprintable() and len(line) <= _MAX_COMMAND else ""
+        line = format_command(self.command, *self.paths, flags=self.flags)
+        words = (*self.paths, *(value or "" for _, value in self.flags))
+        return line if all(map(str.isprintable, words)) and len(line) <= _MAX_COMMAND else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ class AttentionItem:
         title, evidence: what happened, and the numbers that show it.
         number, unit: devices concerned, or what the unit says.
         cases: the worst cases, one a line.
-        commands: commands that show more or help, each with what it does; words of the command.
+        commands: commands that show more or help, each with what it does.
         series: a value by run that shows it.
         link: section of the page with more.
     """
@@ -199,8 +202,8 @@ def _account_item(report: Report, account: AccountEffort) -> AttentionItem:
         account.devices - account.answered,
         "without an answer",
         (
-            ShellCommand("find the cause", ("auditor", "check", _settings(report), "--account", account.name)),
-            ShellCommand("then query the rest", ("auditor", "resume", report.path)),
+            ShellCommand("find the cause", "auditor check", (_settings(report),), (("--account", account.name),)),
+            ShellCommand("then query the rest", "auditor resume", (report.path,)),
         ),
         link="audit",
     )
@@ -210,10 +213,9 @@ def _run_items(report: Report, *, explained: bool) -> Iterator[AttentionItem]:
     """Yield an item if the run has too few answers, unless a failing account explains that."""
     manifest = report.manifest
     unanswered = report.coverage.counts.unanswered - report.coverage.unsampled
-    resume = ("auditor", "resume", report.path)
 
     def item(severity: Severity, glyph: str, title: str, evidence: str, purpose: str) -> AttentionItem:
-        commands = (ShellCommand(purpose, resume),)
+        commands = (ShellCommand(purpose, "auditor resume", (report.path,)),)
         return AttentionItem(
             severity, glyph, title, evidence, unanswered, "without an answer", commands, link="quality"
         )
@@ -236,8 +238,8 @@ def _warning_items(report: Report) -> Iterator[AttentionItem]:
             continue
         title = _TITLES.get(warning.kind, warning.kind.replace("_", " ").capitalize())
         commands = {
-            "tampered": (ShellCommand("see which files", ("auditor", "verify", report.path)),),
-            "silent": (ShellCommand("find the cause", ("auditor", "check", _settings(report))),),
+            "tampered": (ShellCommand("see which files", "auditor verify", (report.path,)),),
+            "silent": (ShellCommand("find the cause", "auditor check", (_settings(report),)),),
         }.get(warning.kind, ())
         evidence = describe_warning(warning, Path(warning.run).name)
         yield AttentionItem(_SEVERE.get(warning.kind, "note"), "!", title, evidence, 0, "", commands, link="quality")
@@ -258,8 +260,8 @@ def _rule_items(report: Report) -> Iterator[AttentionItem]:
     if policy.is_undecided:
         title, evidence = "No rule of the policy could be decided", "No device was seen, or no version can be compared"
         yield AttentionItem("warning", "?", title, evidence, policy.undecided, "rules", link="policy")
-    words = ("auditor", "policy", report.path, report.rules or "RULES.toml", "--devices")
-    commands = (ShellCommand("list the devices", words),)
+    paths = (report.path, report.rules or "RULES.toml")
+    commands = (ShellCommand("list the devices", "auditor policy", paths, (("--devices", None),)),)
     for each in policy.results:
         if each.verdict == "violated":
             title = f"{display_text(each.rule.name, 80)} ({each.rule.severity})"
@@ -275,8 +277,8 @@ def _rollback_items(report: Report) -> Iterator[AttentionItem]:
     if changes is not None and downgraded:
         since = format_day(changes.started_at)
         evidence = f"{format_count(downgraded, 'module')} {_was(downgraded)} downgraded since {since}"
-        words = ("auditor", "diff", str(Path(report.directory, changes.run)), report.path, "--changed", "downgraded")
-        commands = (ShellCommand("list them by product", words),)
+        paths = (str(Path(report.directory, changes.run)), report.path)
+        commands = (ShellCommand("list them by product", "auditor diff", paths, (("--changed", "downgraded"),)),)
     if found:
         new = any(each.runs_in_state <= 1 for each in found)
         count = report.rollouts.by_state["rolled_back"]
@@ -330,7 +332,8 @@ def _product_item(report: Report, product: ProductCoverage) -> AttentionItem:
     others = report.coverage.counts.unanswered - report.coverage.unsampled - unanswered
     have = "has" if others == 1 else "have"
     evidence = f"{' and '.join(parts)}; {format_count(others, 'device')} of all other products {have} no answer"
-    words = ("auditor", "devices", report.path, "--product", product.product_key or "", "--status", "failed")
+    flags = (("--product", product.product_key), ("--status", "failed"))
+    command = ShellCommand("list them", "auditor devices", (report.path,), flags)
     return AttentionItem(
         "note" if is_tolerated(report.manifest) else "warning",
         "!",
@@ -338,7 +341,7 @@ def _product_item(report: Report, product: ProductCoverage) -> AttentionItem:
         evidence,
         unanswered,
         "without an answer",
-        (ShellCommand("list them", words),) if product.product_key and failed else (),
+        (command,) if product.product_key and failed else (),
         link="quality",
     )
 
@@ -368,7 +371,7 @@ def _stale_items(report: Report) -> Iterator[AttentionItem]:
         age = format_rough_duration((report.written_at - started).total_seconds())
         often = format_rough_duration(usual.total_seconds())
         evidence = f"The run started {format_time(started)}; usually there is one every {often}"
-        commands = (ShellCommand("audit again", ("auditor", "run", _settings(report))),)
+        commands = (ShellCommand("audit again", "auditor run", (_settings(report),)),)
         yield AttentionItem("warning", "!", f"The data is {age} old", evidence, 0, "", commands)
     if older := report.coverage.ages.older:
         title = f"{format_count(older, 'answer')} {_is(older)} more than 7 days old"
@@ -414,9 +417,10 @@ def behind_command(run: str, rollout: Rollout, purpose: str) -> ShellCommand | N
     """Return the command that lists the devices behind a rollout's target; None if it has no product or target."""
     if rollout.product_key is None or rollout.target is None:
         return None
-    words = ("auditor", "devices", run, "--product", rollout.product_key, "--module", rollout.module_name)
-    return ShellCommand(purpose, (*words, "--below", rollout.target))
+    flags = (("--product", rollout.product_key), ("--module", rollout.module_name), ("--below", rollout.target))
+    return ShellCommand(purpose, "auditor devices", (run,), flags)
 
 
 def _settings(report: Report) -> str:
-    return report.manifest.settings_file or "SETTINGS.toml"
+    """Return the name of the settings: nobody gave their path to the report, which may be sent to others."""
+    return Path(report.manifest.settings_file or "").name or "SETTINGS.toml"

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shlex
 import time
 from collections.abc import Container, Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,6 +16,7 @@ from auditor.storage.files import create_file, translate_os_errors
 from auditor.storage.foreign_access import trusted_owners
 from auditor.text.durations import parse_duration
 from auditor.text.formatting import format_utc, parse_manifest_time
+from auditor.text.shell import format_command
 
 FLEET = "fleet.parquet"
 RESULTS = "devices.jsonl"
@@ -462,7 +462,7 @@ def refuse_cut_run(path: Path) -> None:
     scheme = re.match(r"[a-z0-9]+:/(?=[^/])", str(path))  # a path has one slash of two
     address = str(path) if scheme is None or os.path.lexists(path) else f"{scheme[0]}/{str(path)[scheme.end() :]}"
     if is_cut_run(address):
-        fetch = f"auditor fetch {shlex.quote(address)} audits"
+        fetch = format_command("auditor fetch", address, "audits")
         raise RunFolderError(f"{address}: is a run that was cut; {fetch}, then use its folder")
 
 

@@ -13,7 +13,7 @@ import msgspec
 import orjson
 
 from auditor.config.settings import count_allowed
-from auditor.errors import RunFolderError, refer_to_code
+from auditor.errors import RunFolderError, find_code, refer_to_code
 from auditor.models import ReadModules, RunWarning
 from auditor.runs.selection_info import (
     ChangesInfo,
@@ -429,7 +429,8 @@ class Manifest:
         """
         if self.exit_code is None or self.exit_reason is None:
             return None
-        return refer_to_code(f"exit {self.exit_code} ({self.exit_reason.code}): {self.exit_reason.message}")
+        reason, message = self.exit_reason.code, self.exit_reason.message
+        return refer_to_code(f"exit {self.exit_code} ({reason}): {message}", find_code(message, reason))
 
 
 def read_manifest(folder: Path) -> Manifest:

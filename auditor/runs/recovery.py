@@ -2,7 +2,6 @@
 
 import filecmp
 import os
-import shlex
 import shutil
 import stat
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ from auditor.storage.files import (
     replace_file,
     translate_os_errors,
 )
+from auditor.text.shell import format_command
 
 RESUME_WORK = ".resuming"
 """Scratch folder in the run folder."""
@@ -193,7 +193,7 @@ def refuse_lost_results(database: Database, folder: Path, manifest: Manifest) ->
         restore = f"append it to {copies[0]}, and rename that to {RESULTS}" if copies else "put the file back"
         raise RunFolderError(
             f"{folder / RESULTS} was cut, replaced or rotated: {MANIFEST} counts {answers:,} answers, and {found:,} "
-            f"exist; {restore}, or query the devices again: auditor resume {shlex.quote(str(folder))}"
+            f"exist; {restore}, or query the devices again: {format_command('auditor resume', folder)}"
         )
 
 

@@ -131,6 +131,9 @@ def found(nights: tuple[Fleet, list[Path]]) -> list[dict[tuple[str, str], Rollou
     ]
 
 
+FEW_NIGHTS = 5
+"""Nights that are built in a second."""
+
 GROUPS = [(account, product) for account in (KNOWN, UNKNOWN) for product in PRODUCTS]
 
 
@@ -218,6 +221,7 @@ def test_devices_behind_are_counted_by_their_update(
     )
 
 
+@pytest.mark.slow
 def test_the_date_of_a_staged_rollout_is_when_it_is_done(found: list[dict[tuple[str, str], Rollout]]) -> None:
     done = next(night for night in range(NIGHTS) if share_on_new("staged", night) >= 0.95)
     dated = 0
@@ -234,12 +238,24 @@ def test_the_date_of_a_staged_rollout_is_when_it_is_done(found: list[dict[tuple[
     assert all(each.expected_at is None for each in stalled)
 
 
+@pytest.mark.slow
 def test_shares_have_a_place_for_each_run(found: list[dict[tuple[str, str], Rollout]]) -> None:
     shares = found[-1][KNOWN, "staged"].shares
     assert len(shares) == NIGHTS
     assert [at for at, share in enumerate(shares) if share is None] == [
         at for at, kind in KINDS.items() if kind == "few"
     ]
+
+
+def test_the_rollouts_of_the_first_nights_are_those_of_an_oracle(tmp_path: Path) -> None:
+    fleet = Fleet(3)
+    last = [write_night(tmp_path, fleet, night) for night in range(FEW_NIGHTS)][-1]
+    oracle, found = Oracle(fleet), read_rollouts(last).rollouts
+    assert len(found) == len(GROUPS)
+    for each in found:
+        expected = oracle.expected(FEW_NIGHTS - 1, each.account, str(each.product_key))
+        assert (each.target, each.on_target, each.devices) == expected[:3]
+        assert (each.state, each.runs_in_state) == expected[3:]
 
 
 @pytest.mark.parametrize("complete", [False, True], ids=["failed", "complete"])

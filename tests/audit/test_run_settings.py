@@ -171,7 +171,7 @@ def test_without_the_users_own_state_settings_must_be_given(config: Path, state:
             remembered.write_text(content)
         case _:
             state.chmod(0o777)
-    with pytest.raises(RunFolderError, match=f"auditor resume {folder} --settings {config}"):
+    with pytest.raises(RunFolderError, match=f"auditor resume {folder} --settings={config}"):
         resume_settings(folder)
     assert resume_settings(folder, load_settings(config)).account[0].endpoint == "https://platform.example/"
 
@@ -227,7 +227,7 @@ def test_given_settings_resume_a_run_in_a_directory_of_others(config: Path, stat
     else:
         os.chown(folder.parent, 0, OTHER_USER)
         folder.parent.chmod(0o2775)
-    with pytest.raises(RunFolderError, match=f"Give your own settings: auditor resume {folder} --settings {config}"):
+    with pytest.raises(RunFolderError, match=f"Give your own settings: auditor resume {folder} --settings={config}"):
         resume_settings(folder)
     assert resume_settings(folder, load_settings(config)) == load_settings(config)
 
@@ -495,7 +495,7 @@ def test_credentials_of_a_run_folder_are_never_used_whatever_is_trusted(config: 
         RunFolderError, match=r'account "eu" has credentials, which are never taken from a run'
     ) as refused:
         resume_settings(folder)
-    assert f"auditor resume {folder} --settings {config}" in str(refused.value)
+    assert f"auditor resume {folder} --settings={config}" in str(refused.value)
     assert "--trust" not in str(refused.value)
     with pytest.raises(RunFolderError, match="never taken from a run folder"):
         resume_settings(folder, trust="0" * 12)

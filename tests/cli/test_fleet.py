@@ -138,7 +138,7 @@ def test_a_killed_or_interrupted_listing_is_resumed(
         assert not (tmp_path / "fleet of all.csv").exists()
         pages = pages_in(journal)
     command = shlex.split(done.stderr.partition("no file was written; resume with: ")[2].splitlines()[0])
-    assert command == ["auditor", "fleet", str(settings), "-o", str(tmp_path / "fleet of all.csv"), "--resume"]
+    assert command == ["auditor", "fleet", str(settings), f"--out={tmp_path / 'fleet of all.csv'}", "--resume"]
     done = auditor(*command[1:])
     assert done.returncode == 0
     assert re.search(r"resuming the discovery that started at 20\S+Z", done.stderr.splitlines()[0])

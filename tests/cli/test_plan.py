@@ -116,7 +116,7 @@ def test_listed_fleet_is_counted_before_the_first_run(auditor: Auditor, tmp_path
     failed = auditor("plan", settings)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert "CANARY" in failed.stderr
-    assert failed.stderr.endswith("or plan with a fleet file: auditor plan CONFIG --account eu --fleet FILE\n")
+    assert failed.stderr.endswith("or plan with a fleet file: auditor plan CONFIG --account=eu --fleet=FILE\n")
 
 
 @pytest.mark.parametrize("window", ["8 hours", "-1h", "0s", ""])

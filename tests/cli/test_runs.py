@@ -70,7 +70,7 @@ def test_deleted_runs_are_listed_as_deleted(directory: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("word", "code", "command"),
     [
-        ("success", 0, "auditor diff --since 20261124T020000Z-nightly audits"),
+        ("success", 0, "auditor diff --since=20261124T020000Z-nightly audits"),
         ("within_tolerance", 0, f"auditor devices audits/{NEWEST} --status failed"),
         ("too_many_failed", 1, f"auditor resume audits/{NEWEST}"),
         ("too_many_pending", 1, f"auditor resume audits/{NEWEST}"),

@@ -61,6 +61,28 @@ def test_wrong_settings_are_a_failure_with_the_sentence(auditor: Auditor, platfo
     assert check.state == "down"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "more", "signals"),
+    [
+        (("--limit", 3), "at_once = 3", []),
+        (("--out", "audits"), "at_once = 3", ["start", "fail"]),
+        (("--limit", 0), "", ["start", "fail"]),
+        (("--deadline", "25:00"), "", ["start", "fail"]),
+        (("--for", "1x"), "", ["start", "fail"]),
+        (("--no-such-flag",), "", []),
+    ],
+)
+def test_wrong_settings_and_values_are_a_failure_unless_the_run_is_a_trial(
+    auditor: Auditor, platform: Platform, arguments: tuple[object, ...], more: str, signals: list[str]
+) -> None:
+    with healthchecks() as check:
+        own = platform.settings.parent / "audits"
+        words = [own if word == "audits" else word for word in arguments]
+        done = auditor("run", with_switch(platform, check, more), *words)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert check.signals == signals
+
+
 def test_an_audit_that_ends_otherwise_reports_its_exit_code_and_a_resume_the_next(
     auditor: Auditor, start_platform: StartPlatform
 ) -> None:

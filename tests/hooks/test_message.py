@@ -1,5 +1,6 @@
 """The message about a run: what matters first, templates, and texts that mention nobody."""
 
+import html
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 from auditor.config.hook_validation import MESSAGE_FIELDS
 from auditor.errors import ExitReasonCode
 from auditor.hooks.message import MAX_MESSAGE_BYTES, RunMessage
-from auditor.hooks.payload import build_payload
+from auditor.hooks.payload import build_payload, escape_chat_markup
 from auditor.runs.selection_info import ExitReason
+from auditor.text.shell import format_command
 from tests.runs.run_folders import build, edit_manifest, named, ok
 
 FULL = RunMessage(
@@ -38,7 +40,7 @@ def test_texts_of_others_are_disarmed_and_the_message_is_short() -> None:
     message = RunMessage("failure", "", "n", "r", "<!channel> @all [x](http://evil)\n\x1b[31m", notes="ü" * 5_000)
     first, last = message.render().split("\n")
     assert first == "<\u200b!channel> @\u200ball [x]\u200b(http://evil)\\n\\x1b[31m"
-    assert set(last) == {"ü"}
+    assert set(last) == {"ü", "…"}, "a text that is cut says so"
     long = RunMessage("failure", "", "n", "r", *("ü" * 5_000,) * 6)
     assert len(long.render().encode()) <= MAX_MESSAGE_BYTES
     assert long.render().endswith("…")
@@ -50,7 +52,7 @@ def test_texts_of_others_are_disarmed_and_the_message_is_short() -> None:
         (1, "too_many_pending", "Continue with the pending devices: auditor resume {run}"),
         (3, "unusable_fleet", "Correct the fleet settings: auditor check '/etc/our settings.toml'"),
         (4, "policy_violated", "See which devices violate a rule: auditor policy {run} '/etc/our rules.toml' --devices"),
-        (1, None, "See: auditor status {run}"),
+        (1, None, "See how it ended: auditor status {run}"),
         (0, "success", ""),
     ],
 )  # fmt: skip
@@ -69,4 +71,30 @@ def test_what_to_do_is_a_sentence_with_commands_that_name_files_by_their_paths(
             settings={"policy": {"file": "/etc/our rules.toml"}},
         ),
     )
-    assert build_payload(folder, exit_code=code).message.action == action.format(run=shlex.quote(str(folder)))
+    message = build_payload(folder, exit_code=code).message
+    assert message.render("{action}") == (action.format(run=shlex.quote(str(folder))) or message.verdict)
+
+
+def test_a_command_that_does_not_fit_is_left_out_as_a_whole() -> None:
+    commands = ("auditor status run", f"auditor check '{'s' * 470}'", "auditor resume run")
+    assert replace(FULL, action="Do", commands=commands).render("{action}") == "Do: auditor status run"
+
+
+def test_long_commands_become_the_one_that_prints_them(tmp_path: Path) -> None:
+    folder = build(tmp_path / "run", [named(0)], [ok(named(0), ("ble", "1"))]).folder
+    reason, settings = ExitReason("refused_account", "because"), "/" + "s" * 490
+    edit_manifest(folder, lambda each: replace(each, exit_code=3, exit_reason=reason, settings_file=settings))
+    action = build_payload(folder, exit_code=3).message.render("{action}")
+    assert action == f"Correct the key or the permission, and continue the run: auditor status {folder}"
+
+
+@pytest.mark.parametrize("name", ["a@all", "a b@here", "<!channel> @all [x](http://evil)", "it's <@U1>"])
+def test_a_command_can_be_copied_and_mentions_nobody(name: str) -> None:
+    message = replace(FULL, action="Do", commands=(format_command("auditor status", name),)).render("{action}")
+    for shown in (message, escape_chat_markup(message)):
+        command = html.unescape(shown).removeprefix("Do: ")
+        assert shlex.split(command) == ["auditor", "status", name]
+        assert "@all" not in command
+        assert "@here" not in command
+        assert "<!" not in command
+        assert "](" not in command

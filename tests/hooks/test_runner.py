@@ -18,8 +18,9 @@ from auditor.hooks import prometheus as metrics
 from auditor.hooks.payload import build_payload, escape_chat_markup
 from auditor.hooks.prepare import prepare_hooks, prepare_resume_hooks
 from auditor.hooks.runner import HookResults, run_hooks
+from auditor.policy import evaluate
 from auditor.policy.evaluate import PolicySummary
-from auditor.runs.folder import DEVICES, MODULES
+from auditor.runs.folder import DEVICES, MODULES, has_pending_hooks, mark_pending_hooks
 from auditor.runs.manifest import read_manifest
 from auditor.runs.selection_info import ExitReason
 from auditor.runs.verify import verify_run
@@ -93,6 +94,43 @@ async def test_a_message_is_sent_where_an_event_loop_runs_as_in_a_notebook(tmp_p
         done = hooks_after(tmp_path, run, notify=receiver.tables(when="always"))
     assert (done.problems, posted(done)) == ((), True)
     assert receiver.payload["state"] == "complete"
+
+
+def test_a_page_of_a_run_has_paths_that_work_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_run(tmp_path / "audits" / "run")
+    (tmp_path / "rules.toml").write_text(VIOLATED)
+    monkeypatch.chdir(tmp_path)
+    tables = {"policy": {"file": "rules.toml"}, "report": {"html": True}}
+    configured = prepare_hooks(parse_settings({"account": [ACCOUNT], **tables}, folder=Path()))
+    done = run_hooks("audits/run", configured)
+    assert done.problems == ()
+    page = (tmp_path / "audits" / "run" / "report.html").read_text()
+    assert f"auditor policy {tmp_path}/audits/run {tmp_path}/rules.toml --devices" in page
+
+
+def test_a_resume_evaluates_a_policy_that_could_not_be_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise SettingsError("rules.toml: no")
+
+    run = whole_run(tmp_path / "audits" / "run")
+    edit_manifest(run, lambda manifest: replace(manifest, exit_code=0, exit_reason=manifest.describe_success()))
+    mark_pending_hooks(run)
+    with receiving() as receiver:
+        configured = prepare_hooks(settings(tmp_path, MET, notify=receiver.tables(when="always")))
+        with monkeypatch.context() as patched:
+            patched.setattr(evaluate, "summarize_policy", fail)
+            assert run_hooks(run, configured).exit_code == 4
+        manifest = read_manifest(run)
+        assert manifest.exit_reason is not None
+        assert (manifest.exit_code, manifest.exit_reason.code) == (4, "policy_not_evaluated")
+        assert has_pending_hooks(run), "auditor resume does not answer that nothing is to be resumed"
+        assert not has_pending_hooks(run, deferred=False), "a new run is not prevented"
+        assert run_hooks(run, configured).exit_code == 0
+        assert len(receiver.bodies) == 1, "no message is sent again"
+    assert read_manifest(run).exit_code == 0
+    assert not has_pending_hooks(run)
 
 
 def test_true_writes_a_file_to_the_run_folder(tmp_path: Path) -> None:

@@ -35,8 +35,9 @@ MAX_MEMORY = 1 << 30
 """Resident bytes of a command at its peak."""
 
 _HARD_MEMORY, _HARD_FILE = 4 << 30, 2 << 30
-"""What the system refuses, so that a finding does not stop the machine: more memory than the forked process began with
-by so much, and a larger file."""
+"""Bytes that the system refuses to exceed, so that a finding does not stop the machine.
+
+A command may use as much memory in addition to that of its process when it was forked. No file may be larger."""
 
 DOCUMENTED_EXITS = frozenset({0, 1, 2, 3, 4})
 """Exit codes of a command that no signal ends."""

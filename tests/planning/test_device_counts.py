@@ -105,7 +105,7 @@ async def test_error_names_the_account_and_a_command_that_needs_no_platform(tmp_
     tables = [listed(nowhere, tmp_path, name, {"products": "all"}) for name in ("eu west", "us")]
     tables[1] |= {"access_key_id": "other"}
     settings = settings_for(tmp_path, *tables, give_up_after=0.5, timeout=0.5)
-    advice = "plan with a fleet file.*: auditor plan CONFIG --account 'eu west' --fleet FILE$"
+    advice = "plan with a fleet file.*: auditor plan CONFIG --account='eu west' --fleet=FILE$"
     with pytest.raises(FleetError, match=f'^accounts "eu west", "us": the platform lists their fleets.*{advice}'):
         auditor.plan_audit(settings)
     with pytest.raises(AccountStoppedError, match=f'^account "eu west": its devices cannot be counted: .*{advice}'):

@@ -71,7 +71,7 @@ def test_rollback_is_first_and_names_the_worst_and_the_command(tmp_path: Path) -
     assert first.evidence == "30 modules were downgraded since 23 Nov"
     assert len(first.cases) == 3
     assert all(case.endswith(("%", "0%")) and "ble 1.1: " in case and " → " in case for case in first.cases)
-    assert first.commands[0].line == f"auditor diff {folder.parent}/night3 {folder} --changed downgraded"
+    assert first.commands[0].line == f"auditor diff {folder.parent}/night3 {folder} --changed=downgraded"
 
 
 def test_account_that_was_refused_is_first_with_the_way_back(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_account_that_was_refused_is_first_with_the_way_back(tmp_path: Path) -> 
     assert first.title == "Account us: none of its 20 devices answered"
     assert first.evidence == f"{reason.message}. 4 modules of its products are unknown in this run"
     assert [each.line for each in first.commands] == [
-        "auditor check /etc/auditor/nightly.toml --account us",
+        "auditor check nightly.toml --account=us",
         f"auditor resume {folder}",
     ]
     assert [title for _, title in titles(report) if "p0" in title or "p2" in title or "unknown" in title] == []
@@ -206,5 +206,6 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "\u202e", "x" * 1_000])
 def test_command_that_cannot_be_copied_is_left_out(name: str) -> None:
-    assert ShellCommand("list", ("auditor", "devices", name)).line == ""
-    assert ShellCommand("list", ("auditor", "devices", "it's; rm -rf")).line == "auditor devices 'it'\"'\"'s; rm -rf'"
+    assert ShellCommand("list", "auditor devices", (name,)).line == ""
+    assert ShellCommand("list", "auditor devices", (), (("--product", name),)).line == ""
+    assert ShellCommand("list", "auditor devices", ("it's; rm -rf",)).line == "auditor devices 'it'\"'\"'s; rm -rf'"

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import jinja2
@@ -123,7 +123,11 @@ def test_incomplete_run_is_labelled_in_each_section(tmp_path: Path, state: State
     fleet = [named(0), named(1)]
     folder = tmp_path / "runs" / "now"
     (running if state == "running" else build)(folder, fleet, [ok(fleet[0], ("ble", "1"))])
-    edit_manifest(folder, lambda manifest: replace(manifest, state=state))
+    settings, rules = tmp_path / "settings" / "nightly.toml", tmp_path / "rules.toml"
+    rules.write_text(RULES)
+    edit_manifest(folder, lambda manifest: replace(manifest, state=state, settings_file=str(settings)))
+    later = NOW + timedelta(days=9)  # the data is old
+    with_rules = parse_page(write_report(folder, tmp_path / "page.html", now=later, policy=load_policy(rules)))
     page = page_of(folder)
     labels = [
         attributes for tag, attributes in page.tags if tag == "span" and attributes.get("class") == f"label {state}"
@@ -131,8 +135,13 @@ def test_incomplete_run_is_labelled_in_each_section(tmp_path: Path, state: State
     assert len(labels) == 1 + SECTIONS
     assert f"({state})" in page.text
     assert f" now: {state}: 0 devices failed, 1 pending" in page.text
-    # A page may be sent to others, and directories mean nothing to them: only commands have them, as they were given.
-    assert str(tmp_path) not in page.text.replace(f"auditor resume {folder}", "")
+    # A page may be sent to others. Commands have the paths of the run and the rules as they were given, and nothing else.
+    assert "auditor run nightly.toml" in with_rules.text
+    for command in (f"auditor resume {folder}", f"auditor policy {folder} {rules} --devices"):
+        assert command in with_rules.text
+        with_rules.text = with_rules.text.replace(command, "")
+        page.text = page.text.replace(command, "")
+    assert str(tmp_path) not in page.text + with_rules.text
 
 
 def test_run_with_changed_files_is_labelled(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from auditor.cli.output import print_notes
 from auditor.errors import AuditInterruptedError, AuditStoppedError, InvalidObjectError, SettingsError, UsageError
 from auditor.text.extras import describe_extra
 from auditor.text.formatting import format_count, parse_manifest_time, safe
+from auditor.text.shell import format_command
 
 if TYPE_CHECKING:
     from auditor.cli.execution import Start
@@ -363,7 +363,7 @@ def resume_cut_run(run: str, settings: Path | None) -> int:
         return sealed[0].exit_code or 0
     failed = [code for code in codes.values() if code]
     print_error(
-        f"not sealed: {format_count(len(failed), 'shard')} failed; auditor status {shlex.quote(safe(run))} shows all"
+        f"not sealed: {format_count(len(failed), 'shard')} failed; {format_command('auditor status', run)} shows all"
     )
     return failed[0] if failed else AuditInterruptedError.exit_code
 

@@ -14,6 +14,7 @@ from auditor.cli.execution import run_with_progress
 from auditor.cli.options import OUTPUT, LogFormatOption, LogLevel, ProgressOption, require_positive
 from auditor.text.extras import describe_extra
 from auditor.text.formatting import safe
+from auditor.text.shell import quote_path
 
 
 def demo(
@@ -74,13 +75,13 @@ def _print_next_steps(runs: list[Path], directory: Path) -> None:
     else:
         print_line(f"\nThe report needs more packages: {describe_extra('report')}")
     print_line("\nTry:")
-    program, folder = _program(), shlex.quote(safe(directory))
+    program, folder = _program(), quote_path(directory)
     for words, meaning in (
         (f"inventory {folder} --module default", "versions in use"),
         (f"diff {folder} --since last~{len(runs) - 1}", "changes since the first run")
         if len(runs) > 1
         else (f"status {folder}", "how the run ended"),
-        (f"policy {folder} {shlex.quote(safe(rules))}", "violated rules"),
+        (f"policy {folder} {quote_path(rules)}", "violated rules"),
     ):
         print_line(f"  {program} {words}  # {meaning}")
     beside = Path(sys.executable).parent / "auditor"

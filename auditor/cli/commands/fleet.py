@@ -1,6 +1,5 @@
 """Command that discovers fleets: write them, summarize them, or compare them with a fleet file."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +26,7 @@ from auditor.cli.output import emit, emit_file, is_stdout, print_rows
 from auditor.errors import FleetError, UsageError
 from auditor.text.formats import FLEET_FORMATS, FleetFormat, TableFormat, list_formats
 from auditor.text.formatting import safe
+from auditor.text.shell import format_command
 
 if TYPE_CHECKING:
     from auditor.config.settings import Settings
@@ -94,9 +94,9 @@ def fleet(
         stack.enter_context(lock_folder(work, group_readable=settings.group_readable))
         found = _discover(settings, work, resume=resume)
         if any(each.info.state == "pending" for each in found.accounts):
-            flags = {"--against": against, "--fail-on": fail_on, "--format": format, "-o": out}
+            flags = {"--against": against, "--fail-on": fail_on, "--format": format, "--out": out}
             command = _resume_command(config, account or (), flags, summary=summary)
-            print_error(f"no file was written; resume with: {safe(command)}")
+            print_error(f"no file was written; resume with: {command}")
             return found.exit_code
         counts: dict[str, int] = {}
         if given is not None:
@@ -197,10 +197,11 @@ def _compare(
 
 
 def _resume_command(config: Path, accounts: Sequence[str], flags: Mapping[str, object], *, summary: bool) -> str:
-    """Return the command that continues this one, with the flags that were given."""
-    words = ["auditor", "fleet", str(config), *(word for name in accounts for word in ("--account", name))]
-    words += [str(word) for flag, value in flags.items() if value is not None for word in (flag, value)]
-    return shlex.join([*words, *(["--summary"] if summary else []), "--resume"])
+    """Return the command that continues this one: the same accounts, the ``flags`` with a value, and the summary."""
+    given: list[tuple[str, object]] = [("--account", name) for name in accounts]
+    given += [(flag, value) for flag, value in flags.items() if value is not None]
+    given += [("--summary", None)] if summary else []
+    return format_command("auditor fleet", config, flags=[*given, ("--resume", None)])
 
 
 def _parse_differences(fail_on: str | None, against: str | None) -> list[str]:

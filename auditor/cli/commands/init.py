@@ -1,7 +1,6 @@
 """Command that writes new settings: init."""
 
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from auditor.cli.console import print_error, print_line
 from auditor.cli.options import Flag, parse_duration_flag
 from auditor.cli.output import print_notes
 from auditor.errors import RunNotWritableError, SettingsError, UsageError
+from auditor.text.shell import format_command
 
 if TYPE_CHECKING:
     from auditor.config.settings import Settings
@@ -363,8 +363,8 @@ def _print_next_steps(starter: "Schedule", units: Sequence[Path], settings: "Set
     from auditor.config.settings import SecretSource
 
     if units:
-        files = " ".join(shlex.quote(str(each)) for each in units)
-        print_line(f"install the units: cp {files} /etc/systemd/system/ && systemctl enable --now {starter.name}.timer")
+        copy = format_command("cp", *units, "/etc/systemd/system/")
+        print_line(f"install the units: {copy} && systemctl enable --now {starter.name}.timer")
     else:
         print_line("\n".join(("add these lines with crontab -e:", *starter.crontab_lines())))
     sources = (source for each in settings.account for source in (each.access_key_id, each.access_key_secret))
