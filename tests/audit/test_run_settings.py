@@ -147,7 +147,7 @@ def test_settings_that_were_edited_in_the_folder_are_refused_with_what_they_do(c
     for part in (*parts, "push metrics to http://evil.example:9091"):
         assert part in str(refused.value)
     assert "/etc/cron.d/owned.prom" in str(refused.value)
-    assert f"--settings {config}" in str(refused.value)
+    assert f"--settings={config}" in str(refused.value)
 
 
 def test_a_digest_that_belongs_to_other_settings_is_refused(config: Path) -> None:
