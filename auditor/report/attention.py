@@ -422,5 +422,5 @@ def behind_command(run: str, rollout: Rollout, purpose: str) -> ShellCommand | N
 
 
 def _settings(report: Report) -> str:
-    """Return the name of the settings: nobody gave their path to the report, which may be sent to others."""
+    """Return the name of the settings without their directory, as the report may be sent to others."""
     return Path(report.manifest.settings_file or "").name or "SETTINGS.toml"
