@@ -3,7 +3,6 @@
 The last one is the exit code with its reason; see ``Manifest.describe_exit``. ``auditor status`` has more about each.
 """
 
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from auditor.query.describe import describe_unqueried
 from auditor.query.warnings import is_tolerated, recheck_warnings, state_label
 from auditor.runs.manifest import MAX_NUMBER, SUCCESSFUL_STATES, Manifest
 from auditor.text.formatting import format_count, format_duration, safe
+from auditor.text.shell import format_command
 
 MAX_CODES, MAX_WARNINGS, MAX_RULES, MAX_FILES = 2, 2, 2, 5
 """Failure codes, warnings, unmet rules and written files that a line names."""
@@ -133,7 +133,7 @@ def _describe_remaining(manifest: Manifest, folder: Path) -> Iterator[str]:
     if selection is not None and selection.max_calls is not None and selection.budget_exhausted:
         yield "the next run queries them first"
     else:
-        yield f"resume with: auditor resume {shlex.quote(str(folder))}"
+        yield f"resume with: {format_command('auditor resume', folder)}"
 
 
 def _warnings(manifest: Manifest) -> Iterator[str]:

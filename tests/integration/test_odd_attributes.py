@@ -75,7 +75,9 @@ def test_random_attributes_are_the_same_everywhere(tmp_path: Path, names: list[s
     _check_everywhere(tmp_path, names, texts)
 
 
-@pytest.mark.parametrize("part", [slice(4), slice(-4, None)], ids=["first", "last"])
+@pytest.mark.parametrize(
+    "part", [slice(4), pytest.param(slice(-4, None), marks=pytest.mark.slow)], ids=["first", "last"]
+)
 def test_odd_attributes_are_the_same_everywhere(tmp_path: Path, part: slice) -> None:
     names = [text for text in ODD_TEXTS if strip_invisible(text) == text]
     _check_everywhere(tmp_path, names[part], ODD_TEXTS)

@@ -1,7 +1,6 @@
 """Commands that read devices: inventory and devices of a run, and device of all runs."""
 
 import os
-import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,6 +31,7 @@ from auditor.cli.output import (
 from auditor.errors import UsageError
 from auditor.models import DeviceState, Source, UpdateState
 from auditor.text.formatting import safe
+from auditor.text.shell import format_command
 from auditor.text.time_zones import show_times
 
 
@@ -175,7 +175,7 @@ def device(
 
     resolved = resolve_format(format, out)
     if not directory.exists() and os.path.isdir(name):  # noqa: PTH112  false for what is no path
-        command = shlex.join(["auditor", "device", str(directory), name])
+        command = format_command("auditor device", directory, name)
         raise UsageError(f"{directory}: no such directory; the device comes first: {command}")
     with read_timeline(directory, name, account=account, product_key=product) as found:
         zone = table_zone(found.run.manifest, local_time=local_time)

@@ -1,7 +1,6 @@
 """Commands that evaluate and publish a run: policy, report and metrics."""
 
 import io
-import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -27,6 +26,7 @@ from auditor.cli.output import (
 from auditor.errors import PolicyError, UsageError
 from auditor.text.formats import POLICY_REPORT_FORMATS, MetricsFormat, PolicyReportFormat, TableFormat
 from auditor.text.formatting import safe
+from auditor.text.shell import quote_path
 
 if TYPE_CHECKING:
     from auditor.config.settings import Settings
@@ -147,7 +147,7 @@ def report(
     print_notes(page.caveats)
     own_rules = find_rules(page.manifest)
     if rules is None and own_rules is not None:
-        print_note(f"the rules of the run are not evaluated; add --rules {shlex.quote(safe(own_rules))}")
+        print_note(f"the rules of the run are not evaluated; add --rules {quote_path(own_rules)}")
     if out is not None and is_stdout(out):
         write_to_stdout(io.BytesIO(render_html(page).encode()))
         return 0
