@@ -321,9 +321,12 @@ def test_one_empty_fleet_among_several_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_bytes(HEADER)
     with pytest.raises(FleetError, match=r"empty\.csv: has no device"):
         write_snapshot([("eu", str(tmp_path / "a.csv")), ("us", str(tmp_path / "empty.csv"))], tmp_path / "f.parquet")
-    with pytest.raises(FleetError, match="no account"):
-        write_snapshot([], tmp_path / "f.parquet")
     assert {each.name for each in tmp_path.iterdir()} == {"a.csv", "empty.csv"}
+
+
+def test_without_a_fleet_file_there_are_no_devices_until_they_are_discovered(tmp_path: Path) -> None:
+    assert write_snapshot([], tmp_path / "f.parquet").devices == 0
+    assert list(read_snapshot(tmp_path / "f.parquet", "eu")) == []
 
 
 def test_reading_is_lazy_and_may_stop_early(tmp_path: Path) -> None:

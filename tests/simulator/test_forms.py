@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, timedelta, timezone
 from itertools import product
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -277,8 +277,8 @@ async def test_the_client_reads_every_form_of_the_times_of_releases(dialect: Dia
 
 
 def test_the_command_offers_every_form() -> None:
-    parameters = simulate.simulate.__annotations__
-    offered = {name: get_args(get_args(parameters[name])[0]) for name in ("scalars", "arrays", "empty", "unused")}
+    parameters = get_type_hints(simulate.FormFlags)
+    offered = {name: get_args(parameters[name]) for name in ("scalars", "arrays", "empty", "unused")}
     assert get_args(simulate.TimeForm) == get_args(TimeForm)
     assert offered == {
         "scalars": get_args(simulated.ScalarForm),
