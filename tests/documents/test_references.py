@@ -215,8 +215,8 @@ def test_each_error_code_has_an_anchor_of_its_name() -> None:
     assert set(OWN_CODES) == set(codes.OWN_CODES)
     for code in DESCRIBED_CODES:
         assert refer_to_code("1 failed", code) == f"1 failed; see docs/errors.md#{code}"
-    for code in ("auditor.Run", "Throttling.Other", "", None):
-        assert refer_to_code("1 failed", code) == "1 failed"
+    for unknown in ("auditor.Run", "Throttling.Other", "", None):
+        assert refer_to_code("1 failed", unknown) == "1 failed"
 
 
 @pytest.mark.parametrize(
