@@ -47,7 +47,7 @@ from auditor.storage.tables import translate_read_errors
 from auditor.text.formatting import safe
 
 ROW_GROUP_ROWS, WRITING_MEMORY, WRITERS = 61_440, "160MB", 2
-"""Rows of a row group; memory of DuckDB; and files that are written concurrently, each of which holds a row group."""
+"""Rows of a row group; memory of DuckDB; and files that are written concurrently. Each holds a row group in memory."""
 
 _LARGEST_FIRST: tuple[PublishedTable, ...] = ("modules", *(name for name in DATASET_TABLES if name != "modules"))
 """The order in which files are started, so that the other writer has time for all smaller ones."""
