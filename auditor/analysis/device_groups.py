@@ -24,7 +24,7 @@ def require_group_names(folder: Path, names: Sequence[str]) -> None:
         run = open_snapshot(folder, work)
         with translate_read_errors(folder):
             define_sealed_views(database, run.devices.parent)
-            allowed = [*WHERE_COLUMNS, *attribute_names(database)]
+            allowed = [*attribute_names(database), *WHERE_COLUMNS]
             for name in names:
                 if name not in allowed:
                     raise unknown_name(database, "group by", name, allowed)

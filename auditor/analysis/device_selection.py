@@ -133,7 +133,7 @@ def group_columns(
         elif has_attribute(database, name):
             columns.append(GroupColumn(names[name], f"group_{number}", attribute_sql(name, "s.")))
         else:
-            raise unknown_name(database, "group by", name, [*plain, *attribute_names(database)])
+            raise unknown_name(database, "group by", name, [*attribute_names(database), *plain])
     return columns
 
 

@@ -221,6 +221,19 @@ NO_DATES: dict[NoDate, str] = {
 }
 
 
+SHORT_REASONS: dict[UnknownReason | NoDate, str] = {
+    "no_order": "no newest version",
+    "few_answers": "few answers",
+    "imprecise": "imprecise",
+    "short_history": "too few days",
+    "few_runs": "too few runs",
+    "irregular": "irregular",
+    "too_far": "too slow",
+    "failed_devices": "never",
+}
+"""Why a rollout has no date, in a cell of a table."""
+
+
 def describe_rollout(rollout: Rollout) -> Text:
     """Return the target of a module, its share and change, its state, and what became of the devices behind."""
     text = Text("target ")
@@ -281,12 +294,20 @@ def print_rollouts(rollouts: Rollouts) -> None:
             "" if each.change is None else _format_points(each.change),
             *("" if number is None else f"{number:,}" for number in numbers),
             f"{each.runs_in_state:,}",
-            str(each.expected_at or ""),
+            _format_date(each),
         )
     console.print(table)
     print_error(f"{format_count(rollouts.count, 'rollout')}: {_count_states(rollouts) or 'none'}")
     if rollouts.count > len(shown):
         print_note(f"{len(shown):,} of them, the most urgent first; {ALL_ROWS}")
+
+
+def _format_date(rollout: Rollout) -> Text:
+    """Return when a rollout will be done, or why that is not known; nothing if it is done or does not move."""
+    if rollout.expected_at is not None:
+        return Text(str(rollout.expected_at))
+    reason = rollout.reason or rollout.no_date
+    return Text("" if reason is None else SHORT_REASONS[reason], style="dim")
 
 
 def _count_states(rollouts: Rollouts) -> str:

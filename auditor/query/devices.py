@@ -173,7 +173,7 @@ def _group_cells(database: Database, own: Sequence[str], names: Sequence[str], g
         elif name in own:
             cells.append(f", {name}" if name not in (*_IDENTITY[:2], *_MODULE) else "")
         else:
-            raise unknown_name(database, "group by", name, [*own, *names])
+            raise unknown_name(database, "group by", name, [*names, *own])
     return "".join(cells)
 
 

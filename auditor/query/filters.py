@@ -225,9 +225,13 @@ def _parse_condition(database: Database, condition: str) -> WhereCondition:
 
 
 def unknown_name(database: Database, option: str, name: str, names: list[str]) -> UsageError:
-    """Return the error of an attribute or a column that does not exist; ``option`` names what was given."""
-    listed = f"SELECT unnest([{sql_literals(names)}]::VARCHAR[])"
-    return _unknown(database, listed, name, f"{option}: no device has {name or 'an attribute without a name'}")
+    """Return the error of an attribute or a column that does not exist, with the closest of ``names`` or the first.
+
+    ``option`` names what was given.
+    """
+    values = f"SELECT unnest([{sql_literals(names)}]::VARCHAR[])"
+    problem = f"{option}: no device has {name or 'an attribute without a name'}"
+    return _unknown(database, values, name, problem, names[:MAX_LISTED])
 
 
 def require_value(database: Database, values: str, value: str, problem: str, *, ignore_case: bool = True) -> None:
@@ -244,8 +248,13 @@ def require_value(database: Database, values: str, value: str, problem: str, *, 
         raise _unknown(database, values, value, problem)
 
 
-def _unknown(database: Database, values: str, value: str, problem: str) -> UsageError:
-    """Return the error of a value that does not exist, with the closest one that does."""
+def _unknown(
+    database: Database, values: str, value: str, problem: str, listed: Sequence[str] | None = None
+) -> UsageError:
+    """Return the error of a value that does not exist, with the closest one that does.
+
+    If none is close, the error has those ``listed``; None: the closest ones.
+    """
     one, other = (f"lower(left({text}, {MAX_COMPARED}))" for text in ("value", "$1"))
     query = (
         f"SELECT value, jaro_winkler_similarity({one}, {other}) AS similarity "
@@ -257,7 +266,8 @@ def _unknown(database: Database, values: str, value: str, problem: str) -> Usage
     if close:
         advice = f"; did you mean {safe(close[0])}?"
     else:
-        advice = f"; there is {', '.join(safe(text) for text, _ in found)}" if found else ""
+        listed = [text for text, _ in found] if listed is None else listed
+        advice = f"; there is {', '.join(map(safe, listed))}" if listed else ""
     return UsageError(f"{safe(problem)}{advice}")
 
 

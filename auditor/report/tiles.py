@@ -107,7 +107,9 @@ def _target_tile(report: Report) -> Tile:
     title = f"On {kind} firmware"
     answered = report.coverage.answered
     of = f" of the {format_percent(answered)} of devices that answered" if report.labels and answered < 1 else ""
-    noun = f"of {rollouts.devices:,} installed modules{of}"
+    ages = rollouts.ages[-1] if rollouts.ages else None
+    without = f"; {ages[-1]:,} have no order" if ages and ages[-1] else ""
+    noun = f"of {rollouts.devices:,} installed modules{of}{without}"
     counts_below = (TileCount("modules.on_target", rollouts.on_target, noun),)
     series = tuple(_on_target(ages) for ages in rollouts.ages)
     change = "" if rollouts.change is None else format_points(rollouts.change)

@@ -9,6 +9,7 @@ import pytest
 
 from auditor.analysis.rollouts import Rollouts, read_rollouts
 from auditor.cli.app import main
+from auditor.cli.render_history import SHORT_REASONS
 from auditor.hooks.prometheus import render_metrics
 from tests.analysis.simulated_nights import NIGHTS, Fleet, write_night
 from tests.runs.test_document_schemas import validate
@@ -55,6 +56,11 @@ def test_each_format_has_every_rollout(
     table, notes = auditor(capsys, "history", audits, "--rollouts")
     lines = table.splitlines()[1:]
     assert len(lines) == rollouts.count == 12
+    for line, each in zip(lines, rollouts.by_urgency, strict=True):
+        reason = each.reason or each.no_date
+        expected = f"{each.expected_at or ''}" if reason is None else SHORT_REASONS[reason]
+        assert line.rstrip().endswith(f" {expected}" if expected else f" {each.runs_in_state}"), line
+    assert any(each.no_date or each.reason for each in rollouts.rollouts)
     first = rollouts.by_urgency[0]
     assert lines[0].split()[:5] == [first.account, first.product_key, "default", "rolled", "back"]
     assert f"12 rollouts: {rollouts.by_state['done'].rollouts} done" in notes

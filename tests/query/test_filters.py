@@ -152,6 +152,7 @@ def test_rows_are_sorted_by_any_column(folder: Path) -> None:
         ({"product": "Lmap p1"}, "no device is of the product Lmap p1; did you mean Lamp p1?"),
         ({"account": ("demoo",)}, "no device is of the account demoo; did you mean demo?"),
         ({"where": ("stie=a1",)}, "where: no device has stie; did you mean site?"),
+        ({"where": ("qqq=a1",)}, "where: no device has qqq; there is ring, site, device_status"),
         ({"where": ("site=a11",)}, "no device has site=a11; did you mean a1?"),
         ({"sort": "module_versoin"}, "sort: no device has module_versoin; did you mean module_version?"),
     ],
