@@ -37,6 +37,7 @@ def reasons(result: auditor.AuditResult) -> dict[str, int]:
         return dict(database.execute(query).fetchall())
 
 
+@pytest.mark.slow
 async def test_an_incremental_run_queries_the_devices_whose_versions_in_the_index_differ(tmp_path: Path) -> None:
     before, after = world_of(1), world_of(4)
     async with Simulator(before, index=IndexOptions()) as platform:
@@ -70,6 +71,7 @@ async def test_without_an_index_an_incremental_run_requests_connection_states(tm
     assert_snapshot(world, result)
 
 
+@pytest.mark.slow
 async def test_auto_queries_all_devices_if_the_index_shows_too_few_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,6 +151,7 @@ def test_completion_scripts_have_every_command(auditor: Auditor, shell: str) -> 
     assert all(name in done.stdout for name in COMMANDS)
 
 
+@pytest.mark.slow
 def test_zsh_gets_the_line_that_a_new_home_does_not_have_once(auditor: Auditor, tmp_path: Path) -> None:
     for _ in range(2):
         assert auditor("completion", "zsh", "--install", env={"HOME": str(tmp_path)}).returncode == 0

@@ -230,6 +230,7 @@ def test_what_cannot_be_cut_or_queried_is_one_sentence(
     assert read_plan(open_run(address)).shards[0].devices == 5
 
 
+@pytest.mark.slow
 def test_resume_queries_the_shards_that_are_not_done_and_leaves_a_running_one_to_its_process(
     tmp_path: Path, platform: Simulator
 ) -> None:
@@ -295,6 +296,7 @@ def test_prune_keeps_the_newest_runs_of_a_storage_and_those_that_are_not_sealed(
     assert (spaced / old[0].name / "run.json").exists()
 
 
+@pytest.mark.slow
 @needs_s3
 def test_a_bucket_is_used_with_credentials_of_the_environment_alone(tmp_path: Path, platform: Simulator) -> None:
     settings = write_settings(tmp_path, account_table(platform.endpoint, tmp_path, lanes=2))

@@ -69,6 +69,7 @@ def test_a_hyphen_is_standard_output_with_data_only(auditor: Auditor, platform: 
     assert "device-secret-" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_fleet_file_is_compared_with_the_platform(auditor: Auditor, platform: Platform, tmp_path: Path) -> None:
     rows = rows_of(auditor("fleet", platform.settings, "-o", "-").stdout)
     left_out, *kept = rows
@@ -118,6 +119,7 @@ def pages_in(journal: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.live
 def test_a_killed_or_interrupted_listing_is_resumed(
     auditor: Auditor, start_platform: StartPlatform, tmp_path: Path
@@ -162,6 +164,7 @@ def test_a_listing_with_other_settings_is_not_resumed(
     assert "was listed with other settings; drop --resume to start again" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_second_listing_is_refused_and_an_audit_is_not(
     auditor: Auditor, start_platform: StartPlatform, tmp_path: Path
 ) -> None:

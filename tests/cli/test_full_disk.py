@@ -100,6 +100,7 @@ def test_a_full_disk_is_one_sentence_and_a_later_resume_completes_the_run(
     assert_matches(world, folder)
 
 
+@pytest.mark.slow
 def test_a_resume_on_a_full_disk_loses_nothing_and_can_be_retried(
     auditor: Auditor, disk: Callable[[str], Path], quick: Platform, world: World
 ) -> None:

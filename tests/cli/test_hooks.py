@@ -149,6 +149,7 @@ def test_broken_hooks_are_refused_before_the_audit(
     assert not list(platform.settings.parents[1].rglob("run.json"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_uses_the_hooks_of_its_own_settings(auditor: Auditor, start_platform: StartPlatform) -> None:
     platform = start_platform("--devices", 60, "--per-second", 20)
     with receiving() as receiver:
@@ -171,6 +172,7 @@ def test_a_resumed_run_uses_the_hooks_of_its_own_settings(auditor: Auditor, star
     assert auditor("verify", folder).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_message_whose_address_is_missing_is_sent_by_a_resume_that_has_it(
     auditor: Auditor, start_platform: StartPlatform
 ) -> None:
@@ -189,6 +191,7 @@ def test_a_message_whose_address_is_missing_is_sent_by_a_resume_that_has_it(
         assert (len(receiver.bodies), receiver.payload["state"]) == (2, "complete")
 
 
+@pytest.mark.slow
 def test_other_hooks_do_not_prevent_a_resume(auditor: Auditor, start_platform: StartPlatform) -> None:
     platform = start_platform("--devices", 60, "--per-second", 20)
     first = auditor("run", settings_with(platform), "--for", "1s")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cli.conftest import Auditor, StartPlatform
@@ -40,6 +41,7 @@ def is_running(gateway: Gateway) -> bool:
     return {v for (name, _), v in gateway.samples().items() if name == "auditor_running"} == {1}
 
 
+@pytest.mark.slow
 @needs_pushgateway
 def test_a_run_is_under_way_in_the_file_and_in_the_pushgateway(start_platform: StartPlatform, tmp_path: Path) -> None:
     platform = start_platform("--devices", 60, "--per-second", 20)
@@ -68,6 +70,7 @@ def test_a_run_is_under_way_in_the_file_and_in_the_pushgateway(start_platform: S
     assert PASSWORD.encode() not in everything_under(folder, settings.parent) + (done.stdout + done.stderr).encode()
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_its_last_sign_and_a_resume_ends_it(
     auditor: Auditor, start_platform: StartPlatform, tmp_path: Path
 ) -> None:
@@ -89,6 +92,7 @@ def test_a_killed_run_leaves_its_last_sign_and_a_resume_ends_it(
     assert value_of("auditor_running_updated_timestamp_seconds", file.read_text()) is None
 
 
+@pytest.mark.slow
 def test_a_pushgateway_that_is_down_is_a_warning(auditor: Auditor, start_platform: StartPlatform) -> None:
     platform = start_platform("--devices", 5, "--per-second", 0)
     table = '[metrics]\ninterval = "off"\n' + pushing("http://127.0.0.1:9")
@@ -108,6 +112,7 @@ def test_a_trial_pushes_nothing_and_says_so(auditor: Auditor, start_platform: St
     assert "could not be pushed" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_resume_without_the_password_is_noted(auditor: Auditor, start_platform: StartPlatform) -> None:
     platform = start_platform("--devices", 60, "--per-second", 20)
     settings = settings_with(platform, '[metrics]\ninterval = "off"\n' + pushing("http://127.0.0.1:9"))

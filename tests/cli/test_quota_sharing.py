@@ -6,6 +6,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.cli.conftest import SECRET, Auditor, Platform, StartPlatform
 from tests.forked import CapturedCommand
 
@@ -64,6 +66,7 @@ def test_two_audits_of_one_account_share_its_quota(start_platform: StartPlatform
     assert all("the quota is shared with another audit" in said for _, said in results)
 
 
+@pytest.mark.slow
 def test_an_audit_with_priority_ends_long_before_the_other(start_platform: StartPlatform, tmp_path: Path) -> None:
     platform = start_platform("--devices", 200, "--per-second", 50)
     fleet = fleet_of(platform)
@@ -77,6 +80,7 @@ def test_an_audit_with_priority_ends_long_before_the_other(start_platform: Start
     assert second["rate"]["achieved"] <= 30
 
 
+@pytest.mark.slow
 def test_audits_without_quota_sharing_are_throttled(start_platform: StartPlatform, tmp_path: Path) -> None:
     platform = start_platform("--devices", 200, "--per-second", 50)
     fleet = fleet_of(platform)
@@ -89,6 +93,7 @@ def test_audits_without_quota_sharing_are_throttled(start_platform: StartPlatfor
     assert not any("shared with another audit" in said for _, said in results)
 
 
+@pytest.mark.slow
 def test_a_relative_quota_directory_works_from_wherever_a_run_is_resumed(
     auditor: Auditor, start_platform: StartPlatform, tmp_path: Path
 ) -> None:

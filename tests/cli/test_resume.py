@@ -60,6 +60,7 @@ def assert_whole(folder: Path, devices: int) -> None:
     assert verify_run(folder) == []
 
 
+@pytest.mark.slow
 def test_a_run_ended_by_sigterm_says_how_to_resume_and_can_be_resumed(
     auditor: Auditor, tmp_path: Path, slow: Platform, start: Start
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_run_ended_by_sigterm_says_how_to_resume_and_can_be_resumed(
     assert_whole(tmp_path / out, 90)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [(), ("nohup",)])
 def test_a_hangup_ends_a_run_like_sigterm_but_not_under_nohup(
     tmp_path: Path, slow: Platform, start: Start, before: tuple[str, ...]
@@ -109,6 +111,7 @@ def test_run_with_resume_resumes_a_killed_run_and_then_starts_a_new_one(
     assert tmp_path / anew.stdout.strip() != folder
 
 
+@pytest.mark.slow
 def test_a_killed_run_blocks_nothing_and_a_running_one_does(
     auditor: Auditor, tmp_path: Path, start_platform: StartPlatform, start: Start
 ) -> None:
@@ -139,6 +142,7 @@ def test_resume_of_a_complete_run_says_so_and_changes_nothing(auditor: Auditor, 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_resume_accepts_another_quota_but_not_another_platform(
     auditor: Auditor, tmp_path: Path, slow: Platform, start: Start
 ) -> None:
@@ -159,6 +163,7 @@ def test_resume_accepts_another_quota_but_not_another_platform(
     assert rate["target"] == 55
 
 
+@pytest.mark.slow
 def test_a_run_for_3_seconds_ends_in_time_and_resume_completes_it(
     auditor: Auditor, start_platform: StartPlatform
 ) -> None:
@@ -206,6 +211,7 @@ def test_resume_of_another_folder_is_refused(auditor: Auditor, tmp_path: Path) -
         assert path in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_format", ["json", "text"])
 def test_log_is_one_format(auditor: Auditor, tmp_path: Path, slow: Platform, start: Start, log_format: str) -> None:
     process = start("run", slow.settings, "--out", "runs")

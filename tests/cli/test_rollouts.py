@@ -66,6 +66,7 @@ def test_each_format_has_every_rollout(
     assert f"12 rollouts: {rollouts.by_state['done'].rollouts} done" in notes
 
 
+@pytest.mark.slow
 def test_filters_select_rollouts(capsys: pytest.CaptureFixture[str], audits: Path, rollouts: Rollouts) -> None:
     arguments = ("history", audits, "--rollouts", "--account", "known", "--product", "rolled", "--format", "json")
     (row,) = json.loads(auditor(capsys, *arguments)[0])["rollouts"]

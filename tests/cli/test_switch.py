@@ -83,6 +83,7 @@ def test_wrong_settings_and_values_are_a_failure_unless_the_run_is_a_trial(
         assert check.signals == signals
 
 
+@pytest.mark.slow
 def test_an_audit_that_ends_otherwise_reports_its_exit_code_and_a_resume_the_next(
     auditor: Auditor, start_platform: StartPlatform
 ) -> None:

@@ -75,6 +75,7 @@ def test_a_report_in_the_run_folder_is_written_in_any_case(run: Run, platform: P
     assert not any("leaves out" in line for line in log)
 
 
+@pytest.mark.slow
 def test_the_last_line_is_the_exit_code_with_its_reason(run: Run, production: Path) -> None:
     code, manifest, log = run("run", production)
     assert (code, manifest.exit_code, manifest.trial) == (0, 0, False)
@@ -137,6 +138,7 @@ def test_resume_of_a_directory_takes_a_trial_only_if_no_other_run_is_unfinished(
     assert resume_from(newest) == newest
 
 
+@pytest.mark.slow
 def test_resume_of_a_directory_continues_the_whole_run(run: Run, production: Path) -> None:
     _, _, _ = run("run", production)
     folder = find_run(production.parent / "audits")

@@ -222,6 +222,7 @@ async def test_each_driver_is_refused_by_a_worker_that_cannot_be_prepared(tmp_pa
         assert cluster.scheduler.worker_plugins.keys() >= {f"auditor {VERSION}"}
 
 
+@pytest.mark.slow
 @pytest.mark.live
 async def test_a_fault_of_a_process_of_this_machine_names_the_flag_as_users_type_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--on dask: the worker \S+ cannot be prepared \(PermissionError\)"):
@@ -270,6 +271,7 @@ async def test_a_worker_without_auditor_is_one_sentence_with_its_name(tmp_path: 
             worker.wait()
 
 
+@pytest.mark.slow
 @needs_s3
 async def test_a_run_by_dask_in_a_bucket_is_that_of_one_machine(
     tmp_path: Path, small_settings: Callable[[Simulator], Path], monkeypatch: pytest.MonkeyPatch

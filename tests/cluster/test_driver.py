@@ -219,6 +219,7 @@ async def test_other_settings_cut_a_new_run(tmp_path: Path, settings: Settings, 
     assert run.manifest.exit_code == 0
 
 
+@pytest.mark.slow
 async def test_another_fleet_and_an_old_run_cut_a_new_run(tmp_path: Path, settings: Settings) -> None:
     with pytest.raises(SupersededError):
         await drive(settings, lambda _name, _start: 75)

@@ -120,6 +120,7 @@ async def test_an_interrupted_shard_is_continued_from_the_storage(tmp_path: Path
     assert auditor.Run(folder).manifest.requests.sent >= sum(queried)
 
 
+@pytest.mark.slow
 async def test_a_worker_whose_shard_is_taken_over_ends_with_75(tmp_path: Path) -> None:
     world = World(400)
     world.write_fleet(tmp_path / "fleet.csv")
@@ -153,6 +154,7 @@ class AbsentStorage(MemoryStorage):
         super().put(key, content)
 
 
+@pytest.mark.slow
 async def test_a_storage_that_is_away_pauses_the_shard_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

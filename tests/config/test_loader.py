@@ -643,6 +643,7 @@ _value = st.recursive(
 _table = st.dictionaries(st.sampled_from(_KEYS) | st.text(max_size=5), _value, max_size=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(_table, st.lists(_table.map(lambda changed: {**account(), **changed}), max_size=2))
 def test_any_table_becomes_settings_or_a_settings_error(table: dict[str, Any], accounts: list[dict[str, Any]]) -> None:

@@ -37,6 +37,7 @@ def read_manifests(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return read["documents"], read["problems"]
 
 
+@pytest.mark.slow
 @needs_kubernetes
 def test_manifests_are_what_the_official_models_have(tmp_path: Path) -> None:
     path = ROOT / "deploy" / "kubernetes" / "auditor.yaml"

@@ -13,8 +13,17 @@ DOCUMENTS = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 WITHOUT = {"commands.md"}
 """Documents whose console blocks are compared elsewhere: by `docs/help_texts.py --check`."""
 
+SLOW = {"cluster.md", "logs.md", "python.md", "simulator.md", "tracing.md"}
 
-@pytest.mark.parametrize("path", [each for each in DOCUMENTS if each.name not in WITHOUT], ids=lambda path: path.name)
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(each, id=each.name, marks=[pytest.mark.slow] if each.name in SLOW else [])
+        for each in DOCUMENTS
+        if each.name not in WITHOUT
+    ],
+)
 def test_examples_of_a_document(path: Path, request: pytest.FixtureRequest) -> None:
     text = path.read_text(encoding="utf-8")
     if not any(f"```{language}\n" in text for language in ("console", "toml", "json", "crontab", "ini", "python")):

@@ -99,6 +99,7 @@ def open_page(browser: Any, page: Path, width: int, scheme: str) -> tuple[Any, l
     return tab, requested
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), SCREENS)
 def test_pages_fit_and_axe_finds_no_serious_fault(site: Path, browser: Any, width: int, scheme: str) -> None:
     for name in EACH_KIND:
@@ -112,6 +113,7 @@ def test_pages_fit_and_axe_finds_no_serious_fault(site: Path, browser: Any, widt
         tab.context.close()
 
 
+@pytest.mark.slow
 def test_search_finds_a_page_that_is_opened_as_a_file(site: Path, browser: Any) -> None:
     tab, requested = open_page(browser, site / "index.html", 1280, "light")
     tab.keyboard.press("Control+k")

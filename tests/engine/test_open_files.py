@@ -114,6 +114,7 @@ def run_auditor(arguments: list[str], soft: int, hard: int) -> subprocess.Comple
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 async def test_all_requests_are_in_flight_although_the_limits_are_as_low_as_possible(tmp_path: Path) -> None:
     world = World(200, large=0)
     world.write_fleet(tmp_path / "fleet.csv")

@@ -99,6 +99,7 @@ def test_a_refusal_inside_a_success_is_a_failure(services: tuple[Chats, MailServ
     assert {name: len(requests) for name, requests in services[0].requests.items()} == dict.fromkeys(CHATS, 1)
 
 
+@pytest.mark.slow
 def test_a_service_that_limits_messages_is_waited_for(services: tuple[Chats, MailServer]) -> None:
     services[1].replies["RCPT"] = ["451 greylisted, try again later", "250 ok"]
     assert set(send_to_all(services, limiting_first).values()) == {None}

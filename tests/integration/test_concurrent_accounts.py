@@ -103,6 +103,7 @@ async def test_account_that_cannot_be_opened_is_one_error_and_the_others_are_clo
     assert platform.counts.received == 0
 
 
+@pytest.mark.slow
 def test_unresponsive_name_servers_delay_neither_other_accounts_nor_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ async def test_an_audit_with_the_vendors_library_and_a_service_on_loopback(tmp_p
     assert not platform.counts.rejected_by_code
 
 
+@pytest.mark.slow
 async def test_keys_of_seconds_are_renewed_in_the_middle_and_no_device_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +115,7 @@ def token_of(key: AccessKey) -> str:
     return key.token.reveal()
 
 
+@pytest.mark.slow
 async def test_a_refused_renewal_stops_that_account_alone_and_resume_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +245,7 @@ def test_the_documented_policy_is_that_of_a_discovered_fleet() -> None:
     assert listed == EVERYTHING
 
 
+@pytest.mark.slow
 async def test_an_account_that_is_read_by_the_index_continues_so_after_its_key_could_not_be_renewed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -358,6 +358,7 @@ async def test_outcomes_of_a_discovered_fleet_are_streamed(tmp_path: Path) -> No
     assert found == {device.iot_id: int(device.activated) for device in discoverable(world)}
 
 
+@pytest.mark.slow
 async def test_deep_pages_stay_within_their_own_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("auditor.fleet.crawler.DEEP_LIST_ITEMS", 400)
     monkeypatch.setattr("auditor.simulator.operations.FIRST_DEEP_ITEM", 400)

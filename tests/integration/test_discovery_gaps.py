@@ -66,6 +66,7 @@ def discovery_of(result: auditor.AuditResult) -> DiscoveryInfo:
     return facts
 
 
+@pytest.mark.slow
 async def test_product_that_lists_too_few_devices_is_a_gap_that_a_resume_closes(tmp_path: Path) -> None:
     world = World(120, products=1, missing=0, silent=0, inactive=0, large=0)
     key = world.product_keys[0]
@@ -119,6 +120,7 @@ async def test_device_count_that_stays_higher_than_the_list_is_a_gap(tmp_path: P
     assert (gap.product_key, gap.device_count, facts.missing) == (key, 1_000, 1_000 - gap.listed)
 
 
+@pytest.mark.slow
 async def test_products_that_are_counted_and_not_listed_are_a_gap(tmp_path: Path) -> None:
     world = World(90, products=3, missing=0, silent=0, inactive=0, large=0)
 
@@ -137,6 +139,7 @@ async def test_products_that_are_counted_and_not_listed_are_a_gap(tmp_path: Path
     assert_complete_and_correct(world, result)
 
 
+@pytest.mark.slow
 async def test_limit_is_reached_despite_duplicate_and_excluded_devices(tmp_path: Path) -> None:
     world = World(600, products=1, missing=0, silent=0, inactive=0, large=0)
     seen: dict[str, Document] = {}
@@ -191,6 +194,7 @@ async def test_kill_between_fleet_and_manifest_keeps_the_limit(tmp_path: Path, m
     assert auditor.verify_run(folder) == []
 
 
+@pytest.mark.slow
 async def test_device_that_is_registered_again_meanwhile_keeps_its_row(tmp_path: Path) -> None:
     """A resume lists it with another iot_id; the run keeps the one that it queried."""
     world = World(90, products=2, missing=0, silent=0, inactive=0, large=0)
@@ -305,6 +309,7 @@ async def test_product_that_is_deleted_meanwhile_is_no_gap(tmp_path: Path) -> No
     assert result.manifest.devices.ok == sum(device.product_key != key for device in world)
 
 
+@pytest.mark.slow
 async def test_every_gap_is_retried_however_many_there_are(tmp_path: Path) -> None:
     world = World(450, products=150, missing=0, silent=0, inactive=0, large=0)
 
@@ -321,6 +326,7 @@ async def test_every_gap_is_retried_however_many_there_are(tmp_path: Path) -> No
     assert (discovery_of(result).duplicates, result.manifest.fleet.duplicates) == (0, 0)
 
 
+@pytest.mark.slow
 async def test_resume_keeps_the_limit_when_other_devices_are_listed_first(tmp_path: Path) -> None:
     world = World(140, products=1, missing=0, silent=0, inactive=0, large=0)
     key = world.product_keys[0]
@@ -342,6 +348,7 @@ async def test_resume_keeps_the_limit_when_other_devices_are_listed_first(tmp_pa
     assert {row["product_key"] for row in read_fleet(result.folder)} == {key}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("products_missing", [False, True])
 async def test_known_devices_are_queried_when_gaps_may_not_be_retried(
     tmp_path: Path, *, products_missing: bool
@@ -370,6 +377,7 @@ async def test_known_devices_are_queried_when_gaps_may_not_be_retried(
     assert "RamActionPermissionDeny" in str(result.manifest.error)
 
 
+@pytest.mark.slow
 async def test_repeatedly_rejected_tokens_end_a_discovery_with_a_gap(tmp_path: Path) -> None:
     world = World(10_600, products=1, missing=0, silent=0, inactive=0, large=0)
     account = SimulatedAccount(

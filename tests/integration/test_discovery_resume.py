@@ -58,6 +58,7 @@ async def test_interrupted_discovery_continues_and_requests_no_page_twice(tmp_pa
     assert {page for page, times in counts.items() if times > 1} == {(key, "1") for key in world.product_keys}
 
 
+@pytest.mark.slow
 async def test_run_with_resume_continues_a_discovery(tmp_path: Path) -> None:
     world = plain_world(300)
     async with Simulator(world, latency=SLOW_LATENCY) as platform:
@@ -132,6 +133,7 @@ async def test_product_that_could_not_be_listed_is_listed_by_a_resume(
     assert_complete_and_correct(world, result)
 
 
+@pytest.mark.slow
 async def test_fleet_of_a_denied_account_is_discovered_by_a_resume(tmp_path: Path) -> None:
     worlds = [plain_world(60, seed=1), plain_world(80, seed=2)]
     accounts = [SimulatedAccount(f"key-{n}", Secret("s"), world=world) for n, world in enumerate(worlds)]

@@ -45,6 +45,7 @@ def sync_counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counts
 
 
+@pytest.mark.slow
 async def test_results_are_synced_at_the_interval_or_before_each_counts(
     tmp_path: Path, sync_counts: Counter[str]
 ) -> None:

@@ -35,6 +35,7 @@ def prepare(folder: Path, world: World, platform: Simulator, **changes: object) 
     return settings_for(folder, account_table(platform.endpoint, folder, calls_per_second=300.0), **changes)
 
 
+@pytest.mark.slow
 async def test_its_devices_have_one_attempt_and_retries_stay_within_their_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

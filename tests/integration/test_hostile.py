@@ -231,6 +231,7 @@ def command(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str
     return forked.run(*arguments, cwd=folder, env=os.environ | {"COLUMNS": "200"}, newline="")
 
 
+@pytest.mark.slow
 async def test_no_command_prints_terminal_control_sequences(tmp_path: Path) -> None:
     texts = {f"d-{number:03}": answer(module(text[:200], text[:200])) for number, text in enumerate(TEXTS)}
     bodies = {name: REFUSED[name][0] for name in ("code", "another-device", "long-code", "long-message")} | texts

@@ -144,6 +144,7 @@ def batches(world: World, named: str) -> dict[object, int]:
     return counts
 
 
+@pytest.mark.slow
 async def test_devices_listed_by_iot_id_are_carried_with_their_names(tmp_path: Path) -> None:
     world_of(0).write_fleet(tmp_path / "fleet.csv", columns=("iot_id",))
     await audit(tmp_path, world_of(0))
@@ -158,6 +159,7 @@ async def test_devices_listed_by_iot_id_are_carried_with_their_names(tmp_path: P
     assert auditor.verify_run(result.folder) == []
 
 
+@pytest.mark.slow
 async def test_discovered_fleet_is_carried(tmp_path: Path) -> None:
     await audit(tmp_path, world_of(0), fleet=ALL)
     world = world_of(1)
@@ -227,6 +229,7 @@ async def test_recheck_measures_outdated_results(tmp_path: Path) -> None:
     assert len(differing(part.folder, world)) == wrong - checked.changed
 
 
+@pytest.mark.slow
 async def test_run_with_a_budget_reports_unreached_devices_apart_from_the_spot_check(tmp_path: Path) -> None:
     life = Lifecycle(connecting=0.3, always_online=0.0, offline_reports=0.3)
     world_of(0, life, MANY).write_fleet(tmp_path / "fleet.csv")
@@ -261,6 +264,7 @@ async def test_run_with_a_budget_reports_unreached_devices_apart_from_the_spot_c
     assert any("number of outdated results" in problem for problem in auditor.verify_run(result.folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["strict", "reconnected"])
 async def test_device_that_stays_online_is_queried_by_the_strict_rule_only(
     tmp_path: Path, rule: ChangeDetection
@@ -280,6 +284,7 @@ async def test_device_that_stays_online_is_queried_by_the_strict_rule_only(
     assert differing(result.folder, world) == (set() if rule == "strict" else staying)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "forms"),
     [
@@ -319,6 +324,7 @@ async def test_results_are_true_whatever_the_form_of_times(
     assert any("without a zone read as UTC+08:00" in line for line in describe_selection(result.manifest.selection))
 
 
+@pytest.mark.slow
 async def test_new_and_failed_devices_are_queried_and_removed_devices_are_gone(tmp_path: Path) -> None:
     world = world_of(0)
     lines = [f"{device.product_key},{device.device_name}" for device in world]
@@ -411,6 +417,7 @@ async def test_incomplete_run_is_not_the_default_baseline(tmp_path: Path) -> Non
     assert result.manifest.selection.baseline_run == complete.folder.name
 
 
+@pytest.mark.slow
 async def test_interrupted_audit_continues_with_its_plan(tmp_path: Path) -> None:
     write_mixed_fleet(world_of(0), tmp_path / "fleet.csv")
     await audit(tmp_path, world_of(0))
@@ -433,6 +440,7 @@ async def test_interrupted_audit_continues_with_its_plan(tmp_path: Path) -> None
     assert not list(result.folder.glob(".*"))
 
 
+@pytest.mark.slow
 async def test_audit_interrupted_before_its_plan_requests_no_state_again(tmp_path: Path) -> None:
     world_of(0).write_fleet(tmp_path / "fleet.csv", columns=("product_key", "device_name"))
     await audit(tmp_path, world_of(0))

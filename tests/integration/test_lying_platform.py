@@ -184,6 +184,7 @@ async def test_answers_about_another_product_are_requested_again(tmp_path: Path)
     assert modules == {key: ["default", f"only-{key}"] for key in ("k1", "k2")}
 
 
+@pytest.mark.slow
 async def test_connection_states_that_are_throttled_all_the_time_do_not_stop_the_account(tmp_path: Path) -> None:
     throttled = {"Code": "Throttling.User", "Message": "slow down", "RequestId": "t"}
 

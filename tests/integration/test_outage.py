@@ -73,6 +73,7 @@ class OutageRecord:
         self._platform.outage = None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["unavailable", "silence", "reset", "business"])
 async def test_outage_fails_no_device_and_is_probed_slowly(tmp_path: Path, kind: FaultKind) -> None:
     async with simulator() as platform:
@@ -106,6 +107,7 @@ async def test_temporarily_unreachable_platform_fails_no_device(tmp_path: Path) 
     assert_matches(WORLD, results[0].folder)
 
 
+@pytest.mark.slow
 async def test_problem_is_reported_while_it_lasts(tmp_path: Path) -> None:
     problems: list[str | None] = []
     async with simulator() as platform:

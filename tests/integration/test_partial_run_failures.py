@@ -61,6 +61,7 @@ async def test_sample_without_results_before_the_deadline_is_resumed_as_a_sample
     )
 
 
+@pytest.mark.slow
 async def test_precision_needs_results_of_every_account(tmp_path: Path) -> None:
     world, other = world_of(0, devices=1_500), World(1_500, seed=9, large=0)
     world.write_fleet(tmp_path / "fleet.csv")
@@ -91,6 +92,7 @@ async def test_missed_precision_is_not_a_success(tmp_path: Path) -> None:
     assert result.exit_code == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{"since": "last", "recheck": "30%", "seed": 3}, {"since": "last", "recheck": "100%"}, {"max_calls": 100}],
@@ -107,6 +109,7 @@ async def test_device_listed_under_two_names_has_one_result(tmp_path: Path, chan
     assert auditor.verify_run(result.folder) == []
 
 
+@pytest.mark.slow
 async def test_budget_too_small_for_states_is_spent_by_priority(tmp_path: Path) -> None:
     world_of(0, devices=MANY).write_fleet(tmp_path / "fleet.csv")
     await audit(tmp_path, world_of(0, devices=MANY))
@@ -138,6 +141,7 @@ async def test_budget_is_divided_among_accounts(tmp_path: Path) -> None:
             two_accounts(tmp_path, platform.endpoint, max_calls=1)
 
 
+@pytest.mark.slow
 async def test_deadline_during_state_requests_carries_previous_results(tmp_path: Path) -> None:
     world = world_of(0, devices=1_000)
     world.write_fleet(tmp_path / "fleet.csv", columns=("product_key", "device_name"))
@@ -151,6 +155,7 @@ async def test_deadline_during_state_requests_carries_previous_results(tmp_path:
     assert auditor.verify_run(result.folder) == []
 
 
+@pytest.mark.slow
 async def test_denied_account_does_not_affect_the_others(tmp_path: Path) -> None:
     world = plain(devices=200)
     world.write_fleet(tmp_path / "fleet.csv")
@@ -187,6 +192,7 @@ async def test_finished_sample_is_not_resumed_by_the_next_run(tmp_path: Path) ->
     assert second.manifest.requests.sent == 20
 
 
+@pytest.mark.slow
 async def test_limited_run_is_not_the_default_baseline(tmp_path: Path) -> None:
     world_of(0).write_fleet(tmp_path / "fleet.csv")
     complete = await audit(tmp_path, world_of(0))
@@ -197,6 +203,7 @@ async def test_limited_run_is_not_the_default_baseline(tmp_path: Path) -> None:
     assert result.manifest.selection.baseline_run == complete.folder.name
 
 
+@pytest.mark.slow
 async def test_run_with_a_deleted_baseline_queries_all_devices(tmp_path: Path) -> None:
     world_of(0).write_fleet(tmp_path / "fleet.csv", columns=("product_key", "device_name"))
     base = await audit(tmp_path, world_of(0))
@@ -242,6 +249,7 @@ async def test_unusual_state_does_not_justify_carrying(tmp_path: Path, kind: str
     assert (result.manifest.state, result.manifest.carried) == ("complete", 0)
 
 
+@pytest.mark.slow
 async def test_clock_difference_does_not_justify_carrying(tmp_path: Path) -> None:
     world = world_of(0)
     world.write_fleet(tmp_path / "fleet.csv")
@@ -254,6 +262,7 @@ async def test_clock_difference_does_not_justify_carrying(tmp_path: Path) -> Non
     assert (result.manifest.state, result.manifest.carried) == ("complete", 0)
 
 
+@pytest.mark.slow
 async def test_states_may_be_unavailable_for_some_requests(tmp_path: Path) -> None:
     world_of(0).write_fleet(tmp_path / "fleet.csv")
     world_of(0).write_fleet(tmp_path / "b.csv")

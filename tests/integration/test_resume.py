@@ -86,6 +86,7 @@ async def test_resume_of_a_cancelled_audit_repeats_only_requests_in_flight(tmp_p
     assert counts.total() <= 60 + 4
 
 
+@pytest.mark.slow
 async def test_audit_with_a_deadline_ends_in_time_and_is_resumed(tmp_path: Path) -> None:
     world = plain_world(80)
     world.write_fleet(tmp_path / "fleet.csv")
@@ -229,6 +230,7 @@ async def test_resumed_full_audit_keeps_to_a_call_budget_of_its_new_settings(tmp
     assert result.manifest.devices.pending > 0
 
 
+@pytest.mark.slow
 async def test_run_with_resume_continues_only_unfinished_runs(tmp_path: Path) -> None:
     world = plain_world(40)
     world.write_fleet(tmp_path / "fleet.csv")

@@ -67,6 +67,7 @@ async def test_devices_that_never_answer_stay_failed_and_their_account_is_not_st
     assert find_unfinished(tmp_path / "audits", settings) is None
 
 
+@pytest.mark.slow
 async def test_resume_on_an_unreachable_platform_reports_it_and_can_be_resumed(tmp_path: Path) -> None:
     world = plain_world(60)
     world.write_fleet(tmp_path / "fleet.csv")
@@ -128,6 +129,7 @@ async def test_unreadable_run_of_the_same_directory_is_skipped(
         assert run.folder == first.folder
 
 
+@pytest.mark.slow
 async def test_run_is_not_resumed_while_another_of_its_name_is_written(tmp_path: Path) -> None:
     world = plain_world(60)
     world.write_fleet(tmp_path / "fleet.csv")

@@ -58,6 +58,7 @@ async def test_budget_covers_the_fleet_over_several_runs_and_each_run_is_complet
     assert found == {0: 100, 1: 100, 2: 100}
 
 
+@pytest.mark.slow
 async def test_devices_not_queried_before_the_deadline_are_carried(tmp_path: Path) -> None:
     world = plain()
     world.write_fleet(tmp_path / "fleet.csv")
@@ -79,6 +80,7 @@ async def test_devices_not_queried_before_the_deadline_are_carried(tmp_path: Pat
     assert not differing(result.folder, world)
 
 
+@pytest.mark.slow
 async def test_deadline_leaves_devices_pending_without_a_baseline(
     tmp_path: Path,
 ) -> None:
@@ -93,6 +95,7 @@ async def test_deadline_leaves_devices_pending_without_a_baseline(
             await auditor.resume_audit(result.folder)
 
 
+@pytest.mark.slow
 async def test_interrupted_rolling_run_continues_with_its_plan(tmp_path: Path) -> None:
     plain().write_fleet(tmp_path / "fleet.csv")
     await audit(tmp_path, plain(), max_calls=200)
@@ -111,6 +114,7 @@ async def test_interrupted_rolling_run_continues_with_its_plan(tmp_path: Path) -
     assert auditor.verify_run(result.folder) == []
 
 
+@pytest.mark.slow
 async def test_violating_and_changed_devices_are_queried_before_the_oldest(tmp_path: Path) -> None:
     life = Lifecycle(connecting=0.0, always_online=1.0)
     plain(life=life).write_fleet(tmp_path / "fleet.csv")

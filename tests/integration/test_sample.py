@@ -89,6 +89,7 @@ async def test_never_activated_devices_are_counted_without_being_sampled(tmp_pat
     assert result.exit_code == 0
 
 
+@pytest.mark.slow
 async def test_interrupted_sample_continues_with_the_same_devices(tmp_path: Path) -> None:
     world = world_of()
     world.write_fleet(tmp_path / "fleet.csv")

@@ -32,6 +32,7 @@ def redis_settings(folder: Path, endpoint: str, address: str, **more: object) ->
     return auditor.parse_settings({"account": [account], "quota_sharing": {"redis": address, **more}}, folder=folder)
 
 
+@pytest.mark.slow
 @needs_redis
 async def test_two_audits_share_an_account_s_quota(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path, "--requirepass", PASSWORD)

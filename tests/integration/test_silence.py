@@ -52,6 +52,7 @@ async def test_an_account_without_any_device_is_no_success_and_is_never_carried(
     assert (following.exit_code, following.manifest.carried, following.manifest.devices.ok) == (0, 0, DEVICES)
 
 
+@pytest.mark.slow
 async def test_of_two_accounts_only_the_silent_one_is_not_carried(tmp_path: Path) -> None:
     world_of().write_fleet(tmp_path / "fleet.csv")
     other = SimulatedAccount("other-key", DEFAULT_ACCOUNT.secret)

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.anyio
 TIMEOUT, STOPPED_SECONDS = 2.0, 3.0
 
 
+@pytest.mark.slow
 async def test_requests_that_time_out_while_the_process_is_stopped_are_sent_again(tmp_path: Path) -> None:
     world = plain_world(100)
     async with Simulator(world, latency=(0.3, 0.4)) as platform:

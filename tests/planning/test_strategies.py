@@ -240,6 +240,7 @@ def test_empty_accounts_and_single_device_fleets_are_planned() -> None:
             assert all(row.calls is None or row.calls <= max(1, rows[0].devices) for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_incremental_run_improves_the_next_plan(tmp_path: Path) -> None:
     world = plain_world(400)

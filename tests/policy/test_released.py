@@ -84,6 +84,7 @@ def test_modules_comply_as_the_truth_says(nights: tuple[Fleet, dict[int, Path]],
     assert min(seen.values()) > 0
 
 
+@pytest.mark.slow
 def test_a_sample_decides_by_the_interval(nights: tuple[Fleet, dict[int, Path]]) -> None:
     with evaluate_policy(
         nights[1][9], policy(released="95%", account=KNOWN, product="staged"), now=started(9)

@@ -284,6 +284,7 @@ def test_an_attempt_is_continued_and_files_that_are_damaged_are_written_again(tm
     assert len(list((tmp_path / "lake").rglob("*.parquet"))) == len(repaired.files)
 
 
+@pytest.mark.slow
 def test_another_run_of_the_same_name_is_not_replaced_but_a_resumed_one_is(tmp_path: Path) -> None:
     """Such as that of another machine with the same settings and the same timetable."""
     both = [named(0), named(1, account="third")]

@@ -464,6 +464,7 @@ class TestS3:
         s3.failures = 0.0
         assert publish_missing(audits, s3_settings(s3, tmp_path.name)).runs == ()
 
+    @pytest.mark.slow
     def test_no_secret_is_in_an_error_a_log_or_a_run(
         self,
         audits: Path,

@@ -134,6 +134,7 @@ def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
     assert query(folder, "SELECT count(*) FROM modules JOIN fleet USING (product_key, device_name)") == [(6,)]
 
 
+@pytest.mark.slow
 def test_a_query_larger_than_memory_spills(tmp_path: Path) -> None:
     fleet = [named(0)]
     folder = build(tmp_path / "run", fleet, [ok(fleet[0], ("ble", "1"))]).folder

@@ -113,6 +113,7 @@ async def test_a_run_that_does_not_read_releases_sends_no_request_for_them(tmp_p
         assert [*found.table.to_dicts()] == [{"count_star()": 0}]
 
 
+@pytest.mark.slow
 async def test_the_tasks_of_old_jobs_are_not_read(tmp_path: Path, world: World) -> None:
     store = FirmwareStore(world)
     async with Simulator(world) as platform:
@@ -185,6 +186,7 @@ async def test_an_account_that_is_refused_then_keeps_its_devices(tmp_path: Path,
     assert result.manifest.releases[0].problems
 
 
+@pytest.mark.slow
 async def test_a_platform_that_fails_then_keeps_its_devices(tmp_path: Path, world: World) -> None:
     async with Simulator(world, record_arrivals=True) as platform:
         reject(platform, "ListOTATaskByJob", "iot.system.SystemException")

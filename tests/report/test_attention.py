@@ -52,6 +52,7 @@ def titles(report: Report) -> list[tuple[str, str]]:
     return [(item.severity, item.title) for item in list_attention(report)]
 
 
+@pytest.mark.slow
 def test_good_night_needs_no_attention(tmp_path: Path) -> None:
     report = build_report(nights(tmp_path), now=NOW)
     assert titles(report) == []
@@ -181,6 +182,7 @@ def test_changed_files_and_old_data_need_attention(tmp_path: Path) -> None:
     assert read_verdict(report).tone == "bad"
 
 
+@pytest.mark.slow
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """They name files as the report's arguments do, so that they work where the user is."""
     (tmp_path / "our fleet" / "rules").mkdir(parents=True)

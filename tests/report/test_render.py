@@ -230,6 +230,7 @@ def test_missing_extra_is_reported_with_the_command_to_install_it(
         write_report(tmp_path, tmp_path / "page.html")
 
 
+@pytest.mark.slow
 def test_templates_are_compiled_once_and_what_is_kept_is_never_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

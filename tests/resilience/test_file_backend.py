@@ -58,6 +58,7 @@ def end(process: "subprocess.Popen[str]") -> list[float]:
     return [float(line) for line in out.splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_quota_and_the_remaining_one_has_all_of_it(tmp_path: Path) -> None:
     path = tmp_path / "shared"
     killed, remaining = start(path, 50), start(path, 50)
@@ -76,6 +77,7 @@ def test_two_processes_share_one_quota_and_the_remaining_one_has_all_of_it(tmp_p
     assert sum(killed_at + 0.5 <= moment < killed_at + 2.5 for moment in moments) >= 0.9 * 2 * 50
 
 
+@pytest.mark.slow
 def test_a_process_with_priority_has_nearly_all_of_the_quota(tmp_path: Path) -> None:
     path = tmp_path / "shared"
     usual, urgent = start(path, 50), start(path, 50, priority=True)
@@ -344,6 +346,7 @@ async def test_successes_recorded_while_another_process_holds_the_lock_count_lat
     assert limiter.rate > before
 
 
+@pytest.mark.slow
 def test_a_stopped_process_holds_no_lock(tmp_path: Path) -> None:
     path = tmp_path / "shared"
     stopped, other = start(path, 20), start(path, 20)

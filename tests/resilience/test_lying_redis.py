@@ -117,6 +117,7 @@ async def test_a_clock_that_does_not_advance_loses_the_quota(monkeypatch: pytest
         assert await lost_reason(limiter) == "its time does not advance, or too slowly"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0.9, 5.0, 29.0])
 async def test_a_clock_that_jumps_again_and_again_loses_the_quota(step: float) -> None:
     jumps = 0

@@ -215,6 +215,7 @@ def test_without_a_quota_pauses_double_in_a_series_of_throttling_responses() -> 
     assert limiter.rate is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retry_after", [None, 0.2])
 async def test_without_a_quota_throttled_requests_probe_one_by_one_until_one_succeeds(
     retry_after: float | None,

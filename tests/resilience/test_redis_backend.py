@@ -95,6 +95,7 @@ async def test_two_participants_share_the_quota_equally(server: RedisConnection)
     assert max_per_second(*clients) <= 50
 
 
+@pytest.mark.slow
 @needs_redis
 async def test_a_participant_that_ends_leaves_its_share_to_the_other(server: RedisConnection) -> None:
     async with anyio.create_task_group() as group:
@@ -125,6 +126,7 @@ async def test_throttling_of_one_participant_holds_the_other_immediately(server:
         await each.backend.close()
 
 
+@pytest.mark.slow
 @needs_redis
 async def test_the_lowest_configured_rate_applies_and_the_larger_log_is_kept(
     server: RedisConnection,
@@ -138,6 +140,7 @@ async def test_the_lowest_configured_rate_applies_and_the_larger_log_is_kept(
     assert len(slow.backend._stored) == len(fast.backend._stored) == size_for(300)
 
 
+@pytest.mark.slow
 @needs_redis
 async def test_a_lost_redis_neither_stops_nor_bursts(redis: RedisServer, server: RedisConnection) -> None:
     with structlog.testing.capture_logs() as logs:
@@ -160,6 +163,7 @@ async def test_a_lost_redis_neither_stops_nor_bursts(redis: RedisServer, server:
     assert events == ["quota_storage_lost"] * 2 + ["quota_shared_again"] * 2
 
 
+@pytest.mark.slow
 @needs_redis
 async def test_a_redis_that_hangs_is_lost_after_a_second(redis: RedisServer, server: RedisConnection) -> None:
     async with anyio.create_task_group() as group:
@@ -321,6 +325,7 @@ def hostile_values(value: bytes) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @needs_redis
 async def test_values_that_no_participant_writes_neither_stop_nor_exceed_the_quota(
     redis: RedisServer, server: RedisConnection, monkeypatch: pytest.MonkeyPatch

@@ -85,6 +85,7 @@ async def test_no_retry_waits_for_the_budget_while_the_circuit_is_open() -> None
     assert not bench.budget.exhausted
 
 
+@pytest.mark.slow
 async def test_a_platform_that_fails_every_third_request_gets_a_tenth_of_retries_and_no_device_fails() -> None:
     limiter = AdaptiveRateLimiter(400)
     caller = RetryingCaller(

@@ -23,6 +23,7 @@ def long_lined(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return running(tmp_path_factory.mktemp("runs") / "run", fleet, outcomes)
 
 
+@pytest.mark.slow
 def test_the_run_needs_more_than_the_default_memory(long_lined: Built) -> None:
     assert (long_lined.folder / "devices.jsonl").stat().st_size > int(DEFAULT_MEMORY.removesuffix("MB")) * 1_000_000
 

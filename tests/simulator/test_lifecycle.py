@@ -165,6 +165,7 @@ def test_strict_misses_exactly_the_changes_of_offline_reporters() -> None:
     assert len(wrong) == changes > 50
 
 
+@pytest.mark.slow
 def test_reconnected_misses_exactly_the_changes_of_devices_that_stay_online() -> None:
     lifecycle = Lifecycle(connecting=0.1, always_online=0.3)
     wrong, _ = missed_changes(reconnected, lifecycle, 6)

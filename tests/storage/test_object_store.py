@@ -105,6 +105,7 @@ def test_503s_and_cut_connections_are_survived(s3: S3, tmp_path: Path, monkeypat
     s3.failures = 0.0
 
 
+@pytest.mark.slow
 @needs_s3
 def test_a_part_may_take_longer_than_other_requests(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cloud_store, "REQUEST_SECONDS", 0.8)

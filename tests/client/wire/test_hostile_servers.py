@@ -342,6 +342,7 @@ async def test_tls_that_fails_for_a_while_is_transient_and_then_all_is_well(tmp_
         assert (await ask(client)).request_id == "R"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [b"X: " + b"x" * 60_000 + b"\r\n", b""])
 async def test_large_responses_together_take_bounded_memory(part: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 4 * 1024 * 1024
