@@ -52,6 +52,7 @@ def test_a_configuration_is_respected_whenever_it_comes() -> None:
     assert written is not sys.stderr
 
 
+@pytest.mark.slow
 def test_every_message_has_a_documented_event_and_every_event_is_used(events_document: Any) -> None:
     calls = list(events_document.log_calls())
     assert [call.where for call in calls if call.event not in EVENTS] == []
@@ -60,6 +61,7 @@ def test_every_message_has_a_documented_event_and_every_event_is_used(events_doc
     assert [call.where for call in calls if reserved.intersection(call.values)] == []
 
 
+@pytest.mark.slow
 def test_every_printed_line_has_a_documented_event() -> None:
     found: set[object] = {"result"}  # the default
     for path in (ROOT / "auditor").rglob("*.py"):
@@ -80,6 +82,7 @@ def test_events_are_named_alike() -> None:
     assert len(set(EVENTS.values())) == len(EVENTS)
 
 
+@pytest.mark.slow
 def test_the_document_is_as_generated(events_document: Any) -> None:
     text = (ROOT / "docs" / "logs.md").read_text()
     assert events_document.generate(text) == text

@@ -67,6 +67,7 @@ def test_a_tracer_records_until_its_block_ends() -> None:
     assert current_tracer() is None
 
 
+@pytest.mark.slow
 def test_every_span_is_documented() -> None:
     found = set()
     for path in (ROOT / "auditor").rglob("*.py"):

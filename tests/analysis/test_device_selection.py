@@ -183,6 +183,7 @@ def test_what_a_limit_leaves_out_is_said(directory: Path, capsys: pytest.Capture
         assert "note: 1 of 4 rows" in printed.err
 
 
+@pytest.mark.slow
 def test_unknown_values_name_the_closest_one(directory: Path) -> None:
     for criteria, sentence in (
         (DeviceFilter(where=("stie=a1",)), "no device has stie; did you mean site?"),

@@ -324,6 +324,7 @@ def test_reading_does_not_change_the_folders(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_new_version_of_the_newest_run_is_a_main_version(tmp_path: Path) -> None:
     old = ["a", "b", "c", "d", "e", "f"]
     for day, version in enumerate(old, 1):

@@ -165,6 +165,7 @@ def test_net_changes_are_those_of_a_comparison_of_two_runs_in_which_all_devices_
         assert sum(counts.values()) == len(expected)
 
 
+@pytest.mark.slow
 def test_devices_that_report_one_iot_id_keep_their_own_last_versions(tmp_path: Path) -> None:
     """While one of them does not answer, and where changes are selected by the attributes of their devices."""
     directory = tmp_path / "audits"

@@ -336,6 +336,7 @@ def test_a_run_with_hooks_is_unfinished_until_they_ran(config: Path) -> None:
     assert find_unfinished(folder.parent, load_settings(config), with_hooks=True) is None
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_a_python_caller_without_hooks_starts_another_run(tmp_path: Path) -> None:
     world = plain_world(3)

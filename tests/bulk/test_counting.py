@@ -74,6 +74,7 @@ async def test_every_count_equals_the_devices_in_one_call_each(tmp_path: Path) -
         }
 
 
+@pytest.mark.slow
 async def test_versions_below_another_one_are_those_of_the_newest_run(tmp_path: Path) -> None:
     async with Simulator(WORLD, index=IndexOptions()) as platform:
         settings = settings_of(platform, tmp_path)
@@ -226,6 +227,7 @@ async def test_runs_that_did_not_read_the_module_are_named(tmp_path: Path) -> No
             queries_below(settings, "ble", "9", ())
 
 
+@pytest.mark.slow
 async def test_versions_below_another_one_are_those_of_a_complete_run(tmp_path: Path) -> None:
     async with Simulator(WORLD, index=IndexOptions(), latency=(0.005, 0.01)) as platform:
         settings = settings_of(platform, tmp_path)

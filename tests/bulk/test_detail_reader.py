@@ -89,6 +89,7 @@ async def test_details_give_the_default_module_of_a_hundred_devices_a_call(tmp_p
     assert {row["source"] for row in rows if row["device_status"] != "UNACTIVE"} == {"details"}
 
 
+@pytest.mark.slow
 async def test_devices_that_an_answer_does_not_decide_are_queried_themselves(tmp_path: Path) -> None:
     """Of a fleet file: by iot_id, unknown to the platform, without a version, or the last one of its product."""
     world = World(901, products=3, missing=0.05, silent=0.05, inactive=0.05)
@@ -159,6 +160,7 @@ async def test_an_answer_that_contradicts_its_request_decides_nothing(
     assert_snapshot(list(world), result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["Forbidden.RAM", "InvalidAction.NotFound", "iot.system.IllegalRequest"])
 async def test_a_refused_operation_costs_few_requests_and_is_remembered_for_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, capsys: pytest.CaptureFixture[str]
@@ -233,6 +235,7 @@ async def test_samples_and_incremental_runs_read_details(tmp_path: Path) -> None
     assert (result.manifest.state, auditor.verify_run(result.folder)) == ("complete", [])
 
 
+@pytest.mark.slow
 async def test_runs_of_other_modules_are_neither_mixed_nor_compared(tmp_path: Path) -> None:
     world = World(60, products=1, missing=0, silent=0, inactive=0)
     async with Simulator(world) as platform:

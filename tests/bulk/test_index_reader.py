@@ -125,6 +125,7 @@ async def test_a_few_devices_created_at_each_time_are_read_whole(tmp_path: Path)
     assert_snapshot(world, result)
 
 
+@pytest.mark.slow
 async def test_no_device_is_missed_that_was_there_throughout(tmp_path: Path) -> None:
     world = World(3_000, products=3, missing=0, inactive=0)
     churn = Churn(register_per_second=100, remove_per_second=100)
@@ -185,6 +186,7 @@ async def test_an_interrupted_run_loses_nothing_and_reads_no_row_twice(tmp_path:
         assert_snapshot(world, result)
 
 
+@pytest.mark.slow
 async def test_an_incremental_run_carries_no_result_of_the_index(tmp_path: Path) -> None:
     world = World(200, products=1, today=time.time() - 86_400, missing=0, inactive=0)
     async with Simulator(world, index=IndexOptions(), record_arrivals=True) as platform:

@@ -62,6 +62,7 @@ async def test_an_incremental_run_queries_the_devices_whose_versions_in_the_inde
     assert sources == {"queried": sum(found.values()), "carried": 600 - sum(found.values())}
 
 
+@pytest.mark.slow
 async def test_without_an_index_an_incremental_run_requests_connection_states(tmp_path: Path) -> None:
     world = world_of(1, 60)
     async with Simulator(world, record_arrivals=True) as platform:

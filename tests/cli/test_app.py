@@ -227,6 +227,7 @@ def test_a_closed_pipe_does_not_change_the_exit_code(auditor: Auditor, tmp_path:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_damaged_run_and_a_full_disk_are_one_sentence(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:
     folder = tmp_path / auditor("run", platform.settings).stdout.strip()
     full = " ".join(command(("inventory", folder, "--format", "csv")))
@@ -252,20 +253,21 @@ def test_closed_or_full_streams_do_not_fail_an_audit(
     assert auditor("verify", "runs").returncode == 0
 
 
+@pytest.mark.slow
 def test_two_signals_end_a_run_that_reads_its_fleet(tmp_path: Path, platform: Platform) -> None:
-    process = subprocess.Popen(
-        command(("run", platform.settings, "--fleet", "-", "--out", "runs")),
-        cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 20
-    while not list((tmp_path).glob("runs/.new-*/*.reading")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    assert process.stderr is not None
-    assert "stopping" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
-    process.communicate()
+    words = command(("run", platform.settings, "--fleet", "-", "--out", "runs"))
+    with subprocess.Popen(words, cwd=tmp_path, stdin=-1, stderr=-1, text=True) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while not list((tmp_path).glob("runs/.new-*/*.reading")) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            assert process.stderr is not None
+            assert "stopping" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 130
+        finally:
+            process.kill()
 
 
 def test_a_secret_is_not_in_any_output(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:

@@ -260,6 +260,7 @@ def test_resume_queries_the_shards_that_are_not_done_and_leaves_a_running_one_to
     assert (shown.returncode, f'auditor_fleet_devices{{run="audit"}} {DEVICES}.0' in shown.stdout) == (0, True)
 
 
+@pytest.mark.slow
 def test_prune_keeps_the_newest_runs_of_a_storage_and_those_that_are_not_sealed(
     tmp_path: Path, platform: Simulator
 ) -> None:

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Auditor, StartPlatform
 
 
@@ -32,6 +34,7 @@ def test_a_platform_that_cannot_be_searched_ends_with_3(auditor: Auditor, start_
     assert "cannot be searched" in done.stderr
 
 
+@pytest.mark.slow
 def test_versions_that_cannot_be_compared_are_noted_as_by_devices(
     auditor: Auditor, start_platform: StartPlatform
 ) -> None:

@@ -50,6 +50,7 @@ def everything_under(*folders: Path) -> bytes:
     return b"".join(path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_all_hooks_run_after_an_audit(auditor: Auditor, platform: Platform) -> None:
     with receiving(503, 200) as receiver:
         settings = settings_with(platform, REPORT, notify(), rules=VIOLATED)
@@ -106,6 +107,7 @@ def test_a_failing_hook_does_not_fail_the_audit(auditor: Auditor, platform: Plat
     assert TOKEN.encode() not in everything_under(folder)
 
 
+@pytest.mark.slow
 def test_a_chat_that_refuses_is_reported_without_its_address(auditor: Auditor, platform: Platform) -> None:
     with receiving(401) as receiver:
         table = '[[notify]]\nname = "ops"\naddress = { env = "CHAT" }\n'
@@ -121,6 +123,7 @@ def test_a_chat_that_refuses_is_reported_without_its_address(auditor: Auditor, p
     assert TOKEN.encode() not in everything_under(folder)
 
 
+@pytest.mark.slow
 def test_with_problems_only_a_good_run_is_not_posted(auditor: Auditor, platform: Platform) -> None:
     with receiving() as receiver:
         settings = settings_with(platform, notify("problems"))
@@ -201,6 +204,7 @@ def test_other_hooks_do_not_prevent_a_resume(auditor: Auditor, start_platform: S
     assert (platform.settings.parent / "auditor.prom").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_webhook_leaves_the_run_intact(platform: Platform, number: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -245,6 +249,7 @@ def test_a_message_that_was_delivered_before_a_kill_is_not_sent_again(auditor: A
     assert not (folder / ".hooks").exists()
 
 
+@pytest.mark.slow
 def test_metrics_of_a_run_go_to_a_file_or_to_standard_output(
     auditor: Auditor, tmp_path: Path, platform: Platform
 ) -> None:

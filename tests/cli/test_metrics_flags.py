@@ -64,6 +64,7 @@ def test_a_file_of_another_kind_is_not_replaced(
     assert (tmp_path / name).read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_the_settings_give_the_same_file_as_the_hooks_of_a_run(run: str, tmp_path: Path) -> None:
     (tmp_path / "rules.toml").write_text('[[rule]]\nname = "r"\nmodule = "default"\nminimum = "99"\n')
     (tmp_path / "s.toml").write_text(SETTINGS)

@@ -75,6 +75,7 @@ def test_filters_select_rollouts(capsys: pytest.CaptureFixture[str], audits: Pat
     assert main(["history", str(audits), "--rollouts", "--group-by", "device_status"]) == 2
 
 
+@pytest.mark.slow
 def test_history_and_status_say_what_needs_attention(
     capsys: pytest.CaptureFixture[str], audits: Path, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

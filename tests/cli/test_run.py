@@ -48,6 +48,7 @@ def only_sentence(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_every_command_reads_a_complete_run_consistently(auditor: Auditor, platform: Platform) -> None:
     done = auditor("run", platform.settings)
     assert done.returncode == 0, done.stderr
@@ -259,6 +260,7 @@ def test_an_interrupted_audit_leaves_a_valid_folder(
     assert auditor("inventory", out.strip()).stdout.count("partial: 400 devices") == 1
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_immediately_and_keeps_the_results(
     auditor: Auditor, tmp_path: Path, start_platform: StartPlatform
 ) -> None:

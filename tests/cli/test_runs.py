@@ -181,6 +181,7 @@ def test_diff_lists_what_changed_and_with_all_the_rest(directory: Path, capsys: 
     assert len(auditor(capsys, "diff", "--last", "--all", "--format", "csv")[0]) == 2
 
 
+@pytest.mark.slow
 def test_a_device_is_shown_over_all_runs(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines, errors = auditor(capsys, "device", "device0000", "--format", "csv")
     header = lines[0].split(",")

@@ -29,6 +29,7 @@ def with_switch(platform: Platform, check: Check, more: str = "") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_reports_its_start_and_its_success_and_a_trial_reports_nothing(
     auditor: Auditor, platform: Platform, tmp_path: Path
 ) -> None:

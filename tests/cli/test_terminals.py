@@ -76,6 +76,7 @@ def test_a_file_is_utf_8_whatever_the_terminal_is(run: Path, tmp_path: Path, mon
     assert "版本".encode() in piped.buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_no_text_that_it_would_act_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for words in reading_commands(run):
         stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
@@ -147,6 +148,7 @@ def test_a_signal_ends_a_reading_command_in_time_and_nothing_remains(
     assert not [each.name for each in tmp_path.iterdir() if each.name.startswith((".", "tmp_"))]
 
 
+@pytest.mark.slow
 def test_a_query_is_bounded_in_memory_and_time(run: Path) -> None:
     limited = subprocess.run(command(("sql", run, VALUE)), capture_output=True, text=True, check=False, timeout=60)
     assert limited.returncode == 2

@@ -83,6 +83,7 @@ def places(value: object, at: tuple[object, ...] = ()) -> Iterator[tuple[object,
         yield from places(inner, (*at, key))
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None)
 @given(st.sampled_from([TUYA, ALIBABA]), st.data())
 def test_of_any_answer_it_reads_what_the_patient_reader_reads_or_nothing(body: bytes, data: st.DataObject) -> None:

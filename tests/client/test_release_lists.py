@@ -149,6 +149,7 @@ anything = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(entries=st.lists(anything, max_size=4), total=numbers | st.none() | st.text(max_size=5))
 def test_whatever_is_listed_is_a_page_or_an_inconsistency(entries: list[Any], total: Any) -> None:

@@ -685,6 +685,7 @@ def test_whatever_comes_is_an_answer_or_a_platform_error(status: int, headers: d
     assert wish is None or wish >= 0
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(document=st.dictionaries(FIELD_NAMES, documents, max_size=6))
 def test_whatever_an_answer_holds_is_a_page_or_inconsistent(document: dict[str, Any]) -> None:

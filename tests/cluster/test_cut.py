@@ -71,7 +71,6 @@ async def run_first(folder: Path) -> Path:
     return fetch_run(storage, folder / "audits" / fetched.name)
 
 
-@pytest.mark.slow
 async def test_shards_carry_the_results_of_the_previous_run_as_one_machine_does(tmp_path: Path) -> None:
     first = await run_first(tmp_path)
     await anyio.sleep(1.01)  # names of runs have seconds
@@ -113,6 +112,7 @@ async def test_an_interrupted_shard_keeps_its_selection(tmp_path: Path) -> None:
     assert_same_run(fetch_run(storage, tmp_path / "fetched" / name), alone)
 
 
+@pytest.mark.slow
 async def test_a_damaged_run_is_skipped_for_an_older_one(tmp_path: Path) -> None:
     await run_first(tmp_path)
     (first,) = [each for each in (tmp_path / "shared").iterdir() if each.name != "newest"]
@@ -126,6 +126,7 @@ async def test_a_damaged_run_is_skipped_for_an_older_one(tmp_path: Path) -> None
     assert plan.selection.baseline_run == first.name
 
 
+@pytest.mark.slow
 async def test_since_of_a_path_and_other_modules_are_refused(tmp_path: Path) -> None:
     first = await run_first(tmp_path)
     async with settings_of(tmp_path, 1, since=str(first)) as settings:

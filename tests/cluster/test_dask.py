@@ -89,6 +89,7 @@ def cut_by_file(path: Path) -> tuple[str, ShardPlan]:
     return address, cut_run(auditor.load_settings(path), lambda _: open_run(address, create=True))[1]
 
 
+@pytest.mark.slow
 async def test_tasks_have_two_strings_and_a_fingerprint_and_no_secret(
     tmp_path: Path, small_settings: Callable[[Simulator], Path], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -111,6 +111,7 @@ def settings(tmp_path: Path, platform: Simulator) -> Settings:
     return cluster_settings(tmp_path, account_table(platform.endpoint, tmp_path, lanes=3))
 
 
+@pytest.mark.slow
 async def test_a_run_is_that_of_one_machine_and_each_shard_is_started_once(settings: Settings) -> None:
     alone = (await auditor.run_audit(settings)).folder
     engine, run, shown = await drive(settings)
@@ -153,6 +154,7 @@ async def test_a_shard_that_cannot_be_done_ends_the_run_unsealed_and_the_next_dr
     assert platform.counts.received - sent <= 22
 
 
+@pytest.mark.slow
 async def test_a_refused_account_seals_the_run_as_one_machine_does(tmp_path: Path, platform: Simulator) -> None:
     tables = [account_table(platform.endpoint, tmp_path, name) for name in ("eu", "us")]
     settings = cluster_settings(tmp_path, *tables)

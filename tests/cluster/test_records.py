@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from auditor.cluster.records import compress_lines, expand_lines, split_failed
 from auditor.models import Device, DeviceFailure, DeviceResult
 from auditor.runs.journal import encode_outcome
@@ -54,6 +56,7 @@ with ThreadPoolExecutor(16) as threads:
 """
 
 
+@pytest.mark.slow
 def test_threads_that_read_the_first_records_of_a_process_do_not_crash_it() -> None:
     """Without decoders that are made at the import, two of three processes die by SIGSEGV."""
     processes = [subprocess.Popen([sys.executable, "-c", FIRST_RECORDS]) for _ in range(3)]

@@ -249,6 +249,7 @@ async def run_in_memory(folder: Path) -> tuple[MemoryStorage, ShardPlan, Setting
     return storage, plan, settings
 
 
+@pytest.mark.slow
 async def test_two_processes_that_seal_the_run_store_the_same(tmp_path: Path) -> None:
     storage, plan, _ = await run_in_memory(tmp_path)
     first = storage.get("run.json")

@@ -344,6 +344,7 @@ def test_local_services_are_reached_without_a_proxy(uri: str, proxied: bool) -> 
     assert (read.hostname, read.port) == (urlsplit(uri).hostname, urlsplit(uri).port or 80)
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_profiles_of_aliyun_are_read_and_those_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(CredentialsError, match=r'the profile "iot" of aliyun gives no access key: unable to open'):

@@ -180,6 +180,7 @@ def test_the_path_of_a_program_is_relative_to_the_settings_folder_and_kept_absol
     assert settings_to_dict(auditor.parse_settings(kept)) == settings_to_dict(read)
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_an_audit_whose_key_a_command_prints_is_resumed(tmp_path: Path) -> None:
     path = program(tmp_path, f"echo {DEFAULT_ACCOUNT.secret.reveal()}")

@@ -82,6 +82,7 @@ def test_the_lines_of_the_crontab_audit_and_log(machine: Machine) -> None:
     assert run.is_dir()
 
 
+@pytest.mark.slow
 def test_cron_mails_the_reason_of_a_failure(machine: Machine) -> None:
     (machine.folder / "etc" / "access-key-secret").write_text("wrong\n")
     done = machine.run(commands()[0])
@@ -119,6 +120,7 @@ def test_the_service_has_the_paths_of_the_page() -> None:
     assert "install -D -m 600 /dev/stdin /etc/auditor/access-key-secret" in unit
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("systemd-creds") is None, reason="NOT TESTED: a secret of systemd, because it is not installed"
 )

@@ -152,6 +152,7 @@ def test_a_question_is_answered(question: str, command: str, demonstration: Path
     ANSWERS[question](done.stdout + done.stderr, Truth(demonstration))
 
 
+@pytest.mark.slow
 def test_commands_that_work_on_a_run_in_progress_are_named(examples_folder: Path) -> None:
     named = re.findall(
         r"`(\w+)`", re.findall(r"^(`inventory`.*) also work on a run in progress", README, re.MULTILINE)[0]

@@ -82,6 +82,7 @@ def test_each_example_of_a_key_has_its_type(top: type[msgspec.Struct]) -> None:
                 msgspec.convert(value, fields[key].type)  # raises an error that names the type
 
 
+@pytest.mark.slow
 def test_pages_are_as_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["references.py", "--check"])
     script("references").main()

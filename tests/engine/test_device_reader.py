@@ -330,6 +330,7 @@ def reading_of(script: ScriptedCall) -> list[ApiResponse]:
     return [reply for reply in given if isinstance(reply, ApiResponse)]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(replies, min_size=1, max_size=8))
 def test_ok_means_one_consistent_reading_of_exactly_total_distinct_modules(

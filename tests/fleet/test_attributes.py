@@ -186,6 +186,7 @@ def write_long_attributes(path: Path) -> None:
         file.writelines(f"p1,device-{number},a{number % 9},{number:020000},\n" for number in range(2_500))
 
 
+@pytest.mark.slow
 def test_long_attributes_of_many_rows_take_more_memory_and_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

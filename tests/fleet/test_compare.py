@@ -73,6 +73,7 @@ pieces = printable | st.sampled_from([*ODD_NAMES, "a b", 'x"y', "x,y", "'"])
 device_names = st.lists(pieces, min_size=1, max_size=2).map("".join).filter(lambda name: name.count("\ufffd") == 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     names=st.lists(st.tuples(device_names, device_names), min_size=1, max_size=6, unique=True),
@@ -265,6 +266,7 @@ def comparisons(draw: st.DrawFn) -> tuple[list[Row], list[Row], list[Row], list[
 A, B = Row("p1", "a", "p1-a"), Row("p2", "b", "p2-b")
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(compared=comparisons(), asked=st.none() | st.lists(keys, unique=True))
 @example(([], [], [], []), None)

@@ -204,6 +204,7 @@ def change_sequences(device: ListedDevice, patterns: Patterns) -> list[bool]:
 ONE = [("k", [device("a", None)], False)]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     pages=st.lists(pages, max_size=6),
@@ -261,6 +262,7 @@ device_names = st.text(st.sampled_from("ab1-_@.:Z") | st.sampled_from(LETTERS), 
 globs = st.text(st.sampled_from("ab1-*?[]!Z.:") | st.sampled_from(LETTERS + "^"), min_size=1, max_size=7)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     pages=st.lists(device_names, min_size=1, max_size=30, unique=True),

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Hashable, Iterable
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +61,7 @@ def read(shelf: ChangingList, changes: Iterable[tuple[int, int]], dice: random.R
 changes = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=60)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(count=st.integers(0, 120), changes=changes, seed=st.integers(0, 9), cursor=st.booleans())
 @example(count=12, changes=[(0, 6)], seed=0, cursor=False)

@@ -7,6 +7,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,6 +64,7 @@ def _as_csv(rows: list[Names], delimiter: str, ending: str) -> bytes:
     return text.getvalue().replace("x\n", "x" + ending).encode()
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(fleets(), st.sampled_from([",", ";", "\t"]), st.sampled_from(["\n", "\r\n"]), st.booleans())
 def test_a_written_fleet_is_read_back_as_its_distinct_devices(
@@ -111,6 +113,7 @@ def _either(name: str, content: bytes) -> None:
         assert {each.name for each in folder.iterdir()} == left
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(_SUFFIXES), st.sampled_from([b"", HEADER, b"iot_id\n", b"iot_id,n\r\n"]), _bytes, st.booleans())
 def test_whatever_the_bytes_it_is_a_fleet_or_a_fleet_error(
@@ -132,6 +135,7 @@ def _packed(kind: str) -> bytes:
 _PACKED = {"a.csv.gz": _packed("gz"), "a.parquet": _packed("parquet")}
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(sorted(_PACKED)), st.floats(0, 0.999), st.binary(min_size=1, max_size=4))
 def test_a_damaged_file_is_a_fleet_or_a_fleet_error(name: str, where: float, damage: bytes) -> None:

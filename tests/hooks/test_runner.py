@@ -319,6 +319,7 @@ def test_runs_with_problems_are_reported_and_others_are_not(
     assert (posted(done), bool(receiver.bodies)) == (expected, expected)
 
 
+@pytest.mark.slow
 def test_only_runs_with_changes_are_reported_where_that_is_requested(tmp_path: Path) -> None:
     fleet = [named(n) for n in range(3)]
     success = ExitReason("success", "all 3 devices have an answer")

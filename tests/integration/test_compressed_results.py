@@ -73,6 +73,7 @@ async def test_every_device_is_queried_once_wherever_a_kill_came(
     assert stored_results(result.folder) == [COMPRESSED_RESULTS]
 
 
+@pytest.mark.slow
 async def test_a_kill_while_a_resumed_run_appends_loses_nothing(
     platform: Simulator, world: World, settings: Settings
 ) -> None:

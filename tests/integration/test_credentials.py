@@ -92,6 +92,7 @@ async def test_keys_of_seconds_are_renewed_in_the_middle_and_no_device_fails(
     assert refused <= 4 * len(service.issued)
 
 
+@pytest.mark.slow
 async def test_a_command_is_the_source_of_keys(tmp_path: Path) -> None:
     world = plain_world(10)
     world.write_fleet(tmp_path / "fleet.csv")

@@ -78,6 +78,7 @@ async def test_every_discovered_device_is_audited(tmp_path: Path, dialect: Any) 
     assert [path.name for path in result.folder.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 async def test_never_activated_devices_are_queried_only_if_configured(tmp_path: Path) -> None:
     world = World(300, missing=0, inactive=0.2, large=0)
     never = [device for device in world if not device.activated]
@@ -178,6 +179,7 @@ async def test_empty_fleet_is_a_settings_error(tmp_path: Path) -> None:
     assert result.manifest.error == "no device matches the fleet settings"
 
 
+@pytest.mark.slow
 async def test_limit_discovers_only_the_pages_it_needs(tmp_path: Path) -> None:
     worlds = [plain_world(500, seed=seed) for seed in (1, 2, 3)]
     accounts = [SimulatedAccount(f"key-{n}", Secret("s"), world=world) for n, world in enumerate(worlds)]

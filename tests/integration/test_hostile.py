@@ -137,6 +137,7 @@ async def test_the_csv_holds_every_text_and_no_cell_is_a_formula(tmp_path: Path)
     assert sorted(cells) == sorted(f"'{text}" if text in FORMULAS or text == "\t'=1" else text for text in inert)
 
 
+@pytest.mark.slow
 async def test_the_longest_line_that_is_written_can_be_read_again(tmp_path: Path) -> None:
     modules = {
         fill: [module(f"{number:04}{fill * 6}", fill * 10) for number in range(5_000)] for fill in ("\0", "\U0001f600")
@@ -209,6 +210,7 @@ REPAIRED = {
 }
 
 
+@pytest.mark.slow
 async def test_invalid_response_is_a_named_failure_and_the_run_is_valid(tmp_path: Path) -> None:
     bodies = {name: body for name, (body, _) in (REPAIRED | REFUSED).items()}
     result = await audit_texts(tmp_path, bodies)
@@ -248,6 +250,7 @@ async def test_no_command_prints_terminal_control_sequences(tmp_path: Path) -> N
     assert json.loads(command(tmp_path, "inventory", "audits", "--format", "json").stdout)["complete"] is False
 
 
+@pytest.mark.slow
 async def test_error_of_a_denied_account_is_escaped(tmp_path: Path) -> None:
     text = "\x1b]0;owned\x07\x9b2J\u202e\r\n\b\0[link=https://evil.example]x[/link]"
     body = orjson.dumps({"Code": f"Forbidden.{text}", "Message": text, "RequestId": text})

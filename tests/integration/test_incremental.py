@@ -354,6 +354,7 @@ async def test_expired_result_is_queried(tmp_path: Path) -> None:
     assert result.manifest.selection.accounts[0].selected == {"expired": DEVICES}
 
 
+@pytest.mark.slow
 async def test_devices_without_a_reported_state_are_queried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     world_of(0).write_fleet(tmp_path / "fleet.csv")
     await audit(tmp_path, world_of(0))
@@ -388,6 +389,7 @@ async def test_first_incremental_audit_queries_all_devices(tmp_path: Path) -> No
     assert (result.manifest.state, result.manifest.carried) == ("complete", 0)
 
 
+@pytest.mark.slow
 async def test_modified_or_unsealed_run_is_no_baseline(tmp_path: Path) -> None:
     world_of(0).write_fleet(tmp_path / "fleet.csv")
     async with Simulator(world_of(0), latency=(0.01, 0.02)) as platform:
@@ -405,6 +407,7 @@ async def test_modified_or_unsealed_run_is_no_baseline(tmp_path: Path) -> None:
     assert result.manifest.carried > 0  # the results of an incomplete run can be carried, too
 
 
+@pytest.mark.slow
 async def test_incomplete_run_is_not_the_default_baseline(tmp_path: Path) -> None:
     world_of(0).write_fleet(tmp_path / "fleet.csv")
     complete = await audit(tmp_path, world_of(0))
@@ -462,6 +465,7 @@ async def test_audit_interrupted_before_its_plan_requests_no_state_again(tmp_pat
     assert result.manifest.state == "complete"
 
 
+@pytest.mark.slow
 async def test_plan_and_carried_results_are_verified(tmp_path: Path) -> None:
     world_of(0).write_fleet(tmp_path / "fleet.csv")
     await audit(tmp_path, world_of(0))

@@ -235,6 +235,7 @@ async def test_a_late_or_repeated_answer_is_never_another_device_s(tmp_path: Pat
     assert gateway.requests < 2.5 * 240
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("transport_name")
 async def test_swapped_answers_are_replaced_counted_and_cost_few_requests(tmp_path: Path) -> None:
     gateway, session, outcomes = await audit(tmp_path, 600, ("named", "named", "empty", "not_found"), ("swapped",), 0.1)

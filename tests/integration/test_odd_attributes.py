@@ -75,6 +75,7 @@ def test_random_attributes_are_the_same_everywhere(tmp_path: Path, names: list[s
     _check_everywhere(tmp_path, names, texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part", [slice(4), pytest.param(slice(-4, None), marks=pytest.mark.slow)], ids=["first", "last"]
 )

@@ -109,6 +109,7 @@ async def test_audit_with_a_deadline_ends_in_time_and_is_resumed(tmp_path: Path)
     assert_complete_and_correct(world, result)
 
 
+@pytest.mark.slow
 async def test_failures_are_retried_and_old_ones_are_kept_in_numbered_files(tmp_path: Path) -> None:
     world = plain_world(30)
     failing = (3, 17)

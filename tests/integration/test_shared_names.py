@@ -83,6 +83,7 @@ async def test_devices_that_are_listed_with_one_iot_id_are_queried_by_their_name
     assert "2 devices were listed with the iot_id of another one" in warning.detail
 
 
+@pytest.mark.slow
 async def test_a_device_that_answers_with_the_iot_id_of_another_one_does_not_get_its_versions(tmp_path: Path) -> None:
     fleet: Listed = {"k1": {"a": "1", "b": None, "c": "3"}}
     lists = listed(fleet)

@@ -28,6 +28,7 @@ async def audit(platform: Simulator, folder: Path, **changes: object) -> auditor
     return await auditor.run_audit(settings_for(folder, account_table(platform.endpoint, folder), **changes))
 
 
+@pytest.mark.slow
 async def test_an_account_without_any_device_is_no_success_and_is_never_carried(tmp_path: Path) -> None:
     world_of().write_fleet(tmp_path / "fleet.csv")
     async with Simulator(world_of(missing=1.0)) as wrong, Simulator(world_of()) as right:

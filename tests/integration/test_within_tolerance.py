@@ -145,6 +145,7 @@ def test_alert_fires_if_a_run_is_left_out_and_not_otherwise(nights: list[Night])
         assert left_out == DAYS - 1 or fired[-1] < nights[left_out + 1].ended
 
 
+@pytest.mark.slow
 def test_next_run_is_a_new_one_and_one_failure_too_many_is_none(tmp_path: Path) -> None:
     world = plain_world(DEVICES)
     world.write_fleet(tmp_path / "fleet.csv")

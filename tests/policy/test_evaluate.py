@@ -386,6 +386,7 @@ def test_the_age_of_answers_refers_to_the_given_time(tmp_path: Path) -> None:
     assert rows[0][9] == "was answered more than 7000s ago, at 2026-11-22T02:00:03Z"
 
 
+@pytest.mark.slow
 def test_a_device_that_was_not_seen_neither_complies_nor_violates(tmp_path: Path) -> None:
     run = every_status(tmp_path / "run").folder
     for condition in (Minimum("0.1"), Exact(("1.0",)), Deny(("x",)), Required(), MaxAge(86_400, "1d")):
@@ -480,6 +481,7 @@ def test_both_rows_of_a_device_listed_twice_are_evaluated(tmp_path: Path) -> Non
     assert len(rows) == result.violated == 2
 
 
+@pytest.mark.slow
 def test_hostile_names_are_evaluated_unchanged(tmp_path: Path) -> None:
     devices = [Device("demo", "p[1]", f"{number}{name}", None) for number, name in enumerate(HOSTILE)]
     outcomes = [ok(device, (f"m{text}", text)) for device, text in zip(devices, HOSTILE, strict=True)]

@@ -97,6 +97,7 @@ def test_a_sample_decides_by_the_interval(nights: tuple[Fleet, dict[int, Path]])
     assert "run the released version by the sample" in result.message
 
 
+@pytest.mark.slow
 def test_without_releases_nothing_complies(nights: tuple[Fleet, dict[int, Path]]) -> None:
     with evaluate_policy(nights[1][8], policy(released="50%", account="unknown"), now=started(8)) as report:
         (result,) = report.results

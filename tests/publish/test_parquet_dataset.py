@@ -54,6 +54,7 @@ def publish(folder: Path, directory: Path) -> DatasetRun:
         return publish_to_store(run, open_store(str(directory)), TimeLimit())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [hostile_run, lambda path: every_status(path).folder])
 def test_every_table_has_the_rows_of_its_contract_in_their_order(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     run = make(tmp_path / NAME)

@@ -354,6 +354,7 @@ options = {{ to = "{tmp_path}/other" }}
 """)
         return path
 
+    @pytest.mark.slow
     def test_publish_missing_fetch_and_sql(
         self, audits: Path, settings: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:

@@ -107,6 +107,7 @@ def test_changes_are_those_that_the_run_recorded(tmp_path: Path) -> None:
     assert newest["previous_run"] == sorted(directory.iterdir())[-2].name
 
 
+@pytest.mark.slow
 def test_rollouts_are_those_of_the_run_and_a_part_of_a_fleet_has_none(tmp_path: Path) -> None:
     fleet = Fleet(7)
     folders = [write_night(tmp_path, fleet, night) for night in range(6)]

@@ -437,6 +437,7 @@ TWO_DIGITS = st.lists(st.sampled_from(["00", "01", "02", "9", "10", "11", "12", 
                       max_size=4).map(".".join)  # fmt: skip
 
 
+@pytest.mark.slow
 @given(
     st.lists(SHAPED | DATED, min_size=3, max_size=7)
     | st.lists(SIMILAR, min_size=3, max_size=8)

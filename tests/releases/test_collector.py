@@ -211,6 +211,7 @@ async def test_a_platform_that_does_not_answer_is_not_waited_for(tmp_path: Path,
     assert result.manifest.releases[0].firmware == len(FirmwareStore(world).firmware)
 
 
+@pytest.mark.slow
 async def test_an_account_that_was_stopped_is_skipped_and_the_others_are_read(tmp_path: Path, world: World) -> None:
     revoked = SimulatedAccount("revoked", DEFAULT_ACCOUNT.secret)
     async with Simulator(world, accounts=[DEFAULT_ACCOUNT, revoked]) as platform:
@@ -227,6 +228,7 @@ async def test_an_account_that_was_stopped_is_skipped_and_the_others_are_read(tm
     assert auditor.verify_run(result.folder) == []
 
 
+@pytest.mark.slow
 async def test_numbers_that_do_not_follow_from_the_tables_are_found(tmp_path: Path, world: World) -> None:
     async with Simulator(world) as platform:
         folder = (await auditor.run_audit(released_settings(tmp_path, platform))).folder
@@ -270,6 +272,7 @@ async def test_an_unexpected_error_is_a_warning(tmp_path: Path, world: World, mo
     assert "a mistake" in result.manifest.releases[0].problems[0]
 
 
+@pytest.mark.slow
 async def test_an_error_on_a_resume_leaves_no_tables_of_the_earlier_session(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def test_good_night_needs_no_attention(tmp_path: Path) -> None:
     assert "downgraded" not in text, "zero is hidden"
 
 
+@pytest.mark.slow
 def test_rollback_is_first_and_names_the_worst_and_the_command(tmp_path: Path) -> None:
     folder = nights(tmp_path, *answer(4, back=True))
     report = build_report(folder, now=NOW)

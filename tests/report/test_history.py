@@ -68,6 +68,7 @@ def test_partial_run_with_a_changed_inventory_has_a_warning(tmp_path: Path) -> N
     assert page.changes.label == "partial"  # the files that are compared are those that were sealed
 
 
+@pytest.mark.slow
 def test_reported_run_is_the_last_column_in_any_directory(tmp_path: Path) -> None:
     for day in (20, 21):
         build_run(tmp_path / "old" / f"run{day}", day, *["1"] * 6)
@@ -87,6 +88,7 @@ def test_reported_run_is_the_last_column_in_any_directory(tmp_path: Path) -> Non
     assert repeated.rollouts == page.rollouts
 
 
+@pytest.mark.slow
 def test_history_is_bounded_and_ends_with_the_reported_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [build_run(tmp_path / "runs" / f"run{day}", day, *["1"] * (6 if day < 23 else 3)) for day in range(19, 26)]
     page = build_report(runs[3], now=NOW)

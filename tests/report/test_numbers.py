@@ -138,6 +138,7 @@ def count_versions(directory: Path) -> Counter[tuple[int, str, str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_shares_on_target_equal_counts_in_plain_python(history: Path) -> None:
     page, counts = parse_page(history / "page.html"), count_versions(history)
     newest = {key: number for key, number in counts.items() if key[0] == 4}

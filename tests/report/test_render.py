@@ -60,6 +60,7 @@ def page_of(run: Path, **options: object) -> ParsedPage:
     return parse_page(write_report(run, run.parent / "page.html", now=NOW, **options))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_same_run_and_time_give_the_same_bytes(tmp_path: Path) -> None:
     folders = build_nightly_runs(tmp_path / "runs")
     first, second = (write_report(folders[-1], tmp_path / name, now=NOW).read_bytes() for name in ("a", "b"))
@@ -144,6 +145,7 @@ def test_incomplete_run_is_labelled_in_each_section(tmp_path: Path, state: State
     assert str(tmp_path) not in page.text + with_rules.text
 
 
+@pytest.mark.slow
 def test_run_with_changed_files_is_labelled(tmp_path: Path) -> None:
     whole, other = build_nightly_runs(tmp_path / "runs")[:2]
     assert "tampered" not in page_of(whole).text
@@ -157,6 +159,7 @@ def test_run_with_changed_files_is_labelled(tmp_path: Path) -> None:
     assert "do not rely on these numbers." not in after.text
 
 
+@pytest.mark.slow
 def test_changes_equal_the_diff_with_the_previous_run(tmp_path: Path) -> None:
     folders = build_nightly_runs(tmp_path / "runs", ("complete", "partial", "partial", "running"))
     figures = page_of(folders[2]).figures

@@ -85,6 +85,7 @@ def test_details_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert 2_000 < len(found.encode()) <= 4_000 + head + found.count("},{")
 
 
+@pytest.mark.slow
 def test_totals_are_those_of_all_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = build_wide_run(tmp_path / "run", 60, 3, 3)
     whole = build_report(folder, now=NOW).rollouts

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from auditor.policy.loader import parse_policy
 from auditor.policy.model import Policy
 from auditor.report.render import write_report
@@ -23,6 +25,7 @@ def build_sample(folder: Path, day: int, first: int, rolled_out: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_comparison_of_samples_reports_shares_and_no_devices(tmp_path: Path) -> None:
     build_sample(tmp_path / "1", 21, 0, 5)
     page = write_report(build_sample(tmp_path / "2", 22, 90, 60), tmp_path / "page.html").read_text()

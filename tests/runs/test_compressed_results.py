@@ -160,6 +160,7 @@ def test_damage_is_found_by_verify_and_stops_a_repair(run: Path) -> None:
     assert counts(run) == read_manifest(run).devices  # from its Parquet files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", [verify_run, repair, counts], ids=["verify", "repair", "read"])
 def test_a_bomb_is_refused_with_a_sentence_as_other_hostile_folders_are(
     run: Path, read: Callable[[Path], object]

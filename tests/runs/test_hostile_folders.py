@@ -189,6 +189,7 @@ def count_rows(folder: Path) -> list[tuple[object, ...]]:
         return list(result.table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fleet.parquet", "devices.parquet", "modules.parquet"])
 def test_a_file_of_very_many_equal_rows_is_refused(run: Path, name: str) -> None:
     write_repeated(run / name, f"FROM '{run / name}' LIMIT 1", 1_500_000)

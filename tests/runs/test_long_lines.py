@@ -28,16 +28,19 @@ def test_the_run_needs_more_than_the_default_memory(long_lined: Built) -> None:
     assert (long_lined.folder / "devices.jsonl").stat().st_size > int(DEFAULT_MEMORY.removesuffix("MB")) * 1_000_000
 
 
+@pytest.mark.slow
 def test_the_live_run_is_read(long_lined: Built) -> None:
     with auditor.Run(long_lined.folder) as run:
         assert (run.devices.ok, run.devices.pending) == (1_500, 100)
         assert sum(version.devices for version in run.inventory()) == 1_500 * MODULES
 
 
+@pytest.mark.slow
 def test_its_remaining_devices_are_found(long_lined: Built) -> None:
     pending = write_remaining_devices(long_lined.folder, long_lined.folder / "left.parquet")
     assert (pending.counts.ok, pending.counts.pending) == (1_500, 100)
 
 
+@pytest.mark.slow
 def test_it_is_sealed(long_lined: Built) -> None:
     assert seal_run(long_lined.folder).devices.ok == 1_500

@@ -208,6 +208,7 @@ async def results(platform: Simulator, world: World) -> AsyncIterator[Any]:
             yield type(caught.value), caught.value.code, caught.value.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["tuya", "alibaba"])
 async def test_the_client_reads_every_form_alike(world: World, dialect: Dialect) -> None:
     async with Simulator(world, dialect=dialect, index=IndexOptions()) as platform:

@@ -88,6 +88,7 @@ def test_the_last_connection_of_a_day_is_on_it_or_that_of_the_day_before(lifecyc
         assert new.reported_day in {old.reported_day, day}
 
 
+@pytest.mark.slow
 def test_a_device_connects_once_in_each_period() -> None:
     days = [fleet(day, only_connecting(0.1), devices=200) for day in range(201)]
     for index in range(200):
@@ -152,6 +153,7 @@ def test_strict_misses_no_change_without_offline_reports() -> None:
     assert changed > 1_000
 
 
+@pytest.mark.slow
 def test_strict_misses_exactly_the_changes_of_offline_reporters() -> None:
     lifecycle = Lifecycle(connecting=0.1, always_online=0.3, offline_reports=0.05)
     wrong, _ = missed_changes(strict, lifecycle, 6)

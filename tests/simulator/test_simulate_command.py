@@ -36,6 +36,7 @@ def simulated(*options: object) -> Iterator[list[str]]:
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_accounts_have_different_keys_secrets_and_fleets(tmp_path: Path) -> None:
     with simulated("--accounts", 3, "--seed", 5, "--write", tmp_path) as lines:
         settings = tomllib.loads((tmp_path / "simulated.toml").read_text())

@@ -97,6 +97,7 @@ def test_ids_and_names_are_unique() -> None:
     assert len({(device.product_key, device.device_name) for device in devices}) == len(devices)
 
 
+@pytest.mark.slow
 def test_the_fractions_are_about_as_configured() -> None:
     devices = list(World(20_000, missing=0.1, inactive=0.05, silent=0.2, large=0.03))
     existing = [device for device in devices if device.exists]

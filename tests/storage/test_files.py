@@ -400,6 +400,7 @@ def test_a_private_folder_is_removed_and_those_of_killed_processes_are_swept(tem
     assert sorted(path.name for path in tmp_path.iterdir()) == ["auditor-54321", "auditor-work-notes"]
 
 
+@pytest.mark.slow
 def test_every_temporary_folder_of_the_system_is_a_private_one() -> None:
     # Others are never swept after a kill. With `dir`, they are inside a private folder or a run.
     for module in (Path(__file__).parents[2] / "auditor").rglob("*.py"):

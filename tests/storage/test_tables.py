@@ -33,6 +33,7 @@ def test_rows_are_tuples_with_names(database: duckdb.DuckDBPyConnection) -> None
     assert repr(rows[1]) == "Row(number=1, version='v1', _2=None)"
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=50)  # as slow as a shared machine
 @given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1), min_size=1))
 def test_any_column_names_give_rows_and_dictionaries(names: list[str]) -> None:
