@@ -246,6 +246,7 @@ def test_a_device_is_the_same_however_either_fleet_names_it(tmp_path: Path) -> N
     assert [row[:4] for row in changes] == [("demo", "p1", f"device000{n}", f"iot000{n}") for n in range(2)]
 
 
+@pytest.mark.slow
 def test_devices_whose_answers_have_one_iot_id_are_matched_by_their_names(tmp_path: Path) -> None:
     old: list[Outcome] = [ok(named(n), ("ble", f"1.{n}"), learnt=both(n)) for n in range(3)]
     new: list[Outcome] = [ok(named(n), ("ble", "2"), learnt=replace(both(n), iot_id="same")) for n in range(3)]

@@ -212,6 +212,7 @@ def test_changes_are_sealed_and_verified(directory: Path) -> None:
     assert f"{CHANGES}: is missing" in verify_run(folder)
 
 
+@pytest.mark.slow
 def test_runs_are_named_by_day_and_by_their_place(directory: Path) -> None:
     expected = net(directory, "last~2")
     assert expected[1] | {"upgraded": 2, "left": 1} == expected[1]
@@ -311,6 +312,7 @@ def test_the_timeline_has_what_a_device_ran_since_when(directory: Path) -> None:
         read_timeline(directory, "device000").__enter__()
 
 
+@pytest.mark.slow
 def test_a_device_is_there_or_not_whatever_modules_it_had(tmp_path: Path) -> None:
     """Devices without modules have rows of their own, which later rows of their modules end."""
     directory = tmp_path / "audits"

@@ -247,6 +247,7 @@ def test_shares_have_a_place_for_each_run(found: list[dict[tuple[str, str], Roll
     ]
 
 
+@pytest.mark.slow
 def test_the_rollouts_of_the_first_nights_are_those_of_an_oracle(tmp_path: Path) -> None:
     fleet = Fleet(3)
     last = [write_night(tmp_path, fleet, night) for night in range(FEW_NIGHTS)][-1]

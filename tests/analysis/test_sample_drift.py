@@ -98,6 +98,7 @@ def test_two_samples_of_a_fleet_that_did_not_change_have_no_significant_changes(
     assert told <= 1
 
 
+@pytest.mark.slow
 def test_a_rollout_is_significant_only_in_its_product(tmp_path: Path) -> None:
     old, new = draw(tmp_path / "old", fleet_of(), 600, 1), draw(tmp_path / "new", fleet_of(rolled=0.3), 600, 2)
     with diff_runs(old, new) as drift:
@@ -181,6 +182,7 @@ def test_answers_about_a_product_outside_the_fleet_are_ignored(tmp_path: Path) -
         assert {row["module_version"] for row in rows(drift)} == {"1"}
 
 
+@pytest.mark.slow
 def test_answers_carried_from_the_old_run_are_counted(tmp_path: Path) -> None:
     fleet = [named(number) for number in range(4)]
     old = build(tmp_path / "old", fleet, [ok(device, ("ble", "1")) for device in fleet])
@@ -193,6 +195,7 @@ def test_answers_carried_from_the_old_run_are_counted(tmp_path: Path) -> None:
         assert drift.counts.carried == 0  # they were read again, by a run in between
 
 
+@pytest.mark.slow
 def test_a_comparison_does_not_change_the_runs(tmp_path: Path) -> None:
     runs = [draw(tmp_path / str(seed), fleet_of(), 100, seed) for seed in (1, 2)]
     before = [file_info(path) for run in runs for path in sorted(run.iterdir())]

@@ -161,6 +161,7 @@ BOUNDS = st.sampled_from(["1.2.1", "1.10", "2.1", "20240116", "01.11.2020", "27.
 DATES = {"k1": {"04.10.2020": 3, "27.09.2020": 2}, "k2": {"04.99.2020": 4, "01.01.1": 5, "04.10.2020": 6}}
 
 
+@pytest.mark.slow
 @examples(max_examples=150, deadline=None)
 @example(fleet=DATES, below="01.11.2020", by_product=False)
 @given(fleet=FLEETS, below=BOUNDS, by_product=st.booleans())
@@ -240,6 +241,7 @@ async def test_versions_below_another_one_are_those_of_a_complete_run(tmp_path: 
     assert queries_below(settings, MODULE, "9", ()).run == complete.folder
 
 
+@pytest.mark.slow
 async def test_a_platform_without_an_index_is_named_with_its_reason(tmp_path: Path) -> None:
     for index in (None, IndexOptions(is_refused=True)):
         async with Simulator(WORLD, index=index) as platform:

@@ -209,6 +209,7 @@ async def test_an_interrupted_run_loses_nothing_and_reads_no_device_twice(tmp_pa
         assert_snapshot(there, result)
 
 
+@pytest.mark.slow
 async def test_a_quota_of_its_own_limits_the_details(tmp_path: Path) -> None:
     world = World(1_500, products=1, missing=0, silent=0, inactive=0)
     account = replace(DEFAULT_ACCOUNT, calls_per_second=100.0, quotas={DETAILS.name: 20.0})

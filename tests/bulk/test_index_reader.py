@@ -116,6 +116,7 @@ async def test_devices_created_at_one_time_are_read_whole(tmp_path: Path, *, ign
     assert_snapshot(world, result)
 
 
+@pytest.mark.slow
 async def test_a_few_devices_created_at_each_time_are_read_whole(tmp_path: Path) -> None:
     """The clock of the world stops for the last devices, so that a page ends among equals."""
     world = World(700, products=1, registration_interval=1)
@@ -140,6 +141,7 @@ async def test_no_device_is_missed_that_was_there_throughout(tmp_path: Path) -> 
     ] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [None, IndexOptions(is_refused=True)])
 async def test_an_account_without_an_index_is_queried_device_by_device(
     tmp_path: Path, index: IndexOptions | None, capsys: pytest.CaptureFixture[str]
@@ -196,6 +198,7 @@ async def test_an_incremental_run_carries_no_result_of_the_index(tmp_path: Path)
         assert calls(platform)[VERSIONS] - queried >= 200 - queried
 
 
+@pytest.mark.slow
 async def test_an_index_that_cannot_count_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Devices created at one time are counted before they are divided by their names."""
 
@@ -244,6 +247,7 @@ async def test_a_time_that_no_statement_can_have_makes_the_run_query_its_devices
     assert rows_of(result.folder, "SELECT source, count(*) FROM {devices} GROUP BY source") == [("queried", 200)]
 
 
+@pytest.mark.slow
 async def test_two_refusals_of_an_index_at_one_moment_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(600, products=6, missing=0, silent=0, inactive=0)
     pages = 0

@@ -93,6 +93,7 @@ async def test_auto_queries_all_devices_if_the_index_shows_too_few_changes(
     assert reasons(result).keys() == {"recheck"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_calls", "queried"), [(30, True), (15, False)])
 async def test_a_budget_of_calls_pays_for_the_index_first(tmp_path: Path, max_calls: int, *, queried: bool) -> None:
     """600 devices of 3 products have about 15 pages; the rest of the budget is for the recheck."""
@@ -112,6 +113,7 @@ async def test_a_budget_of_calls_pays_for_the_index_first(tmp_path: Path, max_ca
     assert selection.recheck.answered == sources["queried"]
 
 
+@pytest.mark.slow
 async def test_a_sample_of_a_fleet_that_the_index_lists_is_queried(tmp_path: Path) -> None:
     world = world_of(1)
     async with Simulator(world, index=IndexOptions(), record_arrivals=True) as platform:

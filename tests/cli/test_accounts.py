@@ -39,6 +39,7 @@ def accounts_of(folder: Path) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_accounts_are_selected_by_name_for_run_check_and_plan(auditor: Auditor, tmp_path: Path, settings: Path) -> None:
     done = auditor("run", settings, "--account", "us", "--account", "eu-west")
     assert done.returncode == 0, done.stderr
@@ -69,6 +70,7 @@ def test_an_unknown_account_is_refused_with_the_nearest_name(
     assert not (tmp_path / "audits").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_some_accounts_is_resumed_with_the_same_ones(auditor: Auditor, tmp_path: Path, settings: Path) -> None:
     done = auditor("run", settings)
     assert done.returncode == 3

@@ -208,6 +208,7 @@ def test_every_command_is_documented() -> None:
     assert all(f"auditor {name} --help" in document for name in names)
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_not_an_error(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:
     folder = auditor("run", platform.settings).stdout.strip()
     piped = " ".join(command(("inventory", folder, "--format", "jsonl")))
@@ -216,6 +217,7 @@ def test_a_closed_pipe_is_not_an_error(auditor: Auditor, tmp_path: Path, platfor
     assert json.loads(done.stdout)["devices"] >= 1
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_does_not_change_the_exit_code(auditor: Auditor, tmp_path: Path, platform: Platform) -> None:
     folder = tmp_path / auditor("run", platform.settings).stdout.strip()
     (folder / "inventory.csv").write_text("tampered")

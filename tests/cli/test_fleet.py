@@ -41,6 +41,7 @@ def test_without_options_products_are_shown_with_their_devices_by_status(auditor
     assert f"{THERE} devices of 3 products listed in" in done.stderr.replace("\n", " ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fleet.csv", "fleet.jsonl", "fleet.parquet"])
 def test_the_written_file_can_be_audited(auditor: Auditor, platform: Platform, tmp_path: Path, name: str) -> None:
     assert auditor("fleet", platform.settings, "-o", name).returncode == 0

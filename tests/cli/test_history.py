@@ -38,6 +38,7 @@ def audits(tmp_path: Path) -> Path:
     return tmp_path / "audits"
 
 
+@pytest.mark.slow
 def test_adoption_is_shown_and_incomplete_runs_are_marked(auditor: Auditor, audits: Path) -> None:
     done = auditor("history", "--module", "BLE")
     assert done.returncode == 0, done.stderr

@@ -192,6 +192,7 @@ def test_strategies_in_json_are_those_of_the_table(auditor: Auditor, settings: P
     assert (rolling["max_calls"], rolling["calls"], rolling["max_age_runs"]) == (100, 100, 10)
 
 
+@pytest.mark.slow
 def test_an_audit_prints_its_plan_and_is_measured_for_the_next_one(
     auditor: Auditor, tmp_path: Path, platform: Platform
 ) -> None:
@@ -211,6 +212,7 @@ def test_an_audit_prints_its_plan_and_is_measured_for_the_next_one(
     assert f"calls each: as in the run {folder.name}" in auditor("plan", settings).stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_broken_run_is_skipped_with_a_warning_on_standard_error(
     auditor: Auditor, tmp_path: Path, platform: Platform
 ) -> None:

@@ -47,6 +47,7 @@ def test_a_violated_error_exits_with_4_and_a_warning_does_not(auditor: Auditor, 
     assert auditor("policy", run, "warning.toml").returncode == 0
 
 
+@pytest.mark.slow
 def test_rules_and_devices_are_written_in_every_format(auditor: Auditor, tmp_path: Path, run: Path) -> None:
     document = json.loads(auditor("policy", run, "error.toml", "--format", "json").stdout)
     assert document["schema_version"] == 2

@@ -170,6 +170,7 @@ def test_wrong_arguments_of_diff_are_refused(
     assert sentence in auditor(capsys, "diff", *arguments, code=2)[1]
 
 
+@pytest.mark.slow
 def test_diff_lists_what_changed_and_with_all_the_rest(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old, new = f"audits/{NEWEST}", f"audits/{NEWEST[:7]}4{NEWEST[8:]}"
     same = auditor(capsys, "diff", new, old, "--format", "csv")[0]

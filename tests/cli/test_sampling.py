@@ -26,6 +26,7 @@ def nights(tmp_path: Path) -> tuple[Path, Path]:
     return drawn(tmp_path / "old", 0, 5), drawn(tmp_path / "new", 90, 60)
 
 
+@pytest.mark.slow
 def test_shares_are_printed_and_summarized(auditor: Auditor, nights: tuple[Path, Path]) -> None:
     done = auditor("diff", *nights)
     assert done.returncode == 0, done.stderr

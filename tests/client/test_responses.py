@@ -667,6 +667,7 @@ headers_of_any_kind = st.dictionaries(st.sampled_from(["Date", "Retry-After", "x
 statuses = st.sampled_from([200, 204, 302, 400, 404, 429, 500, 503]) | st.integers(0, 999)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(status=statuses, headers=headers_of_any_kind, body=st.binary(max_size=60) | documents.map(orjson.dumps))
 def test_whatever_comes_is_an_answer_or_a_platform_error(status: int, headers: dict[str, str], body: bytes) -> None:

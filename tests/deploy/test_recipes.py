@@ -48,6 +48,7 @@ def test_manifests_are_what_the_official_models_have(tmp_path: Path) -> None:
     assert ["backoffPerIndex: is no field" in problem for problem in read_manifests(broken)[1]] == [True]
 
 
+@pytest.mark.slow
 @needs_kubernetes
 def test_pods_have_no_privileges_and_follow_the_exit_codes() -> None:
     documents, _ = read_manifests(ROOT / "deploy" / "kubernetes" / "auditor.yaml")
@@ -115,6 +116,7 @@ def test_each_recipe_starts_a_command_of_the_program() -> None:
         assert_is_command(command.replace('"', "").split(", "))
 
 
+@pytest.mark.slow
 @needs_botocore
 def test_job_definitions_are_what_the_model_of_the_service_has(tmp_path: Path) -> None:
     paths = [BATCH / "cut.json", BATCH / "shard.json"]

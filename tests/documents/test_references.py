@@ -151,6 +151,7 @@ def test_each_file_of_a_run_has_its_entry() -> None:
     assert documented - {"failures.1.jsonl"} == constants
 
 
+@pytest.mark.slow
 def test_each_column_of_a_run_has_its_entry(examples_folder: Path) -> None:
     words = ("run", "nightly.toml", "--since", "last", "--recheck", "5%")
     done = forked.run(*words, cwd=examples_folder, env=ENVIRONMENT)
@@ -170,6 +171,7 @@ def test_each_column_of_a_run_has_its_entry(examples_folder: Path) -> None:
                 assert [column for column in columns if not re.search(rf"\b{column}\b", row)] == [], name
 
 
+@pytest.mark.slow
 def test_each_error_code_has_its_entry() -> None:
     codes = script("error_codes").own_codes(ROOT / "auditor")
     assert len(codes) > 10

@@ -97,6 +97,7 @@ def record_step(journal: DiscoveryJournal, step: tuple[str, Any, Any]) -> None:
             journal.record_rejected_token(key)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(fleet=fleets, taken=st.lists(steps, max_size=12), cut=st.integers(0, 40))
 @example(

@@ -178,6 +178,7 @@ def apprise_processes() -> int:
     return sum(f"{sys.executable} -P -m auditor.hooks.apprise_process" in line for line in found.splitlines())
 
 
+@pytest.mark.slow
 def test_unreachable_services_are_failures_without_their_address() -> None:
     addresses = {
         "refused": f"json://127.0.0.1:1/{TOKEN}",

@@ -67,6 +67,7 @@ def posted(results: HookResults) -> bool:
     return any(each.name == "notify" and each.error is None for each in results.outcomes)
 
 
+@pytest.mark.slow
 def test_all_hooks_run_and_messages_are_sent_last(tmp_path: Path) -> None:
     run = every_status(tmp_path / "audits" / "run").folder
     report = {"html": "fleet.html", "excel": True, "metrics": "auditor.prom"}

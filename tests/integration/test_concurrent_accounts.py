@@ -67,6 +67,7 @@ def account_tables(platform: Simulator, folder: Path, names: list[str], **change
     return [account_table(platform.endpoint, folder, name=name, access_key_id=name, **changes) for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_accounts_are_opened_concurrently_and_keep_their_order(tmp_path: Path) -> None:
     names = [f"a{number}" for number in range(12)]

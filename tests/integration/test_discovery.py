@@ -233,6 +233,7 @@ async def test_devices_that_exist_throughout_are_audited_while_others_are_added_
     assert auditor.verify_run(result.folder) == []
 
 
+@pytest.mark.slow
 async def test_modules_are_fetched_once_for_each_product(tmp_path: Path) -> None:
     world = World(300, products=4, large=0, inactive=0.03)
     async with Simulator(world, record_arrivals=True) as platform:
@@ -253,6 +254,7 @@ async def test_modules_are_fetched_once_for_each_product(tmp_path: Path) -> None
         assert selected.rows == sum(missing.values())
 
 
+@pytest.mark.slow
 async def test_modules_of_a_fleet_file_s_products_are_fetched_if_configured(tmp_path: Path) -> None:
     world = plain_world(40)
     world.write_fleet(tmp_path / "fleet.csv")

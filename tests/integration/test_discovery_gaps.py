@@ -88,6 +88,7 @@ async def test_product_that_lists_too_few_devices_is_a_gap_that_a_resume_closes(
     assert (discovery_of(result).state, discovery_of(result).missing) == ("complete", 0)
 
 
+@pytest.mark.slow
 async def test_device_count_that_was_right_before_or_after_is_no_gap(tmp_path: Path) -> None:
     """Devices that are removed while others are listed are not missed, whichever number counts them."""
     world = World(120, products=1, missing=0, silent=0, inactive=0, large=0)
@@ -164,6 +165,7 @@ async def test_limit_is_reached_despite_duplicate_and_excluded_devices(tmp_path:
     assert discovery_of(result).duplicates > 0
 
 
+@pytest.mark.slow
 async def test_kill_between_fleet_and_manifest_keeps_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worlds = [plain_world(80, seed=1), plain_world(80, seed=2)]
     accounts = [SimulatedAccount(f"key-{n}", Secret("s"), world=world) for n, world in enumerate(worlds)]
@@ -260,6 +262,7 @@ def without_device(key: str) -> Change:
     return change
 
 
+@pytest.mark.slow
 async def test_gap_is_not_hidden_by_devices_that_were_listed_before_and_removed(tmp_path: Path) -> None:
     """50 of 120 are listed; these are removed, and of the other 70 only 20 come."""
     world = World(120, products=1, missing=0, silent=0, inactive=0, large=0)

@@ -115,6 +115,7 @@ def disk_with_room_for(bytes_left: int) -> Callable[[int, bytes], int]:
     return limited
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taken_back", ["taken back", "torn"])
 async def test_full_disk_leaves_complete_lines_and_a_resume_completes_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken_back: str
@@ -147,6 +148,7 @@ async def test_full_disk_leaves_complete_lines_and_a_resume_completes_the_run(
     assert_complete_and_correct(world, result)
 
 
+@pytest.mark.slow
 async def test_failures_that_cannot_be_written_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
 
@@ -170,6 +172,7 @@ async def test_failures_that_cannot_be_written_end_the_run(tmp_path: Path, monke
     assert_complete_and_correct(world, result)
 
 
+@pytest.mark.slow
 async def test_journal_that_cannot_be_opened_releases_the_folder_for_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

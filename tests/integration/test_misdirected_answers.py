@@ -268,6 +268,7 @@ async def test_an_answer_that_is_held_back_holds_no_worker(tmp_path: Path) -> No
     assert pauses == [1]  # modules without names are confirmed immediately
 
 
+@pytest.mark.slow
 async def test_a_budget_is_kept_where_many_devices_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):

@@ -181,6 +181,7 @@ async def test_failures_of_a_sample_are_compared_with_the_sample_size(tmp_path: 
     assert (result.manifest.devices.failed, result.exit_code) == (20, 1)
 
 
+@pytest.mark.slow
 async def test_finished_sample_is_not_resumed_by_the_next_run(tmp_path: Path) -> None:
     world = plain(devices=100)
     world.write_fleet(tmp_path / "fleet.csv")

@@ -166,6 +166,7 @@ async def test_run_with_a_changed_fleet_is_rejected_and_left_unchanged(
     assert folder_contents(folder) == before
 
 
+@pytest.mark.slow
 async def test_run_with_resume_names_every_changed_setting_and_starts_a_new_run(
     tmp_path: Path, interrupted_run: InterruptedRun
 ) -> None:
@@ -190,6 +191,7 @@ async def test_run_with_resume_names_every_changed_setting_and_starts_a_new_run(
     assert folder_contents(folder) == before
 
 
+@pytest.mark.slow
 async def test_given_settings_may_change_rates_and_credentials_but_not_accounts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_run: InterruptedRun
 ) -> None:
@@ -219,6 +221,7 @@ async def test_given_settings_may_change_rates_and_credentials_but_not_accounts(
     assert (kept["concurrency"], kept["fsync_interval"]) == (7, 0.0)
 
 
+@pytest.mark.slow
 async def test_run_without_settings_needs_given_ones_with_the_same_accounts(
     tmp_path: Path, interrupted_run: InterruptedRun
 ) -> None:
@@ -236,6 +239,7 @@ async def test_run_without_settings_needs_given_ones_with_the_same_accounts(
     assert_complete_and_correct(world, result)
 
 
+@pytest.mark.slow
 async def test_run_with_a_moved_ca_file_continues_with_settings_that_name_the_new_path(
     tmp_path: Path, interrupted_run: InterruptedRun
 ) -> None:
@@ -250,6 +254,7 @@ async def test_run_with_a_moved_ca_file_continues_with_settings_that_name_the_ne
         assert_complete_and_correct(world, await auditor.resume_audit(folder, settings=settings))
 
 
+@pytest.mark.slow
 async def test_path_that_json_cannot_hold_does_not_prevent_an_audit(tmp_path: Path) -> None:
     odd = os.fsdecode(os.fsencode(str(tmp_path / "secret-")) + b"\xff")
     world = plain_world(24)

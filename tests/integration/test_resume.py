@@ -133,6 +133,7 @@ async def test_failures_are_retried_and_old_ones_are_kept_in_numbered_files(tmp_
     assert result.manifest.failures == ()
 
 
+@pytest.mark.slow
 async def test_each_account_continues_with_its_remaining_devices(tmp_path: Path) -> None:
     worlds = [plain_world(50, seed=seed) for seed in (1, 2)]
     async with (
@@ -151,6 +152,7 @@ async def test_each_account_continues_with_its_remaining_devices(tmp_path: Path)
     assert_complete_and_correct([*worlds[0], *worlds[1]], result)
 
 
+@pytest.mark.slow
 async def test_account_with_a_revoked_key_stops_alone_and_is_resumed_with_a_valid_key(tmp_path: Path) -> None:
     worlds = [plain_world(60, seed=seed) for seed in (1, 2)]
     async with Simulator(worlds[0], latency=SLOW_LATENCY, record_responses=True) as alive:
@@ -294,6 +296,7 @@ async def test_settings_that_were_loaded_in_another_directory_find_their_files(
     assert DEFAULT_ACCOUNT.secret.reveal() not in (folder / "run.json").read_text()
 
 
+@pytest.mark.slow
 async def test_run_that_another_process_writes_is_not_resumed(tmp_path: Path) -> None:
     world = plain_world(60)
     world.write_fleet(tmp_path / "fleet.csv")

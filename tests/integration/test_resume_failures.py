@@ -110,6 +110,7 @@ async def test_invalid_lines_are_rejected_before_any_query(tmp_path: Path, odd: 
     assert (first.folder / "modules.parquet").is_file()
 
 
+@pytest.mark.slow
 async def test_unreadable_run_of_the_same_directory_is_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +148,7 @@ async def test_run_is_not_resumed_while_another_of_its_name_is_written(tmp_path:
         assert_complete_and_correct(world, await auditor.resume_audit(first.folder))
 
 
+@pytest.mark.slow
 async def test_run_is_resumed_from_its_own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = plain_world(60)
     world.write_fleet(tmp_path / "fleet.csv")
@@ -157,6 +159,7 @@ async def test_run_is_resumed_from_its_own_directory(tmp_path: Path, monkeypatch
     assert_complete_and_correct(world, result)
 
 
+@pytest.mark.slow
 async def test_credentials_may_move_and_paths_may_be_written_differently(tmp_path: Path) -> None:
     world = plain_world(60)
     world.write_fleet(tmp_path / "fleet.csv")

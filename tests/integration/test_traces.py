@@ -110,6 +110,7 @@ async def test_every_part_of_an_audit_has_a_span(tmp_path: Path, monkeypatch: py
     assert {name for each in spans for name in each.attributes} - documented == set()
 
 
+@pytest.mark.slow
 def test_listing_a_fleet_and_publishing_a_run_have_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "BACKOFF", Backoff(max_attempts=1))
     world = World(5, large=0, missing=0, silent=0, inactive=0)

@@ -306,6 +306,7 @@ def test_another_run_of_the_same_name_is_not_replaced_but_a_resumed_one_is(tmp_p
     assert len(dataset_rows(tmp_path / "second", "modules")) == len(both)
 
 
+@pytest.mark.slow
 def test_latest_is_the_newest_successful_run(tmp_path: Path) -> None:
     fleet = [named(n) for n in range(2)]
     names = [f"202611{day}T020000Z-nightly" for day in (20, 21, 22, 23)]

@@ -58,6 +58,7 @@ def test_the_filter_selects_the_devices_of_a_state(nights: tuple[Fleet, dict[int
         assert counts == Counter(state for state in truth.values() if state != "current")
 
 
+@pytest.mark.slow
 def test_rollouts_and_the_view_of_all_runs_have_the_same_numbers(nights: tuple[Fleet, dict[int, Path]]) -> None:
     fleet, folders = nights
     directory = folders[0].parent

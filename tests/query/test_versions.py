@@ -298,6 +298,7 @@ LAST = ("%d.%m.%y", "%m.%d.%y", "%d.%m.%Y", "%m.%Y", "%-m.%Y", "%m.%y", "%m%y", 
 FIRST_MONTH_WITHOUT_ZERO = 10
 
 
+@pytest.mark.slow
 @given(
     MOMENTS,
     st.sampled_from(LAST),

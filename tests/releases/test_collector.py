@@ -95,6 +95,7 @@ async def test_the_tables_have_what_the_platform_has(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_a_device_that_the_fleet_names_by_id_has_its_tasks(tmp_path: Path, world: World) -> None:
     (tmp_path / "fleet.csv").write_text("iot_id\n" + "".join(f"{device.iot_id}\n" for device in world))
     async with Simulator(world) as platform:
@@ -155,6 +156,7 @@ async def test_every_page_is_requested_once_and_never_before_the_devices(tmp_pat
     assert limited.release_requests is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize(("code", "status"), [("Forbidden.RAM", 403), ("InvalidAction.NotFound", 404)])
 async def test_an_operation_that_is_not_permitted_is_one_warning_and_one_request(
@@ -197,6 +199,7 @@ async def test_a_platform_that_fails_then_keeps_its_devices(tmp_path: Path, worl
     assert any("ListOTATaskByJob failed for 3 lists" in problem for problem in problems)
 
 
+@pytest.mark.slow
 async def test_a_platform_that_does_not_answer_is_not_waited_for(tmp_path: Path, world: World) -> None:
     async with Simulator(world) as platform:
 
@@ -243,6 +246,7 @@ async def test_numbers_that_do_not_follow_from_the_tables_are_found(tmp_path: Pa
         ]
 
 
+@pytest.mark.slow
 async def test_a_damaged_table_of_releases_costs_no_other_table(tmp_path: Path, world: World) -> None:
     async with Simulator(world) as platform:
         folder = (await auditor.run_audit(released_settings(tmp_path, platform))).folder
@@ -261,6 +265,7 @@ async def test_a_damaged_table_of_releases_costs_no_other_table(tmp_path: Path, 
     assert any("firmware.parquet" in problem for problem in auditor.verify_run(folder))
 
 
+@pytest.mark.slow
 async def test_an_unexpected_error_is_a_warning(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Path, **__: object) -> None:
         raise KeyError("a mistake")
@@ -301,6 +306,7 @@ async def test_an_error_on_a_resume_leaves_no_tables_of_the_earlier_session(
     assert not (second.folder / "tasks.parquet").exists()
 
 
+@pytest.mark.slow
 async def test_an_end_that_is_requested_then_ends_the_run_with_all_devices(tmp_path: Path, world: World) -> None:
     async with Simulator(world, latency=(0.005, 0.005)) as platform:
         settings = released_settings(tmp_path, platform)
@@ -369,6 +375,7 @@ async def test_the_views_of_several_runs_have_the_releases_of_each(tmp_path: Pat
         assert {row["jobs"] for row in found.table.to_dicts()} == {len(FirmwareStore(world).jobs)}
 
 
+@pytest.mark.slow
 async def test_a_mixed_fleet_has_releases_and_a_changed_table_is_found(tmp_path: Path, world: World) -> None:
     write_mixed_fleet(world, tmp_path / "fleet.csv")
     async with Simulator(world) as platform:

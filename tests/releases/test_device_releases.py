@@ -54,6 +54,7 @@ async def read_view(folder: Path) -> list[tuple[Any, ...]]:
         return sorted((tuple(row) for row in found.table), key=repr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("day", [0, 5])
 async def test_a_device_is_behind_by_the_versions_released_since_its_own(tmp_path: Path, day: int) -> None:
     life = Lifecycle(connecting=0.1, always_online=0.5)

@@ -118,6 +118,7 @@ def limit(folder: Path) -> None:
     edit_manifest(folder, lambda manifest: replace(manifest, fleet=replace(manifest.fleet, limit=2)))
 
 
+@pytest.mark.slow
 def test_limited_run_shows_its_own_modules(tmp_path: Path) -> None:
     build_run(tmp_path / "runs" / "before", 20, *["1.0"] * 6)
     now = build_run(tmp_path / "runs" / "now", 21, "2.0", "2.0", *["1.0"] * 4)

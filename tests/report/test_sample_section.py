@@ -25,7 +25,6 @@ def build_sample(folder: Path, day: int, first: int, rolled_out: int) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_comparison_of_samples_reports_shares_and_no_devices(tmp_path: Path) -> None:
     build_sample(tmp_path / "1", 21, 0, 5)
     page = write_report(build_sample(tmp_path / "2", 22, 90, 60), tmp_path / "page.html").read_text()
@@ -36,6 +35,7 @@ def test_comparison_of_samples_reports_shares_and_no_devices(tmp_path: Path) -> 
     assert "drift.left" not in page
 
 
+@pytest.mark.slow
 def test_unsampled_devices_are_counted_separately_from_unseen_devices(tmp_path: Path) -> None:
     page = write_report(build_sample(tmp_path / "1", 21, 0, 60), tmp_path / "page.html", policy=RULES).read_text()
     assert 'data-figure="rule.new.unsampled" data-value="200"' in page

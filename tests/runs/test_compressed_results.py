@@ -66,6 +66,7 @@ def test_sealing_replaces_results_by_compressed_ones_with_their_digest(run: Path
     assert verify_run(run) == []
 
 
+@pytest.mark.slow
 def test_only_large_results_are_compressed(tmp_path: Path) -> None:
     small = every_status(tmp_path / "small", afresh=True)
     assert (small.folder / RESULTS).is_file()

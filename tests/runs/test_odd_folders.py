@@ -9,6 +9,7 @@ from auditor.runs.verify import verify_run
 from tests.runs.run_folders import every_status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["account=eu", "product_key=5", "status=lost", "line=3", "[a]*", "it's"])
 def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     plain, odd = every_status(tmp_path / "run"), every_status(tmp_path / name / "run", afresh=True)

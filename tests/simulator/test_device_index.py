@@ -128,6 +128,7 @@ def test_rows_are_sorted_by_the_requested_date_only() -> None:
     assert [row["gmtCreate"] for row in unsorted] != sorted(row["gmtCreate"] for row in unsorted)
 
 
+@pytest.mark.slow
 def test_an_index_that_lags_has_the_versions_of_then() -> None:
     churn = Churn(changes_per_hour=0.02)
     world = World(20_000, products=1, missing=0, silent=0, inactive=0, large=0)
