@@ -1,6 +1,6 @@
 """Publish runs as a dataset of Parquet files, in a directory or an object storage; see ``publish.dataset``.
 
-The files of an account are written to the system's temporary folder, two concurrently, and sent from there. Rows are in
+The files of an account are written to the system's temporary folder and sent from there, two concurrently. Rows are in
 the order of the fleet, in row groups of ``ROW_GROUP_ROWS``, so that query engines skip the products that a query does
 not need.
 """
@@ -52,7 +52,11 @@ ROW_GROUP_ROWS, WRITING_MEMORY, WRITERS = 61_440, "160MB", 2
 _LARGEST_FIRST: tuple[PublishedTable, ...] = ("modules", *(name for name in DATASET_TABLES if name != "modules"))
 """The order in which files are started, so that the other writer has time for all smaller ones."""
 
-_OPTIONS = f"FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
+_OPTIONS = (
+    "FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, "
+    f"ROW_GROUP_SIZE {ROW_GROUP_ROWS}, DICTIONARY_SIZE_LIMIT 4000"
+)
+"""Options of the files. Without the limit, dictionaries of unique names would be built and then not used."""
 
 
 class FilesSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -221,19 +225,12 @@ def _is_whole(document: DatasetRun, sizes: Mapping[str, int]) -> bool:
 
 
 def _write_files(run: PublishedRun, store: ObjectStore, version: str, limit: TimeLimit) -> list[DatasetFile]:
-    """Write a file for each table and account that has rows; return them in the order of the tables."""
+    """Store a file for each table and account that has rows; return them in the order of the tables."""
     run.database.execute(f"SET memory_limit = '{WRITING_MEMORY}'")
     files = []
     with private_folder("dataset") as work:
         for account in _accounts(run):
-            for table, rows in zip(_LARGEST_FIRST, _write_account(run, account, work, limit), strict=True):
-                path = work / f"{table}.parquet"
-                if rows:
-                    info = file_info(path)
-                    key = file_key(table, run, account, version)
-                    store.put_file(key, path)
-                    files.append(DatasetFile(key, table, rows, info.bytes, info.sha256))
-                path.unlink()
+            files += _write_account(run, account, store, version=version, work=work, limit=limit)
     return sorted(files, key=lambda file: DATASET_TABLES.index(file.table))
 
 
@@ -245,16 +242,27 @@ def _accounts(run: PublishedRun) -> list[str]:
     return [account for (account,) in rows]
 
 
-def _write_account(run: PublishedRun, account: str, work: Path, limit: TimeLimit) -> list[int]:
-    """Write the files of an account, some concurrently; return the rows of each, in the order of ``_LARGEST_FIRST``.
+def _write_account(
+    run: PublishedRun, account: str, store: ObjectStore, *, version: str, work: Path, limit: TimeLimit
+) -> list[DatasetFile]:
+    """Store the files of an account, some concurrently; return those that have rows.
 
-    Each file has one thread: two threads for one file use hardly more than one processor, since rows have an order.
+    Each file has one thread: two threads for one file use hardly more than one processor, since rows have an order. A
+    file is stored while the next one is written, so a slow disk delays neither.
     """
 
-    def write(table: PublishedTable, cursor: Database) -> int:
+    def write(table: PublishedTable, cursor: Database) -> DatasetFile | None:
         if limit.remaining() <= 0:
             raise DestinationError("there was not enough time; give more with timeout")
-        return _write_parquet(cursor, run, table, account, work / f"{table}.parquet")
+        path = work / f"{table}.parquet"
+        try:
+            if not (rows := _write_parquet(cursor, run, table, account, path)):
+                return None
+            info, key = file_info(path), file_key(table, run, account, version)
+            store.put_file(key, path)
+            return DatasetFile(key, table, rows, info.bytes, info.sha256)
+        finally:
+            path.unlink(missing_ok=True)
 
     with ExitStack() as stack, ThreadPoolExecutor(WRITERS) as writers:
         cursors = [stack.enter_context(run.database.cursor()) for _ in _LARGEST_FIRST]
@@ -262,7 +270,7 @@ def _write_account(run: PublishedRun, account: str, work: Path, limit: TimeLimit
         try:
             for each in as_completed(written):
                 each.result()
-            return [each.result() for each in written]
+            return [file for each in written if (file := each.result()) is not None]
         except BaseException:  # an error of one writer, or a signal: a large file takes seconds
             for each in written:
                 each.cancel()
